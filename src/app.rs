@@ -1,0 +1,128 @@
+//! The application: what the routes share, and the layers around them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    middleware,
+    response::{IntoResponse, Response},
+};
+use tokio_util::task::TaskTracker;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::{
+    budget::Budget,
+    config::{Config, Upstream},
+    embed::Embedder,
+    error::Error,
+    fetch::{Fetcher, Lookup},
+    guard::observe::observe,
+    nvidia::{self, ApiKey},
+    routes,
+    store::Store,
+    telemetry::Metrics,
+    vectorize::Vectorizer,
+};
+
+/// What the routes share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct AppState {
+    /// The way of every picture.
+    pub vectorizer: Vectorizer,
+    /// Who fetches pictures by their address.
+    pub fetcher: Fetcher,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Who computes the vectors, as answers say it.
+    pub model: &'static str,
+    /// Whether the vectors come from the stand-in.
+    pub is_sandbox: bool,
+    draining: Arc<AtomicBool>,
+}
+
+/// The two things that only exist at start, and what runs beside requests.
+#[derive(Debug)]
+pub struct Parts {
+    /// The key that goes to the upstream.
+    pub key: ApiKey,
+    /// How names are looked up.
+    pub lookup: Lookup,
+    /// What outlives its request.
+    pub background: TaskTracker,
+}
+
+impl AppState {
+    /// Builds everything that answers requests.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(config: &Config, store: Store, parts: Parts) -> Result<Self, reqwest::Error> {
+        let metrics = Metrics::new();
+        let client = nvidia::Client::new(
+            config.nvidia.clone(),
+            parts.key,
+            Arc::clone(&metrics),
+            parts.background,
+        )?;
+        let is_sandbox = matches!(config.upstream, Upstream::Sandbox);
+        Ok(Self {
+            vectorizer: Vectorizer {
+                store,
+                embedder: Embedder::new(client, config.embed.clone()),
+                limits: config.limits.clone(),
+                buffers: Budget::new(config.limits.max_buffered_bytes),
+                metrics: Arc::clone(&metrics),
+            },
+            fetcher: Fetcher::new(config.fetch.clone(), &parts.lookup)?,
+            metrics,
+            model: if is_sandbox { crate::sandbox::MODEL } else { "nvidia/nv-dinov2" },
+            is_sandbox,
+            draining: Arc::new(AtomicBool::new(false)),
+        })
+    }
+
+    /// From now on `/ready` says no, and answers close their connections.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the service is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// The routes and their layers, the outermost last:
+///
+/// 1. a panic in a handler becomes an error like any other, so it must be caught inside of what
+///    answers errors;
+/// 2. `observe` gives ids, logs, counts and answers errors, so it must see every other layer.
+pub fn router(state: &AppState) -> Router {
+    routes::router(state)
+        .layer(CatchPanicLayer::custom(answer_panic))
+        .layer(middleware::from_fn_with_state(Arc::clone(&state.metrics), observe))
+        .layer(middleware::map_response_with_state(state.clone(), close_when_draining))
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "the layer's signature")]
+fn answer_panic(panic: Box<dyn std::any::Any + Send>) -> Response<Body> {
+    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    Error::Internal(format!("panic: {}", text.as_deref().unwrap_or("of an unknown kind")))
+        .into_response()
+}
+
+async fn close_when_draining(
+    axum::extract::State(state): axum::extract::State<AppState>,
+    mut response: Response,
+) -> Response {
+    if state.is_draining() {
+        let close = axum::http::HeaderValue::from_static("close");
+        response.headers_mut().insert(axum::http::header::CONNECTION, close);
+    }
+    response
+}

@@ -1,0 +1,112 @@
+//! A bound on bytes of memory that all requests share.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
+
+/// The unit that the semaphore counts: its permits are `u32`, bytes are more.
+const UNIT: u64 = 1024;
+
+/// Memory that may be in use at once, in bytes. Cheap to clone; clones share the bound.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    free: Arc<Semaphore>,
+    total: u64,
+}
+
+/// A part of the budget, given back when dropped.
+#[derive(Debug)]
+pub struct Reserved(OwnedSemaphorePermit);
+
+/// Why bytes could not be reserved.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// More than the whole budget: waiting would not help.
+    #[error("{wanted} bytes are wanted of a budget of {total}")]
+    TooLarge {
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes there are in all.
+        total: u64,
+    },
+    /// Others did not give enough back in time.
+    #[error("the memory budget stayed in use")]
+    Exhausted,
+}
+
+impl Budget {
+    /// A budget of so many bytes.
+    pub fn new(total: u64) -> Self {
+        let units = usize::try_from(total / UNIT).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self { free: Arc::new(Semaphore::new(units)), total }
+    }
+
+    /// Reserves bytes, waiting for others to give theirs back, first come first served.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] at once, [`Error::Exhausted`] at the deadline.
+    pub async fn reserve(&self, bytes: u64, deadline: Instant) -> Result<Reserved, Error> {
+        let too_large = Error::TooLarge { wanted: bytes, total: self.total };
+        if bytes > self.total {
+            return Err(too_large);
+        }
+        let units = u32::try_from(bytes.div_ceil(UNIT)).map_err(|_| too_large)?;
+        match timeout_at(deadline, Arc::clone(&self.free).acquire_many_owned(units)).await {
+            Ok(Ok(permit)) => Ok(Reserved(permit)),
+            // Closed never happens: nothing closes the semaphore.
+            Ok(Err(_)) | Err(_) => Err(Error::Exhausted),
+        }
+    }
+
+    /// Reserves bytes, waiting at most so long.
+    ///
+    /// # Errors
+    /// As [`Budget::reserve`].
+    pub async fn reserve_within(&self, bytes: u64, wait: Duration) -> Result<Reserved, Error> {
+        self.reserve(bytes, Instant::now() + wait).await
+    }
+}
+
+impl Reserved {
+    /// Takes so many bytes out, to be given back apart.
+    pub fn split_off(&mut self, bytes: u64) -> Option<Self> {
+        let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
+        self.0.split(units).map(Self)
+    }
+
+    /// Gives back all but so many bytes.
+    pub fn shrink_to(&mut self, bytes: u64) {
+        let keep = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
+        let excess = self.0.num_permits().saturating_sub(keep);
+        drop(self.0.split(excess));
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(1);
+
+    #[tokio::test]
+    async fn what_is_reserved_is_missing_until_given_back() {
+        let budget = Budget::new(10 * UNIT);
+        let mut held = budget.reserve_within(8 * UNIT, SOON).await.unwrap();
+        assert_eq!(budget.reserve_within(3 * UNIT, SOON).await.unwrap_err(), Error::Exhausted);
+        held.shrink_to(7 * UNIT);
+        drop(budget.reserve_within(3 * UNIT, SOON).await.unwrap());
+        drop(held);
+        budget.reserve_within(10 * UNIT, SOON).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn more_than_there_is_fails_at_once() {
+        let budget = Budget::new(UNIT);
+        let error = budget.reserve_within(UNIT + 1, Duration::MAX / 4).await.unwrap_err();
+        assert_eq!(error, Error::TooLarge { wanted: UNIT + 1, total: UNIT });
+    }
+}

@@ -1,0 +1,392 @@
+//! Turns flags and variables into one checked [`Config`], or into the list of all their faults.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+use url::Url;
+
+use crate::{
+    embed::{self, LargeImages},
+    fetch::{self, policy},
+    nvidia::{self, ApiKey, RetryPolicy},
+    server, store, telemetry,
+};
+
+mod parse;
+mod raw;
+pub mod settings;
+
+pub use raw::{Raw, command};
+use settings::{Kind, SETTINGS};
+
+/// Everything the service is told at start, checked.
+#[derive(Debug)]
+pub struct Config {
+    /// Who computes the embeddings.
+    pub upstream: Upstream,
+    /// How NVIDIA is called.
+    pub nvidia: nvidia::Settings,
+    /// How a picture becomes an embedding.
+    pub embed: embed::Settings,
+    /// How addresses are fetched.
+    pub fetch: fetch::Settings,
+    /// Where pictures are saved.
+    pub store: store::Settings,
+    /// What a request may ask for.
+    pub limits: Limits,
+    /// How connections are served.
+    pub server: server::Settings,
+    /// What is logged, and how.
+    pub telemetry: telemetry::Settings,
+    /// What the operator should hear at start, although it is no fault.
+    pub notices: Vec<String>,
+}
+
+/// Who computes the embeddings.
+#[derive(Debug)]
+pub enum Upstream {
+    /// NVIDIA's hosted API, with this key.
+    Nvidia(ApiKey),
+    /// The built-in stand-in.
+    Sandbox,
+}
+
+/// What one request, and all requests together, may ask for.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// The largest picture, in bytes.
+    pub max_image_bytes: u64,
+    /// The largest picture, in pixels.
+    pub max_image_pixels: u64,
+    /// Memory for bodies, all requests together, in bytes.
+    pub max_buffered_bytes: u64,
+    /// From the whole picture to the answer.
+    pub request_timeout: Duration,
+    /// The longest that receiving a body may take.
+    pub body_timeout: Duration,
+}
+
+/// All faults of the settings, each naming its variable.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Faults(Vec<String>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "imagesvc cannot start with these settings:")?;
+        self.0.iter().try_for_each(|fault| writeln!(f, "  - {fault}"))
+    }
+}
+
+impl std::error::Error for Faults {}
+
+impl Config {
+    /// Reads the process: its arguments, its environment, and `.env` in the working directory.
+    ///
+    /// # Errors
+    /// Every fault of the settings at once.
+    pub fn from_process() -> Result<Self, Faults> {
+        let flags = command().get_matches();
+        Self::resolve(&Raw::merge(&flags, std::env::vars_os(), ".env".as_ref()))
+    }
+
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// Every fault of the settings at once.
+    pub fn resolve(raw: &Raw) -> Result<Self, Faults> {
+        let mut read = Reader { raw, faults: raw.unreadable.clone() };
+        let mut notices: Vec<String> = raw
+            .unknown
+            .iter()
+            .map(|name| format!("{name} is no setting of this service; is it a typing slip?"))
+            .collect();
+        read.refuse_unbuilt();
+
+        let upstream = read.upstream(&mut notices);
+        let config = Self {
+            nvidia: nvidia::Settings {
+                infer_url: read.value("NVIDIA_INFER_URL", parse::endpoint),
+                status_url: read.value("NVIDIA_STATUS_URL", parse::endpoint),
+                assets_url: read.value("NVIDIA_ASSETS_URL", parse::endpoint),
+                proxy: read.optional("NVIDIA_PROXY", proxy),
+                attempt_timeout: read.value("NVIDIA_TIMEOUT", parse::positive_duration),
+                requests_per_minute: read
+                    .optional("NVIDIA_REQUESTS_PER_MINUTE", parse::number(1..=100_000)),
+                retry: RetryPolicy {
+                    max_attempts: read.value("NVIDIA_MAX_ATTEMPTS", parse::number(1..=10)),
+                    ..RetryPolicy::default()
+                },
+                poll_interval: nvidia::POLL_INTERVAL,
+            },
+            embed: embed::Settings {
+                large_images: read.value("NVIDIA_LARGE_IMAGES", large_images),
+                // Below the minimum even a thumbnail would not fit; NVIDIA's own bound is the default.
+                inline_limit: read.value("NVIDIA_INLINE_LIMIT", parse::number(20_000..=200_000)),
+                max_concurrency: read.value("NVIDIA_MAX_CONCURRENCY", parse::number(1..=1024)),
+                max_decode_bytes: read.value("IMAGESVC_MAX_DECODE_BYTES", budget),
+                asset_memory: embed::ASSET_MEMORY,
+            },
+            fetch: fetch::Settings {
+                timeout: read.value("IMAGESVC_FETCH_TIMEOUT", parse::positive_duration),
+                max_redirects: read.value("IMAGESVC_FETCH_MAX_REDIRECTS", parse::number(0..=20)),
+                user_agent: read
+                    .optional("IMAGESVC_FETCH_USER_AGENT", header_text)
+                    .unwrap_or_else(|| fetch::USER_AGENT.to_owned()),
+                policy: policy::Policy {
+                    ports: read
+                        .value("IMAGESVC_FETCH_PORTS", parse::list(parse::number(1..=65535))),
+                    hosts: read
+                        .optional("IMAGESVC_FETCH_HOSTS", parse::list(policy::HostPattern::parse)),
+                    allow: read
+                        .optional("IMAGESVC_FETCH_ALLOW", parse::list(policy::Exception::parse))
+                        .unwrap_or_default(),
+                },
+            },
+            store: store::Settings {
+                folder: read.value("IMAGESVC_DOWNLOADS_DIR", |text| Ok(PathBuf::from(text))),
+                min_free_bytes: read.value("IMAGESVC_MIN_FREE_BYTES", parse::size),
+            },
+            limits: Limits {
+                max_image_bytes: read.value("IMAGESVC_MAX_IMAGE_BYTES", image_bytes),
+                max_image_pixels: read
+                    .value("IMAGESVC_MAX_IMAGE_PIXELS", parse::number(1..=1 << 32)),
+                max_buffered_bytes: read.value("IMAGESVC_MAX_BUFFERED_BYTES", budget),
+                request_timeout: read.value("IMAGESVC_REQUEST_TIMEOUT", parse::positive_duration),
+                body_timeout: read.value("IMAGESVC_BODY_TIMEOUT", parse::positive_duration),
+            },
+            server: server::Settings {
+                listen: SocketAddr::new(
+                    read.value("IMAGESVC_HOST", parse::host),
+                    read.value("IMAGESVC_PORT", parse::number(0..=65535)),
+                ),
+                header_timeout: read.value("IMAGESVC_HEADER_TIMEOUT", parse::positive_duration),
+                drain_delay: read.value("IMAGESVC_DRAIN_DELAY", parse::duration),
+                drain_timeout: read.value("IMAGESVC_DRAIN_TIMEOUT", parse::duration),
+                max_connections: read.value("IMAGESVC_MAX_CONNECTIONS", parse::number(1..=1 << 20)),
+            },
+            telemetry: telemetry::Settings {
+                filter: read.value("IMAGESVC_LOG", telemetry::parse_filter),
+                format: read.value("IMAGESVC_LOG_FORMAT", telemetry::Format::parse),
+            },
+            upstream: upstream.unwrap_or(Upstream::Sandbox),
+            notices,
+        };
+        read.refuse_contradictions(&config);
+        if read.faults.is_empty() { Ok(config) } else { Err(Faults(read.faults)) }
+    }
+}
+
+/// Reads values one by one and keeps their faults, so that all are reported at once.
+struct Reader<'a> {
+    raw: &'a Raw,
+    faults: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// A setting that has a default.
+    fn value<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        self.optional(name, &parse).unwrap_or_else(|| {
+            let default =
+                SETTINGS.iter().find(|setting| setting.name == name).and_then(|s| s.default);
+            #[allow(clippy::expect_used)]
+            default
+                .and_then(|text| parse(text).ok())
+                .expect("the table's defaults parse: a test resolves the empty settings")
+        })
+    }
+
+    /// A setting that may be absent.
+    fn optional<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
+        match parse(self.raw.get(name)?) {
+            Ok(value) => Some(value),
+            Err(fault) => {
+                self.faults.push(format!("{name} {fault}"));
+                None
+            }
+        }
+    }
+
+    fn refuse_unbuilt(&mut self) {
+        for setting in SETTINGS.iter().filter(|setting| setting.kind == Kind::Unbuilt) {
+            if self.raw.get(setting.name).is_some() {
+                self.faults.push(format!("{} is not built yet: remove it", setting.name));
+            }
+        }
+    }
+
+    fn refuse_contradictions(&mut self, config: &Config) {
+        // The Base64 route holds its whole body: one request must fit into the budget of all.
+        let largest_body = crate::routes::base64_body_limit(config.limits.max_image_bytes);
+        if config.limits.max_buffered_bytes < largest_body {
+            self.faults.push(format!(
+                "IMAGESVC_MAX_BUFFERED_BYTES must hold one Base64 body of the largest picture: \
+                 at least {largest_body} bytes for this IMAGESVC_MAX_IMAGE_BYTES"
+            ));
+        }
+    }
+
+    fn upstream(&mut self, notices: &mut Vec<String>) -> Option<Upstream> {
+        let key = self.raw.get("NVIDIA_API_KEY");
+        let key_file = self.raw.get("NVIDIA_API_KEY_FILE");
+        if self.optional("IMAGESVC_SANDBOX", parse::switch) == Some(true) {
+            if key.or(key_file).is_some() {
+                notices.push("sandbox mode: NVIDIA_API_KEY is ignored and goes nowhere".into());
+            }
+            return Some(Upstream::Sandbox);
+        }
+        let (name, key) = match (key, key_file) {
+            (Some(key), None) => ("NVIDIA_API_KEY", ApiKey::parse(key)),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => ("NVIDIA_API_KEY_FILE", ApiKey::parse(&text)),
+                Err(error) => {
+                    self.faults
+                        .push(format!("NVIDIA_API_KEY_FILE cannot be read: {}", error.kind()));
+                    return None;
+                }
+            },
+            (Some(_), Some(_)) => {
+                self.faults
+                    .push("NVIDIA_API_KEY and NVIDIA_API_KEY_FILE are both set: keep one".into());
+                return None;
+            }
+            (None, None) => {
+                self.faults.push(
+                    "NVIDIA_API_KEY is not set: export NVIDIA_API_KEY=\"nvapi-…\" (or name a file in \
+                     NVIDIA_API_KEY_FILE), or run with --sandbox to try the service without a key"
+                        .into(),
+                );
+                return None;
+            }
+        };
+        match key {
+            Ok(key) => Some(Upstream::Nvidia(key)),
+            Err(fault) => {
+                self.faults.push(format!("{name} {fault}"));
+                None
+            }
+        }
+    }
+}
+
+fn large_images(text: &str) -> Result<LargeImages, String> {
+    match text {
+        "asset" => Ok(LargeImages::Asset),
+        "shrink" => Ok(LargeImages::Shrink),
+        _ => Err("must be asset or shrink".into()),
+    }
+}
+
+fn proxy(text: &str) -> Result<Url, String> {
+    // User name and password are allowed here: proxies ask for them.
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
+        _ => Err("must be an http or https address of a proxy".into()),
+    }
+}
+
+fn header_text(text: &str) -> Result<String, String> {
+    let printable = text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+    if printable { Ok(text.to_owned()) } else { Err("must be printable ASCII".into()) }
+}
+
+/// A budget of memory: what a semaphore of bytes can count, and no less than does any work.
+fn budget(text: &str) -> Result<u64, String> {
+    sized(text, 1 << 20..=1 << 40)
+}
+
+fn image_bytes(text: &str) -> Result<u64, String> {
+    sized(text, 1..=1 << 30)
+}
+
+fn sized(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64, String> {
+    match parse::size(text)? {
+        size if range.contains(&size) => Ok(size),
+        _ => Err(format!("must be from {} to {} bytes", range.start(), range.end())),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn resolve(pairs: &[(&str, &str)]) -> Result<Config, Faults> {
+        Config::resolve(&Raw::from_pairs(pairs.iter().copied()))
+    }
+
+    #[test]
+    fn a_key_alone_is_enough() {
+        let config = resolve(&[("NVIDIA_API_KEY", "Bearer nvapi-1")]).unwrap();
+        assert!(matches!(config.upstream, Upstream::Nvidia(_)));
+        assert_eq!(config.server.listen, "0.0.0.0:8000".parse().unwrap());
+        assert_eq!(config.limits.max_image_bytes, 20 << 20);
+        assert_eq!(config.nvidia.retry.max_attempts, 3);
+        assert_eq!(config.fetch.policy.ports, [80, 443]);
+        assert!(config.notices.is_empty());
+    }
+
+    #[test]
+    fn without_a_key_both_ways_out_are_named() {
+        let faults = resolve(&[]).unwrap_err().to_string();
+        assert!(faults.contains("NVIDIA_API_KEY") && faults.contains("--sandbox"), "{faults}");
+    }
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let faults = resolve(&[
+            ("IMAGESVC_PORT", "http"),
+            ("NVIDIA_TIMEOUT", "soon"),
+            ("IMAGESVC_FETCH_ALLOW", "10.0.0.0/99"),
+            ("IMAGESVC_CACHE_DISK", "1GiB"),
+        ])
+        .unwrap_err()
+        .to_string();
+        for name in [
+            "IMAGESVC_PORT",
+            "NVIDIA_TIMEOUT",
+            "IMAGESVC_FETCH_ALLOW",
+            "IMAGESVC_CACHE_DISK",
+            "NVIDIA_API_KEY",
+        ] {
+            assert!(faults.contains(name), "{name}: {faults}");
+        }
+    }
+
+    #[test]
+    fn the_sandbox_ignores_a_key_and_says_so() {
+        let config =
+            resolve(&[("IMAGESVC_SANDBOX", "true"), ("NVIDIA_API_KEY", "nvapi-1")]).unwrap();
+        assert!(matches!(config.upstream, Upstream::Sandbox));
+        assert!(config.notices[0].contains("ignored"));
+        assert!(!format!("{config:?}").contains("nvapi-1"));
+    }
+
+    #[test]
+    fn a_budget_that_cannot_hold_one_picture_is_a_fault() {
+        let faults = resolve(&[("IMAGESVC_SANDBOX", "1"), ("IMAGESVC_MAX_IMAGE_BYTES", "200MiB")])
+            .unwrap_err();
+        assert!(faults.to_string().contains("IMAGESVC_MAX_BUFFERED_BYTES"));
+    }
+
+    #[test]
+    fn a_fault_never_quotes_a_key() {
+        let faults = resolve(&[("NVIDIA_API_KEY", "nvapi-secret with spaces\u{7}")]).unwrap_err();
+        assert!(!faults.to_string().contains("secret"));
+    }
+
+    #[test]
+    fn the_environment_example_lists_every_setting_with_its_default() {
+        let example = include_str!("../.env.example");
+        let listed: Vec<&str> = example
+            .lines()
+            .filter_map(|line| line.trim_start_matches('#').split_once('='))
+            .map(|(name, _)| name)
+            .filter(|name| SETTINGS.iter().any(|setting| setting.name == *name))
+            .collect();
+        let names: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
+        assert_eq!(listed, names);
+        for setting in SETTINGS {
+            let line = format!("#{}={}\n", setting.name, setting.default.unwrap_or_default());
+            assert!(example.contains(&line), "{line}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! How each kind of value is written: durations, sizes, lists, addresses.
+
+use std::{net::IpAddr, time::Duration};
+
+use url::Url;
+
+/// A duration: `10s`, `2m`, `1h 30m`, or plain seconds.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match text.parse::<u32>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
+        Err(_) => humantime::parse_duration(text)
+            .map_err(|_| "is no duration; write 10s, 2m or plain seconds".into()),
+    }
+}
+
+/// A duration that is not zero.
+pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be longer than zero".into()),
+        duration => Ok(duration),
+    }
+}
+
+/// A size: `20MiB`, `500kB`, `1GiB`, or plain bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    const FAULT: &str = "is no size; write 20MiB, 500kB or plain bytes";
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1000,
+        "mb" => 1000 * 1000,
+        "gb" => 1000 * 1000 * 1000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return Err(FAULT.into()),
+    };
+    let number: u64 = number.parse().map_err(|_| FAULT)?;
+    number.checked_mul(scale).ok_or_else(|| FAULT.into())
+}
+
+/// A whole number in a range.
+pub(super) fn number<T>(range: std::ops::RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    move |text| match text.parse() {
+        Ok(number) if range.contains(&number) => Ok(number),
+        _ => Err(format!("must be a whole number from {} to {}", range.start(), range.end())),
+    }
+}
+
+/// `true` or `false`, and what people write for them.
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("must be true or false".into()),
+    }
+}
+
+/// An address to listen on.
+pub(super) fn host(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
+        _ => text
+            .parse()
+            .map_err(|_| "must be an IP address of this machine, such as 0.0.0.0 or ::".into()),
+    }
+}
+
+/// An absolute http or https address of an API: no user name, password, query or fragment.
+pub(super) fn endpoint(text: &str) -> Result<Url, String> {
+    const FAULT: &str =
+        "must be an absolute http or https address without user name, query or fragment";
+    let url = Url::parse(text).map_err(|_| FAULT)?;
+    let plain = matches!(url.scheme(), "http" | "https")
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none();
+    if plain { Ok(url) } else { Err(FAULT.into()) }
+}
+
+/// A comma-separated list; empty items are dropped, an empty list is a fault.
+pub(super) fn list<T>(
+    item: impl Fn(&str) -> Result<T, String>,
+) -> impl Fn(&str) -> Result<Vec<T>, String> {
+    move |text| {
+        let items: Vec<T> = text
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .map(|part| item(part).map_err(|fault| format!("holds {part:?}, which {fault}")))
+            .collect::<Result<_, _>>()?;
+        if items.is_empty() { Err("is a list without an item".into()) } else { Ok(items) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_with_and_without_a_unit() {
+        assert_eq!(duration("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for fault in ["", "-1", "ten", "10 parsecs", "1e99"] {
+            assert!(duration(fault).is_err(), "{fault:?}");
+        }
+        assert!(positive_duration("0").is_err());
+    }
+
+    #[test]
+    fn sizes_are_read_with_and_without_a_unit() {
+        assert_eq!(size("20MiB"), Ok(20 << 20));
+        assert_eq!(size("20 mib"), Ok(20 << 20));
+        assert_eq!(size("500kB"), Ok(500_000));
+        assert_eq!(size("7"), Ok(7));
+        for fault in ["", "MiB", "-1", "1.5MiB", "20M", "99999999999999999999", "99999999999GiB"] {
+            assert!(size(fault).is_err(), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn endpoints_must_be_plain_http_addresses() {
+        assert!(endpoint("https://ai.api.nvidia.com/v1/status").is_ok());
+        for fault in
+            ["ai.api.nvidia.com", "ftp://x/", "https://u@x/", "https://x/?a=b", "https://x/#a"]
+        {
+            assert!(endpoint(fault).is_err(), "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn a_fault_in_a_list_names_the_item() {
+        let ports = list(number(1..=65535u16));
+        assert_eq!(ports("80, 443,"), Ok(vec![80, 443]));
+        assert!(ports("80,http").unwrap_err().contains("\"http\""));
+        assert!(ports(",").is_err());
+    }
+}

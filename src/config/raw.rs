@@ -1,0 +1,187 @@
+//! What was given, before it is judged: flags over the environment over `.env`.
+
+use std::{collections::BTreeMap, ffi::OsString, path::Path};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
+
+use super::settings::{Kind, SETTINGS, Setting};
+
+/// The settings as text, by the name of their variable. An empty value is an unset one.
+#[derive(Default)]
+pub struct Raw {
+    values: BTreeMap<&'static str, String>,
+    /// Variables that look like ours and are none: typing slips, mostly.
+    pub(super) unknown: Vec<String>,
+    /// Variables whose value is not UTF-8, or a `.env` that cannot be read.
+    pub(super) unreadable: Vec<String>,
+}
+
+/// The command line: a flag for every setting that may be one.
+pub fn command() -> Command {
+    let command = Command::new("imagesvc")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .after_help(
+            "Every flag is also an environment variable, and may stand in a .env file in the \
+             working directory. Keys are variables only: NVIDIA_API_KEY.",
+        );
+    SETTINGS.iter().filter(|setting| setting.kind != Kind::Secret).fold(
+        command,
+        |command, setting| {
+            let mut help = format!("{} [env: {}]", setting.help, setting.name);
+            if let Some(default) = setting.default {
+                help.push_str(&format!(" [default: {default}]"));
+            }
+            let arg = Arg::new(setting.name).long(setting.flag()).help(help).action(ArgAction::Set);
+            command.arg(match setting.kind {
+                Kind::Switch => arg
+                    .num_args(0..=1)
+                    .require_equals(true)
+                    .default_missing_value("true")
+                    .value_name("BOOL"),
+                Kind::Unbuilt => arg.hide(true),
+                Kind::Value | Kind::Secret => arg.value_name("VALUE"),
+            })
+        },
+    )
+}
+
+impl Raw {
+    /// Merges the three sources of a process.
+    pub fn merge(
+        flags: &ArgMatches,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        dotenv: &Path,
+    ) -> Self {
+        let mut raw = Self::default();
+        raw.add_dotenv(dotenv);
+        for (name, value) in environment {
+            let Some(name) = name.to_str() else { continue };
+            match value.into_string() {
+                Ok(value) => raw.add(name, value),
+                Err(_) if find(name).is_some() => {
+                    raw.unreadable.push(format!("{name} is not UTF-8"))
+                }
+                Err(_) => {}
+            }
+        }
+        for setting in SETTINGS {
+            if flags.try_contains_id(setting.name).is_ok()
+                && flags.value_source(setting.name) == Some(ValueSource::CommandLine)
+                && let Some(value) = flags.get_one::<String>(setting.name)
+            {
+                raw.add(setting.name, value.clone());
+            }
+        }
+        raw
+    }
+
+    /// Settings from pairs alone, with no look at the process: for tests.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut raw = Self::default();
+        for (name, value) in pairs {
+            raw.add(name, value.to_owned());
+        }
+        raw
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    fn add_dotenv(&mut self, path: &Path) {
+        match dotenvy::from_path_iter(path) {
+            Ok(lines) => {
+                for line in lines {
+                    match line {
+                        Ok((name, value)) => self.add(&name, value),
+                        // dotenvy's error quotes the line, which may hold a key.
+                        Err(_) => {
+                            self.unreadable.push(".env has a line that is not NAME=value".into());
+                            break;
+                        }
+                    }
+                }
+            }
+            Err(error) if error.not_found() => {}
+            Err(_) => self.unreadable.push(".env cannot be read".into()),
+        }
+    }
+
+    fn add(&mut self, name: &str, value: String) {
+        let value = value.trim();
+        if value.is_empty() {
+            return;
+        }
+        match find(name) {
+            Some(setting) => {
+                self.values.insert(setting.name, value.to_owned());
+            }
+            None if name.starts_with("IMAGESVC_") => self.unknown.push(name.to_owned()),
+            None => {}
+        }
+    }
+}
+
+fn find(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name == name)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn merge(flags: &[&str], environment: &[(&str, &str)], dotenv: &str) -> Raw {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(".env");
+        std::fs::write(&path, dotenv).unwrap();
+        let flags = command().try_get_matches_from([&["imagesvc"], flags].concat()).unwrap();
+        Raw::merge(
+            &flags,
+            environment.iter().map(|(name, value)| (name.into(), value.into())),
+            &path,
+        )
+    }
+
+    #[test]
+    fn flags_win_over_the_environment_which_wins_over_dotenv() {
+        let raw = merge(
+            &["--port", "1"],
+            &[("IMAGESVC_PORT", "2"), ("IMAGESVC_HOST", "127.0.0.2")],
+            "IMAGESVC_PORT=3\nIMAGESVC_HOST=127.0.0.3\nIMAGESVC_LOG=\"debug\"\n",
+        );
+        assert_eq!(raw.get("IMAGESVC_PORT"), Some("1"));
+        assert_eq!(raw.get("IMAGESVC_HOST"), Some("127.0.0.2"));
+        assert_eq!(raw.get("IMAGESVC_LOG"), Some("debug"));
+    }
+
+    #[test]
+    fn an_empty_value_is_an_unset_one() {
+        let raw = merge(&[], &[("IMAGESVC_PORT", " ")], "IMAGESVC_PORT=3\n");
+        assert_eq!(raw.get("IMAGESVC_PORT"), Some("3"));
+    }
+
+    #[test]
+    fn a_switch_needs_no_value() {
+        assert_eq!(merge(&["--sandbox"], &[], "").get("IMAGESVC_SANDBOX"), Some("true"));
+        assert_eq!(merge(&["--sandbox=false"], &[], "").get("IMAGESVC_SANDBOX"), Some("false"));
+        assert_eq!(merge(&[], &[], "").get("IMAGESVC_SANDBOX"), None);
+    }
+
+    #[test]
+    fn a_secret_is_no_flag() {
+        assert!(command().try_get_matches_from(["imagesvc", "--nvidia-api-key", "x"]).is_err());
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_noticed() {
+        assert_eq!(merge(&[], &[("IMAGESVC_PROT", "1")], "").unknown, ["IMAGESVC_PROT"]);
+    }
+
+    #[test]
+    fn a_broken_dotenv_is_a_fault_that_quotes_nothing() {
+        let raw = merge(&[], &[], "this is = 'no setting nvapi-secret\n");
+        assert_eq!(raw.unreadable, [".env has a line that is not NAME=value"]);
+    }
+}

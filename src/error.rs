@@ -1,0 +1,496 @@
+//! Everything that can go wrong for a client: its status, its code, and the sentence that helps.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use tokio::task::JoinError;
+use utoipa::ToSchema;
+
+use crate::{
+    embed, fetch, guard::body::BodyError, image, nvidia::Verdict, routes::Base64Fault, store,
+};
+
+/// How long a client should wait when nobody upstream said anything about it.
+const RETRY_SOON: Duration = Duration::from_secs(5);
+
+/// Why a request is not answered as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The body is not what the route takes.
+    #[error("the request is not valid: {}", .0.detail)]
+    Invalid(Invalid),
+    /// The body could not be received.
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// The Base64 text is none.
+    #[error(transparent)]
+    Base64(#[from] Base64Fault),
+    /// The address was not fetched.
+    #[error(transparent)]
+    Fetch(#[from] fetch::Error),
+    /// The picture has too many bytes.
+    #[error("the picture has more than {limit} bytes")]
+    TooManyBytes {
+        /// Bytes allowed.
+        limit: u64,
+        /// Its size, where it is known.
+        size: Option<u64>,
+    },
+    /// The bytes are not a picture that can be used.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// The picture could not be saved.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The picture was saved, but there is no embedding.
+    #[error("{error}")]
+    Embed {
+        /// Why not.
+        #[source]
+        error: embed::Error,
+        /// Where the picture is.
+        saved: Saved,
+    },
+    /// Too much is going on; nothing was begun.
+    #[error("shed: {0}")]
+    Overloaded(&'static str),
+    /// No such route.
+    #[error("no such route")]
+    NotFound,
+    /// No such method on this route.
+    #[error("no such method on this route")]
+    MethodNotAllowed,
+    /// A bug.
+    #[error("a bug: {0}")]
+    Internal(String),
+}
+
+/// A request that is not what the route takes.
+#[derive(Debug)]
+pub struct Invalid {
+    /// What is wrong and what to do, in a sentence.
+    pub detail: String,
+    /// The same for each field, as FastAPI lists it.
+    pub errors: Vec<FieldError>,
+}
+
+impl Invalid {
+    /// A single fault, at a place in the request.
+    pub fn at(loc: &[&str], kind: &'static str, msg: &str, detail: impl Into<String>) -> Error {
+        let loc = loc.iter().map(ToString::to_string).collect();
+        Error::Invalid(Self {
+            detail: detail.into(),
+            errors: vec![FieldError { loc, msg: msg.into(), kind }],
+        })
+    }
+}
+
+/// One fault of a request's body.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct FieldError {
+    /// Where: `["body", "image_url"]`.
+    #[schema(example = json!(["body", "image_url"]))]
+    pub loc: Vec<String>,
+    /// What is wrong.
+    #[schema(example = "Field required")]
+    pub msg: String,
+    /// The same for machines.
+    #[serde(rename = "type")]
+    #[schema(example = "missing")]
+    pub kind: &'static str,
+}
+
+/// A saved picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// The file's name.
+    pub saved_as: String,
+}
+
+impl Saved {
+    /// The path as clients know it, wherever the folder lies.
+    pub fn path(&self) -> String {
+        format!("downloads/{}", self.saved_as)
+    }
+}
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:ident;)*) => {
+        /// The stable name of an error. `detail` is for people and may change; this does not.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
+        pub enum Code {
+            $($(#[$doc])* #[serde(rename = $text)] $variant,)*
+        }
+
+        impl Code {
+            /// Every code.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// As it stands in answers, logs and metrics.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// The status that goes with it.
+            pub fn status(self) -> StatusCode {
+                match self { $(Self::$variant => StatusCode::$status,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// Malformed JSON, a missing or wrong-typed field, no `file` part, broken multipart.
+    ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY;
+    /// Not an absolute http(s) address, or one with a user name or password.
+    InvalidUrl = "invalid_url", BAD_REQUEST;
+    /// The address, or one that it redirects to, is not fetched.
+    UrlNotAllowed = "url_not_allowed", FORBIDDEN;
+    /// No such host, refused, TLS, a status other than 200, a cut body.
+    DownloadFailed = "download_failed", BAD_GATEWAY;
+    /// The fetch ran past its deadline.
+    DownloadTimeout = "download_timeout", GATEWAY_TIMEOUT;
+    /// `image_base64` is no Base64.
+    InvalidBase64 = "invalid_base64", BAD_REQUEST;
+    /// No bytes.
+    EmptyImage = "empty_image", BAD_REQUEST;
+    /// Not one of the six formats, or a header that cannot be read.
+    UnsupportedImage = "unsupported_image", UNSUPPORTED_MEDIA_TYPE;
+    /// More bytes or pixels than the limit.
+    ImageTooLarge = "image_too_large", PAYLOAD_TOO_LARGE;
+    /// Shed before work began.
+    Overloaded = "overloaded", SERVICE_UNAVAILABLE;
+    /// The client did not send its body in time.
+    RequestTimeout = "request_timeout", REQUEST_TIMEOUT;
+    /// NVIDIA refused this picture.
+    EmbeddingRejected = "embedding_rejected", UNPROCESSABLE_ENTITY;
+    /// NVIDIA refused the service's key.
+    EmbeddingUnauthorized = "embedding_unauthorized", BAD_GATEWAY;
+    /// The account is out of credits, or the model is gone for it.
+    EmbeddingExhausted = "embedding_exhausted", SERVICE_UNAVAILABLE;
+    /// NVIDIA's rate limit outlasted the retries.
+    EmbeddingRateLimited = "embedding_rate_limited", SERVICE_UNAVAILABLE;
+    /// NVIDIA's failures outlasted the retries.
+    EmbeddingUnavailable = "embedding_unavailable", BAD_GATEWAY;
+    /// The deadline passed while waiting for NVIDIA.
+    EmbeddingTimeout = "embedding_timeout", GATEWAY_TIMEOUT;
+    /// NVIDIA's answer is no embedding.
+    EmbeddingInvalid = "embedding_invalid", BAD_GATEWAY;
+    /// No room left on the disk, or less than the reserve.
+    StorageFull = "storage_full", INSUFFICIENT_STORAGE;
+    /// Any other failure to save.
+    StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;
+    /// No such route.
+    NotFound = "not_found", NOT_FOUND;
+    /// No such method on this route.
+    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED;
+    /// A bug.
+    Internal = "internal", INTERNAL_SERVER_ERROR;
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Error {
+    /// A thread that died.
+    pub fn died(error: JoinError) -> Self {
+        Self::Internal(error.to_string())
+    }
+
+    /// The stable name.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Invalid(_) | Self::Body(BodyError::Cut(_)) => Code::ValidationFailed,
+            Self::Body(BodyError::TooLarge { .. }) | Self::TooManyBytes { .. } => {
+                Code::ImageTooLarge
+            }
+            Self::Body(BodyError::TooSlow) => Code::RequestTimeout,
+            Self::Base64(_) => Code::InvalidBase64,
+            Self::Fetch(error) => fetch_code(error),
+            Self::Image(error) => image_code(error),
+            Self::Store(error) if error.is_full() => Code::StorageFull,
+            Self::Store(_) => Code::StorageFailed,
+            Self::Embed { error, .. } => embed_code(error),
+            Self::Overloaded(_) => Code::Overloaded,
+            Self::NotFound => Code::NotFound,
+            Self::MethodNotAllowed => Code::MethodNotAllowed,
+            Self::Internal(_) => Code::Internal,
+        }
+    }
+
+    /// What is wrong and what to do, in a sentence for the client.
+    pub fn detail(&self) -> String {
+        match self {
+            Self::Invalid(invalid) => invalid.detail.clone(),
+            Self::Body(BodyError::Cut(_)) => "The request's body ended early; send it again.".into(),
+            Self::Body(BodyError::TooSlow) => "The request's body did not arrive in time; send it again.".into(),
+            Self::Body(BodyError::TooLarge { limit }) => {
+                format!("The request's body is larger than the limit of {} for this route.", size(*limit))
+            }
+            Self::TooManyBytes { limit, size: Some(bytes) } => {
+                format!("The picture has {}, the limit is {}.", size(*bytes), size(*limit))
+            }
+            Self::TooManyBytes { limit, size: None } => {
+                format!("The picture is larger than the limit of {}.", size(*limit))
+            }
+            Self::Base64(fault) => fault.to_string(),
+            Self::Fetch(error) => fetch_detail(error),
+            Self::Image(error) => image_detail(error),
+            Self::Store(error) if error.is_full() => {
+                "The service's disk is full; nothing was saved. Its operator must make room.".into()
+            }
+            Self::Store(_) => "The picture could not be saved; try again later.".into(),
+            Self::Embed { error, .. } => embed_detail(error),
+            Self::Overloaded(_) => "The service is busy; try again in a few seconds.".into(),
+            Self::NotFound => {
+                "There is nothing here. POST a picture to /vectorize-image, /vectorize-image-base64 or \
+                 /vectorize-image-upload; /docs describes them."
+                    .into()
+            }
+            Self::MethodNotAllowed => "This route does not take this method; see the Allow header.".into(),
+            Self::Internal(_) => {
+                "Something went wrong in the service itself. Tell its operator the request_id.".into()
+            }
+        }
+    }
+
+    /// The saved picture, when it was saved before things went wrong.
+    pub fn saved(&self) -> Option<&Saved> {
+        match self {
+            Self::Embed { saved, .. } => Some(saved),
+            _ => None,
+        }
+    }
+
+    /// What is wrong with each field.
+    fn field_errors(&self) -> &[FieldError] {
+        match self {
+            Self::Invalid(invalid) => &invalid.errors,
+            _ => &[],
+        }
+    }
+
+    /// When to try again, where that makes sense.
+    fn retry_after(&self) -> Option<Duration> {
+        match (self.code(), self) {
+            (Code::Overloaded, _) => Some(RETRY_SOON),
+            (
+                Code::EmbeddingRateLimited,
+                Self::Embed { error: embed::Error::Nvidia(error), .. },
+            ) => Some(error.retry_after.unwrap_or(RETRY_SOON)),
+            _ => None,
+        }
+    }
+}
+
+fn fetch_code(error: &fetch::Error) -> Code {
+    use fetch::{Error, policy::Refusal};
+    match error {
+        Error::Refused(Refusal::Invalid(_)) => Code::InvalidUrl,
+        Error::Refused(Refusal::Denied(_)) => Code::UrlNotAllowed,
+        Error::Timeout => Code::DownloadTimeout,
+        Error::NoSuchHost(_)
+        | Error::Connect(_)
+        | Error::Cut(_)
+        | Error::Status(_)
+        | Error::Redirects
+        | Error::Encoded
+        | Error::Empty => Code::DownloadFailed,
+    }
+}
+
+fn fetch_detail(error: &fetch::Error) -> String {
+    use fetch::Error;
+    match error {
+        Error::Refused(refusal) => refusal.to_string(),
+        Error::Timeout => "The host of image_url took too long to deliver the picture.".into(),
+        Error::NoSuchHost(_) => "The host of image_url does not exist; check the address.".into(),
+        Error::Connect(_) => "The host of image_url could not be connected to.".into(),
+        Error::Cut(_) => "The host of image_url broke off in the middle of the picture.".into(),
+        Error::Status(status) => {
+            format!("The host of image_url answered with status {status} instead of a picture.")
+        }
+        Error::Redirects => "The address redirects too often, or to nowhere.".into(),
+        Error::Encoded => {
+            "The host of image_url compressed its answer although asked not to.".into()
+        }
+        Error::Empty => "The host of image_url answered without a picture.".into(),
+    }
+}
+
+fn image_code(error: &image::Error) -> Code {
+    use image::Error;
+    match error {
+        Error::Empty => Code::EmptyImage,
+        Error::Unsupported(_) | Error::BadHeader(_) | Error::Broken { .. } => {
+            Code::UnsupportedImage
+        }
+        Error::TooManyPixels { .. } | Error::TooMuchToDecode { .. } => Code::ImageTooLarge,
+        Error::Unreadable(_) => Code::StorageFailed,
+    }
+}
+
+fn image_detail(error: &image::Error) -> String {
+    use image::Error;
+    match error {
+        Error::Empty => "The picture is empty: no bytes were received.".into(),
+        Error::Unsupported(what) => what.to_string(),
+        Error::BadHeader(format) => {
+            format!("This begins like a {format} picture, but its header cannot be read; is it cut short?")
+        }
+        Error::Broken { format, .. } => {
+            format!("This {format} picture cannot be decoded; is it damaged? Sending it as a JPEG may help.")
+        }
+        Error::TooManyPixels { pixels, limit } => {
+            format!("The picture has {pixels} pixels, the limit is {limit}; scale it down.")
+        }
+        Error::TooMuchToDecode { .. } => {
+            "The picture takes more memory to decode than the service has; scale it down, or send it as a JPEG."
+                .into()
+        }
+        Error::Unreadable(_) => "The picture could not be read back; try again later.".into(),
+    }
+}
+
+fn embed_code(error: &embed::Error) -> Code {
+    match error {
+        embed::Error::Image(error) => image_code(error),
+        embed::Error::Busy(_) => Code::EmbeddingTimeout,
+        embed::Error::Died(_) => Code::Internal,
+        embed::Error::Nvidia(error) => match error.verdict {
+            Verdict::Picture => Code::EmbeddingRejected,
+            Verdict::Key => Code::EmbeddingUnauthorized,
+            Verdict::Account => Code::EmbeddingExhausted,
+            Verdict::RateLimited => Code::EmbeddingRateLimited,
+            Verdict::Deadline | Verdict::Slow => Code::EmbeddingTimeout,
+            Verdict::Nonsense => Code::EmbeddingInvalid,
+            Verdict::Unavailable
+            | Verdict::Lost
+            | Verdict::Unexpected
+            | Verdict::NoAssets
+            | Verdict::Success
+            | Verdict::Pending => Code::EmbeddingUnavailable,
+        },
+    }
+}
+
+fn embed_detail(error: &embed::Error) -> String {
+    if let embed::Error::Image(error) = error {
+        return image_detail(error);
+    }
+    match embed_code(error) {
+        Code::EmbeddingRejected => "NVIDIA does not accept this picture; try another one, or a plain JPEG.",
+        Code::EmbeddingUnauthorized => "NVIDIA refuses the service's key; its operator must renew NVIDIA_API_KEY.",
+        Code::EmbeddingExhausted => {
+            "The service's NVIDIA account is out of credits or has no access to the model; its operator must see to it."
+        }
+        Code::EmbeddingRateLimited => "NVIDIA is limiting the service's calls; try again after the time in Retry-After.",
+        Code::EmbeddingTimeout => "NVIDIA did not answer in time; try again.",
+        Code::EmbeddingInvalid => "NVIDIA's answer held no embedding; try again later.",
+        Code::Internal => "Something went wrong in the service itself. Tell its operator the request_id.",
+        _ => "NVIDIA is not available at the moment; try again later.",
+    }
+    .into()
+}
+
+/// Bytes as people read them: in MiB where that is exact enough, else plain.
+fn size(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    if bytes >= MIB && bytes.is_multiple_of(MIB) {
+        format!("{} MiB", bytes / MIB)
+    } else {
+        format!("{bytes} bytes")
+    }
+}
+
+/// An error answer (RFC 9457), with FastAPI's `detail`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Problem {
+    /// Always `about:blank`: `code` tells the kind.
+    #[serde(rename = "type")]
+    #[schema(example = "about:blank")]
+    kind: &'static str,
+    /// The name of the status.
+    #[schema(example = "Unsupported Media Type")]
+    title: &'static str,
+    /// The status.
+    #[schema(example = 415)]
+    status: u16,
+    code: Code,
+    /// What is wrong and what to do.
+    #[schema(example = "These bytes are not a JPEG, PNG, WebP, GIF, BMP or TIFF picture.")]
+    detail: String,
+    /// The request's id, as in `x-request-id` and in the log.
+    #[schema(example = "019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77")]
+    request_id: String,
+    /// For `validation_failed`: what is wrong, field by field.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    errors: Vec<FieldError>,
+    /// The saved file's name, when the picture was saved before things went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved_as: Option<String>,
+    /// Its path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+}
+
+/// The media type of [`Problem`].
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// The mark of an error on its response, until the outer layer, which knows the request's id,
+/// logs it and writes the body.
+#[derive(Debug, Clone)]
+pub struct Failure(pub Arc<Error>);
+
+impl Failure {
+    /// The body of the answer.
+    pub fn problem(&self, request_id: &str) -> Problem {
+        let (error, code) = (&self.0, self.0.code());
+        Problem {
+            kind: "about:blank",
+            title: code.status().canonical_reason().unwrap_or("Error"),
+            status: code.status().as_u16(),
+            code,
+            detail: error.detail(),
+            request_id: request_id.to_owned(),
+            errors: error.field_errors().to_vec(),
+            saved_as: error.saved().map(|saved| saved.saved_as.clone()),
+            path: error.saved().map(Saved::path),
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = self.code().status();
+        if let Some(wait) = self.retry_after() {
+            // Rounded up: who comes back too early is turned away again.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        response.extensions_mut().insert(Failure(Arc::new(self)));
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_written_for_people() {
+        assert_eq!(size(20 << 20), "20 MiB");
+        assert_eq!(size(1000), "1000 bytes");
+        assert_eq!(size((20 << 20) + 1), "20971521 bytes");
+    }
+}

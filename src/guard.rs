@@ -1,0 +1,4 @@
+//! What stands between the connection and the routes: what every request gets, whatever it asks.
+
+pub mod body;
+pub mod observe;

@@ -1,0 +1,54 @@
+//! What a picture is: its bytes, its format, its size, and how it is decoded and encoded anew.
+//!
+//! Everything here is synchronous; what takes time is called off the async threads.
+
+mod content;
+mod pixels;
+mod probe;
+mod sniff;
+
+pub use content::{Content, Reader};
+pub use pixels::{decode_cost, decode_upright, shrink_to_jpeg, to_jpeg};
+pub use probe::{Picture, probe};
+pub use sniff::{Format, Unsupported, sniff};
+
+/// Why bytes are refused as a picture.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No bytes at all.
+    #[error("the picture is empty")]
+    Empty,
+    /// Not one of the six formats.
+    #[error("{0}")]
+    Unsupported(Unsupported),
+    /// One of the six by its first bytes, but no size can be read.
+    #[error("the header of the {0} picture cannot be read")]
+    BadHeader(Format),
+    /// More pixels than the limit.
+    #[error("the picture has {pixels} pixels, the limit is {limit}")]
+    TooManyPixels {
+        /// Width times height.
+        pixels: u64,
+        /// Pixels allowed.
+        limit: u64,
+    },
+    /// Decoding needs more memory than all decodes together may use.
+    #[error("decoding the picture takes {needed} bytes, the limit is {limit}")]
+    TooMuchToDecode {
+        /// Bytes that decoding would take.
+        needed: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// The pixels cannot be decoded.
+    #[error("the {format} picture cannot be decoded")]
+    Broken {
+        /// What it seemed to be.
+        format: Format,
+        /// The decoder's word.
+        source: ::image::ImageError,
+    },
+    /// The saved bytes cannot be read back.
+    #[error("the picture's bytes cannot be read")]
+    Unreadable(#[from] std::io::Error),
+}

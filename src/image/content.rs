@@ -1,0 +1,152 @@
+//! The bytes of a picture, in memory or in a file, readable any number of times.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, Read, Seek, SeekFrom},
+    os::unix::fs::FileExt,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+/// How much a [`Reader`] takes from a file at once.
+const WINDOW: usize = 64 * 1024;
+
+/// A picture's bytes. Cheap to clone; clones read independently of each other.
+#[derive(Debug, Clone)]
+pub enum Content {
+    /// All of it in memory.
+    Memory(Bytes),
+    /// In a file that may be renamed meanwhile, of this many bytes.
+    File(Arc<File>, u64),
+}
+
+impl Content {
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Memory(bytes) => bytes.len() as u64,
+            Self::File(_, len) => *len,
+        }
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Up to `len` bytes from `offset` on; fewer only at the end.
+    ///
+    /// # Errors
+    /// What reading the file says.
+    pub fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        match self {
+            Self::Memory(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let end = start.saturating_add(len).min(bytes.len());
+                Ok(bytes.slice(start..end))
+            }
+            Self::File(file, total) => {
+                let left = usize::try_from(total.saturating_sub(offset)).unwrap_or(usize::MAX);
+                let mut buffer = vec![0; len.min(left)];
+                file.read_exact_at(&mut buffer, offset)?;
+                Ok(buffer.into())
+            }
+        }
+    }
+
+    /// A reader of its own from the start.
+    pub fn reader(&self) -> Reader {
+        Reader { content: self.clone(), position: 0, window: Bytes::new(), window_start: 0 }
+    }
+}
+
+/// Reads a [`Content`]. Unlike `BufReader`, seeking keeps what was already read: a hostile JPEG
+/// with millions of tiny segments makes a header reader seek as often.
+#[derive(Debug)]
+pub struct Reader {
+    content: Content,
+    position: u64,
+    window: Bytes,
+    window_start: u64,
+}
+
+impl BufRead for Reader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let window_end = self.window_start + self.window.len() as u64;
+        if !(self.window_start..window_end).contains(&self.position) {
+            let len = match self.content {
+                Content::Memory(_) => usize::MAX,
+                Content::File(..) => WINDOW,
+            };
+            self.window = self.content.read_at(self.position, len)?;
+            self.window_start = self.position;
+        }
+        // Within the window by the lines above, or both are empty at the end.
+        let skip = usize::try_from(self.position - self.window_start).unwrap_or(usize::MAX);
+        Ok(self.window.get(skip..).unwrap_or_default())
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.position += amount as u64;
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.fill_buf()?.read(buffer)?;
+        self.consume(read);
+        Ok(read)
+    }
+}
+
+impl Seek for Reader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let (base, offset) = match to {
+            SeekFrom::Start(position) => (position, 0),
+            SeekFrom::Current(offset) => (self.position, offset),
+            SeekFrom::End(offset) => (self.content.len(), offset),
+        };
+        self.position = base
+            .checked_add_signed(offset)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        Ok(self.position)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn in_file(bytes: &[u8]) -> Content {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Content::File(Arc::new(file), bytes.len() as u64)
+    }
+
+    proptest! {
+        #[test]
+        fn a_reader_reads_what_a_cursor_reads(
+            bytes in proptest::collection::vec(any::<u8>(), 0..300),
+            steps in proptest::collection::vec((-400i64..400, 0usize..200), 0..20),
+        ) {
+            let memory = Content::Memory(bytes.clone().into());
+            for content in [memory, in_file(&bytes)] {
+                let (mut reader, mut cursor) = (content.reader(), io::Cursor::new(&bytes));
+                for (offset, len) in &steps {
+                    let seeks = (reader.seek(SeekFrom::Current(*offset)), cursor.seek(SeekFrom::Current(*offset)));
+                    prop_assert_eq!(seeks.0.ok(), seeks.1.ok());
+                    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+                    reader.by_ref().take(*len as u64).read_to_end(&mut ours).unwrap();
+                    cursor.by_ref().take(*len as u64).read_to_end(&mut theirs).unwrap();
+                    prop_assert_eq!(ours, theirs);
+                }
+            }
+        }
+    }
+}

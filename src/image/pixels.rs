@@ -1,0 +1,339 @@
+//! Decodes pictures within a known amount of memory, and encodes them as JPEG.
+
+use std::io::{BufRead, Read, Seek, SeekFrom};
+
+use ::image::{
+    ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage,
+    codecs::jpeg::JpegEncoder, imageops, metadata::Orientation,
+};
+
+use super::{Error, Format, Picture, Reader};
+
+/// JPEG quality of a picture that is only converted: hard to tell from the original.
+const CONVERTED_QUALITY: u8 = 95;
+/// JPEG quality of a picture that is scaled down: detail goes into pixels, not into quality.
+const SHRUNK_QUALITY: u8 = 90;
+/// The long side of a shrunk picture, at the most.
+const SHRUNK_SIDE: u32 = 1024;
+
+/// The memory that decoding (and encoding again) takes at its peak, in bytes: an estimate from
+/// the header, on the high side. Blocks.
+///
+/// # Errors
+/// [`Error::Broken`] when the decoder cannot make sense of the header.
+pub fn decode_cost(picture: &Picture) -> Result<u64, Error> {
+    let pixels = picture.pixels();
+    let file = picture.content.len();
+    let rotated = 3 * pixels;
+    let decoding = match picture.format {
+        // Its decoder reads the whole file before it tells anything, so the header is asked here.
+        // A progressive picture is held as 16-bit coefficients of up to four components.
+        Format::Jpeg if is_progressive(&mut picture.content.reader())? => file + (3 + 8) * pixels,
+        Format::Jpeg => file + 3 * pixels + rotated,
+        format => {
+            let mut decoder = decoder(picture, u64::MAX)?;
+            let decoded = decoder.total_bytes();
+            let turned =
+                if orientation(&mut decoder) == Orientation::NoTransforms { 0 } else { rotated };
+            let widened = match decoder.color_type() {
+                ColorType::Rgb8 | ColorType::Rgba8 => 0,
+                _ => 4 * pixels,
+            };
+            let inside = match format {
+                Format::WebP => file + 3 * pixels, // planes of luma, chroma and alpha
+                Format::Gif => 5 * pixels,         // the frame, beside the canvas
+                Format::Tiff => decoded,           // one strip may be the whole picture
+                _ => file.min(decoded),
+            };
+            decoded + inside + widened.max(turned)
+        }
+    };
+    // Encoding: the pixels, and an output that noise makes large.
+    Ok(decoding.max(7 * pixels))
+}
+
+/// Re-encodes as JPEG: upright, the first frame, transparency onto white. Blocks.
+///
+/// # Errors
+/// [`Error::Broken`], also when decoding would take more than `cost` bytes.
+pub fn to_jpeg(picture: &Picture, cost: u64) -> Result<Vec<u8>, Error> {
+    encode(picture.format, &decode_upright(picture, cost)?, CONVERTED_QUALITY)
+}
+
+/// Scales down and re-encodes as JPEG until the result has at most `max_len` bytes. Blocks.
+///
+/// # Errors
+/// [`Error::Broken`], also when decoding would take more than `cost` bytes.
+pub fn shrink_to_jpeg(picture: &Picture, cost: u64, max_len: usize) -> Result<Vec<u8>, Error> {
+    // Scaled before it is turned: turning needs a second copy.
+    let (image, orientation) = decode(picture, cost)?;
+    let mut side = SHRUNK_SIDE.min(image.width().max(image.height()));
+    let image = scale_down(&image, side);
+    loop {
+        let mut turned = DynamicImage::ImageRgb8(scale_down(&image, side));
+        turned.apply_orientation(orientation);
+        let jpeg = encode(picture.format, &turned.into_rgb8(), SHRUNK_QUALITY)?;
+        // A JPEG of a few pixels is some 600 bytes, far below any limit that the settings accept.
+        if jpeg.len() <= max_len || side <= 16 {
+            return Ok(jpeg);
+        }
+        side = side * 3 / 4;
+    }
+}
+
+/// Decodes the first frame, turned upright, transparency onto white. Blocks.
+///
+/// # Errors
+/// [`Error::Broken`], also when decoding would take more than `cost` bytes.
+pub fn decode_upright(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
+    let (image, orientation) = decode(picture, cost)?;
+    let mut image = DynamicImage::ImageRgb8(image);
+    image.apply_orientation(orientation);
+    Ok(image.into_rgb8())
+}
+
+fn decode(picture: &Picture, cost: u64) -> Result<(RgbImage, Orientation), Error> {
+    let mut decoder = decoder(picture, cost)?;
+    let orientation = orientation(&mut decoder);
+    let image = DynamicImage::from_decoder(decoder).map_err(|source| broken(picture, source))?;
+    let image = match image {
+        DynamicImage::ImageRgb8(rgb) => rgb,
+        image if image.color().has_alpha() => onto_white(image.into_rgba8()),
+        image => image.into_rgb8(),
+    };
+    Ok((image, orientation))
+}
+
+fn decoder(picture: &Picture, max_alloc: u64) -> Result<impl ImageDecoder, Error> {
+    let mut reader =
+        ImageReader::with_format(picture.content.reader(), image_format(picture.format));
+    let mut limits = Limits::no_limits();
+    // The header was judged by its size; a decoder that finds another size is stopped.
+    (limits.max_image_width, limits.max_image_height) = (Some(picture.width), Some(picture.height));
+    limits.max_alloc = Some(max_alloc);
+    reader.limits(limits);
+    reader.into_decoder().map_err(|source| broken(picture, source))
+}
+
+/// Broken EXIF is no reason to refuse a picture.
+fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
+    decoder.orientation().unwrap_or(Orientation::NoTransforms)
+}
+
+fn broken(picture: &Picture, source: ::image::ImageError) -> Error {
+    Error::Broken { format: picture.format, source }
+}
+
+fn image_format(format: Format) -> ImageFormat {
+    match format {
+        Format::Jpeg => ImageFormat::Jpeg,
+        Format::Png => ImageFormat::Png,
+        Format::WebP => ImageFormat::WebP,
+        Format::Gif => ImageFormat::Gif,
+        Format::Bmp => ImageFormat::Bmp,
+        Format::Tiff => ImageFormat::Tiff,
+    }
+}
+
+/// Lays the picture onto white, in the memory it has: three bytes overwrite four.
+fn onto_white(image: RgbaImage) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let mut bytes = image.into_raw();
+    let pixels = bytes.len() / 4;
+    for pixel in 0..pixels {
+        let [red, green, blue, alpha] =
+            [0, 1, 2, 3].map(|channel| u32::from(bytes[pixel * 4 + channel]));
+        for (channel, value) in [red, green, blue].into_iter().enumerate() {
+            let blended = (value * alpha + 255 * (255 - alpha) + 127) / 255;
+            bytes[pixel * 3 + channel] = blended as u8;
+        }
+    }
+    bytes.truncate(pixels * 3);
+    // The buffer has exactly three bytes for each pixel.
+    RgbImage::from_raw(width, height, bytes).unwrap_or_default()
+}
+
+/// Scales to a long side, never up. Large steps by averaging, which takes no memory beside the
+/// result, the last one by a filter.
+fn scale_down(image: &RgbImage, long_side: u32) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let longest = width.max(height);
+    if longest <= long_side {
+        return image.clone();
+    }
+    let scaled = |side: u32, to: u32| {
+        let pixels = (u64::from(side) * u64::from(to)).div_ceil(u64::from(longest));
+        u32::try_from(pixels).unwrap_or(to).max(1)
+    };
+    let coarse = long_side * 2;
+    let averaged = (longest > coarse)
+        .then(|| imageops::thumbnail(image, scaled(width, coarse), scaled(height, coarse)));
+    let image = averaged.as_ref().unwrap_or(image);
+    imageops::resize(
+        image,
+        scaled(width, long_side),
+        scaled(height, long_side),
+        imageops::FilterType::CatmullRom,
+    )
+}
+
+fn encode(format: Format, image: &RgbImage, quality: u8) -> Result<Vec<u8>, Error> {
+    let mut jpeg = Vec::new();
+    JpegEncoder::new_with_quality(&mut jpeg, quality)
+        .encode_image(image)
+        .map_err(|source| Error::Broken { format, source })?;
+    Ok(jpeg)
+}
+
+/// Whether a JPEG's frame header says progressive (SOF2, SOF6, SOF10 or SOF14, ITU-T T.81 table B.1).
+fn is_progressive(reader: &mut Reader) -> Result<bool, Error> {
+    reader.seek(SeekFrom::Start(2))?;
+    while !reader.fill_buf()?.is_empty() {
+        let mut segment = [0; 4];
+        if reader.read_exact(&mut segment).is_err() || segment[0] != 0xff {
+            break;
+        }
+        match segment[1] {
+            0xc2 | 0xc6 | 0xca | 0xce => return Ok(true),
+            0xc0..=0xcf if !matches!(segment[1], 0xc4 | 0xc8 | 0xcc) => return Ok(false),
+            _ => {}
+        }
+        let length = i64::from(u16::from_be_bytes([segment[2], segment[3]]));
+        reader.seek(SeekFrom::Current(length - 2))?;
+    }
+    // The probe has found a frame header; where it did so is not understood here, so the worst is assumed.
+    Ok(true)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Cursor;
+
+    use ::image::{Rgb, Rgba};
+
+    use super::*;
+    use crate::image::{Content, probe};
+
+    fn picture(bytes: Vec<u8>) -> Picture {
+        probe(Content::Memory(bytes.into()), 64_000_000).unwrap()
+    }
+
+    fn encoded(image: &DynamicImage, format: ImageFormat) -> Picture {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        picture(bytes.into_inner())
+    }
+
+    /// Left half red, right half blue, so that turning shows.
+    fn two_halves() -> RgbImage {
+        RgbImage::from_fn(64, 32, |x, _| if x < 32 { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) })
+    }
+
+    /// A JPEG of [`two_halves`] whose EXIF says that it must be turned (TIFF tag 0x0112).
+    fn turned_jpeg(orientation: u8) -> Picture {
+        let mut jpeg = Vec::new();
+        JpegEncoder::new_with_quality(&mut jpeg, 95).encode_image(&two_halves()).unwrap();
+        let exif = [
+            &b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0"[..],
+            &[orientation, 0, 0, 0, 0, 0, 0, 0],
+        ]
+        .concat();
+        jpeg.splice(2..2, exif);
+        picture(jpeg)
+    }
+
+    fn is_close(pixel: &Rgb<u8>, expected: [u8; 3]) -> bool {
+        pixel.0.iter().zip(expected).all(|(a, b)| a.abs_diff(b) < 40)
+    }
+
+    #[test]
+    fn transparency_lies_on_white() {
+        let glass = RgbaImage::from_fn(8, 8, |x, _| {
+            if x < 4 { Rgba([9, 9, 9, 0]) } else { Rgba([255, 0, 0, 255]) }
+        });
+        for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
+            let picture = encoded(&glass.clone().into(), format);
+            let image = decode_upright(&picture, decode_cost(&picture).unwrap()).unwrap();
+            assert_eq!(image.get_pixel(0, 0).0, [255, 255, 255], "{format:?}");
+            assert!(is_close(image.get_pixel(7, 7), [255, 0, 0]), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn exif_orientation_is_applied_when_converting_and_when_shrinking() {
+        let picture = turned_jpeg(6); // turn a quarter clockwise: left comes on top
+        let cost = decode_cost(&picture).unwrap();
+        for jpeg in
+            [to_jpeg(&picture, cost).unwrap(), shrink_to_jpeg(&picture, cost, 100_000).unwrap()]
+        {
+            let image = ::image::load_from_memory(&jpeg).unwrap().into_rgb8();
+            assert_eq!(image.dimensions(), (32, 64));
+            assert!(is_close(image.get_pixel(16, 8), [255, 0, 0]));
+            assert!(is_close(image.get_pixel(16, 56), [0, 0, 255]));
+        }
+    }
+
+    #[test]
+    fn sixteen_bit_and_grey_pictures_are_converted() {
+        let deep = DynamicImage::ImageRgba16(::image::ImageBuffer::from_pixel(
+            4,
+            4,
+            Rgba([65535, 0, 0, 65535]),
+        ));
+        let grey =
+            DynamicImage::ImageLuma8(::image::GrayImage::from_pixel(4, 4, ::image::Luma([128])));
+        for (image, format) in
+            [(&deep, ImageFormat::Png), (&deep, ImageFormat::Tiff), (&grey, ImageFormat::Bmp)]
+        {
+            let picture = encoded(image, format);
+            assert!(!to_jpeg(&picture, decode_cost(&picture).unwrap()).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_shrunk_picture_fits_and_keeps_its_shape() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let noise = RgbImage::from_fn(3000, 1500, |_, _| {
+            Rgb([random.u8(..), random.u8(..), random.u8(..)])
+        });
+        let picture = encoded(&noise.into(), ImageFormat::Jpeg);
+        let cost = decode_cost(&picture).unwrap();
+        for limit in [1_000_000, 100_000, 15_000] {
+            let jpeg = shrink_to_jpeg(&picture, cost, limit).unwrap();
+            assert!(jpeg.len() <= limit);
+            let image = ::image::load_from_memory(&jpeg).unwrap();
+            assert!(image.width() <= 1024);
+            assert!(image.width().abs_diff(2 * image.height()) <= 2);
+        }
+    }
+
+    #[test]
+    fn a_small_picture_is_never_scaled_up() {
+        let picture = encoded(&two_halves().into(), ImageFormat::Png);
+        let jpeg = shrink_to_jpeg(&picture, decode_cost(&picture).unwrap(), 100_000).unwrap();
+        assert_eq!(::image::load_from_memory(&jpeg).unwrap().width(), 64);
+    }
+
+    #[test]
+    fn a_picture_cut_in_the_middle_is_an_error_or_a_picture_but_no_panic() {
+        for format in [
+            ImageFormat::Png,
+            ImageFormat::WebP,
+            ImageFormat::Gif,
+            ImageFormat::Bmp,
+            ImageFormat::Tiff,
+        ] {
+            let mut bytes = Cursor::new(Vec::new());
+            two_halves().write_to(&mut bytes, format).unwrap();
+            let bytes = bytes.into_inner();
+            for len in 0..bytes.len() {
+                if let Ok(picture) =
+                    probe(Content::Memory(bytes[..len].to_vec().into()), 64_000_000)
+                {
+                    let _ = decode_cost(&picture).and_then(|cost| to_jpeg(&picture, cost));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Reads a picture's format and size from its header, decoding nothing.
+
+use std::io::{Read, Seek, SeekFrom};
+
+use imagesize::{ImageSize, ImageType};
+
+use super::{Content, Error, Format, Reader, sniff, sniff::SNIFFED};
+
+/// A picture whose header was read.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    /// Its bytes.
+    pub content: Content,
+    /// Its format, by its first bytes.
+    pub format: Format,
+    /// Width in pixels, as stored.
+    pub width: u32,
+    /// Height in pixels, as stored.
+    pub height: u32,
+}
+
+impl Picture {
+    /// Width times height.
+    pub fn pixels(&self) -> u64 {
+        u64::from(self.width) * u64::from(self.height)
+    }
+}
+
+/// Reads format, width and height.
+///
+/// # Errors
+/// [`Error::Empty`], [`Error::Unsupported`], [`Error::BadHeader`], [`Error::TooManyPixels`].
+pub fn probe(content: Content, max_pixels: u64) -> Result<Picture, Error> {
+    if content.is_empty() {
+        return Err(Error::Empty);
+    }
+    let format = sniff(&content.read_at(0, SNIFFED)?).map_err(Error::Unsupported)?;
+    let size = size(format, &mut content.reader()).ok_or(Error::BadHeader(format))?;
+    let (width, height) = match (u32::try_from(size.width), u32::try_from(size.height)) {
+        (Ok(width @ 1..), Ok(height @ 1..)) => (width, height),
+        _ => return Err(Error::BadHeader(format)),
+    };
+    let picture = Picture { content, format, width, height };
+    match picture.pixels() {
+        pixels if pixels > max_pixels => Err(Error::TooManyPixels { pixels, limit: max_pixels }),
+        _ => Ok(picture),
+    }
+}
+
+fn size(format: Format, reader: &mut Reader) -> Option<ImageSize> {
+    match format {
+        Format::Bmp => bmp_size(reader),
+        Format::Jpeg => ImageType::Jpeg.reader_size(reader).ok(),
+        Format::Png => ImageType::Png.reader_size(reader).ok(),
+        Format::Gif => ImageType::Gif.reader_size(reader).ok(),
+        Format::Tiff => ImageType::Tiff.reader_size(reader).ok(),
+        // It reads on from the tag that tells the three kinds of WebP apart.
+        Format::WebP => {
+            reader.seek(SeekFrom::Start(12)).ok()?;
+            ImageType::Webp.reader_size(reader).ok()
+        }
+    }
+}
+
+/// A BMP may be stored top-down, which its header says by a negative height, and may have the old
+/// 12-byte header with 16-bit sizes; `imagesize` knows neither.
+/// See <https://learn.microsoft.com/windows/win32/api/wingdi/ns-wingdi-bitmapinfoheader>.
+fn bmp_size(reader: &mut Reader) -> Option<ImageSize> {
+    let mut head = [0; 26];
+    reader.read_exact(&mut head).ok()?;
+    let number = |at: usize| Some(i32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
+    let (width, height) = if number(14)? == 12 {
+        let sizes = number(18)?;
+        (i64::from(sizes & 0xffff), i64::from(sizes >> 16 & 0xffff))
+    } else {
+        (number(18)?.into(), number(22)?.into())
+    };
+    let size = |pixels: i64| usize::try_from(pixels).ok();
+    Some(ImageSize { width: size(width)?, height: size(height.abs())? })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn probe_bytes(bytes: &[u8]) -> Result<Picture, Error> {
+        probe(Content::Memory(bytes.to_vec().into()), 64_000_000)
+    }
+
+    /// The same picture, 5 × 3, in each format.
+    fn sample(format: Format) -> Vec<u8> {
+        let encoded = match format {
+            Format::Jpeg => ::image::ImageFormat::Jpeg,
+            Format::Png => ::image::ImageFormat::Png,
+            Format::WebP => ::image::ImageFormat::WebP,
+            Format::Gif => ::image::ImageFormat::Gif,
+            Format::Bmp => ::image::ImageFormat::Bmp,
+            Format::Tiff => ::image::ImageFormat::Tiff,
+        };
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        ::image::RgbImage::new(5, 3).write_to(&mut bytes, encoded).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn every_format_tells_its_size() {
+        for format in Format::ALL {
+            let picture = probe_bytes(&sample(format)).unwrap();
+            assert_eq!((picture.format, picture.width, picture.height), (format, 5, 3));
+        }
+    }
+
+    #[test]
+    fn a_bitmap_stored_top_down_or_with_the_old_header_tells_its_size() {
+        let mut top_down = sample(Format::Bmp);
+        top_down[22..26].copy_from_slice(&(-3i32).to_le_bytes());
+        assert_eq!(probe_bytes(&top_down).unwrap().height, 3);
+        let mut old = b"BM\0\0\0\0\0\0\0\0\x1a\0\0\0\x0c\0\0\0\x05\0\x03\0\x01\0\x18\0".to_vec();
+        old.resize(64, 0);
+        let picture = probe_bytes(&old).unwrap();
+        assert_eq!((picture.width, picture.height), (5, 3));
+    }
+
+    #[test]
+    fn a_header_cut_short_is_refused() {
+        for format in Format::ALL {
+            assert!(probe_bytes(&sample(format)[..8]).is_err(), "{format}");
+        }
+        assert!(matches!(probe_bytes(b""), Err(Error::Empty)));
+    }
+
+    #[test]
+    fn pixels_over_the_limit_are_refused_with_both_numbers() {
+        let mut huge = sample(Format::Png);
+        huge[16..20].copy_from_slice(&60_000u32.to_be_bytes());
+        huge[20..24].copy_from_slice(&60_000u32.to_be_bytes());
+        let Err(Error::TooManyPixels { pixels: 3_600_000_000, limit: 64_000_000 }) =
+            probe_bytes(&huge)
+        else {
+            panic!("must be refused")
+        };
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(
+            which in 0..6usize,
+            at in 0..200usize,
+            noise in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let mut bytes = sample(Format::ALL[which]);
+            let at = at.min(bytes.len());
+            let end = (at + noise.len()).min(bytes.len());
+            bytes[at..end].copy_from_slice(&noise[..end - at]);
+            let _ = probe_bytes(&bytes);
+        }
+    }
+}

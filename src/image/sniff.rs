@@ -1,0 +1,199 @@
+//! Which format the first bytes say; names and labels are not asked.
+
+use std::fmt;
+
+/// The formats that are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// JPEG
+    Jpeg,
+    /// PNG
+    Png,
+    /// WebP
+    WebP,
+    /// GIF
+    Gif,
+    /// BMP
+    Bmp,
+    /// TIFF
+    Tiff,
+}
+
+impl Format {
+    /// Every format.
+    pub const ALL: [Self; 6] =
+        [Self::Jpeg, Self::Png, Self::WebP, Self::Gif, Self::Bmp, Self::Tiff];
+
+    /// The media type, as registered with IANA.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Jpeg => "image/jpeg",
+            Self::Png => "image/png",
+            Self::WebP => "image/webp",
+            Self::Gif => "image/gif",
+            Self::Bmp => "image/bmp",
+            Self::Tiff => "image/tiff",
+        }
+    }
+
+    /// The extension of a saved file.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::Jpeg => "jpg",
+            Self::Png => "png",
+            Self::WebP => "webp",
+            Self::Gif => "gif",
+            Self::Bmp => "bmp",
+            Self::Tiff => "tiff",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Jpeg => "JPEG",
+            Self::Png => "PNG",
+            Self::WebP => "WebP",
+            Self::Gif => "GIF",
+            Self::Bmp => "BMP",
+            Self::Tiff => "TIFF",
+        })
+    }
+}
+
+/// What the bytes are instead, as far as it can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unsupported {
+    /// What iPhones take by default.
+    Heic,
+    /// AVIF
+    Avif,
+    /// SVG
+    Svg,
+    /// PDF
+    Pdf,
+    /// Anything else.
+    Unknown,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Heic => {
+                "HEIC pictures are not supported: send a JPEG (on an iPhone: Settings, Camera, Formats, \
+                 Most Compatible; in an app: export as JPEG)."
+            }
+            Self::Avif => "AVIF pictures are not supported: send a JPEG, PNG, WebP, GIF, BMP or TIFF.",
+            Self::Svg => "SVG drawings are not supported: render the drawing to a PNG and send that.",
+            Self::Pdf => "PDF documents are not supported: send a page as a JPEG or PNG picture.",
+            Self::Unknown => "These bytes are not a JPEG, PNG, WebP, GIF, BMP or TIFF picture.",
+        })
+    }
+}
+
+/// How many bytes [`sniff`] looks at, at the most.
+pub(super) const SNIFFED: usize = 512;
+
+/// Tells the format from a picture's first bytes.
+///
+/// # Errors
+/// What the bytes are instead.
+pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
+    match head {
+        [0xff, 0xd8, 0xff, ..] => Ok(Format::Jpeg),
+        [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Ok(Format::Png),
+        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Format::WebP),
+        [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Format::Gif),
+        [b'B', b'M', ..] if is_bmp(head) => Ok(Format::Bmp),
+        [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(Format::Tiff),
+        [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] => Err(iso_media(brand)),
+        [b'%', b'P', b'D', b'F', b'-', ..] => Err(Unsupported::Pdf),
+        _ if is_svg(head) => Err(Unsupported::Svg),
+        _ => Err(Unsupported::Unknown),
+    }
+}
+
+/// "BM" alone begins many a text: the four reserved bytes are zero, and the length of the second
+/// header is one of those in use (BITMAPCOREHEADER to BITMAPV5HEADER).
+fn is_bmp(head: &[u8]) -> bool {
+    matches!(
+        head,
+        [
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            0,
+            0,
+            0,
+            0,
+            _,
+            _,
+            _,
+            _,
+            12 | 16 | 40 | 52 | 56 | 64 | 108 | 124,
+            0,
+            0,
+            0,
+            ..
+        ]
+    )
+}
+
+/// HEIF and AVIF name themselves in the brands of the `ftyp` box (ISO/IEC 23008-12).
+fn iso_media(brands: &[u8]) -> Unsupported {
+    let brands = &brands[..brands.len().min(64)];
+    let has = |wanted: &[&[u8]]| brands.chunks_exact(4).any(|brand| wanted.contains(&brand));
+    if has(&[b"avif", b"avis"]) {
+        Unsupported::Avif
+    } else if has(&[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"]) {
+        Unsupported::Heic
+    } else {
+        Unsupported::Unknown
+    }
+}
+
+fn is_svg(head: &[u8]) -> bool {
+    let text = &head[..head.len().min(SNIFFED)];
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text).trim_ascii_start();
+    let tag =
+        |name: &[u8]| text.windows(name.len()).any(|window| window.eq_ignore_ascii_case(name));
+    text.starts_with(b"<") && tag(b"<svg") && !tag(b"<html")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_picture_is_named_where_it_can_be() {
+        for (head, expected) in [
+            (&b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], Unsupported::Heic),
+            (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", Unsupported::Heic),
+            (b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf", Unsupported::Avif),
+            (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", Unsupported::Unknown),
+            (b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>", Unsupported::Svg),
+            (b"\xef\xbb\xbf <?xml version=\"1.0\"?><!-- x --><SVG/>", Unsupported::Svg),
+            (b"<!doctype html><html><svg/></html>", Unsupported::Unknown),
+            (b"%PDF-1.7", Unsupported::Pdf),
+            (b"BM is how this text begins, and it goes on", Unsupported::Unknown),
+            (b"PK\x03\x04photo.jpg", Unsupported::Unknown),
+            (b"", Unsupported::Unknown),
+            (b"\xff", Unsupported::Unknown),
+        ] {
+            assert_eq!(sniff(head), Err(expected), "{}", head.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(head in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = sniff(&head);
+        }
+    }
+}

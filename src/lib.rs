@@ -1,0 +1,33 @@
+//! **imagesvc** takes a picture (by address, as Base64 JSON, or as a multipart upload), saves it
+//! under `downloads/`, asks NVIDIA's hosted NV-DINOv2 for its embedding, and answers with the 1536
+//! numbers as JSON.
+//!
+//! # The way of a picture
+//!
+//! ```text
+//! routes ──► vectorize ──► store            spool, then save whole
+//!    │            ├──────► image            what the bytes are
+//!    └► fetch     └──────► embed ──► nvidia what NVIDIA is given, and how it is asked
+//! ```
+//!
+//! Each route turns its request into a stream of bytes and a name. From there on there is one
+//! path: spool the bytes, read the header, then save and embed at the same time. Dependencies
+//! point one way, and only `routes`, `guard`, `app`, `server`, `sandbox` and `error` know axum.
+
+pub mod app;
+pub mod budget;
+mod causes;
+pub mod config;
+pub mod embed;
+pub mod error;
+pub mod fetch;
+pub mod guard;
+pub mod image;
+pub mod nvidia;
+pub mod routes;
+pub mod sandbox;
+pub mod server;
+pub mod store;
+pub mod telemetry;
+mod tls;
+pub mod vectorize;

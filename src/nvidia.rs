@@ -1,0 +1,271 @@
+//! The client of NVIDIA's hosted NV-DINOv2, and the only code that sees the key.
+//!
+//! An inference is one call, and more when the answer is pending and must be polled for
+//! (`infer`). A large picture is uploaded first (`assets`). Which failure means what, and what is
+//! tried again, are tables (`verdict`, `retry`).
+//!
+//! The API: <https://docs.api.nvidia.com/nim/reference/nvidia-nv-dinov2-infer> and
+//! <https://docs.api.nvidia.com/cloud-functions/reference/createasset>.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use reqwest::{
+    Client as HttpClient, RequestBuilder, Response, StatusCode,
+    header::{ACCEPT, AUTHORIZATION, HeaderMap, RETRY_AFTER},
+};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+use url::Url;
+
+use crate::{causes::causes, telemetry::Metrics, tls};
+use pace::Pace;
+use retry::{Budget, Retry};
+
+mod assets;
+mod infer;
+mod key;
+mod pace;
+mod retry;
+mod vector;
+mod verdict;
+mod wire;
+
+pub use assets::Asset;
+pub use infer::Inferred;
+pub use key::ApiKey;
+pub use retry::RetryPolicy;
+pub use vector::{DIMENSIONS, Vector};
+pub use verdict::{Operation, Verdict};
+pub use wire::InlineImage;
+
+/// How often a pending answer is asked for, at the most.
+pub const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The most that is read of an answer, in bytes. 1536 numbers are some 20 to 40 KB.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// How much of a failed answer goes to the log, in characters.
+const EXCERPT: usize = 300;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than most pauses between pictures, shorter than gateways keep idle connections.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+
+/// How NVIDIA is called.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where embeddings are asked for.
+    pub infer_url: Url,
+    /// Where pending answers are polled, without the request's id.
+    pub status_url: Url,
+    /// Where large pictures are announced.
+    pub assets_url: Url,
+    /// A proxy for all of it.
+    pub proxy: Option<Url>,
+    /// For one try of one call.
+    pub attempt_timeout: Duration,
+    /// The most inference calls in any 60 s.
+    pub requests_per_minute: Option<u32>,
+    /// What is tried again, and when.
+    pub retry: RetryPolicy,
+    /// How often a pending answer is asked for, at the most.
+    pub poll_interval: Duration,
+}
+
+/// A call to NVIDIA that failed for good.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} failed: {verdict:?}, {evidence}")]
+pub struct Error {
+    /// What was being done.
+    pub operation: Operation,
+    /// What the failure means.
+    pub verdict: Verdict,
+    /// How long NVIDIA asks to wait.
+    pub retry_after: Option<Duration>,
+    /// The status and the beginning of the answer, for the log alone.
+    pub evidence: String,
+    source: Option<reqwest::Error>,
+}
+
+/// What NVIDIA last thought of the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyState {
+    /// It was not asked yet.
+    Unknown,
+    /// It was accepted.
+    Accepted,
+    /// It was refused.
+    Refused,
+}
+
+/// Calls NVIDIA. Cheap to clone; clones share connections, budget and pace.
+#[derive(Debug, Clone)]
+pub struct Client(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    http: HttpClient,
+    settings: Settings,
+    key: ApiKey,
+    budget: Budget,
+    pace: Option<Pace>,
+    key_state: AtomicU8,
+    metrics: Arc<Metrics>,
+    background: TaskTracker,
+}
+
+/// An answer, read to its end.
+struct Reply {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Client {
+    /// A client; what outlives its request (deletions) runs on `background`.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(
+        settings: Settings,
+        key: ApiKey,
+        metrics: Arc<Metrics>,
+        background: TaskTracker,
+    ) -> Result<Self, reqwest::Error> {
+        let builder = tls::client_builder()
+            .user_agent(concat!("imagesvc/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT);
+        let builder = match &settings.proxy {
+            Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.clone())?),
+            None => builder.no_proxy(),
+        };
+        Ok(Self(Arc::new(Inner {
+            http: builder.build()?,
+            key,
+            budget: Budget::default(),
+            pace: settings.requests_per_minute.map(Pace::per_minute),
+            key_state: AtomicU8::new(KeyState::Unknown as u8),
+            metrics,
+            background,
+            settings,
+        })))
+    }
+
+    /// What NVIDIA last thought of the key.
+    pub fn key_state(&self) -> KeyState {
+        let state = self.0.key_state.load(Ordering::Relaxed);
+        [KeyState::Accepted, KeyState::Refused]
+            .into_iter()
+            .find(|known| *known as u8 == state)
+            .unwrap_or(KeyState::Unknown)
+    }
+
+    fn start_retry(&self, deadline: Instant) -> Retry<'_> {
+        self.0.budget.earn();
+        Retry::new(&self.0.settings.retry, &self.0.budget, &self.0.metrics, deadline)
+    }
+
+    /// Adds what every call but the presigned upload carries.
+    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
+        request.header(AUTHORIZATION, self.0.key.bearer()).header(ACCEPT, "application/json")
+    }
+
+    /// Makes one try of one call. Any status is an answer; what it means is judged by the caller.
+    async fn call(
+        &self,
+        operation: Operation,
+        request: RequestBuilder,
+        deadline: Instant,
+    ) -> Result<Reply, Error> {
+        let started = Instant::now();
+        let attempt_deadline = deadline.min(started + self.0.settings.attempt_timeout);
+        let exchange = async {
+            let response = request.send().await?;
+            Ok((response.status(), response.headers().clone(), read_body(response).await?))
+        };
+        let outcome = match timeout_at(attempt_deadline, exchange).await {
+            Ok(Ok((status, headers, Some(body)))) => Ok(Reply { status, headers, body }),
+            Ok(Ok((status, _, None))) => {
+                let verdict =
+                    if status == StatusCode::OK { Verdict::Nonsense } else { Verdict::Unexpected };
+                Err(Error::new(
+                    operation,
+                    verdict,
+                    format!("status {status}, over {MAX_ANSWER} bytes"),
+                ))
+            }
+            Ok(Err(error)) => {
+                let error: reqwest::Error = error;
+                // The error's own text names the address, which may be presigned.
+                let evidence =
+                    causes(&error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
+                let source = Some(error.without_url());
+                Err(Error { source, ..Error::new(operation, Verdict::Unavailable, evidence) })
+            }
+            Err(_) if attempt_deadline == deadline => Err(Error::deadline(operation)),
+            Err(_) => Err(Error::new(operation, Verdict::Slow, "no answer in time".into())),
+        };
+        let status = outcome.as_ref().ok().map(|reply| reply.status.as_u16());
+        self.0.metrics.upstream_call(operation, status, started.elapsed());
+        if let (Ok(reply), true) = (&outcome, operation.carries_key()) {
+            self.note_key(operation, reply.status);
+        }
+        outcome
+    }
+
+    fn note_key(&self, operation: Operation, status: StatusCode) {
+        let state = match operation.judge(status.as_u16()) {
+            Verdict::Key => KeyState::Refused,
+            Verdict::Success | Verdict::Pending => KeyState::Accepted,
+            _ => return,
+        };
+        self.0.key_state.store(state as u8, Ordering::Relaxed);
+    }
+}
+
+impl Error {
+    fn new(operation: Operation, verdict: Verdict, evidence: String) -> Self {
+        Self { operation, verdict, retry_after: None, evidence, source: None }
+    }
+
+    fn deadline(operation: Operation) -> Self {
+        Self::new(operation, Verdict::Deadline, "the request's deadline passed".into())
+    }
+
+    /// A failure that an answer tells of.
+    fn from_reply(operation: Operation, verdict: Verdict, reply: &Reply) -> Self {
+        let text = String::from_utf8_lossy(&reply.body);
+        let excerpt: String = text.chars().take(EXCERPT).collect();
+        let evidence = format!("status {}: {excerpt:?}", reply.status.as_u16());
+        Self { retry_after: reply.retry_after(), ..Self::new(operation, verdict, evidence) }
+    }
+}
+
+impl Reply {
+    fn retry_after(&self) -> Option<Duration> {
+        retry::parse_retry_after(
+            self.headers.get(RETRY_AFTER)?.to_str().ok()?,
+            std::time::SystemTime::now(),
+        )
+    }
+}
+
+/// The body, or nothing if it is longer than any answer should be.
+async fn read_body(mut response: Response) -> Result<Option<Bytes>, reqwest::Error> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body.freeze()))
+}

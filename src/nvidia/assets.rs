@@ -1,0 +1,164 @@
+//! Uploading a large picture: announce it, put it to the presigned address, delete it afterwards.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use reqwest::{
+    Body,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
+use tokio::{task::spawn_blocking, time::Instant};
+use uuid::Uuid;
+
+use super::{
+    Client, Error, Operation, Verdict,
+    wire::{CreateAsset, CreatedAsset},
+};
+use crate::image::Content;
+
+/// What every upload is called: never the client's file name.
+const DESCRIPTION: &str = "imagesvc picture";
+
+/// How much of a file is read at once.
+const READ_SIZE: usize = 64 * 1024;
+
+const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An uploaded picture. Dropping it deletes the upload, in a task of its own.
+#[derive(Debug)]
+pub struct Asset {
+    id: Uuid,
+    client: Client,
+}
+
+impl Asset {
+    /// NVIDIA's name for it.
+    pub(super) fn id(&self) -> Uuid {
+        self.id
+    }
+}
+
+impl Drop for Asset {
+    fn drop(&mut self) {
+        // Outside of a runtime (at the very end) nothing can be sent; NVIDIA deletes assets in time.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (client, id) = (self.client.clone(), self.id);
+            let tracker = self.client.0.background.clone();
+            tracker.spawn_on(async move { client.delete(id).await }, &runtime);
+        }
+    }
+}
+
+impl Client {
+    /// Uploads a picture.
+    ///
+    /// # Errors
+    /// [`Error`]; [`Verdict::NoAssets`] when uploads do not work here.
+    pub async fn upload(
+        &self,
+        media_type: &str,
+        picture: &Content,
+        deadline: Instant,
+    ) -> Result<Asset, Error> {
+        let mut retry = self.start_retry(deadline);
+        let created = loop {
+            match self.create(media_type, deadline).await {
+                Ok(created) => break created,
+                Err(failure) => retry.next(failure).await?,
+            }
+        };
+        let asset = Asset { id: created.asset_id, client: self.clone() };
+        let mut retry = self.start_retry(deadline);
+        loop {
+            match self.put(&created, media_type, picture, deadline).await {
+                Ok(()) => return Ok(asset),
+                Err(failure) => retry.next(failure).await?,
+            }
+        }
+    }
+
+    async fn create(&self, media_type: &str, deadline: Instant) -> Result<CreatedAsset, Error> {
+        let operation = Operation::CreateAsset;
+        let announced = CreateAsset { content_type: media_type, description: DESCRIPTION };
+        let body = serde_json::to_vec(&announced)
+            .map_err(|error| Error::new(operation, Verdict::Unexpected, error.to_string()))?;
+        let request = self
+            .authorized(self.0.http.post(self.0.settings.assets_url.clone()))
+            .header(CONTENT_TYPE, "application/json")
+            .body(body);
+        let reply = self.call(operation, request, deadline).await?;
+        match operation.judge(reply.status.as_u16()) {
+            Verdict::Success => {}
+            verdict => return Err(Error::from_reply(operation, verdict, &reply)),
+        }
+        // An answer that makes no sense means that uploads do not work, as a refusal does. The
+        // answer is not quoted: it holds a presigned address.
+        let no_assets = |fault: &str| Error::new(operation, Verdict::NoAssets, fault.into());
+        let created: CreatedAsset = serde_json::from_slice(&reply.body)
+            .map_err(|_| no_assets("no asset id and upload address"))?;
+        let secure = created.upload_url.scheme() == "https"
+            || (created.upload_url.scheme() == "http"
+                && self.0.settings.assets_url.scheme() == "http");
+        if secure { Ok(created) } else { Err(no_assets("the upload address is not https")) }
+    }
+
+    async fn put(
+        &self,
+        created: &CreatedAsset,
+        media_type: &str,
+        picture: &Content,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let operation = Operation::UploadAsset;
+        let body = match picture {
+            Content::Memory(bytes) => Body::from(bytes.clone()),
+            Content::File(..) => Body::wrap(StreamBody::new(frames(picture.clone()))),
+        };
+        // No Authorization: the address itself is the permission, and belongs to somebody else.
+        let request = self
+            .0
+            .http
+            .put(created.upload_url.clone())
+            .header(CONTENT_TYPE, media_type)
+            .header("x-amz-meta-nvcf-asset-description", DESCRIPTION)
+            .header(CONTENT_LENGTH, picture.len())
+            .body(body);
+        let reply = self.call(operation, request, deadline).await?;
+        match operation.judge(reply.status.as_u16()) {
+            Verdict::Success => Ok(()),
+            verdict => Err(Error::from_reply(operation, verdict, &reply)),
+        }
+    }
+
+    /// Best effort: what is not deleted costs nothing but room at NVIDIA's.
+    async fn delete(&self, id: Uuid) {
+        let operation = Operation::DeleteAsset;
+        let url = format!("{}/{id}", self.0.settings.assets_url.as_str().trim_end_matches('/'));
+        let request = self.authorized(self.0.http.delete(url));
+        let outcome = match self.call(operation, request, Instant::now() + DELETE_TIMEOUT).await {
+            Ok(reply) if operation.judge(reply.status.as_u16()) == Verdict::Success => Ok(()),
+            Ok(reply) => Err(Error::from_reply(operation, Verdict::Unexpected, &reply)),
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = outcome {
+            tracing::debug!(%failure, "an uploaded picture was not deleted");
+        }
+    }
+}
+
+/// A file's bytes, read off the async threads as the network takes them.
+fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync {
+    stream::try_unfold((picture, 0), |(picture, offset)| async move {
+        if offset >= picture.len() {
+            return Ok(None);
+        }
+        let (bytes, picture) =
+            spawn_blocking(move || (picture.read_at(offset, READ_SIZE), picture)).await?;
+        let bytes = bytes?;
+        let offset = offset + bytes.len() as u64;
+        Ok(Some((Frame::data(bytes), (picture, offset))))
+    })
+}

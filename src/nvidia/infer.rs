@@ -1,0 +1,151 @@
+//! Asking for an embedding: one POST, and polling when the answer is pending.
+
+use bytes::Bytes;
+use reqwest::header::CONTENT_TYPE;
+use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
+
+use super::{
+    Asset, Client, Error, InlineImage, Operation, Reply, Vector, Verdict,
+    wire::{NO_MESSAGES, parse_answer},
+};
+
+/// An embedding, and how often it was asked for.
+#[derive(Debug)]
+pub struct Inferred {
+    /// The numbers.
+    pub vector: Vector,
+    /// Inference calls that it took.
+    pub tries: u32,
+}
+
+/// One inference, whichever way the picture goes.
+struct Inference {
+    body: Bytes,
+    asset: Option<Uuid>,
+    infer: Operation,
+    poll: Operation,
+}
+
+impl Client {
+    /// Asks for the embedding of a picture in the request itself.
+    ///
+    /// # Errors
+    /// [`Error`], once every retry is used up.
+    pub async fn infer(&self, image: &InlineImage, deadline: Instant) -> Result<Inferred, Error> {
+        let inference = Inference {
+            body: image.body(),
+            asset: None,
+            infer: Operation::Infer,
+            poll: Operation::Poll,
+        };
+        self.infer_with_retries(&inference, deadline).await
+    }
+
+    /// Asks for the embedding of an uploaded picture.
+    ///
+    /// # Errors
+    /// [`Error`], once every retry is used up.
+    pub async fn infer_asset(&self, asset: &Asset, deadline: Instant) -> Result<Inferred, Error> {
+        let inference = Inference {
+            body: Bytes::from_static(NO_MESSAGES),
+            asset: Some(asset.id()),
+            infer: Operation::InferAsset,
+            poll: Operation::PollAsset,
+        };
+        self.infer_with_retries(&inference, deadline).await
+    }
+
+    async fn infer_with_retries(
+        &self,
+        inference: &Inference,
+        deadline: Instant,
+    ) -> Result<Inferred, Error> {
+        let mut retry = self.start_retry(deadline);
+        loop {
+            match self.infer_once(inference, deadline).await {
+                Ok(vector) => return Ok(Inferred { vector, tries: retry.tries() }),
+                Err(failure) => retry.next(failure).await?,
+            }
+        }
+    }
+
+    async fn infer_once(&self, inference: &Inference, deadline: Instant) -> Result<Vector, Error> {
+        self.keep_pace(inference.infer, deadline).await?;
+        let request = self
+            .authorized(self.0.http.post(self.0.settings.infer_url.clone()))
+            .header(CONTENT_TYPE, "application/json")
+            .body(inference.body.clone());
+        let request = match inference.asset {
+            Some(id) => request
+                .header("NVCF-INPUT-ASSET-REFERENCES", id.to_string())
+                .header("NVCF-FUNCTION-ASSET-IDS", id.to_string()),
+            None => request,
+        };
+        let reply = self.call(inference.infer, request, deadline).await?;
+        let reply = match inference.infer.judge(reply.status.as_u16()) {
+            Verdict::Success => reply,
+            Verdict::Pending => self.poll(inference.poll, &reply, deadline).await?,
+            verdict => return Err(Error::from_reply(inference.infer, verdict, &reply)),
+        };
+        parse_answer(&reply.body)
+            .map_err(|fault| Error::new(inference.infer, Verdict::Nonsense, fault))
+    }
+
+    /// Polls until the answer is there. A result is delivered once: when a poll's answer breaks off
+    /// or the result is gone, the failure is transient, and the inference is asked for anew.
+    async fn poll(
+        &self,
+        poll: Operation,
+        pending: &Reply,
+        deadline: Instant,
+    ) -> Result<Reply, Error> {
+        let id = pending
+            .headers
+            .get("NVCF-REQID")
+            .and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok());
+        let Some(id) = id else {
+            return Err(Error::from_reply(poll, Verdict::Unexpected, pending));
+        };
+        let url = format!("{}/{id}", self.0.settings.status_url.as_str().trim_end_matches('/'));
+        let mut next = Instant::now() + self.0.settings.poll_interval;
+        loop {
+            if next >= deadline {
+                return Err(Error::deadline(poll));
+            }
+            sleep_until(next).await;
+            let reply = self.call(poll, self.authorized(self.0.http.get(&url)), deadline).await;
+            let reply = reply.map_err(|failure| match failure.verdict {
+                Verdict::Unavailable | Verdict::Slow => Error { verdict: Verdict::Lost, ..failure },
+                _ => failure,
+            })?;
+            let mut wait = self.0.settings.poll_interval;
+            match poll.judge(reply.status.as_u16()) {
+                Verdict::Success => return Ok(reply),
+                Verdict::Pending => {}
+                // Turned away at the door: the result is still there, and asking anew would be paid twice.
+                Verdict::RateLimited => wait = wait.max(reply.retry_after().unwrap_or_default()),
+                verdict => return Err(Error::from_reply(poll, verdict, &reply)),
+            }
+            next = Instant::now() + wait;
+        }
+    }
+
+    async fn keep_pace(&self, operation: Operation, deadline: Instant) -> Result<(), Error> {
+        let Some(pace) = &self.0.pace else { return Ok(()) };
+        match pace.reserve(Instant::now(), deadline) {
+            Ok(time) => {
+                sleep_until(time).await;
+                Ok(())
+            }
+            Err(wait) => Err(Error {
+                retry_after: Some(wait),
+                ..Error::new(
+                    operation,
+                    Verdict::RateLimited,
+                    "the service's own pace allows no call in time".into(),
+                )
+            }),
+        }
+    }
+}

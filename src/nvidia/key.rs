@@ -1,0 +1,68 @@
+//! The key: it goes into one header, and nowhere else.
+
+use std::fmt;
+
+use reqwest::header::HeaderValue;
+use secrecy::{ExposeSecret, SecretString};
+
+/// A key of NVIDIA's API. Prints as `[redacted]`.
+#[derive(Clone)]
+pub struct ApiKey(SecretString);
+
+impl ApiKey {
+    /// Reads a key as people set it: with white space around it, or with a leading `Bearer `.
+    ///
+    /// # Errors
+    /// What is wrong with it; the key is not quoted.
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
+        let mut words = text.split_whitespace().peekable();
+        words.next_if(|word| word.eq_ignore_ascii_case("bearer"));
+        let key = words.next().unwrap_or_default();
+        match key {
+            "" => Err("holds no key"),
+            _ if words.next().is_some() => Err("holds more than one word, which no key does"),
+            key if key.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Self(key.into())),
+            _ => Err("is no key: it holds characters that no key has"),
+        }
+    }
+
+    /// The value of the Authorization header, marked so that it is never printed.
+    pub(super) fn bearer(&self) -> HeaderValue {
+        let text = format!("Bearer {}", self.0.expose_secret());
+        #[allow(clippy::expect_used)]
+        let mut value =
+            HeaderValue::try_from(text).expect("a key is visible ASCII: `parse` saw to that");
+        value.set_sensitive(true);
+        value
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_as_people_set_it() {
+        for text in ["nvapi-1", " nvapi-1\n", "Bearer nvapi-1", "bearer  nvapi-1 "] {
+            assert_eq!(ApiKey::parse(text).unwrap().bearer(), "Bearer nvapi-1");
+        }
+        for text in ["", "  ", "Bearer ", "nvapi-1 nvapi-2", "nvapi\n1", "nvapi-\u{7}", "nvapi-é"]
+        {
+            assert!(ApiKey::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_never_prints_itself() {
+        let key = ApiKey::parse("nvapi-1").unwrap();
+        assert_eq!(format!("{key:?}"), "[redacted]");
+        assert!(!format!("{:?}", key.bearer()).contains("nvapi"));
+    }
+}

@@ -1,0 +1,159 @@
+//! What is tried again, when, and how often in all: data and pure functions.
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, SystemTime},
+};
+
+use tokio::time::{Instant, sleep};
+
+use super::Error;
+use crate::telemetry::Metrics;
+
+/// How often and how soon a call is tried again.
+#[derive(Debug, Clone)]
+pub struct RetryPolicy {
+    /// Tries in all, the first one included.
+    pub max_attempts: u32,
+    /// The longest wait before the second try; it doubles from try to try.
+    pub base: Duration,
+    /// The longest wait before any try.
+    pub cap: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self { max_attempts: 3, base: Duration::from_millis(250), cap: Duration::from_secs(5) }
+    }
+}
+
+impl RetryPolicy {
+    /// The wait after the given number of tries: anything up to a bound that doubles ("full
+    /// jitter", so that clients that failed together do not come back together). `random` is from
+    /// 0 to 1. See <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
+    fn backoff(&self, tries: u32, random: f64) -> Duration {
+        let bound = self.base.saturating_mul(1 << (tries.saturating_sub(1)).min(20)).min(self.cap);
+        bound.mul_f64(random)
+    }
+}
+
+/// Bounds the tries of all requests together: each request earns a quarter of a retry, so that in
+/// a long outage retries add at most a quarter to the calls.
+#[derive(Debug)]
+pub(super) struct Budget(AtomicU32);
+
+impl Budget {
+    /// In quarters: 100 retries to begin with, and never more saved up.
+    const FULL: u32 = 400;
+    const RETRY: u32 = 4;
+
+    pub(super) fn earn(&self) {
+        let add = |quarters: u32| (quarters < Self::FULL).then_some(quarters + 1);
+        // Full is full: nothing is lost that could be used.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    fn spend(&self) -> bool {
+        let take = |quarters: u32| quarters.checked_sub(Self::RETRY);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(AtomicU32::new(Self::FULL))
+    }
+}
+
+/// The tries of one call.
+pub(super) struct Retry<'a> {
+    policy: &'a RetryPolicy,
+    budget: &'a Budget,
+    metrics: &'a Metrics,
+    deadline: Instant,
+    tries: u32,
+}
+
+impl<'a> Retry<'a> {
+    pub(super) fn new(
+        policy: &'a RetryPolicy,
+        budget: &'a Budget,
+        metrics: &'a Metrics,
+        deadline: Instant,
+    ) -> Self {
+        Self { policy, budget, metrics, deadline, tries: 1 }
+    }
+
+    /// Tries so far, the one under way included.
+    pub(super) fn tries(&self) -> u32 {
+        self.tries
+    }
+
+    /// Waits until the next try, or gives the failure back when there is none: it is for good, it
+    /// was the last try, the budget is empty, or the wait would pass the deadline.
+    pub(super) async fn next(&mut self, failure: Error) -> Result<(), Error> {
+        let may = failure.verdict.is_transient() && self.tries < self.policy.max_attempts;
+        let wait =
+            failure.retry_after.unwrap_or_else(|| self.policy.backoff(self.tries, fastrand::f64()));
+        if !may || Instant::now() + wait >= self.deadline || !self.budget.spend() {
+            return Err(failure);
+        }
+        tracing::debug!(%failure, tries = self.tries, ?wait, "trying again");
+        self.metrics.retry(failure.operation);
+        self.tries += 1;
+        sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// Reads `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3).
+pub(super) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    match value.trim().parse::<u32>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds.into())),
+        Err(_) => {
+            let date = httpdate::parse_http_date(value.trim()).ok()?;
+            Some(date.duration_since(now).unwrap_or_default())
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_cap() {
+        let policy = RetryPolicy::default();
+        let bounds: Vec<_> = (1..8).map(|tries| policy.backoff(tries, 1.0).as_millis()).collect();
+        assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 5000, 5000]);
+        assert_eq!(policy.backoff(3, 0.5), Duration::from_millis(500));
+        assert_eq!(policy.backoff(u32::MAX, 0.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn retries_add_at_most_a_quarter_to_the_calls() {
+        let budget = Budget::default();
+        let retries = (0..1500)
+            .filter(|_| {
+                budget.earn();
+                budget.spend()
+            })
+            .count()
+            + (0..1500).filter(|_| budget.spend()).count();
+        assert!((470..=100 + 1500 / 4).contains(&retries), "{retries}");
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // 1994-11-06 08:49:37
+        let parse = |value| parse_retry_after(value, now).map(|wait| wait.as_secs());
+        assert_eq!(parse("120"), Some(120));
+        assert_eq!(parse(" 0 "), Some(0));
+        assert_eq!(parse("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
+        assert_eq!(parse("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
+        for nonsense in ["", "-1", "soon", "1.5", "99999999999"] {
+            assert_eq!(parse(nonsense), None, "{nonsense}");
+        }
+    }
+}

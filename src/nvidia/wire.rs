@@ -1,0 +1,152 @@
+//! The bodies that go to NVIDIA and come back.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use url::Url;
+use uuid::Uuid;
+
+use super::Vector;
+
+/// What an inference that refers to an uploaded picture carries.
+pub(super) const NO_MESSAGES: &[u8] = br#"{"messages":[]}"#;
+
+/// The body of an inference whose picture is in it.
+#[derive(Debug, Clone)]
+pub struct InlineImage(Bytes);
+
+impl InlineImage {
+    const BEFORE: &str = r#"{"messages":[{"content":{"type":"image_url","image_url":{"url":"data:"#;
+    const AFTER: &str = r#""}}}]}"#;
+
+    /// The largest picture whose base64 text stays below a limit in characters, in bytes.
+    pub fn largest(limit: usize) -> usize {
+        limit.saturating_sub(1) / 4 * 3
+    }
+
+    /// Writes the body for a picture of a media type.
+    pub fn new(media_type: &str, picture: &[u8]) -> Self {
+        let encoded = picture.len().div_ceil(3) * 4;
+        let mut body = String::with_capacity(
+            Self::BEFORE.len() + Self::AFTER.len() + media_type.len() + 16 + encoded,
+        );
+        body.push_str(Self::BEFORE);
+        body.push_str(media_type);
+        body.push_str(";base64,");
+        BASE64_STANDARD.encode_string(picture, &mut body);
+        body.push_str(Self::AFTER);
+        Self(body.into())
+    }
+
+    pub(super) fn body(&self) -> Bytes {
+        self.0.clone()
+    }
+}
+
+/// Reads the embedding out of an answer. Only `metadata[0].embedding` is asked for.
+pub(super) fn parse_answer(body: &[u8]) -> Result<Vector, String> {
+    #[derive(Deserialize)]
+    struct Answer<'a> {
+        #[serde(borrow)]
+        metadata: Vec<&'a RawValue>,
+    }
+    #[derive(Deserialize)]
+    struct Metadata<'a> {
+        #[serde(borrow)]
+        embedding: &'a RawValue,
+    }
+    let answer: Answer<'_> =
+        serde_json::from_slice(body).map_err(|error| format!("no answer: {error}"))?;
+    let first = answer.metadata.first().ok_or("the answer's metadata is empty")?;
+    let metadata: Metadata<'_> =
+        serde_json::from_str(first.get()).map_err(|error| format!("no embedding: {error}"))?;
+    Vector::check(metadata.embedding)
+}
+
+/// Announces an upload.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct CreateAsset<'a> {
+    pub(super) content_type: &'a str,
+    pub(super) description: &'a str,
+}
+
+/// Where to upload to.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct CreatedAsset {
+    pub(super) asset_id: Uuid,
+    pub(super) upload_url: Url,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::nvidia::DIMENSIONS;
+
+    fn answer(embedding: &str) -> Vec<u8> {
+        format!(r#"{{"metadata":[{{"embedding":{embedding},"frame_num":0}}],"model":"nv-dinov2"}}"#)
+            .into()
+    }
+
+    fn numbers(count: usize, number: &str) -> String {
+        format!("[{}]", vec![number; count].join(", "))
+    }
+
+    #[test]
+    fn an_inline_body_is_written_as_documented() {
+        let body = InlineImage::new("image/png", b"\xfb\xff\xfe!").body();
+        assert_eq!(
+            &body[..],
+            br#"{"messages":[{"content":{"type":"image_url","image_url":{"url":"data:image/png;base64,+//+IQ=="}}}]}"#
+        );
+    }
+
+    #[test]
+    fn the_largest_inline_picture_stays_below_the_limit() {
+        for limit in [200_000, 199_999, 20_001, 8] {
+            let len = InlineImage::largest(limit);
+            assert!(BASE64_STANDARD.encode(vec![0; len]).len() < limit);
+            assert!(BASE64_STANDARD.encode(vec![0; len + 1]).len() >= limit);
+        }
+    }
+
+    #[test]
+    fn numbers_pass_as_they_are_printed() {
+        let text = numbers(DIMENSIONS, "-0.0").replacen("-0.0", "1.50E-310", 1);
+        assert_eq!(parse_answer(&answer(&text)).unwrap().json().get(), text);
+    }
+
+    #[test]
+    fn anything_but_1536_finite_numbers_is_refused() {
+        for embedding in [
+            numbers(1535, "1"),
+            numbers(1537, "1"),
+            numbers(1536, "1e999"),
+            numbers(1536, "NaN"),
+            numbers(1536, "null"),
+            numbers(1536, "\"1\""),
+            numbers(1536, "[1]"),
+            "[]".into(),
+            "null".into(),
+            "{}".into(),
+            "\"AAAA\"".into(),
+        ] {
+            assert!(parse_answer(&answer(&embedding)).is_err(), "{embedding:.40}");
+        }
+        for body in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            "<html>",
+            r#"{"metadata":[]}"#,
+            r#"{"metadata":[{}]}"#,
+            r#"{"metadata":null}"#,
+        ] {
+            assert!(parse_answer(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The routes: each turns its request into a stream of bytes and a name, and hands both on.
+
+use axum::Router;
+use utoipa::{
+    OpenApi,
+    openapi::{InfoBuilder, LicenseBuilder, OpenApi as Document},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{app::AppState, error::Error};
+
+mod answer;
+mod base64;
+mod docs;
+mod file_name;
+mod home;
+mod json;
+mod ops;
+mod upload;
+mod url;
+
+pub use base64::{Base64Fault, body_limit as base64_body_limit};
+
+/// What stands in the document beside the routes.
+#[derive(OpenApi)]
+#[openapi(
+    tags(
+        (name = "pictures", description = "A picture in, its embedding out"),
+        (name = "operation", description = "For operators and their machines"),
+    )
+)]
+struct Base;
+
+/// All routes, and the document that describes them.
+pub fn router(state: &AppState) -> Router {
+    let (router, document) = OpenApiRouter::with_openapi(Base::openapi())
+        .routes(routes!(url::vectorize_image))
+        .routes(routes!(base64::vectorize_image_base64))
+        .routes(routes!(upload::vectorize_image_upload))
+        .routes(routes!(ops::health))
+        .routes(routes!(ops::ready))
+        .routes(routes!(ops::metrics))
+        .split_for_parts();
+    let router = router.merge(home::router()).merge(docs::router(described(document)));
+    let router =
+        if state.is_sandbox { router.merge(crate::sandbox::photo_router()) } else { router };
+    router
+        .fallback(async || Error::NotFound)
+        .method_not_allowed_fallback(async || Error::MethodNotAllowed)
+        .with_state(state.clone())
+}
+
+fn described(mut document: Document) -> Document {
+    document.info = InfoBuilder::new()
+        .title("imagesvc")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "Takes a picture (by address, as Base64 JSON or as a multipart upload), saves it, and answers \
+             with its NVIDIA NV-DINOv2 embedding: 1536 numbers. Errors are RFC 9457 problems with a stable `code`.",
+        ))
+        .license(None::<LicenseBuilder>.map(LicenseBuilder::build))
+        .build();
+    document
+}

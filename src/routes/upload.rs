@@ -1,0 +1,233 @@
+//! `POST /vectorize-image-upload`: a picture as a file of a multipart form (RFC 7578).
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{HeaderMap, header},
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use multer::{Field, Multipart};
+use utoipa::ToSchema;
+
+use super::{answer::Answer, file_name};
+use crate::{
+    app::AppState,
+    error::{Error, Invalid, Problem},
+    guard::body::Receiving,
+    image,
+};
+
+/// What may stand in the body beside the picture: other fields and the parts' headers, in bytes.
+const BESIDE_PICTURE: u64 = 1 << 20;
+
+/// The most parts of a form.
+const MAX_PARTS: usize = 32;
+
+/// What may arrive while a part's header is awaited, in bytes; the parser would keep all of it.
+const MAX_HEADER: usize = 256 * 1024;
+
+const EXAMPLE: &str = "curl -F \"file=@photo.jpg\"";
+
+/// A form with a picture.
+#[derive(ToSchema)]
+#[schema(as = UploadForm)]
+#[allow(dead_code, reason = "describes the body; `Form` reads it")]
+pub(super) struct UploadRequest {
+    /// The picture's file.
+    #[schema(value_type = String, format = Binary, content_media_type = "application/octet-stream")]
+    file: Vec<u8>,
+}
+
+/// Vectorize an uploaded picture
+///
+/// What a mobile camera, a browser's form or `curl -F` sends.
+#[utoipa::path(
+    post,
+    path = "/vectorize-image-upload",
+    tag = "pictures",
+    request_body(content = UploadRequest, content_type = "multipart/form-data"),
+    responses(
+        (status = 200, description = "The picture's embedding", body = Answer),
+        (status = 400, description = "`empty_image`", body = Problem, content_type = "application/problem+json"),
+        (status = 408, description = "`request_timeout`", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "`image_too_large`", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "`unsupported_image`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "`validation_failed`, `embedding_rejected`", body = Problem, content_type = "application/problem+json"),
+        (status = 500, description = "`storage_failed`, `internal`", body = Problem, content_type = "application/problem+json"),
+        (status = 502, description = "`embedding_unauthorized`, `embedding_unavailable`, `embedding_invalid`", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "`overloaded`, `embedding_exhausted`, `embedding_rate_limited`", body = Problem, content_type = "application/problem+json"),
+        (status = 504, description = "`embedding_timeout`", body = Problem, content_type = "application/problem+json"),
+        (status = 507, description = "`storage_full`", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn vectorize_image_upload(
+    State(app): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Answer, Error> {
+    let boundary = boundary(&headers)?;
+    let limits = &app.vectorizer.limits;
+    let receiving =
+        Receiving { limit: limits.max_image_bytes + BESIDE_PICTURE, timeout: limits.body_timeout };
+    receiving.expected(&body)?;
+    let admission = app.vectorizer.admit(0).await?;
+
+    let mut form =
+        Form::new(receiving.stream(body)?.map(|chunk| chunk.map_err(Error::from)), &boundary);
+    let file = form.find_file().await?;
+    let name = file.file_name().map(str::to_owned);
+    let done = match app.vectorizer.vectorize(admission, form.into_stream(file)).await {
+        Err(Error::Image(image::Error::Empty | image::Error::Unsupported(_))) if name.is_none() => {
+            return Err(invalid(
+                "The field file holds text, not a picture",
+                format!(
+                    "The field file holds text, not a file: with curl, put an @ before the file's name ({EXAMPLE})."
+                ),
+            ));
+        }
+        done => done?,
+    };
+    Ok(Answer::new(done, app.model).named(name.as_deref().and_then(file_name::printable)))
+}
+
+fn invalid(msg: &str, detail: impl Into<String>) -> Error {
+    Invalid::at(&["body", "file"], "value_error", msg, detail)
+}
+
+fn boundary(headers: &HeaderMap) -> Result<String, Error> {
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    multer::parse_boundary(content_type).map_err(|error| {
+        let detail = match error {
+            multer::Error::NoBoundary => {
+                "The Content-Type multipart/form-data has no boundary: do not set the header yourself, let your client \
+                 set Content-Type."
+                    .into()
+            }
+            _ => format!("The body must be multipart/form-data with the picture in the field file: {EXAMPLE}."),
+        };
+        invalid("Field required", detail)
+    })
+}
+
+/// A multipart form that is being received.
+struct Form {
+    parts: Multipart<'static>,
+    /// Bytes that arrived since the parser last gave something back.
+    unparsed: Arc<AtomicUsize>,
+    count: usize,
+}
+
+impl Form {
+    fn new(
+        body: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
+        boundary: &str,
+    ) -> Self {
+        let unparsed = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&unparsed);
+        let metered = body.then(move |chunk| {
+            let counter = Arc::clone(&counter);
+            async move {
+                // The parser takes all that is ready before it looks at any of it: one chunk at a time.
+                tokio::task::yield_now().await;
+                let chunk = chunk?;
+                if counter.fetch_add(chunk.len(), Ordering::Relaxed) > MAX_HEADER {
+                    return Err(invalid(
+                        "Part header too long",
+                        "The header of a part of the form is too long.",
+                    ));
+                }
+                Ok(chunk)
+            }
+        });
+        Self { parts: Multipart::new(metered, boundary), unparsed, count: 0 }
+    }
+
+    async fn next_part(&mut self) -> Result<Option<Field<'static>>, Error> {
+        let part = self.parts.next_field().await.map_err(form_error)?;
+        self.unparsed.store(0, Ordering::Relaxed);
+        self.count += 1;
+        if part.is_some() && self.count > MAX_PARTS {
+            return Err(invalid(
+                "Too many parts",
+                format!("The form has more than {MAX_PARTS} parts."),
+            ));
+        }
+        Ok(part)
+    }
+
+    async fn next_chunk(&self, part: &mut Field<'static>) -> Result<Option<Bytes>, Error> {
+        let chunk = part.chunk().await.map_err(form_error)?;
+        self.unparsed.store(0, Ordering::Relaxed);
+        Ok(chunk)
+    }
+
+    /// Skips to the part named `file`.
+    async fn find_file(&mut self) -> Result<Field<'static>, Error> {
+        let mut others = Vec::new();
+        while let Some(mut part) = self.next_part().await? {
+            if part.name() == Some("file") {
+                return Ok(part);
+            }
+            let name: String = part.name().unwrap_or("(no name)").chars().take(40).collect();
+            others.push(file_name::printable(&name).unwrap_or_else(|| "(no name)".into()));
+            while self.next_chunk(&mut part).await?.is_some() {}
+        }
+        let received = if others.is_empty() { "no field".into() } else { others.join(", ") };
+        Err(Invalid::at(
+            &["body", "file"],
+            "missing",
+            "Field required",
+            format!(
+                "The form must hold the picture in a field named file ({EXAMPLE}); received: {received}."
+            ),
+        ))
+    }
+
+    /// The file's bytes; what follows the file is looked through for a second one.
+    fn into_stream(self, file: Field<'static>) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+        stream::try_unfold((self, Some(file)), |(mut form, file)| async move {
+            let Some(mut file) = file else { return Ok(None) };
+            if let Some(bytes) = form.next_chunk(&mut file).await? {
+                return Ok(Some((bytes, (form, Some(file)))));
+            }
+            drop(file); // the parser gives out one part at a time
+            while let Some(mut part) = form.next_part().await? {
+                if part.name() == Some("file") {
+                    return Err(invalid(
+                        "One file only",
+                        "The form holds more than one field named file; send one picture a request.",
+                    ));
+                }
+                while form.next_chunk(&mut part).await?.is_some() {}
+            }
+            Ok(None)
+        })
+    }
+}
+
+/// The body's own errors come back out of the parser as they went in.
+fn form_error(error: multer::Error) -> Error {
+    match error {
+        multer::Error::StreamReadFailed(source) => match source.downcast::<Error>() {
+            Ok(error) => *error,
+            Err(other) => Error::Internal(other.to_string()),
+        },
+        multer::Error::IncompleteFieldData { .. }
+        | multer::Error::IncompleteHeaders
+        | multer::Error::IncompleteStream => invalid(
+            "Incomplete form",
+            "The multipart form ends before its closing boundary; send it again.",
+        ),
+        _ => invalid(
+            "Malformed form",
+            format!("The multipart form is malformed; let your client build it ({EXAMPLE})."),
+        ),
+    }
+}

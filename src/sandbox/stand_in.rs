@@ -1,0 +1,353 @@
+//! What the stand-in answers: NVIDIA's four addresses and the presigned one.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::{HeaderMap, HeaderName, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{sync::Semaphore, task::spawn_blocking, time::Instant};
+use uuid::Uuid;
+
+use super::perceptual;
+use crate::{
+    config::Limits,
+    image::{self, Content},
+};
+
+/// Inline pictures must be shorter, in base64 characters.
+const INLINE_LIMIT: usize = 200_000;
+/// The largest upload, in bytes. A picture that was re-encoded may be larger than it came.
+const ASSET_LIMIT: usize = 128 << 20;
+/// Uploads, and pending answers, that are kept at once.
+const KEPT: usize = 256;
+/// How long they are kept.
+const KEPT_FOR: Duration = Duration::from_secs(120);
+/// Pictures that are decoded at once, so that the sandbox stays small.
+const DECODING: usize = 2;
+
+const ASSET_REFERENCES: HeaderName = HeaderName::from_static("nvcf-input-asset-references");
+const FUNCTION_ASSETS: HeaderName = HeaderName::from_static("nvcf-function-asset-ids");
+const REQUEST_ID: HeaderName = HeaderName::from_static("nvcf-reqid");
+const STATUS: HeaderName = HeaderName::from_static("nvcf-status");
+const ASSET_DESCRIPTION: HeaderName = HeaderName::from_static("x-amz-meta-nvcf-asset-description");
+
+pub(super) fn router(address: SocketAddr, key: &str, limits: Limits) -> Router {
+    let upstream = Upstream {
+        address,
+        bearer: format!("Bearer {key}"),
+        limits,
+        assets: Mutex::default(),
+        pending: Mutex::default(),
+        decoding: Semaphore::new(DECODING),
+    };
+    Router::new()
+        .route("/v1/cv/nvidia/nv-dinov2", post(infer))
+        .layer(DefaultBodyLimit::max(INLINE_LIMIT + 4096))
+        .route("/v1/status/{id}", get(status))
+        .route("/v2/nvcf/assets", post(create_asset))
+        .route("/v2/nvcf/assets/{id}", axum::routing::delete(delete_asset))
+        .route("/upload/{id}", put(upload_asset).layer(DefaultBodyLimit::max(ASSET_LIMIT)))
+        .with_state(Arc::new(upstream))
+}
+
+struct Upstream {
+    address: SocketAddr,
+    bearer: String,
+    limits: Limits,
+    assets: Mutex<HashMap<Uuid, Asset>>,
+    pending: Mutex<HashMap<Uuid, (Instant, Vec<f32>)>>,
+    decoding: Semaphore,
+}
+
+struct Asset {
+    created: Instant,
+    signature: String,
+    content_type: String,
+    description: String,
+    /// Computed when the upload arrives: its bytes need not be kept.
+    vector: Option<Result<Vec<f32>, Refusal>>,
+}
+
+/// An error as NVIDIA writes it.
+#[derive(Debug, Clone, PartialEq)]
+struct Refusal(StatusCode, &'static str);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Self(status, detail) = self;
+        let title = status.canonical_reason();
+        let problem = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem))
+            .into_response()
+    }
+}
+
+const fn unprocessable(detail: &'static str) -> Refusal {
+    Refusal(StatusCode::UNPROCESSABLE_ENTITY, detail)
+}
+
+const fn bad_request(detail: &'static str) -> Refusal {
+    Refusal(StatusCode::BAD_REQUEST, detail)
+}
+
+impl Upstream {
+    fn authorize(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        match headers.get(header::AUTHORIZATION) {
+            Some(bearer) if bearer == self.bearer.as_str() => Ok(()),
+            _ => Err(Refusal(StatusCode::UNAUTHORIZED, "Authentication failed")),
+        }
+    }
+
+    fn assets(&self) -> MutexGuard<'_, HashMap<Uuid, Asset>> {
+        let mut assets = self.assets.lock().unwrap_or_else(PoisonError::into_inner);
+        assets.retain(|_, asset| asset.created.elapsed() < KEPT_FOR);
+        assets
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashMap<Uuid, (Instant, Vec<f32>)>> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.retain(|_, (since, _)| since.elapsed() < KEPT_FOR);
+        pending
+    }
+
+    async fn vector(&self, media_type: &str, picture: Bytes) -> Result<Vec<f32>, Refusal> {
+        const BROKEN: Refusal = unprocessable("The picture cannot be read");
+        let _turn = self.decoding.acquire().await.map_err(|_| BROKEN)?;
+        let max_pixels = self.limits.max_image_pixels;
+        let media_type = media_type.to_owned();
+        let vector = spawn_blocking(move || {
+            let picture = image::probe(Content::Memory(picture), max_pixels).map_err(|_| BROKEN)?;
+            if picture.format.media_type() != media_type {
+                return Err(unprocessable("The picture is not what its media type says"));
+            }
+            let pixels =
+                image::decode_cost(&picture).and_then(|cost| image::decode_upright(&picture, cost));
+            Ok(perceptual::vector(&pixels.map_err(|_| BROKEN)?))
+        });
+        vector.await.unwrap_or(Err(BROKEN))
+    }
+}
+
+fn require(
+    headers: &HeaderMap,
+    name: &HeaderName,
+    value: &str,
+    refusal: Refusal,
+) -> Result<(), Refusal> {
+    let given = headers.get(name).and_then(|given| given.to_str().ok());
+    if given == Some(value) { Ok(()) } else { Err(refusal) }
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
+    let refusal =
+        Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json");
+    require(headers, &header::CONTENT_TYPE, "application/json", refusal)
+}
+
+/// The media types that the model takes.
+fn is_accepted(media_type: &str) -> bool {
+    matches!(media_type, "image/jpeg" | "image/png")
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Inference {
+    messages: Vec<Message>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Message {
+    content: MessageContent,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, tag = "type", rename_all = "snake_case")]
+enum MessageContent {
+    ImageUrl { image_url: ImageUrl },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImageUrl {
+    url: String,
+}
+
+async fn infer(
+    State(upstream): State<Arc<Upstream>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    upstream.authorize(&headers)?;
+    require_json(&headers)?;
+    let inference: Inference = serde_json::from_slice(&body)
+        .map_err(|_| unprocessable("The body is not what the model takes"))?;
+    match inference.messages.as_slice() {
+        [] => infer_asset(&upstream, &headers),
+        [Message { content: MessageContent::ImageUrl { image_url } }] => {
+            let parts =
+                image_url.url.strip_prefix("data:").and_then(|data| data.split_once(";base64,"));
+            let (media_type, text) =
+                parts.ok_or(unprocessable("The picture must be a data: address"))?;
+            if !is_accepted(media_type) {
+                return Err(unprocessable("The model takes JPEG and PNG"));
+            }
+            if text.len() >= INLINE_LIMIT {
+                return Err(Refusal(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "The picture must be uploaded as an asset",
+                ));
+            }
+            let picture = BASE64_STANDARD
+                .decode(text)
+                .map_err(|_| unprocessable("The picture is no Base64"))?;
+            Ok(answer(&upstream.vector(media_type, picture.into()).await?))
+        }
+        _ => Err(unprocessable("The model takes one picture")),
+    }
+}
+
+/// Answers that it will answer, so that polling is exercised by every large picture.
+fn infer_asset(upstream: &Upstream, headers: &HeaderMap) -> Result<Response, Refusal> {
+    let id = |name: &HeaderName| {
+        headers.get(name).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok())
+    };
+    let (Some(id), Some(reference)) = (id(&FUNCTION_ASSETS), id(&ASSET_REFERENCES)) else {
+        return Err(bad_request("Both asset headers must name the asset"));
+    };
+    let uploaded = upstream
+        .assets()
+        .get(&id)
+        .filter(|_| id == reference)
+        .and_then(|asset| asset.vector.clone());
+    let vector = uploaded.ok_or(bad_request("No such asset was uploaded"))??;
+    let request = Uuid::new_v4();
+    let mut pending = upstream.pending();
+    if pending.len() >= KEPT {
+        return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, "Too many pending answers"));
+    }
+    pending.insert(request, (Instant::now(), vector));
+    let headers = [(REQUEST_ID, request.to_string()), (STATUS, "pending-evaluation".to_owned())];
+    Ok((StatusCode::ACCEPTED, headers).into_response())
+}
+
+async fn status(
+    State(upstream): State<Arc<Upstream>>,
+    headers: HeaderMap,
+    Path(id): Path<Uuid>,
+) -> Result<Response, Refusal> {
+    upstream.authorize(&headers)?;
+    let delivered = upstream.pending().remove(&id); // once
+    delivered
+        .map(|(_, vector)| answer(&vector))
+        .ok_or(Refusal(StatusCode::NOT_FOUND, "No such request"))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct CreateAsset {
+    content_type: String,
+    description: String,
+}
+
+async fn create_asset(
+    State(upstream): State<Arc<Upstream>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    upstream.authorize(&headers)?;
+    require_json(&headers)?;
+    let create: CreateAsset = serde_json::from_slice(&body)
+        .map_err(|_| bad_request("contentType and description are wanted"))?;
+    if !is_accepted(&create.content_type) {
+        return Err(bad_request("The model takes JPEG and PNG"));
+    }
+    let (id, signature) = (Uuid::new_v4(), Uuid::new_v4().simple().to_string());
+    let upload_url = format!("http://{}/upload/{id}?signature={signature}", upstream.address);
+    let answer = json!({
+        "assetId": id,
+        "uploadUrl": upload_url,
+        "contentType": create.content_type,
+        "description": create.description,
+    });
+    let mut assets = upstream.assets();
+    if assets.len() >= KEPT {
+        return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, "Too many assets"));
+    }
+    assets.insert(
+        id,
+        Asset {
+            created: Instant::now(),
+            signature,
+            content_type: create.content_type,
+            description: create.description,
+            vector: None,
+        },
+    );
+    Ok(Json(answer).into_response())
+}
+
+/// The presigned address: it knows no key, and wants the headers that were signed.
+async fn upload_asset(
+    State(upstream): State<Arc<Upstream>>,
+    Path(id): Path<Uuid>,
+    Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<StatusCode, Refusal> {
+    const DENIED: Refusal =
+        Refusal(StatusCode::FORBIDDEN, "The request does not match its signature");
+    if headers.contains_key(header::AUTHORIZATION) {
+        return Err(bad_request("Only one way to authorize is allowed"));
+    }
+    if !headers.contains_key(header::CONTENT_LENGTH) {
+        return Err(Refusal(StatusCode::NOT_IMPLEMENTED, "Chunked uploads are not implemented"));
+    }
+    let content_type = {
+        let assets = upstream.assets();
+        let asset = assets.get(&id).ok_or(DENIED)?;
+        if query.get("signature") != Some(&asset.signature) {
+            return Err(DENIED);
+        }
+        require(&headers, &header::CONTENT_TYPE, &asset.content_type, DENIED)?;
+        require(&headers, &ASSET_DESCRIPTION, &asset.description, DENIED)?;
+        asset.content_type.clone()
+    };
+    let vector = upstream.vector(&content_type, body).await;
+    upstream.assets().get_mut(&id).ok_or(DENIED)?.vector = Some(vector);
+    Ok(StatusCode::OK)
+}
+
+async fn delete_asset(
+    State(upstream): State<Arc<Upstream>>,
+    headers: HeaderMap,
+    Path(id): Path<Uuid>,
+) -> Result<StatusCode, Refusal> {
+    upstream.authorize(&headers)?;
+    let deleted = upstream.assets().remove(&id);
+    deleted.map(|_| StatusCode::NO_CONTENT).ok_or(Refusal(StatusCode::NOT_FOUND, "No such asset"))
+}
+
+fn answer(vector: &[f32]) -> Response {
+    Json(json!({
+        "metadata": [{ "embedding": vector, "frame_num": 0 }],
+        "created": 1,
+        "model": "nv-dinov2",
+        "object": "inference.completion",
+        "usage": { "inference_response_time": 1 },
+    }))
+    .into_response()
+}

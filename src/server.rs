@@ -1,0 +1,218 @@
+//! Binds, accepts, serves with timers, and drains at the end.
+
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use axum::{Router, extract::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt;
+
+use crate::{
+    app::{self, AppState, Parts},
+    config::{Config, Upstream},
+    fetch::{Lookup, policy::Exception},
+    sandbox::Sandbox,
+    store::{OpenError, Store},
+};
+
+/// A connection reads and writes in pieces of at most this many bytes; a header must fit into one.
+const BUFFER: usize = 32 * 1024;
+
+/// How long to wait when the system is out of sockets.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How connections are served.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// For a request's header, and for an idle keep-alive connection.
+    pub header_timeout: Duration,
+    /// How long new connections are still accepted once the end is announced.
+    pub drain_delay: Duration,
+    /// How long requests may take to finish after that.
+    pub drain_timeout: Duration,
+    /// Open connections.
+    pub max_connections: usize,
+}
+
+/// Why the service does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The downloads folder cannot be used.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// TLS cannot be set up, or a proxy makes no sense.
+    #[error("cannot set up the HTTP clients")]
+    Client(#[from] reqwest::Error),
+    /// The sandbox does not start.
+    #[error("cannot start the sandbox: {0}")]
+    Sandbox(io::Error),
+}
+
+/// A service that is bound and ready to accept.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    settings: Settings,
+    state: AppState,
+    background: TaskTracker,
+    sandbox: Option<Sandbox>,
+}
+
+impl Server {
+    /// Opens the folder, binds the port and, in sandbox mode, starts the stand-in.
+    ///
+    /// # Errors
+    /// [`StartError`]
+    pub async fn bind(config: Config) -> Result<Self, StartError> {
+        Self::bind_with_lookup(config, Lookup::system()).await
+    }
+
+    /// The same, with names looked up as given: for tests.
+    ///
+    /// # Errors
+    /// [`StartError`]
+    pub async fn bind_with_lookup(mut config: Config, lookup: Lookup) -> Result<Self, StartError> {
+        let store = Store::open(&config.store)?;
+        let listen = config.server.listen;
+        let fail = |source| StartError::Listen { address: listen, source };
+        let listener = TcpListener::bind(listen).await.map_err(fail)?;
+        let address = listener.local_addr().map_err(fail)?;
+
+        let (key, sandbox) = match &config.upstream {
+            Upstream::Nvidia(key) => (key.clone(), None),
+            Upstream::Sandbox => {
+                let sandbox =
+                    Sandbox::start(config.limits.clone()).await.map_err(StartError::Sandbox)?;
+                sandbox.point_to(&mut config.nvidia);
+                for host in ["127.0.0.1", "localhost"] {
+                    config.fetch.policy.allow.push(Exception::Server(host.into(), address.port()));
+                }
+                (sandbox.key(), Some(sandbox))
+            }
+        };
+        let background = TaskTracker::new();
+        let parts = Parts { key, lookup, background: background.clone() };
+        let state = AppState::new(&config, store, parts)?;
+        Ok(Self { listener, address, settings: config.server, state, background, sandbox })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until told to stop, then drains: first new requests are still answered while `/ready`
+    /// says no, then the listener closes and what runs is waited for.
+    pub async fn serve(self, stop: impl Future<Output = ()>) {
+        let router = app::router(&self.state);
+        let connections = Connections {
+            router,
+            open: Arc::new(Semaphore::new(self.settings.max_connections)),
+            graceful: GracefulShutdown::new(),
+            header_timeout: self.settings.header_timeout,
+        };
+        let drain = async {
+            stop.await;
+            tracing::info!(
+                delay_s = self.settings.drain_delay.as_secs_f64(),
+                "stopping: /ready says no from now on"
+            );
+            self.state.start_draining();
+            sleep(self.settings.drain_delay).await;
+        };
+        {
+            let mut drain = pin!(drain);
+            loop {
+                tokio::select! {
+                    () = &mut drain => break,
+                    accepted = self.listener.accept() => match accepted {
+                        Ok((stream, _)) => connections.serve(stream),
+                        Err(error) if is_about_one_connection(&error) => {}
+                        Err(error) => {
+                            tracing::error!(%error, "cannot accept connections");
+                            sleep(ACCEPT_PAUSE).await;
+                        }
+                    },
+                }
+            }
+        }
+        drop(self.listener);
+        self.background.close();
+        let finish = async {
+            connections.graceful.shutdown().await;
+            self.background.wait().await;
+        };
+        match timeout(self.settings.drain_timeout, finish).await {
+            Ok(()) => tracing::info!("stopped: every request was answered"),
+            Err(_) => tracing::warn!("stopped: the drain timeout cut requests off"),
+        }
+        drop(self.sandbox);
+    }
+}
+
+/// What every connection is served with.
+struct Connections {
+    router: Router,
+    open: Arc<Semaphore>,
+    graceful: GracefulShutdown,
+    header_timeout: Duration,
+}
+
+impl Connections {
+    fn serve(&self, stream: TcpStream) {
+        let Ok(permit) = Arc::clone(&self.open).try_acquire_owned() else {
+            tracing::debug!("too many connections: one was closed at once");
+            return;
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection ended before it was served");
+            return;
+        }
+        let router = self.router.clone();
+        let service = service_fn(move |request: Request<Incoming>| {
+            router.clone().oneshot(request.map(axum::body::Body::new))
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.header_timeout)
+            .max_buf_size(BUFFER)
+            .serve_connection(TokioIo::new(stream), service);
+        let connection = self.graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended with an error");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Errors of `accept` that tell of the connection, not of the listener.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+    )
+}

@@ -1,0 +1,425 @@
+//! The downloads folder: receives pictures into `.incoming/` and saves them whole.
+//!
+//! A file in the folder itself is complete and durable or not there, whatever kills the process:
+//! it is synced before it gets its name, and the folder is synced after.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::{Bytes, BytesMut};
+use sha2::{Digest, Sha256};
+use tokio::task::{JoinError, spawn_blocking};
+use uuid::Uuid;
+
+use crate::image::Content;
+
+/// How many bytes go to the disk at once, once a picture is too large to be kept in memory.
+const WRITE_SIZE: usize = 128 * 1024;
+
+/// Where pictures are saved.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The folder; made if it is missing.
+    pub folder: PathBuf,
+    /// Free disk that is never used up, in bytes.
+    pub min_free_bytes: u64,
+}
+
+/// Why a picture could not be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Less free disk than the reserve.
+    #[error("{free} bytes are free on the disk, and {reserve} must stay so")]
+    Reserve {
+        /// Free bytes.
+        free: u64,
+        /// Bytes that must stay free.
+        reserve: u64,
+    },
+    /// The file system refuses.
+    #[error("cannot {action}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The deadline passed first.
+    #[error("saving did not end in time")]
+    Timeout,
+    /// The thread that saves died.
+    #[error("the thread that saves died")]
+    Died(#[from] JoinError),
+}
+
+impl Error {
+    /// Whether the cause is a lack of room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Reserve { .. } => true,
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull
+                    | io::ErrorKind::QuotaExceeded
+                    | io::ErrorKind::FileTooLarge
+            ),
+            Self::Timeout | Self::Died(_) => false,
+        }
+    }
+}
+
+fn while_(action: &'static str) -> impl Fn(io::Error) -> Error {
+    move |source| Error::Io { action, source }
+}
+
+/// A folder that cannot be used at start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process owns it.
+    #[error("{0} is in use by another imagesvc: give each its own IMAGESVC_DOWNLOADS_DIR")]
+    InUse(PathBuf),
+    /// The file system refuses.
+    #[error("the downloads folder {path} cannot be used: {source}")]
+    Io {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// The downloads folder of this process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: Arc<Folder>,
+    min_free_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    incoming: PathBuf,
+    /// Locked as long as it is open; the system unlocks it whatever ends the process.
+    _lock: File,
+}
+
+impl Store {
+    /// Makes the folder if needed, locks it, and removes what an earlier process left unfinished.
+    /// Blocks.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] when another process has it.
+    pub fn open(settings: &Settings) -> Result<Self, OpenError> {
+        let path = settings.folder.clone();
+        let incoming = path.join(".incoming");
+        let fail = |path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::Io { path, source }
+        };
+        fs::create_dir_all(&incoming).map_err(fail(&incoming))?;
+        let lock_path = path.join(".lock");
+        let lock =
+            File::options().create(true).append(true).open(&lock_path).map_err(fail(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path)),
+            Err(TryLockError::Error(source)) => return Err(fail(&lock_path)(source)),
+        }
+        for entry in fs::read_dir(&incoming).map_err(fail(&incoming))? {
+            let leftover = entry.map_err(fail(&incoming))?.path();
+            fs::remove_file(&leftover).map_err(fail(&leftover))?;
+        }
+        let folder = Arc::new(Folder { path, incoming, _lock: lock });
+        Ok(Self { folder, min_free_bytes: settings.min_free_bytes })
+    }
+
+    /// Free bytes on the folder's disk. The call asks the kernel's own figures and does not wait
+    /// for a disk.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn free_bytes(&self) -> Result<u64, Error> {
+        let stat = rustix::fs::statvfs(&self.folder.path)
+            .map_err(|error| while_("ask for free disk")(error.into()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Whether there is more free disk than the reserve.
+    ///
+    /// # Errors
+    /// [`Error::Reserve`] if not.
+    pub fn check_room(&self) -> Result<(), Error> {
+        match self.free_bytes()? {
+            free if free < self.min_free_bytes => {
+                Err(Error::Reserve { free, reserve: self.min_free_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether files can be made, by making one. Blocks.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn check_writable(&self) -> Result<(), Error> {
+        self.folder.stage().map(drop)
+    }
+
+    /// Begins to receive a picture, of which up to `keep` bytes stay in memory.
+    pub fn spool(&self, keep: usize) -> Spool {
+        Spool {
+            folder: Arc::clone(&self.folder),
+            keep,
+            pending: BytesMut::new(),
+            staged: None,
+            hasher: Sha256::new(),
+            len: 0,
+        }
+    }
+}
+
+impl Folder {
+    fn stage(&self) -> Result<Staged, Error> {
+        let path = self.incoming.join(Uuid::now_v7().to_string());
+        let file = File::options()
+            .create_new(true)
+            .read(true)
+            .append(true)
+            .open(&path)
+            .map_err(while_("make a file"))?;
+        Ok(Staged { file: Arc::new(file), path: Some(path) })
+    }
+}
+
+/// A file in `.incoming/`, removed when dropped unless it was saved.
+#[derive(Debug)]
+struct Staged {
+    file: Arc<File>,
+    path: Option<PathBuf>,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let Some(path) = self.path.take() else { return };
+        let remove = move || {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(%error, "an unfinished picture could not be removed; the next start will");
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
+    }
+}
+
+/// A picture that is being received: hashed as it comes, in memory while it is small, in
+/// `.incoming/` once it is not.
+#[derive(Debug)]
+pub struct Spool {
+    folder: Arc<Folder>,
+    keep: usize,
+    pending: BytesMut,
+    staged: Option<Staged>,
+    hasher: Sha256,
+    len: u64,
+}
+
+impl Spool {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub async fn write(&mut self, bytes: &Bytes) -> Result<(), Error> {
+        self.hasher.update(bytes);
+        self.len += bytes.len() as u64;
+        self.pending.extend_from_slice(bytes);
+        let room = if self.staged.is_some() { WRITE_SIZE } else { self.keep };
+        if self.pending.len() > room { self.flush().await } else { Ok(()) }
+    }
+
+    /// Bytes taken so far.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether nothing was taken so far.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Ends receiving. A picture of at most `keep` bytes is in memory and nowhere else yet.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub async fn finish(mut self) -> Result<Spooled, Error> {
+        let content = if self.staged.is_some() {
+            self.flush().await?;
+            self.staged.as_ref().map(|staged| Content::File(Arc::clone(&staged.file), self.len))
+        } else {
+            None
+        };
+        Ok(Spooled {
+            content: content.unwrap_or_else(|| Content::Memory(self.pending.split().freeze())),
+            sha256: self.hasher.finalize().into(),
+            staged: self.staged,
+            folder: self.folder,
+        })
+    }
+
+    async fn flush(&mut self) -> Result<(), Error> {
+        let bytes = self.pending.split();
+        let staged = self.staged.take();
+        let folder = Arc::clone(&self.folder);
+        let (staged, mut bytes) = spawn_blocking(move || {
+            let staged = match staged {
+                Some(staged) => staged,
+                None => folder.stage()?,
+            };
+            (&*staged.file).write_all(&bytes).map_err(while_("write a picture"))?;
+            Ok::<_, Error>((staged, bytes))
+        })
+        .await??;
+        bytes.clear();
+        self.pending = bytes; // its memory is used again
+        self.staged = Some(staged);
+        Ok(())
+    }
+}
+
+/// A received picture, not saved yet. Dropping it leaves nothing behind.
+#[derive(Debug)]
+pub struct Spooled {
+    /// The bytes; they stay readable while and after the picture is saved.
+    pub content: Content,
+    /// SHA-256 of the bytes.
+    pub sha256: [u8; 32],
+    staged: Option<Staged>,
+    folder: Arc<Folder>,
+}
+
+impl Spooled {
+    /// Saves the picture under a new name (a UUID v7, so that names sort by time) with this
+    /// extension, and returns the name once it is durable. Goes on to its end when the caller
+    /// stops waiting.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub async fn save(self, extension: &'static str) -> Result<String, Error> {
+        spawn_blocking(move || self.save_blocking(extension)).await?
+    }
+
+    fn save_blocking(mut self, extension: &str) -> Result<String, Error> {
+        let mut staged = match (self.staged.take(), &self.content) {
+            (Some(staged), _) => staged,
+            (None, Content::Memory(bytes)) => {
+                let staged = self.folder.stage()?;
+                (&*staged.file).write_all(bytes).map_err(while_("write a picture"))?;
+                staged
+            }
+            (None, Content::File(..)) => {
+                return Err(while_("find a picture's file")(io::ErrorKind::NotFound.into()));
+            }
+        };
+        staged.file.sync_all().map_err(while_("sync a picture"))?;
+        let name = format!("{}.{extension}", Uuid::now_v7());
+        if let Some(from) = &staged.path {
+            fs::rename(from, self.folder.path.join(&name)).map_err(while_("name a picture"))?;
+        }
+        staged.path = None;
+        File::open(&self.folder.path)
+            .and_then(|folder| folder.sync_all())
+            .map_err(while_("sync the downloads folder"))?;
+        Ok(name)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn open(folder: &Path) -> Result<Store, OpenError> {
+        Store::open(&Settings { folder: folder.to_owned(), min_free_bytes: 0 })
+    }
+
+    fn files(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| !name.starts_with('.'))
+            .collect();
+        names.sort();
+        names
+    }
+
+    async fn spooled(store: &Store, keep: usize, chunks: &[&'static [u8]]) -> Spooled {
+        let mut spool = store.spool(keep);
+        for chunk in chunks {
+            spool.write(&Bytes::from_static(chunk)).await.unwrap();
+        }
+        spool.finish().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn small_and_large_pictures_are_saved_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path()).unwrap();
+        for keep in [100, 3, 0] {
+            let spooled = spooled(&store, keep, &[b"hello ", b"wor", b"ld"]).await;
+            assert_eq!(spooled.sha256[..4], [0xb9, 0x4d, 0x27, 0xb9]);
+            let content = spooled.content.clone();
+            let name = spooled.save("jpg").await.unwrap();
+            assert!(name.ends_with(".jpg"));
+            assert_eq!(fs::read(folder.path().join(name)).unwrap(), b"hello world");
+            assert_eq!(&content.read_at(6, 100).unwrap()[..], b"world");
+        }
+        assert_eq!(files(folder.path()).len(), 3);
+        assert!(files(&folder.path().join(".incoming")).is_empty());
+    }
+
+    #[test]
+    fn a_picture_that_is_not_saved_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let store = open(folder.path()).unwrap();
+            drop(spooled(&store, 3, &[b"hello ", b"world"]).await);
+        });
+        drop(runtime); // waits for the removal
+        assert!(files(folder.path()).is_empty());
+        assert!(files(&folder.path().join(".incoming")).is_empty());
+    }
+
+    #[test]
+    fn leftovers_are_removed_at_start() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join(".incoming")).unwrap();
+        fs::write(folder.path().join(".incoming/half"), "half").unwrap();
+        fs::write(folder.path().join("whole.jpg"), "whole").unwrap();
+        open(folder.path()).unwrap();
+        assert!(files(&folder.path().join(".incoming")).is_empty());
+        assert_eq!(files(folder.path()), ["whole.jpg"]);
+    }
+
+    #[test]
+    fn a_folder_has_one_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = open(folder.path()).unwrap();
+        assert!(matches!(open(folder.path()), Err(OpenError::InUse(_))));
+        drop(first);
+        open(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_disk_under_the_reserve_is_full() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { folder: folder.path().to_owned(), min_free_bytes: u64::MAX };
+        let error = Store::open(&settings).unwrap().check_room().unwrap_err();
+        assert!(error.is_full());
+    }
+}
