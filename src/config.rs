@@ -305,7 +305,6 @@ fn sized(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64, String
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

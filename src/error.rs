@@ -7,9 +7,12 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::task::JoinError;
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
 
 use crate::{
     embed, fetch, guard::body::BodyError, image, nvidia::Verdict, routes::Base64Fault, store,
@@ -122,9 +125,9 @@ impl Saved {
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:ident;)*) => {
         /// The stable name of an error. `detail` is for people and may change; this does not.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, ToSchema)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Code {
-            $($(#[$doc])* #[serde(rename = $text)] $variant,)*
+            $($(#[$doc])* $variant,)*
         }
 
         impl Code {
@@ -193,6 +196,24 @@ codes! {
     Internal = "internal", INTERNAL_SERVER_ERROR;
 }
 
+impl Serialize for Code {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl PartialSchema for Code {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("The stable name of an error."))
+            .enum_values(Some(Self::ALL.iter().map(|code| code.as_str())))
+            .into()
+    }
+}
+
+impl ToSchema for Code {}
+
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -201,6 +222,7 @@ impl fmt::Display for Code {
 
 impl Error {
     /// A thread that died.
+    #[allow(clippy::needless_pass_by_value, reason = "the signature that `map_err` wants")]
     pub fn died(error: JoinError) -> Self {
         Self::Internal(error.to_string())
     }

@@ -124,6 +124,7 @@ impl Server {
     /// Serves until told to stop, then drains: first new requests are still answered while `/ready`
     /// says no, then the listener closes and what runs is waited for.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
+        tracing::info!(address = %self.address, version = env!("CARGO_PKG_VERSION"), "listening");
         let router = app::router(&self.state);
         let connections = Connections {
             router,

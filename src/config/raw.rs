@@ -58,9 +58,9 @@ impl Raw {
         for (name, value) in environment {
             let Some(name) = name.to_str() else { continue };
             match value.into_string() {
-                Ok(value) => raw.add(name, value),
+                Ok(value) => raw.add(name, &value),
                 Err(_) if find(name).is_some() => {
-                    raw.unreadable.push(format!("{name} is not UTF-8"))
+                    raw.unreadable.push(format!("{name} is not UTF-8"));
                 }
                 Err(_) => {}
             }
@@ -70,7 +70,7 @@ impl Raw {
                 && flags.value_source(setting.name) == Some(ValueSource::CommandLine)
                 && let Some(value) = flags.get_one::<String>(setting.name)
             {
-                raw.add(setting.name, value.clone());
+                raw.add(setting.name, value);
             }
         }
         raw
@@ -80,7 +80,7 @@ impl Raw {
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut raw = Self::default();
         for (name, value) in pairs {
-            raw.add(name, value.to_owned());
+            raw.add(name, value);
         }
         raw
     }
@@ -94,7 +94,7 @@ impl Raw {
             Ok(lines) => {
                 for line in lines {
                     match line {
-                        Ok((name, value)) => self.add(&name, value),
+                        Ok((name, value)) => self.add(&name, &value),
                         // dotenvy's error quotes the line, which may hold a key.
                         Err(_) => {
                             self.unreadable.push(".env has a line that is not NAME=value".into());
@@ -108,7 +108,7 @@ impl Raw {
         }
     }
 
-    fn add(&mut self, name: &str, value: String) {
+    fn add(&mut self, name: &str, value: &str) {
         let value = value.trim();
         if value.is_empty() {
             return;
@@ -128,7 +128,6 @@ fn find(name: &str) -> Option<&'static Setting> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

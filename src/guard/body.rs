@@ -101,7 +101,6 @@ impl Receiving {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use futures_util::StreamExt;
 

@@ -137,7 +137,7 @@ impl Record {
             _ if failure.is_none()
                 && matches!(self.route.as_str(), "/health" | "/ready" | "/metrics") =>
             {
-                line!(debug)
+                line!(debug);
             }
             _ => line!(info),
         }
@@ -176,7 +176,6 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

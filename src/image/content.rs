@@ -115,7 +115,6 @@ impl Seek for Reader {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::io::Write;
 

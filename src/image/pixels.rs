@@ -206,7 +206,6 @@ fn is_progressive(reader: &mut Reader) -> Result<bool, Error> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::io::Cursor;
 

@@ -80,7 +80,6 @@ fn bmp_size(reader: &mut Reader) -> Option<ImageSize> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use proptest::prelude::*;
 

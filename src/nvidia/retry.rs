@@ -118,7 +118,6 @@ pub(super) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -81,7 +81,6 @@ pub(super) struct CreatedAsset {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::nvidia::DIMENSIONS;

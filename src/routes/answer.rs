@@ -101,7 +101,7 @@ impl Answer {
         }
     }
 
-    pub(super) fn from_address(self, source_url: String) -> Self {
+    pub(super) fn fetched_from(self, source_url: String) -> Self {
         Self { source_url: Some(source_url), ..self }
     }
 

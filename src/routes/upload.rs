@@ -1,8 +1,12 @@
 //! `POST /vectorize-image-upload`: a picture as a file of a multipart form (RFC 7578).
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
 };
 
 use axum::{
@@ -11,7 +15,10 @@ use axum::{
     http::{HeaderMap, header},
 };
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
 use multer::{Field, Multipart};
 use utoipa::ToSchema;
 
@@ -131,22 +138,18 @@ impl Form {
     ) -> Self {
         let unparsed = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&unparsed);
-        let metered = body.then(move |chunk| {
-            let counter = Arc::clone(&counter);
-            async move {
-                // The parser takes all that is ready before it looks at any of it: one chunk at a time.
-                tokio::task::yield_now().await;
-                let chunk = chunk?;
-                if counter.fetch_add(chunk.len(), Ordering::Relaxed) > MAX_HEADER {
-                    return Err(invalid(
-                        "Part header too long",
-                        "The header of a part of the form is too long.",
-                    ));
-                }
-                Ok(chunk)
+        let metered = body.map(move |chunk| {
+            let chunk = chunk?;
+            if counter.fetch_add(chunk.len(), Ordering::Relaxed) > MAX_HEADER {
+                return Err(invalid(
+                    "Part header too long",
+                    "The header of a part of the form is too long.",
+                ));
             }
+            Ok(chunk)
         });
-        Self { parts: Multipart::new(metered, boundary), unparsed, count: 0 }
+        let parts = Multipart::new(OneAtATime { stream: metered.boxed(), rests: false }, boundary);
+        Self { parts, unparsed, count: 0 }
     }
 
     async fn next_part(&mut self) -> Result<Option<Field<'static>>, Error> {
@@ -209,6 +212,28 @@ impl Form {
             }
             Ok(None)
         })
+    }
+}
+
+/// Hands out one chunk for each time it is asked, then rests once. The parser would else take all
+/// that is ready into its memory before it looks at any of it; and it calls a form incomplete
+/// whose first chunk arrives together with the end.
+struct OneAtATime<T> {
+    stream: BoxStream<'static, T>,
+    rests: bool,
+}
+
+impl<T> Stream for OneAtATime<T> {
+    type Item = T;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
+        if std::mem::take(&mut self.rests) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let polled = self.stream.poll_next_unpin(context);
+        self.rests = polled.is_ready();
+        polled
     }
 }
 

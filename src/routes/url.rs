@@ -77,7 +77,7 @@ pub(super) async fn vectorize_image(
     }
     let done =
         app.vectorizer.vectorize(admission, fetched.into_stream().map_err(Error::from)).await?;
-    Ok(Answer::new(done, app.model).from_address(address))
+    Ok(Answer::new(done, app.model).fetched_from(address))
 }
 
 fn parse(body: Vec<u8>) -> Result<String, Error> {

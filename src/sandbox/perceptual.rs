@@ -30,11 +30,11 @@ const _: () = assert!(GRID * GRID * FEATURES == DIMENSIONS);
 pub fn vector(picture: &RgbImage) -> Vec<f32> {
     let pixels = scaled_lab(picture);
     let mut numbers: Vec<f32> = (0..GRID * GRID).flat_map(|cell| features(&pixels, cell)).collect();
-    for feature in 0..FEATURES {
+    for (feature, weight) in WEIGHTS.into_iter().enumerate() {
         let column = || (0..GRID * GRID).map(move |cell| cell * FEATURES + feature);
         let mean = column().map(|index| numbers[index]).sum::<f32>() / (GRID * GRID) as f32;
         for index in column() {
-            numbers[index] = (numbers[index] - mean) * WEIGHTS[feature];
+            numbers[index] = (numbers[index] - mean) * weight;
         }
     }
     let length = numbers.iter().map(|number| number * number).sum::<f32>().sqrt();
@@ -89,7 +89,6 @@ fn lab(rgb: [u8; 3]) -> Lab {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use image::{DynamicImage, ImageFormat, Rgb, codecs::jpeg::JpegEncoder};
 

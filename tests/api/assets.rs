@@ -1,0 +1,152 @@
+//! A picture that does not fit inline: three calls and a deletion, byte for byte.
+
+use image::ImageFormat;
+
+use crate::support::{CHELSEA, HUBBLE, KEY, Nvidia, Reply, TestApp, converted, noise_png};
+
+const DESCRIPTION: &str = "imagesvc picture";
+
+async fn assert_uploaded(picture: &[u8], sent: Option<&[u8]>, media_type: &str) {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    app.upload(picture, "secret-name.jpg").await.vector();
+
+    let received = nvidia.wait_for(4).await;
+    let asset = Nvidia::ASSET;
+    assert_eq!(
+        nvidia.lines(),
+        [
+            "POST /v2/nvcf/assets".to_owned(),
+            format!("PUT /upload/{asset}?X-Amz-Signature=planted"),
+            "POST /v1/cv/nvidia/nv-dinov2".to_owned(),
+            format!("DELETE /v2/nvcf/assets/{asset}"),
+        ]
+    );
+    let agent = concat!("user-agent: imagesvc/", env!("CARGO_PKG_VERSION")).to_owned();
+    let key = format!("authorization: Bearer {KEY}");
+
+    let create = format!(r#"{{"contentType":"{media_type}","description":"{DESCRIPTION}"}}"#);
+    assert_eq!(String::from_utf8_lossy(&received[0].body), create);
+    assert_eq!(
+        received[0].sorted_headers(),
+        [
+            "accept: application/json".to_owned(),
+            key.clone(),
+            format!("content-length: {}", create.len()),
+            "content-type: application/json".to_owned(),
+            agent.clone(),
+        ]
+    );
+    if let Some(sent) = sent {
+        assert!(received[1].body == sent, "the upload is the picture itself");
+    }
+    assert_eq!(
+        received[1].sorted_headers(),
+        [
+            "accept: */*".to_owned(),
+            format!("content-length: {}", received[1].body.len()),
+            format!("content-type: {media_type}"),
+            agent.clone(),
+            format!("x-amz-meta-nvcf-asset-description: {DESCRIPTION}"),
+        ],
+        "the key never goes to the presigned address"
+    );
+    assert_eq!(received[2].body, br#"{"messages":[]}"#);
+    assert_eq!(
+        received[2].sorted_headers(),
+        [
+            "accept: application/json".to_owned(),
+            key.clone(),
+            "content-length: 15".to_owned(),
+            "content-type: application/json".to_owned(),
+            format!("nvcf-function-asset-ids: {asset}"),
+            format!("nvcf-input-asset-references: {asset}"),
+            agent.clone(),
+        ]
+    );
+    assert_eq!(received[3].sorted_headers(), ["accept: application/json".to_owned(), key, agent]);
+}
+
+#[tokio::test]
+async fn a_large_jpeg_is_uploaded_as_documented() {
+    assert_uploaded(HUBBLE, Some(HUBBLE), "image/jpeg").await;
+}
+
+#[tokio::test]
+async fn a_large_png_is_uploaded_as_png() {
+    assert_uploaded(CHELSEA, Some(CHELSEA), "image/png").await;
+}
+
+#[tokio::test]
+async fn a_picture_of_several_megabytes_is_uploaded_whole() {
+    let picture = noise_png(1200, 1000);
+    assert!(picture.len() > 3_000_000);
+    assert_uploaded(&picture, Some(&picture), "image/png").await;
+}
+
+#[tokio::test]
+async fn a_large_picture_in_another_format_is_uploaded_as_jpeg() {
+    let webp = converted(&noise_png(500, 400), ImageFormat::WebP);
+    assert_uploaded(&webp, None, "image/jpeg").await;
+}
+
+#[tokio::test]
+async fn every_route_uploads_a_large_picture() {
+    let nvidia = Nvidia::well().await;
+    let origin = crate::support::Server::start(|_, _| Reply::new(200, &[], HUBBLE)).await;
+    let app =
+        TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &origin.address.to_string())])
+            .await;
+    app.base64(HUBBLE).await.vector();
+    app.by_address(&origin.url("/hubble.jpg")).await.vector();
+    let received = nvidia.wait_for(8).await;
+    let uploads: Vec<_> = received.iter().filter(|request| request.method == "PUT").collect();
+    assert_eq!(uploads.len(), 2);
+    assert!(uploads.iter().all(|upload| upload.body == HUBBLE));
+}
+
+#[tokio::test]
+async fn a_deletion_that_hangs_delays_no_answer_and_no_stop_beyond_its_deadline() {
+    let nvidia =
+        Nvidia::with_uploads(|request| (request.method == "DELETE").then_some(Reply::Hang)).await;
+    let app = TestApp::configured(&nvidia, &[], |config| {
+        config.server.drain_timeout = std::time::Duration::from_millis(50);
+    })
+    .await;
+    app.upload(HUBBLE, "hubble.jpg").await.vector();
+    nvidia.wait_for(4).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_upload_is_deleted_also_when_its_inference_fails() {
+    let nvidia = Nvidia::with_uploads(|request| {
+        (request.target == "/v1/cv/nvidia/nv-dinov2").then(|| Reply::status(402))
+    })
+    .await;
+    let app = TestApp::against(&nvidia).await;
+    assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.status, 503);
+    nvidia.wait_for(4).await;
+    assert_eq!(nvidia.received()[3].method, "DELETE");
+}
+
+#[tokio::test]
+async fn the_calls_of_an_upload_are_tried_again() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let puts = AtomicUsize::new(0);
+    let creates = AtomicUsize::new(0);
+    let nvidia = Nvidia::with_uploads(move |request| match request.method.as_str() {
+        "PUT" => (puts.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::Cut(Vec::new())),
+        "POST" if request.target == "/v2/nvcf/assets" => {
+            (creates.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::status(503))
+        }
+        _ => None,
+    })
+    .await;
+    let app = TestApp::against(&nvidia).await;
+    app.upload(HUBBLE, "hubble.jpg").await.vector();
+    let received = nvidia.wait_for(6).await;
+    let methods: Vec<_> = received.iter().map(|request| request.method.as_str()).collect();
+    assert_eq!(methods, ["POST", "POST", "PUT", "PUT", "POST", "DELETE"]);
+    assert!(received[3].body == HUBBLE, "the second try sends the whole picture again");
+}

@@ -1,0 +1,68 @@
+//! The documentation that the service serves.
+
+use crate::support::{Nvidia, TestApp};
+
+#[tokio::test]
+async fn the_document_is_openapi_3_1_and_lists_every_route() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let document = app.get("/openapi.json").await.json();
+    assert_eq!(document["openapi"], "3.1.0");
+    let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(
+        paths,
+        [
+            "/health",
+            "/metrics",
+            "/ready",
+            "/vectorize-image",
+            "/vectorize-image-base64",
+            "/vectorize-image-upload"
+        ]
+    );
+    let upload = &document["paths"]["/vectorize-image-upload"]["post"];
+    assert!(upload["requestBody"]["content"]["multipart/form-data"].is_object());
+    assert!(upload["responses"]["415"]["content"]["application/problem+json"].is_object());
+    let answer = &document["components"]["schemas"]["Answer"]["properties"];
+    assert_eq!(answer["vector"]["minItems"], 1536);
+    assert_eq!(answer["vector"]["items"]["type"], "number");
+    let codes = document["components"]["schemas"]["Code"]["enum"].as_array().unwrap();
+    assert!(codes.iter().any(|code| code == "embedding_rate_limited"));
+}
+
+#[tokio::test]
+async fn the_page_and_its_assets_come_from_the_service() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let page = app.get("/docs").await;
+    assert_eq!((page.status, page.header("content-type")), (200, "text/html"));
+    assert!(page.header("content-security-policy").contains("frame-ancestors 'none'"));
+    let html = page.text();
+    let linked =
+        html.split(['"', '\'']).filter(|text| text.ends_with(".js") || text.ends_with(".css"));
+    let linked: Vec<_> = linked.map(|path| path.trim_start_matches("./")).collect();
+    assert!(linked.len() >= 4, "{html}");
+    for path in linked {
+        let asset = app.get(&format!("/docs/{path}")).await;
+        assert_eq!(asset.status, 200, "{path}");
+        assert!(!asset.body.is_empty());
+    }
+    let start = app.get("/docs/swagger-initializer.js").await.text();
+    assert!(
+        start.contains("/openapi.json") && start.contains("\"validatorUrl\": \"none\""),
+        "{start}"
+    );
+}
+
+#[tokio::test]
+async fn the_page_for_people_needs_nothing_from_elsewhere() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let page = app.get("/").await;
+    assert!(page.header("content-type").starts_with("text/html"));
+    assert!(page.header("content-security-policy").starts_with("default-src 'none'"));
+    assert!(
+        !page.text().contains("://") || page.text().matches("://").count() == 1,
+        "only the placeholder"
+    );
+}

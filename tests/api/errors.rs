@@ -1,0 +1,222 @@
+//! What clients are told when NVIDIA, the disk or the service itself fails.
+
+use std::time::Duration;
+
+use crate::support::{Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding};
+
+/// An error as NVIDIA writes it, with something in it that is not for clients.
+fn refusal(status: u16) -> Reply {
+    Reply::new(
+        status,
+        &[("content-type", "application/problem+json")],
+        format!(
+            r#"{{"status":{status},"title":"upstream-secret","detail":"upstream-secret at /opt/planted"}}"#
+        ),
+    )
+}
+
+#[tokio::test]
+async fn a_refusal_is_one_call_and_names_the_saved_picture() {
+    for (status, expected, code) in [
+        (400, 422, "embedding_rejected"),
+        (413, 422, "embedding_rejected"),
+        (415, 422, "embedding_rejected"),
+        (422, 422, "embedding_rejected"),
+        (401, 502, "embedding_unauthorized"),
+        (403, 502, "embedding_unauthorized"),
+        (402, 503, "embedding_exhausted"),
+        (404, 503, "embedding_exhausted"),
+        (410, 503, "embedding_exhausted"),
+        (301, 502, "embedding_unavailable"),
+        (418, 502, "embedding_unavailable"),
+        (501, 502, "embedding_unavailable"),
+    ] {
+        let nvidia = Nvidia::replying(vec![refusal(status)]).await;
+        let app = TestApp::against(&nvidia).await;
+        let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, expected, code);
+        assert_eq!(nvidia.lines().len(), 1, "{status}");
+        let saved_as = problem["saved_as"].as_str().unwrap();
+        assert_eq!(problem["path"], format!("downloads/{saved_as}"));
+        assert_eq!(app.saved_bytes(saved_as), ROCKET);
+    }
+}
+
+#[tokio::test]
+async fn failures_in_passing_are_tried_again_and_not_noticed() {
+    for fault in [
+        refusal(429),
+        refusal(500),
+        refusal(502),
+        refusal(503),
+        Reply::status(504),
+        Reply::Cut(Vec::new()),
+        Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-le".to_vec()),
+        Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n{".to_vec()),
+    ] {
+        let nvidia = Nvidia::replying(vec![fault.clone(), fault, embedding()]).await;
+        let app = TestApp::against(&nvidia).await;
+        app.upload(ROCKET, "rocket.jpg").await.vector();
+        assert_eq!(nvidia.lines().len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn failures_that_last_are_given_up_after_three_tries() {
+    for (fault, expected, code) in [
+        (refusal(500), 502, "embedding_unavailable"),
+        (refusal(503), 502, "embedding_unavailable"),
+        (Reply::Cut(Vec::new()), 502, "embedding_unavailable"),
+        (refusal(429), 503, "embedding_rate_limited"),
+    ] {
+        let nvidia = Nvidia::replying(vec![fault]).await;
+        let app = TestApp::against(&nvidia).await;
+        let answer = app.upload(ROCKET, "rocket.jpg").await;
+        assert_problem(&answer, expected, code);
+        assert_eq!(nvidia.lines().len(), 3);
+        assert_eq!(answer.headers.contains_key("retry-after"), code == "embedding_rate_limited");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_beyond_the_deadline_is_not_begun_and_passed_on() {
+    let nvidia = Nvidia::replying(vec![Reply::new(429, &[("retry-after", "120")], "")]).await;
+    let app = TestApp::against(&nvidia).await;
+    let answer = app.upload(ROCKET, "rocket.jpg").await;
+    assert_problem(&answer, 503, "embedding_rate_limited");
+    assert_eq!(answer.header("retry-after"), "120");
+    assert_eq!(nvidia.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn a_nvidia_that_hangs_is_a_timeout() {
+    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    for settings in [&[("IMAGESVC_REQUEST_TIMEOUT", "100ms")], &[("NVIDIA_TIMEOUT", "20ms")]] {
+        let app = TestApp::with_settings(&nvidia, settings).await;
+        let problem =
+            assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 504, "embedding_timeout");
+        assert!(problem["saved_as"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn who_would_wait_too_long_for_the_pace_is_told_so() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_REQUESTS_PER_MINUTE", "2")]).await;
+    app.upload(ROCKET, "1.jpg").await.vector();
+    app.upload(ROCKET, "2.jpg").await.vector();
+    let answer = app.upload(ROCKET, "3.jpg").await;
+    assert_problem(&answer, 503, "embedding_rate_limited");
+    let seconds: u64 = answer.header("retry-after").parse().unwrap();
+    assert!((55..=61).contains(&seconds), "{seconds}");
+    assert_eq!(nvidia.lines().len(), 2);
+}
+
+#[tokio::test]
+async fn a_nvidia_that_cannot_be_reached_is_unavailable() {
+    let nvidia = Nvidia::well().await;
+    // A port that was free a moment ago, and that nobody listens on.
+    let free = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let app =
+        TestApp::with_settings(&nvidia, &[("NVIDIA_INFER_URL", &format!("http://{free}/"))]).await;
+    assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_unavailable");
+}
+
+#[tokio::test]
+async fn a_disk_under_the_reserve_is_full_on_every_route() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MIN_FREE_BYTES", "900000000GiB")]).await;
+    for answer in [
+        app.upload(ROCKET, "rocket.jpg").await,
+        app.base64(ROCKET).await,
+        app.by_address("http://example.com/").await,
+    ] {
+        assert_problem(&answer, 507, "storage_full");
+    }
+    assert!(app.saved().is_empty());
+    assert_eq!(app.get("/health").await.status, 200);
+    let ready = app.get("/ready").await;
+    assert_eq!(
+        (ready.status, ready.json()["reasons"][0].as_str()),
+        (503, Some("disk_under_reserve"))
+    );
+}
+
+#[tokio::test]
+async fn a_folder_that_vanished_is_a_failure_to_save() {
+    let nvidia = Nvidia::well().await;
+    let folder = tempfile::tempdir().unwrap();
+    let downloads = folder.path().join("downloads");
+    let app =
+        TestApp::with_settings(&nvidia, &[("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap())])
+            .await;
+    std::fs::rename(downloads.join(".incoming"), folder.path().join("elsewhere")).unwrap();
+    assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 500, "storage_failed");
+    let ready = app.get("/ready").await;
+    assert_eq!(
+        (ready.status, ready.json()["reasons"][0].as_str()),
+        (503, Some("downloads_not_writable"))
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_there_says_where_to_go() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    for path in
+        ["/nothing", "/vectorize-image/", "/docs/nothing.js", "/sandbox/photo.jpg", "/%ff", "//"]
+    {
+        assert_problem(&app.get(path).await, 404, "not_found");
+    }
+    for (path, allow) in [
+        ("/vectorize-image", "POST"),
+        ("/vectorize-image-upload", "POST"),
+        ("/vectorize-image-base64", "POST"),
+    ] {
+        let answer = app.get(path).await;
+        assert_problem(&answer, 405, "method_not_allowed");
+        assert_eq!(answer.header("allow"), allow);
+    }
+    let answer = app.post("/health", "text/plain", "").await;
+    assert_problem(&answer, 405, "method_not_allowed");
+    assert_eq!(answer.header("allow"), "GET,HEAD");
+}
+
+#[tokio::test]
+async fn a_request_keeps_its_own_id_if_it_is_harmless() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    for (own, kept) in [("trace-1.a_B", true), ("a b", false), ("", false)] {
+        let answer =
+            app.send(app.client.get(app.url("/nothing")).header("x-request-id", own)).await;
+        assert_eq!(assert_problem(&answer, 404, "not_found")["request_id"] == own, kept, "{own}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::configured(&nvidia, &[("IMAGESVC_BODY_TIMEOUT", "100ms")], |_| {}).await;
+    for (path, start) in [
+        ("/vectorize-image", "{\"image_url\":"),
+        ("/vectorize-image-base64", "{\"image_base64\":"),
+        (
+            "/vectorize-image-upload",
+            "--b0undary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nabc",
+        ),
+    ] {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b0undary\r\ncontent-length: 10000\r\n\r\n{start}"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer))
+            .await
+            .unwrap()
+            .unwrap();
+        let answer = String::from_utf8(answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        assert!(answer.contains("\"code\":\"request_timeout\""), "{answer}");
+    }
+}

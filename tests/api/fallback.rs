@@ -1,0 +1,157 @@
+//! Uploads that are refused: the picture is shrunk and sent inline.
+
+use ::base64::{Engine, prelude::BASE64_STANDARD};
+use image::{DynamicImage, GenericImageView};
+
+use crate::support::{
+    CHELSEA, HUBBLE, Nvidia, Received, Reply, TestApp, assert_problem, embedding,
+};
+
+const CREATE: &str = "POST /v2/nvcf/assets";
+const INFER: &str = "POST /v1/cv/nvidia/nv-dinov2";
+
+/// The picture that an inference carries, and the length of its base64 text.
+fn inline_picture(request: &Received) -> (DynamicImage, usize) {
+    let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+    let url = body["messages"][0]["content"]["image_url"]["url"].as_str().unwrap().to_owned();
+    let text = url.strip_prefix("data:image/jpeg;base64,").unwrap();
+    let picture = image::load_from_memory(&BASE64_STANDARD.decode(text).unwrap()).unwrap();
+    (picture, text.len())
+}
+
+fn is_inline(request: &Received) -> bool {
+    request.line() == INFER && request.body.len() > 100
+}
+
+/// A large picture is answered although NVIDIA replies so, and the next one is spared the detour.
+async fn assert_falls_back(at: &'static str, reply: Reply) {
+    let nvidia = Nvidia::with_uploads(move |request| {
+        (request.line().starts_with(at) && !is_inline(request)).then(|| reply.clone())
+    })
+    .await;
+    let app = TestApp::against(&nvidia).await;
+    let answer = app.upload(HUBBLE, "hubble.jpg").await;
+    answer.vector();
+    assert_eq!(answer.json()["prepared"], "shrunk");
+    assert_eq!(
+        (answer.json()["width"].as_u64(), answer.json()["height"].as_u64()),
+        (Some(1000), Some(872))
+    );
+
+    // The deletion of what was uploaded may come at any time.
+    let calls =
+        |requests: Vec<Received>| requests.into_iter().filter(|request| request.method != "DELETE");
+    let inline: Vec<_> = calls(nvidia.received()).filter(is_inline).collect();
+    assert_eq!(inline.len(), 1, "{:?}", nvidia.lines());
+    let (picture, text) = inline_picture(&inline[0]);
+    assert!(text < 200_000);
+    assert!(picture.width() <= 1024 && picture.height() <= 1024);
+    let before = calls(nvidia.received()).count();
+
+    let again = app.upload(HUBBLE, "hubble.jpg").await;
+    assert_eq!(again.json()["prepared"], "shrunk");
+    assert_eq!(calls(nvidia.received()).count(), before + 1, "{:?}", nvidia.lines());
+}
+
+#[tokio::test]
+async fn a_refused_create_call_falls_back() {
+    for status in [400, 403, 404, 405, 410, 413, 415, 422] {
+        assert_falls_back(CREATE, Reply::status(status)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_create_call_whose_answer_makes_no_sense_falls_back() {
+    for body in [
+        "",
+        "{}",
+        r#"{"assetId":"../../x","uploadUrl":"http://example.com/"}"#,
+        r#"{"assetId":"0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9","uploadUrl":"file:///etc/passwd"}"#,
+        r#"{"assetId":"0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9","uploadUrl":"upload"}"#,
+    ] {
+        assert_falls_back(CREATE, Reply::json(200, body)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refused_upload_falls_back() {
+    for status in [400, 401, 403, 404, 411, 413, 429] {
+        assert_falls_back("PUT ", Reply::status(status)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refused_inference_falls_back() {
+    for status in [400, 404, 410, 413, 415, 422] {
+        assert_falls_back(INFER, Reply::status(status)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_the_keys_or_the_accounts_fault_does_not_fall_back() {
+    for (at, status, code, expected) in [
+        (CREATE, 401, "embedding_unauthorized", 502),
+        (CREATE, 402, "embedding_exhausted", 503),
+        (INFER, 401, "embedding_unauthorized", 502),
+        (INFER, 403, "embedding_unauthorized", 502),
+        (INFER, 402, "embedding_exhausted", 503),
+    ] {
+        let nvidia = Nvidia::with_uploads(move |request| {
+            (request.line() == at).then(|| Reply::status(status))
+        })
+        .await;
+        let app = TestApp::against(&nvidia).await;
+        assert_problem(&app.upload(HUBBLE, "hubble.jpg").await, expected, code);
+        assert!(!nvidia.received().iter().any(is_inline));
+    }
+}
+
+#[tokio::test]
+async fn a_rate_limit_on_the_create_call_is_retried_and_not_taken_for_a_refusal() {
+    let nvidia =
+        Nvidia::with_uploads(|request| (request.line() == CREATE).then(|| Reply::status(429)))
+            .await;
+    let app = TestApp::against(&nvidia).await;
+    assert_problem(&app.upload(HUBBLE, "hubble.jpg").await, 503, "embedding_rate_limited");
+    assert_eq!(nvidia.lines(), [CREATE; 3]);
+}
+
+#[tokio::test]
+async fn the_refusal_is_forgotten_after_a_while() {
+    let nvidia =
+        Nvidia::with_uploads(|request| (request.line() == CREATE).then(|| Reply::status(404)))
+            .await;
+    let app = TestApp::configured(&nvidia, &[], |config| {
+        assert_eq!(config.embed.asset_memory.as_secs(), 600);
+        config.embed.asset_memory = std::time::Duration::ZERO;
+    })
+    .await;
+    app.upload(HUBBLE, "hubble.jpg").await.vector();
+    app.upload(HUBBLE, "hubble.jpg").await.vector();
+    assert_eq!(nvidia.lines(), [CREATE, INFER, CREATE, INFER]);
+}
+
+#[tokio::test]
+async fn with_shrink_no_upload_is_tried() {
+    let nvidia = Nvidia::replying(vec![embedding()]).await;
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_LARGE_IMAGES", "shrink")]).await;
+    let answer = app.upload(HUBBLE, "hubble.jpg").await;
+    answer.vector();
+    assert_eq!(answer.json()["prepared"], "shrunk");
+    assert_eq!(nvidia.lines(), [INFER]);
+    let (picture, _) = inline_picture(&nvidia.received()[0]);
+    let (width, height) = picture.dimensions();
+    assert!(width <= 1000 && width > height, "the shape stays");
+}
+
+#[tokio::test]
+async fn a_large_picture_that_cannot_be_decoded_cannot_be_shrunk() {
+    let nvidia = Nvidia::replying(vec![embedding()]).await;
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_LARGE_IMAGES", "shrink")]).await;
+    let mut broken = CHELSEA.to_vec();
+    broken[1000..5000].fill(0);
+    let problem =
+        assert_problem(&app.upload(&broken, "broken.png").await, 415, "unsupported_image");
+    assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()]);
+    assert!(nvidia.received().is_empty());
+}

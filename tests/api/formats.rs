@@ -1,0 +1,150 @@
+//! The six formats, and what is none of them.
+
+use ::base64::{Engine, prelude::BASE64_STANDARD};
+use image::ImageFormat;
+
+use crate::support::{CHELSEA, HUBBLE, Nvidia, ROCKET, TestApp, assert_problem, converted, heic};
+
+#[tokio::test]
+async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
+    let small = {
+        let mut png = std::io::Cursor::new(Vec::new());
+        let photo = image::load_from_memory(CHELSEA).unwrap().thumbnail(200, 200);
+        photo.write_to(&mut png, ImageFormat::Png).unwrap();
+        png.into_inner()
+    };
+    for (format, media_type, extension) in [
+        (ImageFormat::WebP, "image/webp", ".webp"),
+        (ImageFormat::Gif, "image/gif", ".gif"),
+        (ImageFormat::Bmp, "image/bmp", ".bmp"),
+        (ImageFormat::Tiff, "image/tiff", ".tiff"),
+    ] {
+        let picture = converted(&small, format);
+        let nvidia = Nvidia::well().await;
+        let app = TestApp::against(&nvidia).await;
+        let answer = app.upload(&picture, "picture").await;
+        answer.vector();
+        let body = answer.json();
+        assert_eq!(body["content_type"], media_type);
+        assert_eq!(body["prepared"], "jpeg");
+        let saved_as = body["saved_as"].as_str().unwrap();
+        assert!(saved_as.ends_with(extension));
+        assert_eq!(app.saved_bytes(saved_as), picture, "the original is what is saved");
+
+        let sent: serde_json::Value = serde_json::from_slice(&nvidia.received()[0].body).unwrap();
+        let url = sent["messages"][0]["content"]["image_url"]["url"].as_str().unwrap().to_owned();
+        let sent =
+            BASE64_STANDARD.decode(url.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
+        let (sent, original) =
+            (image::load_from_memory(&sent).unwrap(), image::load_from_memory(&picture).unwrap());
+        assert_eq!((sent.width(), sent.height()), (original.width(), original.height()));
+        let difference: u64 = sent
+            .to_rgb8()
+            .iter()
+            .zip(original.to_rgb8().iter())
+            .map(|(a, b)| u64::from(a.abs_diff(*b)))
+            .sum();
+        assert!(
+            difference / u64::from(sent.width() * sent.height() * 3) < 4,
+            "it is the same picture"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_picture_is_refused_and_leaves_nothing() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    for (bytes, word) in [
+        (&b"just text"[..], "JPEG, PNG"),
+        (b"<html><body>no</body></html>", "JPEG, PNG"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"%PDF-1.7 and so on", "PDF"),
+        (&heic(), "HEIC"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "AVIF"),
+        (b"PK\x03\x04 a zip called photo.jpg", "JPEG, PNG"),
+        (b"x", "JPEG, PNG"),
+        (&ROCKET[..20], "header"),
+        (&CHELSEA[..18], "header"),
+    ] {
+        for answer in [app.upload(bytes, "photo.jpg").await, app.base64(bytes).await] {
+            let problem = assert_problem(&answer, 415, "unsupported_image");
+            assert!(problem["detail"].as_str().unwrap().contains(word), "{problem}");
+            assert!(problem.get("saved_as").is_none());
+        }
+    }
+    assert!(app.saved().is_empty());
+    assert!(nvidia.received().is_empty());
+}
+
+#[tokio::test]
+async fn a_heic_picture_is_told_how_to_become_a_jpeg() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let problem =
+        assert_problem(&app.upload(&heic(), "IMG_1.HEIC").await, 415, "unsupported_image");
+    assert!(problem["detail"].as_str().unwrap().contains("Most Compatible"));
+}
+
+#[tokio::test]
+async fn no_bytes_are_an_empty_picture() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    assert_problem(&app.upload(b"", "photo.jpg").await, 400, "empty_image");
+}
+
+#[tokio::test]
+async fn a_picture_whose_pixels_cannot_be_decoded_is_unsupported_but_saved() {
+    let mut webp = converted(ROCKET, ImageFormat::WebP);
+    let len = webp.len();
+    webp.truncate(len / 3);
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let problem = assert_problem(&app.upload(&webp, "half.webp").await, 415, "unsupported_image");
+    assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()]);
+}
+
+#[tokio::test]
+async fn a_byte_too_many_is_too_large_on_every_route() {
+    let nvidia = Nvidia::well().await;
+    let origin =
+        crate::support::Server::start(|_, _| crate::support::Reply::new(200, &[], HUBBLE)).await;
+    let limit = (HUBBLE.len() - 1).to_string();
+    let settings = [
+        ("IMAGESVC_MAX_IMAGE_BYTES", limit.as_str()),
+        ("IMAGESVC_FETCH_ALLOW", &origin.address.to_string()),
+    ];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    for answer in [
+        app.upload(HUBBLE, "hubble.jpg").await,
+        app.base64(HUBBLE).await,
+        app.by_address(&origin.url("/")).await,
+    ] {
+        let problem = assert_problem(&answer, 413, "image_too_large");
+        assert!(problem["detail"].as_str().unwrap().contains(&limit), "{problem}");
+    }
+    assert!(app.saved().is_empty());
+
+    let exact = HUBBLE.len().to_string();
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IMAGE_BYTES", &exact)]).await;
+    app.upload(HUBBLE, "hubble.jpg").await.vector();
+    app.base64(HUBBLE).await.vector();
+}
+
+#[tokio::test]
+async fn too_many_pixels_are_too_large_with_both_numbers() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IMAGE_PIXELS", "273279")]).await;
+    let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 413, "image_too_large");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("273280") && detail.contains("273279"), "{detail}");
+    assert!(app.saved().is_empty());
+}
+
+#[tokio::test]
+async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_DECODE_BYTES", "1MiB")]).await;
+    let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
+    assert_problem(&answer, 413, "image_too_large");
+}

@@ -1,0 +1,103 @@
+//! A picture that fits inline: one call, byte for byte.
+
+use ::base64::{Engine, prelude::BASE64_STANDARD};
+
+use crate::support::{CHELSEA, KEY, Nvidia, ROCKET, TestApp, converted};
+
+fn inline_body(media_type: &str, picture: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(picture);
+    format!(
+        r#"{{"messages":[{{"content":{{"type":"image_url","image_url":{{"url":"data:{media_type};base64,{text}"}}}}}}]}}"#
+    )
+}
+
+#[tokio::test]
+async fn a_small_jpeg_is_one_call_as_documented() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    app.upload(ROCKET, "rocket.jpg").await.vector();
+
+    let received = nvidia.received();
+    assert_eq!(nvidia.lines(), ["POST /v1/cv/nvidia/nv-dinov2"]);
+    let body = inline_body("image/jpeg", ROCKET);
+    assert_eq!(String::from_utf8_lossy(&received[0].body), body);
+    assert_eq!(
+        received[0].sorted_headers(),
+        [
+            "accept: application/json".to_owned(),
+            format!("authorization: Bearer {KEY}"),
+            format!("content-length: {}", body.len()),
+            "content-type: application/json".to_owned(),
+            concat!("user-agent: imagesvc/", env!("CARGO_PKG_VERSION")).to_owned(),
+        ]
+    );
+    assert_eq!(received[0].header("host"), Some(nvidia.address.to_string().as_str()));
+}
+
+#[tokio::test]
+async fn all_three_routes_send_nvidia_the_same() {
+    let origin =
+        crate::support::Server::start(|_, _| crate::support::Reply::new(200, &[], ROCKET)).await;
+    let nvidia = Nvidia::well().await;
+    let app =
+        TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &origin.address.to_string())])
+            .await;
+    app.upload(ROCKET, "rocket.jpg").await.vector();
+    app.base64(ROCKET).await.vector();
+    app.by_address(&origin.url("/rocket.jpg")).await.vector();
+    let received = nvidia.received();
+    assert_eq!(received.len(), 3);
+    assert!(received.iter().all(|request| request.body == received[0].body));
+}
+
+#[tokio::test]
+async fn a_png_is_labelled_png_whatever_the_client_calls_it() {
+    let small = image::load_from_memory(CHELSEA).unwrap().resize(
+        100,
+        100,
+        image::imageops::FilterType::Triangle,
+    );
+    let mut png = std::io::Cursor::new(Vec::new());
+    small.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    let png = png.into_inner();
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let answer = app.upload(&png, "chelsea.jpg").await;
+    answer.vector();
+    let saved_as = answer.json()["saved_as"].as_str().unwrap().to_owned();
+    assert!(saved_as.ends_with(".png"));
+    assert_eq!(answer.json()["content_type"], "image/png");
+    assert_eq!(nvidia.received()[0].body, inline_body("image/png", &png).as_bytes());
+}
+
+#[tokio::test]
+async fn a_key_that_was_set_with_bearer_before_it_is_sent_once() {
+    let nvidia = Nvidia::well().await;
+    let with_bearer = format!("Bearer {KEY}");
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_API_KEY", &with_bearer)]).await;
+    app.upload(&converted(ROCKET, image::ImageFormat::Jpeg), "a.jpg").await.vector();
+    assert_eq!(nvidia.received()[0].header("authorization"), Some(with_bearer.as_str()));
+}
+
+#[tokio::test]
+async fn the_answer_tells_what_was_learnt() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let answer = app.upload(ROCKET, "IMG_0042.JPG").await;
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert_eq!(answer.header("x-content-type-options"), "nosniff");
+    assert!(answer.text().ends_with("]}\n"), "the vector comes last, and a newline");
+    let body = answer.json();
+    let saved_as = body["saved_as"].as_str().unwrap();
+    assert_eq!(body["path"], format!("downloads/{saved_as}"));
+    assert_eq!(app.saved(), [saved_as]);
+    assert_eq!(app.saved_bytes(saved_as), ROCKET);
+    assert_eq!(body["original_filename"], "IMG_0042.JPG");
+    assert_eq!(body["content_type"], "image/jpeg");
+    assert_eq!((body["width"].as_u64(), body["height"].as_u64()), (Some(640), Some(427)));
+    assert_eq!(body["sha256"], "c2dd0de7c538df8d111e479619b129464d0269d0ae5fd18ca91d33a7fdfea95c");
+    assert_eq!(body["prepared"], "original");
+    assert_eq!(body["model"], "nvidia/nv-dinov2");
+    assert_eq!(body["dimensions"], 1536);
+    assert!(body.get("source_url").is_none());
+}

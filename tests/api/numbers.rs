@@ -1,0 +1,83 @@
+//! The numbers arrive as NVIDIA printed them, or not at all.
+
+use crate::support::{Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding_of, numbers};
+
+#[tokio::test]
+async fn every_number_has_the_value_that_nvidia_printed() {
+    let mut printed = numbers();
+    let odd = [
+        "0",
+        "-0",
+        "0.0",
+        "-0.0",
+        "1e-7",
+        "-1.5E+2",
+        "5e-324",
+        "2.2250738585072014e-308",
+        "1.7976931348623157e308",
+        "0.1",
+        "0.30000000000000004",
+        "-0.012345678901234567",
+        "3",
+        "123456789012345678",
+        "1E5",
+        "4.9406564584124654e-324",
+    ];
+    for (place, number) in odd.iter().enumerate() {
+        printed[place] = (*number).to_owned();
+    }
+    // As a machine prints it, and as a person would.
+    for separator in [",", ", ", " ,\n  "] {
+        let nvidia =
+            Nvidia::replying(vec![embedding_of(&format!("[ {} ]", printed.join(separator)))]).await;
+        let app = TestApp::against(&nvidia).await;
+        let vector = app.upload(ROCKET, "rocket.jpg").await.vector();
+        for (number, printed) in vector.iter().zip(&printed) {
+            let expected: f64 = printed.parse().unwrap();
+            assert_eq!(number.to_bits(), expected.to_bits(), "{printed}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_without_metadata_of_other_kinds_is_enough() {
+    let body =
+        format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
+    let nvidia = Nvidia::replying(vec![Reply::json(200, body)]).await;
+    TestApp::against(&nvidia).await.upload(ROCKET, "rocket.jpg").await.vector();
+}
+
+#[tokio::test]
+async fn anything_but_1536_finite_numbers_is_refused() {
+    let with = |number: &str| {
+        let mut numbers = numbers();
+        numbers[700] = number.to_owned();
+        embedding_of(&format!("[{}]", numbers.join(",")))
+    };
+    let replies = [
+        embedding_of(&format!("[{}]", numbers()[1..].join(","))),
+        embedding_of(&format!("[{},0.5]", numbers().join(","))),
+        with("NaN"),
+        with("Infinity"),
+        with("1e999"),
+        with("null"),
+        with("\"0.5\""),
+        embedding_of("[]"),
+        embedding_of("null"),
+        Reply::json(200, r#"{"metadata":[]}"#),
+        Reply::json(200, r#"{"metadata":null}"#),
+        Reply::json(200, r#"{"metadata":[{"embedding":"#),
+        Reply::json(200, "{}"),
+        Reply::new(200, &[("content-type", "text/html")], "<html>upstream-secret</html>"),
+        Reply::status(200),
+        embedding_of(&format!("[{}]", " ".repeat(1 << 20))),
+    ];
+    for reply in replies {
+        let nvidia = Nvidia::replying(vec![reply]).await;
+        let app = TestApp::against(&nvidia).await;
+        let problem =
+            assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_invalid");
+        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()]);
+        assert_eq!(nvidia.received().len(), 1, "what was paid for is not asked for again");
+    }
+}

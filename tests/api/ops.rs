@@ -1,0 +1,69 @@
+//! What operators and their machines ask.
+
+use crate::support::{Nvidia, ROCKET, Reply, TestApp};
+
+#[tokio::test]
+async fn health_and_readiness_are_json() {
+    let nvidia = Nvidia::replying(vec![Reply::status(401)]).await;
+    let app = TestApp::against(&nvidia).await;
+    assert_eq!(app.get("/health").await.json(), serde_json::json!({ "status": "ok" }));
+    let ready = app.get("/ready").await;
+    assert_eq!(
+        ready.json(),
+        serde_json::json!({ "ready": true, "reasons": [], "nvidia_key": "unknown" })
+    );
+    app.upload(ROCKET, "rocket.jpg").await;
+    let ready = app.get("/ready").await;
+    assert_eq!((ready.status, ready.json()["nvidia_key"].as_str()), (200, Some("refused")));
+}
+
+#[tokio::test]
+async fn metrics_count_what_happened() {
+    let nvidia = Nvidia::replying(vec![Reply::status(503), crate::support::embedding()]).await;
+    let app = TestApp::against(&nvidia).await;
+    app.upload(ROCKET, "rocket.jpg").await.vector();
+    app.get("/some/raw/path").await;
+    let metrics = app.get("/metrics").await;
+    assert!(metrics.header("content-type").starts_with("application/openmetrics-text"));
+    let text = metrics.text();
+    for line in [
+        "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"200\"} 1",
+        "imagesvc_requests_total{route=\"none\",status=\"404\"} 1",
+        "imagesvc_upstream_calls_total{operation=\"infer\",outcome=\"503\"} 1",
+        "imagesvc_upstream_calls_total{operation=\"infer\",outcome=\"200\"} 1",
+        "imagesvc_upstream_retries_total{operation=\"infer\"} 1",
+        "imagesvc_pictures_saved_total 1",
+        "imagesvc_pictures_saved_bytes_total 112525",
+        "imagesvc_requests_in_flight 1",
+    ] {
+        assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
+    }
+    assert!(!text.contains("/some/raw/path"));
+    assert!(text.ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_the_request_that_runs() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let url = app.url("/vectorize-image-upload");
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
+    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n";
+    let body = [&head[..], ROCKET, b"\r\n--x--\r\n"].concat();
+    let start = format!(
+        "POST {url} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(start.as_bytes()).await.unwrap();
+    // The service asks for the body: the request is under way.
+    let mut answer = vec![0; 25];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 100 Continue"));
+    let stopping = tokio::spawn(app.stop());
+    stream.write_all(&body).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:.300}");
+    stopping.await.unwrap();
+}

@@ -1,0 +1,86 @@
+//! The program itself: its exit codes and its first words.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+/// The program with nothing set, in a folder of its own.
+fn program(folder: &std::path::Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
+    command.env_clear().current_dir(folder);
+    command
+}
+
+#[test]
+fn without_a_key_it_names_both_ways_out_and_exits_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = program(folder.path()).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text.contains("NVIDIA_API_KEY") && text.contains("--sandbox"), "{text}");
+    assert!(
+        !folder.path().join("downloads").exists(),
+        "nothing is touched before the settings stand"
+    );
+}
+
+#[test]
+fn all_faults_of_flags_environment_and_dotenv_are_reported_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(".env"), "NVIDIA_TIMEOUT=soon\nIMAGESVC_PORT=1\n").unwrap();
+    let output = program(folder.path())
+        .args(["--sandbox", "--port", "many"])
+        .env("IMAGESVC_API_KEYS", "planted")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    for name in ["NVIDIA_TIMEOUT", "IMAGESVC_PORT", "IMAGESVC_API_KEYS"] {
+        assert!(text.contains(name), "{name}: {text}");
+    }
+    assert!(!text.contains("planted"));
+}
+
+#[test]
+fn its_version_and_its_help_are_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let version = program(folder.path()).arg("--version").output().unwrap();
+    assert_eq!(
+        String::from_utf8(version.stdout).unwrap(),
+        concat!("imagesvc ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+    let help = program(folder.path()).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(
+        help.contains("--port") && help.contains("IMAGESVC_PORT") && help.contains("--sandbox")
+    );
+}
+
+#[test]
+fn it_names_its_port_warns_of_the_sandbox_and_stops_when_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = program(folder.path())
+        .args(["--sandbox", "--port", "0", "--host", "127.0.0.1", "--drain-delay", "0"])
+        .env("NVIDIA_API_KEY", "nvapi-planted")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut text = String::new();
+    while !text.contains("listening") {
+        text.push_str(&lines.next().unwrap().unwrap());
+    }
+    assert!(text.contains("\"address\":\"127.0.0.1:"), "{text}");
+    assert!(text.contains("ignored"), "{text}");
+    assert!(text.contains("sandbox/perceptual"), "{text}");
+    assert!(!text.contains("nvapi-planted"));
+
+    let second = program(folder.path()).args(["--sandbox", "--port", "0"]).output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another imagesvc"));
+
+    let told = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(told.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

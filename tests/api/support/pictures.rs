@@ -1,0 +1,35 @@
+//! Pictures to send.
+
+use std::io::Cursor;
+
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+
+/// A JPEG photograph of 640 × 427 that fits inline.
+pub const ROCKET: &[u8] = include_bytes!("../../fixtures/rocket.jpg");
+/// A PNG photograph of 451 × 300 that does not fit inline.
+pub const CHELSEA: &[u8] = include_bytes!("../../fixtures/chelsea.png");
+/// A JPEG photograph of 1000 × 872 that does not fit inline.
+pub const HUBBLE: &[u8] = include_bytes!("../../fixtures/hubble_deep_field.jpg");
+
+/// A picture in another format.
+pub fn converted(picture: &[u8], format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    let picture: DynamicImage = image::load_from_memory(picture).unwrap().into_rgb8().into();
+    picture.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// A PNG that no compression makes smaller: some three bytes for each pixel.
+pub fn noise_png(width: u32, height: u32) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let noise =
+        RgbImage::from_fn(width, height, |_, _| Rgb([random.u8(..), random.u8(..), random.u8(..)]));
+    let mut bytes = Cursor::new(Vec::new());
+    noise.write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+/// How a HEIC picture begins.
+pub fn heic() -> Vec<u8> {
+    [&b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], &[0; 100]].concat()
+}

@@ -1,0 +1,179 @@
+//! A scripted HTTP/1.1 server that keeps what it received, to the byte.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+    time::timeout,
+};
+
+/// A request as it came over the wire.
+#[derive(Debug, Clone)]
+pub struct Received {
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    /// Names in lower case, in the order of arrival.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Received {
+    pub fn line(&self) -> String {
+        format!("{} {}", self.method, self.target)
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Every header but `host`, sorted: what a test can compare with.
+    pub fn sorted_headers(&self) -> Vec<String> {
+        let headers = self.headers.iter().filter(|(name, _)| name != "host");
+        let mut headers: Vec<_> = headers.map(|(name, value)| format!("{name}: {value}")).collect();
+        headers.sort();
+        headers
+    }
+}
+
+/// What the server does with a request.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// These bytes, the connection stays open.
+    Bytes(Vec<u8>),
+    /// These bytes, then the connection is closed.
+    Cut(Vec<u8>),
+    /// Nothing, for ever.
+    Hang,
+}
+
+impl Reply {
+    pub fn new(status: u16, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Self {
+        let body = body.as_ref();
+        let mut text = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: {}\r\n", body.len());
+        for (name, value) in headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        text.push_str("\r\n");
+        Self::Bytes([text.as_bytes(), body].concat())
+    }
+
+    pub fn json(status: u16, body: impl AsRef<[u8]>) -> Self {
+        Self::new(status, &[("content-type", "application/json")], body)
+    }
+
+    pub fn status(status: u16) -> Self {
+        Self::new(status, &[], "")
+    }
+}
+
+type Script = dyn Fn(&Received, usize) -> Reply + Send + Sync;
+
+/// The server. It ends with the test.
+pub struct Server {
+    pub address: SocketAddr,
+    received: Arc<Mutex<Vec<Received>>>,
+    count: watch::Receiver<usize>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Answers each request by a script that is told the request and how many came before it.
+    pub async fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let script: Arc<Script> = Arc::new(script);
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let (counted, count) = watch::channel(0);
+        let counted = Arc::new(counted);
+        let log = Arc::clone(&received);
+        let task = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (script, log, counted) =
+                    (Arc::clone(&script), Arc::clone(&log), Arc::clone(&counted));
+                tokio::spawn(async move {
+                    // A client that hangs up ends its connection, and nothing else.
+                    let _ = serve(stream, &*script, &log, &counted).await;
+                });
+            }
+        });
+        Self { address, received, count, task }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.received().iter().map(Received::line).collect()
+    }
+
+    /// Waits until so many requests have come: some are made behind the answer's back.
+    pub async fn wait_for(&self, requests: usize) -> Vec<Received> {
+        let mut count = self.count.clone();
+        let wait = timeout(Duration::from_secs(10), count.wait_for(|count| *count >= requests));
+        assert!(wait.await.is_ok(), "only these came: {:?}", self.lines());
+        self.received()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn serve(
+    stream: TcpStream,
+    script: &Script,
+    log: &Mutex<Vec<Received>>,
+    counted: &watch::Sender<usize>,
+) -> std::io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let received = read_request(&mut stream).await?;
+        let reply = {
+            let mut log = log.lock().unwrap();
+            log.push(received);
+            script(log.last().unwrap(), log.len() - 1)
+        };
+        counted.send_modify(|count| *count += 1);
+        match reply {
+            Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
+            Reply::Cut(bytes) => return stream.write_all(&bytes).await,
+            Reply::Hang => std::future::pending().await,
+        }
+    }
+}
+
+async fn read_request(stream: &mut BufReader<TcpStream>) -> std::io::Result<Received> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let mut lines = head.split("\r\n");
+    let mut first = lines.next().unwrap().splitn(3, ' ');
+    let (method, target) = (first.next().unwrap().to_owned(), first.next().unwrap().to_owned());
+    let headers: Vec<_> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    let mut received = Received { method, target, headers, body: Vec::new() };
+    assert_eq!(received.header("transfer-encoding"), None, "every body that is sent has a length");
+    let length = received.header("content-length").map_or(0, |length| length.parse().unwrap());
+    received.body.resize(length, 0);
+    stream.read_exact(&mut received.body).await?;
+    Ok(received)
+}

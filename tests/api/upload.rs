@@ -1,0 +1,121 @@
+//! The upload route, as clients call it, slips included.
+
+use crate::support::{Nvidia, ROCKET, TestApp, assert_problem};
+
+#[tokio::test]
+async fn other_fields_are_ignored_before_and_after_the_file() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let answer = app
+        .upload_parts(&[
+            ("name=\"user\"", b"me"),
+            ("name=\"other\"; filename=\"other.jpg\"", &[7; 5000]),
+            ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET),
+            ("name=\"comment\"", b"a fine rocket"),
+        ])
+        .await;
+    answer.vector();
+    assert_eq!(answer.json()["original_filename"], "rocket.jpg");
+    assert_eq!(app.saved_bytes(answer.json()["saved_as"].as_str().unwrap()), ROCKET);
+}
+
+#[tokio::test]
+async fn a_second_file_is_refused_and_leaves_nothing() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let part = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
+    let problem = assert_problem(&app.upload_parts(&[part, part]).await, 422, "validation_failed");
+    assert!(problem["detail"].as_str().unwrap().contains("one picture"));
+    assert!(app.saved().is_empty());
+    assert!(nvidia.received().is_empty());
+}
+
+#[tokio::test]
+async fn the_common_slips_are_told_apart() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    for (answer, word) in [
+        // curl -F file=photo.jpg
+        (app.upload_parts(&[("name=\"file\"", b"photo.jpg")]).await, "@"),
+        (app.upload_parts(&[("name=\"file\"", b"")]).await, "@"),
+        // curl -F image=@photo.jpg
+        (
+            app.upload_parts(&[("name=\"image\"; filename=\"a.jpg\"", ROCKET)]).await,
+            "received: image",
+        ),
+        (app.upload_parts(&[("name=\"a\"", b"1"), ("name=\"b\"", b"2")]).await, "received: a, b"),
+        (app.upload_parts(&[]).await, "no field"),
+        (
+            app.post("/vectorize-image-upload", "multipart/form-data", ROCKET).await,
+            "let your client set Content-Type",
+        ),
+        (app.post("/vectorize-image-upload", "image/jpeg", ROCKET).await, "-F"),
+        (app.post("/vectorize-image-upload", "application/json", "{}").await, "-F"),
+        (
+            app.post("/vectorize-image-upload", "multipart/form-data; boundary=x", "nothing").await,
+            "closing boundary",
+        ),
+        (
+            app.post("/vectorize-image-upload", "multipart/form-data; boundary=x", "").await,
+            "closing boundary",
+        ),
+    ] {
+        let problem = assert_problem(&answer, 422, "validation_failed");
+        assert!(problem["detail"].as_str().unwrap().contains(word), "{word}: {problem}");
+        assert_eq!(problem["errors"][0]["loc"], serde_json::json!(["body", "file"]));
+    }
+    assert!(app.saved().is_empty());
+}
+
+#[tokio::test]
+async fn a_picture_without_a_file_name_is_a_picture() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let answer = app.upload_parts(&[("name=\"file\"\r\nContent-Type: image/jpeg", ROCKET)]).await;
+    answer.vector();
+    assert!(answer.json().get("original_filename").is_none());
+}
+
+#[tokio::test]
+async fn a_form_that_is_cut_leaves_nothing() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let mut body =
+        b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n"
+            .to_vec();
+    body.extend(ROCKET);
+    let answer = app.post("/vectorize-image-upload", "multipart/form-data; boundary=x", body).await;
+    let problem = assert_problem(&answer, 422, "validation_failed");
+    assert!(problem["detail"].as_str().unwrap().contains("closing boundary"));
+    assert!(app.saved().is_empty());
+    assert!(nvidia.received().is_empty());
+}
+
+#[tokio::test]
+async fn a_forms_parts_and_headers_are_bounded() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let many = vec![("name=\"a\"", &b"1"[..]); 40];
+    let problem = assert_problem(&app.upload_parts(&many).await, 422, "validation_failed");
+    assert!(problem["detail"].as_str().unwrap().contains("32 parts"));
+    let long = format!("name=\"{}\"", "a".repeat(700_000));
+    let problem =
+        assert_problem(&app.upload_parts(&[(&long, b"1")]).await, 422, "validation_failed");
+    assert!(problem["detail"].as_str().unwrap().contains("header of a part"));
+}
+
+#[tokio::test]
+async fn names_are_given_back_without_what_cannot_be_seen() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    for (name, expected) in [
+        ("../../etc/passwd", "../../etc/passwd"),
+        ("Strandläufer 🐦.jpg", "Strandläufer 🐦.jpg"),
+        ("\u{202e}gpj.exe", "gpj.exe"),
+    ] {
+        let answer = app.upload(ROCKET, name).await;
+        answer.vector();
+        assert_eq!(answer.json()["original_filename"], expected);
+    }
+    assert_eq!(app.saved().len(), 3);
+}

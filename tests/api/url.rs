@@ -1,0 +1,270 @@
+//! The URL route: what is fetched, how, and what is not.
+
+use std::net::IpAddr;
+
+use serde_json::json;
+
+use crate::support::{Answer, HUBBLE, Nvidia, ROCKET, Reply, Server, TestApp, assert_problem};
+
+/// A service that may fetch from this origin alone.
+async fn allowed(nvidia: &Nvidia, origin: &Server) -> TestApp {
+    TestApp::with_settings(nvidia, &[("IMAGESVC_FETCH_ALLOW", &origin.address.to_string())]).await
+}
+
+async fn fetched(reply: Reply) -> Answer {
+    let nvidia = Nvidia::well().await;
+    let origin = Server::start(move |_, _| reply.clone()).await;
+    let app = allowed(&nvidia, &origin).await;
+    let answer = app.by_address(&origin.url("/photo")).await;
+    if answer.status != 200 {
+        assert!(app.saved().is_empty());
+        assert!(nvidia.received().is_empty());
+    }
+    answer
+}
+
+#[tokio::test]
+async fn a_picture_is_fetched_without_a_trace_of_the_service() {
+    let nvidia = Nvidia::well().await;
+    let origin =
+        Server::start(|_, _| Reply::new(200, &[("content-type", "text/plain")], ROCKET)).await;
+    let app = allowed(&nvidia, &origin).await;
+    let address = origin.url("/a%20b/photo.jpg?size=1&x=%2F#part");
+    let answer = app.by_address(&address).await;
+    answer.vector();
+    assert_eq!(answer.json()["source_url"], address, "as the client gave it");
+    assert!(answer.json().get("original_filename").is_none());
+    assert_eq!(app.saved_bytes(answer.json()["saved_as"].as_str().unwrap()), ROCKET);
+    let received = origin.received();
+    assert_eq!(origin.lines(), ["GET /a%20b/photo.jpg?size=1&x=%2F"]);
+    assert_eq!(
+        received[0].sorted_headers(),
+        [
+            "accept-encoding: identity",
+            "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff",
+            concat!(
+                "user-agent: Mozilla/5.0 (compatible; imagesvc/",
+                env!("CARGO_PKG_VERSION"),
+                ")"
+            ),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn redirects_are_followed_up_to_three() {
+    let nvidia = Nvidia::well().await;
+    let origin = Server::start(|request, _| match request.target.as_str() {
+        "/0" => Reply::new(302, &[("location", "/1")], ""),
+        "/1" => Reply::new(307, &[("location", "2?a=b")], ""),
+        "/2?a=b" => Reply::new(308, &[("location", "/3")], ""),
+        "/-1" => Reply::new(301, &[("location", "/0")], ""),
+        "/nowhere" => Reply::status(302),
+        _ => Reply::new(200, &[], ROCKET),
+    })
+    .await;
+    let app = allowed(&nvidia, &origin).await;
+    app.by_address(&origin.url("/0")).await.vector();
+    assert_problem(&app.by_address(&origin.url("/-1")).await, 502, "download_failed");
+    assert_problem(&app.by_address(&origin.url("/nowhere")).await, 502, "download_failed");
+}
+
+#[tokio::test]
+async fn a_redirect_to_a_denied_address_is_refused_and_never_called() {
+    let nvidia = Nvidia::well().await;
+    let forbidden = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let port = forbidden.address.port();
+    let origin = Server::start(move |request, _| {
+        let to = request.target.strip_prefix("/to/").unwrap().replace("PORT", &port.to_string());
+        Reply::new(302, &[("location", &to)], "")
+    })
+    .await;
+    let ports = format!("80,443,{port}");
+    let settings =
+        [("IMAGESVC_FETCH_ALLOW", origin.address.to_string()), ("IMAGESVC_FETCH_PORTS", ports)];
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    for to in [
+        "http://127.0.0.1:PORT/",
+        "http://localhost:PORT/",
+        "//[::ffff:127.0.0.1]:PORT/",
+        "http://169.254.169.254/",
+    ] {
+        assert_problem(
+            &app.by_address(&origin.url(&format!("/to/{to}"))).await,
+            403,
+            "url_not_allowed",
+        );
+    }
+    assert_problem(
+        &app.by_address(&origin.url("/to/file:///etc/passwd")).await,
+        400,
+        "invalid_url",
+    );
+    assert!(forbidden.received().is_empty());
+}
+
+#[tokio::test]
+async fn a_denied_address_is_never_called() {
+    let nvidia = Nvidia::well().await;
+    let forbidden = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let port = forbidden.address.port();
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_PORTS", &port.to_string())]).await;
+    for host in [
+        "127.0.0.1",
+        "localhost",
+        "127.1",
+        "0x7f000001",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0",
+        "127.0.0.1.",
+    ] {
+        let answer = app.by_address(&format!("http://{host}:{port}/")).await;
+        assert_problem(&answer, 403, "url_not_allowed");
+    }
+    assert!(forbidden.received().is_empty());
+}
+
+#[tokio::test]
+async fn a_name_is_judged_by_every_address_it_leads_to() {
+    let nvidia = Nvidia::well().await;
+    let forbidden = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let port = forbidden.address.port().to_string();
+    let app = TestApp::with_names(&nvidia, &[("IMAGESVC_FETCH_PORTS", &port)], |name| {
+        let addresses: &[[u8; 4]] = match name {
+            "private.example" => &[[127, 0, 0, 1]],
+            "mixed.example" => &[[93, 184, 215, 14], [127, 0, 0, 1]],
+            _ => return Err(std::io::ErrorKind::NotFound.into()),
+        };
+        Ok(addresses.iter().copied().map(IpAddr::from).collect())
+    })
+    .await;
+    for name in ["private.example", "mixed.example", "PRIVATE.example."] {
+        let answer = app.by_address(&format!("http://{name}:{port}/")).await;
+        // With its trailing dot the name is another one to this look-up.
+        let (status, code) =
+            if name.ends_with('.') { (502, "download_failed") } else { (403, "url_not_allowed") };
+        assert_problem(&answer, status, code);
+    }
+    assert_problem(
+        &app.by_address(&format!("http://missing.example:{port}/")).await,
+        502,
+        "download_failed",
+    );
+    assert!(forbidden.received().is_empty());
+}
+
+#[tokio::test]
+async fn the_connection_goes_to_the_address_that_was_judged() {
+    let nvidia = Nvidia::well().await;
+    let origin = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let port = origin.address.port();
+    let settings = [
+        ("IMAGESVC_FETCH_PORTS", port.to_string()),
+        ("IMAGESVC_FETCH_ALLOW", "127.0.0.1/32".to_owned()),
+    ];
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let app =
+        TestApp::with_names(&nvidia, &settings, |_| Ok(vec![IpAddr::from([127, 0, 0, 1])])).await;
+    app.by_address(&format!("http://pictures.example:{port}/a.jpg")).await.vector();
+    assert_eq!(
+        origin.received()[0].header("host"),
+        Some(format!("pictures.example:{port}").as_str())
+    );
+}
+
+#[tokio::test]
+async fn a_list_of_hosts_narrows_what_is_fetched() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_HOSTS", "*.example.com")]).await;
+    let answer = app.by_address("https://upload.wikimedia.org/a.jpg").await;
+    let problem = assert_problem(&answer, 403, "url_not_allowed");
+    assert!(problem["detail"].as_str().unwrap().contains("list of hosts"));
+}
+
+#[tokio::test]
+async fn what_is_no_address_is_invalid() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    for address in [
+        "",
+        "photo.jpg",
+        "ftp://example.com/",
+        "file:///etc/passwd",
+        "http://u:p@example.com/",
+        "http://",
+    ] {
+        assert_problem(&app.by_address(address).await, 400, "invalid_url");
+    }
+    for (body, kind) in [
+        (json!({}).to_string(), "missing"),
+        (json!({ "url": "https://example.com" }).to_string(), "missing"),
+        (json!({ "image_url": 7 }).to_string(), "string_type"),
+        ("https://example.com/a.jpg".to_owned(), "model_attributes_type"),
+        ("{\"image_url\": }".to_owned(), "json_invalid"),
+    ] {
+        let problem = assert_problem(
+            &app.post("/vectorize-image", "text/plain", body).await,
+            422,
+            "validation_failed",
+        );
+        assert_eq!(problem["errors"][0]["type"], kind);
+    }
+    let long = json!({ "image_url": "x".repeat(70_000) }).to_string();
+    assert_problem(
+        &app.post("/vectorize-image", "application/json", long).await,
+        413,
+        "image_too_large",
+    );
+}
+
+#[tokio::test]
+async fn anything_but_a_200_with_a_body_is_a_failed_download() {
+    for status in [201, 204, 206, 304, 400, 404, 500] {
+        let problem = assert_problem(&fetched(Reply::status(status)).await, 502, "download_failed");
+        assert!(problem["detail"].as_str().unwrap().contains(&status.to_string()));
+    }
+    for reply in [
+        Reply::status(200),
+        Reply::Cut(Vec::new()),
+        Reply::Cut(b"no http".to_vec()),
+        Reply::Cut([b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat()),
+        Reply::Cut(b"HTTP/1.1 200 OK\r\n\r\n".to_vec()),
+        Reply::new(200, &[("content-encoding", "gzip")], ROCKET),
+    ] {
+        assert_problem(&fetched(reply).await, 502, "download_failed");
+    }
+}
+
+#[tokio::test]
+async fn a_picture_without_a_length_is_fetched() {
+    let reply = Reply::Cut([b"HTTP/1.1 200 OK\r\n\r\n", HUBBLE].concat());
+    fetched(reply).await.vector();
+}
+
+#[tokio::test]
+async fn what_is_fetched_and_no_picture_is_unsupported() {
+    assert_problem(
+        &fetched(Reply::new(200, &[], "<html>no</html>")).await,
+        415,
+        "unsupported_image",
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_stalls_is_a_timeout() {
+    let nvidia = Nvidia::well().await;
+    let origin = Server::start(|_, _| Reply::Hang).await;
+    let allow = origin.address.to_string();
+    let settings = [("IMAGESVC_FETCH_ALLOW", allow.as_str()), ("IMAGESVC_FETCH_TIMEOUT", "100ms")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    assert_problem(&app.by_address(&origin.url("/")).await, 504, "download_timeout");
+}
+
+#[tokio::test]
+async fn a_host_that_refuses_the_connection_is_a_failed_download() {
+    let nvidia = Nvidia::well().await;
+    let free = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &free.to_string())]).await;
+    assert_problem(&app.by_address(&format!("http://{free}/")).await, 502, "download_failed");
+}
