@@ -25,6 +25,7 @@ use crate::{
     routes,
     store::Store,
     telemetry::Metrics,
+    tls::Trust,
     vectorize::Vectorizer,
 };
 
@@ -62,11 +63,13 @@ impl AppState {
     /// When TLS cannot be set up.
     pub fn new(config: &Config, store: Store, parts: Parts) -> Result<Self, reqwest::Error> {
         let metrics = Metrics::new();
+        let trust = Trust::probe();
         let client = nvidia::Client::new(
             config.nvidia.clone(),
             parts.key,
             Arc::clone(&metrics),
             parts.background,
+            trust,
         )?;
         let is_sandbox = matches!(config.upstream, Upstream::Sandbox);
         Ok(Self {
@@ -77,7 +80,7 @@ impl AppState {
                 buffers: Budget::new(config.limits.max_buffered_bytes),
                 metrics: Arc::clone(&metrics),
             },
-            fetcher: Fetcher::new(config.fetch.clone(), &parts.lookup)?,
+            fetcher: Fetcher::new(config.fetch.clone(), &parts.lookup, trust)?,
             metrics,
             model: if is_sandbox { crate::sandbox::MODEL } else { "nvidia/nv-dinov2" },
             is_sandbox,

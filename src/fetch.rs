@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{causes::causes, tls};
+use crate::{causes::causes, tls::Trust};
 use policy::{Policy, Refusal, Target};
 
 pub mod policy;
@@ -136,7 +136,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub fn new(settings: Settings, lookup: &Lookup) -> Result<Self, reqwest::Error> {
+    pub fn new(settings: Settings, lookup: &Lookup, trust: Trust) -> Result<Self, reqwest::Error> {
         let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
         let client = |excepted| {
             client(
@@ -147,6 +147,7 @@ impl Fetcher {
                     lookups: Arc::clone(&lookups),
                     excepted,
                 },
+                trust,
             )
         };
         Ok(Self { guarded: client(false)?, excepted: client(true)?, settings: Arc::new(settings) })
@@ -212,12 +213,13 @@ impl Fetched {
 }
 
 /// A client that shares nothing with the one that holds the key.
-fn client(settings: &Settings, judge: Judge) -> Result<Client, reqwest::Error> {
+fn client(settings: &Settings, judge: Judge, trust: Trust) -> Result<Client, reqwest::Error> {
     let headers = HeaderMap::from_iter([
         (ACCEPT, HeaderValue::from_static(ACCEPTED)),
         (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
     ]);
-    tls::client_builder()
+    trust
+        .client_builder()
         .user_agent(&settings.user_agent)
         .default_headers(headers)
         .connect_timeout(CONNECT_TIMEOUT)

@@ -29,5 +29,5 @@ pub mod sandbox;
 pub mod server;
 pub mod store;
 pub mod telemetry;
-mod tls;
+pub mod tls;
 pub mod vectorize;

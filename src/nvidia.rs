@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 use url::Url;
 
-use crate::{causes::causes, telemetry::Metrics, tls};
+use crate::{causes::causes, telemetry::Metrics, tls::Trust};
 use pace::Pace;
 use retry::{Budget, Retry};
 
@@ -138,8 +138,10 @@ impl Client {
         key: ApiKey,
         metrics: Arc<Metrics>,
         background: TaskTracker,
+        trust: Trust,
     ) -> Result<Self, reqwest::Error> {
-        let builder = tls::client_builder()
+        let builder = trust
+            .client_builder()
             .user_agent(concat!("imagesvc/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT);

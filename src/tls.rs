@@ -2,24 +2,34 @@
 
 use reqwest::{ClientBuilder, redirect, retry};
 
-/// A client that trusts the system's certificate authorities and does nothing unasked: no
-/// redirects, no retries, no Referer, HTTP/1.1 only.
+/// Who the clients trust.
 ///
-/// A machine without a CA store can still call plain http: the sandbox needs no more. There,
-/// nobody is trusted, and every https call fails.
-pub(crate) fn client_builder() -> ClientBuilder {
-    let builder = || {
-        ClientBuilder::new()
+/// A machine without certificate authorities can still call plain http, and the sandbox needs no
+/// more. There, nobody is trusted, and every https call fails.
+#[derive(Debug, Clone, Copy)]
+pub struct Trust {
+    has_authorities: bool,
+}
+
+impl Trust {
+    /// Looks whether the system has certificate authorities, and says so in the log if not.
+    pub fn probe() -> Self {
+        match ClientBuilder::new().no_proxy().build() {
+            Ok(_) => Self { has_authorities: true },
+            Err(error) => {
+                tracing::warn!(%error, "no certificate authorities found: calls to https addresses will fail");
+                Self { has_authorities: false }
+            }
+        }
+    }
+
+    /// A client that does nothing unasked: no redirects, no retries, no Referer, HTTP/1.1 only.
+    pub(crate) fn client_builder(self) -> ClientBuilder {
+        let builder = ClientBuilder::new()
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .referer(false)
-            .http1_only()
-    };
-    match builder().build() {
-        Ok(_) => builder(),
-        Err(error) => {
-            tracing::warn!(%error, "no certificate authorities found: calls to https addresses will fail");
-            builder().tls_certs_only([])
-        }
+            .http1_only();
+        if self.has_authorities { builder } else { builder.tls_certs_only([]) }
     }
 }

@@ -140,7 +140,10 @@ pub const SETTINGS: &[Setting] = &[
         "Only these hosts are fetched from (upload.wikimedia.org,*.example.com)",
     ),
     optional("IMAGESVC_FETCH_ALLOW", "Exceptions to the address policy: networks or host:port"),
-    optional("IMAGESVC_FETCH_USER_AGENT", "The User-Agent of fetches; put a contact in it"),
+    optional(
+        "IMAGESVC_FETCH_USER_AGENT",
+        "The User-Agent of fetches, with a contact in it (else Mozilla/5.0 (compatible; imagesvc/VERSION))",
+    ),
     unbuilt("IMAGESVC_API_KEYS", None, "Keys that clients must send, comma separated"),
     unbuilt("IMAGESVC_API_KEYS_FILE", None, "A file with those keys, a line each"),
     unbuilt("IMAGESVC_RATE_LIMIT_PER_MINUTE", None, "Requests a minute for each client"),

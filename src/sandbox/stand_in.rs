@@ -16,7 +16,7 @@ use axum::{
     routing::{get, post, put},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{sync::Semaphore, task::spawn_blocking, time::Instant};
 use uuid::Uuid;
@@ -341,13 +341,33 @@ async fn delete_asset(
     deleted.map(|_| StatusCode::NO_CONTENT).ok_or(Refusal(StatusCode::NOT_FOUND, "No such asset"))
 }
 
+#[derive(Serialize)]
+struct Inferred<'a> {
+    metadata: [Metadata<'a>; 1],
+    created: u64,
+    model: &'static str,
+    object: &'static str,
+    usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Metadata<'a> {
+    embedding: &'a [f32],
+    frame_num: u32,
+}
+
+#[derive(Serialize)]
+struct Usage {
+    inference_response_time: u32,
+}
+
 fn answer(vector: &[f32]) -> Response {
-    Json(json!({
-        "metadata": [{ "embedding": vector, "frame_num": 0 }],
-        "created": 1,
-        "model": "nv-dinov2",
-        "object": "inference.completion",
-        "usage": { "inference_response_time": 1 },
-    }))
+    Json(Inferred {
+        metadata: [Metadata { embedding: vector, frame_num: 0 }],
+        created: 1,
+        model: "nv-dinov2",
+        object: "inference.completion",
+        usage: Usage { inference_response_time: 1 },
+    })
     .into_response()
 }

@@ -1,6 +1,27 @@
 //! The documentation that the service serves.
 
+use imagesvc::{
+    config::settings::{Kind, SETTINGS},
+    error::Code,
+};
+
 use crate::support::{Nvidia, TestApp};
+
+#[test]
+fn the_readme_lists_every_setting_and_every_code() {
+    let readme = include_str!("../../README.md");
+    for setting in SETTINGS {
+        let default = setting.default.map_or_else(String::new, |default| format!("`{default}`"));
+        let row = format!("| `{}` | {default} |", setting.name);
+        let row =
+            readme.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("{row}"));
+        assert_eq!(row.contains("*(not built yet)*"), setting.kind == Kind::Unbuilt, "{row}");
+    }
+    for code in Code::ALL {
+        let row = format!("| `{code}` | {} |", code.status().as_u16());
+        assert!(readme.contains(&row), "{row}");
+    }
+}
 
 #[tokio::test]
 async fn the_document_is_openapi_3_1_and_lists_every_route() {

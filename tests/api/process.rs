@@ -80,7 +80,7 @@ fn it_names_its_port_warns_of_the_sandbox_and_stops_when_told() {
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another imagesvc"));
 
-    let told = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    let told = Command::new("sh").args(["-c", &format!("kill {}", child.id())]).status().unwrap();
     assert!(told.success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
