@@ -1,22 +1,20 @@
 //! Everything that can go wrong for a client: its status, its code, and the sentence that helps.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::time::Duration;
 
-use axum::{
-    body::Body,
-    http::{HeaderValue, StatusCode, header},
-    response::{IntoResponse, Response},
-};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use tokio::task::JoinError;
-use utoipa::{
-    PartialSchema, ToSchema,
-    openapi::{ObjectBuilder, RefOr, Schema, Type},
-};
+use utoipa::ToSchema;
 
 use crate::{
     embed, fetch, guard::body::BodyError, image, nvidia::Verdict, routes::Base64Fault, store,
 };
+
+mod code;
+mod problem;
+
+pub use code::Code;
+pub use problem::{Failure, PROBLEM_JSON, Problem};
 
 /// How long a client should wait when nobody upstream said anything about it.
 const RETRY_SOON: Duration = Duration::from_secs(5);
@@ -119,104 +117,6 @@ impl Saved {
     /// The path as clients know it, wherever the folder lies.
     pub fn path(&self) -> String {
         format!("downloads/{}", self.saved_as)
-    }
-}
-
-macro_rules! codes {
-    ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:ident;)*) => {
-        /// The stable name of an error. `detail` is for people and may change; this does not.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum Code {
-            $($(#[$doc])* $variant,)*
-        }
-
-        impl Code {
-            /// Every code.
-            pub const ALL: &[Self] = &[$(Self::$variant),*];
-
-            /// As it stands in answers, logs and metrics.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-
-            /// The status that goes with it.
-            pub fn status(self) -> StatusCode {
-                match self { $(Self::$variant => StatusCode::$status,)* }
-            }
-        }
-    };
-}
-
-codes! {
-    /// Malformed JSON, a missing or wrong-typed field, no `file` part, broken multipart.
-    ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY;
-    /// Not an absolute http(s) address, or one with a user name or password.
-    InvalidUrl = "invalid_url", BAD_REQUEST;
-    /// The address, or one that it redirects to, is not fetched.
-    UrlNotAllowed = "url_not_allowed", FORBIDDEN;
-    /// No such host, refused, TLS, a status other than 200, a cut body.
-    DownloadFailed = "download_failed", BAD_GATEWAY;
-    /// The fetch ran past its deadline.
-    DownloadTimeout = "download_timeout", GATEWAY_TIMEOUT;
-    /// `image_base64` is no Base64.
-    InvalidBase64 = "invalid_base64", BAD_REQUEST;
-    /// No bytes.
-    EmptyImage = "empty_image", BAD_REQUEST;
-    /// Not one of the six formats, or a header that cannot be read.
-    UnsupportedImage = "unsupported_image", UNSUPPORTED_MEDIA_TYPE;
-    /// More bytes or pixels than the limit.
-    ImageTooLarge = "image_too_large", PAYLOAD_TOO_LARGE;
-    /// Shed before work began.
-    Overloaded = "overloaded", SERVICE_UNAVAILABLE;
-    /// The client did not send its body in time.
-    RequestTimeout = "request_timeout", REQUEST_TIMEOUT;
-    /// NVIDIA refused this picture.
-    EmbeddingRejected = "embedding_rejected", UNPROCESSABLE_ENTITY;
-    /// NVIDIA refused the service's key.
-    EmbeddingUnauthorized = "embedding_unauthorized", BAD_GATEWAY;
-    /// The account is out of credits, or the model is gone for it.
-    EmbeddingExhausted = "embedding_exhausted", SERVICE_UNAVAILABLE;
-    /// NVIDIA's rate limit outlasted the retries.
-    EmbeddingRateLimited = "embedding_rate_limited", SERVICE_UNAVAILABLE;
-    /// NVIDIA's failures outlasted the retries.
-    EmbeddingUnavailable = "embedding_unavailable", BAD_GATEWAY;
-    /// The deadline passed while waiting for NVIDIA.
-    EmbeddingTimeout = "embedding_timeout", GATEWAY_TIMEOUT;
-    /// NVIDIA's answer is no embedding.
-    EmbeddingInvalid = "embedding_invalid", BAD_GATEWAY;
-    /// No room left on the disk, or less than the reserve.
-    StorageFull = "storage_full", INSUFFICIENT_STORAGE;
-    /// Any other failure to save.
-    StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;
-    /// No such route.
-    NotFound = "not_found", NOT_FOUND;
-    /// No such method on this route.
-    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED;
-    /// A bug.
-    Internal = "internal", INTERNAL_SERVER_ERROR;
-}
-
-impl Serialize for Code {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-impl PartialSchema for Code {
-    fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .schema_type(Type::String)
-            .description(Some("The stable name of an error."))
-            .enum_values(Some(Self::ALL.iter().map(|code| code.as_str())))
-            .into()
-    }
-}
-
-impl ToSchema for Code {}
-
-impl fmt::Display for Code {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 
@@ -430,78 +330,6 @@ fn size(bytes: u64) -> String {
         format!("{} MiB", bytes / MIB)
     } else {
         format!("{bytes} bytes")
-    }
-}
-
-/// An error answer (RFC 9457), with FastAPI's `detail`.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct Problem {
-    /// Always `about:blank`: `code` tells the kind.
-    #[serde(rename = "type")]
-    #[schema(example = "about:blank")]
-    kind: &'static str,
-    /// The name of the status.
-    #[schema(example = "Unsupported Media Type")]
-    title: &'static str,
-    /// The status.
-    #[schema(example = 415)]
-    status: u16,
-    code: Code,
-    /// What is wrong and what to do.
-    #[schema(example = "These bytes are not a JPEG, PNG, WebP, GIF, BMP or TIFF picture.")]
-    detail: String,
-    /// The request's id, as in `x-request-id` and in the log.
-    #[schema(example = "019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77")]
-    request_id: String,
-    /// For `validation_failed`: what is wrong, field by field.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(required = false)]
-    errors: Vec<FieldError>,
-    /// The saved file's name, when the picture was saved before things went wrong.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    saved_as: Option<String>,
-    /// Its path.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    path: Option<String>,
-}
-
-/// The media type of [`Problem`].
-pub const PROBLEM_JSON: &str = "application/problem+json";
-
-/// The mark of an error on its response, until the outer layer, which knows the request's id,
-/// logs it and writes the body.
-#[derive(Debug, Clone)]
-pub struct Failure(pub Arc<Error>);
-
-impl Failure {
-    /// The body of the answer.
-    pub fn problem(&self, request_id: &str) -> Problem {
-        let (error, code) = (&self.0, self.0.code());
-        Problem {
-            kind: "about:blank",
-            title: code.status().canonical_reason().unwrap_or("Error"),
-            status: code.status().as_u16(),
-            code,
-            detail: error.detail(),
-            request_id: request_id.to_owned(),
-            errors: error.field_errors().to_vec(),
-            saved_as: error.saved().map(|saved| saved.saved_as.clone()),
-            path: error.saved().map(Saved::path),
-        }
-    }
-}
-
-impl IntoResponse for Error {
-    fn into_response(self) -> Response {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = self.code().status();
-        if let Some(wait) = self.retry_after() {
-            // Rounded up: who comes back too early is turned away again.
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
-        }
-        response.extensions_mut().insert(Failure(Arc::new(self)));
-        response
     }
 }
 

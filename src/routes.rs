@@ -7,7 +7,10 @@ use utoipa::{
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{app::AppState, error::Error};
+use crate::{
+    app::AppState,
+    error::{Error, Problem},
+};
 
 mod answer;
 mod base64;
@@ -16,6 +19,7 @@ mod file_name;
 mod home;
 mod json;
 mod ops;
+mod problems;
 mod upload;
 mod url;
 
@@ -24,6 +28,7 @@ pub use base64::{Base64Fault, body_limit as base64_body_limit};
 /// What stands in the document beside the routes.
 #[derive(OpenApi)]
 #[openapi(
+    components(schemas(Problem)),
     tags(
         (name = "pictures", description = "A picture in, its embedding out"),
         (name = "operation", description = "For operators and their machines"),

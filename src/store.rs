@@ -5,20 +5,17 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use bytes::{Bytes, BytesMut};
-use sha2::{Digest, Sha256};
-use tokio::task::{JoinError, spawn_blocking};
-use uuid::Uuid;
+use tokio::task::JoinError;
 
-use crate::image::Content;
+mod spool;
 
-/// How many bytes go to the disk at once, once a picture is too large to be kept in memory.
-const WRITE_SIZE: usize = 128 * 1024;
+use spool::Staged;
+pub use spool::{Spool, Spooled};
 
 /// Where pictures are saved.
 #[derive(Debug, Clone)]
@@ -166,180 +163,19 @@ impl Store {
     /// # Errors
     /// What the system says.
     pub fn check_writable(&self) -> Result<(), Error> {
-        self.folder.stage().map(drop)
+        Staged::new(&self.folder).map(drop)
     }
 
     /// Begins to receive a picture, of which up to `keep` bytes stay in memory.
     pub fn spool(&self, keep: usize) -> Spool {
-        Spool {
-            folder: Arc::clone(&self.folder),
-            keep,
-            pending: BytesMut::new(),
-            staged: None,
-            hasher: Sha256::new(),
-            len: 0,
-        }
-    }
-}
-
-impl Folder {
-    fn stage(&self) -> Result<Staged, Error> {
-        let path = self.incoming.join(Uuid::now_v7().to_string());
-        let file = File::options()
-            .create_new(true)
-            .read(true)
-            .append(true)
-            .open(&path)
-            .map_err(while_("make a file"))?;
-        Ok(Staged { file: Arc::new(file), path: Some(path) })
-    }
-}
-
-/// A file in `.incoming/`, removed when dropped unless it was saved.
-#[derive(Debug)]
-struct Staged {
-    file: Arc<File>,
-    path: Option<PathBuf>,
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        let Some(path) = self.path.take() else { return };
-        let remove = move || {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(%error, "an unfinished picture could not be removed; the next start will");
-            }
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
-            Err(_) => remove(),
-        }
-    }
-}
-
-/// A picture that is being received: hashed as it comes, in memory while it is small, in
-/// `.incoming/` once it is not.
-#[derive(Debug)]
-pub struct Spool {
-    folder: Arc<Folder>,
-    keep: usize,
-    pending: BytesMut,
-    staged: Option<Staged>,
-    hasher: Sha256,
-    len: u64,
-}
-
-impl Spool {
-    /// Takes the next bytes.
-    ///
-    /// # Errors
-    /// What the disk says.
-    pub async fn write(&mut self, bytes: &Bytes) -> Result<(), Error> {
-        self.hasher.update(bytes);
-        self.len += bytes.len() as u64;
-        self.pending.extend_from_slice(bytes);
-        let room = if self.staged.is_some() { WRITE_SIZE } else { self.keep };
-        if self.pending.len() > room { self.flush().await } else { Ok(()) }
-    }
-
-    /// Bytes taken so far.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether nothing was taken so far.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Ends receiving. A picture of at most `keep` bytes is in memory and nowhere else yet.
-    ///
-    /// # Errors
-    /// What the disk says.
-    pub async fn finish(mut self) -> Result<Spooled, Error> {
-        let content = if self.staged.is_some() {
-            self.flush().await?;
-            self.staged.as_ref().map(|staged| Content::File(Arc::clone(&staged.file), self.len))
-        } else {
-            None
-        };
-        Ok(Spooled {
-            content: content.unwrap_or_else(|| Content::Memory(self.pending.split().freeze())),
-            sha256: self.hasher.finalize().into(),
-            staged: self.staged,
-            folder: self.folder,
-        })
-    }
-
-    async fn flush(&mut self) -> Result<(), Error> {
-        let bytes = self.pending.split();
-        let staged = self.staged.take();
-        let folder = Arc::clone(&self.folder);
-        let (staged, mut bytes) = spawn_blocking(move || {
-            let staged = match staged {
-                Some(staged) => staged,
-                None => folder.stage()?,
-            };
-            (&*staged.file).write_all(&bytes).map_err(while_("write a picture"))?;
-            Ok::<_, Error>((staged, bytes))
-        })
-        .await??;
-        bytes.clear();
-        self.pending = bytes; // its memory is used again
-        self.staged = Some(staged);
-        Ok(())
-    }
-}
-
-/// A received picture, not saved yet. Dropping it leaves nothing behind.
-#[derive(Debug)]
-pub struct Spooled {
-    /// The bytes; they stay readable while and after the picture is saved.
-    pub content: Content,
-    /// SHA-256 of the bytes.
-    pub sha256: [u8; 32],
-    staged: Option<Staged>,
-    folder: Arc<Folder>,
-}
-
-impl Spooled {
-    /// Saves the picture under a new name (a UUID v7, so that names sort by time) with this
-    /// extension, and returns the name once it is durable. Goes on to its end when the caller
-    /// stops waiting.
-    ///
-    /// # Errors
-    /// What the disk says.
-    pub async fn save(self, extension: &'static str) -> Result<String, Error> {
-        spawn_blocking(move || self.save_blocking(extension)).await?
-    }
-
-    fn save_blocking(mut self, extension: &str) -> Result<String, Error> {
-        let mut staged = match (self.staged.take(), &self.content) {
-            (Some(staged), _) => staged,
-            (None, Content::Memory(bytes)) => {
-                let staged = self.folder.stage()?;
-                (&*staged.file).write_all(bytes).map_err(while_("write a picture"))?;
-                staged
-            }
-            (None, Content::File(..)) => {
-                return Err(while_("find a picture's file")(io::ErrorKind::NotFound.into()));
-            }
-        };
-        staged.file.sync_all().map_err(while_("sync a picture"))?;
-        let name = format!("{}.{extension}", Uuid::now_v7());
-        if let Some(from) = &staged.path {
-            fs::rename(from, self.folder.path.join(&name)).map_err(while_("name a picture"))?;
-        }
-        staged.path = None;
-        File::open(&self.folder.path)
-            .and_then(|folder| folder.sync_all())
-            .map_err(while_("sync the downloads folder"))?;
-        Ok(name)
+        Spool::new(Arc::clone(&self.folder), keep)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     fn open(folder: &Path) -> Result<Store, OpenError> {

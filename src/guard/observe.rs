@@ -39,7 +39,7 @@ pub struct Facts {
 /// See the module.
 pub async fn observe(
     State(metrics): State<Arc<Metrics>>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     let id = request_id(request.headers());
@@ -56,7 +56,6 @@ pub async fn observe(
         done: false,
     };
     let span = tracing::info_span!("request", request_id = %record.id);
-    request.extensions_mut().remove::<Facts>();
 
     let mut response = next.run(request).instrument(span).await;
 

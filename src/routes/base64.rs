@@ -3,7 +3,7 @@
 //! The body is held whole, and worked on in the memory that it came in: the text is found, its
 //! escapes and line breaks are taken out in place, and it is decoded piece by piece.
 
-use std::ops::Range;
+use std::{collections::BTreeMap, ops::Range};
 
 use ::base64::{
     Engine, alphabet, engine::DecodePaddingMode, engine::GeneralPurpose,
@@ -15,13 +15,16 @@ use futures_util::{Stream, stream};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::task::spawn_blocking;
-use utoipa::ToSchema;
+use utoipa::{
+    IntoResponses, ToSchema,
+    openapi::{RefOr, Response},
+};
 
-use super::{answer::Answer, file_name, json};
+use super::{answer::Answer, file_name, json, problems};
 use crate::{
     app::AppState,
     budget::Reserved,
-    error::{Error, Problem},
+    error::{Code, Error},
     guard::body::Receiving,
 };
 
@@ -90,6 +93,15 @@ struct Fields<'a> {
     filename: Option<&'a RawValue>,
 }
 
+/// The errors of this route.
+struct Base64Errors;
+
+impl IntoResponses for Base64Errors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems::of_pictures(&[Code::InvalidBase64])
+    }
+}
+
 /// Vectorize a picture sent as Base64
 #[utoipa::path(
     post,
@@ -98,16 +110,7 @@ struct Fields<'a> {
     request_body = Base64Request,
     responses(
         (status = 200, description = "The picture's embedding", body = Answer),
-        (status = 400, description = "`invalid_base64`, `empty_image`", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "`request_timeout`", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "`image_too_large`", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_image`", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`, `embedding_rejected`", body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "`storage_failed`, `internal`", body = Problem, content_type = "application/problem+json"),
-        (status = 502, description = "`embedding_unauthorized`, `embedding_unavailable`, `embedding_invalid`", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "`overloaded`, `embedding_exhausted`, `embedding_rate_limited`", body = Problem, content_type = "application/problem+json"),
-        (status = 504, description = "`embedding_timeout`", body = Problem, content_type = "application/problem+json"),
-        (status = 507, description = "`storage_full`", body = Problem, content_type = "application/problem+json"),
+        Base64Errors,
     )
 )]
 pub(super) async fn vectorize_image_base64(

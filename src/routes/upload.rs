@@ -1,6 +1,7 @@
 //! `POST /vectorize-image-upload`: a picture as a file of a multipart form (RFC 7578).
 
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     sync::{
         Arc,
@@ -20,12 +21,15 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use multer::{Field, Multipart};
-use utoipa::ToSchema;
+use utoipa::{
+    IntoResponses, ToSchema,
+    openapi::{RefOr, Response},
+};
 
-use super::{answer::Answer, file_name};
+use super::{answer::Answer, file_name, problems};
 use crate::{
     app::AppState,
-    error::{Error, Invalid, Problem},
+    error::{Error, Invalid},
     guard::body::Receiving,
     image,
 };
@@ -51,6 +55,15 @@ pub(super) struct UploadRequest {
     file: Vec<u8>,
 }
 
+/// The errors of this route.
+struct UploadErrors;
+
+impl IntoResponses for UploadErrors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems::of_pictures(&[])
+    }
+}
+
 /// Vectorize an uploaded picture
 ///
 /// What a mobile camera, a browser's form or `curl -F` sends.
@@ -61,16 +74,7 @@ pub(super) struct UploadRequest {
     request_body(content = UploadRequest, content_type = "multipart/form-data"),
     responses(
         (status = 200, description = "The picture's embedding", body = Answer),
-        (status = 400, description = "`empty_image`", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "`request_timeout`", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "`image_too_large`", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_image`", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`, `embedding_rejected`", body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "`storage_failed`, `internal`", body = Problem, content_type = "application/problem+json"),
-        (status = 502, description = "`embedding_unauthorized`, `embedding_unavailable`, `embedding_invalid`", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "`overloaded`, `embedding_exhausted`, `embedding_rate_limited`", body = Problem, content_type = "application/problem+json"),
-        (status = 504, description = "`embedding_timeout`", body = Problem, content_type = "application/problem+json"),
-        (status = 507, description = "`storage_full`", body = Problem, content_type = "application/problem+json"),
+        UploadErrors,
     )
 )]
 pub(super) async fn vectorize_image_upload(

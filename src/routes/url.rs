@@ -1,15 +1,20 @@
 //! `POST /vectorize-image`: a picture by its address.
 
+use std::collections::BTreeMap;
+
 use axum::{body::Body, extract::State};
 use futures_util::TryStreamExt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use utoipa::ToSchema;
+use utoipa::{
+    IntoResponses, ToSchema,
+    openapi::{RefOr, Response},
+};
 
-use super::{answer::Answer, json};
+use super::{answer::Answer, json, problems};
 use crate::{
     app::AppState,
-    error::{Error, Problem},
+    error::{Code, Error},
     guard::body::Receiving,
 };
 
@@ -36,6 +41,20 @@ struct Fields<'a> {
     image_url: Option<&'a RawValue>,
 }
 
+/// The errors of this route.
+struct UrlErrors;
+
+impl IntoResponses for UrlErrors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems::of_pictures(&[
+            Code::InvalidUrl,
+            Code::UrlNotAllowed,
+            Code::DownloadFailed,
+            Code::DownloadTimeout,
+        ])
+    }
+}
+
 /// Vectorize a picture by its address
 ///
 /// The service fetches the picture, saves it and answers with its embedding.
@@ -46,17 +65,7 @@ struct Fields<'a> {
     request_body = UrlRequest,
     responses(
         (status = 200, description = "The picture's embedding", body = Answer),
-        (status = 400, description = "`invalid_url`, `empty_image`", body = Problem, content_type = "application/problem+json"),
-        (status = 403, description = "`url_not_allowed`", body = Problem, content_type = "application/problem+json"),
-        (status = 408, description = "`request_timeout`", body = Problem, content_type = "application/problem+json"),
-        (status = 413, description = "`image_too_large`", body = Problem, content_type = "application/problem+json"),
-        (status = 415, description = "`unsupported_image`", body = Problem, content_type = "application/problem+json"),
-        (status = 422, description = "`validation_failed`, `embedding_rejected`", body = Problem, content_type = "application/problem+json"),
-        (status = 500, description = "`storage_failed`, `internal`", body = Problem, content_type = "application/problem+json"),
-        (status = 502, description = "`download_failed`, `embedding_unauthorized`, `embedding_unavailable`, `embedding_invalid`", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "`overloaded`, `embedding_exhausted`, `embedding_rate_limited`", body = Problem, content_type = "application/problem+json"),
-        (status = 504, description = "`download_timeout`, `embedding_timeout`", body = Problem, content_type = "application/problem+json"),
-        (status = 507, description = "`storage_full`", body = Problem, content_type = "application/problem+json"),
+        UrlErrors,
     )
 )]
 pub(super) async fn vectorize_image(

@@ -1,0 +1,85 @@
+//! An error as it is answered: RFC 9457, with FastAPI's `detail`.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{Code, Error, FieldError, Saved};
+
+/// An error answer (RFC 9457), with FastAPI's `detail`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Problem {
+    /// Always `about:blank`: `code` tells the kind.
+    #[serde(rename = "type")]
+    #[schema(example = "about:blank")]
+    kind: &'static str,
+    /// The name of the status.
+    #[schema(example = "Unsupported Media Type")]
+    title: &'static str,
+    /// The status.
+    #[schema(example = 415)]
+    status: u16,
+    code: Code,
+    /// What is wrong and what to do.
+    #[schema(example = "These bytes are not a JPEG, PNG, WebP, GIF, BMP or TIFF picture.")]
+    detail: String,
+    /// The request's id, as in `x-request-id` and in the log.
+    #[schema(example = "019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77")]
+    request_id: String,
+    /// For `validation_failed`: what is wrong, field by field.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    errors: Vec<FieldError>,
+    /// The saved file's name, when the picture was saved before things went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved_as: Option<String>,
+    /// Its path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+}
+
+/// The media type of [`Problem`].
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// The mark of an error on its response, until the outer layer, which knows the request's id,
+/// logs it and writes the body.
+#[derive(Debug, Clone)]
+pub struct Failure(pub Arc<Error>);
+
+impl Failure {
+    /// The body of the answer.
+    pub fn problem(&self, request_id: &str) -> Problem {
+        let (error, code) = (&self.0, self.0.code());
+        Problem {
+            kind: "about:blank",
+            title: code.status().canonical_reason().unwrap_or("Error"),
+            status: code.status().as_u16(),
+            code,
+            detail: error.detail(),
+            request_id: request_id.to_owned(),
+            errors: error.field_errors().to_vec(),
+            saved_as: error.saved().map(|saved| saved.saved_as.clone()),
+            path: error.saved().map(Saved::path),
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = self.code().status();
+        if let Some(wait) = self.retry_after() {
+            // Rounded up: who comes back too early is turned away again.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        response.extensions_mut().insert(Failure(Arc::new(self)));
+        response
+    }
+}

@@ -1,0 +1,224 @@
+//! Both ends of every range, every spelling, every exception.
+
+use super::*;
+
+fn policy(hosts: &[&str], allow: &[&str]) -> Policy {
+    let hosts: Vec<_> = hosts.iter().map(|host| HostPattern::parse(host).unwrap()).collect();
+    Policy {
+        ports: vec![80, 443],
+        hosts: (!hosts.is_empty()).then_some(hosts),
+        allow: allow.iter().map(|text| Exception::parse(text).unwrap()).collect(),
+    }
+}
+
+fn judged(policy: &Policy, url: &str) -> Result<bool, Refusal> {
+    policy.judge(url).map(|target| target.excepted)
+}
+
+fn is_denied(policy: &Policy, url: &str) -> bool {
+    matches!(judged(policy, url), Err(Refusal::Denied(_)))
+}
+
+#[test]
+fn both_ends_of_each_denied_range_are_denied_and_their_neighbours_are_not() {
+    let denied_v6: Vec<IpNet> = DENIED_V6.iter().copied().map(IpNet::from).collect();
+    let networks = DENIED_V4.iter().copied().map(IpNet::from).chain(denied_v6);
+    let count = networks
+        .map(|network| {
+            assert!(!is_public(network.addr()), "{network}");
+            assert!(!is_public(network.broadcast()), "{network}");
+        })
+        .count();
+    assert_eq!(count, 24);
+    for public in [
+        "1.0.0.0",
+        "9.255.255.255",
+        "11.0.0.0",
+        "100.63.255.255",
+        "100.128.0.0",
+        "126.255.255.255",
+        "128.0.0.0",
+        "168.63.129.15",
+        "168.63.129.17",
+        "169.253.255.255",
+        "169.255.0.0",
+        "172.15.255.255",
+        "172.32.0.0",
+        "191.255.255.255",
+        "192.0.1.255",
+        "192.0.3.0",
+        "192.31.195.255",
+        "192.31.197.0",
+        "192.52.192.255",
+        "192.52.194.0",
+        "192.88.98.255",
+        "192.88.100.0",
+        "192.167.255.255",
+        "192.169.0.0",
+        "192.175.47.255",
+        "192.175.49.0",
+        "198.17.255.255",
+        "198.20.0.0",
+        "198.51.99.255",
+        "198.51.101.0",
+        "203.0.112.255",
+        "203.0.114.0",
+        "223.255.255.255",
+        "2000::",
+        "2000:ffff::",
+        "2001:200::",
+        "2001:db7:ffff::",
+        "2001:db9::",
+        "2001:ffff::",
+        "2003::",
+        "2620:4f:7fff::",
+        "2620:4f:8001::",
+        "3ffe:ffff::",
+        "3fff:1000::",
+        "3fff:ffff::",
+    ] {
+        assert!(is_public(public.parse().unwrap()), "{public}");
+    }
+    for denied in [
+        "1fff::",
+        "4000::",
+        "::",
+        "::1",
+        "::a00:1",
+        "64:ff9b::a00:1",
+        "fec0::1",
+        "fe80::1",
+        "fd00::1",
+        "ff02::1",
+        "2a00::200:5efe:a00:1",
+        "2a00::5efe:a00:1",
+    ] {
+        assert!(!is_public(denied.parse().unwrap()), "{denied}");
+    }
+}
+
+#[test]
+fn every_spelling_of_a_private_address_is_denied() {
+    let policy = policy(&[], &[]);
+    for url in [
+        "http://127.0.0.1/",
+        "http://127.1/",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://0177.0.0.1/",
+        "http://127.0.0.1./",
+        "http://１２７.０.０.１/",
+        "http://①②⑦.⓪.⓪.①/",
+        "http://%31%32%37.0.0.1/",
+        "http:\\\\127.0.0.1\\",
+        "http://[::1]/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::ffff:7f00:1]/",
+        "http://[::127.0.0.1]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://[2002:7f00:1::]/",
+        "http://[2001:0:7f00:1::]/",
+        "http://[fec0::1]/",
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[fd00:ec2::254]/",
+        "http://100.100.100.200/",
+        "http://168.63.129.16/",
+        "http://0/",
+        "http://[::]/",
+    ] {
+        assert!(is_denied(&policy, url), "{url}: {:?}", judged(&policy, url));
+    }
+}
+
+#[test]
+fn what_is_no_web_address_is_invalid() {
+    let policy = policy(&[], &[]);
+    for url in [
+        "",
+        "photo.jpg",
+        "//example.com/a.jpg",
+        "ftp://example.com/",
+        "file:///etc/passwd",
+        "data:,x",
+        "gopher://example.com/",
+        "http://user@example.com/",
+        "http://user:pw@example.com/",
+        "http://:pw@example.com/",
+        "http://",
+        "http:///",
+        "http://[::1",
+        "javascript:alert(1)",
+        "http://exa mple.com/",
+    ] {
+        assert!(matches!(judged(&policy, url), Err(Refusal::Invalid(_))), "{url}");
+    }
+    let long = format!("http://example.com/{}", "a".repeat(MAX_URL));
+    assert!(matches!(judged(&policy, &long), Err(Refusal::Invalid(_))));
+}
+
+#[test]
+fn other_ports_are_denied_unless_allowed() {
+    assert_eq!(judged(&policy(&[], &[]), "https://example.com/"), Ok(false));
+    assert_eq!(judged(&policy(&[], &[]), "http://example.com:443/"), Ok(false));
+    assert!(is_denied(&policy(&[], &[]), "http://example.com:8080/"));
+    assert!(is_denied(&policy(&[], &[]), "http://example.com:22/"));
+}
+
+#[test]
+fn exceptions_open_what_they_name_and_nothing_else() {
+    let policy =
+        policy(&[], &["10.1.0.0/16", "pictures.internal:8080", "127.0.0.1:9000", "169.254.0.0/16"]);
+    assert_eq!(judged(&policy, "http://10.1.2.3/"), Ok(false));
+    assert!(is_denied(&policy, "http://10.2.0.1/"));
+    assert!(is_denied(&policy, "http://10.1.2.3:8080/"));
+    assert_eq!(judged(&policy, "http://PICTURES.internal.:8080/"), Ok(true));
+    assert!(is_denied(&policy, "http://pictures.internal:8081/"));
+    assert_eq!(judged(&policy, "http://127.0.0.1:9000/"), Ok(true));
+    assert!(is_denied(&policy, "http://127.0.0.1/"));
+    assert_eq!(judged(&policy, "http://169.254.1.1/"), Ok(false));
+    assert!(is_denied(&policy, "http://169.254.169.254/"));
+    assert!(policy.judge_address("::ffff:169.254.169.254".parse().unwrap(), true).is_err());
+}
+
+#[test]
+fn a_list_of_hosts_narrows() {
+    let policy = policy(&["upload.wikimedia.org", "*.example.com"], &[]);
+    for good in [
+        "https://upload.wikimedia.org/a",
+        "https://UPLOAD.wikimedia.org./a",
+        "https://a.b.example.com/",
+    ] {
+        assert_eq!(judged(&policy, good), Ok(false), "{good}");
+    }
+    for bad in [
+        "https://example.com/",
+        "https://badexample.com/",
+        "https://wikimedia.org/",
+        "http://1.1.1.1/",
+    ] {
+        assert!(is_denied(&policy, bad), "{bad}");
+    }
+}
+
+#[test]
+fn a_redirect_is_judged_like_an_address() {
+    let policy = policy(&[], &[]);
+    let from = Url::parse("https://example.com/a/b").unwrap();
+    let to = |location| policy.judge_redirect(&from, location).map(|target| target.url.to_string());
+    assert_eq!(to("../c").unwrap(), "https://example.com/c");
+    assert_eq!(to("//127.0.0.1/"), Err(NOT_PUBLIC));
+    assert!(matches!(to("file:///etc/passwd"), Err(Refusal::Invalid(_))));
+    assert!(matches!(to("http://["), Err(Refusal::Invalid(_))));
+}
+
+#[test]
+fn slips_in_the_operators_lists_are_faults() {
+    for fault in
+        ["10.0.0.0/33", "example.com", "example.com:0", "example.com:http", ":80", "a b:80"]
+    {
+        assert!(Exception::parse(fault).is_err(), "{fault}");
+    }
+    for fault in ["*.*.example.com", "exa mple.com", "", "*."] {
+        assert!(HostPattern::parse(fault).is_err(), "{fault}");
+    }
+}
