@@ -11,6 +11,7 @@ use axum::{
     middleware,
     response::{IntoResponse, Response},
 };
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -20,7 +21,7 @@ use crate::{
     embed::Embedder,
     error::Error,
     fetch::{Fetcher, Lookup},
-    guard::observe::observe,
+    guard::{drain::drain, observe::observe},
     nvidia::{self, ApiKey},
     routes,
     store::Store,
@@ -78,6 +79,7 @@ impl AppState {
                 embedder: Embedder::new(client, config.embed.clone()),
                 limits: config.limits.clone(),
                 buffers: Budget::new(config.limits.max_buffered_bytes),
+                at_work: Arc::new(Semaphore::new(config.limits.max_in_flight)),
                 metrics: Arc::clone(&metrics),
             },
             fetcher: Fetcher::new(config.fetch.clone(), &parts.lookup, trust)?,
@@ -103,10 +105,12 @@ impl AppState {
 ///
 /// 1. a panic in a handler becomes an error like any other, so it must be caught inside of what
 ///    answers errors;
-/// 2. `observe` gives ids, logs, counts and answers errors, so it must see every other layer.
+/// 2. `drain` reads what a handler left of a body, whichever way the handler ended;
+/// 3. `observe` gives ids, logs, counts and answers errors, so it must see every other layer.
 pub fn router(state: &AppState) -> Router {
     routes::router(state)
         .layer(CatchPanicLayer::custom(answer_panic))
+        .layer(middleware::from_fn(drain))
         .layer(middleware::from_fn_with_state(Arc::clone(&state.metrics), observe))
         .layer(middleware::map_response_with_state(state.clone(), close_when_draining))
 }

@@ -50,10 +50,10 @@ impl Budget {
     /// [`Error::TooLarge`] at once, [`Error::Exhausted`] at the deadline.
     pub async fn reserve(&self, bytes: u64, deadline: Instant) -> Result<Reserved, Error> {
         let too_large = Error::TooLarge { wanted: bytes, total: self.total };
-        if bytes > self.total {
-            return Err(too_large);
-        }
-        let units = u32::try_from(bytes.div_ceil(UNIT)).map_err(|_| too_large)?;
+        let units = match u32::try_from(bytes.div_ceil(UNIT)) {
+            Ok(units) if u64::from(units) <= self.total / UNIT => units,
+            _ => return Err(too_large),
+        };
         match timeout_at(deadline, Arc::clone(&self.free).acquire_many_owned(units)).await {
             Ok(Ok(permit)) => Ok(Reserved(permit)),
             // Closed never happens: nothing closes the semaphore.

@@ -5,6 +5,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 use url::Url;
 
 use crate::{
+    base64_text,
     embed::{self, LargeImages},
     fetch::{self, policy},
     nvidia::{self, ApiKey, RetryPolicy},
@@ -59,6 +60,8 @@ pub struct Limits {
     pub max_image_pixels: u64,
     /// Memory for bodies, all requests together, in bytes.
     pub max_buffered_bytes: u64,
+    /// Received pictures that are at work.
+    pub max_in_flight: usize,
     /// From the whole picture to the answer.
     pub request_timeout: Duration,
     /// The longest that receiving a body may take.
@@ -68,6 +71,18 @@ pub struct Limits {
 /// All faults of the settings, each naming its variable.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Faults(Vec<String>);
+
+impl Faults {
+    /// Ends the process with exit code 2: starting again does not help.
+    pub fn exit(&self) -> ! {
+        // Nothing is logged before the settings stand.
+        #[allow(clippy::print_stderr)]
+        {
+            eprint!("{self}");
+        }
+        std::process::exit(2)
+    }
+}
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -150,6 +165,7 @@ impl Config {
                 max_image_pixels: read
                     .value("IMAGESVC_MAX_IMAGE_PIXELS", parse::number(1..=1 << 32)),
                 max_buffered_bytes: read.value("IMAGESVC_MAX_BUFFERED_BYTES", budget),
+                max_in_flight: read.value("IMAGESVC_MAX_IN_FLIGHT", parse::number(1..=1 << 20)),
                 request_timeout: read.value("IMAGESVC_REQUEST_TIMEOUT", parse::positive_duration),
                 body_timeout: read.value("IMAGESVC_BODY_TIMEOUT", parse::positive_duration),
             },
@@ -161,6 +177,8 @@ impl Config {
                 header_timeout: read.value("IMAGESVC_HEADER_TIMEOUT", parse::positive_duration),
                 drain_delay: read.value("IMAGESVC_DRAIN_DELAY", parse::duration),
                 drain_timeout: read.value("IMAGESVC_DRAIN_TIMEOUT", parse::duration),
+                max_connections_per_peer: read
+                    .value("IMAGESVC_MAX_CONNECTIONS_PER_PEER", parse::number(1..=1 << 20)),
                 max_connections: read.value("IMAGESVC_MAX_CONNECTIONS", parse::number(1..=1 << 20)),
             },
             telemetry: telemetry::Settings {
@@ -215,11 +233,14 @@ impl Reader<'_> {
 
     fn refuse_contradictions(&mut self, config: &Config) {
         // The Base64 route holds its whole body: one request must fit into the budget of all.
-        let largest_body = crate::routes::base64_body_limit(config.limits.max_image_bytes);
-        if config.limits.max_buffered_bytes < largest_body {
+        let needed =
+            base64_text::body_limit(config.limits.max_image_bytes) + config.embed.inline_memory();
+        let needed = needed.next_multiple_of(1 << 20);
+        if config.limits.max_buffered_bytes < needed {
             self.faults.push(format!(
-                "IMAGESVC_MAX_BUFFERED_BYTES must hold one Base64 body of the largest picture: \
-                 at least {largest_body} bytes for this IMAGESVC_MAX_IMAGE_BYTES"
+                "IMAGESVC_MAX_BUFFERED_BYTES must hold one Base64 body of the largest picture: with this \
+                 IMAGESVC_MAX_IMAGE_BYTES, at least {}MiB",
+                needed >> 20
             ));
         }
     }

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     budget::{self, Budget, Reserved},
-    image::{self, Content, Format, Picture},
+    image::{self, Content, Format, Picture, Target},
     nvidia::{self, Inferred, InlineImage, Vector, Verdict},
 };
 
@@ -36,6 +36,13 @@ pub struct Settings {
     pub max_decode_bytes: u64,
     /// How long a refusal of uploads is remembered.
     pub asset_memory: Duration,
+}
+
+impl Settings {
+    /// The memory that one picture takes on its way, in bytes: as it came, and as an inline body.
+    pub fn inline_memory(&self) -> u64 {
+        (InlineImage::largest(self.inline_limit) + self.inline_limit) as u64
+    }
 }
 
 /// What is done with pictures that do not fit inline.
@@ -81,6 +88,9 @@ pub enum Error {
     /// The deadline passed before the picture's turn came.
     #[error("the deadline passed while waiting for {0}")]
     Busy(&'static str),
+    /// The smallest JPEG of the picture does not fit inline.
+    #[error("the picture cannot be made small enough")]
+    StillTooLarge,
     /// A decoder panicked.
     #[error("the decoder died")]
     Died(#[from] JoinError),
@@ -97,6 +107,15 @@ struct Inner {
     slots: Semaphore,
     decoding: Budget,
     assets_refused: Mutex<Option<Instant>>,
+}
+
+/// How sending a picture ended.
+enum Sent {
+    Embedded(Embedding),
+    /// Uploads are refused.
+    Refused(nvidia::Error),
+    /// It does not fit inline, and is not to be uploaded.
+    TooLarge,
 }
 
 /// A re-encoded picture, with the part of the decode budget that its bytes take.
@@ -122,9 +141,9 @@ impl Embedder {
         InlineImage::largest(self.0.settings.inline_limit)
     }
 
-    /// The memory that one picture takes on its way, in bytes: as it came, and as an inline body.
+    /// The memory that one picture takes on its way, in bytes.
     pub fn inline_memory(&self) -> u64 {
-        (self.largest_inline() + self.0.settings.inline_limit) as u64
+        self.0.settings.inline_memory()
     }
 
     /// What NVIDIA last thought of the key.
@@ -139,91 +158,79 @@ impl Embedder {
     pub async fn embed(&self, picture: &Picture, deadline: Instant) -> Result<Embedding, Error> {
         let slot = timeout_at(deadline, self.0.slots.acquire()).await;
         let Ok(Ok(_slot)) = slot else { return Err(Error::Busy("a call to NVIDIA")) };
-        match picture.format {
+        let sent = match picture.format {
             Format::Jpeg | Format::Png => {
-                self.embed_as(
-                    picture,
-                    &picture.content,
-                    picture.format,
-                    Prepared::Original,
-                    deadline,
-                )
-                .await
+                self.send(&picture.content, picture.format, Prepared::Original, deadline).await?
             }
             Format::WebP | Format::Gif | Format::Bmp | Format::Tiff => {
-                let encoded = self.encode(picture, deadline, image::to_jpeg).await?;
-                self.embed_as(picture, &encoded.jpeg, Format::Jpeg, Prepared::Jpeg, deadline).await
+                let encoded = self.encode(picture, Target::Converted, deadline).await?;
+                self.send(&encoded.jpeg, Format::Jpeg, Prepared::Jpeg, deadline).await?
             }
+        };
+        let refusal = match sent {
+            Sent::Embedded(embedding) => return Ok(embedding),
+            Sent::Refused(refusal) => Some(refusal),
+            Sent::TooLarge => None,
+        };
+        // What was encoded above is dropped by now: it would hold memory that this waits for.
+        let target = Target::Shrunk { max_len: self.largest_inline() };
+        let encoded = self.encode(picture, target, deadline).await?;
+        let sent = self.send(&encoded.jpeg, Format::Jpeg, Prepared::Shrunk, deadline).await?;
+        if let Some(refusal) = refusal {
+            // Only now: a picture that NVIDIA takes in no way says nothing of uploads.
+            self.note_refusal(&refusal);
+        }
+        match sent {
+            Sent::Embedded(embedding) => Ok(embedding),
+            Sent::Refused(refusal) => Err(refusal.into()),
+            Sent::TooLarge => Err(Error::StillTooLarge),
         }
     }
 
-    /// Sends bytes that NVIDIA reads, by the way that fits their size; falls back to shrinking
-    /// the original.
-    async fn embed_as(
+    /// Sends bytes that NVIDIA reads, by the way that fits their size.
+    async fn send(
         &self,
-        original: &Picture,
         content: &Content,
         format: Format,
         prepared: Prepared,
         deadline: Instant,
-    ) -> Result<Embedding, Error> {
-        let done = |inferred: Inferred, prepared| {
-            Ok(Embedding { vector: inferred.vector, prepared, tries: inferred.tries })
-        };
-        if content.len() <= self.largest_inline() as u64 {
-            return done(self.infer_inline(format, content, deadline).await?, prepared);
-        }
-        if self.may_upload() {
-            match self.infer_uploaded(format, content, deadline).await {
-                Ok(inferred) => return done(inferred, prepared),
-                Err(refusal) if refusal.verdict == Verdict::NoAssets => self.note_refusal(&refusal),
-                Err(failure) => return Err(failure.into()),
+    ) -> Result<Sent, nvidia::Error> {
+        let media_type = format.media_type();
+        let inferred = match content {
+            Content::Memory(bytes) if bytes.len() <= self.largest_inline() => {
+                self.0.nvidia.infer(&InlineImage::new(media_type, bytes), deadline).await?
             }
-        }
-        let largest = self.largest_inline();
-        let shrink = move |picture: &Picture, cost| image::shrink_to_jpeg(picture, cost, largest);
-        let encoded = self.encode(original, deadline, shrink).await?;
-        done(self.infer_inline(Format::Jpeg, &encoded.jpeg, deadline).await?, Prepared::Shrunk)
-    }
-
-    async fn infer_inline(
-        &self,
-        format: Format,
-        content: &Content,
-        deadline: Instant,
-    ) -> Result<Inferred, Error> {
-        let bytes = match content {
-            Content::Memory(bytes) => bytes.clone(),
-            Content::File(_, len) => {
-                let (content, len) = (content.clone(), usize::try_from(*len).unwrap_or(usize::MAX));
-                spawn_blocking(move || content.read_at(0, len))
-                    .await?
-                    .map_err(image::Error::from)?
-            }
+            _ if prepared == Prepared::Shrunk || !self.may_upload() => return Ok(Sent::TooLarge),
+            _ => match self.infer_uploaded(media_type, content, deadline).await {
+                Ok(inferred) => inferred,
+                Err(refusal) if refusal.verdict == Verdict::NoAssets => {
+                    return Ok(Sent::Refused(refusal));
+                }
+                Err(failure) => return Err(failure),
+            },
         };
-        let image = InlineImage::new(format.media_type(), &bytes);
-        Ok(self.0.nvidia.infer(&image, deadline).await?)
+        Ok(Sent::Embedded(Embedding { vector: inferred.vector, prepared, tries: inferred.tries }))
     }
 
     async fn infer_uploaded(
         &self,
-        format: Format,
+        media_type: &str,
         content: &Content,
         deadline: Instant,
     ) -> Result<Inferred, nvidia::Error> {
-        let asset = self.0.nvidia.upload(format.media_type(), content, deadline).await?;
+        let asset = self.0.nvidia.upload(media_type, content, deadline).await?;
         self.0.nvidia.infer_asset(&asset, deadline).await
     }
 
-    /// Runs an encoder off the async threads, within the memory that all decodes share.
+    /// Re-encodes off the async threads, within the memory that all decodes share.
     async fn encode(
         &self,
         picture: &Picture,
+        target: Target,
         deadline: Instant,
-        encoder: impl FnOnce(&Picture, u64) -> Result<Vec<u8>, image::Error> + Send + 'static,
     ) -> Result<Encoded, Error> {
         let asked = picture.clone();
-        let cost = spawn_blocking(move || image::decode_cost(&asked)).await??;
+        let cost = spawn_blocking(move || target.cost(&asked)).await??;
         let mut reserved = match self.0.decoding.reserve(cost, deadline).await {
             Ok(reserved) => reserved,
             Err(budget::Error::TooLarge { wanted, total }) => {
@@ -234,7 +241,7 @@ impl Embedder {
         let picture = picture.clone();
         // The reservation goes along: the thread works on when nobody waits for it any more.
         spawn_blocking(move || {
-            let jpeg = encoder(&picture, cost)?;
+            let jpeg = target.encode(&picture, cost)?;
             reserved.shrink_to(jpeg.len() as u64);
             Ok(Encoded { jpeg: Content::Memory(jpeg.into()), _reserved: reserved })
         })

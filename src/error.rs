@@ -6,9 +6,7 @@ use serde::Serialize;
 use tokio::task::JoinError;
 use utoipa::ToSchema;
 
-use crate::{
-    embed, fetch, guard::body::BodyError, image, nvidia::Verdict, routes::Base64Fault, store,
-};
+use crate::{base64_text, embed, fetch, guard::body::BodyError, image, nvidia::Verdict, store};
 
 mod code;
 mod problem;
@@ -30,7 +28,7 @@ pub enum Error {
     Body(#[from] BodyError),
     /// The Base64 text is none.
     #[error(transparent)]
-    Base64(#[from] Base64Fault),
+    Base64(#[from] base64_text::Fault),
     /// The address was not fetched.
     #[error(transparent)]
     Fetch(#[from] fetch::Error),
@@ -154,7 +152,10 @@ impl Error {
             Self::Invalid(invalid) => invalid.detail.clone(),
             Self::Body(BodyError::Cut(_)) => "The request's body ended early; send it again.".into(),
             Self::Body(BodyError::TooSlow) => "The request's body did not arrive in time; send it again.".into(),
-            Self::Body(BodyError::TooLarge { limit }) => {
+            Self::Body(BodyError::TooLarge { picture_limit: Some(limit), .. }) => {
+                format!("The picture is larger than the limit of {}.", size(*limit))
+            }
+            Self::Body(BodyError::TooLarge { limit, picture_limit: None }) => {
                 format!("The request's body is larger than the limit of {} for this route.", size(*limit))
             }
             Self::TooManyBytes { limit, size: Some(bytes) } => {
@@ -286,6 +287,7 @@ fn embed_code(error: &embed::Error) -> Code {
     match error {
         embed::Error::Image(error) => image_code(error),
         embed::Error::Busy(_) => Code::EmbeddingTimeout,
+        embed::Error::StillTooLarge => Code::EmbeddingRejected,
         embed::Error::Died(_) => Code::Internal,
         embed::Error::Nvidia(error) => match error.verdict {
             Verdict::Picture => Code::EmbeddingRejected,
@@ -305,8 +307,12 @@ fn embed_code(error: &embed::Error) -> Code {
 }
 
 fn embed_detail(error: &embed::Error) -> String {
-    if let embed::Error::Image(error) = error {
-        return image_detail(error);
+    match error {
+        embed::Error::Image(error) => return image_detail(error),
+        embed::Error::Busy(_) => {
+            return "The service was too busy to ask NVIDIA in time; try again.".into();
+        }
+        _ => {}
     }
     match embed_code(error) {
         Code::EmbeddingRejected => "NVIDIA does not accept this picture; try another one, or a plain JPEG.",

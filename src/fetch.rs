@@ -171,8 +171,10 @@ impl Fetcher {
             match response.status().as_u16() {
                 200 => return Fetched::new(response, deadline),
                 301 | 302 | 303 | 307 | 308 => {
-                    let location =
-                        response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+                    let location = response
+                        .headers()
+                        .get(LOCATION)
+                        .and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
                     let location = location.ok_or(Error::Redirects)?;
                     target = self.settings.policy.judge_redirect(&target.url, location)?;
                 }
@@ -223,6 +225,8 @@ fn client(settings: &Settings, judge: Judge, trust: Trust) -> Result<Client, req
         .user_agent(&settings.user_agent)
         .default_headers(headers)
         .connect_timeout(CONNECT_TIMEOUT)
+        // Strangers choose the hosts: an idle connection to each would use up the sockets.
+        .pool_max_idle_per_host(0)
         .no_proxy()
         .dns_resolver(judge)
         .build()

@@ -3,12 +3,14 @@
 //! Everything here is synchronous; what takes time is called off the async threads.
 
 mod content;
+mod cost;
 mod pixels;
 mod probe;
 mod sniff;
 
 pub use content::{Content, Reader};
-pub use pixels::{decode_cost, decode_upright, shrink_to_jpeg, to_jpeg};
+pub use cost::decode_cost;
+pub use pixels::{Target, decode_upright};
 pub use probe::{Picture, probe};
 pub use sniff::{Format, Unsupported, sniff};
 

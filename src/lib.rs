@@ -15,6 +15,7 @@
 //! point one way, and only `routes`, `guard`, `app`, `server`, `sandbox` and `error` know axum.
 
 pub mod app;
+pub mod base64_text;
 pub mod budget;
 mod causes;
 pub mod config;

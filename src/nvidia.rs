@@ -23,6 +23,7 @@ use reqwest::{
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 use url::Url;
+use uuid::Uuid;
 
 use crate::{causes::causes, telemetry::Metrics, tls::Trust};
 use pace::Pace;
@@ -91,7 +92,8 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// The status and the beginning of the answer, for the log alone.
     pub evidence: String,
-    source: Option<reqwest::Error>,
+    /// Whether no connection was made: nothing was asked.
+    is_connect: bool,
 }
 
 /// What NVIDIA last thought of the key.
@@ -191,33 +193,25 @@ impl Client {
         let attempt_deadline = deadline.min(started + self.0.settings.attempt_timeout);
         let exchange = async {
             let response = request.send().await?;
-            Ok((response.status(), response.headers().clone(), read_body(response).await?))
+            let (status, headers) = (response.status(), response.headers().clone());
+            Ok(Reply { status, headers, body: read_body(response).await? })
         };
         let outcome = match timeout_at(attempt_deadline, exchange).await {
-            Ok(Ok((status, headers, Some(body)))) => Ok(Reply { status, headers, body }),
-            Ok(Ok((status, _, None))) => {
-                let verdict =
-                    if status == StatusCode::OK { Verdict::Nonsense } else { Verdict::Unexpected };
-                Err(Error::new(
-                    operation,
-                    verdict,
-                    format!("status {status}, over {MAX_ANSWER} bytes"),
-                ))
-            }
+            Ok(Ok(reply)) => Ok(reply),
             Ok(Err(error)) => {
                 let error: reqwest::Error = error;
                 // The error's own text names the address, which may be presigned.
                 let evidence =
                     causes(&error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
-                let source = Some(error.without_url());
-                Err(Error { source, ..Error::new(operation, Verdict::Unavailable, evidence) })
+                let failure = Error::new(operation, Verdict::Unavailable, evidence);
+                Err(Error { is_connect: error.is_connect(), ..failure })
             }
             Err(_) if attempt_deadline == deadline => Err(Error::deadline(operation)),
             Err(_) => Err(Error::new(operation, Verdict::Slow, "no answer in time".into())),
         };
         let status = outcome.as_ref().ok().map(|reply| reply.status.as_u16());
         self.0.metrics.upstream_call(operation, status, started.elapsed());
-        if let (Ok(reply), true) = (&outcome, operation.carries_key()) {
+        if let Ok(reply) = &outcome {
             self.note_key(operation, reply.status);
         }
         outcome
@@ -225,6 +219,8 @@ impl Client {
 
     fn note_key(&self, operation: Operation, status: StatusCode) {
         let state = match operation.judge(status.as_u16()) {
+            // Only these two ways of asking can tell.
+            _ if !operation.tells_of_key() => return,
             Verdict::Key => KeyState::Refused,
             Verdict::Success | Verdict::Pending => KeyState::Accepted,
             _ => return,
@@ -235,7 +231,7 @@ impl Client {
 
 impl Error {
     fn new(operation: Operation, verdict: Verdict, evidence: String) -> Self {
-        Self { operation, verdict, retry_after: None, evidence, source: None }
+        Self { operation, verdict, retry_after: None, evidence, is_connect: false }
     }
 
     fn deadline(operation: Operation) -> Self {
@@ -244,9 +240,11 @@ impl Error {
 
     /// A failure that an answer tells of.
     fn from_reply(operation: Operation, verdict: Verdict, reply: &Reply) -> Self {
-        let text = String::from_utf8_lossy(&reply.body);
-        let excerpt: String = text.chars().take(EXCERPT).collect();
-        let evidence = format!("status {}: {excerpt:?}", reply.status.as_u16());
+        let mut evidence = format!("status {}", reply.status.as_u16());
+        if operation.is_quotable(reply.status.as_u16()) {
+            let text = String::from_utf8_lossy(&reply.body);
+            evidence.push_str(&format!(": {:?}", text.chars().take(EXCERPT).collect::<String>()));
+        }
         Self { retry_after: reply.retry_after(), ..Self::new(operation, verdict, evidence) }
     }
 }
@@ -260,14 +258,20 @@ impl Reply {
     }
 }
 
-/// The body, or nothing if it is longer than any answer should be.
-async fn read_body(mut response: Response) -> Result<Option<Bytes>, reqwest::Error> {
+/// The body, or as much of it as an answer may have.
+async fn read_body(mut response: Response) -> Result<Bytes, reqwest::Error> {
     let mut body = BytesMut::new();
     while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Ok(None);
-        }
         body.extend_from_slice(&chunk);
+        if body.len() > MAX_ANSWER {
+            body.truncate(MAX_ANSWER); // no JSON any more, and judged as such
+            break;
+        }
     }
-    Ok(Some(body.freeze()))
+    Ok(body.freeze())
+}
+
+/// The address of one thing in a collection.
+fn under(collection: &Url, id: Uuid) -> String {
+    format!("{}/{id}", collection.as_str().trim_end_matches('/'))
 }

@@ -23,8 +23,6 @@ mod problems;
 mod upload;
 mod url;
 
-pub use base64::{Base64Fault, body_limit as base64_body_limit};
-
 /// What stands in the document beside the routes.
 #[derive(OpenApi)]
 #[openapi(

@@ -10,6 +10,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
+    signal::unix::{SignalKind, signal},
     sync::Semaphore,
     time::{sleep, timeout},
 };
@@ -23,9 +24,17 @@ use crate::{
     sandbox::Sandbox,
     store::{OpenError, Store},
 };
+use peers::Peers;
+use stalled::WriteTimeout;
+
+mod peers;
+mod stalled;
 
 /// A connection reads and writes in pieces of at most this many bytes; a header must fit into one.
 const BUFFER: usize = 32 * 1024;
+
+/// How long a client may go without taking a byte of its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait when the system is out of sockets.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -43,6 +52,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Open connections.
     pub max_connections: usize,
+    /// Open connections of one peer.
+    pub max_connections_per_peer: usize,
 }
 
 /// Why the service does not start.
@@ -84,6 +95,9 @@ impl Server {
     /// # Errors
     /// [`StartError`]
     pub async fn bind(config: Config) -> Result<Self, StartError> {
+        for notice in &config.notices {
+            tracing::warn!("{notice}");
+        }
         Self::bind_with_lookup(config, Lookup::system()).await
     }
 
@@ -129,6 +143,7 @@ impl Server {
         let connections = Connections {
             router,
             open: Arc::new(Semaphore::new(self.settings.max_connections)),
+            peers: Peers::new(self.settings.max_connections_per_peer),
             graceful: GracefulShutdown::new(),
             header_timeout: self.settings.header_timeout,
         };
@@ -147,7 +162,7 @@ impl Server {
                 tokio::select! {
                     () = &mut drain => break,
                     accepted = self.listener.accept() => match accepted {
-                        Ok((stream, _)) => connections.serve(stream),
+                        Ok((stream, peer)) => connections.serve(stream, peer),
                         Err(error) if is_about_one_connection(&error) => {}
                         Err(error) => {
                             tracing::error!(%error, "cannot accept connections");
@@ -171,18 +186,42 @@ impl Server {
     }
 }
 
+/// Listens for SIGTERM and SIGINT from now on. The future ends at the first; a second one ends the
+/// process at once.
+///
+/// # Errors
+/// When the system allows no signal handlers.
+pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut next = async move || {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    Ok(async move {
+        next().await;
+        tokio::spawn(async move {
+            next().await;
+            tracing::warn!("stopped: a second signal came");
+            std::process::exit(0);
+        });
+    })
+}
+
 /// What every connection is served with.
 struct Connections {
     router: Router,
     open: Arc<Semaphore>,
+    peers: Peers,
     graceful: GracefulShutdown,
     header_timeout: Duration,
 }
 
 impl Connections {
-    fn serve(&self, stream: TcpStream) {
-        let Ok(permit) = Arc::clone(&self.open).try_acquire_owned() else {
-            tracing::debug!("too many connections: one was closed at once");
+    fn serve(&self, stream: TcpStream, peer: SocketAddr) {
+        let counted =
+            self.peers.admit(peer.ip()).zip(Arc::clone(&self.open).try_acquire_owned().ok());
+        let Some(counted) = counted else {
+            tracing::debug!(%peer, "too many connections: one was closed at once");
             return;
         };
         if let Err(error) = stream.set_nodelay(true) {
@@ -197,13 +236,13 @@ impl Connections {
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
             .max_buf_size(BUFFER)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(WriteTimeout::new(stream, WRITE_TIMEOUT)), service);
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended with an error");
             }
-            drop(permit);
+            drop(counted);
         });
     }
 }

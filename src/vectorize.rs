@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::{
+    sync::Semaphore,
     task::spawn_blocking,
     time::{Instant, timeout_at},
 };
@@ -22,6 +23,8 @@ use crate::{
 
 /// How long a request waits for memory before it is turned away.
 const ADMISSION_WAIT: Duration = Duration::from_secs(10);
+/// A body from which on it does not wait, in bytes.
+const LARGE_BODY: u64 = 1 << 20;
 
 /// The path that the three routes share. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,6 +37,8 @@ pub struct Vectorizer {
     pub limits: Limits,
     /// Memory for bodies, all requests together.
     pub buffers: Budget,
+    /// Received pictures that are at work.
+    pub at_work: Arc<Semaphore>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -67,12 +72,17 @@ impl Vectorizer {
     /// picture takes: a copy of a small one, and its inline body.
     ///
     /// # Errors
-    /// [`Error::Store`] without room on the disk, [`Error::Overloaded`] when too much memory stays
-    /// in use.
+    /// [`Error::Store`] without room on the disk, [`Error::Overloaded`] when too much memory is in
+    /// use. For a small share of it a request waits a while. A large one is turned away: while it
+    /// waited first in the line, nobody else would get any.
     pub async fn admit(&self, body_bytes: u64) -> Result<Admission, Error> {
         self.store.check_room()?;
+        if self.at_work.available_permits() == 0 {
+            return Err(Error::Overloaded("pictures at work"));
+        }
+        let wait = if body_bytes > LARGE_BODY { Duration::ZERO } else { ADMISSION_WAIT };
         let bytes = body_bytes + self.embedder.inline_memory();
-        let reserved = self.buffers.reserve_within(bytes, ADMISSION_WAIT).await;
+        let reserved = self.buffers.reserve_within(bytes, wait).await;
         reserved.map(Admission).map_err(|_| Error::Overloaded("memory for bodies"))
     }
 
@@ -88,6 +98,9 @@ impl Vectorizer {
         let Admission(_reserved) = admission;
         let spooled = self.spool(bytes).await?;
         let deadline = Instant::now() + self.limits.request_timeout;
+        // Received it is, although others may have come in between: it waits for its turn.
+        let turn = timeout_at(deadline, self.at_work.acquire()).await;
+        let Ok(Ok(_turn)) = turn else { return Err(Error::Overloaded("pictures at work")) };
         let picture = self.probe(spooled.content.clone()).await?;
         let (sha256, size) = (spooled.sha256, picture.content.len());
 

@@ -4,13 +4,15 @@ use std::{net::IpAddr, time::Duration};
 
 use url::Url;
 
-/// A duration: `10s`, `2m`, `1h 30m`, or plain seconds.
+/// A duration: `10s`, `2m`, `1h 30m`, or plain seconds; at most 30 days.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    match text.parse::<u32>() {
-        Ok(seconds) => Ok(Duration::from_secs(seconds.into())),
+    const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+    let duration = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text)
-            .map_err(|_| "is no duration; write 10s, 2m or plain seconds".into()),
-    }
+            .map_err(|_| "is no duration; write 10s, 2m or plain seconds")?,
+    };
+    if duration > LONGEST { Err("is longer than 30 days".into()) } else { Ok(duration) }
 }
 
 /// A duration that is not zero.
@@ -108,7 +110,7 @@ mod tests {
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        for fault in ["", "-1", "ten", "10 parsecs", "1e99"] {
+        for fault in ["", "-1", "ten", "10 parsecs", "1e99", "31days", "9999999999999"] {
             assert!(duration(fault).is_err(), "{fault:?}");
         }
         assert!(positive_duration("0").is_err());

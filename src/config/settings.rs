@@ -120,8 +120,8 @@ pub const SETTINGS: &[Setting] = &[
     value("IMAGESVC_MAX_IMAGE_BYTES", "20MiB", "The largest picture, in bytes"),
     value("IMAGESVC_MAX_IMAGE_PIXELS", "64000000", "The largest picture, in pixels"),
     value("IMAGESVC_MAX_CONNECTIONS", "1024", "Open connections"),
-    unbuilt("IMAGESVC_MAX_CONNECTIONS_PER_PEER", Some("64"), "Open connections of one peer"),
-    unbuilt("IMAGESVC_MAX_IN_FLIGHT", Some("256"), "Received pictures at work"),
+    value("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "64", "Open connections of one peer"),
+    value("IMAGESVC_MAX_IN_FLIGHT", "256", "Received pictures at work"),
     value("IMAGESVC_MAX_BUFFERED_BYTES", "128MiB", "Memory for bodies, all requests together"),
     value(
         "IMAGESVC_MAX_DECODE_BYTES",

@@ -55,6 +55,9 @@ pub enum Refusal {
 
 const NOT_PUBLIC: Refusal = Refusal::Denied("This address does not lead to a public host.");
 
+const NOT_FOLLOWED: Refusal =
+    Refusal::Denied("The address redirects to one that the service does not fetch.");
+
 /// An address that may be called, if it is a name only where that leads to allowed addresses.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -135,13 +138,10 @@ impl Policy {
     pub fn judge_redirect(&self, from: &Url, location: &str) -> Result<Target, Refusal> {
         let url = match from.join(location) {
             Ok(url) if location.len() <= MAX_URL => url,
-            _ => {
-                return Err(Refusal::Invalid(
-                    "The address redirects to something that is no address.",
-                ));
-            }
+            _ => return Err(NOT_FOLLOWED),
         };
-        self.judge_url(url)
+        // What is wrong with it is not the client's fault, and is told as what it is: refused.
+        self.judge_url(url).map_err(|_| NOT_FOLLOWED)
     }
 
     fn judge_url(&self, url: Url) -> Result<Target, Refusal> {

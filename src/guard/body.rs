@@ -12,6 +12,9 @@ const BASE: Duration = Duration::from_secs(10);
 /// Each of these bytes buys a second more: a bad mobile network still gets its photograph through.
 const BYTES_PER_SECOND: u64 = 32 * 1024;
 
+/// The longest pause between two pieces of a body.
+const PAUSE: Duration = Duration::from_secs(10);
+
 /// Why a body was not received.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
@@ -20,6 +23,8 @@ pub enum BodyError {
     TooLarge {
         /// Bytes that the route takes.
         limit: u64,
+        /// Bytes that a picture in it may have, where it holds one.
+        picture_limit: Option<u64>,
     },
     /// It did not arrive in time.
     #[error("the body did not arrive in time")]
@@ -34,6 +39,8 @@ pub enum BodyError {
 pub struct Receiving {
     /// The most bytes.
     pub limit: u64,
+    /// What the client is told instead, where the body holds a picture.
+    pub picture_limit: Option<u64>,
     /// The longest time.
     pub timeout: Duration,
 }
@@ -45,7 +52,7 @@ impl Receiving {
     /// [`BodyError::TooLarge`]
     pub fn expected(self, body: &Body) -> Result<u64, BodyError> {
         match body.size_hint() {
-            hint if hint.lower() > self.limit => Err(BodyError::TooLarge { limit: self.limit }),
+            hint if hint.lower() > self.limit => Err(self.too_large()),
             hint => Ok(hint.exact().unwrap_or(self.limit)),
         }
     }
@@ -63,14 +70,13 @@ impl Receiving {
         Ok(stream::try_unfold(
             (body.into_data_stream(), 0),
             move |(mut body, received)| async move {
-                match timeout_at(self.deadline(started, received), body.try_next()).await {
+                let deadline = self.deadline(started, received).min(Instant::now() + PAUSE);
+                match timeout_at(deadline, body.try_next()).await {
                     Err(_) => Err(BodyError::TooSlow),
                     Ok(Err(error)) => Err(BodyError::Cut(error)),
                     Ok(Ok(None)) => Ok(None),
                     Ok(Ok(Some(bytes))) => match received + bytes.len() as u64 {
-                        received if received > self.limit => {
-                            Err(BodyError::TooLarge { limit: self.limit })
-                        }
+                        received if received > self.limit => Err(self.too_large()),
                         received => Ok(Some((bytes, (body, received)))),
                     },
                 }
@@ -94,6 +100,10 @@ impl Receiving {
             .await
     }
 
+    fn too_large(self) -> BodyError {
+        BodyError::TooLarge { limit: self.limit, picture_limit: self.picture_limit }
+    }
+
     fn deadline(self, started: Instant, received: u64) -> Instant {
         let earned = Duration::from_secs(received / BYTES_PER_SECOND);
         started + (BASE + earned).min(self.timeout)
@@ -107,7 +117,7 @@ mod tests {
     use super::*;
 
     fn receiving(limit: u64) -> Receiving {
-        Receiving { limit, timeout: Duration::from_secs(300) }
+        Receiving { limit, picture_limit: None, timeout: Duration::from_secs(300) }
     }
 
     #[tokio::test]
@@ -118,10 +128,10 @@ mod tests {
     #[tokio::test]
     async fn a_byte_too_many_is_refused_with_and_without_a_declared_length() {
         let error = receiving(4).read(Body::from("hello")).await.unwrap_err();
-        assert!(matches!(error, BodyError::TooLarge { limit: 4 }));
+        assert!(matches!(error, BodyError::TooLarge { limit: 4, picture_limit: None }));
         let chunks = stream::iter(["he", "llo"]).map(Ok::<_, std::io::Error>);
         let error = receiving(4).read(Body::from_stream(chunks)).await.unwrap_err();
-        assert!(matches!(error, BodyError::TooLarge { limit: 4 }));
+        assert!(matches!(error, BodyError::TooLarge { limit: 4, picture_limit: None }));
     }
 
     #[tokio::test(start_paused = true)]

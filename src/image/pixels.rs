@@ -1,13 +1,11 @@
 //! Decodes pictures within a known amount of memory, and encodes them as JPEG.
 
-use std::io::{BufRead, Read, Seek, SeekFrom};
-
 use ::image::{
-    ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage,
+    DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage,
     codecs::jpeg::JpegEncoder, imageops, metadata::Orientation,
 };
 
-use super::{Error, Format, Picture, Reader};
+use super::{Error, Format, Picture, decode_cost};
 
 /// JPEG quality of a picture that is only converted: hard to tell from the original.
 const CONVERTED_QUALITY: u8 = 95;
@@ -15,56 +13,50 @@ const CONVERTED_QUALITY: u8 = 95;
 const SHRUNK_QUALITY: u8 = 90;
 /// The long side of a shrunk picture, at the most.
 const SHRUNK_SIDE: u32 = 1024;
+/// What scaling down takes beside the decoded picture, in bytes: a copy of at most twice the side,
+/// and the filter's floating-point rows (2048 × 1024 × 16 bytes).
+const SCALING: u64 = 48 << 20;
 
-/// The memory that decoding (and encoding again) takes at its peak, in bytes: an estimate from
-/// the header, on the high side. Blocks.
-///
-/// # Errors
-/// [`Error::Broken`] when the decoder cannot make sense of the header.
-pub fn decode_cost(picture: &Picture) -> Result<u64, Error> {
-    let pixels = picture.pixels();
-    let file = picture.content.len();
-    let rotated = 3 * pixels;
-    let decoding = match picture.format {
-        // Its decoder reads the whole file before it tells anything, so the header is asked here.
-        // A progressive picture is held as 16-bit coefficients of up to four components.
-        Format::Jpeg if is_progressive(&mut picture.content.reader())? => file + (3 + 8) * pixels,
-        Format::Jpeg => file + 3 * pixels + rotated,
-        format => {
-            let mut decoder = decoder(picture, u64::MAX)?;
-            let decoded = decoder.total_bytes();
-            let turned =
-                if orientation(&mut decoder) == Orientation::NoTransforms { 0 } else { rotated };
-            let widened = match decoder.color_type() {
-                ColorType::Rgb8 | ColorType::Rgba8 => 0,
-                _ => 4 * pixels,
-            };
-            let inside = match format {
-                Format::WebP => file + 3 * pixels, // planes of luma, chroma and alpha
-                Format::Gif => 5 * pixels,         // the frame, beside the canvas
-                Format::Tiff => decoded,           // one strip may be the whole picture
-                _ => file.min(decoded),
-            };
-            decoded + inside + widened.max(turned)
+/// What a picture is re-encoded to, as JPEG: upright, the first frame, transparency onto white.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The same size.
+    Converted,
+    /// Scaled down until it has at most so many bytes.
+    Shrunk {
+        /// Bytes.
+        max_len: usize,
+    },
+}
+
+impl Target {
+    /// The memory that re-encoding a picture takes at its peak, in bytes. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::BadHeader`]
+    pub fn cost(self, picture: &Picture) -> Result<u64, Error> {
+        let scaling = match self {
+            Self::Converted => 0,
+            Self::Shrunk { .. } => SCALING,
+        };
+        Ok(decode_cost(picture)? + scaling)
+    }
+
+    /// Re-encodes a picture within that memory. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Broken`], also when decoding would take more than `cost` bytes.
+    pub fn encode(self, picture: &Picture, cost: u64) -> Result<Vec<u8>, Error> {
+        match self {
+            Self::Converted => {
+                jpeg(picture.format, &decode_upright(picture, cost)?, CONVERTED_QUALITY)
+            }
+            Self::Shrunk { max_len } => shrink(picture, cost, max_len),
         }
-    };
-    // Encoding: the pixels, and an output that noise makes large.
-    Ok(decoding.max(7 * pixels))
+    }
 }
 
-/// Re-encodes as JPEG: upright, the first frame, transparency onto white. Blocks.
-///
-/// # Errors
-/// [`Error::Broken`], also when decoding would take more than `cost` bytes.
-pub fn to_jpeg(picture: &Picture, cost: u64) -> Result<Vec<u8>, Error> {
-    encode(picture.format, &decode_upright(picture, cost)?, CONVERTED_QUALITY)
-}
-
-/// Scales down and re-encodes as JPEG until the result has at most `max_len` bytes. Blocks.
-///
-/// # Errors
-/// [`Error::Broken`], also when decoding would take more than `cost` bytes.
-pub fn shrink_to_jpeg(picture: &Picture, cost: u64, max_len: usize) -> Result<Vec<u8>, Error> {
+fn shrink(picture: &Picture, cost: u64, max_len: usize) -> Result<Vec<u8>, Error> {
     // Scaled before it is turned: turning needs a second copy.
     let (image, orientation) = decode(picture, cost)?;
     let mut side = SHRUNK_SIDE.min(image.width().max(image.height()));
@@ -72,7 +64,7 @@ pub fn shrink_to_jpeg(picture: &Picture, cost: u64, max_len: usize) -> Result<Ve
     loop {
         let mut turned = DynamicImage::ImageRgb8(scale_down(&image, side));
         turned.apply_orientation(orientation);
-        let jpeg = encode(picture.format, &turned.into_rgb8(), SHRUNK_QUALITY)?;
+        let jpeg = jpeg(picture.format, &turned.into_rgb8(), SHRUNK_QUALITY)?;
         // A JPEG of a few pixels is some 600 bytes, far below any limit that the settings accept.
         if jpeg.len() <= max_len || side <= 16 {
             return Ok(jpeg);
@@ -177,32 +169,13 @@ fn scale_down(image: &RgbImage, long_side: u32) -> RgbImage {
     )
 }
 
-fn encode(format: Format, image: &RgbImage, quality: u8) -> Result<Vec<u8>, Error> {
+fn jpeg(format: Format, image: &RgbImage, quality: u8) -> Result<Vec<u8>, Error> {
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, quality)
         .encode_image(image)
         .map_err(|source| Error::Broken { format, source })?;
+    jpeg.shrink_to_fit(); // its length is what is counted as in use
     Ok(jpeg)
-}
-
-/// Whether a JPEG's frame header says progressive (SOF2, SOF6, SOF10 or SOF14, ITU-T T.81 table B.1).
-fn is_progressive(reader: &mut Reader) -> Result<bool, Error> {
-    reader.seek(SeekFrom::Start(2))?;
-    while !reader.fill_buf()?.is_empty() {
-        let mut segment = [0; 4];
-        if reader.read_exact(&mut segment).is_err() || segment[0] != 0xff {
-            break;
-        }
-        match segment[1] {
-            0xc2 | 0xc6 | 0xca | 0xce => return Ok(true),
-            0xc0..=0xcf if !matches!(segment[1], 0xc4 | 0xc8 | 0xcc) => return Ok(false),
-            _ => {}
-        }
-        let length = i64::from(u16::from_be_bytes([segment[2], segment[3]]));
-        reader.seek(SeekFrom::Current(length - 2))?;
-    }
-    // The probe has found a frame header; where it did so is not understood here, so the worst is assumed.
-    Ok(true)
 }
 
 #[cfg(test)]
@@ -263,9 +236,10 @@ mod tests {
     fn exif_orientation_is_applied_when_converting_and_when_shrinking() {
         let picture = turned_jpeg(6); // turn a quarter clockwise: left comes on top
         let cost = decode_cost(&picture).unwrap();
-        for jpeg in
-            [to_jpeg(&picture, cost).unwrap(), shrink_to_jpeg(&picture, cost, 100_000).unwrap()]
-        {
+        for jpeg in [
+            Target::Converted.encode(&picture, cost).unwrap(),
+            Target::Shrunk { max_len: 100_000 }.encode(&picture, cost).unwrap(),
+        ] {
             let image = ::image::load_from_memory(&jpeg).unwrap().into_rgb8();
             assert_eq!(image.dimensions(), (32, 64));
             assert!(is_close(image.get_pixel(16, 8), [255, 0, 0]));
@@ -286,7 +260,12 @@ mod tests {
             [(&deep, ImageFormat::Png), (&deep, ImageFormat::Tiff), (&grey, ImageFormat::Bmp)]
         {
             let picture = encoded(image, format);
-            assert!(!to_jpeg(&picture, decode_cost(&picture).unwrap()).unwrap().is_empty());
+            assert!(
+                !Target::Converted
+                    .encode(&picture, decode_cost(&picture).unwrap())
+                    .unwrap()
+                    .is_empty()
+            );
         }
     }
 
@@ -299,7 +278,7 @@ mod tests {
         let picture = encoded(&noise.into(), ImageFormat::Jpeg);
         let cost = decode_cost(&picture).unwrap();
         for limit in [1_000_000, 100_000, 15_000] {
-            let jpeg = shrink_to_jpeg(&picture, cost, limit).unwrap();
+            let jpeg = Target::Shrunk { max_len: limit }.encode(&picture, cost).unwrap();
             assert!(jpeg.len() <= limit);
             let image = ::image::load_from_memory(&jpeg).unwrap();
             assert!(image.width() <= 1024);
@@ -310,7 +289,9 @@ mod tests {
     #[test]
     fn a_small_picture_is_never_scaled_up() {
         let picture = encoded(&two_halves().into(), ImageFormat::Png);
-        let jpeg = shrink_to_jpeg(&picture, decode_cost(&picture).unwrap(), 100_000).unwrap();
+        let jpeg = Target::Shrunk { max_len: 100_000 }
+            .encode(&picture, decode_cost(&picture).unwrap())
+            .unwrap();
         assert_eq!(::image::load_from_memory(&jpeg).unwrap().width(), 64);
     }
 
@@ -330,7 +311,8 @@ mod tests {
                 if let Ok(picture) =
                     probe(Content::Memory(bytes[..len].to_vec().into()), 64_000_000)
                 {
-                    let _ = decode_cost(&picture).and_then(|cost| to_jpeg(&picture, cost));
+                    let _ = decode_cost(&picture)
+                        .and_then(|cost| Target::Converted.encode(&picture, cost));
                 }
             }
         }

@@ -117,30 +117,10 @@ pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
 /// "BM" alone begins many a text: the four reserved bytes are zero, and the length of the second
 /// header is one of those in use (BITMAPCOREHEADER to BITMAPV5HEADER).
 fn is_bmp(head: &[u8]) -> bool {
-    matches!(
-        head,
-        [
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            0,
-            0,
-            0,
-            0,
-            _,
-            _,
-            _,
-            _,
-            12 | 16 | 40 | 52 | 56 | 64 | 108 | 124,
-            0,
-            0,
-            0,
-            ..
-        ]
-    )
+    let header_length =
+        head.get(14..18).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
+    head.get(6..10) == Some(&[0; 4])
+        && matches!(header_length, Some(12 | 16 | 40 | 52 | 56 | 64 | 108 | 124))
 }
 
 /// HEIF and AVIF name themselves in the brands of the `ftyp` box (ISO/IEC 23008-12).

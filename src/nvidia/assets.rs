@@ -14,7 +14,7 @@ use tokio::{task::spawn_blocking, time::Instant};
 use uuid::Uuid;
 
 use super::{
-    Client, Error, Operation, Verdict,
+    Client, Error, Operation, Verdict, under,
     wire::{CreateAsset, CreatedAsset},
 };
 use crate::image::Content;
@@ -136,7 +136,7 @@ impl Client {
     /// Best effort: what is not deleted costs nothing but room at NVIDIA's.
     async fn delete(&self, id: Uuid) {
         let operation = Operation::DeleteAsset;
-        let url = format!("{}/{id}", self.0.settings.assets_url.as_str().trim_end_matches('/'));
+        let url = under(&self.0.settings.assets_url, id);
         let request = self.authorized(self.0.http.delete(url));
         let outcome = match self.call(operation, request, Instant::now() + DELETE_TIMEOUT).await {
             Ok(reply) if operation.judge(reply.status.as_u16()) == Verdict::Success => Ok(()),

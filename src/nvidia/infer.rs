@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::{
-    Asset, Client, Error, InlineImage, Operation, Reply, Vector, Verdict,
+    Asset, Client, Error, InlineImage, Operation, Reply, Vector, Verdict, under,
     wire::{NO_MESSAGES, parse_answer},
 };
 
@@ -107,35 +107,45 @@ impl Client {
         let Some(id) = id else {
             return Err(Error::from_reply(poll, Verdict::Unexpected, pending));
         };
-        let url = format!("{}/{id}", self.0.settings.status_url.as_str().trim_end_matches('/'));
-        let mut next = Instant::now() + self.0.settings.poll_interval;
+        let url = under(&self.0.settings.status_url, id);
+        let mut wait = self.0.settings.poll_interval;
         loop {
+            let next = Instant::now() + wait;
             if next >= deadline {
                 return Err(Error::deadline(poll));
             }
             sleep_until(next).await;
-            let reply = self.call(poll, self.authorized(self.0.http.get(&url)), deadline).await;
-            let reply = reply.map_err(|failure| match failure.verdict {
-                Verdict::Unavailable | Verdict::Slow => Error { verdict: Verdict::Lost, ..failure },
-                _ => failure,
-            })?;
-            let mut wait = self.0.settings.poll_interval;
+            wait = self.0.settings.poll_interval;
+            let reply =
+                match self.call(poll, self.authorized(self.0.http.get(&url)), deadline).await {
+                    Ok(reply) => reply,
+                    // It was never asked: the result is still there.
+                    Err(failure) if failure.is_connect => continue,
+                    Err(failure) if failure.verdict.is_transient() => {
+                        return Err(Error { verdict: Verdict::Lost, ..failure });
+                    }
+                    Err(failure) => return Err(failure),
+                };
             match poll.judge(reply.status.as_u16()) {
                 Verdict::Success => return Ok(reply),
                 Verdict::Pending => {}
                 // Turned away at the door: the result is still there, and asking anew would be paid twice.
-                Verdict::RateLimited => wait = wait.max(reply.retry_after().unwrap_or_default()),
+                Verdict::RateLimited => {
+                    wait = wait.max(reply.retry_after().unwrap_or_default());
+                    if Instant::now() + wait >= deadline {
+                        return Err(Error::from_reply(poll, Verdict::RateLimited, &reply));
+                    }
+                }
                 verdict => return Err(Error::from_reply(poll, verdict, &reply)),
             }
-            next = Instant::now() + wait;
         }
     }
 
     async fn keep_pace(&self, operation: Operation, deadline: Instant) -> Result<(), Error> {
         let Some(pace) = &self.0.pace else { return Ok(()) };
         match pace.reserve(Instant::now(), deadline) {
-            Ok(time) => {
-                sleep_until(time).await;
+            Ok(turn) => {
+                turn.wait().await;
                 Ok(())
             }
             Err(wait) => Err(Error {

@@ -93,8 +93,8 @@ impl<'a> Retry<'a> {
     /// was the last try, the budget is empty, or the wait would pass the deadline.
     pub(super) async fn next(&mut self, failure: Error) -> Result<(), Error> {
         let may = failure.verdict.is_transient() && self.tries < self.policy.max_attempts;
-        let wait =
-            failure.retry_after.unwrap_or_else(|| self.policy.backoff(self.tries, fastrand::f64()));
+        let backoff = self.policy.backoff(self.tries, fastrand::f64());
+        let wait = backoff.max(failure.retry_after.unwrap_or_default());
         if !may || Instant::now() + wait >= self.deadline || !self.budget.spend() {
             return Err(failure);
         }

@@ -82,9 +82,19 @@ impl Operation {
         }
     }
 
-    /// Whether the key goes with this call.
-    pub fn carries_key(self) -> bool {
-        self != Self::UploadAsset
+    /// Whether the answer says what NVIDIA thinks of the key.
+    pub fn tells_of_key(self) -> bool {
+        !matches!(self, Self::UploadAsset | Self::DeleteAsset)
+    }
+
+    /// Whether an answer of this status may be quoted in the log: those around the presigned
+    /// address may repeat it.
+    pub fn is_quotable(self, status: u16) -> bool {
+        match self {
+            Self::CreateAsset => status >= 400,
+            Self::UploadAsset => false,
+            _ => true,
+        }
     }
 
     /// The name in logs and metrics.

@@ -5,10 +5,6 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use ::base64::{
-    Engine, alphabet, engine::DecodePaddingMode, engine::GeneralPurpose,
-    engine::GeneralPurposeConfig,
-};
 use axum::{body::Body, extract::State};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -23,6 +19,7 @@ use utoipa::{
 use super::{answer::Answer, file_name, json, problems};
 use crate::{
     app::AppState,
+    base64_text::{PIECE, body_limit, decode, normalize},
     budget::Reserved,
     error::{Code, Error},
     guard::body::Receiving,
@@ -30,46 +27,8 @@ use crate::{
 
 const EXAMPLE: &str = r#"{"image_base64": "…", "filename": "image.png"}"#;
 
-/// How much text is decoded at once, in characters: a multiple of four.
-const PIECE: usize = 64 * 1024;
-
 /// Bodies from this size on are parsed off the async threads.
 const LARGE: usize = 256 * 1024;
-
-/// Padding is judged by [`normalize`]; bits that belong to no byte are ignored, as Python does.
-const ENGINE: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new()
-        .with_decode_padding_mode(DecodePaddingMode::RequireNone)
-        .with_decode_allow_trailing_bits(true),
-);
-
-/// The largest body that a picture of so many bytes may come in: four characters for three bytes,
-/// line breaks and escapes, and the rest of the JSON.
-pub fn body_limit(max_image_bytes: u64) -> u64 {
-    let text = max_image_bytes.div_ceil(3) * 4;
-    text + text / 12 + 64 * 1024
-}
-
-/// Why text is not Base64.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Base64Fault {
-    /// A space: a `+` that a form decoder ate.
-    #[error("image_base64 holds a space where a + got lost; send it as JSON, not form-encoded.")]
-    Space,
-    /// A `data:` address without its comma.
-    #[error("image_base64 begins with data: but has no comma before the Base64 text.")]
-    NoComma,
-    /// A character of neither alphabet.
-    #[error("image_base64 holds characters that are not Base64; send the text that base64 prints.")]
-    Alphabet,
-    /// A length, or a padding, that no text of whole bytes has.
-    #[error("image_base64 is not whole Base64; is it cut short?")]
-    Length,
-    /// Nothing to decode.
-    #[error("image_base64 is empty.")]
-    Empty,
-}
 
 /// A picture as Base64.
 #[derive(ToSchema)]
@@ -119,7 +78,11 @@ pub(super) async fn vectorize_image_base64(
 ) -> Result<Answer, Error> {
     let limits = &app.vectorizer.limits;
     let limit = body_limit(limits.max_image_bytes);
-    let receiving = Receiving { limit, timeout: limits.body_timeout };
+    let receiving = Receiving {
+        limit,
+        picture_limit: Some(limits.max_image_bytes),
+        timeout: limits.body_timeout,
+    };
     let expected = receiving.expected(&body)?;
     let mut admission = app.vectorizer.admit(expected).await?;
     let reserved = admission.split_body(expected);
@@ -167,86 +130,16 @@ impl Parsed {
             }
             let end = parsed.text.end.min(parsed.text.start + PIECE);
             let piece = parsed.body.get(parsed.text.start..end).unwrap_or_default();
-            let bytes = ENGINE.decode(piece).map_err(|_| Base64Fault::Length)?;
+            let bytes = decode(piece)?;
             parsed.text.start = end;
             Ok(Some((bytes.into(), (parsed, reserved))))
         })
     }
 }
 
-/// Turns the inside of a JSON string into Base64 text of the standard alphabet without padding, in
-/// place, and returns its length.
-fn normalize(text: &mut [u8]) -> Result<usize, Base64Fault> {
-    let len = unescape(text);
-    let mut from = match text.get(..5) {
-        Some(scheme) if len >= 5 && scheme.eq_ignore_ascii_case(b"data:") => {
-            text[..len].iter().position(|byte| *byte == b',').ok_or(Base64Fault::NoComma)? + 1
-        }
-        _ => 0,
-    };
-    let (mut to, mut padding) = (0, 0);
-    while from < len {
-        let byte = text[from];
-        from += 1;
-        text[to] = match byte {
-            b'\r' | b'\n' | b'\t' => continue,
-            b'=' => {
-                padding += 1;
-                continue;
-            }
-            b' ' => return Err(Base64Fault::Space),
-            _ if padding > 0 => return Err(Base64Fault::Alphabet),
-            b'-' => b'+',
-            b'_' => b'/',
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' => byte,
-            _ => return Err(Base64Fault::Alphabet),
-        };
-        to += 1;
-    }
-    match (to % 4, padding) {
-        (_, 0) if to == 0 => Err(Base64Fault::Empty),
-        (0 | 2 | 3, 0) | (2, 2) | (3, 1) => Ok(to),
-        _ => Err(Base64Fault::Length),
-    }
-}
-
-/// Resolves JSON's escapes in place and returns the new length: `\/` as Android writes it, `\n` as
-/// line-wrapping encoders leave it, `\u003d` as Gson writes `=`. A character beyond ASCII becomes
-/// a byte that is no Base64.
-fn unescape(text: &mut [u8]) -> usize {
-    let Some(first) = text.iter().position(|byte| *byte == b'\\') else { return text.len() };
-    let (mut from, mut to) = (first, first);
-    while from < text.len() {
-        let (byte, taken) = match text[from..] {
-            [b'\\', b'u', a, b, c, d, ..] => {
-                let hex = [a, b, c, d];
-                let code = std::str::from_utf8(&hex)
-                    .ok()
-                    .and_then(|hex| u16::from_str_radix(hex, 16).ok());
-                (code.and_then(|code| u8::try_from(code).ok()).unwrap_or(0xff), 6)
-            }
-            [b'\\', escaped, ..] => {
-                let byte = match escaped {
-                    b'n' => b'\n',
-                    b'r' => b'\r',
-                    b't' => b'\t',
-                    b'b' | b'f' => 0,
-                    plain => plain,
-                };
-                (byte, 2)
-            }
-            [plain, ..] => (plain, 1),
-            [] => break,
-        };
-        text[to] = byte;
-        to += 1;
-        from += taken;
-    }
-    to
-}
-
 #[cfg(test)]
 mod tests {
+    use ::base64::Engine;
     use ::base64::prelude::{
         BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD,
     };
@@ -254,9 +147,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::base64_text::Fault;
 
     /// Decodes a JSON string's inside, as it stands in a body.
-    fn decode(inside: &str) -> Result<Vec<u8>, Base64Fault> {
+    fn picture(inside: &str) -> Result<Vec<u8>, Fault> {
         let body = format!(r#"{{"filename": null, "image_base64": "{inside}" , "more": [1]}}"#);
         match parse(body.into_bytes()) {
             Ok(parsed) => {
@@ -289,7 +183,7 @@ mod tests {
                 let text = engine.encode(&bytes);
                 let lines: Vec<_> = text.as_bytes().chunks(line).map(|line| std::str::from_utf8(line).unwrap()).collect();
                 let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d").replace('\u{1}', break_);
-                prop_assert_eq!(decode(&format!("{data}{text}")), Ok(bytes.clone()));
+                prop_assert_eq!(picture(&format!("{data}{text}")), Ok(bytes.clone()));
             }
         }
 
@@ -303,31 +197,31 @@ mod tests {
     #[test]
     fn what_is_not_base64_is_refused_with_its_reason() {
         for (text, fault) in [
-            ("", Base64Fault::Empty),
-            ("\\n", Base64Fault::Empty),
-            ("data:image/png;base64,", Base64Fault::Empty),
-            ("====", Base64Fault::Length),
-            ("QQ=", Base64Fault::Length),
-            ("QUJD=", Base64Fault::Length),
-            ("QQ===", Base64Fault::Length),
-            ("Q", Base64Fault::Length),
-            ("QQ==QQ==", Base64Fault::Alphabet),
-            ("QU JD", Base64Fault::Space),
-            ("QUJ%", Base64Fault::Alphabet),
-            ("QUJé", Base64Fault::Alphabet),
-            ("QUJ\\u00e9", Base64Fault::Alphabet),
-            ("QUJ\\ud83d", Base64Fault::Alphabet),
-            ("data:image/png;base64", Base64Fault::NoComma),
-            ("https:\\/\\/example.com\\/a.jpg", Base64Fault::Alphabet),
+            ("", Fault::Empty),
+            ("\\n", Fault::Empty),
+            ("data:image/png;base64,", Fault::Empty),
+            ("====", Fault::Length),
+            ("QQ=", Fault::Length),
+            ("QUJD=", Fault::Length),
+            ("QQ===", Fault::Length),
+            ("Q", Fault::Length),
+            ("QQ==QQ==", Fault::Alphabet),
+            ("QU JD", Fault::Space),
+            ("QUJ%", Fault::Alphabet),
+            ("QUJé", Fault::Alphabet),
+            ("QUJ\\u00e9", Fault::Alphabet),
+            ("QUJ\\ud83d", Fault::Alphabet),
+            ("data:image/png;base64", Fault::NoComma),
+            ("https:\\/\\/example.com\\/a.jpg", Fault::Alphabet),
         ] {
-            assert_eq!(decode(text), Err(fault), "{text}");
+            assert_eq!(picture(text), Err(fault), "{text}");
         }
     }
 
     #[test]
     fn a_text_longer_than_a_piece_is_decoded_whole() {
         let bytes: Vec<u8> = (0..3 * PIECE + 1).map(|n| n as u8).collect();
-        assert_eq!(decode(&BASE64_STANDARD.encode(&bytes)), Ok(bytes));
+        assert_eq!(picture(&BASE64_STANDARD.encode(&bytes)), Ok(bytes));
     }
 
     #[test]

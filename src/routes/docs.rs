@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::Path,
+    extract::{Path, rejection::PathRejection},
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Redirect, Response},
     routing::get,
@@ -33,7 +33,13 @@ pub(super) fn router<S: Clone + Send + Sync + 'static>(document: OpenApi) -> Rou
         .route("/openapi.json", get(async move || Json(document)))
         .route("/docs", get(async || Redirect::permanent("/docs/")))
         .route("/docs/", get(async move || asset("index.html", page)))
-        .route("/docs/{*path}", get(async move |Path(path): Path<String>| asset(&path, config)))
+        .route(
+            "/docs/{*path}",
+            get(async move |path: Result<Path<String>, PathRejection>| {
+                let Path(path) = path.map_err(|_| Error::NotFound)?;
+                asset(&path, config)
+            }),
+        )
 }
 
 fn asset(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {

@@ -17,7 +17,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{
-    Stream, StreamExt,
+    Stream, StreamExt, TryStreamExt,
     stream::{self, BoxStream},
 };
 use multer::{Field, Multipart};
@@ -31,7 +31,7 @@ use crate::{
     app::AppState,
     error::{Error, Invalid},
     guard::body::Receiving,
-    image,
+    image::{self, Unsupported},
 };
 
 /// What may stand in the body beside the picture: other fields and the parts' headers, in bytes.
@@ -40,8 +40,11 @@ const BESIDE_PICTURE: u64 = 1 << 20;
 /// The most parts of a form.
 const MAX_PARTS: usize = 32;
 
+/// The longest boundary, in characters (RFC 2046, section 5.1.1).
+const MAX_BOUNDARY: usize = 70;
+
 /// What may arrive while a part's header is awaited, in bytes; the parser would keep all of it.
-const MAX_HEADER: usize = 256 * 1024;
+const MAX_HEADER: usize = 64 * 1024;
 
 const EXAMPLE: &str = "curl -F \"file=@photo.jpg\"";
 
@@ -84,17 +87,21 @@ pub(super) async fn vectorize_image_upload(
 ) -> Result<Answer, Error> {
     let boundary = boundary(&headers)?;
     let limits = &app.vectorizer.limits;
-    let receiving =
-        Receiving { limit: limits.max_image_bytes + BESIDE_PICTURE, timeout: limits.body_timeout };
+    let receiving = Receiving {
+        limit: limits.max_image_bytes + BESIDE_PICTURE,
+        picture_limit: Some(limits.max_image_bytes),
+        timeout: limits.body_timeout,
+    };
     receiving.expected(&body)?;
     let admission = app.vectorizer.admit(0).await?;
 
-    let mut form =
-        Form::new(receiving.stream(body)?.map(|chunk| chunk.map_err(Error::from)), &boundary);
+    let mut form = Form::new(receiving.stream(body)?.map_err(Error::from), &boundary);
     let file = form.find_file().await?;
     let name = file.file_name().map(str::to_owned);
     let done = match app.vectorizer.vectorize(admission, form.into_stream(file)).await {
-        Err(Error::Image(image::Error::Empty | image::Error::Unsupported(_))) if name.is_none() => {
+        Err(Error::Image(
+            image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
+        )) if name.is_none() => {
             return Err(invalid(
                 "The field file holds text, not a picture",
                 format!(
@@ -114,7 +121,7 @@ fn invalid(msg: &str, detail: impl Into<String>) -> Error {
 fn boundary(headers: &HeaderMap) -> Result<String, Error> {
     let content_type =
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    multer::parse_boundary(content_type).map_err(|error| {
+    let boundary = multer::parse_boundary(content_type).map_err(|error| {
         let detail = match error {
             multer::Error::NoBoundary => {
                 "The Content-Type multipart/form-data has no boundary: do not set the header yourself, let your client \
@@ -124,7 +131,14 @@ fn boundary(headers: &HeaderMap) -> Result<String, Error> {
             _ => format!("The body must be multipart/form-data with the picture in the field file: {EXAMPLE}."),
         };
         invalid("Field required", detail)
-    })
+    })?;
+    if boundary.len() > MAX_BOUNDARY {
+        return Err(invalid(
+            "Boundary too long",
+            "The form's boundary is longer than 70 characters; let your client choose it.",
+        ));
+    }
+    Ok(boundary)
 }
 
 /// A multipart form that is being received.

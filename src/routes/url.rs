@@ -74,7 +74,8 @@ pub(super) async fn vectorize_image(
 ) -> Result<Answer, Error> {
     let admission = app.vectorizer.admit(BODY_LIMIT).await?;
     let limits = &app.vectorizer.limits;
-    let receiving = Receiving { limit: BODY_LIMIT, timeout: limits.body_timeout };
+    let receiving =
+        Receiving { limit: BODY_LIMIT, picture_limit: None, timeout: limits.body_timeout };
     let address = parse(receiving.read(body).await?)?;
 
     let fetched = app.fetcher.fetch(&address).await?;

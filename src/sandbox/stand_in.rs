@@ -18,11 +18,12 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::{sync::Semaphore, task::spawn_blocking, time::Instant};
+use tokio::{task::spawn_blocking, time::Instant};
 use uuid::Uuid;
 
 use super::perceptual;
 use crate::{
+    budget::Budget,
     config::Limits,
     image::{self, Content},
 };
@@ -35,8 +36,10 @@ const ASSET_LIMIT: usize = 128 << 20;
 const KEPT: usize = 256;
 /// How long they are kept.
 const KEPT_FOR: Duration = Duration::from_secs(120);
-/// Pictures that are decoded at once, so that the sandbox stays small.
-const DECODING: usize = 2;
+/// Memory for decoding, all pictures together, in bytes.
+const DECODING: u64 = 1 << 30;
+/// How long a picture waits for its share of it.
+const DECODING_WAIT: Duration = Duration::from_secs(30);
 
 const ASSET_REFERENCES: HeaderName = HeaderName::from_static("nvcf-input-asset-references");
 const FUNCTION_ASSETS: HeaderName = HeaderName::from_static("nvcf-function-asset-ids");
@@ -51,7 +54,7 @@ pub(super) fn router(address: SocketAddr, key: &str, limits: Limits) -> Router {
         limits,
         assets: Mutex::default(),
         pending: Mutex::default(),
-        decoding: Semaphore::new(DECODING),
+        decoding: Budget::new(DECODING),
     };
     Router::new()
         .route("/v1/cv/nvidia/nv-dinov2", post(infer))
@@ -69,7 +72,7 @@ struct Upstream {
     limits: Limits,
     assets: Mutex<HashMap<Uuid, Asset>>,
     pending: Mutex<HashMap<Uuid, (Instant, Vec<f32>)>>,
-    decoding: Semaphore,
+    decoding: Budget,
 }
 
 struct Asset {
@@ -125,19 +128,19 @@ impl Upstream {
 
     async fn vector(&self, media_type: &str, picture: Bytes) -> Result<Vec<f32>, Refusal> {
         const BROKEN: Refusal = unprocessable("The picture cannot be read");
-        let _turn = self.decoding.acquire().await.map_err(|_| BROKEN)?;
-        let max_pixels = self.limits.max_image_pixels;
-        let media_type = media_type.to_owned();
+        let picture = image::probe(Content::Memory(picture), self.limits.max_image_pixels)
+            .map_err(|_| BROKEN)?;
+        if picture.format.media_type() != media_type {
+            return Err(unprocessable("The picture is not what its media type says"));
+        }
+        let cost = image::decode_cost(&picture).map_err(|_| BROKEN)?;
+        let busy = Refusal(StatusCode::SERVICE_UNAVAILABLE, "Too many pictures");
+        let reserved = self.decoding.reserve_within(cost, DECODING_WAIT).await.map_err(|_| busy)?;
         let vector = spawn_blocking(move || {
-            let picture = image::probe(Content::Memory(picture), max_pixels).map_err(|_| BROKEN)?;
-            if picture.format.media_type() != media_type {
-                return Err(unprocessable("The picture is not what its media type says"));
-            }
-            let pixels =
-                image::decode_cost(&picture).and_then(|cost| image::decode_upright(&picture, cost));
-            Ok(perceptual::vector(&pixels.map_err(|_| BROKEN)?))
+            let _reserved = reserved;
+            image::decode_upright(&picture, cost).map(|pixels| perceptual::vector(&pixels))
         });
-        vector.await.unwrap_or(Err(BROKEN))
+        vector.await.map_err(|_| BROKEN)?.map_err(|_| BROKEN)
     }
 }
 

@@ -41,15 +41,11 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        let Some(path) = self.path.take() else { return };
-        let remove = move || {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(%error, "an unfinished picture could not be removed; the next start will");
-            }
-        };
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
-            Err(_) => remove(),
+        // Here and not on another thread: a removal that waits its turn is lost when the process ends.
+        if let Some(path) = self.path.take()
+            && let Err(error) = fs::remove_file(path)
+        {
+            tracing::warn!(%error, "an unfinished picture could not be removed; the next start will");
         }
     }
 }
@@ -168,13 +164,15 @@ impl Spooled {
         };
         staged.file.sync_all().map_err(while_("sync a picture"))?;
         let name = format!("{}.{extension}", Uuid::now_v7());
+        let saved = self.folder.path.join(&name);
         if let Some(from) = &staged.path {
-            fs::rename(from, self.folder.path.join(&name)).map_err(while_("name a picture"))?;
+            fs::rename(from, &saved).map_err(while_("name a picture"))?;
         }
-        staged.path = None;
+        staged.path = Some(saved); // until the name is durable, a failure takes it back
         File::open(&self.folder.path)
             .and_then(|folder| folder.sync_all())
             .map_err(while_("sync the downloads folder"))?;
+        staged.path = None;
         Ok(name)
     }
 }

@@ -162,9 +162,15 @@ async fn a_folder_that_vanished_is_a_failure_to_save() {
 async fn what_is_not_there_says_where_to_go() {
     let nvidia = Nvidia::well().await;
     let app = TestApp::against(&nvidia).await;
-    for path in
-        ["/nothing", "/vectorize-image/", "/docs/nothing.js", "/sandbox/photo.jpg", "/%ff", "//"]
-    {
+    for path in [
+        "/nothing",
+        "/vectorize-image/",
+        "/docs/nothing.js",
+        "/sandbox/photo.jpg",
+        "/%ff",
+        "/docs/%ff",
+        "//",
+    ] {
         assert_problem(&app.get(path).await, 404, "not_found");
     }
     for (path, allow) in [

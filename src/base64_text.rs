@@ -1,0 +1,127 @@
+//! Base64 as clients write it: either alphabet, with or without padding, wrapped, escaped, or behind
+//! a `data:` prefix. Worked on in the memory that it came in.
+
+use base64::{
+    Engine, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
+
+/// How much text is decoded at once, in characters: a multiple of four.
+pub const PIECE: usize = 64 * 1024;
+
+/// Padding is judged by [`normalize`]; bits that belong to no byte are ignored, as Python does.
+const ENGINE: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::RequireNone)
+        .with_decode_allow_trailing_bits(true),
+);
+
+/// The largest body that a picture of so many bytes may come in: four characters for three bytes,
+/// line breaks and escapes, and the rest of the JSON.
+pub fn body_limit(max_image_bytes: u64) -> u64 {
+    let text = max_image_bytes.div_ceil(3) * 4;
+    text + text / 12 + 64 * 1024
+}
+
+/// Why text is not Base64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// A space: a `+` that a form decoder ate.
+    #[error("image_base64 holds a space where a + got lost; send it as JSON, not form-encoded.")]
+    Space,
+    /// A `data:` address without its comma.
+    #[error("image_base64 begins with data: but has no comma before the Base64 text.")]
+    NoComma,
+    /// A character of neither alphabet.
+    #[error("image_base64 holds characters that are not Base64; send the text that base64 prints.")]
+    Alphabet,
+    /// A length, or a padding, that no text of whole bytes has.
+    #[error("image_base64 is not whole Base64; is it cut short?")]
+    Length,
+    /// Nothing to decode.
+    #[error("image_base64 is empty.")]
+    Empty,
+}
+
+/// Decodes normalized text, or a piece of it that begins at a multiple of four characters.
+///
+/// # Errors
+/// [`Fault::Length`] when it ends within a byte.
+pub fn decode(text: &[u8]) -> Result<Vec<u8>, Fault> {
+    ENGINE.decode(text).map_err(|_| Fault::Length)
+}
+
+/// Turns the inside of a JSON string into Base64 text of the standard alphabet without padding, in
+/// place, and returns its length.
+///
+/// # Errors
+/// [`Fault`]
+pub fn normalize(text: &mut [u8]) -> Result<usize, Fault> {
+    let len = unescape(text);
+    let mut from = match text.get(..5) {
+        Some(scheme) if len >= 5 && scheme.eq_ignore_ascii_case(b"data:") => {
+            text[..len].iter().position(|byte| *byte == b',').ok_or(Fault::NoComma)? + 1
+        }
+        _ => 0,
+    };
+    let (mut to, mut padding) = (0, 0);
+    while from < len {
+        let byte = text[from];
+        from += 1;
+        text[to] = match byte {
+            b'\r' | b'\n' | b'\t' => continue,
+            b'=' => {
+                padding += 1;
+                continue;
+            }
+            b' ' => return Err(Fault::Space),
+            _ if padding > 0 => return Err(Fault::Alphabet),
+            b'-' => b'+',
+            b'_' => b'/',
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' => byte,
+            _ => return Err(Fault::Alphabet),
+        };
+        to += 1;
+    }
+    match (to % 4, padding) {
+        (_, 0) if to == 0 => Err(Fault::Empty),
+        (0 | 2 | 3, 0) | (2, 2) | (3, 1) => Ok(to),
+        _ => Err(Fault::Length),
+    }
+}
+
+/// Resolves JSON's escapes in place and returns the new length: `\/` as Android writes it, `\n` as
+/// line-wrapping encoders leave it, `\u003d` as Gson writes `=`. A character beyond ASCII becomes
+/// a byte that is no Base64.
+fn unescape(text: &mut [u8]) -> usize {
+    let Some(first) = text.iter().position(|byte| *byte == b'\\') else { return text.len() };
+    let (mut from, mut to) = (first, first);
+    while from < text.len() {
+        let (byte, taken) = match text[from..] {
+            [b'\\', b'u', a, b, c, d, ..] => {
+                let hex = [a, b, c, d];
+                let code = std::str::from_utf8(&hex)
+                    .ok()
+                    .and_then(|hex| u16::from_str_radix(hex, 16).ok());
+                (code.and_then(|code| u8::try_from(code).ok()).unwrap_or(0xff), 6)
+            }
+            [b'\\', escaped, ..] => {
+                let byte = match escaped {
+                    b'n' => b'\n',
+                    b'r' => b'\r',
+                    b't' => b'\t',
+                    b'b' | b'f' => 0,
+                    plain => plain,
+                };
+                (byte, 2)
+            }
+            [plain, ..] => (plain, 1),
+            [] => break,
+        };
+        text[to] = byte;
+        to += 1;
+        from += taken;
+    }
+    to
+}
