@@ -210,3 +210,140 @@ impl<'a> Tiff<'a> {
         Some(number)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use ::image::{ImageFormat, RgbImage, RgbaImage};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::image::{Content, probe};
+
+    fn cost(bytes: &[u8]) -> Result<u64, Error> {
+        decode_cost(&probe(Content::Memory(bytes.to_vec().into()), 64_000_000)?)
+    }
+
+    fn encoded(format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        RgbImage::new(1000, 1000).write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    /// A JPEG's headers: a frame of 1000 × 1000 with three components, and a scan of some of them.
+    fn jpeg(frame: u8, components_in_scan: u8) -> Vec<u8> {
+        let mut bytes = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0".to_vec();
+        bytes.extend([
+            0xff, frame, 0, 17, 8, 0x03, 0xe8, 0x03, 0xe8, 3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1,
+        ]);
+        bytes.extend([0xff, 0xda, 0, 12, components_in_scan, 1, 0, 2, 0x11, 3, 0x11, 0, 63, 0]);
+        bytes
+    }
+
+    /// A TIFF of one directory with these entries: tag, type, count, value.
+    fn tiff(entries: &[(u16, u16, u32, u32)]) -> Vec<u8> {
+        let mut bytes = b"II*\0\x08\0\0\0".to_vec();
+        bytes.extend((entries.len() as u16).to_le_bytes());
+        for (tag, kind, count, value) in entries {
+            bytes.extend([tag.to_le_bytes(), kind.to_le_bytes()].concat());
+            bytes.extend([count.to_le_bytes(), value.to_le_bytes()].concat());
+        }
+        bytes.extend([0; 8]);
+        bytes
+    }
+
+    const SIZE: [(u16, u16, u32, u32); 2] = [(256, 3, 1, 1000), (257, 3, 1, 1000)];
+
+    #[test]
+    fn a_jpeg_of_several_scans_takes_more_than_one_of_a_single_scan() {
+        let single = cost(&jpeg(0xc0, 3)).unwrap();
+        assert!((6_000_000..7_000_000 + 2 * METADATA).contains(&single));
+        for several in [jpeg(0xc2, 3), jpeg(0xc0, 1)] {
+            assert!(cost(&several).unwrap() > single + 3_000_000);
+        }
+    }
+
+    #[test]
+    fn deep_pictures_take_more() {
+        let mut deep = encoded(ImageFormat::Png);
+        let flat = cost(&deep).unwrap();
+        deep[24] = 16;
+        assert!(cost(&deep).unwrap() > flat + 4_000_000);
+        let samples = |count| {
+            cost(&tiff(&[&SIZE[..], &[(277, 3, 1, count), (258, 3, 1, 16)]].concat())).unwrap()
+        };
+        assert!(samples(4) > samples(1) + 10_000_000);
+    }
+
+    #[test]
+    fn every_format_costs_at_least_its_pixels_and_is_not_overrated() {
+        for format in [
+            ImageFormat::Jpeg,
+            ImageFormat::Png,
+            ImageFormat::WebP,
+            ImageFormat::Gif,
+            ImageFormat::Bmp,
+            ImageFormat::Tiff,
+        ] {
+            let cost = cost(&encoded(format)).unwrap();
+            assert!((7_000_000..30_000_000).contains(&cost), "{format:?}: {cost}");
+        }
+    }
+
+    #[test]
+    fn a_tiff_with_absurd_tables_is_refused() {
+        for absurd in [
+            (273, 1, 4_000_000, 8),
+            (279, 4, 1 << 30, 8),
+            (274, 3, 1_000_000, 8),
+            (258, 3, 1, 9999),
+            (277, 3, 1, 999),
+        ] {
+            let result = cost(&tiff(&[&SIZE[..], &[absurd]].concat()));
+            assert!(matches!(result, Err(Error::BadHeader(Format::Tiff))), "{absurd:?}");
+        }
+    }
+
+    #[test]
+    fn a_picture_with_long_metadata_is_still_decoded() {
+        let mut png = Vec::new();
+        RgbaImage::new(16, 16).write_to(&mut Cursor::new(&mut png), ImageFormat::Png).unwrap();
+        let text = [&b"tEXtComment\0"[..], &[b'x'; 50_000]].concat();
+        let mut chunk = (text.len() as u32 - 4).to_be_bytes().to_vec();
+        chunk.extend(&text);
+        chunk.extend(crc32(&text).to_be_bytes());
+        png.splice(33..33, chunk);
+        let picture = probe(Content::Memory(png.into()), 64_000_000).unwrap();
+        let cost = decode_cost(&picture).unwrap();
+        assert_eq!(crate::image::decode_upright(&picture, cost).unwrap().width(), 16);
+    }
+
+    /// The checksum of PNG's chunks (PNG specification, annex D).
+    fn crc32(bytes: &[u8]) -> u32 {
+        !bytes.iter().fold(!0, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
+            })
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_it_panic(
+            which in 0..6usize,
+            at in 0..120usize,
+            noise in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut bytes = Cursor::new(Vec::new());
+            let formats =
+                [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp, ImageFormat::Tiff];
+            RgbImage::new(5, 3).write_to(&mut bytes, formats[which]).unwrap();
+            let mut bytes = bytes.into_inner();
+            let at = at.min(bytes.len());
+            let end = (at + noise.len()).min(bytes.len());
+            bytes[at..end].copy_from_slice(&noise[..end - at]);
+            let _ = cost(&bytes);
+        }
+    }
+}

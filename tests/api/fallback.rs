@@ -155,3 +155,36 @@ async fn a_large_picture_that_cannot_be_decoded_cannot_be_shrunk() {
     assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()]);
     assert!(nvidia.received().is_empty());
 }
+
+#[tokio::test]
+async fn a_picture_that_nvidia_takes_in_no_way_says_nothing_of_uploads() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let inferences = AtomicUsize::new(0);
+    let nvidia = Nvidia::with_uploads(move |request| {
+        (request.line() == INFER && inferences.fetch_add(1, Ordering::Relaxed) < 2)
+            .then(|| Reply::status(422))
+    })
+    .await;
+    let app = TestApp::against(&nvidia).await;
+    assert_problem(&app.upload(HUBBLE, "refused.jpg").await, 422, "embedding_rejected");
+    let answer = app.upload(HUBBLE, "hubble.jpg").await;
+    answer.vector();
+    assert_eq!(answer.json()["prepared"], "original");
+}
+
+#[tokio::test]
+async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
+    let bmp =
+        crate::support::converted(&crate::support::noise_png(500, 500), image::ImageFormat::Bmp);
+    let nvidia = Nvidia::replying(vec![embedding()]).await;
+    // Enough to shrink it, but not beside a JPEG of the full size.
+    let settings = [
+        ("NVIDIA_LARGE_IMAGES", "shrink"),
+        ("IMAGESVC_MAX_DECODE_BYTES", "61300000"),
+        ("IMAGESVC_REQUEST_TIMEOUT", "20s"),
+    ];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let answer = app.upload(&bmp, "noise.bmp").await;
+    answer.vector();
+    assert_eq!(answer.json()["prepared"], "shrunk");
+}

@@ -84,3 +84,24 @@ async fn an_uploaded_picture_is_polled_for_too() {
     assert_eq!(received[3].line(), POLL);
     assert_eq!(received[4].method, "DELETE");
 }
+
+#[tokio::test]
+async fn a_poll_that_is_told_to_come_back_after_the_deadline_passes_that_on() {
+    let nvidia =
+        Nvidia::replying(vec![pending(), Reply::new(429, &[("retry-after", "300")], "")]).await;
+    let app = TestApp::against(&nvidia).await;
+    let answer = app.upload(ROCKET, "rocket.jpg").await;
+    assert_problem(&answer, 503, "embedding_rate_limited");
+    assert_eq!(answer.header("retry-after"), "300");
+}
+
+#[tokio::test]
+async fn a_poll_that_never_arrived_is_no_reason_to_ask_anew() {
+    let nvidia = Nvidia::replying(vec![pending()]).await;
+    let free = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let status = format!("http://{free}/v1/status");
+    let settings = [("NVIDIA_STATUS_URL", status.as_str()), ("IMAGESVC_REQUEST_TIMEOUT", "200ms")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 504, "embedding_timeout");
+    assert_eq!(nvidia.lines(), [INFER]);
+}

@@ -119,3 +119,32 @@ async fn names_are_given_back_without_what_cannot_be_seen() {
     }
     assert_eq!(app.saved().len(), 3);
 }
+
+#[tokio::test]
+async fn a_heic_picture_without_a_file_name_is_still_told_what_it_is() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let answer = app.upload_parts(&[("name=\"file\"", &crate::support::heic())]).await;
+    assert_problem(&answer, 415, "unsupported_image");
+}
+
+#[tokio::test]
+async fn a_boundary_longer_than_the_standard_allows_is_refused() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let content_type = format!("multipart/form-data; boundary={}", "b".repeat(71));
+    let answer = app.post("/vectorize-image-upload", &content_type, "").await;
+    let problem = assert_problem(&answer, 422, "validation_failed");
+    assert!(problem["detail"].as_str().unwrap().contains("70 characters"));
+}
+
+#[tokio::test]
+async fn a_body_far_over_the_limit_is_told_the_limit_of_a_picture() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")]).await;
+    let picture = crate::support::noise_png(1200, 1000);
+    for answer in [app.upload(&picture, "noise.png").await, app.base64(&picture).await] {
+        let problem = assert_problem(&answer, 413, "image_too_large");
+        assert!(problem["detail"].as_str().unwrap().contains("1 MiB"), "{problem}");
+    }
+}

@@ -265,3 +265,16 @@ async fn a_host_that_refuses_the_connection_is_a_failed_download() {
     let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &free.to_string())]).await;
     assert_problem(&app.by_address(&format!("http://{free}/")).await, 502, "download_failed");
 }
+
+#[tokio::test]
+async fn a_redirect_in_raw_utf8_is_followed() {
+    let nvidia = Nvidia::well().await;
+    let origin = Server::start(|request, _| match request.target.as_str() {
+        "/0" => Reply::new(302, &[("location", "/föto.jpg")], ""),
+        "/f%C3%B6to.jpg" => Reply::new(200, &[], ROCKET),
+        other => panic!("{other}"),
+    })
+    .await;
+    let app = allowed(&nvidia, &origin).await;
+    app.by_address(&origin.url("/0")).await.vector();
+}
