@@ -8,6 +8,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
@@ -106,6 +107,7 @@ impl Server {
     /// # Errors
     /// [`StartError`]
     pub async fn bind_with_lookup(mut config: Config, lookup: Lookup) -> Result<Self, StartError> {
+        raise_file_limit();
         let store = Store::open(&config.store)?;
         let listen = config.server.listen;
         let fail = |source| StartError::Listen { address: listen, source };
@@ -183,6 +185,16 @@ impl Server {
             Err(_) => tracing::warn!("stopped: the drain timeout cut requests off"),
         }
         drop(self.sandbox);
+    }
+}
+
+/// Lets the process open as many files as the system allows it: systemd's soft limit of 1024 is
+/// less than the connections that are accepted. Where that fails, accepting does, and says so.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays");
     }
 }
 

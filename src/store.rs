@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use tokio::task::JoinError;
+use tokio::task::{JoinError, spawn_blocking};
 
 mod spool;
 
@@ -166,6 +166,15 @@ impl Store {
     /// What the system says.
     pub fn check_writable(&self) -> Result<(), Error> {
         Staged::new(&self.folder).map(drop)
+    }
+
+    /// Removes a saved picture.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub async fn remove(&self, name: String) -> Result<(), Error> {
+        let path = self.folder.path.join(name);
+        spawn_blocking(move || fs::remove_file(path).map_err(while_("remove a picture"))).await?
     }
 
     /// Begins to receive a picture, of which up to `keep` bytes stay in memory.

@@ -14,7 +14,7 @@ use tokio::{
 use crate::{
     budget::{Budget, Reserved},
     config::Limits,
-    embed::{Embedder, Embedding},
+    embed::{self, Embedder, Embedding},
     error::{Error, Saved},
     image::{Content, Picture, probe},
     store::{self, Spooled, Store},
@@ -109,6 +109,11 @@ impl Vectorizer {
         // A picture that cannot be saved is not worth waiting for; one that cannot be embedded
         // still is saved, and the error says where.
         let (saved, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
+        if let Err(embed::Error::Image(error)) = embedded {
+            // Only the decoder could tell that this is no picture: it leaves no file either.
+            self.store.remove(saved.saved_as).await?;
+            return Err(error.into());
+        }
         self.metrics.saved_bytes(size);
         match embedded {
             Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
