@@ -226,3 +226,50 @@ async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
         assert!(answer.contains("\"code\":\"request_timeout\""), "{answer}");
     }
 }
+
+#[tokio::test]
+async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IN_FLIGHT", "1")]).await;
+    let busy = app.upload(ROCKET, "first.jpg");
+    let refused = async {
+        nvidia.wait_for(1).await;
+        for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
+            let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
+            // The header alone: the body never comes.
+            let head = format!(
+                "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
+                 content-length: 1000\r\nexpect: 100-continue\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+            assert!(
+                answer.contains("\"overloaded\"") && answer.contains("retry-after: 5"),
+                "{answer}"
+            );
+        }
+    };
+    tokio::select! { answer = busy => panic!("{answer:?}"), () = refused => {} }
+}
+
+#[tokio::test]
+async fn a_body_that_memory_has_no_room_for_is_refused() {
+    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    let settings = [("IMAGESVC_MAX_IMAGE_BYTES", "3MiB"), ("IMAGESVC_MAX_BUFFERED_BYTES", "6MiB")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let chunked = || {
+        // No length: the largest is reserved.
+        let body =
+            reqwest::Body::wrap(http_body_util::StreamBody::new(futures_util::stream::pending::<
+                Result<http_body::Frame<bytes::Bytes>, std::io::Error>,
+            >()));
+        app.send(app.client.post(app.url("/vectorize-image-base64")).body(body))
+    };
+    // Neither body ever comes; the second is refused because of the first.
+    let answer = tokio::select! { answer = chunked() => answer, answer = chunked() => answer };
+    assert_problem(&answer, 503, "overloaded");
+    assert_eq!(answer.header("retry-after"), "5");
+}

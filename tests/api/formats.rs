@@ -149,3 +149,83 @@ async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
     let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
     assert_problem(&answer, 413, "image_too_large");
 }
+
+#[tokio::test]
+async fn the_bytes_decide_whatever_the_names_and_labels_say() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let photo = image::load_from_memory(ROCKET).unwrap().thumbnail(60, 40);
+    let formats = [
+        (ImageFormat::Jpeg, "image/jpeg", "jpg"),
+        (ImageFormat::Png, "image/png", "png"),
+        (ImageFormat::WebP, "image/webp", "webp"),
+        (ImageFormat::Gif, "image/gif", "gif"),
+        (ImageFormat::Bmp, "image/bmp", "bmp"),
+        (ImageFormat::Tiff, "image/tiff", "tiff"),
+    ];
+    let labels = formats.iter().map(|(_, label, extension)| (*label, *extension));
+    let labels = labels.chain([
+        ("text/html", "html"),
+        ("application/octet-stream", "heic"),
+        ("nonsense", ""),
+    ]);
+    for (label, extension) in labels {
+        for (format, content_type, expected) in formats {
+            let mut picture = std::io::Cursor::new(Vec::new());
+            photo.to_rgb8().write_to(&mut picture, format).unwrap();
+            let head =
+                format!("name=\"file\"; filename=\"picture.{extension}\"\r\nContent-Type: {label}");
+            let answer = app.upload_parts(&[(&head, picture.get_ref())]).await;
+            answer.vector();
+            assert_eq!(answer.json()["content_type"], content_type);
+            assert!(answer.json()["saved_as"].as_str().unwrap().ends_with(&format!(".{expected}")));
+        }
+        let head =
+            format!("name=\"file\"; filename=\"picture.{extension}\"\r\nContent-Type: {label}");
+        let answer = app.upload_parts(&[(&head, b"<html>no picture</html>")]).await;
+        assert_problem(&answer, 415, "unsupported_image");
+    }
+}
+
+#[tokio::test]
+async fn pictures_that_are_made_to_hurt_are_refused_and_leave_nothing() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_LARGE_IMAGES", "shrink")]).await;
+    let many_scans = {
+        let start = ROCKET.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
+        let scan = &ROCKET[start..start + 2000];
+        // Large, so that it has to be decoded.
+        [&ROCKET[..start], &scan.repeat(200)].concat()
+    };
+    let gif = |width: u16, height: u16| {
+        let mut gif = converted(CHELSEA, ImageFormat::Gif);
+        gif[6..8].copy_from_slice(&width.to_le_bytes());
+        gif[8..10].copy_from_slice(&height.to_le_bytes());
+        gif
+    };
+    let absurd_tiff = {
+        let mut tiff = converted(ROCKET, ImageFormat::Tiff);
+        let directory = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize;
+        let entries =
+            usize::from(u16::from_le_bytes(tiff[directory..directory + 2].try_into().unwrap()));
+        for entry in 0..entries {
+            let at = directory + 2 + entry * 12;
+            if tiff[at..at + 2] == 273u16.to_le_bytes() {
+                tiff[at + 4..at + 8].copy_from_slice(&u32::MAX.to_le_bytes());
+            }
+        }
+        tiff
+    };
+    for (picture, status, code) in [
+        (many_scans, 415, "unsupported_image"),
+        (gif(65_535, 65_535), 413, "image_too_large"),
+        (gif(8000, 7900), 413, "image_too_large"),
+        (gif(0, 100), 415, "unsupported_image"),
+        (absurd_tiff, 415, "unsupported_image"),
+    ] {
+        let answer = app.upload(&picture, "picture").await;
+        assert_problem(&answer, status, code);
+        assert!(app.saved().is_empty());
+    }
+    assert!(nvidia.received().is_empty());
+}

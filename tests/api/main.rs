@@ -4,17 +4,24 @@
 
 mod support;
 
+mod addresses;
 mod assets;
 mod base64;
+mod bodies;
+mod disk;
 mod docs;
 mod errors;
 mod fallback;
 mod formats;
+mod fuzz;
 mod inline;
+mod memory;
+mod names;
 mod numbers;
 mod ops;
 mod polling;
 mod process;
 mod sandbox;
+mod slow;
 mod upload;
 mod url;

@@ -1,5 +1,7 @@
 //! Both ends of every range, every spelling, every exception.
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn policy(hosts: &[&str], allow: &[&str]) -> Policy {
@@ -220,5 +222,110 @@ fn slips_in_the_operators_lists_are_faults() {
     }
     for fault in ["*.*.example.com", "exa mple.com", "", "*."] {
         assert!(HostPattern::parse(fault).is_err(), "{fault}");
+    }
+}
+
+/// What no stranger may reach, told apart by other means than the rules: by octets and segments.
+fn is_private(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, c, _] = v4.octets();
+            v4.is_private()
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || v4.is_documentation()
+                || a == 0
+                || a >= 240
+                || (a == 100 && (64..128).contains(&b))
+                || (a == 198 && (18..20).contains(&b))
+                || (a == 192 && b == 0 && c == 0)
+        }
+        IpAddr::V6(v6) => {
+            let [a, b, ..] = v6.segments();
+            v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_multicast()
+                || v6.is_unique_local()
+                || v6.is_unicast_link_local()
+                || a == 0 // IPv4-compatible and the like
+                || a == 0x64 // NAT64
+                || a == 0x2002 // 6to4
+                || (a == 0x2001 && b == 0) // Teredo
+                || (a & 0xffc0) == 0xfec0 // site-local
+        }
+    }
+}
+
+fn any_address() -> impl Strategy<Value = IpAddr> {
+    let near_edges = prop_oneof![
+        Just(0x0a00_0000u32),
+        Just(0x7f00_0000),
+        Just(0xa9fe_0000),
+        Just(0xac10_0000),
+        Just(0xc0a8_0000),
+        Just(0x6440_0000),
+        Just(0xe000_0000),
+        Just(0xc612_0000),
+        Just(0xc000_0000),
+        Just(0xf000_0000),
+    ];
+    let v4 = prop_oneof![
+        any::<u32>(),
+        (near_edges, -300i32..300).prop_map(|(edge, offset)| edge.wrapping_add_signed(offset)),
+    ];
+    let v4 = v4.prop_map(Ipv4Addr::from_bits);
+    prop_oneof![
+        v4.clone().prop_map(IpAddr::V4),
+        v4.clone().prop_map(|v4| IpAddr::V6(v4.to_ipv6_mapped())),
+        v4.prop_map(|v4| IpAddr::V6(Ipv6Addr::from_bits(u128::from(v4.to_bits())))),
+        any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))),
+        any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits >> 3 | 0x2 << 124))),
+    ]
+}
+
+/// An IPv4 address in one of the ways that URLs allow.
+fn spelling() -> impl Strategy<Value = String> {
+    (any::<u32>(), 0..7usize).prop_map(|(bits, way)| {
+        let [a, b, c, d] = bits.to_be_bytes();
+        match way {
+            0 => format!("{a}.{b}.{c}.{d}"),
+            1 => format!("{bits}"),
+            2 => format!("{bits:#x}"),
+            3 => format!("{a:#o}.{b:#x}.{c}.{d}").replace("0o", "0"),
+            4 => format!("{a}.{}", bits & 0x00ff_ffff),
+            5 => format!("[::ffff:{a}.{b}.{c}.{d}]"),
+            _ => format!("%{:02x}{}.{b}.{c}.{d}.", b'0' + a % 10, a / 10),
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(5000))]
+
+    #[test]
+    fn no_address_that_is_accepted_is_private(address in any_address()) {
+        if policy(&[], &[]).judge_address(address, false).is_ok() {
+            prop_assert!(!is_private(address), "{address}");
+        }
+    }
+
+    #[test]
+    fn no_text_that_is_accepted_names_a_private_address(
+        scheme in prop_oneof![Just("http://"), Just("HTTPS://"), Just("http:\\\\"), Just("http:///"), Just("http:")],
+        user in prop_oneof![4 => Just(""), 1 => Just("example.com@"), 1 => Just("example.com%40")],
+        host in prop_oneof![spelling(), any_address().prop_map(|address| format!("[{address}]")), "[0-9a-fx.:%\\[\\]]{1,20}"],
+        rest in "[ -~]{0,20}",
+    ) {
+        let address = format!("{scheme}{user}{host}{rest}");
+        if let Ok(target) = policy(&[], &[]).judge(&address) {
+            match target.url.host() {
+                Some(Host::Ipv4(v4)) => prop_assert!(!is_private(v4.into()), "{address}"),
+                Some(Host::Ipv6(v6)) => prop_assert!(!is_private(v6.into()), "{address}"),
+                Some(Host::Domain(name)) => prop_assert!(name.parse::<IpAddr>().is_err(), "{address}"),
+                None => prop_assert!(false, "{address}"),
+            }
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! The service on a port of its own, and the servers that it talks to.
 
 mod app;
+mod child;
 mod nvidia;
 mod pictures;
 mod server;
 
 pub use app::{Answer, TestApp, assert_problem};
+pub use child::Child;
 pub use nvidia::{KEY, Nvidia, embedding, embedding_of, numbers};
 pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, heic, noise_png};
 pub use server::{Received, Reply, Server};

@@ -52,6 +52,10 @@ pub enum Reply {
     Cut(Vec<u8>),
     /// Nothing, for ever.
     Hang,
+    /// These bytes, then a byte every few milliseconds, for ever.
+    Trickle(Vec<u8>),
+    /// These bytes, then more and more, as fast as they are taken.
+    Endless(Vec<u8>),
 }
 
 impl Reply {
@@ -73,6 +77,9 @@ impl Reply {
         Self::new(status, &[], "")
     }
 }
+
+/// How many requests are kept with their bodies.
+const KEPT: usize = 64;
 
 type Script = dyn Fn(&Received, usize) -> Reply + Send + Sync;
 
@@ -145,14 +152,30 @@ async fn serve(
         let received = read_request(&mut stream).await?;
         let reply = {
             let mut log = log.lock().unwrap();
-            log.push(received);
-            script(log.last().unwrap(), log.len() - 1)
+            let reply = script(&received, log.len());
+            // Large bodies are kept by who wants to see them: here only the first few.
+            let body = if log.len() < KEPT { received.body } else { Vec::new() };
+            log.push(Received { body, ..received });
+            reply
         };
         counted.send_modify(|count| *count += 1);
         match reply {
             Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
             Reply::Cut(bytes) => return stream.write_all(&bytes).await,
             Reply::Hang => std::future::pending().await,
+            Reply::Trickle(bytes) => {
+                stream.write_all(&bytes).await?;
+                loop {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    stream.write_all(b"0").await?;
+                }
+            }
+            Reply::Endless(bytes) => {
+                stream.write_all(&bytes).await?;
+                loop {
+                    stream.write_all(&[0; 1 << 16]).await?;
+                }
+            }
         }
     }
 }

@@ -1,0 +1,227 @@
+//! No address that the policy denies is ever connected to, whatever it is disguised as.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::net::TcpListener;
+
+use crate::support::{Answer, Child, Nvidia, ROCKET, Reply, Server, TestApp, assert_problem};
+
+/// Listens on 127.0.0.1 and ::1 and counts who connects: nobody should.
+struct Trap {
+    port: u16,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Trap {
+    async fn set() -> Self {
+        let v4 = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = v4.local_addr().unwrap().port();
+        let v6 = TcpListener::bind(("::1", port)).await.unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        for listener in [v4, v6] {
+            let connections = Arc::clone(&connections);
+            tokio::spawn(async move {
+                while listener.accept().await.is_ok() {
+                    connections.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        Self { port, connections }
+    }
+
+    /// Shows that the trap works, and that nobody was in it before.
+    async fn assert_untouched(&self) {
+        assert_eq!(self.connections.load(Ordering::SeqCst), 0);
+        for host in ["127.0.0.1", "::1"] {
+            tokio::net::TcpStream::connect((host, self.port)).await.unwrap();
+        }
+        while self.connections.load(Ordering::SeqCst) < 2 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Every way to write this machine.
+fn spellings(port: u16) -> Vec<String> {
+    [
+        "127.0.0.1",
+        "127.1",
+        "127.0.1",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "0177.0.0.1",
+        "017700000001",
+        "127.0.0.1.",
+        "１２７.０.０.１",
+        "①②⑦.⓪.⓪.①",
+        "127。0。0。1",
+        "%31%32%37.0.0.1",
+        "127.255.255.254",
+        "0.0.0.0",
+        "0",
+        "localhost",
+        "LOCALHOST",
+        "localhost.",
+        "[::1]",
+        "[0:0:0:0:0:0:0:1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "[2001:0:7f00:1::]",
+        "[fe80::1]",
+        "[fec0::1]",
+    ]
+    .iter()
+    .map(|host| format!("http://{host}:{port}/"))
+    .collect()
+}
+
+/// Not every system knows the name `localhost.`; one that does finds it denied.
+fn assert_refused(answer: &Answer, address: &str) {
+    match answer.status {
+        502 if address.contains("localhost.") => assert_problem(answer, 502, "download_failed"),
+        _ => assert_problem(answer, 403, "url_not_allowed"),
+    };
+}
+
+#[tokio::test]
+async fn no_spelling_of_this_machine_is_connected_to() {
+    let trap = Trap::set().await;
+    let nvidia = Nvidia::well().await;
+    let app =
+        TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_PORTS", &trap.port.to_string())]).await;
+    for address in spellings(trap.port) {
+        for address in
+            [address.clone(), address.replace("http:", "https:"), address.replace('/', "\\")]
+        {
+            assert_refused(&app.by_address(&address).await, &address);
+        }
+    }
+    let with_user = format!("http://example.com@127.0.0.1:{}/", trap.port);
+    assert_problem(&app.by_address(&with_user).await, 400, "invalid_url");
+    trap.assert_untouched().await;
+}
+
+#[tokio::test]
+async fn no_redirect_leads_to_this_machine() {
+    let trap = Trap::set().await;
+    let nvidia = Nvidia::well().await;
+    // `/302?http://…` redirects there; `/302/302?http://…` does so after another redirect to itself.
+    let origin = Server::start(|request, _| {
+        let (path, to) = request.target.split_once('?').unwrap();
+        let (first, rest) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+        let to = if rest.is_empty() { to.to_owned() } else { format!("/{rest}?{to}") };
+        Reply::new(first.parse().unwrap(), &[("location", &to)], "")
+    })
+    .await;
+    let ports = trap.port.to_string();
+    let allow = origin.address.to_string();
+    let app = TestApp::with_settings(
+        &nvidia,
+        &[("IMAGESVC_FETCH_PORTS", &ports), ("IMAGESVC_FETCH_ALLOW", &allow)],
+    )
+    .await;
+    let others =
+        ["gopher", "ftp", "file"].map(|scheme| format!("{scheme}://127.0.0.1:{}/", trap.port));
+    let plain = spellings(trap.port).into_iter().filter(|address| address.is_ascii());
+    for to in plain.chain(others).chain([format!("//127.0.0.1:{}/", trap.port)]) {
+        for path in ["301", "302", "303", "307", "308", "302/307", "307/302/301"] {
+            let answer = app.by_address(&origin.url(&format!("/{path}?{to}"))).await;
+            assert_refused(&answer, &to);
+        }
+    }
+    trap.assert_untouched().await;
+}
+
+#[tokio::test]
+async fn a_name_whose_second_look_up_differs_does_not_get_through() {
+    let trap = Trap::set().await;
+    // The good address is allowed by exception: nothing outside of this machine is called.
+    let good = Ipv4Addr::new(127, 0, 0, 2);
+    let listener = TcpListener::bind((good, trap.port)).await.unwrap();
+    let served = Arc::new(AtomicUsize::new(0));
+    let serving = Arc::clone(&served);
+    tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            serving.fetch_add(1, Ordering::SeqCst);
+            // Whoever connects is answered, and it is no picture: quick to refuse.
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await;
+        }
+    });
+    let nvidia = Nvidia::well().await;
+    let ports = trap.port.to_string();
+    let settings =
+        [("IMAGESVC_FETCH_PORTS", ports.as_str()), ("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")];
+    let asked = AtomicUsize::new(0);
+    let app = TestApp::with_names(&nvidia, &settings, move |_| {
+        let last = if asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { 2 } else { 1 };
+        Ok(vec![IpAddr::from([127, 0, 0, last])])
+    })
+    .await;
+    let (mut fetched, mut refused) = (0, 0);
+    for _ in 0..1000 {
+        match app.by_address(&format!("http://rebinding.example:{}/", trap.port)).await.status {
+            415 => fetched += 1,
+            403 => refused += 1,
+            status => panic!("{status}"),
+        }
+    }
+    assert_eq!((fetched, refused), (500, 500));
+    assert_eq!(served.load(Ordering::SeqCst), 500);
+    trap.assert_untouched().await;
+}
+
+#[tokio::test]
+async fn a_name_with_one_good_and_one_bad_address_is_refused() {
+    let trap = Trap::set().await;
+    let nvidia = Nvidia::well().await;
+    let ports = trap.port.to_string();
+    let settings =
+        [("IMAGESVC_FETCH_PORTS", ports.as_str()), ("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")];
+    let app = TestApp::with_names(&nvidia, &settings, |name| {
+        let (good, bad) = (IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 1]));
+        Ok(if name == "good-first.example" { vec![good, bad] } else { vec![bad, good] })
+    })
+    .await;
+    for name in ["good-first.example", "bad-first.example"] {
+        let answer = app.by_address(&format!("http://{name}:{}/", trap.port)).await;
+        assert_problem(&answer, 403, "url_not_allowed");
+    }
+    trap.assert_untouched().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_in_the_environment_sees_nothing() {
+    let trap = Trap::set().await;
+    let nvidia = Nvidia::well().await;
+    let origin = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let proxy = format!("http://127.0.0.1:{}", trap.port);
+    let allow = origin.address.to_string();
+    let upstream = nvidia.settings();
+    let mut settings: Vec<_> =
+        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.push(("IMAGESVC_FETCH_ALLOW", &allow));
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
+    {
+        settings.push((name, &proxy));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(folder.path(), &settings);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let body = serde_json::json!({ "image_url": origin.url("/rocket.jpg") }).to_string();
+    let answer = client.post(child.url("/vectorize-image")).body(body).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!((origin.received().len(), nvidia.received().len()), (1, 1));
+    trap.assert_untouched().await;
+}

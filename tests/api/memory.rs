@@ -1,0 +1,100 @@
+//! How much memory the process takes at its peak, read from the process itself.
+
+use std::io::Cursor;
+
+use ::base64::{Engine, prelude::BASE64_STANDARD};
+use image::{ImageFormat, Rgb, RgbImage};
+use tokio::task::JoinSet;
+
+use crate::support::{Child, Nvidia, ROCKET, Reply};
+
+const MIB: u64 = 1 << 20;
+
+/// Sends the same body so many times at once, and gives the statuses and the growth of the peak.
+async fn load(
+    settings: &[(&str, &str)],
+    route: &str,
+    content_type: &str,
+    body: Vec<u8>,
+    times: usize,
+) -> (Vec<u16>, u64) {
+    let nvidia = Nvidia::with_uploads(|_| None::<Reply>).await;
+    let upstream = nvidia.settings();
+    let mut all: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    all.extend(settings);
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(folder.path(), &all);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
+    let idle = child.peak_memory();
+    let body = bytes::Bytes::from(body);
+    let mut requests = JoinSet::new();
+    for _ in 0..times {
+        let request =
+            client.post(child.url(route)).header("content-type", content_type).body(body.clone());
+        requests.spawn(async move { request.send().await.unwrap().status().as_u16() });
+    }
+    let mut statuses = requests.join_all().await;
+    statuses.sort_unstable();
+    let growth = child.peak_memory() - idle;
+    println!("{route}: {} MiB over idle, statuses {statuses:?}", growth / MIB);
+    (statuses, growth)
+}
+
+fn form(picture: &[u8]) -> Vec<u8> {
+    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
+    [&head[..], picture, b"\r\n--x--\r\n"].concat()
+}
+
+/// A JPEG of exactly 20 MiB, most of it behind its end.
+fn twenty_mebibytes() -> Vec<u8> {
+    let mut picture = ROCKET.to_vec();
+    picture.resize(20 << 20, 0);
+    picture
+}
+
+const FORM: &str = "multipart/form-data; boundary=x";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_uploads_at_once_take_no_more_than_small_ones() {
+    let (statuses, growth) =
+        load(&[], "/vectorize-image-upload", FORM, form(&twenty_mebibytes()), 64).await;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    assert!(growth < 48 * MIB, "{} MiB", growth / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_base64_bodies_stay_within_their_budget() {
+    let body = format!("{{\"image_base64\":\"{}\"}}", BASE64_STANDARD.encode(twenty_mebibytes()));
+    let route = "/vectorize-image-base64";
+    let (statuses, growth) = load(&[], route, "application/json", body.into(), 64).await;
+    assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
+    assert!(statuses.contains(&200));
+    assert!(growth < (128 + 48) * MIB, "{} MiB", growth / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn re_encoding_at_once_stays_within_its_budget() {
+    let gradient =
+        RgbImage::from_fn(4000, 3000, |x, y| Rgb([(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8]));
+    let mut webp = Cursor::new(Vec::new());
+    gradient.write_to(&mut webp, ImageFormat::WebP).unwrap();
+    let (statuses, growth) =
+        load(&[], "/vectorize-image-upload", FORM, form(webp.get_ref()), 32).await;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    assert!(growth < (512 + 48) * MIB, "{} MiB", growth / MIB);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_claims_an_enormous_picture_costs_nothing() {
+    let mut png = Cursor::new(Vec::new());
+    RgbImage::new(8, 8).write_to(&mut png, ImageFormat::Png).unwrap();
+    let mut png = png.into_inner();
+    png[16..20].copy_from_slice(&60_000u32.to_be_bytes());
+    png[20..24].copy_from_slice(&60_000u32.to_be_bytes());
+    let settings = [("IMAGESVC_MAX_IMAGE_PIXELS", "4000000000")];
+    for settings in [&settings[..], &[]] {
+        let (_, growth) = load(settings, "/vectorize-image-upload", FORM, form(&png), 32).await;
+        assert!(growth < 16 * MIB, "{} MiB", growth / MIB);
+    }
+}

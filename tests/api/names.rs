@@ -1,0 +1,83 @@
+//! Hostile names reach no path, no header and no log line.
+
+use serde_json::{Value, json};
+
+use crate::support::{Child, Nvidia, ROCKET};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_names_and_ids_stay_where_they_are() {
+    let nvidia = Nvidia::well().await;
+    let upstream = nvidia.settings();
+    let mut settings: Vec<_> =
+        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.push(("IMAGESVC_LOG", "trace"));
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(folder.path(), &settings);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let text = {
+        use ::base64::{Engine, prelude::BASE64_STANDARD};
+        BASE64_STANDARD.encode(ROCKET)
+    };
+    let names = [
+        "../../etc/planted".to_owned(),
+        "/etc/planted".into(),
+        "..\\..\\planted.jpg".into(),
+        "C:\\planted.jpg".into(),
+        "planted\0.jpg".into(),
+        "planted\r\nx-planted: 1\r\n\r\n.jpg".into(),
+        "planted\u{1b}[31m\u{7}.jpg".into(),
+        "planted\u{202e}gpj.exe".into(),
+        "planted 🚀 \u{feff}.jpg".into(),
+        format!("planted{}", "a".repeat(4000)),
+    ];
+    for name in &names {
+        let body = json!({ "image_base64": text, "filename": name }).to_string();
+        let answer =
+            client.post(child.url("/vectorize-image-base64")).body(body).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert!(!format!("{:?}", answer.headers()).contains("planted"));
+        let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
+        let given_back = answer["original_filename"].as_str().unwrap();
+        assert!(given_back.starts_with(&name[..2]) && given_back.chars().count() <= 255);
+        assert!(!given_back.chars().any(|c| c.is_control() || c == '\u{202e}'), "{given_back:?}");
+
+        // The same in the header of a part, as far as a header can hold it.
+        let name: String =
+            name.chars().filter(|c| !matches!(c, '\0' | '\r' | '\n' | '"' | '\\')).collect();
+        let head = format!(
+            "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n"
+        );
+        let body = [head.as_bytes(), ROCKET, b"\r\n--x--\r\n"].concat();
+        let request = client.post(child.url("/vectorize-image-upload")).body(body);
+        let request = request.header("content-type", "multipart/form-data; boundary=x");
+        let answer = request.send().await.unwrap();
+        assert!([200, 422].contains(&answer.status().as_u16()), "{name:?}");
+    }
+    for id in ["planted\tid", "planted id", "planted\"id", "planted<id>", &"planted".repeat(10)] {
+        let answer =
+            client.get(child.url("/health")).header("x-request-id", id).send().await.unwrap();
+        assert!(!format!("{:?}", answer.headers()).contains("planted"), "{id:?}");
+    }
+
+    let files = std::fs::read_dir(folder.path().join("downloads")).unwrap();
+    let files: Vec<_> =
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!files.is_empty());
+    assert!(
+        files
+            .iter()
+            .all(|name| name.starts_with('.') || (name.len() == 40 && name.ends_with(".jpg"))),
+        "{files:?}"
+    );
+    for received in nvidia.received() {
+        assert!(
+            !format!("{:?}", received.headers).replace("nvapi-planted-key", "").contains("planted")
+        );
+    }
+    let (_, log) = child.stop();
+    assert!(log.len() > 20);
+    for line in log {
+        assert!(serde_json::from_str::<Value>(&line).is_ok(), "{line}");
+        assert!(!line.contains("planted"), "{line}");
+    }
+}

@@ -1,0 +1,143 @@
+//! Clients that stall are closed when their timer says so, and keep nobody else waiting.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use crate::support::{Child, Nvidia, ROCKET, TestApp};
+
+/// The openings of a client that then says nothing more.
+const OPENINGS: [&[u8]; 6] = [
+    b"",
+    b"G",
+    b"POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"image_url\":",
+    b"POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
+      transfer-encoding: chunked\r\n\r\n5\r\n--x\r\n\r\n",
+];
+
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let mut rest = Vec::new();
+    // A reset is an end, too.
+    timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_client_that_stalls_is_closed() {
+    let nvidia = Nvidia::well().await;
+    let settings = [("IMAGESVC_HEADER_TIMEOUT", "200ms"), ("IMAGESVC_BODY_TIMEOUT", "200ms")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    for opening in OPENINGS {
+        let mut stream = TcpStream::connect(app.address).await.unwrap();
+        stream.write_all(opening).await.unwrap();
+        assert!(is_closed(&mut stream).await, "{}", opening.escape_ascii());
+    }
+    // An idle keep-alive connection ends by the same timer.
+    let mut stream = TcpStream::connect(app.address).await.unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    assert!(is_closed(&mut stream).await);
+}
+
+#[tokio::test]
+async fn a_header_that_trickles_does_not_live_longer() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_HEADER_TIMEOUT", "300ms")]).await;
+    let stream = TcpStream::connect(app.address).await.unwrap();
+    let (mut reader, mut writer) = stream.into_split();
+    let trickle = tokio::spawn(async move {
+        let mut sent = 0;
+        while writer.write_all(b"x").await.is_ok() {
+            sent += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        sent
+    });
+    let mut answer = Vec::new();
+    // Closed or reset: either way it ends.
+    let _ = timeout(Duration::from_secs(20), reader.read_to_end(&mut answer)).await.unwrap();
+    assert!(trickle.await.unwrap() < 500);
+}
+
+async fn connect_from(source: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((source, 0)))?;
+    socket.connect(to).await
+}
+
+/// Uploads a picture as a good client does, from an address of its own.
+async fn good_upload(child: &Child) -> String {
+    let mut stream = connect_from([127, 9, 9, 9], child.address).await.unwrap();
+    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n";
+    let body = [&head[..], ROCKET, b"\r\n--x--\r\n"].concat();
+    let request = format!(
+        "POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-type: multipart/form-data; boundary=x\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(&body).await.unwrap();
+    let mut answer = String::new();
+    timeout(Duration::from_secs(20), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_stalling_clients_keep_a_good_one_from_nothing() {
+    let nvidia = Nvidia::well().await;
+    let upstream = nvidia.settings();
+    let mut settings: Vec<_> =
+        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.extend([("IMAGESVC_HEADER_TIMEOUT", "2s"), ("IMAGESVC_BODY_TIMEOUT", "2s")]);
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(folder.path(), &settings);
+    for one_peer in [true, false] {
+        let mut stalling = Vec::new();
+        for n in 0..1000usize {
+            let source = if one_peer {
+                [127, 0, 0, 1]
+            } else {
+                [127, 1, (n / 250) as u8, (n % 250) as u8 + 1]
+            };
+            // One that is over the limit may be closed before it has sent its opening.
+            if let Ok(mut stream) = connect_from(source, child.address).await {
+                let _ = stream.write_all(OPENINGS[n % OPENINGS.len()]).await;
+                stalling.push(stream);
+            }
+        }
+        let answer = good_upload(&child).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:.300}");
+        for stream in &mut stalling {
+            assert!(is_closed(stream).await);
+        }
+    }
+    assert!(good_upload(&child).await.starts_with("HTTP/1.1 200 OK"));
+}
+
+#[tokio::test]
+async fn a_client_that_asks_and_does_not_read_is_closed() {
+    // The timer itself is tested with wound time; here, that the socket is behind it: the service
+    // stops while such a client is connected, and the drain's deadline is not needed.
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(app.address).await.unwrap();
+    // More than a socket's buffers hold.
+    for _ in 0..20 {
+        stream
+            .write_all(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .unwrap();
+    }
+    let started = std::time::Instant::now();
+    timeout(Duration::from_secs(40), app.stop()).await.unwrap();
+    assert!(
+        started.elapsed() < Duration::from_secs(30),
+        "closed by the write timer, before the drain's 70 s"
+    );
+}

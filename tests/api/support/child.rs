@@ -1,0 +1,94 @@
+//! The service as a process of its own.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+};
+
+/// A running process; killed when dropped.
+pub struct Child {
+    pub address: SocketAddr,
+    process: std::process::Child,
+    log: Arc<Mutex<Vec<String>>>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Child {
+    /// Starts the program in a folder, with these settings and nothing else, and waits until it
+    /// listens.
+    pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_imagesvc"))
+            .env_clear()
+            .envs([
+                ("IMAGESVC_HOST", "127.0.0.1"),
+                ("IMAGESVC_PORT", "0"),
+                ("IMAGESVC_MIN_FREE_BYTES", "0"),
+            ])
+            .envs([("IMAGESVC_DRAIN_DELAY", "0"), ("IMAGESVC_LOG_FORMAT", "json")])
+            .envs(settings.iter().copied())
+            .current_dir(folder)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let mut said = Vec::new();
+        let address = loop {
+            let line = lines.next().unwrap_or_else(|| panic!("it ended: {said:?}")).unwrap();
+            let event: serde_json::Value =
+                serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+            said.push(line);
+            if event["message"] == "listening" {
+                break event["address"].as_str().unwrap().parse().unwrap();
+            }
+        };
+        let log = Arc::new(Mutex::new(said));
+        let sink = Arc::clone(&log);
+        let reader = std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| sink.lock().unwrap().push(line));
+        });
+        Self { address, process, log, reader: Some(reader) }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// The most memory that was ever resident, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Ends it as a power cut would.
+    pub fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Tells it to stop, waits, and gives its exit status and all that it logged.
+    pub fn stop(mut self) -> (ExitStatus, Vec<String>) {
+        let told = Command::new("sh")
+            .args(["-c", &format!("kill {}", self.process.id())])
+            .status()
+            .unwrap();
+        assert!(told.success());
+        let status = self.process.wait().unwrap();
+        self.reader.take().unwrap().join().unwrap();
+        let log = std::mem::take(&mut *self.log.lock().unwrap());
+        (status, log)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
