@@ -14,7 +14,7 @@ use std::{
 use axum::{
     body::{Body, HttpBody},
     extract::Request,
-    http::{HeaderMap, HeaderValue, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::Next,
     response::Response,
 };
@@ -41,8 +41,10 @@ pub async fn drain(request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     match leftover.take() {
         None => {}
-        // The client was never told to go on: it sends nothing, and hears that it need not.
-        Some(Rest { begun: false, .. }) if waits => {
+        // The client sends nothing: it was never told to go on, or it has stalled.
+        Some(rest)
+            if (waits && !rest.begun) || response.status() == StatusCode::REQUEST_TIMEOUT =>
+        {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         Some(rest) => drop(tokio::spawn(timeout(LONGEST, discard(rest.body)))),

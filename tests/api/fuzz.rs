@@ -10,6 +10,7 @@ use crate::support::{Answer, Nvidia, TestApp};
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
 
 /// Runs a property over HTTP against one service.
+#[allow(clippy::needless_pass_by_value, reason = "closures read better that way")]
 fn check<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Answer) {
     let runtime = Runtime::new().unwrap();
     // The address policy has nothing to connect to: names lead nowhere.

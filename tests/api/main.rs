@@ -1,6 +1,12 @@
 //! Speaks HTTP to the real service, with a scripted NVIDIA and a scripted origin behind it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, unreachable_pub)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    unreachable_pub
+)]
 
 mod support;
 
