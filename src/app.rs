@@ -108,7 +108,11 @@ impl AppState {
 /// 2. `drain` reads what a handler left of a body, whichever way the handler ended;
 /// 3. `observe` gives ids, logs, counts and answers errors, so it must see every other layer.
 pub fn router(state: &AppState) -> Router {
-    routes::router(state)
+    layered(routes::router(state), state)
+}
+
+fn layered(router: Router, state: &AppState) -> Router {
+    router
         .layer(CatchPanicLayer::custom(answer_panic))
         .layer(middleware::from_fn(drain))
         .layer(middleware::from_fn_with_state(Arc::clone(&state.metrics), observe))
@@ -132,4 +136,37 @@ async fn close_when_draining(
         response.headers_mut().insert(axum::http::header::CONNECTION, close);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::to_bytes, extract::Request, routing::get};
+    use tower::ServiceExt;
+
+    use super::*;
+    use crate::config::Raw;
+
+    #[tokio::test]
+    async fn a_panic_is_answered_as_an_internal_error_that_tells_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        let pairs = [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_DOWNLOADS_DIR", path)];
+        let config = Config::resolve(&Raw::from_pairs(pairs)).unwrap();
+        let parts = Parts {
+            key: ApiKey::parse("nvapi-1").unwrap(),
+            lookup: Lookup::system(),
+            background: TaskTracker::new(),
+        };
+        let state = AppState::new(&config, Store::open(&config.store).unwrap(), parts).unwrap();
+        let panics =
+            Router::new().route("/", get(async || -> Response { panic!("planted words") }));
+        let answer = layered(panics, &state).oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(answer.status(), 500);
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+        let body = to_bytes(answer.into_body(), 10_000).await.unwrap();
+        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(problem["code"], "internal");
+        assert!(problem["detail"].as_str().unwrap().contains("request_id"));
+        assert!(!String::from_utf8_lossy(&body).contains("planted"));
+    }
 }
