@@ -189,7 +189,12 @@ impl Config {
             notices,
         };
         read.refuse_contradictions(&config);
-        if read.faults.is_empty() { Ok(config) } else { Err(Faults(read.faults)) }
+        if read.faults.is_empty() {
+            Ok(config)
+        } else {
+            // A misspelt variable is often what explains a fault.
+            Err(Faults([read.faults, config.notices].concat()))
+        }
     }
 }
 
@@ -326,87 +331,4 @@ fn sized(text: &str, range: std::ops::RangeInclusive<u64>) -> Result<u64, String
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn resolve(pairs: &[(&str, &str)]) -> Result<Config, Faults> {
-        Config::resolve(&Raw::from_pairs(pairs.iter().copied()))
-    }
-
-    #[test]
-    fn a_key_alone_is_enough() {
-        let config = resolve(&[("NVIDIA_API_KEY", "Bearer nvapi-1")]).unwrap();
-        assert!(matches!(config.upstream, Upstream::Nvidia(_)));
-        assert_eq!(config.server.listen, "0.0.0.0:8000".parse().unwrap());
-        assert_eq!(config.limits.max_image_bytes, 20 << 20);
-        assert_eq!(config.nvidia.retry.max_attempts, 3);
-        assert_eq!(config.fetch.policy.ports, [80, 443]);
-        assert!(config.notices.is_empty());
-    }
-
-    #[test]
-    fn without_a_key_both_ways_out_are_named() {
-        let faults = resolve(&[]).unwrap_err().to_string();
-        assert!(faults.contains("NVIDIA_API_KEY") && faults.contains("--sandbox"), "{faults}");
-    }
-
-    #[test]
-    fn all_faults_are_reported_at_once() {
-        let faults = resolve(&[
-            ("IMAGESVC_PORT", "http"),
-            ("NVIDIA_TIMEOUT", "soon"),
-            ("IMAGESVC_FETCH_ALLOW", "10.0.0.0/99"),
-            ("IMAGESVC_CACHE_DISK", "1GiB"),
-        ])
-        .unwrap_err()
-        .to_string();
-        for name in [
-            "IMAGESVC_PORT",
-            "NVIDIA_TIMEOUT",
-            "IMAGESVC_FETCH_ALLOW",
-            "IMAGESVC_CACHE_DISK",
-            "NVIDIA_API_KEY",
-        ] {
-            assert!(faults.contains(name), "{name}: {faults}");
-        }
-    }
-
-    #[test]
-    fn the_sandbox_ignores_a_key_and_says_so() {
-        let config =
-            resolve(&[("IMAGESVC_SANDBOX", "true"), ("NVIDIA_API_KEY", "nvapi-1")]).unwrap();
-        assert!(matches!(config.upstream, Upstream::Sandbox));
-        assert!(config.notices[0].contains("ignored"));
-        assert!(!format!("{config:?}").contains("nvapi-1"));
-    }
-
-    #[test]
-    fn a_budget_that_cannot_hold_one_picture_is_a_fault() {
-        let faults = resolve(&[("IMAGESVC_SANDBOX", "1"), ("IMAGESVC_MAX_IMAGE_BYTES", "200MiB")])
-            .unwrap_err();
-        assert!(faults.to_string().contains("IMAGESVC_MAX_BUFFERED_BYTES"));
-    }
-
-    #[test]
-    fn a_fault_never_quotes_a_key() {
-        let faults = resolve(&[("NVIDIA_API_KEY", "nvapi-secret with spaces\u{7}")]).unwrap_err();
-        assert!(!faults.to_string().contains("secret"));
-    }
-
-    #[test]
-    fn the_environment_example_lists_every_setting_with_its_default() {
-        let example = include_str!("../.env.example");
-        let listed: Vec<&str> = example
-            .lines()
-            .filter_map(|line| line.trim_start_matches('#').split_once('='))
-            .map(|(name, _)| name)
-            .filter(|name| SETTINGS.iter().any(|setting| setting.name == *name))
-            .collect();
-        let names: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
-        assert_eq!(listed, names);
-        for setting in SETTINGS {
-            let line = format!("#{}={}\n", setting.name, setting.default.unwrap_or_default());
-            assert!(example.contains(&line), "{line}");
-        }
-    }
-}
+mod tests;

@@ -235,7 +235,9 @@ fn fetch_detail(error: &fetch::Error) -> String {
     match error {
         Error::Refused(refusal) => refusal.to_string(),
         Error::Timeout => "The host of image_url took too long to deliver the picture.".into(),
-        Error::NoSuchHost(_) => "The host of image_url does not exist; check the address.".into(),
+        Error::NoSuchHost(_) => {
+            "The host of image_url could not be found; check the address.".into()
+        }
         Error::Connect(_) => "The host of image_url could not be connected to.".into(),
         Error::Cut(_) => "The host of image_url broke off in the middle of the picture.".into(),
         Error::Status(status) => {

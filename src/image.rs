@@ -54,3 +54,10 @@ pub enum Error {
     #[error("the picture's bytes cannot be read")]
     Unreadable(#[from] std::io::Error),
 }
+
+impl Error {
+    /// Whether the picture is at fault, and not the disk that it should be read from.
+    pub fn is_about_the_picture(&self) -> bool {
+        !matches!(self, Self::Unreadable(_))
+    }
+}

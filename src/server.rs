@@ -61,7 +61,7 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -75,8 +75,8 @@ pub enum StartError {
     #[error("cannot set up the HTTP clients")]
     Client(#[from] reqwest::Error),
     /// The sandbox does not start.
-    #[error("cannot start the sandbox: {0}")]
-    Sandbox(io::Error),
+    #[error("cannot start the sandbox")]
+    Sandbox(#[source] io::Error),
 }
 
 /// A service that is bound and ready to accept.

@@ -80,7 +80,7 @@ pub enum OpenError {
     #[error("{0} is in use by another imagesvc: give each its own IMAGESVC_DOWNLOADS_DIR")]
     InUse(PathBuf),
     /// The file system refuses.
-    #[error("the downloads folder {path} cannot be used: {source}")]
+    #[error("the downloads folder cannot be used: {path}")]
     Io {
         /// The folder or file.
         path: PathBuf,

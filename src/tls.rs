@@ -2,6 +2,8 @@
 
 use reqwest::{ClientBuilder, redirect, retry};
 
+use crate::causes::causes;
+
 /// Who the clients trust.
 ///
 /// A machine without certificate authorities can still call plain http, and the sandbox needs no
@@ -17,7 +19,11 @@ impl Trust {
         match ClientBuilder::new().no_proxy().build() {
             Ok(_) => Self { has_authorities: true },
             Err(error) => {
-                tracing::warn!(%error, "no certificate authorities found: calls to https addresses will fail");
+                let cause = causes(&error).map(ToString::to_string).last();
+                tracing::warn!(
+                    cause,
+                    "no certificate authorities found: calls to https addresses will fail"
+                );
                 Self { has_authorities: false }
             }
         }

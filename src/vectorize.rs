@@ -109,14 +109,14 @@ impl Vectorizer {
         // A picture that cannot be saved is not worth waiting for; one that cannot be embedded
         // still is saved, and the error says where.
         let (saved, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
-        if let Err(embed::Error::Image(error)) = embedded {
-            // Only the decoder could tell that this is no picture: it leaves no file either.
-            self.store.remove(saved.saved_as).await?;
-            return Err(error.into());
-        }
         self.metrics.saved_bytes(size);
         match embedded {
             Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
+            // Only the decoder could tell that this is no picture: it leaves no file either.
+            Err(embed::Error::Image(error)) if error.is_about_the_picture() => {
+                self.store.remove(saved.saved_as).await?;
+                Err(error.into())
+            }
             Err(error) => Err(Error::Embed { error, saved }),
         }
     }

@@ -96,8 +96,11 @@ impl Raw {
                     match line {
                         Ok((name, value)) => self.add(&name, &value),
                         // dotenvy's error quotes the line, which may hold a key.
-                        Err(_) => {
+                        Err(dotenvy::Error::LineParse(..)) => {
                             self.unreadable.push(".env has a line that is not NAME=value".into());
+                        }
+                        Err(_) => {
+                            self.unreadable.push(".env cannot be read to its end".into());
                             break;
                         }
                     }
@@ -180,7 +183,8 @@ mod tests {
 
     #[test]
     fn a_broken_dotenv_is_a_fault_that_quotes_nothing() {
-        let raw = merge(&[], &[], "this is = 'no setting nvapi-secret\n");
+        let raw = merge(&[], &[], "no setting nvapi-secret\nIMAGESVC_PORT=3\n");
         assert_eq!(raw.unreadable, [".env has a line that is not NAME=value"]);
+        assert_eq!(raw.get("IMAGESVC_PORT"), Some("3"), "the lines after it are read");
     }
 }

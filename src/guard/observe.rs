@@ -4,11 +4,11 @@
 use std::{error::Error as StdError, sync::Arc, time::Instant};
 
 use axum::{
-    Json,
+    body::Body,
     extract::{MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::Next,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use tracing::Instrument;
 use uuid::Uuid;
@@ -61,17 +61,7 @@ pub async fn observe(
 
     let failure = response.extensions_mut().remove::<Failure>();
     if let Some(failure) = &failure {
-        let (parts, _) = response.into_parts();
-        let content_type = [(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON))];
-        // The headers that the error brought (Allow, Retry-After) stand; the body's are its own.
-        let mut answer =
-            (parts.status, content_type, Json(failure.problem(&record.id))).into_response();
-        for (name, value) in &parts.headers {
-            if ![header::CONTENT_LENGTH, header::CONTENT_TYPE].contains(name) {
-                answer.headers_mut().insert(name, value.clone());
-            }
-        }
-        response = answer;
+        response = answer(failure, response, &record.id);
     }
     if let Ok(id) = HeaderValue::try_from(&record.id) {
         response.headers_mut().insert(REQUEST_ID, id);
@@ -81,6 +71,18 @@ pub async fn observe(
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let facts = response.extensions_mut().remove::<Facts>().unwrap_or_default();
     record.end(response.status(), &facts, failure.as_ref());
+    response
+}
+
+/// An error's answer. The headers that it brought (Allow, Retry-After) stand.
+fn answer(failure: &Failure, mut response: Response, id: &str) -> Response {
+    // Strings and numbers alone: it always serializes.
+    let mut body = serde_json::to_vec(&failure.problem(id)).unwrap_or_default();
+    body.push(b'\n'); // for people at a terminal
+    let headers = response.headers_mut();
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+    *response.body_mut() = Body::from(body);
     response
 }
 

@@ -11,6 +11,7 @@ use reqwest::{
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 use tokio::{task::spawn_blocking, time::Instant};
+use url::Url;
 use uuid::Uuid;
 
 use super::{
@@ -99,10 +100,11 @@ impl Client {
         let no_assets = |fault: &str| Error::new(operation, Verdict::NoAssets, fault.into());
         let created: CreatedAsset = serde_json::from_slice(&reply.body)
             .map_err(|_| no_assets("no asset id and upload address"))?;
-        let secure = created.upload_url.scheme() == "https"
-            || (created.upload_url.scheme() == "http"
-                && self.0.settings.assets_url.scheme() == "http");
-        if secure { Ok(created) } else { Err(no_assets("the upload address is not https")) }
+        if may_upload_to(&created.upload_url, &self.0.settings.assets_url) {
+            Ok(created)
+        } else {
+            Err(no_assets("the upload address is not https"))
+        }
     }
 
     async fn put(
@@ -161,4 +163,26 @@ fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>>
         let offset = offset + bytes.len() as u64;
         Ok(Some((Frame::data(bytes), (picture, offset))))
     })
+}
+
+/// A picture goes to an https address; to an http one only where the settings' own are.
+fn may_upload_to(upload: &Url, assets: &Url) -> bool {
+    upload.scheme() == "https" || (upload.scheme() == "http" && assets.scheme() == "http")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_is_not_sent_in_the_clear_unless_the_settings_are() {
+        let may = |upload: &str, assets: &str| {
+            may_upload_to(&upload.parse().unwrap(), &assets.parse().unwrap())
+        };
+        assert!(may("https://bucket.example/x", "https://api.nvcf.nvidia.com/v2/nvcf/assets"));
+        assert!(may("https://bucket.example/x", "http://127.0.0.1:1/"));
+        assert!(may("http://127.0.0.1:1/x", "http://127.0.0.1:1/"));
+        assert!(!may("http://bucket.example/x", "https://api.nvcf.nvidia.com/v2/nvcf/assets"));
+        assert!(!may("ftp://bucket.example/x", "http://127.0.0.1:1/"));
+    }
 }

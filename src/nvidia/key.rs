@@ -26,6 +26,12 @@ impl ApiKey {
         }
     }
 
+    /// Whether this is that key.
+    #[cfg(test)]
+    pub(crate) fn is(&self, key: &str) -> bool {
+        self.0.expose_secret() == key
+    }
+
     /// The value of the Authorization header, marked so that it is never printed.
     pub(super) fn bearer(&self) -> HeaderValue {
         let text = format!("Bearer {}", self.0.expose_secret());

@@ -162,6 +162,13 @@ mod tests {
     }
 
     #[test]
+    fn what_may_repeat_a_presigned_address_is_not_quoted() {
+        assert!(!UploadAsset.is_quotable(403));
+        assert!(!CreateAsset.is_quotable(200));
+        assert!(CreateAsset.is_quotable(422) && Infer.is_quotable(500));
+    }
+
+    #[test]
     fn only_what_passes_is_tried_again() {
         for verdict in [RateLimited, Unavailable, Slow, Lost] {
             assert!(verdict.is_transient());

@@ -29,14 +29,16 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], example: &str) -> Re
         ));
     }
     serde_json::from_slice(body).map_err(|error| {
-        let at = error.column().to_string();
-        // The parser's words describe the text's form and quote nothing of it but field names.
+        // Without the place, which is that of the cleaned body. The parser's words describe the
+        // text's form and quote nothing of it but field names.
+        let words = error.to_string();
+        let words = words.split(" at line ").next().unwrap_or_default();
         Invalid::at(
-            &["body", &at],
+            &["body"],
             "json_invalid",
-            "JSON decode error",
+            words,
             format!(
-                "The body is not valid JSON ({error}); it must be an object such as {example}."
+                "The body is not valid JSON ({words}); it must be an object such as {example}."
             ),
         )
     })

@@ -374,3 +374,6 @@ fn answer(vector: &[f32]) -> Response {
     })
     .into_response()
 }
+
+#[cfg(test)]
+mod tests;

@@ -225,3 +225,16 @@ async fn a_proxy_in_the_environment_sees_nothing() {
     assert_eq!((origin.received().len(), nvidia.received().len()), (1, 1));
     trap.assert_untouched().await;
 }
+
+#[tokio::test]
+async fn the_services_own_port_is_no_exception_outside_of_the_sandbox() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let port = app.address.port();
+    for host in ["127.0.0.1", "localhost"] {
+        let answer = app.by_address(&format!("http://{host}:{port}/health")).await;
+        assert_problem(&answer, 403, "url_not_allowed");
+    }
+    let metrics = app.get("/metrics").await.text();
+    assert!(!metrics.contains("route=\"/health\""), "nobody came: {metrics}");
+}

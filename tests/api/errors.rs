@@ -42,6 +42,59 @@ async fn a_refusal_is_one_call_and_names_the_saved_picture() {
 }
 
 #[tokio::test]
+async fn a_redirect_of_nvidias_is_not_followed() {
+    let elsewhere = crate::support::Server::start(|_, _| embedding()).await;
+    let location = elsewhere.url("/");
+    for status in [301, 302, 307, 308] {
+        let nvidia =
+            Nvidia::replying(vec![Reply::new(status, &[("location", &location)], "")]).await;
+        let app = TestApp::against(&nvidia).await;
+        assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_unavailable");
+        assert_eq!(nvidia.lines().len(), 1);
+    }
+    assert!(elsewhere.received().is_empty());
+}
+
+#[tokio::test]
+async fn in_a_long_outage_retries_end_with_their_budget() {
+    let nvidia = Nvidia::replying(vec![refusal(503)]).await;
+    let app = TestApp::against(&nvidia).await;
+    const REQUESTS: usize = 160;
+    for _ in 0..REQUESTS {
+        assert_eq!(app.upload(ROCKET, "rocket.jpg").await.status, 502);
+    }
+    // Two retries each would be three times as many calls.
+    let calls = nvidia.lines().len();
+    assert!(calls > REQUESTS + 90, "{calls}");
+    assert!(calls <= REQUESTS + REQUESTS / 4 + 100, "{calls}");
+}
+
+#[tokio::test]
+async fn no_more_pictures_are_with_nvidia_at_once_than_are_set() {
+    let Reply::Bytes(answer) = embedding() else { panic!("an embedding is bytes") };
+    let nvidia = Nvidia::replying(vec![Reply::After(Duration::from_millis(50), answer)]).await;
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_MAX_CONCURRENCY", "2")]).await;
+    let uploads = (0..10).map(|_| app.upload(ROCKET, "rocket.jpg"));
+    for answer in futures_util::future::join_all(uploads).await {
+        answer.vector();
+    }
+    assert_eq!(nvidia.busiest(), 2);
+}
+
+#[tokio::test]
+async fn a_proxy_for_nvidia_is_used_if_it_is_set() {
+    let proxy = Nvidia::scripted(|_, _| embedding()).await;
+    let settings = [
+        ("NVIDIA_PROXY", proxy.url("/")),
+        ("NVIDIA_INFER_URL", "http://nvidia.example/infer".to_owned()),
+    ];
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let app = TestApp::with_settings(&proxy, &settings).await;
+    app.upload(ROCKET, "rocket.jpg").await.vector();
+    assert_eq!(proxy.lines(), ["POST http://nvidia.example/infer"]);
+}
+
+#[tokio::test]
 async fn failures_in_passing_are_tried_again_and_not_noticed() {
     for fault in [
         refusal(429),
@@ -223,7 +276,9 @@ async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
             .unwrap();
         let answer = String::from_utf8(answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+        assert!(answer.contains("content-type: application/problem+json"), "{answer}");
         assert!(answer.contains("\"code\":\"request_timeout\""), "{answer}");
+        assert!(answer.contains("did not arrive in time; send it again"), "{answer}");
     }
 }
 

@@ -229,3 +229,39 @@ async fn pictures_that_are_made_to_hurt_are_refused_and_leave_nothing() {
     }
     assert!(nvidia.received().is_empty());
 }
+
+#[tokio::test]
+async fn every_format_comes_by_every_route() {
+    let photo = image::load_from_memory(ROCKET).unwrap().thumbnail(60, 40).to_rgb8();
+    for format in [
+        ImageFormat::Jpeg,
+        ImageFormat::Png,
+        ImageFormat::WebP,
+        ImageFormat::Gif,
+        ImageFormat::Bmp,
+        ImageFormat::Tiff,
+    ] {
+        let mut picture = std::io::Cursor::new(Vec::new());
+        photo.write_to(&mut picture, format).unwrap();
+        let picture = picture.into_inner();
+        let served = picture.clone();
+        let origin = crate::support::Server::start(move |_, _| {
+            crate::support::Reply::new(200, &[], &served)
+        })
+        .await;
+        let nvidia = Nvidia::well().await;
+        let app = TestApp::with_settings(
+            &nvidia,
+            &[("IMAGESVC_FETCH_ALLOW", &origin.address.to_string())],
+        )
+        .await;
+        for answer in [
+            app.upload(&picture, "picture").await,
+            app.base64(&picture).await,
+            app.by_address(&origin.url("/picture")).await,
+        ] {
+            answer.vector();
+            assert_eq!(answer.json()["content_type"], format.to_mime_type());
+        }
+    }
+}

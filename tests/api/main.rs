@@ -27,6 +27,7 @@ mod numbers;
 mod ops;
 mod polling;
 mod process;
+mod readme;
 mod sandbox;
 mod slow;
 mod upload;

@@ -70,7 +70,15 @@ async fn anything_but_1536_finite_numbers_is_refused() {
         Reply::json(200, "{}"),
         Reply::new(200, &[("content-type", "text/html")], "<html>upstream-secret</html>"),
         Reply::status(200),
-        embedding_of(&format!("[{}]", " ".repeat(1 << 20))),
+        // All of it is good, but no answer is that long.
+        Reply::json(
+            200,
+            format!(
+                r#"{{"padding":"{}","metadata":[{{"embedding":[{}]}}]}}"#,
+                "x".repeat(1 << 20),
+                numbers().join(",")
+            ),
+        ),
     ];
     for reply in replies {
         let nvidia = Nvidia::replying(vec![reply]).await;

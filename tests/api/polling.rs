@@ -105,3 +105,19 @@ async fn a_poll_that_never_arrived_is_no_reason_to_ask_anew() {
     assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 504, "embedding_timeout");
     assert_eq!(nvidia.lines(), [INFER]);
 }
+
+#[tokio::test]
+async fn an_upload_that_is_refused_by_a_poll_falls_back() {
+    for status in [400, 410, 413, 415, 422] {
+        let nvidia = Nvidia::with_uploads(move |request| match request.line().as_str() {
+            INFER if request.body.len() < 100 => Some(pending()),
+            POLL => Some(Reply::status(status)),
+            _ => None,
+        })
+        .await;
+        let app = TestApp::against(&nvidia).await;
+        let answer = app.upload(HUBBLE, "hubble.jpg").await;
+        answer.vector();
+        assert_eq!(answer.json()["prepared"], "shrunk");
+    }
+}

@@ -278,3 +278,41 @@ async fn a_redirect_in_raw_utf8_is_followed() {
     let app = allowed(&nvidia, &origin).await;
     app.by_address(&origin.url("/0")).await.vector();
 }
+
+#[tokio::test]
+async fn the_services_name_for_itself_can_be_set() {
+    let nvidia = Nvidia::well().await;
+    let origin = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let allow = origin.address.to_string();
+    let name = "my-app/1.0 (ops@example.com)";
+    let settings = [("IMAGESVC_FETCH_ALLOW", allow.as_str()), ("IMAGESVC_FETCH_USER_AGENT", name)];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    app.by_address(&origin.url("/rocket.jpg")).await.vector();
+    assert_eq!(origin.received()[0].header("user-agent"), Some(name));
+}
+
+#[tokio::test]
+async fn a_picture_whose_host_says_that_it_is_too_large_is_not_read() {
+    let nvidia = Nvidia::well().await;
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 30000000\r\n\r\n".to_vec();
+    let problem = assert_problem(&fetched(Reply::Trickle(head)).await, 413, "image_too_large");
+    assert_eq!(problem["detail"], "The picture has 30000000 bytes, the limit is 20 MiB.");
+    assert!(nvidia.received().is_empty());
+}
+
+#[tokio::test]
+async fn a_host_that_speaks_no_tls_is_a_failed_download() {
+    let nvidia = Nvidia::well().await;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt;
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    let app =
+        TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &address.to_string())]).await;
+    let answer = app.by_address(&format!("https://{address}/")).await;
+    assert_problem(&answer, 502, "download_failed");
+}

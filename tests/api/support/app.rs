@@ -77,6 +77,11 @@ pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
     assert_eq!(problem["code"], code, "{problem}");
     assert_eq!(problem["status"], status);
     assert_eq!(problem["type"], "about:blank");
+    assert_eq!(
+        problem["title"],
+        reqwest::StatusCode::from_u16(status).unwrap().canonical_reason().unwrap()
+    );
+    assert!(answer.text().ends_with("}\n"));
     assert_eq!(problem["request_id"], answer.header("x-request-id"));
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.len() > 20 && detail.ends_with(['.', '?']), "a sentence that helps: {detail:?}");
@@ -145,7 +150,9 @@ impl TestApp {
         }
         let mut config =
             Config::resolve(&Raw::from_pairs(all)).unwrap_or_else(|faults| panic!("{faults}"));
+        assert_eq!(config.nvidia.retry.base, Duration::from_millis(250));
         config.nvidia.retry.base = Duration::from_nanos(1);
+        assert_eq!(config.nvidia.poll_interval, Duration::from_secs(1));
         config.nvidia.poll_interval = Duration::from_millis(1);
         change(&mut config);
         let server = Server::bind_with_lookup(config, lookup).await.unwrap();

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,8 @@ pub enum Reply {
     Bytes(Vec<u8>),
     /// These bytes, then the connection is closed.
     Cut(Vec<u8>),
+    /// These bytes, after a while.
+    After(Duration, Vec<u8>),
     /// Nothing, for ever.
     Hang,
     /// These bytes, then a byte every few milliseconds, for ever.
@@ -78,6 +83,9 @@ impl Reply {
     }
 }
 
+/// Requests that wait for a reply, and the most that ever did.
+type Active = (AtomicUsize, AtomicUsize);
+
 /// How many requests are kept with their bodies.
 const KEPT: usize = 64;
 
@@ -88,6 +96,7 @@ pub struct Server {
     pub address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
     count: watch::Receiver<usize>,
+    active: Arc<Active>,
     task: JoinHandle<()>,
 }
 
@@ -100,18 +109,20 @@ impl Server {
         let received = Arc::new(Mutex::new(Vec::new()));
         let (counted, count) = watch::channel(0);
         let counted = Arc::new(counted);
+        let active = Arc::new(Active::default());
+        let activity = Arc::clone(&active);
         let log = Arc::clone(&received);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let (script, log, counted) =
-                    (Arc::clone(&script), Arc::clone(&log), Arc::clone(&counted));
+                let (script, log) = (Arc::clone(&script), Arc::clone(&log));
+                let (counted, activity) = (Arc::clone(&counted), Arc::clone(&activity));
                 tokio::spawn(async move {
                     // A client that hangs up ends its connection, and nothing else.
-                    let _ = serve(stream, &*script, &log, &counted).await;
+                    let _ = serve(stream, &*script, &log, &counted, &activity).await;
                 });
             }
         });
-        Self { address, received, count, task }
+        Self { address, received, count, active, task }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -120,6 +131,11 @@ impl Server {
 
     pub fn received(&self) -> Vec<Received> {
         self.received.lock().unwrap().clone()
+    }
+
+    /// The most requests that ever waited for a [`Reply::After`] at once.
+    pub fn busiest(&self) -> usize {
+        self.active.1.load(Ordering::SeqCst)
     }
 
     pub fn lines(&self) -> Vec<String> {
@@ -146,6 +162,7 @@ async fn serve(
     script: &Script,
     log: &Mutex<Vec<Received>>,
     counted: &watch::Sender<usize>,
+    active: &Active,
 ) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
@@ -162,6 +179,13 @@ async fn serve(
         match reply {
             Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
             Reply::Cut(bytes) => return stream.write_all(&bytes).await,
+            Reply::After(wait, bytes) => {
+                let now = active.0.fetch_add(1, Ordering::SeqCst) + 1;
+                active.1.fetch_max(now, Ordering::SeqCst);
+                tokio::time::sleep(wait).await;
+                active.0.fetch_sub(1, Ordering::SeqCst);
+                stream.write_all(&bytes).await?;
+            }
             Reply::Hang => std::future::pending().await,
             Reply::Trickle(bytes) => {
                 stream.write_all(&bytes).await?;
