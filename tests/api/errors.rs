@@ -143,7 +143,7 @@ async fn a_wait_beyond_the_deadline_is_not_begun_and_passed_on() {
 #[tokio::test]
 async fn a_nvidia_that_hangs_is_a_timeout() {
     let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
-    for settings in [&[("IMAGESVC_REQUEST_TIMEOUT", "100ms")], &[("NVIDIA_TIMEOUT", "20ms")]] {
+    for settings in [&[("IMAGESVC_REQUEST_TIMEOUT", "1500ms")], &[("NVIDIA_TIMEOUT", "20ms")]] {
         let app = TestApp::with_settings(&nvidia, settings).await;
         let problem =
             assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 504, "embedding_timeout");

@@ -22,6 +22,8 @@ async fn load(
     let upstream = nvidia.settings();
     let mut all: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
     all.extend(settings);
+    // The clients are one peer, and beside them stands the connection of the first question.
+    all.push(("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128"));
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start(folder.path(), &all);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();

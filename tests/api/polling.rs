@@ -63,7 +63,7 @@ async fn a_pending_answer_without_a_proper_id_is_an_upstream_failure() {
 #[tokio::test]
 async fn polling_ends_with_the_requests_deadline() {
     let nvidia = Nvidia::replying(vec![pending()]).await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_REQUEST_TIMEOUT", "200ms")]).await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_REQUEST_TIMEOUT", "1500ms")]).await;
     let answer = app.upload(ROCKET, "rocket.jpg").await;
     assert_problem(&answer, 504, "embedding_timeout");
     assert!(nvidia.lines()[1..].iter().all(|line| line == POLL));
@@ -100,7 +100,7 @@ async fn a_poll_that_never_arrived_is_no_reason_to_ask_anew() {
     let nvidia = Nvidia::replying(vec![pending()]).await;
     let free = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
     let status = format!("http://{free}/v1/status");
-    let settings = [("NVIDIA_STATUS_URL", status.as_str()), ("IMAGESVC_REQUEST_TIMEOUT", "200ms")];
+    let settings = [("NVIDIA_STATUS_URL", status.as_str()), ("IMAGESVC_REQUEST_TIMEOUT", "1500ms")];
     let app = TestApp::with_settings(&nvidia, &settings).await;
     assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 504, "embedding_timeout");
     assert_eq!(nvidia.lines(), [INFER]);
