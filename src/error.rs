@@ -17,6 +17,9 @@ pub use problem::{Failure, PROBLEM_JSON, Problem};
 /// How long a client should wait when nobody upstream said anything about it.
 const RETRY_SOON: Duration = Duration::from_secs(5);
 
+const OUR_FAULT: &str =
+    "Something went wrong in the service itself. Tell its operator the request_id.";
+
 /// Why a request is not answered as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -152,16 +155,14 @@ impl Error {
             Self::Invalid(invalid) => invalid.detail.clone(),
             Self::Body(BodyError::Cut(_)) => "The request's body ended early; send it again.".into(),
             Self::Body(BodyError::TooSlow) => "The request's body did not arrive in time; send it again.".into(),
-            Self::Body(BodyError::TooLarge { picture_limit: Some(limit), .. }) => {
-                format!("The picture is larger than the limit of {}.", size(*limit))
-            }
             Self::Body(BodyError::TooLarge { limit, picture_limit: None }) => {
                 format!("The request's body is larger than the limit of {} for this route.", size(*limit))
             }
             Self::TooManyBytes { limit, size: Some(bytes) } => {
                 format!("The picture has {}, the limit is {}.", size(*bytes), size(*limit))
             }
-            Self::TooManyBytes { limit, size: None } => {
+            Self::TooManyBytes { limit, size: None }
+            | Self::Body(BodyError::TooLarge { picture_limit: Some(limit), .. }) => {
                 format!("The picture is larger than the limit of {}.", size(*limit))
             }
             Self::Base64(fault) => fault.to_string(),
@@ -179,9 +180,7 @@ impl Error {
                     .into()
             }
             Self::MethodNotAllowed => "This route does not take this method; see the Allow header.".into(),
-            Self::Internal(_) => {
-                "Something went wrong in the service itself. Tell its operator the request_id.".into()
-            }
+            Self::Internal(_) => OUR_FAULT.into(),
         }
     }
 
@@ -325,7 +324,7 @@ fn embed_detail(error: &embed::Error) -> String {
         Code::EmbeddingRateLimited => "NVIDIA is limiting the service's calls; try again after the time in Retry-After.",
         Code::EmbeddingTimeout => "NVIDIA did not answer in time; try again.",
         Code::EmbeddingInvalid => "NVIDIA's answer held no embedding; try again later.",
-        Code::Internal => "Something went wrong in the service itself. Tell its operator the request_id.",
+        Code::Internal => OUR_FAULT,
         _ => "NVIDIA is not available at the moment; try again later.",
     }
     .into()

@@ -218,9 +218,10 @@ impl Client {
     }
 
     fn note_key(&self, operation: Operation, status: StatusCode) {
+        if !operation.tells_of_key() {
+            return;
+        }
         let state = match operation.judge(status.as_u16()) {
-            // Only these two ways of asking can tell.
-            _ if !operation.tells_of_key() => return,
             Verdict::Key => KeyState::Refused,
             Verdict::Success | Verdict::Pending => KeyState::Accepted,
             _ => return,

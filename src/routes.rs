@@ -3,7 +3,7 @@
 use axum::Router;
 use utoipa::{
     OpenApi,
-    openapi::{InfoBuilder, LicenseBuilder, OpenApi as Document},
+    openapi::{InfoBuilder, OpenApi as Document},
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -61,7 +61,6 @@ fn described(mut document: Document) -> Document {
             "Takes a picture (by address, as Base64 JSON or as a multipart upload), saves it, and answers \
              with its NVIDIA NV-DINOv2 embedding: 1536 numbers. Errors are RFC 9457 problems with a stable `code`.",
         ))
-        .license(None::<LicenseBuilder>.map(LicenseBuilder::build))
         .build();
     document
 }

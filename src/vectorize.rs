@@ -130,7 +130,7 @@ impl Vectorizer {
         let mut bytes = std::pin::pin!(bytes);
         while let Some(chunk) = bytes.next().await {
             let chunk = chunk?;
-            if spool.len() + chunk.len() as u64 > limit {
+            if spool.received() + chunk.len() as u64 > limit {
                 return Err(Error::TooManyBytes { limit, size: None });
             }
             spool.write(&chunk).await?;

@@ -7,6 +7,9 @@
 use std::io::{BufRead, Read, Seek, SeekFrom};
 
 use super::{Error, Format, Picture, Reader};
+use tiff::Tiff;
+
+mod tiff;
 
 /// What a decoder may take for profiles, text and tables, whatever the picture's size, in bytes.
 const METADATA: u64 = 8 << 20;
@@ -154,91 +157,6 @@ fn tiff(reader: &mut Reader) -> Option<u64> {
     Some(decoded + inside + 4)
 }
 
-/// A TIFF or BigTIFF file's first directory.
-struct Tiff<'a> {
-    reader: &'a mut Reader,
-    is_little_endian: bool,
-    is_big: bool,
-}
-
-struct Entry {
-    tag: u64,
-    /// Bytes of one value.
-    size: u64,
-    count: u64,
-    /// Where the value is, or where its address stands.
-    at: u64,
-}
-
-impl<'a> Tiff<'a> {
-    /// Goes to the first directory.
-    fn open(reader: &'a mut Reader) -> Option<Self> {
-        let mut head = [0; 4];
-        reader.read_exact(&mut head).ok()?;
-        let is_little_endian = head[0] == b'I';
-        let is_big = head.contains(&43);
-        let mut tiff = Self { reader, is_little_endian, is_big };
-        if is_big {
-            tiff.number(4)?; // the size of addresses, always eight
-        }
-        let directory = tiff.address()?;
-        tiff.reader.seek(SeekFrom::Start(directory)).ok()?;
-        Some(tiff)
-    }
-
-    fn entries(&mut self) -> Option<u64> {
-        self.number(if self.is_big { 8 } else { 2 })
-    }
-
-    fn entry(&mut self) -> Option<Entry> {
-        let tag = self.number(2)?;
-        let size = match self.number(2)? {
-            1 | 2 | 6 | 7 => 1,
-            3 | 8 => 2,
-            4 | 9 | 11 | 13 => 4,
-            5 | 10 | 12 | 16..=18 => 8,
-            _ => return None,
-        };
-        let count = self.address()?;
-        let at = self.reader.stream_position().ok()?;
-        self.address()?;
-        Some(Entry { tag, size, count, at })
-    }
-
-    /// The first value of an entry; the directory is gone on with after it.
-    fn first_value(&mut self, entry: &Entry) -> Option<u64> {
-        let next = self.reader.stream_position().ok()?;
-        let room = if self.is_big { 8 } else { 4 };
-        self.reader.seek(SeekFrom::Start(entry.at)).ok()?;
-        if entry.size.checked_mul(entry.count)? > room {
-            let at = self.address()?;
-            self.reader.seek(SeekFrom::Start(at)).ok()?;
-        }
-        let value = self.number(entry.size)?;
-        self.reader.seek(SeekFrom::Start(next)).ok()?;
-        Some(value)
-    }
-
-    fn address(&mut self) -> Option<u64> {
-        self.number(if self.is_big { 8 } else { 4 })
-    }
-
-    fn number(&mut self, bytes: u64) -> Option<u64> {
-        let mut number = 0;
-        for place in 0..bytes {
-            let mut byte = [0];
-            self.reader.read_exact(&mut byte).ok()?;
-            let byte = u64::from(byte[0]);
-            number = if self.is_little_endian {
-                number | byte << (8 * place)
-            } else {
-                number << 8 | byte
-            };
-        }
-        Some(number)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
@@ -247,7 +165,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::image::{Content, probe};
+    use crate::image::{Content, pixels::SCALING, probe};
 
     fn cost(bytes: &[u8]) -> Result<u64, Error> {
         decode_cost(&probe(Content::Memory(bytes.to_vec().into()), 64_000_000)?)
@@ -383,6 +301,29 @@ mod tests {
             let end = (at + noise.len()).min(bytes.len());
             bytes[at..end].copy_from_slice(&noise[..end - at]);
             let _ = cost(&bytes);
+        }
+    }
+
+    #[test]
+    fn the_readmes_bounds_are_those_of_the_estimate() {
+        let bound = |per_pixel: u64, beside: u64| {
+            ((512 << 20) - (20 << 20) - METADATA - beside) / per_pixel / 1_000_000
+        };
+        let per_pixel =
+            |bytes: &[u8]| (cost(bytes).unwrap() - METADATA - bytes.len() as u64) / 1_000_000;
+        let animated = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xe7\x03\0\xe7\x03\0";
+        let bounds = [
+            (bound(per_pixel(&encoded(ImageFormat::Gif)), 0), "GIF"),
+            (bound(per_pixel(&encoded(ImageFormat::WebP)), 0), "lossless WebP"),
+            (bound(per_pixel(&jpeg(0xc2, 3)), SCALING), "progressive JPEG"),
+            (bound(per_pixel(animated), 0), "animated WebP"),
+        ];
+        assert_eq!(bounds.map(|(megapixels, _)| megapixels), [56, 46, 41, 33]);
+        let readme = include_str!("../../README.md");
+        for (megapixels, kind) in bounds {
+            let said =
+                [format!("{megapixels} as {kind}"), format!("{megapixels} megapixels as {kind}")];
+            assert!(said.iter().any(|said| readme.contains(said)), "{said:?}");
         }
     }
 }

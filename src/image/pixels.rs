@@ -15,7 +15,7 @@ const SHRUNK_QUALITY: u8 = 90;
 const SHRUNK_SIDE: u32 = 1024;
 /// What scaling down takes beside the decoded picture, in bytes: a copy of at most twice the side,
 /// and the filter's floating-point rows (2048 × 1024 × 16 bytes).
-const SCALING: u64 = 48 << 20;
+pub(super) const SCALING: u64 = 48 << 20;
 
 /// What a picture is re-encoded to, as JPEG: upright, the first frame, transparency onto white.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

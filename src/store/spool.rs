@@ -80,13 +80,8 @@ impl Spool {
     }
 
     /// Bytes taken so far.
-    pub fn len(&self) -> u64 {
+    pub fn received(&self) -> u64 {
         self.len
-    }
-
-    /// Whether nothing was taken so far.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Ends receiving. A picture of at most `keep` bytes is in memory and nowhere else yet.
