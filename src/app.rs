@@ -18,7 +18,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::{
     budget::Budget,
     config::{Config, Upstream},
-    embed::Embedder,
+    embed::{Embedder, Source},
     error::Error,
     fetch::{Fetcher, Lookup},
     guard::{drain::drain, observe::observe},
@@ -69,14 +69,23 @@ impl AppState {
             config.nvidia.clone(),
             parts.key,
             Arc::clone(&metrics),
-            parts.background,
+            parts.background.clone(),
             trust,
         )?;
         let is_sandbox = matches!(config.upstream, Upstream::Sandbox);
+        let source = if is_sandbox {
+            // Its port changes from start to start, its vectors from version to version.
+            let address = concat!("imagesvc ", env!("CARGO_PKG_VERSION")).to_owned();
+            Source { model: crate::sandbox::MODEL, address }
+        } else {
+            Source { model: "nvidia/nv-dinov2", address: config.nvidia.infer_url.to_string() }
+        };
+        let embedder =
+            Embedder::new(client, &config.embed, &source, parts.background, Arc::clone(&metrics));
         Ok(Self {
             vectorizer: Vectorizer {
                 store,
-                embedder: Embedder::new(client, config.embed.clone()),
+                embedder,
                 limits: config.limits.clone(),
                 buffers: Budget::new(config.limits.max_buffered_bytes),
                 at_work: Arc::new(Semaphore::new(config.limits.max_in_flight)),
@@ -84,7 +93,7 @@ impl AppState {
             },
             fetcher: Fetcher::new(config.fetch.clone(), &parts.lookup, trust)?,
             metrics,
-            model: if is_sandbox { crate::sandbox::MODEL } else { "nvidia/nv-dinov2" },
+            model: source.model,
             is_sandbox,
             draining: Arc::new(AtomicBool::new(false)),
         })

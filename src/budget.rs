@@ -1,6 +1,6 @@
 //! A bound on bytes of memory that all requests share.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -49,11 +49,7 @@ impl Budget {
     /// # Errors
     /// [`Error::TooLarge`] at once, [`Error::Exhausted`] at the deadline.
     pub async fn reserve(&self, bytes: u64, deadline: Instant) -> Result<Reserved, Error> {
-        let too_large = Error::TooLarge { wanted: bytes, total: self.total };
-        let units = match u32::try_from(bytes.div_ceil(UNIT)) {
-            Ok(units) if u64::from(units) <= self.total / UNIT => units,
-            _ => return Err(too_large),
-        };
+        let units = self.units(bytes)?;
         match timeout_at(deadline, Arc::clone(&self.free).acquire_many_owned(units)).await {
             Ok(Ok(permit)) => Ok(Reserved(permit)),
             // Closed never happens: nothing closes the semaphore.
@@ -61,12 +57,21 @@ impl Budget {
         }
     }
 
-    /// Reserves bytes, waiting at most so long.
+    /// Reserves bytes if they are free now.
     ///
     /// # Errors
-    /// As [`Budget::reserve`].
-    pub async fn reserve_within(&self, bytes: u64, wait: Duration) -> Result<Reserved, Error> {
-        self.reserve(bytes, Instant::now() + wait).await
+    /// [`Error`]
+    pub fn try_reserve(&self, bytes: u64) -> Result<Reserved, Error> {
+        let units = self.units(bytes)?;
+        let permit = Arc::clone(&self.free).try_acquire_many_owned(units);
+        permit.map(Reserved).map_err(|_| Error::Exhausted)
+    }
+
+    fn units(&self, bytes: u64) -> Result<u32, Error> {
+        match u32::try_from(bytes.div_ceil(UNIT)) {
+            Ok(units) if u64::from(units) <= self.total / UNIT => Ok(units),
+            _ => Err(Error::TooLarge { wanted: bytes, total: self.total }),
+        }
     }
 }
 
@@ -89,23 +94,25 @@ impl Reserved {
 mod tests {
     use super::*;
 
-    const SOON: Duration = Duration::from_millis(1);
-
     #[tokio::test]
     async fn what_is_reserved_is_missing_until_given_back() {
         let budget = Budget::new(10 * UNIT);
-        let mut held = budget.reserve_within(8 * UNIT, SOON).await.unwrap();
-        assert_eq!(budget.reserve_within(3 * UNIT, SOON).await.unwrap_err(), Error::Exhausted);
+        let now = Instant::now();
+        let mut held = budget.reserve(8 * UNIT, now).await.unwrap();
+        assert_eq!(budget.try_reserve(3 * UNIT).unwrap_err(), Error::Exhausted);
+        assert_eq!(budget.reserve(3 * UNIT, now).await.unwrap_err(), Error::Exhausted);
         held.shrink_to(7 * UNIT);
-        drop(budget.reserve_within(3 * UNIT, SOON).await.unwrap());
+        drop(budget.try_reserve(3 * UNIT).unwrap());
         drop(held);
-        budget.reserve_within(10 * UNIT, SOON).await.unwrap();
+        budget.try_reserve(10 * UNIT).unwrap();
     }
 
     #[tokio::test]
     async fn more_than_there_is_fails_at_once() {
         let budget = Budget::new(UNIT);
-        let error = budget.reserve_within(UNIT + 1, Duration::MAX / 4).await.unwrap_err();
-        assert_eq!(error, Error::TooLarge { wanted: UNIT + 1, total: UNIT });
+        let too_large = Error::TooLarge { wanted: UNIT + 1, total: UNIT };
+        let deadline = Instant::now() + std::time::Duration::from_secs(3600);
+        assert_eq!(budget.reserve(UNIT + 1, deadline).await.unwrap_err(), too_large);
+        assert_eq!(budget.try_reserve(UNIT + 1).unwrap_err(), too_large);
     }
 }

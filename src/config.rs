@@ -117,6 +117,7 @@ impl Config {
         read.refuse_unbuilt();
 
         let upstream = read.upstream(&mut notices);
+        let downloads = read.value("IMAGESVC_DOWNLOADS_DIR", |text| Ok(PathBuf::from(text)));
         let config = Self {
             nvidia: nvidia::Settings {
                 infer_url: read.value("NVIDIA_INFER_URL", parse::endpoint),
@@ -126,6 +127,7 @@ impl Config {
                 attempt_timeout: read.value("NVIDIA_TIMEOUT", parse::positive_duration),
                 requests_per_minute: read
                     .optional("NVIDIA_REQUESTS_PER_MINUTE", parse::number(1..=100_000)),
+                pace_window: nvidia::PACE_WINDOW,
                 retry: RetryPolicy {
                     max_attempts: read.value("NVIDIA_MAX_ATTEMPTS", parse::number(1..=10)),
                     ..RetryPolicy::default()
@@ -133,12 +135,18 @@ impl Config {
                 poll_interval: nvidia::POLL_INTERVAL,
             },
             embed: embed::Settings {
-                large_images: read.value("NVIDIA_LARGE_IMAGES", large_images),
-                // Below the minimum even a thumbnail would not fit; NVIDIA's own bound is the default.
-                inline_limit: read.value("NVIDIA_INLINE_LIMIT", parse::number(20_000..=200_000)),
-                max_concurrency: read.value("NVIDIA_MAX_CONCURRENCY", parse::number(1..=1024)),
-                max_decode_bytes: read.value("IMAGESVC_MAX_DECODE_BYTES", budget),
-                asset_memory: embed::ASSET_MEMORY,
+                ask: embed::AskSettings {
+                    large_images: read.value("NVIDIA_LARGE_IMAGES", large_images),
+                    // Below the minimum even a thumbnail would not fit; NVIDIA's own bound is the default.
+                    inline_limit: read
+                        .value("NVIDIA_INLINE_LIMIT", parse::number(20_000..=200_000)),
+                    max_concurrency: read.value("NVIDIA_MAX_CONCURRENCY", parse::number(1..=1024)),
+                    max_decode_bytes: read.value("IMAGESVC_MAX_DECODE_BYTES", budget),
+                    asset_memory: embed::ASSET_MEMORY,
+                },
+                cache_memory: read.value("IMAGESVC_CACHE_MEMORY", parse::size),
+                cache_disk: read.value("IMAGESVC_CACHE_DISK", parse::size),
+                cache_folder: downloads.join(".vectors"),
             },
             fetch: fetch::Settings {
                 timeout: read.value("IMAGESVC_FETCH_TIMEOUT", parse::positive_duration),
@@ -157,7 +165,7 @@ impl Config {
                 },
             },
             store: store::Settings {
-                folder: read.value("IMAGESVC_DOWNLOADS_DIR", |text| Ok(PathBuf::from(text))),
+                folder: downloads,
                 min_free_bytes: read.value("IMAGESVC_MIN_FREE_BYTES", parse::size),
             },
             limits: Limits {
@@ -238,8 +246,8 @@ impl Reader<'_> {
 
     fn refuse_contradictions(&mut self, config: &Config) {
         // The Base64 route holds its whole body: one request must fit into the budget of all.
-        let needed =
-            base64_text::body_limit(config.limits.max_image_bytes) + config.embed.inline_memory();
+        let needed = base64_text::body_limit(config.limits.max_image_bytes)
+            + config.embed.ask.inline_memory();
         let needed = needed.next_multiple_of(1 << 20);
         if config.limits.max_buffered_bytes < needed {
             self.faults.push(format!(

@@ -1,57 +1,94 @@
-//! From a picture to its embedding: chooses what NVIDIA is given, and how.
+//! From a picture to its embedding, paid once: what was asked before is remembered, and what is
+//! being asked is shared.
 //!
-//! JPEG and PNG go as they are, the other formats as JPEG. What fits goes inline; what does not is
-//! uploaded, and where uploads do not work it is shrunk until it fits.
+//! The way: `cache`, then `flights` (one call for all who want the same), and in the call itself
+//! `slots` (so many at once) and `ask` (what NVIDIA is given). A call runs in a task of its own: a
+//! client that leaves neither fails the others nor wastes it.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::Semaphore,
-    task::{JoinError, spawn_blocking},
+    sync::OwnedSemaphorePermit,
+    task::JoinError,
     time::{Instant, timeout_at},
 };
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 use crate::{
-    budget::{self, Budget, Reserved},
-    image::{self, Content, Format, Picture, Target},
-    nvidia::{self, Inferred, InlineImage, Vector, Verdict},
+    budget::Reserved,
+    image::{self, Picture},
+    nvidia::{self, Vector, Verdict},
+    telemetry::Metrics,
 };
+use ask::Asker;
+use cache::{Cache, Key};
+use flights::{Boarding, Flights, Leader};
 
-/// How long a refusal of uploads is remembered.
-pub const ASSET_MEMORY: Duration = Duration::from_secs(600);
+mod ask;
+mod cache;
+mod flights;
+mod slots;
+
+pub use ask::{ASSET_MEMORY, LargeImages, Settings as AskSettings};
+
+/// How much longer than its deadline a request waits for its call: the call ends by the same
+/// deadline, and says better why.
+const GRACE: Duration = Duration::from_millis(50);
 
 /// How a picture becomes an embedding.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What is done with pictures that do not fit inline.
-    pub large_images: LargeImages,
-    /// The base64 text of an inline picture is shorter than this, in characters.
-    pub inline_limit: usize,
-    /// Pictures that are with NVIDIA at once.
-    pub max_concurrency: usize,
-    /// Memory for decoding, all pictures together, in bytes.
-    pub max_decode_bytes: u64,
-    /// How long a refusal of uploads is remembered.
-    pub asset_memory: Duration,
+    /// What NVIDIA is given, and how.
+    pub ask: AskSettings,
+    /// Memory for vectors, in bytes; 0 is none.
+    pub cache_memory: u64,
+    /// Disk for vectors, in bytes; 0 is none.
+    pub cache_disk: u64,
+    /// The folder of the vectors on disk.
+    pub cache_folder: PathBuf,
 }
 
-impl Settings {
-    /// The memory that one picture takes on its way, in bytes: as it came, and as an inline body.
-    pub fn inline_memory(&self) -> u64 {
-        (InlineImage::largest(self.inline_limit) + self.inline_limit) as u64
-    }
+/// Who computes the embeddings: those of one source are never given out as another's.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// The model, as answers say it.
+    pub model: &'static str,
+    /// Where it is asked.
+    pub address: String,
 }
 
-/// What is done with pictures that do not fit inline.
+/// A picture whose embedding is wanted.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The picture.
+    pub picture: Picture,
+    /// SHA-256 of its bytes.
+    pub sha256: [u8; 32],
+    /// Whether an older answer will do.
+    pub freshness: Freshness,
+    /// When the answer must be there.
+    pub deadline: Instant,
+    /// What the picture occupies, until its request and its call have both ended.
+    pub held: Arc<Held>,
+}
+
+/// What a picture at work occupies.
+#[derive(Debug)]
+pub struct Held {
+    /// Its turn among the pictures at work.
+    pub turn: OwnedSemaphorePermit,
+    /// The memory for its bytes.
+    pub memory: Reserved,
+}
+
+/// Whether an older answer will do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LargeImages {
-    /// They are uploaded; where that is refused, shrunk.
-    Asset,
-    /// They are shrunk.
-    Shrink,
+pub enum Freshness {
+    /// It will.
+    Any,
+    /// NVIDIA is asked anew, for this request alone.
+    Anew,
 }
 
 /// What NVIDIA was given.
@@ -65,13 +102,53 @@ pub enum Prepared {
     Shrunk,
 }
 
-/// A picture's embedding.
-#[derive(Debug)]
+impl Prepared {
+    const ALL: [Self; 3] = [Self::Original, Self::Jpeg, Self::Shrunk];
+
+    /// The name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Original => "original",
+            Self::Jpeg => "jpeg",
+            Self::Shrunk => "shrunk",
+        }
+    }
+}
+
+/// Where an embedding comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// It was asked for now.
+    Asked,
+    /// Another request asked for it at the same time.
+    Shared,
+    /// The cache's memory.
+    Memory,
+    /// The cache's disk.
+    Disk,
+}
+
+impl Origin {
+    /// The name in the log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Asked => "miss",
+            Self::Shared => "shared",
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+        }
+    }
+}
+
+/// A picture's embedding. Cheap to clone.
+#[derive(Debug, Clone)]
 pub struct Embedding {
     /// The numbers.
     pub vector: Vector,
     /// What NVIDIA was given.
     pub prepared: Prepared,
+    /// Where it comes from.
+    pub origin: Origin,
     /// Inference calls that it took.
     pub tries: u32,
 }
@@ -93,8 +170,46 @@ pub enum Error {
     StillTooLarge,
     /// A decoder panicked.
     #[error("the decoder died")]
-    Died(#[from] JoinError),
+    DecoderDied(#[from] JoinError),
+    /// The task of the call panicked.
+    #[error("the call's task died")]
+    CallDied,
 }
+
+impl Error {
+    /// Whether only the time of whoever asked was up.
+    fn is_about_time(&self) -> bool {
+        match self {
+            Self::Busy(_) => true,
+            Self::Nvidia(error) => error.verdict == Verdict::Deadline,
+            _ => false,
+        }
+    }
+
+    /// Whether the picture itself is to blame: only decoding it could tell.
+    pub fn is_about_the_picture(&self) -> bool {
+        matches!(self, Self::Image(error) if error.is_about_the_picture())
+    }
+
+    /// How long NVIDIA asks to wait.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Nvidia(error) => error.retry_after,
+            _ => None,
+        }
+    }
+
+    /// Inference calls that were made in vain.
+    pub fn tries(&self) -> Option<u32> {
+        match self {
+            Self::Nvidia(error) => Some(error.tries),
+            _ => None,
+        }
+    }
+}
+
+/// How a call ended, for everybody who waits for it.
+type Outcome = Result<Embedding, Arc<Error>>;
 
 /// Turns pictures into embeddings. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -102,165 +217,155 @@ pub struct Embedder(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    nvidia: nvidia::Client,
-    settings: Settings,
-    slots: Semaphore,
-    decoding: Budget,
-    assets_refused: Mutex<Option<Instant>>,
-}
-
-/// How sending a picture ended.
-enum Sent {
-    Embedded(Embedding),
-    /// Uploads are refused.
-    Refused(nvidia::Error),
-    /// It does not fit inline, and is not to be uploaded.
-    TooLarge,
-}
-
-/// A re-encoded picture, with the part of the decode budget that its bytes take.
-struct Encoded {
-    jpeg: Content,
-    _reserved: Reserved,
+    asker: Asker,
+    cache: Cache,
+    flights: Flights<Key, Outcome>,
+    background: TaskTracker,
+    metrics: Arc<Metrics>,
 }
 
 impl Embedder {
-    /// An embedder on top of a client.
-    pub fn new(nvidia: nvidia::Client, settings: Settings) -> Self {
-        Self(Arc::new(Inner {
-            nvidia,
-            slots: Semaphore::new(settings.max_concurrency),
-            decoding: Budget::new(settings.max_decode_bytes),
-            assets_refused: Mutex::new(None),
-            settings,
-        }))
+    /// An embedder on top of a client; calls run on `background`.
+    pub fn new(
+        nvidia: nvidia::Client,
+        settings: &Settings,
+        source: &Source,
+        background: TaskTracker,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let embedder = Self(Arc::new(Inner {
+            asker: Asker::new(nvidia, settings.ask.clone()),
+            cache: Cache::new(settings, source),
+            flights: Flights::default(),
+            background,
+            metrics,
+        }));
+        embedder.tidy_cache();
+        embedder
     }
 
     /// The largest picture that goes inline, in bytes.
     pub fn largest_inline(&self) -> usize {
-        InlineImage::largest(self.0.settings.inline_limit)
+        self.0.asker.largest_inline()
     }
 
     /// The memory that one picture takes on its way, in bytes.
     pub fn inline_memory(&self) -> u64 {
-        self.0.settings.inline_memory()
+        self.0.asker.inline_memory()
+    }
+
+    /// How long a picture that comes now is likely to wait for a call.
+    pub fn expected_wait(&self) -> Duration {
+        self.0.asker.expected_wait()
+    }
+
+    /// How many pictures wait for a call.
+    pub fn waiting(&self) -> usize {
+        self.0.asker.waiting()
     }
 
     /// What NVIDIA last thought of the key.
     pub fn key_state(&self) -> nvidia::KeyState {
-        self.0.nvidia.key_state()
+        self.0.asker.key_state()
     }
 
-    /// Computes the embedding before the deadline.
+    /// The embedding of a picture, before its deadline.
     ///
     /// # Errors
-    /// [`Error`]
-    pub async fn embed(&self, picture: &Picture, deadline: Instant) -> Result<Embedding, Error> {
-        let slot = timeout_at(deadline, self.0.slots.acquire()).await;
-        let Ok(Ok(_slot)) = slot else { return Err(Error::Busy("a call to NVIDIA")) };
-        let sent = match picture.format {
-            Format::Jpeg | Format::Png => {
-                self.send(&picture.content, picture.format, Prepared::Original, deadline).await?
+    /// [`Error`]; shared by all who waited for the same call.
+    pub async fn embed(&self, job: Job) -> Result<Embedding, Arc<Error>> {
+        let deadline = job.deadline;
+        loop {
+            if let Some(found) = self.remembered(&job) {
+                return Ok(found);
             }
-            Format::WebP | Format::Gif | Format::Bmp | Format::Tiff => {
-                let encoded = self.encode(picture, Target::Converted, deadline).await?;
-                self.send(&encoded.jpeg, Format::Jpeg, Prepared::Jpeg, deadline).await?
-            }
-        };
-        let refusal = match sent {
-            Sent::Embedded(embedding) => return Ok(embedding),
-            Sent::Refused(refusal) => Some(refusal),
-            Sent::TooLarge => None,
-        };
-        // What was encoded above is dropped by now: it would hold memory that this waits for.
-        let target = Target::Shrunk { max_len: self.largest_inline() };
-        let encoded = self.encode(picture, target, deadline).await?;
-        let sent = self.send(&encoded.jpeg, Format::Jpeg, Prepared::Shrunk, deadline).await?;
-        if let Some(refusal) = refusal {
-            // Only now: a picture that NVIDIA takes in no way says nothing of uploads.
-            self.note_refusal(&refusal);
-        }
-        match sent {
-            Sent::Embedded(embedding) => Ok(embedding),
-            Sent::Refused(refusal) => Err(refusal.into()),
-            Sent::TooLarge => Err(Error::StillTooLarge),
-        }
-    }
-
-    /// Sends bytes that NVIDIA reads, by the way that fits their size.
-    async fn send(
-        &self,
-        content: &Content,
-        format: Format,
-        prepared: Prepared,
-        deadline: Instant,
-    ) -> Result<Sent, nvidia::Error> {
-        let media_type = format.media_type();
-        let inferred = match content {
-            Content::Memory(bytes) if bytes.len() <= self.largest_inline() => {
-                self.0.nvidia.infer(&InlineImage::new(media_type, bytes), deadline).await?
-            }
-            _ if prepared == Prepared::Shrunk || !self.may_upload() => return Ok(Sent::TooLarge),
-            _ => match self.infer_uploaded(media_type, content, deadline).await {
-                Ok(inferred) => inferred,
-                Err(refusal) if refusal.verdict == Verdict::NoAssets => {
-                    return Ok(Sent::Refused(refusal));
+            let (flight, leads) = match self.board(&job) {
+                Boarding::Joined(flight) => (flight, false),
+                Boarding::Leads(flight, leader) => {
+                    self.launch(job.clone(), leader);
+                    (flight, true)
                 }
-                Err(failure) => return Err(failure),
-            },
-        };
-        Ok(Sent::Embedded(Embedding { vector: inferred.vector, prepared, tries: inferred.tries }))
-    }
-
-    async fn infer_uploaded(
-        &self,
-        media_type: &str,
-        content: &Content,
-        deadline: Instant,
-    ) -> Result<Inferred, nvidia::Error> {
-        let asset = self.0.nvidia.upload(media_type, content, deadline).await?;
-        self.0.nvidia.infer_asset(&asset, deadline).await
-    }
-
-    /// Re-encodes off the async threads, within the memory that all decodes share.
-    async fn encode(
-        &self,
-        picture: &Picture,
-        target: Target,
-        deadline: Instant,
-    ) -> Result<Encoded, Error> {
-        let asked = picture.clone();
-        let cost = spawn_blocking(move || target.cost(&asked)).await??;
-        let mut reserved = match self.0.decoding.reserve(cost, deadline).await {
-            Ok(reserved) => reserved,
-            Err(budget::Error::TooLarge { wanted, total }) => {
-                return Err(image::Error::TooMuchToDecode { needed: wanted, limit: total }.into());
+            };
+            let outcome = match timeout_at(deadline + GRACE, flight).await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) => Err(Arc::new(Error::CallDied)),
+                Err(_) => Err(Arc::new(Error::Busy("a call to NVIDIA"))),
+            };
+            match outcome {
+                // Another's time was up, not ours.
+                Err(error) if !leads && error.is_about_time() && Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+                Ok(embedding) => return Ok(self.counted(embedding, leads, job.freshness)),
             }
-            Err(budget::Error::Exhausted) => return Err(Error::Busy("memory to decode in")),
+        }
+    }
+
+    fn remembered(&self, job: &Job) -> Option<Embedding> {
+        match job.freshness {
+            Freshness::Any => {
+                let found = self.0.cache.in_memory(&self.0.cache.key(&job.sha256))?;
+                Some(self.counted(found, true, job.freshness))
+            }
+            Freshness::Anew => None,
+        }
+    }
+
+    fn board(&self, job: &Job) -> Boarding<Key, Outcome> {
+        match job.freshness {
+            Freshness::Any => self.0.flights.board(self.0.cache.key(&job.sha256)),
+            Freshness::Anew => self.0.flights.alone(),
+        }
+    }
+
+    fn counted(&self, embedding: Embedding, leads: bool, freshness: Freshness) -> Embedding {
+        let embedding = match embedding.origin {
+            Origin::Asked if !leads => Embedding { origin: Origin::Shared, tries: 0, ..embedding },
+            _ => embedding,
         };
-        let picture = picture.clone();
-        // The reservation goes along: the thread works on when nobody waits for it any more.
-        spawn_blocking(move || {
-            let jpeg = target.encode(&picture, cost)?;
-            reserved.shrink_to(jpeg.len() as u64);
-            Ok(Encoded { jpeg: Content::Memory(jpeg.into()), _reserved: reserved })
-        })
-        .await?
+        self.0.metrics.cache_lookup(match freshness {
+            Freshness::Any => embedding.origin.name(),
+            Freshness::Anew => "bypass",
+        });
+        embedding
     }
 
-    fn may_upload(&self) -> bool {
-        let refused = *self.0.assets_refused.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.settings.large_images == LargeImages::Asset
-            && refused.is_none_or(|at| at.elapsed() >= self.0.settings.asset_memory)
+    /// Makes the call in a task of its own, which owns all that it needs.
+    fn launch(&self, job: Job, leader: Leader<Key, Outcome>) {
+        let embedder = self.clone();
+        let call = async move {
+            let Inner { cache, .. } = &*embedder.0;
+            let key = cache.key(&job.sha256);
+            let outcome = embedder.look_up_or_ask(&job, &key).await;
+            drop(job);
+            let news = outcome.clone().ok().filter(|found| found.origin == Origin::Asked);
+            if let Some(news) = &news {
+                cache.keep_in_memory(key, news);
+            }
+            if let (Err(error), true) = (&outcome, leader.is_alone()) {
+                tracing::info!(%error, "a call failed that nobody waited for any more");
+            }
+            // Nobody waits for the disk; but until it is written there, this call is the answer.
+            let _landed = leader.land(outcome);
+            if let Some(news) = news {
+                cache.keep_on_disk(key, news).await;
+            }
+        };
+        self.0.background.spawn(call.in_current_span());
     }
 
-    fn note_refusal(&self, refusal: &nvidia::Error) {
-        tracing::warn!(
-            error = %refusal,
-            spared_s = self.0.settings.asset_memory.as_secs(),
-            "NVIDIA does not take uploads: large pictures are shrunk instead"
-        );
-        *self.0.assets_refused.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Instant::now());
+    async fn look_up_or_ask(&self, job: &Job, key: &Key) -> Outcome {
+        // Again: between the first look and the start of this call another one may have ended.
+        if job.freshness == Freshness::Any
+            && let Ok(Some(found)) = timeout_at(job.deadline, self.0.cache.look_up(key)).await
+        {
+            return Ok(found);
+        }
+        self.0.asker.ask(&job.picture, job.deadline).await.map_err(Arc::new)
+    }
+
+    /// Removes what an earlier run left, without delaying the start.
+    fn tidy_cache(&self) {
+        let embedder = self.clone();
+        self.0.background.spawn(async move { embedder.0.cache.tidy().await });
     }
 }

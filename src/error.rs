@@ -1,6 +1,6 @@
 //! Everything that can go wrong for a client: its status, its code, and the sentence that helps.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::task::JoinError;
@@ -49,18 +49,21 @@ pub enum Error {
     /// The picture could not be saved.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// Decoding showed that the bytes are not a picture that can be used.
+    #[error("{0}")]
+    Undecodable(#[source] Arc<embed::Error>),
     /// The picture was saved, but there is no embedding.
     #[error("{error}")]
     Embed {
-        /// Why not.
+        /// Why not: shared with others who wanted the same.
         #[source]
-        error: embed::Error,
+        error: Arc<embed::Error>,
         /// Where the picture is.
         saved: Saved,
     },
     /// Too much is going on; nothing was begun.
-    #[error("shed: {0}")]
-    Overloaded(&'static str),
+    #[error("shed: {0:?}")]
+    Overloaded(Shed),
     /// No such route.
     #[error("no such route")]
     NotFound,
@@ -70,6 +73,28 @@ pub enum Error {
     /// A bug.
     #[error("a bug: {0}")]
     Internal(String),
+}
+
+/// What there is too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Shed {
+    /// Pictures that were received and are at work.
+    AtWork,
+    /// Pictures that wait for their call to NVIDIA.
+    Line,
+    /// Memory for bodies.
+    Memory,
+}
+
+impl Shed {
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AtWork => "at_work",
+            Self::Line => "line",
+            Self::Memory => "memory",
+        }
+    }
 }
 
 /// A request that is not what the route takes.
@@ -141,7 +166,7 @@ impl Error {
             Self::Image(error) => image_code(error),
             Self::Store(error) if error.is_full() => Code::StorageFull,
             Self::Store(_) => Code::StorageFailed,
-            Self::Embed { error, .. } => embed_code(error),
+            Self::Embed { error, .. } | Self::Undecodable(error) => embed_code(error),
             Self::Overloaded(_) => Code::Overloaded,
             Self::NotFound => Code::NotFound,
             Self::MethodNotAllowed => Code::MethodNotAllowed,
@@ -172,7 +197,7 @@ impl Error {
                 "The service's disk is full; nothing was saved. Its operator must make room.".into()
             }
             Self::Store(_) => "The picture could not be saved; try again later.".into(),
-            Self::Embed { error, .. } => embed_detail(error),
+            Self::Embed { error, .. } | Self::Undecodable(error) => embed_detail(error),
             Self::Overloaded(_) => "The service is busy; try again in a few seconds.".into(),
             Self::NotFound => {
                 "There is nothing here. POST a picture to /vectorize-image, /vectorize-image-base64 or \
@@ -192,6 +217,14 @@ impl Error {
         }
     }
 
+    /// Inference calls that were made in vain.
+    pub fn attempts(&self) -> Option<u32> {
+        match self {
+            Self::Embed { error, .. } => error.tries(),
+            _ => None,
+        }
+    }
+
     /// What is wrong with each field.
     fn field_errors(&self) -> &[FieldError] {
         match self {
@@ -202,12 +235,13 @@ impl Error {
 
     /// When to try again, where that makes sense.
     fn retry_after(&self) -> Option<Duration> {
-        match (self.code(), self) {
-            (Code::Overloaded, _) => Some(RETRY_SOON),
-            (
-                Code::EmbeddingRateLimited,
-                Self::Embed { error: embed::Error::Nvidia(error), .. },
-            ) => Some(error.retry_after.unwrap_or(RETRY_SOON)),
+        let told = match self {
+            Self::Embed { error, .. } => error.retry_after(),
+            _ => None,
+        };
+        match self.code() {
+            Code::Overloaded | Code::EmbeddingRateLimited => Some(told.unwrap_or(RETRY_SOON)),
+            Code::EmbeddingUnavailable => told,
             _ => None,
         }
     }
@@ -289,14 +323,14 @@ fn embed_code(error: &embed::Error) -> Code {
         embed::Error::Image(error) => image_code(error),
         embed::Error::Busy(_) => Code::EmbeddingTimeout,
         embed::Error::StillTooLarge => Code::EmbeddingRejected,
-        embed::Error::Died(_) => Code::Internal,
+        embed::Error::DecoderDied(_) | embed::Error::CallDied => Code::Internal,
         embed::Error::Nvidia(error) => match error.verdict {
             Verdict::Picture => Code::EmbeddingRejected,
             Verdict::Key => Code::EmbeddingUnauthorized,
             Verdict::Account => Code::EmbeddingExhausted,
             Verdict::RateLimited => Code::EmbeddingRateLimited,
             Verdict::Deadline | Verdict::Slow => Code::EmbeddingTimeout,
-            Verdict::Nonsense => Code::EmbeddingInvalid,
+            Verdict::Nonsense | Verdict::Page => Code::EmbeddingInvalid,
             Verdict::Unavailable
             | Verdict::Lost
             | Verdict::Unexpected

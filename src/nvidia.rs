@@ -41,6 +41,7 @@ mod wire;
 pub use assets::Asset;
 pub use infer::Inferred;
 pub use key::ApiKey;
+pub use pace::WINDOW as PACE_WINDOW;
 pub use retry::RetryPolicy;
 pub use vector::{DIMENSIONS, Vector};
 pub use verdict::{Operation, Verdict};
@@ -72,8 +73,10 @@ pub struct Settings {
     pub proxy: Option<Url>,
     /// For one try of one call.
     pub attempt_timeout: Duration,
-    /// The most inference calls in any 60 s.
+    /// The most inference calls in any window of time.
     pub requests_per_minute: Option<u32>,
+    /// The window: a minute, and a little more.
+    pub pace_window: Duration,
     /// What is tried again, and when.
     pub retry: RetryPolicy,
     /// How often a pending answer is asked for, at the most.
@@ -92,6 +95,8 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// The status and the beginning of the answer, for the log alone.
     pub evidence: String,
+    /// How often it was tried.
+    pub tries: u32,
     /// Whether no connection was made: nothing was asked.
     is_connect: bool,
 }
@@ -155,7 +160,7 @@ impl Client {
             http: builder.build()?,
             key,
             budget: Budget::default(),
-            pace: settings.requests_per_minute.map(Pace::per_minute),
+            pace: settings.requests_per_minute.map(|limit| Pace::new(limit, settings.pace_window)),
             key_state: AtomicU8::new(KeyState::Unknown as u8),
             metrics,
             background,
@@ -232,11 +237,22 @@ impl Client {
 
 impl Error {
     fn new(operation: Operation, verdict: Verdict, evidence: String) -> Self {
-        Self { operation, verdict, retry_after: None, evidence, is_connect: false }
+        Self { operation, verdict, retry_after: None, evidence, tries: 1, is_connect: false }
     }
 
     fn deadline(operation: Operation) -> Self {
         Self::new(operation, Verdict::Deadline, "the request's deadline passed".into())
+    }
+
+    /// Whether the same picture may go well without being uploaded: uploads do not work here, or
+    /// not now. What the key, the account or the rate is to blame for would only fail again.
+    pub fn is_about_uploads(&self) -> bool {
+        match self.operation {
+            Operation::CreateAsset | Operation::UploadAsset => {
+                !matches!(self.verdict, Verdict::Key | Verdict::Account | Verdict::RateLimited)
+            }
+            _ => self.verdict == Verdict::NoAssets,
+        }
     }
 
     /// A failure that an answer tells of.

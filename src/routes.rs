@@ -16,6 +16,7 @@ mod answer;
 mod base64;
 mod docs;
 mod file_name;
+mod freshness;
 mod home;
 mod json;
 mod ops;

@@ -6,7 +6,7 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 
 mod metrics;
 
-pub use metrics::{InFlight, Metrics};
+pub use metrics::{InFlight, Metrics, Readings};
 
 /// What is logged, and how.
 #[derive(Debug, Clone)]

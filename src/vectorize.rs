@@ -1,7 +1,7 @@
 //! The way of every picture, whichever route it came by: spool, probe, then save and embed at the
 //! same time.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -14,17 +14,12 @@ use tokio::{
 use crate::{
     budget::{Budget, Reserved},
     config::Limits,
-    embed::{self, Embedder, Embedding},
-    error::{Error, Saved},
+    embed::{Embedder, Embedding, Freshness, Held, Job},
+    error::{Error, Saved, Shed},
     image::{Content, Picture, probe},
     store::{self, Spooled, Store},
-    telemetry::Metrics,
+    telemetry::{Metrics, Readings},
 };
-
-/// How long a request waits for memory before it is turned away.
-const ADMISSION_WAIT: Duration = Duration::from_secs(10);
-/// A body from which on it does not wait, in bytes.
-const LARGE_BODY: u64 = 1 << 20;
 
 /// The path that the three routes share. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -72,18 +67,19 @@ impl Vectorizer {
     /// picture takes: a copy of a small one, and its inline body.
     ///
     /// # Errors
-    /// [`Error::Store`] without room on the disk, [`Error::Overloaded`] when too much memory is in
-    /// use. For a small share of it a request waits a while. A large one is turned away: while it
-    /// waited first in the line, nobody else would get any.
-    pub async fn admit(&self, body_bytes: u64) -> Result<Admission, Error> {
+    /// [`Error::Store`] without room on the disk; [`Error::Overloaded`] when too many pictures are
+    /// at work, when those that wait for NVIDIA would take half of this one's time (whoever is let
+    /// in must also be served), or when too much memory is in use.
+    pub fn admit(&self, body_bytes: u64) -> Result<Admission, Error> {
         self.store.check_room()?;
         if self.at_work.available_permits() == 0 {
-            return Err(Error::Overloaded("pictures at work"));
+            return Err(self.shed(Shed::AtWork));
         }
-        let wait = if body_bytes > LARGE_BODY { Duration::ZERO } else { ADMISSION_WAIT };
-        let bytes = body_bytes + self.embedder.inline_memory();
-        let reserved = self.buffers.reserve_within(bytes, wait).await;
-        reserved.map(Admission).map_err(|_| Error::Overloaded("memory for bodies"))
+        if self.embedder.expected_wait() > self.limits.request_timeout / 2 {
+            return Err(self.shed(Shed::Line));
+        }
+        let reserved = self.buffers.try_reserve(body_bytes + self.embedder.inline_memory());
+        reserved.map(Admission).map_err(|_| self.shed(Shed::Memory))
     }
 
     /// Receives, saves and embeds a picture.
@@ -94,18 +90,26 @@ impl Vectorizer {
         &self,
         admission: Admission,
         bytes: impl Stream<Item = Result<Bytes, Error>> + Send,
+        freshness: Freshness,
     ) -> Result<Vectorized, Error> {
-        let Admission(_reserved) = admission;
+        let Admission(memory) = admission;
         let spooled = self.spool(bytes).await?;
         let deadline = Instant::now() + self.limits.request_timeout;
         // Received it is, although others may have come in between: it waits for its turn.
-        let turn = timeout_at(deadline, self.at_work.acquire()).await;
-        let Ok(Ok(_turn)) = turn else { return Err(Error::Overloaded("pictures at work")) };
+        let turn = timeout_at(deadline, Arc::clone(&self.at_work).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Err(self.shed(Shed::AtWork)) };
         let picture = self.probe(spooled.content.clone()).await?;
         let (sha256, size) = (spooled.sha256, picture.content.len());
 
         let save = self.save(spooled, picture.format.extension(), deadline);
-        let embed = self.embedder.embed(&picture, deadline);
+        let held = Arc::new(Held { turn, memory });
+        let embed = self.embedder.embed(Job {
+            picture: picture.clone(),
+            sha256,
+            freshness,
+            deadline,
+            held,
+        });
         // A picture that cannot be saved is not worth waiting for; one that cannot be embedded
         // still is saved, and the error says where.
         let (saved, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
@@ -113,12 +117,26 @@ impl Vectorizer {
         match embedded {
             Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
             // Only the decoder could tell that this is no picture: it leaves no file either.
-            Err(embed::Error::Image(error)) if error.is_about_the_picture() => {
+            Err(error) if error.is_about_the_picture() => {
                 self.store.remove(saved.saved_as).await?;
-                Err(error.into())
+                Err(Error::Undecodable(error))
             }
             Err(error) => Err(Error::Embed { error, saved }),
         }
+    }
+
+    /// What the metrics read off when they are asked for.
+    pub fn readings(&self) -> Readings {
+        Readings {
+            free_bytes: self.store.free_bytes().ok(),
+            pictures_at_work: (self.limits.max_in_flight - self.at_work.available_permits()) as u64,
+            pictures_waiting: self.embedder.waiting() as u64,
+        }
+    }
+
+    fn shed(&self, reason: Shed) -> Error {
+        self.metrics.shed(reason.name());
+        Error::Overloaded(reason)
     }
 
     async fn spool(

@@ -148,8 +148,8 @@ pub const SETTINGS: &[Setting] = &[
     unbuilt("IMAGESVC_API_KEYS_FILE", None, "A file with those keys, a line each"),
     unbuilt("IMAGESVC_RATE_LIMIT_PER_MINUTE", None, "Requests a minute for each client"),
     unbuilt("IMAGESVC_CORS_ORIGINS", None, "Origins whose pages may call the service"),
-    unbuilt("IMAGESVC_CACHE_MEMORY", Some("64MiB"), "Vectors kept in memory; 0 turns it off"),
-    unbuilt("IMAGESVC_CACHE_DISK", Some("1GiB"), "Vectors kept on disk; 0 turns it off"),
+    value("IMAGESVC_CACHE_MEMORY", "64MiB", "Vectors kept in memory; 0 turns it off"),
+    value("IMAGESVC_CACHE_DISK", "1GiB", "Vectors kept on disk; 0 turns it off"),
     value("IMAGESVC_LOG", "info", "What is logged: a level, or directives such as imagesvc=debug"),
     value("IMAGESVC_LOG_FORMAT", "auto", "text, json, or auto: text on a terminal, JSON otherwise"),
 ];

@@ -29,7 +29,7 @@ fn all_faults_are_reported_at_once() {
         ("IMAGESVC_PORT", "http"),
         ("NVIDIA_TIMEOUT", "soon"),
         ("IMAGESVC_FETCH_ALLOW", "10.0.0.0/99"),
-        ("IMAGESVC_CACHE_DISK", "1GiB"),
+        ("IMAGESVC_CACHE_DISK", "much"),
     ])
     .unwrap_err()
     .to_string();

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     causes::causes,
-    error::{Failure, PROBLEM_JSON},
+    error::{Error, Failure, PROBLEM_JSON},
     telemetry::{InFlight, Metrics},
 };
 
@@ -32,6 +32,8 @@ pub struct Facts {
     pub saved_as: Option<String>,
     /// The picture's size.
     pub size_bytes: Option<u64>,
+    /// Where the embedding comes from.
+    pub cache: Option<&'static str>,
     /// Inference calls that were made.
     pub attempts: Option<u32>,
 }
@@ -112,8 +114,8 @@ impl Record {
         let status = status.as_u16();
         let elapsed = self.started.elapsed();
         self.metrics.request(&self.route, status, elapsed);
-        let saved =
-            failure.and_then(|failure| failure.0.saved()).map(|saved| saved.saved_as.as_str());
+        let error = failure.map(|failure| &*failure.0);
+        let saved = error.and_then(Error::saved).map(|saved| saved.saved_as.as_str());
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -124,9 +126,10 @@ impl Record {
                     request_id = self.id,
                     saved_as = facts.saved_as.as_deref().or(saved),
                     size_bytes = facts.size_bytes,
-                    attempts = facts.attempts,
-                    code = failure.map(|failure| failure.0.code().as_str()),
-                    error = failure.map(|failure| chain(&*failure.0)),
+                    cache = facts.cache,
+                    attempts = facts.attempts.or(error.and_then(Error::attempts)),
+                    code = error.map(|error| error.code().as_str()),
+                    error = error.map(|error| chain(error)),
                     "request"
                 )
             };

@@ -1,5 +1,7 @@
 //! Asking for an embedding: one POST, and polling when the answer is pending.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use reqwest::header::CONTENT_TYPE;
 use tokio::time::{Instant, sleep_until};
@@ -88,8 +90,11 @@ impl Client {
             Verdict::Pending => self.poll(inference.poll, &reply, deadline).await?,
             verdict => return Err(Error::from_reply(inference.infer, verdict, &reply)),
         };
-        parse_answer(&reply.body)
-            .map_err(|fault| Error::new(inference.infer, Verdict::Nonsense, fault))
+        parse_answer(&reply.body).map_err(|fault| {
+            let is_page = reply.body.trim_ascii_start().starts_with(b"<");
+            let verdict = if is_page { Verdict::Page } else { Verdict::Nonsense };
+            Error::new(inference.infer, verdict, fault)
+        })
     }
 
     /// Polls until the answer is there. A result is delivered once: when a poll's answer breaks off
@@ -141,21 +146,33 @@ impl Client {
         }
     }
 
+    /// Whether the pace allows a call before the deadline, if so many others come first. Who is
+    /// told so at once need not wait in a line in vain.
+    ///
+    /// # Errors
+    /// [`Verdict::RateLimited`] if not, with the time to wait.
+    pub fn check_pace(&self, ahead: usize, deadline: Instant) -> Result<(), Error> {
+        let Some(pace) = &self.0.pace else { return Ok(()) };
+        let now = Instant::now();
+        match pace.forecast(now, ahead) {
+            time if time >= deadline => Err(Error::too_fast(Operation::Infer, time - now)),
+            _ => Ok(()),
+        }
+    }
+
     async fn keep_pace(&self, operation: Operation, deadline: Instant) -> Result<(), Error> {
         let Some(pace) = &self.0.pace else { return Ok(()) };
-        match pace.reserve(Instant::now(), deadline) {
-            Ok(turn) => {
-                turn.wait().await;
-                Ok(())
-            }
-            Err(wait) => Err(Error {
-                retry_after: Some(wait),
-                ..Error::new(
-                    operation,
-                    Verdict::RateLimited,
-                    "the service's own pace allows no call in time".into(),
-                )
-            }),
-        }
+        let turn = pace.reserve(Instant::now(), deadline);
+        turn.map_err(|wait| Error::too_fast(operation, wait))?.wait().await;
+        Ok(())
+    }
+}
+
+impl Error {
+    /// A call that the service's own pace does not allow in time.
+    fn too_fast(operation: Operation, wait: Duration) -> Self {
+        let evidence = "the service's own pace allows no call in time".into();
+        let error = Self::new(operation, Verdict::RateLimited, evidence);
+        Self { retry_after: Some(wait), tries: 0, ..error }
     }
 }

@@ -1,4 +1,4 @@
-//! Keeps the calls under a rate: no 60 s window ever holds more than so many.
+//! Keeps the calls under a rate: no window of a minute ever holds more than so many.
 
 use std::{
     collections::VecDeque,
@@ -9,13 +9,14 @@ use std::{
 use tokio::time::{Instant, sleep_until};
 
 /// A minute, and a margin for calls that take a little longer to arrive than the ones before.
-const WINDOW: Duration = Duration::from_millis(60_500);
+pub const WINDOW: Duration = Duration::from_millis(60_500);
 
 /// Hands out the times at which calls may be made, in order. It keeps the times of the calls of
 /// the last window: a token bucket would let nearly twice as many into one.
 #[derive(Debug)]
 pub(super) struct Pace {
     limit: usize,
+    window: Duration,
     times: Mutex<VecDeque<Instant>>,
 }
 
@@ -29,21 +30,30 @@ pub(super) struct Turn<'a> {
 }
 
 impl Pace {
-    pub(super) fn per_minute(limit: u32) -> Self {
+    pub(super) fn new(limit: u32, window: Duration) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { limit, times: Mutex::default() }
+        Self { limit, window, times: Mutex::default() }
+    }
+
+    /// When a call could be made if so many others come before it.
+    pub(super) fn forecast(&self, now: Instant, ahead: usize) -> Instant {
+        let times = self.times(now);
+        let (mut place, mut wait) = (times.len() + ahead, Duration::ZERO);
+        // Each call comes a window after the one that is `limit` before it.
+        while place >= times.len() {
+            let Some(before) = place.checked_sub(self.limit) else { return now + wait };
+            (place, wait) = (before, wait + self.window);
+        }
+        times[place] + wait
     }
 
     /// Takes the next free time; if that is not before the deadline, none is taken, and the error
     /// says how long to wait.
     pub(super) fn reserve(&self, now: Instant, deadline: Instant) -> Result<Turn<'_>, Duration> {
-        let mut times = self.times();
-        while times.front().is_some_and(|time| *time + WINDOW <= now) {
-            times.pop_front();
-        }
+        let mut times = self.times(now);
         // Never before those who came first, and a window after the call that is `limit` before it.
         let last = times.back().copied();
-        let full = times.len().checked_sub(self.limit).map(|index| times[index] + WINDOW);
+        let full = times.len().checked_sub(self.limit).map(|index| times[index] + self.window);
         let time = [last, full].into_iter().flatten().fold(now, Instant::max);
         if time >= deadline {
             return Err(time - now);
@@ -52,9 +62,14 @@ impl Pace {
         Ok(Turn { pace: self, time, is_taken: false })
     }
 
-    fn times(&self) -> MutexGuard<'_, VecDeque<Instant>> {
+    /// The times of the calls that still count.
+    fn times(&self, now: Instant) -> MutexGuard<'_, VecDeque<Instant>> {
         // The queue is whole whatever panicked elsewhere.
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        while times.front().is_some_and(|time| *time + self.window <= now) {
+            times.pop_front();
+        }
+        times
     }
 }
 
@@ -69,7 +84,7 @@ impl Turn<'_> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if !self.is_taken {
-            let mut times = self.pace.times();
+            let mut times = self.pace.times(Instant::now());
             if let Some(index) = times.iter().rposition(|time| *time == self.time) {
                 times.remove(index);
             }
@@ -96,7 +111,7 @@ mod tests {
             requests in proptest::collection::vec((0u64..5_000, any::<bool>()), 1..300),
             limit in 1u32..50,
         ) {
-            let pace = Pace::per_minute(limit);
+            let pace = Pace::new(limit, WINDOW);
             let mut now = Instant::now();
             let mut times = Vec::new();
             for (gap, is_given_up) in requests {
@@ -115,15 +130,33 @@ mod tests {
 
     #[test]
     fn who_cannot_be_served_in_time_is_told_how_long_to_wait() {
-        let (pace, now, patience) = (Pace::per_minute(1), Instant::now(), Duration::from_secs(30));
+        let (pace, now, patience) = (Pace::new(1, WINDOW), Instant::now(), Duration::from_secs(30));
         assert_eq!(take(&pace, now, patience), Ok(now));
         assert_eq!(take(&pace, now, patience), Err(WINDOW));
         assert_eq!(take(&pace, now + WINDOW, patience), Ok(now + WINDOW));
     }
 
+    proptest! {
+        #[test]
+        fn a_forecast_is_what_those_ahead_make_of_it(
+            (taken, ahead, limit) in (0usize..12, 0usize..12, 1u32..5),
+        ) {
+            let (pace, now) = (Pace::new(limit, WINDOW), Instant::now());
+            let patience = WINDOW * 100;
+            for _ in 0..taken {
+                take(&pace, now, patience).unwrap();
+            }
+            let forecast = pace.forecast(now, ahead);
+            for _ in 0..ahead {
+                take(&pace, now, patience).unwrap();
+            }
+            prop_assert_eq!(take(&pace, now, patience), Ok(forecast));
+        }
+    }
+
     #[test]
     fn a_turn_that_is_given_up_is_free_again() {
-        let (pace, now, patience) = (Pace::per_minute(1), Instant::now(), Duration::from_secs(90));
+        let (pace, now, patience) = (Pace::new(1, WINDOW), Instant::now(), Duration::from_secs(90));
         assert_eq!(take(&pace, now, patience), Ok(now));
         for _ in 0..10 {
             drop(pace.reserve(now, now + patience));

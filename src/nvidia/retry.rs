@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::Error;
+use super::{Error, Verdict};
 use crate::telemetry::Metrics;
 
 /// How often and how soon a call is tried again.
@@ -28,13 +28,34 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The wait after the given number of tries: anything up to a bound that doubles ("full
-    /// jitter", so that clients that failed together do not come back together). `random` is from
-    /// 0 to 1. See <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
+    /// How long to wait before the next try, or `None` when the failure stands: it is for good, it
+    /// was the last try, or the wait would not end in the time that is left.
+    fn wait(&self, failed: &Failed, left: Duration, random: f64) -> Option<Duration> {
+        if !failed.verdict.is_transient() || failed.tries >= self.max_attempts {
+            return None;
+        }
+        // On top of what NVIDIA asks for, so that those who were told the same time spread out.
+        let asked = failed.retry_after.unwrap_or_default();
+        let wait = asked.saturating_add(self.backoff(failed.tries, random));
+        (wait < left).then_some(wait)
+    }
+
+    /// Anything up to a bound that doubles with each try ("full jitter", so that clients that failed
+    /// together do not come back together). `random` is from 0 to 1. See
+    /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
     fn backoff(&self, tries: u32, random: f64) -> Duration {
         let bound = self.base.saturating_mul(1 << (tries.saturating_sub(1)).min(20)).min(self.cap);
         bound.mul_f64(random)
     }
+}
+
+/// A try that failed.
+struct Failed {
+    verdict: Verdict,
+    /// How long NVIDIA asks to wait.
+    retry_after: Option<Duration>,
+    /// Tries so far, this one included.
+    tries: u32,
 }
 
 /// Bounds the tries of all requests together: each request earns a quarter of a retry, so that in
@@ -89,15 +110,17 @@ impl<'a> Retry<'a> {
         self.tries
     }
 
-    /// Waits until the next try, or gives the failure back when there is none: it is for good, it
-    /// was the last try, the budget is empty, or the wait would pass the deadline.
+    /// Waits until the next try, or gives the failure back when there is none by the policy or the
+    /// budget.
     pub(super) async fn next(&mut self, failure: Error) -> Result<(), Error> {
-        let may = failure.verdict.is_transient() && self.tries < self.policy.max_attempts;
-        let backoff = self.policy.backoff(self.tries, fastrand::f64());
-        let wait = backoff.max(failure.retry_after.unwrap_or_default());
-        if !may || Instant::now() + wait >= self.deadline || !self.budget.spend() {
-            return Err(failure);
-        }
+        let Error { verdict, retry_after, .. } = failure;
+        let failed = Failed { verdict, retry_after, tries: self.tries };
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let wait = self.policy.wait(&failed, left, fastrand::f64());
+        let Some(wait) = wait.filter(|_| self.budget.spend()) else {
+            // A try that was not made counts for none.
+            return Err(Error { tries: self.tries - 1 + failure.tries, ..failure });
+        };
         tracing::debug!(%failure, tries = self.tries, ?wait, "trying again");
         self.metrics.retry(failure.operation);
         self.tries += 1;
@@ -128,6 +151,27 @@ mod tests {
         assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 5000, 5000]);
         assert_eq!(policy.backoff(3, 0.5), Duration::from_millis(500));
         assert_eq!(policy.backoff(u32::MAX, 0.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_failure_stands_if_it_is_for_good_or_the_last_or_its_wait_too_long() {
+        let policy = RetryPolicy::default();
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let left = Duration::from_secs(10);
+        for (verdict, retry_after, tries, wait) in [
+            (Verdict::Unavailable, None, 1, Some(Duration::from_millis(250))),
+            (Verdict::Slow, None, 2, Some(Duration::from_millis(500))),
+            (Verdict::RateLimited, seconds(2), 1, Some(Duration::from_millis(2250))),
+            (Verdict::Lost, seconds(0), 1, Some(Duration::from_millis(250))),
+            (Verdict::Unavailable, None, 3, None),
+            (Verdict::RateLimited, seconds(10), 1, None),
+            (Verdict::RateLimited, Some(Duration::MAX), 1, None),
+            (Verdict::Picture, None, 1, None),
+            (Verdict::Key, seconds(1), 1, None),
+        ] {
+            let failed = Failed { verdict, retry_after, tries };
+            assert_eq!(policy.wait(&failed, left, 1.0), wait, "{verdict:?} {tries}");
+        }
     }
 
     #[test]

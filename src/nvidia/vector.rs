@@ -1,16 +1,17 @@
 //! An embedding: 1536 numbers, kept as the text that they came in.
 
-use serde::Serialize;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 /// How many numbers an NV-DINOv2 embedding has.
 pub const DIMENSIONS: usize = 1536;
 
 /// An embedding: a JSON array of [`DIMENSIONS`] finite numbers, kept as printed, so that a client
-/// parses the same values as if it had asked NVIDIA itself.
-#[derive(Debug, Clone, Serialize)]
-#[serde(transparent)]
-pub struct Vector(Box<RawValue>);
+/// parses the same values as if it had asked NVIDIA itself. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Vector(Arc<RawValue>);
 
 impl Vector {
     /// Checks the text of an embedding.
@@ -22,7 +23,7 @@ impl Vector {
         let numbers: Vec<f64> = serde_json::from_str(raw.get())
             .map_err(|error| format!("the embedding is no list of numbers: {error}"))?;
         match numbers.len() {
-            DIMENSIONS => Ok(Self(raw.to_owned())),
+            DIMENSIONS => Ok(Self(raw.to_owned().into())),
             len => Err(format!("the embedding has {len} numbers")),
         }
     }
@@ -30,5 +31,11 @@ impl Vector {
     /// The JSON text.
     pub fn json(&self) -> &RawValue {
         &self.0
+    }
+}
+
+impl Serialize for Vector {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.json().serialize(serializer)
     }
 }

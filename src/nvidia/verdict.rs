@@ -44,6 +44,8 @@ pub enum Verdict {
     Slow,
     /// The pending answer is gone: ask anew.
     Lost,
+    /// A web page where the API's answer should be: a gateway's doing; again soon.
+    Page,
     /// A success that makes no sense.
     Nonsense,
     /// Something that the API does not do.
@@ -80,6 +82,11 @@ impl Operation {
             (Infer | Poll, 400 | 413 | 415 | 422) => Verdict::Picture,
             _ => Verdict::Unexpected,
         }
+    }
+
+    /// Whether it asks for an embedding.
+    pub fn is_inference(self) -> bool {
+        matches!(self, Self::Infer | Self::InferAsset | Self::Poll | Self::PollAsset)
     }
 
     /// Whether the answer says what NVIDIA thinks of the key.
@@ -120,7 +127,7 @@ impl fmt::Display for Operation {
 impl Verdict {
     /// Whether another try may go better.
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::RateLimited | Self::Unavailable | Self::Slow | Self::Lost)
+        matches!(self, Self::RateLimited | Self::Unavailable | Self::Slow | Self::Lost | Self::Page)
     }
 }
 
@@ -170,7 +177,7 @@ mod tests {
 
     #[test]
     fn only_what_passes_is_tried_again() {
-        for verdict in [RateLimited, Unavailable, Slow, Lost] {
+        for verdict in [RateLimited, Unavailable, Slow, Lost, Page] {
             assert!(verdict.is_transient());
         }
         for verdict in

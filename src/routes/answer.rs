@@ -1,19 +1,22 @@
 //! The answer to a picture.
 
 use axum::{
-    http::{StatusCode, header},
+    http::{HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    embed::Prepared,
+    embed::Origin,
     error::Error,
     guard::observe::Facts,
     nvidia::{DIMENSIONS, Vector},
     vectorize::Vectorized,
 };
+
+/// Says whether NVIDIA was asked for this answer.
+const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
 /// A picture's embedding, and what was learnt on the way.
 #[derive(Debug, Serialize, ToSchema)]
@@ -61,6 +64,8 @@ pub(super) struct Answer {
     size_bytes: u64,
     #[serde(skip)]
     attempts: u32,
+    #[serde(skip)]
+    origin: Origin,
 }
 
 /// What NVIDIA was given.
@@ -88,16 +93,13 @@ impl Answer {
             width: done.picture.width,
             height: done.picture.height,
             sha256: hex(&done.sha256),
-            prepared: match done.embedding.prepared {
-                Prepared::Original => "original",
-                Prepared::Jpeg => "jpeg",
-                Prepared::Shrunk => "shrunk",
-            },
+            prepared: done.embedding.prepared.name(),
             model,
             dimensions: DIMENSIONS,
             vector: done.embedding.vector,
             size_bytes: done.picture.content.len(),
             attempts: done.embedding.tries,
+            origin: done.embedding.origin,
         }
     }
 
@@ -117,11 +119,14 @@ impl IntoResponse for Answer {
             Err(error) => return Error::Internal(error.to_string()).into_response(),
         };
         body.push(b'\n'); // for people at a terminal
-        let mut response =
-            (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        // A miss is what was paid for: who waited for another's call paid nothing.
+        let cache = if self.origin == Origin::Asked { "miss" } else { "hit" };
+        let headers = [(header::CONTENT_TYPE, "application/json"), (X_CACHE, cache)];
+        let mut response = (StatusCode::OK, headers, body).into_response();
         response.extensions_mut().insert(Facts {
             saved_as: Some(self.saved_as),
             size_bytes: Some(self.size_bytes),
+            cache: Some(self.origin.name()),
             attempts: Some(self.attempts),
         });
         response

@@ -16,7 +16,12 @@ use utoipa::{
     openapi::{RefOr, Response},
 };
 
-use super::{answer::Answer, file_name, json, problems};
+use super::{
+    answer::Answer,
+    file_name,
+    freshness::{FreshnessHeader, WantedFreshness},
+    json, problems,
+};
 use crate::{
     app::AppState,
     base64_text::{PIECE, body_limit, decode, normalize},
@@ -66,14 +71,19 @@ impl IntoResponses for Base64Errors {
     post,
     path = "/vectorize-image-base64",
     tag = "pictures",
+    params(FreshnessHeader),
     request_body = Base64Request,
     responses(
-        (status = 200, description = "The picture's embedding", body = Answer),
+        (
+            status = 200, description = "The picture's embedding", body = Answer,
+            headers(("x-cache" = String, description = "`miss` when NVIDIA was asked for this answer, else `hit`"))
+        ),
         Base64Errors,
     )
 )]
 pub(super) async fn vectorize_image_base64(
     State(app): State<AppState>,
+    WantedFreshness(freshness): WantedFreshness,
     body: Body,
 ) -> Result<Answer, Error> {
     let limits = &app.vectorizer.limits;
@@ -84,7 +94,7 @@ pub(super) async fn vectorize_image_base64(
         timeout: limits.body_timeout,
     };
     let expected = receiving.expected(&body)?;
-    let mut admission = app.vectorizer.admit(expected).await?;
+    let mut admission = app.vectorizer.admit(expected)?;
     let reserved = admission.split_body(expected);
     let body = receiving.read(body).await?;
 
@@ -94,7 +104,8 @@ pub(super) async fn vectorize_image_base64(
         spawn_blocking(move || parse(body)).await.map_err(Error::died)??
     };
     let name = parsed.file_name.clone();
-    let done = app.vectorizer.vectorize(admission, parsed.decode(reserved)).await?;
+    let bytes = parsed.decode(reserved);
+    let done = app.vectorizer.vectorize(admission, bytes, freshness).await?;
     Ok(Answer::new(done, app.model).named(name))
 }
 

@@ -73,8 +73,8 @@ pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {
     responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"))
 )]
 pub(super) async fn metrics(State(app): State<AppState>) -> Result<impl IntoResponse, Error> {
-    let free = app.vectorizer.store.free_bytes().ok();
-    let text = app.metrics.render(free).map_err(|error| Error::Internal(error.to_string()))?;
+    let readings = app.vectorizer.readings();
+    let text = app.metrics.render(readings).map_err(|error| Error::Internal(error.to_string()))?;
     Ok((
         [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
         text,

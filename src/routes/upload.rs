@@ -26,7 +26,12 @@ use utoipa::{
     openapi::{RefOr, Response},
 };
 
-use super::{answer::Answer, file_name, problems};
+use super::{
+    answer::Answer,
+    file_name,
+    freshness::{FreshnessHeader, WantedFreshness},
+    problems,
+};
 use crate::{
     app::AppState,
     error::{Error, Invalid},
@@ -74,14 +79,19 @@ impl IntoResponses for UploadErrors {
     post,
     path = "/vectorize-image-upload",
     tag = "pictures",
+    params(FreshnessHeader),
     request_body(content = UploadRequest, content_type = "multipart/form-data"),
     responses(
-        (status = 200, description = "The picture's embedding", body = Answer),
+        (
+            status = 200, description = "The picture's embedding", body = Answer,
+            headers(("x-cache" = String, description = "`miss` when NVIDIA was asked for this answer, else `hit`"))
+        ),
         UploadErrors,
     )
 )]
 pub(super) async fn vectorize_image_upload(
     State(app): State<AppState>,
+    WantedFreshness(freshness): WantedFreshness,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Answer, Error> {
@@ -93,12 +103,12 @@ pub(super) async fn vectorize_image_upload(
         timeout: limits.body_timeout,
     };
     receiving.expected(&body)?;
-    let admission = app.vectorizer.admit(0).await?;
+    let admission = app.vectorizer.admit(0)?;
 
     let mut form = Form::new(receiving.stream(body)?.map_err(Error::from), &boundary);
     let file = form.find_file().await?;
     let name = file.file_name().map(str::to_owned);
-    let done = match app.vectorizer.vectorize(admission, form.into_stream(file)).await {
+    let done = match app.vectorizer.vectorize(admission, form.into_stream(file), freshness).await {
         Err(Error::Image(
             image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
         )) if name.is_none() => {

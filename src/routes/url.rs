@@ -11,7 +11,11 @@ use utoipa::{
     openapi::{RefOr, Response},
 };
 
-use super::{answer::Answer, json, problems};
+use super::{
+    answer::Answer,
+    freshness::{FreshnessHeader, WantedFreshness},
+    json, problems,
+};
 use crate::{
     app::AppState,
     error::{Code, Error},
@@ -62,17 +66,22 @@ impl IntoResponses for UrlErrors {
     post,
     path = "/vectorize-image",
     tag = "pictures",
+    params(FreshnessHeader),
     request_body = UrlRequest,
     responses(
-        (status = 200, description = "The picture's embedding", body = Answer),
+        (
+            status = 200, description = "The picture's embedding", body = Answer,
+            headers(("x-cache" = String, description = "`miss` when NVIDIA was asked for this answer, else `hit`"))
+        ),
         UrlErrors,
     )
 )]
 pub(super) async fn vectorize_image(
     State(app): State<AppState>,
+    WantedFreshness(freshness): WantedFreshness,
     body: Body,
 ) -> Result<Answer, Error> {
-    let admission = app.vectorizer.admit(BODY_LIMIT).await?;
+    let admission = app.vectorizer.admit(BODY_LIMIT)?;
     let limits = &app.vectorizer.limits;
     let receiving =
         Receiving { limit: BODY_LIMIT, picture_limit: None, timeout: limits.body_timeout };
@@ -85,8 +94,8 @@ pub(super) async fn vectorize_image(
         }
         _ => {}
     }
-    let done =
-        app.vectorizer.vectorize(admission, fetched.into_stream().map_err(Error::from)).await?;
+    let bytes = fetched.into_stream().map_err(Error::from);
+    let done = app.vectorizer.vectorize(admission, bytes, freshness).await?;
     Ok(Answer::new(done, app.model).fetched_from(address))
 }
 

@@ -135,7 +135,8 @@ impl Upstream {
         }
         let cost = image::decode_cost(&picture).map_err(|_| BROKEN)?;
         let busy = Refusal(StatusCode::SERVICE_UNAVAILABLE, "Too many pictures");
-        let reserved = self.decoding.reserve_within(cost, DECODING_WAIT).await.map_err(|_| busy)?;
+        let reserved =
+            self.decoding.reserve(cost, Instant::now() + DECODING_WAIT).await.map_err(|_| busy)?;
         let vector = spawn_blocking(move || {
             let _reserved = reserved;
             image::decode_upright(&picture, cost).map(|pixels| perceptual::vector(&pixels))

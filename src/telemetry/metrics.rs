@@ -28,9 +28,24 @@ pub struct Metrics {
     upstream: Family<UpstreamLabels, Counter>,
     upstream_seconds: Family<OperationLabels, Histogram, fn() -> Histogram>,
     retries: Family<OperationLabels, Counter>,
+    cache_lookups: Family<CacheLabels, Counter>,
+    shed: Family<ShedLabels, Counter>,
     saved: Counter,
     saved_bytes: Counter,
     free_bytes: Gauge<u64, AtomicU64>,
+    at_work: Gauge<u64, AtomicU64>,
+    waiting: Gauge<u64, AtomicU64>,
+}
+
+/// What is read off when somebody asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Readings {
+    /// Free bytes on the disk of the downloads folder, if they are known.
+    pub free_bytes: Option<u64>,
+    /// Received pictures that are at work.
+    pub pictures_at_work: u64,
+    /// Pictures that wait for their call to NVIDIA.
+    pub pictures_waiting: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -53,6 +68,16 @@ struct UpstreamLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OperationLabels {
     operation: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ShedLabels {
+    reason: &'static str,
 }
 
 /// A request that is being answered; it counts as in flight until dropped.
@@ -80,9 +105,13 @@ impl Metrics {
             upstream: Family::default(),
             upstream_seconds: Family::new_with_constructor(histogram),
             retries: Family::default(),
+            cache_lookups: Family::default(),
+            shed: Family::default(),
             saved: Counter::default(),
             saved_bytes: Counter::default(),
             free_bytes: Gauge::default(),
+            at_work: Gauge::default(),
+            waiting: Gauge::default(),
         };
         let registry = &mut metrics.registry;
         registry.register(
@@ -118,6 +147,16 @@ impl Metrics {
             "Calls to NVIDIA that were tried again",
             metrics.retries.clone(),
         );
+        registry.register(
+            "cache_lookups",
+            "Embeddings given out, by where they came from; miss and bypass were paid for",
+            metrics.cache_lookups.clone(),
+        );
+        registry.register(
+            "requests_shed",
+            "Requests turned away because there was too much to do, by what there was too much of",
+            metrics.shed.clone(),
+        );
         registry.register("pictures_saved", "Pictures saved", metrics.saved.clone());
         registry.register_with_unit(
             "pictures_saved",
@@ -130,6 +169,16 @@ impl Metrics {
             "Free bytes on the disk of the downloads folder",
             Unit::Bytes,
             metrics.free_bytes.clone(),
+        );
+        registry.register(
+            "pictures_at_work",
+            "Received pictures whose request or call has not ended",
+            metrics.at_work.clone(),
+        );
+        registry.register(
+            "pictures_waiting",
+            "Pictures that wait for their call to NVIDIA",
+            metrics.waiting.clone(),
         );
         Arc::new(metrics)
     }
@@ -162,20 +211,32 @@ impl Metrics {
         self.retries.get_or_create(&OperationLabels { operation: operation.name() }).inc();
     }
 
+    /// An embedding is given out.
+    pub fn cache_lookup(&self, outcome: &'static str) {
+        self.cache_lookups.get_or_create(&CacheLabels { outcome }).inc();
+    }
+
+    /// A request is turned away.
+    pub fn shed(&self, reason: &'static str) {
+        self.shed.get_or_create(&ShedLabels { reason }).inc();
+    }
+
     /// A picture was saved.
     pub fn saved_bytes(&self, bytes: u64) {
         self.saved.inc();
         self.saved_bytes.inc_by(bytes);
     }
 
-    /// All of it as text, with the disk's free bytes if they are known.
+    /// All of it as text.
     ///
     /// # Errors
     /// Never in practice: writing to a string does not fail.
-    pub fn render(&self, free_bytes: Option<u64>) -> Result<String, std::fmt::Error> {
-        if let Some(free_bytes) = free_bytes {
+    pub fn render(&self, readings: Readings) -> Result<String, std::fmt::Error> {
+        if let Some(free_bytes) = readings.free_bytes {
             self.free_bytes.set(free_bytes);
         }
+        self.at_work.set(readings.pictures_at_work);
+        self.waiting.set(readings.pictures_waiting);
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

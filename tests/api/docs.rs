@@ -47,6 +47,9 @@ async fn the_document_is_openapi_3_1_and_lists_every_route() {
     let answer = &document["components"]["schemas"]["Answer"]["properties"];
     assert_eq!(answer["vector"]["minItems"], 1536);
     assert_eq!(answer["vector"]["items"]["type"], "number");
+    assert_eq!(upload["parameters"][0]["name"], "Cache-Control");
+    assert_eq!(upload["parameters"][0]["required"], false);
+    assert!(upload["responses"]["200"]["headers"]["x-cache"].is_object());
     let codes = document["components"]["schemas"]["Code"]["enum"].as_array().unwrap();
     assert!(codes.iter().any(|code| code == "embedding_rate_limited"));
 }

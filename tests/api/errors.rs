@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::support::{Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding};
 
 /// An error as NVIDIA writes it, with something in it that is not for clients.
-fn refusal(status: u16) -> Reply {
+pub fn refusal(status: u16) -> Reply {
     Reply::new(
         status,
         &[("content-type", "application/problem+json")],
@@ -13,32 +13,6 @@ fn refusal(status: u16) -> Reply {
             r#"{{"status":{status},"title":"upstream-secret","detail":"upstream-secret at /opt/planted"}}"#
         ),
     )
-}
-
-#[tokio::test]
-async fn a_refusal_is_one_call_and_names_the_saved_picture() {
-    for (status, expected, code) in [
-        (400, 422, "embedding_rejected"),
-        (413, 422, "embedding_rejected"),
-        (415, 422, "embedding_rejected"),
-        (422, 422, "embedding_rejected"),
-        (401, 502, "embedding_unauthorized"),
-        (403, 502, "embedding_unauthorized"),
-        (402, 503, "embedding_exhausted"),
-        (404, 503, "embedding_exhausted"),
-        (410, 503, "embedding_exhausted"),
-        (301, 502, "embedding_unavailable"),
-        (418, 502, "embedding_unavailable"),
-        (501, 502, "embedding_unavailable"),
-    ] {
-        let nvidia = Nvidia::replying(vec![refusal(status)]).await;
-        let app = TestApp::against(&nvidia).await;
-        let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, expected, code);
-        assert_eq!(nvidia.lines().len(), 1, "{status}");
-        let saved_as = problem["saved_as"].as_str().unwrap();
-        assert_eq!(problem["path"], format!("downloads/{saved_as}"));
-        assert_eq!(app.saved_bytes(saved_as), ROCKET);
-    }
 }
 
 #[tokio::test]
@@ -56,32 +30,6 @@ async fn a_redirect_of_nvidias_is_not_followed() {
 }
 
 #[tokio::test]
-async fn in_a_long_outage_retries_end_with_their_budget() {
-    let nvidia = Nvidia::replying(vec![refusal(503)]).await;
-    let app = TestApp::against(&nvidia).await;
-    const REQUESTS: usize = 160;
-    for _ in 0..REQUESTS {
-        assert_eq!(app.upload(ROCKET, "rocket.jpg").await.status, 502);
-    }
-    // Two retries each would be three times as many calls.
-    let calls = nvidia.lines().len();
-    assert!(calls > REQUESTS + 90, "{calls}");
-    assert!(calls <= REQUESTS + REQUESTS / 4 + 100, "{calls}");
-}
-
-#[tokio::test]
-async fn no_more_pictures_are_with_nvidia_at_once_than_are_set() {
-    let Reply::Bytes(answer) = embedding() else { panic!("an embedding is bytes") };
-    let nvidia = Nvidia::replying(vec![Reply::After(Duration::from_millis(50), answer)]).await;
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_MAX_CONCURRENCY", "2")]).await;
-    let uploads = (0..10).map(|_| app.upload(ROCKET, "rocket.jpg"));
-    for answer in futures_util::future::join_all(uploads).await {
-        answer.vector();
-    }
-    assert_eq!(nvidia.busiest(), 2);
-}
-
-#[tokio::test]
 async fn a_proxy_for_nvidia_is_used_if_it_is_set() {
     let proxy = Nvidia::scripted(|_, _| embedding()).await;
     let settings = [
@@ -95,52 +43,6 @@ async fn a_proxy_for_nvidia_is_used_if_it_is_set() {
 }
 
 #[tokio::test]
-async fn failures_in_passing_are_tried_again_and_not_noticed() {
-    for fault in [
-        refusal(429),
-        refusal(500),
-        refusal(502),
-        refusal(503),
-        Reply::status(504),
-        Reply::Cut(Vec::new()),
-        Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-le".to_vec()),
-        Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n{".to_vec()),
-    ] {
-        let nvidia = Nvidia::replying(vec![fault.clone(), fault, embedding()]).await;
-        let app = TestApp::against(&nvidia).await;
-        app.upload(ROCKET, "rocket.jpg").await.vector();
-        assert_eq!(nvidia.lines().len(), 3);
-    }
-}
-
-#[tokio::test]
-async fn failures_that_last_are_given_up_after_three_tries() {
-    for (fault, expected, code) in [
-        (refusal(500), 502, "embedding_unavailable"),
-        (refusal(503), 502, "embedding_unavailable"),
-        (Reply::Cut(Vec::new()), 502, "embedding_unavailable"),
-        (refusal(429), 503, "embedding_rate_limited"),
-    ] {
-        let nvidia = Nvidia::replying(vec![fault]).await;
-        let app = TestApp::against(&nvidia).await;
-        let answer = app.upload(ROCKET, "rocket.jpg").await;
-        assert_problem(&answer, expected, code);
-        assert_eq!(nvidia.lines().len(), 3);
-        assert_eq!(answer.headers.contains_key("retry-after"), code == "embedding_rate_limited");
-    }
-}
-
-#[tokio::test]
-async fn a_wait_beyond_the_deadline_is_not_begun_and_passed_on() {
-    let nvidia = Nvidia::replying(vec![Reply::new(429, &[("retry-after", "120")], "")]).await;
-    let app = TestApp::against(&nvidia).await;
-    let answer = app.upload(ROCKET, "rocket.jpg").await;
-    assert_problem(&answer, 503, "embedding_rate_limited");
-    assert_eq!(answer.header("retry-after"), "120");
-    assert_eq!(nvidia.lines().len(), 1);
-}
-
-#[tokio::test]
 async fn a_nvidia_that_hangs_is_a_timeout() {
     let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
     for settings in [&[("IMAGESVC_REQUEST_TIMEOUT", "1500ms")], &[("NVIDIA_TIMEOUT", "20ms")]] {
@@ -149,19 +51,6 @@ async fn a_nvidia_that_hangs_is_a_timeout() {
             assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 504, "embedding_timeout");
         assert!(problem["saved_as"].is_string());
     }
-}
-
-#[tokio::test]
-async fn who_would_wait_too_long_for_the_pace_is_told_so() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_REQUESTS_PER_MINUTE", "2")]).await;
-    app.upload(ROCKET, "1.jpg").await.vector();
-    app.upload(ROCKET, "2.jpg").await.vector();
-    let answer = app.upload(ROCKET, "3.jpg").await;
-    assert_problem(&answer, 503, "embedding_rate_limited");
-    let seconds: u64 = answer.header("retry-after").parse().unwrap();
-    assert!((55..=61).contains(&seconds), "{seconds}");
-    assert_eq!(nvidia.lines().len(), 2);
 }
 
 #[tokio::test]
@@ -280,51 +169,4 @@ async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
         assert!(answer.contains("\"code\":\"request_timeout\""), "{answer}");
         assert!(answer.contains("did not arrive in time; send it again"), "{answer}");
     }
-}
-
-#[tokio::test]
-async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IN_FLIGHT", "1")]).await;
-    let busy = app.upload(ROCKET, "first.jpg");
-    let refused = async {
-        nvidia.wait_for(1).await;
-        for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
-            let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-            // The header alone: the body never comes.
-            let head = format!(
-                "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
-                 content-length: 1000\r\nexpect: 100-continue\r\n\r\n"
-            );
-            stream.write_all(head.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-            assert!(
-                answer.contains("\"overloaded\"") && answer.contains("retry-after: 5"),
-                "{answer}"
-            );
-        }
-    };
-    tokio::select! { answer = busy => panic!("{answer:?}"), () = refused => {} }
-}
-
-#[tokio::test]
-async fn a_body_that_memory_has_no_room_for_is_refused() {
-    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
-    let settings = [("IMAGESVC_MAX_IMAGE_BYTES", "3MiB"), ("IMAGESVC_MAX_BUFFERED_BYTES", "6MiB")];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
-    let chunked = || {
-        // No length: the largest is reserved.
-        let body =
-            reqwest::Body::wrap(http_body_util::StreamBody::new(futures_util::stream::pending::<
-                Result<http_body::Frame<bytes::Bytes>, std::io::Error>,
-            >()));
-        app.send(app.client.post(app.url("/vectorize-image-base64")).body(body))
-    };
-    // Neither body ever comes; the second is refused because of the first.
-    let answer = tokio::select! { answer = chunked() => answer, answer = chunked() => answer };
-    assert_problem(&answer, 503, "overloaded");
-    assert_eq!(answer.header("retry-after"), "5");
 }

@@ -4,7 +4,7 @@ use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image::{DynamicImage, GenericImageView};
 
 use crate::support::{
-    CHELSEA, HUBBLE, Nvidia, Received, Reply, TestApp, assert_problem, embedding,
+    CHELSEA, HUBBLE, Nvidia, Received, Reply, TestApp, assert_problem, embedding, variant,
 };
 
 const CREATE: &str = "POST /v2/nvcf/assets";
@@ -48,7 +48,7 @@ async fn assert_falls_back(at: &'static str, reply: Reply) {
     assert!(picture.width() <= 1024 && picture.height() <= 1024);
     let before = calls(nvidia.received()).count();
 
-    let again = app.upload(HUBBLE, "hubble.jpg").await;
+    let again = app.upload(&variant(HUBBLE, 1), "hubble.jpg").await;
     assert_eq!(again.json()["prepared"], "shrunk");
     assert_eq!(calls(nvidia.received()).count(), before + 1, "{:?}", nvidia.lines());
 }
@@ -122,12 +122,12 @@ async fn the_refusal_is_forgotten_after_a_while() {
         Nvidia::with_uploads(|request| (request.line() == CREATE).then(|| Reply::status(404)))
             .await;
     let app = TestApp::configured(&nvidia, &[], |config| {
-        assert_eq!(config.embed.asset_memory.as_secs(), 600);
-        config.embed.asset_memory = std::time::Duration::ZERO;
+        assert_eq!(config.embed.ask.asset_memory.as_secs(), 600);
+        config.embed.ask.asset_memory = std::time::Duration::ZERO;
     })
     .await;
     app.upload(HUBBLE, "hubble.jpg").await.vector();
-    app.upload(HUBBLE, "hubble.jpg").await.vector();
+    app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector();
     assert_eq!(nvidia.lines(), [CREATE, INFER, CREATE, INFER]);
 }
 

@@ -39,9 +39,15 @@ async fn all_three_routes_send_nvidia_the_same() {
     let origin =
         crate::support::Server::start(|_, _| crate::support::Reply::new(200, &[], ROCKET)).await;
     let nvidia = Nvidia::well().await;
-    let app =
-        TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &origin.address.to_string())])
-            .await;
+    let app = TestApp::with_settings(
+        &nvidia,
+        &[
+            ("IMAGESVC_FETCH_ALLOW", &origin.address.to_string()),
+            ("IMAGESVC_CACHE_MEMORY", "0"),
+            ("IMAGESVC_CACHE_DISK", "0"),
+        ],
+    )
+    .await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
     app.base64(ROCKET).await.vector();
     app.by_address(&origin.url("/rocket.jpg")).await.vector();

@@ -68,7 +68,7 @@ async fn anything_but_1536_finite_numbers_is_refused() {
         Reply::json(200, r#"{"metadata":null}"#),
         Reply::json(200, r#"{"metadata":[{"embedding":"#),
         Reply::json(200, "{}"),
-        Reply::new(200, &[("content-type", "text/html")], "<html>upstream-secret</html>"),
+        Reply::new(200, &[("content-type", "text/html")], "no page: upstream-secret"),
         Reply::status(200),
         // All of it is good, but no answer is that long.
         Reply::json(

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -53,7 +54,7 @@ impl Answer {
     }
 
     pub fn vector(&self) -> Vec<f64> {
-        assert_eq!(self.status, 200, "{}", self.text());
+        assert_eq!(self.status, 200, "{:.500}", self.text());
         let answer = self.json();
         assert_eq!(answer["status"], "success");
         // As text: serde_json's own floats are off by a bit at times.
@@ -71,7 +72,7 @@ impl Answer {
 
 /// Asserts what every error answer holds, and gives its body back.
 pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
-    assert_eq!(answer.status, status, "{}", answer.text());
+    assert_eq!(answer.status, status, "{:.500}", answer.text());
     assert_eq!(answer.header("content-type"), "application/problem+json");
     let problem = answer.json();
     assert_eq!(problem["code"], code, "{problem}");
@@ -93,6 +94,12 @@ pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
     problem
 }
 
+/// The value of a metric, by its name and labels as they stand in the text; 0 if it is not there.
+pub fn metric(text: &str, name: &str) -> f64 {
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    values.next().map_or(0.0, |value| value.parse().unwrap())
+}
+
 impl TestApp {
     /// In front of a scripted NVIDIA.
     pub async fn against(nvidia: &Nvidia) -> Self {
@@ -112,12 +119,27 @@ impl TestApp {
     ) -> Self {
         let upstream = nvidia.settings();
         let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
-        Self::start(upstream.chain(settings.iter().copied()), change, Lookup::system()).await
+        let settings = upstream.chain(settings.iter().copied());
+        Self::start(tempfile::tempdir().unwrap(), settings, change, Lookup::system()).await
     }
 
     /// In sandbox mode.
     pub async fn sandbox() -> Self {
-        Self::start([("IMAGESVC_SANDBOX", "true")], |_| {}, Lookup::system()).await
+        Self::sandbox_in(tempfile::tempdir().unwrap()).await
+    }
+
+    /// In sandbox mode, in a folder that was used before.
+    pub async fn sandbox_in(folder: TempDir) -> Self {
+        let settings = [("IMAGESVC_SANDBOX", "true")];
+        Self::start(folder, settings, |_| {}, Lookup::system()).await
+    }
+
+    /// In front of a scripted NVIDIA, in a folder that was used before.
+    pub async fn in_folder(folder: TempDir, nvidia: &Nvidia, settings: &[(&str, &str)]) -> Self {
+        let upstream = nvidia.settings();
+        let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
+        let settings = upstream.chain(settings.iter().copied());
+        Self::start(folder, settings, |_| {}, Lookup::system()).await
     }
 
     /// With names that lead where the test says.
@@ -128,15 +150,17 @@ impl TestApp {
     ) -> Self {
         let upstream = nvidia.settings();
         let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
-        Self::start(upstream.chain(settings.iter().copied()), |_| {}, Lookup::custom(lookup)).await
+        let settings = upstream.chain(settings.iter().copied());
+        let lookup = Lookup::custom(lookup);
+        Self::start(tempfile::tempdir().unwrap(), settings, |_| {}, lookup).await
     }
 
     async fn start(
+        folder: TempDir,
         settings: impl IntoIterator<Item = (&str, &str)>,
         change: impl FnOnce(&mut Config),
         lookup: Lookup,
     ) -> Self {
-        let folder = tempfile::tempdir().unwrap();
         let downloads = folder.path().to_str().unwrap().to_owned();
         let mut all = vec![
             ("IMAGESVC_HOST", "127.0.0.1"),
@@ -195,13 +219,22 @@ impl TestApp {
 
     /// By the upload route, as curl does it.
     pub async fn upload(&self, picture: &[u8], name: &str) -> Answer {
+        self.send(self.upload_request(picture, name)).await
+    }
+
+    /// An upload that is not sent yet.
+    pub fn upload_request(&self, picture: &[u8], name: &str) -> RequestBuilder {
         let part =
             format!("name=\"file\"; filename=\"{name}\"\r\nContent-Type: application/octet-stream");
-        self.upload_parts(&[(&part, picture)]).await
+        self.form_request(&[(&part, picture)])
     }
 
     /// A form of parts, each given by what follows `form-data; `, and its bytes.
     pub async fn upload_parts(&self, parts: &[(&str, &[u8])]) -> Answer {
+        self.send(self.form_request(parts)).await
+    }
+
+    fn form_request(&self, parts: &[(&str, &[u8])]) -> RequestBuilder {
         let mut body = Vec::new();
         for (head, bytes) in parts {
             body.extend(
@@ -211,7 +244,10 @@ impl TestApp {
             body.extend(b"\r\n");
         }
         body.extend(b"--b0undary--\r\n");
-        self.post("/vectorize-image-upload", "multipart/form-data; boundary=b0undary", body).await
+        self.client
+            .post(self.url("/vectorize-image-upload"))
+            .header(CONTENT_TYPE, "multipart/form-data; boundary=b0undary")
+            .body(body)
     }
 
     /// By the Base64 route.
@@ -231,6 +267,11 @@ impl TestApp {
         .await
     }
 
+    /// The downloads folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The names in the downloads folder, without the service's own.
     pub fn saved(&self) -> Vec<String> {
         names(self.folder.path())
@@ -242,7 +283,7 @@ impl TestApp {
     }
 }
 
-fn names(folder: &std::path::Path) -> Vec<String> {
+fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| !name.starts_with('.')).collect()

@@ -102,3 +102,12 @@ pub fn embedding_of(embedding: &str) -> Reply {
         ),
     )
 }
+
+/// The number of a tiny picture that an inference asks for.
+pub fn number(request: &Received) -> usize {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    let body = String::from_utf8_lossy(&request.body);
+    let (_, text) = body.split_once(";base64,").unwrap();
+    let picture = BASE64_STANDARD.decode(text.split_once('"').unwrap().0).unwrap();
+    usize::from_le_bytes(*picture.last_chunk().unwrap())
+}

@@ -1,6 +1,6 @@
 //! Pictures to send.
 
-use std::io::Cursor;
+use std::{io::Cursor, sync::LazyLock};
 
 use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
 
@@ -27,6 +27,17 @@ pub fn noise_png(width: u32, height: u32) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     noise.write_to(&mut bytes, ImageFormat::Png).unwrap();
     bytes.into_inner()
+}
+
+/// The same picture to the eye, but another one byte for byte: what follows its end is ignored.
+pub fn variant(picture: &[u8], n: usize) -> Vec<u8> {
+    [picture, &n.to_le_bytes()].concat()
+}
+
+/// A picture of a few bytes, another one for each number.
+pub fn tiny(n: usize) -> Vec<u8> {
+    static PNG: LazyLock<Vec<u8>> = LazyLock::new(|| noise_png(4, 4));
+    variant(&PNG, n)
 }
 
 /// How a HEIC picture begins.

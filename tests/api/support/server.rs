@@ -55,6 +55,8 @@ pub enum Reply {
     Cut(Vec<u8>),
     /// These bytes, after a while.
     After(Duration, Vec<u8>),
+    /// These bytes, once the gate is open.
+    Held(watch::Receiver<bool>, Vec<u8>),
     /// Nothing, for ever.
     Hang,
     /// These bytes, then a byte every few milliseconds, for ever.
@@ -76,6 +78,23 @@ impl Reply {
 
     pub fn json(status: u16, body: impl AsRef<[u8]>) -> Self {
         Self::new(status, &[("content-type", "application/json")], body)
+    }
+
+    /// The same, once the gate is open.
+    pub fn held(self, gate: &watch::Sender<bool>) -> Self {
+        Self::Held(gate.subscribe(), self.into_bytes())
+    }
+
+    /// The same, after a while.
+    pub fn after(self, wait: Duration) -> Self {
+        Self::After(wait, self.into_bytes())
+    }
+
+    fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            other => panic!("{other:?} is no plain answer"),
+        }
     }
 
     pub fn status(status: u16) -> Self {
@@ -184,6 +203,11 @@ async fn serve(
                 active.1.fetch_max(now, Ordering::SeqCst);
                 tokio::time::sleep(wait).await;
                 active.0.fetch_sub(1, Ordering::SeqCst);
+                stream.write_all(&bytes).await?;
+            }
+            Reply::Held(mut gate, bytes) => {
+                // A gate that was dropped is open, too.
+                let _ = gate.wait_for(|open| *open).await;
                 stream.write_all(&bytes).await?;
             }
             Reply::Hang => std::future::pending().await,

@@ -1,0 +1,256 @@
+//! Asks NVIDIA for the embedding of one picture: chooses what it is given, and how.
+//!
+//! JPEG and PNG go as they are, the other formats as JPEG. What fits goes inline; what does not is
+//! uploaded, and where uploads do not work it is shrunk until it fits.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::{task::spawn_blocking, time::Instant};
+
+use super::{Embedding, Error, Origin, Prepared, slots::Slots};
+use crate::{
+    budget::{self, Budget, Reserved},
+    image::{self, Content, Format, Picture, Target},
+    nvidia::{self, Inferred, InlineImage, Verdict},
+};
+
+/// How long a refusal of uploads is remembered.
+pub const ASSET_MEMORY: Duration = Duration::from_secs(600);
+
+/// How long it is remembered that uploads failed without being refused: an outage may be short.
+const OUTAGE_MEMORY: Duration = Duration::from_secs(60);
+
+/// What NVIDIA is given, and how.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What is done with pictures that do not fit inline.
+    pub large_images: LargeImages,
+    /// The base64 text of an inline picture is shorter than this, in characters.
+    pub inline_limit: usize,
+    /// Pictures that are with NVIDIA at once.
+    pub max_concurrency: usize,
+    /// Memory for decoding, all pictures together, in bytes.
+    pub max_decode_bytes: u64,
+    /// How long a refusal of uploads is remembered.
+    pub asset_memory: Duration,
+}
+
+impl Settings {
+    /// The memory that one picture takes on its way, in bytes: as it came, and as an inline body.
+    pub fn inline_memory(&self) -> u64 {
+        (InlineImage::largest(self.inline_limit) + self.inline_limit) as u64
+    }
+}
+
+/// What is done with pictures that do not fit inline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LargeImages {
+    /// They are uploaded; where that is refused, shrunk.
+    Asset,
+    /// They are shrunk.
+    Shrink,
+}
+
+/// Asks for embeddings, so many at once.
+#[derive(Debug)]
+pub(super) struct Asker {
+    nvidia: nvidia::Client,
+    settings: Settings,
+    slots: Slots,
+    decoding: Budget,
+    /// Until when nothing is uploaded.
+    no_uploads_until: Mutex<Option<Instant>>,
+}
+
+/// How sending a picture ended.
+enum Sent {
+    Embedded(Inferred),
+    /// Uploads do not work.
+    Refused(nvidia::Error),
+    /// It does not fit inline, and is not to be uploaded.
+    TooLarge,
+}
+
+/// A re-encoded picture, with the part of the decode budget that its bytes take.
+struct Encoded {
+    jpeg: Content,
+    _reserved: Reserved,
+}
+
+impl Asker {
+    pub(super) fn new(nvidia: nvidia::Client, settings: Settings) -> Self {
+        Self {
+            nvidia,
+            slots: Slots::new(settings.max_concurrency),
+            decoding: Budget::new(settings.max_decode_bytes),
+            no_uploads_until: Mutex::new(None),
+            settings,
+        }
+    }
+
+    /// The largest picture that goes inline, in bytes.
+    pub(super) fn largest_inline(&self) -> usize {
+        InlineImage::largest(self.settings.inline_limit)
+    }
+
+    /// The memory that one picture takes on its way, in bytes.
+    pub(super) fn inline_memory(&self) -> u64 {
+        self.settings.inline_memory()
+    }
+
+    /// How long a picture that comes now is likely to wait for a slot.
+    pub(super) fn expected_wait(&self) -> Duration {
+        self.slots.expected_wait()
+    }
+
+    /// How many pictures wait for a slot.
+    pub(super) fn waiting(&self) -> usize {
+        self.slots.waiting()
+    }
+
+    /// What NVIDIA last thought of the key.
+    pub(super) fn key_state(&self) -> nvidia::KeyState {
+        self.nvidia.key_state()
+    }
+
+    /// Computes the embedding before the deadline.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub(super) async fn ask(
+        &self,
+        picture: &Picture,
+        deadline: Instant,
+    ) -> Result<Embedding, Error> {
+        self.nvidia.check_pace(self.slots.waiting(), deadline)?;
+        let slot = self.slots.take(deadline).await;
+        let Some(_slot) = slot else { return Err(Error::Busy("a call to NVIDIA")) };
+        let (sent, prepared) = match picture.format {
+            Format::Jpeg | Format::Png => {
+                let prepared = Prepared::Original;
+                (self.send(&picture.content, picture.format, prepared, deadline).await?, prepared)
+            }
+            Format::WebP | Format::Gif | Format::Bmp | Format::Tiff => {
+                let encoded = self.encode(picture, Target::Converted, deadline).await?;
+                let prepared = Prepared::Jpeg;
+                (self.send(&encoded.jpeg, Format::Jpeg, prepared, deadline).await?, prepared)
+            }
+        };
+        let refusal = match sent {
+            Sent::Embedded(inferred) => return Ok(embedding(inferred, prepared, 0)),
+            Sent::Refused(refusal) => Some(refusal),
+            Sent::TooLarge => None,
+        };
+        // What was encoded above is dropped by now: it would hold memory that this waits for.
+        let target = Target::Shrunk { max_len: self.largest_inline() };
+        let encoded = self.encode(picture, target, deadline).await?;
+        let sent = self.send(&encoded.jpeg, Format::Jpeg, Prepared::Shrunk, deadline).await?;
+        if let Some(refusal) = &refusal {
+            // Only now: a picture that NVIDIA takes in no way says nothing of uploads.
+            self.note_refusal(refusal);
+        }
+        match sent {
+            Sent::Embedded(inferred) => {
+                let in_vain = refusal.as_ref().map_or(0, inferences);
+                Ok(embedding(inferred, Prepared::Shrunk, in_vain))
+            }
+            Sent::Refused(refusal) => Err(refusal.into()),
+            Sent::TooLarge => Err(Error::StillTooLarge),
+        }
+    }
+
+    /// Sends bytes that NVIDIA reads, by the way that fits their size.
+    async fn send(
+        &self,
+        content: &Content,
+        format: Format,
+        prepared: Prepared,
+        deadline: Instant,
+    ) -> Result<Sent, nvidia::Error> {
+        let media_type = format.media_type();
+        let inferred = match content {
+            Content::Memory(bytes) if bytes.len() <= self.largest_inline() => {
+                self.nvidia.infer(&InlineImage::new(media_type, bytes), deadline).await?
+            }
+            _ if prepared == Prepared::Shrunk || !self.may_upload() => return Ok(Sent::TooLarge),
+            _ => match self.infer_uploaded(media_type, content, deadline).await {
+                Ok(inferred) => inferred,
+                Err(failure) if failure.is_about_uploads() => return Ok(Sent::Refused(failure)),
+                Err(failure) => return Err(failure),
+            },
+        };
+        Ok(Sent::Embedded(inferred))
+    }
+
+    async fn infer_uploaded(
+        &self,
+        media_type: &str,
+        content: &Content,
+        deadline: Instant,
+    ) -> Result<Inferred, nvidia::Error> {
+        // An upload that hangs shall leave the time to do without.
+        let now = Instant::now();
+        let upload_deadline = now + deadline.saturating_duration_since(now) / 2;
+        let asset = self.nvidia.upload(media_type, content, upload_deadline).await?;
+        self.nvidia.infer_asset(&asset, deadline).await
+    }
+
+    /// Re-encodes off the async threads, within the memory that all decodes share.
+    async fn encode(
+        &self,
+        picture: &Picture,
+        target: Target,
+        deadline: Instant,
+    ) -> Result<Encoded, Error> {
+        let asked = picture.clone();
+        let cost = spawn_blocking(move || target.cost(&asked)).await??;
+        let mut reserved = match self.decoding.reserve(cost, deadline).await {
+            Ok(reserved) => reserved,
+            Err(budget::Error::TooLarge { wanted, total }) => {
+                return Err(image::Error::TooMuchToDecode { needed: wanted, limit: total }.into());
+            }
+            Err(budget::Error::Exhausted) => return Err(Error::Busy("memory to decode in")),
+        };
+        let picture = picture.clone();
+        // The reservation goes along: the thread works on when nobody waits for it any more.
+        spawn_blocking(move || {
+            let jpeg = target.encode(&picture, cost)?;
+            reserved.shrink_to(jpeg.len() as u64);
+            Ok(Encoded { jpeg: Content::Memory(jpeg.into()), _reserved: reserved })
+        })
+        .await?
+    }
+
+    fn may_upload(&self) -> bool {
+        let until = *self.no_uploads_until.lock().unwrap_or_else(PoisonError::into_inner);
+        self.settings.large_images == LargeImages::Asset
+            && until.is_none_or(|until| until <= Instant::now())
+    }
+
+    fn note_refusal(&self, refusal: &nvidia::Error) {
+        let memory = match refusal.verdict {
+            Verdict::NoAssets => self.settings.asset_memory,
+            _ => self.settings.asset_memory.min(OUTAGE_MEMORY),
+        };
+        tracing::warn!(
+            error = %refusal,
+            spared_s = memory.as_secs(),
+            "NVIDIA does not take uploads: large pictures are shrunk instead"
+        );
+        *self.no_uploads_until.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Instant::now() + memory);
+    }
+}
+
+fn embedding(inferred: Inferred, prepared: Prepared, in_vain: u32) -> Embedding {
+    let Inferred { vector, tries } = inferred;
+    Embedding { vector, prepared, origin: Origin::Asked, tries: in_vain + tries }
+}
+
+/// The inference calls of a failure.
+fn inferences(failure: &nvidia::Error) -> u32 {
+    if failure.operation.is_inference() { failure.tries } else { 0 }
+}

@@ -1,0 +1,247 @@
+//! One small file for each embedding, `<2 hex>/<64 hex>`, named by its key.
+//!
+//! A file is written beside and renamed, so that it is whole or not there; it is not synced, so a
+//! power cut may leave one that is not what was written. That, and anything else that is wrong
+//! with it, the checksum tells: such a file is as good as none. All of this blocks.
+
+use std::{
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use super::{Key, Stored};
+use crate::{embed::Prepared, nvidia::Vector};
+
+/// What files begin with; the number is the version of their form.
+const MAGIC: &str = "imagesvc-vector 1";
+
+/// The longest file that is read, in bytes: NVIDIA's answers are read up to 1 MiB.
+const MAX_FILE: u64 = (1 << 20) + 256;
+
+/// What file systems give out: a file takes whole blocks, in bytes.
+const BLOCK: u64 = 4096;
+
+/// Where files are written before they get their name.
+const STAGED: &str = ".staged";
+
+/// The files of a folder that nobody else writes to, bounded in bytes together.
+#[derive(Debug)]
+pub(super) struct Disk {
+    folder: PathBuf,
+    limit: u64,
+    /// Bytes in all files; unknown until the folder was looked through.
+    used: Mutex<Option<u64>>,
+    next: AtomicU64,
+    fails: AtomicBool,
+}
+
+/// Why a file is not used.
+#[derive(Debug, thiserror::Error)]
+enum Unusable {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("it is not what was written")]
+    Damaged,
+}
+
+impl Disk {
+    pub(super) fn new(folder: PathBuf, limit: u64) -> Self {
+        Self {
+            folder,
+            limit,
+            used: Mutex::new(None),
+            next: AtomicU64::new(0),
+            fails: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn read(&self, key: &Key) -> Option<Stored> {
+        match self.try_read(key) {
+            Ok(stored) => Some(stored),
+            Err(Unusable::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                tracing::warn!(%error, key = hex(key), "an embedding on disk cannot be used: NVIDIA is asked again");
+                None
+            }
+        }
+    }
+
+    pub(super) fn write(&self, key: &Key, stored: &Stored) {
+        self.note(self.try_write(key, stored));
+    }
+
+    /// Removes what was left unfinished, and the oldest files beyond the limit.
+    pub(super) fn tidy(&self) {
+        self.note(self.try_tidy());
+    }
+
+    /// Says it once when the cache begins to fail, and when it works again.
+    fn note(&self, outcome: io::Result<()>) {
+        let failed = self.fails.swap(outcome.is_err(), Ordering::Relaxed);
+        match outcome {
+            Err(error) if !failed => {
+                tracing::warn!(%error, "embeddings cannot be kept on disk: a restart will pay for them again");
+            }
+            Ok(()) if failed => tracing::info!("embeddings are kept on disk again"),
+            _ => {}
+        }
+    }
+
+    fn try_read(&self, key: &Key) -> Result<Stored, Unusable> {
+        let mut bytes = Vec::new();
+        File::open(self.path(key))?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+        decode(key, &bytes).ok_or(Unusable::Damaged)
+    }
+
+    fn try_write(&self, key: &Key, stored: &Stored) -> io::Result<()> {
+        let bytes = encode(key, stored);
+        let size = on_disk(bytes.len() as u64);
+        let path = self.path(key);
+        let staged = self.folder.join(STAGED);
+        let staged_file = staged.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let mut used = self.lock();
+        let known = self.make_room(&mut used, size)?;
+        if size > self.limit {
+            return Ok(());
+        }
+        fs::create_dir_all(&staged)?;
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let replaced = fs::metadata(&path).map_or(0, |file| on_disk(file.len()));
+        let written = File::create(&staged_file)
+            .and_then(|mut file| file.write_all(&bytes))
+            .and_then(|()| fs::rename(&staged_file, &path));
+        if let Err(error) = written {
+            // The first error is what matters; what is left, the next start removes.
+            let _ = fs::remove_file(&staged_file);
+            return Err(error);
+        }
+        *used = Some((known + size).saturating_sub(replaced));
+        Ok(())
+    }
+
+    /// Sees to it that so many bytes fit, and says how many are in use.
+    fn make_room(&self, used: &mut Option<u64>, size: u64) -> io::Result<u64> {
+        let keep = match used.take() {
+            Some(known) if known.saturating_add(size) <= self.limit => {
+                return Ok(*used.insert(known));
+            }
+            // More goes than must, so that not every picture looks through all files.
+            Some(_) => self.limit - self.limit / 8,
+            None => self.limit,
+        };
+        Ok(*used.insert(self.sweep(keep.saturating_sub(size))?))
+    }
+
+    fn try_tidy(&self) -> io::Result<()> {
+        let mut used = self.lock();
+        for leftover in entries(&self.folder.join(STAGED))? {
+            fs::remove_file(leftover?.path())?;
+        }
+        *used = Some(self.sweep(self.limit)?);
+        Ok(())
+    }
+
+    /// Removes the oldest files until at most so many bytes are left, and says how many are.
+    fn sweep(&self, limit: u64) -> io::Result<u64> {
+        let mut files = Vec::new();
+        for folder in entries(&self.folder)? {
+            let folder = folder?;
+            if folder.file_name() == OsStr::new(STAGED) || !folder.file_type()?.is_dir() {
+                continue;
+            }
+            for file in entries(&folder.path())? {
+                let file = file?;
+                let about = file.metadata()?;
+                if !about.is_file() {
+                    continue;
+                }
+                let written = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                files.push((written, on_disk(about.len()), file.path()));
+            }
+        }
+        files.sort_unstable();
+        let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
+        for (_, size, path) in files {
+            if total <= limit {
+                break;
+            }
+            fs::remove_file(path)?;
+            total -= size;
+        }
+        Ok(total)
+    }
+
+    fn path(&self, key: &Key) -> PathBuf {
+        let name = hex(key);
+        self.folder.join(&name[..2]).join(name)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<u64>> {
+        // After a panic the number may be off: it is counted anew.
+        self.used.lock().unwrap_or_else(|poisoned| {
+            let mut used = PoisonError::into_inner(poisoned);
+            *used = None;
+            used
+        })
+    }
+}
+
+/// The entries of a folder; none if it is not there.
+fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => Some(entries),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    Ok(entries.into_iter().flatten())
+}
+
+fn on_disk(len: u64) -> u64 {
+    len.max(1).next_multiple_of(BLOCK)
+}
+
+/// A line that describes the text, and the text: `head` and `jq` read it.
+fn encode(key: &Key, stored: &Stored) -> Vec<u8> {
+    let (text, prepared) = (stored.vector.json().get(), stored.prepared.name());
+    let checksum = checksum(key, prepared, text.as_bytes());
+    format!("{MAGIC} {prepared} {} {checksum}\n{text}\n", text.len()).into()
+}
+
+fn decode(key: &Key, bytes: &[u8]) -> Option<Stored> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (head, rest) = text.split_once('\n')?;
+    let text = rest.strip_suffix('\n')?;
+    let mut fields = head.strip_prefix(MAGIC)?.strip_prefix(' ')?.split(' ');
+    let (name, length, sum) = (fields.next()?, fields.next()?, fields.next()?);
+    if length != text.len().to_string() || sum != checksum(key, name, text.as_bytes()) {
+        return None;
+    }
+    let prepared = Prepared::ALL.into_iter().find(|prepared| prepared.name() == name)?;
+    let vector = Vector::check(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
+    Some(Stored { vector, prepared })
+}
+
+/// The key is in it: a file under another's name is a damaged one.
+fn checksum(key: &Key, prepared: &str, text: &[u8]) -> String {
+    let sum = Sha256::new().chain_update(key).chain_update(prepared).chain_update(text);
+    hex(&sum.finalize().into())
+}
+
+fn hex(bytes: &[u8; 32]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::nvidia::DIMENSIONS;
+
+fn stored(number: &str) -> Stored {
+    let text = format!("[{}]", [number; DIMENSIONS].join(", "));
+    let raw = RawValue::from_string(text).unwrap();
+    Stored { vector: Vector::check(&raw).unwrap(), prepared: Prepared::Shrunk }
+}
+
+fn disk(limit: u64) -> (TempDir, Disk) {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::new(folder.path().join(".vectors"), limit);
+    (folder, disk)
+}
+
+/// What a vector of `stored` takes.
+fn size() -> u64 {
+    on_disk(encode(&[0; 32], &stored("0.5")).len() as u64)
+}
+
+fn total(disk: &Disk) -> u64 {
+    let all = |folder: &Path| entries(folder).unwrap().map(Result::unwrap).collect::<Vec<_>>();
+    let folders = all(&disk.folder);
+    let files = folders.iter().flat_map(|folder| all(&folder.path()));
+    files.map(|file| on_disk(file.metadata().unwrap().len())).sum()
+}
+
+/// Makes a file older.
+fn age(disk: &Disk, key: &Key, seconds: u64) {
+    let time = SystemTime::now() - Duration::from_secs(seconds);
+    File::options().append(true).open(disk.path(key)).unwrap().set_modified(time).unwrap();
+}
+
+#[test]
+fn what_is_written_is_read_to_the_letter() {
+    let (_folder, disk) = disk(1 << 20);
+    disk.write(&[0xab; 32], &stored("-0.10e-2"));
+    let read = disk.read(&[0xab; 32]).unwrap();
+    assert_eq!(read.vector.json().get(), stored("-0.10e-2").vector.json().get());
+    assert_eq!(read.prepared, Prepared::Shrunk);
+    assert!(disk.read(&[0xac; 32]).is_none());
+    let name = "ab".repeat(32);
+    let text = fs::read_to_string(disk.folder.join("ab").join(name)).unwrap();
+    assert!(text.starts_with("imagesvc-vector 1 shrunk "), "{text:.60}");
+}
+
+#[test]
+fn a_newer_vector_replaces_the_older_and_counts_once() {
+    for limit in [size(), 10 * size()] {
+        let (_folder, disk) = disk(limit);
+        for number in ["0.1", "0.2", "0.3"] {
+            disk.write(&[1; 32], &stored(number));
+            let read = disk.read(&[1; 32]).unwrap();
+            assert_eq!(read.vector.json().get(), stored(number).vector.json().get());
+        }
+        assert_eq!((*disk.lock(), total(&disk)), (Some(size()), size()));
+    }
+}
+
+#[test]
+fn a_file_under_another_name_is_none() {
+    let (_folder, disk) = disk(1 << 20);
+    disk.write(&[1; 32], &stored("0.5"));
+    let other = disk.path(&[2; 32]);
+    fs::create_dir_all(other.parent().unwrap()).unwrap();
+    fs::copy(disk.path(&[1; 32]), other).unwrap();
+    assert!(disk.read(&[2; 32]).is_none());
+}
+
+proptest! {
+    #[test]
+    fn any_change_of_a_byte_and_any_cut_is_noticed(
+        at in any::<proptest::sample::Index>(), change in 1u8..=255, cut in any::<bool>(),
+    ) {
+        let whole = encode(&[3; 32], &stored("0.125"));
+        let mut bytes = whole.clone();
+        let at = at.index(bytes.len());
+        if cut { bytes.truncate(at) } else { bytes[at] ^= change }
+        prop_assert!(decode(&[3; 32], &bytes).is_none());
+        prop_assert!(decode(&[3; 32], &whole).is_some());
+    }
+
+    #[test]
+    fn garbage_is_no_vector(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        prop_assert!(decode(&[3; 32], &bytes).is_none());
+        let framed = [MAGIC.as_bytes(), b" ", &bytes].concat();
+        prop_assert!(decode(&[3; 32], &framed).is_none());
+    }
+}
+
+#[test]
+fn the_limit_holds_and_the_oldest_go_first() {
+    let (_folder, disk) = disk(size() * 10);
+    for n in 0..30u8 {
+        disk.write(&[n; 32], &stored("0.5"));
+        age(&disk, &[n; 32], 1000 - u64::from(n));
+        let total = total(&disk);
+        assert!(total <= size() * 10, "{total}");
+        assert_eq!(*disk.lock(), Some(total));
+        assert!(disk.read(&[n; 32]).is_some(), "the newest stays");
+    }
+    let kept: Vec<_> = (0..30u8).filter(|n| disk.read(&[*n; 32]).is_some()).collect();
+    assert!(kept.len() >= 8, "{kept:?}");
+    assert_eq!(kept, (30 - kept.len() as u8..30).collect::<Vec<_>>(), "the newest");
+}
+
+#[test]
+fn a_limit_below_one_vector_keeps_none() {
+    let (_folder, disk) = disk(100);
+    disk.write(&[1; 32], &stored("0.5"));
+    assert_eq!(total(&disk), 0);
+}
+
+#[test]
+fn a_lower_limit_after_a_restart_and_leftovers_are_tidied() {
+    let (folder, disk) = disk(size() * 10);
+    for n in 0..10u8 {
+        disk.write(&[n; 32], &stored("0.5"));
+        age(&disk, &[n; 32], 1000 - u64::from(n));
+    }
+    fs::write(disk.folder.join(STAGED).join("0"), "half").unwrap();
+    let disk = Disk::new(folder.path().join(".vectors"), size() * 3);
+    disk.tidy();
+    assert_eq!(total(&disk), size() * 3);
+    assert!((7..10u8).all(|n| disk.read(&[n; 32]).is_some()));
+    assert!(entries(&disk.folder.join(STAGED)).unwrap().next().is_none());
+}
+
+#[test]
+fn a_folder_that_cannot_be_used_costs_nothing_but_the_cache() {
+    let (_folder, disk) = disk(1 << 20);
+    fs::write(&disk.folder, "a file where the folder should be").unwrap();
+    disk.tidy();
+    disk.write(&[1; 32], &stored("0.5"));
+    assert!(disk.read(&[1; 32]).is_none());
+    assert!(disk.fails.load(Ordering::Relaxed));
+    // It heals by itself.
+    fs::remove_file(&disk.folder).unwrap();
+    disk.write(&[1; 32], &stored("0.5"));
+    assert!(disk.read(&[1; 32]).is_some());
+    assert!(!disk.fails.load(Ordering::Relaxed));
+    // Also from being emptied meanwhile.
+    fs::remove_dir_all(&disk.folder).unwrap();
+    disk.write(&[1; 32], &stored("0.5"));
+    assert!(disk.read(&[1; 32]).is_some());
+}
+
+#[test]
+fn a_folder_in_the_place_of_a_file_is_none() {
+    let (_folder, disk) = disk(1 << 20);
+    fs::create_dir_all(disk.path(&[1; 32])).unwrap();
+    assert!(disk.read(&[1; 32]).is_none());
+    disk.write(&[1; 32], &stored("0.5"));
+    assert!(disk.read(&[1; 32]).is_none());
+    disk.write(&[2; 32], &stored("0.5"));
+    assert!(disk.read(&[2; 32]).is_some());
+}

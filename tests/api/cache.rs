@@ -1,0 +1,413 @@
+//! No picture is paid twice.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use futures_util::future::join_all;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use crate::support::{
+    Answer, Child, HUBBLE, Nvidia, ROCKET, Reply, TestApp, embedding, embedding_of, metric, number,
+    tiny, variant,
+};
+
+/// An embedding that tells which picture it is of.
+fn telling(number: usize) -> Reply {
+    embedding_of(&format!("[{}]", vec![format!("{number}.5e-3"); 1536].join(",")))
+}
+
+fn tells(answer: &Answer, number: usize) -> bool {
+    let expected: f64 = format!("{number}.5e-3").parse().unwrap();
+    answer.vector().iter().all(|value| *value == expected)
+}
+
+/// The files of the cache.
+fn vectors(app: &TestApp) -> Vec<PathBuf> {
+    let folders =
+        fs::read_dir(app.folder().join(".vectors")).unwrap().map(|entry| entry.unwrap().path());
+    let folders = folders.filter(|folder| folder.file_name().unwrap().len() == 2);
+    folders
+        .flat_map(|folder| fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()))
+        .collect()
+}
+
+async fn assert_cached(app: &TestApp, picture: &[u8], cache: &str) -> Answer {
+    let answer = app.upload(picture, "a.jpg").await;
+    answer.vector();
+    assert_eq!(answer.header("x-cache"), cache);
+    answer
+}
+
+#[tokio::test]
+async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
+    let origin = crate::support::Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let nvidia = Nvidia::well().await;
+    let allow = origin.address.to_string();
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &allow)]).await;
+    let first = assert_cached(&app, ROCKET, "miss").await;
+    for again in [
+        app.upload(ROCKET, "b.jpg").await,
+        app.base64(ROCKET).await,
+        app.by_address(&origin.url("/")).await,
+    ] {
+        assert_eq!(again.header("x-cache"), "hit");
+        assert_eq!(again.vector(), first.vector());
+        assert_eq!(again.json()["prepared"], "original");
+        assert_ne!(again.json()["saved_as"], first.json()["saved_as"]);
+    }
+    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(app.saved().len(), 4);
+    assert_cached(&app, &variant(ROCKET, 1), "miss").await;
+    let metrics = app.get("/metrics").await.text();
+    assert_eq!(metric(&metrics, "imagesvc_cache_lookups_total{outcome=\"memory\"}"), 3.0);
+    assert_eq!(metric(&metrics, "imagesvc_cache_lookups_total{outcome=\"miss\"}"), 2.0);
+}
+
+#[tokio::test]
+async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_LARGE_IMAGES", "shrink")]).await;
+    for cache in ["miss", "hit"] {
+        assert_eq!(assert_cached(&app, HUBBLE, cache).await.json()["prepared"], "shrunk");
+    }
+    let folder = app.stop().await;
+    let app = TestApp::in_folder(folder, &nvidia, &[]).await;
+    assert_eq!(assert_cached(&app, HUBBLE, "hit").await.json()["prepared"], "shrunk");
+}
+
+#[tokio::test]
+async fn a_hundred_identical_pictures_at_once_are_one_call() {
+    let (gate, _) = watch::channel(false);
+    let reply = embedding().held(&gate);
+    let nvidia = Nvidia::replying(vec![reply]).await;
+    let app =
+        TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200")]).await;
+    let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
+    let open = async {
+        // Everybody waits for the one call by then.
+        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 100.0 {}
+        gate.send(true).unwrap();
+    };
+    let (answers, ()) = tokio::join!(uploads, open);
+    assert_eq!(nvidia.lines().len(), 1);
+    let paid = answers.iter().filter(|answer| answer.header("x-cache") == "miss").count();
+    assert_eq!(paid, 1);
+    assert!(answers.iter().all(|answer| answer.vector().len() == 1536));
+    assert_eq!(app.saved().len(), 100);
+}
+
+#[tokio::test]
+async fn the_leaders_client_may_leave_and_the_others_are_served_by_its_call() {
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let app = TestApp::against(&nvidia).await;
+    tokio::select! {
+        _ = app.upload(ROCKET, "leader.jpg") => panic!("answered behind a closed gate"),
+        _ = nvidia.wait_for(1) => {} // the leader leaves
+    }
+    let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
+    let open = async {
+        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 11.0 {}
+        gate.send(true).unwrap();
+    };
+    for answer in tokio::join!(others, open).0 {
+        answer.vector();
+        assert_eq!(answer.header("x-cache"), "hit");
+    }
+    assert_eq!(nvidia.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn when_every_client_leaves_the_call_finishes_and_the_next_request_is_a_hit() {
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    // Also where the picture lies in a file, and uploads are polled and deleted: all of it goes on.
+    let app = TestApp::against(&nvidia).await;
+    {
+        let uploads = (0..5).map(|_| app.upload(ROCKET, "a.jpg"));
+        tokio::select! {
+            _ = join_all(uploads) => panic!("answered behind a closed gate"),
+            _ = nvidia.wait_for(1) => {}
+        }
+    }
+    gate.send(true).unwrap();
+    assert_cached(&app, ROCKET, "hit").await;
+    assert_eq!(nvidia.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn a_large_pictures_call_finishes_without_its_client() {
+    let (gate, _) = watch::channel(false);
+    let held = gate.clone();
+    let nvidia = Nvidia::with_uploads(move |request| {
+        (request.line() == "POST /v2/nvcf/assets").then(|| {
+            let host = request.header("host").unwrap();
+            let asset = Nvidia::ASSET;
+            Reply::json(
+                200,
+                format!(r#"{{"assetId":"{asset}","uploadUrl":"http://{host}/upload/{asset}"}}"#),
+            )
+            .held(&held)
+        })
+    })
+    .await;
+    let app = TestApp::against(&nvidia).await;
+    tokio::select! {
+        _ = app.upload(HUBBLE, "a.jpg") => panic!("answered behind a closed gate"),
+        _ = nvidia.wait_for(1) => {}
+    }
+    gate.send(true).unwrap();
+    let received = nvidia.wait_for(4).await;
+    assert!(received[1].body == HUBBLE, "the file outlives the request");
+    assert_cached(&app, HUBBLE, "hit").await;
+}
+
+#[tokio::test]
+async fn who_joins_late_is_not_failed_by_the_leaders_deadline() {
+    // The first call hangs, and takes its leader's deadline with it.
+    let nvidia = Nvidia::replying(vec![Reply::Hang, embedding()]).await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_REQUEST_TIMEOUT", "1s")]).await;
+    let late = async {
+        nvidia.wait_for(1).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        app.upload(ROCKET, "late.jpg").await
+    };
+    let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), late);
+    assert_eq!(leader.status, 504);
+    late.vector();
+    assert_eq!(nvidia.lines().len(), 2);
+}
+
+#[tokio::test]
+async fn a_failure_is_shared_but_not_remembered() {
+    let (gate, _) = watch::channel(false);
+    let refused = Reply::status(422).held(&gate);
+    let nvidia = Nvidia::replying(vec![refused, embedding()]).await;
+    let app = TestApp::against(&nvidia).await;
+    let uploads = join_all((0..5).map(|_| app.upload(ROCKET, "a.jpg")));
+    let open = async {
+        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 5.0 {}
+        gate.send(true).unwrap();
+    };
+    let (answers, ()) = tokio::join!(uploads, open);
+    for answer in answers {
+        assert_eq!(
+            (answer.status, answer.json()["code"].as_str()),
+            (422, Some("embedding_rejected"))
+        );
+        assert!(app.saved().contains(&answer.json()["saved_as"].as_str().unwrap().to_owned()));
+    }
+    assert_eq!(nvidia.lines().len(), 1);
+    assert_cached(&app, ROCKET, "miss").await;
+}
+
+#[tokio::test]
+async fn a_restart_does_not_pay_again() {
+    let nvidia = Nvidia::scripted(|request, _| telling(number(request))).await;
+    let app = TestApp::against(&nvidia).await;
+    for n in 1..=5 {
+        assert!(tells(&assert_cached(&app, &tiny(n), "miss").await, n));
+    }
+    let folder = app.stop().await;
+    let app = TestApp::in_folder(folder, &nvidia, &[]).await;
+    for n in 1..=5 {
+        assert!(tells(&assert_cached(&app, &tiny(n), "hit").await, n));
+    }
+    assert_eq!(nvidia.lines().len(), 5);
+    let metrics = app.get("/metrics").await.text();
+    assert_eq!(metric(&metrics, "imagesvc_cache_lookups_total{outcome=\"disk\"}"), 5.0);
+}
+
+#[tokio::test]
+async fn another_address_of_the_model_has_a_cache_of_its_own() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    assert_cached(&app, ROCKET, "miss").await;
+    let folder = app.stop().await;
+    let elsewhere = Nvidia::well().await;
+    let app = TestApp::in_folder(folder, &elsewhere, &[]).await;
+    assert_cached(&app, ROCKET, "miss").await;
+    assert_eq!(elsewhere.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn the_sandbox_and_nvidia_never_share_a_vector() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    let real = assert_cached(&app, ROCKET, "miss").await;
+    let app = TestApp::sandbox_in(app.stop().await).await;
+    let imitated = assert_cached(&app, ROCKET, "miss").await;
+    assert_eq!(imitated.json()["model"], "sandbox/perceptual");
+    assert_ne!(imitated.vector(), real.vector());
+    // Each finds its own again.
+    let app = TestApp::sandbox_in(app.stop().await).await;
+    assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), imitated.vector());
+    let app = TestApp::in_folder(app.stop().await, &nvidia, &[]).await;
+    assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), real.vector());
+    assert_eq!(nvidia.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn no_cache_asks_anew_and_never_joins_anothers_call() {
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![telling(1).held(&gate), telling(2), telling(3)]).await;
+    let app = TestApp::against(&nvidia).await;
+    let anew = || app.send(app.upload_request(ROCKET, "a.jpg").header("cache-control", "no-cache"));
+    let first = app.upload(ROCKET, "a.jpg");
+    let second = async {
+        nvidia.wait_for(1).await;
+        let second = anew().await;
+        gate.send(true).unwrap();
+        second
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert!(tells(&first, 1) && tells(&second, 2));
+    assert_eq!(second.header("x-cache"), "miss");
+    let third = anew().await;
+    assert!(tells(&third, 3));
+    // What was asked anew is what is remembered.
+    let hit = assert_cached(&app, ROCKET, "hit").await;
+    assert!(tells(&hit, 3));
+    assert_eq!(nvidia.lines().len(), 3);
+}
+
+#[tokio::test]
+async fn with_both_levels_off_every_picture_is_paid() {
+    let nvidia = Nvidia::well().await;
+    let settings = [("IMAGESVC_CACHE_MEMORY", "0"), ("IMAGESVC_CACHE_DISK", "0")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    assert_cached(&app, ROCKET, "miss").await;
+    assert_cached(&app, ROCKET, "miss").await;
+    assert_eq!(nvidia.lines().len(), 2);
+    assert!(!app.folder().join(".vectors").exists());
+}
+
+/// What may happen to a file, or to the folder, while the service is away.
+type Harm = fn(&[PathBuf]);
+
+#[tokio::test]
+async fn a_damaged_cache_costs_the_cache_and_never_the_service() {
+    let harms: [(&str, Harm); 6] = [
+        ("cut", |files| {
+            files
+                .iter()
+                .for_each(|file| fs::write(file, &fs::read(file).unwrap()[..1000]).unwrap());
+        }),
+        ("emptied", |files| files.iter().for_each(|file| fs::write(file, "").unwrap())),
+        ("changed", |files| {
+            for file in files {
+                let text = fs::read_to_string(file).unwrap().replacen(".5e-3", ".6e-3", 1);
+                fs::write(file, text).unwrap();
+            }
+        }),
+        ("exchanged", |files| {
+            let first = fs::read(&files[0]).unwrap();
+            fs::copy(&files[1], &files[0]).unwrap();
+            fs::write(&files[1], first).unwrap();
+        }),
+        ("turned into folders", |files| {
+            for file in files {
+                fs::remove_file(file).unwrap();
+                fs::create_dir(file).unwrap();
+            }
+        }),
+        ("replaced by a file", |files| {
+            let folder = files[0].parent().unwrap().parent().unwrap();
+            fs::remove_dir_all(folder).unwrap();
+            fs::write(folder, "no folder").unwrap();
+        }),
+    ];
+    for (name, harm) in harms {
+        let nvidia = Nvidia::scripted(|request, _| telling(number(request))).await;
+        let app = TestApp::against(&nvidia).await;
+        for n in [1, 2] {
+            assert_cached(&app, &tiny(n), "miss").await;
+        }
+        let mut files = vectors(&app);
+        while files.len() < 2 {
+            // Written behind the answers' backs.
+            tokio::task::yield_now().await;
+            files = vectors(&app);
+        }
+        let folder = app.stop().await;
+        harm(&files);
+        let app = TestApp::in_folder(folder, &nvidia, &[]).await;
+        for n in [1, 2] {
+            let answer = app.upload(&tiny(n), "a.png").await;
+            assert!(tells(&answer, n), "{name}");
+            assert_eq!(answer.header("x-cache"), "miss", "{name}");
+        }
+        for n in [1, 2] {
+            assert!(tells(&assert_cached(&app, &tiny(n), "hit").await, n), "{name}");
+        }
+        assert_eq!(app.get("/ready").await.status, 200, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
+    let nvidia = Nvidia::scripted(|request, _| telling(number(request))).await;
+    let settings = [("IMAGESVC_CACHE_DISK", "128KiB"), ("IMAGESVC_CACHE_MEMORY", "0")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    for n in 0..40 {
+        assert_cached(&app, &tiny(n), "miss").await;
+        let files = vectors(&app);
+        // One may be gone by now: it is another call that sweeps.
+        let bytes: u64 =
+            files.iter().filter_map(|file| fs::metadata(file).ok()).map(|about| about.len()).sum();
+        assert!(bytes <= 128 << 10, "{bytes}");
+    }
+    let calls = nvidia.lines().len();
+    assert_eq!(
+        app.upload(&tiny(39), "a.png").await.header("x-cache"),
+        "hit",
+        "the newest is there"
+    );
+    assert_eq!(nvidia.lines().len(), calls);
+    assert_eq!(app.upload(&tiny(0), "a.png").await.header("x-cache"), "miss", "the oldest is not");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_any_number_of_power_cuts_no_vector_is_wrong() {
+    let nvidia = Nvidia::scripted(|request, _| telling(number(request))).await;
+    let folder = TempDir::new().unwrap();
+    let upstream = nvidia.settings();
+    let settings: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let client = reqwest::Client::new();
+    let upload = |child: &Child, n: usize| {
+        let body = [
+            &b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n"[..],
+            &tiny(n),
+            b"\r\n--x--\r\n",
+        ]
+        .concat();
+        let request = client
+            .post(child.url("/vectorize-image-upload"))
+            .header("content-type", "multipart/form-data; boundary=x")
+            .body(body);
+        async move {
+            let response = request.send().await?;
+            let cache = response.headers()["x-cache"].to_str().unwrap().to_owned();
+            let status = response.status().as_u16();
+            let (headers, body) = (response.headers().clone(), response.bytes().await?.to_vec());
+            Ok::<_, reqwest::Error>((Answer { status, headers, body }, cache))
+        }
+    };
+    let mut hits = 0;
+    for round in 0..15 {
+        let child = Child::start(folder.path(), &settings);
+        // What earlier rounds asked for: remembered or not, but never another's or a broken one.
+        for n in 0..round * 8 {
+            let (answer, cache) = upload(&child, n).await.unwrap();
+            assert!(tells(&answer, n), "{n} after {round} cuts");
+            hits += usize::from(cache == "hit");
+        }
+        let wait = Duration::from_micros(fastrand::u64(0..12_000));
+        tokio::select! {
+            _ = join_all((round * 8..round * 8 + 8).map(|n| upload(&child, n))) => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        child.kill();
+    }
+    assert!(hits > 300, "most is remembered: {hits}");
+}

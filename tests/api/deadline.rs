@@ -1,0 +1,151 @@
+//! One deadline over everything: however NVIDIA delays, the answer is there in time.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Answer, HUBBLE, Nvidia, ROCKET, Received, Reply, TestApp, embedding};
+
+const DEADLINE: Duration = Duration::from_millis(700);
+const GRACE: Duration = Duration::from_millis(250);
+
+const CREATE: &str = "POST /v2/nvcf/assets";
+const INFER: &str = "POST /v1/cv/nvidia/nv-dinov2";
+
+fn pending() -> Reply {
+    Reply::new(202, &[("NVCF-REQID", Nvidia::ASSET)], "")
+}
+
+fn slow(reply: Reply) -> Reply {
+    reply.after(Duration::from_millis(150))
+}
+
+/// An inference of a picture that was uploaded.
+fn is_of_asset(request: &Received) -> bool {
+    request.line() == INFER && request.header("nvcf-input-asset-references").is_some()
+}
+
+type Script = fn(&Received) -> Option<Reply>;
+
+/// What NVIDIA does, and the picture that it does it to.
+const TROUBLES: &[(&str, &[u8], Script)] = &[
+    ("it hangs", ROCKET, |_| Some(Reply::Hang)),
+    ("it fails slowly, again and again", ROCKET, |_| Some(slow(Reply::status(503)))),
+    ("it trickles", ROCKET, |_| {
+        Some(Reply::Trickle(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n".to_vec()))
+    }),
+    ("its answer stays pending", ROCKET, |_| Some(pending())),
+    ("its poll hangs", ROCKET, |request| {
+        Some(if request.method == "GET" { Reply::Hang } else { pending() })
+    }),
+    ("its results are lost", ROCKET, |request| {
+        Some(if request.method == "GET" { slow(Reply::status(404)) } else { pending() })
+    }),
+    ("it asks to wait just too long", ROCKET, |_| {
+        Some(Reply::new(429, &[("retry-after", "1")], ""))
+    }),
+    ("creating hangs", HUBBLE, |request| (request.line() == CREATE).then_some(Reply::Hang)),
+    ("creating and inference hang", HUBBLE, |request| {
+        matches!(request.line().as_str(), CREATE | INFER).then_some(Reply::Hang)
+    }),
+    ("the upload hangs", HUBBLE, |request| (request.method == "PUT").then_some(Reply::Hang)),
+    ("the upload hangs, then inference", HUBBLE, |request| {
+        (request.method == "PUT" || request.line() == INFER).then_some(Reply::Hang)
+    }),
+    ("inference of the upload hangs", HUBBLE, |request| {
+        is_of_asset(request).then_some(Reply::Hang)
+    }),
+    ("inference of the upload is refused, that of the shrunk picture pends", HUBBLE, |request| {
+        match request.line().as_str() {
+            _ if is_of_asset(request) => Some(slow(Reply::status(422))),
+            INFER => Some(pending()),
+            line if line.starts_with("GET") => Some(slow(pending())),
+            _ => None,
+        }
+    }),
+    ("everything fails slowly", HUBBLE, |_| Some(slow(Reply::status(500)))),
+];
+
+async fn send(app: &TestApp, picture: &[u8]) -> (Answer, Duration) {
+    let started = Instant::now();
+    let answer = app.upload(picture, "a.jpg").await;
+    (answer, started.elapsed())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_comes_before_the_deadline_and_a_little_more_whatever_nvidia_does() {
+    for (name, picture, script) in TROUBLES {
+        let mut late = Vec::new();
+        // A machine may be busy with other tests: what is late by itself is late every time.
+        for _ in 0..3 {
+            let nvidia = Nvidia::with_uploads(script).await;
+            let settings = [("IMAGESVC_REQUEST_TIMEOUT", "700ms"), ("NVIDIA_TIMEOUT", "300ms")];
+            let app = TestApp::configured(&nvidia, &settings, |config| {
+                config.nvidia.retry.base = Duration::from_millis(100);
+            })
+            .await;
+            let (answer, elapsed) = send(&app, picture).await;
+            if answer.status != 200 {
+                let problem = answer.json();
+                assert!(problem["code"].as_str().unwrap().starts_with("embedding_"), "{name}");
+                assert!(problem["saved_as"].is_string(), "{name}: {problem}");
+            }
+            if elapsed < DEADLINE + GRACE {
+                late.clear();
+                break;
+            }
+            late.push(elapsed);
+        }
+        assert!(late.is_empty(), "{name}: {late:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_for_a_slot_or_for_the_pace_counts_as_well() {
+    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    for setting in [("NVIDIA_MAX_CONCURRENCY", "1"), ("NVIDIA_REQUESTS_PER_MINUTE", "1")] {
+        let settings = [("IMAGESVC_REQUEST_TIMEOUT", "700ms"), setting];
+        let app = TestApp::with_settings(&nvidia, &settings).await;
+        let before = nvidia.lines().len();
+        let second = async {
+            nvidia.wait_for(before + 1).await;
+            send(&app, HUBBLE).await
+        };
+        let ((first, _), (second, elapsed)) = tokio::join!(send(&app, ROCKET), second);
+        assert_eq!(first.status, 504);
+        assert!(matches!(second.status, 503 | 504), "{:.300}", second.text());
+        assert!(elapsed < DEADLINE + 2 * GRACE, "{elapsed:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_hangs_leaves_the_time_to_do_without() {
+    for hanging in [CREATE, "PUT"] {
+        let nvidia = Nvidia::with_uploads(move |request| {
+            request.line().starts_with(hanging).then_some(Reply::Hang)
+        })
+        .await;
+        let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_REQUEST_TIMEOUT", "4s")]).await;
+        let answer = app.upload(HUBBLE, "hubble.jpg").await;
+        answer.vector();
+        assert_eq!(answer.json()["prepared"], "shrunk");
+    }
+}
+
+#[tokio::test]
+async fn an_asset_api_that_is_gone_is_done_without_and_left_alone_for_a_while() {
+    for fault in [Reply::status(503), Reply::Cut(Vec::new()), Reply::status(301)] {
+        let nvidia = Nvidia::with_uploads(move |request| match request.line().as_str() {
+            CREATE => Some(fault.clone()),
+            INFER => Some(embedding()),
+            _ => None,
+        })
+        .await;
+        let app = TestApp::against(&nvidia).await;
+        for n in 0..2 {
+            let answer = app.upload(&crate::support::variant(HUBBLE, n), "hubble.jpg").await;
+            answer.vector();
+            assert_eq!(answer.json()["prepared"], "shrunk");
+        }
+        let creates = nvidia.lines().iter().filter(|line| *line == CREATE).count();
+        assert!(creates <= 3, "{creates}");
+    }
+}

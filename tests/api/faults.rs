@@ -1,0 +1,208 @@
+//! NVIDIA in trouble: what is tried again, what is not, and what the client is told.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures_util::{StreamExt, stream};
+
+use crate::{
+    errors::refusal,
+    support::{Answer, Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding, number, tiny},
+};
+
+const PAGE: &str = "<!DOCTYPE html>\n<html><title>upstream-secret</title></html>";
+
+fn html(status: u16) -> Reply {
+    Reply::new(status, &[("content-type", "text/html")], PAGE)
+}
+
+/// What passes, and is not noticed if the next try goes well.
+fn faults_in_passing() -> Vec<Reply> {
+    vec![
+        refusal(429),
+        refusal(500),
+        refusal(502),
+        refusal(503),
+        refusal(504),
+        Reply::status(504),
+        html(502),
+        html(200),
+        Reply::Cut(Vec::new()),
+        Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-le".to_vec()),
+        Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n".to_vec()),
+        Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n{\"metadata\":[{".to_vec()),
+        Reply::Hang,
+    ]
+}
+
+#[tokio::test]
+async fn failures_in_passing_are_tried_again_and_not_noticed() {
+    for fault in faults_in_passing() {
+        let nvidia = Nvidia::replying(vec![fault.clone(), fault, embedding()]).await;
+        let app = TestApp::with_settings(&nvidia, &[("NVIDIA_TIMEOUT", "200ms")]).await;
+        app.upload(ROCKET, "rocket.jpg").await.vector();
+        assert_eq!(nvidia.lines().len(), 3);
+    }
+}
+
+/// What becomes of an answer to an inline inference: calls, and what the client sees.
+fn fate(status: u16) -> (usize, u16, &'static str) {
+    match status {
+        400 | 413 | 415 | 422 => (1, 422, "embedding_rejected"),
+        401 | 403 => (1, 502, "embedding_unauthorized"),
+        402 | 404 | 410 => (1, 503, "embedding_exhausted"),
+        429 => (3, 503, "embedding_rate_limited"),
+        500 | 502 | 503 | 504 => (3, 502, "embedding_unavailable"),
+        200 => (1, 502, "embedding_invalid"),
+        _ => (1, 502, "embedding_unavailable"),
+    }
+}
+
+#[tokio::test]
+async fn every_status_becomes_what_the_table_says_and_names_the_saved_picture() {
+    let calls = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
+    let counted = Arc::clone(&calls);
+    let nvidia = Nvidia::scripted(move |request, _| {
+        let status = number(request);
+        *counted.lock().unwrap().entry(status).or_default() += 1;
+        refusal(u16::try_from(status).unwrap())
+    })
+    .await;
+    let app = TestApp::against(&nvidia).await;
+    for status in 200..600 {
+        let (tries, expected, code) = fate(status);
+        let answer = app.upload(&tiny(status.into()), "a.png").await;
+        let problem = assert_problem(&answer, expected, code);
+        assert_eq!(calls.lock().unwrap()[&status.into()], tries, "{status}");
+        let saved_as = problem["saved_as"].as_str().unwrap();
+        assert_eq!(problem["path"], format!("downloads/{saved_as}"));
+        assert_eq!(app.saved_bytes(saved_as), tiny(status.into()));
+        assert_eq!(answer.headers.contains_key("retry-after"), status == 429);
+    }
+}
+
+#[tokio::test]
+async fn what_lasts_is_given_up_after_three_tries_and_named() {
+    for fault in faults_in_passing() {
+        let (status, code) = match &fault {
+            Reply::Hang => (504, "embedding_timeout"),
+            Reply::Bytes(bytes) if bytes.starts_with(b"HTTP/1.1 429") => {
+                (503, "embedding_rate_limited")
+            }
+            Reply::Bytes(bytes) if bytes.starts_with(b"HTTP/1.1 200") => (502, "embedding_invalid"),
+            _ => (502, "embedding_unavailable"),
+        };
+        let nvidia = Nvidia::replying(vec![fault]).await;
+        let app = TestApp::with_settings(&nvidia, &[("NVIDIA_TIMEOUT", "50ms")]).await;
+        let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, status, code);
+        assert!(problem["saved_as"].is_string());
+        assert_eq!(nvidia.lines().len(), 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_fault_in_ten_is_not_noticed_by_ninety_nine_clients_in_a_hundred() {
+    const REQUESTS: usize = 2000;
+    let faults = faults_in_passing();
+    let random = Mutex::new(fastrand::Rng::with_seed(4));
+    let nvidia = Nvidia::scripted(move |_, _| {
+        let mut random = random.lock().unwrap();
+        if random.u8(0..10) == 0 {
+            faults[random.usize(0..faults.len())].clone()
+        } else {
+            embedding()
+        }
+    })
+    .await;
+    let deadline = Duration::from_secs(10);
+    let settings = [("NVIDIA_TIMEOUT", "300ms"), ("IMAGESVC_REQUEST_TIMEOUT", "10s")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let answers: Vec<(Answer, Duration)> = stream::iter(0..REQUESTS)
+        .map(async |n| {
+            let started = Instant::now();
+            (app.upload(&tiny(n), "a.png").await, started.elapsed())
+        })
+        .buffer_unordered(32)
+        .collect()
+        .await;
+    assert_eq!(answers.len(), REQUESTS, "every client gets an answer");
+    let served = answers.iter().filter(|(answer, _)| answer.status == 200).count();
+    assert!(served * 100 >= REQUESTS * 99, "{served}");
+    for (answer, elapsed) in answers {
+        assert!(elapsed < deadline + Duration::from_millis(250), "{elapsed:?}");
+        if answer.status != 200 {
+            assert!(answer.json()["code"].as_str().unwrap().starts_with("embedding_"));
+        }
+    }
+    let calls = nvidia.lines().len();
+    assert!(calls > REQUESTS + REQUESTS / 20, "there were faults: {calls}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_long_outage_retries_end_with_their_budget_and_service_returns_at_once() {
+    const REQUESTS: usize = 1500;
+    let is_out = Arc::new(AtomicBool::new(true));
+    let calls = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
+    let (out, counted) = (Arc::clone(&is_out), Arc::clone(&calls));
+    let nvidia = Nvidia::scripted(move |request, _| {
+        *counted.lock().unwrap().entry(number(request)).or_default() += 1;
+        if out.load(Ordering::SeqCst) { refusal(503) } else { embedding() }
+    })
+    .await;
+    let app = TestApp::against(&nvidia).await;
+    let answers = stream::iter(0..REQUESTS).map(async |n| app.upload(&tiny(n), "a.png").await);
+    let answers: Vec<_> = answers.buffer_unordered(32).collect().await;
+    assert!(answers.iter().all(|answer| answer.status == 502));
+    {
+        let calls = calls.lock().unwrap();
+        let total: usize = calls.values().sum();
+        assert!(total <= REQUESTS + REQUESTS / 4 + 100, "{total}");
+        assert!(total > REQUESTS + 400, "the budget is used: {total}");
+        assert!(calls.values().all(|calls| *calls <= 3));
+    }
+    is_out.store(false, Ordering::SeqCst);
+    for n in REQUESTS..REQUESTS + 50 {
+        app.upload(&tiny(n), "a.png").await.vector();
+    }
+    assert_eq!(calls.lock().unwrap().values().sum::<usize>(), nvidia.lines().len());
+}
+
+#[tokio::test]
+async fn a_wait_that_nvidia_asks_for_is_kept() {
+    let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_millis(2500));
+    let seconds = || "1".to_owned();
+    for (status, wait) in [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)] {
+        let wait = wait();
+        let reply = Reply::new(status, &[("retry-after", &wait)], "");
+        let nvidia = Nvidia::replying(vec![reply, embedding()]).await;
+        let app = TestApp::against(&nvidia).await;
+        let started = Instant::now();
+        app.upload(ROCKET, "rocket.jpg").await.vector();
+        // A date has no fractions: this one may be as near as 1.5 s.
+        assert!(started.elapsed() >= Duration::from_secs(1), "{wait}");
+        assert_eq!(nvidia.lines().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_wait_beyond_the_deadline_is_not_begun_and_passed_on() {
+    let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
+    for (status, wait, expected, code, seconds) in [
+        (429, "120", 503, "embedding_rate_limited", 120..=120),
+        (429, &later, 503, "embedding_rate_limited", 590..=600),
+        (503, "61", 502, "embedding_unavailable", 61..=61),
+    ] {
+        let nvidia = Nvidia::replying(vec![Reply::new(status, &[("retry-after", wait)], "")]).await;
+        let app = TestApp::against(&nvidia).await;
+        let answer = app.upload(ROCKET, "rocket.jpg").await;
+        assert_problem(&answer, expected, code);
+        assert!(seconds.contains(&answer.header("retry-after").parse::<u64>().unwrap()));
+        assert_eq!(nvidia.lines().len(), 1);
+    }
+}

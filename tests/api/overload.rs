@@ -1,0 +1,211 @@
+//! More than can be done: who is served is served in time, and the others are told so at once.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt, future::join_all, stream};
+
+use crate::support::{
+    Answer, Child, Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding, tiny,
+};
+
+/// What "at once" is.
+const AT_ONCE: Duration = Duration::from_millis(50);
+
+/// The middle one of some times: a single one may be late on a busy machine.
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[tokio::test]
+async fn no_more_pictures_are_with_nvidia_at_once_than_are_set() {
+    let nvidia = Nvidia::replying(vec![embedding().after(Duration::from_millis(50))]).await;
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_MAX_CONCURRENCY", "2")]).await;
+    let pictures: Vec<_> = (0..10).map(tiny).collect();
+    let uploads = pictures.iter().map(|picture| app.upload(picture, "a.png"));
+    for answer in join_all(uploads).await {
+        answer.vector();
+    }
+    assert_eq!(nvidia.busiest(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_hundred_at_once_as_many_are_called_for_as_the_pace_allows() {
+    let nvidia = Nvidia::well().await;
+    let settings =
+        [("NVIDIA_REQUESTS_PER_MINUTE", "40"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let pictures: Vec<_> = (0..200).map(tiny).collect();
+    let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
+    let (served, refused): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|answer| answer.status == 200);
+    assert_eq!((served.len(), nvidia.lines().len()), (40, 40));
+    for answer in &refused {
+        let problem = assert_problem(answer, 503, "embedding_rate_limited");
+        assert!(problem["saved_as"].is_string());
+        let seconds: u64 = answer.header("retry-after").parse().unwrap();
+        assert!((50..=61).contains(&seconds), "{seconds}");
+    }
+    let mut times = Vec::new();
+    for n in 200..221 {
+        let picture = tiny(n);
+        let started = Instant::now();
+        assert_problem(&app.upload(&picture, "a.png").await, 503, "embedding_rate_limited");
+        times.push(started.elapsed());
+    }
+    assert!(median(times) < AT_ONCE);
+    assert_eq!(nvidia.lines().len(), 40);
+    // What is remembered is served all the same.
+    let hit = stream::iter(&pictures).map(async |picture| app.upload(picture, "a.png").await);
+    let hits = hit.buffer_unordered(8).filter(|answer| std::future::ready(answer.status == 200));
+    assert_eq!(hits.count().await, 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_window_sees_more_calls_than_the_pace_allows() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let nvidia = Nvidia::scripted(move |_, nth| {
+        log.lock().unwrap().push(Instant::now());
+        // Tries that fail count as well.
+        if nth % 7 == 0 { Reply::status(503) } else { embedding() }
+    })
+    .await;
+    let settings = [
+        ("NVIDIA_REQUESTS_PER_MINUTE", "20"),
+        ("IMAGESVC_REQUEST_TIMEOUT", "5s"),
+        ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300"),
+    ];
+    // A second instead of a minute, and the same margin.
+    let app = TestApp::configured(&nvidia, &settings, |config| {
+        assert_eq!(config.nvidia.pace_window, Duration::from_millis(60_500));
+        config.nvidia.pace_window = Duration::from_millis(1500);
+    })
+    .await;
+    let pictures: Vec<_> = (0..120).map(tiny).collect();
+    let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
+    let served = answers.iter().filter(|answer| answer.status == 200).count();
+    // Windows begin at 0, 1.5, 3 and 4.5 s.
+    assert!((50..=80).contains(&served), "{served}");
+    let seen = seen.lock().unwrap();
+    for window in seen.windows(21) {
+        assert!(window[20] - window[0] > Duration::from_secs(1), "{:?}", window[20] - window[0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_ten_times_the_capacity_the_rest_is_shed_at_once_and_the_accepted_are_served() {
+    const SLOTS: u32 = 4;
+    const CALL: Duration = Duration::from_millis(100);
+    let nvidia = Nvidia::replying(vec![embedding().after(CALL)]).await;
+    let upstream = nvidia.settings();
+    let mut settings: Vec<_> =
+        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    // A line of all that may be at work would take 6 s: by then every request would be dead.
+    settings.extend([
+        ("NVIDIA_MAX_CONCURRENCY", "4"),
+        ("IMAGESVC_REQUEST_TIMEOUT", "2s"),
+        ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024"),
+    ]);
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(folder.path(), &settings);
+    let client = reqwest::Client::new();
+    let upload = |n: usize| {
+        let body = format!(
+            r#"{{"image_base64":"{}"}}"#,
+            base64::Engine::encode(&base64::prelude::BASE64_STANDARD, tiny(n))
+        );
+        let request = client.post(child.url("/vectorize-image-base64")).body(body);
+        async move {
+            let started = Instant::now();
+            let response = request.send().await.unwrap();
+            let (status, headers) = (response.status().as_u16(), response.headers().clone());
+            let body = response.bytes().await.unwrap().into();
+            (Answer { status, headers, body }, started.elapsed())
+        }
+    };
+    // As many at once as there are slots, and a few more: no slot is ever idle.
+    let started = Instant::now();
+    let peak = stream::iter(0..100).map(&upload).buffer_unordered(2 * SLOTS as usize);
+    let peak: Vec<_> = peak.collect().await;
+    assert!(peak.iter().all(|(answer, _)| answer.status == 200));
+    let peak = 100.0 / started.elapsed().as_secs_f64();
+
+    let capacity = f64::from(SLOTS) / CALL.as_secs_f64();
+    let interval = Duration::from_secs_f64(1.0 / (10.0 * capacity));
+    let started = Instant::now();
+    let requests = (0..1600u32).map(|n| {
+        let upload = upload(1000 + n as usize);
+        async move {
+            tokio::time::sleep_until((started + interval * n).into()).await;
+            upload.await
+        }
+    });
+    let answers = join_all(requests).await;
+    let elapsed = started.elapsed().as_secs_f64();
+    let (accepted, shed): (Vec<_>, Vec<_>) =
+        answers.into_iter().partition(|(answer, _)| answer.status != 503);
+    let served = accepted.iter().filter(|(answer, _)| answer.status == 200).count();
+    let goodput = served as f64 / elapsed;
+    println!(
+        "peak {peak:.1}/s, goodput {goodput:.1}/s; shed {}, after {:?} in the median",
+        shed.len(),
+        median(shed.iter().map(|(_, elapsed)| *elapsed).collect())
+    );
+    assert!(goodput >= 0.9 * peak, "{goodput} of {peak}");
+    assert!(served * 100 >= accepted.len() * 99, "{served} of {}", accepted.len());
+    for (answer, _) in &shed {
+        assert_problem(answer, 503, "overloaded");
+        assert_eq!(answer.header("retry-after"), "5");
+    }
+    assert!(median(shed.iter().map(|(_, elapsed)| *elapsed).collect()) < AT_ONCE);
+}
+
+#[tokio::test]
+async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IN_FLIGHT", "1")]).await;
+    let busy = app.upload(ROCKET, "first.jpg");
+    let refused = async {
+        nvidia.wait_for(1).await;
+        for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
+            let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
+            // The header alone: the body never comes.
+            let head = format!(
+                "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
+                 content-length: 1000\r\nexpect: 100-continue\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+            assert!(
+                answer.contains("\"overloaded\"") && answer.contains("retry-after: 5"),
+                "{answer}"
+            );
+        }
+    };
+    tokio::select! { answer = busy => panic!("{answer:?}"), () = refused => {} }
+}
+
+#[tokio::test]
+async fn a_body_that_memory_has_no_room_for_is_refused() {
+    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    let settings = [("IMAGESVC_MAX_IMAGE_BYTES", "3MiB"), ("IMAGESVC_MAX_BUFFERED_BYTES", "6MiB")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let chunked = || {
+        // No length: the largest is reserved.
+        let body = reqwest::Body::wrap(http_body_util::StreamBody::new(stream::pending::<
+            Result<http_body::Frame<bytes::Bytes>, std::io::Error>,
+        >()));
+        app.send(app.client.post(app.url("/vectorize-image-base64")).body(body))
+    };
+    // Neither body ever comes; the second is refused because of the first.
+    let answer = tokio::select! { answer = chunked() => answer, answer = chunked() => answer };
+    assert_problem(&answer, 503, "overloaded");
+    assert_eq!(answer.header("retry-after"), "5");
+}
