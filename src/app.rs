@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tokio::sync::Semaphore;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
@@ -21,7 +21,14 @@ use crate::{
     embed::{Embedder, Source},
     error::Error,
     fetch::{Fetcher, Lookup},
-    guard::{drain::drain, observe::observe},
+    guard::{
+        client::TrustedProxies,
+        cut::cut,
+        drain::drain,
+        gate::{Gate, gate},
+        observe::{Observer, observe},
+        origin::Origins,
+    },
     nvidia::{self, ApiKey},
     routes,
     store::Store,
@@ -43,7 +50,11 @@ pub struct AppState {
     pub model: &'static str,
     /// Whether the vectors come from the stand-in.
     pub is_sandbox: bool,
+    gate: Arc<Gate>,
+    origins: Origins,
+    proxies: TrustedProxies,
     draining: Arc<AtomicBool>,
+    cut: CancellationToken,
 }
 
 /// The two things that only exist at start, and what runs beside requests.
@@ -95,13 +106,22 @@ impl AppState {
             metrics,
             model: source.model,
             is_sandbox,
+            gate: Arc::new(Gate::new(&config.gate)),
+            origins: config.gate.origins.clone(),
+            proxies: config.gate.proxies.clone(),
             draining: Arc::new(AtomicBool::new(false)),
+            cut: CancellationToken::new(),
         })
     }
 
     /// From now on `/ready` says no, and answers close their connections.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Requests that are still running are answered at once that they are cut off.
+    pub fn cut_off(&self) {
+        self.cut.cancel();
     }
 
     /// Whether the service is about to stop.
@@ -112,19 +132,30 @@ impl AppState {
 
 /// The routes and their layers, the outermost last:
 ///
-/// 1. a panic in a handler becomes an error like any other, so it must be caught inside of what
+/// 1. `gate` turns away by the header alone, before a route sees the request;
+/// 2. `cut` ends what runs when the drain's time is up;
+/// 3. a panic in any of them becomes an error like any other, so it must be caught inside of what
 ///    answers errors;
-/// 2. `drain` reads what a handler left of a body, whichever way the handler ended;
-/// 3. `observe` gives ids, logs, counts and answers errors, so it must see every other layer.
+/// 4. `drain` reads what was left of a body, whichever way the request ended;
+/// 5. the CORS layer answers browsers' questions, and marks errors as readable, too;
+/// 6. `observe` gives ids, logs, counts and answers errors, so it must see every other layer.
 pub fn router(state: &AppState) -> Router {
     layered(routes::router(state), state)
 }
 
 fn layered(router: Router, state: &AppState) -> Router {
-    router
+    let guarded = router
+        .layer(middleware::from_fn_with_state(Arc::clone(&state.gate), gate))
+        .layer(middleware::from_fn_with_state(state.cut.clone(), cut))
         .layer(CatchPanicLayer::custom(answer_panic))
-        .layer(middleware::from_fn(drain))
-        .layer(middleware::from_fn_with_state(Arc::clone(&state.metrics), observe))
+        .layer(middleware::from_fn(drain));
+    let guarded = match state.origins.layer() {
+        Some(cors) => guarded.layer(cors),
+        None => guarded,
+    };
+    let observer = Observer { metrics: Arc::clone(&state.metrics), proxies: state.proxies.clone() };
+    guarded
+        .layer(middleware::from_fn_with_state(observer, observe))
         .layer(middleware::map_response_with_state(state.clone(), close_when_draining))
 }
 

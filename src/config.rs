@@ -2,13 +2,12 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use url::Url;
-
 use crate::{
     base64_text,
     embed::{self, LargeImages},
     fetch::{self, policy},
-    nvidia::{self, ApiKey, RetryPolicy},
+    guard::{client::TrustedProxies, gate, keys::ClientKeys, origin::Origins},
+    nvidia::{self, ApiKey, ProxyAddress, RetryPolicy},
     server, store, telemetry,
 };
 
@@ -17,7 +16,7 @@ mod raw;
 pub mod settings;
 
 pub use raw::{Raw, command};
-use settings::{Kind, SETTINGS};
+use settings::SETTINGS;
 
 /// Everything the service is told at start, checked.
 #[derive(Debug)]
@@ -34,12 +33,26 @@ pub struct Config {
     pub store: store::Settings,
     /// What a request may ask for.
     pub limits: Limits,
+    /// Who is let in.
+    pub gate: gate::Settings,
     /// How connections are served.
     pub server: server::Settings,
     /// What is logged, and how.
     pub telemetry: telemetry::Settings,
     /// What the operator should hear at start, although it is no fault.
     pub notices: Vec<String>,
+}
+
+/// What the process is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// Serve.
+    Serve,
+    /// Look at all that serving needs.
+    Check {
+        /// Also make one paid call.
+        live: bool,
+    },
 }
 
 /// Who computes the embeddings.
@@ -98,9 +111,15 @@ impl Config {
     ///
     /// # Errors
     /// Every fault of the settings at once.
-    pub fn from_process() -> Result<Self, Faults> {
-        let flags = command().get_matches();
-        Self::resolve(&Raw::merge(&flags, std::env::vars_os(), ".env".as_ref()))
+    pub fn from_process() -> Result<(Task, Self), Faults> {
+        let matches = command().get_matches();
+        // Flags may stand before and behind the subcommand; behind it, all are known.
+        let (task, flags) = match matches.subcommand_matches(raw::CHECK) {
+            Some(check) => (Task::Check { live: check.get_flag(raw::LIVE) }, check),
+            None => (Task::Serve, &matches),
+        };
+        let raw = Raw::merge(flags, std::env::vars_os(), ".env".as_ref());
+        Ok((task, Self::resolve(&raw)?))
     }
 
     /// Checks the settings.
@@ -114,16 +133,15 @@ impl Config {
             .iter()
             .map(|name| format!("{name} is no setting of this service; is it a typing slip?"))
             .collect();
-        read.refuse_unbuilt();
 
         let upstream = read.upstream(&mut notices);
         let downloads = read.value("IMAGESVC_DOWNLOADS_DIR", |text| Ok(PathBuf::from(text)));
-        let config = Self {
+        let mut config = Self {
             nvidia: nvidia::Settings {
                 infer_url: read.value("NVIDIA_INFER_URL", parse::endpoint),
                 status_url: read.value("NVIDIA_STATUS_URL", parse::endpoint),
                 assets_url: read.value("NVIDIA_ASSETS_URL", parse::endpoint),
-                proxy: read.optional("NVIDIA_PROXY", proxy),
+                proxy: read.optional("NVIDIA_PROXY", ProxyAddress::parse),
                 attempt_timeout: read.value("NVIDIA_TIMEOUT", parse::positive_duration),
                 requests_per_minute: read
                     .optional("NVIDIA_REQUESTS_PER_MINUTE", parse::number(1..=100_000)),
@@ -167,6 +185,10 @@ impl Config {
             store: store::Settings {
                 folder: downloads,
                 min_free_bytes: read.value("IMAGESVC_MIN_FREE_BYTES", parse::size),
+                retention: store::Retention {
+                    max_age: read.optional("IMAGESVC_DOWNLOADS_MAX_AGE", parse::age),
+                    max_bytes: read.optional("IMAGESVC_DOWNLOADS_MAX_BYTES", parse::size),
+                },
             },
             limits: Limits {
                 max_image_bytes: read.value("IMAGESVC_MAX_IMAGE_BYTES", image_bytes),
@@ -176,6 +198,20 @@ impl Config {
                 max_in_flight: read.value("IMAGESVC_MAX_IN_FLIGHT", parse::number(1..=1 << 20)),
                 request_timeout: read.value("IMAGESVC_REQUEST_TIMEOUT", parse::positive_duration),
                 body_timeout: read.value("IMAGESVC_BODY_TIMEOUT", parse::positive_duration),
+            },
+            gate: gate::Settings {
+                keys: read.client_keys(),
+                proxies: TrustedProxies::new(
+                    read.optional("IMAGESVC_TRUSTED_PROXIES", parse::list(parse::network))
+                        .unwrap_or_default(),
+                ),
+                rate_limit: read
+                    .optional("IMAGESVC_RATE_LIMIT_PER_MINUTE", parse::number(1..=1_000_000)),
+                origins: read
+                    .optional("IMAGESVC_CORS_ORIGINS", |text| {
+                        Origins::parse(&parse::list(|item| Ok(item.to_owned()))(text)?)
+                    })
+                    .unwrap_or_default(),
             },
             server: server::Settings {
                 listen: SocketAddr::new(
@@ -197,11 +233,25 @@ impl Config {
             notices,
         };
         read.refuse_contradictions(&config);
+        config.add_warnings();
         if read.faults.is_empty() {
             Ok(config)
         } else {
             // A misspelt variable is often what explains a fault.
             Err(Faults([read.faults, config.notices].concat()))
+        }
+    }
+}
+
+impl Config {
+    /// What is allowed, and should not come as a surprise.
+    fn add_warnings(&mut self) {
+        if matches!(self.upstream, Upstream::Nvidia(_)) && self.gate.keys.is_empty() {
+            self.notices.push(
+                "no client keys are set: whoever reaches the port can spend the NVIDIA key; set IMAGESVC_API_KEYS, \
+                 or let a firewall admit your own clients only"
+                    .into(),
+            );
         }
     }
 }
@@ -236,14 +286,6 @@ impl Reader<'_> {
         }
     }
 
-    fn refuse_unbuilt(&mut self) {
-        for setting in SETTINGS.iter().filter(|setting| setting.kind == Kind::Unbuilt) {
-            if self.raw.get(setting.name).is_some() {
-                self.faults.push(format!("{} is not built yet: remove it", setting.name));
-            }
-        }
-    }
-
     fn refuse_contradictions(&mut self, config: &Config) {
         // The Base64 route holds its whole body: one request must fit into the budget of all.
         let needed = base64_text::body_limit(config.limits.max_image_bytes)
@@ -258,40 +300,53 @@ impl Reader<'_> {
         }
     }
 
+    /// A secret that is given itself or in a file, with the name of what it came from.
+    fn secret(&mut self, name: &'static str, file: &'static str) -> Option<(&'static str, String)> {
+        match (self.raw.get(name), self.raw.get(file)) {
+            (None, None) => None,
+            (Some(secret), None) => Some((name, secret.to_owned())),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => Some((file, text)),
+                Err(error) => {
+                    self.faults.push(format!("{file} cannot be read: {}", error.kind()));
+                    None
+                }
+            },
+            (Some(_), Some(_)) => {
+                self.faults.push(format!("{name} and {file} are both set: keep one"));
+                None
+            }
+        }
+    }
+
+    fn client_keys(&mut self) -> ClientKeys {
+        let Some((name, text)) = self.secret("IMAGESVC_API_KEYS", "IMAGESVC_API_KEYS_FILE") else {
+            return ClientKeys::default();
+        };
+        ClientKeys::parse(&text).unwrap_or_else(|fault| {
+            self.faults.push(format!("{name} {fault}"));
+            ClientKeys::default()
+        })
+    }
+
     fn upstream(&mut self, notices: &mut Vec<String>) -> Option<Upstream> {
-        let key = self.raw.get("NVIDIA_API_KEY");
-        let key_file = self.raw.get("NVIDIA_API_KEY_FILE");
+        let is_set = |name| self.raw.get(name).is_some();
+        let has_key = is_set("NVIDIA_API_KEY") || is_set("NVIDIA_API_KEY_FILE");
         if self.optional("IMAGESVC_SANDBOX", parse::switch) == Some(true) {
-            if key.or(key_file).is_some() {
+            if has_key {
                 notices.push("sandbox mode: NVIDIA_API_KEY is ignored and goes nowhere".into());
             }
             return Some(Upstream::Sandbox);
         }
-        let (name, key) = match (key, key_file) {
-            (Some(key), None) => ("NVIDIA_API_KEY", ApiKey::parse(key)),
-            (None, Some(path)) => match std::fs::read_to_string(path) {
-                Ok(text) => ("NVIDIA_API_KEY_FILE", ApiKey::parse(&text)),
-                Err(error) => {
-                    self.faults
-                        .push(format!("NVIDIA_API_KEY_FILE cannot be read: {}", error.kind()));
-                    return None;
-                }
-            },
-            (Some(_), Some(_)) => {
-                self.faults
-                    .push("NVIDIA_API_KEY and NVIDIA_API_KEY_FILE are both set: keep one".into());
-                return None;
-            }
-            (None, None) => {
-                self.faults.push(
-                    "NVIDIA_API_KEY is not set: export NVIDIA_API_KEY=\"nvapi-…\" (or name a file in \
-                     NVIDIA_API_KEY_FILE), or run with --sandbox to try the service without a key"
-                        .into(),
-                );
-                return None;
-            }
-        };
-        match key {
+        if !has_key {
+            self.faults.push(
+                "NVIDIA_API_KEY is not set: export NVIDIA_API_KEY=\"nvapi-…\" (or name a file in \
+                 NVIDIA_API_KEY_FILE), or run with --sandbox to try the service without a key"
+                    .into(),
+            );
+        }
+        let (name, text) = self.secret("NVIDIA_API_KEY", "NVIDIA_API_KEY_FILE")?;
+        match ApiKey::parse(&text) {
             Ok(key) => Some(Upstream::Nvidia(key)),
             Err(fault) => {
                 self.faults.push(format!("{name} {fault}"));
@@ -306,14 +361,6 @@ fn large_images(text: &str) -> Result<LargeImages, String> {
         "asset" => Ok(LargeImages::Asset),
         "shrink" => Ok(LargeImages::Shrink),
         _ => Err("must be asset or shrink".into()),
-    }
-}
-
-fn proxy(text: &str) -> Result<Url, String> {
-    // User name and password are allowed here: proxies ask for them.
-    match Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
-        _ => Err("must be an http or https address of a proxy".into()),
     }
 }
 

@@ -61,6 +61,18 @@ pub enum Error {
         /// Where the picture is.
         saved: Saved,
     },
+    /// No key of a client, or a wrong one.
+    #[error("no key, or a wrong one")]
+    Unauthorized,
+    /// A page of another origin sent the request.
+    #[error("sent by a web page of {0}")]
+    CrossOrigin(String),
+    /// The client's own limit; free again after this time.
+    #[error("the client's limit is used up")]
+    RateLimited(Duration),
+    /// The drain's time is up.
+    #[error("the service stops")]
+    ShuttingDown,
     /// Too much is going on; nothing was begun.
     #[error("shed: {0:?}")]
     Overloaded(Shed),
@@ -167,6 +179,10 @@ impl Error {
             Self::Store(error) if error.is_full() => Code::StorageFull,
             Self::Store(_) => Code::StorageFailed,
             Self::Embed { error, .. } | Self::Undecodable(error) => embed_code(error),
+            Self::Unauthorized => Code::Unauthorized,
+            Self::CrossOrigin(_) => Code::CrossOrigin,
+            Self::RateLimited(_) => Code::RateLimited,
+            Self::ShuttingDown => Code::ShuttingDown,
             Self::Overloaded(_) => Code::Overloaded,
             Self::NotFound => Code::NotFound,
             Self::MethodNotAllowed => Code::MethodNotAllowed,
@@ -198,6 +214,17 @@ impl Error {
             }
             Self::Store(_) => "The picture could not be saved; try again later.".into(),
             Self::Embed { error, .. } | Self::Undecodable(error) => embed_detail(error),
+            Self::Unauthorized => {
+                "This service wants a key: send the header Authorization: Bearer and your key.".into()
+            }
+            Self::CrossOrigin(origin) => format!(
+                "This request was sent by a web page of the origin {origin}, which is not allowed here; the service's \
+                 operator can name it in IMAGESVC_CORS_ORIGINS."
+            ),
+            Self::RateLimited(_) => {
+                "You have sent as many pictures as you may; try again after the time in Retry-After.".into()
+            }
+            Self::ShuttingDown => "The service is being stopped; send the request again.".into(),
             Self::Overloaded(_) => "The service is busy; try again in a few seconds.".into(),
             Self::NotFound => {
                 "There is nothing here. POST a picture to /vectorize-image, /vectorize-image-base64 or \
@@ -237,11 +264,14 @@ impl Error {
     fn retry_after(&self) -> Option<Duration> {
         let told = match self {
             Self::Embed { error, .. } => error.retry_after(),
+            Self::RateLimited(wait) => Some(*wait),
             _ => None,
         };
         match self.code() {
-            Code::Overloaded | Code::EmbeddingRateLimited => Some(told.unwrap_or(RETRY_SOON)),
-            Code::EmbeddingUnavailable => told,
+            Code::Overloaded | Code::ShuttingDown | Code::EmbeddingRateLimited => {
+                Some(told.unwrap_or(RETRY_SOON))
+            }
+            Code::EmbeddingUnavailable | Code::RateLimited => told,
             _ => None,
         }
     }

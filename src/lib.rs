@@ -18,6 +18,7 @@ pub mod app;
 pub mod base64_text;
 pub mod budget;
 mod causes;
+pub mod check;
 pub mod config;
 pub mod embed;
 pub mod error;

@@ -1,34 +1,39 @@
-//! The service's process: settings, logs, serve, exit code.
+//! The service's process: settings, logs, serve or check, exit code.
 
 use std::{error::Error, process::ExitCode, time::Duration};
 
 use imagesvc::{
-    config::Config,
+    check,
+    config::{Config, Task},
     server::{Server, stop_signal},
     telemetry,
 };
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    let config = Config::from_process().unwrap_or_else(|faults| faults.exit());
+    let (task, config) = Config::from_process().unwrap_or_else(|faults| faults.exit());
     telemetry::init(&config.telemetry);
-    match serve(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let cause = error.source().map(tracing::field::display);
-            tracing::error!(%error, cause, "imagesvc cannot start");
-            ExitCode::FAILURE
-        }
-    }
+    let outcome = Runtime::new().map_err(Into::into).and_then(|runtime| {
+        let outcome = runtime.block_on(run(task, config));
+        // What still blocks a thread (a look-up, a hung disk) was given its time by the drain.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        outcome
+    });
+    outcome.unwrap_or_else(|error| {
+        let cause = error.source().map(tracing::field::display);
+        tracing::error!(%error, cause, "imagesvc cannot start");
+        ExitCode::FAILURE
+    })
 }
 
-fn serve(config: Config) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let stop = stop_signal()?;
-        Server::bind(config).await?.serve(stop).await;
-        Ok::<_, Box<dyn Error>>(())
-    })?;
-    // What still blocks a thread (a look-up, a hung disk) was given its time by the drain.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    Ok(())
+async fn run(task: Task, config: Config) -> Result<ExitCode, Box<dyn Error>> {
+    match task {
+        Task::Serve => {
+            let stop = stop_signal()?;
+            Server::bind(config).await?.serve(stop).await;
+        }
+        Task::Check { live } if check::run(&config, live).await => {}
+        Task::Check { .. } => return Ok(ExitCode::FAILURE),
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -33,6 +33,7 @@ mod assets;
 mod infer;
 mod key;
 mod pace;
+mod proxy;
 mod retry;
 mod vector;
 mod verdict;
@@ -42,6 +43,7 @@ pub use assets::Asset;
 pub use infer::Inferred;
 pub use key::ApiKey;
 pub use pace::WINDOW as PACE_WINDOW;
+pub use proxy::ProxyAddress;
 pub use retry::RetryPolicy;
 pub use vector::{DIMENSIONS, Vector};
 pub use verdict::{Operation, Verdict};
@@ -70,7 +72,7 @@ pub struct Settings {
     /// Where large pictures are announced.
     pub assets_url: Url,
     /// A proxy for all of it.
-    pub proxy: Option<Url>,
+    pub proxy: Option<ProxyAddress>,
     /// For one try of one call.
     pub attempt_timeout: Duration,
     /// The most inference calls in any window of time.
@@ -153,7 +155,7 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT);
         let builder = match &settings.proxy {
-            Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.clone())?),
+            Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.url())?),
             None => builder.no_proxy(),
         };
         Ok(Self(Arc::new(Inner {
@@ -199,7 +201,10 @@ impl Client {
         let exchange = async {
             let response = request.send().await?;
             let (status, headers) = (response.status(), response.headers().clone());
-            Ok(Reply { status, headers, body: read_body(response).await? })
+            let body = read_body(response).await?;
+            // What is no success may be quoted.
+            let body = if status == StatusCode::OK { body } else { self.0.key.redact(body) };
+            Ok(Reply { status, headers, body })
         };
         let outcome = match timeout_at(attempt_deadline, exchange).await {
             Ok(Ok(reply)) => Ok(reply),

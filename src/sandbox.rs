@@ -23,7 +23,7 @@ pub const MODEL: &str = "sandbox/perceptual";
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A sample picture.
-const PHOTO: &[u8] = include_bytes!("../tests/fixtures/rocket.jpg");
+pub(crate) const PHOTO: &[u8] = include_bytes!("../tests/fixtures/rocket.jpg");
 
 /// A running stand-in; it ends when dropped.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use hyper_util::{
     server::graceful::GracefulShutdown,
 };
 use rustix::process::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
 use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
@@ -22,14 +23,17 @@ use crate::{
     app::{self, AppState, Parts},
     config::{Config, Upstream},
     fetch::{Lookup, policy::Exception},
+    guard::client::{Peer, TrustedProxies},
     sandbox::Sandbox,
     store::{OpenError, Store},
 };
 use peers::Peers;
 use stalled::WriteTimeout;
+use supervisor::Watchdog;
 
 mod peers;
 mod stalled;
+mod supervisor;
 
 /// A connection reads and writes in pieces of at most this many bytes; a header must fit into one.
 const BUFFER: usize = 32 * 1024;
@@ -39,6 +43,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait when the system is out of sockets.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the answers to requests that were cut off may take.
+const CUT_TIME: Duration = Duration::from_secs(1);
 
 /// How connections are served.
 #[derive(Debug, Clone)]
@@ -85,6 +92,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     settings: Settings,
+    proxies: TrustedProxies,
     state: AppState,
     background: TaskTracker,
     sandbox: Option<Sandbox>,
@@ -129,7 +137,8 @@ impl Server {
         let background = TaskTracker::new();
         let parts = Parts { key, lookup, background: background.clone() };
         let state = AppState::new(&config, store, parts)?;
-        Ok(Self { listener, address, settings: config.server, state, background, sandbox })
+        let (settings, proxies) = (config.server, config.gate.proxies);
+        Ok(Self { listener, address, settings, proxies, state, background, sandbox })
     }
 
     /// Where it listens.
@@ -140,12 +149,24 @@ impl Server {
     /// Serves until told to stop, then drains: first new requests are still answered while `/ready`
     /// says no, then the listener closes and what runs is waited for.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
+        let store = self.state.vectorizer.store.clone();
+        let retention = store.keep_retention(Arc::clone(&self.state.metrics));
+        tokio::select! {
+            () = retention => {} // it has no end
+            () = self.serve_requests(stop) => {}
+        }
+    }
+
+    async fn serve_requests(self, stop: impl Future<Output = ()>) {
         tracing::info!(address = %self.address, version = env!("CARGO_PKG_VERSION"), "listening");
+        let serving = format!("serving on {}", self.address);
+        supervisor::say(&[NotifyState::Ready, NotifyState::Status(&serving)]);
         let router = app::router(&self.state);
+        let mut watchdog = Watchdog::from_environment();
         let connections = Connections {
             router,
             open: Arc::new(Semaphore::new(self.settings.max_connections)),
-            peers: Peers::new(self.settings.max_connections_per_peer),
+            peers: Peers::new(self.settings.max_connections_per_peer, self.proxies),
             graceful: GracefulShutdown::new(),
             header_timeout: self.settings.header_timeout,
         };
@@ -156,6 +177,8 @@ impl Server {
                 "stopping: /ready says no from now on"
             );
             self.state.start_draining();
+            let status = NotifyState::Status("stopping: /ready says no, requests are still taken");
+            supervisor::say(&[NotifyState::Stopping, status]);
             sleep(self.settings.drain_delay).await;
         };
         {
@@ -163,6 +186,8 @@ impl Server {
             loop {
                 tokio::select! {
                     () = &mut drain => break,
+                    // Here, because this loop is what must go on.
+                    () = watchdog.is_due() => supervisor::say(&[NotifyState::Watchdog]),
                     accepted = self.listener.accept() => match accepted {
                         Ok((stream, peer)) => connections.serve(stream, peer),
                         Err(error) if is_about_one_connection(&error) => {}
@@ -176,13 +201,27 @@ impl Server {
         }
         drop(self.listener);
         self.background.close();
-        let finish = async {
+        supervisor::say(&[NotifyState::Status("stopping: requests that run are waited for")]);
+        let mut finish = pin!(async {
             connections.graceful.shutdown().await;
             self.background.wait().await;
+        });
+        let finished = async {
+            loop {
+                tokio::select! {
+                    () = &mut finish => break,
+                    () = watchdog.is_due() => supervisor::say(&[NotifyState::Watchdog]),
+                }
+            }
         };
-        match timeout(self.settings.drain_timeout, finish).await {
-            Ok(()) => tracing::info!("stopped: every request was answered"),
-            Err(_) => tracing::warn!("stopped: the drain timeout cut requests off"),
+        if timeout(self.settings.drain_timeout, finished).await.is_ok() {
+            tracing::info!("stopped: every request was answered");
+        } else {
+            self.state.cut_off();
+            // What runs in requests is answered; what runs beside them ends with the process.
+            let answered = timeout(CUT_TIME, &mut finish).await.is_ok();
+            let calls = self.background.len();
+            tracing::warn!(answered, calls, "stopped: the drain timeout cut requests off");
         }
         drop(self.sandbox);
     }
@@ -241,7 +280,8 @@ impl Connections {
             return;
         }
         let router = self.router.clone();
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
             router.clone().oneshot(request.map(axum::body::Body::new))
         });
         let connection = http1::Builder::new()

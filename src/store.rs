@@ -4,18 +4,28 @@
 //! it is synced before it gets its name, and the folder is synced after.
 
 use std::{
+    collections::HashSet,
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::{
+    sync::Notify,
+    task::{JoinError, spawn_blocking},
+};
+use uuid::Uuid;
 
+mod retention;
 mod spool;
 
+pub use retention::{Retention, Swept};
 use spool::Staged;
-pub use spool::{Spool, Spooled};
+pub use spool::{SavedFile, Spool, Spooled};
 
 /// Where pictures are saved.
 #[derive(Debug, Clone)]
@@ -24,6 +34,8 @@ pub struct Settings {
     pub folder: PathBuf,
     /// Free disk that is never used up, in bytes.
     pub min_free_bytes: u64,
+    /// How long pictures are kept.
+    pub retention: Retention,
 }
 
 /// Why a picture could not be saved.
@@ -94,14 +106,45 @@ pub enum OpenError {
 pub struct Store {
     folder: Arc<Folder>,
     min_free_bytes: u64,
+    retention: Retention,
 }
 
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
     incoming: PathBuf,
+    /// Saved pictures whose request is not done.
+    at_work: Mutex<HashSet<Uuid>>,
+    /// Bytes of all saved pictures, as far as they were counted.
+    saved_bytes: AtomicU64,
+    max_bytes: u64,
+    /// Told when the saved pictures are more than they may be.
+    outgrown: Notify,
     /// Locked as long as it is open; the system unlocks it whatever ends the process.
     _lock: File,
+}
+
+impl Folder {
+    fn at_work(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        // The set is whole whatever panicked elsewhere.
+        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_at_work(&self, id: Uuid) -> bool {
+        self.at_work().contains(&id)
+    }
+
+    fn set_saved_bytes(&self, bytes: u64) {
+        self.saved_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Counts a picture that was saved.
+    fn add_saved_bytes(&self, bytes: u64) {
+        let before = self.saved_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before.saturating_add(bytes) > self.max_bytes {
+            self.outgrown.notify_one();
+        }
+    }
 }
 
 impl Store {
@@ -132,8 +175,17 @@ impl Store {
                 tracing::warn!(%error, name = ?leftover.file_name(), "a leftover in .incoming stays");
             }
         }
-        let folder = Arc::new(Folder { path, incoming, _lock: lock });
-        Ok(Self { folder, min_free_bytes: settings.min_free_bytes })
+        let folder = Arc::new(Folder {
+            path,
+            incoming,
+            at_work: Mutex::default(),
+            saved_bytes: AtomicU64::new(0),
+            max_bytes: settings.retention.max_bytes.unwrap_or(u64::MAX),
+            outgrown: Notify::new(),
+            _lock: lock,
+        });
+        let Settings { min_free_bytes, retention, .. } = *settings;
+        Ok(Self { folder, min_free_bytes, retention })
     }
 
     /// Free bytes on the folder's disk. The call asks the kernel's own figures and does not wait
@@ -142,9 +194,7 @@ impl Store {
     /// # Errors
     /// What the system says.
     pub fn free_bytes(&self) -> Result<u64, Error> {
-        let stat = rustix::fs::statvfs(&self.folder.path)
-            .map_err(|error| while_("ask for free disk")(error.into()))?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        free_bytes(&self.folder.path)
     }
 
     /// Whether there is more free disk than the reserve.
@@ -183,6 +233,16 @@ impl Store {
     }
 }
 
+/// Free bytes on the disk of a folder.
+///
+/// # Errors
+/// What the system says.
+pub fn free_bytes(folder: &Path) -> Result<u64, Error> {
+    let stat =
+        rustix::fs::statvfs(folder).map_err(|error| while_("ask for free disk")(error.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -190,7 +250,8 @@ mod tests {
     use super::*;
 
     fn open(folder: &Path) -> Result<Store, OpenError> {
-        Store::open(&Settings { folder: folder.to_owned(), min_free_bytes: 0 })
+        let retention = Retention::default();
+        Store::open(&Settings { folder: folder.to_owned(), min_free_bytes: 0, retention })
     }
 
     fn files(folder: &Path) -> Vec<String> {
@@ -220,8 +281,8 @@ mod tests {
             assert_eq!(spooled.sha256[..4], [0xb9, 0x4d, 0x27, 0xb9]);
             let content = spooled.content.clone();
             let name = spooled.save("jpg").await.unwrap();
-            assert!(name.ends_with(".jpg"));
-            assert_eq!(fs::read(folder.path().join(name)).unwrap(), b"hello world");
+            assert!(name.name().ends_with(".jpg"));
+            assert_eq!(fs::read(folder.path().join(name.name())).unwrap(), b"hello world");
             assert_eq!(&content.read_at(6, 100).unwrap()[..], b"world");
         }
         assert_eq!(files(folder.path()).len(), 3);
@@ -262,7 +323,9 @@ mod tests {
     #[test]
     fn a_disk_under_the_reserve_is_full() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = Settings { folder: folder.path().to_owned(), min_free_bytes: u64::MAX };
+        let retention = Retention::default();
+        let folder = folder.path().to_owned();
+        let settings = Settings { folder, min_free_bytes: u64::MAX, retention };
         let error = Store::open(&settings).unwrap().check_room().unwrap_err();
         assert!(error.is_full());
     }

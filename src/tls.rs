@@ -29,6 +29,11 @@ impl Trust {
         }
     }
 
+    /// Whether the system has certificate authorities.
+    pub fn has_authorities(self) -> bool {
+        self.has_authorities
+    }
+
     /// A client that does nothing unasked: no redirects, no retries, no Referer, HTTP/1.1 only.
     pub(crate) fn client_builder(self) -> ClientBuilder {
         let builder = ClientBuilder::new()

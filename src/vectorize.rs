@@ -17,7 +17,7 @@ use crate::{
     embed::{Embedder, Embedding, Freshness, Held, Job},
     error::{Error, Saved, Shed},
     image::{Content, Picture, probe},
-    store::{self, Spooled, Store},
+    store::{self, SavedFile, Spooled, Store},
     telemetry::{Metrics, Readings},
 };
 
@@ -112,7 +112,8 @@ impl Vectorizer {
         });
         // A picture that cannot be saved is not worth waiting for; one that cannot be embedded
         // still is saved, and the error says where.
-        let (saved, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
+        let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
+        let saved = Saved { saved_as: file.name().to_owned() };
         self.metrics.saved_bytes(size);
         match embedded {
             Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
@@ -171,9 +172,8 @@ impl Vectorizer {
         spooled: Spooled,
         extension: &'static str,
         deadline: Instant,
-    ) -> Result<Saved, Error> {
+    ) -> Result<SavedFile, Error> {
         let save = spooled.save(extension);
-        let name = timeout_at(deadline, save).await.unwrap_or(Err(store::Error::Timeout))?;
-        Ok(Saved { saved_as: name })
+        Ok(timeout_at(deadline, save).await.unwrap_or(Err(store::Error::Timeout))?)
     }
 }

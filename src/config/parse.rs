@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use ipnet::IpNet;
 use url::Url;
 
 /// A duration: `10s`, `2m`, `1h 30m`, or plain seconds; at most 30 days.
@@ -13,6 +14,22 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
             .map_err(|_| "is no duration; write 10s, 2m or plain seconds")?,
     };
     if duration > LONGEST { Err("is longer than 30 days".into()) } else { Ok(duration) }
+}
+
+/// How long something is kept: as a duration, also `90days` or `1year`.
+pub(super) fn age(text: &str) -> Result<Duration, String> {
+    const FAULT: &str = "is no age; write 90days, 12h or plain seconds";
+    let age = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => humantime::parse_duration(text).map_err(|_| FAULT)?,
+    };
+    if age.is_zero() { Err("must be longer than zero".into()) } else { Ok(age) }
+}
+
+/// A network, or a single address.
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
+    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    network.map_err(|_| "is no network; write 10.0.0.0/8 or a single address".into())
 }
 
 /// A duration that is not zero.

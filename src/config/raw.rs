@@ -16,6 +16,12 @@ pub struct Raw {
     pub(super) unreadable: Vec<String>,
 }
 
+/// The subcommand that looks at what the service needs.
+pub(super) const CHECK: &str = "check";
+
+/// Its flag that makes one paid call.
+pub(super) const LIVE: &str = "live";
+
 /// The command line: a flag for every setting that may be one.
 pub fn command() -> Command {
     let command = Command::new("imagesvc")
@@ -25,21 +31,32 @@ pub fn command() -> Command {
             "Every flag is also an environment variable, and may stand in a .env file in the \
              working directory. Keys are variables only: NVIDIA_API_KEY.",
         );
+    let check = Command::new(CHECK)
+        .about("Looks at all that the service needs, and says what to do about each fault")
+        .arg(
+            Arg::new(LIVE)
+                .long(LIVE)
+                .action(ArgAction::SetTrue)
+                .help("Also ask NVIDIA for one embedding, which is paid for"),
+        );
     SETTINGS.iter().filter(|setting| setting.kind != Kind::Secret).fold(
-        command,
+        command.subcommand(check),
         |command, setting| {
             let mut help = format!("{} [env: {}]", setting.help, setting.name);
             if let Some(default) = setting.default {
                 help.push_str(&format!(" [default: {default}]"));
             }
-            let arg = Arg::new(setting.name).long(setting.flag()).help(help).action(ArgAction::Set);
+            let arg = Arg::new(setting.name)
+                .long(setting.flag())
+                .help(help)
+                .action(ArgAction::Set)
+                .global(true);
             command.arg(match setting.kind {
                 Kind::Switch => arg
                     .num_args(0..=1)
                     .require_equals(true)
                     .default_missing_value("true")
                     .value_name("BOOL"),
-                Kind::Unbuilt => arg.hide(true),
                 Kind::Value | Kind::Secret => arg.value_name("VALUE"),
             })
         },

@@ -23,8 +23,6 @@ pub enum Kind {
     Switch,
     /// As a variable only: flags are readable by every process of the machine.
     Secret,
-    /// Named in the design, not built yet: giving it is a fault.
-    Unbuilt,
 }
 
 impl Setting {
@@ -45,10 +43,6 @@ const fn optional(name: &'static str, help: &'static str) -> Setting {
 
 const fn secret(name: &'static str, help: &'static str) -> Setting {
     Setting { name, default: None, kind: Kind::Secret, help }
-}
-
-const fn unbuilt(name: &'static str, default: Option<&'static str>, help: &'static str) -> Setting {
-    Setting { name, default, kind: Kind::Unbuilt, help }
 }
 
 /// Every setting, in the order of the documentation.
@@ -128,10 +122,13 @@ pub const SETTINGS: &[Setting] = &[
         "512MiB",
         "Memory for decoding pictures, all requests together",
     ),
-    unbuilt("IMAGESVC_TRUSTED_PROXIES", None, "Networks whose X-Forwarded-For is believed"),
+    optional("IMAGESVC_TRUSTED_PROXIES", "Networks whose X-Forwarded-For is believed"),
     value("IMAGESVC_MIN_FREE_BYTES", "256MiB", "Free disk that is never used up"),
-    unbuilt("IMAGESVC_DOWNLOADS_MAX_AGE", None, "Remove saved pictures that are older"),
-    unbuilt("IMAGESVC_DOWNLOADS_MAX_BYTES", None, "Remove the oldest saved pictures beyond this"),
+    optional("IMAGESVC_DOWNLOADS_MAX_AGE", "Remove saved pictures that are older (90days)"),
+    optional(
+        "IMAGESVC_DOWNLOADS_MAX_BYTES",
+        "Remove the oldest saved pictures beyond this (50GiB)",
+    ),
     value("IMAGESVC_FETCH_TIMEOUT", "10s", "Fetching a picture by its address, in all"),
     value("IMAGESVC_FETCH_MAX_REDIRECTS", "3", "Redirects that a fetch follows"),
     value("IMAGESVC_FETCH_PORTS", "80,443", "Ports that a fetch may call"),
@@ -144,10 +141,16 @@ pub const SETTINGS: &[Setting] = &[
         "IMAGESVC_FETCH_USER_AGENT",
         "The User-Agent of fetches, with a contact in it (else Mozilla/5.0 (compatible; imagesvc/VERSION))",
     ),
-    unbuilt("IMAGESVC_API_KEYS", None, "Keys that clients must send, comma separated"),
-    unbuilt("IMAGESVC_API_KEYS_FILE", None, "A file with those keys, a line each"),
-    unbuilt("IMAGESVC_RATE_LIMIT_PER_MINUTE", None, "Requests a minute for each client"),
-    unbuilt("IMAGESVC_CORS_ORIGINS", None, "Origins whose pages may call the service"),
+    secret("IMAGESVC_API_KEYS", "Keys that clients must send, comma separated"),
+    optional("IMAGESVC_API_KEYS_FILE", "A file with those keys, a line each"),
+    optional(
+        "IMAGESVC_RATE_LIMIT_PER_MINUTE",
+        "Pictures a minute for each client, by key or else by address",
+    ),
+    optional(
+        "IMAGESVC_CORS_ORIGINS",
+        "Other origins whose web pages may call the service (https://app.example.com)",
+    ),
     value("IMAGESVC_CACHE_MEMORY", "64MiB", "Vectors kept in memory; 0 turns it off"),
     value("IMAGESVC_CACHE_DISK", "1GiB", "Vectors kept on disk; 0 turns it off"),
     value("IMAGESVC_LOG", "info", "What is logged: a level, or directives such as imagesvc=debug"),

@@ -14,7 +14,33 @@ fn a_key_alone_is_enough() {
     assert_eq!(config.limits.max_image_bytes, 20 << 20);
     assert_eq!(config.nvidia.retry.max_attempts, 3);
     assert_eq!(config.fetch.policy.ports, [80, 443]);
-    assert!(config.notices.is_empty());
+    let [notice] = &config.notices[..] else { panic!("{:?}", config.notices) };
+    assert!(notice.contains("IMAGESVC_API_KEYS"), "without client keys, a word of warning");
+    let with_keys =
+        resolve(&[("NVIDIA_API_KEY", "nvapi-1"), ("IMAGESVC_API_KEYS", "a,b")]).unwrap();
+    assert!(with_keys.notices.is_empty());
+}
+
+#[test]
+fn the_keys_of_clients_are_read_from_a_file_too() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "first\nsecond\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let config = resolve(&[("IMAGESVC_SANDBOX", "1"), ("IMAGESVC_API_KEYS_FILE", path)]).unwrap();
+    assert_eq!(format!("{:?}", config.gate.keys), "ClientKeys(2 redacted)");
+    for (pairs, fault) in [
+        (&[("IMAGESVC_API_KEYS_FILE", "/nowhere")][..], "cannot be read"),
+        (&[("IMAGESVC_API_KEYS_FILE", path), ("IMAGESVC_API_KEYS", "a")], "both set"),
+        (&[("IMAGESVC_API_KEYS", "planted words")], "space"),
+        (&[("IMAGESVC_TRUSTED_PROXIES", "10.0.0.0/99")], "no network"),
+        (&[("IMAGESVC_CORS_ORIGINS", "app.example.com")], "no origin"),
+        (&[("IMAGESVC_DOWNLOADS_MAX_AGE", "0")], "longer than zero"),
+    ] {
+        let pairs = [&[("IMAGESVC_SANDBOX", "1")], pairs].concat();
+        let faults = resolve(&pairs).unwrap_err().to_string();
+        assert!(faults.contains(fault) && faults.contains(pairs[1].0), "{faults}");
+        assert!(!faults.contains("planted"));
+    }
 }
 
 #[test]

@@ -53,8 +53,16 @@ codes! {
     UnsupportedImage = "unsupported_image", UNSUPPORTED_MEDIA_TYPE;
     /// More bytes or pixels than the limit.
     ImageTooLarge = "image_too_large", PAYLOAD_TOO_LARGE;
+    /// A key is wanted, and none or a wrong one was sent.
+    Unauthorized = "unauthorized", UNAUTHORIZED;
+    /// A web page of another site sent this, and the settings do not allow that site.
+    CrossOrigin = "cross_origin", FORBIDDEN;
+    /// This client's own limit is used up.
+    RateLimited = "rate_limited", TOO_MANY_REQUESTS;
     /// Shed before work began.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE;
+    /// The service stops, and the request was not done in time.
+    ShuttingDown = "shutting_down", SERVICE_UNAVAILABLE;
     /// The client did not send its body in time.
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT;
     /// NVIDIA refused this picture.

@@ -13,6 +13,7 @@ use axum::{
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::client::{Peer, TrustedProxies};
 use crate::{
     causes::causes,
     error::{Error, Failure, PROBLEM_JSON},
@@ -38,22 +39,37 @@ pub struct Facts {
     pub attempts: Option<u32>,
 }
 
+/// What the layer needs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Observer {
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Whose word on a client's address is believed.
+    pub proxies: TrustedProxies,
+}
+
 /// See the module.
 pub async fn observe(
-    State(metrics): State<Arc<Metrics>>,
-    request: Request,
+    State(Observer { metrics, proxies }): State<Observer>,
+    mut request: Request,
     next: Next,
 ) -> Response {
     let id = request_id(request.headers());
     let route =
         request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
     let method = request.method().to_string();
+    let peer = request.extensions().get::<Peer>();
+    let client = peer.map(|Peer(peer)| proxies.client(peer.ip(), request.headers()));
+    if let Some(client) = client {
+        request.extensions_mut().insert(client);
+    }
     let mut record = Record {
         _in_flight: metrics.enter(),
         metrics,
         method,
         route,
         id,
+        client: client.map(|client| client.0.to_string()),
         started: Instant::now(),
         done: false,
     };
@@ -104,6 +120,7 @@ struct Record {
     method: String,
     route: String,
     id: String,
+    client: Option<String>,
     started: Instant,
     done: bool,
 }
@@ -124,6 +141,7 @@ impl Record {
                     status,
                     duration_ms = elapsed.as_secs_f64() * 1000.0,
                     request_id = self.id,
+                    client = self.client,
                     saved_as = facts.saved_as.as_deref().or(saved),
                     size_bytes = facts.size_bytes,
                     cache = facts.cache,
@@ -159,6 +177,7 @@ impl Drop for Record {
                 status = CLIENT_LEFT,
                 duration_ms = elapsed.as_secs_f64() * 1000.0,
                 request_id = self.id,
+                client = self.client,
                 "request: the client left"
             );
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 
@@ -30,6 +31,16 @@ impl ApiKey {
     #[cfg(test)]
     pub(crate) fn is(&self, key: &str) -> bool {
         self.0.expose_secret() == key
+    }
+
+    /// Takes the key out of what NVIDIA, or a gateway in between, says: some repeat it in errors,
+    /// and errors are logged.
+    pub(super) fn redact(&self, text: Bytes) -> Bytes {
+        let key = self.0.expose_secret().as_bytes();
+        if !text.windows(key.len()).any(|window| window == key) {
+            return text;
+        }
+        String::from_utf8_lossy(&text).replace(self.0.expose_secret(), "[redacted]").into()
     }
 
     /// The value of the Authorization header, marked so that it is never printed.
@@ -62,6 +73,14 @@ mod tests {
         {
             assert!(ApiKey::parse(text).is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_key_that_is_repeated_is_taken_out() {
+        let key = ApiKey::parse("nvapi-1").unwrap();
+        let said = key.redact(Bytes::from_static(b"no such key: nvapi-1, nvapi-1!"));
+        assert_eq!(said, "no such key: [redacted], [redacted]!");
+        assert_eq!(key.redact(Bytes::from_static(b"\xff")), &b"\xff"[..]);
     }
 
     #[test]

@@ -2,15 +2,18 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
 };
+
+use crate::guard::client::{Client, TrustedProxies};
 
 /// Bounds the open connections of each peer. An IPv6 peer is its network of 64 bits: that is
 /// what one customer gets.
 #[derive(Debug, Clone)]
 pub(super) struct Peers {
     limit: usize,
+    trusted: TrustedProxies,
     open: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
@@ -22,16 +25,18 @@ pub(super) struct Counted {
 }
 
 impl Peers {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { limit, open: Arc::default() }
+    /// At most so many for each peer, and any number for proxies, who speak for many.
+    pub(super) fn new(limit: usize, trusted: TrustedProxies) -> Self {
+        Self { limit, trusted, open: Arc::default() }
     }
 
     /// Counts a connection, unless its peer has too many.
     pub(super) fn admit(&self, address: IpAddr) -> Option<Counted> {
-        let peer = peer_of(address);
+        let peer = Client(address).network();
+        let limit = if self.trusted.contains(address) { usize::MAX } else { self.limit };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(peer).or_default();
-        if *count >= self.limit {
+        if *count >= limit {
             return None;
         }
         *count += 1;
@@ -51,13 +56,6 @@ impl Drop for Counted {
     }
 }
 
-fn peer_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_peer_is_an_ipv4_address_or_an_ipv6_network() {
-        let peers = Peers::new(1);
+        let peers = Peers::new(1, TrustedProxies::default());
         let first = peers.admit(address("192.0.2.1")).unwrap();
         assert!(peers.admit(address("::ffff:192.0.2.1")).is_none());
         let _other = peers.admit(address("192.0.2.2")).unwrap();
@@ -80,8 +78,16 @@ mod tests {
     }
 
     #[test]
+    fn a_trusted_proxy_may_have_any_number() {
+        let trusted = TrustedProxies::new(vec!["192.0.2.0/24".parse().unwrap()]);
+        let peers = Peers::new(1, trusted);
+        let open: Vec<_> = (0..100).map(|_| peers.admit(address("192.0.2.1"))).collect();
+        assert!(open.iter().all(Option::is_some));
+    }
+
+    #[test]
     fn nothing_is_kept_of_peers_that_left() {
-        let peers = Peers::new(2);
+        let peers = Peers::new(2, TrustedProxies::default());
         let open: Vec<_> = (0..2).map(|_| peers.admit(address("192.0.2.1")).unwrap()).collect();
         drop(open);
         assert!(peers.open.lock().unwrap().is_empty());

@@ -123,6 +123,34 @@ impl Spool {
     }
 }
 
+/// A saved picture. As long as this is held, the picture counts as worked on and is not removed.
+#[derive(Debug)]
+pub struct SavedFile {
+    name: String,
+    id: Uuid,
+    folder: Arc<Folder>,
+}
+
+impl SavedFile {
+    fn new(folder: &Arc<Folder>, extension: &str) -> Self {
+        let id = Uuid::now_v7();
+        // Before the file has its name: it shall not be there a moment without being worked on.
+        folder.at_work().insert(id);
+        Self { name: format!("{id}.{extension}"), id, folder: Arc::clone(folder) }
+    }
+
+    /// The file's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for SavedFile {
+    fn drop(&mut self) {
+        self.folder.at_work().remove(&self.id);
+    }
+}
+
 /// A received picture, not saved yet. Dropping it leaves nothing behind.
 #[derive(Debug)]
 pub struct Spooled {
@@ -141,11 +169,11 @@ impl Spooled {
     ///
     /// # Errors
     /// What the disk says.
-    pub async fn save(self, extension: &'static str) -> Result<String, Error> {
+    pub async fn save(self, extension: &'static str) -> Result<SavedFile, Error> {
         spawn_blocking(move || self.save_blocking(extension)).await?
     }
 
-    fn save_blocking(mut self, extension: &str) -> Result<String, Error> {
+    fn save_blocking(mut self, extension: &str) -> Result<SavedFile, Error> {
         let mut staged = match (self.staged.take(), &self.content) {
             (Some(staged), _) => staged,
             (None, Content::Memory(bytes)) => {
@@ -158,8 +186,8 @@ impl Spooled {
             }
         };
         staged.file.sync_all().map_err(while_("sync a picture"))?;
-        let name = format!("{}.{extension}", Uuid::now_v7());
-        let saved = self.folder.path.join(&name);
+        let file = SavedFile::new(&self.folder, extension);
+        let saved = self.folder.path.join(&file.name);
         if let Some(from) = &staged.path {
             fs::rename(from, &saved).map_err(while_("name a picture"))?;
         }
@@ -168,6 +196,7 @@ impl Spooled {
             .and_then(|folder| folder.sync_all())
             .map_err(while_("sync the downloads folder"))?;
         staged.path = None;
-        Ok(name)
+        self.folder.add_saved_bytes(self.content.len());
+        Ok(file)
     }
 }

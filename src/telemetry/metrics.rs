@@ -32,6 +32,7 @@ pub struct Metrics {
     shed: Family<ShedLabels, Counter>,
     saved: Counter,
     saved_bytes: Counter,
+    removed: Counter,
     free_bytes: Gauge<u64, AtomicU64>,
     at_work: Gauge<u64, AtomicU64>,
     waiting: Gauge<u64, AtomicU64>,
@@ -109,6 +110,7 @@ impl Metrics {
             shed: Family::default(),
             saved: Counter::default(),
             saved_bytes: Counter::default(),
+            removed: Counter::default(),
             free_bytes: Gauge::default(),
             at_work: Gauge::default(),
             waiting: Gauge::default(),
@@ -163,6 +165,11 @@ impl Metrics {
             "Bytes of pictures saved",
             Unit::Bytes,
             metrics.saved_bytes.clone(),
+        );
+        registry.register(
+            "pictures_removed",
+            "Pictures removed because they were too old or too many",
+            metrics.removed.clone(),
         );
         registry.register_with_unit(
             "downloads_free",
@@ -225,6 +232,11 @@ impl Metrics {
     pub fn saved_bytes(&self, bytes: u64) {
         self.saved.inc();
         self.saved_bytes.inc_by(bytes);
+    }
+
+    /// Old pictures were removed.
+    pub fn removed(&self, pictures: u64) {
+        self.removed.inc_by(pictures);
     }
 
     /// All of it as text.

@@ -1,9 +1,6 @@
 //! The documentation that the service serves.
 
-use imagesvc::{
-    config::settings::{Kind, SETTINGS},
-    error::Code,
-};
+use imagesvc::{config::settings::SETTINGS, error::Code};
 
 use crate::support::{Nvidia, TestApp};
 
@@ -13,9 +10,7 @@ fn the_readme_lists_every_setting_and_every_code() {
     for setting in SETTINGS {
         let default = setting.default.map_or_else(String::new, |default| format!("`{default}`"));
         let row = format!("| `{}` | {default} |", setting.name);
-        let row =
-            readme.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("{row}"));
-        assert_eq!(row.contains("*(not built yet)*"), setting.kind == Kind::Unbuilt, "{row}");
+        assert!(readme.lines().any(|line| line.starts_with(&row)), "{row}");
     }
     for code in Code::ALL {
         let row = format!("| `{code}` | {} |", code.status().as_u16());

@@ -31,7 +31,7 @@ fn all_faults_of_flags_environment_and_dotenv_are_reported_at_once() {
     std::fs::write(folder.path().join(".env"), "NVIDIA_TIMEOUT=soon\nIMAGESVC_PORT=1\n").unwrap();
     let output = program(folder.path())
         .args(["--sandbox", "--port", "many"])
-        .env("IMAGESVC_API_KEYS", "planted")
+        .env("IMAGESVC_API_KEYS", "planted key")
         .output()
         .unwrap();
     let text = String::from_utf8(output.stderr).unwrap();

@@ -71,13 +71,20 @@ impl Child {
         self.process.wait().unwrap();
     }
 
+    /// Tells it to stop.
+    pub fn terminate(&self) {
+        let kill = format!("kill {}", self.process.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
     /// Tells it to stop, waits, and gives its exit status and all that it logged.
-    pub fn stop(mut self) -> (ExitStatus, Vec<String>) {
-        let told = Command::new("sh")
-            .args(["-c", &format!("kill {}", self.process.id())])
-            .status()
-            .unwrap();
-        assert!(told.success());
+    pub fn stop(self) -> (ExitStatus, Vec<String>) {
+        self.terminate();
+        self.wait()
+    }
+
+    /// Waits for its end, and gives its exit status and all that it logged.
+    pub fn wait(mut self) -> (ExitStatus, Vec<String>) {
         let status = self.process.wait().unwrap();
         self.reader.take().unwrap().join().unwrap();
         let log = std::mem::take(&mut *self.log.lock().unwrap());

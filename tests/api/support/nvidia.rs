@@ -105,9 +105,14 @@ pub fn embedding_of(embedding: &str) -> Reply {
 
 /// The number of a tiny picture that an inference asks for.
 pub fn number(request: &Received) -> usize {
+    try_number(request).unwrap()
+}
+
+/// The same, of a request that may be about something else.
+pub fn try_number(request: &Received) -> Option<usize> {
     use base64::{Engine, prelude::BASE64_STANDARD};
     let body = String::from_utf8_lossy(&request.body);
-    let (_, text) = body.split_once(";base64,").unwrap();
-    let picture = BASE64_STANDARD.decode(text.split_once('"').unwrap().0).unwrap();
-    usize::from_le_bytes(*picture.last_chunk().unwrap())
+    let (_, text) = body.split_once(";base64,")?;
+    let picture = BASE64_STANDARD.decode(text.split_once('"')?.0).unwrap();
+    Some(usize::from_le_bytes(*picture.last_chunk()?))
 }

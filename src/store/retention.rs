@@ -1,0 +1,254 @@
+//! Removes saved pictures that are too old, or more than there is room for, the oldest first.
+
+use std::{
+    fs,
+    future::pending,
+    io,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use uuid::{Uuid, Version};
+
+use super::{Error, Folder, Store, while_};
+use crate::{image::Format, telemetry::Metrics};
+
+/// How often the folder is looked through, at least.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often at most, however much arrives.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long saved pictures are kept.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Retention {
+    /// Older ones are removed.
+    pub max_age: Option<Duration>,
+    /// All of them together, in bytes.
+    pub max_bytes: Option<u64>,
+}
+
+/// What a sweep did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Pictures removed.
+    pub removed: u64,
+    /// Bytes of those that stay.
+    pub left_bytes: u64,
+}
+
+impl Store {
+    /// Sweeps for ever: now and then, and soon after the saved pictures outgrow their room.
+    pub async fn keep_retention(self, metrics: std::sync::Arc<Metrics>) {
+        let Retention { max_age, max_bytes } = self.retention;
+        if max_age.is_none() && max_bytes.is_none() {
+            return pending().await;
+        }
+        let interval = max_age.map_or(INTERVAL, |age| (age / 4).clamp(PAUSE, INTERVAL));
+        loop {
+            let store = self.clone();
+            match spawn_blocking(move || store.sweep(SystemTime::now())).await {
+                Ok(Ok(swept)) if swept.removed > 0 => {
+                    tracing::info!(removed = swept.removed, "old pictures were removed");
+                    metrics.removed(swept.removed);
+                }
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "old pictures cannot be removed"),
+                Err(error) => tracing::error!(%error, "the thread that removes old pictures died"),
+            }
+            sleep(PAUSE).await;
+            // The end of the interval is as good a reason to look again.
+            let _ = timeout(interval, self.folder.outgrown.notified()).await;
+        }
+    }
+
+    /// Removes what is too old at this time, and the oldest of what is too much. Never what a
+    /// request still works on, and nothing but what the service saved. Blocks.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or no picture be removed.
+    pub fn sweep(&self, now: SystemTime) -> Result<Swept, Error> {
+        let Retention { max_age, max_bytes } = self.retention;
+        let pictures = self.folder.pictures()?;
+        let mut swept = Swept { removed: 0, left_bytes: pictures.iter().map(|p| p.bytes).sum() };
+        let room = match max_bytes {
+            // More goes than must, so that not every picture is followed by a sweep.
+            Some(max) if swept.left_bytes > max => max - max / 16,
+            _ => u64::MAX,
+        };
+        let mut failure = None;
+        for picture in pictures {
+            let age = now.duration_since(picture.saved_at()).unwrap_or_default();
+            let is_old = max_age.is_some_and(|max| age > max);
+            if !(is_old || swept.left_bytes > room) || self.folder.is_at_work(picture.id) {
+                continue;
+            }
+            match fs::remove_file(self.folder.path.join(&picture.name)) {
+                Ok(()) => swept.removed += 1,
+                // Somebody else removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    failure = Some(while_("remove an old picture")(error));
+                    continue;
+                }
+            }
+            swept.left_bytes -= picture.bytes;
+        }
+        self.folder.set_saved_bytes(swept.left_bytes);
+        match failure {
+            Some(failure) if swept.removed == 0 => Err(failure),
+            _ => Ok(swept),
+        }
+    }
+}
+
+/// A picture that the service saved.
+#[derive(Debug)]
+struct SavedPicture {
+    id: Uuid,
+    name: String,
+    bytes: u64,
+}
+
+impl SavedPicture {
+    /// By its name: what else says when a file was saved, copying changes.
+    fn saved_at(&self) -> SystemTime {
+        let (seconds, nanos) = self.id.get_timestamp().map_or((0, 0), |time| time.to_unix());
+        SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos)
+    }
+}
+
+impl Folder {
+    /// The saved pictures, the oldest first.
+    fn pictures(&self) -> Result<Vec<SavedPicture>, Error> {
+        let mut pictures = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(while_("list the pictures"))? {
+            let entry = entry.map_err(while_("list the pictures"))?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let Some(id) = own_id(&name) else { continue };
+            match entry.metadata() {
+                Ok(about) if about.is_file() => {
+                    pictures.push(SavedPicture { id, name, bytes: about.len() });
+                }
+                // A link or a folder is not ours, whatever its name; a file may be gone by now.
+                _ => {}
+            }
+        }
+        pictures.sort_unstable_by_key(|picture| picture.id);
+        Ok(pictures)
+    }
+}
+
+/// The id of a picture by its name, if it is one that the service gives: a UUID v7 as it prints
+/// them, and the extension of a format.
+fn own_id(name: &str) -> Option<Uuid> {
+    let (stem, extension) = name.split_once('.')?;
+    let id = Uuid::try_parse(stem).ok()?;
+    let is_own = id.get_version() == Some(Version::SortRand)
+        && id.to_string() == stem
+        && Format::ALL.iter().any(|format| format.extension() == extension);
+    is_own.then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use tempfile::TempDir;
+    use uuid::{NoContext, Timestamp};
+
+    use super::*;
+    use crate::store::Settings;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)
+    }
+
+    fn store(max_age: Option<u64>, max_bytes: Option<u64>) -> (TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let retention = Retention { max_age: max_age.map(Duration::from_secs), max_bytes };
+        let settings = Settings { folder: folder.path().to_owned(), min_free_bytes: 0, retention };
+        let store = Store::open(&settings).unwrap();
+        (folder, store)
+    }
+
+    /// Puts a picture there that was saved so many seconds ago.
+    fn put(folder: &Path, seconds: u64, bytes: usize) -> String {
+        let time = Timestamp::from_unix(NoContext, NOW - seconds, 0);
+        let name = format!("{}.jpg", Uuid::new_v7(time));
+        fs::write(folder.join(&name), vec![0; bytes]).unwrap();
+        name
+    }
+
+    fn left(folder: &Path) -> Vec<String> {
+        let names =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_is_older_than_the_limit_goes() {
+        let (folder, store) = store(Some(100), None);
+        let [_, _, kept, new] = [500, 101, 99, 0].map(|seconds| put(folder.path(), seconds, 10));
+        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 2, left_bytes: 20 });
+        assert_eq!(left(folder.path()), [kept, new]);
+    }
+
+    #[test]
+    fn beyond_the_bytes_the_oldest_go() {
+        let (folder, store) = store(None, Some(1000));
+        let names: Vec<_> = (0..20).rev().map(|n| put(folder.path(), n, 100)).collect();
+        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 11, left_bytes: 900 });
+        assert_eq!(left(folder.path()), names[11..]);
+        assert_eq!(store.sweep(now()).unwrap().removed, 0);
+    }
+
+    #[test]
+    fn what_the_service_did_not_write_is_never_touched() {
+        let (folder, store) = store(Some(1), Some(1));
+        let old = Uuid::new_v7(Timestamp::from_unix(NoContext, 1000, 0));
+        let strangers = [
+            "holiday.jpg".to_owned(),
+            ".gitkeep".to_owned(),
+            format!("{}.jpg", Uuid::new_v4()),
+            format!("{}.jpg", old.simple()),
+            format!("{}.jpg", old.to_string().to_uppercase()),
+            format!("{old}.pdf"),
+            format!("{old}.jpg.bak"),
+            format!("{old}"),
+        ];
+        for name in &strangers {
+            fs::write(folder.path().join(name), "not ours").unwrap();
+        }
+        fs::create_dir(folder.path().join(format!("{old}.png"))).unwrap();
+        std::os::unix::fs::symlink("holiday.jpg", folder.path().join(format!("{old}.gif")))
+            .unwrap();
+        let own = put(folder.path(), 10, 10);
+        let before = left(folder.path()).len();
+        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 1, left_bytes: 0 });
+        assert_eq!(left(folder.path()).len(), before - 1);
+        assert!(!folder.path().join(own).exists());
+        assert!(strangers.iter().all(|name| folder.path().join(name).exists()));
+    }
+
+    #[tokio::test]
+    async fn what_a_request_works_on_stays_until_it_is_done() {
+        let (folder, store) = store(None, Some(1));
+        let mut spool = store.spool(100);
+        spool.write(&Bytes::from_static(b"picture")).await.unwrap();
+        let saved = spool.finish().await.unwrap().save("png").await.unwrap();
+        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 0, left_bytes: 7 });
+        let name = saved.name().to_owned();
+        assert_eq!(left(folder.path()), [name]);
+        drop(saved);
+        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 1, left_bytes: 0 });
+    }
+}

@@ -1,0 +1,92 @@
+//! `imagesvc check`.
+
+use std::process::{Command, Output};
+
+use crate::support::{Nvidia, Reply};
+
+fn check(folder: &std::path::Path, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
+    command.env_clear().env("IMAGESVC_MIN_FREE_BYTES", "0").envs(settings.iter().copied());
+    command.current_dir(folder).args(arguments).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn upstream(nvidia: &Nvidia) -> Vec<(&'static str, String)> {
+    nvidia.settings()
+}
+
+fn borrowed<'a>(settings: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a str)> {
+    settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
+}
+
+#[test]
+fn what_is_fine_is_a_line_each_and_exit_code_0() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = check(folder.path(), &["check", "--sandbox"], &[]);
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let states: Vec<_> = text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert!(
+        states.len() >= 4 && states.iter().all(|state| ["ok", "note"].contains(state)),
+        "{text}"
+    );
+    assert!(!folder.path().join("downloads").exists(), "a check leaves nothing behind");
+}
+
+#[test]
+fn flags_may_stand_before_and_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["--sandbox", "--min-free-bytes", "900000000GiB", "check"][..],
+        &["check", "--sandbox", "--min-free-bytes", "900000000GiB"],
+    ] {
+        let output = check(folder.path(), arguments, &[]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output).contains("FAULT disk"), "{}", text(&output));
+    }
+}
+
+#[test]
+fn each_fault_says_what_to_do_and_the_exit_code_is_1() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("downloads"), "no folder").unwrap();
+    let settings = [
+        ("NVIDIA_API_KEY", "nvapi-planted"),
+        ("NVIDIA_INFER_URL", "https://no-such-host.invalid/infer"),
+    ];
+    let output = check(folder.path(), &["check"], &settings);
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("FAULT folder") && text.contains("give it to the user"), "{text}");
+    assert!(text.contains("FAULT dns") && text.contains("/etc/resolv.conf"), "{text}");
+    assert!(!text.contains("planted"));
+}
+
+#[test]
+fn settings_that_cannot_stand_are_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = check(folder.path(), &["check"], &[("IMAGESVC_PORT", "many")]);
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("IMAGESVC_PORT") && text.contains("NVIDIA_API_KEY"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn live_makes_one_paid_call_and_names_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let nvidia = Nvidia::well().await;
+    let output = check(folder.path(), &["check"], &borrowed(&upstream(&nvidia)));
+    assert_eq!(nvidia.lines().len(), 0, "not without being asked: {}", text(&output));
+    let output = check(folder.path(), &["check", "--live"], &borrowed(&upstream(&nvidia)));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    assert!(text(&output).contains("an embedding was computed in"));
+    assert_eq!(nvidia.lines().len(), 1);
+
+    let refusing = Nvidia::replying(vec![Reply::status(401)]).await;
+    let output = check(folder.path(), &["check", "--live"], &borrowed(&upstream(&refusing)));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("renew NVIDIA_API_KEY"), "{}", text(&output));
+}

@@ -1,0 +1,256 @@
+//! Who is let in.
+
+use reqwest::Method;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::support::{Answer, Child, Nvidia, ROCKET, TestApp, assert_problem, tiny};
+
+const KEYS: (&str, &str) = ("IMAGESVC_API_KEYS", "first-client-key, second-client-key");
+
+const PICTURE_ROUTES: [&str; 3] =
+    ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"];
+
+async fn ask(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
+    let request = app.client.request(method, app.url(path));
+    app.send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
+        .await
+}
+
+#[tokio::test]
+async fn with_keys_every_route_but_the_open_ones_wants_one() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[KEYS]).await;
+    let closed = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
+        (Method::GET, "/metrics"),
+        (Method::GET, "/vectorize-image"),
+        (Method::GET, "/nothing"),
+        (Method::GET, "/docsx"),
+        (Method::GET, "/health/"),
+        (Method::POST, "/"),
+    ]);
+    for (method, path) in closed {
+        for authorization in [
+            None,
+            Some("Bearer "),
+            Some("Bearer wrong"),
+            Some("Bearer first-client-ke"),
+            Some("Bearer first-client-key-and-more"),
+            Some("Bearer first-client-key, second-client-key"),
+            Some("Basic first-client-key"),
+            Some("first-client-key"),
+        ] {
+            let headers: Vec<_> =
+                authorization.map(|value| ("authorization", value)).into_iter().collect();
+            let answer = ask(&app, method.clone(), path, &headers).await;
+            if path == "/" {
+                assert_problem(&answer, 405, "method_not_allowed");
+                continue;
+            }
+            assert_problem(&answer, 401, "unauthorized");
+            assert_eq!(answer.header("www-authenticate"), "Bearer", "{path} {authorization:?}");
+        }
+        for right in ["Bearer first-client-key", "bearer second-client-key"] {
+            let answer = ask(&app, method.clone(), path, &[("authorization", right)]).await;
+            assert_ne!(answer.status, 401, "{path}");
+        }
+    }
+    for path in ["/", "/health", "/ready", "/docs", "/docs/swagger-ui.css", "/openapi.json"] {
+        assert_eq!(ask(&app, Method::GET, path, &[]).await.status, 200, "{path}");
+    }
+    let upload = app.upload_request(ROCKET, "a.jpg").bearer_auth("second-client-key");
+    app.send(upload).await.vector();
+    assert_eq!(app.saved().len(), 1);
+}
+
+#[tokio::test]
+async fn without_a_key_the_body_is_not_asked_for() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[KEYS]).await;
+    for path in PICTURE_ROUTES {
+        let mut stream = TcpStream::connect(app.address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
+             content-length: 1000000\r\nexpect: 100-continue\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    }
+    // Who sends it all the same sees the answer, too.
+    let large = vec![0; 5 << 20];
+    assert_problem(&app.upload(&large, "a.jpg").await, 401, "unauthorized");
+    assert!(app.saved().is_empty());
+}
+
+#[tokio::test]
+async fn each_client_has_a_limit_of_its_own_by_its_key() {
+    let nvidia = Nvidia::well().await;
+    let settings = [KEYS, ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "3")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let upload = |key: &'static str| app.send(app.upload_request(ROCKET, "a.jpg").bearer_auth(key));
+    for _ in 0..3 {
+        upload("first-client-key").await.vector();
+    }
+    let answer = upload("first-client-key").await;
+    assert_problem(&answer, 429, "rate_limited");
+    let wait: u64 = answer.header("retry-after").parse().unwrap();
+    assert!((15..=20).contains(&wait), "{wait}");
+    upload("second-client-key").await.vector();
+    // What costs nothing is not counted.
+    for _ in 0..5 {
+        let key = [("authorization", "Bearer first-client-key")];
+        assert_eq!(ask(&app, Method::GET, "/metrics", &key).await.status, 200);
+    }
+    assert_eq!(app.saved().len(), 4, "what is refused is not received");
+}
+
+async fn upload_for(app: &TestApp, forwarded: &str) -> u16 {
+    let request = app.upload_request(ROCKET, "a.jpg").header("x-forwarded-for", forwarded);
+    app.send(request).await.status
+}
+
+#[tokio::test]
+async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names() {
+    let nvidia = Nvidia::well().await;
+    let limit = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "2");
+    let trusting = [limit, ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8")];
+    let app = TestApp::with_settings(&nvidia, &trusting).await;
+    assert_eq!(upload_for(&app, "198.51.100.1").await, 200);
+    assert_eq!(upload_for(&app, "9.9.9.9, 198.51.100.1").await, 200);
+    assert_eq!(
+        upload_for(&app, "8.8.8.8, 198.51.100.1").await,
+        429,
+        "what is forged does not count"
+    );
+    assert_eq!(upload_for(&app, "198.51.100.2").await, 200, "another client");
+    assert_eq!(upload_for(&app, "2001:db8:1:2::3").await, 200);
+    assert_eq!(upload_for(&app, "2001:db8:1:2::4").await, 200);
+    assert_eq!(
+        upload_for(&app, "2001:db8:1:2:ffff::5").await,
+        429,
+        "a network of 64 bits is one client"
+    );
+
+    let app = TestApp::with_settings(&nvidia, &[limit]).await;
+    for (client, status) in [("198.51.100.1", 200), ("198.51.100.2", 200), ("198.51.100.3", 429)] {
+        assert_eq!(upload_for(&app, client).await, status, "nobody is believed");
+    }
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
+    let nvidia = Nvidia::well().await;
+    let limit = ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "2");
+    for (settings, all) in [
+        (&[limit, ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1")][..], true),
+        (&[limit, ("IMAGESVC_TRUSTED_PROXIES", "10.0.0.0/8")], false),
+    ] {
+        let app = TestApp::with_settings(&nvidia, settings).await;
+        let mut answered = 0;
+        let mut open = Vec::new();
+        for _ in 0..4 {
+            let mut stream = TcpStream::connect(app.address).await.unwrap();
+            let asked = stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            let mut first = [0; 12];
+            // One that is over the limit is closed, or reset.
+            let read = stream.read_exact(&mut first).await;
+            answered += usize::from(asked.is_ok() && read.is_ok() && &first == b"HTTP/1.1 200");
+            open.push(stream);
+        }
+        assert_eq!(answered, if all { 4 } else { 2 });
+    }
+}
+
+#[tokio::test]
+async fn a_strangers_page_is_refused_on_every_route_and_told_what_to_do() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    for path in PICTURE_ROUTES {
+        for headers in [
+            &[("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")][..],
+            &[("origin", "capacitor://localhost")],
+            &[("origin", "null")],
+            &[("sec-fetch-site", "cross-site")],
+        ] {
+            let answer = ask(&app, Method::POST, path, headers).await;
+            let problem = assert_problem(&answer, 403, "cross_origin");
+            let detail = problem["detail"].as_str().unwrap();
+            assert!(detail.contains("IMAGESVC_CORS_ORIGINS"), "{detail}");
+            let origin = headers.iter().find(|(name, _)| *name == "origin");
+            assert!(detail.contains(origin.map_or("unknown", |(_, origin)| origin)), "{detail}");
+            assert!(!answer.headers.contains_key("access-control-allow-origin"));
+        }
+        let own = app.url("");
+        for headers in [
+            &[("sec-fetch-site", "same-origin"), ("origin", own.as_str())][..],
+            &[("origin", own.as_str())],
+            &[],
+        ] {
+            assert_eq!(ask(&app, Method::POST, path, headers).await.status, 422);
+        }
+    }
+    let preflight = [("origin", "https://evil.example"), ("access-control-request-method", "POST")];
+    let answer = ask(&app, Method::OPTIONS, PICTURE_ROUTES[0], &preflight).await;
+    assert_problem(&answer, 405, "method_not_allowed");
+}
+
+#[tokio::test]
+async fn a_page_that_the_operator_names_may_call_and_read_answers_and_errors() {
+    let nvidia = Nvidia::well().await;
+    let origins = ("IMAGESVC_CORS_ORIGINS", "https://app.example.com, capacitor://localhost");
+    let app = TestApp::with_settings(&nvidia, &[KEYS, origins]).await;
+    for origin in ["https://app.example.com", "capacitor://localhost"] {
+        // The browser asks first, and has no key to show.
+        let preflight = [
+            ("origin", origin),
+            ("access-control-request-method", "POST"),
+            ("access-control-request-headers", "authorization, content-type"),
+        ];
+        let allowed = ask(&app, Method::OPTIONS, "/vectorize-image-upload", &preflight).await;
+        assert_eq!((allowed.status, allowed.header("access-control-allow-origin")), (200, origin));
+        assert!(allowed.header("access-control-allow-headers").contains("authorization"));
+        assert!(allowed.header("access-control-allow-methods").contains("POST"));
+
+        let from = |key: &str| {
+            let request = app.upload_request(&tiny(1), "a.png").bearer_auth(key);
+            app.send(request.header("origin", origin).header("sec-fetch-site", "cross-site"))
+        };
+        let (answer, error) = (from("first-client-key").await, from("wrong").await);
+        answer.vector();
+        assert_problem(&error, 401, "unauthorized");
+        for answer in [answer, error] {
+            assert_eq!(answer.header("access-control-allow-origin"), origin);
+            assert!(answer.header("access-control-expose-headers").contains("x-request-id"));
+            assert!(answer.header("vary").contains("origin"));
+        }
+    }
+    let other = [("origin", "https://other.example"), ("sec-fetch-site", "cross-site")];
+    let answer = ask(&app, Method::POST, "/vectorize-image", &other).await;
+    assert_problem(&answer, 403, "cross_origin");
+    assert!(!answer.headers.contains_key("access-control-allow-origin"));
+}
+
+#[tokio::test]
+async fn the_log_names_the_real_client() {
+    let nvidia = Nvidia::well().await;
+    let upstream = nvidia.settings();
+    let mut settings: Vec<_> =
+        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.push(("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32"));
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(folder.path(), &settings);
+    let client = reqwest::Client::new();
+    for forwarded in ["198.51.100.7", "1.2.3.4, 198.51.100.8"] {
+        let request = client.get(child.url("/nothing")).header("x-forwarded-for", forwarded);
+        assert_eq!(request.send().await.unwrap().status(), 404);
+    }
+    let (_, log) = child.stop();
+    let lines = log.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let clients: Vec<_> =
+        lines.filter_map(|line| Some(line.get("client")?.as_str()?.to_owned())).collect();
+    assert_eq!(clients, ["198.51.100.7", "198.51.100.8"]);
+}

@@ -1,0 +1,162 @@
+//! The keys appear nowhere.
+
+use imagesvc::{
+    config::{Config, Raw},
+    server::Server,
+};
+
+use crate::support::{Child, HUBBLE, Nvidia, ROCKET, Reply, Server as Origin, heic, tiny};
+
+/// What must not be seen: NVIDIA's key, the clients' keys, a wrong one, a proxy's password, and what
+/// stands in the queries of fetched and of presigned addresses.
+const PLANTED: [&str; 6] = [
+    crate::support::KEY,
+    "planted-client-key-1",
+    "planted-client-key-2",
+    "planted-wrong-key",
+    "planted-query",
+    "X-Amz-Signature",
+];
+
+fn assert_clean(what: &str, text: &str) {
+    for secret in PLANTED {
+        let found = text.find(secret);
+        let around = found.map(|at| &text[text.floor_char_boundary(at.saturating_sub(200))..at]);
+        assert!(found.is_none(), "{secret} is in {what}, behind {around:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_level() {
+    let origin = Origin::start(|request, _| match request.target.split('?').next() {
+        Some("/moved") => Reply::new(302, &[("location", "/photo.jpg?token=planted-query")], ""),
+        Some("/photo.jpg") => Reply::new(200, &[], ROCKET),
+        _ => Reply::status(404),
+    })
+    .await;
+    // It repeats what it was sent, as some gateways do.
+    let nvidia = Nvidia::with_uploads(|request| {
+        let authorization = request.header("authorization").unwrap_or("none");
+        let says = format!(r#"{{"detail":"no: {authorization}"}}"#);
+        match crate::support::try_number(request) {
+            Some(n @ 400..=599) => Some(Reply::json(u16::try_from(n).unwrap(), says)),
+            _ => None,
+        }
+    })
+    .await;
+    let upstream = nvidia.settings();
+    let mut settings: Vec<_> =
+        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let allow = origin.address.to_string();
+    settings.extend([
+        ("IMAGESVC_LOG", "trace"),
+        ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
+        ("IMAGESVC_API_KEYS", "planted-client-key-1,planted-client-key-2"),
+        ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000"),
+        ("NVIDIA_TIMEOUT", "2s"),
+    ]);
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(folder.path(), &settings);
+    let client = reqwest::Client::new();
+    let upload = |picture: &[u8]| {
+        let body = [
+            &b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n"[..],
+            picture,
+            b"\r\n--x--\r\n",
+        ]
+        .concat();
+        client
+            .post(child.url("/vectorize-image-upload"))
+            .header("content-type", "multipart/form-data; boundary=x")
+            .body(body)
+    };
+    let by_address = |address: String| {
+        let body = serde_json::json!({ "image_url": address }).to_string();
+        client.post(child.url("/vectorize-image")).body(body)
+    };
+    let own = "planted-client-key-1";
+    let get = |path: &str| client.get(child.url(path));
+    let mut requests = vec![
+        (200, upload(ROCKET).bearer_auth(own)),
+        (200, upload(HUBBLE).bearer_auth("planted-client-key-2")),
+        (200, upload(ROCKET).bearer_auth(own).header("cache-control", "no-cache")),
+        (415, upload(&heic()).bearer_auth(own)),
+        (401, upload(ROCKET).bearer_auth("planted-wrong-key")),
+        (401, upload(ROCKET)),
+        (403, upload(ROCKET).bearer_auth(own).header("origin", "https://evil.example")),
+        (200, by_address(origin.url("/photo.jpg?token=planted-query")).bearer_auth(own)),
+        (200, by_address(origin.url("/moved?token=planted-query")).bearer_auth(own)),
+        (502, by_address(origin.url("/gone?token=planted-query")).bearer_auth(own)),
+        (403, by_address("http://10.0.0.1/?token=planted-query".into()).bearer_auth(own)),
+        (
+            502,
+            by_address("http://no-such-host.invalid/?token=planted-query".into()).bearer_auth(own),
+        ),
+        (400, by_address("ftp://x/?token=planted-query".into()).bearer_auth(own)),
+        (404, get("/nothing?key=planted-query").bearer_auth(own)),
+        (200, get("/metrics").bearer_auth(own)),
+        (200, get("/openapi.json").bearer_auth(own)),
+        (200, get("/ready").bearer_auth("planted-wrong-key")),
+        (200, get("/health")),
+        (200, get("/docs")),
+        (200, get("/")),
+    ];
+    for n in [401, 403, 422, 429, 500] {
+        let status = match n {
+            422 => 422,
+            429 => 503,
+            _ => 502,
+        };
+        requests.push((status, upload(&tiny(n)).bearer_auth(own)));
+    }
+    for (status, request) in requests {
+        let response = request.send().await.unwrap();
+        let headers = format!("{:?}", response.headers());
+        assert_eq!(response.status(), status, "{}", response.url());
+        assert_clean("an answer's headers", &headers);
+        let body = response.text().await.unwrap();
+        // The client's own address goes back to it, as it gave it.
+        let body = body.replace("?token=planted-query", "");
+        assert_clean("an answer", &body);
+    }
+    assert!(nvidia.received().iter().any(|request| request.target.contains("X-Amz-Signature")));
+    let (_, log) = child.stop();
+    let log = log.join("\n");
+    assert!(log.contains("\"TRACE\""), "the finest level is on");
+    assert!(log.contains("[redacted]"), "what NVIDIA repeats is in the log, without the key");
+    assert_clean("the log", &log);
+}
+
+#[tokio::test]
+async fn no_type_prints_a_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let pairs = [
+        ("NVIDIA_API_KEY", crate::support::KEY),
+        ("NVIDIA_PROXY", "http://user:planted-query@127.0.0.1:3128"),
+        ("IMAGESVC_API_KEYS", "planted-client-key-1,planted-client-key-2"),
+        ("IMAGESVC_DOWNLOADS_DIR", folder.path().to_str().unwrap()),
+        ("IMAGESVC_HOST", "127.0.0.1"),
+        ("IMAGESVC_PORT", "0"),
+    ];
+    let config = Config::resolve(&Raw::from_pairs(pairs)).unwrap();
+    for printed in [
+        format!("{config:?}"),
+        format!("{:?}", config.upstream),
+        format!("{:?}", config.nvidia),
+        format!("{:?}", config.gate),
+        format!("{:?}", config.gate.keys),
+    ] {
+        assert_clean("a setting", &printed);
+    }
+    assert!(format!("{:?}", config.nvidia).contains("3128"));
+    let server = Server::bind(config).await.unwrap();
+    // It holds the state, the clients and the gate.
+    assert_clean("the server", &format!("{server:?}"));
+    let faults = Config::resolve(&Raw::from_pairs([
+        ("NVIDIA_API_KEY", "planted-client-key-1 planted-client-key-2"),
+        ("IMAGESVC_API_KEYS", "planted-client-key-1 planted-client-key-2"),
+        ("NVIDIA_PROXY", "socks5://user:planted-query@host"),
+    ]))
+    .unwrap_err();
+    assert_clean("faults", &format!("{faults:?} {faults}"));
+}

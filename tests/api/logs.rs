@@ -1,0 +1,175 @@
+//! Logs and metrics, read as a machine reads them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::support::{Child, Nvidia, ROCKET, TestApp, heic, number, tiny};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_is_one_json_line_with_the_facts_in_fields() {
+    let nvidia = Nvidia::scripted(|request, nth| match number(request) {
+        402 => crate::support::Reply::status(402),
+        _ if nth == 0 => crate::support::Reply::status(503),
+        _ => crate::support::embedding(),
+    })
+    .await;
+    let upstream = nvidia.settings();
+    let settings: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(folder.path(), &settings);
+    let client = reqwest::Client::new();
+    let upload = |id: &'static str, picture: &[u8]| {
+        let text = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, picture);
+        let body = format!(r#"{{"image_base64":"{text}"}}"#);
+        client
+            .post(child.url("/vectorize-image-base64"))
+            .header("x-request-id", id)
+            .body(body)
+            .send()
+    };
+    for (id, picture, status) in [
+        ("first", tiny(1), 200),
+        ("again", tiny(1), 200),
+        ("refused", tiny(402), 503),
+        ("heic", heic(), 415),
+    ] {
+        assert_eq!(upload(id, &picture).await.unwrap().status(), status);
+    }
+    let none = client.get(child.url("/no/such/path?query=1")).header("x-request-id", "none");
+    assert_eq!(none.send().await.unwrap().status(), 404);
+    let (_, log) = child.stop();
+    let events: Vec<Value> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for event in &events {
+        assert!(event["timestamp"].is_string() && event["level"].is_string(), "{event}");
+        assert!(event["message"].is_string(), "{event}");
+    }
+    let line = |id: &str| {
+        let lines: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
+        assert_eq!(lines.len(), 1, "{id}: a request is logged once");
+        assert_eq!(lines[0]["message"], "request");
+        assert!(lines[0]["duration_ms"].as_f64().unwrap() >= 0.0);
+        assert_eq!(lines[0]["client"], "127.0.0.1");
+        lines[0].clone()
+    };
+    let first = line("first");
+    assert_eq!(first["level"], "INFO");
+    assert_eq!((first["method"].as_str(), first["status"].as_u64()), (Some("POST"), Some(200)));
+    assert_eq!(first["route"], "/vectorize-image-base64");
+    assert!(first["saved_as"].as_str().unwrap().ends_with(".png"));
+    assert_eq!(first["size_bytes"].as_u64(), Some(tiny(1).len() as u64));
+    assert_eq!((first["cache"].as_str(), first["attempts"].as_u64()), (Some("miss"), Some(2)));
+    assert!(first.get("error").is_none() && first.get("code").is_none());
+    let again = line("again");
+    assert_eq!((again["cache"].as_str(), again["attempts"].as_u64()), (Some("memory"), Some(0)));
+    let refused = line("refused");
+    assert_eq!(
+        (refused["level"].as_str(), refused["code"].as_str()),
+        (Some("WARN"), Some("embedding_exhausted"))
+    );
+    assert!(refused["error"].as_str().unwrap().contains("status 402"));
+    assert!(refused["saved_as"].is_string());
+    assert_eq!(refused["attempts"].as_u64(), Some(1));
+    let heic = line("heic");
+    assert_eq!(
+        (heic["level"].as_str(), heic["code"].as_str()),
+        (Some("INFO"), Some("unsupported_image"))
+    );
+    let none = line("none");
+    assert_eq!(none["route"], "none", "never a raw path");
+    assert!(!log.join("").contains("/no/such/path"));
+}
+
+/// The families of a metrics text, with their types, and its samples.
+type Parsed = (BTreeMap<String, String>, Vec<(String, BTreeMap<String, String>, f64)>);
+
+fn parse(text: &str) -> Parsed {
+    let (mut families, mut samples) = (BTreeMap::new(), Vec::new());
+    assert!(text.ends_with("# EOF\n"));
+    for line in text.lines().filter(|line| *line != "# EOF") {
+        if let Some(comment) = line.strip_prefix("# ") {
+            let mut words = comment.splitn(3, ' ');
+            let (kind, name, rest) = (words.next().unwrap(), words.next().unwrap(), words.next());
+            if kind == "TYPE" {
+                families.insert(name.to_owned(), rest.unwrap().to_owned());
+            }
+            continue;
+        }
+        let (sample, value) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+        let labels = labels.strip_suffix('}').unwrap().split(',').filter(|label| !label.is_empty());
+        let labels = labels.map(|label| {
+            let (name, value) = label.split_once('=').unwrap();
+            (name.to_owned(), value.trim_matches('"').to_owned())
+        });
+        samples.push((name.to_owned(), labels.collect(), value.parse().unwrap()));
+    }
+    (families, samples)
+}
+
+#[tokio::test]
+async fn metrics_are_well_formed_and_their_labels_are_bounded() {
+    let nvidia = Nvidia::scripted(|_, nth| {
+        if nth == 0 { crate::support::Reply::status(503) } else { crate::support::embedding() }
+    })
+    .await;
+    let app = TestApp::against(&nvidia).await;
+    app.upload(ROCKET, "a.jpg").await.vector();
+    app.upload(ROCKET, "a.jpg").await.vector();
+    for n in 0..50 {
+        app.get(&format!("/raw/{n}")).await;
+        app.get(&format!("/docs/{n}")).await;
+        let request = app.client.request(format!("M{n}").parse().unwrap(), app.url("/health"));
+        app.send(request).await;
+    }
+    let (families, samples) = parse(&app.get("/metrics").await.text());
+    let mut values = BTreeMap::<_, BTreeSet<_>>::new();
+    for (name, labels, value) in &samples {
+        assert!(name.starts_with("imagesvc_"), "{name}");
+        let family = families.keys().find(|family| name.starts_with(family.as_str()));
+        assert!(family.is_some(), "{name} has a type");
+        assert!(*value >= 0.0);
+        for (label, value) in labels {
+            values.entry(label.as_str()).or_default().insert(value.as_str());
+        }
+    }
+    let routes: Vec<_> = values["route"].iter().copied().collect();
+    assert_eq!(routes, ["/docs/{*path}", "/health", "/vectorize-image-upload", "none"]);
+    let known = ["route", "status", "operation", "outcome", "reason", "le", "version"];
+    assert!(values.keys().all(|label| known.contains(label)), "{:?}", values.keys());
+    let total = |name: &str, label: &str, wanted: &str| -> f64 {
+        let found = samples.iter().filter(|(known, labels, _)| {
+            known == name && labels.get(label).is_some_and(|value| value == wanted)
+        });
+        found.map(|(_, _, value)| value).sum()
+    };
+    assert_eq!(total("imagesvc_requests_total", "route", "none"), 50.0);
+    assert_eq!(total("imagesvc_requests_total", "route", "/vectorize-image-upload"), 2.0);
+    assert_eq!(
+        total("imagesvc_request_duration_seconds_count", "route", "/vectorize-image-upload"),
+        2.0
+    );
+    assert_eq!(total("imagesvc_upstream_calls_total", "outcome", "503"), 1.0);
+    assert_eq!(total("imagesvc_cache_lookups_total", "outcome", "memory"), 1.0);
+}
+
+#[tokio::test]
+async fn the_readme_lists_every_metric_and_no_other() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::against(&nvidia).await;
+    app.upload(ROCKET, "a.jpg").await.vector();
+    let (families, _) = parse(&app.get("/metrics").await.text());
+    let readme = include_str!("../../README.md");
+    let names =
+        readme.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
+    let documented: BTreeSet<_> = names.filter(|name| name.starts_with("imagesvc_")).collect();
+    let bare = |name: &str| name.trim_end_matches("_total").trim_end_matches("_info").to_owned();
+    let listed: BTreeSet<_> = documented.iter().map(|name| bare(name)).collect();
+    for family in families.keys() {
+        assert!(listed.contains(&bare(family)), "{family} is not in the README");
+    }
+    // Families without a sample are not in the text: those of faults that did not happen.
+    let source = include_str!("../../src/telemetry/metrics.rs");
+    let registered = source.matches("registry.register").count();
+    assert_eq!(listed.len(), registered, "{listed:?}");
+}

@@ -1,0 +1,82 @@
+//! Old pictures go, and nothing else does.
+
+use std::{fs, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use tokio::{sync::watch, time::timeout};
+
+use crate::support::{Nvidia, ROCKET, TestApp, embedding, metric, number, tiny, variant};
+
+async fn wait_until_removed(app: &TestApp, pictures: f64) {
+    let wait = async {
+        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_removed_total")
+            < pictures
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(30), wait).await.expect("old pictures are removed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
+    let (gate, _) = watch::channel(false);
+    let held = embedding().held(&gate);
+    // The call for the first picture hangs, so that its file is the oldest and in use.
+    let nvidia = Nvidia::scripted(
+        move |request, _| {
+            if number(request) == 0 { held.clone() } else { embedding() }
+        },
+    )
+    .await;
+    let bound = 20 * tiny(0).len();
+    let settings = [("IMAGESVC_DOWNLOADS_MAX_BYTES", bound.to_string())];
+    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let strangers = ["holiday.jpg", ".gitkeep", "01234567-89ab-4cde-8f01-23456789abcd.jpg"];
+    for name in strangers {
+        fs::write(app.folder().join(name), vec![0; 10_000]).unwrap();
+    }
+    let first_picture = tiny(0);
+    let first = app.upload(&first_picture, "first.png");
+    let others = async {
+        nvidia.wait_for(1).await;
+        let uploads = stream::iter(1..200).map(async |n| {
+            app.upload(&tiny(n), "a.png").await.vector();
+        });
+        uploads.buffer_unordered(8).collect::<()>().await;
+        wait_until_removed(&app, 150.0).await;
+        let saved = app.saved();
+        let own: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
+        assert!((10..=20).contains(&own.len()), "{}", own.len());
+        gate.send(true).unwrap();
+    };
+    let (first, ()) = tokio::join!(first, others);
+    first.vector();
+    let name = first.json()["saved_as"].as_str().unwrap().to_owned();
+    assert_eq!(app.saved_bytes(&name), first_picture, "it was worked on, and is there");
+    for name in strangers {
+        assert!(app.folder().join(name).exists(), "{name} is not the service's");
+    }
+    // Now it is the oldest like any other.
+    app.upload(ROCKET, "large.jpg").await.vector();
+    let gone = async {
+        while app.saved().contains(&name) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(30), gone).await.expect("it goes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_old_goes_and_its_vector_stays() {
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_DOWNLOADS_MAX_AGE", "1s")]).await;
+    for n in 0..3 {
+        app.upload(&variant(ROCKET, n), "a.jpg").await.vector();
+    }
+    wait_until_removed(&app, 3.0).await;
+    assert!(app.saved().is_empty());
+    assert_eq!(app.upload(ROCKET, "a.jpg").await.header("x-cache"), "miss");
+    assert_eq!(app.upload(&variant(ROCKET, 1), "a.jpg").await.header("x-cache"), "hit");
+}

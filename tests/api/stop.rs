@@ -1,0 +1,142 @@
+//! The end: nothing that was accepted is lost, and nothing keeps it waiting for ever.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+};
+
+use crate::support::{Child, Nvidia, Reply, embedding, tiny};
+
+fn start(nvidia: &Nvidia, folder: &tempfile::TempDir, more: &[(&str, &str)]) -> Child {
+    let upstream = nvidia.settings();
+    let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
+    let settings: Vec<_> = upstream.chain(more.iter().copied()).collect();
+    Child::start(folder.path(), &settings)
+}
+
+async fn upload(child: &Child, n: usize) -> reqwest::Result<(u16, String)> {
+    let text = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, tiny(n));
+    let request = reqwest::Client::new()
+        .post(child.url("/vectorize-image-base64"))
+        .body(format!(r#"{{"image_base64":"{text}"}}"#));
+    let response = request.send().await?;
+    Ok((response.status().as_u16(), response.text().await?))
+}
+
+/// A client that sends half of its body, and then nothing more.
+async fn stalled(child: &Child) -> TcpStream {
+    let mut stream = TcpStream::connect(child.address).await.unwrap();
+    let head =
+        b"POST /vectorize-image-base64 HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{\"image";
+    stream.write_all(head).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [("IMAGESVC_DRAIN_DELAY", "1s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
+    let child = start(&nvidia, &folder, &settings);
+    let _stalled = stalled(&child).await;
+    let mut idle = TcpStream::connect(child.address).await.unwrap();
+
+    let before = join_all((0..20).map(|n| upload(&child, n)));
+    let stopping = async {
+        nvidia.wait_for(20).await;
+        child.terminate();
+        // It says so, and still accepts connections.
+        let ready = || async { reqwest::get(child.url("/ready")).await.unwrap() };
+        let mut answer = ready().await;
+        while answer.status() == 200 {
+            answer = ready().await;
+        }
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["connection"]),
+            (503, &"close".parse().unwrap())
+        );
+        assert!(answer.text().await.unwrap().contains("draining"));
+        let late = upload(&child, 100);
+        let open = async {
+            nvidia.wait_for(21).await;
+            gate.send(true).unwrap();
+        };
+        tokio::join!(late, open).0
+    };
+    let (before, late) = tokio::join!(before, stopping);
+    for answer in before.into_iter().chain([late]) {
+        let (status, body) = answer.expect("an answer");
+        assert_eq!(status, 200, "{body:.300}");
+    }
+    let mut rest = Vec::new();
+    idle.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.is_empty(), "an idle connection is just closed");
+    let started = Instant::now();
+    let (status, log) = child.wait();
+    assert_eq!(status.code(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(20), "well before the drain's 70 s");
+    assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_drains_end_cuts_off_is_answered_and_logged() {
+    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let child = start(&nvidia, &folder, &[("IMAGESVC_DRAIN_TIMEOUT", "200ms")]);
+    let told = async {
+        nvidia.wait_for(1).await;
+        child.terminate();
+    };
+    let (answer, ()) = tokio::join!(upload(&child, 1), told);
+    let (status, body) = answer.unwrap();
+    let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, problem["code"].as_str()), (503, Some("shutting_down")));
+    let (status, log) = child.wait();
+    assert_eq!(status.code(), Some(0));
+    assert!(log.iter().any(|line| line.contains("\"code\":\"shutting_down\"")), "{log:?}");
+    assert!(log.last().unwrap().contains("cut requests off"), "{:?}", log.last());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_nobody_waits_for_any_more_still_ends_before_the_service() {
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let child = start(&nvidia, &folder, &[]);
+    tokio::select! {
+        _ = upload(&child, 1) => panic!("answered behind a closed gate"),
+        _ = nvidia.wait_for(1) => {}
+    }
+    child.terminate();
+    gate.send(true).unwrap();
+    let (status, log) = child.wait();
+    assert_eq!(status.code(), Some(0));
+    assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
+    let child = start(&nvidia, &folder, &[]);
+    assert_eq!(upload(&child, 1).await.unwrap().0, 200);
+    assert_eq!(nvidia.lines().len(), 1, "its vector was kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_it_at_once() {
+    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let child = start(&nvidia, &folder, &[("IMAGESVC_DRAIN_DELAY", "60s")]);
+    let ended = async {
+        nvidia.wait_for(1).await;
+        child.terminate();
+        while reqwest::get(child.url("/ready")).await.unwrap().status() == 200 {}
+        child.terminate();
+    };
+    // Its request is cut: that is what a second signal asks for.
+    let (answer, ()) = tokio::join!(upload(&child, 1), ended);
+    assert!(answer.is_err());
+    let (status, log) = child.wait();
+    assert_eq!(status.code(), Some(0));
+    assert!(log.last().unwrap().contains("a second signal"), "{:?}", log.last());
+}

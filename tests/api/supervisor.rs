@@ -1,0 +1,78 @@
+//! What systemd is told, over a real notify socket.
+
+use std::{os::unix::net::UnixDatagram, time::Duration};
+
+use crate::support::Child;
+
+fn receive(socket: &UnixDatagram) -> String {
+    let mut buffer = [0; 4096];
+    let len = socket.recv(&mut buffer).expect("a message within the socket's time");
+    String::from_utf8(buffer[..len].to_vec()).unwrap()
+}
+
+/// Receives until a message holds a line, and gives that message back.
+fn wait_for(socket: &UnixDatagram, line: &str) -> String {
+    loop {
+        let message = receive(socket);
+        if message.lines().any(|known| known == line) {
+            return message;
+        }
+    }
+}
+
+#[test]
+fn systemd_hears_that_it_is_ready_alive_and_stopping() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let settings = [
+        ("IMAGESVC_SANDBOX", "true"),
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "200000"),
+    ];
+    let child = Child::start(folder.path(), &settings);
+    let ready = wait_for(&socket, "READY=1");
+    let status = format!("STATUS=serving on {}", child.address);
+    assert!(ready.lines().any(|line| line == status), "{ready}");
+    for _ in 0..3 {
+        wait_for(&socket, "WATCHDOG=1");
+    }
+    child.terminate();
+    let stopping = wait_for(&socket, "STOPPING=1");
+    assert!(stopping.contains("STATUS=stopping"), "{stopping}");
+    let (status, _) = child.wait();
+    assert_eq!(status.code(), Some(0));
+}
+
+#[test]
+fn a_watchdog_that_is_meant_for_another_process_is_not_fed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let settings = [
+        ("IMAGESVC_SANDBOX", "true"),
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "1000"),
+        ("WATCHDOG_PID", "1"),
+    ];
+    let child = Child::start(folder.path(), &settings);
+    wait_for(&socket, "READY=1");
+    child.terminate();
+    let next = receive(&socket);
+    assert!(next.contains("STOPPING=1"), "{next}");
+    child.wait();
+}
+
+#[test]
+fn a_socket_that_nobody_reads_is_no_reason_not_to_serve() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        ("IMAGESVC_SANDBOX", "true"),
+        ("NOTIFY_SOCKET", "/nowhere/notify"),
+        ("WATCHDOG_USEC", "50000"),
+    ];
+    let (status, _) = Child::start(folder.path(), &settings).stop();
+    assert_eq!(status.code(), Some(0));
+}
