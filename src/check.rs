@@ -178,7 +178,11 @@ async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
         };
     let picture = InlineImage::new("image/jpeg", sandbox::PHOTO);
     let started = Instant::now();
-    match client.infer(&picture, started + CALL_TIMEOUT).await {
+    let outcome = match client.begin(started + CALL_TIMEOUT) {
+        Ok(mut attempts) => client.infer(&picture, &mut attempts).await,
+        Err(error) => Err(error),
+    };
+    match outcome {
         Ok(_) => finding(
             State::Fine,
             format!("an embedding was computed in {:.1} s", started.elapsed().as_secs_f64()),

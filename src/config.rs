@@ -161,6 +161,7 @@ impl Config {
                     max_concurrency: read.value("NVIDIA_MAX_CONCURRENCY", parse::number(1..=1024)),
                     max_decode_bytes: read.value("IMAGESVC_MAX_DECODE_BYTES", budget),
                     asset_memory: embed::ASSET_MEMORY,
+                    outage_memory: embed::OUTAGE_MEMORY,
                 },
                 cache_memory: read.value("IMAGESVC_CACHE_MEMORY", parse::size),
                 cache_disk: read.value("IMAGESVC_CACHE_DISK", parse::size),

@@ -10,7 +10,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::OwnedSemaphorePermit,
     task::JoinError,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -18,7 +18,7 @@ use tracing::Instrument;
 use crate::{
     budget::Reserved,
     image::{self, Picture},
-    nvidia::{self, Vector, Verdict},
+    nvidia::{self, Vector},
     telemetry::Metrics,
 };
 use ask::Asker;
@@ -30,11 +30,14 @@ mod cache;
 mod flights;
 mod slots;
 
-pub use ask::{ASSET_MEMORY, LargeImages, Settings as AskSettings};
+pub use ask::{ASSET_MEMORY, LargeImages, OUTAGE_MEMORY, Settings as AskSettings};
 
 /// How much longer than its deadline a request waits for its call: the call ends by the same
 /// deadline, and says better why.
 const GRACE: Duration = Duration::from_millis(50);
+
+/// How long the cache's disk may take: a call is better than a disk that hangs.
+const LOOK_UP_TIME: Duration = Duration::from_secs(1);
 
 /// How a picture becomes an embedding.
 #[derive(Debug, Clone)]
@@ -165,6 +168,9 @@ pub enum Error {
     /// The deadline passed before the picture's turn came.
     #[error("the deadline passed while waiting for {0}")]
     Busy(&'static str),
+    /// Those who wait for a call already would take all the time that there is.
+    #[error("the line before NVIDIA is too long")]
+    LineTooLong,
     /// The smallest JPEG of the picture does not fit inline.
     #[error("the picture cannot be made small enough")]
     StillTooLarge,
@@ -180,8 +186,8 @@ impl Error {
     /// Whether only the time of whoever asked was up.
     fn is_about_time(&self) -> bool {
         match self {
-            Self::Busy(_) => true,
-            Self::Nvidia(error) => error.verdict == Verdict::Deadline,
+            Self::Busy(_) | Self::LineTooLong => true,
+            Self::Nvidia(error) => error.lacks_time,
             _ => false,
         }
     }
@@ -275,6 +281,8 @@ impl Embedder {
     /// [`Error`]; shared by all who waited for the same call.
     pub async fn embed(&self, job: Job) -> Result<Embedding, Arc<Error>> {
         let deadline = job.deadline;
+        // Below a quarter of its time, a request does not begin a call of its own any more.
+        let last_call = deadline - deadline.saturating_duration_since(Instant::now()) / 4;
         loop {
             if let Some(found) = self.remembered(&job) {
                 return Ok(found);
@@ -293,7 +301,7 @@ impl Embedder {
             };
             match outcome {
                 // Another's time was up, not ours.
-                Err(error) if !leads && error.is_about_time() && Instant::now() < deadline => {}
+                Err(error) if !leads && error.is_about_time() && Instant::now() < last_call => {}
                 Err(error) => return Err(error),
                 Ok(embedding) => return Ok(self.counted(embedding, leads, job.freshness)),
             }
@@ -341,11 +349,14 @@ impl Embedder {
             if let Some(news) = &news {
                 cache.keep_in_memory(key, news);
             }
-            if let (Err(error), true) = (&outcome, leader.is_alone()) {
-                tracing::info!(%error, "a call failed that nobody waited for any more");
+            if let Err(error) = &outcome {
+                if leader.is_alone() {
+                    tracing::info!(%error, "a call failed that nobody waited for any more");
+                }
+                return leader.fail(outcome);
             }
             // Nobody waits for the disk; but until it is written there, this call is the answer.
-            let _landed = leader.land(outcome);
+            let _seat = leader.land(outcome);
             if let Some(news) = news {
                 cache.keep_on_disk(key, news).await;
             }
@@ -356,7 +367,7 @@ impl Embedder {
     async fn look_up_or_ask(&self, job: &Job, key: &Key) -> Outcome {
         // Again: between the first look and the start of this call another one may have ended.
         if job.freshness == Freshness::Any
-            && let Ok(Some(found)) = timeout_at(job.deadline, self.0.cache.look_up(key)).await
+            && let Ok(Some(found)) = timeout(LOOK_UP_TIME, self.0.cache.look_up(key)).await
         {
             return Ok(found);
         }

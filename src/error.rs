@@ -17,6 +17,8 @@ pub use problem::{Failure, PROBLEM_JSON, Problem};
 /// How long a client should wait when nobody upstream said anything about it.
 const RETRY_SOON: Duration = Duration::from_secs(5);
 
+const BUSY: &str = "The service is busy; try again in a few seconds.";
+
 const OUR_FAULT: &str =
     "Something went wrong in the service itself. Tell its operator the request_id.";
 
@@ -225,7 +227,7 @@ impl Error {
                 "You have sent as many pictures as you may; try again after the time in Retry-After.".into()
             }
             Self::ShuttingDown => "The service is being stopped; send the request again.".into(),
-            Self::Overloaded(_) => "The service is busy; try again in a few seconds.".into(),
+            Self::Overloaded(_) => BUSY.into(),
             Self::NotFound => {
                 "There is nothing here. POST a picture to /vectorize-image, /vectorize-image-base64 or \
                  /vectorize-image-upload; /docs describes them."
@@ -352,6 +354,7 @@ fn embed_code(error: &embed::Error) -> Code {
     match error {
         embed::Error::Image(error) => image_code(error),
         embed::Error::Busy(_) => Code::EmbeddingTimeout,
+        embed::Error::LineTooLong => Code::Overloaded,
         embed::Error::StillTooLarge => Code::EmbeddingRejected,
         embed::Error::DecoderDied(_) | embed::Error::CallDied => Code::Internal,
         embed::Error::Nvidia(error) => match error.verdict {
@@ -377,6 +380,7 @@ fn embed_detail(error: &embed::Error) -> String {
         embed::Error::Busy(_) => {
             return "The service was too busy to ask NVIDIA in time; try again.".into();
         }
+        embed::Error::LineTooLong => return BUSY.into(),
         _ => {}
     }
     match embed_code(error) {

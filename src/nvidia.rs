@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use crate::{causes::causes, telemetry::Metrics, tls::Trust};
 use pace::Pace;
-use retry::{Budget, Retry};
+use retry::Budget;
 
 mod assets;
 mod infer;
@@ -40,11 +40,10 @@ mod verdict;
 mod wire;
 
 pub use assets::Asset;
-pub use infer::Inferred;
 pub use key::ApiKey;
 pub use pace::WINDOW as PACE_WINDOW;
 pub use proxy::ProxyAddress;
-pub use retry::RetryPolicy;
+pub use retry::{Attempts, RetryPolicy};
 pub use vector::{DIMENSIONS, Vector};
 pub use verdict::{Operation, Verdict};
 pub use wire::InlineImage;
@@ -97,8 +96,10 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// The status and the beginning of the answer, for the log alone.
     pub evidence: String,
-    /// How often it was tried.
+    /// Inferences that were asked for in vain.
     pub tries: u32,
+    /// Whether only the time of whoever asked was too short for another try.
+    pub lacks_time: bool,
     /// Whether no connection was made: nothing was asked.
     is_connect: bool,
 }
@@ -179,9 +180,17 @@ impl Client {
             .unwrap_or(KeyState::Unknown)
     }
 
-    fn start_retry(&self, deadline: Instant) -> Retry<'_> {
-        self.0.budget.earn();
-        Retry::new(&self.0.settings.retry, &self.0.budget, &self.0.metrics, deadline)
+    /// Begins with a picture, whose embedding must be there by the deadline.
+    ///
+    /// # Errors
+    /// [`Verdict::RateLimited`] at once if the pace has no time for it, with the time to wait.
+    pub fn begin(&self, deadline: Instant) -> Result<Attempts<'_>, Error> {
+        let Inner { pace, settings, budget, metrics, .. } = &*self.0;
+        let place = pace.as_ref().map(|pace| pace.expect(Instant::now(), deadline));
+        let place = place.transpose().map_err(|wait| Error::too_fast(Operation::Infer, wait))?;
+        budget.earn();
+        let policy = &settings.retry;
+        Ok(Attempts { policy, budget, metrics, place, deadline, failed: 0, inferences: 0 })
     }
 
     /// Adds what every call but the presigned upload carries.
@@ -197,6 +206,9 @@ impl Client {
         deadline: Instant,
     ) -> Result<Reply, Error> {
         let started = Instant::now();
+        if started >= deadline {
+            return Err(Error::deadline(operation)); // nobody would see what it costs
+        }
         let attempt_deadline = deadline.min(started + self.0.settings.attempt_timeout);
         let exchange = async {
             let response = request.send().await?;
@@ -242,7 +254,8 @@ impl Client {
 
 impl Error {
     fn new(operation: Operation, verdict: Verdict, evidence: String) -> Self {
-        Self { operation, verdict, retry_after: None, evidence, tries: 1, is_connect: false }
+        let (tries, lacks_time, is_connect) = (0, verdict == Verdict::Deadline, false);
+        Self { operation, verdict, retry_after: None, evidence, tries, lacks_time, is_connect }
     }
 
     fn deadline(operation: Operation) -> Self {
@@ -258,6 +271,11 @@ impl Error {
             }
             _ => self.verdict == Verdict::NoAssets,
         }
+    }
+
+    /// Whether uploads were refused, and did not just fail.
+    pub fn is_refusal(&self) -> bool {
+        self.verdict == Verdict::NoAssets
     }
 
     /// A failure that an answer tells of.

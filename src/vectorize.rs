@@ -95,8 +95,10 @@ impl Vectorizer {
         let Admission(memory) = admission;
         let spooled = self.spool(bytes).await?;
         let deadline = Instant::now() + self.limits.request_timeout;
-        // Received it is, although others may have come in between: it waits for its turn.
-        let turn = timeout_at(deadline, Arc::clone(&self.at_work).acquire_owned()).await;
+        // Received it is, although others may have come in between: it waits for its turn, as
+        // long as there is time for what comes then.
+        let patience = Instant::now() + self.limits.request_timeout / 2;
+        let turn = timeout_at(patience, Arc::clone(&self.at_work).acquire_owned()).await;
         let Ok(Ok(turn)) = turn else { return Err(self.shed(Shed::AtWork)) };
         let picture = self.probe(spooled.content.clone()).await?;
         let (sha256, size) = (spooled.sha256, picture.content.len());

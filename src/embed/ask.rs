@@ -14,14 +14,14 @@ use super::{Embedding, Error, Origin, Prepared, slots::Slots};
 use crate::{
     budget::{self, Budget, Reserved},
     image::{self, Content, Format, Picture, Target},
-    nvidia::{self, Inferred, InlineImage, Verdict},
+    nvidia::{self, Attempts, InlineImage, Vector},
 };
 
 /// How long a refusal of uploads is remembered.
 pub const ASSET_MEMORY: Duration = Duration::from_secs(600);
 
 /// How long it is remembered that uploads failed without being refused: an outage may be short.
-const OUTAGE_MEMORY: Duration = Duration::from_secs(60);
+pub const OUTAGE_MEMORY: Duration = Duration::from_secs(60);
 
 /// What NVIDIA is given, and how.
 #[derive(Debug, Clone)]
@@ -36,6 +36,8 @@ pub struct Settings {
     pub max_decode_bytes: u64,
     /// How long a refusal of uploads is remembered.
     pub asset_memory: Duration,
+    /// How long an outage of uploads is remembered.
+    pub outage_memory: Duration,
 }
 
 impl Settings {
@@ -67,7 +69,7 @@ pub(super) struct Asker {
 
 /// How sending a picture ended.
 enum Sent {
-    Embedded(Inferred),
+    Embedded(Vector),
     /// Uploads do not work.
     Refused(nvidia::Error),
     /// It does not fit inline, and is not to be uploaded.
@@ -125,38 +127,45 @@ impl Asker {
         picture: &Picture,
         deadline: Instant,
     ) -> Result<Embedding, Error> {
-        self.nvidia.check_pace(self.slots.waiting(), deadline)?;
+        let mut attempts = self.nvidia.begin(deadline)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if self.slots.expected_wait() > left {
+            return Err(Error::LineTooLong);
+        }
         let slot = self.slots.take(deadline).await;
         let Some(_slot) = slot else { return Err(Error::Busy("a call to NVIDIA")) };
         let (sent, prepared) = match picture.format {
             Format::Jpeg | Format::Png => {
                 let prepared = Prepared::Original;
-                (self.send(&picture.content, picture.format, prepared, deadline).await?, prepared)
+                let sent = self.send(&picture.content, picture.format, prepared, &mut attempts);
+                (sent.await?, prepared)
             }
             Format::WebP | Format::Gif | Format::Bmp | Format::Tiff => {
                 let encoded = self.encode(picture, Target::Converted, deadline).await?;
                 let prepared = Prepared::Jpeg;
-                (self.send(&encoded.jpeg, Format::Jpeg, prepared, deadline).await?, prepared)
+                let sent = self.send(&encoded.jpeg, Format::Jpeg, prepared, &mut attempts);
+                (sent.await?, prepared)
             }
         };
         let refusal = match sent {
-            Sent::Embedded(inferred) => return Ok(embedding(inferred, prepared, 0)),
+            Sent::Embedded(vector) => return Ok(asked(vector, prepared, &attempts)),
             Sent::Refused(refusal) => Some(refusal),
             Sent::TooLarge => None,
         };
+        if let Some(outage) = refusal.as_ref().filter(|refusal| !refusal.is_refusal()) {
+            self.spare_uploads(outage, self.settings.outage_memory);
+        }
         // What was encoded above is dropped by now: it would hold memory that this waits for.
         let target = Target::Shrunk { max_len: self.largest_inline() };
         let encoded = self.encode(picture, target, deadline).await?;
-        let sent = self.send(&encoded.jpeg, Format::Jpeg, Prepared::Shrunk, deadline).await?;
-        if let Some(refusal) = &refusal {
+        let prepared = Prepared::Shrunk;
+        let sent = self.send(&encoded.jpeg, Format::Jpeg, prepared, &mut attempts).await?;
+        if let Some(refusal) = refusal.filter(nvidia::Error::is_refusal) {
             // Only now: a picture that NVIDIA takes in no way says nothing of uploads.
-            self.note_refusal(refusal);
+            self.spare_uploads(&refusal, self.settings.asset_memory);
         }
         match sent {
-            Sent::Embedded(inferred) => {
-                let in_vain = refusal.as_ref().map_or(0, inferences);
-                Ok(embedding(inferred, Prepared::Shrunk, in_vain))
-            }
+            Sent::Embedded(vector) => Ok(asked(vector, prepared, &attempts)),
             Sent::Refused(refusal) => Err(refusal.into()),
             Sent::TooLarge => Err(Error::StillTooLarge),
         }
@@ -168,34 +177,33 @@ impl Asker {
         content: &Content,
         format: Format,
         prepared: Prepared,
-        deadline: Instant,
+        attempts: &mut Attempts<'_>,
     ) -> Result<Sent, nvidia::Error> {
         let media_type = format.media_type();
-        let inferred = match content {
+        match content {
             Content::Memory(bytes) if bytes.len() <= self.largest_inline() => {
-                self.nvidia.infer(&InlineImage::new(media_type, bytes), deadline).await?
+                let image = InlineImage::new(media_type, bytes);
+                self.nvidia.infer(&image, attempts).await.map(Sent::Embedded)
             }
-            _ if prepared == Prepared::Shrunk || !self.may_upload() => return Ok(Sent::TooLarge),
-            _ => match self.infer_uploaded(media_type, content, deadline).await {
-                Ok(inferred) => inferred,
-                Err(failure) if failure.is_about_uploads() => return Ok(Sent::Refused(failure)),
-                Err(failure) => return Err(failure),
+            _ if prepared == Prepared::Shrunk || !self.may_upload() => Ok(Sent::TooLarge),
+            _ => match self.infer_uploaded(media_type, content, attempts).await {
+                Ok(vector) => Ok(Sent::Embedded(vector)),
+                Err(failure) if failure.is_about_uploads() => Ok(Sent::Refused(failure)),
+                Err(failure) => Err(failure),
             },
-        };
-        Ok(Sent::Embedded(inferred))
+        }
     }
 
     async fn infer_uploaded(
         &self,
         media_type: &str,
         content: &Content,
-        deadline: Instant,
-    ) -> Result<Inferred, nvidia::Error> {
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Vector, nvidia::Error> {
         // An upload that hangs shall leave the time to do without.
-        let now = Instant::now();
-        let upload_deadline = now + deadline.saturating_duration_since(now) / 2;
-        let asset = self.nvidia.upload(media_type, content, upload_deadline).await?;
-        self.nvidia.infer_asset(&asset, deadline).await
+        let by = attempts.halfway();
+        let asset = self.nvidia.upload(media_type, content, attempts, by).await?;
+        self.nvidia.infer_asset(&asset, attempts).await
     }
 
     /// Re-encodes off the async threads, within the memory that all decodes share.
@@ -230,13 +238,10 @@ impl Asker {
             && until.is_none_or(|until| until <= Instant::now())
     }
 
-    fn note_refusal(&self, refusal: &nvidia::Error) {
-        let memory = match refusal.verdict {
-            Verdict::NoAssets => self.settings.asset_memory,
-            _ => self.settings.asset_memory.min(OUTAGE_MEMORY),
-        };
+    /// Does without uploads for a while.
+    fn spare_uploads(&self, failure: &nvidia::Error, memory: Duration) {
         tracing::warn!(
-            error = %refusal,
+            error = %failure,
             spared_s = memory.as_secs(),
             "NVIDIA does not take uploads: large pictures are shrunk instead"
         );
@@ -245,12 +250,6 @@ impl Asker {
     }
 }
 
-fn embedding(inferred: Inferred, prepared: Prepared, in_vain: u32) -> Embedding {
-    let Inferred { vector, tries } = inferred;
-    Embedding { vector, prepared, origin: Origin::Asked, tries: in_vain + tries }
-}
-
-/// The inference calls of a failure.
-fn inferences(failure: &nvidia::Error) -> u32 {
-    if failure.operation.is_inference() { failure.tries } else { 0 }
+fn asked(vector: Vector, prepared: Prepared, attempts: &Attempts<'_>) -> Embedding {
+    Embedding { vector, prepared, origin: Origin::Asked, tries: attempts.inferences() }
 }

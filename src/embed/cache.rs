@@ -141,6 +141,7 @@ mod tests {
             max_concurrency: 1,
             max_decode_bytes: 1 << 20,
             asset_memory: super::super::ASSET_MEMORY,
+            outage_memory: super::super::OUTAGE_MEMORY,
         };
         let settings = Settings {
             ask,

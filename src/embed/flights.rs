@@ -89,6 +89,14 @@ impl<K: Copy + Eq + Hash, T: Clone> Leader<K, T> {
         self.flight.strong_count().is_none_or(|count| count <= own)
     }
 
+    /// Tells everybody who waits that the call failed. Who comes later makes one of their own.
+    pub(super) fn fail(self, outcome: T) {
+        let Self { outcome: sender, seat, .. } = self;
+        drop(seat);
+        // Nobody may be waiting.
+        let _ = sender.send(outcome);
+    }
+
     /// Tells everybody how the call ended. Others can join until the seat is dropped.
     pub(super) fn land(self, outcome: T) -> Seat<K, T> {
         // The leader itself holds a receiver: there always is one.

@@ -41,12 +41,14 @@ impl Slots {
         }
     }
 
-    /// Waits for a slot; `None` when the deadline passes first.
+    /// Waits for a slot; `None` when there is no time left to use it: what would be asked for would
+    /// be paid for, and come too late.
     pub(super) async fn take(&self, deadline: Instant) -> Option<Slot<'_>> {
         let waiting = Waiting::new(&self.waiting);
         let permit = timeout_at(deadline, self.free.acquire()).await.ok()?.ok()?;
         drop(waiting);
-        Some(Slot { slots: self, since: Instant::now(), _permit: permit })
+        let slot = Slot { slots: self, since: Instant::now(), _permit: permit };
+        (slot.since + self.typical() < deadline).then_some(slot)
     }
 
     /// How many wait in line.
@@ -60,8 +62,12 @@ impl Slots {
         if ahead == 0 && self.free.available_permits() > 0 {
             return Duration::ZERO;
         }
-        let typical = Duration::from_micros(self.typical.load(Ordering::Relaxed));
-        typical.mul_f64((ahead + 1) as f64 / self.count as f64)
+        self.typical().mul_f64((ahead + 1) as f64 / self.count as f64)
+    }
+
+    /// How long slots are taken of late.
+    fn typical(&self) -> Duration {
+        Duration::from_micros(self.typical.load(Ordering::Relaxed))
     }
 
     fn note(&self, taken: Duration) {
@@ -119,8 +125,11 @@ mod tests {
     async fn nobody_waits_beyond_the_deadline() {
         let slots = Slots::new(1);
         let started = Instant::now();
-        let _taken = slots.take(started).await.unwrap();
-        assert!(slots.take(started + Duration::from_secs(5)).await.is_none());
+        let deadline = started + Duration::from_secs(5);
+        let taken = slots.take(deadline).await.unwrap();
+        assert!(slots.take(deadline).await.is_none());
         assert_eq!((started.elapsed().as_secs(), slots.waiting()), (5, 0));
+        drop(taken);
+        assert!(slots.take(deadline).await.is_none(), "free, and too late");
     }
 }

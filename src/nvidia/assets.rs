@@ -15,7 +15,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Client, Error, Operation, Verdict, under,
+    Attempts, Client, Error, Operation, Verdict, under,
     wire::{CreateAsset, CreatedAsset},
 };
 use crate::image::Content;
@@ -62,21 +62,20 @@ impl Client {
         &self,
         media_type: &str,
         picture: &Content,
+        attempts: &mut Attempts<'_>,
         deadline: Instant,
     ) -> Result<Asset, Error> {
-        let mut retry = self.start_retry(deadline);
         let created = loop {
             match self.create(media_type, deadline).await {
                 Ok(created) => break created,
-                Err(failure) => retry.next(failure).await?,
+                Err(failure) => attempts.next(failure, deadline).await?,
             }
         };
         let asset = Asset { id: created.asset_id, client: self.clone() };
-        let mut retry = self.start_retry(deadline);
         loop {
             match self.put(&created, media_type, picture, deadline).await {
                 Ok(()) => return Ok(asset),
-                Err(failure) => retry.next(failure).await?,
+                Err(failure) => attempts.next(failure, deadline).await?,
             }
         }
     }

@@ -8,18 +8,9 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::{
-    Asset, Client, Error, InlineImage, Operation, Reply, Vector, Verdict, under,
+    Asset, Attempts, Client, Error, InlineImage, Operation, Reply, Vector, Verdict, under,
     wire::{NO_MESSAGES, parse_answer},
 };
-
-/// An embedding, and how often it was asked for.
-#[derive(Debug)]
-pub struct Inferred {
-    /// The numbers.
-    pub vector: Vector,
-    /// Inference calls that it took.
-    pub tries: u32,
-}
 
 /// One inference, whichever way the picture goes.
 struct Inference {
@@ -34,46 +25,60 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`], once every retry is used up.
-    pub async fn infer(&self, image: &InlineImage, deadline: Instant) -> Result<Inferred, Error> {
+    pub async fn infer(
+        &self,
+        image: &InlineImage,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Vector, Error> {
         let inference = Inference {
             body: image.body(),
             asset: None,
             infer: Operation::Infer,
             poll: Operation::Poll,
         };
-        self.infer_with_retries(&inference, deadline).await
+        self.infer_with_retries(&inference, attempts).await
     }
 
     /// Asks for the embedding of an uploaded picture.
     ///
     /// # Errors
     /// [`Error`], once every retry is used up.
-    pub async fn infer_asset(&self, asset: &Asset, deadline: Instant) -> Result<Inferred, Error> {
+    pub async fn infer_asset(
+        &self,
+        asset: &Asset,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Vector, Error> {
         let inference = Inference {
             body: Bytes::from_static(NO_MESSAGES),
             asset: Some(asset.id()),
             infer: Operation::InferAsset,
             poll: Operation::PollAsset,
         };
-        self.infer_with_retries(&inference, deadline).await
+        self.infer_with_retries(&inference, attempts).await
     }
 
     async fn infer_with_retries(
         &self,
         inference: &Inference,
-        deadline: Instant,
-    ) -> Result<Inferred, Error> {
-        let mut retry = self.start_retry(deadline);
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Vector, Error> {
         loop {
-            match self.infer_once(inference, deadline).await {
-                Ok(vector) => return Ok(Inferred { vector, tries: retry.tries() }),
-                Err(failure) => retry.next(failure).await?,
+            match self.infer_once(inference, attempts).await {
+                Ok(vector) => return Ok(vector),
+                Err(failure) => attempts.next(failure, attempts.deadline).await?,
             }
         }
     }
 
-    async fn infer_once(&self, inference: &Inference, deadline: Instant) -> Result<Vector, Error> {
+    async fn infer_once(
+        &self,
+        inference: &Inference,
+        attempts: &mut Attempts<'_>,
+    ) -> Result<Vector, Error> {
+        let deadline = attempts.deadline;
+        drop(attempts.place.take()); // the turn itself counts from here on
         self.keep_pace(inference.infer, deadline).await?;
+        attempts.inferences += 1;
         let request = self
             .authorized(self.0.http.post(self.0.settings.infer_url.clone()))
             .header(CONTENT_TYPE, "application/json")
@@ -146,20 +151,6 @@ impl Client {
         }
     }
 
-    /// Whether the pace allows a call before the deadline, if so many others come first. Who is
-    /// told so at once need not wait in a line in vain.
-    ///
-    /// # Errors
-    /// [`Verdict::RateLimited`] if not, with the time to wait.
-    pub fn check_pace(&self, ahead: usize, deadline: Instant) -> Result<(), Error> {
-        let Some(pace) = &self.0.pace else { return Ok(()) };
-        let now = Instant::now();
-        match pace.forecast(now, ahead) {
-            time if time >= deadline => Err(Error::too_fast(Operation::Infer, time - now)),
-            _ => Ok(()),
-        }
-    }
-
     async fn keep_pace(&self, operation: Operation, deadline: Instant) -> Result<(), Error> {
         let Some(pace) = &self.0.pace else { return Ok(()) };
         let turn = pace.reserve(Instant::now(), deadline);
@@ -170,9 +161,9 @@ impl Client {
 
 impl Error {
     /// A call that the service's own pace does not allow in time.
-    fn too_fast(operation: Operation, wait: Duration) -> Self {
+    pub(super) fn too_fast(operation: Operation, wait: Duration) -> Self {
         let evidence = "the service's own pace allows no call in time".into();
         let error = Self::new(operation, Verdict::RateLimited, evidence);
-        Self { retry_after: Some(wait), tries: 0, ..error }
+        Self { retry_after: Some(wait), lacks_time: true, ..error }
     }
 }

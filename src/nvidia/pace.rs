@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,13 @@ pub(super) struct Pace {
     limit: usize,
     window: Duration,
     times: Mutex<VecDeque<Instant>>,
+    /// Those who were told that there is time for them, and have not taken their turn yet.
+    expected: AtomicUsize,
 }
+
+/// The place of one who will take a turn; given up when dropped.
+#[derive(Debug)]
+pub(super) struct Place<'a>(&'a AtomicUsize);
 
 /// The time of one call. Given back when dropped before it has come: a request that is given up
 /// shall not cost the others a call.
@@ -32,11 +41,22 @@ pub(super) struct Turn<'a> {
 impl Pace {
     pub(super) fn new(limit: u32, window: Duration) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { limit, window, times: Mutex::default() }
+        Self { limit, window, times: Mutex::default(), expected: AtomicUsize::new(0) }
+    }
+
+    /// Takes a place if there will be time for a call, after all who have a place already; if
+    /// not, the error says how long to wait. Who is told so at once need not wait in a line in vain.
+    pub(super) fn expect(&self, now: Instant, deadline: Instant) -> Result<Place<'_>, Duration> {
+        let time = self.forecast(now, self.expected.load(Ordering::Relaxed));
+        if time >= deadline {
+            return Err(time - now);
+        }
+        self.expected.fetch_add(1, Ordering::Relaxed);
+        Ok(Place(&self.expected))
     }
 
     /// When a call could be made if so many others come before it.
-    pub(super) fn forecast(&self, now: Instant, ahead: usize) -> Instant {
+    fn forecast(&self, now: Instant, ahead: usize) -> Instant {
         let times = self.times(now);
         let (mut place, mut wait) = (times.len() + ahead, Duration::ZERO);
         // Each call comes a window after the one that is `limit` before it.
@@ -70,6 +90,12 @@ impl Pace {
             times.pop_front();
         }
         times
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -126,6 +152,16 @@ mod tests {
                 prop_assert!(window[limit as usize] - window[0] > Duration::from_secs(60));
             }
         }
+    }
+
+    #[test]
+    fn those_who_have_a_place_count_before_they_take_their_turn() {
+        let (pace, now) = (Pace::new(2, WINDOW), Instant::now());
+        let deadline = now + Duration::from_secs(60);
+        let places = [pace.expect(now, deadline).unwrap(), pace.expect(now, deadline).unwrap()];
+        assert_eq!(pace.expect(now, deadline).unwrap_err(), WINDOW);
+        drop(places);
+        assert!(pace.expect(now, deadline).is_ok());
     }
 
     #[test]

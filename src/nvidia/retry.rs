@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{Error, Verdict};
+use super::{Error, Verdict, pace::Place};
 use crate::telemetry::Metrics;
 
 /// How often and how soon a call is tried again.
@@ -28,20 +28,19 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// How long to wait before the next try, or `None` when the failure stands: it is for good, it
-    /// was the last try, or the wait would not end in the time that is left.
-    fn wait(&self, failed: &Failed, left: Duration, random: f64) -> Option<Duration> {
+    /// What becomes of a try that failed, in the time that is left. `random` is from 0 to 1.
+    fn next(&self, failed: &Failed, left: Duration, random: f64) -> Next {
         if !failed.verdict.is_transient() || failed.tries >= self.max_attempts {
-            return None;
+            return Next::Never;
         }
         // On top of what NVIDIA asks for, so that those who were told the same time spread out.
         let asked = failed.retry_after.unwrap_or_default();
         let wait = asked.saturating_add(self.backoff(failed.tries, random));
-        (wait < left).then_some(wait)
+        if wait < left { Next::After(wait) } else { Next::TooLate }
     }
 
     /// Anything up to a bound that doubles with each try ("full jitter", so that clients that failed
-    /// together do not come back together). `random` is from 0 to 1. See
+    /// together do not come back together). See
     /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
     fn backoff(&self, tries: u32, random: f64) -> Duration {
         let bound = self.base.saturating_mul(1 << (tries.saturating_sub(1)).min(20)).min(self.cap);
@@ -56,6 +55,17 @@ struct Failed {
     retry_after: Option<Duration>,
     /// Tries so far, this one included.
     tries: u32,
+}
+
+/// What becomes of a try that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// Another try, after this time.
+    After(Duration),
+    /// None: the failure is for good, or it was the last try.
+    Never,
+    /// None: the wait would pass the deadline.
+    TooLate,
 }
 
 /// Bounds the tries of all requests together: each request earns a quarter of a retry, so that in
@@ -86,46 +96,55 @@ impl Default for Budget {
     }
 }
 
-/// The tries of one call.
-pub(super) struct Retry<'a> {
-    policy: &'a RetryPolicy,
-    budget: &'a Budget,
-    metrics: &'a Metrics,
-    deadline: Instant,
-    tries: u32,
+/// What the calls for one picture may still cost: all of them together have so many tries.
+pub struct Attempts<'a> {
+    pub(super) policy: &'a RetryPolicy,
+    pub(super) budget: &'a Budget,
+    pub(super) metrics: &'a Metrics,
+    /// The place before the pace, until the first inference takes its turn.
+    pub(super) place: Option<Place<'a>>,
+    /// When the answer must be there.
+    pub(super) deadline: Instant,
+    /// Calls that failed in passing.
+    pub(super) failed: u32,
+    /// Inferences that were asked for.
+    pub(super) inferences: u32,
 }
 
-impl<'a> Retry<'a> {
-    pub(super) fn new(
-        policy: &'a RetryPolicy,
-        budget: &'a Budget,
-        metrics: &'a Metrics,
-        deadline: Instant,
-    ) -> Self {
-        Self { policy, budget, metrics, deadline, tries: 1 }
+impl Attempts<'_> {
+    /// The middle of the time that is left.
+    pub fn halfway(&self) -> Instant {
+        let now = Instant::now();
+        now + self.deadline.saturating_duration_since(now) / 2
     }
 
-    /// Tries so far, the one under way included.
-    pub(super) fn tries(&self) -> u32 {
-        self.tries
+    /// Inferences that were asked for so far.
+    pub fn inferences(&self) -> u32 {
+        self.inferences
     }
 
-    /// Waits until the next try, or gives the failure back when there is none by the policy or the
-    /// budget.
-    pub(super) async fn next(&mut self, failure: Error) -> Result<(), Error> {
+    /// Waits until the next try, which must be over by `deadline`; or gives the failure back when
+    /// there is none by the policy or the budget.
+    pub(super) async fn next(&mut self, failure: Error, deadline: Instant) -> Result<(), Error> {
+        // A refusal costs no try: what is done instead may fail in passing as well.
+        self.failed += u32::from(failure.verdict.is_transient());
         let Error { verdict, retry_after, .. } = failure;
-        let failed = Failed { verdict, retry_after, tries: self.tries };
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let wait = self.policy.wait(&failed, left, fastrand::f64());
-        let Some(wait) = wait.filter(|_| self.budget.spend()) else {
-            // A try that was not made counts for none.
-            return Err(Error { tries: self.tries - 1 + failure.tries, ..failure });
-        };
-        tracing::debug!(%failure, tries = self.tries, ?wait, "trying again");
-        self.metrics.retry(failure.operation);
-        self.tries += 1;
-        sleep(wait).await;
-        Ok(())
+        let failed = Failed { verdict, retry_after, tries: self.failed };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let next = self.policy.next(&failed, left, fastrand::f64());
+        match next {
+            Next::After(wait) if self.budget.spend() => {
+                tracing::debug!(%failure, failed = self.failed, ?wait, "trying again");
+                self.metrics.retry(failure.operation);
+                sleep(wait).await;
+                Ok(())
+            }
+            _ => Err(Error {
+                tries: self.inferences,
+                lacks_time: failure.lacks_time || next == Next::TooLate,
+                ..failure
+            }),
+        }
     }
 }
 
@@ -158,19 +177,20 @@ mod tests {
         let policy = RetryPolicy::default();
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         let left = Duration::from_secs(10);
-        for (verdict, retry_after, tries, wait) in [
-            (Verdict::Unavailable, None, 1, Some(Duration::from_millis(250))),
-            (Verdict::Slow, None, 2, Some(Duration::from_millis(500))),
-            (Verdict::RateLimited, seconds(2), 1, Some(Duration::from_millis(2250))),
-            (Verdict::Lost, seconds(0), 1, Some(Duration::from_millis(250))),
-            (Verdict::Unavailable, None, 3, None),
-            (Verdict::RateLimited, seconds(10), 1, None),
-            (Verdict::RateLimited, Some(Duration::MAX), 1, None),
-            (Verdict::Picture, None, 1, None),
-            (Verdict::Key, seconds(1), 1, None),
+        let after = |millis| Next::After(Duration::from_millis(millis));
+        for (verdict, retry_after, tries, next) in [
+            (Verdict::Unavailable, None, 1, after(250)),
+            (Verdict::Slow, None, 2, after(500)),
+            (Verdict::RateLimited, seconds(2), 1, after(2250)),
+            (Verdict::Lost, seconds(0), 1, after(250)),
+            (Verdict::Unavailable, None, 3, Next::Never),
+            (Verdict::RateLimited, seconds(10), 1, Next::TooLate),
+            (Verdict::RateLimited, Some(Duration::MAX), 1, Next::TooLate),
+            (Verdict::Picture, None, 1, Next::Never),
+            (Verdict::Key, seconds(1), 1, Next::Never),
         ] {
             let failed = Failed { verdict, retry_after, tries };
-            assert_eq!(policy.wait(&failed, left, 1.0), wait, "{verdict:?} {tries}");
+            assert_eq!(policy.next(&failed, left, 1.0), next, "{verdict:?} {tries}");
         }
     }
 

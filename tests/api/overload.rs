@@ -8,7 +8,7 @@ use std::{
 use futures_util::{StreamExt, future::join_all, stream};
 
 use crate::support::{
-    Answer, Child, Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding, tiny,
+    Answer, Child, HUBBLE, Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding, tiny, variant,
 };
 
 /// What "at once" is.
@@ -62,6 +62,52 @@ async fn of_two_hundred_at_once_as_many_are_called_for_as_the_pace_allows() {
     let hit = stream::iter(&pictures).map(async |picture| app.upload(picture, "a.png").await);
     let hits = hit.buffer_unordered(8).filter(|answer| std::future::ready(answer.status == 200));
     assert_eq!(hits.count().await, 40);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_beyond_the_line_costs_no_call_that_comes_too_late() {
+    let nvidia = Nvidia::replying(vec![embedding().after(Duration::from_millis(100))]).await;
+    let settings = [
+        ("NVIDIA_MAX_CONCURRENCY", "4"),
+        ("IMAGESVC_REQUEST_TIMEOUT", "2s"),
+        ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000"),
+    ];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    // Until it is known how long a call takes.
+    let warm: Vec<_> = (0..40).map(tiny).collect();
+    let warm = stream::iter(&warm).map(async |picture| app.upload(picture, "a.png").await);
+    warm.buffer_unordered(4).for_each(|answer| async move { drop(answer.vector()) }).await;
+    let before = nvidia.lines().len();
+    // All at once: none of them sees a line when its header comes.
+    let pictures: Vec<_> = (1000..1300).map(tiny).collect();
+    let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
+    let served = answers.iter().filter(|answer| answer.status == 200).count();
+    let calls = nvidia.lines().len() - before;
+    assert!(served >= 40, "{served}");
+    assert!(calls <= served + 4, "{calls} calls for {served} answers");
+    let late = answers.iter().filter(|answer| answer.status == 504).count();
+    assert!(late <= 15, "{late} waited in vain");
+    for answer in answers.iter().filter(|answer| answer.status == 503) {
+        assert_problem(answer, 503, "overloaded");
+        assert_eq!(answer.header("retry-after"), "5");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_pictures_that_the_pace_has_no_time_for_are_not_uploaded_in_vain() {
+    let nvidia = Nvidia::with_uploads(|request| {
+        (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
+    })
+    .await;
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_REQUESTS_PER_MINUTE", "2")]).await;
+    let pictures: Vec<_> = (0..6).map(|n| variant(HUBBLE, n)).collect();
+    let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.jpg"))).await;
+    assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 2);
+    for answer in answers.iter().filter(|answer| answer.status != 200) {
+        assert_problem(answer, 503, "embedding_rate_limited");
+    }
+    let puts = nvidia.received().iter().filter(|request| request.method == "PUT").count();
+    assert_eq!(puts, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -109,11 +109,11 @@ impl Disk {
         let path = self.path(key);
         let staged = self.folder.join(STAGED);
         let staged_file = staged.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
-        let mut used = self.lock();
-        let known = self.make_room(&mut used, size)?;
         if size > self.limit {
             return Ok(());
         }
+        let mut used = self.lock();
+        let known = self.make_room(&mut used, size)?;
         fs::create_dir_all(&staged)?;
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
@@ -153,22 +153,22 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes the oldest files until at most so many bytes are left, and says how many are.
+    /// Removes the oldest files until at most so many bytes are left, and says how many are. What
+    /// cannot be looked at is not counted, what cannot be removed stays: one bad file shall not
+    /// turn the cache off.
     fn sweep(&self, limit: u64) -> io::Result<u64> {
         let mut files = Vec::new();
-        for folder in entries(&self.folder)? {
-            let folder = folder?;
-            if folder.file_name() == OsStr::new(STAGED) || !folder.file_type()?.is_dir() {
+        for folder in entries(&self.folder)?.flatten() {
+            if folder.file_name() == OsStr::new(STAGED) {
                 continue;
             }
-            for file in entries(&folder.path())? {
-                let file = file?;
-                let about = file.metadata()?;
-                if !about.is_file() {
-                    continue;
+            for file in entries(&folder.path()).into_iter().flatten().flatten() {
+                if let Ok(about) = file.metadata()
+                    && about.is_file()
+                {
+                    let written = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                    files.push((written, on_disk(about.len()), file.path()));
                 }
-                let written = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                files.push((written, on_disk(about.len()), file.path()));
             }
         }
         files.sort_unstable();
@@ -177,8 +177,10 @@ impl Disk {
             if total <= limit {
                 break;
             }
-            fs::remove_file(path)?;
-            total -= size;
+            match fs::remove_file(&path) {
+                Ok(()) => total -= size,
+                Err(error) => tracing::debug!(%error, ?path, "an old embedding stays"),
+            }
         }
         Ok(total)
     }
