@@ -45,7 +45,7 @@ pub(super) struct Base64Request {
     #[schema(example = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")]
     image_base64: String,
     /// The picture's name, given back as `original_filename`.
-    #[schema(example = "image.png")]
+    #[schema(example = "pixel.gif")]
     filename: Option<String>,
 }
 
