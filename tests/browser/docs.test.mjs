@@ -1,0 +1,69 @@
+// `/docs`, as somebody uses it who has nothing but a browser.
+
+import assert from "node:assert/strict";
+
+import { pageTest, photo, withoutSandbox } from "./support.mjs";
+
+const of = (operation) => `.opblock[id$="-${operation}"]`;
+
+async function open(page, service, operation) {
+  await page.open(`${service.url}/docs`);
+  await page.click(`${of(operation)} .opblock-summary-control`);
+  // The button is there before the field, and does nothing until then.
+  await page.until("the form", (block) => document.querySelector(`${block} :is(textarea, input[type=file])`), of(operation));
+}
+
+/// Presses the button and reads the answer from the page.
+async function execute(page, operation) {
+  await page.click(`${of(operation)} .execute`);
+  const shown = await page.until("the answer", (block) => {
+    const row = document.querySelector(`${block} .live-responses-table tbody .response`);
+    const body = row?.querySelector(".highlight-code pre, pre.microlight")?.textContent;
+    return body && { status: row.querySelector(".response-col_status").innerText.trim(), body };
+  }, of(operation));
+  return { status: shown.status.split(/\s/)[0], ...JSON.parse(shown.body) };
+}
+
+function assertVector(answer) {
+  assert.equal(answer.status, "success");
+  assert.equal(answer.model, "sandbox/perceptual");
+  assert.equal(answer.vector.length, 1536);
+  assert(answer.vector.every(Number.isFinite));
+}
+
+pageTest("the page lists every route", async (page, service) => {
+  await page.open(`${service.url}/docs`);
+  const routes = await page.until("the routes", () => {
+    const shown = [...document.querySelectorAll(".opblock-summary")];
+    return shown.length && shown.map((it) => `${it.querySelector(".opblock-summary-method").innerText} ${it.querySelector(".opblock-summary-path").dataset.path}`);
+  });
+  assert.deepEqual(routes.sort(), ["GET /health", "GET /metrics", "GET /ready", "POST /vectorize-image", "POST /vectorize-image-base64", "POST /vectorize-image-upload"]);
+});
+
+pageTest("the address that is filled in is answered with its vector", async (page, service) => {
+  await open(page, service, "vectorize_image");
+  const answer = await execute(page, "vectorize_image");
+  assertVector(answer);
+  assert.equal(answer.source_url, `${service.url}/sandbox/photo.jpg`);
+});
+
+pageTest("the Base64 that is filled in is answered with its vector", async (page, service) => {
+  await open(page, service, "vectorize_image_base64");
+  const answer = await execute(page, "vectorize_image_base64");
+  assertVector(answer);
+  assert.deepEqual([answer.content_type, answer.width, answer.height], ["image/gif", 1, 1]);
+});
+
+pageTest("a photograph from the disk is answered with its vector", async (page, service) => {
+  await open(page, service, "vectorize_image_upload");
+  await page.choose(() => page.click(`${of("vectorize_image_upload")} input[type=file]`), photo("rocket.jpg"));
+  const answer = await execute(page, "vectorize_image_upload");
+  assertVector(answer);
+  assert.deepEqual([answer.original_filename, answer.width, answer.height], ["rocket.jpg", 640, 427]);
+});
+
+pageTest("outside of the sandbox the address that is filled in is a public one", { service: withoutSandbox }, async (page, service) => {
+  await open(page, service, "vectorize_image");
+  const body = await page.run((block) => document.querySelector(`${block} textarea`).value, of("vectorize_image"));
+  assert.match(JSON.parse(body).image_url, /^https:/);
+});

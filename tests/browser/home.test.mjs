@@ -1,0 +1,274 @@
+// `/`, the page for people: with a mouse, with the keyboard alone, on a phone, in the dark.
+
+import assert from "node:assert/strict";
+import { copyFile, mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { start } from "../service.mjs";
+import { pageTest, photo, withoutSandbox } from "./support.mjs";
+
+const CHOOSE = "input[name=file]";
+const UUID = /^[0-9a-f-]{36}$/;
+
+const choose = (page, file) => page.choose(() => page.click(CHOOSE), file);
+
+/// Presses the button, waits for the next answer, and reads its facts.
+async function vectorize(page, press = () => page.click("#send")) {
+  const before = await page.run(() => document.querySelector("article dl")?.innerText ?? "");
+  await press();
+  return page.until("an answer", (before) => {
+    const list = document.querySelector("article dl");
+    if (!list || list.innerText === before) return null;
+    return Object.fromEntries([...list.querySelectorAll("dt")].map((it) => [it.textContent, it.nextSibling.textContent]));
+  }, before);
+}
+
+/// Waits for the box that tells of a failure.
+const problem = (page) => page.until("a problem", () => document.querySelector("[role=alert] .problem")?.innerText);
+
+function cosine(a, b) {
+  const dot = (a, b) => a.reduce((sum, number, at) => sum + number * b[at], 0);
+  return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
+}
+
+pageTest("a chosen picture is shown, answered with its facts, and its numbers are drawn", async (page, service) => {
+  await page.open(service.url);
+  await choose(page, photo("rocket.jpg"));
+  await page.until("the thumbnail", () => document.querySelector("#chosen img").naturalWidth === 640);
+  const facts = await vectorize(page);
+  assert.match(facts["Saved as"], /^[0-9a-f-]{36}\.jpg$/);
+  assert.equal(facts.Picture, "image/jpeg, 640 × 427");
+  assert.equal(facts.Prepared, "original");
+  assert.equal(facts.Model, "sandbox/perceptual");
+  assert.match(facts.Cache, /^(miss|hit)$/);
+  assert.match(facts.Time, /^\d+ ms$/);
+  assert.match(facts["Request id"], UUID);
+  const drawn = await page.run(() => {
+    const canvas = document.querySelector("article canvas");
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    return { squares: canvas.width * canvas.height, colors: new Set(new Uint32Array(data.buffer)).size, label: canvas.ariaLabel };
+  });
+  assert.equal(drawn.squares, 1536);
+  assert(drawn.colors > 100, `${drawn.colors} colors`);
+  assert.match(drawn.label, /^1536 numbers, from -0\.\d+ to 0\.\d+$/);
+  assert.equal(await page.run(() => JSON.parse(document.querySelector("article pre").textContent).length), 1536);
+  assert.match(await page.run(() => document.querySelector("#status[role=status]").innerText), /^Done: saved as/);
+});
+
+pageTest("a second picture is compared with the first, and the same one costs nothing", async (page, service) => {
+  const vector = async (name) => {
+    const body = new FormData();
+    body.append("file", new Blob([await readFile(photo(name))]));
+    return (await (await fetch(`${service.url}/vectorize-image-upload`, { method: "POST", body })).json()).vector;
+  };
+  const expected = cosine(await vector("rocket.jpg"), await vector("chelsea.png")).toFixed(4);
+  const similarity = () => page.run(() => document.querySelector("#similarity").innerText);
+  await page.open(service.url);
+  await choose(page, photo("rocket.jpg"));
+  await vectorize(page);
+  assert.equal(await similarity(), "");
+  assert.equal((await vectorize(page)).Cache, "hit");
+  assert.equal(await similarity(), "Cosine similarity of the two: 1.0000");
+  await page.drop(photo("chelsea.png"));
+  await vectorize(page);
+  assert.equal(await similarity(), `Cosine similarity of the two: ${expected}`);
+  const beside = await page.run(() => [...document.querySelectorAll("article")].map((it) => it.getBoundingClientRect().top));
+  assert.equal(beside.length, 2);
+  assert.equal(beside[0], beside[1]);
+});
+
+pageTest("a pasted picture and a pasted address are taken", async (page, service) => {
+  await page.open(service.url);
+  const paste = (kind) => page.run(async (kind) => {
+    const clipboardData = new DataTransfer();
+    if (kind === "picture") {
+      const bytes = await (await fetch("/sandbox/photo.jpg")).blob();
+      clipboardData.items.add(new File([bytes], "pasted.jpg", { type: "image/jpeg" }));
+    } else {
+      clipboardData.setData("text/plain", new URL("/sandbox/photo.jpg", location).href);
+    }
+    document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true }));
+  }, kind);
+  await paste("picture");
+  assert.equal(await page.run(() => document.querySelector("#chosen figcaption").innerText), "pasted.jpg");
+  assert.equal((await vectorize(page)).Picture, "image/jpeg, 640 × 427");
+  await paste("address");
+  assert.equal(await page.run(() => document.querySelector("#chosen").hidden), true);
+  await vectorize(page);
+  assert.equal(await page.run(() => document.querySelector("article h2").innerText), `${service.url}/sandbox/photo.jpg`);
+});
+
+pageTest("the sandbox says what it is, and its sample picture is an address that works", async (page, service) => {
+  await page.open(service.url);
+  assert.match(await page.run(() => document.querySelector("main").innerText), /Sandbox mode/);
+  await page.click("#sample");
+  assert.equal(await page.run(() => document.querySelector("#address").value), `${service.url}/sandbox/photo.jpg`);
+  assert.equal((await vectorize(page, () => page.press("Enter"))).Picture, "image/jpeg, 640 × 427");
+});
+
+pageTest("outside of the sandbox nothing is said of one", { service: withoutSandbox }, async (page, service) => {
+  await page.open(service.url);
+  assert.doesNotMatch(await page.run(() => document.querySelector("main").innerText), /sandbox/i);
+});
+
+pageTest("an error shows its sentence and the request's id", async (page, service) => {
+  await page.open(service.url);
+  await page.fill("#address", "http://169.254.169.254/latest/meta-data/");
+  await page.click("#send");
+  await page.failed(403);
+  const told = await problem(page);
+  assert.match(told, /does not lead to a public host\./);
+  assert.match(told, /403 url_not_allowed/);
+  assert.match(told.match(/Request id\s+(\S+)/)[1], UUID);
+  assert.equal(await page.run(() => document.querySelector("#status").innerText), "");
+
+  await choose(page, photo("README.md"));
+  await page.click("#send");
+  await page.until("the next problem", () => document.querySelector(".problem")?.innerText.includes("unsupported_image"));
+  await page.failed(415);
+  // What comes after a failure is not held up by it.
+  await choose(page, photo("rocket.jpg"));
+  await vectorize(page);
+  assert.equal(await page.run(() => document.querySelector("#problem").innerText), "");
+});
+
+pageTest("nothing chosen is told without a request, and a dead service is told as such", { service: () => start() }, async (page, service) => {
+  await page.open(service.url);
+  await page.click("#send");
+  assert.match(await problem(page), /^Choose a picture or give an address first/);
+  await choose(page, photo("rocket.jpg"));
+  await page.send("Network.emulateNetworkConditions", { offline: true, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
+  await page.click("#send");
+  await page.until("the failure", () => document.querySelector(".problem")?.innerText.startsWith("The service did not answer"));
+  assert.match(page.complaints.splice(0).join(), /ERR_INTERNET_DISCONNECTED/);
+});
+
+pageTest("what a stranger wrote is text, and no injected script runs", async (page, service) => {
+  const folder = await mkdtemp(join(tmpdir(), "names-"));
+  const name = "<img src=x onerror=hacked=1>.jpg";
+  try {
+    await copyFile(photo("rocket.jpg"), join(folder, name));
+    await page.open(service.url);
+    await choose(page, join(folder, name));
+    await vectorize(page);
+    assert.equal(await page.run(() => document.querySelector("article h2").innerText), name);
+  } finally {
+    await rm(folder, { recursive: true });
+  }
+  const tried = await page.run(() => {
+    const attempt = (work) => { try { work(); return "done"; } catch (error) { return error.name; } };
+    return [
+      attempt(() => { document.querySelector("h1").innerHTML = "<b>x</b>"; }),
+      attempt(() => { document.body.append(Object.assign(document.createElement("script"), { textContent: "hacked = 1" })); }),
+      typeof window.hacked,
+    ];
+  });
+  assert.deepEqual(tried, ["TypeError", "TypeError", "undefined"]);
+  const refusals = page.complaints.splice(0);
+  assert(refusals.length >= 2 && refusals.every((it) => /trusted|ContentSecurityPolicyIssue/i.test(it)), refusals.join("\n"));
+});
+
+pageTest("every control has a name, is reached with the keyboard alone, and works so", async (page, service) => {
+  await page.open(service.url);
+  const reached = [];
+  for (let focused = ""; reached.length < 20; ) {
+    await page.press("Tab");
+    focused = await page.run(() => document.activeElement.id || document.activeElement.name || document.activeElement.localName);
+    if (focused === "body" || reached.includes(focused)) break;
+    reached.push(focused);
+  }
+  // A phone's camera is not offered to a mouse.
+  assert.deepEqual(reached, ["a", "sample", "file", "address", "send"]);
+  const { nodes } = await page.send("Accessibility.getFullAXTree");
+  const focusable = nodes.filter((node) => !node.ignored && node.role.value !== "RootWebArea" && node.properties?.some(({ name, value }) => name === "focusable" && value.value));
+  assert(focusable.length >= 5);
+  for (const node of focusable) assert(node.name.value, JSON.stringify(node).slice(0, 500));
+
+  await page.run(() => document.querySelector("[name=file]").focus());
+  assert.equal(await page.run(() => getComputedStyle(document.querySelector(".pick:focus-within")).outlineStyle), "solid");
+  await page.choose(() => page.press("Enter"), photo("rocket.jpg"));
+  await page.until("the choice", () => !document.querySelector("#chosen").hidden);
+  await page.press("Tab");
+  await page.press("Tab");
+  await vectorize(page, () => page.press("Enter"));
+  assert.equal(await page.run(() => document.activeElement.id), "send");
+  assert.deepEqual(page.hints, []);
+});
+
+pageTest("on a phone the camera is offered, and nothing is wider than the screen", { width: 360, height: 740, mobile: true }, async (page, service) => {
+  await page.open(service.url);
+  assert.equal(await page.run(() => document.querySelector("[name=camera]").getAttribute("capture")), "environment");
+  await page.choose(() => page.click("[name=camera]"), photo("hubble_deep_field.jpg"));
+  await vectorize(page);
+  await page.click("#sample");
+  await vectorize(page);
+  assert.equal(await page.run(() => document.documentElement.scrollWidth), 360);
+  const small = await page.run(() => [...document.querySelectorAll("button, .pick, input:not([type=file])")].filter((it) => it.checkVisibility() && it.getBoundingClientRect().height < 44).map((it) => it.outerHTML));
+  assert.deepEqual(small, []);
+});
+
+/// Of a color as a browser prints it, `rgb(0, 0, 0)`: WCAG 2.2, "relative luminance".
+function luminance(color) {
+  const [r, g, b] = color.match(/[\d.]+/g).map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
+function contrast(a, b) {
+  const [dark, light] = [luminance(a), luminance(b)].sort((a, b) => a - b);
+  return (light + 0.05) / (dark + 0.05);
+}
+
+for (const colors of ["light", "dark"]) {
+  pageTest(`the page is ${colors} where the visitor wants it so, and can be read`, { colors }, async (page, service) => {
+    await page.open(service.url);
+    await page.click("#send");
+    await problem(page);
+    const color = (selector, name = "color") => page.run((selector, name) => getComputedStyle(document.querySelector(selector))[name], selector, name);
+    const ground = await color("body", "backgroundColor");
+    assert(colors === "dark" ? luminance(ground) < 0.1 : luminance(ground) > 0.9, ground);
+    const contrasts = {
+      text: contrast(await color("body"), ground),
+      link: contrast(await color("a"), ground),
+      problem: contrast(await color(".problem"), ground),
+      button: contrast(await color("#send"), await color("#send", "backgroundColor")),
+    };
+    for (const [what, contrast] of Object.entries(contrasts)) assert(contrast >= 4.5, `${what}: ${contrast}`);
+  });
+}
+
+const API_KEY = "a-key-of-the-browser-test-0123456789abcdef";
+
+/// A service that wants a key, unless the binary cannot do that yet.
+async function withKey(context) {
+  try {
+    return await start({ IMAGESVC_API_KEYS: API_KEY });
+  } catch (error) {
+    if (error.exitCode !== 2 || !error.message.includes("not built yet")) throw error;
+    return context.skip("the binary has no API keys yet");
+  }
+}
+
+pageTest("a service that wants a key is given it, for as long as the tab is open", { service: withKey }, async (page, service) => {
+  const field = () => page.run(() => document.querySelector("#key").checkVisibility());
+  await page.open(service.url);
+  assert.equal(await field(), false);
+  await choose(page, photo("rocket.jpg"));
+  await page.click("#send");
+  await page.failed(401);
+  await problem(page);
+  assert.equal(await field(), true);
+  assert.equal(await page.run(() => document.activeElement.id), "key");
+  await page.send("Input.insertText", { text: "wrong" });
+  await page.press("Enter");
+  await page.failed(401);
+  await problem(page);
+  assert.equal(await page.run(() => sessionStorage.length), 0);
+  await page.fill("#key", API_KEY);
+  await vectorize(page, () => page.press("Enter"));
+  await page.open(service.url);
+  assert.equal(await field(), true);
+  await choose(page, photo("rocket.jpg"));
+  await vectorize(page);
+  assert.equal(await page.run(() => localStorage.length), 0);
+});
