@@ -1,0 +1,195 @@
+"""HTTP/1.1 as phones write it, byte for byte, over a plain socket.
+
+The bodies are those of OkHttp (Android) and of what is written by hand around URLSession (iOS).
+"""
+
+import json
+import os
+import socket
+from urllib.parse import urlsplit
+
+from check import check
+
+server = urlsplit(os.environ["IMAGESVC_URL"])
+with open(os.environ["IMAGESVC_PHOTO"], "rb") as file:
+    photo = file.read()
+
+
+class Connection:
+    """A connection, and what was read of it."""
+
+    def __init__(self):
+        self.socket = socket.create_connection((server.hostname, server.port), timeout=60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.read = self.socket.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.read.close()
+        self.socket.close()
+
+    def send(self, *pieces):
+        for piece in pieces:
+            self.socket.sendall(piece)
+
+    def head(self):
+        line = self.read.readline().decode()
+        assert line.startswith("HTTP/1.1 ") and line.endswith("\r\n"), line
+        headers = {}
+        while (field := self.read.readline()) != b"\r\n":
+            assert field.endswith(b"\r\n"), field
+            name, value = field.decode().split(":", 1)
+            headers[name.lower()] = value.strip()
+        return int(line.split()[1]), headers
+
+    def answer(self):
+        status, headers = self.head()
+        body = self.read.read(int(headers["content-length"]))
+        return status, headers, json.loads(body)
+
+    def is_at_its_end(self):
+        return self.read.read(1) == b""
+
+
+def head(route, *fields):
+    lines = [f"POST {route} HTTP/1.1", f"Host: {server.netloc}", *fields]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def upload(body, boundary, *fields):
+    content_type = f"Content-Type: multipart/form-data; boundary={boundary}"
+    return head("/vectorize-image-upload", content_type, f"Content-Length: {len(body)}", *fields) + body
+
+
+def okhttp_form(boundary):
+    """MultipartBody and Retrofit: a length for each part, and Retrofit's transfer encoding."""
+    return b"".join([
+        f"--{boundary}\r\n".encode(),
+        b'Content-Disposition: form-data; name="description"\r\n',
+        b"Content-Transfer-Encoding: binary\r\n",
+        b"Content-Type: text/plain; charset=UTF-8\r\n",
+        b"Content-Length: 11\r\n\r\n",
+        b"eine Rakete",
+        f"\r\n--{boundary}\r\n".encode(),
+        b'Content-Disposition: form-data; name="file"; filename="IMG_20240101_120000.jpg"\r\n',
+        b"Content-Transfer-Encoding: binary\r\n",
+        b"Content-Type: image/jpeg\r\n",
+        f"Content-Length: {len(photo)}\r\n\r\n".encode(),
+        photo,
+        f"\r\n--{boundary}--\r\n".encode(),
+    ])
+
+
+def urlsession_form(boundary):
+    """What Alamofire and most samples build: a blank line before the form, nothing after it."""
+    return b"".join([
+        f"\r\n--{boundary}\r\n".encode(),
+        'Content-Disposition: form-data; name="file"; filename="Größe.jpg"; filename*=UTF-8\'\'Gr%C3%B6%C3%9Fe.jpg\r\n'.encode(),
+        b"content-type: image/jpeg\r\n\r\n",
+        photo,
+        f"\r\n--{boundary}--".encode(),
+    ])
+
+
+def chunked(body, size):
+    pieces = [body[at:at + size] for at in range(0, len(body), size)]
+    return [f"{len(piece):x}\r\n".encode() + piece + b"\r\n" for piece in pieces] + [b"0\r\n\r\n"]
+
+
+OKHTTP = "6f3d4a9c-2b8e-4c7f-9a51-0e8d7c6b5a43"
+URLSESSION = "Boundary-5D1F2E3A-9B7C-4D8E-A6F5-1C2B3A4D5E6F"
+SAMPLE = f"http://{server.netloc}/sandbox/photo.jpg"
+
+
+def json_request(value, *fields):
+    """As Android's org.json writes it: each slash escaped."""
+    body = json.dumps(value).replace("/", r"\/").encode()
+    return head("/vectorize-image", "Content-Type: application/json; charset=utf-8", f"Content-Length: {len(body)}", *fields) + body
+
+
+def okhttp_and_urlsession_on_one_connection():
+    with Connection() as connection:
+        connection.send(upload(okhttp_form(OKHTTP), OKHTTP, "Connection: Keep-Alive", "Accept-Encoding: gzip", "User-Agent: okhttp/4.12.0"))
+        first = check(*connection.answer())
+        assert first["original_filename"] == "IMG_20240101_120000.jpg"
+        connection.send(upload(urlsession_form(URLSESSION), f'"{URLSESSION}"', "Accept: */*", "Accept-Encoding: gzip, deflate"))
+        second = check(*connection.answer())
+        assert second["original_filename"] == "Größe.jpg", second["original_filename"]
+        connection.send(json_request({"image_url": SAMPLE}))
+        third = check(*connection.answer())
+        assert third["source_url"] == SAMPLE
+        assert first["vector"] == second["vector"] == third["vector"]
+
+
+def a_chunked_upload():
+    for size in (7, 16384):
+        with Connection() as connection:
+            connection.send(head("/vectorize-image-upload", f"Content-Type: multipart/form-data; boundary={OKHTTP}", "Transfer-Encoding: chunked"))
+            connection.send(*chunked(okhttp_form(OKHTTP), size))
+            check(*connection.answer())
+
+
+def the_service_says_when_to_continue():
+    form = okhttp_form(OKHTTP)
+    with Connection() as connection:
+        connection.send(upload(form, OKHTTP, "Expect: 100-continue")[:-len(form)])
+        assert connection.head()[0] == 100
+        connection.send(form)
+        check(*connection.answer())
+        # Another one on the same connection, by a client that does not wait for the word.
+        connection.send(upload(form, OKHTTP, "Expect: 100-continue"))
+        status, headers = connection.head()
+        if status == 100:
+            status, headers = connection.head()
+        body = json.loads(connection.read.read(int(headers["content-length"])))
+        check(status, headers, body)
+
+
+def a_refusal_needs_no_body():
+    with Connection() as connection:
+        connection.send(head("/vectorize-image-upload", "Content-Type: multipart/form-data; boundary=x", "Content-Length: 999999999", "Expect: 100-continue"))
+        status, headers, problem = connection.answer()
+        assert (status, problem["code"]) == (413, "image_too_large"), problem
+        assert headers["connection"] == "close" and connection.is_at_its_end()
+
+
+def pipelined_requests_are_answered_in_order():
+    with Connection() as connection:
+        names = [f"request-{number}" for number in range(6)]
+        forms = [upload(okhttp_form(OKHTTP), OKHTTP, f"X-Request-Id: {name}") if number % 2 else json_request({"image_url": SAMPLE}, f"X-Request-Id: {name}") for number, name in enumerate(names)]
+        connection.send(b"".join(forms))
+        answers = [connection.answer() for _ in names]
+        assert [headers["x-request-id"] for _, headers, _ in answers] == names
+        for number, (status, headers, answer) in enumerate(answers):
+            check(status, headers, answer)
+            assert ("source_url" in answer) == (number % 2 == 0)
+
+
+def a_connection_is_closed_on_demand_and_kept_after_an_error():
+    with Connection() as connection:
+        connection.send(json_request({"image_url": 7}))
+        status, headers, problem = connection.answer()
+        assert (status, problem["code"]) == (422, "validation_failed"), problem
+        connection.send(json_request({"image_url": SAMPLE}, "Connection: close"))
+        status, headers, answer = connection.answer()
+        check(status, headers, answer)
+        assert headers["connection"] == "close" and connection.is_at_its_end()
+
+
+def http_1_0_is_answered_and_closed():
+    with Connection() as connection:
+        connection.send(json_request({"image_url": SAMPLE}).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        line = connection.read.readline()
+        assert line.startswith(b"HTTP/1.0 200") or line.startswith(b"HTTP/1.1 200"), line
+        assert connection.read.read().endswith(b"]}\n")
+
+
+okhttp_and_urlsession_on_one_connection()
+a_chunked_upload()
+the_service_says_when_to_continue()
+a_refusal_needs_no_body()
+pipelined_requests_are_answered_in_order()
+a_connection_is_closed_on_demand_and_kept_after_an_error()
+http_1_0_is_answered_and_closed()

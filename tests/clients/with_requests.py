@@ -1,0 +1,33 @@
+"""Python, requests."""
+
+import base64
+import os
+
+import requests
+
+from check import check
+
+url = os.environ["IMAGESVC_URL"]
+photo = os.environ["IMAGESVC_PHOTO"]
+
+with requests.Session() as session:
+    session.trust_env = False  # no proxy between this machine and itself
+
+    def post(route, **body):
+        response = session.post(url + route, timeout=60, **body)
+        return check(response.status_code, response.headers, response.json())
+
+    post("/vectorize-image", json={"image_url": url + "/sandbox/photo.jpg"})
+    with open(photo, "rb") as file:
+        text = base64.b64encode(file.read()).decode()
+    post("/vectorize-image-base64", json={"image_base64": text, "filename": None})
+    with open(photo, "rb") as file:
+        answer = post("/vectorize-image-upload", files={"file": file})
+    assert answer["original_filename"] == "rocket.jpg"
+    with open(photo, "rb") as file:
+        answer = post("/vectorize-image-upload", files={"file": ("Foto größer.jpg", file, "image/jpeg")}, data={"note": "x"})
+    assert answer["original_filename"] == "Foto größer.jpg", answer["original_filename"]
+
+    # A body of unknown length goes out chunked.
+    body = iter([b'{"image_url": "', url.encode(), b'/sandbox/photo.jpg"}'])
+    post("/vectorize-image", data=body)
