@@ -48,8 +48,8 @@ pub struct AppState {
     pub metrics: Arc<Metrics>,
     /// Who computes the vectors, as answers say it.
     pub model: &'static str,
-    /// Whether the vectors come from the stand-in.
-    pub is_sandbox: bool,
+    /// The address of the sandbox's sample picture, where there is a sandbox.
+    pub sample: Option<String>,
     gate: Arc<Gate>,
     origins: Origins,
     proxies: TrustedProxies,
@@ -57,13 +57,15 @@ pub struct AppState {
     cut: CancellationToken,
 }
 
-/// The two things that only exist at start, and what runs beside requests.
+/// What only exists at start, and what runs beside requests.
 #[derive(Debug)]
 pub struct Parts {
     /// The key that goes to the upstream.
     pub key: ApiKey,
     /// How names are looked up.
     pub lookup: Lookup,
+    /// The port that the service listens on.
+    pub port: u16,
     /// What outlives its request.
     pub background: TaskTracker,
 }
@@ -105,7 +107,8 @@ impl AppState {
             fetcher: Fetcher::new(config.fetch.clone(), &parts.lookup, trust)?,
             metrics,
             model: source.model,
-            is_sandbox,
+            sample: is_sandbox
+                .then(|| format!("http://127.0.0.1:{}{}", parts.port, crate::sandbox::PHOTO_PATH)),
             gate: Arc::new(Gate::new(&config.gate)),
             origins: config.gate.origins.clone(),
             proxies: config.gate.proxies.clone(),
@@ -195,6 +198,7 @@ mod tests {
         let parts = Parts {
             key: ApiKey::parse("nvapi-1").unwrap(),
             lookup: Lookup::system(),
+            port: 0,
             background: TaskTracker::new(),
         };
         let state = AppState::new(&config, Store::open(&config.store).unwrap(), parts).unwrap();

@@ -3,7 +3,10 @@
 use axum::Router;
 use utoipa::{
     OpenApi,
-    openapi::{InfoBuilder, OpenApi as Document},
+    openapi::{
+        InfoBuilder, OpenApi as Document,
+        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    },
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -45,9 +48,11 @@ pub fn router(state: &AppState) -> Router {
         .routes(routes!(ops::ready))
         .routes(routes!(ops::metrics))
         .split_for_parts();
-    let router = router.merge(home::router()).merge(docs::router(described(document)));
+    let router = router
+        .merge(home::router())
+        .merge(docs::router(&described(document), state.sample.as_deref()));
     let router =
-        if state.is_sandbox { router.merge(crate::sandbox::photo_router()) } else { router };
+        if state.sample.is_some() { router.merge(crate::sandbox::photo_router()) } else { router };
     router
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
@@ -55,6 +60,18 @@ pub fn router(state: &AppState) -> Router {
 }
 
 fn described(mut document: Document) -> Document {
+    // A key is wanted where the operator has set keys; a client may have one all the same.
+    let key = SecurityScheme::Http(
+        HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("A client's key, where the service wants one."))
+            .build(),
+    );
+    document.components.get_or_insert_default().add_security_scheme("key", key);
+    document.security = Some(vec![
+        SecurityRequirement::default(),
+        SecurityRequirement::new::<_, [String; 0], String>("key", []),
+    ]);
     document.info = InfoBuilder::new()
         .title("imagesvc")
         .version(env!("CARGO_PKG_VERSION"))

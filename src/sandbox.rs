@@ -22,6 +22,9 @@ pub const MODEL: &str = "sandbox/perceptual";
 /// Everything is on this machine: who tries the service should not wait for a poll.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
+/// Where the sample picture is.
+pub const PHOTO_PATH: &str = "/sandbox/photo.jpg";
+
 /// A sample picture.
 pub(crate) const PHOTO: &[u8] = include_bytes!("../tests/fixtures/rocket.jpg");
 
@@ -77,6 +80,5 @@ impl Drop for Sandbox {
 
 /// `GET /sandbox/photo.jpg`: a picture that the URL route can fetch without a network.
 pub fn photo_router<S: Clone + Send + Sync + 'static>() -> Router<S> {
-    Router::new()
-        .route("/sandbox/photo.jpg", get(async || ([(header::CONTENT_TYPE, "image/jpeg")], PHOTO)))
+    Router::new().route(PHOTO_PATH, get(async || ([(header::CONTENT_TYPE, "image/jpeg")], PHOTO)))
 }

@@ -135,7 +135,8 @@ impl Server {
             }
         };
         let background = TaskTracker::new();
-        let parts = Parts { key, lookup, background: background.clone() };
+        let port = address.port();
+        let parts = Parts { key, lookup, port, background: background.clone() };
         let state = AppState::new(&config, store, parts)?;
         let (settings, proxies) = (config.server, config.gate.proxies);
         Ok(Self { listener, address, settings, proxies, state, background, sandbox })

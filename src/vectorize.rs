@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::{
+    runtime::Handle,
     sync::Semaphore,
     task::spawn_blocking,
     time::{Instant, timeout_at},
@@ -128,12 +129,13 @@ impl Vectorizer {
         }
     }
 
-    /// What the metrics read off when they are asked for.
+    /// What the metrics read off when they are asked for, within the runtime.
     pub fn readings(&self) -> Readings {
         Readings {
             free_bytes: self.store.free_bytes().ok(),
             pictures_at_work: (self.limits.max_in_flight - self.at_work.available_permits()) as u64,
             pictures_waiting: self.embedder.waiting() as u64,
+            tasks: Handle::current().metrics().num_alive_tasks() as u64,
         }
     }
 

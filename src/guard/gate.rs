@@ -20,7 +20,7 @@ use super::{
     origin::Origins,
     rate::{Caller, RateLimit},
 };
-use crate::error::Error;
+use crate::{error::Error, sandbox::PHOTO_PATH};
 
 /// Who is let in.
 #[derive(Debug, Clone)]
@@ -89,7 +89,7 @@ pub async fn gate(
 /// What needs no key: what machines probe, what people read before they have one, and the
 /// sandbox's sample picture, which the service itself fetches.
 fn is_open(path: &str) -> bool {
-    matches!(path, "/" | "/health" | "/ready" | "/docs" | "/openapi.json" | "/sandbox/photo.jpg")
+    matches!(path, "/" | "/health" | "/ready" | "/docs" | "/openapi.json" | PHOTO_PATH)
         || path.starts_with("/docs/")
 }
 

@@ -58,7 +58,7 @@ pub(super) struct Answer {
     #[schema(example = 1536)]
     dimensions: usize,
     /// The embedding, each number as NVIDIA printed it.
-    #[schema(value_type = Vec<f64>, min_items = 1536, max_items = 1536)]
+    #[schema(value_type = Vec<f64>, min_items = 1536, max_items = 1536, example = json!([0.0123, -0.0456]))]
     vector: Vector,
     #[serde(skip)]
     size_bytes: u64,

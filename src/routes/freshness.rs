@@ -21,7 +21,7 @@ pub(super) struct WantedFreshness(pub(super) Freshness);
 #[allow(dead_code, reason = "describes the header; `WantedFreshness` reads it")]
 pub(super) struct FreshnessHeader {
     /// `no-cache` has NVIDIA asked anew.
-    #[param(rename = "Cache-Control", example = "no-cache")]
+    #[param(rename = "Cache-Control")]
     cache_control: Option<String>,
 }
 

@@ -17,8 +17,8 @@ use crate::app::AppState;
 /// One self-contained file: its own script and style, calls to this service, nothing else.
 const PAGE: &str = include_str!("home.html");
 
-/// Where the page is told whether it belongs to a sandbox.
-const SANDBOX: &str = "{sandbox}";
+/// Where the page is told of the sandbox's sample picture; nothing, where there is no sandbox.
+const SAMPLE: &str = "{sample}";
 
 /// The script and the style are allowed by their hashes, so that nothing that found its way into the
 /// page runs, and no script can make markup of a text. The pictures are those of the visitor; `data:`
@@ -40,7 +40,7 @@ pub(super) fn router() -> Router<AppState> {
 }
 
 async fn page(State(app): State<AppState>) -> impl IntoResponse {
-    let page = PAGE.replacen(SANDBOX, if app.is_sandbox { "true" } else { "false" }, 1);
+    let page = PAGE.replacen(SAMPLE, app.sample.as_deref().unwrap_or_default(), 1);
     ([(header::CONTENT_SECURITY_POLICY, POLICY.clone())], Html(page))
 }
 
@@ -67,6 +67,6 @@ mod tests {
             );
         }
         assert!(!POLICY.to_str().unwrap().contains("unsafe"));
-        assert_eq!(PAGE.matches(SANDBOX).count(), 1);
+        assert_eq!(PAGE.matches(SAMPLE).count(), 1);
     }
 }

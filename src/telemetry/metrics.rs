@@ -36,6 +36,7 @@ pub struct Metrics {
     free_bytes: Gauge<u64, AtomicU64>,
     at_work: Gauge<u64, AtomicU64>,
     waiting: Gauge<u64, AtomicU64>,
+    tasks: Gauge<u64, AtomicU64>,
 }
 
 /// What is read off when somebody asks.
@@ -47,6 +48,8 @@ pub struct Readings {
     pub pictures_at_work: u64,
     /// Pictures that wait for their call to NVIDIA.
     pub pictures_waiting: u64,
+    /// Tasks of the runtime that have not ended.
+    pub tasks: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -114,6 +117,7 @@ impl Metrics {
             free_bytes: Gauge::default(),
             at_work: Gauge::default(),
             waiting: Gauge::default(),
+            tasks: Gauge::default(),
         };
         let registry = &mut metrics.registry;
         registry.register(
@@ -187,6 +191,11 @@ impl Metrics {
             "Pictures that wait for their call to NVIDIA",
             metrics.waiting.clone(),
         );
+        registry.register(
+            "tasks",
+            "Tasks that have not ended: connections, calls, and what goes on for ever",
+            metrics.tasks.clone(),
+        );
         Arc::new(metrics)
     }
 
@@ -249,6 +258,7 @@ impl Metrics {
         }
         self.at_work.set(readings.pictures_at_work);
         self.waiting.set(readings.pictures_waiting);
+        self.tasks.set(readings.tasks);
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

@@ -39,6 +39,7 @@ mod readme;
 mod retention;
 mod sandbox;
 mod slow;
+mod soak;
 mod stop;
 mod supervisor;
 mod upload;

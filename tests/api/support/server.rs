@@ -161,6 +161,11 @@ impl Server {
         self.received().iter().map(Received::line).collect()
     }
 
+    /// How many requests came.
+    pub fn count(&self) -> usize {
+        *self.count.borrow()
+    }
+
     /// Waits until so many requests have come: some are made behind the answer's back.
     pub async fn wait_for(&self, requests: usize) -> Vec<Received> {
         let mut count = self.count.clone();

@@ -1,0 +1,196 @@
+//! What a long run leaves behind: nothing. Run by hand, for some minutes:
+//!
+//! `SOAK_MINUTES=30 cargo test --test api -- --ignored --nocapture soak`
+
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use futures_util::{StreamExt, stream};
+use serde_json::json;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::support::{
+    Child, HUBBLE, Nvidia, ROCKET, Reply, Server, converted, embedding, heic, metric, tiny, variant,
+};
+
+/// Requests a second, at most: the run is bounded in number as well as in time.
+const RATE: u32 = 60;
+
+/// What must not grow.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    memory: u64,
+    files: usize,
+    tasks: f64,
+}
+
+impl Held {
+    /// Waits until the service is idle, connections and detached calls included.
+    async fn when_idle(child: &Child) -> Self {
+        let read =
+            || async { reqwest::get(child.url("/metrics")).await.unwrap().text().await.unwrap() };
+        let mut last = (0, 0.0);
+        loop {
+            tokio::time::sleep(Duration::from_secs(15)).await;
+            let text = read().await;
+            let now = (child.open_files(), metric(&text, "imagesvc_tasks"));
+            if now == last && metric(&text, "imagesvc_pictures_at_work") == 0.0 {
+                return Self { memory: child.memory(), files: now.0, tasks: now.1 };
+            }
+            last = now;
+        }
+    }
+}
+
+/// One request of the mix, with what comes of it counted.
+async fn one(child: &Child, origin: &Server, client: &reqwest::Client, n: usize) -> String {
+    let random = fastrand::usize(..);
+    let form = |picture: Vec<u8>| {
+        let body = [
+            &b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n"[..],
+            &picture,
+            b"\r\n--x--\r\n",
+        ]
+        .concat();
+        client
+            .post(child.url("/vectorize-image-upload"))
+            .header("content-type", "multipart/form-data; boundary=x")
+            .body(body)
+    };
+    let request = match random % 16 {
+        0..5 => form(variant(ROCKET, n)),
+        5 => form(variant(HUBBLE, n)),
+        6 => form(ROCKET.to_vec()),
+        7 => form(ROCKET.to_vec()).header("cache-control", "no-cache"),
+        8 => {
+            let text = BASE64_STANDARD.encode(variant(ROCKET, n));
+            client
+                .post(child.url("/vectorize-image-base64"))
+                .json_text(&json!({ "image_base64": text }))
+        }
+        9 => {
+            let address = origin.url(&format!("/{n}"));
+            client.post(child.url("/vectorize-image")).json_text(&json!({ "image_url": address }))
+        }
+        10 => form(converted(&tiny(n), image::ImageFormat::Bmp)),
+        11 => form(heic()),
+        12 => client.post(child.url("/vectorize-image-base64")).body("{\"image_base64\": \"***\"}"),
+        13 => client.get(child.url("/metrics")),
+        14 => {
+            // Leaves before the answer.
+            let sent = form(variant(ROCKET, n)).timeout(Duration::from_millis(random as u64 % 60));
+            return match sent.send().await {
+                Ok(response) => response.status().as_u16().to_string(),
+                Err(_) => "left".into(),
+            };
+        }
+        _ => {
+            // Sends half of a request, and stalls until it is closed.
+            let mut stream = TcpStream::connect(child.address).await.unwrap();
+            let half = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{";
+            let _ = stream.write_all(half).await;
+            return "stalled".into();
+        }
+    };
+    match request.send().await {
+        Ok(response) => {
+            let status = response.status().as_u16().to_string();
+            if response.bytes().await.is_ok() { status } else { "cut".into() }
+        }
+        Err(error) => format!("failed: {error:?}"),
+    }
+}
+
+trait JsonText {
+    fn json_text(self, body: &serde_json::Value) -> Self;
+}
+
+impl JsonText for reqwest::RequestBuilder {
+    fn json_text(self, body: &serde_json::Value) -> Self {
+        self.body(body.to_string())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes half an hour"]
+async fn a_long_run_with_faults_leaves_files_tasks_and_memory_as_they_were() {
+    let minutes: u64 = std::env::var("SOAK_MINUTES").map_or(30, |text| text.parse().unwrap());
+    let faults = AtomicUsize::new(0);
+    let nvidia = Nvidia::with_uploads(move |request| {
+        // One call in ten goes wrong, each time in another way.
+        if request.line() != "POST /v1/cv/nvidia/nv-dinov2" || fastrand::u8(0..10) != 0 {
+            return None;
+        }
+        Some(match faults.fetch_add(1, Ordering::Relaxed) % 6 {
+            0 => Reply::status(503),
+            1 => Reply::status(429),
+            2 => Reply::Cut(Vec::new()),
+            3 => Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n{".to_vec()),
+            4 => embedding().after(Duration::from_millis(300)),
+            _ => Reply::Hang,
+        })
+    })
+    .await;
+    let origin = Server::start(|request, _| {
+        let n = request.target.trim_start_matches('/').parse().unwrap();
+        Reply::new(200, &[], variant(ROCKET, n))
+    })
+    .await;
+    let upstream = nvidia.settings();
+    let allow = origin.address.to_string();
+    let mut settings: Vec<_> =
+        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    // Small, so that they are full before the first look.
+    settings.extend([
+        ("IMAGESVC_CACHE_MEMORY", "8MiB"),
+        ("IMAGESVC_CACHE_DISK", "16MiB"),
+        ("IMAGESVC_DOWNLOADS_MAX_BYTES", "200MiB"),
+        ("IMAGESVC_FETCH_ALLOW", &allow),
+        ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "512"),
+        ("NVIDIA_TIMEOUT", "2s"),
+        ("IMAGESVC_REQUEST_TIMEOUT", "10s"),
+    ]);
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(folder.path(), &settings);
+    let client = reqwest::Client::builder().pool_max_idle_per_host(16).build().unwrap();
+    let counter = AtomicUsize::new(0);
+    let outcomes = Mutex::new(std::collections::BTreeMap::<String, usize>::new());
+    let traffic = |length: Duration| {
+        let (client, child, origin, counter, outcomes) =
+            (&client, &child, &origin, &counter, &outcomes);
+        async move {
+            let started = Instant::now();
+            let ticks = stream::unfold(0, |n: u32| async move {
+                let next = started + Duration::from_secs(1) / RATE * n;
+                tokio::time::sleep_until(next.into()).await;
+                (next.duration_since(started) < length).then_some(((), n + 1))
+            });
+            let requests = ticks.map(|()| async move {
+                let n = counter.fetch_add(1, Ordering::Relaxed);
+                let outcome = one(child, origin, client, n).await;
+                *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
+            });
+            requests.buffer_unordered(64).collect::<()>().await;
+        }
+    };
+    let whole = Duration::from_secs(minutes * 60);
+    traffic(whole / 6).await;
+    let before = Held::when_idle(&child).await;
+    println!("after {:?}: {before:?}", whole / 6);
+    traffic(whole * 5 / 6).await;
+    let after = Held::when_idle(&child).await;
+    println!("at the end: {after:?}; {:#?}", outcomes.lock().unwrap());
+    let requests = counter.load(Ordering::Relaxed);
+    println!("{requests} requests, {} calls to NVIDIA", nvidia.count());
+    assert!(after.files.abs_diff(before.files) <= before.files / 20, "{before:?} {after:?}");
+    assert!((after.tasks - before.tasks).abs() <= before.tasks * 0.05, "{before:?} {after:?}");
+    assert!(after.memory <= before.memory + before.memory / 20, "{before:?} {after:?}");
+    let (status, _) = child.stop();
+    assert_eq!(status.code(), Some(0));
+}
