@@ -1,13 +1,7 @@
 //! The routes: each turns its request into a stream of bytes and a name, and hands both on.
 
 use axum::Router;
-use utoipa::{
-    OpenApi,
-    openapi::{
-        InfoBuilder, OpenApi as Document,
-        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
-    },
-};
+use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -18,6 +12,7 @@ use crate::{
 mod answer;
 mod base64;
 mod docs;
+mod document;
 mod file_name;
 mod freshness;
 mod home;
@@ -50,35 +45,11 @@ pub fn router(state: &AppState) -> Router {
         .split_for_parts();
     let router = router
         .merge(home::router())
-        .merge(docs::router(&described(document), state.sample.as_deref()));
+        .merge(docs::router(&document::described(document), state.sample.as_deref()));
     let router =
         if state.sample.is_some() { router.merge(crate::sandbox::photo_router()) } else { router };
     router
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         .with_state(state.clone())
-}
-
-fn described(mut document: Document) -> Document {
-    // A key is wanted where the operator has set keys; a client may have one all the same.
-    let key = SecurityScheme::Http(
-        HttpBuilder::new()
-            .scheme(HttpAuthScheme::Bearer)
-            .description(Some("A client's key, where the service wants one."))
-            .build(),
-    );
-    document.components.get_or_insert_default().add_security_scheme("key", key);
-    document.security = Some(vec![
-        SecurityRequirement::default(),
-        SecurityRequirement::new::<_, [String; 0], String>("key", []),
-    ]);
-    document.info = InfoBuilder::new()
-        .title("imagesvc")
-        .version(env!("CARGO_PKG_VERSION"))
-        .description(Some(
-            "Takes a picture (by address, as Base64 JSON or as a multipart upload), saves it, and answers \
-             with its NVIDIA NV-DINOv2 embedding: 1536 numbers. Errors are RFC 9457 problems with a stable `code`.",
-        ))
-        .build();
-    document
 }

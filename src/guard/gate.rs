@@ -88,7 +88,7 @@ pub async fn gate(
 
 /// What needs no key: what machines probe, what people read before they have one, and the
 /// sandbox's sample picture, which the service itself fetches.
-fn is_open(path: &str) -> bool {
+pub fn is_open(path: &str) -> bool {
     matches!(path, "/" | "/health" | "/ready" | "/docs" | "/openapi.json" | PHOTO_PATH)
         || path.starts_with("/docs/")
 }

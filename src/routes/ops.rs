@@ -1,5 +1,7 @@
 //! What operators and their machines ask: alive, ready, metrics.
 
+use std::collections::BTreeMap;
+
 use axum::{
     Json,
     extract::State,
@@ -8,9 +10,17 @@ use axum::{
 };
 use serde::Serialize;
 use tokio::task::spawn_blocking;
-use utoipa::ToSchema;
+use utoipa::{
+    IntoResponses, ToSchema,
+    openapi::{RefOr, Response},
+};
 
-use crate::{app::AppState, error::Error, nvidia::KeyState};
+use super::problems;
+use crate::{
+    app::AppState,
+    error::{Code, Error},
+    nvidia::KeyState,
+};
 
 /// Alive.
 #[derive(Debug, Serialize, ToSchema)]
@@ -67,10 +77,22 @@ pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {
     (status, Json(Readiness { ready: reasons.is_empty(), reasons, nvidia_key }))
 }
 
+/// The errors of the metrics.
+struct MetricsErrors;
+
+impl IntoResponses for MetricsErrors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems::of(&[Code::Unauthorized, Code::Internal])
+    }
+}
+
 /// Metrics for Prometheus
 #[utoipa::path(
     get, path = "/metrics", tag = "operation",
-    responses((status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"))
+    responses(
+        (status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"),
+        MetricsErrors,
+    )
 )]
 pub(super) async fn metrics(State(app): State<AppState>) -> Result<impl IntoResponse, Error> {
     let readings = app.vectorizer.readings();

@@ -9,7 +9,6 @@ use crate::error::{Code, PROBLEM_JSON};
 /// What any picture may meet, whichever way it comes.
 const ANY_PICTURE: &[Code] = &[
     Code::ValidationFailed,
-    Code::EmptyImage,
     Code::UnsupportedImage,
     Code::ImageTooLarge,
     Code::Unauthorized,
@@ -32,8 +31,15 @@ const ANY_PICTURE: &[Code] = &[
 
 /// The error answers of a route that takes pictures: these codes, and those that all have.
 pub(super) fn of_pictures(own: &[Code]) -> BTreeMap<String, RefOr<Response>> {
+    of(own.iter().chain(ANY_PICTURE))
+}
+
+/// The error answers with these codes.
+pub(super) fn of<'a>(
+    codes: impl IntoIterator<Item = &'a Code>,
+) -> BTreeMap<String, RefOr<Response>> {
     let mut by_status = BTreeMap::<String, Vec<Code>>::new();
-    for code in own.iter().chain(ANY_PICTURE) {
+    for code in codes {
         by_status.entry(code.status().as_str().to_owned()).or_default().push(*code);
     }
     by_status.into_iter().map(|(status, codes)| (status, response(&codes).into())).collect()

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     app::AppState,
-    error::{Error, Invalid},
+    error::{Code, Error, Invalid},
     guard::body::Receiving,
     image::{self, Unsupported},
 };
@@ -68,7 +68,7 @@ struct UploadErrors;
 
 impl IntoResponses for UploadErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        problems::of_pictures(&[])
+        problems::of_pictures(&[Code::EmptyImage])
     }
 }
 

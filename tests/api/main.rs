@@ -16,6 +16,7 @@ mod base64;
 mod bodies;
 mod cache;
 mod check;
+mod contract;
 mod deadline;
 mod disk;
 mod docs;

@@ -1,0 +1,281 @@
+//! The document is what the service does: its whole text is in the repository, and every error that
+//! it names on a route is provoked there, and no other can be.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use imagesvc::{config::Config, error::Code};
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::support::{Nvidia, ROCKET, Reply, Server, TestApp, assert_problem, embedding, heic};
+
+const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/openapi.json");
+
+async fn document() -> Value {
+    let nvidia = Nvidia::well().await;
+    TestApp::against(&nvidia).await.get("/openapi.json").await.json()
+}
+
+#[tokio::test]
+async fn every_change_of_the_contract_is_a_change_of_the_snapshot() {
+    let served = serde_json::to_string_pretty(&document().await).unwrap() + "\n";
+    if std::env::var_os("UPDATE_SNAPSHOT").is_some() {
+        std::fs::write(SNAPSHOT, &served).unwrap();
+    }
+    let kept = std::fs::read_to_string(SNAPSHOT).unwrap();
+    let change = kept.lines().zip(served.lines()).find(|(kept, served)| kept != served);
+    assert!(
+        kept == served,
+        "the contract changed, first at {change:?}; if it was meant to: UPDATE_SNAPSHOT=1 cargo test --test api contract"
+    );
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    Url,
+    Base64,
+    Upload,
+}
+
+impl Route {
+    const ALL: [Self; 3] = [Self::Url, Self::Base64, Self::Upload];
+
+    fn path(self) -> &'static str {
+        match self {
+            Self::Url => "/vectorize-image",
+            Self::Base64 => "/vectorize-image-base64",
+            Self::Upload => "/vectorize-image-upload",
+        }
+    }
+}
+
+/// The codes that the document names on a route, with their statuses.
+fn documented(document: &Value, route: Route) -> BTreeSet<(u16, String)> {
+    let responses = document["paths"][route.path()]["post"]["responses"].as_object().unwrap();
+    let errors = responses.iter().filter(|(status, _)| *status != "200");
+    errors
+        .flat_map(|(status, response)| {
+            assert!(response["content"]["application/problem+json"].is_object(), "{status}");
+            let codes = response["description"].as_str().unwrap().split(", ");
+            let codes: Vec<_> = codes.map(|code| code.trim_matches('`').to_owned()).collect();
+            codes.into_iter().map(|code| (status.parse().unwrap(), code))
+        })
+        .collect()
+}
+
+/// How an error is brought about: the settings, what NVIDIA does, and what is sent.
+struct Recipe {
+    settings: Vec<(&'static str, &'static str)>,
+    change: fn(&mut Config),
+    nvidia: Reply,
+    send: Send,
+}
+
+/// What is sent.
+enum Send {
+    Picture(Vec<u8>),
+    /// A picture, with a header.
+    With(&'static str, &'static str),
+    /// The same picture, so many times at once.
+    Crowd(usize),
+    /// A body that is not what the route takes.
+    Nonsense,
+    /// Half of a body.
+    Half,
+    /// A picture, to a service that is told to stop meanwhile.
+    Stopping,
+    /// A picture, to a service whose folder is gone.
+    Homeless,
+    /// An address.
+    Address(&'static str),
+    /// A text where the Base64 should be.
+    NoBase64,
+}
+
+fn recipe(code: Code) -> Recipe {
+    let picture = || Send::Picture(ROCKET.to_vec());
+    let plain = |nvidia, send| Recipe { settings: vec![], change: |_| {}, nvidia, send };
+    let well = |send| plain(embedding(), send);
+    let answered = |status| plain(Reply::status(status), picture());
+    let set = |setting, nvidia, send| Recipe { settings: vec![setting], ..plain(nvidia, send) };
+    match code {
+        Code::ValidationFailed => well(Send::Nonsense),
+        Code::InvalidUrl => well(Send::Address("ftp://example.com/photo.jpg")),
+        Code::UrlNotAllowed => well(Send::Address("http://169.254.169.254/latest/meta-data/")),
+        Code::DownloadFailed => well(Send::Address("http://no-such-host.invalid/photo.jpg")),
+        Code::DownloadTimeout => {
+            set(("IMAGESVC_FETCH_TIMEOUT", "100ms"), embedding(), Send::Address("{hanging}"))
+        }
+        Code::InvalidBase64 => well(Send::NoBase64),
+        Code::EmptyImage => well(Send::Picture(Vec::new())),
+        Code::UnsupportedImage => well(Send::Picture(heic())),
+        Code::ImageTooLarge => set(("IMAGESVC_MAX_IMAGE_BYTES", "1000"), embedding(), picture()),
+        Code::Unauthorized => set(("IMAGESVC_API_KEYS", "key"), embedding(), picture()),
+        Code::CrossOrigin => well(Send::With("origin", "https://evil.example")),
+        Code::RateLimited => {
+            set(("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1"), embedding(), Send::Crowd(2))
+        }
+        Code::Overloaded => Recipe {
+            settings: vec![("IMAGESVC_MAX_IN_FLIGHT", "1"), ("IMAGESVC_REQUEST_TIMEOUT", "1s")],
+            ..plain(Reply::Hang, Send::Crowd(9))
+        },
+        Code::ShuttingDown => Recipe {
+            change: |config| config.server.drain_timeout = Duration::from_millis(50),
+            ..plain(Reply::Hang, Send::Stopping)
+        },
+        Code::RequestTimeout => set(("IMAGESVC_BODY_TIMEOUT", "100ms"), embedding(), Send::Half),
+        Code::EmbeddingRejected => answered(422),
+        Code::EmbeddingUnauthorized => answered(401),
+        Code::EmbeddingExhausted => answered(402),
+        Code::EmbeddingRateLimited => answered(429),
+        Code::EmbeddingUnavailable => answered(503),
+        Code::EmbeddingTimeout => {
+            set(("IMAGESVC_REQUEST_TIMEOUT", "200ms"), Reply::Hang, picture())
+        }
+        Code::EmbeddingInvalid => plain(Reply::json(200, "{}"), picture()),
+        Code::StorageFull => {
+            set(("IMAGESVC_MIN_FREE_BYTES", "900000000GiB"), embedding(), picture())
+        }
+        Code::StorageFailed => well(Send::Homeless),
+        // By a picture's route: another path, and another method, are no answers of it.
+        Code::NotFound | Code::MethodNotAllowed | Code::Internal => well(picture()),
+    }
+}
+
+/// A request with a picture, however the route takes it.
+fn request(app: &TestApp, route: Route, picture: &[u8], origin: &Server) -> RequestBuilder {
+    let post = app.client.post(app.url(route.path()));
+    match route {
+        Route::Url => post.body(json!({ "image_url": origin.url("/photo") }).to_string()),
+        Route::Base64 => {
+            post.body(json!({ "image_base64": BASE64_STANDARD.encode(picture) }).to_string())
+        }
+        Route::Upload => app.upload_request(picture, "photo.jpg"),
+    }
+}
+
+/// The status and the code of the answer, if it is an error; of several, the most unusual.
+async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
+    let Recipe { mut settings, change, nvidia, send } = recipe(code);
+    let bytes = match &send {
+        Send::Picture(bytes) => bytes.clone(),
+        _ => ROCKET.to_vec(),
+    };
+    let served = bytes.clone();
+    let origin = Server::start(move |request, _| match request.target.as_str() {
+        "/hangs" => Reply::Hang,
+        _ => Reply::new(200, &[], &served),
+    })
+    .await;
+    let nvidia = Nvidia::replying(vec![nvidia]).await;
+    let allow = origin.address.to_string();
+    let settings: Vec<_> =
+        settings.drain(..).chain([("IMAGESVC_FETCH_ALLOW", allow.as_str())]).collect();
+    let app = TestApp::configured(&nvidia, &settings, change).await;
+    let sent = || request(&app, route, &bytes, &origin);
+    let post = |body: String| app.client.post(app.url(route.path())).body(body);
+    let answer = match send {
+        Send::Picture(_) => app.send(sent()).await,
+        Send::With(name, value) => app.send(sent().header(name, value)).await,
+        Send::Crowd(number) => {
+            let mut crowd: futures_util::stream::FuturesUnordered<_> =
+                (0..number).map(|_| app.send(sent())).collect();
+            loop {
+                // Those that wait for NVIDIA may never be answered.
+                let answer = futures_util::StreamExt::next(&mut crowd).await?;
+                if answer.status != 200 {
+                    break answer;
+                }
+            }
+        }
+        Send::Nonsense => app.send(post("nonsense".into())).await,
+        Send::Half => {
+            let mut stream = TcpStream::connect(app.address).await.unwrap();
+            let head = format!(
+                "POST {} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
+                 content-length: 1000\r\n\r\n--x\r\n",
+                route.path()
+            );
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+            let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+            let problem: Value = serde_json::from_str(body).unwrap();
+            return Some((status, problem["code"].as_str().unwrap().to_owned()));
+        }
+        Send::Stopping => {
+            let sent = tokio::spawn(sent().send());
+            nvidia.wait_for(1).await;
+            app.stop().await;
+            let response = sent.await.unwrap().unwrap();
+            let status = response.status().as_u16();
+            let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+            return Some((status, problem["code"].as_str().unwrap().to_owned()));
+        }
+        Send::Homeless => {
+            let incoming = app.folder().join(".incoming");
+            std::fs::rename(&incoming, app.folder().join("gone")).unwrap();
+            app.send(sent()).await
+        }
+        Send::Address(address) if route == Route::Url => {
+            let address = address.replace("{hanging}", &origin.url("/hangs"));
+            app.send(post(json!({ "image_url": address }).to_string())).await
+        }
+        Send::NoBase64 if route == Route::Base64 => {
+            app.send(post(json!({ "image_base64": "***" }).to_string())).await
+        }
+        Send::Address(_) | Send::NoBase64 => app.send(sent()).await,
+    };
+    if answer.status == 200 {
+        return None;
+    }
+    let code = answer.json()["code"].as_str().unwrap().to_owned();
+    assert_problem(&answer, answer.status, &code);
+    Some((answer.status, code))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_route_answers_every_error_that_the_document_names_there_and_no_other() {
+    let document = document().await;
+    for route in Route::ALL {
+        let documented = documented(&document, route);
+        let mut provoked = BTreeSet::new();
+        for code in Code::ALL {
+            provoked.extend(provoke(route, *code).await);
+        }
+        // A bug cannot be provoked: that one is answered so is tested beside the layer that does it.
+        provoked.insert((500, "internal".to_owned()));
+        assert_eq!(provoked, documented, "{route:?}");
+    }
+}
+
+#[tokio::test]
+async fn headers_and_the_key_are_described() {
+    let document = document().await;
+    let upload = &document["paths"]["/vectorize-image-upload"]["post"];
+    let parameters: BTreeSet<_> = upload["parameters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(parameters, BTreeSet::from(["Cache-Control", "x-request-id"]));
+    let responses = upload["responses"].as_object().unwrap();
+    for (status, response) in responses {
+        let headers = &response["headers"];
+        assert!(headers["x-request-id"].is_object(), "{status}");
+        assert_eq!(headers["x-cache"].is_object(), status == "200", "{status}");
+        assert_eq!(headers["www-authenticate"].is_object(), status == "401", "{status}");
+        assert_eq!(headers["retry-after"].is_object(), ["429", "503"].contains(&status.as_str()));
+    }
+    assert_eq!(document["components"]["securitySchemes"]["key"]["scheme"], "bearer");
+    assert_eq!(upload["security"], json!([{}, { "key": [] }]));
+    assert!(document["paths"]["/health"]["get"].get("security").is_none());
+    assert!(document["paths"]["/metrics"]["get"]["security"].is_array());
+}
