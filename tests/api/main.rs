@@ -39,6 +39,7 @@ mod process;
 mod readme;
 mod retention;
 mod sandbox;
+mod sharing;
 mod slow;
 mod soak;
 mod stop;

@@ -1,0 +1,189 @@
+//! Those who want the same at the same time share one call, and nobody who leaves takes it along.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+
+use crate::{
+    cache::{assert_cached, telling, tells},
+    support::{HUBBLE, Nvidia, ROCKET, Reply, TestApp, embedding, metric},
+};
+
+#[tokio::test]
+async fn a_hundred_identical_pictures_at_once_are_one_call() {
+    let (gate, _) = watch::channel(false);
+    let reply = embedding().held(&gate);
+    let nvidia = Nvidia::replying(vec![reply]).await;
+    let app =
+        TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200")]).await;
+    let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
+    let open = async {
+        // Everybody waits for the one call by then.
+        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 100.0 {}
+        gate.send(true).unwrap();
+    };
+    let (answers, ()) = tokio::join!(uploads, open);
+    assert_eq!(nvidia.lines().len(), 1);
+    let paid = answers.iter().filter(|answer| answer.header("x-cache") == "miss").count();
+    assert_eq!(paid, 1);
+    assert!(answers.iter().all(|answer| answer.vector().len() == 1536));
+    assert_eq!(app.saved().len(), 100);
+}
+
+#[tokio::test]
+async fn the_leaders_client_may_leave_and_the_others_are_served_by_its_call() {
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let app = TestApp::against(&nvidia).await;
+    tokio::select! {
+        _ = app.upload(ROCKET, "leader.jpg") => panic!("answered behind a closed gate"),
+        _ = nvidia.wait_for(1) => {} // the leader leaves
+    }
+    let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
+    let open = async {
+        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 11.0 {}
+        gate.send(true).unwrap();
+    };
+    for answer in tokio::join!(others, open).0 {
+        answer.vector();
+        assert_eq!(answer.header("x-cache"), "hit");
+    }
+    assert_eq!(nvidia.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn when_every_client_leaves_the_call_finishes_and_the_next_request_is_a_hit() {
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let app = TestApp::against(&nvidia).await;
+    {
+        let uploads = (0..5).map(|_| app.upload(ROCKET, "a.jpg"));
+        tokio::select! {
+            _ = join_all(uploads) => panic!("answered behind a closed gate"),
+            _ = nvidia.wait_for(1) => {}
+        }
+    }
+    gate.send(true).unwrap();
+    assert_cached(&app, ROCKET, "hit").await;
+    assert_eq!(nvidia.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn a_large_pictures_call_finishes_without_its_client() {
+    let (gate, _) = watch::channel(false);
+    let held = gate.clone();
+    let nvidia = Nvidia::with_uploads(move |request| {
+        (request.line() == "POST /v2/nvcf/assets").then(|| {
+            let host = request.header("host").unwrap();
+            let asset = Nvidia::ASSET;
+            Reply::json(
+                200,
+                format!(r#"{{"assetId":"{asset}","uploadUrl":"http://{host}/upload/{asset}"}}"#),
+            )
+            .held(&held)
+        })
+    })
+    .await;
+    let app = TestApp::against(&nvidia).await;
+    tokio::select! {
+        _ = app.upload(HUBBLE, "a.jpg") => panic!("answered behind a closed gate"),
+        _ = nvidia.wait_for(1) => {}
+    }
+    gate.send(true).unwrap();
+    let received = nvidia.wait_for(4).await;
+    assert!(received[1].body == HUBBLE, "the file outlives the request");
+    assert_cached(&app, HUBBLE, "hit").await;
+}
+
+#[tokio::test]
+async fn who_joins_late_is_not_failed_by_the_leaders_deadline() {
+    // The first call hangs, and takes its leader's deadline with it.
+    let nvidia = Nvidia::replying(vec![Reply::Hang, embedding()]).await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_REQUEST_TIMEOUT", "1s")]).await;
+    let late = async {
+        nvidia.wait_for(1).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        app.upload(ROCKET, "late.jpg").await
+    };
+    let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), late);
+    assert_eq!(leader.status, 504);
+    late.vector();
+    assert_eq!(nvidia.lines().len(), 2);
+}
+
+#[tokio::test]
+async fn who_joins_late_is_not_failed_by_what_the_leader_had_no_time_for() {
+    // The first try fails, and asks for a wait that the leader's deadline has no room for.
+    let wait = Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
+    let nvidia = Nvidia::replying(vec![wait, embedding()]).await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_REQUEST_TIMEOUT", "1500ms")]).await;
+    let late = async {
+        nvidia.wait_for(1).await;
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        app.upload(ROCKET, "late.jpg").await
+    };
+    let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), late);
+    assert_eq!((leader.status, leader.header("retry-after")), (502, "1"));
+    late.vector();
+    assert_eq!(nvidia.lines().len(), 2);
+}
+
+#[tokio::test]
+async fn a_hundred_who_wait_for_what_hangs_do_not_all_pay_for_their_own_call() {
+    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    let settings =
+        [("IMAGESVC_REQUEST_TIMEOUT", "1s"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200")];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    for answer in join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg"))).await {
+        assert_eq!(answer.status, 504);
+    }
+    assert_eq!(nvidia.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn a_failure_is_shared_but_not_remembered() {
+    let (gate, _) = watch::channel(false);
+    let refused = Reply::status(422).held(&gate);
+    let nvidia = Nvidia::replying(vec![refused, embedding()]).await;
+    let app = TestApp::against(&nvidia).await;
+    let uploads = join_all((0..5).map(|_| app.upload(ROCKET, "a.jpg")));
+    let open = async {
+        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 5.0 {}
+        gate.send(true).unwrap();
+    };
+    let (answers, ()) = tokio::join!(uploads, open);
+    for answer in answers {
+        assert_eq!(
+            (answer.status, answer.json()["code"].as_str()),
+            (422, Some("embedding_rejected"))
+        );
+        assert!(app.saved().contains(&answer.json()["saved_as"].as_str().unwrap().to_owned()));
+    }
+    assert_eq!(nvidia.lines().len(), 1);
+    assert_cached(&app, ROCKET, "miss").await;
+}
+
+#[tokio::test]
+async fn no_cache_asks_anew_and_never_joins_anothers_call() {
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![telling(1).held(&gate), telling(2), telling(3)]).await;
+    let app = TestApp::against(&nvidia).await;
+    let anew = || app.send(app.upload_request(ROCKET, "a.jpg").header("cache-control", "no-cache"));
+    let first = app.upload(ROCKET, "a.jpg");
+    let second = async {
+        nvidia.wait_for(1).await;
+        let second = anew().await;
+        gate.send(true).unwrap();
+        second
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert!(tells(&first, 1) && tells(&second, 2));
+    assert_eq!(second.header("x-cache"), "miss");
+    let third = anew().await;
+    assert!(tells(&third, 3));
+    // What was asked anew is what is remembered.
+    let hit = assert_cached(&app, ROCKET, "hit").await;
+    assert!(tells(&hit, 3));
+    assert_eq!(nvidia.lines().len(), 3);
+}
