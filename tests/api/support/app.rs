@@ -190,10 +190,18 @@ impl TestApp {
         Self { address, client, folder, stop, served }
     }
 
-    /// Stops the service and waits until it drained.
+    /// Stops the service and waits until it drained, and its folder is free.
     pub async fn stop(self) -> TempDir {
         self.stop.send(()).unwrap();
         self.served.await.unwrap();
+        // A program that another test is just starting holds all files of this process for a
+        // moment, the folder's lock among them.
+        let lock = std::fs::File::open(self.folder.path().join(".lock")).unwrap();
+        let started = std::time::Instant::now();
+        while lock.try_lock().is_err() {
+            assert!(started.elapsed() < Duration::from_secs(10), "the folder stays locked");
+            tokio::task::yield_now().await;
+        }
         self.folder
     }
 
