@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::fs::{Access, access};
 use tokio::{
     net::lookup_host,
     time::{Instant, timeout},
@@ -98,21 +99,42 @@ pub async fn run(config: &Config, live: bool) -> bool {
 fn check_folder(folder: &Path) -> Finding {
     let finding = |state, text: String| Finding::new("folder", state, text);
     let shown = folder.display();
-    if !folder.exists() {
-        let text = format!("{shown} is not there yet: the service makes it when it starts");
-        return finding(State::Note, text);
+    let fault = |error: io::Error| {
+        let kind = error.kind();
+        let advice = "give it to the user that the service runs as";
+        finding(State::Fault, format!("{shown} cannot be written to ({kind}): {advice}"))
+    };
+    match folder.try_exists() {
+        Err(error) => return fault(error),
+        Ok(true) => {}
+        Ok(false) => {
+            let parent = folder.ancestors().skip(1).find(|folder| folder.is_dir());
+            let parent = parent.unwrap_or(Path::new("."));
+            let writable = access(parent, Access::WRITE_OK | Access::EXEC_OK);
+            return match writable {
+                Ok(()) => {
+                    let text = "is not there yet: the service makes it when it starts";
+                    finding(State::Note, format!("{shown} {text}"))
+                }
+                Err(error) => fault(error.into()),
+            };
+        }
     }
-    let probe = folder.join(format!(".check-{}", Uuid::new_v4()));
-    match File::create_new(&probe).and_then(|_| fs::remove_file(&probe)) {
-        Ok(()) => finding(State::Fine, format!("{shown} can be written to")),
-        Err(error) => finding(
-            State::Fault,
-            format!(
-                "{shown} cannot be written to ({}): give it to the user that the service runs as",
-                error.kind()
-            ),
-        ),
+    // What an earlier run as another user may have left is looked at, too.
+    let lock = folder.join(".lock");
+    if lock.exists()
+        && let Err(error) = File::options().append(true).open(lock)
+    {
+        return fault(error);
     }
+    let incoming = folder.join(".incoming");
+    for place in [folder, &incoming].into_iter().filter(|place| place.exists()) {
+        let probe = place.join(format!(".check-{}", Uuid::new_v4()));
+        if let Err(error) = File::create_new(&probe).and_then(|_| fs::remove_file(&probe)) {
+            return fault(error);
+        }
+    }
+    finding(State::Fine, format!("{shown} can be written to"))
 }
 
 fn check_disk(settings: &store::Settings) -> Finding {
@@ -171,11 +193,12 @@ async fn check_names(config: &Config) -> Finding {
 
 async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     let finding = |state, text: String| Finding::new("nvidia", state, text);
-    let client =
-        match Client::new(config.nvidia.clone(), key, Metrics::new(), TaskTracker::new(), trust) {
-            Ok(client) => client,
-            Err(error) => return finding(State::Fault, format!("no client can be made: {error}")),
-        };
+    let mut settings = config.nvidia.clone();
+    settings.retry.max_attempts = 1; // one paid call, as was said
+    let client = match Client::new(settings, key, Metrics::new(), TaskTracker::new(), trust) {
+        Ok(client) => client,
+        Err(error) => return finding(State::Fault, format!("no client can be made: {error}")),
+    };
     let picture = InlineImage::new("image/jpeg", sandbox::PHOTO);
     let started = Instant::now();
     let outcome = match client.begin(started + CALL_TIMEOUT) {

@@ -188,7 +188,7 @@ impl Config {
                 min_free_bytes: read.value("IMAGESVC_MIN_FREE_BYTES", parse::size),
                 retention: store::Retention {
                     max_age: read.optional("IMAGESVC_DOWNLOADS_MAX_AGE", parse::age),
-                    max_bytes: read.optional("IMAGESVC_DOWNLOADS_MAX_BYTES", parse::size),
+                    max_bytes: read.optional("IMAGESVC_DOWNLOADS_MAX_BYTES", parse::positive_size),
                 },
             },
             limits: Limits {

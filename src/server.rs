@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, extract::Request};
+use futures_util::FutureExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -26,6 +27,7 @@ use crate::{
     guard::client::{Peer, TrustedProxies},
     sandbox::Sandbox,
     store::{OpenError, Store},
+    telemetry::Metrics,
 };
 use peers::Peers;
 use stalled::WriteTimeout;
@@ -43,6 +45,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait when the system is out of sockets.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection that came last has for its request.
+const LAST_REQUESTS: Duration = Duration::from_millis(100);
 
 /// How long the answers to requests that were cut off may take.
 const CUT_TIME: Duration = Duration::from_secs(1);
@@ -169,6 +174,7 @@ impl Server {
             open: Arc::new(Semaphore::new(self.settings.max_connections)),
             peers: Peers::new(self.settings.max_connections_per_peer, self.proxies),
             graceful: GracefulShutdown::new(),
+            metrics: Arc::clone(&self.state.metrics),
             header_timeout: self.settings.header_timeout,
         };
         let drain = async {
@@ -200,7 +206,13 @@ impl Server {
                 }
             }
         }
+        // Closing the listener resets what the system accepted in our name: that is served as well.
+        while let Some(Ok((stream, peer))) = self.listener.accept().now_or_never() {
+            connections.serve(stream, peer);
+        }
         drop(self.listener);
+        // Those who came last have not sent their request yet.
+        sleep(LAST_REQUESTS).await;
         self.background.close();
         supervisor::say(&[NotifyState::Status("stopping: requests that run are waited for")]);
         let mut finish = pin!(async {
@@ -265,17 +277,19 @@ struct Connections {
     open: Arc<Semaphore>,
     peers: Peers,
     graceful: GracefulShutdown,
+    metrics: Arc<Metrics>,
     header_timeout: Duration,
 }
 
 impl Connections {
     fn serve(&self, stream: TcpStream, peer: SocketAddr) {
-        let counted =
-            self.peers.admit(peer.ip()).zip(Arc::clone(&self.open).try_acquire_owned().ok());
-        let Some(counted) = counted else {
-            tracing::debug!(%peer, "too many connections: one was closed at once");
-            return;
+        let Ok(open) = Arc::clone(&self.open).try_acquire_owned() else {
+            return self.refuse(peer, "connections");
         };
+        let Some(of_peer) = self.peers.admit(peer.ip()) else {
+            return self.refuse(peer, "connections_of_peer");
+        };
+        let counted = (open, of_peer);
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection ended before it was served");
             return;
@@ -297,6 +311,14 @@ impl Connections {
             }
             drop(counted);
         });
+    }
+}
+
+impl Connections {
+    /// The connection is closed by being dropped.
+    fn refuse(&self, peer: SocketAddr, reason: &'static str) {
+        self.metrics.shed(reason);
+        tracing::debug!(%peer, reason, "too many connections: one was closed at once");
     }
 }
 

@@ -134,12 +134,9 @@ impl Folder {
         self.at_work().contains(&id)
     }
 
-    fn set_saved_bytes(&self, bytes: u64) {
-        self.saved_bytes.store(bytes, Ordering::Relaxed);
-    }
-
     /// Counts a picture that was saved.
-    fn add_saved_bytes(&self, bytes: u64) {
+    fn add_saved_bytes(&self, len: u64) {
+        let bytes = on_disk(len);
         let before = self.saved_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.max_bytes {
             self.outgrown.notify_one();
@@ -231,6 +228,11 @@ impl Store {
     pub fn spool(&self, keep: usize) -> Spool {
         Spool::new(Arc::clone(&self.folder), keep)
     }
+}
+
+/// What a file takes: whole blocks, of what most file systems have.
+fn on_disk(len: u64) -> u64 {
+    len.max(1).next_multiple_of(4096)
 }
 
 /// Free bytes on the disk of a folder.

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 mod metrics;
@@ -48,9 +49,12 @@ impl Format {
 /// # Errors
 /// What is wrong with it.
 pub fn parse_filter(text: &str) -> Result<String, String> {
+    // A bare word that is no level would be taken for a module's name, and silence everything else.
+    let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
+    let is_clear = text.split(',').all(|directive| directive.contains('=') || is_level(directive));
     match EnvFilter::builder().parse(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err("is no log filter; write error, warn, info, debug or imagesvc=debug".into()),
+        Ok(_) if is_clear => Ok(text.to_owned()),
+        _ => Err("is no log filter; write error, warn, info, debug or imagesvc=debug".into()),
     }
 }
 
@@ -80,4 +84,19 @@ where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
     fmt::layer().compact().with_ansi(colours).with_target(false).with_writer(std::io::stderr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_a_level_or_levels_of_modules() {
+        for text in ["info", "WARN", "off", "imagesvc=debug", "warn,imagesvc=trace,hyper=info"] {
+            assert_eq!(parse_filter(text).as_deref(), Ok(text));
+        }
+        for text in ["warning", "imagesvc", "info,verbose", "imagesvc=loud", "=", "a=b=c"] {
+            assert!(parse_filter(text).is_err(), "{text}");
+        }
+    }
 }

@@ -59,6 +59,14 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(scale).ok_or_else(|| FAULT.into())
 }
 
+/// A size that is not zero.
+pub(super) fn positive_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        0 => Err("must be more than zero; unset it to keep everything".into()),
+        size => Ok(size),
+    }
+}
+
 /// A whole number in a range.
 pub(super) fn number<T>(range: std::ops::RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String>
 where

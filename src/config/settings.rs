@@ -145,7 +145,7 @@ pub const SETTINGS: &[Setting] = &[
     optional("IMAGESVC_API_KEYS_FILE", "A file with those keys, a line each"),
     optional(
         "IMAGESVC_RATE_LIMIT_PER_MINUTE",
-        "Pictures a minute for each client, by key or else by address",
+        "POSTs a minute for each client, by key or else by address; a minute's worth may come at once",
     ),
     optional(
         "IMAGESVC_CORS_ORIGINS",

@@ -35,6 +35,8 @@ fn the_keys_of_clients_are_read_from_a_file_too() {
         (&[("IMAGESVC_TRUSTED_PROXIES", "10.0.0.0/99")], "no network"),
         (&[("IMAGESVC_CORS_ORIGINS", "app.example.com")], "no origin"),
         (&[("IMAGESVC_DOWNLOADS_MAX_AGE", "0")], "longer than zero"),
+        (&[("IMAGESVC_DOWNLOADS_MAX_BYTES", "0")], "more than zero"),
+        (&[("IMAGESVC_LOG", "warning")], "no log filter"),
     ] {
         let pairs = [&[("IMAGESVC_SANDBOX", "1")], pairs].concat();
         let faults = resolve(&pairs).unwrap_err().to_string();

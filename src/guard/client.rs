@@ -48,10 +48,8 @@ impl TrustedProxies {
     /// may have written.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
         let lines = headers.get_all("x-forwarded-for").iter().rev();
-        let mut entries = lines
-            .filter_map(|line| line.to_str().ok())
-            .flat_map(|line| line.rsplit(','))
-            .map(|entry| parse_entry(entry.trim()));
+        let mut entries =
+            lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')).map(parse_entry);
         let mut nearest = peer.to_canonical();
         while self.contains(nearest) {
             match entries.next() {
@@ -65,13 +63,16 @@ impl TrustedProxies {
 }
 
 /// An address with or without a port: proxies write both.
-fn parse_entry(entry: &str) -> Option<IpAddr> {
+fn parse_entry(entry: &[u8]) -> Option<IpAddr> {
+    let entry = std::str::from_utf8(entry).ok()?.trim();
     let bare = entry.parse().or_else(|_| entry.parse().map(|address: SocketAddr| address.ip()));
     bare.ok().map(|address: IpAddr| address.to_canonical())
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
 
     fn address(text: &str) -> IpAddr {
@@ -86,7 +87,9 @@ mod tests {
         ]);
         let mut headers = HeaderMap::new();
         for line in forwarded {
-            headers.append("x-forwarded-for", line.parse().unwrap());
+            // As it may come over the wire: any byte that is not a control character.
+            let line = HeaderValue::from_bytes(line.as_bytes()).unwrap();
+            headers.append("x-forwarded-for", line);
         }
         proxies.client(address(peer), &headers).0.to_string()
     }
@@ -117,6 +120,8 @@ mod tests {
         for forwarded in ["", "unknown", "1.1.1.1, _hidden", "1.1.1.1, 999.1.1.1"] {
             assert_eq!(client("127.0.0.1", &[forwarded]), "127.0.0.1", "{forwarded}");
         }
+        assert_eq!(client("127.0.0.1", &["6.6.6.6", "\u{ff}"]), "127.0.0.1");
+        assert_eq!(client("127.0.0.1", &["6.6.6.6", "\u{ff}, 198.51.100.1"]), "198.51.100.1");
         assert_eq!(client("127.0.0.1", &[]), "127.0.0.1");
         assert_eq!(client("127.0.0.1", &["198.51.100.1:4711"]), "198.51.100.1");
         assert_eq!(client("127.0.0.1", &["[2001:db8::5]:4711"]), "2001:db8::5");

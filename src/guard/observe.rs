@@ -57,7 +57,12 @@ pub async fn observe(
     let id = request_id(request.headers());
     let route =
         request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
-    let method = request.method().to_string();
+    // A method may be of any length: only those that are known are worth a word.
+    let method = match request.method().as_str() {
+        known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known,
+        _ => "other",
+    }
+    .to_owned();
     let peer = request.extensions().get::<Peer>();
     let client = peer.map(|Peer(peer)| proxies.client(peer.ip(), request.headers()));
     if let Some(client) = client {

@@ -127,6 +127,7 @@ mod tests {
             &[HOST][..],
             &[HOST, ("sec-fetch-site", "same-origin"), ("origin", "http://images.example:8000")],
             &[HOST, ("sec-fetch-site", "none")],
+            &[HOST, ("sec-fetch-site", "same-site"), ("origin", "https://www.images.example")],
             &[HOST, ("origin", "http://images.example:8000")],
             &[HOST, ("origin", "https://IMAGES.example:8000")],
             &[("host", "images.example"), ("origin", "https://images.example:443")],

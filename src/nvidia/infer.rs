@@ -98,6 +98,8 @@ impl Client {
         parse_answer(&reply.body).map_err(|fault| {
             let is_page = reply.body.trim_ascii_start().starts_with(b"<");
             let verdict = if is_page { Verdict::Page } else { Verdict::Nonsense };
+            // It may quote the answer.
+            let fault = String::from_utf8_lossy(&self.0.key.redact(fault.into())).into_owned();
             Error::new(inference.infer, verdict, fault)
         })
     }
@@ -153,8 +155,12 @@ impl Client {
 
     async fn keep_pace(&self, operation: Operation, deadline: Instant) -> Result<(), Error> {
         let Some(pace) = &self.0.pace else { return Ok(()) };
-        let turn = pace.reserve(Instant::now(), deadline);
-        turn.map_err(|wait| Error::too_fast(operation, wait))?.wait().await;
+        match pace.reserve(Instant::now(), deadline) {
+            Ok(turn) => turn.wait().await,
+            // It is not the pace that has no time.
+            Err(Duration::ZERO) => return Err(Error::deadline(operation)),
+            Err(wait) => return Err(Error::too_fast(operation, wait)),
+        }
         Ok(())
     }
 }

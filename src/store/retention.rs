@@ -4,6 +4,7 @@ use std::{
     fs,
     future::pending,
     io,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -13,7 +14,7 @@ use tokio::{
 };
 use uuid::{Uuid, Version};
 
-use super::{Error, Folder, Store, while_};
+use super::{Error, Folder, Store, on_disk, while_};
 use crate::{image::Format, telemetry::Metrics};
 
 /// How often the folder is looked through, at least.
@@ -27,7 +28,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Retention {
     /// Older ones are removed.
     pub max_age: Option<Duration>,
-    /// All of them together, in bytes.
+    /// All of them together, in bytes of whole blocks.
     pub max_bytes: Option<u64>,
 }
 
@@ -42,7 +43,7 @@ pub struct Swept {
 
 impl Store {
     /// Sweeps for ever: now and then, and soon after the saved pictures outgrow their room.
-    pub async fn keep_retention(self, metrics: std::sync::Arc<Metrics>) {
+    pub async fn keep_retention(self, metrics: Arc<Metrics>) {
         let Retention { max_age, max_bytes } = self.retention;
         if max_age.is_none() && max_bytes.is_none() {
             return pending().await;
@@ -60,6 +61,10 @@ impl Store {
                 Err(error) => tracing::error!(%error, "the thread that removes old pictures died"),
             }
             sleep(PAUSE).await;
+            let saved_bytes = self.folder.saved_bytes.load(Ordering::Relaxed);
+            if max_bytes.is_some_and(|max| saved_bytes > max) {
+                continue; // what was worked on may be done by now
+            }
             // The end of the interval is as good a reason to look again.
             let _ = timeout(interval, self.folder.outgrown.notified()).await;
         }
@@ -72,6 +77,7 @@ impl Store {
     /// When the folder cannot be read, or no picture be removed.
     pub fn sweep(&self, now: SystemTime) -> Result<Swept, Error> {
         let Retention { max_age, max_bytes } = self.retention;
+        let before = self.folder.saved_bytes.load(Ordering::Relaxed);
         let pictures = self.folder.pictures()?;
         let mut swept = Swept { removed: 0, left_bytes: pictures.iter().map(|p| p.bytes).sum() };
         let room = match max_bytes {
@@ -86,7 +92,7 @@ impl Store {
             if !(is_old || swept.left_bytes > room) || self.folder.is_at_work(picture.id) {
                 continue;
             }
-            match fs::remove_file(self.folder.path.join(&picture.name)) {
+            match fs::remove_file(self.folder.path.join(picture.name())) {
                 Ok(()) => swept.removed += 1,
                 // Somebody else removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -97,7 +103,10 @@ impl Store {
             }
             swept.left_bytes -= picture.bytes;
         }
-        self.folder.set_saved_bytes(swept.left_bytes);
+        // What was saved meanwhile may not have been listed: counted twice is better than never.
+        let recount = |now: u64| Some(swept.left_bytes + now.saturating_sub(before));
+        // Always `Some`: it cannot fail.
+        let _ = self.folder.saved_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, recount);
         match failure {
             Some(failure) if swept.removed == 0 => Err(failure),
             _ => Ok(swept),
@@ -109,11 +118,15 @@ impl Store {
 #[derive(Debug)]
 struct SavedPicture {
     id: Uuid,
-    name: String,
+    format: Format,
     bytes: u64,
 }
 
 impl SavedPicture {
+    fn name(&self) -> String {
+        format!("{}.{}", self.id, self.format.extension())
+    }
+
     /// By its name: what else says when a file was saved, copying changes.
     fn saved_at(&self) -> SystemTime {
         let (seconds, nanos) = self.id.get_timestamp().map_or((0, 0), |time| time.to_unix());
@@ -128,10 +141,10 @@ impl Folder {
         for entry in fs::read_dir(&self.path).map_err(while_("list the pictures"))? {
             let entry = entry.map_err(while_("list the pictures"))?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            let Some(id) = own_id(&name) else { continue };
+            let Some((id, format)) = parse_name(&name) else { continue };
             match entry.metadata() {
                 Ok(about) if about.is_file() => {
-                    pictures.push(SavedPicture { id, name, bytes: about.len() });
+                    pictures.push(SavedPicture { id, format, bytes: on_disk(about.len()) });
                 }
                 // A link or a folder is not ours, whatever its name; a file may be gone by now.
                 _ => {}
@@ -142,15 +155,14 @@ impl Folder {
     }
 }
 
-/// The id of a picture by its name, if it is one that the service gives: a UUID v7 as it prints
-/// them, and the extension of a format.
-fn own_id(name: &str) -> Option<Uuid> {
+/// The id and the format of a picture by its name, if it is one that the service gives: a UUID v7
+/// as it prints them, and the extension of a format.
+fn parse_name(name: &str) -> Option<(Uuid, Format)> {
     let (stem, extension) = name.split_once('.')?;
     let id = Uuid::try_parse(stem).ok()?;
-    let is_own = id.get_version() == Some(Version::SortRand)
-        && id.to_string() == stem
-        && Format::ALL.iter().any(|format| format.extension() == extension);
-    is_own.then_some(id)
+    let format = Format::ALL.into_iter().find(|format| format.extension() == extension)?;
+    let is_own = id.get_version() == Some(Version::SortRand) && id.to_string() == stem;
+    is_own.then_some((id, format))
 }
 
 #[cfg(test)]
@@ -198,15 +210,15 @@ mod tests {
     fn what_is_older_than_the_limit_goes() {
         let (folder, store) = store(Some(100), None);
         let [_, _, kept, new] = [500, 101, 99, 0].map(|seconds| put(folder.path(), seconds, 10));
-        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 2, left_bytes: 20 });
+        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 2, left_bytes: 2 * 4096 });
         assert_eq!(left(folder.path()), [kept, new]);
     }
 
     #[test]
     fn beyond_the_bytes_the_oldest_go() {
-        let (folder, store) = store(None, Some(1000));
-        let names: Vec<_> = (0..20).rev().map(|n| put(folder.path(), n, 100)).collect();
-        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 11, left_bytes: 900 });
+        let (folder, store) = store(None, Some(10 * 4096));
+        let names: Vec<_> = (0..20).rev().map(|n| put(folder.path(), n, 4000)).collect();
+        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 11, left_bytes: 9 * 4096 });
         assert_eq!(left(folder.path()), names[11..]);
         assert_eq!(store.sweep(now()).unwrap().removed, 0);
     }
@@ -245,7 +257,7 @@ mod tests {
         let mut spool = store.spool(100);
         spool.write(&Bytes::from_static(b"picture")).await.unwrap();
         let saved = spool.finish().await.unwrap().save("png").await.unwrap();
-        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 0, left_bytes: 7 });
+        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 0, left_bytes: 4096 });
         let name = saved.name().to_owned();
         assert_eq!(left(folder.path()), [name]);
         drop(saved);

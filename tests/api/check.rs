@@ -66,6 +66,25 @@ fn each_fault_says_what_to_do_and_the_exit_code_is_1() {
 }
 
 #[test]
+fn every_name_that_is_called_is_looked_up_and_authorities_are_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let here = "http://127.0.0.1:1/";
+    let settings = [
+        ("NVIDIA_API_KEY", "nvapi-1"),
+        ("NVIDIA_INFER_URL", here),
+        ("NVIDIA_STATUS_URL", here),
+        ("NVIDIA_ASSETS_URL", "https://no-such-host.invalid/assets"),
+        ("SSL_CERT_FILE", "/nowhere"),
+        ("SSL_CERT_DIR", "/nowhere"),
+    ];
+    let output = check(folder.path(), &["check"], &settings);
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("FAULT dns") && text.contains("no-such-host.invalid"), "{text}");
+    assert!(text.contains("FAULT ca") && text.contains("install ca-certificates"), "{text}");
+}
+
+#[test]
 fn settings_that_cannot_stand_are_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let output = check(folder.path(), &["check"], &[("IMAGESVC_PORT", "many")]);

@@ -212,7 +212,9 @@ async fn a_page_that_the_operator_names_may_call_and_read_answers_and_errors() {
         ];
         let allowed = ask(&app, Method::OPTIONS, "/vectorize-image-upload", &preflight).await;
         assert_eq!((allowed.status, allowed.header("access-control-allow-origin")), (200, origin));
-        assert!(allowed.header("access-control-allow-headers").contains("authorization"));
+        for header in ["authorization", "content-type", "cache-control", "x-request-id"] {
+            assert!(allowed.header("access-control-allow-headers").contains(header), "{header}");
+        }
         assert!(allowed.header("access-control-allow-methods").contains("POST"));
 
         let from = |key: &str| {

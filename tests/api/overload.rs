@@ -8,7 +8,8 @@ use std::{
 use futures_util::{StreamExt, future::join_all, stream};
 
 use crate::support::{
-    Answer, Child, HUBBLE, Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding, tiny, variant,
+    Answer, Child, HUBBLE, Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding, metric, tiny,
+    variant,
 };
 
 /// What "at once" is.
@@ -236,6 +237,8 @@ async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
         }
     };
     tokio::select! { answer = busy => panic!("{answer:?}"), () = refused => {} }
+    let metrics = app.get("/metrics").await.text();
+    assert_eq!(metric(&metrics, "imagesvc_requests_shed_total{reason=\"at_work\"}"), 3.0);
 }
 
 #[tokio::test]
@@ -254,4 +257,31 @@ async fn a_body_that_memory_has_no_room_for_is_refused() {
     let answer = tokio::select! { answer = chunked() => answer, answer = chunked() => answer };
     assert_problem(&answer, 503, "overloaded");
     assert_eq!(answer.header("retry-after"), "5");
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_of_all_or_of_a_peer_are_closed_and_counted() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let nvidia = Nvidia::well().await;
+    for (all, of_peer, reason) in [("3", "10", "connections"), ("10", "3", "connections_of_peer")] {
+        let settings =
+            [("IMAGESVC_MAX_CONNECTIONS", all), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", of_peer)];
+        let app = TestApp::with_settings(&nvidia, &settings).await;
+        let mut open = Vec::new();
+        let mut answered = 0;
+        for _ in 0..5 {
+            let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
+            let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            let mut first = [0; 12];
+            // What is over the limit is closed, or reset.
+            let read = stream.read_exact(&mut first).await;
+            answered += usize::from(asked.is_ok() && read.is_ok());
+            open.push(stream);
+        }
+        assert_eq!(answered, 3, "{reason}");
+        open.truncate(1);
+        let shed = format!("imagesvc_requests_shed_total{{reason=\"{reason}\"}}");
+        let counted = async { while metric(&app.get("/metrics").await.text(), &shed) < 2.0 {} };
+        tokio::time::timeout(Duration::from_secs(10), counted).await.unwrap();
+    }
 }

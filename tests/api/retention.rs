@@ -29,7 +29,7 @@ async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
         },
     )
     .await;
-    let bound = 20 * tiny(0).len();
+    let bound = 20 * 4096; // a file takes a block at least
     let settings = [("IMAGESVC_DOWNLOADS_MAX_BYTES", bound.to_string())];
     let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
     let app = TestApp::with_settings(&nvidia, &settings).await;

@@ -36,7 +36,7 @@ impl Held {
         let read =
             || async { reqwest::get(child.url("/metrics")).await.unwrap().text().await.unwrap() };
         let mut last = (0, 0.0);
-        loop {
+        for _ in 0..20 {
             tokio::time::sleep(Duration::from_secs(15)).await;
             let text = read().await;
             let now = (child.open_files(), metric(&text, "imagesvc_tasks"));
@@ -45,6 +45,7 @@ impl Held {
             }
             last = now;
         }
+        panic!("it does not come to rest: {last:?}");
     }
 }
 
@@ -179,17 +180,31 @@ async fn a_long_run_with_faults_leaves_files_tasks_and_memory_as_they_were() {
             requests.buffer_unordered(64).collect::<()>().await;
         }
     };
-    let whole = Duration::from_secs(minutes * 60);
-    traffic(whole / 6).await;
+    // Until the caches and the folder are full, and the allocator has seen the worst of the mix.
+    let part = Duration::from_secs(minutes * 60) / 10;
+    for _ in 0..3 {
+        traffic(part).await;
+        println!("{} MB under load", child.memory() / 1_000_000);
+    }
     let before = Held::when_idle(&child).await;
-    println!("after {:?}: {before:?}", whole / 6);
-    traffic(whole * 5 / 6).await;
+    println!("after {:?}: {before:?}", 3 * part);
+    for _ in 0..7 {
+        traffic(part).await;
+        println!("{} MB under load", child.memory() / 1_000_000);
+    }
     let after = Held::when_idle(&child).await;
     println!("at the end: {after:?}; {:#?}", outcomes.lock().unwrap());
     let requests = counter.load(Ordering::Relaxed);
     println!("{requests} requests, {} calls to NVIDIA", nvidia.count());
-    assert!(after.files.abs_diff(before.files) <= before.files / 20, "{before:?} {after:?}");
-    assert!((after.tasks - before.tasks).abs() <= before.tasks * 0.05, "{before:?} {after:?}");
+    {
+        let outcomes = outcomes.lock().unwrap();
+        let known = ["200", "400", "415", "502", "503", "504", "left", "stalled"];
+        assert!(outcomes.keys().all(|outcome| known.contains(&outcome.as_str())), "{outcomes:?}");
+        assert!(outcomes["200"] > requests / 2, "most are served: {outcomes:?}");
+    }
+    // An idle connection to NVIDIA is a file and a task, and comes and goes by itself.
+    assert!(after.files <= before.files + 2, "{before:?} {after:?}");
+    assert!(after.tasks <= before.tasks + 2.0, "{before:?} {after:?}");
     assert!(after.memory <= before.memory + before.memory / 20, "{before:?} {after:?}");
     let (status, _) = child.stop();
     assert_eq!(status.code(), Some(0));

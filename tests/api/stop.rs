@@ -84,6 +84,43 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused() {
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let child = start(&nvidia, &folder, &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
+    // One after the other, each on a connection of its own, until none can be had any more.
+    let client = async || {
+        let mut answered = 0;
+        while let Ok(mut stream) = TcpStream::connect(child.address).await {
+            let asked =
+                stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            asked.await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 OK"), "lost: {answer:?}");
+            answered += 1;
+        }
+        answered
+    };
+    let clients = join_all((0..20).map(|_| client()));
+    let held = upload(&child, 1);
+    let stop = async {
+        nvidia.wait_for(1).await;
+        child.terminate();
+    };
+    let opened = async {
+        let (answered, ()) = tokio::join!(clients, stop);
+        // The listener is closed although a request still runs.
+        assert!(answered.iter().sum::<usize>() > 20);
+        gate.send(true).unwrap();
+    };
+    let (held, ()) = tokio::join!(held, opened);
+    assert_eq!(held.unwrap().0, 200);
+    assert_eq!(child.wait().0.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_drains_end_cuts_off_is_answered_and_logged() {
     let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
     let folder = tempfile::tempdir().unwrap();
@@ -123,20 +160,22 @@ async fn a_call_that_nobody_waits_for_any_more_still_ends_before_the_service() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_ends_it_at_once() {
-    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
-    let folder = tempfile::tempdir().unwrap();
-    let child = start(&nvidia, &folder, &[("IMAGESVC_DRAIN_DELAY", "60s")]);
-    let ended = async {
-        nvidia.wait_for(1).await;
-        child.terminate();
-        while reqwest::get(child.url("/ready")).await.unwrap().status() == 200 {}
-        child.terminate();
-    };
-    // Its request is cut: that is what a second signal asks for.
-    let (answer, ()) = tokio::join!(upload(&child, 1), ended);
-    assert!(answer.is_err());
-    let (status, log) = child.wait();
-    assert_eq!(status.code(), Some(0));
-    assert!(log.last().unwrap().contains("a second signal"), "{:?}", log.last());
+async fn a_second_signal_of_either_kind_ends_it_at_once() {
+    for signal in ["TERM", "INT"] {
+        let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+        let folder = tempfile::tempdir().unwrap();
+        let child = start(&nvidia, &folder, &[("IMAGESVC_DRAIN_DELAY", "60s")]);
+        let ended = async {
+            nvidia.wait_for(1).await;
+            child.signal(signal);
+            while reqwest::get(child.url("/ready")).await.unwrap().status() == 200 {}
+            child.signal(signal);
+        };
+        // Its request is cut: that is what a second signal asks for.
+        let (answer, ()) = tokio::join!(upload(&child, 1), ended);
+        assert!(answer.is_err());
+        let (status, log) = child.wait();
+        assert_eq!(status.code(), Some(0));
+        assert!(log.last().unwrap().contains("a second signal"), "{:?}", log.last());
+    }
 }

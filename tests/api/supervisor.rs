@@ -1,6 +1,10 @@
 //! What systemd is told, over a real notify socket.
 
-use std::{os::unix::net::UnixDatagram, time::Duration};
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixDatagram,
+    time::Duration,
+};
 
 use crate::support::Child;
 
@@ -38,9 +42,19 @@ fn systemd_hears_that_it_is_ready_alive_and_stopping() {
     for _ in 0..3 {
         wait_for(&socket, "WATCHDOG=1");
     }
+    let mut stalled = std::net::TcpStream::connect(child.address).unwrap();
+    let half = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 99\r\n\r\n";
+    stalled.write_all(half).unwrap();
+    stalled.read_exact(&mut [0; 25]).unwrap(); // the service asks for the body: it runs
     child.terminate();
     let stopping = wait_for(&socket, "STOPPING=1");
     assert!(stopping.contains("STATUS=stopping"), "{stopping}");
+    // Also while requests are waited for: here, for the half of one that stalls.
+    wait_for(&socket, "STATUS=stopping: requests that run are waited for");
+    for _ in 0..2 {
+        wait_for(&socket, "WATCHDOG=1");
+    }
+    drop(stalled);
     let (status, _) = child.wait();
     assert_eq!(status.code(), Some(0));
 }

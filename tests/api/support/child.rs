@@ -87,7 +87,12 @@ impl Child {
 
     /// Tells it to stop.
     pub fn terminate(&self) {
-        let kill = format!("kill {}", self.process.id());
+        self.signal("TERM");
+    }
+
+    /// Sends it a signal, by its name.
+    pub fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.process.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
