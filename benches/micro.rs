@@ -1,0 +1,102 @@
+//! What runs for each byte, or for each request: `cargo bench --bench micro`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+use bytes::Bytes;
+use divan::{Bencher, black_box, counter::BytesCount};
+use imagesvc::{
+    base64_text,
+    image::{Content, probe},
+    nvidia::{DIMENSIONS, InlineImage, Vector},
+    store::{Retention, Settings, Store},
+};
+use serde_json::value::RawValue;
+
+/// A picture that goes inline, one that almost does not, and one that does not.
+const SIZES: [usize; 3] = [34 * 1024, 149_000, 2 << 20];
+
+/// What hyper hands out at once.
+const CHUNK: usize = 16 * 1024;
+
+const JPEG: &[u8] = include_bytes!("../tests/fixtures/hubble_deep_field.jpg");
+
+fn main() {
+    divan::main();
+}
+
+fn jpeg(len: usize) -> Vec<u8> {
+    let mut bytes = JPEG[..len.min(JPEG.len())].to_vec();
+    bytes.resize(len, 0);
+    bytes
+}
+
+/// An embedding as NVIDIA prints it: as many digits as an `f32` has.
+fn embedding() -> Box<RawValue> {
+    let number = |n: usize| (n as f64 * 12.9898).sin() as f32 / 20.0;
+    let numbers: Vec<_> = (0..DIMENSIONS).map(|n| number(n).to_string()).collect();
+    RawValue::from_string(format!("[{}]", numbers.join(","))).unwrap()
+}
+
+/// Hashing, and copying or staging: all that happens to a byte while it is received.
+#[divan::bench(args = SIZES)]
+fn spool(bencher: Bencher<'_, '_>, len: usize) {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let retention = Retention::default();
+    let settings = Settings { folder: folder.path().to_owned(), min_free_bytes: 0, retention };
+    let store = Store::open(&settings).unwrap();
+    let chunks: Vec<_> = jpeg(len).chunks(CHUNK).map(Bytes::copy_from_slice).collect();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    bencher.counter(BytesCount::new(len)).bench_local(|| {
+        runtime.block_on(async {
+            let mut spool = store.spool(InlineImage::largest(200_000));
+            for chunk in &chunks {
+                spool.write(chunk).await.unwrap();
+            }
+            spool.finish().await.unwrap()
+        })
+    });
+}
+
+#[divan::bench(args = SIZES)]
+fn probe_header(bencher: Bencher<'_, '_>, len: usize) {
+    let content = Content::Memory(jpeg(len).into());
+    bencher.bench(|| probe(content.clone(), 64_000_000).unwrap());
+}
+
+#[divan::bench(args = &SIZES[..2])]
+fn inline_body(bencher: Bencher<'_, '_>, len: usize) {
+    let picture = jpeg(len);
+    bencher
+        .counter(BytesCount::new(len))
+        .bench(|| InlineImage::new("image/jpeg", black_box(&picture)));
+}
+
+#[divan::bench]
+fn check_vector(bencher: Bencher<'_, '_>) {
+    let raw = embedding();
+    bencher
+        .counter(BytesCount::of_str(raw.get()))
+        .bench(|| Vector::check(black_box(&raw)).unwrap());
+}
+
+/// The vector is nearly all of an answer.
+#[divan::bench]
+fn serialize_vector(bencher: Bencher<'_, '_>) {
+    let vector = Vector::check(&embedding()).unwrap();
+    bencher
+        .counter(BytesCount::of_str(vector.json().get()))
+        .bench(|| serde_json::to_vec(black_box(&vector)).unwrap());
+}
+
+#[divan::bench(args = SIZES)]
+fn decode_base64(bencher: Bencher<'_, '_>, len: usize) {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    let text = BASE64_STANDARD.encode(jpeg(len)).into_bytes();
+    bencher.counter(BytesCount::new(len)).with_inputs(|| text.clone()).bench_values(|mut text| {
+        let len = base64_text::normalize(&mut text).unwrap();
+        for piece in text[..len].chunks(base64_text::PIECE) {
+            black_box(base64_text::decode(piece).unwrap());
+        }
+        text
+    });
+}

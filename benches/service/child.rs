@@ -1,0 +1,113 @@
+//! The service as a process of its own, and what the kernel knows of it.
+
+use std::{
+    env,
+    fs::{self, File},
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{double::Double, http::Connection};
+
+/// The program that is measured: another build, to compare with, where `BENCH_PROGRAM` names one.
+pub fn program() -> PathBuf {
+    env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_imagesvc").into()).into()
+}
+
+/// The running service; killed when dropped.
+pub struct Service {
+    pub address: SocketAddr,
+    /// From the start of the process to its first answer.
+    pub started_in: Duration,
+    process: Child,
+}
+
+/// Processor time, in milliseconds.
+#[derive(Clone, Copy)]
+pub struct Cpu {
+    pub user: f64,
+    pub system: f64,
+}
+
+impl Service {
+    /// Starts the service in a folder, in front of the double, and waits for its first answer.
+    pub fn start(folder: &Path, double: &Double, settings: &[(&str, &str)]) -> Self {
+        // Free now; nobody else is likely to take it in the moment before the service does.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let log = File::options().create(true).append(true).open(folder.join("service.log"));
+        let mut command = Command::new(program());
+        command
+            .env_clear()
+            .envs([("IMAGESVC_HOST", "127.0.0.1"), ("NVIDIA_API_KEY", "nvapi-bench")])
+            .envs([("IMAGESVC_LOG_FORMAT", "json"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024")])
+            .env("IMAGESVC_PORT", address.port().to_string())
+            .env("IMAGESVC_FETCH_ALLOW", double.address.to_string())
+            .env("NVIDIA_INFER_URL", double.url("/infer"))
+            .env("NVIDIA_STATUS_URL", double.url("/status"))
+            .env("NVIDIA_ASSETS_URL", double.url("/assets"))
+            .envs(settings.iter().copied())
+            .current_dir(folder)
+            .stderr(Stdio::from(log.unwrap()));
+        let begun = Instant::now();
+        let mut process = command.spawn().unwrap();
+        while !answers(address) {
+            if let Some(status) = process.try_wait().unwrap() {
+                panic!("the service ended: {status}; see service.log in {}", folder.display());
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        Self { address, started_in: begun.elapsed(), process }
+    }
+
+    /// Processor time that all its threads took so far.
+    pub fn cpu(&self) -> Cpu {
+        let stat = fs::read_to_string(self.proc("stat")).unwrap();
+        // The name of the program is in brackets and may hold anything; numbers follow it.
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks = |field: usize| fields[field].parse::<f64>().unwrap();
+        // The kernel counts in hundredths of a second towards user space, whatever its own tick.
+        Cpu { user: ticks(11) * 10.0, system: ticks(12) * 10.0 }
+    }
+
+    /// Resident memory now, in MB.
+    pub fn memory(&self) -> f64 {
+        self.status("VmRSS:")
+    }
+
+    /// The most resident memory since the last call of `forget_peak`, in MB.
+    pub fn peak_memory(&self) -> f64 {
+        self.status("VmHWM:")
+    }
+
+    pub fn forget_peak(&self) {
+        fs::write(self.proc("clear_refs"), "5").unwrap();
+    }
+
+    fn status(&self, name: &str) -> f64 {
+        let status = fs::read_to_string(self.proc("status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+
+    fn proc(&self, file: &str) -> String {
+        format!("/proc/{}/{file}", self.process.id())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn answers(address: SocketAddr) -> bool {
+    let ask = |mut connection: Connection| {
+        connection.exchange(b"GET /health HTTP/1.1\r\nHost: imagesvc\r\n\r\n")
+    };
+    Connection::open(address).and_then(ask).is_ok_and(|answer| answer.status == 200)
+}

@@ -1,0 +1,65 @@
+//! What the disk itself takes to keep a picture: the part that no service can save.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{load::Spread, pictures::jpeg};
+
+/// What keeping files costs.
+pub struct Floor {
+    pub per_second: f64,
+    pub latency: Spread,
+    /// Processor time a file, in milliseconds.
+    pub cpu: f64,
+}
+
+/// Keeps files of this length as the service does: write, fsync, rename, fsync of the folder.
+pub fn measure(folder: &Path, len: usize, threads: usize, time: Duration) -> Floor {
+    let bytes = jpeg(len);
+    fs::create_dir_all(folder.join("staged")).unwrap();
+    let begun = Instant::now();
+    let (mut times, mut cpu) = (Vec::new(), 0.0);
+    let work = |thread: usize| {
+        let (before, mut times) = (own_cpu(), Vec::new());
+        while begun.elapsed() < time {
+            let started = Instant::now();
+            keep(folder, &format!("{thread}-{}", times.len()), &bytes);
+            times.push(started.elapsed());
+        }
+        (times, own_cpu() - before)
+    };
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> =
+            (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
+        for thread in threads {
+            let done = thread.join().unwrap();
+            times.extend(done.0);
+            cpu += done.1;
+        }
+    });
+    let elapsed = begun.elapsed().as_secs_f64();
+    fs::remove_dir_all(folder).unwrap();
+    let files = times.len() as f64;
+    Floor { per_second: files / elapsed, latency: Spread::of(times), cpu: cpu / files }
+}
+
+fn keep(folder: &Path, name: &str, bytes: &[u8]) {
+    let staged = folder.join("staged").join(name);
+    let mut file = File::create_new(&staged).unwrap();
+    file.write_all(bytes).unwrap();
+    file.sync_all().unwrap();
+    fs::rename(&staged, folder.join(name)).unwrap();
+    File::open(folder).unwrap().sync_all().unwrap();
+}
+
+/// Processor time of this thread, in milliseconds.
+fn own_cpu() -> f64 {
+    let stat = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6
+}

@@ -1,0 +1,154 @@
+//! What stands around the service: a double of NVIDIA that answers at once, and an origin of
+//! pictures. Plain blocking threads: they share the machine with what is measured.
+
+use std::{
+    io::{self, IoSlice, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::{
+    http::{content_length, find},
+    pictures::{LARGE, SMALL, jpeg},
+};
+
+/// Longer than any head and most inline bodies, so that those come in few pieces.
+const BUFFER: usize = 128 * 1024;
+
+/// The double and the origin, on one port.
+pub struct Double {
+    pub address: SocketAddr,
+    state: Arc<State>,
+}
+
+struct State {
+    /// Calls to NVIDIA: all of them count, deletions too.
+    calls: AtomicU64,
+    delay_micros: AtomicU64,
+    vector: Vec<u8>,
+    created: Vec<u8>,
+    small: Vec<u8>,
+    large: Vec<u8>,
+}
+
+impl Double {
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let created = format!(
+            r#"{{"assetId":"0191f0a0-0000-7000-8000-000000000000","uploadUrl":"http://{address}/bucket/1?signature=1","contentType":"image/jpeg","description":"image"}}"#
+        );
+        let state = Arc::new(State {
+            calls: AtomicU64::new(0),
+            delay_micros: AtomicU64::new(0),
+            vector: ok("application/json", inference().as_bytes()),
+            created: ok("application/json", created.as_bytes()),
+            small: ok("image/jpeg", &jpeg(SMALL)),
+            large: ok("image/jpeg", &jpeg(LARGE)),
+        });
+        let shared = Arc::clone(&state);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (stream, state) = (stream.unwrap(), Arc::clone(&shared));
+                thread::spawn(move || state.serve(stream));
+            }
+        });
+        Self { address, state }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// How often NVIDIA was called so far.
+    pub fn calls(&self) -> u64 {
+        self.state.calls.load(Ordering::Relaxed)
+    }
+
+    /// From now on an inference takes so long.
+    pub fn delay(&self, delay: Duration) {
+        let micros = u64::try_from(delay.as_micros()).unwrap();
+        self.state.delay_micros.store(micros, Ordering::Relaxed);
+    }
+}
+
+impl State {
+    fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let mut received = 0;
+            let body = loop {
+                match stream.read(&mut buffer[received..])? {
+                    0 => return Ok(()),
+                    read => received += read,
+                }
+                if let Some(end) = find(&buffer[..received], b"\r\n\r\n") {
+                    break end + 4;
+                }
+            };
+            let head = std::str::from_utf8(&buffer[..body]).unwrap();
+            let left = content_length(head).unwrap_or(0) - (received - body);
+            let mut words = head.split(' ').map(str::to_owned);
+            let (method, path) = (words.next().unwrap(), words.next().unwrap());
+            io::copy(&mut (&stream).take(left as u64), &mut io::sink())?;
+            self.answer(&stream, &method, &path)?;
+        }
+    }
+
+    fn answer(&self, mut stream: &TcpStream, method: &str, path: &str) -> io::Result<()> {
+        // The origin gives each address a picture of its own, which ends in the address's number.
+        let number = path.rsplit('/').next().unwrap_or("").as_bytes();
+        match (method, path.split('/').nth(1).unwrap_or("")) {
+            ("GET", "small") => return write_with_end(stream, &self.small, number),
+            ("GET", "large") => return write_with_end(stream, &self.large, number),
+            _ => {}
+        }
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        match (method, path.split('/').nth(1).unwrap_or("")) {
+            ("POST", "infer") => {
+                let delay = self.delay_micros.load(Ordering::Relaxed);
+                if delay > 0 {
+                    thread::sleep(Duration::from_micros(delay));
+                }
+                stream.write_all(&self.vector)
+            }
+            ("POST", "assets") => stream.write_all(&self.created),
+            ("PUT", "bucket") => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"),
+            ("DELETE", "assets") => stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n"),
+            _ => panic!("nobody should ask for {method} {path}"),
+        }
+    }
+}
+
+fn ok(media_type: &str, body: &[u8]) -> Vec<u8> {
+    let len = body.len();
+    let head =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: {media_type}\r\ncontent-length: {len}\r\n\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+/// Writes an answer whose last bytes are others.
+fn write_with_end(mut stream: &TcpStream, answer: &[u8], end: &[u8]) -> io::Result<()> {
+    let start = &answer[..answer.len() - end.len()];
+    let written = stream.write_vectored(&[IoSlice::new(start), IoSlice::new(end)])?;
+    match written.checked_sub(start.len()) {
+        Some(of_end) => stream.write_all(&end[of_end..]),
+        None => stream.write_all(&start[written..]).and_then(|()| stream.write_all(end)),
+    }
+}
+
+/// An answer of NVIDIA: 1536 numbers with as many digits as an `f32` has.
+fn inference() -> String {
+    let number = |n: u32| (f64::from(n) * 12.9898).sin() as f32 / 20.0;
+    let numbers: Vec<_> = (0..1536).map(|n| number(n).to_string()).collect();
+    format!(
+        r#"{{"metadata":[{{"embedding":[{}],"frame_num":0}}],"created":1,"model":"nv-dinov2","object":"inference.completion","usage":{{"inference_response_time":1}}}}"#,
+        numbers.join(",")
+    )
+}

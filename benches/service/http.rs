@@ -1,0 +1,64 @@
+//! As much of HTTP as a load generator needs, on blocking sockets.
+
+use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
+};
+
+/// A connection that is kept alive.
+pub struct Connection {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// What of an answer matters here.
+pub struct Answer {
+    pub status: u16,
+    /// What `x-cache` says.
+    pub is_hit: bool,
+}
+
+impl Connection {
+    pub fn open(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, buffer: vec![0; 64 * 1024] })
+    }
+
+    /// Sends a request as it stands, and reads the answer to its end.
+    pub fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
+        self.stream.write_all(request)?;
+        let mut received = 0;
+        let body = loop {
+            match self.stream.read(&mut self.buffer[received..])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read => received += read,
+            }
+            if let Some(end) = find(&self.buffer[..received], b"\r\n\r\n") {
+                break end + 4;
+            }
+        };
+        let head = std::str::from_utf8(&self.buffer[..body]).unwrap();
+        let answer = Answer {
+            status: head.get(9..12).and_then(|status| status.parse().ok()).unwrap(),
+            is_hit: head.contains("x-cache: hit"),
+        };
+        let end = body + content_length(head).unwrap_or(0);
+        if self.buffer.len() < end {
+            self.buffer.resize(end, 0);
+        }
+        self.stream.read_exact(&mut self.buffer[received..end])?;
+        Ok(answer)
+    }
+}
+
+pub fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
+}
+
+pub fn content_length(head: &str) -> Option<usize> {
+    head.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().unwrap())
+    })
+}

@@ -1,0 +1,155 @@
+//! Clients that send one request after the other, and what that costs.
+
+use std::{
+    sync::{
+        Barrier,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    child::{Cpu, Service},
+    double::Double,
+    http::Connection,
+    pictures::Request,
+};
+
+/// What follows its request: deletions, and the cache on disk.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// The number of the next picture that was never there before.
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// What is sent, and how.
+pub struct Load {
+    pub request: Request,
+    /// Whether each request has a picture of its own.
+    pub fresh: bool,
+    pub clients: usize,
+    pub time: Duration,
+}
+
+/// What one load cost.
+pub struct Cost {
+    pub requests: u64,
+    pub per_second: f64,
+    /// Milliseconds.
+    pub latency: Spread,
+    /// Of the service alone, a request.
+    pub cpu: Cpu,
+    /// Of the service, in MiB.
+    pub peak_memory: f64,
+    /// Calls to NVIDIA a request.
+    pub calls: f64,
+}
+
+/// How times spread, in milliseconds.
+#[derive(Clone, Copy)]
+pub struct Spread {
+    pub p50: f64,
+    pub p99: f64,
+}
+
+impl Spread {
+    pub fn of(mut times: Vec<Duration>) -> Self {
+        times.sort_unstable();
+        let at = |quantile: f64| {
+            let index = (times.len() - 1) as f64 * quantile;
+            times[index.round() as usize].as_secs_f64() * 1000.0
+        };
+        Self { p50: at(0.5), p99: at(0.99) }
+    }
+}
+
+impl Load {
+    /// Runs it, after a little of the same that is not counted.
+    pub fn run(&self, service: &Service, double: &Double) -> Cost {
+        let mut first = self.client(service);
+        first.send(self);
+        // The main thread is one of those who wait: it reads the counters in between.
+        let (ready, start) = (Barrier::new(self.clients + 1), Barrier::new(self.clients + 1));
+        thread::scope(|scope| {
+            let clients: Vec<_> = (0..self.clients)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut client = self.client(service);
+                        client.run(self, self.time / 10);
+                        ready.wait();
+                        start.wait();
+                        client.run(self, self.time)
+                    })
+                })
+                .collect();
+            ready.wait();
+            thread::sleep(SETTLE);
+            let (cpu, calls) = (service.cpu(), double.calls());
+            service.forget_peak();
+            let begun = Instant::now();
+            start.wait();
+            let times: Vec<_> =
+                clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+            let elapsed = begun.elapsed();
+            thread::sleep(SETTLE);
+            let requests = times.len() as f64;
+            let now = service.cpu();
+            Cost {
+                requests: times.len() as u64,
+                per_second: requests / elapsed.as_secs_f64(),
+                latency: Spread::of(times),
+                cpu: Cpu {
+                    user: (now.user - cpu.user) / requests,
+                    system: (now.system - cpu.system) / requests,
+                },
+                peak_memory: service.peak_memory(),
+                calls: (double.calls() - calls) as f64 / requests,
+            }
+        })
+    }
+
+    fn client(&self, service: &Service) -> Client {
+        let connection = Connection::open(service.address).unwrap();
+        Client { connection, request: self.request.clone() }
+    }
+}
+
+struct Client {
+    connection: Connection,
+    request: Request,
+}
+
+impl Client {
+    fn run(&mut self, load: &Load, time: Duration) -> Vec<Duration> {
+        let (begun, mut times) = (Instant::now(), Vec::new());
+        while begun.elapsed() < time {
+            times.push(self.send(load));
+        }
+        times
+    }
+
+    fn send(&mut self, load: &Load) -> Duration {
+        if load.fresh {
+            self.request.set_number(NEXT.fetch_add(1, Ordering::Relaxed));
+        }
+        let sent = Instant::now();
+        let answer = self.connection.exchange(&self.request.bytes).unwrap();
+        let took = sent.elapsed();
+        assert_eq!(answer.status, 200, "see service.log");
+        assert!(!(load.fresh && answer.is_hit), "a fresh picture was known");
+        took
+    }
+}
+
+/// How long the double itself takes, asked as the service asks it.
+pub fn direct(double: &Double, time: Duration) -> Spread {
+    let (request, begun) = (Request::inference(), Instant::now());
+    let mut connection = Connection::open(double.address).unwrap();
+    let mut times = Vec::new();
+    while begun.elapsed() < time {
+        let sent = Instant::now();
+        connection.exchange(&request.bytes).unwrap();
+        times.push(sent.elapsed());
+    }
+    Spread::of(times)
+}

@@ -1,0 +1,221 @@
+//! Measures the service from outside: what a request, a start and a crowd cost.
+//!
+//! `cargo bench --bench service` runs the packaged build as a process, with a double of NVIDIA and
+//! an origin that answer at once, and prints tables. Names of parts after `--` run those alone;
+//! `BENCH_SECONDS` (3) is how long each load lasts, `BENCH_PROGRAM` another build to measure. Times differ from machine to machine and from
+//! run to run: compare within a run. What is resident and what is called hardly differs.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
+
+mod child;
+mod disk;
+mod double;
+mod http;
+mod load;
+mod pictures;
+mod report;
+mod scale;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use child::{Service, program};
+use double::Double;
+use load::{Load, direct};
+use pictures::{LARGE, LARGEST, Request, SMALL};
+use report::{Report, heading, row};
+
+/// A part: what it is called, and what it does.
+type Part = (&'static str, fn(&mut Bench));
+
+const PARTS: [Part; 6] = [
+    ("start", Bench::start),
+    ("disk", Bench::disk),
+    ("load", Bench::load),
+    ("latency", Bench::latency),
+    ("memory", Bench::memory),
+    ("scale", Bench::scale),
+];
+
+fn main() {
+    let wanted: Vec<_> = env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let seconds = env::var("BENCH_SECONDS").map_or(3.0, |text| text.parse().unwrap());
+    let mut bench = Bench {
+        double: Double::start(),
+        // On the disk that is built on: where temporary files lie may be no disk at all.
+        root: Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench"),
+        time: Duration::from_secs_f64(seconds),
+        report: Report::default(),
+    };
+    for (name, run) in PARTS {
+        if wanted.is_empty() || wanted.iter().any(|part| part == name) {
+            run(&mut bench);
+        }
+    }
+    bench.report.print();
+    let _ = fs::remove_dir_all(&bench.root);
+}
+
+/// What the parts share.
+struct Bench {
+    double: Double,
+    root: PathBuf,
+    time: Duration,
+    report: Report,
+}
+
+impl Bench {
+    /// An empty folder for a service of its own.
+    fn folder(&self, name: &str) -> PathBuf {
+        let folder = self.root.join(name);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    fn fresh_uploads(&self) -> Load {
+        Load { request: Request::upload(SMALL), fresh: true, clients: 16, time: self.time }
+    }
+
+    fn start(&mut self) {
+        let folder = self.folder("start");
+        let started = |_| Service::start(&folder, &self.double, &[]).started_in;
+        let times = load::Spread::of((0..15).map(started).collect());
+        let service = Service::start(&folder, &self.double, &[]);
+        thread::sleep(Duration::from_millis(500));
+        let size = fs::metadata(program()).unwrap().len() as f64 / f64::from(1 << 20);
+        self.report.goal("start to first answer, ms", times.p50, 60.0);
+        self.report.goal("resident after start, MiB", service.memory(), 12.0);
+        self.report.goal("program, MiB", size, 16.0);
+    }
+
+    fn disk(&mut self) {
+        heading(
+            "the disk alone: write, fsync, rename, fsync of the folder",
+            &["bytes", "threads", "files/s", "p50 ms", "p99 ms", "CPU ms"],
+        );
+        for (name, len) in [("34 KB", SMALL), ("2 MB", LARGE)] {
+            for threads in [1, 16] {
+                let floor = disk::measure(&self.folder("disk"), len, threads, self.time / 2);
+                let latency = floor.latency;
+                row(
+                    &[name.into(), threads.to_string()],
+                    &[floor.per_second, latency.p50, latency.p99, floor.cpu],
+                );
+            }
+        }
+    }
+
+    fn load(&mut self) {
+        let service = Service::start(&self.folder("load"), &self.double, &[]);
+        heading(
+            "16 clients, keep-alive; processor time of the service alone, a request",
+            &[
+                "route", "picture", "kept", "req/s", "p50 ms", "p99 ms", "user ms", "sys ms",
+                "CPU ms", "peak MiB", "calls",
+            ],
+        );
+        let routes = |len| {
+            [
+                ("upload", Request::upload(len)),
+                ("base64", Request::base64(len)),
+                ("url", Request::url(&self.double, len)),
+            ]
+        };
+        for (picture, len) in [("34 KB", SMALL), ("2 MB", LARGE)] {
+            for (route, request) in routes(len) {
+                for (kept, fresh) in [("fresh", true), ("again", false)] {
+                    let request = request.clone();
+                    let load = Load { request, fresh, clients: 16, time: self.time };
+                    let cost = load.run(&service, &self.double);
+                    let (cpu, all) = (cost.cpu, cost.cpu.user + cost.cpu.system);
+                    row(
+                        &[route.into(), picture.into(), kept.into()],
+                        &[
+                            cost.per_second,
+                            cost.latency.p50,
+                            cost.latency.p99,
+                            cpu.user,
+                            cpu.system,
+                            all,
+                            cost.peak_memory,
+                            cost.calls,
+                        ],
+                    );
+                    self.report.cost(route, picture, kept, &cost);
+                }
+            }
+        }
+        println!("resident with all that the cache remembers: {:.1} MiB", service.memory());
+    }
+
+    fn latency(&mut self) {
+        let folder = self.folder("latency");
+        let disk = disk::measure(&folder.join("disk"), SMALL, 1, self.time / 2).latency.p50;
+        let service = Service::start(&folder, &self.double, &[]);
+        let load = Load { clients: 1, ..self.fresh_uploads() };
+        for delay in [0, 20] {
+            self.double.delay(Duration::from_millis(delay));
+            let direct = direct(&self.double, self.time / 2).p50;
+            let through = load.run(&service, &self.double).latency.p50;
+            println!(
+                "one client, double of {delay} ms: {direct:.3} ms direct, {through:.3} ms through the service; disk {disk:.3} ms"
+            );
+            let goal = if delay == 0 { 1.0 + disk } else { 1.0 };
+            let name = format!("added latency, double of {delay} ms, ms");
+            self.report.goal(&name, through - direct, goal);
+        }
+        self.double.delay(Duration::ZERO);
+    }
+
+    /// The cache in memory is off: what it holds is a setting.
+    fn memory(&mut self) {
+        let settings = [("IMAGESVC_CACHE_MEMORY", "0")];
+        let service = Service::start(&self.folder("memory"), &self.double, &settings);
+        self.fresh_uploads().run(&service, &self.double);
+        thread::sleep(Duration::from_secs(1));
+        self.report.goal("resident after load, MiB", service.memory(), 16.0);
+
+        let service = Service::start(&self.folder("memory"), &self.double, &settings);
+        let idle = service.memory();
+        let load = Load {
+            request: Request::upload(LARGEST),
+            fresh: true,
+            clients: 64,
+            time: Duration::from_millis(1), // one each, after one that warms up
+        };
+        let cost = load.run(&service, &self.double);
+        println!(
+            "64 uploads of 20 MB at once: {} sent, {:.0} a second",
+            cost.requests, cost.per_second
+        );
+        let more = cost.peak_memory - idle;
+        self.report.goal("64 uploads of 20 MB at once, MiB over idle", more, 32.0);
+    }
+
+    fn scale(&mut self) {
+        let run = |service: &Service| self.fresh_uploads().run(service, &self.double);
+        let empty = run(&Service::start(&self.folder("empty"), &self.double, &[]));
+        let folder = self.folder("full");
+        scale::fill(&folder.join("downloads"));
+        let service = Service::start(&folder, &self.double, &[]);
+        let started = service.started_in.as_secs_f64() * 1000.0;
+        let full = run(&service);
+        let all = |cost: &load::Cost| cost.cpu.user + cost.cpu.system;
+        println!(
+            "100,000 pictures and 50,000 vectors kept: {:.0} req/s, {:.3} CPU ms, {:.1} MiB (none kept: {:.0}, {:.3}, {:.1})",
+            full.per_second,
+            all(&full),
+            full.peak_memory,
+            empty.per_second,
+            all(&empty),
+            empty.peak_memory
+        );
+        self.report.goal("start to first answer, all kept, ms", started, 60.0);
+        self.report.goal("CPU of an upload, all kept against none", all(&full) / all(&empty), 1.1);
+    }
+}

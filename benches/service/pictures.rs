@@ -1,0 +1,86 @@
+//! Pictures of any size, and the requests that carry them.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+
+use crate::double::Double;
+
+const JPEG: &[u8] = include_bytes!("../../tests/fixtures/hubble_deep_field.jpg");
+
+/// A picture of a phone's messenger.
+pub const SMALL: usize = 34 * 1024;
+/// A photograph: too large to go to NVIDIA inline.
+pub const LARGE: usize = 2 << 20;
+/// About the largest that is taken.
+pub const LARGEST: usize = 20_000_000;
+
+/// How many characters a picture's number has.
+const NUMBER: usize = 16;
+
+/// A JPEG of exactly this length. Nothing behind its header is looked at, here or on its way.
+pub fn jpeg(len: usize) -> Vec<u8> {
+    let mut bytes = JPEG[..len.min(JPEG.len())].to_vec();
+    bytes.resize(len, 0);
+    bytes
+}
+
+/// A request, ready to be sent, with a number in it that makes its picture another one.
+#[derive(Clone)]
+pub struct Request {
+    pub bytes: Vec<u8>,
+    number_at: usize,
+}
+
+impl Request {
+    pub fn upload(len: usize) -> Self {
+        let mut body = b"--boundary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"photo.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n".to_vec();
+        body.extend(jpeg(len));
+        let after = b"\r\n--boundary--\r\n";
+        body.extend(after);
+        let media_type = "multipart/form-data; boundary=boundary";
+        Self::new("/vectorize-image-upload", media_type, &body, after.len())
+    }
+
+    pub fn base64(len: usize) -> Self {
+        // Whole groups of three bytes, so that the number stands in characters of its own.
+        let text = BASE64_STANDARD.encode(jpeg(len / 3 * 3));
+        let after = r#"","filename":"photo.jpg"}"#;
+        let body = format!(r#"{{"image_base64":"{text}{after}"#);
+        Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
+    }
+
+    pub fn url(double: &Double, len: usize) -> Self {
+        let name = if len == SMALL { "small" } else { "large" };
+        let address = double.url(&format!("/{name}/{:0NUMBER$}", 0));
+        let body = format!(r#"{{"image_url":"{address}"}}"#);
+        Self::new("/vectorize-image", "application/json", body.as_bytes(), 2)
+    }
+
+    /// What the service itself sends to NVIDIA for a small picture.
+    pub fn inference() -> Self {
+        let text = BASE64_STANDARD.encode(jpeg(SMALL));
+        let body = format!(
+            r#"{{"messages":[{{"content":{{"type":"image_url","image_url":{{"url":"data:image/jpeg;base64,{text}"}}}}}}]}}"#
+        );
+        Self::new("/infer", "application/json", body.as_bytes(), 6)
+    }
+
+    fn new(path: &str, media_type: &str, body: &[u8], after_number: usize) -> Self {
+        let len = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: imagesvc\r\nContent-Type: {media_type}\r\nContent-Length: {len}\r\n\r\n"
+        );
+        let bytes = [head.as_bytes(), body].concat();
+        Self { number_at: bytes.len() - after_number - NUMBER, bytes }.numbered(0)
+    }
+
+    /// The same with another picture. Digits are Base64, too.
+    pub fn numbered(mut self, number: u64) -> Self {
+        self.set_number(number);
+        self
+    }
+
+    pub fn set_number(&mut self, number: u64) {
+        let digits = format!("{number:0NUMBER$}");
+        self.bytes[self.number_at..self.number_at + NUMBER].copy_from_slice(digits.as_bytes());
+    }
+}

@@ -1,0 +1,70 @@
+//! The tables.
+
+use crate::load::Cost;
+
+/// What was measured, beside what it should be.
+#[derive(Default)]
+pub struct Report {
+    goals: Vec<(String, f64, f64)>,
+    /// User time and all processor time of a small fresh upload, to compare the other routes with.
+    upload: Option<f64>,
+}
+
+impl Report {
+    /// Notes a figure that should be at most so much.
+    pub fn goal(&mut self, name: &str, measured: f64, at_most: f64) {
+        self.goals.push((name.into(), measured, at_most));
+    }
+
+    /// Notes what one kind of request costs, where that has a goal.
+    pub fn cost(&mut self, route: &str, picture: &str, kept: &str, cost: &Cost) {
+        let all = cost.cpu.user + cost.cpu.system;
+        let name = format!("{route}, {picture}, {kept}");
+        match (route, picture, kept) {
+            ("upload", "34 KB", "fresh") => {
+                self.upload = Some(all);
+                self.goal(&format!("{name}: user ms"), cost.cpu.user, 0.15);
+                self.goal(&format!("{name}: CPU ms"), all, 0.5);
+            }
+            ("upload", "2 MB", "fresh") => self.goal(&format!("{name}: CPU ms"), all, 6.0),
+            ("upload", "34 KB", "again") => {
+                self.goal(&format!("{name}: CPU ms"), all, 0.4);
+                self.goal(&format!("{name}: calls"), cost.calls, 0.0);
+            }
+            (_, "34 KB", "fresh") => {
+                let at_most = if route == "base64" { 0.05 } else { 0.15 };
+                let more = all - self.upload.unwrap_or_default();
+                self.goal(&format!("{name}: CPU ms more than the upload"), more, at_most);
+            }
+            _ => {}
+        }
+    }
+
+    pub fn print(&self) {
+        heading("goals", &[]);
+        for (name, measured, at_most) in &self.goals {
+            let verdict = if measured <= at_most { "holds" } else { "MISSED" };
+            println!("{name:<55} {measured:>9.3} of {at_most:>7.3}  {verdict}");
+        }
+    }
+}
+
+/// A table's title and columns.
+pub fn heading(title: &str, columns: &[&str]) {
+    println!("\n{title}");
+    if !columns.is_empty() {
+        println!("{}", columns.iter().map(|column| format!("{column:>9}")).collect::<String>());
+    }
+}
+
+pub fn row(names: &[String], figures: &[f64]) {
+    let names: String = names.iter().map(|name| format!("{name:>9}")).collect();
+    let figures: String = figures
+        .iter()
+        .map(|figure| match figure {
+            100.0.. => format!("{figure:>9.0}"),
+            _ => format!("{figure:>9.3}"),
+        })
+        .collect();
+    println!("{names}{figures}");
+}
