@@ -14,7 +14,8 @@ use crate::{double::Double, http::Connection};
 
 /// The program that is measured: another build, to compare with, where `BENCH_PROGRAM` names one.
 pub fn program() -> PathBuf {
-    env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_imagesvc").into()).into()
+    let program = env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_imagesvc").into());
+    fs::canonicalize(program).unwrap() // the service runs in a folder of its own
 }
 
 /// The running service; killed when dropped.
