@@ -1,8 +1,13 @@
 //! The bodies that go to NVIDIA and come back.
 
+use std::{fmt, marker::PhantomData};
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 use url::Url;
 use uuid::Uuid;
@@ -48,8 +53,8 @@ impl InlineImage {
 pub(super) fn parse_answer(body: &[u8]) -> Result<Vector, String> {
     #[derive(Deserialize)]
     struct Answer<'a> {
-        #[serde(borrow)]
-        metadata: Vec<&'a RawValue>,
+        #[serde(borrow, deserialize_with = "first")]
+        metadata: Option<Metadata<'a>>,
     }
     #[derive(Deserialize)]
     struct Metadata<'a> {
@@ -57,11 +62,27 @@ pub(super) fn parse_answer(body: &[u8]) -> Result<Vector, String> {
         embedding: &'a RawValue,
     }
     let answer: Answer<'_> =
-        serde_json::from_slice(body).map_err(|error| format!("no answer: {error}"))?;
-    let first = answer.metadata.first().ok_or("the answer's metadata is empty")?;
-    let metadata: Metadata<'_> =
-        serde_json::from_str(first.get()).map_err(|error| format!("no embedding: {error}"))?;
-    Vector::check(metadata.embedding)
+        serde_json::from_slice(body).map_err(|error| format!("no embedding: {error}"))?;
+    Vector::check(answer.metadata.ok_or("the answer's metadata is empty")?.embedding)
+}
+
+/// Reads a list's first item, whatever the others are, in one pass.
+fn first<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Option<T>, D::Error> {
+    struct First<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for First<T> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let first = list.next_element()?;
+            while list.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(first)
+        }
+    }
+    list.deserialize_seq(First(PhantomData))
 }
 
 /// Announces an upload.
@@ -116,6 +137,23 @@ mod tests {
     fn numbers_pass_as_they_are_printed() {
         let text = numbers(DIMENSIONS, "-0.0").replacen("-0.0", "1.50E-310", 1);
         assert_eq!(parse_answer(&answer(&text)).unwrap().json().get(), text);
+    }
+
+    #[test]
+    fn numbers_are_finite_however_they_are_printed() {
+        for number in ["0", "-1", "1e5", "-1.5E+300", "1e-999", " 1\t", &"7".repeat(308)] {
+            assert!(parse_answer(&answer(&numbers(DIMENSIONS, number))).is_ok(), "{number}");
+        }
+        for number in ["1e999", "-1E400", &"7".repeat(310), "1,", "", "01", "+1", "1 1"] {
+            assert!(parse_answer(&answer(&numbers(DIMENSIONS, number))).is_err(), "{number}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_first_embedding_does_not_matter() {
+        let first = numbers(DIMENSIONS, "1");
+        let body = format!(r#"{{"metadata":[{{"embedding":{first}}},null,[{{}}]]}}"#);
+        assert!(parse_answer(body.as_bytes()).is_ok());
     }
 
     #[test]
