@@ -2,10 +2,11 @@
 
 use std::{
     collections::BTreeMap,
-    pin::Pin,
+    future::poll_fn,
+    pin::{Pin, pin},
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
@@ -156,6 +157,8 @@ struct Form {
     parts: Multipart<'static>,
     /// Bytes that arrived since the parser last gave something back.
     unparsed: Arc<AtomicUsize>,
+    /// Whether the parser was given a chunk, and shall look at it before it is given more.
+    rests: Arc<AtomicBool>,
     count: usize,
 }
 
@@ -176,12 +179,13 @@ impl Form {
             }
             Ok(chunk)
         });
-        let parts = Multipart::new(OneAtATime { stream: metered.boxed(), rests: false }, boundary);
-        Self { parts, unparsed, count: 0 }
+        let rests = Arc::new(AtomicBool::new(false));
+        let stream = OneAtATime { stream: metered.boxed(), rests: Arc::clone(&rests) };
+        Self { parts: Multipart::new(stream, boundary), unparsed, rests, count: 0 }
     }
 
     async fn next_part(&mut self) -> Result<Option<Field<'static>>, Error> {
-        let part = self.parts.next_field().await.map_err(form_error)?;
+        let part = chunk_by_chunk(&self.rests, self.parts.next_field()).await?;
         self.unparsed.store(0, Ordering::Relaxed);
         self.count += 1;
         if part.is_some() && self.count > MAX_PARTS {
@@ -194,7 +198,7 @@ impl Form {
     }
 
     async fn next_chunk(&self, part: &mut Field<'static>) -> Result<Option<Bytes>, Error> {
-        let chunk = part.chunk().await.map_err(form_error)?;
+        let chunk = chunk_by_chunk(&self.rests, part.chunk()).await?;
         self.unparsed.store(0, Ordering::Relaxed);
         Ok(chunk)
     }
@@ -243,26 +247,42 @@ impl Form {
     }
 }
 
-/// Hands out one chunk for each time it is asked, then rests once. The parser would else take all
-/// that is ready into its memory before it looks at any of it; and it calls a form incomplete
-/// whose first chunk arrives together with the end.
+/// Hands out one chunk, then rests until it is told to go on. The parser would else take all that
+/// is ready into its memory before it looks at any of it; and it calls a form incomplete whose
+/// first chunk arrives together with the end.
 struct OneAtATime<T> {
     stream: BoxStream<'static, T>,
-    rests: bool,
+    rests: Arc<AtomicBool>,
 }
 
 impl<T> Stream for OneAtATime<T> {
     type Item = T;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
-        if std::mem::take(&mut self.rests) {
-            context.waker().wake_by_ref();
-            return Poll::Pending;
+        if self.rests.load(Ordering::Relaxed) {
+            return Poll::Pending; // nobody needs to be woken: `chunk_by_chunk` goes on by itself
         }
         let polled = self.stream.poll_next_unpin(context);
-        self.rests = polled.is_ready();
+        self.rests.store(polled.is_ready(), Ordering::Relaxed);
         polled
     }
+}
+
+/// Waits for the parser, which is told to go on whenever it only waits for [`OneAtATime`].
+async fn chunk_by_chunk<T>(
+    rests: &AtomicBool,
+    parser: impl Future<Output = Result<T, multer::Error>>,
+) -> Result<T, Error> {
+    let mut parser = pin!(parser);
+    let parsed = poll_fn(|context| {
+        loop {
+            let polled = parser.as_mut().poll(context);
+            if polled.is_ready() || !rests.swap(false, Ordering::Relaxed) {
+                return polled;
+            }
+        }
+    });
+    parsed.await.map_err(form_error)
 }
 
 /// The body's own errors come back out of the parser as they went in.
