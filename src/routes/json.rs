@@ -10,7 +10,9 @@ use crate::error::{Error, Invalid};
 /// Drops the raw CR and LF of a body, and a byte order mark. Between tokens they mean nothing,
 /// and inside a string they are what `"$(base64 image.png)"` puts there on Linux.
 pub(super) fn clean(mut body: Vec<u8>) -> Vec<u8> {
-    body.retain(|byte| !matches!(byte, b'\r' | b'\n'));
+    if body.contains(&b'\n') || body.contains(&b'\r') {
+        body.retain(|byte| !matches!(byte, b'\r' | b'\n')); // many times as slow as looking for one
+    }
     if body.starts_with(b"\xef\xbb\xbf") {
         body.drain(..3);
     }
