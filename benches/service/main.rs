@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench service` runs the packaged build as a process, with a double of NVIDIA and
 //! an origin that answer at once, and prints tables. Names of parts after `--` run those alone;
-//! `BENCH_SECONDS` (3) is how long each load lasts, `BENCH_PROGRAM` another build to measure. Times differ from machine to machine and from
+//! `BENCH_SECONDS` (3) is how long each load lasts, `BENCH_PROGRAM` another build to measure, `BENCH_ROWS` a word (`upload`, `2 MB`, `fresh`)
+//! in the names of the loads to run. Times differ from machine to machine and from
 //! run to run: compare within a run. What is resident and what is called hardly differs.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
@@ -49,6 +50,7 @@ fn main() {
         // On the disk that is built on: where temporary files lie may be no disk at all.
         root: Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench"),
         time: Duration::from_secs_f64(seconds),
+        rows: env::var("BENCH_ROWS").unwrap_or_default(),
         report: Report::default(),
     };
     for (name, run) in PARTS {
@@ -65,6 +67,8 @@ struct Bench {
     double: Double,
     root: PathBuf,
     time: Duration,
+    /// What the rows of the loads that run have in their names.
+    rows: String,
     report: Report,
 }
 
@@ -129,6 +133,9 @@ impl Bench {
         for (picture, len) in [("34 KB", SMALL), ("2 MB", LARGE)] {
             for (route, request) in routes(len) {
                 for (kept, fresh) in [("fresh", true), ("again", false)] {
+                    if !format!("{route} {picture} {kept}").contains(&self.rows) {
+                        continue;
+                    }
                     let request = request.clone();
                     let load = Load { request, fresh, clients: 16, time: self.time };
                     let cost = load.run(&service, &self.double);
