@@ -156,6 +156,9 @@ async fn a_long_run_with_faults_leaves_files_tasks_and_memory_as_they_were() {
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "512"),
         ("NVIDIA_TIMEOUT", "2s"),
         ("IMAGESVC_REQUEST_TIMEOUT", "10s"),
+        // As the unit sets it: an allocator with an arena for each few threads keeps what each of
+        // them once needed.
+        ("MALLOC_ARENA_MAX", "2"),
     ]);
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start(folder.path(), &settings);
