@@ -2,9 +2,10 @@
 //!
 //! `cargo bench --bench service` runs the packaged build as a process, with a double of NVIDIA and
 //! an origin that answer at once, and prints tables. Names of parts after `--` run those alone;
-//! `BENCH_SECONDS` (3) is how long each load lasts, `BENCH_PROGRAM` another build to measure, `BENCH_ROWS` a word (`upload`, `2 MB`, `fresh`)
-//! in the names of the loads to run. Times differ from machine to machine and from
-//! run to run: compare within a run. What is resident and what is called hardly differs.
+//! `BENCH_SECONDS` (3) is how long each load lasts, `BENCH_PROGRAM` another build to measure,
+//! `BENCH_ROWS` a part of the names of the loads to run (`upload 34 KB fresh`). Times differ from
+//! machine to machine and from run to run: compare within a run. What is resident and what is
+//! called hardly differs.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
@@ -78,6 +79,8 @@ impl Bench {
         let folder = self.root.join(name);
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).unwrap();
+        // The journal is still at work on what was removed; nobody measured shall pay for it.
+        rustix::fs::sync();
         folder
     }
 
