@@ -3,7 +3,6 @@
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, extract::Request};
-use futures_util::FutureExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -206,11 +205,7 @@ impl Server {
                 }
             }
         }
-        // Closing the listener resets what the system accepted in our name: that is served as well.
-        while let Some(Ok((stream, peer))) = self.listener.accept().now_or_never() {
-            connections.serve(stream, peer);
-        }
-        drop(self.listener);
+        connections.serve_rest(self.listener);
         // Those who came last have not sent their request yet.
         sleep(LAST_REQUESTS).await;
         self.background.close();
@@ -315,6 +310,20 @@ impl Connections {
 }
 
 impl Connections {
+    /// Closes the listener. That resets what the system accepted in our name and we did not look at
+    /// yet, so all of that is served first; it is asked itself, since the runtime may not know of
+    /// the last ones.
+    fn serve_rest(&self, listener: TcpListener) {
+        let Ok(listener) = listener.into_std() else { return };
+        while let Ok((stream, peer)) = listener.accept() {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            match stream {
+                Ok(stream) => self.serve(stream, peer),
+                Err(error) => tracing::debug!(%error, "a connection ended before it was served"),
+            }
+        }
+    }
+
     /// The connection is closed by being dropped.
     fn refuse(&self, peer: SocketAddr, reason: &'static str) {
         self.metrics.shed(reason);

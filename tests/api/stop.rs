@@ -90,18 +90,22 @@ async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused(
     let folder = tempfile::tempdir().unwrap();
     let child = start(&nvidia, &folder, &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
     // One after the other, each on a connection of its own, until none can be had any more.
+    let ask = async |mut stream: TcpStream| {
+        let request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        stream.write_all(request).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer.starts_with("HTTP/1.1 200 OK"))
+    };
     let client = async || {
-        let mut answered = 0;
-        while let Ok(mut stream) = TcpStream::connect(child.address).await {
-            let asked =
-                stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-            asked.await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            assert!(answer.starts_with("HTTP/1.1 200 OK"), "lost: {answer:?}");
-            answered += 1;
+        let (mut answered, mut lost) = (0, 0);
+        while let Ok(stream) = TcpStream::connect(child.address).await {
+            match ask(stream).await {
+                Ok(true) => answered += 1,
+                Ok(false) | Err(_) => lost += 1,
+            }
         }
-        answered
+        (answered, lost)
     };
     let clients = join_all((0..20).map(|_| client()));
     let held = upload(&child, 1);
@@ -112,7 +116,12 @@ async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused(
     let opened = async {
         let (answered, ()) = tokio::join!(clients, stop);
         // The listener is closed although a request still runs.
-        assert!(answered.iter().sum::<usize>() > 20);
+        let answered_in_all: usize = answered.iter().map(|(answered, _)| answered).sum();
+        let lost: usize = answered.iter().map(|(_, lost)| lost).sum();
+        assert!(answered_in_all > 20);
+        // Between the last look at who came and the closing lie some microseconds, and what the
+        // system accepts then, nobody can save. Without the look, most of the clients lose one.
+        assert!(lost <= 3, "{lost} lost");
         gate.send(true).unwrap();
     };
     let (held, ()) = tokio::join!(held, opened);
