@@ -3,12 +3,12 @@
 use std::{
     collections::BTreeMap,
     future::poll_fn,
-    pin::{Pin, pin},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::Poll,
 };
 
 use axum::{
@@ -17,10 +17,7 @@ use axum::{
     http::{HeaderMap, header},
 };
 use bytes::Bytes;
-use futures_util::{
-    Stream, StreamExt, TryStreamExt,
-    stream::{self, BoxStream},
-};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use multer::{Field, Multipart};
 use utoipa::{
     IntoResponses, ToSchema,
@@ -180,8 +177,8 @@ impl Form {
             Ok(chunk)
         });
         let rests = Arc::new(AtomicBool::new(false));
-        let stream = OneAtATime { stream: metered.boxed(), rests: Arc::clone(&rests) };
-        Self { parts: Multipart::new(stream, boundary), unparsed, rests, count: 0 }
+        let chunks = one_at_a_time(metered.boxed(), Arc::clone(&rests));
+        Self { parts: Multipart::new(chunks, boundary), unparsed, rests, count: 0 }
     }
 
     async fn next_part(&mut self) -> Result<Option<Field<'static>>, Error> {
@@ -250,25 +247,21 @@ impl Form {
 /// Hands out one chunk, then rests until it is told to go on. The parser would else take all that
 /// is ready into its memory before it looks at any of it; and it calls a form incomplete whose
 /// first chunk arrives together with the end.
-struct OneAtATime<T> {
-    stream: BoxStream<'static, T>,
+fn one_at_a_time<T>(
+    mut stream: impl Stream<Item = T> + Unpin,
     rests: Arc<AtomicBool>,
-}
-
-impl<T> Stream for OneAtATime<T> {
-    type Item = T;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
-        if self.rests.load(Ordering::Relaxed) {
+) -> impl Stream<Item = T> {
+    stream::poll_fn(move |context| {
+        if rests.load(Ordering::Relaxed) {
             return Poll::Pending; // nobody needs to be woken: `chunk_by_chunk` goes on by itself
         }
-        let polled = self.stream.poll_next_unpin(context);
-        self.rests.store(polled.is_ready(), Ordering::Relaxed);
+        let polled = stream.poll_next_unpin(context);
+        rests.store(polled.is_ready(), Ordering::Relaxed);
         polled
-    }
+    })
 }
 
-/// Waits for the parser, which is told to go on whenever it only waits for [`OneAtATime`].
+/// Waits for the parser, which is told to go on whenever it only waits for [`one_at_a_time`].
 async fn chunk_by_chunk<T>(
     rests: &AtomicBool,
     parser: impl Future<Output = Result<T, multer::Error>>,
