@@ -84,6 +84,14 @@ impl Bench {
         folder
     }
 
+    /// A service that has worked for a while. In folders that are new, the file system itself takes
+    /// several times as long for the first thousands of files.
+    fn settled(&self, name: &str) -> Service {
+        let service = Service::start(&self.folder(name), &self.double, &[]);
+        self.fresh_uploads().run(&service, &self.double);
+        service
+    }
+
     fn fresh_uploads(&self) -> Load {
         Load { request: Request::upload(SMALL), fresh: true, clients: 16, time: self.time }
     }
@@ -118,7 +126,7 @@ impl Bench {
     }
 
     fn load(&mut self) {
-        let service = Service::start(&self.folder("load"), &self.double, &[]);
+        let service = self.settled("load");
         heading(
             "16 clients, keep-alive; processor time of the service alone, a request",
             &[
@@ -164,9 +172,8 @@ impl Bench {
     }
 
     fn latency(&mut self) {
-        let folder = self.folder("latency");
-        let disk = disk::measure(&folder.join("disk"), SMALL, 1, self.time / 2).latency.p50;
-        let service = Service::start(&folder, &self.double, &[]);
+        let disk = disk::measure(&self.folder("disk"), SMALL, 1, self.time / 2).latency.p50;
+        let service = self.settled("latency");
         let load = Load { clients: 1, ..self.fresh_uploads() };
         for delay in [0, 20] {
             self.double.delay(Duration::from_millis(delay));
@@ -209,7 +216,7 @@ impl Bench {
 
     fn scale(&mut self) {
         let run = |service: &Service| self.fresh_uploads().run(service, &self.double);
-        let empty = run(&Service::start(&self.folder("empty"), &self.double, &[]));
+        let empty = run(&self.settled("empty"));
         let folder = self.folder("full");
         scale::fill(&folder.join("downloads"));
         let service = Service::start(&folder, &self.double, &[]);
