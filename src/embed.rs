@@ -280,17 +280,17 @@ impl Embedder {
     /// # Errors
     /// [`Error`]; shared by all who waited for the same call.
     pub async fn embed(&self, job: Job) -> Result<Embedding, Arc<Error>> {
-        let deadline = job.deadline;
+        let (key, deadline) = (self.0.cache.key(&job.sha256), job.deadline);
         // Below a quarter of its time, a request does not begin a call of its own any more.
         let last_call = deadline - deadline.saturating_duration_since(Instant::now()) / 4;
         loop {
-            if let Some(found) = self.remembered(&job) {
+            if let Some(found) = self.remembered(&job, &key) {
                 return Ok(found);
             }
-            let (flight, leads) = match self.board(&job) {
+            let (flight, leads) = match self.board(&job, key) {
                 Boarding::Joined(flight) => (flight, false),
                 Boarding::Leads(flight, leader) => {
-                    self.launch(job.clone(), leader);
+                    self.launch(job.clone(), key, leader);
                     (flight, true)
                 }
             };
@@ -308,19 +308,19 @@ impl Embedder {
         }
     }
 
-    fn remembered(&self, job: &Job) -> Option<Embedding> {
+    fn remembered(&self, job: &Job, key: &Key) -> Option<Embedding> {
         match job.freshness {
             Freshness::Any => {
-                let found = self.0.cache.in_memory(&self.0.cache.key(&job.sha256))?;
+                let found = self.0.cache.in_memory(key)?;
                 Some(self.counted(found, true, job.freshness))
             }
             Freshness::Anew => None,
         }
     }
 
-    fn board(&self, job: &Job) -> Boarding<Key, Outcome> {
+    fn board(&self, job: &Job, key: Key) -> Boarding<Key, Outcome> {
         match job.freshness {
-            Freshness::Any => self.0.flights.board(self.0.cache.key(&job.sha256)),
+            Freshness::Any => self.0.flights.board(key),
             Freshness::Anew => self.0.flights.alone(),
         }
     }
@@ -338,11 +338,10 @@ impl Embedder {
     }
 
     /// Makes the call in a task of its own, which owns all that it needs.
-    fn launch(&self, job: Job, leader: Leader<Key, Outcome>) {
+    fn launch(&self, job: Job, key: Key, leader: Leader<Key, Outcome>) {
         let embedder = self.clone();
         let call = async move {
             let Inner { cache, .. } = &*embedder.0;
-            let key = cache.key(&job.sha256);
             let outcome = embedder.look_up_or_ask(&job, &key).await;
             drop(job);
             let news = outcome.clone().ok().filter(|found| found.origin == Origin::Asked);

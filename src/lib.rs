@@ -16,6 +16,7 @@
 
 pub mod app;
 pub mod base64_text;
+mod blocks;
 pub mod budget;
 mod causes;
 pub mod check;
@@ -24,6 +25,7 @@ pub mod embed;
 pub mod error;
 pub mod fetch;
 pub mod guard;
+mod hex;
 pub mod image;
 pub mod nvidia;
 pub mod routes;

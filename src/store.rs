@@ -20,6 +20,8 @@ use tokio::{
 };
 use uuid::Uuid;
 
+use crate::blocks::whole_blocks;
+
 mod retention;
 mod spool;
 
@@ -136,7 +138,7 @@ impl Folder {
 
     /// Counts a picture that was saved.
     fn add_saved_bytes(&self, len: u64) {
-        let bytes = on_disk(len);
+        let bytes = whole_blocks(len);
         let before = self.saved_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.max_bytes {
             self.outgrown.notify_one();
@@ -228,11 +230,6 @@ impl Store {
     pub fn spool(&self, keep: usize) -> Spool {
         Spool::new(Arc::clone(&self.folder), keep)
     }
-}
-
-/// What a file takes: whole blocks, of what most file systems have.
-fn on_disk(len: u64) -> u64 {
-    len.max(1).next_multiple_of(4096)
 }
 
 /// Free bytes on the disk of a folder.

@@ -11,6 +11,7 @@ use crate::{
     embed::Origin,
     error::Error,
     guard::observe::Facts,
+    hex::hex,
     nvidia::{DIMENSIONS, Vector},
     vectorize::Vectorized,
 };
@@ -131,8 +132,4 @@ impl IntoResponse for Answer {
         });
         response
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

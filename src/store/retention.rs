@@ -14,8 +14,8 @@ use tokio::{
 };
 use uuid::{Uuid, Version};
 
-use super::{Error, Folder, Store, on_disk, while_};
-use crate::{image::Format, telemetry::Metrics};
+use super::{Error, Folder, Store, while_};
+use crate::{blocks::whole_blocks, image::Format, telemetry::Metrics};
 
 /// How often the folder is looked through, at least.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -144,7 +144,7 @@ impl Folder {
             let Some((id, format)) = parse_name(&name) else { continue };
             match entry.metadata() {
                 Ok(about) if about.is_file() => {
-                    pictures.push(SavedPicture { id, format, bytes: on_disk(about.len()) });
+                    pictures.push(SavedPicture { id, format, bytes: whole_blocks(about.len()) });
                 }
                 // A link or a folder is not ours, whatever its name; a file may be gone by now.
                 _ => {}

@@ -6,8 +6,8 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use crate::support::{
-    Answer, Child, HUBBLE, Nvidia, ROCKET, Reply, TestApp, embedding_of, metric, number, tiny,
-    variant,
+    Answer, Child, HUBBLE, Nvidia, ROCKET, Reply, TestApp, embedding_of, form, metric, number,
+    tiny, variant,
 };
 
 /// An embedding that tells which picture it is of.
@@ -255,16 +255,10 @@ async fn after_any_number_of_kills_no_vector_is_wrong() {
     let settings: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let client = reqwest::Client::new();
     let upload = |child: &Child, n: usize| {
-        let body = [
-            &b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n"[..],
-            &tiny(n),
-            b"\r\n--x--\r\n",
-        ]
-        .concat();
         let request = client
             .post(child.url("/vectorize-image-upload"))
             .header("content-type", "multipart/form-data; boundary=x")
-            .body(body);
+            .body(form(&tiny(n)));
         async move {
             let response = request.send().await?;
             let cache = response.headers()["x-cache"].to_str().unwrap().to_owned();

@@ -5,7 +5,7 @@ use imagesvc::{
     server::Server,
 };
 
-use crate::support::{Child, HUBBLE, Nvidia, ROCKET, Reply, Server as Origin, heic, tiny};
+use crate::support::{Child, HUBBLE, Nvidia, ROCKET, Reply, Server as Origin, form, heic, tiny};
 
 /// What must not be seen: NVIDIA's key, the clients' keys, a wrong one, a proxy's password, and what
 /// stands in the queries of fetched and of presigned addresses.
@@ -62,16 +62,10 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
     let child = Child::start(folder.path(), &settings);
     let client = reqwest::Client::new();
     let upload = |picture: &[u8]| {
-        let body = [
-            &b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n"[..],
-            picture,
-            b"\r\n--x--\r\n",
-        ]
-        .concat();
         client
             .post(child.url("/vectorize-image-upload"))
             .header("content-type", "multipart/form-data; boundary=x")
-            .body(body)
+            .body(form(picture))
     };
     let by_address = |address: String| {
         let body = serde_json::json!({ "image_url": address }).to_string();

@@ -16,7 +16,8 @@ use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    Child, HUBBLE, Nvidia, ROCKET, Reply, Server, converted, embedding, heic, metric, tiny, variant,
+    Child, HUBBLE, Nvidia, ROCKET, Reply, Server, converted, embedding, form, heic, metric, tiny,
+    variant,
 };
 
 /// Requests a second, at most: the run is bounded in number as well as in time.
@@ -52,23 +53,17 @@ impl Held {
 /// One request of the mix, with what comes of it counted.
 async fn one(child: &Child, origin: &Server, client: &reqwest::Client, n: usize) -> String {
     let random = fastrand::usize(..);
-    let form = |picture: Vec<u8>| {
-        let body = [
-            &b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n"[..],
-            &picture,
-            b"\r\n--x--\r\n",
-        ]
-        .concat();
+    let upload = |picture: Vec<u8>| {
         client
             .post(child.url("/vectorize-image-upload"))
             .header("content-type", "multipart/form-data; boundary=x")
-            .body(body)
+            .body(form(&picture))
     };
     let request = match random % 16 {
-        0..5 => form(variant(ROCKET, n)),
-        5 => form(variant(HUBBLE, n)),
-        6 => form(ROCKET.to_vec()),
-        7 => form(ROCKET.to_vec()).header("cache-control", "no-cache"),
+        0..5 => upload(variant(ROCKET, n)),
+        5 => upload(variant(HUBBLE, n)),
+        6 => upload(ROCKET.to_vec()),
+        7 => upload(ROCKET.to_vec()).header("cache-control", "no-cache"),
         8 => {
             let text = BASE64_STANDARD.encode(variant(ROCKET, n));
             client
@@ -79,13 +74,14 @@ async fn one(child: &Child, origin: &Server, client: &reqwest::Client, n: usize)
             let address = origin.url(&format!("/{n}"));
             client.post(child.url("/vectorize-image")).json_text(&json!({ "image_url": address }))
         }
-        10 => form(converted(&tiny(n), image::ImageFormat::Bmp)),
-        11 => form(heic()),
+        10 => upload(converted(&tiny(n), image::ImageFormat::Bmp)),
+        11 => upload(heic()),
         12 => client.post(child.url("/vectorize-image-base64")).body("{\"image_base64\": \"***\"}"),
         13 => client.get(child.url("/metrics")),
         14 => {
             // Leaves before the answer.
-            let sent = form(variant(ROCKET, n)).timeout(Duration::from_millis(random as u64 % 60));
+            let sent =
+                upload(variant(ROCKET, n)).timeout(Duration::from_millis(random as u64 % 60));
             return match sent.send().await {
                 Ok(response) => response.status().as_u16().to_string(),
                 Err(_) => "left".into(),

@@ -20,16 +20,13 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::{Key, Stored};
-use crate::{embed::Prepared, nvidia::Vector};
+use crate::{blocks::whole_blocks, embed::Prepared, hex::hex, nvidia::Vector};
 
 /// What files begin with; the number is the version of their form.
 const MAGIC: &str = "imagesvc-vector 1";
 
 /// The longest file that is read, in bytes: NVIDIA's answers are read up to 1 MiB.
 const MAX_FILE: u64 = (1 << 20) + 256;
-
-/// What file systems give out: a file takes whole blocks, in bytes.
-const BLOCK: u64 = 4096;
 
 /// Where files are written before they get their name.
 const STAGED: &str = ".staged";
@@ -105,7 +102,7 @@ impl Disk {
 
     fn try_write(&self, key: &Key, stored: &Stored) -> io::Result<()> {
         let bytes = encode(key, stored);
-        let size = on_disk(bytes.len() as u64);
+        let size = whole_blocks(bytes.len() as u64);
         let path = self.path(key);
         let staged = self.folder.join(STAGED);
         let staged_file = staged.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
@@ -118,7 +115,7 @@ impl Disk {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        let replaced = fs::metadata(&path).map_or(0, |file| on_disk(file.len()));
+        let replaced = fs::metadata(&path).map_or(0, |file| whole_blocks(file.len()));
         let written = File::create(&staged_file)
             .and_then(|mut file| file.write_all(&bytes))
             .and_then(|()| fs::rename(&staged_file, &path));
@@ -167,7 +164,7 @@ impl Disk {
                     && about.is_file()
                 {
                     let written = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                    files.push((written, on_disk(about.len()), file.path()));
+                    files.push((written, whole_blocks(about.len()), file.path()));
                 }
             }
         }
@@ -210,10 +207,6 @@ fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirE
     Ok(entries.into_iter().flatten())
 }
 
-fn on_disk(len: u64) -> u64 {
-    len.max(1).next_multiple_of(BLOCK)
-}
-
 /// A line that describes the text, and the text: `head` and `jq` read it.
 fn encode(key: &Key, stored: &Stored) -> Vec<u8> {
     let (text, prepared) = (stored.vector.json().get(), stored.prepared.name());
@@ -238,11 +231,7 @@ fn decode(key: &Key, bytes: &[u8]) -> Option<Stored> {
 /// The key is in it: a file under another's name is a damaged one.
 fn checksum(key: &Key, prepared: &str, text: &[u8]) -> String {
     let sum = Sha256::new().chain_update(key).chain_update(prepared).chain_update(text);
-    hex(&sum.finalize().into())
-}
-
-fn hex(bytes: &[u8; 32]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&sum.finalize())
 }
 
 #[cfg(test)]

@@ -9,5 +9,5 @@ mod server;
 pub use app::{Answer, TestApp, assert_problem, metric};
 pub use child::Child;
 pub use nvidia::{KEY, Nvidia, embedding, embedding_of, number, numbers, try_number};
-pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, heic, noise_png, tiny, variant};
+pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, form, heic, noise_png, tiny, variant};
 pub use server::{Received, Reply, Server};

@@ -20,14 +20,14 @@ fn disk(limit: u64) -> (TempDir, Disk) {
 
 /// What a vector of `stored` takes.
 fn size() -> u64 {
-    on_disk(encode(&[0; 32], &stored("0.5")).len() as u64)
+    whole_blocks(encode(&[0; 32], &stored("0.5")).len() as u64)
 }
 
 fn total(disk: &Disk) -> u64 {
     let all = |folder: &Path| entries(folder).unwrap().map(Result::unwrap).collect::<Vec<_>>();
     let folders = all(&disk.folder);
     let files = folders.iter().flat_map(|folder| all(&folder.path()));
-    files.map(|file| on_disk(file.metadata().unwrap().len())).sum()
+    files.map(|file| whole_blocks(file.metadata().unwrap().len())).sum()
 }
 
 /// Makes a file older.
