@@ -1,21 +1,27 @@
 //! Base64 as clients write it: either alphabet, with or without padding, wrapped, escaped, or behind
 //! a `data:` prefix. Worked on in the memory that it came in.
 
+use std::sync::LazyLock;
+
 use base64::{
-    Engine, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+    Engine,
+    engine::{DecodePaddingMode, GeneralPurposeConfig, Simd},
 };
 
 /// How much text is decoded at once, in characters: a multiple of four.
 pub const PIECE: usize = 64 * 1024;
 
 /// Padding is judged by [`normalize`]; bits that belong to no byte are ignored, as Python does.
-const ENGINE: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new()
-        .with_decode_padding_mode(DecodePaddingMode::RequireNone)
-        .with_decode_allow_trailing_bits(true),
-);
+static ENGINE: LazyLock<Simd> = LazyLock::new(|| {
+    Simd::standard(
+        GeneralPurposeConfig::new()
+            .with_decode_padding_mode(DecodePaddingMode::RequireNone)
+            .with_decode_allow_trailing_bits(true),
+    )
+});
+
+/// How much text [`plain_prefix`] looks at together, in bytes.
+const BLOCK: usize = 64;
 
 /// What [`MEANING`] says of line breaks and tabs.
 const BREAK: u8 = 0;
@@ -78,6 +84,22 @@ pub fn decode(text: &[u8]) -> Result<Vec<u8>, Fault> {
     ENGINE.decode(text).map_err(|_| Fault::Length)
 }
 
+/// How many of the first bytes are characters of the standard alphabet, in whole blocks. Nearly all
+/// text is nothing else, and whole blocks are looked through many times as fast as single bytes.
+fn plain_prefix(text: &[u8]) -> usize {
+    let is_plain = |byte: &u8| {
+        byte.is_ascii_uppercase()
+            | byte.is_ascii_lowercase()
+            | byte.is_ascii_digit()
+            | (*byte == b'+')
+            | (*byte == b'/')
+    };
+    // Without a branch for each byte, so that the compiler looks at many at once.
+    let blocks = text.chunks_exact(BLOCK);
+    blocks.take_while(|block| block.iter().fold(true, |plain, byte| plain & is_plain(byte))).count()
+        * BLOCK
+}
+
 /// Turns the inside of a JSON string into Base64 text of the standard alphabet without padding, in
 /// place, and returns its length.
 ///
@@ -92,6 +114,10 @@ pub fn normalize(text: &mut [u8]) -> Result<usize, Fault> {
         _ => 0,
     };
     let (mut to, mut padding) = (0, 0);
+    if from == 0 {
+        to = plain_prefix(&text[..len]);
+        from = to;
+    }
     while from < len {
         let byte = text[from];
         from += 1;

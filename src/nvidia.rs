@@ -300,7 +300,8 @@ impl Reply {
 
 /// The body, or as much of it as an answer may have.
 async fn read_body(mut response: Response) -> Result<Bytes, reqwest::Error> {
-    let mut body = BytesMut::new();
+    let expected = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = BytesMut::with_capacity(expected.unwrap_or(0).min(MAX_ANSWER));
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_ANSWER {
