@@ -241,7 +241,7 @@ impl Embedder {
     ) -> Self {
         let embedder = Self(Arc::new(Inner {
             asker: Asker::new(nvidia, settings.ask.clone()),
-            cache: Cache::new(settings, source),
+            cache: Cache::new(settings, source, &background),
             flights: Flights::default(),
             background,
             metrics,
@@ -357,7 +357,7 @@ impl Embedder {
             // Nobody waits for the disk; but until it is written there, this call is the answer.
             let _seat = leader.land(outcome);
             if let Some(news) = news {
-                cache.keep_on_disk(key, news).await;
+                cache.keep_on_disk(key, &news).await;
             }
         };
         self.0.background.spawn(call.in_current_span());
@@ -376,6 +376,6 @@ impl Embedder {
     /// Removes what an earlier run left, without delaying the start.
     fn tidy_cache(&self) {
         let embedder = self.clone();
-        self.0.background.spawn(async move { embedder.0.cache.tidy().await });
+        self.0.background.spawn_blocking(move || embedder.0.cache.tidy());
     }
 }

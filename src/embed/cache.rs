@@ -2,17 +2,20 @@
 //!
 //! A cache that does not work costs calls, never answers.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use quick_cache::{Weighter, sync::Cache as MemoryCache};
 use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
+use tokio_util::task::TaskTracker;
 
 use super::{Embedding, Origin, Prepared, Settings, Source};
 use crate::nvidia::Vector;
 use disk::Disk;
+use writer::Writer;
 
 mod disk;
+mod writer;
 
 /// What an embedding is remembered by: SHA-256 of the source and of the picture's own SHA-256.
 pub(super) type Key = [u8; 32];
@@ -49,19 +52,26 @@ impl Weighter<Key, Stored> for Bytes {
 pub(super) struct Cache {
     source: Sha256,
     memory: Option<MemoryCache<Key, Stored, Bytes>>,
-    disk: Option<Arc<Disk>>,
+    disk: Option<OnDisk>,
+}
+
+struct OnDisk {
+    disk: Arc<Disk>,
+    writer: Arc<Writer>,
 }
 
 impl Cache {
-    pub(super) fn new(settings: &Settings, source: &Source) -> Self {
+    /// A cache that writes to its disk on `background`.
+    pub(super) fn new(settings: &Settings, source: &Source, background: &TaskTracker) -> Self {
         let memory = (settings.cache_memory > 0).then(|| {
             let items = settings.cache_memory.div_ceil(TYPICAL_VECTOR);
             let items = usize::try_from(items).unwrap_or(usize::MAX);
             MemoryCache::with_weighter(items, settings.cache_memory, Bytes)
         });
-        let folder: &Path = &settings.cache_folder;
-        let disk = (settings.cache_disk > 0)
-            .then(|| Arc::new(Disk::new(folder.to_owned(), settings.cache_disk)));
+        let disk = (settings.cache_disk > 0).then(|| {
+            let disk = Arc::new(Disk::new(settings.cache_folder.clone(), settings.cache_disk));
+            OnDisk { writer: Writer::new(Arc::clone(&disk), background.clone()), disk }
+        });
         // No model and no address holds a zero byte: two sources never read the same.
         let source = Sha256::new()
             .chain_update(source.model)
@@ -85,7 +95,8 @@ impl Cache {
         if let Some(found) = self.in_memory(key) {
             return Some(found);
         }
-        let (disk, key) = (Arc::clone(self.disk.as_ref()?), *key);
+        let disk = self.disk.as_ref().map(|on_disk| &on_disk.disk);
+        let (disk, key) = (Arc::clone(disk.filter(|disk| disk.may_hold(key))?), *key);
         let stored = spawn_blocking(move || disk.read(&key)).await.ok().flatten()?;
         if let Some(memory) = &self.memory {
             memory.insert(key, stored.clone());
@@ -99,20 +110,18 @@ impl Cache {
         }
     }
 
-    pub(super) async fn keep_on_disk(&self, key: Key, embedding: Embedding) {
-        self.on_disk(move |disk| disk.write(&key, &stored(&embedding))).await;
+    /// Ends when the embedding is on the disk, or is not going to be.
+    pub(super) async fn keep_on_disk(&self, key: Key, embedding: &Embedding) {
+        if let Some(OnDisk { writer, .. }) = &self.disk {
+            writer.write(key, stored(embedding)).await;
+        }
     }
 
-    /// Removes from the disk what an earlier run left unfinished, and what is too much by now.
-    pub(super) async fn tidy(&self) {
-        self.on_disk(Disk::tidy).await;
-    }
-
-    async fn on_disk(&self, work: impl FnOnce(&Disk) + Send + 'static) {
-        let Some(disk) = &self.disk else { return };
-        let disk = Arc::clone(disk);
-        if let Err(error) = spawn_blocking(move || work(&disk)).await {
-            tracing::error!(%error, "a thread of the cache died");
+    /// Looks through the disk, and removes what an earlier run left unfinished and what is too much
+    /// by now. Blocks.
+    pub(super) fn tidy(&self) {
+        if let Some(OnDisk { disk, .. }) = &self.disk {
+            disk.tidy();
         }
     }
 }
@@ -123,13 +132,13 @@ fn stored(embedding: &Embedding) -> Stored {
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache").field("disk", &self.disk).finish_non_exhaustive()
+        f.debug_struct("Cache").finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use super::*;
     use crate::nvidia::DIMENSIONS;
@@ -149,10 +158,11 @@ mod tests {
             cache_disk: disk,
             cache_folder: PathBuf::from(folder),
         };
-        Cache::new(&settings, &Source { model: source.0, address: source.1.into() })
+        let source = Source { model: source.0, address: source.1.into() };
+        Cache::new(&settings, &source, &TaskTracker::new())
     }
 
-    fn embedding(number: &str) -> Embedding {
+    pub(super) fn embedding(number: &str) -> Embedding {
         let text = format!("[{}]", [number; DIMENSIONS].join(","));
         let raw = serde_json::value::RawValue::from_string(text).unwrap();
         let vector = Vector::check(&raw).unwrap();
@@ -172,7 +182,7 @@ mod tests {
             let cache = cache(memory, disk, folder.path(), ("model", "address"));
             let key = cache.key(&[7; 32]);
             cache.keep_in_memory(key, &embedding("0.25"));
-            cache.keep_on_disk(key, embedding("0.25")).await;
+            cache.keep_on_disk(key, &embedding("0.25")).await;
             let found = cache.look_up(&key).await;
             assert_eq!(found.as_ref().map(|found| found.origin), origin);
             if let Some(found) = found {
@@ -187,7 +197,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "address"));
         let key = cache.key(&[7; 32]);
-        cache.keep_on_disk(key, embedding("1")).await;
+        cache.keep_on_disk(key, &embedding("1")).await;
         assert!(cache.in_memory(&key).is_none());
         assert_eq!(cache.look_up(&key).await.unwrap().origin, Origin::Disk);
         assert_eq!(cache.in_memory(&key).unwrap().origin, Origin::Memory);

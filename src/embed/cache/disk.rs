@@ -5,6 +5,7 @@
 //! with it, the checksum tells: such a file is as good as none. All of this blocks.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     fs::{self, File},
     io::{self, Read, Write},
@@ -16,14 +17,12 @@ use std::{
     time::SystemTime,
 };
 
-use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
-
 use super::{Key, Stored};
 use crate::{blocks::whole_blocks, embed::Prepared, hex::hex, nvidia::Vector};
+use serde_json::value::RawValue;
 
 /// What files begin with; the number is the version of their form.
-const MAGIC: &str = "imagesvc-vector 1";
+const MAGIC: &str = "imagesvc-vector 2";
 
 /// The longest file that is read, in bytes: NVIDIA's answers are read up to 1 MiB.
 const MAX_FILE: u64 = (1 << 20) + 256;
@@ -38,6 +37,9 @@ pub(super) struct Disk {
     limit: u64,
     /// Bytes in all files; unknown until the folder was looked through.
     used: Mutex<Option<u64>>,
+    /// The beginnings of the keys of all files; unknown until the folder was looked through. Never
+    /// locked for long.
+    known: Mutex<Option<HashSet<u64>>>,
     next: AtomicU64,
     fails: AtomicBool,
 }
@@ -57,9 +59,16 @@ impl Disk {
             folder,
             limit,
             used: Mutex::new(None),
+            known: Mutex::new(None),
             next: AtomicU64::new(0),
             fails: AtomicBool::new(false),
         }
+    }
+
+    /// Whether it is worth while to look for a file: nearly never for a picture that is new. Does
+    /// not block.
+    pub(super) fn may_hold(&self, key: &Key) -> bool {
+        self.known().as_ref().is_none_or(|known| known.contains(&beginning(key)))
     }
 
     pub(super) fn read(&self, key: &Key) -> Option<Stored> {
@@ -111,20 +120,31 @@ impl Disk {
         }
         let mut used = self.lock();
         let known = self.make_room(&mut used, size)?;
-        fs::create_dir_all(&staged)?;
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let replaced = fs::metadata(&path).map_or(0, |file| whole_blocks(file.len()));
-        let written = File::create(&staged_file)
-            .and_then(|mut file| file.write_all(&bytes))
-            .and_then(|()| fs::rename(&staged_file, &path));
+        let replaced = match self.may_hold(key) {
+            true => fs::metadata(&path).map_or(0, |file| whole_blocks(file.len())),
+            false => 0,
+        };
+        let write = || {
+            File::create(&staged_file)?.write_all(&bytes)?;
+            fs::rename(&staged_file, &path)
+        };
+        let written = write().or_else(|error| match (error.kind(), path.parent()) {
+            (io::ErrorKind::NotFound, Some(folder)) => {
+                fs::create_dir_all(&staged)?;
+                fs::create_dir_all(folder)?;
+                write()
+            }
+            _ => Err(error),
+        });
         if let Err(error) = written {
             // The first error is what matters; what is left, the next start removes.
             let _ = fs::remove_file(&staged_file);
             return Err(error);
         }
         *used = Some((known + size).saturating_sub(replaced));
+        if let Some(known) = &mut *self.known() {
+            known.insert(beginning(key));
+        }
         Ok(())
     }
 
@@ -170,21 +190,31 @@ impl Disk {
         }
         files.sort_unstable();
         let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
+        let mut known = HashSet::new();
         for (_, size, path) in files {
-            if total <= limit {
-                break;
+            if total > limit {
+                match fs::remove_file(&path) {
+                    Ok(()) => {
+                        total -= size;
+                        continue;
+                    }
+                    Err(error) => tracing::debug!(%error, ?path, "an old embedding stays"),
+                }
             }
-            match fs::remove_file(&path) {
-                Ok(()) => total -= size,
-                Err(error) => tracing::debug!(%error, ?path, "an old embedding stays"),
-            }
+            known.extend(beginning_of_name(&path));
         }
+        *self.known() = Some(known);
         Ok(total)
     }
 
     fn path(&self, key: &Key) -> PathBuf {
         let name = hex(key);
         self.folder.join(&name[..2]).join(name)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<HashSet<u64>>> {
+        // The set is whole whatever panicked elsewhere.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<u64>> {
@@ -195,6 +225,17 @@ impl Disk {
             used
         })
     }
+}
+
+/// The first eight bytes of a key: two keys with the same are a look in vain, no more.
+fn beginning(key: &Key) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *key;
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// The same, of the file that is named by the key.
+fn beginning_of_name(path: &Path) -> Option<u64> {
+    u64::from_str_radix(path.file_name()?.to_str()?.get(..16)?, 16).ok()
 }
 
 /// The entries of a folder; none if it is not there.
@@ -228,10 +269,14 @@ fn decode(key: &Key, bytes: &[u8]) -> Option<Stored> {
     Some(Stored { vector, prepared })
 }
 
-/// The key is in it: a file under another's name is a damaged one.
+/// A CRC-32 against damage: whoever can write here needs no forgery. The key is in it: a file under
+/// another's name is a damaged one.
 fn checksum(key: &Key, prepared: &str, text: &[u8]) -> String {
-    let sum = Sha256::new().chain_update(key).chain_update(prepared).chain_update(text);
-    hex(&sum.finalize())
+    let mut sum = crc32fast::Hasher::new();
+    for part in [key, prepared.as_bytes(), text] {
+        sum.update(part);
+    }
+    format!("{:08x}", sum.finalize())
 }
 
 #[cfg(test)]

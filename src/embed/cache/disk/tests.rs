@@ -46,7 +46,7 @@ fn what_is_written_is_read_to_the_letter() {
     assert!(disk.read(&[0xac; 32]).is_none());
     let name = "ab".repeat(32);
     let text = fs::read_to_string(disk.folder.join("ab").join(name)).unwrap();
-    assert!(text.starts_with("imagesvc-vector 1 shrunk "), "{text:.60}");
+    assert!(text.starts_with("imagesvc-vector 2 shrunk "), "{text:.60}");
 }
 
 #[test]
@@ -60,6 +60,21 @@ fn a_newer_vector_replaces_the_older_and_counts_once() {
         }
         assert_eq!((*disk.lock(), total(&disk)), (Some(size()), size()));
     }
+}
+
+#[test]
+fn what_is_not_there_is_not_looked_for_once_the_folder_was_looked_through() {
+    let (folder, disk) = disk(2 * size());
+    disk.write(&[1; 32], &stored("0.5"));
+    age(&disk, &[1; 32], 60);
+    let disk = Disk::new(folder.path().join(".vectors"), 2 * size());
+    let held = |keys: &[u8]| keys.iter().map(|key| disk.may_hold(&[*key; 32])).collect::<Vec<_>>();
+    assert_eq!(held(&[1, 2, 3]), [true, true, true]);
+    disk.tidy();
+    assert_eq!(held(&[1, 2, 3]), [true, false, false]);
+    disk.write(&[2; 32], &stored("0.5"));
+    disk.write(&[3; 32], &stored("0.5")); // in place of the oldest
+    assert_eq!(held(&[1, 2, 3]), [false, false, true]);
 }
 
 #[test]
