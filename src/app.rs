@@ -1,8 +1,11 @@
 //! The application: what the routes share, and the layers around them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use axum::{
@@ -13,6 +16,7 @@ use axum::{
 };
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
@@ -37,9 +41,13 @@ use crate::{
     vectorize::Vectorizer,
 };
 
-/// What the routes share. Cheap to clone.
+/// What the routes share. Cheap to clone: every request does, several times.
 #[derive(Debug, Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Shared>);
+
+/// What [`AppState`] refers to.
+#[derive(Debug)]
+pub struct Shared {
     /// The way of every picture.
     pub vectorizer: Vectorizer,
     /// Who fetches pictures by their address.
@@ -53,8 +61,16 @@ pub struct AppState {
     gate: Arc<Gate>,
     origins: Origins,
     proxies: TrustedProxies,
-    draining: Arc<AtomicBool>,
-    cut: CancellationToken,
+    draining: AtomicBool,
+    cut: Arc<CancellationToken>,
+}
+
+impl Deref for AppState {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
 }
 
 /// What only exists at start, and what runs beside requests.
@@ -95,7 +111,7 @@ impl AppState {
         };
         let embedder =
             Embedder::new(client, &config.embed, &source, parts.background, Arc::clone(&metrics));
-        Ok(Self {
+        Ok(Self(Arc::new(Shared {
             vectorizer: Vectorizer {
                 store,
                 embedder,
@@ -112,9 +128,9 @@ impl AppState {
             gate: Arc::new(Gate::new(&config.gate)),
             origins: config.gate.origins.clone(),
             proxies: config.gate.proxies.clone(),
-            draining: Arc::new(AtomicBool::new(false)),
-            cut: CancellationToken::new(),
-        })
+            draining: AtomicBool::new(false),
+            cut: Arc::default(),
+        })))
     }
 
     /// From now on `/ready` says no, and answers close their connections.
@@ -133,33 +149,32 @@ impl AppState {
     }
 }
 
-/// The routes and their layers, the outermost last:
+/// The routes and their layers, the outermost first:
 ///
-/// 1. `gate` turns away by the header alone, before a route sees the request;
-/// 2. `cut` ends what runs when the drain's time is up;
-/// 3. a panic in any of them becomes an error like any other, so it must be caught inside of what
-///    answers errors;
-/// 4. `drain` reads what was left of a body, whichever way the request ended;
-/// 5. the CORS layer answers browsers' questions, and marks errors as readable, too;
-/// 6. `observe` gives ids, logs, counts and answers errors, so it must see every other layer.
+/// 1. `observe` gives ids, logs, counts and answers errors, so it must see every other layer;
+/// 2. the CORS layer answers browsers' questions, and marks errors as readable, too;
+/// 3. `drain` reads what was left of a body, whichever way the request ended;
+/// 4. a panic in any of the next becomes an error like any other, so it must be caught inside of
+///    what answers errors;
+/// 5. `cut` ends what runs when the drain's time is up;
+/// 6. `gate` turns away by the header alone, before a route sees the request.
 pub fn router(state: &AppState) -> Router {
     layered(routes::router(state), state)
 }
 
 fn layered(router: Router, state: &AppState) -> Router {
-    let guarded = router
-        .layer(middleware::from_fn_with_state(Arc::clone(&state.gate), gate))
-        .layer(middleware::from_fn_with_state(state.cut.clone(), cut))
-        .layer(CatchPanicLayer::custom(answer_panic))
-        .layer(middleware::from_fn(drain));
-    let guarded = match state.origins.layer() {
-        Some(cors) => guarded.layer(cors),
-        None => guarded,
-    };
     let observer = Observer { metrics: Arc::clone(&state.metrics), proxies: state.proxies.clone() };
-    guarded
-        .layer(middleware::from_fn_with_state(observer, observe))
-        .layer(middleware::map_response_with_state(state.clone(), close_when_draining))
+    // In one: each call of `Router::layer` would have a request copy all that is below it.
+    router.layer(
+        ServiceBuilder::new()
+            .layer(middleware::map_response_with_state(state.clone(), close_when_draining))
+            .layer(middleware::from_fn_with_state(observer, observe))
+            .option_layer(state.origins.layer())
+            .layer(middleware::from_fn(drain))
+            .layer(CatchPanicLayer::custom(answer_panic))
+            .layer(middleware::from_fn_with_state(Arc::clone(&state.cut), cut))
+            .layer(middleware::from_fn_with_state(Arc::clone(&state.gate), gate)),
+    )
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the layer's signature")]

@@ -1,5 +1,7 @@
 //! Answers the requests that the end of the drain cuts off, instead of breaking their connection.
 
+use std::sync::Arc;
+
 use axum::{
     extract::{Request, State},
     middleware::Next,
@@ -11,7 +13,7 @@ use crate::error::Error;
 
 /// See the module. The token is cancelled when the drain's time is up.
 pub async fn cut(
-    State(time_is_up): State<CancellationToken>,
+    State(time_is_up): State<Arc<CancellationToken>>,
     request: Request,
     next: Next,
 ) -> Response {
