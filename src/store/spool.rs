@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -15,8 +15,9 @@ use uuid::Uuid;
 use super::{Error, Folder, while_};
 use crate::image::Content;
 
-/// How many bytes go to the disk at once, once a picture is too large to be kept in memory.
-const WRITE_SIZE: usize = 128 * 1024;
+/// How many bytes go to the disk at once, once a picture is too large to be kept in memory; and the
+/// memory that every picture begins with.
+const PIECE: usize = 64 * 1024;
 
 /// A file in `.incoming/`, removed when dropped unless it was saved.
 #[derive(Debug)]
@@ -28,7 +29,8 @@ pub(super) struct Staged {
 impl Staged {
     /// Makes an empty one. Blocks.
     pub(super) fn new(folder: &Folder) -> Result<Self, Error> {
-        let path = folder.incoming.join(Uuid::now_v7().to_string());
+        let number = folder.next.fetch_add(1, Ordering::Relaxed);
+        let path = folder.incoming.join(number.to_string());
         let file = File::options()
             .create_new(true)
             .read(true)
@@ -64,7 +66,8 @@ pub struct Spool {
 
 impl Spool {
     pub(super) fn new(folder: Arc<Folder>, keep: usize) -> Self {
-        Self { folder, keep, pending: BytesMut::new(), staged: None, hasher: Sha256::new(), len: 0 }
+        let pending = BytesMut::with_capacity(keep.min(PIECE));
+        Self { folder, keep, pending, staged: None, hasher: Sha256::new(), len: 0 }
     }
 
     /// Takes the next bytes.
@@ -74,9 +77,16 @@ impl Spool {
     pub async fn write(&mut self, bytes: &Bytes) -> Result<(), Error> {
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
+        let room = if self.staged.is_some() { PIECE } else { self.keep };
+        let len = self.pending.len() + bytes.len();
+        if len > room {
+            self.flush().await?;
+        } else if len > self.pending.capacity() {
+            // Once, and no more than it can come to.
+            self.pending.reserve(room - self.pending.len());
+        }
         self.pending.extend_from_slice(bytes);
-        let room = if self.staged.is_some() { WRITE_SIZE } else { self.keep };
-        if self.pending.len() > room { self.flush().await } else { Ok(()) }
+        Ok(())
     }
 
     /// Bytes taken so far.
@@ -116,8 +126,10 @@ impl Spool {
             Ok::<_, Error>((staged, bytes))
         })
         .await??;
+        // Its memory is used again, unless that is what a picture in memory takes.
         bytes.clear();
-        self.pending = bytes; // its memory is used again
+        self.pending =
+            if bytes.capacity() > PIECE { BytesMut::with_capacity(PIECE) } else { bytes };
         self.staged = Some(staged);
         Ok(())
     }
