@@ -21,7 +21,7 @@ mod scale;
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    thread,
+    process, thread,
     time::Duration,
 };
 
@@ -49,7 +49,8 @@ fn main() {
     let mut bench = Bench {
         double: Double::start(),
         // On the disk that is built on: where temporary files lie may be no disk at all.
-        root: Path::new(env!("CARGO_TARGET_TMPDIR")).join("bench"),
+        root: Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", process::id())),
+        folders: 0,
         time: Duration::from_secs_f64(seconds),
         rows: env::var("BENCH_ROWS").unwrap_or_default(),
         report: Report::default(),
@@ -67,6 +68,7 @@ fn main() {
 struct Bench {
     double: Double,
     root: PathBuf,
+    folders: u32,
     time: Duration,
     /// What the rows of the loads that run have in their names.
     rows: String,
@@ -74,19 +76,21 @@ struct Bench {
 }
 
 impl Bench {
-    /// An empty folder for a service of its own.
-    fn folder(&self, name: &str) -> PathBuf {
-        let folder = self.root.join(name);
-        let _ = fs::remove_dir_all(&folder);
+    /// An empty folder for a service of its own. Nothing is removed before the end: a file system
+    /// without a journal makes files more slowly for minutes after (it does not reuse an inode that
+    /// was freed just now, and looks for another).
+    fn folder(&mut self, name: &str) -> PathBuf {
+        self.folders += 1;
+        let folder = self.root.join(format!("{}-{name}", self.folders));
         fs::create_dir_all(&folder).unwrap();
-        // The journal is still at work on what was removed; nobody measured shall pay for it.
+        // What was written before is not to be paid for by who is measured next.
         rustix::fs::sync();
         folder
     }
 
     /// A service that has worked for a while. In folders that are new, the file system itself takes
     /// several times as long for the first thousands of files.
-    fn settled(&self, name: &str) -> Service {
+    fn settled(&mut self, name: &str) -> Service {
         let service = Service::start(&self.folder(name), &self.double, &[]);
         self.fresh_uploads().run(&service, &self.double);
         service
@@ -115,7 +119,8 @@ impl Bench {
         );
         for (name, len) in [("34 KB", SMALL), ("2 MB", LARGE)] {
             for threads in [1, 16] {
-                let floor = disk::measure(&self.folder("disk"), len, threads, self.time / 2);
+                let folder = self.folder("disk");
+                let floor = disk::measure(&folder, len, threads, self.time / 2);
                 let latency = floor.latency;
                 row(
                     &[name.into(), threads.to_string()],
@@ -192,12 +197,14 @@ impl Bench {
     /// The cache in memory is off: what it holds is a setting.
     fn memory(&mut self) {
         let settings = [("IMAGESVC_CACHE_MEMORY", "0")];
-        let service = Service::start(&self.folder("memory"), &self.double, &settings);
+        let folder = self.folder("memory");
+        let service = Service::start(&folder, &self.double, &settings);
         self.fresh_uploads().run(&service, &self.double);
         thread::sleep(Duration::from_secs(1));
         self.report.goal("resident after load, MiB", service.memory(), 16.0);
 
-        let service = Service::start(&self.folder("memory"), &self.double, &settings);
+        let folder = self.folder("memory");
+        let service = Service::start(&folder, &self.double, &settings);
         let idle = service.memory();
         let load = Load {
             request: Request::upload(LARGEST),
@@ -215,11 +222,13 @@ impl Bench {
     }
 
     fn scale(&mut self) {
+        let (settled, folder) = (self.settled("empty"), self.folder("full"));
         let run = |service: &Service| self.fresh_uploads().run(service, &self.double);
-        let empty = run(&self.settled("empty"));
-        let folder = self.folder("full");
+        let empty = run(&settled);
+        drop(settled);
         scale::fill(&folder.join("downloads"));
-        let service = Service::start(&folder, &self.double, &[]);
+        // Room for all vectors: none is to be removed.
+        let service = Service::start(&folder, &self.double, &[("IMAGESVC_CACHE_DISK", "4GiB")]);
         let started = service.started_in.as_secs_f64() * 1000.0;
         run(&service); // settles, as the other did
         let full = run(&service);
