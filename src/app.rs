@@ -62,6 +62,7 @@ pub struct Shared {
     origins: Origins,
     proxies: TrustedProxies,
     draining: AtomicBool,
+    /// By one more pointer: copying a token takes a lock, and each request copies it.
     cut: Arc<CancellationToken>,
 }
 
@@ -149,7 +150,8 @@ impl AppState {
     }
 }
 
-/// The routes and their layers, the outermost first:
+/// The routes and their layers, the outermost first. What closes connections at the end only adds a
+/// header; then:
 ///
 /// 1. `observe` gives ids, logs, counts and answers errors, so it must see every other layer;
 /// 2. the CORS layer answers browsers' questions, and marks errors as readable, too;

@@ -239,15 +239,13 @@ impl Embedder {
         background: TaskTracker,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let embedder = Self(Arc::new(Inner {
+        Self(Arc::new(Inner {
             asker: Asker::new(nvidia, settings.ask.clone()),
-            cache: Cache::new(settings, source, &background),
+            cache: Cache::new(settings, source),
             flights: Flights::default(),
             background,
             metrics,
-        }));
-        embedder.tidy_cache();
-        embedder
+        }))
     }
 
     /// The largest picture that goes inline, in bytes.
@@ -371,11 +369,5 @@ impl Embedder {
             return Ok(found);
         }
         self.0.asker.ask(&job.picture, job.deadline).await.map_err(Arc::new)
-    }
-
-    /// Removes what an earlier run left, without delaying the start.
-    fn tidy_cache(&self) {
-        let embedder = self.clone();
-        self.0.background.spawn_blocking(move || embedder.0.cache.tidy());
     }
 }

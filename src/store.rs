@@ -115,8 +115,6 @@ pub struct Store {
 struct Folder {
     path: PathBuf,
     incoming: PathBuf,
-    /// Names the next file in `incoming`, which is empty at the start.
-    next: AtomicU64,
     /// Saved pictures whose request is not done.
     at_work: Mutex<HashSet<Uuid>>,
     /// Bytes of all saved pictures, as far as they were counted.
@@ -179,7 +177,6 @@ impl Store {
         let folder = Arc::new(Folder {
             path,
             incoming,
-            next: AtomicU64::new(0),
             at_work: Mutex::default(),
             saved_bytes: AtomicU64::new(0),
             max_bytes: settings.retention.max_bytes.unwrap_or(u64::MAX),

@@ -61,7 +61,6 @@ fn main() {
         }
     }
     bench.report.print();
-    let _ = fs::remove_dir_all(&bench.root);
 }
 
 /// What the parts share.
@@ -73,6 +72,12 @@ struct Bench {
     /// What the rows of the loads that run have in their names.
     rows: String,
     report: Report,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.root);
+    }
 }
 
 impl Bench {

@@ -25,7 +25,9 @@ pub fn fill(downloads: &Path) {
     }
     for n in 0..VECTORS {
         let folder = n % 256;
-        let name = format!("{folder:02x}/{folder:02x}{n:062x}");
+        let name = format!("{folder:02x}/{folder:02x}{n:014x}{:048x}", 0);
         File::create(vectors.join(name)).unwrap().set_len(VECTOR).unwrap();
     }
+    // As with every folder that is measured.
+    rustix::fs::sync();
 }

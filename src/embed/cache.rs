@@ -7,7 +7,6 @@ use std::sync::Arc;
 use quick_cache::{Weighter, sync::Cache as MemoryCache};
 use sha2::{Digest, Sha256};
 use tokio::task::spawn_blocking;
-use tokio_util::task::TaskTracker;
 
 use super::{Embedding, Origin, Prepared, Settings, Source};
 use crate::nvidia::Vector;
@@ -57,12 +56,12 @@ pub(super) struct Cache {
 
 struct OnDisk {
     disk: Arc<Disk>,
-    writer: Arc<Writer>,
+    writer: Writer,
 }
 
 impl Cache {
-    /// A cache that writes to its disk on `background`.
-    pub(super) fn new(settings: &Settings, source: &Source, background: &TaskTracker) -> Self {
+    /// Both levels, as set; must be made within the runtime.
+    pub(super) fn new(settings: &Settings, source: &Source) -> Self {
         let memory = (settings.cache_memory > 0).then(|| {
             let items = settings.cache_memory.div_ceil(TYPICAL_VECTOR);
             let items = usize::try_from(items).unwrap_or(usize::MAX);
@@ -70,7 +69,7 @@ impl Cache {
         });
         let disk = (settings.cache_disk > 0).then(|| {
             let disk = Arc::new(Disk::new(settings.cache_folder.clone(), settings.cache_disk));
-            OnDisk { writer: Writer::new(Arc::clone(&disk), background.clone()), disk }
+            OnDisk { writer: Writer::start(Arc::clone(&disk)), disk }
         });
         // No model and no address holds a zero byte: two sources never read the same.
         let source = Sha256::new()
@@ -116,14 +115,6 @@ impl Cache {
             writer.write(key, stored(embedding)).await;
         }
     }
-
-    /// Looks through the disk, and removes what an earlier run left unfinished and what is too much
-    /// by now. Blocks.
-    pub(super) fn tidy(&self) {
-        if let Some(OnDisk { disk, .. }) = &self.disk {
-            disk.tidy();
-        }
-    }
 }
 
 fn stored(embedding: &Embedding) -> Stored {
@@ -158,8 +149,7 @@ mod tests {
             cache_disk: disk,
             cache_folder: PathBuf::from(folder),
         };
-        let source = Source { model: source.0, address: source.1.into() };
-        Cache::new(&settings, &source, &TaskTracker::new())
+        Cache::new(&settings, &Source { model: source.0, address: source.1.into() })
     }
 
     pub(super) fn embedding(number: &str) -> Embedding {

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -15,8 +15,8 @@ use uuid::Uuid;
 use super::{Error, Folder, while_};
 use crate::image::Content;
 
-/// How many bytes go to the disk at once, once a picture is too large to be kept in memory; and the
-/// memory that every picture begins with.
+/// How many bytes wait to be written together, once a picture is too large to be kept in memory; and
+/// the memory that every picture begins with.
 const PIECE: usize = 64 * 1024;
 
 /// A file in `.incoming/`, removed when dropped unless it was saved.
@@ -29,8 +29,7 @@ pub(super) struct Staged {
 impl Staged {
     /// Makes an empty one. Blocks.
     pub(super) fn new(folder: &Folder) -> Result<Self, Error> {
-        let number = folder.next.fetch_add(1, Ordering::Relaxed);
-        let path = folder.incoming.join(number.to_string());
+        let path = folder.incoming.join(Uuid::now_v7().to_string());
         let file = File::options()
             .create_new(true)
             .read(true)
@@ -80,8 +79,9 @@ impl Spool {
         let room = if self.staged.is_some() { PIECE } else { self.keep };
         let len = self.pending.len() + bytes.len();
         if len > room {
-            self.flush().await?;
-        } else if len > self.pending.capacity() {
+            return self.flush(bytes.clone()).await;
+        }
+        if len > self.pending.capacity() {
             // Once, and no more than it can come to.
             self.pending.reserve(room - self.pending.len());
         }
@@ -100,7 +100,7 @@ impl Spool {
     /// What the disk says.
     pub async fn finish(mut self) -> Result<Spooled, Error> {
         let content = if self.staged.is_some() {
-            self.flush().await?;
+            self.flush(Bytes::new()).await?;
             self.staged.as_ref().map(|staged| Content::File(Arc::clone(&staged.file), self.len))
         } else {
             None
@@ -113,7 +113,8 @@ impl Spool {
         })
     }
 
-    async fn flush(&mut self) -> Result<(), Error> {
+    /// Writes what is in memory, and what comes after that.
+    async fn flush(&mut self, more: Bytes) -> Result<(), Error> {
         let bytes = self.pending.split();
         let staged = self.staged.take();
         let folder = Arc::clone(&self.folder);
@@ -122,7 +123,10 @@ impl Spool {
                 Some(staged) => staged,
                 None => Staged::new(&folder)?,
             };
-            (&*staged.file).write_all(&bytes).map_err(while_("write a picture"))?;
+            let mut file = &*staged.file;
+            file.write_all(&bytes)
+                .and_then(|()| file.write_all(&more))
+                .map_err(while_("write a picture"))?;
             Ok::<_, Error>((staged, bytes))
         })
         .await??;

@@ -37,11 +37,19 @@ pub(super) struct Disk {
     limit: u64,
     /// Bytes in all files; unknown until the folder was looked through.
     used: Mutex<Option<u64>>,
-    /// The beginnings of the keys of all files; unknown until the folder was looked through. Never
+    /// The prefixes of the keys of all files; unknown until the folder was looked through. Never
     /// locked for long.
-    known: Mutex<Option<HashSet<u64>>>,
+    keys: Mutex<Option<HashSet<u64>>>,
     next: AtomicU64,
     fails: AtomicBool,
+}
+
+/// What is in the folder.
+struct Listing {
+    /// When each file was written, what it takes, and where it is.
+    files: Vec<(SystemTime, u64, PathBuf)>,
+    /// Whether these are all: not if something could not be looked at.
+    all_seen: bool,
 }
 
 /// Why a file is not used.
@@ -59,7 +67,7 @@ impl Disk {
             folder,
             limit,
             used: Mutex::new(None),
-            known: Mutex::new(None),
+            keys: Mutex::new(None),
             next: AtomicU64::new(0),
             fails: AtomicBool::new(false),
         }
@@ -68,7 +76,7 @@ impl Disk {
     /// Whether it is worth while to look for a file: nearly never for a picture that is new. Does
     /// not block.
     pub(super) fn may_hold(&self, key: &Key) -> bool {
-        self.known().as_ref().is_none_or(|known| known.contains(&beginning(key)))
+        self.keys().as_ref().is_none_or(|keys| keys.contains(&key_prefix(key)))
     }
 
     pub(super) fn read(&self, key: &Key) -> Option<Stored> {
@@ -119,7 +127,7 @@ impl Disk {
             return Ok(());
         }
         let mut used = self.lock();
-        let known = self.make_room(&mut used, size)?;
+        let in_use = self.make_room(&mut used, size)?;
         let replaced = match self.may_hold(key) {
             true => fs::metadata(&path).map_or(0, |file| whole_blocks(file.len())),
             false => 0,
@@ -141,9 +149,9 @@ impl Disk {
             let _ = fs::remove_file(&staged_file);
             return Err(error);
         }
-        *used = Some((known + size).saturating_sub(replaced));
-        if let Some(known) = &mut *self.known() {
-            known.insert(beginning(key));
+        *used = Some((in_use + size).saturating_sub(replaced));
+        if let Some(keys) = &mut *self.keys() {
+            keys.insert(key_prefix(key));
         }
         Ok(())
     }
@@ -151,8 +159,8 @@ impl Disk {
     /// Sees to it that so many bytes fit, and says how many are in use.
     fn make_room(&self, used: &mut Option<u64>, size: u64) -> io::Result<u64> {
         let keep = match used.take() {
-            Some(known) if known.saturating_add(size) <= self.limit => {
-                return Ok(*used.insert(known));
+            Some(in_use) if in_use.saturating_add(size) <= self.limit => {
+                return Ok(*used.insert(in_use));
             }
             // More goes than must, so that not every picture looks through all files.
             Some(_) => self.limit - self.limit / 8,
@@ -174,23 +182,10 @@ impl Disk {
     /// cannot be looked at is not counted, what cannot be removed stays: one bad file shall not
     /// turn the cache off.
     fn sweep(&self, limit: u64) -> io::Result<u64> {
-        let mut files = Vec::new();
-        for folder in entries(&self.folder)?.flatten() {
-            if folder.file_name() == OsStr::new(STAGED) {
-                continue;
-            }
-            for file in entries(&folder.path()).into_iter().flatten().flatten() {
-                if let Ok(about) = file.metadata()
-                    && about.is_file()
-                {
-                    let written = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                    files.push((written, whole_blocks(about.len()), file.path()));
-                }
-            }
-        }
+        let Listing { mut files, all_seen } = self.files()?;
         files.sort_unstable();
         let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
-        let mut known = HashSet::new();
+        let mut keys = HashSet::new();
         for (_, size, path) in files {
             if total > limit {
                 match fs::remove_file(&path) {
@@ -201,10 +196,33 @@ impl Disk {
                     Err(error) => tracing::debug!(%error, ?path, "an old embedding stays"),
                 }
             }
-            known.extend(beginning_of_name(&path));
+            keys.extend(name_prefix(&path));
         }
-        *self.known() = Some(known);
+        *self.keys() = all_seen.then_some(keys);
         Ok(total)
+    }
+
+    fn files(&self) -> io::Result<Listing> {
+        let (mut files, mut all_seen) = (Vec::new(), true);
+        for folder in entries(&self.folder)? {
+            let listing =
+                folder.and_then(|folder| match folder.file_name() == OsStr::new(STAGED) {
+                    true => Ok(Vec::new()),
+                    false => entries(&folder.path())?.collect(),
+                });
+            all_seen &= listing.is_ok();
+            for file in listing.into_iter().flatten() {
+                match file.metadata() {
+                    Ok(about) if about.is_file() => {
+                        let written = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                        files.push((written, whole_blocks(about.len()), file.path()));
+                    }
+                    Ok(_) => {}
+                    Err(_) => all_seen = false,
+                }
+            }
+        }
+        Ok(Listing { files, all_seen })
     }
 
     fn path(&self, key: &Key) -> PathBuf {
@@ -212,14 +230,15 @@ impl Disk {
         self.folder.join(&name[..2]).join(name)
     }
 
-    fn known(&self) -> MutexGuard<'_, Option<HashSet<u64>>> {
+    fn keys(&self) -> MutexGuard<'_, Option<HashSet<u64>>> {
         // The set is whole whatever panicked elsewhere.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<u64>> {
         // After a panic the number may be off: it is counted anew.
         self.used.lock().unwrap_or_else(|poisoned| {
+            self.used.clear_poison();
             let mut used = PoisonError::into_inner(poisoned);
             *used = None;
             used
@@ -228,13 +247,13 @@ impl Disk {
 }
 
 /// The first eight bytes of a key: two keys with the same are a look in vain, no more.
-fn beginning(key: &Key) -> u64 {
+fn key_prefix(key: &Key) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *key;
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// The same, of the file that is named by the key.
-fn beginning_of_name(path: &Path) -> Option<u64> {
+fn name_prefix(path: &Path) -> Option<u64> {
     u64::from_str_radix(path.file_name()?.to_str()?.get(..16)?, 16).ok()
 }
 

@@ -1,31 +1,20 @@
-//! Writes embeddings to the disk, one thread for all: what comes while it is at work waits in a
-//! line, and is its next batch. A disk that does not keep up costs calls, not memory.
+//! Writes embeddings to the disk, one thread for all: what comes while it is at work is its next
+//! batch. A disk that does not keep up costs calls, not memory.
 
-use std::{
-    mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+use std::sync::Arc;
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
 };
-
-use tokio::{sync::oneshot, task::spawn_blocking};
-use tokio_util::task::TaskTracker;
 
 use super::{Disk, Key, Stored};
 
 /// The most embeddings that wait: some 20 KB each, where the memory does not hold them anyway.
-const LONGEST_LINE: usize = 32;
+const LONGEST_QUEUE: usize = 32;
 
 /// The only one who writes to the disk.
-pub(super) struct Writer {
-    disk: Arc<Disk>,
-    line: Mutex<Line>,
-    background: TaskTracker,
-}
-
-#[derive(Default)]
-struct Line {
-    waiting: Vec<Entry>,
-    is_served: bool,
-}
+pub(super) struct Writer(mpsc::Sender<Entry>);
 
 struct Entry {
     key: Key,
@@ -35,109 +24,106 @@ struct Entry {
 }
 
 impl Writer {
-    /// A writer whose batches run on `background`.
-    pub(super) fn new(disk: Arc<Disk>, background: TaskTracker) -> Arc<Self> {
-        Arc::new(Self { disk, line: Mutex::default(), background })
+    /// Tidies the disk first; must be made within the runtime.
+    pub(super) fn start(disk: Arc<Disk>) -> Self {
+        let (queue, entries) = mpsc::channel(LONGEST_QUEUE);
+        // Nobody waits for its end: whoever waits for an entry does.
+        drop(tokio::spawn(serve(disk, entries)));
+        Self(queue)
     }
 
     /// Writes an embedding, or does not when too many wait already; ends when it is done.
-    pub(super) async fn write(self: &Arc<Self>, key: Key, stored: Stored) {
+    pub(super) async fn write(&self, key: Key, stored: Stored) {
         let (done, is_done) = oneshot::channel();
-        let is_served = {
-            let mut line = self.line();
-            if line.waiting.len() == LONGEST_LINE {
-                tracing::debug!("an embedding is not kept on disk: too many wait for it");
-                return;
-            }
-            line.waiting.push(Entry { key, stored, done });
-            mem::replace(&mut line.is_served, true)
-        };
-        if !is_served {
-            self.background.spawn(Arc::clone(self).serve_line());
+        if self.0.try_send(Entry { key, stored, done }).is_err() {
+            tracing::debug!("an embedding is not kept on disk: too many wait for it");
+            return;
         }
         // Nothing is ever sent.
         let _ = is_done.await;
     }
+}
 
-    async fn serve_line(self: Arc<Self>) {
-        while let Some(batch) = self.next_batch() {
-            let disk = Arc::clone(&self.disk);
-            let write = move || {
-                for Entry { key, stored, done } in batch {
-                    disk.write(&key, &stored);
-                    drop(done);
-                }
-            };
-            if let Err(error) = spawn_blocking(write).await {
-                tracing::error!(%error, "a thread of the cache died");
-            }
+async fn serve(disk: Arc<Disk>, mut entries: mpsc::Receiver<Entry>) {
+    run(&disk, Disk::tidy).await;
+    loop {
+        let mut batch = Vec::new();
+        if entries.recv_many(&mut batch, LONGEST_QUEUE).await == 0 {
+            return;
         }
+        run(&disk, move |disk| {
+            for Entry { key, stored, done } in batch {
+                disk.write(&key, &stored);
+                drop(done);
+            }
+        })
+        .await;
     }
+}
 
-    fn next_batch(&self) -> Option<Vec<Entry>> {
-        let mut line = self.line();
-        line.is_served = !line.waiting.is_empty();
-        line.is_served.then(|| mem::take(&mut line.waiting))
-    }
-
-    fn line(&self) -> MutexGuard<'_, Line> {
-        // The line is whole whatever panicked elsewhere.
-        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+async fn run(disk: &Arc<Disk>, work: impl FnOnce(&Disk) + Send + 'static) {
+    let disk = Arc::clone(disk);
+    if let Err(error) = spawn_blocking(move || work(&disk)).await {
+        tracing::error!(%error, "a thread of the cache died");
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, time::Duration};
+    use std::{fs, path::Path};
 
-    use futures_util::future::join_all;
-    use tokio::time::timeout;
+    use futures_util::{future::join_all, poll};
 
-    use super::super::tests::embedding;
-    use super::*;
+    use super::{
+        super::{stored, tests::embedding},
+        *,
+    };
 
-    fn writer(folder: &std::path::Path) -> (Arc<Disk>, Arc<Writer>) {
-        let disk = Arc::new(Disk::new(folder.join("vectors"), 1 << 30));
-        (Arc::clone(&disk), Writer::new(disk, TaskTracker::new()))
+    fn disk(folder: &Path) -> Arc<Disk> {
+        Arc::new(Disk::new(folder.join("vectors"), 1 << 30))
     }
 
     #[tokio::test]
     async fn all_that_come_at_once_are_on_disk_when_their_writes_end() {
         let folder = tempfile::tempdir().unwrap();
-        let (disk, writer) = writer(folder.path());
-        let keys: Vec<Key> = (0..LONGEST_LINE as u8).map(|n| [n; 32]).collect();
+        let disk = disk(folder.path());
+        let writer = Writer::start(Arc::clone(&disk));
+        let keys: Vec<Key> = (0..LONGEST_QUEUE as u8).map(|n| [n; 32]).collect();
         join_all(keys.iter().map(|key| async {
-            writer.write(*key, super::super::stored(&embedding("0.5"))).await;
+            writer.write(*key, stored(&embedding("0.5"))).await;
             assert!(disk.read(key).is_some());
         }))
         .await;
-        let is_idle = async { writer.background.wait().await };
-        writer.background.close();
-        timeout(Duration::from_secs(60), is_idle).await.unwrap();
-        assert!(!writer.line().is_served);
     }
 
     #[tokio::test]
-    async fn what_finds_the_line_full_is_given_up_at_once() {
+    async fn what_finds_the_queue_full_is_given_up_at_once() {
         let folder = tempfile::tempdir().unwrap();
-        let (disk, writer) = writer(folder.path());
-        // Nobody serves the line.
-        writer.line().is_served = true;
-        let mut waiting: Vec<_> = (0..LONGEST_LINE)
-            .map(|n| {
-                let key = [u8::try_from(n).unwrap(); 32];
-                Box::pin(writer.write(key, super::super::stored(&embedding("0.5"))))
-            })
+        let disk = disk(folder.path());
+        let (queue, entries) = mpsc::channel(LONGEST_QUEUE);
+        let writer = Writer(queue);
+        let mut waiting: Vec<_> = (0..LONGEST_QUEUE as u8)
+            .map(|n| Box::pin(writer.write([n; 32], stored(&embedding("0.5")))))
             .collect();
         for write in &mut waiting {
-            assert!(futures_util::poll!(write).is_pending());
+            assert!(poll!(write).is_pending());
         }
-        writer.write([255; 32], super::super::stored(&embedding("0.5"))).await;
-        assert!(disk.read(&[255; 32]).is_none());
+        writer.write([255; 32], stored(&embedding("0.5"))).await;
         assert!(!fs::exists(folder.path().join("vectors")).unwrap());
 
-        Arc::clone(&writer).serve_line().await;
+        drop(tokio::spawn(serve(Arc::clone(&disk), entries)));
         join_all(waiting).await;
-        assert!(disk.read(&[0; 32]).is_some());
+        assert!(disk.read(&[0; 32]).is_some() && disk.read(&[255; 32]).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_died_keeps_nobody_waiting() {
+        let (queue, entries) = mpsc::channel(LONGEST_QUEUE);
+        let writer = Writer(queue);
+        let mut waiting = Box::pin(writer.write([1; 32], stored(&embedding("0.5"))));
+        assert!(poll!(&mut waiting).is_pending());
+        drop(entries);
+        waiting.await;
+        writer.write([2; 32], stored(&embedding("0.5"))).await;
     }
 }
