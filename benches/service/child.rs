@@ -90,7 +90,7 @@ impl Service {
     fn status(&self, name: &str) -> f64 {
         let status = fs::read_to_string(self.proc("status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() / 1024.0
+        line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() * 1024.0 / 1e6
     }
 
     fn proc(&self, file: &str) -> String {

@@ -39,7 +39,7 @@ pub struct Cost {
     pub latency: Spread,
     /// Of the service alone, a request.
     pub cpu: Cpu,
-    /// Of the service, in MiB.
+    /// Of the service, in MB.
     pub peak_memory: f64,
     /// Calls to NVIDIA a request.
     pub calls: f64,

@@ -4,8 +4,8 @@
 //! an origin that answer at once, and prints tables. Names of parts after `--` run those alone;
 //! `BENCH_SECONDS` (3) is how long each load lasts, `BENCH_PROGRAM` another build to measure,
 //! `BENCH_ROWS` a part of the names of the loads to run (`upload 34 KB fresh`). Times differ from
-//! machine to machine and from run to run: compare within a run. What is resident and what is
-//! called hardly differs.
+//! machine to machine and from run to run: compare within a run, and leave some minutes between two
+//! (`Bench::folder` says why). What is resident and what is called hardly differs.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
@@ -111,10 +111,10 @@ impl Bench {
         let times = load::Spread::of((0..15).map(started).collect());
         let service = Service::start(&folder, &self.double, &[]);
         thread::sleep(Duration::from_millis(500));
-        let size = fs::metadata(program()).unwrap().len() as f64 / f64::from(1 << 20);
+        let size = fs::metadata(program()).unwrap().len() as f64 / 1e6;
         self.report.goal("start to first answer, ms", times.p50, 60.0);
-        self.report.goal("resident after start, MiB", service.memory(), 12.0);
-        self.report.goal("program, MiB", size, 16.0);
+        self.report.goal("resident after start, MB", service.memory(), 12.0);
+        self.report.goal("program, MB", size, 16.0);
     }
 
     fn disk(&mut self) {
@@ -141,7 +141,7 @@ impl Bench {
             "16 clients, keep-alive; processor time of the service alone, a request",
             &[
                 "route", "picture", "kept", "req/s", "p50 ms", "p99 ms", "user ms", "sys ms",
-                "CPU ms", "peak MiB", "calls",
+                "CPU ms", "peak MB", "calls",
             ],
         );
         let routes = |len| {
@@ -178,7 +178,7 @@ impl Bench {
                 }
             }
         }
-        println!("resident with all that the cache remembers: {:.1} MiB", service.memory());
+        println!("resident with all that the cache remembers: {:.1} MB", service.memory());
     }
 
     fn latency(&mut self) {
@@ -206,7 +206,7 @@ impl Bench {
         let service = Service::start(&folder, &self.double, &settings);
         self.fresh_uploads().run(&service, &self.double);
         thread::sleep(Duration::from_secs(1));
-        self.report.goal("resident after load, MiB", service.memory(), 16.0);
+        self.report.goal("resident after load, MB", service.memory(), 16.0);
 
         let folder = self.folder("memory");
         let service = Service::start(&folder, &self.double, &settings);
@@ -223,7 +223,7 @@ impl Bench {
             cost.requests, cost.per_second
         );
         let more = cost.peak_memory - idle;
-        self.report.goal("64 uploads of 20 MB at once, MiB over idle", more, 32.0);
+        self.report.goal("64 uploads of 20 MB at once, MB over idle", more, 32.0);
     }
 
     fn scale(&mut self) {
@@ -239,7 +239,7 @@ impl Bench {
         let full = run(&service);
         let all = |cost: &load::Cost| cost.cpu.user + cost.cpu.system;
         println!(
-            "100,000 pictures and 50,000 vectors kept: {:.0} req/s, {:.3} CPU ms, {:.1} MiB (none kept: {:.0}, {:.3}, {:.1})",
+            "100,000 pictures and 50,000 vectors kept: {:.0} req/s, {:.3} CPU ms, {:.1} MB (none kept: {:.0}, {:.3}, {:.1})",
             full.per_second,
             all(&full),
             full.peak_memory,
