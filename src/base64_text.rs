@@ -113,11 +113,10 @@ pub fn normalize(text: &mut [u8]) -> Result<usize, Fault> {
         }
         _ => 0,
     };
-    let (mut to, mut padding) = (0, 0);
-    if from == 0 {
-        to = plain_prefix(&text[..len]);
-        from = to;
-    }
+    let plain = plain_prefix(&text[from..len]);
+    text.copy_within(from..from + plain, 0);
+    let (mut to, mut padding) = (plain, 0);
+    from += plain;
     while from < len {
         let byte = text[from];
         from += 1;

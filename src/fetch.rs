@@ -113,10 +113,10 @@ impl fmt::Debug for Lookup {
     }
 }
 
-/// Fetches pictures. Cheap to clone.
-#[derive(Debug, Clone)]
+/// Fetches pictures.
+#[derive(Debug)]
 pub struct Fetcher {
-    settings: Arc<Settings>,
+    settings: Settings,
     /// For everything but what the operator excepted by host and port.
     guarded: Client,
     /// For those exceptions: a client of its own, since a resolver is not told the port.
@@ -150,7 +150,7 @@ impl Fetcher {
                 trust,
             )
         };
-        Ok(Self { guarded: client(false)?, excepted: client(true)?, settings: Arc::new(settings) })
+        Ok(Self { guarded: client(false)?, excepted: client(true)?, settings })
     }
 
     /// Asks for the picture and follows redirects until its first byte.

@@ -307,9 +307,7 @@ impl Connections {
             drop(counted);
         });
     }
-}
 
-impl Connections {
     /// Closes the listener. That resets what the system accepted in our name and we did not look at
     /// yet, so all of that is served first; it is asked itself, since the runtime may not know of
     /// the last ones.

@@ -22,8 +22,8 @@ use crate::{
     telemetry::{Metrics, Readings},
 };
 
-/// The path that the three routes share. Cheap to clone.
-#[derive(Debug, Clone)]
+/// The path that the three routes share.
+#[derive(Debug)]
 pub struct Vectorizer {
     /// Where pictures are saved.
     pub store: Store,

@@ -70,15 +70,10 @@ impl Request {
             "POST {path} HTTP/1.1\r\nHost: imagesvc\r\nContent-Type: {media_type}\r\nContent-Length: {len}\r\n\r\n"
         );
         let bytes = [head.as_bytes(), body].concat();
-        Self { number_at: bytes.len() - after_number - NUMBER, bytes }.numbered(0)
+        Self { number_at: bytes.len() - after_number - NUMBER, bytes }
     }
 
-    /// The same with another picture. Digits are Base64, too.
-    pub fn numbered(mut self, number: u64) -> Self {
-        self.set_number(number);
-        self
-    }
-
+    /// Makes the picture another one. Digits are Base64, too.
     pub fn set_number(&mut self, number: u64) {
         let digits = format!("{number:0NUMBER$}");
         self.bytes[self.number_at..self.number_at + NUMBER].copy_from_slice(digits.as_bytes());

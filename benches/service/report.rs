@@ -6,7 +6,7 @@ use crate::load::Cost;
 #[derive(Default)]
 pub struct Report {
     goals: Vec<(String, f64, f64)>,
-    /// User time and all processor time of a small fresh upload, to compare the other routes with.
+    /// Processor time of a small fresh upload, to compare the other routes with.
     upload: Option<f64>,
 }
 

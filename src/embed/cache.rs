@@ -94,8 +94,11 @@ impl Cache {
         if let Some(found) = self.in_memory(key) {
             return Some(found);
         }
-        let disk = self.disk.as_ref().map(|on_disk| &on_disk.disk);
-        let (disk, key) = (Arc::clone(disk.filter(|disk| disk.may_hold(key))?), *key);
+        let OnDisk { disk, .. } = self.disk.as_ref()?;
+        if !disk.may_hold(key) {
+            return None;
+        }
+        let (disk, key) = (Arc::clone(disk), *key);
         let stored = spawn_blocking(move || disk.read(&key)).await.ok().flatten()?;
         if let Some(memory) = &self.memory {
             memory.insert(key, stored.clone());

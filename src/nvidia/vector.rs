@@ -10,6 +10,8 @@ pub const DIMENSIONS: usize = 1536;
 
 /// An embedding: a JSON array of [`DIMENSIONS`] finite numbers, kept as printed, so that a client
 /// parses the same values as if it had asked NVIDIA itself. Cheap to clone.
+///
+/// In a box, since a box cannot become an `Arc` without its text being copied.
 #[derive(Debug, Clone)]
 pub struct Vector(Arc<Box<RawValue>>);
 

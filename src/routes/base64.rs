@@ -199,6 +199,13 @@ mod tests {
         }
 
         #[test]
+        fn one_wrong_character_is_found_wherever_it_is(at in 0usize..300, data in prop_oneof![Just(""), Just("data:,")]) {
+            let mut text = "A".repeat(300);
+            text.replace_range(at..=at, "%");
+            prop_assert_eq!(picture(&format!("{data}{text}")), Err(Fault::Alphabet));
+        }
+
+        #[test]
         fn no_text_makes_it_panic(text in any::<String>()) {
             let _ = parse(text.clone().into_bytes());
             let _ = parse(serde_json::json!({ "image_base64": text }).to_string().into_bytes());

@@ -17,9 +17,10 @@ use std::{
     time::SystemTime,
 };
 
+use serde_json::value::RawValue;
+
 use super::{Key, Stored};
 use crate::{blocks::whole_blocks, embed::Prepared, hex::hex, nvidia::Vector};
-use serde_json::value::RawValue;
 
 /// What files begin with; the number is the version of their form.
 const MAGIC: &str = "imagesvc-vector 2";
