@@ -1,16 +1,20 @@
 //! What runs for each byte, or for each request: `cargo bench --bench micro`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::BytesCount};
 use imagesvc::{
     base64_text,
     image::{Content, probe},
-    nvidia::{DIMENSIONS, InlineImage, Vector},
+    nvidia::{InlineImage, Vector},
     store::{Retention, Settings, Store},
 };
+use samples::jpeg;
 use serde_json::value::RawValue;
+
+#[path = "service/samples.rs"]
+mod samples;
 
 /// A picture that goes inline, one that almost does not, and one that does not.
 const SIZES: [usize; 3] = [34 * 1024, 149_000, 2 << 20];
@@ -18,23 +22,12 @@ const SIZES: [usize; 3] = [34 * 1024, 149_000, 2 << 20];
 /// What hyper hands out at once.
 const CHUNK: usize = 16 * 1024;
 
-const JPEG: &[u8] = include_bytes!("../tests/fixtures/hubble_deep_field.jpg");
-
 fn main() {
     divan::main();
 }
 
-fn jpeg(len: usize) -> Vec<u8> {
-    let mut bytes = JPEG[..len.min(JPEG.len())].to_vec();
-    bytes.resize(len, 0);
-    bytes
-}
-
-/// An embedding as NVIDIA prints it: as many digits as an `f32` has.
 fn embedding() -> Box<RawValue> {
-    let number = |n: usize| (n as f64 * 12.9898).sin() as f32 / 20.0;
-    let numbers: Vec<_> = (0..DIMENSIONS).map(|n| number(n).to_string()).collect();
-    RawValue::from_string(format!("[{}]", numbers.join(","))).unwrap()
+    RawValue::from_string(samples::embedding()).unwrap()
 }
 
 /// Hashing, and copying or staging: all that happens to a byte while it is received.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{load::Spread, pictures::jpeg};
+use crate::{load::Spread, samples::jpeg};
 
 /// What keeping files costs.
 pub struct Floor {

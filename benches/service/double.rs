@@ -14,7 +14,8 @@ use std::{
 
 use crate::{
     http::{content_length, find},
-    pictures::{LARGE, SMALL, jpeg},
+    pictures::{LARGE, SMALL},
+    samples::{embedding, jpeg},
 };
 
 /// Longer than any head and most inline bodies, so that those come in few pieces.
@@ -143,12 +144,10 @@ fn write_with_end(mut stream: &TcpStream, answer: &[u8], end: &[u8]) -> io::Resu
     }
 }
 
-/// An answer of NVIDIA: 1536 numbers with as many digits as an `f32` has.
+/// An answer of NVIDIA.
 fn inference() -> String {
-    let number = |n: u32| (f64::from(n) * 12.9898).sin() as f32 / 20.0;
-    let numbers: Vec<_> = (0..1536).map(|n| number(n).to_string()).collect();
     format!(
-        r#"{{"metadata":[{{"embedding":[{}],"frame_num":0}}],"created":1,"model":"nv-dinov2","object":"inference.completion","usage":{{"inference_response_time":1}}}}"#,
-        numbers.join(",")
+        r#"{{"metadata":[{{"embedding":{},"frame_num":0}}],"created":1,"model":"nv-dinov2","object":"inference.completion","usage":{{"inference_response_time":1}}}}"#,
+        embedding()
     )
 }

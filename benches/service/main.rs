@@ -16,6 +16,7 @@ mod http;
 mod load;
 mod pictures;
 mod report;
+mod samples;
 mod scale;
 
 use std::{

@@ -2,9 +2,7 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
-use crate::double::Double;
-
-const JPEG: &[u8] = include_bytes!("../../tests/fixtures/hubble_deep_field.jpg");
+use crate::{double::Double, samples::jpeg};
 
 /// A picture of a phone's messenger.
 pub const SMALL: usize = 34 * 1024;
@@ -15,13 +13,6 @@ pub const LARGEST: usize = 20_000_000;
 
 /// How many characters a picture's number has.
 const NUMBER: usize = 16;
-
-/// A JPEG of exactly this length. Nothing behind its header is looked at, here or on its way.
-pub fn jpeg(len: usize) -> Vec<u8> {
-    let mut bytes = JPEG[..len.min(JPEG.len())].to_vec();
-    bytes.resize(len, 0);
-    bytes
-}
 
 /// A request, ready to be sent, with a number in it that makes its picture another one.
 #[derive(Clone)]
