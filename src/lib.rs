@@ -31,6 +31,7 @@ pub mod nvidia;
 pub mod routes;
 pub mod sandbox;
 pub mod server;
+pub mod spool;
 pub mod store;
 pub mod telemetry;
 pub mod tls;

@@ -20,14 +20,16 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::blocks::whole_blocks;
+use crate::{
+    blocks::whole_blocks,
+    spool::{self, Spool, Spooled, Staging},
+};
 
 mod retention;
-mod spool;
+mod saved;
 
 pub use retention::{Retention, Swept};
-use spool::Staged;
-pub use spool::{SavedFile, Spool, Spooled};
+pub use saved::SavedFile;
 
 /// Where pictures are saved.
 #[derive(Debug, Clone)]
@@ -59,6 +61,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The picture could not be received.
+    #[error(transparent)]
+    Spool(#[from] spool::Error),
     /// The deadline passed first.
     #[error("saving did not end in time")]
     Timeout,
@@ -70,16 +75,20 @@ pub enum Error {
 impl Error {
     /// Whether the cause is a lack of room.
     pub fn is_full(&self) -> bool {
-        match self {
-            Self::Reserve { .. } => true,
-            Self::Io { source, .. } => matches!(
+        let source = match self {
+            Self::Reserve { .. } => return true,
+            Self::Io { source, .. } => Some(source),
+            Self::Spool(error) => error.io(),
+            Self::Timeout | Self::Died(_) => None,
+        };
+        source.is_some_and(|source| {
+            matches!(
                 source.kind(),
                 io::ErrorKind::StorageFull
                     | io::ErrorKind::QuotaExceeded
                     | io::ErrorKind::FileTooLarge
-            ),
-            Self::Timeout | Self::Died(_) => false,
-        }
+            )
+        })
     }
 }
 
@@ -114,7 +123,7 @@ pub struct Store {
 #[derive(Debug)]
 struct Folder {
     path: PathBuf,
-    incoming: PathBuf,
+    incoming: Staging,
     /// Saved pictures whose request is not done.
     at_work: Mutex<HashSet<Uuid>>,
     /// Bytes of all saved pictures, as far as they were counted.
@@ -176,7 +185,7 @@ impl Store {
         }
         let folder = Arc::new(Folder {
             path,
-            incoming,
+            incoming: Staging::new(incoming),
             at_work: Mutex::default(),
             saved_bytes: AtomicU64::new(0),
             max_bytes: settings.retention.max_bytes.unwrap_or(u64::MAX),
@@ -214,7 +223,7 @@ impl Store {
     /// # Errors
     /// What the system says.
     pub fn check_writable(&self) -> Result<(), Error> {
-        Staged::new(&self.folder).map(drop)
+        Ok(self.folder.incoming.file().map(drop)?)
     }
 
     /// Removes a saved picture.
@@ -226,9 +235,28 @@ impl Store {
         spawn_blocking(move || fs::remove_file(path).map_err(while_("remove a picture"))).await?
     }
 
+    /// Where what is not to be saved may be staged.
+    pub fn staging(&self) -> Staging {
+        self.folder.incoming.clone()
+    }
+
+    /// Saves a picture under a new name (a UUID v7, so that names sort by time) with this extension,
+    /// and returns the name once it is durable. Goes on to its end when the caller stops waiting.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub async fn save(
+        &self,
+        spooled: Spooled,
+        extension: &'static str,
+    ) -> Result<SavedFile, Error> {
+        let folder = Arc::clone(&self.folder);
+        spawn_blocking(move || saved::save(&folder, spooled, extension)).await?
+    }
+
     /// Begins to receive a picture, of which up to `keep` bytes stay in memory.
     pub fn spool(&self, keep: usize) -> Spool {
-        Spool::new(Arc::clone(&self.folder), keep)
+        self.folder.incoming.spool(keep)
     }
 }
 
@@ -279,7 +307,7 @@ mod tests {
             let spooled = spooled(&store, keep, &[b"hello ", b"wor", b"ld"]).await;
             assert_eq!(spooled.sha256[..4], [0xb9, 0x4d, 0x27, 0xb9]);
             let content = spooled.content.clone();
-            let name = spooled.save("jpg").await.unwrap();
+            let name = store.save(spooled, "jpg").await.unwrap();
             assert!(name.name().ends_with(".jpg"));
             assert_eq!(fs::read(folder.path().join(name.name())).unwrap(), b"hello world");
             assert_eq!(&content.read_at(6, 100).unwrap()[..], b"world");

@@ -18,7 +18,8 @@ use crate::{
     embed::{Embedder, Embedding, Freshness, Held, Job},
     error::{Error, Saved, Shed},
     image::{Content, Picture, probe},
-    store::{self, SavedFile, Spooled, Store},
+    spool::Spooled,
+    store::{self, SavedFile, Store},
     telemetry::{Metrics, Readings},
 };
 
@@ -156,9 +157,9 @@ impl Vectorizer {
             if spool.received() + chunk.len() as u64 > limit {
                 return Err(Error::TooManyBytes { limit, size: None });
             }
-            spool.write(&chunk).await?;
+            spool.write(&chunk).await.map_err(store::Error::from)?;
         }
-        Ok(spool.finish().await?)
+        Ok(spool.finish().await.map_err(store::Error::from)?)
     }
 
     async fn probe(&self, content: Content) -> Result<Picture, Error> {
@@ -177,7 +178,7 @@ impl Vectorizer {
         extension: &'static str,
         deadline: Instant,
     ) -> Result<SavedFile, Error> {
-        let save = spooled.save(extension);
+        let save = self.store.save(spooled, extension);
         Ok(timeout_at(deadline, save).await.unwrap_or(Err(store::Error::Timeout))?)
     }
 }

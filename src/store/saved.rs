@@ -1,0 +1,65 @@
+//! Gives a picture its name once it is durable: synced, renamed, and the folder synced after.
+
+use std::{fs::File, io, sync::Arc};
+
+use uuid::Uuid;
+
+use super::{Error, Folder, while_};
+use crate::{image::Content, spool::Spooled};
+
+/// Saves a picture. Blocks.
+pub(super) fn save(
+    folder: &Arc<Folder>,
+    spooled: Spooled,
+    extension: &str,
+) -> Result<SavedFile, Error> {
+    let mut staged = match (spooled.staged, &spooled.content) {
+        (Some(staged), _) => staged,
+        (None, Content::Memory(bytes)) => {
+            let staged = folder.incoming.file()?;
+            staged.append(bytes)?;
+            staged
+        }
+        (None, Content::File(..)) => {
+            return Err(while_("find a picture's file")(io::ErrorKind::NotFound.into()));
+        }
+    };
+    staged.sync().map_err(while_("sync a picture"))?;
+    let file = SavedFile::new(folder, extension);
+    // Until the name is durable, a failure takes the file back.
+    staged.rename(folder.path.join(&file.name)).map_err(while_("name a picture"))?;
+    File::open(&folder.path)
+        .and_then(|folder| folder.sync_all())
+        .map_err(while_("sync the downloads folder"))?;
+    staged.keep();
+    folder.add_saved_bytes(spooled.content.len());
+    Ok(file)
+}
+
+/// A saved picture. As long as this is held, the picture counts as worked on and is not removed.
+#[derive(Debug)]
+pub struct SavedFile {
+    name: String,
+    id: Uuid,
+    folder: Arc<Folder>,
+}
+
+impl SavedFile {
+    fn new(folder: &Arc<Folder>, extension: &str) -> Self {
+        let id = Uuid::now_v7();
+        // Before the file has its name: it shall not be there a moment without being worked on.
+        folder.at_work().insert(id);
+        Self { name: format!("{id}.{extension}"), id, folder: Arc::clone(folder) }
+    }
+
+    /// The file's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for SavedFile {
+    fn drop(&mut self) {
+        self.folder.at_work().remove(&self.id);
+    }
+}
