@@ -22,6 +22,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::{
     budget::Budget,
     config::{Config, Upstream},
+    decoder::Decoder,
     embed::{Embedder, Source},
     error::Error,
     fetch::{Fetcher, Lookup},
@@ -81,6 +82,10 @@ pub struct Parts {
     pub key: ApiKey,
     /// How names are looked up.
     pub lookup: Lookup,
+    /// Who decodes pictures.
+    pub decoder: Decoder,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// The port that the service listens on.
     pub port: u16,
     /// What outlives its request.
@@ -93,7 +98,7 @@ impl AppState {
     /// # Errors
     /// When TLS cannot be set up.
     pub fn new(config: &Config, store: Store, parts: Parts) -> Result<Self, reqwest::Error> {
-        let metrics = Metrics::new();
+        let metrics = parts.metrics;
         let trust = Trust::probe();
         let client = nvidia::Client::new(
             config.nvidia.clone(),
@@ -110,8 +115,15 @@ impl AppState {
         } else {
             Source { model: "nvidia/nv-dinov2", address: config.nvidia.infer_url.to_string() }
         };
-        let embedder =
-            Embedder::new(client, &config.embed, &source, parts.background, Arc::clone(&metrics));
+        let embedder = Embedder::new(
+            client,
+            parts.decoder,
+            store.staging(),
+            &config.embed,
+            &source,
+            parts.background,
+            Arc::clone(&metrics),
+        );
         Ok(Self(Arc::new(Shared {
             vectorizer: Vectorizer {
                 store,
@@ -212,9 +224,12 @@ mod tests {
         let path = folder.path().to_str().unwrap();
         let pairs = [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_DOWNLOADS_DIR", path)];
         let config = Config::resolve(&Raw::from_pairs(pairs)).unwrap();
+        let metrics = Metrics::new();
         let parts = Parts {
             key: ApiKey::parse("nvapi-1").unwrap(),
             lookup: Lookup::system(),
+            decoder: Decoder::new(config.decoder.clone(), Arc::clone(&metrics)),
+            metrics,
             port: 0,
             background: TaskTracker::new(),
         };

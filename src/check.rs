@@ -17,7 +17,9 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::{
+    causes::causes,
     config::{Config, Upstream},
+    decoder::Decoder,
     nvidia::{ApiKey, Client, InlineImage, Verdict},
     sandbox, store,
     telemetry::Metrics,
@@ -26,6 +28,9 @@ use crate::{
 
 /// How long a name may take to be looked up.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the decode of one pixel may take.
+const DECODE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the one paid call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -72,6 +77,7 @@ pub async fn run(config: &Config, live: bool) -> bool {
     }
     findings.push(check_folder(&config.store.folder));
     findings.push(check_disk(&config.store));
+    findings.push(check_decoder(config).await);
     match &config.upstream {
         Upstream::Sandbox => {
             let text = "the sandbox needs no certificates, no names and no key";
@@ -153,6 +159,18 @@ fn check_disk(settings: &store::Settings) -> Finding {
         ),
         Ok(free) => finding(State::Fine, format!("{} MiB are free", mib(free))),
         Err(error) => finding(State::Fault, format!("its free room is not known: {error}")),
+    }
+}
+
+async fn check_decoder(config: &Config) -> Finding {
+    let decoder = Decoder::new(config.decoder.clone(), Metrics::new());
+    match decoder.try_out(Instant::now() + DECODE_TIMEOUT).await {
+        Ok(()) => Finding::new("decoder", State::Fine, "decodes pictures in processes of its own"),
+        Err(error) => {
+            let cause = causes(&error).last().map(|cause| format!(": {cause}")).unwrap_or_default();
+            let advice = "the service must be able to start its own program and to limit it";
+            Finding::new("decoder", State::Fault, format!("{error}{cause}: {advice}"))
+        }
     }
 }
 

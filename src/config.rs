@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
-    base64_text,
+    base64_text, decoder,
     embed::{self, LargeImages},
     fetch::{self, policy},
     guard::{client::TrustedProxies, gate, keys::ClientKeys, origin::Origins},
@@ -27,6 +27,8 @@ pub struct Config {
     pub nvidia: nvidia::Settings,
     /// How a picture becomes an embedding.
     pub embed: embed::Settings,
+    /// How pictures are decoded.
+    pub decoder: decoder::Settings,
     /// How addresses are fetched.
     pub fetch: fetch::Settings,
     /// Where pictures are saved.
@@ -159,7 +161,6 @@ impl Config {
                     inline_limit: read
                         .value("NVIDIA_INLINE_LIMIT", parse::number(20_000..=200_000)),
                     max_concurrency: read.value("NVIDIA_MAX_CONCURRENCY", parse::number(1..=1024)),
-                    max_decode_bytes: read.value("IMAGESVC_MAX_DECODE_BYTES", budget),
                     asset_memory: embed::ASSET_MEMORY,
                     outage_memory: embed::OUTAGE_MEMORY,
                 },
@@ -167,6 +168,7 @@ impl Config {
                 cache_disk: read.value("IMAGESVC_CACHE_DISK", parse::size),
                 cache_folder: downloads.join(".vectors"),
             },
+            decoder: decoder::Settings::new(read.value("IMAGESVC_MAX_DECODE_BYTES", decode_memory)),
             fetch: fetch::Settings {
                 timeout: read.value("IMAGESVC_FETCH_TIMEOUT", parse::positive_duration),
                 max_redirects: read.value("IMAGESVC_FETCH_MAX_REDIRECTS", parse::number(0..=20)),
@@ -373,6 +375,11 @@ fn header_text(text: &str) -> Result<String, String> {
 /// A budget of memory: what a semaphore of bytes can count, and no less than does any work.
 fn budget(text: &str) -> Result<u64, String> {
     sized(text, 1 << 20..=1 << 40)
+}
+
+/// Memory for decoding: one process needs a part of it to start.
+fn decode_memory(text: &str) -> Result<u64, String> {
+    sized(text, 64 << 20..=1 << 40)
 }
 
 fn image_bytes(text: &str) -> Result<u64, String> {

@@ -1,15 +1,14 @@
 //! From a picture to its embedding, paid once: what was asked before is remembered, and what is
 //! being asked is shared.
 //!
-//! The way: `cache`, then `flights` (one call for all who want the same), and in the call itself
-//! `slots` (so many at once) and `ask` (what NVIDIA is given). A call runs in a task of its own: a
+//! The way: `cache`, then `flights` (one call for all who want the same), and in the call itself `ask`
+//! (what NVIDIA is given), which waits for one of the `slots` (so many at once). A call runs in a task of its own: a
 //! client that leaves neither fails the others nor wastes it.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::OwnedSemaphorePermit,
-    task::JoinError,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
@@ -17,8 +16,10 @@ use tracing::Instrument;
 
 use crate::{
     budget::Reserved,
-    image::{self, Picture},
+    decoder::{self, Decoder},
+    image::Picture,
     nvidia::{self, Vector},
+    spool::Staging,
     telemetry::Metrics,
 };
 use ask::Asker;
@@ -159,9 +160,6 @@ pub struct Embedding {
 /// Why there is no embedding.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The picture cannot be decoded.
-    #[error(transparent)]
-    Image(#[from] image::Error),
     /// NVIDIA does not give one.
     #[error(transparent)]
     Nvidia(#[from] nvidia::Error),
@@ -174,9 +172,9 @@ pub enum Error {
     /// The smallest JPEG of the picture does not fit inline.
     #[error("the picture cannot be made small enough")]
     StillTooLarge,
-    /// A decoder panicked.
-    #[error("the decoder died")]
-    DecoderDied(#[from] JoinError),
+    /// The picture was not decoded.
+    #[error(transparent)]
+    Decoder(#[from] decoder::Error),
     /// The task of the call panicked.
     #[error("the call's task died")]
     CallDied,
@@ -186,7 +184,9 @@ impl Error {
     /// Whether only the time of whoever asked was up.
     fn is_about_time(&self) -> bool {
         match self {
-            Self::Busy(_) | Self::LineTooLong => true,
+            Self::Busy(_)
+            | Self::LineTooLong
+            | Self::Decoder(decoder::Error::Busy | decoder::Error::Timeout) => true,
             Self::Nvidia(error) => error.lacks_time,
             _ => false,
         }
@@ -194,7 +194,7 @@ impl Error {
 
     /// Whether the picture itself is to blame: only decoding it could tell.
     pub fn is_about_the_picture(&self) -> bool {
-        matches!(self, Self::Image(error) if error.is_about_the_picture())
+        matches!(self, Self::Decoder(decoder::Error::Image(error)) if error.is_about_the_picture())
     }
 
     /// How long NVIDIA asks to wait.
@@ -234,13 +234,15 @@ impl Embedder {
     /// An embedder on top of a client; calls run on `background`.
     pub fn new(
         nvidia: nvidia::Client,
+        decoder: Decoder,
+        staging: Staging,
         settings: &Settings,
         source: &Source,
         background: TaskTracker,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self(Arc::new(Inner {
-            asker: Asker::new(nvidia, settings.ask.clone()),
+            asker: Asker::new(nvidia, decoder, staging, settings.ask.clone()),
             cache: Cache::new(settings, source),
             flights: Flights::default(),
             background,

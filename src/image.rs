@@ -1,16 +1,17 @@
 //! What a picture is: its bytes, its format, its size, and how it is decoded and encoded anew.
 //!
-//! Everything here is synchronous; what takes time is called off the async threads.
+//! Everything here is synchronous; what takes time is called off the async threads. Headers are
+//! read within bounds; pixels are decoded by [`crate::decoder`]'s processes alone.
 
 mod content;
 mod cost;
 mod pixels;
 mod probe;
+mod scans;
 mod sniff;
 
 pub use content::{Content, Reader};
-pub use cost::decode_cost;
-pub use pixels::{Target, decode_upright};
+pub use pixels::Target;
 pub use probe::{Picture, probe};
 pub use sniff::{Format, Unsupported, sniff};
 
@@ -43,12 +44,12 @@ pub enum Error {
         limit: u64,
     },
     /// The pixels cannot be decoded.
-    #[error("the {format} picture cannot be decoded")]
+    #[error("the {format} picture cannot be decoded: {reason}")]
     Broken {
         /// What it seemed to be.
         format: Format,
-        /// The decoder's word.
-        source: ::image::ImageError,
+        /// What the decoder said, or how it ended.
+        reason: String,
     },
     /// The saved bytes cannot be read back.
     #[error("the picture's bytes cannot be read")]

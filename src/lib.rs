@@ -21,6 +21,7 @@ pub mod budget;
 mod causes;
 pub mod check;
 pub mod config;
+pub mod decoder;
 pub mod embed;
 pub mod error;
 pub mod fetch;

@@ -1,16 +1,21 @@
 //! The service's process: settings, logs, serve or check, exit code.
 
-use std::{error::Error, process::ExitCode, time::Duration};
+use std::{env, error::Error, process::ExitCode, time::Duration};
 
 use imagesvc::{
     check,
     config::{Config, Task},
+    decoder,
     server::{Server, stop_signal},
     telemetry,
 };
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
+    // First of all: a decoder limits itself before anything else is done.
+    if let Some(code) = decoder::run_child(env::args_os()) {
+        return code;
+    }
     let (task, config) = Config::from_process().unwrap_or_else(|faults| faults.exit());
     telemetry::init(&config.telemetry);
     let outcome = Runtime::new().map_err(Into::into).and_then(|runtime| {

@@ -11,10 +11,12 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use url::Url;
 use uuid::Uuid;
 
-use crate::{config::Limits, nvidia, nvidia::ApiKey};
+use crate::{decoder::Decoder, nvidia, nvidia::ApiKey, spool::Staging};
 
 pub mod perceptual;
 mod stand_in;
+
+pub use stand_in::router;
 
 /// The model's name in answers: nobody shall take these vectors for NVIDIA's.
 pub const MODEL: &str = "sandbox/perceptual";
@@ -37,17 +39,17 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts a stand-in with a key of its own.
+    /// Starts a stand-in with a key of its own, which takes pictures of so many pixels.
     ///
     /// # Errors
     /// When no loopback port can be had.
-    pub async fn start(limits: Limits) -> io::Result<Self> {
+    pub async fn start(max_pixels: u64, decoder: Decoder, staging: Staging) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let text = format!("nvapi-sandbox-{}", Uuid::new_v4().simple());
         let key = ApiKey::parse(&text).map_err(io::Error::other)?;
-        let router = stand_in::router(address, &text, limits);
-        let task = tokio::spawn(axum::serve(listener, router).into_future());
+        let stand_in = router(address, &text, max_pixels, decoder, staging);
+        let task = tokio::spawn(axum::serve(listener, stand_in).into_future());
         tracing::warn!("sandbox mode: vectors come from a stand-in ({MODEL}), not from NV-DINOv2");
         Ok(Self { address, key, task })
     }

@@ -14,7 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     signal::unix::{SignalKind, signal},
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -22,6 +22,7 @@ use tower::ServiceExt;
 use crate::{
     app::{self, AppState, Parts},
     config::{Config, Upstream},
+    decoder::{self, Decoder},
     fetch::{Lookup, policy::Exception},
     guard::client::{Peer, TrustedProxies},
     sandbox::Sandbox,
@@ -44,6 +45,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long to wait when the system is out of sockets.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long the first decode, of one pixel, may take.
+const TRY_OUT_TIME: Duration = Duration::from_secs(10);
 
 /// How long a connection that came last has for its request.
 const LAST_REQUESTS: Duration = Duration::from_millis(100);
@@ -82,6 +86,9 @@ pub enum StartError {
     /// The downloads folder cannot be used.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// Pictures cannot be decoded.
+    #[error("cannot decode pictures: {0}")]
+    Decoder(#[source] decoder::Error),
     /// TLS cannot be set up, or a proxy makes no sense.
     #[error("cannot set up the HTTP clients")]
     Client(#[from] reqwest::Error),
@@ -126,11 +133,20 @@ impl Server {
         let listener = TcpListener::bind(listen).await.map_err(fail)?;
         let address = listener.local_addr().map_err(fail)?;
 
+        let metrics = Metrics::new();
+        let decoder = Decoder::new(config.decoder.clone(), Arc::clone(&metrics));
+        decoder.try_out(Instant::now() + TRY_OUT_TIME).await.map_err(StartError::Decoder)?;
+
         let (key, sandbox) = match &config.upstream {
             Upstream::Nvidia(key) => (key.clone(), None),
             Upstream::Sandbox => {
-                let sandbox =
-                    Sandbox::start(config.limits.clone()).await.map_err(StartError::Sandbox)?;
+                let sandbox = Sandbox::start(
+                    config.limits.max_image_pixels,
+                    decoder.clone(),
+                    store.staging(),
+                )
+                .await
+                .map_err(StartError::Sandbox)?;
                 sandbox.point_to(&mut config.nvidia);
                 for host in ["127.0.0.1", "localhost"] {
                     config.fetch.policy.allow.push(Exception::Server(host.into(), address.port()));
@@ -140,7 +156,7 @@ impl Server {
         };
         let background = TaskTracker::new();
         let port = address.port();
-        let parts = Parts { key, lookup, port, background: background.clone() };
+        let parts = Parts { key, lookup, decoder, metrics, port, background: background.clone() };
         let state = AppState::new(&config, store, parts)?;
         let (settings, proxies) = (config.server, config.gate.proxies);
         Ok(Self { listener, address, settings, proxies, state, background, sandbox })

@@ -36,13 +36,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// What the system said, where it said something.
-    pub fn io(&self) -> Option<&io::Error> {
-        match self {
-            Self::Io { source, .. } => Some(source),
-            Self::Died(_) => None,
-        }
+    /// Whether the cause is a lack of room.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if lacks_room(source))
     }
+}
+
+/// Whether the system says that there is no room.
+pub fn lacks_room(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 fn while_(action: &'static str) -> impl Fn(io::Error) -> Error {

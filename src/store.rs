@@ -75,20 +75,12 @@ pub enum Error {
 impl Error {
     /// Whether the cause is a lack of room.
     pub fn is_full(&self) -> bool {
-        let source = match self {
-            Self::Reserve { .. } => return true,
-            Self::Io { source, .. } => Some(source),
-            Self::Spool(error) => error.io(),
-            Self::Timeout | Self::Died(_) => None,
-        };
-        source.is_some_and(|source| {
-            matches!(
-                source.kind(),
-                io::ErrorKind::StorageFull
-                    | io::ErrorKind::QuotaExceeded
-                    | io::ErrorKind::FileTooLarge
-            )
-        })
+        match self {
+            Self::Reserve { .. } => true,
+            Self::Io { source, .. } => spool::lacks_room(source),
+            Self::Spool(error) => error.is_full(),
+            Self::Timeout | Self::Died(_) => false,
+        }
     }
 }
 

@@ -1,20 +1,22 @@
 //! Asks NVIDIA for the embedding of one picture: chooses what it is given, and how.
 //!
 //! JPEG and PNG go as they are, the other formats as JPEG. What fits goes inline; what does not is
-//! uploaded, and where uploads do not work it is shrunk until it fits.
+//! uploaded, and where uploads do not work it is shrunk until it fits. A picture is decoded before
+//! it takes a slot to NVIDIA: no slot is held that is not used.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use tokio::{task::spawn_blocking, time::Instant};
+use tokio::time::Instant;
 
 use super::{Embedding, Error, Origin, Prepared, slots::Slots};
 use crate::{
-    budget::{self, Budget, Reserved},
-    image::{self, Content, Format, Picture, Target},
+    decoder::{self, Decoder},
+    image::{Content, Format, Picture, Target},
     nvidia::{self, Attempts, InlineImage, Vector},
+    spool::{Spooled, Staging},
 };
 
 /// How long a refusal of uploads is remembered.
@@ -32,8 +34,6 @@ pub struct Settings {
     pub inline_limit: usize,
     /// Pictures that are with NVIDIA at once.
     pub max_concurrency: usize,
-    /// Memory for decoding, all pictures together, in bytes.
-    pub max_decode_bytes: u64,
     /// How long a refusal of uploads is remembered.
     pub asset_memory: Duration,
     /// How long an outage of uploads is remembered.
@@ -62,7 +62,9 @@ pub(super) struct Asker {
     nvidia: nvidia::Client,
     settings: Settings,
     slots: Slots,
-    decoding: Budget,
+    decoder: Decoder,
+    /// Where re-encoded pictures are that do not fit inline.
+    staging: Staging,
     /// Until when nothing is uploaded.
     no_uploads_until: Mutex<Option<Instant>>,
 }
@@ -76,18 +78,18 @@ enum Sent {
     TooLarge,
 }
 
-/// A re-encoded picture, with the part of the decode budget that its bytes take.
-struct Encoded {
-    jpeg: Content,
-    _reserved: Reserved,
-}
-
 impl Asker {
-    pub(super) fn new(nvidia: nvidia::Client, settings: Settings) -> Self {
+    pub(super) fn new(
+        nvidia: nvidia::Client,
+        decoder: Decoder,
+        staging: Staging,
+        settings: Settings,
+    ) -> Self {
         Self {
             nvidia,
             slots: Slots::new(settings.max_concurrency),
-            decoding: Budget::new(settings.max_decode_bytes),
+            decoder,
+            staging,
             no_uploads_until: Mutex::new(None),
             settings,
         }
@@ -132,8 +134,6 @@ impl Asker {
         if self.slots.expected_wait() > left {
             return Err(Error::LineTooLong);
         }
-        let slot = self.slots.take(deadline).await;
-        let Some(_slot) = slot else { return Err(Error::Busy("a call to NVIDIA")) };
         let (sent, prepared) = match picture.format {
             Format::Jpeg | Format::Png => {
                 let prepared = Prepared::Original;
@@ -143,7 +143,7 @@ impl Asker {
             Format::WebP | Format::Gif | Format::Bmp | Format::Tiff => {
                 let encoded = self.encode(picture, Target::Converted, deadline).await?;
                 let prepared = Prepared::Jpeg;
-                let sent = self.send(&encoded.jpeg, Format::Jpeg, prepared, &mut attempts);
+                let sent = self.send(&encoded.content, Format::Jpeg, prepared, &mut attempts);
                 (sent.await?, prepared)
             }
         };
@@ -155,11 +155,10 @@ impl Asker {
         if let Some(outage) = refusal.as_ref().filter(|refusal| !refusal.is_refusal()) {
             self.spare_uploads(outage, self.settings.outage_memory);
         }
-        // What was encoded above is dropped by now: it would hold memory that this waits for.
         let target = Target::Shrunk { max_len: self.largest_inline() };
         let encoded = self.encode(picture, target, deadline).await?;
         let prepared = Prepared::Shrunk;
-        let sent = self.send(&encoded.jpeg, Format::Jpeg, prepared, &mut attempts).await?;
+        let sent = self.send(&encoded.content, Format::Jpeg, prepared, &mut attempts).await?;
         if let Some(refusal) = refusal.filter(nvidia::Error::is_refusal) {
             // Only now: a picture that NVIDIA takes in no way says nothing of uploads.
             self.spare_uploads(&refusal, self.settings.asset_memory);
@@ -171,26 +170,30 @@ impl Asker {
         }
     }
 
-    /// Sends bytes that NVIDIA reads, by the way that fits their size.
+    /// Sends bytes that NVIDIA reads, by the way that fits their size, once a slot is free.
     async fn send(
         &self,
         content: &Content,
         format: Format,
         prepared: Prepared,
         attempts: &mut Attempts<'_>,
-    ) -> Result<Sent, nvidia::Error> {
+    ) -> Result<Sent, Error> {
         let media_type = format.media_type();
-        match content {
-            Content::Memory(bytes) if bytes.len() <= self.largest_inline() => {
-                let image = InlineImage::new(media_type, bytes);
-                self.nvidia.infer(&image, attempts).await.map(Sent::Embedded)
-            }
-            _ if prepared == Prepared::Shrunk || !self.may_upload() => Ok(Sent::TooLarge),
-            _ => match self.infer_uploaded(media_type, content, attempts).await {
-                Ok(vector) => Ok(Sent::Embedded(vector)),
-                Err(failure) if failure.is_about_uploads() => Ok(Sent::Refused(failure)),
-                Err(failure) => Err(failure),
-            },
+        let inline = match content {
+            Content::Memory(bytes) if bytes.len() <= self.largest_inline() => Some(bytes),
+            _ if prepared == Prepared::Shrunk || !self.may_upload() => return Ok(Sent::TooLarge),
+            _ => None,
+        };
+        let slot = self.slots.take(attempts.deadline).await;
+        let Some(_slot) = slot else { return Err(Error::Busy("a call to NVIDIA")) };
+        if let Some(bytes) = inline {
+            let image = InlineImage::new(media_type, bytes);
+            return Ok(Sent::Embedded(self.nvidia.infer(&image, attempts).await?));
+        }
+        match self.infer_uploaded(media_type, content, attempts).await {
+            Ok(vector) => Ok(Sent::Embedded(vector)),
+            Err(failure) if failure.is_about_uploads() => Ok(Sent::Refused(failure)),
+            Err(failure) => Err(failure.into()),
         }
     }
 
@@ -206,30 +209,15 @@ impl Asker {
         self.nvidia.infer_asset(&asset, attempts).await
     }
 
-    /// Re-encodes off the async threads, within the memory that all decodes share.
+    /// Re-encodes a picture. What fits inline is in memory, what does not is in a staging file.
     async fn encode(
         &self,
         picture: &Picture,
         target: Target,
         deadline: Instant,
-    ) -> Result<Encoded, Error> {
-        let asked = picture.clone();
-        let cost = spawn_blocking(move || target.cost(&asked)).await??;
-        let mut reserved = match self.decoding.reserve(cost, deadline).await {
-            Ok(reserved) => reserved,
-            Err(budget::Error::TooLarge { wanted, total }) => {
-                return Err(image::Error::TooMuchToDecode { needed: wanted, limit: total }.into());
-            }
-            Err(budget::Error::Exhausted) => return Err(Error::Busy("memory to decode in")),
-        };
-        let picture = picture.clone();
-        // The reservation goes along: the thread works on when nobody waits for it any more.
-        spawn_blocking(move || {
-            let jpeg = target.encode(&picture, cost)?;
-            reserved.shrink_to(jpeg.len() as u64);
-            Ok(Encoded { jpeg: Content::Memory(jpeg.into()), _reserved: reserved })
-        })
-        .await?
+    ) -> Result<Spooled, decoder::Error> {
+        let spool = self.staging.spool(self.largest_inline());
+        self.decoder.decode(picture, target, deadline, spool).await
     }
 
     fn may_upload(&self) -> bool {

@@ -142,7 +142,6 @@ mod tests {
             large_images: super::super::LargeImages::Shrink,
             inline_limit: 200_000,
             max_concurrency: 1,
-            max_decode_bytes: 1 << 20,
             asset_memory: super::super::ASSET_MEMORY,
             outage_memory: super::super::OUTAGE_MEMORY,
         };

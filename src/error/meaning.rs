@@ -1,7 +1,7 @@
 //! What the errors of other modules mean to a client: the code, and the sentence that helps.
 
-use super::{BUSY, Code, OUR_FAULT};
-use crate::{embed, fetch, image, nvidia::Verdict};
+use super::{BUSY, Code, DISK_FULL, NOT_SAVED, OUR_FAULT};
+use crate::{decoder, embed, fetch, image, nvidia::Verdict, spool};
 
 pub(super) fn fetch_code(error: &fetch::Error) -> Code {
     use fetch::{Error, policy::Refusal};
@@ -74,13 +74,44 @@ pub(super) fn image_detail(error: &image::Error) -> String {
     }
 }
 
+fn decoder_code(error: &decoder::Error) -> Code {
+    use decoder::Error;
+    match error {
+        Error::Image(error) => image_code(error),
+        Error::Busy | Error::Timeout => Code::EmbeddingTimeout,
+        Error::Unavailable { .. } => Code::Overloaded,
+        Error::Spool(error) => spool_code(error),
+        Error::Confused(_) | Error::Died(_) => Code::Internal,
+    }
+}
+
+fn decoder_detail(error: &decoder::Error) -> String {
+    use decoder::Error;
+    match error {
+        Error::Image(error) => image_detail(error),
+        Error::Busy => "The service was too busy to decode the picture in time; try again.".into(),
+        Error::Timeout => "Decoding the picture took too long; try again, or scale it down.".into(),
+        Error::Unavailable { .. } => BUSY.into(),
+        Error::Spool(error) => spool_detail(error),
+        Error::Confused(_) | Error::Died(_) => OUR_FAULT.into(),
+    }
+}
+
+fn spool_code(error: &spool::Error) -> Code {
+    if error.is_full() { Code::StorageFull } else { Code::StorageFailed }
+}
+
+fn spool_detail(error: &spool::Error) -> String {
+    if error.is_full() { DISK_FULL } else { NOT_SAVED }.into()
+}
+
 pub(super) fn embed_code(error: &embed::Error) -> Code {
     match error {
-        embed::Error::Image(error) => image_code(error),
+        embed::Error::Decoder(error) => decoder_code(error),
         embed::Error::Busy(_) => Code::EmbeddingTimeout,
         embed::Error::LineTooLong => Code::Overloaded,
         embed::Error::StillTooLarge => Code::EmbeddingRejected,
-        embed::Error::DecoderDied(_) | embed::Error::CallDied => Code::Internal,
+        embed::Error::CallDied => Code::Internal,
         embed::Error::Nvidia(error) => match error.verdict {
             Verdict::Picture => Code::EmbeddingRejected,
             Verdict::Key => Code::EmbeddingUnauthorized,
@@ -100,7 +131,7 @@ pub(super) fn embed_code(error: &embed::Error) -> Code {
 
 pub(super) fn embed_detail(error: &embed::Error) -> String {
     match error {
-        embed::Error::Image(error) => return image_detail(error),
+        embed::Error::Decoder(error) => return decoder_detail(error),
         embed::Error::Busy(_) => {
             return "The service was too busy to ask NVIDIA in time; try again.".into();
         }

@@ -12,6 +12,12 @@ use bytes::Bytes;
 /// How much a [`Reader`] takes from a file at once.
 const WINDOW: usize = 64 * 1024;
 
+/// How often a header's reader reads or seeks, and how often it goes to the file, at the most. A
+/// picture's header takes some hundreds of steps; a hostile one has millions of tiny segments, or
+/// entries that are far apart.
+const HEADER_STEPS: u32 = 1 << 20;
+const HEADER_WINDOWS: u32 = 1024;
+
 /// A picture's bytes. Cheap to clone; clones read independently of each other.
 #[derive(Debug, Clone)]
 pub enum Content {
@@ -57,7 +63,18 @@ impl Content {
 
     /// A reader of its own from the start.
     pub fn reader(&self) -> Reader {
-        Reader { content: self.clone(), position: 0, window: Bytes::new(), window_start: 0 }
+        self.reader_with(u32::MAX, u32::MAX)
+    }
+
+    /// The same for a header: it fails after so much work that no header takes.
+    pub fn header_reader(&self) -> Reader {
+        self.reader_with(HEADER_STEPS, HEADER_WINDOWS)
+    }
+
+    fn reader_with(&self, steps: u32, windows: u32) -> Reader {
+        let content = self.clone();
+        let window = Bytes::new();
+        Reader { content, position: 0, window, window_start: 0, steps, windows }
     }
 }
 
@@ -69,16 +86,33 @@ pub struct Reader {
     position: u64,
     window: Bytes,
     window_start: u64,
+    /// Steps, and windows, that are left.
+    steps: u32,
+    windows: u32,
+}
+
+/// Counts down, and fails at zero; `u32::MAX` has no end.
+fn spend(left: &mut u32) -> io::Result<()> {
+    match *left {
+        u32::MAX => Ok(()),
+        0 => Err(io::Error::other("the header takes too much work")),
+        _ => {
+            *left -= 1;
+            Ok(())
+        }
+    }
 }
 
 impl BufRead for Reader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        spend(&mut self.steps)?;
         let window_end = self.window_start + self.window.len() as u64;
         if !(self.window_start..window_end).contains(&self.position) {
             let len = match self.content {
                 Content::Memory(_) => usize::MAX,
                 Content::File(..) => WINDOW,
             };
+            spend(&mut self.windows)?;
             self.window = self.content.read_at(self.position, len)?;
             self.window_start = self.position;
         }
@@ -102,6 +136,7 @@ impl Read for Reader {
 
 impl Seek for Reader {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        spend(&mut self.steps)?;
         let (base, offset) = match to {
             SeekFrom::Start(position) => (position, 0),
             SeekFrom::Current(offset) => (self.position, offset),
@@ -126,6 +161,22 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         Content::File(Arc::new(file), bytes.len() as u64)
+    }
+
+    #[test]
+    fn a_header_that_takes_too_much_work_is_given_up() {
+        let content = in_file(&vec![7; 1 << 20]);
+        let mut reader = content.header_reader();
+        let mut far = (0..).map(|n| (n % 2) * 900_000);
+        let mut jump = || {
+            reader.seek(SeekFrom::Start(far.next().unwrap()))?;
+            reader.read_exact(&mut [0])
+        };
+        let jumps = (0..2000).take_while(|_| jump().is_ok()).count();
+        assert_eq!(jumps, HEADER_WINDOWS as usize);
+        let mut reader = content.header_reader();
+        let mut skip = || reader.seek(SeekFrom::Current(0));
+        assert!((0..=HEADER_STEPS).any(|_| skip().is_err()));
     }
 
     proptest! {

@@ -1,11 +1,14 @@
-//! Decodes pictures within a known amount of memory, and encodes them as JPEG.
+//! Decodes pictures, and renders them as what is asked for. Called in the decoder's process alone:
+//! what the header promised bounds no decoder.
 
 use ::image::{
-    DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage,
-    codecs::jpeg::JpegEncoder, imageops, metadata::Orientation,
+    DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage,
+    codecs::jpeg::JpegEncoder,
+    imageops::{self, FilterType},
+    metadata::Orientation,
 };
 
-use super::{Error, Format, Picture, decode_cost};
+use super::{Error, Format, Picture, cost::decode_cost, scans::has_too_many_scans};
 
 /// JPEG quality of a picture that is only converted: hard to tell from the original.
 const CONVERTED_QUALITY: u8 = 95;
@@ -13,45 +16,63 @@ const CONVERTED_QUALITY: u8 = 95;
 const SHRUNK_QUALITY: u8 = 90;
 /// The long side of a shrunk picture, at the most.
 const SHRUNK_SIDE: u32 = 1024;
+/// Room for a JPEG of a few pixels, in bytes.
+const SMALLEST_LIMIT: u64 = 64 << 10;
 /// What scaling down takes beside the decoded picture, in bytes: a copy of at most twice the side,
 /// and the filter's floating-point rows (2048 × 1024 × 16 bytes).
 pub(super) const SCALING: u64 = 48 << 20;
 
-/// What a picture is re-encoded to, as JPEG: upright, the first frame, transparency onto white.
+/// What a picture is rendered as: upright, the first frame, transparency onto white.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// The same size.
+    /// A JPEG of the same size.
     Converted,
-    /// Scaled down until it has at most so many bytes.
+    /// A JPEG, scaled down until it has at most so many bytes.
     Shrunk {
         /// Bytes.
         max_len: usize,
     },
+    /// A square without regard to the picture's shape, as plain RGB, 8 bits each, row by row.
+    Square {
+        /// Pixels along a side.
+        side: u32,
+    },
 }
 
 impl Target {
-    /// The memory that re-encoding a picture takes at its peak, in bytes. Blocks.
+    /// The memory that rendering a picture takes at its peak, in bytes, by its header. Blocks.
     ///
     /// # Errors
     /// [`Error::BadHeader`]
     pub fn cost(self, picture: &Picture) -> Result<u64, Error> {
         let scaling = match self {
-            Self::Converted => 0,
+            Self::Converted | Self::Square { .. } => 0,
             Self::Shrunk { .. } => SCALING,
         };
         Ok(decode_cost(picture)? + scaling)
     }
 
-    /// Re-encodes a picture within that memory. Blocks.
+    /// The most bytes that it is rendered to.
+    pub fn max_len(self, picture: &Picture) -> u64 {
+        match self {
+            // Noise at the best quality takes some three bytes a pixel.
+            Self::Converted => 4 * picture.pixels() + SMALLEST_LIMIT,
+            Self::Shrunk { max_len } => (max_len as u64).max(SMALLEST_LIMIT),
+            Self::Square { side } => 3 * u64::from(side) * u64::from(side),
+        }
+    }
+
+    /// Renders a picture; the decoder is asked to take at most `cost` bytes. Blocks.
     ///
     /// # Errors
-    /// [`Error::Broken`], also when decoding would take more than `cost` bytes.
-    pub fn encode(self, picture: &Picture, cost: u64) -> Result<Vec<u8>, Error> {
+    /// [`Error::Broken`], [`Error::Unreadable`].
+    pub fn render(self, picture: &Picture, cost: u64) -> Result<Vec<u8>, Error> {
         match self {
             Self::Converted => {
                 jpeg(picture.format, &decode_upright(picture, cost)?, CONVERTED_QUALITY)
             }
             Self::Shrunk { max_len } => shrink(picture, cost, max_len),
+            Self::Square { side } => Ok(square(&decode_upright(picture, cost)?, side).into_raw()),
         }
     }
 }
@@ -73,11 +94,17 @@ fn shrink(picture: &Picture, cost: u64, max_len: usize) -> Result<Vec<u8>, Error
     }
 }
 
-/// Decodes the first frame, turned upright, transparency onto white. Blocks.
-///
-/// # Errors
-/// [`Error::Broken`], also when decoding would take more than `cost` bytes.
-pub fn decode_upright(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
+/// Large steps by averaging, each side for itself: the filter takes memory for the longer one.
+fn square(image: &RgbImage, side: u32) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let coarse = 4 * side;
+    let averaged = (width > coarse || height > coarse)
+        .then(|| imageops::thumbnail(image, width.min(coarse), height.min(coarse)));
+    imageops::resize(averaged.as_ref().unwrap_or(image), side, side, FilterType::Triangle)
+}
+
+/// Decodes the first frame, turned upright, transparency onto white.
+pub(super) fn decode_upright(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
     let (image, orientation) = decode(picture, cost)?;
     let mut image = DynamicImage::ImageRgb8(image);
     image.apply_orientation(orientation);
@@ -85,6 +112,9 @@ pub fn decode_upright(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
 }
 
 fn decode(picture: &Picture, cost: u64) -> Result<(RgbImage, Orientation), Error> {
+    if picture.format == Format::Jpeg && has_too_many_scans(&mut picture.content.reader())? {
+        return Err(Error::Broken { format: Format::Jpeg, reason: "too many scans".into() });
+    }
     let mut decoder = decoder(picture, cost)?;
     let orientation = orientation(&mut decoder);
     let image = DynamicImage::from_decoder(decoder).map_err(|source| broken(picture, source))?;
@@ -112,8 +142,12 @@ fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
     decoder.orientation().unwrap_or(Orientation::NoTransforms)
 }
 
-fn broken(picture: &Picture, source: ::image::ImageError) -> Error {
-    Error::Broken { format: picture.format, source }
+fn broken(picture: &Picture, error: ImageError) -> Error {
+    match error {
+        // The system's own word: it is the disk that fails.
+        ImageError::IoError(error) if error.raw_os_error().is_some() => Error::Unreadable(error),
+        error => Error::Broken { format: picture.format, reason: error.to_string() },
+    }
 }
 
 fn image_format(format: Format) -> ImageFormat {
@@ -165,7 +199,7 @@ fn scale_down(image: &RgbImage, long_side: u32) -> RgbImage {
         image,
         scaled(width, long_side),
         scaled(height, long_side),
-        imageops::FilterType::CatmullRom,
+        FilterType::CatmullRom,
     )
 }
 
@@ -173,8 +207,7 @@ fn jpeg(format: Format, image: &RgbImage, quality: u8) -> Result<Vec<u8>, Error>
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, quality)
         .encode_image(image)
-        .map_err(|source| Error::Broken { format, source })?;
-    jpeg.shrink_to_fit(); // its length is what is counted as in use
+        .map_err(|error| Error::Broken { format, reason: error.to_string() })?;
     Ok(jpeg)
 }
 
@@ -237,8 +270,8 @@ mod tests {
         let picture = turned_jpeg(6); // turn a quarter clockwise: left comes on top
         let cost = decode_cost(&picture).unwrap();
         for jpeg in [
-            Target::Converted.encode(&picture, cost).unwrap(),
-            Target::Shrunk { max_len: 100_000 }.encode(&picture, cost).unwrap(),
+            Target::Converted.render(&picture, cost).unwrap(),
+            Target::Shrunk { max_len: 100_000 }.render(&picture, cost).unwrap(),
         ] {
             let image = ::image::load_from_memory(&jpeg).unwrap().into_rgb8();
             assert_eq!(image.dimensions(), (32, 64));
@@ -262,7 +295,7 @@ mod tests {
             let picture = encoded(image, format);
             assert!(
                 !Target::Converted
-                    .encode(&picture, decode_cost(&picture).unwrap())
+                    .render(&picture, decode_cost(&picture).unwrap())
                     .unwrap()
                     .is_empty()
             );
@@ -278,7 +311,7 @@ mod tests {
         let picture = encoded(&noise.into(), ImageFormat::Jpeg);
         let cost = decode_cost(&picture).unwrap();
         for limit in [1_000_000, 100_000, 15_000] {
-            let jpeg = Target::Shrunk { max_len: limit }.encode(&picture, cost).unwrap();
+            let jpeg = Target::Shrunk { max_len: limit }.render(&picture, cost).unwrap();
             assert!(jpeg.len() <= limit);
             let image = ::image::load_from_memory(&jpeg).unwrap();
             assert!(image.width() <= 1024);
@@ -290,7 +323,7 @@ mod tests {
     fn a_small_picture_is_never_scaled_up() {
         let picture = encoded(&two_halves().into(), ImageFormat::Png);
         let jpeg = Target::Shrunk { max_len: 100_000 }
-            .encode(&picture, decode_cost(&picture).unwrap())
+            .render(&picture, decode_cost(&picture).unwrap())
             .unwrap();
         assert_eq!(::image::load_from_memory(&jpeg).unwrap().width(), 64);
     }
@@ -312,7 +345,7 @@ mod tests {
                     probe(Content::Memory(bytes[..len].to_vec().into()), 64_000_000)
                 {
                     let _ = decode_cost(&picture)
-                        .and_then(|cost| Target::Converted.encode(&picture, cost));
+                        .and_then(|cost| Target::Converted.render(&picture, cost));
                 }
             }
         }

@@ -35,7 +35,7 @@ pub fn probe(content: Content, max_pixels: u64) -> Result<Picture, Error> {
         return Err(Error::Empty);
     }
     let format = sniff(&content.read_at(0, SNIFFED)?).map_err(Error::Unsupported)?;
-    let size = size(format, &mut content.reader()).ok_or(Error::BadHeader(format))?;
+    let size = size(format, &mut content.header_reader()).ok_or(Error::BadHeader(format))?;
     let (width, height) = match (u32::try_from(size.width), u32::try_from(size.height)) {
         (Ok(width @ 1..), Ok(height @ 1..)) => (width, height),
         _ => return Err(Error::BadHeader(format)),

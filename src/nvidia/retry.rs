@@ -104,7 +104,7 @@ pub struct Attempts<'a> {
     /// The place before the pace, until the first inference takes its turn.
     pub(super) place: Option<Place<'a>>,
     /// When the answer must be there.
-    pub(super) deadline: Instant,
+    pub deadline: Instant,
     /// Calls that failed in passing.
     pub(super) failed: u32,
     /// Inferences that were asked for.

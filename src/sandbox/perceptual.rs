@@ -1,19 +1,17 @@
 //! A vector from a picture's pixels: the same photograph resized or recompressed lands close by,
 //! different photographs do not.
 
-use image::{
-    RgbImage,
-    imageops::{self, FilterType},
-};
-
 use crate::nvidia::DIMENSIONS;
 
 /// The picture is looked at as a grid of cells.
 const GRID: usize = 16;
 /// Pixels along a cell's side, after scaling.
 const CELL: usize = 8;
-/// The side of the scaled picture.
-const SIDE: usize = GRID * CELL;
+/// The picture is looked at as a square of so many pixels along a side.
+pub const SIDE: u32 = (GRID * CELL) as u32;
+/// The length of the square as plain RGB, in bytes.
+pub const SQUARE_LEN: usize = 3 * ROW * ROW;
+const ROW: usize = GRID * CELL;
 /// Numbers for each cell: mean L, a and b, energy of the horizontal and the vertical gradient, spread.
 const FEATURES: usize = 6;
 
@@ -26,9 +24,14 @@ const FLAT: f32 = 1.0;
 
 const _: () = assert!(GRID * GRID * FEATURES == DIMENSIONS);
 
-/// Computes the vector: of length 1, and finite for every picture.
-pub fn vector(picture: &RgbImage) -> Vec<f32> {
-    let pixels = scaled_lab(picture);
+/// Computes the vector of a square of [`SIDE`] pixels in plain RGB: of length 1, and finite for
+/// every picture. `None` if that is not its length.
+pub fn vector(square: &[u8]) -> Option<Vec<f32>> {
+    if square.len() != SQUARE_LEN {
+        return None;
+    }
+    let (rgb, _) = square.as_chunks();
+    let pixels: Vec<_> = rgb.iter().map(|rgb| lab(*rgb)).collect();
     let mut numbers: Vec<f32> = (0..GRID * GRID).flat_map(|cell| features(&pixels, cell)).collect();
     for (feature, weight) in WEIGHTS.into_iter().enumerate() {
         let column = || (0..GRID * GRID).map(move |cell| cell * FEATURES + feature);
@@ -39,28 +42,16 @@ pub fn vector(picture: &RgbImage) -> Vec<f32> {
     }
     let length = numbers.iter().map(|number| number * number).sum::<f32>().sqrt();
     if length < FLAT {
-        return vec![1.0 / (DIMENSIONS as f32).sqrt(); DIMENSIONS];
+        return Some(vec![1.0 / (DIMENSIONS as f32).sqrt(); DIMENSIONS]);
     }
-    numbers.iter().map(|number| number / length).collect()
+    Some(numbers.iter().map(|number| number / length).collect())
 }
 
 type Lab = [f32; 3];
 
-/// The picture as a square of [`SIDE`] pixels in CIELAB, row by row.
-fn scaled_lab(picture: &RgbImage) -> Vec<Lab> {
-    let coarse = 4 * SIDE as u32;
-    let (width, height) = picture.dimensions();
-    // Each side for itself: the filter below takes memory for the longer one.
-    let averaged = (width > coarse || height > coarse)
-        .then(|| imageops::thumbnail(picture, width.min(coarse), height.min(coarse)));
-    let picture = averaged.as_ref().unwrap_or(picture);
-    let square = imageops::resize(picture, SIDE as u32, SIDE as u32, FilterType::Triangle);
-    square.pixels().map(|pixel| lab(pixel.0)).collect()
-}
-
 fn features(pixels: &[Lab], cell: usize) -> [f32; FEATURES] {
     let (left, top) = (cell % GRID * CELL, cell / GRID * CELL);
-    let at = |x: usize, y: usize| pixels[y.min(SIDE - 1) * SIDE + x.min(SIDE - 1)];
+    let at = |x: usize, y: usize| pixels[y.min(ROW - 1) * ROW + x.min(ROW - 1)];
     let mut sums = [0.0; FEATURES];
     for y in top..top + CELL {
         for x in left..left + CELL {
@@ -92,9 +83,23 @@ fn lab(rgb: [u8; 3]) -> Lab {
 
 #[cfg(test)]
 mod tests {
-    use image::{DynamicImage, ImageFormat, Rgb, codecs::jpeg::JpegEncoder};
+    use image::{
+        DynamicImage, ImageFormat, Rgb, RgbImage,
+        codecs::jpeg::JpegEncoder,
+        imageops::{self, FilterType},
+    };
 
     use super::*;
+    use crate::image::{Content, Target, probe};
+
+    /// The vector of a picture of any size.
+    fn vector(picture: &RgbImage) -> Vec<f32> {
+        let mut png = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut png, ImageFormat::Png).unwrap();
+        let picture = probe(Content::Memory(png.into_inner().into()), u64::MAX).unwrap();
+        let square = Target::Square { side: SIDE }.render(&picture, 1 << 30).unwrap();
+        super::vector(&square).unwrap()
+    }
 
     const PHOTOS: [&[u8]; 3] = [
         include_bytes!("../../tests/fixtures/rocket.jpg"),

@@ -9,13 +9,14 @@ use std::{
 
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::{Body, Bytes},
     extract::{DefaultBodyLimit, Path, Query, State},
     http::{HeaderMap, HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{task::spawn_blocking, time::Instant};
@@ -23,23 +24,23 @@ use uuid::Uuid;
 
 use super::perceptual;
 use crate::{
-    budget::Budget,
-    config::Limits,
-    image::{self, Content},
+    decoder::{self, Decoder},
+    image::{self, Content, Target},
+    spool::{Spooled, Staging},
 };
 
 /// Inline pictures must be shorter, in base64 characters.
 const INLINE_LIMIT: usize = 200_000;
 /// The largest upload, in bytes. A picture that was re-encoded may be larger than it came.
-const ASSET_LIMIT: usize = 128 << 20;
+const ASSET_LIMIT: u64 = 128 << 20;
 /// Uploads, and pending answers, that are kept at once.
 const KEPT: usize = 256;
 /// How long they are kept.
 const KEPT_FOR: Duration = Duration::from_secs(120);
-/// Memory for decoding, all pictures together, in bytes.
-const DECODING: u64 = 1 << 30;
-/// How long a picture waits for its share of it.
-const DECODING_WAIT: Duration = Duration::from_secs(30);
+/// How much of an upload is in memory, in bytes.
+const UPLOAD_PIECE: usize = 64 * 1024;
+/// How long decoding a picture may take, the wait for its turn included.
+const DECODING_TIME: Duration = Duration::from_secs(30);
 
 const ASSET_REFERENCES: HeaderName = HeaderName::from_static("nvcf-input-asset-references");
 const FUNCTION_ASSETS: HeaderName = HeaderName::from_static("nvcf-function-asset-ids");
@@ -47,14 +48,22 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("nvcf-reqid");
 const STATUS: HeaderName = HeaderName::from_static("nvcf-status");
 const ASSET_DESCRIPTION: HeaderName = HeaderName::from_static("x-amz-meta-nvcf-asset-description");
 
-pub(super) fn router(address: SocketAddr, key: &str, limits: Limits) -> Router {
+/// A stand-in at this address, which wants this key, and takes pictures of so many pixels.
+pub fn router(
+    address: SocketAddr,
+    key: &str,
+    max_pixels: u64,
+    decoder: Decoder,
+    staging: Staging,
+) -> Router {
     let upstream = Upstream {
         address,
         bearer: format!("Bearer {key}"),
-        limits,
+        max_pixels,
+        decoder,
+        staging,
         assets: Mutex::default(),
         pending: Mutex::default(),
-        decoding: Budget::new(DECODING),
     };
     Router::new()
         .route("/v1/cv/nvidia/nv-dinov2", post(infer))
@@ -62,17 +71,18 @@ pub(super) fn router(address: SocketAddr, key: &str, limits: Limits) -> Router {
         .route("/v1/status/{id}", get(status))
         .route("/v2/nvcf/assets", post(create_asset))
         .route("/v2/nvcf/assets/{id}", axum::routing::delete(delete_asset))
-        .route("/upload/{id}", put(upload_asset).layer(DefaultBodyLimit::max(ASSET_LIMIT)))
+        .route("/upload/{id}", put(upload_asset))
         .with_state(Arc::new(upstream))
 }
 
 struct Upstream {
     address: SocketAddr,
     bearer: String,
-    limits: Limits,
+    max_pixels: u64,
+    decoder: Decoder,
+    staging: Staging,
     assets: Mutex<HashMap<Uuid, Asset>>,
     pending: Mutex<HashMap<Uuid, (Instant, Vec<f32>)>>,
-    decoding: Budget,
 }
 
 struct Asset {
@@ -126,22 +136,44 @@ impl Upstream {
         pending
     }
 
-    async fn vector(&self, media_type: &str, picture: Bytes) -> Result<Vec<f32>, Refusal> {
+    async fn vector(&self, media_type: &str, content: Content) -> Result<Vec<f32>, Refusal> {
         const BROKEN: Refusal = unprocessable("The picture cannot be read");
-        let picture = image::probe(Content::Memory(picture), self.limits.max_image_pixels)
-            .map_err(|_| BROKEN)?;
+        const BUSY: Refusal = Refusal(StatusCode::SERVICE_UNAVAILABLE, "Too many pictures");
+        let max_pixels = self.max_pixels;
+        let probed = spawn_blocking(move || image::probe(content, max_pixels));
+        let picture = probed.await.map_err(|_| BUSY)?.map_err(|_| BROKEN)?;
         if picture.format.media_type() != media_type {
             return Err(unprocessable("The picture is not what its media type says"));
         }
-        let cost = image::decode_cost(&picture).map_err(|_| BROKEN)?;
-        let busy = Refusal(StatusCode::SERVICE_UNAVAILABLE, "Too many pictures");
-        let reserved =
-            self.decoding.reserve(cost, Instant::now() + DECODING_WAIT).await.map_err(|_| busy)?;
+        let square = Target::Square { side: perceptual::SIDE };
+        let spool = self.staging.spool(perceptual::SQUARE_LEN);
+        let deadline = Instant::now() + DECODING_TIME;
+        let decoded = self.decoder.decode(&picture, square, deadline, spool).await;
+        let pixels = decoded.map_err(|error| match error {
+            decoder::Error::Image(_) => BROKEN,
+            _ => BUSY,
+        })?;
         let vector = spawn_blocking(move || {
-            let _reserved = reserved;
-            image::decode_upright(&picture, cost).map(|pixels| perceptual::vector(&pixels))
+            let pixels = pixels.content.read_at(0, perceptual::SQUARE_LEN);
+            pixels.ok().and_then(|pixels| perceptual::vector(&pixels))
         });
-        vector.await.map_err(|_| BROKEN)?.map_err(|_| BROKEN)
+        vector.await.ok().flatten().ok_or(BUSY)
+    }
+
+    /// Receives an upload.
+    async fn receive(&self, body: Body) -> Result<Spooled, Refusal> {
+        const FAILED: Refusal =
+            Refusal(StatusCode::INTERNAL_SERVER_ERROR, "The upload could not be kept");
+        let mut spool = self.staging.spool(UPLOAD_PIECE);
+        let mut bytes = body.into_data_stream();
+        while let Some(chunk) = bytes.next().await {
+            let chunk = chunk.map_err(|_| bad_request("The upload broke off"))?;
+            if spool.received() + chunk.len() as u64 > ASSET_LIMIT {
+                return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, "The upload is too large"));
+            }
+            spool.write(&chunk).await.map_err(|_| FAILED)?;
+        }
+        spool.finish().await.map_err(|_| FAILED)
     }
 }
 
@@ -218,7 +250,8 @@ async fn infer(
             let picture = BASE64_STANDARD
                 .decode(text)
                 .map_err(|_| unprocessable("The picture is no Base64"))?;
-            Ok(answer(&upstream.vector(media_type, picture.into()).await?))
+            let content = Content::Memory(picture.into());
+            Ok(answer(&upstream.vector(media_type, content).await?))
         }
         _ => Err(unprocessable("The model takes one picture")),
     }
@@ -310,7 +343,7 @@ async fn upload_asset(
     Path(id): Path<Uuid>,
     Query(query): Query<HashMap<String, String>>,
     headers: HeaderMap,
-    body: Bytes,
+    body: Body,
 ) -> Result<StatusCode, Refusal> {
     const DENIED: Refusal =
         Refusal(StatusCode::FORBIDDEN, "The request does not match its signature");
@@ -330,7 +363,9 @@ async fn upload_asset(
         require(&headers, &ASSET_DESCRIPTION, &asset.description, DENIED)?;
         asset.content_type.clone()
     };
-    let vector = upstream.vector(&content_type, body).await;
+    let uploaded = upstream.receive(body).await?;
+    let vector = upstream.vector(&content_type, uploaded.content.clone()).await;
+    drop(uploaded); // its file was there until now
     upstream.assets().get_mut(&id).ok_or(DENIED)?.vector = Some(vector);
     Ok(StatusCode::OK)
 }
@@ -375,6 +410,3 @@ fn answer(vector: &[f32]) -> Response {
     })
     .into_response()
 }
-
-#[cfg(test)]
-mod tests;

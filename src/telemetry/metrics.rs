@@ -30,6 +30,7 @@ pub struct Metrics {
     retries: Family<OperationLabels, Counter>,
     cache_lookups: Family<CacheLabels, Counter>,
     shed: Family<ShedLabels, Counter>,
+    decodes: Family<DecodeLabels, Counter>,
     saved: Counter,
     saved_bytes: Counter,
     removed: Counter,
@@ -80,6 +81,11 @@ struct CacheLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecodeLabels {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ShedLabels {
     reason: &'static str,
 }
@@ -111,6 +117,7 @@ impl Metrics {
             retries: Family::default(),
             cache_lookups: Family::default(),
             shed: Family::default(),
+            decodes: Family::default(),
             saved: Counter::default(),
             saved_bytes: Counter::default(),
             removed: Counter::default(),
@@ -162,6 +169,11 @@ impl Metrics {
             "requests_shed",
             "Requests turned away because there was too much to do, by what there was too much of",
             metrics.shed.clone(),
+        );
+        registry.register(
+            "decodes",
+            "Pictures decoded, each in a process of its own, by outcome; refused is the picture's fault",
+            metrics.decodes.clone(),
         );
         registry.register("pictures_saved", "Pictures saved", metrics.saved.clone());
         registry.register_with_unit(
@@ -235,6 +247,11 @@ impl Metrics {
     /// A request is turned away.
     pub fn shed(&self, reason: &'static str) {
         self.shed.get_or_create(&ShedLabels { reason }).inc();
+    }
+
+    /// A picture was decoded, or not.
+    pub fn decode(&self, outcome: &'static str) {
+        self.decodes.get_or_create(&DecodeLabels { outcome }).inc();
     }
 
     /// A picture was saved.

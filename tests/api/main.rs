@@ -42,6 +42,7 @@ mod sandbox;
 mod sharing;
 mod slow;
 mod soak;
+mod stand_in;
 mod stop;
 mod supervisor;
 mod upload;

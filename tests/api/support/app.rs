@@ -9,6 +9,7 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use imagesvc::{
     config::{Config, Raw},
+    decoder,
     fetch::Lookup,
     server::Server,
 };
@@ -178,6 +179,7 @@ impl TestApp {
         config.nvidia.retry.base = Duration::from_nanos(1);
         assert_eq!(config.nvidia.poll_interval, Duration::from_secs(1));
         config.nvidia.poll_interval = Duration::from_millis(1);
+        config.decoder.program = decoder_settings().program;
         change(&mut config);
         let server = Server::bind_with_lookup(config, lookup).await.unwrap();
         let address = server.address();
@@ -290,6 +292,12 @@ impl TestApp {
     pub fn saved_bytes(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.folder.path().join(name)).unwrap()
     }
+}
+
+/// Decoders are the service's own program; here, `/proc/self/exe` is the tests.
+pub fn decoder_settings() -> decoder::Settings {
+    let program = env!("CARGO_BIN_EXE_imagesvc").into();
+    decoder::Settings { program, ..decoder::Settings::new(512 << 20) }
 }
 
 fn names(folder: &Path) -> Vec<String> {

@@ -1,18 +1,23 @@
 //! The stand-in is as strict as what it stands in for.
 
-use axum::{body::Body, extract::Request};
+use std::net::SocketAddr;
+
+use ::base64::{Engine, prelude::BASE64_STANDARD};
+use axum::{Router, body::Body, extract::Request, http::HeaderMap};
+use imagesvc::{decoder::Decoder, sandbox, spool::Staging, telemetry::Metrics};
+use serde_json::json;
 use tower::ServiceExt;
 
-use super::*;
-use crate::config::{Config, Raw};
+use crate::support::{ROCKET as PHOTO, decoder_settings};
 
-const PHOTO: &[u8] = include_bytes!("../../../tests/fixtures/rocket.jpg");
 const BEARER: (&str, &str) = ("authorization", "Bearer nvapi-right");
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 fn stand_in() -> Router {
-    let config = Config::resolve(&Raw::from_pairs([("IMAGESVC_SANDBOX", "true")])).unwrap();
-    router(SocketAddr::from(([127, 0, 0, 1], 1)), "nvapi-right", config.limits)
+    let decoder = Decoder::new(decoder_settings(), Metrics::new());
+    let staging = Staging::new(std::env::temp_dir());
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    sandbox::router(address, "nvapi-right", 64_000_000, decoder, staging)
 }
 
 async fn send(
