@@ -14,6 +14,7 @@ mod addresses;
 mod assets;
 mod base64;
 mod bodies;
+mod bombs;
 mod cache;
 mod check;
 mod contract;
