@@ -28,6 +28,7 @@ mod formats;
 mod fuzz;
 mod guard;
 mod inline;
+mod kinds;
 mod leaks;
 mod logs;
 mod memory;

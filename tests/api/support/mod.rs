@@ -4,6 +4,7 @@ mod app;
 pub mod bombs;
 mod child;
 pub mod craft;
+pub mod kinds;
 mod nvidia;
 mod pictures;
 mod server;
