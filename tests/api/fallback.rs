@@ -178,10 +178,10 @@ async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
     let bmp =
         crate::support::converted(&crate::support::noise_png(500, 500), image::ImageFormat::Bmp);
     let nvidia = Nvidia::replying(vec![embedding()]).await;
-    // Enough to shrink it, but not beside a JPEG of the full size.
+    // Each of the two takes all of it.
     let settings = [
         ("NVIDIA_LARGE_IMAGES", "shrink"),
-        ("IMAGESVC_MAX_DECODE_BYTES", "61300000"),
+        ("IMAGESVC_MAX_DECODE_BYTES", "64MiB"),
         ("IMAGESVC_REQUEST_TIMEOUT", "20s"),
     ];
     let app = TestApp::with_settings(&nvidia, &settings).await;

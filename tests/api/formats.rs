@@ -145,8 +145,10 @@ async fn too_many_pixels_are_too_large_with_both_numbers() {
 #[tokio::test]
 async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
     let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_DECODE_BYTES", "1MiB")]).await;
-    let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_DECODE_BYTES", "64MiB")]).await;
+    let mut webp = std::io::Cursor::new(Vec::new());
+    image::RgbImage::new(3000, 2000).write_to(&mut webp, ImageFormat::WebP).unwrap();
+    let answer = app.upload(webp.get_ref(), "black.webp").await;
     assert_problem(&answer, 413, "image_too_large");
 }
 

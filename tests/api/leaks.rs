@@ -135,7 +135,8 @@ async fn no_type_prints_a_key() {
         ("IMAGESVC_HOST", "127.0.0.1"),
         ("IMAGESVC_PORT", "0"),
     ];
-    let config = Config::resolve(&Raw::from_pairs(pairs)).unwrap();
+    let mut config = Config::resolve(&Raw::from_pairs(pairs)).unwrap();
+    config.decoder.program = crate::support::decoder_settings().program;
     for printed in [
         format!("{config:?}"),
         format!("{:?}", config.upstream),

@@ -73,10 +73,12 @@ impl Child {
     }
 
     fn status(&self, name: &str) -> u64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+        status(self.process.id(), name).unwrap()
+    }
+
+    /// Its number, as the system knows it.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Ends it as a power cut would.
@@ -109,6 +111,31 @@ impl Child {
         let log = std::mem::take(&mut *self.log.lock().unwrap());
         (status, log)
     }
+}
+
+/// The numbers of a process's children that have not ended.
+pub fn children_of(parent: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").unwrap();
+    let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let is_child = |id: &u32| {
+        // What ended meanwhile has no file any more. The name may hold spaces and parentheses.
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        let mut fields = stat.rsplit(')').next().unwrap().split_whitespace();
+        let state = fields.next();
+        state != Some("Z") && fields.next() == Some(&parent.to_string())
+    };
+    ids.filter(is_child).collect()
+}
+
+/// The memory of a process that is resident now, in bytes; 0 if it has ended.
+pub fn memory_of(process: u32) -> u64 {
+    status(process, "VmRSS:").unwrap_or(0)
+}
+
+fn status(process: u32, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024)
 }
 
 impl Drop for Child {

@@ -1,13 +1,16 @@
 //! The service on a port of its own, and the servers that it talks to.
 
 mod app;
+pub mod bombs;
 mod child;
+pub mod craft;
+pub mod kinds;
 mod nvidia;
 mod pictures;
 mod server;
 
 pub use app::{Answer, TestApp, assert_problem, decoder_settings, metric};
-pub use child::Child;
+pub use child::{Child, children_of, memory_of};
 pub use nvidia::{KEY, Nvidia, embedding, embedding_of, number, numbers, try_number};
 pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, form, heic, noise_png, tiny, variant};
 pub use server::{Received, Reply, Server};

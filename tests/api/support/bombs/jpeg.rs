@@ -1,0 +1,83 @@
+//! JPEG: ITU-T T.81.
+
+use super::Bomb;
+use crate::support::craft::{jpeg_head, scan_head, segment};
+
+const BASELINE: u8 = 0xc0;
+const PROGRESSIVE: u8 = 0xc2;
+
+pub(super) fn all() -> Vec<Bomb> {
+    vec![
+        ("jpeg-99-scans", scans((1000, 1000), 99)),
+        ("jpeg-101-scans", scans((1000, 1000), 101)),
+        ("jpeg-99-scans-of-9-megapixels", scans((3000, 3000), 99)),
+        ("jpeg-no-data", whole(jpeg_head(BASELINE, (8000, 7900), &[0x22, 0x11, 0x11]))),
+        ("jpeg-no-data-progressive", whole(jpeg_head(PROGRESSIVE, (6000, 6000), &[0x11; 3]))),
+        ("jpeg-one-row", whole(jpeg_head(BASELINE, (65_500, 1), &[0x44, 0x11, 0x11]))),
+        ("jpeg-one-column", whole(jpeg_head(PROGRESSIVE, (1, 65_500), &[0x44, 0x44, 0x44]))),
+        ("jpeg-restart-each-block", with(&segment(0xdd, &[0, 1]))),
+        ("jpeg-absurd-huffman-table", with(&segment(0xc4, &[255; 273]))),
+        ("jpeg-huffman-tables", with(&segment(0xc4, &[0; 17]).repeat(100_000))),
+        ("jpeg-number-of-lines", with(&segment(0xdc, &[0xff, 0xff]))),
+        ("jpeg-no-such-component", with(&scan_head(&[7, 8, 9], (0, 63), 0))),
+        ("jpeg-sampling-of-nothing", whole(jpeg_head(BASELINE, (64, 64), &[0x00, 0x11, 0x11]))),
+        ("jpeg-sampling-15", whole(jpeg_head(BASELINE, (64, 64), &[0xff, 0x11, 0x11]))),
+        ("jpeg-12-bit", twelve_bit()),
+        ("jpeg-lossless", whole(jpeg_head(0xc3, (64, 64), &[0x11; 3]))),
+        ("jpeg-arithmetic", whole(jpeg_head(0xc9, (64, 64), &[0x11; 3]))),
+        ("jpeg-hierarchical", whole(jpeg_head(0xc5, (64, 64), &[0x11; 3]))),
+        ("jpeg-frame-grows", frame_grows()),
+        ("jpeg-fill-bytes", with(&[0xff; 3_000_000])),
+    ]
+}
+
+pub(super) fn endless() -> Vec<Bomb> {
+    vec![("jpeg-extended-xmp", extended_xmp())]
+}
+
+/// A frame's head, the scan that has all of it, and nothing in the scan.
+fn whole(head: Vec<u8>) -> Vec<u8> {
+    let components: Vec<u8> = (1..=3).collect();
+    let spectrum = if head.windows(2).any(|pair| pair == [0xff, PROGRESSIVE]) { 0 } else { 63 };
+    [head, scan_head(&components, (0, spectrum), 0), b"\xff\xd9".to_vec()].concat()
+}
+
+/// A picture of 64 × 64 with these segments before its scan.
+fn with(segments: &[u8]) -> Vec<u8> {
+    whole([&jpeg_head(BASELINE, (64, 64), &[0x11; 3])[..], segments].concat())
+}
+
+/// A progressive picture of so many scans with a byte each: all blocks are gone over as often.
+fn scans(size: (u16, u16), count: usize) -> Vec<u8> {
+    let mut jpeg = jpeg_head(PROGRESSIVE, size, &[0x11; 3]);
+    jpeg.extend([scan_head(&[1, 2, 3], (0, 0), 0), vec![0]].concat());
+    for scan in 1..count {
+        jpeg.extend([scan_head(&[scan as u8 % 3 + 1], (1, 63), 0), vec![0]].concat());
+    }
+    [jpeg, b"\xff\xd9".to_vec()].concat()
+}
+
+fn twelve_bit() -> Vec<u8> {
+    let mut jpeg = jpeg_head(0xc1, (64, 64), &[0x11; 3]);
+    let at = jpeg.windows(2).position(|pair| pair == [0xff, 0xc1]).unwrap();
+    jpeg[at + 4] = 12;
+    whole(jpeg)
+}
+
+/// A second frame header, larger than the first: 16 × 16 become 60000 × 1000.
+fn frame_grows() -> Vec<u8> {
+    let mut second = jpeg_head(PROGRESSIVE, (60_000, 1000), &[0x11; 3]);
+    second.drain(..2);
+    whole([jpeg_head(BASELINE, (16, 16), &[0x11; 3]), second].concat())
+}
+
+/// Pieces of extended XMP of which the last never comes: a decoder that sorts and compares all
+/// pieces after each segment does so 300,000 times with 15,000 (XMP specification, part 3, 1.1.3.1).
+fn extended_xmp() -> Vec<u8> {
+    let mut piece = b"http://ns.adobe.com/xmp/extension/\0".to_vec();
+    piece.extend([b'0'; 32]);
+    piece.extend(0x7fff_ffff_u32.to_be_bytes());
+    piece.extend([0; 5]);
+    let pieces = segment(0xe1, &piece).repeat(15_000);
+    with(&[pieces, segment(0xfe, b"").repeat(300_000)].concat())
+}

@@ -1,0 +1,241 @@
+//! TIFF: TIFF 6.0, and BigTIFF.
+
+use super::Bomb;
+use crate::support::craft::{
+    Entry, HighBits, jpeg_head, packbits, scan_head, tiff, tiff_lzw, zlib, zlib_zeros,
+};
+
+const SHORT: u16 = 3;
+const LONG: u16 = 4;
+
+const NONE: u64 = 1;
+const GROUP_3: u64 = 3;
+const GROUP_4: u64 = 4;
+const LZW: u64 = 5;
+const JPEG: u64 = 7;
+const DEFLATE: u64 = 8;
+const PACKBITS: u64 = 32_773;
+const OLD_DEFLATE: u64 = 32_946;
+
+/// Where [`tiff`] puts the data.
+const DATA: u64 = 16;
+
+pub(super) fn all() -> Vec<Bomb> {
+    let mut bombs = vec![
+        ("tiff-inner-jpeg-larger", inner_jpeg_larger(0xc2, 16_384)),
+        ("tiff-inner-jpeg-larger-baseline", inner_jpeg_larger(0xc0, 16_384)),
+        ("tiff-inner-jpeg-65500", inner_jpeg_larger(0xc2, 65_500)),
+        ("tiff-inner-lossless-jpeg", inner_jpeg_larger(0xc3, 16)),
+        ("tiff-wide-tile-137gb", wide_tile(u32::MAX.into(), 16, 16, &[0; 1000], NONE)),
+        ("tiff-wide-tile-inflates", wide_tile(1 << 28, 4, 8, &zlib_zeros(1 << 30), DEFLATE)),
+        ("tiff-wide-tile-skipped", wide_tile(1 << 28, 3, 8, &zlib_zeros(1 << 30), DEFLATE)),
+        ("tiff-150000-far-entries", far_entries(150_000)),
+        ("tiff-endless-directory", endless_directory()),
+        ("tiff-directory-of-itself", directory_of_itself()),
+        ("tiff-planar-ragged-tiles", planar_ragged_tiles()),
+        ("tiff-65535-strips-of-nothing", strips_of_nothing()),
+        ("tiff-no-data", picture(NONE, &[], (8000, 7900), 7900, (u32::MAX.into(), 0))),
+    ];
+    for (name, compression, data) in [
+        ("tiff-absurd-strip-none", NONE, vec![0; 100]),
+        ("tiff-absurd-strip-group-3", GROUP_3, vec![0; 100]),
+        ("tiff-absurd-strip-group-4", GROUP_4, vec![0; 100]),
+        ("tiff-absurd-strip-lzw", LZW, tiff_lzw(&[0; 100])),
+        ("tiff-absurd-strip-jpeg", JPEG, vec![0; 100]),
+        ("tiff-absurd-strip-deflate", DEFLATE, zlib(&[0; 100])),
+        ("tiff-absurd-strip-old-deflate", OLD_DEFLATE, zlib_zeros(1 << 28)),
+        ("tiff-absurd-strip-packbits", PACKBITS, packbits(&[0; 100])),
+    ] {
+        let strip = (DATA, 1 << 20);
+        bombs.push((name, picture(compression, &data, (16, 16), u32::MAX.into(), strip)));
+    }
+    for (name, tag) in [
+        ("tiff-table-bits", 258),
+        ("tiff-table-strips", 273),
+        ("tiff-table-colours", 320),
+        ("tiff-table-extra-samples", 338),
+        ("tiff-table-sample-formats", 339),
+        ("tiff-table-jpeg", 347),
+        ("tiff-table-orientation", 274),
+    ] {
+        bombs.push((name, absurd_table(tag)));
+    }
+    bombs
+}
+
+/// Each is a picture of 1 × 65535 whose 65,535 strips or tiles all are the same bytes.
+pub(super) fn endless() -> Vec<Bomb> {
+    vec![
+        ("tiff-shared-jpeg", shared_jpeg()),
+        ("tiff-shared-deflate", shared(DEFLATE, &zlib_zeros(1 << 24), Some(1 << 24))),
+        ("tiff-shared-packbits", shared(PACKBITS, &[&[0x80; 1 << 20][..], &[0, 0]].concat(), None)),
+        ("tiff-shared-lzw", shared(LZW, &clear_codes(), None)),
+        ("tiff-shared-group-4", shared(GROUP_4, &empty_runs(), None)),
+    ]
+}
+
+/// A tile 16 million pixels wide of which one is wanted: the rest is inflated to be skipped.
+/// Others say nothing a million times before the pixel comes.
+fn shared(compression: u64, data: &[u8], tile_width: Option<u64>) -> Vec<u8> {
+    const STRIPS: usize = 65_535;
+    let bits = if compression == GROUP_4 { 1 } else { 8 };
+    let mut entries = base(compression, (1, STRIPS as u64), 1, bits);
+    let (at, len) = (vec![DATA; STRIPS], vec![data.len() as u64; STRIPS]);
+    if let Some(width) = tile_width {
+        entries.extend([(322, LONG, vec![width]), (323, LONG, vec![1])]);
+        entries.extend([(324, LONG, at), (325, LONG, len)]);
+    } else {
+        entries.extend([(273, LONG, at), (278, LONG, vec![1]), (279, LONG, len)]);
+    }
+    sorted(data, entries)
+}
+
+/// 590 KB; every strip of one pixel is a JPEG of 4096 × 4096, decoded as a whole each time.
+pub fn shared_jpeg() -> Vec<u8> {
+    let jpeg =
+        [jpeg_head(0xc0, (4096, 4096), &[0x11]), scan_head(&[1], (0, 63), 0), vec![0; 65_000]];
+    shared(JPEG, &jpeg.concat(), None)
+}
+
+/// LZW that clears its table for a megabyte.
+fn clear_codes() -> Vec<u8> {
+    let mut bits = HighBits::default();
+    for _ in 0..900_000 {
+        bits.put(256, 9);
+    }
+    bits.put(0, 9);
+    bits.put(257, 9);
+    bits.finish()
+}
+
+/// Runs of no pixels, white and black, four hundred thousand times before the row's end (ITU-T T.6).
+fn empty_runs() -> Vec<u8> {
+    let mut bits = HighBits::default();
+    for _ in 0..400_000 {
+        bits.put(0b001, 3);
+        bits.put(0b0011_0101, 8);
+        bits.put(0b00_0011_0111, 10);
+    }
+    bits.put(1, 1);
+    bits.finish()
+}
+
+/// The tags of a picture but those of its strips or tiles.
+fn base(compression: u64, size: (u64, u64), samples: u64, bits: u64) -> Vec<Entry> {
+    vec![
+        (256, LONG, vec![size.0]),
+        (257, LONG, vec![size.1]),
+        (258, SHORT, vec![bits]),
+        (259, SHORT, vec![compression]),
+        (262, SHORT, vec![if samples == 1 { 1 } else { 2 }]),
+        (277, SHORT, vec![samples]),
+    ]
+}
+
+fn sorted(data: &[u8], mut entries: Vec<Entry>) -> Vec<u8> {
+    entries.sort_by_key(|entry| entry.0);
+    tiff(false, data, &entries)
+}
+
+/// A picture of one strip.
+fn picture(
+    compression: u64,
+    data: &[u8],
+    size: (u64, u64),
+    rows: u64,
+    strip: (u64, u64),
+) -> Vec<u8> {
+    let is_fax = matches!(compression, GROUP_3 | GROUP_4);
+    let (samples, bits) = if is_fax { (1, 1) } else { (3, 8) };
+    let mut entries = base(compression, size, samples, bits);
+    entries.extend([(273, LONG, vec![strip.0]), (278, LONG, vec![rows])]);
+    entries.push((279, LONG, vec![strip.1]));
+    sorted(data, entries)
+}
+
+/// A picture of 16 × 16 whose only strip is a JPEG that says it is far larger, and ends with its
+/// header: a progressive one of 16384 × 16384 takes 2.4 GB.
+fn inner_jpeg_larger(frame: u8, side: u16) -> Vec<u8> {
+    let components = if frame == 0xc2 { (0, 0) } else { (0, 63) };
+    let jpeg =
+        [jpeg_head(frame, (side, side), &[0x11; 3]), scan_head(&[1, 2, 3], components, 0)].concat();
+    picture(JPEG, &jpeg, (16, 16), 16, (DATA, jpeg.len() as u64))
+}
+
+/// A picture of 8 × 8 in a tile as wide as can be said: a row of it is allocated where samples
+/// have to be left out, and inflated where pixels have to be.
+fn wide_tile(width: u64, samples: u64, bits: u64, data: &[u8], compression: u64) -> Vec<u8> {
+    let mut entries = base(compression, (8, 8), samples, bits);
+    if samples > 3 {
+        entries.push((338, SHORT, vec![0; samples as usize - 3]));
+    }
+    entries.extend([(322, LONG, vec![width]), (323, LONG, vec![8])]);
+    entries.extend([(324, LONG, vec![DATA]), (325, LONG, vec![data.len() as u64])]);
+    sorted(data, entries)
+}
+
+/// BigTIFF: as many entries, each with its values at the other end of the file, so that who reads
+/// them seeks as often. The size comes first.
+fn far_entries(count: usize) -> Vec<u8> {
+    const FAR: usize = 1 << 17;
+    let mut entries = vec![(256, LONG, vec![16]), (257, LONG, vec![16])];
+    entries.resize(count, (258, SHORT, vec![DATA, 0, 0, 0]));
+    let mut file = tiff(true, &[8, 0].repeat(FAR / 2), &entries);
+    for entry in 2..count {
+        // Eight values do not fit where four did: what stands there is their address.
+        file[DATA as usize + FAR + 8 + entry * 20 + 4] = 8;
+    }
+    file
+}
+
+/// BigTIFF: a directory of 2⁶⁴ − 1 entries.
+fn endless_directory() -> Vec<u8> {
+    let mut file = tiff(true, &[], &base(NONE, (16, 16), 3, 8));
+    file[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+    file.resize(1 << 20, 0);
+    file
+}
+
+/// The next directory is this one.
+fn directory_of_itself() -> Vec<u8> {
+    let mut file = picture(NONE, &[7; 768], (16, 16), 16, (DATA, 768));
+    let directory = usize::from(u16::from_le_bytes([file[4], file[5]]));
+    let next = directory + 2 + 9 * 12;
+    let address = (directory as u32).to_le_bytes();
+    file[next..next + 4].copy_from_slice(&address);
+    file
+}
+
+/// Separate planes in tiles that do not fill the last column and row: image-tiff issue 403, a panic.
+fn planar_ragged_tiles() -> Vec<u8> {
+    let mut entries = base(NONE, (20, 20), 3, 8);
+    entries.extend([(284, SHORT, vec![2]), (322, LONG, vec![16]), (323, LONG, vec![16])]);
+    entries.push((324, LONG, (0..12).map(|tile| DATA + tile * 256).collect()));
+    entries.push((325, LONG, vec![256; 12]));
+    sorted(&[100; 12 * 256], entries)
+}
+
+/// Strips that all end where they begin.
+fn strips_of_nothing() -> Vec<u8> {
+    shared(NONE, &[], None)
+}
+
+/// A table of two billion values.
+fn absurd_table(tag: u16) -> Vec<u8> {
+    let compression = if tag == 347 { JPEG } else { NONE };
+    let mut file = picture(compression, &[7; 768], (16, 16), 16, (DATA, 768));
+    let directory = usize::from(u16::from_le_bytes([file[4], file[5]]));
+    let entries = usize::from(file[directory]);
+    let at = (0..entries)
+        .map(|entry| directory + 2 + entry * 12)
+        .find(|at| u16::from_le_bytes([file[*at], file[at + 1]]) >= tag)
+        .unwrap_or(directory + 2 + entries * 12);
+    let entry = [&tag.to_le_bytes()[..], &[3, 0, 0, 0, 0, 0x80, 16, 0, 0, 0]].concat();
+    if file[at..at + 2] == tag.to_le_bytes() {
+        file[at..at + 12].copy_from_slice(&entry);
+    } else {
+        file.splice(at..at, entry);
+        file[directory] += 1;
+    }
+    file
+}

@@ -1,0 +1,129 @@
+//! WebP: <https://developers.google.com/speed/webp/docs/riff_container>, its lossless bitstream
+//! specification, and RFC 6386.
+
+use super::Bomb;
+use crate::support::craft::{LowBits, anmf, riff_chunk, vp8, vp8_grey, vp8x, webp};
+
+const ALPHA: u8 = 0b1_0000;
+const EXIF: u8 = 0b1000;
+const ANIMATED: u8 = 0b10;
+
+pub(super) fn all() -> Vec<Bomb> {
+    vec![
+        ("webp-deep-codes", lossless(&codes(16_384, 11))),
+        ("webp-65536-codes", lossless(&codes(65_536, 10))),
+        ("webp-deep-codes-in-alpha", deep_codes_in_alpha()),
+        ("webp-inner-frame-larger", inner_frame_larger()),
+        ("webp-animated-inner-frame-larger", animated_inner_frame_larger()),
+        ("webp-animated-alpha-smaller", animated_alpha_smaller()),
+        ("webp-100000-frames", many_frames()),
+        ("webp-frame-outside", frame_outside()),
+        ("webp-alpha-short", alpha(&[0; 17], &vp8_grey(64, 64))),
+        ("webp-alpha-no-such-compression", alpha(&[3; 5000], &vp8_grey(64, 64))),
+        ("webp-alpha-gradient", alpha(&[0b1100; 4097], &vp8_grey(64, 64))),
+        ("webp-exif-4gib", exif_4_gib()),
+        ("webp-chunks-4gib", chunk_4_gib()),
+        ("webp-no-data", webp(&[riff_chunk(b"VP8 ", &vp8(8000, 7900, 0, 0))])),
+        ("webp-one-tree-of-everything", lossless(&[0xff; 3000])),
+    ]
+}
+
+/// A lossless picture of 8 × 8 with these bytes behind its header.
+fn lossless(stream: &[u8]) -> Vec<u8> {
+    webp(&[riff_chunk(b"VP8L", &[b"\x2f\x07\xc0\x01\x00", stream].concat())])
+}
+
+/// Claims so many groups of prefix codes for 8 × 8 pixels; each takes ten bytes here and, as codes
+/// of 11 bits, 52 KiB in a decoder that expands them as they come (CVE-2026-46603; "5.2.2" of the
+/// lossless specification: meta prefix codes).
+fn codes(groups: u64, length: usize) -> Vec<u8> {
+    const ORDER: [usize; 15] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11];
+    let mut bits = LowBits::default();
+    bits.put(0, 1); // no transform
+    bits.put(1 | 11 << 1, 5); // a colour cache of 11 bits
+    bits.put(1, 1 + 3); // meta prefix codes, for blocks of 4 × 4
+    bits.put(0, 1); // their picture has no cache
+    let group = |bits: &mut LowBits, byte: u64| bits.put(0b101 | byte << 3, 11);
+    group(&mut bits, (groups - 1) & 0xff);
+    group(&mut bits, (groups - 1) >> 8);
+    for _ in 0..3 {
+        bits.put(1, 4);
+    }
+    for _ in 0..groups {
+        // As many symbols as a code of this length has, all of the same length.
+        bits.put(11 << 1, 5);
+        ORDER.iter().for_each(|symbol| bits.put(u64::from(*symbol == length), 3));
+        bits.put(1 | 5 << 1, 4);
+        bits.put((1 << length) - 2, 12);
+        for _ in 0..4 {
+            bits.put(1, 4); // one symbol, zero
+        }
+    }
+    [bits.finish(), vec![0; 128]].concat()
+}
+
+/// The same within an alpha chunk, whose stream has no header of its own.
+fn deep_codes_in_alpha() -> Vec<u8> {
+    alpha(&[&[1][..], &codes(16_384, 11)].concat(), &vp8_grey(8, 8))
+}
+
+/// A picture with an alpha chunk; the canvas is that of the frame.
+fn alpha(chunk: &[u8], frame: &[u8]) -> Vec<u8> {
+    let (width, height) = (frame[6].into(), frame[8].into());
+    webp(&[vp8x(ALPHA, width, height), riff_chunk(b"ALPH", chunk), riff_chunk(b"VP8 ", frame)])
+}
+
+/// A canvas of 16 × 16 with a frame of 16383 × 16383: the decoder compares them when it is done,
+/// and has filled 0.4 GB by then.
+fn inner_frame_larger() -> Vec<u8> {
+    let frame = vp8(16_383, 16_383, 520_000, 1 << 20);
+    webp(&[vp8x(0, 16, 16), riff_chunk(b"VP8 ", &frame)])
+}
+
+/// The same in a frame of an animation.
+fn animated_inner_frame_larger() -> Vec<u8> {
+    let frame = vp8(16_383, 16_383, 520_000, 1 << 20);
+    animated(&[anmf(16, 16, &[riff_chunk(b"VP8 ", &frame)])])
+}
+
+/// A frame of 16 × 16 with as much alpha and a picture of 64 × 64: the decoder takes the alpha's
+/// size for the picture's, and panics.
+fn animated_alpha_smaller() -> Vec<u8> {
+    let alpha = riff_chunk(b"ALPH", &[0; 257]);
+    animated(&[anmf(16, 16, &[alpha, riff_chunk(b"VP8 ", &vp8_grey(64, 64))])])
+}
+
+fn animated(frames: &[Vec<u8>]) -> Vec<u8> {
+    let head = [vp8x(ANIMATED | ALPHA, 16, 16), riff_chunk(b"ANIM", &[0; 6])];
+    webp(&[&head[..], frames].concat())
+}
+
+/// Only the first frame is wanted, but all are walked over.
+fn many_frames() -> Vec<u8> {
+    let frame = |_| anmf(1, 1, &[riff_chunk(b"VP8L", b"\x2f\0\0\0\0\0\0\0")]);
+    animated(&(0..100_000).map(frame).collect::<Vec<_>>())
+}
+
+/// A frame of 16384 × 16384 on a canvas of 16 × 16.
+fn frame_outside() -> Vec<u8> {
+    animated(&[anmf(16_384, 16_384, &[riff_chunk(b"VP8 ", &vp8_grey(16, 16))])])
+}
+
+/// EXIF that claims to be 4 GiB long: a decoder that believes it asks for as much.
+fn exif_4_gib() -> Vec<u8> {
+    let mut file =
+        webp(&[vp8x(EXIF, 16, 16), riff_chunk(b"VP8 ", &vp8_grey(16, 16)), b"EXIF".to_vec()]);
+    file.extend(0xffff_fffe_u32.to_le_bytes());
+    file[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+    file
+}
+
+/// Chunks that claim to reach 4 GiB far, one after the other.
+fn chunk_4_gib() -> Vec<u8> {
+    let mut file = webp(&[vp8x(0, 16, 16)]);
+    for name in [b"ICCP", b"ALPH", b"VP8 "] {
+        file.extend(name);
+        file.extend(u32::MAX.to_le_bytes());
+    }
+    file
+}

@@ -1,0 +1,318 @@
+//! Small writers of file formats, for pictures that no encoder makes.
+
+/// Bits, the first one lowest in its byte: deflate, GIF, VP8L.
+#[derive(Default)]
+pub struct LowBits {
+    bytes: Vec<u8>,
+    held: u64,
+    count: u32,
+}
+
+impl LowBits {
+    pub fn put(&mut self, value: u64, bits: u32) {
+        self.held |= value << self.count;
+        self.count += bits;
+        while self.count >= 8 {
+            self.bytes.push(self.held as u8);
+            self.held >>= 8;
+            self.count -= 8;
+        }
+    }
+
+    pub fn finish(mut self) -> Vec<u8> {
+        self.put(0, 7);
+        self.bytes
+    }
+}
+
+/// Bits, the first one highest in its byte: JPEG, TIFF's LZW and fax.
+#[derive(Default)]
+pub struct HighBits {
+    bytes: Vec<u8>,
+    held: u64,
+    count: u32,
+}
+
+impl HighBits {
+    pub fn put(&mut self, value: u64, bits: u32) {
+        self.held = self.held << bits | value;
+        self.count += bits;
+        while self.count >= 8 {
+            self.count -= 8;
+            self.bytes.push((self.held >> self.count) as u8);
+        }
+    }
+
+    /// Fills the last byte with ones, as JPEG wants it; nobody else minds.
+    pub fn finish(mut self) -> Vec<u8> {
+        self.put(0x7f, 7);
+        self.bytes
+    }
+}
+
+/// Bytes as a zlib stream of stored blocks (RFC 1950, RFC 1951 3.2.4).
+pub fn zlib(bytes: &[u8]) -> Vec<u8> {
+    let mut stream = vec![0x78, 0x01];
+    let mut blocks = bytes.chunks(0xffff).peekable();
+    while let Some(block) = blocks.next() {
+        stream.push(u8::from(blocks.peek().is_none()));
+        stream.extend((block.len() as u16).to_le_bytes());
+        stream.extend((!(block.len() as u16)).to_le_bytes());
+        stream.extend(block);
+    }
+    let (mut a, mut b) = (1, 0);
+    for byte in bytes {
+        a = (a + u32::from(*byte)) % 65521;
+        b = (b + a) % 65521;
+    }
+    stream.extend((b << 16 | a).to_be_bytes());
+    stream
+}
+
+/// At least so many zeros as a zlib stream, a thousandth as long: two bits stand for 258 of them
+/// (RFC 1951, 3.2.7).
+pub fn zlib_zeros(len: u64) -> Vec<u8> {
+    let mut bits = LowBits::default();
+    let repeats = len.div_ceil(258);
+    // The last block, with codes of its own: 286 for literals and lengths, one for distances.
+    bits.put(0b101 | 29 << 3 | 14 << 13, 17);
+    for length in [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 2] {
+        bits.put(length, 3);
+    }
+    // 0 and 256 have two bits, 285 (258 bytes) has one, and so has distance 1; zeros between.
+    let (one, two, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
+    for (code, run) in [
+        (two, None),
+        (zeros, Some(138)),
+        (zeros, Some(117)),
+        (two, None),
+        (zeros, Some(28)),
+        (one, None),
+        (one, None),
+    ] {
+        bits.put(code.0, code.1);
+        if let Some(run) = run {
+            bits.put(run - 11, 7);
+        }
+    }
+    bits.put(0b01, 2); // a zero
+    for _ in 0..repeats {
+        bits.put(0b00, 2); // 258 times what was before
+    }
+    bits.put(0b11, 2);
+    let mut stream = vec![0x78, 0x01];
+    stream.extend(bits.finish());
+    let sum = (1 + repeats * 258) % 65521;
+    stream.extend(((sum as u32) << 16 | 1).to_be_bytes());
+    stream
+}
+
+/// A chunk of a PNG (PNG specification, 5.3).
+pub fn png_chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let mut chunk = (data.len() as u32).to_be_bytes().to_vec();
+    chunk.extend(name);
+    chunk.extend(data);
+    chunk.extend(crc32fast::hash(&chunk[4..]).to_be_bytes());
+    chunk
+}
+
+/// A PNG of these chunks behind its header, and its end.
+pub fn png(
+    (width, height): (u32, u32),
+    depth: u8,
+    color: u8,
+    interlaced: bool,
+    chunks: &[Vec<u8>],
+) -> Vec<u8> {
+    let header = [
+        &width.to_be_bytes()[..],
+        &height.to_be_bytes(),
+        &[depth, color, 0, 0, u8::from(interlaced)],
+    ]
+    .concat();
+    let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
+    png.extend(png_chunk(b"IHDR", &header));
+    png.extend(chunks.concat());
+    png.extend(png_chunk(b"IEND", b""));
+    png
+}
+
+/// A chunk of a RIFF file, padded to an even length.
+pub fn riff_chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let mut chunk = name.to_vec();
+    chunk.extend((data.len() as u32).to_le_bytes());
+    chunk.extend(data);
+    chunk.resize(chunk.len().next_multiple_of(2), 0);
+    chunk
+}
+
+/// A WebP of these chunks.
+pub fn webp(chunks: &[Vec<u8>]) -> Vec<u8> {
+    riff_chunk(b"RIFF", &[&b"WEBP"[..], &chunks.concat()].concat())
+}
+
+/// The chunk that an extended WebP begins with.
+pub fn vp8x(flags: u8, width: u32, height: u32) -> Vec<u8> {
+    let size = |pixels: u32| (pixels - 1).to_le_bytes()[..3].to_vec();
+    riff_chunk(b"VP8X", &[vec![flags, 0, 0, 0], size(width), size(height)].concat())
+}
+
+/// A frame of an animation, of these chunks.
+pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
+    let size = |pixels: u32| (pixels - 1).to_le_bytes()[..3].to_vec();
+    let head = [vec![0; 6], size(width), size(height), vec![100, 0, 0, 0]].concat();
+    riff_chunk(b"ANMF", &[head, chunks.concat()].concat())
+}
+
+/// A lossy frame whose partitions are all zeros: as much of a grey picture as they last for
+/// (RFC 6386, 9.1).
+pub fn vp8(width: u16, height: u16, first: u32, rest: usize) -> Vec<u8> {
+    let mut frame = (first << 5 | 1 << 4).to_le_bytes()[..3].to_vec();
+    frame.extend(b"\x9d\x01\x2a");
+    frame.extend(width.to_le_bytes());
+    frame.extend(height.to_le_bytes());
+    frame.resize(frame.len() + first as usize + rest, 0);
+    frame
+}
+
+/// The same with enough zeros for the whole picture.
+pub fn vp8_grey(width: u16, height: u16) -> Vec<u8> {
+    let blocks = u32::from(width.div_ceil(16)) * u32::from(height.div_ceil(16));
+    vp8(width, height, 600 + blocks, 600 + 4 * blocks as usize)
+}
+
+/// An entry of a TIFF directory: tag, type, values.
+pub type Entry = (u16, u16, Vec<u64>);
+
+/// A TIFF, little-endian, whose data stands at byte 16 and whose directory follows.
+pub fn tiff(is_big: bool, data: &[u8], entries: &[Entry]) -> Vec<u8> {
+    let word = if is_big { 8 } else { 4 };
+    let number = |value: u64, bytes: usize| value.to_le_bytes()[..bytes].to_vec();
+    let at = (16 + data.len()).next_multiple_of(2);
+    let mut file = if is_big {
+        [b"II\x2b\0\x08\0\0\0".to_vec(), number(at as u64, 8)].concat()
+    } else {
+        [b"II\x2a\0".to_vec(), number(at as u64, 4)].concat()
+    };
+    file.resize(16, 0);
+    file.extend(data);
+    file.resize(at, 0);
+    file.extend(number(entries.len() as u64, if is_big { 8 } else { 2 }));
+    let mut outside = Vec::new();
+    let behind = file.len() + entries.len() * (4 + 2 * word) + word;
+    for (tag, kind, values) in entries {
+        let size = match kind {
+            3 => 2,
+            4 => 4,
+            16 => 8,
+            _ => 1,
+        };
+        let mut bytes: Vec<u8> = values.iter().flat_map(|value| number(*value, size)).collect();
+        file.extend([number((*tag).into(), 2), number((*kind).into(), 2)].concat());
+        file.extend(number(values.len() as u64, word));
+        if bytes.len() > word {
+            file.extend(number((behind + outside.len()) as u64, word));
+            outside.extend(bytes);
+        } else {
+            bytes.resize(word, 0);
+            file.extend(bytes);
+        }
+    }
+    file.extend(vec![0; word]);
+    file.extend(outside);
+    file
+}
+
+/// Bytes as TIFF's LZW: a clear code often enough that codes stay nine bits long (TIFF 6.0,
+/// section 13).
+pub fn tiff_lzw(bytes: &[u8]) -> Vec<u8> {
+    let mut bits = HighBits::default();
+    for some in bytes.chunks(250) {
+        bits.put(256, 9);
+        some.iter().for_each(|byte| bits.put((*byte).into(), 9));
+    }
+    bits.put(257, 9);
+    bits.finish()
+}
+
+/// Bytes as PackBits, in literal runs (TIFF 6.0, section 9).
+pub fn packbits(bytes: &[u8]) -> Vec<u8> {
+    bytes.chunks(128).flat_map(|run| [&[run.len() as u8 - 1], run].concat()).collect()
+}
+
+/// Bytes as GIF's LZW of eight bits, in sub-blocks; a clear code often enough that codes stay nine
+/// bits long (GIF89a, appendix F).
+pub fn gif_lzw(bytes: &[u8]) -> Vec<u8> {
+    let mut bits = LowBits::default();
+    for some in bytes.chunks(250) {
+        bits.put(256, 9);
+        some.iter().for_each(|byte| bits.put((*byte).into(), 9));
+    }
+    bits.put(257, 9);
+    [vec![8], sub_blocks(&bits.finish())].concat()
+}
+
+/// GIF's data sub-blocks, and the one that ends them.
+pub fn sub_blocks(bytes: &[u8]) -> Vec<u8> {
+    let blocks = bytes.chunks(255).flat_map(|block| [&[block.len() as u8], block].concat());
+    blocks.chain([0]).collect()
+}
+
+/// A segment of a JPEG (ITU-T T.81, B.1.1.4).
+pub fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
+    [&[0xff, marker][..], &(data.len() as u16 + 2).to_be_bytes(), data].concat()
+}
+
+/// What stands before a JPEG's first scan: a frame of components with these sampling factors.
+/// The code of a DC difference is its length in four bits; of AC symbols there are the end of a
+/// block (`00`), a coefficient of one bit (`01`) and one of two bits (`10`).
+pub fn jpeg_head(frame: u8, (width, height): (u16, u16), sampling: &[u8]) -> Vec<u8> {
+    let mut jpeg = b"\xff\xd8".to_vec();
+    jpeg.extend(segment(0xdb, &[&[0][..], &[1; 64]].concat()));
+    let mut sof = vec![8];
+    sof.extend(height.to_be_bytes());
+    sof.extend(width.to_be_bytes());
+    sof.push(sampling.len() as u8);
+    for (id, factors) in (1..).zip(sampling) {
+        sof.extend([id, *factors, 0]);
+    }
+    jpeg.extend(segment(frame, &sof));
+    let (mut dc, mut ac) = ([0; 17], [0; 17]);
+    (dc[4], ac[0], ac[2]) = (12, 0x10, 3);
+    jpeg.extend(segment(0xc4, &[&dc[..], &(0..12).collect::<Vec<u8>>()].concat()));
+    jpeg.extend(segment(0xc4, &[&ac[..], &[0, 1, 2]].concat()));
+    jpeg
+}
+
+/// A scan's header: components by number, spectral selection, approximation.
+pub fn scan_head(components: &[u8], spectrum: (u8, u8), approximation: u8) -> Vec<u8> {
+    let mut head = vec![components.len() as u8];
+    components.iter().for_each(|id| head.extend([*id, 0]));
+    head.extend([spectrum.0, spectrum.1, approximation]);
+    segment(0xda, &head)
+}
+
+/// A BMP: compression, depth, palette or masks, and what follows as data.
+pub fn bmp(
+    (width, height): (i32, i32),
+    depth: u16,
+    compression: u32,
+    colors: u32,
+    table: &[u8],
+    data: &[u8],
+) -> Vec<u8> {
+    let offset = 54 + table.len();
+    let mut bmp = b"BM".to_vec();
+    bmp.extend(((offset + data.len()) as u32).to_le_bytes());
+    bmp.extend([0; 4]);
+    bmp.extend((offset as u32).to_le_bytes());
+    bmp.extend(40u32.to_le_bytes());
+    bmp.extend([width.to_le_bytes(), height.to_le_bytes()].concat());
+    bmp.extend([1u16.to_le_bytes(), depth.to_le_bytes()].concat());
+    bmp.extend(compression.to_le_bytes());
+    bmp.extend([0; 12]);
+    bmp.extend([colors.to_le_bytes(), [0; 4]].concat());
+    bmp.extend(table);
+    bmp.extend(data);
+    bmp
+}

@@ -1,0 +1,51 @@
+//! BMP in all depths, run-length encoded, with masks, and top-down.
+
+use super::{Kind, packed};
+use crate::support::craft::bmp;
+
+pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
+    let size = (width as i32, height as i32);
+    let colors: Vec<u8> = (0..=255).flat_map(|n| [n, 255 - n, n / 2, 0]).collect();
+    // Rows are padded to four bytes.
+    let pixels = |channels, bits| {
+        let rows = packed((width, height), channels, bits).into_iter();
+        rows.flat_map(|mut row| {
+            row.resize(row.len().next_multiple_of(4), 0);
+            row
+        })
+        .collect::<Vec<u8>>()
+    };
+    let masks =
+        |masks: &[u32]| masks.iter().flat_map(|mask| mask.to_le_bytes()).collect::<Vec<u8>>();
+    let indexed = |bits: u16| bmp(size, bits, 0, 0, &colors[..4 << bits], &pixels(1, bits.into()));
+    [
+        ("1", indexed(1)),
+        ("2", indexed(2)),
+        ("4", indexed(4)),
+        ("8", indexed(8)),
+        ("16", bmp(size, 16, 0, 0, &[], &pixels(1, 16))),
+        ("24", bmp(size, 24, 0, 0, &[], &pixels(3, 8))),
+        ("24-top-down", bmp((size.0, -size.1), 24, 0, 0, &[], &pixels(3, 8))),
+        ("32", bmp(size, 32, 0, 0, &[], &pixels(4, 8))),
+        ("565", bmp(size, 16, 3, 0, &masks(&[0xf800, 0x7e0, 0x1f]), &pixels(1, 16))),
+        ("masks", bmp(size, 32, 3, 0, &masks(&[0x3ff0_0000, 0xffc00, 0x3ff]), &pixels(4, 8))),
+        ("rle8", bmp(size, 8, 1, 0, &colors, &runs((width, height), 8))),
+        ("rle4", bmp(size, 4, 2, 0, &colors[..64], &runs((width, height), 4))),
+    ]
+    .map(|(name, bmp)| (format!("bmp-{name}"), bmp))
+    .to_vec()
+}
+
+/// Runs of four pixels, each row ended, and the picture.
+fn runs((width, height): (u32, u32), bits: u32) -> Vec<u8> {
+    let mut data = Vec::new();
+    for row in packed((width.div_ceil(4), height), 1, 8) {
+        for (run, color) in (0..).zip(row) {
+            let color = if bits == 4 { color >> 4 | color & 0xf0 } else { color };
+            data.extend([(width - run * 4).min(4) as u8, color]);
+        }
+        data.extend([0, 0]);
+    }
+    data.extend([0, 1]);
+    data
+}

@@ -1,0 +1,33 @@
+//! GIF: plain, interlaced, transparent, of several frames, with a frame that does not fill it.
+
+use super::{Kind, byte, palette};
+use crate::support::craft::gif_lzw;
+
+const INTERLACED: u8 = 0x40;
+
+pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
+    let whole = frame(size, 0);
+    let transparent = b"!\xf9\x04\x01\0\0\x07\0";
+    let smaller = frame((size.0.div_ceil(2), size.1.div_ceil(2)), 0);
+    [
+        ("plain", gif(size, &whole)),
+        ("interlaced", gif(size, &frame(size, INTERLACED))),
+        ("transparent", gif(size, &[&transparent[..], &whole].concat())),
+        ("frames", gif(size, &[&whole[..], &smaller, &whole].concat())),
+        ("first-frame-smaller", gif(size, &smaller)),
+    ]
+    .map(|(name, gif)| (format!("gif-{name}"), gif))
+    .to_vec()
+}
+
+fn gif((width, height): (u32, u32), blocks: &[u8]) -> Vec<u8> {
+    let sizes = [(width as u16).to_le_bytes(), (height as u16).to_le_bytes()].concat();
+    [b"GIF89a", &sizes[..], &[0xf7, 0, 0], &palette(), blocks, b";"].concat()
+}
+
+fn frame((width, height): (u32, u32), flags: u8) -> Vec<u8> {
+    let pixels: Vec<u8> =
+        (0..height).flat_map(|y| (0..width).map(move |x| byte(x, y, 0))).collect();
+    let sizes = [(width as u16).to_le_bytes(), (height as u16).to_le_bytes()].concat();
+    [b",\0\0\0\0", &sizes[..], &[flags], &gif_lzw(&pixels)].concat()
+}

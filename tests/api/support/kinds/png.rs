@@ -1,0 +1,59 @@
+//! PNG in all depths and colours, plain and interlaced, not compressed.
+
+use super::{Kind, packed, palette};
+use crate::support::craft::{png, png_chunk, zlib};
+
+/// Of each pass: the first column and row, and the steps (PNG specification, 8.1).
+const PASSES: [(u32, u32, usize, usize); 7] = [
+    (0, 0, 8, 8),
+    (4, 0, 8, 8),
+    (0, 4, 4, 8),
+    (2, 0, 4, 4),
+    (0, 2, 2, 4),
+    (1, 0, 2, 2),
+    (0, 1, 1, 2),
+];
+
+pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
+    let mut kinds = Vec::new();
+    for (color, channels, name, depths) in [
+        (0, 1, "grey", &[1, 2, 4, 8, 16][..]),
+        (2, 3, "rgb", &[8, 16]),
+        (3, 1, "palette", &[1, 2, 4, 8]),
+        (4, 2, "grey-alpha", &[8, 16]),
+        (6, 4, "rgba", &[8, 16]),
+    ] {
+        for depth in depths {
+            for (interlaced, suffix) in [(false, ""), (true, "-interlaced")] {
+                let data = pixels(size, channels, *depth, interlaced);
+                let mut chunks = Vec::new();
+                if color == 3 {
+                    let colors = &palette()[..3 << depth];
+                    chunks.push(png_chunk(b"PLTE", colors));
+                    chunks.push(png_chunk(b"tRNS", &[0]));
+                }
+                chunks.push(png_chunk(b"IDAT", &zlib(&data)));
+                let png = png(size, *depth as u8, color, interlaced, &chunks);
+                kinds.push((format!("png-{name}-{depth}{suffix}"), png));
+            }
+        }
+    }
+    kinds
+}
+
+/// Scanlines without a filter. The passes of an interlaced picture hold other pixels than they
+/// would if it were plain, which nobody minds.
+fn pixels((width, height): (u32, u32), channels: u32, depth: u32, interlaced: bool) -> Vec<u8> {
+    let lines = |size| {
+        let rows = packed(size, channels, depth);
+        rows.into_iter().flat_map(|row| [vec![0], row].concat()).collect::<Vec<u8>>()
+    };
+    if !interlaced {
+        return lines((width, height));
+    }
+    let passes = PASSES.iter().flat_map(|(column, row, across, down)| {
+        let size = ((*column..width).step_by(*across).len(), (*row..height).step_by(*down).len());
+        if size.0 == 0 { Vec::new() } else { lines((size.0 as u32, size.1 as u32)) }
+    });
+    passes.collect()
+}

@@ -1,0 +1,167 @@
+//! TIFF: colours and depths, compressions, strips and tiles, planes together and apart.
+
+use super::{Kind, packed, palette};
+use crate::support::craft::{Entry, packbits, tiff, tiff_lzw, zlib};
+
+const SHORT: u16 = 3;
+const LONG: u16 = 4;
+
+/// Where [`tiff`] puts the data.
+const DATA: u64 = 16;
+
+/// Photometric interpretations.
+const GREY: u64 = 1;
+const RGB: u64 = 2;
+const PALETTE: u64 = 3;
+const CMYK: u64 = 5;
+
+type Compress = fn(&[u8]) -> Vec<u8>;
+
+#[derive(Clone, Copy)]
+enum Layout {
+    Strips(u32),
+    Tiles(u32),
+}
+
+/// What a picture's samples are.
+#[derive(Clone, Copy)]
+struct Samples {
+    photometric: u64,
+    count: u32,
+    bits: u32,
+    /// Floating point.
+    is_real: bool,
+    /// Each channel in a plane of its own.
+    is_planar: bool,
+}
+
+pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
+    let compressions: [(u64, Compress, &str); 5] = [
+        (1, <[u8]>::to_vec, "none"),
+        (5, tiff_lzw, "lzw"),
+        (8, zlib, "deflate"),
+        (32_946, zlib, "old-deflate"),
+        (32_773, packbits, "packbits"),
+    ];
+    let layouts = [
+        (Layout::Strips(size.1), "strip"),
+        (Layout::Strips(16), "strips"),
+        (Layout::Tiles(64), "tiles"),
+    ];
+    let none = compressions[0];
+    let mut kinds = Vec::new();
+    for (photometric, count, name, depths) in [
+        (GREY, 1, "grey", &[1, 4, 8, 16, 32][..]),
+        (GREY, 2, "grey-alpha", &[8, 16]),
+        (RGB, 3, "rgb", &[8, 16, 32]),
+        (RGB, 4, "rgba", &[8, 16, 32]),
+        (PALETTE, 1, "palette", &[4, 8]),
+        (CMYK, 4, "cmyk", &[8, 16]),
+    ] {
+        for bits in depths {
+            let samples =
+                Samples { photometric, count, bits: *bits, is_real: *bits == 32, is_planar: false };
+            for (layout, kind) in layouts {
+                let tiff = picture(size, samples, layout, none);
+                kinds.push((format!("tiff-{name}-{bits}-{kind}"), tiff));
+            }
+            if count > 1 {
+                let planar = Samples { is_planar: true, ..samples };
+                let tiff = picture(size, planar, Layout::Strips(16), none);
+                kinds.push((format!("tiff-{name}-{bits}-planar"), tiff));
+            }
+        }
+    }
+    let rgb =
+        |is_planar| Samples { photometric: RGB, count: 3, bits: 8, is_real: false, is_planar };
+    for compression in &compressions[1..] {
+        for (layout, kind) in layouts {
+            let tiff = picture(size, rgb(false), layout, *compression);
+            kinds.push((format!("tiff-{}-{kind}", compression.2), tiff));
+        }
+    }
+    kinds.push(("tiff-planar-tiles".into(), picture(size, rgb(true), Layout::Tiles(64), none)));
+    kinds
+}
+
+fn picture(
+    (width, height): (u32, u32),
+    samples: Samples,
+    layout: Layout,
+    (compression, compress, _): (u64, Compress, &str),
+) -> Vec<u8> {
+    let (planes, together) =
+        if samples.is_planar { (samples.count, 1) } else { (1, samples.count) };
+    let (across, chunks): (u32, Vec<u32>) = match layout {
+        Layout::Strips(rows) => (
+            width,
+            (0..height.div_ceil(rows)).map(|strip| rows.min(height - strip * rows)).collect(),
+        ),
+        // Tiles are whole, also the last ones.
+        Layout::Tiles(side) => {
+            (side, vec![side; (width.div_ceil(side) * height.div_ceil(side)) as usize])
+        }
+    };
+    let (mut data, mut at, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..planes {
+        for rows in &chunks {
+            let chunk = compress(&chunk((across, *rows), together, samples.bits));
+            at.push(DATA + data.len() as u64);
+            lengths.push(chunk.len() as u64);
+            data.extend(chunk);
+        }
+    }
+    let mut entries: Vec<Entry> = vec![
+        (256, LONG, vec![width.into()]),
+        (257, LONG, vec![height.into()]),
+        (258, SHORT, vec![samples.bits.into(); samples.count as usize]),
+        (259, SHORT, vec![compression]),
+        (262, SHORT, vec![samples.photometric]),
+        (277, SHORT, vec![samples.count.into()]),
+        (284, SHORT, vec![1 + u64::from(samples.is_planar)]),
+    ];
+    let places = match layout {
+        Layout::Strips(rows) => {
+            vec![(273, LONG, at), (278, LONG, vec![rows.into()]), (279, LONG, lengths)]
+        }
+        Layout::Tiles(side) => vec![
+            (322, LONG, vec![side.into()]),
+            (323, LONG, vec![side.into()]),
+            (324, LONG, at),
+            (325, LONG, lengths),
+        ],
+    };
+    entries.extend(places);
+    if samples.photometric == PALETTE {
+        // All the reds, then the greens, then the blues, in 16 bits.
+        let colors = palette();
+        let channel = |c| (0..1 << samples.bits).map(move |n: usize| n * 3 + c);
+        let values = (0..3).flat_map(channel).map(|at| u64::from(colors[at]) << 8);
+        entries.push((320, SHORT, values.collect()));
+    }
+    if matches!((samples.photometric, samples.count), (GREY, 2) | (RGB, 4)) {
+        entries.push((338, SHORT, vec![2]));
+    }
+    if samples.is_real {
+        entries.push((339, SHORT, vec![3; samples.count as usize]));
+    }
+    entries.sort_by_key(|entry| entry.0);
+    tiff(false, &data, &entries)
+}
+
+/// A strip or a tile. Where samples are wide, they are in the file's order of bytes.
+fn chunk(size: (u32, u32), channels: u32, bits: u32) -> Vec<u8> {
+    match bits {
+        32 => packed(size, channels, 8)
+            .concat()
+            .into_iter()
+            .flat_map(|sample| (f32::from(sample) / 255.0).to_le_bytes())
+            .collect(),
+        16 => {
+            let mut bytes = packed(size, channels, 16).concat();
+            bytes.chunks_exact_mut(2).for_each(<[u8]>::reverse);
+            bytes
+        }
+        _ => packed(size, channels, bits).concat(),
+    }
+}
