@@ -127,9 +127,17 @@ impl BufRead for Reader {
 }
 
 impl Read for Reader {
+    /// Fills the buffer, but at the end: `imagesize` takes a short read for the end.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.fill_buf()?.read(buffer)?;
-        self.consume(read);
+        let mut read = 0;
+        while read < buffer.len() {
+            let taken = self.fill_buf()?.read(&mut buffer[read..])?;
+            if taken == 0 {
+                break;
+            }
+            self.consume(taken);
+            read += taken;
+        }
         Ok(read)
     }
 }
@@ -177,6 +185,18 @@ mod tests {
         let mut reader = content.header_reader();
         let mut skip = || reader.seek(SeekFrom::Current(0));
         assert!((0..=HEADER_STEPS).any(|_| skip().is_err()));
+    }
+
+    #[test]
+    fn a_read_across_two_windows_is_not_short() {
+        let content = in_file(&vec![7; 2 * WINDOW]);
+        let mut reader = content.reader();
+        reader.seek(SeekFrom::Start(WINDOW as u64 - 1)).unwrap();
+        reader.read_exact(&mut [0]).unwrap();
+        reader.seek(SeekFrom::Start(WINDOW as u64 - 2)).unwrap();
+        assert_eq!(reader.read(&mut [0; 4]).unwrap(), 4);
+        reader.seek(SeekFrom::Start(2 * WINDOW as u64 - 1)).unwrap();
+        assert_eq!(reader.read(&mut [0; 4]).unwrap(), 1);
     }
 
     proptest! {
