@@ -19,6 +19,7 @@ mod cache;
 mod check;
 mod contract;
 mod deadline;
+mod decoder;
 mod disk;
 mod docs;
 mod errors;

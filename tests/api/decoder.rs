@@ -1,0 +1,251 @@
+//! The decoder's process: what it may not do, and what is made of each way in which it can fail.
+
+use std::{
+    fs,
+    io::Read,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use image::ImageFormat;
+use imagesvc::{
+    config::{Config, Raw},
+    server::{Server, StartError},
+};
+use tempfile::TempDir;
+
+use crate::support::{
+    Answer, Nvidia, ROCKET, TestApp, assert_problem, converted, decoder_settings, metric,
+};
+
+/// A program that does as the decoder when the service tries it out, and else runs a script.
+fn misbehaving(folder: &TempDir, script: &str) -> PathBuf {
+    let program = folder.path().join("decoder");
+    let real = decoder_settings().program;
+    let text = format!(
+        "#!/bin/sh\n[ \"$2 $3\" = 'square 1' ] && exec '{}' \"$@\"\necho $$ > '{}'\n{script}\n",
+        real.display(),
+        folder.path().join("pid").display(),
+    );
+    // Elsewhere first: while another test starts a program, a file that is open for writing here
+    // cannot be run.
+    let copied = Command::new("sh")
+        .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""])
+        .args([program.as_os_str(), text.as_ref()])
+        .status();
+    assert!(copied.unwrap().success());
+    assert!(fs::metadata(&program).unwrap().permissions().mode() & 0o100 != 0);
+    program
+}
+
+/// Sends a picture that must be decoded to a service whose decoder runs a script.
+async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let program = misbehaving(&folder, script);
+    let nvidia = Nvidia::well().await;
+    let settings = [("IMAGESVC_REQUEST_TIMEOUT", "3s")];
+    let app =
+        TestApp::configured(&nvidia, &settings, |config| config.decoder.program = program).await;
+    let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
+    assert!(nvidia.lines().is_empty(), "nothing was paid");
+    (answer, app, folder)
+}
+
+/// The head of an answer: what it says, and how long what follows is.
+fn head(letter: char, len: u8) -> String {
+    format!("printf '{letter}\\{len:03o}\\0\\0\\0\\0\\0\\0\\0'; ")
+}
+
+#[tokio::test]
+async fn a_decoder_that_dies_of_the_picture_says_that_the_picture_is_at_fault() {
+    let halfway = format!("{}printf abc; kill -ABRT $$", head('d', 100));
+    for script in [
+        "kill -ABRT $$",
+        "kill -SEGV $$",
+        "kill -BUS $$",
+        "kill -XCPU $$",
+        "exit 101",
+        &halfway,
+        &format!("{}printf wrong", head('b', 5)),
+        &format!("{}printf wrong", head('p', 5)),
+    ] {
+        let (answer, app, _folder) = decode_with(script).await;
+        let problem = assert_problem(&answer, 415, "unsupported_image");
+        assert!(problem["saved_as"].is_null(), "{script}");
+        assert!(app.saved().is_empty(), "{script}: no file is left");
+    }
+}
+
+#[tokio::test]
+async fn a_decoder_that_the_system_takes_away_is_no_fault_of_the_picture() {
+    let halfway = format!("{}printf abc; kill -KILL $$", head('d', 100));
+    let unlimited = format!("{}printf never", head('l', 5));
+    for script in ["kill -KILL $$", "kill -TERM $$", &halfway, &unlimited] {
+        let (answer, app, _folder) = decode_with(script).await;
+        let problem = assert_problem(&answer, 503, "overloaded");
+        assert_eq!(answer.header("retry-after"), "5");
+        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()], "{script}: it is kept");
+        let metrics = app.get("/metrics").await.text();
+        assert_eq!(metric(&metrics, "imagesvc_decodes_total{outcome=\"unavailable\"}"), 1.0);
+    }
+}
+
+#[tokio::test]
+async fn a_decoder_that_cannot_be_started_any_more_is_no_fault_of_the_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = misbehaving(&folder, "exit 0");
+    let nvidia = Nvidia::well().await;
+    let path = program.clone();
+    let app = TestApp::configured(&nvidia, &[], |config| config.decoder.program = path).await;
+    fs::remove_file(program).unwrap();
+    let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
+    let problem = assert_problem(&answer, 503, "overloaded");
+    assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()]);
+}
+
+#[tokio::test]
+async fn a_decoder_that_does_not_keep_to_what_was_agreed_is_a_bug() {
+    for script in [
+        "exit 0".to_owned(),
+        "exit 1".to_owned(),
+        "printf 'no answer at all'".to_owned(),
+        format!("{}printf abc", head('d', 100)),
+        format!("{}printf abc", head('d', 1)),
+        // More than any picture of this size is rendered to.
+        "printf 'd\\0\\0\\0\\0\\001\\0\\0\\0'; exec cat /dev/zero".to_owned(),
+        format!("{}exec cat /dev/zero", head('d', 3)),
+    ] {
+        let (answer, app, _folder) = decode_with(&script).await;
+        let problem = assert_problem(&answer, 500, "internal");
+        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()], "{script}: it is kept");
+    }
+}
+
+#[tokio::test]
+async fn a_decoder_that_hangs_is_ended_at_the_deadline() {
+    for script in [
+        "exec sleep 600".to_owned(),
+        format!("{}exec sleep 600", head('d', 9)),
+        format!("{}printf abcdefghi; exec >&-; exec sleep 600", head('d', 9)),
+    ] {
+        let (answer, app, folder) = decode_with(&script).await;
+        let problem = assert_problem(&answer, 504, "embedding_timeout");
+        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()], "{script}: it is kept");
+        let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
+        let started = Instant::now();
+        while Path::new("/proc").join(pid.trim()).exists() {
+            assert!(started.elapsed() < Duration::from_secs(10), "{script}: it is still there");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = misbehaving(&folder, "exec sleep 600");
+    let nvidia = Nvidia::well().await;
+    let settings = [("IMAGESVC_REQUEST_TIMEOUT", "2s")];
+    let app =
+        TestApp::configured(&nvidia, &settings, |config| config.decoder.program = program).await;
+    let picture = converted(ROCKET, ImageFormat::WebP);
+    let request = app.upload_request(&picture, "rocket.webp").timeout(Duration::from_millis(500));
+    assert!(request.send().await.unwrap_err().is_timeout());
+    let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
+    let started = Instant::now();
+    while Path::new("/proc").join(pid.trim()).exists() {
+        assert!(started.elapsed() < Duration::from_secs(10), "it is still there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_service_whose_decoder_does_not_work_does_not_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let downloads = folder.path().to_str().unwrap().to_owned();
+    for program in ["/no/such/program", "/bin/false", "/bin/true"] {
+        let settings = [
+            ("IMAGESVC_SANDBOX", "true"),
+            ("IMAGESVC_HOST", "127.0.0.1"),
+            ("IMAGESVC_PORT", "0"),
+            ("IMAGESVC_DOWNLOADS_DIR", downloads.as_str()),
+        ];
+        let mut config = Config::resolve(&Raw::from_pairs(settings)).unwrap();
+        config.decoder.program = program.into();
+        let error = Server::bind(config).await.unwrap_err();
+        assert!(matches!(error, StartError::Decoder(_)), "{error}");
+    }
+}
+
+/// A decoder that waits for its picture, limited as it is by then.
+#[test]
+fn a_decoder_is_limited_before_it_reads_a_byte() {
+    let job = ["decode", "converted", "0", "webp", "10", "10", "1000", "100000000", "7"];
+    let mut child = Command::new(decoder_settings().program)
+        .args(job)
+        .env("PLANTED", "in the environment of whoever starts it by hand")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap();
+    let started = Instant::now();
+    // The last limit that it sets.
+    while !read("limits")
+        .lines()
+        .any(|line| line.starts_with("Max core file size") && ends_in(line, ["0", "0", "bytes"]))
+    {
+        assert!(started.elapsed() < Duration::from_secs(10), "{}", read("limits"));
+        std::thread::yield_now();
+    }
+    let limits = read("limits");
+    for (name, bounds) in [
+        ("Max address space", ["100000000", "100000000", "bytes"]),
+        ("Max cpu time", ["7", "8", "seconds"]),
+        ("Max open files", ["3", "3", "files"]),
+        ("Max file size", ["0", "0", "bytes"]),
+    ] {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(ends_in(line, bounds), "{line}");
+    }
+    assert_eq!(read("oom_score_adj").trim(), "1000");
+    // No runtime, no threads.
+    assert!(read("status").contains("Threads:\t1\n"));
+    drop(child.stdin.take());
+    let mut said = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut said).unwrap();
+    assert_eq!(said[0], b'b', "nothing is no picture");
+    assert!(child.wait().unwrap().success());
+}
+
+fn ends_in(line: &str, bounds: [&str; 3]) -> bool {
+    line.split_whitespace().rev().take(3).eq(bounds.into_iter().rev())
+}
+
+#[tokio::test]
+async fn a_decoder_inherits_nothing_of_the_service_but_its_picture() {
+    // Says what it was given instead of decoding.
+    let folder = tempfile::tempdir().unwrap();
+    let seen = folder.path().join("seen");
+    let script = format!(
+        "{{ /usr/bin/env; ls -l /proc/self/fd; }} > '{}' 2>&1; kill -ABRT $$",
+        seen.display()
+    );
+    let program = misbehaving(&folder, &script);
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::configured(&nvidia, &[], |config| config.decoder.program = program).await;
+    // Too large to stay in memory: it comes from its file.
+    let picture = converted(&crate::support::noise_png(400, 400), ImageFormat::Bmp);
+    assert_problem(&app.upload(&picture, "noise.bmp").await, 415, "unsupported_image");
+    let seen = fs::read_to_string(seen).unwrap();
+    let names = seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
+    let names: Vec<_> =
+        names.filter(|name| !["PWD", "OLDPWD", "SHLVL", "_"].contains(name)).collect();
+    assert!(names.is_empty(), "{names:?}");
+    assert!(!seen.contains("socket:"), "{seen}");
+    let input = seen.lines().find(|line| line.contains(" 0 -> ")).unwrap();
+    assert!(input.starts_with("lr-x"), "to be read only: {input}");
+    assert!(input.contains("/.incoming/") || input.contains(".bmp"), "{input}");
+}
