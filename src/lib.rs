@@ -31,6 +31,7 @@ pub mod nvidia;
 pub mod routes;
 pub mod sandbox;
 pub mod server;
+pub mod shares;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
