@@ -76,12 +76,6 @@ impl Budget {
 }
 
 impl Reserved {
-    /// Takes so many bytes out, to be given back apart.
-    pub fn split_off(&mut self, bytes: u64) -> Option<Self> {
-        let units = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);
-        self.0.split(units).map(Self)
-    }
-
     /// Gives back all but so many bytes.
     pub fn shrink_to(&mut self, bytes: u64) {
         let keep = usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(usize::MAX);

@@ -8,7 +8,6 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::OwnedSemaphorePermit,
     task::JoinError,
     time::{Instant, timeout, timeout_at},
 };
@@ -16,9 +15,9 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::{
-    budget::Reserved,
     image::{self, Picture},
     nvidia::{self, Vector},
+    shares::{ClientNetwork, Share},
     telemetry::Metrics,
 };
 use ask::Asker;
@@ -68,6 +67,8 @@ pub struct Job {
     pub picture: Picture,
     /// SHA-256 of its bytes.
     pub sha256: [u8; 32],
+    /// Who wants it.
+    pub client: ClientNetwork,
     /// Whether an older answer will do.
     pub freshness: Freshness,
     /// When the answer must be there.
@@ -80,9 +81,9 @@ pub struct Job {
 #[derive(Debug)]
 pub struct Held {
     /// Its turn among the pictures at work.
-    pub turn: OwnedSemaphorePermit,
+    pub turn: Share,
     /// The memory for its bytes.
-    pub memory: Reserved,
+    pub memory: Share,
 }
 
 /// Whether an older answer will do.
@@ -258,9 +259,9 @@ impl Embedder {
         self.0.asker.inline_memory()
     }
 
-    /// How long a picture that comes now is likely to wait for a call.
-    pub fn expected_wait(&self) -> Duration {
-        self.0.asker.expected_wait()
+    /// How long a client's picture that comes now is likely to wait for a call.
+    pub fn expected_wait(&self, client: ClientNetwork) -> Duration {
+        self.0.asker.expected_wait(client)
     }
 
     /// How many pictures wait for a call.
@@ -368,6 +369,6 @@ impl Embedder {
         {
             return Ok(found);
         }
-        self.0.asker.ask(&job.picture, job.deadline).await.map_err(Arc::new)
+        self.0.asker.ask(&job.picture, job.client, job.deadline).await.map_err(Arc::new)
     }
 }

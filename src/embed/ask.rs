@@ -15,6 +15,7 @@ use crate::{
     budget::{self, Budget, Reserved},
     image::{self, Content, Format, Picture, Target},
     nvidia::{self, Attempts, InlineImage, Vector},
+    shares::ClientNetwork,
 };
 
 /// How long a refusal of uploads is remembered.
@@ -103,9 +104,9 @@ impl Asker {
         self.settings.inline_memory()
     }
 
-    /// How long a picture that comes now is likely to wait for a slot.
-    pub(super) fn expected_wait(&self) -> Duration {
-        self.slots.expected_wait()
+    /// How long a client's picture that comes now is likely to wait for a slot.
+    pub(super) fn expected_wait(&self, client: ClientNetwork) -> Duration {
+        self.slots.expected_wait(client)
     }
 
     /// How many pictures wait for a slot.
@@ -125,14 +126,15 @@ impl Asker {
     pub(super) async fn ask(
         &self,
         picture: &Picture,
+        client: ClientNetwork,
         deadline: Instant,
     ) -> Result<Embedding, Error> {
-        let mut attempts = self.nvidia.begin(deadline)?;
+        let mut attempts = self.nvidia.begin(client, deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if self.slots.expected_wait() > left {
+        if self.slots.expected_wait(client) > left {
             return Err(Error::LineTooLong);
         }
-        let slot = self.slots.take(deadline).await;
+        let slot = self.slots.take(client, deadline).await;
         let Some(_slot) = slot else { return Err(Error::Busy("a call to NVIDIA")) };
         let (sent, prepared) = match picture.format {
             Format::Jpeg | Format::Png => {
