@@ -6,7 +6,7 @@ mod nvidia;
 mod pictures;
 mod server;
 
-pub use app::{Answer, TestApp, assert_problem, metric};
+pub use app::{Answer, TestApp, assert_problem, client_from, connect_from, metric};
 pub use child::Child;
 pub use nvidia::{KEY, Nvidia, embedding, embedding_of, number, numbers, try_number};
 pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, form, heic, noise_png, tiny, variant};
