@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -164,25 +164,34 @@ async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
     let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
     let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IN_FLIGHT", "8")]).await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
-    let pictures: Vec<_> = (0..20).map(tiny).collect();
-    let flooding =
-        pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.png")));
-    let beside = async {
-        nvidia.wait_for(6).await;
-        let mine = [tiny(100), tiny(101)];
-        let requests = mine.iter().map(|mine| app.upload_request(mine, "a.png"));
-        let served = join_all(requests.map(|request| app.send_by(&other, request)));
-        let opened = async {
-            nvidia.wait_for(8).await;
-            assert_eq!(nvidia.count(), 8, "two of the eight were left");
-            gate.send(true).unwrap();
-        };
-        for answer in tokio::join!(served, opened).0 {
-            answer.vector();
+    let mut flooding = FuturesUnordered::new();
+    // One after the other, until one is refused.
+    loop {
+        assert!(flooding.len() < 8, "it got all");
+        let picture = tiny(flooding.len());
+        let at_work = flooding.len() as f64 + 1.0;
+        flooding.push(app.send_by(&flood, app.upload_request(&picture, "a.png")));
+        let arrived = app.wait_for(|value| value("imagesvc_pictures_at_work") >= at_work);
+        tokio::select! {
+            refused = flooding.next() => {
+                assert_problem(&refused.unwrap(), 503, "overloaded");
+                break;
+            }
+            () = arrived => {}
         }
+    }
+    assert_eq!(flooding.len(), 6);
+    let mine = [tiny(100), tiny(101)];
+    let requests = mine.iter().map(|mine| app.upload_request(mine, "a.png"));
+    let served = join_all(requests.map(|request| app.send_by(&other, request)));
+    let opened = async {
+        nvidia.wait_for(8).await;
+        gate.send(true).unwrap();
     };
-    let (answers, ()) = tokio::join!(join_all(flooding), beside);
-    assert!(answers.iter().filter(|answer| answer.status == 200).count() >= 6);
+    for answer in tokio::join!(served, opened).0 {
+        answer.vector();
+    }
+    flooding.for_each(|answer| async move { drop(answer.vector()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
