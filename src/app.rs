@@ -14,13 +14,11 @@ use axum::{
     middleware,
     response::{IntoResponse, Response},
 };
-use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::{
-    budget::Budget,
     config::{Config, Upstream},
     decoder::Decoder,
     embed::{Embedder, Source},
@@ -36,10 +34,11 @@ use crate::{
     },
     nvidia::{self, ApiKey},
     routes,
+    shares::Shares,
     store::Store,
     telemetry::Metrics,
     tls::Trust,
-    vectorize::Vectorizer,
+    vectorize::{Vectorizer, shared_memory},
 };
 
 /// What the routes share. Cheap to clone: every request does, several times.
@@ -129,8 +128,8 @@ impl AppState {
                 store,
                 embedder,
                 limits: config.limits.clone(),
-                buffers: Budget::new(config.limits.max_buffered_bytes),
-                at_work: Arc::new(Semaphore::new(config.limits.max_in_flight)),
+                memory: shared_memory(&config.limits, config.embed.ask.inline_memory()),
+                at_work: Shares::new(config.limits.max_in_flight as u64, 1, 1),
                 metrics: Arc::clone(&metrics),
             },
             fetcher: Fetcher::new(config.fetch.clone(), &parts.lookup, trust)?,

@@ -21,7 +21,9 @@ use crate::{
     config::{Config, Upstream},
     decoder::Decoder,
     nvidia::{ApiKey, Client, InlineImage, Verdict},
-    sandbox, store,
+    sandbox,
+    shares::ClientNetwork,
+    store,
     telemetry::Metrics,
     tls::Trust,
 };
@@ -219,7 +221,7 @@ async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     };
     let picture = InlineImage::new("image/jpeg", sandbox::PHOTO);
     let started = Instant::now();
-    let outcome = match client.begin(started + CALL_TIMEOUT) {
+    let outcome = match client.begin(ClientNetwork::UNKNOWN, started + CALL_TIMEOUT) {
         Ok(mut attempts) => client.infer(&picture, &mut attempts).await,
         Err(error) => Err(error),
     };

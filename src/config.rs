@@ -3,12 +3,12 @@
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::{
-    base64_text, decoder,
+    decoder,
     embed::{self, LargeImages},
     fetch::{self, policy},
     guard::{client::TrustedProxies, gate, keys::ClientKeys, origin::Origins},
     nvidia::{self, ApiKey, ProxyAddress, RetryPolicy},
-    server, store, telemetry,
+    server, store, telemetry, vectorize,
 };
 
 mod parse;
@@ -291,8 +291,8 @@ impl Reader<'_> {
 
     fn refuse_contradictions(&mut self, config: &Config) {
         // The Base64 route holds its whole body: one request must fit into the budget of all.
-        let needed = base64_text::body_limit(config.limits.max_image_bytes)
-            + config.embed.ask.inline_memory();
+        let inline = config.embed.ask.inline_memory();
+        let needed = vectorize::largest_request(config.limits.max_image_bytes, inline);
         let needed = needed.next_multiple_of(1 << 20);
         if config.limits.max_buffered_bytes < needed {
             self.faults.push(format!(

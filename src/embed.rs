@@ -7,18 +7,15 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::{
-    budget::Reserved,
     decoder::{self, Decoder},
     image::Picture,
     nvidia::{self, Vector},
+    shares::{ClientNetwork, Share},
     spool::Staging,
     telemetry::Metrics,
 };
@@ -69,6 +66,8 @@ pub struct Job {
     pub picture: Picture,
     /// SHA-256 of its bytes.
     pub sha256: [u8; 32],
+    /// Who wants it.
+    pub client: ClientNetwork,
     /// Whether an older answer will do.
     pub freshness: Freshness,
     /// When the answer must be there.
@@ -81,9 +80,9 @@ pub struct Job {
 #[derive(Debug)]
 pub struct Held {
     /// Its turn among the pictures at work.
-    pub turn: OwnedSemaphorePermit,
+    pub turn: Share,
     /// The memory for its bytes.
-    pub memory: Reserved,
+    pub memory: Share,
 }
 
 /// Whether an older answer will do.
@@ -260,9 +259,9 @@ impl Embedder {
         self.0.asker.inline_memory()
     }
 
-    /// How long a picture that comes now is likely to wait for a call.
-    pub fn expected_wait(&self) -> Duration {
-        self.0.asker.expected_wait()
+    /// How long a client's picture that comes now is likely to wait for a call.
+    pub fn expected_wait(&self, client: ClientNetwork) -> Duration {
+        self.0.asker.expected_wait(client)
     }
 
     /// How many pictures wait for a call.
@@ -370,6 +369,6 @@ impl Embedder {
         {
             return Ok(found);
         }
-        self.0.asker.ask(&job.picture, job.deadline).await.map_err(Arc::new)
+        self.0.asker.ask(&job.picture, job.client, job.deadline).await.map_err(Arc::new)
     }
 }

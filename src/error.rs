@@ -175,6 +175,11 @@ impl Error {
         Self::Internal(error.to_string())
     }
 
+    /// Memory that there is not.
+    pub fn no_memory<E>(_: E) -> Self {
+        Self::Overloaded(Shed::Memory)
+    }
+
     /// The stable name.
     pub fn code(&self) -> Code {
         match self {

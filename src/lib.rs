@@ -17,7 +17,6 @@
 pub mod app;
 pub mod base64_text;
 mod blocks;
-pub mod budget;
 mod causes;
 pub mod check;
 pub mod config;
@@ -32,6 +31,7 @@ pub mod nvidia;
 pub mod routes;
 pub mod sandbox;
 pub mod server;
+pub mod shares;
 pub mod spool;
 pub mod store;
 pub mod telemetry;

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{causes::causes, telemetry::Metrics, tls::Trust};
+use crate::{causes::causes, shares::ClientNetwork, telemetry::Metrics, tls::Trust};
 use pace::Pace;
 use retry::Budget;
 
@@ -180,17 +180,17 @@ impl Client {
             .unwrap_or(KeyState::Unknown)
     }
 
-    /// Begins with a picture, whose embedding must be there by the deadline.
+    /// Begins with a client's picture, whose embedding must be there by the deadline.
     ///
     /// # Errors
     /// [`Verdict::RateLimited`] at once if the pace has no time for it, with the time to wait.
-    pub fn begin(&self, deadline: Instant) -> Result<Attempts<'_>, Error> {
+    pub fn begin(&self, client: ClientNetwork, deadline: Instant) -> Result<Attempts<'_>, Error> {
         let Inner { pace, settings, budget, metrics, .. } = &*self.0;
-        let place = pace.as_ref().map(|pace| pace.expect(Instant::now(), deadline));
+        let place = pace.as_ref().map(|pace| pace.expect(client, Instant::now(), deadline));
         let place = place.transpose().map_err(|wait| Error::too_fast(Operation::Infer, wait))?;
         budget.earn();
         let policy = &settings.retry;
-        Ok(Attempts { policy, budget, metrics, place, deadline, failed: 0, inferences: 0 })
+        Ok(Attempts { policy, budget, metrics, client, place, deadline, failed: 0, inferences: 0 })
     }
 
     /// Adds what every call but the presigned upload carries.

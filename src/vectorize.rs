@@ -7,21 +7,25 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::{
     runtime::Handle,
-    sync::Semaphore,
     task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 
 use crate::{
-    budget::{Budget, Reserved},
+    base64_text,
     config::Limits,
     embed::{Embedder, Embedding, Freshness, Held, Job},
     error::{Error, Saved, Shed},
     image::{Content, Picture, probe},
+    shares::{ClientNetwork, Share, Shares},
     spool::Spooled,
     store::{self, SavedFile, Store},
     telemetry::{Metrics, Readings},
 };
+
+/// Memory is counted in steps of so many bytes, as it comes. It is also what is kept of a picture
+/// on its way to its file.
+const STEP: u64 = 64 * 1024;
 
 /// The path that the three routes share.
 #[derive(Debug)]
@@ -32,17 +36,17 @@ pub struct Vectorizer {
     pub embedder: Embedder,
     /// What a request may ask for.
     pub limits: Limits,
-    /// Memory for bodies, all requests together.
-    pub buffers: Budget,
+    /// Bytes of memory for bodies, all requests together.
+    pub memory: Shares,
     /// Received pictures that are at work.
-    pub at_work: Arc<Semaphore>,
+    pub at_work: Shares,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
 
-/// Memory that a request may use, and room on the disk: taken before its body is read.
+/// That a client's request may be received.
 #[derive(Debug)]
-pub struct Admission(Reserved);
+pub struct Admission(ClientNetwork);
 
 /// What became of a picture.
 #[derive(Debug)]
@@ -57,31 +61,38 @@ pub struct Vectorized {
     pub embedding: Embedding,
 }
 
-impl Admission {
-    /// Takes out the part for the body, to be given back as soon as the body is dropped.
-    pub fn split_body(&mut self, body_bytes: u64) -> Option<Reserved> {
-        self.0.split_off(body_bytes)
-    }
+/// The memory that all requests share.
+pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
+    let largest = largest_request(limits.max_image_bytes, inline_memory);
+    Shares::new(limits.max_buffered_bytes, largest, STEP)
+}
+
+/// The most memory that one request takes, in bytes: a Base64 body, and what every picture takes.
+pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
+    let body = base64_text::body_limit(max_image_bytes);
+    body.next_multiple_of(STEP) + inline_memory.next_multiple_of(STEP)
 }
 
 impl Vectorizer {
-    /// Admits a request that holds so many bytes of its body in memory at once, beside what every
-    /// picture takes: a copy of a small one, and its inline body.
+    /// Admits a client's request whose body, of so many bytes, is held in memory as it comes. That
+    /// is declared, and costs nothing yet: so nothing is set aside for it either.
     ///
     /// # Errors
     /// [`Error::Store`] without room on the disk; [`Error::Overloaded`] when too many pictures are
-    /// at work, when those that wait for NVIDIA would take half of this one's time (whoever is let
-    /// in must also be served), or when too much memory is in use.
-    pub fn admit(&self, body_bytes: u64) -> Result<Admission, Error> {
+    /// at work, when those that go first to NVIDIA would take half of this one's time (whoever is
+    /// let in must also be served), or when too much memory is in use now.
+    pub fn admit(&self, client: ClientNetwork, body_bytes: u64) -> Result<Admission, Error> {
         self.store.check_room()?;
-        if self.at_work.available_permits() == 0 {
-            return Err(self.shed(Shed::AtWork));
+        if !self.at_work.has_room(client, 1) {
+            return Err(Error::Overloaded(Shed::AtWork));
         }
-        if self.embedder.expected_wait() > self.limits.request_timeout / 2 {
-            return Err(self.shed(Shed::Line));
+        if self.embedder.expected_wait(client) > self.limits.request_timeout / 2 {
+            return Err(Error::Overloaded(Shed::Line));
         }
-        let reserved = self.buffers.try_reserve(body_bytes + self.embedder.inline_memory());
-        reserved.map(Admission).map_err(|_| self.shed(Shed::Memory))
+        if !self.memory.has_room(client, body_bytes + self.embedder.inline_memory()) {
+            return Err(Error::Overloaded(Shed::Memory));
+        }
+        Ok(Admission(client))
     }
 
     /// Receives, saves and embeds a picture.
@@ -94,14 +105,16 @@ impl Vectorizer {
         bytes: impl Stream<Item = Result<Bytes, Error>> + Send,
         freshness: Freshness,
     ) -> Result<Vectorized, Error> {
-        let Admission(memory) = admission;
-        let spooled = self.spool(bytes).await?;
+        let Admission(client) = admission;
+        let mut memory = self.memory.empty(client);
+        let spooled = self.spool(bytes, &mut memory).await?;
+        memory.grow_to(self.embedder.inline_memory()).map_err(Error::no_memory)?;
         let deadline = Instant::now() + self.limits.request_timeout;
         // Received it is, although others may have come in between: it waits for its turn, as
         // long as there is time for what comes then.
         let patience = Instant::now() + self.limits.request_timeout / 2;
-        let turn = timeout_at(patience, Arc::clone(&self.at_work).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else { return Err(self.shed(Shed::AtWork)) };
+        let turn = self.at_work.take(client, 1, patience).await;
+        let turn = turn.map_err(|_| Error::Overloaded(Shed::AtWork))?;
         let picture = self.probe(spooled.content.clone()).await?;
         let (sha256, size) = (spooled.sha256, picture.content.len());
 
@@ -110,6 +123,7 @@ impl Vectorizer {
         let embed = self.embedder.embed(Job {
             picture: picture.clone(),
             sha256,
+            client,
             freshness,
             deadline,
             held,
@@ -134,30 +148,32 @@ impl Vectorizer {
     pub fn readings(&self) -> Readings {
         Readings {
             free_bytes: self.store.free_bytes().ok(),
-            pictures_at_work: (self.limits.max_in_flight - self.at_work.available_permits()) as u64,
+            buffered_bytes: self.memory.in_use(),
+            pictures_at_work: self.at_work.in_use(),
             pictures_waiting: self.embedder.waiting() as u64,
             tasks: Handle::current().metrics().num_alive_tasks() as u64,
         }
     }
 
-    fn shed(&self, reason: Shed) -> Error {
-        self.metrics.shed(reason.name());
-        Error::Overloaded(reason)
-    }
-
     async fn spool(
         &self,
         bytes: impl Stream<Item = Result<Bytes, Error>>,
+        memory: &mut Share,
     ) -> Result<Spooled, Error> {
         let limit = self.limits.max_image_bytes;
-        let mut spool = self.store.spool(self.embedder.largest_inline());
+        let keep = self.embedder.largest_inline();
+        let mut spool = self.store.spool(keep);
         let mut bytes = std::pin::pin!(bytes);
         while let Some(chunk) = bytes.next().await {
             let chunk = chunk?;
-            if spool.received() + chunk.len() as u64 > limit {
+            let received = spool.received() + chunk.len() as u64;
+            if received > limit {
                 return Err(Error::TooManyBytes { limit, size: None });
             }
+            let kept = if received <= keep as u64 { received } else { STEP };
+            memory.grow_to(kept).map_err(Error::no_memory)?;
             spool.write(&chunk).await.map_err(store::Error::from)?;
+            memory.shrink_to(kept); // what became too large is in its file now
         }
         Ok(spool.finish().await.map_err(store::Error::from)?)
     }

@@ -16,6 +16,7 @@ use crate::{
     decoder::{self, Decoder},
     image::{Content, Format, Picture, Target},
     nvidia::{self, Attempts, InlineImage, Vector},
+    shares::ClientNetwork,
     spool::{Spooled, Staging},
 };
 
@@ -105,9 +106,9 @@ impl Asker {
         self.settings.inline_memory()
     }
 
-    /// How long a picture that comes now is likely to wait for a slot.
-    pub(super) fn expected_wait(&self) -> Duration {
-        self.slots.expected_wait()
+    /// How long a client's picture that comes now is likely to wait for a slot.
+    pub(super) fn expected_wait(&self, client: ClientNetwork) -> Duration {
+        self.slots.expected_wait(client)
     }
 
     /// How many pictures wait for a slot.
@@ -127,11 +128,12 @@ impl Asker {
     pub(super) async fn ask(
         &self,
         picture: &Picture,
+        client: ClientNetwork,
         deadline: Instant,
     ) -> Result<Embedding, Error> {
-        let mut attempts = self.nvidia.begin(deadline)?;
+        let mut attempts = self.nvidia.begin(client, deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if self.slots.expected_wait() > left {
+        if self.slots.expected_wait(client) > left {
             return Err(Error::LineTooLong);
         }
         let (sent, prepared) = match picture.format {
@@ -184,7 +186,7 @@ impl Asker {
             _ if prepared == Prepared::Shrunk || !self.may_upload() => return Ok(Sent::TooLarge),
             _ => None,
         };
-        let slot = self.slots.take(attempts.deadline).await;
+        let slot = self.slots.take(attempts.client, attempts.deadline).await;
         let Some(_slot) = slot else { return Err(Error::Busy("a call to NVIDIA")) };
         if let Some(bytes) = inline {
             let image = InlineImage::new(media_type, bytes);

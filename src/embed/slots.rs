@@ -1,68 +1,93 @@
 //! The slots for pictures that are with NVIDIA, and how long the line before them takes.
+//!
+//! No client may keep the others from them. A slot that becomes free goes to the first in line whose
+//! client holds less than half of them; if there is none, to the first of all. So a client that is
+//! alone uses all slots, and one that comes beside it waits for the next one, however long the line.
 
 use std::{
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    collections::VecDeque,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    sync::oneshot,
     time::{Instant, timeout_at},
 };
 
-/// So many pictures may be with NVIDIA at once; the others wait in line, first come first served.
+use crate::shares::{ClientNetwork, Tally};
+
+/// So many pictures may be with NVIDIA at once; the others wait in line.
 #[derive(Debug)]
 pub(super) struct Slots {
-    free: Semaphore,
-    count: usize,
-    waiting: AtomicUsize,
+    count: u64,
+    state: Mutex<State>,
     /// For how long a slot is taken, smoothed, in microseconds.
     typical: AtomicU64,
+}
+
+/// Who has slots, and who waits for one: nobody, as long as one is free.
+#[derive(Debug, Default)]
+struct State {
+    taken: Tally,
+    line: VecDeque<Waiter>,
+}
+
+/// One who waits in line.
+#[derive(Debug)]
+struct Waiter {
+    client: ClientNetwork,
+    call: oneshot::Sender<()>,
+}
+
+/// The other end of a [`Waiter`]; leaves the line when dropped.
+struct Waiting<'a> {
+    slots: &'a Slots,
+    client: ClientNetwork,
+    called: oneshot::Receiver<()>,
 }
 
 /// A slot that is taken, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Slot<'a> {
     slots: &'a Slots,
+    client: ClientNetwork,
     since: Instant,
-    _permit: SemaphorePermit<'a>,
 }
-
-/// One who waits in line.
-struct Waiting<'a>(&'a AtomicUsize);
 
 impl Slots {
     pub(super) fn new(count: usize) -> Self {
-        Self {
-            free: Semaphore::new(count),
-            count,
-            waiting: AtomicUsize::new(0),
-            typical: AtomicU64::new(0),
-        }
+        Self { count: count as u64, state: Mutex::default(), typical: AtomicU64::new(0) }
     }
 
     /// Waits for a slot; `None` when there is no time left to use it: what would be asked for would
     /// be paid for, and come too late.
-    pub(super) async fn take(&self, deadline: Instant) -> Option<Slot<'_>> {
-        let waiting = Waiting::new(&self.waiting);
-        let permit = timeout_at(deadline, self.free.acquire()).await.ok()?.ok()?;
-        drop(waiting);
-        let slot = Slot { slots: self, since: Instant::now(), _permit: permit };
+    pub(super) async fn take(&self, client: ClientNetwork, deadline: Instant) -> Option<Slot<'_>> {
+        let entered = self.state().enter(client, self.count);
+        if let Err(called) = entered {
+            let mut waiting = Waiting { slots: self, client, called };
+            timeout_at(deadline, &mut waiting.called).await.ok()?.ok()?;
+        }
+        let slot = Slot { slots: self, client, since: Instant::now() };
         (slot.since + self.typical() < deadline).then_some(slot)
     }
 
     /// How many wait in line.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+        self.state().line.len()
     }
 
-    /// How long the line before a newcomer is likely to take, by how long slots are taken of late.
-    pub(super) fn expected_wait(&self) -> Duration {
-        let ahead = self.waiting();
-        if ahead == 0 && self.free.available_permits() > 0 {
+    /// How long a client that comes now is likely to wait, by how long slots are taken of late.
+    pub(super) fn expected_wait(&self, client: ClientNetwork) -> Duration {
+        let state = self.state();
+        if state.taken.total() < self.count {
             return Duration::ZERO;
         }
-        self.typical().mul_f64((ahead + 1) as f64 / self.count as f64)
+        let turn = state.ahead_of(client, self.count) + 1;
+        self.typical().mul_f64(turn as f64 / self.count as f64)
     }
 
     /// How long slots are taken of late.
@@ -76,60 +101,83 @@ impl Slots {
         // Always `Some`: it cannot fail.
         let _ = self.typical.fetch_update(Ordering::Relaxed, Ordering::Relaxed, smooth);
     }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is whole whatever panicked elsewhere.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+/// Whether a client holds less than half of so many slots.
+fn is_below_half(taken: &Tally, client: ClientNetwork, count: u64) -> bool {
+    taken.of(client) * 2 < count
+}
+
+impl State {
+    /// Takes a slot that is free, or a place in line.
+    fn enter(&mut self, client: ClientNetwork, count: u64) -> Result<(), oneshot::Receiver<()>> {
+        if self.taken.total() < count {
+            self.taken.add(client, 1);
+            return Ok(());
+        }
+        let (call, called) = oneshot::channel();
+        self.line.push_back(Waiter { client, call });
+        Err(called)
+    }
+
+    /// Hands a client's slot on.
+    fn leave(&mut self, leaver: ClientNetwork, count: u64) {
+        self.taken.remove(leaver, 1);
+        while let Some(next) = self.next(leaver, count).and_then(|at| self.line.remove(at)) {
+            if next.call.send(()).is_ok() {
+                self.taken.add(next.client, 1);
+                break;
+            }
+        }
+    }
+
+    /// Who in line is next.
+    fn next(&self, leaver: ClientNetwork, count: u64) -> Option<usize> {
+        let first = |fits: &dyn Fn(&Waiter) -> bool| self.line.iter().position(fits);
+        let below_half = |waiter: &Waiter| is_below_half(&self.taken, waiter.client, count);
+        // Of a single slot, the one who leaves it holds nothing any more: it is another's turn.
+        first(&|waiter| waiter.client != leaver && below_half(waiter))
+            .or_else(|| first(&below_half))
+            .or_else(|| first(&|_| true))
+    }
+
+    /// How many in line go before a client that comes now.
+    fn ahead_of(&self, client: ClientNetwork, count: u64) -> usize {
+        let mut taken = self.taken.clone();
+        let go_first = self.line.iter().filter(|waiter| {
+            let goes_first = is_below_half(&taken, waiter.client, count);
+            taken.add(waiter.client, 1);
+            goes_first
+        });
+        let go_first = go_first.count();
+        if is_below_half(&taken, client, count) { go_first } else { self.line.len() }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let mut state = self.slots.state();
+        self.called.close();
+        if self.called.try_recv().is_ok() {
+            // Called, and gone before it heard of it.
+            state.leave(self.client, self.slots.count);
+        } else {
+            state.line.retain(|waiter| !waiter.call.is_closed());
+        }
     }
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.slots.note(self.since.elapsed());
+        self.slots.state().leave(self.client, self.slots.count);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn the_wait_is_foreseen_from_the_line_and_from_how_long_slots_are_taken() {
-        let slots = Slots::new(2);
-        let deadline = Instant::now() + Duration::from_secs(3600);
-        for _ in 0..100 {
-            let _slot = slots.take(deadline).await.unwrap();
-            tokio::time::advance(Duration::from_secs(4)).await;
-        }
-        assert_eq!(slots.expected_wait(), Duration::ZERO, "slots are free");
-        let _taken = (slots.take(deadline).await, slots.take(deadline).await);
-        assert_eq!(slots.expected_wait().as_secs_f64().round(), 2.0, "one of two ends in 2 s");
-        let mut line: Vec<_> = (0..3).map(|_| Box::pin(slots.take(deadline))).collect();
-        for waiting in &mut line {
-            assert!(futures_util::poll!(waiting).is_pending());
-        }
-        assert_eq!((slots.waiting(), slots.expected_wait().as_secs_f64().round()), (3, 8.0));
-        drop(line);
-        assert_eq!(slots.waiting(), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nobody_waits_beyond_the_deadline() {
-        let slots = Slots::new(1);
-        let started = Instant::now();
-        let deadline = started + Duration::from_secs(5);
-        let taken = slots.take(deadline).await.unwrap();
-        assert!(slots.take(deadline).await.is_none());
-        assert_eq!((started.elapsed().as_secs(), slots.waiting()), (5, 0));
-        drop(taken);
-        assert!(slots.take(deadline).await.is_none(), "free, and too late");
-    }
-}
+mod tests;

@@ -1,11 +1,13 @@
-//! Receives request bodies within a size and a time.
+//! Receives request bodies within a size, a time and a share of the memory.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use axum::body::{Body, HttpBody};
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt, stream};
 use tokio::time::{Instant, timeout_at};
+
+use crate::{error::Error, shares::Share};
 
 /// What every body gets, however short it is.
 const BASE: Duration = Duration::from_secs(10);
@@ -46,15 +48,13 @@ pub struct Receiving {
 }
 
 impl Receiving {
-    /// How long the body is, by its Content-Length, or may be where it has none.
+    /// How long the body is by its Content-Length, in bytes, and 0 where it has none.
     ///
     /// # Errors
     /// [`BodyError::TooLarge`]
-    pub fn expected(self, body: &Body) -> Result<u64, BodyError> {
-        match body.size_hint() {
-            hint if hint.lower() > self.limit => Err(self.too_large()),
-            hint => Ok(hint.exact().unwrap_or(self.limit)),
-        }
+    pub fn declared(self, body: &Body) -> Result<u64, BodyError> {
+        let declared = body.size_hint().lower();
+        if declared > self.limit { Err(self.too_large()) } else { Ok(declared) }
     }
 
     /// The body as it comes. What is known to be too large is refused before the first byte.
@@ -65,7 +65,7 @@ impl Receiving {
         self,
         body: Body,
     ) -> Result<impl Stream<Item = Result<Bytes, BodyError>> + Send + use<>, BodyError> {
-        self.expected(&body)?;
+        self.declared(&body)?;
         let started = Instant::now();
         Ok(stream::try_unfold(
             (body.into_data_stream(), 0),
@@ -84,20 +84,25 @@ impl Receiving {
         ))
     }
 
-    /// The whole body, in memory that is asked for once.
+    /// The whole body, in memory that is counted as it comes.
     ///
     /// # Errors
-    /// [`BodyError`]
-    pub async fn read(self, body: Body) -> Result<Vec<u8>, BodyError> {
-        let expected = self.expected(&body)?;
-        let stream = self.stream(body)?;
-        let buffer = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
-        stream
-            .try_fold(buffer, |mut buffer, bytes| async move {
-                buffer.extend_from_slice(&bytes);
-                Ok(buffer)
-            })
-            .await
+    /// [`BodyError`]; [`Error::Overloaded`] when the client's share of the memory is used up.
+    pub async fn read(self, body: Body, memory: &mut Share) -> Result<Vec<u8>, Error> {
+        let most = body.size_hint().exact().unwrap_or(self.limit);
+        let mut stream = pin!(self.stream(body)?);
+        let mut buffer = Vec::new();
+        while let Some(bytes) = stream.try_next().await? {
+            memory.grow_to((buffer.len() + bytes.len()) as u64).map_err(Error::no_memory)?;
+            if buffer.capacity() == 0 {
+                // Addresses for all of it, once, instead of copying it as it grows. They cost no
+                // memory before something is written there, and by then it is counted.
+                let most = usize::try_from(most).unwrap_or(usize::MAX);
+                buffer.try_reserve_exact(most).map_err(Error::no_memory)?;
+            }
+            buffer.extend_from_slice(&bytes);
+        }
+        Ok(buffer)
     }
 
     fn too_large(self) -> BodyError {
@@ -112,33 +117,68 @@ impl Receiving {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use futures_util::StreamExt;
 
     use super::*;
+    use crate::{
+        error::Shed,
+        shares::{ClientNetwork, Shares},
+    };
 
     fn receiving(limit: u64) -> Receiving {
         Receiving { limit, picture_limit: None, timeout: Duration::from_secs(300) }
     }
 
+    async fn read(limit: u64, body: Body) -> Result<Vec<u8>, Error> {
+        let memory = Shares::new(1 << 20, 1, 1);
+        receiving(limit).read(body, &mut memory.empty(ClientNetwork::UNKNOWN)).await
+    }
+
     #[tokio::test]
     async fn a_body_within_the_limit_is_read_whole() {
-        assert_eq!(receiving(5).read(Body::from("hello")).await.unwrap(), b"hello");
+        assert_eq!(read(5, Body::from("hello")).await.unwrap(), b"hello");
+    }
+
+    #[tokio::test]
+    async fn memory_is_taken_as_the_body_comes_and_not_as_it_was_declared() {
+        let memory = Shares::new(8, 1, 1);
+        let mut held = memory.empty(ClientNetwork::UNKNOWN);
+        let (sender, mut receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(1);
+        let pieces = stream::poll_fn(move |context| receiver.poll_recv(context));
+        let mut reading = Box::pin(receiving(100).read(Body::from_stream(pieces), &mut held));
+        assert!(futures_util::poll!(&mut reading).is_pending());
+        assert_eq!(memory.in_use(), 0);
+        sender.try_send(Ok(Bytes::from_static(b"123"))).unwrap();
+        assert!(futures_util::poll!(&mut reading).is_pending());
+        assert_eq!(memory.in_use(), 3);
+        sender.try_send(Ok(Bytes::from_static(b"456789"))).unwrap();
+        assert!(matches!(reading.await, Err(Error::Overloaded(Shed::Memory))));
+        drop(held);
+        assert_eq!(memory.in_use(), 0);
     }
 
     #[tokio::test]
     async fn a_byte_too_many_is_refused_with_and_without_a_declared_length() {
-        let error = receiving(4).read(Body::from("hello")).await.unwrap_err();
-        assert!(matches!(error, BodyError::TooLarge { limit: 4, picture_limit: None }));
-        let chunks = stream::iter(["he", "llo"]).map(Ok::<_, std::io::Error>);
-        let error = receiving(4).read(Body::from_stream(chunks)).await.unwrap_err();
-        assert!(matches!(error, BodyError::TooLarge { limit: 4, picture_limit: None }));
+        let error = read(4, Body::from("hello")).await.unwrap_err();
+        assert!(matches!(
+            error,
+            Error::Body(BodyError::TooLarge { limit: 4, picture_limit: None })
+        ));
+        let chunks = stream::iter(["he", "llo"]).map(Ok::<_, io::Error>);
+        let error = read(4, Body::from_stream(chunks)).await.unwrap_err();
+        assert!(matches!(
+            error,
+            Error::Body(BodyError::TooLarge { limit: 4, picture_limit: None })
+        ));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stops_is_given_up_after_ten_seconds() {
         let started = Instant::now();
-        let stalled = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
-        assert!(matches!(receiving(9).read(stalled).await.unwrap_err(), BodyError::TooSlow));
+        let stalled = Body::from_stream(stream::pending::<Result<Bytes, io::Error>>());
+        assert!(matches!(read(9, stalled).await.unwrap_err(), Error::Body(BodyError::TooSlow)));
         assert_eq!(started.elapsed().as_secs(), 10);
     }
 

@@ -1,12 +1,18 @@
 //! Who a request comes from: the peer of its connection, or whom a trusted proxy names.
 
 use std::{
+    convert::Infallible,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
-use axum::http::HeaderMap;
+use axum::{
+    extract::FromRequestParts,
+    http::{Extensions, HeaderMap, request::Parts},
+};
 use ipnet::IpNet;
+
+use crate::shares::ClientNetwork;
 
 /// The other end of a request's connection.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +30,20 @@ impl Client {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
             address => address,
         }
+    }
+}
+
+/// Whom limits count a request to. Those that come without a connection count as one client.
+pub fn network(extensions: &Extensions) -> ClientNetwork {
+    let client = extensions.get::<Client>();
+    client.map_or(ClientNetwork::UNKNOWN, |client| ClientNetwork(client.network()))
+}
+
+impl<S: Sync> FromRequestParts<S> for ClientNetwork {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(network(&parts.extensions))
     }
 }
 

@@ -1,11 +1,6 @@
 //! Who is let in: checked by the header alone, before any of the body is read.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-    time::Instant,
-};
+use std::{fmt, sync::Arc, time::Instant};
 
 use axum::{
     extract::{Request, State},
@@ -15,7 +10,7 @@ use axum::{
 };
 
 use super::{
-    client::{Client, TrustedProxies},
+    client::{TrustedProxies, network},
     keys::ClientKeys,
     origin::Origins,
     rate::{Caller, RateLimit},
@@ -63,7 +58,8 @@ impl Gate {
             return Err(Error::Unauthorized);
         }
         if let (true, Some(limit)) = (is_post, &self.rate_limit) {
-            let caller = key.map_or_else(|| Caller::Network(network(request)), Caller::Key);
+            let caller =
+                key.map_or_else(|| Caller::Network(network(request.extensions())), Caller::Key);
             limit.take(caller, Instant::now()).map_err(Error::RateLimited)?;
         }
         Ok(())
@@ -91,9 +87,4 @@ pub async fn gate(
 pub fn is_open(path: &str) -> bool {
     matches!(path, "/" | "/health" | "/ready" | "/docs" | "/openapi.json" | PHOTO_PATH)
         || path.starts_with("/docs/")
-}
-
-fn network(request: &Request) -> IpAddr {
-    let client = request.extensions().get::<Client>();
-    client.map_or(Ipv4Addr::UNSPECIFIED.into(), |client| client.network())
 }

@@ -137,6 +137,9 @@ impl Record {
         let elapsed = self.started.elapsed();
         self.metrics.request(&self.route, status, elapsed);
         let error = failure.map(|failure| &*failure.0);
+        if let Some(Error::Overloaded(shed)) = error {
+            self.metrics.shed(shed.name());
+        }
         let saved = error.and_then(Error::saved).map(|saved| saved.saved_as.as_str());
         macro_rules! line {
             ($level:ident) => {

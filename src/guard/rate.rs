@@ -1,7 +1,6 @@
 //! A client's own limit: so many pictures a minute.
 
 use std::{
-    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -12,6 +11,7 @@ use std::{
 use quick_cache::sync::Cache;
 
 use super::keys::KeyDigest;
+use crate::shares::ClientNetwork;
 
 /// Clients that are remembered. More than that at once make the limit forget those that are
 /// seldom seen, which is no gain for them.
@@ -23,7 +23,7 @@ pub(super) enum Caller {
     /// Who sends this key, from wherever.
     Key(KeyDigest),
     /// Who calls from this address or network, where no keys are asked for.
-    Network(IpAddr),
+    Network(ClientNetwork),
 }
 
 /// Lets each client make a minute's requests at once, and then one whenever the minute has room
@@ -71,7 +71,7 @@ fn nanos(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    const ONE: Caller = Caller::Network(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
+    const ONE: Caller = Caller::Network(ClientNetwork::UNKNOWN);
     const OTHER: Caller = Caller::Key([7; 32]);
 
     #[test]

@@ -11,6 +11,7 @@ use super::{
     Asset, Attempts, Client, Error, InlineImage, Operation, Reply, Vector, Verdict, under,
     wire::{NO_MESSAGES, parse_answer},
 };
+use crate::shares::ClientNetwork;
 
 /// One inference, whichever way the picture goes.
 struct Inference {
@@ -77,7 +78,7 @@ impl Client {
     ) -> Result<Vector, Error> {
         let deadline = attempts.deadline;
         drop(attempts.place.take()); // the turn itself counts from here on
-        self.keep_pace(inference.infer, deadline).await?;
+        self.keep_pace(inference.infer, attempts.client, deadline).await?;
         attempts.inferences += 1;
         let request = self
             .authorized(self.0.http.post(self.0.settings.infer_url.clone()))
@@ -153,9 +154,14 @@ impl Client {
         }
     }
 
-    async fn keep_pace(&self, operation: Operation, deadline: Instant) -> Result<(), Error> {
+    async fn keep_pace(
+        &self,
+        operation: Operation,
+        client: ClientNetwork,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let Some(pace) = &self.0.pace else { return Ok(()) };
-        match pace.reserve(Instant::now(), deadline) {
+        match pace.reserve(client, Instant::now(), deadline) {
             Ok(turn) => turn.wait().await,
             // It is not the pace that has no time.
             Err(Duration::ZERO) => return Err(Error::deadline(operation)),

@@ -1,15 +1,18 @@
 //! Keeps the calls under a rate: no window of a minute ever holds more than so many.
+//!
+//! A call that was made cannot be taken back, and a client that is alone may use all of them at
+//! once. But one that has half of a window's calls makes the others wait no longer than they can:
+//! what it must itself wait for, it gets only while a quarter of a window is left to them in time.
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::{Instant, sleep_until};
+
+use crate::shares::{ClientNetwork, Tally};
 
 /// A minute, and a margin for calls that take a little longer to arrive than the ones before.
 pub const WINDOW: Duration = Duration::from_millis(60_500);
@@ -20,20 +23,30 @@ pub const WINDOW: Duration = Duration::from_millis(60_500);
 pub(super) struct Pace {
     limit: usize,
     window: Duration,
-    times: Mutex<VecDeque<Instant>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The calls that count: when they are made, and for whom.
+    times: VecDeque<(Instant, ClientNetwork)>,
     /// Those who were told that there is time for them, and have not taken their turn yet.
-    expected: AtomicUsize,
+    expected: Tally,
 }
 
 /// The place of one who will take a turn; given up when dropped.
 #[derive(Debug)]
-pub(super) struct Place<'a>(&'a AtomicUsize);
+pub(super) struct Place<'a> {
+    pace: &'a Pace,
+    client: ClientNetwork,
+}
 
 /// The time of one call. Given back when dropped before it has come: a request that is given up
 /// shall not cost the others a call.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
     pace: &'a Pace,
+    client: ClientNetwork,
     time: Instant,
     is_taken: bool,
 }
@@ -41,61 +54,83 @@ pub(super) struct Turn<'a> {
 impl Pace {
     pub(super) fn new(limit: u32, window: Duration) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { limit, window, times: Mutex::default(), expected: AtomicUsize::new(0) }
+        Self { limit, window, state: Mutex::default() }
     }
 
     /// Takes a place if there will be time for a call, after all who have a place already; if
     /// not, the error says how long to wait. Who is told so at once need not wait in a line in vain.
-    pub(super) fn expect(&self, now: Instant, deadline: Instant) -> Result<Place<'_>, Duration> {
-        let time = self.forecast(now, self.expected.load(Ordering::Relaxed));
-        if time >= deadline {
+    pub(super) fn expect(
+        &self,
+        client: ClientNetwork,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Place<'_>, Duration> {
+        let mut state = self.state(now);
+        let time = self.forecast(&state, now, 0);
+        let is_late = time >= deadline;
+        let must_leave = time > now && state.calls_of(client) >= self.limit.div_ceil(2);
+        if is_late || must_leave && self.forecast(&state, now, self.limit / 4) >= deadline {
             return Err(time - now);
         }
-        self.expected.fetch_add(1, Ordering::Relaxed);
-        Ok(Place(&self.expected))
+        state.expected.add(client, 1);
+        Ok(Place { pace: self, client })
     }
 
-    /// When a call could be made if so many others come before it.
-    fn forecast(&self, now: Instant, ahead: usize) -> Instant {
-        let times = self.times(now);
-        let (mut place, mut wait) = (times.len() + ahead, Duration::ZERO);
+    /// When a call could be made if so many others still come before it.
+    fn forecast(&self, state: &State, now: Instant, more: usize) -> Instant {
+        let State { times, expected } = state;
+        let ahead = usize::try_from(expected.total()).unwrap_or(usize::MAX);
+        let (mut place, mut wait) = (times.len() + ahead + more, Duration::ZERO);
         // Each call comes a window after the one that is `limit` before it.
         while place >= times.len() {
             let Some(before) = place.checked_sub(self.limit) else { return now + wait };
             (place, wait) = (before, wait + self.window);
         }
-        times[place] + wait
+        times[place].0 + wait
     }
 
     /// Takes the next free time; if that is not before the deadline, none is taken, and the error
     /// says how long to wait.
-    pub(super) fn reserve(&self, now: Instant, deadline: Instant) -> Result<Turn<'_>, Duration> {
-        let mut times = self.times(now);
+    pub(super) fn reserve(
+        &self,
+        client: ClientNetwork,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Turn<'_>, Duration> {
+        let times = &mut self.state(now).times;
         // Never before those who came first, and a window after the call that is `limit` before it.
-        let last = times.back().copied();
-        let full = times.len().checked_sub(self.limit).map(|index| times[index] + self.window);
+        let last = times.back().map(|(time, _)| *time);
+        let full = times.len().checked_sub(self.limit).map(|index| times[index].0 + self.window);
         let time = [last, full].into_iter().flatten().fold(now, Instant::max);
         if time >= deadline {
             return Err(time - now);
         }
-        times.push_back(time);
-        Ok(Turn { pace: self, time, is_taken: false })
+        times.push_back((time, client));
+        Ok(Turn { pace: self, client, time, is_taken: false })
     }
 
-    /// The times of the calls that still count.
-    fn times(&self, now: Instant) -> MutexGuard<'_, VecDeque<Instant>> {
+    /// What counts now.
+    fn state(&self, now: Instant) -> MutexGuard<'_, State> {
         // The queue is whole whatever panicked elsewhere.
-        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
-        while times.front().is_some_and(|time| *time + self.window <= now) {
-            times.pop_front();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.times.front().is_some_and(|(time, _)| *time + self.window <= now) {
+            state.times.pop_front();
         }
-        times
+        state
+    }
+}
+
+impl State {
+    /// A client's calls, those that are expected included.
+    fn calls_of(&self, client: ClientNetwork) -> usize {
+        let expected = usize::try_from(self.expected.of(client)).unwrap_or(usize::MAX);
+        self.times.iter().filter(|(_, of)| *of == client).count() + expected
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.pace.state(Instant::now()).expected.remove(self.client, 1);
     }
 }
 
@@ -110,8 +145,8 @@ impl Turn<'_> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         if !self.is_taken {
-            let mut times = self.pace.times(Instant::now());
-            if let Some(index) = times.iter().rposition(|time| *time == self.time) {
+            let times = &mut self.pace.state(Instant::now()).times;
+            if let Some(index) = times.iter().rposition(|turn| *turn == (self.time, self.client)) {
                 times.remove(index);
             }
         }
@@ -120,13 +155,18 @@ impl Drop for Turn<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv6Addr};
+
     use proptest::prelude::*;
 
     use super::*;
 
+    const ONE: ClientNetwork = ClientNetwork::UNKNOWN;
+    const OTHER: ClientNetwork = ClientNetwork(IpAddr::V6(Ipv6Addr::LOCALHOST));
+
     /// Takes a turn for good.
     fn take(pace: &Pace, now: Instant, patience: Duration) -> Result<Instant, Duration> {
-        let mut turn = pace.reserve(now, now + patience)?;
+        let mut turn = pace.reserve(ONE, now, now + patience)?;
         turn.is_taken = true;
         Ok(turn.time)
     }
@@ -143,7 +183,7 @@ mod tests {
             for (gap, is_given_up) in requests {
                 now += Duration::from_millis(gap);
                 if is_given_up {
-                    drop(pace.reserve(now, now + Duration::from_secs(60)));
+                    drop(pace.reserve(ONE, now, now + Duration::from_secs(60)));
                 } else if let Ok(time) = take(&pace, now, Duration::from_secs(60)) {
                     times.push(time);
                 }
@@ -158,10 +198,11 @@ mod tests {
     fn those_who_have_a_place_count_before_they_take_their_turn() {
         let (pace, now) = (Pace::new(2, WINDOW), Instant::now());
         let deadline = now + Duration::from_secs(60);
-        let places = [pace.expect(now, deadline).unwrap(), pace.expect(now, deadline).unwrap()];
-        assert_eq!(pace.expect(now, deadline).unwrap_err(), WINDOW);
+        let places =
+            [pace.expect(ONE, now, deadline).unwrap(), pace.expect(ONE, now, deadline).unwrap()];
+        assert_eq!(pace.expect(ONE, now, deadline).unwrap_err(), WINDOW);
         drop(places);
-        assert!(pace.expect(now, deadline).is_ok());
+        assert!(pace.expect(ONE, now, deadline).is_ok());
     }
 
     #[test]
@@ -182,7 +223,7 @@ mod tests {
             for _ in 0..taken {
                 take(&pace, now, patience).unwrap();
             }
-            let forecast = pace.forecast(now, ahead);
+            let forecast = pace.forecast(&pace.state(now), now, ahead);
             for _ in 0..ahead {
                 take(&pace, now, patience).unwrap();
             }
@@ -195,8 +236,46 @@ mod tests {
         let (pace, now, patience) = (Pace::new(1, WINDOW), Instant::now(), Duration::from_secs(90));
         assert_eq!(take(&pace, now, patience), Ok(now));
         for _ in 0..10 {
-            drop(pace.reserve(now, now + patience));
+            drop(pace.reserve(ONE, now, now + patience));
         }
         assert_eq!(take(&pace, now, patience), Ok(now + WINDOW));
+    }
+
+    proptest! {
+        #[test]
+        fn one_client_alone_may_call_as_often_as_the_pace_allows_and_never_keeps_another_out(
+            requests in proptest::collection::vec((0u64..8_000, 0usize..20), 1..200),
+            limit in 4u32..50,
+        ) {
+            let pace = Pace::new(limit, WINDOW);
+            // A little longer than the window: in the last moment of a full window there is no
+            // time left for anybody.
+            let (mut now, patience) = (Instant::now(), WINDOW + Duration::from_secs(1));
+            let mut places = VecDeque::new();
+            for (gap, kept) in requests {
+                now += Duration::from_millis(gap);
+                let waits = pace.forecast(&pace.state(now), now, 0) > now;
+                match pace.expect(ONE, now, now + patience) {
+                    Ok(place) => places.push_back(place),
+                    Err(_) => prop_assert!(waits, "what is free now is anybody's"),
+                }
+                prop_assert!(pace.expect(OTHER, now, now + patience).is_ok());
+                // Some take their turn at once, others wait for a slot first.
+                while places.len() > kept {
+                    drop(places.pop_front());
+                    // It may have become too late for it.
+                    let _ = take(&pace, now, patience);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_kept_of_a_client_whose_calls_are_over() {
+        let (pace, now) = (Pace::new(4, WINDOW), Instant::now());
+        drop(pace.expect(ONE, now, now + WINDOW).unwrap());
+        assert_eq!(take(&pace, now, WINDOW), Ok(now));
+        let state = pace.state(now + WINDOW);
+        assert!(state.times.is_empty() && format!("{:?}", state.expected).contains("{}"));
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{Error, Verdict, pace::Place};
-use crate::telemetry::Metrics;
+use crate::{shares::ClientNetwork, telemetry::Metrics};
 
 /// How often and how soon a call is tried again.
 #[derive(Debug, Clone)]
@@ -101,6 +101,8 @@ pub struct Attempts<'a> {
     pub(super) policy: &'a RetryPolicy,
     pub(super) budget: &'a Budget,
     pub(super) metrics: &'a Metrics,
+    /// For whom they are.
+    pub client: ClientNetwork,
     /// The place before the pace, until the first inference takes its turn.
     pub(super) place: Option<Place<'a>>,
     /// When the answer must be there.

@@ -25,9 +25,9 @@ use super::{
 use crate::{
     app::AppState,
     base64_text::{PIECE, body_limit, decode, normalize},
-    budget::Reserved,
     error::{Code, Error},
     guard::body::Receiving,
+    shares::{ClientNetwork, Share},
 };
 
 const EXAMPLE: &str = r#"{"image_base64": "…", "filename": "image.png"}"#;
@@ -83,6 +83,7 @@ impl IntoResponses for Base64Errors {
 )]
 pub(super) async fn vectorize_image_base64(
     State(app): State<AppState>,
+    client: ClientNetwork,
     WantedFreshness(freshness): WantedFreshness,
     body: Body,
 ) -> Result<Answer, Error> {
@@ -93,10 +94,9 @@ pub(super) async fn vectorize_image_base64(
         picture_limit: Some(limits.max_image_bytes),
         timeout: limits.body_timeout,
     };
-    let expected = receiving.expected(&body)?;
-    let mut admission = app.vectorizer.admit(expected)?;
-    let reserved = admission.split_body(expected);
-    let body = receiving.read(body).await?;
+    let admission = app.vectorizer.admit(client, receiving.declared(&body)?)?;
+    let mut memory = app.vectorizer.memory.empty(client);
+    let body = receiving.read(body, &mut memory).await?;
 
     let parsed = if body.len() < LARGE {
         parse(body)?
@@ -104,7 +104,7 @@ pub(super) async fn vectorize_image_base64(
         spawn_blocking(move || parse(body)).await.map_err(Error::died)??
     };
     let name = parsed.file_name.clone();
-    let bytes = parsed.decode(reserved);
+    let bytes = parsed.decode(Some(memory));
     let done = app.vectorizer.vectorize(admission, bytes, freshness).await?;
     Ok(Answer::new(done, app.model).named(name))
 }
@@ -133,9 +133,9 @@ fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
 }
 
 impl Parsed {
-    /// The picture's bytes, piece by piece. The body and its reservation are dropped at the end.
-    fn decode(self, reserved: Option<Reserved>) -> impl Stream<Item = Result<Bytes, Error>> + Send {
-        stream::try_unfold((self, reserved), |(mut parsed, reserved)| async move {
+    /// The picture's bytes, piece by piece. The body and the memory it takes are dropped at the end.
+    fn decode(self, memory: Option<Share>) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+        stream::try_unfold((self, memory), |(mut parsed, memory)| async move {
             if parsed.text.is_empty() {
                 return Ok(None);
             }
@@ -143,7 +143,7 @@ impl Parsed {
             let piece = parsed.body.get(parsed.text.start..end).unwrap_or_default();
             let bytes = decode(piece)?;
             parsed.text.start = end;
-            Ok(Some((bytes.into(), (parsed, reserved))))
+            Ok(Some((bytes.into(), (parsed, memory))))
         })
     }
 }

@@ -35,6 +35,7 @@ use crate::{
     error::{Code, Error, Invalid},
     guard::body::Receiving,
     image::{self, Unsupported},
+    shares::{ClientNetwork, Share},
 };
 
 /// What may stand in the body beside the picture: other fields and the parts' headers, in bytes.
@@ -89,6 +90,7 @@ impl IntoResponses for UploadErrors {
 )]
 pub(super) async fn vectorize_image_upload(
     State(app): State<AppState>,
+    client: ClientNetwork,
     WantedFreshness(freshness): WantedFreshness,
     headers: HeaderMap,
     body: Body,
@@ -100,10 +102,11 @@ pub(super) async fn vectorize_image_upload(
         picture_limit: Some(limits.max_image_bytes),
         timeout: limits.body_timeout,
     };
-    receiving.expected(&body)?;
-    let admission = app.vectorizer.admit(0)?;
+    receiving.declared(&body)?;
+    let admission = app.vectorizer.admit(client, 0)?;
 
-    let mut form = Form::new(receiving.stream(body)?.map_err(Error::from), &boundary);
+    let memory = app.vectorizer.memory.empty(client);
+    let mut form = Form::new(receiving.stream(body)?.map_err(Error::from), &boundary, memory);
     let file = form.find_file().await?;
     let name = file.file_name().map(str::to_owned);
     let done = match app.vectorizer.vectorize(admission, form.into_stream(file), freshness).await {
@@ -163,12 +166,16 @@ impl Form {
     fn new(
         body: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
         boundary: &str,
+        mut memory: Share,
     ) -> Self {
         let unparsed = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&unparsed);
         let metered = body.map(move |chunk| {
             let chunk = chunk?;
-            if counter.fetch_add(chunk.len(), Ordering::Relaxed) > MAX_HEADER {
+            let before = counter.fetch_add(chunk.len(), Ordering::Relaxed);
+            // What the parser keeps, until it is dropped.
+            memory.grow_to((before + chunk.len()) as u64).map_err(Error::no_memory)?;
+            if before > MAX_HEADER {
                 return Err(invalid(
                     "Part header too long",
                     "The header of a part of the form is too long.",

@@ -20,6 +20,7 @@ use crate::{
     app::AppState,
     error::{Code, Error},
     guard::body::Receiving,
+    shares::ClientNetwork,
 };
 
 /// An address may have 8 KiB, and escapes take six bytes for one.
@@ -78,14 +79,17 @@ impl IntoResponses for UrlErrors {
 )]
 pub(super) async fn vectorize_image(
     State(app): State<AppState>,
+    client: ClientNetwork,
     WantedFreshness(freshness): WantedFreshness,
     body: Body,
 ) -> Result<Answer, Error> {
-    let admission = app.vectorizer.admit(BODY_LIMIT)?;
+    let admission = app.vectorizer.admit(client, 0)?;
     let limits = &app.vectorizer.limits;
     let receiving =
         Receiving { limit: BODY_LIMIT, picture_limit: None, timeout: limits.body_timeout };
-    let address = parse(receiving.read(body).await?)?;
+    let mut memory = app.vectorizer.memory.empty(client);
+    let address = parse(receiving.read(body, &mut memory).await?)?;
+    drop(memory);
 
     let fetched = app.fetcher.fetch(&address).await?;
     match fetched.length {

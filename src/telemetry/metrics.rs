@@ -35,6 +35,7 @@ pub struct Metrics {
     saved_bytes: Counter,
     removed: Counter,
     free_bytes: Gauge<u64, AtomicU64>,
+    buffered_bytes: Gauge<u64, AtomicU64>,
     at_work: Gauge<u64, AtomicU64>,
     waiting: Gauge<u64, AtomicU64>,
     tasks: Gauge<u64, AtomicU64>,
@@ -45,6 +46,8 @@ pub struct Metrics {
 pub struct Readings {
     /// Free bytes on the disk of the downloads folder, if they are known.
     pub free_bytes: Option<u64>,
+    /// Bytes of memory that bodies take.
+    pub buffered_bytes: u64,
     /// Received pictures that are at work.
     pub pictures_at_work: u64,
     /// Pictures that wait for their call to NVIDIA.
@@ -122,6 +125,7 @@ impl Metrics {
             saved_bytes: Counter::default(),
             removed: Counter::default(),
             free_bytes: Gauge::default(),
+            buffered_bytes: Gauge::default(),
             at_work: Gauge::default(),
             waiting: Gauge::default(),
             tasks: Gauge::default(),
@@ -192,6 +196,12 @@ impl Metrics {
             "Free bytes on the disk of the downloads folder",
             Unit::Bytes,
             metrics.free_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "buffered",
+            "Memory that bodies take",
+            Unit::Bytes,
+            metrics.buffered_bytes.clone(),
         );
         registry.register(
             "pictures_at_work",
@@ -273,6 +283,7 @@ impl Metrics {
         if let Some(free_bytes) = readings.free_bytes {
             self.free_bytes.set(free_bytes);
         }
+        self.buffered_bytes.set(readings.buffered_bytes);
         self.at_work.set(readings.pictures_at_work);
         self.waiting.set(readings.pictures_waiting);
         self.tasks.set(readings.tasks);

@@ -246,15 +246,15 @@ async fn a_body_that_memory_has_no_room_for_is_refused() {
     let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
     let settings = [("IMAGESVC_MAX_IMAGE_BYTES", "3MiB"), ("IMAGESVC_MAX_BUFFERED_BYTES", "6MiB")];
     let app = TestApp::with_settings(&nvidia, &settings).await;
-    let chunked = || {
-        // No length: the largest is reserved.
-        let body = reqwest::Body::wrap(http_body_util::StreamBody::new(stream::pending::<
-            Result<http_body::Frame<bytes::Bytes>, std::io::Error>,
-        >()));
-        app.send(app.client.post(app.url("/vectorize-image-base64")).body(body))
+    let endless = || {
+        // Neither ends, and there is no room for what both have sent.
+        let sent = bytes::Bytes::from(vec![b' '; 3_500_000]);
+        let sent = stream::iter([Ok::<_, std::io::Error>(http_body::Frame::data(sent))]);
+        let body = http_body_util::StreamBody::new(sent.chain(stream::pending()));
+        let request = app.client.post(app.url("/vectorize-image-base64"));
+        app.send(request.body(reqwest::Body::wrap(body)))
     };
-    // Neither body ever comes; the second is refused because of the first.
-    let answer = tokio::select! { answer = chunked() => answer, answer = chunked() => answer };
+    let answer = tokio::select! { answer = endless() => answer, answer = endless() => answer };
     assert_problem(&answer, 503, "overloaded");
     assert_eq!(answer.header("retry-after"), "5");
 }

@@ -1,6 +1,6 @@
 //! Clients that stall are closed when their timer says so, and keep nobody else waiting.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Child, Nvidia, ROCKET, TestApp};
+use crate::support::{Child, Nvidia, ROCKET, TestApp, connect_from};
 
 /// The openings of a client that then says nothing more.
 const OPENINGS: [&[u8]; 6] = [
@@ -61,12 +61,6 @@ async fn a_header_that_trickles_does_not_live_longer() {
     // Closed or reset: either way it ends.
     let _ = timeout(Duration::from_secs(20), reader.read_to_end(&mut answer)).await.unwrap();
     assert!(trickle.await.unwrap() < 500);
-}
-
-async fn connect_from(source: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::from((source, 0)))?;
-    socket.connect(to).await
 }
 
 /// Uploads a picture as a good client does, from an address of its own.

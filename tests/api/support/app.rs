@@ -19,7 +19,11 @@ use reqwest::{
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+};
 
 use super::Nvidia;
 
@@ -99,6 +103,23 @@ pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
 pub fn metric(text: &str, name: &str) -> f64 {
     let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     values.next().map_or(0.0, |value| value.parse().unwrap())
+}
+
+/// A client with an address of its own: on Linux, all of 127.0.0.0/8 is this machine.
+pub fn client_from(source: [u8; 4]) -> Client {
+    Client::builder()
+        .no_proxy()
+        .local_address(IpAddr::from(source))
+        .timeout(Duration::from_secs(60))
+        .build()
+        .unwrap()
+}
+
+/// A connection from such an address.
+pub async fn connect_from(source: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((source, 0)))?;
+    socket.connect(to).await
 }
 
 impl TestApp {
@@ -218,6 +239,27 @@ impl TestApp {
         Answer { status, headers, body: response.bytes().await.unwrap().into() }
     }
 
+    /// What [`Self::send`] does, by another client.
+    pub async fn send_by(&self, client: &Client, request: RequestBuilder) -> Answer {
+        let request = request.build().unwrap();
+        self.send(RequestBuilder::from_parts(client.clone(), request)).await
+    }
+
+    /// Waits until the metrics are as wanted.
+    pub async fn wait_for(&self, wanted: impl Fn(&dyn Fn(&str) -> f64) -> bool) {
+        let mut last = String::new();
+        let reach = async {
+            loop {
+                last = self.get("/metrics").await.text();
+                if wanted(&|name| metric(&last, name)) {
+                    break;
+                }
+            }
+        };
+        let reached = tokio::time::timeout(Duration::from_secs(20), reach).await;
+        assert!(reached.is_ok(), "{last}");
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         self.send(self.client.get(self.url(path))).await
     }
@@ -263,19 +305,29 @@ impl TestApp {
 
     /// By the Base64 route.
     pub async fn base64(&self, picture: &[u8]) -> Answer {
+        self.send(self.base64_request(picture)).await
+    }
+
+    /// The same, not sent yet.
+    pub fn base64_request(&self, picture: &[u8]) -> RequestBuilder {
         let body =
             json!({ "image_base64": BASE64_STANDARD.encode(picture), "filename": "a picture" });
-        self.post("/vectorize-image-base64", "application/json", body.to_string()).await
+        self.json_request("/vectorize-image-base64", &body)
     }
 
     /// By the URL route.
     pub async fn by_address(&self, address: &str) -> Answer {
-        self.post(
-            "/vectorize-image",
-            "application/json",
-            json!({ "image_url": address }).to_string(),
-        )
-        .await
+        self.send(self.address_request(address)).await
+    }
+
+    /// The same, not sent yet.
+    pub fn address_request(&self, address: &str) -> RequestBuilder {
+        self.json_request("/vectorize-image", &json!({ "image_url": address }))
+    }
+
+    fn json_request(&self, path: &str, body: &Value) -> RequestBuilder {
+        let request = self.client.post(self.url(path)).header(CONTENT_TYPE, "application/json");
+        request.body(body.to_string())
     }
 
     /// The downloads folder.

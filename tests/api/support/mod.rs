@@ -9,7 +9,9 @@ mod nvidia;
 mod pictures;
 mod server;
 
-pub use app::{Answer, TestApp, assert_problem, decoder_settings, metric};
+pub use app::{
+    Answer, TestApp, assert_problem, client_from, connect_from, decoder_settings, metric,
+};
 pub use child::{Child, children_of, memory_of};
 pub use nvidia::{KEY, Nvidia, embedding, embedding_of, number, numbers, try_number};
 pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, form, heic, noise_png, tiny, variant};

@@ -1,0 +1,195 @@
+//! A bound that clients share, so that none of them takes all there is.
+//!
+//! What was given cannot be taken back, and whoever comes next must find something. So a client
+//! surely gets its share, as far as something is free; beyond that it gets only what leaves a
+//! quarter of the whole to the others. A client that is alone can use three quarters.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
+
+/// Whom shares count as one client: an IPv4 address, or the IPv6 network that one customer gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ClientNetwork(pub IpAddr);
+
+impl ClientNetwork {
+    /// All whose address is not known.
+    pub const UNKNOWN: Self = Self(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+}
+
+/// How much each client has. Who has nothing is not remembered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tally {
+    of: HashMap<ClientNetwork, u64>,
+    total: u64,
+}
+
+impl Tally {
+    /// What all have together.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// What one has.
+    pub(crate) fn of(&self, client: ClientNetwork) -> u64 {
+        self.of.get(&client).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn add(&mut self, client: ClientNetwork, units: u64) {
+        if units > 0 {
+            *self.of.entry(client).or_default() += units;
+            self.total += units;
+        }
+    }
+
+    /// Takes away what was added before.
+    pub(crate) fn remove(&mut self, client: ClientNetwork, units: u64) {
+        if let Some(has) = self.of.get_mut(&client) {
+            *has -= units;
+            self.total -= units;
+            if *has == 0 {
+                self.of.remove(&client);
+            }
+        }
+    }
+}
+
+/// Units that may be in use at once. Cheap to clone; clones share the bound.
+#[derive(Debug, Clone)]
+pub struct Shares(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    total: u64,
+    /// What a client surely gets.
+    share: u64,
+    step: u64,
+    used: Mutex<Tally>,
+    freed: Notify,
+}
+
+/// What a client has of the units, given back when dropped.
+#[derive(Debug)]
+pub struct Share {
+    shares: Shares,
+    client: ClientNetwork,
+    units: u64,
+}
+
+/// Others have what was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nothing is left for this client")]
+pub struct Full;
+
+impl Shares {
+    /// So many units, given out in steps of so many (at least 1). A share is half of them, or the
+    /// largest part that a client may need at once.
+    pub fn new(total: u64, largest: u64, step: u64) -> Self {
+        let share = largest.max(total / 2);
+        Self(Arc::new(Inner { total, share, step, used: Mutex::default(), freed: Notify::new() }))
+    }
+
+    /// Nothing yet, to be grown.
+    pub fn empty(&self, client: ClientNetwork) -> Share {
+        Share { shares: self.clone(), client, units: 0 }
+    }
+
+    /// Takes units, waiting for others to give theirs back.
+    ///
+    /// # Errors
+    /// [`Full`] at the deadline.
+    pub async fn take(
+        &self,
+        client: ClientNetwork,
+        units: u64,
+        deadline: Instant,
+    ) -> Result<Share, Full> {
+        let mut share = self.empty(client);
+        let grow = async {
+            loop {
+                // Listens before it looks: what is freed in between is not missed.
+                let mut freed = pin!(self.0.freed.notified());
+                freed.as_mut().enable();
+                if share.grow_to(units).is_ok() {
+                    break;
+                }
+                freed.await;
+            }
+        };
+        timeout_at(deadline, grow).await.map_err(|_| Full)?;
+        Ok(share)
+    }
+
+    /// Whether a client would get so many units more, now.
+    pub fn has_room(&self, client: ClientNetwork, units: u64) -> bool {
+        self.0.allows(&self.used(), client, self.0.in_steps(units))
+    }
+
+    /// Units in use.
+    pub fn in_use(&self) -> u64 {
+        self.used().total()
+    }
+
+    fn used(&self) -> MutexGuard<'_, Tally> {
+        // The tally is whole whatever panicked elsewhere.
+        self.0.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// The rule: see the module.
+    fn allows(&self, used: &Tally, client: ClientNetwork, more: u64) -> bool {
+        let (all, own) = (used.total().saturating_add(more), used.of(client).saturating_add(more));
+        all <= self.total && (own <= self.share || all <= self.total - self.total / 4)
+    }
+
+    fn in_steps(&self, units: u64) -> u64 {
+        units.checked_next_multiple_of(self.step).unwrap_or(u64::MAX)
+    }
+}
+
+impl Share {
+    /// Takes what is missing to so many units, or nothing at all.
+    ///
+    /// # Errors
+    /// [`Full`], when they are not free now.
+    pub fn grow_to(&mut self, units: u64) -> Result<(), Full> {
+        let more = self.shares.0.in_steps(units).saturating_sub(self.units);
+        if more > 0 {
+            let mut used = self.shares.used();
+            if !self.shares.0.allows(&used, self.client, more) {
+                return Err(Full);
+            }
+            used.add(self.client, more);
+            self.units += more;
+        }
+        Ok(())
+    }
+
+    /// Gives back all but so many units.
+    pub fn shrink_to(&mut self, units: u64) {
+        let less = self.units.saturating_sub(self.shares.0.in_steps(units));
+        if less > 0 {
+            self.shares.used().remove(self.client, less);
+            self.units -= less;
+            self.shares.0.freed.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.shrink_to(0);
+    }
+}
+
+#[cfg(test)]
+mod tests;

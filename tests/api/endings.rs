@@ -1,0 +1,182 @@
+//! Whichever way requests end, what they held is given back.
+
+use std::{cell::RefCell, time::Duration};
+
+use futures_util::{FutureExt, future::join_all, stream};
+use proptest::test_runner::{Config, TestRunner};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::support::{
+    Answer, HUBBLE, Nvidia, ROCKET, Reply, Server, TestApp, connect_from, embedding, form, tiny,
+    try_number,
+};
+
+/// A picture that is the same in every sequence.
+const KNOWN: usize = 7;
+
+/// How a request ends.
+#[derive(Debug, Clone, Copy)]
+enum Ending {
+    /// With an embedding.
+    Uploaded,
+    Base64,
+    Fetched,
+    /// With an embedding that was asked for before, or is being asked for.
+    Cached,
+    Joined,
+    /// Large, and so by way of a file.
+    Large,
+    /// Refused, at one stage after the other.
+    DeclaredTooLarge,
+    TooLarge,
+    NoForm,
+    NoBase64,
+    NoPicture,
+    NotFetched,
+    RefusedByNvidia,
+    /// The client stalls, or leaves: within the body, or after it.
+    Slow,
+    Cut,
+    Gone,
+}
+
+const ENDINGS: [Ending; 16] = [
+    Ending::Uploaded,
+    Ending::Base64,
+    Ending::Fetched,
+    Ending::Cached,
+    Ending::Joined,
+    Ending::Large,
+    Ending::DeclaredTooLarge,
+    Ending::TooLarge,
+    Ending::NoForm,
+    Ending::NoBase64,
+    Ending::NoPicture,
+    Ending::NotFetched,
+    Ending::RefusedByNvidia,
+    Ending::Slow,
+    Ending::Cut,
+    Ending::Gone,
+];
+
+struct Servers {
+    app: TestApp,
+    origin: Server,
+    _nvidia: Nvidia,
+}
+
+impl Servers {
+    async fn start() -> Self {
+        let origin = Server::start(|request, _| match request.target.as_str() {
+            "/gone" => Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\nshort".to_vec()),
+            _ => Reply::new(200, &[], ROCKET),
+        })
+        .await;
+        let nvidia = Nvidia::with_uploads(|request| match try_number(request) {
+            Some(number) if number % 1000 == 400 => Some(Reply::status(400)),
+            Some(_) => Some(embedding().after(Duration::from_millis(20))),
+            None => None,
+        })
+        .await;
+        let allow = origin.address.to_string();
+        let settings = [
+            ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
+            ("IMAGESVC_MAX_IMAGE_BYTES", "1MiB"),
+            ("IMAGESVC_BODY_TIMEOUT", "300ms"),
+        ];
+        Self { app: TestApp::with_settings(&nvidia, &settings).await, origin, _nvidia: nvidia }
+    }
+
+    /// Makes one request, from one of a few addresses, that ends like this.
+    async fn end(&self, ending: Ending, n: usize) {
+        let (app, picture) = (&self.app, tiny(1000 * n));
+        let too_much = bytes::Bytes::from(vec![b'A'; 2_000_000]);
+        let base64 = || app.client.post(app.url("/vectorize-image-base64"));
+        let status = |answer: Answer| answer.status;
+        let ended = match ending {
+            Ending::Uploaded => app.upload(&picture, "a.png").map(status).await == 200,
+            Ending::Base64 => app.base64(&picture).map(status).await == 200,
+            Ending::Fetched => app.by_address(&self.origin.url("/a.jpg")).map(status).await == 200,
+            Ending::Cached => app.upload(&tiny(KNOWN), "a.png").map(status).await == 200,
+            Ending::Joined => {
+                let both = join_all([app.base64(&picture), app.base64(&picture)]).await;
+                both.iter().all(|answer| answer.status == 200)
+            }
+            Ending::Large => app.upload(HUBBLE, "a.jpg").map(status).await == 200,
+            Ending::DeclaredTooLarge => app.send(base64().body(too_much)).map(status).await == 413,
+            Ending::TooLarge => {
+                let frame = Ok::<_, std::io::Error>(http_body::Frame::data(too_much));
+                let body = http_body_util::StreamBody::new(stream::iter([frame]));
+                app.send(base64().body(reqwest::Body::wrap(body))).map(status).await == 413
+            }
+            Ending::NoForm => {
+                let kind = "multipart/form-data; boundary=x";
+                app.post("/vectorize-image-upload", kind, "--x\r\n").map(status).await == 422
+            }
+            Ending::NoBase64 => {
+                app.send(base64().body(r#"{"image_base64":"%%%%"}"#)).map(status).await == 400
+            }
+            Ending::NoPicture => app.upload(b"no picture", "a.png").map(status).await == 415,
+            Ending::NotFetched => {
+                app.by_address(&self.origin.url("/gone")).map(status).await == 502
+            }
+            Ending::RefusedByNvidia => {
+                app.upload(&tiny(1000 * n + 400), "a.png").map(status).await >= 400
+            }
+            Ending::Slow => self.send_part(n, &form(HUBBLE)[..100_000], true).await.contains("408"),
+            Ending::Cut => self.send_part(n, &form(HUBBLE)[..100_000], false).await.is_empty(),
+            Ending::Gone => self.send_part(n, &form(&picture), false).await.is_empty(),
+        };
+        assert!(ended, "not {ending:?}");
+    }
+
+    /// Sends so much of an upload, and leaves at once or when it is told to.
+    async fn send_part(&self, n: usize, part: &[u8], waits: bool) -> String {
+        let source = [127, 0, 0, 2 + (n % 3) as u8];
+        let mut stream = connect_from(source, self.app.address).await.unwrap();
+        let length = if part.len() > 50_000 { 900_000 } else { part.len() };
+        let head = format!(
+            "POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
+             content-length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(part).await.unwrap();
+        let mut answer = String::new();
+        if waits {
+            stream.read_to_string(&mut answer).await.unwrap();
+        }
+        answer
+    }
+}
+
+#[test]
+fn after_any_requests_however_they_ended_nothing_is_held_any_more() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let servers = runtime.block_on(Servers::start());
+    let next = RefCell::new(0);
+    let sequences = proptest::collection::vec(proptest::sample::select(&ENDINGS[..]), 1..24);
+    // None is kept in a file: whether it fails depends on when things happen.
+    let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
+    let mut all = ENDINGS.to_vec();
+    all.extend(ENDINGS);
+    let run = |sequence: Vec<Ending>| {
+        runtime.block_on(async {
+            join_all(sequence.into_iter().map(|ending| {
+                *next.borrow_mut() += 1;
+                servers.end(ending, *next.borrow())
+            }))
+            .await;
+            let held = ["buffered_bytes", "pictures_at_work", "pictures_waiting"];
+            let is_free = |value: &dyn Fn(&str) -> f64| {
+                held.iter().all(|name| value(&format!("imagesvc_{name}")) == 0.0)
+            };
+            servers.app.wait_for(is_free).await;
+        });
+    };
+    run(all);
+    let sequences = TestRunner::new(config).run(&sequences, |sequence| {
+        run(sequence);
+        Ok(())
+    });
+    sequences.unwrap();
+}

@@ -1,0 +1,240 @@
+//! Whatever one network sends, another one is served.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+    time::timeout,
+};
+
+use crate::support::{
+    HUBBLE, Nvidia, ROCKET, Reply, Server, TestApp, assert_problem, client_from, connect_from,
+    embedding, form, metric, noise_png, number, tiny,
+};
+
+/// What those who take too much are told from.
+const FLOOD: [u8; 4] = [127, 0, 0, 2];
+/// Who shall be served all the same.
+const OTHER: [u8; 4] = [127, 0, 0, 9];
+
+/// What "promptly" is, on a busy machine.
+const PROMPTLY: Duration = Duration::from_secs(5);
+
+/// Sends a good picture by each route from an address, and asserts that all of them are answered.
+async fn assert_served(app: &TestApp, origin: &Server, source: [u8; 4], picture: &[u8]) {
+    let client = client_from(source);
+    let requests = [
+        app.upload_request(picture, "a.png"),
+        app.base64_request(picture),
+        app.address_request(&origin.url("/a.png")),
+    ];
+    for request in requests {
+        let answer = timeout(PROMPTLY, app.send_by(&client, request)).await.unwrap();
+        answer.vector();
+    }
+}
+
+async fn origin() -> Server {
+    Server::start(|_, _| Reply::new(200, &[], ROCKET)).await
+}
+
+fn head(route: &str, length: usize) -> Vec<u8> {
+    let head = format!(
+        "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
+         content-length: {length}\r\n\r\n"
+    );
+    head.into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
+    const HEADERS: [(&str, usize); 6] = [
+        ("/vectorize-image-base64", 30_300_000),
+        ("/vectorize-image-base64", 11_050_000),
+        ("/vectorize-image-upload", 20 << 20),
+        ("/vectorize-image-base64", 29_000_000),
+        ("/vectorize-image", 60_000),
+        ("/vectorize-image-upload", 1000),
+    ];
+    let (nvidia, origin) = (Nvidia::well().await, origin().await);
+    let allow = origin.address.to_string();
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &allow)]).await;
+    let mut open: Vec<TcpStream> = Vec::new();
+    // As many as one address may have, but for those of who is served from the same one; then from
+    // more addresses.
+    for (source, count) in [(1, 58), (2, 64), (3, 64), (4, 64)] {
+        for n in 0..count {
+            let mut stream = connect_from([127, 0, 0, source], app.address).await.unwrap();
+            let (route, length) = HEADERS[n % HEADERS.len()];
+            stream.write_all(&head(route, length)).await.unwrap();
+            open.push(stream);
+        }
+        let waiting = open.len() as f64;
+        app.wait_for(|value| value("imagesvc_requests_in_flight") >= waiting + 1.0).await;
+        assert_eq!(metric(&app.get("/metrics").await.text(), "imagesvc_buffered_bytes"), 0.0);
+        for source in [OTHER, [127, 0, 0, 1]] {
+            assert_served(&app, &origin, source, ROCKET).await;
+        }
+    }
+    let metrics = app.get("/metrics").await.text();
+    assert!(!metrics.contains("imagesvc_requests_shed_total{"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() {
+    let (nvidia, origin) = (Nvidia::well().await, origin().await);
+    let allow = origin.address.to_string();
+    let settings = [
+        ("IMAGESVC_MAX_IMAGE_BYTES", "3MiB"),
+        ("IMAGESVC_MAX_BUFFERED_BYTES", "20MiB"),
+        ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
+    ];
+    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let body = vec![b' '; 4_000_000];
+    let mut open = Vec::new();
+    for round in 1.. {
+        assert!(round < 9, "it is never refused");
+        let mut stream = connect_from(FLOOD, app.address).await.unwrap();
+        stream.write_all(&head("/vectorize-image-base64", 4_100_000)).await.unwrap();
+        // Who is refused may be cut off.
+        let _ = stream.write_all(&body).await;
+        open.push(stream);
+        let shed = "imagesvc_requests_shed_total{reason=\"memory\"}";
+        let taken = f64::from(round) * 4_000_000.0;
+        app.wait_for(|value| value("imagesvc_buffered_bytes") >= taken || value(shed) > 0.0).await;
+        if metric(&app.get("/metrics").await.text(), shed) > 0.0 {
+            break;
+        }
+    }
+    let refused = app.send_by(&client_from(FLOOD), app.base64_request(&vec![0; 2_700_000])).await;
+    assert_problem(&refused, 503, "overloaded");
+    // By the header alone, where the length says so.
+    let mut stream = connect_from(FLOOD, app.address).await.unwrap();
+    stream.write_all(&head("/vectorize-image-base64", 4_100_000)).await.unwrap();
+    let mut status = [0; 12];
+    timeout(PROMPTLY, stream.read_exact(&mut status)).await.unwrap().unwrap();
+    assert_eq!(&status, b"HTTP/1.1 503");
+    // As large as a picture may be.
+    let large = noise_png(1000, 1000);
+    assert_served(&app, &origin, OTHER, &large).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_come_of_a_body_is_counted_as_long_as_it_is_in_memory() {
+    const STEP: f64 = 65_536.0;
+    const BUFFERED: &str = "imagesvc_buffered_bytes";
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_LARGE_IMAGES", "shrink")]).await;
+    // A body that is read whole, the header of a form's part, and text that is no picture yet.
+    for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
+        let mut stream = TcpStream::connect(app.address).await.unwrap();
+        stream.write_all(&head(route, 60_000)).await.unwrap();
+        let part = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
+        stream.write_all(&part).await.unwrap();
+        app.wait_for(|value| value(BUFFERED) == STEP).await;
+        drop(stream);
+        app.wait_for(|value| value(BUFFERED) == 0.0).await;
+    }
+    // A picture is in memory while it is small, beside the form's step; then in its file.
+    let form = form(HUBBLE);
+    let mut stream = TcpStream::connect(app.address).await.unwrap();
+    stream.write_all(&head("/vectorize-image-upload", form.len())).await.unwrap();
+    stream.write_all(&form[..100_000]).await.unwrap();
+    app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
+    stream.write_all(&form[100_000..200_000]).await.unwrap();
+    app.wait_for(|value| value(BUFFERED) == 2.0 * STEP).await;
+    // What NVIDIA is given, from when the picture is whole until both its request and its call end.
+    stream.write_all(&form[200_000..]).await.unwrap();
+    nvidia.wait_for(1).await;
+    app.wait_for(|value| value(BUFFERED) == 6.0 * STEP).await;
+    drop(stream);
+    app.wait_for(|value| value("imagesvc_requests_in_flight") == 1.0).await;
+    assert_eq!(metric(&app.get("/metrics").await.text(), BUFFERED), 6.0 * STEP);
+    gate.send(true).unwrap();
+    app.wait_for(|value| value(BUFFERED) == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
+    let (gate, _) = watch::channel(false);
+    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IN_FLIGHT", "8")]).await;
+    let (flood, other) = (client_from(FLOOD), client_from(OTHER));
+    let mut flooding = FuturesUnordered::new();
+    // One after the other, until one is refused.
+    loop {
+        assert!(flooding.len() < 8, "it got all");
+        let picture = tiny(flooding.len());
+        let at_work = flooding.len() as f64 + 1.0;
+        flooding.push(app.send_by(&flood, app.upload_request(&picture, "a.png")));
+        let arrived = app.wait_for(|value| value("imagesvc_pictures_at_work") >= at_work);
+        tokio::select! {
+            refused = flooding.next() => {
+                assert_problem(&refused.unwrap(), 503, "overloaded");
+                break;
+            }
+            () = arrived => {}
+        }
+    }
+    assert_eq!(flooding.len(), 6);
+    let mine = [tiny(100), tiny(101)];
+    let requests = mine.iter().map(|mine| app.upload_request(mine, "a.png"));
+    let served = join_all(requests.map(|request| app.send_by(&other, request)));
+    let opened = async {
+        nvidia.wait_for(8).await;
+        gate.send(true).unwrap();
+    };
+    for answer in tokio::join!(served, opened).0 {
+        answer.vector();
+    }
+    flooding.for_each(|answer| async move { drop(answer.vector()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_beside_another_networks_flood_does_not_wait_for_all_of_it() {
+    let reply = embedding().after(Duration::from_millis(50));
+    let nvidia = Nvidia::replying(vec![reply]).await;
+    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_MAX_CONCURRENCY", "2")]).await;
+    let (flood, other) = (client_from(FLOOD), client_from(OTHER));
+    let pictures: Vec<_> = (0..50).map(tiny).collect();
+    let flooding =
+        pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.png")));
+    let beside = async {
+        app.wait_for(|value| value("imagesvc_pictures_waiting") >= 30.0).await;
+        let picture = tiny(1000);
+        app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
+        let calls = nvidia.received();
+        let mine = calls.iter().position(|call| number(call) == 1000).unwrap();
+        assert!(mine < 35, "{mine} calls came before it");
+    };
+    let (answers, ()) = tokio::join!(join_all(flooding), beside);
+    answers.iter().for_each(|answer| drop(answer.vector()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture() {
+    let nvidia = Nvidia::well().await;
+    let settings = [("NVIDIA_REQUESTS_PER_MINUTE", "8"), ("IMAGESVC_REQUEST_TIMEOUT", "5s")];
+    let app = TestApp::configured(&nvidia, &settings, |config| {
+        config.nvidia.pace_window = Duration::from_millis(1500);
+    })
+    .await;
+    let (flood, other) = (client_from(FLOOD), client_from(OTHER));
+    let pictures: Vec<_> = (0..60).map(tiny).collect();
+    let flooding =
+        pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.png")));
+    let beside = async {
+        // The flood has all the places that it gets.
+        let refused = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"503\"}";
+        app.wait_for(|value| value(refused) >= 1.0).await;
+        let picture = tiny(1000);
+        app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
+    };
+    let (answers, ()) = tokio::join!(join_all(flooding), beside);
+    let served = answers.iter().filter(|answer| answer.status == 200).count();
+    assert!(served >= 20, "{served}: alone, it has most of the pace");
+}
