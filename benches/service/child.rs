@@ -6,6 +6,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -31,6 +32,20 @@ pub struct Service {
 pub struct Cpu {
     pub user: f64,
     pub system: f64,
+}
+
+impl Cpu {
+    pub fn all(self) -> f64 {
+        self.user + self.system
+    }
+
+    /// What was taken since then, a request.
+    pub fn since(self, then: Self, requests: f64) -> Self {
+        Self {
+            user: (self.user - then.user) / requests,
+            system: (self.system - then.system) / requests,
+        }
+    }
 }
 
 impl Service {
@@ -65,32 +80,71 @@ impl Service {
 
     /// Processor time that all its threads took so far.
     pub fn cpu(&self) -> Cpu {
+        self.times(11)
+    }
+
+    /// Processor time that its decoders took so far, of those that have ended.
+    pub fn cpu_of_decoders(&self) -> Cpu {
+        self.times(13)
+    }
+
+    fn times(&self, first: usize) -> Cpu {
         let stat = fs::read_to_string(self.proc("stat")).unwrap();
         // The name of the program is in brackets and may hold anything; numbers follow it.
         let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         let ticks = |field: usize| fields[field].parse::<f64>().unwrap();
         // The kernel counts in hundredths of a second towards user space, whatever its own tick.
-        Cpu { user: ticks(11) * 10.0, system: ticks(12) * 10.0 }
+        Cpu { user: ticks(first) * 10.0, system: ticks(first + 1) * 10.0 }
     }
 
     /// Resident memory now, in MB.
     pub fn memory(&self) -> f64 {
-        self.status("VmRSS:")
+        status(self.process.id(), "VmRSS:").unwrap()
     }
 
     /// The most resident memory since the last call of `forget_peak`, in MB.
     pub fn peak_memory(&self) -> f64 {
-        self.status("VmHWM:")
+        status(self.process.id(), "VmHWM:").unwrap()
     }
 
     pub fn forget_peak(&self) {
         fs::write(self.proc("clear_refs"), "5").unwrap();
     }
 
-    fn status(&self, name: &str) -> f64 {
-        let status = fs::read_to_string(self.proc("status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() * 1024.0 / 1e6
+    /// The most resident memory that one of its decoders has while something is done, in MB. Each is
+    /// read until it ends: what it takes in its last half of a millisecond may be missed.
+    pub fn peak_of_decoders(&self, work: impl FnOnce()) -> f64 {
+        let ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let mut peak = 0.0_f64;
+                while !ended.load(Ordering::Relaxed) {
+                    peak =
+                        self.decoders().filter_map(|id| status(id, "VmHWM:")).fold(peak, f64::max);
+                    thread::sleep(Duration::from_micros(500));
+                }
+                peak
+            });
+            work();
+            ended.store(true, Ordering::Relaxed);
+            watcher.join().unwrap()
+        })
+    }
+
+    /// Before it runs the program anew, a child has its parent's memory: it is none yet.
+    fn decoders(&self) -> impl Iterator<Item = u32> {
+        let threads = fs::read_dir(self.proc("task")).unwrap().flatten();
+        let children =
+            threads.flat_map(|thread| fs::read_to_string(thread.path().join("children")));
+        let ids: Vec<u32> = children
+            .flat_map(|ids| {
+                ids.split_whitespace().map(|id| id.parse().unwrap()).collect::<Vec<_>>()
+            })
+            .collect();
+        ids.into_iter().filter(|id| {
+            fs::read_to_string(format!("/proc/{id}/cmdline"))
+                .is_ok_and(|line| line.contains("\0decode\0"))
+        })
     }
 
     fn proc(&self, file: &str) -> String {
@@ -104,6 +158,13 @@ impl Drop for Service {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// A line of what the kernel says of a process's memory, in MB, unless it has ended.
+fn status(process: u32, name: &str) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() * 1024.0 / 1e6)
 }
 
 fn answers(address: SocketAddr) -> bool {

@@ -39,6 +39,8 @@ pub struct Cost {
     pub latency: Spread,
     /// Of the service alone, a request.
     pub cpu: Cpu,
+    /// Of its decoders, a request.
+    pub decoders: Cpu,
     /// Of the service, in MB.
     pub peak_memory: f64,
     /// Calls to NVIDIA a request.
@@ -85,6 +87,7 @@ impl Load {
             ready.wait();
             thread::sleep(SETTLE);
             let (cpu, calls) = (service.cpu(), double.calls());
+            let decoders = service.cpu_of_decoders();
             service.forget_peak();
             let begun = Instant::now();
             start.wait();
@@ -93,28 +96,26 @@ impl Load {
             let elapsed = begun.elapsed();
             thread::sleep(SETTLE);
             let requests = times.len() as f64;
-            let now = service.cpu();
             Cost {
                 requests: times.len() as u64,
                 per_second: requests / elapsed.as_secs_f64(),
                 latency: Spread::of(times),
-                cpu: Cpu {
-                    user: (now.user - cpu.user) / requests,
-                    system: (now.system - cpu.system) / requests,
-                },
+                cpu: service.cpu().since(cpu, requests),
+                decoders: service.cpu_of_decoders().since(decoders, requests),
                 peak_memory: service.peak_memory(),
                 calls: (double.calls() - calls) as f64 / requests,
             }
         })
     }
 
-    fn client(&self, service: &Service) -> Client {
+    pub fn client(&self, service: &Service) -> Client {
         let connection = Connection::open(service.address).unwrap();
         Client { connection, request: self.request.clone() }
     }
 }
 
-struct Client {
+/// Who sends a load's requests.
+pub struct Client {
     connection: Connection,
     request: Request,
 }
@@ -128,7 +129,7 @@ impl Client {
         times
     }
 
-    fn send(&mut self, load: &Load) -> Duration {
+    pub fn send(&mut self, load: &Load) -> Duration {
         if load.fresh {
             self.request.set_number(NEXT.fetch_add(1, Ordering::Relaxed));
         }

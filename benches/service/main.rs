@@ -10,10 +10,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
 mod child;
+mod decode;
 mod disk;
 mod double;
 mod http;
 mod load;
+mod photographs;
 mod pictures;
 mod report;
 mod samples;
@@ -35,12 +37,13 @@ use report::{Report, heading, row};
 /// A part: what it is called, and what it does.
 type Part = (&'static str, fn(&mut Bench));
 
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 7] = [
     ("start", Bench::start),
     ("disk", Bench::disk),
     ("load", Bench::load),
     ("latency", Bench::latency),
     ("memory", Bench::memory),
+    ("decode", Bench::decode),
     ("scale", Bench::scale),
 ];
 
@@ -161,7 +164,7 @@ impl Bench {
                     let request = request.clone();
                     let load = Load { request, fresh, clients: 16, time: self.time };
                     let cost = load.run(&service, &self.double);
-                    let (cpu, all) = (cost.cpu, cost.cpu.user + cost.cpu.system);
+                    let cpu = cost.cpu;
                     row(
                         &[route.into(), picture.into(), kept.into()],
                         &[
@@ -170,7 +173,7 @@ impl Bench {
                             cost.latency.p99,
                             cpu.user,
                             cpu.system,
-                            all,
+                            cpu.all(),
                             cost.peak_memory,
                             cost.calls,
                         ],
@@ -238,17 +241,20 @@ impl Bench {
         let started = service.started_in.as_secs_f64() * 1000.0;
         run(&service); // settles, as the other did
         let full = run(&service);
-        let all = |cost: &load::Cost| cost.cpu.user + cost.cpu.system;
         println!(
             "100,000 pictures and 50,000 vectors kept: {:.0} req/s, {:.3} CPU ms, {:.1} MB (none kept: {:.0}, {:.3}, {:.1})",
             full.per_second,
-            all(&full),
+            full.cpu.all(),
             full.peak_memory,
             empty.per_second,
-            all(&empty),
+            empty.cpu.all(),
             empty.peak_memory
         );
         self.report.goal("start to first answer, all kept, ms", started, 60.0);
-        self.report.goal("CPU of an upload, all kept against none", all(&full) / all(&empty), 1.1);
+        self.report.goal(
+            "CPU of an upload, all kept against none",
+            full.cpu.all() / empty.cpu.all(),
+            1.1,
+        );
     }
 }

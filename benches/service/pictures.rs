@@ -12,7 +12,7 @@ pub const LARGE: usize = 2 << 20;
 pub const LARGEST: usize = 20_000_000;
 
 /// How many characters a picture's number has.
-const NUMBER: usize = 16;
+pub const NUMBER: usize = 16;
 
 /// A request, ready to be sent, with a number in it that makes its picture another one.
 #[derive(Clone)]
@@ -23,8 +23,13 @@ pub struct Request {
 
 impl Request {
     pub fn upload(len: usize) -> Self {
+        Self::upload_of(&jpeg(len))
+    }
+
+    /// An upload of any picture whose last bytes nobody looks at.
+    pub fn upload_of(picture: &[u8]) -> Self {
         let mut body = b"--boundary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"photo.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n".to_vec();
-        body.extend(jpeg(len));
+        body.extend(picture);
         let after = b"\r\n--boundary--\r\n";
         body.extend(after);
         let media_type = "multipart/form-data; boundary=boundary";

@@ -18,7 +18,7 @@ impl Report {
 
     /// Notes what one kind of request costs, where that has a goal.
     pub fn cost(&mut self, route: &str, picture: &str, kept: &str, cost: &Cost) {
-        let all = cost.cpu.user + cost.cpu.system;
+        let all = cost.cpu.all();
         let name = format!("{route}, {picture}, {kept}");
         match (route, picture, kept) {
             ("upload", "34 KB", "fresh") => {

@@ -1,6 +1,6 @@
 //! What both benchmarks send and get: pictures and embeddings.
 
-const JPEG: &[u8] = include_bytes!("../../tests/fixtures/hubble_deep_field.jpg");
+pub const JPEG: &[u8] = include_bytes!("../../tests/fixtures/hubble_deep_field.jpg");
 
 /// A JPEG of exactly this length. Nothing behind its header is looked at, here or on its way.
 pub fn jpeg(len: usize) -> Vec<u8> {

@@ -1,0 +1,73 @@
+//! Pictures that must be decoded: as large as a phone's, and as small as can be.
+
+use std::io::Cursor;
+
+use image::{
+    ImageFormat, RgbImage,
+    codecs::jpeg::JpegEncoder,
+    imageops::{self, FilterType},
+};
+use tiff::encoder::{Compression, DeflateLevel, Predictor, TiffEncoder, colortype::RGB8};
+
+use crate::{pictures::NUMBER, samples::JPEG};
+
+/// 12 megapixels.
+const SIZE: (u32, u32) = (4000, 3000);
+
+/// One photograph, in three formats. Each ends in room for a number, behind what is decoded.
+pub struct Photographs {
+    pub jpeg: Vec<u8>,
+    /// Lossless: nothing here encodes the other kind.
+    pub webp: Vec<u8>,
+    pub tiff: Vec<u8>,
+}
+
+impl Photographs {
+    /// Encodes them, which takes some seconds.
+    pub fn new() -> Self {
+        let photograph = photograph();
+        let mut jpeg = Vec::new();
+        JpegEncoder::new_with_quality(&mut jpeg, 90).encode_image(&photograph).unwrap();
+        let mut webp = Cursor::new(Vec::new());
+        photograph.write_to(&mut webp, ImageFormat::WebP).unwrap();
+        let mut tiff = Cursor::new(Vec::new());
+        TiffEncoder::new(&mut tiff)
+            .unwrap()
+            .with_compression(Compression::Deflate(DeflateLevel::Fast))
+            .with_predictor(Predictor::Horizontal)
+            .write_image::<RGB8>(SIZE.0, SIZE.1, &photograph)
+            .unwrap();
+        let [jpeg, webp, tiff] = [jpeg, webp.into_inner(), tiff.into_inner()].map(with_room);
+        Self { jpeg, webp, tiff }
+    }
+}
+
+/// A photograph scaled up, with the grain of a sensor: an even surface would be too easy.
+fn photograph() -> RgbImage {
+    let small = image::load_from_memory(JPEG).unwrap().into_rgb8();
+    let mut large = imageops::resize(&small, SIZE.0, SIZE.1, FilterType::Triangle);
+    let mut random = fastrand::Rng::with_seed(1);
+    for pixel in large.pixels_mut() {
+        let grain = random.i16(-2..=2);
+        pixel.0 = pixel.0.map(|channel| (i16::from(channel) + grain).clamp(0, 255) as u8);
+    }
+    large
+}
+
+/// A picture of one pixel that is decoded, and one of the same length that goes as it is.
+pub fn pixels() -> (Vec<u8>, Vec<u8>) {
+    let [mut gif, mut png] = [ImageFormat::Gif, ImageFormat::Png].map(|format| {
+        let mut pixel = Cursor::new(Vec::new());
+        RgbImage::new(1, 1).write_to(&mut pixel, format).unwrap();
+        pixel.into_inner()
+    });
+    let len = gif.len().max(png.len());
+    gif.resize(len, 0);
+    png.resize(len, 0);
+    (with_room(gif), with_room(png))
+}
+
+fn with_room(mut picture: Vec<u8>) -> Vec<u8> {
+    picture.extend([0; NUMBER]);
+    picture
+}
