@@ -42,9 +42,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The memory that one picture takes on its way, in bytes: as it came, and as an inline body.
+    /// The memory that one picture takes on its way, in bytes: as it came, re-encoded, and as an
+    /// inline body.
     pub fn inline_memory(&self) -> u64 {
-        (InlineImage::largest(self.inline_limit) + self.inline_limit) as u64
+        (2 * InlineImage::largest(self.inline_limit) + self.inline_limit) as u64
     }
 }
 
