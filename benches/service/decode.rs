@@ -29,6 +29,7 @@ impl Bench {
         thread::sleep(Duration::from_millis(500));
         let idle = service.memory();
         self.fresh_uploads().run(&service, &self.double); // settles
+        let settled = service.memory();
 
         self.one_pixel(&service);
         heading(
@@ -41,11 +42,15 @@ impl Bench {
         let shrinking = Service::start(&self.folder("decode"), &self.double, &shrink);
         self.photograph("JPEG", &photographs.jpeg, &shrinking);
         drop(shrinking);
+        let decoded = service.memory();
         self.beside(&photographs, &service);
 
         thread::sleep(Duration::from_secs(1));
-        let more = service.memory() - idle;
-        self.report.goal("resident after decoding, MB over start", more, 16.0);
+        let ended = service.memory();
+        println!(
+            "resident, MB: {idle:.1} after start, {settled:.1} after uploads alone, {decoded:.1} after decoding, {ended:.1} after both at once"
+        );
+        self.report.goal("resident after decoding, MB over start", ended - idle, 16.0);
     }
 
     /// One after the other, by turns: the machine is as busy for the ones as for the others.
