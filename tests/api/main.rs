@@ -38,6 +38,7 @@ mod names;
 mod numbers;
 mod ops;
 mod overload;
+mod peaks;
 mod polling;
 mod process;
 mod readme;
