@@ -47,8 +47,9 @@ pub(super) struct Disk {
 
 /// What is in the folder.
 struct Listing {
-    /// When each file was written, what it takes, and where it is.
-    files: Vec<(SystemTime, u64, PathBuf)>,
+    /// When each file was written, what it takes, and the key that names it: a path for each of
+    /// many thousands would leave the heap in pieces.
+    files: Vec<(SystemTime, u64, Key)>,
     /// Whether these are all: not if something could not be looked at.
     all_seen: bool,
 }
@@ -187,8 +188,9 @@ impl Disk {
         files.sort_unstable();
         let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
         let mut keys = HashSet::new();
-        for (_, size, path) in files {
+        for (_, size, key) in files {
             if total > limit {
+                let path = self.path(&key);
                 match fs::remove_file(&path) {
                     Ok(()) => {
                         total -= size;
@@ -197,7 +199,7 @@ impl Disk {
                     Err(error) => tracing::debug!(%error, ?path, "an old embedding stays"),
                 }
             }
-            keys.extend(name_prefix(&path));
+            keys.insert(key_prefix(&key));
         }
         *self.keys() = all_seen.then_some(keys);
         Ok(total)
@@ -213,10 +215,12 @@ impl Disk {
                 });
             all_seen &= listing.is_ok();
             for file in listing.into_iter().flatten() {
+                // What has another name, somebody else put there.
+                let Some(key) = parse_name(&file.file_name()) else { continue };
                 match file.metadata() {
                     Ok(about) if about.is_file() => {
                         let written = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                        files.push((written, whole_blocks(about.len()), file.path()));
+                        files.push((written, whole_blocks(about.len()), key));
                     }
                     Ok(_) => {}
                     Err(_) => all_seen = false,
@@ -253,9 +257,18 @@ fn key_prefix(key: &Key) -> u64 {
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
-/// The same, of the file that is named by the key.
-fn name_prefix(path: &Path) -> Option<u64> {
-    u64::from_str_radix(path.file_name()?.to_str()?.get(..16)?, 16).ok()
+/// The key that names a file.
+fn parse_name(name: &OsStr) -> Option<Key> {
+    let (digits, []) = name.as_encoded_bytes().as_chunks() else { return None };
+    let digits: &[[u8; 2]; 32] = digits.try_into().ok()?;
+    if !digits.as_flattened().iter().all(u8::is_ascii_hexdigit) {
+        return None; // a sign would be a number's, too
+    }
+    let mut key = [0; 32];
+    for (byte, pair) in key.iter_mut().zip(digits) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(key)
 }
 
 /// The entries of a folder; none if it is not there.

@@ -125,6 +125,22 @@ fn the_limit_holds_and_the_oldest_go_first() {
 }
 
 #[test]
+fn what_somebody_else_put_there_is_neither_counted_nor_removed() {
+    let (folder, disk) = disk(size() * 2);
+    disk.write(&[0xab; 32], &stored("0.5"));
+    let strange = ["notes.txt", &"g".repeat(64), &"ab".repeat(31), &"+1".repeat(32)];
+    for name in strange {
+        fs::write(disk.path(&[0xab; 32]).with_file_name(name), "x".repeat(100_000)).unwrap();
+    }
+    let again = Disk::new(folder.path().join(".vectors"), size() * 2);
+    again.tidy();
+    assert_eq!(*again.lock(), Some(size()));
+    assert!(again.read(&[0xab; 32]).is_some());
+    assert!(strange.iter().all(|name| disk.path(&[0xab; 32]).with_file_name(name).exists()));
+    assert_eq!(parse_name(hex(&[0xab; 32]).as_ref()), Some([0xab; 32]));
+}
+
+#[test]
 fn a_limit_below_one_vector_keeps_none() {
     let (_folder, disk) = disk(100);
     disk.write(&[1; 32], &stored("0.5"));
