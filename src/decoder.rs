@@ -116,15 +116,17 @@ struct Inner {
     settings: Settings,
     children: Arc<Semaphore>,
     memory: Arc<Semaphore>,
-    /// Large pictures wait here first, so that they leave a child and some memory to small ones.
-    large: Arc<Semaphore>,
+    /// Large pictures wait here first, so that small ones never wait behind them: a child, and an
+    /// eighth of the memory, are left to those.
+    large_children: Arc<Semaphore>,
+    large_memory: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
 /// The room that a child takes, given back when dropped.
 #[derive(Debug)]
 struct Permits {
-    _large: Option<OwnedSemaphorePermit>,
+    _large: Option<[OwnedSemaphorePermit; 2]>,
     _child: OwnedSemaphorePermit,
     _memory: OwnedSemaphorePermit,
 }
@@ -136,7 +138,8 @@ impl Decoder {
         Self(Arc::new(Inner {
             children: Arc::new(Semaphore::new(children)),
             memory: Arc::new(Semaphore::new(units(settings.max_memory) as usize)),
-            large: Arc::new(Semaphore::new((children - 1).max(1))),
+            large_children: Arc::new(Semaphore::new((children - 1).max(1))),
+            large_memory: Arc::new(Semaphore::new(units(for_large(&settings)) as usize)),
             settings,
             metrics,
         }))
@@ -188,9 +191,14 @@ impl Decoder {
 
     /// Waits until there is room for a child that takes so many bytes.
     async fn permits(&self, bytes: u64) -> Permits {
-        let Inner { settings, children, memory, large, .. } = &*self.0;
-        let is_large = bytes > settings.max_memory / 4;
-        let large = if is_large { Some(acquire(large, 1).await) } else { None };
+        let Inner { settings, children, memory, large_children, large_memory, .. } = &*self.0;
+        let large = if bytes > settings.max_memory / 4 {
+            // One may be larger than the part for large ones: it takes all of that.
+            let part = units(bytes.min(for_large(settings)));
+            Some([acquire(large_children, 1).await, acquire(large_memory, part).await])
+        } else {
+            None
+        };
         let child = acquire(children, 1).await;
         let memory = acquire(memory, units(bytes)).await;
         Permits { _large: large, _child: child, _memory: memory }
@@ -251,6 +259,60 @@ async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePerm
     }
 }
 
+/// The part of the memory that large pictures may take together, in bytes.
+fn for_large(settings: &Settings) -> u64 {
+    settings.max_memory - settings.max_memory / 8
+}
+
 fn units(bytes: u64) -> u32 {
     u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).min(u32::MAX >> 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::{FutureExt, poll};
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn decoder(max_children: usize) -> Decoder {
+        let settings = Settings { max_children, ..Settings::new(512 * MIB) };
+        Decoder::new(settings, Metrics::new())
+    }
+
+    #[tokio::test]
+    async fn large_pictures_leave_a_child_and_memory_to_small_ones() {
+        let decoder = decoder(2);
+        let large = decoder.permits(200 * MIB).await;
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(decoder.permits(200 * MIB))).collect();
+        for waiting in &mut waiting {
+            assert!(poll!(waiting).is_pending());
+        }
+        let small = decoder.permits(50 * MIB).now_or_never().expect("there is room for it");
+        assert!(decoder.permits(MIB).now_or_never().is_none(), "two at once, no more");
+        drop((large, small));
+        assert!(poll!(&mut waiting[0]).is_ready(), "first come, first served");
+    }
+
+    #[tokio::test]
+    async fn children_share_the_memory() {
+        let decoder = decoder(8);
+        let _first = decoder.permits(300 * MIB).await;
+        let mut second = Box::pin(decoder.permits(300 * MIB));
+        assert!(poll!(&mut second).is_pending());
+        let small = decoder.permits(100 * MIB).now_or_never().expect("it does not wait behind it");
+        assert!(decoder.permits(120 * MIB).now_or_never().is_none(), "there is no more");
+        drop(small);
+        assert!(decoder.permits(120 * MIB).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_single_core_decodes_large_pictures_too() {
+        let decoder = decoder(1);
+        let all = decoder.permits(512 * MIB).await;
+        assert!(decoder.permits(MIB).now_or_never().is_none());
+        drop(all);
+        assert!(decoder.permits(MIB).now_or_never().is_some());
+    }
 }
