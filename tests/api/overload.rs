@@ -36,8 +36,12 @@ async fn no_more_pictures_are_with_nvidia_at_once_than_are_set() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_hundred_at_once_as_many_are_called_for_as_the_pace_allows() {
     let nvidia = Nvidia::well().await;
-    let settings =
-        [("NVIDIA_REQUESTS_PER_MINUTE", "40"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")];
+    let settings = [
+        ("NVIDIA_REQUESTS_PER_MINUTE", "40"),
+        // With all of a minute, what arrives half a second later is in time for the next window.
+        ("IMAGESVC_REQUEST_TIMEOUT", "20s"),
+        ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300"),
+    ];
     let app = TestApp::with_settings(&nvidia, &settings).await;
     let pictures: Vec<_> = (0..200).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
