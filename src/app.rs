@@ -33,12 +33,12 @@ use crate::{
         origin::Origins,
     },
     nvidia::{self, ApiKey},
+    pipeline::{Pipeline, shared_memory},
     routes,
     shares::Shares,
     store::Store,
     telemetry::Metrics,
     tls::Trust,
-    vectorize::{Vectorizer, shared_memory},
 };
 
 /// What the routes share. Cheap to clone: every request does, several times.
@@ -49,7 +49,7 @@ pub struct AppState(Arc<Shared>);
 #[derive(Debug)]
 pub struct Shared {
     /// The way of every picture.
-    pub vectorizer: Vectorizer,
+    pub pipeline: Pipeline,
     /// Who fetches pictures by their address.
     pub fetcher: Fetcher,
     /// What is counted.
@@ -124,7 +124,7 @@ impl AppState {
             Arc::clone(&metrics),
         );
         Ok(Self(Arc::new(Shared {
-            vectorizer: Vectorizer {
+            pipeline: Pipeline {
                 store,
                 embedder,
                 limits: config.limits.clone(),

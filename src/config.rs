@@ -1,6 +1,6 @@
 //! Turns flags and variables into one checked [`Config`], or into the list of all their faults.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 
 use crate::{
     decoder,
@@ -8,7 +8,8 @@ use crate::{
     fetch::{self, policy},
     guard::{client::TrustedProxies, gate, keys::ClientKeys, origin::Origins},
     nvidia::{self, ApiKey, ProxyAddress, RetryPolicy},
-    server, store, telemetry, vectorize,
+    pipeline::{self, Limits},
+    server, store, telemetry,
 };
 
 mod parse;
@@ -64,23 +65,6 @@ pub enum Upstream {
     Nvidia(ApiKey),
     /// The built-in stand-in.
     Sandbox,
-}
-
-/// What one request, and all requests together, may ask for.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// The largest picture, in bytes.
-    pub max_image_bytes: u64,
-    /// The largest picture, in pixels.
-    pub max_image_pixels: u64,
-    /// Memory for bodies, all requests together, in bytes.
-    pub max_buffered_bytes: u64,
-    /// Received pictures that are at work.
-    pub max_in_flight: usize,
-    /// From the whole picture to the answer.
-    pub request_timeout: Duration,
-    /// The longest that receiving a body may take.
-    pub body_timeout: Duration,
 }
 
 /// All faults of the settings, each naming its variable.
@@ -292,7 +276,7 @@ impl Reader<'_> {
     fn refuse_contradictions(&mut self, config: &Config) {
         // The Base64 route holds its whole body: one request must fit into the budget of all.
         let inline = config.embed.ask.inline_memory();
-        let needed = vectorize::largest_request(config.limits.max_image_bytes, inline);
+        let needed = pipeline::largest_request(config.limits.max_image_bytes, inline);
         let needed = needed.next_multiple_of(1 << 20);
         if config.limits.max_buffered_bytes < needed {
             self.faults.push(format!(

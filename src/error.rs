@@ -6,7 +6,13 @@ use serde::Serialize;
 use tokio::task::JoinError;
 use utoipa::ToSchema;
 
-use crate::{base64_text, embed, fetch, guard::body::BodyError, image, store};
+use crate::{
+    base64_text, embed, fetch,
+    guard::body::BodyError,
+    image,
+    pipeline::{Saved, Shed},
+    store,
+};
 
 mod code;
 mod meaning;
@@ -97,28 +103,6 @@ pub enum Error {
     Internal(String),
 }
 
-/// What there is too much of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Shed {
-    /// Pictures that were received and are at work.
-    AtWork,
-    /// Pictures that wait for their call to NVIDIA.
-    Line,
-    /// Memory for bodies.
-    Memory,
-}
-
-impl Shed {
-    /// The name in metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::AtWork => "at_work",
-            Self::Line => "line",
-            Self::Memory => "memory",
-        }
-    }
-}
-
 /// A request that is not what the route takes.
 #[derive(Debug)]
 pub struct Invalid {
@@ -152,20 +136,6 @@ pub struct FieldError {
     #[serde(rename = "type")]
     #[schema(example = "missing")]
     pub kind: &'static str,
-}
-
-/// A saved picture.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Saved {
-    /// The file's name.
-    pub saved_as: String,
-}
-
-impl Saved {
-    /// The path as clients know it, wherever the folder lies.
-    pub fn path(&self) -> String {
-        format!("downloads/{}", self.saved_as)
-    }
 }
 
 impl Error {

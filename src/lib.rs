@@ -5,9 +5,10 @@
 //! # The way of a picture
 //!
 //! ```text
-//! routes ──► vectorize ──► store            spool, then save whole
-//!    │            ├──────► image            what the bytes are
-//!    └► fetch     └──────► embed ──► nvidia what NVIDIA is given, and how it is asked
+//! routes ──► pipeline ──► spool, store       received, then saved whole
+//!    │            ├──────► image             what the bytes are
+//!    └► fetch     └──────► embed ──► nvidia  what NVIDIA is given, and how it is asked
+//!                             └────► decoder decodes, in a process of its own
 //! ```
 //!
 //! Each route turns its request into a stream of bytes and a name. From there on there is one
@@ -28,6 +29,7 @@ pub mod guard;
 mod hex;
 pub mod image;
 pub mod nvidia;
+pub mod pipeline;
 pub mod routes;
 pub mod sandbox;
 pub mod server;
@@ -36,4 +38,3 @@ pub mod spool;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
-pub mod vectorize;

@@ -170,7 +170,7 @@ impl Server {
     /// Serves until told to stop, then drains: first new requests are still answered while `/ready`
     /// says no, then the listener closes and what runs is waited for.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
-        let store = self.state.vectorizer.store.clone();
+        let store = self.state.pipeline.store.clone();
         let retention = store.keep_retention(Arc::clone(&self.state.metrics));
         tokio::select! {
             () = retention => {} // it has no end

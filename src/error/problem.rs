@@ -10,7 +10,8 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Code, Error, FieldError, Saved};
+use super::{Code, Error, FieldError};
+use crate::pipeline::Saved;
 
 /// An error answer (RFC 9457), with FastAPI's `detail`.
 #[derive(Debug, Serialize, ToSchema)]

@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        error::Shed,
+        pipeline::Shed,
         shares::{ClientNetwork, Shares},
     };
 

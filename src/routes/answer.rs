@@ -13,7 +13,7 @@ use crate::{
     guard::observe::Facts,
     hex::hex,
     nvidia::{DIMENSIONS, Vector},
-    vectorize::Vectorized,
+    pipeline::Vectorized,
 };
 
 /// Says whether NVIDIA was asked for this answer.

@@ -87,15 +87,15 @@ pub(super) async fn vectorize_image_base64(
     WantedFreshness(freshness): WantedFreshness,
     body: Body,
 ) -> Result<Answer, Error> {
-    let limits = &app.vectorizer.limits;
+    let limits = &app.pipeline.limits;
     let limit = body_limit(limits.max_image_bytes);
     let receiving = Receiving {
         limit,
         picture_limit: Some(limits.max_image_bytes),
         timeout: limits.body_timeout,
     };
-    let admission = app.vectorizer.admit(client, receiving.declared(&body)?)?;
-    let mut memory = app.vectorizer.memory.empty(client);
+    let admission = app.pipeline.admit(client, receiving.declared(&body)?)?;
+    let mut memory = app.pipeline.memory.empty(client);
     let body = receiving.read(body, &mut memory).await?;
 
     let parsed = if body.len() < LARGE {
@@ -105,7 +105,7 @@ pub(super) async fn vectorize_image_base64(
     };
     let name = parsed.file_name.clone();
     let bytes = parsed.decode(Some(memory));
-    let done = app.vectorizer.vectorize(admission, bytes, freshness).await?;
+    let done = app.pipeline.vectorize(admission, bytes, freshness).await?;
     Ok(Answer::new(done, app.model).named(name))
 }
 

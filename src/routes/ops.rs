@@ -61,14 +61,14 @@ pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {
     if app.is_draining() {
         reasons.push("draining");
     }
-    let store = app.vectorizer.store.clone();
+    let store = app.pipeline.store.clone();
     if store.check_room().is_err() {
         reasons.push("disk_under_reserve");
     }
     if !matches!(spawn_blocking(move || store.check_writable()).await, Ok(Ok(()))) {
         reasons.push("downloads_not_writable");
     }
-    let nvidia_key = match app.vectorizer.embedder.key_state() {
+    let nvidia_key = match app.pipeline.embedder.key_state() {
         KeyState::Unknown => "unknown",
         KeyState::Accepted => "accepted",
         KeyState::Refused => "refused",
@@ -95,7 +95,7 @@ impl IntoResponses for MetricsErrors {
     )
 )]
 pub(super) async fn metrics(State(app): State<AppState>) -> Result<impl IntoResponse, Error> {
-    let readings = app.vectorizer.readings();
+    let readings = app.pipeline.readings();
     let text = app.metrics.render(readings).map_err(|error| Error::Internal(error.to_string()))?;
     Ok((
         [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],

@@ -96,20 +96,20 @@ pub(super) async fn vectorize_image_upload(
     body: Body,
 ) -> Result<Answer, Error> {
     let boundary = boundary(&headers)?;
-    let limits = &app.vectorizer.limits;
+    let limits = &app.pipeline.limits;
     let receiving = Receiving {
         limit: limits.max_image_bytes + BESIDE_PICTURE,
         picture_limit: Some(limits.max_image_bytes),
         timeout: limits.body_timeout,
     };
     receiving.declared(&body)?;
-    let admission = app.vectorizer.admit(client, 0)?;
+    let admission = app.pipeline.admit(client, 0)?;
 
-    let memory = app.vectorizer.memory.empty(client);
+    let memory = app.pipeline.memory.empty(client);
     let mut form = Form::new(receiving.stream(body)?.map_err(Error::from), &boundary, memory);
     let file = form.find_file().await?;
     let name = file.file_name().map(str::to_owned);
-    let done = match app.vectorizer.vectorize(admission, form.into_stream(file), freshness).await {
+    let done = match app.pipeline.vectorize(admission, form.into_stream(file), freshness).await {
         Err(Error::Image(
             image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
         )) if name.is_none() => {

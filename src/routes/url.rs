@@ -83,11 +83,11 @@ pub(super) async fn vectorize_image(
     WantedFreshness(freshness): WantedFreshness,
     body: Body,
 ) -> Result<Answer, Error> {
-    let admission = app.vectorizer.admit(client, 0)?;
-    let limits = &app.vectorizer.limits;
+    let admission = app.pipeline.admit(client, 0)?;
+    let limits = &app.pipeline.limits;
     let receiving =
         Receiving { limit: BODY_LIMIT, picture_limit: None, timeout: limits.body_timeout };
-    let mut memory = app.vectorizer.memory.empty(client);
+    let mut memory = app.pipeline.memory.empty(client);
     let address = parse(receiving.read(body, &mut memory).await?)?;
     drop(memory);
 
@@ -99,7 +99,7 @@ pub(super) async fn vectorize_image(
         _ => {}
     }
     let bytes = fetched.into_stream().map_err(Error::from);
-    let done = app.vectorizer.vectorize(admission, bytes, freshness).await?;
+    let done = app.pipeline.vectorize(admission, bytes, freshness).await?;
     Ok(Answer::new(done, app.model).fetched_from(address))
 }
 

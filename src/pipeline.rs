@@ -1,7 +1,7 @@
 //! The way of every picture, whichever route it came by: spool, probe, then save and embed at the
 //! same time.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -13,9 +13,8 @@ use tokio::{
 
 use crate::{
     base64_text,
-    config::Limits,
     embed::{Embedder, Embedding, Freshness, Held, Job},
-    error::{Error, Saved, Shed},
+    error::Error,
     image::{Content, Picture, probe},
     shares::{ClientNetwork, Share, Shares},
     spool::Spooled,
@@ -29,7 +28,7 @@ const STEP: u64 = 64 * 1024;
 
 /// The path that the three routes share.
 #[derive(Debug)]
-pub struct Vectorizer {
+pub struct Pipeline {
     /// Where pictures are saved.
     pub store: Store,
     /// Who turns pictures into embeddings.
@@ -61,6 +60,59 @@ pub struct Vectorized {
     pub embedding: Embedding,
 }
 
+/// What one request, and all requests together, may ask for.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// The largest picture, in bytes.
+    pub max_image_bytes: u64,
+    /// The largest picture, in pixels.
+    pub max_image_pixels: u64,
+    /// Memory for bodies, all requests together, in bytes.
+    pub max_buffered_bytes: u64,
+    /// Received pictures that are at work.
+    pub max_in_flight: usize,
+    /// From the whole picture to the answer.
+    pub request_timeout: Duration,
+    /// The longest that receiving a body may take.
+    pub body_timeout: Duration,
+}
+
+/// What there is too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Shed {
+    /// Pictures that were received and are at work.
+    AtWork,
+    /// Pictures that wait for their call to NVIDIA.
+    Line,
+    /// Memory for bodies.
+    Memory,
+}
+
+impl Shed {
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AtWork => "at_work",
+            Self::Line => "line",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// A saved picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// The file's name.
+    pub saved_as: String,
+}
+
+impl Saved {
+    /// The path as clients know it, wherever the folder lies.
+    pub fn path(&self) -> String {
+        format!("downloads/{}", self.saved_as)
+    }
+}
+
 /// The memory that all requests share.
 pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
     let largest = largest_request(limits.max_image_bytes, inline_memory);
@@ -73,7 +125,7 @@ pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
     body.next_multiple_of(STEP) + inline_memory.next_multiple_of(STEP)
 }
 
-impl Vectorizer {
+impl Pipeline {
     /// Admits a client's request whose body, of so many bytes, is held in memory as it comes. That
     /// is declared, and costs nothing yet: so nothing is set aside for it either.
     ///
