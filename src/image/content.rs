@@ -140,6 +140,24 @@ impl Read for Reader {
         }
         Ok(read)
     }
+
+    /// Takes just the room that is needed: a decoder that wants the whole file would let its
+    /// buffer double until it fits, to nearly twice the file.
+    fn read_to_end(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        let left = self.content.len().saturating_sub(self.position);
+        buffer.try_reserve_exact(usize::try_from(left).unwrap_or(usize::MAX))?;
+        let mut read = 0;
+        loop {
+            let bytes = self.fill_buf()?;
+            if bytes.is_empty() {
+                return Ok(read);
+            }
+            buffer.extend_from_slice(bytes);
+            let len = bytes.len();
+            self.consume(len);
+            read += len;
+        }
+    }
 }
 
 impl Seek for Reader {
@@ -183,7 +201,7 @@ mod tests {
         let jumps = (0..2000).take_while(|_| jump().is_ok()).count();
         assert_eq!(jumps, HEADER_WINDOWS as usize);
         let mut reader = content.header_reader();
-        let mut skip = || reader.seek(SeekFrom::Current(0));
+        let mut skip = || reader.stream_position();
         assert!((0..=HEADER_STEPS).any(|_| skip().is_err()));
     }
 
@@ -197,6 +215,17 @@ mod tests {
         assert_eq!(reader.read(&mut [0; 4]).unwrap(), 4);
         reader.seek(SeekFrom::Start(2 * WINDOW as u64 - 1)).unwrap();
         assert_eq!(reader.read(&mut [0; 4]).unwrap(), 1);
+    }
+
+    #[test]
+    fn what_is_read_to_the_end_takes_no_more_room_than_it_needs() {
+        let bytes = vec![7; 2 * WINDOW + 1];
+        for content in [Content::Memory(bytes.clone().into()), in_file(&bytes)] {
+            let (mut reader, mut read) = (content.reader(), Vec::new());
+            reader.seek(SeekFrom::Start(1)).unwrap();
+            assert_eq!(reader.read_to_end(&mut read).unwrap(), 2 * WINDOW);
+            assert_eq!((read.len(), read.capacity()), (2 * WINDOW, 2 * WINDOW));
+        }
     }
 
     proptest! {
