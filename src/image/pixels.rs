@@ -22,6 +22,10 @@ const SMALLEST_LIMIT: u64 = 64 << 10;
 /// and the filter's floating-point rows (2048 × 1024 × 16 bytes).
 pub(super) const SCALING: u64 = 48 << 20;
 
+/// The same for a square, in bytes for each of its pixels: a copy of four times the side, and the
+/// filter's floating-point rows.
+const SQUARING: u64 = 4 * 4 * 3 + 4 * 16;
+
 /// What a picture is rendered as: upright, the first frame, transparency onto white.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
@@ -46,8 +50,9 @@ impl Target {
     /// [`Error::BadHeader`]
     pub fn cost(self, picture: &Picture) -> Result<u64, Error> {
         let scaling = match self {
-            Self::Converted | Self::Square { .. } => 0,
+            Self::Converted => 0,
             Self::Shrunk { .. } => SCALING,
+            Self::Square { side } => u64::from(side).pow(2).saturating_mul(SQUARING),
         };
         Ok(decode_cost(picture)? + scaling)
     }
@@ -175,6 +180,8 @@ fn onto_white(image: RgbaImage) -> RgbImage {
         }
     }
     bytes.truncate(pixels * 3);
+    // Room for what comes next: the turned copy, or the encoded picture.
+    bytes.shrink_to_fit();
     // The buffer has exactly three bytes for each pixel.
     RgbImage::from_raw(width, height, bytes).unwrap_or_default()
 }
