@@ -173,25 +173,11 @@ impl Decoder {
         spool: Spool,
     ) -> Result<Spooled, Error> {
         let header = picture.clone();
-        let cost = spawn_blocking(move || target.cost(&header)).await??;
         let limit = self.0.settings.max_memory;
-        if cost > limit {
-            return Err(image::Error::TooMuchToDecode { needed: cost, limit }.into());
-        }
-        let address_space = (cost / 4 * 5 + BASE).min(limit + START);
+        let job = spawn_blocking(move || job(&header, target, limit)).await??;
         // What it maps to start is hardly ever resident: the rest is what it can fill.
-        let permits = timeout_at(deadline, self.permits(address_space - START));
+        let permits = timeout_at(deadline, self.permits(job.address_space - START));
         let permits = permits.await.map_err(|_| Error::Busy)?;
-        let megapixels = picture.pixels() / 1_000_000;
-        let job = Job {
-            target,
-            format: picture.format,
-            width: picture.width,
-            height: picture.height,
-            cost,
-            address_space,
-            cpu_seconds: (LEAST_CPU + megapixels * CPU_PER_MEGAPIXEL).min(MOST_CPU),
-        };
         let program = self.0.settings.program.clone();
         let content = picture.content.clone();
         let process =
@@ -225,6 +211,36 @@ impl Decoder {
             _ => Err(Error::Confused("decoded the black pixel to something else".into())),
         }
     }
+}
+
+/// The arguments of the child that renders a picture, its limits among them, where all children
+/// may take so many bytes. Blocks.
+///
+/// # Errors
+/// [`image::Error::BadHeader`], [`image::Error::TooMuchToDecode`].
+pub fn child_args(
+    picture: &Picture,
+    target: Target,
+    max_memory: u64,
+) -> Result<[String; 9], image::Error> {
+    Ok(job(picture, target, max_memory)?.to_args())
+}
+
+fn job(picture: &Picture, target: Target, max_memory: u64) -> Result<Job, image::Error> {
+    let cost = target.cost(picture)?;
+    if cost > max_memory {
+        return Err(image::Error::TooMuchToDecode { needed: cost, limit: max_memory });
+    }
+    let megapixels = picture.pixels() / 1_000_000;
+    Ok(Job {
+        target,
+        format: picture.format,
+        width: picture.width,
+        height: picture.height,
+        cost,
+        address_space: (cost / 4 * 5 + BASE).min(max_memory + START),
+        cpu_seconds: (LEAST_CPU + megapixels * CPU_PER_MEGAPIXEL).min(MOST_CPU),
+    })
 }
 
 async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePermit {

@@ -36,6 +36,7 @@ mod names;
 mod numbers;
 mod ops;
 mod overload;
+mod peaks;
 mod polling;
 mod process;
 mod readme;
