@@ -18,7 +18,7 @@ use crate::{
     spool::{self, Spool, Spooled, Staging},
     telemetry::Metrics,
 };
-use job::Job;
+use job::{Job, MAX_WORDS};
 use process::Process;
 
 mod child;
@@ -211,8 +211,8 @@ impl Decoder {
     pub async fn try_out(&self, deadline: Instant) -> Result<(), Error> {
         let picture = probe(Content::Memory(PIXEL.into()), 1)?;
         let target = Target::Square { side: 1 };
-        // Three bytes stay in memory: the folder is never asked for anything.
-        let spool = Staging::new(std::env::temp_dir()).spool(3);
+        // A pixel, or words, stay in memory: the folder is never asked for anything.
+        let spool = Staging::new(std::env::temp_dir()).spool(MAX_WORDS);
         let pixel = self.decode(&picture, target, deadline, spool).await?.content;
         match pixel.read_at(0, 3).as_deref() {
             Ok([0, 0, 0]) => Ok(()),

@@ -65,8 +65,9 @@ fn limit(job: &Job) -> io::Result<()> {
     }
     // At the first bound it is told to end, and dies of it.
     bound(Resource::Cpu, job.cpu_seconds, job.cpu_seconds + 1)?;
-    // No files, and so no sockets; nothing written to those that are open, which pipes do not count as.
-    bound(Resource::Nofile, 3, 3)?;
+    // No files and no sockets, not even in place of one that was closed; nothing written to files
+    // that are open, which pipes do not count as.
+    bound(Resource::Nofile, 0, 0)?;
     bound(Resource::Fsize, 0, 0)?;
     bound(Resource::Core, 0, 0)
 }

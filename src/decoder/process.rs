@@ -74,6 +74,8 @@ impl Process {
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
+            // A signal to the service's group, such as Ctrl-C, is not meant for it: the drain is.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(unavailable)?;

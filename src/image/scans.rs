@@ -1,42 +1,84 @@
 //! Counts the scans of a JPEG.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Seek};
 
 /// Photographs have one scan, progressive ones about ten.
 const MOST: usize = 100;
 
 /// Each scan makes the decoder go over all the pixels: thousands of empty ones would keep it busy
-/// for minutes. Markers cannot occur within compressed data (ITU-T T.81, B.1.1.5), so the bytes
-/// alone tell how many there are.
-pub(super) fn has_too_many_scans(reader: &mut impl BufRead) -> io::Result<bool> {
-    let (mut scans, mut after_ff) = (0, false);
+/// for minutes. Only the picture's own scans count: segments are skipped by their length, for they
+/// may hold anything (a thumbnail, a profile), and so may what follows the end (a phone's film).
+/// Within compressed data 0xFF is followed by 0 or by a marker (ITU-T T.81, B.1.1.5).
+pub(super) fn has_too_many_scans(reader: &mut (impl BufRead + Seek)) -> io::Result<bool> {
+    const SOS: u8 = 0xda;
+    const EOI: u8 = 0xd9;
+    let mut scans = 0;
     loop {
-        let bytes = reader.fill_buf()?;
-        if bytes.is_empty() {
-            return Ok(false);
-        }
-        for byte in bytes {
-            scans += usize::from(after_ff && *byte == 0xda);
-            after_ff = *byte == 0xff;
+        let Some(marker) = next_marker(reader)? else { return Ok(false) };
+        match marker {
+            EOI => return Ok(false),
+            // Stuffing, fill bytes, and markers that stand alone.
+            0 | 0x01 | 0xff | 0xd0..=0xd8 => continue,
+            SOS => scans += 1,
+            _ => {}
         }
         if scans > MOST {
             return Ok(true);
         }
-        let len = bytes.len();
-        reader.consume(len);
+        let mut len = [0; 2];
+        if reader.read_exact(&mut len).is_err() {
+            return Ok(false); // cut short
+        }
+        reader.seek_relative(i64::from(u16::from_be_bytes(len)).saturating_sub(2).max(0))?;
+    }
+}
+
+/// Goes behind the next 0xFF, and gives the byte after it; `None` at the end.
+fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
+    let mut after_ff = false;
+    loop {
+        let bytes = reader.fill_buf()?;
+        let Some(first) = bytes.first().copied() else { return Ok(None) };
+        if after_ff {
+            // Of several 0xFF, the last one begins the marker.
+            reader.consume(1);
+            if first != 0xff {
+                return Ok(Some(first));
+            }
+            continue;
+        }
+        let skipped = bytes.iter().position(|byte| *byte == 0xff);
+        after_ff = skipped.is_some();
+        let taken = skipped.map_or(bytes.len(), |at| at + 1);
+        reader.consume(taken);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
     use super::*;
+
+    const SCAN: &[u8] = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0\0\0\xff\0\xff\xd0\x07";
+
+    fn too_many(parts: &[&[u8]]) -> bool {
+        has_too_many_scans(&mut Cursor::new([&[&b"\xff\xd8"[..]], parts].concat().concat()))
+            .unwrap()
+    }
 
     #[test]
     fn a_hundred_scans_are_read_and_one_more_is_too_many() {
-        let scans = |count| {
-            [&b"\xff\xd8"[..], &b"\xff\xda\0\x08\x01\x01\0\0\x3f\0\0\0".repeat(count)].concat()
-        };
-        assert!(!has_too_many_scans(&mut &scans(100)[..]).unwrap());
-        assert!(has_too_many_scans(&mut &scans(101)[..]).unwrap());
+        assert!(!too_many(&[&SCAN.repeat(100)]));
+        assert!(!too_many(&[&SCAN.repeat(100), b"\xff\xd9"]));
+        assert!(too_many(&[&SCAN.repeat(101)]));
+        assert!(too_many(&[b"\xff\xff", &SCAN.repeat(101)]));
+    }
+
+    #[test]
+    fn what_segments_hold_and_what_follows_the_end_are_no_scans() {
+        let filled = b"\xff\xda".repeat(1000);
+        assert!(!too_many(&[b"\xff\xe1\x07\xd2", &filled, SCAN, b"\xff\xd9"]));
+        assert!(!too_many(&[SCAN, b"\xff\xd9", &SCAN.repeat(1000)]));
     }
 }

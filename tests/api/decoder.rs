@@ -204,7 +204,7 @@ fn a_decoder_is_limited_before_it_reads_a_byte() {
     for (name, bounds) in [
         ("Max address space", ["100000000", "100000000", "bytes"]),
         ("Max cpu time", ["7", "8", "seconds"]),
-        ("Max open files", ["3", "3", "files"]),
+        ("Max open files", ["0", "0", "files"]),
         ("Max file size", ["0", "0", "bytes"]),
     ] {
         let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
