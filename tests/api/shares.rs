@@ -150,10 +150,10 @@ async fn what_has_come_of_a_body_is_counted_as_long_as_it_is_in_memory() {
     // What NVIDIA is given, from when the picture is whole until both its request and its call end.
     stream.write_all(&form[200_000..]).await.unwrap();
     nvidia.wait_for(1).await;
-    app.wait_for(|value| value(BUFFERED) == 6.0 * STEP).await;
+    app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;
     drop(stream);
     app.wait_for(|value| value("imagesvc_requests_in_flight") == 1.0).await;
-    assert_eq!(metric(&app.get("/metrics").await.text(), BUFFERED), 6.0 * STEP);
+    assert_eq!(metric(&app.get("/metrics").await.text(), BUFFERED), 8.0 * STEP);
     gate.send(true).unwrap();
     app.wait_for(|value| value(BUFFERED) == 0.0).await;
 }
