@@ -177,14 +177,15 @@ impl Decoder {
     ) -> Result<Spooled, Error> {
         let header = picture.clone();
         let limit = self.0.settings.max_memory;
-        let job = spawn_blocking(move || job(&header, target, limit)).await??;
+        let job = timeout_at(deadline, spawn_blocking(move || job(&header, target, limit)));
+        let job = job.await.map_err(|_| Error::Busy)???;
         // What it maps to start is hardly ever resident: the rest is what it can fill.
         let permits = timeout_at(deadline, self.permits(job.address_space - START));
         let permits = permits.await.map_err(|_| Error::Busy)?;
         let program = self.0.settings.program.clone();
         let content = picture.content.clone();
-        let process =
-            spawn_blocking(move || Process::start(&program, job, &content, permits)).await??;
+        let process = spawn_blocking(move || Process::start(&program, job, &content, permits));
+        let process = timeout_at(deadline, process).await.map_err(|_| Error::Timeout)???;
         let answer = process.answer(picture, target.max_len(picture), spool);
         timeout_at(deadline, answer).await.unwrap_or(Err(Error::Timeout))
     }

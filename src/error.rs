@@ -28,11 +28,6 @@ const RETRY_SOON: Duration = Duration::from_secs(5);
 
 const BUSY: &str = "The service is busy; try again in a few seconds.";
 
-const DISK_FULL: &str =
-    "The service's disk is full; nothing was saved. Its operator must make room.";
-
-const NOT_SAVED: &str = "The picture could not be saved; try again later.";
-
 const OUR_FAULT: &str =
     "Something went wrong in the service itself. Tell its operator the request_id.";
 
@@ -194,8 +189,10 @@ impl Error {
             Self::Base64(fault) => fault.to_string(),
             Self::Fetch(error) => fetch_detail(error),
             Self::Image(error) => image_detail(error),
-            Self::Store(error) if error.is_full() => DISK_FULL.into(),
-            Self::Store(_) => NOT_SAVED.into(),
+            Self::Store(error) if error.is_full() => {
+                "The service's disk is full; nothing was saved. Its operator must make room.".into()
+            }
+            Self::Store(_) => "The picture could not be saved; try again later.".into(),
             Self::Embed { error, .. } | Self::Undecodable(error) => embed_detail(error),
             Self::Unauthorized => {
                 "This service wants a key: send the header Authorization: Bearer and your key.".into()

@@ -189,7 +189,9 @@ impl Pipeline {
             Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
             // Only the decoder could tell that this is no picture: it leaves no file either.
             Err(error) if error.is_about_the_picture() => {
-                self.store.remove(saved.saved_as).await?;
+                if let Err(error) = self.store.remove(saved.saved_as).await {
+                    tracing::warn!(%error, "the file of a refused picture stays");
+                }
                 Err(Error::Undecodable(error))
             }
             Err(error) => Err(Error::Embed { error, saved }),

@@ -72,10 +72,11 @@ fn limit(job: &Job) -> io::Result<()> {
     bound(Resource::Core, 0, 0)
 }
 
-/// Sets a limit, or leaves one that is lower already.
+/// Sets a limit, and raises none.
 fn bound(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
-    let most = getrlimit(resource).maximum.unwrap_or(u64::MAX);
-    let limit = Rlimit { current: Some(soft.min(most)), maximum: Some(hard.min(most)) };
+    let Rlimit { current, maximum } = getrlimit(resource);
+    let lower = |old: Option<u64>, new| Some(old.map_or(new, |old| old.min(new)));
+    let limit = Rlimit { current: lower(current, soft), maximum: lower(maximum, hard) };
     Ok(setrlimit(resource, limit)?)
 }
 

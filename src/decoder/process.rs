@@ -114,7 +114,7 @@ impl Process {
             match rest.read_buf(&mut piece).await {
                 Ok(0) => break,
                 Ok(_) => spool.write(&piece.split().freeze()).await?,
-                Err(_) => break, // its end tells more
+                Err(_) => break, // how the child ends tells why
             }
         }
         match spool.received() {
@@ -125,17 +125,17 @@ impl Process {
             },
         }
         let said = spool.finish().await?;
-        if kind == Kind::Done {
-            return Ok(said);
-        }
-        let words = said.content.read_at(0, MAX_WORDS).unwrap_or_default();
-        let words = String::from_utf8_lossy(&words).into_owned();
+        let words = || {
+            let words = said.content.read_at(0, MAX_WORDS).unwrap_or_default();
+            String::from_utf8_lossy(&words).into_owned()
+        };
         Err(match kind {
-            Kind::Done | Kind::Broken => broken(picture, words),
-            Kind::Panicked => broken(picture, format!("the decoder panicked: {words}")),
-            Kind::Unreadable => image::Error::Unreadable(io::Error::other(words)).into(),
+            Kind::Done => return Ok(said),
+            Kind::Broken => broken(picture, words()),
+            Kind::Panicked => broken(picture, format!("the decoder panicked: {}", words())),
+            Kind::Unreadable => image::Error::Unreadable(io::Error::other(words())).into(),
             Kind::Unlimited => {
-                let fault = format!("could not limit itself: {words}");
+                let fault = format!("could not limit itself: {}", words());
                 Error::Unavailable { fault, source: None }
             }
         })

@@ -1,8 +1,9 @@
 //! The slots for pictures that are with NVIDIA, and how long the line before them takes.
 //!
 //! No client may keep the others from them. A slot that becomes free goes to the first in line whose
-//! client holds less than half of them; if there is none, to the first of all. So a client that is
-//! alone uses all slots, and one that comes beside it waits for the next one, however long the line.
+//! client holds less than half of them, and before that to another client than the one that gives it
+//! back; if there is none, to the first of all. So a client that is alone uses all slots, and one
+//! that comes beside it waits for the next one, however long the line.
 
 use std::{
     collections::VecDeque,
@@ -55,7 +56,8 @@ struct Waiting<'a> {
 pub(super) struct Slot<'a> {
     slots: &'a Slots,
     client: ClientNetwork,
-    since: Instant,
+    /// When its use began, if it was used.
+    used_since: Option<Instant>,
 }
 
 impl Slots {
@@ -71,8 +73,11 @@ impl Slots {
             let mut waiting = Waiting { slots: self, client, called };
             timeout_at(deadline, &mut waiting.called).await.ok()?.ok()?;
         }
-        let slot = Slot { slots: self, client, since: Instant::now() };
-        (slot.since + self.typical() < deadline).then_some(slot)
+        let now = Instant::now();
+        let is_in_time = now + self.typical() < deadline;
+        // Given back at once where it is too late; how long that took says nothing.
+        let slot = Slot { slots: self, client, used_since: is_in_time.then_some(now) };
+        is_in_time.then_some(slot)
     }
 
     /// How many wait in line.
@@ -140,7 +145,7 @@ impl State {
     fn next(&self, leaver: ClientNetwork, count: u64) -> Option<usize> {
         let first = |fits: &dyn Fn(&Waiter) -> bool| self.line.iter().position(fits);
         let below_half = |waiter: &Waiter| is_below_half(&self.taken, waiter.client, count);
-        // Of a single slot, the one who leaves it holds nothing any more: it is another's turn.
+        // Of few slots, the client that gives one back holds less than half: it is another's turn.
         first(&|waiter| waiter.client != leaver && below_half(waiter))
             .or_else(|| first(&below_half))
             .or_else(|| first(&|_| true))
@@ -174,7 +179,9 @@ impl Drop for Waiting<'_> {
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.slots.note(self.since.elapsed());
+        if let Some(since) = self.used_since {
+            self.slots.note(since.elapsed());
+        }
         self.slots.state().leave(self.client, self.slots.count);
     }
 }

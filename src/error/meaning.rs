@@ -1,7 +1,7 @@
 //! What the errors of other modules mean to a client: the code, and the sentence that helps.
 
-use super::{BUSY, Code, DISK_FULL, NOT_SAVED, OUR_FAULT};
-use crate::{decoder, embed, fetch, image, nvidia::Verdict, spool};
+use super::{BUSY, Code, OUR_FAULT};
+use crate::{decoder, embed, fetch, image, nvidia::Verdict};
 
 pub(super) fn fetch_code(error: &fetch::Error) -> Code {
     use fetch::{Error, policy::Refusal};
@@ -80,7 +80,8 @@ fn decoder_code(error: &decoder::Error) -> Code {
         Error::Image(error) => image_code(error),
         Error::Busy | Error::Timeout => Code::EmbeddingTimeout,
         Error::Unavailable { .. } => Code::Overloaded,
-        Error::Spool(error) => spool_code(error),
+        Error::Spool(error) if error.is_full() => Code::StorageFull,
+        Error::Spool(_) => Code::StorageFailed,
         Error::Confused(_) | Error::Died(_) => Code::Internal,
     }
 }
@@ -92,17 +93,12 @@ fn decoder_detail(error: &decoder::Error) -> String {
         Error::Busy => "The service was too busy to decode the picture in time; try again.".into(),
         Error::Timeout => "Decoding the picture took too long; try again, or scale it down.".into(),
         Error::Unavailable { .. } => BUSY.into(),
-        Error::Spool(error) => spool_detail(error),
+        Error::Spool(error) if error.is_full() => {
+            "The service's disk is full; its operator must make room.".into()
+        }
+        Error::Spool(_) => "The picture could not be re-encoded; try again later.".into(),
         Error::Confused(_) | Error::Died(_) => OUR_FAULT.into(),
     }
-}
-
-fn spool_code(error: &spool::Error) -> Code {
-    if error.is_full() { Code::StorageFull } else { Code::StorageFailed }
-}
-
-fn spool_detail(error: &spool::Error) -> String {
-    if error.is_full() { DISK_FULL } else { NOT_SAVED }.into()
 }
 
 pub(super) fn embed_code(error: &embed::Error) -> Code {

@@ -98,10 +98,12 @@ pub(super) async fn vectorize_image_base64(
     let mut memory = app.pipeline.memory.empty(client);
     let body = receiving.read(body, &mut memory).await?;
 
-    let parsed = if body.len() < LARGE {
-        parse(body)?
+    let (parsed, memory) = if body.len() < LARGE {
+        (parse(body)?, memory)
     } else {
-        spawn_blocking(move || parse(body)).await.map_err(Error::died)??
+        // The memory goes along: the thread works on when the client leaves.
+        let parse = move || Ok::<_, Error>((parse(body)?, memory));
+        spawn_blocking(parse).await.map_err(Error::died)??
     };
     let name = parsed.file_name.clone();
     let bytes = parsed.decode(Some(memory));

@@ -17,7 +17,6 @@ use axum::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::StreamExt;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{task::spawn_blocking, time::Instant};
 use uuid::Uuid;
@@ -28,6 +27,10 @@ use crate::{
     image::{self, Content, Target},
     spool::{Spooled, Staging},
 };
+
+mod wire;
+
+use wire::{CreateAsset, Inference, Message, MessageContent, answer};
 
 /// Inline pictures must be shorter, in base64 characters.
 const INLINE_LIMIT: usize = 200_000;
@@ -198,30 +201,6 @@ fn is_accepted(media_type: &str) -> bool {
     matches!(media_type, "image/jpeg" | "image/png")
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Inference {
-    messages: Vec<Message>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Message {
-    content: MessageContent,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, tag = "type", rename_all = "snake_case")]
-enum MessageContent {
-    ImageUrl { image_url: ImageUrl },
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImageUrl {
-    url: String,
-}
-
 async fn infer(
     State(upstream): State<Arc<Upstream>>,
     headers: HeaderMap,
@@ -291,13 +270,6 @@ async fn status(
     delivered
         .map(|(_, vector)| answer(&vector))
         .ok_or(Refusal(StatusCode::NOT_FOUND, "No such request"))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct CreateAsset {
-    content_type: String,
-    description: String,
 }
 
 async fn create_asset(
@@ -378,35 +350,4 @@ async fn delete_asset(
     upstream.authorize(&headers)?;
     let deleted = upstream.assets().remove(&id);
     deleted.map(|_| StatusCode::NO_CONTENT).ok_or(Refusal(StatusCode::NOT_FOUND, "No such asset"))
-}
-
-#[derive(Serialize)]
-struct Inferred<'a> {
-    metadata: [Metadata<'a>; 1],
-    created: u64,
-    model: &'static str,
-    object: &'static str,
-    usage: Usage,
-}
-
-#[derive(Serialize)]
-struct Metadata<'a> {
-    embedding: &'a [f32],
-    frame_num: u32,
-}
-
-#[derive(Serialize)]
-struct Usage {
-    inference_response_time: u32,
-}
-
-fn answer(vector: &[f32]) -> Response {
-    Json(Inferred {
-        metadata: [Metadata { embedding: vector, frame_num: 0 }],
-        created: 1,
-        model: "nv-dinov2",
-        object: "inference.completion",
-        usage: Usage { inference_response_time: 1 },
-    })
-    .into_response()
 }

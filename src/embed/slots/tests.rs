@@ -63,6 +63,20 @@ async fn nobody_waits_beyond_the_deadline() {
     assert_eq!(slots.state().taken.total(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_comes_too_late_to_be_used_does_not_shorten_the_wait_that_is_foreseen() {
+    let slots = Slots::new(1);
+    for _ in 0..100 {
+        let _slot = slots.take(client(1), Instant::now() + HOUR).await.unwrap();
+        tokio::time::advance(Duration::from_secs(4)).await;
+    }
+    let before = slots.typical();
+    for _ in 0..20 {
+        assert!(slots.take(client(1), Instant::now() + Duration::from_secs(1)).await.is_none());
+    }
+    assert_eq!((slots.typical(), slots.state().taken.total()), (before, 0));
+}
+
 #[tokio::test]
 async fn a_client_that_comes_beside_a_flood_gets_the_next_slot() {
     for count in [1, 2, 3, 32] {
