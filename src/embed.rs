@@ -2,8 +2,8 @@
 //! being asked is shared.
 //!
 //! The way: `cache`, then `flights` (one call for all who want the same), and in the call itself `ask`
-//! (what NVIDIA is given), which waits for one of the `slots` (so many at once). A call runs in a task of its own: a
-//! client that leaves neither fails the others nor wastes it.
+//! (what NVIDIA is given, so many pictures at once). A call runs in a task of its own: a client that
+//! leaves neither fails the others nor wastes it.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -26,7 +26,6 @@ use flights::{Boarding, Flights, Leader};
 mod ask;
 mod cache;
 mod flights;
-mod slots;
 
 pub use ask::{ASSET_MEMORY, LargeImages, OUTAGE_MEMORY, Settings as AskSettings};
 

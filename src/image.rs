@@ -35,7 +35,7 @@ pub enum Error {
         /// Pixels allowed.
         limit: u64,
     },
-    /// Decoding needs more memory than all decodes together may use.
+    /// Decoding needs more memory than one decode may use.
     #[error("decoding the picture takes {needed} bytes, the limit is {limit}")]
     TooMuchToDecode {
         /// Bytes that decoding would take.

@@ -24,6 +24,7 @@ pub mod config;
 pub mod decoder;
 pub mod embed;
 pub mod error;
+mod fair_queue;
 pub mod fetch;
 pub mod guard;
 mod hex;

@@ -17,10 +17,11 @@ use tokio::{
 };
 
 use super::{
-    Error, Permits,
+    Error,
     job::{HEAD, Job, Kind, MAX_WORDS},
 };
 use crate::{
+    fair_queue::Permit,
     image::{self, Content, Picture},
     spool::{Spool, Spooled},
 };
@@ -45,7 +46,7 @@ pub(super) struct Process(Option<Running>);
 struct Running {
     child: Child,
     /// Held until the child has ended.
-    permits: Permits,
+    permit: Permit,
 }
 
 impl Process {
@@ -54,7 +55,7 @@ impl Process {
         program: &Path,
         job: Job,
         content: &Content,
-        permits: Permits,
+        permit: Permit,
     ) -> Result<Self, Error> {
         let unavailable = |source| {
             let fault = "could not be started".to_owned();
@@ -83,7 +84,7 @@ impl Process {
             // Beside the reading: each could wait for the other. It ends with the child.
             tokio::spawn(feed(stdin, bytes.clone()));
         }
-        Ok(Self(Some(Running { child, permits })))
+        Ok(Self(Some(Running { child, permit })))
     }
 
     /// Receives the answer, and the child's end.
@@ -155,7 +156,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let Some(Running { mut child, permits }) = self.0.take() else { return };
+        let Some(Running { mut child, permit }) = self.0.take() else { return };
         // The room is not free before the child has ended. Outside of a runtime, at the very end,
         // nobody waits for room: `kill_on_drop` does the rest.
         if let Ok(runtime) = Handle::try_current() {
@@ -163,7 +164,7 @@ impl Drop for Process {
                 if let Err(error) = child.kill().await {
                     tracing::warn!(%error, "a decoder's process could not be ended");
                 }
-                drop(permits);
+                drop(permit);
             });
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! JPEG and PNG go as they are, the other formats as JPEG. What fits goes inline; what does not is
 //! uploaded, and where uploads do not work it is shrunk until it fits. A picture is decoded before
-//! it takes a slot to NVIDIA: no slot is held that is not used.
+//! it takes its permit for NVIDIA: none is held that is not used.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -11,9 +11,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Embedding, Error, Origin, Prepared, slots::Slots};
+use super::{Embedding, Error, Origin, Prepared};
 use crate::{
     decoder::{self, Decoder},
+    fair_queue::FairQueue,
     image::{Content, Format, Picture, Target},
     nvidia::{self, Attempts, InlineImage, Vector},
     shares::ClientNetwork,
@@ -63,7 +64,7 @@ pub enum LargeImages {
 pub(super) struct Asker {
     nvidia: nvidia::Client,
     settings: Settings,
-    slots: Slots,
+    queue: FairQueue,
     decoder: Decoder,
     /// Where re-encoded pictures are that do not fit inline.
     staging: Staging,
@@ -89,7 +90,7 @@ impl Asker {
     ) -> Self {
         Self {
             nvidia,
-            slots: Slots::new(settings.max_concurrency),
+            queue: FairQueue::new(settings.max_concurrency, 0),
             decoder,
             staging,
             no_uploads_until: Mutex::new(None),
@@ -107,14 +108,14 @@ impl Asker {
         self.settings.inline_memory()
     }
 
-    /// How long a client's picture that comes now is likely to wait for a slot.
+    /// How long a client's picture that comes now is likely to wait for NVIDIA.
     pub(super) fn expected_wait(&self, client: ClientNetwork) -> Duration {
-        self.slots.expected_wait(client)
+        self.queue.expected_wait(client)
     }
 
-    /// How many pictures wait for a slot.
+    /// How many pictures wait for NVIDIA.
     pub(super) fn waiting(&self) -> usize {
-        self.slots.waiting()
+        self.queue.waiting()
     }
 
     /// What NVIDIA last thought of the key.
@@ -134,7 +135,7 @@ impl Asker {
     ) -> Result<Embedding, Error> {
         let mut attempts = self.nvidia.begin(client, deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if self.slots.expected_wait(client) > left {
+        if self.queue.expected_wait(client) > left {
             return Err(Error::LineTooLong);
         }
         let (sent, prepared) = match picture.format {
@@ -144,7 +145,7 @@ impl Asker {
                 (sent.await?, prepared)
             }
             Format::WebP | Format::Gif | Format::Bmp | Format::Tiff => {
-                let encoded = self.encode(picture, Target::Converted, deadline).await?;
+                let encoded = self.encode(picture, client, Target::Converted, deadline).await?;
                 let prepared = Prepared::Jpeg;
                 let sent = self.send(&encoded.content, Format::Jpeg, prepared, &mut attempts);
                 (sent.await?, prepared)
@@ -159,7 +160,7 @@ impl Asker {
             self.spare_uploads(outage, self.settings.outage_memory);
         }
         let target = Target::Shrunk { max_len: self.largest_inline() };
-        let encoded = self.encode(picture, target, deadline).await?;
+        let encoded = self.encode(picture, client, target, deadline).await?;
         let prepared = Prepared::Shrunk;
         let sent = self.send(&encoded.content, Format::Jpeg, prepared, &mut attempts).await?;
         if let Some(refusal) = refusal.filter(nvidia::Error::is_refusal) {
@@ -173,7 +174,7 @@ impl Asker {
         }
     }
 
-    /// Sends bytes that NVIDIA reads, by the way that fits their size, once a slot is free.
+    /// Sends bytes that NVIDIA reads, by the way that fits their size, once it is their turn.
     async fn send(
         &self,
         content: &Content,
@@ -187,8 +188,8 @@ impl Asker {
             _ if prepared == Prepared::Shrunk || !self.may_upload() => return Ok(Sent::TooLarge),
             _ => None,
         };
-        let slot = self.slots.take(attempts.client, attempts.deadline).await;
-        let Some(_slot) = slot else { return Err(Error::Busy("a call to NVIDIA")) };
+        let permit = self.queue.take_in_time(attempts.client, attempts.deadline).await;
+        let Some(_permit) = permit else { return Err(Error::Busy("a call to NVIDIA")) };
         if let Some(bytes) = inline {
             let image = InlineImage::new(media_type, bytes);
             return Ok(Sent::Embedded(self.nvidia.infer(&image, attempts).await?));
@@ -216,11 +217,12 @@ impl Asker {
     async fn encode(
         &self,
         picture: &Picture,
+        client: ClientNetwork,
         target: Target,
         deadline: Instant,
     ) -> Result<Spooled, decoder::Error> {
         let spool = self.staging.spool(self.largest_inline());
-        self.decoder.decode(picture, target, deadline, spool).await
+        self.decoder.decode(picture, client, target, deadline, spool).await
     }
 
     fn may_upload(&self) -> bool {

@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn the_readmes_bounds_are_those_of_the_estimate() {
         let bound = |per_pixel: u64, beside: u64| {
-            ((512 << 20) - (20 << 20) - METADATA - beside) / per_pixel / 1_000_000
+            ((384 << 20) - (20 << 20) - METADATA - beside) / per_pixel / 1_000_000
         };
         let per_pixel =
             |bytes: &[u8]| (cost(bytes).unwrap() - METADATA - bytes.len() as u64) / 1_000_000;
@@ -301,7 +301,7 @@ mod tests {
             (bound(per_pixel(&jpeg(0xc2, 3)), SCALING), "progressive JPEG"),
             (bound(per_pixel(animated), 0), "animated WebP"),
         ];
-        assert_eq!(bounds.map(|(megapixels, _)| megapixels), [56, 46, 50, 42]);
+        assert_eq!(bounds.map(|(megapixels, _)| megapixels), [41, 33, 35, 31]);
         let readme = include_str!("../../README.md");
         for (megapixels, kind) in bounds {
             let said =

@@ -260,7 +260,7 @@ mod tests {
                     Err(_) => prop_assert!(waits, "what is free now is anybody's"),
                 }
                 prop_assert!(pace.expect(OTHER, now, now + patience).is_ok());
-                // Some take their turn at once, others wait for a slot first.
+                // Some take their turn at once, others wait for a permit first.
                 while places.len() > kept {
                     drop(places.pop_front());
                     // It may have become too late for it.

@@ -25,6 +25,7 @@ use super::perceptual;
 use crate::{
     decoder::{self, Decoder},
     image::{self, Content, Target},
+    shares::ClientNetwork,
     spool::{Spooled, Staging},
 };
 
@@ -151,7 +152,9 @@ impl Upstream {
         let square = Target::Square { side: perceptual::SIDE };
         let spool = self.staging.spool(perceptual::SQUARE_LEN);
         let deadline = Instant::now() + DECODING_TIME;
-        let decoded = self.decoder.decode(&picture, square, deadline, spool).await;
+        // Whose picture it is, NVIDIA does not know either.
+        let client = ClientNetwork::UNKNOWN;
+        let decoded = self.decoder.decode(&picture, client, square, deadline, spool).await;
         let pixels = decoded.map_err(|error| match error {
             decoder::Error::Image(_) => BROKEN,
             _ => BUSY,

@@ -3,8 +3,7 @@
 use std::{
     fs,
     io::Read,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -18,27 +17,8 @@ use tempfile::TempDir;
 
 use crate::support::{
     Answer, Nvidia, ROCKET, TestApp, assert_problem, converted, decoder_settings, metric,
+    misbehaving,
 };
-
-/// A program that does as the decoder when the service tries it out, and else runs a script.
-fn misbehaving(folder: &TempDir, script: &str) -> PathBuf {
-    let program = folder.path().join("decoder");
-    let real = decoder_settings().program;
-    let text = format!(
-        "#!/bin/sh\n[ \"$2 $3\" = 'square 1' ] && exec '{}' \"$@\"\necho $$ > '{}'\n{script}\n",
-        real.display(),
-        folder.path().join("pid").display(),
-    );
-    // Elsewhere first: while another test starts a program, a file that is open for writing here
-    // cannot be run.
-    let copied = Command::new("sh")
-        .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""])
-        .args([program.as_os_str(), text.as_ref()])
-        .status();
-    assert!(copied.unwrap().success());
-    assert!(fs::metadata(&program).unwrap().permissions().mode() & 0o100 != 0);
-    program
-}
 
 /// Sends a picture that must be decoded to a service whose decoder runs a script.
 async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
+use image::ImageFormat;
+use imagesvc::decoder;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -12,7 +14,8 @@ use tokio::{
 
 use crate::support::{
     HUBBLE, Nvidia, ROCKET, Reply, Server, TestApp, assert_problem, client_from, connect_from,
-    embedding, form, metric, noise_png, number, tiny,
+    converted, decoder_settings, embedding, form, metric, misbehaving, noise_png, number, tiny,
+    variant,
 };
 
 /// What those who take too much are told from.
@@ -237,4 +240,38 @@ async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture()
     let (answers, ()) = tokio::join!(join_all(flooding), beside);
     let served = answers.iter().filter(|answer| answer.status == 200).count();
     assert!(served >= 20, "{served}: alone, it has most of the pace");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_that_must_be_decoded_does_not_wait_for_all_of_another_networks_flood() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let real = decoder_settings().program;
+    let slow =
+        format!("echo \"$5\" >> '{}'; sleep 0.1; exec '{}' \"$@\"", log.display(), real.display());
+    let program = misbehaving(&folder, &slow);
+    let nvidia = Nvidia::well().await;
+    let app = TestApp::configured(&nvidia, &[], |config| {
+        config.decoder = decoder::Settings { program, max_children: 1, ..decoder_settings() };
+    })
+    .await;
+    let (flood, other) = (client_from(FLOOD), client_from(OTHER));
+    let bmp = converted(&tiny(0), ImageFormat::Bmp);
+    let pictures: Vec<_> = (0..30).map(|n| variant(&bmp, n)).collect();
+    let flooding =
+        pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.bmp")));
+    let widths = || std::fs::read_to_string(&log).unwrap_or_default();
+    let beside = async {
+        let (at_work, done) = ("imagesvc_pictures_at_work", "imagesvc_pictures_saved_total");
+        app.wait_for(|value| value(at_work) + value(done) >= 30.0).await;
+        let decoded = widths().lines().count();
+        assert!(decoded < 20, "{decoded}: the flood is over");
+        let picture = converted(ROCKET, ImageFormat::WebP);
+        app.send_by(&other, app.upload_request(&picture, "a.webp")).await.vector();
+        let widths = widths();
+        let mine = widths.lines().position(|width| width == "640").unwrap();
+        assert!(mine <= decoded + 2, "of {widths:?} after {decoded}");
+    };
+    let (answers, ()) = tokio::join!(join_all(flooding), beside);
+    answers.iter().for_each(|answer| drop(answer.vector()));
 }

@@ -9,7 +9,6 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use imagesvc::{
     config::{Config, Raw},
-    decoder,
     fetch::Lookup,
     server::Server,
 };
@@ -25,7 +24,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::Nvidia;
+use super::{Nvidia, decoder_settings};
 
 /// A running service.
 pub struct TestApp {
@@ -344,12 +343,6 @@ impl TestApp {
     pub fn saved_bytes(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.folder.path().join(name)).unwrap()
     }
-}
-
-/// Decoders are the service's own program; here, `/proc/self/exe` is the tests.
-pub fn decoder_settings() -> decoder::Settings {
-    let program = env!("CARGO_BIN_EXE_imagesvc").into();
-    decoder::Settings { program, ..decoder::Settings::new(512 << 20) }
 }
 
 fn names(folder: &Path) -> Vec<String> {

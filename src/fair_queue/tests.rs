@@ -1,0 +1,277 @@
+use std::{future::Future, net::IpAddr, pin::Pin, task::Poll};
+
+use futures_util::poll;
+use proptest::prelude::*;
+
+use super::*;
+
+fn client(n: u8) -> ClientNetwork {
+    ClientNetwork(IpAddr::from([192, 0, 2, n]))
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+type Taking<'a> = Pin<Box<dyn Future<Output = Option<Permit>> + 'a>>;
+
+fn taking(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Taking<'_> {
+    Box::pin(queue.take(client, memory, Instant::now() + HOUR))
+}
+
+/// The permit, which must be there at once.
+async fn now(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Permit {
+    match poll!(taking(queue, client, memory)) {
+        Poll::Ready(permit) => permit.unwrap(),
+        Poll::Pending => panic!("there is no room"),
+    }
+}
+
+/// Has so many of a client's takers wait.
+async fn wait(
+    queue: &FairQueue,
+    client: ClientNetwork,
+    memory: u64,
+    count: usize,
+) -> Vec<Taking<'_>> {
+    let mut waiting = Vec::new();
+    for _ in 0..count {
+        let mut taking = taking(queue, client, memory);
+        assert!(poll!(&mut taking).is_pending());
+        waiting.push(taking);
+    }
+    waiting
+}
+
+async fn fill(queue: &FairQueue, client: ClientNetwork) -> Vec<Permit> {
+    let mut taken = Vec::new();
+    let permits = queue.0.state().capacity.permits;
+    for _ in 0..permits {
+        taken.push(now(queue, client, 0).await);
+    }
+    taken
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wait_is_foreseen_from_the_queue_and_from_how_long_permits_are_held() {
+    let queue = FairQueue::new(2, 0);
+    let (one, other) = (client(1), client(2));
+    for _ in 0..100 {
+        let _permit = now(&queue, one, 0).await;
+        tokio::time::advance(Duration::from_secs(4)).await;
+    }
+    let expected = |client| queue.expected_wait(client).as_secs_f64().round();
+    assert_eq!(expected(one), 0.0, "permits are free");
+    let _taken = fill(&queue, one).await;
+    assert_eq!(expected(one), 2.0, "one of two ends in 2 s");
+    let waiting = wait(&queue, one, 0, 3).await;
+    assert_eq!((queue.waiting(), expected(one)), (3, 8.0));
+    assert_eq!(expected(other), 2.0, "it goes before them");
+    drop(waiting);
+    assert_eq!(queue.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_beyond_the_deadline() {
+    let queue = FairQueue::new(1, 0);
+    let started = Instant::now();
+    let deadline = started + Duration::from_secs(5);
+    let taken = queue.take_in_time(client(1), deadline).await.unwrap();
+    assert!(queue.take_in_time(client(2), deadline).await.is_none());
+    assert_eq!((started.elapsed().as_secs(), queue.waiting()), (5, 0));
+    drop(taken);
+    assert!(queue.take_in_time(client(1), deadline).await.is_none(), "free, and too late");
+    assert_eq!(queue.0.state().taken.total(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_that_comes_too_late_to_be_used_does_not_shorten_the_wait_that_is_foreseen() {
+    let queue = FairQueue::new(1, 0);
+    for _ in 0..100 {
+        let _permit = now(&queue, client(1), 0).await;
+        tokio::time::advance(Duration::from_secs(4)).await;
+    }
+    let before = queue.0.typical();
+    for _ in 0..20 {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        assert!(queue.take_in_time(client(1), deadline).await.is_none());
+    }
+    assert_eq!((queue.0.typical(), queue.0.state().taken.total()), (before, 0));
+}
+
+#[tokio::test]
+async fn a_client_that_comes_beside_a_flood_gets_the_next_permit() {
+    for permits in [1, 2, 3, 32] {
+        for memory in [0, 30, 70] {
+            let queue = FairQueue::new(permits, 100);
+            let mut taken = Vec::new();
+            let mut flood = wait_beyond(&queue, memory, &mut taken).await;
+            let mut newcomer = wait(&queue, client(2), memory, 1).await;
+            drop(taken.pop());
+            let got = poll!(&mut newcomer[0]);
+            assert!(got.is_ready(), "of {permits}, with {memory}");
+            assert!(poll!(&mut flood[0]).is_pending());
+        }
+    }
+}
+
+/// Takes what the first client gets, and has it want a hundred times more.
+async fn wait_beyond<'a>(
+    queue: &'a FairQueue,
+    memory: u64,
+    taken: &mut Vec<Permit>,
+) -> Vec<Taking<'a>> {
+    loop {
+        match poll!(taking(queue, client(1), memory)) {
+            Poll::Ready(permit) => taken.extend(permit),
+            Poll::Pending => return wait(queue, client(1), memory, 100).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_floods_get_half_of_the_permits_each_and_one_alone_gets_all_in_order() {
+    let queue = FairQueue::new(4, 0);
+    let mut taken = fill(&queue, client(1)).await;
+    let mut floods = [wait(&queue, client(1), 0, 50).await, wait(&queue, client(2), 0, 50).await];
+    for _ in 0..20 {
+        drop(taken.remove(0));
+        for flood in &mut floods {
+            // Of one client's, it is the first one's turn.
+            if let Poll::Ready(permit) = poll!(&mut flood[0]) {
+                taken.push(permit.unwrap());
+                drop(flood.remove(0));
+            }
+        }
+        assert_eq!(taken.len(), 4);
+    }
+    let held = |n| queue.0.state().taken.of(client(n));
+    assert_eq!((held(1), held(2)), (2, 2));
+    floods[1].clear();
+    for _ in 0..4 {
+        drop(taken.remove(0));
+        taken.push(floods[0].remove(0).await.unwrap());
+    }
+    assert_eq!((held(1), held(2)), (4, 0));
+}
+
+#[tokio::test]
+async fn large_takers_leave_a_permit_and_memory_to_small_ones() {
+    let queue = FairQueue::new(2, 100);
+    let large = now(&queue, client(1), 75).await;
+    let mut waiting = wait(&queue, client(1), 26, 3).await;
+    let small = now(&queue, client(1), 25).await;
+    assert!(poll!(taking(&queue, client(1), 1)).is_pending(), "two at once, no more");
+    drop((large, small));
+    let first = poll!(&mut waiting[0]);
+    assert!(first.is_ready(), "in order");
+    assert!(poll!(&mut waiting[1]).is_pending(), "one is left to small ones");
+}
+
+#[tokio::test]
+async fn takers_share_the_memory() {
+    let queue = FairQueue::new(8, 100);
+    let _first = now(&queue, client(1), 60).await;
+    let mut second = taking(&queue, client(1), 60);
+    assert!(poll!(&mut second).is_pending());
+    let small = now(&queue, client(1), 20).await;
+    assert!(poll!(taking(&queue, client(1), 21)).is_pending(), "there is no more for small ones");
+    drop(second);
+    let _third = now(&queue, client(1), 20).await;
+    drop(small);
+}
+
+#[tokio::test]
+async fn the_one_permit_of_a_single_core_is_for_large_takers_too() {
+    let queue = FairQueue::new(1, 100);
+    let large = now(&queue, client(1), FairQueue::most_memory(100)).await;
+    assert!(poll!(taking(&queue, client(1), 1)).is_pending());
+    drop(large);
+    now(&queue, client(1), 1).await;
+}
+
+#[tokio::test]
+async fn small_takers_that_never_cease_do_not_keep_a_large_one_waiting() {
+    let queue = FairQueue::new(8, 100);
+    let mut small = Vec::new();
+    for _ in 0..5 {
+        small.push(now(&queue, client(1), 20).await);
+    }
+    let mut large = taking(&queue, client(1), 75);
+    assert!(poll!(&mut large).is_pending());
+    for end in 0..5 {
+        let mut next = taking(&queue, client(1), 20);
+        assert!(poll!(&mut next).is_pending(), "it would take the large one's room");
+        drop(small.remove(0));
+        let passes = poll!(&mut next).is_ready();
+        assert_eq!(passes, end == 4, "only within the part of small ones");
+    }
+    assert!(poll!(&mut large).is_ready());
+}
+
+#[tokio::test]
+async fn who_waited_behind_one_that_leaves_gets_its_room() {
+    let queue = FairQueue::new(3, 100);
+    let _large = now(&queue, client(1), 70).await;
+    let gives_up = wait(&queue, client(1), 70, 1).await;
+    let _small = now(&queue, client(1), 20).await;
+    let mut next = taking(&queue, client(1), 10);
+    assert!(poll!(&mut next).is_pending());
+    drop(gives_up);
+    assert!(poll!(&mut next).is_ready());
+}
+
+proptest! {
+    #[test]
+    fn however_takers_come_and_go_bounds_hold_nothing_is_lost_and_everybody_is_served(
+        permits in 1usize..5,
+        steps in proptest::collection::vec((0u8..3, 0u64..=75, 0usize..8, any::<bool>()), 0..80),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time().build().unwrap();
+        runtime.block_on(async {
+            let queue = FairQueue::new(permits, 100);
+            let mut waiting: Vec<Taking<'_>> = Vec::new();
+            let mut taken: Vec<Permit> = Vec::new();
+            for (n, memory, at, comes) in steps {
+                if comes {
+                    waiting.push(taking(&queue, client(n), memory));
+                } else if at < waiting.len() {
+                    // It may have been called, and not know it yet.
+                    drop(waiting.remove(at));
+                } else if at < taken.len() + waiting.len() {
+                    drop(taken.remove(at - waiting.len()));
+                }
+                // Only some of them hear at once that they were called.
+                for index in (0..waiting.len()).rev().filter(|index| (index + at) % 3 != 0) {
+                    if let Poll::Ready(permit) = poll!(&mut waiting[index]) {
+                        taken.push(permit.unwrap());
+                        drop(waiting.remove(index));
+                    }
+                }
+                let state = queue.0.state();
+                let (small, large) = (&state.small, &state.large);
+                assert_eq!(small.permits + large.permits, state.taken.total());
+                assert!(state.taken.total() <= permits as u64);
+                assert!(small.memory + large.memory <= 100 && large.memory <= 75);
+                assert!(large.permits < permits.max(2) as u64);
+                assert!(state.queue.is_empty() || state.taken.total() > 0);
+            }
+            while !waiting.is_empty() {
+                // All who have one give it back, and so does who is served then.
+                let before = waiting.len();
+                taken.clear();
+                for index in (0..waiting.len()).rev() {
+                    if let Poll::Ready(permit) = poll!(&mut waiting[index]) {
+                        taken.push(permit.unwrap());
+                        drop(waiting.remove(index));
+                    }
+                }
+                assert!(waiting.len() < before, "somebody is always served");
+            }
+            drop(taken);
+            let state = queue.0.state();
+            assert_eq!((state.taken.total(), state.queue.len()), (0, 0));
+            assert_eq!((state.small.memory, state.large.memory), (0, 0));
+            assert!(format!("{:?}", state.taken).contains("{}"), "nobody is remembered");
+        });
+    }
+}
