@@ -20,7 +20,7 @@ use crate::{
     causes::causes,
     config::{Config, Upstream},
     decoder::Decoder,
-    nvidia::{ApiKey, Client, InlineImage, Verdict},
+    nvidia::{ApiKey, Client, FailureKind, InlineImage},
     sandbox,
     shares::ClientNetwork,
     store,
@@ -231,11 +231,23 @@ async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
             format!("an embedding was computed in {:.1} s", started.elapsed().as_secs_f64()),
         ),
         Err(error) => {
-            let advice = match error.verdict {
-                Verdict::Key => "renew NVIDIA_API_KEY",
-                Verdict::Account => "see to the account's credits, and to its access to NV-DINOv2",
-                Verdict::RateLimited => "wait a minute; set NVIDIA_REQUESTS_PER_MINUTE",
-                _ => "see whether the network lets calls out, and NVIDIA's status page",
+            let advice = match error.kind {
+                FailureKind::Key => "renew NVIDIA_API_KEY",
+                FailureKind::Account => {
+                    "see to the account's credits, and to its access to NV-DINOv2"
+                }
+                FailureKind::RateLimited => "wait a minute; set NVIDIA_REQUESTS_PER_MINUTE",
+                FailureKind::Picture
+                | FailureKind::NoAssets
+                | FailureKind::Unavailable
+                | FailureKind::Slow
+                | FailureKind::Lost
+                | FailureKind::Page
+                | FailureKind::Nonsense
+                | FailureKind::Unexpected
+                | FailureKind::Deadline => {
+                    "see whether the network lets calls out, and NVIDIA's status page"
+                }
             };
             finding(State::Fault, format!("{error}: {advice}"))
         }

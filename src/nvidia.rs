@@ -1,8 +1,8 @@
 //! The client of NVIDIA's hosted NV-DINOv2, and the only code that sees the key.
 //!
 //! An inference is one call, and more when the answer is pending and must be polled for
-//! (`infer`). A large picture is uploaded first (`assets`). Which failure means what, and what is
-//! tried again, are tables (`verdict`, `retry`).
+//! (`infer`). A large picture is uploaded first (`assets`). Which answer means what, and what is
+//! tried again, are tables (`classify`, `retry`).
 //!
 //! The API: <https://docs.api.nvidia.com/nim/reference/nvidia-nv-dinov2-infer> and
 //! <https://docs.api.nvidia.com/cloud-functions/reference/createasset>.
@@ -26,26 +26,27 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{causes::causes, shares::ClientNetwork, telemetry::Metrics, tls::Trust};
+use classify::Progress;
 use pace::Pace;
 use retry::Budget;
 
 mod assets;
+mod classify;
 mod infer;
 mod key;
 mod pace;
 mod proxy;
 mod retry;
 mod vector;
-mod verdict;
 mod wire;
 
 pub use assets::Asset;
+pub use classify::{FailureKind, Operation};
 pub use key::ApiKey;
 pub use pace::WINDOW as PACE_WINDOW;
 pub use proxy::ProxyAddress;
 pub use retry::{Attempts, RetryPolicy};
 pub use vector::{DIMENSIONS, Vector};
-pub use verdict::{Operation, Verdict};
 pub use wire::InlineImage;
 
 /// How often a pending answer is asked for, at the most.
@@ -86,12 +87,12 @@ pub struct Settings {
 
 /// A call to NVIDIA that failed for good.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} failed: {verdict:?}, {evidence}")]
+#[error("{operation} failed: {kind:?}, {evidence}")]
 pub struct Error {
     /// What was being done.
     pub operation: Operation,
-    /// What the failure means.
-    pub verdict: Verdict,
+    /// What is to be blamed.
+    pub kind: FailureKind,
     /// How long NVIDIA asks to wait.
     pub retry_after: Option<Duration>,
     /// The status and the beginning of the answer, for the log alone.
@@ -183,7 +184,7 @@ impl Client {
     /// Begins with a client's picture, whose embedding must be there by the deadline.
     ///
     /// # Errors
-    /// [`Verdict::RateLimited`] at once if the pace has no time for it, with the time to wait.
+    /// [`FailureKind::RateLimited`] at once if the pace has no time for it, with the time to wait.
     pub fn begin(&self, client: ClientNetwork, deadline: Instant) -> Result<Attempts<'_>, Error> {
         let Inner { pace, settings, budget, metrics, .. } = &*self.0;
         let place = pace.as_ref().map(|pace| pace.expect(client, Instant::now(), deadline));
@@ -198,7 +199,7 @@ impl Client {
         request.header(AUTHORIZATION, self.0.key.bearer()).header(ACCEPT, "application/json")
     }
 
-    /// Makes one try of one call. Any status is an answer; what it means is judged by the caller.
+    /// Makes one try of one call. Any status is an answer: the caller classifies it.
     async fn call(
         &self,
         operation: Operation,
@@ -225,11 +226,11 @@ impl Client {
                 // The error's own text names the address, which may be presigned.
                 let evidence =
                     causes(&error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
-                let failure = Error::new(operation, Verdict::Unavailable, evidence);
+                let failure = Error::new(operation, FailureKind::Unavailable, evidence);
                 Err(Error { is_connect: error.is_connect(), ..failure })
             }
             Err(_) if attempt_deadline == deadline => Err(Error::deadline(operation)),
-            Err(_) => Err(Error::new(operation, Verdict::Slow, "no answer in time".into())),
+            Err(_) => Err(Error::new(operation, FailureKind::Slow, "no answer in time".into())),
         };
         let status = outcome.as_ref().ok().map(|reply| reply.status.as_u16());
         self.0.metrics.upstream_call(operation, status, started.elapsed());
@@ -243,53 +244,87 @@ impl Client {
         if !operation.tells_of_key() {
             return;
         }
-        let state = match operation.judge(status.as_u16()) {
-            Verdict::Key => KeyState::Refused,
-            Verdict::Success | Verdict::Pending => KeyState::Accepted,
-            _ => return,
+        let state = match operation.classify(status.as_u16()) {
+            Ok(Progress::Done | Progress::Pending) => KeyState::Accepted,
+            Err(FailureKind::Key) => KeyState::Refused,
+            Err(
+                FailureKind::Account
+                | FailureKind::Picture
+                | FailureKind::NoAssets
+                | FailureKind::RateLimited
+                | FailureKind::Unavailable
+                | FailureKind::Slow
+                | FailureKind::Lost
+                | FailureKind::Page
+                | FailureKind::Nonsense
+                | FailureKind::Unexpected
+                | FailureKind::Deadline,
+            ) => return,
         };
         self.0.key_state.store(state as u8, Ordering::Relaxed);
     }
 }
 
 impl Error {
-    fn new(operation: Operation, verdict: Verdict, evidence: String) -> Self {
-        let (tries, lacks_time, is_connect) = (0, verdict == Verdict::Deadline, false);
-        Self { operation, verdict, retry_after: None, evidence, tries, lacks_time, is_connect }
+    fn new(operation: Operation, kind: FailureKind, evidence: String) -> Self {
+        let (tries, lacks_time, is_connect) = (0, kind == FailureKind::Deadline, false);
+        Self { operation, kind, retry_after: None, evidence, tries, lacks_time, is_connect }
     }
 
     fn deadline(operation: Operation) -> Self {
-        Self::new(operation, Verdict::Deadline, "the request's deadline passed".into())
+        Self::new(operation, FailureKind::Deadline, "the request's deadline passed".into())
     }
 
     /// Whether the same picture may go well without being uploaded: uploads do not work here, or
     /// not now. What the key, the account or the rate is to blame for would only fail again.
     pub fn is_about_uploads(&self) -> bool {
         match self.operation {
-            Operation::CreateAsset | Operation::UploadAsset => {
-                !matches!(self.verdict, Verdict::Key | Verdict::Account | Verdict::RateLimited)
-            }
-            _ => self.verdict == Verdict::NoAssets,
+            Operation::CreateAsset | Operation::UploadAsset => match self.kind {
+                FailureKind::Key | FailureKind::Account | FailureKind::RateLimited => false,
+                FailureKind::Picture
+                | FailureKind::NoAssets
+                | FailureKind::Unavailable
+                | FailureKind::Slow
+                | FailureKind::Lost
+                | FailureKind::Page
+                | FailureKind::Nonsense
+                | FailureKind::Unexpected
+                | FailureKind::Deadline => true,
+            },
+            Operation::Infer
+            | Operation::InferAsset
+            | Operation::Poll
+            | Operation::PollAsset
+            | Operation::DeleteAsset => self.is_refusal(),
         }
     }
 
     /// Whether uploads were refused, and did not just fail.
     pub fn is_refusal(&self) -> bool {
-        self.verdict == Verdict::NoAssets
+        self.kind == FailureKind::NoAssets
     }
 
     /// A failure that an answer tells of.
-    fn from_reply(operation: Operation, verdict: Verdict, reply: &Reply) -> Self {
+    fn from_reply(operation: Operation, kind: FailureKind, reply: &Reply) -> Self {
         let mut evidence = format!("status {}", reply.status.as_u16());
         if operation.is_quotable(reply.status.as_u16()) {
             let text = String::from_utf8_lossy(&reply.body);
             evidence.push_str(&format!(": {:?}", text.chars().take(EXCERPT).collect::<String>()));
         }
-        Self { retry_after: reply.retry_after(), ..Self::new(operation, verdict, evidence) }
+        Self { retry_after: reply.retry_after(), ..Self::new(operation, kind, evidence) }
     }
 }
 
 impl Reply {
+    /// What this answer says of its call: that it is done, or pending.
+    ///
+    /// # Errors
+    /// The failure that the answer tells of.
+    fn progress(&self, operation: Operation) -> Result<Progress, Error> {
+        let classified = operation.classify(self.status.as_u16());
+        classified.map_err(|kind| Error::from_reply(operation, kind, self))
+    }
+
     fn retry_after(&self) -> Option<Duration> {
         retry::parse_retry_after(
             self.headers.get(RETRY_AFTER)?.to_str().ok()?,
@@ -305,7 +340,7 @@ async fn read_body(mut response: Response) -> Result<Bytes, reqwest::Error> {
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_ANSWER {
-            body.truncate(MAX_ANSWER); // no JSON any more, and judged as such
+            body.truncate(MAX_ANSWER); // no JSON any more, and refused as such
             break;
         }
     }

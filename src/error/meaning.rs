@@ -1,7 +1,7 @@
 //! What the errors of other modules mean to a client: the code, and the sentence that helps.
 
 use super::{BUSY, Code, OUR_FAULT};
-use crate::{decoder, embed, fetch, image, nvidia::Verdict};
+use crate::{decoder, embed, fetch, image, nvidia::FailureKind};
 
 pub(super) fn fetch_code(error: &fetch::Error) -> Code {
     use fetch::{Error, policy::Refusal};
@@ -108,19 +108,17 @@ pub(super) fn embed_code(error: &embed::Error) -> Code {
         embed::Error::LineTooLong => Code::Overloaded,
         embed::Error::StillTooLarge => Code::EmbeddingRejected,
         embed::Error::CallDied => Code::Internal,
-        embed::Error::Nvidia(error) => match error.verdict {
-            Verdict::Picture => Code::EmbeddingRejected,
-            Verdict::Key => Code::EmbeddingUnauthorized,
-            Verdict::Account => Code::EmbeddingExhausted,
-            Verdict::RateLimited => Code::EmbeddingRateLimited,
-            Verdict::Deadline | Verdict::Slow => Code::EmbeddingTimeout,
-            Verdict::Nonsense | Verdict::Page => Code::EmbeddingInvalid,
-            Verdict::Unavailable
-            | Verdict::Lost
-            | Verdict::Unexpected
-            | Verdict::NoAssets
-            | Verdict::Success
-            | Verdict::Pending => Code::EmbeddingUnavailable,
+        embed::Error::Nvidia(error) => match error.kind {
+            FailureKind::Picture => Code::EmbeddingRejected,
+            FailureKind::Key => Code::EmbeddingUnauthorized,
+            FailureKind::Account => Code::EmbeddingExhausted,
+            FailureKind::RateLimited => Code::EmbeddingRateLimited,
+            FailureKind::Deadline | FailureKind::Slow => Code::EmbeddingTimeout,
+            FailureKind::Nonsense | FailureKind::Page => Code::EmbeddingInvalid,
+            FailureKind::Unavailable
+            | FailureKind::Lost
+            | FailureKind::Unexpected
+            | FailureKind::NoAssets => Code::EmbeddingUnavailable,
         },
     }
 }

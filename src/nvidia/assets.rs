@@ -15,7 +15,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Attempts, Client, Error, Operation, Verdict, under,
+    Attempts, Client, Error, FailureKind, Operation, under,
     wire::{CreateAsset, CreatedAsset},
 };
 use crate::image::Content;
@@ -57,7 +57,7 @@ impl Client {
     /// Uploads a picture.
     ///
     /// # Errors
-    /// [`Error`]; [`Verdict::NoAssets`] when uploads do not work here.
+    /// [`Error`]; [`FailureKind::NoAssets`] when uploads do not work here.
     pub async fn upload(
         &self,
         media_type: &str,
@@ -84,19 +84,16 @@ impl Client {
         let operation = Operation::CreateAsset;
         let announced = CreateAsset { content_type: media_type, description: DESCRIPTION };
         let body = serde_json::to_vec(&announced)
-            .map_err(|error| Error::new(operation, Verdict::Unexpected, error.to_string()))?;
+            .map_err(|error| Error::new(operation, FailureKind::Unexpected, error.to_string()))?;
         let request = self
             .authorized(self.0.http.post(self.0.settings.assets_url.clone()))
             .header(CONTENT_TYPE, "application/json")
             .body(body);
         let reply = self.call(operation, request, deadline).await?;
-        match operation.judge(reply.status.as_u16()) {
-            Verdict::Success => {}
-            verdict => return Err(Error::from_reply(operation, verdict, &reply)),
-        }
+        reply.progress(operation)?;
         // An answer that makes no sense means that uploads do not work, as a refusal does. The
         // answer is not quoted: it holds a presigned address.
-        let no_assets = |fault: &str| Error::new(operation, Verdict::NoAssets, fault.into());
+        let no_assets = |fault: &str| Error::new(operation, FailureKind::NoAssets, fault.into());
         let created: CreatedAsset = serde_json::from_slice(&reply.body)
             .map_err(|_| no_assets("no asset id and upload address"))?;
         if may_upload_to(&created.upload_url, &self.0.settings.assets_url) {
@@ -128,10 +125,7 @@ impl Client {
             .header(CONTENT_LENGTH, picture.len())
             .body(body);
         let reply = self.call(operation, request, deadline).await?;
-        match operation.judge(reply.status.as_u16()) {
-            Verdict::Success => Ok(()),
-            verdict => Err(Error::from_reply(operation, verdict, &reply)),
-        }
+        reply.progress(operation).map(drop)
     }
 
     /// Best effort: what is not deleted costs nothing but room at NVIDIA's.
@@ -139,12 +133,8 @@ impl Client {
         let operation = Operation::DeleteAsset;
         let url = under(&self.0.settings.assets_url, id);
         let request = self.authorized(self.0.http.delete(url));
-        let outcome = match self.call(operation, request, Instant::now() + DELETE_TIMEOUT).await {
-            Ok(reply) if operation.judge(reply.status.as_u16()) == Verdict::Success => Ok(()),
-            Ok(reply) => Err(Error::from_reply(operation, Verdict::Unexpected, &reply)),
-            Err(failure) => Err(failure),
-        };
-        if let Err(failure) = outcome {
+        let reply = self.call(operation, request, Instant::now() + DELETE_TIMEOUT).await;
+        if let Err(failure) = reply.and_then(|reply| reply.progress(operation)) {
             tracing::debug!(%failure, "an uploaded picture was not deleted");
         }
     }

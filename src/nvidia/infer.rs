@@ -8,7 +8,9 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::{
-    Asset, Attempts, Client, Error, InlineImage, Operation, Reply, Vector, Verdict, under,
+    Asset, Attempts, Client, Error, FailureKind, InlineImage, Operation, Reply, Vector,
+    classify::Progress,
+    under,
     wire::{NO_MESSAGES, parse_answer},
 };
 use crate::shares::ClientNetwork;
@@ -91,17 +93,16 @@ impl Client {
             None => request,
         };
         let reply = self.call(inference.infer, request, deadline).await?;
-        let reply = match inference.infer.judge(reply.status.as_u16()) {
-            Verdict::Success => reply,
-            Verdict::Pending => self.poll(inference.poll, &reply, deadline).await?,
-            verdict => return Err(Error::from_reply(inference.infer, verdict, &reply)),
+        let reply = match reply.progress(inference.infer)? {
+            Progress::Done => reply,
+            Progress::Pending => self.poll(inference.poll, &reply, deadline).await?,
         };
         parse_answer(&reply.body).map_err(|fault| {
             let is_page = reply.body.trim_ascii_start().starts_with(b"<");
-            let verdict = if is_page { Verdict::Page } else { Verdict::Nonsense };
+            let kind = if is_page { FailureKind::Page } else { FailureKind::Nonsense };
             // It may quote the answer.
             let fault = String::from_utf8_lossy(&self.0.key.redact(fault.into())).into_owned();
-            Error::new(inference.infer, verdict, fault)
+            Error::new(inference.infer, kind, fault)
         })
     }
 
@@ -118,7 +119,7 @@ impl Client {
             .get("NVCF-REQID")
             .and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok());
         let Some(id) = id else {
-            return Err(Error::from_reply(poll, Verdict::Unexpected, pending));
+            return Err(Error::from_reply(poll, FailureKind::Unexpected, pending));
         };
         let url = under(&self.0.settings.status_url, id);
         let mut wait = self.0.settings.poll_interval;
@@ -134,22 +135,22 @@ impl Client {
                     Ok(reply) => reply,
                     // It was never asked: the result is still there.
                     Err(failure) if failure.is_connect => continue,
-                    Err(failure) if failure.verdict.is_transient() => {
-                        return Err(Error { verdict: Verdict::Lost, ..failure });
+                    Err(failure) if failure.kind.is_transient() => {
+                        return Err(Error { kind: FailureKind::Lost, ..failure });
                     }
                     Err(failure) => return Err(failure),
                 };
-            match poll.judge(reply.status.as_u16()) {
-                Verdict::Success => return Ok(reply),
-                Verdict::Pending => {}
+            match reply.progress(poll) {
+                Ok(Progress::Done) => return Ok(reply),
+                Ok(Progress::Pending) => {}
                 // Turned away at the door: the result is still there, and asking anew would be paid twice.
-                Verdict::RateLimited => {
-                    wait = wait.max(reply.retry_after().unwrap_or_default());
+                Err(failure) if failure.kind == FailureKind::RateLimited => {
+                    wait = wait.max(failure.retry_after.unwrap_or_default());
                     if Instant::now() + wait >= deadline {
-                        return Err(Error::from_reply(poll, Verdict::RateLimited, &reply));
+                        return Err(failure);
                     }
                 }
-                verdict => return Err(Error::from_reply(poll, verdict, &reply)),
+                Err(failure) => return Err(failure),
             }
         }
     }
@@ -175,7 +176,7 @@ impl Error {
     /// A call that the service's own pace does not allow in time.
     pub(super) fn too_fast(operation: Operation, wait: Duration) -> Self {
         let evidence = "the service's own pace allows no call in time".into();
-        let error = Self::new(operation, Verdict::RateLimited, evidence);
+        let error = Self::new(operation, FailureKind::RateLimited, evidence);
         Self { retry_after: Some(wait), lacks_time: true, ..error }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{Error, Verdict, pace::Place};
+use super::{Error, FailureKind, pace::Place};
 use crate::{shares::ClientNetwork, telemetry::Metrics};
 
 /// How often and how soon a call is tried again.
@@ -30,7 +30,7 @@ impl Default for RetryPolicy {
 impl RetryPolicy {
     /// What becomes of a try that failed, in the time that is left. `random` is from 0 to 1.
     fn next(&self, failed: &Failed, left: Duration, random: f64) -> Next {
-        if !failed.verdict.is_transient() || failed.tries >= self.max_attempts {
+        if !failed.kind.is_transient() || failed.tries >= self.max_attempts {
             return Next::Never;
         }
         // On top of what NVIDIA asks for, so that those who were told the same time spread out.
@@ -50,7 +50,7 @@ impl RetryPolicy {
 
 /// A try that failed.
 struct Failed {
-    verdict: Verdict,
+    kind: FailureKind,
     /// How long NVIDIA asks to wait.
     retry_after: Option<Duration>,
     /// Tries so far, this one included.
@@ -129,9 +129,9 @@ impl Attempts<'_> {
     /// there is none by the policy or the budget.
     pub(super) async fn next(&mut self, failure: Error, deadline: Instant) -> Result<(), Error> {
         // A refusal costs no try: what is done instead may fail in passing as well.
-        self.failed += u32::from(failure.verdict.is_transient());
-        let Error { verdict, retry_after, .. } = failure;
-        let failed = Failed { verdict, retry_after, tries: self.failed };
+        self.failed += u32::from(failure.kind.is_transient());
+        let Error { kind, retry_after, .. } = failure;
+        let failed = Failed { kind, retry_after, tries: self.failed };
         let left = deadline.saturating_duration_since(Instant::now());
         let next = self.policy.next(&failed, left, fastrand::f64());
         match next {
@@ -180,19 +180,19 @@ mod tests {
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         let left = Duration::from_secs(10);
         let after = |millis| Next::After(Duration::from_millis(millis));
-        for (verdict, retry_after, tries, next) in [
-            (Verdict::Unavailable, None, 1, after(250)),
-            (Verdict::Slow, None, 2, after(500)),
-            (Verdict::RateLimited, seconds(2), 1, after(2250)),
-            (Verdict::Lost, seconds(0), 1, after(250)),
-            (Verdict::Unavailable, None, 3, Next::Never),
-            (Verdict::RateLimited, seconds(10), 1, Next::TooLate),
-            (Verdict::RateLimited, Some(Duration::MAX), 1, Next::TooLate),
-            (Verdict::Picture, None, 1, Next::Never),
-            (Verdict::Key, seconds(1), 1, Next::Never),
+        for (kind, retry_after, tries, next) in [
+            (FailureKind::Unavailable, None, 1, after(250)),
+            (FailureKind::Slow, None, 2, after(500)),
+            (FailureKind::RateLimited, seconds(2), 1, after(2250)),
+            (FailureKind::Lost, seconds(0), 1, after(250)),
+            (FailureKind::Unavailable, None, 3, Next::Never),
+            (FailureKind::RateLimited, seconds(10), 1, Next::TooLate),
+            (FailureKind::RateLimited, Some(Duration::MAX), 1, Next::TooLate),
+            (FailureKind::Picture, None, 1, Next::Never),
+            (FailureKind::Key, seconds(1), 1, Next::Never),
         ] {
-            let failed = Failed { verdict, retry_after, tries };
-            assert_eq!(policy.next(&failed, left, 1.0), next, "{verdict:?} {tries}");
+            let failed = Failed { kind, retry_after, tries };
+            assert_eq!(policy.next(&failed, left, 1.0), next, "{kind:?} {tries}");
         }
     }
 
