@@ -136,14 +136,15 @@ impl Decoder {
         spool: Spool,
     ) -> Result<Spooled, Error> {
         let outcome = self.decode_uncounted(picture, client, target, deadline, spool).await;
-        self.0.metrics.decode(match &outcome {
+        let name = match &outcome {
             Ok(_) => "done",
             Err(Error::Image(_)) => "refused",
             Err(Error::Busy) => "busy",
             Err(Error::Timeout) => "timeout",
             Err(Error::Unavailable { .. }) => "unavailable",
             Err(Error::Spool(_) | Error::Confused(_) | Error::Died(_)) => "failed",
-        });
+        };
+        self.0.metrics.decodes.with([name]).inc();
         outcome
     }
 

@@ -328,10 +328,11 @@ impl Embedder {
             Origin::Asked if !leads => Embedding { origin: Origin::Shared, tries: 0, ..embedding },
             _ => embedding,
         };
-        self.0.metrics.cache_lookup(match freshness {
+        let outcome = match freshness {
             Freshness::Any => embedding.origin.name(),
             Freshness::Anew => "bypass",
-        });
+        };
+        self.0.metrics.cache_lookups.with([outcome]).inc();
         embedding
     }
 

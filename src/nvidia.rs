@@ -233,7 +233,7 @@ impl Client {
             Err(_) => Err(Error::new(operation, FailureKind::Slow, "no answer in time".into())),
         };
         let status = outcome.as_ref().ok().map(|reply| reply.status.as_u16());
-        self.0.metrics.upstream_call(operation, status, started.elapsed());
+        self.0.metrics.upstream_call(operation.name(), status, started.elapsed());
         if let Ok(reply) = &outcome {
             self.note_key(operation, reply.status);
         }

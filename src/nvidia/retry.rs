@@ -137,7 +137,7 @@ impl Attempts<'_> {
         match next {
             Next::After(wait) if self.budget.spend() => {
                 tracing::debug!(%failure, failed = self.failed, ?wait, "trying again");
-                self.metrics.retry(failure.operation);
+                self.metrics.retries.with([failure.operation.name()]).inc();
                 sleep(wait).await;
                 Ok(())
             }

@@ -54,7 +54,7 @@ impl Store {
             match spawn_blocking(move || store.sweep(SystemTime::now())).await {
                 Ok(Ok(swept)) if swept.removed > 0 => {
                     tracing::info!(removed = swept.removed, "old pictures were removed");
-                    metrics.removed(swept.removed);
+                    metrics.removed.inc_by(swept.removed);
                 }
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "old pictures cannot be removed"),

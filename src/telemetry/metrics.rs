@@ -1,18 +1,33 @@
 //! What is counted, for Prometheus. Labels are bounded: routes are templates, statuses numbers,
-//! operations names of this program.
+//! everything else names of this program.
+//!
+//! A new metric is a field of [`Metrics`] and a line in [`Metrics::new`], which names and explains
+//! it; a new reading is a field of [`Readings`] and a line in [`Metrics::render`]. A method is for
+//! what changes more than one metric.
 
 use std::{
+    array,
+    borrow::Cow,
+    mem,
+    ops::Deref,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
-    registry::{Registry, Unit},
+    encoding::text::{encode_eof, encode_registry},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+        info::Info,
+    },
+    registry::{Metric, Registry, Unit},
 };
 
-use crate::nvidia::Operation;
+/// What every metric's name begins with.
+const PREFIX: &str = "imagesvc";
 
 /// Seconds: from a cache's answer to a request's deadline.
 const REQUEST_BUCKETS: [f64; 12] =
@@ -21,24 +36,24 @@ const REQUEST_BUCKETS: [f64; 12] =
 /// The service's metrics.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
-    requests: Family<RequestLabels, Counter>,
-    request_seconds: Family<RouteLabels, Histogram, fn() -> Histogram>,
+    requests: Labelled<Counter, 2>,
+    request_seconds: Labelled<Histogram, 1>,
     in_flight: Gauge,
-    upstream: Family<UpstreamLabels, Counter>,
-    upstream_seconds: Family<OperationLabels, Histogram, fn() -> Histogram>,
-    retries: Family<OperationLabels, Counter>,
-    cache_lookups: Family<CacheLabels, Counter>,
-    shed: Family<ShedLabels, Counter>,
-    decodes: Family<DecodeLabels, Counter>,
+    upstream: Labelled<Counter, 2>,
+    upstream_seconds: Labelled<Histogram, 1>,
+    /// Calls to NVIDIA that are tried again, by operation.
+    pub retries: Labelled<Counter, 1>,
+    /// Embeddings given out, by where they came from.
+    pub cache_lookups: Labelled<Counter, 1>,
+    shed: Labelled<Counter, 1>,
+    /// Pictures that were decoded, or not, by outcome.
+    pub decodes: Labelled<Counter, 1>,
     saved: Counter,
     saved_bytes: Counter,
-    removed: Counter,
+    /// Old pictures that were removed.
+    pub removed: Counter,
     free_bytes: Gauge<u64, AtomicU64>,
-    buffered_bytes: Gauge<u64, AtomicU64>,
-    at_work: Gauge<u64, AtomicU64>,
-    waiting: Gauge<u64, AtomicU64>,
-    tasks: Gauge<u64, AtomicU64>,
+    registry: Registry,
 }
 
 /// What is read off when somebody asks.
@@ -56,43 +71,6 @@ pub struct Readings {
     pub tasks: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    route: String,
-    status: u16,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RouteLabels {
-    route: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct UpstreamLabels {
-    operation: &'static str,
-    outcome: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OperationLabels {
-    operation: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CacheLabels {
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DecodeLabels {
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ShedLabels {
-    reason: &'static str,
-}
-
 /// A request that is being answered; it counts as in flight until dropped.
 #[derive(Debug)]
 pub struct InFlight(Gauge);
@@ -103,122 +81,72 @@ impl Drop for InFlight {
     }
 }
 
-fn histogram() -> Histogram {
-    Histogram::new(REQUEST_BUCKETS)
-}
-
 impl Metrics {
     /// Metrics that start at zero.
     pub fn new() -> Arc<Self> {
-        let mut metrics = Self {
-            registry: Registry::with_prefix("imagesvc"),
-            requests: Family::default(),
-            request_seconds: Family::new_with_constructor(histogram),
-            in_flight: Gauge::default(),
-            upstream: Family::default(),
-            upstream_seconds: Family::new_with_constructor(histogram),
-            retries: Family::default(),
-            cache_lookups: Family::default(),
-            shed: Family::default(),
-            decodes: Family::default(),
-            saved: Counter::default(),
-            saved_bytes: Counter::default(),
-            removed: Counter::default(),
-            free_bytes: Gauge::default(),
-            buffered_bytes: Gauge::default(),
-            at_work: Gauge::default(),
-            waiting: Gauge::default(),
-            tasks: Gauge::default(),
-        };
-        let registry = &mut metrics.registry;
-        registry.register(
-            "build",
-            "The running build",
-            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
-        );
-        registry.register("requests", "Requests by route and status", metrics.requests.clone());
-        registry.register_with_unit(
-            "request_duration",
-            "From a request's header to its answer",
-            Unit::Seconds,
-            metrics.request_seconds.clone(),
-        );
-        registry.register(
-            "requests_in_flight",
-            "Requests being answered",
-            metrics.in_flight.clone(),
-        );
-        registry.register(
-            "upstream_calls",
-            "Calls to NVIDIA by operation and outcome",
-            metrics.upstream.clone(),
-        );
-        registry.register_with_unit(
-            "upstream_call_duration",
-            "One call to NVIDIA",
-            Unit::Seconds,
-            metrics.upstream_seconds.clone(),
-        );
-        registry.register(
-            "upstream_retries",
-            "Calls to NVIDIA that were tried again",
-            metrics.retries.clone(),
-        );
-        registry.register(
-            "cache_lookups",
-            "Embeddings given out, by where they came from; miss and bypass were paid for",
-            metrics.cache_lookups.clone(),
-        );
-        registry.register(
-            "requests_shed",
-            "Requests turned away because there was too much to do, by what there was too much of",
-            metrics.shed.clone(),
-        );
-        registry.register(
-            "decodes",
-            "Pictures decoded, each in a process of its own, by outcome; refused is the picture's fault",
-            metrics.decodes.clone(),
-        );
-        registry.register("pictures_saved", "Pictures saved", metrics.saved.clone());
-        registry.register_with_unit(
-            "pictures_saved",
-            "Bytes of pictures saved",
-            Unit::Bytes,
-            metrics.saved_bytes.clone(),
-        );
-        registry.register(
-            "pictures_removed",
-            "Pictures removed because they were too old or too many",
-            metrics.removed.clone(),
-        );
-        registry.register_with_unit(
-            "downloads_free",
-            "Free bytes on the disk of the downloads folder",
-            Unit::Bytes,
-            metrics.free_bytes.clone(),
-        );
-        registry.register_with_unit(
-            "buffered",
-            "Memory that bodies take",
-            Unit::Bytes,
-            metrics.buffered_bytes.clone(),
-        );
-        registry.register(
-            "pictures_at_work",
-            "Received pictures whose request or call has not ended",
-            metrics.at_work.clone(),
-        );
-        registry.register(
-            "pictures_waiting",
-            "Pictures that wait for their call to NVIDIA",
-            metrics.waiting.clone(),
-        );
-        registry.register(
-            "tasks",
-            "Tasks that have not ended: connections, calls, and what goes on for ever",
-            metrics.tasks.clone(),
-        );
-        Arc::new(metrics)
+        let mut registry = Registry::with_prefix(PREFIX);
+        let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "The running build", build);
+        let to = &mut registry;
+        Arc::new(Self {
+            requests: counters(to, "requests", "Requests by route and status", ["route", "status"]),
+            request_seconds: histograms(
+                to,
+                "request_duration",
+                "From a request's header to its answer",
+                ["route"],
+            ),
+            in_flight: plain(to, "requests_in_flight", "Requests being answered"),
+            upstream: counters(
+                to,
+                "upstream_calls",
+                "Calls to NVIDIA by operation and outcome",
+                ["operation", "outcome"],
+            ),
+            upstream_seconds: histograms(
+                to,
+                "upstream_call_duration",
+                "One call to NVIDIA",
+                ["operation"],
+            ),
+            retries: counters(
+                to,
+                "upstream_retries",
+                "Calls to NVIDIA that were tried again",
+                ["operation"],
+            ),
+            cache_lookups: counters(
+                to,
+                "cache_lookups",
+                "Embeddings given out, by where they came from; miss and bypass were paid for",
+                ["outcome"],
+            ),
+            shed: counters(
+                to,
+                "requests_shed",
+                "Requests turned away because there was too much to do, by what there was too much of",
+                ["reason"],
+            ),
+            decodes: counters(
+                to,
+                "decodes",
+                "Pictures decoded, each in a process of its own, by outcome; refused is the picture's fault",
+                ["outcome"],
+            ),
+            saved: plain(to, "pictures_saved", "Pictures saved"),
+            saved_bytes: in_bytes(to, "pictures_saved", "Bytes of pictures saved"),
+            removed: plain(
+                to,
+                "pictures_removed",
+                "Pictures removed because they were too old or too many",
+            ),
+            free_bytes: in_bytes(
+                to,
+                "downloads_free",
+                "Free bytes on the disk of the downloads folder",
+            ),
+            registry,
+        })
     }
 
     /// A request begins.
@@ -229,39 +157,20 @@ impl Metrics {
 
     /// A request ended.
     pub fn request(&self, route: &str, status: u16, duration: Duration) {
-        let route = route.to_owned();
-        self.requests.get_or_create(&RequestLabels { route: route.clone(), status }).inc();
-        self.request_seconds.get_or_create(&RouteLabels { route }).observe(duration.as_secs_f64());
+        self.requests.with([route.to_owned(), status.to_string()]).inc();
+        self.request_seconds.with([route.to_owned()]).observe(duration.as_secs_f64());
     }
 
     /// A call to NVIDIA ended, with a status or without an answer.
-    pub fn upstream_call(&self, operation: Operation, status: Option<u16>, duration: Duration) {
-        let outcome = status.map_or_else(|| "no_answer".into(), |status| status.to_string());
-        let operation = operation.name();
-        self.upstream.get_or_create(&UpstreamLabels { operation, outcome }).inc();
-        self.upstream_seconds
-            .get_or_create(&OperationLabels { operation })
-            .observe(duration.as_secs_f64());
-    }
-
-    /// A call to NVIDIA is tried again.
-    pub fn retry(&self, operation: Operation) {
-        self.retries.get_or_create(&OperationLabels { operation: operation.name() }).inc();
-    }
-
-    /// An embedding is given out.
-    pub fn cache_lookup(&self, outcome: &'static str) {
-        self.cache_lookups.get_or_create(&CacheLabels { outcome }).inc();
+    pub fn upstream_call(&self, operation: &'static str, status: Option<u16>, duration: Duration) {
+        let outcome = status.map_or(Cow::from("no_answer"), |status| status.to_string().into());
+        self.upstream.with([operation.into(), outcome]).inc();
+        self.upstream_seconds.with([operation]).observe(duration.as_secs_f64());
     }
 
     /// A request is turned away.
     pub fn shed(&self, reason: &'static str) {
-        self.shed.get_or_create(&ShedLabels { reason }).inc();
-    }
-
-    /// A picture was decoded, or not.
-    pub fn decode(&self, outcome: &'static str) {
-        self.decodes.get_or_create(&DecodeLabels { outcome }).inc();
+        self.shed.with([reason]).inc();
     }
 
     /// A picture was saved.
@@ -270,25 +179,98 @@ impl Metrics {
         self.saved_bytes.inc_by(bytes);
     }
 
-    /// Old pictures were removed.
-    pub fn removed(&self, pictures: u64) {
-        self.removed.inc_by(pictures);
-    }
-
     /// All of it as text.
     ///
     /// # Errors
     /// Never in practice: writing to a string does not fail.
     pub fn render(&self, readings: Readings) -> Result<String, std::fmt::Error> {
-        if let Some(free_bytes) = readings.free_bytes {
+        let Readings { free_bytes, buffered_bytes, pictures_at_work, pictures_waiting, tasks } =
+            readings;
+        // What is not known now is as it was known last.
+        if let Some(free_bytes) = free_bytes {
             self.free_bytes.set(free_bytes);
         }
-        self.buffered_bytes.set(readings.buffered_bytes);
-        self.at_work.set(readings.pictures_at_work);
-        self.waiting.set(readings.pictures_waiting);
-        self.tasks.set(readings.tasks);
+        let mut now = Registry::with_prefix(PREFIX);
+        now.register_with_unit(
+            "buffered",
+            "Memory that bodies take",
+            Unit::Bytes,
+            ConstGauge::new(buffered_bytes),
+        );
+        now.register(
+            "pictures_at_work",
+            "Received pictures whose request or call has not ended",
+            ConstGauge::new(pictures_at_work),
+        );
+        now.register(
+            "pictures_waiting",
+            "Pictures that wait for their call to NVIDIA",
+            ConstGauge::new(pictures_waiting),
+        );
+        now.register(
+            "tasks",
+            "Tasks that have not ended: connections, calls, and what goes on for ever",
+            ConstGauge::new(tasks),
+        );
         let mut text = String::new();
-        encode(&mut text, &self.registry)?;
+        encode_registry(&mut text, &self.registry)?;
+        encode_registry(&mut text, &now)?;
+        encode_eof(&mut text)?;
         Ok(text)
     }
+}
+
+/// Each label's name and value.
+type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
+
+/// Metrics of one name that differ by their labels' values.
+#[derive(Debug)]
+pub struct Labelled<M, const N: usize> {
+    labels: [&'static str; N],
+    family: Family<Labels<N>, M>,
+}
+
+impl<M: Clone, const N: usize> Labelled<M, N> {
+    /// The metric of these values, in the order of the labels; there from the first time on.
+    pub fn with(&self, values: [impl Into<Cow<'static, str>>; N]) -> impl Deref<Target = M> {
+        let mut values = values.map(Into::into);
+        let labels = array::from_fn(|at| (self.labels[at], mem::take(&mut values[at])));
+        self.family.get_or_create(&labels)
+    }
+}
+
+fn counters<const N: usize>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    labels: [&'static str; N],
+) -> Labelled<Counter, N> {
+    let family = Family::default();
+    registry.register(name, help, Family::clone(&family));
+    Labelled { labels, family }
+}
+
+fn histograms<const N: usize>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    labels: [&'static str; N],
+) -> Labelled<Histogram, N> {
+    let family: Family<_, _> = Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS));
+    registry.register_with_unit(name, help, Unit::Seconds, family.clone());
+    Labelled { labels, family }
+}
+
+/// A metric without labels.
+fn plain<M: Metric + Default + Clone>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// The same, of a number of bytes.
+fn in_bytes<M: Metric + Default + Clone>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register_with_unit(name, help, Unit::Bytes, metric.clone());
+    metric
 }
