@@ -1,33 +1,41 @@
 //! From a picture to its embedding, paid once: what was asked before is remembered, and what is
 //! being asked is shared.
 //!
-//! The way: `cache`, then `flights` (one call for all who want the same), and in the call itself `ask`
-//! (what NVIDIA is given, so many pictures at once). A call runs in a task of its own: a client that
-//! leaves neither fails the others nor wastes it.
+//! The way: `cache`, then `single_flight` (one call for all who want the same), and in the call
+//! itself `ask` (by the plan of `prepare`, so many pictures at once). A call runs in a task of its
+//! own: a client that leaves neither fails the others nor wastes it.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::{
-    decoder::{self, Decoder},
+    decoder::Decoder,
+    fair_queue::FairQueue,
     image::Picture,
-    nvidia::{self, Vector},
+    nvidia,
     shares::{ClientNetwork, Share},
     spool::Staging,
     telemetry::Metrics,
 };
-use ask::Asker;
 use cache::{Cache, Key};
-use flights::{Boarding, Flights, Leader};
+use circuit_breaker::CircuitBreaker;
+use single_flight::{Leader, Role, SingleFlight};
 
 mod ask;
 mod cache;
-mod flights;
+mod circuit_breaker;
+mod embedding;
+mod error;
+mod prepare;
+mod settings;
+mod single_flight;
 
-pub use ask::{ASSET_MEMORY, LargeImages, OUTAGE_MEMORY, Settings as AskSettings};
+pub use embedding::{Embedding, Origin, Prepared};
+pub use error::Error;
+pub use settings::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY, Settings};
 
 /// How much longer than its deadline a request waits for its call: the call ends by the same
 /// deadline, and says better why.
@@ -35,19 +43,6 @@ const GRACE: Duration = Duration::from_millis(50);
 
 /// How long the cache's disk may take: a call is better than a disk that hangs.
 const LOOK_UP_TIME: Duration = Duration::from_secs(1);
-
-/// How a picture becomes an embedding.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// What NVIDIA is given, and how.
-    pub ask: AskSettings,
-    /// Memory for vectors, in bytes; 0 is none.
-    pub cache_memory: u64,
-    /// Disk for vectors, in bytes; 0 is none.
-    pub cache_disk: u64,
-    /// The folder of the vectors on disk.
-    pub cache_folder: PathBuf,
-}
 
 /// Who computes the embeddings: those of one source are never given out as another's.
 #[derive(Debug, Clone)]
@@ -93,125 +88,6 @@ pub enum Freshness {
     Anew,
 }
 
-/// What NVIDIA was given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prepared {
-    /// The picture's own bytes.
-    Original,
-    /// The picture as a JPEG of the same size.
-    Jpeg,
-    /// The picture as a smaller JPEG.
-    Shrunk,
-}
-
-impl Prepared {
-    const ALL: [Self; 3] = [Self::Original, Self::Jpeg, Self::Shrunk];
-
-    /// The name in answers.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Original => "original",
-            Self::Jpeg => "jpeg",
-            Self::Shrunk => "shrunk",
-        }
-    }
-}
-
-/// Where an embedding comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// It was asked for now.
-    Asked,
-    /// Another request asked for it at the same time.
-    Shared,
-    /// The cache's memory.
-    Memory,
-    /// The cache's disk.
-    Disk,
-}
-
-impl Origin {
-    /// The name in the log.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Asked => "miss",
-            Self::Shared => "shared",
-            Self::Memory => "memory",
-            Self::Disk => "disk",
-        }
-    }
-}
-
-/// A picture's embedding. Cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Embedding {
-    /// The numbers.
-    pub vector: Vector,
-    /// What NVIDIA was given.
-    pub prepared: Prepared,
-    /// Where it comes from.
-    pub origin: Origin,
-    /// Inference calls that it took.
-    pub tries: u32,
-}
-
-/// Why there is no embedding.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// NVIDIA does not give one.
-    #[error(transparent)]
-    Nvidia(#[from] nvidia::Error),
-    /// The deadline passed before the picture's turn came.
-    #[error("the deadline passed while waiting for {0}")]
-    Busy(&'static str),
-    /// Those who wait for a call already would take all the time that there is.
-    #[error("the line before NVIDIA is too long")]
-    LineTooLong,
-    /// The smallest JPEG of the picture does not fit inline.
-    #[error("the picture cannot be made small enough")]
-    StillTooLarge,
-    /// The picture was not decoded.
-    #[error(transparent)]
-    Decoder(#[from] decoder::Error),
-    /// The task of the call panicked.
-    #[error("the call's task died")]
-    CallDied,
-}
-
-impl Error {
-    /// Whether only the time of whoever asked was up.
-    fn is_about_time(&self) -> bool {
-        match self {
-            Self::Busy(_)
-            | Self::LineTooLong
-            | Self::Decoder(decoder::Error::Busy | decoder::Error::Timeout) => true,
-            Self::Nvidia(error) => error.lacks_time,
-            _ => false,
-        }
-    }
-
-    /// Whether the picture itself is to blame: only decoding it could tell.
-    pub fn is_about_the_picture(&self) -> bool {
-        matches!(self, Self::Decoder(decoder::Error::Image(error)) if error.is_about_the_picture())
-    }
-
-    /// How long NVIDIA asks to wait.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Nvidia(error) => error.retry_after,
-            _ => None,
-        }
-    }
-
-    /// Inference calls that were made in vain.
-    pub fn tries(&self) -> Option<u32> {
-        match self {
-            Self::Nvidia(error) => Some(error.tries),
-            _ => None,
-        }
-    }
-}
-
 /// How a call ended, for everybody who waits for it.
 type Outcome = Result<Embedding, Arc<Error>>;
 
@@ -221,9 +97,17 @@ pub struct Embedder(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    asker: Asker,
     cache: Cache,
-    flights: Flights<Key, Outcome>,
+    calls: SingleFlight<Key, Outcome>,
+    /// For the permits to ask NVIDIA.
+    queue: FairQueue,
+    decoder: Decoder,
+    /// Where re-encoded pictures are that do not fit inline.
+    staging: Staging,
+    /// Open while uploads do not work.
+    uploads: CircuitBreaker,
+    nvidia: nvidia::Client,
+    settings: AskSettings,
     background: TaskTracker,
     metrics: Arc<Metrics>,
 }
@@ -240,9 +124,14 @@ impl Embedder {
         metrics: Arc<Metrics>,
     ) -> Self {
         Self(Arc::new(Inner {
-            asker: Asker::new(nvidia, decoder, staging, settings.ask.clone()),
             cache: Cache::new(settings, source),
-            flights: Flights::default(),
+            calls: SingleFlight::default(),
+            queue: FairQueue::new(settings.ask.max_concurrency, 0),
+            decoder,
+            staging,
+            uploads: CircuitBreaker::default(),
+            nvidia,
+            settings: settings.ask.clone(),
             background,
             metrics,
         }))
@@ -250,27 +139,27 @@ impl Embedder {
 
     /// The largest picture that goes inline, in bytes.
     pub fn largest_inline(&self) -> usize {
-        self.0.asker.largest_inline()
+        self.0.settings.largest_inline()
     }
 
     /// The memory that one picture takes on its way, in bytes.
     pub fn inline_memory(&self) -> u64 {
-        self.0.asker.inline_memory()
+        self.0.settings.inline_memory()
     }
 
     /// How long a client's picture that comes now is likely to wait for a call.
     pub fn expected_wait(&self, client: ClientNetwork) -> Duration {
-        self.0.asker.expected_wait(client)
+        self.0.queue.expected_wait(client)
     }
 
     /// How many pictures wait for a call.
     pub fn waiting(&self) -> usize {
-        self.0.asker.waiting()
+        self.0.queue.waiting()
     }
 
     /// What NVIDIA last thought of the key.
     pub fn key_state(&self) -> nvidia::KeyState {
-        self.0.asker.key_state()
+        self.0.nvidia.key_state()
     }
 
     /// The embedding of a picture, before its deadline.
@@ -285,14 +174,18 @@ impl Embedder {
             if let Some(found) = self.remembered(&job, &key) {
                 return Ok(found);
             }
-            let (flight, leads) = match self.board(&job, key) {
-                Boarding::Joined(flight) => (flight, false),
-                Boarding::Leads(flight, leader) => {
-                    self.launch(job.clone(), key, leader);
-                    (flight, true)
+            let role = match job.freshness {
+                Freshness::Any => self.0.calls.join_or_lead(key),
+                Freshness::Anew => self.0.calls.lead_alone(),
+            };
+            let (completion, leads) = match role {
+                Role::Joins(completion) => (completion, false),
+                Role::Leads(completion, leader) => {
+                    self.spawn_call(job.clone(), key, leader);
+                    (completion, true)
                 }
             };
-            let outcome = match timeout_at(deadline + GRACE, flight).await {
+            let outcome = match timeout_at(deadline + GRACE, completion).await {
                 Ok(Ok(outcome)) => outcome,
                 Ok(Err(_)) => Err(Arc::new(Error::CallDied)),
                 Err(_) => Err(Arc::new(Error::Busy("a call to NVIDIA"))),
@@ -316,13 +209,6 @@ impl Embedder {
         }
     }
 
-    fn board(&self, job: &Job, key: Key) -> Boarding<Key, Outcome> {
-        match job.freshness {
-            Freshness::Any => self.0.flights.board(key),
-            Freshness::Anew => self.0.flights.alone(),
-        }
-    }
-
     fn counted(&self, embedding: Embedding, leads: bool, freshness: Freshness) -> Embedding {
         let embedding = match embedding.origin {
             Origin::Asked if !leads => Embedding { origin: Origin::Shared, tries: 0, ..embedding },
@@ -337,15 +223,14 @@ impl Embedder {
     }
 
     /// Makes the call in a task of its own, which owns all that it needs.
-    fn launch(&self, job: Job, key: Key, leader: Leader<Key, Outcome>) {
-        let embedder = self.clone();
+    fn spawn_call(&self, job: Job, key: Key, leader: Leader<Key, Outcome>) {
+        let inner = Arc::clone(&self.0);
         let call = async move {
-            let Inner { cache, .. } = &*embedder.0;
-            let outcome = embedder.look_up_or_ask(&job, &key).await;
+            let outcome = inner.look_up_or_ask(&job, &key).await;
             drop(job);
             let news = outcome.clone().ok().filter(|found| found.origin == Origin::Asked);
             if let Some(news) = &news {
-                cache.keep_in_memory(key, news);
+                inner.cache.keep_in_memory(key, news);
             }
             if let Err(error) = &outcome {
                 if leader.is_alone() {
@@ -354,21 +239,23 @@ impl Embedder {
                 return leader.fail(outcome);
             }
             // Nobody waits for the disk; but until it is written there, this call is the answer.
-            let _seat = leader.land(outcome);
+            let _entry = leader.complete(outcome);
             if let Some(news) = news {
-                cache.keep_on_disk(key, &news).await;
+                inner.cache.keep_on_disk(key, &news).await;
             }
         };
         self.0.background.spawn(call.in_current_span());
     }
+}
 
+impl Inner {
     async fn look_up_or_ask(&self, job: &Job, key: &Key) -> Outcome {
         // Again: between the first look and the start of this call another one may have ended.
         if job.freshness == Freshness::Any
-            && let Ok(Some(found)) = timeout(LOOK_UP_TIME, self.0.cache.look_up(key)).await
+            && let Ok(Some(found)) = timeout(LOOK_UP_TIME, self.cache.look_up(key)).await
         {
             return Ok(found);
         }
-        self.0.asker.ask(&job.picture, job.client, job.deadline).await.map_err(Arc::new)
+        self.ask(&job.picture, job.client, job.deadline).await.map_err(Arc::new)
     }
 }

@@ -105,7 +105,7 @@ pub(super) fn embed_code(error: &embed::Error) -> Code {
     match error {
         embed::Error::Decoder(error) => decoder_code(error),
         embed::Error::Busy(_) => Code::EmbeddingTimeout,
-        embed::Error::LineTooLong => Code::Overloaded,
+        embed::Error::QueueFull => Code::Overloaded,
         embed::Error::StillTooLarge => Code::EmbeddingRejected,
         embed::Error::CallDied => Code::Internal,
         embed::Error::Nvidia(error) => match error.kind {
@@ -129,7 +129,7 @@ pub(super) fn embed_detail(error: &embed::Error) -> String {
         embed::Error::Busy(_) => {
             return "The service was too busy to ask NVIDIA in time; try again.".into();
         }
-        embed::Error::LineTooLong => return BUSY.into(),
+        embed::Error::QueueFull => return BUSY.into(),
         _ => {}
     }
     match embed_code(error) {
