@@ -16,11 +16,12 @@ use crate::{
     fair_queue::FairQueue,
     image::Picture,
     nvidia,
+    sha256::Sha256,
     shares::{ClientNetwork, Share},
     spool::Staging,
     telemetry::Metrics,
 };
-use cache::{Cache, Key};
+use cache::{Cache, CacheKey};
 use circuit_breaker::CircuitBreaker;
 use single_flight::{Leader, Role, SingleFlight};
 
@@ -59,7 +60,7 @@ pub struct Job {
     /// The picture.
     pub picture: Picture,
     /// SHA-256 of its bytes.
-    pub sha256: [u8; 32],
+    pub sha256: Sha256,
     /// Who wants it.
     pub client: ClientNetwork,
     /// Whether an older answer will do.
@@ -98,7 +99,7 @@ pub struct Embedder(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     cache: Cache,
-    calls: SingleFlight<Key, Outcome>,
+    calls: SingleFlight<CacheKey, Outcome>,
     /// For the permits to ask NVIDIA.
     queue: FairQueue,
     decoder: Decoder,
@@ -167,7 +168,7 @@ impl Embedder {
     /// # Errors
     /// [`Error`]; shared by all who waited for the same call.
     pub async fn embed(&self, job: Job) -> Result<Embedding, Arc<Error>> {
-        let (key, deadline) = (self.0.cache.key(&job.sha256), job.deadline);
+        let (key, deadline) = (self.0.cache.key(job.sha256), job.deadline);
         // Below a quarter of its time, a request does not begin a call of its own any more.
         let last_call = deadline - deadline.saturating_duration_since(Instant::now()) / 4;
         loop {
@@ -199,7 +200,7 @@ impl Embedder {
         }
     }
 
-    fn remembered(&self, job: &Job, key: &Key) -> Option<Embedding> {
+    fn remembered(&self, job: &Job, key: &CacheKey) -> Option<Embedding> {
         match job.freshness {
             Freshness::Any => {
                 let found = self.0.cache.in_memory(key)?;
@@ -223,7 +224,7 @@ impl Embedder {
     }
 
     /// Makes the call in a task of its own, which owns all that it needs.
-    fn spawn_call(&self, job: Job, key: Key, leader: Leader<Key, Outcome>) {
+    fn spawn_call(&self, job: Job, key: CacheKey, leader: Leader<CacheKey, Outcome>) {
         let inner = Arc::clone(&self.0);
         let call = async move {
             let outcome = inner.look_up_or_ask(&job, &key).await;
@@ -249,7 +250,7 @@ impl Embedder {
 }
 
 impl Inner {
-    async fn look_up_or_ask(&self, job: &Job, key: &Key) -> Outcome {
+    async fn look_up_or_ask(&self, job: &Job, key: &CacheKey) -> Outcome {
         // Again: between the first look and the start of this call another one may have ended.
         if job.freshness == Freshness::Any
             && let Ok(Some(found)) = timeout(LOOK_UP_TIME, self.cache.look_up(key)).await

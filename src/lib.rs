@@ -17,23 +17,23 @@
 
 pub mod app;
 pub mod base64_text;
-mod blocks;
 mod causes;
 pub mod check;
 pub mod config;
 pub mod decoder;
+mod disk_space;
 pub mod embed;
 pub mod error;
 mod fair_queue;
 pub mod fetch;
 pub mod guard;
-mod hex;
 pub mod image;
 pub mod nvidia;
 pub mod pipeline;
 pub mod routes;
 pub mod sandbox;
 pub mod server;
+pub mod sha256;
 pub mod shares;
 pub mod spool;
 pub mod store;

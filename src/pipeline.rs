@@ -16,6 +16,7 @@ use crate::{
     embed::{Embedder, Embedding, Freshness, Held, Job},
     error::Error,
     image::{Content, Picture, probe},
+    sha256::Sha256,
     shares::{ClientNetwork, Share, Shares},
     spool::Spooled,
     store::{self, SavedFile, Store},
@@ -55,7 +56,7 @@ pub struct Vectorized {
     /// What the picture is.
     pub picture: Picture,
     /// SHA-256 of its bytes.
-    pub sha256: [u8; 32],
+    pub sha256: Sha256,
     /// Its embedding.
     pub embedding: Embedding,
 }

@@ -9,11 +9,11 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256 as Hasher};
 use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
-use crate::image::Content;
+use crate::{disk_space::lacks_room, image::Content, sha256::Sha256};
 
 /// How many bytes wait to be written together, once they are too many to be kept in memory; and the
 /// memory that receiving begins with.
@@ -40,12 +40,6 @@ impl Error {
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Io { source, .. } if lacks_room(source))
     }
-}
-
-/// Whether the system says that there is no room.
-pub fn lacks_room(error: &io::Error) -> bool {
-    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 fn while_(action: &'static str) -> impl Fn(io::Error) -> Error {
@@ -80,7 +74,7 @@ impl Staging {
     /// Begins to receive, with up to `keep` bytes in memory.
     pub fn spool(&self, keep: usize) -> Spool {
         let pending = BytesMut::with_capacity(keep.min(PIECE));
-        Spool { staging: self.clone(), keep, pending, staged: None, hasher: Sha256::new(), len: 0 }
+        Spool { staging: self.clone(), keep, pending, staged: None, hasher: Hasher::new(), len: 0 }
     }
 }
 
@@ -145,7 +139,7 @@ pub struct Spool {
     keep: usize,
     pending: BytesMut,
     staged: Option<Staged>,
-    hasher: Sha256,
+    hasher: Hasher,
     len: u64,
 }
 
@@ -188,7 +182,7 @@ impl Spool {
         };
         Ok(Spooled {
             content: content.unwrap_or_else(|| Content::Memory(self.pending.split().freeze())),
-            sha256: self.hasher.finalize().into(),
+            sha256: Sha256::of(self.hasher),
             staged: self.staged,
         })
     }
@@ -223,7 +217,7 @@ pub struct Spooled {
     /// The bytes; they stay readable while and after the staging file is moved.
     pub content: Content,
     /// SHA-256 of the bytes.
-    pub sha256: [u8; 32],
+    pub sha256: Sha256,
     /// The staging file, if there is one.
     pub staged: Option<Staged>,
 }

@@ -2,14 +2,14 @@
 //!
 //! A cache that does not work costs calls, never answers.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use quick_cache::{Weighter, sync::Cache as MemoryCache};
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256 as Hasher};
 use tokio::task::spawn_blocking;
 
 use super::{Embedding, Origin, Prepared, Settings, Source};
-use crate::nvidia::Vector;
+use crate::{nvidia::Vector, sha256::Sha256};
 use disk::Disk;
 use writer::Writer;
 
@@ -17,7 +17,22 @@ mod disk;
 mod writer;
 
 /// What an embedding is remembered by: SHA-256 of the source and of the picture's own SHA-256.
-pub(super) type Key = [u8; 32];
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct CacheKey(Sha256);
+
+impl CacheKey {
+    /// The first eight bytes: two keys with the same are a look in vain on the disk, no more.
+    fn prefix(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = *self.0.bytes();
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+impl fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// What an entry takes in memory beside the vector's text, in bytes: a guess on the large side.
 const ENTRY_OVERHEAD: usize = 256;
@@ -41,16 +56,16 @@ impl Stored {
 #[derive(Clone)]
 struct Bytes;
 
-impl Weighter<Key, Stored> for Bytes {
-    fn weight(&self, _: &Key, stored: &Stored) -> u64 {
+impl Weighter<CacheKey, Stored> for Bytes {
+    fn weight(&self, _: &CacheKey, stored: &Stored) -> u64 {
         (stored.vector.json().get().len() + ENTRY_OVERHEAD) as u64
     }
 }
 
 /// Both levels of the cache; each may be off.
 pub(super) struct Cache {
-    source: Sha256,
-    memory: Option<MemoryCache<Key, Stored, Bytes>>,
+    source: Hasher,
+    memory: Option<MemoryCache<CacheKey, Stored, Bytes>>,
     disk: Option<OnDisk>,
 }
 
@@ -72,7 +87,7 @@ impl Cache {
             OnDisk { writer: Writer::start(Arc::clone(&disk)), disk }
         });
         // No model and no address holds a zero byte: two sources never read the same.
-        let source = Sha256::new()
+        let source = Hasher::new()
             .chain_update(source.model)
             .chain_update([0])
             .chain_update(&source.address)
@@ -81,16 +96,16 @@ impl Cache {
     }
 
     /// What a picture's embedding is remembered by.
-    pub(super) fn key(&self, sha256: &[u8; 32]) -> Key {
-        self.source.clone().chain_update(sha256).finalize().into()
+    pub(super) fn key(&self, sha256: Sha256) -> CacheKey {
+        CacheKey(Sha256::of(self.source.clone().chain_update(sha256.bytes())))
     }
 
-    pub(super) fn in_memory(&self, key: &Key) -> Option<Embedding> {
+    pub(super) fn in_memory(&self, key: &CacheKey) -> Option<Embedding> {
         Some(self.memory.as_ref()?.get(key)?.found(Origin::Memory))
     }
 
     /// Looks in memory and on disk.
-    pub(super) async fn look_up(&self, key: &Key) -> Option<Embedding> {
+    pub(super) async fn look_up(&self, key: &CacheKey) -> Option<Embedding> {
         if let Some(found) = self.in_memory(key) {
             return Some(found);
         }
@@ -106,14 +121,14 @@ impl Cache {
         Some(stored.found(Origin::Disk))
     }
 
-    pub(super) fn keep_in_memory(&self, key: Key, embedding: &Embedding) {
+    pub(super) fn keep_in_memory(&self, key: CacheKey, embedding: &Embedding) {
         if let Some(memory) = &self.memory {
             memory.insert(key, stored(embedding));
         }
     }
 
     /// Ends when the embedding is on the disk, or is not going to be.
-    pub(super) async fn keep_on_disk(&self, key: Key, embedding: &Embedding) {
+    pub(super) async fn keep_on_disk(&self, key: CacheKey, embedding: &Embedding) {
         if let Some(OnDisk { writer, .. }) = &self.disk {
             writer.write(key, stored(embedding)).await;
         }
@@ -124,8 +139,8 @@ fn stored(embedding: &Embedding) -> Stored {
     Stored { vector: embedding.vector.clone(), prepared: embedding.prepared }
 }
 
-impl std::fmt::Debug for Cache {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cache").finish_non_exhaustive()
     }
 }
@@ -154,6 +169,10 @@ mod tests {
         Cache::new(&settings, &Source { model: source.0, address: source.1.into() })
     }
 
+    pub(super) fn key(byte: u8) -> CacheKey {
+        CacheKey(Sha256::from_bytes([byte; 32]))
+    }
+
     pub(super) fn embedding(number: &str) -> Embedding {
         let text = format!("[{}]", [number; DIMENSIONS].join(","));
         let raw = serde_json::value::RawValue::from_string(text).unwrap();
@@ -172,7 +191,7 @@ mod tests {
             [(1 << 20, 0, Some(Origin::Memory)), (0, 1 << 20, Some(Origin::Disk)), (0, 0, None)]
         {
             let cache = cache(memory, disk, folder.path(), ("model", "address"));
-            let key = cache.key(&[7; 32]);
+            let key = cache.key(Sha256::from_bytes([7; 32]));
             cache.keep_in_memory(key, &embedding("0.25"));
             cache.keep_on_disk(key, &embedding("0.25")).await;
             let found = cache.look_up(&key).await;
@@ -188,7 +207,7 @@ mod tests {
     async fn what_was_found_on_disk_is_in_memory_then() {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "address"));
-        let key = cache.key(&[7; 32]);
+        let key = cache.key(Sha256::from_bytes([7; 32]));
         cache.keep_on_disk(key, &embedding("1")).await;
         assert!(cache.in_memory(&key).is_none());
         assert_eq!(cache.look_up(&key).await.unwrap().origin, Origin::Disk);
@@ -203,7 +222,7 @@ mod tests {
                 .into_iter()
                 .flat_map(|source| {
                     let cache = cache(0, 0, &folder, source);
-                    [cache.key(&[1; 32]), cache.key(&[2; 32])]
+                    [1, 2].map(|n| cache.key(Sha256::from_bytes([n; 32])))
                 })
                 .collect();
         assert_eq!(keys.len(), 10);
@@ -214,7 +233,7 @@ mod tests {
         let cache = cache(100_000, 0, Path::new("unused"), ("model", "address"));
         let one = embedding("0.125");
         for n in 0..200u8 {
-            cache.keep_in_memory([n; 32], &one);
+            cache.keep_in_memory(key(n), &one);
         }
         let memory = cache.memory.as_ref().unwrap();
         assert!(memory.weight() <= 100_000);

@@ -11,7 +11,6 @@ use crate::{
     embed::Origin,
     error::Error,
     guard::observe::Facts,
-    hex::hex,
     nvidia::{DIMENSIONS, Vector},
     pipeline::Vectorized,
 };
@@ -93,7 +92,7 @@ impl Answer {
             content_type: done.picture.format.media_type(),
             width: done.picture.width,
             height: done.picture.height,
-            sha256: hex(&done.sha256),
+            sha256: done.sha256.to_string(),
             prepared: done.embedding.prepared.name(),
             model,
             dimensions: DIMENSIONS,

@@ -15,7 +15,7 @@ use tokio::{
 use uuid::{Uuid, Version};
 
 use super::{Error, Folder, Store, while_};
-use crate::{blocks::whole_blocks, image::Format, telemetry::Metrics};
+use crate::{disk_space::whole_blocks, image::Format, telemetry::Metrics};
 
 /// How often the folder is looked through, at least.
 const INTERVAL: Duration = Duration::from_secs(60);

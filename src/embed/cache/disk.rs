@@ -19,8 +19,8 @@ use std::{
 
 use serde_json::value::RawValue;
 
-use super::{Key, Stored};
-use crate::{blocks::whole_blocks, embed::Prepared, hex::hex, nvidia::Vector};
+use super::{CacheKey, Stored};
+use crate::{disk_space::whole_blocks, embed::Prepared, nvidia::Vector, sha256::Sha256};
 
 /// What files begin with; the number is the version of their form.
 const MAGIC: &str = "imagesvc-vector 2";
@@ -49,7 +49,7 @@ pub(super) struct Disk {
 struct Listing {
     /// When each file was written, what it takes, and the key that names it: a path for each of
     /// many thousands would leave the heap in pieces.
-    files: Vec<(SystemTime, u64, Key)>,
+    files: Vec<(SystemTime, u64, CacheKey)>,
     /// Whether these are all: not if something could not be looked at.
     all_seen: bool,
 }
@@ -77,22 +77,22 @@ impl Disk {
 
     /// Whether it is worth while to look for a file: nearly never for a picture that is new. Does
     /// not block.
-    pub(super) fn may_hold(&self, key: &Key) -> bool {
-        self.keys().as_ref().is_none_or(|keys| keys.contains(&key_prefix(key)))
+    pub(super) fn may_hold(&self, key: &CacheKey) -> bool {
+        self.keys().as_ref().is_none_or(|keys| keys.contains(&key.prefix()))
     }
 
-    pub(super) fn read(&self, key: &Key) -> Option<Stored> {
+    pub(super) fn read(&self, key: &CacheKey) -> Option<Stored> {
         match self.try_read(key) {
             Ok(stored) => Some(stored),
             Err(Unusable::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
-                tracing::warn!(%error, key = hex(key), "an embedding on disk cannot be used: NVIDIA is asked again");
+                tracing::warn!(%error, %key, "an embedding on disk cannot be used: NVIDIA is asked again");
                 None
             }
         }
     }
 
-    pub(super) fn write(&self, key: &Key, stored: &Stored) {
+    pub(super) fn write(&self, key: &CacheKey, stored: &Stored) {
         self.note(self.try_write(key, stored));
     }
 
@@ -113,13 +113,13 @@ impl Disk {
         }
     }
 
-    fn try_read(&self, key: &Key) -> Result<Stored, Unusable> {
+    fn try_read(&self, key: &CacheKey) -> Result<Stored, Unusable> {
         let mut bytes = Vec::new();
         File::open(self.path(key))?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
         decode(key, &bytes).ok_or(Unusable::Damaged)
     }
 
-    fn try_write(&self, key: &Key, stored: &Stored) -> io::Result<()> {
+    fn try_write(&self, key: &CacheKey, stored: &Stored) -> io::Result<()> {
         let bytes = encode(key, stored);
         let size = whole_blocks(bytes.len() as u64);
         let path = self.path(key);
@@ -153,7 +153,7 @@ impl Disk {
         }
         *used = Some((in_use + size).saturating_sub(replaced));
         if let Some(keys) = &mut *self.keys() {
-            keys.insert(key_prefix(key));
+            keys.insert(key.prefix());
         }
         Ok(())
     }
@@ -199,7 +199,7 @@ impl Disk {
                     Err(error) => tracing::debug!(%error, ?path, "an old embedding stays"),
                 }
             }
-            keys.insert(key_prefix(&key));
+            keys.insert(key.prefix());
         }
         *self.keys() = all_seen.then_some(keys);
         Ok(total)
@@ -216,7 +216,8 @@ impl Disk {
             all_seen &= listing.is_ok();
             for file in listing.into_iter().flatten() {
                 // What has another name, somebody else put there.
-                let Some(key) = parse_name(&file.file_name()) else { continue };
+                let hash = Sha256::from_hex(file.file_name().as_encoded_bytes());
+                let Some(key) = hash.map(CacheKey) else { continue };
                 match file.metadata() {
                     Ok(about) if about.is_file() => {
                         let written = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
@@ -230,8 +231,8 @@ impl Disk {
         Ok(Listing { files, all_seen })
     }
 
-    fn path(&self, key: &Key) -> PathBuf {
-        let name = hex(key);
+    fn path(&self, key: &CacheKey) -> PathBuf {
+        let name = key.to_string();
         self.folder.join(&name[..2]).join(name)
     }
 
@@ -251,26 +252,6 @@ impl Disk {
     }
 }
 
-/// The first eight bytes of a key: two keys with the same are a look in vain, no more.
-fn key_prefix(key: &Key) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = *key;
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
-}
-
-/// The key that names a file.
-fn parse_name(name: &OsStr) -> Option<Key> {
-    let (digits, []) = name.as_encoded_bytes().as_chunks() else { return None };
-    let digits: &[[u8; 2]; 32] = digits.try_into().ok()?;
-    if !digits.as_flattened().iter().all(u8::is_ascii_hexdigit) {
-        return None; // a sign would be a number's, too
-    }
-    let mut key = [0; 32];
-    for (byte, pair) in key.iter_mut().zip(digits) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(key)
-}
-
 /// The entries of a folder; none if it is not there.
 fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
     let entries = match fs::read_dir(folder) {
@@ -282,13 +263,13 @@ fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirE
 }
 
 /// A line that describes the text, and the text: `head` and `jq` read it.
-fn encode(key: &Key, stored: &Stored) -> Vec<u8> {
+fn encode(key: &CacheKey, stored: &Stored) -> Vec<u8> {
     let (text, prepared) = (stored.vector.json().get(), stored.prepared.name());
     let checksum = checksum(key, prepared, text.as_bytes());
     format!("{MAGIC} {prepared} {} {checksum}\n{text}\n", text.len()).into()
 }
 
-fn decode(key: &Key, bytes: &[u8]) -> Option<Stored> {
+fn decode(key: &CacheKey, bytes: &[u8]) -> Option<Stored> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (head, rest) = text.split_once('\n')?;
     let text = rest.strip_suffix('\n')?;
@@ -304,9 +285,9 @@ fn decode(key: &Key, bytes: &[u8]) -> Option<Stored> {
 
 /// A CRC-32 against damage: whoever can write here needs no forgery. The key is in it: a file under
 /// another's name is a damaged one.
-fn checksum(key: &Key, prepared: &str, text: &[u8]) -> String {
+fn checksum(key: &CacheKey, prepared: &str, text: &[u8]) -> String {
     let mut sum = crc32fast::Hasher::new();
-    for part in [key, prepared.as_bytes(), text] {
+    for part in [key.0.bytes(), prepared.as_bytes(), text] {
         sum.update(part);
     }
     format!("{:08x}", sum.finalize())

@@ -8,7 +8,7 @@ use tokio::{
     task::spawn_blocking,
 };
 
-use super::{Disk, Key, Stored};
+use super::{CacheKey, Disk, Stored};
 
 /// The most embeddings that wait: some 20 KB each, where the memory does not hold them anyway.
 const LONGEST_QUEUE: usize = 32;
@@ -17,7 +17,7 @@ const LONGEST_QUEUE: usize = 32;
 pub(super) struct Writer(mpsc::Sender<Entry>);
 
 struct Entry {
-    key: Key,
+    key: CacheKey,
     stored: Stored,
     /// Dropped when the entry is written, or lost.
     done: oneshot::Sender<()>,
@@ -33,7 +33,7 @@ impl Writer {
     }
 
     /// Writes an embedding, or does not when too many wait already; ends when it is done.
-    pub(super) async fn write(&self, key: Key, stored: Stored) {
+    pub(super) async fn write(&self, key: CacheKey, stored: Stored) {
         let (done, is_done) = oneshot::channel();
         if self.0.try_send(Entry { key, stored, done }).is_err() {
             tracing::debug!("an embedding is not kept on disk: too many wait for it");
@@ -75,7 +75,10 @@ mod tests {
     use futures_util::{future::join_all, poll};
 
     use super::{
-        super::{stored, tests::embedding},
+        super::{
+            stored,
+            tests::{embedding, key},
+        },
         *,
     };
 
@@ -88,7 +91,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = disk(folder.path());
         let writer = Writer::start(Arc::clone(&disk));
-        let keys: Vec<Key> = (0..LONGEST_QUEUE as u8).map(|n| [n; 32]).collect();
+        let keys: Vec<CacheKey> = (0..LONGEST_QUEUE as u8).map(key).collect();
         join_all(keys.iter().map(|key| async {
             writer.write(*key, stored(&embedding("0.5"))).await;
             assert!(disk.read(key).is_some());
@@ -103,27 +106,27 @@ mod tests {
         let (queue, entries) = mpsc::channel(LONGEST_QUEUE);
         let writer = Writer(queue);
         let mut waiting: Vec<_> = (0..LONGEST_QUEUE as u8)
-            .map(|n| Box::pin(writer.write([n; 32], stored(&embedding("0.5")))))
+            .map(|n| Box::pin(writer.write(key(n), stored(&embedding("0.5")))))
             .collect();
         for write in &mut waiting {
             assert!(poll!(write).is_pending());
         }
-        writer.write([255; 32], stored(&embedding("0.5"))).await;
+        writer.write(key(255), stored(&embedding("0.5"))).await;
         assert!(!fs::exists(folder.path().join("vectors")).unwrap());
 
         drop(tokio::spawn(serve(Arc::clone(&disk), entries)));
         join_all(waiting).await;
-        assert!(disk.read(&[0; 32]).is_some() && disk.read(&[255; 32]).is_none());
+        assert!(disk.read(&key(0)).is_some() && disk.read(&key(255)).is_none());
     }
 
     #[tokio::test]
     async fn a_writer_that_died_keeps_nobody_waiting() {
         let (queue, entries) = mpsc::channel(LONGEST_QUEUE);
         let writer = Writer(queue);
-        let mut waiting = Box::pin(writer.write([1; 32], stored(&embedding("0.5"))));
+        let mut waiting = Box::pin(writer.write(key(1), stored(&embedding("0.5"))));
         assert!(poll!(&mut waiting).is_pending());
         drop(entries);
         waiting.await;
-        writer.write([2; 32], stored(&embedding("0.5"))).await;
+        writer.write(key(2), stored(&embedding("0.5"))).await;
     }
 }
