@@ -58,7 +58,7 @@ impl Pace {
     }
 
     /// Takes a place if there will be time for a call, after all who have a place already; if
-    /// not, the error says how long to wait. Who is told so at once need not wait in a line in vain.
+    /// not, the error says how long to wait. Who is told so at once need not wait in a queue in vain.
     pub(super) fn expect(
         &self,
         client: ClientNetwork,
