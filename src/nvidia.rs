@@ -48,6 +48,9 @@ pub use vector::{DIMENSIONS, Vector};
 pub use verdict::{Operation, Verdict};
 pub use wire::InlineImage;
 
+/// The model, as answers name it.
+pub const MODEL: &str = "nvidia/nv-dinov2";
+
 /// How often a pending answer is asked for, at the most.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
