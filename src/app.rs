@@ -13,6 +13,7 @@ use crate::{
         self, Fetcher, Lookup,
         policy::{Exception, Policy},
     },
+    http_client::Trust,
     nvidia::{self, ApiKey},
     pipeline::{Pipeline, shared_memory},
     sandbox::{self, Sandbox},
@@ -21,7 +22,6 @@ use crate::{
     spool::Staging,
     store::{OpenError, Store},
     telemetry::Metrics,
-    tls::Trust,
     web::{self, AppState},
 };
 

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{causes::causes, shares::ClientNetwork, telemetry::Metrics, tls::Trust};
+use crate::{causes::causes, http_client::Trust, shares::ClientNetwork, telemetry::Metrics};
 use pace::Pace;
 use retry::Budget;
 

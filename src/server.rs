@@ -19,7 +19,6 @@ mod client_address;
 mod connections;
 mod peers;
 mod shutdown;
-mod stalled;
 mod stop_signal;
 mod supervisor;
 

@@ -20,12 +20,12 @@ use crate::{
     causes::causes,
     config::{Config, Upstream},
     decoder::Decoder,
+    http_client::Trust,
     nvidia::{ApiKey, Client, InlineImage, Verdict},
     sandbox,
     shares::ClientNetwork,
     store,
     telemetry::Metrics,
-    tls::Trust,
 };
 
 /// How long a name may take to be looked up.

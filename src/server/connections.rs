@@ -12,9 +12,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
+use tokio_io_timeout::TimeoutWriter;
 use tower::ServiceExt;
 
-use super::{Settings, client_address::Peer, peers::Peers, stalled::WriteTimeout};
+use super::{Settings, client_address::Peer, peers::Peers};
 use crate::telemetry::Metrics;
 
 /// A connection reads and writes in pieces of at most this many bytes; a header must fit into one.
@@ -60,6 +61,9 @@ impl Connections {
             tracing::debug!(%error, "a connection ended before it was served");
             return;
         }
+        // Reading is bounded elsewhere: headers by hyper's timer, bodies where they are received.
+        let mut stream = TimeoutWriter::new(stream);
+        stream.set_timeout(Some(WRITE_TIMEOUT));
         let router = self.router.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
@@ -69,7 +73,7 @@ impl Connections {
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
             .max_buf_size(BUFFER)
-            .serve_connection(TokioIo::new(WriteTimeout::new(stream, WRITE_TIMEOUT)), service);
+            .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
