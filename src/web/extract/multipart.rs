@@ -228,3 +228,99 @@ fn form_error(error: multer::Error) -> Error {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::TryStreamExt;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::shares::{ClientNetwork, Shares};
+
+    /// A part with this name, or file name, and content.
+    fn part(name: &str, content: &str) -> String {
+        format!("--x\r\nContent-Disposition: form-data; name={name}\r\n\r\n{content}\r\n")
+    }
+
+    /// The file's name and bytes in a form that comes in these chunks.
+    async fn read(chunks: Vec<Bytes>) -> Result<(Option<String>, Vec<u8>), Error> {
+        let memory = Shares::new(1 << 20, 1, 1).empty(ClientNetwork::UNKNOWN);
+        let mut form = Form::new(stream::iter(chunks.into_iter().map(Ok)), "x", memory);
+        let file = form.find_file().await?;
+        let name = file.file_name().map(str::to_owned);
+        let bytes = form.into_stream(file).try_fold(Vec::new(), |mut all, bytes| async move {
+            all.extend_from_slice(&bytes);
+            Ok(all)
+        });
+        Ok((name, bytes.await?))
+    }
+
+    /// What the client is told of a form.
+    async fn refusal(form: String) -> String {
+        match read(vec![form.into()]).await {
+            Err(error @ Error::Invalid(_)) => error.detail(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_form_is_read_the_same_however_it_is_cut_into_chunks(
+            cuts in proptest::collection::btree_set(0usize..260, 0..40),
+        ) {
+            let form = [
+                part("note", "before"),
+                part("\"file\"; filename=\"a.png\"", "the \r\n--y picture"),
+                part("note", "behind"),
+                "--x--\r\n".to_owned(),
+            ]
+            .concat();
+            let mut chunks = Vec::new();
+            let mut rest = Bytes::from(form);
+            for cut in cuts.into_iter().rev().filter(|cut| *cut < rest.len()).collect::<Vec<_>>() {
+                chunks.push(rest.split_off(cut.min(rest.len())));
+            }
+            chunks.push(rest);
+            chunks.reverse();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let (name, bytes) = runtime.block_on(read(chunks)).unwrap();
+            prop_assert_eq!(name.as_deref(), Some("a.png"));
+            prop_assert_eq!(bytes, b"the \r\n--y picture");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_form_is_named() {
+        let other = format!("{}{}--x--\r\n", part("photo", "1"), part("image", "2"));
+        assert!(refusal(other).await.contains("received: photo, image."));
+        let two = format!("{}{}--x--\r\n", part("file", "1"), part("file", "2"));
+        assert!(refusal(two).await.contains("more than one field named file"));
+        assert!(refusal(part("file", "1")).await.contains("ends before its closing boundary"));
+        assert!(refusal("--x--\r\n".into()).await.contains("received: no field."));
+        let many = part("note", "").repeat(MAX_PARTS + 1);
+        assert!(refusal(many).await.contains("more than 32 parts"));
+    }
+
+    #[tokio::test]
+    async fn what_the_parser_would_keep_of_a_header_is_bounded() {
+        let endless = stream::repeat(Bytes::from(vec![b'a'; 16 * 1024]));
+        let chunks: Vec<_> = endless.take(100).collect().await;
+        let begun = vec![Bytes::from("--x\r\nContent-Disposition: ")];
+        let error = read([begun, chunks].concat()).await.unwrap_err();
+        assert!(error.detail().contains("header of a part of the form is too long"));
+    }
+
+    #[test]
+    fn a_missing_or_overlong_boundary_is_named() {
+        let of = |content_type: &str| {
+            let headers =
+                HeaderMap::from_iter([(header::CONTENT_TYPE, content_type.parse().unwrap())]);
+            boundary(&headers).map_err(|error| error.detail())
+        };
+        assert_eq!(of("multipart/form-data; boundary=\"a b\"").as_deref(), Ok("a b"));
+        assert!(of("multipart/form-data").unwrap_err().contains("no boundary"));
+        assert!(of("text/plain").unwrap_err().contains("multipart/form-data with the picture"));
+        let long = format!("multipart/form-data; boundary={}", "x".repeat(71));
+        assert!(of(&long).unwrap_err().contains("longer than 70"));
+    }
+}
