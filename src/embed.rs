@@ -127,7 +127,7 @@ impl Embedder {
         Self(Arc::new(Inner {
             cache: Cache::new(settings, source),
             calls: SingleFlight::default(),
-            queue: FairQueue::new(settings.ask.max_concurrency, 0),
+            queue: FairQueue::new(settings.ask.max_concurrency, 0, 0),
             decoder,
             staging,
             uploads: CircuitBreaker::default(),
