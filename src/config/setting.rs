@@ -48,12 +48,16 @@ pub(super) type Parser<T> = fn(&str) -> Result<T, String>;
 
 /// A setting that has a default, and so always a value.
 pub(super) struct Setting<T> {
+    /// Its name, default and help.
     pub row: Row,
+    /// The default once more, for here it is no `Option`.
     pub default: &'static str,
+    /// Reads its value; reads its default without a fault.
     pub parse: Parser<T>,
 }
 
 impl<T> Setting<T> {
+    /// A setting that is a flag or a variable.
     pub(super) const fn new(
         name: &'static str,
         default: &'static str,
@@ -76,11 +80,14 @@ impl Setting<bool> {
 
 /// A setting that has no default, and so perhaps no value.
 pub(super) struct Optional<T> {
+    /// Its name and help.
     pub row: Row,
+    /// Reads its value.
     pub parse: Parser<T>,
 }
 
 impl<T> Optional<T> {
+    /// A setting that is a flag or a variable.
     pub(super) const fn new(name: &'static str, parse: Parser<T>, help: &'static str) -> Self {
         Self { row: Row { name, default: None, kind: Kind::Value, help }, parse }
     }
