@@ -8,6 +8,7 @@ use std::fmt;
 
 use crate::pipeline::{Limits, largest_request};
 use reader::Reader;
+use settings::SETTINGS;
 
 mod command;
 mod decoder;
@@ -108,7 +109,9 @@ impl Config {
     /// # Errors
     /// Every fault of the settings at once.
     pub fn resolve(raw: &Raw) -> Result<Self, Faults> {
-        let mut read = Reader::new(raw);
+        let mut read = Reader::new(&raw.values);
+        read.faults.clone_from(&raw.unreadable);
+        read.notices = raw.typing_slips();
         let upstream = upstream::resolve(&mut read);
         let downloads = read.value(&store::DOWNLOADS_DIR);
         let config = Self {
@@ -127,7 +130,9 @@ impl Config {
         };
         config.refuse_contradictions(&mut read);
         config.add_warnings(&mut read);
-        let Reader { faults, notices, .. } = read;
+        let Reader { asked, faults, notices, .. } = read;
+        let listed = SETTINGS.iter().map(|row| row.name).collect();
+        debug_assert_eq!(asked, listed, "settings.rs must list what is read, and nothing else");
         if faults.is_empty() {
             Ok(Self { notices, ..config })
         } else {

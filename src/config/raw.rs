@@ -1,17 +1,20 @@
 //! What was given, before it is judged: flags over the environment over `.env`.
 
-use std::{collections::BTreeMap, ffi::OsString, path::Path};
+use std::{ffi::OsString, path::Path};
 
 use clap::{ArgMatches, parser::ValueSource};
 
-use super::settings::{SETTINGS, find};
+use super::{
+    reader::Given,
+    settings::{SETTINGS, find},
+};
 
 /// The settings as text, by the name of their variable. An empty value is an unset one.
 #[derive(Default)]
 pub struct Raw {
-    values: BTreeMap<&'static str, String>,
+    pub(super) values: Given,
     /// Variables that look like ours and are none: typing slips, mostly.
-    pub(super) unknown: Vec<String>,
+    unknown: Vec<String>,
     /// Variables whose value is not UTF-8, or a `.env` that cannot be read.
     pub(super) unreadable: Vec<String>,
 }
@@ -55,8 +58,10 @@ impl Raw {
         raw
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(String::as_str)
+    /// A word to the operator for each variable that is unknown.
+    pub(super) fn typing_slips(&self) -> Vec<String> {
+        let slip = |name| format!("{name} is no setting of this service; is it a typing slip?");
+        self.unknown.iter().map(slip).collect()
     }
 
     fn add_dotenv(&mut self, path: &Path) {
@@ -100,6 +105,12 @@ impl Raw {
 mod tests {
     use super::*;
     use crate::config::command;
+
+    impl Raw {
+        fn get(&self, name: &str) -> Option<&str> {
+            self.values.get(name).map(String::as_str)
+        }
+    }
 
     fn merge(flags: &[&str], environment: &[(&str, &str)], dotenv: &str) -> Raw {
         let folder = tempfile::tempdir().unwrap();

@@ -1,16 +1,21 @@
 //! Reads settings one by one and keeps their faults, so that all are reported at once.
 
-use std::{fs, path::PathBuf};
-
-use super::{
-    Raw,
-    setting::{Optional, Row, Setting},
-    settings,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
 };
+
+use super::setting::{Optional, Row, Setting};
+
+/// What was given, as text, by the names of the variables.
+pub(super) type Given = BTreeMap<&'static str, String>;
 
 /// Reads what was given, and collects what is to be said about it.
 pub(super) struct Reader<'a> {
-    raw: &'a Raw,
+    given: &'a Given,
+    /// The names of the settings that were asked for.
+    pub asked: BTreeSet<&'static str>,
     /// What keeps the service from starting.
     pub faults: Vec<String>,
     /// What the operator should hear, although it is no fault.
@@ -18,13 +23,9 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader that begins with what was wrong before any value was read.
-    pub(super) fn new(raw: &'a Raw) -> Self {
-        let unknown = raw.unknown.iter();
-        let notices = unknown
-            .map(|name| format!("{name} is no setting of this service; is it a typing slip?"))
-            .collect();
-        Self { raw, faults: raw.unreadable.clone(), notices }
+    /// A reader that has read nothing yet.
+    pub(super) fn new(given: &'a Given) -> Self {
+        Self { given, asked: BTreeSet::new(), faults: Vec::new(), notices: Vec::new() }
     }
 
     /// The value of a setting; its default where none is given, or where it has a fault.
@@ -62,7 +63,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether a setting was given, be its value right or wrong.
-    pub(super) fn is_given(&self, row: &Row) -> bool {
+    pub(super) fn is_given(&mut self, row: &Row) -> bool {
         self.given(row).is_some()
     }
 
@@ -71,9 +72,9 @@ impl<'a> Reader<'a> {
         self.or_fault(row.name, outcome)
     }
 
-    fn given(&self, row: &Row) -> Option<&'a str> {
-        debug_assert!(settings::find(row.name).is_some(), "SETTINGS does not list {}", row.name);
-        self.raw.get(row.name)
+    fn given(&mut self, row: &Row) -> Option<&'a str> {
+        self.asked.insert(row.name);
+        self.given.get(row.name).map(String::as_str)
     }
 
     fn or_fault<T>(&mut self, name: &str, outcome: Result<T, String>) -> Option<T> {

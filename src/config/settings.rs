@@ -5,8 +5,8 @@ use super::{
     decoder, embed, fetch, limits, nvidia, server, setting::Row, store, telemetry, upstream, web,
 };
 
-/// Every setting. One that is read and missing here makes each test fail that resolves settings;
-/// one that is here and never read is found by a test of its own.
+/// Every setting, once. Where one that is read is missing here, or one that is here is never read,
+/// each test fails that resolves settings.
 pub(super) const SETTINGS: &[Row] = &[
     upstream::API_KEY.row,
     upstream::API_KEY_FILE.row,
