@@ -50,7 +50,7 @@ pub struct Config {
     /// What a request may ask for.
     pub limits: Limits,
     /// Who is let in.
-    pub gate: web::Settings,
+    pub web: crate::web::Settings,
     /// How connections are served.
     pub server: crate::server::Settings,
     /// What is logged, and how.
@@ -121,7 +121,7 @@ impl Config {
             fetch: fetch::resolve(&mut read),
             store: store::resolve(&mut read, downloads),
             limits: limits::resolve(&mut read),
-            gate: web::resolve(&mut read),
+            web: web::resolve(&mut read),
             server: server::resolve(&mut read),
             telemetry: telemetry::resolve(&mut read),
             // Without one there is a fault, and this goes nowhere.
@@ -159,7 +159,7 @@ impl Config {
 
     /// What is allowed, and should not come as a surprise.
     fn add_warnings(&self, read: &mut Reader<'_>) {
-        if matches!(self.upstream, Upstream::Nvidia(_)) && self.gate.keys.is_empty() {
+        if matches!(self.upstream, Upstream::Nvidia(_)) && self.web.keys.is_empty() {
             read.notices.push(format!(
                 "no client keys are set: whoever reaches the port can spend the NVIDIA key; set {}, \
                  or let a firewall admit your own clients only",

@@ -1,12 +1,16 @@
-//! How connections are served.
+//! How connections are served, and whose word on a client's address is believed.
 
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use super::{parse, reader::Reader, setting::Setting};
-use crate::server::Settings;
+use super::{
+    parse,
+    reader::Reader,
+    setting::{Optional, Setting},
+};
+use crate::server::{Settings, TrustedProxies};
 
 pub(super) const HOST: Setting<IpAddr> =
     Setting::new("IMAGESVC_HOST", "0.0.0.0", parse::host, "The address to listen on");
@@ -53,6 +57,12 @@ pub(super) const MAX_CONNECTIONS_PER_PEER: Setting<usize> = Setting::new(
     "Open connections of one peer",
 );
 
+pub(super) const TRUSTED_PROXIES: Optional<TrustedProxies> = Optional::new(
+    "IMAGESVC_TRUSTED_PROXIES",
+    |text| parse::list(text, parse::network).map(TrustedProxies::new),
+    "Networks whose X-Forwarded-For is believed",
+);
+
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings {
         listen: SocketAddr::new(read.value(&HOST), read.value(&PORT)),
@@ -61,5 +71,6 @@ pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
         drain_timeout: read.value(&DRAIN_TIMEOUT),
         max_connections_per_peer: read.value(&MAX_CONNECTIONS_PER_PEER),
         max_connections: read.value(&MAX_CONNECTIONS),
+        trusted_proxies: read.optional(&TRUSTED_PROXIES).unwrap_or_default(),
     }
 }

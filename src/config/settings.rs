@@ -36,7 +36,7 @@ pub(super) const SETTINGS: &[Row] = &[
     limits::MAX_IN_FLIGHT.row,
     limits::MAX_BUFFERED_BYTES.row,
     decoder::MAX_DECODE_BYTES.row,
-    web::TRUSTED_PROXIES.row,
+    server::TRUSTED_PROXIES.row,
     store::MIN_FREE_BYTES.row,
     store::DOWNLOADS_MAX_AGE.row,
     store::DOWNLOADS_MAX_BYTES.row,

@@ -1,10 +1,9 @@
-//! Who may call: keys, trusted proxies, the rate limit, other origins.
+//! Who may call: keys, the rate limit, other origins.
 
 use std::path::PathBuf;
 
 use super::{parse, reader::Reader, setting::Optional};
-pub(super) use crate::guard::gate::Settings;
-use crate::guard::{client::TrustedProxies, keys::ClientKeys, origin::Origins};
+use crate::web::{ClientKeys, Origins, Settings};
 
 pub(super) const API_KEYS: Optional<ClientKeys> = Optional::secret(
     "IMAGESVC_API_KEYS",
@@ -14,12 +13,6 @@ pub(super) const API_KEYS: Optional<ClientKeys> = Optional::secret(
 
 pub(super) const API_KEYS_FILE: Optional<PathBuf> =
     Optional::new("IMAGESVC_API_KEYS_FILE", parse::path, "A file with those keys, a line each");
-
-pub(super) const TRUSTED_PROXIES: Optional<TrustedProxies> = Optional::new(
-    "IMAGESVC_TRUSTED_PROXIES",
-    |text| parse::list(text, parse::network).map(TrustedProxies::new),
-    "Networks whose X-Forwarded-For is believed",
-);
 
 pub(super) const RATE_LIMIT_PER_MINUTE: Optional<u32> = Optional::new(
     "IMAGESVC_RATE_LIMIT_PER_MINUTE",
@@ -36,7 +29,6 @@ pub(super) const CORS_ORIGINS: Optional<Origins> = Optional::new(
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings {
         keys: read.secret(&API_KEYS, &API_KEYS_FILE).unwrap_or_default(),
-        proxies: read.optional(&TRUSTED_PROXIES).unwrap_or_default(),
         rate_limit: read.optional(&RATE_LIMIT_PER_MINUTE),
         origins: read.optional(&CORS_ORIGINS).unwrap_or_default(),
     }

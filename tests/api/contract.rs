@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use imagesvc::{config::Config, error::Code};
+use imagesvc::{config::Config, web::error::Code};
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use tokio::{

@@ -10,8 +10,8 @@ use std::{
 
 use image::ImageFormat;
 use imagesvc::{
+    app::{App, BuildError},
     config::{Config, Raw},
-    server::{Server, StartError},
 };
 use tempfile::TempDir;
 
@@ -154,8 +154,8 @@ async fn a_service_whose_decoder_does_not_work_does_not_start() {
         ];
         let mut config = Config::resolve(&Raw::from_pairs(settings)).unwrap();
         config.decoder.program = program.into();
-        let error = Server::bind(config).await.unwrap_err();
-        assert!(matches!(error, StartError::Decoder(_)), "{error}");
+        let error = App::build(config).await.unwrap_err();
+        assert!(matches!(error, BuildError::Decoder(_)), "{error}");
     }
 }
 

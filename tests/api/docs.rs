@@ -1,6 +1,6 @@
 //! The documentation that the service serves.
 
-use imagesvc::error::Code;
+use imagesvc::web::error::Code;
 
 use crate::support::{Nvidia, TestApp};
 

@@ -8,9 +8,9 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use imagesvc::{
+    app::App,
     config::{Config, Raw},
     fetch::Lookup,
-    server::Server,
 };
 use reqwest::{
     Client, RequestBuilder,
@@ -201,10 +201,10 @@ impl TestApp {
         config.nvidia.poll_interval = Duration::from_millis(1);
         config.decoder.program = decoder_settings().program;
         change(&mut config);
-        let server = Server::bind_with_lookup(config, lookup).await.unwrap();
-        let address = server.address();
+        let app = App::build_with_lookup(config, lookup).await.unwrap();
+        let address = app.address();
         let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(server.serve(async {
+        let served = tokio::spawn(app.serve(async {
             // Told to stop, or dropped with the test: both end it.
             let _ = stopped.await;
         }));
