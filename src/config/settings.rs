@@ -5,8 +5,8 @@ use super::{
     decoder, embed, fetch, limits, nvidia, server, setting::Row, store, telemetry, upstream, web,
 };
 
-/// Every setting, once. Where one that is read is missing here, or one that is here is never read,
-/// each test fails that resolves settings.
+/// Every setting, once. Where one is read that is missing here, every test fails that resolves
+/// settings; where one is here that is never read, the test of each setting's fault does.
 pub(super) const SETTINGS: &[Row] = &[
     upstream::API_KEY.row,
     upstream::API_KEY_FILE.row,
