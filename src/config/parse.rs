@@ -1,6 +1,8 @@
 //! How each kind of value is written: durations, sizes, lists, addresses.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration,
+};
 
 use ipnet::IpNet;
 use url::Url;
@@ -67,12 +69,20 @@ pub(super) fn positive_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A whole number in a range.
-pub(super) fn number<T>(range: std::ops::RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String>
+/// A size within a range of bytes.
+pub(super) fn size_within(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
+    match size(text)? {
+        size if range.contains(&size) => Ok(size),
+        _ => Err(format!("must be from {} to {} bytes", range.start(), range.end())),
+    }
+}
+
+/// A whole number within a range.
+pub(super) fn number<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
 where
-    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+    T: FromStr + PartialOrd + Display,
 {
-    move |text| match text.parse() {
+    match text.parse() {
         Ok(number) if range.contains(&number) => Ok(number),
         _ => Err(format!("must be a whole number from {} to {}", range.start(), range.end())),
     }
@@ -110,19 +120,23 @@ pub(super) fn endpoint(text: &str) -> Result<Url, String> {
     if plain { Ok(url) } else { Err(FAULT.into()) }
 }
 
+/// A path; any text is one.
+pub(super) fn path(text: &str) -> Result<PathBuf, String> {
+    Ok(PathBuf::from(text))
+}
+
 /// A comma-separated list; empty items are dropped, an empty list is a fault.
 pub(super) fn list<T>(
+    text: &str,
     item: impl Fn(&str) -> Result<T, String>,
-) -> impl Fn(&str) -> Result<Vec<T>, String> {
-    move |text| {
-        let items: Vec<T> = text
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .map(|part| item(part).map_err(|fault| format!("holds {part:?}, which {fault}")))
-            .collect::<Result<_, _>>()?;
-        if items.is_empty() { Err("is a list without an item".into()) } else { Ok(items) }
-    }
+) -> Result<Vec<T>, String> {
+    let items: Vec<T> = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| item(part).map_err(|fault| format!("holds {part:?}, which {fault}")))
+        .collect::<Result<_, _>>()?;
+    if items.is_empty() { Err("is a list without an item".into()) } else { Ok(items) }
 }
 
 #[cfg(test)]
@@ -164,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_fault_in_a_list_names_the_item() {
-        let ports = list(number(1..=65535u16));
+        let ports = |text| list(text, |port| number(port, 1..=65535u16));
         assert_eq!(ports("80, 443,"), Ok(vec![80, 443]));
         assert!(ports("80,http").unwrap_err().contains("\"http\""));
         assert!(ports(",").is_err());

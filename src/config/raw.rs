@@ -1,66 +1,22 @@
 //! What was given, before it is judged: flags over the environment over `.env`.
 
-use std::{collections::BTreeMap, ffi::OsString, path::Path};
+use std::{ffi::OsString, path::Path};
 
-use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
+use clap::{ArgMatches, parser::ValueSource};
 
-use super::settings::{Kind, SETTINGS, Setting};
+use super::{
+    reader::Given,
+    settings::{SETTINGS, find},
+};
 
 /// The settings as text, by the name of their variable. An empty value is an unset one.
 #[derive(Default)]
 pub struct Raw {
-    values: BTreeMap<&'static str, String>,
+    pub(super) values: Given,
     /// Variables that look like ours and are none: typing slips, mostly.
-    pub(super) unknown: Vec<String>,
+    unknown: Vec<String>,
     /// Variables whose value is not UTF-8, or a `.env` that cannot be read.
     pub(super) unreadable: Vec<String>,
-}
-
-/// The subcommand that looks at what the service needs.
-pub(super) const CHECK: &str = "check";
-
-/// Its flag that makes one paid call.
-pub(super) const LIVE: &str = "live";
-
-/// The command line: a flag for every setting that may be one.
-pub fn command() -> Command {
-    let command = Command::new("imagesvc")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about(env!("CARGO_PKG_DESCRIPTION"))
-        .after_help(
-            "Every flag is also an environment variable, and may stand in a .env file in the \
-             working directory. Keys are variables only: NVIDIA_API_KEY.",
-        );
-    let check = Command::new(CHECK)
-        .about("Looks at all that the service needs, and says what to do about each fault")
-        .arg(
-            Arg::new(LIVE)
-                .long(LIVE)
-                .action(ArgAction::SetTrue)
-                .help("Also ask NVIDIA for one embedding, which is paid for"),
-        );
-    SETTINGS.iter().filter(|setting| setting.kind != Kind::Secret).fold(
-        command.subcommand(check),
-        |command, setting| {
-            let mut help = format!("{} [env: {}]", setting.help, setting.name);
-            if let Some(default) = setting.default {
-                help.push_str(&format!(" [default: {default}]"));
-            }
-            let arg = Arg::new(setting.name)
-                .long(setting.flag())
-                .help(help)
-                .action(ArgAction::Set)
-                .global(true);
-            command.arg(match setting.kind {
-                Kind::Switch => arg
-                    .num_args(0..=1)
-                    .require_equals(true)
-                    .default_missing_value("true")
-                    .value_name("BOOL"),
-                Kind::Value | Kind::Secret => arg.value_name("VALUE"),
-            })
-        },
-    )
 }
 
 impl Raw {
@@ -102,8 +58,10 @@ impl Raw {
         raw
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(String::as_str)
+    /// A word to the operator for each variable that is unknown.
+    pub(super) fn typing_slips(&self) -> Vec<String> {
+        let slip = |name| format!("{name} is no setting of this service; is it a typing slip?");
+        self.unknown.iter().map(slip).collect()
     }
 
     fn add_dotenv(&mut self, path: &Path) {
@@ -143,13 +101,16 @@ impl Raw {
     }
 }
 
-fn find(name: &str) -> Option<&'static Setting> {
-    SETTINGS.iter().find(|setting| setting.name == name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::command;
+
+    impl Raw {
+        fn get(&self, name: &str) -> Option<&str> {
+            self.values.get(name).map(String::as_str)
+        }
+    }
 
     fn merge(flags: &[&str], environment: &[(&str, &str)], dotenv: &str) -> Raw {
         let folder = tempfile::tempdir().unwrap();

@@ -94,20 +94,27 @@ fn a_fault_never_quotes_a_key() {
 }
 
 #[test]
-fn the_environment_example_lists_every_setting_with_its_default() {
-    let example = include_str!("../../.env.example");
-    let listed: Vec<&str> = example
-        .lines()
-        .filter_map(|line| line.trim_start_matches('#').split_once('='))
-        .map(|(name, _)| name)
-        .filter(|name| SETTINGS.iter().any(|setting| setting.name == *name))
-        .collect();
-    let names: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
-    assert_eq!(listed, names);
-    for setting in SETTINGS {
-        let line = format!("#{}={}\n", setting.name, setting.default.unwrap_or_default());
-        assert!(example.contains(&line), "{line}");
+fn every_default_parses_and_is_what_is_read_when_nothing_is_given() {
+    let key = ("NVIDIA_API_KEY", "nvapi-1");
+    let defaults = SETTINGS.iter().filter_map(|row| Some((row.name, row.default?)));
+    let given: Vec<_> = defaults.chain([key]).collect();
+    assert_eq!(
+        format!("{:?}", resolve(&given).unwrap()),
+        format!("{:?}", resolve(&[key]).unwrap())
+    );
+}
+
+#[test]
+fn every_setting_is_named_in_its_fault() {
+    // A control character is a fault in every setting but the folder, for any text is a path.
+    let folder = store::DOWNLOADS_DIR.row.name;
+    for row in SETTINGS.iter().filter(|row| row.name != folder) {
+        let faults = resolve(&[(row.name, "\u{7}")]).unwrap_err().to_string();
+        assert!(faults.contains(&format!("  - {} ", row.name)), "{}: {faults}", row.name);
     }
+    let config = resolve(&[(folder, "pictures"), ("IMAGESVC_SANDBOX", "true")]).unwrap();
+    assert_eq!(config.store.folder.to_str(), Some("pictures"));
+    assert_eq!(config.embed.cache_folder.to_str(), Some("pictures/.vectors"));
 }
 
 #[test]

@@ -1,17 +1,12 @@
 //! The documentation that the service serves.
 
-use imagesvc::{config::settings::SETTINGS, web::error::Code};
+use imagesvc::web::error::Code;
 
 use crate::support::{Nvidia, TestApp};
 
 #[test]
-fn the_readme_lists_every_setting_and_every_code() {
+fn the_readme_lists_every_code() {
     let readme = include_str!("../../README.md");
-    for setting in SETTINGS {
-        let default = setting.default.map_or_else(String::new, |default| format!("`{default}`"));
-        let row = format!("| `{}` | {default} |", setting.name);
-        assert!(readme.lines().any(|line| line.starts_with(&row)), "{row}");
-    }
     for code in Code::ALL {
         let row = format!("| `{code}` | {} |", code.status().as_u16());
         assert!(readme.contains(&row), "{row}");

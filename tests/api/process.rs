@@ -58,6 +58,25 @@ fn its_version_and_its_help_are_printed() {
 }
 
 #[test]
+fn its_settings_are_listed_without_a_key_by_a_command_that_the_help_does_not_show() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = |form| program(folder.path()).args(["settings", form]).output().unwrap();
+    for (form, line) in [
+        ("markdown", "| `IMAGESVC_HOST` | `0.0.0.0` | The address to listen on |\n"),
+        ("env", "# The address to listen on\n#IMAGESVC_HOST=0.0.0.0\n"),
+    ] {
+        let output = list(form);
+        assert_eq!(output.status.code(), Some(0));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(line), "{text}");
+    }
+    assert_eq!(list("toml").status.code(), Some(2));
+    let help = program(folder.path()).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.contains("\n  check ") && !help.contains("\n  settings"), "{help}");
+}
+
+#[test]
 fn it_names_its_port_warns_of_the_sandbox_and_stops_when_told() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = program(folder.path())

@@ -1,0 +1,60 @@
+//! What a request may ask for, and all requests together.
+
+use std::time::Duration;
+
+use super::{parse, reader::Reader, setting::Setting};
+use crate::pipeline::Limits;
+
+pub(super) const REQUEST_TIMEOUT: Setting<Duration> = Setting::new(
+    "IMAGESVC_REQUEST_TIMEOUT",
+    "60s",
+    parse::positive_duration,
+    "From the whole picture to the answer",
+);
+
+pub(super) const BODY_TIMEOUT: Setting<Duration> = Setting::new(
+    "IMAGESVC_BODY_TIMEOUT",
+    "5m",
+    parse::positive_duration,
+    "The longest that receiving a body may take",
+);
+
+pub(super) const MAX_IMAGE_BYTES: Setting<u64> = Setting::new(
+    "IMAGESVC_MAX_IMAGE_BYTES",
+    "20MiB",
+    |text| parse::size_within(text, 1..=1 << 30),
+    "The largest picture, in bytes",
+);
+
+pub(super) const MAX_IMAGE_PIXELS: Setting<u64> = Setting::new(
+    "IMAGESVC_MAX_IMAGE_PIXELS",
+    "64000000",
+    |text| parse::number(text, 1..=1 << 32),
+    "The largest picture, in pixels",
+);
+
+pub(super) const MAX_IN_FLIGHT: Setting<usize> = Setting::new(
+    "IMAGESVC_MAX_IN_FLIGHT",
+    "256",
+    |text| parse::number(text, 1..=1 << 20),
+    "Received pictures at work",
+);
+
+pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(
+    "IMAGESVC_MAX_BUFFERED_BYTES",
+    "128MiB",
+    // What a semaphore of bytes can count, and no less than does any work.
+    |text| parse::size_within(text, 1 << 20..=1 << 40),
+    "Memory for bodies, all requests together",
+);
+
+pub(super) fn resolve(read: &mut Reader<'_>) -> Limits {
+    Limits {
+        max_image_bytes: read.value(&MAX_IMAGE_BYTES),
+        max_image_pixels: read.value(&MAX_IMAGE_PIXELS),
+        max_buffered_bytes: read.value(&MAX_BUFFERED_BYTES),
+        max_in_flight: read.value(&MAX_IN_FLIGHT),
+        request_timeout: read.value(&REQUEST_TIMEOUT),
+        body_timeout: read.value(&BODY_TIMEOUT),
+    }
+}

@@ -1,0 +1,43 @@
+//! Where pictures are saved, and how long they are kept.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{
+    parse,
+    reader::Reader,
+    setting::{Optional, Setting},
+};
+use crate::store::{Retention, Settings};
+
+pub(super) const DOWNLOADS_DIR: Setting<PathBuf> =
+    Setting::new("IMAGESVC_DOWNLOADS_DIR", "downloads", parse::path, "Where pictures are saved");
+
+pub(super) const MIN_FREE_BYTES: Setting<u64> = Setting::new(
+    "IMAGESVC_MIN_FREE_BYTES",
+    "256MiB",
+    parse::size,
+    "Free disk that is never used up",
+);
+
+pub(super) const DOWNLOADS_MAX_AGE: Optional<Duration> = Optional::new(
+    "IMAGESVC_DOWNLOADS_MAX_AGE",
+    parse::age,
+    "Remove saved pictures that are older (90days)",
+);
+
+pub(super) const DOWNLOADS_MAX_BYTES: Optional<u64> = Optional::new(
+    "IMAGESVC_DOWNLOADS_MAX_BYTES",
+    parse::positive_size,
+    "Remove the oldest saved pictures beyond this (50GiB)",
+);
+
+pub(super) fn resolve(read: &mut Reader<'_>, downloads: PathBuf) -> Settings {
+    Settings {
+        folder: downloads,
+        min_free_bytes: read.value(&MIN_FREE_BYTES),
+        retention: Retention {
+            max_age: read.optional(&DOWNLOADS_MAX_AGE),
+            max_bytes: read.optional(&DOWNLOADS_MAX_BYTES),
+        },
+    }
+}

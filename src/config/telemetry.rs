@@ -1,0 +1,22 @@
+//! What is logged, and how.
+
+use super::{reader::Reader, setting::Setting};
+use crate::telemetry::{Format, Settings, parse_filter};
+
+pub(super) const LOG: Setting<String> = Setting::new(
+    "IMAGESVC_LOG",
+    "info",
+    parse_filter,
+    "What is logged: a level, or directives such as imagesvc=debug",
+);
+
+pub(super) const LOG_FORMAT: Setting<Format> = Setting::new(
+    "IMAGESVC_LOG_FORMAT",
+    "auto",
+    Format::parse,
+    "text, json, or auto: text on a terminal, JSON otherwise",
+);
+
+pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
+    Settings { filter: read.value(&LOG), format: read.value(&LOG_FORMAT) }
+}
