@@ -9,25 +9,23 @@ use std::{
 };
 
 use image::ImageFormat;
-use imagesvc::{
-    config::{Config, Raw},
-    server::{Server, StartError},
-};
 use tempfile::TempDir;
 
 use crate::support::{
-    Answer, Nvidia, ROCKET, TestApp, assert_problem, converted, decoder_settings, metric,
-    misbehaving,
+    Answer, FakeNvidia, ROCKET, StartError, TestApp, assert_problem, converted, decoder_settings,
+    metric, misbehaving, noise_png,
 };
 
 /// Sends a picture that must be decoded to a service whose decoder runs a script.
 async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let program = misbehaving(&folder, script);
-    let nvidia = Nvidia::well().await;
-    let settings = [("IMAGESVC_REQUEST_TIMEOUT", "3s")];
-    let app =
-        TestApp::configured(&nvidia, &settings, |config| config.decoder.program = program).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
+        .configure(|config| config.decoder.program = program)
+        .start()
+        .await;
     let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
     assert!(nvidia.lines().is_empty(), "nothing was paid");
     (answer, app, folder)
@@ -76,9 +74,10 @@ async fn a_decoder_that_the_system_takes_away_is_no_fault_of_the_picture() {
 async fn a_decoder_that_cannot_be_started_any_more_is_no_fault_of_the_picture() {
     let folder = tempfile::tempdir().unwrap();
     let program = misbehaving(&folder, "exit 0");
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let path = program.clone();
-    let app = TestApp::configured(&nvidia, &[], |config| config.decoder.program = path).await;
+    let app =
+        TestApp::builder(&nvidia).configure(|config| config.decoder.program = path).start().await;
     fs::remove_file(program).unwrap();
     let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
     let problem = assert_problem(&answer, 503, "overloaded");
@@ -126,10 +125,12 @@ async fn a_decoder_that_hangs_is_ended_at_the_deadline() {
 async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
     let folder = tempfile::tempdir().unwrap();
     let program = misbehaving(&folder, "exec sleep 600");
-    let nvidia = Nvidia::well().await;
-    let settings = [("IMAGESVC_REQUEST_TIMEOUT", "2s")];
-    let app =
-        TestApp::configured(&nvidia, &settings, |config| config.decoder.program = program).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
+        .configure(|config| config.decoder.program = program)
+        .start()
+        .await;
     let picture = converted(ROCKET, ImageFormat::WebP);
     let request = app.upload_request(&picture, "rocket.webp").timeout(Duration::from_millis(500));
     assert!(request.send().await.unwrap_err().is_timeout());
@@ -143,18 +144,12 @@ async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
 
 #[tokio::test]
 async fn a_service_whose_decoder_does_not_work_does_not_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let downloads = folder.path().to_str().unwrap().to_owned();
     for program in ["/no/such/program", "/bin/false", "/bin/true"] {
-        let settings = [
-            ("IMAGESVC_SANDBOX", "true"),
-            ("IMAGESVC_HOST", "127.0.0.1"),
-            ("IMAGESVC_PORT", "0"),
-            ("IMAGESVC_DOWNLOADS_DIR", downloads.as_str()),
-        ];
-        let mut config = Config::resolve(&Raw::from_pairs(settings)).unwrap();
-        config.decoder.program = program.into();
-        let error = Server::bind(config).await.unwrap_err();
+        let started = TestApp::sandbox()
+            .configure(|config| config.decoder.program = program.into())
+            .bind()
+            .await;
+        let error = started.unwrap_err();
         assert!(matches!(error, StartError::Decoder(_)), "{error}");
     }
 }
@@ -214,10 +209,13 @@ async fn a_decoder_inherits_nothing_of_the_service_but_its_picture() {
         seen.display()
     );
     let program = misbehaving(&folder, &script);
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::configured(&nvidia, &[], |config| config.decoder.program = program).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .configure(|config| config.decoder.program = program)
+        .start()
+        .await;
     // Too large to stay in memory: it comes from its file.
-    let picture = converted(&crate::support::noise_png(400, 400), ImageFormat::Bmp);
+    let picture = converted(&noise_png(400, 400), ImageFormat::Bmp);
     assert_problem(&app.upload(&picture, "noise.bmp").await, 415, "unsupported_image");
     let seen = fs::read_to_string(seen).unwrap();
     let names = seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);

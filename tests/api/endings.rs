@@ -7,8 +7,8 @@ use proptest::test_runner::{Config, TestRunner};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
-    Answer, HUBBLE, Nvidia, ROCKET, Reply, Server, TestApp, connect_from, embedding, form, tiny,
-    try_number,
+    Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, connect_from, embedding, form,
+    tiny, try_number,
 };
 
 /// A picture that is the same in every sequence.
@@ -61,30 +61,33 @@ const ENDINGS: [Ending; 16] = [
 
 struct Servers {
     app: TestApp,
-    origin: Server,
-    _nvidia: Nvidia,
+    origin: FakeServer,
+    _nvidia: FakeNvidia,
 }
 
 impl Servers {
     async fn start() -> Self {
-        let origin = Server::start(|request, _| match request.target.as_str() {
+        let origin = FakeServer::start(|request, _| match request.target.as_str() {
             "/gone" => Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\nshort".to_vec()),
             _ => Reply::new(200, &[], ROCKET),
         })
         .await;
-        let nvidia = Nvidia::with_uploads(|request| match try_number(request) {
+        let nvidia = FakeNvidia::with_uploads(|request| match try_number(request) {
             Some(number) if number % 1000 == 400 => Some(Reply::status(400)),
             Some(_) => Some(embedding().after(Duration::from_millis(20))),
             None => None,
         })
         .await;
-        let allow = origin.address.to_string();
-        let settings = [
-            ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
-            ("IMAGESVC_MAX_IMAGE_BYTES", "1MiB"),
-            ("IMAGESVC_BODY_TIMEOUT", "300ms"),
-        ];
-        Self { app: TestApp::with_settings(&nvidia, &settings).await, origin, _nvidia: nvidia }
+        Self {
+            app: TestApp::builder(&nvidia)
+                .may_fetch_from(&origin)
+                .setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")
+                .setting("IMAGESVC_BODY_TIMEOUT", "300ms")
+                .start()
+                .await,
+            origin,
+            _nvidia: nvidia,
+        }
     }
 
     /// Makes one request, from one of a few addresses, that ends like this.

@@ -6,7 +6,7 @@ use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image::{ImageFormat, Rgb, RgbImage};
 use tokio::task::JoinSet;
 
-use crate::support::{Child, Nvidia, ROCKET, Reply};
+use crate::support::{Child, FakeNvidia, ROCKET, form};
 
 const MIB: u64 = 1 << 20;
 
@@ -18,14 +18,11 @@ async fn load(
     body: Vec<u8>,
     times: usize,
 ) -> (Vec<u16>, u64) {
-    let nvidia = Nvidia::with_uploads(|_| None::<Reply>).await;
-    let upstream = nvidia.settings();
-    let mut all: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    all.extend(settings);
+    let nvidia = FakeNvidia::well().await;
     // The clients are one peer, and beside them stands the connection of the first question.
-    all.push(("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128"));
+    let settings = [&[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128")], settings].concat();
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &all);
+    let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
     let idle = child.peak_memory();
@@ -41,11 +38,6 @@ async fn load(
     let growth = child.peak_memory() - idle;
     println!("{route}: {} MiB over idle, statuses {statuses:?}", growth / MIB);
     (statuses, growth)
-}
-
-fn form(picture: &[u8]) -> Vec<u8> {
-    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
-    [&head[..], picture, b"\r\n--x--\r\n"].concat()
 }
 
 /// A JPEG of exactly 20 MiB, most of it behind its end.

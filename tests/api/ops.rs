@@ -1,11 +1,11 @@
 //! What operators and their machines ask.
 
-use crate::support::{Nvidia, ROCKET, Reply, TestApp};
+use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding};
 
 #[tokio::test]
 async fn health_and_readiness_are_json() {
-    let nvidia = Nvidia::replying(vec![Reply::status(401)]).await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::status(401)]).await;
+    let app = TestApp::start(&nvidia).await;
     assert_eq!(app.get("/health").await.json(), serde_json::json!({ "status": "ok" }));
     let ready = app.get("/ready").await;
     assert_eq!(
@@ -19,8 +19,8 @@ async fn health_and_readiness_are_json() {
 
 #[tokio::test]
 async fn metrics_count_what_happened() {
-    let nvidia = Nvidia::replying(vec![Reply::status(503), crate::support::embedding()]).await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::status(503), embedding()]).await;
+    let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
     app.get("/some/raw/path").await;
     let metrics = app.get("/metrics").await;
@@ -44,8 +44,8 @@ async fn metrics_count_what_happened() {
 
 #[tokio::test]
 async fn a_stop_waits_for_the_request_that_runs() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let url = app.url("/vectorize-image-upload");
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();

@@ -17,8 +17,8 @@ use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    Child, HUBBLE, Nvidia, ROCKET, Reply, Server, bombs, children_of, converted, embedding, form,
-    heic, metric, tiny, variant,
+    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, bombs, children_of, converted, embedding,
+    form, heic, metric, nvidia_api::INFER, tiny, variant,
 };
 
 /// Requests a second, at most: the run is bounded in number as well as in time.
@@ -63,7 +63,7 @@ impl Held {
 /// One request of the mix, with what comes of it counted.
 async fn one(
     child: &Child,
-    origin: &Server,
+    origin: &FakeServer,
     client: &reqwest::Client,
     hostile: &[bombs::Bomb],
     n: usize,
@@ -154,9 +154,9 @@ async fn soak(environment: &[(&str, &str)]) {
     let hostile: Vec<_> =
         bombs::all().into_iter().filter(|(_, picture)| picture.len() < 300_000).collect();
     let faults = AtomicUsize::new(0);
-    let nvidia = Nvidia::with_uploads(move |request| {
+    let nvidia = FakeNvidia::with_uploads(move |request| {
         // One call in ten goes wrong, each time in another way.
-        if request.line() != "POST /v1/cv/nvidia/nv-dinov2" || fastrand::u8(0..10) != 0 {
+        if request.line() != INFER || fastrand::u8(0..10) != 0 {
             return None;
         }
         Some(match faults.fetch_add(1, Ordering::Relaxed) % 6 {
@@ -169,17 +169,14 @@ async fn soak(environment: &[(&str, &str)]) {
         })
     })
     .await;
-    let origin = Server::start(|request, _| {
+    let origin = FakeServer::start(|request, _| {
         let n = request.target.trim_start_matches('/').parse().unwrap();
         Reply::new(200, &[], variant(ROCKET, n))
     })
     .await;
-    let upstream = nvidia.settings();
     let allow = origin.address.to_string();
-    let mut settings: Vec<_> =
-        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    // Small, so that they are full before the first look.
-    settings.extend([
+    let mut settings = vec![
+        // Small, so that they are full before the first look.
         ("IMAGESVC_CACHE_MEMORY", "8MiB"),
         ("IMAGESVC_CACHE_DISK", "16MiB"),
         ("IMAGESVC_DOWNLOADS_MAX_BYTES", "200MiB"),
@@ -187,10 +184,10 @@ async fn soak(environment: &[(&str, &str)]) {
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "512"),
         ("NVIDIA_TIMEOUT", "2s"),
         ("IMAGESVC_REQUEST_TIMEOUT", "10s"),
-    ]);
+    ];
     settings.extend(environment);
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &settings);
+    let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().pool_max_idle_per_host(16).build().unwrap();
     let counter = AtomicUsize::new(0);
     let outcomes = Mutex::new(std::collections::BTreeMap::<String, usize>::new());

@@ -9,6 +9,8 @@ use std::{
     thread::JoinHandle,
 };
 
+use super::FakeNvidia;
+
 /// A running process; killed when dropped.
 pub struct Child {
     pub address: SocketAddr,
@@ -51,6 +53,13 @@ impl Child {
             lines.map_while(Result::ok).for_each(|line| sink.lock().unwrap().push(line));
         });
         Self { address, process, log, reader: Some(reader) }
+    }
+
+    /// Starts the program in a folder, in front of a fake NVIDIA.
+    pub fn start_with(nvidia: &FakeNvidia, folder: &Path, settings: &[(&str, &str)]) -> Self {
+        let upstream = nvidia.settings();
+        let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
+        Self::start(folder, &upstream.chain(settings.iter().copied()).collect::<Vec<_>>())
     }
 
     pub fn url(&self, path: &str) -> String {

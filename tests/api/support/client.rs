@@ -1,0 +1,26 @@
+//! Clients with an address of their own.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use reqwest::Client;
+use tokio::net::{TcpSocket, TcpStream};
+
+/// A client with an address of its own: on Linux, all of 127.0.0.0/8 is this machine.
+pub fn client_from(source: [u8; 4]) -> Client {
+    Client::builder()
+        .no_proxy()
+        .local_address(IpAddr::from(source))
+        .timeout(Duration::from_secs(60))
+        .build()
+        .unwrap()
+}
+
+/// A connection from such an address.
+pub async fn connect_from(source: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((source, 0)))?;
+    socket.connect(to).await
+}
