@@ -125,9 +125,8 @@ async fn no_redirect_leads_to_this_machine() {
         Reply::new(first.parse().unwrap(), &[("location", &to)], "")
     })
     .await;
-    let ports = trap.port.to_string();
     let app = TestApp::builder(&nvidia)
-        .setting("IMAGESVC_FETCH_PORTS", ports)
+        .setting("IMAGESVC_FETCH_PORTS", trap.port)
         .may_fetch_from(&origin)
         .start()
         .await;
@@ -160,10 +159,9 @@ async fn a_name_whose_second_look_up_differs_does_not_get_through() {
         }
     });
     let nvidia = FakeNvidia::well().await;
-    let ports = trap.port.to_string();
     let asked = AtomicUsize::new(0);
     let app = TestApp::builder(&nvidia)
-        .setting("IMAGESVC_FETCH_PORTS", ports)
+        .setting("IMAGESVC_FETCH_PORTS", trap.port)
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")
         .lookup(move |_| {
             let last = if asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { 2 } else { 1 };
@@ -188,9 +186,8 @@ async fn a_name_whose_second_look_up_differs_does_not_get_through() {
 async fn a_name_with_one_good_and_one_bad_address_is_refused() {
     let trap = Trap::set().await;
     let nvidia = FakeNvidia::well().await;
-    let ports = trap.port.to_string();
     let app = TestApp::builder(&nvidia)
-        .setting("IMAGESVC_FETCH_PORTS", ports)
+        .setting("IMAGESVC_FETCH_PORTS", trap.port)
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")
         .lookup(|name| {
             let (good, bad) = (IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 1]));
@@ -220,8 +217,8 @@ async fn a_proxy_in_the_environment_sees_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let body = serde_json::json!({ "image_url": origin.url("/rocket.jpg") }).to_string();
-    let answer = client.post(child.url("/vectorize-image")).body(body).send().await.unwrap();
+    let request = child.address_request(&client, &origin.url("/rocket.jpg"));
+    let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!((origin.received().len(), nvidia.received().len()), (1, 1));
     trap.assert_untouched().await;

@@ -27,7 +27,7 @@ async fn the_python_services_example_works_with_wrapped_lines_and_without_a_cont
         let answer = post(&app, body).await;
         answer.vector();
         assert_eq!(answer.json()["original_filename"], "image.png");
-        assert_eq!(app.saved_bytes(answer.json()["saved_as"].as_str().unwrap()), ROCKET);
+        assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     }
 }
 
@@ -54,7 +54,7 @@ async fn what_mobile_clients_write_works() {
         let answer = post(&app, body).await;
         answer.vector();
         assert!(answer.json().get("original_filename").is_none());
-        assert_eq!(app.saved_bytes(answer.json()["saved_as"].as_str().unwrap()), ROCKET);
+        assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     }
 }
 

@@ -8,27 +8,19 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem};
+use crate::support::{
+    FORM, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, base64_body, form,
+};
 
 const LIMIT: usize = 1 << 20;
 
 /// A body for each route whose picture is over the limit by one byte.
 fn too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
     let picture = [ROCKET, &vec![0; LIMIT + 1 - ROCKET.len()]].concat();
-    let form = [
-        &b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n"[..],
-        &picture,
-        b"\r\n--x--\r\n",
-    ]
-    .concat();
-    let text = {
-        use ::base64::{Engine, prelude::BASE64_STANDARD};
-        format!("{{\"image_base64\":\"{}\"}}", BASE64_STANDARD.encode(&picture))
-    };
     let address = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
     [
-        ("/vectorize-image-upload", "multipart/form-data; boundary=x", form),
-        ("/vectorize-image-base64", "application/json", text.into()),
+        ("/vectorize-image-upload", FORM, form(&picture)),
+        ("/vectorize-image-base64", "application/json", base64_body(&picture).into()),
         ("/vectorize-image", "application/json", address.into()),
     ]
 }

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::support::{
-    Child, FakeNvidia, ROCKET, bombs, bombs::Bomb, children_of, form, memory_of, metric,
+    Child, FakeNvidia, ROCKET, bombs, bombs::Bomb, children_of, memory_of, metric,
     nvidia_api::INFER, variant,
 };
 
@@ -95,11 +95,7 @@ impl Target {
 
     /// An upload: its status, its answer, and how long it took.
     fn upload(&self, picture: &[u8]) -> impl Future<Output = (u16, String, Duration)> + use<> {
-        let request = self
-            .client
-            .post(self.child.url("/vectorize-image-upload"))
-            .header("content-type", "multipart/form-data; boundary=x")
-            .body(form(picture));
+        let request = self.child.upload_request(&self.client, picture);
         async move {
             let started = Instant::now();
             match request.send().await {

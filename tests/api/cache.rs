@@ -6,8 +6,8 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use crate::support::{
-    Answer, Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, embedding_of, form,
-    metric, number, tiny, variant,
+    Answer, Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, embedding_of, metric,
+    number, tiny, variant,
 };
 
 /// An embedding that tells which picture it is of.
@@ -53,8 +53,8 @@ async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
     ] {
         assert_eq!(again.header("x-cache"), "hit");
         assert_eq!(again.vector(), first.vector());
-        assert_eq!(again.json()["prepared"], "original");
-        assert_ne!(again.json()["saved_as"], first.json()["saved_as"]);
+        assert_eq!(again.prepared(), "original");
+        assert_ne!(again.saved_as(), first.saved_as());
     }
     assert_eq!(nvidia.lines().len(), 1);
     assert_eq!(app.saved().len(), 4);
@@ -69,11 +69,11 @@ async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     for cache in ["miss", "hit"] {
-        assert_eq!(assert_cached(&app, HUBBLE, cache).await.json()["prepared"], "shrunk");
+        assert_eq!(assert_cached(&app, HUBBLE, cache).await.prepared(), "shrunk");
     }
     let folder = app.stop().await;
     let app = TestApp::builder(&nvidia).folder(folder).start().await;
-    assert_eq!(assert_cached(&app, HUBBLE, "hit").await.json()["prepared"], "shrunk");
+    assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
 }
 
 #[tokio::test]
@@ -258,26 +258,17 @@ async fn after_any_number_of_kills_no_vector_is_wrong() {
     let folder = TempDir::new().unwrap();
     let client = reqwest::Client::new();
     let upload = |child: &Child, n: usize| {
-        let request = client
-            .post(child.url("/vectorize-image-upload"))
-            .header("content-type", "multipart/form-data; boundary=x")
-            .body(form(&tiny(n)));
-        async move {
-            let response = request.send().await?;
-            let cache = response.headers()["x-cache"].to_str().unwrap().to_owned();
-            let status = response.status().as_u16();
-            let (headers, body) = (response.headers().clone(), response.bytes().await?.to_vec());
-            Ok::<_, reqwest::Error>((Answer { status, headers, body }, cache))
-        }
+        let request = child.upload_request(&client, &tiny(n));
+        async move { Answer::read(request.send().await?).await }
     };
     let mut hits = 0;
     for round in 0..15 {
         let child = Child::start_with(&nvidia, folder.path(), &[]);
         // What earlier rounds asked for: remembered or not, but never another's or a broken one.
         for n in 0..round * 8 {
-            let (answer, cache) = upload(&child, n).await.unwrap();
+            let answer = upload(&child, n).await.unwrap();
             assert!(tells(&answer, n), "{n} after {round} kills");
-            hits += usize::from(cache == "hit");
+            hits += usize::from(answer.header("x-cache") == "hit");
         }
         let wait = Duration::from_micros(fastrand::u64(0..12_000));
         tokio::select! {

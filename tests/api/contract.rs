@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use imagesvc::error::Code;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
@@ -13,7 +12,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Config, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, embedding, heic,
+    Config, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, base64_body, embedding,
+    heic, post_head,
 };
 
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/openapi.json");
@@ -154,9 +154,7 @@ fn request(app: &TestApp, route: Route, picture: &[u8], origin: &FakeServer) -> 
     let post = app.client.post(app.url(route.path()));
     match route {
         Route::Url => post.body(json!({ "image_url": origin.url("/photo") }).to_string()),
-        Route::Base64 => {
-            post.body(json!({ "image_base64": BASE64_STANDARD.encode(picture) }).to_string())
-        }
+        Route::Base64 => post.body(base64_body(picture)),
         Route::Upload => app.upload_request(picture, "photo.jpg"),
     }
 }
@@ -200,12 +198,8 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         Send::Nonsense => app.send(post("nonsense".into())).await,
         Send::Half => {
             let mut stream = TcpStream::connect(app.address).await.unwrap();
-            let head = format!(
-                "POST {} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
-                 content-length: 1000\r\n\r\n--x\r\n",
-                route.path()
-            );
-            stream.write_all(head.as_bytes()).await.unwrap();
+            let half = post_head(route.path(), 1000, "") + "--x\r\n";
+            stream.write_all(half.as_bytes()).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
             let status = answer.split(' ').nth(1).unwrap().parse().unwrap();

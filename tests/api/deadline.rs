@@ -134,9 +134,7 @@ async fn an_upload_that_hangs_leaves_the_time_to_do_without() {
         })
         .await;
         let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "4s").start().await;
-        let answer = app.upload(HUBBLE, "hubble.jpg").await;
-        answer.vector();
-        assert_eq!(answer.json()["prepared"], "shrunk");
+        assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     }
 }
 
@@ -152,8 +150,7 @@ async fn an_asset_api_that_is_gone_is_done_without_and_left_alone_for_a_while() 
         let app = TestApp::start(&nvidia).await;
         for n in 0..2 {
             let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
-            answer.vector();
-            assert_eq!(answer.json()["prepared"], "shrunk");
+            assert_eq!(answer.prepared(), "shrunk");
         }
         let creates = |nvidia: &FakeNvidia| {
             nvidia.lines().iter().filter(|line| *line == CREATE_ASSET).count()

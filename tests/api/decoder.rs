@@ -31,6 +31,16 @@ async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     (answer, app, folder)
 }
 
+/// Waits until the decoder that was started last is gone.
+async fn assert_ended(folder: &TempDir, script: &str) {
+    let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
+    let started = Instant::now();
+    while Path::new("/proc").join(pid.trim()).exists() {
+        assert!(started.elapsed() < Duration::from_secs(10), "{script}: it is still there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// The head of an answer: what it says, and how long what follows is.
 fn head(letter: char, len: u8) -> String {
     format!("printf '{letter}\\{len:03o}\\0\\0\\0\\0\\0\\0\\0'; ")
@@ -62,9 +72,9 @@ async fn a_decoder_that_the_system_takes_away_is_no_fault_of_the_picture() {
     let unlimited = format!("{}printf never", head('l', 5));
     for script in ["kill -KILL $$", "kill -TERM $$", &halfway, &unlimited] {
         let (answer, app, _folder) = decode_with(script).await;
-        let problem = assert_problem(&answer, 503, "overloaded");
+        assert_problem(&answer, 503, "overloaded");
         assert_eq!(answer.header("retry-after"), "5");
-        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()], "{script}: it is kept");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: it is kept");
         let metrics = app.get("/metrics").await.text();
         assert_eq!(metric(&metrics, "imagesvc_decodes_total{outcome=\"unavailable\"}"), 1.0);
     }
@@ -80,8 +90,8 @@ async fn a_decoder_that_cannot_be_started_any_more_is_no_fault_of_the_picture() 
         TestApp::builder(&nvidia).configure(|config| config.decoder.program = path).start().await;
     fs::remove_file(program).unwrap();
     let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
-    let problem = assert_problem(&answer, 503, "overloaded");
-    assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()]);
+    assert_problem(&answer, 503, "overloaded");
+    assert_eq!(app.saved(), [answer.saved_as()]);
 }
 
 #[tokio::test]
@@ -97,8 +107,8 @@ async fn a_decoder_that_does_not_keep_to_what_was_agreed_is_a_bug() {
         format!("{}exec cat /dev/zero", head('d', 3)),
     ] {
         let (answer, app, _folder) = decode_with(&script).await;
-        let problem = assert_problem(&answer, 500, "internal");
-        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()], "{script}: it is kept");
+        assert_problem(&answer, 500, "internal");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: it is kept");
     }
 }
 
@@ -110,21 +120,17 @@ async fn a_decoder_that_hangs_is_ended_at_the_deadline() {
         format!("{}printf abcdefghi; exec >&-; exec sleep 600", head('d', 9)),
     ] {
         let (answer, app, folder) = decode_with(&script).await;
-        let problem = assert_problem(&answer, 504, "embedding_timeout");
-        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()], "{script}: it is kept");
-        let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
-        let started = Instant::now();
-        while Path::new("/proc").join(pid.trim()).exists() {
-            assert!(started.elapsed() < Duration::from_secs(10), "{script}: it is still there");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        assert_problem(&answer, 504, "embedding_timeout");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: it is kept");
+        assert_ended(&folder, &script).await;
     }
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
     let folder = tempfile::tempdir().unwrap();
-    let program = misbehaving(&folder, "exec sleep 600");
+    let script = "exec sleep 600";
+    let program = misbehaving(&folder, script);
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
@@ -134,12 +140,7 @@ async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
     let picture = converted(ROCKET, ImageFormat::WebP);
     let request = app.upload_request(&picture, "rocket.webp").timeout(Duration::from_millis(500));
     assert!(request.send().await.unwrap_err().is_timeout());
-    let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
-    let started = Instant::now();
-    while Path::new("/proc").join(pid.trim()).exists() {
-        assert!(started.elapsed() < Duration::from_secs(10), "it is still there");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    assert_ended(&folder, script).await;
 }
 
 #[tokio::test]

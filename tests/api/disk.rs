@@ -5,7 +5,7 @@ use std::{collections::HashSet, path::Path, process::Command, time::Duration};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
-use crate::support::{Child, FakeNvidia, ROCKET, TestApp, assert_problem, form, noise_png};
+use crate::support::{Child, FakeNvidia, ROCKET, TestApp, assert_problem, noise_png};
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
@@ -27,10 +27,7 @@ async fn two_hundred_power_cuts_leave_whole_files_alone() {
         assert!(names(&downloads.join(".incoming")).is_empty(), "the start has cleaned up");
         let mut uploads = JoinSet::new();
         for n in 0..6 {
-            let request = client
-                .post(child.url("/vectorize-image-upload"))
-                .header("content-type", "multipart/form-data; boundary=x")
-                .body(form(&pictures[n % 2]));
+            let request = child.upload_request(&client, &pictures[n % 2]);
             // Whether it gets an answer is a matter of luck.
             uploads.spawn(async move { drop(request.send().await) });
         }

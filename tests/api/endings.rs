@@ -7,8 +7,8 @@ use proptest::test_runner::{Config, TestRunner};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
-    Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, connect_from, embedding, form,
-    tiny, try_number,
+    Answer, FORM, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, connect_from, embedding,
+    form, post_head, tiny, try_number,
 };
 
 /// A picture that is the same in every sequence.
@@ -113,8 +113,7 @@ impl Servers {
                 app.send(base64().body(reqwest::Body::wrap(body))).map(status).await == 413
             }
             Ending::NoForm => {
-                let kind = "multipart/form-data; boundary=x";
-                app.post("/vectorize-image-upload", kind, "--x\r\n").map(status).await == 422
+                app.post("/vectorize-image-upload", FORM, "--x\r\n").map(status).await == 422
             }
             Ending::NoBase64 => {
                 app.send(base64().body(r#"{"image_base64":"%%%%"}"#)).map(status).await == 400
@@ -138,10 +137,7 @@ impl Servers {
         let source = [127, 0, 0, 2 + (n % 3) as u8];
         let mut stream = connect_from(source, self.app.address).await.unwrap();
         let length = if part.len() > 50_000 { 900_000 } else { part.len() };
-        let head = format!(
-            "POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
-             content-length: {length}\r\n\r\n"
-        );
+        let head = post_head("/vectorize-image-upload", length, "");
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.write_all(part).await.unwrap();
         let mut answer = String::new();

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::support::{FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, embedding};
+use crate::support::{
+    FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, embedding, free_address,
+    post_head,
+};
 
 /// An error as NVIDIA writes it, with something in it that is not for clients.
 pub fn refusal(status: u16) -> Reply {
@@ -55,8 +58,7 @@ async fn a_nvidia_that_hangs_is_a_timeout() {
 #[tokio::test]
 async fn a_nvidia_that_cannot_be_reached_is_unavailable() {
     let nvidia = FakeNvidia::well().await;
-    // A port that was free a moment ago, and that nobody listens on.
-    let free = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let free = free_address().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_INFER_URL", format!("http://{free}/"))
         .start()
@@ -152,15 +154,13 @@ async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
         ("/vectorize-image-base64", "{\"image_base64\":"),
         (
             "/vectorize-image-upload",
-            "--b0undary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nabc",
+            "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nabc",
         ),
     ] {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b0undary\r\ncontent-length: 10000\r\n\r\n{start}"
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(post_head(path, 10_000, "").as_bytes()).await.unwrap();
+        stream.write_all(start.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer))
             .await

@@ -31,8 +31,7 @@ async fn assert_falls_back(at: &'static str, reply: Reply) {
     .await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload(HUBBLE, "hubble.jpg").await;
-    answer.vector();
-    assert_eq!(answer.json()["prepared"], "shrunk");
+    assert_eq!(answer.prepared(), "shrunk");
     assert_eq!(
         (answer.json()["width"].as_u64(), answer.json()["height"].as_u64()),
         (Some(1000), Some(872))
@@ -49,7 +48,7 @@ async fn assert_falls_back(at: &'static str, reply: Reply) {
     let before = calls(nvidia.received()).count();
 
     let again = app.upload(&variant(HUBBLE, 1), "hubble.jpg").await;
-    assert_eq!(again.json()["prepared"], "shrunk");
+    assert_eq!(again.prepared(), "shrunk");
     assert_eq!(calls(nvidia.received()).count(), before + 1, "{:?}", nvidia.lines());
 }
 
@@ -139,9 +138,7 @@ async fn the_refusal_is_forgotten_after_a_while() {
 async fn with_shrink_no_upload_is_tried() {
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    let answer = app.upload(HUBBLE, "hubble.jpg").await;
-    answer.vector();
-    assert_eq!(answer.json()["prepared"], "shrunk");
+    assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     assert_eq!(nvidia.lines(), [INFER]);
     let (picture, _) = inline_picture(&nvidia.received()[0]);
     let (width, height) = picture.dimensions();
@@ -172,9 +169,7 @@ async fn a_picture_that_nvidia_takes_in_no_way_says_nothing_of_uploads() {
     .await;
     let app = TestApp::start(&nvidia).await;
     assert_problem(&app.upload(HUBBLE, "refused.jpg").await, 422, "embedding_rejected");
-    let answer = app.upload(HUBBLE, "hubble.jpg").await;
-    answer.vector();
-    assert_eq!(answer.json()["prepared"], "original");
+    assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "original");
 }
 
 #[tokio::test]
@@ -188,7 +183,5 @@ async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
         .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
         .start()
         .await;
-    let answer = app.upload(&bmp, "noise.bmp").await;
-    answer.vector();
-    assert_eq!(answer.json()["prepared"], "shrunk");
+    assert_eq!(app.upload(&bmp, "noise.bmp").await.prepared(), "shrunk");
 }

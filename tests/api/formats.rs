@@ -183,7 +183,7 @@ async fn the_bytes_decide_whatever_the_names_and_labels_say() {
             let answer = app.upload_parts(&[(&head, picture.get_ref())]).await;
             answer.vector();
             assert_eq!(answer.json()["content_type"], content_type);
-            assert!(answer.json()["saved_as"].as_str().unwrap().ends_with(&format!(".{expected}")));
+            assert!(answer.saved_as().ends_with(&format!(".{expected}")));
         }
         let head =
             format!("name=\"file\"; filename=\"picture.{extension}\"\r\nContent-Type: {label}");

@@ -4,7 +4,7 @@ use ::base64::{Engine, prelude::BASE64_STANDARD};
 use proptest::{prelude::*, test_runner::TestRunner};
 use tokio::runtime::Runtime;
 
-use crate::support::{Answer, FakeNvidia, TestApp};
+use crate::support::{Answer, FORM, FakeNvidia, TestApp};
 
 /// A GIF of one pixel.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
@@ -59,7 +59,7 @@ fn good_bodies() -> [Vec<u8>; 3] {
 const ROUTES: [(&str, &str); 3] = [
     ("/vectorize-image-base64", "application/json"),
     ("/vectorize-image", "application/json"),
-    ("/vectorize-image-upload", "multipart/form-data; boundary=x"),
+    ("/vectorize-image-upload", FORM),
 ];
 
 #[test]

@@ -6,7 +6,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{Answer, Child, FakeNvidia, ROCKET, TestApp, assert_problem, tiny};
+use crate::support::{Answer, Child, FakeNvidia, ROCKET, TestApp, assert_problem, post_head, tiny};
 
 const KEYS: (&str, &str) = ("IMAGESVC_API_KEYS", "first-client-key, second-client-key");
 
@@ -71,10 +71,7 @@ async fn without_a_key_the_body_is_not_asked_for() {
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     for path in PICTURE_ROUTES {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
-             content-length: 1000000\r\nexpect: 100-continue\r\n\r\n"
-        );
+        let head = post_head(path, 1_000_000, "expect: 100-continue\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();

@@ -62,8 +62,7 @@ async fn a_png_is_labelled_png_whatever_the_client_calls_it() {
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload(&png, "chelsea.jpg").await;
     answer.vector();
-    let saved_as = answer.json()["saved_as"].as_str().unwrap().to_owned();
-    assert!(saved_as.ends_with(".png"));
+    assert!(answer.saved_as().ends_with(".png"));
     assert_eq!(answer.json()["content_type"], "image/png");
     assert_eq!(
         nvidia.received()[0].body,

@@ -3,8 +3,8 @@
 use imagesvc::config::Raw;
 
 use crate::support::{
-    Child, Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, form, heic,
-    nvidia_api::KEY, tiny, try_number,
+    Child, Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, heic, nvidia_api::KEY,
+    tiny, try_number,
 };
 
 /// What must not be seen: NVIDIA's key, the clients' keys, a wrong one, a proxy's password, and what
@@ -58,16 +58,8 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
-    let upload = |picture: &[u8]| {
-        client
-            .post(child.url("/vectorize-image-upload"))
-            .header("content-type", "multipart/form-data; boundary=x")
-            .body(form(picture))
-    };
-    let by_address = |address: String| {
-        let body = serde_json::json!({ "image_url": address }).to_string();
-        client.post(child.url("/vectorize-image")).body(body)
-    };
+    let upload = |picture: &[u8]| child.upload_request(&client, picture);
+    let by_address = |address: String| child.address_request(&client, &address);
     let own = "planted-client-key-1";
     let get = |path: &str| client.get(child.url(path));
     let mut requests = vec![

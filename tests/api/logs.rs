@@ -18,13 +18,7 @@ async fn every_request_is_one_json_line_with_the_facts_in_fields() {
     let child = Child::start_with(&nvidia, folder.path(), &[]);
     let client = reqwest::Client::new();
     let upload = |id: &'static str, picture: &[u8]| {
-        let text = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, picture);
-        let body = format!(r#"{{"image_base64":"{text}"}}"#);
-        client
-            .post(child.url("/vectorize-image-base64"))
-            .header("x-request-id", id)
-            .body(body)
-            .send()
+        child.base64_request(&client, picture).header("x-request-id", id).send()
     };
     for (id, picture, status) in [
         ("first", tiny(1), 200),

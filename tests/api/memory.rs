@@ -2,11 +2,10 @@
 
 use std::io::Cursor;
 
-use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image::{ImageFormat, Rgb, RgbImage};
 use tokio::task::JoinSet;
 
-use crate::support::{Child, FakeNvidia, ROCKET, form};
+use crate::support::{Child, FORM, FakeNvidia, ROCKET, base64_body, form};
 
 const MIB: u64 = 1 << 20;
 
@@ -47,8 +46,6 @@ fn twenty_mebibytes() -> Vec<u8> {
     picture
 }
 
-const FORM: &str = "multipart/form-data; boundary=x";
-
 #[tokio::test(flavor = "multi_thread")]
 async fn large_uploads_at_once_take_no_more_than_small_ones() {
     let (statuses, growth) =
@@ -59,7 +56,7 @@ async fn large_uploads_at_once_take_no_more_than_small_ones() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_base64_bodies_stay_within_their_budget() {
-    let body = format!("{{\"image_base64\":\"{}\"}}", BASE64_STANDARD.encode(twenty_mebibytes()));
+    let body = base64_body(&twenty_mebibytes());
     let route = "/vectorize-image-base64";
     let (statuses, growth) = load(&[], route, "application/json", body.into(), 64).await;
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");

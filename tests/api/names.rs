@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Child, FakeNvidia, ROCKET, nvidia_api::KEY};
+use crate::support::{Child, FORM, FakeNvidia, ROCKET, nvidia_api::KEY};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_names_and_ids_stay_where_they_are() {
@@ -45,7 +45,7 @@ async fn hostile_names_and_ids_stay_where_they_are() {
         );
         let body = [head.as_bytes(), ROCKET, b"\r\n--x--\r\n"].concat();
         let request = client.post(child.url("/vectorize-image-upload")).body(body);
-        let request = request.header("content-type", "multipart/form-data; boundary=x");
+        let request = request.header("content-type", FORM);
         let answer = request.send().await.unwrap();
         assert!([200, 422].contains(&answer.status().as_u16()), "{name:?}");
     }

@@ -84,9 +84,9 @@ async fn anything_but_1536_finite_numbers_is_refused() {
     for reply in replies {
         let nvidia = FakeNvidia::replying(vec![reply]).await;
         let app = TestApp::start(&nvidia).await;
-        let problem =
-            assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_invalid");
-        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()]);
+        let answer = app.upload(ROCKET, "rocket.jpg").await;
+        assert_problem(&answer, 502, "embedding_invalid");
+        assert_eq!(app.saved(), [answer.saved_as()]);
         assert_eq!(nvidia.received().len(), 1, "what was paid for is not asked for again");
     }
 }

@@ -1,6 +1,6 @@
 //! What operators and their machines ask.
 
-use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding};
+use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding, form, post_head};
 
 #[tokio::test]
 async fn health_and_readiness_are_json() {
@@ -46,15 +46,10 @@ async fn metrics_count_what_happened() {
 async fn a_stop_waits_for_the_request_that_runs() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::start(&nvidia).await;
-    let url = app.url("/vectorize-image-upload");
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n";
-    let body = [&head[..], ROCKET, b"\r\n--x--\r\n"].concat();
-    let start = format!(
-        "POST {url} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
-        body.len()
-    );
+    let body = form(ROCKET);
+    let start = post_head("/vectorize-image-upload", body.len(), "expect: 100-continue\r\n");
     stream.write_all(start.as_bytes()).await.unwrap();
     // The service asks for the body: the request is under way.
     let mut answer = vec![0; 25];

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, future::join_all, stream};
 
 use crate::support::{
     Answer, Child, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, assert_problem, embedding, metric,
-    tiny, variant,
+    post_head, tiny, variant,
 };
 
 /// What "at once" is.
@@ -162,17 +162,11 @@ async fn at_ten_times_the_capacity_the_rest_is_shed_at_once_and_the_accepted_are
     let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
     let upload = |n: usize| {
-        let body = format!(
-            r#"{{"image_base64":"{}"}}"#,
-            base64::Engine::encode(&base64::prelude::BASE64_STANDARD, tiny(n))
-        );
-        let request = client.post(child.url("/vectorize-image-base64")).body(body);
+        let request = child.base64_request(&client, &tiny(n));
         async move {
             let started = Instant::now();
-            let response = request.send().await.unwrap();
-            let (status, headers) = (response.status().as_u16(), response.headers().clone());
-            let body = response.bytes().await.unwrap().into();
-            (Answer { status, headers, body }, started.elapsed())
+            let answer = Answer::read(request.send().await.unwrap()).await.unwrap();
+            (answer, started.elapsed())
         }
     };
     // As many at once as there are slots, and a few more: no slot is ever idle.
@@ -223,10 +217,7 @@ async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
         for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
             // The header alone: the body never comes.
-            let head = format!(
-                "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
-                 content-length: 1000\r\nexpect: 100-continue\r\n\r\n"
-            );
+            let head = post_head(route, 1000, "expect: 100-continue\r\n");
             stream.write_all(head.as_bytes()).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
@@ -287,7 +278,6 @@ async fn connections_beyond_the_limit_of_all_or_of_a_peer_are_closed_and_counted
         assert_eq!(answered, 3, "{reason}");
         open.truncate(1);
         let shed = format!("imagesvc_requests_shed_total{{reason=\"{reason}\"}}");
-        let counted = async { while metric(&app.get("/metrics").await.text(), &shed) < 2.0 {} };
-        tokio::time::timeout(Duration::from_secs(10), counted).await.unwrap();
+        app.wait_for(|value| value(&shed) >= 2.0).await;
     }
 }

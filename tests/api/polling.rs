@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use crate::support::{
-    self, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, assert_problem, embedding,
+    self, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, assert_problem, embedding, free_address,
     nvidia_api::{ASSETS_PATH, INFER, KEY, STATUS_PATH},
 };
 
@@ -103,7 +103,7 @@ async fn a_poll_that_is_told_to_come_back_after_the_deadline_passes_that_on() {
 #[tokio::test]
 async fn a_poll_that_never_arrived_is_no_reason_to_ask_anew() {
     let nvidia = FakeNvidia::replying(vec![pending()]).await;
-    let free = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let free = free_address().await;
     let status = format!("http://{free}{STATUS_PATH}");
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_STATUS_URL", status)
@@ -124,8 +124,6 @@ async fn an_upload_that_is_refused_by_a_poll_falls_back() {
         })
         .await;
         let app = TestApp::start(&nvidia).await;
-        let answer = app.upload(HUBBLE, "hubble.jpg").await;
-        answer.vector();
-        assert_eq!(answer.json()["prepared"], "shrunk");
+        assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     }
 }

@@ -5,17 +5,10 @@ use std::{fs, time::Duration};
 use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::timeout};
 
-use crate::support::{FakeNvidia, ROCKET, TestApp, embedding, metric, number, tiny, variant};
+use crate::support::{FakeNvidia, ROCKET, TestApp, embedding, number, tiny, variant};
 
 async fn wait_until_removed(app: &TestApp, pictures: f64) {
-    let wait = async {
-        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_removed_total")
-            < pictures
-        {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(Duration::from_secs(30), wait).await.expect("old pictures are removed");
+    app.wait_for(|value| value("imagesvc_pictures_removed_total") >= pictures).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,7 +44,7 @@ async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
     };
     let (first, ()) = tokio::join!(first, others);
     first.vector();
-    let name = first.json()["saved_as"].as_str().unwrap().to_owned();
+    let name = first.saved_as();
     assert_eq!(app.saved_bytes(&name), first_picture, "it was worked on, and is there");
     for name in strangers {
         assert!(app.folder().join(name).exists(), "{name} is not the service's");

@@ -15,7 +15,7 @@ async fn every_route_answers_for_a_photograph_over_and_under_the_inline_limit() 
     {
         let answer = app.upload(photo, name).await;
         assert_eq!(answer.json()["model"], "sandbox/perceptual");
-        assert_eq!(answer.json()["prepared"], "original");
+        assert_eq!(answer.prepared(), "original");
         assert_eq!(app.base64(photo).await.vector(), answer.vector());
     }
     let by_address = app.by_address(&app.url("/sandbox/photo.jpg")).await;
@@ -35,7 +35,7 @@ async fn the_same_photograph_in_any_format_lands_close_by() {
         let similarity = cosine(&original, &answer.vector());
         assert!(similarity > 0.95, "{format:?}: {similarity}");
         let prepared = if format == ImageFormat::Png { "original" } else { "jpeg" };
-        assert_eq!(answer.json()["prepared"], prepared);
+        assert_eq!(answer.prepared(), prepared);
     }
     let other = app.upload(CHELSEA, "chelsea.png").await.vector();
     assert!(cosine(&original, &other) < 0.9);

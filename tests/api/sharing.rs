@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::{
     cache::{assert_cached, telling, tells},
     support::{
-        FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, created_asset, embedding, metric,
+        FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, created_asset, embedding,
         nvidia_api::CREATE_ASSET,
     },
 };
@@ -23,7 +23,7 @@ async fn a_hundred_identical_pictures_at_once_are_one_call() {
     let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
     let open = async {
         // Everybody waits for the one call by then.
-        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 100.0 {}
+        app.wait_for(|value| value("imagesvc_pictures_at_work") >= 100.0).await;
         gate.send(true).unwrap();
     };
     let (answers, ()) = tokio::join!(uploads, open);
@@ -45,7 +45,7 @@ async fn the_leaders_client_may_leave_and_the_others_are_served_by_its_call() {
     }
     let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
     let open = async {
-        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 11.0 {}
+        app.wait_for(|value| value("imagesvc_pictures_at_work") >= 11.0).await;
         gate.send(true).unwrap();
     };
     for answer in tokio::join!(others, open).0 {
@@ -146,7 +146,7 @@ async fn a_failure_is_shared_but_not_remembered() {
     let app = TestApp::start(&nvidia).await;
     let uploads = join_all((0..5).map(|_| app.upload(ROCKET, "a.jpg")));
     let open = async {
-        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 5.0 {}
+        app.wait_for(|value| value("imagesvc_pictures_at_work") >= 5.0).await;
         gate.send(true).unwrap();
     };
     let (answers, ()) = tokio::join!(uploads, open);
@@ -155,7 +155,7 @@ async fn a_failure_is_shared_but_not_remembered() {
             (answer.status, answer.json()["code"].as_str()),
             (422, Some("embedding_rejected"))
         );
-        assert!(app.saved().contains(&answer.json()["saved_as"].as_str().unwrap().to_owned()));
+        assert!(app.saved().contains(&answer.saved_as()));
     }
     assert_eq!(nvidia.lines().len(), 1);
     assert_cached(&app, ROCKET, "miss").await;

@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Child, FakeNvidia, ROCKET, TestApp, connect_from};
+use crate::support::{Child, FakeNvidia, ROCKET, TestApp, connect_from, form, post_head};
 
 /// The openings of a client that then says nothing more.
 const OPENINGS: [&[u8]; 6] = [
@@ -69,13 +69,8 @@ async fn a_header_that_trickles_does_not_live_longer() {
 /// Uploads a picture as a good client does, from an address of its own.
 async fn good_upload(child: &Child) -> String {
     let mut stream = connect_from([127, 9, 9, 9], child.address).await.unwrap();
-    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n";
-    let body = [&head[..], ROCKET, b"\r\n--x--\r\n"].concat();
-    let request = format!(
-        "POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
-         content-type: multipart/form-data; boundary=x\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
+    let body = form(ROCKET);
+    let request = post_head("/vectorize-image-upload", body.len(), "connection: close\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     stream.write_all(&body).await.unwrap();
     let mut answer = String::new();

@@ -11,14 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::{StreamExt, stream};
-use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
     Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, bombs, children_of, converted, embedding,
-    form, heic, metric, nvidia_api::INFER, tiny, variant,
+    heic, metric, nvidia_api::INFER, tiny, variant,
 };
 
 /// Requests a second, at most: the run is bounded in number as well as in time.
@@ -69,12 +67,7 @@ async fn one(
     n: usize,
 ) -> String {
     let random = fastrand::usize(..);
-    let upload = |picture: Vec<u8>| {
-        client
-            .post(child.url("/vectorize-image-upload"))
-            .header("content-type", "multipart/form-data; boundary=x")
-            .body(form(&picture))
-    };
+    let upload = |picture: Vec<u8>| child.upload_request(client, &picture);
     let request = match random % 16 {
         _ if n % ENDLESS_IN == ENDLESS_IN / 2 => upload(variant(&bombs::shared_jpeg(), n)),
         0..4 => upload(variant(ROCKET, n)),
@@ -82,16 +75,8 @@ async fn one(
         5 => upload(variant(HUBBLE, n)),
         6 => upload(ROCKET.to_vec()),
         7 => upload(ROCKET.to_vec()).header("cache-control", "no-cache"),
-        8 => {
-            let text = BASE64_STANDARD.encode(variant(ROCKET, n));
-            client
-                .post(child.url("/vectorize-image-base64"))
-                .json_text(&json!({ "image_base64": text }))
-        }
-        9 => {
-            let address = origin.url(&format!("/{n}"));
-            client.post(child.url("/vectorize-image")).json_text(&json!({ "image_url": address }))
-        }
+        8 => child.base64_request(client, &variant(ROCKET, n)),
+        9 => child.address_request(client, &origin.url(&format!("/{n}"))),
         10 => upload(converted(&tiny(n), image::ImageFormat::Bmp)),
         11 => upload(heic()),
         12 => client.post(child.url("/vectorize-image-base64")).body("{\"image_base64\": \"***\"}"),
@@ -119,16 +104,6 @@ async fn one(
             if response.bytes().await.is_ok() { status } else { "cut".into() }
         }
         Err(error) => format!("failed: {error:?}"),
-    }
-}
-
-trait JsonText {
-    fn json_text(self, body: &serde_json::Value) -> Self;
-}
-
-impl JsonText for reqwest::RequestBuilder {
-    fn json_text(self, body: &serde_json::Value) -> Self {
-        self.body(body.to_string())
     }
 }
 

@@ -12,10 +12,7 @@ use tokio::{
 use crate::support::{Child, FakeNvidia, Reply, embedding, tiny};
 
 async fn upload(child: &Child, n: usize) -> reqwest::Result<(u16, String)> {
-    let text = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, tiny(n));
-    let request = reqwest::Client::new()
-        .post(child.url("/vectorize-image-base64"))
-        .body(format!(r#"{{"image_base64":"{text}"}}"#));
+    let request = child.base64_request(&reqwest::Client::new(), &tiny(n));
     let response = request.send().await?;
     Ok((response.status().as_u16(), response.text().await?))
 }

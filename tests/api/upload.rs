@@ -1,6 +1,6 @@
 //! The upload route, as clients call it, slips included.
 
-use crate::support::{FakeNvidia, ROCKET, TestApp, assert_problem, heic, noise_png};
+use crate::support::{FORM, FakeNvidia, ROCKET, TestApp, assert_problem, form, heic, noise_png};
 
 #[tokio::test]
 async fn other_fields_are_ignored_before_and_after_the_file() {
@@ -16,7 +16,7 @@ async fn other_fields_are_ignored_before_and_after_the_file() {
         .await;
     answer.vector();
     assert_eq!(answer.json()["original_filename"], "rocket.jpg");
-    assert_eq!(app.saved_bytes(answer.json()["saved_as"].as_str().unwrap()), ROCKET);
+    assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
 }
 
 #[tokio::test]
@@ -51,14 +51,8 @@ async fn the_common_slips_are_told_apart() {
         ),
         (app.post("/vectorize-image-upload", "image/jpeg", ROCKET).await, "-F"),
         (app.post("/vectorize-image-upload", "application/json", "{}").await, "-F"),
-        (
-            app.post("/vectorize-image-upload", "multipart/form-data; boundary=x", "nothing").await,
-            "closing boundary",
-        ),
-        (
-            app.post("/vectorize-image-upload", "multipart/form-data; boundary=x", "").await,
-            "closing boundary",
-        ),
+        (app.post("/vectorize-image-upload", FORM, "nothing").await, "closing boundary"),
+        (app.post("/vectorize-image-upload", FORM, "").await, "closing boundary"),
     ] {
         let problem = assert_problem(&answer, 422, "validation_failed");
         assert!(problem["detail"].as_str().unwrap().contains(word), "{word}: {problem}");
@@ -80,11 +74,9 @@ async fn a_picture_without_a_file_name_is_a_picture() {
 async fn a_form_that_is_cut_leaves_nothing() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::start(&nvidia).await;
-    let mut body =
-        b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n"
-            .to_vec();
-    body.extend(ROCKET);
-    let answer = app.post("/vectorize-image-upload", "multipart/form-data; boundary=x", body).await;
+    let mut body = form(ROCKET);
+    body.truncate(body.len() - 9);
+    let answer = app.post("/vectorize-image-upload", FORM, body).await;
     let problem = assert_problem(&answer, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("closing boundary"));
     assert!(app.saved().is_empty());

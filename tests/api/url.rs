@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use serde_json::json;
 
 use crate::support::{
-    Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem,
+    Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, free_address,
 };
 
 /// A service that may fetch from this origin alone.
 async fn allowed(nvidia: &FakeNvidia, origin: &FakeServer) -> TestApp {
-    TestApp::builder(nvidia).may_fetch_from(&origin).start().await
+    TestApp::builder(nvidia).may_fetch_from(origin).start().await
 }
 
 async fn fetched(reply: Reply) -> Answer {
@@ -36,7 +36,7 @@ async fn a_picture_is_fetched_without_a_trace_of_the_service() {
     answer.vector();
     assert_eq!(answer.json()["source_url"], address, "as the client gave it");
     assert!(answer.json().get("original_filename").is_none());
-    assert_eq!(app.saved_bytes(answer.json()["saved_as"].as_str().unwrap()), ROCKET);
+    assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     let received = origin.received();
     assert_eq!(origin.lines(), ["GET /a%20b/photo.jpg?size=1&x=%2F"]);
     assert_eq!(
@@ -268,7 +268,7 @@ async fn a_host_that_stalls_is_a_timeout() {
 #[tokio::test]
 async fn a_host_that_refuses_the_connection_is_a_failed_download() {
     let nvidia = FakeNvidia::well().await;
-    let free = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    let free = free_address().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_ALLOW", free).start().await;
     assert_problem(&app.by_address(&format!("http://{free}/")).await, 502, "download_failed");
 }

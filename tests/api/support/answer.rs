@@ -1,6 +1,6 @@
 //! What the service answers, and what every answer has to hold.
 
-use reqwest::{StatusCode, header::HeaderMap};
+use reqwest::{Response, StatusCode, header::HeaderMap};
 use serde_json::Value;
 
 /// An answer, read to its end.
@@ -12,6 +12,12 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Reads a response to its end.
+    pub async fn read(response: Response) -> reqwest::Result<Self> {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Ok(Self { status, headers, body: response.bytes().await?.into() })
+    }
+
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
@@ -23,6 +29,17 @@ impl Answer {
 
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The name of the picture's file.
+    pub fn saved_as(&self) -> String {
+        self.json()["saved_as"].as_str().unwrap().to_owned()
+    }
+
+    /// How the picture was prepared, of an answer with a vector.
+    pub fn prepared(&self) -> String {
+        self.vector();
+        self.json()["prepared"].as_str().unwrap().to_owned()
     }
 
     pub fn vector(&self) -> Vec<f64> {

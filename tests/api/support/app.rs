@@ -164,9 +164,7 @@ impl TestApp {
     }
 
     pub async fn send(&self, request: RequestBuilder) -> Answer {
-        let response = request.send().await.unwrap();
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Answer { status, headers, body: response.bytes().await.unwrap().into() }
+        Answer::read(request.send().await.unwrap()).await.unwrap()
     }
 
     /// What [`Self::send`] does, by another client.

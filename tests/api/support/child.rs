@@ -9,7 +9,10 @@ use std::{
     thread::JoinHandle,
 };
 
-use super::FakeNvidia;
+use reqwest::{Client, RequestBuilder, header::CONTENT_TYPE};
+use serde_json::json;
+
+use super::{FORM, FakeNvidia, base64_body, form};
 
 /// A running process; killed when dropped.
 pub struct Child {
@@ -64,6 +67,23 @@ impl Child {
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+
+    /// An upload of a picture, not sent yet.
+    pub fn upload_request(&self, client: &Client, picture: &[u8]) -> RequestBuilder {
+        let request = client.post(self.url("/vectorize-image-upload"));
+        request.header(CONTENT_TYPE, FORM).body(form(picture))
+    }
+
+    /// The same by the Base64 route.
+    pub fn base64_request(&self, client: &Client, picture: &[u8]) -> RequestBuilder {
+        client.post(self.url("/vectorize-image-base64")).body(base64_body(picture))
+    }
+
+    /// The same by the URL route.
+    pub fn address_request(&self, client: &Client, address: &str) -> RequestBuilder {
+        let body = json!({ "image_url": address }).to_string();
+        client.post(self.url("/vectorize-image")).body(body)
     }
 
     /// The most memory that was ever resident, in bytes.

@@ -1,4 +1,4 @@
-//! Clients with an address of their own.
+//! Addresses: clients with one of their own, and one that nobody listens on.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use reqwest::Client;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// A client with an address of its own: on Linux, all of 127.0.0.0/8 is this machine.
 pub fn client_from(source: [u8; 4]) -> Client {
@@ -23,4 +23,9 @@ pub async fn connect_from(source: [u8; 4], to: SocketAddr) -> std::io::Result<Tc
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from((source, 0)))?;
     socket.connect(to).await
+}
+
+/// An address that was free a moment ago, and that nobody listens on.
+pub async fn free_address() -> SocketAddr {
+    TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap()
 }

@@ -13,6 +13,11 @@ use super::{
 pub struct FakeNvidia(FakeServer);
 
 impl FakeNvidia {
+    /// The asset that uploads are told to be.
+    pub const ASSET: &'static str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
+    /// The query of the address that uploads go to.
+    pub const SIGNATURE: &'static str = "X-Amz-Signature=planted";
+
     /// Answers every call by a script.
     pub async fn scripted(
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
@@ -53,13 +58,6 @@ impl FakeNvidia {
     pub fn settings(&self) -> [(&'static str, String); 4] {
         nvidia_api::settings(self.address)
     }
-}
-
-impl FakeNvidia {
-    /// The asset that uploads are told to be.
-    pub const ASSET: &'static str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
-    /// The query of the address that uploads go to.
-    pub const SIGNATURE: &'static str = "X-Amz-Signature=planted";
 }
 
 /// NVIDIA's answer to an announced upload.

@@ -12,14 +12,16 @@ mod fake_server;
 pub mod kinds;
 pub mod nvidia_api;
 mod pictures;
+mod request;
 
 pub use answer::{Answer, assert_problem, metric};
 pub use app::{Config, StartError, TestApp};
 pub use child::{Child, children_of, memory_of};
-pub use client::{client_from, connect_from};
+pub use client::{client_from, connect_from, free_address};
 pub use decoder::{decoder_settings, misbehaving};
 pub use fake_nvidia::{
     FakeNvidia, created_asset, embedding, embedding_of, number, numbers, pending, try_number,
 };
 pub use fake_server::{FakeServer, Received, Reply};
-pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, form, heic, noise_png, tiny, variant};
+pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, heic, noise_png, tiny, variant};
+pub use request::{FORM, base64_body, form, post_head};
