@@ -198,8 +198,8 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         Send::Nonsense => app.send(post("nonsense".into())).await,
         Send::Half => {
             let mut stream = TcpStream::connect(app.address).await.unwrap();
-            let half = post_head(route.path(), 1000, "") + "--x\r\n";
-            stream.write_all(half.as_bytes()).await.unwrap();
+            stream.write_all(&post_head(route.path(), 1000, "")).await.unwrap();
+            stream.write_all(b"--x\r\n").await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
             let status = answer.split(' ').nth(1).unwrap().parse().unwrap();

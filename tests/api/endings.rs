@@ -138,7 +138,7 @@ impl Servers {
         let mut stream = connect_from(source, self.app.address).await.unwrap();
         let length = if part.len() > 50_000 { 900_000 } else { part.len() };
         let head = post_head("/vectorize-image-upload", length, "");
-        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&head).await.unwrap();
         stream.write_all(part).await.unwrap();
         let mut answer = String::new();
         if waits {

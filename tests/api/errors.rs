@@ -159,7 +159,7 @@ async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
     ] {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-        stream.write_all(post_head(path, 10_000, "").as_bytes()).await.unwrap();
+        stream.write_all(&post_head(path, 10_000, "")).await.unwrap();
         stream.write_all(start.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer))

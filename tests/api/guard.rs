@@ -72,7 +72,7 @@ async fn without_a_key_the_body_is_not_asked_for() {
     for path in PICTURE_ROUTES {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = post_head(path, 1_000_000, "expect: 100-continue\r\n");
-        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&head).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");

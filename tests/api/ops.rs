@@ -50,7 +50,7 @@ async fn a_stop_waits_for_the_request_that_runs() {
     let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
     let body = form(ROCKET);
     let start = post_head("/vectorize-image-upload", body.len(), "expect: 100-continue\r\n");
-    stream.write_all(start.as_bytes()).await.unwrap();
+    stream.write_all(&start).await.unwrap();
     // The service asks for the body: the request is under way.
     let mut answer = vec![0; 25];
     stream.read_exact(&mut answer).await.unwrap();

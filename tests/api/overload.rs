@@ -218,7 +218,7 @@ async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
             // The header alone: the body never comes.
             let head = post_head(route, 1000, "expect: 100-continue\r\n");
-            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&head).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
             assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");

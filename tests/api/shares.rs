@@ -40,10 +40,6 @@ async fn assert_served(app: &TestApp, origin: &FakeServer, source: [u8; 4], pict
     }
 }
 
-async fn origin() -> FakeServer {
-    FakeServer::serving(ROCKET).await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
     const HEADERS: [(&str, usize); 6] = [
@@ -54,7 +50,7 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
         ("/vectorize-image", 60_000),
         ("/vectorize-image-upload", 1000),
     ];
-    let (nvidia, origin) = (FakeNvidia::well().await, origin().await);
+    let (nvidia, origin) = (FakeNvidia::well().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
     let mut open: Vec<TcpStream> = Vec::new();
     // As many as one address may have, but for those of who is served from the same one; then from
@@ -63,7 +59,7 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
         for n in 0..count {
             let mut stream = connect_from([127, 0, 0, source], app.address).await.unwrap();
             let (route, length) = HEADERS[n % HEADERS.len()];
-            stream.write_all(post_head(route, length, "").as_bytes()).await.unwrap();
+            stream.write_all(&post_head(route, length, "")).await.unwrap();
             open.push(stream);
         }
         let waiting = open.len() as f64;
@@ -79,7 +75,7 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() {
-    let (nvidia, origin) = (FakeNvidia::well().await, origin().await);
+    let (nvidia, origin) = (FakeNvidia::well().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "3MiB")
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "20MiB")
@@ -91,10 +87,7 @@ async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() 
     for round in 1.. {
         assert!(round < 9, "it is never refused");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
-        stream
-            .write_all(post_head("/vectorize-image-base64", 4_100_000, "").as_bytes())
-            .await
-            .unwrap();
+        stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
         // Who is refused may be cut off.
         let _ = stream.write_all(&body).await;
         open.push(stream);
@@ -109,7 +102,7 @@ async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() 
     assert_problem(&refused, 503, "overloaded");
     // By the header alone, where the length says so.
     let mut stream = connect_from(FLOOD, app.address).await.unwrap();
-    stream.write_all(post_head("/vectorize-image-base64", 4_100_000, "").as_bytes()).await.unwrap();
+    stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
     let mut status = [0; 12];
     timeout(PROMPTLY, stream.read_exact(&mut status)).await.unwrap().unwrap();
     assert_eq!(&status, b"HTTP/1.1 503");
@@ -128,7 +121,7 @@ async fn what_has_come_of_a_body_is_counted_as_long_as_it_is_in_memory() {
     // A body that is read whole, the header of a form's part, and text that is no picture yet.
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
-        stream.write_all(post_head(route, 60_000, "").as_bytes()).await.unwrap();
+        stream.write_all(&post_head(route, 60_000, "")).await.unwrap();
         let part = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
         stream.write_all(&part).await.unwrap();
         app.wait_for(|value| value(BUFFERED) == STEP).await;
@@ -138,10 +131,7 @@ async fn what_has_come_of_a_body_is_counted_as_long_as_it_is_in_memory() {
     // A picture is in memory while it is small, beside the form's step; then in its file.
     let form = form(HUBBLE);
     let mut stream = TcpStream::connect(app.address).await.unwrap();
-    stream
-        .write_all(post_head("/vectorize-image-upload", form.len(), "").as_bytes())
-        .await
-        .unwrap();
+    stream.write_all(&post_head("/vectorize-image-upload", form.len(), "")).await.unwrap();
     stream.write_all(&form[..100_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
     stream.write_all(&form[100_000..200_000]).await.unwrap();

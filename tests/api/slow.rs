@@ -71,7 +71,7 @@ async fn good_upload(child: &Child) -> String {
     let mut stream = connect_from([127, 9, 9, 9], child.address).await.unwrap();
     let body = form(ROCKET);
     let request = post_head("/vectorize-image-upload", body.len(), "connection: close\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(&request).await.unwrap();
     stream.write_all(&body).await.unwrap();
     let mut answer = String::new();
     timeout(Duration::from_secs(20), stream.read_to_string(&mut answer)).await.unwrap().unwrap();

@@ -19,9 +19,10 @@ pub fn base64_body(picture: &[u8]) -> String {
 
 /// The head of a request with a form's content type, and with more lines, each of which ends in
 /// `\r\n`.
-pub fn post_head(route: &str, length: usize, more: &str) -> String {
+pub fn post_head(route: &str, length: usize, more: &str) -> Vec<u8> {
     format!(
         "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: {FORM}\r\ncontent-length: {length}\r\n\
          {more}\r\n"
     )
+    .into_bytes()
 }
