@@ -6,10 +6,11 @@ use crate::{
     decoder,
     embed::{self, LargeImages},
     fetch::{self, policy},
-    guard::{client::TrustedProxies, gate, keys::ClientKeys, origin::Origins},
     nvidia::{self, ApiKey, ProxyAddress, RetryPolicy},
     pipeline::{self, Limits},
-    server, store, telemetry,
+    server::{self, TrustedProxies},
+    store, telemetry,
+    web::{self, ClientKeys, Origins},
 };
 
 mod parse;
@@ -37,7 +38,7 @@ pub struct Config {
     /// What a request may ask for.
     pub limits: Limits,
     /// Who is let in.
-    pub gate: gate::Settings,
+    pub web: web::Settings,
     /// How connections are served.
     pub server: server::Settings,
     /// What is logged, and how.
@@ -186,12 +187,8 @@ impl Config {
                 request_timeout: read.value("IMAGESVC_REQUEST_TIMEOUT", parse::positive_duration),
                 body_timeout: read.value("IMAGESVC_BODY_TIMEOUT", parse::positive_duration),
             },
-            gate: gate::Settings {
+            web: web::Settings {
                 keys: read.client_keys(),
-                proxies: TrustedProxies::new(
-                    read.optional("IMAGESVC_TRUSTED_PROXIES", parse::list(parse::network))
-                        .unwrap_or_default(),
-                ),
                 rate_limit: read
                     .optional("IMAGESVC_RATE_LIMIT_PER_MINUTE", parse::number(1..=1_000_000)),
                 origins: read
@@ -211,6 +208,10 @@ impl Config {
                 max_connections_per_peer: read
                     .value("IMAGESVC_MAX_CONNECTIONS_PER_PEER", parse::number(1..=1 << 20)),
                 max_connections: read.value("IMAGESVC_MAX_CONNECTIONS", parse::number(1..=1 << 20)),
+                trusted_proxies: TrustedProxies::new(
+                    read.optional("IMAGESVC_TRUSTED_PROXIES", parse::list(parse::network))
+                        .unwrap_or_default(),
+                ),
             },
             telemetry: telemetry::Settings {
                 filter: read.value("IMAGESVC_LOG", telemetry::parse_filter),
@@ -233,7 +234,7 @@ impl Config {
 impl Config {
     /// What is allowed, and should not come as a surprise.
     fn add_warnings(&mut self) {
-        if matches!(self.upstream, Upstream::Nvidia(_)) && self.gate.keys.is_empty() {
+        if matches!(self.upstream, Upstream::Nvidia(_)) && self.web.keys.is_empty() {
             self.notices.push(
                 "no client keys are set: whoever reaches the port can spend the NVIDIA key; set IMAGESVC_API_KEYS, \
                  or let a firewall admit your own clients only"

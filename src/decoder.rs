@@ -119,7 +119,8 @@ struct Inner {
 impl Decoder {
     /// A decoder with these settings.
     pub fn new(settings: Settings, metrics: Arc<Metrics>) -> Self {
-        let queue = FairQueue::new(settings.max_children, settings.max_memory);
+        let max_memory = settings.max_memory;
+        let queue = FairQueue::new(settings.max_children, max_memory, for_small(max_memory));
         Self(Arc::new(Inner { settings, queue, metrics }))
     }
 
@@ -188,6 +189,13 @@ impl Decoder {
     }
 }
 
+/// The part of the children's memory that is left to small pictures, in bytes: a quarter, so that
+/// they never wait for large ones; nothing, where a quarter would hold no child.
+fn for_small(max_memory: u64) -> u64 {
+    let quarter = max_memory / 4;
+    if quarter < BASE - START { 0 } else { quarter }
+}
+
 /// The arguments of the child that renders a picture, its limits among them, where all children
 /// may take so many bytes. Blocks.
 ///
@@ -203,7 +211,7 @@ pub fn child_args(
 
 fn job(picture: &Picture, target: Target, max_memory: u64) -> Result<Job, image::Error> {
     let cost = target.cost(picture)?;
-    let limit = FairQueue::most_memory(max_memory);
+    let limit = max_memory - for_small(max_memory);
     if cost > limit {
         return Err(image::Error::TooMuchToDecode { needed: cost, limit });
     }

@@ -5,10 +5,10 @@
 //! gives it back; if there is none, to the first of all. So a client that is alone uses all permits,
 //! and one that comes beside it waits for the next one, however long the queue.
 //!
-//! Nor may large takers keep the small ones waiting. A taker is small if it needs at most a quarter
-//! of the memory. A quarter, and one permit of several, are never given to large ones; and while the
-//! next in the queue is a large one for which there is no room yet, small ones pass it within that
-//! quarter only, so that its room can become free.
+//! Nor may large takers keep the small ones waiting. A part of the memory, and one permit of several,
+//! are never given to large ones: those that need more than that part. While the next in the queue
+//! is a large one for which there is no room yet, small ones pass it within their part only, so that
+//! its room can become free.
 
 use std::{
     collections::VecDeque,
@@ -43,6 +43,8 @@ struct Capacity {
     permits: u64,
     /// In bytes.
     memory: u64,
+    /// The part of the memory that is left to small takers, in bytes.
+    for_small: u64,
 }
 
 /// Who has permits, and who waits for one.
@@ -90,9 +92,10 @@ pub(crate) struct Permit {
 }
 
 impl FairQueue {
-    /// So many permits (at least one), and so many bytes of memory that come with them.
-    pub(crate) fn new(permits: usize, memory: u64) -> Self {
-        let capacity = Capacity { permits: permits.max(1) as u64, memory };
+    /// So many permits (at least one), and so many bytes of memory that come with them, of which a
+    /// part is left to small takers.
+    pub(crate) fn new(permits: usize, memory: u64, for_small: u64) -> Self {
+        let capacity = Capacity { permits: permits.max(1) as u64, memory, for_small };
         let state = State {
             capacity,
             taken: Tally::default(),
@@ -103,12 +106,8 @@ impl FairQueue {
         Self(Arc::new(Inner { state: Mutex::new(state), typical: AtomicU64::new(0) }))
     }
 
-    /// The most memory that can come with one permit, in bytes.
-    pub(crate) fn most_memory(memory: u64) -> u64 {
-        Capacity { permits: 1, memory }.large_memory()
-    }
-
-    /// Waits for a permit with so many bytes, at most [`Self::most_memory`]; `None` at the deadline.
+    /// Waits for a permit with so many bytes, at most those that are not left to small takers; `None`
+    /// at the deadline.
     pub(crate) async fn take(
         &self,
         client: ClientNetwork,
@@ -182,14 +181,9 @@ impl Inner {
 }
 
 impl Capacity {
-    /// The memory that is left to small takers.
-    fn small_memory(self) -> u64 {
-        self.memory / 4
-    }
-
     /// The memory that large takers may have together.
     fn large_memory(self) -> u64 {
-        self.memory - self.small_memory()
+        self.memory - self.for_small
     }
 
     /// The permits that large takers may have together.
@@ -198,7 +192,7 @@ impl Capacity {
     }
 
     fn is_large(self, memory: u64) -> bool {
-        memory > self.small_memory()
+        memory > self.for_small
     }
 }
 
@@ -239,7 +233,7 @@ impl State {
         if !self.capacity.is_large(memory) {
             return None;
         }
-        let for_small = self.capacity.small_memory();
+        let for_small = self.capacity.for_small;
         self.first(leaver, |memory| {
             self.small.memory.saturating_add(memory) <= for_small && self.has_room(memory)
         })

@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{causes::causes, tls::Trust};
+use crate::{causes::causes, http_client::Trust};
 use policy::{Policy, Refusal, Target};
 
 pub mod policy;

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{causes::causes, shares::ClientNetwork, telemetry::Metrics, tls::Trust};
+use crate::{causes::causes, http_client::Trust, shares::ClientNetwork, telemetry::Metrics};
 use pace::Pace;
 use retry::Budget;
 
@@ -47,6 +47,9 @@ pub use retry::{Attempts, RetryPolicy};
 pub use vector::{DIMENSIONS, Vector};
 pub use verdict::{Operation, Verdict};
 pub use wire::InlineImage;
+
+/// The model, as answers name it.
+pub const MODEL: &str = "nvidia/nv-dinov2";
 
 /// How often a pending answer is asked for, at the most.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,5 +1,8 @@
-//! The way of every picture, whichever route it came by: spool, probe, then save and embed at the
-//! same time.
+//! The one path of every picture, whichever way it came: it is received (spooled and probed), then
+//! saved and embedded at the same time.
+//!
+//! Nothing here knows HTTP: who calls gives a stream of bytes, and makes of an [`Error`] what its own
+//! callers understand.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,17 +10,16 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::{
     runtime::Handle,
-    task::spawn_blocking,
+    task::{JoinError, spawn_blocking},
     time::{Instant, timeout_at},
 };
 
 use crate::{
     base64_text,
-    embed::{Embedder, Embedding, Freshness, Held, Job},
-    error::Error,
-    image::{Content, Picture, probe},
-    shares::{ClientNetwork, Share, Shares},
-    spool::Spooled,
+    embed::{self, Embedder, Embedding, Freshness, Held, Job},
+    image::{self, Content, Picture, probe},
+    shares::{ClientNetwork, Full, Share, Shares},
+    spool::{self, Spooled},
     store::{self, SavedFile, Store},
     telemetry::{Metrics, Readings},
 };
@@ -26,7 +28,50 @@ use crate::{
 /// on its way to its file.
 const STEP: u64 = 64 * 1024;
 
-/// The path that the three routes share.
+/// Why there is no embedding of a picture.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Too much is going on; nothing was begun.
+    #[error("shed: {0:?}")]
+    Overloaded(Shed),
+    /// The picture has too many bytes.
+    #[error("the picture has more than {limit} bytes")]
+    TooManyBytes {
+        /// Bytes allowed.
+        limit: u64,
+        /// Its size, where it is known.
+        size: Option<u64>,
+    },
+    /// The bytes are not a picture that can be used.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// The picture could not be saved.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// Decoding showed that the bytes are not a picture that can be used.
+    #[error("{0}")]
+    Undecodable(#[source] Arc<embed::Error>),
+    /// The picture was saved, but there is no embedding.
+    #[error("{error}")]
+    Embed {
+        /// Why not: shared with others who wanted the same.
+        #[source]
+        error: Arc<embed::Error>,
+        /// Where the picture is.
+        saved: Saved,
+    },
+    /// A thread died: a bug.
+    #[error("the thread that reads headers died")]
+    Died(#[from] JoinError),
+}
+
+impl From<Full> for Error {
+    fn from(_: Full) -> Self {
+        Self::Overloaded(Shed::Memory)
+    }
+}
+
+/// The path that all requests share.
 #[derive(Debug)]
 pub struct Pipeline {
     /// Where pictures are saved.
@@ -46,6 +91,18 @@ pub struct Pipeline {
 /// That a client's request may be received.
 #[derive(Debug)]
 pub struct Admission(ClientNetwork);
+
+/// A picture that was received, and what it occupies.
+#[derive(Debug)]
+pub struct Received {
+    /// What the picture is.
+    pub picture: Picture,
+    client: ClientNetwork,
+    spooled: Spooled,
+    held: Held,
+    /// When the answer must be there: the time runs from when the picture is whole.
+    deadline: Instant,
+}
 
 /// What became of a picture.
 #[derive(Debug)]
@@ -147,20 +204,21 @@ impl Pipeline {
         Ok(Admission(client))
     }
 
-    /// Receives, saves and embeds a picture.
+    /// Receives an admitted picture: spools its bytes as they come, and reads its header once it is
+    /// whole and its turn has come.
     ///
     /// # Errors
-    /// What the stream says, or what is wrong with the picture, the disk or NVIDIA.
-    pub async fn vectorize(
+    /// What the stream says; [`Error`] where there are too many bytes, no memory for them or no
+    /// turn, and where they are no picture. It then leaves no file.
+    pub async fn receive<E: From<Error>>(
         &self,
         admission: Admission,
-        bytes: impl Stream<Item = Result<Bytes, Error>> + Send,
-        freshness: Freshness,
-    ) -> Result<Vectorized, Error> {
+        bytes: impl Stream<Item = Result<Bytes, E>> + Send,
+    ) -> Result<Received, E> {
         let Admission(client) = admission;
         let mut memory = self.memory.empty(client);
         let spooled = self.spool(bytes, &mut memory).await?;
-        memory.grow_to(self.embedder.inline_memory()).map_err(Error::no_memory)?;
+        memory.grow_to(self.embedder.inline_memory()).map_err(Error::from)?;
         let deadline = Instant::now() + self.limits.request_timeout;
         // Received it is, although others may have come in between: it waits for its turn, as
         // long as there is time for what comes then.
@@ -168,17 +226,28 @@ impl Pipeline {
         let turn = self.at_work.take(client, 1, patience).await;
         let turn = turn.map_err(|_| Error::Overloaded(Shed::AtWork))?;
         let picture = self.probe(spooled.content.clone()).await?;
-        let (sha256, size) = (spooled.sha256, picture.content.len());
+        Ok(Received { picture, client, spooled, held: Held { turn, memory }, deadline })
+    }
 
+    /// Saves and embeds a picture that was received.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn embed(
+        &self,
+        received: Received,
+        freshness: Freshness,
+    ) -> Result<Vectorized, Error> {
+        let Received { picture, client, spooled, held, deadline } = received;
+        let (sha256, size) = (spooled.sha256, picture.content.len());
         let save = self.save(spooled, picture.format.extension(), deadline);
-        let held = Arc::new(Held { turn, memory });
         let embed = self.embedder.embed(Job {
             picture: picture.clone(),
             sha256,
             client,
             freshness,
             deadline,
-            held,
+            held: Arc::new(held),
         });
         // A picture that cannot be saved is not worth waiting for; one that cannot be embedded
         // still is saved, and the error says where.
@@ -209,11 +278,11 @@ impl Pipeline {
         }
     }
 
-    async fn spool(
+    async fn spool<E: From<Error>>(
         &self,
-        bytes: impl Stream<Item = Result<Bytes, Error>>,
+        bytes: impl Stream<Item = Result<Bytes, E>>,
         memory: &mut Share,
-    ) -> Result<Spooled, Error> {
+    ) -> Result<Spooled, E> {
         let limit = self.limits.max_image_bytes;
         let keep = self.embedder.largest_inline();
         let mut spool = self.store.spool(keep);
@@ -222,23 +291,21 @@ impl Pipeline {
             let chunk = chunk?;
             let received = spool.received() + chunk.len() as u64;
             if received > limit {
-                return Err(Error::TooManyBytes { limit, size: None });
+                return Err(Error::TooManyBytes { limit, size: None }.into());
             }
             let kept = if received <= keep as u64 { received } else { STEP };
-            memory.grow_to(kept).map_err(Error::no_memory)?;
-            spool.write(&chunk).await.map_err(store::Error::from)?;
+            memory.grow_to(kept).map_err(Error::from)?;
+            spool.write(&chunk).await.map_err(not_spooled)?;
             memory.shrink_to(kept); // what became too large is in its file now
         }
-        Ok(spool.finish().await.map_err(store::Error::from)?)
+        Ok(spool.finish().await.map_err(not_spooled)?)
     }
 
     async fn probe(&self, content: Content) -> Result<Picture, Error> {
         let limit = self.limits.max_image_pixels;
         match content {
             Content::Memory(_) => Ok(probe(content, limit)?),
-            Content::File(..) => {
-                Ok(spawn_blocking(move || probe(content, limit)).await.map_err(Error::died)??)
-            }
+            Content::File(..) => Ok(spawn_blocking(move || probe(content, limit)).await??),
         }
     }
 
@@ -251,4 +318,9 @@ impl Pipeline {
         let save = self.store.save(spooled, extension);
         Ok(timeout_at(deadline, save).await.unwrap_or(Err(store::Error::Timeout))?)
     }
+}
+
+/// The spool lies in the store's folder: what goes wrong there, goes wrong with saving.
+fn not_spooled(error: spool::Error) -> Error {
+    store::Error::from(error).into()
 }

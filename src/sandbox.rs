@@ -25,7 +25,7 @@ pub const MODEL: &str = "sandbox/perceptual";
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Where the sample picture is.
-pub const PHOTO_PATH: &str = "/sandbox/photo.jpg";
+const PHOTO_PATH: &str = "/sandbox/photo.jpg";
 
 /// A sample picture.
 pub(crate) const PHOTO: &[u8] = include_bytes!("../tests/fixtures/rocket.jpg");
@@ -59,18 +59,21 @@ impl Sandbox {
         self.key.clone()
     }
 
-    /// Makes a client call it instead of NVIDIA.
-    pub fn point_to(&self, settings: &mut nvidia::Settings) {
-        settings.infer_url = self.url("/v1/cv/nvidia/nv-dinov2", &settings.infer_url);
-        settings.status_url = self.url("/v1/status", &settings.status_url);
-        settings.assets_url = self.url("/v2/nvcf/assets", &settings.assets_url);
-        settings.proxy = None;
-        settings.poll_interval = POLL_INTERVAL;
+    /// The settings of a client that calls it instead of NVIDIA.
+    pub fn settings(&self, nvidia: nvidia::Settings) -> nvidia::Settings {
+        nvidia::Settings {
+            infer_url: self.url("/v1/cv/nvidia/nv-dinov2", nvidia.infer_url),
+            status_url: self.url("/v1/status", nvidia.status_url),
+            assets_url: self.url("/v2/nvcf/assets", nvidia.assets_url),
+            proxy: None,
+            poll_interval: POLL_INTERVAL,
+            ..nvidia
+        }
     }
 
-    fn url(&self, path: &str, otherwise: &Url) -> Url {
+    fn url(&self, path: &str, otherwise: Url) -> Url {
         // An address and a path make an address: the fallback is never taken.
-        Url::parse(&format!("http://{}{path}", self.address)).unwrap_or_else(|_| otherwise.clone())
+        Url::parse(&format!("http://{}{path}", self.address)).unwrap_or(otherwise)
     }
 }
 
@@ -80,7 +83,12 @@ impl Drop for Sandbox {
     }
 }
 
+/// Where the service that listens on this port has the sample picture.
+pub fn sample_address(port: u16) -> String {
+    format!("http://127.0.0.1:{port}{PHOTO_PATH}")
+}
+
 /// `GET /sandbox/photo.jpg`: a picture that the URL route can fetch without a network.
-pub fn photo_router<S: Clone + Send + Sync + 'static>() -> Router<S> {
+pub fn photo_router() -> Router {
     Router::new().route(PHOTO_PATH, get(async || ([(header::CONTENT_TYPE, "image/jpeg")], PHOTO)))
 }

@@ -27,7 +27,7 @@ fn the_keys_of_clients_are_read_from_a_file_too() {
     std::fs::write(file.path(), "first\nsecond\n").unwrap();
     let path = file.path().to_str().unwrap();
     let config = resolve(&[("IMAGESVC_SANDBOX", "1"), ("IMAGESVC_API_KEYS_FILE", path)]).unwrap();
-    assert_eq!(format!("{:?}", config.gate.keys), "ClientKeys(2 redacted)");
+    assert_eq!(format!("{:?}", config.web.keys), "ClientKeys(2 redacted)");
     for (pairs, fault) in [
         (&[("IMAGESVC_API_KEYS_FILE", "/nowhere")][..], "cannot be read"),
         (&[("IMAGESVC_API_KEYS_FILE", path), ("IMAGESVC_API_KEYS", "a")], "both set"),

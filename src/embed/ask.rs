@@ -90,7 +90,7 @@ impl Asker {
     ) -> Self {
         Self {
             nvidia,
-            queue: FairQueue::new(settings.max_concurrency, 0),
+            queue: FairQueue::new(settings.max_concurrency, 0, 0),
             decoder,
             staging,
             no_uploads_until: Mutex::new(None),

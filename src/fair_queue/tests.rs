@@ -52,7 +52,7 @@ async fn fill(queue: &FairQueue, client: ClientNetwork) -> Vec<Permit> {
 
 #[tokio::test(start_paused = true)]
 async fn the_wait_is_foreseen_from_the_queue_and_from_how_long_permits_are_held() {
-    let queue = FairQueue::new(2, 0);
+    let queue = FairQueue::new(2, 0, 0);
     let (one, other) = (client(1), client(2));
     for _ in 0..100 {
         let _permit = now(&queue, one, 0).await;
@@ -71,7 +71,7 @@ async fn the_wait_is_foreseen_from_the_queue_and_from_how_long_permits_are_held(
 
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_beyond_the_deadline() {
-    let queue = FairQueue::new(1, 0);
+    let queue = FairQueue::new(1, 0, 0);
     let started = Instant::now();
     let deadline = started + Duration::from_secs(5);
     let taken = queue.take_in_time(client(1), deadline).await.unwrap();
@@ -84,7 +84,7 @@ async fn nobody_waits_beyond_the_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn a_permit_that_comes_too_late_to_be_used_does_not_shorten_the_wait_that_is_foreseen() {
-    let queue = FairQueue::new(1, 0);
+    let queue = FairQueue::new(1, 0, 0);
     for _ in 0..100 {
         let _permit = now(&queue, client(1), 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
@@ -101,7 +101,7 @@ async fn a_permit_that_comes_too_late_to_be_used_does_not_shorten_the_wait_that_
 async fn a_client_that_comes_beside_a_flood_gets_the_next_permit() {
     for permits in [1, 2, 3, 32] {
         for memory in [0, 30, 70] {
-            let queue = FairQueue::new(permits, 100);
+            let queue = FairQueue::new(permits, 100, 25);
             let mut taken = Vec::new();
             let mut flood = wait_beyond(&queue, memory, &mut taken).await;
             let mut newcomer = wait(&queue, client(2), memory, 1).await;
@@ -129,7 +129,7 @@ async fn wait_beyond<'a>(
 
 #[tokio::test]
 async fn two_floods_get_half_of_the_permits_each_and_one_alone_gets_all_in_order() {
-    let queue = FairQueue::new(4, 0);
+    let queue = FairQueue::new(4, 0, 0);
     let mut taken = fill(&queue, client(1)).await;
     let mut floods = [wait(&queue, client(1), 0, 50).await, wait(&queue, client(2), 0, 50).await];
     for _ in 0..20 {
@@ -155,7 +155,7 @@ async fn two_floods_get_half_of_the_permits_each_and_one_alone_gets_all_in_order
 
 #[tokio::test]
 async fn large_takers_leave_a_permit_and_memory_to_small_ones() {
-    let queue = FairQueue::new(2, 100);
+    let queue = FairQueue::new(2, 100, 25);
     let large = now(&queue, client(1), 75).await;
     let mut waiting = wait(&queue, client(1), 26, 3).await;
     let small = now(&queue, client(1), 25).await;
@@ -168,7 +168,7 @@ async fn large_takers_leave_a_permit_and_memory_to_small_ones() {
 
 #[tokio::test]
 async fn takers_share_the_memory() {
-    let queue = FairQueue::new(8, 100);
+    let queue = FairQueue::new(8, 100, 25);
     let _first = now(&queue, client(1), 60).await;
     let mut second = taking(&queue, client(1), 60);
     assert!(poll!(&mut second).is_pending());
@@ -181,16 +181,24 @@ async fn takers_share_the_memory() {
 
 #[tokio::test]
 async fn the_one_permit_of_a_single_core_is_for_large_takers_too() {
-    let queue = FairQueue::new(1, 100);
-    let large = now(&queue, client(1), FairQueue::most_memory(100)).await;
+    let queue = FairQueue::new(1, 100, 25);
+    let large = now(&queue, client(1), 75).await;
     assert!(poll!(taking(&queue, client(1), 1)).is_pending());
     drop(large);
     now(&queue, client(1), 1).await;
 }
 
 #[tokio::test]
+async fn where_nothing_is_left_to_small_takers_one_may_have_all() {
+    let queue = FairQueue::new(2, 100, 0);
+    let all = now(&queue, client(1), 100).await;
+    assert!(poll!(taking(&queue, client(1), 1)).is_pending());
+    drop(all);
+}
+
+#[tokio::test]
 async fn small_takers_that_never_cease_do_not_keep_a_large_one_waiting() {
-    let queue = FairQueue::new(8, 100);
+    let queue = FairQueue::new(8, 100, 25);
     let mut small = Vec::new();
     for _ in 0..5 {
         small.push(now(&queue, client(1), 20).await);
@@ -209,7 +217,7 @@ async fn small_takers_that_never_cease_do_not_keep_a_large_one_waiting() {
 
 #[tokio::test]
 async fn who_waited_behind_one_that_leaves_gets_its_room() {
-    let queue = FairQueue::new(3, 100);
+    let queue = FairQueue::new(3, 100, 25);
     let _large = now(&queue, client(1), 70).await;
     let gives_up = wait(&queue, client(1), 70, 1).await;
     let _small = now(&queue, client(1), 20).await;
@@ -228,7 +236,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time().build().unwrap();
         runtime.block_on(async {
-            let queue = FairQueue::new(permits, 100);
+            let queue = FairQueue::new(permits, 100, 25);
             let mut waiting: Vec<Taking<'_>> = Vec::new();
             let mut taken: Vec<Permit> = Vec::new();
             for (n, memory, at, comes) in steps {

@@ -6,7 +6,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use crate::guard::client::{Client, TrustedProxies};
+use super::client_address::{Client, TrustedProxies};
+use crate::shares::ClientNetwork;
 
 /// Bounds the open connections of each peer. An IPv6 peer is its network of 64 bits: that is
 /// what one customer gets.
@@ -14,14 +15,14 @@ use crate::guard::client::{Client, TrustedProxies};
 pub(super) struct Peers {
     limit: usize,
     trusted: TrustedProxies,
-    open: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    open: Arc<Mutex<HashMap<ClientNetwork, usize>>>,
 }
 
 /// An open connection; it counts until dropped.
 #[derive(Debug)]
 pub(super) struct Counted {
     peers: Peers,
-    peer: IpAddr,
+    peer: ClientNetwork,
 }
 
 impl Peers {

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use imagesvc::error::Code;
+use imagesvc::web::error::Code;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use tokio::{

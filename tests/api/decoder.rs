@@ -12,7 +12,7 @@ use image::ImageFormat;
 use tempfile::TempDir;
 
 use crate::support::{
-    Answer, FakeNvidia, ROCKET, StartError, TestApp, assert_problem, converted, decoder_settings,
+    Answer, BuildError, FakeNvidia, ROCKET, TestApp, assert_problem, converted, decoder_settings,
     metric, misbehaving, noise_png,
 };
 
@@ -148,10 +148,10 @@ async fn a_service_whose_decoder_does_not_work_does_not_start() {
     for program in ["/no/such/program", "/bin/false", "/bin/true"] {
         let started = TestApp::sandbox()
             .configure(|config| config.decoder.program = program.into())
-            .bind()
+            .build()
             .await;
         let error = started.unwrap_err();
-        assert!(matches!(error, StartError::Decoder(_)), "{error}");
+        assert!(matches!(error, BuildError::Decoder(_)), "{error}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The documentation that the service serves.
 
-use imagesvc::{config::settings::SETTINGS, error::Code};
+use imagesvc::{config::settings::SETTINGS, web::error::Code};
 
 use crate::support::{FakeNvidia, TestApp};
 

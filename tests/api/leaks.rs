@@ -124,15 +124,15 @@ async fn no_type_prints_a_key() {
         format!("{config:?}"),
         format!("{:?}", config.upstream),
         format!("{:?}", config.nvidia),
-        format!("{:?}", config.gate),
-        format!("{:?}", config.gate.keys),
+        format!("{:?}", config.web),
+        format!("{:?}", config.web.keys),
     ] {
         assert_clean("a setting", &printed);
     }
     assert!(format!("{:?}", config.nvidia).contains("3128"));
-    let (server, _folder) = builder.bind().await.unwrap();
-    // It holds the state, the clients and the gate.
-    assert_clean("the server", &format!("{server:?}"));
+    let (app, _folder) = builder.build().await.unwrap();
+    // It holds the state and the clients.
+    assert_clean("the app", &format!("{app:?}"));
     let faults = Config::resolve(&Raw::from_pairs([
         ("NVIDIA_API_KEY", "planted-client-key-1 planted-client-key-2"),
         ("IMAGESVC_API_KEYS", "planted-client-key-1 planted-client-key-2"),

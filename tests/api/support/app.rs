@@ -8,8 +8,8 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-pub use imagesvc::{config::Config, server::StartError};
-use imagesvc::{config::Raw, fetch::Lookup, server::Server};
+use imagesvc::{app::App, config::Raw, fetch::Lookup};
+pub use imagesvc::{app::BuildError, config::Config};
 use reqwest::{Client, RequestBuilder, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -35,22 +35,19 @@ pub struct Builder {
 }
 
 impl Builder {
-    fn new(settings: &[(&'static str, String)]) -> Self {
+    fn new() -> Self {
         let builder = Self {
             settings: Vec::new(),
             configure: Box::new(|_| {}),
             lookup: Lookup::system(),
             folder: tempfile::tempdir().unwrap(),
         };
-        let quick = [
+        builder.settings(&[
             ("IMAGESVC_HOST", "127.0.0.1"),
             ("IMAGESVC_PORT", "0"),
             ("IMAGESVC_MIN_FREE_BYTES", "0"),
             ("IMAGESVC_DRAIN_DELAY", "0"),
-        ];
-        settings
-            .iter()
-            .fold(builder.settings(&quick), |builder, (name, value)| builder.setting(name, value))
+        ])
     }
 
     /// Sets a setting; the last value counts.
@@ -107,18 +104,18 @@ impl Builder {
     }
 
     /// Builds the service without serving it, and gives its folder beside it.
-    pub async fn bind(self) -> Result<(Server, TempDir), StartError> {
+    pub async fn build(self) -> Result<(App, TempDir), BuildError> {
         let mut config = self.config();
         (self.configure)(&mut config);
-        Ok((Server::bind_with_lookup(config, self.lookup).await?, self.folder))
+        Ok((App::build_with_lookup(config, self.lookup).await?, self.folder))
     }
 
     /// Starts the service.
     pub async fn start(self) -> TestApp {
-        let (server, folder) = self.bind().await.unwrap();
-        let address = server.address();
+        let (app, folder) = self.build().await.unwrap();
+        let address = app.address();
         let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(server.serve(async {
+        let served = tokio::spawn(app.serve(async {
             // Told to stop, or dropped with the test: both end it.
             let _ = stopped.await;
         }));
@@ -135,12 +132,13 @@ impl TestApp {
 
     /// A service in front of a fake NVIDIA, not started yet.
     pub fn builder(nvidia: &FakeNvidia) -> Builder {
-        Builder::new(&nvidia.settings())
+        let settings = nvidia.settings().into_iter();
+        settings.fold(Builder::new(), |builder, (name, value)| builder.setting(name, value))
     }
 
     /// A service in sandbox mode, not started yet.
     pub fn sandbox() -> Builder {
-        Builder::new(&[("IMAGESVC_SANDBOX", "true".to_owned())])
+        Builder::new().setting("IMAGESVC_SANDBOX", true)
     }
 
     /// Stops the service and waits until it drained, and its folder is free.

@@ -15,7 +15,7 @@ mod pictures;
 mod request;
 
 pub use answer::{Answer, assert_problem, metric};
-pub use app::{Config, StartError, TestApp};
+pub use app::{BuildError, Config, TestApp};
 pub use child::{Child, children_of, memory_of};
 pub use client::{client_from, connect_from, free_address};
 pub use decoder::{decoder_settings, misbehaving};

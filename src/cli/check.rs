@@ -1,0 +1,274 @@
+//! `imagesvc check`: looks at all that the service needs, and says what to do about each fault.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io,
+    path::Path,
+    time::Duration,
+};
+
+use rustix::fs::{Access, access};
+use tokio::{
+    net::lookup_host,
+    time::{Instant, timeout},
+};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::{
+    causes::causes,
+    config::{Config, Upstream},
+    decoder::Decoder,
+    http_client::Trust,
+    nvidia::{ApiKey, Client, InlineImage, Verdict},
+    sandbox,
+    shares::ClientNetwork,
+    store,
+    telemetry::Metrics,
+};
+
+/// How long a name may take to be looked up.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the decode of one pixel may take.
+const DECODE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the one paid call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// One thing that was looked at.
+struct Finding {
+    subject: &'static str,
+    state: State,
+    /// What there is; for a fault also what to do about it.
+    text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Fine,
+    /// No fault, but the operator should know.
+    Note,
+    Fault,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::Fine => "ok",
+            State::Note => "note",
+            State::Fault => "FAULT",
+        };
+        write!(f, "{state:<6}{:<10}{}", self.subject, self.text)
+    }
+}
+
+impl Finding {
+    fn new(subject: &'static str, state: State, text: impl Into<String>) -> Self {
+        Self { subject, state, text: text.into() }
+    }
+}
+
+/// Prints a line for each check, and says whether there is no fault. With `live`, NVIDIA is asked
+/// once, which is paid for.
+pub(super) async fn check(config: &Config, live: bool) -> bool {
+    let mut findings = vec![Finding::new("settings", State::Fine, "all are valid")];
+    for notice in &config.notices {
+        findings.push(Finding::new("settings", State::Note, notice));
+    }
+    findings.push(check_folder(&config.store.folder));
+    findings.push(check_disk(&config.store));
+    findings.push(check_decoder(config).await);
+    match &config.upstream {
+        Upstream::Sandbox => {
+            let text = "the sandbox needs no certificates, no names and no key";
+            findings.push(Finding::new("nvidia", State::Note, text));
+        }
+        Upstream::Nvidia(key) => {
+            let trust = Trust::probe();
+            findings.push(check_authorities(trust));
+            findings.push(check_names(config).await);
+            findings.push(if live {
+                call(config, key.clone(), trust).await
+            } else {
+                Finding::new("nvidia", State::Note, "not asked; check --live makes one paid call")
+            });
+        }
+    }
+    #[allow(clippy::print_stdout, reason = "this is what the command is for")]
+    for finding in &findings {
+        println!("{finding}");
+    }
+    findings.iter().all(|finding| finding.state != State::Fault)
+}
+
+/// Makes nothing: who checks as root shall not leave a folder that the service cannot use.
+fn check_folder(folder: &Path) -> Finding {
+    let finding = |state, text: String| Finding::new("folder", state, text);
+    let shown = folder.display();
+    let fault = |error: io::Error| {
+        let kind = error.kind();
+        let advice = "give it to the user that the service runs as";
+        finding(State::Fault, format!("{shown} cannot be written to ({kind}): {advice}"))
+    };
+    match folder.try_exists() {
+        Err(error) => return fault(error),
+        Ok(true) => {}
+        Ok(false) => {
+            let parent = folder.ancestors().skip(1).find(|folder| folder.is_dir());
+            let parent = parent.unwrap_or(Path::new("."));
+            let writable = access(parent, Access::WRITE_OK | Access::EXEC_OK);
+            return match writable {
+                Ok(()) => {
+                    let text = "is not there yet: the service makes it when it starts";
+                    finding(State::Note, format!("{shown} {text}"))
+                }
+                Err(error) => fault(error.into()),
+            };
+        }
+    }
+    // What an earlier run as another user may have left is looked at, too.
+    let lock = folder.join(".lock");
+    if lock.exists()
+        && let Err(error) = File::options().append(true).open(lock)
+    {
+        return fault(error);
+    }
+    let incoming = folder.join(".incoming");
+    for place in [folder, &incoming].into_iter().filter(|place| place.exists()) {
+        let probe = place.join(format!(".check-{}", Uuid::new_v4()));
+        if let Err(error) = File::create_new(&probe).and_then(|_| fs::remove_file(&probe)) {
+            return fault(error);
+        }
+    }
+    finding(State::Fine, format!("{shown} can be written to"))
+}
+
+fn check_disk(settings: &store::Settings) -> Finding {
+    let finding = |state, text: String| Finding::new("disk", state, text);
+    let nearest = settings.folder.ancestors().find(|folder| folder.exists());
+    let mib = |bytes: u64| bytes >> 20;
+    match store::free_bytes(nearest.unwrap_or(Path::new("."))) {
+        Ok(free) if free < settings.min_free_bytes => finding(
+            State::Fault,
+            format!(
+                "{} MiB are free, and {} MiB must stay so: make room, or bound the pictures with \
+                 IMAGESVC_DOWNLOADS_MAX_BYTES",
+                mib(free),
+                mib(settings.min_free_bytes)
+            ),
+        ),
+        Ok(free) => finding(State::Fine, format!("{} MiB are free", mib(free))),
+        Err(error) => finding(State::Fault, format!("its free room is not known: {error}")),
+    }
+}
+
+async fn check_decoder(config: &Config) -> Finding {
+    let decoder = Decoder::new(config.decoder.clone(), Metrics::new());
+    match decoder.try_out(Instant::now() + DECODE_TIMEOUT).await {
+        Ok(()) => Finding::new("decoder", State::Fine, "decodes pictures in processes of its own"),
+        Err(error) => {
+            let cause = causes(&error).last().map(|cause| format!(": {cause}")).unwrap_or_default();
+            let advice = "the service must be able to start its own program and to limit it";
+            Finding::new("decoder", State::Fault, format!("{error}{cause}: {advice}"))
+        }
+    }
+}
+
+fn check_authorities(trust: Trust) -> Finding {
+    if trust.has_authorities() {
+        Finding::new("ca", State::Fine, "the system has certificate authorities")
+    } else {
+        let text = "the system has no certificate authorities, so no https call works: install ca-certificates";
+        Finding::new("ca", State::Fault, text)
+    }
+}
+
+/// Looks up the names that the service itself calls.
+async fn check_names(config: &Config) -> Finding {
+    let nvidia = &config.nvidia;
+    let mut hosts: Vec<_> = match &nvidia.proxy {
+        Some(proxy) => proxy.host_and_port().into_iter().collect(),
+        None => [&nvidia.infer_url, &nvidia.status_url, &nvidia.assets_url]
+            .into_iter()
+            .filter_map(|url| Some((url.host_str()?, url.port_or_known_default()?)))
+            .collect(),
+    };
+    hosts.dedup();
+    for (host, port) in &hosts {
+        let bare = host.trim_matches(['[', ']']);
+        let found = timeout(LOOKUP_TIMEOUT, lookup_host((bare, *port))).await;
+        let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if let Err(error) = found {
+            let text = format!(
+                "{host} cannot be looked up ({error}): see /etc/resolv.conf, and the network's DNS"
+            );
+            return Finding::new("dns", State::Fault, text);
+        }
+    }
+    let names: Vec<_> = hosts.into_iter().map(|(host, _)| host).collect();
+    Finding::new("dns", State::Fine, format!("{} can be looked up", names.join(", ")))
+}
+
+async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
+    let finding = |state, text: String| Finding::new("nvidia", state, text);
+    let mut settings = config.nvidia.clone();
+    settings.retry.max_attempts = 1; // one paid call, as was said
+    let client = match Client::new(settings, key, Metrics::new(), TaskTracker::new(), trust) {
+        Ok(client) => client,
+        Err(error) => return finding(State::Fault, format!("no client can be made: {error}")),
+    };
+    let picture = InlineImage::new("image/jpeg", sandbox::PHOTO);
+    let started = Instant::now();
+    let outcome = match client.begin(ClientNetwork::UNKNOWN, started + CALL_TIMEOUT) {
+        Ok(mut attempts) => client.infer(&picture, &mut attempts).await,
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(_) => finding(
+            State::Fine,
+            format!("an embedding was computed in {:.1} s", started.elapsed().as_secs_f64()),
+        ),
+        Err(error) => {
+            let advice = match error.verdict {
+                Verdict::Key => "renew NVIDIA_API_KEY",
+                Verdict::Account => "see to the account's credits, and to its access to NV-DINOv2",
+                Verdict::RateLimited => "wait a minute; set NVIDIA_REQUESTS_PER_MINUTE",
+                _ => "see whether the network lets calls out, and NVIDIA's status page",
+            };
+            finding(State::Fault, format!("{error}: {advice}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_folder_is_left_alone_and_one_that_is_none_is_a_fault() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("downloads");
+        assert_eq!(check_folder(&missing).state, State::Note);
+        assert!(!missing.exists());
+        assert_eq!(check_folder(folder.path()).state, State::Fine);
+        assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "nothing is left behind");
+        fs::write(&missing, "no folder").unwrap();
+        assert_eq!(check_folder(&missing).state, State::Fault);
+    }
+
+    #[test]
+    fn a_disk_under_the_reserve_is_a_fault() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = |min_free_bytes| store::Settings {
+            folder: folder.path().join("downloads"),
+            min_free_bytes,
+            retention: store::Retention::default(),
+        };
+        assert_eq!(check_disk(&settings(0)).state, State::Fine);
+        let full = check_disk(&settings(u64::MAX));
+        assert_eq!(full.state, State::Fault);
+        assert!(full.to_string().starts_with("FAULT disk      "), "{full}");
+    }
+}

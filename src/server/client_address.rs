@@ -1,0 +1,139 @@
+//! Who a request comes from: the peer of its connection, or whom a trusted proxy names.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use hyper::HeaderMap;
+use ipnet::IpNet;
+
+use crate::shares::ClientNetwork;
+
+/// The other end of a request's connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub SocketAddr);
+
+/// Who a request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Client(pub IpAddr);
+
+impl Client {
+    /// What limits count as one client: an IPv4 address, or the IPv6 network of 64 bits that one
+    /// customer gets.
+    pub fn network(self) -> ClientNetwork {
+        ClientNetwork(match self.0.to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+            address => address,
+        })
+    }
+}
+
+/// The networks whose `X-Forwarded-For` is believed. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedProxies(Arc<[IpNet]>);
+
+impl TrustedProxies {
+    /// These networks.
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self(networks.into())
+    }
+
+    /// Whether an address is a trusted proxy's.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// Whom the nearest address that is no trusted proxy belongs to: the peer, or else the last
+    /// entry of `X-Forwarded-For` that a trusted proxy wrote. What stands before that entry, anybody
+    /// may have written.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        let mut entries =
+            lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')).map(parse_entry);
+        let mut nearest = peer.to_canonical();
+        while self.contains(nearest) {
+            match entries.next() {
+                Some(Some(address)) => nearest = address,
+                // Nobody before, or nobody that can be named.
+                Some(None) | None => break,
+            }
+        }
+        Client(nearest)
+    }
+}
+
+/// An address with or without a port: proxies write both.
+fn parse_entry(entry: &[u8]) -> Option<IpAddr> {
+    let entry = std::str::from_utf8(entry).ok()?.trim();
+    let bare = entry.parse().or_else(|_| entry.parse().map(|address: SocketAddr| address.ip()));
+    bare.ok().map(|address: IpAddr| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn client(peer: &str, forwarded: &[&str]) -> String {
+        let proxies = TrustedProxies::new(vec![
+            "127.0.0.1/32".parse().unwrap(),
+            "10.0.0.0/8".parse().unwrap(),
+            "::1/128".parse().unwrap(),
+        ]);
+        let mut headers = HeaderMap::new();
+        for line in forwarded {
+            // As it may come over the wire: any byte that is not a control character.
+            let line = HeaderValue::from_bytes(line.as_bytes()).unwrap();
+            headers.append("x-forwarded-for", line);
+        }
+        proxies.client(address(peer), &headers).0.to_string()
+    }
+
+    #[test]
+    fn only_a_trusted_proxy_is_believed() {
+        assert_eq!(client("192.0.2.7", &["198.51.100.1"]), "192.0.2.7");
+        assert_eq!(client("127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+        assert_eq!(client("::ffff:127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+        assert_eq!(client("::1", &["2001:db8::5"]), "2001:db8::5");
+    }
+
+    #[test]
+    fn what_a_client_forged_before_the_proxy_wrote_is_ignored() {
+        assert_eq!(client("127.0.0.1", &["1.1.1.1, 198.51.100.1"]), "198.51.100.1");
+        assert_eq!(client("127.0.0.1", &["1.1.1.1", "198.51.100.1"]), "198.51.100.1");
+        assert_eq!(client("127.0.0.1", &["127.0.0.1, 198.51.100.1"]), "198.51.100.1");
+    }
+
+    #[test]
+    fn a_chain_of_trusted_proxies_is_followed_to_its_end() {
+        assert_eq!(client("127.0.0.1", &["9.9.9.9, 198.51.100.1, 10.1.2.3"]), "198.51.100.1");
+        assert_eq!(client("127.0.0.1", &["10.1.2.3"]), "10.1.2.3");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_believed() {
+        for forwarded in ["", "unknown", "1.1.1.1, _hidden", "1.1.1.1, 999.1.1.1"] {
+            assert_eq!(client("127.0.0.1", &[forwarded]), "127.0.0.1", "{forwarded}");
+        }
+        assert_eq!(client("127.0.0.1", &["6.6.6.6", "\u{ff}"]), "127.0.0.1");
+        assert_eq!(client("127.0.0.1", &["6.6.6.6", "\u{ff}, 198.51.100.1"]), "198.51.100.1");
+        assert_eq!(client("127.0.0.1", &[]), "127.0.0.1");
+        assert_eq!(client("127.0.0.1", &["198.51.100.1:4711"]), "198.51.100.1");
+        assert_eq!(client("127.0.0.1", &["[2001:db8::5]:4711"]), "2001:db8::5");
+    }
+
+    #[test]
+    fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
+        let network = |text| Client(address(text)).network().0.to_string();
+        assert_eq!(network("192.0.2.1"), "192.0.2.1");
+        assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
+}

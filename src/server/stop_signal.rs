@@ -1,0 +1,26 @@
+//! The signals that end the service.
+
+use std::io;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Listens for SIGTERM and SIGINT from now on. The future ends at the first; a second one ends the
+/// process at once.
+///
+/// # Errors
+/// When the system allows no signal handlers.
+pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut next = async move || {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    Ok(async move {
+        next().await;
+        tokio::spawn(async move {
+            next().await;
+            tracing::warn!("stopped: a second signal came");
+            std::process::exit(0);
+        });
+    })
+}

@@ -1,0 +1,231 @@
+//! What the errors of other modules mean to a client: the code, and the sentence that helps.
+
+use super::{BUSY, Code, OUR_FAULT};
+use crate::{
+    decoder, embed, fetch, image, nvidia::Verdict, pipeline, web::extract::body::BodyError,
+};
+
+pub(super) fn body_code(error: &BodyError) -> Code {
+    match error {
+        BodyError::TooLarge { .. } => Code::ImageTooLarge,
+        BodyError::TooSlow => Code::RequestTimeout,
+        BodyError::NoMemory => Code::Overloaded,
+        BodyError::Cut(_) => Code::ValidationFailed,
+    }
+}
+
+pub(super) fn body_detail(error: &BodyError) -> String {
+    match error {
+        BodyError::TooLarge { limit, picture_limit: None } => {
+            let limit = size(*limit);
+            format!("The request's body is larger than the limit of {limit} for this route.")
+        }
+        BodyError::TooLarge { picture_limit: Some(limit), .. } => too_large(*limit),
+        BodyError::TooSlow => "The request's body did not arrive in time; send it again.".into(),
+        BodyError::NoMemory => BUSY.into(),
+        BodyError::Cut(_) => "The request's body ended early; send it again.".into(),
+    }
+}
+
+pub(super) fn pipeline_code(error: &pipeline::Error) -> Code {
+    use pipeline::Error;
+    match error {
+        Error::Overloaded(_) => Code::Overloaded,
+        Error::TooManyBytes { .. } => Code::ImageTooLarge,
+        Error::Image(error) => image_code(error),
+        Error::Store(error) if error.is_full() => Code::StorageFull,
+        Error::Store(_) => Code::StorageFailed,
+        Error::Undecodable(error) | Error::Embed { error, .. } => embed_code(error),
+        Error::Died(_) => Code::Internal,
+    }
+}
+
+pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
+    use pipeline::Error;
+    match error {
+        Error::Overloaded(_) => BUSY.into(),
+        Error::TooManyBytes { limit, size: Some(bytes) } => {
+            format!("The picture has {}, the limit is {}.", size(*bytes), size(*limit))
+        }
+        Error::TooManyBytes { limit, size: None } => too_large(*limit),
+        Error::Image(error) => image_detail(error),
+        Error::Store(error) if error.is_full() => {
+            "The service's disk is full; nothing was saved. Its operator must make room.".into()
+        }
+        Error::Store(_) => "The picture could not be saved; try again later.".into(),
+        Error::Undecodable(error) | Error::Embed { error, .. } => embed_detail(error),
+        Error::Died(_) => OUR_FAULT.into(),
+    }
+}
+
+fn too_large(limit: u64) -> String {
+    format!("The picture is larger than the limit of {}.", size(limit))
+}
+
+pub(super) fn fetch_code(error: &fetch::Error) -> Code {
+    use fetch::{Error, policy::Refusal};
+    match error {
+        Error::Refused(Refusal::Invalid(_)) => Code::InvalidUrl,
+        Error::Refused(Refusal::Denied(_)) => Code::UrlNotAllowed,
+        Error::Timeout => Code::DownloadTimeout,
+        Error::NoSuchHost(_)
+        | Error::Connect(_)
+        | Error::Cut(_)
+        | Error::Status(_)
+        | Error::Redirects
+        | Error::Encoded
+        | Error::Empty => Code::DownloadFailed,
+    }
+}
+
+pub(super) fn fetch_detail(error: &fetch::Error) -> String {
+    use fetch::Error;
+    match error {
+        Error::Refused(refusal) => refusal.to_string(),
+        Error::Timeout => "The host of image_url took too long to deliver the picture.".into(),
+        Error::NoSuchHost(_) => {
+            "The host of image_url could not be found; check the address.".into()
+        }
+        Error::Connect(_) => "The host of image_url could not be connected to.".into(),
+        Error::Cut(_) => "The host of image_url broke off in the middle of the picture.".into(),
+        Error::Status(status) => {
+            format!("The host of image_url answered with status {status} instead of a picture.")
+        }
+        Error::Redirects => "The address redirects too often, or to nowhere.".into(),
+        Error::Encoded => {
+            "The host of image_url compressed its answer although asked not to.".into()
+        }
+        Error::Empty => "The host of image_url answered without a picture.".into(),
+    }
+}
+
+fn image_code(error: &image::Error) -> Code {
+    use image::Error;
+    match error {
+        Error::Empty => Code::EmptyImage,
+        Error::Unsupported(_) | Error::BadHeader(_) | Error::Broken { .. } => {
+            Code::UnsupportedImage
+        }
+        Error::TooManyPixels { .. } | Error::TooMuchToDecode { .. } => Code::ImageTooLarge,
+        Error::Unreadable(_) => Code::StorageFailed,
+    }
+}
+
+fn image_detail(error: &image::Error) -> String {
+    use image::Error;
+    match error {
+        Error::Empty => "The picture is empty: no bytes were received.".into(),
+        Error::Unsupported(what) => what.to_string(),
+        Error::BadHeader(format) => {
+            format!("This begins like a {format} picture, but its header cannot be read; is it cut short?")
+        }
+        Error::Broken { format, .. } => {
+            format!("This {format} picture cannot be decoded; is it damaged? Sending it as a JPEG may help.")
+        }
+        Error::TooManyPixels { pixels, limit } => {
+            format!("The picture has {pixels} pixels, the limit is {limit}; scale it down.")
+        }
+        Error::TooMuchToDecode { .. } => {
+            "The picture takes more memory to decode than the service has; scale it down, or send it as a JPEG."
+                .into()
+        }
+        Error::Unreadable(_) => "The picture could not be read back; try again later.".into(),
+    }
+}
+
+fn decoder_code(error: &decoder::Error) -> Code {
+    use decoder::Error;
+    match error {
+        Error::Image(error) => image_code(error),
+        Error::Busy | Error::Timeout => Code::EmbeddingTimeout,
+        Error::Unavailable { .. } => Code::Overloaded,
+        Error::Spool(error) if error.is_full() => Code::StorageFull,
+        Error::Spool(_) => Code::StorageFailed,
+        Error::Confused(_) | Error::Died(_) => Code::Internal,
+    }
+}
+
+fn decoder_detail(error: &decoder::Error) -> String {
+    use decoder::Error;
+    match error {
+        Error::Image(error) => image_detail(error),
+        Error::Busy => "The service was too busy to decode the picture in time; try again.".into(),
+        Error::Timeout => "Decoding the picture took too long; try again, or scale it down.".into(),
+        Error::Unavailable { .. } => BUSY.into(),
+        Error::Spool(error) if error.is_full() => {
+            "The service's disk is full; its operator must make room.".into()
+        }
+        Error::Spool(_) => "The picture could not be re-encoded; try again later.".into(),
+        Error::Confused(_) | Error::Died(_) => OUR_FAULT.into(),
+    }
+}
+
+fn embed_code(error: &embed::Error) -> Code {
+    match error {
+        embed::Error::Decoder(error) => decoder_code(error),
+        embed::Error::Busy(_) => Code::EmbeddingTimeout,
+        embed::Error::LineTooLong => Code::Overloaded,
+        embed::Error::StillTooLarge => Code::EmbeddingRejected,
+        embed::Error::CallDied => Code::Internal,
+        embed::Error::Nvidia(error) => match error.verdict {
+            Verdict::Picture => Code::EmbeddingRejected,
+            Verdict::Key => Code::EmbeddingUnauthorized,
+            Verdict::Account => Code::EmbeddingExhausted,
+            Verdict::RateLimited => Code::EmbeddingRateLimited,
+            Verdict::Deadline | Verdict::Slow => Code::EmbeddingTimeout,
+            Verdict::Nonsense | Verdict::Page => Code::EmbeddingInvalid,
+            Verdict::Unavailable
+            | Verdict::Lost
+            | Verdict::Unexpected
+            | Verdict::NoAssets
+            | Verdict::Success
+            | Verdict::Pending => Code::EmbeddingUnavailable,
+        },
+    }
+}
+
+fn embed_detail(error: &embed::Error) -> String {
+    match error {
+        embed::Error::Decoder(error) => return decoder_detail(error),
+        embed::Error::Busy(_) => {
+            return "The service was too busy to ask NVIDIA in time; try again.".into();
+        }
+        embed::Error::LineTooLong => return BUSY.into(),
+        _ => {}
+    }
+    match embed_code(error) {
+        Code::EmbeddingRejected => "NVIDIA does not accept this picture; try another one, or a plain JPEG.",
+        Code::EmbeddingUnauthorized => "NVIDIA refuses the service's key; its operator must renew NVIDIA_API_KEY.",
+        Code::EmbeddingExhausted => {
+            "The service's NVIDIA account is out of credits or has no access to the model; its operator must see to it."
+        }
+        Code::EmbeddingRateLimited => "NVIDIA is limiting the service's calls; try again after the time in Retry-After.",
+        Code::EmbeddingTimeout => "NVIDIA did not answer in time; try again.",
+        Code::EmbeddingInvalid => "NVIDIA's answer held no embedding; try again later.",
+        Code::Internal => OUR_FAULT,
+        _ => "NVIDIA is not available at the moment; try again later.",
+    }
+    .into()
+}
+
+/// Bytes as people read them: in MiB where that is exact enough, else plain.
+fn size(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    if bytes >= MIB && bytes.is_multiple_of(MIB) {
+        format!("{} MiB", bytes / MIB)
+    } else {
+        format!("{bytes} bytes")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_written_for_people() {
+        assert_eq!(size(20 << 20), "20 MiB");
+        assert_eq!(size(1000), "1000 bytes");
+        assert_eq!(size((20 << 20) + 1), "20971521 bytes");
+    }
+}

@@ -1,0 +1,65 @@
+//! Reads whether a request wants its embedding anew.
+
+use std::convert::Infallible;
+
+use axum::{
+    extract::FromRequestParts,
+    http::{header, request::Parts},
+};
+
+use utoipa::IntoParams;
+
+use crate::embed::Freshness;
+
+/// What `Cache-Control` asks for (RFC 9111, section 5.2.1.4): `no-cache` is honoured, the other
+/// directives mean nothing here.
+pub(in crate::web) struct CacheControl(pub(in crate::web) Freshness);
+
+/// The same, for the documentation.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "describes the header; `CacheControl` reads it")]
+pub(in crate::web) struct CacheControlHeader {
+    /// `no-cache` has NVIDIA asked anew.
+    #[param(rename = "Cache-Control")]
+    cache_control: Option<String>,
+}
+
+impl<S: Sync> FromRequestParts<S> for CacheControl {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let values = parts.headers.get_all(header::CACHE_CONTROL).iter();
+        let mut directives =
+            values.filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','));
+        let is_anew = directives.any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"));
+        Ok(Self(if is_anew { Freshness::Anew } else { Freshness::Any }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Request;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_no_cache_asks_anew() {
+        for (values, freshness) in [
+            (&[][..], Freshness::Any),
+            (&["no-cache"], Freshness::Anew),
+            (&["max-age=0, No-Cache"], Freshness::Anew),
+            (&["no-store", "no-cache"], Freshness::Anew),
+            (&["max-age=0"], Freshness::Any),
+            (&["no-cached, xno-cache"], Freshness::Any),
+        ] {
+            let mut request = Request::new(());
+            for value in values {
+                request.headers_mut().append(header::CACHE_CONTROL, value.parse().unwrap());
+            }
+            let mut parts = request.into_parts().0;
+            let Ok(CacheControl(wanted)) = CacheControl::from_request_parts(&mut parts, &()).await;
+            assert_eq!(wanted, freshness, "{values:?}");
+        }
+    }
+}

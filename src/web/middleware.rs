@@ -1,0 +1,8 @@
+//! What requests pass on their way to a route.
+
+pub(super) mod access_log;
+pub(super) mod auth;
+pub(super) mod body_draining;
+pub(super) mod cors;
+pub(super) mod rate_limit;
+pub(super) mod shutdown;

@@ -1,0 +1,211 @@
+//! Which web pages may have a browser call the service: its own, and those that the operator names.
+//!
+//! A browser inside the network would else spend the service's key for any stranger's page that it
+//! shows. Programs that are no browser send neither of the headers that are looked at here.
+
+use std::time::Duration;
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
+    middleware::Next,
+    response::Response,
+};
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use crate::web::error::Error;
+
+/// Says where a request comes from (W3C Fetch Metadata); pages cannot forge it.
+const SEC_FETCH_SITE: &str = "sec-fetch-site";
+
+/// How long a browser may remember what it was allowed.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+
+/// Origins whose pages may call the service.
+#[derive(Debug, Clone, Default)]
+pub struct Origins {
+    any: bool,
+    named: Vec<HeaderValue>,
+}
+
+impl Origins {
+    /// Reads origins as browsers write them: `https://app.example.com`, `capacitor://localhost`,
+    /// `null`; or `*` for all.
+    ///
+    /// # Errors
+    /// What is wrong with one of them.
+    pub fn parse(items: &[String]) -> Result<Self, String> {
+        let named = items.iter().filter(|item| *item != "*").map(|item| {
+            let is_origin = match item.split_once("://") {
+                Some((scheme, host)) => {
+                    !scheme.is_empty() && !host.is_empty() && !host.contains(['/', '?', '#', '*'])
+                }
+                None => item == "null",
+            };
+            match HeaderValue::try_from(item.to_ascii_lowercase()) {
+                Ok(origin) if is_origin => Ok(origin),
+                _ => Err(format!(
+                    "holds {item:?}, which is no origin; write https://app.example.com, with no path"
+                )),
+            }
+        });
+        Ok(Self {
+            any: items.iter().any(|item| item == "*"),
+            named: named.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Whether a request may come from the page that it comes from.
+    ///
+    /// # Errors
+    /// The origin of a page that may not.
+    fn check(&self, headers: &HeaderMap) -> Result<(), String> {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let origin = headers.get(header::ORIGIN);
+        let is_own = match (text(SEC_FETCH_SITE), origin) {
+            (Some("same-origin" | "same-site" | "none"), _) => true,
+            (Some("cross-site"), _) => false,
+            (_, None) => true,
+            (_, Some(_)) => is_host(text("origin"), text("host")),
+        };
+        if is_own || self.any || origin.is_some_and(|origin| self.names(origin)) {
+            return Ok(());
+        }
+        let readable = text("origin").unwrap_or("unknown");
+        Err(readable.chars().take(100).collect())
+    }
+
+    /// What tells browsers that the pages of these origins may read the answers.
+    pub fn layer(&self) -> Option<CorsLayer> {
+        let allowed = match self {
+            Self { any: true, .. } => AllowOrigin::any(),
+            Self { named, .. } if named.is_empty() => return None,
+            Self { named, .. } => AllowOrigin::list(named.clone()),
+        };
+        let names = ["x-request-id", "x-cache", "retry-after", "www-authenticate"];
+        let layer = CorsLayer::new()
+            .allow_origin(allowed)
+            .allow_methods([Method::GET, Method::POST])
+            .allow_headers([
+                header::AUTHORIZATION,
+                header::CACHE_CONTROL,
+                header::CONTENT_TYPE,
+                HeaderName::from_static("x-request-id"),
+            ])
+            .expose_headers(names.map(HeaderName::from_static))
+            .max_age(REMEMBERED);
+        Some(layer)
+    }
+
+    fn names(&self, origin: &HeaderValue) -> bool {
+        self.named.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
+    }
+}
+
+/// Refuses what a page of another origin has a browser send: see the module. Only a POST costs
+/// anything.
+pub(in crate::web) async fn refuse_other_origins(
+    State(origins): State<Origins>,
+    request: Request,
+    next: Next,
+) -> Result<Response, Error> {
+    if request.method() == Method::POST {
+        origins.check(request.headers()).map_err(Error::CrossOrigin)?;
+    }
+    Ok(next.run(request).await)
+}
+
+/// Whether an origin is of the host that the request was sent to. The scheme may differ: a proxy in
+/// front speaks https.
+fn is_host(origin: Option<&str>, host: Option<&str>) -> bool {
+    let (Some((scheme, authority)), Some(host)) = (origin.and_then(|o| o.split_once("://")), host)
+    else {
+        return false;
+    };
+    let default_port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
+    let bare = |text: &str| text.strip_suffix(default_port).unwrap_or(text).to_ascii_lowercase();
+    bare(authority) == bare(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(origins: &[&str], headers: &[(&'static str, &str)]) -> Result<(), String> {
+        let items: Vec<_> = origins.iter().map(ToString::to_string).collect();
+        let headers = headers.iter().map(|(name, value)| {
+            (HeaderName::from_static(name), value.parse::<HeaderValue>().unwrap())
+        });
+        Origins::parse(&items).unwrap().check(&headers.collect())
+    }
+
+    const HOST: (&str, &str) = ("host", "images.example:8000");
+
+    #[test]
+    fn programs_and_the_services_own_pages_notice_nothing() {
+        for headers in [
+            &[HOST][..],
+            &[HOST, ("sec-fetch-site", "same-origin"), ("origin", "http://images.example:8000")],
+            &[HOST, ("sec-fetch-site", "none")],
+            &[HOST, ("sec-fetch-site", "same-site"), ("origin", "https://www.images.example")],
+            &[HOST, ("origin", "http://images.example:8000")],
+            &[HOST, ("origin", "https://IMAGES.example:8000")],
+            &[("host", "images.example"), ("origin", "https://images.example:443")],
+            &[("host", "images.example:80"), ("origin", "http://images.example")],
+        ] {
+            assert_eq!(check(&[], headers), Ok(()), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn a_strangers_page_is_refused_by_name() {
+        for headers in [
+            &[HOST, ("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")][..],
+            &[HOST, ("origin", "https://evil.example")],
+            &[HOST, ("origin", "https://images.example:8000.evil.example")],
+            &[HOST, ("origin", "https://images.example")],
+            &[HOST, ("origin", "null")],
+            &[HOST, ("origin", "capacitor://localhost")],
+            &[HOST, ("sec-fetch-site", "anything"), ("origin", "https://evil.example")],
+            &[("origin", "https://evil.example")],
+        ] {
+            let origin = headers.iter().find(|(name, _)| *name == "origin").unwrap().1;
+            assert_eq!(check(&[], headers), Err(origin.to_owned()), "{headers:?}");
+        }
+        let hidden = [HOST, ("sec-fetch-site", "cross-site")];
+        assert_eq!(check(&[], &hidden), Err("unknown".to_owned()));
+    }
+
+    #[test]
+    fn a_page_that_the_operator_names_may_call() {
+        let from = |origin| [HOST, ("sec-fetch-site", "cross-site"), ("origin", origin)];
+        let named = ["https://app.example.com", "capacitor://localhost", "null"];
+        for origin in
+            ["https://app.example.com", "https://APP.example.com", "capacitor://localhost", "null"]
+        {
+            assert_eq!(check(&named, &from(origin)), Ok(()), "{origin}");
+        }
+        for origin in [
+            "https://app.example.com.evil",
+            "http://app.example.com",
+            "https://app.example.com:8443",
+        ] {
+            assert!(check(&named, &from(origin)).is_err(), "{origin}");
+        }
+        assert_eq!(check(&["*"], &from("https://any.example")), Ok(()));
+    }
+
+    #[test]
+    fn what_is_no_origin_is_a_fault() {
+        for item in [
+            "app.example.com",
+            "https://",
+            "https://a/path",
+            "://a",
+            "https://*.a",
+            "https://a b\n",
+        ] {
+            assert!(Origins::parse(&[item.to_owned()]).is_err(), "{item}");
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The end of the service, as requests see it.
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderValue, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+
+use crate::{server::Shutdown, web::error::Error};
+
+/// Answers the requests that still run when the drain's time is up, instead of breaking their
+/// connection.
+pub(in crate::web) async fn end_with_drain(
+    State(shutdown): State<Shutdown>,
+    request: Request,
+    next: Next,
+) -> Response {
+    tokio::select! {
+        response = next.run(request) => response,
+        () = shutdown.requests_must_end() => Error::ShuttingDown.into_response(),
+    }
+}
+
+/// Has clients open new connections, to another instance, once the end is announced.
+pub(in crate::web) async fn close_when_draining(
+    State(shutdown): State<Shutdown>,
+    mut response: Response,
+) -> Response {
+    if shutdown.is_draining() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}

@@ -1,0 +1,256 @@
+//! `POST /vectorize-image-base64`: a picture as Base64 in JSON.
+//!
+//! The body is held whole, and worked on in the memory that it came in: the text is found, its
+//! escapes and line breaks are taken out in place, and it is decoded piece by piece.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use axum::{body::Body, extract::State};
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::task::spawn_blocking;
+use utoipa::{
+    IntoResponses, ToSchema,
+    openapi::{RefOr, Response},
+};
+
+use super::{answer::Answer, problems};
+use crate::{
+    base64_text::{PIECE, body_limit, decode, normalize},
+    shares::{ClientNetwork, Share},
+    web::{
+        error::{Code, Error},
+        extract::{
+            body::Receiving,
+            cache_control::{CacheControl, CacheControlHeader},
+            file_name, json,
+        },
+        state::AppState,
+    },
+};
+
+const EXAMPLE: &str = r#"{"image_base64": "…", "filename": "image.png"}"#;
+
+/// Bodies from this size on are parsed off the async threads.
+const LARGE: usize = 256 * 1024;
+
+/// A picture as Base64.
+#[derive(ToSchema)]
+#[schema(as = ImageBase64)]
+#[allow(dead_code, reason = "describes the body; `Fields` reads it")]
+pub(super) struct Base64Request {
+    /// The picture's bytes as Base64: either alphabet, with or without padding; line breaks and a
+    /// leading `data:image/…;base64,` are fine.
+    #[schema(example = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")]
+    image_base64: String,
+    /// The picture's name, given back as `original_filename`.
+    #[schema(example = "pixel.gif")]
+    filename: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    image_base64: Option<&'a RawValue>,
+    #[serde(borrow)]
+    filename: Option<&'a RawValue>,
+}
+
+/// The errors of this route.
+struct Base64Errors;
+
+impl IntoResponses for Base64Errors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems::of_pictures(&[Code::InvalidBase64])
+    }
+}
+
+/// Vectorize a picture sent as Base64
+#[utoipa::path(
+    post,
+    path = "/vectorize-image-base64",
+    tag = "pictures",
+    params(CacheControlHeader),
+    request_body = Base64Request,
+    responses(
+        (
+            status = 200, description = "The picture's embedding", body = Answer,
+            headers(("x-cache" = String, description = "`miss` when NVIDIA was asked for this answer, else `hit`"))
+        ),
+        Base64Errors,
+    )
+)]
+pub(super) async fn vectorize_image_base64(
+    State(app): State<AppState>,
+    client: ClientNetwork,
+    CacheControl(freshness): CacheControl,
+    body: Body,
+) -> Result<Answer, Error> {
+    let limits = &app.pipeline.limits;
+    let limit = body_limit(limits.max_image_bytes);
+    let receiving = Receiving {
+        limit,
+        picture_limit: Some(limits.max_image_bytes),
+        timeout: limits.body_timeout,
+    };
+    let admission = app.pipeline.admit(client, receiving.declared(&body)?)?;
+    let mut memory = app.pipeline.memory.empty(client);
+    let body = receiving.read(body, &mut memory).await?;
+
+    let (parsed, memory) = if body.len() < LARGE {
+        (parse(body)?, memory)
+    } else {
+        // The memory goes along: the thread works on when the client leaves.
+        let parse = move || Ok::<_, Error>((parse(body)?, memory));
+        spawn_blocking(parse).await??
+    };
+    let name = parsed.file_name.clone();
+    let bytes = parsed.decode(Some(memory));
+    let received = app.pipeline.receive(admission, bytes).await?;
+    let done = app.pipeline.embed(received, freshness).await?;
+    Ok(Answer::new(done, app.model).named(name))
+}
+
+/// A body whose Base64 text was found and cleaned.
+#[derive(Debug)]
+struct Parsed {
+    body: Vec<u8>,
+    text: Range<usize>,
+    file_name: Option<String>,
+}
+
+fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
+    let mut body = json::clean(body);
+    let fields: Fields<'_> = json::parse(&body, EXAMPLE)?;
+    let file_name = match fields.filename {
+        Some(raw) => file_name::printable(&json::text(raw, "filename")?),
+        None => None,
+    };
+    let raw = json::required(fields.image_base64, "image_base64", EXAMPLE)?.get();
+    // The raw text lies within the body: where, is all that is kept, so that the body may change.
+    let start = raw.as_ptr().addr() - body.as_ptr().addr() + 1;
+    let end = start + raw.len() - 2;
+    let len = normalize(&mut body[start..end])?;
+    Ok(Parsed { body, text: start..start + len, file_name })
+}
+
+impl Parsed {
+    /// The picture's bytes, piece by piece. The body and the memory it takes are dropped at the end.
+    fn decode(self, memory: Option<Share>) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+        stream::try_unfold((self, memory), |(mut parsed, memory)| async move {
+            if parsed.text.is_empty() {
+                return Ok(None);
+            }
+            let end = parsed.text.end.min(parsed.text.start + PIECE);
+            let piece = parsed.body.get(parsed.text.start..end).unwrap_or_default();
+            let bytes = decode(piece)?;
+            parsed.text.start = end;
+            Ok(Some((bytes.into(), (parsed, memory))))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::base64::Engine;
+    use ::base64::prelude::{
+        BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD,
+    };
+    use futures_util::TryStreamExt;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::base64_text::Fault;
+
+    /// Decodes a JSON string's inside, as it stands in a body.
+    fn picture(inside: &str) -> Result<Vec<u8>, Fault> {
+        let body = format!(r#"{{"filename": null, "image_base64": "{inside}" , "more": [1]}}"#);
+        match parse(body.into_bytes()) {
+            Ok(parsed) => {
+                let stream =
+                    parsed.decode(None).try_fold(Vec::new(), |mut all, bytes| async move {
+                        all.extend_from_slice(&bytes);
+                        Ok(all)
+                    });
+                match futures_util::FutureExt::now_or_never(stream).unwrap() {
+                    Ok(bytes) => Ok(bytes),
+                    Err(Error::Base64(fault)) => Err(fault),
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            Err(Error::Base64(fault)) => Err(fault),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_any_encoder_writes_is_decoded(
+            bytes in proptest::collection::vec(any::<u8>(), 1..400),
+            line in 1usize..100,
+            break_ in prop_oneof![Just("\n"), Just("\r\n"), Just("\\n"), Just("\\r\\n"), Just("\\t"), Just("")],
+            slash in prop_oneof![Just("/"), Just("\\/"), Just("\\u002f")],
+            data in prop_oneof![Just(""), Just("data:image/png;base64,"), Just("DATA:image\\/png;base64,")],
+        ) {
+            for engine in [&BASE64_STANDARD, &BASE64_STANDARD_NO_PAD, &BASE64_URL_SAFE, &BASE64_URL_SAFE_NO_PAD] {
+                let text = engine.encode(&bytes);
+                let lines: Vec<_> = text.as_bytes().chunks(line).map(|line| std::str::from_utf8(line).unwrap()).collect();
+                let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d").replace('\u{1}', break_);
+                prop_assert_eq!(picture(&format!("{data}{text}")), Ok(bytes.clone()));
+            }
+        }
+
+        #[test]
+        fn one_wrong_character_is_found_wherever_it_is(at in 0usize..300, data in prop_oneof![Just(""), Just("data:,")]) {
+            let mut text = "A".repeat(300);
+            text.replace_range(at..=at, "%");
+            prop_assert_eq!(picture(&format!("{data}{text}")), Err(Fault::Alphabet));
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in any::<String>()) {
+            let _ = parse(text.clone().into_bytes());
+            let _ = parse(serde_json::json!({ "image_base64": text }).to_string().into_bytes());
+        }
+    }
+
+    #[test]
+    fn what_is_not_base64_is_refused_with_its_reason() {
+        for (text, fault) in [
+            ("", Fault::Empty),
+            ("\\n", Fault::Empty),
+            ("data:image/png;base64,", Fault::Empty),
+            ("====", Fault::Length),
+            ("QQ=", Fault::Length),
+            ("QUJD=", Fault::Length),
+            ("QQ===", Fault::Length),
+            ("Q", Fault::Length),
+            ("QQ==QQ==", Fault::Alphabet),
+            ("QU JD", Fault::Space),
+            ("QUJ%", Fault::Alphabet),
+            ("QUJé", Fault::Alphabet),
+            ("QUJ\\u00e9", Fault::Alphabet),
+            ("QUJ\\ud83d", Fault::Alphabet),
+            ("data:image/png;base64", Fault::NoComma),
+            ("https:\\/\\/example.com\\/a.jpg", Fault::Alphabet),
+        ] {
+            assert_eq!(picture(text), Err(fault), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_longer_than_a_piece_is_decoded_whole() {
+        let bytes: Vec<u8> = (0..3 * PIECE + 1).map(|n| n as u8).collect();
+        assert_eq!(picture(&BASE64_STANDARD.encode(&bytes)), Ok(bytes));
+    }
+
+    #[test]
+    fn the_limit_has_room_for_a_picture_with_line_breaks_and_escapes() {
+        let text = body_limit(20 << 20) - 64 * 1024;
+        let encoded: u64 = (20 << 20) / 3 * 4;
+        assert!(text > encoded + encoded / 76 * 4); // `\r\n` escaped, after each line
+        assert!(text > encoded + encoded / 64 + encoded / 76 * 2); // `\/`, and `\n` escaped
+    }
+}

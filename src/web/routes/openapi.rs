@@ -1,0 +1,76 @@
+//! What the OpenAPI document says beside the routes: what it is, and what every answer carries.
+
+use utoipa::openapi::{
+    Header, InfoBuilder, ObjectBuilder, OpenApi as Document, RefOr, Required, Response, Type,
+    path::{Operation, ParameterBuilder, ParameterIn, PathItem},
+    security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+};
+
+/// The document of both groups of routes, with what they have in common.
+pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
+    keyed.paths.paths.values_mut().flat_map(operations).for_each(want_key);
+    open.merge(keyed);
+    let mut document = open;
+    document.info = InfoBuilder::new()
+        .title("imagesvc")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "Takes a picture (by address, as Base64 JSON or as a multipart upload), saves it, and answers \
+             with its NVIDIA NV-DINOv2 embedding: 1536 numbers. Errors are RFC 9457 problems with a stable `code`.",
+        ))
+        .build();
+    let key = SecurityScheme::Http(
+        HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("A client's key, where the service wants one."))
+            .build(),
+    );
+    document.components.get_or_insert_default().add_security_scheme("key", key);
+    document.paths.paths.values_mut().flat_map(operations).for_each(describe);
+    document
+}
+
+/// A key is wanted where the operator has set keys; without, nothing is.
+fn want_key(operation: &mut Operation) {
+    operation.security = Some(vec![
+        SecurityRequirement::default(),
+        SecurityRequirement::new::<_, [String; 0], String>("key", []),
+    ]);
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.post].into_iter().flatten()
+}
+
+fn describe(operation: &mut Operation) {
+    let id = ParameterBuilder::new()
+        .name("x-request-id")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False)
+        .description(Some("Your own id of the request: 1 to 64 letters, digits, `.`, `_` or `-`."))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String).build()))
+        .build();
+    operation.parameters.get_or_insert_default().push(id.into());
+    for (status, response) in &mut operation.responses.responses {
+        let RefOr::T(response) = response else { continue };
+        add(response, "x-request-id", Type::String, "Your own id if you sent one, else a new one.");
+        match status.as_str() {
+            "401" => add(response, "www-authenticate", Type::String, "Always `Bearer`."),
+            "429" | "503" if is_problem(response) => {
+                add(response, "retry-after", Type::Integer, "Seconds to wait before another try.");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether a response is an error, and not the answer that was asked for.
+fn is_problem(response: &Response) -> bool {
+    response.content.contains_key(crate::web::error::PROBLEM_JSON)
+}
+
+fn add(response: &mut Response, name: &str, kind: Type, description: &str) {
+    let mut header = Header::new(ObjectBuilder::new().schema_type(kind).build());
+    header.description = Some(description.into());
+    response.headers.insert(name.into(), header.into());
+}

@@ -1,0 +1,52 @@
+//! Which errors a route may answer, for the documentation.
+
+use std::collections::BTreeMap;
+
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
+
+use crate::web::error::{Code, PROBLEM_JSON};
+
+/// What any picture may meet, whichever way it comes.
+const ANY_PICTURE: &[Code] = &[
+    Code::ValidationFailed,
+    Code::UnsupportedImage,
+    Code::ImageTooLarge,
+    Code::Unauthorized,
+    Code::CrossOrigin,
+    Code::RateLimited,
+    Code::Overloaded,
+    Code::ShuttingDown,
+    Code::RequestTimeout,
+    Code::EmbeddingRejected,
+    Code::EmbeddingUnauthorized,
+    Code::EmbeddingExhausted,
+    Code::EmbeddingRateLimited,
+    Code::EmbeddingUnavailable,
+    Code::EmbeddingTimeout,
+    Code::EmbeddingInvalid,
+    Code::StorageFull,
+    Code::StorageFailed,
+    Code::Internal,
+];
+
+/// The error answers of a route that takes pictures: these codes, and those that all have.
+pub(super) fn of_pictures(own: &[Code]) -> BTreeMap<String, RefOr<Response>> {
+    of(own.iter().chain(ANY_PICTURE))
+}
+
+/// The error answers with these codes.
+pub(super) fn of<'a>(
+    codes: impl IntoIterator<Item = &'a Code>,
+) -> BTreeMap<String, RefOr<Response>> {
+    let mut by_status = BTreeMap::<String, Vec<Code>>::new();
+    for code in codes {
+        by_status.entry(code.status().as_str().to_owned()).or_default().push(*code);
+    }
+    by_status.into_iter().map(|(status, codes)| (status, response(&codes).into())).collect()
+}
+
+fn response(codes: &[Code]) -> Response {
+    let codes: Vec<_> = codes.iter().map(|code| format!("`{code}`")).collect();
+    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    ResponseBuilder::new().description(codes.join(", ")).content(PROBLEM_JSON, content).build()
+}

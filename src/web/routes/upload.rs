@@ -1,0 +1,103 @@
+//! `POST /vectorize-image-upload`: a picture as a file of a multipart form (RFC 7578).
+
+use std::collections::BTreeMap;
+
+use axum::{body::Body, extract::State, http::HeaderMap};
+use utoipa::{
+    IntoResponses, ToSchema,
+    openapi::{RefOr, Response},
+};
+
+use super::{answer::Answer, problems};
+use crate::{
+    image::{self, Unsupported},
+    pipeline,
+    shares::ClientNetwork,
+    web::{
+        error::{Code, Error},
+        extract::{
+            body::Receiving,
+            cache_control::{CacheControl, CacheControlHeader},
+            file_name,
+            multipart::{EXAMPLE, Form, boundary, invalid},
+        },
+        state::AppState,
+    },
+};
+
+/// What may stand in the body beside the picture: other fields and the parts' headers, in bytes.
+const BESIDE_PICTURE: u64 = 1 << 20;
+
+/// A form with a picture.
+#[derive(ToSchema)]
+#[schema(as = UploadForm)]
+#[allow(dead_code, reason = "describes the body; `Form` reads it")]
+pub(super) struct UploadRequest {
+    /// The picture's file.
+    #[schema(value_type = String, format = Binary, content_media_type = "application/octet-stream")]
+    file: Vec<u8>,
+}
+
+/// The errors of this route.
+struct UploadErrors;
+
+impl IntoResponses for UploadErrors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems::of_pictures(&[Code::EmptyImage])
+    }
+}
+
+/// Vectorize an uploaded picture
+///
+/// What a mobile camera, a browser's form or `curl -F` sends.
+#[utoipa::path(
+    post,
+    path = "/vectorize-image-upload",
+    tag = "pictures",
+    params(CacheControlHeader),
+    request_body(content = UploadRequest, content_type = "multipart/form-data"),
+    responses(
+        (
+            status = 200, description = "The picture's embedding", body = Answer,
+            headers(("x-cache" = String, description = "`miss` when NVIDIA was asked for this answer, else `hit`"))
+        ),
+        UploadErrors,
+    )
+)]
+pub(super) async fn vectorize_image_upload(
+    State(app): State<AppState>,
+    client: ClientNetwork,
+    CacheControl(freshness): CacheControl,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Answer, Error> {
+    let boundary = boundary(&headers)?;
+    let limits = &app.pipeline.limits;
+    let receiving = Receiving {
+        limit: limits.max_image_bytes + BESIDE_PICTURE,
+        picture_limit: Some(limits.max_image_bytes),
+        timeout: limits.body_timeout,
+    };
+    receiving.declared(&body)?;
+    let admission = app.pipeline.admit(client, 0)?;
+
+    let memory = app.pipeline.memory.empty(client);
+    let mut form = Form::new(receiving.stream(body)?, &boundary, memory);
+    let file = form.find_file().await?;
+    let name = file.file_name().map(str::to_owned);
+    let received = match app.pipeline.receive(admission, form.into_stream(file)).await {
+        Err(Error::Pipeline(pipeline::Error::Image(
+            image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
+        ))) if name.is_none() => {
+            return Err(invalid(
+                "The field file holds text, not a picture",
+                format!(
+                    "The field file holds text, not a file: with curl, put an @ before the file's name ({EXAMPLE})."
+                ),
+            ));
+        }
+        received => received?,
+    };
+    let done = app.pipeline.embed(received, freshness).await?;
+    Ok(Answer::new(done, app.model).named(name.as_deref().and_then(file_name::printable)))
+}

@@ -1,0 +1,116 @@
+//! `POST /vectorize-image`: a picture by its address.
+
+use std::collections::BTreeMap;
+
+use axum::{body::Body, extract::State};
+use futures_util::TryStreamExt;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use utoipa::{
+    IntoResponses, ToSchema,
+    openapi::{RefOr, Response},
+};
+
+use super::{answer::Answer, problems};
+use crate::{
+    pipeline,
+    shares::ClientNetwork,
+    web::{
+        error::{Code, Error},
+        extract::{
+            body::Receiving,
+            cache_control::{CacheControl, CacheControlHeader},
+            json,
+        },
+        state::AppState,
+    },
+};
+
+/// An address may have 8 KiB, and escapes take six bytes for one.
+const BODY_LIMIT: u64 = 64 * 1024;
+
+const EXAMPLE: &str = r#"{"image_url": "https://example.com/photo.jpg"}"#;
+
+/// Where the picture is.
+#[derive(ToSchema)]
+#[schema(as = ImageUrl)]
+#[allow(dead_code, reason = "describes the body; `Fields` reads it")]
+pub(super) struct UrlRequest {
+    /// An absolute http or https address of a JPEG, PNG, WebP, GIF, BMP or TIFF picture.
+    #[schema(
+        example = "https://upload.wikimedia.org/wikipedia/commons/e/e4/Morgan_Freeman_Deauville_2018.jpg"
+    )]
+    image_url: String,
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    image_url: Option<&'a RawValue>,
+}
+
+/// The errors of this route.
+struct UrlErrors;
+
+impl IntoResponses for UrlErrors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        problems::of_pictures(&[
+            Code::InvalidUrl,
+            Code::UrlNotAllowed,
+            Code::DownloadFailed,
+            Code::DownloadTimeout,
+        ])
+    }
+}
+
+/// Vectorize a picture by its address
+///
+/// The service fetches the picture, saves it and answers with its embedding.
+#[utoipa::path(
+    post,
+    path = "/vectorize-image",
+    tag = "pictures",
+    params(CacheControlHeader),
+    request_body = UrlRequest,
+    responses(
+        (
+            status = 200, description = "The picture's embedding", body = Answer,
+            headers(("x-cache" = String, description = "`miss` when NVIDIA was asked for this answer, else `hit`"))
+        ),
+        UrlErrors,
+    )
+)]
+pub(super) async fn vectorize_image(
+    State(app): State<AppState>,
+    client: ClientNetwork,
+    CacheControl(freshness): CacheControl,
+    body: Body,
+) -> Result<Answer, Error> {
+    let admission = app.pipeline.admit(client, 0)?;
+    let limits = &app.pipeline.limits;
+    let receiving =
+        Receiving { limit: BODY_LIMIT, picture_limit: None, timeout: limits.body_timeout };
+    let mut memory = app.pipeline.memory.empty(client);
+    let address = parse(receiving.read(body, &mut memory).await?)?;
+    drop(memory);
+
+    let fetched = app.fetcher.fetch(&address).await?;
+    match fetched.length {
+        Some(bytes) if bytes > limits.max_image_bytes => {
+            let (limit, size) = (limits.max_image_bytes, Some(bytes));
+            return Err(pipeline::Error::TooManyBytes { limit, size }.into());
+        }
+        _ => {}
+    }
+    let bytes = fetched.into_stream().map_err(Error::from);
+    let received = app.pipeline.receive::<Error>(admission, bytes).await?;
+    let done = app.pipeline.embed(received, freshness).await?;
+    Ok(Answer::new(done, app.model).fetched_from(address))
+}
+
+fn parse(body: Vec<u8>) -> Result<String, Error> {
+    let body = json::clean(body);
+    let fields: Fields<'_> = json::parse(&body, EXAMPLE)?;
+    let address = json::required(fields.image_url, "image_url", EXAMPLE)?;
+    Ok(json::text(address, "image_url")?.into_owned())
+}
