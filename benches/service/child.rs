@@ -57,7 +57,7 @@ impl Service {
         let mut command = Command::new(program());
         command
             .env_clear()
-            .envs([("IMAGESVC_HOST", "127.0.0.1")])
+            .env("IMAGESVC_HOST", "127.0.0.1")
             .envs([("IMAGESVC_LOG_FORMAT", "json"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024")])
             .env("IMAGESVC_PORT", address.port().to_string())
             .env("IMAGESVC_FETCH_ALLOW", nvidia.address.to_string())

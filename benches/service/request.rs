@@ -38,7 +38,7 @@ impl Request {
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
     }
 
-    /// The address of a picture, which ends in the picture's number.
+    /// A request for the picture at an address, which ends in the picture's number.
     pub fn url(address: &str) -> Self {
         let body = format!(r#"{{"image_url":"{address}"}}"#);
         Self::new("/vectorize-image", "application/json", body.as_bytes(), 2)
