@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{double::Double, http::Connection};
+use crate::{fake_nvidia::FakeNvidia, http::Connection, nvidia_api};
 
 /// The program that is measured: another build, to compare with, where `BENCH_PROGRAM` names one.
 pub fn program() -> PathBuf {
@@ -49,21 +49,19 @@ impl Cpu {
 }
 
 impl Service {
-    /// Starts the service in a folder, in front of the double, and waits for its first answer.
-    pub fn start(folder: &Path, double: &Double, settings: &[(&str, &str)]) -> Self {
+    /// Starts the service in a folder, in front of the fake NVIDIA, and waits for its first answer.
+    pub fn start(folder: &Path, nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
         // Free now; nobody else is likely to take it in the moment before the service does.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let log = File::options().create(true).append(true).open(folder.join("service.log"));
         let mut command = Command::new(program());
         command
             .env_clear()
-            .envs([("IMAGESVC_HOST", "127.0.0.1"), ("NVIDIA_API_KEY", "nvapi-bench")])
+            .env("IMAGESVC_HOST", "127.0.0.1")
             .envs([("IMAGESVC_LOG_FORMAT", "json"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024")])
             .env("IMAGESVC_PORT", address.port().to_string())
-            .env("IMAGESVC_FETCH_ALLOW", double.address.to_string())
-            .env("NVIDIA_INFER_URL", double.url("/infer"))
-            .env("NVIDIA_STATUS_URL", double.url("/status"))
-            .env("NVIDIA_ASSETS_URL", double.url("/assets"))
+            .env("IMAGESVC_FETCH_ALLOW", nvidia.address.to_string())
+            .envs(nvidia_api::settings(nvidia.address))
             .envs(settings.iter().copied())
             .current_dir(folder)
             .stderr(Stdio::from(log.unwrap()));

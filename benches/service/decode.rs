@@ -11,8 +11,8 @@ use crate::{
     child::Service,
     load::{Cost, Load, Spread},
     photographs::{Photographs, pixels},
-    pictures::Request,
     report::{heading, row},
+    request::Request,
 };
 
 /// The cache in memory is off, as where memory is measured.
@@ -25,10 +25,10 @@ const ROUNDS: usize = 3;
 impl Bench {
     pub fn decode(&mut self) {
         let photographs = Photographs::new();
-        let service = Service::start(&self.folder("decode"), &self.double, &SETTINGS);
+        let service = Service::start(&self.folder("decode"), &self.nvidia, &SETTINGS);
         thread::sleep(Duration::from_millis(500));
         let idle = service.memory();
-        self.fresh_uploads().run(&service, &self.double); // settles
+        self.fresh_uploads().run(&service, &self.nvidia); // settles
         let settled = service.memory();
 
         self.one_pixel(&service);
@@ -39,7 +39,7 @@ impl Bench {
         self.photograph("WebP", &photographs.webp, &service);
         self.photograph("TIFF", &photographs.tiff, &service);
         let shrink = [SETTINGS[0], ("NVIDIA_LARGE_IMAGES", "shrink")];
-        let shrinking = Service::start(&self.folder("decode"), &self.double, &shrink);
+        let shrinking = Service::start(&self.folder("decode"), &self.nvidia, &shrink);
         self.photograph("JPEG", &photographs.jpeg, &shrinking);
         drop(shrinking);
         let decoded = service.memory();
@@ -80,7 +80,7 @@ impl Bench {
 
     fn photograph(&self, name: &str, picture: &[u8], service: &Service) {
         let load = upload(picture, self.time);
-        let cost = load.run(service, &self.double);
+        let cost = load.run(service, &self.nvidia);
         // By themselves: who watches takes processor time, too.
         let mut client = load.client(service);
         let child = service.peak_of_decoders(|| {
@@ -116,12 +116,12 @@ impl Bench {
         let small = self.fresh_uploads();
         let mut ratios = [0.0; ROUNDS];
         for ratio in &mut ratios {
-            let alone = small.run(service, &self.double);
+            let alone = small.run(service, &self.nvidia);
             show("nothing", &alone, 0);
             let heavy =
                 [&photographs.webp, &photographs.tiff].map(|picture| upload(picture, self.time));
             let (beside, decoded) =
-                while_sent(&heavy, service, || small.run(service, &self.double));
+                while_sent(&heavy, service, || small.run(service, &self.nvidia));
             show("decoding", &beside, decoded);
             *ratio = beside.latency.p99 / alone.latency.p99;
         }

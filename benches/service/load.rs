@@ -11,9 +11,9 @@ use std::{
 
 use crate::{
     child::{Cpu, Service},
-    double::Double,
+    fake_nvidia::FakeNvidia,
     http::Connection,
-    pictures::Request,
+    request::Request,
 };
 
 /// What follows its request: deletions, and the cache on disk.
@@ -67,7 +67,7 @@ impl Spread {
 
 impl Load {
     /// Runs it, after a little of the same that is not counted.
-    pub fn run(&self, service: &Service, double: &Double) -> Cost {
+    pub fn run(&self, service: &Service, nvidia: &FakeNvidia) -> Cost {
         let mut first = self.client(service);
         first.send(self);
         // The main thread is one of those who wait: it reads the counters in between.
@@ -86,7 +86,7 @@ impl Load {
                 .collect();
             ready.wait();
             thread::sleep(SETTLE);
-            let (cpu, calls) = (service.cpu(), double.calls());
+            let (cpu, calls) = (service.cpu(), nvidia.calls());
             let decoders = service.cpu_of_decoders();
             service.forget_peak();
             let begun = Instant::now();
@@ -103,7 +103,7 @@ impl Load {
                 cpu: service.cpu().since(cpu, requests),
                 decoders: service.cpu_of_decoders().since(decoders, requests),
                 peak_memory: service.peak_memory(),
-                calls: (double.calls() - calls) as f64 / requests,
+                calls: (nvidia.calls() - calls) as f64 / requests,
             }
         })
     }
@@ -142,10 +142,10 @@ impl Client {
     }
 }
 
-/// How long the double itself takes, asked as the service asks it.
-pub fn direct(double: &Double, time: Duration) -> Spread {
+/// How long the fake NVIDIA itself takes, asked as the service asks it.
+pub fn direct(nvidia: &FakeNvidia, time: Duration) -> Spread {
     let (request, begun) = (Request::inference(), Instant::now());
-    let mut connection = Connection::open(double.address).unwrap();
+    let mut connection = Connection::open(nvidia.address).unwrap();
     let mut times = Vec::new();
     while begun.elapsed() < time {
         let sent = Instant::now();

@@ -1,6 +1,6 @@
 //! Measures the service from outside: what a request, a start and a crowd cost.
 //!
-//! `cargo bench --bench service` runs the packaged build as a process, with a double of NVIDIA and
+//! `cargo bench --bench service` runs the packaged build as a process, with a fake NVIDIA and
 //! an origin that answer at once, and prints tables. Names of parts after `--` run those alone;
 //! `BENCH_SECONDS` (3) is how long each load lasts, `BENCH_PROGRAM` another build to measure,
 //! `BENCH_ROWS` a part of the names of the loads to run (`upload 34 KB fresh`). Times differ from
@@ -12,12 +12,15 @@
 mod child;
 mod decode;
 mod disk;
-mod double;
+mod fake_nvidia;
 mod http;
 mod load;
+#[path = "../../tests/api/support/nvidia_api.rs"]
+mod nvidia_api;
 mod photographs;
 mod pictures;
 mod report;
+mod request;
 mod samples;
 mod scale;
 
@@ -29,10 +32,11 @@ use std::{
 };
 
 use child::{Service, program};
-use double::Double;
+use fake_nvidia::FakeNvidia;
 use load::{Load, direct};
-use pictures::{LARGE, LARGEST, Request, SMALL};
+use pictures::{LARGE, LARGEST, SMALL};
 use report::{Report, heading, row};
+use request::Request;
 
 /// A part: what it is called, and what it does.
 type Part = (&'static str, fn(&mut Bench));
@@ -51,7 +55,7 @@ fn main() {
     let wanted: Vec<_> = env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let seconds = env::var("BENCH_SECONDS").map_or(3.0, |text| text.parse().unwrap());
     let mut bench = Bench {
-        double: Double::start(),
+        nvidia: FakeNvidia::start(),
         // On the disk that is built on: where temporary files lie may be no disk at all.
         root: Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", process::id())),
         folders: 0,
@@ -69,7 +73,7 @@ fn main() {
 
 /// What the parts share.
 struct Bench {
-    double: Double,
+    nvidia: FakeNvidia,
     root: PathBuf,
     folders: u32,
     time: Duration,
@@ -100,8 +104,8 @@ impl Bench {
     /// A service that has worked for a while. In folders that are new, the file system itself takes
     /// several times as long for the first thousands of files.
     fn settled(&mut self, name: &str) -> Service {
-        let service = Service::start(&self.folder(name), &self.double, &[]);
-        self.fresh_uploads().run(&service, &self.double);
+        let service = Service::start(&self.folder(name), &self.nvidia, &[]);
+        self.fresh_uploads().run(&service, &self.nvidia);
         service
     }
 
@@ -111,9 +115,9 @@ impl Bench {
 
     fn start(&mut self) {
         let folder = self.folder("start");
-        let started = |_| Service::start(&folder, &self.double, &[]).started_in;
+        let started = |_| Service::start(&folder, &self.nvidia, &[]).started_in;
         let times = load::Spread::of((0..15).map(started).collect());
-        let service = Service::start(&folder, &self.double, &[]);
+        let service = Service::start(&folder, &self.nvidia, &[]);
         thread::sleep(Duration::from_millis(500));
         let size = fs::metadata(program()).unwrap().len() as f64 / 1e6;
         self.report.goal("start to first answer, ms", times.p50, 60.0);
@@ -152,7 +156,7 @@ impl Bench {
             [
                 ("upload", Request::upload(len)),
                 ("base64", Request::base64(len)),
-                ("url", Request::url(&self.double, len)),
+                ("url", Request::url(&self.nvidia.picture_url(len))),
             ]
         };
         for (picture, len) in [("34 KB", SMALL), ("2 MB", LARGE)] {
@@ -163,7 +167,7 @@ impl Bench {
                     }
                     let request = request.clone();
                     let load = Load { request, fresh, clients: 16, time: self.time };
-                    let cost = load.run(&service, &self.double);
+                    let cost = load.run(&service, &self.nvidia);
                     let cpu = cost.cpu;
                     row(
                         &[route.into(), picture.into(), kept.into()],
@@ -190,30 +194,30 @@ impl Bench {
         let service = self.settled("latency");
         let load = Load { clients: 1, ..self.fresh_uploads() };
         for delay in [0, 20] {
-            self.double.delay(Duration::from_millis(delay));
-            let direct = direct(&self.double, self.time / 2).p50;
-            let through = load.run(&service, &self.double).latency.p50;
+            self.nvidia.delay(Duration::from_millis(delay));
+            let direct = direct(&self.nvidia, self.time / 2).p50;
+            let through = load.run(&service, &self.nvidia).latency.p50;
             println!(
-                "one client, double of {delay} ms: {direct:.3} ms direct, {through:.3} ms through the service; disk {disk:.3} ms"
+                "one client, fake NVIDIA of {delay} ms: {direct:.3} ms direct, {through:.3} ms through the service; disk {disk:.3} ms"
             );
             let goal = if delay == 0 { 1.0 + disk } else { 1.0 };
-            let name = format!("added latency, double of {delay} ms, ms");
+            let name = format!("added latency, fake NVIDIA of {delay} ms, ms");
             self.report.goal(&name, through - direct, goal);
         }
-        self.double.delay(Duration::ZERO);
+        self.nvidia.delay(Duration::ZERO);
     }
 
     /// The cache in memory is off: what it holds is a setting.
     fn memory(&mut self) {
         let settings = [("IMAGESVC_CACHE_MEMORY", "0")];
         let folder = self.folder("memory");
-        let service = Service::start(&folder, &self.double, &settings);
-        self.fresh_uploads().run(&service, &self.double);
+        let service = Service::start(&folder, &self.nvidia, &settings);
+        self.fresh_uploads().run(&service, &self.nvidia);
         thread::sleep(Duration::from_secs(1));
         self.report.goal("resident after load, MB", service.memory(), 16.0);
 
         let folder = self.folder("memory");
-        let service = Service::start(&folder, &self.double, &settings);
+        let service = Service::start(&folder, &self.nvidia, &settings);
         let idle = service.memory();
         let load = Load {
             request: Request::upload(LARGEST),
@@ -221,7 +225,7 @@ impl Bench {
             clients: 64,
             time: Duration::from_millis(1), // one each, after one that warms up
         };
-        let cost = load.run(&service, &self.double);
+        let cost = load.run(&service, &self.nvidia);
         println!(
             "64 uploads of 20 MB at once: {} sent, {:.0} a second",
             cost.requests, cost.per_second
@@ -232,12 +236,12 @@ impl Bench {
 
     fn scale(&mut self) {
         let (settled, folder) = (self.settled("empty"), self.folder("full"));
-        let run = |service: &Service| self.fresh_uploads().run(service, &self.double);
+        let run = |service: &Service| self.fresh_uploads().run(service, &self.nvidia);
         let empty = run(&settled);
         drop(settled);
         scale::fill(&folder.join("downloads"));
         // Room for all vectors: none is to be removed.
-        let service = Service::start(&folder, &self.double, &[("IMAGESVC_CACHE_DISK", "4GiB")]);
+        let service = Service::start(&folder, &self.nvidia, &[("IMAGESVC_CACHE_DISK", "4GiB")]);
         let started = service.started_in.as_secs_f64() * 1000.0;
         run(&service); // settles, as the other did
         let full = run(&service);

@@ -1,8 +1,4 @@
-//! Pictures of any size, and the requests that carry them.
-
-use base64::{Engine, prelude::BASE64_STANDARD};
-
-use crate::{double::Double, samples::jpeg};
+//! The lengths of the pictures that are sent, and of the number that tells one from another.
 
 /// A picture of a phone's messenger.
 pub const SMALL: usize = 34 * 1024;
@@ -13,65 +9,3 @@ pub const LARGEST: usize = 20_000_000;
 
 /// How many characters a picture's number has.
 pub const NUMBER: usize = 16;
-
-/// A request, ready to be sent, with a number in it that makes its picture another one.
-#[derive(Clone)]
-pub struct Request {
-    pub bytes: Vec<u8>,
-    number_at: usize,
-}
-
-impl Request {
-    pub fn upload(len: usize) -> Self {
-        Self::upload_of(&jpeg(len))
-    }
-
-    /// An upload of any picture whose last bytes nobody looks at.
-    pub fn upload_of(picture: &[u8]) -> Self {
-        let mut body = b"--boundary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"photo.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n".to_vec();
-        body.extend(picture);
-        let after = b"\r\n--boundary--\r\n";
-        body.extend(after);
-        let media_type = "multipart/form-data; boundary=boundary";
-        Self::new("/vectorize-image-upload", media_type, &body, after.len())
-    }
-
-    pub fn base64(len: usize) -> Self {
-        // Whole groups of three bytes, so that the number stands in characters of its own.
-        let text = BASE64_STANDARD.encode(jpeg(len / 3 * 3));
-        let after = r#"","filename":"photo.jpg"}"#;
-        let body = format!(r#"{{"image_base64":"{text}{after}"#);
-        Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
-    }
-
-    pub fn url(double: &Double, len: usize) -> Self {
-        let name = if len == SMALL { "small" } else { "large" };
-        let address = double.url(&format!("/{name}/{:0NUMBER$}", 0));
-        let body = format!(r#"{{"image_url":"{address}"}}"#);
-        Self::new("/vectorize-image", "application/json", body.as_bytes(), 2)
-    }
-
-    /// What the service itself sends to NVIDIA for a small picture.
-    pub fn inference() -> Self {
-        let text = BASE64_STANDARD.encode(jpeg(SMALL));
-        let body = format!(
-            r#"{{"messages":[{{"content":{{"type":"image_url","image_url":{{"url":"data:image/jpeg;base64,{text}"}}}}}}]}}"#
-        );
-        Self::new("/infer", "application/json", body.as_bytes(), 6)
-    }
-
-    fn new(path: &str, media_type: &str, body: &[u8], after_number: usize) -> Self {
-        let len = body.len();
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nHost: imagesvc\r\nContent-Type: {media_type}\r\nContent-Length: {len}\r\n\r\n"
-        );
-        let bytes = [head.as_bytes(), body].concat();
-        Self { number_at: bytes.len() - after_number - NUMBER, bytes }
-    }
-
-    /// Makes the picture another one. Digits are Base64, too.
-    pub fn set_number(&mut self, number: u64) {
-        let digits = format!("{number:0NUMBER$}");
-        self.bytes[self.number_at..self.number_at + NUMBER].copy_from_slice(digits.as_bytes());
-    }
-}

@@ -10,7 +10,9 @@ use std::{
 
 use tokio::net::TcpListener;
 
-use crate::support::{Answer, Child, Nvidia, ROCKET, Reply, Server, TestApp, assert_problem};
+use crate::support::{
+    Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
+};
 
 /// Listens on 127.0.0.1 and ::1 and counts who connects: nobody should.
 struct Trap {
@@ -97,9 +99,8 @@ fn assert_refused(answer: &Answer, address: &str) {
 #[tokio::test]
 async fn no_spelling_of_this_machine_is_connected_to() {
     let trap = Trap::set().await;
-    let nvidia = Nvidia::well().await;
-    let app =
-        TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_PORTS", &trap.port.to_string())]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", trap.port).start().await;
     for address in spellings(trap.port) {
         for address in
             [address.clone(), address.replace("http:", "https:"), address.replace('/', "\\")]
@@ -115,22 +116,20 @@ async fn no_spelling_of_this_machine_is_connected_to() {
 #[tokio::test]
 async fn no_redirect_leads_to_this_machine() {
     let trap = Trap::set().await;
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     // `/302?http://…` redirects there; `/302/302?http://…` does so after another redirect to itself.
-    let origin = Server::start(|request, _| {
+    let origin = FakeServer::start(|request, _| {
         let (path, to) = request.target.split_once('?').unwrap();
         let (first, rest) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
         let to = if rest.is_empty() { to.to_owned() } else { format!("/{rest}?{to}") };
         Reply::new(first.parse().unwrap(), &[("location", &to)], "")
     })
     .await;
-    let ports = trap.port.to_string();
-    let allow = origin.address.to_string();
-    let app = TestApp::with_settings(
-        &nvidia,
-        &[("IMAGESVC_FETCH_PORTS", &ports), ("IMAGESVC_FETCH_ALLOW", &allow)],
-    )
-    .await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_FETCH_PORTS", trap.port)
+        .may_fetch_from(&origin)
+        .start()
+        .await;
     let others =
         ["gopher", "ftp", "file"].map(|scheme| format!("{scheme}://127.0.0.1:{}/", trap.port));
     let plain = spellings(trap.port).into_iter().filter(|address| address.is_ascii());
@@ -159,16 +158,17 @@ async fn a_name_whose_second_look_up_differs_does_not_get_through() {
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await;
         }
     });
-    let nvidia = Nvidia::well().await;
-    let ports = trap.port.to_string();
-    let settings =
-        [("IMAGESVC_FETCH_PORTS", ports.as_str()), ("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")];
+    let nvidia = FakeNvidia::well().await;
     let asked = AtomicUsize::new(0);
-    let app = TestApp::with_names(&nvidia, &settings, move |_| {
-        let last = if asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { 2 } else { 1 };
-        Ok(vec![IpAddr::from([127, 0, 0, last])])
-    })
-    .await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_FETCH_PORTS", trap.port)
+        .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")
+        .lookup(move |_| {
+            let last = if asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { 2 } else { 1 };
+            Ok(vec![IpAddr::from([127, 0, 0, last])])
+        })
+        .start()
+        .await;
     let (mut fetched, mut refused) = (0, 0);
     for _ in 0..1000 {
         match app.by_address(&format!("http://rebinding.example:{}/", trap.port)).await.status {
@@ -185,15 +185,16 @@ async fn a_name_whose_second_look_up_differs_does_not_get_through() {
 #[tokio::test]
 async fn a_name_with_one_good_and_one_bad_address_is_refused() {
     let trap = Trap::set().await;
-    let nvidia = Nvidia::well().await;
-    let ports = trap.port.to_string();
-    let settings =
-        [("IMAGESVC_FETCH_PORTS", ports.as_str()), ("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")];
-    let app = TestApp::with_names(&nvidia, &settings, |name| {
-        let (good, bad) = (IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 1]));
-        Ok(if name == "good-first.example" { vec![good, bad] } else { vec![bad, good] })
-    })
-    .await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_FETCH_PORTS", trap.port)
+        .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")
+        .lookup(|name| {
+            let (good, bad) = (IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 1]));
+            Ok(if name == "good-first.example" { vec![good, bad] } else { vec![bad, good] })
+        })
+        .start()
+        .await;
     for name in ["good-first.example", "bad-first.example"] {
         let answer = app.by_address(&format!("http://{name}:{}/", trap.port)).await;
         assert_problem(&answer, 403, "url_not_allowed");
@@ -204,23 +205,20 @@ async fn a_name_with_one_good_and_one_bad_address_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_in_the_environment_sees_nothing() {
     let trap = Trap::set().await;
-    let nvidia = Nvidia::well().await;
-    let origin = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::serving(ROCKET).await;
     let proxy = format!("http://127.0.0.1:{}", trap.port);
     let allow = origin.address.to_string();
-    let upstream = nvidia.settings();
-    let mut settings: Vec<_> =
-        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    settings.push(("IMAGESVC_FETCH_ALLOW", &allow));
+    let mut settings = vec![("IMAGESVC_FETCH_ALLOW", allow.as_str())];
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
     {
         settings.push((name, &proxy));
     }
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &settings);
+    let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let body = serde_json::json!({ "image_url": origin.url("/rocket.jpg") }).to_string();
-    let answer = client.post(child.url("/vectorize-image")).body(body).send().await.unwrap();
+    let request = child.address_request(&client, &origin.url("/rocket.jpg"));
+    let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!((origin.received().len(), nvidia.received().len()), (1, 1));
     trap.assert_untouched().await;
@@ -228,8 +226,8 @@ async fn a_proxy_in_the_environment_sees_nothing() {
 
 #[tokio::test]
 async fn the_services_own_port_is_no_exception_outside_of_the_sandbox() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let port = app.address.port();
     for host in ["127.0.0.1", "localhost"] {
         let answer = app.by_address(&format!("http://{host}:{port}/health")).await;

@@ -2,24 +2,28 @@
 
 use image::ImageFormat;
 
-use crate::support::{CHELSEA, HUBBLE, KEY, Nvidia, Reply, TestApp, converted, noise_png, variant};
+use crate::support::{
+    CHELSEA, FakeNvidia, FakeServer, HUBBLE, Reply, TestApp, converted, noise_png,
+    nvidia_api::{ASSETS_PATH, CREATE_ASSET, INFER, KEY, UPLOAD_PATH},
+    variant,
+};
 
 const DESCRIPTION: &str = "imagesvc picture";
 
 async fn assert_uploaded(picture: &[u8], sent: Option<&[u8]>, media_type: &str) {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     app.upload(picture, "secret-name.jpg").await.vector();
 
     let received = nvidia.wait_for(4).await;
-    let asset = Nvidia::ASSET;
+    let asset = FakeNvidia::ASSET;
     assert_eq!(
         nvidia.lines(),
         [
-            "POST /v2/nvcf/assets".to_owned(),
-            format!("PUT /upload/{asset}?X-Amz-Signature=planted"),
-            "POST /v1/cv/nvidia/nv-dinov2".to_owned(),
-            format!("DELETE /v2/nvcf/assets/{asset}"),
+            CREATE_ASSET.to_owned(),
+            format!("PUT {UPLOAD_PATH}{asset}?{}", FakeNvidia::SIGNATURE),
+            INFER.to_owned(),
+            format!("DELETE {ASSETS_PATH}/{asset}"),
         ]
     );
     let agent = concat!("user-agent: imagesvc/", env!("CARGO_PKG_VERSION")).to_owned();
@@ -101,11 +105,9 @@ async fn a_large_picture_in_another_format_is_uploaded_as_jpeg() {
 
 #[tokio::test]
 async fn every_route_uploads_a_large_picture() {
-    let nvidia = Nvidia::well().await;
-    let origin = crate::support::Server::start(|_, _| Reply::new(200, &[], HUBBLE)).await;
-    let app =
-        TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &origin.address.to_string())])
-            .await;
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::serving(HUBBLE).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
     app.base64(&variant(HUBBLE, 1)).await.vector();
     app.by_address(&origin.url("/hubble.jpg")).await.vector();
     let received = nvidia.wait_for(8).await;
@@ -117,11 +119,14 @@ async fn every_route_uploads_a_large_picture() {
 #[tokio::test]
 async fn a_deletion_that_hangs_delays_no_answer_and_no_stop_beyond_its_deadline() {
     let nvidia =
-        Nvidia::with_uploads(|request| (request.method == "DELETE").then_some(Reply::Hang)).await;
-    let app = TestApp::configured(&nvidia, &[], |config| {
-        config.server.drain_timeout = std::time::Duration::from_millis(50);
-    })
-    .await;
+        FakeNvidia::with_uploads(|request| (request.method == "DELETE").then_some(Reply::Hang))
+            .await;
+    let app = TestApp::builder(&nvidia)
+        .configure(|config| {
+            config.server.drain_timeout = std::time::Duration::from_millis(50);
+        })
+        .start()
+        .await;
     app.upload(HUBBLE, "hubble.jpg").await.vector();
     nvidia.wait_for(4).await;
     app.stop().await;
@@ -129,11 +134,10 @@ async fn a_deletion_that_hangs_delays_no_answer_and_no_stop_beyond_its_deadline(
 
 #[tokio::test]
 async fn an_upload_is_deleted_also_when_its_inference_fails() {
-    let nvidia = Nvidia::with_uploads(|request| {
-        (request.target == "/v1/cv/nvidia/nv-dinov2").then(|| Reply::status(402))
-    })
-    .await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia =
+        FakeNvidia::with_uploads(|request| (request.line() == INFER).then(|| Reply::status(402)))
+            .await;
+    let app = TestApp::start(&nvidia).await;
     assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.status, 503);
     nvidia.wait_for(4).await;
     assert_eq!(nvidia.received()[3].method, "DELETE");
@@ -144,15 +148,15 @@ async fn the_calls_of_an_upload_are_tried_again() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let puts = AtomicUsize::new(0);
     let creates = AtomicUsize::new(0);
-    let nvidia = Nvidia::with_uploads(move |request| match request.method.as_str() {
+    let nvidia = FakeNvidia::with_uploads(move |request| match request.method.as_str() {
         "PUT" => (puts.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::Cut(Vec::new())),
-        "POST" if request.target == "/v2/nvcf/assets" => {
+        "POST" if request.line() == CREATE_ASSET => {
             (creates.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::status(503))
         }
         _ => None,
     })
     .await;
-    let app = TestApp::against(&nvidia).await;
+    let app = TestApp::start(&nvidia).await;
     app.upload(HUBBLE, "hubble.jpg").await.vector();
     let received = nvidia.wait_for(6).await;
     let methods: Vec<_> = received.iter().map(|request| request.method.as_str()).collect();

@@ -3,7 +3,7 @@
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
-use crate::support::{Answer, Nvidia, ROCKET, TestApp, assert_problem};
+use crate::support::{Answer, FakeNvidia, ROCKET, TestApp, assert_problem};
 
 const ROUTE: &str = "/vectorize-image-base64";
 
@@ -14,8 +14,8 @@ async fn post(app: &TestApp, body: impl Into<Vec<u8>>) -> Answer {
 
 #[tokio::test]
 async fn the_python_services_example_works_with_wrapped_lines_and_without_a_content_type() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
     let lines: Vec<_> =
         text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
@@ -27,14 +27,14 @@ async fn the_python_services_example_works_with_wrapped_lines_and_without_a_cont
         let answer = post(&app, body).await;
         answer.vector();
         assert_eq!(answer.json()["original_filename"], "image.png");
-        assert_eq!(app.saved_bytes(answer.json()["saved_as"].as_str().unwrap()), ROCKET);
+        assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     }
 }
 
 #[tokio::test]
 async fn what_mobile_clients_write_works() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
     for body in [
         // Android's org.json, with Base64.DEFAULT's line breaks
@@ -54,14 +54,14 @@ async fn what_mobile_clients_write_works() {
         let answer = post(&app, body).await;
         answer.vector();
         assert!(answer.json().get("original_filename").is_none());
-        assert_eq!(app.saved_bytes(answer.json()["saved_as"].as_str().unwrap()), ROCKET);
+        assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     }
 }
 
 #[tokio::test]
 async fn what_is_not_base64_is_refused() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     for (text, word) in [
         ("", "empty"),
         ("data:image/png;base64,", "empty"),
@@ -79,8 +79,8 @@ async fn what_is_not_base64_is_refused() {
 
 #[tokio::test]
 async fn a_body_that_does_not_fit_the_form_says_where() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     for (body, place, kind) in [
         ("{}", "image_base64", "missing"),
         (r#"{"image_base64": null}"#, "image_base64", "missing"),

@@ -8,33 +8,25 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Nvidia, ROCKET, Reply, Server, TestApp, assert_problem};
+use crate::support::{
+    FORM, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, base64_body, form,
+};
 
 const LIMIT: usize = 1 << 20;
 
 /// A body for each route whose picture is over the limit by one byte.
 fn too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
     let picture = [ROCKET, &vec![0; LIMIT + 1 - ROCKET.len()]].concat();
-    let form = [
-        &b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n"[..],
-        &picture,
-        b"\r\n--x--\r\n",
-    ]
-    .concat();
-    let text = {
-        use ::base64::{Engine, prelude::BASE64_STANDARD};
-        format!("{{\"image_base64\":\"{}\"}}", BASE64_STANDARD.encode(&picture))
-    };
     let address = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
     [
-        ("/vectorize-image-upload", "multipart/form-data; boundary=x", form),
-        ("/vectorize-image-base64", "application/json", text.into()),
+        ("/vectorize-image-upload", FORM, form(&picture)),
+        ("/vectorize-image-base64", "application/json", base64_body(&picture).into()),
         ("/vectorize-image", "application/json", address.into()),
     ]
 }
 
-async fn limited(nvidia: &Nvidia) -> TestApp {
-    TestApp::with_settings(nvidia, &[("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")]).await
+async fn limited(nvidia: &FakeNvidia) -> TestApp {
+    TestApp::builder(nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await
 }
 
 /// How a client tells the length.
@@ -86,7 +78,7 @@ async fn send_then_read(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         for round in 0..100 {
@@ -106,7 +98,7 @@ async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reqwest_sees_the_413_every_time() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         for round in 0..100 {
@@ -132,7 +124,7 @@ async fn curl_sees_the_413_every_time() {
         println!("skipped: there is no curl on this machine");
         return;
     }
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -173,7 +165,7 @@ async fn curl_sees_the_413_every_time() {
 
 #[tokio::test]
 async fn a_client_that_waits_for_continue_is_answered_without_reading() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         let length = body.len() + 2 * LIMIT;
@@ -193,8 +185,8 @@ async fn a_client_that_waits_for_continue_is_answered_without_reading() {
 
 #[tokio::test]
 async fn a_body_that_was_never_read_is_never_taken_for_a_request() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let smuggled = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
     for route in ["/health", "/nothing", "/vectorize-image-upload"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
@@ -228,16 +220,15 @@ async fn an_origin_that_misbehaves_is_cut_by_the_deadline_or_the_limit() {
         (Reply::Endless(with(b"x: ")), 502, "download_failed"),
         (Reply::Endless(b"HTTP/1.1 302 Found\r\nlocation: /".to_vec()), 502, "download_failed"),
     ] {
-        let nvidia = Nvidia::well().await;
+        let nvidia = FakeNvidia::well().await;
         let shown = format!("{reply:?}");
-        let origin = Server::start(move |_, _| reply.clone()).await;
-        let allow = origin.address.to_string();
-        let settings = [
-            ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
-            ("IMAGESVC_FETCH_TIMEOUT", "400ms"),
-            ("IMAGESVC_MAX_IMAGE_BYTES", "1MiB"),
-        ];
-        let app = TestApp::with_settings(&nvidia, &settings).await;
+        let origin = FakeServer::start(move |_, _| reply.clone()).await;
+        let app = TestApp::builder(&nvidia)
+            .may_fetch_from(&origin)
+            .setting("IMAGESVC_FETCH_TIMEOUT", "400ms")
+            .setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")
+            .start()
+            .await;
         let answer = app.by_address(&origin.url("/")).await;
         assert_eq!(answer.json()["code"], code, "{shown:.60}");
         assert_problem(&answer, status, code);

@@ -15,7 +15,8 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::support::{
-    Child, Nvidia, ROCKET, bombs, bombs::Bomb, children_of, form, memory_of, metric, variant,
+    Child, FakeNvidia, ROCKET, bombs, bombs::Bomb, children_of, memory_of, metric,
+    nvidia_api::INFER, variant,
 };
 
 const MIB: u64 = 1 << 20;
@@ -29,6 +30,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// JPEG and PNG are decoded only if they must be shrunk: these are too large to go as they are.
 const SHRINK: [(&str, &str); 2] =
     [("NVIDIA_LARGE_IMAGES", "shrink"), ("NVIDIA_INLINE_LIMIT", "20000")];
+/// What a busy machine needs longer for is not refused for that.
+const PATIENT: (&str, &str) = ("IMAGESVC_REQUEST_TIMEOUT", "120s");
 const OVER_THE_LIMIT: usize = 20_000;
 
 /// The service under attack, and what is watched of it.
@@ -68,30 +71,31 @@ impl Drop for Watch {
 }
 
 impl Target {
-    async fn start(settings: &[(&str, &str)]) -> Self {
+    /// In sandbox mode.
+    async fn sandbox() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let deadline = [("IMAGESVC_REQUEST_TIMEOUT", "120s")];
-        let child = Child::start(folder.path(), &[&deadline, settings].concat());
+        let child = Child::start(folder.path(), &[PATIENT, ("IMAGESVC_SANDBOX", "true")]);
+        Self::watched(child, folder).await
+    }
+
+    /// In front of a fake NVIDIA.
+    async fn against(nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = [&[PATIENT], settings].concat();
+        let child = Child::start_with(nvidia, folder.path(), &settings);
+        Self::watched(child, folder).await
+    }
+
+    async fn watched(child: Child, folder: TempDir) -> Self {
         let client = reqwest::Client::builder().no_proxy().timeout(2 * DEADLINE).build().unwrap();
         assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
         let (idle, watch) = (child.peak_memory(), Watch::start(child.id()));
         Self { child, client, folder, idle, watch }
     }
 
-    /// In front of a scripted NVIDIA.
-    async fn against(nvidia: &Nvidia, settings: &[(&str, &str)]) -> Self {
-        let upstream = nvidia.settings();
-        let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
-        Self::start(&upstream.chain(settings.iter().copied()).collect::<Vec<_>>()).await
-    }
-
     /// An upload: its status, its answer, and how long it took.
     fn upload(&self, picture: &[u8]) -> impl Future<Output = (u16, String, Duration)> + use<> {
-        let request = self
-            .client
-            .post(self.child.url("/vectorize-image-upload"))
-            .header("content-type", "multipart/form-data; boundary=x")
-            .body(form(picture));
+        let request = self.child.upload_request(&self.client, picture);
         async move {
             let started = Instant::now();
             match request.send().await {
@@ -181,8 +185,8 @@ fn padded((name, mut picture): Bomb) -> Bomb {
     (name, picture)
 }
 
-fn inferences(nvidia: &Nvidia) -> usize {
-    nvidia.lines().iter().filter(|line| line.contains("nv-dinov2")).count()
+fn inferences(nvidia: &FakeNvidia) -> usize {
+    nvidia.lines().iter().filter(|line| **line == INFER).count()
 }
 
 /// Attacks a service in front of NVIDIA: what is refused leaves no file and is not asked for.
@@ -191,7 +195,7 @@ async fn refused_or_embedded(
     at_once: usize,
     settings: &[(&str, &str)],
 ) -> Attack {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let target = Target::against(&nvidia, settings).await;
     let attack = target.attack(bombs, at_once, &[413, 415]).await;
     assert!(attack.wrong.is_empty(), "{:#?}", attack.wrong);
@@ -219,7 +223,7 @@ async fn pictures_that_are_shrunk_harm_nothing() {
 /// file stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn pictures_that_the_stand_in_decodes_harm_nothing() {
-    let target = Target::start(&[("IMAGESVC_SANDBOX", "true")]).await;
+    let target = Target::sandbox().await;
     let bombs = bombs::all().into_iter().filter(goes_as_it_is).collect();
     let attack = target.attack(bombs, 4, &[422]).await;
     assert!(attack.wrong.is_empty(), "{:#?}", attack.wrong);
@@ -258,7 +262,7 @@ async fn assert_small_ones_are_served(target: &Target, from: usize, times: usize
 
 #[tokio::test(flavor = "multi_thread")]
 async fn small_pictures_are_served_beside_heavy_and_endless_ones() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     // A TIFF of 12 megapixels is larger than what is taken by default.
     let settings = [("IMAGESVC_REQUEST_TIMEOUT", "20s"), ("IMAGESVC_MAX_IMAGE_BYTES", "40000000")];
     let target = Target::against(&nvidia, &settings).await;

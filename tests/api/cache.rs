@@ -6,8 +6,8 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use crate::support::{
-    Answer, Child, HUBBLE, Nvidia, ROCKET, Reply, TestApp, embedding_of, form, metric, number,
-    tiny, variant,
+    Answer, Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, embedding_of, metric,
+    number, tiny, variant,
 };
 
 /// An embedding that tells which picture it is of.
@@ -42,10 +42,9 @@ pub async fn assert_cached(app: &TestApp, picture: &[u8], cache: &str) -> Answer
 
 #[tokio::test]
 async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
-    let origin = crate::support::Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
-    let nvidia = Nvidia::well().await;
-    let allow = origin.address.to_string();
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &allow)]).await;
+    let origin = FakeServer::serving(ROCKET).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
     let first = assert_cached(&app, ROCKET, "miss").await;
     for again in [
         app.upload(ROCKET, "b.jpg").await,
@@ -54,8 +53,8 @@ async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
     ] {
         assert_eq!(again.header("x-cache"), "hit");
         assert_eq!(again.vector(), first.vector());
-        assert_eq!(again.json()["prepared"], "original");
-        assert_ne!(again.json()["saved_as"], first.json()["saved_as"]);
+        assert_eq!(again.prepared(), "original");
+        assert_ne!(again.saved_as(), first.saved_as());
     }
     assert_eq!(nvidia.lines().len(), 1);
     assert_eq!(app.saved().len(), 4);
@@ -67,20 +66,20 @@ async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
 
 #[tokio::test]
 async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_LARGE_IMAGES", "shrink")]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     for cache in ["miss", "hit"] {
-        assert_eq!(assert_cached(&app, HUBBLE, cache).await.json()["prepared"], "shrunk");
+        assert_eq!(assert_cached(&app, HUBBLE, cache).await.prepared(), "shrunk");
     }
     let folder = app.stop().await;
-    let app = TestApp::in_folder(folder, &nvidia, &[]).await;
-    assert_eq!(assert_cached(&app, HUBBLE, "hit").await.json()["prepared"], "shrunk");
+    let app = TestApp::builder(&nvidia).folder(folder).start().await;
+    assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
 }
 
 #[tokio::test]
 async fn what_was_just_answered_is_a_hit_also_while_the_disk_is_written() {
-    let nvidia = Nvidia::scripted(|request, _| telling(number(request))).await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_CACHE_MEMORY", "0")]).await;
+    let nvidia = FakeNvidia::scripted(|request, _| telling(number(request))).await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_CACHE_MEMORY", "0").start().await;
     for n in 0..100 {
         assert_cached(&app, &tiny(n), "miss").await;
         assert!(tells(&assert_cached(&app, &tiny(n), "hit").await, n));
@@ -89,13 +88,13 @@ async fn what_was_just_answered_is_a_hit_also_while_the_disk_is_written() {
 
 #[tokio::test]
 async fn what_an_earlier_run_left_unfinished_is_removed_at_start() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     assert_cached(&app, ROCKET, "miss").await;
     let folder = app.stop().await;
     let staged = folder.path().join(".vectors/.staged");
     fs::write(staged.join("17"), "half a vector").unwrap();
-    let app = TestApp::in_folder(folder, &nvidia, &[]).await;
+    let app = TestApp::builder(&nvidia).folder(folder).start().await;
     let tidy = async {
         while fs::read_dir(&staged).unwrap().next().is_some() {
             tokio::task::yield_now().await;
@@ -107,13 +106,13 @@ async fn what_an_earlier_run_left_unfinished_is_removed_at_start() {
 
 #[tokio::test]
 async fn a_restart_does_not_pay_again() {
-    let nvidia = Nvidia::scripted(|request, _| telling(number(request))).await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::scripted(|request, _| telling(number(request))).await;
+    let app = TestApp::start(&nvidia).await;
     for n in 1..=5 {
         assert!(tells(&assert_cached(&app, &tiny(n), "miss").await, n));
     }
     let folder = app.stop().await;
-    let app = TestApp::in_folder(folder, &nvidia, &[]).await;
+    let app = TestApp::builder(&nvidia).folder(folder).start().await;
     for n in 1..=5 {
         assert!(tells(&assert_cached(&app, &tiny(n), "hit").await, n));
     }
@@ -124,38 +123,41 @@ async fn a_restart_does_not_pay_again() {
 
 #[tokio::test]
 async fn another_address_of_the_model_has_a_cache_of_its_own() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     assert_cached(&app, ROCKET, "miss").await;
     let folder = app.stop().await;
-    let elsewhere = Nvidia::well().await;
-    let app = TestApp::in_folder(folder, &elsewhere, &[]).await;
+    let elsewhere = FakeNvidia::well().await;
+    let app = TestApp::builder(&elsewhere).folder(folder).start().await;
     assert_cached(&app, ROCKET, "miss").await;
     assert_eq!(elsewhere.lines().len(), 1);
 }
 
 #[tokio::test]
 async fn the_sandbox_and_nvidia_never_share_a_vector() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let real = assert_cached(&app, ROCKET, "miss").await;
-    let app = TestApp::sandbox_in(app.stop().await).await;
+    let app = TestApp::sandbox().folder(app.stop().await).start().await;
     let imitated = assert_cached(&app, ROCKET, "miss").await;
     assert_eq!(imitated.json()["model"], "sandbox/perceptual");
     assert_ne!(imitated.vector(), real.vector());
     // Each finds its own again.
-    let app = TestApp::sandbox_in(app.stop().await).await;
+    let app = TestApp::sandbox().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), imitated.vector());
-    let app = TestApp::in_folder(app.stop().await, &nvidia, &[]).await;
+    let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), real.vector());
     assert_eq!(nvidia.lines().len(), 1);
 }
 
 #[tokio::test]
 async fn with_both_levels_off_every_picture_is_paid() {
-    let nvidia = Nvidia::well().await;
-    let settings = [("IMAGESVC_CACHE_MEMORY", "0"), ("IMAGESVC_CACHE_DISK", "0")];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_CACHE_MEMORY", "0")
+        .setting("IMAGESVC_CACHE_DISK", "0")
+        .start()
+        .await;
     assert_cached(&app, ROCKET, "miss").await;
     assert_cached(&app, ROCKET, "miss").await;
     assert_eq!(nvidia.lines().len(), 2);
@@ -198,8 +200,8 @@ async fn a_damaged_cache_costs_the_cache_and_never_the_service() {
         }),
     ];
     for (name, harm) in harms {
-        let nvidia = Nvidia::scripted(|request, _| telling(number(request))).await;
-        let app = TestApp::against(&nvidia).await;
+        let nvidia = FakeNvidia::scripted(|request, _| telling(number(request))).await;
+        let app = TestApp::start(&nvidia).await;
         for n in [1, 2] {
             assert_cached(&app, &tiny(n), "miss").await;
         }
@@ -211,7 +213,7 @@ async fn a_damaged_cache_costs_the_cache_and_never_the_service() {
         }
         let folder = app.stop().await;
         harm(&files);
-        let app = TestApp::in_folder(folder, &nvidia, &[]).await;
+        let app = TestApp::builder(&nvidia).folder(folder).start().await;
         for n in [1, 2] {
             let answer = app.upload(&tiny(n), "a.png").await;
             assert!(tells(&answer, n), "{name}");
@@ -226,9 +228,12 @@ async fn a_damaged_cache_costs_the_cache_and_never_the_service() {
 
 #[tokio::test]
 async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
-    let nvidia = Nvidia::scripted(|request, _| telling(number(request))).await;
-    let settings = [("IMAGESVC_CACHE_DISK", "128KiB"), ("IMAGESVC_CACHE_MEMORY", "0")];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let nvidia = FakeNvidia::scripted(|request, _| telling(number(request))).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_CACHE_DISK", "128KiB")
+        .setting("IMAGESVC_CACHE_MEMORY", "0")
+        .start()
+        .await;
     for n in 0..40 {
         assert_cached(&app, &tiny(n), "miss").await;
         let files = vectors(&app);
@@ -249,32 +254,21 @@ async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_any_number_of_kills_no_vector_is_wrong() {
-    let nvidia = Nvidia::scripted(|request, _| telling(number(request))).await;
+    let nvidia = FakeNvidia::scripted(|request, _| telling(number(request))).await;
     let folder = TempDir::new().unwrap();
-    let upstream = nvidia.settings();
-    let settings: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let client = reqwest::Client::new();
     let upload = |child: &Child, n: usize| {
-        let request = client
-            .post(child.url("/vectorize-image-upload"))
-            .header("content-type", "multipart/form-data; boundary=x")
-            .body(form(&tiny(n)));
-        async move {
-            let response = request.send().await?;
-            let cache = response.headers()["x-cache"].to_str().unwrap().to_owned();
-            let status = response.status().as_u16();
-            let (headers, body) = (response.headers().clone(), response.bytes().await?.to_vec());
-            Ok::<_, reqwest::Error>((Answer { status, headers, body }, cache))
-        }
+        let request = child.upload_request(&client, &tiny(n));
+        async move { Answer::read(request.send().await?).await }
     };
     let mut hits = 0;
     for round in 0..15 {
-        let child = Child::start(folder.path(), &settings);
+        let child = Child::start_with(&nvidia, folder.path(), &[]);
         // What earlier rounds asked for: remembered or not, but never another's or a broken one.
         for n in 0..round * 8 {
-            let (answer, cache) = upload(&child, n).await.unwrap();
+            let answer = upload(&child, n).await.unwrap();
             assert!(tells(&answer, n), "{n} after {round} kills");
-            hits += usize::from(cache == "hit");
+            hits += usize::from(answer.header("x-cache") == "hit");
         }
         let wait = Duration::from_micros(fastrand::u64(0..12_000));
         tokio::select! {

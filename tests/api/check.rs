@@ -1,12 +1,20 @@
 //! `imagesvc check`.
 
-use std::process::{Command, Output};
+use std::{
+    ffi::OsStr,
+    path::Path,
+    process::{Command, Output},
+};
 
-use crate::support::{Nvidia, Reply};
+use crate::support::{FakeNvidia, Reply};
 
-fn check(folder: &std::path::Path, arguments: &[&str], settings: &[(&str, &str)]) -> Output {
+fn check<V: AsRef<OsStr>>(
+    folder: &Path,
+    arguments: &[&str],
+    settings: impl IntoIterator<Item = (&'static str, V)>,
+) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
-    command.env_clear().env("IMAGESVC_MIN_FREE_BYTES", "0").envs(settings.iter().copied());
+    command.env_clear().env("IMAGESVC_MIN_FREE_BYTES", "0").envs(settings);
     command.current_dir(folder).args(arguments).output().unwrap()
 }
 
@@ -14,18 +22,13 @@ fn text(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-fn upstream(nvidia: &Nvidia) -> Vec<(&'static str, String)> {
-    nvidia.settings()
-}
-
-fn borrowed<'a>(settings: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a str)> {
-    settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
-}
+/// No settings at all.
+const NONE: [(&str, &str); 0] = [];
 
 #[test]
 fn what_is_fine_is_a_line_each_and_exit_code_0() {
     let folder = tempfile::tempdir().unwrap();
-    let output = check(folder.path(), &["check", "--sandbox"], &[]);
+    let output = check(folder.path(), &["check", "--sandbox"], NONE);
     let text = text(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
     let states: Vec<_> = text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
@@ -43,7 +46,7 @@ fn flags_may_stand_before_and_behind_it() {
         &["--sandbox", "--min-free-bytes", "900000000GiB", "check"][..],
         &["check", "--sandbox", "--min-free-bytes", "900000000GiB"],
     ] {
-        let output = check(folder.path(), arguments, &[]);
+        let output = check(folder.path(), arguments, NONE);
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output).contains("FAULT disk"), "{}", text(&output));
     }
@@ -57,7 +60,7 @@ fn each_fault_says_what_to_do_and_the_exit_code_is_1() {
         ("NVIDIA_API_KEY", "nvapi-planted"),
         ("NVIDIA_INFER_URL", "https://no-such-host.invalid/infer"),
     ];
-    let output = check(folder.path(), &["check"], &settings);
+    let output = check(folder.path(), &["check"], settings);
     let text = text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("FAULT folder") && text.contains("give it to the user"), "{text}");
@@ -77,7 +80,7 @@ fn every_name_that_is_called_is_looked_up_and_authorities_are_missed() {
         ("SSL_CERT_FILE", "/nowhere"),
         ("SSL_CERT_DIR", "/nowhere"),
     ];
-    let output = check(folder.path(), &["check"], &settings);
+    let output = check(folder.path(), &["check"], settings);
     let text = text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("FAULT dns") && text.contains("no-such-host.invalid"), "{text}");
@@ -87,7 +90,7 @@ fn every_name_that_is_called_is_looked_up_and_authorities_are_missed() {
 #[test]
 fn settings_that_cannot_stand_are_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
-    let output = check(folder.path(), &["check"], &[("IMAGESVC_PORT", "many")]);
+    let output = check(folder.path(), &["check"], [("IMAGESVC_PORT", "many")]);
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("IMAGESVC_PORT") && text.contains("NVIDIA_API_KEY"), "{text}");
@@ -96,16 +99,16 @@ fn settings_that_cannot_stand_are_exit_code_2() {
 #[tokio::test(flavor = "multi_thread")]
 async fn live_makes_one_paid_call_and_names_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
-    let nvidia = Nvidia::well().await;
-    let output = check(folder.path(), &["check"], &borrowed(&upstream(&nvidia)));
+    let nvidia = FakeNvidia::well().await;
+    let output = check(folder.path(), &["check"], nvidia.settings());
     assert_eq!(nvidia.lines().len(), 0, "not without being asked: {}", text(&output));
-    let output = check(folder.path(), &["check", "--live"], &borrowed(&upstream(&nvidia)));
+    let output = check(folder.path(), &["check", "--live"], nvidia.settings());
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     assert!(text(&output).contains("an embedding was computed in"));
     assert_eq!(nvidia.lines().len(), 1);
 
-    let refusing = Nvidia::replying(vec![Reply::status(401)]).await;
-    let output = check(folder.path(), &["check", "--live"], &borrowed(&upstream(&refusing)));
+    let refusing = FakeNvidia::replying(vec![Reply::status(401)]).await;
+    let output = check(folder.path(), &["check", "--live"], refusing.settings());
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).contains("renew NVIDIA_API_KEY"), "{}", text(&output));
 }

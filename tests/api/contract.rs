@@ -3,8 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use base64::{Engine, prelude::BASE64_STANDARD};
-use imagesvc::{config::Config, web::error::Code};
+use imagesvc::web::error::Code;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use tokio::{
@@ -12,13 +11,16 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{Nvidia, ROCKET, Reply, Server, TestApp, assert_problem, embedding, heic};
+use crate::support::{
+    Config, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, base64_body, embedding,
+    heic, post_head,
+};
 
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/openapi.json");
 
 async fn document() -> Value {
-    let nvidia = Nvidia::well().await;
-    TestApp::against(&nvidia).await.get("/openapi.json").await.json()
+    let nvidia = FakeNvidia::well().await;
+    TestApp::start(&nvidia).await.get("/openapi.json").await.json()
 }
 
 #[tokio::test]
@@ -148,35 +150,35 @@ fn recipe(code: Code) -> Recipe {
 }
 
 /// A request with a picture, however the route takes it.
-fn request(app: &TestApp, route: Route, picture: &[u8], origin: &Server) -> RequestBuilder {
+fn request(app: &TestApp, route: Route, picture: &[u8], origin: &FakeServer) -> RequestBuilder {
     let post = app.client.post(app.url(route.path()));
     match route {
         Route::Url => post.body(json!({ "image_url": origin.url("/photo") }).to_string()),
-        Route::Base64 => {
-            post.body(json!({ "image_base64": BASE64_STANDARD.encode(picture) }).to_string())
-        }
+        Route::Base64 => post.body(base64_body(picture)),
         Route::Upload => app.upload_request(picture, "photo.jpg"),
     }
 }
 
 /// The status and the code of the answer, if it is an error; of several, the most unusual.
 async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
-    let Recipe { mut settings, change, nvidia, send } = recipe(code);
+    let Recipe { settings, change, nvidia, send } = recipe(code);
     let bytes = match &send {
         Send::Picture(bytes) => bytes.clone(),
         _ => ROCKET.to_vec(),
     };
     let served = bytes.clone();
-    let origin = Server::start(move |request, _| match request.target.as_str() {
+    let origin = FakeServer::start(move |request, _| match request.target.as_str() {
         "/hangs" => Reply::Hang,
         _ => Reply::new(200, &[], &served),
     })
     .await;
-    let nvidia = Nvidia::replying(vec![nvidia]).await;
-    let allow = origin.address.to_string();
-    let settings: Vec<_> =
-        settings.drain(..).chain([("IMAGESVC_FETCH_ALLOW", allow.as_str())]).collect();
-    let app = TestApp::configured(&nvidia, &settings, change).await;
+    let nvidia = FakeNvidia::replying(vec![nvidia]).await;
+    let app = TestApp::builder(&nvidia)
+        .may_fetch_from(&origin)
+        .settings(&settings)
+        .configure(change)
+        .start()
+        .await;
     let sent = || request(&app, route, &bytes, &origin);
     let post = |body: String| app.client.post(app.url(route.path())).body(body);
     let answer = match send {
@@ -196,12 +198,8 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         Send::Nonsense => app.send(post("nonsense".into())).await,
         Send::Half => {
             let mut stream = TcpStream::connect(app.address).await.unwrap();
-            let head = format!(
-                "POST {} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
-                 content-length: 1000\r\n\r\n--x\r\n",
-                route.path()
-            );
-            stream.write_all(head.as_bytes()).await.unwrap();
+            stream.write_all(&post_head(route.path(), 1000, "")).await.unwrap();
+            stream.write_all(b"--x\r\n").await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
             let status = answer.split(' ').nth(1).unwrap().parse().unwrap();

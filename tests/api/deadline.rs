@@ -2,17 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Answer, HUBBLE, Nvidia, ROCKET, Received, Reply, TestApp, embedding};
+use crate::support::{
+    Answer, FakeNvidia, HUBBLE, ROCKET, Received, Reply, TestApp, embedding,
+    nvidia_api::{CREATE_ASSET, INFER},
+    pending, variant,
+};
 
 const DEADLINE: Duration = Duration::from_millis(700);
 const GRACE: Duration = Duration::from_millis(250);
-
-const CREATE: &str = "POST /v2/nvcf/assets";
-const INFER: &str = "POST /v1/cv/nvidia/nv-dinov2";
-
-fn pending() -> Reply {
-    Reply::new(202, &[("NVCF-REQID", Nvidia::ASSET)], "")
-}
 
 fn slow(reply: Reply) -> Reply {
     reply.after(Duration::from_millis(150))
@@ -32,19 +29,23 @@ const TROUBLES: &[(&str, &[u8], Script)] = &[
     ("it trickles", ROCKET, |_| {
         Some(Reply::Trickle(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n".to_vec()))
     }),
-    ("its answer stays pending", ROCKET, |_| Some(pending())),
+    ("its answer stays pending", ROCKET, |_| Some(pending(FakeNvidia::ASSET))),
     ("its poll hangs", ROCKET, |request| {
-        Some(if request.method == "GET" { Reply::Hang } else { pending() })
+        Some(if request.method == "GET" { Reply::Hang } else { pending(FakeNvidia::ASSET) })
     }),
     ("its results are lost", ROCKET, |request| {
-        Some(if request.method == "GET" { slow(Reply::status(404)) } else { pending() })
+        Some(if request.method == "GET" {
+            slow(Reply::status(404))
+        } else {
+            pending(FakeNvidia::ASSET)
+        })
     }),
     ("it asks to wait just too long", ROCKET, |_| {
         Some(Reply::new(429, &[("retry-after", "1")], ""))
     }),
-    ("creating hangs", HUBBLE, |request| (request.line() == CREATE).then_some(Reply::Hang)),
+    ("creating hangs", HUBBLE, |request| (request.line() == CREATE_ASSET).then_some(Reply::Hang)),
     ("creating and inference hang", HUBBLE, |request| {
-        matches!(request.line().as_str(), CREATE | INFER).then_some(Reply::Hang)
+        matches!(request.line().as_str(), CREATE_ASSET | INFER).then_some(Reply::Hang)
     }),
     ("the upload hangs", HUBBLE, |request| (request.method == "PUT").then_some(Reply::Hang)),
     ("the upload hangs, then inference", HUBBLE, |request| {
@@ -56,8 +57,8 @@ const TROUBLES: &[(&str, &[u8], Script)] = &[
     ("inference of the upload is refused, that of the shrunk picture pends", HUBBLE, |request| {
         match request.line().as_str() {
             _ if is_of_asset(request) => Some(slow(Reply::status(422))),
-            INFER => Some(pending()),
-            line if line.starts_with("GET") => Some(slow(pending())),
+            INFER => Some(pending(FakeNvidia::ASSET)),
+            line if line.starts_with("GET") => Some(slow(pending(FakeNvidia::ASSET))),
             _ => None,
         }
     }),
@@ -76,12 +77,15 @@ async fn the_answer_comes_before_the_deadline_and_a_little_more_whatever_nvidia_
         let mut late = Vec::new();
         // A machine may be busy with other tests: what is late by itself is late every time.
         for _ in 0..3 {
-            let nvidia = Nvidia::with_uploads(script).await;
-            let settings = [("IMAGESVC_REQUEST_TIMEOUT", "700ms"), ("NVIDIA_TIMEOUT", "300ms")];
-            let app = TestApp::configured(&nvidia, &settings, |config| {
-                config.nvidia.retry.base = Duration::from_millis(100);
-            })
-            .await;
+            let nvidia = FakeNvidia::with_uploads(script).await;
+            let app = TestApp::builder(&nvidia)
+                .setting("IMAGESVC_REQUEST_TIMEOUT", "700ms")
+                .setting("NVIDIA_TIMEOUT", "300ms")
+                .configure(|config| {
+                    config.nvidia.retry.base = Duration::from_millis(100);
+                })
+                .start()
+                .await;
             let (answer, elapsed) = send(&app, picture).await;
             if answer.status != 200 {
                 let problem = answer.json();
@@ -100,13 +104,16 @@ async fn the_answer_comes_before_the_deadline_and_a_little_more_whatever_nvidia_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn waiting_for_a_slot_or_for_the_pace_counts_as_well() {
-    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     for setting in [("NVIDIA_MAX_CONCURRENCY", "1"), ("NVIDIA_REQUESTS_PER_MINUTE", "1")] {
-        let settings = [("IMAGESVC_REQUEST_TIMEOUT", "700ms"), setting];
-        let app = TestApp::configured(&nvidia, &settings, |config| {
-            config.nvidia.pace_window = Duration::from_millis(400);
-        })
-        .await;
+        let app = TestApp::builder(&nvidia)
+            .setting("IMAGESVC_REQUEST_TIMEOUT", "700ms")
+            .settings(&[setting])
+            .configure(|config| {
+                config.nvidia.pace_window = Duration::from_millis(400);
+            })
+            .start()
+            .await;
         let before = nvidia.lines().len();
         let second = async {
             nvidia.wait_for(before + 1).await;
@@ -121,35 +128,33 @@ async fn waiting_for_a_slot_or_for_the_pace_counts_as_well() {
 
 #[tokio::test]
 async fn an_upload_that_hangs_leaves_the_time_to_do_without() {
-    for hanging in [CREATE, "PUT"] {
-        let nvidia = Nvidia::with_uploads(move |request| {
+    for hanging in [CREATE_ASSET, "PUT"] {
+        let nvidia = FakeNvidia::with_uploads(move |request| {
             request.line().starts_with(hanging).then_some(Reply::Hang)
         })
         .await;
-        let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_REQUEST_TIMEOUT", "4s")]).await;
-        let answer = app.upload(HUBBLE, "hubble.jpg").await;
-        answer.vector();
-        assert_eq!(answer.json()["prepared"], "shrunk");
+        let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "4s").start().await;
+        assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     }
 }
 
 #[tokio::test]
 async fn an_asset_api_that_is_gone_is_done_without_and_left_alone_for_a_while() {
     for fault in [Reply::status(503), Reply::Cut(Vec::new()), Reply::status(301)] {
-        let nvidia = Nvidia::with_uploads(move |request| match request.line().as_str() {
-            CREATE => Some(fault.clone()),
+        let nvidia = FakeNvidia::with_uploads(move |request| match request.line().as_str() {
+            CREATE_ASSET => Some(fault.clone()),
             INFER => Some(embedding()),
             _ => None,
         })
         .await;
-        let app = TestApp::against(&nvidia).await;
+        let app = TestApp::start(&nvidia).await;
         for n in 0..2 {
-            let answer = app.upload(&crate::support::variant(HUBBLE, n), "hubble.jpg").await;
-            answer.vector();
-            assert_eq!(answer.json()["prepared"], "shrunk");
+            let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
+            assert_eq!(answer.prepared(), "shrunk");
         }
-        let creates =
-            |nvidia: &Nvidia| nvidia.lines().iter().filter(|line| *line == CREATE).count();
+        let creates = |nvidia: &FakeNvidia| {
+            nvidia.lines().iter().filter(|line| *line == CREATE_ASSET).count()
+        };
         let before = creates(&nvidia);
         assert!(before <= 3, "{before}");
     }
@@ -158,30 +163,32 @@ async fn an_asset_api_that_is_gone_is_done_without_and_left_alone_for_a_while() 
 #[tokio::test]
 async fn an_outage_of_the_asset_api_is_forgotten_sooner_than_a_refusal() {
     for (status, again) in [(503, true), (404, false)] {
-        let nvidia = Nvidia::with_uploads(move |request| {
-            (request.line() == CREATE).then(|| Reply::status(status))
+        let nvidia = FakeNvidia::with_uploads(move |request| {
+            (request.line() == CREATE_ASSET).then(|| Reply::status(status))
         })
         .await;
-        let app = TestApp::configured(&nvidia, &[], |config| {
-            assert_eq!(config.embed.ask.outage_memory.as_secs(), 60);
-            config.embed.ask.outage_memory = Duration::ZERO;
-        })
-        .await;
+        let app = TestApp::builder(&nvidia)
+            .configure(|config| {
+                assert_eq!(config.embed.ask.outage_memory.as_secs(), 60);
+                config.embed.ask.outage_memory = Duration::ZERO;
+            })
+            .start()
+            .await;
         app.upload(HUBBLE, "hubble.jpg").await.vector();
         let before = nvidia.lines().len();
-        app.upload(&crate::support::variant(HUBBLE, 1), "hubble.jpg").await.vector();
+        app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector();
         let lines = nvidia.lines();
-        assert_eq!(lines[before..].contains(&CREATE.to_owned()), again, "{status}");
+        assert_eq!(lines[before..].contains(&CREATE_ASSET.to_owned()), again, "{status}");
     }
 }
 
 #[tokio::test]
 async fn in_an_outage_large_pictures_cost_no_more_tries_than_small_ones() {
-    let nvidia = Nvidia::with_uploads(|_| Some(Reply::status(503))).await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::with_uploads(|_| Some(Reply::status(503))).await;
+    let app = TestApp::start(&nvidia).await;
     for (n, calls) in [(0, 4), (1, 3), (2, 3)] {
         let before = nvidia.lines().len();
-        let answer = app.upload(&crate::support::variant(HUBBLE, n), "hubble.jpg").await;
+        let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
         assert_eq!(answer.status, 502);
         // The first tries to announce its upload, and is then sent without one, once.
         assert_eq!(nvidia.lines().len() - before, calls, "{:?}", nvidia.lines());

@@ -9,28 +9,36 @@ use std::{
 };
 
 use image::ImageFormat;
-use imagesvc::{
-    app::{App, BuildError},
-    config::{Config, Raw},
-};
 use tempfile::TempDir;
 
 use crate::support::{
-    Answer, Nvidia, ROCKET, TestApp, assert_problem, converted, decoder_settings, metric,
-    misbehaving,
+    Answer, BuildError, FakeNvidia, ROCKET, TestApp, assert_problem, converted, decoder_settings,
+    metric, misbehaving, noise_png,
 };
 
 /// Sends a picture that must be decoded to a service whose decoder runs a script.
 async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let program = misbehaving(&folder, script);
-    let nvidia = Nvidia::well().await;
-    let settings = [("IMAGESVC_REQUEST_TIMEOUT", "3s")];
-    let app =
-        TestApp::configured(&nvidia, &settings, |config| config.decoder.program = program).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
+        .configure(|config| config.decoder.program = program)
+        .start()
+        .await;
     let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
     assert!(nvidia.lines().is_empty(), "nothing was paid");
     (answer, app, folder)
+}
+
+/// Waits until the decoder that was started last is gone.
+async fn assert_ended(folder: &TempDir, script: &str) {
+    let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
+    let started = Instant::now();
+    while Path::new("/proc").join(pid.trim()).exists() {
+        assert!(started.elapsed() < Duration::from_secs(10), "{script}: it is still there");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// The head of an answer: what it says, and how long what follows is.
@@ -64,9 +72,9 @@ async fn a_decoder_that_the_system_takes_away_is_no_fault_of_the_picture() {
     let unlimited = format!("{}printf never", head('l', 5));
     for script in ["kill -KILL $$", "kill -TERM $$", &halfway, &unlimited] {
         let (answer, app, _folder) = decode_with(script).await;
-        let problem = assert_problem(&answer, 503, "overloaded");
+        assert_problem(&answer, 503, "overloaded");
         assert_eq!(answer.header("retry-after"), "5");
-        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()], "{script}: it is kept");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: it is kept");
         let metrics = app.get("/metrics").await.text();
         assert_eq!(metric(&metrics, "imagesvc_decodes_total{outcome=\"unavailable\"}"), 1.0);
     }
@@ -76,13 +84,14 @@ async fn a_decoder_that_the_system_takes_away_is_no_fault_of_the_picture() {
 async fn a_decoder_that_cannot_be_started_any_more_is_no_fault_of_the_picture() {
     let folder = tempfile::tempdir().unwrap();
     let program = misbehaving(&folder, "exit 0");
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let path = program.clone();
-    let app = TestApp::configured(&nvidia, &[], |config| config.decoder.program = path).await;
+    let app =
+        TestApp::builder(&nvidia).configure(|config| config.decoder.program = path).start().await;
     fs::remove_file(program).unwrap();
     let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
-    let problem = assert_problem(&answer, 503, "overloaded");
-    assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()]);
+    assert_problem(&answer, 503, "overloaded");
+    assert_eq!(app.saved(), [answer.saved_as()]);
 }
 
 #[tokio::test]
@@ -98,8 +107,8 @@ async fn a_decoder_that_does_not_keep_to_what_was_agreed_is_a_bug() {
         format!("{}exec cat /dev/zero", head('d', 3)),
     ] {
         let (answer, app, _folder) = decode_with(&script).await;
-        let problem = assert_problem(&answer, 500, "internal");
-        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()], "{script}: it is kept");
+        assert_problem(&answer, 500, "internal");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: it is kept");
     }
 }
 
@@ -111,50 +120,37 @@ async fn a_decoder_that_hangs_is_ended_at_the_deadline() {
         format!("{}printf abcdefghi; exec >&-; exec sleep 600", head('d', 9)),
     ] {
         let (answer, app, folder) = decode_with(&script).await;
-        let problem = assert_problem(&answer, 504, "embedding_timeout");
-        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()], "{script}: it is kept");
-        let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
-        let started = Instant::now();
-        while Path::new("/proc").join(pid.trim()).exists() {
-            assert!(started.elapsed() < Duration::from_secs(10), "{script}: it is still there");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        assert_problem(&answer, 504, "embedding_timeout");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: it is kept");
+        assert_ended(&folder, &script).await;
     }
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
     let folder = tempfile::tempdir().unwrap();
-    let program = misbehaving(&folder, "exec sleep 600");
-    let nvidia = Nvidia::well().await;
-    let settings = [("IMAGESVC_REQUEST_TIMEOUT", "2s")];
-    let app =
-        TestApp::configured(&nvidia, &settings, |config| config.decoder.program = program).await;
+    let script = "exec sleep 600";
+    let program = misbehaving(&folder, script);
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
+        .configure(|config| config.decoder.program = program)
+        .start()
+        .await;
     let picture = converted(ROCKET, ImageFormat::WebP);
     let request = app.upload_request(&picture, "rocket.webp").timeout(Duration::from_millis(500));
     assert!(request.send().await.unwrap_err().is_timeout());
-    let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
-    let started = Instant::now();
-    while Path::new("/proc").join(pid.trim()).exists() {
-        assert!(started.elapsed() < Duration::from_secs(10), "it is still there");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    assert_ended(&folder, script).await;
 }
 
 #[tokio::test]
 async fn a_service_whose_decoder_does_not_work_does_not_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let downloads = folder.path().to_str().unwrap().to_owned();
     for program in ["/no/such/program", "/bin/false", "/bin/true"] {
-        let settings = [
-            ("IMAGESVC_SANDBOX", "true"),
-            ("IMAGESVC_HOST", "127.0.0.1"),
-            ("IMAGESVC_PORT", "0"),
-            ("IMAGESVC_DOWNLOADS_DIR", downloads.as_str()),
-        ];
-        let mut config = Config::resolve(&Raw::from_pairs(settings)).unwrap();
-        config.decoder.program = program.into();
-        let error = App::build(config).await.unwrap_err();
+        let started = TestApp::sandbox()
+            .configure(|config| config.decoder.program = program.into())
+            .build()
+            .await;
+        let error = started.unwrap_err();
         assert!(matches!(error, BuildError::Decoder(_)), "{error}");
     }
 }
@@ -214,10 +210,13 @@ async fn a_decoder_inherits_nothing_of_the_service_but_its_picture() {
         seen.display()
     );
     let program = misbehaving(&folder, &script);
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::configured(&nvidia, &[], |config| config.decoder.program = program).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .configure(|config| config.decoder.program = program)
+        .start()
+        .await;
     // Too large to stay in memory: it comes from its file.
-    let picture = converted(&crate::support::noise_png(400, 400), ImageFormat::Bmp);
+    let picture = converted(&noise_png(400, 400), ImageFormat::Bmp);
     assert_problem(&app.upload(&picture, "noise.bmp").await, 415, "unsupported_image");
     let seen = fs::read_to_string(seen).unwrap();
     let names = seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);

@@ -5,23 +5,16 @@ use std::{collections::HashSet, path::Path, process::Command, time::Duration};
 use sha2::{Digest, Sha256};
 use tokio::task::JoinSet;
 
-use crate::support::{Child, Nvidia, ROCKET, TestApp, assert_problem, noise_png};
+use crate::support::{Child, FakeNvidia, ROCKET, TestApp, assert_problem, noise_png};
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-fn form(picture: &[u8]) -> Vec<u8> {
-    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
-    [&head[..], picture, b"\r\n--x--\r\n"].concat()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn two_hundred_power_cuts_leave_whole_files_alone() {
-    let nvidia = Nvidia::well().await;
-    let upstream = nvidia.settings();
-    let settings: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let nvidia = FakeNvidia::well().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
     // One that stays in memory until it is saved, and one that is spooled.
@@ -30,14 +23,11 @@ async fn two_hundred_power_cuts_leave_whole_files_alone() {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut random = fastrand::Rng::with_seed(3);
     for _ in 0..200 {
-        let child = Child::start(folder.path(), &settings);
+        let child = Child::start_with(&nvidia, folder.path(), &[]);
         assert!(names(&downloads.join(".incoming")).is_empty(), "the start has cleaned up");
         let mut uploads = JoinSet::new();
         for n in 0..6 {
-            let request = client
-                .post(child.url("/vectorize-image-upload"))
-                .header("content-type", "multipart/form-data; boundary=x")
-                .body(form(&pictures[n % 2]));
+            let request = child.upload_request(&client, &pictures[n % 2]);
             // Whether it gets an answer is a matter of luck.
             uploads.spawn(async move { drop(request.send().await) });
         }
@@ -85,11 +75,12 @@ async fn a_full_disk_is_told_leaves_nothing_and_keeps_the_service_alive() {
         println!("skipped: only root can mount a small disk");
         return;
     };
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let downloads = disk.0.path().join("downloads");
-    let app =
-        TestApp::with_settings(&nvidia, &[("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap())])
-            .await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap())
+        .start()
+        .await;
     let large = noise_png(600, 500); // 900 KB
     for answer in [app.upload(&large, "large.png").await, app.base64(&large).await] {
         assert_problem(&answer, 507, "storage_full");

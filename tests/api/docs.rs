@@ -2,7 +2,7 @@
 
 use imagesvc::web::error::Code;
 
-use crate::support::{Nvidia, TestApp};
+use crate::support::{FakeNvidia, TestApp};
 
 #[test]
 fn the_readme_lists_every_code() {
@@ -15,8 +15,8 @@ fn the_readme_lists_every_code() {
 
 #[tokio::test]
 async fn the_document_is_openapi_3_1_and_lists_every_route() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let document = app.get("/openapi.json").await.json();
     assert_eq!(document["openapi"], "3.1.0");
     let paths: Vec<_> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
@@ -46,8 +46,8 @@ async fn the_document_is_openapi_3_1_and_lists_every_route() {
 
 #[tokio::test]
 async fn the_page_and_its_assets_come_from_the_service() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let page = app.get("/docs").await;
     assert_eq!((page.status, page.header("content-type")), (200, "text/html"));
     assert!(page.header("content-security-policy").contains("frame-ancestors 'none'"));
@@ -70,8 +70,8 @@ async fn the_page_and_its_assets_come_from_the_service() {
 
 #[tokio::test]
 async fn the_page_for_people_needs_nothing_from_elsewhere() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let page = app.get("/").await;
     assert!(page.header("content-type").starts_with("text/html"));
     assert!(page.header("content-security-policy").starts_with("default-src 'none'"));

@@ -7,8 +7,8 @@ use proptest::test_runner::{Config, TestRunner};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{
-    Answer, HUBBLE, Nvidia, ROCKET, Reply, Server, TestApp, connect_from, embedding, form, tiny,
-    try_number,
+    Answer, FORM, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, connect_from, embedding,
+    form, post_head, tiny, try_number,
 };
 
 /// A picture that is the same in every sequence.
@@ -61,30 +61,33 @@ const ENDINGS: [Ending; 16] = [
 
 struct Servers {
     app: TestApp,
-    origin: Server,
-    _nvidia: Nvidia,
+    origin: FakeServer,
+    _nvidia: FakeNvidia,
 }
 
 impl Servers {
     async fn start() -> Self {
-        let origin = Server::start(|request, _| match request.target.as_str() {
+        let origin = FakeServer::start(|request, _| match request.target.as_str() {
             "/gone" => Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\nshort".to_vec()),
             _ => Reply::new(200, &[], ROCKET),
         })
         .await;
-        let nvidia = Nvidia::with_uploads(|request| match try_number(request) {
+        let nvidia = FakeNvidia::with_uploads(|request| match try_number(request) {
             Some(number) if number % 1000 == 400 => Some(Reply::status(400)),
             Some(_) => Some(embedding().after(Duration::from_millis(20))),
             None => None,
         })
         .await;
-        let allow = origin.address.to_string();
-        let settings = [
-            ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
-            ("IMAGESVC_MAX_IMAGE_BYTES", "1MiB"),
-            ("IMAGESVC_BODY_TIMEOUT", "300ms"),
-        ];
-        Self { app: TestApp::with_settings(&nvidia, &settings).await, origin, _nvidia: nvidia }
+        Self {
+            app: TestApp::builder(&nvidia)
+                .may_fetch_from(&origin)
+                .setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")
+                .setting("IMAGESVC_BODY_TIMEOUT", "300ms")
+                .start()
+                .await,
+            origin,
+            _nvidia: nvidia,
+        }
     }
 
     /// Makes one request, from one of a few addresses, that ends like this.
@@ -110,8 +113,7 @@ impl Servers {
                 app.send(base64().body(reqwest::Body::wrap(body))).map(status).await == 413
             }
             Ending::NoForm => {
-                let kind = "multipart/form-data; boundary=x";
-                app.post("/vectorize-image-upload", kind, "--x\r\n").map(status).await == 422
+                app.post("/vectorize-image-upload", FORM, "--x\r\n").map(status).await == 422
             }
             Ending::NoBase64 => {
                 app.send(base64().body(r#"{"image_base64":"%%%%"}"#)).map(status).await == 400
@@ -135,11 +137,8 @@ impl Servers {
         let source = [127, 0, 0, 2 + (n % 3) as u8];
         let mut stream = connect_from(source, self.app.address).await.unwrap();
         let length = if part.len() > 50_000 { 900_000 } else { part.len() };
-        let head = format!(
-            "POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
-             content-length: {length}\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
+        let head = post_head("/vectorize-image-upload", length, "");
+        stream.write_all(&head).await.unwrap();
         stream.write_all(part).await.unwrap();
         let mut answer = String::new();
         if waits {

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::support::{Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding};
+use crate::support::{
+    FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, embedding, free_address,
+    post_head,
+};
 
 /// An error as NVIDIA writes it, with something in it that is not for clients.
 pub fn refusal(status: u16) -> Reply {
@@ -17,12 +20,12 @@ pub fn refusal(status: u16) -> Reply {
 
 #[tokio::test]
 async fn a_redirect_of_nvidias_is_not_followed() {
-    let elsewhere = crate::support::Server::start(|_, _| embedding()).await;
+    let elsewhere = FakeServer::start(|_, _| embedding()).await;
     let location = elsewhere.url("/");
     for status in [301, 302, 307, 308] {
         let nvidia =
-            Nvidia::replying(vec![Reply::new(status, &[("location", &location)], "")]).await;
-        let app = TestApp::against(&nvidia).await;
+            FakeNvidia::replying(vec![Reply::new(status, &[("location", &location)], "")]).await;
+        let app = TestApp::start(&nvidia).await;
         assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_unavailable");
         assert_eq!(nvidia.lines().len(), 1);
     }
@@ -31,22 +34,21 @@ async fn a_redirect_of_nvidias_is_not_followed() {
 
 #[tokio::test]
 async fn a_proxy_for_nvidia_is_used_if_it_is_set() {
-    let proxy = Nvidia::scripted(|_, _| embedding()).await;
-    let settings = [
-        ("NVIDIA_PROXY", proxy.url("/")),
-        ("NVIDIA_INFER_URL", "http://nvidia.example/infer".to_owned()),
-    ];
-    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let app = TestApp::with_settings(&proxy, &settings).await;
+    let proxy = FakeNvidia::scripted(|_, _| embedding()).await;
+    let app = TestApp::builder(&proxy)
+        .setting("NVIDIA_PROXY", proxy.url("/"))
+        .setting("NVIDIA_INFER_URL", "http://nvidia.example/infer")
+        .start()
+        .await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
     assert_eq!(proxy.lines(), ["POST http://nvidia.example/infer"]);
 }
 
 #[tokio::test]
 async fn a_nvidia_that_hangs_is_a_timeout() {
-    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
-    for settings in [&[("IMAGESVC_REQUEST_TIMEOUT", "1500ms")], &[("NVIDIA_TIMEOUT", "20ms")]] {
-        let app = TestApp::with_settings(&nvidia, settings).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    for (name, time) in [("IMAGESVC_REQUEST_TIMEOUT", "1500ms"), ("NVIDIA_TIMEOUT", "20ms")] {
+        let app = TestApp::builder(&nvidia).setting(name, time).start().await;
         let problem =
             assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 504, "embedding_timeout");
         assert!(problem["saved_as"].is_string());
@@ -55,18 +57,20 @@ async fn a_nvidia_that_hangs_is_a_timeout() {
 
 #[tokio::test]
 async fn a_nvidia_that_cannot_be_reached_is_unavailable() {
-    let nvidia = Nvidia::well().await;
-    // A port that was free a moment ago, and that nobody listens on.
-    let free = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
-    let app =
-        TestApp::with_settings(&nvidia, &[("NVIDIA_INFER_URL", &format!("http://{free}/"))]).await;
+    let nvidia = FakeNvidia::well().await;
+    let free = free_address().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_INFER_URL", format!("http://{free}/"))
+        .start()
+        .await;
     assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_unavailable");
 }
 
 #[tokio::test]
 async fn a_disk_under_the_reserve_is_full_on_every_route() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MIN_FREE_BYTES", "900000000GiB")]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app =
+        TestApp::builder(&nvidia).setting("IMAGESVC_MIN_FREE_BYTES", "900000000GiB").start().await;
     for answer in [
         app.upload(ROCKET, "rocket.jpg").await,
         app.base64(ROCKET).await,
@@ -85,12 +89,13 @@ async fn a_disk_under_the_reserve_is_full_on_every_route() {
 
 #[tokio::test]
 async fn a_folder_that_vanished_is_a_failure_to_save() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
-    let app =
-        TestApp::with_settings(&nvidia, &[("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap())])
-            .await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap())
+        .start()
+        .await;
     std::fs::rename(downloads.join(".incoming"), folder.path().join("elsewhere")).unwrap();
     assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 500, "storage_failed");
     let ready = app.get("/ready").await;
@@ -102,8 +107,8 @@ async fn a_folder_that_vanished_is_a_failure_to_save() {
 
 #[tokio::test]
 async fn what_is_not_there_says_where_to_go() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     for path in [
         "/nothing",
         "/vectorize-image/",
@@ -131,8 +136,8 @@ async fn what_is_not_there_says_where_to_go() {
 
 #[tokio::test]
 async fn a_request_keeps_its_own_id_if_it_is_harmless() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     for (own, kept) in [("trace-1.a_B", true), ("a b", false), ("", false)] {
         let answer =
             app.send(app.client.get(app.url("/nothing")).header("x-request-id", own)).await;
@@ -142,22 +147,20 @@ async fn a_request_keeps_its_own_id_if_it_is_harmless() {
 
 #[tokio::test]
 async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::configured(&nvidia, &[("IMAGESVC_BODY_TIMEOUT", "100ms")], |_| {}).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_BODY_TIMEOUT", "100ms").start().await;
     for (path, start) in [
         ("/vectorize-image", "{\"image_url\":"),
         ("/vectorize-image-base64", "{\"image_base64\":"),
         (
             "/vectorize-image-upload",
-            "--b0undary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nabc",
+            "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nabc",
         ),
     ] {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b0undary\r\ncontent-length: 10000\r\n\r\n{start}"
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&post_head(path, 10_000, "")).await.unwrap();
+        stream.write_all(start.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer))
             .await

@@ -4,11 +4,11 @@ use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image::{DynamicImage, GenericImageView};
 
 use crate::support::{
-    CHELSEA, HUBBLE, Nvidia, Received, Reply, TestApp, assert_problem, embedding, variant,
+    CHELSEA, FakeNvidia, HUBBLE, Received, Reply, TestApp, assert_problem, converted, embedding,
+    noise_png,
+    nvidia_api::{CREATE_ASSET, INFER},
+    variant,
 };
-
-const CREATE: &str = "POST /v2/nvcf/assets";
-const INFER: &str = "POST /v1/cv/nvidia/nv-dinov2";
 
 /// The picture that an inference carries, and the length of its base64 text.
 fn inline_picture(request: &Received) -> (DynamicImage, usize) {
@@ -25,14 +25,13 @@ fn is_inline(request: &Received) -> bool {
 
 /// A large picture is answered although NVIDIA replies so, and the next one is spared the detour.
 async fn assert_falls_back(at: &'static str, reply: Reply) {
-    let nvidia = Nvidia::with_uploads(move |request| {
+    let nvidia = FakeNvidia::with_uploads(move |request| {
         (request.line().starts_with(at) && !is_inline(request)).then(|| reply.clone())
     })
     .await;
-    let app = TestApp::against(&nvidia).await;
+    let app = TestApp::start(&nvidia).await;
     let answer = app.upload(HUBBLE, "hubble.jpg").await;
-    answer.vector();
-    assert_eq!(answer.json()["prepared"], "shrunk");
+    assert_eq!(answer.prepared(), "shrunk");
     assert_eq!(
         (answer.json()["width"].as_u64(), answer.json()["height"].as_u64()),
         (Some(1000), Some(872))
@@ -49,14 +48,14 @@ async fn assert_falls_back(at: &'static str, reply: Reply) {
     let before = calls(nvidia.received()).count();
 
     let again = app.upload(&variant(HUBBLE, 1), "hubble.jpg").await;
-    assert_eq!(again.json()["prepared"], "shrunk");
+    assert_eq!(again.prepared(), "shrunk");
     assert_eq!(calls(nvidia.received()).count(), before + 1, "{:?}", nvidia.lines());
 }
 
 #[tokio::test]
 async fn a_refused_create_call_falls_back() {
     for status in [400, 403, 404, 405, 410, 413, 415, 422] {
-        assert_falls_back(CREATE, Reply::status(status)).await;
+        assert_falls_back(CREATE_ASSET, Reply::status(status)).await;
     }
 }
 
@@ -69,7 +68,7 @@ async fn a_create_call_whose_answer_makes_no_sense_falls_back() {
         r#"{"assetId":"0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9","uploadUrl":"file:///etc/passwd"}"#,
         r#"{"assetId":"0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9","uploadUrl":"upload"}"#,
     ] {
-        assert_falls_back(CREATE, Reply::json(200, body)).await;
+        assert_falls_back(CREATE_ASSET, Reply::json(200, body)).await;
     }
 }
 
@@ -90,17 +89,17 @@ async fn a_refused_inference_falls_back() {
 #[tokio::test]
 async fn what_is_the_keys_or_the_accounts_fault_does_not_fall_back() {
     for (at, status, code, expected) in [
-        (CREATE, 401, "embedding_unauthorized", 502),
-        (CREATE, 402, "embedding_exhausted", 503),
+        (CREATE_ASSET, 401, "embedding_unauthorized", 502),
+        (CREATE_ASSET, 402, "embedding_exhausted", 503),
         (INFER, 401, "embedding_unauthorized", 502),
         (INFER, 403, "embedding_unauthorized", 502),
         (INFER, 402, "embedding_exhausted", 503),
     ] {
-        let nvidia = Nvidia::with_uploads(move |request| {
+        let nvidia = FakeNvidia::with_uploads(move |request| {
             (request.line() == at).then(|| Reply::status(status))
         })
         .await;
-        let app = TestApp::against(&nvidia).await;
+        let app = TestApp::start(&nvidia).await;
         assert_problem(&app.upload(HUBBLE, "hubble.jpg").await, expected, code);
         assert!(!nvidia.received().iter().any(is_inline));
     }
@@ -108,36 +107,38 @@ async fn what_is_the_keys_or_the_accounts_fault_does_not_fall_back() {
 
 #[tokio::test]
 async fn a_rate_limit_on_the_create_call_is_retried_and_not_taken_for_a_refusal() {
-    let nvidia =
-        Nvidia::with_uploads(|request| (request.line() == CREATE).then(|| Reply::status(429)))
-            .await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::with_uploads(|request| {
+        (request.line() == CREATE_ASSET).then(|| Reply::status(429))
+    })
+    .await;
+    let app = TestApp::start(&nvidia).await;
     assert_problem(&app.upload(HUBBLE, "hubble.jpg").await, 503, "embedding_rate_limited");
-    assert_eq!(nvidia.lines(), [CREATE; 3]);
+    assert_eq!(nvidia.lines(), [CREATE_ASSET; 3]);
 }
 
 #[tokio::test]
 async fn the_refusal_is_forgotten_after_a_while() {
-    let nvidia =
-        Nvidia::with_uploads(|request| (request.line() == CREATE).then(|| Reply::status(404)))
-            .await;
-    let app = TestApp::configured(&nvidia, &[], |config| {
-        assert_eq!(config.embed.ask.asset_memory.as_secs(), 600);
-        config.embed.ask.asset_memory = std::time::Duration::ZERO;
+    let nvidia = FakeNvidia::with_uploads(|request| {
+        (request.line() == CREATE_ASSET).then(|| Reply::status(404))
     })
     .await;
+    let app = TestApp::builder(&nvidia)
+        .configure(|config| {
+            assert_eq!(config.embed.ask.asset_memory.as_secs(), 600);
+            config.embed.ask.asset_memory = std::time::Duration::ZERO;
+        })
+        .start()
+        .await;
     app.upload(HUBBLE, "hubble.jpg").await.vector();
     app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector();
-    assert_eq!(nvidia.lines(), [CREATE, INFER, CREATE, INFER]);
+    assert_eq!(nvidia.lines(), [CREATE_ASSET, INFER, CREATE_ASSET, INFER]);
 }
 
 #[tokio::test]
 async fn with_shrink_no_upload_is_tried() {
-    let nvidia = Nvidia::replying(vec![embedding()]).await;
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_LARGE_IMAGES", "shrink")]).await;
-    let answer = app.upload(HUBBLE, "hubble.jpg").await;
-    answer.vector();
-    assert_eq!(answer.json()["prepared"], "shrunk");
+    let nvidia = FakeNvidia::replying(vec![embedding()]).await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
+    assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     assert_eq!(nvidia.lines(), [INFER]);
     let (picture, _) = inline_picture(&nvidia.received()[0]);
     let (width, height) = picture.dimensions();
@@ -146,8 +147,8 @@ async fn with_shrink_no_upload_is_tried() {
 
 #[tokio::test]
 async fn a_large_picture_that_cannot_be_decoded_cannot_be_shrunk() {
-    let nvidia = Nvidia::replying(vec![embedding()]).await;
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_LARGE_IMAGES", "shrink")]).await;
+    let nvidia = FakeNvidia::replying(vec![embedding()]).await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let mut broken = CHELSEA.to_vec();
     broken[1000..5000].fill(0);
     let problem =
@@ -161,31 +162,26 @@ async fn a_large_picture_that_cannot_be_decoded_cannot_be_shrunk() {
 async fn a_picture_that_nvidia_takes_in_no_way_says_nothing_of_uploads() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let inferences = AtomicUsize::new(0);
-    let nvidia = Nvidia::with_uploads(move |request| {
+    let nvidia = FakeNvidia::with_uploads(move |request| {
         (request.line() == INFER && inferences.fetch_add(1, Ordering::Relaxed) < 2)
             .then(|| Reply::status(422))
     })
     .await;
-    let app = TestApp::against(&nvidia).await;
+    let app = TestApp::start(&nvidia).await;
     assert_problem(&app.upload(HUBBLE, "refused.jpg").await, 422, "embedding_rejected");
-    let answer = app.upload(HUBBLE, "hubble.jpg").await;
-    answer.vector();
-    assert_eq!(answer.json()["prepared"], "original");
+    assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "original");
 }
 
 #[tokio::test]
 async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
-    let bmp =
-        crate::support::converted(&crate::support::noise_png(500, 500), image::ImageFormat::Bmp);
-    let nvidia = Nvidia::replying(vec![embedding()]).await;
+    let bmp = converted(&noise_png(500, 500), image::ImageFormat::Bmp);
+    let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     // Each of the two takes all of it.
-    let settings = [
-        ("NVIDIA_LARGE_IMAGES", "shrink"),
-        ("IMAGESVC_MAX_DECODE_BYTES", "64MiB"),
-        ("IMAGESVC_REQUEST_TIMEOUT", "20s"),
-    ];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
-    let answer = app.upload(&bmp, "noise.bmp").await;
-    answer.vector();
-    assert_eq!(answer.json()["prepared"], "shrunk");
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_LARGE_IMAGES", "shrink")
+        .setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB")
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
+        .start()
+        .await;
+    assert_eq!(app.upload(&bmp, "noise.bmp").await.prepared(), "shrunk");
 }

@@ -13,7 +13,9 @@ use futures_util::{StreamExt, stream};
 
 use crate::{
     errors::refusal,
-    support::{Answer, Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding, number, tiny},
+    support::{
+        Answer, FakeNvidia, ROCKET, Reply, TestApp, assert_problem, embedding, number, tiny,
+    },
 };
 
 const PAGE: &str = "<!DOCTYPE html>\n<html><title>upstream-secret</title></html>";
@@ -36,7 +38,7 @@ fn faults_in_passing() -> Vec<Reply> {
         Reply::Cut(Vec::new()),
         Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-le".to_vec()),
         Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n".to_vec()),
-        Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n{\"metadata\":[{".to_vec()),
+        embedding().broken_off(),
         Reply::Hang,
     ]
 }
@@ -44,8 +46,8 @@ fn faults_in_passing() -> Vec<Reply> {
 #[tokio::test]
 async fn failures_in_passing_are_tried_again_and_not_noticed() {
     for fault in faults_in_passing() {
-        let nvidia = Nvidia::replying(vec![fault.clone(), fault, embedding()]).await;
-        let app = TestApp::with_settings(&nvidia, &[("NVIDIA_TIMEOUT", "200ms")]).await;
+        let nvidia = FakeNvidia::replying(vec![fault.clone(), fault, embedding()]).await;
+        let app = TestApp::builder(&nvidia).setting("NVIDIA_TIMEOUT", "200ms").start().await;
         app.upload(ROCKET, "rocket.jpg").await.vector();
         assert_eq!(nvidia.lines().len(), 3);
     }
@@ -68,13 +70,13 @@ fn fate(status: u16) -> (usize, u16, &'static str) {
 async fn every_status_becomes_what_the_table_says_and_names_the_saved_picture() {
     let calls = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
     let counted = Arc::clone(&calls);
-    let nvidia = Nvidia::scripted(move |request, _| {
+    let nvidia = FakeNvidia::scripted(move |request, _| {
         let status = number(request);
         *counted.lock().unwrap().entry(status).or_default() += 1;
         refusal(u16::try_from(status).unwrap())
     })
     .await;
-    let app = TestApp::against(&nvidia).await;
+    let app = TestApp::start(&nvidia).await;
     for status in 200..600 {
         let (tries, expected, code) = fate(status);
         let answer = app.upload(&tiny(status.into()), "a.png").await;
@@ -98,8 +100,8 @@ async fn what_lasts_is_given_up_after_three_tries_and_named() {
             Reply::Bytes(bytes) if bytes.starts_with(b"HTTP/1.1 200") => (502, "embedding_invalid"),
             _ => (502, "embedding_unavailable"),
         };
-        let nvidia = Nvidia::replying(vec![fault]).await;
-        let app = TestApp::with_settings(&nvidia, &[("NVIDIA_TIMEOUT", "50ms")]).await;
+        let nvidia = FakeNvidia::replying(vec![fault]).await;
+        let app = TestApp::builder(&nvidia).setting("NVIDIA_TIMEOUT", "50ms").start().await;
         let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, status, code);
         assert!(problem["saved_as"].is_string());
         assert_eq!(nvidia.lines().len(), 3);
@@ -111,7 +113,7 @@ async fn one_fault_in_ten_is_not_noticed_by_ninety_nine_clients_in_a_hundred() {
     const REQUESTS: usize = 2000;
     let faults = faults_in_passing();
     let random = Mutex::new(fastrand::Rng::with_seed(4));
-    let nvidia = Nvidia::scripted(move |_, _| {
+    let nvidia = FakeNvidia::scripted(move |_, _| {
         let mut random = random.lock().unwrap();
         if random.u8(0..10) == 0 {
             faults[random.usize(0..faults.len())].clone()
@@ -121,8 +123,11 @@ async fn one_fault_in_ten_is_not_noticed_by_ninety_nine_clients_in_a_hundred() {
     })
     .await;
     let deadline = Duration::from_secs(10);
-    let settings = [("NVIDIA_TIMEOUT", "300ms"), ("IMAGESVC_REQUEST_TIMEOUT", "10s")];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_TIMEOUT", "300ms")
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "10s")
+        .start()
+        .await;
     let answers: Vec<(Answer, Duration)> = stream::iter(0..REQUESTS)
         .map(async |n| {
             let started = Instant::now();
@@ -150,12 +155,12 @@ async fn in_a_long_outage_retries_end_with_their_budget_and_service_returns_at_o
     let is_out = Arc::new(AtomicBool::new(true));
     let calls = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
     let (out, counted) = (Arc::clone(&is_out), Arc::clone(&calls));
-    let nvidia = Nvidia::scripted(move |request, _| {
+    let nvidia = FakeNvidia::scripted(move |request, _| {
         *counted.lock().unwrap().entry(number(request)).or_default() += 1;
         if out.load(Ordering::SeqCst) { refusal(503) } else { embedding() }
     })
     .await;
-    let app = TestApp::against(&nvidia).await;
+    let app = TestApp::start(&nvidia).await;
     let answers = stream::iter(0..REQUESTS).map(async |n| app.upload(&tiny(n), "a.png").await);
     let answers: Vec<_> = answers.buffer_unordered(32).collect().await;
     assert!(answers.iter().all(|answer| answer.status == 502));
@@ -180,8 +185,8 @@ async fn a_wait_that_nvidia_asks_for_is_kept() {
     for (status, wait) in [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)] {
         let wait = wait();
         let reply = Reply::new(status, &[("retry-after", &wait)], "");
-        let nvidia = Nvidia::replying(vec![reply, embedding()]).await;
-        let app = TestApp::against(&nvidia).await;
+        let nvidia = FakeNvidia::replying(vec![reply, embedding()]).await;
+        let app = TestApp::start(&nvidia).await;
         let started = Instant::now();
         app.upload(ROCKET, "rocket.jpg").await.vector();
         // A date has no fractions: this one may be as near as 1.5 s.
@@ -198,8 +203,9 @@ async fn a_wait_beyond_the_deadline_is_not_begun_and_passed_on() {
         (429, &later, 503, "embedding_rate_limited", 590..=600),
         (503, "61", 502, "embedding_unavailable", 61..=61),
     ] {
-        let nvidia = Nvidia::replying(vec![Reply::new(status, &[("retry-after", wait)], "")]).await;
-        let app = TestApp::against(&nvidia).await;
+        let nvidia =
+            FakeNvidia::replying(vec![Reply::new(status, &[("retry-after", wait)], "")]).await;
+        let app = TestApp::start(&nvidia).await;
         let answer = app.upload(ROCKET, "rocket.jpg").await;
         assert_problem(&answer, expected, code);
         assert!(seconds.contains(&answer.header("retry-after").parse::<u64>().unwrap()));

@@ -3,7 +3,10 @@
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image::ImageFormat;
 
-use crate::support::{CHELSEA, HUBBLE, Nvidia, ROCKET, TestApp, assert_problem, converted, heic};
+use crate::support::{
+    CHELSEA, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, converted,
+    heic,
+};
 
 #[tokio::test]
 async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
@@ -20,8 +23,8 @@ async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
         (ImageFormat::Tiff, "image/tiff", ".tiff"),
     ] {
         let picture = converted(&small, format);
-        let nvidia = Nvidia::well().await;
-        let app = TestApp::against(&nvidia).await;
+        let nvidia = FakeNvidia::well().await;
+        let app = TestApp::start(&nvidia).await;
         let answer = app.upload(&picture, "picture").await;
         answer.vector();
         let body = answer.json();
@@ -53,8 +56,8 @@ async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
 
 #[tokio::test]
 async fn what_is_no_picture_is_refused_and_leaves_nothing() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     for (bytes, word) in [
         (&b"just text"[..], "JPEG, PNG"),
         (b"<html><body>no</body></html>", "JPEG, PNG"),
@@ -79,8 +82,8 @@ async fn what_is_no_picture_is_refused_and_leaves_nothing() {
 
 #[tokio::test]
 async fn a_heic_picture_is_told_how_to_become_a_jpeg() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let problem =
         assert_problem(&app.upload(&heic(), "IMG_1.HEIC").await, 415, "unsupported_image");
     assert!(problem["detail"].as_str().unwrap().contains("Most Compatible"));
@@ -88,8 +91,8 @@ async fn a_heic_picture_is_told_how_to_become_a_jpeg() {
 
 #[tokio::test]
 async fn no_bytes_are_an_empty_picture() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     assert_problem(&app.upload(b"", "photo.jpg").await, 400, "empty_image");
 }
 
@@ -98,8 +101,8 @@ async fn a_picture_whose_pixels_cannot_be_decoded_is_unsupported_and_leaves_noth
     let mut webp = converted(ROCKET, ImageFormat::WebP);
     let len = webp.len();
     webp.truncate(len / 3);
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let problem = assert_problem(&app.upload(&webp, "half.webp").await, 415, "unsupported_image");
     assert!(problem.get("saved_as").is_none());
     assert!(app.saved().is_empty());
@@ -107,15 +110,14 @@ async fn a_picture_whose_pixels_cannot_be_decoded_is_unsupported_and_leaves_noth
 
 #[tokio::test]
 async fn a_byte_too_many_is_too_large_on_every_route() {
-    let nvidia = Nvidia::well().await;
-    let origin =
-        crate::support::Server::start(|_, _| crate::support::Reply::new(200, &[], HUBBLE)).await;
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::serving(HUBBLE).await;
     let limit = (HUBBLE.len() - 1).to_string();
-    let settings = [
-        ("IMAGESVC_MAX_IMAGE_BYTES", limit.as_str()),
-        ("IMAGESVC_FETCH_ALLOW", &origin.address.to_string()),
-    ];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_MAX_IMAGE_BYTES", &limit)
+        .may_fetch_from(&origin)
+        .start()
+        .await;
     for answer in [
         app.upload(HUBBLE, "hubble.jpg").await,
         app.base64(HUBBLE).await,
@@ -126,16 +128,17 @@ async fn a_byte_too_many_is_too_large_on_every_route() {
     }
     assert!(app.saved().is_empty());
 
-    let exact = HUBBLE.len().to_string();
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IMAGE_BYTES", &exact)]).await;
+    let exact = HUBBLE.len();
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", exact).start().await;
     app.upload(HUBBLE, "hubble.jpg").await.vector();
     app.base64(HUBBLE).await.vector();
 }
 
 #[tokio::test]
 async fn too_many_pixels_are_too_large_with_both_numbers() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IMAGE_PIXELS", "273279")]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app =
+        TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_PIXELS", "273279").start().await;
     let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 413, "image_too_large");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains("273280") && detail.contains("273279"), "{detail}");
@@ -144,8 +147,8 @@ async fn too_many_pixels_are_too_large_with_both_numbers() {
 
 #[tokio::test]
 async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_DECODE_BYTES", "64MiB")]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB").start().await;
     let mut webp = std::io::Cursor::new(Vec::new());
     image::RgbImage::new(3000, 2000).write_to(&mut webp, ImageFormat::WebP).unwrap();
     let answer = app.upload(webp.get_ref(), "black.webp").await;
@@ -154,8 +157,8 @@ async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
 
 #[tokio::test]
 async fn the_bytes_decide_whatever_the_names_and_labels_say() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let photo = image::load_from_memory(ROCKET).unwrap().thumbnail(60, 40);
     let formats = [
         (ImageFormat::Jpeg, "image/jpeg", "jpg"),
@@ -180,7 +183,7 @@ async fn the_bytes_decide_whatever_the_names_and_labels_say() {
             let answer = app.upload_parts(&[(&head, picture.get_ref())]).await;
             answer.vector();
             assert_eq!(answer.json()["content_type"], content_type);
-            assert!(answer.json()["saved_as"].as_str().unwrap().ends_with(&format!(".{expected}")));
+            assert!(answer.saved_as().ends_with(&format!(".{expected}")));
         }
         let head =
             format!("name=\"file\"; filename=\"picture.{extension}\"\r\nContent-Type: {label}");
@@ -191,8 +194,8 @@ async fn the_bytes_decide_whatever_the_names_and_labels_say() {
 
 #[tokio::test]
 async fn pictures_that_are_made_to_hurt_are_refused_and_leave_nothing() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_LARGE_IMAGES", "shrink")]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let many_scans = {
         let start = ROCKET.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
         let scan = &ROCKET[start..start + 2000];
@@ -247,16 +250,9 @@ async fn every_format_comes_by_every_route() {
         photo.write_to(&mut picture, format).unwrap();
         let picture = picture.into_inner();
         let served = picture.clone();
-        let origin = crate::support::Server::start(move |_, _| {
-            crate::support::Reply::new(200, &[], &served)
-        })
-        .await;
-        let nvidia = Nvidia::well().await;
-        let app = TestApp::with_settings(
-            &nvidia,
-            &[("IMAGESVC_FETCH_ALLOW", &origin.address.to_string())],
-        )
-        .await;
+        let origin = FakeServer::start(move |_, _| Reply::new(200, &[], &served)).await;
+        let nvidia = FakeNvidia::well().await;
+        let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
         for answer in [
             app.upload(&picture, "picture").await,
             app.base64(&picture).await,

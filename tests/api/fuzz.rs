@@ -4,7 +4,7 @@ use ::base64::{Engine, prelude::BASE64_STANDARD};
 use proptest::{prelude::*, test_runner::TestRunner};
 use tokio::runtime::Runtime;
 
-use crate::support::{Answer, Nvidia, TestApp};
+use crate::support::{Answer, FORM, FakeNvidia, TestApp};
 
 /// A GIF of one pixel.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
@@ -15,9 +15,11 @@ fn check<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Ans
     let runtime = Runtime::new().unwrap();
     // The address policy has nothing to connect to: names lead nowhere.
     let (_nvidia, app) = runtime.block_on(async {
-        let nvidia = Nvidia::well().await;
-        let app =
-            TestApp::with_names(&nvidia, &[], |_| Err(std::io::ErrorKind::NotFound.into())).await;
+        let nvidia = FakeNvidia::well().await;
+        let app = TestApp::builder(&nvidia)
+            .lookup(|_| Err(std::io::ErrorKind::NotFound.into()))
+            .start()
+            .await;
         (nvidia, app)
     });
     let mut runner = TestRunner::new(ProptestConfig {
@@ -57,7 +59,7 @@ fn good_bodies() -> [Vec<u8>; 3] {
 const ROUTES: [(&str, &str); 3] = [
     ("/vectorize-image-base64", "application/json"),
     ("/vectorize-image", "application/json"),
-    ("/vectorize-image-upload", "multipart/form-data; boundary=x"),
+    ("/vectorize-image-upload", FORM),
 ];
 
 #[test]
@@ -113,8 +115,8 @@ fn any_content_type_is_answered() {
 
 #[tokio::test]
 async fn odd_json_is_answered() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let deep = |open: &str, close: &str| format!("{}{}", open.repeat(9000), close.repeat(9000));
     for body in [
         format!(r#"{{"image_url": {}}}"#, deep("[", "]")),

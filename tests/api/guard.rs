@@ -6,7 +6,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{Answer, Child, Nvidia, ROCKET, TestApp, assert_problem, tiny};
+use crate::support::{Answer, Child, FakeNvidia, ROCKET, TestApp, assert_problem, post_head, tiny};
 
 const KEYS: (&str, &str) = ("IMAGESVC_API_KEYS", "first-client-key, second-client-key");
 
@@ -21,8 +21,8 @@ async fn ask(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]
 
 #[tokio::test]
 async fn with_keys_every_route_but_the_open_ones_wants_one() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[KEYS]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     let closed = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
         (Method::GET, "/metrics"),
         (Method::GET, "/vectorize-image"),
@@ -67,15 +67,12 @@ async fn with_keys_every_route_but_the_open_ones_wants_one() {
 
 #[tokio::test]
 async fn without_a_key_the_body_is_not_asked_for() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[KEYS]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     for path in PICTURE_ROUTES {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
-        let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
-             content-length: 1000000\r\nexpect: 100-continue\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).await.unwrap();
+        let head = post_head(path, 1_000_000, "expect: 100-continue\r\n");
+        stream.write_all(&head).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
@@ -88,9 +85,12 @@ async fn without_a_key_the_body_is_not_asked_for() {
 
 #[tokio::test]
 async fn each_client_has_a_limit_of_its_own_by_its_key() {
-    let nvidia = Nvidia::well().await;
-    let settings = [KEYS, ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "3")];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .settings(&[KEYS])
+        .setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", "3")
+        .start()
+        .await;
     let upload = |key: &'static str| app.send(app.upload_request(ROCKET, "a.jpg").bearer_auth(key));
     for _ in 0..3 {
         upload("first-client-key").await.vector();
@@ -115,10 +115,13 @@ async fn upload_for(app: &TestApp, forwarded: &str) -> u16 {
 
 #[tokio::test]
 async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let limit = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "2");
-    let trusting = [limit, ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8")];
-    let app = TestApp::with_settings(&nvidia, &trusting).await;
+    let app = TestApp::builder(&nvidia)
+        .settings(&[limit])
+        .setting("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8")
+        .start()
+        .await;
     assert_eq!(upload_for(&app, "198.51.100.1").await, 200);
     assert_eq!(upload_for(&app, "9.9.9.9, 198.51.100.1").await, 200);
     assert_eq!(
@@ -135,7 +138,7 @@ async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names()
         "a network of 64 bits is one client"
     );
 
-    let app = TestApp::with_settings(&nvidia, &[limit]).await;
+    let app = TestApp::builder(&nvidia).settings(&[limit]).start().await;
     for (client, status) in [("198.51.100.1", 200), ("198.51.100.2", 200), ("198.51.100.3", 429)] {
         assert_eq!(upload_for(&app, client).await, status, "nobody is believed");
     }
@@ -143,13 +146,13 @@ async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names()
 
 #[tokio::test]
 async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
-    let nvidia = Nvidia::well().await;
-    let limit = ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "2");
-    for (settings, all) in [
-        (&[limit, ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1")][..], true),
-        (&[limit, ("IMAGESVC_TRUSTED_PROXIES", "10.0.0.0/8")], false),
-    ] {
-        let app = TestApp::with_settings(&nvidia, settings).await;
+    let nvidia = FakeNvidia::well().await;
+    for (trusted, all) in [("127.0.0.1", true), ("10.0.0.0/8", false)] {
+        let app = TestApp::builder(&nvidia)
+            .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "2")
+            .setting("IMAGESVC_TRUSTED_PROXIES", trusted)
+            .start()
+            .await;
         let mut answered = 0;
         let mut open = Vec::new();
         for _ in 0..4 {
@@ -167,8 +170,8 @@ async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
 
 #[tokio::test]
 async fn a_strangers_page_is_refused_on_every_route_and_told_what_to_do() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     for path in PICTURE_ROUTES {
         for headers in [
             &[("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")][..],
@@ -200,9 +203,9 @@ async fn a_strangers_page_is_refused_on_every_route_and_told_what_to_do() {
 
 #[tokio::test]
 async fn a_page_that_the_operator_names_may_call_and_read_answers_and_errors() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let origins = ("IMAGESVC_CORS_ORIGINS", "https://app.example.com, capacitor://localhost");
-    let app = TestApp::with_settings(&nvidia, &[KEYS, origins]).await;
+    let app = TestApp::builder(&nvidia).settings(&[KEYS, origins]).start().await;
     for origin in ["https://app.example.com", "capacitor://localhost"] {
         // The browser asks first, and has no key to show.
         let preflight = [
@@ -238,13 +241,10 @@ async fn a_page_that_the_operator_names_may_call_and_read_answers_and_errors() {
 
 #[tokio::test]
 async fn the_log_names_the_real_client() {
-    let nvidia = Nvidia::well().await;
-    let upstream = nvidia.settings();
-    let mut settings: Vec<_> =
-        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    settings.push(("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32"));
+    let nvidia = FakeNvidia::well().await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &settings);
+    let child =
+        Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32")]);
     let client = reqwest::Client::new();
     for forwarded in ["198.51.100.7", "1.2.3.4, 198.51.100.8"] {
         let request = client.get(child.url("/nothing")).header("x-forwarded-for", forwarded);

@@ -2,24 +2,20 @@
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 
-use crate::support::{CHELSEA, KEY, Nvidia, ROCKET, TestApp, converted};
-
-fn inline_body(media_type: &str, picture: &[u8]) -> String {
-    let text = BASE64_STANDARD.encode(picture);
-    format!(
-        r#"{{"messages":[{{"content":{{"type":"image_url","image_url":{{"url":"data:{media_type};base64,{text}"}}}}}}]}}"#
-    )
-}
+use crate::support::{
+    CHELSEA, FakeNvidia, FakeServer, ROCKET, TestApp, converted,
+    nvidia_api::{INFER, KEY, inline_body},
+};
 
 #[tokio::test]
 async fn a_small_jpeg_is_one_call_as_documented() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
 
     let received = nvidia.received();
-    assert_eq!(nvidia.lines(), ["POST /v1/cv/nvidia/nv-dinov2"]);
-    let body = inline_body("image/jpeg", ROCKET);
+    assert_eq!(nvidia.lines(), [INFER]);
+    let body = inline_body("image/jpeg", &BASE64_STANDARD.encode(ROCKET));
     assert_eq!(String::from_utf8_lossy(&received[0].body), body);
     assert_eq!(
         received[0].sorted_headers(),
@@ -36,18 +32,14 @@ async fn a_small_jpeg_is_one_call_as_documented() {
 
 #[tokio::test]
 async fn all_three_routes_send_nvidia_the_same() {
-    let origin =
-        crate::support::Server::start(|_, _| crate::support::Reply::new(200, &[], ROCKET)).await;
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(
-        &nvidia,
-        &[
-            ("IMAGESVC_FETCH_ALLOW", &origin.address.to_string()),
-            ("IMAGESVC_CACHE_MEMORY", "0"),
-            ("IMAGESVC_CACHE_DISK", "0"),
-        ],
-    )
-    .await;
+    let origin = FakeServer::serving(ROCKET).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .may_fetch_from(&origin)
+        .setting("IMAGESVC_CACHE_MEMORY", "0")
+        .setting("IMAGESVC_CACHE_DISK", "0")
+        .start()
+        .await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
     app.base64(ROCKET).await.vector();
     app.by_address(&origin.url("/rocket.jpg")).await.vector();
@@ -66,29 +58,31 @@ async fn a_png_is_labelled_png_whatever_the_client_calls_it() {
     let mut png = std::io::Cursor::new(Vec::new());
     small.write_to(&mut png, image::ImageFormat::Png).unwrap();
     let png = png.into_inner();
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let answer = app.upload(&png, "chelsea.jpg").await;
     answer.vector();
-    let saved_as = answer.json()["saved_as"].as_str().unwrap().to_owned();
-    assert!(saved_as.ends_with(".png"));
+    assert!(answer.saved_as().ends_with(".png"));
     assert_eq!(answer.json()["content_type"], "image/png");
-    assert_eq!(nvidia.received()[0].body, inline_body("image/png", &png).as_bytes());
+    assert_eq!(
+        nvidia.received()[0].body,
+        inline_body("image/png", &BASE64_STANDARD.encode(&png)).as_bytes()
+    );
 }
 
 #[tokio::test]
 async fn a_key_that_was_set_with_bearer_before_it_is_sent_once() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let with_bearer = format!("Bearer {KEY}");
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_API_KEY", &with_bearer)]).await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_API_KEY", &with_bearer).start().await;
     app.upload(&converted(ROCKET, image::ImageFormat::Jpeg), "a.jpg").await.vector();
     assert_eq!(nvidia.received()[0].header("authorization"), Some(with_bearer.as_str()));
 }
 
 #[tokio::test]
 async fn the_answer_tells_what_was_learnt() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let answer = app.upload(ROCKET, "IMG_0042.JPG").await;
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.header("x-content-type-options"), "nosniff");

@@ -1,13 +1,16 @@
 //! Ordinary pictures of every kind and depth.
 
-use crate::support::{Nvidia, TestApp, kinds};
+use crate::support::{FakeNvidia, TestApp, kinds};
 
 #[tokio::test]
 async fn ordinary_pictures_of_every_kind_are_embedded() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     // Whatever is not very small has to be decoded.
-    let settings = [("NVIDIA_LARGE_IMAGES", "shrink"), ("NVIDIA_INLINE_LIMIT", "20000")];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_LARGE_IMAGES", "shrink")
+        .setting("NVIDIA_INLINE_LIMIT", "20000")
+        .start()
+        .await;
     let mut wrong = Vec::new();
     for (name, picture) in kinds::all(203, 150) {
         let answer = app.upload(&picture, &name).await;

@@ -1,16 +1,16 @@
 //! The keys appear nowhere.
 
-use imagesvc::{
-    app::App,
-    config::{Config, Raw},
-};
+use imagesvc::config::Raw;
 
-use crate::support::{Child, HUBBLE, Nvidia, ROCKET, Reply, Server as Origin, form, heic, tiny};
+use crate::support::{
+    Child, Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, heic, nvidia_api::KEY,
+    tiny, try_number,
+};
 
 /// What must not be seen: NVIDIA's key, the clients' keys, a wrong one, a proxy's password, and what
 /// stands in the queries of fetched and of presigned addresses.
 const PLANTED: [&str; 6] = [
-    crate::support::KEY,
+    KEY,
     "planted-client-key-1",
     "planted-client-key-2",
     "planted-wrong-key",
@@ -29,17 +29,17 @@ fn assert_clean(what: &str, text: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_level() {
-    let origin = Origin::start(|request, _| match request.target.split('?').next() {
+    let origin = FakeServer::start(|request, _| match request.target.split('?').next() {
         Some("/moved") => Reply::new(302, &[("location", "/photo.jpg?token=planted-query")], ""),
         Some("/photo.jpg") => Reply::new(200, &[], ROCKET),
         _ => Reply::status(404),
     })
     .await;
     // It repeats what it was sent, as some gateways do.
-    let nvidia = Nvidia::with_uploads(|request| {
+    let nvidia = FakeNvidia::with_uploads(|request| {
         let authorization = request.header("authorization").unwrap_or("none");
         let says = format!(r#"{{"detail":"no: {authorization}"}}"#);
-        match crate::support::try_number(request) {
+        match try_number(request) {
             // A success that makes no sense, and repeats it as well.
             Some(200) => Some(Reply::json(200, format!(r#"{{"metadata":"no: {authorization}"}}"#))),
             Some(n @ 400..=599) => Some(Reply::json(u16::try_from(n).unwrap(), says)),
@@ -47,30 +47,19 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
         }
     })
     .await;
-    let upstream = nvidia.settings();
-    let mut settings: Vec<_> =
-        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let allow = origin.address.to_string();
-    settings.extend([
+    let settings = [
         ("IMAGESVC_LOG", "trace"),
         ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
         ("IMAGESVC_API_KEYS", "planted-client-key-1,planted-client-key-2"),
         ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000"),
         ("NVIDIA_TIMEOUT", "2s"),
-    ]);
+    ];
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &settings);
+    let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
-    let upload = |picture: &[u8]| {
-        client
-            .post(child.url("/vectorize-image-upload"))
-            .header("content-type", "multipart/form-data; boundary=x")
-            .body(form(picture))
-    };
-    let by_address = |address: String| {
-        let body = serde_json::json!({ "image_url": address }).to_string();
-        client.post(child.url("/vectorize-image")).body(body)
-    };
+    let upload = |picture: &[u8]| child.upload_request(&client, picture);
+    let by_address = |address: String| child.address_request(&client, &address);
     let own = "planted-client-key-1";
     let get = |path: &str| client.get(child.url(path));
     let mut requests = vec![
@@ -126,17 +115,11 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
 
 #[tokio::test]
 async fn no_type_prints_a_key() {
-    let folder = tempfile::tempdir().unwrap();
-    let pairs = [
-        ("NVIDIA_API_KEY", crate::support::KEY),
-        ("NVIDIA_PROXY", "http://user:planted-query@127.0.0.1:3128"),
-        ("IMAGESVC_API_KEYS", "planted-client-key-1,planted-client-key-2"),
-        ("IMAGESVC_DOWNLOADS_DIR", folder.path().to_str().unwrap()),
-        ("IMAGESVC_HOST", "127.0.0.1"),
-        ("IMAGESVC_PORT", "0"),
-    ];
-    let mut config = Config::resolve(&Raw::from_pairs(pairs)).unwrap();
-    config.decoder.program = crate::support::decoder_settings().program;
+    let nvidia = FakeNvidia::well().await;
+    let builder = TestApp::builder(&nvidia)
+        .setting("NVIDIA_PROXY", "http://user:planted-query@127.0.0.1:3128")
+        .setting("IMAGESVC_API_KEYS", "planted-client-key-1,planted-client-key-2");
+    let config = builder.config();
     for printed in [
         format!("{config:?}"),
         format!("{:?}", config.upstream),
@@ -147,7 +130,7 @@ async fn no_type_prints_a_key() {
         assert_clean("a setting", &printed);
     }
     assert!(format!("{:?}", config.nvidia).contains("3128"));
-    let app = App::build(config).await.unwrap();
+    let (app, _folder) = builder.build().await.unwrap();
     // It holds the state and the clients.
     assert_clean("the app", &format!("{app:?}"));
     let faults = Config::resolve(&Raw::from_pairs([

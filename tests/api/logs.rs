@@ -4,29 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::support::{Child, Nvidia, ROCKET, TestApp, heic, number, tiny};
+use crate::support::{Child, FakeNvidia, ROCKET, Reply, TestApp, embedding, heic, number, tiny};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_request_is_one_json_line_with_the_facts_in_fields() {
-    let nvidia = Nvidia::scripted(|request, nth| match number(request) {
-        402 => crate::support::Reply::status(402),
-        _ if nth == 0 => crate::support::Reply::status(503),
-        _ => crate::support::embedding(),
+    let nvidia = FakeNvidia::scripted(|request, nth| match number(request) {
+        402 => Reply::status(402),
+        _ if nth == 0 => Reply::status(503),
+        _ => embedding(),
     })
     .await;
-    let upstream = nvidia.settings();
-    let settings: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &settings);
+    let child = Child::start_with(&nvidia, folder.path(), &[]);
     let client = reqwest::Client::new();
     let upload = |id: &'static str, picture: &[u8]| {
-        let text = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, picture);
-        let body = format!(r#"{{"image_base64":"{text}"}}"#);
-        client
-            .post(child.url("/vectorize-image-base64"))
-            .header("x-request-id", id)
-            .body(body)
-            .send()
+        child.base64_request(&client, picture).header("x-request-id", id).send()
     };
     for (id, picture, status) in [
         ("first", tiny(1), 200),
@@ -109,11 +101,10 @@ fn parse(text: &str) -> Parsed {
 
 #[tokio::test]
 async fn metrics_are_well_formed_and_their_labels_are_bounded() {
-    let nvidia = Nvidia::scripted(|_, nth| {
-        if nth == 0 { crate::support::Reply::status(503) } else { crate::support::embedding() }
-    })
-    .await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia =
+        FakeNvidia::scripted(|_, nth| if nth == 0 { Reply::status(503) } else { embedding() })
+            .await;
+    let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "a.jpg").await.vector();
     app.upload(ROCKET, "a.jpg").await.vector();
     for n in 0..50 {
@@ -155,8 +146,8 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
 
 #[tokio::test]
 async fn the_readme_lists_every_metric_and_no_other() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "a.jpg").await.vector();
     let (families, _) = parse(&app.get("/metrics").await.text());
     let readme = include_str!("../../README.md");

@@ -1,4 +1,4 @@
-//! Speaks HTTP to the real service, with a scripted NVIDIA and a scripted origin behind it.
+//! Speaks HTTP to the real service, with a fake NVIDIA and a fake origin behind it.
 
 #![allow(
     clippy::unwrap_used,

@@ -2,11 +2,10 @@
 
 use std::io::Cursor;
 
-use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image::{ImageFormat, Rgb, RgbImage};
 use tokio::task::JoinSet;
 
-use crate::support::{Child, Nvidia, ROCKET, Reply};
+use crate::support::{Child, FORM, FakeNvidia, ROCKET, base64_body, form};
 
 const MIB: u64 = 1 << 20;
 
@@ -18,14 +17,11 @@ async fn load(
     body: Vec<u8>,
     times: usize,
 ) -> (Vec<u16>, u64) {
-    let nvidia = Nvidia::with_uploads(|_| None::<Reply>).await;
-    let upstream = nvidia.settings();
-    let mut all: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    all.extend(settings);
+    let nvidia = FakeNvidia::well().await;
     // The clients are one peer, and beside them stands the connection of the first question.
-    all.push(("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128"));
+    let settings = [&[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128")], settings].concat();
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &all);
+    let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
     let idle = child.peak_memory();
@@ -43,19 +39,12 @@ async fn load(
     (statuses, growth)
 }
 
-fn form(picture: &[u8]) -> Vec<u8> {
-    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
-    [&head[..], picture, b"\r\n--x--\r\n"].concat()
-}
-
 /// A JPEG of exactly 20 MiB, most of it behind its end.
 fn twenty_mebibytes() -> Vec<u8> {
     let mut picture = ROCKET.to_vec();
     picture.resize(20 << 20, 0);
     picture
 }
-
-const FORM: &str = "multipart/form-data; boundary=x";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_uploads_at_once_take_no_more_than_small_ones() {
@@ -67,7 +56,7 @@ async fn large_uploads_at_once_take_no_more_than_small_ones() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_base64_bodies_stay_within_their_budget() {
-    let body = format!("{{\"image_base64\":\"{}\"}}", BASE64_STANDARD.encode(twenty_mebibytes()));
+    let body = base64_body(&twenty_mebibytes());
     let route = "/vectorize-image-base64";
     let (statuses, growth) = load(&[], route, "application/json", body.into(), 64).await;
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");

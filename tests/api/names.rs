@@ -2,17 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Child, Nvidia, ROCKET};
+use crate::support::{Child, FORM, FakeNvidia, ROCKET, nvidia_api::KEY};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_names_and_ids_stay_where_they_are() {
-    let nvidia = Nvidia::well().await;
-    let upstream = nvidia.settings();
-    let mut settings: Vec<_> =
-        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    settings.push(("IMAGESVC_LOG", "trace"));
+    let nvidia = FakeNvidia::well().await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &settings);
+    let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_LOG", "trace")]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let text = {
         use ::base64::{Engine, prelude::BASE64_STANDARD};
@@ -49,7 +45,7 @@ async fn hostile_names_and_ids_stay_where_they_are() {
         );
         let body = [head.as_bytes(), ROCKET, b"\r\n--x--\r\n"].concat();
         let request = client.post(child.url("/vectorize-image-upload")).body(body);
-        let request = request.header("content-type", "multipart/form-data; boundary=x");
+        let request = request.header("content-type", FORM);
         let answer = request.send().await.unwrap();
         assert!([200, 422].contains(&answer.status().as_u16()), "{name:?}");
     }
@@ -70,9 +66,8 @@ async fn hostile_names_and_ids_stay_where_they_are() {
         "{files:?}"
     );
     for received in nvidia.received() {
-        assert!(
-            !format!("{:?}", received.headers).replace("nvapi-planted-key", "").contains("planted")
-        );
+        let headers = format!("{:?}", received.headers).replace(KEY, "");
+        assert!(!headers.contains("planted"), "{headers}");
     }
     let (_, log) = child.stop();
     assert!(log.len() > 20);

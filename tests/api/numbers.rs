@@ -1,6 +1,6 @@
 //! The numbers arrive as NVIDIA printed them, or not at all.
 
-use crate::support::{Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding_of, numbers};
+use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, assert_problem, embedding_of, numbers};
 
 #[tokio::test]
 async fn every_number_has_the_value_that_nvidia_printed() {
@@ -29,8 +29,9 @@ async fn every_number_has_the_value_that_nvidia_printed() {
     // As a machine prints it, and as a person would.
     for separator in [",", ", ", " ,\n  "] {
         let nvidia =
-            Nvidia::replying(vec![embedding_of(&format!("[ {} ]", printed.join(separator)))]).await;
-        let app = TestApp::against(&nvidia).await;
+            FakeNvidia::replying(vec![embedding_of(&format!("[ {} ]", printed.join(separator)))])
+                .await;
+        let app = TestApp::start(&nvidia).await;
         let vector = app.upload(ROCKET, "rocket.jpg").await.vector();
         for (number, printed) in vector.iter().zip(&printed) {
             let expected: f64 = printed.parse().unwrap();
@@ -43,8 +44,8 @@ async fn every_number_has_the_value_that_nvidia_printed() {
 async fn an_answer_without_metadata_of_other_kinds_is_enough() {
     let body =
         format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
-    let nvidia = Nvidia::replying(vec![Reply::json(200, body)]).await;
-    TestApp::against(&nvidia).await.upload(ROCKET, "rocket.jpg").await.vector();
+    let nvidia = FakeNvidia::replying(vec![Reply::json(200, body)]).await;
+    TestApp::start(&nvidia).await.upload(ROCKET, "rocket.jpg").await.vector();
 }
 
 #[tokio::test]
@@ -81,11 +82,11 @@ async fn anything_but_1536_finite_numbers_is_refused() {
         ),
     ];
     for reply in replies {
-        let nvidia = Nvidia::replying(vec![reply]).await;
-        let app = TestApp::against(&nvidia).await;
-        let problem =
-            assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_invalid");
-        assert_eq!(app.saved(), [problem["saved_as"].as_str().unwrap()]);
+        let nvidia = FakeNvidia::replying(vec![reply]).await;
+        let app = TestApp::start(&nvidia).await;
+        let answer = app.upload(ROCKET, "rocket.jpg").await;
+        assert_problem(&answer, 502, "embedding_invalid");
+        assert_eq!(app.saved(), [answer.saved_as()]);
         assert_eq!(nvidia.received().len(), 1, "what was paid for is not asked for again");
     }
 }

@@ -1,11 +1,11 @@
 //! What operators and their machines ask.
 
-use crate::support::{Nvidia, ROCKET, Reply, TestApp};
+use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding, form, post_head};
 
 #[tokio::test]
 async fn health_and_readiness_are_json() {
-    let nvidia = Nvidia::replying(vec![Reply::status(401)]).await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::status(401)]).await;
+    let app = TestApp::start(&nvidia).await;
     assert_eq!(app.get("/health").await.json(), serde_json::json!({ "status": "ok" }));
     let ready = app.get("/ready").await;
     assert_eq!(
@@ -19,8 +19,8 @@ async fn health_and_readiness_are_json() {
 
 #[tokio::test]
 async fn metrics_count_what_happened() {
-    let nvidia = Nvidia::replying(vec![Reply::status(503), crate::support::embedding()]).await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::status(503), embedding()]).await;
+    let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
     app.get("/some/raw/path").await;
     let metrics = app.get("/metrics").await;
@@ -44,18 +44,13 @@ async fn metrics_count_what_happened() {
 
 #[tokio::test]
 async fn a_stop_waits_for_the_request_that_runs() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
-    let url = app.url("/vectorize-image-upload");
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n";
-    let body = [&head[..], ROCKET, b"\r\n--x--\r\n"].concat();
-    let start = format!(
-        "POST {url} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(start.as_bytes()).await.unwrap();
+    let body = form(ROCKET);
+    let start = post_head("/vectorize-image-upload", body.len(), "expect: 100-continue\r\n");
+    stream.write_all(&start).await.unwrap();
     // The service asks for the body: the request is under way.
     let mut answer = vec![0; 25];
     stream.read_exact(&mut answer).await.unwrap();

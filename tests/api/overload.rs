@@ -8,8 +8,8 @@ use std::{
 use futures_util::{StreamExt, future::join_all, stream};
 
 use crate::support::{
-    Answer, Child, HUBBLE, Nvidia, ROCKET, Reply, TestApp, assert_problem, embedding, metric, tiny,
-    variant,
+    Answer, Child, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, assert_problem, embedding, metric,
+    post_head, tiny, variant,
 };
 
 /// What "at once" is.
@@ -23,8 +23,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
 
 #[tokio::test]
 async fn no_more_pictures_are_with_nvidia_at_once_than_are_set() {
-    let nvidia = Nvidia::replying(vec![embedding().after(Duration::from_millis(50))]).await;
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_MAX_CONCURRENCY", "2")]).await;
+    let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(50))]).await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", "2").start().await;
     let pictures: Vec<_> = (0..10).map(tiny).collect();
     let uploads = pictures.iter().map(|picture| app.upload(picture, "a.png"));
     for answer in join_all(uploads).await {
@@ -35,14 +35,14 @@ async fn no_more_pictures_are_with_nvidia_at_once_than_are_set() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_hundred_at_once_as_many_are_called_for_as_the_pace_allows() {
-    let nvidia = Nvidia::well().await;
-    let settings = [
-        ("NVIDIA_REQUESTS_PER_MINUTE", "40"),
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_REQUESTS_PER_MINUTE", "40")
         // With all of a minute, what arrives half a second later is in time for the next window.
-        ("IMAGESVC_REQUEST_TIMEOUT", "20s"),
-        ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300"),
-    ];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
+        .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
+        .start()
+        .await;
     let pictures: Vec<_> = (0..200).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let (served, refused): (Vec<_>, Vec<_>) =
@@ -71,13 +71,13 @@ async fn of_two_hundred_at_once_as_many_are_called_for_as_the_pace_allows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_beyond_the_line_costs_no_call_that_comes_too_late() {
-    let nvidia = Nvidia::replying(vec![embedding().after(Duration::from_millis(100))]).await;
-    let settings = [
-        ("NVIDIA_MAX_CONCURRENCY", "4"),
-        ("IMAGESVC_REQUEST_TIMEOUT", "2s"),
-        ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000"),
-    ];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(100))]).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_MAX_CONCURRENCY", "4")
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
+        .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
+        .start()
+        .await;
     // Until it is known how long a call takes.
     let warm: Vec<_> = (0..40).map(tiny).collect();
     let warm = stream::iter(&warm).map(async |picture| app.upload(picture, "a.png").await);
@@ -100,11 +100,11 @@ async fn a_burst_beyond_the_line_costs_no_call_that_comes_too_late() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_pictures_that_the_pace_has_no_time_for_are_not_uploaded_in_vain() {
-    let nvidia = Nvidia::with_uploads(|request| {
+    let nvidia = FakeNvidia::with_uploads(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
     .await;
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_REQUESTS_PER_MINUTE", "2")]).await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_REQUESTS_PER_MINUTE", "2").start().await;
     let pictures: Vec<_> = (0..6).map(|n| variant(HUBBLE, n)).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.jpg"))).await;
     assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 2);
@@ -119,23 +119,23 @@ async fn large_pictures_that_the_pace_has_no_time_for_are_not_uploaded_in_vain()
 async fn no_window_sees_more_calls_than_the_pace_allows() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&seen);
-    let nvidia = Nvidia::scripted(move |_, nth| {
+    let nvidia = FakeNvidia::scripted(move |_, nth| {
         log.lock().unwrap().push(Instant::now());
         // Tries that fail count as well.
         if nth % 7 == 0 { Reply::status(503) } else { embedding() }
     })
     .await;
-    let settings = [
-        ("NVIDIA_REQUESTS_PER_MINUTE", "20"),
-        ("IMAGESVC_REQUEST_TIMEOUT", "5s"),
-        ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300"),
-    ];
     // A second instead of a minute, and the same margin.
-    let app = TestApp::configured(&nvidia, &settings, |config| {
-        assert_eq!(config.nvidia.pace_window, Duration::from_millis(60_500));
-        config.nvidia.pace_window = Duration::from_millis(1500);
-    })
-    .await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
+        .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
+        .configure(|config| {
+            assert_eq!(config.nvidia.pace_window, Duration::from_millis(60_500));
+            config.nvidia.pace_window = Duration::from_millis(1500);
+        })
+        .start()
+        .await;
     let pictures: Vec<_> = (0..120).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
@@ -151,31 +151,22 @@ async fn no_window_sees_more_calls_than_the_pace_allows() {
 async fn at_ten_times_the_capacity_the_rest_is_shed_at_once_and_the_accepted_are_served() {
     const SLOTS: u32 = 4;
     const CALL: Duration = Duration::from_millis(100);
-    let nvidia = Nvidia::replying(vec![embedding().after(CALL)]).await;
-    let upstream = nvidia.settings();
-    let mut settings: Vec<_> =
-        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let nvidia = FakeNvidia::replying(vec![embedding().after(CALL)]).await;
     // A line of all that may be at work would take 6 s: by then every request would be dead.
-    settings.extend([
+    let settings = [
         ("NVIDIA_MAX_CONCURRENCY", "4"),
         ("IMAGESVC_REQUEST_TIMEOUT", "2s"),
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024"),
-    ]);
+    ];
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &settings);
+    let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
     let upload = |n: usize| {
-        let body = format!(
-            r#"{{"image_base64":"{}"}}"#,
-            base64::Engine::encode(&base64::prelude::BASE64_STANDARD, tiny(n))
-        );
-        let request = client.post(child.url("/vectorize-image-base64")).body(body);
+        let request = child.base64_request(&client, &tiny(n));
         async move {
             let started = Instant::now();
-            let response = request.send().await.unwrap();
-            let (status, headers) = (response.status().as_u16(), response.headers().clone());
-            let body = response.bytes().await.unwrap().into();
-            (Answer { status, headers, body }, started.elapsed())
+            let answer = Answer::read(request.send().await.unwrap()).await.unwrap();
+            (answer, started.elapsed())
         }
     };
     // As many at once as there are slots, and a few more: no slot is ever idle.
@@ -218,19 +209,16 @@ async fn at_ten_times_the_capacity_the_rest_is_shed_at_once_and_the_accepted_are
 #[tokio::test]
 async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IN_FLIGHT", "1")]).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "1").start().await;
     let busy = app.upload(ROCKET, "first.jpg");
     let refused = async {
         nvidia.wait_for(1).await;
         for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
             // The header alone: the body never comes.
-            let head = format!(
-                "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
-                 content-length: 1000\r\nexpect: 100-continue\r\n\r\n"
-            );
-            stream.write_all(head.as_bytes()).await.unwrap();
+            let head = post_head(route, 1000, "expect: 100-continue\r\n");
+            stream.write_all(&head).await.unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
             assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
@@ -247,9 +235,12 @@ async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
 
 #[tokio::test]
 async fn a_body_that_memory_has_no_room_for_is_refused() {
-    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
-    let settings = [("IMAGESVC_MAX_IMAGE_BYTES", "3MiB"), ("IMAGESVC_MAX_BUFFERED_BYTES", "6MiB")];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_MAX_IMAGE_BYTES", "3MiB")
+        .setting("IMAGESVC_MAX_BUFFERED_BYTES", "6MiB")
+        .start()
+        .await;
     let endless = || {
         // Neither ends, and there is no room for what both have sent.
         let sent = bytes::Bytes::from(vec![b' '; 3_500_000]);
@@ -266,11 +257,13 @@ async fn a_body_that_memory_has_no_room_for_is_refused() {
 #[tokio::test]
 async fn connections_beyond_the_limit_of_all_or_of_a_peer_are_closed_and_counted() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     for (all, of_peer, reason) in [("3", "10", "connections"), ("10", "3", "connections_of_peer")] {
-        let settings =
-            [("IMAGESVC_MAX_CONNECTIONS", all), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", of_peer)];
-        let app = TestApp::with_settings(&nvidia, &settings).await;
+        let app = TestApp::builder(&nvidia)
+            .setting("IMAGESVC_MAX_CONNECTIONS", all)
+            .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", of_peer)
+            .start()
+            .await;
         let mut open = Vec::new();
         let mut answered = 0;
         for _ in 0..5 {
@@ -285,7 +278,6 @@ async fn connections_beyond_the_limit_of_all_or_of_a_peer_are_closed_and_counted
         assert_eq!(answered, 3, "{reason}");
         open.truncate(1);
         let shed = format!("imagesvc_requests_shed_total{{reason=\"{reason}\"}}");
-        let counted = async { while metric(&app.get("/metrics").await.text(), &shed) < 2.0 {} };
-        tokio::time::timeout(Duration::from_secs(10), counted).await.unwrap();
+        app.wait_for(|value| value(&shed) >= 2.0).await;
     }
 }

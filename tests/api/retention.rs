@@ -5,17 +5,10 @@ use std::{fs, time::Duration};
 use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::timeout};
 
-use crate::support::{Nvidia, ROCKET, TestApp, embedding, metric, number, tiny, variant};
+use crate::support::{FakeNvidia, ROCKET, TestApp, embedding, number, tiny, variant};
 
 async fn wait_until_removed(app: &TestApp, pictures: f64) {
-    let wait = async {
-        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_removed_total")
-            < pictures
-        {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(Duration::from_secs(30), wait).await.expect("old pictures are removed");
+    app.wait_for(|value| value("imagesvc_pictures_removed_total") >= pictures).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,16 +16,14 @@ async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
     let (gate, _) = watch::channel(false);
     let held = embedding().held(&gate);
     // The call for the first picture hangs, so that its file is the oldest and in use.
-    let nvidia = Nvidia::scripted(
-        move |request, _| {
-            if number(request) == 0 { held.clone() } else { embedding() }
-        },
-    )
+    let nvidia = FakeNvidia::scripted(move |request, _| match number(request) {
+        0 => held.clone(),
+        _ => embedding(),
+    })
     .await;
     let bound = 20 * 4096; // a file takes a block at least
-    let settings = [("IMAGESVC_DOWNLOADS_MAX_BYTES", bound.to_string())];
-    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let app =
+        TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_BYTES", bound).start().await;
     let strangers = ["holiday.jpg", ".gitkeep", "01234567-89ab-4cde-8f01-23456789abcd.jpg"];
     for name in strangers {
         fs::write(app.folder().join(name), vec![0; 10_000]).unwrap();
@@ -53,7 +44,7 @@ async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
     };
     let (first, ()) = tokio::join!(first, others);
     first.vector();
-    let name = first.json()["saved_as"].as_str().unwrap().to_owned();
+    let name = first.saved_as();
     assert_eq!(app.saved_bytes(&name), first_picture, "it was worked on, and is there");
     for name in strangers {
         assert!(app.folder().join(name).exists(), "{name} is not the service's");
@@ -70,8 +61,8 @@ async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_too_old_goes_and_its_vector_stays() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_DOWNLOADS_MAX_AGE", "1s")]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_AGE", "1s").start().await;
     for n in 0..3 {
         app.upload(&variant(ROCKET, n), "a.jpg").await.vector();
     }

@@ -2,7 +2,7 @@
 
 use image::ImageFormat;
 
-use crate::support::{CHELSEA, HUBBLE, ROCKET, TestApp, assert_problem, converted};
+use crate::support::{CHELSEA, FakeServer, HUBBLE, ROCKET, TestApp, assert_problem, converted};
 
 fn cosine(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
@@ -10,12 +10,12 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
 
 #[tokio::test]
 async fn every_route_answers_for_a_photograph_over_and_under_the_inline_limit() {
-    let app = TestApp::sandbox().await;
+    let app = TestApp::sandbox().start().await;
     for (photo, name) in [(ROCKET, "rocket.jpg"), (CHELSEA, "chelsea.png"), (HUBBLE, "hubble.jpg")]
     {
         let answer = app.upload(photo, name).await;
         assert_eq!(answer.json()["model"], "sandbox/perceptual");
-        assert_eq!(answer.json()["prepared"], "original");
+        assert_eq!(answer.prepared(), "original");
         assert_eq!(app.base64(photo).await.vector(), answer.vector());
     }
     let by_address = app.by_address(&app.url("/sandbox/photo.jpg")).await;
@@ -26,7 +26,7 @@ async fn every_route_answers_for_a_photograph_over_and_under_the_inline_limit() 
 
 #[tokio::test]
 async fn the_same_photograph_in_any_format_lands_close_by() {
-    let app = TestApp::sandbox().await;
+    let app = TestApp::sandbox().start().await;
     let original = app.upload(ROCKET, "rocket.jpg").await.vector();
     for format in
         [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp, ImageFormat::Tiff]
@@ -35,7 +35,7 @@ async fn the_same_photograph_in_any_format_lands_close_by() {
         let similarity = cosine(&original, &answer.vector());
         assert!(similarity > 0.95, "{format:?}: {similarity}");
         let prepared = if format == ImageFormat::Png { "original" } else { "jpeg" };
-        assert_eq!(answer.json()["prepared"], prepared);
+        assert_eq!(answer.prepared(), prepared);
     }
     let other = app.upload(CHELSEA, "chelsea.png").await.vector();
     assert!(cosine(&original, &other) < 0.9);
@@ -43,9 +43,8 @@ async fn the_same_photograph_in_any_format_lands_close_by() {
 
 #[tokio::test]
 async fn nothing_else_on_the_machine_can_be_fetched() {
-    let app = TestApp::sandbox().await;
-    let other =
-        crate::support::Server::start(|_, _| crate::support::Reply::new(200, &[], ROCKET)).await;
+    let app = TestApp::sandbox().start().await;
+    let other = FakeServer::serving(ROCKET).await;
     for address in [
         other.url("/"),
         "http://127.0.0.1/".into(),
@@ -58,7 +57,7 @@ async fn nothing_else_on_the_machine_can_be_fetched() {
 
 #[tokio::test]
 async fn what_the_stand_in_cannot_decode_is_rejected_as_nvidia_would() {
-    let app = TestApp::sandbox().await;
+    let app = TestApp::sandbox().start().await;
     let mut png = CHELSEA[..5000].to_vec();
     png.extend([0; 100]);
     let problem = assert_problem(&app.upload(&png, "broken.png").await, 422, "embedding_rejected");

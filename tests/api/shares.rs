@@ -13,9 +13,9 @@ use tokio::{
 };
 
 use crate::support::{
-    HUBBLE, Nvidia, ROCKET, Reply, Server, TestApp, assert_problem, client_from, connect_from,
-    converted, decoder_settings, embedding, form, metric, misbehaving, noise_png, number, tiny,
-    variant,
+    FakeNvidia, FakeServer, HUBBLE, ROCKET, TestApp, assert_problem, client_from, connect_from,
+    converted, decoder_settings, embedding, form, metric, misbehaving, noise_png, number,
+    post_head, tiny, variant,
 };
 
 /// What those who take too much are told from.
@@ -27,7 +27,7 @@ const OTHER: [u8; 4] = [127, 0, 0, 9];
 const PROMPTLY: Duration = Duration::from_secs(5);
 
 /// Sends a good picture by each route from an address, and asserts that all of them are answered.
-async fn assert_served(app: &TestApp, origin: &Server, source: [u8; 4], picture: &[u8]) {
+async fn assert_served(app: &TestApp, origin: &FakeServer, source: [u8; 4], picture: &[u8]) {
     let client = client_from(source);
     let requests = [
         app.upload_request(picture, "a.png"),
@@ -40,18 +40,6 @@ async fn assert_served(app: &TestApp, origin: &Server, source: [u8; 4], picture:
     }
 }
 
-async fn origin() -> Server {
-    Server::start(|_, _| Reply::new(200, &[], ROCKET)).await
-}
-
-fn head(route: &str, length: usize) -> Vec<u8> {
-    let head = format!(
-        "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
-         content-length: {length}\r\n\r\n"
-    );
-    head.into()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
     const HEADERS: [(&str, usize); 6] = [
@@ -62,9 +50,8 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
         ("/vectorize-image", 60_000),
         ("/vectorize-image-upload", 1000),
     ];
-    let (nvidia, origin) = (Nvidia::well().await, origin().await);
-    let allow = origin.address.to_string();
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &allow)]).await;
+    let (nvidia, origin) = (FakeNvidia::well().await, FakeServer::serving(ROCKET).await);
+    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
     let mut open: Vec<TcpStream> = Vec::new();
     // As many as one address may have, but for those of who is served from the same one; then from
     // more addresses.
@@ -72,7 +59,7 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
         for n in 0..count {
             let mut stream = connect_from([127, 0, 0, source], app.address).await.unwrap();
             let (route, length) = HEADERS[n % HEADERS.len()];
-            stream.write_all(&head(route, length)).await.unwrap();
+            stream.write_all(&post_head(route, length, "")).await.unwrap();
             open.push(stream);
         }
         let waiting = open.len() as f64;
@@ -88,20 +75,19 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() {
-    let (nvidia, origin) = (Nvidia::well().await, origin().await);
-    let allow = origin.address.to_string();
-    let settings = [
-        ("IMAGESVC_MAX_IMAGE_BYTES", "3MiB"),
-        ("IMAGESVC_MAX_BUFFERED_BYTES", "20MiB"),
-        ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
-    ];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let (nvidia, origin) = (FakeNvidia::well().await, FakeServer::serving(ROCKET).await);
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_MAX_IMAGE_BYTES", "3MiB")
+        .setting("IMAGESVC_MAX_BUFFERED_BYTES", "20MiB")
+        .may_fetch_from(&origin)
+        .start()
+        .await;
     let body = vec![b' '; 4_000_000];
     let mut open = Vec::new();
     for round in 1.. {
         assert!(round < 9, "it is never refused");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
-        stream.write_all(&head("/vectorize-image-base64", 4_100_000)).await.unwrap();
+        stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
         // Who is refused may be cut off.
         let _ = stream.write_all(&body).await;
         open.push(stream);
@@ -116,7 +102,7 @@ async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() 
     assert_problem(&refused, 503, "overloaded");
     // By the header alone, where the length says so.
     let mut stream = connect_from(FLOOD, app.address).await.unwrap();
-    stream.write_all(&head("/vectorize-image-base64", 4_100_000)).await.unwrap();
+    stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
     let mut status = [0; 12];
     timeout(PROMPTLY, stream.read_exact(&mut status)).await.unwrap().unwrap();
     assert_eq!(&status, b"HTTP/1.1 503");
@@ -130,12 +116,12 @@ async fn what_has_come_of_a_body_is_counted_as_long_as_it_is_in_memory() {
     const STEP: f64 = 65_536.0;
     const BUFFERED: &str = "imagesvc_buffered_bytes";
     let (gate, _) = watch::channel(false);
-    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_LARGE_IMAGES", "shrink")]).await;
+    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     // A body that is read whole, the header of a form's part, and text that is no picture yet.
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
-        stream.write_all(&head(route, 60_000)).await.unwrap();
+        stream.write_all(&post_head(route, 60_000, "")).await.unwrap();
         let part = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
         stream.write_all(&part).await.unwrap();
         app.wait_for(|value| value(BUFFERED) == STEP).await;
@@ -145,7 +131,7 @@ async fn what_has_come_of_a_body_is_counted_as_long_as_it_is_in_memory() {
     // A picture is in memory while it is small, beside the form's step; then in its file.
     let form = form(HUBBLE);
     let mut stream = TcpStream::connect(app.address).await.unwrap();
-    stream.write_all(&head("/vectorize-image-upload", form.len())).await.unwrap();
+    stream.write_all(&post_head("/vectorize-image-upload", form.len(), "")).await.unwrap();
     stream.write_all(&form[..100_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
     stream.write_all(&form[100_000..200_000]).await.unwrap();
@@ -164,8 +150,8 @@ async fn what_has_come_of_a_body_is_counted_as_long_as_it_is_in_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
     let (gate, _) = watch::channel(false);
-    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IN_FLIGHT", "8")]).await;
+    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "8").start().await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let mut flooding = FuturesUnordered::new();
     // One after the other, until one is refused.
@@ -200,8 +186,8 @@ async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_picture_beside_another_networks_flood_does_not_wait_for_all_of_it() {
     let reply = embedding().after(Duration::from_millis(50));
-    let nvidia = Nvidia::replying(vec![reply]).await;
-    let app = TestApp::with_settings(&nvidia, &[("NVIDIA_MAX_CONCURRENCY", "2")]).await;
+    let nvidia = FakeNvidia::replying(vec![reply]).await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", "2").start().await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let pictures: Vec<_> = (0..50).map(tiny).collect();
     let flooding =
@@ -220,12 +206,15 @@ async fn a_picture_beside_another_networks_flood_does_not_wait_for_all_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture() {
-    let nvidia = Nvidia::well().await;
-    let settings = [("NVIDIA_REQUESTS_PER_MINUTE", "8"), ("IMAGESVC_REQUEST_TIMEOUT", "5s")];
-    let app = TestApp::configured(&nvidia, &settings, |config| {
-        config.nvidia.pace_window = Duration::from_millis(1500);
-    })
-    .await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_REQUESTS_PER_MINUTE", "8")
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
+        .configure(|config| {
+            config.nvidia.pace_window = Duration::from_millis(1500);
+        })
+        .start()
+        .await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let pictures: Vec<_> = (0..60).map(tiny).collect();
     let flooding =
@@ -250,11 +239,13 @@ async fn a_picture_that_must_be_decoded_does_not_wait_for_all_of_another_network
     let slow =
         format!("echo \"$5\" >> '{}'; sleep 0.1; exec '{}' \"$@\"", log.display(), real.display());
     let program = misbehaving(&folder, &slow);
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::configured(&nvidia, &[], |config| {
-        config.decoder = decoder::Settings { program, max_children: 1, ..decoder_settings() };
-    })
-    .await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .configure(|config| {
+            config.decoder = decoder::Settings { program, max_children: 1, ..decoder_settings() };
+        })
+        .start()
+        .await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let bmp = converted(&tiny(0), ImageFormat::Bmp);
     let pictures: Vec<_> = (0..30).map(|n| variant(&bmp, n)).collect();

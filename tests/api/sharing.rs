@@ -7,20 +7,23 @@ use tokio::sync::watch;
 
 use crate::{
     cache::{assert_cached, telling, tells},
-    support::{HUBBLE, Nvidia, ROCKET, Reply, TestApp, embedding, metric},
+    support::{
+        FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, created_asset, embedding,
+        nvidia_api::CREATE_ASSET,
+    },
 };
 
 #[tokio::test]
 async fn a_hundred_identical_pictures_at_once_are_one_call() {
     let (gate, _) = watch::channel(false);
     let reply = embedding().held(&gate);
-    let nvidia = Nvidia::replying(vec![reply]).await;
+    let nvidia = FakeNvidia::replying(vec![reply]).await;
     let app =
-        TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200")]).await;
+        TestApp::builder(&nvidia).setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200").start().await;
     let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
     let open = async {
         // Everybody waits for the one call by then.
-        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 100.0 {}
+        app.wait_for(|value| value("imagesvc_pictures_at_work") >= 100.0).await;
         gate.send(true).unwrap();
     };
     let (answers, ()) = tokio::join!(uploads, open);
@@ -34,15 +37,15 @@ async fn a_hundred_identical_pictures_at_once_are_one_call() {
 #[tokio::test]
 async fn the_leaders_client_may_leave_and_the_others_are_served_by_its_call() {
     let (gate, _) = watch::channel(false);
-    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+    let app = TestApp::start(&nvidia).await;
     tokio::select! {
         _ = app.upload(ROCKET, "leader.jpg") => panic!("answered behind a closed gate"),
         _ = nvidia.wait_for(1) => {} // the leader leaves
     }
     let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
     let open = async {
-        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 11.0 {}
+        app.wait_for(|value| value("imagesvc_pictures_at_work") >= 11.0).await;
         gate.send(true).unwrap();
     };
     for answer in tokio::join!(others, open).0 {
@@ -55,8 +58,8 @@ async fn the_leaders_client_may_leave_and_the_others_are_served_by_its_call() {
 #[tokio::test]
 async fn when_every_client_leaves_the_call_finishes_and_the_next_request_is_a_hit() {
     let (gate, _) = watch::channel(false);
-    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+    let app = TestApp::start(&nvidia).await;
     {
         let uploads = (0..5).map(|_| app.upload(ROCKET, "a.jpg"));
         tokio::select! {
@@ -73,19 +76,11 @@ async fn when_every_client_leaves_the_call_finishes_and_the_next_request_is_a_hi
 async fn a_large_pictures_call_finishes_without_its_client() {
     let (gate, _) = watch::channel(false);
     let held = gate.clone();
-    let nvidia = Nvidia::with_uploads(move |request| {
-        (request.line() == "POST /v2/nvcf/assets").then(|| {
-            let host = request.header("host").unwrap();
-            let asset = Nvidia::ASSET;
-            Reply::json(
-                200,
-                format!(r#"{{"assetId":"{asset}","uploadUrl":"http://{host}/upload/{asset}"}}"#),
-            )
-            .held(&held)
-        })
+    let nvidia = FakeNvidia::with_uploads(move |request| {
+        (request.line() == CREATE_ASSET).then(|| created_asset(request).held(&held))
     })
     .await;
-    let app = TestApp::against(&nvidia).await;
+    let app = TestApp::start(&nvidia).await;
     tokio::select! {
         _ = app.upload(HUBBLE, "a.jpg") => panic!("answered behind a closed gate"),
         _ = nvidia.wait_for(1) => {}
@@ -99,8 +94,8 @@ async fn a_large_pictures_call_finishes_without_its_client() {
 #[tokio::test]
 async fn who_joins_late_is_not_failed_by_the_leaders_deadline() {
     // The first call hangs, and takes its leader's deadline with it.
-    let nvidia = Nvidia::replying(vec![Reply::Hang, embedding()]).await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_REQUEST_TIMEOUT", "1s")]).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang, embedding()]).await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1s").start().await;
     let late = async {
         nvidia.wait_for(1).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -116,8 +111,8 @@ async fn who_joins_late_is_not_failed_by_the_leaders_deadline() {
 async fn who_joins_late_is_not_failed_by_what_the_leader_had_no_time_for() {
     // The first try fails, and asks for a wait that the leader's deadline has no room for.
     let wait = Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
-    let nvidia = Nvidia::replying(vec![wait, embedding()]).await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_REQUEST_TIMEOUT", "1500ms")]).await;
+    let nvidia = FakeNvidia::replying(vec![wait, embedding()]).await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms").start().await;
     let late = async {
         nvidia.wait_for(1).await;
         tokio::time::sleep(Duration::from_millis(400)).await;
@@ -131,10 +126,12 @@ async fn who_joins_late_is_not_failed_by_what_the_leader_had_no_time_for() {
 
 #[tokio::test]
 async fn a_hundred_who_wait_for_what_hangs_do_not_all_pay_for_their_own_call() {
-    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
-    let settings =
-        [("IMAGESVC_REQUEST_TIMEOUT", "1s"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200")];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
+        .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200")
+        .start()
+        .await;
     for answer in join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg"))).await {
         assert_eq!(answer.status, 504);
     }
@@ -145,11 +142,11 @@ async fn a_hundred_who_wait_for_what_hangs_do_not_all_pay_for_their_own_call() {
 async fn a_failure_is_shared_but_not_remembered() {
     let (gate, _) = watch::channel(false);
     let refused = Reply::status(422).held(&gate);
-    let nvidia = Nvidia::replying(vec![refused, embedding()]).await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::replying(vec![refused, embedding()]).await;
+    let app = TestApp::start(&nvidia).await;
     let uploads = join_all((0..5).map(|_| app.upload(ROCKET, "a.jpg")));
     let open = async {
-        while metric(&app.get("/metrics").await.text(), "imagesvc_pictures_at_work") < 5.0 {}
+        app.wait_for(|value| value("imagesvc_pictures_at_work") >= 5.0).await;
         gate.send(true).unwrap();
     };
     let (answers, ()) = tokio::join!(uploads, open);
@@ -158,7 +155,7 @@ async fn a_failure_is_shared_but_not_remembered() {
             (answer.status, answer.json()["code"].as_str()),
             (422, Some("embedding_rejected"))
         );
-        assert!(app.saved().contains(&answer.json()["saved_as"].as_str().unwrap().to_owned()));
+        assert!(app.saved().contains(&answer.saved_as()));
     }
     assert_eq!(nvidia.lines().len(), 1);
     assert_cached(&app, ROCKET, "miss").await;
@@ -167,8 +164,8 @@ async fn a_failure_is_shared_but_not_remembered() {
 #[tokio::test]
 async fn no_cache_asks_anew_and_never_joins_anothers_call() {
     let (gate, _) = watch::channel(false);
-    let nvidia = Nvidia::replying(vec![telling(1).held(&gate), telling(2), telling(3)]).await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::replying(vec![telling(1).held(&gate), telling(2), telling(3)]).await;
+    let app = TestApp::start(&nvidia).await;
     let anew = || app.send(app.upload_request(ROCKET, "a.jpg").header("cache-control", "no-cache"));
     let first = app.upload(ROCKET, "a.jpg");
     let second = async {

@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Child, Nvidia, ROCKET, TestApp, connect_from};
+use crate::support::{Child, FakeNvidia, ROCKET, TestApp, connect_from, form, post_head};
 
 /// The openings of a client that then says nothing more.
 const OPENINGS: [&[u8]; 6] = [
@@ -29,9 +29,12 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
 
 #[tokio::test]
 async fn a_client_that_stalls_is_closed() {
-    let nvidia = Nvidia::well().await;
-    let settings = [("IMAGESVC_HEADER_TIMEOUT", "200ms"), ("IMAGESVC_BODY_TIMEOUT", "200ms")];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_HEADER_TIMEOUT", "200ms")
+        .setting("IMAGESVC_BODY_TIMEOUT", "200ms")
+        .start()
+        .await;
     for opening in OPENINGS {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         stream.write_all(opening).await.unwrap();
@@ -45,8 +48,8 @@ async fn a_client_that_stalls_is_closed() {
 
 #[tokio::test]
 async fn a_header_that_trickles_does_not_live_longer() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_HEADER_TIMEOUT", "300ms")]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_HEADER_TIMEOUT", "300ms").start().await;
     let stream = TcpStream::connect(app.address).await.unwrap();
     let (mut reader, mut writer) = stream.into_split();
     let trickle = tokio::spawn(async move {
@@ -66,14 +69,9 @@ async fn a_header_that_trickles_does_not_live_longer() {
 /// Uploads a picture as a good client does, from an address of its own.
 async fn good_upload(child: &Child) -> String {
     let mut stream = connect_from([127, 9, 9, 9], child.address).await.unwrap();
-    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n";
-    let body = [&head[..], ROCKET, b"\r\n--x--\r\n"].concat();
-    let request = format!(
-        "POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
-         content-type: multipart/form-data; boundary=x\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(request.as_bytes()).await.unwrap();
+    let body = form(ROCKET);
+    let request = post_head("/vectorize-image-upload", body.len(), "connection: close\r\n");
+    stream.write_all(&request).await.unwrap();
     stream.write_all(&body).await.unwrap();
     let mut answer = String::new();
     timeout(Duration::from_secs(20), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
@@ -82,13 +80,10 @@ async fn good_upload(child: &Child) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_stalling_clients_keep_a_good_one_from_nothing() {
-    let nvidia = Nvidia::well().await;
-    let upstream = nvidia.settings();
-    let mut settings: Vec<_> =
-        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    settings.extend([("IMAGESVC_HEADER_TIMEOUT", "2s"), ("IMAGESVC_BODY_TIMEOUT", "2s")]);
+    let nvidia = FakeNvidia::well().await;
+    let settings = [("IMAGESVC_HEADER_TIMEOUT", "2s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &settings);
+    let child = Child::start_with(&nvidia, folder.path(), &settings);
     for one_peer in [true, false] {
         let mut stalling = Vec::new();
         for n in 0..1000usize {
@@ -116,8 +111,8 @@ async fn a_thousand_stalling_clients_keep_a_good_one_from_nothing() {
 async fn a_client_that_asks_and_does_not_read_is_closed() {
     // The timer itself is tested with wound time; here, that the socket is behind it: the service
     // stops while such a client is connected, and the drain's deadline is not needed.
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(app.address).await.unwrap();

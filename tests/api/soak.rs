@@ -11,14 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::{StreamExt, stream};
-use serde_json::json;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    Child, HUBBLE, Nvidia, ROCKET, Reply, Server, bombs, children_of, converted, embedding, form,
-    heic, metric, tiny, variant,
+    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, bombs, children_of, converted, embedding,
+    heic, metric, nvidia_api::INFER, tiny, variant,
 };
 
 /// Requests a second, at most: the run is bounded in number as well as in time.
@@ -63,18 +61,13 @@ impl Held {
 /// One request of the mix, with what comes of it counted.
 async fn one(
     child: &Child,
-    origin: &Server,
+    origin: &FakeServer,
     client: &reqwest::Client,
     hostile: &[bombs::Bomb],
     n: usize,
 ) -> String {
     let random = fastrand::usize(..);
-    let upload = |picture: Vec<u8>| {
-        client
-            .post(child.url("/vectorize-image-upload"))
-            .header("content-type", "multipart/form-data; boundary=x")
-            .body(form(&picture))
-    };
+    let upload = |picture: Vec<u8>| child.upload_request(client, &picture);
     let request = match random % 16 {
         _ if n % ENDLESS_IN == ENDLESS_IN / 2 => upload(variant(&bombs::shared_jpeg(), n)),
         0..4 => upload(variant(ROCKET, n)),
@@ -82,16 +75,8 @@ async fn one(
         5 => upload(variant(HUBBLE, n)),
         6 => upload(ROCKET.to_vec()),
         7 => upload(ROCKET.to_vec()).header("cache-control", "no-cache"),
-        8 => {
-            let text = BASE64_STANDARD.encode(variant(ROCKET, n));
-            client
-                .post(child.url("/vectorize-image-base64"))
-                .json_text(&json!({ "image_base64": text }))
-        }
-        9 => {
-            let address = origin.url(&format!("/{n}"));
-            client.post(child.url("/vectorize-image")).json_text(&json!({ "image_url": address }))
-        }
+        8 => child.base64_request(client, &variant(ROCKET, n)),
+        9 => child.address_request(client, &origin.url(&format!("/{n}"))),
         10 => upload(converted(&tiny(n), image::ImageFormat::Bmp)),
         11 => upload(heic()),
         12 => client.post(child.url("/vectorize-image-base64")).body("{\"image_base64\": \"***\"}"),
@@ -122,16 +107,6 @@ async fn one(
     }
 }
 
-trait JsonText {
-    fn json_text(self, body: &serde_json::Value) -> Self;
-}
-
-impl JsonText for reqwest::RequestBuilder {
-    fn json_text(self, body: &serde_json::Value) -> Self {
-        self.body(body.to_string())
-    }
-}
-
 /// As the unit starts it: an allocator with an arena for each few threads keeps what each of them
 /// once needed.
 #[tokio::test(flavor = "multi_thread")]
@@ -154,9 +129,9 @@ async fn soak(environment: &[(&str, &str)]) {
     let hostile: Vec<_> =
         bombs::all().into_iter().filter(|(_, picture)| picture.len() < 300_000).collect();
     let faults = AtomicUsize::new(0);
-    let nvidia = Nvidia::with_uploads(move |request| {
+    let nvidia = FakeNvidia::with_uploads(move |request| {
         // One call in ten goes wrong, each time in another way.
-        if request.line() != "POST /v1/cv/nvidia/nv-dinov2" || fastrand::u8(0..10) != 0 {
+        if request.line() != INFER || fastrand::u8(0..10) != 0 {
             return None;
         }
         Some(match faults.fetch_add(1, Ordering::Relaxed) % 6 {
@@ -169,17 +144,14 @@ async fn soak(environment: &[(&str, &str)]) {
         })
     })
     .await;
-    let origin = Server::start(|request, _| {
+    let origin = FakeServer::start(|request, _| {
         let n = request.target.trim_start_matches('/').parse().unwrap();
         Reply::new(200, &[], variant(ROCKET, n))
     })
     .await;
-    let upstream = nvidia.settings();
     let allow = origin.address.to_string();
-    let mut settings: Vec<_> =
-        upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    // Small, so that they are full before the first look.
-    settings.extend([
+    let mut settings = vec![
+        // Small, so that they are full before the first look.
         ("IMAGESVC_CACHE_MEMORY", "8MiB"),
         ("IMAGESVC_CACHE_DISK", "16MiB"),
         ("IMAGESVC_DOWNLOADS_MAX_BYTES", "200MiB"),
@@ -187,10 +159,10 @@ async fn soak(environment: &[(&str, &str)]) {
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "512"),
         ("NVIDIA_TIMEOUT", "2s"),
         ("IMAGESVC_REQUEST_TIMEOUT", "10s"),
-    ]);
+    ];
     settings.extend(environment);
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &settings);
+    let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().pool_max_idle_per_host(16).build().unwrap();
     let counter = AtomicUsize::new(0);
     let outcomes = Mutex::new(std::collections::BTreeMap::<String, usize>::new());

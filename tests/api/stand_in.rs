@@ -8,7 +8,10 @@ use imagesvc::{decoder::Decoder, sandbox, spool::Staging, telemetry::Metrics};
 use serde_json::json;
 use tower::ServiceExt;
 
-use crate::support::{ROCKET as PHOTO, decoder_settings};
+use crate::support::{
+    ROCKET as PHOTO, decoder_settings,
+    nvidia_api::{ASSETS_PATH, INFER_PATH, STATUS_PATH, inline_body},
+};
 
 const BEARER: (&str, &str) = ("authorization", "Bearer nvapi-right");
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -35,32 +38,25 @@ async fn send(
     (parts.status.as_u16(), serde_json::from_slice(&body).unwrap_or_default(), parts.headers)
 }
 
-const INFER: (&str, &str) = ("POST", "/v1/cv/nvidia/nv-dinov2");
-const CREATE: (&str, &str) = ("POST", "/v2/nvcf/assets");
-
-fn inline(media_type: &str, text: &str) -> String {
-    json!({ "messages": [{ "content": {
-        "type": "image_url", "image_url": { "url": format!("data:{media_type};base64,{text}") }
-    } }] })
-    .to_string()
-}
+const INFER: (&str, &str) = ("POST", INFER_PATH);
+const CREATE: (&str, &str) = ("POST", ASSETS_PATH);
 
 #[tokio::test]
 async fn an_inference_is_refused_as_nvidia_refuses_it() {
     let router = &stand_in();
     let photo = BASE64_STANDARD.encode(PHOTO);
-    let good = inline("image/jpeg", &photo);
+    let good = inline_body("image/jpeg", &photo);
     assert_eq!(send(router, INFER, &[BEARER, JSON], good.clone()).await.0, 200);
     for (headers, body, status) in [
         (vec![JSON], good.clone(), 401),
         (vec![("authorization", "Bearer nvapi-wrong"), JSON], good.clone(), 401),
         (vec![("authorization", "nvapi-right"), JSON], good.clone(), 401),
         (vec![BEARER], good.clone(), 415),
-        (vec![BEARER, JSON], inline("image/png", &photo), 422),
-        (vec![BEARER, JSON], inline("image/webp", &photo), 422),
-        (vec![BEARER, JSON], inline("image/jpeg", "no base64"), 422),
-        (vec![BEARER, JSON], inline("image/jpeg", &photo[..400]), 422),
-        (vec![BEARER, JSON], inline("image/jpeg", &"A".repeat(200_000)), 413),
+        (vec![BEARER, JSON], inline_body("image/png", &photo), 422),
+        (vec![BEARER, JSON], inline_body("image/webp", &photo), 422),
+        (vec![BEARER, JSON], inline_body("image/jpeg", "no base64"), 422),
+        (vec![BEARER, JSON], inline_body("image/jpeg", &photo[..400]), 422),
+        (vec![BEARER, JSON], inline_body("image/jpeg", &"A".repeat(200_000)), 413),
         (vec![BEARER, JSON], good.replace("\"messages\"", "\"model\":\"x\",\"messages\""), 422),
         (vec![BEARER, JSON], good.replace("{\"content\"", "{\"role\":\"user\",\"content\""), 422),
         (vec![BEARER, JSON], json!({ "messages": [] }).to_string(), 400),
@@ -115,11 +111,11 @@ async fn an_upload_wants_what_was_signed_and_no_key() {
     );
     let (status, _, headers) = send(router, INFER, &references, nothing).await;
     assert_eq!(status, 202);
-    let poll = format!("/v1/status/{}", headers["nvcf-reqid"].to_str().unwrap());
+    let poll = format!("{STATUS_PATH}/{}", headers["nvcf-reqid"].to_str().unwrap());
     assert_eq!(send(router, ("GET", &poll), &[], "").await.0, 401);
     assert_eq!(send(router, ("GET", &poll), &[BEARER], "").await.0, 200);
     assert_eq!(send(router, ("GET", &poll), &[BEARER], "").await.0, 404, "delivered once");
-    let delete = format!("/v2/nvcf/assets/{id}");
+    let delete = format!("{ASSETS_PATH}/{id}");
     assert_eq!(send(router, ("DELETE", &delete), &[], "").await.0, 401);
     assert_eq!(send(router, ("DELETE", &delete), &[BEARER], "").await.0, 204);
     assert_eq!(send(router, ("DELETE", &delete), &[BEARER], "").await.0, 404);

@@ -9,20 +9,10 @@ use tokio::{
     sync::watch,
 };
 
-use crate::support::{Child, Nvidia, Reply, embedding, tiny};
-
-fn start(nvidia: &Nvidia, folder: &tempfile::TempDir, more: &[(&str, &str)]) -> Child {
-    let upstream = nvidia.settings();
-    let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
-    let settings: Vec<_> = upstream.chain(more.iter().copied()).collect();
-    Child::start(folder.path(), &settings)
-}
+use crate::support::{Child, FakeNvidia, Reply, embedding, tiny};
 
 async fn upload(child: &Child, n: usize) -> reqwest::Result<(u16, String)> {
-    let text = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, tiny(n));
-    let request = reqwest::Client::new()
-        .post(child.url("/vectorize-image-base64"))
-        .body(format!(r#"{{"image_base64":"{text}"}}"#));
+    let request = child.base64_request(&reqwest::Client::new(), &tiny(n));
     let response = request.send().await?;
     Ok((response.status().as_u16(), response.text().await?))
 }
@@ -39,10 +29,10 @@ async fn stalled(child: &Child) -> TcpStream {
 #[tokio::test(flavor = "multi_thread")]
 async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
     let (gate, _) = watch::channel(false);
-    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
     let folder = tempfile::tempdir().unwrap();
     let settings = [("IMAGESVC_DRAIN_DELAY", "1s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
-    let child = start(&nvidia, &folder, &settings);
+    let child = Child::start_with(&nvidia, folder.path(), &settings);
     let _stalled = stalled(&child).await;
     let mut idle = TcpStream::connect(child.address).await.unwrap();
 
@@ -86,9 +76,9 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused() {
     let (gate, _) = watch::channel(false);
-    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
     let folder = tempfile::tempdir().unwrap();
-    let child = start(&nvidia, &folder, &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
+    let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
     // One after the other, each on a connection of its own, until none can be had any more.
     let ask = async |mut stream: TcpStream| {
         let request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
@@ -131,9 +121,9 @@ async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_drains_end_cuts_off_is_answered_and_logged() {
-    let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let folder = tempfile::tempdir().unwrap();
-    let child = start(&nvidia, &folder, &[("IMAGESVC_DRAIN_TIMEOUT", "200ms")]);
+    let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_TIMEOUT", "200ms")]);
     let told = async {
         nvidia.wait_for(1).await;
         child.terminate();
@@ -151,9 +141,9 @@ async fn what_the_drains_end_cuts_off_is_answered_and_logged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_that_nobody_waits_for_any_more_still_ends_before_the_service() {
     let (gate, _) = watch::channel(false);
-    let nvidia = Nvidia::replying(vec![embedding().held(&gate)]).await;
+    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
     let folder = tempfile::tempdir().unwrap();
-    let child = start(&nvidia, &folder, &[]);
+    let child = Child::start_with(&nvidia, folder.path(), &[]);
     tokio::select! {
         _ = upload(&child, 1) => panic!("answered behind a closed gate"),
         _ = nvidia.wait_for(1) => {}
@@ -163,7 +153,7 @@ async fn a_call_that_nobody_waits_for_any_more_still_ends_before_the_service() {
     let (status, log) = child.wait();
     assert_eq!(status.code(), Some(0));
     assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
-    let child = start(&nvidia, &folder, &[]);
+    let child = Child::start_with(&nvidia, folder.path(), &[]);
     assert_eq!(upload(&child, 1).await.unwrap().0, 200);
     assert_eq!(nvidia.lines().len(), 1, "its vector was kept");
 }
@@ -171,9 +161,9 @@ async fn a_call_that_nobody_waits_for_any_more_still_ends_before_the_service() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_of_either_kind_ends_it_at_once() {
     for signal in ["TERM", "INT"] {
-        let nvidia = Nvidia::replying(vec![Reply::Hang]).await;
+        let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
         let folder = tempfile::tempdir().unwrap();
-        let child = start(&nvidia, &folder, &[("IMAGESVC_DRAIN_DELAY", "60s")]);
+        let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "60s")]);
         let ended = async {
             nvidia.wait_for(1).await;
             child.signal(signal);

@@ -1,11 +1,11 @@
 //! The upload route, as clients call it, slips included.
 
-use crate::support::{Nvidia, ROCKET, TestApp, assert_problem};
+use crate::support::{FORM, FakeNvidia, ROCKET, TestApp, assert_problem, form, heic, noise_png};
 
 #[tokio::test]
 async fn other_fields_are_ignored_before_and_after_the_file() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let answer = app
         .upload_parts(&[
             ("name=\"user\"", b"me"),
@@ -16,13 +16,13 @@ async fn other_fields_are_ignored_before_and_after_the_file() {
         .await;
     answer.vector();
     assert_eq!(answer.json()["original_filename"], "rocket.jpg");
-    assert_eq!(app.saved_bytes(answer.json()["saved_as"].as_str().unwrap()), ROCKET);
+    assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
 }
 
 #[tokio::test]
 async fn a_second_file_is_refused_and_leaves_nothing() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let part = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
     let problem = assert_problem(&app.upload_parts(&[part, part]).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("one picture"));
@@ -32,8 +32,8 @@ async fn a_second_file_is_refused_and_leaves_nothing() {
 
 #[tokio::test]
 async fn the_common_slips_are_told_apart() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     for (answer, word) in [
         // curl -F file=photo.jpg
         (app.upload_parts(&[("name=\"file\"", b"photo.jpg")]).await, "@"),
@@ -51,14 +51,8 @@ async fn the_common_slips_are_told_apart() {
         ),
         (app.post("/vectorize-image-upload", "image/jpeg", ROCKET).await, "-F"),
         (app.post("/vectorize-image-upload", "application/json", "{}").await, "-F"),
-        (
-            app.post("/vectorize-image-upload", "multipart/form-data; boundary=x", "nothing").await,
-            "closing boundary",
-        ),
-        (
-            app.post("/vectorize-image-upload", "multipart/form-data; boundary=x", "").await,
-            "closing boundary",
-        ),
+        (app.post("/vectorize-image-upload", FORM, "nothing").await, "closing boundary"),
+        (app.post("/vectorize-image-upload", FORM, "").await, "closing boundary"),
     ] {
         let problem = assert_problem(&answer, 422, "validation_failed");
         assert!(problem["detail"].as_str().unwrap().contains(word), "{word}: {problem}");
@@ -69,8 +63,8 @@ async fn the_common_slips_are_told_apart() {
 
 #[tokio::test]
 async fn a_picture_without_a_file_name_is_a_picture() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let answer = app.upload_parts(&[("name=\"file\"\r\nContent-Type: image/jpeg", ROCKET)]).await;
     answer.vector();
     assert!(answer.json().get("original_filename").is_none());
@@ -78,13 +72,11 @@ async fn a_picture_without_a_file_name_is_a_picture() {
 
 #[tokio::test]
 async fn a_form_that_is_cut_leaves_nothing() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
-    let mut body =
-        b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.jpg\"\r\n\r\n"
-            .to_vec();
-    body.extend(ROCKET);
-    let answer = app.post("/vectorize-image-upload", "multipart/form-data; boundary=x", body).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    let mut body = form(ROCKET);
+    body.truncate(body.len() - 9);
+    let answer = app.post("/vectorize-image-upload", FORM, body).await;
     let problem = assert_problem(&answer, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("closing boundary"));
     assert!(app.saved().is_empty());
@@ -93,8 +85,8 @@ async fn a_form_that_is_cut_leaves_nothing() {
 
 #[tokio::test]
 async fn a_forms_parts_and_headers_are_bounded() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let many = vec![("name=\"a\"", &b"1"[..]); 40];
     let problem = assert_problem(&app.upload_parts(&many).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("32 parts"));
@@ -106,8 +98,8 @@ async fn a_forms_parts_and_headers_are_bounded() {
 
 #[tokio::test]
 async fn names_are_given_back_without_what_cannot_be_seen() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     for (name, expected) in [
         ("../../etc/passwd", "../../etc/passwd"),
         ("Strandläufer 🐦.jpg", "Strandläufer 🐦.jpg"),
@@ -122,16 +114,16 @@ async fn names_are_given_back_without_what_cannot_be_seen() {
 
 #[tokio::test]
 async fn a_heic_picture_without_a_file_name_is_still_told_what_it_is() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
-    let answer = app.upload_parts(&[("name=\"file\"", &crate::support::heic())]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    let answer = app.upload_parts(&[("name=\"file\"", &heic())]).await;
     assert_problem(&answer, 415, "unsupported_image");
 }
 
 #[tokio::test]
 async fn a_boundary_longer_than_the_standard_allows_is_refused() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     let content_type = format!("multipart/form-data; boundary={}", "b".repeat(71));
     let answer = app.post("/vectorize-image-upload", &content_type, "").await;
     let problem = assert_problem(&answer, 422, "validation_failed");
@@ -140,9 +132,9 @@ async fn a_boundary_longer_than_the_standard_allows_is_refused() {
 
 #[tokio::test]
 async fn a_body_far_over_the_limit_is_told_the_limit_of_a_picture() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")]).await;
-    let picture = crate::support::noise_png(1200, 1000);
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await;
+    let picture = noise_png(1200, 1000);
     for answer in [app.upload(&picture, "noise.png").await, app.base64(&picture).await] {
         let problem = assert_problem(&answer, 413, "image_too_large");
         assert!(problem["detail"].as_str().unwrap().contains("1 MiB"), "{problem}");

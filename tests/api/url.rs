@@ -4,16 +4,18 @@ use std::net::IpAddr;
 
 use serde_json::json;
 
-use crate::support::{Answer, HUBBLE, Nvidia, ROCKET, Reply, Server, TestApp, assert_problem};
+use crate::support::{
+    Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, free_address,
+};
 
 /// A service that may fetch from this origin alone.
-async fn allowed(nvidia: &Nvidia, origin: &Server) -> TestApp {
-    TestApp::with_settings(nvidia, &[("IMAGESVC_FETCH_ALLOW", &origin.address.to_string())]).await
+async fn allowed(nvidia: &FakeNvidia, origin: &FakeServer) -> TestApp {
+    TestApp::builder(nvidia).may_fetch_from(origin).start().await
 }
 
 async fn fetched(reply: Reply) -> Answer {
-    let nvidia = Nvidia::well().await;
-    let origin = Server::start(move |_, _| reply.clone()).await;
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::start(move |_, _| reply.clone()).await;
     let app = allowed(&nvidia, &origin).await;
     let answer = app.by_address(&origin.url("/photo")).await;
     if answer.status != 200 {
@@ -25,16 +27,16 @@ async fn fetched(reply: Reply) -> Answer {
 
 #[tokio::test]
 async fn a_picture_is_fetched_without_a_trace_of_the_service() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let origin =
-        Server::start(|_, _| Reply::new(200, &[("content-type", "text/plain")], ROCKET)).await;
+        FakeServer::start(|_, _| Reply::new(200, &[("content-type", "text/plain")], ROCKET)).await;
     let app = allowed(&nvidia, &origin).await;
     let address = origin.url("/a%20b/photo.jpg?size=1&x=%2F#part");
     let answer = app.by_address(&address).await;
     answer.vector();
     assert_eq!(answer.json()["source_url"], address, "as the client gave it");
     assert!(answer.json().get("original_filename").is_none());
-    assert_eq!(app.saved_bytes(answer.json()["saved_as"].as_str().unwrap()), ROCKET);
+    assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     let received = origin.received();
     assert_eq!(origin.lines(), ["GET /a%20b/photo.jpg?size=1&x=%2F"]);
     assert_eq!(
@@ -53,8 +55,8 @@ async fn a_picture_is_fetched_without_a_trace_of_the_service() {
 
 #[tokio::test]
 async fn redirects_are_followed_up_to_three() {
-    let nvidia = Nvidia::well().await;
-    let origin = Server::start(|request, _| match request.target.as_str() {
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::start(|request, _| match request.target.as_str() {
         "/0" => Reply::new(302, &[("location", "/1")], ""),
         "/1" => Reply::new(307, &[("location", "2?a=b")], ""),
         "/2?a=b" => Reply::new(308, &[("location", "/3")], ""),
@@ -71,19 +73,19 @@ async fn redirects_are_followed_up_to_three() {
 
 #[tokio::test]
 async fn a_redirect_to_a_denied_address_is_refused_and_never_called() {
-    let nvidia = Nvidia::well().await;
-    let forbidden = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let nvidia = FakeNvidia::well().await;
+    let forbidden = FakeServer::serving(ROCKET).await;
     let port = forbidden.address.port();
-    let origin = Server::start(move |request, _| {
+    let origin = FakeServer::start(move |request, _| {
         let to = request.target.strip_prefix("/to/").unwrap().replace("PORT", &port.to_string());
         Reply::new(302, &[("location", &to)], "")
     })
     .await;
-    let ports = format!("80,443,{port}");
-    let settings =
-        [("IMAGESVC_FETCH_ALLOW", origin.address.to_string()), ("IMAGESVC_FETCH_PORTS", ports)];
-    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let app = TestApp::builder(&nvidia)
+        .may_fetch_from(&origin)
+        .setting("IMAGESVC_FETCH_PORTS", format!("80,443,{port}"))
+        .start()
+        .await;
     for to in [
         "http://127.0.0.1:PORT/",
         "http://localhost:PORT/",
@@ -103,10 +105,10 @@ async fn a_redirect_to_a_denied_address_is_refused_and_never_called() {
 
 #[tokio::test]
 async fn a_denied_address_is_never_called() {
-    let nvidia = Nvidia::well().await;
-    let forbidden = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let nvidia = FakeNvidia::well().await;
+    let forbidden = FakeServer::serving(ROCKET).await;
     let port = forbidden.address.port();
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_PORTS", &port.to_string())]).await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", port).start().await;
     for host in [
         "127.0.0.1",
         "localhost",
@@ -124,18 +126,21 @@ async fn a_denied_address_is_never_called() {
 
 #[tokio::test]
 async fn a_name_is_judged_by_every_address_it_leads_to() {
-    let nvidia = Nvidia::well().await;
-    let forbidden = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
-    let port = forbidden.address.port().to_string();
-    let app = TestApp::with_names(&nvidia, &[("IMAGESVC_FETCH_PORTS", &port)], |name| {
-        let addresses: &[[u8; 4]] = match name {
-            "private.example" => &[[127, 0, 0, 1]],
-            "mixed.example" => &[[93, 184, 215, 14], [127, 0, 0, 1]],
-            _ => return Err(std::io::ErrorKind::NotFound.into()),
-        };
-        Ok(addresses.iter().copied().map(IpAddr::from).collect())
-    })
-    .await;
+    let nvidia = FakeNvidia::well().await;
+    let forbidden = FakeServer::serving(ROCKET).await;
+    let port = forbidden.address.port();
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_FETCH_PORTS", port)
+        .lookup(|name| {
+            let addresses: &[[u8; 4]] = match name {
+                "private.example" => &[[127, 0, 0, 1]],
+                "mixed.example" => &[[93, 184, 215, 14], [127, 0, 0, 1]],
+                _ => return Err(std::io::ErrorKind::NotFound.into()),
+            };
+            Ok(addresses.iter().copied().map(IpAddr::from).collect())
+        })
+        .start()
+        .await;
     for name in ["private.example", "mixed.example", "PRIVATE.example."] {
         let answer = app.by_address(&format!("http://{name}:{port}/")).await;
         // With its trailing dot the name is another one to this look-up.
@@ -153,16 +158,15 @@ async fn a_name_is_judged_by_every_address_it_leads_to() {
 
 #[tokio::test]
 async fn the_connection_goes_to_the_address_that_was_judged() {
-    let nvidia = Nvidia::well().await;
-    let origin = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::serving(ROCKET).await;
     let port = origin.address.port();
-    let settings = [
-        ("IMAGESVC_FETCH_PORTS", port.to_string()),
-        ("IMAGESVC_FETCH_ALLOW", "127.0.0.1/32".to_owned()),
-    ];
-    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let app =
-        TestApp::with_names(&nvidia, &settings, |_| Ok(vec![IpAddr::from([127, 0, 0, 1])])).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_FETCH_PORTS", port)
+        .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.1/32")
+        .lookup(|_| Ok(vec![IpAddr::from([127, 0, 0, 1])]))
+        .start()
+        .await;
     app.by_address(&format!("http://pictures.example:{port}/a.jpg")).await.vector();
     assert_eq!(
         origin.received()[0].header("host"),
@@ -172,8 +176,9 @@ async fn the_connection_goes_to_the_address_that_was_judged() {
 
 #[tokio::test]
 async fn a_list_of_hosts_narrows_what_is_fetched() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_HOSTS", "*.example.com")]).await;
+    let nvidia = FakeNvidia::well().await;
+    let app =
+        TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_HOSTS", "*.example.com").start().await;
     let answer = app.by_address("https://upload.wikimedia.org/a.jpg").await;
     let problem = assert_problem(&answer, 403, "url_not_allowed");
     assert!(problem["detail"].as_str().unwrap().contains("list of hosts"));
@@ -181,8 +186,8 @@ async fn a_list_of_hosts_narrows_what_is_fetched() {
 
 #[tokio::test]
 async fn what_is_no_address_is_invalid() {
-    let nvidia = Nvidia::well().await;
-    let app = TestApp::against(&nvidia).await;
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
     for address in [
         "",
         "photo.jpg",
@@ -250,26 +255,28 @@ async fn what_is_fetched_and_no_picture_is_unsupported() {
 
 #[tokio::test]
 async fn a_host_that_stalls_is_a_timeout() {
-    let nvidia = Nvidia::well().await;
-    let origin = Server::start(|_, _| Reply::Hang).await;
-    let allow = origin.address.to_string();
-    let settings = [("IMAGESVC_FETCH_ALLOW", allow.as_str()), ("IMAGESVC_FETCH_TIMEOUT", "100ms")];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::start(|_, _| Reply::Hang).await;
+    let app = TestApp::builder(&nvidia)
+        .may_fetch_from(&origin)
+        .setting("IMAGESVC_FETCH_TIMEOUT", "100ms")
+        .start()
+        .await;
     assert_problem(&app.by_address(&origin.url("/")).await, 504, "download_timeout");
 }
 
 #[tokio::test]
 async fn a_host_that_refuses_the_connection_is_a_failed_download() {
-    let nvidia = Nvidia::well().await;
-    let free = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
-    let app = TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &free.to_string())]).await;
+    let nvidia = FakeNvidia::well().await;
+    let free = free_address().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_ALLOW", free).start().await;
     assert_problem(&app.by_address(&format!("http://{free}/")).await, 502, "download_failed");
 }
 
 #[tokio::test]
 async fn a_redirect_in_raw_utf8_is_followed() {
-    let nvidia = Nvidia::well().await;
-    let origin = Server::start(|request, _| match request.target.as_str() {
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::start(|request, _| match request.target.as_str() {
         "/0" => Reply::new(302, &[("location", "/föto.jpg")], ""),
         "/f%C3%B6to.jpg" => Reply::new(200, &[], ROCKET),
         other => panic!("{other}"),
@@ -281,19 +288,21 @@ async fn a_redirect_in_raw_utf8_is_followed() {
 
 #[tokio::test]
 async fn the_services_name_for_itself_can_be_set() {
-    let nvidia = Nvidia::well().await;
-    let origin = Server::start(|_, _| Reply::new(200, &[], ROCKET)).await;
-    let allow = origin.address.to_string();
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::serving(ROCKET).await;
     let name = "my-app/1.0 (ops@example.com)";
-    let settings = [("IMAGESVC_FETCH_ALLOW", allow.as_str()), ("IMAGESVC_FETCH_USER_AGENT", name)];
-    let app = TestApp::with_settings(&nvidia, &settings).await;
+    let app = TestApp::builder(&nvidia)
+        .may_fetch_from(&origin)
+        .setting("IMAGESVC_FETCH_USER_AGENT", name)
+        .start()
+        .await;
     app.by_address(&origin.url("/rocket.jpg")).await.vector();
     assert_eq!(origin.received()[0].header("user-agent"), Some(name));
 }
 
 #[tokio::test]
 async fn a_picture_whose_host_says_that_it_is_too_large_is_not_read() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 30000000\r\n\r\n".to_vec();
     let problem = assert_problem(&fetched(Reply::Trickle(head)).await, 413, "image_too_large");
     assert_eq!(problem["detail"], "The picture has 30000000 bytes, the limit is 20 MiB.");
@@ -302,7 +311,7 @@ async fn a_picture_whose_host_says_that_it_is_too_large_is_not_read() {
 
 #[tokio::test]
 async fn a_host_that_speaks_no_tls_is_a_failed_download() {
-    let nvidia = Nvidia::well().await;
+    let nvidia = FakeNvidia::well().await;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -311,8 +320,7 @@ async fn a_host_that_speaks_no_tls_is_a_failed_download() {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         }
     });
-    let app =
-        TestApp::with_settings(&nvidia, &[("IMAGESVC_FETCH_ALLOW", &address.to_string())]).await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_ALLOW", address).start().await;
     let answer = app.by_address(&format!("https://{address}/")).await;
     assert_problem(&answer, 502, "download_failed");
 }

@@ -1,30 +1,21 @@
 //! The service on port 0, with a folder of its own.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     path::Path,
     time::Duration,
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use imagesvc::{
-    app::App,
-    config::{Config, Raw},
-    fetch::Lookup,
-};
-use reqwest::{
-    Client, RequestBuilder,
-    header::{CONTENT_TYPE, HeaderMap},
-};
+use imagesvc::{app::App, config::Raw, fetch::Lookup};
+pub use imagesvc::{app::BuildError, config::Config};
+use reqwest::{Client, RequestBuilder, header::CONTENT_TYPE};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::{
-    net::{TcpSocket, TcpStream},
-    sync::oneshot,
-    task::JoinHandle,
-};
+use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{Nvidia, decoder_settings};
+use super::{Answer, FakeNvidia, FakeServer, decoder_settings, metric};
 
 /// A running service.
 pub struct TestApp {
@@ -35,164 +26,73 @@ pub struct TestApp {
     served: JoinHandle<()>,
 }
 
-/// An answer, read to its end.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Vec<u8>,
+/// What a service is started with.
+pub struct Builder {
+    settings: Vec<(String, String)>,
+    configure: Box<dyn FnOnce(&mut Config) + Send>,
+    lookup: Lookup,
+    folder: TempDir,
 }
 
-impl Answer {
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
-    }
-
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
-    }
-
-    pub fn vector(&self) -> Vec<f64> {
-        assert_eq!(self.status, 200, "{:.500}", self.text());
-        let answer = self.json();
-        assert_eq!(answer["status"], "success");
-        // As text: serde_json's own floats are off by a bit at times.
-        let text = self.text();
-        let (_, vector) = text.split_once("\"vector\":[").unwrap();
-        let (vector, rest) = vector.split_once(']').unwrap();
-        assert_eq!(rest, "}\n", "the vector comes last");
-        let vector: Vec<f64> =
-            vector.split(',').map(|number| number.trim().parse().unwrap()).collect();
-        assert_eq!(vector.len(), 1536);
-        assert!(vector.iter().all(|number| number.is_finite()));
-        vector
-    }
-}
-
-/// Asserts what every error answer holds, and gives its body back.
-pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
-    assert_eq!(answer.status, status, "{:.500}", answer.text());
-    assert_eq!(answer.header("content-type"), "application/problem+json");
-    let problem = answer.json();
-    assert_eq!(problem["code"], code, "{problem}");
-    assert_eq!(problem["status"], status);
-    assert_eq!(problem["type"], "about:blank");
-    assert_eq!(
-        problem["title"],
-        reqwest::StatusCode::from_u16(status).unwrap().canonical_reason().unwrap()
-    );
-    assert!(answer.text().ends_with("}\n"));
-    assert_eq!(problem["request_id"], answer.header("x-request-id"));
-    let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.len() > 20 && detail.ends_with(['.', '?']), "a sentence that helps: {detail:?}");
-    for leak in
-        ["/tmp", "src/", "os error", "reqwest", "hyper", "planted", "upstream-secret", "127.0.0.1"]
-    {
-        assert!(!answer.text().contains(leak), "{leak} leaks: {}", answer.text());
-    }
-    problem
-}
-
-/// The value of a metric, by its name and labels as they stand in the text; 0 if it is not there.
-pub fn metric(text: &str, name: &str) -> f64 {
-    let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    values.next().map_or(0.0, |value| value.parse().unwrap())
-}
-
-/// A client with an address of its own: on Linux, all of 127.0.0.0/8 is this machine.
-pub fn client_from(source: [u8; 4]) -> Client {
-    Client::builder()
-        .no_proxy()
-        .local_address(IpAddr::from(source))
-        .timeout(Duration::from_secs(60))
-        .build()
-        .unwrap()
-}
-
-/// A connection from such an address.
-pub async fn connect_from(source: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::from((source, 0)))?;
-    socket.connect(to).await
-}
-
-impl TestApp {
-    /// In front of a scripted NVIDIA.
-    pub async fn against(nvidia: &Nvidia) -> Self {
-        Self::configured(nvidia, &[], |_| {}).await
-    }
-
-    /// In front of a scripted NVIDIA, with more settings.
-    pub async fn with_settings(nvidia: &Nvidia, settings: &[(&str, &str)]) -> Self {
-        Self::configured(nvidia, settings, |_| {}).await
-    }
-
-    /// In front of a scripted NVIDIA, with what no setting tells.
-    pub async fn configured(
-        nvidia: &Nvidia,
-        settings: &[(&str, &str)],
-        change: impl FnOnce(&mut Config),
-    ) -> Self {
-        let upstream = nvidia.settings();
-        let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
-        let settings = upstream.chain(settings.iter().copied());
-        Self::start(tempfile::tempdir().unwrap(), settings, change, Lookup::system()).await
-    }
-
-    /// In sandbox mode.
-    pub async fn sandbox() -> Self {
-        Self::sandbox_in(tempfile::tempdir().unwrap()).await
-    }
-
-    /// In sandbox mode, in a folder that was used before.
-    pub async fn sandbox_in(folder: TempDir) -> Self {
-        let settings = [("IMAGESVC_SANDBOX", "true")];
-        Self::start(folder, settings, |_| {}, Lookup::system()).await
-    }
-
-    /// In front of a scripted NVIDIA, in a folder that was used before.
-    pub async fn in_folder(folder: TempDir, nvidia: &Nvidia, settings: &[(&str, &str)]) -> Self {
-        let upstream = nvidia.settings();
-        let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
-        let settings = upstream.chain(settings.iter().copied());
-        Self::start(folder, settings, |_| {}, Lookup::system()).await
-    }
-
-    /// With names that lead where the test says.
-    pub async fn with_names(
-        nvidia: &Nvidia,
-        settings: &[(&str, &str)],
-        lookup: impl Fn(&str) -> std::io::Result<Vec<IpAddr>> + Send + Sync + 'static,
-    ) -> Self {
-        let upstream = nvidia.settings();
-        let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
-        let settings = upstream.chain(settings.iter().copied());
-        let lookup = Lookup::custom(lookup);
-        Self::start(tempfile::tempdir().unwrap(), settings, |_| {}, lookup).await
-    }
-
-    async fn start(
-        folder: TempDir,
-        settings: impl IntoIterator<Item = (&str, &str)>,
-        change: impl FnOnce(&mut Config),
-        lookup: Lookup,
-    ) -> Self {
-        let downloads = folder.path().to_str().unwrap().to_owned();
-        let mut all = vec![
+impl Builder {
+    fn new() -> Self {
+        let builder = Self {
+            settings: Vec::new(),
+            configure: Box::new(|_| {}),
+            lookup: Lookup::system(),
+            folder: tempfile::tempdir().unwrap(),
+        };
+        builder.settings(&[
             ("IMAGESVC_HOST", "127.0.0.1"),
             ("IMAGESVC_PORT", "0"),
-            ("IMAGESVC_DOWNLOADS_DIR", downloads.as_str()),
             ("IMAGESVC_MIN_FREE_BYTES", "0"),
             ("IMAGESVC_DRAIN_DELAY", "0"),
-        ];
-        for setting in settings {
-            all.push(setting);
-        }
+        ])
+    }
+
+    /// Sets a setting; the last value counts.
+    #[allow(clippy::needless_pass_by_value, reason = "callers read better that way")]
+    pub fn setting(mut self, name: &str, value: impl ToString) -> Self {
+        self.settings.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Sets several settings.
+    pub fn settings(self, settings: &[(&str, &str)]) -> Self {
+        settings.iter().fold(self, |builder, (name, value)| builder.setting(name, value))
+    }
+
+    /// Lets it fetch from this server, although it is on this machine.
+    pub fn may_fetch_from(self, origin: &FakeServer) -> Self {
+        self.setting("IMAGESVC_FETCH_ALLOW", origin.address)
+    }
+
+    /// Changes what no setting tells.
+    pub fn configure(mut self, change: impl FnOnce(&mut Config) + Send + 'static) -> Self {
+        self.configure = Box::new(change);
+        self
+    }
+
+    /// Lets the names of hosts lead where the test says.
+    pub fn lookup(
+        mut self,
+        lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+    ) -> Self {
+        self.lookup = Lookup::custom(lookup);
+        self
+    }
+
+    /// Keeps pictures in a folder that was used before.
+    pub fn folder(mut self, folder: TempDir) -> Self {
+        self.folder = folder;
+        self
+    }
+
+    /// What the settings resolve to.
+    pub fn config(&self) -> Config {
+        let downloads = self.folder.path().to_str().unwrap();
+        let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let all = [("IMAGESVC_DOWNLOADS_DIR", downloads)].into_iter().chain(settings);
         let mut config =
             Config::resolve(&Raw::from_pairs(all)).unwrap_or_else(|faults| panic!("{faults}"));
         assert_eq!(config.nvidia.retry.base, Duration::from_millis(250));
@@ -200,8 +100,19 @@ impl TestApp {
         assert_eq!(config.nvidia.poll_interval, Duration::from_secs(1));
         config.nvidia.poll_interval = Duration::from_millis(1);
         config.decoder.program = decoder_settings().program;
-        change(&mut config);
-        let app = App::build_with_lookup(config, lookup).await.unwrap();
+        config
+    }
+
+    /// Builds the service without serving it, and gives its folder beside it.
+    pub async fn build(self) -> Result<(App, TempDir), BuildError> {
+        let mut config = self.config();
+        (self.configure)(&mut config);
+        Ok((App::build_with_lookup(config, self.lookup).await?, self.folder))
+    }
+
+    /// Starts the service.
+    pub async fn start(self) -> TestApp {
+        let (app, folder) = self.build().await.unwrap();
         let address = app.address();
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(app.serve(async {
@@ -209,7 +120,25 @@ impl TestApp {
             let _ = stopped.await;
         }));
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();
-        Self { address, client, folder, stop, served }
+        TestApp { address, client, folder, stop, served }
+    }
+}
+
+impl TestApp {
+    /// Starts a service in front of a fake NVIDIA, with nothing else set.
+    pub async fn start(nvidia: &FakeNvidia) -> Self {
+        Self::builder(nvidia).start().await
+    }
+
+    /// A service in front of a fake NVIDIA, not started yet.
+    pub fn builder(nvidia: &FakeNvidia) -> Builder {
+        let settings = nvidia.settings().into_iter();
+        settings.fold(Builder::new(), |builder, (name, value)| builder.setting(name, value))
+    }
+
+    /// A service in sandbox mode, not started yet.
+    pub fn sandbox() -> Builder {
+        Builder::new().setting("IMAGESVC_SANDBOX", true)
     }
 
     /// Stops the service and waits until it drained, and its folder is free.
@@ -233,9 +162,7 @@ impl TestApp {
     }
 
     pub async fn send(&self, request: RequestBuilder) -> Answer {
-        let response = request.send().await.unwrap();
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        Answer { status, headers, body: response.bytes().await.unwrap().into() }
+        Answer::read(request.send().await.unwrap()).await.unwrap()
     }
 
     /// What [`Self::send`] does, by another client.

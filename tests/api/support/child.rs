@@ -9,6 +9,11 @@ use std::{
     thread::JoinHandle,
 };
 
+use reqwest::{Client, RequestBuilder, header::CONTENT_TYPE};
+use serde_json::json;
+
+use super::{FORM, FakeNvidia, base64_body, form};
+
 /// A running process; killed when dropped.
 pub struct Child {
     pub address: SocketAddr,
@@ -53,8 +58,32 @@ impl Child {
         Self { address, process, log, reader: Some(reader) }
     }
 
+    /// Starts the program in a folder, in front of a fake NVIDIA.
+    pub fn start_with(nvidia: &FakeNvidia, folder: &Path, settings: &[(&str, &str)]) -> Self {
+        let upstream = nvidia.settings();
+        let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
+        Self::start(folder, &upstream.chain(settings.iter().copied()).collect::<Vec<_>>())
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
+    }
+
+    /// An upload of a picture, not sent yet.
+    pub fn upload_request(&self, client: &Client, picture: &[u8]) -> RequestBuilder {
+        let request = client.post(self.url("/vectorize-image-upload"));
+        request.header(CONTENT_TYPE, FORM).body(form(picture))
+    }
+
+    /// The same by the Base64 route.
+    pub fn base64_request(&self, client: &Client, picture: &[u8]) -> RequestBuilder {
+        client.post(self.url("/vectorize-image-base64")).body(base64_body(picture))
+    }
+
+    /// The same by the URL route.
+    pub fn address_request(&self, client: &Client, address: &str) -> RequestBuilder {
+        let body = json!({ "image_url": address }).to_string();
+        client.post(self.url("/vectorize-image")).body(body)
     }
 
     /// The most memory that was ever resident, in bytes.

@@ -1,18 +1,27 @@
 //! The service on a port of its own, and the servers that it talks to.
 
+mod answer;
 mod app;
 pub mod bombs;
 mod child;
+mod client;
 pub mod craft;
 mod decoder;
+mod fake_nvidia;
+mod fake_server;
 pub mod kinds;
-mod nvidia;
+pub mod nvidia_api;
 mod pictures;
-mod server;
+mod request;
 
-pub use app::{Answer, TestApp, assert_problem, client_from, connect_from, metric};
+pub use answer::{Answer, assert_problem, metric};
+pub use app::{BuildError, Config, TestApp};
 pub use child::{Child, children_of, memory_of};
+pub use client::{client_from, connect_from, free_address};
 pub use decoder::{decoder_settings, misbehaving};
-pub use nvidia::{KEY, Nvidia, embedding, embedding_of, number, numbers, try_number};
-pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, form, heic, noise_png, tiny, variant};
-pub use server::{Received, Reply, Server};
+pub use fake_nvidia::{
+    FakeNvidia, created_asset, embedding, embedding_of, number, numbers, pending, try_number,
+};
+pub use fake_server::{FakeServer, Received, Reply};
+pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, heic, noise_png, tiny, variant};
+pub use request::{FORM, base64_body, form, post_head};

@@ -40,12 +40,6 @@ pub fn tiny(n: usize) -> Vec<u8> {
     variant(&PNG, n)
 }
 
-/// A form with a picture, whose boundary is `x`.
-pub fn form(picture: &[u8]) -> Vec<u8> {
-    let head = b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n";
-    [&head[..], picture, b"\r\n--x--\r\n"].concat()
-}
-
 /// How a HEIC picture begins.
 pub fn heic() -> Vec<u8> {
     [&b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], &[0; 100]].concat()

@@ -1,21 +1,28 @@
-//! A scripted NVIDIA.
+//! A fake NVIDIA.
 
 use std::ops::Deref;
 
-use super::{Received, Reply, Server};
+use base64::{Engine, prelude::BASE64_STANDARD};
 
-/// The key that the service is given.
-pub const KEY: &str = "nvapi-planted-key";
+use super::{
+    FakeServer, Received, Reply,
+    nvidia_api::{self, ASSETS_PATH, CREATE_ASSET, INFER, UPLOAD_PATH, asset_body, embedding_body},
+};
 
-/// A server with NVIDIA's addresses on it.
-pub struct Nvidia(Server);
+/// A fake server with NVIDIA's addresses on it.
+pub struct FakeNvidia(FakeServer);
 
-impl Nvidia {
+impl FakeNvidia {
+    /// The asset that uploads are told to be.
+    pub const ASSET: &'static str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
+    /// The query of the address that uploads go to.
+    pub const SIGNATURE: &'static str = "X-Amz-Signature=planted";
+
     /// Answers every call by a script.
     pub async fn scripted(
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
-        Self(Server::start(script).await)
+        Self(FakeServer::start(script).await)
     }
 
     /// Answers call after call, the last reply again and again.
@@ -37,10 +44,10 @@ impl Nvidia {
                 return reply;
             }
             match request.line().as_str() {
-                "POST /v1/cv/nvidia/nv-dinov2" => embedding(),
-                "POST /v2/nvcf/assets" => Reply::json(200, created(request)),
-                line if line.starts_with("PUT /upload/") => Reply::status(200),
-                line if line.starts_with("DELETE /v2/nvcf/assets/") => Reply::status(204),
+                INFER => embedding(),
+                CREATE_ASSET => created_asset(request),
+                line if line.starts_with(&format!("PUT {UPLOAD_PATH}")) => Reply::status(200),
+                line if line.starts_with(&format!("DELETE {ASSETS_PATH}/")) => Reply::status(204),
                 line => panic!("NVIDIA has no {line}"),
             }
         })
@@ -48,37 +55,26 @@ impl Nvidia {
     }
 
     /// The settings that lead to it.
-    pub fn settings(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("NVIDIA_API_KEY", KEY.into()),
-            ("NVIDIA_INFER_URL", self.url("/v1/cv/nvidia/nv-dinov2")),
-            ("NVIDIA_STATUS_URL", self.url("/v1/status")),
-            ("NVIDIA_ASSETS_URL", self.url("/v2/nvcf/assets")),
-        ]
+    pub fn settings(&self) -> [(&'static str, String); 4] {
+        nvidia_api::settings(self.address)
     }
 }
 
-impl Nvidia {
-    /// The asset that uploads are told to be.
-    pub const ASSET: &'static str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
-}
-
-fn created(request: &Received) -> String {
+/// NVIDIA's answer to an announced upload.
+pub fn created_asset(request: &Received) -> Reply {
     let host = request.header("host").unwrap();
     let announced: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
-    serde_json::json!({
-        "assetId": Nvidia::ASSET,
-        "uploadUrl": format!("http://{host}/upload/{}?X-Amz-Signature=planted", Nvidia::ASSET),
-        "contentType": announced["contentType"],
-        "description": announced["description"],
-    })
-    .to_string()
+    let (asset, signature) = (FakeNvidia::ASSET, FakeNvidia::SIGNATURE);
+    let upload_url = format!("http://{host}{UPLOAD_PATH}{asset}?{signature}");
+    let [media_type, description] =
+        ["contentType", "description"].map(|name| announced[name].as_str().unwrap());
+    Reply::json(200, asset_body(asset, &upload_url, media_type, description))
 }
 
-impl Deref for Nvidia {
-    type Target = Server;
+impl Deref for FakeNvidia {
+    type Target = FakeServer;
 
-    fn deref(&self) -> &Server {
+    fn deref(&self) -> &FakeServer {
         &self.0
     }
 }
@@ -95,12 +91,12 @@ pub fn embedding() -> Reply {
 
 /// NVIDIA's answer with an embedding of any text.
 pub fn embedding_of(embedding: &str) -> Reply {
-    Reply::json(
-        200,
-        format!(
-            r#"{{"metadata":[{{"embedding":{embedding},"frame_num":0}}],"created":1,"model":"nv-dinov2","object":"inference.completion","usage":{{"inference_response_time":1}}}}"#
-        ),
-    )
+    Reply::json(200, embedding_body(embedding))
+}
+
+/// NVIDIA's answer that the embedding comes later, under this id.
+pub fn pending(id: &str) -> Reply {
+    Reply::new(202, &[("NVCF-REQID", id), ("NVCF-STATUS", "pending-evaluation")], "")
 }
 
 /// The number of a tiny picture that an inference asks for.
@@ -110,7 +106,6 @@ pub fn number(request: &Received) -> usize {
 
 /// The same, of a request that may be about something else.
 pub fn try_number(request: &Received) -> Option<usize> {
-    use base64::{Engine, prelude::BASE64_STANDARD};
     let body = String::from_utf8_lossy(&request.body);
     let (_, text) = body.split_once(";base64,")?;
     let picture = BASE64_STANDARD.decode(text.split_once('"')?.0).unwrap();

@@ -1,4 +1,4 @@
-//! A scripted HTTP/1.1 server that keeps what it received, to the byte.
+//! A fake HTTP/1.1 server, which answers by a script and keeps what it received, to the byte.
 
 use std::{
     net::SocketAddr,
@@ -68,7 +68,7 @@ pub enum Reply {
 impl Reply {
     pub fn new(status: u16, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Self {
         let body = body.as_ref();
-        let mut text = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: {}\r\n", body.len());
+        let mut text = format!("HTTP/1.1 {status} Fake\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -88,6 +88,13 @@ impl Reply {
     /// The same, after a while.
     pub fn after(self, wait: Duration) -> Self {
         Self::After(wait, self.into_bytes())
+    }
+
+    /// Half of the same, then the connection is closed.
+    pub fn broken_off(self) -> Self {
+        let mut bytes = self.into_bytes();
+        bytes.truncate(bytes.len() / 2);
+        Self::Cut(bytes)
     }
 
     fn into_bytes(self) -> Vec<u8> {
@@ -111,7 +118,7 @@ const KEPT: usize = 64;
 type Script = dyn Fn(&Received, usize) -> Reply + Send + Sync;
 
 /// The server. It ends with the test.
-pub struct Server {
+pub struct FakeServer {
     pub address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
     count: watch::Receiver<usize>,
@@ -119,7 +126,7 @@ pub struct Server {
     task: JoinHandle<()>,
 }
 
-impl Server {
+impl FakeServer {
     /// Answers each request by a script that is told the request and how many came before it.
     pub async fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -142,6 +149,12 @@ impl Server {
             }
         });
         Self { address, received, count, active, task }
+    }
+
+    /// Answers each request with the same picture.
+    pub async fn serving(picture: &[u8]) -> Self {
+        let reply = Reply::new(200, &[], picture);
+        Self::start(move |_, _| reply.clone()).await
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -175,7 +188,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for FakeServer {
     fn drop(&mut self) {
         self.task.abort();
     }

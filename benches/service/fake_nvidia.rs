@@ -1,5 +1,5 @@
-//! What stands around the service: a double of NVIDIA that answers at once, and an origin of
-//! pictures. Plain blocking threads: they share the machine with what is measured.
+//! What stands around the service: a fake NVIDIA that answers at once, and an origin of pictures.
+//! Plain blocking threads: they share the machine with what is measured.
 
 use std::{
     io::{self, IoSlice, Read, Write},
@@ -14,15 +14,19 @@ use std::{
 
 use crate::{
     http::{content_length, find},
-    pictures::{LARGE, SMALL},
+    nvidia_api::{ASSETS_PATH, CREATE_ASSET, INFER, UPLOAD_PATH, asset_body, embedding_body},
+    pictures::{LARGE, NUMBER, SMALL},
     samples::{embedding, jpeg},
 };
+
+/// The asset that uploads are told to be.
+const ASSET: &str = "0191f0a0-0000-7000-8000-000000000000";
 
 /// Longer than any head and most inline bodies, so that those come in few pieces.
 const BUFFER: usize = 128 * 1024;
 
-/// The double and the origin, on one port.
-pub struct Double {
+/// The fake NVIDIA and the origin, on one port.
+pub struct FakeNvidia {
     pub address: SocketAddr,
     state: Arc<State>,
 }
@@ -37,17 +41,16 @@ struct State {
     large: Vec<u8>,
 }
 
-impl Double {
+impl FakeNvidia {
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let created = format!(
-            r#"{{"assetId":"0191f0a0-0000-7000-8000-000000000000","uploadUrl":"http://{address}/bucket/1?signature=1","contentType":"image/jpeg","description":"image"}}"#
-        );
+        let upload_url = format!("http://{address}{UPLOAD_PATH}1?signature=1");
+        let created = asset_body(ASSET, &upload_url, "image/jpeg", "image");
         let state = Arc::new(State {
             calls: AtomicU64::new(0),
             delay_micros: AtomicU64::new(0),
-            vector: ok("application/json", inference().as_bytes()),
+            vector: ok("application/json", embedding_body(&embedding()).as_bytes()),
             created: ok("application/json", created.as_bytes()),
             small: ok("image/jpeg", &jpeg(SMALL)),
             large: ok("image/jpeg", &jpeg(LARGE)),
@@ -62,8 +65,10 @@ impl Double {
         Self { address, state }
     }
 
-    pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+    /// The address of a picture of the origin's, which ends in the picture's number.
+    pub fn picture_url(&self, len: usize) -> String {
+        let name = if len == SMALL { "small" } else { "large" };
+        format!("http://{}/{name}/{:0NUMBER$}", self.address, 0)
     }
 
     /// How often NVIDIA was called so far.
@@ -111,18 +116,22 @@ impl State {
             _ => {}
         }
         self.calls.fetch_add(1, Ordering::Relaxed);
-        match (method, path.split('/').nth(1).unwrap_or("")) {
-            ("POST", "infer") => {
+        match format!("{method} {path}").as_str() {
+            INFER => {
                 let delay = self.delay_micros.load(Ordering::Relaxed);
                 if delay > 0 {
                     thread::sleep(Duration::from_micros(delay));
                 }
                 stream.write_all(&self.vector)
             }
-            ("POST", "assets") => stream.write_all(&self.created),
-            ("PUT", "bucket") => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"),
-            ("DELETE", "assets") => stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n"),
-            _ => panic!("nobody should ask for {method} {path}"),
+            CREATE_ASSET => stream.write_all(&self.created),
+            _ if method == "PUT" && path.starts_with(UPLOAD_PATH) => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            }
+            _ if method == "DELETE" && path.starts_with(ASSETS_PATH) => {
+                stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+            }
+            line => panic!("nobody should ask for {line}"),
         }
     }
 }
@@ -142,12 +151,4 @@ fn write_with_end(mut stream: &TcpStream, answer: &[u8], end: &[u8]) -> io::Resu
         Some(of_end) => stream.write_all(&end[of_end..]),
         None => stream.write_all(&start[written..]).and_then(|()| stream.write_all(end)),
     }
-}
-
-/// An answer of NVIDIA.
-fn inference() -> String {
-    format!(
-        r#"{{"metadata":[{{"embedding":{},"frame_num":0}}],"created":1,"model":"nv-dinov2","object":"inference.completion","usage":{{"inference_response_time":1}}}}"#,
-        embedding()
-    )
 }

@@ -1,0 +1,68 @@
+//! The requests that carry the pictures.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+
+use crate::{
+    nvidia_api::{INFER_PATH, inline_body},
+    pictures::{NUMBER, SMALL},
+    samples::jpeg,
+};
+
+/// A request, ready to be sent, with a number in it that makes its picture another one.
+#[derive(Clone)]
+pub struct Request {
+    pub bytes: Vec<u8>,
+    number_at: usize,
+}
+
+impl Request {
+    pub fn upload(len: usize) -> Self {
+        Self::upload_of(&jpeg(len))
+    }
+
+    /// An upload of any picture whose last bytes nobody looks at.
+    pub fn upload_of(picture: &[u8]) -> Self {
+        let mut body = b"--boundary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"photo.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n".to_vec();
+        body.extend(picture);
+        let after = b"\r\n--boundary--\r\n";
+        body.extend(after);
+        let media_type = "multipart/form-data; boundary=boundary";
+        Self::new("/vectorize-image-upload", media_type, &body, after.len())
+    }
+
+    pub fn base64(len: usize) -> Self {
+        // Whole groups of three bytes, so that the number stands in characters of its own.
+        let text = BASE64_STANDARD.encode(jpeg(len / 3 * 3));
+        let after = r#"","filename":"photo.jpg"}"#;
+        let body = format!(r#"{{"image_base64":"{text}{after}"#);
+        Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
+    }
+
+    /// A request for the picture at an address, which ends in the picture's number.
+    pub fn url(address: &str) -> Self {
+        let body = format!(r#"{{"image_url":"{address}"}}"#);
+        Self::new("/vectorize-image", "application/json", body.as_bytes(), 2)
+    }
+
+    /// What the service itself sends to NVIDIA for a small picture.
+    pub fn inference() -> Self {
+        let text = BASE64_STANDARD.encode(jpeg(SMALL));
+        let body = inline_body("image/jpeg", &text);
+        Self::new(INFER_PATH, "application/json", body.as_bytes(), 6)
+    }
+
+    fn new(path: &str, media_type: &str, body: &[u8], after_number: usize) -> Self {
+        let len = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: imagesvc\r\nContent-Type: {media_type}\r\nContent-Length: {len}\r\n\r\n"
+        );
+        let bytes = [head.as_bytes(), body].concat();
+        Self { number_at: bytes.len() - after_number - NUMBER, bytes }
+    }
+
+    /// Makes the picture another one. Digits are Base64, too.
+    pub fn set_number(&mut self, number: u64) {
+        let digits = format!("{number:0NUMBER$}");
+        self.bytes[self.number_at..self.number_at + NUMBER].copy_from_slice(digits.as_bytes());
+    }
+}

@@ -1,0 +1,87 @@
+//! What the service answers, and what every answer has to hold.
+
+use reqwest::{Response, StatusCode, header::HeaderMap};
+use serde_json::Value;
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// Reads a response to its end.
+    pub async fn read(response: Response) -> reqwest::Result<Self> {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Ok(Self { status, headers, body: response.bytes().await?.into() })
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// The name of the picture's file.
+    pub fn saved_as(&self) -> String {
+        self.json()["saved_as"].as_str().unwrap().to_owned()
+    }
+
+    /// How the picture was prepared, of an answer with a vector.
+    pub fn prepared(&self) -> String {
+        self.vector();
+        self.json()["prepared"].as_str().unwrap().to_owned()
+    }
+
+    pub fn vector(&self) -> Vec<f64> {
+        assert_eq!(self.status, 200, "{:.500}", self.text());
+        let answer = self.json();
+        assert_eq!(answer["status"], "success");
+        // As text: serde_json's own floats are off by a bit at times.
+        let text = self.text();
+        let (_, vector) = text.split_once("\"vector\":[").unwrap();
+        let (vector, rest) = vector.split_once(']').unwrap();
+        assert_eq!(rest, "}\n", "the vector comes last");
+        let vector: Vec<f64> =
+            vector.split(',').map(|number| number.trim().parse().unwrap()).collect();
+        assert_eq!(vector.len(), 1536);
+        assert!(vector.iter().all(|number| number.is_finite()));
+        vector
+    }
+}
+
+/// Asserts what every error answer holds, and gives its body back.
+pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
+    assert_eq!(answer.status, status, "{:.500}", answer.text());
+    assert_eq!(answer.header("content-type"), "application/problem+json");
+    let problem = answer.json();
+    assert_eq!(problem["code"], code, "{problem}");
+    assert_eq!(problem["status"], status);
+    assert_eq!(problem["type"], "about:blank");
+    assert_eq!(problem["title"], StatusCode::from_u16(status).unwrap().canonical_reason().unwrap());
+    assert!(answer.text().ends_with("}\n"));
+    assert_eq!(problem["request_id"], answer.header("x-request-id"));
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.len() > 20 && detail.ends_with(['.', '?']), "a sentence that helps: {detail:?}");
+    for leak in
+        ["/tmp", "src/", "os error", "reqwest", "hyper", "planted", "upstream-secret", "127.0.0.1"]
+    {
+        assert!(!answer.text().contains(leak), "{leak} leaks: {}", answer.text());
+    }
+    problem
+}
+
+/// The value of a metric, by its name and labels as they stand in the text; 0 if it is not there.
+pub fn metric(text: &str, name: &str) -> f64 {
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    values.next().map_or(0.0, |value| value.parse().unwrap())
+}
