@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{causes::causes, http_client::Trust};
+use crate::{http_client::Trust, telemetry::causes};
 use policy::{Policy, Refusal, Target};
 
 pub mod policy;

@@ -2,7 +2,7 @@
 
 use reqwest::{ClientBuilder, redirect, retry};
 
-use crate::causes::causes;
+use crate::telemetry::causes;
 
 /// Who the clients trust.
 ///

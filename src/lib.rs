@@ -36,7 +36,6 @@
 
 pub mod app;
 pub mod base64_text;
-mod causes;
 pub mod cli;
 pub mod config;
 pub mod decoder;

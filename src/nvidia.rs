@@ -25,7 +25,11 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 use uuid::Uuid;
 
-use crate::{causes::causes, http_client::Trust, shares::ClientNetwork, telemetry::Metrics};
+use crate::{
+    http_client::Trust,
+    shares::ClientNetwork,
+    telemetry::{Metrics, causes},
+};
 use classify::Progress;
 use pace::Pace;
 use retry::Budget;

@@ -5,8 +5,10 @@ use std::io::IsTerminal;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
+mod causes;
 mod metrics;
 
+pub(crate) use causes::causes;
 pub use metrics::{InFlight, Metrics, Readings};
 
 /// What is logged, and how.

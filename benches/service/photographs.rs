@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use image::{
+use image_rs::{
     ImageFormat, RgbImage,
     codecs::jpeg::JpegEncoder,
     imageops::{self, FilterType},
@@ -44,7 +44,7 @@ impl Photographs {
 
 /// A photograph scaled up, with the grain of a sensor: an even surface would be too easy.
 fn photograph() -> RgbImage {
-    let small = image::load_from_memory(JPEG).unwrap().into_rgb8();
+    let small = image_rs::load_from_memory(JPEG).unwrap().into_rgb8();
     let mut large = imageops::resize(&small, SIZE.0, SIZE.1, FilterType::Triangle);
     let mut random = fastrand::Rng::with_seed(1);
     for pixel in large.pixels_mut() {

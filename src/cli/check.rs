@@ -17,7 +17,6 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::{
-    causes::causes,
     config::{Config, Upstream},
     decoder::Decoder,
     http_client::Trust,
@@ -25,7 +24,7 @@ use crate::{
     sandbox,
     shares::ClientNetwork,
     store,
-    telemetry::Metrics,
+    telemetry::{Metrics, causes},
 };
 
 /// How long a name may take to be looked up.

@@ -151,7 +151,7 @@ fn tiff(reader: &mut Reader) -> Option<u64> {
 mod tests {
     use std::io::Cursor;
 
-    use ::image::{ImageFormat, RgbImage, RgbaImage};
+    use image_rs::{ImageFormat, RgbImage, RgbaImage};
     use proptest::prelude::*;
 
     use super::*;

@@ -1,7 +1,7 @@
 //! Decodes pictures, and renders them as what is asked for. Called in the decoder's process alone:
 //! what the header promised bounds no decoder.
 
-use ::image::{
+use image_rs::{
     DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage,
     codecs::jpeg::JpegEncoder,
     imageops::{self, FilterType},
@@ -222,7 +222,7 @@ fn jpeg(format: Format, image: &RgbImage, quality: u8) -> Result<Vec<u8>, Error>
 mod tests {
     use std::io::Cursor;
 
-    use ::image::{Rgb, Rgba};
+    use image_rs::{Rgb, Rgba};
 
     use super::*;
     use crate::image::{Content, probe};
@@ -280,7 +280,7 @@ mod tests {
             Target::Converted.render(&picture, cost).unwrap(),
             Target::Shrunk { max_len: 100_000 }.render(&picture, cost).unwrap(),
         ] {
-            let image = ::image::load_from_memory(&jpeg).unwrap().into_rgb8();
+            let image = image_rs::load_from_memory(&jpeg).unwrap().into_rgb8();
             assert_eq!(image.dimensions(), (32, 64));
             assert!(is_close(image.get_pixel(16, 8), [255, 0, 0]));
             assert!(is_close(image.get_pixel(16, 56), [0, 0, 255]));
@@ -289,13 +289,13 @@ mod tests {
 
     #[test]
     fn sixteen_bit_and_grey_pictures_are_converted() {
-        let deep = DynamicImage::ImageRgba16(::image::ImageBuffer::from_pixel(
+        let deep = DynamicImage::ImageRgba16(image_rs::ImageBuffer::from_pixel(
             4,
             4,
             Rgba([65535, 0, 0, 65535]),
         ));
         let grey =
-            DynamicImage::ImageLuma8(::image::GrayImage::from_pixel(4, 4, ::image::Luma([128])));
+            DynamicImage::ImageLuma8(image_rs::GrayImage::from_pixel(4, 4, image_rs::Luma([128])));
         for (image, format) in
             [(&deep, ImageFormat::Png), (&deep, ImageFormat::Tiff), (&grey, ImageFormat::Bmp)]
         {
@@ -320,7 +320,7 @@ mod tests {
         for limit in [1_000_000, 100_000, 15_000] {
             let jpeg = Target::Shrunk { max_len: limit }.render(&picture, cost).unwrap();
             assert!(jpeg.len() <= limit);
-            let image = ::image::load_from_memory(&jpeg).unwrap();
+            let image = image_rs::load_from_memory(&jpeg).unwrap();
             assert!(image.width() <= 1024);
             assert!(image.width().abs_diff(2 * image.height()) <= 2);
         }
@@ -332,7 +332,7 @@ mod tests {
         let jpeg = Target::Shrunk { max_len: 100_000 }
             .render(&picture, decode_cost(&picture).unwrap())
             .unwrap();
-        assert_eq!(::image::load_from_memory(&jpeg).unwrap().width(), 64);
+        assert_eq!(image_rs::load_from_memory(&jpeg).unwrap().width(), 64);
     }
 
     #[test]

@@ -92,15 +92,15 @@ mod tests {
     /// The same picture, 5 × 3, in each format.
     fn sample(format: Format) -> Vec<u8> {
         let encoded = match format {
-            Format::Jpeg => ::image::ImageFormat::Jpeg,
-            Format::Png => ::image::ImageFormat::Png,
-            Format::WebP => ::image::ImageFormat::WebP,
-            Format::Gif => ::image::ImageFormat::Gif,
-            Format::Bmp => ::image::ImageFormat::Bmp,
-            Format::Tiff => ::image::ImageFormat::Tiff,
+            Format::Jpeg => image_rs::ImageFormat::Jpeg,
+            Format::Png => image_rs::ImageFormat::Png,
+            Format::WebP => image_rs::ImageFormat::WebP,
+            Format::Gif => image_rs::ImageFormat::Gif,
+            Format::Bmp => image_rs::ImageFormat::Bmp,
+            Format::Tiff => image_rs::ImageFormat::Tiff,
         };
         let mut bytes = std::io::Cursor::new(Vec::new());
-        ::image::RgbImage::new(5, 3).write_to(&mut bytes, encoded).unwrap();
+        image_rs::RgbImage::new(5, 3).write_to(&mut bytes, encoded).unwrap();
         bytes.into_inner()
     }
 

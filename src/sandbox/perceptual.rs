@@ -83,7 +83,7 @@ fn lab(rgb: [u8; 3]) -> Lab {
 
 #[cfg(test)]
 mod tests {
-    use image::{
+    use image_rs::{
         DynamicImage, ImageFormat, Rgb, RgbImage,
         codecs::jpeg::JpegEncoder,
         imageops::{self, FilterType},
@@ -108,7 +108,7 @@ mod tests {
     ];
 
     fn photos() -> Vec<RgbImage> {
-        PHOTOS.iter().map(|bytes| image::load_from_memory(bytes).unwrap().into_rgb8()).collect()
+        PHOTOS.iter().map(|bytes| image_rs::load_from_memory(bytes).unwrap().into_rgb8()).collect()
     }
 
     fn cosine(a: &[f32], b: &[f32]) -> f32 {
@@ -127,7 +127,7 @@ mod tests {
     ) -> RgbImage {
         let mut bytes = std::io::Cursor::new(Vec::new());
         encode(&photo.clone().into(), &mut bytes);
-        image::load_from_memory(bytes.get_ref()).unwrap().into_rgb8()
+        image_rs::load_from_memory(bytes.get_ref()).unwrap().into_rgb8()
     }
 
     #[test]

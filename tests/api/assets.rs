@@ -1,6 +1,6 @@
 //! A picture that does not fit inline: three calls and a deletion, byte for byte.
 
-use image::ImageFormat;
+use image_rs::ImageFormat;
 
 use crate::support::{
     CHELSEA, FakeNvidia, FakeServer, HUBBLE, Reply, TestApp, converted, noise_png,
@@ -45,8 +45,10 @@ async fn assert_uploaded(picture: &[u8], sent: Option<&[u8]>, media_type: &str) 
         Some(sent) => assert!(received[1].body == sent, "the upload is the picture itself"),
         None => {
             assert!(received[1].body.starts_with(&[0xff, 0xd8, 0xff]), "the upload is a JPEG");
-            let (sent, original) =
-                (image::load_from_memory(&received[1].body), image::load_from_memory(picture));
+            let (sent, original) = (
+                image_rs::load_from_memory(&received[1].body),
+                image_rs::load_from_memory(picture),
+            );
             assert_eq!(
                 sent.unwrap().to_rgb8().dimensions(),
                 original.unwrap().to_rgb8().dimensions()

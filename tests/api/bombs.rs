@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use image::{ImageFormat, Rgb, RgbImage};
+use image_rs::{ImageFormat, Rgb, RgbImage};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use image::ImageFormat;
+use image_rs::ImageFormat;
 use tempfile::TempDir;
 
 use crate::support::{

@@ -1,7 +1,7 @@
 //! Uploads that are refused: the picture is shrunk and sent inline.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
-use image::{DynamicImage, GenericImageView};
+use image_rs::{DynamicImage, GenericImageView};
 
 use crate::support::{
     CHELSEA, FakeNvidia, HUBBLE, Received, Reply, TestApp, assert_problem, converted, embedding,
@@ -15,7 +15,7 @@ fn inline_picture(request: &Received) -> (DynamicImage, usize) {
     let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
     let url = body["messages"][0]["content"]["image_url"]["url"].as_str().unwrap().to_owned();
     let text = url.strip_prefix("data:image/jpeg;base64,").unwrap();
-    let picture = image::load_from_memory(&BASE64_STANDARD.decode(text).unwrap()).unwrap();
+    let picture = image_rs::load_from_memory(&BASE64_STANDARD.decode(text).unwrap()).unwrap();
     (picture, text.len())
 }
 
@@ -174,7 +174,7 @@ async fn a_picture_that_nvidia_takes_in_no_way_says_nothing_of_uploads() {
 
 #[tokio::test]
 async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
-    let bmp = converted(&noise_png(500, 500), image::ImageFormat::Bmp);
+    let bmp = converted(&noise_png(500, 500), image_rs::ImageFormat::Bmp);
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     // Each of the two takes all of it.
     let app = TestApp::builder(&nvidia)

@@ -1,7 +1,7 @@
 //! The six formats, and what is none of them.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
-use image::ImageFormat;
+use image_rs::ImageFormat;
 
 use crate::support::{
     CHELSEA, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, converted,
@@ -12,7 +12,7 @@ use crate::support::{
 async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
     let small = {
         let mut png = std::io::Cursor::new(Vec::new());
-        let photo = image::load_from_memory(CHELSEA).unwrap().thumbnail(200, 200);
+        let photo = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(200, 200);
         photo.write_to(&mut png, ImageFormat::Png).unwrap();
         png.into_inner()
     };
@@ -38,8 +38,10 @@ async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
         let url = sent["messages"][0]["content"]["image_url"]["url"].as_str().unwrap().to_owned();
         let sent =
             BASE64_STANDARD.decode(url.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
-        let (sent, original) =
-            (image::load_from_memory(&sent).unwrap(), image::load_from_memory(&picture).unwrap());
+        let (sent, original) = (
+            image_rs::load_from_memory(&sent).unwrap(),
+            image_rs::load_from_memory(&picture).unwrap(),
+        );
         assert_eq!((sent.width(), sent.height()), (original.width(), original.height()));
         let difference: u64 = sent
             .to_rgb8()
@@ -150,7 +152,7 @@ async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB").start().await;
     let mut webp = std::io::Cursor::new(Vec::new());
-    image::RgbImage::new(3000, 2000).write_to(&mut webp, ImageFormat::WebP).unwrap();
+    image_rs::RgbImage::new(3000, 2000).write_to(&mut webp, ImageFormat::WebP).unwrap();
     let answer = app.upload(webp.get_ref(), "black.webp").await;
     assert_problem(&answer, 413, "image_too_large");
 }
@@ -159,7 +161,7 @@ async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
 async fn the_bytes_decide_whatever_the_names_and_labels_say() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::start(&nvidia).await;
-    let photo = image::load_from_memory(ROCKET).unwrap().thumbnail(60, 40);
+    let photo = image_rs::load_from_memory(ROCKET).unwrap().thumbnail(60, 40);
     let formats = [
         (ImageFormat::Jpeg, "image/jpeg", "jpg"),
         (ImageFormat::Png, "image/png", "png"),
@@ -237,7 +239,7 @@ async fn pictures_that_are_made_to_hurt_are_refused_and_leave_nothing() {
 
 #[tokio::test]
 async fn every_format_comes_by_every_route() {
-    let photo = image::load_from_memory(ROCKET).unwrap().thumbnail(60, 40).to_rgb8();
+    let photo = image_rs::load_from_memory(ROCKET).unwrap().thumbnail(60, 40).to_rgb8();
     for format in [
         ImageFormat::Jpeg,
         ImageFormat::Png,

@@ -50,13 +50,13 @@ async fn all_three_routes_send_nvidia_the_same() {
 
 #[tokio::test]
 async fn a_png_is_labelled_png_whatever_the_client_calls_it() {
-    let small = image::load_from_memory(CHELSEA).unwrap().resize(
+    let small = image_rs::load_from_memory(CHELSEA).unwrap().resize(
         100,
         100,
-        image::imageops::FilterType::Triangle,
+        image_rs::imageops::FilterType::Triangle,
     );
     let mut png = std::io::Cursor::new(Vec::new());
-    small.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    small.write_to(&mut png, image_rs::ImageFormat::Png).unwrap();
     let png = png.into_inner();
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::start(&nvidia).await;
@@ -75,7 +75,7 @@ async fn a_key_that_was_set_with_bearer_before_it_is_sent_once() {
     let nvidia = FakeNvidia::well().await;
     let with_bearer = format!("Bearer {KEY}");
     let app = TestApp::builder(&nvidia).setting("NVIDIA_API_KEY", &with_bearer).start().await;
-    app.upload(&converted(ROCKET, image::ImageFormat::Jpeg), "a.jpg").await.vector();
+    app.upload(&converted(ROCKET, image_rs::ImageFormat::Jpeg), "a.jpg").await.vector();
     assert_eq!(nvidia.received()[0].header("authorization"), Some(with_bearer.as_str()));
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use image::{ImageFormat, Rgb, RgbImage};
+use image_rs::{ImageFormat, Rgb, RgbImage};
 use tokio::task::JoinSet;
 
 use crate::support::{Child, FORM, FakeNvidia, ROCKET, base64_body, form};

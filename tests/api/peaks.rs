@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use image::{ImageFormat, RgbImage};
+use image_rs::{ImageFormat, RgbImage};
 use imagesvc::{
     decoder::child_args,
     image::{Content, Format, Target, probe},

@@ -44,7 +44,7 @@ fn the_three_calls_work_as_they_are_pasted() {
     let folder = tempfile::tempdir().unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     std::os::unix::fs::symlink(root.join("tests"), folder.path().join("tests")).unwrap();
-    let small = image::load_from_memory(CHELSEA).unwrap().thumbnail(80, 80);
+    let small = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(80, 80);
     small.save(folder.path().join("image.png")).unwrap();
     let child = Child::start(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let address = child.address.to_string();

@@ -1,6 +1,6 @@
 //! Sandbox mode, end to end: no key, no network.
 
-use image::ImageFormat;
+use image_rs::ImageFormat;
 
 use crate::support::{CHELSEA, FakeServer, HUBBLE, ROCKET, TestApp, assert_problem, converted};
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
-use image::ImageFormat;
+use image_rs::ImageFormat;
 use imagesvc::decoder;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

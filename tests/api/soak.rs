@@ -77,7 +77,7 @@ async fn one(
         7 => upload(ROCKET.to_vec()).header("cache-control", "no-cache"),
         8 => child.base64_request(client, &variant(ROCKET, n)),
         9 => child.address_request(client, &origin.url(&format!("/{n}"))),
-        10 => upload(converted(&tiny(n), image::ImageFormat::Bmp)),
+        10 => upload(converted(&tiny(n), image_rs::ImageFormat::Bmp)),
         11 => upload(heic()),
         12 => client.post(child.url("/vectorize-image-base64")).body("{\"image_base64\": \"***\"}"),
         13 => client.get(child.url("/metrics")),

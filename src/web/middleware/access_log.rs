@@ -14,9 +14,8 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    causes::causes,
     server::{Peer, TrustedProxies},
-    telemetry::{InFlight, Metrics},
+    telemetry::{InFlight, Metrics, causes},
     web::error::{Error, Failure, PROBLEM_JSON},
 };
 

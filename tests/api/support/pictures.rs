@@ -2,7 +2,7 @@
 
 use std::{io::Cursor, sync::LazyLock};
 
-use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use image_rs::{DynamicImage, ImageFormat, Rgb, RgbImage};
 
 /// A JPEG photograph of 640 × 427 that fits inline.
 pub const ROCKET: &[u8] = include_bytes!("../../fixtures/rocket.jpg");
@@ -14,7 +14,7 @@ pub const HUBBLE: &[u8] = include_bytes!("../../fixtures/hubble_deep_field.jpg")
 /// A picture in another format.
 pub fn converted(picture: &[u8], format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
-    let picture: DynamicImage = image::load_from_memory(picture).unwrap().into_rgb8().into();
+    let picture: DynamicImage = image_rs::load_from_memory(picture).unwrap().into_rgb8().into();
     picture.write_to(&mut bytes, format).unwrap();
     bytes.into_inner()
 }

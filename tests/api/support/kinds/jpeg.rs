@@ -1,6 +1,6 @@
 //! JPEG: one by the encoder, the others with coefficients made up, a few to a block.
 
-use image::{ImageFormat, RgbImage};
+use image_rs::{ImageFormat, RgbImage};
 
 use super::{Kind, byte, encoded};
 use crate::support::craft::{HighBits, jpeg_head, scan_head, segment};

@@ -12,7 +12,7 @@ mod webp;
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageFormat};
+use image_rs::{DynamicImage, ImageFormat};
 
 /// A picture and its name.
 pub type Kind = (String, Vec<u8>);

@@ -1,6 +1,6 @@
 //! WebP: lossless by the encoder, lossy as grey, and both in what extended files hold.
 
-use image::{ImageFormat, RgbImage, RgbaImage};
+use image_rs::{ImageFormat, RgbImage, RgbaImage};
 
 use super::{Kind, byte, encoded};
 use crate::support::craft::{anmf, riff_chunk, vp8_grey, vp8x, webp};

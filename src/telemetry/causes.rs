@@ -1,4 +1,4 @@
-//! Walks the chain of an error's causes.
+//! Walks the chain of an error's causes, to tell of them.
 
 use std::error::Error;
 
