@@ -19,26 +19,16 @@ use crate::{
     spool::{self, Spool, Spooled, Staging},
     telemetry::Metrics,
 };
-use job::{Job, MAX_WORDS};
+use limits::{for_small, job, queued_memory};
 use process::Process;
+use protocol::MAX_WORDS;
 
 mod child;
-mod job;
+mod limits;
 mod process;
+mod protocol;
 
 pub use child::run as run_child;
-
-/// The address space that the program takes to start; little of it is ever resident. In bytes.
-const START: u64 = 24 << 20;
-
-/// What a child may take beside its estimate, [`START`] included, in bytes.
-const BASE: u64 = 64 << 20;
-
-/// The processor time of any picture, and what each million pixels adds to it, in seconds: many
-/// times what the slowest kind takes.
-const LEAST_CPU: u64 = 5;
-const MOST_CPU: u64 = 20;
-const CPU_PER_MEGAPIXEL: u64 = 1;
 
 /// A picture for [`Decoder::try_out`]: a GIF of one pixel.
 const PIXEL: &[u8] =
@@ -161,8 +151,7 @@ impl Decoder {
         let limit = self.0.settings.max_memory;
         let job = timeout_at(deadline, spawn_blocking(move || job(&header, target, limit)));
         let job = job.await.map_err(|_| Error::Busy)???;
-        // What it maps to start is hardly ever resident: the rest is what it can fill.
-        let permit = self.0.queue.take(client, job.address_space - START, deadline);
+        let permit = self.0.queue.take(client, queued_memory(&job), deadline);
         let permit = permit.await.ok_or(Error::Busy)?;
         let program = self.0.settings.program.clone();
         let content = picture.content.clone();
@@ -190,13 +179,6 @@ impl Decoder {
     }
 }
 
-/// The part of the children's memory that is left to small pictures, in bytes: a quarter, so that
-/// they never wait for large ones; nothing, where a quarter would hold no child.
-fn for_small(max_memory: u64) -> u64 {
-    let quarter = max_memory / 4;
-    if quarter < BASE - START { 0 } else { quarter }
-}
-
 /// The arguments of the child that renders a picture, its limits among them, where all children
 /// may take so many bytes. Blocks.
 ///
@@ -208,22 +190,4 @@ pub fn child_args(
     max_memory: u64,
 ) -> Result<[String; 9], image::Error> {
     Ok(job(picture, target, max_memory)?.to_args())
-}
-
-fn job(picture: &Picture, target: Target, max_memory: u64) -> Result<Job, image::Error> {
-    let cost = target.cost(picture)?;
-    let limit = max_memory - for_small(max_memory);
-    if cost > limit {
-        return Err(image::Error::TooMuchToDecode { needed: cost, limit });
-    }
-    let megapixels = picture.pixels() / 1_000_000;
-    Ok(Job {
-        target,
-        format: picture.format,
-        width: picture.width,
-        height: picture.height,
-        cost,
-        address_space: (cost / 4 * 5 + BASE).min(limit + START),
-        cpu_seconds: (LEAST_CPU + megapixels * CPU_PER_MEGAPIXEL).min(MOST_CPU),
-    })
 }

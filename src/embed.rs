@@ -2,7 +2,7 @@
 //! being asked is shared.
 //!
 //! The way: `cache`, then `single_flight` (one call for all who want the same), and in the call
-//! itself `ask` (by the plan of `prepare`, so many pictures at once). A call runs in a task of its
+//! itself `ask` (by the plan of `plan`, so many pictures at once). A call runs in a task of its
 //! own: a client that leaves neither fails the others nor wastes it.
 
 use std::{sync::Arc, time::Duration};
@@ -30,7 +30,7 @@ mod cache;
 mod circuit_breaker;
 mod embedding;
 mod error;
-mod prepare;
+mod plan;
 mod settings;
 mod single_flight;
 

@@ -1,18 +1,23 @@
 //! What a picture is: its bytes, its format, its size, and how it is decoded and encoded anew.
 //!
+//! A new format has its name, its media type and its first bytes in `sniff`, its size in `probe`, its
+//! memory in `cost`, its decoder in `render`, and its way to NVIDIA in `embed/plan.rs`: the compiler
+//! names each of these once [`Format`] knows it. `fetch.rs`, the home page, `Cargo.toml` and the README
+//! name the formats, too.
+//!
 //! Everything here is synchronous; what takes time is called off the async threads. Headers are
 //! read within bounds; pixels are decoded by [`crate::decoder`]'s processes alone.
 
 mod content;
 mod cost;
-mod pixels;
+mod jpeg_scans;
 mod probe;
-mod scans;
+mod render;
 mod sniff;
 
 pub use content::{Content, Reader};
-pub use pixels::Target;
 pub use probe::{Picture, probe};
+pub use render::Target;
 pub use sniff::{Format, Unsupported, sniff};
 
 /// Why bytes are refused as a picture.

@@ -282,35 +282,6 @@ impl Error {
         Self::new(operation, FailureKind::Deadline, "the request's deadline passed".into())
     }
 
-    /// Whether the same picture may go well without being uploaded: uploads do not work here, or
-    /// not now. What the key, the account or the rate is to blame for would only fail again.
-    pub fn is_about_uploads(&self) -> bool {
-        match self.operation {
-            Operation::CreateAsset | Operation::UploadAsset => match self.kind {
-                FailureKind::Key | FailureKind::Account | FailureKind::RateLimited => false,
-                FailureKind::Picture
-                | FailureKind::NoAssets
-                | FailureKind::Unavailable
-                | FailureKind::Slow
-                | FailureKind::Lost
-                | FailureKind::Page
-                | FailureKind::Nonsense
-                | FailureKind::Unexpected
-                | FailureKind::Deadline => true,
-            },
-            Operation::Infer
-            | Operation::InferAsset
-            | Operation::Poll
-            | Operation::PollAsset
-            | Operation::DeleteAsset => self.is_refusal(),
-        }
-    }
-
-    /// Whether uploads were refused, and did not just fail.
-    pub fn is_refusal(&self) -> bool {
-        self.kind == FailureKind::NoAssets
-    }
-
     /// A failure that an answer tells of.
     fn from_reply(operation: Operation, kind: FailureKind, reply: &Reply) -> Self {
         let mut evidence = format!("status {}", reply.status.as_u16());

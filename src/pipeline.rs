@@ -4,7 +4,7 @@
 //! Nothing here knows HTTP: who calls gives a stream of bytes, and makes of an [`Error`] what its own
 //! callers understand.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -15,7 +15,6 @@ use tokio::{
 };
 
 use crate::{
-    base64_text,
     embed::{self, Embedder, Embedding, Freshness, Held, Job},
     image::{self, Content, Picture, probe},
     sha256::Sha256,
@@ -25,9 +24,11 @@ use crate::{
     telemetry::{Metrics, Readings},
 };
 
-/// Memory is counted in steps of so many bytes, as it comes. It is also what is kept of a picture
-/// on its way to its file.
-const STEP: u64 = 64 * 1024;
+use admission::STEP;
+
+mod admission;
+
+pub use admission::{Admission, Limits, Shed, largest_request, shared_memory};
 
 /// Why there is no embedding of a picture.
 #[derive(Debug, thiserror::Error)]
@@ -89,10 +90,6 @@ pub struct Pipeline {
     pub metrics: Arc<Metrics>,
 }
 
-/// That a client's request may be received.
-#[derive(Debug)]
-pub struct Admission(ClientNetwork);
-
 /// A picture that was received, and what it occupies.
 #[derive(Debug)]
 pub struct Received {
@@ -118,45 +115,6 @@ pub struct Vectorized {
     pub embedding: Embedding,
 }
 
-/// What one request, and all requests together, may ask for.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// The largest picture, in bytes.
-    pub max_image_bytes: u64,
-    /// The largest picture, in pixels.
-    pub max_image_pixels: u64,
-    /// Memory for bodies, all requests together, in bytes.
-    pub max_buffered_bytes: u64,
-    /// Received pictures that are at work.
-    pub max_in_flight: usize,
-    /// From the whole picture to the answer.
-    pub request_timeout: Duration,
-    /// The longest that receiving a body may take.
-    pub body_timeout: Duration,
-}
-
-/// What there is too much of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Shed {
-    /// Pictures that were received and are at work.
-    AtWork,
-    /// Pictures that wait for their call to NVIDIA.
-    Line,
-    /// Memory for bodies.
-    Memory,
-}
-
-impl Shed {
-    /// The name in metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::AtWork => "at_work",
-            Self::Line => "line",
-            Self::Memory => "memory",
-        }
-    }
-}
-
 /// A saved picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saved {
@@ -171,40 +129,7 @@ impl Saved {
     }
 }
 
-/// The memory that all requests share.
-pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
-    let largest = largest_request(limits.max_image_bytes, inline_memory);
-    Shares::new(limits.max_buffered_bytes, largest, STEP)
-}
-
-/// The most memory that one request takes, in bytes: a Base64 body, and what every picture takes.
-pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
-    let body = base64_text::body_limit(max_image_bytes);
-    body.next_multiple_of(STEP) + inline_memory.next_multiple_of(STEP)
-}
-
 impl Pipeline {
-    /// Admits a client's request whose body, of so many bytes, is held in memory as it comes. That
-    /// is declared, and costs nothing yet: so nothing is set aside for it either.
-    ///
-    /// # Errors
-    /// [`Error::Store`] without room on the disk; [`Error::Overloaded`] when too many pictures are
-    /// at work, when those that go first to NVIDIA would take half of this one's time (whoever is
-    /// let in must also be served), or when too much memory is in use now.
-    pub fn admit(&self, client: ClientNetwork, body_bytes: u64) -> Result<Admission, Error> {
-        self.store.check_room()?;
-        if !self.at_work.has_room(client, 1) {
-            return Err(Error::Overloaded(Shed::AtWork));
-        }
-        if self.embedder.expected_wait(client) > self.limits.request_timeout / 2 {
-            return Err(Error::Overloaded(Shed::Line));
-        }
-        if !self.memory.has_room(client, body_bytes + self.embedder.inline_memory()) {
-            return Err(Error::Overloaded(Shed::Memory));
-        }
-        Ok(Admission(client))
-    }
-
     /// Receives an admitted picture: spools its bytes as they come, and reads its header once it is
     /// whole and its turn has come.
     ///
@@ -216,7 +141,7 @@ impl Pipeline {
         admission: Admission,
         bytes: impl Stream<Item = Result<Bytes, E>> + Send,
     ) -> Result<Received, E> {
-        let Admission(client) = admission;
+        let client = admission.client();
         let mut memory = self.memory.empty(client);
         let spooled = self.spool(bytes, &mut memory).await?;
         memory.grow_to(self.embedder.inline_memory()).map_err(Error::from)?;

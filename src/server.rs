@@ -13,14 +13,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::telemetry::Metrics;
 use connections::{Connections, is_about_one_connection};
-use supervisor::Watchdog;
+use shutdown::Phase;
+use systemd::Watchdog;
 
 mod client_address;
 mod connections;
-mod peers;
+mod peer_limit;
 mod shutdown;
 mod stop_signal;
-mod supervisor;
+mod systemd;
 
 pub use client_address::{Client, Peer, TrustedProxies};
 pub use shutdown::Shutdown;
@@ -76,45 +77,6 @@ pub struct Server {
     background: TaskTracker,
 }
 
-/// The phases of a server's life, in their order.
-#[derive(Debug, Clone, Copy)]
-enum Phase {
-    /// Connections are accepted.
-    Serving(SocketAddr),
-    /// They still are, for this time, but the end is announced.
-    Draining(Duration),
-    /// The listener is closed, and requests that run are waited for.
-    Finishing,
-    /// Time is up: requests that run are answered that the service stops.
-    EndingRequests,
-}
-
-impl Phase {
-    /// Tells the log, those who answer requests, and systemd.
-    fn announce(self, shutdown: &Shutdown) {
-        const VERSION: &str = env!("CARGO_PKG_VERSION");
-        match self {
-            Self::Serving(address) => {
-                tracing::info!(%address, version = VERSION, "listening");
-                let status = format!("serving on {address}");
-                supervisor::say(&[NotifyState::Ready, NotifyState::Status(&status)]);
-            }
-            Self::Draining(delay) => {
-                let delay_s = delay.as_secs_f64();
-                tracing::info!(delay_s, "stopping: /ready says no from now on");
-                shutdown.start_draining();
-                let status = "stopping: /ready says no, requests are still taken";
-                supervisor::say(&[NotifyState::Stopping, NotifyState::Status(status)]);
-            }
-            Self::Finishing => {
-                let status = "stopping: requests that run are waited for";
-                supervisor::say(&[NotifyState::Status(status)]);
-            }
-            Self::EndingRequests => shutdown.end_requests(),
-        }
-    }
-}
-
 impl Server {
     /// Binds the port.
     ///
@@ -166,7 +128,7 @@ impl Server {
             tokio::select! {
                 () = &mut end => break,
                 // Here, because this loop is what must go on.
-                () = watchdog.is_due() => supervisor::say(&[NotifyState::Watchdog]),
+                () = watchdog.is_due() => systemd::say(&[NotifyState::Watchdog]),
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => connections.serve(stream, peer),
                     Err(error) if is_about_one_connection(&error) => {}
@@ -201,7 +163,7 @@ impl Server {
             loop {
                 tokio::select! {
                     () = &mut finish => break,
-                    () = watchdog.is_due() => supervisor::say(&[NotifyState::Watchdog]),
+                    () = watchdog.is_due() => systemd::say(&[NotifyState::Watchdog]),
                 }
             }
         };

@@ -4,7 +4,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{
     listing::Form,
-    setting::{Kind, Row},
+    row::{Kind, Row},
     settings::SETTINGS,
     upstream,
 };

@@ -1,6 +1,6 @@
 //! How pictures are decoded.
 
-use super::{parse, reader::Reader, setting::Setting};
+use super::{parse, reader::Reader, row::Setting};
 use crate::decoder::Settings;
 
 pub(super) const MAX_DECODE_BYTES: Setting<u64> = Setting::new(

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{parse, reader::Reader, setting::Setting};
+use super::{parse, reader::Reader, row::Setting};
 use crate::embed::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY, Settings};
 
 pub(super) const LARGE_IMAGES: Setting<LargeImages> = Setting::new(

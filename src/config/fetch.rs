@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     parse,
     reader::Reader,
-    setting::{Optional, Setting},
+    row::{Optional, Setting},
 };
 use crate::fetch::{
     self, Settings,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{parse, reader::Reader, setting::Setting};
+use super::{parse, reader::Reader, row::Setting};
 use crate::pipeline::Limits;
 
 pub(super) const REQUEST_TIMEOUT: Setting<Duration> = Setting::new(

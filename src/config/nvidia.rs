@@ -7,7 +7,7 @@ use url::Url;
 use super::{
     parse,
     reader::Reader,
-    setting::{Optional, Setting},
+    row::{Optional, Setting},
 };
 use crate::nvidia::{PACE_WINDOW, POLL_INTERVAL, ProxyAddress, RetryPolicy, Settings};
 

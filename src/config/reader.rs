@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use super::setting::{Optional, Row, Setting};
+use super::row::{Optional, Row, Setting};
 
 /// What was given, as text, by the names of the variables.
 pub(super) type Given = BTreeMap<&'static str, String>;

@@ -8,7 +8,7 @@ use std::{
 use super::{
     parse,
     reader::Reader,
-    setting::{Optional, Setting},
+    row::{Optional, Setting},
 };
 use crate::server::{Settings, TrustedProxies};
 

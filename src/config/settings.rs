@@ -2,7 +2,7 @@
 //! the variables that are read, the README's table and `.env.example`.
 
 use super::{
-    decoder, embed, fetch, limits, nvidia, server, setting::Row, store, telemetry, upstream, web,
+    decoder, embed, fetch, limits, nvidia, row::Row, server, store, telemetry, upstream, web,
 };
 
 /// Every setting, once. Where one is read that is missing here, every test fails that resolves

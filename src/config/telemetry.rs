@@ -1,6 +1,6 @@
 //! What is logged, and how.
 
-use super::{reader::Reader, setting::Setting};
+use super::{reader::Reader, row::Setting};
 use crate::telemetry::{Format, Settings, parse_filter};
 
 pub(super) const LOG: Setting<String> = Setting::new(

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{
     parse,
     reader::Reader,
-    setting::{Optional, Setting},
+    row::{Optional, Setting},
 };
 use crate::nvidia::ApiKey;
 

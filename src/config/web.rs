@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{parse, reader::Reader, setting::Optional};
+use super::{parse, reader::Reader, row::Optional};
 use crate::web::{ClientKeys, Origins, Settings};
 
 pub(super) const API_KEYS: Optional<ClientKeys> = Optional::secret(

@@ -14,7 +14,7 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::job::{COMMAND, Job, Kind, MAX_WORDS};
+use super::protocol::{COMMAND, Job, Kind, MAX_WORDS};
 use crate::image::{Content, Error, Picture};
 
 /// Does the job that the arguments name and returns the exit code; `None` when they name another

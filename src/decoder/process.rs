@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Error,
-    job::{HEAD, Job, Kind, MAX_WORDS},
+    protocol::{HEAD, Job, Kind, MAX_WORDS},
 };
 use crate::{
     fair_queue::Permit,

@@ -1,4 +1,4 @@
-//! Asks NVIDIA for the embedding of one picture, by the plan that [`prepare`](super::prepare)
+//! Asks NVIDIA for the embedding of one picture, by the plan that [`plan`](super::plan)
 //! makes.
 //!
 //! A picture is decoded before it takes its permit for NVIDIA: none is held that is not used.
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     Embedding, Error, Inner, LargeImages, Origin, Prepared,
-    prepare::{Plan, plan},
+    plan::{Plan, plan},
 };
 use crate::{
     decoder,
@@ -50,7 +50,7 @@ impl Inner {
         let mut attempts = self.nvidia.begin(client, deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
         if self.queue.expected_wait(client) > left {
-            return Err(Error::QueueFull);
+            return Err(Error::WaitTooLong);
         }
         let largest_inline = self.settings.largest_inline();
         let encode = |target, prepared| self.encode(picture, client, deadline, target, prepared);

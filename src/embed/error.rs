@@ -15,7 +15,7 @@ pub enum Error {
     Busy(&'static str),
     /// Those who wait for a call already would take all the time that there is.
     #[error("the queue for calls to NVIDIA is too long")]
-    QueueFull,
+    WaitTooLong,
     /// The smallest JPEG of the picture does not fit inline.
     #[error("the picture cannot be made small enough")]
     StillTooLarge,
@@ -31,7 +31,7 @@ impl Error {
     /// Whether only the time of whoever asked was up.
     pub(super) fn is_about_time(&self) -> bool {
         match self {
-            Self::Busy(_) | Self::QueueFull => true,
+            Self::Busy(_) | Self::WaitTooLong => true,
             Self::Decoder(error) => {
                 matches!(error, decoder::Error::Busy | decoder::Error::Timeout)
             }

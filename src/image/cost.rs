@@ -156,9 +156,8 @@ mod tests {
 
     use super::*;
     use crate::image::{
-        Content,
-        pixels::{SCALING, decode_upright},
-        probe,
+        Content, probe,
+        render::{SCALING, decode_upright},
     };
 
     fn cost(bytes: &[u8]) -> Result<u64, Error> {

@@ -1,6 +1,9 @@
-//! Classifies NVIDIA's answers: what each status means, in one table.
+//! Classifies NVIDIA's answers: what each status means, in one table, and which failures are those of
+//! uploads.
 
 use std::fmt;
+
+use super::Error;
 
 /// The calls that are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -126,6 +129,37 @@ impl Operation {
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+impl Error {
+    /// Whether the same picture may go well without being uploaded, and so is shrunk: uploads do not
+    /// work here, or not now. What the key, the account or the rate is to blame for would only fail again.
+    pub fn is_about_uploads(&self) -> bool {
+        match self.operation {
+            Operation::CreateAsset | Operation::UploadAsset => match self.kind {
+                FailureKind::Key | FailureKind::Account | FailureKind::RateLimited => false,
+                FailureKind::Picture
+                | FailureKind::NoAssets
+                | FailureKind::Unavailable
+                | FailureKind::Slow
+                | FailureKind::Lost
+                | FailureKind::Page
+                | FailureKind::Nonsense
+                | FailureKind::Unexpected
+                | FailureKind::Deadline => true,
+            },
+            Operation::Infer
+            | Operation::InferAsset
+            | Operation::Poll
+            | Operation::PollAsset
+            | Operation::DeleteAsset => self.is_refusal(),
+        }
+    }
+
+    /// Whether uploads were refused, and did not just fail.
+    pub fn is_refusal(&self) -> bool {
+        self.kind == FailureKind::NoAssets
     }
 }
 

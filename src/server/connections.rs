@@ -15,7 +15,7 @@ use tokio::{
 use tokio_io_timeout::TimeoutWriter;
 use tower::ServiceExt;
 
-use super::{Settings, client_address::Peer, peers::Peers};
+use super::{Settings, client_address::Peer, peer_limit::Peers};
 use crate::telemetry::Metrics;
 
 /// A connection reads and writes in pieces of at most this many bytes; a header must fit into one.

@@ -13,10 +13,10 @@ use crate::{
 };
 
 mod code;
-mod meaning;
+mod mapping;
 mod problem;
 
-use meaning::{body_code, body_detail, fetch_code, fetch_detail, pipeline_code, pipeline_detail};
+use mapping::{body_code, body_detail, fetch_code, fetch_detail, pipeline_code, pipeline_detail};
 
 pub use code::Code;
 pub use problem::{Failure, PROBLEM_JSON, Problem};

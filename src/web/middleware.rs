@@ -5,4 +5,5 @@ pub(super) mod auth;
 pub(super) mod body_draining;
 pub(super) mod cors;
 pub(super) mod rate_limit;
+mod request_id;
 pub(super) mod shutdown;

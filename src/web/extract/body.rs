@@ -11,7 +11,7 @@ use crate::shares::{Full, Share};
 
 /// What every body gets, however short it is.
 const BASE: Duration = Duration::from_secs(10);
-/// Each of these bytes buys a second more: a bad mobile network still gets its photograph through.
+/// So many bytes received buy one more second: a bad mobile network still gets its photograph through.
 const BYTES_PER_SECOND: u64 = 32 * 1024;
 
 /// The longest pause between two pieces of a body.

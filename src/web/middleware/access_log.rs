@@ -6,21 +6,18 @@ use std::{error::Error as StdError, sync::Arc, time::Instant};
 use axum::{
     body::Body,
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     middleware::Next,
     response::Response,
 };
 use tracing::Instrument;
-use uuid::Uuid;
 
+use super::request_id::{REQUEST_ID, request_id};
 use crate::{
     server::{Peer, TrustedProxies},
     telemetry::{InFlight, Metrics, causes},
     web::error::{Error, Failure, PROBLEM_JSON},
 };
-
-/// The header that carries a request's id, both ways.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The status that the log and the metrics give a request whose client left: as nginx does.
 const CLIENT_LEFT: u16 = 499;
@@ -106,15 +103,6 @@ fn answer(failure: &Failure, mut response: Response, id: &str) -> Response {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
     *response.body_mut() = Body::from(body);
     response
-}
-
-/// The caller's own id if it is harmless, else a new one.
-fn request_id(headers: &HeaderMap) -> String {
-    let own = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| {
-        (1..=64).contains(&id.len())
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-    });
-    own.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
 }
 
 /// A request's line in the log. Written also when the client leaves and the request is dropped.
@@ -203,24 +191,4 @@ fn chain(error: &(dyn StdError + 'static)) -> String {
         }
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_harmless_request_id_is_kept_and_any_other_replaced() {
-        let id = |own: &[u8]| {
-            let headers =
-                HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_bytes(own).unwrap())]);
-            request_id(&headers)
-        };
-        for own in ["a", "Abc-1._", &"x".repeat(64)] {
-            assert_eq!(id(own.as_bytes()), *own);
-        }
-        for own in [&b""[..], b"a b", b"a\tb", b"\xff", b"a\"b", &[b'x'; 65]] {
-            assert_eq!(id(own).len(), 36);
-        }
-    }
 }

@@ -8,7 +8,7 @@ use image_rs::{
     metadata::Orientation,
 };
 
-use super::{Error, Format, Picture, cost::decode_cost, scans::has_too_many_scans};
+use super::{Error, Format, Picture, cost::decode_cost, jpeg_scans::has_too_many_scans};
 
 /// JPEG quality of a picture that is only converted: hard to tell from the original.
 const CONVERTED_QUALITY: u8 = 95;

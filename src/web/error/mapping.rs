@@ -1,4 +1,5 @@
-//! What the errors of other modules mean to a client: the code, and the sentence that helps.
+//! What the errors of other rooms are to a client: the code (whose status `code.rs` has), and the
+//! sentence that helps.
 
 use super::{BUSY, Code, OUR_FAULT};
 use crate::{
@@ -164,7 +165,7 @@ fn embed_code(error: &embed::Error) -> Code {
     match error {
         embed::Error::Decoder(error) => decoder_code(error),
         embed::Error::Busy(_) => Code::EmbeddingTimeout,
-        embed::Error::QueueFull => Code::Overloaded,
+        embed::Error::WaitTooLong => Code::Overloaded,
         embed::Error::StillTooLarge => Code::EmbeddingRejected,
         embed::Error::CallDied => Code::Internal,
         embed::Error::Nvidia(error) => match error.kind {
@@ -188,7 +189,7 @@ fn embed_detail(error: &embed::Error) -> String {
         embed::Error::Busy(_) => {
             return "The service was too busy to ask NVIDIA in time; try again.".into();
         }
-        embed::Error::QueueFull => return BUSY.into(),
+        embed::Error::WaitTooLong => return BUSY.into(),
         _ => {}
     }
     match embed_code(error) {
