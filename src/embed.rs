@@ -34,7 +34,7 @@ mod plan;
 mod settings;
 mod single_flight;
 
-pub use embedding::{Embedding, Origin, Prepared};
+pub use embedding::{Embedding, Prepared, Provenance};
 pub use error::Error;
 pub use settings::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY, Settings};
 
@@ -211,12 +211,14 @@ impl Embedder {
     }
 
     fn counted(&self, embedding: Embedding, leads: bool, freshness: Freshness) -> Embedding {
-        let embedding = match embedding.origin {
-            Origin::Asked if !leads => Embedding { origin: Origin::Shared, tries: 0, ..embedding },
+        let embedding = match embedding.provenance {
+            Provenance::Asked if !leads => {
+                Embedding { provenance: Provenance::Shared, tries: 0, ..embedding }
+            }
             _ => embedding,
         };
         let outcome = match freshness {
-            Freshness::Any => embedding.origin.name(),
+            Freshness::Any => embedding.provenance.name(),
             Freshness::Anew => "bypass",
         };
         self.0.metrics.cache_lookups.with([outcome]).inc();
@@ -229,7 +231,7 @@ impl Embedder {
         let call = async move {
             let outcome = inner.look_up_or_ask(&job, &key).await;
             drop(job);
-            let news = outcome.clone().ok().filter(|found| found.origin == Origin::Asked);
+            let news = outcome.clone().ok().filter(|found| found.provenance == Provenance::Asked);
             if let Some(news) = &news {
                 inner.cache.keep_in_memory(key, news);
             }

@@ -1,9 +1,9 @@
 //! Permits that clients share, with memory where that is scarce, and the queue for them.
 //!
-//! No client may keep the others waiting. A permit that becomes free goes to the first in the queue
-//! whose client holds less than half of them, and before that to another client than the one that
-//! gives it back; if there is none, to the first of all. So a client that is alone uses all permits,
-//! and one that comes beside it waits for the next one, however long the queue.
+//! No client may keep the others waiting. A permit that becomes free goes to the client that holds
+//! the fewest of them; among those that hold as many, to the one that was served longest ago, and of
+//! one client's takers to the first. So a client that is alone uses all permits, and one that comes
+//! beside others gets the next one, however long the queue and however many they are.
 //!
 //! Nor may large takers keep the small ones waiting. A part of the memory, and one permit of several,
 //! are never given to large ones: those that need more than that part. While the next in the queue
@@ -11,7 +11,7 @@
 //! its room can become free.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::shares::{ClientNetwork, Tally};
+use crate::shares::ClientNetwork;
 
 /// Permits, and the queue for them. Cheap to clone; clones share them.
 #[derive(Debug, Clone)]
@@ -51,18 +51,26 @@ struct Capacity {
 #[derive(Debug)]
 struct State {
     capacity: Capacity,
-    /// Permits by client.
-    taken: Tally,
-    small: Taken,
-    large: Taken,
+    /// Those who hold permits or wait for one; nobody else is remembered.
+    clients: HashMap<ClientNetwork, Client>,
     queue: VecDeque<Waiter>,
+    /// Permits that were ever given out.
+    served: u64,
+    held: u64,
+    held_by_large: u64,
+    /// In bytes.
+    small_memory: u64,
+    /// In bytes.
+    large_memory: u64,
 }
 
-/// What small or large takers have together.
-#[derive(Debug, Default)]
-struct Taken {
-    permits: u64,
-    memory: u64,
+/// What a client holds and wants.
+#[derive(Debug, Clone, Copy, Default)]
+struct Client {
+    held: u64,
+    waiting: u64,
+    /// The number of the permit that it was given last; 0 for none that is remembered.
+    last_served: u64,
 }
 
 /// One who waits in the queue.
@@ -98,10 +106,13 @@ impl FairQueue {
         let capacity = Capacity { permits: permits.max(1) as u64, memory, for_small };
         let state = State {
             capacity,
-            taken: Tally::default(),
-            small: Taken::default(),
-            large: Taken::default(),
+            clients: HashMap::new(),
             queue: VecDeque::new(),
+            served: 0,
+            held: 0,
+            held_by_large: 0,
+            small_memory: 0,
+            large_memory: 0,
         };
         Self(Arc::new(Inner { state: Mutex::new(state), typical: AtomicU64::new(0) }))
     }
@@ -144,7 +155,7 @@ impl FairQueue {
     pub(crate) fn expected_wait(&self, client: ClientNetwork) -> Duration {
         let state = self.0.state();
         let permits = state.capacity.permits;
-        if state.taken.total() < permits {
+        if state.held < permits {
             return Duration::ZERO;
         }
         let turn = state.ahead_of(client) + 1;
@@ -155,8 +166,10 @@ impl FairQueue {
     fn enter(&self, client: ClientNetwork, memory: u64) -> Waiting {
         let (call, called) = oneshot::channel();
         let mut state = self.0.state();
+        debug_assert!(memory <= state.capacity.large_memory(), "it would wait for ever");
         state.queue.push_back(Waiter { client, memory, call });
-        state.give_out(None);
+        state.clients.entry(client).or_default().waiting += 1;
+        state.give_out();
         Waiting { queue: Arc::clone(&self.0), client, memory, called }
     }
 }
@@ -188,7 +201,8 @@ impl Capacity {
 
     /// The permits that large takers may have together.
     fn large_permits(self) -> u64 {
-        (self.permits - 1).max(1)
+        let for_small = u64::from(self.for_small > 0);
+        (self.permits - for_small).max(1)
     }
 
     fn is_large(self, memory: u64) -> bool {
@@ -198,85 +212,119 @@ impl Capacity {
 
 impl State {
     /// Calls those whose turn it is, as long as there is room.
-    fn give_out(&mut self, leaver: Option<ClientNetwork>) {
-        while let Some(next) = self.next(leaver).and_then(|at| self.queue.remove(at)) {
+    fn give_out(&mut self) {
+        while let Some(waiter) = self.next().and_then(|at| self.queue.remove(at)) {
+            let Waiter { client, memory, call } = waiter;
+            self.change(client, |client| client.waiting -= 1);
             // Who does not hear it has left.
-            if next.call.send(()).is_ok() {
-                self.taken.add(next.client, 1);
-                let taken = self.taken_by_size(next.memory);
-                taken.permits += 1;
-                taken.memory += next.memory;
+            if call.send(()).is_ok() {
+                self.served += 1;
+                let served = self.served;
+                self.change(client, |client| {
+                    client.held += 1;
+                    client.last_served = served;
+                });
+                self.held += 1;
+                if self.capacity.is_large(memory) {
+                    self.held_by_large += 1;
+                    self.large_memory += memory;
+                } else {
+                    self.small_memory += memory;
+                }
             }
         }
     }
 
     /// Takes a client's permit back.
-    fn take_back(&mut self, leaver: ClientNetwork, memory: u64) {
-        self.taken.remove(leaver, 1);
-        let taken = self.taken_by_size(memory);
-        taken.permits -= 1;
-        taken.memory -= memory;
-        self.give_out(Some(leaver));
+    fn take_back(&mut self, client: ClientNetwork, memory: u64) {
+        self.change(client, |client| client.held -= 1);
+        self.held -= 1;
+        if self.capacity.is_large(memory) {
+            self.held_by_large -= 1;
+            self.large_memory -= memory;
+        } else {
+            self.small_memory -= memory;
+        }
+        self.give_out();
     }
 
-    fn taken_by_size(&mut self, memory: u64) -> &mut Taken {
-        if self.capacity.is_large(memory) { &mut self.large } else { &mut self.small }
+    /// Forgets those who left the queue.
+    fn remove_closed(&mut self) {
+        let Self { queue, clients, .. } = self;
+        queue.retain(|waiter| {
+            let is_closed = waiter.call.is_closed();
+            if is_closed && let Some(client) = clients.get_mut(&waiter.client) {
+                client.waiting -= 1;
+            }
+            !is_closed
+        });
+        clients.retain(|_, client| client.held + client.waiting > 0);
+        // Others may have waited for one of them alone.
+        self.give_out();
+    }
+
+    fn change(&mut self, client: ClientNetwork, change: impl FnOnce(&mut Client)) {
+        let mut state = self.client(client);
+        change(&mut state);
+        if state.held + state.waiting > 0 {
+            self.clients.insert(client, state);
+        } else {
+            self.clients.remove(&client);
+        }
+    }
+
+    fn client(&self, client: ClientNetwork) -> Client {
+        self.clients.get(&client).copied().unwrap_or_default()
     }
 
     /// Whose turn it is, if there is room.
-    fn next(&self, leaver: Option<ClientNetwork>) -> Option<usize> {
-        let next = self.first(leaver, |_| true)?;
-        let memory = self.queue.get(next)?.memory;
+    fn next(&self) -> Option<usize> {
+        let at = self.first(|_| true)?;
+        let memory = self.queue.get(at)?.memory;
         if self.has_room(memory) {
-            return Some(next);
+            Some(at)
+        } else if self.capacity.is_large(memory) {
+            let for_small = self.capacity.for_small;
+            self.first(|memory| self.small_memory + memory <= for_small && self.has_room(memory))
+        } else {
+            None
         }
-        if !self.capacity.is_large(memory) {
-            return None;
-        }
-        let for_small = self.capacity.for_small;
-        self.first(leaver, |memory| {
-            self.small.memory.saturating_add(memory) <= for_small && self.has_room(memory)
-        })
     }
 
     /// The first of those whose memory fits, in the order of turns.
-    fn first(&self, leaver: Option<ClientNetwork>, fits: impl Fn(u64) -> bool) -> Option<usize> {
-        let first = |comes_first: &dyn Fn(&Waiter) -> bool| {
-            self.queue.iter().position(|waiter| fits(waiter.memory) && comes_first(waiter))
+    fn first(&self, fits: impl Fn(u64) -> bool) -> Option<usize> {
+        let fitting = self.queue.iter().enumerate().filter(|(_, waiter)| fits(waiter.memory));
+        let turn = |(at, waiter): &(usize, &Waiter)| {
+            let client = self.client(waiter.client);
+            (client.held, client.last_served, *at)
         };
-        let below_half = |waiter: &Waiter| self.is_below_half(&self.taken, waiter.client);
-        // Of few permits, the client that gives one back holds less than half: it is another's turn.
-        first(&|waiter| Some(waiter.client) != leaver && below_half(waiter))
-            .or_else(|| first(&below_half))
-            .or_else(|| first(&|_| true))
+        fitting.min_by_key(turn).map(|(at, _)| at)
     }
 
     /// Whether a taker of so many bytes finds room.
     fn has_room(&self, memory: u64) -> bool {
-        let Self { capacity, small, large, .. } = self;
+        let Self { capacity, small_memory, large_memory, .. } = self;
         let fits = |taken: u64, bound: u64| taken.saturating_add(memory) <= bound;
-        small.permits + large.permits < capacity.permits
-            && fits(small.memory + large.memory, capacity.memory)
+        self.held < capacity.permits
+            && fits(small_memory + large_memory, capacity.memory)
             && (!capacity.is_large(memory)
-                || large.permits < capacity.large_permits()
-                    && fits(large.memory, capacity.large_memory()))
+                || self.held_by_large < capacity.large_permits()
+                    && fits(*large_memory, capacity.large_memory()))
     }
 
-    /// How many in the queue go before a client that comes now.
-    fn ahead_of(&self, client: ClientNetwork) -> usize {
-        let mut taken = self.taken.clone();
-        let go_first = self.queue.iter().filter(|waiter| {
-            let goes_first = self.is_below_half(&taken, waiter.client);
-            taken.add(waiter.client, 1);
-            goes_first
+    /// How many in the queue go before a client that comes now: its own, and of each other one as
+    /// many as it takes to hold more than this one then does.
+    fn ahead_of(&self, client: ClientNetwork) -> u64 {
+        let own = self.client(client);
+        let then_held = own.held + own.waiting;
+        let others = self.clients.iter().filter(|(other, _)| **other != client);
+        let go_first = others.map(|(_, other)| {
+            let until_as_many = then_held.saturating_sub(other.held);
+            let is_first_of_equals =
+                other.held <= then_held && other.last_served <= own.last_served;
+            other.waiting.min(until_as_many + u64::from(is_first_of_equals))
         });
-        let go_first = go_first.count();
-        if self.is_below_half(&taken, client) { go_first } else { self.queue.len() }
-    }
-
-    /// Whether a client has less than half of the permits, when so many are taken.
-    fn is_below_half(&self, taken: &Tally, client: ClientNetwork) -> bool {
-        taken.of(client) * 2 < self.capacity.permits
+        own.waiting + go_first.sum::<u64>()
     }
 }
 
@@ -288,9 +336,7 @@ impl Drop for Waiting {
             // Called, and gone before it heard of it.
             state.take_back(self.client, self.memory);
         } else {
-            state.queue.retain(|waiter| !waiter.call.is_closed());
-            // Others may have waited for this one alone.
-            state.give_out(None);
+            state.remove_closed();
         }
     }
 }

@@ -31,7 +31,8 @@
 //! | [`nvidia`] | the client of NVIDIA's API, and the only room that sees the key |
 //! | ground | [`image`] (what a picture is), [`decoder`], [`spool`] (bytes on their way), [`shares`] and `fair_queue` (what clients share), [`base64_text`], [`http_client`], [`telemetry`] |
 //!
-//! A room imports only from floors below its own, and nothing in a circle; axum is known to [`web`],
+//! A room imports only from floors below its own, and nothing in a circle, but for a room's front and
+//! the files behind it; axum is known to [`web`],
 //! [`sandbox`], [`server`] and [`app`]. `tests/architecture.rs` holds that.
 
 pub mod app;

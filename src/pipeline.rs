@@ -67,12 +67,6 @@ pub enum Error {
     Died(#[from] JoinError),
 }
 
-impl From<Full> for Error {
-    fn from(_: Full) -> Self {
-        Self::Overloaded(Shed::Memory)
-    }
-}
-
 /// The path that all requests share.
 #[derive(Debug)]
 pub struct Pipeline {
@@ -144,7 +138,7 @@ impl Pipeline {
         let client = admission.client();
         let mut memory = self.memory.empty(client);
         let spooled = self.spool(bytes, &mut memory).await?;
-        memory.grow_to(self.embedder.inline_memory()).map_err(Error::from)?;
+        memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
         let deadline = Instant::now() + self.limits.request_timeout;
         // Received it is, although others may have come in between: it waits for its turn, as
         // long as there is time for what comes then.
@@ -220,7 +214,7 @@ impl Pipeline {
                 return Err(Error::TooManyBytes { limit, size: None }.into());
             }
             let kept = if received <= keep as u64 { received } else { STEP };
-            memory.grow_to(kept).map_err(Error::from)?;
+            memory.grow_to(kept).map_err(no_memory)?;
             spool.write(&chunk).await.map_err(not_spooled)?;
             memory.shrink_to(kept); // what became too large is in its file now
         }
@@ -244,6 +238,10 @@ impl Pipeline {
         let save = self.store.save(spooled, extension);
         Ok(timeout_at(deadline, save).await.unwrap_or(Err(store::Error::Timeout))?)
     }
+}
+
+fn no_memory(_: Full) -> Error {
+    Error::Overloaded(Shed::Memory)
 }
 
 /// The spool lies in the store's folder: what goes wrong there, goes wrong with saving.

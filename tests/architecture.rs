@@ -46,7 +46,7 @@ struct Source {
     lines: usize,
     /// Paths that begin with `crate` or `super`, as paths below the crate.
     paths: BTreeSet<Vec<String>>,
-    /// The first names of all paths: crates, among them.
+    /// All names that are no part of such a path: those of crates, among them.
     names: BTreeSet<String>,
 }
 
@@ -98,6 +98,10 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
             at = end_of_item(&tokens, at + 2);
             continue;
         }
+        if is_visibility(&tokens[at..]) {
+            at += 2;
+            continue;
+        }
         match &tokens[at] {
             // Paths inside an inline module would be relative to it: there are none.
             TokenTree::Ident(name) if name == "mod" => {
@@ -106,16 +110,21 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
                 at += 1;
             }
             TokenTree::Ident(name) if begins_path(&tokens, at) => {
-                source.names.insert(name.to_string());
                 let prefix = match name.to_string().as_str() {
                     "crate" => Some(Vec::new()),
+                    "self" => Some(module.to_vec()),
                     "super" => Some(module[..module.len() - 1].to_vec()),
                     _ => None,
                 };
+                source.names.insert(name.to_string());
                 at += 1;
                 if let Some(prefix) = prefix {
                     at = read_tree(&tokens, at, prefix, source);
                 }
+            }
+            TokenTree::Ident(name) => {
+                source.names.insert(name.to_string());
+                at += 1;
             }
             TokenTree::Group(group) => {
                 read_paths(group.stream(), module, source);
@@ -184,8 +193,25 @@ fn is_for_tests(tokens: &[TokenTree]) -> bool {
         if hash.as_char() == '#' && attribute.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
+/// Whether `pub(in path)` or the like stands here: it names who may see, and imports nothing.
+fn is_visibility(tokens: &[TokenTree]) -> bool {
+    matches!(tokens, [TokenTree::Ident(word), TokenTree::Group(group), ..]
+        if word == "pub" && group.delimiter() == Delimiter::Parenthesis)
+}
+
 /// The end of the item that begins here: behind its `;`, or its body.
 fn end_of_item(tokens: &[TokenTree], from: usize) -> usize {
+    // More attributes, then the item's first word. A field or an arm would have another end.
+    let first = tokens[from..].iter().find_map(|token| match token {
+        TokenTree::Ident(word) => Some(word.to_string()),
+        _ => None,
+    });
+    let words =
+        ["pub", "fn", "async", "const", "static", "mod", "use", "impl", "struct", "enum", "type"];
+    assert!(
+        first.as_ref().is_some_and(|word| words.contains(&word.as_str())),
+        "for tests: {first:?}"
+    );
     let ends = |token: &TokenTree| match token {
         TokenTree::Punct(punct) => punct.as_char() == ';',
         TokenTree::Group(group) => group.delimiter() == Delimiter::Brace,
@@ -207,7 +233,8 @@ fn arrows(sources: &[Source]) -> BTreeMap<&Module, BTreeSet<&Module>> {
         .iter()
         .map(|source| {
             let mut named = named(source);
-            named.retain(|module| **module != source.module);
+            // A room's front names what is in the room, and that is no arrow.
+            named.retain(|module| !module.starts_with(&source.module));
             (&source.module, named)
         })
         .collect()

@@ -43,7 +43,7 @@ pub(super) const MAX_IN_FLIGHT: Setting<usize> = Setting::new(
 pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MAX_BUFFERED_BYTES",
     "128MiB",
-    // What a semaphore of bytes can count, and no less than does any work.
+    // No less than does any work.
     |text| parse::size_within(text, 1 << 20..=1 << 40),
     "Memory for bodies, all requests together",
 );

@@ -9,6 +9,9 @@ const START: u64 = 24 << 20;
 /// What a child may take beside its estimate, [`START`] included, in bytes.
 const BASE: u64 = 64 << 20;
 
+/// The memory that the smallest picture's child is charged for, in bytes.
+const SMALLEST: u64 = 50 << 20;
+
 /// The processor time of any picture, and what each million pixels adds to it, in seconds: many
 /// times what the slowest kind takes.
 const LEAST_CPU: u64 = 5;
@@ -19,7 +22,7 @@ const CPU_PER_MEGAPIXEL: u64 = 1;
 /// they never wait for large ones; nothing, where a quarter would hold no child.
 pub(super) fn for_small(max_memory: u64) -> u64 {
     let quarter = max_memory / 4;
-    if quarter < BASE - START { 0 } else { quarter }
+    if quarter < SMALLEST { 0 } else { quarter }
 }
 
 /// The memory that a child is charged for, in bytes. What it maps to start is hardly ever resident:

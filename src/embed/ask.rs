@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    Embedding, Error, Inner, LargeImages, Origin, Prepared,
+    Embedding, Error, Inner, LargeImages, Prepared, Provenance,
     plan::{Plan, plan},
 };
 use crate::{
@@ -26,13 +26,13 @@ struct Payload {
     format: Format,
     prepared: Prepared,
     /// The file that it is in, if it was re-encoded to one; removed when dropped.
-    staged: Option<Staged>,
+    _staged: Option<Staged>,
 }
 
 impl Payload {
     fn original(picture: &Picture) -> Self {
         let (content, format) = (picture.content.clone(), picture.format);
-        Self { content, format, prepared: Prepared::Original, staged: None }
+        Self { content, format, prepared: Prepared::Original, _staged: None }
     }
 }
 
@@ -86,7 +86,7 @@ impl Inner {
                     return Err(Error::StillTooLarge);
                 }
                 Plan::Shrink => {
-                    payload.staged = None; // the picture itself is what is shrunk
+                    drop(payload); // the picture itself is what is shrunk
                     let target = Target::Shrunk { max_len: largest_inline };
                     payload = encode(target, Prepared::Shrunk).await?;
                 }
@@ -139,7 +139,7 @@ impl Inner {
         let spool = self.staging.spool(self.settings.largest_inline());
         let encoded = self.decoder.decode(picture, client, target, deadline, spool).await?;
         let Spooled { content, staged, .. } = encoded;
-        Ok(Payload { content, format: Format::Jpeg, prepared, staged })
+        Ok(Payload { content, format: Format::Jpeg, prepared, _staged: staged })
     }
 
     /// Does without uploads for a while.
@@ -155,5 +155,5 @@ impl Inner {
 
 fn asked(vector: Vector, payload: &Payload, attempts: &Attempts<'_>) -> Embedding {
     let (prepared, tries) = (payload.prepared, attempts.inferences());
-    Embedding { vector, prepared, origin: Origin::Asked, tries }
+    Embedding { vector, prepared, provenance: Provenance::Asked, tries }
 }

@@ -8,7 +8,7 @@ use quick_cache::{Weighter, sync::Cache as MemoryCache};
 use sha2::{Digest, Sha256 as Hasher};
 use tokio::task::spawn_blocking;
 
-use super::{Embedding, Origin, Prepared, Settings, Source};
+use super::{Embedding, Prepared, Provenance, Settings, Source};
 use crate::{nvidia::Vector, sha256::Sha256};
 use disk::Disk;
 use writer::Writer;
@@ -48,8 +48,8 @@ struct Stored {
 }
 
 impl Stored {
-    fn found(self, origin: Origin) -> Embedding {
-        Embedding { vector: self.vector, prepared: self.prepared, origin, tries: 0 }
+    fn found(self, provenance: Provenance) -> Embedding {
+        Embedding { vector: self.vector, prepared: self.prepared, provenance, tries: 0 }
     }
 }
 
@@ -101,7 +101,7 @@ impl Cache {
     }
 
     pub(super) fn in_memory(&self, key: &CacheKey) -> Option<Embedding> {
-        Some(self.memory.as_ref()?.get(key)?.found(Origin::Memory))
+        Some(self.memory.as_ref()?.get(key)?.found(Provenance::Memory))
     }
 
     /// Looks in memory and on disk.
@@ -118,7 +118,7 @@ impl Cache {
         if let Some(memory) = &self.memory {
             memory.insert(key, stored.clone());
         }
-        Some(stored.found(Origin::Disk))
+        Some(stored.found(Provenance::Disk))
     }
 
     pub(super) fn keep_in_memory(&self, key: CacheKey, embedding: &Embedding) {
@@ -177,7 +177,7 @@ mod tests {
         let text = format!("[{}]", [number; DIMENSIONS].join(","));
         let raw = serde_json::value::RawValue::from_string(text).unwrap();
         let vector = Vector::check(&raw).unwrap();
-        Embedding { vector, prepared: Prepared::Jpeg, origin: Origin::Asked, tries: 2 }
+        Embedding { vector, prepared: Prepared::Jpeg, provenance: Provenance::Asked, tries: 2 }
     }
 
     fn first(found: &Embedding) -> String {
@@ -187,15 +187,17 @@ mod tests {
     #[tokio::test]
     async fn what_is_kept_is_found_where_it_was_kept() {
         let folder = tempfile::tempdir().unwrap();
-        for (memory, disk, origin) in
-            [(1 << 20, 0, Some(Origin::Memory)), (0, 1 << 20, Some(Origin::Disk)), (0, 0, None)]
-        {
+        for (memory, disk, provenance) in [
+            (1 << 20, 0, Some(Provenance::Memory)),
+            (0, 1 << 20, Some(Provenance::Disk)),
+            (0, 0, None),
+        ] {
             let cache = cache(memory, disk, folder.path(), ("model", "address"));
             let key = cache.key(Sha256::from_bytes([7; 32]));
             cache.keep_in_memory(key, &embedding("0.25"));
             cache.keep_on_disk(key, &embedding("0.25")).await;
             let found = cache.look_up(&key).await;
-            assert_eq!(found.as_ref().map(|found| found.origin), origin);
+            assert_eq!(found.as_ref().map(|found| found.provenance), provenance);
             if let Some(found) = found {
                 assert_eq!((first(&found).as_str(), found.tries), ("[0.2", 0));
                 assert_eq!(found.prepared, Prepared::Jpeg);
@@ -210,8 +212,8 @@ mod tests {
         let key = cache.key(Sha256::from_bytes([7; 32]));
         cache.keep_on_disk(key, &embedding("1")).await;
         assert!(cache.in_memory(&key).is_none());
-        assert_eq!(cache.look_up(&key).await.unwrap().origin, Origin::Disk);
-        assert_eq!(cache.in_memory(&key).unwrap().origin, Origin::Memory);
+        assert_eq!(cache.look_up(&key).await.unwrap().provenance, Provenance::Disk);
+        assert_eq!(cache.in_memory(&key).unwrap().provenance, Provenance::Memory);
     }
 
     #[test]

@@ -10,7 +10,7 @@ pub struct Embedding {
     /// What NVIDIA was given.
     pub prepared: Prepared,
     /// Where it comes from.
-    pub origin: Origin,
+    pub provenance: Provenance,
     /// Inference calls that it took.
     pub tries: u32,
 }
@@ -42,7 +42,7 @@ impl Prepared {
 
 /// Where an embedding comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub enum Provenance {
     /// It was asked for now.
     Asked,
     /// Another request asked for it at the same time.
@@ -53,7 +53,7 @@ pub enum Origin {
     Disk,
 }
 
-impl Origin {
+impl Provenance {
     /// The name in the log.
     pub fn name(self) -> &'static str {
         match self {

@@ -79,7 +79,7 @@ async fn nobody_waits_beyond_the_deadline() {
     assert_eq!((started.elapsed().as_secs(), queue.waiting()), (5, 0));
     drop(taken);
     assert!(queue.take_in_time(client(1), deadline).await.is_none(), "free, and too late");
-    assert_eq!(queue.0.state().taken.total(), 0);
+    assert_eq!(queue.0.state().held, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -94,7 +94,7 @@ async fn a_permit_that_comes_too_late_to_be_used_does_not_shorten_the_wait_that_
         let deadline = Instant::now() + Duration::from_secs(1);
         assert!(queue.take_in_time(client(1), deadline).await.is_none());
     }
-    assert_eq!((queue.0.typical(), queue.0.state().taken.total()), (before, 0));
+    assert_eq!((queue.0.typical(), queue.0.state().held), (before, 0));
 }
 
 #[tokio::test]
@@ -127,6 +127,58 @@ async fn wait_beyond<'a>(
     }
 }
 
+/// Has a flood hold all that it gets, and more of it come whenever one of it is served; gives the
+/// number of those that are served before the newcomer.
+async fn served_before(
+    queue: &FairQueue,
+    clients: u8,
+    memory: u64,
+    newcomer: (ClientNetwork, u64),
+) -> usize {
+    let mut waiting = Vec::new();
+    for n in 0..clients {
+        waiting.extend((0..40).map(|_| taking(queue, client(n), memory)));
+    }
+    let mut held = VecDeque::new();
+    let mut wanted: Option<Taking<'_>> = None;
+    for served in 0..400 {
+        for index in (0..waiting.len()).rev() {
+            if let Poll::Ready(permit) = poll!(&mut waiting[index]) {
+                held.push_back(permit.unwrap());
+                waiting[index] =
+                    taking(queue, client((index % usize::from(clients)) as u8), memory);
+            }
+        }
+        let wanted = wanted.get_or_insert_with(|| taking(queue, newcomer.0, newcomer.1));
+        if poll!(wanted).is_ready() {
+            return served;
+        }
+        held.pop_front();
+    }
+    panic!("it is never served");
+}
+
+#[tokio::test]
+async fn a_newcomer_that_needs_more_memory_than_a_flood_does_not_wait_for_all_of_it() {
+    for permits in [1, 2, 3, 4, 8] {
+        for (flood, newcomer) in [(36, 41), (20, 75), (26, 75), (10, 20)] {
+            let queue = FairQueue::new(permits, 100, 25);
+            let before = served_before(&queue, 1, flood, (client(9), newcomer)).await;
+            assert!(before <= permits + 2, "{before}, of {permits}, {flood} and {newcomer}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_newcomer_beside_many_floods_waits_for_none_of_them_that_holds_a_permit() {
+    for clients in [2, 3, 8] {
+        let queue = FairQueue::new(32, 0, 0);
+        let before = served_before(&queue, clients, 0, (client(9), 0)).await;
+        // At most one of each that holds none either.
+        assert!(before <= usize::from(clients), "{before}, of {clients}");
+    }
+}
+
 #[tokio::test]
 async fn two_floods_get_half_of_the_permits_each_and_one_alone_gets_all_in_order() {
     let queue = FairQueue::new(4, 0, 0);
@@ -143,7 +195,7 @@ async fn two_floods_get_half_of_the_permits_each_and_one_alone_gets_all_in_order
         }
         assert_eq!(taken.len(), 4);
     }
-    let held = |n| queue.0.state().taken.of(client(n));
+    let held = |n| queue.0.state().client(client(n)).held;
     assert_eq!((held(1), held(2)), (2, 2));
     floods[1].clear();
     for _ in 0..4 {
@@ -256,12 +308,15 @@ proptest! {
                     }
                 }
                 let state = queue.0.state();
-                let (small, large) = (&state.small, &state.large);
-                assert_eq!(small.permits + large.permits, state.taken.total());
-                assert!(state.taken.total() <= permits as u64);
-                assert!(small.memory + large.memory <= 100 && large.memory <= 75);
-                assert!(large.permits < permits.max(2) as u64);
-                assert!(state.queue.is_empty() || state.taken.total() > 0);
+                let (small, large) = (state.small_memory, state.large_memory);
+                assert!(state.held <= permits as u64);
+                assert!(small + large <= 100 && large <= 75);
+                assert!(state.held_by_large < permits.max(2) as u64);
+                let clients = || state.clients.values();
+                assert_eq!(clients().map(|client| client.held).sum::<u64>(), state.held);
+                let waiting: u64 = clients().map(|client| client.waiting).sum();
+                assert_eq!(waiting, state.queue.len() as u64);
+                assert!(state.queue.is_empty() || state.held > 0);
             }
             while !waiting.is_empty() {
                 // All who have one give it back, and so does who is served then.
@@ -277,9 +332,9 @@ proptest! {
             }
             drop(taken);
             let state = queue.0.state();
-            assert_eq!((state.taken.total(), state.queue.len()), (0, 0));
-            assert_eq!((state.small.memory, state.large.memory), (0, 0));
-            assert!(format!("{:?}", state.taken).contains("{}"), "nobody is remembered");
+            assert_eq!((state.held, state.queue.len()), (0, 0));
+            assert_eq!((state.small_memory, state.large_memory, state.held_by_large), (0, 0, 0));
+            assert!(state.clients.is_empty(), "nobody is remembered");
         });
     }
 }

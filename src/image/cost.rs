@@ -295,12 +295,14 @@ mod tests {
             |bytes: &[u8]| (cost(bytes).unwrap() - METADATA - bytes.len() as u64) / 1_000_000;
         let animated = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xe7\x03\0\xe7\x03\0";
         let bounds = [
+            (bound(per_pixel(&jpeg(0xc0, 3)), SCALING), "JPEG or PNG"),
+            (bound(per_pixel(&encoded(ImageFormat::Png)), SCALING), "JPEG or PNG"),
             (bound(per_pixel(&encoded(ImageFormat::Gif)), 0), "GIF"),
             (bound(per_pixel(&encoded(ImageFormat::WebP)), 0), "lossless WebP"),
             (bound(per_pixel(&jpeg(0xc2, 3)), SCALING), "progressive JPEG"),
             (bound(per_pixel(animated), 0), "animated WebP"),
         ];
-        assert_eq!(bounds.map(|(megapixels, _)| megapixels), [41, 33, 35, 31]);
+        assert_eq!(bounds.map(|(megapixels, _)| megapixels), [46, 46, 41, 33, 35, 31]);
         let readme = include_str!("../../README.md");
         let readme = readme.split_whitespace().collect::<Vec<_>>().join(" ");
         for (megapixels, kind) in bounds {

@@ -70,5 +70,6 @@ pub(super) fn router(state: &AppState, settings: &Settings, more: Router) -> Rou
                 .layer(from_fn_with_state(settings.keys.clone(), require_key))
                 .option_layer(limit.map(|limit| from_fn_with_state(limit, rate_limit))),
         );
+    let more = more.method_not_allowed_fallback(async || Error::MethodNotAllowed);
     keyed.merge(open).with_state(state.clone()).merge(more)
 }

@@ -132,6 +132,9 @@ async fn what_is_not_there_says_where_to_go() {
     let answer = app.post("/health", "text/plain", "").await;
     assert_problem(&answer, 405, "method_not_allowed");
     assert_eq!(answer.header("allow"), "GET,HEAD");
+    let app = TestApp::sandbox().start().await;
+    let answer = app.post("/sandbox/photo.jpg", "text/plain", "").await;
+    assert_problem(&answer, 405, "method_not_allowed");
 }
 
 #[tokio::test]

@@ -118,16 +118,20 @@ fn image_detail(error: &image::Error) -> String {
         Error::Empty => "The picture is empty: no bytes were received.".into(),
         Error::Unsupported(what) => what.to_string(),
         Error::BadHeader(format) => {
-            format!("This begins like a {format} picture, but its header cannot be read; is it cut short?")
+            format!(
+                "This begins like a {format} picture, but its header cannot be read; is it cut short?"
+            )
         }
         Error::Broken { format, .. } => {
-            format!("This {format} picture cannot be decoded; is it damaged? Sending it as a JPEG may help.")
+            format!(
+                "This {format} picture cannot be decoded; is it damaged? Sending it as a JPEG may help."
+            )
         }
         Error::TooManyPixels { pixels, limit } => {
             format!("The picture has {pixels} pixels, the limit is {limit}; scale it down.")
         }
         Error::TooMuchToDecode { .. } => {
-            "The picture takes more memory to decode than the service has; scale it down, or send it as a JPEG."
+            "The picture takes more memory to decode than one picture may take here; scale it down."
                 .into()
         }
         Error::Unreadable(_) => "The picture could not be read back; try again later.".into(),

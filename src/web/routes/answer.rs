@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
-    embed::Origin,
+    embed::Provenance,
     nvidia::{DIMENSIONS, Vector},
     pipeline::Vectorized,
     web::{error::Error, middleware::access_log::Facts},
@@ -64,7 +64,7 @@ pub(super) struct Answer {
     #[serde(skip)]
     attempts: u32,
     #[serde(skip)]
-    origin: Origin,
+    provenance: Provenance,
 }
 
 /// What NVIDIA was given.
@@ -98,7 +98,7 @@ impl Answer {
             vector: done.embedding.vector,
             size_bytes: done.picture.content.len(),
             attempts: done.embedding.tries,
-            origin: done.embedding.origin,
+            provenance: done.embedding.provenance,
         }
     }
 
@@ -119,13 +119,13 @@ impl IntoResponse for Answer {
         };
         body.push(b'\n'); // for people at a terminal
         // A miss is what was paid for: who waited for another's call paid nothing.
-        let cache = if self.origin == Origin::Asked { "miss" } else { "hit" };
+        let cache = if self.provenance == Provenance::Asked { "miss" } else { "hit" };
         let headers = [(header::CONTENT_TYPE, "application/json"), (X_CACHE, cache)];
         let mut response = (StatusCode::OK, headers, body).into_response();
         response.extensions_mut().insert(Facts {
             saved_as: Some(self.saved_as),
             size_bytes: Some(self.size_bytes),
-            cache: Some(self.origin.name()),
+            cache: Some(self.provenance.name()),
             attempts: Some(self.attempts),
         });
         response
