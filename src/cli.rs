@@ -19,7 +19,7 @@ pub fn run() -> ExitCode {
         return code;
     }
     let (task, config) = Config::from_process().unwrap_or_else(|faults| faults.exit());
-    telemetry::init(&config.telemetry);
+    let _log = telemetry::init(&config.telemetry); // written to its end when this ends
     let outcome = Runtime::new().map_err(Into::into).and_then(|runtime| {
         let outcome = runtime.block_on(perform(task, config));
         // What still blocks a thread (a look-up, a hung disk) was given its time by the drain.

@@ -12,6 +12,7 @@ use settings::SETTINGS;
 
 mod command;
 mod decoder;
+mod dotenv;
 mod embed;
 mod fetch;
 mod limits;
@@ -110,7 +111,7 @@ impl Config {
     /// Every fault of the settings at once.
     pub fn resolve(raw: &Raw) -> Result<Self, Faults> {
         let mut read = Reader::new(&raw.values);
-        read.faults.clone_from(&raw.unreadable);
+        read.faults = [&raw.unreadable[..], &raw.open_guards()].concat();
         read.notices = raw.typing_slips();
         let upstream = upstream::resolve(&mut read);
         let downloads = read.value(&store::DOWNLOADS_DIR);

@@ -37,6 +37,7 @@
 
 pub mod app;
 pub mod base64_text;
+mod bearer_token;
 pub mod cli;
 pub mod config;
 pub mod decoder;

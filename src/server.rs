@@ -4,7 +4,6 @@ use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use sd_notify::NotifyState;
 use tokio::{
     net::TcpListener,
     time::{sleep, timeout},
@@ -110,25 +109,18 @@ impl Server {
     /// says no, then the listener closes and what runs is waited for.
     pub async fn serve(self, router: Router, stop: impl Future<Output = ()>) {
         let connections = Connections::new(router, &self.settings, Arc::clone(&self.metrics));
-        let mut watchdog = Watchdog::from_environment();
+        let _watchdog = Watchdog::from_environment();
         Phase::Serving(self.address).announce(&self.shutdown);
-        self.accept_until(stop, &connections, &mut watchdog).await;
-        self.drain(&connections, &mut watchdog).await;
-        self.shut_down(connections, watchdog).await;
+        self.accept_until(stop, &connections).await;
+        self.drain(&connections).await;
+        self.shut_down(connections).await;
     }
 
-    async fn accept_until(
-        &self,
-        end: impl Future<Output = ()>,
-        connections: &Connections,
-        watchdog: &mut Watchdog,
-    ) {
+    async fn accept_until(&self, end: impl Future<Output = ()>, connections: &Connections) {
         let mut end = pin!(end);
         loop {
             tokio::select! {
                 () = &mut end => break,
-                // Here, because this loop is what must go on.
-                () = watchdog.is_due() => systemd::say(&[NotifyState::Watchdog]),
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => connections.serve(stream, peer),
                     Err(error) if is_about_one_connection(&error) => {}
@@ -142,14 +134,14 @@ impl Server {
     }
 
     /// Announces the end, and goes on accepting until balancers have heard of it.
-    async fn drain(&self, connections: &Connections, watchdog: &mut Watchdog) {
+    async fn drain(&self, connections: &Connections) {
         let delay = self.settings.drain_delay;
         Phase::Draining(delay).announce(&self.shutdown);
-        self.accept_until(sleep(delay), connections, watchdog).await;
+        self.accept_until(sleep(delay), connections).await;
     }
 
     /// Closes the listener, and waits for what runs, as long as it may.
-    async fn shut_down(self, connections: Connections, mut watchdog: Watchdog) {
+    async fn shut_down(self, connections: Connections) {
         connections.serve_rest(self.listener);
         // Those who came last have not sent their request yet.
         sleep(LAST_REQUESTS).await;
@@ -159,15 +151,7 @@ impl Server {
             connections.close().await;
             self.background.wait().await;
         });
-        let finished = async {
-            loop {
-                tokio::select! {
-                    () = &mut finish => break,
-                    () = watchdog.is_due() => systemd::say(&[NotifyState::Watchdog]),
-                }
-            }
-        };
-        if timeout(self.settings.drain_timeout, finished).await.is_ok() {
+        if timeout(self.settings.drain_timeout, &mut finish).await.is_ok() {
             tracing::info!("stopped: every request was answered");
         } else {
             Phase::EndingRequests.announce(&self.shutdown);

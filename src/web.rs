@@ -11,7 +11,10 @@ use axum::{
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::server::{Shutdown, TrustedProxies};
+use crate::{
+    server::{Shutdown, TrustedProxies},
+    telemetry::panic_text,
+};
 use error::Error;
 use middleware::{
     access_log::{AccessLog, access_log},
@@ -79,10 +82,7 @@ fn layered(router: Router, log: AccessLog, shutdown: &Shutdown, origins: &Origin
 
 #[allow(clippy::needless_pass_by_value, reason = "the layer's signature")]
 fn answer_panic(panic: Box<dyn Any + Send>) -> Response<Body> {
-    let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-    Error::Internal(format!("panic: {}", text.as_deref().unwrap_or("of an unknown kind")))
-        .into_response()
+    Error::Internal(format!("panic: {}", panic_text(&*panic))).into_response()
 }
 
 #[cfg(test)]

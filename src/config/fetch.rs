@@ -37,7 +37,8 @@ pub(super) const HOSTS: Optional<Vec<HostPattern>> = Optional::new(
     "IMAGESVC_FETCH_HOSTS",
     |text| parse::list(text, HostPattern::parse),
     "Only these hosts are fetched from (upload.wikimedia.org,*.example.com)",
-);
+)
+.guard();
 
 pub(super) const ALLOW: Optional<Vec<Exception>> = Optional::new(
     "IMAGESVC_FETCH_ALLOW",

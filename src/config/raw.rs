@@ -1,18 +1,23 @@
 //! What was given, before it is judged: flags over the environment over `.env`.
 
-use std::{ffi::OsString, path::Path};
+use std::{collections::BTreeSet, ffi::OsString, fs, io::ErrorKind, path::Path};
 
 use clap::{ArgMatches, parser::ValueSource};
 
 use super::{
+    dotenv,
     reader::Given,
+    row::Row,
     settings::{SETTINGS, find},
 };
 
-/// The settings as text, by the name of their variable. An empty value is an unset one.
+/// The settings as text, by the name of their variable. An empty value is an unset one, but for what
+/// guards something: there it is a fault.
 #[derive(Default)]
 pub struct Raw {
     pub(super) values: Given,
+    /// Settings that were given without a value.
+    empty: BTreeSet<&'static str>,
     /// Variables that look like ours and are none: typing slips, mostly.
     unknown: Vec<String>,
     /// Variables whose value is not UTF-8, or a `.env` that cannot be read.
@@ -58,6 +63,21 @@ impl Raw {
         raw
     }
 
+    /// A fault for each setting that guards something, and was given without a value: whatever was
+    /// meant, it would guard nothing.
+    pub(super) fn open_guards(&self) -> Vec<String> {
+        let is_open = |row: &&Row| {
+            row.guards && self.empty.contains(row.name) && !self.values.contains_key(row.name)
+        };
+        let fault = |row: &Row| {
+            format!(
+                "{} is there but empty, and would guard nothing: give it a value, or remove it",
+                row.name
+            )
+        };
+        SETTINGS.iter().filter(is_open).map(fault).collect()
+    }
+
     /// A word to the operator for each variable that is unknown.
     pub(super) fn typing_slips(&self) -> Vec<String> {
         let slip = |name| format!("{name} is no setting of this service; is it a typing slip?");
@@ -65,36 +85,32 @@ impl Raw {
     }
 
     fn add_dotenv(&mut self, path: &Path) {
-        match dotenvy::from_path_iter(path) {
-            Ok(lines) => {
-                for line in lines {
-                    match line {
-                        Ok((name, value)) => self.add(&name, &value),
-                        // dotenvy's error quotes the line, which may hold a key.
-                        Err(dotenvy::Error::LineParse(..)) => {
-                            self.unreadable.push(".env has a line that is not NAME=value".into());
-                        }
-                        Err(_) => {
-                            self.unreadable.push(".env cannot be read to its end".into());
-                            break;
-                        }
-                    }
-                }
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return,
+            Err(error) => {
+                self.unreadable.push(format!(".env cannot be read: {}", error.kind()));
+                return;
             }
-            Err(error) if error.not_found() => {}
-            Err(_) => self.unreadable.push(".env cannot be read".into()),
+        };
+        for line in dotenv::parse(&text) {
+            match line {
+                Ok((name, value)) => self.add(name, value),
+                Err(fault) => self.unreadable.push(fault.to_string()),
+            }
         }
     }
 
     fn add(&mut self, name: &str, value: &str) {
         let value = value.trim();
-        if value.is_empty() {
-            return;
-        }
         match find(name) {
+            Some(setting) if value.is_empty() => {
+                self.empty.insert(setting.name);
+            }
             Some(setting) => {
                 self.values.insert(setting.name, value.to_owned());
             }
+            None if value.is_empty() => {}
             None if name.starts_with("IMAGESVC_") => self.unknown.push(name.to_owned()),
             None => {}
         }
@@ -115,7 +131,7 @@ mod tests {
     fn merge(flags: &[&str], environment: &[(&str, &str)], dotenv: &str) -> Raw {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".env");
-        std::fs::write(&path, dotenv).unwrap();
+        fs::write(&path, dotenv).unwrap();
         let flags = command().try_get_matches_from([&["imagesvc"], flags].concat()).unwrap();
         Raw::merge(
             &flags,
@@ -162,7 +178,7 @@ mod tests {
     #[test]
     fn a_broken_dotenv_is_a_fault_that_quotes_nothing() {
         let raw = merge(&[], &[], "no setting nvapi-secret\nIMAGESVC_PORT=3\n");
-        assert_eq!(raw.unreadable, [".env has a line that is not NAME=value"]);
+        assert_eq!(raw.unreadable, [".env, line 1: it is not NAME=value"]);
         assert_eq!(raw.get("IMAGESVC_PORT"), Some("3"), "the lines after it are read");
     }
 }

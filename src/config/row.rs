@@ -15,6 +15,8 @@ pub(super) struct Row {
     pub default: Option<&'static str>,
     /// How the value may be given.
     pub kind: Kind,
+    /// Whether it guards something, so that its absence must be meant.
+    pub guards: bool,
     /// One line for people. What stands between backticks is code; only Markdown shows them.
     pub help: &'static str,
 }
@@ -64,7 +66,7 @@ impl<T> Setting<T> {
         parse: Parser<T>,
         help: &'static str,
     ) -> Self {
-        let row = Row { name, default: Some(default), kind: Kind::Value, help };
+        let row = Row { name, default: Some(default), kind: Kind::Value, guards: false, help };
         Self { row, default, parse }
     }
 }
@@ -73,7 +75,7 @@ impl Setting<bool> {
     /// A switch, which is off unless it is turned on.
     pub(super) const fn switch(name: &'static str, help: &'static str) -> Self {
         let default = "false";
-        let row = Row { name, default: Some(default), kind: Kind::Switch, help };
+        let row = Row { name, default: Some(default), kind: Kind::Switch, guards: false, help };
         Self { row, default, parse: parse::switch }
     }
 }
@@ -89,12 +91,17 @@ pub(super) struct Optional<T> {
 impl<T> Optional<T> {
     /// A setting that is a flag or a variable.
     pub(super) const fn new(name: &'static str, parse: Parser<T>, help: &'static str) -> Self {
-        Self { row: Row { name, default: None, kind: Kind::Value, help }, parse }
+        Self { row: Row { name, default: None, kind: Kind::Value, guards: false, help }, parse }
     }
 
     /// A setting whose value nobody else may see. Its parser must not quote the value.
     pub(super) const fn secret(name: &'static str, parse: Parser<T>, help: &'static str) -> Self {
-        Self { row: Row { name, default: None, kind: Kind::Secret, help }, parse }
+        Self { row: Row { name, default: None, kind: Kind::Secret, guards: false, help }, parse }
+    }
+
+    /// The same setting as one that guards something: there but empty, it is a fault.
+    pub(super) const fn guard(self) -> Self {
+        Self { row: Row { guards: true, ..self.row }, parse: self.parse }
     }
 }
 

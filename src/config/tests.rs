@@ -46,6 +46,27 @@ fn the_keys_of_clients_are_read_from_a_file_too() {
 }
 
 #[test]
+fn a_guard_that_is_there_but_empty_is_a_fault() {
+    let sandbox = ("IMAGESVC_SANDBOX", "1");
+    for name in [
+        "IMAGESVC_API_KEYS",
+        "IMAGESVC_API_KEYS_FILE",
+        "IMAGESVC_RATE_LIMIT_PER_MINUTE",
+        "IMAGESVC_FETCH_HOSTS",
+    ] {
+        for empty in ["", "  "] {
+            let faults = resolve(&[sandbox, (name, empty)]).unwrap_err().to_string();
+            assert!(faults.contains(&format!("{name} is there but empty")), "{faults}");
+        }
+    }
+    // What another source gives stands.
+    let keys = "IMAGESVC_API_KEYS";
+    assert!(!resolve(&[sandbox, (keys, "a"), (keys, "")]).unwrap().web.keys.is_empty());
+    assert!(resolve(&[sandbox, ("IMAGESVC_CORS_ORIGINS", "")]).is_ok(), "this opens something");
+    assert!(resolve(&[("NVIDIA_API_KEY", "")]).is_err());
+}
+
+#[test]
 fn without_a_key_both_ways_out_are_named() {
     let faults = resolve(&[]).unwrap_err().to_string();
     assert!(faults.contains("NVIDIA_API_KEY") && faults.contains("--sandbox"), "{faults}");

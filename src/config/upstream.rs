@@ -11,7 +11,7 @@ use crate::nvidia::ApiKey;
 
 pub(super) const API_KEY: Optional<ApiKey> = Optional::secret(
     "NVIDIA_API_KEY",
-    |text| Ok(ApiKey::parse(text)?),
+    ApiKey::parse,
     "The key for NVIDIA's API; required without --sandbox",
 );
 

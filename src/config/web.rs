@@ -9,16 +9,19 @@ pub(super) const API_KEYS: Optional<ClientKeys> = Optional::secret(
     "IMAGESVC_API_KEYS",
     ClientKeys::parse,
     "Keys that clients must send, comma separated",
-);
+)
+.guard();
 
 pub(super) const API_KEYS_FILE: Optional<PathBuf> =
-    Optional::new("IMAGESVC_API_KEYS_FILE", parse::path, "A file with those keys, a line each");
+    Optional::new("IMAGESVC_API_KEYS_FILE", parse::path, "A file with those keys, a line each")
+        .guard();
 
 pub(super) const RATE_LIMIT_PER_MINUTE: Optional<u32> = Optional::new(
     "IMAGESVC_RATE_LIMIT_PER_MINUTE",
     |text| parse::number(text, 1..=1_000_000),
     "POSTs a minute for each client, by key or else by address; a minute's worth may come at once",
-);
+)
+.guard();
 
 pub(super) const CORS_ORIGINS: Optional<Origins> = Optional::new(
     "IMAGESVC_CORS_ORIGINS",

@@ -187,7 +187,7 @@ impl Policy {
     /// # Errors
     /// [`Refusal::Denied`]
     pub fn judge_address(&self, address: IpAddr, excepted: bool) -> Result<(), Refusal> {
-        let address = address.to_canonical(); // IPv4-mapped is judged as IPv4
+        let address = behind_nat64(address.to_canonical()); // IPv4-mapped is judged as IPv4, too
         let in_exception = || {
             self.allow
                 .iter()
@@ -245,6 +245,9 @@ const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
 }
 
+/// The well-known prefix of translators to IPv4, of 96 bits.
+const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
+
 /// Global unicast: everything else in IPv6 is denied.
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
 
@@ -266,6 +269,17 @@ fn is_public(address: IpAddr) -> bool {
                 && !DENIED_V6.iter().any(|network| network.contains(&address))
                 && !is_isatap(address)
         }
+    }
+}
+
+/// Where a translator's address leads: to the IPv4 address in its last 32 bits (RFC 6052, section
+/// 2.1). In a network with DNS64, every name leads to such ones. Any other address is itself.
+fn behind_nat64(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(translated) if NAT64.contains(&translated) => {
+            Ipv4Addr::from_bits(translated.to_bits() as u32).into()
+        }
+        _ => address,
     }
 }
 

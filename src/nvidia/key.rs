@@ -6,6 +6,8 @@ use bytes::Bytes;
 use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::bearer_token;
+
 /// A key of NVIDIA's API. Prints as `[redacted]`.
 #[derive(Clone)]
 pub struct ApiKey(SecretString);
@@ -15,15 +17,19 @@ impl ApiKey {
     ///
     /// # Errors
     /// What is wrong with it; the key is not quoted.
-    pub fn parse(text: &str) -> Result<Self, &'static str> {
+    pub fn parse(text: &str) -> Result<Self, String> {
         let mut words = text.split_whitespace().peekable();
         words.next_if(|word| word.eq_ignore_ascii_case("bearer"));
         let key = words.next().unwrap_or_default();
         match key {
-            "" => Err("holds no key"),
-            _ if words.next().is_some() => Err("holds more than one word, which no key does"),
-            key if key.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(Self(key.into())),
-            _ => Err("is no key: it holds characters that no key has"),
+            "" => Err("holds no key".into()),
+            _ if words.next().is_some() => {
+                Err("holds more than one word, which no key does".into())
+            }
+            key => match bearer_token::check(key) {
+                Ok(()) => Ok(Self(key.into())),
+                Err(fault) => Err(format!("holds a key {fault}")),
+            },
         }
     }
 
@@ -69,8 +75,16 @@ mod tests {
         for text in ["nvapi-1", " nvapi-1\n", "Bearer nvapi-1", "bearer  nvapi-1 "] {
             assert_eq!(ApiKey::parse(text).unwrap().bearer(), "Bearer nvapi-1");
         }
-        for text in ["", "  ", "Bearer ", "nvapi-1 nvapi-2", "nvapi\n1", "nvapi-\u{7}", "nvapi-é"]
-        {
+        for text in [
+            "",
+            "  ",
+            "Bearer ",
+            "nvapi-1 nvapi-2",
+            "\"nvapi-1\"",
+            "nvapi\n1",
+            "nvapi-\u{7}",
+            "nvapi-é",
+        ] {
             assert!(ApiKey::parse(text).is_err(), "{text:?}");
         }
     }

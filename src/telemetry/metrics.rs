@@ -17,7 +17,7 @@ use std::{
 use prometheus_client::{
     encoding::text::{encode_eof, encode_registry},
     metrics::{
-        counter::Counter,
+        counter::{ConstCounter, Counter},
         family::Family,
         gauge::{ConstGauge, Gauge},
         histogram::Histogram,
@@ -25,6 +25,8 @@ use prometheus_client::{
     },
     registry::{Metric, Registry, Unit},
 };
+
+use super::log::dropped_lines;
 
 /// What every metric's name begins with.
 const PREFIX: &str = "imagesvc";
@@ -211,6 +213,11 @@ impl Metrics {
             "tasks",
             "Tasks that have not ended: connections, calls, and what goes on for ever",
             ConstGauge::new(tasks),
+        );
+        now.register(
+            "log_lines_dropped",
+            "Lines of the log that were dropped because nobody read those before them",
+            ConstCounter::new(dropped_lines()),
         );
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;

@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
-use crate::support::{Child, FakeNvidia, ROCKET, Reply, TestApp, embedding, heic, number, tiny};
+use crate::support::{
+    Child, FakeNvidia, ROCKET, Reply, TestApp, embedding, heic, metric, number, tiny,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_request_is_one_json_line_with_the_facts_in_fields() {
@@ -165,4 +168,24 @@ async fn the_readme_lists_every_metric_and_no_other() {
     let by_name = ["(to,\"", ".register(\"", ".register_with_unit(\""];
     let registered: usize = by_name.iter().map(|call| source.matches(call).count()).sum();
     assert_eq!(listed.len(), registered, "{listed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start_unread(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
+    let client = reqwest::Client::new();
+    // More lines than the pipe holds, and than wait for it.
+    let address = child.url("/nothing");
+    let requests = (0..8000).map(|_| client.get(&address).send());
+    let mut answers = stream::iter(requests).buffer_unordered(16);
+    while let Some(answer) = answers.next().await {
+        assert_eq!(answer.unwrap().status(), 404);
+    }
+    let picture = child.upload_request(&client, ROCKET).send().await.unwrap();
+    assert_eq!(picture.status(), 200);
+    let metrics = client.get(child.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    assert!(metric(&metrics, "imagesvc_log_lines_dropped_total") > 0.0);
+    let (status, _) = child.stop();
+    assert_eq!(status.code(), Some(0));
 }

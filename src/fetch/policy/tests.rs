@@ -183,6 +183,26 @@ fn exceptions_open_what_they_name_and_nothing_else() {
 }
 
 #[test]
+fn an_address_behind_a_translator_is_judged_by_where_it_leads() {
+    let exception = policy(&[], &["64:ff9b::/96", "10.1.0.0/16"]);
+    for (address, plain, excepted) in [
+        ("64:ff9b::808:808", true, true),
+        ("64:ff9b::a9fe:a9fe", false, false),
+        ("64:ff9b::7f00:1", false, false),
+        ("64:ff9b::a00:1", false, false),
+        ("64:ff9b::a01:1", false, true),
+        // Of the prefix for networks' own use, nothing is known.
+        ("64:ff9b:1::808:808", false, false),
+    ] {
+        let address = address.parse().unwrap();
+        assert_eq!(policy(&[], &[]).judge_address(address, false).is_ok(), plain, "{address}");
+        assert_eq!(exception.judge_address(address, false).is_ok(), excepted, "{address}");
+    }
+    let metadata = "64:ff9b::a9fe:a9fe".parse().unwrap();
+    assert!(exception.judge_address(metadata, true).is_err());
+}
+
+#[test]
 fn a_list_of_hosts_narrows() {
     let policy = policy(&["upload.wikimedia.org", "*.example.com"], &[]);
     for good in [
@@ -241,6 +261,10 @@ fn is_private(address: IpAddr) -> bool {
                 || (a == 100 && (64..128).contains(&b))
                 || (a == 198 && (18..20).contains(&b))
                 || (a == 192 && b == 0 && c == 0)
+        }
+        IpAddr::V6(v6) if v6.segments()[..6] == [0x64, 0xff9b, 0, 0, 0, 0] => {
+            let [.., a, b, c, d] = v6.octets();
+            is_private(Ipv4Addr::new(a, b, c, d).into())
         }
         IpAddr::V6(v6) => {
             let [a, b, ..] = v6.segments();

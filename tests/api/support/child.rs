@@ -1,10 +1,10 @@
 //! The service as a process of its own.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Lines},
     net::SocketAddr,
     path::Path,
-    process::{Command, ExitStatus, Stdio},
+    process::{ChildStderr, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread::JoinHandle,
 };
@@ -20,12 +20,31 @@ pub struct Child {
     process: std::process::Child,
     log: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
+    /// What it logs, where nobody reads that.
+    _unread: Option<Lines<BufReader<ChildStderr>>>,
 }
 
 impl Child {
     /// Starts the program in a folder, with these settings and nothing else, and waits until it
     /// listens.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
+        let (mut child, lines) = Self::spawn(folder, settings);
+        let sink = Arc::clone(&child.log);
+        let reader = std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| sink.lock().unwrap().push(line));
+        });
+        child.reader = Some(reader);
+        child
+    }
+
+    /// The same, but from when it listens nobody reads its log.
+    pub fn start_unread(folder: &Path, settings: &[(&str, &str)]) -> Self {
+        let (mut child, lines) = Self::spawn(folder, settings);
+        child._unread = Some(lines);
+        child
+    }
+
+    fn spawn(folder: &Path, settings: &[(&str, &str)]) -> (Self, Lines<BufReader<ChildStderr>>) {
         let mut process = Command::new(env!("CARGO_BIN_EXE_imagesvc"))
             .env_clear()
             .envs([
@@ -51,11 +70,7 @@ impl Child {
             }
         };
         let log = Arc::new(Mutex::new(said));
-        let sink = Arc::clone(&log);
-        let reader = std::thread::spawn(move || {
-            lines.map_while(Result::ok).for_each(|line| sink.lock().unwrap().push(line));
-        });
-        Self { address, process, log, reader: Some(reader) }
+        (Self { address, process, log, reader: None, _unread: None }, lines)
     }
 
     /// Starts the program in a folder, in front of a fake NVIDIA.
@@ -136,7 +151,9 @@ impl Child {
     /// Waits for its end, and gives its exit status and all that it logged.
     pub fn wait(mut self) -> (ExitStatus, Vec<String>) {
         let status = self.process.wait().unwrap();
-        self.reader.take().unwrap().join().unwrap();
+        if let Some(reader) = self.reader.take() {
+            reader.join().unwrap();
+        }
         let log = std::mem::take(&mut *self.log.lock().unwrap());
         (status, log)
     }

@@ -1,0 +1,131 @@
+//! Reads `.env`: lines of `NAME=value`, which are taken as they stand.
+//!
+//! The libraries for this format substitute variables, and what they do not know becomes nothing: of
+//! a key with a `$` in it a shorter one would be left, or none, and with it no guard. Nothing is
+//! substituted here. Since elsewhere it would be, a `$` must stand in single quotes.
+
+/// One line that is none, or is not clear; what it holds is not quoted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(".env, line {line}: {fault}")]
+pub(super) struct Fault {
+    /// From 1.
+    line: usize,
+    fault: &'static str,
+}
+
+/// The names and values in order, and the lines that are none. A byte order mark, the line ends of
+/// Windows, empty lines, comments and a leading `export` are passed over.
+pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), Fault>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let lines = text.lines().map(str::trim).zip(1..);
+    let lines = lines.filter(|(text, _)| !text.is_empty() && !text.starts_with('#'));
+    lines.map(|(text, line)| setting(text).map_err(|fault| Fault { line, fault })).collect()
+}
+
+fn setting(text: &str) -> Result<(&str, &str), &'static str> {
+    let is_name = |name: &str| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    };
+    let bare = text.strip_prefix("export ").unwrap_or(text);
+    match bare.split_once('=') {
+        Some((name, value)) if is_name(name.trim()) => {
+            Ok((name.trim(), self::value(value.trim())?))
+        }
+        _ => Err("it is not NAME=value"),
+    }
+}
+
+fn value(text: &str) -> Result<&str, &'static str> {
+    const DOLLAR: &str =
+        "it holds a $, and nothing is substituted here; put the value in single quotes";
+    let value = match text.chars().next() {
+        Some('\'') => return quoted(&text[1..], '\''),
+        Some('"') => quoted(&text[1..], '"')?,
+        // A comment begins behind a blank.
+        _ => text.split_once(" #").map_or(text, |(value, _)| value.trim_end()),
+    };
+    if value.contains('$') { Err(DOLLAR) } else { Ok(value) }
+}
+
+/// What stands in quotes, the first of which is gone.
+fn quoted(text: &str, quote: char) -> Result<&str, &'static str> {
+    let (value, rest) = text.split_once(quote).ok_or("a quote is not closed on it")?;
+    let rest = rest.trim_start();
+    if quote == '"' && value.contains('\\') {
+        return Err(
+            "it has a \\ in double quotes, which is read differently elsewhere; use single quotes",
+        );
+    }
+    if rest.is_empty() || rest.starts_with('#') {
+        Ok(value)
+    } else {
+        Err("something follows the closing quote")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn one(line: &str) -> Result<(&str, &str), &'static str> {
+        let mut lines = parse(line);
+        assert_eq!(lines.len(), 1, "{line}");
+        lines.remove(0).map_err(|fault| fault.fault)
+    }
+
+    #[test]
+    fn values_are_taken_as_they_stand() {
+        for (line, value) in [
+            ("A=b", "b"),
+            ("export A=b", "b"),
+            (" A = b c ", "b c"),
+            ("A=", ""),
+            ("A=''", ""),
+            ("A=my-app/1.0 (ops@example.com)", "my-app/1.0 (ops@example.com)"),
+            ("A=b # a comment", "b"),
+            ("A=b#c", "b#c"),
+            ("A='$ecret # \"x\" \\n'  # a comment", "$ecret # \"x\" \\n"),
+            ("A=\"b c # d\"", "b c # d"),
+            ("A=b\\nc", "b\\nc"),
+            ("A=it's", "it's"),
+            ("A=b=c", "b=c"),
+        ] {
+            assert_eq!(one(line), Ok(("A", value)), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_another_program_would_substitute_or_read_differently_is_a_fault() {
+        for line in ["A=$ecret", "A=abc$HOMEdef", "A=\"$B\"", "A=${B}", "A=a\\$b"] {
+            assert!(one(line).unwrap_err().contains("single quotes"), "{line}");
+        }
+        for line in ["A", "=b", "A B=c", "A-B=c", "A='b", "A=\"b", "A='b'c", "A=\"b\\\"c\""] {
+            assert!(one(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_mark_at_the_beginning_and_the_line_ends_of_windows_do_not_matter() {
+        let lines = parse("\u{feff}A=1\r\n\r\n# B=2\r\nno line\r\nC='3'\r\n");
+        let fault = Fault { line: 4, fault: "it is not NAME=value" };
+        assert_eq!(lines, [Ok(("A", "1")), Err(fault), Ok(("C", "3"))]);
+        assert_eq!(fault.to_string(), ".env, line 4: it is not NAME=value");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_stands_in_single_quotes_is_the_value(value in "[^'\r\n]{0,40}") {
+            let line = format!("A='{value}'");
+            prop_assert_eq!(one(&line), Ok(("A", value.as_str())));
+        }
+
+        #[test]
+        fn no_file_makes_it_panic_and_no_value_is_changed(text in any::<String>()) {
+            for (_, value) in parse(&text).into_iter().flatten() {
+                prop_assert!(text.contains(value));
+            }
+        }
+    }
+}
