@@ -19,18 +19,20 @@ pub fn run() -> ExitCode {
         return code;
     }
     let (task, config) = Config::from_process().unwrap_or_else(|faults| faults.exit());
-    let _log = telemetry::init(&config.telemetry); // written to its end when this ends
+    telemetry::open_log(&config.telemetry);
     let outcome = Runtime::new().map_err(Into::into).and_then(|runtime| {
         let outcome = runtime.block_on(perform(task, config));
         // What still blocks a thread (a look-up, a hung disk) was given its time by the drain.
         runtime.shutdown_timeout(Duration::from_secs(1));
         outcome
     });
-    outcome.unwrap_or_else(|error| {
+    let code = outcome.unwrap_or_else(|error| {
         let cause = error.source().map(tracing::field::display);
         tracing::error!(%error, cause, "imagesvc cannot start");
         ExitCode::FAILURE
-    })
+    });
+    telemetry::close_log();
+    code
 }
 
 async fn perform(task: Task, config: Config) -> Result<ExitCode, Box<dyn Error>> {

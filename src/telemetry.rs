@@ -6,5 +6,5 @@ mod metrics;
 
 pub(crate) use causes::causes;
 pub(crate) use log::panic_text;
-pub use log::{Format, Log, Settings, init, parse_filter};
+pub use log::{Format, Settings, close as close_log, open as open_log, parse_filter};
 pub use metrics::{InFlight, Metrics, Readings};

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use tower::ServiceBuilder;
-use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::{catch_panic::CatchPanicLayer, cors::CorsLayer};
 
 use crate::{
     server::{Shutdown, TrustedProxies},
@@ -19,7 +19,7 @@ use error::Error;
 use middleware::{
     access_log::{AccessLog, access_log},
     body_draining::drain_body,
-    cors::refuse_other_origins,
+    cors::{PageRules, refuse_strange_pages},
     shutdown::{close_when_draining, end_with_drain},
 };
 
@@ -41,6 +41,8 @@ pub struct Settings {
     pub rate_limit: Option<u32>,
     /// Other origins whose pages may call.
     pub origins: Origins,
+    /// Names of the service that browsers may use where there are no client keys.
+    pub hosts: Vec<String>,
 }
 
 /// The routes and their layers. `more` are routes of others that want no key.
@@ -51,7 +53,9 @@ pub fn router(
     more: Router,
 ) -> Router {
     let log = AccessLog { metrics: Arc::clone(&state.metrics), proxies };
-    layered(routes::router(state, settings, more), log, &state.shutdown, &settings.origins)
+    let rules = Arc::new(PageRules::new(settings));
+    let routes = routes::router(state, settings, &rules, more);
+    layered(routes, log, &state.shutdown, settings.origins.layer(), rules)
 }
 
 /// The layers, the outermost first:
@@ -63,20 +67,26 @@ pub fn router(
 /// 5. a panic in any of the next becomes an error like any other, so it must be caught inside of
 ///    what answers errors;
 /// 6. `end_with_drain` ends what runs when the drain's time is up;
-/// 7. `refuse_other_origins` turns web pages of strangers away.
+/// 7. `refuse_strange_pages` turns web pages of strangers away.
 ///
 /// The groups of routes have layers of their own: see [`routes`].
-fn layered(router: Router, log: AccessLog, shutdown: &Shutdown, origins: &Origins) -> Router {
+fn layered(
+    router: Router,
+    log: AccessLog,
+    shutdown: &Shutdown,
+    cors: Option<CorsLayer>,
+    rules: Arc<PageRules>,
+) -> Router {
     // In one: each call of `Router::layer` would have a request copy all that is below it.
     router.layer(
         ServiceBuilder::new()
             .layer(map_response_with_state(shutdown.clone(), close_when_draining))
             .layer(from_fn_with_state(log, access_log))
-            .option_layer(origins.layer())
+            .option_layer(cors)
             .layer(from_fn(drain_body))
             .layer(CatchPanicLayer::custom(answer_panic))
             .layer(from_fn_with_state(shutdown.clone(), end_with_drain))
-            .layer(from_fn_with_state(origins.clone(), refuse_other_origins)),
+            .layer(from_fn_with_state(rules, refuse_strange_pages)),
     )
 }
 
@@ -98,7 +108,14 @@ mod tests {
         let panics =
             Router::new().route("/", get(async || -> Response { panic!("planted words") }));
         let log = AccessLog { metrics: Metrics::new(), proxies: TrustedProxies::default() };
-        let app = layered(panics, log, &Shutdown::default(), &Origins::default());
+        let settings = Settings {
+            keys: ClientKeys::default(),
+            rate_limit: None,
+            origins: Origins::default(),
+            hosts: Vec::new(),
+        };
+        let rules = Arc::new(PageRules::new(&settings));
+        let app = layered(panics, log, &Shutdown::default(), None, rules);
         let answer = app.oneshot(Request::new(Body::empty())).await.unwrap();
         assert_eq!(answer.status(), 500);
         assert_eq!(answer.headers()["content-type"], "application/problem+json");

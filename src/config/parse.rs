@@ -5,7 +5,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use url::Url;
+use url::{Host, Url};
 
 /// A duration: `10s`, `2m`, `1h 30m`, or plain seconds; at most 30 days.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -104,6 +104,14 @@ pub(super) fn host(text: &str) -> Result<IpAddr, String> {
         _ => text
             .parse()
             .map_err(|_| "must be an IP address of this machine, such as 0.0.0.0 or ::".into()),
+    }
+}
+
+/// A name of a host, with no port.
+pub(super) fn host_name(text: &str) -> Result<String, String> {
+    match Host::parse(text) {
+        Ok(Host::Domain(name)) if !name.contains('*') => Ok(name),
+        _ => Err("is no host name; write images.example.com, with no port".into()),
     }
 }
 

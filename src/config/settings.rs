@@ -37,6 +37,7 @@ pub(super) const SETTINGS: &[Row] = &[
     limits::MAX_BUFFERED_BYTES.row,
     decoder::MAX_DECODE_BYTES.row,
     server::TRUSTED_PROXIES.row,
+    web::HOSTS.row,
     store::MIN_FREE_BYTES.row,
     store::DOWNLOADS_MAX_AGE.row,
     store::DOWNLOADS_MAX_BYTES.row,

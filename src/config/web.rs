@@ -29,10 +29,17 @@ pub(super) const CORS_ORIGINS: Optional<Origins> = Optional::new(
     "Other origins whose web pages may call the service (https://app.example.com)",
 );
 
+pub(super) const HOSTS: Optional<Vec<String>> = Optional::new(
+    "IMAGESVC_HOSTS",
+    |text| parse::list(text, parse::host_name),
+    "Names of the service that browsers may use where there are no client keys (images.example.com)",
+);
+
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings {
         keys: read.secret(&API_KEYS, &API_KEYS_FILE).unwrap_or_default(),
         rate_limit: read.optional(&RATE_LIMIT_PER_MINUTE),
         origins: read.optional(&CORS_ORIGINS).unwrap_or_default(),
+        hosts: read.optional(&HOSTS).unwrap_or_default(),
     }
 }

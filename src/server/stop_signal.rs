@@ -4,6 +4,8 @@ use std::io;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::telemetry;
+
 /// Listens for SIGTERM and SIGINT from now on. The future ends at the first; a second one ends the
 /// process at once.
 ///
@@ -20,6 +22,7 @@ pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
         tokio::spawn(async move {
             next().await;
             tracing::warn!("stopped: a second signal came");
+            telemetry::close_log();
             std::process::exit(0);
         });
     })

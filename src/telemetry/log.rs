@@ -8,7 +8,7 @@ use std::{
     any::Any,
     io::{self, IsTerminal},
     panic,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use tracing::level_filters::LevelFilter;
@@ -17,6 +17,9 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 
 /// Lines that wait to be written. One has some 300 bytes, seldom a few thousand.
 const WAITING_LINES: usize = 4096;
+
+/// Who writes the lines, while the log is open.
+static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
 /// How many lines were dropped; empty before the log is started.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
@@ -70,16 +73,9 @@ pub fn parse_filter(text: &str) -> Result<String, String> {
     }
 }
 
-/// The log of this process. Dropping it writes the lines that still wait, for a second at most.
-#[derive(Debug)]
-#[must_use = "lines that wait when it is dropped are the last ones"]
-pub struct Log {
-    _writer: WorkerGuard,
-}
-
 /// Starts logging to standard error, once for the process; a second call changes nothing. From now
 /// on panics are lines of the log, too: what writes them else waits for the reader.
-pub fn init(settings: &Settings) -> Log {
+pub fn open(settings: &Settings) {
     let filter = EnvFilter::builder().parse_lossy(&settings.filter);
     let terminal = io::stderr().is_terminal();
     let (writer, guard) = NonBlockingBuilder::default()
@@ -107,8 +103,15 @@ pub fn init(settings: &Settings) -> Log {
             let location = panic.location().map(tracing::field::display);
             tracing::error!(location, panic = panic_text(panic.payload()), "a thread panicked");
         }));
+        *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
-    Log { _writer: guard }
+}
+
+/// Writes the lines that still wait, for a second at most, and closes the log: what is logged
+/// afterwards is lost. Blocks.
+pub fn close() {
+    let writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take();
+    drop(writer);
 }
 
 /// Lines that were dropped because nobody read those before them.

@@ -53,6 +53,9 @@ pub enum Error {
     /// A page of another origin sent the request.
     #[error("sent by a web page of {0}")]
     CrossOrigin(String),
+    /// A page had the service called by a name that it does not have.
+    #[error("sent by a web page to the name {0}")]
+    UnknownName(String),
     /// The client's own limit; free again after this time.
     #[error("the client's limit is used up")]
     RateLimited(Duration),
@@ -121,7 +124,7 @@ impl Error {
             Self::Fetch(error) => fetch_code(error),
             Self::Pipeline(error) => pipeline_code(error),
             Self::Unauthorized => Code::Unauthorized,
-            Self::CrossOrigin(_) => Code::CrossOrigin,
+            Self::CrossOrigin(_) | Self::UnknownName(_) => Code::CrossOrigin,
             Self::RateLimited(_) => Code::RateLimited,
             Self::ShuttingDown => Code::ShuttingDown,
             Self::NotFound => Code::NotFound,
@@ -144,6 +147,10 @@ impl Error {
             Self::CrossOrigin(origin) => format!(
                 "This request was sent by a web page of the origin {origin}, which is not allowed here; the service's \
                  operator can name it in IMAGESVC_CORS_ORIGINS."
+            ),
+            Self::UnknownName(name) => format!(
+                "This request was sent by a web page to the name {name}, which this service does not know as its own; \
+                 the service's operator can add it to IMAGESVC_HOSTS."
             ),
             Self::RateLimited(_) => {
                 "You have sent as many pictures as you may; try again after the time in Retry-After.".into()

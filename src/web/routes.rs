@@ -16,6 +16,7 @@ use super::{
     error::{Error, Problem},
     middleware::{
         auth::require_key,
+        cors::PageRules,
         rate_limit::{RateLimit, rate_limit},
     },
     state::AppState,
@@ -44,7 +45,12 @@ mod url;
 struct Base;
 
 /// All routes, and the document that describes them. `more` are routes of others that are open.
-pub(super) fn router(state: &AppState, settings: &Settings, more: Router) -> Router {
+pub(super) fn router(
+    state: &AppState,
+    settings: &Settings,
+    rules: &Arc<PageRules>,
+    more: Router,
+) -> Router {
     let (open, open_document) = OpenApiRouter::with_openapi(Base::openapi())
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
@@ -58,7 +64,7 @@ pub(super) fn router(state: &AppState, settings: &Settings, more: Router) -> Rou
     let document = openapi::document(open_document, keyed_document);
 
     let open = open
-        .merge(home::router())
+        .merge(home::router(Arc::clone(rules)))
         .merge(docs::router(&document, state.sample.as_deref()))
         .method_not_allowed_fallback(async || Error::MethodNotAllowed);
     let limit = settings.rate_limit.map(|limit| Arc::new(RateLimit::per_minute(limit)));

@@ -256,3 +256,41 @@ async fn the_log_names_the_real_client() {
         lines.filter_map(|line| Some(line.get("client")?.as_str()?.to_owned())).collect();
     assert_eq!(clients, ["198.51.100.7", "198.51.100.8"]);
 }
+
+#[tokio::test]
+async fn a_page_by_a_name_that_is_not_the_services_is_refused_and_told_before() {
+    const NAME: &str = "evil.example:8000";
+    let nvidia = FakeNvidia::well().await;
+    let send = async |app: &TestApp, headers: &[(&str, &str)]| {
+        let mut request = app.upload_request(ROCKET, "a.jpg").header("host", NAME);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        app.send(request).await
+    };
+    let own = [("origin", "http://evil.example:8000"), ("sec-fetch-site", "same-origin")];
+    let page = async |app: &TestApp| {
+        app.send(app.client.get(app.url("/")).header("host", NAME)).await.text()
+    };
+    let app = TestApp::start(&nvidia).await;
+    let refused = send(&app, &own).await;
+    let problem = assert_problem(&refused, 403, "cross_origin");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains(NAME) && detail.contains("IMAGESVC_HOSTS"), "{detail}");
+    assert!(page(&app).await.contains(&format!("data-strange-name=\"{NAME}\"")));
+    assert!(app.get("/").await.text().contains("data-strange-name=\"\""), "an address");
+    assert_eq!(nvidia.count(), 0);
+    send(&app, &[]).await.vector();
+    for setting in [
+        ("IMAGESVC_HOSTS", "images.example, evil.example"),
+        ("IMAGESVC_CORS_ORIGINS", "http://evil.example:8000"),
+    ] {
+        let app = TestApp::builder(&nvidia).setting(setting.0, setting.1).start().await;
+        send(&app, &own).await.vector();
+    }
+    // A stranger's page has no key.
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
+    assert_problem(&send(&app, &own).await, 401, "unauthorized");
+    send(&app, &[&own[..], &[("authorization", "Bearer k-1")]].concat()).await.vector();
+    assert!(page(&app).await.contains("data-strange-name=\"\""));
+}

@@ -2,18 +2,22 @@
 //!
 //! A browser inside the network would else spend the service's key for any stranger's page that it
 //! shows. Programs that are no browser send neither of the headers that are looked at here.
+//!
+//! A stranger can also have a name of his own lead to the service's address (DNS rebinding): his page
+//! is then, for the browser, the service's own. So where clients need no key, pages may call the
+//! service only by an address, as `localhost`, or by a name that the operator gave.
 
-use std::time::Duration;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, header, uri::Authority},
     middleware::Next,
     response::Response,
 };
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use crate::web::error::Error;
+use crate::web::{Settings, error::Error};
 
 /// Says where a request comes from (W3C Fetch Metadata); pages cannot forge it.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
@@ -55,24 +59,24 @@ impl Origins {
         })
     }
 
-    /// Whether a request may come from the page that it comes from.
+    /// Which page a request comes from.
     ///
     /// # Errors
-    /// The origin of a page that may not.
-    fn check(&self, headers: &HeaderMap) -> Result<(), String> {
+    /// The origin of a page from which it may not come.
+    fn check(&self, headers: &HeaderMap) -> Result<Page, String> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let origin = headers.get(header::ORIGIN);
+        if self.any || origin.is_some_and(|origin| self.names(origin)) {
+            return Ok(Page::Named);
+        }
         let is_own = match (text(SEC_FETCH_SITE), origin) {
             (Some("same-origin" | "same-site" | "none"), _) => true,
             (Some("cross-site"), _) => false,
-            (_, None) => true,
+            (_, None) => return Ok(Page::None),
             (_, Some(_)) => is_host(text("origin"), text("host")),
         };
-        if is_own || self.any || origin.is_some_and(|origin| self.names(origin)) {
-            return Ok(());
-        }
         let readable = text("origin").unwrap_or("unknown");
-        Err(readable.chars().take(100).collect())
+        if is_own { Ok(Page::Own) } else { Err(readable.chars().take(100).collect()) }
     }
 
     /// What tells browsers that the pages of these origins may read the answers.
@@ -102,15 +106,68 @@ impl Origins {
     }
 }
 
-/// Refuses what a page of another origin has a browser send: see the module. Only a POST costs
-/// anything.
-pub(in crate::web) async fn refuse_other_origins(
-    State(origins): State<Origins>,
+/// Where a request comes from, if it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Page {
+    /// No page: a program that is no browser.
+    None,
+    /// The service's own, by the name that it was called by.
+    Own,
+    /// One that the operator names.
+    Named,
+}
+
+/// Which pages may call the service, and by which names.
+#[derive(Debug)]
+pub(in crate::web) struct PageRules {
+    origins: Origins,
+    /// Besides addresses and `localhost`; any, where clients need a key.
+    names: Option<Vec<String>>,
+}
+
+impl PageRules {
+    /// The rules of these settings.
+    pub(in crate::web) fn new(settings: &Settings) -> Self {
+        let names = settings.keys.is_empty().then(|| settings.hosts.clone());
+        Self { origins: settings.origins.clone(), names }
+    }
+
+    fn check(&self, headers: &HeaderMap) -> Result<(), Error> {
+        match self.origins.check(headers).map_err(Error::CrossOrigin)? {
+            Page::Own => self.check_name(headers).map_err(Error::UnknownName),
+            Page::None | Page::Named => Ok(()),
+        }
+    }
+
+    /// Whether the service may be called by the name in `Host` by its own page.
+    ///
+    /// # Errors
+    /// The name, made harmless, of one that nobody gave the service.
+    pub(in crate::web) fn check_name(&self, headers: &HeaderMap) -> Result<(), String> {
+        let Some(names) = &self.names else { return Ok(()) };
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
+        let authority = host.parse::<Authority>().ok();
+        let name = authority.as_ref().map_or("", |authority| authority.host());
+        let name = name.strip_suffix('.').unwrap_or(name);
+        let is_address = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        let is_known = names.iter().map(String::as_str).chain(["localhost"]);
+        if is_address || is_known.into_iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            return Ok(());
+        }
+        let is_harmless = |c: &char| c.is_ascii_alphanumeric() || ".-_:[]".contains(*c);
+        Err(host.chars().filter(is_harmless).take(100).collect())
+    }
+}
+
+/// Refuses what a page that may not call the service has a browser send: see the module. Only a POST
+/// costs anything.
+pub(in crate::web) async fn refuse_strange_pages(
+    State(rules): State<Arc<PageRules>>,
     request: Request,
     next: Next,
 ) -> Result<Response, Error> {
     if request.method() == Method::POST {
-        origins.check(request.headers()).map_err(Error::CrossOrigin)?;
+        rules.check(request.headers())?;
     }
     Ok(next.run(request).await)
 }
@@ -131,12 +188,60 @@ fn is_host(origin: Option<&str>, host: Option<&str>) -> bool {
 mod tests {
     use super::*;
 
-    fn check(origins: &[&str], headers: &[(&'static str, &str)]) -> Result<(), String> {
-        let items: Vec<_> = origins.iter().map(ToString::to_string).collect();
+    fn map(headers: &[(&'static str, &str)]) -> HeaderMap {
         let headers = headers.iter().map(|(name, value)| {
             (HeaderName::from_static(name), value.parse::<HeaderValue>().unwrap())
         });
-        Origins::parse(&items).unwrap().check(&headers.collect())
+        headers.collect()
+    }
+
+    fn check(origins: &[&str], headers: &[(&'static str, &str)]) -> Result<(), String> {
+        let items: Vec<_> = origins.iter().map(ToString::to_string).collect();
+        Origins::parse(&items).unwrap().check(&map(headers)).map(drop)
+    }
+
+    #[test]
+    fn a_page_may_call_the_service_by_an_address_or_a_name_that_it_has() {
+        let rules = |names: Option<&[&str]>| PageRules {
+            origins: Origins::parse(&["https://app.example.com".to_owned()]).unwrap(),
+            names: names.map(|names| names.iter().map(ToString::to_string).collect()),
+        };
+        let own = |host: &str| {
+            let origin = format!("http://{host}");
+            map(&[("host", host), ("origin", &origin), ("sec-fetch-site", "same-origin")])
+        };
+        let named = rules(Some(&["images.example"]));
+        for host in [
+            "127.0.0.1:8000",
+            "192.0.2.7",
+            "[::1]:8000",
+            "localhost:8000",
+            "LOCALHOST",
+            "images.example",
+            "Images.Example:8000",
+            "images.example.:8000",
+        ] {
+            assert!(named.check(&own(host)).is_ok(), "{host}");
+        }
+        for host in [
+            "evil.example:8000",
+            "images.example.evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "1",
+        ] {
+            let refused = named.check(&own(host));
+            assert!(matches!(refused, Err(Error::UnknownName(name)) if name == host), "{host}");
+            assert!(rules(None).check(&own(host)).is_ok(), "a key is needed: {host}");
+        }
+        let without_host = map(&[("sec-fetch-site", "none")]);
+        assert!(named.check(&without_host).is_err());
+        let of_program = map(&[("host", "evil.example")]);
+        assert!(named.check(&of_program).is_ok(), "no browser sends that");
+        let of_app = map(&[("host", "other.example"), ("origin", "https://app.example.com")]);
+        assert!(named.check(&of_app).is_ok());
+        let hostile = map(&[("host", "a<b>&\"'"), ("sec-fetch-site", "none")]);
+        assert!(matches!(named.check(&hostile), Err(Error::UnknownName(name)) if name == "ab"));
     }
 
     const HOST: (&str, &str) = ("host", "images.example:8000");

@@ -1,24 +1,27 @@
 //! `/`: a page for people, to try a picture and look at the answer.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use axum::{
     Router,
     extract::State,
-    http::{HeaderValue, header},
+    http::{HeaderMap, HeaderValue, header},
     response::{Html, IntoResponse},
     routing::get,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha2::{Digest, Sha256};
 
-use crate::web::state::AppState;
+use crate::web::{middleware::cors::PageRules, state::AppState};
 
 /// One self-contained file: its own script and style, calls to this service, nothing else.
 const PAGE: &str = include_str!("home.html");
 
 /// Where the page is told of the sandbox's sample picture; nothing, where there is no sandbox.
 const SAMPLE: &str = "{sample}";
+
+/// Where the page is told of a name that it may not call the service by; nothing, where it may.
+const STRANGE_NAME: &str = "{strange name}";
 
 /// The script and the style are allowed by their hashes, so that nothing that found its way into the
 /// page runs, and no script can make markup of a text. The pictures are those of the visitor; `data:`
@@ -35,12 +38,19 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-pub(super) fn router() -> Router<AppState> {
+pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
+    let page = move |State(app): State<AppState>, headers: HeaderMap| {
+        let page = page(&app, &rules, &headers);
+        async move { page }
+    };
     Router::new().route("/", get(page))
 }
 
-async fn page(State(app): State<AppState>) -> impl IntoResponse {
+fn page(app: &AppState, rules: &PageRules, headers: &HeaderMap) -> impl IntoResponse + use<> {
+    // The name is harmless in HTML: what may be none of a host's characters was left out.
+    let strange_name = rules.check_name(headers).err().unwrap_or_default();
     let page = PAGE.replacen(SAMPLE, app.sample.as_deref().unwrap_or_default(), 1);
+    let page = page.replace(STRANGE_NAME, &strange_name);
     ([(header::CONTENT_SECURITY_POLICY, POLICY.clone())], Html(page))
 }
 
@@ -67,6 +77,6 @@ mod tests {
             );
         }
         assert!(!POLICY.to_str().unwrap().contains("unsafe"));
-        assert_eq!(PAGE.matches(SAMPLE).count(), 1);
+        assert_eq!((PAGE.matches(SAMPLE).count(), PAGE.matches(STRANGE_NAME).count()), (1, 2));
     }
 }
