@@ -192,8 +192,8 @@ impl Embedder {
                 Err(_) => Err(Arc::new(Error::Busy("a call to NVIDIA"))),
             };
             match outcome {
-                // Another's time was up, not ours.
-                Err(error) if !leads && error.is_about_time() && Instant::now() < last_call => {}
+                // That of another's call, not of ours.
+                Err(error) if !leads && error.is_of_the_call() && Instant::now() < last_call => {}
                 Err(error) => return Err(error),
                 Ok(embedding) => return Ok(self.counted(embedding, leads, job.freshness)),
             }

@@ -31,6 +31,7 @@ use crate::{
     telemetry::{Metrics, causes},
 };
 use classify::Progress;
+use not_before::NotBefore;
 use pace::Pace;
 use retry::Budget;
 
@@ -38,6 +39,7 @@ mod assets;
 mod classify;
 mod infer;
 mod key;
+mod not_before;
 mod pace;
 mod proxy;
 mod retry;
@@ -134,6 +136,7 @@ struct Inner {
     key: ApiKey,
     budget: Budget,
     pace: Option<Pace>,
+    not_before: NotBefore,
     key_state: AtomicU8,
     metrics: Arc<Metrics>,
     background: TaskTracker,
@@ -171,6 +174,7 @@ impl Client {
             http: builder.build()?,
             key,
             budget: Budget::default(),
+            not_before: NotBefore::default(),
             pace: settings.requests_per_minute.map(|limit| Pace::new(limit, settings.pace_window)),
             key_state: AtomicU8::new(KeyState::Unknown as u8),
             metrics,
@@ -191,8 +195,10 @@ impl Client {
     /// Begins with a client's picture, whose embedding must be there by the deadline.
     ///
     /// # Errors
-    /// [`FailureKind::RateLimited`] at once if the pace has no time for it, with the time to wait.
+    /// [`FailureKind::RateLimited`] at once if the pace has no time for it, or NVIDIA asked for none
+    /// before the deadline, with the time to wait.
     pub fn begin(&self, client: ClientNetwork, deadline: Instant) -> Result<Attempts<'_>, Error> {
+        self.check_not_before(Operation::Infer, deadline)?;
         let Inner { pace, settings, budget, metrics, .. } = &*self.0;
         let place = pace.as_ref().map(|pace| pace.expect(client, Instant::now(), deadline));
         let place = place.transpose().map_err(|wait| Error::too_fast(Operation::Infer, wait))?;
@@ -243,6 +249,11 @@ impl Client {
         self.0.metrics.upstream_call(operation.name(), status, started.elapsed());
         if let Ok(reply) = &outcome {
             self.note_key(operation, reply.status);
+            if let (StatusCode::TOO_MANY_REQUESTS, true, Some(wait)) =
+                (reply.status, operation.tells_of_key(), reply.retry_after())
+            {
+                self.0.not_before.note(wait, Instant::now());
+            }
         }
         outcome
     }

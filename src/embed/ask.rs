@@ -1,7 +1,7 @@
 //! Asks NVIDIA for the embedding of one picture, by the plan that [`plan`](super::plan)
 //! makes.
 //!
-//! A picture is decoded before it takes its permit for NVIDIA: none is held that is not used.
+//! Which failures mean that it must go without an upload, `nvidia/classify.rs` says. A picture is decoded before it takes its permit for NVIDIA: none is held that is not used.
 
 use std::time::Duration;
 

@@ -28,15 +28,16 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether only the time of whoever asked was up.
-    pub(super) fn is_about_time(&self) -> bool {
+    /// Whether it is the fault of the call alone, and not of what was asked for: its time was up, or it
+    /// died. Who only waited for it may do better.
+    pub(super) fn is_of_the_call(&self) -> bool {
         match self {
-            Self::Busy(_) | Self::WaitTooLong => true,
+            Self::Busy(_) | Self::WaitTooLong | Self::CallDied => true,
             Self::Decoder(error) => {
                 matches!(error, decoder::Error::Busy | decoder::Error::Timeout)
             }
             Self::Nvidia(error) => error.lacks_time,
-            Self::StillTooLarge | Self::CallDied => false,
+            Self::StillTooLarge => false,
         }
     }
 

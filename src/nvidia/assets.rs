@@ -89,6 +89,7 @@ impl Client {
             .authorized(self.0.http.post(self.0.settings.assets_url.clone()))
             .header(CONTENT_TYPE, "application/json")
             .body(body);
+        self.keep_not_before(operation, deadline).await?;
         let reply = self.call(operation, request, deadline).await?;
         reply.progress(operation)?;
         // An answer that makes no sense means that uploads do not work, as a refusal does. The

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::{StatusCode, header::CONTENT_TYPE};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
@@ -79,6 +79,7 @@ impl Client {
         attempts: &mut Attempts<'_>,
     ) -> Result<Vector, Error> {
         let deadline = attempts.deadline;
+        self.keep_not_before(inference.infer, deadline).await?;
         drop(attempts.place.take()); // the turn itself counts from here on
         self.keep_pace(inference.infer, attempts.client, deadline).await?;
         attempts.inferences += 1;
@@ -123,6 +124,7 @@ impl Client {
         };
         let url = under(&self.0.settings.status_url, id);
         let mut wait = self.0.settings.poll_interval;
+        let mut turned_away = false;
         loop {
             let next = Instant::now() + wait;
             if next >= deadline {
@@ -150,6 +152,11 @@ impl Client {
                         return Err(failure);
                     }
                 }
+                // A gateway's fault says nothing of the result; but once is enough.
+                Err(failure) if is_of_gateway(reply.status) && !turned_away => {
+                    turned_away = true;
+                    wait = wait.max(failure.retry_after.unwrap_or_default());
+                }
                 Err(failure) => return Err(failure),
             }
         }
@@ -170,6 +177,11 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// Whether a status is that of a gateway which could not ask who has the result.
+fn is_of_gateway(status: StatusCode) -> bool {
+    matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
 }
 
 impl Error {

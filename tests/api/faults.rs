@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, future::join_all, stream};
 
 use crate::{
     errors::refusal,
     support::{
-        Answer, FakeNvidia, ROCKET, Reply, TestApp, assert_problem, embedding, number, tiny,
+        Answer, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, assert_problem, embedding, number, tiny,
     },
 };
 
@@ -211,4 +211,40 @@ async fn a_wait_beyond_the_deadline_is_not_begun_and_passed_on() {
         assert!(seconds.contains(&answer.header("retry-after").parse::<u64>().unwrap()));
         assert_eq!(nvidia.lines().len(), 1);
     }
+}
+
+#[tokio::test]
+async fn what_one_call_is_told_to_wait_holds_for_everybody() {
+    let nvidia = FakeNvidia::replying(vec![Reply::new(429, &[("retry-after", "120")], "")]).await;
+    let app = TestApp::start(&nvidia).await;
+    let identical = join_all((0..25).map(|_| app.upload(ROCKET, "rocket.jpg"))).await;
+    let others: Vec<_> = (0..5).map(tiny).collect();
+    let others = join_all(others.iter().map(|other| app.upload(other, "tiny.png"))).await;
+    let large = app.upload(HUBBLE, "hubble.jpg").await;
+    for answer in identical.iter().chain(&others).chain([&large]) {
+        assert_problem(answer, 503, "embedding_rate_limited");
+        let wait = answer.header("retry-after").parse::<u64>().unwrap();
+        assert!((100..=120).contains(&wait), "{wait}");
+    }
+    assert_eq!(nvidia.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn a_picture_that_comes_while_nvidia_wants_none_is_sent_when_it_does() {
+    let reply = Reply::new(429, &[("retry-after", "1")], "");
+    let nvidia = FakeNvidia::replying(vec![reply, embedding()]).await;
+    let app = TestApp::start(&nvidia).await;
+    let second = async {
+        nvidia.wait_for(1).await;
+        app.wait_for(|value| {
+            value("imagesvc_upstream_calls_total{operation=\"infer\",outcome=\"429\"}") == 1.0
+        })
+        .await;
+        let told = Instant::now();
+        app.upload(&tiny(1), "tiny.png").await.vector();
+        assert!(told.elapsed() > Duration::from_millis(700), "{:?}", told.elapsed());
+    };
+    let (first, ()) = tokio::join!(app.upload(ROCKET, "rocket.jpg"), second);
+    first.vector();
+    assert_eq!(nvidia.lines().len(), 3);
 }

@@ -43,7 +43,7 @@ async fn a_pending_answer_is_polled_for_until_it_is_there() {
 #[tokio::test]
 async fn a_result_that_is_lost_on_its_way_is_asked_for_anew() {
     let faults =
-        [embedding().broken_off(), Reply::Cut(Vec::new()), Reply::status(404), Reply::status(502)];
+        [embedding().broken_off(), Reply::Cut(Vec::new()), Reply::status(404), Reply::status(500)];
     for lost in faults {
         assert_eq!(lines(vec![pending(), lost, embedding()]).await, [INFER, &POLL, INFER]);
     }
@@ -53,6 +53,16 @@ async fn a_result_that_is_lost_on_its_way_is_asked_for_anew() {
 async fn a_poll_that_is_turned_away_is_repeated_and_not_paid_twice() {
     let replies = vec![pending(), Reply::status(429), pending(), embedding()];
     assert_eq!(lines(replies).await, [INFER, &POLL, &POLL, &POLL]);
+}
+
+#[tokio::test]
+async fn a_poll_that_meets_a_gateways_fault_is_repeated_once_before_the_picture_is_paid_again() {
+    for fault in [502, 503] {
+        let once = vec![pending(), Reply::status(fault), embedding()];
+        assert_eq!(lines(once).await, [INFER, &POLL, &POLL]);
+        let twice = vec![pending(), Reply::status(fault), Reply::status(fault), embedding()];
+        assert_eq!(lines(twice).await, [INFER, &POLL, &POLL, INFER]);
+    }
 }
 
 #[tokio::test]
