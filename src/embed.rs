@@ -1,8 +1,8 @@
 //! From a picture to its embedding, paid once: what was asked before is remembered, and what is
 //! being asked is shared.
 //!
-//! The way: `cache`, then `single_flight` (one call for all who want the same), and in the call
-//! itself `ask` (by the plan of `plan`, so many pictures at once). A call runs in a task of its
+//! The path: `cache`, then `single_flight` (one call for all who want the same), and in the call
+//! itself `ask` (by the choice of `plan`, so many pictures at once). A call runs in a task of its
 //! own: a client that leaves neither fails the others nor wastes it.
 
 use std::{sync::Arc, time::Duration};

@@ -4,6 +4,7 @@ use std::{
     fmt,
     fs::{self, File},
     io,
+    net::{SocketAddr, TcpListener},
     path::Path,
     time::Duration,
 };
@@ -76,6 +77,7 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
     for notice in &config.notices {
         findings.push(Finding::new("settings", State::Note, notice));
     }
+    findings.push(check_address(config.server.listen));
     findings.push(check_folder(&config.store.folder));
     findings.push(check_disk(&config.store));
     findings.push(check_decoder(config).await);
@@ -100,6 +102,21 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
         println!("{finding}");
     }
     findings.iter().all(|finding| finding.state != State::Fault)
+}
+
+fn check_address(address: SocketAddr) -> Finding {
+    let finding = |state, text: String| Finding::new("listen", state, text);
+    match TcpListener::bind(address) {
+        Ok(_) => finding(State::Fine, format!("{address} can be listened on")),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            finding(State::Note, format!("{address} is taken: by this service, if it runs already"))
+        }
+        Err(error) => {
+            let kind = error.kind();
+            let advice = "set IMAGESVC_HOST to an address of this machine, and IMAGESVC_PORT to a port above 1023";
+            finding(State::Fault, format!("{address} cannot be listened on ({kind}): {advice}"))
+        }
+    }
 }
 
 /// Makes nothing: who checks as root shall not leave a folder that the service cannot use.
@@ -267,6 +284,15 @@ mod tests {
         assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "nothing is left behind");
         fs::write(&missing, "no folder").unwrap();
         assert_eq!(check_folder(&missing).state, State::Fault);
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_listened_on_is_a_fault_and_one_that_is_taken_a_word() {
+        let state = |address: SocketAddr| check_address(address).state;
+        assert_eq!(state(([127, 0, 0, 1], 0).into()), State::Fine);
+        assert_eq!(state(([192, 0, 2, 1], 0).into()), State::Fault);
+        let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        assert_eq!(state(taken.local_addr().unwrap()), State::Note);
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub(super) const MAX_DECODE_BYTES: Setting<u64> = Setting::new(
     "Memory for decoding pictures, all requests together",
 );
 
+/// How pictures are decoded.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings::new(read.value(&MAX_DECODE_BYTES))
 }

@@ -42,6 +42,7 @@ pub(super) const CACHE_DISK: Setting<u64> = Setting::new(
 );
 
 /// Vectors on disk stand in a folder under `downloads`.
+/// How a picture becomes an embedding.
 pub(super) fn resolve(read: &mut Reader<'_>, downloads: &Path) -> Settings {
     Settings {
         ask: AskSettings {

@@ -52,6 +52,7 @@ pub(super) const USER_AGENT: Optional<String> = Optional::new(
     "The User-Agent of fetches, with a contact in it (else `Mozilla/5.0 (compatible; imagesvc/VERSION)`)",
 );
 
+/// How addresses are fetched.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings {
         timeout: read.value(&TIMEOUT),

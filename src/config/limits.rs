@@ -48,6 +48,7 @@ pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(
     "Memory for bodies, all requests together",
 );
 
+/// What a request may ask for.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Limits {
     Limits {
         max_image_bytes: read.value(&MAX_IMAGE_BYTES),

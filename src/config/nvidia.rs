@@ -54,6 +54,7 @@ pub(super) const PROXY: Optional<ProxyAddress> = Optional::new(
     "A proxy for the calls to NVIDIA, http://host:port",
 );
 
+/// How NVIDIA is called.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings {
         infer_url: read.value(&INFER_URL),

@@ -63,6 +63,7 @@ pub(super) const TRUSTED_PROXIES: Optional<TrustedProxies> = Optional::new(
     "Networks whose X-Forwarded-For is believed",
 );
 
+/// How connections are served.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings {
         listen: SocketAddr::new(read.value(&HOST), read.value(&PORT)),

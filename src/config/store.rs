@@ -31,6 +31,7 @@ pub(super) const DOWNLOADS_MAX_BYTES: Optional<u64> = Optional::new(
     "Remove the oldest saved pictures beyond this (50GiB)",
 );
 
+/// Where pictures are saved.
 pub(super) fn resolve(read: &mut Reader<'_>, downloads: PathBuf) -> Settings {
     Settings {
         folder: downloads,

@@ -17,6 +17,7 @@ pub(super) const LOG_FORMAT: Setting<Format> = Setting::new(
     "text, json, or auto: text on a terminal, JSON otherwise",
 );
 
+/// What is logged, and how.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings { filter: read.value(&LOG), format: read.value(&LOG_FORMAT) }
 }

@@ -35,6 +35,7 @@ pub(super) const HOSTS: Optional<Vec<String>> = Optional::new(
     "Names of the service that browsers may use where there are no client keys (images.example.com)",
 );
 
+/// Who is let in.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings {
         keys: read.secret(&API_KEYS, &API_KEYS_FILE).unwrap_or_default(),

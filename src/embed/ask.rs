@@ -69,10 +69,10 @@ impl Inner {
                         // Only now: a picture that NVIDIA takes in no way says nothing of uploads.
                         self.spare_uploads(&refusal, self.settings.asset_memory);
                     }
-                    return Ok(asked(vector, &payload, &attempts));
+                    return Ok(self.asked(vector, &payload, &attempts));
                 }
                 Plan::Upload => match self.send_uploaded(&payload, &mut attempts).await {
-                    Ok(vector) => return Ok(asked(vector, &payload, &attempts)),
+                    Ok(vector) => return Ok(self.asked(vector, &payload, &attempts)),
                     Err(Error::Nvidia(failure)) if failure.is_about_uploads() => {
                         if !failure.is_refusal() {
                             self.spare_uploads(&failure, self.settings.outage_memory);
@@ -142,6 +142,14 @@ impl Inner {
         Ok(Payload { content, format: Format::Jpeg, prepared, _staged: staged })
     }
 
+    fn asked(&self, vector: Vector, payload: &Payload, attempts: &Attempts<'_>) -> Embedding {
+        let (prepared, tries) = (payload.prepared, attempts.inferences());
+        let is_makeshift =
+            prepared == Prepared::Shrunk && self.settings.large_images == LargeImages::Asset;
+        let valid_until = is_makeshift.then(|| self.uploads.closes(Instant::now()));
+        Embedding { vector, prepared, provenance: Provenance::Asked, tries, valid_until }
+    }
+
     /// Does without uploads for a while.
     fn spare_uploads(&self, failure: &nvidia::Error, memory: Duration) {
         tracing::warn!(
@@ -151,9 +159,4 @@ impl Inner {
         );
         self.uploads.open_until(Instant::now() + memory);
     }
-}
-
-fn asked(vector: Vector, payload: &Payload, attempts: &Attempts<'_>) -> Embedding {
-    let (prepared, tries) = (payload.prepared, attempts.inferences());
-    Embedding { vector, prepared, provenance: Provenance::Asked, tries }
 }

@@ -1,12 +1,13 @@
 //! Remembers embeddings: in memory first, then on disk.
 //!
-//! A cache that does not work costs calls, never answers.
+//! A cache that does not work costs calls, never answers. What stands for a picture only for a while
+//! is remembered for as long, and in memory alone: a restart knows nothing of the fault.
 
 use std::{fmt, sync::Arc};
 
 use quick_cache::{Weighter, sync::Cache as MemoryCache};
 use sha2::{Digest, Sha256 as Hasher};
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::Instant};
 
 use super::{Embedding, Prepared, Provenance, Settings, Source};
 use crate::{nvidia::Vector, sha256::Sha256};
@@ -16,7 +17,12 @@ use writer::Writer;
 mod disk;
 mod writer;
 
-/// What an embedding is remembered by: SHA-256 of the source and of the picture's own SHA-256.
+/// How pictures are prepared, as a number that is raised when that changes: the same picture then
+/// gets another embedding.
+const PREPARATION: u8 = 1;
+
+/// What an embedding is remembered by: SHA-256 of the source, of all that changes how pictures are
+/// prepared, and of the picture's own SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CacheKey(Sha256);
 
@@ -45,11 +51,13 @@ const TYPICAL_VECTOR: u64 = 20_000;
 struct Stored {
     vector: Vector,
     prepared: Prepared,
+    valid_until: Option<Instant>,
 }
 
 impl Stored {
     fn found(self, provenance: Provenance) -> Embedding {
-        Embedding { vector: self.vector, prepared: self.prepared, provenance, tries: 0 }
+        let Self { vector, prepared, valid_until } = self;
+        Embedding { vector, prepared, provenance, tries: 0, valid_until }
     }
 }
 
@@ -91,7 +99,8 @@ impl Cache {
             .chain_update(source.model)
             .chain_update([0])
             .chain_update(&source.address)
-            .chain_update([0]);
+            .chain_update([0, PREPARATION, settings.ask.large_images as u8])
+            .chain_update((settings.ask.inline_limit as u64).to_le_bytes());
         Self { source, memory, disk }
     }
 
@@ -101,7 +110,9 @@ impl Cache {
     }
 
     pub(super) fn in_memory(&self, key: &CacheKey) -> Option<Embedding> {
-        Some(self.memory.as_ref()?.get(key)?.found(Provenance::Memory))
+        let stored = self.memory.as_ref()?.get(key)?;
+        let is_valid = stored.valid_until.is_none_or(|end| Instant::now() < end);
+        is_valid.then(|| stored.found(Provenance::Memory))
     }
 
     /// Looks in memory and on disk.
@@ -129,14 +140,17 @@ impl Cache {
 
     /// Ends when the embedding is on the disk, or is not going to be.
     pub(super) async fn keep_on_disk(&self, key: CacheKey, embedding: &Embedding) {
-        if let Some(OnDisk { writer, .. }) = &self.disk {
+        if let Some(OnDisk { writer, .. }) = &self.disk
+            && embedding.valid_until.is_none()
+        {
             writer.write(key, stored(embedding)).await;
         }
     }
 }
 
 fn stored(embedding: &Embedding) -> Stored {
-    Stored { vector: embedding.vector.clone(), prepared: embedding.prepared }
+    let Embedding { vector, prepared, valid_until, .. } = embedding;
+    Stored { vector: vector.clone(), prepared: *prepared, valid_until: *valid_until }
 }
 
 impl fmt::Debug for Cache {
@@ -147,26 +161,32 @@ impl fmt::Debug for Cache {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::{
+        path::{Path, PathBuf},
+        time::Duration,
+    };
 
     use super::*;
-    use crate::nvidia::DIMENSIONS;
+    use crate::{
+        embed::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY},
+        nvidia::DIMENSIONS,
+    };
 
-    fn cache(memory: u64, disk: u64, folder: &Path, source: (&'static str, &str)) -> Cache {
-        let ask = super::super::AskSettings {
-            large_images: super::super::LargeImages::Shrink,
+    fn settings(memory: u64, disk: u64, folder: &Path) -> Settings {
+        let ask = AskSettings {
+            large_images: LargeImages::Shrink,
             inline_limit: 200_000,
             max_concurrency: 1,
-            asset_memory: super::super::ASSET_MEMORY,
-            outage_memory: super::super::OUTAGE_MEMORY,
+            asset_memory: ASSET_MEMORY,
+            outage_memory: OUTAGE_MEMORY,
         };
-        let settings = Settings {
-            ask,
-            cache_memory: memory,
-            cache_disk: disk,
-            cache_folder: PathBuf::from(folder),
-        };
-        Cache::new(&settings, &Source { model: source.0, address: source.1.into() })
+        let cache_folder = PathBuf::from(folder);
+        Settings { ask, cache_memory: memory, cache_disk: disk, cache_folder }
+    }
+
+    fn cache(memory: u64, disk: u64, folder: &Path, source: (&'static str, &str)) -> Cache {
+        let source = Source { model: source.0, address: source.1.into() };
+        Cache::new(&settings(memory, disk, folder), &source)
     }
 
     pub(super) fn key(byte: u8) -> CacheKey {
@@ -177,7 +197,8 @@ mod tests {
         let text = format!("[{}]", [number; DIMENSIONS].join(","));
         let raw = serde_json::value::RawValue::from_string(text).unwrap();
         let vector = Vector::check(&raw).unwrap();
-        Embedding { vector, prepared: Prepared::Jpeg, provenance: Provenance::Asked, tries: 2 }
+        let (prepared, provenance) = (Prepared::Jpeg, Provenance::Asked);
+        Embedding { vector, prepared, provenance, tries: 2, valid_until: None }
     }
 
     fn first(found: &Embedding) -> String {
@@ -228,6 +249,35 @@ mod tests {
                 })
                 .collect();
         assert_eq!(keys.len(), 10);
+    }
+
+    #[test]
+    fn what_changes_how_pictures_are_prepared_changes_the_key() {
+        let of = |large_images, inline_limit| {
+            let base = settings(0, 0, Path::new("unused"));
+            let ask = AskSettings { large_images, inline_limit, ..base.ask };
+            let source = Source { model: "model", address: "address".into() };
+            Cache::new(&Settings { ask, ..base }, &source).key(Sha256::from_bytes([7; 32]))
+        };
+        let known = of(LargeImages::Shrink, 200_000);
+        assert_eq!(known, of(LargeImages::Shrink, 200_000));
+        assert_ne!(known, of(LargeImages::Asset, 200_000));
+        assert_ne!(known, of(LargeImages::Shrink, 199_999));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stands_only_for_a_while_is_remembered_for_as_long_and_not_on_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "address"));
+        let end = Instant::now() + Duration::from_secs(60);
+        let makeshift = Embedding { valid_until: Some(end), ..embedding("1") };
+        cache.keep_in_memory(key(1), &makeshift);
+        cache.keep_on_disk(key(1), &makeshift).await;
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert!(cache.in_memory(&key(1)).is_some());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(cache.in_memory(&key(1)).is_none());
+        assert!(cache.look_up(&key(1)).await.is_none());
     }
 
     #[test]

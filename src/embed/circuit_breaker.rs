@@ -16,7 +16,12 @@ impl CircuitBreaker {
 
     /// Whether what it guards is to be left alone.
     pub(super) fn is_open(&self, now: Instant) -> bool {
-        self.end().is_some_and(|end| now < end)
+        now < self.closes(now)
+    }
+
+    /// When it closes: now, if it is closed.
+    pub(super) fn closes(&self, now: Instant) -> Instant {
+        self.end().map_or(now, |end| end.max(now))
     }
 
     fn end(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -39,6 +44,7 @@ mod tests {
         assert!(!breaker.is_open(start));
         breaker.open_until(after(600));
         assert!(breaker.is_open(start) && breaker.is_open(after(599)));
+        assert_eq!((breaker.closes(start), breaker.closes(after(601))), (after(600), after(601)));
         assert!(!breaker.is_open(after(600)));
         breaker.open_until(after(60));
         assert!(breaker.is_open(after(59)) && !breaker.is_open(after(60)));

@@ -1,5 +1,7 @@
 //! A picture's embedding, and where it comes from.
 
+use tokio::time::Instant;
+
 use crate::nvidia::Vector;
 
 /// A picture's embedding. Cheap to clone.
@@ -13,6 +15,9 @@ pub struct Embedding {
     pub provenance: Provenance,
     /// Inference calls that it took.
     pub tries: u32,
+    /// Until when it stands for the picture, where it does not for good: the picture was shrunk only
+    /// because uploads do not work.
+    pub valid_until: Option<Instant>,
 }
 
 /// What NVIDIA was given.

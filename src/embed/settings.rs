@@ -1,4 +1,4 @@
-//! What is set of the way from a picture to its embedding.
+//! The settings of how a picture becomes an embedding.
 
 use std::{path::PathBuf, time::Duration};
 

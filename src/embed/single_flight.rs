@@ -1,4 +1,5 @@
-//! Single flight: all who want the same thing at the same time share one call.
+//! Single flight: all who want the same thing at the same time share one call. (What is the same, the
+//! keys of `cache.rs` say.)
 
 use std::{
     collections::HashMap,

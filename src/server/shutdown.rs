@@ -29,7 +29,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    /// Tells the log, those who answer requests, and systemd.
+    /// Tells whoever acts on it: the log, those who answer requests, systemd.
     pub(super) fn announce(self, shutdown: &Shutdown) {
         const VERSION: &str = env!("CARGO_PKG_VERSION");
         match self {

@@ -14,6 +14,13 @@ use crate::telemetry;
 pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        // A terminal that closes, or an operator who expects the settings to be read anew.
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP changes nothing: settings are read at the start");
+        }
+    });
     let mut next = async move || {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };

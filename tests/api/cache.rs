@@ -67,13 +67,17 @@ async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
 #[tokio::test]
 async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
     let nvidia = FakeNvidia::well().await;
-    let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
+    let shrinks = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
+    let app = shrinks().start().await;
     for cache in ["miss", "hit"] {
         assert_eq!(assert_cached(&app, HUBBLE, cache).await.prepared(), "shrunk");
     }
-    let folder = app.stop().await;
-    let app = TestApp::builder(&nvidia).folder(folder).start().await;
+    let app = shrinks().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
+    // Of another setting, it would be another vector.
+    let nvidia = FakeNvidia::with_uploads(|_| None).await;
+    let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
+    assert_eq!(assert_cached(&app, HUBBLE, "miss").await.prepared(), "original");
 }
 
 #[tokio::test]

@@ -1,5 +1,13 @@
 //! Uploads that are refused: the picture is shrunk and sent inline.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image_rs::{DynamicImage, GenericImageView};
 
@@ -125,7 +133,7 @@ async fn the_refusal_is_forgotten_after_a_while() {
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
             assert_eq!(config.embed.ask.asset_memory.as_secs(), 600);
-            config.embed.ask.asset_memory = std::time::Duration::ZERO;
+            config.embed.ask.asset_memory = Duration::ZERO;
         })
         .start()
         .await;
@@ -184,4 +192,36 @@ async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
         .start()
         .await;
     assert_eq!(app.upload(&bmp, "noise.bmp").await.prepared(), "shrunk");
+}
+
+#[tokio::test]
+async fn what_was_shrunk_because_uploads_failed_is_uploaded_once_they_work_again() {
+    let works = Arc::new(AtomicBool::new(false));
+    let switch = Arc::clone(&works);
+    let nvidia = FakeNvidia::with_uploads(move |request| {
+        let fails = request.line() == CREATE_ASSET && !switch.load(Ordering::Relaxed);
+        fails.then(|| Reply::status(503))
+    })
+    .await;
+    let app = TestApp::builder(&nvidia)
+        .configure(|config| config.embed.ask.outage_memory = Duration::from_millis(500))
+        .start()
+        .await;
+    assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "shrunk");
+    works.store(true, Ordering::Relaxed);
+    let started = Instant::now();
+    while app.upload(HUBBLE, "a.jpg").await.prepared() == "shrunk" {
+        assert!(started.elapsed() < Duration::from_secs(10), "it stays so");
+    }
+    assert_eq!(app.upload(HUBBLE, "a.jpg").await.header("x-cache"), "hit");
+
+    // A restart knows nothing of the fault.
+    works.store(false, Ordering::Relaxed);
+    let app = TestApp::start(&nvidia).await;
+    assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "shrunk");
+    assert_eq!(app.upload(HUBBLE, "a.jpg").await.header("x-cache"), "hit");
+    let folder = app.stop().await;
+    works.store(true, Ordering::Relaxed);
+    let app = TestApp::builder(&nvidia).folder(folder).start().await;
+    assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "original");
 }

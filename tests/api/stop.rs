@@ -178,3 +178,15 @@ async fn a_second_signal_of_either_kind_ends_it_at_once() {
         assert!(log.last().unwrap().contains("a second signal"), "{:?}", log.last());
     }
 }
+
+#[tokio::test]
+async fn a_hangup_is_no_reason_to_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
+    child.signal("HUP");
+    let serves = reqwest::get(child.url("/health")).await.unwrap();
+    assert_eq!(serves.status(), 200);
+    let (status, log) = child.stop();
+    assert_eq!(status.code(), Some(0));
+    assert!(log.iter().any(|line| line.contains("SIGHUP changes nothing")), "{log:?}");
+}

@@ -280,7 +280,7 @@ fn decode(key: &CacheKey, bytes: &[u8]) -> Option<Stored> {
     }
     let prepared = Prepared::ALL.into_iter().find(|prepared| prepared.name() == name)?;
     let vector = Vector::check(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
-    Some(Stored { vector, prepared })
+    Some(Stored { vector, prepared, valid_until: None })
 }
 
 /// A CRC-32 against damage: whoever can write here needs no forgery. The key is in it: a file under

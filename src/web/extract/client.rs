@@ -1,4 +1,4 @@
-//! Whom limits count a request to.
+//! The client that limits count a request to, as an extractor.
 
 use std::convert::Infallible;
 

@@ -47,6 +47,7 @@ pub(in crate::web) struct RateLimit {
 }
 
 impl RateLimit {
+    /// So many requests a minute for each client.
     pub(in crate::web) fn per_minute(limit: u32) -> Self {
         let minute = Duration::from_secs(60);
         Self {

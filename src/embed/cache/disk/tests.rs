@@ -9,7 +9,7 @@ use crate::nvidia::DIMENSIONS;
 fn stored(number: &str) -> Stored {
     let text = format!("[{}]", [number; DIMENSIONS].join(", "));
     let raw = RawValue::from_string(text).unwrap();
-    Stored { vector: Vector::check(&raw).unwrap(), prepared: Prepared::Shrunk }
+    Stored { vector: Vector::check(&raw).unwrap(), prepared: Prepared::Shrunk, valid_until: None }
 }
 
 fn disk(limit: u64) -> (TempDir, Disk) {
