@@ -20,19 +20,27 @@ pub fn run() -> ExitCode {
     }
     let (task, config) = Config::from_process().unwrap_or_else(|faults| faults.exit());
     telemetry::open_log(&config.telemetry);
+    let _log = OpenLog;
     let outcome = Runtime::new().map_err(Into::into).and_then(|runtime| {
         let outcome = runtime.block_on(perform(task, config));
         // What still blocks a thread (a look-up, a hung disk) was given its time by the drain.
         runtime.shutdown_timeout(Duration::from_secs(1));
         outcome
     });
-    let code = outcome.unwrap_or_else(|error| {
+    outcome.unwrap_or_else(|error| {
         let cause = error.source().map(tracing::field::display);
         tracing::error!(%error, cause, "imagesvc cannot start");
         ExitCode::FAILURE
-    });
-    telemetry::close_log();
-    code
+    })
+}
+
+/// Closes the log at the end of the process, also where that is a panic.
+struct OpenLog;
+
+impl Drop for OpenLog {
+    fn drop(&mut self) {
+        telemetry::close_log();
+    }
 }
 
 async fn perform(task: Task, config: Config) -> Result<ExitCode, Box<dyn Error>> {

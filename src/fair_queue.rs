@@ -69,7 +69,7 @@ struct State {
 struct Client {
     held: u64,
     waiting: u64,
-    /// The number of the permit that it was given last; 0 for none that is remembered.
+    /// The number of the permit that it was given last.
     last_served: u64,
 }
 
@@ -168,7 +168,7 @@ impl FairQueue {
         let mut state = self.0.state();
         debug_assert!(memory <= state.capacity.large_memory(), "it would wait for ever");
         state.queue.push_back(Waiter { client, memory, call });
-        state.clients.entry(client).or_default().waiting += 1;
+        state.change(client, |client| client.waiting += 1);
         state.give_out();
         Waiting { queue: Arc::clone(&self.0), client, memory, called }
     }
@@ -273,8 +273,12 @@ impl State {
         }
     }
 
+    /// What a client holds and wants. One that is not remembered counts as served just before the last
+    /// one was: before that one it gets its turn, but not before those that have waited longer.
     fn client(&self, client: ClientNetwork) -> Client {
-        self.clients.get(&client).copied().unwrap_or_default()
+        let last_served = self.served.saturating_sub(1);
+        let unknown = Client { last_served, ..Client::default() };
+        self.clients.get(&client).copied().unwrap_or(unknown)
     }
 
     /// Whose turn it is, if there is room.

@@ -249,8 +249,12 @@ impl Client {
         self.0.metrics.upstream_call(operation.name(), status, started.elapsed());
         if let Ok(reply) = &outcome {
             self.note_key(operation, reply.status);
-            if let (StatusCode::TOO_MANY_REQUESTS, true, Some(wait)) =
-                (reply.status, operation.tells_of_key(), reply.retry_after())
+            let asks_to_wait = matches!(
+                reply.status,
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
+            );
+            if let (true, true, Some(wait)) =
+                (asks_to_wait, operation.tells_of_key(), reply.retry_after())
             {
                 self.0.not_before.note(wait, Instant::now());
             }

@@ -17,6 +17,7 @@ use systemd::Watchdog;
 
 mod client_address;
 mod connections;
+mod lingering;
 mod peer_limit;
 mod shutdown;
 mod stop_signal;

@@ -13,38 +13,52 @@ pub(super) struct Fault {
     fault: &'static str,
 }
 
-/// The names and values in order, and the lines that are none. A byte order mark, the line ends of
-/// Windows, empty lines, comments and a leading `export` are passed over.
-pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), Fault>> {
+/// A line: its name, if it has one, and its value.
+pub(super) type Line<'a> = (Option<&'a str>, Result<&'a str, Fault>);
+
+/// The lines in order. A byte order mark, the line ends of Windows, empty lines, comments and a
+/// leading `export` are passed over.
+pub(super) fn parse(text: &str) -> Vec<Line<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().map(str::trim).zip(1..);
     let lines = lines.filter(|(text, _)| !text.is_empty() && !text.starts_with('#'));
-    lines.map(|(text, line)| setting(text).map_err(|fault| Fault { line, fault })).collect()
+    lines
+        .map(|(text, line)| {
+            let (name, value) = setting(text);
+            (name, value.map_err(|fault| Fault { line, fault }))
+        })
+        .collect()
 }
 
-fn setting(text: &str) -> Result<(&str, &str), &'static str> {
+fn setting(text: &str) -> (Option<&str>, Result<&str, &'static str>) {
     let is_name = |name: &str| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
-    let bare = text.strip_prefix("export ").unwrap_or(text);
-    match bare.split_once('=') {
-        Some((name, value)) if is_name(name.trim()) => {
-            Ok((name.trim(), self::value(value.trim())?))
-        }
-        _ => Err("it is not NAME=value"),
+    let exported = text.strip_prefix("export").filter(|rest| rest.starts_with([' ', '\t']));
+    match exported.unwrap_or(text).split_once('=') {
+        Some((name, value)) if is_name(name.trim()) => (Some(name.trim()), self::value(value)),
+        _ => (None, Err("it is not NAME=value")),
     }
 }
 
+/// The value in what follows `=`.
 fn value(text: &str) -> Result<&str, &'static str> {
     const DOLLAR: &str =
         "it holds a $, and nothing is substituted here; put the value in single quotes";
-    let value = match text.chars().next() {
-        Some('\'') => return quoted(&text[1..], '\''),
-        Some('"') => quoted(&text[1..], '"')?,
-        // A comment begins behind a blank.
-        _ => text.split_once(" #").map_or(text, |(value, _)| value.trim_end()),
+    let bare = text.trim_start();
+    let value = match bare.chars().next() {
+        Some('\'') => return quoted(&bare[1..], '\''),
+        Some('"') => quoted(&bare[1..], '"')?,
+        _ => without_comment(text).trim(),
     };
     if value.contains('$') { Err(DOLLAR) } else { Ok(value) }
+}
+
+/// A comment begins at a `#` behind a blank.
+fn without_comment(text: &str) -> &str {
+    let is_comment = |(at, _): &(usize, &str)| text[..*at].ends_with([' ', '\t']);
+    let comment = text.match_indices('#').find(is_comment);
+    comment.map_or(text, |(at, _)| &text[..at])
 }
 
 /// What stands in quotes, the first of which is gone.
@@ -72,11 +86,13 @@ mod tests {
     fn one(line: &str) -> Result<(&str, &str), &'static str> {
         let mut lines = parse(line);
         assert_eq!(lines.len(), 1, "{line}");
-        lines.remove(0).map_err(|fault| fault.fault)
+        let (name, value) = lines.remove(0);
+        value.map(|value| (name.unwrap(), value)).map_err(|fault| fault.fault)
     }
 
     #[test]
     fn values_are_taken_as_they_stand() {
+        assert_eq!(one("exported=b"), Ok(("exported", "b")));
         for (line, value) in [
             ("A=b", "b"),
             ("export A=b", "b"),
@@ -85,6 +101,10 @@ mod tests {
             ("A=''", ""),
             ("A=my-app/1.0 (ops@example.com)", "my-app/1.0 (ops@example.com)"),
             ("A=b # a comment", "b"),
+            ("A=b\t# a comment", "b"),
+            ("A= # a comment", ""),
+            ("A=#b", "#b"),
+            ("export\tA=b", "b"),
             ("A=b#c", "b#c"),
             ("A='$ecret # \"x\" \\n'  # a comment", "$ecret # \"x\" \\n"),
             ("A=\"b c # d\"", "b c # d"),
@@ -110,7 +130,8 @@ mod tests {
     fn a_mark_at_the_beginning_and_the_line_ends_of_windows_do_not_matter() {
         let lines = parse("\u{feff}A=1\r\n\r\n# B=2\r\nno line\r\nC='3'\r\n");
         let fault = Fault { line: 4, fault: "it is not NAME=value" };
-        assert_eq!(lines, [Ok(("A", "1")), Err(fault), Ok(("C", "3"))]);
+        let expected = [(Some("A"), Ok("1")), (None, Err(fault)), (Some("C"), Ok("3"))];
+        assert_eq!(lines, expected);
         assert_eq!(fault.to_string(), ".env, line 4: it is not NAME=value");
     }
 
@@ -123,7 +144,7 @@ mod tests {
 
         #[test]
         fn no_file_makes_it_panic_and_no_value_is_changed(text in any::<String>()) {
-            for (_, value) in parse(&text).into_iter().flatten() {
+            for value in parse(&text).into_iter().filter_map(|(_, value)| value.ok()) {
                 prop_assert!(text.contains(value));
             }
         }

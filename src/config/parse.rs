@@ -110,8 +110,10 @@ pub(super) fn host(text: &str) -> Result<IpAddr, String> {
 /// A name of a host, with no port.
 pub(super) fn host_name(text: &str) -> Result<String, String> {
     match Host::parse(text) {
-        Ok(Host::Domain(name)) if !name.contains('*') => Ok(name),
-        _ => Err("is no host name; write images.example.com, with no port".into()),
+        Ok(Host::Domain(name)) if !name.contains('*') => {
+            Ok(name.strip_suffix('.').unwrap_or(&name).to_owned())
+        }
+        _ => Err("is no host name; write images.example.com, with no port (addresses may always be used)".into()),
     }
 }
 

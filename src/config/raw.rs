@@ -93,10 +93,14 @@ impl Raw {
                 return;
             }
         };
-        for line in dotenv::parse(&text) {
-            match line {
-                Ok((name, value)) => self.add(name, value),
-                Err(fault) => self.unreadable.push(fault.to_string()),
+        for (name, value) in dotenv::parse(&text) {
+            // The file may hold settings of other programs, too.
+            let is_ours = |name: &str| find(name).is_some() || name.starts_with("IMAGESVC_");
+            match (name, value) {
+                (Some(name), Ok(value)) => self.add(name, value),
+                (Some(name), Err(_)) if !is_ours(name) => {}
+                (_, Err(fault)) => self.unreadable.push(fault.to_string()),
+                (None, Ok(_)) => {} // no value without a name
             }
         }
     }
@@ -179,6 +183,9 @@ mod tests {
     fn a_broken_dotenv_is_a_fault_that_quotes_nothing() {
         let raw = merge(&[], &[], "no setting nvapi-secret\nIMAGESVC_PORT=3\n");
         assert_eq!(raw.unreadable, [".env, line 1: it is not NAME=value"]);
+        let of_others = merge(&[], &[], "DATABASE_URL=postgres://$USER\nIMAGESVC_PORT=3\n");
+        assert!(of_others.unreadable.is_empty());
+        assert_eq!(merge(&[], &[], "IMAGESVC_API_KEYS=$x\n").unreadable.len(), 1);
         assert_eq!(raw.get("IMAGESVC_PORT"), Some("3"), "the lines after it are read");
     }
 }

@@ -15,7 +15,7 @@ pub(super) struct Row {
     pub default: Option<&'static str>,
     /// How the value may be given.
     pub kind: Kind,
-    /// Whether it guards something, so that its absence must be meant.
+    /// Whether it guards something: there but empty, it is a fault.
     pub guards: bool,
     /// One line for people. What stands between backticks is code; only Markdown shows them.
     pub help: &'static str,

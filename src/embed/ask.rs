@@ -1,7 +1,8 @@
 //! Asks NVIDIA for the embedding of one picture, by the plan that [`plan`](super::plan)
 //! makes.
 //!
-//! Which failures mean that it must go without an upload, `nvidia/classify.rs` says. A picture is decoded before it takes its permit for NVIDIA: none is held that is not used.
+//! Which failures mean that it must go without an upload, `nvidia/classify.rs` says. A picture is
+//! decoded before it takes its permit for NVIDIA: none is held that is not used.
 
 use std::time::Duration;
 
@@ -123,6 +124,7 @@ impl Inner {
     }
 
     async fn permit(&self, attempts: &Attempts<'_>) -> Result<Permit, Error> {
+        self.nvidia.ready(attempts.deadline).await?;
         let permit = self.queue.take_in_time(attempts.client, attempts.deadline).await;
         permit.ok_or(Error::Busy("a call to NVIDIA"))
     }

@@ -133,7 +133,10 @@ impl Cache {
     }
 
     pub(super) fn keep_in_memory(&self, key: CacheKey, embedding: &Embedding) {
-        if let Some(memory) = &self.memory {
+        let Some(memory) = &self.memory else { return };
+        let is_lasting = |known: Stored| known.valid_until.is_none();
+        // A makeshift is no reason to forget the right one.
+        if embedding.valid_until.is_none() || !memory.get(&key).is_some_and(is_lasting) {
             memory.insert(key, stored(embedding));
         }
     }

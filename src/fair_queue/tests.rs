@@ -338,3 +338,23 @@ proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn clients_that_keep_coming_do_not_keep_one_waiting_that_was_served_before() {
+    let queue = FairQueue::new(1, 0, 0);
+    let first = now(&queue, client(0), 0).await;
+    let mut old = wait(&queue, client(0), 0, 1).await;
+    let mut fresh: VecDeque<_> = wait(&queue, client(1), 0, 1).await.into();
+    drop(first);
+    let mut permit = fresh.pop_front().unwrap().await.unwrap();
+    for n in 2..100 {
+        fresh.extend(wait(&queue, client(n), 0, 1).await);
+        drop(permit);
+        if poll!(&mut old[0]).is_ready() {
+            assert!(n < 5, "{n} came first");
+            return;
+        }
+        permit = fresh.pop_front().unwrap().await.unwrap();
+    }
+    panic!("it is never served");
+}

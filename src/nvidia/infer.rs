@@ -79,9 +79,15 @@ impl Client {
         attempts: &mut Attempts<'_>,
     ) -> Result<Vector, Error> {
         let deadline = attempts.deadline;
-        self.keep_not_before(inference.infer, deadline).await?;
-        drop(attempts.place.take()); // the turn itself counts from here on
-        self.keep_pace(inference.infer, attempts.client, deadline).await?;
+        loop {
+            self.keep_not_before(inference.infer, deadline).await?;
+            drop(attempts.place.take()); // the turn itself counts from here on
+            self.keep_pace(inference.infer, attempts.client, deadline).await?;
+            // Another call may have been told to wait while this one waited for its turn.
+            if self.check_not_before(inference.infer, deadline)?.is_none() {
+                break;
+            }
+        }
         attempts.inferences += 1;
         let request = self
             .authorized(self.0.http.post(self.0.settings.infer_url.clone()))
@@ -156,6 +162,9 @@ impl Client {
                 Err(failure) if is_of_gateway(reply.status) && !turned_away => {
                     turned_away = true;
                     wait = wait.max(failure.retry_after.unwrap_or_default());
+                    if Instant::now() + wait >= deadline {
+                        return Err(failure);
+                    }
                 }
                 Err(failure) => return Err(failure),
             }

@@ -1,4 +1,5 @@
-//! When NVIDIA may be asked again: what one call is told by a 429 holds for every call with the key.
+//! When NVIDIA may be asked again: what one call is told by a 429 or a 503 holds for every call with
+//! the key.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{Client, Error, FailureKind, Operation};
 
 /// The longest that one answer is believed. A gateway that asks for a day shall not stop the service
-/// for a day: then it is asked again, once.
+/// for a day: it is asked again before.
 const LONGEST: Duration = Duration::from_secs(600);
 
 /// The earliest instant at which new work may be asked for, if there is one.
@@ -57,6 +58,15 @@ impl Client {
         }
     }
 
+    /// Waits until an embedding may be asked for, which NVIDIA may have put off. To be called before
+    /// anything is held that others could use.
+    ///
+    /// # Errors
+    /// [`FailureKind::RateLimited`], with the time to wait, when that is not before the deadline.
+    pub async fn ready(&self, deadline: Instant) -> Result<(), Error> {
+        self.keep_not_before(Operation::Infer, deadline).await
+    }
+
     /// Waits until new work may be asked for.
     ///
     /// # Errors
@@ -68,7 +78,9 @@ impl Client {
     ) -> Result<(), Error> {
         // Meanwhile, others may be told another one.
         while let Some(until) = self.check_not_before(operation, deadline)? {
-            sleep_until(until).await;
+            // Not all at the same instant: the first ones may be told to wait once more.
+            let spread = self.0.settings.retry.base.mul_f64(fastrand::f64());
+            sleep_until(until + spread).await;
         }
         Ok(())
     }

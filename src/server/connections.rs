@@ -15,7 +15,7 @@ use tokio::{
 use tokio_io_timeout::TimeoutWriter;
 use tower::ServiceExt;
 
-use super::{Settings, client_address::Peer, peer_limit::Peers};
+use super::{Settings, client_address::Peer, lingering::Lingering, peer_limit::Peers};
 use crate::telemetry::Metrics;
 
 /// A connection reads and writes in pieces of at most this many bytes; a header must fit into one.
@@ -62,7 +62,7 @@ impl Connections {
             return;
         }
         // Reading is bounded elsewhere: headers by hyper's timer, bodies where they are received.
-        let mut stream = TimeoutWriter::new(stream);
+        let mut stream = TimeoutWriter::new(Lingering::new(stream, counted));
         stream.set_timeout(Some(WRITE_TIMEOUT));
         let router = self.router.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -79,7 +79,6 @@ impl Connections {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended with an error");
             }
-            drop(counted);
         });
     }
 

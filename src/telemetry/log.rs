@@ -8,7 +8,9 @@ use std::{
     any::Any,
     io::{self, IsTerminal},
     panic,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError, mpsc},
+    thread,
+    time::Duration,
 };
 
 use tracing::level_filters::LevelFilter;
@@ -17,6 +19,9 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberI
 
 /// Lines that wait to be written. One has some 300 bytes, seldom a few thousand.
 const WAITING_LINES: usize = 4096;
+
+/// How long closing the log may take.
+const CLOSING_TIME: Duration = Duration::from_millis(1500);
 
 /// Who writes the lines, while the log is open.
 static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
@@ -107,11 +112,19 @@ pub fn open(settings: &Settings) {
     }
 }
 
-/// Writes the lines that still wait, for a second at most, and closes the log: what is logged
+/// Writes the lines that still wait, for [`CLOSING_TIME`] at most, and closes the log: what is logged
 /// afterwards is lost. Blocks.
 pub fn close() {
-    let writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take();
-    drop(writer);
+    let Some(writer) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    let (done, closed) = mpsc::channel();
+    // On a thread of its own: where nobody reads the log, dropping the writer may wait for ever.
+    let closing = thread::Builder::new().spawn(move || {
+        drop(writer);
+        let _ = done.send(()); // nobody waits any more
+    });
+    if closing.is_ok() {
+        let _ = closed.recv_timeout(CLOSING_TIME); // what is not written by then is lost
+    }
 }
 
 /// Lines that were dropped because nobody read those before them.

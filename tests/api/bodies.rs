@@ -235,3 +235,33 @@ async fn an_origin_that_misbehaves_is_cut_by_the_deadline_or_the_limit() {
         assert!(app.saved().is_empty());
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_wait_for_continue_sees_the_refusal_every_time() {
+    let nvidia = FakeNvidia::well().await;
+    let limited = limited(&nvidia).await;
+    let keyed = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
+    for (app, status) in [(&limited, "413"), (&keyed, "401")] {
+        for (route, content_type, body) in too_large() {
+            for _ in 0..30 {
+                let mut stream = TcpStream::connect(app.address).await.unwrap();
+                let head = format!(
+                    "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\n\
+                     content-length: {}\r\nconnection: close\r\nexpect: 100-continue\r\n\r\n",
+                    body.len()
+                );
+                stream.write_all(head.as_bytes()).await.unwrap();
+                // The answer is there, and the connection's other half is closed.
+                stream.readable().await.unwrap();
+                for piece in body.chunks(64 * 1024) {
+                    stream.write_all(piece).await.unwrap();
+                }
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).await.unwrap();
+                // It is asked for where the length alone tells nothing.
+                let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
+                assert!(last.starts_with(status), "{answer}");
+            }
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! What the errors of other rooms are to a client: the code (whose status `code.rs` has), and the
+//! What the errors of other modules are to a client: the code (whose status `code.rs` has), and the
 //! sentence that helps.
 
 use super::{BUSY, Code, OUR_FAULT};

@@ -121,7 +121,7 @@ enum Page {
 #[derive(Debug)]
 pub(in crate::web) struct PageRules {
     origins: Origins,
-    /// Besides addresses and `localhost`; any, where clients need a key.
+    /// Besides addresses and `localhost`. `None`: any name, because clients need a key.
     names: Option<Vec<String>>,
 }
 
@@ -155,7 +155,8 @@ impl PageRules {
             return Ok(());
         }
         let is_harmless = |c: &char| c.is_ascii_alphanumeric() || ".-_:[]".contains(*c);
-        Err(host.chars().filter(is_harmless).take(100).collect())
+        let harmless: String = host.chars().filter(is_harmless).take(100).collect();
+        Err(if harmless.is_empty() { "(none)".into() } else { harmless })
     }
 }
 
