@@ -1,4 +1,5 @@
 //! What a child may take: memory by the picture's estimate, processor time by its size.
+//! (`child.rs` sets the limits, in the child itself.)
 
 use super::protocol::Job;
 use crate::image::{self, Picture, Target};

@@ -1,4 +1,6 @@
 //! Which format the first bytes say; names and labels are not asked.
+//!
+//! (What else a new format needs, `image.rs` lists.)
 
 use std::fmt;
 

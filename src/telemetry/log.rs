@@ -112,7 +112,7 @@ pub fn open(settings: &Settings) {
     }
 }
 
-/// Writes the lines that still wait, for [`CLOSING_TIME`] at most, and closes the log: what is logged
+/// Writes the lines that still wait, for 1.5 s at most, and closes the log: what is logged
 /// afterwards is lost. Blocks.
 pub fn close() {
     let Some(writer) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
