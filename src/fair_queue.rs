@@ -334,6 +334,9 @@ impl State {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
+        if self.called.is_terminated() {
+            return; // called, and heard: the permit is its own
+        }
         let mut state = self.queue.state();
         self.called.close();
         if self.called.try_recv().is_ok() {

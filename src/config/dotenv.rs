@@ -4,40 +4,38 @@
 //! a key with a `$` in it a shorter one would be left, or none, and with it no guard. Nothing is
 //! substituted here. Since elsewhere it would be, a `$` must stand in single quotes.
 
-/// One line that is none, or is not clear; what it holds is not quoted.
+/// One line that is none, or is not clear; its value is not quoted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(".env, line {line}: {fault}")]
-pub(super) struct Fault {
+pub(super) struct Fault<'a> {
+    /// The setting's name, where the line has one.
+    pub name: Option<&'a str>,
     /// From 1.
     line: usize,
     fault: &'static str,
 }
 
-/// A line: its name, if it has one, and its value.
-pub(super) type Line<'a> = (Option<&'a str>, Result<&'a str, Fault>);
-
-/// The lines in order. A byte order mark, the line ends of Windows, empty lines, comments and a
-/// leading `export` are passed over.
-pub(super) fn parse(text: &str) -> Vec<Line<'_>> {
+/// The names and values in order, and the lines that are none. A byte order mark, the line ends of
+/// Windows, empty lines, comments and a leading `export` are passed over.
+pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), Fault<'_>>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().map(str::trim).zip(1..);
     let lines = lines.filter(|(text, _)| !text.is_empty() && !text.starts_with('#'));
-    lines
-        .map(|(text, line)| {
-            let (name, value) = setting(text);
-            (name, value.map_err(|fault| Fault { line, fault }))
-        })
-        .collect()
+    let fault = |line, (name, fault)| Fault { name, line, fault };
+    lines.map(|(text, line)| setting(text).map_err(|error| fault(line, error))).collect()
 }
 
-fn setting(text: &str) -> (Option<&str>, Result<&str, &'static str>) {
+fn setting(text: &str) -> Result<(&str, &str), (Option<&str>, &'static str)> {
     let is_name = |name: &str| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
     let exported = text.strip_prefix("export").filter(|rest| rest.starts_with([' ', '\t']));
     match exported.unwrap_or(text).split_once('=') {
-        Some((name, value)) if is_name(name.trim()) => (Some(name.trim()), self::value(value)),
-        _ => (None, Err("it is not NAME=value")),
+        Some((name, value)) if is_name(name.trim()) => {
+            let name = name.trim();
+            Ok((name, self::value(value).map_err(|fault| (Some(name), fault))?))
+        }
+        _ => Err((None, "it is not NAME=value")),
     }
 }
 
@@ -86,8 +84,7 @@ mod tests {
     fn one(line: &str) -> Result<(&str, &str), &'static str> {
         let mut lines = parse(line);
         assert_eq!(lines.len(), 1, "{line}");
-        let (name, value) = lines.remove(0);
-        value.map(|value| (name.unwrap(), value)).map_err(|fault| fault.fault)
+        lines.remove(0).map_err(|fault| fault.fault)
     }
 
     #[test]
@@ -129,9 +126,8 @@ mod tests {
     #[test]
     fn a_mark_at_the_beginning_and_the_line_ends_of_windows_do_not_matter() {
         let lines = parse("\u{feff}A=1\r\n\r\n# B=2\r\nno line\r\nC='3'\r\n");
-        let fault = Fault { line: 4, fault: "it is not NAME=value" };
-        let expected = [(Some("A"), Ok("1")), (None, Err(fault)), (Some("C"), Ok("3"))];
-        assert_eq!(lines, expected);
+        let fault = Fault { name: None, line: 4, fault: "it is not NAME=value" };
+        assert_eq!(lines, [Ok(("A", "1")), Err(fault), Ok(("C", "3"))]);
         assert_eq!(fault.to_string(), ".env, line 4: it is not NAME=value");
     }
 
@@ -144,7 +140,7 @@ mod tests {
 
         #[test]
         fn no_file_makes_it_panic_and_no_value_is_changed(text in any::<String>()) {
-            for value in parse(&text).into_iter().filter_map(|(_, value)| value.ok()) {
+            for (_, value) in parse(&text).into_iter().flatten() {
                 prop_assert!(text.contains(value));
             }
         }

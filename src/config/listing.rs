@@ -43,7 +43,8 @@ const TABLE_HEAD: &str = "| Variable | Default | |\n|---|---|---|\n";
 const ENV_HEAD: &str = "\
 # Settings of imagesvc. Copy this file to .env and remove the # of what you change.
 # Flags win over the environment, which wins over .env. Durations: 10s, 2m or plain seconds;
-# sizes: 20MiB or plain bytes; an empty value is an unset one.
+# sizes: 20MiB or plain bytes; an empty value is an unset one, but for what guards something.
+# Nothing is substituted: a value with a $ stands in single quotes.
 
 ";
 

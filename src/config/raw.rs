@@ -93,14 +93,13 @@ impl Raw {
                 return;
             }
         };
-        for (name, value) in dotenv::parse(&text) {
-            // The file may hold settings of other programs, too.
-            let is_ours = |name: &str| find(name).is_some() || name.starts_with("IMAGESVC_");
-            match (name, value) {
-                (Some(name), Ok(value)) => self.add(name, value),
-                (Some(name), Err(_)) if !is_ours(name) => {}
-                (_, Err(fault)) => self.unreadable.push(fault.to_string()),
-                (None, Ok(_)) => {} // no value without a name
+        // The file may hold settings of other programs, too.
+        let is_ours = |name: &str| find(name).is_some() || name.starts_with("IMAGESVC_");
+        for line in dotenv::parse(&text) {
+            match line {
+                Ok((name, value)) => self.add(name, value),
+                Err(fault) if fault.name.is_some_and(|name| !is_ours(name)) => {}
+                Err(fault) => self.unreadable.push(fault.to_string()),
             }
         }
     }

@@ -51,3 +51,19 @@ pub(super) fn job(picture: &Picture, target: Target, max_memory: u64) -> Result<
         cpu_seconds: (LEAST_CPU + megapixels * CPU_PER_MEGAPIXEL).min(MOST_CPU),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::{Content, probe};
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn what_is_left_to_small_pictures_holds_the_smallest_ones_child() {
+        let pixel = probe(Content::Memory(super::super::PIXEL.into()), 1).unwrap();
+        let smallest = queued_memory(&job(&pixel, Target::Converted, 512 * MIB).unwrap());
+        assert!((SMALLEST..SMALLEST + MIB).contains(&smallest), "{smallest}");
+        assert_eq!([199, 200, 512].map(|mib| for_small(mib * MIB) / MIB), [0, 50, 128]);
+    }
+}

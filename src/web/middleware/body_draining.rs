@@ -41,7 +41,8 @@ pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response
     let mut response = next.run(request).await;
     match leftover.take() {
         None => {}
-        // The client sends nothing: it was never told to go on, or it has stalled.
+        // The client has stalled, or was never told to go on: to read now would tell it to. What it
+        // sends all the same, the server takes when it closes the connection.
         Some(rest)
             if (waits && !rest.begun) || response.status() == StatusCode::REQUEST_TIMEOUT =>
         {
