@@ -1,7 +1,11 @@
 //! What every request must hold before a route looks at it: one valid host, a body that ends where
-//! both sides think it does, in no coding.
+//! both sides think it does, in no coding; and what every answer holds: when it was made.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime},
+};
 
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
@@ -11,7 +15,9 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Answer, Child, FORM, FakeNvidia, ROCKET, TestApp, assert_problem, form};
+use crate::support::{
+    Answer, Child, FORM, FakeNvidia, ROCKET, TestApp, assert_problem, form, post_head,
+};
 
 /// Asks what nobody should be answered who hid it in another request's body.
 const SMUGGLED: &str = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -265,6 +271,21 @@ async fn a_client_that_sends_everything_first_sees_why_its_head_was_refused() {
 }
 
 #[tokio::test]
+async fn a_compressed_body_does_not_cost_its_connection() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    let body = vec![b'x'; 5 << 20];
+    let more = format!("content-encoding: gzip\r\ncontent-length: {}\r\n", body.len());
+    let mut sent = request("POST /vectorize-image HTTP/1.1", &["x"], &more);
+    sent.extend(&body);
+    sent.extend(request("GET /health HTTP/1.1", &["x"], "connection: close\r\n"));
+    let answers = exchange(app.address, &sent).await;
+    let (refused, health) = answers.split_at(answers.rfind("HTTP/1.1 ").unwrap());
+    assert_problem(&parse(refused), 415, "unsupported_content_encoding");
+    assert_eq!(parse(health).status, 200);
+}
+
+#[tokio::test]
 async fn a_transfer_coding_besides_chunks_is_refused_and_nothing_is_smuggled_behind_it() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::start(&nvidia).await;
@@ -350,4 +371,35 @@ async fn with_chunks_a_length_is_ignored_and_the_connection_ends() {
         let answer = parse(&exchange(app.address, &sent).await);
         assert_problem(&answer, 404, "not_found");
     }
+}
+
+/// What the service takes for the time, in seconds since 1970.
+static NOW: AtomicU64 = AtomicU64::new(784_111_777);
+
+#[tokio::test]
+async fn after_the_clock_is_set_back_so_is_the_date_of_every_answer() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .configure(|config| {
+            config.server.clock =
+                || SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.load(Ordering::Relaxed));
+        })
+        .start()
+        .await;
+    for (back, date) in [
+        (0, "Sun, 06 Nov 1994 08:49:37 GMT"),
+        (3600, "Sun, 06 Nov 1994 07:49:37 GMT"),
+        (1, "Sun, 06 Nov 1994 07:49:36 GMT"),
+    ] {
+        NOW.fetch_sub(back, Ordering::Relaxed);
+        assert_eq!(app.upload(ROCKET, "a.jpg").await.header("date"), date);
+        assert_eq!(app.get("/health").await.header("date"), date);
+        assert_eq!(app.get("/nothing").await.header("date"), date);
+        let sent = request("GET /health HTTP/1.1", &[], "");
+        let answer = parse(&exchange(app.address, &sent).await);
+        assert_eq!(answer.headers.get_all("date").iter().collect::<Vec<_>>(), [date]);
+    }
+    // The answers that hyper gives by itself have its own.
+    let answer = exchange(app.address, &post_head("/health", 1, "content-length: 2\r\n")).await;
+    assert_eq!(parse(&answer).headers.get_all("date").iter().count(), 1);
 }
