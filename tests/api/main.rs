@@ -27,6 +27,7 @@ mod errors;
 mod fallback;
 mod faults;
 mod formats;
+mod framing;
 mod fuzz;
 mod guard;
 mod inline;
