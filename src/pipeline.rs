@@ -53,14 +53,14 @@ pub enum Error {
     /// Decoding showed that the bytes are not a picture that can be used.
     #[error("{0}")]
     Undecodable(#[source] Arc<embed::Error>),
-    /// The picture was saved, but there is no embedding.
+    /// The picture is saved, if it was to be, but there is no embedding.
     #[error("{error}")]
     Embed {
         /// Why not: shared with others who wanted the same.
         #[source]
         error: Arc<embed::Error>,
-        /// Where the picture is.
-        saved: Saved,
+        /// Where the picture is, if it was to be kept.
+        saved: Option<Saved>,
     },
     /// A thread died: a bug.
     #[error("the thread that reads headers died")]
@@ -99,14 +99,23 @@ pub struct Received {
 /// What became of a picture.
 #[derive(Debug)]
 pub struct Vectorized {
-    /// The saved file.
-    pub saved: Saved,
+    /// The saved file, if the picture was to be kept.
+    pub saved: Option<Saved>,
     /// What the picture is.
     pub picture: Picture,
     /// SHA-256 of its bytes.
     pub sha256: Sha256,
     /// Its embedding.
     pub embedding: Embedding,
+}
+
+/// Whether a picture is saved, or only embedded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeping {
+    /// It is saved.
+    Saved,
+    /// Nothing of it is left once it is embedded.
+    Dropped,
 }
 
 /// A saved picture.
@@ -149,7 +158,7 @@ impl Pipeline {
         Ok(Received { picture, client, spooled, held: Held { turn, memory }, deadline })
     }
 
-    /// Saves and embeds a picture that was received.
+    /// Embeds a picture that was received, and saves it if it is to be kept.
     ///
     /// # Errors
     /// [`Error`]
@@ -157,10 +166,20 @@ impl Pipeline {
         &self,
         received: Received,
         freshness: Freshness,
+        keeping: Keeping,
     ) -> Result<Vectorized, Error> {
         let Received { picture, client, spooled, held, deadline } = received;
         let (sha256, size) = (spooled.sha256, picture.content.len());
-        let save = self.save(spooled, picture.format.extension(), deadline);
+        let save = async {
+            match keeping {
+                Keeping::Saved => {
+                    self.save(spooled, picture.format.extension(), deadline).await.map(Some)
+                }
+                // Before the call ends, so that not even a kill leaves the file: what reads the
+                // picture has it open.
+                Keeping::Dropped => Ok(spawn_blocking(|| drop(spooled)).await.map(|()| None)?),
+            }
+        };
         let embed = self.embedder.embed(Job {
             picture: picture.clone(),
             sha256,
@@ -172,13 +191,17 @@ impl Pipeline {
         // A picture that cannot be saved is not worth waiting for; one that cannot be embedded
         // still is saved, and the error says where.
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
-        let saved = Saved { saved_as: file.name().to_owned() };
-        self.metrics.saved_bytes(size);
+        let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
+        if saved.is_some() {
+            self.metrics.saved_bytes(size);
+        }
         match embedded {
             Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
             // Only the decoder could tell that this is no picture: it leaves no file either.
             Err(error) if error.is_about_the_picture() => {
-                if let Err(error) = self.store.remove(saved.saved_as).await {
+                if let Some(saved) = saved
+                    && let Err(error) = self.store.remove(saved.saved_as).await
+                {
                     tracing::warn!(%error, "the file of a refused picture stays");
                 }
                 Err(Error::Undecodable(error))

@@ -22,6 +22,7 @@ use middleware::{
     cors::{PageRules, refuse_strange_pages},
     head_checking::check_head,
     shutdown::{close_when_draining, end_with_drain},
+    trailing_slash::trim_trailing_slash,
 };
 
 pub mod error;
@@ -56,7 +57,10 @@ pub fn router(
     let log = AccessLog { metrics: Arc::clone(&state.metrics), proxies };
     let rules = Arc::new(PageRules::new(settings));
     let routes = routes::router(state, settings, &rules, more);
-    layered(routes, log, &state.shutdown, settings.origins.layer(), rules)
+    let router = layered(routes, log, &state.shutdown, settings.origins.layer(), rules);
+    // Around the router, not among its layers: those come after the route was chosen.
+    Router::new()
+        .fallback_service(ServiceBuilder::new().map_request(trim_trailing_slash).service(router))
 }
 
 /// The layers, the outermost first:

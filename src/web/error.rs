@@ -186,7 +186,7 @@ impl Error {
     /// The saved picture, when it was saved before things went wrong.
     pub fn saved(&self) -> Option<&Saved> {
         match self {
-            Self::Pipeline(pipeline::Error::Embed { saved, .. }) => Some(saved),
+            Self::Pipeline(pipeline::Error::Embed { saved, .. }) => saved.as_ref(),
             _ => None,
         }
     }

@@ -7,3 +7,4 @@ pub(super) mod file_name;
 pub(super) mod head;
 pub(super) mod json;
 pub(super) mod multipart;
+pub(super) mod query;

@@ -8,3 +8,4 @@ pub(super) mod head_checking;
 pub(super) mod rate_limit;
 mod request_id;
 pub(super) mod shutdown;
+pub(super) mod trailing_slash;

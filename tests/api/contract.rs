@@ -266,7 +266,7 @@ async fn headers_and_the_key_are_described() {
         .iter()
         .map(|p| p["name"].as_str().unwrap())
         .collect();
-    assert_eq!(parameters, BTreeSet::from(["Cache-Control", "x-request-id"]));
+    assert_eq!(parameters, BTreeSet::from(["save", "backend", "Cache-Control", "x-request-id"]));
     let responses = upload["responses"].as_object().unwrap();
     for (status, response) in responses {
         let headers = &response["headers"];

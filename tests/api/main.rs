@@ -43,6 +43,7 @@ mod overload;
 mod peaks;
 mod polling;
 mod process;
+mod query;
 mod readme;
 mod retention;
 mod sandbox;

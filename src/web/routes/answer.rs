@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::{
     embed::Provenance,
     nvidia::{DIMENSIONS, Vector},
-    pipeline::Vectorized,
+    pipeline::{Saved, Vectorized},
     web::{error::Error, middleware::access_log::Facts},
 };
 
@@ -23,12 +23,14 @@ pub(super) struct Answer {
     /// Always `success`.
     #[schema(example = "success")]
     status: &'static str,
-    /// The saved file's name.
+    /// The saved file's name; not there with `save=false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77.jpg")]
-    saved_as: String,
-    /// `downloads/` and the name.
+    saved_as: Option<String>,
+    /// `downloads/` and the name; not there with `save=false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "downloads/019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77.jpg")]
-    path: String,
+    path: Option<String>,
     /// The address that the picture was fetched from, as the client gave it.
     #[serde(skip_serializing_if = "Option::is_none")]
     source_url: Option<String>,
@@ -84,8 +86,8 @@ impl Answer {
     pub(super) fn new(done: Vectorized, model: &'static str) -> Self {
         Self {
             status: "success",
-            path: done.saved.path(),
-            saved_as: done.saved.saved_as,
+            path: done.saved.as_ref().map(Saved::path),
+            saved_as: done.saved.map(|saved| saved.saved_as),
             source_url: None,
             original_filename: None,
             content_type: done.picture.format.media_type(),
@@ -123,7 +125,7 @@ impl IntoResponse for Answer {
         let headers = [(header::CONTENT_TYPE, "application/json"), (X_CACHE, cache)];
         let mut response = (StatusCode::OK, headers, body).into_response();
         response.extensions_mut().insert(Facts {
-            saved_as: Some(self.saved_as),
+            saved_as: self.saved_as,
             size_bytes: Some(self.size_bytes),
             cache: Some(self.provenance.name()),
             attempts: Some(self.attempts),

@@ -26,6 +26,7 @@ use crate::{
             body::Receiving,
             cache_control::{CacheControl, CacheControlHeader},
             file_name, json,
+            query::{PictureOptions, PictureQuery},
         },
         state::AppState,
     },
@@ -72,7 +73,7 @@ impl IntoResponses for Base64Errors {
     post,
     path = "/vectorize-image-base64",
     tag = "pictures",
-    params(CacheControlHeader),
+    params(PictureQuery, CacheControlHeader),
     request_body = Base64Request,
     responses(
         (
@@ -86,6 +87,7 @@ pub(super) async fn vectorize_image_base64(
     State(app): State<AppState>,
     client: ClientNetwork,
     CacheControl(freshness): CacheControl,
+    PictureOptions { keeping }: PictureOptions,
     body: Body,
 ) -> Result<Answer, Error> {
     let limits = &app.pipeline.limits;
@@ -109,7 +111,7 @@ pub(super) async fn vectorize_image_base64(
     let name = parsed.file_name.clone();
     let bytes = parsed.decode(Some(memory));
     let received = app.pipeline.receive(admission, bytes).await?;
-    let done = app.pipeline.embed(received, freshness).await?;
+    let done = app.pipeline.embed(received, freshness, keeping).await?;
     Ok(Answer::new(done, app.model).named(name))
 }
 

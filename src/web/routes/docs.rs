@@ -7,7 +7,7 @@ use axum::{
     Json, Router,
     extract::{Path, rejection::PathRejection},
     http::{HeaderName, HeaderValue, header},
-    response::{IntoResponse, Redirect, Response},
+    response::{IntoResponse, Response},
     routing::get,
 };
 use bytes::Bytes;
@@ -25,6 +25,9 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 
 const CONTENT_SECURITY_POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
 
+/// The page, by its name among the assets.
+const PAGE: &str = "index.html";
+
 /// Where the document holds the address that the page fills in.
 const ADDRESS_EXAMPLE: &str = "/components/schemas/ImageUrl/properties/image_url/example";
 
@@ -41,8 +44,7 @@ pub(super) fn router(document: &OpenApi, sample: Option<&str>) -> Router<AppStat
     let page = Arc::clone(&config);
     Router::new()
         .route("/openapi.json", get(async move || Json(document)))
-        .route("/docs", get(async || Redirect::permanent("/docs/")))
-        .route("/docs/", get(async move || asset("index.html", page)))
+        .route("/docs", get(async move || asset(PAGE, page)))
         .route(
             "/docs/{*path}",
             get(async move |path: Result<Path<String>, PathRejection>| {
@@ -63,6 +65,12 @@ fn with_sample(document: &OpenApi, sample: Option<&str>) -> Value {
     document
 }
 
+/// The page with its assets named from the root: its own address may end in a slash or not.
+fn with_absolute_links(page: &[u8]) -> String {
+    let page = String::from_utf8_lossy(page).replace("=\"./", "=\"");
+    page.replace("href=\"", "href=\"/docs/").replace("src=\"", "src=\"/docs/")
+}
+
 fn asset(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {
     let file = utoipa_swagger_ui::serve(path, config)
         .map_err(|error| Error::Internal(error.to_string()))?;
@@ -70,6 +78,9 @@ fn asset(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {
     let content_type = HeaderValue::try_from(file.content_type)
         .map_err(|error| Error::Internal(error.to_string()))?;
     let headers = [(header::CONTENT_TYPE, content_type), (CONTENT_SECURITY_POLICY, POLICY)];
+    if path == PAGE {
+        return Ok((headers, with_absolute_links(&file.bytes)).into_response());
+    }
     // What lies in the binary is not copied: the page's script has more than a megabyte.
     let bytes = match file.bytes {
         Cow::Borrowed(bytes) => Bytes::from_static(bytes),

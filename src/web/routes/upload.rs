@@ -20,6 +20,7 @@ use crate::{
             cache_control::{CacheControl, CacheControlHeader},
             file_name,
             multipart::{EXAMPLE, Form, boundary, invalid},
+            query::{PictureOptions, PictureQuery},
         },
         state::AppState,
     },
@@ -54,7 +55,7 @@ impl IntoResponses for UploadErrors {
     post,
     path = "/vectorize-image-upload",
     tag = "pictures",
-    params(CacheControlHeader),
+    params(PictureQuery, CacheControlHeader),
     request_body(content = UploadRequest, content_type = "multipart/form-data"),
     responses(
         (
@@ -68,6 +69,7 @@ pub(super) async fn vectorize_image_upload(
     State(app): State<AppState>,
     client: ClientNetwork,
     CacheControl(freshness): CacheControl,
+    PictureOptions { keeping }: PictureOptions,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Answer, Error> {
@@ -98,6 +100,6 @@ pub(super) async fn vectorize_image_upload(
         }
         received => received?,
     };
-    let done = app.pipeline.embed(received, freshness).await?;
+    let done = app.pipeline.embed(received, freshness, keeping).await?;
     Ok(Answer::new(done, app.model).named(name.as_deref().and_then(file_name::printable)))
 }

@@ -21,6 +21,7 @@ use crate::{
             body::Receiving,
             cache_control::{CacheControl, CacheControlHeader},
             json,
+            query::{PictureOptions, PictureQuery},
         },
         state::AppState,
     },
@@ -70,7 +71,7 @@ impl IntoResponses for UrlErrors {
     post,
     path = "/vectorize-image",
     tag = "pictures",
-    params(CacheControlHeader),
+    params(PictureQuery, CacheControlHeader),
     request_body = UrlRequest,
     responses(
         (
@@ -84,6 +85,7 @@ pub(super) async fn vectorize_image(
     State(app): State<AppState>,
     client: ClientNetwork,
     CacheControl(freshness): CacheControl,
+    PictureOptions { keeping }: PictureOptions,
     body: Body,
 ) -> Result<Answer, Error> {
     let admission = app.pipeline.admit(client, 0)?;
@@ -104,7 +106,7 @@ pub(super) async fn vectorize_image(
     }
     let bytes = fetched.into_stream().map_err(Error::from);
     let received = app.pipeline.receive::<Error>(admission, bytes).await?;
-    let done = app.pipeline.embed(received, freshness).await?;
+    let done = app.pipeline.embed(received, freshness, keeping).await?;
     Ok(Answer::new(done, app.model).fetched_from(address))
 }
 

@@ -1,0 +1,61 @@
+//! Makes a slash behind a route mean nothing.
+
+use axum::{
+    extract::Request,
+    http::{Uri, uri::PathAndQuery},
+};
+
+/// Takes one slash off the end of a request's path. The root keeps its own, and more than one are a
+/// path that is not there.
+pub(in crate::web) fn trim_trailing_slash(mut request: Request) -> Request {
+    if let Some(uri) = trimmed(request.uri()) {
+        *request.uri_mut() = uri;
+    }
+    request
+}
+
+/// The address without the slash, if it has one.
+fn trimmed(uri: &Uri) -> Option<Uri> {
+    let path = uri.path().strip_suffix('/').filter(|path| !path.is_empty())?;
+    if path.ends_with('/') {
+        return None;
+    }
+    let path_and_query = match uri.query() {
+        Some(query) => format!("{path}?{query}").parse::<PathAndQuery>(),
+        None => path.parse(),
+    };
+    let mut parts = uri.clone().into_parts();
+    // Part of a path is one, too: neither of these fails.
+    parts.path_and_query = Some(path_and_query.ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_slash_behind_a_path_is_taken_off_and_nothing_else_changes() {
+        for (address, expected) in [
+            ("/health/", Some("/health")),
+            ("/health/?a=/&b", Some("/health?a=/&b")),
+            ("/health/?", Some("/health?")),
+            ("//health/", Some("//health")),
+            (
+                "http://images.example:8000/health/?a=b",
+                Some("http://images.example:8000/health?a=b"),
+            ),
+            ("/health", None),
+            ("/health?a=/", None),
+            ("/", None),
+            ("/?a", None),
+            ("//", None),
+            ("/health//", None),
+            ("*", None),
+            ("images.example:8000", None),
+        ] {
+            let uri = trimmed(&address.parse().unwrap());
+            assert_eq!(uri.map(|uri| uri.to_string()).as_deref(), expected, "{address}");
+        }
+    }
+}

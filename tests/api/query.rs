@@ -1,0 +1,294 @@
+//! What stands in the query of a route that takes pictures, and the slash behind a route.
+
+use std::{path::Path, time::Duration};
+
+use image_rs::ImageFormat;
+use reqwest::RequestBuilder;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::support::{
+    Answer, CHELSEA, Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem,
+    converted, embedding, heic, noise_png, nvidia_api::INFER,
+};
+
+/// Every way in, with a picture; that of the URL route is what the origin serves.
+fn requests(app: &TestApp, origin: &FakeServer, picture: &[u8]) -> [RequestBuilder; 3] {
+    [
+        app.upload_request(picture, "a.jpg"),
+        app.base64_request(picture),
+        app.address_request(&origin.url("/photo")),
+    ]
+}
+
+/// The same request with a query.
+fn asking(request: RequestBuilder, query: &str) -> RequestBuilder {
+    let (client, request) = request.build_split();
+    let mut request = request.unwrap();
+    request.url_mut().set_query(Some(query));
+    RequestBuilder::from_parts(client, request)
+}
+
+/// The files of pictures in a downloads folder: saved ones, and those that are staged.
+fn files(folder: &Path) -> Vec<String> {
+    let names = |folder: &Path| -> Vec<_> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let saved = names(folder).into_iter().filter(|name| !name.starts_with('.'));
+    saved.chain(names(&folder.join(".incoming"))).collect()
+}
+
+fn assert_names_no_file(answer: &Answer) {
+    let answer = answer.json();
+    assert!(answer.get("saved_as").is_none() && answer.get("path").is_none(), "{answer}");
+}
+
+#[tokio::test]
+async fn a_picture_that_is_not_to_be_kept_is_embedded_and_leaves_no_file_by_any_route() {
+    // Inline, by a file and uploaded, and re-encoded.
+    for picture in [ROCKET.to_vec(), HUBBLE.to_vec(), converted(CHELSEA, ImageFormat::WebP)] {
+        let nvidia = FakeNvidia::well().await;
+        let origin = FakeServer::serving(&picture).await;
+        let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+        for request in requests(&app, &origin, &picture) {
+            let answer = app.send(asking(request, "save=false")).await;
+            answer.vector();
+            assert_names_no_file(&answer);
+            let kept: Vec<_> = answer.json().as_object().unwrap().keys().cloned().collect();
+            assert!(kept.contains(&"sha256".to_owned()) && kept.contains(&"width".to_owned()));
+            assert!(files(app.folder()).is_empty());
+        }
+        let metrics = app.get("/metrics").await.text();
+        assert!(metrics.contains("imagesvc_pictures_saved_total 0\n"), "{metrics}");
+        assert!(metrics.contains("imagesvc_pictures_saved_bytes_total 0\n"));
+        // It was paid for once, and whoever wants it kept has it kept.
+        let kept = app.upload(&picture, "a.jpg").await;
+        assert_eq!(kept.header("x-cache"), "hit");
+        assert_eq!(files(app.folder()), [kept.saved_as()]);
+    }
+}
+
+#[tokio::test]
+async fn a_failure_leaves_no_file_of_a_picture_that_is_not_to_be_kept_and_names_none() {
+    for picture in [ROCKET.to_vec(), noise_png(400, 300)] {
+        for (reply, status, code) in [
+            (Reply::status(422), 422, "embedding_rejected"),
+            (Reply::status(401), 502, "embedding_unauthorized"),
+            (Reply::status(503), 502, "embedding_unavailable"),
+            (Reply::json(200, "{}"), 502, "embedding_invalid"),
+            (Reply::Hang, 504, "embedding_timeout"),
+        ] {
+            let nvidia = FakeNvidia::with_uploads(move |request| {
+                (request.line() == INFER).then(|| reply.clone())
+            })
+            .await;
+            let origin = FakeServer::serving(&picture).await;
+            let app = TestApp::builder(&nvidia)
+                .may_fetch_from(&origin)
+                .setting("NVIDIA_LARGE_IMAGES", "shrink")
+                .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
+                .start()
+                .await;
+            for request in requests(&app, &origin, &picture) {
+                let answer = app.send(asking(request, "save=false")).await;
+                assert_problem(&answer, status, code);
+                assert_names_no_file(&answer);
+                app.wait_for(|value| value("imagesvc_pictures_at_work") == 0.0).await;
+                assert!(files(app.folder()).is_empty(), "{code}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_picture_leaves_no_file_either_way() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    let mut broken = converted(CHELSEA, ImageFormat::Gif);
+    broken.truncate(broken.len() / 3);
+    broken[800..].fill(0xff);
+    for picture in [heic(), broken] {
+        for query in ["save=false", "save=true"] {
+            let answer = app.send(asking(app.upload_request(&picture, "a"), query)).await;
+            assert_problem(&answer, 415, "unsupported_image");
+            assert!(files(app.folder()).is_empty());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_a_client_that_leaves_nor_a_kill_leaves_a_file_of_what_is_not_to_be_kept() {
+    let (gate, _) = watch::channel(false);
+    let held = gate.clone();
+    let nvidia = FakeNvidia::with_uploads(move |request| {
+        (request.line() == INFER).then(|| embedding().held(&held))
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start_with(&nvidia, folder.path(), &[]);
+    let downloads = folder.path().join("downloads");
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let picture = noise_png(400, 300);
+    let request = asking(child.upload_request(&client, &picture), "save=false");
+    let gone = tokio::spawn(request.send());
+    nvidia.wait_for(3).await; // announced, uploaded, and asked for
+    assert!(files(&downloads).is_empty(), "nothing that a kill would leave");
+    gone.abort();
+    assert!(gone.await.is_err());
+    let line = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"499\"} 1";
+    loop {
+        let metrics = client.get(child.url("/metrics")).send().await.unwrap();
+        if metrics.text().await.unwrap().contains(line) {
+            break;
+        }
+    }
+    assert!(files(&downloads).is_empty());
+    // The call goes on with the bytes of the file that has no name any more.
+    gate.send(true).unwrap();
+    let again = asking(child.upload_request(&client, &picture), "save=false");
+    let again = again.send().await.unwrap();
+    assert_eq!(
+        (again.status().as_u16(), again.headers()["x-cache"].as_bytes()),
+        (200, &b"hit"[..])
+    );
+    child.kill();
+    assert!(files(&downloads).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_leaves_no_file_of_what_is_not_to_be_kept() {
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    let app = TestApp::builder(&nvidia)
+        .configure(|config| config.server.drain_timeout = Duration::from_millis(50))
+        .start()
+        .await;
+    let request = asking(app.upload_request(ROCKET, "a.jpg"), "save=false");
+    let sent = tokio::spawn(request.send());
+    nvidia.wait_for(1).await;
+    let folder = app.stop().await;
+    let answer: Value = sent.await.unwrap().unwrap().json_value().await;
+    assert_eq!(answer["code"], "shutting_down");
+    assert!(files(folder.path()).is_empty());
+}
+
+/// Reads an answer's JSON.
+trait JsonValue {
+    async fn json_value(self) -> Value;
+}
+
+impl JsonValue for reqwest::Response {
+    async fn json_value(self) -> Value {
+        serde_json::from_slice(&self.bytes().await.unwrap()).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn the_disks_reserve_holds_for_what_is_only_staged() {
+    let nvidia = FakeNvidia::well().await;
+    let app =
+        TestApp::builder(&nvidia).setting("IMAGESVC_MIN_FREE_BYTES", "900000000GiB").start().await;
+    let answer = app.send(asking(app.upload_request(ROCKET, "a.jpg"), "save=false")).await;
+    assert_problem(&answer, 507, "storage_full");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_names_no_file_of_a_picture_that_was_not_kept() {
+    let nvidia = FakeNvidia::replying(vec![embedding(), Reply::status(402)]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start_with(&nvidia, folder.path(), &[]);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (id, picture) in [("kept-not", ROCKET), ("failed", CHELSEA)] {
+        let request = asking(child.upload_request(&client, picture), "save=false");
+        request.header("x-request-id", id).send().await.unwrap();
+    }
+    let (_, log) = child.stop();
+    let events = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let lines: Vec<_> = events.filter(|event| event["message"] == "request").collect();
+    assert_eq!(lines.len(), 2);
+    assert!(lines.iter().all(|line| line.get("saved_as").is_none()), "{lines:?}");
+    assert!(lines[0]["size_bytes"].is_u64());
+}
+
+#[tokio::test]
+async fn the_one_backend_is_taken_and_what_is_unknown_in_a_query_is_ignored() {
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::serving(ROCKET).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+    for query in ["backend=nv_dino", "", "a=1&a=2&%zz=%&dimensions=7", "save=true&backend=nv_dino"]
+    {
+        for request in requests(&app, &origin, ROCKET) {
+            let answer = app.send(asking(request, query)).await;
+            answer.vector();
+            assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_backend_and_an_unclear_save_are_refused_by_their_place() {
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::serving(ROCKET).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+    for (query, place, word) in [
+        ("backend=clip", "backend", "nv_dino"),
+        ("backend=", "backend", "nv_dino"),
+        ("save=no", "save", "true or false"),
+        ("save=%zz", "save", "true or false"),
+        ("save=true&save=false", "save", "send one of them"),
+    ] {
+        for request in requests(&app, &origin, ROCKET) {
+            let answer = app.send(asking(request, query)).await;
+            let problem = assert_problem(&answer, 422, "validation_failed");
+            assert_eq!(problem["errors"][0]["loc"], json!(["query", place]));
+            assert!(problem["detail"].as_str().unwrap().contains(word), "{problem}");
+        }
+    }
+    assert!(files(app.folder()).is_empty() && nvidia.received().is_empty());
+    assert_eq!(origin.count(), 0);
+}
+
+#[tokio::test]
+async fn a_slash_behind_a_route_changes_nothing() {
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::serving(ROCKET).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+    for request in requests(&app, &origin, ROCKET) {
+        let (client, request) = request.build_split();
+        let mut request = request.unwrap();
+        let path = format!("{}/", request.url().path());
+        request.url_mut().set_path(&path);
+        let answer = app.send(asking(RequestBuilder::from_parts(client, request), "save=false"));
+        let answer = answer.await;
+        answer.vector();
+        assert_names_no_file(&answer);
+    }
+    for path in ["/health", "/ready", "/openapi.json", "/docs", "/docs/swagger-ui.css"] {
+        let (plain, slashed) = (app.get(path).await, app.get(&format!("{path}/?a=/")).await);
+        assert_eq!((slashed.status, plain.status), (200, 200), "{path}");
+        assert!(slashed.body == plain.body, "{path}");
+    }
+    let wrong_method = app.get("/vectorize-image/").await;
+    assert_problem(&wrong_method, 405, "method_not_allowed");
+    assert_eq!(wrong_method.header("allow"), "POST");
+    for nowhere in ["/nothing/", "/health//", "//", "//health/"] {
+        assert_problem(&app.get(nowhere).await, 404, "not_found");
+    }
+    let metrics = app.get("/metrics/").await.text();
+    for line in [
+        "imagesvc_requests_total{route=\"/vectorize-image\",status=\"200\"} 1",
+        "imagesvc_requests_total{route=\"/vectorize-image-base64\",status=\"200\"} 1",
+        "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"200\"} 1",
+        "imagesvc_requests_total{route=\"/vectorize-image\",status=\"405\"} 1",
+        "imagesvc_requests_total{route=\"/health\",status=\"200\"} 2",
+    ] {
+        assert!(metrics.lines().any(|known| known == line), "{line} is not in\n{metrics}");
+    }
+    assert!(!metrics.contains("/\""), "no route ends in a slash");
+}
+
+#[tokio::test]
+async fn a_slash_behind_the_sandboxs_picture_changes_nothing_either() {
+    let app = TestApp::sandbox().start().await;
+    assert_eq!(app.get("/sandbox/photo.jpg/").await.body, ROCKET);
+}
