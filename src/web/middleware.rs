@@ -8,4 +8,5 @@ pub(super) mod head_checking;
 pub(super) mod rate_limit;
 mod request_id;
 pub(super) mod shutdown;
+mod trace_context;
 pub(super) mod trailing_slash;

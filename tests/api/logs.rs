@@ -6,7 +6,8 @@ use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
 use crate::support::{
-    Child, FakeNvidia, ROCKET, Reply, TestApp, embedding, heic, metric, number, tiny,
+    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, embedding, heic, metric, number,
+    tiny,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,6 +74,55 @@ async fn every_request_is_one_json_line_with_the_facts_in_fields() {
     let none = line("none");
     assert_eq!(none["route"], "none", "never a raw path");
     assert!(!log.join("").contains("/no/such/path"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callers_trace_is_in_the_log_and_passed_on_to_nobody() {
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::serving(HUBBLE).await; // which goes to NVIDIA in four calls
+    let folder = tempfile::tempdir().unwrap();
+    let allow = origin.address.to_string();
+    let child =
+        Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", allow.as_str())]);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+    for (id, version, status) in [("traced", "00", 200), ("not-traced", "ff", 200)] {
+        let request = child.address_request(&client, &origin.url("/photo"));
+        let answer = request
+            .header("traceparent", format!("{version}-{trace}-{span}-01"))
+            .header("tracestate", "congo=t61rcWkgMzE")
+            .header("x-request-id", id)
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), status);
+        let told = format!("{:?}", answer.headers());
+        assert!(
+            !told.contains("traceparent") && !told.contains("tracestate") && !told.contains(trace),
+            "{told}"
+        );
+    }
+    let refused = client.get(child.url("/nothing")).header("x-request-id", "refused");
+    let refused = refused.header("traceparent", format!("00-{trace}-{span}-00"));
+    assert_eq!(refused.send().await.unwrap().status(), 404);
+    for request in nvidia.wait_for(4).await.into_iter().chain(origin.received()) {
+        let told = format!("{:?}{}", request.headers, String::from_utf8_lossy(&request.body));
+        assert!(
+            !told.contains("traceparent")
+                && !told.contains("tracestate")
+                && !told.contains(trace)
+                && !told.contains(span)
+        );
+    }
+    let (_, log) = child.stop();
+    let events = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let lines: Vec<_> = events.filter(|event| event["message"] == "request").collect();
+    let line = |id: &str| lines.iter().find(|line| line["request_id"] == id).unwrap();
+    for id in ["traced", "refused"] {
+        assert_eq!((&line(id)["trace_id"], &line(id)["span_id"]), (&trace.into(), &span.into()));
+    }
+    let other = line("not-traced");
+    assert!(other.get("trace_id").is_none() && other.get("span_id").is_none(), "{other}");
 }
 
 /// The families of a metrics text, with their types, and its samples.

@@ -12,7 +12,10 @@ use axum::{
 };
 use tracing::Instrument;
 
-use super::request_id::{REQUEST_ID, request_id};
+use super::{
+    request_id::{REQUEST_ID, request_id},
+    trace_context::TraceContext,
+};
 use crate::{
     server::{Peer, TrustedProxies},
     telemetry::{InFlight, Metrics, causes},
@@ -70,6 +73,7 @@ pub(in crate::web) async fn access_log(
         method,
         route,
         id,
+        trace: TraceContext::of(request.headers()),
         client: client.map(|client| client.0.to_string()),
         started: Instant::now(),
         done: false,
@@ -112,12 +116,18 @@ struct Record {
     method: String,
     route: String,
     id: String,
+    trace: Option<TraceContext>,
     client: Option<String>,
     started: Instant,
     done: bool,
 }
 
 impl Record {
+    /// The ids of the caller's trace and span, where it told them.
+    fn trace(&self) -> (Option<&str>, Option<&str>) {
+        self.trace.as_ref().map(|trace| (&*trace.trace_id, &*trace.span_id)).unzip()
+    }
+
     fn end(&mut self, status: StatusCode, facts: &Facts, failure: Option<&Failure>) {
         self.done = true;
         let status = status.as_u16();
@@ -128,6 +138,7 @@ impl Record {
             self.metrics.shed(shed.name());
         }
         let saved = error.and_then(Error::saved).map(|saved| saved.saved_as.as_str());
+        let (trace_id, span_id) = self.trace();
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -136,6 +147,8 @@ impl Record {
                     status,
                     duration_ms = elapsed.as_secs_f64() * 1000.0,
                     request_id = self.id,
+                    trace_id,
+                    span_id,
                     client = self.client,
                     saved_as = facts.saved_as.as_deref().or(saved),
                     size_bytes = facts.size_bytes,
@@ -166,6 +179,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         if !self.done {
             let elapsed = self.started.elapsed();
+            let (trace_id, span_id) = self.trace();
             self.metrics.request(&self.route, CLIENT_LEFT, elapsed);
             tracing::info!(
                 method = self.method,
@@ -173,6 +187,8 @@ impl Drop for Record {
                 status = CLIENT_LEFT,
                 duration_ms = elapsed.as_secs_f64() * 1000.0,
                 request_id = self.id,
+                trace_id,
+                span_id,
                 client = self.client,
                 "request: the client left"
             );

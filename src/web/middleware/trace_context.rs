@@ -1,0 +1,153 @@
+//! The caller's place in its trace (W3C Trace Context, `traceparent`): for the log, and for nobody
+//! else.
+
+use axum::http::{HeaderMap, HeaderName};
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// How long a header of version 00 is, in characters; those of later versions are no shorter.
+const LENGTH: usize = 55;
+
+/// Which trace a request belongs to, and which span of it sent the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TraceContext {
+    /// 32 hexadecimal digits.
+    pub trace_id: String,
+    /// 16 hexadecimal digits.
+    pub span_id: String,
+}
+
+impl TraceContext {
+    /// What the headers say, if it is valid and said once.
+    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut values = headers.get_all(TRACEPARENT).iter();
+        match (values.next(), values.next()) {
+            (Some(value), None) => Self::parse(value.to_str().ok()?),
+            _ => None,
+        }
+    }
+
+    /// Reads a header as the specification says (section 3.2): `00-<trace>-<span>-<flags>`. Later
+    /// versions may add fields behind these.
+    fn parse(text: &str) -> Option<Self> {
+        let (known, more) = text.split_at_checked(LENGTH)?;
+        let mut fields = known.split('-');
+        let mut field = |length| fields.next().filter(|field| is_hex(field, length));
+        let version = field(2).filter(|version| *version != "ff")?;
+        let trace_id = field(32).filter(|id| !is_zero(id))?;
+        let span_id = field(16).filter(|id| !is_zero(id))?;
+        field(2)?; // the flags
+        // The fields fill the known length, so there is no other.
+        let has_only_what_its_version_has =
+            more.is_empty() || (version != "00" && more.starts_with('-'));
+        has_only_what_its_version_has
+            .then(|| Self { trace_id: trace_id.into(), span_id: span_id.into() })
+    }
+}
+
+/// In small letters, as the specification wants it.
+fn is_hex(text: &str, length: usize) -> bool {
+    text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn is_zero(id: &str) -> bool {
+    id.bytes().all(|byte| byte == b'0')
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const SPAN: &str = "00f067aa0ba902b7";
+
+    #[test]
+    fn a_valid_header_is_read_and_those_of_later_versions_as_far_as_they_are_known() {
+        for text in [
+            format!("00-{TRACE}-{SPAN}-01"),
+            format!("00-{TRACE}-{SPAN}-ff"),
+            format!("01-{TRACE}-{SPAN}-00"),
+            format!("fe-{TRACE}-{SPAN}-01-"),
+            format!("cc-{TRACE}-{SPAN}-01-what-the-future-will-be-like"),
+            format!("cc-{TRACE}-{SPAN}-01-WHATEVER ÿ"),
+        ] {
+            let read = TraceContext::parse(&text).map(|read| (read.trace_id, read.span_id));
+            assert_eq!(read, Some((TRACE.into(), SPAN.into())), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_specification_calls_invalid_is_not_read() {
+        let zero = |length| "0".repeat(length);
+        for text in [
+            String::new(),
+            format!("ff-{TRACE}-{SPAN}-01"),
+            format!("00-{}-{SPAN}-01", zero(32)),
+            format!("00-{TRACE}-{}-01", zero(16)),
+            format!("00-{}-{SPAN}-01", TRACE.to_uppercase()),
+            format!("00-{TRACE}-{}-01", SPAN.to_uppercase()),
+            format!("00-{TRACE}-{SPAN}-0A"),
+            format!("0A-{TRACE}-{SPAN}-01"),
+            format!("00-{TRACE}-{SPAN}-01-"),
+            format!("00-{TRACE}-{SPAN}-01-more"),
+            format!("00-{TRACE}-{SPAN}-011"),
+            format!("cc-{TRACE}-{SPAN}-01.more"),
+            format!("cc-{TRACE}-{SPAN}-0"),
+            format!("00-{TRACE}-{SPAN}"),
+            format!("00_{TRACE}_{SPAN}_01"),
+            format!("0-0{TRACE}-{SPAN}-01"),
+            format!("00-{TRACE}{SPAN}--01"),
+            format!("00-{SPAN}-{TRACE}-01"),
+            format!(" 00-{TRACE}-{SPAN}-01"),
+            format!("00-{}g-{SPAN}-01", &TRACE[1..]),
+            "é".repeat(55),
+        ] {
+            assert_eq!(TraceContext::parse(&text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn two_headers_are_none() {
+        let value = format!("00-{TRACE}-{SPAN}-01").parse::<HeaderValue>().unwrap();
+        let one = HeaderMap::from_iter([(TRACEPARENT, value)]);
+        let mut two = one.clone();
+        two.append(TRACEPARENT, one[TRACEPARENT].clone());
+        assert!(TraceContext::of(&one).is_some());
+        assert_eq!((TraceContext::of(&two), TraceContext::of(&HeaderMap::new())), (None, None));
+    }
+
+    proptest! {
+        #[test]
+        fn every_valid_header_is_read_back(
+            version in 0u8..0xff, trace in 1u128.., span in 1u64.., flags in any::<u8>(),
+        ) {
+            let text = format!("{version:02x}-{trace:032x}-{span:016x}-{flags:02x}");
+            let read = TraceContext::parse(&text).unwrap();
+            prop_assert_eq!(read.trace_id, format!("{trace:032x}"));
+            prop_assert_eq!(read.span_id, format!("{span:016x}"));
+        }
+
+        #[test]
+        fn one_other_character_is_another_header_or_none(
+            at in 0usize..LENGTH, other in any::<char>(), trace in 1u128.., span in 1u64..,
+        ) {
+            let text = format!("00-{trace:032x}-{span:016x}-01");
+            let mut changed: Vec<_> = text.chars().collect();
+            changed[at] = other;
+            let changed: String = changed.into_iter().collect();
+            if let Some(read) = TraceContext::parse(&changed) {
+                let ids = format!("-{}-{}-", read.trace_id, read.span_id);
+                prop_assert!(changed.contains(&ids));
+                prop_assert!(other == '-' || matches!(other, '0'..='9' | 'a'..='f'));
+            }
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in any::<String>()) {
+            let _ = TraceContext::parse(&text);
+        }
+    }
+}
