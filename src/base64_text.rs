@@ -1,7 +1,8 @@
-//! Base64 as clients write it: either alphabet, with or without padding, wrapped, escaped, or behind
-//! a `data:` prefix. Worked on in the memory that it came in.
+//! Base64 as clients write it: either alphabet, with padding, without, or with too much of it,
+//! wrapped, escaped, between blanks, or behind a `data:` prefix. Worked on in the memory that it
+//! came in.
 
-use std::sync::LazyLock;
+use std::{ops::Range, sync::LazyLock};
 
 use base64::{
     Engine,
@@ -27,7 +28,7 @@ const BLOCK: usize = 64;
 const BREAK: u8 = 0;
 /// What it says of padding.
 const PADDING: u8 = 1;
-/// What it says of anything that is not Base64.
+/// What it says of anything that is not Base64; a blank within the text is such a thing.
 const STRANGE: u8 = 2;
 
 /// What each byte means: a character of the standard alphabet, or one of the above. A table, because
@@ -68,7 +69,10 @@ pub enum Fault {
     /// A character of neither alphabet.
     #[error("image_base64 holds characters that are not Base64; send the text that base64 prints.")]
     Alphabet,
-    /// A length, or a padding, that no text of whole bytes has.
+    /// Padding with more text behind it.
+    #[error("image_base64 goes on after its padding (=); send one picture, as one text.")]
+    Continued,
+    /// A length, or half of a padding, that no text of whole bytes has.
     #[error("image_base64 is not whole Base64; is it cut short?")]
     Length,
     /// Nothing to decode.
@@ -101,23 +105,16 @@ fn plain_prefix(text: &[u8]) -> usize {
 }
 
 /// Turns the inside of a JSON string into Base64 text of the standard alphabet without padding, in
-/// place, and returns its length.
+/// place, and returns where it is: what was plain from its beginning on was not moved.
 ///
 /// # Errors
 /// [`Fault`]
-pub fn normalize(text: &mut [u8]) -> Result<usize, Fault> {
+pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Fault> {
     let len = unescape(text);
-    let mut from = match text.get(..5) {
-        Some(scheme) if len >= 5 && scheme.eq_ignore_ascii_case(b"data:") => {
-            text[..len].iter().position(|byte| *byte == b',').ok_or(Fault::NoComma)? + 1
-        }
-        _ => 0,
-    };
-    let plain = plain_prefix(&text[from..len]);
-    text.copy_within(from..from + plain, 0);
-    let (mut to, mut padding) = (plain, 0);
-    from += plain;
-    while from < len {
+    let Range { start, end } = encoded(&text[..len])?;
+    let mut from = start + plain_prefix(&text[start..end]);
+    let (mut to, mut padding) = (from, 0);
+    while from < end {
         let byte = text[from];
         from += 1;
         text[to] = match MEANING[usize::from(byte)] {
@@ -127,16 +124,33 @@ pub fn normalize(text: &mut [u8]) -> Result<usize, Fault> {
                 padding += 1;
                 continue;
             }
-            _ if byte == b' ' => return Err(Fault::Space),
-            _ => return Err(Fault::Alphabet),
+            STRANGE if byte == b' ' => return Err(Fault::Space),
+            STRANGE => return Err(Fault::Alphabet),
+            _ => return Err(Fault::Continued),
         };
         to += 1;
     }
-    match (to % 4, padding) {
-        (_, 0) if to == 0 => Err(Fault::Empty),
-        (0 | 2 | 3, 0) | (2, 2) | (3, 1) => Ok(to),
+    match ((to - start) % 4, padding) {
+        _ if to == start => Err(Fault::Empty),
+        // Too much padding hides nothing; of half of one, the rest was cut off.
+        (0 | 3, _) | (2, 0 | 2..) => Ok(start..to),
         _ => Err(Fault::Length),
     }
+}
+
+/// Where the Base64 text is: within blanks, and behind the comma of a `data:` address.
+fn encoded(text: &[u8]) -> Result<Range<usize>, Fault> {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+    let is_text = |byte: &u8| !is_blank(byte);
+    let first =
+        |from: usize| text[from..].iter().position(is_text).map_or(text.len(), |at| from + at);
+    let mut start = first(0);
+    if text[start..].get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:")) {
+        let comma = text[start..].iter().position(|byte| *byte == b',').ok_or(Fault::NoComma)?;
+        start = first(start + comma + 1);
+    }
+    let end = text.iter().rposition(is_text).map_or(start, |last| (last + 1).max(start));
+    Ok(start..end)
 }
 
 /// Resolves JSON's escapes in place and returns the new length: `\/` as Android writes it, `\n` as

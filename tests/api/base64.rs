@@ -48,6 +48,8 @@ async fn what_mobile_clients_write_works() {
             r#"{{"image_base64":"{}"}}"#,
             text.replace('+', "-").replace('/', "_").trim_end_matches('=')
         ),
+        // by hand, or by a template
+        format!(r#"{{"image_base64":" data:image/jpeg;base64, {text}== "}}"#),
         // with a byte order mark
         format!("\u{feff}{{\"image_base64\":\"{text}\"}}"),
     ] {
@@ -69,6 +71,8 @@ async fn what_is_not_base64_is_refused() {
         ("AAAA BBBB", "space"),
         ("https://example.com/a.jpg", "not Base64"),
         ("AAAAA", "cut short"),
+        ("AAAA====AAAA", "padding"),
+        (" = ", "empty"),
     ] {
         let answer = post(&app, json!({ "image_base64": text }).to_string()).await;
         let problem = assert_problem(&answer, 400, "invalid_base64");

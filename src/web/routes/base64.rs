@@ -42,8 +42,8 @@ const LARGE: usize = 256 * 1024;
 #[schema(as = ImageBase64)]
 #[allow(dead_code, reason = "describes the body; `Fields` reads it")]
 pub(super) struct Base64Request {
-    /// The picture's bytes as Base64: either alphabet, with or without padding; line breaks and a
-    /// leading `data:image/…;base64,` are fine.
+    /// The picture's bytes as Base64: either alphabet, with or without padding; line breaks, blanks
+    /// around it and a leading `data:image/…;base64,` are fine.
     #[schema(example = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")]
     image_base64: String,
     /// The picture's name, given back as `original_filename`.
@@ -134,8 +134,8 @@ fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
     // The raw text lies within the body: where, is all that is kept, so that the body may change.
     let start = raw.as_ptr().addr() - body.as_ptr().addr() + 1;
     let end = start + raw.len() - 2;
-    let len = normalize(&mut body[start..end])?;
-    Ok(Parsed { body, text: start..start + len, file_name })
+    let text = normalize(&mut body[start..end])?;
+    Ok(Parsed { body, text: start + text.start..start + text.end, file_name })
 }
 
 impl Parsed {
@@ -195,12 +195,18 @@ mod tests {
             break_ in prop_oneof![Just("\n"), Just("\r\n"), Just("\\n"), Just("\\r\\n"), Just("\\t"), Just("")],
             slash in prop_oneof![Just("/"), Just("\\/"), Just("\\u002f")],
             data in prop_oneof![Just(""), Just("data:image/png;base64,"), Just("DATA:image\\/png;base64,")],
+            blanks in proptest::collection::vec("( |\\\\t|\\\\n|\\\\r\\\\n|\\\\u0020){0,3}", 3),
+            too_much in "={0,5}",
         ) {
             for engine in [&BASE64_STANDARD, &BASE64_STANDARD_NO_PAD, &BASE64_URL_SAFE, &BASE64_URL_SAFE_NO_PAD] {
                 let text = engine.encode(&bytes);
                 let lines: Vec<_> = text.as_bytes().chunks(line).map(|line| std::str::from_utf8(line).unwrap()).collect();
                 let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d").replace('\u{1}', break_);
-                prop_assert_eq!(picture(&format!("{data}{text}")), Ok(bytes.clone()));
+                // Without padding of its own, one that is whole for any length.
+                let padding = if too_much.is_empty() || text.ends_with("003d") { &too_much } else { "====" };
+                let [before, between, after] = &blanks[..] else { unreachable!() };
+                let text = format!("{before}{data}{between}{text}{padding}{after}");
+                prop_assert_eq!(picture(&text), Ok(bytes.clone()), "{}", text);
             }
         }
 
@@ -224,13 +230,22 @@ mod tests {
             ("", Fault::Empty),
             ("\\n", Fault::Empty),
             ("data:image/png;base64,", Fault::Empty),
-            ("====", Fault::Length),
+            (" \\t ", Fault::Empty),
+            ("data:image/png;base64, \\n", Fault::Empty),
+            ("====", Fault::Empty),
+            ("data:,====", Fault::Empty),
             ("QQ=", Fault::Length),
-            ("QUJD=", Fault::Length),
-            ("QQ===", Fault::Length),
             ("Q", Fault::Length),
-            ("QQ==QQ==", Fault::Alphabet),
+            ("Q===", Fault::Length),
+            ("QQ==QQ==", Fault::Continued),
+            ("QQ==%", Fault::Alphabet),
             ("QU JD", Fault::Space),
+            ("QQ ==", Fault::Space),
+            ("QQ= =", Fault::Space),
+            (" data:,QU JD ", Fault::Space),
+            ("data:image/png; base64", Fault::NoComma),
+            ("QUJD\u{a0}", Fault::Alphabet),
+            ("dat a:,QUJD", Fault::Space),
             ("QUJ%", Fault::Alphabet),
             ("QUJé", Fault::Alphabet),
             ("QUJ\\u00e9", Fault::Alphabet),
@@ -239,6 +254,36 @@ mod tests {
             ("https:\\/\\/example.com\\/a.jpg", Fault::Alphabet),
         ] {
             assert_eq!(picture(text), Err(fault), "{text}");
+        }
+    }
+
+    #[test]
+    fn blanks_around_and_too_much_padding_change_nothing() {
+        for text in [
+            "QUI=",
+            "QUI",
+            "QUI==",
+            "QUI==========",
+            " QUI= ",
+            "\\n\\tQUI=\\r\\n",
+            " data:image/png;base64, QUI= ",
+            "data:image/png;base64,\\n  QUI=",
+            "data:image/png;name=a b.png;base64,QUI=",
+            "QUI=\\n=",
+        ] {
+            assert_eq!(picture(text).as_deref(), Ok(&b"AB"[..]), "{text}");
+        }
+        assert_eq!(picture("QUJD=").as_deref(), Ok(&b"ABC"[..]));
+        assert_eq!(picture("QQ====").as_deref(), Ok(&b"A"[..]));
+    }
+
+    #[test]
+    fn plain_text_is_left_where_it_is() {
+        let plain = BASE64_STANDARD.encode([7; 3000]);
+        for (text, start) in [(plain.clone(), 0), (format!("data:,{plain}"), 6)] {
+            let mut bytes = text.clone().into_bytes();
+            assert_eq!(normalize(&mut bytes), Ok(start..text.len()));
+            assert_eq!(bytes, text.as_bytes());
         }
     }
 
