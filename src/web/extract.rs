@@ -1,10 +1,13 @@
 //! What a handler takes from a request.
 
 pub(super) mod body;
+pub(super) mod boundary;
 pub(super) mod cache_control;
 pub(super) mod client;
+mod disposition;
 pub(super) mod file_name;
 pub(super) mod head;
 pub(super) mod json;
 pub(super) mod multipart;
+mod parameters;
 pub(super) mod query;

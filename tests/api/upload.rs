@@ -71,6 +71,63 @@ async fn a_picture_without_a_file_name_is_a_picture() {
 }
 
 #[tokio::test]
+async fn what_real_clients_write_into_a_parts_header_is_understood() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    for (head, name) in [
+        ("filename=\"my name=bob.jpg\"; name=\"file\"", Some("my name=bob.jpg")),
+        ("NAME=\"file\"; FILENAME=\"a.jpg\"", Some("a.jpg")),
+        (
+            "name=\"file\"; filename*=UTF-8''Strandl%C3%A4ufer%20%F0%9F%90%A6.jpg",
+            Some("Strandläufer 🐦.jpg"),
+        ),
+        ("name=\"file\"; filename=\"_.jpg\"; filename*=utf-8'de'%c3%a4.jpg", Some("ä.jpg")),
+        ("name=file; filename=my photo.jpg", Some("my photo.jpg")),
+        ("name = \"file\" ; filename=\"a\\\"b.jpg\"", Some("a\"b.jpg")),
+        ("name=\"file\"; filename*=UTF-8''%0d%0a%1b.jpg", Some(".jpg")),
+        ("name=\"file\"; filename=\"\"", None),
+    ] {
+        let answer = app.upload_parts(&[(head, ROCKET)]).await;
+        answer.vector();
+        assert_eq!(answer.json().get("original_filename").and_then(|name| name.as_str()), name);
+    }
+}
+
+#[tokio::test]
+async fn empty_files_beside_the_picture_are_passed_over() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    let empty =
+        ("name=\"file\"; filename=\"\"\r\nContent-Type: application/octet-stream", &b""[..]);
+    let picture = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
+    for parts in [[empty, picture], [picture, empty]] {
+        let answer = app.upload_parts(&parts).await;
+        answer.vector();
+        assert_eq!(answer.json()["original_filename"], "rocket.jpg");
+        assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
+    }
+    assert_problem(&app.upload_parts(&[empty, empty]).await, 400, "empty_image");
+}
+
+#[tokio::test]
+async fn a_content_type_is_read_with_blanks_and_with_a_boundary_that_wants_quotes() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    let boundary = "Sx/9+e=7K:(a)b?c";
+    let head = format!(
+        "--{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n"
+    );
+    let body = [head.as_bytes(), ROCKET, format!("\r\n--{boundary}--\r\n").as_bytes()].concat();
+    for content_type in [
+        format!("multipart/form-data ; boundary={boundary}"),
+        format!("multipart/form-data; boundary=\"{boundary}\""),
+        format!("multipart/form-data;charset=utf-8;Boundary={boundary};"),
+    ] {
+        app.post("/vectorize-image-upload", &content_type, body.clone()).await.vector();
+    }
+}
+
+#[tokio::test]
 async fn a_form_that_is_cut_leaves_nothing() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::start(&nvidia).await;

@@ -3,6 +3,8 @@
 //! The parser is multer. Two habits of it must be held in check: it takes all of a body that is ready
 //! into its memory before it looks at any of it, and it knows no bound for the header of a part. So
 //! it is fed one chunk at a time, and what it keeps is counted, bounded and charged to the client.
+//! The headers of parts are read by `disposition`: the parser finds `name=` within a file's name,
+//! and knows no extended ones.
 
 use std::{
     future::poll_fn,
@@ -14,12 +16,12 @@ use std::{
     task::Poll,
 };
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderValue, header};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use multer::{Field, Multipart};
 
-use super::{body::BodyError, file_name};
+use super::{body::BodyError, disposition::Disposition, file_name};
 use crate::{
     shares::Share,
     web::error::{Error, Invalid},
@@ -27,9 +29,6 @@ use crate::{
 
 /// The most parts of a form.
 const MAX_PARTS: usize = 32;
-
-/// The longest boundary, in characters (RFC 2046, section 5.1.1).
-const MAX_BOUNDARY: usize = 70;
 
 /// What may arrive while a part's header is awaited, in bytes; the parser would keep all of it.
 const MAX_HEADER: usize = 64 * 1024;
@@ -40,33 +39,6 @@ pub(in crate::web) const EXAMPLE: &str = "curl -F \"file=@photo.jpg\"";
 /// A form that is not what the route takes.
 pub(in crate::web) fn invalid(msg: &str, detail: impl Into<String>) -> Error {
     Invalid::at(&["body", "file"], "value_error", msg, detail)
-}
-
-/// The boundary of a form's parts.
-///
-/// # Errors
-/// [`Error::Invalid`], when the request is no form, or its boundary is missing or too long.
-pub(in crate::web) fn boundary(headers: &HeaderMap) -> Result<String, Error> {
-    let content_type =
-        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let boundary = multer::parse_boundary(content_type).map_err(|error| {
-        let detail = match error {
-            multer::Error::NoBoundary => {
-                "The Content-Type multipart/form-data has no boundary: do not set the header yourself, let your client \
-                 set Content-Type."
-                    .into()
-            }
-            _ => format!("The body must be multipart/form-data with the picture in the field file: {EXAMPLE}."),
-        };
-        invalid("Field required", detail)
-    })?;
-    if boundary.len() > MAX_BOUNDARY {
-        return Err(invalid(
-            "Boundary too long",
-            "The form's boundary is longer than 70 characters; let your client choose it.",
-        ));
-    }
-    Ok(boundary)
 }
 
 /// A multipart form that is being received.
@@ -106,7 +78,7 @@ impl Form {
         Self { parts: Multipart::new(chunks, boundary), unparsed, rests, count: 0 }
     }
 
-    async fn next_part(&mut self) -> Result<Option<Field<'static>>, Error> {
+    async fn next_part(&mut self) -> Result<Option<Part>, Error> {
         let part = chunk_by_chunk(&self.rests, self.parts.next_field()).await?;
         self.unparsed.store(0, Ordering::Relaxed);
         self.count += 1;
@@ -116,28 +88,52 @@ impl Form {
                 format!("The form has more than {MAX_PARTS} parts."),
             ));
         }
-        Ok(part)
+        Ok(part.map(|field| {
+            let header = field.headers().get(header::CONTENT_DISPOSITION);
+            let disposition = Disposition::parse(header.map_or(b"", HeaderValue::as_bytes));
+            Part { field, disposition }
+        }))
     }
 
-    async fn next_chunk(&self, part: &mut Field<'static>) -> Result<Option<Bytes>, Error> {
-        let chunk = chunk_by_chunk(&self.rests, part.chunk()).await?;
-        self.unparsed.store(0, Ordering::Relaxed);
-        Ok(chunk)
+    /// The next bytes of a part, of which there is at least one.
+    async fn next_chunk(&self, part: &mut Part) -> Result<Option<Bytes>, Error> {
+        loop {
+            let chunk = chunk_by_chunk(&self.rests, part.field.chunk()).await?;
+            self.unparsed.store(0, Ordering::Relaxed);
+            if chunk.as_ref().is_none_or(|bytes| !bytes.is_empty()) {
+                return Ok(chunk);
+            }
+        }
     }
 
-    /// Skips to the part named `file`.
+    /// Skips to the first part named `file` that holds anything: browsers send an empty one for each
+    /// input where no file was chosen.
     ///
     /// # Errors
     /// [`Error::Invalid`], when there is none, or the form is broken; [`Error::Body`].
-    pub(in crate::web) async fn find_file(&mut self) -> Result<Field<'static>, Error> {
-        let mut others = Vec::new();
+    pub(in crate::web) async fn find_file(&mut self) -> Result<FormFile, Error> {
+        let (mut empty, mut others) = (None, Vec::new());
         while let Some(mut part) = self.next_part().await? {
-            if part.name() == Some("file") {
-                return Ok(part);
+            if part.is_file() {
+                match self.next_chunk(&mut part).await? {
+                    Some(first) => {
+                        let name = part.disposition.file_name.take();
+                        return Ok(FormFile { name, begun: Some((first, part)) });
+                    }
+                    None => {
+                        let name = part.disposition.file_name;
+                        empty.get_or_insert(FormFile { name, begun: None });
+                        continue;
+                    }
+                }
             }
-            let name: String = part.name().unwrap_or("(no name)").chars().take(40).collect();
+            let name = part.disposition.name.as_deref().unwrap_or("(no name)");
+            let name: String = name.chars().take(40).collect();
             others.push(file_name::printable(&name).unwrap_or_else(|| "(no name)".into()));
             while self.next_chunk(&mut part).await?.is_some() {}
+        }
+        if let Some(empty) = empty {
+            return Ok(empty);
         }
         let received = if others.is_empty() { "no field".into() } else { others.join(", ") };
         Err(Invalid::at(
@@ -153,16 +149,17 @@ impl Form {
     /// The file's bytes; what follows the file is looked through for a second one.
     pub(in crate::web) fn into_stream(
         self,
-        file: Field<'static>,
+        file: FormFile,
     ) -> impl Stream<Item = Result<Bytes, Error>> + Send {
-        stream::try_unfold((self, Some(file)), |(mut form, file)| async move {
+        let (first, part) = file.begun.unzip();
+        let rest = stream::try_unfold((self, part), |(mut form, file)| async move {
             let Some(mut file) = file else { return Ok(None) };
             if let Some(bytes) = form.next_chunk(&mut file).await? {
                 return Ok(Some((bytes, (form, Some(file)))));
             }
             drop(file); // the parser gives out one part at a time
             while let Some(mut part) = form.next_part().await? {
-                if part.name() == Some("file") {
+                if part.is_file() && form.next_chunk(&mut part).await?.is_some() {
                     return Err(invalid(
                         "One file only",
                         "The form holds more than one field named file; send one picture a request.",
@@ -171,8 +168,29 @@ impl Form {
                 while form.next_chunk(&mut part).await?.is_some() {}
             }
             Ok(None)
-        })
+        });
+        stream::iter(first.map(Ok)).chain(rest)
     }
+}
+
+/// A part of a form.
+struct Part {
+    field: Field<'static>,
+    disposition: Disposition,
+}
+
+impl Part {
+    fn is_file(&self) -> bool {
+        self.disposition.name.as_deref() == Some("file")
+    }
+}
+
+/// The part that holds the picture.
+pub(in crate::web) struct FormFile {
+    /// The file's name as it was sent; none where the field holds text.
+    pub name: Option<String>,
+    /// Its first bytes, and where the others come from; none where it is empty.
+    begun: Option<(Bytes, Part)>,
 }
 
 /// Hands out one chunk, then rests until it is told to go on. The parser would else take all that
@@ -247,7 +265,7 @@ mod tests {
         let memory = Shares::new(1 << 20, 1, 1).empty(ClientNetwork::UNKNOWN);
         let mut form = Form::new(stream::iter(chunks.into_iter().map(Ok)), "x", memory);
         let file = form.find_file().await?;
-        let name = file.file_name().map(str::to_owned);
+        let name = file.name.clone();
         let bytes = form.into_stream(file).try_fold(Vec::new(), |mut all, bytes| async move {
             all.extend_from_slice(&bytes);
             Ok(all)
@@ -290,6 +308,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn empty_files_beside_the_picture_are_passed_over() {
+        let empty = part("file; filename=\"\"", "");
+        let picture = part("file; filename=a.png", "picture");
+        for order in
+            [[&empty, &picture, &empty], [&picture, &empty, &empty], [&empty, &empty, &picture]]
+        {
+            let form = format!("{}{}{}--x--\r\n", order[0], order[1], order[2]);
+            let (name, bytes) = read(vec![form.into()]).await.unwrap();
+            assert_eq!((name.as_deref(), &bytes[..]), (Some("a.png"), &b"picture"[..]));
+        }
+        let (name, bytes) = read(vec![format!("{empty}--x--\r\n").into()]).await.unwrap();
+        assert_eq!((name.as_deref(), &bytes[..]), (Some(""), &b""[..]));
+    }
+
+    #[tokio::test]
     async fn what_is_wrong_with_a_form_is_named() {
         let other = format!("{}{}--x--\r\n", part("photo", "1"), part("image", "2"));
         assert!(refusal(other).await.contains("received: photo, image."));
@@ -308,19 +341,5 @@ mod tests {
         let begun = vec![Bytes::from("--x\r\nContent-Disposition: ")];
         let error = read([begun, chunks].concat()).await.unwrap_err();
         assert!(error.detail().contains("header of a part of the form is too long"));
-    }
-
-    #[test]
-    fn a_missing_or_overlong_boundary_is_named() {
-        let of = |content_type: &str| {
-            let headers =
-                HeaderMap::from_iter([(header::CONTENT_TYPE, content_type.parse().unwrap())]);
-            boundary(&headers).map_err(|error| error.detail())
-        };
-        assert_eq!(of("multipart/form-data; boundary=\"a b\"").as_deref(), Ok("a b"));
-        assert!(of("multipart/form-data").unwrap_err().contains("no boundary"));
-        assert!(of("text/plain").unwrap_err().contains("multipart/form-data with the picture"));
-        let long = format!("multipart/form-data; boundary={}", "x".repeat(71));
-        assert!(of(&long).unwrap_err().contains("longer than 70"));
     }
 }

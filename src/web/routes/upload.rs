@@ -17,9 +17,10 @@ use crate::{
         error::{Code, Error},
         extract::{
             body::Receiving,
+            boundary::boundary,
             cache_control::{CacheControl, CacheControlHeader},
             file_name,
-            multipart::{EXAMPLE, Form, boundary, invalid},
+            multipart::{EXAMPLE, Form, invalid},
             query::{PictureOptions, PictureQuery},
         },
         state::AppState,
@@ -86,7 +87,7 @@ pub(super) async fn vectorize_image_upload(
     let memory = app.pipeline.memory.empty(client);
     let mut form = Form::new(receiving.stream(body)?, &boundary, memory);
     let file = form.find_file().await?;
-    let name = file.file_name().map(str::to_owned);
+    let name = file.name.clone();
     let received = match app.pipeline.receive(admission, form.into_stream(file)).await {
         Err(Error::Pipeline(pipeline::Error::Image(
             image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),

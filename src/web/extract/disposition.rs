@@ -1,0 +1,114 @@
+//! Reads what a part of a form is (RFC 7578, section 4.2): the name of its field, and of its file.
+
+use percent_encoding::percent_decode;
+
+use super::parameters::Parameterized;
+
+/// What the `Content-Disposition` of a part says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Disposition {
+    /// The field's name; none where it is missing or there are several.
+    pub name: Option<String>,
+    /// The file's name as it was sent, if the part is a file.
+    pub file_name: Option<String>,
+}
+
+impl Disposition {
+    /// Reads a header's value. What is not UTF-8 becomes a replacement character.
+    pub(super) fn parse(header: &[u8]) -> Self {
+        let parsed = Parameterized::parse(header);
+        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+        // Forms should not have the extended one (section 4.2), but some clients send it alone; where
+        // both are there it is the exact one (RFC 6266, section 4.3).
+        let extended = parsed.get("filename*").map(|value| extended(value).unwrap_or(text(value)));
+        Self {
+            name: parsed.get("name").map(text),
+            file_name: extended.or_else(|| parsed.get("filename").map(text)),
+        }
+    }
+}
+
+/// An extended value (RFC 8187): `UTF-8'en'a%20b.jpg`.
+fn extended(value: &[u8]) -> Option<String> {
+    let mut pieces = value.splitn(3, |byte| *byte == b'\'');
+    let (charset, _language, encoded) = (pieces.next()?, pieces.next()?, pieces.next()?);
+    if charset.eq_ignore_ascii_case(b"utf-8") {
+        Some(percent_decode(encoded).decode_utf8_lossy().into_owned())
+    } else if charset.eq_ignore_ascii_case(b"iso-8859-1") {
+        Some(percent_decode(encoded).map(char::from).collect())
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The names of the field and of the file.
+    fn read(header: &str) -> (Option<String>, Option<String>) {
+        let Disposition { name, file_name } = Disposition::parse(header.as_bytes());
+        (name, file_name)
+    }
+
+    #[test]
+    fn both_names_are_read_as_clients_write_them() {
+        for (header, file_name) in [
+            ("form-data; name=\"file\"; filename=\"a.jpg\"", "a.jpg"),
+            ("form-data; filename=\"my name=bob.jpg\"; name=\"file\"", "my name=bob.jpg"),
+            ("form-data; filename=\"; name=x\"; name=file", "; name=x"),
+            ("Form-Data; NAME=\"file\"; FileName=\"a.jpg\"", "a.jpg"),
+            ("form-data; name=file; filename=my photo.jpg", "my photo.jpg"),
+            ("form-data; name=\"file\"; filename=\"a\\\"b.jpg\"", "a\"b.jpg"),
+            ("form-data; name=\"file\"; filename=\"C:\\photos\\a.jpg\"", "C:\\photos\\a.jpg"),
+            ("form-data; name=\"file\"; filename=\"\"", ""),
+            ("form-data; name=\"file\"; filename=\"大.jpg\"", "大.jpg"),
+            ("form-data; name=\"file\"; filename*=UTF-8''%e5%a4%a7%20a.jpg", "大 a.jpg"),
+            ("form-data; name=\"file\"; filename*=utf-8'en'a.jpg", "a.jpg"),
+            ("form-data; name=\"file\"; filename*=ISO-8859-1''%e9t%E9.jpg", "été.jpg"),
+            ("form-data; name=\"file\"; filename*=\"UTF-8''a%22.jpg\"", "a\".jpg"),
+            ("form-data; name=\"file\"; filename=\"_.jpg\"; filename*=UTF-8''%c3%a4.jpg", "ä.jpg"),
+            // What cannot be decoded is given back as it stands.
+            ("form-data; name=\"file\"; filename*=a.jpg", "a.jpg"),
+            ("form-data; name=\"file\"; filename*=KOI8-R''%c1.jpg", "KOI8-R''%c1.jpg"),
+            ("form-data; name=\"file\"; filename*=UTF-8''%zz%ff.jpg", "%zz\u{fffd}.jpg"),
+        ] {
+            assert_eq!(read(header), (Some("file".into()), Some(file_name.into())), "{header}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_missing_or_not_clear_is_none() {
+        for (header, file_name) in [
+            ("form-data", None),
+            ("form-data; filename=\"name=file\"", Some("name=file")),
+            ("form-data; filename=\"a\\\"; name=\\\"file\"", Some("a\"; name=\"file")),
+            ("form-data; name=\"file\"; name=\"other\"", None),
+            ("form-data; xname=\"file\"", None),
+        ] {
+            assert_eq!(read(header), (None, file_name.map(str::to_owned)), "{header}");
+        }
+        let (name, file_name) = read("form-data; name=\"file\"; filename=a; filename=b");
+        assert_eq!((name.as_deref(), file_name), (Some("file"), None));
+        let not_utf8 = Disposition::parse(b"form-data; name=\"fi\xffle\"; filename=\"\xe9\"");
+        assert_eq!(not_utf8.name.as_deref(), Some("fi\u{fffd}le"));
+        assert_eq!(not_utf8.file_name.as_deref(), Some("\u{fffd}"));
+    }
+
+    proptest! {
+        #[test]
+        fn an_extended_name_comes_back(name in "\\PC{0,20}") {
+            let encoded: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let header = format!("form-data; name=file; filename*=UTF-8''{encoded}");
+            prop_assert_eq!(read(&header), (Some("file".into()), Some(name)));
+        }
+
+        #[test]
+        fn no_header_makes_it_panic(header in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = Disposition::parse(&header);
+            let _ = Disposition::parse(&[b"form-data; filename*=", &header[..]].concat());
+        }
+    }
+}
