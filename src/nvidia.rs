@@ -30,7 +30,7 @@ use crate::{
     shares::ClientNetwork,
     telemetry::{Metrics, causes},
 };
-use classify::Progress;
+use classify::{ALARMING, Progress};
 use not_before::NotBefore;
 use pace::Pace;
 use retry::Budget;
@@ -170,6 +170,11 @@ impl Client {
             Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.url())?),
             None => builder.no_proxy(),
         };
+        for operation in Operation::ALL {
+            for status in ALARMING {
+                metrics.expect_upstream_calls(operation.name(), status);
+            }
+        }
         Ok(Self(Arc::new(Inner {
             http: builder.build()?,
             key,

@@ -24,6 +24,10 @@ pub enum Operation {
     DeleteAsset,
 }
 
+/// The answers that an operator is woken for: nothing heals by itself when the key or the account is
+/// refused.
+pub(super) const ALARMING: [u16; 3] = [401, 402, 403];
+
 /// How far a call got that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
@@ -63,6 +67,17 @@ pub enum FailureKind {
 }
 
 impl Operation {
+    /// Every call.
+    pub const ALL: [Self; 7] = [
+        Self::Infer,
+        Self::InferAsset,
+        Self::Poll,
+        Self::PollAsset,
+        Self::CreateAsset,
+        Self::UploadAsset,
+        Self::DeleteAsset,
+    ];
+
     /// What a status means as the answer to this call.
     pub(super) fn classify(self, status: u16) -> Result<Progress, FailureKind> {
         use FailureKind::{

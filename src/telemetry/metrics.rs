@@ -26,7 +26,10 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use super::log::dropped_lines;
+use super::{
+    exposition::{Exposition, to_prometheus},
+    log::dropped_lines,
+};
 
 /// What every metric's name begins with.
 const PREFIX: &str = "imagesvc";
@@ -151,6 +154,16 @@ impl Metrics {
         })
     }
 
+    /// Has these requests counted from 0: of a counter that begins at 1, no alert sees a rise.
+    pub fn expect_requests(&self, route: &str, status: &str) {
+        let _ = self.requests.with([route.to_owned(), status.to_owned()]);
+    }
+
+    /// The same for calls to NVIDIA.
+    pub fn expect_upstream_calls(&self, operation: &'static str, status: u16) {
+        let _ = self.upstream.with([operation.into(), Cow::from(status.to_string())]);
+    }
+
     /// A request begins.
     pub fn enter(&self) -> InFlight {
         self.in_flight.inc();
@@ -185,7 +198,11 @@ impl Metrics {
     ///
     /// # Errors
     /// Never in practice: writing to a string does not fail.
-    pub fn render(&self, readings: Readings) -> Result<String, std::fmt::Error> {
+    pub fn render(
+        &self,
+        readings: Readings,
+        exposition: Exposition,
+    ) -> Result<String, std::fmt::Error> {
         let Readings { free_bytes, buffered_bytes, pictures_at_work, pictures_waiting, tasks } =
             readings;
         // What is not known now is as it was known last.
@@ -223,7 +240,10 @@ impl Metrics {
         encode_registry(&mut text, &self.registry)?;
         encode_registry(&mut text, &now)?;
         encode_eof(&mut text)?;
-        Ok(text)
+        Ok(match exposition {
+            Exposition::OpenMetrics => text,
+            Exposition::Prometheus => to_prometheus(&text),
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a handler takes from a request.
 
+pub(super) mod accept;
 pub(super) mod body;
 pub(super) mod boundary;
 pub(super) mod cache_control;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use axum::{Router, middleware::from_fn_with_state};
 use tower::ServiceBuilder;
-use utoipa::OpenApi;
+use utoipa::{OpenApi, openapi::OpenApi as Document};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
@@ -21,6 +21,7 @@ use super::{
     },
     state::AppState,
 };
+use crate::telemetry::Metrics;
 
 mod answer;
 mod base64;
@@ -44,6 +45,14 @@ mod url;
 )]
 struct Base;
 
+/// Has the answers that the document names for pictures counted from the start.
+fn expect_answers(metrics: &Metrics, document: &Document) {
+    for (route, item) in &document.paths.paths {
+        let responses = item.post.iter().flat_map(|post| post.responses.responses.keys());
+        responses.for_each(|status| metrics.expect_requests(route, status));
+    }
+}
+
 /// All routes, and the document that describes them. `more` are routes of others that are open.
 pub(super) fn router(
     state: &AppState,
@@ -61,6 +70,7 @@ pub(super) fn router(
         .routes(routes!(upload::vectorize_image_upload))
         .routes(routes!(metrics::metrics))
         .split_for_parts();
+    expect_answers(&state.metrics, &keyed_document);
     let document = openapi::document(open_document, keyed_document);
 
     let open = open

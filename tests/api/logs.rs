@@ -178,7 +178,17 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
         }
     }
     let routes: Vec<_> = values["route"].iter().copied().collect();
-    assert_eq!(routes, ["/docs/{*path}", "/health", "/vectorize-image-upload", "none"]);
+    assert_eq!(
+        routes,
+        [
+            "/docs/{*path}",
+            "/health",
+            "/vectorize-image",
+            "/vectorize-image-base64",
+            "/vectorize-image-upload",
+            "none"
+        ]
+    );
     let known = ["route", "status", "operation", "outcome", "reason", "le", "version"];
     assert!(values.keys().all(|label| known.contains(label)), "{:?}", values.keys());
     let total = |name: &str, label: &str, wanted: &str| -> f64 {

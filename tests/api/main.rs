@@ -11,6 +11,7 @@
 mod support;
 
 mod addresses;
+mod alerts;
 mod assets;
 mod base64;
 mod bodies;

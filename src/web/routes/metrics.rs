@@ -11,6 +11,7 @@ use utoipa::{
 use super::problems;
 use crate::web::{
     error::{Code, Error},
+    extract::accept::Accepted,
     state::AppState,
 };
 
@@ -27,15 +28,19 @@ impl IntoResponses for MetricsErrors {
 #[utoipa::path(
     get, path = "/metrics", tag = "operation",
     responses(
-        (status = 200, description = "OpenMetrics text", body = String, content_type = "application/openmetrics-text"),
+        (
+            status = 200, description = "OpenMetrics, or Prometheus' text format for whoever asks for `text/plain`",
+            content((String = "application/openmetrics-text"), (String = "text/plain"))
+        ),
         MetricsErrors,
     )
 )]
-pub(super) async fn metrics(State(app): State<AppState>) -> Result<impl IntoResponse, Error> {
-    let readings = app.pipeline.readings();
-    let text = app.metrics.render(readings).map_err(|error| Error::Internal(error.to_string()))?;
-    Ok((
-        [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
-        text,
-    ))
+pub(super) async fn metrics(
+    State(app): State<AppState>,
+    Accepted(exposition): Accepted,
+) -> Result<impl IntoResponse, Error> {
+    let text = app.metrics.render(app.pipeline.readings(), exposition);
+    let text = text.map_err(|error| Error::Internal(error.to_string()))?;
+    let headers = [(header::CONTENT_TYPE, exposition.content_type()), (header::VARY, "Accept")];
+    Ok((headers, text))
 }

@@ -1,0 +1,93 @@
+//! The two texts that metrics are given out as: OpenMetrics, and Prometheus' older text format, which
+//! is all that some collectors read.
+
+use std::fmt::Write;
+
+/// The format of a metrics text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exposition {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// Prometheus' text format 0.0.4.
+    Prometheus,
+}
+
+impl Exposition {
+    /// As a `Content-Type` says it.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// Turns OpenMetrics text, as the encoder writes it, into Prometheus' text. The samples are the same.
+/// There, a family is named as its samples are, units are part of the name alone, and nothing marks
+/// the end.
+pub(super) fn to_prometheus(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut help = "";
+    for line in text.lines() {
+        if let Some(words) = line.strip_prefix("# HELP ") {
+            help = words.split_once(' ').map_or("", |(_, help)| help);
+        } else if let Some((name, kind)) =
+            line.strip_prefix("# TYPE ").and_then(|words| words.split_once(' '))
+        {
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", "counter"),
+                "info" => ("_info", "gauge"),
+                "unknown" => ("", "untyped"),
+                same => ("", same),
+            };
+            // Writing to a string does not fail.
+            let _ = writeln!(out, "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}");
+        } else if !line.starts_with('#') {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_named_as_their_samples_are_and_samples_stay() {
+        let open_metrics = "\
+# HELP a_seconds Time.
+# TYPE a_seconds histogram
+# UNIT a_seconds seconds
+a_seconds_sum 0.5
+a_seconds_bucket{le=\"+Inf\"} 1
+# HELP b Things.
+# TYPE b counter
+b_total{x=\"# HELP\"} 2
+# HELP c Build.
+# TYPE c info
+c_info{version=\"1\"} 1
+# HELP d Now.
+# TYPE d gauge
+d 3
+# EOF
+";
+        let prometheus = "\
+# HELP a_seconds Time.
+# TYPE a_seconds histogram
+a_seconds_sum 0.5
+a_seconds_bucket{le=\"+Inf\"} 1
+# HELP b_total Things.
+# TYPE b_total counter
+b_total{x=\"# HELP\"} 2
+# HELP c_info Build.
+# TYPE c_info gauge
+c_info{version=\"1\"} 1
+# HELP d Now.
+# TYPE d gauge
+d 3
+";
+        assert_eq!(to_prometheus(open_metrics), prometheus);
+    }
+}
