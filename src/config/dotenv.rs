@@ -97,6 +97,10 @@ mod tests {
             ("A=", ""),
             ("A=''", ""),
             ("A=my-app/1.0 (ops@example.com)", "my-app/1.0 (ops@example.com)"),
+            (
+                "A=Mozilla/5.0 (compatible; imagesvc/1.0; +https://example.com/#bot) ",
+                "Mozilla/5.0 (compatible; imagesvc/1.0; +https://example.com/#bot)",
+            ),
             ("A=b # a comment", "b"),
             ("A=b\t# a comment", "b"),
             ("A= # a comment", ""),

@@ -257,6 +257,17 @@ async fn each_route_answers_every_error_that_the_document_names_there_and_no_oth
 }
 
 #[tokio::test]
+async fn what_must_not_be_empty_is_said_and_no_example_breaks_its_schema() {
+    let schemas = document().await["components"]["schemas"].take();
+    for (schema, field) in [("ImageUrl", "image_url"), ("ImageBase64", "image_base64")] {
+        assert_eq!(schemas[schema]["properties"][field]["minLength"], 1, "{field}");
+    }
+    let vector = &schemas["Answer"]["properties"]["vector"];
+    assert_eq!((&vector["minItems"], &vector["maxItems"]), (&json!(1536), &json!(1536)));
+    assert!(vector.get("example").is_none(), "it would have to have 1536 numbers: {vector}");
+}
+
+#[tokio::test]
 async fn headers_and_the_key_are_described() {
     let document = document().await;
     let upload = &document["paths"]["/vectorize-image-upload"]["post"];
@@ -278,6 +289,8 @@ async fn headers_and_the_key_are_described() {
     }
     assert_eq!(document["components"]["securitySchemes"]["key"]["scheme"], "bearer");
     assert_eq!(upload["security"], json!([{}, { "key": [] }]));
-    assert!(document["paths"]["/health"]["get"].get("security").is_none());
+    for open in ["/health", "/ready"] {
+        assert_eq!(document["paths"][open]["get"]["security"], json!([]), "said to want no key");
+    }
     assert!(document["paths"]["/metrics"]["get"]["security"].is_array());
 }

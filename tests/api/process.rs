@@ -5,6 +5,8 @@ use std::{
     process::{Command, Stdio},
 };
 
+use crate::support::{Child, FakeServer, ROCKET};
+
 /// The program with nothing set, in a folder of its own.
 fn program(folder: &std::path::Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
@@ -40,6 +42,28 @@ fn all_faults_of_flags_environment_and_dotenv_are_reported_at_once() {
         assert!(text.contains(name), "{name}: {text}");
     }
     assert!(!text.contains("planted"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dotenv_as_windows_writes_it_with_a_user_agent_as_the_documentation_shows_it_is_read() {
+    let origin = FakeServer::serving(ROCKET).await;
+    let readme = include_str!("../../README.md");
+    let (_, shown) = readme.split_once("such as `my-app").unwrap();
+    let shown = format!("my-app{}", shown.split('`').next().unwrap());
+    for agent in [shown.as_str(), "Mozilla/5.0 (compatible; my-app/1.0; +https://example.com)"] {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "\u{feff}IMAGESVC_SANDBOX=true\r\nIMAGESVC_FETCH_USER_AGENT={agent}\r\n\r\n# to test\r\n\
+             IMAGESVC_FETCH_ALLOW={}\r\n",
+            origin.address
+        );
+        std::fs::write(folder.path().join(".env"), text).unwrap();
+        let child = Child::start(folder.path(), &[]);
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = child.address_request(&client, &origin.url("/photo")).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(origin.received().last().unwrap().header("user-agent"), Some(agent));
+    }
 }
 
 #[test]

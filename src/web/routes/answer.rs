@@ -59,7 +59,8 @@ pub(super) struct Answer {
     #[schema(example = 1536)]
     dimensions: usize,
     /// The embedding, each number as NVIDIA printed it.
-    #[schema(value_type = Vec<f64>, min_items = 1536, max_items = 1536, example = json!([0.0123, -0.0456]))]
+    // Without an example: one that fits would have 1536 numbers.
+    #[schema(value_type = Vec<f64>, min_items = 1536, max_items = 1536)]
     vector: Vector,
     #[serde(skip)]
     size_bytes: u64,

@@ -44,7 +44,7 @@ const LARGE: usize = 256 * 1024;
 pub(super) struct Base64Request {
     /// The picture's bytes as Base64: either alphabet, with or without padding; line breaks, blanks
     /// around it and a leading `data:image/…;base64,` are fine.
-    #[schema(example = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")]
+    #[schema(min_length = 1, example = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")]
     image_base64: String,
     /// The picture's name, given back as `original_filename`.
     #[schema(example = "pixel.gif")]

@@ -9,6 +9,7 @@ use utoipa::openapi::{
 /// The document of both groups of routes, with what they have in common.
 pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
     keyed.paths.paths.values_mut().flat_map(operations).for_each(want_key);
+    open.paths.paths.values_mut().flat_map(operations).for_each(want_nothing);
     open.merge(keyed);
     let mut document = open;
     document.info = InfoBuilder::new()
@@ -36,6 +37,11 @@ fn want_key(operation: &mut Operation) {
         SecurityRequirement::default(),
         SecurityRequirement::new::<_, [String; 0], String>("key", []),
     ]);
+}
+
+/// Said, so that no tool takes it for forgotten.
+fn want_nothing(operation: &mut Operation) {
+    operation.security = Some(Vec::new());
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {

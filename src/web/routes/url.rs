@@ -39,6 +39,7 @@ const EXAMPLE: &str = r#"{"image_url": "https://example.com/photo.jpg"}"#;
 pub(super) struct UrlRequest {
     /// An absolute http or https address of a JPEG, PNG, WebP, GIF, BMP or TIFF picture.
     #[schema(
+        min_length = 1,
         example = "https://upload.wikimedia.org/wikipedia/commons/e/e4/Morgan_Freeman_Deauville_2018.jpg"
     )]
     image_url: String,
