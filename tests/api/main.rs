@@ -30,6 +30,7 @@ mod formats;
 mod framing;
 mod fuzz;
 mod guard;
+mod hosts;
 mod inline;
 mod kinds;
 mod leaks;
