@@ -188,9 +188,11 @@ impl Pipeline {
     }
 
     /// What the metrics read off when they are asked for, within the runtime.
-    pub fn readings(&self) -> Readings {
+    pub async fn readings(&self) -> Readings {
+        let free = self.store.free_space().await.ok();
         Readings {
-            free_bytes: self.store.free_bytes().ok(),
+            free_bytes: free.map(|free| free.bytes),
+            free_inodes: free.and_then(|free| free.inodes).map(|inodes| inodes.free),
             buffered_bytes: self.memory.in_use(),
             pictures_at_work: self.at_work.in_use(),
             pictures_waiting: self.embedder.waiting() as u64,
@@ -234,9 +236,9 @@ impl Pipeline {
         spooled: Spooled,
         extension: &'static str,
         deadline: Instant,
-    ) -> Result<SavedFile, Error> {
+    ) -> Result<SavedFile, store::Error> {
         let save = self.store.save(spooled, extension);
-        Ok(timeout_at(deadline, save).await.unwrap_or(Err(store::Error::Timeout))?)
+        timeout_at(deadline, save).await.unwrap_or(Err(store::Error::Timeout))
     }
 }
 

@@ -174,7 +174,7 @@ mod tests {
     use uuid::{NoContext, Timestamp};
 
     use super::*;
-    use crate::store::Settings;
+    use crate::{disk_space::DiskSpace, store::Settings};
 
     const NOW: u64 = 1_800_000_000;
 
@@ -185,7 +185,9 @@ mod tests {
     fn store(max_age: Option<u64>, max_bytes: Option<u64>) -> (TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
         let retention = Retention { max_age: max_age.map(Duration::from_secs), max_bytes };
-        let settings = Settings { folder: folder.path().to_owned(), min_free_bytes: 0, retention };
+        let path = folder.path().to_owned();
+        let space = DiskSpace::new(path.clone(), 0);
+        let settings = Settings { folder: path, space, retention };
         let store = Store::open(&settings).unwrap();
         (folder, store)
     }
