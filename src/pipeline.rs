@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::{
     runtime::Handle,
     task::{JoinError, spawn_blocking},
-    time::{Instant, timeout_at},
+    time::Instant,
 };
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     sha256::Sha256,
     shares::{ClientNetwork, Full, Share, Shares},
     spool::{self, Spooled},
-    store::{self, SavedFile, Store},
+    store::{self, Store},
     telemetry::{Metrics, Readings},
 };
 
@@ -160,7 +160,7 @@ impl Pipeline {
     ) -> Result<Vectorized, Error> {
         let Received { picture, client, spooled, held, deadline } = received;
         let (sha256, size) = (spooled.sha256, picture.content.len());
-        let save = self.save(spooled, picture.format.extension(), deadline);
+        let save = self.store.save(spooled, picture.format.extension(), deadline);
         let embed = self.embedder.embed(Job {
             picture: picture.clone(),
             sha256,
@@ -229,16 +229,6 @@ impl Pipeline {
             Content::Memory(_) => Ok(probe(content, limit)?),
             Content::File(..) => Ok(spawn_blocking(move || probe(content, limit)).await??),
         }
-    }
-
-    async fn save(
-        &self,
-        spooled: Spooled,
-        extension: &'static str,
-        deadline: Instant,
-    ) -> Result<SavedFile, store::Error> {
-        let save = self.store.save(spooled, extension);
-        timeout_at(deadline, save).await.unwrap_or(Err(store::Error::Timeout))
     }
 }
 

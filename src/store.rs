@@ -12,11 +12,13 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
     sync::Notify,
     task::{JoinError, spawn_blocking},
+    time::{Instant, timeout},
 };
 use uuid::Uuid;
 
@@ -26,6 +28,7 @@ use crate::{
     spool::{self, Spool, Spooled, Staging},
 };
 
+mod decision;
 mod readiness;
 mod retention;
 mod saved;
@@ -33,6 +36,9 @@ mod saved;
 pub use readiness::Fault;
 pub use retention::{Retention, Swept};
 pub use saved::SavedFile;
+
+/// How long the removal of a refused picture is waited for.
+const REMOVAL_TIME: Duration = Duration::from_secs(1);
 
 /// Where pictures are saved.
 #[derive(Debug, Clone)]
@@ -63,7 +69,7 @@ pub enum Error {
     #[error(transparent)]
     Spool(#[from] spool::Error),
     /// The deadline passed first.
-    #[error("saving did not end in time")]
+    #[error("the disk was not done in time")]
     Timeout,
     /// The thread that saves died.
     #[error("the thread that saves died")]
@@ -205,13 +211,15 @@ impl Store {
         Ok(self.space.check().await?)
     }
 
-    /// Removes a saved picture.
+    /// Removes a saved picture. Goes on to its end when that takes too long to wait for.
     ///
     /// # Errors
-    /// What the disk says.
+    /// What the disk says; [`Error::Timeout`].
     pub async fn remove(&self, name: String) -> Result<(), Error> {
         let path = self.folder.path.join(name);
-        spawn_blocking(move || fs::remove_file(path).map_err(while_("remove a picture"))).await?
+        let remove =
+            spawn_blocking(move || fs::remove_file(path).map_err(while_("remove a picture")));
+        timeout(REMOVAL_TIME, remove).await.map_err(|_| Error::Timeout)??
     }
 
     /// Where what is not to be saved may be staged.
@@ -220,17 +228,22 @@ impl Store {
     }
 
     /// Saves a picture under a new name (a UUID v7, so that names sort by time) with this extension,
-    /// and returns the name once it is durable. Goes on to its end when the caller stops waiting.
+    /// and returns the name once it is durable. By the deadline, or when the caller stops waiting, the
+    /// picture is given up, and no file stays.
     ///
     /// # Errors
-    /// What the disk says.
+    /// What the disk says; [`Error::Timeout`].
     pub async fn save(
         &self,
         spooled: Spooled,
         extension: &'static str,
+        deadline: Instant,
     ) -> Result<SavedFile, Error> {
         let folder = Arc::clone(&self.folder);
-        spawn_blocking(move || saved::save(&folder, spooled, extension)).await?
+        decision::agree(deadline, move |decision| {
+            saved::save(&folder, spooled, extension, |stage| decision.enter(stage))
+        })
+        .await
     }
 
     /// Begins to receive a picture that is to be saved, of which up to `keep` bytes stay in memory.
@@ -252,6 +265,10 @@ mod tests {
     fn open_on(space: DiskSpace, folder: &Path) -> Result<Store, OpenError> {
         let retention = Retention::default();
         Store::open(&Settings { folder: folder.to_owned(), space, retention })
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
     }
 
     fn files(folder: &Path) -> Vec<String> {
@@ -280,7 +297,7 @@ mod tests {
             let spooled = spooled(&store, keep, &[b"hello ", b"wor", b"ld"]).await;
             assert!(spooled.sha256.to_string().starts_with("b94d27b9"));
             let content = spooled.content.clone();
-            let name = store.save(spooled, "jpg").await.unwrap();
+            let name = store.save(spooled, "jpg", soon()).await.unwrap();
             assert!(name.name().ends_with(".jpg"));
             assert_eq!(fs::read(folder.path().join(name.name())).unwrap(), b"hello world");
             assert_eq!(&content.read_at(6, 100).unwrap()[..], b"world");

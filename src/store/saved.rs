@@ -4,24 +4,28 @@ use std::{fs::File, sync::Arc};
 
 use uuid::Uuid;
 
-use super::{Error, Folder, while_};
+use super::{Error, Folder, decision::Stage, while_};
 use crate::spool::Spooled;
 
-/// Saves a picture. Blocks.
+/// Saves a picture, unless one of the stages may not be entered. Blocks.
 pub(super) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
     extension: &str,
+    enter: impl Fn(Stage) -> Result<(), Error>,
 ) -> Result<SavedFile, Error> {
+    enter(Stage::Writing)?;
     let len = spooled.content.len();
     let mut staged = spooled.into_file(&folder.incoming)?;
     staged.sync().map_err(while_("sync a picture"))?;
     let file = SavedFile::new(folder, extension);
+    enter(Stage::Naming)?;
     // Until it is kept, a failure takes the file back.
     staged.rename(folder.path.join(&file.name)).map_err(while_("name a picture"))?;
     File::open(&folder.path)
         .and_then(|folder| folder.sync_all())
         .map_err(while_("sync the downloads folder"))?;
+    enter(Stage::Kept)?;
     staged.keep();
     folder.add_saved_bytes(len);
     Ok(file)
