@@ -87,7 +87,7 @@ pub(super) async fn vectorize_image(
     CacheControl(freshness): CacheControl,
     body: Body,
 ) -> Result<Answer, Error> {
-    let admission = app.pipeline.admit(client, 0)?;
+    let admission = app.pipeline.admit(client, 0).await?;
     let limits = &app.pipeline.limits;
     let receiving =
         Receiving { limit: BODY_LIMIT, picture_limit: None, timeout: limits.body_timeout };
