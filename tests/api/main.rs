@@ -39,6 +39,7 @@ mod names;
 mod numbers;
 mod ops;
 mod overload;
+mod pages;
 mod peaks;
 mod polling;
 mod process;
