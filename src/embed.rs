@@ -262,3 +262,6 @@ impl Inner {
         self.ask(&job.picture, job.client, job.deadline).await.map_err(Arc::new)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,33 +1,27 @@
 //! Fetches a picture by its address, guarded: only what [`policy`] allows is ever connected to.
 //!
-//! One client with a resolver that judges what a name leads to, so that the connection goes to an
-//! address that was judged, with no second look-up. The resolver is not asked about IP literals;
-//! [`policy::Policy`] judges those, for every hop.
+//! The HTTP client asks [`resolver`] where a name leads, so that it connects to an address that was
+//! judged, with no second look-up. It does not ask about IP literals: [`policy::Policy`] judges
+//! those, for every hop.
 
-use std::{
-    fmt, io,
-    net::{IpAddr, SocketAddr, ToSocketAddrs},
-    sync::Arc,
-    time::Duration,
-};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use reqwest::{
     Client, Response,
-    dns::{Addrs, Name, Resolve, Resolving},
     header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION},
 };
-use tokio::{
-    sync::Semaphore,
-    task::spawn_blocking,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
-use crate::{http_client::Trust, telemetry::causes};
+use crate::{http_client::Trust, shares::ClientNetwork, telemetry::causes};
 use policy::{Policy, Refusal, Target};
+use resolver::{LookupFailed, Resolver, on_behalf_of};
 
 pub mod policy;
+mod resolver;
+
+pub use resolver::Lookup;
 
 /// The User-Agent unless one is set. Some hosts (Wikimedia among them) turn nameless agents away.
 pub const USER_AGENT: &str =
@@ -37,10 +31,6 @@ pub const USER_AGENT: &str =
 const ACCEPTED: &str = "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Look-ups at once. The system's resolver blocks a thread, for longer than a fetch may take, and
-/// the pool of such threads also saves pictures.
-const MAX_LOOKUPS: usize = 32;
 
 /// How addresses are fetched.
 #[derive(Debug, Clone)]
@@ -87,32 +77,6 @@ pub enum Error {
     Timeout,
 }
 
-/// How names are looked up: a name in, its addresses out; may block.
-#[derive(Clone)]
-pub struct Lookup(Arc<LookupFn>);
-
-type LookupFn = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
-
-impl Lookup {
-    /// As the system does it.
-    pub fn system() -> Self {
-        Self::custom(|name| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect()))
-    }
-
-    /// In another way: for tests.
-    pub fn custom(
-        lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
-    ) -> Self {
-        Self(Arc::new(lookup))
-    }
-}
-
-impl fmt::Debug for Lookup {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Lookup")
-    }
-}
-
 /// Fetches pictures.
 #[derive(Debug)]
 pub struct Fetcher {
@@ -137,37 +101,24 @@ impl Fetcher {
     /// # Errors
     /// When TLS cannot be set up.
     pub fn new(settings: Settings, lookup: &Lookup, trust: Trust) -> Result<Self, reqwest::Error> {
-        let lookups = Arc::new(Semaphore::new(MAX_LOOKUPS));
-        let client = |excepted| {
-            client(
-                &settings,
-                Judge {
-                    policy: Arc::new(settings.policy.clone()),
-                    lookup: lookup.clone(),
-                    lookups: Arc::clone(&lookups),
-                    excepted,
-                },
-                trust,
-            )
-        };
-        Ok(Self { guarded: client(false)?, excepted: client(true)?, settings })
+        let resolver = Resolver::new(settings.policy.clone(), lookup.clone());
+        let excepted = client(&settings, resolver.for_exceptions(), trust)?;
+        Ok(Self { guarded: client(&settings, resolver, trust)?, excepted, settings })
     }
 
-    /// Asks for the picture and follows redirects until its first byte.
+    /// Asks for the picture on behalf of a client and follows redirects until its first byte.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn fetch(&self, address: &str) -> Result<Fetched, Error> {
+    pub async fn fetch(&self, address: &str, client: ClientNetwork) -> Result<Fetched, Error> {
         let deadline = Instant::now() + self.settings.timeout;
         let mut target = self.settings.policy.judge(address)?;
         for _ in 0..=self.settings.max_redirects {
-            let response =
-                match timeout_at(deadline, self.client(&target).get(target.url.clone()).send())
-                    .await
-                {
-                    Ok(sent) => sent.map_err(|error| connect_error(error.without_url()))?,
-                    Err(_) => return Err(Error::Timeout),
-                };
+            let request = self.client(&target).get(target.url.clone()).send();
+            let response = match timeout_at(deadline, on_behalf_of(client, request)).await {
+                Ok(sent) => sent.map_err(|error| connect_error(error.without_url()))?,
+                Err(_) => return Err(Error::Timeout),
+            };
             match response.status().as_u16() {
                 200 => return Fetched::new(response, deadline),
                 301 | 302 | 303 | 307 | 308 => {
@@ -215,7 +166,7 @@ impl Fetched {
 }
 
 /// A client that shares nothing with the one that holds the key.
-fn client(settings: &Settings, judge: Judge, trust: Trust) -> Result<Client, reqwest::Error> {
+fn client(settings: &Settings, resolver: Resolver, trust: Trust) -> Result<Client, reqwest::Error> {
     let headers = HeaderMap::from_iter([
         (ACCEPT, HeaderValue::from_static(ACCEPTED)),
         (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
@@ -228,7 +179,7 @@ fn client(settings: &Settings, judge: Judge, trust: Trust) -> Result<Client, req
         // Strangers choose the hosts: an idle connection to each would use up the sockets.
         .pool_max_idle_per_host(0)
         .no_proxy()
-        .dns_resolver(judge)
+        .dns_resolver(resolver)
         .build()
 }
 
@@ -243,46 +194,5 @@ fn connect_error(error: reqwest::Error) -> Error {
         error if error.is_timeout() => Error::Timeout,
         error if error.is_connect() => Error::Connect(error),
         error => Error::Cut(error),
-    }
-}
-
-/// The system's resolver found nothing.
-#[derive(Debug, thiserror::Error)]
-#[error("the look-up failed")]
-struct LookupFailed(#[source] io::Error);
-
-/// Looks names up, and judges every address that they lead to.
-#[derive(Debug)]
-struct Judge {
-    policy: Arc<Policy>,
-    lookup: Lookup,
-    lookups: Arc<Semaphore>,
-    excepted: bool,
-}
-
-impl Resolve for Judge {
-    fn resolve(&self, name: Name) -> Resolving {
-        let (policy, lookup, excepted) =
-            (Arc::clone(&self.policy), self.lookup.clone(), self.excepted);
-        let lookups = Arc::clone(&self.lookups);
-        Box::pin(async move {
-            let permit = lookups.acquire_owned().await?;
-            let addresses = spawn_blocking(move || {
-                let _permit = permit; // held by the thread, which may outlive the fetch
-                (lookup.0)(name.as_str())
-            })
-            .await?
-            .map_err(LookupFailed)?;
-            if addresses.is_empty() {
-                return Err(LookupFailed(io::ErrorKind::NotFound.into()).into());
-            }
-            for address in &addresses {
-                policy.judge_address(*address, excepted)?;
-            }
-            // Port 0 stands for the one in the address of the picture.
-            let addresses: Addrs =
-                Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
-            Ok(addresses)
-        })
     }
 }

@@ -1,6 +1,12 @@
 //! TCP: binds, accepts, serves any router with timers, and drains at the end.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::Router;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -17,6 +23,7 @@ use systemd::Watchdog;
 
 mod client_address;
 mod connections;
+mod date;
 mod lingering;
 mod peer_limit;
 mod shutdown;
@@ -54,6 +61,8 @@ pub struct Settings {
     pub max_connections_per_peer: usize,
     /// Whose word on a client's address is believed.
     pub trusted_proxies: TrustedProxies,
+    /// Tells the time for `Date`: the system's clock, or a test's.
+    pub clock: fn() -> SystemTime,
 }
 
 /// The address cannot be listened on.

@@ -2,7 +2,8 @@
 //!
 //! What was given cannot be taken back, and whoever comes next must find something. So a client
 //! surely gets its share, as far as something is free; beyond that it gets only what leaves a
-//! quarter of the whole to the others. A client that is alone can use three quarters.
+//! quarter of the whole to the others. A client that is alone can use three quarters. Where what is
+//! given may not come back for long, a client gets its share and no more.
 
 use std::{
     collections::HashMap,
@@ -71,6 +72,8 @@ struct Inner {
     total: u64,
     /// What a client surely gets.
     share: u64,
+    /// Whether a client may have more than its share while others leave enough free.
+    lends: bool,
     step: u64,
     used: Mutex<Tally>,
     freed: Notify,
@@ -93,8 +96,17 @@ impl Shares {
     /// So many units, given out in steps of so many (at least 1). A share is half of them, or the
     /// largest part that a client may need at once.
     pub fn new(total: u64, largest: u64, step: u64) -> Self {
-        let share = largest.max(total / 2);
-        Self(Arc::new(Inner { total, share, step, used: Mutex::default(), freed: Notify::new() }))
+        Self::with(total, largest.max(total / 2), true, step)
+    }
+
+    /// So many units, of which no client ever gets more than its share.
+    pub fn capped(total: u64, share: u64) -> Self {
+        Self::with(total, share, false, 1)
+    }
+
+    fn with(total: u64, share: u64, lends: bool, step: u64) -> Self {
+        let (used, freed) = Default::default();
+        Self(Arc::new(Inner { total, share, lends, step, used, freed }))
     }
 
     /// Nothing yet, to be grown.
@@ -112,20 +124,22 @@ impl Shares {
         units: u64,
         deadline: Instant,
     ) -> Result<Share, Full> {
+        timeout_at(deadline, self.wait_for(client, units)).await.map_err(|_| Full)
+    }
+
+    /// Takes units, waiting for others to give theirs back: for callers that have a deadline of
+    /// their own.
+    pub async fn wait_for(&self, client: ClientNetwork, units: u64) -> Share {
         let mut share = self.empty(client);
-        let grow = async {
-            loop {
-                // Listens before it looks: what is freed in between is not missed.
-                let mut freed = pin!(self.0.freed.notified());
-                freed.as_mut().enable();
-                if share.grow_to(units).is_ok() {
-                    break;
-                }
-                freed.await;
+        loop {
+            // Listens before it looks: what is freed in between is not missed.
+            let mut freed = pin!(self.0.freed.notified());
+            freed.as_mut().enable();
+            if share.grow_to(units).is_ok() {
+                return share;
             }
-        };
-        timeout_at(deadline, grow).await.map_err(|_| Full)?;
-        Ok(share)
+            freed.await;
+        }
     }
 
     /// Whether a client would get so many units more, now.
@@ -148,7 +162,8 @@ impl Inner {
     /// The rule: see the module.
     fn allows(&self, used: &Tally, client: ClientNetwork, more: u64) -> bool {
         let (all, own) = (used.total().saturating_add(more), used.of(client).saturating_add(more));
-        all <= self.total && (own <= self.share || all <= self.total - self.total / 4)
+        let is_lent = self.lends && all <= self.total - self.total / 4;
+        all <= self.total && (own <= self.share || is_lent)
     }
 
     fn in_steps(&self, units: u64) -> u64 {

@@ -20,6 +20,7 @@ use middleware::{
     access_log::{AccessLog, access_log},
     body_draining::drain_body,
     cors::{PageRules, refuse_strange_pages},
+    head_checking::check_head,
     shutdown::{close_when_draining, end_with_drain},
 };
 
@@ -62,12 +63,13 @@ pub fn router(
 ///
 /// 1. `close_when_draining` only adds a header;
 /// 2. `access_log` gives ids, logs, counts and answers errors, so it must see every other layer;
-/// 3. the CORS layer answers browsers' questions, and marks errors as readable, too;
-/// 4. `drain_body` reads what was left of a body, whichever way the request ended;
-/// 5. a panic in any of the next becomes an error like any other, so it must be caught inside of
+/// 3. `drain_body` reads what was left of a body, whichever way the request ended;
+/// 4. `check_head` refuses what is not HTTP as it should be, so that all others can rely on it;
+/// 5. the CORS layer answers browsers' questions, and marks errors as readable, too;
+/// 6. a panic in any of the next becomes an error like any other, so it must be caught inside of
 ///    what answers errors;
-/// 6. `end_with_drain` ends what runs when the drain's time is up;
-/// 7. `refuse_strange_pages` turns web pages of strangers away.
+/// 7. `end_with_drain` ends what runs when the drain's time is up;
+/// 8. `refuse_strange_pages` turns web pages of strangers away.
 ///
 /// The groups of routes have layers of their own: see [`routes`].
 fn layered(
@@ -82,8 +84,9 @@ fn layered(
         ServiceBuilder::new()
             .layer(map_response_with_state(shutdown.clone(), close_when_draining))
             .layer(from_fn_with_state(log, access_log))
-            .option_layer(cors)
             .layer(from_fn(drain_body))
+            .layer(from_fn(check_head))
+            .option_layer(cors)
             .layer(CatchPanicLayer::custom(answer_panic))
             .layer(from_fn_with_state(shutdown.clone(), end_with_drain))
             .layer(from_fn_with_state(rules, refuse_strange_pages)),
@@ -116,7 +119,8 @@ mod tests {
         };
         let rules = Arc::new(PageRules::new(&settings));
         let app = layered(panics, log, &Shutdown::default(), None, rules);
-        let answer = app.oneshot(Request::new(Body::empty())).await.unwrap();
+        let request = Request::get("/").header("host", "x").body(Body::empty()).unwrap();
+        let answer = app.oneshot(request).await.unwrap();
         assert_eq!(answer.status(), 500);
         assert_eq!(answer.headers()["content-type"], "application/problem+json");
         let body = to_bytes(answer.into_body(), 10_000).await.unwrap();

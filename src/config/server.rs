@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use super::{
@@ -73,5 +73,6 @@ pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
         max_connections_per_peer: read.value(&MAX_CONNECTIONS_PER_PEER),
         max_connections: read.value(&MAX_CONNECTIONS),
         trusted_proxies: read.optional(&TRUSTED_PROXIES).unwrap_or_default(),
+        clock: SystemTime::now,
     }
 }

@@ -1,8 +1,14 @@
 //! Serves connections: bounded in number, each with timers for all that its client may delay.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{Router, body::Body, extract::Request};
+use futures_util::TryFutureExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -15,7 +21,7 @@ use tokio::{
 use tower::ServiceExt;
 
 use super::{
-    Settings, client_address::Peer, lingering::Lingering, peer_limit::Peers,
+    Settings, client_address::Peer, date::set_date, lingering::Lingering, peer_limit::Peers,
     write_timeout::WriteTimeout,
 };
 use crate::telemetry::Metrics;
@@ -31,6 +37,7 @@ pub(super) struct Connections {
     graceful: GracefulShutdown,
     metrics: Arc<Metrics>,
     header_timeout: Duration,
+    clock: fn() -> SystemTime,
 }
 
 impl Connections {
@@ -44,6 +51,7 @@ impl Connections {
             graceful: GracefulShutdown::new(),
             metrics,
             header_timeout: settings.header_timeout,
+            clock: settings.clock,
         }
     }
 
@@ -61,10 +69,14 @@ impl Connections {
         }
         // Reading is bounded elsewhere: headers by hyper's timer, bodies where they are received.
         let stream = WriteTimeout::new(Lingering::new(stream, (open, of_peer)));
-        let router = self.router.clone();
+        let (router, clock) = (self.router.clone(), self.clock);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
-            router.clone().oneshot(request.map(Body::new))
+            let answering = router.clone().oneshot(request.map(Body::new));
+            answering.map_ok(move |mut response| {
+                set_date(&mut response, clock());
+                response
+            })
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

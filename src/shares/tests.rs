@@ -40,6 +40,15 @@ fn two_clients_get_half_each() {
 }
 
 #[test]
+fn where_shares_are_capped_a_client_that_is_alone_gets_its_share_and_no_more() {
+    let shares = Shares::capped(10, 4);
+    let all: Vec<_> = (1..=4).map(|n| most(&shares, client(n))).collect();
+    assert_eq!(all.iter().map(|share| share.units).collect::<Vec<_>>(), [4, 4, 2, 0]);
+    drop(all);
+    assert_eq!(most(&shares, client(5)).units, 4);
+}
+
+#[test]
 fn what_is_asked_for_is_counted_in_steps() {
     let shares = Shares::new(100, 1, 10);
     let mut share = shares.empty(client(1));

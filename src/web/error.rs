@@ -6,7 +6,7 @@ use serde::Serialize;
 use tokio::task::JoinError;
 use utoipa::ToSchema;
 
-use super::extract::body::BodyError;
+use super::extract::{body::BodyError, head::HeadError};
 use crate::{
     base64_text, fetch,
     pipeline::{self, Saved, Shed},
@@ -16,7 +16,10 @@ mod code;
 mod mapping;
 mod problem;
 
-use mapping::{body_code, body_detail, fetch_code, fetch_detail, pipeline_code, pipeline_detail};
+use mapping::{
+    body_code, body_detail, fetch_code, fetch_detail, head_code, head_detail, pipeline_code,
+    pipeline_detail,
+};
 
 pub use code::Code;
 pub use problem::{Failure, PROBLEM_JSON, Problem};
@@ -32,6 +35,9 @@ const OUR_FAULT: &str =
 /// Why a request is not answered as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The head is not what HTTP wants.
+    #[error(transparent)]
+    Head(#[from] HeadError),
     /// The body is not what the route takes.
     #[error("the request is not valid: {}", .0.detail)]
     Invalid(Invalid),
@@ -119,6 +125,7 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Invalid(_) => Code::ValidationFailed,
+            Self::Head(error) => head_code(error),
             Self::Body(error) => body_code(error),
             Self::Base64(_) => Code::InvalidBase64,
             Self::Fetch(error) => fetch_code(error),
@@ -137,6 +144,7 @@ impl Error {
     pub fn detail(&self) -> String {
         match self {
             Self::Invalid(invalid) => invalid.detail.clone(),
+            Self::Head(error) => head_detail(error),
             Self::Body(error) => body_detail(error),
             Self::Base64(fault) => fault.to_string(),
             Self::Fetch(error) => fetch_detail(error),

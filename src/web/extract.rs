@@ -4,5 +4,6 @@ pub(super) mod body;
 pub(super) mod cache_control;
 pub(super) mod client;
 pub(super) mod file_name;
+pub(super) mod head;
 pub(super) mod json;
 pub(super) mod multipart;

@@ -4,6 +4,7 @@ pub(super) mod access_log;
 pub(super) mod auth;
 pub(super) mod body_draining;
 pub(super) mod cors;
+pub(super) mod head_checking;
 pub(super) mod rate_limit;
 mod request_id;
 pub(super) mod shutdown;

@@ -117,6 +117,9 @@ fn recipe(code: Code) -> Recipe {
         Code::EmptyImage => well(Send::Picture(Vec::new())),
         Code::UnsupportedImage => well(Send::Picture(heic())),
         Code::ImageTooLarge => set(("IMAGESVC_MAX_IMAGE_BYTES", "1000"), embedding(), picture()),
+        Code::InvalidHost => well(Send::With("host", "not a host")),
+        Code::UnsupportedContentEncoding => well(Send::With("content-encoding", "gzip")),
+        Code::UnsupportedTransferEncoding => well(Send::With("transfer-encoding", "gzip, chunked")),
         Code::Unauthorized => set(("IMAGESVC_API_KEYS", "key"), embedding(), picture()),
         Code::CrossOrigin => well(Send::With("origin", "https://evil.example")),
         Code::RateLimited => {
@@ -270,6 +273,7 @@ async fn headers_and_the_key_are_described() {
         assert!(headers["x-request-id"].is_object(), "{status}");
         assert_eq!(headers["x-cache"].is_object(), status == "200", "{status}");
         assert_eq!(headers["www-authenticate"].is_object(), status == "401", "{status}");
+        assert_eq!(headers["accept-encoding"].is_object(), status == "415", "{status}");
         assert_eq!(headers["retry-after"].is_object(), ["429", "503"].contains(&status.as_str()));
     }
     assert_eq!(document["components"]["securitySchemes"]["key"]["scheme"], "bearer");

@@ -53,6 +53,12 @@ codes! {
     UnsupportedImage = "unsupported_image", UNSUPPORTED_MEDIA_TYPE;
     /// More bytes or pixels than the limit.
     ImageTooLarge = "image_too_large", PAYLOAD_TOO_LARGE;
+    /// No `Host`, more than one, or a malformed one.
+    InvalidHost = "invalid_host", BAD_REQUEST;
+    /// The body has a `Content-Encoding`: send it uncompressed.
+    UnsupportedContentEncoding = "unsupported_content_encoding", UNSUPPORTED_MEDIA_TYPE;
+    /// The body has another `Transfer-Encoding` than `chunked`.
+    UnsupportedTransferEncoding = "unsupported_transfer_encoding", NOT_IMPLEMENTED;
     /// A key is wanted, and none or a wrong one was sent.
     Unauthorized = "unauthorized", UNAUTHORIZED;
     /// A web page of another site sent this, and the settings do not allow that site.

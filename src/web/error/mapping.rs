@@ -3,8 +3,41 @@
 
 use super::{BUSY, Code, OUR_FAULT};
 use crate::{
-    decoder, embed, fetch, image, nvidia::FailureKind, pipeline, web::extract::body::BodyError,
+    decoder, embed, fetch, image,
+    nvidia::FailureKind,
+    pipeline,
+    web::extract::{body::BodyError, head::HeadError},
 };
+
+pub(super) fn head_code(error: &HeadError) -> Code {
+    match error {
+        HeadError::NoHost | HeadError::ManyHosts | HeadError::MalformedHost => Code::InvalidHost,
+        HeadError::ContentEncoding(_) => Code::UnsupportedContentEncoding,
+        HeadError::TransferEncoding(_) => Code::UnsupportedTransferEncoding,
+    }
+}
+
+pub(super) fn head_detail(error: &HeadError) -> String {
+    match error {
+        HeadError::NoHost => {
+            "This request has no Host, which HTTP/1.1 wants: send the service's name or address in it.".into()
+        }
+        HeadError::ManyHosts => "This request has more than one Host: send exactly one.".into(),
+        HeadError::MalformedHost => {
+            "The Host of this request cannot be one: send a name or an address, and a port if need be, such as \
+             images.example.com or 192.0.2.7:8000."
+                .into()
+        }
+        HeadError::ContentEncoding(coding) => format!(
+            "The request's body is sent with Content-Encoding: {coding}, which the service does not undo: send it \
+             uncompressed, without that header."
+        ),
+        HeadError::TransferEncoding(coding) => format!(
+            "The request's body is sent with Transfer-Encoding: {coding}, of which the service knows chunked alone: \
+             send it uncompressed, with a Content-Length or with Transfer-Encoding: chunked."
+        ),
+    }
+}
 
 pub(super) fn body_code(error: &BodyError) -> Code {
     match error {

@@ -84,6 +84,19 @@ impl IntoResponse for Error {
             let scheme = HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
+        match self.code() {
+            // RFC 9110, section 15.5.16: what would have been taken.
+            Code::UnsupportedContentEncoding => {
+                let none = HeaderValue::from_static("identity");
+                response.headers_mut().insert(header::ACCEPT_ENCODING, none);
+            }
+            // What follows may be meant for another host, or be no request at all.
+            Code::InvalidHost | Code::UnsupportedTransferEncoding => {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            _ => {}
+        }
         response.extensions_mut().insert(Failure(Arc::new(self)));
         response
     }

@@ -149,7 +149,8 @@ impl Record {
         }
         match status {
             500 => line!(error),
-            501.. => line!(warn),
+            // 501 is the client's doing.
+            502.. => line!(warn),
             // Scrapers and probes ask every few seconds.
             _ if failure.is_none()
                 && matches!(self.route.as_str(), "/health" | "/ready" | "/metrics") =>

@@ -55,6 +55,12 @@ fn describe(operation: &mut Operation) {
         let RefOr::T(response) = response else { continue };
         add(response, "x-request-id", Type::String, "Your own id if you sent one, else a new one.");
         match status.as_str() {
+            "415" => add(
+                response,
+                "accept-encoding",
+                Type::String,
+                "With `unsupported_content_encoding`, always `identity`.",
+            ),
             "401" => add(response, "www-authenticate", Type::String, "Always `Bearer`."),
             "429" | "503" if is_problem(response) => {
                 add(response, "retry-after", Type::Integer, "Seconds to wait before another try.");

@@ -94,7 +94,7 @@ pub(super) async fn vectorize_image(
     let address = parse(receiving.read(body, &mut memory).await?)?;
     drop(memory);
 
-    let fetched = app.fetcher.fetch(&address).await?;
+    let fetched = app.fetcher.fetch(&address, client).await?;
     match fetched.length {
         Some(bytes) if bytes > limits.max_image_bytes => {
             let (limit, size) = (limits.max_image_bytes, Some(bytes));

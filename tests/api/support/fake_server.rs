@@ -10,12 +10,13 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
+    net::TcpListener,
     sync::watch,
     task::JoinHandle,
     time::timeout,
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
 /// A request as it came over the wire.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub struct Received {
     /// Names in lower case, in the order of arrival.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
+    /// The other end of the connection that it came by.
+    pub peer: SocketAddr,
 }
 
 impl Received {
@@ -129,6 +132,21 @@ pub struct FakeServer {
 impl FakeServer {
     /// Answers each request by a script that is told the request and how many came before it.
     pub async fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
+        Self::listen(None, script).await
+    }
+
+    /// The same over TLS, at `localhost`.
+    pub async fn start_tls(
+        config: ServerConfig,
+        script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(Some(Arc::new(config).into()), script).await
+    }
+
+    async fn listen(
+        tls: Option<TlsAcceptor>,
+        script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let script: Arc<Script> = Arc::new(script);
@@ -139,12 +157,22 @@ impl FakeServer {
         let activity = Arc::clone(&active);
         let log = Arc::clone(&received);
         let task = tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
+            while let Ok((stream, peer)) = listener.accept().await {
                 let (script, log) = (Arc::clone(&script), Arc::clone(&log));
                 let (counted, activity) = (Arc::clone(&counted), Arc::clone(&activity));
+                let tls = tls.clone();
                 tokio::spawn(async move {
                     // A client that hangs up ends its connection, and nothing else.
-                    let _ = serve(stream, &*script, &log, &counted, &activity).await;
+                    let _ = if let Some(tls) = tls {
+                        match tls.accept(stream).await {
+                            Ok(stream) => {
+                                serve(stream, peer, &*script, &log, &counted, &activity).await
+                            }
+                            Err(error) => Err(error),
+                        }
+                    } else {
+                        serve(stream, peer, &*script, &log, &counted, &activity).await
+                    };
                 });
             }
         });
@@ -195,7 +223,8 @@ impl Drop for FakeServer {
 }
 
 async fn serve(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
     script: &Script,
     log: &Mutex<Vec<Received>>,
     counted: &watch::Sender<usize>,
@@ -203,7 +232,7 @@ async fn serve(
 ) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
-        let received = read_request(&mut stream).await?;
+        let received = read_request(&mut stream, peer).await?;
         let reply = {
             let mut log = log.lock().unwrap();
             let reply = script(&received, log.len());
@@ -246,7 +275,10 @@ async fn serve(
     }
 }
 
-async fn read_request(stream: &mut BufReader<TcpStream>) -> std::io::Result<Received> {
+async fn read_request(
+    stream: &mut (impl AsyncRead + Unpin),
+    peer: SocketAddr,
+) -> std::io::Result<Received> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
@@ -259,7 +291,7 @@ async fn read_request(stream: &mut BufReader<TcpStream>) -> std::io::Result<Rece
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let mut received = Received { method, target, headers, body: Vec::new() };
+    let mut received = Received { method, target, headers, body: Vec::new(), peer };
     assert_eq!(received.header("transfer-encoding"), None, "every body that is sent has a length");
     let length = received.header("content-length").map_or(0, |length| length.parse().unwrap());
     received.body.resize(length, 0);

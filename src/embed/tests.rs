@@ -1,0 +1,106 @@
+use std::{future::poll_fn, task::Poll};
+
+use bytes::Bytes;
+use reqwest::Url;
+use serde_json::value::RawValue;
+
+use super::*;
+use crate::{
+    http_client::Trust,
+    image::{Content, Format},
+    nvidia::{ApiKey, RetryPolicy, Vector},
+    shares::Shares,
+};
+
+/// An embedder without a cache, whose NVIDIA refuses every connection: whoever makes a call is told
+/// so.
+fn embedder() -> Embedder {
+    let nowhere = Url::parse("http://127.0.0.1:1/").unwrap();
+    let (metrics, background) = (Metrics::new(), TaskTracker::new());
+    let nvidia = nvidia::Settings {
+        infer_url: nowhere.clone(),
+        status_url: nowhere.clone(),
+        assets_url: nowhere,
+        proxy: None,
+        attempt_timeout: Duration::from_secs(5),
+        requests_per_minute: None,
+        pace_window: Duration::ZERO,
+        retry: RetryPolicy { max_attempts: 1, ..RetryPolicy::default() },
+        poll_interval: nvidia::POLL_INTERVAL,
+    };
+    let key = ApiKey::parse("nvapi-planted-key").unwrap();
+    let client =
+        nvidia::Client::new(nvidia, key, Arc::clone(&metrics), background.clone(), Trust::probe());
+    let settings = Settings {
+        ask: AskSettings {
+            large_images: LargeImages::Shrink,
+            inline_limit: 200_000,
+            max_concurrency: 4,
+            asset_memory: ASSET_MEMORY,
+            outage_memory: OUTAGE_MEMORY,
+        },
+        cache_memory: 0,
+        cache_disk: 0,
+        cache_folder: "unused".into(),
+    };
+    let source = Source { model: "a model", address: "an address".into() };
+    let decoder = Decoder::new(crate::decoder::Settings::new(1 << 28), Arc::clone(&metrics));
+    let staging = Staging::new("unused".into());
+    Embedder::new(client.unwrap(), decoder, staging, &settings, &source, background, metrics)
+}
+
+fn job() -> Job {
+    let content = Content::Memory(Bytes::from_static(b"sent as it is"));
+    let (turn, memory) = (Shares::new(1, 1, 1), Shares::new(1, 1, 1));
+    let client = ClientNetwork::UNKNOWN;
+    Job {
+        picture: Picture { content, format: Format::Jpeg, width: 1, height: 1 },
+        sha256: Sha256::from_bytes([7; 32]),
+        client,
+        freshness: Freshness::Any,
+        deadline: Instant::now() + Duration::from_secs(30),
+        held: Arc::new(Held { turn: turn.empty(client), memory: memory.empty(client) }),
+    }
+}
+
+fn embedding() -> Embedding {
+    let text = format!("[{}]", ["0.5"; 1536].join(","));
+    let vector = Vector::check(&RawValue::from_string(text).unwrap()).unwrap();
+    let (prepared, provenance) = (Prepared::Original, Provenance::Asked);
+    Embedding { vector, prepared, provenance, tries: 1, valid_until: None }
+}
+
+fn lead(embedder: &Embedder) -> Leader<CacheKey, Outcome> {
+    match embedder.0.calls.join_or_lead(embedder.0.cache.key(job().sha256)) {
+        Role::Leads(_, leader) => leader,
+        Role::Joins(_) => panic!("joined"),
+    }
+}
+
+#[tokio::test]
+async fn who_comes_between_the_end_of_a_call_and_the_end_of_its_entry_gets_its_outcome() {
+    let embedder = embedder();
+    let _entry = lead(&embedder).complete(Ok(embedding()));
+    let found = embedder.embed(job()).await.unwrap();
+    assert_eq!((found.provenance, found.tries), (Provenance::Shared, 0));
+}
+
+#[tokio::test]
+async fn who_joined_a_call_whose_task_panicked_makes_one_of_its_own() {
+    let embedder = embedder();
+    let leader = lead(&embedder);
+    let mut joined = Box::pin(embedder.embed(job()));
+    // It has joined once it was polled.
+    poll_fn(|context| {
+        assert!(joined.as_mut().poll(context).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    let task = tokio::spawn(async move {
+        let _leader = leader;
+        std::panic::resume_unwind(Box::new("planted"));
+    });
+    assert!(task.await.unwrap_err().is_panic());
+    let failed = joined.await.unwrap_err();
+    assert!(matches!(*failed, Error::Nvidia(_)), "it asked NVIDIA itself: {failed:?}");
+}

@@ -1,0 +1,120 @@
+//! Looks up where the names of picture hosts lead, and judges every address found.
+//!
+//! Names are looked up as the system does it (`getaddrinfo`), so that the service and every other
+//! program on the machine agree about `/etc/hosts`, `nsswitch.conf` and `resolv.conf`. The price is
+//! that a look-up blocks a thread and cannot be cancelled: a name whose server never answers keeps
+//! its thread for seconds after the fetch has given up. So look-ups are bounded, and each client has
+//! a share of its own: a stranger's dead names delay that stranger's fetches and nobody else's. A
+//! resolver of our own (hickory) could cancel them, for some twenty more crates and a second opinion
+//! about each name.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    sync::Arc,
+};
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use tokio::task::spawn_blocking;
+
+use super::policy::Policy;
+use crate::shares::{ClientNetwork, Shares};
+
+/// Look-ups at once. Each blocks one of the 512 threads that also save pictures.
+const MAX_LOOKUPS: u64 = 128;
+
+/// Look-ups at once for one client. A name that is answered takes milliseconds, so this is enough
+/// for hundreds a second; and it takes eight clients with dead names only to use up all look-ups.
+const MAX_LOOKUPS_PER_CLIENT: u64 = 16;
+
+tokio::task_local! {
+    /// On whose behalf the task asks: the HTTP client tells its resolver nothing but the name.
+    static CLIENT: ClientNetwork;
+}
+
+/// Runs a request on behalf of a client, who pays for its look-ups.
+pub(super) async fn on_behalf_of<T>(client: ClientNetwork, request: impl Future<Output = T>) -> T {
+    CLIENT.scope(client, request).await
+}
+
+/// How names are looked up: a name in, its addresses out; may block.
+#[derive(Clone)]
+pub struct Lookup(Arc<LookupFn>);
+
+type LookupFn = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+
+impl Lookup {
+    /// As the system does it.
+    pub fn system() -> Self {
+        Self::custom(|name| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect()))
+    }
+
+    /// In another way: for tests.
+    pub fn custom(
+        lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(lookup))
+    }
+}
+
+impl fmt::Debug for Lookup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lookup")
+    }
+}
+
+/// The look-up found no address.
+#[derive(Debug, thiserror::Error)]
+#[error("the look-up failed")]
+pub(super) struct LookupFailed(#[source] io::Error);
+
+/// Looks names up, and judges every address that they lead to. Cheap to clone; clones share the
+/// bound.
+#[derive(Debug, Clone)]
+pub(super) struct Resolver {
+    policy: Arc<Policy>,
+    lookup: Lookup,
+    lookups: Shares,
+    /// Whether the operator excepted the host and port that are connected to.
+    excepted: bool,
+}
+
+impl Resolver {
+    pub(super) fn new(policy: Policy, lookup: Lookup) -> Self {
+        let lookups = Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT);
+        Self { policy: Arc::new(policy), lookup, lookups, excepted: false }
+    }
+
+    /// The same for hosts that the operator excepted.
+    pub(super) fn for_exceptions(&self) -> Self {
+        Self { excepted: true, ..self.clone() }
+    }
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let Self { policy, lookup, lookups, excepted } = self.clone();
+        // Who is not known shares with all others who are not.
+        let client = CLIENT.try_with(|client| *client).unwrap_or(ClientNetwork::UNKNOWN);
+        Box::pin(async move {
+            // The fetch, and with it this wait, ends at its own deadline.
+            let permit = lookups.wait_for(client, 1).await;
+            let addresses = spawn_blocking(move || {
+                let _permit = permit; // held by the thread, which may outlive the fetch
+                (lookup.0)(name.as_str())
+            })
+            .await?
+            .map_err(LookupFailed)?;
+            if addresses.is_empty() {
+                return Err(LookupFailed(io::ErrorKind::NotFound.into()).into());
+            }
+            for address in &addresses {
+                policy.judge_address(*address, excepted)?;
+            }
+            // Port 0 stands for the one in the address of the picture.
+            let addresses: Addrs =
+                Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
+            Ok(addresses)
+        })
+    }
+}

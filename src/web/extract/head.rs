@@ -1,0 +1,203 @@
+//! What HTTP/1.1 wants of a request's head, as far as hyper does not see to it: a host that nobody can
+//! read differently (RFC 9112, section 3.2), and a body in no coding that the service does not undo.
+
+use std::net::Ipv6Addr;
+
+use axum::{
+    body::HttpBody,
+    extract::Request,
+    http::{HeaderMap, HeaderName, HeaderValue, Version, header},
+};
+
+/// Why a request's head is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum HeadError {
+    /// HTTP/1.1 without a `Host`.
+    #[error("there is no Host")]
+    NoHost,
+    /// More than one `Host`: a proxy may have looked at the other one.
+    #[error("there is more than one Host")]
+    ManyHosts,
+    /// The `Host`, or the host in the request's first line, cannot be one.
+    #[error("the Host is malformed")]
+    MalformedHost,
+    /// The body is compressed, or coded otherwise.
+    #[error("the Content-Encoding is {0:?}")]
+    ContentEncoding(String),
+    /// The body is transferred in another way than in plain chunks.
+    #[error("the Transfer-Encoding is {0:?}")]
+    TransferEncoding(String),
+}
+
+/// Checks a request's head, and leaves in `Host` the one that the request is for.
+///
+/// # Errors
+/// [`HeadError`]
+pub(in crate::web) fn check(request: &mut Request) -> Result<(), HeadError> {
+    check_host(request)?;
+    check_transfer_encoding(request.headers())?;
+    if !request.body().is_end_stream() {
+        check_content_encoding(request.headers())?;
+    }
+    Ok(())
+}
+
+/// Where the request's first line names a host, that one counts (RFC 9112, section 3.2.2).
+fn check_host(request: &mut Request) -> Result<(), HeadError> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => return Err(HeadError::ManyHosts),
+        (Some(host), None) if is_host(host.as_bytes()) => {}
+        // Before HTTP/1.1 there was none.
+        (None, None) if request.version() < Version::HTTP_11 => {}
+        (Some(host), None) if host.is_empty() && request.version() < Version::HTTP_11 => {}
+        // HTTP knows an empty one, but only for addresses without a host, and http has none of those.
+        (Some(_), None) => return Err(HeadError::MalformedHost),
+        (None, None) => return Err(HeadError::NoHost),
+    }
+    if let Some(authority) = request.uri().authority() {
+        let host = HeaderValue::from_str(authority.as_str())
+            .ok()
+            .filter(|host| is_host(host.as_bytes()))
+            .ok_or(HeadError::MalformedHost)?;
+        request.headers_mut().insert(header::HOST, host);
+    }
+    Ok(())
+}
+
+/// Whether this is a host, with or without a port, as RFC 3986 writes it (section 3.2.2).
+fn is_host(text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let (is_name, port) = match text.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, port)) => (address.parse::<Ipv6Addr>().is_ok(), port),
+            None => return false,
+        },
+        None => {
+            let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (is_name(name.as_bytes()), port)
+        }
+    };
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    is_name && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+}
+
+/// Whether this is a name, or an IPv4 address, of at least one character.
+fn is_name(mut name: &[u8]) -> bool {
+    let is_empty = name.is_empty();
+    while let [first, rest @ ..] = name {
+        name = match (first, rest) {
+            (b'%', [high, low, rest @ ..])
+                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
+                rest
+            }
+            (byte, _) if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(byte) => rest,
+            _ => return false,
+        };
+    }
+    !is_empty
+}
+
+/// hyper undoes the chunks and nothing else, and takes whatever ends in `chunked`. What ends
+/// otherwise it refuses itself: nobody knows where such a body ends.
+fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(HeadError::TransferEncoding(printable(headers, header::TRANSFER_ENCODING))),
+    }
+}
+
+fn check_content_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
+    let lines = headers.get_all(header::CONTENT_ENCODING).iter();
+    let mut codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let is_none = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
+    if codings.all(|coding| is_none(coding.trim_ascii())) {
+        Ok(())
+    } else {
+        Err(HeadError::ContentEncoding(printable(headers, header::CONTENT_ENCODING)))
+    }
+}
+
+/// What a header says, as far as it may stand in a sentence and in the log.
+fn printable(headers: &HeaderMap, name: HeaderName) -> String {
+    let lines: Vec<_> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+    let bytes = lines.join(&b", "[..]).into_iter();
+    bytes
+        .filter(|byte| b" -.,;=".contains(byte) || byte.is_ascii_alphanumeric())
+        .take(60)
+        .map(char::from)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_what_rfc_3986_says() {
+        for host in [
+            "x",
+            "images.example.com",
+            "images.example.com.:8000",
+            "image_service:8000",
+            "192.0.2.7:8000",
+            "192.0.2.7:",
+            "999.0.2.7",
+            "[::1]",
+            "[::ffff:192.0.2.7]:8000",
+            "b%C3%BCcher.example",
+            "a-b~!$&'()*+,;=",
+        ] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
+        for host in [
+            &b""[..],
+            b":8000",
+            b"a b",
+            b"a, b",
+            b"a@b",
+            b"user:password@a",
+            b"http://a",
+            b"a/b",
+            b"a?b",
+            b"a#b",
+            b"a\\b",
+            b"a\"b",
+            b"a:b",
+            b"a:+80",
+            b"a:80:80",
+            b"a%",
+            b"a%4",
+            b"a%zz",
+            b"::1",
+            b"[::1",
+            b"[::1]8000",
+            b"[::1]]",
+            b"[]",
+            b"[192.0.2.7]",
+            b"[fe80::1%25eth0]",
+            b"[a]",
+            b"b\xc3\xbccher.example",
+            b"a\xff",
+        ] {
+            assert!(!is_host(host), "{:?}", String::from_utf8_lossy(host));
+        }
+    }
+
+    #[test]
+    fn what_a_header_says_is_made_harmless_and_short() {
+        let headers = |value: &[u8]| {
+            HeaderMap::from_iter([(
+                header::CONTENT_ENCODING,
+                HeaderValue::from_bytes(value).unwrap(),
+            )])
+        };
+        let shown = |value: &[u8]| printable(&headers(value), header::CONTENT_ENCODING);
+        assert_eq!(shown(b"gzip, br;q=0.5"), "gzip, br;q=0.5");
+        assert_eq!(shown(b"<b>\"\xff\t"), "b");
+        assert_eq!(shown(&[b'x'; 1000]).len(), 60);
+    }
+}

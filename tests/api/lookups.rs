@@ -1,0 +1,94 @@
+//! Names of picture hosts: how many are looked up at once and for whom, and which connections serve
+//! them.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex, mpsc},
+};
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+
+use crate::support::{FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, variant};
+
+/// More names than the service looks up at once for all clients together.
+const DEAD_NAMES: usize = 130;
+
+/// Look-ups at once for one client.
+const SHARE: usize = 16;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strangers_names_whose_server_never_answers_keep_no_other_fetch_waiting() {
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::serving(ROCKET).await;
+    let (dead, mut waiting) = watch::channel(0);
+    // What blocks a look-up until the test is over.
+    let (end, ended) = mpsc::channel::<()>();
+    let ended = Mutex::new(ended);
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8")
+        .setting("IMAGESVC_FETCH_PORTS", origin.address.port())
+        .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.0/8")
+        .lookup(move |name| {
+            if name.ends_with(".dead.example") {
+                dead.send_modify(|dead| *dead += 1);
+                let _ = ended.lock().unwrap().recv();
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            Ok(vec![IpAddr::from([127, 0, 0, 1])])
+        })
+        .start()
+        .await;
+    let port = origin.address.port();
+    let fetch = |name: &str, client: &'static str| {
+        let address = format!("http://{name}:{port}/");
+        app.send(app.address_request(&address).header("x-forwarded-for", client))
+    };
+    let strangers =
+        join_all((0..DEAD_NAMES).map(|n| fetch(&format!("{n}.dead.example"), "192.0.2.1")));
+    let others = async {
+        waiting.wait_for(|dead| *dead >= SHARE).await.unwrap();
+        app.wait_for(|metric| metric("imagesvc_requests_in_flight") >= DEAD_NAMES as f64).await;
+        let answers = join_all((1..=3).map(|n| fetch(&format!("{n}.example"), "192.0.2.2"))).await;
+        for answer in answers {
+            answer.vector();
+        }
+        assert_eq!(*waiting.borrow(), SHARE, "the stranger has its share and no more");
+        drop(end);
+    };
+    let (answers, ()) = tokio::join!(strangers, others);
+    for answer in answers {
+        assert_problem(&answer, 502, "download_failed");
+    }
+}
+
+#[tokio::test]
+async fn each_picture_is_fetched_by_a_connection_of_its_own() {
+    let nvidia = FakeNvidia::well().await;
+    let sent = Arc::new(Mutex::new(0));
+    let origin = FakeServer::start(move |_, n| {
+        *sent.lock().unwrap() += 1;
+        Reply::new(200, &[], variant(ROCKET, n))
+    })
+    .await;
+    let port = origin.address.port();
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_FETCH_PORTS", port)
+        .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.0/8")
+        .lookup(|_| Ok(vec![IpAddr::from([127, 0, 0, 1])]))
+        .start()
+        .await;
+    for name in ["one.example", "other.example", "one.example"] {
+        app.by_address(&format!("http://{name}:{port}/")).await.vector();
+    }
+    let received = origin.received();
+    let hosts: Vec<_> = received.iter().map(|request| request.header("host").unwrap()).collect();
+    assert_eq!(
+        hosts,
+        ["one.example", "other.example", "one.example"].map(|name| format!("{name}:{port}"))
+    );
+    let connections: HashSet<_> = received.iter().map(|request| request.peer).collect();
+    assert_eq!(connections.len(), 3);
+}

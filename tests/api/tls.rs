@@ -1,0 +1,133 @@
+//! Hosts over TLS, with right and wrong certificates: what is sent to them, and what is not.
+
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use tokio_rustls::rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+};
+
+use crate::support::{
+    Answer, Child, FakeServer, ROCKET, Reply, assert_problem, embedding,
+    nvidia_api::{ASSETS_PATH, INFER_PATH, KEY, STATUS_PATH},
+};
+
+/// A certificate authority of the test's own.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// A server's certificate for a name, valid until the first day of a year.
+    fn certify(&self, name: &str, until: i32) -> ServerConfig {
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(until, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap()
+    }
+
+    /// Has the services that are given the settings trust this authority and no other.
+    fn trusted(&self, folder: &Path) -> (&'static str, String) {
+        let file = folder.join("authority.pem");
+        std::fs::write(&file, &self.pem).unwrap();
+        ("SSL_CERT_FILE", file.to_str().unwrap().to_owned())
+    }
+}
+
+/// What is wrong with a certificate, and the certificate.
+fn wrong(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
+    [
+        ("of another name", authority.certify("other.example", 2100)),
+        ("expired", authority.certify("localhost", 2021)),
+        ("of an authority that nobody trusts", Authority::new().certify("localhost", 2100)),
+    ]
+}
+
+fn saved(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder.join("downloads")).unwrap();
+    entries
+        .filter(|entry| !entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with('.'))
+        .count()
+}
+
+#[tokio::test]
+async fn a_picture_is_fetched_only_where_the_certificate_is_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let picture = |_: &_, _| Reply::new(200, &[], ROCKET);
+    let right = FakeServer::start_tls(authority.certify("localhost", 2100), picture).await;
+    let mut origins = vec![("right", right)];
+    for (what, config) in wrong(&authority) {
+        origins.push((what, FakeServer::start_tls(config, picture).await));
+    }
+    let address = |origin: &FakeServer| format!("localhost:{}", origin.address.port());
+    let allow: Vec<_> = origins.iter().map(|(_, origin)| address(origin)).collect();
+    let (allow, trusted) = (allow.join(","), authority.trusted(folder.path()));
+    let settings =
+        [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_FETCH_ALLOW", &allow), (trusted.0, &trusted.1)];
+    let child = Child::start(folder.path(), &settings);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (what, origin) in &origins {
+        let url = format!("https://{}/", address(origin));
+        let answer = child.address_request(&client, &url).send().await.unwrap();
+        let answer = Answer::read(answer).await.unwrap();
+        if *what == "right" {
+            answer.vector();
+            assert_eq!(origin.count(), 1);
+        } else {
+            assert_problem(&answer, 502, "download_failed");
+            assert_eq!(origin.count(), 0, "{what}");
+        }
+        assert_eq!(saved(folder.path()), 1, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn the_key_and_the_picture_go_to_nvidia_only_where_the_certificate_is_right() {
+    let authority = Authority::new();
+    let right = authority.certify("localhost", 2100);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (what, config) in [("right", right)].into_iter().chain(wrong(&authority)) {
+        let folder = tempfile::tempdir().unwrap();
+        let nvidia = FakeServer::start_tls(config, |_, _| embedding()).await;
+        let trusted = authority.trusted(folder.path());
+        let url = |path| format!("https://localhost:{}{path}", nvidia.address.port());
+        let (infer, status, assets) = (url(INFER_PATH), url(STATUS_PATH), url(ASSETS_PATH));
+        let settings = [
+            ("NVIDIA_API_KEY", KEY),
+            ("NVIDIA_INFER_URL", &infer),
+            ("NVIDIA_STATUS_URL", &status),
+            ("NVIDIA_ASSETS_URL", &assets),
+            (trusted.0, &trusted.1),
+        ];
+        let child = Child::start(folder.path(), &settings);
+        let answer = child.upload_request(&client, ROCKET).send().await.unwrap();
+        let answer = Answer::read(answer).await.unwrap();
+        if what == "right" {
+            answer.vector();
+            let received = nvidia.received();
+            assert_eq!(received.len(), 1);
+            assert_eq!(received[0].header("authorization"), Some(&*format!("Bearer {KEY}")));
+        } else {
+            assert_problem(&answer, 502, "embedding_unavailable");
+            assert_eq!(nvidia.count(), 0, "{what}");
+        }
+        assert_eq!(saved(folder.path()), 1, "the picture is kept");
+    }
+}
