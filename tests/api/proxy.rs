@@ -88,7 +88,7 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
         writer.write_all(head.as_bytes()).await.unwrap();
         // Who was refused is not listened to for ever.
         let _ = writer.write_all(body).await;
-        pending().await
+        pending::<()>().await;
     };
     let mut answer = Vec::new();
     let read = async {
