@@ -1,6 +1,6 @@
 //! Fetches a picture by its address, guarded: only what [`policy`] allows is ever connected to.
 //!
-//! The HTTP client asks [`resolver`] where a name leads, so that it connects to an address that was
+//! The HTTP client asks `resolver.rs` where a name leads, so that it connects to an address that was
 //! judged, with no second look-up. It does not ask about IP literals: [`policy::Policy`] judges
 //! those, for every hop.
 
