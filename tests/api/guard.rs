@@ -28,7 +28,8 @@ async fn with_keys_every_route_but_the_open_ones_wants_one() {
         (Method::GET, "/vectorize-image"),
         (Method::GET, "/nothing"),
         (Method::GET, "/docsx"),
-        (Method::GET, "/health/"),
+        (Method::GET, "/metrics/"),
+        (Method::GET, "/health//"),
         (Method::POST, "/"),
     ]);
     for (method, path) in closed {
@@ -57,7 +58,16 @@ async fn with_keys_every_route_but_the_open_ones_wants_one() {
             assert_ne!(answer.status, 401, "{path}");
         }
     }
-    for path in ["/", "/health", "/ready", "/docs", "/docs/swagger-ui.css", "/openapi.json"] {
+    for path in [
+        "/",
+        "/health",
+        "/health/",
+        "/ready",
+        "/docs",
+        "/docs/",
+        "/docs/swagger-ui.css",
+        "/openapi.json",
+    ] {
         assert_eq!(ask(&app, Method::GET, path, &[]).await.status, 200, "{path}");
     }
     let upload = app.upload_request(ROCKET, "a.jpg").bearer_auth("second-client-key");
@@ -215,7 +225,14 @@ async fn a_page_that_the_operator_names_may_call_and_read_answers_and_errors() {
         ];
         let allowed = ask(&app, Method::OPTIONS, "/vectorize-image-upload", &preflight).await;
         assert_eq!((allowed.status, allowed.header("access-control-allow-origin")), (200, origin));
-        for header in ["authorization", "content-type", "cache-control", "x-request-id"] {
+        for header in [
+            "authorization",
+            "content-type",
+            "cache-control",
+            "x-request-id",
+            "traceparent",
+            "tracestate",
+        ] {
             assert!(allowed.header("access-control-allow-headers").contains(header), "{header}");
         }
         assert!(allowed.header("access-control-allow-methods").contains("POST"));

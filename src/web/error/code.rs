@@ -85,7 +85,7 @@ codes! {
     EmbeddingTimeout = "embedding_timeout", GATEWAY_TIMEOUT;
     /// NVIDIA's answer is no embedding.
     EmbeddingInvalid = "embedding_invalid", BAD_GATEWAY;
-    /// No room left on the disk, or less than the reserve.
+    /// No room left on the disk beside the reserve of bytes and inodes.
     StorageFull = "storage_full", INSUFFICIENT_STORAGE;
     /// Any other failure to save.
     StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;

@@ -95,6 +95,9 @@ impl Origins {
                 header::CACHE_CONTROL,
                 header::CONTENT_TYPE,
                 HeaderName::from_static("x-request-id"),
+                // Of pages that trace their calls; without a word about them browsers send nothing.
+                HeaderName::from_static("traceparent"),
+                HeaderName::from_static("tracestate"),
             ])
             .expose_headers(names.map(HeaderName::from_static))
             .max_age(REMEMBERED);

@@ -39,7 +39,7 @@ pub(super) async fn metrics(
     State(app): State<AppState>,
     Accepted(exposition): Accepted,
 ) -> Result<impl IntoResponse, Error> {
-    let text = app.metrics.render(app.pipeline.readings(), exposition);
+    let text = app.metrics.render(app.pipeline.readings().await, exposition);
     let text = text.map_err(|error| Error::Internal(error.to_string()))?;
     let headers = [(header::CONTENT_TYPE, exposition.content_type()), (header::VARY, "Accept")];
     Ok((headers, text))
