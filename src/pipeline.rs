@@ -170,15 +170,21 @@ impl Pipeline {
     ) -> Result<Vectorized, Error> {
         let Received { picture, client, spooled, held, deadline } = received;
         let (sha256, size) = (spooled.sha256, picture.content.len());
+        let held = Arc::new(held);
+        let held_by_file = Arc::clone(&held);
         let save = async {
             match keeping {
                 Keeping::Saved => {
-                    let save = self.store.save(spooled, picture.format.extension(), deadline);
+                    let extension = picture.format.extension();
+                    let save = self.store.save(spooled, extension, deadline, held_by_file);
                     Ok::<_, Error>(Some(save.await?))
                 }
                 // Before the call ends, so that not even a kill leaves the file: what reads the
                 // picture has it open.
-                Keeping::Dropped => Ok(spawn_blocking(|| drop(spooled)).await.map(|()| None)?),
+                Keeping::Dropped => {
+                    spawn_blocking(|| drop((spooled, held_by_file))).await?;
+                    Ok(None)
+                }
             }
         };
         let embed = self.embedder.embed(Job {
@@ -187,7 +193,7 @@ impl Pipeline {
             client,
             freshness,
             deadline,
-            held: Arc::new(held),
+            held,
         });
         // A picture that cannot be saved is not worth waiting for; one that cannot be embedded
         // still is saved, and the error says where.
@@ -200,10 +206,8 @@ impl Pipeline {
             Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
             // Only the decoder could tell that this is no picture: it leaves no file either.
             Err(error) if error.is_about_the_picture() => {
-                if let Some(saved) = saved
-                    && let Err(error) = self.store.remove(saved.saved_as).await
-                {
-                    tracing::warn!(%error, "the file of a refused picture stays");
+                if let Some(saved) = saved {
+                    self.store.remove(saved.saved_as).await;
                 }
                 Err(Error::Undecodable(error))
             }
