@@ -111,7 +111,7 @@ async fn what_is_not_there_says_where_to_go() {
     let app = TestApp::start(&nvidia).await;
     for path in [
         "/nothing",
-        "/vectorize-image/",
+        "/vectorize-image//",
         "/docs/nothing.js",
         "/sandbox/photo.jpg",
         "/%ff",
