@@ -10,6 +10,7 @@
 
 mod content;
 mod cost;
+mod heif;
 mod jpeg_scans;
 mod probe;
 mod render;
@@ -26,10 +27,10 @@ pub enum Error {
     /// No bytes at all.
     #[error("the picture is empty")]
     Empty,
-    /// Not one of the six formats.
+    /// Not one of the formats, or a kind of one that is not read.
     #[error("{0}")]
     Unsupported(Unsupported),
-    /// One of the six by its first bytes, but no size can be read.
+    /// One of them by its first bytes, but no size can be read.
     #[error("the header of the {0} picture cannot be read")]
     BadHeader(Format),
     /// More pixels than the limit.

@@ -30,6 +30,8 @@ mod formats;
 mod framing;
 mod fuzz;
 mod guard;
+#[cfg(feature = "heic")]
+mod heic;
 mod inline;
 mod kinds;
 mod leaks;
