@@ -127,6 +127,16 @@ fn what_contradicts_itself_is_damaged() {
 }
 
 #[test]
+fn a_picture_that_is_cut_short_is_damaged_and_no_junk_behind_the_file() {
+    for name in ["iphone-grid", "alpha", "thumbnail"] {
+        let bytes = fixture(&format!("{name}.heic"));
+        for len in [bytes.len() - 1, bytes.len() - 300, 500, 100, 20] {
+            assert_eq!(read_bytes(bytes[..len].to_vec()), Err(Damaged), "{name} to {len}");
+        }
+    }
+}
+
+#[test]
 fn what_would_be_searched_too_long_is_damaged() {
     let meta = |children: &[Vec<u8>]| {
         let body = [&[0; 4][..], &children.concat()].concat();
