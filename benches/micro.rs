@@ -6,6 +6,7 @@ use bytes::Bytes;
 use divan::{Bencher, black_box, counter::BytesCount};
 use imagesvc::{
     base64_text,
+    disk_space::DiskSpace,
     image::{Content, probe},
     nvidia::{InlineImage, Vector},
     store::{Retention, Settings, Store},
@@ -35,7 +36,9 @@ fn embedding() -> Box<RawValue> {
 fn spool(bencher: Bencher<'_, '_>, len: usize) {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let retention = Retention::default();
-    let settings = Settings { folder: folder.path().to_owned(), min_free_bytes: 0, retention };
+    let path = folder.path().to_owned();
+    let space = DiskSpace::new(path.clone(), 0);
+    let settings = Settings { folder: path, space, retention };
     let store = Store::open(&settings).unwrap();
     let chunks: Vec<_> = jpeg(len).chunks(CHUNK).map(Bytes::copy_from_slice).collect();
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -115,12 +115,13 @@ impl Config {
         read.notices = raw.typing_slips();
         let upstream = upstream::resolve(&mut read);
         let downloads = read.value(&store::DOWNLOADS_DIR);
+        let store = store::resolve(&mut read, downloads);
         let config = Self {
             nvidia: nvidia::resolve(&mut read),
-            embed: embed::resolve(&mut read, &downloads),
+            embed: embed::resolve(&mut read, &store),
             decoder: decoder::resolve(&mut read),
             fetch: fetch::resolve(&mut read),
-            store: store::resolve(&mut read, downloads),
+            store,
             limits: limits::resolve(&mut read),
             web: web::resolve(&mut read),
             server: server::resolve(&mut read),

@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    disk_space::DiskSpace,
     fair_queue::FairQueue,
     image::{self, Content, Picture, Target, probe},
     shares::ClientNetwork,
@@ -169,7 +170,9 @@ impl Decoder {
         let picture = probe(Content::Memory(PIXEL.into()), 1)?;
         let target = Target::Square { side: 1 };
         // A pixel, or words, stay in memory: the folder is never asked for anything.
-        let spool = Staging::new(std::env::temp_dir()).spool(MAX_WORDS);
+        let folder = std::env::temp_dir();
+        let space = DiskSpace::new(folder.clone(), 0);
+        let spool = Staging::new(folder, space).spool(MAX_WORDS);
         let pixel =
             self.decode(&picture, ClientNetwork::UNKNOWN, target, deadline, spool).await?.content;
         match pixel.read_at(0, 3).as_deref() {

@@ -1,26 +1,31 @@
 //! Fetches a picture by its address, guarded: only what [`policy`] allows is ever connected to.
 //!
-//! The HTTP client asks [`resolver`] where a name leads, so that it connects to an address that was
+//! The HTTP client asks `resolver.rs` where a name leads, so that it connects to an address that was
 //! judged, with no second look-up. It does not ask about IP literals: [`policy::Policy`] judges
 //! those, for every hop.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use futures_util::{Stream, stream};
 use reqwest::{
-    Client, Response,
-    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderMap, HeaderValue, LOCATION},
+    Client,
+    header::{ACCEPT, ACCEPT_ENCODING, HeaderMap, HeaderValue, LOCATION},
 };
 use tokio::time::{Instant, timeout_at};
 
-use crate::{http_client::Trust, shares::ClientNetwork, telemetry::causes};
-use policy::{Policy, Refusal, Target};
-use resolver::{LookupFailed, Resolver, on_behalf_of};
+use crate::{
+    http_client::{Trust, retry_after},
+    shares::ClientNetwork,
+};
+use policy::{Policy, Target};
+use resolver::{Resolver, on_behalf_of};
 
+mod error;
+mod fetched;
 pub mod policy;
 mod resolver;
 
+pub use error::Error;
+pub use fetched::Fetched;
 pub use resolver::Lookup;
 
 /// The User-Agent unless one is set. Some hosts (Wikimedia among them) turn nameless agents away.
@@ -50,38 +55,6 @@ pub struct Settings {
     pub policy: Policy,
 }
 
-/// Why a picture could not be fetched.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The address is not fetched.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The host's name leads nowhere.
-    #[error("the name could not be resolved")]
-    NoSuchHost(#[source] reqwest::Error),
-    /// No connection, or none that TLS accepts.
-    #[error("the host could not be connected to")]
-    Connect(#[source] reqwest::Error),
-    /// The answer broke off, or was no HTTP.
-    #[error("the answer broke off")]
-    Cut(#[source] reqwest::Error),
-    /// Another status than 200.
-    #[error("the host answered with status {0}")]
-    Status(u16),
-    /// A redirect without a place to go, or one too many.
-    #[error("the host redirected too often or nowhere")]
-    Redirects,
-    /// The answer is compressed, which was not asked for.
-    #[error("the answer has a content encoding")]
-    Encoded,
-    /// A 200 without a body.
-    #[error("the answer has no body")]
-    Empty,
-    /// The deadline passed.
-    #[error("the fetch ran past its deadline")]
-    Timeout,
-}
-
 /// Fetches pictures.
 #[derive(Debug)]
 pub struct Fetcher {
@@ -90,14 +63,6 @@ pub struct Fetcher {
     guarded: Client,
     /// For those exceptions: a client of its own, since a resolver is not told the port.
     excepted: Client,
-}
-
-/// A picture that is being fetched.
-pub struct Fetched {
-    /// What the host says the length is, in bytes.
-    pub length: Option<u64>,
-    response: Response,
-    deadline: Instant,
 }
 
 impl Fetcher {
@@ -121,11 +86,12 @@ impl Fetcher {
         for _ in 0..=self.settings.max_redirects {
             let request = self.client(&target).get(target.url.clone()).send();
             let response = match timeout_at(deadline, on_behalf_of(client, request)).await {
-                Ok(sent) => sent.map_err(|error| connect_error(error.without_url()))?,
+                Ok(sent) => sent.map_err(|error| Error::of_request(error.without_url()))?,
                 Err(_) => return Err(Error::Timeout),
             };
             match response.status().as_u16() {
-                200 => return Fetched::new(response, deadline),
+                // 203: a proxy changed the picture, which is still one.
+                200 | 203 => return Fetched::new(response, deadline),
                 301 | 302 | 303 | 307 | 308 => {
                     let location = response
                         .headers()
@@ -134,7 +100,10 @@ impl Fetcher {
                     let location = location.ok_or(Error::Redirects)?;
                     target = self.settings.policy.judge_redirect(&target.url, location)?;
                 }
-                status => return Err(Error::Status(status)),
+                status => {
+                    let retry_after = retry_after(response.headers(), SystemTime::now());
+                    return Err(Error::Status { status, retry_after });
+                }
             }
         }
         Err(Error::Redirects)
@@ -142,31 +111,6 @@ impl Fetcher {
 
     fn client(&self, target: &Target) -> &Client {
         if target.excepted { &self.excepted } else { &self.guarded }
-    }
-}
-
-impl Fetched {
-    fn new(response: Response, deadline: Instant) -> Result<Self, Error> {
-        let encoded =
-            response.headers().get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
-        match response.content_length() {
-            _ if encoded => Err(Error::Encoded),
-            Some(0) => Err(Error::Empty),
-            length => Ok(Self { length, response, deadline }),
-        }
-    }
-
-    /// The picture's bytes as they come.
-    pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, Error>> + Send {
-        stream::try_unfold((self.response, false), move |(mut response, any)| async move {
-            match timeout_at(self.deadline, response.chunk()).await {
-                Ok(Ok(Some(bytes))) => Ok(Some((bytes, (response, true)))),
-                Ok(Ok(None)) if any => Ok(None),
-                Ok(Ok(None)) => Err(Error::Empty),
-                Ok(Err(error)) => Err(Error::Cut(error.without_url())),
-                Err(_) => Err(Error::Timeout),
-            }
-        })
     }
 }
 
@@ -186,18 +130,4 @@ fn client(settings: &Settings, resolver: Resolver, trust: Trust) -> Result<Clien
         .no_proxy()
         .dns_resolver(resolver)
         .build()
-}
-
-fn connect_error(error: reqwest::Error) -> Error {
-    if let Some(refusal) = causes(&error).find_map(|cause| cause.downcast_ref::<Refusal>()) {
-        return Error::Refused(*refusal);
-    }
-    if causes(&error).any(|cause| cause.is::<LookupFailed>()) {
-        return Error::NoSuchHost(error);
-    }
-    match error {
-        error if error.is_timeout() => Error::Timeout,
-        error if error.is_connect() => Error::Connect(error),
-        error => Error::Cut(error),
-    }
 }

@@ -1,8 +1,31 @@
-//! What the HTTP clients of this service have in common: who is trusted, and what is left out.
+//! What the HTTP clients of this service have in common: who is trusted, what is left out, and what
+//! is read the same way.
 
-use reqwest::{ClientBuilder, redirect, retry};
+use std::time::{Duration, SystemTime};
+
+use reqwest::{
+    ClientBuilder,
+    header::{HeaderMap, RETRY_AFTER},
+    redirect, retry,
+};
 
 use crate::telemetry::causes;
+
+/// Headers of an answer, at the most. Some hosts send more than the 100 that hyper takes.
+const MAX_HEADERS: usize = 1000;
+
+/// How long an answer asks to wait: `Retry-After`, in seconds or as a date (RFC 9110, section
+/// 10.2.3).
+pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match value.parse::<u32>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds.into())),
+        Err(_) => {
+            let date = httpdate::parse_http_date(value).ok()?;
+            Some(date.duration_since(now).unwrap_or_default())
+        }
+    }
+}
 
 /// Who the clients trust.
 ///
@@ -40,7 +63,31 @@ impl Trust {
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .referer(false)
-            .http1_only();
+            .http1_only()
+            .http1_max_headers(MAX_HEADERS);
         if self.has_authorities { builder } else { builder.tls_certs_only([]) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // 1994-11-06 08:49:37
+        let read = |value| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
+            retry_after(&headers, now).map(|wait| wait.as_secs())
+        };
+        assert_eq!(read("120"), Some(120));
+        assert_eq!(read(" 0 "), Some(0));
+        assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
+        for nonsense in ["", "-1", "soon", "1.5", "99999999999"] {
+            assert_eq!(read(nonsense), None, "{nonsense}");
+        }
     }
 }

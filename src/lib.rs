@@ -29,7 +29,7 @@
 //! | [`store`] | the folder of saved pictures |
 //! | [`fetch`] | pictures by their address, guarded |
 //! | [`nvidia`] | the client of NVIDIA's API, and the only room that sees the key |
-//! | ground | [`image`] (what a picture is), [`decoder`], [`spool`] (bytes on their way), [`shares`] and `fair_queue` (what clients share), [`base64_text`], [`http_client`], [`telemetry`] |
+//! | ground | [`image`] (what a picture is), [`decoder`], [`spool`] (bytes on their way), [`disk_space`] (the room for them), [`shares`] and `fair_queue` (what clients share), [`base64_text`], [`http_client`], [`telemetry`] |
 //!
 //! A room imports only from floors below its own, and nothing in a circle, but for a room's front and
 //! the files behind it; axum is known to [`web`],
@@ -41,7 +41,7 @@ mod bearer_token;
 pub mod cli;
 pub mod config;
 pub mod decoder;
-mod disk_space;
+pub mod disk_space;
 pub mod embed;
 mod fair_queue;
 pub mod fetch;
@@ -49,6 +49,7 @@ pub mod http_client;
 pub mod image;
 pub mod nvidia;
 pub mod pipeline;
+mod sampler;
 pub mod sandbox;
 pub mod server;
 pub mod sha256;

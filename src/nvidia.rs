@@ -18,7 +18,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use reqwest::{
     Client as HttpClient, RequestBuilder, Response, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, HeaderMap, RETRY_AFTER},
+    header::{ACCEPT, AUTHORIZATION, HeaderMap},
 };
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -26,7 +26,7 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    http_client::Trust,
+    http_client::{self, Trust},
     shares::ClientNetwork,
     telemetry::{Metrics, causes},
 };
@@ -319,10 +319,7 @@ impl Reply {
     }
 
     fn retry_after(&self) -> Option<Duration> {
-        retry::parse_retry_after(
-            self.headers.get(RETRY_AFTER)?.to_str().ok()?,
-            std::time::SystemTime::now(),
-        )
+        http_client::retry_after(&self.headers, std::time::SystemTime::now())
     }
 }
 

@@ -11,7 +11,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::{
     runtime::Handle,
     task::{JoinError, spawn_blocking},
-    time::{Instant, timeout_at},
+    time::Instant,
 };
 
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     sha256::Sha256,
     shares::{ClientNetwork, Full, Share, Shares},
     spool::{self, Spooled},
-    store::{self, SavedFile, Store},
+    store::{self, Store},
     telemetry::{Metrics, Readings},
 };
 
@@ -160,7 +160,7 @@ impl Pipeline {
     ) -> Result<Vectorized, Error> {
         let Received { picture, client, spooled, held, deadline } = received;
         let (sha256, size) = (spooled.sha256, picture.content.len());
-        let save = self.save(spooled, picture.format.extension(), deadline);
+        let save = self.store.save(spooled, picture.format.extension(), deadline);
         let embed = self.embedder.embed(Job {
             picture: picture.clone(),
             sha256,
@@ -188,9 +188,11 @@ impl Pipeline {
     }
 
     /// What the metrics read off when they are asked for, within the runtime.
-    pub fn readings(&self) -> Readings {
+    pub async fn readings(&self) -> Readings {
+        let free = self.store.free_space().await.ok();
         Readings {
-            free_bytes: self.store.free_bytes().ok(),
+            free_bytes: free.map(|free| free.bytes),
+            free_inodes: free.and_then(|free| free.inodes).map(|inodes| inodes.free),
             buffered_bytes: self.memory.in_use(),
             pictures_at_work: self.at_work.in_use(),
             pictures_waiting: self.embedder.waiting() as u64,
@@ -227,16 +229,6 @@ impl Pipeline {
             Content::Memory(_) => Ok(probe(content, limit)?),
             Content::File(..) => Ok(spawn_blocking(move || probe(content, limit)).await??),
         }
-    }
-
-    async fn save(
-        &self,
-        spooled: Spooled,
-        extension: &'static str,
-        deadline: Instant,
-    ) -> Result<SavedFile, Error> {
-        let save = self.store.save(spooled, extension);
-        Ok(timeout_at(deadline, save).await.unwrap_or(Err(store::Error::Timeout))?)
     }
 }
 

@@ -29,6 +29,7 @@ mod peer_limit;
 mod shutdown;
 mod stop_signal;
 mod systemd;
+mod write_timeout;
 
 pub use client_address::{Client, Peer, TrustedProxies};
 pub use shutdown::Shutdown;

@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    mem,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,7 +14,11 @@ use sha2::{Digest, Sha256 as Hasher};
 use tokio::task::{JoinError, spawn_blocking};
 use uuid::Uuid;
 
-use crate::{disk_space::lacks_room, image::Content, sha256::Sha256};
+use crate::{
+    disk_space::{self, DiskSpace, Promise, lacks_room},
+    image::Content,
+    sha256::Sha256,
+};
 
 /// How many bytes wait to be written together, once they are too many to be kept in memory; and the
 /// memory that receiving begins with.
@@ -30,6 +35,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The disk has no room for it.
+    #[error(transparent)]
+    Space(#[from] disk_space::Error),
     /// The thread that writes died.
     #[error("the thread that writes died")]
     Died(#[from] JoinError),
@@ -38,7 +46,11 @@ pub enum Error {
 impl Error {
     /// Whether the cause is a lack of room.
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if lacks_room(source))
+        match self {
+            Self::Io { source, .. } => lacks_room(source),
+            Self::Space(error) => error.is_shortage(),
+            Self::Died(_) => false,
+        }
     }
 }
 
@@ -48,12 +60,15 @@ fn while_(action: &'static str) -> impl Fn(io::Error) -> Error {
 
 /// A folder for staging files. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Staging(Arc<Path>);
+pub struct Staging {
+    folder: Arc<Path>,
+    space: DiskSpace,
+}
 
 impl Staging {
-    /// A folder that exists.
-    pub fn new(folder: PathBuf) -> Self {
-        Self(folder.into())
+    /// A folder that exists, and the disk that it is on.
+    pub fn new(folder: PathBuf, space: DiskSpace) -> Self {
+        Self { folder: folder.into(), space }
     }
 
     /// Makes an empty file. Blocks.
@@ -61,7 +76,7 @@ impl Staging {
     /// # Errors
     /// What the disk says.
     pub fn file(&self) -> Result<Staged, Error> {
-        let path = self.0.join(Uuid::now_v7().to_string());
+        let path = self.folder.join(Uuid::now_v7().to_string());
         let file = File::options()
             .create_new(true)
             .read(true)
@@ -73,8 +88,21 @@ impl Staging {
 
     /// Begins to receive, with up to `keep` bytes in memory.
     pub fn spool(&self, keep: usize) -> Spool {
-        let pending = BytesMut::with_capacity(keep.min(PIECE));
-        Spool { staging: self.clone(), keep, pending, staged: None, hasher: Hasher::new(), len: 0 }
+        Spool {
+            staging: self.clone(),
+            keep,
+            is_for_disk: false,
+            pending: BytesMut::with_capacity(keep.min(PIECE)),
+            staged: None,
+            promise: self.space.promise(),
+            hasher: Hasher::new(),
+            len: 0,
+        }
+    }
+
+    /// The same, of what is going to be on the disk in the end: it finds room there as it comes.
+    pub fn spool_for_disk(&self, keep: usize) -> Spool {
+        Spool { is_for_disk: true, ..self.spool(keep) }
     }
 }
 
@@ -137,8 +165,11 @@ impl Drop for Staged {
 pub struct Spool {
     staging: Staging,
     keep: usize,
+    is_for_disk: bool,
     pending: BytesMut,
     staged: Option<Staged>,
+    /// The room for what is on the disk, or is going to be.
+    promise: Promise,
     hasher: Hasher,
     len: u64,
 }
@@ -151,6 +182,9 @@ impl Spool {
     pub async fn write(&mut self, bytes: &Bytes) -> Result<(), Error> {
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
+        if self.is_for_disk {
+            self.promise.grow_to(self.len).await?;
+        }
         let room = if self.staged.is_some() { PIECE } else { self.keep };
         let len = self.pending.len() + bytes.len();
         if len > room {
@@ -184,24 +218,32 @@ impl Spool {
             content: content.unwrap_or_else(|| Content::Memory(self.pending.split().freeze())),
             sha256: Sha256::of(self.hasher),
             staged: self.staged,
+            promise: self.promise,
         })
     }
 
     /// Writes what is in memory, and what comes after that.
     async fn flush(&mut self, more: Bytes) -> Result<(), Error> {
+        let len = self.len;
+        self.promise.grow_to(len).await?;
         let bytes = self.pending.split();
         let staged = self.staged.take();
         let staging = self.staging.clone();
-        let (staged, mut bytes) = spawn_blocking(move || {
+        // It goes along: the thread writes on when nobody waits for it any more.
+        let nothing = staging.space.promise();
+        let mut promise = mem::replace(&mut self.promise, nothing);
+        let (staged, promise, mut bytes) = spawn_blocking(move || {
             let staged = match staged {
                 Some(staged) => staged,
                 None => staging.file()?,
             };
             staged.append(&bytes)?;
             staged.append(&more)?;
-            Ok::<_, Error>((staged, bytes))
+            promise.wrote(len);
+            Ok::<_, Error>((staged, promise, bytes))
         })
         .await??;
+        self.promise = promise;
         // Its memory is used again, unless that is what a picture in memory takes.
         bytes.clear();
         self.pending =
@@ -220,4 +262,28 @@ pub struct Spooled {
     pub sha256: Sha256,
     /// The staging file, if there is one.
     pub staged: Option<Staged>,
+    promise: Promise,
+}
+
+impl Spooled {
+    /// The staging file; made now, if the bytes are in memory. Blocks.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn into_file(mut self, staging: &Staging) -> Result<Staged, Error> {
+        match (self.staged, &self.content) {
+            (Some(staged), _) => Ok(staged),
+            (None, Content::Memory(bytes)) => {
+                let len = bytes.len() as u64;
+                self.promise.grow_to_blocking(len)?;
+                let staged = staging.file()?;
+                staged.append(bytes)?;
+                self.promise.wrote(len);
+                Ok(staged)
+            }
+            (None, Content::File(..)) => {
+                Err(while_("find a picture's file")(io::ErrorKind::NotFound.into()))
+            }
+        }
+    }
 }

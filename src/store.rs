@@ -12,32 +12,41 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
     sync::Notify,
     task::{JoinError, spawn_blocking},
+    time::{Instant, timeout},
 };
 use uuid::Uuid;
 
 use crate::{
-    disk_space::{lacks_room, whole_blocks},
+    disk_space::{self, DiskSpace, FreeSpace, lacks_room, whole_blocks},
+    sampler::Sampler,
     spool::{self, Spool, Spooled, Staging},
 };
 
+mod decision;
+mod readiness;
 mod retention;
 mod saved;
 
+pub use readiness::Fault;
 pub use retention::{Retention, Swept};
 pub use saved::SavedFile;
+
+/// How long the removal of a refused picture is waited for.
+const REMOVAL_TIME: Duration = Duration::from_secs(1);
 
 /// Where pictures are saved.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The folder; made if it is missing.
     pub folder: PathBuf,
-    /// Free disk that is never used up, in bytes.
-    pub min_free_bytes: u64,
+    /// The disk that the folder is on, and what stays free there.
+    pub space: DiskSpace,
     /// How long pictures are kept.
     pub retention: Retention,
 }
@@ -45,14 +54,9 @@ pub struct Settings {
 /// Why a picture could not be saved.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Less free disk than the reserve.
-    #[error("{free} bytes are free on the disk, and {reserve} must stay so")]
-    Reserve {
-        /// Free bytes.
-        free: u64,
-        /// Bytes that must stay free.
-        reserve: u64,
-    },
+    /// It would fall below the disk's reserve, or nobody knows.
+    #[error(transparent)]
+    Space(#[from] disk_space::Error),
     /// The file system refuses.
     #[error("cannot {action}")]
     Io {
@@ -65,7 +69,7 @@ pub enum Error {
     #[error(transparent)]
     Spool(#[from] spool::Error),
     /// The deadline passed first.
-    #[error("saving did not end in time")]
+    #[error("the disk was not done in time")]
     Timeout,
     /// The thread that saves died.
     #[error("the thread that saves died")]
@@ -76,7 +80,7 @@ impl Error {
     /// Whether the cause is a lack of room.
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Reserve { .. } => true,
+            Self::Space(error) => error.is_shortage(),
             Self::Io { source, .. } => lacks_room(source),
             Self::Spool(error) => error.is_full(),
             Self::Timeout | Self::Died(_) => false,
@@ -108,7 +112,7 @@ pub enum OpenError {
 #[derive(Debug, Clone)]
 pub struct Store {
     folder: Arc<Folder>,
-    min_free_bytes: u64,
+    space: DiskSpace,
     retention: Retention,
 }
 
@@ -116,6 +120,8 @@ pub struct Store {
 struct Folder {
     path: PathBuf,
     incoming: Staging,
+    /// What was found when the folder was looked at.
+    looks: Sampler<Vec<Fault>>,
     /// Saved pictures whose request is not done.
     at_work: Mutex<HashSet<Uuid>>,
     /// Bytes of all saved pictures, as far as they were counted.
@@ -177,54 +183,43 @@ impl Store {
         }
         let folder = Arc::new(Folder {
             path,
-            incoming: Staging::new(incoming),
+            incoming: Staging::new(incoming, settings.space.clone()),
+            looks: Sampler::default(),
             at_work: Mutex::default(),
             saved_bytes: AtomicU64::new(0),
             max_bytes: settings.retention.max_bytes.unwrap_or(u64::MAX),
             outgrown: Notify::new(),
             _lock: lock,
         });
-        let Settings { min_free_bytes, retention, .. } = *settings;
-        Ok(Self { folder, min_free_bytes, retention })
+        let space = settings.space.clone();
+        Ok(Self { folder, space, retention: settings.retention })
     }
 
-    /// Free bytes on the folder's disk. The call asks the kernel's own figures and does not wait
-    /// for a disk.
+    /// What is free on the folder's disk, by a figure of at most a second ago.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn free_bytes(&self) -> Result<u64, Error> {
-        free_bytes(&self.folder.path)
+    /// When the system does not say.
+    pub async fn free_space(&self) -> Result<FreeSpace, Error> {
+        Ok(self.space.free().await?)
     }
 
-    /// Whether there is more free disk than the reserve.
+    /// Whether there is room for a picture beside the reserve and what is being received.
     ///
     /// # Errors
-    /// [`Error::Reserve`] if not.
-    pub fn check_room(&self) -> Result<(), Error> {
-        match self.free_bytes()? {
-            free if free < self.min_free_bytes => {
-                Err(Error::Reserve { free, reserve: self.min_free_bytes })
-            }
-            _ => Ok(()),
-        }
+    /// [`Error::Space`] if not.
+    pub async fn check_room(&self) -> Result<(), Error> {
+        Ok(self.space.check().await?)
     }
 
-    /// Whether files can be made, by making one. Blocks.
+    /// Removes a saved picture. Goes on to its end when that takes too long to wait for.
     ///
     /// # Errors
-    /// What the system says.
-    pub fn check_writable(&self) -> Result<(), Error> {
-        Ok(self.folder.incoming.file().map(drop)?)
-    }
-
-    /// Removes a saved picture.
-    ///
-    /// # Errors
-    /// What the disk says.
+    /// What the disk says; [`Error::Timeout`].
     pub async fn remove(&self, name: String) -> Result<(), Error> {
         let path = self.folder.path.join(name);
-        spawn_blocking(move || fs::remove_file(path).map_err(while_("remove a picture"))).await?
+        let remove =
+            spawn_blocking(move || fs::remove_file(path).map_err(while_("remove a picture")));
+        timeout(REMOVAL_TIME, remove).await.map_err(|_| Error::Timeout)??
     }
 
     /// Where what is not to be saved may be staged.
@@ -233,33 +228,28 @@ impl Store {
     }
 
     /// Saves a picture under a new name (a UUID v7, so that names sort by time) with this extension,
-    /// and returns the name once it is durable. Goes on to its end when the caller stops waiting.
+    /// and returns the name once it is durable. By the deadline, or when the caller stops waiting, the
+    /// picture is given up, and no file stays.
     ///
     /// # Errors
-    /// What the disk says.
+    /// What the disk says; [`Error::Timeout`].
     pub async fn save(
         &self,
         spooled: Spooled,
         extension: &'static str,
+        deadline: Instant,
     ) -> Result<SavedFile, Error> {
         let folder = Arc::clone(&self.folder);
-        spawn_blocking(move || saved::save(&folder, spooled, extension)).await?
+        decision::agree(deadline, move |decision| {
+            saved::save(&folder, spooled, extension, |stage| decision.enter(stage))
+        })
+        .await
     }
 
-    /// Begins to receive a picture, of which up to `keep` bytes stay in memory.
+    /// Begins to receive a picture that is to be saved, of which up to `keep` bytes stay in memory.
     pub fn spool(&self, keep: usize) -> Spool {
-        self.folder.incoming.spool(keep)
+        self.folder.incoming.spool_for_disk(keep)
     }
-}
-
-/// Free bytes on the disk of a folder.
-///
-/// # Errors
-/// What the system says.
-pub fn free_bytes(folder: &Path) -> Result<u64, Error> {
-    let stat =
-        rustix::fs::statvfs(folder).map_err(|error| while_("ask for free disk")(error.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 #[cfg(test)]
@@ -269,8 +259,16 @@ mod tests {
     use super::*;
 
     fn open(folder: &Path) -> Result<Store, OpenError> {
+        open_on(DiskSpace::new(folder.to_owned(), 0), folder)
+    }
+
+    fn open_on(space: DiskSpace, folder: &Path) -> Result<Store, OpenError> {
         let retention = Retention::default();
-        Store::open(&Settings { folder: folder.to_owned(), min_free_bytes: 0, retention })
+        Store::open(&Settings { folder: folder.to_owned(), space, retention })
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
     }
 
     fn files(folder: &Path) -> Vec<String> {
@@ -299,7 +297,7 @@ mod tests {
             let spooled = spooled(&store, keep, &[b"hello ", b"wor", b"ld"]).await;
             assert!(spooled.sha256.to_string().starts_with("b94d27b9"));
             let content = spooled.content.clone();
-            let name = store.save(spooled, "jpg").await.unwrap();
+            let name = store.save(spooled, "jpg", soon()).await.unwrap();
             assert!(name.name().ends_with(".jpg"));
             assert_eq!(fs::read(folder.path().join(name.name())).unwrap(), b"hello world");
             assert_eq!(&content.read_at(6, 100).unwrap()[..], b"world");
@@ -339,13 +337,26 @@ mod tests {
         open(folder.path()).unwrap();
     }
 
-    #[test]
-    fn a_disk_under_the_reserve_is_full() {
+    #[tokio::test]
+    async fn a_disk_under_the_reserve_is_full() {
         let folder = tempfile::tempdir().unwrap();
-        let retention = Retention::default();
-        let folder = folder.path().to_owned();
-        let settings = Settings { folder, min_free_bytes: u64::MAX, retention };
-        let error = Store::open(&settings).unwrap().check_room().unwrap_err();
-        assert!(error.is_full());
+        let space = DiskSpace::new(folder.path().to_owned(), u64::MAX);
+        let store = open_on(space, folder.path()).unwrap();
+        assert!(store.check_room().await.unwrap_err().is_full());
+    }
+
+    #[tokio::test]
+    async fn a_picture_in_memory_has_its_room_on_the_disk_before_it_is_written_there() {
+        let folder = tempfile::tempdir().unwrap();
+        // Room for one small picture.
+        let free = FreeSpace { bytes: (1 << 20) + 4096, inodes: None };
+        let space = DiskSpace::with_question(folder.path().to_owned(), 1 << 20, move |_| Ok(free));
+        let store = open_on(space, folder.path()).unwrap();
+        let picture = spooled(&store, 100, &[b"hello"]).await;
+        assert!(store.check_room().await.unwrap_err().is_full());
+        let another = store.spool(100).write(&Bytes::from_static(b"hello")).await;
+        assert!(another.unwrap_err().is_full());
+        drop(picture);
+        store.check_room().await.unwrap();
     }
 }

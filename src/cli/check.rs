@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::{
     config::{Config, Upstream},
     decoder::Decoder,
+    disk_space::{FreeSpace, Shortage, free_space},
     http_client::Trust,
     nvidia::{ApiKey, Client, FailureKind, InlineImage},
     sandbox,
@@ -162,21 +163,41 @@ fn check_folder(folder: &Path) -> Finding {
 }
 
 fn check_disk(settings: &store::Settings) -> Finding {
-    let finding = |state, text: String| Finding::new("disk", state, text);
     let nearest = settings.folder.ancestors().find(|folder| folder.exists());
+    match free_space(nearest.unwrap_or(Path::new("."))) {
+        Ok(free) => judge_disk(free, settings.space.reserve()),
+        Err(error) => {
+            let text = format!("its free room is not known: {error}");
+            Finding::new("disk", State::Fault, text)
+        }
+    }
+}
+
+fn judge_disk(free: FreeSpace, reserve: u64) -> Finding {
+    let finding = |state, text: String| Finding::new("disk", state, text);
     let mib = |bytes: u64| bytes >> 20;
-    match store::free_bytes(nearest.unwrap_or(Path::new("."))) {
-        Ok(free) if free < settings.min_free_bytes => finding(
-            State::Fault,
-            format!(
+    match (free.check(reserve), free.inodes) {
+        (Ok(()), None) => finding(State::Fine, format!("{} MiB are free", mib(free.bytes))),
+        (Ok(()), Some(inodes)) => {
+            let text = format!("{} MiB and {} inodes are free", mib(free.bytes), inodes.free);
+            finding(State::Fine, text)
+        }
+        (Err(Shortage::Bytes { free, reserve, .. }), _) => {
+            let text = format!(
                 "{} MiB are free, and {} MiB must stay so: make room, or bound the pictures with \
                  IMAGESVC_DOWNLOADS_MAX_BYTES",
                 mib(free),
-                mib(settings.min_free_bytes)
-            ),
-        ),
-        Ok(free) => finding(State::Fine, format!("{} MiB are free", mib(free))),
-        Err(error) => finding(State::Fault, format!("its free room is not known: {error}")),
+                mib(reserve)
+            );
+            finding(State::Fault, text)
+        }
+        (Err(Shortage::Inodes { free, reserve, .. }), _) => {
+            let text = format!(
+                "{free} inodes are free, and {reserve} must stay so: remove files (df -i shows the inodes), or \
+                 make a file system that has more"
+            );
+            finding(State::Fault, text)
+        }
     }
 }
 
@@ -273,6 +294,7 @@ async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk_space::{DiskSpace, Inodes};
 
     #[test]
     fn a_missing_folder_is_left_alone_and_one_that_is_none_is_a_fault() {
@@ -298,14 +320,25 @@ mod tests {
     #[test]
     fn a_disk_under_the_reserve_is_a_fault() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = |min_free_bytes| store::Settings {
-            folder: folder.path().join("downloads"),
-            min_free_bytes,
+        let downloads = folder.path().join("downloads");
+        let settings = |reserve| store::Settings {
+            folder: downloads.clone(),
+            space: DiskSpace::new(downloads.clone(), reserve),
             retention: store::Retention::default(),
         };
         assert_eq!(check_disk(&settings(0)).state, State::Fine);
         let full = check_disk(&settings(u64::MAX));
         assert_eq!(full.state, State::Fault);
         assert!(full.to_string().starts_with("FAULT disk      "), "{full}");
+    }
+
+    #[test]
+    fn a_lack_of_inodes_is_a_fault_where_there_is_a_fixed_number_of_them() {
+        let judge = |inodes| judge_disk(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
+        assert_eq!(judge(None).state, State::Fine);
+        assert_eq!(judge(Some(Inodes { free: 500, total: 1000 })).state, State::Fine);
+        let full = judge(Some(Inodes { free: 10, total: 1000 }));
+        assert_eq!(full.state, State::Fault);
+        assert!(full.text.contains("10 inodes are free") && full.text.contains("df -i"), "{full}");
     }
 }

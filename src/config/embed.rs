@@ -1,9 +1,10 @@
 //! How a picture becomes an embedding: what NVIDIA is given, and what is remembered.
 
-use std::path::Path;
-
 use super::{parse, reader::Reader, row::Setting};
-use crate::embed::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY, Settings};
+use crate::{
+    embed::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY, Settings},
+    store,
+};
 
 pub(super) const LARGE_IMAGES: Setting<LargeImages> = Setting::new(
     "NVIDIA_LARGE_IMAGES",
@@ -41,9 +42,9 @@ pub(super) const CACHE_DISK: Setting<u64> = Setting::new(
     "Vectors kept on disk; 0 turns it off",
 );
 
-/// Vectors on disk stand in a folder under `downloads`.
-/// How a picture becomes an embedding.
-pub(super) fn resolve(read: &mut Reader<'_>, downloads: &Path) -> Settings {
+/// How a picture becomes an embedding. Vectors on disk stand in a folder under that of the pictures,
+/// and share its disk with them.
+pub(super) fn resolve(read: &mut Reader<'_>, pictures: &store::Settings) -> Settings {
     Settings {
         ask: AskSettings {
             large_images: read.value(&LARGE_IMAGES),
@@ -54,7 +55,8 @@ pub(super) fn resolve(read: &mut Reader<'_>, downloads: &Path) -> Settings {
         },
         cache_memory: read.value(&CACHE_MEMORY),
         cache_disk: read.value(&CACHE_DISK),
-        cache_folder: downloads.join(".vectors"),
+        cache_folder: pictures.folder.join(".vectors"),
+        cache_space: pictures.space.clone(),
     }
 }
 

@@ -7,7 +7,10 @@ use super::{
     reader::Reader,
     row::{Optional, Setting},
 };
-use crate::store::{Retention, Settings};
+use crate::{
+    disk_space::DiskSpace,
+    store::{Retention, Settings},
+};
 
 pub(super) const DOWNLOADS_DIR: Setting<PathBuf> =
     Setting::new("IMAGESVC_DOWNLOADS_DIR", "downloads", parse::path, "Where pictures are saved");
@@ -34,8 +37,8 @@ pub(super) const DOWNLOADS_MAX_BYTES: Optional<u64> = Optional::new(
 /// Where pictures are saved.
 pub(super) fn resolve(read: &mut Reader<'_>, downloads: PathBuf) -> Settings {
     Settings {
+        space: DiskSpace::new(downloads.clone(), read.value(&MIN_FREE_BYTES)),
         folder: downloads,
-        min_free_bytes: read.value(&MIN_FREE_BYTES),
         retention: Retention {
             max_age: read.optional(&DOWNLOADS_MAX_AGE),
             max_bytes: read.optional(&DOWNLOADS_MAX_BYTES),

@@ -91,7 +91,8 @@ impl Cache {
             MemoryCache::with_weighter(items, settings.cache_memory, Bytes)
         });
         let disk = (settings.cache_disk > 0).then(|| {
-            let disk = Arc::new(Disk::new(settings.cache_folder.clone(), settings.cache_disk));
+            let (folder, space) = (settings.cache_folder.clone(), settings.cache_space.clone());
+            let disk = Arc::new(Disk::new(folder, settings.cache_disk, space));
             OnDisk { writer: Writer::start(Arc::clone(&disk)), disk }
         });
         // No model and no address holds a zero byte: two sources never read the same.
@@ -171,6 +172,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        disk_space::DiskSpace,
         embed::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY},
         nvidia::DIMENSIONS,
     };
@@ -184,7 +186,8 @@ mod tests {
             outage_memory: OUTAGE_MEMORY,
         };
         let cache_folder = PathBuf::from(folder);
-        Settings { ask, cache_memory: memory, cache_disk: disk, cache_folder }
+        let cache_space = DiskSpace::new(cache_folder.clone(), 0);
+        Settings { ask, cache_memory: memory, cache_disk: disk, cache_folder, cache_space }
     }
 
     fn cache(memory: u64, disk: u64, folder: &Path, source: (&'static str, &str)) -> Cache {

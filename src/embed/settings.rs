@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::nvidia::InlineImage;
+use crate::{disk_space::DiskSpace, nvidia::InlineImage};
 
 /// How long a refusal of uploads is remembered.
 pub const ASSET_MEMORY: Duration = Duration::from_secs(600);
@@ -21,6 +21,8 @@ pub struct Settings {
     pub cache_disk: u64,
     /// The folder of the vectors on disk.
     pub cache_folder: PathBuf,
+    /// The disk that it is on, and what stays free there.
+    pub cache_space: DiskSpace,
 }
 
 /// What NVIDIA is given, and how.

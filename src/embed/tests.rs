@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 
 use super::*;
 use crate::{
+    disk_space::DiskSpace,
     http_client::Trust,
     image::{Content, Format},
     nvidia::{ApiKey, RetryPolicy, Vector},
@@ -31,6 +32,7 @@ fn embedder() -> Embedder {
     let key = ApiKey::parse("nvapi-planted-key").unwrap();
     let client =
         nvidia::Client::new(nvidia, key, Arc::clone(&metrics), background.clone(), Trust::probe());
+    let space = DiskSpace::new("unused".into(), 0);
     let settings = Settings {
         ask: AskSettings {
             large_images: LargeImages::Shrink,
@@ -42,10 +44,11 @@ fn embedder() -> Embedder {
         cache_memory: 0,
         cache_disk: 0,
         cache_folder: "unused".into(),
+        cache_space: space.clone(),
     };
     let source = Source { model: "a model", address: "an address".into() };
     let decoder = Decoder::new(crate::decoder::Settings::new(1 << 28), Arc::clone(&metrics));
-    let staging = Staging::new("unused".into());
+    let staging = Staging::new("unused".into(), space);
     Embedder::new(client.unwrap(), decoder, staging, &settings, &source, background, metrics)
 }
 

@@ -68,6 +68,16 @@ impl fmt::Debug for Lookup {
 #[error("the look-up failed")]
 pub(super) struct LookupFailed(#[source] io::Error);
 
+impl LookupFailed {
+    /// Whether the resolver could not tell: the name may exist. Of the system's reason (EAI_AGAIN)
+    /// the standard library keeps nothing but the sentence, glibc's or musl's.
+    pub(super) fn is_temporary(&self) -> bool {
+        let sentence = self.0.to_string();
+        self.0.kind() == io::ErrorKind::TimedOut
+            || ["Temporary failure", "Try again"].iter().any(|text| sentence.contains(text))
+    }
+}
+
 /// Looks names up, and judges every address that they lead to. Cheap to clone; clones share the
 /// bound.
 #[derive(Debug, Clone)]
@@ -116,5 +126,23 @@ impl Resolve for Resolver {
                 Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
             Ok(addresses)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolver_that_cannot_tell_is_told_from_a_name_that_does_not_exist() {
+        let failed = |text: &str| {
+            let sentence = format!("failed to lookup address information: {text}");
+            LookupFailed(io::Error::other(sentence)).is_temporary()
+        };
+        assert!(failed("Temporary failure in name resolution"));
+        assert!(failed("Try again"));
+        assert!(!failed("Name or service not known"));
+        assert!(!failed("Name does not resolve"));
+        assert!(!LookupFailed(io::ErrorKind::NotFound.into()).is_temporary());
     }
 }

@@ -92,8 +92,12 @@ pub enum Unsupported {
     Avif,
     /// SVG
     Svg,
+    /// JPEG XL
+    JpegXl,
     /// PDF
     Pdf,
+    /// HTML
+    WebPage,
     /// A kind of a format that is read: what it is, with its article.
     Kind(&'static str),
     /// Anything else.
@@ -114,6 +118,12 @@ impl fmt::Display for Unsupported {
             Self::Pdf => f.write_str(
                 "PDF documents are not supported: send a page as a JPEG or PNG picture.",
             ),
+            Self::JpegXl => {
+                write!(f, "JPEG XL pictures are not supported: send a {}.", Format::NAMES)
+            }
+            Self::WebPage => {
+                f.write_str("This is a web page, not a picture: send the picture itself.")
+            }
             Self::Kind(kind) => write!(f, "This is {kind}, which is not supported: send a JPEG or PNG."),
             Self::Unknown => write!(f, "These bytes are not a {} picture.", Format::NAMES),
         }
@@ -137,8 +147,8 @@ pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
         [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(Format::Tiff),
         [_, _, _, _, b'f', b't', b'y', b'p', ..] => iso_media(head),
         [b'%', b'P', b'D', b'F', b'-', ..] => Err(Unsupported::Pdf),
-        _ if is_svg(head) => Err(Unsupported::Svg),
-        _ => Err(Unsupported::Unknown),
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => Err(Unsupported::JpegXl),
+        _ => Err(markup(head).unwrap_or(Unsupported::Unknown)),
     }
 }
 
@@ -186,12 +196,26 @@ fn heic() -> Result<Format, Unsupported> {
     if cfg!(feature = "heic") { Ok(Format::Heic) } else { Err(Unsupported::Heic) }
 }
 
-fn is_svg(head: &[u8]) -> bool {
+/// HTML or SVG, by which of their tags comes first.
+fn markup(head: &[u8]) -> Option<Unsupported> {
     let text = &head[..head.len().min(SNIFFED)];
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text).trim_ascii_start();
-    let tag =
-        |name: &[u8]| text.windows(name.len()).any(|window| window.eq_ignore_ascii_case(name));
-    text.starts_with(b"<") && tag(b"<svg") && !tag(b"<html")
+    let text = text.to_ascii_lowercase();
+    let first = |tags: &[&[u8]]| {
+        let places =
+            tags.iter().filter_map(|tag| text.windows(tag.len()).position(|window| window == *tag));
+        places.min()
+    };
+    let page = first(&[b"<!doctype html", b"<html", b"<head", b"<body"]);
+    let drawing = first(&[b"<svg"]);
+    match (page, drawing) {
+        _ if !text.starts_with(b"<") => None,
+        (Some(page), drawing) if drawing.is_none_or(|drawing| page < drawing) => {
+            Some(Unsupported::WebPage)
+        }
+        (_, Some(_)) => Some(Unsupported::Svg),
+        (_, None) => None,
+    }
 }
 
 #[cfg(test)]
@@ -216,7 +240,13 @@ mod tests {
             (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", Unsupported::Unknown),
             (b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>", Unsupported::Svg),
             (b"\xef\xbb\xbf <?xml version=\"1.0\"?><!-- x --><SVG/>", Unsupported::Svg),
-            (b"<!doctype html><html><svg/></html>", Unsupported::Unknown),
+            (b"<!DOCTYPE html><html><svg/></html>", Unsupported::WebPage),
+            (b"\r\n<!-- x --><html lang=\"en\">", Unsupported::WebPage),
+            (b"<svg><foreignObject><html/></foreignObject></svg>", Unsupported::Svg),
+            (b"<Error><Code>AccessDenied</Code></Error>", Unsupported::Unknown),
+            (b"a <html> in the middle", Unsupported::Unknown),
+            (b"\xff\x0a\xfa\x1f", Unsupported::JpegXl),
+            (b"\0\0\0\x0cJXL \r\n\x87\n", Unsupported::JpegXl),
             (b"%PDF-1.7", Unsupported::Pdf),
             (b"BM is how this text begins, and it goes on", Unsupported::Unknown),
             (b"PK\x03\x04photo.jpg", Unsupported::Unknown),

@@ -2,7 +2,7 @@
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use tokio::time::{Instant, sleep};
@@ -150,17 +150,6 @@ impl Attempts<'_> {
     }
 }
 
-/// Reads `Retry-After`, in seconds or as a date (RFC 9110, section 10.2.3).
-pub(super) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
-    match value.trim().parse::<u32>() {
-        Ok(seconds) => Some(Duration::from_secs(seconds.into())),
-        Err(_) => {
-            let date = httpdate::parse_http_date(value.trim()).ok()?;
-            Some(date.duration_since(now).unwrap_or_default())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,18 +196,5 @@ mod tests {
             .count()
             + (0..1500).filter(|_| budget.spend()).count();
         assert!((470..=100 + 1500 / 4).contains(&retries), "{retries}");
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // 1994-11-06 08:49:37
-        let parse = |value| parse_retry_after(value, now).map(|wait| wait.as_secs());
-        assert_eq!(parse("120"), Some(120));
-        assert_eq!(parse(" 0 "), Some(0));
-        assert_eq!(parse("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
-        assert_eq!(parse("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
-        for nonsense in ["", "-1", "soon", "1.5", "99999999999"] {
-            assert_eq!(parse(nonsense), None, "{nonsense}");
-        }
     }
 }

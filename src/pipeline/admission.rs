@@ -82,8 +82,8 @@ impl Pipeline {
     /// [`Error::Store`] without room on the disk; [`Error::Overloaded`] when too many pictures are
     /// at work, when those that go first to NVIDIA would take half of this one's time (whoever is
     /// let in must also be served), or when too much memory is in use now.
-    pub fn admit(&self, client: ClientNetwork, body_bytes: u64) -> Result<Admission, Error> {
-        self.store.check_room()?;
+    pub async fn admit(&self, client: ClientNetwork, body_bytes: u64) -> Result<Admission, Error> {
+        self.store.check_room().await?;
         if !self.at_work.has_room(client, 1) {
             return Err(Error::Overloaded(Shed::AtWork));
         }

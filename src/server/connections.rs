@@ -18,19 +18,16 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
-use tokio_io_timeout::TimeoutWriter;
 use tower::ServiceExt;
 
 use super::{
     Settings, client_address::Peer, date::set_date, lingering::Lingering, peer_limit::Peers,
+    write_timeout::WriteTimeout,
 };
 use crate::telemetry::Metrics;
 
 /// A connection reads and writes in pieces of at most this many bytes; a header must fit into one.
 const BUFFER: usize = 32 * 1024;
-
-/// How long a client may go without taking a byte of its answer.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What every connection is served with.
 pub(super) struct Connections {
@@ -66,14 +63,12 @@ impl Connections {
         let Some(of_peer) = self.peers.admit(peer.ip()) else {
             return self.refuse(peer, "connections_of_peer");
         };
-        let counted = (open, of_peer);
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection ended before it was served");
             return;
         }
         // Reading is bounded elsewhere: headers by hyper's timer, bodies where they are received.
-        let mut stream = TimeoutWriter::new(Lingering::new(stream, counted));
-        stream.set_timeout(Some(WRITE_TIMEOUT));
+        let stream = WriteTimeout::new(Lingering::new(stream, (open, of_peer)));
         let (router, clock) = (self.router.clone(), self.clock);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
@@ -87,7 +82,7 @@ impl Connections {
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
             .max_buf_size(BUFFER)
-            .serve_connection(TokioIo::new(Box::pin(stream)), service);
+            .serve_connection(TokioIo::new(stream), service);
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

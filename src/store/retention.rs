@@ -174,7 +174,7 @@ mod tests {
     use uuid::{NoContext, Timestamp};
 
     use super::*;
-    use crate::store::Settings;
+    use crate::{disk_space::DiskSpace, store::Settings};
 
     const NOW: u64 = 1_800_000_000;
 
@@ -185,7 +185,9 @@ mod tests {
     fn store(max_age: Option<u64>, max_bytes: Option<u64>) -> (TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
         let retention = Retention { max_age: max_age.map(Duration::from_secs), max_bytes };
-        let settings = Settings { folder: folder.path().to_owned(), min_free_bytes: 0, retention };
+        let path = folder.path().to_owned();
+        let space = DiskSpace::new(path.clone(), 0);
+        let settings = Settings { folder: path, space, retention };
         let store = Store::open(&settings).unwrap();
         (folder, store)
     }
@@ -256,7 +258,8 @@ mod tests {
         let (folder, store) = store(None, Some(1));
         let mut spool = store.spool(100);
         spool.write(&Bytes::from_static(b"picture")).await.unwrap();
-        let saved = store.save(spool.finish().await.unwrap(), "png").await.unwrap();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        let saved = store.save(spool.finish().await.unwrap(), "png", deadline).await.unwrap();
         assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 0, left_bytes: 4096 });
         let name = saved.name().to_owned();
         assert_eq!(left(folder.path()), [name]);

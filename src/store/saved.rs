@@ -1,38 +1,33 @@
 //! Gives a picture its name once it is durable: synced, renamed, and the folder synced after.
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, sync::Arc};
 
 use uuid::Uuid;
 
-use super::{Error, Folder, while_};
-use crate::{image::Content, spool::Spooled};
+use super::{Error, Folder, decision::Stage, while_};
+use crate::spool::Spooled;
 
-/// Saves a picture. Blocks.
+/// Saves a picture, unless one of the stages may not be entered. Blocks.
 pub(super) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
     extension: &str,
+    enter: impl Fn(Stage) -> Result<(), Error>,
 ) -> Result<SavedFile, Error> {
-    let mut staged = match (spooled.staged, &spooled.content) {
-        (Some(staged), _) => staged,
-        (None, Content::Memory(bytes)) => {
-            let staged = folder.incoming.file()?;
-            staged.append(bytes)?;
-            staged
-        }
-        (None, Content::File(..)) => {
-            return Err(while_("find a picture's file")(io::ErrorKind::NotFound.into()));
-        }
-    };
+    enter(Stage::Writing)?;
+    let len = spooled.content.len();
+    let mut staged = spooled.into_file(&folder.incoming)?;
     staged.sync().map_err(while_("sync a picture"))?;
     let file = SavedFile::new(folder, extension);
-    // Until the name is durable, a failure takes the file back.
+    enter(Stage::Naming)?;
+    // Until it is kept, a failure takes the file back.
     staged.rename(folder.path.join(&file.name)).map_err(while_("name a picture"))?;
     File::open(&folder.path)
         .and_then(|folder| folder.sync_all())
         .map_err(while_("sync the downloads folder"))?;
+    enter(Stage::Kept)?;
     staged.keep();
-    folder.add_saved_bytes(spooled.content.len());
+    folder.add_saved_bytes(len);
     Ok(file)
 }
 

@@ -63,6 +63,8 @@ pub struct Metrics {
 pub struct Readings {
     /// Free bytes on the disk of the downloads folder, if they are known.
     pub free_bytes: Option<u64>,
+    /// Free inodes there, if they are known and there is a fixed number of them.
+    pub free_inodes: Option<u64>,
     /// Bytes of memory that bodies take.
     pub buffered_bytes: u64,
     /// Received pictures that are at work.
@@ -186,13 +188,27 @@ impl Metrics {
     /// # Errors
     /// Never in practice: writing to a string does not fail.
     pub fn render(&self, readings: Readings) -> Result<String, std::fmt::Error> {
-        let Readings { free_bytes, buffered_bytes, pictures_at_work, pictures_waiting, tasks } =
-            readings;
+        let Readings {
+            free_bytes,
+            free_inodes,
+            buffered_bytes,
+            pictures_at_work,
+            pictures_waiting,
+            tasks,
+        } = readings;
         // What is not known now is as it was known last.
         if let Some(free_bytes) = free_bytes {
             self.free_bytes.set(free_bytes);
         }
         let mut now = Registry::with_prefix(PREFIX);
+        // Not at 0 where there is no such number: an alert would take that for a full disk.
+        if let Some(free_inodes) = free_inodes {
+            now.register(
+                "downloads_free_inodes",
+                "Free inodes on the disk of the downloads folder",
+                ConstGauge::new(free_inodes),
+            );
+        }
         now.register_with_unit(
             "buffered",
             "Memory that bodies take",

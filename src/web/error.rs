@@ -50,6 +50,9 @@ pub enum Error {
     /// The address was not fetched.
     #[error(transparent)]
     Fetch(#[from] fetch::Error),
+    /// The address is that of a web page, maybe one about the picture.
+    #[error("the address leads to a web page")]
+    LeadsToPage,
     /// The picture was not received, saved or embedded.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
@@ -129,6 +132,7 @@ impl Error {
             Self::Body(error) => body_code(error),
             Self::Base64(_) => Code::InvalidBase64,
             Self::Fetch(error) => fetch_code(error),
+            Self::LeadsToPage => Code::UnsupportedImage,
             Self::Pipeline(error) => pipeline_code(error),
             Self::Unauthorized => Code::Unauthorized,
             Self::CrossOrigin(_) | Self::UnknownName(_) => Code::CrossOrigin,
@@ -148,6 +152,9 @@ impl Error {
             Self::Body(error) => body_detail(error),
             Self::Base64(fault) => fault.to_string(),
             Self::Fetch(error) => fetch_detail(error),
+            Self::LeadsToPage => {
+                "image_url leads to a web page, not to a picture: give the address of the picture itself.".into()
+            }
             Self::Pipeline(error) => pipeline_detail(error),
             Self::Unauthorized => {
                 "This service wants a key: send the header Authorization: Bearer and your key.".into()
@@ -212,13 +219,14 @@ impl Error {
         let told = match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.retry_after(),
             Self::RateLimited(wait) => Some(*wait),
+            Self::Fetch(error) => error.retry_after(),
             _ => None,
         };
         match self.code() {
             Code::Overloaded | Code::ShuttingDown | Code::EmbeddingRateLimited => {
                 Some(told.unwrap_or(RETRY_SOON))
             }
-            Code::EmbeddingUnavailable | Code::RateLimited => told,
+            Code::EmbeddingUnavailable | Code::RateLimited | Code::DownloadFailed => told,
             _ => None,
         }
     }

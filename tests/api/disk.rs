@@ -1,11 +1,24 @@
 //! Power cuts and full disks.
 
-use std::{collections::HashSet, path::Path, process::Command, time::Duration};
+use std::{
+    collections::HashSet,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use futures_util::future::join_all;
+use imagesvc::disk_space::{DiskSpace, FreeSpace, Inodes};
 use sha2::{Digest, Sha256};
-use tokio::task::JoinSet;
+use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 
-use crate::support::{Child, FakeNvidia, ROCKET, TestApp, assert_problem, noise_png};
+use crate::support::{
+    Child, Config, FakeNvidia, ROCKET, TestApp, assert_problem, noise_png, post_head, tiny, variant,
+};
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
@@ -53,11 +66,10 @@ struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     /// Nothing where mounting is not allowed.
-    fn mount(size: &str) -> Option<Self> {
+    fn mount(options: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let size = format!("size={size}");
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &size, "none"]).arg(folder.path());
+        mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(folder.path());
         let mounted = mount.output().is_ok_and(|output| output.status.success());
         mounted.then(|| Self(folder))
     }
@@ -71,7 +83,7 @@ impl Drop for SmallDisk {
 
 #[tokio::test]
 async fn a_full_disk_is_told_leaves_nothing_and_keeps_the_service_alive() {
-    let Some(disk) = SmallDisk::mount("700k") else {
+    let Some(disk) = SmallDisk::mount("size=700k") else {
         println!("skipped: only root can mount a small disk");
         return;
     };
@@ -103,5 +115,145 @@ async fn a_full_disk_is_told_leaves_nothing_and_keeps_the_service_alive() {
         names(&downloads).into_iter().filter(|name| !name.starts_with('.')).collect();
     assert_eq!(kept.len(), saved);
     assert!(kept.iter().all(|name| std::fs::read(downloads.join(name)).unwrap() == ROCKET));
+    app.stop().await;
+}
+
+/// Free disk that must stay so, in the tests below.
+const RESERVE: u64 = 20 << 20;
+
+/// Lets the disk have so much room beside its reserve, less what is in the folder; remembers how
+/// little was ever free.
+fn limit_room(config: &mut Config, room: u64, least: &Arc<AtomicU64>) {
+    let least = Arc::clone(least);
+    let space = DiskSpace::with_question(config.store.folder.clone(), RESERVE, move |folder| {
+        let bytes = (RESERVE + room).saturating_sub(size_of(folder));
+        least.fetch_min(bytes, Ordering::SeqCst);
+        Ok(FreeSpace { bytes, inodes: None })
+    });
+    config.embed.cache_space = space.clone();
+    config.store.space = space;
+}
+
+/// The bytes of the files in a folder and below, in whole blocks.
+fn size_of(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let sizes = entries.filter_map(|entry| match entry.metadata().ok()? {
+        about if about.is_dir() => Some(size_of(&entry.path())),
+        about => Some(about.len().next_multiple_of(4096)),
+    });
+    sizes.sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_uploads_at_once_do_not_fall_below_the_reserve_and_each_hears_so() {
+    const ROOM: u64 = 8 << 20;
+    let least = Arc::new(AtomicU64::new(u64::MAX));
+    let seen = Arc::clone(&least);
+    let nvidia = FakeNvidia::with_uploads(|_| None).await;
+    let app = TestApp::builder(&nvidia)
+        .configure(move |config| limit_room(config, ROOM, &seen))
+        .start()
+        .await;
+    let large = noise_png(1000, 700); // 2.1 MB
+    let pictures: Vec<_> =
+        (0..16).map(|n| if n % 2 == 0 { variant(&large, n) } else { variant(ROCKET, n) }).collect();
+    let mut answers = Vec::new();
+    for pictures in [&pictures[..], &pictures[..]] {
+        let uploads = pictures.iter().map(|picture| app.upload(picture, "a.png"));
+        answers.extend(join_all(uploads).await);
+    }
+    let saved = answers.iter().filter(|answer| answer.status == 200).count();
+    for answer in answers.iter().filter(|answer| answer.status != 200) {
+        assert_problem(answer, 507, "storage_full");
+    }
+    assert!(saved > 2 && saved < answers.len(), "{saved} saved");
+    assert_eq!(app.saved().len(), saved);
+    assert!(names(&app.folder().join(".incoming")).is_empty());
+    let used = size_of(app.folder());
+    assert!(used <= ROOM, "{used} bytes");
+    assert!(least.load(Ordering::SeqCst) >= RESERVE, "{least:?}");
+}
+
+#[tokio::test]
+async fn a_length_that_is_only_declared_takes_no_room_from_others() {
+    const ROOM: u64 = 4 << 20;
+    let nvidia = FakeNvidia::with_uploads(|_| None).await;
+    let app = TestApp::builder(&nvidia)
+        .configure(|config| limit_room(config, ROOM, &Arc::default()))
+        .start()
+        .await;
+    let mut idle = Vec::new();
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(app.address).await.unwrap();
+        let head = post_head("/vectorize-image-upload", 20 << 20, "");
+        stream.write_all(&head).await.unwrap();
+        idle.push(stream);
+    }
+    app.wait_for(|value| value("imagesvc_requests_in_flight") > 20.0).await;
+    app.upload(&noise_png(1000, 700), "a.png").await.vector();
+}
+
+#[tokio::test]
+async fn vectors_are_not_kept_where_only_the_reserve_is_left() {
+    let nvidia = FakeNvidia::well().await;
+    let picture = tiny(1);
+    let app = TestApp::builder(&nvidia)
+        // The picture, and no vector beside it.
+        .configure(|config| limit_room(config, 4096, &Arc::default()))
+        .start()
+        .await;
+    app.upload(&picture, "a.png").await.vector();
+    assert!(!app.folder().join(".vectors").exists());
+    let folder = app.stop().await;
+    assert!(!folder.path().join(".vectors").exists());
+}
+
+#[tokio::test]
+async fn a_lack_of_inodes_is_told_at_the_header_and_in_readiness() {
+    let nvidia = FakeNvidia::well().await;
+    for (inodes, status, reasons) in [
+        (Some(Inodes { free: 90, total: 10_000 }), 507, &["inodes_under_reserve"][..]),
+        (Some(Inodes { free: 110, total: 10_000 }), 200, &[]),
+        (None, 200, &[]),
+    ] {
+        let app = TestApp::builder(&nvidia)
+            .configure(move |config| {
+                let folder = config.store.folder.clone();
+                config.store.space = DiskSpace::with_question(folder, 0, move |_| {
+                    Ok(FreeSpace { bytes: 1 << 30, inodes })
+                });
+            })
+            .start()
+            .await;
+        let answer = app.upload(ROCKET, "rocket.jpg").await;
+        assert_eq!(answer.status, status, "{inodes:?}");
+        let ready = app.get("/ready").await;
+        assert_eq!(ready.json()["reasons"], serde_json::json!(reasons), "{inodes:?}");
+        assert_eq!(ready.status, if reasons.is_empty() { 200 } else { 503 });
+    }
+}
+
+#[tokio::test]
+async fn a_disk_without_inodes_is_not_ready_and_full() {
+    let Some(disk) = SmallDisk::mount("size=10m,nr_inodes=200") else {
+        println!("skipped: only root can mount a small disk");
+        return;
+    };
+    let nvidia = FakeNvidia::well().await;
+    let downloads = disk.0.path().join("downloads");
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap())
+        .start()
+        .await;
+    app.upload(ROCKET, "rocket.jpg").await.vector();
+    let mut made = 0;
+    while std::fs::write(disk.0.path().join(made.to_string()), "").is_ok() {
+        made += 1;
+    }
+    assert!((100..200).contains(&made), "{made}");
+    assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 507, "storage_full");
+    let ready = app.get("/ready").await;
+    assert_eq!(ready.status, 503);
+    assert_eq!(ready.json()["reasons"], serde_json::json!(["inodes_under_reserve"]));
     app.stop().await;
 }

@@ -64,7 +64,8 @@ async fn what_is_no_picture_is_refused_and_leaves_nothing() {
     let app = TestApp::start(&nvidia).await;
     for (bytes, word) in [
         (&b"just text"[..], "JPEG, PNG"),
-        (b"<html><body>no</body></html>", "JPEG, PNG"),
+        (b"<html><body>no</body></html>", "web page"),
+        (b"\xff\x0a\xfa\x1f\x41", "JPEG XL"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"%PDF-1.7 and so on", "PDF"),
         (&avif(), "AVIF"),

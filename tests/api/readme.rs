@@ -1,13 +1,10 @@
 //! The README's own commands, pasted as they stand, and what it shows of their answers.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-};
+use std::{path::Path, process::Command};
 
 use serde_json::Value;
 
-use crate::support::{CHELSEA, Child};
+use crate::support::{CHELSEA, Child, is_missing};
 
 const README: &str = include_str!("../../README.md");
 
@@ -35,9 +32,7 @@ fn paste(command: &str, folder: &Path, address: &str) -> Value {
 
 #[test]
 fn the_three_calls_work_as_they_are_pasted() {
-    if Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_err() {
-        assert!(std::env::var_os("CI").is_none(), "CI must have curl");
-        println!("skipped: there is no curl on this machine");
+    if is_missing("curl") {
         return;
     }
     // A folder like the repository's root, with a small picture of the reader's.

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use axum::{Router, body::Body, extract::Request, http::HeaderMap};
-use imagesvc::{decoder::Decoder, sandbox, spool::Staging, telemetry::Metrics};
+use imagesvc::{
+    decoder::Decoder, disk_space::DiskSpace, sandbox, spool::Staging, telemetry::Metrics,
+};
 use serde_json::json;
 use tower::ServiceExt;
 
@@ -18,7 +20,7 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 
 fn stand_in() -> Router {
     let decoder = Decoder::new(decoder_settings(), Metrics::new());
-    let staging = Staging::new(std::env::temp_dir());
+    let staging = Staging::new(std::env::temp_dir(), DiskSpace::new(std::env::temp_dir(), 0));
     let address = SocketAddr::from(([127, 0, 0, 1], 1));
     sandbox::router(address, "nvapi-right", 64_000_000, decoder, staging)
 }

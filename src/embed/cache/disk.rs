@@ -20,7 +20,12 @@ use std::{
 use serde_json::value::RawValue;
 
 use super::{CacheKey, Stored};
-use crate::{disk_space::whole_blocks, embed::Prepared, nvidia::Vector, sha256::Sha256};
+use crate::{
+    disk_space::{DiskSpace, whole_blocks},
+    embed::Prepared,
+    nvidia::Vector,
+    sha256::Sha256,
+};
 
 /// What files begin with; the number is the version of their form.
 const MAGIC: &str = "imagesvc-vector 2";
@@ -36,6 +41,7 @@ const STAGED: &str = ".staged";
 pub(super) struct Disk {
     folder: PathBuf,
     limit: u64,
+    space: DiskSpace,
     /// Bytes in all files; unknown until the folder was looked through.
     used: Mutex<Option<u64>>,
     /// The prefixes of the keys of all files; unknown until the folder was looked through. Never
@@ -64,10 +70,12 @@ enum Unusable {
 }
 
 impl Disk {
-    pub(super) fn new(folder: PathBuf, limit: u64) -> Self {
+    /// A folder, the bytes that its files may have, and the disk that it is on.
+    pub(super) fn new(folder: PathBuf, limit: u64, space: DiskSpace) -> Self {
         Self {
             folder,
             limit,
+            space,
             used: Mutex::new(None),
             keys: Mutex::new(None),
             next: AtomicU64::new(0),
@@ -128,6 +136,8 @@ impl Disk {
         if size > self.limit {
             return Ok(());
         }
+        let mut promise = self.space.promise();
+        promise.grow_to_blocking(bytes.len() as u64)?;
         let mut used = self.lock();
         let in_use = self.make_room(&mut used, size)?;
         let replaced = match self.may_hold(key) {
@@ -151,6 +161,7 @@ impl Disk {
             let _ = fs::remove_file(&staged_file);
             return Err(error);
         }
+        promise.wrote(bytes.len() as u64);
         *used = Some((in_use + size).saturating_sub(replaced));
         if let Some(keys) = &mut *self.keys() {
             keys.insert(key.prefix());

@@ -81,9 +81,11 @@ mod tests {
         },
         *,
     };
+    use crate::disk_space::DiskSpace;
 
     fn disk(folder: &Path) -> Arc<Disk> {
-        Arc::new(Disk::new(folder.join("vectors"), 1 << 30))
+        let space = DiskSpace::new(folder.to_owned(), 0);
+        Arc::new(Disk::new(folder.join("vectors"), 1 << 30, space))
     }
 
     #[tokio::test]

@@ -120,9 +120,22 @@ fn what_contradicts_itself_is_damaged() {
     ] {
         assert_eq!(read_fixture(name), Err(Damaged), "{name}");
     }
-    // Two of the same box, and no picture's `meta`.
-    for (from, to) in [(b"iloc", b"iinf"), (b"iprp", b"iloc"), (b"pict", b"soun")] {
-        assert_eq!(read_bytes(replaced("generic-brand.heic", from, to)), Err(Damaged), "{from:?}");
+    // No picture's `meta`.
+    assert_eq!(read_bytes(replaced("generic-brand.heic", b"pict", b"soun")), Err(Damaged));
+    let primary = boxed(b"pitm", &[0; 6]);
+    for (name, body) in [
+        (b"pitm", &[0; 6][..]),
+        (b"iinf", &[0; 6]),
+        (b"iref", &[0; 4]),
+        (b"iprp", b""),
+        (b"iloc", b""),
+        (b"idat", b""),
+    ] {
+        let twice = boxed(name, body).repeat(2);
+        let once = &twice[..twice.len() / 2];
+        let parsed = |boxes: &[u8]| Meta::parse(&[&[0; 4][..], &primary, boxes].concat()).is_some();
+        assert_eq!(parsed(once), name != b"pitm", "{name:?}");
+        assert!(!parsed(&twice), "{name:?}");
     }
 }
 
@@ -166,9 +179,18 @@ fn what_would_be_searched_too_long_is_damaged() {
         );
     }
     assert!(refused(&[primary(), boxed(b"iinf", &[vec![0; 6], item(1), item(1)].concat())]));
-    // Longer than any phone's, before any of it is read.
-    let large = meta(&[boxed(b"free", &vec![0; 1 << 20])]);
-    assert_eq!(read_bytes(large), Err(Damaged));
+    // Longer than any phone's.
+    let grown = |by: usize| {
+        let mut bytes = fixture("generic-brand.heic");
+        let at = 20; // behind `ftyp`
+        let len = u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+        let free = boxed(b"free", &vec![0; by]);
+        bytes[at..at + 4].copy_from_slice(&(len + free.len() as u32).to_be_bytes());
+        bytes.splice(at + len as usize..at + len as usize, free);
+        read_bytes(bytes)
+    };
+    assert!(grown(1000).is_ok());
+    assert_eq!(grown(1 << 20), Err(Damaged));
 }
 
 #[test]

@@ -103,11 +103,14 @@ pub(super) fn fetch_code(error: &fetch::Error) -> Code {
         Error::Refused(Refusal::Denied(_)) => Code::UrlNotAllowed,
         Error::Timeout => Code::DownloadTimeout,
         Error::NoSuchHost(_)
+        | Error::NoResolver(_)
         | Error::Connect(_)
+        | Error::NoAnswer(_)
         | Error::Cut(_)
-        | Error::Status(_)
+        | Error::Status { .. }
         | Error::Redirects
-        | Error::Encoded
+        | Error::Encoded(_)
+        | Error::BadGzip(_)
         | Error::Empty => Code::DownloadFailed,
     }
 }
@@ -120,15 +123,20 @@ pub(super) fn fetch_detail(error: &fetch::Error) -> String {
         Error::NoSuchHost(_) => {
             "The host of image_url could not be found; check the address.".into()
         }
+        Error::NoResolver(_) => {
+            "The host of image_url could not be looked up, because no name server answers; try again later.".into()
+        }
         Error::Connect(_) => "The host of image_url could not be connected to.".into(),
+        Error::NoAnswer(_) => "The host of image_url closed the connection without an answer.".into(),
         Error::Cut(_) => "The host of image_url broke off in the middle of the picture.".into(),
-        Error::Status(status) => {
+        Error::Status { status, .. } => {
             format!("The host of image_url answered with status {status} instead of a picture.")
         }
         Error::Redirects => "The address redirects too often, or to nowhere.".into(),
-        Error::Encoded => {
-            "The host of image_url compressed its answer although asked not to.".into()
+        Error::Encoded(coding) => {
+            format!("The host of image_url sent the picture with Content-Encoding: {coding}, which is not read here.")
         }
+        Error::BadGzip(_) => "The host of image_url sent the picture as gzip that is damaged.".into(),
         Error::Empty => "The host of image_url answered without a picture.".into(),
     }
 }

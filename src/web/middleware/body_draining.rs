@@ -123,3 +123,57 @@ impl Drop for Watched {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io;
+
+    use axum::{Router, middleware::from_fn, routing::post};
+    use futures_util::stream;
+    use tokio::{
+        sync::mpsc,
+        time::{Instant, sleep},
+    };
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// Sends a body of such pieces without an end, one after each pause, to a handler that reads
+    /// nothing of it. Gives the bytes that were taken, and how long that lasted.
+    async fn drained(piece: usize, pause: Duration) -> (u64, Duration) {
+        let (taken, mut pieces) = mpsc::unbounded_channel();
+        let body = Body::from_stream(stream::unfold(taken, move |taken| async move {
+            sleep(pause).await;
+            taken.send(piece as u64).ok()?;
+            Some((Ok::<_, io::Error>(vec![0; piece]), taken))
+        }));
+        let router = Router::new().route("/", post(async || "ok")).layer(from_fn(drain_body));
+        let started = Instant::now();
+        let answer = router.oneshot(Request::post("/").body(body).unwrap()).await.unwrap();
+        assert_eq!((answer.status(), started.elapsed()), (StatusCode::OK, Duration::ZERO));
+        let mut sum = 0;
+        let all = async {
+            while let Some(piece) = pieces.recv().await {
+                sum += piece;
+            }
+        };
+        // The body is dropped when its drain ends; a minute would be far too long.
+        timeout(Duration::from_secs(60), all).await.unwrap();
+        (sum, started.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_stalls_or_trickles_is_read_no_longer_than_five_seconds() {
+        assert_eq!(drained(1, Duration::from_secs(3600)).await, (0, LONGEST));
+        assert_eq!(drained(1, Duration::from_millis(300)).await, (16, LONGEST));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_is_read_than_a_body_of_the_largest_kind() {
+        let piece = 64 * 1024;
+        let (taken, lasted) = drained(piece, Duration::ZERO).await;
+        assert_eq!(taken, MOST + piece as u64, "the piece that is too much is the last");
+        assert_eq!(lasted, Duration::ZERO);
+    }
+}

@@ -95,7 +95,7 @@ pub(super) async fn vectorize_image_base64(
         picture_limit: Some(limits.max_image_bytes),
         timeout: limits.body_timeout,
     };
-    let admission = app.pipeline.admit(client, receiving.declared(&body)?)?;
+    let admission = app.pipeline.admit(client, receiving.declared(&body)?).await?;
     let mut memory = app.pipeline.memory.empty(client);
     let body = receiving.read(body, &mut memory).await?;
 

@@ -77,3 +77,23 @@ fn asset(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {
     };
     Ok((headers, bytes).into_response())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use axum::body::to_bytes;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_pages_script_is_not_copied_for_each_request() {
+        let config = Arc::new(Config::from("/openapi.json"));
+        let script = async || {
+            let answer = asset("swagger-ui-bundle.js", Arc::clone(&config)).unwrap();
+            to_bytes(answer.into_body(), usize::MAX).await.unwrap()
+        };
+        let (first, second) = (script().await, script().await);
+        assert!(first.len() > 1_000_000);
+        assert_eq!(first.as_ptr(), second.as_ptr());
+    }
+}

@@ -2,10 +2,9 @@
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use serde::Serialize;
-use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
-use crate::{nvidia::KeyState, web::state::AppState};
+use crate::{nvidia::KeyState, store::Fault, web::state::AppState};
 
 /// Alive.
 #[derive(Debug, Serialize, ToSchema)]
@@ -25,7 +24,8 @@ pub(super) async fn health() -> Json<Health> {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     ready: bool,
-    /// What keeps it from its work.
+    /// What keeps it from its work: `draining`, `disk_under_reserve`, `inodes_under_reserve`,
+    /// `downloads_not_writable`, `disk_not_answering`.
     reasons: Vec<&'static str>,
     /// What NVIDIA last thought of the key: `unknown`, `accepted` or `refused`. It takes no
     /// instance out: another one has the same key.
@@ -46,13 +46,7 @@ pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {
     if app.shutdown.is_draining() {
         reasons.push("draining");
     }
-    let store = app.pipeline.store.clone();
-    if store.check_room().is_err() {
-        reasons.push("disk_under_reserve");
-    }
-    if !matches!(spawn_blocking(move || store.check_writable()).await, Ok(Ok(()))) {
-        reasons.push("downloads_not_writable");
-    }
+    reasons.extend(app.pipeline.store.faults().await.into_iter().map(Fault::name));
     let nvidia_key = match app.pipeline.embedder.key_state() {
         KeyState::Unknown => "unknown",
         KeyState::Accepted => "accepted",

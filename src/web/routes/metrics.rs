@@ -32,7 +32,7 @@ impl IntoResponses for MetricsErrors {
     )
 )]
 pub(super) async fn metrics(State(app): State<AppState>) -> Result<impl IntoResponse, Error> {
-    let readings = app.pipeline.readings();
+    let readings = app.pipeline.readings().await;
     let text = app.metrics.render(readings).map_err(|error| Error::Internal(error.to_string()))?;
     Ok((
         [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],

@@ -79,7 +79,7 @@ pub(super) async fn vectorize_image_upload(
         timeout: limits.body_timeout,
     };
     receiving.declared(&body)?;
-    let admission = app.pipeline.admit(client, 0)?;
+    let admission = app.pipeline.admit(client, 0).await?;
 
     let memory = app.pipeline.memory.empty(client);
     let mut form = Form::new(receiving.stream(body)?, &boundary, memory);

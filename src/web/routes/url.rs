@@ -13,6 +13,7 @@ use utoipa::{
 
 use super::{answer::Answer, problems};
 use crate::{
+    image::{self, Unsupported},
     pipeline,
     shares::ClientNetwork,
     web::{
@@ -93,7 +94,7 @@ pub(super) async fn vectorize_image(
     CacheControl(freshness): CacheControl,
     body: Body,
 ) -> Result<Answer, Error> {
-    let admission = app.pipeline.admit(client, 0)?;
+    let admission = app.pipeline.admit(client, 0).await?;
     let limits = &app.pipeline.limits;
     let receiving =
         Receiving { limit: BODY_LIMIT, picture_limit: None, timeout: limits.body_timeout };
@@ -110,9 +111,19 @@ pub(super) async fn vectorize_image(
         _ => {}
     }
     let bytes = fetched.into_stream().map_err(Error::from);
-    let received = app.pipeline.receive::<Error>(admission, bytes).await?;
+    let received = app.pipeline.receive(admission, bytes).await.map_err(name_web_page)?;
     let done = app.pipeline.embed(received, freshness).await?;
     Ok(Answer::new(done, app.model).fetched_from(address))
+}
+
+/// The web page about a picture is what people copy the address of.
+fn name_web_page(error: Error) -> Error {
+    match error {
+        Error::Pipeline(pipeline::Error::Image(image::Error::Unsupported(
+            Unsupported::WebPage,
+        ))) => Error::LeadsToPage,
+        other => other,
+    }
 }
 
 fn parse(body: Vec<u8>) -> Result<String, Error> {

@@ -14,6 +14,8 @@ use serde_json::json;
 
 use super::{FORM, FakeNvidia, base64_body, form};
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_imagesvc");
+
 /// A running process; killed when dropped.
 pub struct Child {
     pub address: SocketAddr,
@@ -28,7 +30,20 @@ impl Child {
     /// Starts the program in a folder, with these settings and nothing else, and waits until it
     /// listens.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
-        let (mut child, lines) = Self::spawn(folder, settings);
+        Self::start_by(Command::new(PROGRAM), folder, settings)
+    }
+
+    /// The same, with the program's system calls written to a file by strace.
+    pub fn start_traced(folder: &Path, settings: &[(&str, &str)], calls: &str, to: &Path) -> Self {
+        let mut strace = Command::new("strace");
+        // `--daemonize`: the process that is started here is the program itself, and no tracer.
+        strace.args(["--daemonize", "--follow-forks", "--decode-fds=path", "--trace", calls]);
+        strace.arg("--output").arg(to).arg(PROGRAM);
+        Self::start_by(strace, folder, settings)
+    }
+
+    fn start_by(command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
+        let (mut child, lines) = Self::spawn(command, folder, settings);
         let sink = Arc::clone(&child.log);
         let reader = std::thread::spawn(move || {
             lines.map_while(Result::ok).for_each(|line| sink.lock().unwrap().push(line));
@@ -39,13 +54,17 @@ impl Child {
 
     /// The same, but from when it listens nobody reads its log.
     pub fn start_unread(folder: &Path, settings: &[(&str, &str)]) -> Self {
-        let (mut child, lines) = Self::spawn(folder, settings);
+        let (mut child, lines) = Self::spawn(Command::new(PROGRAM), folder, settings);
         child._unread = Some(lines);
         child
     }
 
-    fn spawn(folder: &Path, settings: &[(&str, &str)]) -> (Self, Lines<BufReader<ChildStderr>>) {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_imagesvc"))
+    fn spawn(
+        mut command: Command,
+        folder: &Path,
+        settings: &[(&str, &str)],
+    ) -> (Self, Lines<BufReader<ChildStderr>>) {
+        let mut process = command
             .env_clear()
             .envs([
                 ("IMAGESVC_HOST", "127.0.0.1"),

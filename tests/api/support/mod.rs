@@ -12,6 +12,7 @@ mod fake_server;
 pub mod kinds;
 pub mod nvidia_api;
 mod pictures;
+mod programs;
 mod request;
 
 pub use answer::{Answer, assert_problem, metric};
@@ -24,4 +25,5 @@ pub use fake_nvidia::{
 };
 pub use fake_server::{FakeServer, Received, Reply};
 pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};
+pub use programs::is_missing;
 pub use request::{FORM, base64_body, form, post_head};

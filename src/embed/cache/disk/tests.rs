@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::{super::tests::key, *};
-use crate::nvidia::DIMENSIONS;
+use crate::{disk_space::FreeSpace, nvidia::DIMENSIONS};
 
 fn stored(number: &str) -> Stored {
     let text = format!("[{}]", [number; DIMENSIONS].join(", "));
@@ -14,8 +14,13 @@ fn stored(number: &str) -> Stored {
 
 fn disk(limit: u64) -> (TempDir, Disk) {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path().join(".vectors"), limit);
+    let disk = open(&folder, limit);
     (folder, disk)
+}
+
+fn open(folder: &TempDir, limit: u64) -> Disk {
+    let space = DiskSpace::new(folder.path().to_owned(), 0);
+    Disk::new(folder.path().join(".vectors"), limit, space)
 }
 
 /// What a vector of `stored` takes.
@@ -67,7 +72,7 @@ fn what_is_not_there_is_not_looked_for_once_the_folder_was_looked_through() {
     let (folder, disk) = disk(2 * size());
     disk.write(&key(1), &stored("0.5"));
     age(&disk, &key(1), 60);
-    let disk = Disk::new(folder.path().join(".vectors"), 2 * size());
+    let disk = open(&folder, 2 * size());
     let held = |keys: &[u8]| keys.iter().map(|n| disk.may_hold(&key(*n))).collect::<Vec<_>>();
     assert_eq!(held(&[1, 2, 3]), [true, true, true]);
     disk.tidy();
@@ -132,7 +137,7 @@ fn what_somebody_else_put_there_is_neither_counted_nor_removed() {
     for name in strange {
         fs::write(disk.path(&key(0xab)).with_file_name(name), "x".repeat(100_000)).unwrap();
     }
-    let again = Disk::new(folder.path().join(".vectors"), size() * 2);
+    let again = open(&folder, size() * 2);
     again.tidy();
     assert_eq!(*again.lock(), Some(size()));
     assert!(again.read(&key(0xab)).is_some());
@@ -156,7 +161,7 @@ fn a_lower_limit_after_a_restart_and_leftovers_are_tidied() {
         age(&disk, &key(n), 1000 - u64::from(n));
     }
     fs::write(disk.folder.join(STAGED).join("0"), "half").unwrap();
-    let disk = Disk::new(folder.path().join(".vectors"), size() * 3);
+    let disk = open(&folder, size() * 3);
     disk.tidy();
     assert_eq!(total(&disk), size() * 3);
     assert!((7..10u8).all(|n| disk.read(&key(n)).is_some()));
@@ -189,6 +194,35 @@ fn a_folder_in_the_place_of_a_file_is_none() {
     assert!(disk.read(&key(1)).is_none());
     disk.write(&key(1), &stored("0.5"));
     assert!(disk.read(&key(1)).is_none());
+    disk.write(&key(2), &stored("0.5"));
+    assert!(disk.read(&key(2)).is_some());
+}
+
+#[test]
+fn no_vector_is_written_into_the_disks_reserve() {
+    const RESERVE: u64 = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(".vectors");
+    // A disk with room for three of them.
+    let room = 3 * size();
+    let counted = path.clone();
+    let space = DiskSpace::with_question(path.clone(), RESERVE, move |_| {
+        let folders = fs::read_dir(&counted).into_iter().flatten();
+        let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
+        let used: u64 =
+            files.map(|file| whole_blocks(file.unwrap().metadata().unwrap().len())).sum();
+        Ok(FreeSpace { bytes: RESERVE + room - used, inodes: None })
+    });
+    // Pictures share the disk, and one that is being received has room of its own.
+    let mut picture = space.promise();
+    picture.grow_to_blocking(size()).unwrap();
+    let disk = Disk::new(path, 1 << 30, space);
+    for n in 0..3 {
+        disk.write(&key(n), &stored("0.5"));
+    }
+    assert_eq!(total(&disk), 2 * size());
+    assert!(disk.read(&key(1)).is_some() && disk.read(&key(2)).is_none());
+    drop(picture);
     disk.write(&key(2), &stored("0.5"));
     assert!(disk.read(&key(2)).is_some());
 }

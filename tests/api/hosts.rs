@@ -1,0 +1,158 @@
+//! Hosts of pictures: which of their answers are taken, and what clients are told of the others.
+
+use std::io::{self, Write};
+
+use flate2::{Compression, write::GzEncoder};
+
+use crate::support::{
+    Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
+};
+
+async fn fetched(reply: Reply) -> Answer {
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::start(move |_, _| reply.clone()).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+    let answer = app.by_address(&origin.url("/photo")).await;
+    match answer.status {
+        200 => assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET),
+        _ => {
+            assert!(app.saved().is_empty());
+            assert!(nvidia.received().is_empty());
+        }
+    }
+    answer
+}
+
+/// What a client is told of a failed download.
+async fn told(reply: Reply) -> String {
+    let problem = assert_problem(&fetched(reply).await, 502, "download_failed");
+    problem["detail"].as_str().unwrap().to_owned()
+}
+
+fn encoded(coding: &str, body: impl AsRef<[u8]>) -> Reply {
+    Reply::new(200, &[("content-encoding", coding)], body)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn an_encoding_that_names_no_compression_changes_nothing() {
+    for coding in ["", "aws-chunked", "UTF-8", "none", "Identity"] {
+        fetched(encoded(coding, ROCKET)).await.vector();
+    }
+}
+
+#[tokio::test]
+async fn a_picture_that_its_host_stored_as_gzip_is_unpacked() {
+    fetched(encoded("gzip", gzip(ROCKET))).await.vector();
+    fetched(encoded("aws-chunked,gzip", gzip(ROCKET))).await.vector();
+    let (one, other) = ROCKET.split_at(20_000);
+    fetched(encoded("gzip", [gzip(one), gzip(other)].concat())).await.vector();
+}
+
+#[tokio::test]
+async fn gzip_is_unpacked_up_to_the_limit_and_not_beyond() {
+    let bomb = gzip(&vec![0xff; 64 << 20]);
+    assert!(bomb.len() < 1 << 20);
+    assert_problem(&fetched(encoded("gzip", bomb)).await, 413, "image_too_large");
+}
+
+#[tokio::test]
+async fn gzip_that_is_damaged_or_cut_short_is_a_failed_download() {
+    assert!(told(encoded("gzip", ROCKET)).await.contains("damaged"));
+    let whole = gzip(ROCKET);
+    assert!(told(encoded("gzip", &whole[..whole.len() / 2])).await.contains("broke off"));
+    let mut wrong_checksum = whole;
+    let at = wrong_checksum.len() - 8;
+    wrong_checksum[at] ^= 1;
+    assert!(told(encoded("gzip", wrong_checksum)).await.contains("damaged"));
+}
+
+#[tokio::test]
+async fn another_compression_is_refused_by_its_name() {
+    for coding in ["br", "zstd", "deflate"] {
+        assert!(told(encoded(coding, ROCKET)).await.contains(coding));
+    }
+}
+
+#[tokio::test]
+async fn a_picture_that_a_proxy_changed_is_one() {
+    fetched(Reply::new(203, &[], ROCKET)).await.vector();
+}
+
+#[tokio::test]
+async fn several_hundred_headers_are_not_too_many() {
+    let names: Vec<_> = (0..300).map(|n| format!("x-header-{n}")).collect();
+    let headers: Vec<_> = names.iter().map(|name| (name.as_str(), "value")).collect();
+    fetched(Reply::new(200, &headers, ROCKET)).await.vector();
+}
+
+#[tokio::test]
+async fn a_host_that_asks_to_wait_has_its_wish_passed_on() {
+    for status in [429, 503] {
+        let answer = fetched(Reply::new(status, &[("retry-after", "77")], "")).await;
+        assert_problem(&answer, 502, "download_failed");
+        assert_eq!(answer.header("retry-after"), "77");
+        let answer = fetched(Reply::status(status)).await;
+        assert!(answer.headers.get("retry-after").is_none());
+    }
+    let answer = fetched(Reply::new(500, &[("retry-after", "77")], "")).await;
+    assert!(answer.headers.get("retry-after").is_none(), "others' wishes are about other things");
+}
+
+#[tokio::test]
+async fn a_web_page_about_a_picture_is_told_from_damaged_bytes() {
+    let page = "<!DOCTYPE html>\n<html><body><img src=\"/photo.jpg\"></body></html>";
+    let answer = fetched(Reply::new(200, &[("content-type", "text/html")], page)).await;
+    let problem = assert_problem(&answer, 415, "unsupported_image");
+    let told =
+        "image_url leads to a web page, not to a picture: give the address of the picture itself.";
+    assert_eq!(problem["detail"], told);
+}
+
+#[tokio::test]
+async fn a_download_broke_off_only_where_it_had_begun() {
+    for reply in [Vec::new(), b"no http".to_vec()] {
+        assert!(told(Reply::Cut(reply)).await.contains("without an answer"));
+    }
+    let half = [b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat();
+    assert!(told(Reply::Cut(half)).await.contains("broke off in the middle"));
+}
+
+#[tokio::test]
+async fn a_resolver_that_is_dead_is_not_the_addresss_fault() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .lookup(|name| {
+            Err(match name {
+                "unknown.example" => io::ErrorKind::NotFound.into(),
+                _ => io::Error::other("Temporary failure in name resolution"),
+            })
+        })
+        .start()
+        .await;
+    for (name, told) in [("unknown", "check the address"), ("any", "no name server answers")] {
+        let answer = app.by_address(&format!("http://{name}.example/")).await;
+        let problem = assert_problem(&answer, 502, "download_failed");
+        assert!(problem["detail"].as_str().unwrap().contains(told), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn the_log_names_the_setting_that_may_help_with_a_403() {
+    let nvidia = FakeNvidia::well().await;
+    let origin = FakeServer::start(|_, _| Reply::status(403)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let allow = origin.address.to_string();
+    let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", &allow)]);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let answer = child.address_request(&client, &origin.url("/")).send().await.unwrap();
+    assert_problem(&Answer::read(answer).await.unwrap(), 502, "download_failed");
+    let (_, log) = child.stop();
+    let named = log.iter().filter(|line| line.contains("IMAGESVC_FETCH_USER_AGENT")).count();
+    assert_eq!(named, 1, "{log:?}");
+}

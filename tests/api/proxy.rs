@@ -1,0 +1,165 @@
+//! Behind the Caddyfile that is shipped: what the service refuses early arrives as it was said.
+
+use std::{
+    future::pending,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::support::{Child, FORM, ROCKET, base64_body, form, free_address, is_missing};
+
+/// A body that no socket's buffers hold, so that its client is still sending when it is refused.
+const LARGE: usize = 8 << 20;
+
+/// A running Caddy; killed when dropped.
+struct Caddy {
+    address: SocketAddr,
+    process: std::process::Child,
+}
+
+impl Caddy {
+    /// Starts Caddy with the shipped file, in which nothing is changed but the addresses, and waits
+    /// until it serves.
+    async fn start(folder: &Path, service: SocketAddr) -> Self {
+        let address = free_address().await;
+        let shipped = include_str!("../../deploy/Caddyfile");
+        let mut adapted = shipped.to_owned();
+        for (from, to) in [
+            ("\nimages.example.com {", format!("\nhttp://{address} {{")),
+            ("reverse_proxy 127.0.0.1:8000 {", format!("reverse_proxy {service} {{")),
+        ] {
+            assert_eq!(adapted.matches(from).count(), 1, "{from}");
+            adapted = adapted.replace(from, &to);
+        }
+        std::fs::write(folder.join("Caddyfile"), adapted).unwrap();
+        let mut process = Command::new("caddy")
+            .args(["run", "--adapter", "caddyfile", "--config", "Caddyfile"])
+            .current_dir(folder)
+            .env("HOME", folder)
+            // Not the port that all Caddies of a machine share.
+            .env("CADDY_ADMIN", "unix/admin.sock")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let mut said = Vec::new();
+        while !said.last().is_some_and(|line: &String| line.contains("serving initial config")) {
+            said.push(log.next().unwrap_or_else(|| panic!("it ended: {said:?}")));
+        }
+        // It would stop where nobody reads what it logs.
+        std::thread::spawn(move || log.for_each(drop));
+        Self { address, process }
+    }
+}
+
+impl Drop for Caddy {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Whether an answer is there with all of its body. `100 Continue`, which may precede it, is none.
+fn is_whole(answer: &[u8]) -> bool {
+    let answer = String::from_utf8_lossy(answer);
+    let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
+    let Some((head, body)) = last.split_once("\r\n\r\n") else { return false };
+    let head = head.to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    length.is_some_and(|length| body.len() >= length.parse().unwrap())
+}
+
+/// Sends a request until its answer is there. Not until the connection ends: Caddy may leave one
+/// open although it said that it closes it, when its answer overtook the body.
+async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
+    let (mut reader, mut writer) = TcpStream::connect(to).await.unwrap().into_split();
+    let send = async {
+        writer.write_all(head.as_bytes()).await.unwrap();
+        // Who was refused is not listened to for ever.
+        let _ = writer.write_all(body).await;
+        pending::<()>().await;
+    };
+    let mut answer = Vec::new();
+    let read = async {
+        // A reset after the answer takes nothing back.
+        while reader.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {
+            if is_whole(&answer) {
+                break;
+            }
+        }
+    };
+    let ended = timeout(Duration::from_secs(60), async {
+        tokio::select! {
+            () = send => {}
+            () = read => {}
+        }
+    });
+    let in_time = ended.await.is_ok();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(in_time, "no answer in time: {head}{answer}");
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_behind_caddy_sees_the_services_own_answer_every_time() {
+    if is_missing("caddy") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let settings = [
+        ("IMAGESVC_SANDBOX", "true"),
+        ("IMAGESVC_API_KEYS", "k-1"),
+        ("IMAGESVC_MAX_IMAGE_BYTES", "1MiB"),
+        ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32,::1/128"), // as the Caddyfile says
+    ];
+    let service = Child::start(folder.path(), &settings);
+    let caddy = Caddy::start(folder.path(), service.address).await;
+    let large = vec![b'A'; LARGE];
+    let bodies = [
+        ("/vectorize-image-upload", FORM, form(&large)),
+        ("/vectorize-image-base64", "application/json", base64_body(&large).into_bytes()),
+    ];
+    let refusals = [("", 401, "unauthorized"), ("Bearer k-1", 413, "image_too_large")];
+    for (authorization, status, code) in refusals {
+        for (route, content_type, body) in &bodies {
+            for expect in ["", "expect: 100-continue\r\n"] {
+                let head = format!(
+                    "POST {route} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
+                     authorization: {authorization}\r\ncontent-type: {content_type}\r\n\
+                     content-length: {}\r\n{expect}\r\n",
+                    caddy.address,
+                    body.len()
+                );
+                for answer in join_all((0..30).map(|_| exchange(caddy.address, &head, body))).await
+                {
+                    // A `100 Continue` may precede it.
+                    let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
+                    let case = format!("{route} {expect:?}: {answer}");
+                    assert!(last.starts_with(&format!("{status} ")), "{case}");
+                    assert!(last.contains("application/problem+json"), "{case}");
+                    assert!(last.contains(&format!("\"code\":\"{code}\"")), "{case}");
+                }
+            }
+        }
+    }
+    let body = form(ROCKET);
+    let head = format!(
+        "POST /vectorize-image-upload HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
+         authorization: Bearer k-1\r\ncontent-type: {FORM}\r\ncontent-length: {}\r\n\r\n",
+        caddy.address,
+        body.len()
+    );
+    let answer = exchange(caddy.address, &head, &body).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:.300}");
+}
