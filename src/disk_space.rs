@@ -2,9 +2,9 @@
 //! written yet.
 //!
 //! Whoever is going to write takes a [`Promise`] first, which grows with the bytes as they arrive: a
-//! length that is only declared takes no room from others. Many who write at once can so never fall
-//! below the reserve together. The system is asked for what is free at most once a second, as long as
-//! that is much more than the reserve; near it, for each step.
+//! length that is only declared takes no room from others. So many writers at once cannot together go
+//! below the reserve. The system is asked at most once a second, or at each step once what is free is
+//! close to the reserve.
 
 use std::{
     fmt, io,

@@ -160,14 +160,16 @@ impl Pipeline {
     ) -> Result<Vectorized, Error> {
         let Received { picture, client, spooled, held, deadline } = received;
         let (sha256, size) = (spooled.sha256, picture.content.len());
-        let save = self.store.save(spooled, picture.format.extension(), deadline);
+        let held = Arc::new(held);
+        let extension = picture.format.extension();
+        let save = self.store.save(spooled, extension, deadline, Arc::clone(&held));
         let embed = self.embedder.embed(Job {
             picture: picture.clone(),
             sha256,
             client,
             freshness,
             deadline,
-            held: Arc::new(held),
+            held,
         });
         // A picture that cannot be saved is not worth waiting for; one that cannot be embedded
         // still is saved, and the error says where.
@@ -178,9 +180,7 @@ impl Pipeline {
             Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
             // Only the decoder could tell that this is no picture: it leaves no file either.
             Err(error) if error.is_about_the_picture() => {
-                if let Err(error) = self.store.remove(saved.saved_as).await {
-                    tracing::warn!(%error, "the file of a refused picture stays");
-                }
+                self.store.remove(saved.saved_as).await;
                 Err(Error::Undecodable(error))
             }
             Err(error) => Err(Error::Embed { error, saved }),

@@ -11,7 +11,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256 as Hasher};
-use tokio::task::{JoinError, spawn_blocking};
+use tokio::{
+    runtime::Handle,
+    task::{JoinError, spawn_blocking},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -130,33 +133,41 @@ impl Staged {
         self.file.sync_all()
     }
 
-    /// Gives the file another name, in a folder of the same disk. It is still removed when dropped.
-    /// Blocks.
+    /// Moves the file to another folder of the same disk: it is no staging file any more. Blocks.
     ///
     /// # Errors
-    /// What the disk says.
-    pub fn rename(&mut self, to: PathBuf) -> io::Result<()> {
+    /// What the disk says; the file is then removed.
+    pub fn move_to(mut self, path: &Path) -> io::Result<()> {
         if let Some(from) = &self.path {
-            fs::rename(from, &to)?;
+            fs::rename(from, path)?;
         }
-        self.path = Some(to);
+        self.path = None;
         Ok(())
     }
 
-    /// Lets the file stay.
-    pub fn keep(mut self) {
-        self.path = None;
+    /// Removes the file now, and not on another thread. Blocks.
+    pub fn remove(mut self) {
+        if let Some(path) = self.path.take() {
+            remove(&path);
+        }
     }
 }
 
 impl Drop for Staged {
+    /// Dropped in a task, the file is removed on another thread: a disk that hangs must not stop those
+    /// that answer. Should the process end before, the next start removes it.
     fn drop(&mut self) {
-        // Here and not on another thread: a removal that waits its turn is lost when the process ends.
-        if let Some(path) = self.path.take()
-            && let Err(error) = fs::remove_file(path)
-        {
-            tracing::warn!(%error, "a staging file could not be removed; the next start will");
+        let Some(path) = self.path.take() else { return };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || remove(&path))),
+            Err(_) => remove(&path),
         }
+    }
+}
+
+fn remove(staging_file: &Path) {
+    if let Err(error) = fs::remove_file(staging_file) {
+        tracing::warn!(%error, "a staging file could not be removed; the next start will");
     }
 }
 
@@ -285,5 +296,44 @@ impl Spooled {
                 Err(while_("find a picture's file")(io::ErrorKind::NotFound.into()))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::disk_space::DiskSpace;
+
+    #[test]
+    fn a_task_that_drops_a_staging_file_does_not_wait_for_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        let staging = Staging::new(path.clone(), DiskSpace::new(path, 0));
+        let files = || fs::read_dir(folder.path()).unwrap().count();
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        // One thread that may block, and it hangs: a removal would have to wait for it.
+        let runtime = builder.max_blocking_threads(1).build().unwrap();
+        let (release, hanging) = mpsc::channel::<()>();
+        runtime.block_on(async {
+            let thread = spawn_blocking(move || hanging.recv().is_err());
+            drop(staging.file().unwrap());
+            assert_eq!(files(), 1, "it is still there");
+            drop(release);
+            assert!(thread.await.unwrap());
+            spawn_blocking(|| {}).await.unwrap();
+            assert_eq!(files(), 0);
+        });
+    }
+
+    #[test]
+    fn a_staging_file_that_is_removed_explicitly_is_gone_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        let staging = Staging::new(path.clone(), DiskSpace::new(path, 0));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async { staging.file().unwrap().remove() });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -211,15 +211,16 @@ impl Store {
         Ok(self.space.check().await?)
     }
 
-    /// Removes a saved picture. Goes on to its end when that takes too long to wait for.
-    ///
-    /// # Errors
-    /// What the disk says; [`Error::Timeout`].
-    pub async fn remove(&self, name: String) -> Result<(), Error> {
-        let path = self.folder.path.join(name);
-        let remove =
-            spawn_blocking(move || fs::remove_file(path).map_err(while_("remove a picture")));
-        timeout(REMOVAL_TIME, remove).await.map_err(|_| Error::Timeout)??
+    /// Removes a saved picture, and waits for that a moment: it goes on to its end all the same.
+    pub async fn remove(&self, name: String) {
+        let path = self.folder.path.join(&name);
+        let remove = spawn_blocking(move || {
+            if let Err(error) = fs::remove_file(path) {
+                tracing::warn!(%error, name, "the file of a refused picture could not be removed");
+            }
+        });
+        // It logs its own failure, and does not panic.
+        let _ = timeout(REMOVAL_TIME, remove).await;
     }
 
     /// Where what is not to be saved may be staged.
@@ -229,7 +230,8 @@ impl Store {
 
     /// Saves a picture under a new name (a UUID v7, so that names sort by time) with this extension,
     /// and returns the name once it is durable. By the deadline, or when the caller stops waiting, the
-    /// picture is given up, and no file stays.
+    /// picture is given up, and no file stays. What the picture occupies, `held`, is let go when the
+    /// thread that saves it is done with it: a disk that hangs may keep both for longer.
     ///
     /// # Errors
     /// What the disk says; [`Error::Timeout`].
@@ -238,9 +240,11 @@ impl Store {
         spooled: Spooled,
         extension: &'static str,
         deadline: Instant,
+        held: impl Send + 'static,
     ) -> Result<SavedFile, Error> {
         let folder = Arc::clone(&self.folder);
         decision::agree(deadline, move |decision| {
+            let _held = held;
             saved::save(&folder, spooled, extension, |stage| decision.enter(stage))
         })
         .await
@@ -297,7 +301,7 @@ mod tests {
             let spooled = spooled(&store, keep, &[b"hello ", b"wor", b"ld"]).await;
             assert!(spooled.sha256.to_string().starts_with("b94d27b9"));
             let content = spooled.content.clone();
-            let name = store.save(spooled, "jpg", soon()).await.unwrap();
+            let name = store.save(spooled, "jpg", soon(), ()).await.unwrap();
             assert!(name.name().ends_with(".jpg"));
             assert_eq!(fs::read(folder.path().join(name.name())).unwrap(), b"hello world");
             assert_eq!(&content.read_at(6, 100).unwrap()[..], b"world");
@@ -314,7 +318,10 @@ mod tests {
         assert_eq!(files(&folder.path().join(".incoming")).len(), 1);
         drop(spooled);
         assert!(files(folder.path()).is_empty());
-        assert!(files(&folder.path().join(".incoming")).is_empty());
+        // On another thread.
+        while !files(&folder.path().join(".incoming")).is_empty() {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub(super) const MIN_FREE_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MIN_FREE_BYTES",
     "256MiB",
     parse::size,
-    "Free disk that is never used up",
+    "Free disk that is never used up; of the inodes, one in a hundred stays free as well",
 );
 
 pub(super) const DOWNLOADS_MAX_AGE: Optional<Duration> = Optional::new(

@@ -14,8 +14,8 @@ pub enum Error {
     /// The host's name leads nowhere.
     #[error("the name could not be resolved")]
     NoSuchHost(#[source] reqwest::Error),
-    /// Nobody could say where the host's name leads.
-    #[error("the system's resolver gave no answer")]
+    /// The system's resolver could not say where the host's name leads.
+    #[error("the name could not be looked up")]
     NoResolver(#[source] reqwest::Error),
     /// No connection, or none that TLS accepts.
     #[error("the host could not be connected to")]
@@ -25,7 +25,18 @@ pub enum Error {
     NoAnswer(#[source] reqwest::Error),
     /// The answer broke off.
     #[error("the answer broke off")]
-    Cut(#[source] io::Error),
+    Cut {
+        /// Whether a part of the picture had come.
+        had_begun: bool,
+        /// What the connection said.
+        source: io::Error,
+    },
+    /// More bytes came than a picture may have, packed as they were.
+    #[error("the host sent more than {limit} bytes")]
+    TooManyBytes {
+        /// Bytes allowed.
+        limit: u64,
+    },
     /// Another status than 200 and 203.
     #[error("the host answered with status {status}{}", advice(*.status))]
     Status {
@@ -66,19 +77,22 @@ impl Error {
             return Self::Refused(*refusal);
         }
         let lookup = causes(&error).find_map(|cause| cause.downcast_ref::<LookupFailed>());
-        match lookup.map(LookupFailed::is_temporary) {
-            Some(true) => Self::NoResolver(error),
-            Some(false) => Self::NoSuchHost(error),
+        match lookup.map(LookupFailed::is_about_the_name) {
+            Some(true) => Self::NoSuchHost(error),
+            Some(false) => Self::NoResolver(error),
             None if error.is_timeout() => Self::Timeout,
             None if error.is_connect() => Self::Connect(error),
             None => Self::NoAnswer(error),
         }
     }
 
-    /// How long the host asks to wait before it is asked again.
+    /// How long the host asks to wait before it is asked again, an hour at most: a client that obeys
+    /// shall not sleep for years.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Status { status: 429 | 503, retry_after } => *retry_after,
+            Self::Status { status: 429 | 503, retry_after } => {
+                retry_after.map(|wait| wait.min(Duration::from_secs(3600)))
+            }
             _ => None,
         }
     }

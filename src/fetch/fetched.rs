@@ -38,31 +38,66 @@ impl Fetched {
         }
     }
 
-    /// The picture's bytes as they come, unpacked if the host packed them.
-    pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+    /// The picture's bytes as they come, unpacked if the host packed them. At most `limit` bytes are
+    /// read from the host: gzip may go on for ever and unpack to nothing.
+    pub fn into_stream(self, limit: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send {
         let Self { response, is_gzip, deadline, .. } = self;
-        let sent = stream::try_unfold(response, |mut response| async move {
-            let chunk = response.chunk().await;
-            let chunk = chunk.map_err(|error| io::Error::other(error.without_url()))?;
-            Ok(chunk.map(|bytes| (bytes, response)))
+        let sent = stream::try_unfold((response, 0), move |(mut response, before)| async move {
+            let Some(bytes) = response.chunk().await.map_err(Fault::Cut)? else { return Ok(None) };
+            let received = before + bytes.len() as u64;
+            if received > limit {
+                Err(Fault::TooManyBytes)?
+            }
+            Ok(Some((bytes, (response, received))))
         });
         let bytes = if is_gzip { Either::Left(gunzip(sent)) } else { Either::Right(sent) };
-        stream::try_unfold((Box::pin(bytes), false), move |(mut bytes, any)| async move {
+        stream::try_unfold((Box::pin(bytes), false), move |(mut bytes, had_begun)| async move {
             match timeout_at(deadline, bytes.try_next()).await {
                 Ok(Ok(Some(piece))) => Ok(Some((piece, (bytes, true)))),
-                Ok(Ok(None)) if any => Ok(None),
+                Ok(Ok(None)) if had_begun => Ok(None),
                 Ok(Ok(None)) => Err(Error::Empty),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                    Err(Error::BadGzip(error))
-                }
-                Ok(Err(error)) => Err(Error::Cut(error)),
+                Ok(Err(source)) => Err(match Fault::of(&source) {
+                    Some(Fault::TooManyBytes) => Error::TooManyBytes { limit },
+                    Some(Fault::Cut(_)) => Error::Cut { had_begun, source },
+                    // The packed bytes ended before what is in them.
+                    None if source.kind() == io::ErrorKind::UnexpectedEof => {
+                        Error::Cut { had_begun, source }
+                    }
+                    None => Error::BadGzip(source),
+                }),
                 Err(_) => Err(Error::Timeout),
             }
         })
     }
 }
 
-/// Piece by piece: whoever takes them decides when it has been enough.
+/// What ends a picture early, before anything is unpacked. It travels through the decoder as an
+/// [`io::Error`].
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("the connection failed")]
+    Cut(#[source] reqwest::Error),
+    #[error("too many bytes")]
+    TooManyBytes,
+}
+
+impl From<Fault> for io::Error {
+    fn from(fault: Fault) -> Self {
+        Self::other(match fault {
+            Fault::Cut(error) => Fault::Cut(error.without_url()),
+            Fault::TooManyBytes => fault,
+        })
+    }
+}
+
+impl Fault {
+    fn of(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
+}
+
+/// Piece by piece: whoever takes them decides when it has been enough. What follows a whole gzip
+/// member must be another one.
 fn gunzip(
     packed: impl Stream<Item = io::Result<Bytes>> + Send,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {

@@ -4,7 +4,7 @@
 //! program on the machine agree about `/etc/hosts`, `nsswitch.conf` and `resolv.conf`. The price is
 //! that a look-up blocks a thread and cannot be cancelled: a name whose server never answers keeps
 //! its thread for seconds after the fetch has given up. So look-ups are bounded, and each client has
-//! a share of its own: a stranger's dead names delay that stranger's fetches and nobody else's. A
+//! a share of its own: the dead names of one client delay that client's fetches and no others. A
 //! resolver of our own (hickory) could cancel them, for some twenty more crates and a second opinion
 //! about each name.
 
@@ -12,10 +12,11 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     sync::Arc,
+    time::Duration,
 };
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::timeout};
 
 use super::policy::Policy;
 use crate::shares::{ClientNetwork, Shares};
@@ -24,8 +25,12 @@ use crate::shares::{ClientNetwork, Shares};
 const MAX_LOOKUPS: u64 = 128;
 
 /// Look-ups at once for one client. A name that is answered takes milliseconds, so this is enough
-/// for hundreds a second; and it takes eight clients with dead names only to use up all look-ups.
-const MAX_LOOKUPS_PER_CLIENT: u64 = 16;
+/// for a thousand a second; and it takes four clients, all with dead names, to use up all look-ups.
+const MAX_LOOKUPS_PER_CLIENT: u64 = 32;
+
+/// How long a look-up may take, the wait for a free one included. It is less than the time for a
+/// connection, of which it is a part, so that a host is not blamed for what the resolver did.
+const LOOKUP_TIME: Duration = Duration::from_millis(2500);
 
 tokio::task_local! {
     /// On whose behalf the task asks: the HTTP client tells its resolver nothing but the name.
@@ -69,12 +74,19 @@ impl fmt::Debug for Lookup {
 pub(super) struct LookupFailed(#[source] io::Error);
 
 impl LookupFailed {
-    /// Whether the resolver could not tell: the name may exist. Of the system's reason (EAI_AGAIN)
-    /// the standard library keeps nothing but the sentence, glibc's or musl's.
-    pub(super) fn is_temporary(&self) -> bool {
+    /// Whether the name surely has no address. Anything else is no fault of the name: a server that
+    /// does not answer or cannot tell, no file left to ask it by. Of the system's reason
+    /// (EAI_NONAME, EAI_NODATA) the standard library keeps nothing but the sentence, glibc's or musl's.
+    pub(super) fn is_about_the_name(&self) -> bool {
+        const SENTENCES: [&str; 4] = [
+            "Name or service not known",
+            "No address associated with",
+            "Name does not resolve",
+            "Name has no usable address",
+        ];
         let sentence = self.0.to_string();
-        self.0.kind() == io::ErrorKind::TimedOut
-            || ["Temporary failure", "Try again"].iter().any(|text| sentence.contains(text))
+        self.0.kind() == io::ErrorKind::NotFound
+            || SENTENCES.iter().any(|known| sentence.contains(known))
     }
 }
 
@@ -104,17 +116,21 @@ impl Resolver {
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let Self { policy, lookup, lookups, excepted } = self.clone();
-        // Who is not known shares with all others who are not.
+        // Clients without a known address count as one.
         let client = CLIENT.try_with(|client| *client).unwrap_or(ClientNetwork::UNKNOWN);
         Box::pin(async move {
-            // The fetch, and with it this wait, ends at its own deadline.
-            let permit = lookups.wait_for(client, 1).await;
-            let addresses = spawn_blocking(move || {
-                let _permit = permit; // held by the thread, which may outlive the fetch
-                (lookup.0)(name.as_str())
-            })
-            .await?
-            .map_err(LookupFailed)?;
+            let lookup = async move {
+                let permit = lookups.wait_for(client, 1).await;
+                spawn_blocking(move || {
+                    let _permit = permit; // held by the thread, which may outlive the fetch
+                    (lookup.0)(name.as_str())
+                })
+                .await
+            };
+            let addresses = match timeout(LOOKUP_TIME, lookup).await {
+                Ok(found) => found?.map_err(LookupFailed)?,
+                Err(_) => return Err(LookupFailed(io::ErrorKind::TimedOut.into()).into()),
+            };
             if addresses.is_empty() {
                 return Err(LookupFailed(io::ErrorKind::NotFound.into()).into());
             }
@@ -134,15 +150,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_resolver_that_cannot_tell_is_told_from_a_name_that_does_not_exist() {
-        let failed = |text: &str| {
+    fn only_a_name_that_surely_has_no_address_is_to_blame() {
+        let is_about_the_name = |text: &str| {
             let sentence = format!("failed to lookup address information: {text}");
-            LookupFailed(io::Error::other(sentence)).is_temporary()
+            LookupFailed(io::Error::other(sentence)).is_about_the_name()
         };
-        assert!(failed("Temporary failure in name resolution"));
-        assert!(failed("Try again"));
-        assert!(!failed("Name or service not known"));
-        assert!(!failed("Name does not resolve"));
-        assert!(!LookupFailed(io::ErrorKind::NotFound.into()).is_temporary());
+        assert!(is_about_the_name("Name or service not known"));
+        assert!(is_about_the_name("No address associated with hostname"));
+        assert!(is_about_the_name("Name does not resolve"));
+        assert!(LookupFailed(io::ErrorKind::NotFound.into()).is_about_the_name());
+        assert!(!is_about_the_name("Temporary failure in name resolution"));
+        assert!(!is_about_the_name("Non-recoverable failure in name resolution"));
+        assert!(!is_about_the_name("Memory allocation failure"));
+        assert!(!LookupFailed(io::Error::from_raw_os_error(24)).is_about_the_name());
+        assert!(!LookupFailed(io::ErrorKind::TimedOut.into()).is_about_the_name());
     }
 }

@@ -83,7 +83,6 @@ impl Pipeline {
     /// at work, when those that go first to NVIDIA would take half of this one's time (whoever is
     /// let in must also be served), or when too much memory is in use now.
     pub async fn admit(&self, client: ClientNetwork, body_bytes: u64) -> Result<Admission, Error> {
-        self.store.check_room().await?;
         if !self.at_work.has_room(client, 1) {
             return Err(Error::Overloaded(Shed::AtWork));
         }
@@ -93,6 +92,8 @@ impl Pipeline {
         if !self.memory.has_room(client, body_bytes + self.embedder.inline_memory()) {
             return Err(Error::Overloaded(Shed::Memory));
         }
+        // Last: a disk that hangs delays only those whom nothing else keeps out.
+        self.store.check_room().await?;
         Ok(Admission(client))
     }
 }

@@ -17,6 +17,7 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    time::timeout,
 };
 use tower::ServiceExt;
 
@@ -29,10 +30,14 @@ use crate::telemetry::Metrics;
 /// A connection reads and writes in pieces of at most this many bytes; a header must fit into one.
 const BUFFER: usize = 32 * 1024;
 
+/// How long connections that linger are waited for at the end.
+const LAST_LINGERING: Duration = Duration::from_secs(1);
+
 /// What every connection is served with.
 pub(super) struct Connections {
     router: Router,
     open: Arc<Semaphore>,
+    max: usize,
     peers: Peers,
     graceful: GracefulShutdown,
     metrics: Arc<Metrics>,
@@ -47,6 +52,7 @@ impl Connections {
         Self {
             router,
             open: Arc::new(Semaphore::new(settings.max_connections)),
+            max: settings.max_connections,
             peers: Peers::new(settings.max_connections_per_peer, trusted),
             graceful: GracefulShutdown::new(),
             metrics,
@@ -105,9 +111,13 @@ impl Connections {
         }
     }
 
-    /// Closes connections without a request in them, and waits for the others.
+    /// Closes connections without a request in them, and waits for the others; for those that linger
+    /// behind their answer, a moment.
     pub(super) async fn close(self) {
         self.graceful.shutdown().await;
+        let all = u32::try_from(self.max).unwrap_or(u32::MAX);
+        // Those whose client stays longer than that have had their answer.
+        let _ = timeout(LAST_LINGERING, self.open.acquire_many(all)).await;
     }
 
     /// The connection is closed by being dropped.

@@ -19,7 +19,7 @@ use tokio::{
     time::timeout,
 };
 
-/// The longest that is taken what comes.
+/// How long to go on reading.
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// The most that is taken, in bytes: a body of the largest kind.

@@ -177,12 +177,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn so_it_is_while_hyper_flushes() {
+    async fn a_flush_that_gets_stuck_is_ended_after_ten_seconds() {
         assert_eq!(served_for(Step::Flush).await, LONGEST);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn so_it_is_while_hyper_shuts_the_connection_down() {
+    async fn a_shutdown_that_gets_stuck_is_ended_after_ten_seconds() {
         assert_eq!(served_for(Step::Shutdown).await, LONGEST);
     }
 

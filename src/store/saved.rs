@@ -1,6 +1,11 @@
 //! Gives a picture its name once it is durable: synced, renamed, and the folder synced after.
 
-use std::{fs::File, sync::Arc};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
@@ -16,19 +21,35 @@ pub(super) fn save(
 ) -> Result<SavedFile, Error> {
     enter(Stage::Writing)?;
     let len = spooled.content.len();
-    let mut staged = spooled.into_file(&folder.incoming)?;
-    staged.sync().map_err(while_("sync a picture"))?;
+    let staged = spooled.into_file(&folder.incoming)?;
     let file = SavedFile::new(folder, extension);
-    enter(Stage::Naming)?;
-    // Until it is kept, a failure takes the file back.
-    staged.rename(folder.path.join(&file.name)).map_err(while_("name a picture"))?;
-    File::open(&folder.path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(while_("sync the downloads folder"))?;
-    enter(Stage::Kept)?;
-    staged.keep();
+    let synced = staged.sync().map_err(while_("sync a picture"));
+    if let Err(error) = synced.and_then(|()| enter(Stage::Naming)) {
+        staged.remove();
+        return Err(error);
+    }
+    let path = folder.path.join(&file.name);
+    staged.move_to(&path).map_err(while_("name a picture"))?;
+    let synced = sync(&folder.path).map_err(while_("sync the downloads folder"));
+    if let Err(error) = synced.and_then(|()| enter(Stage::Kept)) {
+        take_back(folder, &path);
+        return Err(error);
+    }
     folder.add_saved_bytes(len);
     Ok(file)
+}
+
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Removes a picture that was named already and is told as not saved; durably, or a power cut would
+/// bring it back.
+fn take_back(folder: &Folder, path: &Path) {
+    if let Err(error) = fs::remove_file(path).and_then(|()| sync(&folder.path)) {
+        let name = path.file_name().and_then(|name| name.to_str());
+        tracing::error!(%error, name, "a picture that was told as not saved could not be removed");
+    }
 }
 
 /// A saved picture. As long as this is held, the picture counts as worked on and is not removed.

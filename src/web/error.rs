@@ -52,7 +52,7 @@ pub enum Error {
     Fetch(#[from] fetch::Error),
     /// The address is that of a web page, maybe one about the picture.
     #[error("the address leads to a web page")]
-    LeadsToPage,
+    LeadsToWebPage,
     /// The picture was not received, saved or embedded.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
@@ -132,7 +132,7 @@ impl Error {
             Self::Body(error) => body_code(error),
             Self::Base64(_) => Code::InvalidBase64,
             Self::Fetch(error) => fetch_code(error),
-            Self::LeadsToPage => Code::UnsupportedImage,
+            Self::LeadsToWebPage => Code::UnsupportedImage,
             Self::Pipeline(error) => pipeline_code(error),
             Self::Unauthorized => Code::Unauthorized,
             Self::CrossOrigin(_) | Self::UnknownName(_) => Code::CrossOrigin,
@@ -152,7 +152,7 @@ impl Error {
             Self::Body(error) => body_detail(error),
             Self::Base64(fault) => fault.to_string(),
             Self::Fetch(error) => fetch_detail(error),
-            Self::LeadsToPage => {
+            Self::LeadsToWebPage => {
                 "image_url leads to a web page, not to a picture: give the address of the picture itself.".into()
             }
             Self::Pipeline(error) => pipeline_detail(error),

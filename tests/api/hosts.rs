@@ -62,10 +62,21 @@ async fn gzip_is_unpacked_up_to_the_limit_and_not_beyond() {
 }
 
 #[tokio::test]
+async fn gzip_that_unpacks_to_nothing_is_read_up_to_the_limit_and_not_beyond() {
+    let head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n".to_vec();
+    // A name in the header that has no end.
+    let name = [head, b"\x1f\x8b\x08\x08\0\0\0\0\0\xff".to_vec(), vec![b'a'; 30 << 20]].concat();
+    assert_problem(&fetched(Reply::Cut(name)).await, 413, "image_too_large");
+}
+
+#[tokio::test]
 async fn gzip_that_is_damaged_or_cut_short_is_a_failed_download() {
     assert!(told(encoded("gzip", ROCKET)).await.contains("damaged"));
     let whole = gzip(ROCKET);
     assert!(told(encoded("gzip", &whole[..whole.len() / 2])).await.contains("broke off"));
+    let mut wrong_block = whole.clone();
+    wrong_block[10] = 0xff; // behind the header
+    assert!(told(encoded("gzip", wrong_block)).await.contains("damaged"));
     let mut wrong_checksum = whole;
     let at = wrong_checksum.len() - 8;
     wrong_checksum[at] ^= 1;
@@ -100,6 +111,8 @@ async fn a_host_that_asks_to_wait_has_its_wish_passed_on() {
         let answer = fetched(Reply::status(status)).await;
         assert!(answer.headers.get("retry-after").is_none());
     }
+    let answer = fetched(Reply::new(503, &[("retry-after", "4294967295")], "")).await;
+    assert_eq!(answer.header("retry-after"), "3600", "nobody shall sleep for years");
     let answer = fetched(Reply::new(500, &[("retry-after", "77")], "")).await;
     assert!(answer.headers.get("retry-after").is_none(), "others' wishes are about other things");
 }
@@ -117,14 +130,16 @@ async fn a_web_page_about_a_picture_is_told_from_damaged_bytes() {
 #[tokio::test]
 async fn a_download_broke_off_only_where_it_had_begun() {
     for reply in [Vec::new(), b"no http".to_vec()] {
-        assert!(told(Reply::Cut(reply)).await.contains("without an answer"));
+        assert!(told(Reply::Cut(reply)).await.contains("no answer that can be read"));
     }
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n".to_vec();
+    assert!(told(Reply::Cut(head)).await.contains("broke off before"));
     let half = [b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat();
     assert!(told(Reply::Cut(half)).await.contains("broke off in the middle"));
 }
 
 #[tokio::test]
-async fn a_resolver_that_is_dead_is_not_the_addresss_fault() {
+async fn a_dead_resolver_is_not_blamed_on_the_address() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::builder(&nvidia)
         .lookup(|name| {
@@ -135,7 +150,9 @@ async fn a_resolver_that_is_dead_is_not_the_addresss_fault() {
         })
         .start()
         .await;
-    for (name, told) in [("unknown", "check the address"), ("any", "no name server answers")] {
+    for (name, told) in
+        [("unknown", "check the address"), ("any", "could not be looked up just now")]
+    {
         let answer = app.by_address(&format!("http://{name}.example/")).await;
         let problem = assert_problem(&answer, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains(told), "{problem}");

@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{Command, Stdio},
+    sync::mpsc,
     time::Duration,
 };
 
@@ -51,14 +52,17 @@ impl Caddy {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut log = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let log = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let (sender, lines) = mpsc::channel();
+        // To its end: Caddy would stop where nobody reads what it logs.
+        std::thread::spawn(move || log.for_each(|line| drop(sender.send(line))));
+        let caddy = Self { address, process };
         let mut said = Vec::new();
         while !said.last().is_some_and(|line: &String| line.contains("serving initial config")) {
-            said.push(log.next().unwrap_or_else(|| panic!("it ended: {said:?}")));
+            let line = lines.recv_timeout(Duration::from_secs(20));
+            said.push(line.unwrap_or_else(|error| panic!("it does not start ({error}): {said:?}")));
         }
-        // It would stop where nobody reads what it logs.
-        std::thread::spawn(move || log.for_each(drop));
-        Self { address, process }
+        caddy
     }
 }
 

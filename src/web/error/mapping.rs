@@ -102,11 +102,12 @@ pub(super) fn fetch_code(error: &fetch::Error) -> Code {
         Error::Refused(Refusal::Invalid(_)) => Code::InvalidUrl,
         Error::Refused(Refusal::Denied(_)) => Code::UrlNotAllowed,
         Error::Timeout => Code::DownloadTimeout,
+        Error::TooManyBytes { .. } => Code::ImageTooLarge,
         Error::NoSuchHost(_)
         | Error::NoResolver(_)
         | Error::Connect(_)
         | Error::NoAnswer(_)
-        | Error::Cut(_)
+        | Error::Cut { .. }
         | Error::Status { .. }
         | Error::Redirects
         | Error::Encoded(_)
@@ -124,19 +125,29 @@ pub(super) fn fetch_detail(error: &fetch::Error) -> String {
             "The host of image_url could not be found; check the address.".into()
         }
         Error::NoResolver(_) => {
-            "The host of image_url could not be looked up, because no name server answers; try again later.".into()
+            "The host of image_url could not be looked up just now; try again later.".into()
         }
         Error::Connect(_) => "The host of image_url could not be connected to.".into(),
-        Error::NoAnswer(_) => "The host of image_url closed the connection without an answer.".into(),
-        Error::Cut(_) => "The host of image_url broke off in the middle of the picture.".into(),
+        Error::NoAnswer(_) => "The host of image_url gave no answer that can be read.".into(),
+        Error::Cut { had_begun: true, .. } => {
+            "The host of image_url broke off in the middle of the picture.".into()
+        }
+        Error::Cut { had_begun: false, .. } => {
+            "The host of image_url broke off before the picture.".into()
+        }
+        Error::TooManyBytes { limit } => too_large(*limit),
         Error::Status { status, .. } => {
             format!("The host of image_url answered with status {status} instead of a picture.")
         }
         Error::Redirects => "The address redirects too often, or to nowhere.".into(),
         Error::Encoded(coding) => {
-            format!("The host of image_url sent the picture with Content-Encoding: {coding}, which is not read here.")
+            format!(
+                "The host of image_url sent the picture with Content-Encoding: {coding}, which is not read here."
+            )
         }
-        Error::BadGzip(_) => "The host of image_url sent the picture as gzip that is damaged.".into(),
+        Error::BadGzip(_) => {
+            "The host of image_url sent the picture as gzip that is damaged.".into()
+        }
         Error::Empty => "The host of image_url answered without a picture.".into(),
     }
 }

@@ -99,8 +99,8 @@ fn is_name(mut name: &[u8]) -> bool {
     !is_empty
 }
 
-/// hyper undoes the chunks and nothing else, and takes whatever ends in `chunked`. What ends
-/// otherwise it refuses itself: nobody knows where such a body ends.
+/// hyper undoes the chunks and nothing else, and takes whatever ends in `chunked`. It refuses
+/// every other ending itself: nobody knows where such a body ends.
 fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
@@ -113,8 +113,8 @@ fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
 fn check_content_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     let lines = headers.get_all(header::CONTENT_ENCODING).iter();
     let mut codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    let is_none = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
-    if codings.all(|coding| is_none(coding.trim_ascii())) {
+    let is_identity = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
+    if codings.all(|coding| is_identity(coding.trim_ascii())) {
         Ok(())
     } else {
         Err(HeadError::ContentEncoding(printable(headers, header::CONTENT_ENCODING)))

@@ -65,6 +65,10 @@ fn describe(operation: &mut Operation) {
             "429" | "503" if is_problem(response) => {
                 add(response, "retry-after", Type::Integer, "Seconds to wait before another try.");
             }
+            "502" if is_problem(response) => {
+                let what = "Seconds to wait before another try, where the picture's host or NVIDIA says so.";
+                add(response, "retry-after", Type::Integer, what);
+            }
             _ => {}
         }
     }

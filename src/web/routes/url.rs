@@ -110,18 +110,18 @@ pub(super) async fn vectorize_image(
         }
         _ => {}
     }
-    let bytes = fetched.into_stream().map_err(Error::from);
-    let received = app.pipeline.receive(admission, bytes).await.map_err(name_web_page)?;
+    let bytes = fetched.into_stream(limits.max_image_bytes).map_err(Error::from);
+    let received = app.pipeline.receive(admission, bytes).await.map_err(explain_web_page)?;
     let done = app.pipeline.embed(received, freshness).await?;
     Ok(Answer::new(done, app.model).fetched_from(address))
 }
 
-/// The web page about a picture is what people copy the address of.
-fn name_web_page(error: Error) -> Error {
+/// People often copy the address of the page that shows a picture.
+fn explain_web_page(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::Image(image::Error::Unsupported(
             Unsupported::WebPage,
-        ))) => Error::LeadsToPage,
+        ))) => Error::LeadsToWebPage,
         other => other,
     }
 }
