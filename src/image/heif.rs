@@ -53,7 +53,8 @@ impl Header {
     /// The pixels of one HEVC stream, with what an encoder pads.
     pub(super) fn padded_stream(&self) -> u64 {
         let (width, height) = self.stream;
-        (u64::from(width) + u64::from(PADDING)) * (u64::from(height) + u64::from(PADDING))
+        let padded = |side: u32| u64::from(side) + u64::from(PADDING);
+        padded(width).saturating_mul(padded(height))
     }
 
     /// The pixels of the largest thing that is decoded.
