@@ -32,8 +32,13 @@ pub use resolver::Lookup;
 pub const USER_AGENT: &str =
     concat!("Mozilla/5.0 (compatible; imagesvc/", env!("CARGO_PKG_VERSION"), ")");
 
-/// The formats that can be used, so that a CDN does not choose another.
-const ACCEPTED: &str = "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff";
+/// The formats that can be used, so that a CDN does not choose another; HEIC only where there is no other,
+/// since its decoder is the slowest and strictest one.
+const ACCEPTED: &str = if cfg!(feature = "heic") {
+    "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff,image/heic;q=0.5"
+} else {
+    "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff"
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 

@@ -2,14 +2,15 @@
 //!
 //! A new format has its name, its media type and its first bytes in `sniff`, its size in `probe`, its
 //! memory in `cost`, its decoder in `render`, and its way to NVIDIA in `embed/plan.rs`: the compiler
-//! names each of these once [`Format`] knows it. `fetch.rs`, the home page, `Cargo.toml` and the README
-//! name the formats, too.
+//! names each of these once [`Format`] knows it. `fetch.rs`, `web/routes/url.rs`, `Cargo.toml` and the
+//! README name the formats, too.
 //!
 //! Everything here is synchronous; what takes time is called off the async threads. Headers are
 //! read within bounds; pixels are decoded by [`crate::decoder`]'s processes alone.
 
 mod content;
 mod cost;
+mod heif;
 mod jpeg_scans;
 mod probe;
 mod render;
@@ -26,10 +27,10 @@ pub enum Error {
     /// No bytes at all.
     #[error("the picture is empty")]
     Empty,
-    /// Not one of the six formats.
+    /// Not one of the formats, or a kind of one that is not read.
     #[error("{0}")]
     Unsupported(Unsupported),
-    /// One of the six by its first bytes, but no size can be read.
+    /// One of them by its first bytes, but no size can be read.
     #[error("the header of the {0} picture cannot be read")]
     BadHeader(Format),
     /// More pixels than the limit.

@@ -21,7 +21,7 @@ pub(super) enum Plan {
 /// What is done with a picture of so many bytes, of which `largest_inline` go inline.
 pub(super) fn plan(format: Format, len: u64, may_upload: bool, largest_inline: u64) -> Plan {
     match format {
-        Format::WebP | Format::Gif | Format::Bmp | Format::Tiff => Plan::Reencode,
+        Format::WebP | Format::Gif | Format::Bmp | Format::Tiff | Format::Heic => Plan::Reencode,
         Format::Jpeg | Format::Png if len <= largest_inline => Plan::SendInline,
         Format::Jpeg | Format::Png if may_upload => Plan::Upload,
         Format::Jpeg | Format::Png => Plan::Shrink,
@@ -34,15 +34,15 @@ mod tests {
 
     #[test]
     fn a_picture_goes_by_its_format_its_size_and_whether_uploads_work() {
-        use Format::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+        use Format::{Bmp, Gif, Heic, Jpeg, Png, Tiff, WebP};
         use Plan::{Reencode, SendInline, Shrink, Upload};
         for (formats, len, with_uploads, without_uploads) in [
             (&[Jpeg, Png][..], 1, SendInline, SendInline),
             (&[Jpeg, Png], 149_997, SendInline, SendInline),
             (&[Jpeg, Png], 149_998, Upload, Shrink),
             (&[Jpeg, Png], u64::MAX, Upload, Shrink),
-            (&[WebP, Gif, Bmp, Tiff], 1, Reencode, Reencode),
-            (&[WebP, Gif, Bmp, Tiff], u64::MAX, Reencode, Reencode),
+            (&[WebP, Gif, Bmp, Tiff, Heic], 1, Reencode, Reencode),
+            (&[WebP, Gif, Bmp, Tiff, Heic], u64::MAX, Reencode, Reencode),
         ] {
             for format in formats {
                 for (may_upload, expected) in [(true, with_uploads), (false, without_uploads)] {

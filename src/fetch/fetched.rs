@@ -46,7 +46,7 @@ impl Fetched {
             let Some(bytes) = response.chunk().await.map_err(Fault::Cut)? else { return Ok(None) };
             let received = before + bytes.len() as u64;
             if received > limit {
-                Err(Fault::TooManyBytes)?
+                return Err(Fault::TooManyBytes.into());
             }
             Ok(Some((bytes, (response, received))))
         });

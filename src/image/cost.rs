@@ -9,7 +9,7 @@
 
 use std::io::{BufRead, Read, Seek, SeekFrom};
 
-use super::{Error, Format, Picture, Reader};
+use super::{Error, Format, Picture, Reader, heif};
 use tiff::Tiff;
 
 mod tiff;
@@ -41,6 +41,10 @@ pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
         Format::Gif => Some(4 + 5),
         Format::Bmp => Some(4 + TURNED),
         Format::Tiff => tiff(reader),
+        Format::Heic => {
+            let bytes = heic(reader, picture.content.len());
+            return bytes.map(|bytes| bytes + METADATA).ok_or(Error::BadHeader(picture.format));
+        }
     };
     let per_pixel = per_pixel.ok_or(Error::BadHeader(picture.format))?.max(ENCODING);
     Ok(picture.pixels() * per_pixel + picture.content.len() + METADATA)
@@ -147,6 +151,32 @@ fn tiff(reader: &mut Reader) -> Option<u64> {
     Some(decoded + inside + 4)
 }
 
+/// HEVC is decoded to planes of 16 bits a sample, whatever the depth, and these are made pixels of four
+/// bytes. A grid's tiles are decoded one after another into the whole; cutting, turning and mirroring
+/// take a second copy. The file is held whole, and the stream of the picture, or of a tile, twice more.
+fn heic(reader: &mut Reader, file_len: u64) -> Option<u64> {
+    const PIXEL: u64 = 4;
+    let header = heif::read(reader).ok()?;
+    let (pixels, stream) = (header.pixels(), header.padded_stream());
+    let sample = match header.chroma {
+        0 => 2,
+        1 => 3,
+        2 => 4,
+        _ => 6,
+    };
+    let turned = if header.is_turned { PIXEL } else { 0 };
+    // The planes, before and after the filters that smooth blocks.
+    let planes = 2 * sample + 2;
+    let decoding = if header.is_grid {
+        let alpha = if header.has_alpha { PIXEL + turned } else { 0 };
+        pixels * (PIXEL + turned.max(alpha)) + stream * (planes + PIXEL)
+    } else {
+        let alpha = if header.has_alpha { 6 } else { 0 };
+        stream.max(pixels) * planes.max(sample + PIXEL + alpha).max(PIXEL + turned)
+    };
+    Some(decoding.max(pixels * ENCODING) + 3 * file_len)
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
@@ -230,6 +260,26 @@ mod tests {
         }
     }
 
+    /// What a HEIC of 1600 × 1200 pixels takes beside its file and its metadata.
+    fn heic(name: &str) -> u64 {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/heic");
+        let bytes = std::fs::read(format!("{folder}/{name}.heic")).unwrap();
+        let len = bytes.len() as u64;
+        let content = Content::Memory(bytes.into());
+        let picture = Picture { content, format: Format::Heic, width: 1600, height: 1200 };
+        decode_cost(&picture).unwrap() - METADATA - 3 * len
+    }
+
+    #[test]
+    fn a_heic_takes_more_in_one_piece_with_more_colour_turned_or_with_alpha() {
+        let [grid, turned, grey, single, alpha, full] =
+            ["grid", "grid-turned", "single-grey", "single", "single-alpha", "single-444"]
+                .map(|name| heic(&format!("large-{name}")));
+        assert!(grid < turned && grid < single, "{grid} {turned} {single}");
+        assert!(grey < single && single < alpha && single < full, "{grey} {single} {alpha} {full}");
+        assert!(grid >= 1600 * 1200 * ENCODING);
+    }
+
     #[test]
     fn a_tiff_with_absurd_tables_is_refused() {
         for absurd in [
@@ -288,6 +338,8 @@ mod tests {
 
     #[test]
     fn the_readmes_bounds_are_those_of_the_estimate() {
+        // The file twice more, and a tile.
+        const HEIC_BESIDE: u64 = (40 << 20) + (4 << 20);
         let bound = |per_pixel: u64, beside: u64| {
             ((384 << 20) - (20 << 20) - METADATA - beside) / per_pixel / 1_000_000
         };
@@ -301,8 +353,9 @@ mod tests {
             (bound(per_pixel(&encoded(ImageFormat::WebP)), 0), "lossless WebP"),
             (bound(per_pixel(&jpeg(0xc2, 3)), SCALING), "progressive JPEG"),
             (bound(per_pixel(animated), 0), "animated WebP"),
+            (bound(heic("large-single") / 1_920_000, HEIC_BESIDE), "HEIC"),
         ];
-        assert_eq!(bounds.map(|(megapixels, _)| megapixels), [46, 46, 41, 33, 35, 31]);
+        assert_eq!(bounds.map(|(megapixels, _)| megapixels), [46, 46, 41, 33, 35, 31, 40]);
         let readme = include_str!("../../README.md");
         let readme = readme.split_whitespace().collect::<Vec<_>>().join(" ");
         for (megapixels, kind) in bounds {

@@ -10,6 +10,8 @@ use image_rs::{
 
 use super::{Error, Format, Picture, cost::decode_cost, jpeg_scans::has_too_many_scans};
 
+mod heic;
+
 /// JPEG quality of a picture that is only converted: hard to tell from the original.
 const CONVERTED_QUALITY: u8 = 95;
 /// JPEG quality of a picture that is scaled down: detail goes into pixels, not into quality.
@@ -117,10 +119,13 @@ pub(super) fn decode_upright(picture: &Picture, cost: u64) -> Result<RgbImage, E
 }
 
 fn decode(picture: &Picture, cost: u64) -> Result<(RgbImage, Orientation), Error> {
+    let Some(format) = image_format(picture.format) else {
+        return Ok((heic::decode(picture)?, Orientation::NoTransforms));
+    };
     if picture.format == Format::Jpeg && has_too_many_scans(&mut picture.content.reader())? {
         return Err(Error::Broken { format: Format::Jpeg, reason: "too many scans".into() });
     }
-    let mut decoder = decoder(picture, cost)?;
+    let mut decoder = decoder(picture, format, cost)?;
     let orientation = orientation(&mut decoder);
     let image = DynamicImage::from_decoder(decoder).map_err(|source| broken(picture, source))?;
     let image = match image {
@@ -131,9 +136,12 @@ fn decode(picture: &Picture, cost: u64) -> Result<(RgbImage, Orientation), Error
     Ok((image, orientation))
 }
 
-fn decoder(picture: &Picture, max_alloc: u64) -> Result<impl ImageDecoder, Error> {
-    let mut reader =
-        ImageReader::with_format(picture.content.reader(), image_format(picture.format));
+fn decoder(
+    picture: &Picture,
+    format: ImageFormat,
+    max_alloc: u64,
+) -> Result<impl ImageDecoder, Error> {
+    let mut reader = ImageReader::with_format(picture.content.reader(), format);
     let mut limits = Limits::no_limits();
     // The header was judged by its size; a decoder that finds another size is stopped.
     (limits.max_image_width, limits.max_image_height) = (Some(picture.width), Some(picture.height));
@@ -155,14 +163,16 @@ fn broken(picture: &Picture, error: ImageError) -> Error {
     }
 }
 
-fn image_format(format: Format) -> ImageFormat {
+/// What the library calls the format; HEIC is none of its own.
+fn image_format(format: Format) -> Option<ImageFormat> {
     match format {
-        Format::Jpeg => ImageFormat::Jpeg,
-        Format::Png => ImageFormat::Png,
-        Format::WebP => ImageFormat::WebP,
-        Format::Gif => ImageFormat::Gif,
-        Format::Bmp => ImageFormat::Bmp,
-        Format::Tiff => ImageFormat::Tiff,
+        Format::Jpeg => Some(ImageFormat::Jpeg),
+        Format::Png => Some(ImageFormat::Png),
+        Format::WebP => Some(ImageFormat::WebP),
+        Format::Gif => Some(ImageFormat::Gif),
+        Format::Bmp => Some(ImageFormat::Bmp),
+        Format::Tiff => Some(ImageFormat::Tiff),
+        Format::Heic => None,
     }
 }
 

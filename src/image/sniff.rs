@@ -19,12 +19,28 @@ pub enum Format {
     Bmp,
     /// TIFF
     Tiff,
+    /// HEIC; read where the service is built with the feature `heic`.
+    Heic,
 }
 
 impl Format {
-    /// Every format.
-    pub const ALL: [Self; 6] =
-        [Self::Jpeg, Self::Png, Self::WebP, Self::Gif, Self::Bmp, Self::Tiff];
+    /// Every format that has a name here, [`Self::Heic`] also where it is not read: what another build
+    /// has saved keeps its name.
+    pub const ALL: [Self; 7] =
+        [Self::Jpeg, Self::Png, Self::WebP, Self::Gif, Self::Bmp, Self::Tiff, Self::Heic];
+
+    /// The formats that are read, as a sentence has them.
+    pub const NAMES: &str = if cfg!(feature = "heic") {
+        "JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC"
+    } else {
+        "JPEG, PNG, WebP, GIF, BMP or TIFF"
+    };
+
+    /// The formats that are read.
+    pub fn read() -> impl Iterator<Item = Self> {
+        let is_read = |format: &Self| *format != Self::Heic || cfg!(feature = "heic");
+        Self::ALL.into_iter().filter(is_read)
+    }
 
     /// The media type, as registered with IANA.
     pub fn media_type(self) -> &'static str {
@@ -35,6 +51,7 @@ impl Format {
             Self::Gif => "image/gif",
             Self::Bmp => "image/bmp",
             Self::Tiff => "image/tiff",
+            Self::Heic => "image/heic",
         }
     }
 
@@ -47,6 +64,7 @@ impl Format {
             Self::Gif => "gif",
             Self::Bmp => "bmp",
             Self::Tiff => "tiff",
+            Self::Heic => "heic",
         }
     }
 }
@@ -60,6 +78,7 @@ impl fmt::Display for Format {
             Self::Gif => "GIF",
             Self::Bmp => "BMP",
             Self::Tiff => "TIFF",
+            Self::Heic => "HEIC",
         })
     }
 }
@@ -67,7 +86,7 @@ impl fmt::Display for Format {
 /// What the bytes are instead, as far as it can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unsupported {
-    /// What iPhones take by default.
+    /// What iPhones take by default, where it is not read.
     Heic,
     /// AVIF
     Avif,
@@ -79,26 +98,35 @@ pub enum Unsupported {
     Pdf,
     /// HTML
     WebPage,
+    /// A kind of a format that is read: what it is, with its article.
+    Kind(&'static str),
     /// Anything else.
     Unknown,
 }
 
 impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Heic => {
+        match self {
+            Self::Heic => f.write_str(
                 "HEIC pictures are not supported: send a JPEG (on an iPhone: Settings, Camera, Formats, \
-                 Most Compatible; in an app: export as JPEG)."
-            }
-            Self::Avif => "AVIF pictures are not supported: send a JPEG, PNG, WebP, GIF, BMP or TIFF.",
-            Self::Svg => "SVG drawings are not supported: render the drawing to a PNG and send that.",
+                 Most Compatible; in an app: export as JPEG).",
+            ),
+            Self::Avif => write!(f, "AVIF pictures are not supported: send a {}.", Format::NAMES),
+            Self::Svg => f.write_str(
+                "SVG drawings are not supported: render the drawing to a PNG and send that.",
+            ),
+            Self::Pdf => f.write_str(
+                "PDF documents are not supported: send a page as a JPEG or PNG picture.",
+            ),
             Self::JpegXl => {
-                "JPEG XL pictures are not supported: send a JPEG, PNG, WebP, GIF, BMP or TIFF."
+                write!(f, "JPEG XL pictures are not supported: send a {}.", Format::NAMES)
             }
-            Self::WebPage => "This is a web page, not a picture: send the picture itself.",
-            Self::Pdf => "PDF documents are not supported: send a page as a JPEG or PNG picture.",
-            Self::Unknown => "These bytes are not a JPEG, PNG, WebP, GIF, BMP or TIFF picture.",
-        })
+            Self::WebPage => {
+                f.write_str("This is a web page, not a picture: send the picture itself.")
+            }
+            Self::Kind(kind) => write!(f, "This is {kind}, which is not supported: send a JPEG or PNG."),
+            Self::Unknown => write!(f, "These bytes are not a {} picture.", Format::NAMES),
+        }
     }
 }
 
@@ -117,7 +145,7 @@ pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Format::Gif),
         [b'B', b'M', ..] if is_bmp(head) => Ok(Format::Bmp),
         [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(Format::Tiff),
-        [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] => Err(iso_media(brand)),
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => iso_media(head),
         [b'%', b'P', b'D', b'F', b'-', ..] => Err(Unsupported::Pdf),
         [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => Err(Unsupported::JpegXl),
         _ => Err(markup(head).unwrap_or(Unsupported::Unknown)),
@@ -133,17 +161,39 @@ fn is_bmp(head: &[u8]) -> bool {
         && matches!(header_length, Some(12 | 16 | 40 | 52 | 56 | 64 | 108 | 124))
 }
 
-/// HEIF and AVIF name themselves in the brands of the `ftyp` box (ISO/IEC 23008-12).
-fn iso_media(brands: &[u8]) -> Unsupported {
-    let brands = &brands[..brands.len().min(64)];
-    let has = |wanted: &[&[u8]]| brands.chunks_exact(4).any(|brand| wanted.contains(&brand));
-    if has(&[b"avif", b"avis"]) {
-        Unsupported::Avif
-    } else if has(&[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"]) {
-        Unsupported::Heic
-    } else {
-        Unsupported::Unknown
+/// HEIF and AVIF name themselves in the brands of the `ftyp` box: one, four bytes of version, and more
+/// that the file can be read as (ISO/IEC 14496-12, 4.3; ISO/IEC 23008-12, 10). AVIF may be read as HEIF,
+/// too. Of the generic brands, the picture inside tells which it is.
+fn iso_media(head: &[u8]) -> Result<Format, Unsupported> {
+    const AVIF: &[&[u8]] = &[b"avif", b"avis"];
+    const HEIC: &[&[u8]] = &[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"];
+    const GENERIC: &[&[u8]] = &[b"mif1", b"mif2", b"msf1"];
+    let length = head.first_chunk().map_or(0, |length| u32::from_be_bytes(*length));
+    let length = usize::try_from(length).unwrap_or(head.len()).min(head.len()).min(8 + 64);
+    let brands = head.get(8..length).unwrap_or_default();
+    let (major, others) = brands.split_at_checked(4).unwrap_or_default();
+    let has = |wanted: &[&[u8]]| {
+        wanted.contains(&major)
+            || others.chunks_exact(4).skip(1).any(|brand| wanted.contains(&brand))
+    };
+    if AVIF.contains(&major) {
+        return Err(Unsupported::Avif);
     }
+    if has(HEIC) {
+        return heic();
+    }
+    if has(AVIF) {
+        return Err(Unsupported::Avif);
+    }
+    match major {
+        b"mif3" => Err(Unsupported::Kind("a HEIF picture with the short header (mini)")),
+        _ if has(GENERIC) => heic(),
+        _ => Err(Unsupported::Unknown),
+    }
+}
+
+fn heic() -> Result<Format, Unsupported> {
+    if cfg!(feature = "heic") { Ok(Format::Heic) } else { Err(Unsupported::Heic) }
 }
 
 /// HTML or SVG, by which of their tags comes first.
@@ -177,9 +227,16 @@ mod tests {
     #[test]
     fn what_is_no_picture_is_named_where_it_can_be() {
         for (head, expected) in [
-            (&b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], Unsupported::Heic),
-            (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", Unsupported::Heic),
-            (b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf", Unsupported::Avif),
+            (&b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf"[..], Unsupported::Avif),
+            (b"\0\0\0\x1cftypavif\0\0\0\0mif1heicmiaf", Unsupported::Avif),
+            (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", Unsupported::Avif),
+            (
+                b"\0\0\0\x10ftypmif3mini",
+                Unsupported::Kind("a HEIF picture with the short header (mini)"),
+            ),
+            // A version is no brand, and what follows the box is none.
+            (b"\0\0\0\x14ftypqt  heicqt  ", Unsupported::Unknown),
+            (b"\0\0\0\x14ftypqt  \0\0\0\0qt  heic", Unsupported::Unknown),
             (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", Unsupported::Unknown),
             (b"<svg xmlns=\"http://www.w3.org/2000/svg\"/>", Unsupported::Svg),
             (b"\xef\xbb\xbf <?xml version=\"1.0\"?><!-- x --><SVG/>", Unsupported::Svg),
@@ -198,6 +255,29 @@ mod tests {
         ] {
             assert_eq!(sniff(head), Err(expected), "{}", head.escape_ascii());
         }
+    }
+
+    #[test]
+    fn heic_is_told_by_its_brands() {
+        let expected =
+            if cfg!(feature = "heic") { Ok(Format::Heic) } else { Err(Unsupported::Heic) };
+        for head in [
+            &b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..],
+            b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic",
+            b"\0\0\0\x1cftypmif1\0\0\0\0avifheicmif1",
+            b"\0\0\0\x14ftypmif1\0\0\0\0mif1",
+            b"\0\0\0\x10ftypmsf1\0\0\0\0",
+            b"\0\0\0\x1cftypMiHE\0\0\0\0mif1heic",
+        ] {
+            assert_eq!(sniff(head), expected, "{}", head.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn sentences_name_the_formats_that_are_read() {
+        let names: Vec<_> = Format::read().map(|format| format.to_string()).collect();
+        let (last, others) = names.split_last().unwrap();
+        assert_eq!(Format::NAMES, format!("{} or {last}", others.join(", ")));
     }
 
     proptest! {

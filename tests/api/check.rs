@@ -36,6 +36,7 @@ fn what_is_fine_is_a_line_each_and_exit_code_0() {
         states.len() >= 4 && states.iter().all(|state| ["ok", "note"].contains(state)),
         "{text}"
     );
+    assert!(text.contains("can be listened on"), "{text}");
     assert!(!folder.path().join("downloads").exists(), "a check leaves nothing behind");
 }
 

@@ -1,11 +1,13 @@
-//! The six formats, and what is none of them.
+//! The formats, and what is none of them. (HEIC has tests of its own.)
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image_rs::ImageFormat;
 
+#[cfg(not(feature = "heic"))]
+use crate::support::PHONE;
 use crate::support::{
-    CHELSEA, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, converted,
-    heic,
+    CHELSEA, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, avif,
+    converted,
 };
 
 #[tokio::test]
@@ -66,8 +68,7 @@ async fn what_is_no_picture_is_refused_and_leaves_nothing() {
         (b"\xff\x0a\xfa\x1f\x41", "JPEG XL"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"%PDF-1.7 and so on", "PDF"),
-        (&heic(), "HEIC"),
-        (b"\0\0\0\x1cftypavif\0\0\0\0avifmif1", "AVIF"),
+        (&avif(), "AVIF"),
         (b"PK\x03\x04 a zip called photo.jpg", "JPEG, PNG"),
         (b"x", "JPEG, PNG"),
         (&ROCKET[..20], "header"),
@@ -83,13 +84,18 @@ async fn what_is_no_picture_is_refused_and_leaves_nothing() {
     assert!(nvidia.received().is_empty());
 }
 
+#[cfg(not(feature = "heic"))]
 #[tokio::test]
-async fn a_heic_picture_is_told_how_to_become_a_jpeg() {
+async fn a_heic_picture_is_told_how_to_become_a_jpeg_where_it_is_not_read() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::start(&nvidia).await;
-    let problem =
-        assert_problem(&app.upload(&heic(), "IMG_1.HEIC").await, 415, "unsupported_image");
-    assert!(problem["detail"].as_str().unwrap().contains("Most Compatible"));
+    for picture in [PHONE, &PHONE[..300]] {
+        let answer = app.upload(picture, "IMG_1.HEIC").await;
+        let problem = assert_problem(&answer, 415, "unsupported_image");
+        assert!(problem["detail"].as_str().unwrap().contains("Most Compatible"));
+    }
+    let problem = assert_problem(&app.upload(b"no picture", "x").await, 415, "unsupported_image");
+    assert!(problem["detail"].as_str().unwrap().ends_with("GIF, BMP or TIFF picture."));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use imagesvc::config::Raw;
 
 use crate::support::{
-    Child, Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, heic, nvidia_api::KEY,
+    Child, Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, nvidia_api::KEY,
     tiny, try_number,
 };
 
@@ -66,7 +66,7 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
         (200, upload(ROCKET).bearer_auth(own)),
         (200, upload(HUBBLE).bearer_auth("planted-client-key-2")),
         (200, upload(ROCKET).bearer_auth(own).header("cache-control", "no-cache")),
-        (415, upload(&heic()).bearer_auth(own)),
+        (415, upload(&avif()).bearer_auth(own)),
         (401, upload(ROCKET).bearer_auth("planted-wrong-key")),
         (401, upload(ROCKET)),
         (403, upload(ROCKET).bearer_auth(own).header("origin", "https://evil.example")),

@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
 use crate::support::{
-    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, embedding, heic, metric, number,
+    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, embedding, metric, number,
     tiny,
 };
 
@@ -28,7 +28,7 @@ async fn every_request_is_one_json_line_with_the_facts_in_fields() {
         ("first", tiny(1), 200),
         ("again", tiny(1), 200),
         ("refused", tiny(402), 503),
-        ("heic", heic(), 415),
+        ("avif", avif(), 415),
     ] {
         assert_eq!(upload(id, &picture).await.unwrap().status(), status);
     }
@@ -66,9 +66,9 @@ async fn every_request_is_one_json_line_with_the_facts_in_fields() {
     assert!(refused["error"].as_str().unwrap().contains("status 402"));
     assert!(refused["saved_as"].is_string());
     assert_eq!(refused["attempts"].as_u64(), Some(1));
-    let heic = line("heic");
+    let avif = line("avif");
     assert_eq!(
-        (heic["level"].as_str(), heic["code"].as_str()),
+        (avif["level"].as_str(), avif["code"].as_str()),
         (Some("INFO"), Some("unsupported_image"))
     );
     let none = line("none");

@@ -32,6 +32,8 @@ mod formats;
 mod framing;
 mod fuzz;
 mod guard;
+#[cfg(feature = "heic")]
+mod heic;
 mod hosts;
 mod inline;
 mod kinds;

@@ -51,6 +51,8 @@ fn children_take_what_was_estimated_and_render_every_kind_within_their_limits() 
     pictures.extend(turned(&pictures));
     pictures.extend(noisy((1600, 1200)));
     pictures.extend(large());
+    #[cfg(feature = "heic")]
+    pictures.extend(heic());
     let jobs = pictures.iter().enumerate().flat_map(|(n, picture)| {
         // What follows decoding is the same for all kinds: some are enough.
         let targets =
@@ -141,9 +143,10 @@ fn measure(bytes: &[u8], target: Target) -> Result<Peak, String> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap()
     };
-    // All but JPEG's decoder read as they go. That part is for metadata as well, and pictures that
-    // are not compressed would hide behind it.
-    let unheld = if picture.format == Format::Jpeg { 0 } else { bytes.len() as u64 };
+    // All but JPEG's and HEIC's decoders read as they go. That part is for metadata as well, and
+    // pictures that are not compressed would hide behind it.
+    let is_held = matches!(picture.format, Format::Jpeg | Format::Heic);
+    let unheld = if is_held { 0 } else { bytes.len() as u64 };
     Ok(Peak {
         resident: kibibytes("VmHWM:") << 10,
         address_space: kibibytes("VmPeak:") << 10,
@@ -250,4 +253,14 @@ fn large() -> Vec<Kind> {
     [("jpeg", ImageFormat::Jpeg), ("webp", ImageFormat::WebP), ("bmp", ImageFormat::Bmp)]
         .map(encoded)
         .to_vec()
+}
+
+/// Of 1600 × 1200 pixels, with and without tiles, turned, with alpha, and in every sampling of colours.
+#[cfg(feature = "heic")]
+fn heic() -> Vec<Kind> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/heic");
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let name = |path: &std::path::PathBuf| path.file_stem().unwrap().to_str().unwrap().to_owned();
+    let large = files.filter(|path| name(path).starts_with("large-"));
+    large.map(|path| (format!("heic-{}", name(&path)), fs::read(&path).unwrap())).collect()
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::support::{
     Answer, CHELSEA, Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem,
-    converted, embedding, heic, noise_png, nvidia_api::INFER,
+    avif, converted, embedding, noise_png, nvidia_api::INFER,
 };
 
 /// Every way in, with a picture; that of the URL route is what the origin serves.
@@ -108,7 +108,7 @@ async fn what_is_no_picture_leaves_no_file_either_way() {
     let mut broken = converted(CHELSEA, ImageFormat::Gif);
     broken.truncate(broken.len() / 3);
     broken[800..].fill(0xff);
-    for picture in [heic(), broken] {
+    for picture in [avif(), broken] {
         for query in ["save=false", "save=true"] {
             let answer = app.send(asking(app.upload_request(&picture, "a"), query)).await;
             assert_problem(&answer, 415, "unsupported_image");

@@ -15,8 +15,8 @@ use futures_util::{StreamExt, stream};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, bombs, children_of, converted, embedding,
-    heic, metric, nvidia_api::INFER, tiny, variant,
+    Child, FakeNvidia, FakeServer, HUBBLE, PHONE, ROCKET, Reply, avif, bombs, children_of,
+    converted, embedding, metric, nvidia_api::INFER, tiny, variant,
 };
 
 /// Requests a second, at most: the run is bounded in number as well as in time.
@@ -78,7 +78,8 @@ async fn one(
         8 => child.base64_request(client, &variant(ROCKET, n)),
         9 => child.address_request(client, &origin.url(&format!("/{n}"))),
         10 => upload(converted(&tiny(n), image_rs::ImageFormat::Bmp)),
-        11 => upload(heic()),
+        11 if n.is_multiple_of(2) => upload(variant(PHONE, n)),
+        11 => upload(avif()),
         12 => client.post(child.url("/vectorize-image-base64")).body("{\"image_base64\": \"***\"}"),
         13 => client.get(child.url("/metrics")),
         14 => {

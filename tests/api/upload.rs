@@ -1,6 +1,6 @@
 //! The upload route, as clients call it, slips included.
 
-use crate::support::{FORM, FakeNvidia, ROCKET, TestApp, assert_problem, form, heic, noise_png};
+use crate::support::{FORM, FakeNvidia, ROCKET, TestApp, assert_problem, avif, form, noise_png};
 
 #[tokio::test]
 async fn other_fields_are_ignored_before_and_after_the_file() {
@@ -170,10 +170,10 @@ async fn names_are_given_back_without_what_cannot_be_seen() {
 }
 
 #[tokio::test]
-async fn a_heic_picture_without_a_file_name_is_still_told_what_it_is() {
+async fn a_picture_of_an_unread_format_without_a_file_name_is_still_told_what_it_is() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::start(&nvidia).await;
-    let answer = app.upload_parts(&[("name=\"file\"", &heic())]).await;
+    let answer = app.upload_parts(&[("name=\"file\"", &avif())]).await;
     assert_problem(&answer, 415, "unsupported_image");
 }
 

@@ -8,6 +8,13 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, free_address,
 };
 
+/// What a host is told of the formats that are read.
+const ACCEPT: &str = if cfg!(feature = "heic") {
+    "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff,image/heic;q=0.5"
+} else {
+    "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff"
+};
+
 /// A service that may fetch from this origin alone.
 async fn allowed(nvidia: &FakeNvidia, origin: &FakeServer) -> TestApp {
     TestApp::builder(nvidia).may_fetch_from(origin).start().await
@@ -43,7 +50,7 @@ async fn a_picture_is_fetched_without_a_trace_of_the_service() {
         received[0].sorted_headers(),
         [
             "accept-encoding: identity",
-            "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff",
+            ACCEPT,
             concat!(
                 "user-agent: Mozilla/5.0 (compatible; imagesvc/",
                 env!("CARGO_PKG_VERSION"),

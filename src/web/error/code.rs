@@ -49,7 +49,7 @@ codes! {
     InvalidBase64 = "invalid_base64", BAD_REQUEST;
     /// No bytes.
     EmptyImage = "empty_image", BAD_REQUEST;
-    /// Not one of the six formats, or a header that cannot be read.
+    /// Not one of the formats that are read, a kind of one that is not, or damaged.
     UnsupportedImage = "unsupported_image", UNSUPPORTED_MEDIA_TYPE;
     /// More bytes or pixels than the limit.
     ImageTooLarge = "image_too_large", PAYLOAD_TOO_LARGE;

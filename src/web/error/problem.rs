@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{Code, Error, FieldError};
-use crate::pipeline::Saved;
+use crate::{image::Unsupported, pipeline::Saved};
 
 /// An error answer (RFC 9457), with FastAPI's `detail`.
 #[derive(Debug, Serialize, ToSchema)]
@@ -28,7 +28,7 @@ pub struct Problem {
     status: u16,
     code: Code,
     /// What is wrong and what to do.
-    #[schema(example = "These bytes are not a JPEG, PNG, WebP, GIF, BMP or TIFF picture.")]
+    #[schema(example = example_detail)]
     detail: String,
     /// The request's id, as in `x-request-id` and in the log.
     #[schema(example = "019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77")]
@@ -43,6 +43,11 @@ pub struct Problem {
     /// Its path.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
+}
+
+/// What is said of bytes that are no picture.
+fn example_detail() -> String {
+    Unsupported::Unknown.to_string()
 }
 
 /// The media type of [`Problem`].

@@ -12,13 +12,19 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha2::{Digest, Sha256};
 
-use crate::web::{middleware::cors::PageRules, state::AppState};
+use crate::{
+    image::Format,
+    web::{middleware::cors::PageRules, state::AppState},
+};
 
 /// One self-contained file: its own script and style, calls to this service, nothing else.
 const PAGE: &str = include_str!("home.html");
 
 /// Where the page is told of the sandbox's sample picture; nothing, where there is no sandbox.
 const SAMPLE: &str = "{sample}";
+
+/// Where the page is told of the formats that can be chosen.
+const FORMATS: &str = "{formats}";
 
 /// Where the page is told of a name that it may not call the service by; nothing, where it may.
 const STRANGE_NAME: &str = "{strange name}";
@@ -38,6 +44,12 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
+/// By extension as well: not every system knows HEIC by its media type.
+static FORMATS_READ: LazyLock<String> = LazyLock::new(|| {
+    let name = |format: Format| format!("{},.{}", format.media_type(), format.extension());
+    Format::read().map(name).collect::<Vec<_>>().join(",")
+});
+
 pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
     let page = move |State(app): State<AppState>, headers: HeaderMap| {
         let page = page(&app, &rules, &headers);
@@ -50,7 +62,7 @@ fn page(app: &AppState, rules: &PageRules, headers: &HeaderMap) -> impl IntoResp
     // The name is harmless in HTML: what may be none of a host's characters was left out.
     let strange_name = rules.check_name(headers).err().unwrap_or_default();
     let page = PAGE.replacen(SAMPLE, app.sample.as_deref().unwrap_or_default(), 1);
-    let page = page.replace(STRANGE_NAME, &strange_name);
+    let page = page.replacen(FORMATS, &FORMATS_READ, 1).replace(STRANGE_NAME, &strange_name);
     ([(header::CONTENT_SECURITY_POLICY, POLICY.clone())], Html(page))
 }
 
@@ -78,5 +90,6 @@ mod tests {
         }
         assert!(!POLICY.to_str().unwrap().contains("unsafe"));
         assert_eq!((PAGE.matches(SAMPLE).count(), PAGE.matches(STRANGE_NAME).count()), (1, 2));
+        assert_eq!(PAGE.matches(FORMATS).count(), 1);
     }
 }

@@ -38,7 +38,14 @@ const EXAMPLE: &str = r#"{"image_url": "https://example.com/photo.jpg"}"#;
 #[schema(as = ImageUrl)]
 #[allow(dead_code, reason = "describes the body; `Fields` reads it")]
 pub(super) struct UrlRequest {
-    /// An absolute http or https address of a JPEG, PNG, WebP, GIF, BMP or TIFF picture.
+    #[cfg_attr(
+        feature = "heic",
+        doc = "An absolute http or https address of a JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC picture."
+    )]
+    #[cfg_attr(
+        not(feature = "heic"),
+        doc = "An absolute http or https address of a JPEG, PNG, WebP, GIF, BMP or TIFF picture."
+    )]
     #[schema(
         min_length = 1,
         example = "https://upload.wikimedia.org/wikipedia/commons/e/e4/Morgan_Freeman_Deauville_2018.jpg"

@@ -24,6 +24,6 @@ pub use fake_nvidia::{
     FakeNvidia, created_asset, embedding, embedding_of, number, numbers, pending, try_number,
 };
 pub use fake_server::{FakeServer, Received, Reply};
-pub use pictures::{CHELSEA, HUBBLE, ROCKET, converted, heic, noise_png, tiny, variant};
+pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};
 pub use programs::is_missing;
 pub use request::{FORM, base64_body, form, post_head};

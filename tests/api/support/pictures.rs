@@ -10,6 +10,8 @@ pub const ROCKET: &[u8] = include_bytes!("../../fixtures/rocket.jpg");
 pub const CHELSEA: &[u8] = include_bytes!("../../fixtures/chelsea.png");
 /// A JPEG photograph of 1000 × 872 that does not fit inline.
 pub const HUBBLE: &[u8] = include_bytes!("../../fixtures/hubble_deep_field.jpg");
+/// A HEIC photograph of 80 × 120, in tiles, lying on its side: as an iPhone takes them.
+pub const PHONE: &[u8] = include_bytes!("../../fixtures/heic/iphone-grid.heic");
 
 /// A picture in another format.
 pub fn converted(picture: &[u8], format: ImageFormat) -> Vec<u8> {
@@ -40,7 +42,7 @@ pub fn tiny(n: usize) -> Vec<u8> {
     variant(&PNG, n)
 }
 
-/// How a HEIC picture begins.
-pub fn heic() -> Vec<u8> {
-    [&b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..], &[0; 100]].concat()
+/// How an AVIF picture begins, which is a format that is not read.
+pub fn avif() -> Vec<u8> {
+    [&b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf"[..], &[0; 100]].concat()
 }

@@ -2,6 +2,7 @@
 
 mod bmp;
 mod gif;
+mod heic;
 mod jpeg;
 mod png;
 mod tiff;
@@ -14,7 +15,8 @@ pub type Bomb = (&'static str, Vec<u8>);
 
 /// What decoders are done with in seconds, or refuse.
 pub fn all() -> Vec<Bomb> {
-    [webp::all(), tiff::all(), gif::all(), bmp::all(), png::all(), jpeg::all()].concat()
+    [webp::all(), tiff::all(), gif::all(), bmp::all(), png::all(), jpeg::all(), heic::all()]
+        .concat()
 }
 
 /// What keeps a decoder busy for minutes or hours.

@@ -1,0 +1,231 @@
+//! What the `meta` box of a HEIF file says of the pictures in it: items, their properties, and how they
+//! refer to each other (ISO/IEC 14496-12, 8.11; ISO/IEC 23008-12).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Size,
+    boxes::{Boxes, Child, Fields},
+};
+
+/// The most items, properties, and references: the decoder searches all of them for each.
+pub(super) const MAX_ITEMS: usize = 4096;
+
+/// What is read of a `meta` box.
+#[derive(Debug, Default)]
+pub(super) struct Meta<'a> {
+    /// The item that is the picture.
+    pub(super) primary: u32,
+    /// What items keep here rather than elsewhere in the file.
+    pub(super) idat: &'a [u8],
+    items: BTreeMap<u32, &'a [u8; 4]>,
+    properties: Vec<Child<'a>>,
+    associations: BTreeMap<u32, Vec<Association>>,
+    references: Vec<Reference<'a>>,
+    iloc: Option<Fields<'a>>,
+}
+
+/// That an item has a property.
+#[derive(Debug, Clone, Copy)]
+struct Association {
+    is_essential: bool,
+    /// From one on; zero is none.
+    property: u16,
+}
+
+/// That an item refers to others.
+#[derive(Debug)]
+struct Reference<'a> {
+    kind: &'a [u8; 4],
+    from: u32,
+    to: Fields<'a>,
+    /// Bytes of an item's number.
+    width: usize,
+}
+
+impl Reference<'_> {
+    fn to(&self) -> impl Iterator<Item = u32> {
+        self.to.0.chunks_exact(self.width).filter_map(|bytes| Fields(bytes).number(bytes.len()))
+    }
+}
+
+impl<'a> Meta<'a> {
+    /// Reads what is in the box. Nothing in it may come twice: which one the decoder takes would be
+    /// a guess.
+    pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
+        const ONCE: [&[u8; 4]; 7] = [b"hdlr", b"pitm", b"iinf", b"iref", b"iprp", b"iloc", b"idat"];
+        let (mut meta, mut seen, mut primary) = (Self::default(), BTreeSet::new(), None);
+        let mut body = Fields(body);
+        body.version()?;
+        for child in Boxes(body) {
+            let (name, mut fields) = child?;
+            if ONCE.contains(&name) && !seen.insert(name) {
+                return None;
+            }
+            match name {
+                b"hdlr" => (fields.0.get(8..12)? == b"pict").then_some(())?,
+                b"pitm" => {
+                    let (version, _) = fields.version()?;
+                    primary = Some(fields.number(if version == 0 { 2 } else { 4 })?);
+                }
+                b"iinf" => meta.read_items(fields)?,
+                b"iref" => meta.read_references(fields)?,
+                b"iprp" => meta.read_properties(fields)?,
+                b"iloc" => meta.iloc = Some(fields),
+                b"idat" => meta.idat = fields.0,
+                _ => {}
+            }
+        }
+        meta.primary = primary?;
+        Some(meta)
+    }
+
+    fn read_items(&mut self, mut fields: Fields<'a>) -> Option<()> {
+        let (version, _) = fields.version()?;
+        let _count = fields.number(if version == 0 { 2 } else { 4 })?;
+        for entry in Boxes(fields) {
+            let (b"infe", mut fields) = entry? else { continue };
+            let item = match fields.version()? {
+                (2, _) => fields.number(2)?,
+                (3, _) => fields.number(4)?,
+                _ => return None,
+            };
+            let _protection = fields.number(2)?;
+            if self.items.len() == MAX_ITEMS || self.items.insert(item, fields.name()?).is_some() {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    fn read_references(&mut self, mut fields: Fields<'a>) -> Option<()> {
+        let (version, _) = fields.version()?;
+        let width = if version == 0 { 2 } else { 4 };
+        for entry in Boxes(fields) {
+            let (kind, mut fields) = entry?;
+            let (from, count) = (fields.number(width)?, fields.number(2)?);
+            let to = Fields(fields.bytes(usize::try_from(count).ok()? * width)?);
+            if self.references.len() == MAX_ITEMS {
+                return None;
+            }
+            self.references.push(Reference { kind, from, to, width });
+        }
+        Some(())
+    }
+
+    fn read_properties(&mut self, fields: Fields<'a>) -> Option<()> {
+        let mut has_properties = false;
+        for child in Boxes(fields) {
+            match child? {
+                (b"ipco", _) if has_properties => return None,
+                (b"ipco", fields) => {
+                    has_properties = true;
+                    self.properties = Boxes(fields).take(MAX_ITEMS + 1).collect::<Option<_>>()?;
+                    (self.properties.len() <= MAX_ITEMS).then_some(())?;
+                }
+                (b"ipma", fields) => self.read_associations(fields)?,
+                _ => {}
+            }
+        }
+        Some(())
+    }
+
+    fn read_associations(&mut self, mut fields: Fields<'a>) -> Option<()> {
+        let (version, flags) = fields.version()?;
+        let item_width = if version == 0 { 2 } else { 4 };
+        let (width, essential) = if flags & 1 == 1 { (2, 0x8000) } else { (1, 0x80) };
+        for _ in 0..fields.number(4)? {
+            let (item, count) = (fields.number(item_width)?, fields.number(1)?);
+            let mut association = || {
+                let value = fields.number(width)?;
+                let property = u16::try_from(value & !essential).ok()?;
+                Some(Association { is_essential: value & essential != 0, property })
+            };
+            let list = (0..count).map(|_| association()).collect::<Option<_>>()?;
+            if self.associations.len() == MAX_ITEMS
+                || self.associations.insert(item, list).is_some()
+            {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    /// The kind of an item.
+    pub(super) fn kind(&self, item: u32) -> Option<&'a [u8; 4]> {
+        self.items.get(&item).copied()
+    }
+
+    /// The properties of an item, in their order: whether each is essential, its name, and what is in
+    /// it.
+    pub(super) fn properties(
+        &self,
+        item: u32,
+    ) -> impl Iterator<Item = (bool, &'a [u8; 4], &'a [u8])> {
+        let list = self.associations.get(&item).map_or(&[][..], Vec::as_slice);
+        list.iter().filter_map(|Association { is_essential, property }| {
+            let (name, fields) = self.properties.get(usize::from(*property).checked_sub(1)?)?;
+            Some((*is_essential, *name, fields.0))
+        })
+    }
+
+    /// The first property of this name that an item has.
+    pub(super) fn property(&self, item: u32, name: &[u8; 4]) -> Option<&'a [u8]> {
+        let (_, _, body) = self.properties(item).find(|(_, found, _)| *found == name)?;
+        Some(body)
+    }
+
+    /// The size of an item before it is cut and turned.
+    pub(super) fn size(&self, item: u32) -> Option<Size> {
+        let mut fields = Fields(self.property(item, b"ispe")?);
+        fields.version()?;
+        let (width, height) = (fields.number(4)?, fields.number(4)?);
+        (width > 0 && height > 0).then_some((width, height))
+    }
+
+    /// The items that an item refers to, if it does so once.
+    pub(super) fn references(&self, kind: &[u8; 4], from: u32) -> Option<Vec<u32>> {
+        let mut found =
+            self.references.iter().filter(|found| found.kind == kind && found.from == from);
+        let first = found.next()?;
+        found.next().is_none().then(|| first.to().collect())
+    }
+
+    /// The items that belong to others, and to which.
+    pub(super) fn auxiliaries(&self) -> impl Iterator<Item = (u32, impl Iterator<Item = u32>)> {
+        let found = self.references.iter().filter(|found| found.kind == b"auxl");
+        found.map(|found| (found.from, found.to()))
+    }
+
+    /// Where an item of one piece is: how its place is told, its start, and its length
+    /// (ISO/IEC 14496-12, 8.11.3).
+    pub(super) fn location(&self, wanted: u32) -> Option<(u64, u64, u64)> {
+        let mut fields = self.iloc?;
+        let (version @ 0..=2, _) = fields.version()? else { return None };
+        let sizes = fields.number(2)?;
+        let [offset, length, base, index] =
+            [12, 8, 4, 0].map(|shift| (sizes >> shift & 0xf) as usize);
+        let index = if version == 0 { 0 } else { index };
+        if [offset, length, base, index].iter().any(|size| *size > 8) {
+            return None;
+        }
+        let width = if version < 2 { 2 } else { 4 };
+        for _ in 0..fields.number(width)? {
+            let item = fields.number(width)?;
+            let method = if version == 0 { 0 } else { fields.wide(2)? & 0xf };
+            let _data_reference = fields.number(2)?;
+            let base = fields.wide(base)?;
+            let extents = fields.number(2)? as usize;
+            if item != wanted {
+                fields.bytes(extents * (index + offset + length))?;
+                continue;
+            }
+            if extents != 1 {
+                return None;
+            }
+            fields.bytes(index)?;
+            return Some((method, base.checked_add(fields.wide(offset)?)?, fields.wide(length)?));
+        }
+        None
+    }
+}

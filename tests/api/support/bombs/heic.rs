@@ -1,0 +1,24 @@
+//! HEIC: `tests/fixtures/heic/make.py` has how each is made.
+
+use super::Bomb;
+
+macro_rules! bombs {
+    ($($name:literal),* $(,)?) => {
+        vec![$((
+            concat!("heic-", $name),
+            include_bytes!(concat!("../../../fixtures/heic/", $name, ".heic")).to_vec(),
+        )),*]
+    };
+}
+
+pub fn all() -> Vec<Bomb> {
+    bombs![
+        "bomb-stream-larger",
+        "bomb-tile-larger",
+        "bomb-same-tile",
+        "bad-grid-uncovered",
+        "bad-alpha-grid-uncovered",
+        "bad-two-metas",
+        "overlay",
+    ]
+}
