@@ -43,6 +43,8 @@ async fn of_two_hundred_at_once_as_many_are_called_for_as_the_pace_allows() {
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
         // All two hundred may be at work at once: a client that is alone gets three quarters.
         .setting("IMAGESVC_MAX_IN_FLIGHT", "400")
+        // So do the bodies: two hundred of 512 KiB are more than three quarters of 128 MiB.
+        .setting("IMAGESVC_MAX_BUFFERED_BYTES", "256MiB")
         .start()
         .await;
     let pictures: Vec<_> = (0..200).map(tiny).collect();
