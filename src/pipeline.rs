@@ -182,7 +182,11 @@ impl Pipeline {
                 // Before the call ends, so that not even a kill leaves the file: what reads the
                 // picture has it open.
                 Keeping::Dropped => {
-                    spawn_blocking(|| drop((spooled, held_by_file))).await?;
+                    let discard = move || {
+                        spooled.discard();
+                        drop(held_by_file);
+                    };
+                    spawn_blocking(discard).await?;
                     Ok(None)
                 }
             }

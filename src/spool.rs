@@ -277,6 +277,13 @@ pub struct Spooled {
 }
 
 impl Spooled {
+    /// Drops what was received; its file is removed when this returns. Blocks.
+    pub fn discard(self) {
+        if let Some(staged) = self.staged {
+            staged.remove();
+        }
+    }
+
     /// The staging file; made now, if the bytes are in memory. Blocks.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use super::{Error, Store};
 use crate::{
     disk_space::{self, Shortage},
     sampler::NoAnswer,
+    spool::Staged,
 };
 
 /// How often the folder is looked at, at the most.
@@ -63,7 +64,7 @@ impl Store {
                 return vec![Fault::NotWritable];
             }
         };
-        let made = self.folder.incoming.file().map(drop).map_err(Error::from);
+        let made = self.folder.incoming.file().map(Staged::remove).map_err(Error::from);
         let fault = match made {
             // Said already.
             Err(error) if shortage.is_some() && error.is_full() => None,
