@@ -116,13 +116,14 @@ impl Config {
         let upstream = upstream::resolve(&mut read);
         let downloads = read.value(&store::DOWNLOADS_DIR);
         let store = store::resolve(&mut read, downloads);
+        let limits = limits::resolve(&mut read);
         let config = Self {
             nvidia: nvidia::resolve(&mut read),
-            embed: embed::resolve(&mut read, &store),
+            embed: embed::resolve(&mut read, &store, &limits),
             decoder: decoder::resolve(&mut read),
             fetch: fetch::resolve(&mut read),
             store,
-            limits: limits::resolve(&mut read),
+            limits,
             web: web::resolve(&mut read),
             server: server::resolve(&mut read),
             telemetry: telemetry::resolve(&mut read),

@@ -158,7 +158,7 @@ impl Decoder {
         let content = picture.content.clone();
         let process = spawn_blocking(move || Process::start(&program, job, &content, permit));
         let process = timeout_at(deadline, process).await.map_err(|_| Error::Timeout)???;
-        let answer = process.answer(picture, target.max_len(picture), spool);
+        let answer = process.answer(picture, target.max_len(), spool);
         timeout_at(deadline, answer).await.unwrap_or(Err(Error::Timeout))
     }
 
@@ -191,6 +191,6 @@ pub fn child_args(
     picture: &Picture,
     target: Target,
     max_memory: u64,
-) -> Result<[String; 9], image::Error> {
+) -> Result<[String; 10], image::Error> {
     Ok(job(picture, target, max_memory)?.to_args())
 }

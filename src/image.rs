@@ -1,6 +1,6 @@
 //! What a picture is: its bytes, its format, its size, and how it is decoded and encoded anew.
 //!
-//! A new format has its name, its media type and its first bytes in `sniff`, its size in `probe`, its
+//! A new format has its name, its media type and its first bytes in `sniff`, its size in `header`, its
 //! memory in `cost`, its decoder in `render`, and its way to NVIDIA in `embed/plan.rs`: the compiler
 //! names each of these once [`Format`] knows it. `fetch.rs`, `web/routes/url.rs`, `Cargo.toml` and the
 //! README name the formats, too.
@@ -10,13 +10,13 @@
 
 mod content;
 mod cost;
-mod heif;
-mod jpeg_scans;
+mod header;
 mod probe;
 mod render;
 mod sniff;
 
 pub use content::{Content, Reader};
+pub use image_rs::metadata::Orientation;
 pub use probe::{Picture, probe};
 pub use render::Target;
 pub use sniff::{Format, Unsupported, sniff};

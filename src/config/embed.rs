@@ -3,6 +3,7 @@
 use super::{parse, reader::Reader, row::Setting};
 use crate::{
     embed::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY, Settings},
+    pipeline::Limits,
     store,
 };
 
@@ -44,11 +45,16 @@ pub(super) const CACHE_DISK: Setting<u64> = Setting::new(
 
 /// How a picture becomes an embedding. Vectors on disk stand in a folder under that of the pictures,
 /// and share its disk with them.
-pub(super) fn resolve(read: &mut Reader<'_>, pictures: &store::Settings) -> Settings {
+pub(super) fn resolve(
+    read: &mut Reader<'_>,
+    pictures: &store::Settings,
+    limits: &Limits,
+) -> Settings {
     Settings {
         ask: AskSettings {
             large_images: read.value(&LARGE_IMAGES),
             inline_limit: read.value(&INLINE_LIMIT),
+            max_image_bytes: limits.max_image_bytes,
             max_concurrency: read.value(&MAX_CONCURRENCY),
             asset_memory: ASSET_MEMORY,
             outage_memory: OUTAGE_MEMORY,

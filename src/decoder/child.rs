@@ -89,8 +89,8 @@ fn render(job: Job, mut input: File) -> Result<Vec<u8>, Error> {
         input.read_to_end(&mut bytes)?;
         Content::Memory(bytes.into())
     };
-    let Job { target, format, width, height, cost, .. } = job;
-    target.render(&Picture { content, format, width, height }, cost)
+    let Job { target, format, width, height, orientation, cost, .. } = job;
+    target.render(&Picture { content, format, width, height, orientation }, cost)
 }
 
 fn say(kind: Kind, words: &str) -> io::Result<()> {

@@ -46,6 +46,7 @@ pub(super) fn job(picture: &Picture, target: Target, max_memory: u64) -> Result<
         format: picture.format,
         width: picture.width,
         height: picture.height,
+        orientation: picture.orientation,
         cost,
         address_space: (cost / 4 * 5 + BASE).min(limit + START),
         cpu_seconds: (LEAST_CPU + megapixels * CPU_PER_MEGAPIXEL).min(MOST_CPU),
@@ -62,7 +63,8 @@ mod tests {
     #[test]
     fn what_is_left_to_small_pictures_holds_the_smallest_ones_child() {
         let pixel = probe(Content::Memory(super::super::PIXEL.into()), 1).unwrap();
-        let smallest = queued_memory(&job(&pixel, Target::Converted, 512 * MIB).unwrap());
+        let smallest =
+            queued_memory(&job(&pixel, Target::Converted { max_len: 0 }, 512 * MIB).unwrap());
         assert!((SMALLEST..SMALLEST + MIB).contains(&smallest), "{smallest}");
         assert_eq!([199, 200, 512].map(|mib| for_small(mib * MIB) / MIB), [0, 50, 128]);
     }

@@ -1,6 +1,6 @@
 //! What the two processes agree on: the job as arguments, and the first bytes of the answer.
 
-use crate::image::{Format, Target};
+use crate::image::{Format, Orientation, Target};
 
 /// The hidden command.
 pub(super) const COMMAND: &str = "decode";
@@ -12,6 +12,7 @@ pub(super) struct Job {
     pub(super) format: Format,
     pub(super) width: u32,
     pub(super) height: u32,
+    pub(super) orientation: Orientation,
     /// What decoding should take, in bytes.
     pub(super) cost: u64,
     /// In bytes.
@@ -20,9 +21,9 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn to_args(self) -> [String; 9] {
+    pub(super) fn to_args(self) -> [String; 10] {
         let (target, parameter) = match self.target {
-            Target::Converted => ("converted", 0),
+            Target::Converted { max_len } => ("converted", max_len),
             Target::Shrunk { max_len } => ("shrunk", max_len),
             Target::Square { side } => ("square", side as usize),
         };
@@ -33,6 +34,7 @@ impl Job {
             self.format.extension().to_owned(),
             self.width.to_string(),
             self.height.to_string(),
+            self.orientation.to_exif().to_string(),
             self.cost.to_string(),
             self.address_space.to_string(),
             self.cpu_seconds.to_string(),
@@ -41,13 +43,23 @@ impl Job {
 
     /// The job of these arguments, the command itself left out.
     pub(super) fn parse(args: &[String]) -> Option<Self> {
-        let [target, parameter, format, width, height, cost, address_space, cpu_seconds] = args
+        let [
+            target,
+            parameter,
+            format,
+            width,
+            height,
+            orientation,
+            cost,
+            address_space,
+            cpu_seconds,
+        ] = args
         else {
             return None;
         };
         Some(Self {
             target: match target.as_str() {
-                "converted" => Target::Converted,
+                "converted" => Target::Converted { max_len: parameter.parse().ok()? },
                 "shrunk" => Target::Shrunk { max_len: parameter.parse().ok()? },
                 "square" => Target::Square { side: parameter.parse().ok()? },
                 _ => return None,
@@ -55,6 +67,7 @@ impl Job {
             format: Format::ALL.into_iter().find(|known| known.extension() == format)?,
             width: width.parse().ok()?,
             height: height.parse().ok()?,
+            orientation: Orientation::from_exif(orientation.parse().ok()?)?,
             cost: cost.parse().ok()?,
             address_space: address_space.parse().ok()?,
             cpu_seconds: cpu_seconds.parse().ok()?,
@@ -115,14 +128,17 @@ mod tests {
 
     #[test]
     fn a_job_and_an_answer_come_out_as_they_went_in() {
-        for target in
-            [Target::Converted, Target::Shrunk { max_len: 149_999 }, Target::Square { side: 128 }]
-        {
+        for target in [
+            Target::Converted { max_len: 20 << 20 },
+            Target::Shrunk { max_len: 149_999 },
+            Target::Square { side: 128 },
+        ] {
             let job = Job {
                 target,
                 format: Format::WebP,
                 width: 1,
                 height: 2,
+                orientation: Orientation::Rotate90,
                 cost: 3,
                 address_space: 4,
                 cpu_seconds: 5,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Embedding, Error, Inner, LargeImages, Prepared, Provenance,
-    plan::{Plan, plan},
+    plan::{Plan, goes_as_it_is, plan},
 };
 use crate::{
     decoder,
@@ -26,6 +26,8 @@ struct Payload {
     content: Content,
     format: Format,
     prepared: Prepared,
+    /// Whether NVIDIA can be given it.
+    is_ready: bool,
     /// The file that it is in, if it was re-encoded to one; removed when dropped.
     _staged: Option<Staged>,
 }
@@ -33,7 +35,8 @@ struct Payload {
 impl Payload {
     fn original(picture: &Picture) -> Self {
         let (content, format) = (picture.content.clone(), picture.format);
-        Self { content, format, prepared: Prepared::Original, _staged: None }
+        let is_ready = goes_as_it_is(picture);
+        Self { content, format, prepared: Prepared::Original, is_ready, _staged: None }
     }
 }
 
@@ -54,6 +57,8 @@ impl Inner {
             return Err(Error::WaitTooLong);
         }
         let largest_inline = self.settings.largest_inline();
+        let max_len = usize::try_from(self.settings.max_image_bytes).unwrap_or(usize::MAX);
+        let converted = Target::Converted { max_len };
         let encode = |target, prepared| self.encode(picture, client, deadline, target, prepared);
         let mut payload = Payload::original(picture);
         let mut refusal: Option<nvidia::Error> = None;
@@ -63,7 +68,7 @@ impl Inner {
                 && self.settings.large_images == LargeImages::Asset
                 && !self.uploads.is_open(Instant::now());
             let len = payload.content.len();
-            match plan(payload.format, len, may_upload, largest_inline as u64) {
+            match plan(payload.is_ready, len, may_upload, largest_inline as u64) {
                 Plan::SendInline => {
                     let vector = self.send_inline(&payload, &mut attempts).await?;
                     if let Some(refusal) = refusal.filter(nvidia::Error::is_refusal) {
@@ -82,7 +87,7 @@ impl Inner {
                     }
                     Err(error) => return Err(error),
                 },
-                Plan::Reencode => payload = encode(Target::Converted, Prepared::Jpeg).await?,
+                Plan::Reencode => payload = encode(converted, Prepared::Jpeg).await?,
                 Plan::Shrink if payload.prepared == Prepared::Shrunk => {
                     return Err(Error::StillTooLarge);
                 }
@@ -141,7 +146,8 @@ impl Inner {
         let spool = self.staging.spool(self.settings.largest_inline());
         let encoded = self.decoder.decode(picture, client, target, deadline, spool).await?;
         let Spooled { content, staged, .. } = encoded;
-        Ok(Payload { content, format: Format::Jpeg, prepared, _staged: staged })
+        let format = Format::Jpeg;
+        Ok(Payload { content, format, prepared, is_ready: true, _staged: staged })
     }
 
     fn asked(&self, vector: Vector, payload: &Payload, attempts: &Attempts<'_>) -> Embedding {

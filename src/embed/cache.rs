@@ -19,7 +19,7 @@ mod writer;
 
 /// How pictures are prepared, as a number that is raised when that changes: the same picture then
 /// gets another embedding.
-const PREPARATION: u8 = 1;
+const PREPARATION: u8 = 2;
 
 /// What an embedding is remembered by: SHA-256 of the source, of all that changes how pictures are
 /// prepared, and of the picture's own SHA-256.
@@ -181,6 +181,7 @@ mod tests {
         let ask = AskSettings {
             large_images: LargeImages::Shrink,
             inline_limit: 200_000,
+            max_image_bytes: 20 << 20,
             max_concurrency: 1,
             asset_memory: ASSET_MEMORY,
             outage_memory: OUTAGE_MEMORY,

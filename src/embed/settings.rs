@@ -32,6 +32,8 @@ pub struct AskSettings {
     pub large_images: LargeImages,
     /// The base64 text of an inline picture is shorter than this, in characters.
     pub inline_limit: usize,
+    /// The longest picture that NVIDIA is given, in bytes: one that is converted may become longer.
+    pub max_image_bytes: u64,
     /// Pictures that are with NVIDIA at once.
     pub max_concurrency: usize,
     /// How long a refusal of uploads is remembered.

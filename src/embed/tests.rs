@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     disk_space::DiskSpace,
     http_client::Trust,
-    image::{Content, Format},
+    image::{Content, Format, Orientation},
     nvidia::{ApiKey, RetryPolicy, Vector},
     shares::Shares,
 };
@@ -37,6 +37,7 @@ fn embedder() -> Embedder {
         ask: AskSettings {
             large_images: LargeImages::Shrink,
             inline_limit: 200_000,
+            max_image_bytes: 20 << 20,
             max_concurrency: 4,
             asset_memory: ASSET_MEMORY,
             outage_memory: OUTAGE_MEMORY,
@@ -56,8 +57,9 @@ fn job() -> Job {
     let content = Content::Memory(Bytes::from_static(b"sent as it is"));
     let (turn, memory) = (Shares::new(1, 1, 1), Shares::new(1, 1, 1));
     let client = ClientNetwork::UNKNOWN;
+    let orientation = Orientation::NoTransforms;
     Job {
-        picture: Picture { content, format: Format::Jpeg, width: 1, height: 1 },
+        picture: Picture { content, format: Format::Jpeg, width: 1, height: 1, orientation },
         sha256: Sha256::from_bytes([7; 32]),
         client,
         freshness: Freshness::Any,

@@ -7,18 +7,15 @@
 //! `tests/api/peaks.rs` holds each figure against what children really take at their peak for
 //! ordinary pictures of every format, depth and kind.
 
-use std::io::{BufRead, Read, Seek, SeekFrom};
+use std::io::Read;
 
-use super::{Error, Format, Picture, Reader, heif};
-use tiff::Tiff;
-
-mod tiff;
+use super::{
+    Error, Format, Picture, Reader,
+    header::{heif, jpeg, tiff},
+};
 
 /// What a decoder may take for profiles, text and tables, whatever the picture's size, in bytes.
 const METADATA: u64 = 8 << 20;
-
-/// Turning upright takes a second copy of the pixels, in bytes a pixel.
-const TURNED: u64 = 3;
 
 /// Encoding holds the pixels, in what was four bytes for each, and an output that noise makes
 /// large, in bytes a pixel.
@@ -30,17 +27,24 @@ const ENCODING: u64 = 7;
 /// and text, which may be nearly all of it.
 ///
 /// # Errors
-/// [`Error::BadHeader`] when the header makes no sense or claims absurd tables.
+/// [`Error::BadHeader`] when the header makes no sense or claims absurd tables;
+/// [`Error::Unsupported`] when it is of a kind that can be sent as it is, and not decoded.
 pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
     let reader = &mut picture.content.header_reader();
     let per_pixel = match picture.format {
-        Format::Jpeg => jpeg(reader),
+        Format::Jpeg => {
+            let jpeg = jpeg::read(reader).map_err(|_| Error::BadHeader(picture.format))?;
+            if let Some(kind) = jpeg.undecodable() {
+                return Err(Error::Unsupported(kind));
+            }
+            Some(per_pixel_of_jpeg(&jpeg))
+        }
         Format::Png => png(reader),
         Format::WebP => webp(reader),
         // The canvas, a frame of it, and the frame's indices.
         Format::Gif => Some(4 + 5),
-        Format::Bmp => Some(4 + TURNED),
-        Format::Tiff => tiff(reader),
+        Format::Bmp => Some(4),
+        Format::Tiff => tiff::read(reader).ok().map(|tiff| per_pixel_of_tiff(&tiff)),
         Format::Heic => {
             let bytes = heic(reader, picture.content.len());
             return bytes.map(|bytes| bytes + METADATA).ok_or(Error::BadHeader(picture.format));
@@ -51,44 +55,12 @@ pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
 }
 
 /// A picture that comes in several scans is held as 16-bit coefficients of each component, none of
-/// them finer than the picture. The frame header tells the components, the first scan's header
-/// whether it has them all (ITU-T T.81, B.2.2 and B.2.3).
-fn jpeg(reader: &mut Reader) -> Option<u64> {
+/// them finer than the picture.
+fn per_pixel_of_jpeg(jpeg: &jpeg::Jpeg) -> u64 {
     const MOST: u8 = 4;
-    let scans = |components: u8| 3 + 2 * u64::from(components.min(MOST));
-    let mut components = None;
-    reader.seek(SeekFrom::Start(2)).ok()?;
-    loop {
-        let mut head = [0; 4];
-        if reader.read_exact(&mut head).is_err() || head[0] != 0xff {
-            // The probe did find a frame header; where, is not understood here. The worst is assumed.
-            return Some(scans(MOST));
-        }
-        let rest = i64::from(u16::from_be_bytes([head[2], head[3]])) - 2;
-        match head[1] {
-            0xc0..=0xcf if !matches!(head[1], 0xc4 | 0xc8 | 0xcc) => {
-                let mut frame = [0; 6];
-                reader.read_exact(&mut frame).ok()?;
-                // Progressive: SOF2, SOF6, SOF10, SOF14.
-                if matches!(head[1], 0xc2 | 0xc6 | 0xca | 0xce) {
-                    return Some(scans(frame[5]));
-                }
-                components = Some(frame[5]);
-                reader.seek(SeekFrom::Current(rest - 6)).ok()?;
-            }
-            0xda => {
-                let in_scan = reader.fill_buf().ok()?.first().copied();
-                let is_whole = components.is_some() && in_scan == components;
-                return Some(match components {
-                    Some(_) if is_whole => 3 + TURNED,
-                    components => scans(components.unwrap_or(MOST)),
-                });
-            }
-            _ => {
-                reader.seek(SeekFrom::Current(rest)).ok()?;
-            }
-        }
-    }
+    let coefficients =
+        if jpeg.has_several_scans() { 2 * u64::from(jpeg.frame.components.min(MOST)) } else { 0 };
+    3 + coefficients
 }
 
 /// Bit depth and colour type are bytes 24 and 25 (PNG specification, 11.2.1).
@@ -97,7 +69,7 @@ fn png(reader: &mut Reader) -> Option<u64> {
     reader.read_exact(&mut head).ok()?;
     match head[24] {
         16 => Some(8 + 4), // and the same in 8 bits
-        1..=8 => Some(4 + TURNED),
+        1..=8 => Some(4),
         _ => None,
     }
 }
@@ -110,7 +82,7 @@ fn webp(reader: &mut Reader) -> Option<u64> {
     reader.read_exact(&mut head).ok()?;
     match &head[12..16] {
         // The pixels, as YUV and as RGB, and copies of the compressed partitions.
-        b"VP8 " => Some(3 + 3 + TURNED),
+        b"VP8 " => Some(3 + 3 + 3),
         // The pixels with alpha and without, and Huffman tables, which an encoder may make
         // thousands of.
         b"VP8L" => Some(4 + 3 + 4),
@@ -122,33 +94,13 @@ fn webp(reader: &mut Reader) -> Option<u64> {
     }
 }
 
-/// Reads the first directory's tags that tell the pixels' size, and refuses tables that no
-/// picture needs: the decoder would expand them (TIFF 6.0, section 2; BigTIFF).
-fn tiff(reader: &mut Reader) -> Option<u64> {
-    const MAX_STRIPS: u64 = 1 << 16;
+/// The samples as they are stored, and the pixels made of them; anything deep becomes 8 bits as well.
+/// Inside of one strip, a whole JPEG may be decoded.
+fn per_pixel_of_tiff(tiff: &tiff::Tiff) -> u64 {
     const JPEG: u64 = 7;
-    let tiff = &mut Tiff::open(reader)?;
-    let (mut bits, mut samples, mut compression) = (1, 1, 1);
-    for _ in 0..tiff.entries()? {
-        let entry = tiff.entry()?;
-        match entry.tag {
-            258 => bits = tiff.first_value(&entry)?,
-            259 => compression = tiff.first_value(&entry)?,
-            277 => samples = tiff.first_value(&entry)?,
-            // Where the strips and tiles are, and how long.
-            273 | 279 | 324 | 325 if entry.count > MAX_STRIPS => return None,
-            274 if entry.count != 1 => return None,
-            _ => {}
-        }
-    }
-    if bits > 64 || samples > 16 {
-        return None;
-    }
-    // The samples as they are stored, and the pixels made of them; anything deep becomes 8 bits as
-    // well. Inside of one strip, a whole JPEG may be decoded.
-    let decoded = (samples * bits).div_ceil(8);
-    let inside = if compression == JPEG { 3 + 8 } else { decoded };
-    Some(decoded + inside + 4)
+    let decoded = (tiff.samples * tiff.bits).div_ceil(8);
+    let inside = if tiff.compression == JPEG { 3 + 8 } else { decoded };
+    decoded + inside + 4
 }
 
 /// HEVC is decoded to planes of 16 bits a sample, whatever the depth, and these are made pixels of four
@@ -186,8 +138,8 @@ mod tests {
 
     use super::*;
     use crate::image::{
-        Content, probe,
-        render::{SCALING, decode_upright},
+        Content, Orientation, probe,
+        render::{SCALING, decode},
     };
 
     fn cost(bytes: &[u8]) -> Result<u64, Error> {
@@ -266,7 +218,9 @@ mod tests {
         let bytes = std::fs::read(format!("{folder}/{name}.heic")).unwrap();
         let len = bytes.len() as u64;
         let content = Content::Memory(bytes.into());
-        let picture = Picture { content, format: Format::Heic, width: 1600, height: 1200 };
+        let orientation = Orientation::NoTransforms;
+        let picture =
+            Picture { content, format: Format::Heic, width: 1600, height: 1200, orientation };
         decode_cost(&picture).unwrap() - METADATA - 3 * len
     }
 
@@ -305,7 +259,7 @@ mod tests {
         png.splice(33..33, chunk);
         let picture = probe(Content::Memory(png.into()), 64_000_000).unwrap();
         let cost = decode_cost(&picture).unwrap();
-        assert_eq!(decode_upright(&picture, cost).unwrap().width(), 16);
+        assert_eq!(decode(&picture, cost).unwrap().width(), 16);
     }
 
     /// The checksum of PNG's chunks (PNG specification, annex D).

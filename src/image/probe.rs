@@ -1,12 +1,10 @@
 //! Reads a picture's format and size from its header, decoding nothing.
 
-use std::io::{Read, Seek, SeekFrom};
-
-use imagesize::{ImageSize, ImageType};
+use image_rs::metadata::Orientation;
 
 use super::{
-    Content, Error, Format, Reader,
-    heif::{self, Fault},
+    Content, Error, Format,
+    header::{self, Header},
     sniff,
     sniff::SNIFFED,
 };
@@ -22,6 +20,8 @@ pub struct Picture {
     pub width: u32,
     /// Height in pixels, likewise.
     pub height: u32,
+    /// What makes it stand upright, by its EXIF.
+    pub orientation: Orientation,
 }
 
 impl Picture {
@@ -29,9 +29,14 @@ impl Picture {
     pub fn pixels(&self) -> u64 {
         u64::from(self.width) * u64::from(self.height)
     }
+
+    /// Whether it is stored as it should be seen.
+    pub fn is_upright(&self) -> bool {
+        self.orientation == Orientation::NoTransforms
+    }
 }
 
-/// Reads format, width and height.
+/// Reads format, size and orientation.
 ///
 /// # Errors
 /// [`Error::Empty`], [`Error::Unsupported`], [`Error::BadHeader`], [`Error::TooManyPixels`].
@@ -40,69 +45,12 @@ pub fn probe(content: Content, max_pixels: u64) -> Result<Picture, Error> {
         return Err(Error::Empty);
     }
     let format = sniff(&content.read_at(0, SNIFFED)?).map_err(Error::Unsupported)?;
-    let Measured { width, height, pixels } = measure(format, &mut content.header_reader())?;
+    let header = header::read(format, &mut content.header_reader())?;
+    let Header { width, height, pixels, orientation } = header;
     if pixels > max_pixels {
         return Err(Error::TooManyPixels { pixels, limit: max_pixels });
     }
-    Ok(Picture { content, format, width, height })
-}
-
-struct Measured {
-    width: u32,
-    height: u32,
-    /// What is decoded, which may be more than is shown.
-    pixels: u64,
-}
-
-fn measure(format: Format, reader: &mut Reader) -> Result<Measured, Error> {
-    let size = match format {
-        Format::Heic => return heic(reader),
-        Format::Bmp => bmp_size(reader),
-        Format::Jpeg => ImageType::Jpeg.reader_size(reader).ok(),
-        Format::Png => ImageType::Png.reader_size(reader).ok(),
-        Format::Gif => ImageType::Gif.reader_size(reader).ok(),
-        Format::Tiff => ImageType::Tiff.reader_size(reader).ok(),
-        Format::WebP => webp_size(reader),
-    };
-    let size = size.ok_or(Error::BadHeader(format))?;
-    match (u32::try_from(size.width), u32::try_from(size.height)) {
-        (Ok(width @ 1..), Ok(height @ 1..)) => {
-            Ok(Measured { width, height, pixels: u64::from(width) * u64::from(height) })
-        }
-        _ => Err(Error::BadHeader(format)),
-    }
-}
-
-fn heic(reader: &mut Reader) -> Result<Measured, Error> {
-    let header = heif::read(reader).map_err(|fault| match fault {
-        Fault::Damaged => Error::BadHeader(Format::Heic),
-        Fault::Unsupported(what) => Error::Unsupported(what),
-    })?;
-    let (width, height) = header.size;
-    Ok(Measured { width, height, pixels: header.largest() })
-}
-
-/// `imagesize` reads on from the tag that tells the three kinds of WebP apart.
-fn webp_size(reader: &mut Reader) -> Option<ImageSize> {
-    reader.seek(SeekFrom::Start(12)).ok()?;
-    ImageType::Webp.reader_size(reader).ok()
-}
-
-/// A BMP may be stored top-down, which its header says by a negative height, and may have the old
-/// 12-byte header with 16-bit sizes; `imagesize` knows neither.
-/// See <https://learn.microsoft.com/windows/win32/api/wingdi/ns-wingdi-bitmapinfoheader>.
-fn bmp_size(reader: &mut Reader) -> Option<ImageSize> {
-    let mut head = [0; 26];
-    reader.read_exact(&mut head).ok()?;
-    let number = |at: usize| Some(i32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
-    let (width, height) = if number(14)? == 12 {
-        let sizes = number(18)?;
-        (i64::from(sizes & 0xffff), i64::from(sizes >> 16 & 0xffff))
-    } else {
-        (number(18)?.into(), number(22)?.into())
-    };
-    let size = |pixels: i64| usize::try_from(pixels).ok();
-    Some(ImageSize { width: size(width)?, height: size(height.abs())? })
+    Ok(Picture { content, format, width, height, orientation })
 }
 
 #[cfg(test)]

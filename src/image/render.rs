@@ -3,19 +3,23 @@
 
 use image_rs::{
     DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage,
-    codecs::jpeg::JpegEncoder,
     imageops::{self, FilterType},
-    metadata::Orientation,
 };
 
-use super::{Error, Format, Picture, cost::decode_cost, jpeg_scans::has_too_many_scans};
+use self::{encode::encode_jpeg, upright::Upright};
+use super::{Error, Format, Picture, cost::decode_cost, header::jpeg_scans::has_too_many_scans};
 
+mod encode;
 mod heic;
+mod upright;
 
-/// JPEG quality of a picture that is only converted: hard to tell from the original.
-const CONVERTED_QUALITY: u8 = 95;
+/// JPEG qualities of a picture that is only converted, as long as it has too many bytes: the first is
+/// hard to tell from the original.
+const CONVERTED_QUALITIES: [u8; 5] = [95, 85, 70, 50, 25];
 /// JPEG quality of a picture that is scaled down: detail goes into pixels, not into quality.
 const SHRUNK_QUALITY: u8 = 90;
+/// The longest side that a JPEG can have (ITU-T T.81, B.2.2).
+const JPEG_SIDE: u32 = 65_535;
 /// The long side of a shrunk picture, at the most.
 const SHRUNK_SIDE: u32 = 1024;
 /// Room for a JPEG of a few pixels, in bytes.
@@ -28,17 +32,22 @@ pub(super) const SCALING: u64 = 48 << 20;
 /// filter's floating-point rows.
 const SQUARING: u64 = 4 * 4 * 3 + 4 * 16;
 
-/// What a picture is rendered as: upright, the first frame, transparency onto white.
+/// What a picture is rendered as: the first frame, transparency onto white.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// A JPEG of the same size.
-    Converted,
-    /// A JPEG, scaled down until it has at most so many bytes.
-    Shrunk {
-        /// Bytes.
+    /// A JPEG of the same size, upright, of at most this length; where no quality makes it so short,
+    /// it is scaled down.
+    Converted {
+        /// In bytes.
         max_len: usize,
     },
-    /// A square without regard to the picture's shape, as plain RGB, 8 bits each, row by row.
+    /// A JPEG, upright, scaled down until it has at most this length.
+    Shrunk {
+        /// In bytes.
+        max_len: usize,
+    },
+    /// A square without regard to the picture's shape, as plain RGB, 8 bits each, row by row; as it is
+    /// stored.
     Square {
         /// Pixels along a side.
         side: u32,
@@ -52,7 +61,7 @@ impl Target {
     /// [`Error::BadHeader`]
     pub fn cost(self, picture: &Picture) -> Result<u64, Error> {
         let scaling = match self {
-            Self::Converted => 0,
+            Self::Converted { .. } => 0,
             Self::Shrunk { .. } => SCALING,
             Self::Square { side } => u64::from(side).pow(2).saturating_mul(SQUARING),
         };
@@ -60,11 +69,11 @@ impl Target {
     }
 
     /// The most bytes that it is rendered to.
-    pub fn max_len(self, picture: &Picture) -> u64 {
+    pub fn max_len(self) -> u64 {
         match self {
-            // Noise at the best quality takes some three bytes a pixel.
-            Self::Converted => 4 * picture.pixels() + SMALLEST_LIMIT,
-            Self::Shrunk { max_len } => (max_len as u64).max(SMALLEST_LIMIT),
+            Self::Converted { max_len } | Self::Shrunk { max_len } => {
+                (max_len as u64).max(SMALLEST_LIMIT)
+            }
             Self::Square { side } => 3 * u64::from(side) * u64::from(side),
         }
     }
@@ -75,26 +84,36 @@ impl Target {
     /// [`Error::Broken`], [`Error::Unreadable`].
     pub fn render(self, picture: &Picture, cost: u64) -> Result<Vec<u8>, Error> {
         match self {
-            Self::Converted => {
-                jpeg(picture.format, &decode_upright(picture, cost)?, CONVERTED_QUALITY)
-            }
-            Self::Shrunk { max_len } => shrink(picture, cost, max_len),
-            Self::Square { side } => Ok(square(&decode_upright(picture, cost)?, side).into_raw()),
+            Self::Converted { max_len } => convert(picture, &decode(picture, cost)?, max_len),
+            Self::Shrunk { max_len } => shrink(picture, &decode(picture, cost)?, max_len),
+            Self::Square { side } => Ok(square(&decode(picture, cost)?, side).into_raw()),
         }
     }
 }
 
-fn shrink(picture: &Picture, cost: u64, max_len: usize) -> Result<Vec<u8>, Error> {
-    // Scaled before it is turned: turning needs a second copy.
-    let (image, orientation) = decode(picture, cost)?;
+fn convert(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>, Error> {
+    let upright = Upright::new(image, picture.orientation);
+    let is_too_long = |side: u32| side > JPEG_SIDE;
+    if is_too_long(image.width()) || is_too_long(image.height()) {
+        return shrink(picture, image, max_len);
+    }
+    for quality in CONVERTED_QUALITIES {
+        if let Some(jpeg) = encode_jpeg(picture.format, &upright, quality, max_len)? {
+            return Ok(jpeg);
+        }
+    }
+    shrink(picture, image, max_len)
+}
+
+fn shrink(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>, Error> {
     let mut side = SHRUNK_SIDE.min(image.width().max(image.height()));
-    let image = scale_down(&image, side);
+    let image = scale_down(image, side);
     loop {
-        let mut turned = DynamicImage::ImageRgb8(scale_down(&image, side));
-        turned.apply_orientation(orientation);
-        let jpeg = jpeg(picture.format, &turned.into_rgb8(), SHRUNK_QUALITY)?;
+        let scaled = scale_down(&image, side);
+        let upright = Upright::new(&scaled, picture.orientation);
         // A JPEG of a few pixels is some 600 bytes, far below any limit that the settings accept.
-        if jpeg.len() <= max_len || side <= 16 {
+        let max_len = if side <= 16 { usize::MAX } else { max_len };
+        if let Some(jpeg) = encode_jpeg(picture.format, &upright, SHRUNK_QUALITY, max_len)? {
             return Ok(jpeg);
         }
         side = side * 3 / 4;
@@ -110,30 +129,21 @@ fn square(image: &RgbImage, side: u32) -> RgbImage {
     imageops::resize(averaged.as_ref().unwrap_or(image), side, side, FilterType::Triangle)
 }
 
-/// Decodes the first frame, turned upright, transparency onto white.
-pub(super) fn decode_upright(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
-    let (image, orientation) = decode(picture, cost)?;
-    let mut image = DynamicImage::ImageRgb8(image);
-    image.apply_orientation(orientation);
-    Ok(image.into_rgb8())
-}
-
-fn decode(picture: &Picture, cost: u64) -> Result<(RgbImage, Orientation), Error> {
+/// Decodes the first frame as it is stored, transparency onto white.
+pub(super) fn decode(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
     let Some(format) = image_format(picture.format) else {
-        return Ok((heic::decode(picture)?, Orientation::NoTransforms));
+        return heic::decode(picture);
     };
     if picture.format == Format::Jpeg && has_too_many_scans(&mut picture.content.reader())? {
         return Err(Error::Broken { format: Format::Jpeg, reason: "too many scans".into() });
     }
-    let mut decoder = decoder(picture, format, cost)?;
-    let orientation = orientation(&mut decoder);
+    let decoder = decoder(picture, format, cost)?;
     let image = DynamicImage::from_decoder(decoder).map_err(|source| broken(picture, source))?;
-    let image = match image {
+    Ok(match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
         image if image.color().has_alpha() => onto_white(image.into_rgba8()),
         image => image.into_rgb8(),
-    };
-    Ok((image, orientation))
+    })
 }
 
 fn decoder(
@@ -148,11 +158,6 @@ fn decoder(
     limits.max_alloc = Some(max_alloc);
     reader.limits(limits);
     reader.into_decoder().map_err(|source| broken(picture, source))
-}
-
-/// Broken EXIF is no reason to refuse a picture.
-fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
-    decoder.orientation().unwrap_or(Orientation::NoTransforms)
 }
 
 fn broken(picture: &Picture, error: ImageError) -> Error {
@@ -220,22 +225,16 @@ fn scale_down(image: &RgbImage, long_side: u32) -> RgbImage {
     )
 }
 
-fn jpeg(format: Format, image: &RgbImage, quality: u8) -> Result<Vec<u8>, Error> {
-    let mut jpeg = Vec::new();
-    JpegEncoder::new_with_quality(&mut jpeg, quality)
-        .encode_image(image)
-        .map_err(|error| Error::Broken { format, reason: error.to_string() })?;
-    Ok(jpeg)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
 
-    use image_rs::{Rgb, Rgba};
+    use image_rs::{Rgb, Rgba, codecs::jpeg::JpegEncoder};
 
     use super::*;
     use crate::image::{Content, probe};
+
+    const CONVERTED: Target = Target::Converted { max_len: 20 << 20 };
 
     fn picture(bytes: Vec<u8>) -> Picture {
         probe(Content::Memory(bytes.into()), 64_000_000).unwrap()
@@ -276,7 +275,7 @@ mod tests {
         });
         for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
             let picture = encoded(&glass.clone().into(), format);
-            let image = decode_upright(&picture, decode_cost(&picture).unwrap()).unwrap();
+            let image = decode(&picture, decode_cost(&picture).unwrap()).unwrap();
             assert_eq!(image.get_pixel(0, 0).0, [255, 255, 255], "{format:?}");
             assert!(is_close(image.get_pixel(7, 7), [255, 0, 0]), "{format:?}");
         }
@@ -287,7 +286,7 @@ mod tests {
         let picture = turned_jpeg(6); // turn a quarter clockwise: left comes on top
         let cost = decode_cost(&picture).unwrap();
         for jpeg in [
-            Target::Converted.render(&picture, cost).unwrap(),
+            CONVERTED.render(&picture, cost).unwrap(),
             Target::Shrunk { max_len: 100_000 }.render(&picture, cost).unwrap(),
         ] {
             let image = image_rs::load_from_memory(&jpeg).unwrap().into_rgb8();
@@ -361,8 +360,7 @@ mod tests {
                 if let Ok(picture) =
                     probe(Content::Memory(bytes[..len].to_vec().into()), 64_000_000)
                 {
-                    let _ = decode_cost(&picture)
-                        .and_then(|cost| Target::Converted.render(&picture, cost));
+                    let _ = decode_cost(&picture).and_then(|cost| CONVERTED.render(&picture, cost));
                 }
             }
         }

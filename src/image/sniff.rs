@@ -100,6 +100,8 @@ pub enum Unsupported {
     WebPage,
     /// A kind of a format that is read: what it is, with its article.
     Kind(&'static str),
+    /// The same of JPEG.
+    Jpeg(&'static str),
     /// Anything else.
     Unknown,
 }
@@ -124,6 +126,10 @@ impl fmt::Display for Unsupported {
             Self::WebPage => {
                 f.write_str("This is a web page, not a picture: send the picture itself.")
             }
+            Self::Jpeg(kind) => write!(
+                f,
+                "This is {kind}, which is not supported: send a PNG, or a JPEG of the usual kind."
+            ),
             Self::Kind(kind) => write!(f, "This is {kind}, which is not supported: send a JPEG or PNG."),
             Self::Unknown => write!(f, "These bytes are not a {} picture.", Format::NAMES),
         }

@@ -36,6 +36,7 @@ const SLACK: u64 = 1 << 20;
 /// How many times the peak an estimate may be.
 const OVERRATED: u64 = 4;
 
+const CONVERTED: Target = Target::Converted { max_len: 20 << 20 };
 const SHRUNK: Target = Target::Shrunk { max_len: 149_999 };
 const SQUARE: Target = Target::Square { side: 300 };
 
@@ -55,12 +56,11 @@ fn children_take_what_was_estimated_and_render_every_kind_within_their_limits() 
     pictures.extend(heic());
     let jobs = pictures.iter().enumerate().flat_map(|(n, picture)| {
         // What follows decoding is the same for all kinds: some are enough.
-        let targets =
-            [(true, Target::Converted), (n % 6 == 0, SHRUNK), (n % 8 == 2, SQUARE)].into_iter();
+        let targets = [(true, CONVERTED), (n % 6 == 0, SHRUNK), (n % 8 == 2, SQUARE)].into_iter();
         targets.filter(|(is_run, _)| *is_run).map(move |(_, target)| (picture, target))
     });
     let jobs: Vec<_> = jobs.collect();
-    let pixel = measure(PIXEL, Target::Converted).unwrap();
+    let pixel = measure(PIXEL, CONVERTED).unwrap();
     let (next, rows) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         let run = || {

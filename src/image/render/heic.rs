@@ -11,7 +11,7 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     use image_rs::RgbaImage;
 
     use super::onto_white;
-    use crate::image::heif;
+    use crate::image::header::heif;
 
     let header = heif::read(&mut picture.content.header_reader());
     let header = header.map_err(|_| broken("its header cannot be read"))?;

@@ -175,8 +175,9 @@ fn image_detail(error: &image::Error) -> String {
             )
         }
         Error::Broken { format, .. } => {
+            let other = if *format == Format::Jpeg { "PNG" } else { "JPEG" };
             format!(
-                "This {format} picture cannot be decoded; is it damaged? Sending it as a JPEG may help."
+                "This {format} picture cannot be decoded; is it damaged? Sending it as a {other} may help."
             )
         }
         Error::TooManyPixels { pixels, limit } => {

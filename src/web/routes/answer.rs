@@ -77,9 +77,9 @@ pub(super) struct Answer {
 pub(super) enum PreparedName {
     /// The picture's own bytes.
     Original,
-    /// The picture as a JPEG of the same size.
+    /// The picture as a JPEG of the same size, turned upright.
     Jpeg,
-    /// The picture as a smaller JPEG.
+    /// The picture as a smaller JPEG, turned upright.
     Shrunk,
 }
 

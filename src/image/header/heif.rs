@@ -8,11 +8,16 @@ use std::{
     io::{Read, Seek, SeekFrom},
 };
 
+use image_rs::metadata::Orientation;
+
 use self::{
     boxes::{Fields, top_level},
     meta::{MAX_ITEMS, Meta},
 };
-use super::{Reader, Unsupported};
+use super::{
+    Fault::{self, Damaged},
+    Header, Reader, Unsupported,
+};
 
 mod boxes;
 mod meta;
@@ -27,38 +32,45 @@ const PADDING: u32 = 64;
 
 /// What a HEIC's header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
+pub(in crate::image) struct Heif {
     /// As it is shown: cut, turned and mirrored.
-    pub(super) size: Size,
+    pub(in crate::image) size: Size,
     /// Before that.
-    pub(super) coded: Size,
+    pub(in crate::image) coded: Size,
     /// Of one HEVC stream: of a tile, or of the picture itself.
-    pub(super) stream: Size,
-    pub(super) is_grid: bool,
+    pub(in crate::image) stream: Size,
+    pub(in crate::image) is_grid: bool,
     /// Cut, turned or mirrored: the decoder makes a second copy of the pixels.
-    pub(super) is_turned: bool,
-    pub(super) has_alpha: bool,
+    pub(in crate::image) is_turned: bool,
+    pub(in crate::image) has_alpha: bool,
     /// 0: grey, 1: 4:2:0, 2: 4:2:2, 3: 4:4:4.
-    pub(super) chroma: u8,
+    pub(in crate::image) chroma: u8,
     /// Where the last whole box ends; what follows makes the decoder refuse the file.
-    pub(super) end: u64,
+    pub(in crate::image) end: u64,
 }
 
-impl Header {
+impl Heif {
+    /// What the header of any format says: the decoder turns it.
+    pub(super) fn header(&self) -> Result<Header, Fault> {
+        let (width, height) = self.size;
+        let header = Header::new(width, height, Orientation::NoTransforms).ok_or(Damaged)?;
+        Ok(Header { pixels: self.largest(), ..header })
+    }
+
     /// The pixels that are decoded.
-    pub(super) fn pixels(&self) -> u64 {
+    pub(in crate::image) fn pixels(&self) -> u64 {
         pixels(self.coded)
     }
 
     /// The pixels of one HEVC stream, with what an encoder pads.
-    pub(super) fn padded_stream(&self) -> u64 {
+    pub(in crate::image) fn padded_stream(&self) -> u64 {
         let (width, height) = self.stream;
         let padded = |side: u32| u64::from(side) + u64::from(PADDING);
         padded(width).saturating_mul(padded(height))
     }
 
     /// The pixels of the largest thing that is decoded.
-    pub(super) fn largest(&self) -> u64 {
+    fn largest(&self) -> u64 {
         self.pixels().max(pixels(self.stream))
     }
 }
@@ -67,30 +79,19 @@ fn pixels((width, height): Size) -> u64 {
     u64::from(width) * u64::from(height)
 }
 
-/// Why there is no header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// Cut short, or contradicting itself.
-    Damaged,
-    /// Right, but of a kind that is not read.
-    Unsupported(Unsupported),
-}
-
-use Fault::Damaged;
-
 fn kind(what: &'static str) -> Fault {
     Fault::Unsupported(Unsupported::Kind(what))
 }
 
 /// Reads the header of the picture that the file names as its primary one.
-pub(super) fn read(reader: &mut Reader) -> Result<Header, Fault> {
+pub(in crate::image) fn read(reader: &mut Reader) -> Result<Heif, Fault> {
     let (meta, end) = top_level(reader)?;
     let meta = Meta::parse(&meta).ok_or(Damaged)?;
     let primary = Part::read(reader, &meta, meta.primary)?;
     let (size, is_turned) = shown(&meta, meta.primary, primary.coded)?;
     let Part { coded, stream, is_grid, chroma, .. } = primary;
     let has_alpha = has_alpha(reader, &meta, &primary)?;
-    Ok(Header { size, coded, stream, is_grid, is_turned, has_alpha, chroma, end })
+    Ok(Heif { size, coded, stream, is_grid, is_turned, has_alpha, chroma, end })
 }
 
 /// A picture inside of the file.

@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead, Seek};
 
+use super::jpeg::{EOI, SOS, next_marker, stands_alone};
+
 /// Photographs have one scan, progressive ones about ten.
 const MOST: usize = 100;
 
@@ -9,16 +11,13 @@ const MOST: usize = 100;
 /// for minutes. Only the picture's own scans count: segments are skipped by their length, for they
 /// may hold anything (a thumbnail, a profile), and so may what follows the end (a phone's film).
 /// Within compressed data 0xFF is followed by 0 or by a marker (ITU-T T.81, B.1.1.5).
-pub(super) fn has_too_many_scans(reader: &mut (impl BufRead + Seek)) -> io::Result<bool> {
-    const SOS: u8 = 0xda;
-    const EOI: u8 = 0xd9;
+pub(in crate::image) fn has_too_many_scans(reader: &mut (impl BufRead + Seek)) -> io::Result<bool> {
     let mut scans = 0;
     loop {
         let Some(marker) = next_marker(reader)? else { return Ok(false) };
         match marker {
             EOI => return Ok(false),
-            // Stuffing, fill bytes, and markers that stand alone.
-            0 | 0x01 | 0xff | 0xd0..=0xd8 => continue,
+            _ if stands_alone(marker) => continue,
             SOS => scans += 1,
             _ => {}
         }
@@ -30,27 +29,6 @@ pub(super) fn has_too_many_scans(reader: &mut (impl BufRead + Seek)) -> io::Resu
             return Ok(false); // cut short
         }
         reader.seek_relative(i64::from(u16::from_be_bytes(len)).saturating_sub(2).max(0))?;
-    }
-}
-
-/// Goes behind the next 0xFF, and gives the byte after it; `None` at the end.
-fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
-    let mut after_ff = false;
-    loop {
-        let bytes = reader.fill_buf()?;
-        let Some(first) = bytes.first().copied() else { return Ok(None) };
-        if after_ff {
-            // Of several 0xFF, the last one begins the marker.
-            reader.consume(1);
-            if first != 0xff {
-                return Ok(Some(first));
-            }
-            continue;
-        }
-        let skipped = bytes.iter().position(|byte| *byte == 0xff);
-        after_ff = skipped.is_some();
-        let taken = skipped.map_or(bytes.len(), |at| at + 1);
-        reader.consume(taken);
     }
 }
 

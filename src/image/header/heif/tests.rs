@@ -12,18 +12,18 @@ fn fixture(name: &str) -> Vec<u8> {
 
 /// What libheif reads: name, width, height.
 fn expected() -> impl Iterator<Item = (&'static str, Size)> {
-    let lines = include_str!("../../../tests/fixtures/heic/expected.txt").lines();
+    let lines = include_str!("../../../../tests/fixtures/heic/expected.txt").lines();
     lines.map(|line| {
         let fields: Vec<_> = line.split(' ').collect();
         (fields[0], (fields[1].parse().unwrap(), fields[2].parse().unwrap()))
     })
 }
 
-fn read_bytes(bytes: Vec<u8>) -> Result<Header, Fault> {
+fn read_bytes(bytes: Vec<u8>) -> Result<Heif, Fault> {
     read(&mut Content::Memory(bytes.into()).header_reader())
 }
 
-fn read_fixture(name: &str) -> Result<Header, Fault> {
+fn read_fixture(name: &str) -> Result<Heif, Fault> {
     read_bytes(fixture(&format!("{name}.heic")))
 }
 
@@ -59,7 +59,7 @@ fn what_decoding_costs_by_is_told() {
     for (name, chroma) in
         [("pixels-grey", 0), ("pixels-10bit-420", 1), ("pixels-422", 2), ("pixels-444", 3)]
     {
-        let Header { is_grid, has_alpha, chroma: found, .. } = header(name);
+        let Heif { is_grid, has_alpha, chroma: found, .. } = header(name);
         assert_eq!((is_grid, has_alpha, found), (false, false, chroma), "{name}");
     }
     for name in ["alpha", "alpha-turned", "grid-alpha-of-tiles"] {

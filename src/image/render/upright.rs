@@ -1,0 +1,66 @@
+//! A picture as it stands upright, without a second copy of its pixels.
+
+use image_rs::{GenericImageView, Rgb, RgbImage, metadata::Orientation};
+
+/// Turns and mirrors a picture where its pixels are read.
+pub(super) struct Upright<'a> {
+    image: &'a RgbImage,
+    orientation: Orientation,
+}
+
+impl<'a> Upright<'a> {
+    pub(super) fn new(image: &'a RgbImage, orientation: Orientation) -> Self {
+        Self { image, orientation }
+    }
+}
+
+impl GenericImageView for Upright<'_> {
+    type Pixel = Rgb<u8>;
+
+    fn dimensions(&self) -> (u32, u32) {
+        use Orientation::{Rotate90, Rotate90FlipH, Rotate270, Rotate270FlipH};
+        let (width, height) = self.image.dimensions();
+        match self.orientation {
+            Rotate90 | Rotate90FlipH | Rotate270 | Rotate270FlipH => (height, width),
+            _ => (width, height),
+        }
+    }
+
+    fn get_pixel(&self, x: u32, y: u32) -> Rgb<u8> {
+        let (width, height) = self.image.dimensions();
+        let (x, y) = match self.orientation {
+            Orientation::NoTransforms => (x, y),
+            Orientation::FlipHorizontal => (width - 1 - x, y),
+            Orientation::Rotate180 => (width - 1 - x, height - 1 - y),
+            Orientation::FlipVertical => (x, height - 1 - y),
+            Orientation::Rotate90FlipH => (y, x),
+            Orientation::Rotate90 => (y, height - 1 - x),
+            Orientation::Rotate270FlipH => (width - 1 - y, height - 1 - x),
+            Orientation::Rotate270 => (width - 1 - y, x),
+        };
+        *self.image.get_pixel(x, y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image_rs::DynamicImage;
+
+    use super::*;
+
+    #[test]
+    fn every_orientation_is_turned_as_a_copy_would_be() {
+        let image = RgbImage::from_fn(5, 3, |x, y| Rgb([x as u8, y as u8, 0]));
+        for exif in 1..=8 {
+            let orientation = Orientation::from_exif(exif).unwrap();
+            let mut copy = DynamicImage::ImageRgb8(image.clone());
+            copy.apply_orientation(orientation);
+            let copy = copy.into_rgb8();
+            let upright = Upright::new(&image, orientation);
+            assert_eq!(upright.dimensions(), copy.dimensions());
+            for (x, y, pixel) in copy.enumerate_pixels() {
+                assert_eq!(upright.get_pixel(x, y), *pixel, "{orientation:?} at {x}, {y}");
+            }
+        }
+    }
+}
