@@ -106,22 +106,27 @@ pub(in crate::image) fn stands_alone(marker: u8) -> bool {
 /// Goes behind the next marker, whatever stands before it, and gives its second byte; `None` at the
 /// end.
 pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
-    let mut after_ff = false;
+    let mut is_after_ff = false;
     loop {
         let bytes = reader.fill_buf()?;
-        let Some(first) = bytes.first().copied() else { return Ok(None) };
-        if after_ff {
-            // Of several 0xFF, the last one begins the marker.
-            reader.consume(1);
-            if first != 0xff {
-                return Ok(Some(first));
-            }
-            continue;
+        if bytes.is_empty() {
+            return Ok(None);
         }
-        let skipped = bytes.iter().position(|byte| *byte == 0xff);
-        after_ff = skipped.is_some();
-        let taken = skipped.map_or(bytes.len(), |at| at + 1);
-        reader.consume(taken);
+        // Of several 0xFF, the last one begins the marker.
+        let is_skipped = |byte: &u8| (*byte == 0xff) == is_after_ff;
+        let skipped = bytes.iter().take_while(|byte| is_skipped(byte)).count();
+        match bytes.get(skipped).copied() {
+            Some(0xff) => is_after_ff = true,
+            Some(marker) => {
+                reader.consume(skipped + 1);
+                return Ok(Some(marker));
+            }
+            None => {
+                reader.consume(skipped);
+                continue;
+            }
+        }
+        reader.consume(skipped + 1);
     }
 }
 
@@ -325,9 +330,13 @@ mod tests {
 
     #[test]
     fn a_header_of_endless_work_is_refused_and_not_taken_for_a_short_one() {
-        let fill = vec![0xff; 2 << 20];
-        let bytes = [b"\xff\xd8", &frame(0xc0, HALVED)[..], &fill, &scan(1)].concat();
-        let content = Content::Memory(bytes.into());
+        let after = |between: &[u8]| {
+            let parts = [b"\xff\xd8", &frame(0xc0, HALVED)[..], between, &scan(1)];
+            Content::Memory(parts.concat().into())
+        };
+        let fill = crate::image::probe(after(&[0xff; 100_000]), u64::MAX);
+        assert_eq!(fill.unwrap().width, 640);
+        let content = after(&b"\xff\xfe\0\x02".repeat(600_000));
         let error = crate::image::probe(content, u64::MAX).unwrap_err();
         assert!(matches!(error, Error::BadHeader(Format::Jpeg)), "{error}");
     }
