@@ -318,7 +318,7 @@ mod tests {
         {
             let picture = encoded(image, format);
             assert!(
-                !Target::Converted
+                !CONVERTED
                     .render(&picture, decode_cost(&picture).unwrap())
                     .unwrap()
                     .is_empty()

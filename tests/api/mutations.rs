@@ -21,9 +21,9 @@ use futures_util::{StreamExt, stream};
 use image_rs::ImageFormat;
 
 use crate::support::{
-    CHELSEA, Child, Held, converted,
+    CHELSEA, Child, FORM, Held, converted,
     craft::{png_chunk, riff_chunk, segment, vp8x, webp},
-    kinds,
+    form, kinds,
     mutate::damaged,
 };
 
@@ -75,7 +75,7 @@ fn corpora() -> Vec<Corpus> {
                 _ => continue,
             };
             if path.metadata().unwrap().len() <= MAX_LEN {
-                add(format, std::fs::read(path).unwrap());
+                add(format, std::fs::read(&path).unwrap());
             }
         }
     }
@@ -119,13 +119,14 @@ async fn send(
     picture: &[u8],
 ) -> Result<String, String> {
     let started = Instant::now();
-    let mut request = child.upload_request(client, picture);
-    if n.is_multiple_of(2) {
-        request = request.query(&[("save", "false")]);
-    }
+    let query = if n.is_multiple_of(2) { "?save=false" } else { "" };
+    let route = child.url(&format!("/vectorize-image-upload{query}"));
+    let request = client.post(route).header("content-type", FORM).body(form(picture));
     let answer = request.send().await.map_err(|error| format!("no answer: {error:?}"))?;
     let status = answer.status().as_u16();
-    let body: serde_json::Value = answer.json().await.map_err(|error| format!("{error:?}"))?;
+    let body = answer.bytes().await.map_err(|error| format!("{status}, cut: {error:?}"))?;
+    let body: serde_json::Value =
+        serde_json::from_slice(&body).map_err(|error| format!("{status}: {error}"))?;
     let outcome = match status {
         200 => format!("200 {}", body["content_type"].as_str().unwrap_or_default()),
         _ => format!("{status} {}", body["code"].as_str().unwrap_or_default()),

@@ -144,7 +144,7 @@ mod tests {
             // The oldest headers do not say how many colours there are.
             assert_eq!(File { length, ..INDEXED }.pixels(), INDEXED_PIXELS, "{length}");
         }
-        for length in [0, 8, 11, 13, 65, 107, 125, 200, 0x4000_0000] {
+        for length in [0, 8, 11, 13, 65, 107, 125, 200, 0x4000_0000u32] {
             let bytes = File { length: 40, ..FILE }.bytes();
             let bytes = [&bytes[..14], &length.to_le_bytes()[..], &bytes[18..]].concat();
             assert!(decoded(&bytes).is_err(), "{length}");

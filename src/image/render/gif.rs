@@ -13,7 +13,8 @@ use crate::image::{
 pub(super) fn decode(picture: &Picture, cost: u64) -> Result<DynamicImage, Error> {
     let gif = gif::read(&mut picture.content.header_reader())
         .map_err(|_| Error::BadHeader(picture.format))?;
-    let bytes = Spliced::new(headers(&gif), &picture.content, gif.data_at)?;
+    // Some files lack the zero that ends the pixels.
+    let bytes = Spliced::new(headers(&gif), &picture.content, gif.data_at)?.padded(1);
     Ok(match (read(picture, bytes, ImageFormat::Gif, cost)?, gif.transparent) {
         // Around a frame without transparency the canvas has the first colour, as in Pillow.
         (DynamicImage::ImageRgba8(mut image), None) => {

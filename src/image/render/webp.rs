@@ -20,7 +20,6 @@ pub(super) fn bytes(picture: &Picture) -> Result<Spliced, Error> {
 mod tests {
     use image_rs::{DynamicImage, ImageFormat, RgbImage, Rgba, RgbaImage};
 
-    use super::*;
     use crate::image::render::tests::decoded;
 
     const ANIMATED: u8 = 0b10;

@@ -27,7 +27,8 @@ pub fn damaged(picture: &[u8], other: &[u8], random: &mut Rng) -> Vec<u8> {
 fn damage(bytes: &mut Vec<u8>, other: &[u8], random: &mut Rng) {
     let within = if random.bool() { HEADERS } else { usize::MAX };
     let at = random.usize(..=bytes.len().min(within));
-    let some = random.usize(1..=if random.bool() { 8 } else { 512 });
+    let most = if random.bool() { 8 } else { 512 };
+    let some = random.usize(1..=most);
     let end = (at + some).min(bytes.len());
     match random.u8(..10) {
         0 | 1 => {
