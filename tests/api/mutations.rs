@@ -217,5 +217,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_nothing() {
     assert_eq!(left, 0, "nothing is left that is half received");
     let (status, log) = child.stop();
     assert_eq!(status.code(), Some(0));
-    println!("{} decoders panicked", log.iter().filter(|line| line.contains("panicked")).count());
+    // Contained, and a fault of a library all the same.
+    let panics = log.iter().filter(|line| line.contains("panicked")).collect::<Vec<_>>();
+    println!("{} decoders panicked, among them: {:#?}", panics.len(), panics.first_chunk::<5>());
 }

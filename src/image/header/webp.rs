@@ -29,9 +29,6 @@ const HAS_ALPHA: u8 = 0b1_0000;
 /// In the fifth byte of lossless pixels: alpha is used.
 const ALPHA_IS_USED: u8 = 0b1_0000;
 
-/// The longest EXIF that is read, in bytes: what a JPEG has room for, too.
-const MAX_EXIF: u32 = 64 << 10;
-
 /// Reads the headers.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<WebP, Fault> {
     read_sizes(reader).ok_or(Fault::Damaged)
@@ -103,9 +100,9 @@ impl Chunks {
                     reader.read_exact(&mut pixels)?;
                     self.lossless_alpha = Some(pixels[4] & ALPHA_IS_USED != 0);
                 }
-                b"EXIF" if !self.has_exif && length <= MAX_EXIF => {
+                b"EXIF" if !self.has_exif => {
                     self.has_exif = true;
-                    let mut exif = vec![0; length as usize];
+                    let mut exif = vec![0; length.min(exif::READ) as usize];
                     reader.read_exact(&mut exif)?;
                     self.orientation = exif::orientation(&exif);
                 }

@@ -6,7 +6,10 @@ use image_rs::{DynamicImage, ImageFormat};
 use super::{read, spliced::Spliced};
 use crate::image::{
     Error, Picture,
-    header::bmp::{self, BITFIELDS, Bmp, RGB},
+    header::{
+        self,
+        bmp::{self, BITFIELDS, Bmp, RGB},
+    },
 };
 
 /// The length of the headers that the decoder is handed: BITMAPFILEHEADER and BITMAPV3INFOHEADER.
@@ -15,8 +18,7 @@ const V3: u32 = 56;
 
 /// Decodes the picture; the decoder is asked to take at most `cost` bytes.
 pub(super) fn decode(picture: &Picture, cost: u64) -> Result<DynamicImage, Error> {
-    let bmp = bmp::read(&mut picture.content.header_reader())
-        .map_err(|_| Error::BadHeader(picture.format))?;
+    let bmp = header::bounded(picture.format, &picture.content, bmp::read)?;
     let is_plain = matches!(bmp.compression, RGB | BITFIELDS);
     // Only what is plain may be stored top-down, says the decoder.
     let is_flipped = bmp.is_top_down && !is_plain;

@@ -6,13 +6,15 @@ use image_rs::{DynamicImage, ImageFormat, Rgba};
 use super::{read, spliced::Spliced};
 use crate::image::{
     Error, Picture,
-    header::gif::{self, Gif},
+    header::{
+        self,
+        gif::{self, Gif},
+    },
 };
 
 /// Decodes the first frame, on its canvas; the decoder is asked to take at most `cost` bytes.
 pub(super) fn decode(picture: &Picture, cost: u64) -> Result<DynamicImage, Error> {
-    let gif = gif::read(&mut picture.content.header_reader())
-        .map_err(|_| Error::BadHeader(picture.format))?;
+    let gif = header::bounded(picture.format, &picture.content, gif::read)?;
     // Some files lack the zero that ends the pixels.
     let bytes = Spliced::new(headers(&gif), &picture.content, gif.data_at)?.padded(1);
     Ok(match (read(picture, bytes, ImageFormat::Gif, cost)?, gif.transparent) {

@@ -3,13 +3,15 @@
 use super::spliced::Spliced;
 use crate::image::{
     Error, Picture,
-    header::webp::{self, FLAGS_AT},
+    header::{
+        self,
+        webp::{self, FLAGS_AT},
+    },
 };
 
 /// The picture's bytes, with the flags that its chunks bear out.
 pub(super) fn bytes(picture: &Picture) -> Result<Spliced, Error> {
-    let webp = webp::read(&mut picture.content.header_reader())
-        .map_err(|_| Error::BadHeader(picture.format))?;
+    let webp = header::bounded(picture.format, &picture.content, webp::read)?;
     let Some(flags) = webp.flags else { return Ok(Spliced::new(Vec::new(), &picture.content, 0)?) };
     let head = picture.content.read_at(0, FLAGS_AT)?;
     let behind = FLAGS_AT as u64 + 1;
