@@ -228,7 +228,7 @@ mod tests {
         let lossless = |alpha| chunk(b"VP8L", &[0x2f, 159, 0, 0, alpha]);
         let (lossy, alpha) = (chunk(b"VP8 ", &[1; 7]), chunk(b"ALPH", &[0; 3]));
         let flags = |flags, chunks: &[Vec<u8>]| read_bytes(&extended(flags, chunks)).unwrap().flags;
-        assert_eq!(flags(0xfd, &[lossy.clone()]), Some(0));
+        assert_eq!(flags(0xfd, std::slice::from_ref(&lossy)), Some(0));
         assert_eq!(flags(0xfd, &[alpha.clone(), lossy.clone()]), Some(HAS_ALPHA));
         assert_eq!(flags(0, &[alpha, lossy]), Some(0));
         for said in [0, HAS_ALPHA] {
