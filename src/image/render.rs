@@ -11,6 +11,7 @@ use super::{Error, Format, Picture, cost::decode_cost, header::jpeg_scans::has_t
 
 mod encode;
 mod heic;
+mod tiff;
 mod upright;
 
 /// JPEG qualities of a picture that is only converted, as long as it has too many bytes: the first is
@@ -131,8 +132,14 @@ fn square(image: &RgbImage, side: u32) -> RgbImage {
 
 /// Decodes the first frame as it is stored, transparency onto white.
 pub(super) fn decode(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
-    let Some(format) = image_format(picture.format) else {
-        return heic::decode(picture);
+    let format = match picture.format {
+        Format::Jpeg => ImageFormat::Jpeg,
+        Format::Png => ImageFormat::Png,
+        Format::WebP => ImageFormat::WebP,
+        Format::Gif => ImageFormat::Gif,
+        Format::Bmp => ImageFormat::Bmp,
+        Format::Tiff => return tiff::decode(picture),
+        Format::Heic => return heic::decode(picture),
     };
     if picture.format == Format::Jpeg && has_too_many_scans(&mut picture.content.reader())? {
         return Err(Error::Broken { format: Format::Jpeg, reason: "too many scans".into() });
@@ -165,19 +172,6 @@ fn broken(picture: &Picture, error: ImageError) -> Error {
         // The system's own word: it is the disk that fails.
         ImageError::IoError(error) if error.raw_os_error().is_some() => Error::Unreadable(error),
         error => Error::Broken { format: picture.format, reason: error.to_string() },
-    }
-}
-
-/// What the library calls the format; HEIC is none of its own.
-fn image_format(format: Format) -> Option<ImageFormat> {
-    match format {
-        Format::Jpeg => Some(ImageFormat::Jpeg),
-        Format::Png => Some(ImageFormat::Png),
-        Format::WebP => Some(ImageFormat::WebP),
-        Format::Gif => Some(ImageFormat::Gif),
-        Format::Bmp => Some(ImageFormat::Bmp),
-        Format::Tiff => Some(ImageFormat::Tiff),
-        Format::Heic => None,
     }
 }
 
@@ -310,10 +304,7 @@ mod tests {
         {
             let picture = encoded(image, format);
             assert!(
-                !Target::Converted
-                    .render(&picture, decode_cost(&picture).unwrap())
-                    .unwrap()
-                    .is_empty()
+                !CONVERTED.render(&picture, decode_cost(&picture).unwrap()).unwrap().is_empty()
             );
         }
     }

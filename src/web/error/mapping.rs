@@ -175,7 +175,7 @@ fn image_detail(error: &image::Error) -> String {
             )
         }
         Error::Broken { format, .. } => {
-            let other = if *format == Format::Jpeg { "PNG" } else { "JPEG" };
+            let other = if *format == image::Format::Jpeg { "PNG" } else { "JPEG" };
             format!(
                 "This {format} picture cannot be decoded; is it damaged? Sending it as a {other} may help."
             )
