@@ -61,6 +61,7 @@ mod soak;
 mod stand_in;
 mod stop;
 mod supervisor;
+mod tiff;
 mod tls;
 mod upload;
 mod url;
