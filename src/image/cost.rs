@@ -2,7 +2,7 @@
 //!
 //! No decoder is opened to find out: some read the whole file, inflate profiles or expand tables
 //! before they tell anything, and nothing is reserved yet. The figures are those of the decoders
-//! that [`super::pixels`] uses, on the high side; a picture that takes more is ended.
+//! that [`super::render`] uses, on the high side; a picture that takes more is ended.
 //!
 //! `tests/api/peaks.rs` holds each figure against what children really take at their peak for
 //! ordinary pictures of every format, depth and kind.
@@ -51,7 +51,8 @@ pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
         Format::Gif => Some(4 + 5),
         Format::Bmp => Some(4),
         Format::Tiff => {
-            let bytes = tiff(reader).map_err(|fault| fault.into_error(picture.format))?;
+            let bytes = tiff(reader, picture.content.len())
+                .map_err(|fault| fault.into_error(picture.format))?;
             let bytes = bytes.max(picture.pixels() * ENCODING);
             return Ok(bytes.saturating_add(picture.content.len() + METADATA));
         }
@@ -106,8 +107,8 @@ fn webp(reader: &mut Reader) -> Option<u64> {
 
 /// What is wanted of a pixel is held in 8 bits a sample, and made RGB in place. Beside that there are a
 /// row, as it is stored and in 8 bits; of floating-point numbers twice, and of the whole width of a tile,
-/// where bytes are taken apart. A JPEG is decoded as a whole, of whatever kind it is.
-fn tiff(reader: &mut Reader) -> Result<u64, Fault> {
+/// where bytes are taken apart. A JPEG is decoded as a whole, of whatever kind it is, from a copy.
+fn tiff(reader: &mut Reader, file_len: u64) -> Result<u64, Fault> {
     let tiff = tiff::read(reader)?;
     let (chunk, samples) = (tiff.chunks, tiff.samples_together());
     let held = (tiff.color.samples() + u64::from(tiff.alpha.is_some())).max(3 + 2);
@@ -116,7 +117,7 @@ fn tiff(reader: &mut Reader) -> Result<u64, Fault> {
     let chunk = match (tiff.compression, tiff.predictor) {
         (Compression::Jpeg, _) => {
             let samples = u64::from(chunk.width) * u64::from(chunk.height) * samples;
-            samples.saturating_mul(1 + 2)
+            samples.saturating_mul(1 + 2).saturating_add(file_len)
         }
         (_, Predictor::FloatDifference) => u64::from(chunk.width) * samples * 2 * 4,
         _ => 0,
@@ -131,6 +132,7 @@ fn heic(reader: &mut Reader, file_len: u64) -> Option<u64> {
     const PIXEL: u64 = 4;
     let header = heif::read(reader).ok()?;
     let (pixels, stream) = (header.pixels(), header.padded_stream());
+    let has_alpha = header.alpha != heif::Alpha::None;
     let sample = match header.chroma {
         0 => 2,
         1 => 3,
@@ -141,10 +143,10 @@ fn heic(reader: &mut Reader, file_len: u64) -> Option<u64> {
     // The planes, before and after the filters that smooth blocks.
     let planes = 2 * sample + 2;
     let decoding = if header.is_grid {
-        let alpha = if header.has_alpha { PIXEL + turned } else { 0 };
+        let alpha = if has_alpha { PIXEL + turned } else { 0 };
         pixels * (PIXEL + turned.max(alpha)) + stream * (planes + PIXEL)
     } else {
-        let alpha = if header.has_alpha { 6 } else { 0 };
+        let alpha = if has_alpha { 6 } else { 0 };
         stream.max(pixels) * planes.max(sample + PIXEL + alpha).max(PIXEL + turned)
     };
     Some(decoding.max(pixels * ENCODING) + 3 * file_len)
@@ -194,7 +196,7 @@ mod tests {
     fn a_jpeg_of_several_scans_takes_more_than_one_of_a_single_scan() {
         let single = cost(&jpeg(0xc0, 3)).unwrap();
         assert!((6_000_000..7_000_000 + 2 * METADATA).contains(&single));
-        for several in [jpeg(0xc2, 3), jpeg(0xc0, 1)] {
+        for several in [jpeg(0xc2, 3), jpeg(0xc2, 1)] {
             assert!(cost(&several).unwrap() > single + 1_500_000);
         }
     }

@@ -19,9 +19,9 @@ use crate::image::{
     Content, Reader,
     header::{
         jpeg,
-        jpeg_scans::has_too_many_scans,
         tiff::{Tiff, kinds::Compression},
     },
+    render::jpeg::essential,
 };
 
 /// How much of what is compressed with LZW is taken from the file at once.
@@ -48,7 +48,7 @@ pub(super) fn rows<'a>(
         Compression::Lzw => Box::new(Lzw::new(raw, chunk.len)?),
         Compression::Deflate => Box::new(ZlibDecoder::new(raw)),
         Compression::PackBits => Box::new(PackBits { packed: raw, run: Run::Literal(0) }),
-        compression => Box::new(Fax::new(compression, raw, tiff.chunks.width)?),
+        compression => Box::new(Fax::new(compression, raw, chunk.len, tiff.chunks.width)?),
     })
 }
 
@@ -168,8 +168,13 @@ enum FaxDecoder {
 }
 
 impl Fax {
-    fn new(compression: Compression, mut packed: impl Read, width: u32) -> io::Result<Self> {
-        let mut bytes = Vec::new();
+    fn new(
+        compression: Compression,
+        mut packed: impl Read,
+        len: u64,
+        width: u32,
+    ) -> io::Result<Self> {
+        let mut bytes = Vec::with_capacity(room(len)?);
         packed.read_to_end(&mut bytes)?;
         // The library looks at more bits than the last code has, and wants each row of Group 3 to be
         // ended, though what ends it stands before the next one with most writers.
@@ -227,7 +232,7 @@ impl Read for Fax {
 /// than its strip or tile could take any memory.
 fn jpeg(tiff: &Tiff, tables: &[u8], chunk: &Chunk, reader: &mut Reader) -> io::Result<Vec<u8>> {
     const MARKER: usize = 2;
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(room(chunk.len)? + tables.len());
     // Tables are a JPEG of their own: without its end, and the picture's without its start, they are
     // one.
     if let Some(tables) = tables.len().checked_sub(MARKER).and_then(|end| tables.get(..end)) {
@@ -246,11 +251,17 @@ fn jpeg(tiff: &Tiff, tables: &[u8], chunk: &Chunk, reader: &mut Reader) -> io::R
     if !is_as_tagged {
         return Err(broken("a JPEG inside is of another size or has other colours"));
     }
-    if header.undecodable().is_some() || has_too_many_scans(&mut content.reader())? {
+    if header.undecodable().is_some() {
         return Err(broken("a JPEG inside is of a rare kind"));
     }
-    let bytes = content.read_at(0, usize::MAX)?;
-    let options = DecoderOptions::default().set_max_width(usize::MAX).set_max_height(usize::MAX);
+    let len = usize::try_from(content.len()).map_err(io::Error::other)?;
+    let bytes = essential(&mut content.reader(), len)?;
+    let bytes = bytes.ok_or_else(|| broken("a JPEG inside has too many scans"))?;
+    drop(content);
+    let options = DecoderOptions::default()
+        .set_strict_mode(false)
+        .set_max_width(frame.width.into())
+        .set_max_height(frame.height.into());
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes[..]), options);
     decoder.decode_headers().map_err(broken)?;
     // The samples as they are: the TIFF says what they mean, and not the JPEG.
@@ -261,6 +272,11 @@ fn jpeg(tiff: &Tiff, tables: &[u8], chunk: &Chunk, reader: &mut Reader) -> io::R
     };
     decoder.set_options(options.jpeg_set_out_colorspace(stored));
     decoder.decode().map_err(broken)
+}
+
+/// Room for so many bytes of the file and a few more: a buffer that grows as it is filled may double.
+fn room(len: u64) -> io::Result<usize> {
+    usize::try_from(len.saturating_add(64)).map_err(io::Error::other)
 }
 
 fn broken(reason: impl std::fmt::Debug) -> io::Error {
