@@ -155,7 +155,7 @@ impl<R: Read> Read for PackBits<R> {
 struct Fax {
     decoder: FaxDecoder,
     width: u16,
-    /// Whether the end was told. Writers leave out white rows before it.
+    /// Whether the end was told. Writers leave out white rows before it, but not all of them.
     is_over: bool,
     row: Cursor<Vec<u8>>,
 }
@@ -190,6 +190,7 @@ impl Fax {
     }
 
     fn next_row(&mut self) -> io::Result<()> {
+        let is_first = self.row.get_ref().is_empty();
         self.row.set_position(0);
         let row = self.row.get_mut();
         row.clear();
@@ -206,6 +207,9 @@ impl Fax {
             }
             FaxDecoder::Group4(decoder) => {
                 self.is_over = decoder.advance().map_err(broken)? == DecodeStatus::End;
+                if self.is_over && is_first {
+                    return Err(broken("a fax has no rows"));
+                }
                 if self.is_over { &[] } else { decoder.transition() }
             }
         };
