@@ -12,7 +12,7 @@ use std::io::Read;
 use super::{
     Error, Format, Picture, Reader,
     header::{
-        Fault, heif, jpeg,
+        self, Fault, heif, jpeg,
         tiff::{
             self,
             kinds::{Compression, Predictor},
@@ -39,7 +39,7 @@ pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
     let reader = &mut picture.content.header_reader();
     let per_pixel = match picture.format {
         Format::Jpeg => {
-            let jpeg = jpeg::read(reader).map_err(|_| Error::BadHeader(picture.format))?;
+            let jpeg = header::bounded(picture.format, &picture.content, jpeg::read)?;
             if let Some(kind) = jpeg.undecodable() {
                 return Err(Error::Unsupported(kind));
             }
@@ -51,8 +51,9 @@ pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
         Format::Gif => Some(4 + 5),
         Format::Bmp => Some(4),
         Format::Tiff => {
-            let bytes = tiff(reader, picture.content.len())
-                .map_err(|fault| fault.into_error(picture.format))?;
+            let bytes = header::bounded(picture.format, &picture.content, |reader| {
+                tiff(reader, picture.content.len())
+            })?;
             let bytes = bytes.max(picture.pixels() * ENCODING);
             return Ok(bytes.saturating_add(picture.content.len() + METADATA));
         }

@@ -77,7 +77,8 @@ pub(super) fn endless() -> Vec<Bomb> {
     ]
 }
 
-/// A tile 16 million pixels wide of which one is wanted: the rest must not be inflated. Others say nothing a million times before the pixel comes.
+/// A tile 16 million pixels wide of which one is wanted: the rest must not be inflated. Others say
+/// nothing a million times before the pixel comes.
 fn shared(compression: u64, data: &[u8], tile_width: Option<u64>) -> Vec<u8> {
     const STRIPS: usize = 65_535;
     let bits = if matches!(compression, GROUP_3 | GROUP_4) { 1 } else { 8 };

@@ -31,8 +31,9 @@ pub fn all(width: u32, height: u32) -> Vec<Kind> {
     .concat()
 }
 
-/// Kinds that are real but not read, by how their names begin: grey of floating-point numbers.
-pub const UNREAD: [&str; 1] = ["tiff-grey-32-"];
+/// Kinds that are real but not read, by how their names begin: scans for each component of a JPEG that
+/// has fewer samples of colour, and grey of floating-point numbers.
+pub const UNREAD: [&str; 2] = ["jpeg-scan-for-each-42", "tiff-grey-32-"];
 
 /// A channel of a pixel, in 16 bits: a gradient, another one for each channel, and noise.
 fn sample(x: u32, y: u32, channel: u32) -> u16 {
