@@ -17,6 +17,7 @@ mod gif;
 mod heic;
 mod jpeg;
 mod spliced;
+mod tiff;
 mod upright;
 mod webp;
 
@@ -142,11 +143,11 @@ pub(super) fn decode(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
     let image = match picture.format {
         Format::Jpeg => return jpeg::decode(picture),
         Format::Heic => return heic::decode(picture),
+        Format::Tiff => return tiff::decode(picture),
         Format::Png => read(picture, bytes(), ImageFormat::Png, cost)?,
         Format::WebP => read(picture, webp::bytes(picture)?, ImageFormat::WebP, cost)?,
         Format::Gif => gif::decode(picture, cost)?,
         Format::Bmp => bmp::decode(picture, cost)?,
-        Format::Tiff => read(picture, bytes(), ImageFormat::Tiff, cost)?,
     };
     Ok(match image {
         DynamicImage::ImageRgb8(rgb) => rgb,

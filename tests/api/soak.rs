@@ -40,7 +40,7 @@ async fn one(
     let random = fastrand::usize(..);
     let upload = |picture: Vec<u8>| child.upload_request(client, &picture);
     let request = match random % 16 {
-        _ if n % ENDLESS_IN == ENDLESS_IN / 2 => upload(variant(&bombs::shared_jpeg(), n)),
+        _ if n % ENDLESS_IN == ENDLESS_IN / 2 => upload(variant(&bombs::shared_lzw(), n)),
         0..4 => upload(variant(ROCKET, n)),
         4 => upload(hostile[n % hostile.len()].1.clone()),
         5 => upload(variant(HUBBLE, n)),
