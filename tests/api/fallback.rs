@@ -11,8 +11,8 @@ use std::{
 use image_rs::RgbImage;
 
 use crate::support::{
-    CHELSEA, FakeNvidia, HUBBLE, Inline, Received, Reply, TestApp, assert_problem, converted, embedding,
-    noise_png,
+    CHELSEA, FakeNvidia, HUBBLE, Inline, Received, Reply, TestApp, assert_problem, converted,
+    embedding, noise_png,
     nvidia_api::{CREATE_ASSET, INFER},
     variant,
 };

@@ -12,6 +12,7 @@ mod fake_server;
 pub mod kinds;
 pub mod nvidia_api;
 mod pictures;
+mod pixels;
 mod programs;
 mod request;
 
@@ -21,9 +22,11 @@ pub use child::{Child, children_of, memory_of};
 pub use client::{client_from, connect_from, free_address};
 pub use decoder::{decoder_settings, misbehaving};
 pub use fake_nvidia::{
-    FakeNvidia, Inline, created_asset, embedding, embedding_of, number, numbers, pending, try_number,
+    FakeNvidia, Inline, created_asset, embedding, embedding_of, number, numbers, pending,
+    try_number,
 };
 pub use fake_server::{FakeServer, Received, Reply};
 pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};
-pub use programs::is_missing;
+pub use pixels::Difference;
+pub use programs::{is_missing, python_lacks};
 pub use request::{FORM, base64_body, form, post_head};
