@@ -16,7 +16,7 @@ use crate::image::Unsupported;
 pub(in crate::image) struct Jpeg {
     pub(in crate::image) frame: Frame,
     /// How many components the first scan has; `None` where the file ends before it.
-    pub(in crate::image) scanned: Option<u8>,
+    scanned: Option<u8>,
     orientation: Orientation,
 }
 
@@ -29,14 +29,14 @@ pub(in crate::image) struct Frame {
     width: u16,
     height: u16,
     pub(in crate::image) components: u8,
-    /// Whether some component has fewer samples than another one.
+    /// Whether some sampling factor is not one.
     is_subsampled: bool,
 }
 
 const TEM: u8 = 0x01;
-const SOI: u8 = 0xd8;
-pub(super) const EOI: u8 = 0xd9;
-pub(super) const SOS: u8 = 0xda;
+pub(in crate::image) const SOI: u8 = 0xd8;
+pub(in crate::image) const EOI: u8 = 0xd9;
+pub(in crate::image) const SOS: u8 = 0xda;
 const APP1: u8 = 0xe1;
 
 /// Reads the headers up to the first scan.
@@ -94,18 +94,18 @@ impl Headers {
 }
 
 /// SOF0 to SOF15, without DHT, JPG and DAC, which lie between them (T.81, table B.1).
-fn is_frame(marker: u8) -> bool {
+pub(in crate::image) fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
 }
 
 /// Whether no segment follows: a stuffed zero, TEM, RST0 to RST7, and SOI.
-pub(super) fn stands_alone(marker: u8) -> bool {
+pub(in crate::image) fn stands_alone(marker: u8) -> bool {
     matches!(marker, 0 | TEM | 0xd0..=SOI)
 }
 
 /// Goes behind the next marker, whatever stands before it, and gives its second byte; `None` at the
 /// end.
-pub(super) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
+pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
     let mut after_ff = false;
     loop {
         let bytes = reader.fill_buf()?;
@@ -131,7 +131,7 @@ impl Frame {
         let side = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
         // Identifier, sampling factors and table of each.
         let sampling: Vec<u8> = components.chunks_exact(3).map(|component| component[1]).collect();
-        let is_subsampled = sampling.iter().any(|factors| Some(factors) != sampling.first());
+        let is_subsampled = sampling.iter().any(|factors| *factors != 0x11);
         Some(Self {
             marker,
             precision: head[0],
@@ -312,6 +312,7 @@ mod tests {
         for (frame, scan, word) in [
             (frame(0xc0, HALVED), scan(1), "scan for each"),
             (frame(0xc0, HALVED), scan(2), "scan for each"),
+            (frame(0xc0, &[0x22; 3]), scan(1), "scan for each"),
             (frame(0xc3, FULL), scan(3), "lossless"),
             (frame(0xc5, FULL), scan(3), "hierarchical"),
             (frame(0xc9, FULL), scan(3), "arithmetic"),
