@@ -4,11 +4,11 @@ Makes the pictures of pictures.py in the folder, and judges them and all others 
 Pillow shows of each is put beside it, `<name>.right.png`, upright, on white, in 8 bits. A line of JSON
 for each goes to standard output:
 
-    {"name": …, "width": …, "height": …, "orientation": …, "scaled": [360, 270]}
+    {"name": …, "shown": {"width": …, "height": …, "orientation": …, "scaled": [360, 270]}}
+    {"name": …, "unknown": "why Pillow cannot show it"}
 
 Width and height are those of the file, before it is turned. A large picture is put there scaled down
-to these widths, too: `<name>.right.<width>.png`. Where Pillow cannot show a picture, there is
-`{"name": …, "unknown": "why"}`."""
+to these widths, too: `<name>.right.<width>.png`."""
 
 import io, json, pathlib, sys
 
@@ -75,10 +75,8 @@ def report(folder, picture):
     for image in scaled:
         save(image, f"right.{image.width}.png")
     width, height = size(picture, look)
-    return {
-        "name": picture.name, "width": width, "height": height, "orientation": picture.orientation,
-        "scaled": [image.width for image in scaled],
-    }
+    shown = {"width": width, "height": height, "orientation": picture.orientation}
+    return {"name": picture.name, "shown": {**shown, "scaled": [image.width for image in scaled]}}
 
 
 def main(folder):

@@ -358,7 +358,7 @@ def tiffs():
     for name, image in {"rgb": look, "grey": grey, "ycbcr": look.convert("YCbCr")}.items():
         data = encoded(image, "TIFF", compression="jpeg", quality=95)
         yield Picture(f"tiff-{name}-jpeg", data, image.convert("RGB"))
-    yield Picture("tiff-ycbcr", encoded(look.convert("YCbCr"), "TIFF"), look)
+    yield Picture("tiff-uncompressed-ycbcr", encoded(look.convert("YCbCr"), "TIFF"), look)
     for compression in ("group3", "group4"):
         yield Picture(f"tiff-{compression}", encoded(look.convert("1"), "TIFF", compression=compression), None)
     yield Picture("tiff-white-is-zero", encoded(look.convert("1"), "TIFF", tiffinfo={262: 0}), None)

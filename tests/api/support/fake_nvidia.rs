@@ -16,7 +16,7 @@ pub struct FakeNvidia(FakeServer);
 impl FakeNvidia {
     /// The picture that was sent to it last, which must have been inline.
     pub fn last_inline(&self) -> Inline {
-        Inline::of(&self.last())
+        Inline::of(self.received().last().unwrap())
     }
 
     /// The asset that uploads are told to be.

@@ -193,11 +193,6 @@ impl FakeServer {
         self.received.lock().unwrap().clone()
     }
 
-    /// The request that came last.
-    pub fn last(&self) -> Received {
-        self.received.lock().unwrap().last().unwrap().clone()
-    }
-
     /// The most requests that ever waited for a [`Reply::After`] at once.
     pub fn busiest(&self) -> usize {
         self.active.1.load(Ordering::SeqCst)
