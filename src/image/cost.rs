@@ -11,7 +11,7 @@ use std::io::Read;
 
 use super::{
     Error, Format, Picture, Reader,
-    header::{heif, jpeg, tiff},
+    header::{self, heif, jpeg, tiff},
 };
 
 /// What a decoder may take for profiles, text and tables, whatever the picture's size, in bytes.
@@ -33,7 +33,7 @@ pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
     let reader = &mut picture.content.header_reader();
     let per_pixel = match picture.format {
         Format::Jpeg => {
-            let jpeg = jpeg::read(reader).map_err(|_| Error::BadHeader(picture.format))?;
+            let jpeg = header::bounded(picture.format, &picture.content, jpeg::read)?;
             if let Some(kind) = jpeg.undecodable() {
                 return Err(Error::Unsupported(kind));
             }

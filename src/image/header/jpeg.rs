@@ -153,8 +153,7 @@ impl Jpeg {
     /// Whether the pixels come in several scans that refine each other, or in one for each component:
     /// they are then held as coefficients.
     pub(in crate::image) fn has_several_scans(&self) -> bool {
-        self.is_progressive()
-            || self.scanned.is_some_and(|scanned| scanned != self.frame.components)
+        self.is_progressive() || self.scanned != Some(self.frame.components)
     }
 
     fn is_progressive(&self) -> bool {
@@ -171,10 +170,9 @@ impl Jpeg {
             Frame { components, .. } if !matches!(components, 1 | 3 | 4) => {
                 "a JPEG that is neither grey nor RGB nor CMYK"
             }
-            // zune-jpeg before 0.5.16 decodes it to a green picture (zune-image, issues 419 and 422);
-            // image before 0.25.11 cannot use 0.5.16.
+            // zune-jpeg 0.5.15 decodes it to a green picture (zune-image, issues 419 and 422).
             Frame { is_subsampled: true, .. }
-                if !self.is_progressive() && self.has_several_scans() =>
+                if !self.is_progressive() && self.scanned.is_some() && self.has_several_scans() =>
             {
                 "a baseline JPEG with a scan for each of its colour components"
             }
@@ -189,7 +187,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::image::Content;
+    use crate::image::{Content, Error, Format};
 
     fn segment(marker: u8, body: &[u8]) -> Vec<u8> {
         let length = (body.len() as u16 + 2).to_be_bytes();
@@ -323,6 +321,15 @@ mod tests {
             let named = named(&[&frame, &scan]).unwrap_or_default();
             assert!(named.contains(word) && !named.contains("as a JPEG"), "{word}: {named}");
         }
+    }
+
+    #[test]
+    fn a_header_of_endless_work_is_refused_and_not_taken_for_a_short_one() {
+        let fill = vec![0xff; 2 << 20];
+        let bytes = [b"\xff\xd8", &frame(0xc0, HALVED)[..], &fill, &scan(1)].concat();
+        let content = Content::Memory(bytes.into());
+        let error = crate::image::probe(content, u64::MAX).unwrap_err();
+        assert!(matches!(error, Error::BadHeader(Format::Jpeg)), "{error}");
     }
 
     proptest! {
