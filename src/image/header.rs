@@ -51,7 +51,8 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    fn into_error(self, format: Format) -> Error {
+    /// The same of a picture of this format.
+    pub(super) fn into_error(self, format: Format) -> Error {
         match self {
             Self::Damaged => Error::BadHeader(format),
             Self::Unsupported(what) => Error::Unsupported(what),

@@ -12,6 +12,7 @@ use super::{Error, Format, Picture, cost::decode_cost};
 mod encode;
 mod heic;
 mod jpeg;
+mod tiff;
 mod upright;
 
 /// JPEG qualities of a picture that is only converted, as long as it has too many bytes: the first is
@@ -134,12 +135,12 @@ fn square(image: &RgbImage, side: u32) -> RgbImage {
 pub(super) fn decode(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
     let format = match picture.format {
         Format::Jpeg => return jpeg::decode(picture),
-        Format::Heic => return heic::decode(picture),
         Format::Png => ImageFormat::Png,
         Format::WebP => ImageFormat::WebP,
         Format::Gif => ImageFormat::Gif,
         Format::Bmp => ImageFormat::Bmp,
-        Format::Tiff => ImageFormat::Tiff,
+        Format::Tiff => return tiff::decode(picture),
+        Format::Heic => return heic::decode(picture),
     };
     let decoder = decoder(picture, format, cost)?;
     let image = DynamicImage::from_decoder(decoder).map_err(|source| broken(picture, source))?;

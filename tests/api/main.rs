@@ -64,6 +64,7 @@ mod soak;
 mod stand_in;
 mod stop;
 mod supervisor;
+mod tiff;
 mod tls;
 mod upload;
 mod url;

@@ -26,8 +26,8 @@ pub(in crate::image) struct Frame {
     marker: u8,
     /// Bits of a sample.
     precision: u8,
-    width: u16,
-    height: u16,
+    pub(in crate::image) width: u16,
+    pub(in crate::image) height: u16,
     pub(in crate::image) components: u8,
     /// Whether some sampling factor is not one.
     is_subsampled: bool,
@@ -41,8 +41,13 @@ const APP1: u8 = 0xe1;
 
 /// Reads the headers up to the first scan.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Jpeg, Fault> {
+    read_at(reader, 0)
+}
+
+/// The same of a JPEG that begins somewhere in a file.
+pub(in crate::image) fn read_at(reader: &mut Reader, start: u64) -> Result<Jpeg, Fault> {
     let mut headers = Headers::default();
-    reader.seek(SeekFrom::Start(2)).map_err(|_| Fault::Damaged)?;
+    reader.seek(SeekFrom::Start(start.saturating_add(2))).map_err(|_| Fault::Damaged)?;
     while headers.read_segment(reader).is_some() {}
     let Headers { frame, scanned, orientation } = headers;
     let frame = frame.ok_or(Fault::Damaged)?;
