@@ -11,14 +11,14 @@ use image_rs::metadata::Orientation;
 
 use super::{Content, Error, Format, Reader, Unsupported, content::ReadFault};
 
-mod bmp;
+pub(super) mod bmp;
 mod exif;
-mod gif;
+pub(super) mod gif;
 pub(super) mod heif;
 pub(super) mod jpeg;
 mod png;
 pub(super) mod tiff;
-mod webp;
+pub(super) mod webp;
 
 /// What the header of any format says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,9 +68,9 @@ pub(super) fn read(format: Format, content: &Content) -> Result<Header, Error> {
     bounded(format, content, |reader| match format {
         Format::Jpeg => jpeg::read(reader).and_then(|jpeg| jpeg.header()),
         Format::Png => png::read(reader),
-        Format::WebP => webp::read(reader),
-        Format::Gif => gif::read(reader),
-        Format::Bmp => bmp::read(reader),
+        Format::WebP => webp::read(reader).and_then(|webp| webp.header()),
+        Format::Gif => gif::read(reader).and_then(|gif| gif.header()),
+        Format::Bmp => bmp::read(reader).and_then(|bmp| bmp.header()),
         Format::Tiff => tiff::read(reader).and_then(|tiff| tiff.header()),
         Format::Heic => heif::read(reader).and_then(|heif| heif.header()),
     })

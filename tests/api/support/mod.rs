@@ -9,7 +9,9 @@ pub mod craft;
 mod decoder;
 mod fake_nvidia;
 mod fake_server;
+mod held;
 pub mod kinds;
+pub mod mutate;
 pub mod nvidia_api;
 mod pictures;
 mod pixels;
@@ -26,6 +28,7 @@ pub use fake_nvidia::{
     try_number,
 };
 pub use fake_server::{FakeServer, Received, Reply};
+pub use held::Held;
 pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};
 pub use pixels::Difference;
 pub use programs::{is_missing, python_lacks};
