@@ -14,6 +14,7 @@ pub mod kinds;
 pub mod mutate;
 pub mod nvidia_api;
 mod pictures;
+mod pixels;
 mod programs;
 mod request;
 
@@ -29,5 +30,6 @@ pub use fake_nvidia::{
 pub use fake_server::{FakeServer, Received, Reply};
 pub use held::Held;
 pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};
-pub use programs::is_missing;
+pub use pixels::Difference;
+pub use programs::{is_missing, python_lacks};
 pub use request::{FORM, base64_body, form, post_head};
