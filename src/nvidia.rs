@@ -30,10 +30,10 @@ use crate::{
     shares::ClientNetwork,
     telemetry::{Metrics, causes},
 };
-use classify::{ALARMING, Progress};
+use classify::{ALERTED_STATUSES, Progress};
 use not_before::NotBefore;
 use pace::Pace;
-use retry::Budget;
+use retry::RetryBudget;
 
 mod assets;
 mod classify;
@@ -46,7 +46,7 @@ mod retry;
 mod vector;
 mod wire;
 
-pub use assets::Asset;
+pub use assets::UploadedAsset;
 pub use classify::{FailureKind, Operation};
 pub use key::ApiKey;
 pub use pace::WINDOW as PACE_WINDOW;
@@ -96,7 +96,7 @@ pub struct Settings {
 
 /// A call to NVIDIA that failed for good.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} failed: {kind:?}, {evidence}")]
+#[error("{operation} failed: {kind:?}, {log_detail}")]
 pub struct Error {
     /// What was being done.
     pub operation: Operation,
@@ -105,9 +105,9 @@ pub struct Error {
     /// How long NVIDIA asks to wait.
     pub retry_after: Option<Duration>,
     /// The status and the beginning of the answer, for the log alone.
-    pub evidence: String,
+    pub log_detail: String,
     /// Inferences that were asked for in vain.
-    pub tries: u32,
+    pub attempts: u32,
     /// Whether only the time of whoever asked was too short for another try.
     pub lacks_time: bool,
     /// Whether no connection was made: nothing was asked.
@@ -125,7 +125,7 @@ pub enum KeyState {
     Refused,
 }
 
-/// Calls NVIDIA. Cheap to clone; clones share connections, budget and pace.
+/// Calls NVIDIA. Cheap to clone; clones share connections, retry_budget and pace.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -134,7 +134,7 @@ struct Inner {
     http: HttpClient,
     settings: Settings,
     key: ApiKey,
-    budget: Budget,
+    retry_budget: RetryBudget,
     pace: Option<Pace>,
     not_before: NotBefore,
     key_state: AtomicU8,
@@ -171,14 +171,14 @@ impl Client {
             None => builder.no_proxy(),
         };
         for operation in Operation::ALL {
-            for status in ALARMING {
-                metrics.expect_upstream_calls(operation.name(), status);
+            for status in ALERTED_STATUSES {
+                metrics.initialize_upstream_calls(operation.name(), status);
             }
         }
         Ok(Self(Arc::new(Inner {
             http: builder.build()?,
             key,
-            budget: Budget::default(),
+            retry_budget: RetryBudget::default(),
             not_before: NotBefore::default(),
             pace: settings.requests_per_minute.map(|limit| Pace::new(limit, settings.pace_window)),
             key_state: AtomicU8::new(KeyState::Unknown as u8),
@@ -202,14 +202,14 @@ impl Client {
     /// # Errors
     /// [`FailureKind::RateLimited`] at once if the pace has no time for it, or NVIDIA asked for none
     /// before the deadline, with the time to wait.
-    pub fn begin(&self, client: ClientNetwork, deadline: Instant) -> Result<Attempts<'_>, Error> {
+    pub fn reserve(&self, client: ClientNetwork, deadline: Instant) -> Result<Attempts<'_>, Error> {
         self.check_not_before(Operation::Infer, deadline)?;
-        let Inner { pace, settings, budget, metrics, .. } = &*self.0;
-        let place = pace.as_ref().map(|pace| pace.expect(client, Instant::now(), deadline));
-        let place = place.transpose().map_err(|wait| Error::too_fast(Operation::Infer, wait))?;
-        budget.earn();
+        let Inner { pace, settings, retry_budget, metrics, .. } = &*self.0;
+        let reservation = pace.as_ref().map(|pace| pace.reserve(client, Instant::now(), deadline));
+        let reservation = reservation.transpose().map_err(|wait| Error::pace_exceeded(Operation::Infer, wait))?;
+        retry_budget.earn();
         let policy = &settings.retry;
-        Ok(Attempts { policy, budget, metrics, client, place, deadline, failed: 0, inferences: 0 })
+        Ok(Attempts { policy, retry_budget, metrics, client, reservation, deadline, failed_attempts: 0, inferences: 0 })
     }
 
     /// Adds what every call but the presigned upload carries.
@@ -242,33 +242,33 @@ impl Client {
             Ok(Err(error)) => {
                 let error: reqwest::Error = error;
                 // The error's own text names the address, which may be presigned.
-                let evidence =
+                let log_detail =
                     causes(&error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
-                let failure = Error::new(operation, FailureKind::Unavailable, evidence);
+                let failure = Error::new(operation, FailureKind::Unavailable, log_detail);
                 Err(Error { is_connect: error.is_connect(), ..failure })
             }
             Err(_) if attempt_deadline == deadline => Err(Error::deadline(operation)),
-            Err(_) => Err(Error::new(operation, FailureKind::Slow, "no answer in time".into())),
+            Err(_) => Err(Error::new(operation, FailureKind::AttemptTimeout, "no answer in time".into())),
         };
         let status = outcome.as_ref().ok().map(|reply| reply.status.as_u16());
         self.0.metrics.upstream_call(operation.name(), status, started.elapsed());
         if let Ok(reply) = &outcome {
-            self.note_key(operation, reply.status);
+            self.record_key_state(operation, reply.status);
             let asks_to_wait = matches!(
                 reply.status,
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
             );
             if let (true, true, Some(wait)) =
-                (asks_to_wait, operation.tells_of_key(), reply.retry_after())
+                (asks_to_wait, operation.reports_key_state(), reply.retry_after())
             {
-                self.0.not_before.note(wait, Instant::now());
+                self.0.not_before.record(wait, Instant::now());
             }
         }
         outcome
     }
 
-    fn note_key(&self, operation: Operation, status: StatusCode) {
-        if !operation.tells_of_key() {
+    fn record_key_state(&self, operation: Operation, status: StatusCode) {
+        if !operation.reports_key_state() {
             return;
         }
         let state = match operation.classify(status.as_u16()) {
@@ -277,15 +277,15 @@ impl Client {
             Err(
                 FailureKind::Account
                 | FailureKind::Picture
-                | FailureKind::NoAssets
+                | FailureKind::UploadsRefused
                 | FailureKind::RateLimited
                 | FailureKind::Unavailable
-                | FailureKind::Slow
-                | FailureKind::Lost
-                | FailureKind::Page
-                | FailureKind::Nonsense
+                | FailureKind::AttemptTimeout
+                | FailureKind::ResultGone
+                | FailureKind::GatewayPage
+                | FailureKind::InvalidAnswer
                 | FailureKind::Unexpected
-                | FailureKind::Deadline,
+                | FailureKind::DeadlinePassed,
             ) => return,
         };
         self.0.key_state.store(state as u8, Ordering::Relaxed);
@@ -293,23 +293,23 @@ impl Client {
 }
 
 impl Error {
-    fn new(operation: Operation, kind: FailureKind, evidence: String) -> Self {
-        let (tries, lacks_time, is_connect) = (0, kind == FailureKind::Deadline, false);
-        Self { operation, kind, retry_after: None, evidence, tries, lacks_time, is_connect }
+    fn new(operation: Operation, kind: FailureKind, log_detail: String) -> Self {
+        let (attempts, lacks_time, is_connect) = (0, kind == FailureKind::DeadlinePassed, false);
+        Self { operation, kind, retry_after: None, log_detail, attempts, lacks_time, is_connect }
     }
 
     fn deadline(operation: Operation) -> Self {
-        Self::new(operation, FailureKind::Deadline, "the request's deadline passed".into())
+        Self::new(operation, FailureKind::DeadlinePassed, "the request's deadline passed".into())
     }
 
     /// A failure that an answer tells of.
     fn from_reply(operation: Operation, kind: FailureKind, reply: &Reply) -> Self {
-        let mut evidence = format!("status {}", reply.status.as_u16());
+        let mut log_detail = format!("status {}", reply.status.as_u16());
         if operation.is_quotable(reply.status.as_u16()) {
             let text = String::from_utf8_lossy(&reply.body);
-            evidence.push_str(&format!(": {:?}", text.chars().take(EXCERPT).collect::<String>()));
+            log_detail.push_str(&format!(": {:?}", text.chars().take(EXCERPT).collect::<String>()));
         }
-        Self { retry_after: reply.retry_after(), ..Self::new(operation, kind, evidence) }
+        Self { retry_after: reply.retry_after(), ..Self::new(operation, kind, log_detail) }
     }
 }
 
@@ -330,8 +330,8 @@ impl Reply {
 
 /// The body, or as much of it as an answer may have.
 async fn read_body(mut response: Response) -> Result<Bytes, reqwest::Error> {
-    let expected = response.content_length().and_then(|length| usize::try_from(length).ok());
-    let mut body = BytesMut::with_capacity(expected.unwrap_or(0).min(MAX_ANSWER));
+    let reserved = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = BytesMut::with_capacity(reserved.unwrap_or(0).min(MAX_ANSWER));
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_ANSWER {
@@ -343,6 +343,6 @@ async fn read_body(mut response: Response) -> Result<Bytes, reqwest::Error> {
 }
 
 /// The address of one thing in a collection.
-fn under(collection: &Url, id: Uuid) -> String {
+fn item_url(collection: &Url, id: Uuid) -> String {
     format!("{}/{id}", collection.as_str().trim_end_matches('/'))
 }

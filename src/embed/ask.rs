@@ -51,7 +51,7 @@ impl Inner {
         client: ClientNetwork,
         deadline: Instant,
     ) -> Result<Embedding, Error> {
-        let mut attempts = self.nvidia.begin(client, deadline)?;
+        let mut attempts = self.nvidia.reserve(client, deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
         if self.queue.expected_wait(client) > left {
             return Err(Error::WaitTooLong);
@@ -71,7 +71,7 @@ impl Inner {
             match plan(payload.is_ready, len, may_upload, largest_inline as u64) {
                 Plan::SendInline => {
                     let vector = self.send_inline(&payload, &mut attempts).await?;
-                    if let Some(refusal) = refusal.filter(nvidia::Error::is_refusal) {
+                    if let Some(refusal) = refusal.filter(nvidia::Error::refuses_uploads) {
                         // Only now: a picture that NVIDIA takes in no way says nothing of uploads.
                         self.spare_uploads(&refusal, self.settings.asset_memory);
                     }
@@ -80,7 +80,7 @@ impl Inner {
                 Plan::Upload => match self.send_uploaded(&payload, &mut attempts).await {
                     Ok(vector) => return Ok(self.asked(vector, &payload, &attempts)),
                     Err(Error::Nvidia(failure)) if failure.is_about_uploads() => {
-                        if !failure.is_refusal() {
+                        if !failure.refuses_uploads() {
                             self.spare_uploads(&failure, self.settings.outage_memory);
                         }
                         refusal = Some(failure);
@@ -129,7 +129,7 @@ impl Inner {
     }
 
     async fn permit(&self, attempts: &Attempts<'_>) -> Result<Permit, Error> {
-        self.nvidia.ready(attempts.deadline).await?;
+        self.nvidia.wait_until_ready(attempts.deadline).await?;
         let permit = self.queue.take_in_time(attempts.client, attempts.deadline).await;
         permit.ok_or(Error::Busy("a call to NVIDIA"))
     }

@@ -15,7 +15,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Attempts, Client, Error, FailureKind, Operation, under,
+    Attempts, Client, Error, FailureKind, Operation, item_url,
     wire::{CreateAsset, CreatedAsset},
 };
 use crate::image::Content;
@@ -30,25 +30,25 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An uploaded picture. Dropping it deletes the upload, in a task of its own.
 #[derive(Debug)]
-pub struct Asset {
+pub struct UploadedAsset {
     id: Uuid,
-    client: Client,
+    nvidia: Client,
 }
 
-impl Asset {
+impl UploadedAsset {
     /// NVIDIA's name for it.
     pub(super) fn id(&self) -> Uuid {
         self.id
     }
 }
 
-impl Drop for Asset {
+impl Drop for UploadedAsset {
     fn drop(&mut self) {
         // Outside of a runtime (at the very end) nothing can be sent; NVIDIA deletes assets in time.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (client, id) = (self.client.clone(), self.id);
-            let tracker = self.client.0.background.clone();
-            tracker.spawn_on(async move { client.delete(id).await }, &runtime);
+            let (nvidia, id) = (self.nvidia.clone(), self.id);
+            let tracker = self.nvidia.0.background.clone();
+            tracker.spawn_on(async move { nvidia.delete(id).await }, &runtime);
         }
     }
 }
@@ -57,25 +57,25 @@ impl Client {
     /// Uploads a picture.
     ///
     /// # Errors
-    /// [`Error`]; [`FailureKind::NoAssets`] when uploads do not work here.
+    /// [`Error`]; [`FailureKind::UploadsRefused`] when uploads do not work here.
     pub async fn upload(
         &self,
         media_type: &str,
         picture: &Content,
         attempts: &mut Attempts<'_>,
         deadline: Instant,
-    ) -> Result<Asset, Error> {
+    ) -> Result<UploadedAsset, Error> {
         let created = loop {
             match self.create(media_type, deadline).await {
                 Ok(created) => break created,
-                Err(failure) => attempts.next(failure, deadline).await?,
+                Err(failure) => attempts.wait_for_next(failure, deadline).await?,
             }
         };
-        let asset = Asset { id: created.asset_id, client: self.clone() };
+        let asset = UploadedAsset { id: created.asset_id, nvidia: self.clone() };
         loop {
             match self.put(&created, media_type, picture, deadline).await {
                 Ok(()) => return Ok(asset),
-                Err(failure) => attempts.next(failure, deadline).await?,
+                Err(failure) => attempts.wait_for_next(failure, deadline).await?,
             }
         }
     }
@@ -89,18 +89,18 @@ impl Client {
             .authorized(self.0.http.post(self.0.settings.assets_url.clone()))
             .header(CONTENT_TYPE, "application/json")
             .body(body);
-        self.keep_not_before(operation, deadline).await?;
+        self.wait_for_not_before(operation, deadline).await?;
         let reply = self.call(operation, request, deadline).await?;
         reply.progress(operation)?;
         // An answer that makes no sense means that uploads do not work, as a refusal does. The
         // answer is not quoted: it holds a presigned address.
-        let no_assets = |fault: &str| Error::new(operation, FailureKind::NoAssets, fault.into());
+        let refused = |fault: &str| Error::new(operation, FailureKind::UploadsRefused, fault.into());
         let created: CreatedAsset = serde_json::from_slice(&reply.body)
-            .map_err(|_| no_assets("no asset id and upload address"))?;
+            .map_err(|_| refused("no asset id and upload address"))?;
         if may_upload_to(&created.upload_url, &self.0.settings.assets_url) {
             Ok(created)
         } else {
-            Err(no_assets("the upload address is not https"))
+            Err(refused("the upload address is not https"))
         }
     }
 
@@ -132,7 +132,7 @@ impl Client {
     /// Best effort: what is not deleted costs nothing but room at NVIDIA's.
     async fn delete(&self, id: Uuid) {
         let operation = Operation::DeleteAsset;
-        let url = under(&self.0.settings.assets_url, id);
+        let url = item_url(&self.0.settings.assets_url, id);
         let request = self.authorized(self.0.http.delete(url));
         let reply = self.call(operation, request, Instant::now() + DELETE_TIMEOUT).await;
         if let Err(failure) = reply.and_then(|reply| reply.progress(operation)) {

@@ -26,7 +26,7 @@ pub enum Operation {
 
 /// The answers that an operator is woken for: nothing heals by itself when the key or the account is
 /// refused.
-pub(super) const ALARMING: [u16; 3] = [401, 402, 403];
+pub(super) const ALERTED_STATUSES: [u16; 3] = [401, 402, 403];
 
 /// How far a call got that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,23 +47,23 @@ pub enum FailureKind {
     /// The picture is refused.
     Picture,
     /// Uploads do not work for this model or account.
-    NoAssets,
+    UploadsRefused,
     /// Too many calls; again later.
     RateLimited,
     /// A fault in passing; again soon.
     Unavailable,
     /// One try took too long; again.
-    Slow,
+    AttemptTimeout,
     /// The pending answer is gone: ask anew.
-    Lost,
+    ResultGone,
     /// A web page where the API's answer should be: a gateway's doing; again soon.
-    Page,
+    GatewayPage,
     /// A success that makes no sense.
-    Nonsense,
+    InvalidAnswer,
     /// Something that the API does not do.
     Unexpected,
     /// The request's own deadline passed.
-    Deadline,
+    DeadlinePassed,
 }
 
 impl Operation {
@@ -81,7 +81,7 @@ impl Operation {
     /// What a status means as the answer to this call.
     pub(super) fn classify(self, status: u16) -> Result<Progress, FailureKind> {
         use FailureKind::{
-            Account, Key, Lost, NoAssets, Picture, RateLimited, Unavailable, Unexpected,
+            Account, Key, ResultGone, UploadsRefused, Picture, RateLimited, Unavailable, Unexpected,
         };
         use Operation::{
             CreateAsset, DeleteAsset, Infer, InferAsset, Poll, PollAsset, UploadAsset,
@@ -94,18 +94,18 @@ impl Operation {
             (Infer | InferAsset | Poll | PollAsset, 202) => return Ok(Progress::Pending),
 
             // A presigned address knows no key, and does not limit rates: any refusal is for good.
-            (UploadAsset, 400..=499) => NoAssets,
+            (UploadAsset, 400..=499) => UploadsRefused,
 
             (_, 401) => Key,
             (_, 402) => Account,
             (_, 429) => RateLimited,
             (_, 500 | 502 | 503 | 504) => Unavailable,
 
-            (CreateAsset, 400..=499) => NoAssets,
-            (Poll | PollAsset, 404) => Lost,
+            (CreateAsset, 400..=499) => UploadsRefused,
+            (Poll | PollAsset, 404) => ResultGone,
             (Infer | InferAsset | Poll | PollAsset, 403) => Key,
-            (InferAsset, 400 | 404 | 410 | 413 | 415 | 422) => NoAssets,
-            (PollAsset, 400 | 410 | 413 | 415 | 422) => NoAssets,
+            (InferAsset, 400 | 404 | 410 | 413 | 415 | 422) => UploadsRefused,
+            (PollAsset, 400 | 410 | 413 | 415 | 422) => UploadsRefused,
             (Infer | Poll, 404 | 410) => Account,
             (Infer | Poll, 400 | 413 | 415 | 422) => Picture,
             _ => Unexpected,
@@ -113,7 +113,7 @@ impl Operation {
     }
 
     /// Whether the answer says what NVIDIA thinks of the key.
-    pub fn tells_of_key(self) -> bool {
+    pub fn reports_key_state(self) -> bool {
         !matches!(self, Self::UploadAsset | Self::DeleteAsset)
     }
 
@@ -155,26 +155,26 @@ impl Error {
             Operation::CreateAsset | Operation::UploadAsset => match self.kind {
                 FailureKind::Key | FailureKind::Account | FailureKind::RateLimited => false,
                 FailureKind::Picture
-                | FailureKind::NoAssets
+                | FailureKind::UploadsRefused
                 | FailureKind::Unavailable
-                | FailureKind::Slow
-                | FailureKind::Lost
-                | FailureKind::Page
-                | FailureKind::Nonsense
+                | FailureKind::AttemptTimeout
+                | FailureKind::ResultGone
+                | FailureKind::GatewayPage
+                | FailureKind::InvalidAnswer
                 | FailureKind::Unexpected
-                | FailureKind::Deadline => true,
+                | FailureKind::DeadlinePassed => true,
             },
             Operation::Infer
             | Operation::InferAsset
             | Operation::Poll
             | Operation::PollAsset
-            | Operation::DeleteAsset => self.is_refusal(),
+            | Operation::DeleteAsset => self.refuses_uploads(),
         }
     }
 
     /// Whether uploads were refused, and did not just fail.
-    pub fn is_refusal(&self) -> bool {
-        self.kind == FailureKind::NoAssets
+    pub fn refuses_uploads(&self) -> bool {
+        self.kind == FailureKind::UploadsRefused
     }
 }
 
@@ -182,14 +182,14 @@ impl FailureKind {
     /// Whether another try may go better.
     pub fn is_transient(self) -> bool {
         match self {
-            Self::RateLimited | Self::Unavailable | Self::Slow | Self::Lost | Self::Page => true,
+            Self::RateLimited | Self::Unavailable | Self::AttemptTimeout | Self::ResultGone | Self::GatewayPage => true,
             Self::Key
             | Self::Account
             | Self::Picture
-            | Self::NoAssets
-            | Self::Nonsense
+            | Self::UploadsRefused
+            | Self::InvalidAnswer
             | Self::Unexpected
-            | Self::Deadline => false,
+            | Self::DeadlinePassed => false,
         }
     }
 }
@@ -210,19 +210,19 @@ mod tests {
             (202, [pending, pending, pending, pending, odd, Ok(Done)]),
             (204, [odd, odd, odd, odd, odd, Ok(Done)]),
             (301, [Unexpected; 6].map(Err)),
-            (400, [Picture, NoAssets, Picture, NoAssets, NoAssets, NoAssets].map(Err)),
-            (401, [Key, Key, Key, Key, Key, NoAssets].map(Err)),
-            (402, [Account, Account, Account, Account, Account, NoAssets].map(Err)),
-            (403, [Key, Key, Key, Key, NoAssets, NoAssets].map(Err)),
-            (404, [Account, NoAssets, Lost, Lost, NoAssets, NoAssets].map(Err)),
-            (408, [Unexpected, Unexpected, Unexpected, Unexpected, NoAssets, NoAssets].map(Err)),
-            (410, [Account, NoAssets, Account, NoAssets, NoAssets, NoAssets].map(Err)),
-            (413, [Picture, NoAssets, Picture, NoAssets, NoAssets, NoAssets].map(Err)),
-            (415, [Picture, NoAssets, Picture, NoAssets, NoAssets, NoAssets].map(Err)),
-            (422, [Picture, NoAssets, Picture, NoAssets, NoAssets, NoAssets].map(Err)),
+            (400, [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused].map(Err)),
+            (401, [Key, Key, Key, Key, Key, UploadsRefused].map(Err)),
+            (402, [Account, Account, Account, Account, Account, UploadsRefused].map(Err)),
+            (403, [Key, Key, Key, Key, UploadsRefused, UploadsRefused].map(Err)),
+            (404, [Account, UploadsRefused, ResultGone, ResultGone, UploadsRefused, UploadsRefused].map(Err)),
+            (408, [Unexpected, Unexpected, Unexpected, Unexpected, UploadsRefused, UploadsRefused].map(Err)),
+            (410, [Account, UploadsRefused, Account, UploadsRefused, UploadsRefused, UploadsRefused].map(Err)),
+            (413, [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused].map(Err)),
+            (415, [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused].map(Err)),
+            (422, [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused].map(Err)),
             (
                 429,
-                [RateLimited, RateLimited, RateLimited, RateLimited, RateLimited, NoAssets]
+                [RateLimited, RateLimited, RateLimited, RateLimited, RateLimited, UploadsRefused]
                     .map(Err),
             ),
             (500, [Unavailable; 6].map(Err)),
@@ -246,10 +246,10 @@ mod tests {
 
     #[test]
     fn only_what_passes_is_tried_again() {
-        for kind in [RateLimited, Unavailable, Slow, Lost, Page] {
+        for kind in [RateLimited, Unavailable, AttemptTimeout, ResultGone, GatewayPage] {
             assert!(kind.is_transient(), "{kind:?}");
         }
-        for kind in [Key, Account, Picture, NoAssets, Nonsense, Unexpected, Deadline] {
+        for kind in [Key, Account, Picture, UploadsRefused, InvalidAnswer, Unexpected, DeadlinePassed] {
             assert!(!kind.is_transient(), "{kind:?}");
         }
     }

@@ -8,9 +8,9 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::{
-    Asset, Attempts, Client, Error, FailureKind, InlineImage, Operation, Reply, Vector,
+    UploadedAsset, Attempts, Client, Error, FailureKind, InlineImage, Operation, Reply, Vector,
     classify::Progress,
-    under,
+    item_url,
     wire::{NO_MESSAGES, parse_answer},
 };
 use crate::shares::ClientNetwork;
@@ -48,7 +48,7 @@ impl Client {
     /// [`Error`], once every retry is used up.
     pub async fn infer_asset(
         &self,
-        asset: &Asset,
+        asset: &UploadedAsset,
         attempts: &mut Attempts<'_>,
     ) -> Result<Vector, Error> {
         let inference = Inference {
@@ -68,7 +68,7 @@ impl Client {
         loop {
             match self.infer_once(inference, attempts).await {
                 Ok(vector) => return Ok(vector),
-                Err(failure) => attempts.next(failure, attempts.deadline).await?,
+                Err(failure) => attempts.wait_for_next(failure, attempts.deadline).await?,
             }
         }
     }
@@ -80,9 +80,9 @@ impl Client {
     ) -> Result<Vector, Error> {
         let deadline = attempts.deadline;
         loop {
-            self.keep_not_before(inference.infer, deadline).await?;
-            drop(attempts.place.take()); // the turn itself counts from here on
-            self.keep_pace(inference.infer, attempts.client, deadline).await?;
+            self.wait_for_not_before(inference.infer, deadline).await?;
+            drop(attempts.reservation.take()); // the turn itself counts from here on
+            self.wait_for_pace(inference.infer, attempts.client, deadline).await?;
             // Another call may have been told to wait while this one waited for its turn.
             if self.check_not_before(inference.infer, deadline)?.is_none() {
                 break;
@@ -105,8 +105,8 @@ impl Client {
             Progress::Pending => self.poll(inference.poll, &reply, deadline).await?,
         };
         parse_answer(&reply.body).map_err(|fault| {
-            let is_page = reply.body.trim_ascii_start().starts_with(b"<");
-            let kind = if is_page { FailureKind::Page } else { FailureKind::Nonsense };
+            let is_html = reply.body.trim_ascii_start().starts_with(b"<");
+            let kind = if is_html { FailureKind::GatewayPage } else { FailureKind::InvalidAnswer };
             // It may quote the answer.
             let fault = String::from_utf8_lossy(&self.0.key.redact(fault.into())).into_owned();
             Error::new(inference.infer, kind, fault)
@@ -128,9 +128,9 @@ impl Client {
         let Some(id) = id else {
             return Err(Error::from_reply(poll, FailureKind::Unexpected, pending));
         };
-        let url = under(&self.0.settings.status_url, id);
+        let url = item_url(&self.0.settings.status_url, id);
         let mut wait = self.0.settings.poll_interval;
-        let mut turned_away = false;
+        let mut gateway_failed_before = false;
         loop {
             let next = Instant::now() + wait;
             if next >= deadline {
@@ -144,7 +144,7 @@ impl Client {
                     // It was never asked: the result is still there.
                     Err(failure) if failure.is_connect => continue,
                     Err(failure) if failure.kind.is_transient() => {
-                        return Err(Error { kind: FailureKind::Lost, ..failure });
+                        return Err(Error { kind: FailureKind::ResultGone, ..failure });
                     }
                     Err(failure) => return Err(failure),
                 };
@@ -159,8 +159,8 @@ impl Client {
                     }
                 }
                 // A gateway's fault says nothing of the result; but once is enough.
-                Err(failure) if is_of_gateway(reply.status) && !turned_away => {
-                    turned_away = true;
+                Err(failure) if is_of_gateway(reply.status) && !gateway_failed_before => {
+                    gateway_failed_before = true;
                     wait = wait.max(failure.retry_after.unwrap_or_default());
                     if Instant::now() + wait >= deadline {
                         return Err(failure);
@@ -171,18 +171,18 @@ impl Client {
         }
     }
 
-    async fn keep_pace(
+    async fn wait_for_pace(
         &self,
         operation: Operation,
         client: ClientNetwork,
         deadline: Instant,
     ) -> Result<(), Error> {
         let Some(pace) = &self.0.pace else { return Ok(()) };
-        match pace.reserve(client, Instant::now(), deadline) {
-            Ok(turn) => turn.wait().await,
+        match pace.take(client, Instant::now(), deadline) {
+            Ok(permit) => permit.wait().await,
             // It is not the pace that has no time.
             Err(Duration::ZERO) => return Err(Error::deadline(operation)),
-            Err(wait) => return Err(Error::too_fast(operation, wait)),
+            Err(wait) => return Err(Error::pace_exceeded(operation, wait)),
         }
         Ok(())
     }
@@ -195,9 +195,9 @@ fn is_of_gateway(status: StatusCode) -> bool {
 
 impl Error {
     /// A call that the service's own pace does not allow in time.
-    pub(super) fn too_fast(operation: Operation, wait: Duration) -> Self {
-        let evidence = "the service's own pace allows no call in time".into();
-        let error = Self::new(operation, FailureKind::RateLimited, evidence);
+    pub(super) fn pace_exceeded(operation: Operation, wait: Duration) -> Self {
+        let log_detail = "the service's own pace allows no call in time".into();
+        let error = Self::new(operation, FailureKind::RateLimited, log_detail);
         Self { retry_after: Some(wait), lacks_time: true, ..error }
     }
 }

@@ -20,14 +20,14 @@ pub(super) struct NotBefore(Mutex<Option<Instant>>);
 
 impl NotBefore {
     /// NVIDIA asks to wait so long from now.
-    pub(super) fn note(&self, wait: Duration, now: Instant) {
+    pub(super) fn record(&self, wait: Duration, now: Instant) {
         let until = now + wait.min(LONGEST);
         let mut known = self.lock();
         *known = Some(known.map_or(until, |known| known.max(until)));
     }
 
     /// The instant to wait for, if it lies ahead.
-    pub(super) fn after(&self, now: Instant) -> Option<Instant> {
+    pub(super) fn pending(&self, now: Instant) -> Option<Instant> {
         self.lock().filter(|until| *until > now)
     }
 
@@ -48,10 +48,10 @@ impl Client {
         deadline: Instant,
     ) -> Result<Option<Instant>, Error> {
         let now = Instant::now();
-        match self.0.not_before.after(now) {
+        match self.0.not_before.pending(now) {
             Some(until) if until >= deadline => {
-                let evidence = "NVIDIA asked another call not to come before".into();
-                let error = Error::new(operation, FailureKind::RateLimited, evidence);
+                let log_detail = "NVIDIA asked another call not to come before".into();
+                let error = Error::new(operation, FailureKind::RateLimited, log_detail);
                 Err(Error { retry_after: Some(until - now), lacks_time: true, ..error })
             }
             until => Ok(until),
@@ -63,15 +63,15 @@ impl Client {
     ///
     /// # Errors
     /// [`FailureKind::RateLimited`], with the time to wait, when that is not before the deadline.
-    pub async fn ready(&self, deadline: Instant) -> Result<(), Error> {
-        self.keep_not_before(Operation::Infer, deadline).await
+    pub async fn wait_until_ready(&self, deadline: Instant) -> Result<(), Error> {
+        self.wait_for_not_before(Operation::Infer, deadline).await
     }
 
     /// Waits until new work may be asked for.
     ///
     /// # Errors
     /// As [`Self::check_not_before`].
-    pub(super) async fn keep_not_before(
+    pub(super) async fn wait_for_not_before(
         &self,
         operation: Operation,
         deadline: Instant,
@@ -95,12 +95,12 @@ mod tests {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let not_before = NotBefore::default();
-        assert_eq!(not_before.after(start), None);
-        not_before.note(Duration::from_secs(120), start);
-        not_before.note(Duration::from_secs(1), start);
-        assert_eq!(not_before.after(after(119)), Some(after(120)));
-        assert_eq!(not_before.after(after(120)), None);
-        not_before.note(Duration::MAX, after(120));
-        assert_eq!(not_before.after(after(200)), Some(after(720)));
+        assert_eq!(not_before.pending(start), None);
+        not_before.record(Duration::from_secs(120), start);
+        not_before.record(Duration::from_secs(1), start);
+        assert_eq!(not_before.pending(after(119)), Some(after(120)));
+        assert_eq!(not_before.pending(after(120)), None);
+        not_before.record(Duration::MAX, after(120));
+        assert_eq!(not_before.pending(after(200)), Some(after(720)));
     }
 }

@@ -31,12 +31,12 @@ struct State {
     /// The calls that count: when they are made, and for whom.
     times: VecDeque<(Instant, ClientNetwork)>,
     /// Those who were told that there is time for them, and have not taken their turn yet.
-    expected: Tally,
+    reserved: Tally,
 }
 
-/// The place of one who will take a turn; given up when dropped.
+/// The position of one who will take a turn; given up when dropped.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct ReservationGuard<'a> {
     pace: &'a Pace,
     client: ClientNetwork,
 }
@@ -44,11 +44,11 @@ pub(super) struct Place<'a> {
 /// The time of one call. Given back when dropped before it has come: a request that is given up
 /// shall not cost the others a call.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
+pub(super) struct PacePermit<'a> {
     pace: &'a Pace,
     client: ClientNetwork,
     time: Instant,
-    is_taken: bool,
+    is_used: bool,
 }
 
 impl Pace {
@@ -57,14 +57,14 @@ impl Pace {
         Self { limit, window, state: Mutex::default() }
     }
 
-    /// Takes a place if there will be time for a call, after all who have a place already; if
+    /// Takes a position if there will be time for a call, after all who have a position already; if
     /// not, the error says how long to wait. Who is told so at once need not wait in a queue in vain.
-    pub(super) fn expect(
+    pub(super) fn reserve(
         &self,
         client: ClientNetwork,
         now: Instant,
         deadline: Instant,
-    ) -> Result<Place<'_>, Duration> {
+    ) -> Result<ReservationGuard<'_>, Duration> {
         let mut state = self.state(now);
         let time = self.forecast(&state, now, 0);
         let is_late = time >= deadline;
@@ -72,31 +72,31 @@ impl Pace {
         if is_late || must_leave && self.forecast(&state, now, self.limit / 4) >= deadline {
             return Err(time - now);
         }
-        state.expected.add(client, 1);
-        Ok(Place { pace: self, client })
+        state.reserved.add(client, 1);
+        Ok(ReservationGuard { pace: self, client })
     }
 
     /// When a call could be made if so many others still come before it.
     fn forecast(&self, state: &State, now: Instant, more: usize) -> Instant {
-        let State { times, expected } = state;
-        let ahead = usize::try_from(expected.total()).unwrap_or(usize::MAX);
-        let (mut place, mut wait) = (times.len() + ahead + more, Duration::ZERO);
+        let State { times, reserved } = state;
+        let ahead = usize::try_from(reserved.total()).unwrap_or(usize::MAX);
+        let (mut position, mut wait) = (times.len() + ahead + more, Duration::ZERO);
         // Each call comes a window after the one that is `limit` before it.
-        while place >= times.len() {
-            let Some(before) = place.checked_sub(self.limit) else { return now + wait };
-            (place, wait) = (before, wait + self.window);
+        while position >= times.len() {
+            let Some(before) = position.checked_sub(self.limit) else { return now + wait };
+            (position, wait) = (before, wait + self.window);
         }
-        times[place].0 + wait
+        times[position].0 + wait
     }
 
     /// Takes the next free time; if that is not before the deadline, none is taken, and the error
     /// says how long to wait.
-    pub(super) fn reserve(
+    pub(super) fn take(
         &self,
         client: ClientNetwork,
         now: Instant,
         deadline: Instant,
-    ) -> Result<Turn<'_>, Duration> {
+    ) -> Result<PacePermit<'_>, Duration> {
         let times = &mut self.state(now).times;
         // Never before those who came first, and a window after the call that is `limit` before it.
         let last = times.back().map(|(time, _)| *time);
@@ -106,7 +106,7 @@ impl Pace {
             return Err(time - now);
         }
         times.push_back((time, client));
-        Ok(Turn { pace: self, client, time, is_taken: false })
+        Ok(PacePermit { pace: self, client, time, is_used: false })
     }
 
     /// What counts now.
@@ -121,32 +121,32 @@ impl Pace {
 }
 
 impl State {
-    /// A client's calls, those that are expected included.
+    /// A client's calls, those that are reserved included.
     fn calls_of(&self, client: ClientNetwork) -> usize {
-        let expected = usize::try_from(self.expected.of(client)).unwrap_or(usize::MAX);
-        self.times.iter().filter(|(_, of)| *of == client).count() + expected
+        let reserved = usize::try_from(self.reserved.of(client)).unwrap_or(usize::MAX);
+        self.times.iter().filter(|(_, of)| *of == client).count() + reserved
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for ReservationGuard<'_> {
     fn drop(&mut self) {
-        self.pace.state(Instant::now()).expected.remove(self.client, 1);
+        self.pace.state(Instant::now()).reserved.remove(self.client, 1);
     }
 }
 
-impl Turn<'_> {
+impl PacePermit<'_> {
     /// Waits until the time has come.
     pub(super) async fn wait(mut self) {
         sleep_until(self.time).await;
-        self.is_taken = true;
+        self.is_used = true;
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for PacePermit<'_> {
     fn drop(&mut self) {
-        if !self.is_taken {
+        if !self.is_used {
             let times = &mut self.pace.state(Instant::now()).times;
-            if let Some(index) = times.iter().rposition(|turn| *turn == (self.time, self.client)) {
+            if let Some(index) = times.iter().rposition(|call| *call == (self.time, self.client)) {
                 times.remove(index);
             }
         }
@@ -166,9 +166,9 @@ mod tests {
 
     /// Takes a turn for good.
     fn take(pace: &Pace, now: Instant, patience: Duration) -> Result<Instant, Duration> {
-        let mut turn = pace.reserve(ONE, now, now + patience)?;
-        turn.is_taken = true;
-        Ok(turn.time)
+        let mut permit = pace.take(ONE, now, now + patience)?;
+        permit.is_used = true;
+        Ok(permit.time)
     }
 
     proptest! {
@@ -183,7 +183,7 @@ mod tests {
             for (gap, is_given_up) in requests {
                 now += Duration::from_millis(gap);
                 if is_given_up {
-                    drop(pace.reserve(ONE, now, now + Duration::from_secs(60)));
+                    drop(pace.take(ONE, now, now + Duration::from_secs(60)));
                 } else if let Ok(time) = take(&pace, now, Duration::from_secs(60)) {
                     times.push(time);
                 }
@@ -198,11 +198,11 @@ mod tests {
     fn those_who_have_a_place_count_before_they_take_their_turn() {
         let (pace, now) = (Pace::new(2, WINDOW), Instant::now());
         let deadline = now + Duration::from_secs(60);
-        let places =
-            [pace.expect(ONE, now, deadline).unwrap(), pace.expect(ONE, now, deadline).unwrap()];
-        assert_eq!(pace.expect(ONE, now, deadline).unwrap_err(), WINDOW);
-        drop(places);
-        assert!(pace.expect(ONE, now, deadline).is_ok());
+        let reservations =
+            [pace.reserve(ONE, now, deadline).unwrap(), pace.reserve(ONE, now, deadline).unwrap()];
+        assert_eq!(pace.reserve(ONE, now, deadline).unwrap_err(), WINDOW);
+        drop(reservations);
+        assert!(pace.reserve(ONE, now, deadline).is_ok());
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
         let (pace, now, patience) = (Pace::new(1, WINDOW), Instant::now(), Duration::from_secs(90));
         assert_eq!(take(&pace, now, patience), Ok(now));
         for _ in 0..10 {
-            drop(pace.reserve(ONE, now, now + patience));
+            drop(pace.take(ONE, now, now + patience));
         }
         assert_eq!(take(&pace, now, patience), Ok(now + WINDOW));
     }
@@ -251,18 +251,18 @@ mod tests {
             // A little longer than the window: in the last moment of a full window there is no
             // time left for anybody.
             let (mut now, patience) = (Instant::now(), WINDOW + Duration::from_secs(1));
-            let mut places = VecDeque::new();
+            let mut reservations = VecDeque::new();
             for (gap, kept) in requests {
                 now += Duration::from_millis(gap);
                 let waits = pace.forecast(&pace.state(now), now, 0) > now;
-                match pace.expect(ONE, now, now + patience) {
-                    Ok(place) => places.push_back(place),
+                match pace.reserve(ONE, now, now + patience) {
+                    Ok(reservation) => reservations.push_back(reservation),
                     Err(_) => prop_assert!(waits, "what is free now is anybody's"),
                 }
-                prop_assert!(pace.expect(OTHER, now, now + patience).is_ok());
+                prop_assert!(pace.reserve(OTHER, now, now + patience).is_ok());
                 // Some take their turn at once, others wait for a permit first.
-                while places.len() > kept {
-                    drop(places.pop_front());
+                while reservations.len() > kept {
+                    drop(reservations.pop_front());
                     // It may have become too late for it.
                     let _ = take(&pace, now, patience);
                 }
@@ -273,9 +273,9 @@ mod tests {
     #[test]
     fn nothing_is_kept_of_a_client_whose_calls_are_over() {
         let (pace, now) = (Pace::new(4, WINDOW), Instant::now());
-        drop(pace.expect(ONE, now, now + WINDOW).unwrap());
+        drop(pace.reserve(ONE, now, now + WINDOW).unwrap());
         assert_eq!(take(&pace, now, WINDOW), Ok(now));
         let state = pace.state(now + WINDOW);
-        assert!(state.times.is_empty() && format!("{:?}", state.expected).contains("{}"));
+        assert!(state.times.is_empty() && format!("{:?}", state.reserved).contains("{}"));
     }
 }

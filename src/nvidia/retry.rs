@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{Error, FailureKind, pace::Place};
+use super::{Error, FailureKind, pace::ReservationGuard};
 use crate::{shares::ClientNetwork, telemetry::Metrics};
 
 /// How often and how soon a call is tried again.
@@ -29,37 +29,37 @@ impl Default for RetryPolicy {
 
 impl RetryPolicy {
     /// What becomes of a try that failed, in the time that is left. `random` is from 0 to 1.
-    fn next(&self, failed: &Failed, left: Duration, random: f64) -> Next {
-        if !failed.kind.is_transient() || failed.tries >= self.max_attempts {
-            return Next::Never;
+    fn next(&self, failed: &FailedAttempt, left: Duration, random: f64) -> NextAttempt {
+        if !failed.kind.is_transient() || failed.number >= self.max_attempts {
+            return NextAttempt::Never;
         }
         // On top of what NVIDIA asks for, so that those who were told the same time spread out.
         let asked = failed.retry_after.unwrap_or_default();
-        let wait = asked.saturating_add(self.backoff(failed.tries, random));
-        if wait < left { Next::After(wait) } else { Next::TooLate }
+        let wait = asked.saturating_add(self.backoff(failed.number, random));
+        if wait < left { NextAttempt::After(wait) } else { NextAttempt::TooLate }
     }
 
     /// Anything up to a bound that doubles with each try ("full jitter", so that clients that failed
     /// together do not come back together). See
     /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
-    fn backoff(&self, tries: u32, random: f64) -> Duration {
-        let bound = self.base.saturating_mul(1 << (tries.saturating_sub(1)).min(20)).min(self.cap);
+    fn backoff(&self, attempt: u32, random: f64) -> Duration {
+        let bound = self.base.saturating_mul(1 << (attempt.saturating_sub(1)).min(20)).min(self.cap);
         bound.mul_f64(random)
     }
 }
 
 /// A try that failed.
-struct Failed {
+struct FailedAttempt {
     kind: FailureKind,
     /// How long NVIDIA asks to wait.
     retry_after: Option<Duration>,
     /// Tries so far, this one included.
-    tries: u32,
+    number: u32,
 }
 
 /// What becomes of a try that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
+enum NextAttempt {
     /// Another try, after this time.
     After(Duration),
     /// None: the failure is for good, or it was the last try.
@@ -71,9 +71,9 @@ enum Next {
 /// Bounds the tries of all requests together: each request earns a quarter of a retry, so that in
 /// a long outage retries add at most a quarter to the calls.
 #[derive(Debug)]
-pub(super) struct Budget(AtomicU32);
+pub(super) struct RetryBudget(AtomicU32);
 
-impl Budget {
+impl RetryBudget {
     /// In quarters: 100 retries to begin with, and never more saved up.
     const FULL: u32 = 400;
     const RETRY: u32 = 4;
@@ -90,7 +90,7 @@ impl Budget {
     }
 }
 
-impl Default for Budget {
+impl Default for RetryBudget {
     fn default() -> Self {
         Self(AtomicU32::new(Self::FULL))
     }
@@ -99,16 +99,16 @@ impl Default for Budget {
 /// What the calls for one picture may still cost: all of them together have so many tries.
 pub struct Attempts<'a> {
     pub(super) policy: &'a RetryPolicy,
-    pub(super) budget: &'a Budget,
+    pub(super) retry_budget: &'a RetryBudget,
     pub(super) metrics: &'a Metrics,
     /// For whom they are.
     pub client: ClientNetwork,
     /// The place before the pace, until the first inference takes its turn.
-    pub(super) place: Option<Place<'a>>,
+    pub(super) reservation: Option<ReservationGuard<'a>>,
     /// When the answer must be there.
     pub deadline: Instant,
     /// Calls that failed in passing.
-    pub(super) failed: u32,
+    pub(super) failed_attempts: u32,
     /// Inferences that were asked for.
     pub(super) inferences: u32,
 }
@@ -127,23 +127,23 @@ impl Attempts<'_> {
 
     /// Waits until the next try, which must be over by `deadline`; or gives the failure back when
     /// there is none by the policy or the budget.
-    pub(super) async fn next(&mut self, failure: Error, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn wait_for_next(&mut self, failure: Error, deadline: Instant) -> Result<(), Error> {
         // A refusal costs no try: what is done instead may fail in passing as well.
-        self.failed += u32::from(failure.kind.is_transient());
+        self.failed_attempts += u32::from(failure.kind.is_transient());
         let Error { kind, retry_after, .. } = failure;
-        let failed = Failed { kind, retry_after, tries: self.failed };
+        let failed = FailedAttempt { kind, retry_after, number: self.failed_attempts };
         let left = deadline.saturating_duration_since(Instant::now());
         let next = self.policy.next(&failed, left, fastrand::f64());
         match next {
-            Next::After(wait) if self.budget.spend() => {
-                tracing::debug!(%failure, failed = self.failed, ?wait, "trying again");
+            NextAttempt::After(wait) if self.retry_budget.spend() => {
+                tracing::debug!(%failure, failed = self.failed_attempts, ?wait, "trying again");
                 self.metrics.retries.with([failure.operation.name()]).inc();
                 sleep(wait).await;
                 Ok(())
             }
             _ => Err(Error {
-                tries: self.inferences,
-                lacks_time: failure.lacks_time || next == Next::TooLate,
+                attempts: self.inferences,
+                lacks_time: failure.lacks_time || next == NextAttempt::TooLate,
                 ..failure
             }),
         }
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_cap() {
         let policy = RetryPolicy::default();
-        let bounds: Vec<_> = (1..8).map(|tries| policy.backoff(tries, 1.0).as_millis()).collect();
+        let bounds: Vec<_> = (1..8).map(|attempt| policy.backoff(attempt, 1.0).as_millis()).collect();
         assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 5000, 5000]);
         assert_eq!(policy.backoff(3, 0.5), Duration::from_millis(500));
         assert_eq!(policy.backoff(u32::MAX, 0.0), Duration::ZERO);
@@ -168,26 +168,26 @@ mod tests {
         let policy = RetryPolicy::default();
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         let left = Duration::from_secs(10);
-        let after = |millis| Next::After(Duration::from_millis(millis));
-        for (kind, retry_after, tries, next) in [
+        let after = |millis| NextAttempt::After(Duration::from_millis(millis));
+        for (kind, retry_after, number, next) in [
             (FailureKind::Unavailable, None, 1, after(250)),
-            (FailureKind::Slow, None, 2, after(500)),
+            (FailureKind::AttemptTimeout, None, 2, after(500)),
             (FailureKind::RateLimited, seconds(2), 1, after(2250)),
-            (FailureKind::Lost, seconds(0), 1, after(250)),
-            (FailureKind::Unavailable, None, 3, Next::Never),
-            (FailureKind::RateLimited, seconds(10), 1, Next::TooLate),
-            (FailureKind::RateLimited, Some(Duration::MAX), 1, Next::TooLate),
-            (FailureKind::Picture, None, 1, Next::Never),
-            (FailureKind::Key, seconds(1), 1, Next::Never),
+            (FailureKind::ResultGone, seconds(0), 1, after(250)),
+            (FailureKind::Unavailable, None, 3, NextAttempt::Never),
+            (FailureKind::RateLimited, seconds(10), 1, NextAttempt::TooLate),
+            (FailureKind::RateLimited, Some(Duration::MAX), 1, NextAttempt::TooLate),
+            (FailureKind::Picture, None, 1, NextAttempt::Never),
+            (FailureKind::Key, seconds(1), 1, NextAttempt::Never),
         ] {
-            let failed = Failed { kind, retry_after, tries };
-            assert_eq!(policy.next(&failed, left, 1.0), next, "{kind:?} {tries}");
+            let failed = FailedAttempt { kind, retry_after, number };
+            assert_eq!(policy.next(&failed, left, 1.0), next, "{kind:?} {number}");
         }
     }
 
     #[test]
     fn retries_add_at_most_a_quarter_to_the_calls() {
-        let budget = Budget::default();
+        let budget = RetryBudget::default();
         let retries = (0..1500)
             .filter(|_| {
                 budget.earn();

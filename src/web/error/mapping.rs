@@ -230,12 +230,12 @@ fn embed_code(error: &embed::Error) -> Code {
             FailureKind::Key => Code::EmbeddingUnauthorized,
             FailureKind::Account => Code::EmbeddingExhausted,
             FailureKind::RateLimited => Code::EmbeddingRateLimited,
-            FailureKind::Deadline | FailureKind::Slow => Code::EmbeddingTimeout,
-            FailureKind::Nonsense | FailureKind::Page => Code::EmbeddingInvalid,
+            FailureKind::DeadlinePassed | FailureKind::AttemptTimeout => Code::EmbeddingTimeout,
+            FailureKind::InvalidAnswer | FailureKind::GatewayPage => Code::EmbeddingInvalid,
             FailureKind::Unavailable
-            | FailureKind::Lost
+            | FailureKind::ResultGone
             | FailureKind::Unexpected
-            | FailureKind::NoAssets => Code::EmbeddingUnavailable,
+            | FailureKind::UploadsRefused => Code::EmbeddingUnavailable,
         },
     }
 }
