@@ -203,7 +203,7 @@ fn judge_disk(free: FreeSpace, reserve: u64) -> Finding {
 
 async fn check_decoder(config: &Config) -> Finding {
     let decoder = Decoder::new(config.decoder.clone(), Metrics::new());
-    match decoder.try_out(Instant::now() + DECODE_TIMEOUT).await {
+    match decoder.self_test(Instant::now() + DECODE_TIMEOUT).await {
         Ok(()) => Finding::new("decoder", State::Fine, "decodes pictures in processes of its own"),
         Err(error) => {
             let cause = causes(&error).last().map(|cause| format!(": {cause}")).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Uploading a large picture: announce it, put it to the presigned address, delete it afterwards.
+//! Uploads a large picture: announces it, sends it to the presigned URL, and deletes it afterwards.
 
 use std::time::Duration;
 
@@ -20,15 +20,15 @@ use super::{
 };
 use crate::image::Content;
 
-/// What every upload is called: never the client's file name.
+/// The description of every upload. It never contains the client's file name.
 const DESCRIPTION: &str = "imagesvc picture";
 
-/// How much of a file is read at once.
+/// How much of a file is read at once, in bytes.
 const READ_SIZE: usize = 64 * 1024;
 
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An uploaded picture. Dropping it deletes the upload, in a task of its own.
+/// An uploaded picture. Dropping it deletes the upload in a task of its own.
 #[derive(Debug)]
 pub struct UploadedAsset {
     id: Uuid,
@@ -36,7 +36,7 @@ pub struct UploadedAsset {
 }
 
 impl UploadedAsset {
-    /// NVIDIA's name for it.
+    /// NVIDIA's id of the upload.
     pub(super) fn id(&self) -> Uuid {
         self.id
     }
@@ -44,7 +44,8 @@ impl UploadedAsset {
 
 impl Drop for UploadedAsset {
     fn drop(&mut self) {
-        // Outside of a runtime (at the very end) nothing can be sent; NVIDIA deletes assets in time.
+        // Outside of a runtime (at the very end of the process) nothing can be sent. NVIDIA itself
+        // deletes assets after a while.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (nvidia, id) = (self.nvidia.clone(), self.id);
             let tracker = self.nvidia.0.background.clone();
@@ -57,7 +58,7 @@ impl Client {
     /// Uploads a picture.
     ///
     /// # Errors
-    /// [`Error`]; [`FailureKind::UploadsRefused`] when uploads do not work here.
+    /// [`Error`]; [`FailureKind::UploadsRefused`] if uploads do not work for this model or account.
     pub async fn upload(
         &self,
         media_type: &str,
@@ -92,15 +93,16 @@ impl Client {
         self.wait_for_not_before(operation, deadline).await?;
         let reply = self.call(operation, request, deadline).await?;
         reply.progress(operation)?;
-        // An answer that makes no sense means that uploads do not work, as a refusal does. The
-        // answer is not quoted: it holds a presigned address.
-        let refused = |fault: &str| Error::new(operation, FailureKind::UploadsRefused, fault.into());
+        // An invalid answer counts as a refusal: uploads do not work here. The answer is not
+        // quoted, because it may contain a presigned URL.
+        let refused =
+            |fault: &str| Error::new(operation, FailureKind::UploadsRefused, fault.into());
         let created: CreatedAsset = serde_json::from_slice(&reply.body)
-            .map_err(|_| refused("no asset id and upload address"))?;
+            .map_err(|_| refused("no asset id and upload URL"))?;
         if may_upload_to(&created.upload_url, &self.0.settings.assets_url) {
             Ok(created)
         } else {
-            Err(refused("the upload address is not https"))
+            Err(refused("the upload URL is not https"))
         }
     }
 
@@ -116,7 +118,8 @@ impl Client {
             Content::Memory(bytes) => Body::from(bytes.clone()),
             Content::File(..) => Body::wrap(StreamBody::new(frames(picture.clone()))),
         };
-        // No Authorization: the address itself is the permission, and belongs to somebody else.
+        // No Authorization header: the presigned URL is the permission, and its host is not
+        // NVIDIA's API.
         let request = self
             .0
             .http
@@ -129,7 +132,7 @@ impl Client {
         reply.progress(operation).map(drop)
     }
 
-    /// Best effort: what is not deleted costs nothing but room at NVIDIA's.
+    /// Best effort: an asset that is not deleted only takes space at NVIDIA.
     async fn delete(&self, id: Uuid) {
         let operation = Operation::DeleteAsset;
         let url = item_url(&self.0.settings.assets_url, id);
@@ -141,7 +144,7 @@ impl Client {
     }
 }
 
-/// A file's bytes, read off the async threads as the network takes them.
+/// A file's bytes, read on blocking threads at the speed of the network.
 fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync {
     stream::try_unfold((picture, 0), |(picture, offset)| async move {
         if offset >= picture.len() {
@@ -155,7 +158,7 @@ fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>>
     })
 }
 
-/// A picture goes to an https address; to an http one only where the settings' own are.
+/// Uploads go to https URLs. Plain http is allowed only if the setting's own URL is plain http.
 fn may_upload_to(upload: &Url, assets: &Url) -> bool {
     upload.scheme() == "https" || (upload.scheme() == "http" && assets.scheme() == "http")
 }
