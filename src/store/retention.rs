@@ -59,7 +59,7 @@ impl Store {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "old pictures could not be removed"),
                 Err(error) => {
-                    tracing::error!(%error, "the thread that removes old pictures panicked")
+                    tracing::error!(%error, "the thread that removes old pictures panicked");
                 }
             }
             sleep(PAUSE).await;

@@ -211,7 +211,7 @@ impl Disk {
                         continue;
                     }
                     Err(error) => {
-                        tracing::debug!(%error, ?path, "an old embedding could not be removed")
+                        tracing::debug!(%error, ?path, "an old embedding could not be removed");
                     }
                 }
             }
