@@ -111,7 +111,7 @@ pub struct Error {
     /// Whether only the caller's deadline ruled out another attempt.
     pub lacks_time: bool,
     /// Whether no connection was made, so that NVIDIA never saw the request.
-    is_connect: bool,
+    failed_to_connect: bool,
 }
 
 /// The state of the key according to NVIDIA's last answer.
@@ -256,7 +256,7 @@ impl Client {
                 let log_detail =
                     causes(&error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
                 let failure = Error::new(operation, FailureKind::Unavailable, log_detail);
-                Err(Error { is_connect: error.is_connect(), ..failure })
+                Err(Error { failed_to_connect: error.is_connect(), ..failure })
             }
             Err(_) if attempt_deadline == deadline => Err(Error::deadline(operation)),
             Err(_) => {
@@ -307,8 +307,17 @@ impl Client {
 
 impl Error {
     fn new(operation: Operation, kind: FailureKind, log_detail: String) -> Self {
-        let (attempts, lacks_time, is_connect) = (0, kind == FailureKind::DeadlinePassed, false);
-        Self { operation, kind, retry_after: None, log_detail, attempts, lacks_time, is_connect }
+        let (attempts, lacks_time, failed_to_connect) =
+            (0, kind == FailureKind::DeadlinePassed, false);
+        Self {
+            operation,
+            kind,
+            retry_after: None,
+            log_detail,
+            attempts,
+            lacks_time,
+            failed_to_connect,
+        }
     }
 
     fn deadline(operation: Operation) -> Self {

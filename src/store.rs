@@ -235,7 +235,7 @@ impl Store {
     /// Saves a picture under a new name with this extension, and returns the name once it is
     /// durable. The name is a UUID v7, so that names sort by time. If the deadline passes or the
     /// caller stops waiting, the picture is given up and no file remains. `held` is dropped when
-    /// the saving thread is done with it; a hanging disk may keep both for longer.
+    /// the saving thread ends, which a hanging disk may delay beyond the deadline.
     ///
     /// # Errors
     /// The disk's error; [`Error::Timeout`].

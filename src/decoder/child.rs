@@ -28,11 +28,13 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let Some(job) = Job::parse(&args) else {
         #[allow(clippy::print_stderr, reason = "somebody typed it")]
         {
-            eprintln!("imagesvc decode is for the service itself: it starts it with each picture");
+            eprintln!(
+                "imagesvc decode is an internal command: the service starts it for each picture"
+            );
         }
         return Some(ExitCode::from(2));
     };
-    // If the parent does not read the whole answer, it does not need it.
+    // A parent that stops reading does not need the rest of the answer.
     Some(if answer(job).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -60,8 +62,8 @@ fn answer(job: Job) -> io::Result<()> {
 fn limit(job: &Job) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
-        // If memory runs out anyway, the kernel kills this process first. Any process may raise its
-        // own score.
+        // If memory runs out anyway, the kernel kills this process first. Raising the value needs
+        // no privilege.
         std::fs::write("/proc/self/oom_score_adj", "1000")?;
         lower_limit(Resource::As, job.address_space, job.address_space)?;
     }

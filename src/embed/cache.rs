@@ -104,7 +104,8 @@ impl Cache {
             .chain_update([0])
             .chain_update(&source.endpoint)
             .chain_update([0, PREPARATION, settings.call.large_images as u8])
-            .chain_update((settings.call.inline_limit as u64).to_le_bytes());
+            .chain_update((settings.call.inline_limit as u64).to_le_bytes())
+            .chain_update(settings.call.max_image_bytes.to_le_bytes());
         Self { source, memory, disk }
     }
 
@@ -263,16 +264,17 @@ mod tests {
 
     #[test]
     fn what_changes_how_pictures_are_prepared_changes_the_key() {
-        let of = |large_images, inline_limit| {
+        let of = |large_images, inline_limit, max_image_bytes| {
             let base = settings(0, 0, Path::new("unused"));
-            let call = CallSettings { large_images, inline_limit, ..base.call };
+            let call = CallSettings { large_images, inline_limit, max_image_bytes, ..base.call };
             let source = Source { model: "model", endpoint: "endpoint".into() };
             Cache::new(&Settings { call, ..base }, &source).key(Sha256::from_bytes([7; 32]))
         };
-        let known = of(LargeImages::Shrink, 200_000);
-        assert_eq!(known, of(LargeImages::Shrink, 200_000));
-        assert_ne!(known, of(LargeImages::Asset, 200_000));
-        assert_ne!(known, of(LargeImages::Shrink, 199_999));
+        let known = of(LargeImages::Shrink, 200_000, 1000);
+        assert_eq!(known, of(LargeImages::Shrink, 200_000, 1000));
+        assert_ne!(known, of(LargeImages::Asset, 200_000, 1000));
+        assert_ne!(known, of(LargeImages::Shrink, 199_999, 1000));
+        assert_ne!(known, of(LargeImages::Shrink, 200_000, 999));
     }
 
     #[tokio::test(start_paused = true)]

@@ -60,6 +60,7 @@ impl Inner {
         let largest_inline = self.settings.largest_inline();
         let max_len = usize::try_from(self.settings.max_image_bytes).unwrap_or(usize::MAX);
         let converted = Target::Converted { max_len };
+        let shrunk = Target::Shrunk { max_len: largest_inline };
         let encode = |target, prepared| self.encode(picture, client, deadline, target, prepared);
         let mut payload = Payload::original(picture);
         let mut upload_failure: Option<nvidia::Error> = None;
@@ -89,14 +90,19 @@ impl Inner {
                     }
                     Err(error) => return Err(error),
                 },
-                Plan::Reencode => payload = encode(converted, Prepared::Jpeg).await?,
+                Plan::Reencode => {
+                    let jpeg = encode(converted, Prepared::Jpeg).await?;
+                    // The decoder returns nothing if no JPEG of the same size is short enough.
+                    let is_too_long = jpeg.content.is_empty();
+                    payload =
+                        if is_too_long { encode(shrunk, Prepared::Shrunk).await? } else { jpeg };
+                }
                 Plan::Shrink if payload.prepared == Prepared::Shrunk => {
                     return Err(Error::StillTooLarge);
                 }
                 Plan::Shrink => {
                     drop(payload); // shrinking starts from the original picture
-                    let target = Target::Shrunk { max_len: largest_inline };
-                    payload = encode(target, Prepared::Shrunk).await?;
+                    payload = encode(shrunk, Prepared::Shrunk).await?;
                 }
             }
         }

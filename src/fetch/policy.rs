@@ -195,13 +195,13 @@ impl Policy {
     pub fn check_address(&self, address: IpAddr, is_exception: bool) -> Result<(), UrlError> {
         // IPv4-mapped addresses are checked as IPv4.
         let address = unwrap_nat64(address.to_canonical());
-        let in_exception = || {
+        let is_in_allowed_network = || {
             self.allow
                 .iter()
                 .any(|exception| matches!(exception, Exception::Network(network) if network.contains(&address)))
         };
-        let allowed =
-            !METADATA.contains(&address) && (is_exception || is_public(address) || in_exception());
+        let allowed = !METADATA.contains(&address)
+            && (is_exception || is_public(address) || is_in_allowed_network());
         if allowed { Ok(()) } else { Err(NOT_PUBLIC) }
     }
 }

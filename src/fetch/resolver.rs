@@ -29,8 +29,8 @@ const MAX_LOOKUPS: u64 = 128;
 /// look-ups.
 const MAX_LOOKUPS_PER_CLIENT: u64 = 32;
 
-/// The time for a look-up, including the wait for a free one. It is shorter than the time to
-/// connect, which includes it, so that the host is not blamed for a slow resolver.
+/// The time for a look-up, including the wait for a free one. It is shorter than the connect
+/// timeout, so that a slow resolver is reported as such, and not as a host that cannot be reached.
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(2500);
 
 tokio::task_local! {

@@ -142,7 +142,7 @@ impl Client {
                 match self.call(poll, self.authorized(self.0.http.get(&url)), deadline).await {
                     Ok(reply) => reply,
                     // NVIDIA never saw the poll, so the result is still there.
-                    Err(failure) if failure.is_connect => continue,
+                    Err(failure) if failure.failed_to_connect => continue,
                     Err(failure) if failure.kind.is_transient() => {
                         return Err(Error { kind: FailureKind::ResultGone, ..failure });
                     }

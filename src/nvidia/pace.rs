@@ -1,8 +1,9 @@
 //! Keeps calls below a rate: no window of a minute ever contains more than the limit.
 //!
-//! A call cannot be undone, and a client that is alone may use the whole rate. But once a client
-//! has used half of a window's calls, it may not delay the others beyond their deadlines: it gets a
-//! later call only while a quarter of a window stays free for others in time.
+//! A call cannot be undone, and a client that is alone may use the whole rate. But a client that
+//! has used half of a window's calls must leave room for others: if its next call would have to
+//! wait, it is allowed only if others could still make a quarter of a window's calls before the
+//! deadline.
 
 use std::{
     collections::VecDeque,

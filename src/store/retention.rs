@@ -67,7 +67,7 @@ impl Store {
             if max_bytes.is_some_and(|max| saved_bytes > max) {
                 continue; // requests that were at work may have ended
             }
-            // Sweep at the end of the interval in any case.
+            // At the end of the interval, the next sweep starts even without a notification.
             let _ = timeout(interval, self.folder.over_limit.notified()).await;
         }
     }

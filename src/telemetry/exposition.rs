@@ -23,8 +23,8 @@ impl Exposition {
 }
 
 /// Converts OpenMetrics text, as the encoder writes it, into Prometheus' text format. The samples
-/// stay the same; but a family has the name of its samples, a unit is only part of the name, and
-/// there is no end mark.
+/// stay the same, but a family has the name of its samples, the unit appears only in that name, and
+/// nothing marks the end.
 pub(super) fn to_prometheus(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut help = "";

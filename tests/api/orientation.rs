@@ -207,6 +207,40 @@ async fn what_becomes_longer_than_the_limit_is_sent_at_a_lower_quality_and_not_r
 }
 
 #[tokio::test]
+async fn what_no_jpeg_of_its_size_can_hold_is_shrunk() {
+    let wide =
+        RgbImage::from_fn(
+            70_000,
+            3,
+            |x, _| if x < 35_000 { Rgb([255, 0, 0]) } else { Rgb([0; 3]) },
+        );
+    let mut noise = Vec::new();
+    let mut random = fastrand::Rng::with_seed(3);
+    RgbImage::from_fn(900, 900, |_, _| Rgb([random.u8(..2) * 255; 3]))
+        .write_to(&mut std::io::Cursor::new(&mut noise), ImageFormat::Gif)
+        .unwrap();
+    let mut png = Vec::new();
+    wide.write_to(&mut std::io::Cursor::new(&mut png), ImageFormat::Png).unwrap();
+    let turned = {
+        let mut turned = png.clone();
+        turned.splice(33..33, png_chunk(b"eXIf", &exif(6)));
+        turned
+    };
+    for (name, limit, picture) in [
+        ("too wide", 1 << 20, converted(&png, ImageFormat::Bmp)),
+        ("turned", 1 << 20, turned),
+        ("noise", noise.len(), noise),
+    ] {
+        let nvidia = FakeNvidia::with_uploads(|_| None).await;
+        let app =
+            TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", limit).start().await;
+        assert_eq!(app.upload(&picture, name).await.prepared(), "shrunk", "{name}");
+        let sent = nvidia.last_inline().pixels();
+        assert!(sent.width().max(sent.height()) <= 1024, "{name}");
+    }
+}
+
+#[tokio::test]
 async fn a_jpeg_that_is_read_leniently_goes_as_it_is_and_can_be_decoded() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::start(&nvidia).await;

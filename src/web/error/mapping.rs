@@ -3,7 +3,8 @@
 
 use super::{BUSY, Code, OUR_FAULT};
 use crate::{
-    decoder, embed, fetch, image,
+    decoder, embed, fetch,
+    image::{self, Format},
     nvidia::FailureKind,
     pipeline,
     web::extract::{body::BodyError, head::HeadError},
@@ -175,7 +176,7 @@ fn image_detail(error: &image::Error) -> String {
             )
         }
         Error::Broken { format, .. } => {
-            let other = if *format == image::Format::Jpeg { "PNG" } else { "JPEG" };
+            let other = if *format == Format::Jpeg { "PNG" } else { "JPEG" };
             format!(
                 "This {format} picture cannot be decoded; is it damaged? Sending it as a {other} may help."
             )
