@@ -80,8 +80,12 @@ def report(folder, picture):
 
 
 def main(folder):
+    # The service remembers what it has seen: it would not decode the same bytes again.
+    seen = set()
     for path in sorted(folder.iterdir()):
         picture = Picture(path.name, path.read_bytes(), None)
+        assert picture.data not in seen, f"{picture.name} is there twice"
+        seen.add(picture.data)
         try:
             with Image.open(path) as image:
                 picture.orientation = image.getexif().get(274, 1)
@@ -90,7 +94,8 @@ def main(folder):
         print(json.dumps(report(folder, picture)))
     for picture in all_pictures():
         path = folder / picture.name
-        assert not path.exists(), f"{picture.name} is there twice"
+        assert not path.exists() and picture.data not in seen, f"{picture.name} is there twice"
+        seen.add(picture.data)
         path.write_bytes(picture.data)
         print(json.dumps(report(folder, picture)))
 
