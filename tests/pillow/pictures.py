@@ -64,6 +64,15 @@ def on_white(image):
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
+def inks(image):
+    """CMYK with much black in it; Pillow's own conversion has none."""
+    paper = 255 - np.asarray(image).astype(float)
+    black = 0.7 * paper.min(2, keepdims=True)
+    colors = (paper - black) * 255 / (255 - black)
+    inks = np.rint(np.concatenate([colors, black], 2)).astype("uint8")
+    return Image.merge("CMYK", [Image.fromarray(inks[..., ink]) for ink in range(4)])
+
+
 # What is stored so that the orientation makes it upright (EXIF tag 274): the opposite of what is done
 # when it is shown.
 STORED = {
@@ -126,13 +135,12 @@ def jpegs():
         "progressive-restart": {"progressive": True, "restart_marker_rows": 1}, "low": {"quality": 60},
     }.items():
         yield Picture(f"jpeg-{name}", photo(look, **options), look)
-    grey, cmyk = look.convert("L"), look.convert("CMYK")
+    grey, cmyk = look.convert("L"), inks(look)
     for name, options in {"": {}, "-progressive": {"progressive": True}}.items():
         yield Picture(f"jpeg-grey{name}", photo(grey, **options), grey.convert("RGB"))
         yield Picture(f"jpeg-cmyk-adobe{name}", photo(cmyk, **options), look)
 
-    full, half, quarter, rows = (1, 1), (2, 1), (4, 1), (1, 2)
-    both = (2, 2)
+    full, half, quarter, rows, both = (1, 1), (2, 1), (4, 1), (1, 2), (2, 2)
     colors = planes(look.convert("YCbCr"))
     each, two = [[0], [1], [2]], [[0], [1, 2]]
     for name, sampling, options in [
@@ -345,7 +353,7 @@ def tiffs():
     deep = Image.fromarray((np.asarray(grey).astype("uint16") << 8) + 40)
     for name, image in {
         "1-bit": look.convert("1"), "grey": grey, "16-bits": deep, "palette": look.quantize(200),
-        "grey-alpha": glass.convert("LA"), "rgb": look, "rgba": glass, "cmyk": look.convert("CMYK"),
+        "grey-alpha": glass.convert("LA"), "rgb": look, "rgba": glass, "cmyk": inks(look),
         "float": Image.fromarray(np.asarray(grey, "float32") / 255),
     }.items():
         for compression in ("raw", "tiff_lzw", "tiff_deflate", "packbits"):
