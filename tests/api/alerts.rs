@@ -1,4 +1,4 @@
-//! The README's alert rules, tried on what a real service says, and both texts of its metrics, by
+//! The alert rules of `docs/operating.md`, tried on what a real service says, and both texts of its metrics, by
 //! Prometheus' own tool.
 
 use std::{
@@ -14,12 +14,12 @@ use crate::support::{
     CHELSEA, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted, embedding, metric, number, tiny,
 };
 
-const README: &str = include_str!("../../README.md");
+const PAGE: &str = include_str!("../../docs/operating.md");
 
-/// The block of rules in the README.
+/// The block of rules on the page.
 fn rules() -> &'static str {
-    let (_, block) = README.split_once("```yaml\ngroups:").unwrap();
-    let rules = &README[README.len() - block.len() - "groups:".len()..];
+    let (_, block) = PAGE.split_once("```yaml\ngroups:").unwrap();
+    let rules = &PAGE[PAGE.len() - block.len() - "groups:".len()..];
     rules.split("```").next().unwrap()
 }
 
