@@ -14,9 +14,15 @@ use crate::{pictures::NUMBER, samples::JPEG};
 /// 12 megapixels.
 const SIZE: (u32, u32) = (4000, 3000);
 
-/// One photograph, in three formats. Each ends in room for a number, behind what is decoded.
+/// A JPEG's segment that says that it must be turned by a quarter.
+const EXIF: &[u8] =
+    b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+
+/// One photograph, in three formats, one of them twice. Each ends in room for a number, behind what is decoded.
 pub struct Photographs {
     pub jpeg: Vec<u8>,
+    /// The same, but its EXIF says that it lies on its side.
+    pub turned: Vec<u8>,
     /// Lossless: nothing here encodes the other kind.
     pub webp: Vec<u8>,
     pub tiff: Vec<u8>,
@@ -37,8 +43,11 @@ impl Photographs {
             .with_predictor(Predictor::Horizontal)
             .write_image::<RGB8>(SIZE.0, SIZE.1, &photograph)
             .unwrap();
-        let [jpeg, webp, tiff] = [jpeg, webp.into_inner(), tiff.into_inner()].map(with_room);
-        Self { jpeg, webp, tiff }
+        let mut turned = jpeg.clone();
+        turned.splice(2..2, EXIF.iter().copied());
+        let [jpeg, turned, webp, tiff] =
+            [jpeg, turned, webp.into_inner(), tiff.into_inner()].map(with_room);
+        Self { jpeg, turned, webp, tiff }
     }
 }
 

@@ -127,7 +127,7 @@ impl BufRead for Reader {
 }
 
 impl Read for Reader {
-    /// Fills the buffer, but at the end: `imagesize` takes a short read for the end.
+    /// Fills the buffer, but at the end: some decoders take a short read for the end.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut read = 0;
         while read < buffer.len() {

@@ -14,7 +14,6 @@ mod exif;
 mod gif;
 pub(super) mod heif;
 pub(super) mod jpeg;
-pub(super) mod jpeg_scans;
 mod png;
 pub(super) mod tiff;
 mod webp;

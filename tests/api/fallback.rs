@@ -8,23 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::base64::{Engine, prelude::BASE64_STANDARD};
-use image_rs::{DynamicImage, GenericImageView};
+use image_rs::RgbImage;
 
 use crate::support::{
-    CHELSEA, FakeNvidia, HUBBLE, Received, Reply, TestApp, assert_problem, converted, embedding,
-    noise_png,
+    CHELSEA, FakeNvidia, HUBBLE, Inline, Received, Reply, TestApp, assert_problem, converted,
+    embedding, noise_png,
     nvidia_api::{CREATE_ASSET, INFER},
     variant,
 };
 
-/// The picture that an inference carries, and the length of its base64 text.
-fn inline_picture(request: &Received) -> (DynamicImage, usize) {
-    let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
-    let url = body["messages"][0]["content"]["image_url"]["url"].as_str().unwrap().to_owned();
-    let text = url.strip_prefix("data:image/jpeg;base64,").unwrap();
-    let picture = image_rs::load_from_memory(&BASE64_STANDARD.decode(text).unwrap()).unwrap();
-    (picture, text.len())
+/// The JPEG that an inference carries, and the length of its base64 text.
+fn inline_picture(request: &Received) -> (RgbImage, usize) {
+    let sent = Inline::of(request);
+    assert_eq!(sent.media_type, "image/jpeg");
+    (sent.pixels(), sent.text_len)
 }
 
 fn is_inline(request: &Received) -> bool {

@@ -1,6 +1,5 @@
 //! The formats, and what is none of them. (HEIC has tests of its own.)
 
-use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image_rs::ImageFormat;
 
 #[cfg(not(feature = "heic"))]
@@ -36,17 +35,11 @@ async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
         assert!(saved_as.ends_with(extension));
         assert_eq!(app.saved_bytes(saved_as), picture, "the original is what is saved");
 
-        let sent: serde_json::Value = serde_json::from_slice(&nvidia.received()[0].body).unwrap();
-        let url = sent["messages"][0]["content"]["image_url"]["url"].as_str().unwrap().to_owned();
-        let sent =
-            BASE64_STANDARD.decode(url.strip_prefix("data:image/jpeg;base64,").unwrap()).unwrap();
-        let (sent, original) = (
-            image_rs::load_from_memory(&sent).unwrap(),
-            image_rs::load_from_memory(&picture).unwrap(),
-        );
+        let sent = nvidia.last_inline();
+        assert_eq!(sent.media_type, "image/jpeg");
+        let (sent, original) = (sent.pixels(), image_rs::load_from_memory(&picture).unwrap());
         assert_eq!((sent.width(), sent.height()), (original.width(), original.height()));
         let difference: u64 = sent
-            .to_rgb8()
             .iter()
             .zip(original.to_rgb8().iter())
             .map(|(a, b)| u64::from(a.abs_diff(*b)))

@@ -2,7 +2,6 @@
 
 use std::{fs, path::Path};
 
-use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image_rs::RgbImage;
 
 use crate::support::{
@@ -27,11 +26,9 @@ fn files(prefix: &str) -> Vec<(String, Vec<u8>)> {
 
 /// The JPEG that NVIDIA was given last.
 fn sent(nvidia: &FakeNvidia) -> RgbImage {
-    let received = nvidia.received();
-    let body: serde_json::Value = serde_json::from_slice(&received.last().unwrap().body).unwrap();
-    let url = body["messages"][0]["content"]["image_url"]["url"].as_str().unwrap();
-    let jpeg = BASE64_STANDARD.decode(url.strip_prefix("data:image/jpeg;base64,").unwrap());
-    image_rs::load_from_memory(&jpeg.unwrap()).unwrap().into_rgb8()
+    let sent = nvidia.last_inline();
+    assert_eq!(sent.media_type, "image/jpeg");
+    sent.pixels()
 }
 
 fn detail(answer: &Answer) -> String {

@@ -45,6 +45,7 @@ mod memory;
 mod names;
 mod numbers;
 mod ops;
+mod orientation;
 mod overload;
 mod pages;
 mod peaks;

@@ -16,7 +16,7 @@ use crate::image::Unsupported;
 pub(in crate::image) struct Jpeg {
     pub(in crate::image) frame: Frame,
     /// How many components the first scan has; `None` where the file ends before it.
-    pub(in crate::image) scanned: Option<u8>,
+    scanned: Option<u8>,
     orientation: Orientation,
 }
 
@@ -29,14 +29,14 @@ pub(in crate::image) struct Frame {
     width: u16,
     height: u16,
     pub(in crate::image) components: u8,
-    /// Whether some component has fewer samples than another one.
+    /// Whether some sampling factor is not one.
     is_subsampled: bool,
 }
 
 const TEM: u8 = 0x01;
-const SOI: u8 = 0xd8;
-pub(super) const EOI: u8 = 0xd9;
-pub(super) const SOS: u8 = 0xda;
+pub(in crate::image) const SOI: u8 = 0xd8;
+pub(in crate::image) const EOI: u8 = 0xd9;
+pub(in crate::image) const SOS: u8 = 0xda;
 const APP1: u8 = 0xe1;
 
 /// Reads the headers up to the first scan.
@@ -94,18 +94,18 @@ impl Headers {
 }
 
 /// SOF0 to SOF15, without DHT, JPG and DAC, which lie between them (T.81, table B.1).
-fn is_frame(marker: u8) -> bool {
+pub(in crate::image) fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
 }
 
 /// Whether no segment follows: a stuffed zero, TEM, RST0 to RST7, and SOI.
-pub(super) fn stands_alone(marker: u8) -> bool {
+pub(in crate::image) fn stands_alone(marker: u8) -> bool {
     matches!(marker, 0 | TEM | 0xd0..=SOI)
 }
 
 /// Goes behind the next marker, whatever stands before it, and gives its second byte; `None` at the
 /// end.
-pub(super) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
+pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
     let mut after_ff = false;
     loop {
         let bytes = reader.fill_buf()?;
@@ -131,7 +131,7 @@ impl Frame {
         let side = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
         // Identifier, sampling factors and table of each.
         let sampling: Vec<u8> = components.chunks_exact(3).map(|component| component[1]).collect();
-        let is_subsampled = sampling.iter().any(|factors| Some(factors) != sampling.first());
+        let is_subsampled = sampling.iter().any(|factors| *factors != 0x11);
         Some(Self {
             marker,
             precision: head[0],
@@ -181,5 +181,154 @@ impl Jpeg {
             _ => return None,
         };
         Some(Unsupported::Jpeg(kind))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::image::Content;
+
+    fn segment(marker: u8, body: &[u8]) -> Vec<u8> {
+        let length = (body.len() as u16 + 2).to_be_bytes();
+        [&[0xff, marker], &length[..], body].concat()
+    }
+
+    /// A frame of 640 × 480 with these sampling factors.
+    fn frame(marker: u8, sampling: &[u8]) -> Vec<u8> {
+        let mut body = vec![8, 0x01, 0xe0, 0x02, 0x80, sampling.len() as u8];
+        for (id, factors) in sampling.iter().enumerate() {
+            body.extend([id as u8 + 1, *factors, 0]);
+        }
+        segment(marker, &body)
+    }
+
+    fn scan(components: u8) -> Vec<u8> {
+        segment(SOS, &[&[components][..], &vec![0; usize::from(components) * 2 + 3]].concat())
+    }
+
+    fn exif(orientation: u8) -> Vec<u8> {
+        let tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0";
+        segment(APP1, &[b"Exif\0\0", &tiff[..], &[orientation, 0, 0, 0, 0, 0, 0, 0]].concat())
+    }
+
+    fn read_parts(parts: &[&[u8]]) -> Result<Jpeg, Fault> {
+        let bytes = [&[&b"\xff\xd8"[..]], parts].concat().concat();
+        read(&mut Content::Memory(bytes.into()).header_reader())
+    }
+
+    fn size(parts: &[&[u8]]) -> Option<(u32, u32)> {
+        let header = read_parts(parts).and_then(|jpeg| jpeg.header()).ok()?;
+        Some((header.width, header.height))
+    }
+
+    fn orientation(parts: &[&[u8]]) -> u8 {
+        read_parts(parts).unwrap().orientation.to_exif()
+    }
+
+    const GREY: &[u8] = &[0x11];
+    const FULL: &[u8] = &[0x11, 0x11, 0x11];
+    const HALVED: &[u8] = &[0x22, 0x11, 0x11];
+
+    #[test]
+    fn what_stands_between_segments_is_passed_over() {
+        let app = segment(0xe0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0");
+        let (frame, scan) = (frame(0xc0, FULL), scan(3));
+        for between in
+            [&b""[..], b"\0", b"\xff", b"\xff\xff\xff", b"stray", b"\xff\0\xff\0", b"\xff\xd0"]
+        {
+            let parts = [&app[..], between, &frame, between, &scan];
+            assert_eq!(size(&parts), Some((640, 480)), "{}", between.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_segment_whose_length_is_wrong_does_not_hide_the_frame() {
+        let (frame, scan) = (frame(0xc0, FULL), scan(3));
+        for length in [0, 1, 2, 5, 12] {
+            let mut app = segment(0xe5, b"ten bytes.");
+            app[3] = length;
+            assert_eq!(size(&[&app, &frame, &scan]), Some((640, 480)), "{length}");
+        }
+        // Too long by some bytes of the next segment.
+        let mut app = segment(0xe5, b"ten bytes.");
+        app[3] += 6;
+        let tables = segment(0xdb, &[1; 65]);
+        assert_eq!(size(&[&app, &tables, &frame, &scan]), Some((640, 480)));
+    }
+
+    #[test]
+    fn a_file_that_ends_after_its_frame_tells_its_size() {
+        assert_eq!(size(&[&frame(0xc0, FULL)]), Some((640, 480)));
+        assert_eq!(size(&[&frame(0xc0, FULL)[..8]]), None);
+        assert_eq!(size(&[&scan(3), &frame(0xc0, FULL)]), None);
+        assert_eq!(size(&[b"\xff\xd9", &frame(0xc0, FULL)]), None);
+    }
+
+    #[test]
+    fn a_height_that_comes_behind_the_pixels_is_named() {
+        let mut frame = frame(0xc0, FULL);
+        frame[5..7].copy_from_slice(&[0, 0]);
+        let Err(Fault::Unsupported(kind)) = read_parts(&[&frame, &scan(3)]) else {
+            panic!("must be unsupported")
+        };
+        assert!(kind.to_string().contains("height"), "{kind}");
+    }
+
+    #[test]
+    fn the_first_exif_that_tells_an_orientation_counts() {
+        let (frame, scan) = (frame(0xc0, FULL), scan(3));
+        let xmp = segment(APP1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>");
+        let silent = segment(APP1, b"Exif\0\0II*\0\x08\0\0\0\0\0");
+        assert_eq!(orientation(&[&exif(6), &frame, &scan]), 6);
+        assert_eq!(orientation(&[&frame, &exif(6), &scan]), 6);
+        assert_eq!(orientation(&[&exif(8), &exif(6), &frame, &scan]), 8);
+        assert_eq!(orientation(&[&xmp, &silent, &exif(3), &frame, &scan]), 3);
+        assert_eq!(orientation(&[&exif(9), &exif(5), &frame, &scan]), 5);
+        // Behind the first scan, and inside of another segment, it is somebody else's.
+        assert_eq!(orientation(&[&frame, &scan, &exif(6)]), 1);
+        assert_eq!(orientation(&[&segment(0xe2, &exif(6)), &frame, &scan]), 1);
+    }
+
+    #[test]
+    fn kinds_that_are_not_decoded_are_named() {
+        let named =
+            |parts: &[&[u8]]| read_parts(parts).unwrap().undecodable().map(|kind| kind.to_string());
+        for decoded in [
+            [frame(0xc0, FULL), scan(3)],
+            [frame(0xc0, HALVED), scan(3)],
+            [frame(0xc1, HALVED), scan(3)],
+            [frame(0xc0, GREY), scan(1)],
+            [frame(0xc0, FULL), scan(1)],
+            [frame(0xc2, HALVED), scan(1)],
+            [frame(0xc0, &[0x11; 4]), scan(4)],
+        ] {
+            assert_eq!(named(&[&decoded[0], &decoded[1]]), None);
+        }
+        let mut deep = frame(0xc1, FULL);
+        deep[4] = 12;
+        for (frame, scan, word) in [
+            (frame(0xc0, HALVED), scan(1), "scan for each"),
+            (frame(0xc0, HALVED), scan(2), "scan for each"),
+            (frame(0xc0, &[0x22; 3]), scan(1), "scan for each"),
+            (frame(0xc3, FULL), scan(3), "lossless"),
+            (frame(0xc5, FULL), scan(3), "hierarchical"),
+            (frame(0xc9, FULL), scan(3), "arithmetic"),
+            (frame(0xca, FULL), scan(3), "arithmetic"),
+            (deep, scan(3), "bits"),
+            (frame(0xc0, &[0x11; 2]), scan(2), "neither grey nor RGB"),
+        ] {
+            let named = named(&[&frame, &scan]).unwrap_or_default();
+            assert!(named.contains(word) && !named.contains("as a JPEG"), "{word}: {named}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = read_parts(&[&bytes]);
+        }
     }
 }

@@ -3,7 +3,8 @@
 
 use super::{BUSY, Code, OUR_FAULT};
 use crate::{
-    decoder, embed, fetch, image,
+    decoder, embed, fetch,
+    image::{self, Format},
     nvidia::FailureKind,
     pipeline,
     web::extract::{body::BodyError, head::HeadError},

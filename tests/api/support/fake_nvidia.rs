@@ -3,6 +3,7 @@
 use std::ops::Deref;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use image_rs::RgbImage;
 
 use super::{
     FakeServer, Received, Reply,
@@ -13,6 +14,11 @@ use super::{
 pub struct FakeNvidia(FakeServer);
 
 impl FakeNvidia {
+    /// The picture that was sent to it last, which must have been inline.
+    pub fn last_inline(&self) -> Inline {
+        Inline::of(self.received().last().unwrap())
+    }
+
     /// The asset that uploads are told to be.
     pub const ASSET: &'static str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
     /// The query of the address that uploads go to.
@@ -97,6 +103,29 @@ pub fn embedding_of(embedding: &str) -> Reply {
 /// NVIDIA's answer that the embedding comes later, under this id.
 pub fn pending(id: &str) -> Reply {
     Reply::new(202, &[("NVCF-REQID", id), ("NVCF-STATUS", "pending-evaluation")], "")
+}
+
+/// The picture that an inference carries.
+pub struct Inline {
+    pub media_type: String,
+    pub bytes: Vec<u8>,
+    /// Of its Base64 text.
+    pub text_len: usize,
+}
+
+impl Inline {
+    pub fn of(request: &Received) -> Self {
+        let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+        let url = body["messages"][0]["content"]["image_url"]["url"].as_str().unwrap();
+        let (media_type, text) = url.split_once(";base64,").unwrap();
+        let media_type = media_type.strip_prefix("data:").unwrap().to_owned();
+        Self { media_type, bytes: BASE64_STANDARD.decode(text).unwrap(), text_len: text.len() }
+    }
+
+    /// Its pixels, as they lie.
+    pub fn pixels(&self) -> RgbImage {
+        image_rs::load_from_memory(&self.bytes).unwrap().into_rgb8()
+    }
 }
 
 /// The number of a tiny picture that an inference asks for.

@@ -22,7 +22,8 @@ pub use child::{Child, children_of, memory_of};
 pub use client::{client_from, connect_from, free_address};
 pub use decoder::{decoder_settings, misbehaving};
 pub use fake_nvidia::{
-    FakeNvidia, created_asset, embedding, embedding_of, number, numbers, pending, try_number,
+    FakeNvidia, Inline, created_asset, embedding, embedding_of, number, numbers, pending,
+    try_number,
 };
 pub use fake_server::{FakeServer, Received, Reply};
 pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};

@@ -1,0 +1,254 @@
+//! Pictures that lie on their side, or are mirrored, as their EXIF says: they are turned upright first,
+//! whatever their format and their size.
+
+use image_rs::{ImageFormat, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
+
+use crate::support::{
+    FakeNvidia, HUBBLE, TestApp, assert_problem, converted,
+    craft::{png_chunk, riff_chunk, segment, vp8x, webp},
+};
+
+const PLAIN: &[u8] = include_bytes!("../fixtures/formats/plain.jpg");
+const EXIF6: &[u8] = include_bytes!("../fixtures/formats/exif6.jpg");
+
+/// Red, green, blue and white corners, clockwise from the upper left one.
+const CORNERS: [[u8; 3]; 4] = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]];
+
+fn corners(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| {
+        Rgb(CORNERS[match (x < width / 2, y < height / 2) {
+            (true, true) => 0,
+            (false, true) => 1,
+            (false, false) => 2,
+            (true, false) => 3,
+        }])
+    })
+}
+
+/// Which corner is seen at the upper left, the upper right, the lower right and the lower left one.
+fn seen(picture: &RgbImage) -> [usize; 4] {
+    let (right, bottom) = (picture.width() - 4, picture.height() - 4);
+    [(3, 3), (right, 3), (right, bottom), (3, bottom)].map(|(x, y)| {
+        let pixel = picture.get_pixel(x, y);
+        let distance = |corner: &[u8; 3]| {
+            pixel.0.iter().zip(corner).map(|(a, b)| u32::from(a.abs_diff(*b))).sum::<u32>()
+        };
+        (0..4).min_by_key(|corner| distance(&CORNERS[*corner])).unwrap()
+    })
+}
+
+/// What [`seen`] gives of a picture stored as [`corners`], upright again (CIPA DC-008, Orientation).
+fn upright(orientation: u8) -> [usize; 4] {
+    match orientation {
+        1 => [0, 1, 2, 3],
+        2 => [1, 0, 3, 2],
+        3 => [2, 3, 0, 1],
+        4 => [3, 2, 1, 0],
+        5 => [0, 3, 2, 1],
+        6 => [3, 0, 1, 2],
+        7 => [2, 1, 0, 3],
+        8 => [1, 2, 3, 0],
+        other => panic!("{other} is no orientation"),
+    }
+}
+
+fn exif(orientation: u8) -> Vec<u8> {
+    let head = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0";
+    [&head[..], &[orientation, 0, 0, 0, 0, 0, 0]].concat()
+}
+
+fn jpeg(picture: &RgbImage, orientation: u8) -> Vec<u8> {
+    let mut jpeg = Vec::new();
+    JpegEncoder::new_with_quality(&mut jpeg, 95).encode_image(picture).unwrap();
+    jpeg.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(orientation)].concat()));
+    jpeg
+}
+
+/// The picture in every format that can say how it lies.
+fn in_every_format(picture: &RgbImage, orientation: u8) -> [(&'static str, Vec<u8>); 4] {
+    const HAS_EXIF: u8 = 0b1000;
+    let jpeg = jpeg(picture, orientation);
+    let mut png = Vec::new();
+    picture.write_to(&mut std::io::Cursor::new(&mut png), ImageFormat::Png).unwrap();
+    let mut lossless = converted(&png, ImageFormat::WebP).split_off(12);
+    lossless.truncate(lossless.len() & !1);
+    let tiff = tiff(&converted(&png, ImageFormat::Tiff), orientation);
+    png.splice(33..33, png_chunk(b"eXIf", &exif(orientation)));
+    let (width, height) = picture.dimensions();
+    let exif = riff_chunk(b"EXIF", &exif(orientation));
+    let webp = webp(&[vp8x(HAS_EXIF, width, height), lossless, exif]);
+    [("JPEG", jpeg), ("PNG", png), ("WebP", webp), ("TIFF", tiff)]
+}
+
+/// A TIFF whose directory gets one entry more, at its place in the order of tags, at the file's end.
+fn tiff(tiff: &[u8], orientation: u8) -> Vec<u8> {
+    const ORIENTATION: u16 = 274;
+    assert!(tiff.starts_with(b"II"));
+    let at = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize;
+    let count = u16::from_le_bytes([tiff[at], tiff[at + 1]]);
+    let mut entries: Vec<_> =
+        tiff[at + 2..].chunks(12).take(count.into()).map(<[u8]>::to_vec).collect();
+    let tag = |entry: &Vec<u8>| u16::from_le_bytes([entry[0], entry[1]]);
+    entries.retain(|entry| tag(entry) != ORIENTATION);
+    let value = [[3, 0, 1, 0, 0, 0], [orientation, 0, 0, 0, 0, 0]];
+    entries.push([&ORIENTATION.to_le_bytes()[..], &value[0], &value[1][..4]].concat());
+    entries.sort_by_key(tag);
+    let mut turned = tiff.to_vec();
+    turned.resize(tiff.len().next_multiple_of(2), 0);
+    let end = (turned.len() as u32).to_le_bytes();
+    turned[4..8].copy_from_slice(&end);
+    turned.extend((entries.len() as u16).to_le_bytes());
+    turned.extend(entries.concat());
+    turned.extend([0; 4]);
+    turned
+}
+
+#[tokio::test]
+async fn nvidia_sees_every_picture_upright_and_the_picture_is_saved_as_it_came() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    let picture = corners(48, 32);
+    for orientation in 1..=8 {
+        for (format, bytes) in in_every_format(&picture, orientation) {
+            let answer = app.upload(&bytes, "picture").await;
+            let goes_as_it_is = orientation == 1 && matches!(format, "JPEG" | "PNG");
+            let prepared = if goes_as_it_is { "original" } else { "jpeg" };
+            assert_eq!(answer.prepared(), prepared, "{format} {orientation}");
+            let body = answer.json();
+            assert_eq!((&body["width"], &body["height"]), (&48.into(), &32.into()), "as stored");
+            assert_eq!(app.saved_bytes(&answer.saved_as()), bytes, "{format} {orientation}");
+
+            let sent = nvidia.last_inline();
+            assert_eq!(sent.bytes == bytes, goes_as_it_is, "{format} {orientation}");
+            let sent = sent.pixels();
+            let size = if orientation < 5 { (48, 32) } else { (32, 48) };
+            assert_eq!(sent.dimensions(), size, "{format} {orientation}");
+            assert_eq!(seen(&sent), upright(orientation), "{format} {orientation}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_shrunk_picture_is_upright_too() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
+    let picture = corners(1600, 800);
+    for orientation in 2..=8 {
+        // What follows a JPEG's end makes it too long to go inline, whatever it is converted to.
+        let bytes = [jpeg(&picture, orientation), vec![0; 200_000]].concat();
+        let answer = app.upload(&bytes, "picture.jpg").await;
+        assert_eq!(answer.prepared(), "jpeg", "the same as a small one");
+        assert_eq!(seen(&nvidia.last_inline().pixels()), upright(orientation), "{orientation}");
+    }
+    let noisy = RgbImage::from_fn(1600, 800, |x, y| {
+        let Rgb(corner) = *picture.get_pixel(x, y);
+        Rgb(corner.map(|channel| channel.saturating_add(fastrand::u8(..100))))
+    });
+    for orientation in 1..=8 {
+        let answer = app.upload(&jpeg(&noisy, orientation), "picture.jpg").await;
+        assert_eq!(answer.prepared(), "shrunk");
+        let sent = nvidia.last_inline().pixels();
+        assert_eq!(seen(&sent), upright(orientation), "{orientation}");
+        assert_eq!(sent.width() < sent.height(), orientation >= 5, "{orientation}");
+    }
+}
+
+#[tokio::test]
+async fn a_large_picture_that_is_turned_is_uploaded_as_a_jpeg() {
+    let nvidia = FakeNvidia::with_uploads(|_| None).await;
+    let app = TestApp::start(&nvidia).await;
+    let mut turned = HUBBLE.to_vec();
+    turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
+    assert_eq!(app.upload(&turned, "hubble.jpg").await.prepared(), "jpeg");
+    let uploaded = nvidia.received().into_iter().find(|request| request.line().starts_with("PUT"));
+    let uploaded = image_rs::load_from_memory(&uploaded.unwrap().body).unwrap();
+    assert_eq!((uploaded.width(), uploaded.height()), (872, 1000));
+}
+
+#[tokio::test]
+async fn a_turned_photograph_has_nearly_the_vector_of_the_upright_one() {
+    let app = TestApp::sandbox().start().await;
+    let upright = app.upload(PLAIN, "plain.jpg").await.vector();
+    let turned = app.upload(EXIF6, "turned.jpg").await.vector();
+    let cosine: f64 = upright.iter().zip(&turned).map(|(a, b)| a * b).sum();
+    assert!(cosine > 0.99, "{cosine}");
+}
+
+#[tokio::test]
+async fn what_becomes_longer_than_the_limit_is_sent_at_a_lower_quality_and_not_refused() {
+    let mut random = fastrand::Rng::with_seed(3);
+    // Few colours: short as a PNG, long as a JPEG.
+    let noise = RgbImage::from_fn(400, 300, |_, _| Rgb([255, 0, 0].map(|c| c * random.u8(..2))));
+    for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        noise.write_to(&mut bytes, format).unwrap();
+        let mut bytes = bytes.into_inner();
+        if format == ImageFormat::Png {
+            bytes.splice(33..33, png_chunk(b"eXIf", &exif(6)));
+        }
+        let mut lengths = Vec::new();
+        for limit in [1 << 20, bytes.len()] {
+            let nvidia = FakeNvidia::with_uploads(|_| None).await;
+            let app = TestApp::builder(&nvidia)
+                .setting("IMAGESVC_MAX_IMAGE_BYTES", limit)
+                .setting("NVIDIA_INLINE_LIMIT", 20_000)
+                .start()
+                .await;
+            assert_eq!(app.upload(&bytes, "noise").await.prepared(), "jpeg", "{format:?} {limit}");
+            let requests = nvidia.received();
+            let put = requests.iter().find(|request| request.line().starts_with("PUT")).unwrap();
+            let sent = image_rs::load_from_memory(&put.body).unwrap();
+            assert_eq!(sent.width() * sent.height(), 400 * 300, "of the same size");
+            assert!(put.body.len() <= limit, "{format:?}: {} of {limit}", put.body.len());
+            lengths.push(put.body.len());
+        }
+        assert!(lengths[1] < lengths[0], "{format:?}: {lengths:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_jpeg_that_is_read_leniently_goes_as_it_is_and_can_be_decoded() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    let sandbox = TestApp::sandbox().start().await;
+    let plain = sandbox.upload(PLAIN, "plain.jpg").await.vector();
+    for (name, bytes) in [
+        ("fill bytes", &include_bytes!("../fixtures/formats/jpeg-fill-bytes-before-sof.jpg")[..]),
+        ("a stray byte", include_bytes!("../fixtures/formats/jpeg-one-zero-after-app0.jpg")),
+        ("three scans", include_bytes!("../fixtures/formats/jpeg-three-scans-444.jpg")),
+    ] {
+        let answer = app.upload(bytes, "picture.jpg").await;
+        assert_eq!(answer.prepared(), "original", "{name}");
+        assert_eq!((&answer.json()["width"], &answer.json()["height"]), (&160.into(), &120.into()));
+        assert_eq!(nvidia.last_inline().bytes, bytes, "{name}");
+        let decoded = sandbox.upload(bytes, "picture.jpg").await.vector();
+        let cosine: f64 = plain.iter().zip(&decoded).map(|(a, b)| a * b).sum();
+        assert!(cosine > 0.99, "{name}: {cosine}");
+    }
+}
+
+#[tokio::test]
+async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_as_it_is_or_named() {
+    const SCANS: &[u8] = include_bytes!("../fixtures/formats/jpeg-three-scans-420.jpg");
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_INLINE_LIMIT", 40_000)
+        .setting("NVIDIA_LARGE_IMAGES", "shrink")
+        .start()
+        .await;
+    assert_eq!(app.upload(SCANS, "scans.jpg").await.prepared(), "original");
+    let saved = app.saved();
+    let mut turned = SCANS.to_vec();
+    turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
+    let long = [SCANS, &[0; 20_000]].concat();
+    for must_be_decoded in [turned, long] {
+        let answer = app.upload(&must_be_decoded, "scans.jpg").await;
+        let problem = assert_problem(&answer, 415, "unsupported_image");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("a scan for each of its colour components"), "{detail}");
+        assert!(!detail.contains("damaged") && !detail.contains("as a JPEG"), "{detail}");
+        assert!(problem.get("saved_as").is_none());
+    }
+    assert_eq!(app.saved(), saved, "what is refused leaves no file");
+    assert_eq!(nvidia.received().len(), 1);
+}
