@@ -214,8 +214,7 @@ async fn the_page_on_operating_lists_every_metric_and_no_other() {
     app.upload(ROCKET, "a.jpg").await.vector();
     let (families, _) = parse(&app.get("/metrics").await.text());
     let page = include_str!("../../docs/operating.md");
-    let names =
-        page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
+    let names = page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
     let documented: BTreeSet<_> = names.filter(|name| name.starts_with("imagesvc_")).collect();
     let bare = |name: &str| name.trim_end_matches("_total").trim_end_matches("_info").to_owned();
     let listed: BTreeSet<_> = documented.iter().map(|name| bare(name)).collect();

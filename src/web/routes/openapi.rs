@@ -1,7 +1,8 @@
 //! What the OpenAPI document says beside the routes: what it is, and what every answer carries.
 
 use utoipa::openapi::{
-    Header, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi as Document, RefOr, Required, Response, Type,
+    Header, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi as Document, RefOr, Required,
+    Response, Type,
     path::{Operation, ParameterBuilder, ParameterIn, PathItem},
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
