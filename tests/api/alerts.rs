@@ -11,16 +11,15 @@ use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
 
 use crate::support::{
-    CHELSEA, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted, embedding, metric, number, tiny,
+    CHELSEA, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted, documents::Document, embedding,
+    metric, number, tiny,
 };
 
-const PAGE: &str = include_str!("../../docs/operating.md");
-
 /// The block of rules on the page.
-fn rules() -> &'static str {
-    let (_, block) = PAGE.split_once("```yaml\ngroups:").unwrap();
-    let rules = &PAGE[PAGE.len() - block.len() - "groups:".len()..];
-    rules.split("```").next().unwrap()
+fn rules() -> String {
+    let blocks = Document::read("docs/operating.md").blocks();
+    let mut rules = blocks.into_iter().filter(|block| block.language == "yaml");
+    rules.next().unwrap().text
 }
 
 /// Runs Prometheus' tool, where it is installed, and gives what it said if it was not content.

@@ -2,11 +2,11 @@
 
 use imagesvc::web::error::Code;
 
-use crate::support::{FakeNvidia, TestApp};
+use crate::support::{FakeNvidia, TestApp, documents::Document};
 
 #[test]
 fn the_page_on_the_api_lists_every_code_and_no_other() {
-    let page = include_str!("../../docs/api.md");
+    let page = Document::read("docs/api.md").text;
     let (_, table) = page.split_once("| `code` | Status |").unwrap();
     let table = table.split("\n\n").next().unwrap();
     assert_eq!(table.lines().count(), 2 + Code::ALL.len());

@@ -6,8 +6,8 @@ use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
 use crate::support::{
-    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, embedding, metric, number,
-    tiny,
+    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, documents::Document,
+    embedding, metric, number, tiny,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -213,7 +213,7 @@ async fn the_page_on_operating_lists_every_metric_and_no_other() {
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "a.jpg").await.vector();
     let (families, _) = parse(&app.get("/metrics").await.text());
-    let page = include_str!("../../docs/operating.md");
+    let page = Document::read("docs/operating.md").text;
     let names = page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
     let documented: BTreeSet<_> = names.filter(|name| name.starts_with("imagesvc_")).collect();
     let bare = |name: &str| name.trim_end_matches("_total").trim_end_matches("_info").to_owned();

@@ -9,9 +9,6 @@ use std::{
 
 use crate::support::documents::{Document, root};
 
-const SECURITY: &str = include_str!("../../docs/security.md");
-const UPGRADING: &str = include_str!("../../docs/upgrading.md");
-
 /// What stands between backticks.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
@@ -63,7 +60,8 @@ fn tests() -> BTreeSet<String> {
 #[test]
 fn every_guard_on_the_security_page_has_its_code_and_its_test() {
     let tests = tests();
-    let rows = rows(SECURITY);
+    let page = Document::read("docs/security.md").text;
+    let rows = rows(&page);
     assert!(rows.len() > 40, "{}", rows.len());
     for row in rows {
         let [threat, guard, proofs] = row[..] else { panic!("{row:?}") };
@@ -161,7 +159,7 @@ fn the_package_holds_the_licenses_and_every_page_that_its_readme_leads_to() {
 
 #[test]
 fn every_setting_that_a_page_names_is_one() {
-    let settings = include_str!("../../.env.example");
+    let settings = fs::read_to_string(root().join(".env.example")).unwrap();
     // What was a setting once may stand in the changelog.
     let pages = Document::all().into_iter().filter(|page| page.path != Path::new("CHANGELOG.md"));
     for page in pages {
@@ -203,7 +201,8 @@ fn the_program_says_what_the_page_on_upgrading_quotes() {
         faults("", &[("IMAGESVC_DOWNLOADS_MAX_BYTES", "0")]),
     ]
     .concat();
-    let section = UPGRADING.split("## Faults at start").nth(1).unwrap();
+    let page = Document::read("docs/upgrading.md").text;
+    let section = page.split("## Faults at start").nth(1).unwrap();
     let rows = rows(section.split("\n## ").next().unwrap());
     assert_eq!(rows.len(), 11);
     for row in rows {
