@@ -81,7 +81,7 @@ impl App {
         let proxies = config.server.trusted_proxies.clone();
         let server = Server::bind(config.server, Arc::clone(&metrics)).await?;
         let decoder = Decoder::new(config.decoder, Arc::clone(&metrics));
-        decoder.try_out(Instant::now() + TRY_OUT_TIME).await.map_err(BuildError::Decoder)?;
+        decoder.self_test(Instant::now() + TRY_OUT_TIME).await.map_err(BuildError::Decoder)?;
 
         let limits = config.limits;
         let pixels = limits.max_image_pixels;
@@ -113,7 +113,7 @@ impl App {
             pipeline: Pipeline {
                 store,
                 embedder,
-                memory: shared_memory(&limits, config.embed.ask.inline_memory()),
+                memory: shared_memory(&limits, config.embed.call.inline_memory()),
                 at_work: Shares::new(limits.max_in_flight as u64, 1, 1),
                 limits,
                 metrics: Arc::clone(&metrics),
@@ -137,7 +137,7 @@ impl App {
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let store = self.state.pipeline.store.clone();
         tokio::select! {
-            () = store.keep_retention(Arc::clone(&self.state.metrics)) => {} // it has no end
+            () = store.run_retention(Arc::clone(&self.state.metrics)) => {} // it has no end
             () = self.server.serve(self.router, stop) => {}
         }
     }
@@ -161,19 +161,19 @@ impl Backend {
     ) -> Result<Self, BuildError> {
         match upstream {
             Upstream::Nvidia(key) => {
-                let address = nvidia.infer_url.to_string();
-                let source = Source { model: nvidia::MODEL, address };
+                let endpoint = nvidia.infer_url.to_string();
+                let source = Source { model: nvidia::MODEL, endpoint };
                 Ok(Self { nvidia, key, source, sandbox: None })
             }
             Upstream::Sandbox => {
                 let sandbox = Sandbox::start(max_pixels, decoder.clone(), staging).await;
                 let sandbox = sandbox.map_err(BuildError::Sandbox)?;
                 // Its port changes from start to start, its vectors from version to version.
-                let address = concat!("imagesvc ", env!("CARGO_PKG_VERSION")).to_owned();
+                let endpoint = concat!("imagesvc ", env!("CARGO_PKG_VERSION")).to_owned();
                 Ok(Self {
                     nvidia: sandbox.settings(nvidia),
                     key: sandbox.key(),
-                    source: Source { model: sandbox::MODEL, address },
+                    source: Source { model: sandbox::MODEL, endpoint },
                     sandbox: Some(sandbox),
                 })
             }

@@ -1,6 +1,6 @@
-//! Base64 as clients write it: either alphabet, with padding, without, or with too much of it,
-//! wrapped, escaped, between blanks, or behind a `data:` prefix. Worked on in the memory that it
-//! came in.
+//! Base64 as clients write it: in either alphabet; with padding, without, or with too much;
+//! wrapped, escaped, surrounded by blanks, or after a `data:` prefix. The text is normalized in
+//! place, so that a body of 27 MB needs no second buffer of that size.
 
 use std::{ops::Range, sync::LazyLock};
 
@@ -9,10 +9,11 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurposeConfig, Simd},
 };
 
-/// How much text is decoded at once, in characters: a multiple of four.
+/// How much text is decoded at once, in characters; a multiple of four.
 pub const PIECE: usize = 64 * 1024;
 
-/// Padding is judged by [`normalize`]; bits that belong to no byte are ignored, as Python does.
+/// [`normalize`] checks the padding. Left-over bits in the last character are ignored, as Python
+/// does.
 static ENGINE: LazyLock<Simd> = LazyLock::new(|| {
     Simd::standard(
         GeneralPurposeConfig::new()
@@ -21,37 +22,38 @@ static ENGINE: LazyLock<Simd> = LazyLock::new(|| {
     )
 });
 
-/// How much text [`plain_prefix`] looks at together, in bytes.
+/// How much text [`plain_prefix`] checks at once, in bytes.
 const BLOCK: usize = 64;
 
-/// What [`MEANING`] says of line breaks and tabs.
-const BREAK: u8 = 0;
-/// What it says of padding.
+/// Marks line breaks and tabs in [`MEANINGS`].
+const SKIPPED: u8 = 0;
+/// Marks padding in [`MEANINGS`].
 const PADDING: u8 = 1;
-/// What it says of anything that is not Base64; a blank within the text is such a thing.
-const STRANGE: u8 = 2;
+/// Marks anything that is not Base64 in [`MEANINGS`], including a blank within the text.
+const INVALID: u8 = 2;
 
-/// What each byte means: a character of the standard alphabet, or one of the above. A table, because
-/// a processor guesses wrong at nearly every branch that tells letters from digits.
-const MEANING: [u8; 256] = {
-    let mut table = [STRANGE; 256];
+/// The meaning of each byte: a character of the standard alphabet, or one of the marks above. A
+/// table is faster than comparisons, because a processor mispredicts nearly every branch that tells
+/// letters from digits.
+const MEANINGS: [u8; 256] = {
+    let mut table = [INVALID; 256];
     let mut byte = 0;
     while byte < 256 {
         table[byte] = match byte as u8 {
-            b'\r' | b'\n' | b'\t' => BREAK,
+            b'\r' | b'\n' | b'\t' => SKIPPED,
             b'=' => PADDING,
             b'-' => b'+',
             b'_' => b'/',
             own @ (b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/') => own,
-            _ => STRANGE,
+            _ => INVALID,
         };
         byte += 1;
     }
     table
 };
 
-/// The largest body that a picture of so many bytes may come in: four characters for three bytes,
-/// line breaks and escapes, and the rest of the JSON.
+/// The largest body that a picture may come in: four characters for three bytes, line breaks and
+/// escapes, and the rest of the JSON.
 pub fn body_limit(max_image_bytes: u64) -> u64 {
     let text = max_image_bytes.div_ceil(3) * 4;
     text + text / 12 + 64 * 1024
@@ -60,36 +62,36 @@ pub fn body_limit(max_image_bytes: u64) -> u64 {
 /// Why text is not Base64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// A space: a `+` that a form decoder ate.
+    /// A space, where form decoding replaced a `+`.
     #[error("image_base64 holds a space where a + got lost; send it as JSON, not form-encoded.")]
     Space,
-    /// A `data:` address without its comma.
+    /// A `data:` URL without its comma.
     #[error("image_base64 begins with data: but has no comma before the Base64 text.")]
     NoComma,
     /// A character of neither alphabet.
     #[error("image_base64 holds characters that are not Base64; send the text that base64 prints.")]
     Alphabet,
-    /// Padding with more text behind it.
+    /// More text after the padding.
     #[error("image_base64 goes on after its padding (=); send one picture, as one text.")]
     Continued,
-    /// A length, or half of a padding, that no text of whole bytes has.
-    #[error("image_base64 is not whole Base64; is it cut short?")]
+    /// A length or padding that no encoding of whole bytes has.
+    #[error("image_base64 is not complete Base64; is it cut short?")]
     Length,
-    /// Nothing to decode.
+    /// No text to decode.
     #[error("image_base64 is empty.")]
     Empty,
 }
 
-/// Decodes normalized text, or a piece of it that begins at a multiple of four characters.
+/// Decodes normalized text, or a piece of it that starts at a multiple of four characters.
 ///
 /// # Errors
-/// [`Fault::Length`] when it ends within a byte.
+/// [`Fault::Length`] if the text ends within a byte.
 pub fn decode(text: &[u8]) -> Result<Vec<u8>, Fault> {
     ENGINE.decode(text).map_err(|_| Fault::Length)
 }
 
-/// How many of the first bytes are characters of the standard alphabet, in whole blocks. Nearly all
-/// text is nothing else, and whole blocks are looked through many times as fast as single bytes.
+/// How many bytes at the beginning are of the standard alphabet, in whole blocks. Nearly all text
+/// is like this, and checking whole blocks is many times faster than checking single bytes.
 fn plain_prefix(text: &[u8]) -> usize {
     let is_plain = |byte: &u8| {
         byte.is_ascii_uppercase()
@@ -98,48 +100,49 @@ fn plain_prefix(text: &[u8]) -> usize {
             | (*byte == b'+')
             | (*byte == b'/')
     };
-    // Without a branch for each byte, so that the compiler looks at many at once.
+    // No branch for each byte, so that the compiler can vectorize the loop.
     let blocks = text.chunks_exact(BLOCK);
     blocks.take_while(|block| block.iter().fold(true, |plain, byte| plain & is_plain(byte))).count()
         * BLOCK
 }
 
-/// Turns the inside of a JSON string into Base64 text of the standard alphabet without padding, in
-/// place, and returns where it is: what was plain from its beginning on was not moved.
+/// Turns the content of a JSON string into unpadded Base64 text of the standard alphabet, in place,
+/// and returns its range. A plain beginning is not moved.
 ///
 /// # Errors
 /// [`Fault`]
 pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Fault> {
     let len = unescape(text);
-    let Range { start, end } = encoded(&text[..len])?;
+    let Range { start, end } = encoded_range(&text[..len])?;
     let mut from = start + plain_prefix(&text[start..end]);
     let (mut to, mut padding) = (from, 0);
     while from < end {
         let byte = text[from];
         from += 1;
-        text[to] = match MEANING[usize::from(byte)] {
-            character if character > STRANGE && padding == 0 => character, // nearly always
-            BREAK => continue,
+        text[to] = match MEANINGS[usize::from(byte)] {
+            character if character > INVALID && padding == 0 => character, // the usual case
+            SKIPPED => continue,
             PADDING => {
                 padding += 1;
                 continue;
             }
-            STRANGE if byte == b' ' => return Err(Fault::Space),
-            STRANGE => return Err(Fault::Alphabet),
+            INVALID if byte == b' ' => return Err(Fault::Space),
+            INVALID => return Err(Fault::Alphabet),
             _ => return Err(Fault::Continued),
         };
         to += 1;
     }
     match ((to - start) % 4, padding) {
         _ if to == start => Err(Fault::Empty),
-        // Too much padding hides nothing; of half of one, the rest was cut off.
+        // Too much padding is harmless. A single `=` where two belong means that the text was
+        // truncated.
         (0 | 3, _) | (2, 0 | 2..) => Ok(start..to),
         _ => Err(Fault::Length),
     }
 }
 
-/// Where the Base64 text is: within blanks, and behind the comma of a `data:` address.
-fn encoded(text: &[u8]) -> Result<Range<usize>, Fault> {
+/// The range of the Base64 text, without surrounding blanks and a `data:` prefix.
+fn encoded_range(text: &[u8]) -> Result<Range<usize>, Fault> {
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
     let is_text = |byte: &u8| !is_blank(byte);
     let first =
@@ -153,9 +156,9 @@ fn encoded(text: &[u8]) -> Result<Range<usize>, Fault> {
     Ok(start..end)
 }
 
-/// Resolves JSON's escapes in place and returns the new length: `\/` as Android writes it, `\n` as
-/// line-wrapping encoders leave it, `\u003d` as Gson writes `=`. A character beyond ASCII becomes
-/// a byte that is no Base64.
+/// Resolves JSON's escapes in place and returns the new length: `\/` from Android, `\n` from
+/// encoders that wrap lines, `\u003d` for `=` from Gson. A character beyond ASCII becomes a byte
+/// that is not Base64.
 fn unescape(text: &mut [u8]) -> usize {
     if !text.contains(&b'\\') {
         return text.len(); // most clients escape nothing, and `contains` is fast

@@ -148,7 +148,7 @@ impl Config {
     /// What each setting allows, and all of them together do not.
     fn refuse_contradictions(&self, read: &mut Reader<'_>) {
         // The Base64 route holds its whole body: one request must fit into the budget of all.
-        let inline = self.embed.ask.inline_memory();
+        let inline = self.embed.call.inline_memory();
         let needed = largest_request(self.limits.max_image_bytes, inline);
         let needed = needed.next_multiple_of(1 << 20);
         if self.limits.max_buffered_bytes < needed {

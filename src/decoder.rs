@@ -1,9 +1,10 @@
-//! Decodes pictures in processes of their own: the same program with a hidden command, which limits
-//! itself before it reads a byte.
+//! Decodes pictures in child processes: the same program, started with a hidden command, which
+//! limits itself before it reads a byte.
 //!
-//! Decoders read hostile bytes, and nothing that is known from outside holds them: a header of some
-//! hundred bytes can make one take gigabytes, or never end. Only the system can stop that, and it
-//! stops processes. A new one for each picture costs a millisecond or two, and leaves nothing behind.
+//! Decoders read hostile bytes, and no check beforehand can bound what they do: a header of a few
+//! hundred bytes can make one take gigabytes or run for ever. Only the system can stop that, and it
+//! stops processes, not threads. A new process for each picture costs a millisecond or two, and
+//! leaves nothing behind.
 
 use std::{io, path::PathBuf, sync::Arc, thread::available_parallelism};
 
@@ -20,9 +21,9 @@ use crate::{
     spool::{self, Spool, Spooled, Staging},
     telemetry::Metrics,
 };
-use limits::{for_small, job, queued_memory};
+use limits::{charged_memory, plan_job, reserved_for_small};
 use process::Process;
-use protocol::MAX_WORDS;
+use protocol::MAX_MESSAGE;
 
 mod child;
 mod limits;
@@ -31,30 +32,30 @@ mod protocol;
 
 pub use child::run as run_child;
 
-/// A picture for [`Decoder::try_out`]: a GIF of one pixel.
+/// The picture of [`Decoder::self_test`]: a GIF of one pixel.
 const PIXEL: &[u8] =
     b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
 
-/// How pictures are decoded.
+/// Settings for decoding pictures.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The program that is started.
+    /// The program to start.
     pub program: PathBuf,
-    /// Memory of all children together, in bytes.
+    /// The memory of all children together, in bytes.
     pub max_memory: u64,
-    /// Children at once.
+    /// The most children at once.
     pub max_children: usize,
 }
 
 impl Settings {
-    /// This program itself, as many at once as there are cores, within this memory.
+    /// Starts this program itself, with one child for each core, within `max_memory` bytes.
     pub fn new(max_memory: u64) -> Self {
         let max_children = available_parallelism().map_or(1, usize::from);
         Self { program: this_program(), max_memory, max_children }
     }
 }
 
-/// By what runs, not by its name: an upgrade may have put another program there.
+/// The running program and not its path, because an upgrade may have replaced the file.
 #[cfg(target_os = "linux")]
 fn this_program() -> PathBuf {
     "/proc/self/exe".into()
@@ -68,35 +69,36 @@ fn this_program() -> PathBuf {
 /// Why a picture was not decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The picture is to blame: the decoder said so, or it died of the picture.
+    /// The picture is at fault: the decoder reported it, or the picture made it crash.
     #[error(transparent)]
     Image(#[from] image::Error),
     /// The deadline passed before there was room for another child.
     #[error("the deadline passed while waiting to decode")]
-    Busy,
-    /// The deadline passed, and the child was ended.
+    QueueTimeout,
+    /// The deadline passed while decoding, and the child was killed.
     #[error("the deadline passed while decoding")]
     Timeout,
-    /// The system gave no child, or took it away.
+    /// The system did not start the child, or killed it.
     #[error("the decoder's process {fault}")]
     Unavailable {
         /// What happened.
         fault: String,
-        /// What the system said.
+        /// The system's error.
         source: Option<io::Error>,
     },
-    /// What was decoded cannot be kept.
+    /// The result could not be stored.
     #[error(transparent)]
     Spool(#[from] spool::Error),
-    /// The child does not keep to what was agreed: a bug.
+    /// The child did not follow the protocol, which is a bug.
     #[error("the decoder's process {0}")]
-    Confused(String),
-    /// A thread died: a bug.
-    #[error("the thread that starts decoders died")]
-    Died(#[from] JoinError),
+    ProtocolViolation(String),
+    /// A thread panicked, which is a bug.
+    #[error("the thread that starts decoders panicked")]
+    Panicked(#[from] JoinError),
 }
 
-/// Decodes pictures, so many at once, and clients in turns. Cheap to clone; clones share the bounds.
+/// Decodes pictures; bounds how many at once, and is fair to clients. Cheap to clone; clones share
+/// the bounds.
 #[derive(Debug, Clone)]
 pub struct Decoder(Arc<Inner>);
 
@@ -108,14 +110,15 @@ struct Inner {
 }
 
 impl Decoder {
-    /// A decoder with these settings.
+    /// Creates a decoder.
     pub fn new(settings: Settings, metrics: Arc<Metrics>) -> Self {
         let max_memory = settings.max_memory;
-        let queue = FairQueue::new(settings.max_children, max_memory, for_small(max_memory));
+        let queue =
+            FairQueue::new(settings.max_children, max_memory, reserved_for_small(max_memory));
         Self(Arc::new(Inner { settings, queue, metrics }))
     }
 
-    /// Renders a client's picture into a spool, before the deadline.
+    /// Decodes a client's picture into a spool before the deadline.
     ///
     /// # Errors
     /// [`Error`]
@@ -131,10 +134,10 @@ impl Decoder {
         let name = match &outcome {
             Ok(_) => "done",
             Err(Error::Image(_)) => "refused",
-            Err(Error::Busy) => "busy",
+            Err(Error::QueueTimeout) => "busy",
             Err(Error::Timeout) => "timeout",
             Err(Error::Unavailable { .. }) => "unavailable",
-            Err(Error::Spool(_) | Error::Confused(_) | Error::Died(_)) => "failed",
+            Err(Error::Spool(_) | Error::ProtocolViolation(_) | Error::Panicked(_)) => "failed",
         };
         self.0.metrics.decodes.with([name]).inc();
         outcome
@@ -150,10 +153,10 @@ impl Decoder {
     ) -> Result<Spooled, Error> {
         let header = picture.clone();
         let limit = self.0.settings.max_memory;
-        let job = timeout_at(deadline, spawn_blocking(move || job(&header, target, limit)));
-        let job = job.await.map_err(|_| Error::Busy)???;
-        let permit = self.0.queue.take(client, queued_memory(&job), deadline);
-        let permit = permit.await.ok_or(Error::Busy)?;
+        let job = timeout_at(deadline, spawn_blocking(move || plan_job(&header, target, limit)));
+        let job = job.await.map_err(|_| Error::QueueTimeout)???;
+        let permit = self.0.queue.take(client, charged_memory(&job), deadline);
+        let permit = permit.await.ok_or(Error::QueueTimeout)?;
         let program = self.0.settings.program.clone();
         let content = picture.content.clone();
         let process = spawn_blocking(move || Process::start(&program, job, &content, permit));
@@ -162,28 +165,29 @@ impl Decoder {
         timeout_at(deadline, answer).await.unwrap_or(Err(Error::Timeout))
     }
 
-    /// Decodes a tiny picture: whether the system lets the program be started, and limit itself.
+    /// Decodes a tiny picture, to check that the system lets the program start and limit itself.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn try_out(&self, deadline: Instant) -> Result<(), Error> {
+    pub async fn self_test(&self, deadline: Instant) -> Result<(), Error> {
         let picture = probe(Content::Memory(PIXEL.into()), 1)?;
         let target = Target::Square { side: 1 };
-        // A pixel, or words, stay in memory: the folder is never asked for anything.
+        // The result or an error message is short enough to stay in memory, so the folder is never
+        // used.
         let folder = std::env::temp_dir();
         let space = DiskSpace::new(folder.clone(), 0);
-        let spool = Staging::new(folder, space).spool(MAX_WORDS);
+        let spool = Staging::new(folder, space).spool(MAX_MESSAGE);
         let pixel =
             self.decode(&picture, ClientNetwork::UNKNOWN, target, deadline, spool).await?.content;
         match pixel.read_at(0, 3).as_deref() {
             Ok([0, 0, 0]) => Ok(()),
-            _ => Err(Error::Confused("decoded the black pixel to something else".into())),
+            _ => Err(Error::ProtocolViolation("did not decode the black pixel as black".into())),
         }
     }
 }
 
-/// The arguments of the child that renders a picture, its limits among them, where all children
-/// may take so many bytes. Blocks.
+/// The arguments of the child for a picture, its limits included, if all children together may take
+/// `max_memory` bytes. Blocks.
 ///
 /// # Errors
 /// [`image::Error::BadHeader`], [`image::Error::TooMuchToDecode`].
@@ -192,5 +196,5 @@ pub fn child_args(
     target: Target,
     max_memory: u64,
 ) -> Result<[String; 10], image::Error> {
-    Ok(job(picture, target, max_memory)?.to_args())
+    Ok(plan_job(picture, target, max_memory)?.to_args())
 }

@@ -1,10 +1,11 @@
-//! Room on a disk: what is free, what must stay so, and what was promised to files that are not
-//! written yet.
+//! The room on a disk: what is free, what must stay free, and what was granted to files that are
+//! not written yet.
 //!
-//! Whoever is going to write takes a [`Promise`] first, which grows with the bytes as they arrive: a
-//! length that is only declared takes no room from others. So many writers at once cannot together go
-//! below the reserve. The system is asked at most once a second, or at each step once what is free is
-//! close to the reserve.
+//! Whoever writes a file first takes a [`SpacePermit`], which grows as bytes arrive. Growing with
+//! the bytes, and not with a declared length, means that a client that only announces much takes no
+//! room from others; and because every writer holds a permit, many writers at once cannot use up
+//! the reserve. Free space is measured at most once a second, or before each grant when it is close
+//! to the reserve.
 
 use std::{
     fmt, io,
@@ -16,56 +17,56 @@ use std::{
 use tokio::time::Instant;
 
 use crate::sampler::{NoAnswer, Sampler};
-use ledger::{Amount, Ledger, Sample};
+use ledger::{Amount, Ledger, Measurement};
 
 mod ledger;
 
 pub use ledger::{FreeSpace, Inodes, Shortage};
 
-/// How old a figure may be, where much more than the reserve is free.
+/// How old a measurement may be while free space is far above the reserve.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// How long the system may take to say what is free.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the system may take to measure free space.
+const MEASURE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The whole blocks, of the size that most file systems have, of a file of so many bytes; in bytes.
+/// The size of a file in whole blocks of 4096 bytes, which most file systems use.
 pub(crate) fn whole_blocks(len: u64) -> u64 {
     len.max(1).checked_next_multiple_of(4096).unwrap_or(u64::MAX)
 }
 
-/// Whether the system says that there is no room.
-pub(crate) fn lacks_room(error: &io::Error) -> bool {
+/// Whether the error means that the disk or a quota is full.
+pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-/// Asks the system what is free on the disk of a folder. Blocks.
+/// Measures the free space on the disk of a folder. Blocks.
 ///
 /// # Errors
-/// What the system says.
+/// The system's error.
 pub fn free_space(folder: &Path) -> io::Result<FreeSpace> {
     let stat = rustix::fs::statvfs(folder)?;
-    // File systems without a fixed number of inodes say that they have none at all.
+    // File systems without a fixed number of inodes report a total of 0.
     let inodes = (stat.f_files > 0).then_some(Inodes { free: stat.f_favail, total: stat.f_files });
     Ok(FreeSpace { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })
 }
 
-/// Why nothing may be written.
+/// Why a permit cannot grow.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// It would fall below the reserve.
+    /// The file would use the reserve.
     #[error(transparent)]
     Shortage(#[from] Shortage),
-    /// What is free is not known.
-    #[error("cannot ask for free disk")]
+    /// The system could not tell what is free.
+    #[error("cannot measure the free disk space")]
     Unknown(#[source] Arc<io::Error>),
-    /// The system does not say what is free.
+    /// The system did not answer in time.
     #[error("the disk does not answer")]
     NoAnswer,
 }
 
 impl Error {
-    /// Whether it is known that there is too little room.
+    /// Whether the disk is known to have too little room.
     pub fn is_shortage(&self) -> bool {
         matches!(self, Self::Shortage(_))
     }
@@ -88,16 +89,16 @@ impl From<Error> for io::Error {
     }
 }
 
-/// The disk of a folder, and what must stay free on it. Clones share what they promise.
+/// The disk of a folder, and what must stay free on it. Clones share the permits.
 #[derive(Clone)]
 pub struct DiskSpace(Arc<Inner>);
 
-type Question = dyn Fn(&Path) -> io::Result<FreeSpace> + Send + Sync;
+type Measure = dyn Fn(&Path) -> io::Result<FreeSpace> + Send + Sync;
 
 struct Inner {
     folder: PathBuf,
     reserve: u64,
-    question: Box<Question>,
+    measure: Box<Measure>,
     ledger: Mutex<Ledger>,
     sampler: Sampler<Result<FreeSpace, Error>>,
 }
@@ -113,146 +114,149 @@ impl fmt::Debug for DiskSpace {
 }
 
 impl DiskSpace {
-    /// The disk of a folder, with so many bytes that stay free; 0 bytes are no reserve.
+    /// The disk of `folder`, where `reserve` bytes must stay free; 0 means no reserve.
     pub fn new(folder: PathBuf, reserve: u64) -> Self {
-        Self::with_question(folder, reserve, free_space)
+        Self::with_measure(folder, reserve, free_space)
     }
 
-    /// The same, where something else says what is free: for tests.
-    pub fn with_question(
+    /// Like [`Self::new`], with a function that measures free space, for tests.
+    pub fn with_measure(
         folder: PathBuf,
         reserve: u64,
-        question: impl Fn(&Path) -> io::Result<FreeSpace> + Send + Sync + 'static,
+        measure: impl Fn(&Path) -> io::Result<FreeSpace> + Send + Sync + 'static,
     ) -> Self {
-        let question = Box::new(question);
+        let measure = Box::new(measure);
         let (ledger, sampler) = (Mutex::default(), Sampler::default());
-        Self(Arc::new(Inner { folder, reserve, question, ledger, sampler }))
+        Self(Arc::new(Inner { folder, reserve, measure, ledger, sampler }))
     }
 
-    /// The bytes that stay free.
+    /// The bytes that must stay free.
     pub fn reserve(&self) -> u64 {
         self.0.reserve
     }
 
-    /// What is free, by a figure of at most a second ago.
+    /// The free space, measured at most a second ago.
     ///
     /// # Errors
     /// [`Error::Unknown`], [`Error::NoAnswer`]
-    pub async fn free(&self) -> Result<FreeSpace, Error> {
-        self.sample(MAX_AGE).await
+    pub async fn free_space(&self) -> Result<FreeSpace, Error> {
+        self.measured_within(MAX_AGE).await
     }
 
     /// Whether there is room for one more file, however small.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn check(&self) -> Result<(), Error> {
-        self.promise().grow_to(1).await
+    pub async fn check_room(&self) -> Result<(), Error> {
+        self.empty_permit().grow_to(1).await
     }
 
-    /// The same by a figure of now. Blocks.
+    /// Like [`Self::check_room`], but always measures. Blocks.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn check_now(&self) -> Result<(), Error> {
-        self.ask()?;
+    pub fn measure_and_check_room(&self) -> Result<(), Error> {
+        self.measure()?;
         Ok(self.ledger().check(Amount::of_file(1), self.0.reserve)?)
     }
 
-    /// A promise of nothing yet, for one file.
-    pub fn promise(&self) -> Promise {
-        let (promised, written) = (Amount::default(), Amount::default());
-        Promise { space: self.clone(), promised, written }
+    /// A permit for one file, without room yet.
+    pub fn empty_permit(&self) -> SpacePermit {
+        let (granted, written) = (Amount::default(), Amount::default());
+        SpacePermit { space: self.clone(), granted, written }
     }
 
-    async fn take(&self, more: Amount) -> Result<(), Error> {
-        if !self.take_far_from_reserve(more) {
-            // Near the reserve, or by a figure that is too old, only a new one says.
-            self.sample(Duration::ZERO).await?;
-            self.ledger().take(more, self.0.reserve)?;
+    async fn acquire(&self, more: Amount) -> Result<(), Error> {
+        if !self.grant_far_from_reserve(more) {
+            // Near the reserve, or if the latest measurement is too old, a new one decides.
+            self.measured_within(Duration::ZERO).await?;
+            self.ledger().grant(more, self.0.reserve)?;
         }
         Ok(())
     }
 
-    fn take_blocking(&self, more: Amount) -> Result<(), Error> {
-        if !self.take_far_from_reserve(more) {
-            self.ask()?;
-            self.ledger().take(more, self.0.reserve)?;
+    fn acquire_blocking(&self, more: Amount) -> Result<(), Error> {
+        if !self.grant_far_from_reserve(more) {
+            self.measure()?;
+            self.ledger().grant(more, self.0.reserve)?;
         }
         Ok(())
     }
 
-    fn take_far_from_reserve(&self, more: Amount) -> bool {
+    fn grant_far_from_reserve(&self, more: Amount) -> bool {
         let since = Instant::now().checked_sub(MAX_AGE);
-        self.ledger().take_far_from_reserve(more, self.0.reserve, since)
+        self.ledger().grant_far_from_reserve(more, self.0.reserve, since)
     }
 
-    async fn sample(&self, max_age: Duration) -> Result<FreeSpace, Error> {
+    async fn measured_within(&self, max_age: Duration) -> Result<FreeSpace, Error> {
         let space = self.clone();
-        self.0.sampler.sample(max_age, PATIENCE, move || space.ask()).await?
+        self.0.sampler.sample(max_age, MEASURE_TIMEOUT, move || space.measure()).await?
     }
 
-    /// Asks the system, and remembers what it says. Blocks.
-    fn ask(&self) -> Result<FreeSpace, Error> {
-        // Before it is asked: what is written meanwhile is counted twice rather than never.
-        let (asked, written) = (Instant::now(), self.ledger().written());
-        let free = (self.0.question)(&self.0.folder).map_err(|e| Error::Unknown(Arc::new(e)))?;
-        self.ledger().remember(Sample { asked, free, written });
+    /// Measures the free space and records it. Blocks.
+    fn measure(&self) -> Result<FreeSpace, Error> {
+        // Read before measuring, so that bytes written meanwhile are counted twice rather than not
+        // at all.
+        let (taken_at, written) = (Instant::now(), self.ledger().written());
+        let free = (self.0.measure)(&self.0.folder).map_err(|e| Error::Unknown(Arc::new(e)))?;
+        self.ledger().record(Measurement { taken_at, free, written });
         Ok(free)
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        // Each change of it is one step: it is whole whatever panicked elsewhere.
+        // Each change is a single step, so the ledger stays consistent even if a holder of the lock
+        // panicked.
         self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Room that one file may take. What of it was not written is given back when this is dropped.
+/// Permission for the room of one file. Dropping it gives back what was not written.
 #[derive(Debug)]
-pub struct Promise {
+pub struct SpacePermit {
     space: DiskSpace,
-    promised: Amount,
+    granted: Amount,
     written: Amount,
 }
 
-impl Promise {
-    /// Room for a file of so many bytes in all.
+impl SpacePermit {
+    /// Grows the permit to a file of `len` bytes.
     ///
     /// # Errors
-    /// [`Error`]; what was promised before still is.
+    /// [`Error`]; the permit keeps what it has.
     pub async fn grow_to(&mut self, len: u64) -> Result<(), Error> {
-        let more = Amount::of_file(len).beyond(self.promised);
+        let more = Amount::of_file(len).beyond(self.granted);
         if more != Amount::default() {
-            self.space.take(more).await?;
-            self.promised += more;
+            self.space.acquire(more).await?;
+            self.granted += more;
         }
         Ok(())
     }
 
-    /// The same for who may block.
+    /// Like [`Self::grow_to`], for callers that may block.
     ///
     /// # Errors
-    /// [`Error`]; what was promised before still is.
+    /// [`Error`]; the permit keeps what it has.
     pub fn grow_to_blocking(&mut self, len: u64) -> Result<(), Error> {
-        let more = Amount::of_file(len).beyond(self.promised);
+        let more = Amount::of_file(len).beyond(self.granted);
         if more != Amount::default() {
-            self.space.take_blocking(more)?;
-            self.promised += more;
+            self.space.acquire_blocking(more)?;
+            self.granted += more;
         }
         Ok(())
     }
 
-    /// The file is on the disk, with so many bytes: the system counts them from now on.
-    pub fn wrote(&mut self, len: u64) {
-        let more = Amount::of_file(len).at_most(self.promised).beyond(self.written);
-        self.space.ledger().write(more);
+    /// Records that `len` bytes of the file are on the disk, where the system counts them from now
+    /// on.
+    pub fn mark_written(&mut self, len: u64) {
+        let more = Amount::of_file(len).at_most(self.granted).beyond(self.written);
+        self.space.ledger().mark_written(more);
         self.written += more;
     }
 }
 
-impl Drop for Promise {
+impl Drop for SpacePermit {
     fn drop(&mut self) {
-        self.space.ledger().give_back(self.promised.beyond(self.written));
+        self.space.ledger().release(self.granted.beyond(self.written));
     }
 }
 

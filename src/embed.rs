@@ -1,9 +1,11 @@
-//! From a picture to its embedding, paid once: what was asked before is remembered, and what is
-//! being asked is shared.
+//! Turns a picture into its embedding and pays NVIDIA for each picture only once: known embeddings
+//! come from a cache, and equal pictures that arrive at the same time share one call.
 //!
-//! The path: `cache`, then `single_flight` (one call for all who want the same), and in the call
-//! itself `ask` (by the choice of `plan`, so many pictures at once). A call runs in a task of its
-//! own: a client that leaves neither fails the others nor wastes it.
+//! A request first looks in `cache`. If nothing is there, `single_flight` lets it join a running
+//! call for the same picture or lead a new one. The call itself (`call`) prepares the picture as
+//! `plan` chooses and sends it; a queue bounds how many calls run at once. Each call runs in a task
+//! of its own, so that a client that disconnects neither fails the other waiters nor wastes what
+//! the call costs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,16 +19,16 @@ use crate::{
     image::Picture,
     nvidia,
     sha256::Sha256,
-    shares::{ClientNetwork, Share},
+    shares::{ClientNetwork, SharePermit},
     spool::Staging,
     telemetry::Metrics,
 };
 use cache::{Cache, CacheKey};
 use circuit_breaker::CircuitBreaker;
-use single_flight::{Leader, Role, SingleFlight};
+use single_flight::{LeadGuard, Role, SingleFlight};
 
-mod ask;
 mod cache;
+mod call;
 mod circuit_breaker;
 mod embedding;
 mod error;
@@ -36,60 +38,60 @@ mod single_flight;
 
 pub use embedding::{Embedding, Prepared, Provenance};
 pub use error::Error;
-pub use settings::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY, Settings};
+pub use settings::{ASSET_MEMORY, CallSettings, LargeImages, OUTAGE_MEMORY, Settings};
 
-/// How much longer than its deadline a request waits for its call: the call ends by the same
-/// deadline, and says better why.
+/// How long a request waits for its call beyond the deadline. The call has the same deadline, and
+/// its error says more precisely what took too long.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// How long the cache's disk may take: a call is better than a disk that hangs.
-const LOOK_UP_TIME: Duration = Duration::from_secs(1);
+/// How long the look-up on disk may take. If the disk hangs, it is better to call NVIDIA.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Who computes the embeddings: those of one source are never given out as another's.
+/// What computes the embeddings. The cache never returns an embedding of one source for another.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// The model, as answers say it.
+    /// The model's name in answers.
     pub model: &'static str,
-    /// Where it is asked.
-    pub address: String,
+    /// The endpoint that computes the embeddings.
+    pub endpoint: String,
 }
 
-/// A picture whose embedding is wanted.
+/// A picture to be embedded.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// The picture.
     pub picture: Picture,
     /// SHA-256 of its bytes.
     pub sha256: Sha256,
-    /// Who wants it.
+    /// The client that sent the picture.
     pub client: ClientNetwork,
-    /// Whether an older answer will do.
-    pub freshness: Freshness,
-    /// When the answer must be there.
+    /// Whether a cached embedding may be returned.
+    pub cache_mode: CacheMode,
+    /// When the answer must be ready.
     pub deadline: Instant,
-    /// What the picture occupies, until its request and its call have both ended.
-    pub held: Arc<Held>,
+    /// What the picture occupies until both its request and its call have ended.
+    pub permits: Arc<PicturePermits>,
 }
 
-/// What a picture at work occupies.
+/// The permits that a picture holds while it is at work.
 #[derive(Debug)]
-pub struct Held {
-    /// Its turn among the pictures at work.
-    pub turn: Share,
+pub struct PicturePermits {
+    /// Its permit to be at work.
+    pub at_work: SharePermit,
     /// The memory for its bytes.
-    pub memory: Share,
+    pub memory: SharePermit,
 }
 
-/// Whether an older answer will do.
+/// Whether a cached embedding may be returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Freshness {
-    /// It will.
-    Any,
-    /// NVIDIA is asked anew, for this request alone.
-    Anew,
+pub enum CacheMode {
+    /// A cached or shared embedding is fine.
+    Use,
+    /// The request makes a call of its own.
+    Bypass,
 }
 
-/// How a call ended, for everybody who waits for it.
+/// How a call ended, shared by all who wait for it.
 type Outcome = Result<Embedding, Arc<Error>>;
 
 /// Turns pictures into embeddings. Cheap to clone.
@@ -100,21 +102,21 @@ pub struct Embedder(Arc<Inner>);
 struct Inner {
     cache: Cache,
     calls: SingleFlight<CacheKey, Outcome>,
-    /// For the permits to ask NVIDIA.
+    /// Bounds the calls to NVIDIA that run at once, and shares them among clients.
     queue: FairQueue,
     decoder: Decoder,
-    /// Where re-encoded pictures are that do not fit inline.
+    /// Holds re-encoded pictures that are too large to be sent inline.
     staging: Staging,
     /// Open while uploads do not work.
-    uploads: CircuitBreaker,
+    upload_breaker: CircuitBreaker,
     nvidia: nvidia::Client,
-    settings: AskSettings,
+    settings: CallSettings,
     background: TaskTracker,
     metrics: Arc<Metrics>,
 }
 
 impl Embedder {
-    /// An embedder on top of a client; calls run on `background`.
+    /// Creates an embedder that calls NVIDIA through `nvidia`, in tasks on `background`.
     pub fn new(
         nvidia: nvidia::Client,
         decoder: Decoder,
@@ -127,28 +129,28 @@ impl Embedder {
         Self(Arc::new(Inner {
             cache: Cache::new(settings, source),
             calls: SingleFlight::default(),
-            queue: FairQueue::new(settings.ask.max_concurrency, 0, 0),
+            queue: FairQueue::new(settings.call.max_concurrency, 0, 0),
             decoder,
             staging,
-            uploads: CircuitBreaker::default(),
+            upload_breaker: CircuitBreaker::default(),
             nvidia,
-            settings: settings.ask.clone(),
+            settings: settings.call.clone(),
             background,
             metrics,
         }))
     }
 
-    /// The largest picture that goes inline, in bytes.
+    /// The largest picture that is sent inline, in bytes.
     pub fn largest_inline(&self) -> usize {
         self.0.settings.largest_inline()
     }
 
-    /// The memory that one picture takes on its way, in bytes.
+    /// The memory that one picture needs on its way, in bytes.
     pub fn inline_memory(&self) -> u64 {
         self.0.settings.inline_memory()
     }
 
-    /// How long a client's picture that comes now is likely to wait for a call.
+    /// How long a picture that this client sends now will probably wait for its call.
     pub fn expected_wait(&self, client: ClientNetwork) -> Duration {
         self.0.queue.expected_wait(client)
     }
@@ -158,93 +160,96 @@ impl Embedder {
         self.0.queue.waiting()
     }
 
-    /// What NVIDIA last thought of the key.
+    /// The state of the key according to NVIDIA's last answer.
     pub fn key_state(&self) -> nvidia::KeyState {
         self.0.nvidia.key_state()
     }
 
-    /// The embedding of a picture, before its deadline.
+    /// Returns the embedding of a picture before its deadline.
     ///
     /// # Errors
-    /// [`Error`]; shared by all who waited for the same call.
+    /// [`Error`]; all who waited for the same call share it.
     pub async fn embed(&self, job: Job) -> Result<Embedding, Arc<Error>> {
         let (key, deadline) = (self.0.cache.key(job.sha256), job.deadline);
-        // Below a quarter of its time, a request does not begin a call of its own any more.
+        // With less than a quarter of its time left, a request does not start a call of its own.
         let last_call = deadline - deadline.saturating_duration_since(Instant::now()) / 4;
         loop {
-            if let Some(found) = self.remembered(&job, &key) {
+            if let Some(found) = self.look_up_in_memory(&job, &key) {
                 return Ok(found);
             }
-            let role = match job.freshness {
-                Freshness::Any => self.0.calls.join_or_lead(key),
-                Freshness::Anew => self.0.calls.lead_alone(),
+            let role = match job.cache_mode {
+                CacheMode::Use => self.0.calls.join_or_lead(key),
+                CacheMode::Bypass => self.0.calls.lead_alone(),
             };
             let (completion, leads) = match role {
-                Role::Joins(completion) => (completion, false),
-                Role::Leads(completion, leader) => {
-                    self.spawn_call(job.clone(), key, leader);
+                Role::Join(completion) => (completion, false),
+                Role::Lead(completion, guard) => {
+                    self.spawn_call(job.clone(), key, guard);
                     (completion, true)
                 }
             };
             let outcome = match timeout_at(deadline + GRACE, completion).await {
                 Ok(Ok(outcome)) => outcome,
-                Ok(Err(_)) => Err(Arc::new(Error::CallDied)),
-                Err(_) => Err(Arc::new(Error::Busy("a call to NVIDIA"))),
+                Ok(Err(_)) => Err(Arc::new(Error::CallPanicked)),
+                Err(_) => Err(Arc::new(Error::QueueTimeout("a call to NVIDIA"))),
             };
             match outcome {
-                // That of another's call, not of ours.
-                Err(error) if !leads && error.is_of_the_call() && Instant::now() < last_call => {}
+                // Somebody else's call failed in a way that a call of this request may not.
+                Err(error)
+                    if !leads && error.another_call_may_succeed() && Instant::now() < last_call => {
+                }
                 Err(error) => return Err(error),
-                Ok(embedding) => return Ok(self.counted(embedding, leads, job.freshness)),
+                Ok(embedding) => return Ok(self.count_lookup(embedding, leads, job.cache_mode)),
             }
         }
     }
 
-    fn remembered(&self, job: &Job, key: &CacheKey) -> Option<Embedding> {
-        match job.freshness {
-            Freshness::Any => {
-                let found = self.0.cache.in_memory(key)?;
-                Some(self.counted(found, true, job.freshness))
+    fn look_up_in_memory(&self, job: &Job, key: &CacheKey) -> Option<Embedding> {
+        match job.cache_mode {
+            CacheMode::Use => {
+                let found = self.0.cache.get_from_memory(key)?;
+                Some(self.count_lookup(found, true, job.cache_mode))
             }
-            Freshness::Anew => None,
+            CacheMode::Bypass => None,
         }
     }
 
-    fn counted(&self, embedding: Embedding, leads: bool, freshness: Freshness) -> Embedding {
+    fn count_lookup(&self, embedding: Embedding, leads: bool, cache_mode: CacheMode) -> Embedding {
         let embedding = match embedding.provenance {
-            Provenance::Asked if !leads => {
-                Embedding { provenance: Provenance::Shared, tries: 0, ..embedding }
+            Provenance::Nvidia if !leads => {
+                Embedding { provenance: Provenance::Shared, attempts: 0, ..embedding }
             }
             _ => embedding,
         };
-        let outcome = match freshness {
-            Freshness::Any => embedding.provenance.name(),
-            Freshness::Anew => "bypass",
+        let outcome = match cache_mode {
+            CacheMode::Use => embedding.provenance.name(),
+            CacheMode::Bypass => "bypass",
         };
         self.0.metrics.cache_lookups.with([outcome]).inc();
         embedding
     }
 
-    /// Makes the call in a task of its own, which owns all that it needs.
-    fn spawn_call(&self, job: Job, key: CacheKey, leader: Leader<CacheKey, Outcome>) {
+    /// Makes the call in a task that owns everything it needs.
+    fn spawn_call(&self, job: Job, key: CacheKey, guard: LeadGuard<CacheKey, Outcome>) {
         let inner = Arc::clone(&self.0);
         let call = async move {
-            let outcome = inner.look_up_or_ask(&job, &key).await;
+            let outcome = inner.look_up_or_call(&job, &key).await;
             drop(job);
-            let news = outcome.clone().ok().filter(|found| found.provenance == Provenance::Asked);
-            if let Some(news) = &news {
-                inner.cache.keep_in_memory(key, news);
+            let new = outcome.clone().ok().filter(|found| found.provenance == Provenance::Nvidia);
+            if let Some(new) = &new {
+                inner.cache.insert_in_memory(key, new);
             }
             if let Err(error) = &outcome {
-                if leader.is_alone() {
-                    tracing::info!(%error, "a call failed that nobody waited for any more");
+                if guard.is_abandoned() {
+                    tracing::info!(%error, "a call failed after all its requests had left");
                 }
-                return leader.fail(outcome);
+                return guard.fail(outcome);
             }
-            // Nobody waits for the disk; but until it is written there, this call is the answer.
-            let _entry = leader.complete(outcome);
-            if let Some(news) = news {
-                inner.cache.keep_on_disk(key, &news).await;
+            // Nobody waits for the disk. But until the vector is written there, others can still
+            // join this call.
+            let _entry = guard.complete(outcome);
+            if let Some(new) = new {
+                inner.cache.write_to_disk(key, &new).await;
             }
         };
         self.0.background.spawn(call.in_current_span());
@@ -252,14 +257,14 @@ impl Embedder {
 }
 
 impl Inner {
-    async fn look_up_or_ask(&self, job: &Job, key: &CacheKey) -> Outcome {
-        // Again: between the first look and the start of this call another one may have ended.
-        if job.freshness == Freshness::Any
-            && let Ok(Some(found)) = timeout(LOOK_UP_TIME, self.cache.look_up(key)).await
+    async fn look_up_or_call(&self, job: &Job, key: &CacheKey) -> Outcome {
+        // Another call may have ended since the request looked in memory.
+        if job.cache_mode == CacheMode::Use
+            && let Ok(Some(found)) = timeout(LOOKUP_TIMEOUT, self.cache.look_up(key)).await
         {
             return Ok(found);
         }
-        self.ask(&job.picture, job.client, job.deadline).await.map_err(Arc::new)
+        self.call(&job.picture, job.client, job.deadline).await.map_err(Arc::new)
     }
 }
 

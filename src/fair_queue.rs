@@ -1,14 +1,14 @@
-//! Permits that clients share, with memory where that is scarce, and the queue for them.
+//! Permits that clients share fairly, the memory that may come with them, and the queue for both.
 //!
-//! No client may keep the others waiting. A permit that becomes free goes to the client that holds
-//! the fewest of them; among those that hold as many, to the one that was served longest ago, and of
-//! one client's takers to the first. So a client that is alone uses all permits, and one that comes
-//! beside others gets the next one, however long the queue and however many they are.
+//! No client can make another wait for all of its jobs. A free permit goes to the client that
+//! holds the fewest; among equals to the one that was served longest ago; and among one client's
+//! jobs to the first. So a client that is alone can use all permits, and a client that arrives gets
+//! the next one, however many jobs the others have queued.
 //!
-//! Nor may large takers keep the small ones waiting. A part of the memory, and one permit of several,
-//! are never given to large ones: those that need more than that part. While the next in the queue
-//! is a large one for which there is no room yet, small ones pass it within their part only, so that
-//! its room can become free.
+//! Large jobs must not block small ones, nor the other way round. Part of the memory, and one of
+//! several permits, are never given to large jobs, which are those that need more than that part.
+//! While the next job is a large one that must wait for memory, small jobs may overtake it only
+//! within their own part, so that the memory for the large job becomes free.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,67 +26,67 @@ use tokio::{
 
 use crate::shares::ClientNetwork;
 
-/// Permits, and the queue for them. Cheap to clone; clones share them.
+/// The permits and their queue. Cheap to clone; clones share both.
 #[derive(Debug, Clone)]
 pub(crate) struct FairQueue(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    /// For how long a permit is held, smoothed, in microseconds.
-    typical: AtomicU64,
+    /// How long a permit is typically held, smoothed, in microseconds.
+    typical_hold: AtomicU64,
 }
 
-/// What there is to be given out.
+/// What the queue can hand out.
 #[derive(Debug, Clone, Copy)]
 struct Capacity {
     permits: u64,
     /// In bytes.
     memory: u64,
-    /// The part of the memory that is left to small takers, in bytes.
+    /// The part of the memory that is kept for small jobs, in bytes.
     for_small: u64,
 }
 
-/// Who has permits, and who waits for one.
+/// Who holds permits, and who waits.
 #[derive(Debug)]
 struct State {
     capacity: Capacity,
-    /// Those who hold permits or wait for one; nobody else is remembered.
-    clients: HashMap<ClientNetwork, Client>,
+    /// Clients that hold permits or wait; others are not stored.
+    clients: HashMap<ClientNetwork, ClientState>,
     queue: VecDeque<Waiter>,
-    /// Permits that were ever given out.
+    /// How many permits were ever granted.
     served: u64,
     held: u64,
     held_by_large: u64,
-    /// In bytes.
+    /// The memory of small jobs, in bytes.
     small_memory: u64,
-    /// In bytes.
+    /// The memory of large jobs, in bytes.
     large_memory: u64,
 }
 
-/// What a client holds and wants.
+/// What a client holds and waits for.
 #[derive(Debug, Clone, Copy, Default)]
-struct Client {
+struct ClientState {
     held: u64,
     waiting: u64,
-    /// The number of the permit that it was given last.
+    /// The number of its latest permit, counted over all clients.
     last_served: u64,
 }
 
-/// One who waits in the queue.
+/// A job in the queue.
 #[derive(Debug)]
 struct Waiter {
     client: ClientNetwork,
     memory: u64,
-    call: oneshot::Sender<()>,
+    grant: oneshot::Sender<()>,
 }
 
-/// The other end of a [`Waiter`]; leaves the queue when dropped.
-struct Waiting {
+/// The job's side of a [`Waiter`]. Dropping it leaves the queue.
+struct QueueGuard {
     queue: Arc<Inner>,
     client: ClientNetwork,
     memory: u64,
-    called: oneshot::Receiver<()>,
+    granted: oneshot::Receiver<()>,
 }
 
 /// A permit and its memory, given back when dropped.
@@ -95,13 +95,13 @@ pub(crate) struct Permit {
     queue: Arc<Inner>,
     client: ClientNetwork,
     memory: u64,
-    /// When its use began, if it was used.
+    /// When the permit was granted; `None` if it was not used.
     used_since: Option<Instant>,
 }
 
 impl FairQueue {
-    /// So many permits (at least one), and so many bytes of memory that come with them, of which a
-    /// part is left to small takers.
+    /// A queue for `permits` permits (at least one) and `memory` bytes, of which `for_small` bytes
+    /// are kept for small jobs.
     pub(crate) fn new(permits: usize, memory: u64, for_small: u64) -> Self {
         let capacity = Capacity { permits: permits.max(1) as u64, memory, for_small };
         let state = State {
@@ -114,92 +114,93 @@ impl FairQueue {
             small_memory: 0,
             large_memory: 0,
         };
-        Self(Arc::new(Inner { state: Mutex::new(state), typical: AtomicU64::new(0) }))
+        Self(Arc::new(Inner { state: Mutex::new(state), typical_hold: AtomicU64::new(0) }))
     }
 
-    /// Waits for a permit with so many bytes, at most those that are not left to small takers; `None`
-    /// at the deadline.
+    /// Waits for a permit with `memory` bytes, which must not exceed what large jobs may have.
+    /// Returns `None` if the deadline passes.
     pub(crate) async fn take(
         &self,
         client: ClientNetwork,
         memory: u64,
         deadline: Instant,
     ) -> Option<Permit> {
-        let mut waiting = self.enter(client, memory);
-        timeout_at(deadline, &mut waiting.called).await.ok()?.ok()?;
+        let mut guard = self.enqueue(client, memory);
+        timeout_at(deadline, &mut guard.granted).await.ok()?.ok()?;
         let queue = Arc::clone(&self.0);
         Some(Permit { queue, client, memory, used_since: Some(Instant::now()) })
     }
 
-    /// The same without memory; `None` also when the time that is left is less than a permit is
-    /// usually held: what would be asked for would be paid for, and come too late.
+    /// Like [`Self::take`] without memory. Also returns `None` if less time is left than a permit
+    /// is typically held: the work would be paid for and come too late.
     pub(crate) async fn take_in_time(
         &self,
         client: ClientNetwork,
         deadline: Instant,
     ) -> Option<Permit> {
         let mut permit = self.take(client, 0, deadline).await?;
-        if Instant::now() + self.0.typical() < deadline {
+        if Instant::now() + self.0.typical_hold() < deadline {
             return Some(permit);
         }
-        permit.used_since = None; // how long that took says nothing
+        permit.used_since = None; // an unused permit says nothing about typical times
         None
     }
 
-    /// How many wait in the queue.
+    /// How many jobs wait in the queue.
     pub(crate) fn waiting(&self) -> usize {
         self.0.state().queue.len()
     }
 
-    /// How long a client that comes now is likely to wait, by how long permits are held of late.
+    /// How long a job that this client submits now will probably wait, by how long permits were
+    /// held recently.
     pub(crate) fn expected_wait(&self, client: ClientNetwork) -> Duration {
         let state = self.0.state();
         let permits = state.capacity.permits;
         if state.held < permits {
             return Duration::ZERO;
         }
-        let turn = state.ahead_of(client) + 1;
-        self.0.typical().mul_f64(turn as f64 / permits as f64)
+        let position = state.ahead_of(client) + 1;
+        self.0.typical_hold().mul_f64(position as f64 / permits as f64)
     }
 
-    /// Joins the queue, and is called at once where there is room.
-    fn enter(&self, client: ClientNetwork, memory: u64) -> Waiting {
-        let (call, called) = oneshot::channel();
+    /// Adds a job to the queue, and grants its permit at once if possible.
+    fn enqueue(&self, client: ClientNetwork, memory: u64) -> QueueGuard {
+        let (grant, granted) = oneshot::channel();
         let mut state = self.0.state();
-        debug_assert!(memory <= state.capacity.large_memory(), "it would wait for ever");
-        state.queue.push_back(Waiter { client, memory, call });
+        debug_assert!(memory <= state.capacity.large_memory(), "the job would wait for ever");
+        state.queue.push_back(Waiter { client, memory, grant });
         state.change(client, |client| client.waiting += 1);
-        state.give_out();
-        Waiting { queue: Arc::clone(&self.0), client, memory, called }
+        state.grant_permits();
+        QueueGuard { queue: Arc::clone(&self.0), client, memory, granted }
     }
 }
 
 impl Inner {
-    /// How long permits are held of late.
-    fn typical(&self) -> Duration {
-        Duration::from_micros(self.typical.load(Ordering::Relaxed))
+    /// How long permits were typically held recently.
+    fn typical_hold(&self) -> Duration {
+        Duration::from_micros(self.typical_hold.load(Ordering::Relaxed))
     }
 
-    fn note(&self, held: Duration) {
+    fn record_hold(&self, held: Duration) {
         let held = u64::try_from(held.as_micros()).unwrap_or(u64::MAX / 8);
-        let smooth = |typical: u64| Some(typical - typical / 8 + held / 8);
-        // Always `Some`: it cannot fail.
-        let _ = self.typical.fetch_update(Ordering::Relaxed, Ordering::Relaxed, smooth);
+        let smooth = |typical_hold: u64| Some(typical_hold - typical_hold / 8 + held / 8);
+        // The closure always returns `Some`, so this cannot fail.
+        let _ = self.typical_hold.fetch_update(Ordering::Relaxed, Ordering::Relaxed, smooth);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The state is whole whatever panicked elsewhere.
+        // The state stays consistent even if a holder of the lock panicked.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Capacity {
-    /// The memory that large takers may have together.
+    /// The memory that all large jobs together may have.
     fn large_memory(self) -> u64 {
         self.memory - self.for_small
     }
 
-    /// The permits that large takers may have together.
+    /// The permits that all large jobs together may have.
     fn large_permits(self) -> u64 {
         let for_small = u64::from(self.for_small > 0);
         (self.permits - for_small).max(1)
@@ -211,13 +212,13 @@ impl Capacity {
 }
 
 impl State {
-    /// Calls those whose turn it is, as long as there is room.
-    fn give_out(&mut self) {
+    /// Grants permits in order while there is room.
+    fn grant_permits(&mut self) {
         while let Some(waiter) = self.next().and_then(|at| self.queue.remove(at)) {
-            let Waiter { client, memory, call } = waiter;
+            let Waiter { client, memory, grant } = waiter;
             self.change(client, |client| client.waiting -= 1);
-            // Who does not hear it has left.
-            if call.send(()).is_ok() {
+            // If sending fails, the job has left the queue.
+            if grant.send(()).is_ok() {
                 self.served += 1;
                 let served = self.served;
                 self.change(client, |client| {
@@ -235,8 +236,8 @@ impl State {
         }
     }
 
-    /// Takes a client's permit back.
-    fn take_back(&mut self, client: ClientNetwork, memory: u64) {
+    /// Takes a permit back.
+    fn release(&mut self, client: ClientNetwork, memory: u64) {
         self.change(client, |client| client.held -= 1);
         self.held -= 1;
         if self.capacity.is_large(memory) {
@@ -245,25 +246,25 @@ impl State {
         } else {
             self.small_memory -= memory;
         }
-        self.give_out();
+        self.grant_permits();
     }
 
-    /// Forgets those who left the queue.
+    /// Removes the jobs that have left the queue.
     fn remove_closed(&mut self) {
         let Self { queue, clients, .. } = self;
         queue.retain(|waiter| {
-            let is_closed = waiter.call.is_closed();
+            let is_closed = waiter.grant.is_closed();
             if is_closed && let Some(client) = clients.get_mut(&waiter.client) {
                 client.waiting -= 1;
             }
             !is_closed
         });
         clients.retain(|_, client| client.held + client.waiting > 0);
-        // Others may have waited for one of them alone.
-        self.give_out();
+        // The job that left may have been the only reason why others waited.
+        self.grant_permits();
     }
 
-    fn change(&mut self, client: ClientNetwork, change: impl FnOnce(&mut Client)) {
+    fn change(&mut self, client: ClientNetwork, change: impl FnOnce(&mut ClientState)) {
         let mut state = self.client(client);
         change(&mut state);
         if state.held + state.waiting > 0 {
@@ -273,15 +274,15 @@ impl State {
         }
     }
 
-    /// What a client holds and wants. One that is not remembered counts as served just before the last
-    /// one was: before that one it gets its turn, but not before those that have waited longer.
-    fn client(&self, client: ClientNetwork) -> Client {
+    /// What a client holds and waits for. An unknown client counts as served just before the latest
+    /// one: it goes before that client, but not before clients that have waited longer.
+    fn client(&self, client: ClientNetwork) -> ClientState {
         let last_served = self.served.saturating_sub(1);
-        let unknown = Client { last_served, ..Client::default() };
+        let unknown = ClientState { last_served, ..ClientState::default() };
         self.clients.get(&client).copied().unwrap_or(unknown)
     }
 
-    /// Whose turn it is, if there is room.
+    /// The position of the next job in the queue, if there is room for it.
     fn next(&self) -> Option<usize> {
         let at = self.first(|_| true)?;
         let memory = self.queue.get(at)?.memory;
@@ -295,17 +296,17 @@ impl State {
         }
     }
 
-    /// The first of those whose memory fits, in the order of turns.
+    /// The first job in order among those whose memory fits.
     fn first(&self, fits: impl Fn(u64) -> bool) -> Option<usize> {
         let fitting = self.queue.iter().enumerate().filter(|(_, waiter)| fits(waiter.memory));
-        let turn = |(at, waiter): &(usize, &Waiter)| {
+        let order = |(at, waiter): &(usize, &Waiter)| {
             let client = self.client(waiter.client);
             (client.held, client.last_served, *at)
         };
-        fitting.min_by_key(turn).map(|(at, _)| at)
+        fitting.min_by_key(order).map(|(at, _)| at)
     }
 
-    /// Whether a taker of so many bytes finds room.
+    /// Whether there is room for a job of this much memory.
     fn has_room(&self, memory: u64) -> bool {
         let Self { capacity, small_memory, large_memory, .. } = self;
         let fits = |taken: u64, bound: u64| taken.saturating_add(memory) <= bound;
@@ -316,8 +317,8 @@ impl State {
                     && fits(*large_memory, capacity.large_memory()))
     }
 
-    /// How many in the queue go before a client that comes now: its own, and of each other one as
-    /// many as it takes to hold more than this one then does.
+    /// How many jobs go before one that this client submits now: its own, and of each other client
+    /// as many as it takes until that client holds more permits.
     fn ahead_of(&self, client: ClientNetwork) -> u64 {
         let own = self.client(client);
         let then_held = own.held + own.waiting;
@@ -332,16 +333,16 @@ impl State {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for QueueGuard {
     fn drop(&mut self) {
-        if self.called.is_terminated() {
-            return; // called, and heard: the permit is its own
+        if self.granted.is_terminated() {
+            return; // granted and received: the `Permit` gives it back
         }
         let mut state = self.queue.state();
-        self.called.close();
-        if self.called.try_recv().is_ok() {
-            // Called, and gone before it heard of it.
-            state.take_back(self.client, self.memory);
+        self.granted.close();
+        if self.granted.try_recv().is_ok() {
+            // Granted, but the job left before it received the permit.
+            state.release(self.client, self.memory);
         } else {
             state.remove_closed();
         }
@@ -351,9 +352,9 @@ impl Drop for Waiting {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(since) = self.used_since {
-            self.queue.note(since.elapsed());
+            self.queue.record_hold(since.elapsed());
         }
-        self.queue.state().take_back(self.client, self.memory);
+        self.queue.state().release(self.client, self.memory);
     }
 }
 

@@ -1,8 +1,9 @@
-//! Fetches a picture by its address, guarded: only what [`policy`] allows is ever connected to.
+//! Fetches a picture from its URL, but only from addresses that [`policy`] allows.
 //!
-//! The HTTP client asks `resolver.rs` where a name leads, so that it connects to an address that was
-//! judged, with no second look-up. It does not ask about IP literals: [`policy::Policy`] judges
-//! those, for every hop.
+//! The HTTP client resolves names through `resolver.rs`, which checks every address that it
+//! returns. The client connects to one of exactly those addresses, so that a second look-up cannot
+//! lead elsewhere. IP literals are never resolved; [`policy::Policy`] checks them, in the first URL
+//! and in every redirect.
 
 use std::time::{Duration, SystemTime};
 
@@ -28,12 +29,12 @@ pub use error::Error;
 pub use fetched::Fetched;
 pub use resolver::Lookup;
 
-/// The User-Agent unless one is set. Some hosts (Wikimedia among them) turn nameless agents away.
+/// The default User-Agent. Some hosts (Wikimedia among them) refuse agents without a name.
 pub const USER_AGENT: &str =
     concat!("Mozilla/5.0 (compatible; imagesvc/", env!("CARGO_PKG_VERSION"), ")");
 
-/// The formats that can be used, so that a CDN does not choose another; HEIC only where there is no other,
-/// since its decoder is the slowest and strictest one.
+/// The accepted formats, so that a CDN does not choose another one. HEIC ranks last because its
+/// decoder is the slowest and strictest.
 const ACCEPTED: &str = if cfg!(feature = "heic") {
     "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff,image/heic;q=0.5"
 } else {
@@ -42,16 +43,16 @@ const ACCEPTED: &str = if cfg!(feature = "heic") {
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How addresses are fetched.
+/// Settings for fetching pictures.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// For all of a fetch.
+    /// The timeout of a whole fetch.
     pub timeout: Duration,
-    /// Redirects that are followed.
+    /// The most redirects that are followed.
     pub max_redirects: u32,
-    /// How the service names itself.
+    /// The User-Agent header.
     pub user_agent: String,
-    /// What may be fetched.
+    /// Which addresses may be fetched.
     pub policy: Policy,
 }
 
@@ -59,38 +60,40 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Fetcher {
     settings: Settings,
-    /// For everything but what the operator excepted by host and port.
+    /// For all hosts except the operator's exceptions.
     guarded: Client,
-    /// For those exceptions: a client of its own, since a resolver is not told the port.
-    excepted: Client,
+    /// For the exceptions by host and port. It needs an HTTP client of its own because a resolver
+    /// does not learn the port.
+    exceptions: Client,
 }
 
 impl Fetcher {
-    /// A fetcher that looks names up as given.
+    /// Creates a fetcher that resolves names with `lookup`.
     ///
     /// # Errors
-    /// When TLS cannot be set up.
+    /// If TLS cannot be set up.
     pub fn new(settings: Settings, lookup: &Lookup, trust: Trust) -> Result<Self, reqwest::Error> {
         let resolver = Resolver::new(settings.policy.clone(), lookup.clone());
-        let excepted = client(&settings, resolver.for_exceptions(), trust)?;
-        Ok(Self { guarded: client(&settings, resolver, trust)?, excepted, settings })
+        let exceptions = http_client(&settings, resolver.for_exceptions(), trust)?;
+        Ok(Self { guarded: http_client(&settings, resolver, trust)?, exceptions, settings })
     }
 
-    /// Asks for the picture on behalf of a client and follows redirects until its first byte.
+    /// Requests the picture on behalf of a client, and follows redirects until a host answers with
+    /// bytes.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn fetch(&self, address: &str, client: ClientNetwork) -> Result<Fetched, Error> {
+    pub async fn fetch(&self, url: &str, client: ClientNetwork) -> Result<Fetched, Error> {
         let deadline = Instant::now() + self.settings.timeout;
-        let mut target = self.settings.policy.judge(address)?;
+        let mut target = self.settings.policy.check_url(url)?;
         for _ in 0..=self.settings.max_redirects {
-            let request = self.client(&target).get(target.url.clone()).send();
+            let request = self.http_for(&target).get(target.url.clone()).send();
             let response = match timeout_at(deadline, on_behalf_of(client, request)).await {
                 Ok(sent) => sent.map_err(|error| Error::of_request(error.without_url()))?,
                 Err(_) => return Err(Error::Timeout),
             };
             match response.status().as_u16() {
-                // 203: a proxy changed the picture, which is still one.
+                // 203 means that a proxy changed the picture; it is still a picture.
                 200 | 203 => return Fetched::new(response, deadline),
                 301 | 302 | 303 | 307 | 308 => {
                     let location = response
@@ -98,7 +101,7 @@ impl Fetcher {
                         .get(LOCATION)
                         .and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
                     let location = location.ok_or(Error::Redirects)?;
-                    target = self.settings.policy.judge_redirect(&target.url, location)?;
+                    target = self.settings.policy.check_redirect(&target.url, location)?;
                 }
                 status => {
                     let retry_after = retry_after(response.headers(), SystemTime::now());
@@ -109,13 +112,17 @@ impl Fetcher {
         Err(Error::Redirects)
     }
 
-    fn client(&self, target: &Target) -> &Client {
-        if target.excepted { &self.excepted } else { &self.guarded }
+    fn http_for(&self, target: &Target) -> &Client {
+        if target.is_exception { &self.exceptions } else { &self.guarded }
     }
 }
 
-/// A client that shares nothing with the one that holds the key.
-fn client(settings: &Settings, resolver: Resolver, trust: Trust) -> Result<Client, reqwest::Error> {
+/// An HTTP client that shares nothing with the one that holds the key.
+fn http_client(
+    settings: &Settings,
+    resolver: Resolver,
+    trust: Trust,
+) -> Result<Client, reqwest::Error> {
     let headers = HeaderMap::from_iter([
         (ACCEPT, HeaderValue::from_static(ACCEPTED)),
         (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
@@ -125,7 +132,7 @@ fn client(settings: &Settings, resolver: Resolver, trust: Trust) -> Result<Clien
         .user_agent(&settings.user_agent)
         .default_headers(headers)
         .connect_timeout(CONNECT_TIMEOUT)
-        // Strangers choose the hosts: an idle connection to each would use up the sockets.
+        // Strangers choose the hosts: idle connections to all of them would use up the sockets.
         .pool_max_idle_per_host(0)
         .no_proxy()
         .dns_resolver(resolver)

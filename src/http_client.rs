@@ -1,5 +1,5 @@
-//! What the HTTP clients of this service have in common: who is trusted, what is left out, and what
-//! is read the same way.
+//! What all HTTP clients of this service have in common: certificate authorities, safe defaults,
+//! and the reading of `Retry-After`.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,10 +11,10 @@ use reqwest::{
 
 use crate::telemetry::causes;
 
-/// Headers of an answer, at the most. Some hosts send more than the 100 that hyper takes.
+/// The most headers of an answer. Some hosts send more than hyper's default of 100.
 const MAX_HEADERS: usize = 1000;
 
-/// How long an answer asks to wait: `Retry-After`, in seconds or as a date (RFC 9110, section
+/// The wait that an answer asks for: `Retry-After`, in seconds or as a date (RFC 9110, section
 /// 10.2.3).
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
@@ -27,17 +27,17 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     }
 }
 
-/// Who the clients trust.
+/// The certificate authorities that HTTP clients trust.
 ///
-/// A machine without certificate authorities can still call plain http, and the sandbox needs no
-/// more. There, nobody is trusted, and every https call fails.
+/// A machine without certificate authorities can still call plain http, which is all that the
+/// sandbox needs. Every https call then fails.
 #[derive(Debug, Clone, Copy)]
 pub struct Trust {
     has_authorities: bool,
 }
 
 impl Trust {
-    /// Looks whether the system has certificate authorities, and says so in the log if not.
+    /// Checks whether the system has certificate authorities, and logs a warning if not.
     pub fn probe() -> Self {
         match ClientBuilder::new().no_proxy().build() {
             Ok(_) => Self { has_authorities: true },
@@ -45,7 +45,7 @@ impl Trust {
                 let cause = causes(&error).map(ToString::to_string).last();
                 tracing::warn!(
                     cause,
-                    "no certificate authorities found: calls to https addresses will fail"
+                    "no certificate authorities found: calls to https URLs will fail"
                 );
                 Self { has_authorities: false }
             }
@@ -57,7 +57,7 @@ impl Trust {
         self.has_authorities
     }
 
-    /// A client that does nothing unasked: no redirects, no retries, no Referer, HTTP/1.1 only.
+    /// A client builder without surprises: no redirects, no retries, no Referer, HTTP/1.1 only.
     pub(crate) fn client_builder(self) -> ClientBuilder {
         let builder = ClientBuilder::new()
             .redirect(redirect::Policy::none())
@@ -86,8 +86,8 @@ mod tests {
         assert_eq!(read(" 0 "), Some(0));
         assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
         assert_eq!(read("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
-        for nonsense in ["", "-1", "soon", "1.5", "99999999999"] {
-            assert_eq!(read(nonsense), None, "{nonsense}");
+        for invalid in ["", "-1", "soon", "1.5", "99999999999"] {
+            assert_eq!(read(invalid), None, "{invalid}");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The client of NVIDIA's hosted NV-DINOv2, and the only code that sees the key.
 //!
-//! An inference is one call, and more when the answer is pending and must be polled for
-//! (`infer`). A large picture is uploaded first (`assets`). Which answer means what, and what is
-//! tried again, are tables (`classify`, `retry`).
+//! An inference is one call, plus polls if the answer is pending (`infer`). A large picture is
+//! uploaded first (`assets`). One table says what each answer means (`classify`), another what is
+//! retried and when (`retry`).
 //!
 //! The API: <https://docs.api.nvidia.com/nim/reference/nvidia-nv-dinov2-infer> and
 //! <https://docs.api.nvidia.com/cloud-functions/reference/createasset>.
@@ -30,10 +30,10 @@ use crate::{
     shares::ClientNetwork,
     telemetry::{Metrics, causes},
 };
-use classify::{ALARMING, Progress};
+use classify::{ALERTED_STATUSES, Progress};
 use not_before::NotBefore;
 use pace::Pace;
-use retry::Budget;
+use retry::RetryBudget;
 
 mod assets;
 mod classify;
@@ -46,86 +46,86 @@ mod retry;
 mod vector;
 mod wire;
 
-pub use assets::Asset;
+pub use assets::UploadedAsset;
 pub use classify::{FailureKind, Operation};
 pub use key::ApiKey;
 pub use pace::WINDOW as PACE_WINDOW;
-pub use proxy::ProxyAddress;
+pub use proxy::ProxyUrl;
 pub use retry::{Attempts, RetryPolicy};
 pub use vector::{DIMENSIONS, Vector};
 pub use wire::InlineImage;
 
-/// The model, as answers name it.
+/// The model's name in answers.
 pub const MODEL: &str = "nvidia/nv-dinov2";
 
-/// How often a pending answer is asked for, at the most.
+/// The shortest time between two polls.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The most that is read of an answer, in bytes. 1536 numbers are some 20 to 40 KB.
+/// The most bytes that are read of an answer. 1536 numbers take about 20 to 40 KB.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// How much of a failed answer goes to the log, in characters.
+/// How much of a failed answer is logged, in characters.
 const EXCERPT: usize = 300;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longer than most pauses between pictures, shorter than gateways keep idle connections.
+/// Longer than most pauses between pictures, and shorter than gateways keep idle connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
-/// How NVIDIA is called.
+/// Settings for calling NVIDIA.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where embeddings are asked for.
+    /// Where inferences are sent.
     pub infer_url: Url,
-    /// Where pending answers are polled, without the request's id.
+    /// Where pending answers are polled; the request's id is appended.
     pub status_url: Url,
-    /// Where large pictures are announced.
+    /// Where uploads are announced.
     pub assets_url: Url,
-    /// A proxy for all of it.
-    pub proxy: Option<ProxyAddress>,
-    /// For one try of one call.
+    /// The proxy for all these calls.
+    pub proxy: Option<ProxyUrl>,
+    /// The timeout of one attempt of one call.
     pub attempt_timeout: Duration,
-    /// The most inference calls in any window of time.
+    /// The most inference calls in any window.
     pub requests_per_minute: Option<u32>,
-    /// The window: a minute, and a little more.
+    /// The length of the window: a minute and a small margin.
     pub pace_window: Duration,
-    /// What is tried again, and when.
+    /// What is retried, and when.
     pub retry: RetryPolicy,
-    /// How often a pending answer is asked for, at the most.
+    /// The shortest time between two polls.
     pub poll_interval: Duration,
 }
 
-/// A call to NVIDIA that failed for good.
+/// A call to NVIDIA that failed and is not retried.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} failed: {kind:?}, {evidence}")]
+#[error("{operation} failed: {kind:?}, {log_detail}")]
 pub struct Error {
-    /// What was being done.
+    /// The call that failed.
     pub operation: Operation,
-    /// What is to be blamed.
+    /// Why it failed.
     pub kind: FailureKind,
     /// How long NVIDIA asks to wait.
     pub retry_after: Option<Duration>,
-    /// The status and the beginning of the answer, for the log alone.
-    pub evidence: String,
-    /// Inferences that were asked for in vain.
-    pub tries: u32,
-    /// Whether only the time of whoever asked was too short for another try.
+    /// The status and the beginning of the answer; only for the log.
+    pub log_detail: String,
+    /// Inferences that were sent without success.
+    pub attempts: u32,
+    /// Whether only the caller's deadline ruled out another attempt.
     pub lacks_time: bool,
-    /// Whether no connection was made: nothing was asked.
-    is_connect: bool,
+    /// Whether no connection was made, so that NVIDIA never saw the request.
+    failed_to_connect: bool,
 }
 
-/// What NVIDIA last thought of the key.
+/// The state of the key according to NVIDIA's last answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyState {
-    /// It was not asked yet.
+    /// NVIDIA has not been called yet.
     Unknown,
-    /// It was accepted.
+    /// NVIDIA accepted the key.
     Accepted,
-    /// It was refused.
+    /// NVIDIA refused the key.
     Refused,
 }
 
-/// Calls NVIDIA. Cheap to clone; clones share connections, budget and pace.
+/// Calls NVIDIA. Cheap to clone; clones share connections, retry budget and pace.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -134,7 +134,7 @@ struct Inner {
     http: HttpClient,
     settings: Settings,
     key: ApiKey,
-    budget: Budget,
+    retry_budget: RetryBudget,
     pace: Option<Pace>,
     not_before: NotBefore,
     key_state: AtomicU8,
@@ -142,7 +142,7 @@ struct Inner {
     background: TaskTracker,
 }
 
-/// An answer, read to its end.
+/// An answer that was read completely.
 struct Reply {
     status: StatusCode,
     headers: HeaderMap,
@@ -150,10 +150,10 @@ struct Reply {
 }
 
 impl Client {
-    /// A client; what outlives its request (deletions) runs on `background`.
+    /// Creates a client. Deletions of uploads outlive their request, and run on `background`.
     ///
     /// # Errors
-    /// When TLS cannot be set up.
+    /// If TLS cannot be set up.
     pub fn new(
         settings: Settings,
         key: ApiKey,
@@ -171,14 +171,14 @@ impl Client {
             None => builder.no_proxy(),
         };
         for operation in Operation::ALL {
-            for status in ALARMING {
-                metrics.expect_upstream_calls(operation.name(), status);
+            for status in ALERTED_STATUSES {
+                metrics.initialize_upstream_calls(operation.name(), status);
             }
         }
         Ok(Self(Arc::new(Inner {
             http: builder.build()?,
             key,
-            budget: Budget::default(),
+            retry_budget: RetryBudget::default(),
             not_before: NotBefore::default(),
             pace: settings.requests_per_minute.map(|limit| Pace::new(limit, settings.pace_window)),
             key_state: AtomicU8::new(KeyState::Unknown as u8),
@@ -188,7 +188,7 @@ impl Client {
         })))
     }
 
-    /// What NVIDIA last thought of the key.
+    /// The state of the key according to NVIDIA's last answer.
     pub fn key_state(&self) -> KeyState {
         let state = self.0.key_state.load(Ordering::Relaxed);
         [KeyState::Accepted, KeyState::Refused]
@@ -197,27 +197,37 @@ impl Client {
             .unwrap_or(KeyState::Unknown)
     }
 
-    /// Begins with a client's picture, whose embedding must be there by the deadline.
+    /// Reserves a call for a client's picture, whose embedding must be ready by the deadline.
     ///
     /// # Errors
-    /// [`FailureKind::RateLimited`] at once if the pace has no time for it, or NVIDIA asked for none
-    /// before the deadline, with the time to wait.
-    pub fn begin(&self, client: ClientNetwork, deadline: Instant) -> Result<Attempts<'_>, Error> {
+    /// [`FailureKind::RateLimited`] with the time to wait, if the pace or NVIDIA's own
+    /// `Retry-After` leaves no time for a call before the deadline.
+    pub fn reserve(&self, client: ClientNetwork, deadline: Instant) -> Result<Attempts<'_>, Error> {
         self.check_not_before(Operation::Infer, deadline)?;
-        let Inner { pace, settings, budget, metrics, .. } = &*self.0;
-        let place = pace.as_ref().map(|pace| pace.expect(client, Instant::now(), deadline));
-        let place = place.transpose().map_err(|wait| Error::too_fast(Operation::Infer, wait))?;
-        budget.earn();
+        let Inner { pace, settings, retry_budget, metrics, .. } = &*self.0;
+        let reservation = pace.as_ref().map(|pace| pace.reserve(client, Instant::now(), deadline));
+        let reservation =
+            reservation.transpose().map_err(|wait| Error::pace_exceeded(Operation::Infer, wait))?;
+        retry_budget.earn();
         let policy = &settings.retry;
-        Ok(Attempts { policy, budget, metrics, client, place, deadline, failed: 0, inferences: 0 })
+        Ok(Attempts {
+            policy,
+            retry_budget,
+            metrics,
+            client,
+            reservation,
+            deadline,
+            failed_attempts: 0,
+            inferences: 0,
+        })
     }
 
-    /// Adds what every call but the presigned upload carries.
+    /// Adds the headers that every call has except the presigned upload.
     fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
         request.header(AUTHORIZATION, self.0.key.bearer()).header(ACCEPT, "application/json")
     }
 
-    /// Makes one try of one call. Any status is an answer: the caller classifies it.
+    /// Makes one attempt of one call. An answer of any status is `Ok`; the caller classifies it.
     async fn call(
         &self,
         operation: Operation,
@@ -226,14 +236,15 @@ impl Client {
     ) -> Result<Reply, Error> {
         let started = Instant::now();
         if started >= deadline {
-            return Err(Error::deadline(operation)); // nobody would see what it costs
+            // Past the deadline, a paid answer would be useless.
+            return Err(Error::deadline(operation));
         }
         let attempt_deadline = deadline.min(started + self.0.settings.attempt_timeout);
         let exchange = async {
             let response = request.send().await?;
             let (status, headers) = (response.status(), response.headers().clone());
             let body = read_body(response).await?;
-            // What is no success may be quoted.
+            // Anything but a success may be quoted in the log.
             let body = if status == StatusCode::OK { body } else { self.0.key.redact(body) };
             Ok(Reply { status, headers, body })
         };
@@ -241,34 +252,36 @@ impl Client {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(error)) => {
                 let error: reqwest::Error = error;
-                // The error's own text names the address, which may be presigned.
-                let evidence =
+                // The error's own text names the URL, which may be presigned.
+                let log_detail =
                     causes(&error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
-                let failure = Error::new(operation, FailureKind::Unavailable, evidence);
-                Err(Error { is_connect: error.is_connect(), ..failure })
+                let failure = Error::new(operation, FailureKind::Unavailable, log_detail);
+                Err(Error { failed_to_connect: error.is_connect(), ..failure })
             }
             Err(_) if attempt_deadline == deadline => Err(Error::deadline(operation)),
-            Err(_) => Err(Error::new(operation, FailureKind::Slow, "no answer in time".into())),
+            Err(_) => {
+                Err(Error::new(operation, FailureKind::AttemptTimeout, "no answer in time".into()))
+            }
         };
         let status = outcome.as_ref().ok().map(|reply| reply.status.as_u16());
-        self.0.metrics.upstream_call(operation.name(), status, started.elapsed());
+        self.0.metrics.record_upstream_call(operation.name(), status, started.elapsed());
         if let Ok(reply) = &outcome {
-            self.note_key(operation, reply.status);
+            self.record_key_state(operation, reply.status);
             let asks_to_wait = matches!(
                 reply.status,
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
             );
             if let (true, true, Some(wait)) =
-                (asks_to_wait, operation.tells_of_key(), reply.retry_after())
+                (asks_to_wait, operation.reports_key_state(), reply.retry_after())
             {
-                self.0.not_before.note(wait, Instant::now());
+                self.0.not_before.record(wait, Instant::now());
             }
         }
         outcome
     }
 
-    fn note_key(&self, operation: Operation, status: StatusCode) {
-        if !operation.tells_of_key() {
+    fn record_key_state(&self, operation: Operation, status: StatusCode) {
+        if !operation.reports_key_state() {
             return;
         }
         let state = match operation.classify(status.as_u16()) {
@@ -277,15 +290,15 @@ impl Client {
             Err(
                 FailureKind::Account
                 | FailureKind::Picture
-                | FailureKind::NoAssets
+                | FailureKind::UploadsRefused
                 | FailureKind::RateLimited
                 | FailureKind::Unavailable
-                | FailureKind::Slow
-                | FailureKind::Lost
-                | FailureKind::Page
-                | FailureKind::Nonsense
+                | FailureKind::AttemptTimeout
+                | FailureKind::ResultGone
+                | FailureKind::GatewayPage
+                | FailureKind::InvalidAnswer
                 | FailureKind::Unexpected
-                | FailureKind::Deadline,
+                | FailureKind::DeadlinePassed,
             ) => return,
         };
         self.0.key_state.store(state as u8, Ordering::Relaxed);
@@ -293,31 +306,40 @@ impl Client {
 }
 
 impl Error {
-    fn new(operation: Operation, kind: FailureKind, evidence: String) -> Self {
-        let (tries, lacks_time, is_connect) = (0, kind == FailureKind::Deadline, false);
-        Self { operation, kind, retry_after: None, evidence, tries, lacks_time, is_connect }
+    fn new(operation: Operation, kind: FailureKind, log_detail: String) -> Self {
+        let (attempts, lacks_time, failed_to_connect) =
+            (0, kind == FailureKind::DeadlinePassed, false);
+        Self {
+            operation,
+            kind,
+            retry_after: None,
+            log_detail,
+            attempts,
+            lacks_time,
+            failed_to_connect,
+        }
     }
 
     fn deadline(operation: Operation) -> Self {
-        Self::new(operation, FailureKind::Deadline, "the request's deadline passed".into())
+        Self::new(operation, FailureKind::DeadlinePassed, "the request's deadline passed".into())
     }
 
-    /// A failure that an answer tells of.
+    /// The failure that an answer reports.
     fn from_reply(operation: Operation, kind: FailureKind, reply: &Reply) -> Self {
-        let mut evidence = format!("status {}", reply.status.as_u16());
+        let mut log_detail = format!("status {}", reply.status.as_u16());
         if operation.is_quotable(reply.status.as_u16()) {
             let text = String::from_utf8_lossy(&reply.body);
-            evidence.push_str(&format!(": {:?}", text.chars().take(EXCERPT).collect::<String>()));
+            log_detail.push_str(&format!(": {:?}", text.chars().take(EXCERPT).collect::<String>()));
         }
-        Self { retry_after: reply.retry_after(), ..Self::new(operation, kind, evidence) }
+        Self { retry_after: reply.retry_after(), ..Self::new(operation, kind, log_detail) }
     }
 }
 
 impl Reply {
-    /// What this answer says of its call: that it is done, or pending.
+    /// Whether the call is done or its answer is pending.
     ///
     /// # Errors
-    /// The failure that the answer tells of.
+    /// The failure that the answer reports.
     fn progress(&self, operation: Operation) -> Result<Progress, Error> {
         let classified = operation.classify(self.status.as_u16());
         classified.map_err(|kind| Error::from_reply(operation, kind, self))
@@ -328,21 +350,21 @@ impl Reply {
     }
 }
 
-/// The body, or as much of it as an answer may have.
+/// Reads the body, up to the limit for answers.
 async fn read_body(mut response: Response) -> Result<Bytes, reqwest::Error> {
-    let expected = response.content_length().and_then(|length| usize::try_from(length).ok());
-    let mut body = BytesMut::with_capacity(expected.unwrap_or(0).min(MAX_ANSWER));
+    let announced = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = BytesMut::with_capacity(announced.unwrap_or(0).min(MAX_ANSWER));
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_ANSWER {
-            body.truncate(MAX_ANSWER); // no JSON any more, and refused as such
+            body.truncate(MAX_ANSWER); // a truncated body is not valid JSON, so it is refused later
             break;
         }
     }
     Ok(body.freeze())
 }
 
-/// The address of one thing in a collection.
-fn under(collection: &Url, id: Uuid) -> String {
+/// The URL of one item in a collection.
+fn item_url(collection: &Url, id: Uuid) -> String {
     format!("{}/{id}", collection.as_str().trim_end_matches('/'))
 }

@@ -1,8 +1,8 @@
-//! The one path of every picture, whichever way it came: it is received (spooled and probed), then
-//! saved and embedded at the same time.
+//! The path that every picture takes, whichever route it came by: it is received (spooled, and its
+//! header read), then saved and embedded at the same time.
 //!
-//! Nothing here knows HTTP: who calls gives a stream of bytes, and makes of an [`Error`] what its own
-//! callers understand.
+//! Nothing here knows HTTP: a caller passes a stream of bytes, and turns an [`Error`] into what its
+//! own clients understand.
 
 use std::sync::Arc;
 
@@ -15,33 +15,33 @@ use tokio::{
 };
 
 use crate::{
-    embed::{self, Embedder, Embedding, Freshness, Held, Job},
+    embed::{self, CacheMode, Embedder, Embedding, Job, PicturePermits},
     image::{self, Content, Picture, probe},
     sha256::Sha256,
-    shares::{ClientNetwork, Full, Share, Shares},
+    shares::{ClientNetwork, Full, SharePermit, Shares},
     spool::{self, Spooled},
     store::{self, Store},
     telemetry::{Metrics, Readings},
 };
 
-use admission::STEP;
+use admission::MEMORY_STEP;
 
 mod admission;
 
-pub use admission::{Admission, Limits, Shed, largest_request, shared_memory};
+pub use admission::{Admission, Limits, OverloadReason, largest_request, shared_memory};
 
-/// Why there is no embedding of a picture.
+/// Why a picture got no embedding.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Too much is going on; nothing was begun.
-    #[error("shed: {0:?}")]
-    Overloaded(Shed),
+    /// The service is overloaded, and refused the picture before any work began.
+    #[error("overloaded: {0:?}")]
+    Overloaded(OverloadReason),
     /// The picture has too many bytes.
     #[error("the picture has more than {limit} bytes")]
     TooManyBytes {
-        /// Bytes allowed.
+        /// The most bytes allowed.
         limit: u64,
-        /// Its size, where it is known.
+        /// The picture's size, where it is known.
         size: Option<u64>,
     },
     /// The bytes are not a picture that can be used.
@@ -50,58 +50,58 @@ pub enum Error {
     /// The picture could not be saved.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Decoding showed that the bytes are not a picture that can be used.
+    /// Only decoding showed that the bytes are not a picture that can be used.
     #[error("{0}")]
     Undecodable(#[source] Arc<embed::Error>),
-    /// The picture is saved, if it was to be, but there is no embedding.
+    /// The picture could not be embedded. It is saved if that was asked for.
     #[error("{error}")]
     Embed {
-        /// Why not: shared with others who wanted the same.
+        /// The cause, shared by all requests that waited for the same call.
         #[source]
         error: Arc<embed::Error>,
-        /// Where the picture is, if it was to be kept.
+        /// The saved file, if the picture was to be saved.
         saved: Option<Saved>,
     },
-    /// A thread died: a bug.
-    #[error("the thread that reads headers died")]
-    Died(#[from] JoinError),
+    /// A thread panicked, which is a bug.
+    #[error("the thread that reads headers panicked")]
+    Panicked(#[from] JoinError),
 }
 
-/// The path that all requests share.
+/// What all requests share.
 #[derive(Debug)]
 pub struct Pipeline {
-    /// Where pictures are saved.
+    /// Saves pictures.
     pub store: Store,
-    /// Who turns pictures into embeddings.
+    /// Embeds pictures.
     pub embedder: Embedder,
-    /// What a request may ask for.
+    /// The limits of a request.
     pub limits: Limits,
-    /// Bytes of memory for bodies, all requests together.
+    /// Memory for bodies, shared by all requests, in bytes.
     pub memory: Shares,
-    /// Received pictures that are at work.
+    /// Bounds the received pictures that are at work.
     pub at_work: Shares,
-    /// What is counted.
+    /// The service's metrics.
     pub metrics: Arc<Metrics>,
 }
 
-/// A picture that was received, and what it occupies.
+/// A received picture, with the permits that it holds.
 #[derive(Debug)]
 pub struct Received {
-    /// What the picture is.
+    /// The picture and what its header says.
     pub picture: Picture,
     client: ClientNetwork,
     spooled: Spooled,
-    held: Held,
-    /// When the answer must be there: the time runs from when the picture is whole.
+    permits: PicturePermits,
+    /// When the answer must be ready. The time runs from the picture's last byte.
     deadline: Instant,
 }
 
-/// What became of a picture.
+/// The result for one picture.
 #[derive(Debug)]
 pub struct Vectorized {
-    /// The saved file, if the picture was to be kept.
+    /// The saved file, if the picture was to be saved.
     pub saved: Option<Saved>,
-    /// What the picture is.
+    /// The picture and what its header says.
     pub picture: Picture,
     /// SHA-256 of its bytes.
     pub sha256: Sha256,
@@ -109,13 +109,13 @@ pub struct Vectorized {
     pub embedding: Embedding,
 }
 
-/// Whether a picture is saved, or only embedded.
+/// Whether a picture is saved or only embedded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keeping {
-    /// It is saved.
-    Saved,
-    /// Nothing of it is left once it is embedded.
-    Dropped,
+pub enum SaveMode {
+    /// Save the picture.
+    Save,
+    /// Leave no file behind.
+    Discard,
 }
 
 /// A saved picture.
@@ -126,19 +126,19 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// The path as clients know it, wherever the folder lies.
+    /// The path that clients see, wherever the folder is.
     pub fn path(&self) -> String {
         format!("downloads/{}", self.saved_as)
     }
 }
 
 impl Pipeline {
-    /// Receives an admitted picture: spools its bytes as they come, and reads its header once it is
-    /// whole and its turn has come.
+    /// Receives an admitted picture: spools its bytes as they arrive. Once they are complete, waits
+    /// for a permit and reads the header.
     ///
     /// # Errors
-    /// What the stream says; [`Error`] where there are too many bytes, no memory for them or no
-    /// turn, and where they are no picture. It then leaves no file.
+    /// The stream's own error, or an [`Error`] if there are too many bytes, no memory or permit is
+    /// free, or the bytes are not a picture. No file is left behind.
     pub async fn receive<E: From<Error>>(
         &self,
         admission: Admission,
@@ -149,42 +149,48 @@ impl Pipeline {
         let spooled = self.spool(bytes, &mut memory).await?;
         memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
         let deadline = Instant::now() + self.limits.request_timeout;
-        // Received it is, although others may have come in between: it waits for its turn, as
-        // long as there is time for what comes then.
-        let patience = Instant::now() + self.limits.request_timeout / 2;
-        let turn = self.at_work.take(client, 1, patience).await;
-        let turn = turn.map_err(|_| Error::Overloaded(Shed::AtWork))?;
+        // The picture was admitted, but others may have arrived first. It waits for a permit while
+        // enough time is left for the work itself.
+        let wait_deadline = Instant::now() + self.limits.request_timeout / 2;
+        let at_work = self.at_work.take(client, 1, wait_deadline).await;
+        let at_work = at_work.map_err(|_| Error::Overloaded(OverloadReason::AtWork))?;
         let picture = self.probe(spooled.content.clone()).await?;
-        Ok(Received { picture, client, spooled, held: Held { turn, memory }, deadline })
+        Ok(Received {
+            picture,
+            client,
+            spooled,
+            permits: PicturePermits { at_work, memory },
+            deadline,
+        })
     }
 
-    /// Embeds a picture that was received, and saves it if it is to be kept.
+    /// Embeds a received picture, and saves it if that is asked for.
     ///
     /// # Errors
     /// [`Error`]
     pub async fn embed(
         &self,
         received: Received,
-        freshness: Freshness,
-        keeping: Keeping,
+        cache_mode: CacheMode,
+        save_mode: SaveMode,
     ) -> Result<Vectorized, Error> {
-        let Received { picture, client, spooled, held, deadline } = received;
+        let Received { picture, client, spooled, permits, deadline } = received;
         let (sha256, size) = (spooled.sha256, picture.content.len());
-        let held = Arc::new(held);
-        let held_by_file = Arc::clone(&held);
+        let permits = Arc::new(permits);
+        let permits_for_file = Arc::clone(&permits);
         let save = async {
-            match keeping {
-                Keeping::Saved => {
+            match save_mode {
+                SaveMode::Save => {
                     let extension = picture.format.extension();
-                    let save = self.store.save(spooled, extension, deadline, held_by_file);
+                    let save = self.store.save(spooled, extension, deadline, permits_for_file);
                     Ok::<_, Error>(Some(save.await?))
                 }
-                // Before the call ends, so that not even a kill leaves the file: what reads the
-                // picture has it open.
-                Keeping::Dropped => {
+                // The file is removed before the call ends, so that not even a kill leaves it
+                // behind. Whoever still reads the picture has the file open.
+                SaveMode::Discard => {
                     let discard = move || {
                         spooled.discard();
-                        drop(held_by_file);
+                        drop(permits_for_file);
                     };
                     spawn_blocking(discard).await?;
                     Ok(None)
@@ -195,20 +201,20 @@ impl Pipeline {
             picture: picture.clone(),
             sha256,
             client,
-            freshness,
+            cache_mode,
             deadline,
-            held,
+            permits,
         });
-        // A picture that cannot be saved is not worth waiting for; one that cannot be embedded
-        // still is saved, and the error says where.
+        // If a picture cannot be saved, nobody waits for its embedding. If it cannot be embedded,
+        // it stays saved, and the error says where.
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
         let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
         if saved.is_some() {
-            self.metrics.saved_bytes(size);
+            self.metrics.record_saved(size);
         }
         match embedded {
             Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
-            // Only the decoder could tell that this is no picture: it leaves no file either.
+            // Only the decoder could tell that this is not a picture. No file of it is kept either.
             Err(error) if error.is_about_the_picture() => {
                 if let Some(saved) = saved {
                     self.store.remove(saved.saved_as).await;
@@ -219,7 +225,7 @@ impl Pipeline {
         }
     }
 
-    /// What the metrics read off when they are asked for, within the runtime.
+    /// What the metrics need to be read now. Call it inside the runtime.
     pub async fn readings(&self) -> Readings {
         let free = self.store.free_space().await.ok();
         Readings {
@@ -235,7 +241,7 @@ impl Pipeline {
     async fn spool<E: From<Error>>(
         &self,
         bytes: impl Stream<Item = Result<Bytes, E>>,
-        memory: &mut Share,
+        memory: &mut SharePermit,
     ) -> Result<Spooled, E> {
         let limit = self.limits.max_image_bytes;
         let keep = self.embedder.largest_inline();
@@ -247,10 +253,10 @@ impl Pipeline {
             if received > limit {
                 return Err(Error::TooManyBytes { limit, size: None }.into());
             }
-            let kept = if received <= keep as u64 { received } else { STEP };
+            let kept = if received <= keep as u64 { received } else { MEMORY_STEP };
             memory.grow_to(kept).map_err(no_memory)?;
             spool.write(&chunk).await.map_err(not_spooled)?;
-            memory.shrink_to(kept); // what became too large is in its file now
+            memory.shrink_to(kept); // bytes beyond `kept` are in the staging file by now
         }
         Ok(spool.finish().await.map_err(not_spooled)?)
     }
@@ -265,10 +271,10 @@ impl Pipeline {
 }
 
 fn no_memory(_: Full) -> Error {
-    Error::Overloaded(Shed::Memory)
+    Error::Overloaded(OverloadReason::Memory)
 }
 
-/// The spool lies in the store's folder: what goes wrong there, goes wrong with saving.
+/// The spool is in the store's folder, so its errors count as errors of saving.
 fn not_spooled(error: spool::Error) -> Error {
     store::Error::from(error).into()
 }

@@ -1,10 +1,11 @@
-//! SHA-256 of something, as a type: not any 32 bytes, and printed as everybody prints it.
+//! A type for SHA-256 hashes, so that they are not confused with other 32 bytes and print in the
+//! usual form.
 
 use std::fmt;
 
 use sha2::Digest;
 
-/// A SHA-256; prints as 64 lower-case hexadecimal digits.
+/// A SHA-256 hash. Prints as 64 lower-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sha256([u8; 32]);
 
@@ -14,17 +15,17 @@ impl Sha256 {
         Self(bytes)
     }
 
-    /// The hash of all that a hasher was given.
+    /// The hash of everything that the hasher was given.
     pub fn of(hasher: sha2::Sha256) -> Self {
         Self(hasher.finalize().into())
     }
 
-    /// Reads what is printed, in capitals, too.
+    /// Reads a printed hash, also in upper case.
     pub fn from_hex(digits: &[u8]) -> Option<Self> {
         let (pairs, []) = digits.as_chunks::<2>() else { return None };
         let pairs: &[[u8; 2]; 32] = pairs.try_into().ok()?;
         if !pairs.as_flattened().iter().all(u8::is_ascii_hexdigit) {
-            return None; // a sign would be a number's, too
+            return None; // `from_str_radix` would accept a sign
         }
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(pairs) {

@@ -1,9 +1,9 @@
-//! A bound that clients share, so that none of them takes all there is.
+//! A bound on units that clients share, so that no client can take them all.
 //!
-//! What was given cannot be taken back, and whoever comes next must find something. So a client
-//! surely gets its share, as far as something is free; beyond that it gets only what leaves a
-//! quarter of the whole to the others. A client that is alone can use three quarters. Where what is
-//! given may not come back for long, a client gets its share and no more.
+//! Units that were granted cannot be taken away again, and the next client must still find some. So
+//! each client is entitled to its share while units are free, and gets more than its share only
+//! while a quarter of all units stays free for others. A client that is alone can thus use three
+//! quarters. Where a unit may be held for long, a client gets its share and no more.
 
 use std::{
     collections::HashMap,
@@ -17,16 +17,17 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// Whom shares count as one client: an IPv4 address, or the IPv6 network that one customer gets.
+/// What counts as one client: an IPv4 address, or the IPv6 network that a provider gives to one
+/// customer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientNetwork(pub IpAddr);
 
 impl ClientNetwork {
-    /// All whose address is not known.
+    /// Stands for all clients without a known address.
     pub const UNKNOWN: Self = Self(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 }
 
-/// How much each client has. Who has nothing is not remembered.
+/// The units that each client holds. Clients without units are not stored.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tally {
     of: HashMap<ClientNetwork, u64>,
@@ -34,12 +35,12 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// What all have together.
+    /// The units of all clients together.
     pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
-    /// What one has.
+    /// The units of one client.
     pub(crate) fn of(&self, client: ClientNetwork) -> u64 {
         self.of.get(&client).copied().unwrap_or(0)
     }
@@ -51,7 +52,7 @@ impl Tally {
         }
     }
 
-    /// Takes away what was added before.
+    /// Subtracts units that were added before.
     pub(crate) fn remove(&mut self, client: ClientNetwork, units: u64) {
         if let Some(has) = self.of.get_mut(&client) {
             *has -= units;
@@ -63,107 +64,106 @@ impl Tally {
     }
 }
 
-/// Units that may be in use at once. Cheap to clone; clones share the bound.
+/// A bound on the units in use. Cheap to clone; clones share the bound.
 #[derive(Debug, Clone)]
 pub struct Shares(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     total: u64,
-    /// What a client surely gets.
+    /// The units that each client is entitled to.
     share: u64,
-    /// Whether a client may have more than its share while others leave enough free.
-    lends: bool,
+    /// Whether a client may exceed its share while enough units stay free for others.
+    may_exceed_share: bool,
     step: u64,
     used: Mutex<Tally>,
     freed: Notify,
 }
 
-/// What a client has of the units, given back when dropped.
+/// The units that a client holds, given back when dropped.
 #[derive(Debug)]
-pub struct Share {
+pub struct SharePermit {
     shares: Shares,
     client: ClientNetwork,
     units: u64,
 }
 
-/// Others have what was asked for.
+/// Other clients hold the units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("nothing is left for this client")]
+#[error("no units are left for this client")]
 pub struct Full;
 
 impl Shares {
-    /// So many units, given out in steps of so many (at least 1). A share is half of them, or the
-    /// largest part that a client may need at once.
+    /// A bound of `total` units, counted in multiples of `step` (at least 1). A client's share is
+    /// half of them, or `largest`, the most that a client may need at once.
     pub fn new(total: u64, largest: u64, step: u64) -> Self {
         Self::with(total, largest.max(total / 2), true, step)
     }
 
-    /// So many units, of which no client ever gets more than its share.
+    /// A bound of `total` units, of which no client ever gets more than `share`.
     pub fn capped(total: u64, share: u64) -> Self {
         Self::with(total, share, false, 1)
     }
 
-    fn with(total: u64, share: u64, lends: bool, step: u64) -> Self {
+    fn with(total: u64, share: u64, may_exceed_share: bool, step: u64) -> Self {
         let (used, freed) = Default::default();
-        Self(Arc::new(Inner { total, share, lends, step, used, freed }))
+        Self(Arc::new(Inner { total, share, may_exceed_share, step, used, freed }))
     }
 
-    /// Nothing yet, to be grown.
-    pub fn empty(&self, client: ClientNetwork) -> Share {
-        Share { shares: self.clone(), client, units: 0 }
+    /// A permit for no units yet, to be grown.
+    pub fn empty(&self, client: ClientNetwork) -> SharePermit {
+        SharePermit { shares: self.clone(), client, units: 0 }
     }
 
-    /// Takes units, waiting for others to give theirs back.
+    /// Takes units, and waits until the deadline for others to give theirs back.
     ///
     /// # Errors
-    /// [`Full`] at the deadline.
+    /// [`Full`] if the deadline passes.
     pub async fn take(
         &self,
         client: ClientNetwork,
         units: u64,
         deadline: Instant,
-    ) -> Result<Share, Full> {
-        timeout_at(deadline, self.wait_for(client, units)).await.map_err(|_| Full)
+    ) -> Result<SharePermit, Full> {
+        timeout_at(deadline, self.take_when_free(client, units)).await.map_err(|_| Full)
     }
 
-    /// Takes units, waiting for others to give theirs back: for callers that have a deadline of
-    /// their own.
-    pub async fn wait_for(&self, client: ClientNetwork, units: u64) -> Share {
-        let mut share = self.empty(client);
+    /// Takes units, and waits as long as necessary. The caller must have a deadline of its own.
+    pub async fn take_when_free(&self, client: ClientNetwork, units: u64) -> SharePermit {
+        let mut permit = self.empty(client);
         loop {
-            // Listens before it looks: what is freed in between is not missed.
+            // Listens before it checks, so that it misses nothing that is freed in between.
             let mut freed = pin!(self.0.freed.notified());
             freed.as_mut().enable();
-            if share.grow_to(units).is_ok() {
-                return share;
+            if permit.grow_to(units).is_ok() {
+                return permit;
             }
             freed.await;
         }
     }
 
-    /// Whether a client would get so many units more, now.
+    /// Whether a client would get this many more units now.
     pub fn has_room(&self, client: ClientNetwork, units: u64) -> bool {
         self.0.allows(&self.used(), client, self.0.in_steps(units))
     }
 
-    /// Units in use.
+    /// The units in use.
     pub fn in_use(&self) -> u64 {
         self.used().total()
     }
 
     fn used(&self) -> MutexGuard<'_, Tally> {
-        // The tally is whole whatever panicked elsewhere.
+        // The tally stays consistent even if a holder of the lock panicked.
         self.0.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Inner {
-    /// The rule: see the module.
+    /// The rule that the module's documentation explains.
     fn allows(&self, used: &Tally, client: ClientNetwork, more: u64) -> bool {
         let (all, own) = (used.total().saturating_add(more), used.of(client).saturating_add(more));
-        let is_lent = self.lends && all <= self.total - self.total / 4;
-        all <= self.total && (own <= self.share || is_lent)
+        let may_exceed_now = self.may_exceed_share && all <= self.total - self.total / 4;
+        all <= self.total && (own <= self.share || may_exceed_now)
     }
 
     fn in_steps(&self, units: u64) -> u64 {
@@ -171,11 +171,11 @@ impl Inner {
     }
 }
 
-impl Share {
-    /// Takes what is missing to so many units, or nothing at all.
+impl SharePermit {
+    /// Grows the permit to this many units, or leaves it unchanged.
     ///
     /// # Errors
-    /// [`Full`], when they are not free now.
+    /// [`Full`] if the missing units are not free now.
     pub fn grow_to(&mut self, units: u64) -> Result<(), Full> {
         let more = self.shares.0.in_steps(units).saturating_sub(self.units);
         if more > 0 {
@@ -189,7 +189,7 @@ impl Share {
         Ok(())
     }
 
-    /// Gives back all but so many units.
+    /// Gives back all but this many units.
     pub fn shrink_to(&mut self, units: u64) {
         let less = self.units.saturating_sub(self.shares.0.in_steps(units));
         if less > 0 {
@@ -200,7 +200,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for SharePermit {
     fn drop(&mut self) {
         self.shrink_to(0);
     }

@@ -1,5 +1,6 @@
-//! Receives bytes: counted and hashed as they come, in memory while they are few, in a staging file
-//! once they are not. It knows no store: what is received may be saved, sent on, or dropped.
+//! Receives bytes: counts and hashes them as they arrive, and keeps them in memory or, if they are
+//! many, in a staging file. It does not know the store: what is received may be saved, sent
+//! elsewhere, or dropped.
 
 use std::{
     fs::{self, File},
@@ -18,46 +19,45 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    disk_space::{self, DiskSpace, Promise, lacks_room},
+    disk_space::{self, DiskSpace, SpacePermit, is_out_of_space},
     image::Content,
     sha256::Sha256,
 };
 
-/// How many bytes wait to be written together, once they are too many to be kept in memory; and the
-/// memory that receiving begins with.
+/// How many bytes are collected before they are written to the file; also the initial buffer.
 const PIECE: usize = 64 * 1024;
 
 /// Why bytes could not be received.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file system refuses.
+    /// The file system reported an error.
     #[error("cannot {action}")]
     Io {
-        /// What was being done.
+        /// What the spool was doing.
         action: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The disk has no room for it.
+    /// The disk has no room.
     #[error(transparent)]
     Space(#[from] disk_space::Error),
-    /// The thread that writes died.
-    #[error("the thread that writes died")]
-    Died(#[from] JoinError),
+    /// The thread that writes panicked.
+    #[error("the thread that writes panicked")]
+    Panicked(#[from] JoinError),
 }
 
 impl Error {
     /// Whether the cause is a lack of room.
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Io { source, .. } => lacks_room(source),
+            Self::Io { source, .. } => is_out_of_space(source),
             Self::Space(error) => error.is_shortage(),
-            Self::Died(_) => false,
+            Self::Panicked(_) => false,
         }
     }
 }
 
-fn while_(action: &'static str) -> impl Fn(io::Error) -> Error {
+fn cannot(action: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { action, source }
 }
 
@@ -69,74 +69,76 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// A folder that exists, and the disk that it is on.
+    /// Creates a handle for an existing folder on the disk that `space` describes.
     pub fn new(folder: PathBuf, space: DiskSpace) -> Self {
         Self { folder: folder.into(), space }
     }
 
-    /// Makes an empty file. Blocks.
+    /// Creates an empty file. Blocks.
     ///
     /// # Errors
-    /// What the disk says.
-    pub fn file(&self) -> Result<Staged, Error> {
+    /// The disk's error.
+    pub fn file(&self) -> Result<StagingFile, Error> {
         let path = self.folder.join(Uuid::now_v7().to_string());
         let file = File::options()
             .create_new(true)
             .read(true)
             .append(true)
             .open(&path)
-            .map_err(while_("make a file"))?;
-        Ok(Staged { file: Arc::new(file), path: Some(path) })
+            .map_err(cannot("make a file"))?;
+        Ok(StagingFile { file: Arc::new(file), path: Some(path) })
     }
 
-    /// Begins to receive, with up to `keep` bytes in memory.
-    pub fn spool(&self, keep: usize) -> Spool {
+    /// Starts to receive; up to `memory_limit` bytes stay in memory.
+    pub fn spool(&self, memory_limit: usize) -> Spool {
         Spool {
             staging: self.clone(),
-            keep,
-            is_for_disk: false,
-            pending: BytesMut::with_capacity(keep.min(PIECE)),
-            staged: None,
-            promise: self.space.promise(),
+            memory_limit,
+            ends_on_disk: false,
+            pending: BytesMut::with_capacity(memory_limit.min(PIECE)),
+            staging_file: None,
+            permit: self.space.empty_permit(),
             hasher: Hasher::new(),
             len: 0,
         }
     }
 
-    /// The same, of what is going to be on the disk in the end: it finds room there as it comes.
-    pub fn spool_for_disk(&self, keep: usize) -> Spool {
-        Spool { is_for_disk: true, ..self.spool(keep) }
+    /// Like [`Self::spool`], for bytes that will end up on the disk: room for them is reserved as
+    /// they arrive.
+    pub fn spool_for_disk(&self, memory_limit: usize) -> Spool {
+        Spool { ends_on_disk: true, ..self.spool(memory_limit) }
     }
 }
 
 /// A staging file, removed when dropped unless it was moved.
 #[derive(Debug)]
-pub struct Staged {
+pub struct StagingFile {
     file: Arc<File>,
     path: Option<PathBuf>,
 }
 
-impl Staged {
+impl StagingFile {
     /// Appends bytes. Blocks.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The disk's error.
     pub fn append(&self, bytes: &[u8]) -> Result<(), Error> {
-        (&*self.file).write_all(bytes).map_err(while_("write a picture"))
+        (&*self.file).write_all(bytes).map_err(cannot("write a picture"))
     }
 
-    /// Writes the bytes through to the disk. Blocks.
+    /// Syncs the file to the disk. Blocks.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The disk's error.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
     }
 
-    /// Moves the file to another folder of the same disk: it is no staging file any more. Blocks.
+    /// Moves the file to another folder of the same disk, where it is not removed when dropped.
+    /// Blocks.
     ///
     /// # Errors
-    /// What the disk says; the file is then removed.
+    /// The disk's error; the file is then removed.
     pub fn move_to(mut self, path: &Path) -> io::Result<()> {
         if let Some(from) = &self.path {
             fs::rename(from, path)?;
@@ -145,7 +147,7 @@ impl Staged {
         Ok(())
     }
 
-    /// Removes the file now, and not on another thread. Blocks.
+    /// Removes the file before this returns. Blocks.
     pub fn remove(mut self) {
         if let Some(path) = self.path.take() {
             remove(&path);
@@ -153,9 +155,9 @@ impl Staged {
     }
 }
 
-impl Drop for Staged {
-    /// Dropped in a task, the file is removed on another thread: a disk that hangs must not stop those
-    /// that answer. Should the process end before, the next start removes it.
+impl Drop for StagingFile {
+    /// Inside a runtime the file is removed on another thread, because a hanging disk must not
+    /// block the threads that answer. If the process ends first, the next start removes the file.
     fn drop(&mut self) {
         let Some(path) = self.path.take() else { return };
         match Handle::try_current() {
@@ -167,7 +169,7 @@ impl Drop for Staged {
 
 fn remove(staging_file: &Path) {
     if let Err(error) = fs::remove_file(staging_file) {
-        tracing::warn!(%error, "a staging file could not be removed; the next start will");
+        tracing::warn!(%error, "a staging file could not be removed; the next start will remove it");
     }
 }
 
@@ -175,132 +177,136 @@ fn remove(staging_file: &Path) {
 #[derive(Debug)]
 pub struct Spool {
     staging: Staging,
-    keep: usize,
-    is_for_disk: bool,
+    memory_limit: usize,
+    ends_on_disk: bool,
     pending: BytesMut,
-    staged: Option<Staged>,
-    /// The room for what is on the disk, or is going to be.
-    promise: Promise,
+    staging_file: Option<StagingFile>,
+    /// Permission for the room that the bytes take or will take on the disk.
+    permit: SpacePermit,
     hasher: Hasher,
     len: u64,
 }
 
 impl Spool {
-    /// Takes the next bytes.
+    /// Adds the next bytes.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The disk's error.
     pub async fn write(&mut self, bytes: &Bytes) -> Result<(), Error> {
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
-        if self.is_for_disk {
-            self.promise.grow_to(self.len).await?;
+        if self.ends_on_disk {
+            self.permit.grow_to(self.len).await?;
         }
-        let room = if self.staged.is_some() { PIECE } else { self.keep };
+        let room = if self.staging_file.is_some() { PIECE } else { self.memory_limit };
         let len = self.pending.len() + bytes.len();
         if len > room {
             return self.flush(bytes.clone()).await;
         }
         if len > self.pending.capacity() {
-            // Once, and no more than it can come to.
+            // Grows the buffer only once, to the most that it can need.
             self.pending.reserve(room - self.pending.len());
         }
         self.pending.extend_from_slice(bytes);
         Ok(())
     }
 
-    /// Bytes taken so far.
+    /// The number of bytes received so far.
     pub fn received(&self) -> u64 {
         self.len
     }
 
-    /// Ends receiving. At most `keep` bytes are in memory, and nowhere else.
+    /// Ends receiving. Up to `memory_limit` bytes are then in memory only; more are in the file
+    /// only.
     ///
     /// # Errors
-    /// What the disk says.
+    /// The disk's error.
     pub async fn finish(mut self) -> Result<Spooled, Error> {
-        let content = if self.staged.is_some() {
+        let content = if self.staging_file.is_some() {
             self.flush(Bytes::new()).await?;
-            self.staged.as_ref().map(|staged| Content::File(Arc::clone(&staged.file), self.len))
+            self.staging_file
+                .as_ref()
+                .map(|staging_file| Content::File(Arc::clone(&staging_file.file), self.len))
         } else {
             None
         };
         Ok(Spooled {
             content: content.unwrap_or_else(|| Content::Memory(self.pending.split().freeze())),
             sha256: Sha256::of(self.hasher),
-            staged: self.staged,
-            promise: self.promise,
+            staging_file: self.staging_file,
+            permit: self.permit,
         })
     }
 
-    /// Writes what is in memory, and what comes after that.
+    /// Writes the buffered bytes and then `more` to the file.
     async fn flush(&mut self, more: Bytes) -> Result<(), Error> {
         let len = self.len;
-        self.promise.grow_to(len).await?;
+        self.permit.grow_to(len).await?;
         let bytes = self.pending.split();
-        let staged = self.staged.take();
+        let staging_file = self.staging_file.take();
         let staging = self.staging.clone();
-        // It goes along: the thread writes on when nobody waits for it any more.
-        let nothing = staging.space.promise();
-        let mut promise = mem::replace(&mut self.promise, nothing);
-        let (staged, promise, mut bytes) = spawn_blocking(move || {
-            let staged = match staged {
-                Some(staged) => staged,
+        // The permit moves to the thread, which goes on writing even if nobody waits for it any
+        // more.
+        let empty = staging.space.empty_permit();
+        let mut permit = mem::replace(&mut self.permit, empty);
+        let (staging_file, permit, mut bytes) = spawn_blocking(move || {
+            let staging_file = match staging_file {
+                Some(staging_file) => staging_file,
                 None => staging.file()?,
             };
-            staged.append(&bytes)?;
-            staged.append(&more)?;
-            promise.wrote(len);
-            Ok::<_, Error>((staged, promise, bytes))
+            staging_file.append(&bytes)?;
+            staging_file.append(&more)?;
+            permit.mark_written(len);
+            Ok::<_, Error>((staging_file, permit, bytes))
         })
         .await??;
-        self.promise = promise;
-        // Its memory is used again, unless that is what a picture in memory takes.
+        self.permit = permit;
+        // The buffer is reused, unless it has the size of a picture in memory.
         bytes.clear();
         self.pending =
             if bytes.capacity() > PIECE { BytesMut::with_capacity(PIECE) } else { bytes };
-        self.staged = Some(staged);
+        self.staging_file = Some(staging_file);
         Ok(())
     }
 }
 
-/// Received bytes. Dropping them leaves nothing behind.
+/// The received bytes. Dropping this removes them.
 #[derive(Debug)]
 pub struct Spooled {
-    /// The bytes; they stay readable while and after the staging file is moved.
+    /// The bytes. They stay readable while the staging file is moved, and after that.
     pub content: Content,
     /// SHA-256 of the bytes.
     pub sha256: Sha256,
     /// The staging file, if there is one.
-    pub staged: Option<Staged>,
-    promise: Promise,
+    pub staging_file: Option<StagingFile>,
+    permit: SpacePermit,
 }
 
 impl Spooled {
-    /// Drops what was received; its file is removed when this returns. Blocks.
+    /// Drops the bytes; their file is removed before this returns. Blocks.
     pub fn discard(self) {
-        if let Some(staged) = self.staged {
-            staged.remove();
+        if let Some(staging_file) = self.staging_file {
+            staging_file.remove();
         }
     }
 
-    /// The staging file; made now, if the bytes are in memory. Blocks.
+    /// Returns the staging file, which is written first if the bytes are in memory. Blocks.
     ///
     /// # Errors
-    /// What the disk says.
-    pub fn into_file(mut self, staging: &Staging) -> Result<Staged, Error> {
-        match (self.staged, &self.content) {
-            (Some(staged), _) => Ok(staged),
+    /// The disk's error.
+    pub fn into_file(mut self, staging: &Staging) -> Result<StagingFile, Error> {
+        match (self.staging_file, &self.content) {
+            (Some(staging_file), _) => Ok(staging_file),
             (None, Content::Memory(bytes)) => {
                 let len = bytes.len() as u64;
-                self.promise.grow_to_blocking(len)?;
-                let staged = staging.file()?;
-                staged.append(bytes)?;
-                self.promise.wrote(len);
-                Ok(staged)
+                self.permit.grow_to_blocking(len)?;
+                let staging_file = staging.file()?;
+                staging_file.append(bytes)?;
+                self.permit.mark_written(len);
+                Ok(staging_file)
             }
             (None, Content::File(..)) => {
-                Err(while_("find a picture's file")(io::ErrorKind::NotFound.into()))
+                Err(cannot("find a picture's file")(io::ErrorKind::NotFound.into()))
             }
         }
     }
@@ -320,7 +326,7 @@ mod tests {
         let staging = Staging::new(path.clone(), DiskSpace::new(path, 0));
         let files = || fs::read_dir(folder.path()).unwrap().count();
         let builder = &mut tokio::runtime::Builder::new_current_thread();
-        // One thread that may block, and it hangs: a removal would have to wait for it.
+        // The only blocking thread hangs, so that a removal has to wait for it.
         let runtime = builder.max_blocking_threads(1).build().unwrap();
         let (release, hanging) = mpsc::channel::<()>();
         runtime.block_on(async {

@@ -1,7 +1,10 @@
-//! The downloads folder: receives pictures into `.incoming/` and saves them whole.
+//! The downloads folder: receives pictures into `.incoming/`, and saves them completely or not at
+//! all.
 //!
-//! A file in the folder itself is complete and durable or not there, whatever kills the process:
-//! it is synced before it gets its name, and the folder is synced after.
+//! A file in the folder itself is complete and durable, or it is absent, however the process ends:
+//! it is synced before the rename, and the folder is synced after it. One process owns the folder
+//! and holds one lock on it for its whole life: with a lock for each file, no process could know
+//! what the folder holds or which leftovers it may remove.
 
 use std::{
     collections::HashSet,
@@ -23,7 +26,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    disk_space::{self, DiskSpace, FreeSpace, lacks_room, whole_blocks},
+    disk_space::{self, DiskSpace, FreeSpace, is_out_of_space, whole_blocks},
     sampler::Sampler,
     spool::{self, Spool, Spooled, Staging},
 };
@@ -35,17 +38,17 @@ mod saved;
 
 pub use readiness::Fault;
 pub use retention::{Retention, Swept};
-pub use saved::SavedFile;
+pub use saved::SavedFileGuard;
 
-/// How long the removal of a refused picture is waited for.
+/// How long a request waits for the removal of a refused picture.
 const REMOVAL_TIME: Duration = Duration::from_secs(1);
 
 /// Where pictures are saved.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The folder; made if it is missing.
+    /// The folder; created if it is missing.
     pub folder: PathBuf,
-    /// The disk that the folder is on, and what stays free there.
+    /// The room on the folder's disk.
     pub space: DiskSpace,
     /// How long pictures are kept.
     pub retention: Retention,
@@ -54,26 +57,26 @@ pub struct Settings {
 /// Why a picture could not be saved.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It would fall below the disk's reserve, or nobody knows.
+    /// The disk is below its reserve, or its free space is unknown.
     #[error(transparent)]
     Space(#[from] disk_space::Error),
-    /// The file system refuses.
+    /// The file system reported an error.
     #[error("cannot {action}")]
     Io {
-        /// What was being done.
+        /// What the store was doing.
         action: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The picture could not be received.
     #[error(transparent)]
     Spool(#[from] spool::Error),
-    /// The deadline passed first.
-    #[error("the disk was not done in time")]
+    /// The deadline passed before the picture was saved.
+    #[error("the disk did not finish in time")]
     Timeout,
-    /// The thread that saves died.
-    #[error("the thread that saves died")]
-    Died(#[from] JoinError),
+    /// The thread that saves panicked.
+    #[error("the thread that saves panicked")]
+    Panicked(#[from] JoinError),
 }
 
 impl Error {
@@ -81,29 +84,29 @@ impl Error {
     pub fn is_full(&self) -> bool {
         match self {
             Self::Space(error) => error.is_shortage(),
-            Self::Io { source, .. } => lacks_room(source),
+            Self::Io { source, .. } => is_out_of_space(source),
             Self::Spool(error) => error.is_full(),
-            Self::Timeout | Self::Died(_) => false,
+            Self::Timeout | Self::Panicked(_) => false,
         }
     }
 }
 
-fn while_(action: &'static str) -> impl Fn(io::Error) -> Error {
+fn cannot(action: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { action, source }
 }
 
-/// A folder that cannot be used at start.
+/// Why the folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process owns it.
     #[error("{0} is in use by another imagesvc: give each its own IMAGESVC_DOWNLOADS_DIR")]
     InUse(PathBuf),
-    /// The file system refuses.
+    /// The file system reported an error.
     #[error("the downloads folder cannot be used: {path}")]
     Io {
         /// The folder or file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -120,22 +123,22 @@ pub struct Store {
 struct Folder {
     path: PathBuf,
     incoming: Staging,
-    /// What was found when the folder was looked at.
-    looks: Sampler<Vec<Fault>>,
-    /// Saved pictures whose request is not done.
+    /// The latest check of the folder for `/ready`.
+    checks: Sampler<Vec<Fault>>,
+    /// Saved pictures whose request has not ended.
     at_work: Mutex<HashSet<Uuid>>,
-    /// Bytes of all saved pictures, as far as they were counted.
+    /// The size of all saved pictures, as far as they were counted.
     saved_bytes: AtomicU64,
     max_bytes: u64,
-    /// Told when the saved pictures are more than they may be.
-    outgrown: Notify,
-    /// Locked as long as it is open; the system unlocks it whatever ends the process.
+    /// Notified when the saved pictures exceed their limit.
+    over_limit: Notify,
+    /// The lock lasts as long as the file is open; the system releases it however the process ends.
     _lock: File,
 }
 
 impl Folder {
     fn at_work(&self) -> MutexGuard<'_, HashSet<Uuid>> {
-        // The set is whole whatever panicked elsewhere.
+        // The set stays consistent even if a holder of the lock panicked.
         self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -143,22 +146,22 @@ impl Folder {
         self.at_work().contains(&id)
     }
 
-    /// Counts a picture that was saved.
+    /// Counts a saved picture.
     fn add_saved_bytes(&self, len: u64) {
         let bytes = whole_blocks(len);
         let before = self.saved_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.max_bytes {
-            self.outgrown.notify_one();
+            self.over_limit.notify_one();
         }
     }
 }
 
 impl Store {
-    /// Makes the folder if needed, locks it, and removes what an earlier process left unfinished.
+    /// Creates the folder if needed, locks it, and removes what an earlier process left unfinished.
     /// Blocks.
     ///
     /// # Errors
-    /// [`OpenError::InUse`] when another process has it.
+    /// [`OpenError::InUse`] if another process owns the folder.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         let path = settings.folder.clone();
         let incoming = path.join(".incoming");
@@ -178,40 +181,41 @@ impl Store {
         for entry in fs::read_dir(&incoming).map_err(fail(&incoming))? {
             let leftover = entry.map_err(fail(&incoming))?;
             if let Err(error) = fs::remove_file(leftover.path()) {
-                tracing::warn!(%error, name = ?leftover.file_name(), "a leftover in .incoming stays");
+                tracing::warn!(%error, name = ?leftover.file_name(), "a leftover in .incoming could not be removed");
             }
         }
         let folder = Arc::new(Folder {
             path,
             incoming: Staging::new(incoming, settings.space.clone()),
-            looks: Sampler::default(),
+            checks: Sampler::default(),
             at_work: Mutex::default(),
             saved_bytes: AtomicU64::new(0),
             max_bytes: settings.retention.max_bytes.unwrap_or(u64::MAX),
-            outgrown: Notify::new(),
+            over_limit: Notify::new(),
             _lock: lock,
         });
         let space = settings.space.clone();
         Ok(Self { folder, space, retention: settings.retention })
     }
 
-    /// What is free on the folder's disk, by a figure of at most a second ago.
+    /// The free space on the folder's disk, at most a second old.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// If the system cannot tell.
     pub async fn free_space(&self) -> Result<FreeSpace, Error> {
-        Ok(self.space.free().await?)
+        Ok(self.space.free_space().await?)
     }
 
-    /// Whether there is room for a picture beside the reserve and what is being received.
+    /// Whether the disk has room for a picture besides its reserve and the pictures that are being
+    /// received.
     ///
     /// # Errors
     /// [`Error::Space`] if not.
     pub async fn check_room(&self) -> Result<(), Error> {
-        Ok(self.space.check().await?)
+        Ok(self.space.check_room().await?)
     }
 
-    /// Removes a saved picture, and waits for that a moment: it goes on to its end all the same.
+    /// Removes a saved picture. Returns after a moment even if the removal is not finished.
     pub async fn remove(&self, name: String) {
         let path = self.folder.path.join(&name);
         let remove = spawn_blocking(move || {
@@ -219,40 +223,41 @@ impl Store {
                 tracing::warn!(%error, name, "the file of a refused picture could not be removed");
             }
         });
-        // It logs its own failure, and does not panic.
+        // The thread logs its own error, and does not panic.
         let _ = timeout(REMOVAL_TIME, remove).await;
     }
 
-    /// Where what is not to be saved may be staged.
+    /// The staging folder for files that will not be saved.
     pub fn staging(&self) -> Staging {
         self.folder.incoming.clone()
     }
 
-    /// Saves a picture under a new name (a UUID v7, so that names sort by time) with this extension,
-    /// and returns the name once it is durable. By the deadline, or when the caller stops waiting, the
-    /// picture is given up, and no file stays. What the picture occupies, `held`, is let go when the
-    /// thread that saves it is done with it: a disk that hangs may keep both for longer.
+    /// Saves a picture under a new name with this extension, and returns the name once it is
+    /// durable. The name is a UUID v7, so that names sort by time. If the deadline passes or the
+    /// caller stops waiting, the picture is given up and no file remains. `held` is dropped when
+    /// the saving thread ends, which a hanging disk may delay beyond the deadline.
     ///
     /// # Errors
-    /// What the disk says; [`Error::Timeout`].
+    /// The disk's error; [`Error::Timeout`].
     pub async fn save(
         &self,
         spooled: Spooled,
         extension: &'static str,
         deadline: Instant,
         held: impl Send + 'static,
-    ) -> Result<SavedFile, Error> {
+    ) -> Result<SavedFileGuard, Error> {
         let folder = Arc::clone(&self.folder);
-        decision::agree(deadline, move |decision| {
+        decision::save_before(deadline, move |decision| {
             let _held = held;
             saved::save(&folder, spooled, extension, |stage| decision.enter(stage))
         })
         .await
     }
 
-    /// Begins to receive a picture that is to be saved, of which up to `keep` bytes stay in memory.
-    pub fn spool(&self, keep: usize) -> Spool {
-        self.folder.incoming.spool_for_disk(keep)
+    /// Starts to receive a picture that will be saved; up to `memory_limit` bytes of it stay in
+    /// memory.
+    pub fn spool(&self, memory_limit: usize) -> Spool {
+        self.folder.incoming.spool_for_disk(memory_limit)
     }
 }
 
@@ -294,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn small_and_large_pictures_are_saved_whole() {
+    async fn small_and_large_pictures_are_saved_completely() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path()).unwrap();
         for keep in [100, 3, 0] {
@@ -318,7 +323,7 @@ mod tests {
         assert_eq!(files(&folder.path().join(".incoming")).len(), 1);
         drop(spooled);
         assert!(files(folder.path()).is_empty());
-        // On another thread.
+        // The removal runs on another thread.
         while !files(&folder.path().join(".incoming")).is_empty() {
             tokio::task::yield_now().await;
         }
@@ -353,11 +358,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_picture_in_memory_has_its_room_on_the_disk_before_it_is_written_there() {
+    async fn a_picture_in_memory_holds_its_room_on_the_disk_before_it_is_written() {
         let folder = tempfile::tempdir().unwrap();
         // Room for one small picture.
         let free = FreeSpace { bytes: (1 << 20) + 4096, inodes: None };
-        let space = DiskSpace::with_question(folder.path().to_owned(), 1 << 20, move |_| Ok(free));
+        let space = DiskSpace::with_measure(folder.path().to_owned(), 1 << 20, move |_| Ok(free));
         let store = open_on(space, folder.path()).unwrap();
         let picture = spooled(&store, 100, &[b"hello"]).await;
         assert!(store.check_room().await.unwrap_err().is_full());

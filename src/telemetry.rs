@@ -9,4 +9,4 @@ pub(crate) use causes::causes;
 pub use exposition::Exposition;
 pub(crate) use log::panic_text;
 pub use log::{Format, Settings, close as close_log, open as open_log, parse_filter};
-pub use metrics::{InFlight, Metrics, Readings};
+pub use metrics::{InFlightGuard, Metrics, Readings};

@@ -18,7 +18,7 @@ const SIZE: (u32, u32) = (4000, 3000);
 const EXIF: &[u8] =
     b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
 
-/// One photograph, in three formats, one of them twice. Each ends in room for a number, behind what is decoded.
+/// One photograph, in three formats. Each ends in room for a number, behind what is decoded.
 pub struct Photographs {
     pub jpeg: Vec<u8>,
     /// The same, but its EXIF says that it lies on its side.

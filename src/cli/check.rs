@@ -203,7 +203,7 @@ fn judge_disk(free: FreeSpace, reserve: u64) -> Finding {
 
 async fn check_decoder(config: &Config) -> Finding {
     let decoder = Decoder::new(config.decoder.clone(), Metrics::new());
-    match decoder.try_out(Instant::now() + DECODE_TIMEOUT).await {
+    match decoder.self_test(Instant::now() + DECODE_TIMEOUT).await {
         Ok(()) => Finding::new("decoder", State::Fine, "decodes pictures in processes of its own"),
         Err(error) => {
             let cause = causes(&error).last().map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -258,7 +258,7 @@ async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     };
     let picture = InlineImage::new("image/jpeg", sandbox::PHOTO);
     let started = Instant::now();
-    let outcome = match client.begin(ClientNetwork::UNKNOWN, started + CALL_TIMEOUT) {
+    let outcome = match client.reserve(ClientNetwork::UNKNOWN, started + CALL_TIMEOUT) {
         Ok(mut attempts) => client.infer(&picture, &mut attempts).await,
         Err(error) => Err(error),
     };
@@ -275,14 +275,14 @@ async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
                 }
                 FailureKind::RateLimited => "wait a minute; set NVIDIA_REQUESTS_PER_MINUTE",
                 FailureKind::Picture
-                | FailureKind::NoAssets
+                | FailureKind::UploadsRefused
                 | FailureKind::Unavailable
-                | FailureKind::Slow
-                | FailureKind::Lost
-                | FailureKind::Page
-                | FailureKind::Nonsense
+                | FailureKind::AttemptTimeout
+                | FailureKind::ResultGone
+                | FailureKind::GatewayPage
+                | FailureKind::InvalidAnswer
                 | FailureKind::Unexpected
-                | FailureKind::Deadline => {
+                | FailureKind::DeadlinePassed => {
                     "see whether the network lets calls out, and NVIDIA's status page"
                 }
             };

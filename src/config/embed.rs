@@ -2,7 +2,7 @@
 
 use super::{parse, reader::Reader, row::Setting};
 use crate::{
-    embed::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY, Settings},
+    embed::{ASSET_MEMORY, CallSettings, LargeImages, OUTAGE_MEMORY, Settings},
     pipeline::Limits,
     store,
 };
@@ -51,7 +51,7 @@ pub(super) fn resolve(
     limits: &Limits,
 ) -> Settings {
     Settings {
-        ask: AskSettings {
+        call: CallSettings {
             large_images: read.value(&LARGE_IMAGES),
             inline_limit: read.value(&INLINE_LIMIT),
             max_image_bytes: limits.max_image_bytes,

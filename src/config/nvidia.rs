@@ -9,7 +9,7 @@ use super::{
     reader::Reader,
     row::{Optional, Setting},
 };
-use crate::nvidia::{PACE_WINDOW, POLL_INTERVAL, ProxyAddress, RetryPolicy, Settings};
+use crate::nvidia::{PACE_WINDOW, POLL_INTERVAL, ProxyUrl, RetryPolicy, Settings};
 
 pub(super) const INFER_URL: Setting<Url> = Setting::new(
     "NVIDIA_INFER_URL",
@@ -48,9 +48,9 @@ pub(super) const REQUESTS_PER_MINUTE: Optional<u32> = Optional::new(
     "Inference calls in any 60 s window (hosted keys allow about 40)",
 );
 
-pub(super) const PROXY: Optional<ProxyAddress> = Optional::new(
+pub(super) const PROXY: Optional<ProxyUrl> = Optional::new(
     "NVIDIA_PROXY",
-    ProxyAddress::parse,
+    ProxyUrl::parse,
     "A proxy for the calls to NVIDIA, http://host:port",
 );
 

@@ -36,7 +36,7 @@ fn the_keys_of_clients_are_read_from_a_file_too() {
         (&[("IMAGESVC_CORS_ORIGINS", "app.example.com")], "no origin"),
         (&[("IMAGESVC_DOWNLOADS_MAX_AGE", "0")], "longer than zero"),
         (&[("IMAGESVC_DOWNLOADS_MAX_BYTES", "0")], "more than zero"),
-        (&[("IMAGESVC_LOG", "warning")], "no log filter"),
+        (&[("IMAGESVC_LOG", "warning")], "not a log filter"),
     ] {
         let pairs = [&[("IMAGESVC_SANDBOX", "1")], pairs].concat();
         let faults = resolve(&pairs).unwrap_err().to_string();

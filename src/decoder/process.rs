@@ -1,4 +1,4 @@
-//! A child as its parent sees it: started, read, and ended.
+//! The parent's side of a child: starts it, reads its answer, and ends it.
 
 use std::{
     fs::File,
@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Error,
-    protocol::{HEAD, Job, Kind, MAX_WORDS},
+    protocol::{AnswerKind, HEADER_LEN, Job, MAX_MESSAGE},
 };
 use crate::{
     fair_queue::Permit,
@@ -29,7 +29,7 @@ use crate::{
 /// How much of an answer is read at once, in bytes.
 const PIECE: usize = 64 * 1024;
 
-/// Where an open file can be opened once more.
+/// The folder through which an open file can be opened again.
 #[cfg(target_os = "linux")]
 const OPEN_FILES: &str = "/proc/self/fd";
 #[cfg(not(target_os = "linux"))]
@@ -38,7 +38,7 @@ const OPEN_FILES: &str = "/dev/fd";
 /// The exit code of a Rust program that panicked.
 const PANICKED: i32 = 101;
 
-/// A running child. Dropping it ends it.
+/// A running child. Dropping this kills it.
 #[derive(Debug)]
 pub(super) struct Process(Option<Running>);
 
@@ -63,7 +63,7 @@ impl Process {
         };
         let stdin = match content {
             Content::Memory(_) => Stdio::piped(),
-            // Opened once more, to be read only, and from a place of its own.
+            // Opened again, so that the child can only read, and has a file position of its own.
             Content::File(file, _) => {
                 let path = format!("{OPEN_FILES}/{}", file.as_raw_fd());
                 File::open(path).map_err(unavailable)?.into()
@@ -75,19 +75,21 @@ impl Process {
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            // A signal to the service's group, such as Ctrl-C, is not meant for it: the drain is.
+            // Ctrl-C and other signals to the service's process group must not reach the child: the
+            // service still drains its requests.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(unavailable)?;
         if let (Content::Memory(bytes), Some(stdin)) = (content, child.stdin.take()) {
-            // Beside the reading: each could wait for the other. It ends with the child.
+            // On a task of its own, because the child may write while it still has input to read.
+            // The task ends with the child.
             tokio::spawn(feed(stdin, bytes.clone()));
         }
         Ok(Self(Some(Running { child, permit })))
     }
 
-    /// Receives the answer, and the child's end.
+    /// Reads the answer, and waits for the child's end.
     pub(super) async fn answer(
         mut self,
         picture: &Picture,
@@ -95,19 +97,21 @@ impl Process {
         mut spool: Spool,
     ) -> Result<Spooled, Error> {
         let stdout = self.0.as_mut().and_then(|running| running.child.stdout.take());
-        let Some(mut stdout) = stdout else { return Err(confused("has no standard output")) };
-        let mut head = [0; HEAD];
-        if stdout.read_exact(&mut head).await.is_err() {
-            return Err(fate(self.end().await?, picture, "said nothing"));
-        }
-        let Some((kind, len)) = Kind::parse(head) else {
-            return Err(confused("said what makes no sense"));
+        let Some(mut stdout) = stdout else {
+            return Err(protocol_violation("has no standard output"));
         };
-        let max_len = if kind == Kind::Done { max_len } else { MAX_WORDS as u64 };
-        if len > max_len {
-            return Err(confused("said too much"));
+        let mut header = [0; HEADER_LEN];
+        if stdout.read_exact(&mut header).await.is_err() {
+            return Err(classify_exit(self.end().await?, picture, "ended without an answer"));
         }
-        // One byte more: whether it ends where it said.
+        let Some((kind, len)) = AnswerKind::parse(header) else {
+            return Err(protocol_violation("sent an invalid answer"));
+        };
+        let max_len = if kind == AnswerKind::Done { max_len } else { MAX_MESSAGE as u64 };
+        if len > max_len {
+            return Err(protocol_violation("announced too long an answer"));
+        }
+        // Reads one byte more, to notice an answer that is longer than announced.
         let mut rest = stdout.take(len + 1);
         let mut piece = BytesMut::new();
         loop {
@@ -115,36 +119,46 @@ impl Process {
             match rest.read_buf(&mut piece).await {
                 Ok(0) => break,
                 Ok(_) => spool.write(&piece.split().freeze()).await?,
-                Err(_) => break, // how the child ends tells why
+                Err(_) => break, // the child's exit status shows why
             }
         }
         match spool.received() {
-            received if received > len => return Err(confused("said more than it announced")),
+            received if received > len => {
+                return Err(protocol_violation("sent more than it announced"));
+            }
             received => match self.end().await? {
                 status if received == len && status.success() => {}
-                status => return Err(fate(status, picture, "broke off in its answer")),
+                status => {
+                    return Err(classify_exit(
+                        status,
+                        picture,
+                        "ended in the middle of its answer",
+                    ));
+                }
             },
         }
-        let said = spool.finish().await?;
-        let words = || {
-            let words = said.content.read_at(0, MAX_WORDS).unwrap_or_default();
-            String::from_utf8_lossy(&words).into_owned()
+        let answer = spool.finish().await?;
+        let message = || {
+            let message = answer.content.read_at(0, MAX_MESSAGE).unwrap_or_default();
+            String::from_utf8_lossy(&message).into_owned()
         };
         Err(match kind {
-            Kind::Done => return Ok(said),
-            Kind::Broken => broken(picture, words()),
-            Kind::Panicked => broken(picture, format!("the decoder panicked: {}", words())),
-            Kind::Unreadable => image::Error::Unreadable(io::Error::other(words())).into(),
-            Kind::Unlimited => {
-                let fault = format!("could not limit itself: {}", words());
+            AnswerKind::Done => return Ok(answer),
+            AnswerKind::Broken => broken(picture, message()),
+            AnswerKind::Panicked => broken(picture, format!("the decoder panicked: {}", message())),
+            AnswerKind::Unreadable => image::Error::Unreadable(io::Error::other(message())).into(),
+            AnswerKind::LimitsFailed => {
+                let fault = format!("could not limit itself: {}", message());
                 Error::Unavailable { fault, source: None }
             }
         })
     }
 
-    /// Waits for the child's end, and gives its room back.
+    /// Waits for the child's end, then gives its permit back.
     async fn end(&mut self) -> Result<ExitStatus, Error> {
-        let Some(running) = &mut self.0 else { return Err(confused("was waited for twice")) };
+        let Some(running) = &mut self.0 else {
+            return Err(protocol_violation("was waited for twice"));
+        };
         let status = running.child.wait().await.map_err(|source| {
             let fault = "could not be waited for".to_owned();
             Error::Unavailable { fault, source: Some(source) }
@@ -157,12 +171,12 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let Some(Running { mut child, permit }) = self.0.take() else { return };
-        // The room is not free before the child has ended. Outside of a runtime, at the very end,
-        // nobody waits for room: `kill_on_drop` does the rest.
+        // The permit is given back only after the child has ended. Outside of a runtime (at the
+        // very end of the process) nobody waits for it, and `kill_on_drop` is enough.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
                 if let Err(error) = child.kill().await {
-                    tracing::warn!(%error, "a decoder's process could not be ended");
+                    tracing::warn!(%error, "a decoder's process could not be killed");
                 }
                 drop(permit);
             });
@@ -171,17 +185,17 @@ impl Drop for Process {
 }
 
 async fn feed(mut stdin: ChildStdin, bytes: Bytes) {
-    // A child that ends early does not read all; what it says, or its end, tells why.
+    // A child that ends early does not read everything; its answer or exit status shows why.
     let _ = stdin.write_all(&bytes).await;
 }
 
-/// What a child's end means when it did not answer in full.
-fn fate(status: ExitStatus, picture: &Picture, otherwise: &str) -> Error {
+/// Classifies the exit of a child that did not answer completely.
+fn classify_exit(status: ExitStatus, picture: &Picture, otherwise: &str) -> Error {
     match (status.signal(), status.signal().and_then(Signal::from_named_raw)) {
         (_, Some(Signal::XCPU)) => broken(picture, "it takes too much processor time"),
-        // Rust ends a process that has no memory left so.
+        // Rust aborts a process that cannot allocate memory.
         (_, Some(Signal::ABORT)) => broken(picture, "it takes too much memory"),
-        // What a process does to itself.
+        // Signals that a process causes itself.
         (_, Some(Signal::BUS | Signal::FPE | Signal::ILL | Signal::SEGV | Signal::TRAP)) => {
             broken(picture, "the decoder crashed")
         }
@@ -190,7 +204,7 @@ fn fate(status: ExitStatus, picture: &Picture, otherwise: &str) -> Error {
             Error::Unavailable { fault, source: None }
         }
         (None, _) if status.code() == Some(PANICKED) => broken(picture, "the decoder panicked"),
-        (None, _) => confused(&format!("{otherwise} ({status})")),
+        (None, _) => protocol_violation(&format!("{otherwise} ({status})")),
     }
 }
 
@@ -198,6 +212,6 @@ fn broken(picture: &Picture, reason: impl Into<String>) -> Error {
     image::Error::Broken { format: picture.format, reason: reason.into() }.into()
 }
 
-fn confused(fault: &str) -> Error {
-    Error::Confused(fault.to_owned())
+fn protocol_violation(fault: &str) -> Error {
+    Error::ProtocolViolation(fault.to_owned())
 }

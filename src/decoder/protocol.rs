@@ -1,11 +1,12 @@
-//! What the two processes agree on: the job as arguments, and the first bytes of the answer.
+//! The protocol between the service and a child: the job as arguments, and the header of the
+//! answer.
 
 use crate::image::{Format, Orientation, Target};
 
 /// The hidden command.
 pub(super) const COMMAND: &str = "decode";
 
-/// What a child is to do, and what it may take.
+/// What a child decodes, and its limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Job {
     pub(super) target: Target,
@@ -13,7 +14,7 @@ pub(super) struct Job {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) orientation: Orientation,
-    /// What decoding should take, in bytes.
+    /// The estimated memory for decoding, in bytes.
     pub(super) cost: u64,
     /// In bytes.
     pub(super) address_space: u64,
@@ -41,7 +42,7 @@ impl Job {
         ]
     }
 
-    /// The job of these arguments, the command itself left out.
+    /// Parses the arguments without the command.
     pub(super) fn parse(args: &[String]) -> Option<Self> {
         let [
             target,
@@ -75,48 +76,48 @@ impl Job {
     }
 }
 
-/// What a child says.
+/// The kinds of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// What it rendered follows.
+pub(super) enum AnswerKind {
+    /// The rendered picture follows.
     Done,
     /// The picture cannot be decoded; the reason follows.
     Broken,
-    /// A decoder panicked; its words follow.
+    /// A decoder panicked; its message follows.
     Panicked,
-    /// The picture's bytes cannot be read; the system's words follow.
+    /// The picture's bytes cannot be read; the system's message follows.
     Unreadable,
-    /// It could not limit itself, and did nothing; the system's words follow.
-    Unlimited,
+    /// The child could not limit itself and decoded nothing; the system's message follows.
+    LimitsFailed,
 }
 
-/// How long words may be, in bytes.
-pub(super) const MAX_WORDS: usize = 4096;
+/// The longest message, in bytes.
+pub(super) const MAX_MESSAGE: usize = 4096;
 
-/// How long the head of an answer is, in bytes: a letter, and the length of what follows.
-pub(super) const HEAD: usize = 9;
+/// The length of an answer's header in bytes: a letter, and the length of what follows.
+pub(super) const HEADER_LEN: usize = 9;
 
-impl Kind {
+impl AnswerKind {
     const LETTERS: [(Self, u8); 5] = [
         (Self::Done, b'd'),
         (Self::Broken, b'b'),
         (Self::Panicked, b'p'),
         (Self::Unreadable, b'r'),
-        (Self::Unlimited, b'l'),
+        (Self::LimitsFailed, b'l'),
     ];
 
-    /// The head of an answer.
-    pub(super) fn head(self, len: u64) -> [u8; HEAD] {
-        let mut head = [0; HEAD];
+    /// The header of an answer of `len` bytes.
+    pub(super) fn header(self, len: u64) -> [u8; HEADER_LEN] {
+        let mut header = [0; HEADER_LEN];
         let letter = Self::LETTERS.iter().find(|(kind, _)| *kind == self);
-        head[0] = letter.map_or(0, |(_, letter)| *letter);
-        head[1..].copy_from_slice(&len.to_le_bytes());
-        head
+        header[0] = letter.map_or(0, |(_, letter)| *letter);
+        header[1..].copy_from_slice(&len.to_le_bytes());
+        header
     }
 
-    /// Reads a head: what it says, and the length of what follows.
-    pub(super) fn parse(head: [u8; HEAD]) -> Option<(Self, u64)> {
-        let [letter, len @ ..] = head;
+    /// Parses a header into the answer's kind and the length of what follows.
+    pub(super) fn parse(header: [u8; HEADER_LEN]) -> Option<(Self, u64)> {
+        let [letter, len @ ..] = header;
         let (kind, _) = Self::LETTERS.into_iter().find(|(_, known)| *known == letter)?;
         Some((kind, u64::from_le_bytes(len)))
     }
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_and_an_answer_come_out_as_they_went_in() {
+    fn jobs_and_answers_survive_the_round_trip() {
         for target in [
             Target::Converted { max_len: 20 << 20 },
             Target::Shrunk { max_len: 149_999 },
@@ -146,9 +147,9 @@ mod tests {
             assert_eq!(Job::parse(&job.to_args()[1..]), Some(job));
             assert_eq!(Job::parse(&job.to_args()), None);
         }
-        for (kind, _) in Kind::LETTERS {
-            assert_eq!(Kind::parse(kind.head(7)), Some((kind, 7)));
+        for (kind, _) in AnswerKind::LETTERS {
+            assert_eq!(AnswerKind::parse(kind.header(7)), Some((kind, 7)));
         }
-        assert_eq!(Kind::parse([0; HEAD]), None);
+        assert_eq!(AnswerKind::parse([0; HEADER_LEN]), None);
     }
 }

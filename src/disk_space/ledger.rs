@@ -1,4 +1,4 @@
-//! What is free, promised and written: pure arithmetic.
+//! Arithmetic on what is free, granted and written.
 
 use std::ops::AddAssign;
 
@@ -6,38 +6,39 @@ use tokio::time::Instant;
 
 use super::whole_blocks;
 
-/// Where no more than this is free beyond the reserve, each step is looked at: others write, too.
+/// If less than this is free above the reserve, every grant needs a new measurement, because other
+/// programs write, too.
 const NEAR: Amount = Amount { bytes: 16 << 20, files: 1000 };
 
-/// The most inodes that stay free.
+/// The most inodes that must stay free.
 const MOST_RESERVED_INODES: u64 = 10_000;
 
-/// What is free on a disk.
+/// The free space of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FreeSpace {
-    /// Bytes that a user without privileges may take.
+    /// The bytes that an unprivileged user may take.
     pub bytes: u64,
-    /// Inodes; none where the file system makes them as they are needed.
+    /// The inodes; `None` if the file system creates them on demand.
     pub inodes: Option<Inodes>,
 }
 
-/// The inodes of a file system: each file takes one.
+/// The inodes of a file system. Each file takes one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inodes {
-    /// Those that a user without privileges may take.
+    /// Those that an unprivileged user may take.
     pub free: u64,
-    /// All of them.
+    /// The total number.
     pub total: u64,
 }
 
 impl Inodes {
-    /// How many stay free: one in a hundred, which is few on a small disk.
+    /// How many must stay free: one in a hundred, but no more than that maximum.
     fn reserve(self) -> u64 {
         (self.total / 100).min(MOST_RESERVED_INODES)
     }
 }
 
-/// What there is not enough of.
+/// What the disk has too little of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Shortage {
     /// Bytes.
@@ -45,7 +46,7 @@ pub enum Shortage {
     Bytes {
         /// Free bytes.
         free: u64,
-        /// Bytes that files want which are being written, this one included.
+        /// The bytes of all files that are being written, this one included.
         wanted: u64,
         /// Bytes that must stay free.
         reserve: u64,
@@ -57,7 +58,7 @@ pub enum Shortage {
     Inodes {
         /// Free inodes.
         free: u64,
-        /// Files that are to be made, this one included.
+        /// The number of files that are to be created, this one included.
         wanted: u64,
         /// Inodes that must stay free.
         reserve: u64,
@@ -65,7 +66,8 @@ pub enum Shortage {
 }
 
 impl FreeSpace {
-    /// Whether one more file, however small, leaves the reserve of so many bytes, and that of inodes.
+    /// Whether one more file, however small, leaves the reserve of bytes and that of inodes
+    /// untouched.
     ///
     /// # Errors
     /// [`Shortage`] if not.
@@ -73,10 +75,10 @@ impl FreeSpace {
         self.allow(Amount::of_file(1), reserve, Amount::default())
     }
 
-    /// Whether so much leaves the reserve, and so much more.
+    /// Whether `wanted` leaves the reserve untouched and `more` on top of it free.
     fn allow(self, wanted: Amount, reserve: u64, more: Amount) -> Result<(), Shortage> {
         let Self { bytes: free, inodes } = self;
-        // Without a reserve the system itself says when there is no room.
+        // Without a reserve, the system itself reports a full disk.
         let must_stay = wanted.bytes.saturating_add(reserve).saturating_add(more.bytes);
         if reserve > 0 && free < must_stay {
             return Err(Shortage::Bytes { free, wanted: wanted.bytes, reserve });
@@ -91,7 +93,7 @@ impl FreeSpace {
     }
 }
 
-/// What files take.
+/// The room that files take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Amount {
     pub(super) bytes: u64,
@@ -99,12 +101,12 @@ pub(super) struct Amount {
 }
 
 impl Amount {
-    /// One file of so many bytes.
+    /// One file of `len` bytes.
     pub(super) fn of_file(len: u64) -> Self {
         Self { bytes: whole_blocks(len), files: 1 }
     }
 
-    /// What is missing in another amount.
+    /// What this has more than `other`.
     pub(super) fn beyond(self, other: Self) -> Self {
         let bytes = self.bytes.saturating_sub(other.bytes);
         Self { bytes, files: self.files.saturating_sub(other.files) }
@@ -122,21 +124,21 @@ impl AddAssign for Amount {
     }
 }
 
-/// What the system said was free.
+/// The free space that the system reported.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sample {
-    pub(super) asked: Instant,
+pub(super) struct Measurement {
+    pub(super) taken_at: Instant,
     pub(super) free: FreeSpace,
-    /// What had been written when it was asked: surely no part of what it says is free.
+    /// What had been written before the measurement, which therefore does not count it as free.
     pub(super) written: Amount,
 }
 
-/// What all together were promised and wrote, since the process began.
+/// What all files together were granted and have written since the process started.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    promised: Amount,
+    granted: Amount,
     written: Amount,
-    last: Option<Sample>,
+    last: Option<Measurement>,
 }
 
 impl Ledger {
@@ -144,54 +146,56 @@ impl Ledger {
         self.written
     }
 
-    pub(super) fn remember(&mut self, sample: Sample) {
-        if self.last.is_none_or(|last| last.asked <= sample.asked) {
-            self.last = Some(sample);
+    pub(super) fn record(&mut self, measurement: Measurement) {
+        if self.last.is_none_or(|last| last.taken_at <= measurement.taken_at) {
+            self.last = Some(measurement);
         }
     }
 
-    /// Whether so much more leaves the reserve, by what was said last.
+    /// Whether `more` leaves the reserve untouched, by the latest measurement.
     pub(super) fn check(&self, more: Amount, reserve: u64) -> Result<(), Shortage> {
         self.allow(more, reserve, Amount::default())
     }
 
-    /// Promises so much more, if that leaves the reserve by what was said last.
-    pub(super) fn take(&mut self, more: Amount, reserve: u64) -> Result<(), Shortage> {
+    /// Grants `more` if that leaves the reserve untouched, by the latest measurement.
+    pub(super) fn grant(&mut self, more: Amount, reserve: u64) -> Result<(), Shortage> {
         self.check(more, reserve)?;
-        self.promised += more;
+        self.granted += more;
         Ok(())
     }
 
-    /// The same where it leaves much more, and that was said after this time; else says no.
-    pub(super) fn take_far_from_reserve(
+    /// Grants `more` if that leaves much more than the reserve, by a measurement after `since`.
+    /// Returns whether it did.
+    pub(super) fn grant_far_from_reserve(
         &mut self,
         more: Amount,
         reserve: u64,
         since: Option<Instant>,
     ) -> bool {
-        let is_young = self.last.is_some_and(|last| since.is_none_or(|since| last.asked > since));
-        let takes = is_young && self.allow(more, reserve, NEAR).is_ok();
+        let is_recent =
+            self.last.is_some_and(|last| since.is_none_or(|since| last.taken_at > since));
+        let takes = is_recent && self.allow(more, reserve, NEAR).is_ok();
         if takes {
-            self.promised += more;
+            self.granted += more;
         }
         takes
     }
 
     fn allow(&self, more: Amount, reserve: u64, left: Amount) -> Result<(), Shortage> {
-        // What was never asked for is not known to be free.
+        // Before the first measurement, nothing counts as free.
         let nothing = (FreeSpace { bytes: 0, inodes: None }, Amount::default());
         let (free, written) = self.last.map_or(nothing, |last| (last.free, last.written));
-        let mut wanted = self.promised.beyond(written);
+        let mut wanted = self.granted.beyond(written);
         wanted += more;
         free.allow(wanted, reserve, left)
     }
 
-    pub(super) fn write(&mut self, more: Amount) {
+    pub(super) fn mark_written(&mut self, more: Amount) {
         self.written += more;
     }
 
-    /// Takes back what was promised, and never written.
-    pub(super) fn give_back(&mut self, rest: Amount) {
-        self.promised = self.promised.beyond(rest);
+    /// Takes back what was granted but not written.
+    pub(super) fn release(&mut self, rest: Amount) {
+        self.granted = self.granted.beyond(rest);
     }
 }

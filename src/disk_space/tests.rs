@@ -10,11 +10,11 @@ use super::*;
 const BLOCK: u64 = 4096;
 const RESERVE: u64 = 1 << 20;
 
-/// A disk in memory, whose free room is what a test says.
+/// A disk in memory whose free space the test sets.
 #[derive(Clone, Default)]
 struct FakeDisk {
     free: Arc<AtomicU64>,
-    asked: Arc<AtomicU64>,
+    measured: Arc<AtomicU64>,
 }
 
 impl FakeDisk {
@@ -25,9 +25,9 @@ impl FakeDisk {
     }
 
     fn space(&self) -> DiskSpace {
-        let Self { free, asked } = self.clone();
-        DiskSpace::with_question("unused".into(), RESERVE, move |_| {
-            asked.fetch_add(1, Ordering::SeqCst);
+        let Self { free, measured } = self.clone();
+        DiskSpace::with_measure("unused".into(), RESERVE, move |_| {
+            measured.fetch_add(1, Ordering::SeqCst);
             Ok(FreeSpace { bytes: free.load(Ordering::SeqCst), inodes: None })
         })
     }
@@ -36,8 +36,8 @@ impl FakeDisk {
         self.free.fetch_sub(bytes, Ordering::SeqCst);
     }
 
-    fn asked(&self) -> u64 {
-        self.asked.load(Ordering::SeqCst)
+    fn measured(&self) -> u64 {
+        self.measured.load(Ordering::SeqCst)
     }
 }
 
@@ -46,41 +46,41 @@ fn is_shortage(result: &Result<(), Error>) -> bool {
 }
 
 #[tokio::test]
-async fn what_many_are_promised_never_comes_to_more_than_is_free_beside_the_reserve() {
+async fn the_permits_of_many_files_never_exceed_what_is_free_above_the_reserve() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
     let space = disk.space();
-    let mut promises: Vec<_> = (0..30).map(|_| space.promise()).collect();
-    let taken = join_all(promises.iter_mut().map(|promise| promise.grow_to(BLOCK))).await;
+    let mut permits: Vec<_> = (0..30).map(|_| space.empty_permit()).collect();
+    let taken = join_all(permits.iter_mut().map(|permit| permit.grow_to(BLOCK))).await;
     assert_eq!(taken.iter().filter(|taken| taken.is_ok()).count(), 10);
     assert!(taken.iter().all(|taken| taken.is_ok() || is_shortage(taken)));
-    assert!(is_shortage(&space.check().await) && is_shortage(&space.check_now()));
-    drop(promises);
-    space.check().await.unwrap();
+    assert!(is_shortage(&space.check_room().await) && is_shortage(&space.measure_and_check_room()));
+    drop(permits);
+    space.check_room().await.unwrap();
 }
 
 #[tokio::test]
-async fn what_is_written_is_counted_once_by_the_promise_or_by_the_system() {
+async fn written_bytes_are_counted_once_by_the_permit_or_by_the_system() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
     let space = disk.space();
-    let mut promise = space.promise();
+    let mut permit = space.empty_permit();
     for written in 1..=10 {
-        promise.grow_to(written * BLOCK).await.unwrap();
+        permit.grow_to(written * BLOCK).await.unwrap();
         disk.write(BLOCK);
-        promise.wrote(written * BLOCK);
+        permit.mark_written(written * BLOCK);
     }
-    assert!(is_shortage(&promise.grow_to(11 * BLOCK).await));
-    // It was written: nothing of it is given back.
-    drop(promise);
-    assert!(is_shortage(&space.check().await));
+    assert!(is_shortage(&permit.grow_to(11 * BLOCK).await));
+    // The bytes were written, so dropping the permit gives nothing back.
+    drop(permit);
+    assert!(is_shortage(&space.check_room().await));
 }
 
 #[tokio::test]
-async fn what_is_written_while_the_system_is_asked_is_not_lost() {
+async fn bytes_written_during_a_measurement_are_not_lost() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
-    let (asked, answer) = (mpsc::channel::<()>(), mpsc::channel::<u64>());
+    let (measured, answer) = (mpsc::channel::<()>(), mpsc::channel::<u64>());
     let answers = Mutex::new(answer.1);
-    let (tell, free) = (Mutex::new(asked.0), Arc::clone(&disk.free));
-    let space = DiskSpace::with_question("unused".into(), RESERVE, move |_| {
+    let (tell, free) = (Mutex::new(measured.0), Arc::clone(&disk.free));
+    let space = DiskSpace::with_measure("unused".into(), RESERVE, move |_| {
         let bytes = free.load(Ordering::SeqCst);
         tell.lock().unwrap().send(()).unwrap();
         let _ = answers.lock().unwrap().recv();
@@ -88,18 +88,18 @@ async fn what_is_written_while_the_system_is_asked_is_not_lost() {
     });
     let go_on = || answer.0.send(0).unwrap();
     go_on();
-    let mut first = space.promise();
+    let mut first = space.empty_permit();
     first.grow_to(8 * BLOCK).await.unwrap();
-    asked.1.recv().unwrap();
+    measured.1.recv().unwrap();
 
-    let mut second = space.promise();
+    let mut second = space.empty_permit();
     {
         let mut growing = Box::pin(second.grow_to(8 * BLOCK));
         assert!(poll!(&mut growing).is_pending());
-        asked.1.recv().unwrap();
-        // The system has looked, and not answered yet.
+        measured.1.recv().unwrap();
+        // The system has read the free space, but not answered yet.
         disk.write(8 * BLOCK);
-        first.wrote(8 * BLOCK);
+        first.mark_written(8 * BLOCK);
         go_on();
         assert!(is_shortage(&growing.await));
     }
@@ -107,60 +107,60 @@ async fn what_is_written_while_the_system_is_asked_is_not_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn far_from_the_reserve_the_system_is_asked_once_a_second_and_near_it_each_time() {
+async fn free_space_is_measured_once_a_second_far_from_the_reserve_and_each_time_near_it() {
     let disk = FakeDisk::with_free(RESERVE + (1 << 30));
     let space = disk.space();
-    let mut promise = space.promise();
+    let mut permit = space.empty_permit();
     for step in 1..=1000 {
-        promise.grow_to(step << 16).await.unwrap();
+        permit.grow_to(step << 16).await.unwrap();
     }
-    space.check().await.unwrap();
-    space.free().await.unwrap();
-    assert_eq!(disk.asked(), 1);
+    space.check_room().await.unwrap();
+    space.free_space().await.unwrap();
+    assert_eq!(disk.measured(), 1);
     tokio::time::advance(MAX_AGE).await;
-    space.check().await.unwrap();
-    assert_eq!(disk.asked(), 2);
+    space.check_room().await.unwrap();
+    assert_eq!(disk.measured(), 2);
 
     let disk = FakeDisk::with_free(RESERVE + (1 << 20));
     let space = disk.space();
-    for asked in 1..=5 {
-        space.check().await.unwrap();
-        assert_eq!(disk.asked(), asked);
+    for measured in 1..=5 {
+        space.check_room().await.unwrap();
+        assert_eq!(disk.measured(), measured);
     }
-    // Whoever makes room is believed at once.
+    // Near the reserve, freed space counts at once.
     disk.free.store(0, Ordering::SeqCst);
-    assert!(is_shortage(&space.check().await));
+    assert!(is_shortage(&space.check_room().await));
     disk.free.store(1 << 30, Ordering::SeqCst);
-    space.check().await.unwrap();
+    space.check_room().await.unwrap();
 }
 
 #[tokio::test]
 async fn inodes_are_counted_where_there_is_a_fixed_number_of_them() {
     let space = |inodes: Option<Inodes>| {
-        DiskSpace::with_question("unused".into(), 0, move |_| Ok(FreeSpace { bytes: 0, inodes }))
+        DiskSpace::with_measure("unused".into(), 0, move |_| Ok(FreeSpace { bytes: 0, inodes }))
     };
-    // As btrfs and many in user space say it: no figure, and so no bound.
-    space(None).check().await.unwrap();
+    // btrfs and many user-space file systems report no number of inodes, so there is no bound.
+    space(None).check_room().await.unwrap();
     let few = space(Some(Inodes { free: 102, total: 10_000 }));
-    let mut promises: Vec<_> = (0..3).map(|_| few.promise()).collect();
-    let taken = join_all(promises.iter_mut().map(|promise| promise.grow_to(1 << 30))).await;
+    let mut permits: Vec<_> = (0..3).map(|_| few.empty_permit()).collect();
+    let taken = join_all(permits.iter_mut().map(|permit| permit.grow_to(1 << 30))).await;
     assert_eq!(taken.iter().filter(|taken| taken.is_ok()).count(), 2);
-    let none_left = few.check().await.unwrap_err();
+    let none_left = few.check_room().await.unwrap_err();
     assert!(matches!(none_left, Error::Shortage(Shortage::Inodes { free: 102, reserve: 100, .. })));
 }
 
 #[tokio::test]
-async fn a_system_that_says_nothing_promises_nothing() {
-    let space = DiskSpace::with_question("unused".into(), RESERVE, |_| {
+async fn nothing_is_granted_if_free_space_cannot_be_measured() {
+    let space = DiskSpace::with_measure("unused".into(), RESERVE, |_| {
         Err(io::ErrorKind::PermissionDenied.into())
     });
-    assert!(matches!(space.check().await, Err(Error::Unknown(_))));
-    assert!(matches!(space.promise().grow_to_blocking(1), Err(Error::Unknown(_))));
+    assert!(matches!(space.check_room().await, Err(Error::Unknown(_))));
+    assert!(matches!(space.empty_permit().grow_to_blocking(1), Err(Error::Unknown(_))));
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn the_system_is_asked_for_the_folders_own_disk() {
+fn free_space_is_that_of_the_folders_own_disk() {
     let free = free_space(Path::new("/proc/self")).unwrap();
     assert_eq!((free.bytes, free.inodes), (0, None), "a file system without either");
     assert!(free_space(Path::new("/no such folder")).is_err());

@@ -1,7 +1,8 @@
-//! Remembers embeddings: in memory first, then on disk.
+//! Caches embeddings in memory and on disk.
 //!
-//! A cache that does not work costs calls, never answers. What stands for a picture only for a while
-//! is remembered for as long, and in memory alone: a restart knows nothing of the fault.
+//! If the cache fails, requests cost a call to NVIDIA but still succeed. An embedding that expires
+//! is cached in memory only, until it expires: after a restart, the reason why it is temporary may
+//! be gone.
 
 use std::{fmt, sync::Arc};
 
@@ -17,17 +18,18 @@ use writer::Writer;
 mod disk;
 mod writer;
 
-/// How pictures are prepared, as a number that is raised when that changes: the same picture then
-/// gets another embedding.
+/// The version of how pictures are prepared. Raise it when that changes, because the same picture
+/// then gets another embedding.
 const PREPARATION: u8 = 2;
 
-/// What an embedding is remembered by: SHA-256 of the source, of all that changes how pictures are
-/// prepared, and of the picture's own SHA-256.
+/// Identifies a cached embedding: the SHA-256 of the source, of every setting that changes how
+/// pictures are prepared, and of the picture's own SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CacheKey(Sha256);
 
 impl CacheKey {
-    /// The first eight bytes: two keys with the same are a look in vain on the disk, no more.
+    /// The first eight bytes. If two keys share them, one look-up on the disk finds nothing; no
+    /// other harm is done.
     fn prefix(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = *self.0.bytes();
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -40,40 +42,40 @@ impl fmt::Display for CacheKey {
     }
 }
 
-/// What an entry takes in memory beside the vector's text, in bytes: a guess on the large side.
+/// The memory that an entry takes besides the vector's text, in bytes; estimated generously.
 const ENTRY_OVERHEAD: usize = 256;
 
-/// How long a vector's text typically is, in bytes.
+/// The typical length of a vector's text, in bytes.
 const TYPICAL_VECTOR: u64 = 20_000;
 
-/// An embedding as it is remembered.
+/// An embedding in the cache.
 #[derive(Debug, Clone)]
-struct Stored {
+struct CachedEmbedding {
     vector: Vector,
     prepared: Prepared,
     valid_until: Option<Instant>,
 }
 
-impl Stored {
-    fn found(self, provenance: Provenance) -> Embedding {
+impl CachedEmbedding {
+    fn into_embedding(self, provenance: Provenance) -> Embedding {
         let Self { vector, prepared, valid_until } = self;
-        Embedding { vector, prepared, provenance, tries: 0, valid_until }
+        Embedding { vector, prepared, provenance, attempts: 0, valid_until }
     }
 }
 
 #[derive(Clone)]
-struct Bytes;
+struct ByteWeight;
 
-impl Weighter<CacheKey, Stored> for Bytes {
-    fn weight(&self, _: &CacheKey, stored: &Stored) -> u64 {
-        (stored.vector.json().get().len() + ENTRY_OVERHEAD) as u64
+impl Weighter<CacheKey, CachedEmbedding> for ByteWeight {
+    fn weight(&self, _: &CacheKey, cached: &CachedEmbedding) -> u64 {
+        (cached.vector.json().get().len() + ENTRY_OVERHEAD) as u64
     }
 }
 
-/// Both levels of the cache; each may be off.
+/// The two levels of the cache. Each can be off.
 pub(super) struct Cache {
     source: Hasher,
-    memory: Option<MemoryCache<CacheKey, Stored, Bytes>>,
+    memory: Option<MemoryCache<CacheKey, CachedEmbedding, ByteWeight>>,
     disk: Option<OnDisk>,
 }
 
@@ -83,42 +85,44 @@ struct OnDisk {
 }
 
 impl Cache {
-    /// Both levels, as set; must be made within the runtime.
+    /// Creates the levels that the settings ask for. Call it inside the runtime.
     pub(super) fn new(settings: &Settings, source: &Source) -> Self {
         let memory = (settings.cache_memory > 0).then(|| {
             let items = settings.cache_memory.div_ceil(TYPICAL_VECTOR);
             let items = usize::try_from(items).unwrap_or(usize::MAX);
-            MemoryCache::with_weighter(items, settings.cache_memory, Bytes)
+            MemoryCache::with_weighter(items, settings.cache_memory, ByteWeight)
         });
         let disk = (settings.cache_disk > 0).then(|| {
             let (folder, space) = (settings.cache_folder.clone(), settings.cache_space.clone());
             let disk = Arc::new(Disk::new(folder, settings.cache_disk, space));
             OnDisk { writer: Writer::start(Arc::clone(&disk)), disk }
         });
-        // No model and no address holds a zero byte: two sources never read the same.
+        // Zero bytes separate the parts. No model and no URL contains one, so two sources never
+        // hash the same text.
         let source = Hasher::new()
             .chain_update(source.model)
             .chain_update([0])
-            .chain_update(&source.address)
-            .chain_update([0, PREPARATION, settings.ask.large_images as u8])
-            .chain_update((settings.ask.inline_limit as u64).to_le_bytes());
+            .chain_update(&source.endpoint)
+            .chain_update([0, PREPARATION, settings.call.large_images as u8])
+            .chain_update((settings.call.inline_limit as u64).to_le_bytes())
+            .chain_update(settings.call.max_image_bytes.to_le_bytes());
         Self { source, memory, disk }
     }
 
-    /// What a picture's embedding is remembered by.
+    /// The key of a picture's embedding.
     pub(super) fn key(&self, sha256: Sha256) -> CacheKey {
         CacheKey(Sha256::of(self.source.clone().chain_update(sha256.bytes())))
     }
 
-    pub(super) fn in_memory(&self, key: &CacheKey) -> Option<Embedding> {
-        let stored = self.memory.as_ref()?.get(key)?;
-        let is_valid = stored.valid_until.is_none_or(|end| Instant::now() < end);
-        is_valid.then(|| stored.found(Provenance::Memory))
+    pub(super) fn get_from_memory(&self, key: &CacheKey) -> Option<Embedding> {
+        let cached = self.memory.as_ref()?.get(key)?;
+        let is_valid = cached.valid_until.is_none_or(|end| Instant::now() < end);
+        is_valid.then(|| cached.into_embedding(Provenance::Memory))
     }
 
-    /// Looks in memory and on disk.
+    /// Looks in memory, then on disk.
     pub(super) async fn look_up(&self, key: &CacheKey) -> Option<Embedding> {
-        if let Some(found) = self.in_memory(key) {
+        if let Some(found) = self.get_from_memory(key) {
             return Some(found);
         }
         let OnDisk { disk, .. } = self.disk.as_ref()?;
@@ -126,35 +130,35 @@ impl Cache {
             return None;
         }
         let (disk, key) = (Arc::clone(disk), *key);
-        let stored = spawn_blocking(move || disk.read(&key)).await.ok().flatten()?;
+        let cached = spawn_blocking(move || disk.read(&key)).await.ok().flatten()?;
         if let Some(memory) = &self.memory {
-            memory.insert(key, stored.clone());
+            memory.insert(key, cached.clone());
         }
-        Some(stored.found(Provenance::Disk))
+        Some(cached.into_embedding(Provenance::Disk))
     }
 
-    pub(super) fn keep_in_memory(&self, key: CacheKey, embedding: &Embedding) {
+    pub(super) fn insert_in_memory(&self, key: CacheKey, embedding: &Embedding) {
         let Some(memory) = &self.memory else { return };
-        let is_lasting = |known: Stored| known.valid_until.is_none();
-        // A makeshift is no reason to forget the right one.
-        if embedding.valid_until.is_none() || !memory.get(&key).is_some_and(is_lasting) {
-            memory.insert(key, stored(embedding));
+        let is_permanent = |known: CachedEmbedding| known.valid_until.is_none();
+        // A temporary embedding never replaces a permanent one.
+        if embedding.valid_until.is_none() || !memory.get(&key).is_some_and(is_permanent) {
+            memory.insert(key, cached(embedding));
         }
     }
 
-    /// Ends when the embedding is on the disk, or is not going to be.
-    pub(super) async fn keep_on_disk(&self, key: CacheKey, embedding: &Embedding) {
+    /// Returns once the embedding is written, or once it is clear that it will not be.
+    pub(super) async fn write_to_disk(&self, key: CacheKey, embedding: &Embedding) {
         if let Some(OnDisk { writer, .. }) = &self.disk
             && embedding.valid_until.is_none()
         {
-            writer.write(key, stored(embedding)).await;
+            writer.write(key, cached(embedding)).await;
         }
     }
 }
 
-fn stored(embedding: &Embedding) -> Stored {
+fn cached(embedding: &Embedding) -> CachedEmbedding {
     let Embedding { vector, prepared, valid_until, .. } = embedding;
-    Stored { vector: vector.clone(), prepared: *prepared, valid_until: *valid_until }
+    CachedEmbedding { vector: vector.clone(), prepared: *prepared, valid_until: *valid_until }
 }
 
 impl fmt::Debug for Cache {
@@ -173,12 +177,12 @@ mod tests {
     use super::*;
     use crate::{
         disk_space::DiskSpace,
-        embed::{ASSET_MEMORY, AskSettings, LargeImages, OUTAGE_MEMORY},
+        embed::{ASSET_MEMORY, CallSettings, LargeImages, OUTAGE_MEMORY},
         nvidia::DIMENSIONS,
     };
 
     fn settings(memory: u64, disk: u64, folder: &Path) -> Settings {
-        let ask = AskSettings {
+        let call = CallSettings {
             large_images: LargeImages::Shrink,
             inline_limit: 200_000,
             max_image_bytes: 20 << 20,
@@ -188,11 +192,11 @@ mod tests {
         };
         let cache_folder = PathBuf::from(folder);
         let cache_space = DiskSpace::new(cache_folder.clone(), 0);
-        Settings { ask, cache_memory: memory, cache_disk: disk, cache_folder, cache_space }
+        Settings { call, cache_memory: memory, cache_disk: disk, cache_folder, cache_space }
     }
 
     fn cache(memory: u64, disk: u64, folder: &Path, source: (&'static str, &str)) -> Cache {
-        let source = Source { model: source.0, address: source.1.into() };
+        let source = Source { model: source.0, endpoint: source.1.into() };
         Cache::new(&settings(memory, disk, folder), &source)
     }
 
@@ -204,8 +208,8 @@ mod tests {
         let text = format!("[{}]", [number; DIMENSIONS].join(","));
         let raw = serde_json::value::RawValue::from_string(text).unwrap();
         let vector = Vector::check(&raw).unwrap();
-        let (prepared, provenance) = (Prepared::Jpeg, Provenance::Asked);
-        Embedding { vector, prepared, provenance, tries: 2, valid_until: None }
+        let (prepared, provenance) = (Prepared::Jpeg, Provenance::Nvidia);
+        Embedding { vector, prepared, provenance, attempts: 2, valid_until: None }
     }
 
     fn first(found: &Embedding) -> String {
@@ -213,35 +217,35 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_kept_is_found_where_it_was_kept() {
+    async fn an_embedding_is_found_on_the_level_that_it_was_written_to() {
         let folder = tempfile::tempdir().unwrap();
         for (memory, disk, provenance) in [
             (1 << 20, 0, Some(Provenance::Memory)),
             (0, 1 << 20, Some(Provenance::Disk)),
             (0, 0, None),
         ] {
-            let cache = cache(memory, disk, folder.path(), ("model", "address"));
+            let cache = cache(memory, disk, folder.path(), ("model", "endpoint"));
             let key = cache.key(Sha256::from_bytes([7; 32]));
-            cache.keep_in_memory(key, &embedding("0.25"));
-            cache.keep_on_disk(key, &embedding("0.25")).await;
+            cache.insert_in_memory(key, &embedding("0.25"));
+            cache.write_to_disk(key, &embedding("0.25")).await;
             let found = cache.look_up(&key).await;
             assert_eq!(found.as_ref().map(|found| found.provenance), provenance);
             if let Some(found) = found {
-                assert_eq!((first(&found).as_str(), found.tries), ("[0.2", 0));
+                assert_eq!((first(&found).as_str(), found.attempts), ("[0.2", 0));
                 assert_eq!(found.prepared, Prepared::Jpeg);
             }
         }
     }
 
     #[tokio::test]
-    async fn what_was_found_on_disk_is_in_memory_then() {
+    async fn an_embedding_that_is_found_on_disk_is_then_in_memory() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "address"));
+        let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
         let key = cache.key(Sha256::from_bytes([7; 32]));
-        cache.keep_on_disk(key, &embedding("1")).await;
-        assert!(cache.in_memory(&key).is_none());
+        cache.write_to_disk(key, &embedding("1")).await;
+        assert!(cache.get_from_memory(&key).is_none());
         assert_eq!(cache.look_up(&key).await.unwrap().provenance, Provenance::Disk);
-        assert_eq!(cache.in_memory(&key).unwrap().provenance, Provenance::Memory);
+        assert_eq!(cache.get_from_memory(&key).unwrap().provenance, Provenance::Memory);
     }
 
     #[test]
@@ -260,39 +264,40 @@ mod tests {
 
     #[test]
     fn what_changes_how_pictures_are_prepared_changes_the_key() {
-        let of = |large_images, inline_limit| {
+        let of = |large_images, inline_limit, max_image_bytes| {
             let base = settings(0, 0, Path::new("unused"));
-            let ask = AskSettings { large_images, inline_limit, ..base.ask };
-            let source = Source { model: "model", address: "address".into() };
-            Cache::new(&Settings { ask, ..base }, &source).key(Sha256::from_bytes([7; 32]))
+            let call = CallSettings { large_images, inline_limit, max_image_bytes, ..base.call };
+            let source = Source { model: "model", endpoint: "endpoint".into() };
+            Cache::new(&Settings { call, ..base }, &source).key(Sha256::from_bytes([7; 32]))
         };
-        let known = of(LargeImages::Shrink, 200_000);
-        assert_eq!(known, of(LargeImages::Shrink, 200_000));
-        assert_ne!(known, of(LargeImages::Asset, 200_000));
-        assert_ne!(known, of(LargeImages::Shrink, 199_999));
+        let known = of(LargeImages::Shrink, 200_000, 1000);
+        assert_eq!(known, of(LargeImages::Shrink, 200_000, 1000));
+        assert_ne!(known, of(LargeImages::Asset, 200_000, 1000));
+        assert_ne!(known, of(LargeImages::Shrink, 199_999, 1000));
+        assert_ne!(known, of(LargeImages::Shrink, 200_000, 999));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_stands_only_for_a_while_is_remembered_for_as_long_and_not_on_disk() {
+    async fn a_temporary_embedding_is_cached_until_it_expires_and_never_on_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "address"));
+        let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
         let end = Instant::now() + Duration::from_secs(60);
-        let makeshift = Embedding { valid_until: Some(end), ..embedding("1") };
-        cache.keep_in_memory(key(1), &makeshift);
-        cache.keep_on_disk(key(1), &makeshift).await;
+        let temporary = Embedding { valid_until: Some(end), ..embedding("1") };
+        cache.insert_in_memory(key(1), &temporary);
+        cache.write_to_disk(key(1), &temporary).await;
         tokio::time::advance(Duration::from_secs(59)).await;
-        assert!(cache.in_memory(&key(1)).is_some());
+        assert!(cache.get_from_memory(&key(1)).is_some());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(cache.in_memory(&key(1)).is_none());
+        assert!(cache.get_from_memory(&key(1)).is_none());
         assert!(cache.look_up(&key(1)).await.is_none());
     }
 
     #[test]
-    fn memory_stays_within_its_bytes() {
-        let cache = cache(100_000, 0, Path::new("unused"), ("model", "address"));
+    fn the_memory_level_stays_within_its_bytes() {
+        let cache = cache(100_000, 0, Path::new("unused"), ("model", "endpoint"));
         let one = embedding("0.125");
         for n in 0..200u8 {
-            cache.keep_in_memory(key(n), &one);
+            cache.insert_in_memory(key(n), &one);
         }
         let memory = cache.memory.as_ref().unwrap();
         assert!(memory.weight() <= 100_000);

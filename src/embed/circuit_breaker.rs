@@ -1,31 +1,31 @@
-//! A circuit breaker: what fails, or is refused, is left alone for a while.
+//! A circuit breaker: after a failure, it keeps callers away from what failed for a while.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-/// Closed at first; once opened, it closes by itself.
+/// Starts closed. Once opened, it closes by itself.
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker(Mutex<Option<Instant>>);
 
 impl CircuitBreaker {
-    /// Opens until this instant, whatever was said before.
+    /// Opens the breaker until this instant, replacing any earlier one.
     pub(super) fn open_until(&self, end: Instant) {
         *self.end() = Some(end);
     }
 
-    /// Whether what it guards is to be left alone.
+    /// Whether callers must stay away.
     pub(super) fn is_open(&self, now: Instant) -> bool {
-        now < self.closes(now)
+        now < self.closes_at(now)
     }
 
-    /// When it closes: now, if it is closed.
-    pub(super) fn closes(&self, now: Instant) -> Instant {
+    /// When the breaker closes, or `now` if it is closed.
+    pub(super) fn closes_at(&self, now: Instant) -> Instant {
         self.end().map_or(now, |end| end.max(now))
     }
 
     fn end(&self) -> MutexGuard<'_, Option<Instant>> {
-        // An instant is whole whatever panicked elsewhere.
+        // An instant stays valid even if a holder of the lock panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -37,18 +37,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_open_until_the_instant_that_was_said_last() {
+    fn a_breaker_is_open_until_the_instant_that_was_set_last() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let breaker = CircuitBreaker::default();
         assert!(!breaker.is_open(start));
         breaker.open_until(after(600));
         assert!(breaker.is_open(start) && breaker.is_open(after(599)));
-        assert_eq!((breaker.closes(start), breaker.closes(after(601))), (after(600), after(601)));
+        assert_eq!(
+            (breaker.closes_at(start), breaker.closes_at(after(601))),
+            (after(600), after(601))
+        );
         assert!(!breaker.is_open(after(600)));
         breaker.open_until(after(60));
         assert!(breaker.is_open(after(59)) && !breaker.is_open(after(60)));
         breaker.open_until(start);
-        assert!(!breaker.is_open(start), "no time is none");
+        assert!(!breaker.is_open(start), "opened until now, it stays closed");
     }
 }

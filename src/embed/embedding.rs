@@ -7,20 +7,20 @@ use crate::nvidia::Vector;
 /// A picture's embedding. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Embedding {
-    /// The numbers.
+    /// The embedding's numbers.
     pub vector: Vector,
-    /// What NVIDIA was given.
+    /// What NVIDIA received.
     pub prepared: Prepared,
     /// Where it comes from.
     pub provenance: Provenance,
     /// Inference calls that it took.
-    pub tries: u32,
-    /// Until when it stands for the picture, where it does not for good: the picture was shrunk only
-    /// because uploads do not work.
+    pub attempts: u32,
+    /// When the embedding expires, if it does: it was computed from a shrunk picture only because
+    /// uploads did not work.
     pub valid_until: Option<Instant>,
 }
 
-/// What NVIDIA was given.
+/// What NVIDIA received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prepared {
     /// The picture's own bytes.
@@ -32,7 +32,7 @@ pub enum Prepared {
 }
 
 impl Prepared {
-    /// All there are.
+    /// All values.
     pub(super) const ALL: [Self; 3] = [Self::Original, Self::Jpeg, Self::Shrunk];
 
     /// The name in answers.
@@ -48,13 +48,13 @@ impl Prepared {
 /// Where an embedding comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Provenance {
-    /// It was asked for now.
-    Asked,
-    /// Another request asked for it at the same time.
+    /// NVIDIA computed it for this request.
+    Nvidia,
+    /// NVIDIA computed it for another request that arrived at the same time.
     Shared,
-    /// The cache's memory.
+    /// It was in the cache's memory.
     Memory,
-    /// The cache's disk.
+    /// It was in the cache on disk.
     Disk,
 }
 
@@ -62,7 +62,7 @@ impl Provenance {
     /// The name in the log.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Asked => "miss",
+            Self::Nvidia => "miss",
             Self::Shared => "shared",
             Self::Memory => "memory",
             Self::Disk => "disk",

@@ -7,41 +7,41 @@ use crate::{decoder, nvidia};
 /// Why there is no embedding.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// NVIDIA does not give one.
+    /// The call to NVIDIA failed.
     #[error(transparent)]
     Nvidia(#[from] nvidia::Error),
-    /// The deadline passed before the picture's turn came.
+    /// The deadline passed while the picture waited for a permit or a call.
     #[error("the deadline passed while waiting for {0}")]
-    Busy(&'static str),
-    /// Those who wait for a call already would take all the time that there is.
+    QueueTimeout(&'static str),
+    /// The queue is so long that the deadline would pass before the picture gets a permit.
     #[error("the queue for calls to NVIDIA is too long")]
-    WaitTooLong,
-    /// The smallest JPEG of the picture does not fit inline.
+    QueueTooLong,
+    /// Even the smallest JPEG of the picture is too large to be sent inline.
     #[error("the picture cannot be made small enough")]
     StillTooLarge,
     /// The picture was not decoded.
     #[error(transparent)]
     Decoder(#[from] decoder::Error),
-    /// The task of the call panicked.
-    #[error("the call's task died")]
-    CallDied,
+    /// The task that made the call panicked.
+    #[error("the call's task panicked")]
+    CallPanicked,
 }
 
 impl Error {
-    /// Whether it is the fault of the call alone, and not of what was asked for: its time was up, or it
-    /// died. Who only waited for it may do better.
-    pub(super) fn is_of_the_call(&self) -> bool {
+    /// Whether the failure belongs to this one call and not to the picture: the call ran out of
+    /// time, or its task panicked. A request that only joined the call may succeed with its own.
+    pub(super) fn another_call_may_succeed(&self) -> bool {
         match self {
-            Self::Busy(_) | Self::WaitTooLong | Self::CallDied => true,
+            Self::QueueTimeout(_) | Self::QueueTooLong | Self::CallPanicked => true,
             Self::Decoder(error) => {
-                matches!(error, decoder::Error::Busy | decoder::Error::Timeout)
+                matches!(error, decoder::Error::QueueTimeout | decoder::Error::Timeout)
             }
             Self::Nvidia(error) => error.lacks_time,
             Self::StillTooLarge => false,
         }
     }
 
-    /// Whether the picture itself is to blame: only decoding it could tell.
+    /// Whether the picture is at fault, which only decoding could show.
     pub fn is_about_the_picture(&self) -> bool {
         matches!(self, Self::Decoder(decoder::Error::Image(error)) if error.is_about_the_picture())
     }
@@ -54,10 +54,10 @@ impl Error {
         }
     }
 
-    /// Inference calls that were made in vain.
-    pub fn tries(&self) -> Option<u32> {
+    /// Inference calls that were made without success.
+    pub fn attempts(&self) -> Option<u32> {
         match self {
-            Self::Nvidia(error) => Some(error.tries),
+            Self::Nvidia(error) => Some(error.attempts),
             _ => None,
         }
     }

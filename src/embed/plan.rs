@@ -1,26 +1,26 @@
-//! Chooses how a picture goes to NVIDIA.
+//! Chooses how a picture is sent to NVIDIA.
 //!
-//! JPEG and PNG go as they are if they stand upright: nothing says that NVIDIA turns them. All else
-//! goes as JPEG. What fits goes inline; what does not is
-//! uploaded, and where uploads do not work it is shrunk until it fits.
+//! Upright JPEGs and PNGs are sent unchanged; nothing says that NVIDIA applies their orientation.
+//! Every other picture is re-encoded as JPEG. Small pictures go inline; large ones are uploaded, or
+//! shrunk until they fit inline where uploads do not work.
 
 use crate::image::{Format, Picture};
 
-/// What is done next with a picture, or with what it was re-encoded to.
+/// The next step for a picture, or for what it was re-encoded to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plan {
-    /// It is sent as it is, in the request itself.
+    /// Send it inside the request.
     SendInline,
-    /// It is uploaded as it is, and the request refers to it.
+    /// Upload it, and refer to it in the request.
     Upload,
-    /// It is re-encoded as a JPEG of the same size, for which there is a plan of its own.
+    /// Re-encode it as a JPEG of the same size, then plan again.
     Reencode,
-    /// It is re-encoded as a JPEG that fits inline.
+    /// Re-encode it as a JPEG that is small enough to go inline.
     Shrink,
 }
 
-/// Whether NVIDIA can be given a picture as it is.
-pub(super) fn goes_as_it_is(picture: &Picture) -> bool {
+/// Whether NVIDIA accepts a picture without re-encoding.
+pub(super) fn can_be_sent_as_is(picture: &Picture) -> bool {
     let is_taken = match picture.format {
         Format::Jpeg | Format::Png => true,
         Format::WebP | Format::Gif | Format::Bmp | Format::Tiff | Format::Heic => false,
@@ -28,10 +28,15 @@ pub(super) fn goes_as_it_is(picture: &Picture) -> bool {
     is_taken && picture.is_upright()
 }
 
-/// What is done with so many bytes, of which `largest_inline` go inline.
-pub(super) fn plan(goes_as_it_is: bool, len: u64, may_upload: bool, largest_inline: u64) -> Plan {
+/// Chooses the next step for `len` bytes; up to `largest_inline` bytes go inline.
+pub(super) fn plan(
+    can_be_sent_as_is: bool,
+    len: u64,
+    may_upload: bool,
+    largest_inline: u64,
+) -> Plan {
     match len {
-        _ if !goes_as_it_is => Plan::Reencode,
+        _ if !can_be_sent_as_is => Plan::Reencode,
         _ if len <= largest_inline => Plan::SendInline,
         _ if may_upload => Plan::Upload,
         _ => Plan::Shrink,
@@ -46,10 +51,10 @@ mod tests {
     use crate::image::{Content, Orientation};
 
     #[test]
-    fn only_upright_jpeg_and_png_go_as_they_are() {
+    fn only_upright_jpeg_and_png_are_sent_unchanged() {
         let goes = |format, orientation| {
             let content = Content::Memory(Bytes::new());
-            goes_as_it_is(&Picture { content, format, width: 1, height: 1, orientation })
+            can_be_sent_as_is(&Picture { content, format, width: 1, height: 1, orientation })
         };
         for format in Format::ALL {
             let is_taken = matches!(format, Format::Jpeg | Format::Png);
@@ -61,9 +66,9 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_goes_by_its_length_and_by_whether_uploads_work() {
+    fn the_plan_depends_on_the_length_and_on_whether_uploads_work() {
         use Plan::{Reencode, SendInline, Shrink, Upload};
-        for (goes_as_it_is, len, with_uploads, without_uploads) in [
+        for (can_be_sent_as_is, len, with_uploads, without_uploads) in [
             (true, 1, SendInline, SendInline),
             (true, 149_997, SendInline, SendInline),
             (true, 149_998, Upload, Shrink),
@@ -72,8 +77,8 @@ mod tests {
             (false, u64::MAX, Reencode, Reencode),
         ] {
             for (may_upload, expected) in [(true, with_uploads), (false, without_uploads)] {
-                let plan = plan(goes_as_it_is, len, may_upload, 149_997);
-                assert_eq!(plan, expected, "{goes_as_it_is} {len} {may_upload}");
+                let plan = plan(can_be_sent_as_is, len, may_upload, 149_997);
+                assert_eq!(plan, expected, "{can_be_sent_as_is} {len} {may_upload}");
             }
         }
     }

@@ -1,64 +1,66 @@
-//! The settings of how a picture becomes an embedding.
+//! Settings for turning pictures into embeddings.
 
 use std::{path::PathBuf, time::Duration};
 
 use crate::{disk_space::DiskSpace, nvidia::InlineImage};
 
-/// How long a refusal of uploads is remembered.
+/// How long large pictures are shrunk after NVIDIA refused an upload.
 pub const ASSET_MEMORY: Duration = Duration::from_secs(600);
 
-/// How long it is remembered that uploads failed without being refused: an outage may be short.
+/// How long large pictures are shrunk after an upload failed without being refused; shorter,
+/// because an outage may end soon.
 pub const OUTAGE_MEMORY: Duration = Duration::from_secs(60);
 
-/// How a picture becomes an embedding.
+/// Settings for turning pictures into embeddings.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What NVIDIA is given, and how.
-    pub ask: AskSettings,
-    /// Memory for vectors, in bytes; 0 is none.
+    /// How pictures are prepared and sent.
+    pub call: CallSettings,
+    /// Memory for cached vectors, in bytes; 0 turns this cache off.
     pub cache_memory: u64,
-    /// Disk for vectors, in bytes; 0 is none.
+    /// Disk space for cached vectors, in bytes; 0 turns this cache off.
     pub cache_disk: u64,
-    /// The folder of the vectors on disk.
+    /// The folder for cached vectors.
     pub cache_folder: PathBuf,
-    /// The disk that it is on, and what stays free there.
+    /// The room on the folder's disk.
     pub cache_space: DiskSpace,
 }
 
-/// What NVIDIA is given, and how.
+/// How pictures are prepared and sent.
 #[derive(Debug, Clone)]
-pub struct AskSettings {
-    /// What is done with pictures that do not fit inline.
+pub struct CallSettings {
+    /// What happens to pictures that are too large to go inline.
     pub large_images: LargeImages,
-    /// The base64 text of an inline picture is shorter than this, in characters.
+    /// The Base64 text of an inline picture is shorter than this, in characters.
     pub inline_limit: usize,
-    /// The longest picture that NVIDIA is given, in bytes: one that is converted may become longer.
+    /// The longest picture that is sent to NVIDIA, in bytes. A re-encoded picture may be longer
+    /// than the original.
     pub max_image_bytes: u64,
-    /// Pictures that are with NVIDIA at once.
+    /// The most calls to NVIDIA at once.
     pub max_concurrency: usize,
-    /// How long a refusal of uploads is remembered.
+    /// How long large pictures are shrunk after NVIDIA refused an upload.
     pub asset_memory: Duration,
-    /// How long an outage of uploads is remembered.
+    /// How long large pictures are shrunk after an upload failed.
     pub outage_memory: Duration,
 }
 
-/// What is done with pictures that do not fit inline.
+/// What happens to pictures that are too large to go inline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LargeImages {
-    /// They are uploaded; where that is refused, shrunk.
+    /// They are uploaded, and shrunk only where that does not work.
     Asset,
-    /// They are shrunk.
+    /// They are always shrunk.
     Shrink,
 }
 
-impl AskSettings {
-    /// The largest picture that goes inline, in bytes.
+impl CallSettings {
+    /// The largest picture that is sent inline, in bytes.
     pub fn largest_inline(&self) -> usize {
         InlineImage::largest(self.inline_limit)
     }
 
-    /// The memory that one picture takes on its way, in bytes: as it came, re-encoded, and as an
-    /// inline body.
+    /// The memory that one picture needs on its way, in bytes: for the original, for its JPEG, and
+    /// for the inline request.
     pub fn inline_memory(&self) -> u64 {
         (2 * self.largest_inline() + self.inline_limit) as u64
     }

@@ -1,5 +1,5 @@
-//! Single flight: all who want the same thing at the same time share one call. (What is the same, the
-//! keys of `cache.rs` say.)
+//! Single flight: all who want the same thing at the same time share one call. The caller's key
+//! decides what is the same (see `cache.rs`).
 
 use std::{
     collections::HashMap,
@@ -10,58 +10,58 @@ use std::{
 use futures_util::{FutureExt, future::Shared};
 use tokio::sync::oneshot;
 
-/// The outcome of a call that is under way, to be waited for by any number; an error when its
-/// leader died.
+/// The outcome of a running call, which any number of tasks can wait for. It is an error if the
+/// leading task died.
 pub(super) type Completion<T> = Shared<oneshot::Receiver<T>>;
 
-/// The calls that are under way, by what they are for. Cheap to clone.
+/// The running calls by key. Cheap to clone.
 #[derive(Debug)]
 pub(super) struct SingleFlight<K, T>(Arc<Mutex<HashMap<K, Completion<T>>>>);
 
-/// What becomes of one who wants something.
+/// Whether a task waits for a running call or makes one.
 #[derive(Debug)]
 pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
-    /// A call for the same is under way.
-    Joins(Completion<T>),
-    /// None is: the leader must make it.
-    Leads(Completion<T>, Leader<K, T>),
+    /// A call for the same key is running: wait for it.
+    Join(Completion<T>),
+    /// No such call is running: make it.
+    Lead(Completion<T>, LeadGuard<K, T>),
 }
 
-/// The duty to make a call. Dropping it without completing it fails those who wait.
+/// The duty to make the call. Dropping it without completing it fails everybody who waits.
 #[derive(Debug)]
-pub(super) struct Leader<K: Copy + Eq + Hash, T: Clone> {
+pub(super) struct LeadGuard<K: Copy + Eq + Hash, T: Clone> {
     outcome: oneshot::Sender<T>,
     completion: Completion<T>,
-    entry: Entry<K, T>,
+    entry: EntryGuard<K, T>,
 }
 
-/// A call's entry among those under way, removed when dropped: until then others join the call,
-/// also when it is complete.
+/// Keeps a call in the list of running calls until dropped. Until then others can join it, even
+/// after it has completed.
 #[derive(Debug)]
-pub(super) struct Entry<K: Copy + Eq + Hash, T: Clone> {
+pub(super) struct EntryGuard<K: Copy + Eq + Hash, T: Clone> {
     listed: Option<(SingleFlight<K, T>, K)>,
 }
 
 impl<K: Copy + Eq + Hash, T: Clone> SingleFlight<K, T> {
-    /// Joins the call for a key, or leads one that others can join.
+    /// Joins the running call for a key, or leads a new one that others can join.
     pub(super) fn join_or_lead(&self, key: K) -> Role<K, T> {
         let mut calls = self.lock();
         if let Some(completion) = calls.get(&key) {
-            return Role::Joins(completion.clone());
+            return Role::Join(completion.clone());
         }
-        let (completion, leader) = Leader::new(Some((self.clone(), key)));
+        let (completion, guard) = LeadGuard::new(Some((self.clone(), key)));
         calls.insert(key, completion.clone());
-        Role::Leads(completion, leader)
+        Role::Lead(completion, guard)
     }
 
     /// Leads a call that nobody can join.
     pub(super) fn lead_alone(&self) -> Role<K, T> {
-        let (completion, leader) = Leader::new(None);
-        Role::Leads(completion, leader)
+        let (completion, guard) = LeadGuard::new(None);
+        Role::Lead(completion, guard)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, Completion<T>>> {
-        // The map is whole whatever panicked elsewhere.
+        // The map stays consistent even if a holder of the lock panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -78,36 +78,36 @@ impl<K, T> Default for SingleFlight<K, T> {
     }
 }
 
-impl<K: Copy + Eq + Hash, T: Clone> Leader<K, T> {
+impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
     fn new(listed: Option<(SingleFlight<K, T>, K)>) -> (Completion<T>, Self) {
         let (outcome, receiver) = oneshot::channel();
         let completion = receiver.shared();
-        (completion.clone(), Self { outcome, completion, entry: Entry { listed } })
+        (completion.clone(), Self { outcome, completion, entry: EntryGuard { listed } })
     }
 
-    /// Whether nobody waits for the call.
-    pub(super) fn is_alone(&self) -> bool {
+    /// Whether nobody waits for the call any more.
+    pub(super) fn is_abandoned(&self) -> bool {
         let own = 1 + usize::from(self.entry.listed.is_some());
         self.completion.strong_count().is_none_or(|count| count <= own)
     }
 
-    /// Tells everybody who waits that the call failed. Who comes later makes one of their own.
+    /// Tells everybody who waits that the call failed. Later tasks make a new call.
     pub(super) fn fail(self, outcome: T) {
         let Self { outcome: sender, entry, .. } = self;
         drop(entry);
-        // Nobody may be waiting.
+        // It does not matter if nobody is waiting.
         let _ = sender.send(outcome);
     }
 
     /// Tells everybody who waits how the call ended. Others can join until the entry is dropped.
-    pub(super) fn complete(self, outcome: T) -> Entry<K, T> {
-        // The leader itself holds a receiver: there always is one.
+    pub(super) fn complete(self, outcome: T) -> EntryGuard<K, T> {
+        // This cannot fail: the guard itself holds a receiver.
         let _ = self.outcome.send(outcome);
         self.entry
     }
 }
 
-impl<K: Copy + Eq + Hash, T: Clone> Drop for Entry<K, T> {
+impl<K: Copy + Eq + Hash, T: Clone> Drop for EntryGuard<K, T> {
     fn drop(&mut self) {
         if let Some((calls, key)) = &self.listed {
             calls.lock().remove(key);
@@ -121,26 +121,26 @@ mod tests {
 
     type Calls = SingleFlight<u8, &'static str>;
 
-    fn lead(calls: &Calls) -> (Completion<&'static str>, Leader<u8, &'static str>) {
+    fn lead(calls: &Calls) -> (Completion<&'static str>, LeadGuard<u8, &'static str>) {
         match calls.join_or_lead(1) {
-            Role::Leads(completion, leader) => (completion, leader),
-            Role::Joins(_) => panic!("joined"),
+            Role::Lead(completion, guard) => (completion, guard),
+            Role::Join(_) => panic!("joined"),
         }
     }
 
     fn join(calls: &Calls) -> Completion<&'static str> {
         match calls.join_or_lead(1) {
-            Role::Joins(completion) => completion,
-            Role::Leads(..) => panic!("led"),
+            Role::Join(completion) => completion,
+            Role::Lead(..) => panic!("led"),
         }
     }
 
     #[tokio::test]
-    async fn who_comes_later_gets_the_same_outcome_until_the_entry_is_dropped() {
+    async fn late_tasks_get_the_same_outcome_until_the_entry_is_dropped() {
         let calls = Calls::default();
-        let (led, leader) = lead(&calls);
+        let (led, guard) = lead(&calls);
         let joined = join(&calls);
-        let entry = leader.complete("done");
+        let entry = guard.complete("done");
         let late = join(&calls);
         drop(entry);
         for completion in [led, joined, late] {
@@ -150,11 +150,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_leader_that_dies_fails_those_who_wait_and_removes_the_entry() {
+    async fn dropping_the_guard_fails_all_who_wait_and_removes_the_entry() {
         let calls = Calls::default();
-        let (_, leader) = lead(&calls);
+        let (_, guard) = lead(&calls);
         let joined = join(&calls);
-        drop(leader);
+        drop(guard);
         assert!(joined.await.is_err());
         drop(lead(&calls));
     }
@@ -162,23 +162,23 @@ mod tests {
     #[test]
     fn a_call_knows_whether_anybody_waits_for_it() {
         let calls = Calls::default();
-        let (led, leader) = lead(&calls);
-        assert!(!leader.is_alone());
+        let (led, guard) = lead(&calls);
+        assert!(!guard.is_abandoned());
         drop(led);
-        assert!(leader.is_alone());
+        assert!(guard.is_abandoned());
         let joined = join(&calls);
-        assert!(!leader.is_alone());
+        assert!(!guard.is_abandoned());
         drop(joined);
-        assert!(leader.is_alone());
+        assert!(guard.is_abandoned());
     }
 
     #[test]
-    fn one_that_leads_alone_is_not_joined() {
+    fn nobody_joins_a_call_that_is_led_alone() {
         let calls = Calls::default();
-        let Role::Leads(completion, leader) = calls.lead_alone() else { panic!("joined") };
+        let Role::Lead(completion, guard) = calls.lead_alone() else { panic!("joined") };
         let _own = lead(&calls);
-        assert!(!leader.is_alone());
+        assert!(!guard.is_abandoned());
         drop(completion);
-        assert!(leader.is_alone());
+        assert!(guard.is_abandoned());
     }
 }

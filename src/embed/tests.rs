@@ -13,8 +13,8 @@ use crate::{
     shares::Shares,
 };
 
-/// An embedder without a cache, whose NVIDIA refuses every connection: whoever makes a call is told
-/// so.
+/// An embedder without a cache whose NVIDIA refuses every connection, so that every call fails in a
+/// recognizable way.
 fn embedder() -> Embedder {
     let nowhere = Url::parse("http://127.0.0.1:1/").unwrap();
     let (metrics, background) = (Metrics::new(), TaskTracker::new());
@@ -30,11 +30,11 @@ fn embedder() -> Embedder {
         poll_interval: nvidia::POLL_INTERVAL,
     };
     let key = ApiKey::parse("nvapi-planted-key").unwrap();
-    let client =
+    let nvidia_client =
         nvidia::Client::new(nvidia, key, Arc::clone(&metrics), background.clone(), Trust::probe());
     let space = DiskSpace::new("unused".into(), 0);
     let settings = Settings {
-        ask: AskSettings {
+        call: CallSettings {
             large_images: LargeImages::Shrink,
             inline_limit: 200_000,
             max_image_bytes: 20 << 20,
@@ -47,65 +47,68 @@ fn embedder() -> Embedder {
         cache_folder: "unused".into(),
         cache_space: space.clone(),
     };
-    let source = Source { model: "a model", address: "an address".into() };
+    let source = Source { model: "a model", endpoint: "an endpoint".into() };
     let decoder = Decoder::new(crate::decoder::Settings::new(1 << 28), Arc::clone(&metrics));
     let staging = Staging::new("unused".into(), space);
-    Embedder::new(client.unwrap(), decoder, staging, &settings, &source, background, metrics)
+    Embedder::new(nvidia_client.unwrap(), decoder, staging, &settings, &source, background, metrics)
 }
 
 fn job() -> Job {
     let content = Content::Memory(Bytes::from_static(b"sent as it is"));
-    let (turn, memory) = (Shares::new(1, 1, 1), Shares::new(1, 1, 1));
+    let (at_work, memory) = (Shares::new(1, 1, 1), Shares::new(1, 1, 1));
     let client = ClientNetwork::UNKNOWN;
     let orientation = Orientation::NoTransforms;
     Job {
         picture: Picture { content, format: Format::Jpeg, width: 1, height: 1, orientation },
         sha256: Sha256::from_bytes([7; 32]),
         client,
-        freshness: Freshness::Any,
+        cache_mode: CacheMode::Use,
         deadline: Instant::now() + Duration::from_secs(30),
-        held: Arc::new(Held { turn: turn.empty(client), memory: memory.empty(client) }),
+        permits: Arc::new(PicturePermits {
+            at_work: at_work.empty(client),
+            memory: memory.empty(client),
+        }),
     }
 }
 
 fn embedding() -> Embedding {
     let text = format!("[{}]", ["0.5"; 1536].join(","));
     let vector = Vector::check(&RawValue::from_string(text).unwrap()).unwrap();
-    let (prepared, provenance) = (Prepared::Original, Provenance::Asked);
-    Embedding { vector, prepared, provenance, tries: 1, valid_until: None }
+    let (prepared, provenance) = (Prepared::Original, Provenance::Nvidia);
+    Embedding { vector, prepared, provenance, attempts: 1, valid_until: None }
 }
 
-fn lead(embedder: &Embedder) -> Leader<CacheKey, Outcome> {
+fn lead(embedder: &Embedder) -> LeadGuard<CacheKey, Outcome> {
     match embedder.0.calls.join_or_lead(embedder.0.cache.key(job().sha256)) {
-        Role::Leads(_, leader) => leader,
-        Role::Joins(_) => panic!("joined"),
+        Role::Lead(_, guard) => guard,
+        Role::Join(_) => panic!("joined"),
     }
 }
 
 #[tokio::test]
-async fn who_comes_between_the_end_of_a_call_and_the_end_of_its_entry_gets_its_outcome() {
+async fn a_request_after_the_end_of_a_call_gets_its_outcome_until_the_entry_is_dropped() {
     let embedder = embedder();
     let _entry = lead(&embedder).complete(Ok(embedding()));
     let found = embedder.embed(job()).await.unwrap();
-    assert_eq!((found.provenance, found.tries), (Provenance::Shared, 0));
+    assert_eq!((found.provenance, found.attempts), (Provenance::Shared, 0));
 }
 
 #[tokio::test]
 async fn who_joined_a_call_whose_task_panicked_makes_one_of_its_own() {
     let embedder = embedder();
-    let leader = lead(&embedder);
+    let guard = lead(&embedder);
     let mut joined = Box::pin(embedder.embed(job()));
-    // It has joined once it was polled.
+    // One poll is enough to join the call.
     poll_fn(|context| {
         assert!(joined.as_mut().poll(context).is_pending());
         Poll::Ready(())
     })
     .await;
     let task = tokio::spawn(async move {
-        let _leader = leader;
+        let _guard = guard;
         std::panic::resume_unwind(Box::new("planted"));
     });
     assert!(task.await.unwrap_err().is_panic());
     let failed = joined.await.unwrap_err();
-    assert!(matches!(*failed, Error::Nvidia(_)), "it asked NVIDIA itself: {failed:?}");
+    assert!(matches!(*failed, Error::Nvidia(_)), "it called NVIDIA itself: {failed:?}");
 }

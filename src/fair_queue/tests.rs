@@ -17,16 +17,16 @@ fn taking(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Taking<'_> {
     Box::pin(queue.take(client, memory, Instant::now() + HOUR))
 }
 
-/// The permit, which must be there at once.
-async fn now(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Permit {
+/// Takes a permit that must be free at once.
+async fn take_now(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Permit {
     match poll!(taking(queue, client, memory)) {
         Poll::Ready(permit) => permit.unwrap(),
         Poll::Pending => panic!("there is no room"),
     }
 }
 
-/// Has so many of a client's takers wait.
-async fn wait(
+/// Submits this many jobs of a client, all of which must wait.
+async fn queue_up(
     queue: &FairQueue,
     client: ClientNetwork,
     memory: u64,
@@ -45,24 +45,24 @@ async fn fill(queue: &FairQueue, client: ClientNetwork) -> Vec<Permit> {
     let mut taken = Vec::new();
     let permits = queue.0.state().capacity.permits;
     for _ in 0..permits {
-        taken.push(now(queue, client, 0).await);
+        taken.push(take_now(queue, client, 0).await);
     }
     taken
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_wait_is_foreseen_from_the_queue_and_from_how_long_permits_are_held() {
+async fn the_expected_wait_follows_from_the_queue_and_from_how_long_permits_are_held() {
     let queue = FairQueue::new(2, 0, 0);
     let (one, other) = (client(1), client(2));
     for _ in 0..100 {
-        let _permit = now(&queue, one, 0).await;
+        let _permit = take_now(&queue, one, 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
     }
     let expected = |client| queue.expected_wait(client).as_secs_f64().round();
     assert_eq!(expected(one), 0.0, "permits are free");
     let _taken = fill(&queue, one).await;
     assert_eq!(expected(one), 2.0, "one of two ends in 2 s");
-    let waiting = wait(&queue, one, 0, 3).await;
+    let waiting = queue_up(&queue, one, 0, 3).await;
     assert_eq!((queue.waiting(), expected(one)), (3, 8.0));
     assert_eq!(expected(other), 2.0, "it goes before them");
     drop(waiting);
@@ -83,18 +83,18 @@ async fn nobody_waits_beyond_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permit_that_comes_too_late_to_be_used_does_not_shorten_the_wait_that_is_foreseen() {
+async fn a_permit_that_comes_too_late_to_be_used_does_not_shorten_the_expected_wait() {
     let queue = FairQueue::new(1, 0, 0);
     for _ in 0..100 {
-        let _permit = now(&queue, client(1), 0).await;
+        let _permit = take_now(&queue, client(1), 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
     }
-    let before = queue.0.typical();
+    let before = queue.0.typical_hold();
     for _ in 0..20 {
         let deadline = Instant::now() + Duration::from_secs(1);
         assert!(queue.take_in_time(client(1), deadline).await.is_none());
     }
-    assert_eq!((queue.0.typical(), queue.0.state().held), (before, 0));
+    assert_eq!((queue.0.typical_hold(), queue.0.state().held), (before, 0));
 }
 
 #[tokio::test]
@@ -104,7 +104,7 @@ async fn a_client_that_comes_beside_a_flood_gets_the_next_permit() {
             let queue = FairQueue::new(permits, 100, 25);
             let mut taken = Vec::new();
             let mut flood = wait_beyond(&queue, memory, &mut taken).await;
-            let mut newcomer = wait(&queue, client(2), memory, 1).await;
+            let mut newcomer = queue_up(&queue, client(2), memory, 1).await;
             drop(taken.pop());
             let got = poll!(&mut newcomer[0]);
             assert!(got.is_ready(), "of {permits}, with {memory}");
@@ -113,7 +113,7 @@ async fn a_client_that_comes_beside_a_flood_gets_the_next_permit() {
     }
 }
 
-/// Takes what the first client gets, and has it want a hundred times more.
+/// Takes all permits that the first client gets, and submits a hundred more of its jobs.
 async fn wait_beyond<'a>(
     queue: &'a FairQueue,
     memory: u64,
@@ -122,13 +122,13 @@ async fn wait_beyond<'a>(
     loop {
         match poll!(taking(queue, client(1), memory)) {
             Poll::Ready(permit) => taken.extend(permit),
-            Poll::Pending => return wait(queue, client(1), memory, 100).await,
+            Poll::Pending => return queue_up(queue, client(1), memory, 100).await,
         }
     }
 }
 
-/// Has a flood hold all that it gets, and more of it come whenever one of it is served; gives the
-/// number of those that are served before the newcomer.
+/// Submits a flood of jobs, and another one for each that is served. Returns how many of them are
+/// served before the newcomer.
 async fn served_before(
     queue: &FairQueue,
     clients: u8,
@@ -170,11 +170,11 @@ async fn a_newcomer_that_needs_more_memory_than_a_flood_does_not_wait_for_all_of
 }
 
 #[tokio::test]
-async fn a_newcomer_beside_many_floods_waits_for_none_of_them_that_holds_a_permit() {
+async fn a_newcomer_beside_many_floods_waits_for_none_that_holds_a_permit() {
     for clients in [2, 3, 8] {
         let queue = FairQueue::new(32, 0, 0);
         let before = served_before(&queue, clients, 0, (client(9), 0)).await;
-        // At most one of each that holds none either.
+        // At most one job of each flood that holds no permit either.
         assert!(before <= usize::from(clients), "{before}, of {clients}");
     }
 }
@@ -183,11 +183,12 @@ async fn a_newcomer_beside_many_floods_waits_for_none_of_them_that_holds_a_permi
 async fn two_floods_get_half_of_the_permits_each_and_one_alone_gets_all_in_order() {
     let queue = FairQueue::new(4, 0, 0);
     let mut taken = fill(&queue, client(1)).await;
-    let mut floods = [wait(&queue, client(1), 0, 50).await, wait(&queue, client(2), 0, 50).await];
+    let mut floods =
+        [queue_up(&queue, client(1), 0, 50).await, queue_up(&queue, client(2), 0, 50).await];
     for _ in 0..20 {
         drop(taken.remove(0));
         for flood in &mut floods {
-            // Of one client's, it is the first one's turn.
+            // A client's jobs are served in order.
             if let Poll::Ready(permit) = poll!(&mut flood[0]) {
                 taken.push(permit.unwrap());
                 drop(flood.remove(0));
@@ -206,11 +207,11 @@ async fn two_floods_get_half_of_the_permits_each_and_one_alone_gets_all_in_order
 }
 
 #[tokio::test]
-async fn large_takers_leave_a_permit_and_memory_to_small_ones() {
+async fn large_jobs_leave_a_permit_and_memory_to_small_ones() {
     let queue = FairQueue::new(2, 100, 25);
-    let large = now(&queue, client(1), 75).await;
-    let mut waiting = wait(&queue, client(1), 26, 3).await;
-    let small = now(&queue, client(1), 25).await;
+    let large = take_now(&queue, client(1), 75).await;
+    let mut waiting = queue_up(&queue, client(1), 26, 3).await;
+    let small = take_now(&queue, client(1), 25).await;
     assert!(poll!(taking(&queue, client(1), 1)).is_pending(), "two at once, no more");
     drop((large, small));
     let first = poll!(&mut waiting[0]);
@@ -219,41 +220,41 @@ async fn large_takers_leave_a_permit_and_memory_to_small_ones() {
 }
 
 #[tokio::test]
-async fn takers_share_the_memory() {
+async fn jobs_share_the_memory() {
     let queue = FairQueue::new(8, 100, 25);
-    let _first = now(&queue, client(1), 60).await;
+    let _first = take_now(&queue, client(1), 60).await;
     let mut second = taking(&queue, client(1), 60);
     assert!(poll!(&mut second).is_pending());
-    let small = now(&queue, client(1), 20).await;
+    let small = take_now(&queue, client(1), 20).await;
     assert!(poll!(taking(&queue, client(1), 21)).is_pending(), "there is no more for small ones");
     drop(second);
-    let _third = now(&queue, client(1), 20).await;
+    let _third = take_now(&queue, client(1), 20).await;
     drop(small);
 }
 
 #[tokio::test]
-async fn the_one_permit_of_a_single_core_is_for_large_takers_too() {
+async fn large_jobs_may_use_the_only_permit_of_a_single_core() {
     let queue = FairQueue::new(1, 100, 25);
-    let large = now(&queue, client(1), 75).await;
+    let large = take_now(&queue, client(1), 75).await;
     assert!(poll!(taking(&queue, client(1), 1)).is_pending());
     drop(large);
-    now(&queue, client(1), 1).await;
+    take_now(&queue, client(1), 1).await;
 }
 
 #[tokio::test]
-async fn where_nothing_is_left_to_small_takers_one_may_have_all() {
+async fn without_a_part_for_small_jobs_one_job_may_have_all_memory() {
     let queue = FairQueue::new(2, 100, 0);
-    let all = now(&queue, client(1), 100).await;
+    let all = take_now(&queue, client(1), 100).await;
     assert!(poll!(taking(&queue, client(1), 1)).is_pending());
     drop(all);
 }
 
 #[tokio::test]
-async fn small_takers_that_never_cease_do_not_keep_a_large_one_waiting() {
+async fn an_endless_stream_of_small_jobs_does_not_block_a_large_one() {
     let queue = FairQueue::new(8, 100, 25);
     let mut small = Vec::new();
     for _ in 0..5 {
-        small.push(now(&queue, client(1), 20).await);
+        small.push(take_now(&queue, client(1), 20).await);
     }
     let mut large = taking(&queue, client(1), 75);
     assert!(poll!(&mut large).is_pending());
@@ -268,11 +269,11 @@ async fn small_takers_that_never_cease_do_not_keep_a_large_one_waiting() {
 }
 
 #[tokio::test]
-async fn who_waited_behind_one_that_leaves_gets_its_room() {
+async fn when_a_waiting_job_leaves_the_next_one_gets_its_room() {
     let queue = FairQueue::new(3, 100, 25);
-    let _large = now(&queue, client(1), 70).await;
-    let gives_up = wait(&queue, client(1), 70, 1).await;
-    let _small = now(&queue, client(1), 20).await;
+    let _large = take_now(&queue, client(1), 70).await;
+    let gives_up = queue_up(&queue, client(1), 70, 1).await;
+    let _small = take_now(&queue, client(1), 20).await;
     let mut next = taking(&queue, client(1), 10);
     assert!(poll!(&mut next).is_pending());
     drop(gives_up);
@@ -281,7 +282,7 @@ async fn who_waited_behind_one_that_leaves_gets_its_room() {
 
 proptest! {
     #[test]
-    fn however_takers_come_and_go_bounds_hold_nothing_is_lost_and_everybody_is_served(
+    fn however_jobs_come_and_go_bounds_hold_nothing_is_lost_and_every_job_is_served(
         permits in 1usize..5,
         steps in proptest::collection::vec((0u8..3, 0u64..=75, 0usize..8, any::<bool>()), 0..80),
     ) {
@@ -295,12 +296,12 @@ proptest! {
                 if comes {
                     waiting.push(taking(&queue, client(n), memory));
                 } else if at < waiting.len() {
-                    // It may have been called, and not know it yet.
+                    // Its permit may have been granted but not received yet.
                     drop(waiting.remove(at));
                 } else if at < taken.len() + waiting.len() {
                     drop(taken.remove(at - waiting.len()));
                 }
-                // Only some of them hear at once that they were called.
+                // Only some of the jobs receive their permit at once.
                 for index in (0..waiting.len()).rev().filter(|index| (index + at) % 3 != 0) {
                     if let Poll::Ready(permit) = poll!(&mut waiting[index]) {
                         taken.push(permit.unwrap());
@@ -319,7 +320,8 @@ proptest! {
                 assert!(state.queue.is_empty() || state.held > 0);
             }
             while !waiting.is_empty() {
-                // All who have one give it back, and so does who is served then.
+                // All jobs with a permit give it back, and so does each job that is served after
+                // them.
                 let before = waiting.len();
                 taken.clear();
                 for index in (0..waiting.len()).rev() {
@@ -340,15 +342,15 @@ proptest! {
 }
 
 #[tokio::test]
-async fn clients_that_keep_coming_do_not_keep_one_waiting_that_was_served_before() {
+async fn newcomers_do_not_starve_a_client_that_was_served_before() {
     let queue = FairQueue::new(1, 0, 0);
-    let first = now(&queue, client(0), 0).await;
-    let mut old = wait(&queue, client(0), 0, 1).await;
-    let mut fresh: VecDeque<_> = wait(&queue, client(1), 0, 1).await.into();
+    let first = take_now(&queue, client(0), 0).await;
+    let mut old = queue_up(&queue, client(0), 0, 1).await;
+    let mut fresh: VecDeque<_> = queue_up(&queue, client(1), 0, 1).await.into();
     drop(first);
     let mut permit = fresh.pop_front().unwrap().await.unwrap();
     for n in 2..100 {
-        fresh.extend(wait(&queue, client(n), 0, 1).await);
+        fresh.extend(queue_up(&queue, client(n), 0, 1).await);
         drop(permit);
         if poll!(&mut old[0]).is_ready() {
             assert!(n < 5, "{n} came first");

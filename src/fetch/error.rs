@@ -2,42 +2,42 @@
 
 use std::{io, time::Duration};
 
-use super::{policy::Refusal, resolver::LookupFailed};
+use super::{policy::UrlError, resolver::LookupError};
 use crate::telemetry::causes;
 
 /// Why a picture could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address is not fetched.
+    /// The policy does not allow the URL.
     #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The host's name leads nowhere.
+    Url(#[from] UrlError),
+    /// The host's name has no address.
     #[error("the name could not be resolved")]
     NoSuchHost(#[source] reqwest::Error),
-    /// The system's resolver could not say where the host's name leads.
+    /// The system's resolver failed to look the name up.
     #[error("the name could not be looked up")]
     NoResolver(#[source] reqwest::Error),
-    /// No connection, or none that TLS accepts.
+    /// No connection, or no certificate that TLS accepts.
     #[error("the host could not be connected to")]
     Connect(#[source] reqwest::Error),
-    /// The host closed the connection before it answered, or the answer was no HTTP.
+    /// The host closed the connection before it answered, or did not answer in HTTP.
     #[error("the host gave no answer")]
     NoAnswer(#[source] reqwest::Error),
-    /// The answer broke off.
-    #[error("the answer broke off")]
-    Cut {
-        /// Whether a part of the picture had come.
-        had_begun: bool,
-        /// What the connection said.
+    /// The connection ended in the middle of the answer.
+    #[error("the connection ended in the middle of the answer")]
+    Interrupted {
+        /// Whether some of the picture's bytes had arrived.
+        has_started: bool,
+        /// The connection's error.
         source: io::Error,
     },
-    /// More bytes came than a picture may have, packed as they were.
+    /// The host sent more bytes than a picture may have, counted before decompression.
     #[error("the host sent more than {limit} bytes")]
     TooManyBytes {
-        /// Bytes allowed.
+        /// The most bytes allowed.
         limit: u64,
     },
-    /// Another status than 200 and 203.
+    /// A status other than 200 and 203.
     #[error("the host answered with status {status}{}", advice(*.status))]
     Status {
         /// The status.
@@ -45,13 +45,13 @@ pub enum Error {
         /// How long the host asks to wait.
         retry_after: Option<Duration>,
     },
-    /// A redirect without a place to go, or one too many.
+    /// A redirect without a target, or one too many.
     #[error("the host redirected too often or nowhere")]
     Redirects,
-    /// The answer is compressed in a way that is not undone.
+    /// A content encoding that the service does not decode.
     #[error("the answer has the content encoding {0:?}")]
     Encoded(String),
-    /// The answer says that it is gzip, and is not.
+    /// The answer claims to be gzip but is not valid gzip.
     #[error("the answer is damaged gzip")]
     BadGzip(#[source] io::Error),
     /// The answer has no body.
@@ -71,13 +71,13 @@ fn advice(status: u16) -> &'static str {
 }
 
 impl Error {
-    /// Why there is no answer to a request.
+    /// Why a request got no answer.
     pub(super) fn of_request(error: reqwest::Error) -> Self {
-        if let Some(refusal) = causes(&error).find_map(|cause| cause.downcast_ref::<Refusal>()) {
-            return Self::Refused(*refusal);
+        if let Some(error) = causes(&error).find_map(|cause| cause.downcast_ref::<UrlError>()) {
+            return Self::Url(*error);
         }
-        let lookup = causes(&error).find_map(|cause| cause.downcast_ref::<LookupFailed>());
-        match lookup.map(LookupFailed::is_about_the_name) {
+        let lookup = causes(&error).find_map(|cause| cause.downcast_ref::<LookupError>());
+        match lookup.map(LookupError::is_about_the_name) {
             Some(true) => Self::NoSuchHost(error),
             Some(false) => Self::NoResolver(error),
             None if error.is_timeout() => Self::Timeout,
@@ -86,8 +86,8 @@ impl Error {
         }
     }
 
-    /// How long the host asks to wait before it is asked again, an hour at most: a client that obeys
-    /// shall not sleep for years.
+    /// How long the host asks to wait, an hour at most: a client that obeys must not sleep for
+    /// years.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { status: 429 | 503, retry_after } => {

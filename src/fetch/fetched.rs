@@ -1,4 +1,4 @@
-//! A picture on its way from its host: which answers are taken, and their bytes as they come.
+//! The answer of a picture's host: whether it is accepted, and its bytes as they arrive.
 
 use std::io;
 
@@ -14,12 +14,12 @@ use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::Error;
 
-/// How many bytes are unpacked at once.
+/// How many bytes are decompressed at once.
 const PIECE: usize = 64 * 1024;
 
 /// A picture that is being fetched.
 pub struct Fetched {
-    /// What the host says the length is, in bytes.
+    /// The length that the host announced, in bytes.
     pub length: Option<u64>,
     response: Response,
     is_gzip: bool,
@@ -38,30 +38,32 @@ impl Fetched {
         }
     }
 
-    /// The picture's bytes as they come, unpacked if the host packed them. At most `limit` bytes are
-    /// read from the host: gzip may go on for ever and unpack to nothing.
+    /// The picture's bytes as they arrive, decompressed if necessary. At most `limit` bytes are
+    /// read from the host, because an endless gzip stream may decompress to nothing.
     pub fn into_stream(self, limit: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send {
         let Self { response, is_gzip, deadline, .. } = self;
         let sent = stream::try_unfold((response, 0), move |(mut response, before)| async move {
-            let Some(bytes) = response.chunk().await.map_err(Fault::Cut)? else { return Ok(None) };
+            let Some(bytes) = response.chunk().await.map_err(ReadError::Disconnected)? else {
+                return Ok(None);
+            };
             let received = before + bytes.len() as u64;
             if received > limit {
-                return Err(Fault::TooManyBytes.into());
+                return Err(ReadError::TooManyBytes.into());
             }
             Ok(Some((bytes, (response, received))))
         });
         let bytes = if is_gzip { Either::Left(gunzip(sent)) } else { Either::Right(sent) };
-        stream::try_unfold((Box::pin(bytes), false), move |(mut bytes, had_begun)| async move {
+        stream::try_unfold((Box::pin(bytes), false), move |(mut bytes, has_started)| async move {
             match timeout_at(deadline, bytes.try_next()).await {
                 Ok(Ok(Some(piece))) => Ok(Some((piece, (bytes, true)))),
-                Ok(Ok(None)) if had_begun => Ok(None),
+                Ok(Ok(None)) if has_started => Ok(None),
                 Ok(Ok(None)) => Err(Error::Empty),
-                Ok(Err(source)) => Err(match Fault::of(&source) {
-                    Some(Fault::TooManyBytes) => Error::TooManyBytes { limit },
-                    Some(Fault::Cut(_)) => Error::Cut { had_begun, source },
-                    // The packed bytes ended before what is in them.
+                Ok(Err(source)) => Err(match ReadError::of(&source) {
+                    Some(ReadError::TooManyBytes) => Error::TooManyBytes { limit },
+                    Some(ReadError::Disconnected(_)) => Error::Interrupted { has_started, source },
+                    // The compressed stream ended early.
                     None if source.kind() == io::ErrorKind::UnexpectedEof => {
-                        Error::Cut { had_begun, source }
+                        Error::Interrupted { has_started, source }
                     }
                     None => Error::BadGzip(source),
                 }),
@@ -71,33 +73,32 @@ impl Fetched {
     }
 }
 
-/// What ends a picture early, before anything is unpacked. It travels through the decoder as an
-/// [`io::Error`].
+/// Ends the stream before decompression. It passes through the decompressor as an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
-enum Fault {
+enum ReadError {
     #[error("the connection failed")]
-    Cut(#[source] reqwest::Error),
+    Disconnected(#[source] reqwest::Error),
     #[error("too many bytes")]
     TooManyBytes,
 }
 
-impl From<Fault> for io::Error {
-    fn from(fault: Fault) -> Self {
+impl From<ReadError> for io::Error {
+    fn from(fault: ReadError) -> Self {
         Self::other(match fault {
-            Fault::Cut(error) => Fault::Cut(error.without_url()),
-            Fault::TooManyBytes => fault,
+            ReadError::Disconnected(error) => ReadError::Disconnected(error.without_url()),
+            ReadError::TooManyBytes => fault,
         })
     }
 }
 
-impl Fault {
+impl ReadError {
     fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
 }
 
-/// Piece by piece: whoever takes them decides when it has been enough. What follows a whole gzip
-/// member must be another one.
+/// Decompresses piece by piece, so that the reader can stop at any time. After a complete gzip
+/// member, only another member may follow.
 fn gunzip(
     packed: impl Stream<Item = io::Result<Bytes>> + Send,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
@@ -106,8 +107,9 @@ fn gunzip(
     ReaderStream::with_capacity(unpacked, PIECE)
 }
 
-/// Whether the answer is gzip, which was not asked for: object stores send what was stored so. They
-/// also say things in this header that name no compression, and then the bytes are the picture.
+/// Whether the answer is gzip. The request did not ask for it, but object stores send files as they
+/// were stored. Some hosts put values into this header that are not compressions; then the bytes
+/// are the picture itself.
 fn is_gzip(headers: &HeaderMap) -> Result<bool, Error> {
     let lines = headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
     let mut is_gzip = false;
@@ -129,7 +131,7 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, Error> {
 mod tests {
     use super::*;
 
-    fn judged(lines: &[&str]) -> Result<bool, String> {
+    fn checked(lines: &[&str]) -> Result<bool, String> {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(CONTENT_ENCODING, HeaderValue::from_bytes(line.as_bytes()).unwrap());
@@ -141,15 +143,15 @@ mod tests {
     }
 
     #[test]
-    fn only_what_names_a_compression_is_one() {
+    fn only_names_of_compressions_count_as_compressed() {
         for plain in
             ["", " ", "identity", "Identity", "aws-chunked", "UTF-8", "none", ",", "base64"]
         {
-            assert_eq!(judged(&[plain]), Ok(false), "{plain:?}");
+            assert_eq!(checked(&[plain]), Ok(false), "{plain:?}");
         }
-        assert_eq!(judged(&[]), Ok(false));
+        assert_eq!(checked(&[]), Ok(false));
         for gzip in [&["gzip"][..], &["GZip"], &["x-gzip"], &["aws-chunked,gzip"], &["", "gzip"]] {
-            assert_eq!(judged(gzip), Ok(true), "{gzip:?}");
+            assert_eq!(checked(gzip), Ok(true), "{gzip:?}");
         }
         for (other, name) in [
             (&["br"][..], "br"),
@@ -158,7 +160,7 @@ mod tests {
             (&["gzip", "deflate"], "deflate"),
             (&["<b>\u{e9}\"x\""], "bx"),
         ] {
-            assert_eq!(judged(other), Err(name.to_owned()));
+            assert_eq!(checked(other), Err(name.to_owned()));
         }
     }
 }

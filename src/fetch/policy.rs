@@ -1,51 +1,52 @@
-//! Which addresses may be fetched: pure rules, no network.
+//! Decides which URLs may be fetched: pure rules without network access.
 //!
-//! The service runs beside private things (a cloud's metadata endpoint first of all), and fetches
-//! what strangers name. The ranges are those of the IANA special-purpose registries
+//! The service runs next to private hosts (above all a cloud's metadata endpoint) and fetches URLs
+//! that strangers choose. The denied ranges are those of the IANA special-purpose registries
 //! (<https://www.iana.org/assignments/iana-ipv4-special-registry>,
-//! <https://www.iana.org/assignments/iana-ipv6-special-registry>) and what clouds put beside them.
+//! <https://www.iana.org/assignments/iana-ipv6-special-registry>) and the addresses that clouds use
+//! in addition.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
-/// The longest address that is looked at, in bytes.
+/// The longest URL, in bytes.
 const MAX_URL: usize = 8192;
 
-/// The operator's part of the rules.
+/// What the operator allows.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// Ports that may be called.
+    /// The allowed ports.
     pub ports: Vec<u16>,
-    /// If given, the only hosts that may be called.
+    /// If set, no other hosts are allowed.
     pub hosts: Option<Vec<HostPattern>>,
-    /// What may be called although the rules deny it.
+    /// Exceptions from the rules.
     pub allow: Vec<Exception>,
 }
 
-/// A host, or all hosts under a domain.
+/// A host, or all hosts below a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostPattern {
     /// `upload.wikimedia.org`
     Exact(String),
-    /// `*.example.com`: any name under it, not the name itself.
+    /// `*.example.com`: any name below the domain, but not the domain itself.
     Under(String),
 }
 
-/// Something that the operator allows although the rules deny it.
+/// Something that is allowed although the rules deny it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exception {
-    /// Addresses: `10.1.0.0/16`.
+    /// A network: `10.1.0.0/16`.
     Network(IpNet),
-    /// One server, wherever its name leads: `pictures.internal:8080`.
+    /// One server, whatever address its name has: `pictures.internal:8080`.
     Server(String, u16),
 }
 
-/// Why an address is not fetched.
+/// Why a URL is not fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// It is not an address that can be fetched at all.
+pub enum UrlError {
+    /// It is not a URL that can be fetched.
     #[error("{0}")]
     Invalid(&'static str),
     /// The policy denies it.
@@ -53,18 +54,18 @@ pub enum Refusal {
     Denied(&'static str),
 }
 
-const NOT_PUBLIC: Refusal = Refusal::Denied("This address does not lead to a public host.");
+const NOT_PUBLIC: UrlError = UrlError::Denied("This address does not lead to a public host.");
 
-const NOT_FOLLOWED: Refusal =
-    Refusal::Denied("The address redirects to one that the service does not fetch.");
+const NOT_FOLLOWED: UrlError =
+    UrlError::Denied("The URL redirects to one that the service does not fetch.");
 
-/// An address that may be called, if it is a name only where that leads to allowed addresses.
+/// A URL that may be requested. If its host is a name, the resolver still checks the addresses.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// The address.
+    /// The URL.
     pub url: Url,
-    /// Whether the operator excepted this very host and port.
-    pub excepted: bool,
+    /// Whether the operator allowed exactly this host and port.
+    pub is_exception: bool,
 }
 
 impl HostPattern {
@@ -78,13 +79,15 @@ impl HostPattern {
             None => (text, Self::Exact),
         };
         match Host::parse(bare) {
-            Ok(host) if !bare.contains('*') => Ok(make(without_dot(&host.to_string()).to_owned())),
-            _ => Err("is no host name; write upload.wikimedia.org or *.example.com".into()),
+            Ok(host) if !bare.contains('*') => {
+                Ok(make(without_trailing_dot(&host.to_string()).to_owned()))
+            }
+            _ => Err("is not a host name; write upload.wikimedia.org or *.example.com".into()),
         }
     }
 
     fn matches(&self, host: &str) -> bool {
-        let host = without_dot(host);
+        let host = without_trailing_dot(host);
         match self {
             Self::Exact(name) => host == name,
             Self::Under(domain) => host
@@ -108,51 +111,54 @@ impl Exception {
         }
         let server = text.rsplit_once(':').and_then(|(host, port)| {
             let port = port.parse().ok().filter(|port| *port != 0)?;
-            Some(Self::Server(without_dot(&Host::parse(host).ok()?.to_string()).to_owned(), port))
+            Some(Self::Server(
+                without_trailing_dot(&Host::parse(host).ok()?.to_string()).to_owned(),
+                port,
+            ))
         });
         server.ok_or_else(|| "is neither a network (10.1.0.0/16) nor host:port".into())
     }
 }
 
 impl Policy {
-    /// Judges an address as a client wrote it.
+    /// Checks a URL as a client wrote it.
     ///
     /// # Errors
-    /// [`Refusal`]
-    pub fn judge(&self, text: &str) -> Result<Target, Refusal> {
+    /// [`UrlError`]
+    pub fn check_url(&self, text: &str) -> Result<Target, UrlError> {
         if text.len() > MAX_URL {
-            return Err(Refusal::Invalid("image_url is longer than 8192 bytes."));
+            return Err(UrlError::Invalid("image_url is longer than 8192 bytes."));
         }
         let url = Url::parse(text.trim()).map_err(|_| {
-            Refusal::Invalid(
-                "image_url must be an absolute address such as https://example.com/photo.jpg.",
+            UrlError::Invalid(
+                "image_url must be an absolute URL such as https://example.com/photo.jpg.",
             )
         })?;
-        self.judge_url(url)
+        self.check_parsed(url)
     }
 
-    /// Judges where a redirect leads.
+    /// Checks the target of a redirect.
     ///
     /// # Errors
-    /// [`Refusal`]
-    pub fn judge_redirect(&self, from: &Url, location: &str) -> Result<Target, Refusal> {
+    /// [`UrlError`]
+    pub fn check_redirect(&self, from: &Url, location: &str) -> Result<Target, UrlError> {
         let url = match from.join(location) {
             Ok(url) if location.len() <= MAX_URL => url,
             _ => return Err(NOT_FOLLOWED),
         };
-        // What is wrong with it is not the client's fault, and is told as what it is: refused.
-        self.judge_url(url).map_err(|_| NOT_FOLLOWED)
+        // The client did not choose the target, so its faults are reported as a refusal.
+        self.check_parsed(url).map_err(|_| NOT_FOLLOWED)
     }
 
-    fn judge_url(&self, url: Url) -> Result<Target, Refusal> {
+    fn check_parsed(&self, url: Url) -> Result<Target, UrlError> {
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(Refusal::Invalid("image_url must begin with http:// or https://."));
+            return Err(UrlError::Invalid("image_url must begin with http:// or https://."));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(Refusal::Invalid("image_url must not hold a user name or password."));
+            return Err(UrlError::Invalid("image_url must not hold a user name or password."));
         }
         let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
-            return Err(Refusal::Invalid("image_url must name a host."));
+            return Err(UrlError::Invalid("image_url must name a host."));
         };
         let name = host.to_string();
         if self
@@ -160,15 +166,15 @@ impl Policy {
             .as_ref()
             .is_some_and(|hosts| !hosts.iter().any(|pattern| pattern.matches(&name)))
         {
-            return Err(Refusal::Denied(
+            return Err(UrlError::Denied(
                 "This host is not on the list of hosts that the service fetches from.",
             ));
         }
-        let excepted = self.allow.iter().any(|exception| {
-            matches!(exception, Exception::Server(host, at) if host == without_dot(&name) && *at == port)
+        let is_exception = self.allow.iter().any(|exception| {
+            matches!(exception, Exception::Server(host, at) if host == without_trailing_dot(&name) && *at == port)
         });
-        if !excepted && !self.ports.contains(&port) {
-            return Err(Refusal::Denied("The service does not fetch from this port."));
+        if !is_exception && !self.ports.contains(&port) {
+            return Err(UrlError::Denied("The service does not fetch from this port."));
         }
         let literal = match host {
             Host::Ipv4(address) => Some(IpAddr::V4(address)),
@@ -176,34 +182,35 @@ impl Policy {
             Host::Domain(_) => None,
         };
         if let Some(address) = literal {
-            self.judge_address(address, excepted)?;
+            self.check_address(address, is_exception)?;
         }
-        Ok(Target { url, excepted })
+        Ok(Target { url, is_exception })
     }
 
-    /// Judges an address that a host has, or that a name led to. Of a server that the operator
-    /// excepted, only metadata endpoints are denied.
+    /// Checks an IP address from a URL or from a name look-up. For an exception by host and port,
+    /// only metadata endpoints are denied.
     ///
     /// # Errors
-    /// [`Refusal::Denied`]
-    pub fn judge_address(&self, address: IpAddr, excepted: bool) -> Result<(), Refusal> {
-        let address = behind_nat64(address.to_canonical()); // IPv4-mapped is judged as IPv4, too
-        let in_exception = || {
+    /// [`UrlError::Denied`]
+    pub fn check_address(&self, address: IpAddr, is_exception: bool) -> Result<(), UrlError> {
+        // IPv4-mapped addresses are checked as IPv4.
+        let address = unwrap_nat64(address.to_canonical());
+        let is_in_allowed_network = || {
             self.allow
                 .iter()
                 .any(|exception| matches!(exception, Exception::Network(network) if network.contains(&address)))
         };
-        let allowed =
-            !METADATA.contains(&address) && (excepted || is_public(address) || in_exception());
+        let allowed = !METADATA.contains(&address)
+            && (is_exception || is_public(address) || is_in_allowed_network());
         if allowed { Ok(()) } else { Err(NOT_PUBLIC) }
     }
 }
 
-fn without_dot(host: &str) -> &str {
+fn without_trailing_dot(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
 
-/// Where machines ask for their own credentials. No exception opens these.
+/// Endpoints where machines get their own credentials. No exception allows these.
 const METADATA: [IpAddr; 8] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), // EC2, GCP, Azure and most others
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),   // ECS tasks
@@ -245,10 +252,10 @@ const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
 }
 
-/// The well-known prefix of translators to IPv4, of 96 bits.
+/// The well-known prefix of NAT64 translators, 96 bits long.
 const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
 
-/// Global unicast: everything else in IPv6 is denied.
+/// Global unicast; everything else in IPv6 is denied.
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
 
 const DENIED_V6: [Ipv6Net; 5] = [
@@ -259,8 +266,7 @@ const DENIED_V6: [Ipv6Net; 5] = [
     v6(0x3fff, 0, 0, 20),         // documentation
 ];
 
-/// Whether an address is one that anybody on the internet may have. IPv4-mapped addresses are to
-/// be turned into IPv4 first.
+/// Whether an address is public. IPv4-mapped addresses must be converted to IPv4 first.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !DENIED_V4.iter().any(|network| network.contains(&address)),
@@ -272,9 +278,10 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// Where a translator's address leads: to the IPv4 address in its last 32 bits (RFC 6052, section
-/// 2.1). In a network with DNS64, every name leads to such ones. Any other address is itself.
-fn behind_nat64(address: IpAddr) -> IpAddr {
+/// For an address of a NAT64 translator, the IPv4 address in its last 32 bits (RFC 6052, section
+/// 2.1); in a network with DNS64, every name resolves to such addresses. Any other address is
+/// returned unchanged.
+fn unwrap_nat64(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(translated) if NAT64.contains(&translated) => {
             Ipv4Addr::from_bits(translated.to_bits() as u32).into()
@@ -283,7 +290,8 @@ fn behind_nat64(address: IpAddr) -> IpAddr {
     }
 }
 
-/// ISATAP tunnels to the IPv4 address in the interface id (RFC 5214, section 6.1).
+/// Whether the interface id is that of an ISATAP tunnel, which leads to an IPv4 address (RFC 5214,
+/// section 6.1).
 fn is_isatap(address: Ipv6Addr) -> bool {
     matches!(address.segments(), [_, _, _, _, 0x0000 | 0x0200, 0x5efe, _, _])
 }

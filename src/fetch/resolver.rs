@@ -1,12 +1,12 @@
-//! Looks up where the names of picture hosts lead, and judges every address found.
+//! Resolves the names of picture hosts, and checks every address that they resolve to.
 //!
-//! Names are looked up as the system does it (`getaddrinfo`), so that the service and every other
-//! program on the machine agree about `/etc/hosts`, `nsswitch.conf` and `resolv.conf`. The price is
-//! that a look-up blocks a thread and cannot be cancelled: a name whose server never answers keeps
-//! its thread for seconds after the fetch has given up. So look-ups are bounded, and each client has
-//! a share of its own: the dead names of one client delay that client's fetches and no others. A
-//! resolver of our own (hickory) could cancel them, for some twenty more crates and a second opinion
-//! about each name.
+//! Names are resolved by the system (`getaddrinfo`), so that the service and every other program on
+//! the machine agree about `/etc/hosts`, `nsswitch.conf` and `resolv.conf`. The price is that a
+//! look-up blocks a thread and cannot be cancelled: if a name server never answers, the thread
+//! stays blocked for seconds after the fetch has given up. Look-ups are therefore bounded, and each
+//! client has a share of them, so that one client's dead names delay only that client. A resolver
+//! inside the service (hickory) could cancel look-ups, but would add about twenty crates and might
+//! disagree with the system about a name.
 
 use std::{
     fmt, io,
@@ -21,40 +21,41 @@ use tokio::{task::spawn_blocking, time::timeout};
 use super::policy::Policy;
 use crate::shares::{ClientNetwork, Shares};
 
-/// Look-ups at once. Each blocks one of the 512 threads that also save pictures.
+/// The most look-ups at once. Each blocks one of the 512 threads that also save pictures.
 const MAX_LOOKUPS: u64 = 128;
 
-/// Look-ups at once for one client. A name that is answered takes milliseconds, so this is enough
-/// for a thousand a second; and it takes four clients, all with dead names, to use up all look-ups.
+/// The most look-ups at once for one client. A working name server answers within milliseconds, so
+/// this is enough for a thousand a second. It takes four clients with only dead names to use up all
+/// look-ups.
 const MAX_LOOKUPS_PER_CLIENT: u64 = 32;
 
-/// How long a look-up may take, the wait for a free one included. It is less than the time for a
-/// connection, of which it is a part, so that a host is not blamed for what the resolver did.
-const LOOKUP_TIME: Duration = Duration::from_millis(2500);
+/// The time for a look-up, including the wait for a free one. It is shorter than the connect
+/// timeout, so that a slow resolver is reported as such, and not as a host that cannot be reached.
+const LOOKUP_TIMEOUT: Duration = Duration::from_millis(2500);
 
 tokio::task_local! {
-    /// On whose behalf the task asks: the HTTP client tells its resolver nothing but the name.
+    /// The client on whose behalf the task runs. The HTTP client tells its resolver only the name.
     static CLIENT: ClientNetwork;
 }
 
-/// Runs a request on behalf of a client, who pays for its look-ups.
+/// Runs a request on behalf of a client, so that its look-ups count against that client's share.
 pub(super) async fn on_behalf_of<T>(client: ClientNetwork, request: impl Future<Output = T>) -> T {
     CLIENT.scope(client, request).await
 }
 
-/// How names are looked up: a name in, its addresses out; may block.
+/// Resolves a name to its addresses; may block.
 #[derive(Clone)]
 pub struct Lookup(Arc<LookupFn>);
 
 type LookupFn = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 impl Lookup {
-    /// As the system does it.
+    /// Resolves names with the system's resolver.
     pub fn system() -> Self {
         Self::custom(|name| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect()))
     }
 
-    /// In another way: for tests.
+    /// Resolves names in another way, for tests.
     pub fn custom(
         lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
     ) -> Self {
@@ -68,76 +69,77 @@ impl fmt::Debug for Lookup {
     }
 }
 
-/// The look-up found no address.
+/// The look-up returned no address.
 #[derive(Debug, thiserror::Error)]
 #[error("the look-up failed")]
-pub(super) struct LookupFailed(#[source] io::Error);
+pub(super) struct LookupError(#[source] io::Error);
 
-impl LookupFailed {
-    /// Whether the name surely has no address. Anything else is no fault of the name: a server that
-    /// does not answer or cannot tell, no file left to ask it by. Of the system's reason
-    /// (EAI_NONAME, EAI_NODATA) the standard library keeps nothing but the sentence, glibc's or musl's.
+impl LookupError {
+    /// Whether the name certainly has no address. Anything else is not the name's fault: a server
+    /// that does not answer or reports an error, or no free file descriptor to ask it. The standard
+    /// library drops the system's reason (EAI_NONAME, EAI_NODATA) and keeps only the message of
+    /// glibc or musl.
     pub(super) fn is_about_the_name(&self) -> bool {
-        const SENTENCES: [&str; 4] = [
+        const MESSAGES: [&str; 4] = [
             "Name or service not known",
             "No address associated with",
             "Name does not resolve",
             "Name has no usable address",
         ];
-        let sentence = self.0.to_string();
+        let message = self.0.to_string();
         self.0.kind() == io::ErrorKind::NotFound
-            || SENTENCES.iter().any(|known| sentence.contains(known))
+            || MESSAGES.iter().any(|known| message.contains(known))
     }
 }
 
-/// Looks names up, and judges every address that they lead to. Cheap to clone; clones share the
+/// Resolves names, and checks every address that they resolve to. Cheap to clone; clones share the
 /// bound.
 #[derive(Debug, Clone)]
 pub(super) struct Resolver {
     policy: Arc<Policy>,
     lookup: Lookup,
     lookups: Shares,
-    /// Whether the operator excepted the host and port that are connected to.
-    excepted: bool,
+    /// Whether the operator allowed the host and port that will be connected to.
+    is_exception: bool,
 }
 
 impl Resolver {
     pub(super) fn new(policy: Policy, lookup: Lookup) -> Self {
         let lookups = Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT);
-        Self { policy: Arc::new(policy), lookup, lookups, excepted: false }
+        Self { policy: Arc::new(policy), lookup, lookups, is_exception: false }
     }
 
-    /// The same for hosts that the operator excepted.
+    /// The same resolver, for hosts that the operator allowed.
     pub(super) fn for_exceptions(&self) -> Self {
-        Self { excepted: true, ..self.clone() }
+        Self { is_exception: true, ..self.clone() }
     }
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let Self { policy, lookup, lookups, excepted } = self.clone();
-        // Clients without a known address count as one.
+        let Self { policy, lookup, lookups, is_exception } = self.clone();
+        // Clients without a known address count as one client.
         let client = CLIENT.try_with(|client| *client).unwrap_or(ClientNetwork::UNKNOWN);
         Box::pin(async move {
             let lookup = async move {
-                let permit = lookups.wait_for(client, 1).await;
+                let permit = lookups.take_when_free(client, 1).await;
                 spawn_blocking(move || {
-                    let _permit = permit; // held by the thread, which may outlive the fetch
+                    let _permit = permit; // the thread holds it, and may outlive the fetch
                     (lookup.0)(name.as_str())
                 })
                 .await
             };
-            let addresses = match timeout(LOOKUP_TIME, lookup).await {
-                Ok(found) => found?.map_err(LookupFailed)?,
-                Err(_) => return Err(LookupFailed(io::ErrorKind::TimedOut.into()).into()),
+            let addresses = match timeout(LOOKUP_TIMEOUT, lookup).await {
+                Ok(found) => found?.map_err(LookupError)?,
+                Err(_) => return Err(LookupError(io::ErrorKind::TimedOut.into()).into()),
             };
             if addresses.is_empty() {
-                return Err(LookupFailed(io::ErrorKind::NotFound.into()).into());
+                return Err(LookupError(io::ErrorKind::NotFound.into()).into());
             }
             for address in &addresses {
-                policy.judge_address(*address, excepted)?;
+                policy.check_address(*address, is_exception)?;
             }
-            // Port 0 stands for the one in the address of the picture.
+            // Port 0: the HTTP client uses the port of the URL.
             let addresses: Addrs =
                 Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
             Ok(addresses)
@@ -150,19 +152,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_name_that_surely_has_no_address_is_to_blame() {
+    fn a_name_is_blamed_only_if_it_certainly_has_no_address() {
         let is_about_the_name = |text: &str| {
-            let sentence = format!("failed to lookup address information: {text}");
-            LookupFailed(io::Error::other(sentence)).is_about_the_name()
+            let message = format!("failed to lookup address information: {text}");
+            LookupError(io::Error::other(message)).is_about_the_name()
         };
         assert!(is_about_the_name("Name or service not known"));
         assert!(is_about_the_name("No address associated with hostname"));
         assert!(is_about_the_name("Name does not resolve"));
-        assert!(LookupFailed(io::ErrorKind::NotFound.into()).is_about_the_name());
+        assert!(LookupError(io::ErrorKind::NotFound.into()).is_about_the_name());
         assert!(!is_about_the_name("Temporary failure in name resolution"));
         assert!(!is_about_the_name("Non-recoverable failure in name resolution"));
         assert!(!is_about_the_name("Memory allocation failure"));
-        assert!(!LookupFailed(io::Error::from_raw_os_error(24)).is_about_the_name());
-        assert!(!LookupFailed(io::ErrorKind::TimedOut.into()).is_about_the_name());
+        assert!(!LookupError(io::Error::from_raw_os_error(24)).is_about_the_name());
+        assert!(!LookupError(io::ErrorKind::TimedOut.into()).is_about_the_name());
     }
 }

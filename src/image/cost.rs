@@ -11,7 +11,13 @@ use std::io::Read;
 
 use super::{
     Error, Format, Picture, Reader,
-    header::{heif, jpeg, tiff},
+    header::{
+        self, Fault, heif, jpeg,
+        tiff::{
+            self,
+            kinds::{Compression, Predictor},
+        },
+    },
 };
 
 /// What a decoder may take for profiles, text and tables, whatever the picture's size, in bytes.
@@ -33,7 +39,7 @@ pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
     let reader = &mut picture.content.header_reader();
     let per_pixel = match picture.format {
         Format::Jpeg => {
-            let jpeg = jpeg::read(reader).map_err(|_| Error::BadHeader(picture.format))?;
+            let jpeg = header::bounded(picture.format, &picture.content, jpeg::read)?;
             if let Some(kind) = jpeg.undecodable() {
                 return Err(Error::Unsupported(kind));
             }
@@ -44,7 +50,13 @@ pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
         // The canvas, a frame of it, and the frame's indices.
         Format::Gif => Some(4 + 5),
         Format::Bmp => Some(4),
-        Format::Tiff => tiff::read(reader).ok().map(|tiff| per_pixel_of_tiff(&tiff)),
+        Format::Tiff => {
+            let bytes = header::bounded(picture.format, &picture.content, |reader| {
+                tiff(reader, picture.content.len())
+            })?;
+            let bytes = bytes.max(picture.pixels() * ENCODING);
+            return Ok(bytes.saturating_add(picture.content.len() + METADATA));
+        }
         Format::Heic => {
             let bytes = heic(reader, picture.content.len());
             return bytes.map(|bytes| bytes + METADATA).ok_or(Error::BadHeader(picture.format));
@@ -94,13 +106,24 @@ fn webp(reader: &mut Reader) -> Option<u64> {
     }
 }
 
-/// The samples as they are stored, and the pixels made of them; anything deep becomes 8 bits as well.
-/// Inside of one strip, a whole JPEG may be decoded.
-fn per_pixel_of_tiff(tiff: &tiff::Tiff) -> u64 {
-    const JPEG: u64 = 7;
-    let decoded = (tiff.samples * tiff.bits).div_ceil(8);
-    let inside = if tiff.compression == JPEG { 3 + 8 } else { decoded };
-    decoded + inside + 4
+/// What is wanted of a pixel is held in 8 bits a sample, and made RGB in place. Beside that there are a
+/// row, as it is stored and in 8 bits; of floating-point numbers twice, and of the whole width of a tile,
+/// where bytes are taken apart. A JPEG is decoded as a whole, of whatever kind it is, from a copy.
+fn tiff(reader: &mut Reader, file_len: u64) -> Result<u64, Fault> {
+    let tiff = tiff::read(reader)?;
+    let (chunk, samples) = (tiff.chunks, tiff.samples_together());
+    let held = (tiff.color.samples() + u64::from(tiff.alpha.is_some())).max(3 + 2);
+    let row =
+        u64::from(chunk.width.min(tiff.width)) * samples * (tiff.depth.bits().div_ceil(8) + 1);
+    let chunk = match (tiff.compression, tiff.predictor) {
+        (Compression::Jpeg, _) => {
+            let samples = u64::from(chunk.width) * u64::from(chunk.height) * samples;
+            samples.saturating_mul(1 + 2).saturating_add(file_len)
+        }
+        (_, Predictor::FloatDifference) => u64::from(chunk.width) * samples * 2 * 4,
+        _ => 0,
+    };
+    Ok((u64::from(tiff.width) * u64::from(tiff.height) * held).saturating_add(row + chunk))
 }
 
 /// HEVC is decoded to planes of 16 bits a sample, whatever the depth, and these are made pixels of four
@@ -139,7 +162,9 @@ mod tests {
 
     use super::*;
     use crate::image::{
-        Content, Orientation, probe,
+        Content, Orientation,
+        header::tiff::crafted::Crafted,
+        probe,
         render::{SCALING, decode},
     };
 
@@ -163,19 +188,10 @@ mod tests {
         bytes
     }
 
-    /// A TIFF of one directory with these entries: tag, type, count, value.
-    fn tiff(entries: &[(u16, u16, u32, u32)]) -> Vec<u8> {
-        let mut bytes = b"II*\0\x08\0\0\0".to_vec();
-        bytes.extend((entries.len() as u16).to_le_bytes());
-        for (tag, kind, count, value) in entries {
-            bytes.extend([tag.to_le_bytes(), kind.to_le_bytes()].concat());
-            bytes.extend([count.to_le_bytes(), value.to_le_bytes()].concat());
-        }
-        bytes.extend([0; 8]);
-        bytes
+    /// A TIFF of 1000 × 1000 whose strip is not there.
+    fn tiff(photometric: u64, bits: &[u64]) -> Crafted {
+        Crafted::new((1000, 1000), photometric, bits)
     }
-
-    const SIZE: [(u16, u16, u32, u32); 2] = [(256, 3, 1, 1000), (257, 3, 1, 1000)];
 
     #[test]
     fn a_jpeg_of_several_scans_takes_more_than_one_of_a_single_scan() {
@@ -192,10 +208,21 @@ mod tests {
         let flat = cost(&deep).unwrap();
         deep[24] = 16;
         assert!(cost(&deep).unwrap() > flat + 4_000_000);
-        let samples = |count| {
-            cost(&tiff(&[&SIZE[..], &[(277, 3, 1, count), (258, 3, 1, 16)]].concat())).unwrap()
-        };
-        assert!(samples(4) > samples(1) + 10_000_000);
+    }
+
+    #[test]
+    fn a_tiff_takes_more_where_a_strip_or_a_row_is_large() {
+        let cost = |crafted: Crafted| cost(&crafted.file(&[&[]])).unwrap();
+        let plain = cost(tiff(2, &[8; 3]));
+        assert!((7_000_000..8_000_000).contains(&(plain - METADATA)), "{plain}");
+        let row = cost(Crafted::new((1_000_000, 1), 2, &[16; 3]));
+        assert!(row > plain + 6_000_000, "{row}");
+        let float = tiff(2, &[32; 3]).with(339, &[3]).with(259, &[8]).with(317, &[3]);
+        let tile = cost(float.clone().with(322, &[1_000_000]).with(323, &[1000]));
+        assert!(tile > cost(float) + 20_000_000, "{tile}");
+        let jpeg = jpeg(0xc0, 3);
+        let jpeg = self::cost(&tiff(6, &[8; 3]).with(259, &[7]).file(&[&jpeg])).unwrap();
+        assert!(jpeg > plain + 6_000_000, "{jpeg}");
     }
 
     #[test]
@@ -237,15 +264,11 @@ mod tests {
 
     #[test]
     fn a_tiff_with_absurd_tables_is_refused() {
-        for absurd in [
-            (273, 1, 4_000_000, 8),
-            (279, 4, 1 << 30, 8),
-            (274, 3, 1_000_000, 8),
-            (258, 3, 1, 9999),
-            (277, 3, 1, 999),
-        ] {
-            let result = cost(&tiff(&[&SIZE[..], &[absurd]].concat()));
-            assert!(matches!(result, Err(Error::BadHeader(Format::Tiff))), "{absurd:?}");
+        for (tag, values) in
+            [(273, &[8; 70_000][..]), (279, &[8; 70_000]), (258, &[9999]), (277, &[999])]
+        {
+            let result = cost(&tiff(1, &[8]).with(tag, values).file(&[&[]]));
+            assert!(matches!(result, Err(Error::BadHeader(Format::Tiff))), "{tag}");
         }
     }
 

@@ -1,18 +1,25 @@
 //! Decodes pictures, and renders them as what is asked for. Called in the decoder's process alone:
 //! what the header promised bounds no decoder.
 
+use std::io::{BufRead, Seek};
+
 use image_rs::{
-    DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage,
+    DynamicImage, ImageError, ImageFormat, ImageReader, Limits, RgbImage, RgbaImage,
     imageops::{self, FilterType},
 };
 
 use self::{encode::encode_jpeg, upright::Upright};
 use super::{Error, Format, Picture, cost::decode_cost};
 
+mod bmp;
 mod encode;
+mod gif;
 mod heic;
 mod jpeg;
+mod spliced;
+mod tiff;
 mod upright;
+mod webp;
 
 /// JPEG qualities of a picture that is only converted, as long as it has too many bytes: the first is
 /// hard to tell from the original.
@@ -132,17 +139,16 @@ fn square(image: &RgbImage, side: u32) -> RgbImage {
 
 /// Decodes the first frame as it is stored, transparency onto white.
 pub(super) fn decode(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
-    let format = match picture.format {
+    let bytes = || picture.content.reader();
+    let image = match picture.format {
         Format::Jpeg => return jpeg::decode(picture),
         Format::Heic => return heic::decode(picture),
-        Format::Png => ImageFormat::Png,
-        Format::WebP => ImageFormat::WebP,
-        Format::Gif => ImageFormat::Gif,
-        Format::Bmp => ImageFormat::Bmp,
-        Format::Tiff => ImageFormat::Tiff,
+        Format::Tiff => return tiff::decode(picture),
+        Format::Png => read(picture, bytes(), ImageFormat::Png, cost)?,
+        Format::WebP => read(picture, webp::bytes(picture)?, ImageFormat::WebP, cost)?,
+        Format::Gif => gif::decode(picture, cost)?,
+        Format::Bmp => bmp::decode(picture, cost)?,
     };
-    let decoder = decoder(picture, format, cost)?;
-    let image = DynamicImage::from_decoder(decoder).map_err(|source| broken(picture, source))?;
     Ok(match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
         image if image.color().has_alpha() => onto_white(image.into_rgba8(), Colours::Straight),
@@ -150,18 +156,22 @@ pub(super) fn decode(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
     })
 }
 
-fn decoder(
+/// Decodes the picture from these bytes by the library; the decoder is asked to take at most
+/// `max_alloc` bytes.
+fn read(
     picture: &Picture,
+    bytes: impl BufRead + Seek,
     format: ImageFormat,
     max_alloc: u64,
-) -> Result<impl ImageDecoder, Error> {
-    let mut reader = ImageReader::with_format(picture.content.reader(), format);
+) -> Result<DynamicImage, Error> {
+    let mut reader = ImageReader::with_format(bytes, format);
     let mut limits = Limits::no_limits();
     // The header was judged by its size; a decoder that finds another size is stopped.
     (limits.max_image_width, limits.max_image_height) = (Some(picture.width), Some(picture.height));
     limits.max_alloc = Some(max_alloc);
     reader.limits(limits);
-    reader.into_decoder().map_err(|source| broken(picture, source))
+    let image = reader.into_decoder().and_then(DynamicImage::from_decoder);
+    image.map_err(|source| broken(picture, source))
 }
 
 fn broken(picture: &Picture, error: ImageError) -> Error {
@@ -239,6 +249,12 @@ mod tests {
 
     fn picture(bytes: Vec<u8>) -> Picture {
         probe(Content::Memory(bytes.into()), 64_000_000).unwrap()
+    }
+
+    /// Decodes a picture that was made elsewhere.
+    pub(super) fn decoded(bytes: &[u8]) -> Result<RgbImage, Error> {
+        let picture = probe(Content::Memory(bytes.to_vec().into()), 64_000_000)?;
+        decode(&picture, decode_cost(&picture)?)
     }
 
     fn encoded(image: &DynamicImage, format: ImageFormat) -> Picture {

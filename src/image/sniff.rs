@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use super::header::bmp::is_header_length;
+
 /// The formats that are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -158,13 +160,12 @@ pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
     }
 }
 
-/// "BM" alone begins many a text: the four reserved bytes are zero, and the length of the second
-/// header is one of those in use (BITMAPCOREHEADER to BITMAPV5HEADER).
+/// "BM" alone begins many a text. The length of the second header is one of those in use: small, in
+/// four bytes, three of which are zero, which no text has. (The reserved bytes before it hold the place
+/// that a pointer points with, in OS/2, and anything in careless files.)
 fn is_bmp(head: &[u8]) -> bool {
-    let header_length =
-        head.get(14..18).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
-    head.get(6..10) == Some(&[0; 4])
-        && matches!(header_length, Some(12 | 16 | 40 | 52 | 56 | 64 | 108 | 124))
+    let length = head.get(14..).and_then(<[u8]>::first_chunk);
+    length.is_some_and(|length| is_header_length(u32::from_le_bytes(*length)))
 }
 
 /// HEIF and AVIF name themselves in the brands of the `ftyp` box: one, four bytes of version, and more
@@ -255,6 +256,7 @@ mod tests {
             (b"\0\0\0\x0cJXL \r\n\x87\n", Unsupported::JpegXl),
             (b"%PDF-1.7", Unsupported::Pdf),
             (b"BM is how this text begins, and it goes on", Unsupported::Unknown),
+            (b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0", Unsupported::Unknown),
             (b"PK\x03\x04photo.jpg", Unsupported::Unknown),
             (b"", Unsupported::Unknown),
             (b"\xff", Unsupported::Unknown),

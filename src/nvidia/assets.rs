@@ -1,4 +1,4 @@
-//! Uploading a large picture: announce it, put it to the presigned address, delete it afterwards.
+//! Uploads a large picture: announces it, sends it to the presigned URL, and deletes it afterwards.
 
 use std::time::Duration;
 
@@ -15,40 +15,41 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Attempts, Client, Error, FailureKind, Operation, under,
+    Attempts, Client, Error, FailureKind, Operation, item_url,
     wire::{CreateAsset, CreatedAsset},
 };
 use crate::image::Content;
 
-/// What every upload is called: never the client's file name.
+/// The description of every upload. It never contains the client's file name.
 const DESCRIPTION: &str = "imagesvc picture";
 
-/// How much of a file is read at once.
+/// How much of a file is read at once, in bytes.
 const READ_SIZE: usize = 64 * 1024;
 
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An uploaded picture. Dropping it deletes the upload, in a task of its own.
+/// An uploaded picture. Dropping it deletes the upload in a task of its own.
 #[derive(Debug)]
-pub struct Asset {
+pub struct UploadedAsset {
     id: Uuid,
-    client: Client,
+    nvidia: Client,
 }
 
-impl Asset {
-    /// NVIDIA's name for it.
+impl UploadedAsset {
+    /// NVIDIA's id of the upload.
     pub(super) fn id(&self) -> Uuid {
         self.id
     }
 }
 
-impl Drop for Asset {
+impl Drop for UploadedAsset {
     fn drop(&mut self) {
-        // Outside of a runtime (at the very end) nothing can be sent; NVIDIA deletes assets in time.
+        // Outside of a runtime (at the very end of the process) nothing can be sent. NVIDIA itself
+        // deletes assets after a while.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let (client, id) = (self.client.clone(), self.id);
-            let tracker = self.client.0.background.clone();
-            tracker.spawn_on(async move { client.delete(id).await }, &runtime);
+            let (nvidia, id) = (self.nvidia.clone(), self.id);
+            let tracker = self.nvidia.0.background.clone();
+            tracker.spawn_on(async move { nvidia.delete(id).await }, &runtime);
         }
     }
 }
@@ -57,25 +58,25 @@ impl Client {
     /// Uploads a picture.
     ///
     /// # Errors
-    /// [`Error`]; [`FailureKind::NoAssets`] when uploads do not work here.
+    /// [`Error`]; [`FailureKind::UploadsRefused`] if uploads do not work for this model or account.
     pub async fn upload(
         &self,
         media_type: &str,
         picture: &Content,
         attempts: &mut Attempts<'_>,
         deadline: Instant,
-    ) -> Result<Asset, Error> {
+    ) -> Result<UploadedAsset, Error> {
         let created = loop {
             match self.create(media_type, deadline).await {
                 Ok(created) => break created,
-                Err(failure) => attempts.next(failure, deadline).await?,
+                Err(failure) => attempts.wait_for_next(failure, deadline).await?,
             }
         };
-        let asset = Asset { id: created.asset_id, client: self.clone() };
+        let asset = UploadedAsset { id: created.asset_id, nvidia: self.clone() };
         loop {
             match self.put(&created, media_type, picture, deadline).await {
                 Ok(()) => return Ok(asset),
-                Err(failure) => attempts.next(failure, deadline).await?,
+                Err(failure) => attempts.wait_for_next(failure, deadline).await?,
             }
         }
     }
@@ -89,18 +90,19 @@ impl Client {
             .authorized(self.0.http.post(self.0.settings.assets_url.clone()))
             .header(CONTENT_TYPE, "application/json")
             .body(body);
-        self.keep_not_before(operation, deadline).await?;
+        self.wait_for_not_before(operation, deadline).await?;
         let reply = self.call(operation, request, deadline).await?;
         reply.progress(operation)?;
-        // An answer that makes no sense means that uploads do not work, as a refusal does. The
-        // answer is not quoted: it holds a presigned address.
-        let no_assets = |fault: &str| Error::new(operation, FailureKind::NoAssets, fault.into());
+        // An invalid answer counts as a refusal: uploads do not work here. The answer is not
+        // quoted, because it may contain a presigned URL.
+        let refused =
+            |fault: &str| Error::new(operation, FailureKind::UploadsRefused, fault.into());
         let created: CreatedAsset = serde_json::from_slice(&reply.body)
-            .map_err(|_| no_assets("no asset id and upload address"))?;
+            .map_err(|_| refused("no asset id and upload URL"))?;
         if may_upload_to(&created.upload_url, &self.0.settings.assets_url) {
             Ok(created)
         } else {
-            Err(no_assets("the upload address is not https"))
+            Err(refused("the upload URL is not https"))
         }
     }
 
@@ -116,7 +118,8 @@ impl Client {
             Content::Memory(bytes) => Body::from(bytes.clone()),
             Content::File(..) => Body::wrap(StreamBody::new(frames(picture.clone()))),
         };
-        // No Authorization: the address itself is the permission, and belongs to somebody else.
+        // No Authorization header: the presigned URL is the permission, and its host is not
+        // NVIDIA's API.
         let request = self
             .0
             .http
@@ -129,10 +132,10 @@ impl Client {
         reply.progress(operation).map(drop)
     }
 
-    /// Best effort: what is not deleted costs nothing but room at NVIDIA's.
+    /// Best effort: an asset that is not deleted only takes space at NVIDIA.
     async fn delete(&self, id: Uuid) {
         let operation = Operation::DeleteAsset;
-        let url = under(&self.0.settings.assets_url, id);
+        let url = item_url(&self.0.settings.assets_url, id);
         let request = self.authorized(self.0.http.delete(url));
         let reply = self.call(operation, request, Instant::now() + DELETE_TIMEOUT).await;
         if let Err(failure) = reply.and_then(|reply| reply.progress(operation)) {
@@ -141,7 +144,7 @@ impl Client {
     }
 }
 
-/// A file's bytes, read off the async threads as the network takes them.
+/// A file's bytes, read on blocking threads at the speed of the network.
 fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync {
     stream::try_unfold((picture, 0), |(picture, offset)| async move {
         if offset >= picture.len() {
@@ -155,7 +158,7 @@ fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>>
     })
 }
 
-/// A picture goes to an https address; to an http one only where the settings' own are.
+/// Uploads go to https URLs. Plain http is allowed only if the setting's own URL is plain http.
 fn may_upload_to(upload: &Url, assets: &Url) -> bool {
     upload.scheme() == "https" || (upload.scheme() == "http" && assets.scheme() == "http")
 }

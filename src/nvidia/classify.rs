@@ -1,69 +1,68 @@
-//! Classifies NVIDIA's answers: what each status means, in one table, and which failures are those of
+//! Classifies NVIDIA's answers: one table says what each status means, and which failures concern
 //! uploads.
 
 use std::fmt;
 
 use super::Error;
 
-/// The calls that are made.
+/// The calls to NVIDIA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Ask for the embedding of a picture that is in the request.
+    /// Request the embedding of a picture that is in the request.
     Infer,
-    /// Ask for the embedding of a picture that was uploaded.
+    /// Request the embedding of an uploaded picture.
     InferAsset,
-    /// Ask for a pending answer.
+    /// Poll for a pending answer.
     Poll,
-    /// The same, for a picture that was uploaded.
+    /// Poll for a pending answer about an uploaded picture.
     PollAsset,
     /// Announce an upload.
     CreateAsset,
-    /// Upload to the presigned address.
+    /// Send the picture to the presigned URL.
     UploadAsset,
     /// Delete an upload.
     DeleteAsset,
 }
 
-/// The answers that an operator is woken for: nothing heals by itself when the key or the account is
-/// refused.
-pub(super) const ALARMING: [u16; 3] = [401, 402, 403];
+/// Statuses that alert an operator: a refused key or account does not recover by itself.
+pub(super) const ALERTED_STATUSES: [u16; 3] = [401, 402, 403];
 
-/// How far a call got that did not fail.
+/// The state of a call that has not failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// It is done.
+    /// The answer is complete.
     Done,
-    /// Its answer is to be polled for.
+    /// The answer must be polled for.
     Pending,
 }
 
-/// What a failed call, or one without an answer, is to be blamed on.
+/// Why a call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailureKind {
-    /// The key is refused.
+    /// NVIDIA refused the key.
     Key,
-    /// The account is out of credits, or the model is gone for it.
+    /// The account is out of credits, or the model is not available to it.
     Account,
-    /// The picture is refused.
+    /// NVIDIA refused the picture.
     Picture,
     /// Uploads do not work for this model or account.
-    NoAssets,
-    /// Too many calls; again later.
+    UploadsRefused,
+    /// NVIDIA received too many calls; a later one may succeed.
     RateLimited,
-    /// A fault in passing; again soon.
+    /// NVIDIA or the connection failed; another attempt may succeed.
     Unavailable,
-    /// One try took too long; again.
-    Slow,
-    /// The pending answer is gone: ask anew.
-    Lost,
-    /// A web page where the API's answer should be: a gateway's doing; again soon.
-    Page,
-    /// A success that makes no sense.
-    Nonsense,
-    /// Something that the API does not do.
+    /// One attempt took too long; another may succeed.
+    AttemptTimeout,
+    /// The pending answer is gone; a new inference may succeed.
+    ResultGone,
+    /// A gateway answered with a web page instead of JSON; another attempt may succeed.
+    GatewayPage,
+    /// A successful answer without a valid embedding.
+    InvalidAnswer,
+    /// A status that the API does not document.
     Unexpected,
     /// The request's own deadline passed.
-    Deadline,
+    DeadlinePassed,
 }
 
 impl Operation {
@@ -81,7 +80,7 @@ impl Operation {
     /// What a status means as the answer to this call.
     pub(super) fn classify(self, status: u16) -> Result<Progress, FailureKind> {
         use FailureKind::{
-            Account, Key, Lost, NoAssets, Picture, RateLimited, Unavailable, Unexpected,
+            Account, Key, Picture, RateLimited, ResultGone, Unavailable, Unexpected, UploadsRefused,
         };
         use Operation::{
             CreateAsset, DeleteAsset, Infer, InferAsset, Poll, PollAsset, UploadAsset,
@@ -93,32 +92,33 @@ impl Operation {
             (UploadAsset | DeleteAsset, 200..=299) => return Ok(Progress::Done),
             (Infer | InferAsset | Poll | PollAsset, 202) => return Ok(Progress::Pending),
 
-            // A presigned address knows no key, and does not limit rates: any refusal is for good.
-            (UploadAsset, 400..=499) => NoAssets,
+            // The host of a presigned URL knows neither keys nor rate limits, so any refusal is
+            // final.
+            (UploadAsset, 400..=499) => UploadsRefused,
 
             (_, 401) => Key,
             (_, 402) => Account,
             (_, 429) => RateLimited,
             (_, 500 | 502 | 503 | 504) => Unavailable,
 
-            (CreateAsset, 400..=499) => NoAssets,
-            (Poll | PollAsset, 404) => Lost,
+            (CreateAsset, 400..=499) => UploadsRefused,
+            (Poll | PollAsset, 404) => ResultGone,
             (Infer | InferAsset | Poll | PollAsset, 403) => Key,
-            (InferAsset, 400 | 404 | 410 | 413 | 415 | 422) => NoAssets,
-            (PollAsset, 400 | 410 | 413 | 415 | 422) => NoAssets,
+            (InferAsset, 400 | 404 | 410 | 413 | 415 | 422) => UploadsRefused,
+            (PollAsset, 400 | 410 | 413 | 415 | 422) => UploadsRefused,
             (Infer | Poll, 404 | 410) => Account,
             (Infer | Poll, 400 | 413 | 415 | 422) => Picture,
             _ => Unexpected,
         })
     }
 
-    /// Whether the answer says what NVIDIA thinks of the key.
-    pub fn tells_of_key(self) -> bool {
+    /// Whether the answer shows if NVIDIA accepts the key.
+    pub fn reports_key_state(self) -> bool {
         !matches!(self, Self::UploadAsset | Self::DeleteAsset)
     }
 
-    /// Whether an answer of this status may be quoted in the log: those around the presigned
-    /// address may repeat it.
+    /// Whether an answer of this status may be quoted in the log. Answers around the presigned URL
+    /// may contain it.
     pub fn is_quotable(self, status: u16) -> bool {
         match self {
             Self::CreateAsset => status >= 400,
@@ -148,48 +148,52 @@ impl fmt::Display for Operation {
 }
 
 impl Error {
-    /// Whether the same picture may go well without being uploaded, and so is shrunk: uploads do not
-    /// work here, or not now. What the key, the account or the rate is to blame for would only fail again.
+    /// Whether the same picture may succeed without an upload, and is therefore shrunk. If the key,
+    /// the account or the rate is the cause, it would only fail again.
     pub fn is_about_uploads(&self) -> bool {
         match self.operation {
             Operation::CreateAsset | Operation::UploadAsset => match self.kind {
                 FailureKind::Key | FailureKind::Account | FailureKind::RateLimited => false,
                 FailureKind::Picture
-                | FailureKind::NoAssets
+                | FailureKind::UploadsRefused
                 | FailureKind::Unavailable
-                | FailureKind::Slow
-                | FailureKind::Lost
-                | FailureKind::Page
-                | FailureKind::Nonsense
+                | FailureKind::AttemptTimeout
+                | FailureKind::ResultGone
+                | FailureKind::GatewayPage
+                | FailureKind::InvalidAnswer
                 | FailureKind::Unexpected
-                | FailureKind::Deadline => true,
+                | FailureKind::DeadlinePassed => true,
             },
             Operation::Infer
             | Operation::InferAsset
             | Operation::Poll
             | Operation::PollAsset
-            | Operation::DeleteAsset => self.is_refusal(),
+            | Operation::DeleteAsset => self.refuses_uploads(),
         }
     }
 
-    /// Whether uploads were refused, and did not just fail.
-    pub fn is_refusal(&self) -> bool {
-        self.kind == FailureKind::NoAssets
+    /// Whether NVIDIA refused an upload, as opposed to one that merely failed.
+    pub fn refuses_uploads(&self) -> bool {
+        self.kind == FailureKind::UploadsRefused
     }
 }
 
 impl FailureKind {
-    /// Whether another try may go better.
+    /// Whether another attempt may succeed.
     pub fn is_transient(self) -> bool {
         match self {
-            Self::RateLimited | Self::Unavailable | Self::Slow | Self::Lost | Self::Page => true,
+            Self::RateLimited
+            | Self::Unavailable
+            | Self::AttemptTimeout
+            | Self::ResultGone
+            | Self::GatewayPage => true,
             Self::Key
             | Self::Account
             | Self::Picture
-            | Self::NoAssets
-            | Self::Nonsense
+            | Self::UploadsRefused
+            | Self::InvalidAnswer
             | Self::Unexpected
-            | Self::Deadline => false,
+            | Self::DeadlinePassed => false,
         }
     }
 }
@@ -210,19 +214,47 @@ mod tests {
             (202, [pending, pending, pending, pending, odd, Ok(Done)]),
             (204, [odd, odd, odd, odd, odd, Ok(Done)]),
             (301, [Unexpected; 6].map(Err)),
-            (400, [Picture, NoAssets, Picture, NoAssets, NoAssets, NoAssets].map(Err)),
-            (401, [Key, Key, Key, Key, Key, NoAssets].map(Err)),
-            (402, [Account, Account, Account, Account, Account, NoAssets].map(Err)),
-            (403, [Key, Key, Key, Key, NoAssets, NoAssets].map(Err)),
-            (404, [Account, NoAssets, Lost, Lost, NoAssets, NoAssets].map(Err)),
-            (408, [Unexpected, Unexpected, Unexpected, Unexpected, NoAssets, NoAssets].map(Err)),
-            (410, [Account, NoAssets, Account, NoAssets, NoAssets, NoAssets].map(Err)),
-            (413, [Picture, NoAssets, Picture, NoAssets, NoAssets, NoAssets].map(Err)),
-            (415, [Picture, NoAssets, Picture, NoAssets, NoAssets, NoAssets].map(Err)),
-            (422, [Picture, NoAssets, Picture, NoAssets, NoAssets, NoAssets].map(Err)),
+            (
+                400,
+                [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused]
+                    .map(Err),
+            ),
+            (401, [Key, Key, Key, Key, Key, UploadsRefused].map(Err)),
+            (402, [Account, Account, Account, Account, Account, UploadsRefused].map(Err)),
+            (403, [Key, Key, Key, Key, UploadsRefused, UploadsRefused].map(Err)),
+            (
+                404,
+                [Account, UploadsRefused, ResultGone, ResultGone, UploadsRefused, UploadsRefused]
+                    .map(Err),
+            ),
+            (
+                408,
+                [Unexpected, Unexpected, Unexpected, Unexpected, UploadsRefused, UploadsRefused]
+                    .map(Err),
+            ),
+            (
+                410,
+                [Account, UploadsRefused, Account, UploadsRefused, UploadsRefused, UploadsRefused]
+                    .map(Err),
+            ),
+            (
+                413,
+                [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused]
+                    .map(Err),
+            ),
+            (
+                415,
+                [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused]
+                    .map(Err),
+            ),
+            (
+                422,
+                [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused]
+                    .map(Err),
+            ),
             (
                 429,
-                [RateLimited, RateLimited, RateLimited, RateLimited, RateLimited, NoAssets]
+                [RateLimited, RateLimited, RateLimited, RateLimited, RateLimited, UploadsRefused]
                     .map(Err),
             ),
             (500, [Unavailable; 6].map(Err)),
@@ -238,18 +270,20 @@ mod tests {
     }
 
     #[test]
-    fn what_may_repeat_a_presigned_address_is_not_quoted() {
+    fn what_may_repeat_a_presigned_url_is_not_quoted() {
         assert!(!UploadAsset.is_quotable(403));
         assert!(!CreateAsset.is_quotable(200));
         assert!(CreateAsset.is_quotable(422) && Infer.is_quotable(500));
     }
 
     #[test]
-    fn only_what_passes_is_tried_again() {
-        for kind in [RateLimited, Unavailable, Slow, Lost, Page] {
+    fn only_transient_failures_are_retried() {
+        for kind in [RateLimited, Unavailable, AttemptTimeout, ResultGone, GatewayPage] {
             assert!(kind.is_transient(), "{kind:?}");
         }
-        for kind in [Key, Account, Picture, NoAssets, Nonsense, Unexpected, Deadline] {
+        for kind in
+            [Key, Account, Picture, UploadsRefused, InvalidAnswer, Unexpected, DeadlinePassed]
+        {
             assert!(!kind.is_transient(), "{kind:?}");
         }
     }

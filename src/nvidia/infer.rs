@@ -1,4 +1,4 @@
-//! Asking for an embedding: one POST, and polling when the answer is pending.
+//! Requests an embedding: one POST, then polls if the answer is pending.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::{
-    Asset, Attempts, Client, Error, FailureKind, InlineImage, Operation, Reply, Vector,
+    Attempts, Client, Error, FailureKind, InlineImage, Operation, Reply, UploadedAsset, Vector,
     classify::Progress,
-    under,
+    item_url,
     wire::{NO_MESSAGES, parse_answer},
 };
 use crate::shares::ClientNetwork;
 
-/// One inference, whichever way the picture goes.
+/// One inference, for an inline or an uploaded picture.
 struct Inference {
     body: Bytes,
     asset: Option<Uuid>,
@@ -24,10 +24,10 @@ struct Inference {
 }
 
 impl Client {
-    /// Asks for the embedding of a picture in the request itself.
+    /// Requests the embedding of a picture that is in the request.
     ///
     /// # Errors
-    /// [`Error`], once every retry is used up.
+    /// [`Error`], after the last attempt.
     pub async fn infer(
         &self,
         image: &InlineImage,
@@ -42,13 +42,13 @@ impl Client {
         self.infer_with_retries(&inference, attempts).await
     }
 
-    /// Asks for the embedding of an uploaded picture.
+    /// Requests the embedding of an uploaded picture.
     ///
     /// # Errors
-    /// [`Error`], once every retry is used up.
+    /// [`Error`], after the last attempt.
     pub async fn infer_asset(
         &self,
-        asset: &Asset,
+        asset: &UploadedAsset,
         attempts: &mut Attempts<'_>,
     ) -> Result<Vector, Error> {
         let inference = Inference {
@@ -68,7 +68,7 @@ impl Client {
         loop {
             match self.infer_once(inference, attempts).await {
                 Ok(vector) => return Ok(vector),
-                Err(failure) => attempts.next(failure, attempts.deadline).await?,
+                Err(failure) => attempts.wait_for_next(failure, attempts.deadline).await?,
             }
         }
     }
@@ -80,10 +80,10 @@ impl Client {
     ) -> Result<Vector, Error> {
         let deadline = attempts.deadline;
         loop {
-            self.keep_not_before(inference.infer, deadline).await?;
-            drop(attempts.place.take()); // the turn itself counts from here on
-            self.keep_pace(inference.infer, attempts.client, deadline).await?;
-            // Another call may have been told to wait while this one waited for its turn.
+            self.wait_for_not_before(inference.infer, deadline).await?;
+            drop(attempts.reservation.take()); // the permit replaces the reservation
+            self.wait_for_pace(inference.infer, attempts.client, deadline).await?;
+            // While this call waited for its permit, NVIDIA may have told another one to wait.
             if self.check_not_before(inference.infer, deadline)?.is_none() {
                 break;
             }
@@ -105,16 +105,16 @@ impl Client {
             Progress::Pending => self.poll(inference.poll, &reply, deadline).await?,
         };
         parse_answer(&reply.body).map_err(|fault| {
-            let is_page = reply.body.trim_ascii_start().starts_with(b"<");
-            let kind = if is_page { FailureKind::Page } else { FailureKind::Nonsense };
-            // It may quote the answer.
+            let is_html = reply.body.trim_ascii_start().starts_with(b"<");
+            let kind = if is_html { FailureKind::GatewayPage } else { FailureKind::InvalidAnswer };
+            // The text may quote the answer.
             let fault = String::from_utf8_lossy(&self.0.key.redact(fault.into())).into_owned();
             Error::new(inference.infer, kind, fault)
         })
     }
 
-    /// Polls until the answer is there. A result is delivered once: when a poll's answer breaks off
-    /// or the result is gone, the failure is transient, and the inference is asked for anew.
+    /// Polls until the answer is complete. NVIDIA delivers a result only once: if a poll's answer
+    /// is lost or the result is gone, the failure is transient, and the inference is sent again.
     async fn poll(
         &self,
         poll: Operation,
@@ -128,9 +128,9 @@ impl Client {
         let Some(id) = id else {
             return Err(Error::from_reply(poll, FailureKind::Unexpected, pending));
         };
-        let url = under(&self.0.settings.status_url, id);
+        let url = item_url(&self.0.settings.status_url, id);
         let mut wait = self.0.settings.poll_interval;
-        let mut turned_away = false;
+        let mut gateway_failed_before = false;
         loop {
             let next = Instant::now() + wait;
             if next >= deadline {
@@ -141,26 +141,27 @@ impl Client {
             let reply =
                 match self.call(poll, self.authorized(self.0.http.get(&url)), deadline).await {
                     Ok(reply) => reply,
-                    // It was never asked: the result is still there.
-                    Err(failure) if failure.is_connect => continue,
+                    // NVIDIA never saw the poll, so the result is still there.
+                    Err(failure) if failure.failed_to_connect => continue,
                     Err(failure) if failure.kind.is_transient() => {
-                        return Err(Error { kind: FailureKind::Lost, ..failure });
+                        return Err(Error { kind: FailureKind::ResultGone, ..failure });
                     }
                     Err(failure) => return Err(failure),
                 };
             match reply.progress(poll) {
                 Ok(Progress::Done) => return Ok(reply),
                 Ok(Progress::Pending) => {}
-                // Turned away at the door: the result is still there, and asking anew would be paid twice.
+                // The poll was refused before it was processed. The result is still there, and a
+                // new inference would be paid twice.
                 Err(failure) if failure.kind == FailureKind::RateLimited => {
                     wait = wait.max(failure.retry_after.unwrap_or_default());
                     if Instant::now() + wait >= deadline {
                         return Err(failure);
                     }
                 }
-                // A gateway's fault says nothing of the result; but once is enough.
-                Err(failure) if is_of_gateway(reply.status) && !turned_away => {
-                    turned_away = true;
+                // A gateway's failure says nothing about the result, so one more poll is worth it.
+                Err(failure) if is_of_gateway(reply.status) && !gateway_failed_before => {
+                    gateway_failed_before = true;
                     wait = wait.max(failure.retry_after.unwrap_or_default());
                     if Instant::now() + wait >= deadline {
                         return Err(failure);
@@ -171,33 +172,33 @@ impl Client {
         }
     }
 
-    async fn keep_pace(
+    async fn wait_for_pace(
         &self,
         operation: Operation,
         client: ClientNetwork,
         deadline: Instant,
     ) -> Result<(), Error> {
         let Some(pace) = &self.0.pace else { return Ok(()) };
-        match pace.reserve(client, Instant::now(), deadline) {
-            Ok(turn) => turn.wait().await,
-            // It is not the pace that has no time.
+        match pace.take(client, Instant::now(), deadline) {
+            Ok(permit) => permit.wait().await,
+            // The deadline has already passed; the pace is not the reason.
             Err(Duration::ZERO) => return Err(Error::deadline(operation)),
-            Err(wait) => return Err(Error::too_fast(operation, wait)),
+            Err(wait) => return Err(Error::pace_exceeded(operation, wait)),
         }
         Ok(())
     }
 }
 
-/// Whether a status is that of a gateway which could not ask who has the result.
+/// Whether a status comes from a gateway that could not reach the server with the result.
 fn is_of_gateway(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
 }
 
 impl Error {
-    /// A call that the service's own pace does not allow in time.
-    pub(super) fn too_fast(operation: Operation, wait: Duration) -> Self {
-        let evidence = "the service's own pace allows no call in time".into();
-        let error = Self::new(operation, FailureKind::RateLimited, evidence);
+    /// The error for a call that the service's own pace does not allow before the deadline.
+    pub(super) fn pace_exceeded(operation: Operation, wait: Duration) -> Self {
+        let log_detail = "the service's own pace allows no call in time".into();
+        let error = Self::new(operation, FailureKind::RateLimited, log_detail);
         Self { retry_after: Some(wait), lacks_time: true, ..error }
     }
 }

@@ -1,4 +1,4 @@
-//! The key: it goes into one header, and nowhere else.
+//! The API key, which is only ever put into one header.
 
 use std::fmt;
 
@@ -8,15 +8,15 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::bearer_token;
 
-/// A key of NVIDIA's API. Prints as `[redacted]`.
+/// An NVIDIA API key. Prints as `[redacted]`.
 #[derive(Clone)]
 pub struct ApiKey(SecretString);
 
 impl ApiKey {
-    /// Reads a key as people set it: with white space around it, or with a leading `Bearer `.
+    /// Reads a key as people set it: with white space around it, or after `Bearer `.
     ///
     /// # Errors
-    /// What is wrong with it; the key is not quoted.
+    /// What is wrong with the text, without quoting it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut words = text.split_whitespace().peekable();
         words.next_if(|word| word.eq_ignore_ascii_case("bearer"));
@@ -33,14 +33,14 @@ impl ApiKey {
         }
     }
 
-    /// Whether this is that key.
+    /// Whether this is the given key.
     #[cfg(test)]
     pub(crate) fn is(&self, key: &str) -> bool {
         self.0.expose_secret() == key
     }
 
-    /// Takes the key out of what NVIDIA, or a gateway in between, says: some repeat it in errors,
-    /// and errors are logged.
+    /// Removes the key from what NVIDIA or a gateway answered. Some repeat it in error messages,
+    /// which are logged.
     pub(super) fn redact(&self, text: Bytes) -> Bytes {
         let key = self.0.expose_secret().as_bytes();
         if !text.windows(key.len()).any(|window| window == key) {
@@ -53,8 +53,7 @@ impl ApiKey {
     pub(super) fn bearer(&self) -> HeaderValue {
         let text = format!("Bearer {}", self.0.expose_secret());
         #[allow(clippy::expect_used)]
-        let mut value =
-            HeaderValue::try_from(text).expect("a key is visible ASCII: `parse` saw to that");
+        let mut value = HeaderValue::try_from(text).expect("`parse` accepts only visible ASCII");
         value.set_sensitive(true);
         value
     }
@@ -90,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_repeated_is_taken_out() {
+    fn a_repeated_key_is_redacted() {
         let key = ApiKey::parse("nvapi-1").unwrap();
         let said = key.redact(Bytes::from_static(b"no such key: nvapi-1, nvapi-1!"));
         assert_eq!(said, "no such key: [redacted], [redacted]!");

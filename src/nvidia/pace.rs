@@ -1,8 +1,9 @@
-//! Keeps the calls under a rate: no window of a minute ever holds more than so many.
+//! Keeps calls below a rate: no window of a minute ever contains more than the limit.
 //!
-//! A call that was made cannot be taken back, and a client that is alone may use all of them at
-//! once. But one that has half of a window's calls makes the others wait no longer than they can:
-//! what it must itself wait for, it gets only while a quarter of a window is left to them in time.
+//! A call cannot be undone, and a client that is alone may use the whole rate. But a client that
+//! has used half of a window's calls must leave room for others: if its next call would have to
+//! wait, it is allowed only if others could still make a quarter of a window's calls before the
+//! deadline.
 
 use std::{
     collections::VecDeque,
@@ -14,11 +15,11 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::shares::{ClientNetwork, Tally};
 
-/// A minute, and a margin for calls that take a little longer to arrive than the ones before.
+/// A minute, and a margin in case a call takes longer to arrive at NVIDIA than the ones before it.
 pub const WINDOW: Duration = Duration::from_millis(60_500);
 
-/// Hands out the times at which calls may be made, in order. It keeps the times of the calls of
-/// the last window: a token bucket would let nearly twice as many into one.
+/// Hands out the times of calls in order. It remembers the times of the last window's calls; a
+/// token bucket would be simpler but allows nearly twice the limit within one window.
 #[derive(Debug)]
 pub(super) struct Pace {
     limit: usize,
@@ -28,27 +29,27 @@ pub(super) struct Pace {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The calls that count: when they are made, and for whom.
+    /// The calls in the current window: when each is made, and for which client.
     times: VecDeque<(Instant, ClientNetwork)>,
-    /// Those who were told that there is time for them, and have not taken their turn yet.
-    expected: Tally,
+    /// Reserved calls that do not have a permit yet.
+    reserved: Tally,
 }
 
-/// The place of one who will take a turn; given up when dropped.
+/// A reserved call without a time yet. Dropping it frees the reservation.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct ReservationGuard<'a> {
     pace: &'a Pace,
     client: ClientNetwork,
 }
 
-/// The time of one call. Given back when dropped before it has come: a request that is given up
-/// shall not cost the others a call.
+/// Permission to call at a certain time. Dropping it earlier frees the time, so that a cancelled
+/// request costs the others nothing.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
+pub(super) struct PacePermit<'a> {
     pace: &'a Pace,
     client: ClientNetwork,
     time: Instant,
-    is_taken: bool,
+    is_used: bool,
 }
 
 impl Pace {
@@ -57,48 +58,49 @@ impl Pace {
         Self { limit, window, state: Mutex::default() }
     }
 
-    /// Takes a place if there will be time for a call, after all who have a place already; if
-    /// not, the error says how long to wait. Who is told so at once need not wait in a queue in vain.
-    pub(super) fn expect(
-        &self,
-        client: ClientNetwork,
-        now: Instant,
-        deadline: Instant,
-    ) -> Result<Place<'_>, Duration> {
-        let mut state = self.state(now);
-        let time = self.forecast(&state, now, 0);
-        let is_late = time >= deadline;
-        let must_leave = time > now && state.calls_of(client) >= self.limit.div_ceil(2);
-        if is_late || must_leave && self.forecast(&state, now, self.limit / 4) >= deadline {
-            return Err(time - now);
-        }
-        state.expected.add(client, 1);
-        Ok(Place { pace: self, client })
-    }
-
-    /// When a call could be made if so many others still come before it.
-    fn forecast(&self, state: &State, now: Instant, more: usize) -> Instant {
-        let State { times, expected } = state;
-        let ahead = usize::try_from(expected.total()).unwrap_or(usize::MAX);
-        let (mut place, mut wait) = (times.len() + ahead + more, Duration::ZERO);
-        // Each call comes a window after the one that is `limit` before it.
-        while place >= times.len() {
-            let Some(before) = place.checked_sub(self.limit) else { return now + wait };
-            (place, wait) = (before, wait + self.window);
-        }
-        times[place].0 + wait
-    }
-
-    /// Takes the next free time; if that is not before the deadline, none is taken, and the error
-    /// says how long to wait.
+    /// Reserves a call if it can be made before the deadline, after all calls that are already
+    /// reserved. Otherwise the error is the time to wait, so that a hopeless request fails at once
+    /// instead of waiting in a queue first.
     pub(super) fn reserve(
         &self,
         client: ClientNetwork,
         now: Instant,
         deadline: Instant,
-    ) -> Result<Turn<'_>, Duration> {
+    ) -> Result<ReservationGuard<'_>, Duration> {
+        let mut state = self.state(now);
+        let time = self.forecast(&state, now, 0);
+        let is_late = time >= deadline;
+        let must_leave_room = time > now && state.calls_of(client) >= self.limit.div_ceil(2);
+        if is_late || must_leave_room && self.forecast(&state, now, self.limit / 4) >= deadline {
+            return Err(time - now);
+        }
+        state.reserved.add(client, 1);
+        Ok(ReservationGuard { pace: self, client })
+    }
+
+    /// When the next call can be made if `more` other calls come before it.
+    fn forecast(&self, state: &State, now: Instant, more: usize) -> Instant {
+        let State { times, reserved } = state;
+        let ahead = usize::try_from(reserved.total()).unwrap_or(usize::MAX);
+        let (mut position, mut wait) = (times.len() + ahead + more, Duration::ZERO);
+        // Each call comes one window after the call `limit` positions before it.
+        while position >= times.len() {
+            let Some(before) = position.checked_sub(self.limit) else { return now + wait };
+            (position, wait) = (before, wait + self.window);
+        }
+        times[position].0 + wait
+    }
+
+    /// Takes the next free time. If it is not before the deadline, takes nothing and returns the
+    /// time to wait.
+    pub(super) fn take(
+        &self,
+        client: ClientNetwork,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<PacePermit<'_>, Duration> {
         let times = &mut self.state(now).times;
-        // Never before those who came first, and a window after the call that is `limit` before it.
+        // Not before earlier calls, and one window after the call `limit` positions before it.
         let last = times.back().map(|(time, _)| *time);
         let full = times.len().checked_sub(self.limit).map(|index| times[index].0 + self.window);
         let time = [last, full].into_iter().flatten().fold(now, Instant::max);
@@ -106,12 +108,12 @@ impl Pace {
             return Err(time - now);
         }
         times.push_back((time, client));
-        Ok(Turn { pace: self, client, time, is_taken: false })
+        Ok(PacePermit { pace: self, client, time, is_used: false })
     }
 
-    /// What counts now.
+    /// The state without calls that have left the window.
     fn state(&self, now: Instant) -> MutexGuard<'_, State> {
-        // The queue is whole whatever panicked elsewhere.
+        // The queue stays consistent even if a holder of the lock panicked.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         while state.times.front().is_some_and(|(time, _)| *time + self.window <= now) {
             state.times.pop_front();
@@ -121,32 +123,32 @@ impl Pace {
 }
 
 impl State {
-    /// A client's calls, those that are expected included.
+    /// The calls of a client, reserved ones included.
     fn calls_of(&self, client: ClientNetwork) -> usize {
-        let expected = usize::try_from(self.expected.of(client)).unwrap_or(usize::MAX);
-        self.times.iter().filter(|(_, of)| *of == client).count() + expected
+        let reserved = usize::try_from(self.reserved.of(client)).unwrap_or(usize::MAX);
+        self.times.iter().filter(|(_, of)| *of == client).count() + reserved
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for ReservationGuard<'_> {
     fn drop(&mut self) {
-        self.pace.state(Instant::now()).expected.remove(self.client, 1);
+        self.pace.state(Instant::now()).reserved.remove(self.client, 1);
     }
 }
 
-impl Turn<'_> {
-    /// Waits until the time has come.
+impl PacePermit<'_> {
+    /// Waits until the permitted time.
     pub(super) async fn wait(mut self) {
         sleep_until(self.time).await;
-        self.is_taken = true;
+        self.is_used = true;
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for PacePermit<'_> {
     fn drop(&mut self) {
-        if !self.is_taken {
+        if !self.is_used {
             let times = &mut self.pace.state(Instant::now()).times;
-            if let Some(index) = times.iter().rposition(|turn| *turn == (self.time, self.client)) {
+            if let Some(index) = times.iter().rposition(|call| *call == (self.time, self.client)) {
                 times.remove(index);
             }
         }
@@ -164,11 +166,11 @@ mod tests {
     const ONE: ClientNetwork = ClientNetwork::UNKNOWN;
     const OTHER: ClientNetwork = ClientNetwork(IpAddr::V6(Ipv6Addr::LOCALHOST));
 
-    /// Takes a turn for good.
-    fn take(pace: &Pace, now: Instant, patience: Duration) -> Result<Instant, Duration> {
-        let mut turn = pace.reserve(ONE, now, now + patience)?;
-        turn.is_taken = true;
-        Ok(turn.time)
+    /// Takes a permit and uses it.
+    fn take(pace: &Pace, now: Instant, timeout: Duration) -> Result<Instant, Duration> {
+        let mut permit = pace.take(ONE, now, now + timeout)?;
+        permit.is_used = true;
+        Ok(permit.time)
     }
 
     proptest! {
@@ -183,7 +185,7 @@ mod tests {
             for (gap, is_given_up) in requests {
                 now += Duration::from_millis(gap);
                 if is_given_up {
-                    drop(pace.reserve(ONE, now, now + Duration::from_secs(60)));
+                    drop(pace.take(ONE, now, now + Duration::from_secs(60)));
                 } else if let Ok(time) = take(&pace, now, Duration::from_secs(60)) {
                     times.push(time);
                 }
@@ -195,87 +197,86 @@ mod tests {
     }
 
     #[test]
-    fn those_who_have_a_place_count_before_they_take_their_turn() {
+    fn reserved_calls_count_before_they_have_a_permit() {
         let (pace, now) = (Pace::new(2, WINDOW), Instant::now());
         let deadline = now + Duration::from_secs(60);
-        let places =
-            [pace.expect(ONE, now, deadline).unwrap(), pace.expect(ONE, now, deadline).unwrap()];
-        assert_eq!(pace.expect(ONE, now, deadline).unwrap_err(), WINDOW);
-        drop(places);
-        assert!(pace.expect(ONE, now, deadline).is_ok());
+        let reservations =
+            [pace.reserve(ONE, now, deadline).unwrap(), pace.reserve(ONE, now, deadline).unwrap()];
+        assert_eq!(pace.reserve(ONE, now, deadline).unwrap_err(), WINDOW);
+        drop(reservations);
+        assert!(pace.reserve(ONE, now, deadline).is_ok());
     }
 
     #[test]
-    fn who_cannot_be_served_in_time_is_told_how_long_to_wait() {
-        let (pace, now, patience) = (Pace::new(1, WINDOW), Instant::now(), Duration::from_secs(30));
-        assert_eq!(take(&pace, now, patience), Ok(now));
-        assert_eq!(take(&pace, now, patience), Err(WINDOW));
-        assert_eq!(take(&pace, now + WINDOW, patience), Ok(now + WINDOW));
+    fn who_cannot_be_served_in_time_learns_how_long_to_wait() {
+        let (pace, now, timeout) = (Pace::new(1, WINDOW), Instant::now(), Duration::from_secs(30));
+        assert_eq!(take(&pace, now, timeout), Ok(now));
+        assert_eq!(take(&pace, now, timeout), Err(WINDOW));
+        assert_eq!(take(&pace, now + WINDOW, timeout), Ok(now + WINDOW));
     }
 
     proptest! {
         #[test]
-        fn a_forecast_is_what_those_ahead_make_of_it(
+        fn a_forecast_matches_when_the_call_can_be_made(
             (taken, ahead, limit) in (0usize..12, 0usize..12, 1u32..5),
         ) {
             let (pace, now) = (Pace::new(limit, WINDOW), Instant::now());
-            let patience = WINDOW * 100;
+            let timeout = WINDOW * 100;
             for _ in 0..taken {
-                take(&pace, now, patience).unwrap();
+                take(&pace, now, timeout).unwrap();
             }
             let forecast = pace.forecast(&pace.state(now), now, ahead);
             for _ in 0..ahead {
-                take(&pace, now, patience).unwrap();
+                take(&pace, now, timeout).unwrap();
             }
-            prop_assert_eq!(take(&pace, now, patience), Ok(forecast));
+            prop_assert_eq!(take(&pace, now, timeout), Ok(forecast));
         }
     }
 
     #[test]
-    fn a_turn_that_is_given_up_is_free_again() {
-        let (pace, now, patience) = (Pace::new(1, WINDOW), Instant::now(), Duration::from_secs(90));
-        assert_eq!(take(&pace, now, patience), Ok(now));
+    fn the_time_of_a_dropped_permit_is_free_again() {
+        let (pace, now, timeout) = (Pace::new(1, WINDOW), Instant::now(), Duration::from_secs(90));
+        assert_eq!(take(&pace, now, timeout), Ok(now));
         for _ in 0..10 {
-            drop(pace.reserve(ONE, now, now + patience));
+            drop(pace.take(ONE, now, now + timeout));
         }
-        assert_eq!(take(&pace, now, patience), Ok(now + WINDOW));
+        assert_eq!(take(&pace, now, timeout), Ok(now + WINDOW));
     }
 
     proptest! {
         #[test]
-        fn one_client_alone_may_call_as_often_as_the_pace_allows_and_never_keeps_another_out(
+        fn one_client_alone_may_use_the_whole_pace_and_never_keeps_another_out(
             requests in proptest::collection::vec((0u64..8_000, 0usize..20), 1..200),
             limit in 4u32..50,
         ) {
             let pace = Pace::new(limit, WINDOW);
-            // A little longer than the window: in the last moment of a full window there is no
-            // time left for anybody.
-            let (mut now, patience) = (Instant::now(), WINDOW + Duration::from_secs(1));
-            let mut places = VecDeque::new();
+            // Slightly longer than a window: at the end of a full window nobody has any time left.
+            let (mut now, timeout) = (Instant::now(), WINDOW + Duration::from_secs(1));
+            let mut reservations = VecDeque::new();
             for (gap, kept) in requests {
                 now += Duration::from_millis(gap);
                 let waits = pace.forecast(&pace.state(now), now, 0) > now;
-                match pace.expect(ONE, now, now + patience) {
-                    Ok(place) => places.push_back(place),
-                    Err(_) => prop_assert!(waits, "what is free now is anybody's"),
+                match pace.reserve(ONE, now, now + timeout) {
+                    Ok(reservation) => reservations.push_back(reservation),
+                    Err(_) => prop_assert!(waits, "a call that is free now is refused to nobody"),
                 }
-                prop_assert!(pace.expect(OTHER, now, now + patience).is_ok());
-                // Some take their turn at once, others wait for a permit first.
-                while places.len() > kept {
-                    drop(places.pop_front());
-                    // It may have become too late for it.
-                    let _ = take(&pace, now, patience);
+                prop_assert!(pace.reserve(OTHER, now, now + timeout).is_ok());
+                // Some take their permit at once, others wait in the queue first.
+                while reservations.len() > kept {
+                    drop(reservations.pop_front());
+                    // It may be too late by now.
+                    let _ = take(&pace, now, timeout);
                 }
             }
         }
     }
 
     #[test]
-    fn nothing_is_kept_of_a_client_whose_calls_are_over() {
+    fn nothing_is_remembered_of_a_client_whose_calls_are_over() {
         let (pace, now) = (Pace::new(4, WINDOW), Instant::now());
-        drop(pace.expect(ONE, now, now + WINDOW).unwrap());
+        drop(pace.reserve(ONE, now, now + WINDOW).unwrap());
         assert_eq!(take(&pace, now, WINDOW), Ok(now));
         let state = pace.state(now + WINDOW);
-        assert!(state.times.is_empty() && format!("{:?}", state.expected).contains("{}"));
+        assert!(state.times.is_empty() && format!("{:?}", state.reserved).contains("{}"));
     }
 }

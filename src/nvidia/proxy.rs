@@ -1,37 +1,37 @@
-//! The address of a proxy, which may hold a password.
+//! The URL of a proxy, which may contain a password.
 
 use std::fmt;
 
 use url::Url;
 
-/// An http or https address of a proxy. Prints without user name and password.
+/// An http or https URL of a proxy. Prints without user name and password.
 #[derive(Clone)]
-pub struct ProxyAddress(Url);
+pub struct ProxyUrl(Url);
 
-impl ProxyAddress {
-    /// Reads an address. User name and password are allowed: proxies ask for them.
+impl ProxyUrl {
+    /// Reads a URL. User name and password are allowed because many proxies need them.
     ///
     /// # Errors
-    /// What is wrong with it; it is not quoted.
+    /// What is wrong with the text, without quoting it.
     pub fn parse(text: &str) -> Result<Self, String> {
         match Url::parse(text) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(Self(url)),
-            _ => Err("must be an http or https address of a proxy".into()),
+            _ => Err("must be an http or https URL of a proxy".into()),
         }
     }
 
-    /// The address itself.
+    /// The URL with its credentials.
     pub(super) fn url(&self) -> Url {
         self.0.clone()
     }
 
-    /// Its host and port.
+    /// The proxy's host and port.
     pub fn host_and_port(&self) -> Option<(&str, u16)> {
         Some((self.0.host_str()?, self.0.port_or_known_default()?))
     }
 }
 
-impl fmt::Debug for ProxyAddress {
+impl fmt::Debug for ProxyUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}", self.host_and_port())
     }

@@ -1,4 +1,4 @@
-//! What is tried again, when, and how often in all: data and pure functions.
+//! What is retried, when, and how often: data and pure functions, and one budget for all requests.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -7,17 +7,17 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{Error, FailureKind, pace::Place};
+use super::{Error, FailureKind, pace::ReservationGuard};
 use crate::{shares::ClientNetwork, telemetry::Metrics};
 
-/// How often and how soon a call is tried again.
+/// How often and how soon a call is retried.
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
-    /// Tries in all, the first one included.
+    /// The most attempts, the first one included.
     pub max_attempts: u32,
-    /// The longest wait before the second try; it doubles from try to try.
+    /// The longest wait before the second attempt; it doubles with each attempt.
     pub base: Duration,
-    /// The longest wait before any try.
+    /// The longest wait before any attempt.
     pub cap: Duration,
 }
 
@@ -28,59 +28,61 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// What becomes of a try that failed, in the time that is left. `random` is from 0 to 1.
-    fn next(&self, failed: &Failed, left: Duration, random: f64) -> Next {
-        if !failed.kind.is_transient() || failed.tries >= self.max_attempts {
-            return Next::Never;
+    /// What follows a failed attempt, given the time that is `left`. `random` is between 0 and 1.
+    fn next_attempt(&self, failed: &FailedAttempt, left: Duration, random: f64) -> NextAttempt {
+        if !failed.kind.is_transient() || failed.number >= self.max_attempts {
+            return NextAttempt::Never;
         }
-        // On top of what NVIDIA asks for, so that those who were told the same time spread out.
+        // The backoff is added to what NVIDIA asks for, so that clients that were told the same
+        // time spread out.
         let asked = failed.retry_after.unwrap_or_default();
-        let wait = asked.saturating_add(self.backoff(failed.tries, random));
-        if wait < left { Next::After(wait) } else { Next::TooLate }
+        let wait = asked.saturating_add(self.backoff(failed.number, random));
+        if wait < left { NextAttempt::After(wait) } else { NextAttempt::TooLate }
     }
 
-    /// Anything up to a bound that doubles with each try ("full jitter", so that clients that failed
-    /// together do not come back together). See
+    /// A random wait up to a bound that doubles with each attempt ("full jitter", so that clients
+    /// that failed together do not return together). See
     /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
-    fn backoff(&self, tries: u32, random: f64) -> Duration {
-        let bound = self.base.saturating_mul(1 << (tries.saturating_sub(1)).min(20)).min(self.cap);
+    fn backoff(&self, attempt: u32, random: f64) -> Duration {
+        let bound =
+            self.base.saturating_mul(1 << (attempt.saturating_sub(1)).min(20)).min(self.cap);
         bound.mul_f64(random)
     }
 }
 
-/// A try that failed.
-struct Failed {
+/// A failed attempt.
+struct FailedAttempt {
     kind: FailureKind,
     /// How long NVIDIA asks to wait.
     retry_after: Option<Duration>,
-    /// Tries so far, this one included.
-    tries: u32,
+    /// Its number, starting at 1.
+    number: u32,
 }
 
-/// What becomes of a try that failed.
+/// What follows a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    /// Another try, after this time.
+enum NextAttempt {
+    /// Another attempt after this wait.
     After(Duration),
-    /// None: the failure is for good, or it was the last try.
+    /// No attempt: the failure is permanent, or this was the last attempt.
     Never,
-    /// None: the wait would pass the deadline.
+    /// No attempt: the wait would exceed the deadline.
     TooLate,
 }
 
-/// Bounds the tries of all requests together: each request earns a quarter of a retry, so that in
+/// Bounds the retries of all requests together. Each request earns a quarter of a retry, so that in
 /// a long outage retries add at most a quarter to the calls.
 #[derive(Debug)]
-pub(super) struct Budget(AtomicU32);
+pub(super) struct RetryBudget(AtomicU32);
 
-impl Budget {
-    /// In quarters: 100 retries to begin with, and never more saved up.
+impl RetryBudget {
+    /// In quarters: the budget starts with 100 retries and never holds more.
     const FULL: u32 = 400;
     const RETRY: u32 = 4;
 
     pub(super) fn earn(&self) {
         let add = |quarters: u32| (quarters < Self::FULL).then_some(quarters + 1);
-        // Full is full: nothing is lost that could be used.
+        // If the budget is full, nothing is added.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
@@ -90,26 +92,26 @@ impl Budget {
     }
 }
 
-impl Default for Budget {
+impl Default for RetryBudget {
     fn default() -> Self {
         Self(AtomicU32::new(Self::FULL))
     }
 }
 
-/// What the calls for one picture may still cost: all of them together have so many tries.
+/// The attempts for one picture, shared by all its calls.
 pub struct Attempts<'a> {
     pub(super) policy: &'a RetryPolicy,
-    pub(super) budget: &'a Budget,
+    pub(super) retry_budget: &'a RetryBudget,
     pub(super) metrics: &'a Metrics,
-    /// For whom they are.
+    /// The client that sent the picture.
     pub client: ClientNetwork,
-    /// The place before the pace, until the first inference takes its turn.
-    pub(super) place: Option<Place<'a>>,
-    /// When the answer must be there.
+    /// The reserved call, until the first inference takes its permit.
+    pub(super) reservation: Option<ReservationGuard<'a>>,
+    /// When the answer must be ready.
     pub deadline: Instant,
-    /// Calls that failed in passing.
-    pub(super) failed: u32,
-    /// Inferences that were asked for.
+    /// Attempts that failed transiently.
+    pub(super) failed_attempts: u32,
+    /// Inferences that were sent.
     pub(super) inferences: u32,
 }
 
@@ -120,30 +122,35 @@ impl Attempts<'_> {
         now + self.deadline.saturating_duration_since(now) / 2
     }
 
-    /// Inferences that were asked for so far.
+    /// Inferences sent so far.
     pub fn inferences(&self) -> u32 {
         self.inferences
     }
 
-    /// Waits until the next try, which must be over by `deadline`; or gives the failure back when
-    /// there is none by the policy or the budget.
-    pub(super) async fn next(&mut self, failure: Error, deadline: Instant) -> Result<(), Error> {
-        // A refusal costs no try: what is done instead may fail in passing as well.
-        self.failed += u32::from(failure.kind.is_transient());
+    /// Waits for the next attempt, which must end by `deadline`. Returns the failure if the policy
+    /// or the budget allows no other attempt.
+    pub(super) async fn wait_for_next(
+        &mut self,
+        failure: Error,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        // A permanent failure does not count as an attempt: the fallback that follows it may fail
+        // transiently, too.
+        self.failed_attempts += u32::from(failure.kind.is_transient());
         let Error { kind, retry_after, .. } = failure;
-        let failed = Failed { kind, retry_after, tries: self.failed };
+        let failed = FailedAttempt { kind, retry_after, number: self.failed_attempts };
         let left = deadline.saturating_duration_since(Instant::now());
-        let next = self.policy.next(&failed, left, fastrand::f64());
+        let next = self.policy.next_attempt(&failed, left, fastrand::f64());
         match next {
-            Next::After(wait) if self.budget.spend() => {
-                tracing::debug!(%failure, failed = self.failed, ?wait, "trying again");
+            NextAttempt::After(wait) if self.retry_budget.spend() => {
+                tracing::debug!(%failure, failed = self.failed_attempts, ?wait, "retrying");
                 self.metrics.retries.with([failure.operation.name()]).inc();
                 sleep(wait).await;
                 Ok(())
             }
             _ => Err(Error {
-                tries: self.inferences,
-                lacks_time: failure.lacks_time || next == Next::TooLate,
+                attempts: self.inferences,
+                lacks_time: failure.lacks_time || next == NextAttempt::TooLate,
                 ..failure
             }),
         }
@@ -157,37 +164,38 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_cap() {
         let policy = RetryPolicy::default();
-        let bounds: Vec<_> = (1..8).map(|tries| policy.backoff(tries, 1.0).as_millis()).collect();
+        let bounds: Vec<_> =
+            (1..8).map(|attempt| policy.backoff(attempt, 1.0).as_millis()).collect();
         assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 5000, 5000]);
         assert_eq!(policy.backoff(3, 0.5), Duration::from_millis(500));
         assert_eq!(policy.backoff(u32::MAX, 0.0), Duration::ZERO);
     }
 
     #[test]
-    fn a_failure_stands_if_it_is_for_good_or_the_last_or_its_wait_too_long() {
+    fn there_is_no_attempt_after_a_permanent_failure_the_last_attempt_or_too_long_a_wait() {
         let policy = RetryPolicy::default();
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         let left = Duration::from_secs(10);
-        let after = |millis| Next::After(Duration::from_millis(millis));
-        for (kind, retry_after, tries, next) in [
+        let after = |millis| NextAttempt::After(Duration::from_millis(millis));
+        for (kind, retry_after, number, next) in [
             (FailureKind::Unavailable, None, 1, after(250)),
-            (FailureKind::Slow, None, 2, after(500)),
+            (FailureKind::AttemptTimeout, None, 2, after(500)),
             (FailureKind::RateLimited, seconds(2), 1, after(2250)),
-            (FailureKind::Lost, seconds(0), 1, after(250)),
-            (FailureKind::Unavailable, None, 3, Next::Never),
-            (FailureKind::RateLimited, seconds(10), 1, Next::TooLate),
-            (FailureKind::RateLimited, Some(Duration::MAX), 1, Next::TooLate),
-            (FailureKind::Picture, None, 1, Next::Never),
-            (FailureKind::Key, seconds(1), 1, Next::Never),
+            (FailureKind::ResultGone, seconds(0), 1, after(250)),
+            (FailureKind::Unavailable, None, 3, NextAttempt::Never),
+            (FailureKind::RateLimited, seconds(10), 1, NextAttempt::TooLate),
+            (FailureKind::RateLimited, Some(Duration::MAX), 1, NextAttempt::TooLate),
+            (FailureKind::Picture, None, 1, NextAttempt::Never),
+            (FailureKind::Key, seconds(1), 1, NextAttempt::Never),
         ] {
-            let failed = Failed { kind, retry_after, tries };
-            assert_eq!(policy.next(&failed, left, 1.0), next, "{kind:?} {tries}");
+            let failed = FailedAttempt { kind, retry_after, number };
+            assert_eq!(policy.next_attempt(&failed, left, 1.0), next, "{kind:?} {number}");
         }
     }
 
     #[test]
     fn retries_add_at_most_a_quarter_to_the_calls() {
-        let budget = Budget::default();
+        let budget = RetryBudget::default();
         let retries = (0..1500)
             .filter(|_| {
                 budget.earn();

@@ -1,4 +1,4 @@
-//! An embedding: 1536 numbers, kept as the text that they came in.
+//! An embedding's 1536 numbers, kept as the JSON text that NVIDIA sent.
 
 use std::sync::Arc;
 
@@ -8,28 +8,29 @@ use serde_json::value::RawValue;
 /// How many numbers an NV-DINOv2 embedding has.
 pub const DIMENSIONS: usize = 1536;
 
-/// An embedding: a JSON array of [`DIMENSIONS`] finite numbers, kept as printed, so that a client
-/// parses the same values as if it had asked NVIDIA itself. Cheap to clone.
+/// A JSON array of [`DIMENSIONS`] finite numbers. It is kept as text and not as floats, because
+/// nothing here computes with the numbers: a client then parses exactly the values that NVIDIA
+/// printed, and neither parsing nor formatting costs time. Cheap to clone.
 ///
-/// In a box, since a box cannot become an `Arc` without its text being copied.
+/// The `Arc` holds a box because turning a box into an `Arc` would copy the text.
 #[derive(Debug, Clone)]
 pub struct Vector(Arc<Box<RawValue>>);
 
 impl Vector {
-    /// Checks the text of an embedding.
+    /// Checks the JSON text of an embedding.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn check(raw: &RawValue) -> Result<Self, String> {
         let text = raw.get();
         let numbers = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-        let numbers = numbers.ok_or("the embedding is no list")?;
+        let numbers = numbers.ok_or("the embedding is not a list")?;
         let count = match count_ordinary_numbers(text.as_bytes()) {
             Some(count) => count,
-            // The text is JSON: whatever else than numbers a list holds, a piece between two commas
-            // of it is none.
+            // The text is valid JSON, so anything in the array other than numbers contains a part
+            // between commas that does not parse as a number.
             None if numbers.split(',').all(is_finite_number) => numbers.split(',').count(),
-            None => return Err("the embedding holds what is no finite number".into()),
+            None => return Err("the embedding holds something other than finite numbers".into()),
         };
         match count {
             DIMENSIONS => Ok(Self(Arc::new(raw.to_owned()))),
@@ -43,18 +44,18 @@ impl Vector {
     }
 }
 
-/// How many numbers a JSON list holds, if it surely holds numbers alone and all of them are finite:
-/// only a positive exponent, or hundreds of digits, make a number too large. Numbers of embeddings
-/// have neither, and are not parsed: that would take many times as long.
+/// Counts the numbers of a JSON array, if all of them are obviously finite. Only a positive
+/// exponent or hundreds of digits can make a number infinite; the numbers of embeddings have
+/// neither. This is many times faster than parsing them.
 fn count_ordinary_numbers(list: &[u8]) -> Option<usize> {
     const BLOCK: usize = 128;
     let (inside, following) = (list.get(1..list.len().checked_sub(1)?)?, list.get(2..)?);
     let mut count = 1;
     for (block, following) in inside.chunks(BLOCK).zip(following.chunks(BLOCK)) {
         let (mut is_ordinary, mut commas) = (true, 0u8);
-        // Without a branch for each byte, so that the compiler looks at many at once.
+        // No branch for each byte, so that the compiler can vectorize the loop.
         for (byte, next) in block.iter().zip(following) {
-            // Of what JSON is made of, only numbers, commas, spaces and `"` are below `:`.
+            // Of the bytes in JSON, only those of numbers, commas, spaces and `"` are below `:`.
             is_ordinary &=
                 (*byte < b':' && *byte != b'"') | ((*byte | 0x20 == b'e') & (*next == b'-'));
             commas += u8::from(*byte == b',');
@@ -67,8 +68,8 @@ fn count_ordinary_numbers(list: &[u8]) -> Option<usize> {
     Some(count)
 }
 
-/// Whether a piece of JSON is a number that an `f64` can hold: JSON has no infinity, but numbers
-/// that are too large.
+/// Whether a piece of JSON is a number that fits into an `f64`. JSON has no infinity, but a number
+/// can be too large.
 fn is_finite_number(json: &str) -> bool {
     json.trim_ascii().parse().is_ok_and(f64::is_finite)
 }
@@ -87,7 +88,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_number_is_taken_when_a_parser_takes_it(
+        fn a_number_is_accepted_when_a_parser_accepts_it(
             json in r#"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,3})?|null|true|"1"|\[1\]|\{\}"#
         ) {
             let parsed = serde_json::from_str::<f64>(&json);

@@ -1,4 +1,4 @@
-//! The bodies that go to NVIDIA and come back.
+//! The bodies of requests to NVIDIA and of its answers.
 
 use std::{fmt, marker::PhantomData, sync::LazyLock};
 
@@ -17,12 +17,12 @@ use uuid::Uuid;
 
 use super::Vector;
 
-/// What an inference that refers to an uploaded picture carries.
+/// The body of an inference that refers to an uploaded picture.
 pub(super) const NO_MESSAGES: &[u8] = br#"{"messages":[]}"#;
 
 static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
 
-/// The body of an inference whose picture is in it.
+/// The body of an inference that contains its picture.
 #[derive(Debug, Clone)]
 pub struct InlineImage(Bytes);
 
@@ -30,12 +30,12 @@ impl InlineImage {
     const BEFORE: &str = r#"{"messages":[{"content":{"type":"image_url","image_url":{"url":"data:"#;
     const AFTER: &str = r#""}}}]}"#;
 
-    /// The largest picture whose base64 text stays below a limit in characters, in bytes.
+    /// The largest picture, in bytes, whose Base64 text is shorter than `limit` characters.
     pub fn largest(limit: usize) -> usize {
         limit.saturating_sub(1) / 4 * 3
     }
 
-    /// Writes the body for a picture of a media type.
+    /// Writes the body for a picture of this media type.
     pub fn new(media_type: &str, picture: &[u8]) -> Self {
         let encoded = picture.len().div_ceil(3) * 4;
         let mut body = String::with_capacity(
@@ -54,7 +54,7 @@ impl InlineImage {
     }
 }
 
-/// Reads the embedding out of an answer. Only `metadata[0].embedding` is asked for.
+/// Reads the embedding from an answer. Only `metadata[0].embedding` is needed.
 pub(super) fn parse_answer(body: &[u8]) -> Result<Vector, String> {
     #[derive(Deserialize)]
     struct Answer<'a> {
@@ -71,7 +71,7 @@ pub(super) fn parse_answer(body: &[u8]) -> Result<Vector, String> {
     Vector::check(answer.metadata.ok_or("the answer's metadata is empty")?.embedding)
 }
 
-/// Reads a list's first item, whatever the others are, in one pass.
+/// Reads a list's first item in one pass, and ignores the others.
 fn first<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Option<T>, D::Error> {
     struct First<T>(PhantomData<T>);
     impl<'de, T: Deserialize<'de>> Visitor<'de> for First<T> {
@@ -90,7 +90,7 @@ fn first<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Opti
     list.deserialize_seq(First(PhantomData))
 }
 
-/// Announces an upload.
+/// The body that announces an upload.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CreateAsset<'a> {
@@ -98,7 +98,7 @@ pub(super) struct CreateAsset<'a> {
     pub(super) description: &'a str,
 }
 
-/// Where to upload to.
+/// The answer to an announcement: where to upload.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CreatedAsset {
@@ -139,13 +139,13 @@ mod tests {
     }
 
     #[test]
-    fn numbers_pass_as_they_are_printed() {
+    fn numbers_are_kept_exactly_as_printed() {
         let text = numbers(DIMENSIONS, "-0.0").replacen("-0.0", "1.50E-310", 1);
         assert_eq!(parse_answer(&answer(&text)).unwrap().json().get(), text);
     }
 
     #[test]
-    fn numbers_are_finite_however_they_are_printed() {
+    fn numbers_are_accepted_in_every_notation_if_they_are_finite() {
         for number in ["0", "-1", "1e5", "-1.5E+300", "1e-999", " 1\t", &"7".repeat(308)] {
             assert!(parse_answer(&answer(&numbers(DIMENSIONS, number))).is_ok(), "{number}");
         }
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_first_embedding_does_not_matter() {
+    fn whatever_follows_the_first_embedding_is_ignored() {
         let first = numbers(DIMENSIONS, "1");
         let body = format!(r#"{{"metadata":[{{"embedding":{first}}},null,[{{}}]]}}"#);
         assert!(parse_answer(body.as_bytes()).is_ok());

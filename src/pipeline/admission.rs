@@ -1,4 +1,4 @@
-//! Admission: who is let in, by what is at work, and what all may ask for together.
+//! Admission: whether a request may start, given what is already at work.
 
 use std::time::Duration;
 
@@ -8,39 +8,39 @@ use crate::{
     shares::{ClientNetwork, Shares},
 };
 
-/// Memory is counted in steps of so many bytes, as it comes. It is also what is kept of a picture
-/// on its way to its file.
-pub(super) const STEP: u64 = 64 * 1024;
+/// Memory is counted in steps of this size as bytes arrive. A picture on its way to its staging
+/// file keeps one step in memory.
+pub(super) const MEMORY_STEP: u64 = 64 * 1024;
 
-/// What one request, and all requests together, may ask for.
+/// The limits of one request and of all requests together.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// The largest picture, in bytes.
     pub max_image_bytes: u64,
     /// The largest picture, in pixels.
     pub max_image_pixels: u64,
-    /// Memory for bodies, all requests together, in bytes.
+    /// The most memory for bodies, all requests together, in bytes.
     pub max_buffered_bytes: u64,
-    /// Received pictures that are at work.
+    /// The most received pictures at work at once.
     pub max_in_flight: usize,
-    /// From the whole picture to the answer.
+    /// The time from the picture's last byte to the answer.
     pub request_timeout: Duration,
-    /// The longest that receiving a body may take.
+    /// The most time for receiving a body.
     pub body_timeout: Duration,
 }
 
-/// What there is too much of.
+/// Which resource is exhausted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Shed {
-    /// Pictures that were received and are at work.
+pub enum OverloadReason {
+    /// Permits for pictures at work.
     AtWork,
-    /// Pictures that wait for their call to NVIDIA.
+    /// The queue for calls to NVIDIA.
     Queue,
     /// Memory for bodies.
     Memory,
 }
 
-impl Shed {
+impl OverloadReason {
     /// The name in metrics.
     pub fn name(self) -> &'static str {
         match self {
@@ -51,48 +51,50 @@ impl Shed {
     }
 }
 
-/// That a client's request may be received.
+/// Proof that a client's request was admitted.
 #[derive(Debug)]
 pub struct Admission(ClientNetwork);
 
 impl Admission {
-    /// Whose request it is.
+    /// The client that sent the request.
     pub(super) fn client(self) -> ClientNetwork {
         self.0
     }
 }
 
-/// The memory that all requests share.
+/// The memory for bodies, shared by all requests.
 pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
     let largest = largest_request(limits.max_image_bytes, inline_memory);
-    Shares::new(limits.max_buffered_bytes, largest, STEP)
+    Shares::new(limits.max_buffered_bytes, largest, MEMORY_STEP)
 }
 
-/// The most memory that one request takes, in bytes: a Base64 body, and what every picture takes.
+/// The most memory that one request takes, in bytes: a Base64 body, and what every picture needs.
 pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
     let body = base64_text::body_limit(max_image_bytes);
-    body.next_multiple_of(STEP) + inline_memory.next_multiple_of(STEP)
+    body.next_multiple_of(MEMORY_STEP) + inline_memory.next_multiple_of(MEMORY_STEP)
 }
 
 impl Pipeline {
-    /// Admits a client's request whose body, of so many bytes, is held in memory as it comes. That
-    /// is declared, and costs nothing yet: so nothing is set aside for it either.
+    /// Admits a client's request whose body takes up to `body_bytes` of memory. It checks the
+    /// declared length but reserves no memory for it: otherwise clients that declare much and send
+    /// nothing would lock others out. This happens before the body is read, so that a request that
+    /// must be refused costs no bandwidth and no disk.
     ///
     /// # Errors
-    /// [`Error::Store`] without room on the disk; [`Error::Overloaded`] when too many pictures are
-    /// at work, when those that go first to NVIDIA would take half of this one's time (whoever is
-    /// let in must also be served), or when too much memory is in use now.
+    /// [`Error::Store`] without room on the disk; [`Error::Overloaded`] if too many pictures are at
+    /// work, if the queue to NVIDIA would take half of the request's time (an admitted request must
+    /// also be served), or if too much memory is in use.
     pub async fn admit(&self, client: ClientNetwork, body_bytes: u64) -> Result<Admission, Error> {
         if !self.at_work.has_room(client, 1) {
-            return Err(Error::Overloaded(Shed::AtWork));
+            return Err(Error::Overloaded(OverloadReason::AtWork));
         }
         if self.embedder.expected_wait(client) > self.limits.request_timeout / 2 {
-            return Err(Error::Overloaded(Shed::Queue));
+            return Err(Error::Overloaded(OverloadReason::Queue));
         }
         if !self.memory.has_room(client, body_bytes + self.embedder.inline_memory()) {
-            return Err(Error::Overloaded(Shed::Memory));
+            return Err(Error::Overloaded(OverloadReason::Memory));
         }
-        // Last: a disk that hangs delays only those whom nothing else keeps out.
+        // Last, so that a hanging disk delays only requests that nothing else refuses.
         self.store.check_room().await?;
         Ok(Admission(client))
     }

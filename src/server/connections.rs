@@ -122,7 +122,7 @@ impl Connections {
 
     /// The connection is closed by being dropped.
     fn refuse(&self, peer: SocketAddr, reason: &'static str) {
-        self.metrics.shed(reason);
+        self.metrics.record_shed(reason);
         tracing::debug!(%peer, reason, "too many connections: one was closed at once");
     }
 }

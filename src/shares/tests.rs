@@ -8,8 +8,8 @@ fn client(n: u8) -> ClientNetwork {
     ClientNetwork(IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)))
 }
 
-/// How many units a client gets, one by one.
-fn most(shares: &Shares, client: ClientNetwork) -> Share {
+/// Takes as many units as the client gets, one by one.
+fn take_all(shares: &Shares, client: ClientNetwork) -> SharePermit {
     let mut share = shares.empty(client);
     while share.grow_to(share.units + 1).is_ok() {}
     share
@@ -21,10 +21,10 @@ fn a_client_that_is_alone_leaves_a_quarter_and_the_next_one_finds_it() {
         [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 3), (100, 1, 75), (100, 90, 90)]
     {
         let shares = Shares::new(total, largest, 1);
-        let first = most(&shares, client(1));
+        let first = take_all(&shares, client(1));
         assert_eq!(first.units, alone, "of {total}");
         assert!(!shares.has_room(client(1), 1));
-        assert_eq!(most(&shares, client(2)).units, total - alone);
+        assert_eq!(take_all(&shares, client(2)).units, total - alone);
     }
 }
 
@@ -42,14 +42,14 @@ fn two_clients_get_half_each() {
 #[test]
 fn where_shares_are_capped_a_client_that_is_alone_gets_its_share_and_no_more() {
     let shares = Shares::capped(10, 4);
-    let all: Vec<_> = (1..=4).map(|n| most(&shares, client(n))).collect();
+    let all: Vec<_> = (1..=4).map(|n| take_all(&shares, client(n))).collect();
     assert_eq!(all.iter().map(|share| share.units).collect::<Vec<_>>(), [4, 4, 2, 0]);
     drop(all);
-    assert_eq!(most(&shares, client(5)).units, 4);
+    assert_eq!(take_all(&shares, client(5)).units, 4);
 }
 
 #[test]
-fn what_is_asked_for_is_counted_in_steps() {
+fn units_are_counted_in_steps() {
     let shares = Shares::new(100, 1, 10);
     let mut share = shares.empty(client(1));
     assert_eq!(shares.in_use(), 0);
@@ -60,7 +60,7 @@ fn what_is_asked_for_is_counted_in_steps() {
     share.shrink_to(1);
     assert_eq!(shares.in_use(), 10);
     assert_eq!(share.grow_to(u64::MAX), Err(Full));
-    assert_eq!(shares.in_use(), 10, "what is refused takes nothing");
+    assert_eq!(shares.in_use(), 10, "a failed attempt takes nothing");
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,15 +100,15 @@ fn steps() -> impl Strategy<Value = Vec<(u8, Step)>> {
 
 proptest! {
     #[test]
-    fn however_parts_end_all_is_given_back_and_nobody_is_remembered(
+    fn however_permits_end_all_units_are_given_back_and_no_client_is_remembered(
         steps in steps(), step in 1u64..8,
     ) {
         let shares = Shares::new(100, 1, step);
-        let mut held: Vec<Option<Share>> = (0..6).map(|_| None).collect();
+        let mut held: Vec<Option<SharePermit>> = (0..6).map(|_| None).collect();
         for (n, step) in steps {
             let new = || shares.empty(client(n));
             match step {
-                // Refused or not: what it has stays its own.
+                // If growing fails, the permit keeps what it has.
                 Step::Grow(at, units) => drop(held[at].get_or_insert_with(new).grow_to(units)),
                 Step::Shrink(at, units) => held[at].get_or_insert_with(new).shrink_to(units),
                 Step::Drop(at) => drop(held[at].take()),

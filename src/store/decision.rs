@@ -1,8 +1,9 @@
-//! Whether a picture is kept: whoever waits for it and the thread that saves it agree on one answer.
+//! Whether a picture is kept: the request that waits and the thread that saves must agree on one
+//! answer.
 //!
-//! A thread that hangs in the disk cannot be stopped. So it asks before each step whether the picture
-//! is still wanted, and whoever is told that the picture is not saved has made sure that the thread
-//! will hear the same.
+//! A thread that hangs in a disk call cannot be stopped. So before each stage the thread asks
+//! whether the picture is still wanted, and a request reports a picture as not saved only after it
+//! has made sure that the thread will stop or undo its work.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,32 +17,32 @@ use tokio::{
 
 use super::Error;
 
-/// How much longer than the deadline a picture is waited for that has its name already.
+/// How long after the deadline a request still waits if the picture is already being renamed.
 const NAMING_TIME: Duration = Duration::from_secs(1);
 
-/// How far a picture has come.
+/// How far saving has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
-    /// It is being written and synced; nobody can see it.
+    /// The picture is written and synced; nobody can see it.
     #[default]
     Writing,
-    /// It is given its name, and the folder is synced.
+    /// The picture is renamed, and the folder is synced.
     Naming,
-    /// It stays.
+    /// The picture is kept.
     Kept,
-    /// It does not stay: the thread removes it.
+    /// The picture is given up, and the thread removes it.
     GivenUp,
 }
 
-/// What a thread and whoever waits for it agree on.
+/// The stage that the thread and the waiting request agree on.
 #[derive(Debug, Default)]
 pub(super) struct Decision(Mutex<Stage>);
 
 impl Decision {
-    /// Goes on to a stage.
+    /// Advances to a stage.
     ///
     /// # Errors
-    /// [`Error::Timeout`] when the picture was given up.
+    /// [`Error::Timeout`] if the picture was given up.
     pub(super) fn enter(&self, stage: Stage) -> Result<(), Error> {
         let mut now = self.stage();
         if *now == Stage::GivenUp {
@@ -51,7 +52,7 @@ impl Decision {
         Ok(())
     }
 
-    /// Gives the picture up unless it came to this stage; says whether it is given up.
+    /// Gives the picture up unless it has reached this stage. Returns whether it is given up.
     fn give_up_before(&self, stage: Stage) -> bool {
         let mut now = self.stage();
         if *now < stage {
@@ -61,44 +62,44 @@ impl Decision {
     }
 
     fn stage(&self) -> MutexGuard<'_, Stage> {
-        // A stage is whole whatever panicked elsewhere.
+        // A stage stays valid even if a holder of the lock panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Gives the picture up when nobody waits any more.
-struct Waiting(Arc<Decision>);
+/// Gives the picture up if the waiting request is dropped.
+struct GiveUpGuard(Arc<Decision>);
 
-impl Drop for Waiting {
+impl Drop for GiveUpGuard {
     fn drop(&mut self) {
         self.0.give_up_before(Stage::Kept);
     }
 }
 
-/// Has a thread save a picture, step by step as decided, and waits for it until the deadline.
+/// Runs `save` on a thread, and waits for it until the deadline.
 ///
 /// # Errors
-/// What the thread says; [`Error::Timeout`], and then the picture does not stay.
-pub(super) async fn agree<T: Send + 'static>(
+/// The thread's error; [`Error::Timeout`], and then the picture is not kept.
+pub(super) async fn save_before<T: Send + 'static>(
     deadline: Instant,
     save: impl FnOnce(&Decision) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let decision = Arc::new(Decision::default());
-    let waiting = Waiting(Arc::clone(&decision));
+    let guard = GiveUpGuard(Arc::clone(&decision));
     let mut thread = spawn_blocking(move || save(&decision));
     if let Ok(saved) = timeout_at(deadline, &mut thread).await {
         return saved?;
     }
-    if waiting.0.give_up_before(Stage::Naming) {
+    if guard.0.give_up_before(Stage::Naming) {
         return Err(Error::Timeout);
     }
     if let Ok(saved) = timeout(NAMING_TIME, &mut thread).await {
         return saved?;
     }
-    if waiting.0.give_up_before(Stage::Kept) {
+    if guard.0.give_up_before(Stage::Kept) {
         return Err(Error::Timeout);
     }
-    // It is kept, and the thread has nothing left to do that could take long.
+    // The picture is kept, and the thread has nothing slow left to do.
     thread.await?
 }
 
@@ -117,16 +118,16 @@ mod tests {
     use super::*;
     use crate::{
         disk_space::DiskSpace,
-        store::{Retention, SavedFile, Settings, Store, saved},
+        store::{Retention, SavedFileGuard, Settings, Store, saved},
     };
 
     const TIME: Duration = Duration::from_secs(60);
 
-    /// A disk that hangs before each stage until the test lets it go on.
+    /// A disk that hangs before each stage until the test lets it continue.
     struct SlowDisk {
         folder: TempDir,
         store: Store,
-        /// The stages as the thread comes to them.
+        /// The stages that the thread has come to.
         arrived: Receiver<Stage>,
         arrive: Option<Sender<Stage>>,
         go_on: Sender<()>,
@@ -145,14 +146,14 @@ mod tests {
             Self { folder, store, arrived, arrive, go_on, may_go_on }
         }
 
-        /// Begins to save a picture.
-        async fn save(&mut self) -> impl Future<Output = Result<SavedFile, Error>> + use<> {
+        /// Starts to save a picture.
+        async fn save(&mut self) -> impl Future<Output = Result<SavedFileGuard, Error>> + use<> {
             let mut spool = self.store.spool(0);
             spool.write(&Bytes::from_static(b"picture")).await.unwrap();
             let spooled = spool.finish().await.unwrap();
             let folder = Arc::clone(&self.store.folder);
             let (arrive, may_go_on) = (self.arrive.take().unwrap(), self.may_go_on.take().unwrap());
-            agree(Instant::now() + TIME, move |decision| {
+            save_before(Instant::now() + TIME, move |decision| {
                 saved::save(&folder, spooled, "jpg", |stage| {
                     arrive.send(stage).unwrap();
                     may_go_on.recv().unwrap();
@@ -161,14 +162,14 @@ mod tests {
             })
         }
 
-        /// Lets the thread come to a stage, which it does not enter yet.
+        /// Lets the thread run until it comes to a stage, but not enter it.
         fn come_to(&self, stage: Stage) {
             while self.arrived.recv().unwrap() != stage {
                 self.go_on.send(()).unwrap();
             }
         }
 
-        /// Lets the thread go on to its end, and says which stages it comes to on the way.
+        /// Lets the thread finish, and returns the stages that it comes to.
         fn end(&self) -> Vec<Stage> {
             let next = || self.go_on.send(()).ok().and_then(|()| self.arrived.recv().ok());
             iter::from_fn(next).collect()
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_that_is_told_as_not_saved_in_time_never_appears() {
+    async fn a_picture_that_is_reported_as_not_saved_in_time_never_appears() {
         for late in [Stage::Writing, Stage::Naming] {
             let mut disk = SlowDisk::new();
             let save = tokio::spawn(disk.save().await);
@@ -195,13 +196,13 @@ mod tests {
             disk.come_to(late);
             advance(TIME).await;
             assert!(matches!(save.await.unwrap(), Err(Error::Timeout)), "{late:?}");
-            assert!(disk.end().is_empty(), "it has no name for a moment either");
+            assert!(disk.end().is_empty(), "it was not renamed even for a moment");
             assert_eq!(disk.saved(), 0, "{late:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_that_has_its_name_at_the_deadline_is_waited_for_a_moment() {
+    async fn a_picture_that_is_renamed_at_the_deadline_is_waited_for_a_moment() {
         let mut disk = SlowDisk::new();
         let save = tokio::spawn(disk.save().await);
         tokio::task::yield_now().await;
@@ -215,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_whose_folder_is_not_synced_in_that_moment_is_taken_back() {
+    async fn a_picture_whose_folder_is_not_synced_in_that_moment_is_removed_again() {
         let mut disk = SlowDisk::new();
         let save = tokio::spawn(disk.save().await);
         tokio::task::yield_now().await;
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_that_nobody_waits_for_any_more_does_not_stay() {
+    async fn a_picture_that_nobody_waits_for_any_more_is_not_kept() {
         for left in [Stage::Writing, Stage::Naming, Stage::Kept] {
             let mut disk = SlowDisk::new();
             let save = tokio::spawn(disk.save().await);
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_picture_that_is_saved_in_time_stays() {
+    async fn a_picture_that_is_saved_in_time_is_kept() {
         let mut disk = SlowDisk::new();
         let save = tokio::spawn(disk.save().await);
         tokio::task::yield_now().await;

@@ -1,5 +1,5 @@
-//! Whether pictures can be saved, as whoever balances the load wants to know: the disk is looked at
-//! once a second, however many ask, and one that hangs takes a single thread.
+//! Whether pictures can be saved, for load balancers. The disk is checked at most once a second
+//! however many ask, and a hanging disk blocks only one thread.
 
 use std::time::Duration;
 
@@ -7,23 +7,23 @@ use super::{Error, Store};
 use crate::{
     disk_space::{self, Shortage},
     sampler::NoAnswer,
-    spool::Staged,
+    spool::StagingFile,
 };
 
-/// How often the folder is looked at, at the most.
+/// The shortest time between two checks.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a look may take.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a check may take.
+const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What keeps pictures from being saved.
+/// Why pictures cannot be saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Another picture would take the disk's reserve of bytes.
+    /// Another picture would use the disk's reserve of bytes.
     DiskUnderReserve,
-    /// Another file would take the disk's reserve of inodes.
+    /// Another file would use the disk's reserve of inodes.
     InodesUnderReserve,
-    /// No file can be made.
+    /// No file can be created.
     NotWritable,
     /// The disk does not answer in time.
     DiskHangs,
@@ -42,16 +42,16 @@ impl Fault {
 }
 
 impl Store {
-    /// What keeps pictures from being saved, as found at most a second ago.
+    /// Why pictures cannot be saved, as checked at most a second ago.
     pub async fn faults(&self) -> Vec<Fault> {
         let store = self.clone();
-        let found = self.folder.looks.sample(INTERVAL, PATIENCE, move || store.look()).await;
+        let found = self.folder.checks.sample(INTERVAL, TIMEOUT, move || store.check()).await;
         found.unwrap_or_else(|NoAnswer| vec![Fault::DiskHangs])
     }
 
-    /// Blocks.
-    fn look(&self) -> Vec<Fault> {
-        let shortage = match self.space.check_now() {
+    /// Checks the disk and the folder. Blocks.
+    fn check(&self) -> Vec<Fault> {
+        let shortage = match self.space.measure_and_check_room() {
             Ok(()) => None,
             Err(disk_space::Error::Shortage(Shortage::Bytes { .. })) => {
                 Some(Fault::DiskUnderReserve)
@@ -59,14 +59,14 @@ impl Store {
             Err(disk_space::Error::Shortage(Shortage::Inodes { .. })) => {
                 Some(Fault::InodesUnderReserve)
             }
-            // Nothing is received either, as long as nobody knows what is free.
+            // Without a known free space, no picture is received either.
             Err(disk_space::Error::Unknown(_) | disk_space::Error::NoAnswer) => {
                 return vec![Fault::NotWritable];
             }
         };
-        let made = self.folder.incoming.file().map(Staged::remove).map_err(Error::from);
+        let made = self.folder.incoming.file().map(StagingFile::remove).map_err(Error::from);
         let fault = match made {
-            // Said already.
+            // The shortage is already reported.
             Err(error) if shortage.is_some() && error.is_full() => None,
             Err(_) => Some(Fault::NotWritable),
             Ok(()) => None,
@@ -102,7 +102,7 @@ mod tests {
     fn store(free: impl Fn() -> FreeSpace + Send + Sync + 'static) -> (TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();
-        let space = DiskSpace::with_question(path.clone(), RESERVE, move |_: &Path| Ok(free()));
+        let space = DiskSpace::with_measure(path.clone(), RESERVE, move |_: &Path| Ok(free()));
         let settings = Settings { folder: path, space, retention: Retention::default() };
         let store = Store::open(&settings).unwrap();
         (folder, store)
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn however_many_ask_the_disk_is_looked_at_once_a_second() {
+    async fn the_disk_is_checked_once_a_second_however_many_ask() {
         let looks = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&looks);
         let (_folder, store) = store(move || {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_disk_that_hangs_is_a_fault_and_takes_one_thread() {
+    async fn a_disk_that_hangs_is_a_fault_and_blocks_one_thread() {
         let (release, hanging) = mpsc::channel::<()>();
         let (looks, hanging) = (Arc::new(AtomicUsize::new(0)), Mutex::new(hanging));
         let counted = Arc::clone(&looks);
@@ -156,7 +156,7 @@ mod tests {
         });
         let mut first = Box::pin(store.faults());
         assert!(poll!(&mut first).is_pending());
-        advance(PATIENCE).await;
+        advance(TIMEOUT).await;
         assert_eq!(first.await, [Fault::DiskHangs]);
         for _ in 0..100 {
             advance(INTERVAL).await;

@@ -1,4 +1,4 @@
-//! Removes saved pictures that are too old, or more than there is room for, the oldest first.
+//! Removes saved pictures that are too old or exceed the size limit, the oldest first.
 
 use std::{
     fs,
@@ -14,36 +14,36 @@ use tokio::{
 };
 use uuid::{Uuid, Version};
 
-use super::{Error, Folder, Store, while_};
+use super::{Error, Folder, Store, cannot};
 use crate::{disk_space::whole_blocks, image::Format, telemetry::Metrics};
 
-/// How often the folder is looked through, at least.
+/// The longest time between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often at most, however much arrives.
+/// The shortest time between two sweeps.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// How long saved pictures are kept.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Retention {
-    /// Older ones are removed.
+    /// Older pictures are removed.
     pub max_age: Option<Duration>,
-    /// All of them together, in bytes of whole blocks.
+    /// The most bytes of all pictures together, counted in whole blocks.
     pub max_bytes: Option<u64>,
 }
 
-/// What a sweep did.
+/// The result of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Pictures removed.
+    /// The number of removed pictures.
     pub removed: u64,
-    /// Bytes of those that stay.
+    /// The bytes of the pictures that remain.
     pub left_bytes: u64,
 }
 
 impl Store {
-    /// Sweeps for ever: now and then, and soon after the saved pictures outgrow their room.
-    pub async fn keep_retention(self, metrics: Arc<Metrics>) {
+    /// Sweeps for ever: at intervals, and soon after the saved pictures exceed their limit.
+    pub async fn run_retention(self, metrics: Arc<Metrics>) {
         let Retention { max_age, max_bytes } = self.retention;
         if max_age.is_none() && max_bytes.is_none() {
             return pending().await;
@@ -57,31 +57,34 @@ impl Store {
                     metrics.removed.inc_by(swept.removed);
                 }
                 Ok(Ok(_)) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "old pictures cannot be removed"),
-                Err(error) => tracing::error!(%error, "the thread that removes old pictures died"),
+                Ok(Err(error)) => tracing::warn!(%error, "old pictures could not be removed"),
+                Err(error) => {
+                    tracing::error!(%error, "the thread that removes old pictures panicked");
+                }
             }
             sleep(PAUSE).await;
             let saved_bytes = self.folder.saved_bytes.load(Ordering::Relaxed);
             if max_bytes.is_some_and(|max| saved_bytes > max) {
-                continue; // what was worked on may be done by now
+                continue; // requests that were at work may have ended
             }
-            // The end of the interval is as good a reason to look again.
-            let _ = timeout(interval, self.folder.outgrown.notified()).await;
+            // At the end of the interval, the next sweep starts even without a notification.
+            let _ = timeout(interval, self.folder.over_limit.notified()).await;
         }
     }
 
-    /// Removes what is too old at this time, and the oldest of what is too much. Never what a
-    /// request still works on, and nothing but what the service saved. Blocks.
+    /// Removes pictures that are too old at `now`, and the oldest pictures beyond the size limit.
+    /// Pictures whose request is still at work stay, and so does everything that the service did
+    /// not save. Blocks.
     ///
     /// # Errors
-    /// When the folder cannot be read, or no picture be removed.
+    /// If the folder cannot be read, or none of the pictures could be removed.
     pub fn sweep(&self, now: SystemTime) -> Result<Swept, Error> {
         let Retention { max_age, max_bytes } = self.retention;
         let before = self.folder.saved_bytes.load(Ordering::Relaxed);
         let pictures = self.folder.pictures()?;
         let mut swept = Swept { removed: 0, left_bytes: pictures.iter().map(|p| p.bytes).sum() };
         let room = match max_bytes {
-            // More goes than must, so that not every picture is followed by a sweep.
+            // Removes more than necessary, so that not every new picture causes a sweep.
             Some(max) if swept.left_bytes > max => max - max / 16,
             _ => u64::MAX,
         };
@@ -97,15 +100,16 @@ impl Store {
                 // Somebody else removed it.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    failure = Some(while_("remove an old picture")(error));
+                    failure = Some(cannot("remove an old picture")(error));
                     continue;
                 }
             }
             swept.left_bytes -= picture.bytes;
         }
-        // What was saved meanwhile may not have been listed: counted twice is better than never.
+        // Pictures that were saved meanwhile may be missing from the list. Counting them twice is
+        // better than not at all.
         let recount = |now: u64| Some(swept.left_bytes + now.saturating_sub(before));
-        // Always `Some`: it cannot fail.
+        // The closure always returns `Some`, so this cannot fail.
         let _ = self.folder.saved_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, recount);
         match failure {
             Some(failure) if swept.removed == 0 => Err(failure),
@@ -127,7 +131,7 @@ impl SavedPicture {
         format!("{}.{}", self.id, self.format.extension())
     }
 
-    /// By its name: what else says when a file was saved, copying changes.
+    /// Taken from the name, because copying a file changes its timestamps.
     fn saved_at(&self) -> SystemTime {
         let (seconds, nanos) = self.id.get_timestamp().map_or((0, 0), |time| time.to_unix());
         SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos)
@@ -138,15 +142,16 @@ impl Folder {
     /// The saved pictures, the oldest first.
     fn pictures(&self) -> Result<Vec<SavedPicture>, Error> {
         let mut pictures = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(while_("list the pictures"))? {
-            let entry = entry.map_err(while_("list the pictures"))?;
+        for entry in fs::read_dir(&self.path).map_err(cannot("list the pictures"))? {
+            let entry = entry.map_err(cannot("list the pictures"))?;
             let Ok(name) = entry.file_name().into_string() else { continue };
             let Some((id, format)) = parse_name(&name) else { continue };
             match entry.metadata() {
                 Ok(about) if about.is_file() => {
                     pictures.push(SavedPicture { id, format, bytes: whole_blocks(about.len()) });
                 }
-                // A link or a folder is not ours, whatever its name; a file may be gone by now.
+                // The service does not create links or folders, whatever their names; a file may
+                // have been removed by now.
                 _ => {}
             }
         }
@@ -155,8 +160,8 @@ impl Folder {
     }
 }
 
-/// The id and the format of a picture by its name, if it is one that the service gives: a UUID v7
-/// as it prints them, and the extension of a format.
+/// The id and format of a picture, if the name is one that the service gives: a UUID v7 in its
+/// usual form, and the extension of a format.
 fn parse_name(name: &str) -> Option<(Uuid, Format)> {
     let (stem, extension) = name.split_once('.')?;
     let id = Uuid::try_parse(stem).ok()?;
@@ -192,7 +197,7 @@ mod tests {
         (folder, store)
     }
 
-    /// Puts a picture there that was saved so many seconds ago.
+    /// Creates a picture that was saved this many seconds ago.
     fn put(folder: &Path, seconds: u64, bytes: usize) -> String {
         let time = Timestamp::from_unix(NoContext, NOW - seconds, 0);
         let name = format!("{}.jpg", Uuid::new_v7(time));
@@ -209,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_the_limit_goes() {
+    fn pictures_older_than_the_limit_are_removed() {
         let (folder, store) = store(Some(100), None);
         let [_, _, kept, new] = [500, 101, 99, 0].map(|seconds| put(folder.path(), seconds, 10));
         assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 2, left_bytes: 2 * 4096 });
@@ -217,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn beyond_the_bytes_the_oldest_go() {
+    fn beyond_the_size_limit_the_oldest_pictures_are_removed() {
         let (folder, store) = store(None, Some(10 * 4096));
         let names: Vec<_> = (0..20).rev().map(|n| put(folder.path(), n, 4000)).collect();
         assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 11, left_bytes: 9 * 4096 });
@@ -254,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_request_works_on_stays_until_it_is_done() {
+    async fn a_picture_stays_while_its_request_is_at_work() {
         let (folder, store) = store(None, Some(1));
         let mut spool = store.spool(100);
         spool.write(&Bytes::from_static(b"picture")).await.unwrap();

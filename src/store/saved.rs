@@ -1,4 +1,4 @@
-//! Gives a picture its name once it is durable: synced, renamed, and the folder synced after.
+//! Makes a picture durable: it is synced, then renamed, then its folder is synced.
 
 use std::{
     fs::{self, File},
@@ -9,30 +9,30 @@ use std::{
 
 use uuid::Uuid;
 
-use super::{Error, Folder, decision::Stage, while_};
+use super::{Error, Folder, cannot, decision::Stage};
 use crate::spool::Spooled;
 
-/// Saves a picture, unless one of the stages may not be entered. Blocks.
+/// Saves a picture, unless `enter` refuses a stage. Blocks.
 pub(super) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
     extension: &str,
     enter: impl Fn(Stage) -> Result<(), Error>,
-) -> Result<SavedFile, Error> {
+) -> Result<SavedFileGuard, Error> {
     enter(Stage::Writing)?;
     let len = spooled.content.len();
     let staged = spooled.into_file(&folder.incoming)?;
-    let file = SavedFile::new(folder, extension);
-    let synced = staged.sync().map_err(while_("sync a picture"));
+    let file = SavedFileGuard::new(folder, extension);
+    let synced = staged.sync().map_err(cannot("sync a picture"));
     if let Err(error) = synced.and_then(|()| enter(Stage::Naming)) {
         staged.remove();
         return Err(error);
     }
     let path = folder.path.join(&file.name);
-    staged.move_to(&path).map_err(while_("name a picture"))?;
-    let synced = sync(&folder.path).map_err(while_("sync the downloads folder"));
+    staged.move_to(&path).map_err(cannot("name a picture"))?;
+    let synced = sync(&folder.path).map_err(cannot("sync the downloads folder"));
     if let Err(error) = synced.and_then(|()| enter(Stage::Kept)) {
-        take_back(folder, &path);
+        remove_unsaved(folder, &path);
         return Err(error);
     }
     folder.add_saved_bytes(len);
@@ -43,27 +43,27 @@ fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Removes a picture that was named already and is told as not saved; durably, or a power cut would
-/// bring it back.
-fn take_back(folder: &Folder, path: &Path) {
+/// Removes a picture that was renamed but is reported as not saved. The removal is synced, or a
+/// power cut could bring the picture back.
+fn remove_unsaved(folder: &Folder, path: &Path) {
     if let Err(error) = fs::remove_file(path).and_then(|()| sync(&folder.path)) {
         let name = path.file_name().and_then(|name| name.to_str());
-        tracing::error!(%error, name, "a picture that was told as not saved could not be removed");
+        tracing::error!(%error, name, "a picture that was reported as not saved could not be removed");
     }
 }
 
-/// A saved picture. As long as this is held, the picture counts as worked on and is not removed.
+/// A saved picture. Until this is dropped, retention does not remove the picture.
 #[derive(Debug)]
-pub struct SavedFile {
+pub struct SavedFileGuard {
     name: String,
     id: Uuid,
     folder: Arc<Folder>,
 }
 
-impl SavedFile {
+impl SavedFileGuard {
     fn new(folder: &Arc<Folder>, extension: &str) -> Self {
         let id = Uuid::now_v7();
-        // Before the file has its name: it shall not be there a moment without being worked on.
+        // Before the rename, so that retention never sees the file unprotected.
         folder.at_work().insert(id);
         Self { name: format!("{id}.{extension}"), id, folder: Arc::clone(folder) }
     }
@@ -74,7 +74,7 @@ impl SavedFile {
     }
 }
 
-impl Drop for SavedFile {
+impl Drop for SavedFileGuard {
     fn drop(&mut self) {
         self.folder.at_work().remove(&self.id);
     }

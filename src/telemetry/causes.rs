@@ -1,4 +1,4 @@
-//! Walks the chain of an error's causes, to tell of them.
+//! Walks an error's chain of causes.
 
 use std::error::Error;
 

@@ -1,9 +1,9 @@
-//! The two texts that metrics are given out as: OpenMetrics, and Prometheus' older text format, which
-//! is all that some collectors read.
+//! The two text formats of metrics: OpenMetrics, and Prometheus' older format, which some
+//! collectors still require.
 
 use std::fmt::Write;
 
-/// The format of a metrics text.
+/// The text format of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exposition {
     /// OpenMetrics 1.0.
@@ -13,7 +13,7 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// As a `Content-Type` says it.
+    /// The `Content-Type` of the format.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -22,9 +22,9 @@ impl Exposition {
     }
 }
 
-/// Turns OpenMetrics text, as the encoder writes it, into Prometheus' text. The samples are the same.
-/// There, a family is named as its samples are, units are part of the name alone, and nothing marks
-/// the end.
+/// Converts OpenMetrics text, as the encoder writes it, into Prometheus' text format. The samples
+/// stay the same, but a family has the name of its samples, the unit appears only in that name, and
+/// nothing marks the end.
 pub(super) fn to_prometheus(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut help = "";
@@ -40,7 +40,7 @@ pub(super) fn to_prometheus(text: &str) -> String {
                 "unknown" => ("", "untyped"),
                 same => ("", same),
             };
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = writeln!(out, "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}");
         } else if !line.starts_with('#') {
             out.push_str(line);
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families_are_named_as_their_samples_are_and_samples_stay() {
+    fn families_get_the_names_of_their_samples_and_samples_stay_the_same() {
         let open_metrics = "\
 # HELP a_seconds Time.
 # TYPE a_seconds histogram

@@ -1,8 +1,8 @@
-//! The log: lines to standard error, as text or JSON.
+//! The log: lines on standard error, as text or JSON.
 //!
-//! A reader of the log may stall: a pager, a blocking log driver, a journal on a hung disk. That must
-//! stop nothing, so lines are written by a thread of their own from a bounded queue. What does not
-//! fit is dropped, and counted.
+//! Whoever reads the log may stall: a pager, a blocking log driver, a journal on a hung disk. That
+//! must not stop the service, so a thread of its own writes lines from a bounded queue, and lines
+//! that do not fit are dropped and counted.
 
 use std::{
     any::Any,
@@ -17,16 +17,16 @@ use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// Lines that wait to be written. One has some 300 bytes, seldom a few thousand.
+/// The most lines in the queue. A line has about 300 bytes, rarely a few thousand.
 const WAITING_LINES: usize = 4096;
 
 /// How long closing the log may take.
 const CLOSING_TIME: Duration = Duration::from_millis(1500);
 
-/// Who writes the lines, while the log is open.
+/// The thread that writes the lines while the log is open.
 static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
-/// How many lines were dropped; empty before the log is started.
+/// How many lines were dropped; empty until the log is opened.
 static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// What is logged, and how.
@@ -34,18 +34,18 @@ static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 pub struct Settings {
     /// Levels by module, as `tracing-subscriber` reads them.
     pub filter: String,
-    /// How a line looks.
+    /// The format of a line.
     pub format: Format,
 }
 
-/// How a line of the log looks.
+/// The format of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// For people.
+    /// Text, for people.
     Text,
-    /// For machines.
+    /// JSON, for machines.
     Json,
 }
 
@@ -69,17 +69,17 @@ impl Format {
 /// # Errors
 /// What is wrong with it.
 pub fn parse_filter(text: &str) -> Result<String, String> {
-    // A bare word that is no level would be taken for a module's name, and silence everything else.
+    // A word that is not a level would be taken as a module's name, and silence everything else.
     let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
     let is_clear = text.split(',').all(|directive| directive.contains('=') || is_level(directive));
     match EnvFilter::builder().parse(text) {
         Ok(_) if is_clear => Ok(text.to_owned()),
-        _ => Err("is no log filter; write error, warn, info, debug or imagesvc=debug".into()),
+        _ => Err("is not a log filter; write error, warn, info, debug or imagesvc=debug".into()),
     }
 }
 
-/// Starts logging to standard error, once for the process; a second call changes nothing. From now
-/// on panics are lines of the log, too: what writes them else waits for the reader.
+/// Opens the log on standard error, once for the process; a second call does nothing. From then on
+/// panics are logged, too: Rust's own panic message would block if nobody reads standard error.
 pub fn open(settings: &Settings) {
     let filter = EnvFilter::builder().parse_lossy(&settings.filter);
     let terminal = io::stderr().is_terminal();
@@ -102,7 +102,7 @@ pub fn open(settings: &Settings) {
             registry.with(layer.with_writer(writer)).try_init()
         }
     };
-    // Tests start several services in one process; the first one's log stands.
+    // Tests start several services in one process; they share the first one's log.
     if started.is_ok() && DROPPED.set(dropped).is_ok() {
         panic::set_hook(Box::new(|panic| {
             let location = panic.location().map(tracing::field::display);
@@ -112,27 +112,27 @@ pub fn open(settings: &Settings) {
     }
 }
 
-/// Writes the lines that still wait, for 1.5 s at most, and closes the log: what is logged
-/// afterwards is lost. Blocks.
+/// Writes the waiting lines for at most 1.5 s, then closes the log. Later lines are lost. Blocks.
 pub fn close() {
     let Some(writer) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
     let (done, closed) = mpsc::channel();
-    // On a thread of its own: where nobody reads the log, dropping the writer may wait for ever.
+    // On a thread of its own, because dropping the writer may block for ever if nobody reads the
+    // log.
     let closing = thread::Builder::new().spawn(move || {
         drop(writer);
-        let _ = done.send(()); // nobody waits any more
+        let _ = done.send(()); // the receiver may have timed out
     });
     if closing.is_ok() {
-        let _ = closed.recv_timeout(CLOSING_TIME); // what is not written by then is lost
+        let _ = closed.recv_timeout(CLOSING_TIME); // whatever is not written by then is lost
     }
 }
 
-/// Lines that were dropped because nobody read those before them.
+/// Lines that were dropped because the queue was full.
 pub(super) fn dropped_lines() -> u64 {
     DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
-/// What a panic says.
+/// A panic's message.
 pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind")

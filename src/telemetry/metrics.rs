@@ -1,9 +1,9 @@
-//! What is counted, for Prometheus. Labels are bounded: routes are templates, statuses numbers,
-//! everything else names of this program.
+//! The metrics, for Prometheus. Labels have a bounded set of values: route templates, statuses, and
+//! names that this program defines.
 //!
-//! A new metric is a field of [`Metrics`] and a line in [`Metrics::new`], which names and explains
-//! it; a new reading is a field of [`Readings`] and a line in [`Metrics::render`]. A method is for
-//! what changes more than one metric.
+//! To add a metric, add a field to [`Metrics`] and a line to [`Metrics::new`], which names and
+//! explains it. To add a value that is read on demand, add a field to [`Readings`] and a line to
+//! [`Metrics::render`]. Write a method only if it changes more than one metric.
 
 use std::{
     array,
@@ -31,10 +31,10 @@ use super::{
     log::dropped_lines,
 };
 
-/// What every metric's name begins with.
+/// The prefix of every metric's name.
 const PREFIX: &str = "imagesvc";
 
-/// Seconds: from a cache's answer to a request's deadline.
+/// In seconds: from an answer out of the cache to a request at its deadline.
 const REQUEST_BUCKETS: [f64; 12] =
     [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
@@ -46,12 +46,12 @@ pub struct Metrics {
     in_flight: Gauge,
     upstream: Labelled<Counter, 2>,
     upstream_seconds: Labelled<Histogram, 1>,
-    /// Calls to NVIDIA that are tried again, by operation.
+    /// Retried calls to NVIDIA, by operation.
     pub retries: Labelled<Counter, 1>,
-    /// Embeddings given out, by where they came from.
+    /// Returned embeddings, by where they came from.
     pub cache_lookups: Labelled<Counter, 1>,
     shed: Labelled<Counter, 1>,
-    /// Pictures that were decoded, or not, by outcome.
+    /// Attempts to decode a picture, by outcome.
     pub decodes: Labelled<Counter, 1>,
     saved: Counter,
     saved_bytes: Counter,
@@ -61,16 +61,16 @@ pub struct Metrics {
     registry: Registry,
 }
 
-/// What is read off when somebody asks.
+/// Values that are read when somebody asks for the metrics.
 #[derive(Debug, Clone, Copy)]
 pub struct Readings {
-    /// Free bytes on the disk of the downloads folder, if they are known.
+    /// Free bytes on the disk of the downloads folder, if known.
     pub free_bytes: Option<u64>,
-    /// Free inodes there, if they are known and there is a fixed number of them.
+    /// Free inodes on that disk, if known and if their number is fixed.
     pub free_inodes: Option<u64>,
-    /// Bytes of memory that bodies take.
+    /// The memory that bodies take, in bytes.
     pub buffered_bytes: u64,
-    /// Received pictures that are at work.
+    /// Received pictures at work.
     pub pictures_at_work: u64,
     /// Pictures that wait for their call to NVIDIA.
     pub pictures_waiting: u64,
@@ -78,18 +78,18 @@ pub struct Readings {
     pub tasks: u64,
 }
 
-/// A request that is being answered; it counts as in flight until dropped.
+/// Counts a request as in flight until dropped.
 #[derive(Debug)]
-pub struct InFlight(Gauge);
+pub struct InFlightGuard(Gauge);
 
-impl Drop for InFlight {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
 impl Metrics {
-    /// Metrics that start at zero.
+    /// Creates metrics that start at zero.
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::with_prefix(PREFIX);
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
@@ -100,7 +100,7 @@ impl Metrics {
             request_seconds: histograms(
                 to,
                 "request_duration",
-                "From a request's header to its answer",
+                "Time from a request's header to its answer",
                 ["route"],
             ),
             in_flight: plain(to, "requests_in_flight", "Requests being answered"),
@@ -113,31 +113,31 @@ impl Metrics {
             upstream_seconds: histograms(
                 to,
                 "upstream_call_duration",
-                "One call to NVIDIA",
+                "Duration of one call to NVIDIA",
                 ["operation"],
             ),
             retries: counters(
                 to,
                 "upstream_retries",
-                "Calls to NVIDIA that were tried again",
+                "Calls to NVIDIA that were retried",
                 ["operation"],
             ),
             cache_lookups: counters(
                 to,
                 "cache_lookups",
-                "Embeddings given out, by where they came from; miss and bypass were paid for",
+                "Embeddings returned, by where they came from; miss and bypass were paid for",
                 ["outcome"],
             ),
             shed: counters(
                 to,
                 "requests_shed",
-                "Requests turned away because there was too much to do, by what there was too much of",
+                "Requests refused because of overload, by the exhausted resource",
                 ["reason"],
             ),
             decodes: counters(
                 to,
                 "decodes",
-                "Pictures decoded, each in a process of its own, by outcome; refused is the picture's fault",
+                "Attempts to decode a picture, by outcome; refused means that the picture is at fault",
                 ["outcome"],
             ),
             saved: plain(to, "pictures_saved", "Pictures saved"),
@@ -145,7 +145,7 @@ impl Metrics {
             removed: plain(
                 to,
                 "pictures_removed",
-                "Pictures removed because they were too old or too many",
+                "Pictures removed because of their age or the size limit",
             ),
             free_bytes: in_bytes(
                 to,
@@ -156,50 +156,56 @@ impl Metrics {
         })
     }
 
-    /// Has these requests counted from 0: of a counter that begins at 1, no alert sees a rise.
-    pub fn expect_requests(&self, route: &str, status: &str) {
+    /// Starts the counter of these requests at 0. An alert cannot see the first increase of a
+    /// counter that appears with the value 1.
+    pub fn initialize_requests(&self, route: &str, status: &str) {
         let _ = self.requests.with([route.to_owned(), status.to_owned()]);
     }
 
-    /// The same for calls to NVIDIA.
-    pub fn expect_upstream_calls(&self, operation: &'static str, status: u16) {
+    /// Starts the counter of these calls to NVIDIA at 0, for the same reason.
+    pub fn initialize_upstream_calls(&self, operation: &'static str, status: u16) {
         let _ = self.upstream.with([operation.into(), Cow::from(status.to_string())]);
     }
 
-    /// A request begins.
-    pub fn enter(&self) -> InFlight {
+    /// Counts the start of a request.
+    pub fn start_request(&self) -> InFlightGuard {
         self.in_flight.inc();
-        InFlight(self.in_flight.clone())
+        InFlightGuard(self.in_flight.clone())
     }
 
-    /// A request ended.
-    pub fn request(&self, route: &str, status: u16, duration: Duration) {
+    /// Counts the end of a request.
+    pub fn record_request(&self, route: &str, status: u16, duration: Duration) {
         self.requests.with([route.to_owned(), status.to_string()]).inc();
         self.request_seconds.with([route.to_owned()]).observe(duration.as_secs_f64());
     }
 
-    /// A call to NVIDIA ended, with a status or without an answer.
-    pub fn upstream_call(&self, operation: &'static str, status: Option<u16>, duration: Duration) {
+    /// Counts a call to NVIDIA, with its status or without an answer.
+    pub fn record_upstream_call(
+        &self,
+        operation: &'static str,
+        status: Option<u16>,
+        duration: Duration,
+    ) {
         let outcome = status.map_or(Cow::from("no_answer"), |status| status.to_string().into());
         self.upstream.with([operation.into(), outcome]).inc();
         self.upstream_seconds.with([operation]).observe(duration.as_secs_f64());
     }
 
-    /// A request is turned away.
-    pub fn shed(&self, reason: &'static str) {
+    /// Counts a request that was refused because of overload.
+    pub fn record_shed(&self, reason: &'static str) {
         self.shed.with([reason]).inc();
     }
 
-    /// A picture was saved.
-    pub fn saved_bytes(&self, bytes: u64) {
+    /// Counts a saved picture.
+    pub fn record_saved(&self, bytes: u64) {
         self.saved.inc();
         self.saved_bytes.inc_by(bytes);
     }
 
-    /// All of it as text.
+    /// Renders all metrics as text.
     ///
     /// # Errors
-    /// Never in practice: writing to a string does not fail.
+    /// Never in practice: writing to a string cannot fail.
     pub fn render(
         &self,
         readings: Readings,
@@ -213,12 +219,12 @@ impl Metrics {
             pictures_waiting,
             tasks,
         } = readings;
-        // What is not known now is as it was known last.
+        // If the free space is unknown now, the last known value stays.
         if let Some(free_bytes) = free_bytes {
             self.free_bytes.set(free_bytes);
         }
         let mut now = Registry::with_prefix(PREFIX);
-        // Not at 0 where there is no such number: an alert would take that for a full disk.
+        // Left out if unknown, because an alert would take 0 for a full disk.
         if let Some(free_inodes) = free_inodes {
             now.register(
                 "downloads_free_inodes",
@@ -228,13 +234,13 @@ impl Metrics {
         }
         now.register_with_unit(
             "buffered",
-            "Memory that bodies take",
+            "Memory in use for pictures that are being received or at work",
             Unit::Bytes,
             ConstGauge::new(buffered_bytes),
         );
         now.register(
             "pictures_at_work",
-            "Received pictures whose request or call has not ended",
+            "Received pictures whose request or call to NVIDIA has not ended",
             ConstGauge::new(pictures_at_work),
         );
         now.register(
@@ -244,12 +250,12 @@ impl Metrics {
         );
         now.register(
             "tasks",
-            "Tasks that have not ended: connections, calls, and what goes on for ever",
+            "Tasks that have not ended: connections, calls, and background tasks",
             ConstGauge::new(tasks),
         );
         now.register(
             "log_lines_dropped",
-            "Lines of the log that were dropped because nobody read those before them",
+            "Log lines dropped because nobody read the log",
             ConstCounter::new(dropped_lines()),
         );
         let mut text = String::new();
@@ -266,7 +272,7 @@ impl Metrics {
 /// Each label's name and value.
 type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
 
-/// Metrics of one name that differ by their labels' values.
+/// Metrics of one name that differ in their labels' values.
 #[derive(Debug)]
 pub struct Labelled<M, const N: usize> {
     labels: [&'static str; N],
@@ -274,7 +280,8 @@ pub struct Labelled<M, const N: usize> {
 }
 
 impl<M: Clone, const N: usize> Labelled<M, N> {
-    /// The metric of these values, in the order of the labels; there from the first time on.
+    /// The metric with these label values, in the order of the labels. It exists from the first
+    /// call on.
     pub fn with(&self, values: [impl Into<Cow<'static, str>>; N]) -> impl Deref<Target = M> {
         let mut values = values.map(Into::into);
         let labels = array::from_fn(|at| (self.labels[at], mem::take(&mut values[at])));
@@ -311,7 +318,7 @@ fn plain<M: Metric + Default + Clone>(registry: &mut Registry, name: &str, help:
     metric
 }
 
-/// The same, of a number of bytes.
+/// A metric without labels, in bytes.
 fn in_bytes<M: Metric + Default + Clone>(registry: &mut Registry, name: &str, help: &str) -> M {
     let metric = M::default();
     registry.register_with_unit(name, help, Unit::Bytes, metric.clone());

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::extract::{body::BodyError, head::HeadError};
 use crate::{
     base64_text, fetch,
-    pipeline::{self, Saved, Shed},
+    pipeline::{self, OverloadReason, Saved},
 };
 
 mod code;
@@ -182,10 +182,10 @@ impl Error {
     }
 
     /// What there was too much of, where that is why.
-    pub fn shed(&self) -> Option<Shed> {
+    pub fn shed(&self) -> Option<OverloadReason> {
         match self {
             Self::Pipeline(pipeline::Error::Overloaded(shed)) => Some(*shed),
-            Self::Body(BodyError::NoMemory) => Some(Shed::Memory),
+            Self::Body(BodyError::NoMemory) => Some(OverloadReason::Memory),
             _ => None,
         }
     }
@@ -201,7 +201,7 @@ impl Error {
     /// Inference calls that were made in vain.
     pub fn attempts(&self) -> Option<u32> {
         match self {
-            Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.tries(),
+            Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.attempts(),
             _ => None,
         }
     }

@@ -49,7 +49,7 @@ struct Base;
 fn expect_answers(metrics: &Metrics, document: &Document) {
     for (route, item) in &document.paths.paths {
         let responses = item.post.iter().flat_map(|post| post.responses.responses.keys());
-        responses.for_each(|status| metrics.expect_requests(route, status));
+        responses.for_each(|status| metrics.initialize_requests(route, status));
     }
 }
 

@@ -136,7 +136,7 @@ const RESERVE: u64 = 20 << 20;
 /// little was ever free.
 fn limit_room(config: &mut Config, room: u64, least: &Arc<AtomicU64>) {
     let least = Arc::clone(least);
-    let space = DiskSpace::with_question(config.store.folder.clone(), RESERVE, move |folder| {
+    let space = DiskSpace::with_measure(config.store.folder.clone(), RESERVE, move |folder| {
         let bytes = (RESERVE + room).saturating_sub(size_of(folder));
         least.fetch_min(bytes, Ordering::SeqCst);
         Ok(FreeSpace { bytes, inodes: None })
@@ -230,7 +230,7 @@ async fn a_lack_of_inodes_is_told_at_the_header_and_in_readiness() {
         let app = TestApp::builder(&nvidia)
             .configure(move |config| {
                 let folder = config.store.folder.clone();
-                config.store.space = DiskSpace::with_question(folder, 0, move |_| {
+                config.store.space = DiskSpace::with_measure(folder, 0, move |_| {
                     Ok(FreeSpace { bytes: 1 << 30, inodes })
                 });
             })

@@ -129,8 +129,8 @@ async fn the_refusal_is_forgotten_after_a_while() {
     .await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
-            assert_eq!(config.embed.ask.asset_memory.as_secs(), 600);
-            config.embed.ask.asset_memory = Duration::ZERO;
+            assert_eq!(config.embed.call.asset_memory.as_secs(), 600);
+            config.embed.call.asset_memory = Duration::ZERO;
         })
         .start()
         .await;
@@ -201,7 +201,7 @@ async fn what_was_shrunk_because_uploads_failed_is_uploaded_once_they_work_again
     })
     .await;
     let app = TestApp::builder(&nvidia)
-        .configure(|config| config.embed.ask.outage_memory = Duration::from_millis(500))
+        .configure(|config| config.embed.call.outage_memory = Duration::from_millis(500))
         .start()
         .await;
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "shrunk");

@@ -227,7 +227,6 @@ async fn pictures_that_are_made_to_hurt_are_refused_and_leave_nothing() {
         (many_scans, 415, "unsupported_image"),
         (gif(65_535, 65_535), 413, "image_too_large"),
         (gif(8000, 7900), 413, "image_too_large"),
-        (gif(0, 100), 415, "unsupported_image"),
         (absurd_tiff, 415, "unsupported_image"),
     ] {
         let answer = app.upload(&picture, "picture").await;

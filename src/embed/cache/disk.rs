@@ -1,8 +1,10 @@
-//! One small file for each embedding, `<2 hex>/<64 hex>`, named by its key.
+//! One small file for each embedding, at `<2 hex>/<64 hex>`, named by its key.
 //!
-//! A file is written beside and renamed, so that it is whole or not there; it is not synced, so a
-//! power cut may leave one that is not what was written. That, and anything else that is wrong
-//! with it, the checksum tells: such a file is as good as none. All of this blocks.
+//! Files, and not an embedded database, because nothing here needs transactions: a lost or damaged
+//! file costs one call, and an operator can look at the folder or delete it with the usual tools. A
+//! file is written in a staging folder and renamed, so that it is either complete or absent. It is
+//! not synced, so a power cut can leave wrong content; the checksum detects that and any other
+//! damage, and a damaged file is ignored. Every function here blocks.
 
 use std::{
     collections::HashSet,
@@ -19,7 +21,7 @@ use std::{
 
 use serde_json::value::RawValue;
 
-use super::{CacheKey, Stored};
+use super::{CacheKey, CachedEmbedding};
 use crate::{
     disk_space::{DiskSpace, whole_blocks},
     embed::Prepared,
@@ -27,50 +29,51 @@ use crate::{
     sha256::Sha256,
 };
 
-/// What files begin with; the number is the version of their form.
+/// Every file begins with this; the number is the version of the format.
 const MAGIC: &str = "imagesvc-vector 2";
 
 /// The longest file that is read, in bytes: NVIDIA's answers are read up to 1 MiB.
 const MAX_FILE: u64 = (1 << 20) + 256;
 
-/// Where files are written before they get their name.
-const STAGED: &str = ".staged";
+/// Files are written here before they are renamed.
+const STAGING_FOLDER: &str = ".staged";
 
-/// The files of a folder that nobody else writes to, bounded in bytes together.
+/// The files of a folder that nobody else writes to, with a bound on their total size.
 #[derive(Debug)]
 pub(super) struct Disk {
     folder: PathBuf,
     limit: u64,
     space: DiskSpace,
-    /// Bytes in all files; unknown until the folder was looked through.
+    /// The size of all files in bytes; unknown until the folder was listed.
     used: Mutex<Option<u64>>,
-    /// The prefixes of the keys of all files; unknown until the folder was looked through. Never
-    /// locked for long.
+    /// The prefixes of all keys; unknown until the folder was listed. This lock is never held for
+    /// long.
     keys: Mutex<Option<HashSet<u64>>>,
     next: AtomicU64,
-    fails: AtomicBool,
+    is_failing: AtomicBool,
 }
 
-/// What is in the folder.
+/// The files in the folder.
 struct Listing {
-    /// When each file was written, what it takes, and the key that names it: a path for each of
-    /// many thousands would leave the heap in pieces.
+    /// When each file was written, its size, and its key. Paths are not kept: many thousands of
+    /// small strings would fragment the heap.
     files: Vec<(SystemTime, u64, CacheKey)>,
-    /// Whether these are all: not if something could not be looked at.
-    all_seen: bool,
+    /// Whether the list is complete; it is not if an entry could not be read.
+    is_complete: bool,
 }
 
-/// Why a file is not used.
+/// Why a file cannot be used.
 #[derive(Debug, thiserror::Error)]
 enum Unusable {
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("it is not what was written")]
+    #[error("its content is not what was written")]
     Damaged,
 }
 
 impl Disk {
-    /// A folder, the bytes that its files may have, and the disk that it is on.
+    /// A cache in this folder, with at most `limit` bytes in its files, on the disk that `space`
+    /// describes.
     pub(super) fn new(folder: PathBuf, limit: u64, space: DiskSpace) -> Self {
         Self {
             folder,
@@ -79,89 +82,89 @@ impl Disk {
             used: Mutex::new(None),
             keys: Mutex::new(None),
             next: AtomicU64::new(0),
-            fails: AtomicBool::new(false),
+            is_failing: AtomicBool::new(false),
         }
     }
 
-    /// Whether it is worth while to look for a file: nearly never for a picture that is new. Does
+    /// Whether a file for the key may exist, so that a new picture rarely costs a disk access. Does
     /// not block.
     pub(super) fn may_hold(&self, key: &CacheKey) -> bool {
         self.keys().as_ref().is_none_or(|keys| keys.contains(&key.prefix()))
     }
 
-    pub(super) fn read(&self, key: &CacheKey) -> Option<Stored> {
+    pub(super) fn read(&self, key: &CacheKey) -> Option<CachedEmbedding> {
         match self.try_read(key) {
-            Ok(stored) => Some(stored),
+            Ok(cached) => Some(cached),
             Err(Unusable::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
-                tracing::warn!(%error, %key, "an embedding on disk cannot be used: NVIDIA is asked again");
+                tracing::warn!(%error, %key, "a cached embedding cannot be used: NVIDIA is called again");
                 None
             }
         }
     }
 
-    pub(super) fn write(&self, key: &CacheKey, stored: &Stored) {
-        self.note(self.try_write(key, stored));
+    pub(super) fn write(&self, key: &CacheKey, cached: &CachedEmbedding) {
+        self.log_change(self.try_write(key, cached));
     }
 
-    /// Removes what was left unfinished, and the oldest files beyond the limit.
-    pub(super) fn tidy(&self) {
-        self.note(self.try_tidy());
+    /// Removes unfinished files, and the oldest files beyond the limit.
+    pub(super) fn clean_up(&self) {
+        self.log_change(self.try_clean_up());
     }
 
-    /// Says it once when the cache begins to fail, and when it works again.
-    fn note(&self, outcome: io::Result<()>) {
-        let failed = self.fails.swap(outcome.is_err(), Ordering::Relaxed);
+    /// Logs once when the cache starts to fail, and once when it works again.
+    fn log_change(&self, outcome: io::Result<()>) {
+        let failed = self.is_failing.swap(outcome.is_err(), Ordering::Relaxed);
         match outcome {
             Err(error) if !failed => {
-                tracing::warn!(%error, "embeddings cannot be kept on disk: a restart will pay for them again");
+                tracing::warn!(%error, "embeddings cannot be cached on disk: after a restart they must be paid for again");
             }
-            Ok(()) if failed => tracing::info!("embeddings are kept on disk again"),
+            Ok(()) if failed => tracing::info!("embeddings are cached on disk again"),
             _ => {}
         }
     }
 
-    fn try_read(&self, key: &CacheKey) -> Result<Stored, Unusable> {
+    fn try_read(&self, key: &CacheKey) -> Result<CachedEmbedding, Unusable> {
         let mut bytes = Vec::new();
         File::open(self.path(key))?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
         decode(key, &bytes).ok_or(Unusable::Damaged)
     }
 
-    fn try_write(&self, key: &CacheKey, stored: &Stored) -> io::Result<()> {
-        let bytes = encode(key, stored);
+    fn try_write(&self, key: &CacheKey, cached: &CachedEmbedding) -> io::Result<()> {
+        let bytes = encode(key, cached);
         let size = whole_blocks(bytes.len() as u64);
         let path = self.path(key);
-        let staged = self.folder.join(STAGED);
-        let staged_file = staged.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
+        let staging = self.folder.join(STAGING_FOLDER);
+        let staging_file = staging.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
         if size > self.limit {
             return Ok(());
         }
-        let mut promise = self.space.promise();
-        promise.grow_to_blocking(bytes.len() as u64)?;
-        let mut used = self.lock();
+        let mut permit = self.space.empty_permit();
+        permit.grow_to_blocking(bytes.len() as u64)?;
+        let mut used = self.used();
         let in_use = self.make_room(&mut used, size)?;
         let replaced = match self.may_hold(key) {
             true => fs::metadata(&path).map_or(0, |file| whole_blocks(file.len())),
             false => 0,
         };
         let write = || {
-            File::create(&staged_file)?.write_all(&bytes)?;
-            fs::rename(&staged_file, &path)
+            File::create(&staging_file)?.write_all(&bytes)?;
+            fs::rename(&staging_file, &path)
         };
         let written = write().or_else(|error| match (error.kind(), path.parent()) {
             (io::ErrorKind::NotFound, Some(folder)) => {
-                fs::create_dir_all(&staged)?;
+                fs::create_dir_all(&staging)?;
                 fs::create_dir_all(folder)?;
                 write()
             }
             _ => Err(error),
         });
         if let Err(error) = written {
-            // The first error is what matters; what is left, the next start removes.
-            let _ = fs::remove_file(&staged_file);
+            // The first error matters. The next start removes the leftover file.
+            let _ = fs::remove_file(&staging_file);
             return Err(error);
         }
-        promise.wrote(bytes.len() as u64);
+        permit.mark_written(bytes.len() as u64);
         *used = Some((in_use + size).saturating_sub(replaced));
         if let Some(keys) = &mut *self.keys() {
             keys.insert(key.prefix());
@@ -169,33 +172,33 @@ impl Disk {
         Ok(())
     }
 
-    /// Sees to it that so many bytes fit, and says how many are in use.
+    /// Makes room for `size` bytes, and returns how many are in use.
     fn make_room(&self, used: &mut Option<u64>, size: u64) -> io::Result<u64> {
         let keep = match used.take() {
             Some(in_use) if in_use.saturating_add(size) <= self.limit => {
                 return Ok(*used.insert(in_use));
             }
-            // More goes than must, so that not every picture looks through all files.
+            // Evicts more than necessary, so that not every new picture has to list all files.
             Some(_) => self.limit - self.limit / 8,
             None => self.limit,
         };
-        Ok(*used.insert(self.sweep(keep.saturating_sub(size))?))
+        Ok(*used.insert(self.evict(keep.saturating_sub(size))?))
     }
 
-    fn try_tidy(&self) -> io::Result<()> {
-        let mut used = self.lock();
-        for leftover in entries(&self.folder.join(STAGED))? {
+    fn try_clean_up(&self) -> io::Result<()> {
+        let mut used = self.used();
+        for leftover in entries(&self.folder.join(STAGING_FOLDER))? {
             fs::remove_file(leftover?.path())?;
         }
-        *used = Some(self.sweep(self.limit)?);
+        *used = Some(self.evict(self.limit)?);
         Ok(())
     }
 
-    /// Removes the oldest files until at most so many bytes are left, and says how many are. What
-    /// cannot be looked at is not counted, what cannot be removed stays: one bad file shall not
-    /// turn the cache off.
-    fn sweep(&self, limit: u64) -> io::Result<u64> {
-        let Listing { mut files, all_seen } = self.files()?;
+    /// Removes the oldest files until at most `limit` bytes are left, and returns how many are
+    /// left. Files that cannot be read are not counted and files that cannot be removed stay: one
+    /// bad file must not turn the cache off.
+    fn evict(&self, limit: u64) -> io::Result<u64> {
+        let Listing { mut files, is_complete } = self.files()?;
         files.sort_unstable();
         let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
         let mut keys = HashSet::new();
@@ -207,26 +210,28 @@ impl Disk {
                         total -= size;
                         continue;
                     }
-                    Err(error) => tracing::debug!(%error, ?path, "an old embedding stays"),
+                    Err(error) => {
+                        tracing::debug!(%error, ?path, "an old embedding could not be removed");
+                    }
                 }
             }
             keys.insert(key.prefix());
         }
-        *self.keys() = all_seen.then_some(keys);
+        *self.keys() = is_complete.then_some(keys);
         Ok(total)
     }
 
     fn files(&self) -> io::Result<Listing> {
-        let (mut files, mut all_seen) = (Vec::new(), true);
+        let (mut files, mut is_complete) = (Vec::new(), true);
         for folder in entries(&self.folder)? {
             let listing =
-                folder.and_then(|folder| match folder.file_name() == OsStr::new(STAGED) {
+                folder.and_then(|folder| match folder.file_name() == OsStr::new(STAGING_FOLDER) {
                     true => Ok(Vec::new()),
                     false => entries(&folder.path())?.collect(),
                 });
-            all_seen &= listing.is_ok();
+            is_complete &= listing.is_ok();
             for file in listing.into_iter().flatten() {
-                // What has another name, somebody else put there.
+                // The cache did not write files with other names.
                 let hash = Sha256::from_hex(file.file_name().as_encoded_bytes());
                 let Some(key) = hash.map(CacheKey) else { continue };
                 match file.metadata() {
@@ -235,11 +240,11 @@ impl Disk {
                         files.push((written, whole_blocks(about.len()), key));
                     }
                     Ok(_) => {}
-                    Err(_) => all_seen = false,
+                    Err(_) => is_complete = false,
                 }
             }
         }
-        Ok(Listing { files, all_seen })
+        Ok(Listing { files, is_complete })
     }
 
     fn path(&self, key: &CacheKey) -> PathBuf {
@@ -248,12 +253,12 @@ impl Disk {
     }
 
     fn keys(&self) -> MutexGuard<'_, Option<HashSet<u64>>> {
-        // The set is whole whatever panicked elsewhere.
+        // The set stays consistent even if a holder of the lock panicked.
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<u64>> {
-        // After a panic the number may be off: it is counted anew.
+    fn used(&self) -> MutexGuard<'_, Option<u64>> {
+        // A panic may have left a wrong number, so the files are counted again.
         self.used.lock().unwrap_or_else(|poisoned| {
             self.used.clear_poison();
             let mut used = PoisonError::into_inner(poisoned);
@@ -263,7 +268,7 @@ impl Disk {
     }
 }
 
-/// The entries of a folder; none if it is not there.
+/// The entries of a folder, or none if it does not exist.
 fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => Some(entries),
@@ -273,14 +278,14 @@ fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirE
     Ok(entries.into_iter().flatten())
 }
 
-/// A line that describes the text, and the text: `head` and `jq` read it.
-fn encode(key: &CacheKey, stored: &Stored) -> Vec<u8> {
-    let (text, prepared) = (stored.vector.json().get(), stored.prepared.name());
+/// A line that describes the vector, then its text, so that `head` and `jq` can read the file.
+fn encode(key: &CacheKey, cached: &CachedEmbedding) -> Vec<u8> {
+    let (text, prepared) = (cached.vector.json().get(), cached.prepared.name());
     let checksum = checksum(key, prepared, text.as_bytes());
     format!("{MAGIC} {prepared} {} {checksum}\n{text}\n", text.len()).into()
 }
 
-fn decode(key: &CacheKey, bytes: &[u8]) -> Option<Stored> {
+fn decode(key: &CacheKey, bytes: &[u8]) -> Option<CachedEmbedding> {
     let text = std::str::from_utf8(bytes).ok()?;
     let (head, rest) = text.split_once('\n')?;
     let text = rest.strip_suffix('\n')?;
@@ -291,11 +296,11 @@ fn decode(key: &CacheKey, bytes: &[u8]) -> Option<Stored> {
     }
     let prepared = Prepared::ALL.into_iter().find(|prepared| prepared.name() == name)?;
     let vector = Vector::check(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
-    Some(Stored { vector, prepared, valid_until: None })
+    Some(CachedEmbedding { vector, prepared, valid_until: None })
 }
 
-/// A CRC-32 against damage: whoever can write here needs no forgery. The key is in it: a file under
-/// another's name is a damaged one.
+/// A CRC-32 detects damage. It need not resist forgery: whoever can write here can write any
+/// vector. It covers the key, so that a file under another key's name counts as damaged.
 fn checksum(key: &CacheKey, prepared: &str, text: &[u8]) -> String {
     let mut sum = crc32fast::Hasher::new();
     for part in [key.0.bytes(), prepared.as_bytes(), text] {

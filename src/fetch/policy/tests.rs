@@ -1,4 +1,4 @@
-//! Both ends of every range, every spelling, every exception.
+//! Covers both ends of every range, many spellings of addresses, and all exceptions.
 
 use proptest::prelude::*;
 
@@ -13,12 +13,12 @@ fn policy(hosts: &[&str], allow: &[&str]) -> Policy {
     }
 }
 
-fn judged(policy: &Policy, url: &str) -> Result<bool, Refusal> {
-    policy.judge(url).map(|target| target.excepted)
+fn checked(policy: &Policy, url: &str) -> Result<bool, UrlError> {
+    policy.check_url(url).map(|target| target.is_exception)
 }
 
 fn is_denied(policy: &Policy, url: &str) -> bool {
-    matches!(judged(policy, url), Err(Refusal::Denied(_)))
+    matches!(checked(policy, url), Err(UrlError::Denied(_)))
 }
 
 #[test]
@@ -128,12 +128,12 @@ fn every_spelling_of_a_private_address_is_denied() {
         "http://0/",
         "http://[::]/",
     ] {
-        assert!(is_denied(&policy, url), "{url}: {:?}", judged(&policy, url));
+        assert!(is_denied(&policy, url), "{url}: {:?}", checked(&policy, url));
     }
 }
 
 #[test]
-fn what_is_no_web_address_is_invalid() {
+fn what_is_not_a_web_url_is_invalid() {
     let policy = policy(&[], &[]);
     for url in [
         "",
@@ -152,16 +152,16 @@ fn what_is_no_web_address_is_invalid() {
         "javascript:alert(1)",
         "http://exa mple.com/",
     ] {
-        assert!(matches!(judged(&policy, url), Err(Refusal::Invalid(_))), "{url}");
+        assert!(matches!(checked(&policy, url), Err(UrlError::Invalid(_))), "{url}");
     }
     let long = format!("http://example.com/{}", "a".repeat(MAX_URL));
-    assert!(matches!(judged(&policy, &long), Err(Refusal::Invalid(_))));
+    assert!(matches!(checked(&policy, &long), Err(UrlError::Invalid(_))));
 }
 
 #[test]
 fn other_ports_are_denied_unless_allowed() {
-    assert_eq!(judged(&policy(&[], &[]), "https://example.com/"), Ok(false));
-    assert_eq!(judged(&policy(&[], &[]), "http://example.com:443/"), Ok(false));
+    assert_eq!(checked(&policy(&[], &[]), "https://example.com/"), Ok(false));
+    assert_eq!(checked(&policy(&[], &[]), "http://example.com:443/"), Ok(false));
     assert!(is_denied(&policy(&[], &[]), "http://example.com:8080/"));
     assert!(is_denied(&policy(&[], &[]), "http://example.com:22/"));
 }
@@ -170,20 +170,20 @@ fn other_ports_are_denied_unless_allowed() {
 fn exceptions_open_what_they_name_and_nothing_else() {
     let policy =
         policy(&[], &["10.1.0.0/16", "pictures.internal:8080", "127.0.0.1:9000", "169.254.0.0/16"]);
-    assert_eq!(judged(&policy, "http://10.1.2.3/"), Ok(false));
+    assert_eq!(checked(&policy, "http://10.1.2.3/"), Ok(false));
     assert!(is_denied(&policy, "http://10.2.0.1/"));
     assert!(is_denied(&policy, "http://10.1.2.3:8080/"));
-    assert_eq!(judged(&policy, "http://PICTURES.internal.:8080/"), Ok(true));
+    assert_eq!(checked(&policy, "http://PICTURES.internal.:8080/"), Ok(true));
     assert!(is_denied(&policy, "http://pictures.internal:8081/"));
-    assert_eq!(judged(&policy, "http://127.0.0.1:9000/"), Ok(true));
+    assert_eq!(checked(&policy, "http://127.0.0.1:9000/"), Ok(true));
     assert!(is_denied(&policy, "http://127.0.0.1/"));
-    assert_eq!(judged(&policy, "http://169.254.1.1/"), Ok(false));
+    assert_eq!(checked(&policy, "http://169.254.1.1/"), Ok(false));
     assert!(is_denied(&policy, "http://169.254.169.254/"));
-    assert!(policy.judge_address("::ffff:169.254.169.254".parse().unwrap(), true).is_err());
+    assert!(policy.check_address("::ffff:169.254.169.254".parse().unwrap(), true).is_err());
 }
 
 #[test]
-fn an_address_behind_a_translator_is_judged_by_where_it_leads() {
+fn an_address_behind_nat64_is_checked_as_the_address_it_leads_to() {
     let exception = policy(&[], &["64:ff9b::/96", "10.1.0.0/16"]);
     for (address, plain, excepted) in [
         ("64:ff9b::808:808", true, true),
@@ -191,26 +191,26 @@ fn an_address_behind_a_translator_is_judged_by_where_it_leads() {
         ("64:ff9b::7f00:1", false, false),
         ("64:ff9b::a00:1", false, false),
         ("64:ff9b::a01:1", false, true),
-        // Of the prefix for networks' own use, nothing is known.
+        // Nothing is known about prefixes that networks choose themselves.
         ("64:ff9b:1::808:808", false, false),
     ] {
         let address = address.parse().unwrap();
-        assert_eq!(policy(&[], &[]).judge_address(address, false).is_ok(), plain, "{address}");
-        assert_eq!(exception.judge_address(address, false).is_ok(), excepted, "{address}");
+        assert_eq!(policy(&[], &[]).check_address(address, false).is_ok(), plain, "{address}");
+        assert_eq!(exception.check_address(address, false).is_ok(), excepted, "{address}");
     }
     let metadata = "64:ff9b::a9fe:a9fe".parse().unwrap();
-    assert!(exception.judge_address(metadata, true).is_err());
+    assert!(exception.check_address(metadata, true).is_err());
 }
 
 #[test]
-fn a_list_of_hosts_narrows() {
+fn a_list_of_hosts_excludes_all_others() {
     let policy = policy(&["upload.wikimedia.org", "*.example.com"], &[]);
     for good in [
         "https://upload.wikimedia.org/a",
         "https://UPLOAD.wikimedia.org./a",
         "https://a.b.example.com/",
     ] {
-        assert_eq!(judged(&policy, good), Ok(false), "{good}");
+        assert_eq!(checked(&policy, good), Ok(false), "{good}");
     }
     for bad in [
         "https://example.com/",
@@ -223,10 +223,10 @@ fn a_list_of_hosts_narrows() {
 }
 
 #[test]
-fn a_redirect_is_judged_like_an_address() {
+fn a_redirect_is_checked_like_a_url() {
     let policy = policy(&[], &[]);
     let from = Url::parse("https://example.com/a/b").unwrap();
-    let to = |location| policy.judge_redirect(&from, location).map(|target| target.url.to_string());
+    let to = |location| policy.check_redirect(&from, location).map(|target| target.url.to_string());
     assert_eq!(to("../c").unwrap(), "https://example.com/c");
     assert_eq!(to("//127.0.0.1/"), Err(NOT_FOLLOWED));
     assert_eq!(to("file:///etc/passwd"), Err(NOT_FOLLOWED));
@@ -234,7 +234,7 @@ fn a_redirect_is_judged_like_an_address() {
 }
 
 #[test]
-fn slips_in_the_operators_lists_are_faults() {
+fn mistakes_in_the_operators_lists_are_errors() {
     for fault in
         ["10.0.0.0/33", "example.com", "example.com:0", "example.com:http", ":80", "a b:80"]
     {
@@ -245,7 +245,7 @@ fn slips_in_the_operators_lists_are_faults() {
     }
 }
 
-/// What no stranger may reach, told apart by other means than the rules: by octets and segments.
+/// What no stranger may reach, computed independently of the rules: from octets and segments.
 fn is_private(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
@@ -309,7 +309,7 @@ fn any_address() -> impl Strategy<Value = IpAddr> {
     ]
 }
 
-/// An IPv4 address in one of the ways that URLs allow.
+/// An IPv4 address in one of the spellings that URLs allow.
 fn spelling() -> impl Strategy<Value = String> {
     (any::<u32>(), 0..7usize).prop_map(|(bits, way)| {
         let [a, b, c, d] = bits.to_be_bytes();
@@ -330,20 +330,20 @@ proptest! {
 
     #[test]
     fn no_address_that_is_accepted_is_private(address in any_address()) {
-        if policy(&[], &[]).judge_address(address, false).is_ok() {
+        if policy(&[], &[]).check_address(address, false).is_ok() {
             prop_assert!(!is_private(address), "{address}");
         }
     }
 
     #[test]
-    fn no_text_that_is_accepted_names_a_private_address(
+    fn no_url_that_is_accepted_names_a_private_address(
         scheme in prop_oneof![Just("http://"), Just("HTTPS://"), Just("http:\\\\"), Just("http:///"), Just("http:")],
         user in prop_oneof![4 => Just(""), 1 => Just("example.com@"), 1 => Just("example.com%40")],
         host in prop_oneof![spelling(), any_address().prop_map(|address| format!("[{address}]")), "[0-9a-fx.:%\\[\\]]{1,20}"],
         rest in "[ -~]{0,20}",
     ) {
         let address = format!("{scheme}{user}{host}{rest}");
-        if let Ok(target) = policy(&[], &[]).judge(&address) {
+        if let Ok(target) = policy(&[], &[]).check_url(&address) {
             match target.url.host() {
                 Some(Host::Ipv4(v4)) => prop_assert!(!is_private(v4.into()), "{address}"),
                 Some(Host::Ipv6(v6)) => prop_assert!(!is_private(v6.into()), "{address}"),

@@ -26,8 +26,8 @@ pub(in crate::image) struct Frame {
     marker: u8,
     /// Bits of a sample.
     precision: u8,
-    width: u16,
-    height: u16,
+    pub(in crate::image) width: u16,
+    pub(in crate::image) height: u16,
     pub(in crate::image) components: u8,
     /// Whether some sampling factor is not one.
     is_subsampled: bool,
@@ -41,8 +41,13 @@ const APP1: u8 = 0xe1;
 
 /// Reads the headers up to the first scan.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Jpeg, Fault> {
+    read_at(reader, 0)
+}
+
+/// The same of a JPEG that begins somewhere in a file.
+pub(in crate::image) fn read_at(reader: &mut Reader, start: u64) -> Result<Jpeg, Fault> {
     let mut headers = Headers::default();
-    reader.seek(SeekFrom::Start(2)).map_err(|_| Fault::Damaged)?;
+    reader.seek(SeekFrom::Start(start.saturating_add(2))).map_err(|_| Fault::Damaged)?;
     while headers.read_segment(reader).is_some() {}
     let Headers { frame, scanned, orientation } = headers;
     let frame = frame.ok_or(Fault::Damaged)?;
@@ -106,22 +111,27 @@ pub(in crate::image) fn stands_alone(marker: u8) -> bool {
 /// Goes behind the next marker, whatever stands before it, and gives its second byte; `None` at the
 /// end.
 pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
-    let mut after_ff = false;
+    let mut is_after_ff = false;
     loop {
         let bytes = reader.fill_buf()?;
-        let Some(first) = bytes.first().copied() else { return Ok(None) };
-        if after_ff {
-            // Of several 0xFF, the last one begins the marker.
-            reader.consume(1);
-            if first != 0xff {
-                return Ok(Some(first));
-            }
-            continue;
+        if bytes.is_empty() {
+            return Ok(None);
         }
-        let skipped = bytes.iter().position(|byte| *byte == 0xff);
-        after_ff = skipped.is_some();
-        let taken = skipped.map_or(bytes.len(), |at| at + 1);
-        reader.consume(taken);
+        // Of several 0xFF, the last one begins the marker.
+        let is_skipped = |byte: &u8| (*byte == 0xff) == is_after_ff;
+        let skipped = bytes.iter().take_while(|byte| is_skipped(byte)).count();
+        match bytes.get(skipped).copied() {
+            Some(0xff) => is_after_ff = true,
+            Some(marker) => {
+                reader.consume(skipped + 1);
+                return Ok(Some(marker));
+            }
+            None => {
+                reader.consume(skipped);
+                continue;
+            }
+        }
+        reader.consume(skipped + 1);
     }
 }
 
@@ -153,8 +163,7 @@ impl Jpeg {
     /// Whether the pixels come in several scans that refine each other, or in one for each component:
     /// they are then held as coefficients.
     pub(in crate::image) fn has_several_scans(&self) -> bool {
-        self.is_progressive()
-            || self.scanned.is_some_and(|scanned| scanned != self.frame.components)
+        self.is_progressive() || self.scanned != Some(self.frame.components)
     }
 
     fn is_progressive(&self) -> bool {
@@ -171,10 +180,9 @@ impl Jpeg {
             Frame { components, .. } if !matches!(components, 1 | 3 | 4) => {
                 "a JPEG that is neither grey nor RGB nor CMYK"
             }
-            // zune-jpeg before 0.5.16 decodes it to a green picture (zune-image, issues 419 and 422);
-            // image before 0.25.11 cannot use 0.5.16.
+            // zune-jpeg 0.5.15 decodes it to a green picture (zune-image, issues 419 and 422).
             Frame { is_subsampled: true, .. }
-                if !self.is_progressive() && self.has_several_scans() =>
+                if !self.is_progressive() && self.scanned.is_some() && self.has_several_scans() =>
             {
                 "a baseline JPEG with a scan for each of its colour components"
             }
@@ -189,7 +197,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::image::Content;
+    use crate::image::{Content, Error, Format};
 
     fn segment(marker: u8, body: &[u8]) -> Vec<u8> {
         let length = (body.len() as u16 + 2).to_be_bytes();
@@ -323,6 +331,19 @@ mod tests {
             let named = named(&[&frame, &scan]).unwrap_or_default();
             assert!(named.contains(word) && !named.contains("as a JPEG"), "{word}: {named}");
         }
+    }
+
+    #[test]
+    fn a_header_of_endless_work_is_refused_and_not_taken_for_a_short_one() {
+        let after = |between: &[u8]| {
+            let parts = [b"\xff\xd8", &frame(0xc0, HALVED)[..], between, &scan(1)];
+            Content::Memory(parts.concat().into())
+        };
+        let fill = crate::image::probe(after(&[0xff; 100_000]), u64::MAX);
+        assert_eq!(fill.unwrap().width, 640);
+        let content = after(&b"\xff\xfe\0\x02".repeat(600_000));
+        let error = crate::image::probe(content, u64::MAX).unwrap_err();
+        assert!(matches!(error, Error::BadHeader(Format::Jpeg)), "{error}");
     }
 
     proptest! {

@@ -1,22 +1,100 @@
-//! Reads the first directory of a TIFF or BigTIFF file (TIFF 6.0, section 2), keeping nothing of it.
-
-use std::io::{Read, Seek, SeekFrom};
+//! Reads the first directory of a TIFF or BigTIFF file, and what kind of TIFF it is: there are many.
+//!
+//! What is not read is named here, before a decoder is started. Nothing that changes pixels is passed
+//! over: a TIFF is read right or refused. Tables are left where they are; the decoder reads them.
 
 use image_rs::metadata::Orientation;
 
-use super::{Fault, Header, Reader};
+use self::{
+    chunks::Chunks,
+    directory::{ByteOrder, Directory, Values},
+    kinds::{Alpha, Color, Compression, Depth, Predictor},
+};
+use super::{Fault, Header, Reader, jpeg};
+use crate::image::Unsupported;
 
-/// What the first directory says.
+mod chunks;
+#[cfg(test)]
+pub(in crate::image) mod crafted;
+pub(in crate::image) mod directory;
+pub(in crate::image) mod kinds;
+
+const WIDTH: u16 = 256;
+const HEIGHT: u16 = 257;
+const BITS_PER_SAMPLE: u16 = 258;
+const COMPRESSION: u16 = 259;
+const PHOTOMETRIC: u16 = 262;
+const FILL_ORDER: u16 = 266;
+const STRIP_OFFSETS: u16 = 273;
+const ORIENTATION: u16 = 274;
+const SAMPLES_PER_PIXEL: u16 = 277;
+const ROWS_PER_STRIP: u16 = 278;
+const STRIP_BYTE_COUNTS: u16 = 279;
+const PLANAR_CONFIGURATION: u16 = 284;
+const T4_OPTIONS: u16 = 292;
+const PREDICTOR: u16 = 317;
+const COLOR_MAP: u16 = 320;
+const TILE_WIDTH: u16 = 322;
+const TILE_LENGTH: u16 = 323;
+const TILE_OFFSETS: u16 = 324;
+const TILE_BYTE_COUNTS: u16 = 325;
+const INK_SET: u16 = 332;
+const EXTRA_SAMPLES: u16 = 338;
+const SAMPLE_FORMAT: u16 = 339;
+const JPEG_TABLES: u16 = 347;
+
+const TAGS: [u16; 23] = [
+    WIDTH,
+    HEIGHT,
+    BITS_PER_SAMPLE,
+    COMPRESSION,
+    PHOTOMETRIC,
+    FILL_ORDER,
+    STRIP_OFFSETS,
+    ORIENTATION,
+    SAMPLES_PER_PIXEL,
+    ROWS_PER_STRIP,
+    STRIP_BYTE_COUNTS,
+    PLANAR_CONFIGURATION,
+    T4_OPTIONS,
+    PREDICTOR,
+    COLOR_MAP,
+    TILE_WIDTH,
+    TILE_LENGTH,
+    TILE_OFFSETS,
+    TILE_BYTE_COUNTS,
+    INK_SET,
+    EXTRA_SAMPLES,
+    SAMPLE_FORMAT,
+    JPEG_TABLES,
+];
+
+/// Samples of a pixel, and bytes of a JPEG's tables, at the most.
+const MAX_SAMPLES: u64 = 16;
+const MAX_JPEG_TABLES: u64 = 1 << 16;
+
+/// The widest row that fax is decoded to.
+const MAX_FAX_WIDTH: u64 = u16::MAX as u64;
+
+/// A TIFF of a kind that is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Tiff {
-    width: u32,
-    height: u32,
-    /// Of the first sample of a pixel.
-    pub(in crate::image) bits: u64,
-    /// In a pixel.
-    pub(in crate::image) samples: u64,
-    pub(in crate::image) compression: u64,
+    pub(in crate::image) width: u32,
+    pub(in crate::image) height: u32,
     orientation: Orientation,
+    pub(in crate::image) order: ByteOrder,
+    pub(in crate::image) compression: Compression,
+    pub(in crate::image) predictor: Predictor,
+    /// Whether a byte's first pixel is in its lowest bit (FillOrder 2).
+    pub(in crate::image) is_bit_reversed: bool,
+    pub(in crate::image) color: Color,
+    pub(in crate::image) depth: Depth,
+    /// In a pixel, whatever they are.
+    pub(in crate::image) samples: u64,
+    pub(in crate::image) alpha: Option<Alpha>,
+    pub(in crate::image) chunks: Chunks,
+    pub(in crate::image) color_map: Option<Values>,
+    pub(in crate::image) jpeg_tables: Option<Values>,
 }
 
 impl Tiff {
@@ -24,125 +102,275 @@ impl Tiff {
     pub(super) fn header(&self) -> Result<Header, Fault> {
         Header::new(self.width, self.height, self.orientation).ok_or(Fault::Damaged)
     }
+
+    /// Samples of a pixel in one strip or tile.
+    pub(in crate::image) fn samples_together(&self) -> u64 {
+        if self.chunks.planes > 1 { 1 } else { self.samples }
+    }
 }
 
-/// Reads the first directory. Tables that no picture needs are a fault: the decoder would expand them.
+/// Reads the first directory. (Pillow and libtiff say what is read, and what is meant where a tag is
+/// missing.)
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, Fault> {
-    directory(reader).ok_or(Fault::Damaged)
+    let directory = &mut Directory::read(reader, &TAGS).map_err(|_| Fault::Damaged)?;
+    let (width, height) = (side(directory.first(WIDTH, 0)?)?, side(directory.first(HEIGHT, 0)?)?);
+    let orientation = u8::try_from(directory.first(ORIENTATION, 1)?).unwrap_or(1);
+    let orientation = Orientation::from_exif(orientation).unwrap_or(Orientation::NoTransforms);
+
+    let t4_options = directory.first(T4_OPTIONS, 0)?;
+    let compression = Compression::from_tags(directory.first(COMPRESSION, 1)?, t4_options)?;
+    let color = Color::from_tags(directory.first(PHOTOMETRIC, 0)?, directory.first(INK_SET, 1)?)?;
+    let samples = directory.first(SAMPLES_PER_PIXEL, 1)?;
+    if !(color.samples()..=MAX_SAMPLES).contains(&samples) {
+        return Err(Fault::Damaged);
+    }
+    let alpha = Alpha::from_tags(&directory.numbers(EXTRA_SAMPLES, samples)?, color, samples)?;
+    let bits = directory.numbers(BITS_PER_SAMPLE, samples)?;
+    let depth = Depth::from_tags(&bits, &directory.numbers(SAMPLE_FORMAT, samples)?, color)?;
+    let predictor = directory.first(PREDICTOR, 1)?;
+    let predictor = if compression.knows_predictors() { predictor } else { 1 };
+
+    let is_planar = match directory.first(PLANAR_CONFIGURATION, 1)? {
+        1 => false,
+        2 => true,
+        _ => return Err(Fault::Damaged),
+    };
+    let is_bit_reversed = match directory.first(FILL_ORDER, 1)? {
+        1 => false,
+        2 => true,
+        _ => return Err(Fault::Damaged),
+    };
+    let chunks = Chunks::read(directory, (width, height), if is_planar { samples } else { 1 })?;
+    let tiff = Tiff {
+        width,
+        height,
+        orientation,
+        order: directory.order,
+        compression,
+        predictor: Predictor::from_tag(predictor, depth)?,
+        is_bit_reversed,
+        color,
+        depth,
+        samples,
+        alpha,
+        chunks,
+        color_map: directory.values(COLOR_MAP).filter(|_| color == Color::Palette),
+        jpeg_tables: directory.values(JPEG_TABLES).filter(|_| compression == Compression::Jpeg),
+    };
+    fit_together(&tiff)?;
+    if compression == Compression::Jpeg {
+        first_jpeg_is_read(&tiff, directory.reader())?;
+    }
+    Ok(tiff)
 }
 
-fn directory(reader: &mut Reader) -> Option<Tiff> {
-    const MAX_STRIPS: u64 = 1 << 16;
-    reader.seek(SeekFrom::Start(0)).ok()?;
-    let directory = &mut Directory::open(reader)?;
-    let (mut width, mut height, mut orientation) = (0, 0, Orientation::NoTransforms);
-    let (mut bits, mut samples, mut compression) = (1, 1, 1);
-    for _ in 0..directory.entries()? {
-        let entry = directory.entry()?;
-        match entry.tag {
-            256 => width = directory.first_value(&entry)?,
-            257 => height = directory.first_value(&entry)?,
-            258 => bits = directory.first_value(&entry)?,
-            259 => compression = directory.first_value(&entry)?,
-            277 => samples = directory.first_value(&entry)?,
-            // Where the strips and tiles are, and how long.
-            273 | 279 | 324 | 325 if entry.count > MAX_STRIPS => return None,
-            274 if entry.count != 1 => return None,
-            274 => {
-                let value = u8::try_from(directory.first_value(&entry)?).unwrap_or(0);
-                orientation = Orientation::from_exif(value).unwrap_or(orientation);
+fn side(value: u64) -> Result<u32, Fault> {
+    u32::try_from(value).ok().filter(|side| *side > 0).ok_or(Fault::Damaged)
+}
+
+fn unsupported(kind: &'static str) -> Fault {
+    Fault::Unsupported(Unsupported::Kind(kind))
+}
+
+/// What tags ask of each other.
+fn fit_together(tiff: &Tiff) -> Result<(), Fault> {
+    match tiff.compression {
+        Compression::Jpeg if tiff.depth != Depth::Bits(8) => {
+            return Err(unsupported("a TIFF with JPEG compression of other than 8 bits a sample"));
+        }
+        Compression::Jpeg if tiff.color == Color::YCbCr && tiff.chunks.planes > 1 => {
+            return Err(unsupported("a TIFF in YCbCr colours with a plane for each"));
+        }
+        Compression::Jpeg => {}
+        _ if tiff.color == Color::YCbCr => {
+            return Err(unsupported("a TIFF in YCbCr colours without JPEG compression"));
+        }
+        compression if compression.is_fax() => {
+            let is_fax = matches!(tiff.color, Color::Grey { .. })
+                && (tiff.depth, tiff.samples) == (Depth::Bits(1), 1);
+            if !is_fax {
+                return Err(Fault::Damaged);
             }
-            _ => {}
+            if u64::from(tiff.chunks.width) > MAX_FAX_WIDTH {
+                return Err(unsupported(
+                    "a TIFF with fax compression and more than 65,535 pixels a row",
+                ));
+            }
         }
+        _ => {}
     }
-    if bits > 64 || samples > 16 {
-        return None;
+    let is_table = |values: Values| values.count == 3 << tiff.depth.bits();
+    if tiff.color == Color::Palette && !tiff.color_map.is_some_and(is_table) {
+        return Err(Fault::Damaged);
     }
-    let (width, height) = (u32::try_from(width).ok()?, u32::try_from(height).ok()?);
-    Some(Tiff { width, height, bits, samples, compression, orientation })
+    match tiff.jpeg_tables {
+        Some(tables) if tables.count > MAX_JPEG_TABLES => Err(Fault::Damaged),
+        _ => Ok(()),
+    }
 }
 
-/// A TIFF or BigTIFF file's first directory.
-struct Directory<'a> {
-    reader: &'a mut Reader,
-    is_little_endian: bool,
-    is_big: bool,
-}
-
-struct Entry {
-    tag: u64,
-    /// Bytes of one value.
-    size: u64,
-    count: u64,
-    /// Where the value is, or where its address stands.
-    at: u64,
-}
-
-impl<'a> Directory<'a> {
-    /// Goes to the first directory.
-    fn open(reader: &'a mut Reader) -> Option<Self> {
-        let mut head = [0; 4];
-        reader.read_exact(&mut head).ok()?;
-        let is_little_endian = head[0] == b'I';
-        let is_big = head.contains(&43);
-        let mut directory = Self { reader, is_little_endian, is_big };
-        if is_big {
-            directory.number(4)?; // the size of addresses, always eight
+/// Whether the first strip or tile is a kind of JPEG that is decoded.
+fn first_jpeg_is_read(tiff: &Tiff, reader: &mut Reader) -> Result<(), Fault> {
+    let first = tiff.chunks.offsets.read(reader, tiff.order, 1).map_err(|_| Fault::Damaged)?;
+    match jpeg::read_at(reader, first.first().copied().unwrap_or(0)) {
+        Ok(jpeg) if jpeg.undecodable().is_none() => Ok(()),
+        Ok(_) | Err(Fault::Unsupported(_)) => {
+            Err(unsupported("a TIFF with a rare kind of JPEG compression"))
         }
-        let first = directory.address()?;
-        directory.reader.seek(SeekFrom::Start(first)).ok()?;
-        Some(directory)
+        Err(Fault::Damaged) => Err(Fault::Damaged),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{crafted::Crafted, *};
+    use crate::image::Content;
+
+    const SIZE: (u64, u64) = (20, 10);
+
+    fn grey() -> Crafted {
+        Crafted::new(SIZE, 1, &[8])
     }
 
-    fn entries(&mut self) -> Option<u64> {
-        self.number(if self.is_big { 8 } else { 2 })
+    fn rgb() -> Crafted {
+        Crafted::new(SIZE, 2, &[8, 8, 8])
     }
 
-    fn entry(&mut self) -> Option<Entry> {
-        let tag = self.number(2)?;
-        let size = match self.number(2)? {
-            1 | 2 | 6 | 7 => 1,
-            3 | 8 => 2,
-            4 | 9 | 11 | 13 => 4,
-            5 | 10 | 12 | 16..=18 => 8,
-            _ => return None,
+    fn header(crafted: &Crafted) -> Result<Tiff, Fault> {
+        header_of(crafted.file(&[&[0; 8]]))
+    }
+
+    fn header_of(file: Vec<u8>) -> Result<Tiff, Fault> {
+        read(&mut Content::Memory(file.into()).header_reader())
+    }
+
+    #[test]
+    fn every_order_of_bytes_tells_the_same() {
+        let told = |crafted: Crafted| {
+            let Tiff { width, height, orientation, color, depth, samples, .. } =
+                header(&crafted).unwrap();
+            (width, height, orientation, color, depth, samples)
         };
-        let count = self.address()?;
-        let at = self.reader.stream_position().ok()?;
-        self.address()?;
-        Some(Entry { tag, size, count, at })
+        let turned = rgb().with(ORIENTATION, &[6]);
+        let expected = (20, 10, Orientation::Rotate90, Color::Rgb, Depth::Bits(8), 3);
+        assert_eq!(told(turned.clone()), expected);
+        assert_eq!(told(turned.clone().big_endian()), expected);
+        assert_eq!(told(turned.clone().big_tiff()), expected);
+        assert_eq!(told(turned.clone().big_endian().big_tiff()), expected);
     }
 
-    /// The first value of an entry; the directory is gone on with after it.
-    fn first_value(&mut self, entry: &Entry) -> Option<u64> {
-        let next = self.reader.stream_position().ok()?;
-        let room = if self.is_big { 8 } else { 4 };
-        self.reader.seek(SeekFrom::Start(entry.at)).ok()?;
-        if entry.size.checked_mul(entry.count)? > room {
-            let at = self.address()?;
-            self.reader.seek(SeekFrom::Start(at)).ok()?;
+    #[test]
+    fn what_is_not_read_is_named() {
+        let palette = Crafted::new(SIZE, 3, &[16]);
+        for (crafted, word) in [
+            (grey().with(COMPRESSION, &[2]), "fax"),
+            (grey().with(COMPRESSION, &[3]).with(T4_OPTIONS, &[1]), "fax"),
+            (rgb().with(COMPRESSION, &[6]), "JPEG compression of the old kind"),
+            (rgb().with(COMPRESSION, &[34_712]), "JPEG 2000"),
+            (rgb().with(COMPRESSION, &[34_887]), "LERC"),
+            (rgb().with(COMPRESSION, &[34_925]), "LZMA"),
+            (rgb().with(COMPRESSION, &[50_000]), "Zstandard"),
+            (rgb().with(COMPRESSION, &[50_001]), "WebP"),
+            (rgb().with(COMPRESSION, &[12_345]), "rare compression"),
+            (rgb().with(PHOTOMETRIC, &[6]), "YCbCr"),
+            (rgb().with(PHOTOMETRIC, &[8]), "L*a*b*"),
+            (rgb().with(PHOTOMETRIC, &[32_845]), "LogLuv"),
+            (grey().with(PHOTOMETRIC, &[4]), "mask"),
+            (grey().with(PHOTOMETRIC, &[32_803]), "raw"),
+            (Crafted::new(SIZE, 5, &[8; 4]).with(INK_SET, &[2]), "inks"),
+            (Crafted::new(SIZE, 5, &[8; 5]).with(EXTRA_SAMPLES, &[2]), "transparency"),
+            (Crafted::new(SIZE, 1, &[12]), "rare number of bits"),
+            (Crafted::new(SIZE, 1, &[32]), "rare number of bits"),
+            (Crafted::new(SIZE, 2, &[4; 3]), "rare number of bits"),
+            (Crafted::new(SIZE, 2, &[5, 6, 5]), "differ"),
+            (palette.with(COLOR_MAP, &[0; 3 << 16]), "rare number of bits"),
+            (grey().with(SAMPLE_FORMAT, &[2]), "sign"),
+            (Crafted::new(SIZE, 1, &[32]).with(SAMPLE_FORMAT, &[3]), "floating-point"),
+            (Crafted::new(SIZE, 2, &[16; 3]).with(SAMPLE_FORMAT, &[3]), "floating-point"),
+            (Crafted::new(SIZE, 1, &[64]).with(SAMPLE_FORMAT, &[6]), "complex"),
+            (
+                Crafted::new(SIZE, 1, &[1]).with(COMPRESSION, &[5]).with(PREDICTOR, &[2]),
+                "predictor",
+            ),
+            (Crafted::new((1, 100_000), 1, &[8]).with(ROWS_PER_STRIP, &[1]), "65,536 strips"),
+            (Crafted::new((70_000, 2), 1, &[1]).with(COMPRESSION, &[4]), "65,535 pixels a row"),
+        ] {
+            let result = header(&crafted);
+            let Err(Fault::Unsupported(kind)) = result else { panic!("{word}: {result:?}") };
+            assert!(kind.to_string().contains(word), "{kind}");
+            assert!(kind.to_string().starts_with("This is a TIFF "), "{kind}");
         }
-        let value = self.number(entry.size)?;
-        self.reader.seek(SeekFrom::Start(next)).ok()?;
-        Some(value)
     }
 
-    fn address(&mut self) -> Option<u64> {
-        self.number(if self.is_big { 8 } else { 4 })
-    }
-
-    fn number(&mut self, bytes: u64) -> Option<u64> {
-        let mut number = 0;
-        for place in 0..bytes {
-            let mut byte = [0];
-            self.reader.read_exact(&mut byte).ok()?;
-            let byte = u64::from(byte[0]);
-            number = if self.is_little_endian {
-                number | byte << (8 * place)
-            } else {
-                number << 8 | byte
-            };
+    #[test]
+    fn what_contradicts_itself_is_damaged() {
+        for (crafted, what) in [
+            (grey().without(WIDTH), "no width"),
+            (grey().with(HEIGHT, &[0]), "no height"),
+            (grey().with(BITS_PER_SAMPLE, &[0]), "no bits"),
+            (grey().with(BITS_PER_SAMPLE, &[9999]), "absurd bits"),
+            (rgb().with(SAMPLES_PER_PIXEL, &[1]), "RGB of one sample"),
+            (rgb().with(SAMPLES_PER_PIXEL, &[999]), "absurd samples"),
+            (grey().with(SAMPLE_FORMAT, &[9]), "samples of no kind"),
+            (grey().with(FILL_ORDER, &[3]), "bits in no order"),
+            (rgb().with(PLANAR_CONFIGURATION, &[3]), "planes of no kind"),
+            (rgb().with(PLANAR_CONFIGURATION, &[2]), "a strip for three planes"),
+            (grey().with(ROWS_PER_STRIP, &[0]), "strips of no rows"),
+            (grey().with(ROWS_PER_STRIP, &[5]), "a strip for two"),
+            (grey().with(STRIP_OFFSETS, &[]), "no strips"),
+            (grey().with(STRIP_OFFSETS, &[0; 70_000]), "too many strips"),
+            (grey().with(TILE_WIDTH, &[16]), "tiles of no height"),
+            (Crafted::new(SIZE, 3, &[8]), "a palette without colours"),
+            (Crafted::new(SIZE, 3, &[8]).with(COLOR_MAP, &[0; 767]), "a palette cut short"),
+            (grey().with(COMPRESSION, &[5]).with(PREDICTOR, &[9]), "a predictor of no kind"),
+            (grey().with(COMPRESSION, &[4]), "a fax of grey"),
+            (rgb().with(COMPRESSION, &[7]), "no JPEG inside"),
+        ] {
+            assert_eq!(header(&crafted), Err(Fault::Damaged), "{what}");
         }
-        Some(number)
+        for len in 0..100 {
+            let mut file = grey().file(&[&[0; 8]]);
+            file.truncate(len);
+            assert_eq!(header_of(file), Err(Fault::Damaged), "cut to {len}");
+        }
+    }
+
+    #[test]
+    fn what_libtiff_overlooks_is_overlooked() {
+        for crafted in [
+            grey().with(STRIP_BYTE_COUNTS, &[]),
+            grey().with(STRIP_OFFSETS, &[16, 0, 0]),
+            grey().with(ORIENTATION, &[0]),
+            grey().with(ORIENTATION, &[9]),
+            grey().with(ORIENTATION, &[1; 1000]),
+            grey().with(PREDICTOR, &[9]), // nothing is compressed
+            rgb().with(BITS_PER_SAMPLE, &[8]),
+            grey().without(PHOTOMETRIC),
+            grey().without(ROWS_PER_STRIP),
+            grey().with(ROWS_PER_STRIP, &[u32::MAX.into()]),
+            // Their tiles stand in the tags of strips.
+            grey()
+                .with(TILE_WIDTH, &[32])
+                .with(TILE_LENGTH, &[16])
+                .with(TILE_OFFSETS, &[])
+                .with(STRIP_OFFSETS, &[16]),
+        ] {
+            header(&crafted).unwrap();
+        }
+    }
+
+    #[test]
+    fn alpha_is_the_sample_that_is_said_to_be() {
+        let alpha = |bits: &[u64], extra: &[u64]| {
+            header(&Crafted::new(SIZE, 2, bits).with(EXTRA_SAMPLES, extra)).unwrap().alpha
+        };
+        let at = |at, is_associated| Some(Alpha { at, is_associated });
+        assert_eq!(alpha(&[8; 3], &[]), None);
+        assert_eq!(alpha(&[8; 4], &[]), at(3, false));
+        assert_eq!(alpha(&[8; 4], &[0]), None);
+        assert_eq!(alpha(&[8; 4], &[1]), at(3, true));
+        assert_eq!(alpha(&[8; 4], &[2]), at(3, false));
+        assert_eq!(alpha(&[8; 5], &[0, 2]), at(4, false));
+        assert_eq!(alpha(&[8; 5], &[]), None);
     }
 }

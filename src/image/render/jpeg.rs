@@ -52,7 +52,7 @@ fn broken(reason: &str) -> Error {
 }
 
 /// What is decoded of a file of this length; `None` if it has too many scans.
-fn essential(reader: &mut Reader, len: usize) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn essential(reader: &mut Reader, len: usize) -> io::Result<Option<Vec<u8>>> {
     const DHT: u8 = 0xc4;
     const DQT: u8 = 0xdb;
     const DRI: u8 = 0xdd;

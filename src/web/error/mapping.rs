@@ -71,7 +71,7 @@ pub(super) fn pipeline_code(error: &pipeline::Error) -> Code {
         Error::Store(error) if error.is_full() => Code::StorageFull,
         Error::Store(_) => Code::StorageFailed,
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_code(error),
-        Error::Died(_) => Code::Internal,
+        Error::Panicked(_) => Code::Internal,
     }
 }
 
@@ -89,7 +89,7 @@ pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
         }
         Error::Store(_) => "The picture could not be saved; try again later.".into(),
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_detail(error),
-        Error::Died(_) => OUR_FAULT.into(),
+        Error::Panicked(_) => OUR_FAULT.into(),
     }
 }
 
@@ -98,17 +98,17 @@ fn too_large(limit: u64) -> String {
 }
 
 pub(super) fn fetch_code(error: &fetch::Error) -> Code {
-    use fetch::{Error, policy::Refusal};
+    use fetch::{Error, policy::UrlError};
     match error {
-        Error::Refused(Refusal::Invalid(_)) => Code::InvalidUrl,
-        Error::Refused(Refusal::Denied(_)) => Code::UrlNotAllowed,
+        Error::Url(UrlError::Invalid(_)) => Code::InvalidUrl,
+        Error::Url(UrlError::Denied(_)) => Code::UrlNotAllowed,
         Error::Timeout => Code::DownloadTimeout,
         Error::TooManyBytes { .. } => Code::ImageTooLarge,
         Error::NoSuchHost(_)
         | Error::NoResolver(_)
         | Error::Connect(_)
         | Error::NoAnswer(_)
-        | Error::Cut { .. }
+        | Error::Interrupted { .. }
         | Error::Status { .. }
         | Error::Redirects
         | Error::Encoded(_)
@@ -120,7 +120,7 @@ pub(super) fn fetch_code(error: &fetch::Error) -> Code {
 pub(super) fn fetch_detail(error: &fetch::Error) -> String {
     use fetch::Error;
     match error {
-        Error::Refused(refusal) => refusal.to_string(),
+        Error::Url(refusal) => refusal.to_string(),
         Error::Timeout => "The host of image_url took too long to deliver the picture.".into(),
         Error::NoSuchHost(_) => {
             "The host of image_url could not be found; check the address.".into()
@@ -130,10 +130,10 @@ pub(super) fn fetch_detail(error: &fetch::Error) -> String {
         }
         Error::Connect(_) => "The host of image_url could not be connected to.".into(),
         Error::NoAnswer(_) => "The host of image_url gave no answer that can be read.".into(),
-        Error::Cut { had_begun: true, .. } => {
+        Error::Interrupted { has_started: true, .. } => {
             "The host of image_url broke off in the middle of the picture.".into()
         }
-        Error::Cut { had_begun: false, .. } => {
+        Error::Interrupted { has_started: false, .. } => {
             "The host of image_url broke off before the picture.".into()
         }
         Error::TooManyBytes { limit } => too_large(*limit),
@@ -196,11 +196,11 @@ fn decoder_code(error: &decoder::Error) -> Code {
     use decoder::Error;
     match error {
         Error::Image(error) => image_code(error),
-        Error::Busy | Error::Timeout => Code::EmbeddingTimeout,
+        Error::QueueTimeout | Error::Timeout => Code::EmbeddingTimeout,
         Error::Unavailable { .. } => Code::Overloaded,
         Error::Spool(error) if error.is_full() => Code::StorageFull,
         Error::Spool(_) => Code::StorageFailed,
-        Error::Confused(_) | Error::Died(_) => Code::Internal,
+        Error::ProtocolViolation(_) | Error::Panicked(_) => Code::Internal,
     }
 }
 
@@ -208,35 +208,37 @@ fn decoder_detail(error: &decoder::Error) -> String {
     use decoder::Error;
     match error {
         Error::Image(error) => image_detail(error),
-        Error::Busy => "The service was too busy to decode the picture in time; try again.".into(),
+        Error::QueueTimeout => {
+            "The service was too busy to decode the picture in time; try again.".into()
+        }
         Error::Timeout => "Decoding the picture took too long; try again, or scale it down.".into(),
         Error::Unavailable { .. } => BUSY.into(),
         Error::Spool(error) if error.is_full() => {
             "The service's disk is full; its operator must make room.".into()
         }
         Error::Spool(_) => "The picture could not be re-encoded; try again later.".into(),
-        Error::Confused(_) | Error::Died(_) => OUR_FAULT.into(),
+        Error::ProtocolViolation(_) | Error::Panicked(_) => OUR_FAULT.into(),
     }
 }
 
 fn embed_code(error: &embed::Error) -> Code {
     match error {
         embed::Error::Decoder(error) => decoder_code(error),
-        embed::Error::Busy(_) => Code::EmbeddingTimeout,
-        embed::Error::WaitTooLong => Code::Overloaded,
+        embed::Error::QueueTimeout(_) => Code::EmbeddingTimeout,
+        embed::Error::QueueTooLong => Code::Overloaded,
         embed::Error::StillTooLarge => Code::EmbeddingRejected,
-        embed::Error::CallDied => Code::Internal,
+        embed::Error::CallPanicked => Code::Internal,
         embed::Error::Nvidia(error) => match error.kind {
             FailureKind::Picture => Code::EmbeddingRejected,
             FailureKind::Key => Code::EmbeddingUnauthorized,
             FailureKind::Account => Code::EmbeddingExhausted,
             FailureKind::RateLimited => Code::EmbeddingRateLimited,
-            FailureKind::Deadline | FailureKind::Slow => Code::EmbeddingTimeout,
-            FailureKind::Nonsense | FailureKind::Page => Code::EmbeddingInvalid,
+            FailureKind::DeadlinePassed | FailureKind::AttemptTimeout => Code::EmbeddingTimeout,
+            FailureKind::InvalidAnswer | FailureKind::GatewayPage => Code::EmbeddingInvalid,
             FailureKind::Unavailable
-            | FailureKind::Lost
+            | FailureKind::ResultGone
             | FailureKind::Unexpected
-            | FailureKind::NoAssets => Code::EmbeddingUnavailable,
+            | FailureKind::UploadsRefused => Code::EmbeddingUnavailable,
         },
     }
 }
@@ -244,10 +246,10 @@ fn embed_code(error: &embed::Error) -> Code {
 fn embed_detail(error: &embed::Error) -> String {
     match error {
         embed::Error::Decoder(error) => return decoder_detail(error),
-        embed::Error::Busy(_) => {
+        embed::Error::QueueTimeout(_) => {
             return "The service was too busy to ask NVIDIA in time; try again.".into();
         }
-        embed::Error::WaitTooLong => return BUSY.into(),
+        embed::Error::QueueTooLong => return BUSY.into(),
         _ => {}
     }
     match embed_code(error) {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt, stream};
 use tokio::time::{Instant, timeout_at};
 
-use crate::shares::{Full, Share};
+use crate::shares::{Full, SharePermit};
 
 /// What every body gets, however short it is.
 const BASE: Duration = Duration::from_secs(10);
@@ -100,7 +100,7 @@ impl Receiving {
     pub(in crate::web) async fn read(
         self,
         body: Body,
-        memory: &mut Share,
+        memory: &mut SharePermit,
     ) -> Result<Vec<u8>, BodyError> {
         let most = body.size_hint().exact().unwrap_or(self.limit);
         let mut stream = pin!(self.stream(body)?);

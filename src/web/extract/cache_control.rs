@@ -9,11 +9,11 @@ use axum::{
 
 use utoipa::IntoParams;
 
-use crate::embed::Freshness;
+use crate::embed::CacheMode;
 
 /// What `Cache-Control` asks for (RFC 9111, section 5.2.1.4): `no-cache` is honoured, the other
 /// directives mean nothing here.
-pub(in crate::web) struct CacheControl(pub(in crate::web) Freshness);
+pub(in crate::web) struct CacheControl(pub(in crate::web) CacheMode);
 
 /// The same, for the documentation.
 #[derive(IntoParams)]
@@ -33,7 +33,7 @@ impl<S: Sync> FromRequestParts<S> for CacheControl {
         let mut directives =
             values.filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','));
         let is_anew = directives.any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"));
-        Ok(Self(if is_anew { Freshness::Anew } else { Freshness::Any }))
+        Ok(Self(if is_anew { CacheMode::Bypass } else { CacheMode::Use }))
     }
 }
 
@@ -45,13 +45,13 @@ mod tests {
 
     #[tokio::test]
     async fn only_no_cache_asks_anew() {
-        for (values, freshness) in [
-            (&[][..], Freshness::Any),
-            (&["no-cache"], Freshness::Anew),
-            (&["max-age=0, No-Cache"], Freshness::Anew),
-            (&["no-store", "no-cache"], Freshness::Anew),
-            (&["max-age=0"], Freshness::Any),
-            (&["no-cached, xno-cache"], Freshness::Any),
+        for (values, cache_mode) in [
+            (&[][..], CacheMode::Use),
+            (&["no-cache"], CacheMode::Bypass),
+            (&["max-age=0, No-Cache"], CacheMode::Bypass),
+            (&["no-store", "no-cache"], CacheMode::Bypass),
+            (&["max-age=0"], CacheMode::Use),
+            (&["no-cached, xno-cache"], CacheMode::Use),
         ] {
             let mut request = Request::new(());
             for value in values {
@@ -59,7 +59,7 @@ mod tests {
             }
             let mut parts = request.into_parts().0;
             let Ok(CacheControl(wanted)) = CacheControl::from_request_parts(&mut parts, &()).await;
-            assert_eq!(wanted, freshness, "{values:?}");
+            assert_eq!(wanted, cache_mode, "{values:?}");
         }
     }
 }

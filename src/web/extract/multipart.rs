@@ -23,7 +23,7 @@ use multer::{Field, Multipart};
 
 use super::{body::BodyError, disposition::Disposition, file_name};
 use crate::{
-    shares::Share,
+    shares::SharePermit,
     web::error::{Error, Invalid},
 };
 
@@ -56,7 +56,7 @@ impl Form {
     pub(in crate::web) fn new(
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + 'static,
         boundary: &str,
-        mut memory: Share,
+        mut memory: SharePermit,
     ) -> Self {
         let unparsed = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&unparsed);

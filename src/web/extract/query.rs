@@ -5,7 +5,7 @@ use url::form_urlencoded;
 use utoipa::IntoParams;
 
 use crate::{
-    pipeline::Keeping,
+    pipeline::SaveMode,
     web::error::{Error, Invalid},
 };
 
@@ -17,7 +17,7 @@ const BACKEND: &str = "nv_dino";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::web) struct PictureOptions {
     /// Whether the picture is saved.
-    pub keeping: Keeping,
+    pub save_mode: SaveMode,
 }
 
 /// The same, for the documentation.
@@ -63,8 +63,8 @@ fn parse(query: &str) -> Result<PictureOptions, Error> {
             _ => {}
         }
     }
-    let keeping = if save == Some(false) { Keeping::Dropped } else { Keeping::Saved };
-    Ok(PictureOptions { keeping })
+    let save_mode = if save == Some(false) { SaveMode::Discard } else { SaveMode::Save };
+    Ok(PictureOptions { save_mode })
 }
 
 /// In any case: Python's clients write `False`.
@@ -109,7 +109,7 @@ mod tests {
     /// Whether the picture is saved, or the place of the fault.
     fn read(query: &str) -> Result<bool, Vec<String>> {
         match parse(query) {
-            Ok(options) => Ok(options.keeping == Keeping::Saved),
+            Ok(options) => Ok(options.save_mode == SaveMode::Save),
             Err(Error::Invalid(invalid)) => Err(invalid.errors[0].loc.clone()),
             Err(other) => panic!("{other}"),
         }

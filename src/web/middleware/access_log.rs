@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     server::{Peer, TrustedProxies},
-    telemetry::{InFlight, Metrics, causes},
+    telemetry::{InFlightGuard, Metrics, causes},
     web::error::{Error, Failure, PROBLEM_JSON},
 };
 
@@ -68,7 +68,7 @@ pub(in crate::web) async fn access_log(
         request.extensions_mut().insert(client);
     }
     let mut record = Record {
-        _in_flight: metrics.enter(),
+        _in_flight: metrics.start_request(),
         metrics,
         method,
         route,
@@ -111,7 +111,7 @@ fn answer(failure: &Failure, mut response: Response, id: &str) -> Response {
 
 /// A request's line in the log. Written also when the client leaves and the request is dropped.
 struct Record {
-    _in_flight: InFlight,
+    _in_flight: InFlightGuard,
     metrics: Arc<Metrics>,
     method: String,
     route: String,
@@ -132,10 +132,10 @@ impl Record {
         self.done = true;
         let status = status.as_u16();
         let elapsed = self.started.elapsed();
-        self.metrics.request(&self.route, status, elapsed);
+        self.metrics.record_request(&self.route, status, elapsed);
         let error = failure.map(|failure| &*failure.0);
         if let Some(shed) = error.and_then(Error::shed) {
-            self.metrics.shed(shed.name());
+            self.metrics.record_shed(shed.name());
         }
         let saved = error.and_then(Error::saved).map(|saved| saved.saved_as.as_str());
         let (trace_id, span_id) = self.trace();
@@ -180,7 +180,7 @@ impl Drop for Record {
         if !self.done {
             let elapsed = self.started.elapsed();
             let (trace_id, span_id) = self.trace();
-            self.metrics.request(&self.route, CLIENT_LEFT, elapsed);
+            self.metrics.record_request(&self.route, CLIENT_LEFT, elapsed);
             tracing::info!(
                 method = self.method,
                 route = self.route,

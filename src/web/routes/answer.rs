@@ -100,7 +100,7 @@ impl Answer {
             dimensions: DIMENSIONS,
             vector: done.embedding.vector,
             size_bytes: done.picture.content.len(),
-            attempts: done.embedding.tries,
+            attempts: done.embedding.attempts,
             provenance: done.embedding.provenance,
         }
     }
@@ -122,7 +122,7 @@ impl IntoResponse for Answer {
         };
         body.push(b'\n'); // for people at a terminal
         // A miss is what was paid for: who waited for another's call paid nothing.
-        let cache = if self.provenance == Provenance::Asked { "miss" } else { "hit" };
+        let cache = if self.provenance == Provenance::Nvidia { "miss" } else { "hit" };
         let headers = [(header::CONTENT_TYPE, "application/json"), (X_CACHE, cache)];
         let mut response = (StatusCode::OK, headers, body).into_response();
         response.extensions_mut().insert(Facts {

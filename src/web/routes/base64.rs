@@ -19,7 +19,7 @@ use utoipa::{
 use super::{answer::Answer, problems};
 use crate::{
     base64_text::{PIECE, body_limit, decode, normalize},
-    shares::{ClientNetwork, Share},
+    shares::{ClientNetwork, SharePermit},
     web::{
         error::{Code, Error},
         extract::{
@@ -86,8 +86,8 @@ impl IntoResponses for Base64Errors {
 pub(super) async fn vectorize_image_base64(
     State(app): State<AppState>,
     client: ClientNetwork,
-    CacheControl(freshness): CacheControl,
-    PictureOptions { keeping }: PictureOptions,
+    CacheControl(cache_mode): CacheControl,
+    PictureOptions { save_mode }: PictureOptions,
     body: Body,
 ) -> Result<Answer, Error> {
     let limits = &app.pipeline.limits;
@@ -111,7 +111,7 @@ pub(super) async fn vectorize_image_base64(
     let name = parsed.file_name.clone();
     let bytes = parsed.decode(Some(memory));
     let received = app.pipeline.receive(admission, bytes).await?;
-    let done = app.pipeline.embed(received, freshness, keeping).await?;
+    let done = app.pipeline.embed(received, cache_mode, save_mode).await?;
     Ok(Answer::new(done, app.model).named(name))
 }
 
@@ -140,7 +140,10 @@ fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
 
 impl Parsed {
     /// The picture's bytes, piece by piece. The body and the memory it takes are dropped at the end.
-    fn decode(self, memory: Option<Share>) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+    fn decode(
+        self,
+        memory: Option<SharePermit>,
+    ) -> impl Stream<Item = Result<Bytes, Error>> + Send {
         stream::try_unfold((self, memory), |(mut parsed, memory)| async move {
             if parsed.text.is_empty() {
                 return Ok(None);

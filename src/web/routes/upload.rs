@@ -69,8 +69,8 @@ impl IntoResponses for UploadErrors {
 pub(super) async fn vectorize_image_upload(
     State(app): State<AppState>,
     client: ClientNetwork,
-    CacheControl(freshness): CacheControl,
-    PictureOptions { keeping }: PictureOptions,
+    CacheControl(cache_mode): CacheControl,
+    PictureOptions { save_mode }: PictureOptions,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Answer, Error> {
@@ -101,6 +101,6 @@ pub(super) async fn vectorize_image_upload(
         }
         received => received?,
     };
-    let done = app.pipeline.embed(received, freshness, keeping).await?;
+    let done = app.pipeline.embed(received, cache_mode, save_mode).await?;
     Ok(Answer::new(done, app.model).named(name.as_deref().and_then(file_name::printable)))
 }

@@ -93,8 +93,8 @@ impl IntoResponses for UrlErrors {
 pub(super) async fn vectorize_image(
     State(app): State<AppState>,
     client: ClientNetwork,
-    CacheControl(freshness): CacheControl,
-    PictureOptions { keeping }: PictureOptions,
+    CacheControl(cache_mode): CacheControl,
+    PictureOptions { save_mode }: PictureOptions,
     body: Body,
 ) -> Result<Answer, Error> {
     let admission = app.pipeline.admit(client, 0).await?;
@@ -115,7 +115,7 @@ pub(super) async fn vectorize_image(
     }
     let bytes = fetched.into_stream(limits.max_image_bytes).map_err(Error::from);
     let received = app.pipeline.receive(admission, bytes).await.map_err(explain_web_page)?;
-    let done = app.pipeline.embed(received, freshness, keeping).await?;
+    let done = app.pipeline.embed(received, cache_mode, save_mode).await?;
     Ok(Answer::new(done, app.model).fetched_from(address))
 }
 

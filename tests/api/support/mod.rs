@@ -10,9 +10,12 @@ mod decoder;
 pub mod documents;
 mod fake_nvidia;
 mod fake_server;
+mod held;
 pub mod kinds;
+pub mod mutate;
 pub mod nvidia_api;
 mod pictures;
+mod pixels;
 mod programs;
 mod request;
 
@@ -26,6 +29,8 @@ pub use fake_nvidia::{
     try_number,
 };
 pub use fake_server::{FakeServer, Received, Reply};
+pub use held::Held;
 pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};
-pub use programs::is_missing;
+pub use pixels::Difference;
+pub use programs::{is_missing, python_lacks};
 pub use request::{FORM, base64_body, form, post_head};

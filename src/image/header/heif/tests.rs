@@ -129,7 +129,7 @@ fn what_contradicts_itself_is_damaged() {
         (b"iinf", &[0; 6]),
         (b"iref", &[0; 4]),
         (b"iprp", b""),
-        (b"iloc", b""),
+        (b"iloc", &[0; 8]),
         (b"idat", b""),
     ] {
         let twice = boxed(name, body).repeat(2);

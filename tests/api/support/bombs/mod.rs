@@ -8,7 +8,7 @@ mod png;
 mod tiff;
 mod webp;
 
-pub use tiff::shared_jpeg;
+pub use tiff::shared_lzw;
 
 /// A picture and its name.
 pub type Bomb = (&'static str, Vec<u8>);

@@ -29,6 +29,10 @@ pub(super) fn all() -> Vec<Bomb> {
         ("tiff-wide-tile-137gb", wide_tile(u32::MAX.into(), 16, 16, &[0; 1000], NONE)),
         ("tiff-wide-tile-inflates", wide_tile(1 << 28, 4, 8, &zlib_zeros(1 << 30), DEFLATE)),
         ("tiff-wide-tile-skipped", wide_tile(1 << 28, 3, 8, &zlib_zeros(1 << 30), DEFLATE)),
+        ("tiff-shared-jpeg", shared_jpeg()),
+        ("tiff-shared-deflate", shared(DEFLATE, &zlib_zeros(1 << 24), Some(1 << 24))),
+        ("tiff-wide-tile-of-floats", wide_tile_of_floats()),
+        ("tiff-large-tile-jpeg", large_tile_jpeg()),
         ("tiff-150000-far-entries", far_entries(150_000)),
         ("tiff-endless-directory", endless_directory()),
         ("tiff-directory-of-itself", directory_of_itself()),
@@ -66,19 +70,18 @@ pub(super) fn all() -> Vec<Bomb> {
 /// Each is a picture of 1 × 65535 whose 65,535 strips or tiles all are the same bytes.
 pub(super) fn endless() -> Vec<Bomb> {
     vec![
-        ("tiff-shared-jpeg", shared_jpeg()),
-        ("tiff-shared-deflate", shared(DEFLATE, &zlib_zeros(1 << 24), Some(1 << 24))),
         ("tiff-shared-packbits", shared(PACKBITS, &[&[0x80; 1 << 20][..], &[0, 0]].concat(), None)),
-        ("tiff-shared-lzw", shared(LZW, &clear_codes(), None)),
+        ("tiff-shared-lzw", shared_lzw()),
+        ("tiff-shared-group-3", shared(GROUP_3, &[&[0, 1][..], &empty_runs()].concat(), None)),
         ("tiff-shared-group-4", shared(GROUP_4, &empty_runs(), None)),
     ]
 }
 
-/// A tile 16 million pixels wide of which one is wanted: the rest is inflated to be skipped.
-/// Others say nothing a million times before the pixel comes.
+/// A tile 16 million pixels wide of which one is wanted: the rest must not be inflated. Others say
+/// nothing a million times before the pixel comes.
 fn shared(compression: u64, data: &[u8], tile_width: Option<u64>) -> Vec<u8> {
     const STRIPS: usize = 65_535;
-    let bits = if compression == GROUP_4 { 1 } else { 8 };
+    let bits = if matches!(compression, GROUP_3 | GROUP_4) { 1 } else { 8 };
     let mut entries = base(compression, (1, STRIPS as u64), 1, bits);
     let (at, len) = (vec![DATA; STRIPS], vec![data.len() as u64; STRIPS]);
     if let Some(width) = tile_width {
@@ -90,11 +93,16 @@ fn shared(compression: u64, data: &[u8], tile_width: Option<u64>) -> Vec<u8> {
     sorted(data, entries)
 }
 
-/// 590 KB; every strip of one pixel is a JPEG of 4096 × 4096, decoded as a whole each time.
-pub fn shared_jpeg() -> Vec<u8> {
+/// Every strip of one pixel is a JPEG of 4096 × 4096.
+fn shared_jpeg() -> Vec<u8> {
     let jpeg =
         [jpeg_head(0xc0, (4096, 4096), &[0x11]), scan_head(&[1], (0, 63), 0), vec![0; 65_000]];
     shared(JPEG, &jpeg.concat(), None)
+}
+
+/// A megabyte that is unpacked for every pixel.
+pub fn shared_lzw() -> Vec<u8> {
+    shared(LZW, &clear_codes(), None)
 }
 
 /// LZW that clears its table for a megabyte.
@@ -172,6 +180,25 @@ fn wide_tile(width: u64, samples: u64, bits: u64, data: &[u8], compression: u64)
     entries.extend([(322, LONG, vec![width]), (323, LONG, vec![8])]);
     entries.extend([(324, LONG, vec![DATA]), (325, LONG, vec![data.len() as u64])]);
     sorted(data, entries)
+}
+
+/// The same of floating-point numbers whose bytes stand apart, over the whole width of the tile.
+fn wide_tile_of_floats() -> Vec<u8> {
+    let mut entries = base(DEFLATE, (8, 8), 3, 32);
+    entries.extend([(317, SHORT, vec![3]), (339, SHORT, vec![3])]);
+    entries.extend([(322, LONG, vec![u32::MAX.into()]), (323, LONG, vec![8])]);
+    entries.extend([(324, LONG, vec![DATA]), (325, LONG, vec![1000])]);
+    sorted(&zlib_zeros(1 << 28), entries)
+}
+
+/// A picture of 16 × 16 in a tile that is as large as a JPEG can be, and is one.
+fn large_tile_jpeg() -> Vec<u8> {
+    let jpeg = [jpeg_head(0xc2, (65_520, 65_520), &[0x11; 3]), scan_head(&[1, 2, 3], (0, 0), 0)];
+    let jpeg = jpeg.concat();
+    let mut entries = base(JPEG, (16, 16), 3, 8);
+    entries.extend([(322, LONG, vec![65_520]), (323, LONG, vec![65_520])]);
+    entries.extend([(324, LONG, vec![DATA]), (325, LONG, vec![jpeg.len() as u64])]);
+    sorted(&jpeg, entries)
 }
 
 /// BigTIFF: as many entries, each with its values at the other end of the file, so that who reads

@@ -1,4 +1,4 @@
-//! BMP in all depths, run-length encoded, with masks, and top-down.
+//! BMP in all depths, run-length encoded, with masks, top-down, and as OS/2 writes it.
 
 use super::{Kind, packed};
 use crate::support::craft::bmp;
@@ -29,11 +29,30 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
         ("32", bmp(size, 32, 0, 0, &[], &pixels(4, 8))),
         ("565", bmp(size, 16, 3, 0, &masks(&[0xf800, 0x7e0, 0x1f]), &pixels(1, 16))),
         ("masks", bmp(size, 32, 3, 0, &masks(&[0x3ff0_0000, 0xffc00, 0x3ff]), &pixels(4, 8))),
+        ("alpha", alpha(size, &pixels(4, 8))),
+        ("os2", os2(&bmp(size, 24, 0, 0, &[], &pixels(3, 8)))),
         ("rle8", bmp(size, 8, 1, 0, &colors, &runs((width, height), 8))),
         ("rle4", bmp(size, 4, 2, 0, &colors[..64], &runs((width, height), 4))),
     ]
     .map(|(name, bmp)| (format!("bmp-{name}"), bmp))
     .to_vec()
+}
+
+/// With a mask for alpha, for which the second header has 16 bytes more.
+fn alpha(size: (i32, i32), pixels: &[u8]) -> Vec<u8> {
+    let masks = [0xff_0000u32, 0xff00, 0xff, 0xff00_0000].map(u32::to_le_bytes).concat();
+    let mut bmp = bmp(size, 32, 3, 0, &masks, pixels);
+    bmp[14] = 56;
+    bmp
+}
+
+/// With the second header of OS/2, which has 24 bytes more.
+fn os2(windows: &[u8]) -> Vec<u8> {
+    let mut bmp = windows.to_vec();
+    bmp[10] += 24;
+    bmp[14] = 64;
+    bmp.splice(54..54, [0; 24]);
+    bmp
 }
 
 /// Runs of four pixels, each row ended, and the picture.

@@ -1,4 +1,5 @@
-//! GIF: plain, interlaced, transparent, of several frames, with a frame that does not fill it.
+//! GIF: plain, interlaced, transparent, of several frames, without colours, with a frame that does not
+//! fill it or not fit into it.
 
 use super::{Kind, byte, palette};
 use crate::support::craft::gif_lzw;
@@ -15,6 +16,8 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         ("transparent", gif(size, &[&transparent[..], &whole].concat())),
         ("frames", gif(size, &[&whole[..], &smaller, &whole].concat())),
         ("first-frame-smaller", gif(size, &smaller)),
+        ("first-frame-larger", gif((size.0 / 2, size.1 / 2), &whole)),
+        ("grey", grey(size, &whole)),
     ]
     .map(|(name, gif)| (format!("gif-{name}"), gif))
     .to_vec()
@@ -23,6 +26,12 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
 fn gif((width, height): (u32, u32), blocks: &[u8]) -> Vec<u8> {
     let sizes = [(width as u16).to_le_bytes(), (height as u16).to_le_bytes()].concat();
     [b"GIF89a", &sizes[..], &[0xf7, 0, 0], &palette(), blocks, b";"].concat()
+}
+
+/// Without a table of colours.
+fn grey(size: (u32, u32), blocks: &[u8]) -> Vec<u8> {
+    let colored = gif(size, blocks);
+    [&colored[..10], &[0, 0, 0], &colored[13 + 3 * 256..]].concat()
 }
 
 fn frame((width, height): (u32, u32), flags: u8) -> Vec<u8> {

@@ -1,6 +1,9 @@
-//! TIFF: colours and depths, compressions, strips and tiles, planes together and apart.
+//! TIFF: colours and depths, compressions, strips and tiles, planes together and apart, JPEGs and faxes
+//! inside.
 
-use super::{Kind, packed, palette};
+use fax::{Color, VecWriter, encoder::Encoder};
+
+use super::{Kind, jpeg, packed, palette};
 use crate::support::craft::{Entry, packbits, tiff, tiff_lzw, zlib};
 
 const SHORT: u16 = 3;
@@ -10,10 +13,12 @@ const LONG: u16 = 4;
 const DATA: u64 = 16;
 
 /// Photometric interpretations.
+const WHITE_IS_ZERO: u64 = 0;
 const GREY: u64 = 1;
 const RGB: u64 = 2;
 const PALETTE: u64 = 3;
 const CMYK: u64 = 5;
+const YCBCR: u64 = 6;
 
 type Compress = fn(&[u8]) -> Vec<u8>;
 
@@ -51,11 +56,11 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     let none = compressions[0];
     let mut kinds = Vec::new();
     for (photometric, count, name, depths) in [
-        (GREY, 1, "grey", &[1, 4, 8, 16, 32][..]),
+        (GREY, 1, "grey", &[1, 2, 4, 8, 16, 32][..]),
         (GREY, 2, "grey-alpha", &[8, 16]),
         (RGB, 3, "rgb", &[8, 16, 32]),
         (RGB, 4, "rgba", &[8, 16, 32]),
-        (PALETTE, 1, "palette", &[4, 8]),
+        (PALETTE, 1, "palette", &[1, 4, 8]),
         (CMYK, 4, "cmyk", &[8, 16]),
     ] {
         for bits in depths {
@@ -81,7 +86,56 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         }
     }
     kinds.push(("tiff-planar-tiles".into(), picture(size, rgb(true), Layout::Tiles(64), none)));
+    kinds.extend(jpegs(size));
+    kinds.push(("tiff-fax".into(), one_strip(size, (4, WHITE_IS_ZERO), (1, 1), &fax(size))));
     kinds
+}
+
+/// As scanners write them, in one strip.
+fn jpegs(size: (u32, u32)) -> Vec<Kind> {
+    let jpegs = jpeg::all(size).into_iter();
+    let jpegs = jpegs.filter(|(name, _)| !name.starts_with("jpeg-scan-for-each-"));
+    let wrap = |(name, jpeg): Kind| {
+        let (photometric, samples) = match name.rsplit('-').next() {
+            Some("grey") => (GREY, 1),
+            Some("cmyk") => (CMYK, 4),
+            _ => (YCBCR, 3),
+        };
+        (format!("tiff-{name}"), one_strip(size, (7, photometric), (samples, 8), &jpeg))
+    };
+    jpegs.map(wrap).collect()
+}
+
+/// What is compressed as a whole: compression and photometric interpretation, samples and their bits.
+fn one_strip(
+    (width, height): (u32, u32),
+    (compression, photometric): (u64, u64),
+    (samples, bits): (usize, u64),
+    data: &[u8],
+) -> Vec<u8> {
+    let entries = [
+        (256, LONG, vec![width.into()]),
+        (257, LONG, vec![height.into()]),
+        (258, SHORT, vec![bits; samples]),
+        (259, SHORT, vec![compression]),
+        (262, SHORT, vec![photometric]),
+        (273, LONG, vec![DATA]),
+        (277, SHORT, vec![samples as u64]),
+        (278, LONG, vec![height.into()]),
+        (279, LONG, vec![data.len() as u64]),
+    ];
+    tiff(false, data, &entries)
+}
+
+fn fax(size: (u32, u32)) -> Vec<u8> {
+    let mut encoder = Encoder::new(VecWriter::new());
+    for row in packed(size, 1, 1) {
+        let is_black = |x: u32| row[x as usize / 8] << (x % 8) & 0x80 != 0;
+        let pixels = (0..size.0).map(|x| if is_black(x) { Color::Black } else { Color::White });
+        let Ok(()) = encoder.encode_line(pixels, size.0 as u16);
+    }
+    let Ok(writer) = encoder.finish();
+    writer.finish()
 }
 
 fn picture(

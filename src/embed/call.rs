@@ -1,8 +1,9 @@
-//! Asks NVIDIA for the embedding of one picture, by the plan that [`plan`](super::plan)
-//! makes.
+//! One call to NVIDIA for the embedding of one picture: prepares the picture as
+//! [`plan`](super::plan) chooses, and sends it inline or as an upload.
 //!
-//! Which failures mean that it must go without an upload, `nvidia/classify.rs` says. A picture is
-//! decoded before it takes its permit for NVIDIA: none is held that is not used.
+//! `nvidia/classify.rs` decides which failures mean that the picture must be sent without an
+//! upload. A picture is decoded before it takes a permit for NVIDIA, so that no permit is held
+//! unused.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Embedding, Error, Inner, LargeImages, Prepared, Provenance,
-    plan::{Plan, goes_as_it_is, plan},
+    plan::{Plan, can_be_sent_as_is, plan},
 };
 use crate::{
     decoder,
@@ -18,43 +19,43 @@ use crate::{
     image::{self, Content, Format, Picture, Target},
     nvidia::{self, Attempts, InlineImage, Vector},
     shares::ClientNetwork,
-    spool::{Spooled, Staged},
+    spool::{Spooled, StagingFile},
 };
 
-/// What NVIDIA is given.
+/// What NVIDIA receives: the picture itself, or a JPEG made from it.
 struct Payload {
     content: Content,
     format: Format,
     prepared: Prepared,
-    /// Whether NVIDIA can be given it.
+    /// Whether NVIDIA accepts it without re-encoding.
     is_ready: bool,
-    /// The file that it is in, if it was re-encoded to one; removed when dropped.
-    _staged: Option<Staged>,
+    /// The file that a re-encoded picture may be in; removed when this is dropped.
+    _staging_file: Option<StagingFile>,
 }
 
 impl Payload {
     fn original(picture: &Picture) -> Self {
         let (content, format) = (picture.content.clone(), picture.format);
-        let is_ready = goes_as_it_is(picture);
-        Self { content, format, prepared: Prepared::Original, is_ready, _staged: None }
+        let is_ready = can_be_sent_as_is(picture);
+        Self { content, format, prepared: Prepared::Original, is_ready, _staging_file: None }
     }
 }
 
 impl Inner {
-    /// Computes the embedding before the deadline.
+    /// Returns the embedding, or fails by the deadline.
     ///
     /// # Errors
     /// [`Error`]
-    pub(super) async fn ask(
+    pub(super) async fn call(
         &self,
         picture: &Picture,
         client: ClientNetwork,
         deadline: Instant,
     ) -> Result<Embedding, Error> {
-        let mut attempts = self.nvidia.begin(client, deadline)?;
+        let mut attempts = self.nvidia.reserve(client, deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
         if self.queue.expected_wait(client) > left {
-            return Err(Error::WaitTooLong);
+            return Err(Error::QueueTooLong);
         }
         let largest_inline = self.settings.largest_inline();
         let max_len = usize::try_from(self.settings.max_image_bytes).unwrap_or(usize::MAX);
@@ -62,34 +63,36 @@ impl Inner {
         let shrunk = Target::Shrunk { max_len: largest_inline };
         let encode = |target, prepared| self.encode(picture, client, deadline, target, prepared);
         let mut payload = Payload::original(picture);
-        let mut refusal: Option<nvidia::Error> = None;
+        let mut upload_failure: Option<nvidia::Error> = None;
         loop {
-            let may_upload = refusal.is_none()
+            let may_upload = upload_failure.is_none()
                 && payload.prepared != Prepared::Shrunk
                 && self.settings.large_images == LargeImages::Asset
-                && !self.uploads.is_open(Instant::now());
+                && !self.upload_breaker.is_open(Instant::now());
             let len = payload.content.len();
             match plan(payload.is_ready, len, may_upload, largest_inline as u64) {
                 Plan::SendInline => {
                     let vector = self.send_inline(&payload, &mut attempts).await?;
-                    if let Some(refusal) = refusal.filter(nvidia::Error::is_refusal) {
-                        // Only now: a picture that NVIDIA takes in no way says nothing of uploads.
-                        self.spare_uploads(&refusal, self.settings.asset_memory);
+                    if let Some(failure) = upload_failure.filter(nvidia::Error::refuses_uploads) {
+                        // Opens the breaker only after the picture was accepted inline: if NVIDIA
+                        // rejects the picture either way, the uploads are not to blame.
+                        self.open_breaker(&failure, self.settings.asset_memory);
                     }
-                    return Ok(self.asked(vector, &payload, &attempts));
+                    return Ok(self.embedding(vector, &payload, &attempts));
                 }
                 Plan::Upload => match self.send_uploaded(&payload, &mut attempts).await {
-                    Ok(vector) => return Ok(self.asked(vector, &payload, &attempts)),
+                    Ok(vector) => return Ok(self.embedding(vector, &payload, &attempts)),
                     Err(Error::Nvidia(failure)) if failure.is_about_uploads() => {
-                        if !failure.is_refusal() {
-                            self.spare_uploads(&failure, self.settings.outage_memory);
+                        if !failure.refuses_uploads() {
+                            self.open_breaker(&failure, self.settings.outage_memory);
                         }
-                        refusal = Some(failure);
+                        upload_failure = Some(failure);
                     }
                     Err(error) => return Err(error),
                 },
                 Plan::Reencode => {
                     let jpeg = encode(converted, Prepared::Jpeg).await?;
+                    // The decoder returns nothing if no JPEG of the same size is short enough.
                     let is_too_long = jpeg.content.is_empty();
                     payload =
                         if is_too_long { encode(shrunk, Prepared::Shrunk).await? } else { jpeg };
@@ -98,28 +101,28 @@ impl Inner {
                     return Err(Error::StillTooLarge);
                 }
                 Plan::Shrink => {
-                    drop(payload); // the picture itself is what is shrunk
+                    drop(payload); // shrinking starts from the original picture
                     payload = encode(shrunk, Prepared::Shrunk).await?;
                 }
             }
         }
     }
 
-    /// Sends bytes in the request itself, once it is their turn.
+    /// Sends the payload inside the request, once it has a permit.
     async fn send_inline(
         &self,
         payload: &Payload,
         attempts: &mut Attempts<'_>,
     ) -> Result<Vector, Error> {
         let _permit = self.permit(attempts).await?;
-        // No file is read: whatever fits inline is spooled in memory.
+        // This reads no file: whatever is small enough to go inline was spooled in memory.
         let bytes = payload.content.read_at(0, self.settings.largest_inline());
         let bytes = bytes.map_err(image::Error::from).map_err(decoder::Error::from)?;
         let image = InlineImage::new(payload.format.media_type(), &bytes);
         Ok(self.nvidia.infer(&image, attempts).await?)
     }
 
-    /// Uploads bytes and asks for their embedding, once it is their turn.
+    /// Uploads the payload and asks for its embedding, once it has a permit.
     async fn send_uploaded(
         &self,
         payload: &Payload,
@@ -127,19 +130,19 @@ impl Inner {
     ) -> Result<Vector, Error> {
         let _permit = self.permit(attempts).await?;
         let media_type = payload.format.media_type();
-        // An upload that hangs shall leave the time to do without.
+        // If the upload hangs, half of the time is left to shrink the picture and send it inline.
         let by = attempts.halfway();
         let asset = self.nvidia.upload(media_type, &payload.content, attempts, by).await?;
         Ok(self.nvidia.infer_asset(&asset, attempts).await?)
     }
 
     async fn permit(&self, attempts: &Attempts<'_>) -> Result<Permit, Error> {
-        self.nvidia.ready(attempts.deadline).await?;
+        self.nvidia.wait_until_ready(attempts.deadline).await?;
         let permit = self.queue.take_in_time(attempts.client, attempts.deadline).await;
-        permit.ok_or(Error::Busy("a call to NVIDIA"))
+        permit.ok_or(Error::QueueTimeout("a call to NVIDIA"))
     }
 
-    /// Re-encodes a picture. What fits inline is in memory, what does not is in a staging file.
+    /// Re-encodes a picture: into memory if the result can go inline, else into a staging file.
     async fn encode(
         &self,
         picture: &Picture,
@@ -150,26 +153,26 @@ impl Inner {
     ) -> Result<Payload, decoder::Error> {
         let spool = self.staging.spool(self.settings.largest_inline());
         let encoded = self.decoder.decode(picture, client, target, deadline, spool).await?;
-        let Spooled { content, staged, .. } = encoded;
+        let Spooled { content, staging_file, .. } = encoded;
         let format = Format::Jpeg;
-        Ok(Payload { content, format, prepared, is_ready: true, _staged: staged })
+        Ok(Payload { content, format, prepared, is_ready: true, _staging_file: staging_file })
     }
 
-    fn asked(&self, vector: Vector, payload: &Payload, attempts: &Attempts<'_>) -> Embedding {
-        let (prepared, tries) = (payload.prepared, attempts.inferences());
-        let is_makeshift =
+    fn embedding(&self, vector: Vector, payload: &Payload, attempts: &Attempts<'_>) -> Embedding {
+        let (prepared, count) = (payload.prepared, attempts.inferences());
+        let is_temporary =
             prepared == Prepared::Shrunk && self.settings.large_images == LargeImages::Asset;
-        let valid_until = is_makeshift.then(|| self.uploads.closes(Instant::now()));
-        Embedding { vector, prepared, provenance: Provenance::Asked, tries, valid_until }
+        let valid_until = is_temporary.then(|| self.upload_breaker.closes_at(Instant::now()));
+        Embedding { vector, prepared, provenance: Provenance::Nvidia, attempts: count, valid_until }
     }
 
-    /// Does without uploads for a while.
-    fn spare_uploads(&self, failure: &nvidia::Error, memory: Duration) {
+    /// Stops uploading for a while.
+    fn open_breaker(&self, failure: &nvidia::Error, memory: Duration) {
         tracing::warn!(
             error = %failure,
             spared_s = memory.as_secs(),
-            "NVIDIA does not take uploads: large pictures are shrunk instead"
+            "uploads to NVIDIA do not work: large pictures are shrunk for a while"
         );
-        self.uploads.open_until(Instant::now() + memory);
+        self.upload_breaker.open_until(Instant::now() + memory);
     }
 }

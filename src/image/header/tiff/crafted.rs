@@ -1,0 +1,107 @@
+//! TIFFs byte by byte, for tests.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const LONG: u16 = 4;
+const UNDEFINED: u16 = 7;
+
+/// A TIFF that is built from its tags and its strips or tiles.
+#[derive(Clone)]
+pub(in crate::image) struct Crafted {
+    tags: BTreeMap<u16, Vec<u64>>,
+    /// Whether it is a big-endian one.
+    is_mm: bool,
+    is_big_tiff: bool,
+}
+
+impl Crafted {
+    /// Of one strip, not compressed.
+    pub(in crate::image) fn new(size: (u64, u64), photometric: u64, bits: &[u64]) -> Self {
+        let crafted = Self { tags: BTreeMap::new(), is_mm: false, is_big_tiff: false };
+        crafted
+            .with(WIDTH, &[size.0])
+            .with(HEIGHT, &[size.1])
+            .with(BITS_PER_SAMPLE, bits)
+            .with(PHOTOMETRIC, &[photometric])
+            .with(SAMPLES_PER_PIXEL, &[bits.len() as u64])
+            .with(ROWS_PER_STRIP, &[size.1])
+    }
+
+    pub(in crate::image) fn with(mut self, tag: u16, values: &[u64]) -> Self {
+        self.tags.insert(tag, values.to_vec());
+        self
+    }
+
+    pub(in crate::image) fn without(mut self, tag: u16) -> Self {
+        self.tags.remove(&tag);
+        self
+    }
+
+    pub(in crate::image) fn big_endian(mut self) -> Self {
+        self.is_mm = true;
+        self
+    }
+
+    pub(in crate::image) fn big_tiff(mut self) -> Self {
+        self.is_big_tiff = true;
+        self
+    }
+
+    /// The file, with these strips or tiles.
+    pub(in crate::image) fn file(&self, chunks: &[&[u8]]) -> Vec<u8> {
+        let number = |value: u64, len: usize| {
+            if self.is_mm {
+                value.to_be_bytes()[8 - len..].to_vec()
+            } else {
+                value.to_le_bytes()[..len].to_vec()
+            }
+        };
+        let word = if self.is_big_tiff { 8 } else { 4 };
+        let mut tags = self.tags.clone();
+        let is_tiled = tags.contains_key(&TILE_WIDTH);
+        let (offsets, lengths) = if is_tiled {
+            (TILE_OFFSETS, TILE_BYTE_COUNTS)
+        } else {
+            (STRIP_OFFSETS, STRIP_BYTE_COUNTS)
+        };
+        let mut file = if self.is_mm { b"MM".to_vec() } else { b"II".to_vec() };
+        file.extend(number(if self.is_big_tiff { 43 } else { 42 }, 2));
+        if self.is_big_tiff {
+            file.extend([number(8, 2), number(0, 2)].concat());
+        }
+        let directory = 16 + chunks.iter().map(|chunk| chunk.len()).sum::<usize>();
+        file.extend(number(directory as u64, word));
+        file.resize(16, 0);
+        let mut at = Vec::new();
+        for chunk in chunks {
+            at.push(file.len() as u64);
+            file.extend(*chunk);
+        }
+        tags.entry(offsets).or_insert(at);
+        tags.entry(lengths).or_insert(chunks.iter().map(|chunk| chunk.len() as u64).collect());
+        tags.retain(|_, values| !values.is_empty());
+
+        file.extend(number(tags.len() as u64, if self.is_big_tiff { 8 } else { 2 }));
+        let mut behind = file.len() + tags.len() * (4 + 2 * word) + word;
+        let mut outside = Vec::new();
+        for (tag, values) in tags {
+            let (kind, size) = if tag == JPEG_TABLES { (UNDEFINED, 1) } else { (LONG, 4) };
+            let mut bytes: Vec<u8> = values.iter().flat_map(|value| number(*value, size)).collect();
+            file.extend([number(tag.into(), 2), number(kind.into(), 2)].concat());
+            file.extend(number(values.len() as u64, word));
+            if bytes.len() <= word {
+                bytes.resize(word, 0);
+                file.extend(bytes);
+            } else {
+                file.extend(number(behind as u64, word));
+                behind += bytes.len();
+                outside.extend(bytes);
+            }
+        }
+        file.extend(vec![0; word]);
+        file.extend(outside);
+        file
+    }
+}

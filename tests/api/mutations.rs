@@ -1,0 +1,223 @@
+//! Damaged pictures of every format: each is answered soon, as a picture or as none, and leaves
+//! nothing behind. Run by hand, for ten minutes; CI runs half a minute of it:
+//!
+//! `MUTATION_SECONDS=600 cargo test --release --test api -- --ignored --nocapture mutations`
+//!
+//! `MUTATION_SEED` makes it damage pictures as an earlier run did.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::available_parallelism,
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use futures_util::{StreamExt, stream};
+use image_rs::ImageFormat;
+
+use crate::support::{
+    CHELSEA, Child, FORM, Held, converted,
+    craft::{png_chunk, riff_chunk, segment, vp8x, webp},
+    form, kinds,
+    mutate::damaged,
+};
+
+/// Longer pictures take longer, and are damaged where it matters less.
+const MAX_LEN: u64 = 30_000;
+/// Of the pictures that are drawn for this.
+const SIZE: (u32, u32) = (45, 31);
+
+/// A decode has 20 s of processor time, on a machine that may do other work.
+const LATEST: Duration = Duration::from_secs(60);
+
+/// How much memory may grow after the first part of the run: the allocator's own ups and downs.
+const GROWTH: u64 = 24 << 20;
+
+/// Failures that are written out: one of a kind is enough, and a broken service has thousands.
+const MAX_FAILURES: usize = 20;
+
+/// Pictures of one format.
+type Corpus = Vec<Vec<u8>>;
+
+/// Valid pictures, but for those that are refused for what they are.
+fn corpora() -> Vec<Corpus> {
+    let mut corpora = BTreeMap::<String, Corpus>::new();
+    let mut add = |format: &str, picture| corpora.entry(format.into()).or_default().push(picture);
+    for (name, picture) in kinds::all(SIZE.0, SIZE.1) {
+        add(name.split('-').next().unwrap(), picture);
+    }
+    for (format, encoded) in [
+        ("jpeg", ImageFormat::Jpeg),
+        ("webp", ImageFormat::WebP),
+        ("gif", ImageFormat::Gif),
+        ("tiff", ImageFormat::Tiff),
+        ("png", ImageFormat::Png),
+    ] {
+        let photograph = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(60, 40);
+        let mut png = std::io::Cursor::new(Vec::new());
+        photograph.write_to(&mut png, ImageFormat::Png).unwrap();
+        let picture = converted(png.get_ref(), encoded);
+        add(format, turned(format, &picture, photograph.width(), photograph.height()));
+        add(format, picture);
+    }
+    for folder in ["formats", "heic"] {
+        for entry in std::fs::read_dir(fixtures().join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let format = match path.extension().and_then(|extension| extension.to_str()) {
+                Some("jpg") => "jpeg",
+                Some(format @ ("png" | "webp" | "gif" | "bmp" | "tiff")) => format,
+                Some("heic") if cfg!(feature = "heic") => "heic",
+                _ => continue,
+            };
+            if path.metadata().unwrap().len() <= MAX_LEN {
+                add(format, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    corpora.into_values().collect()
+}
+
+fn fixtures() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
+}
+
+/// The picture with EXIF that turns it, in the formats that carry EXIF beside the picture.
+fn turned(format: &str, picture: &[u8], width: u32, height: u32) -> Vec<u8> {
+    const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    const HAS_EXIF: u8 = 0b1000;
+    let mut turned = picture.to_vec();
+    match format {
+        "jpeg" => drop(turned.splice(2..2, segment(0xe1, &[b"Exif\0\0", &EXIF[..]].concat()))),
+        "png" => drop(turned.splice(33..33, png_chunk(b"eXIf", EXIF))),
+        "webp" => {
+            let chunks = [vp8x(HAS_EXIF, width, height), turned.split_off(12)];
+            turned = webp(&[&chunks[..], &[riff_chunk(b"EXIF", EXIF)]].concat());
+        }
+        _ => {}
+    }
+    turned
+}
+
+/// The nth picture of a run: the same for the same seed.
+fn nth(corpora: &[Corpus], seed: u64, n: usize) -> Vec<u8> {
+    let mut random = Rng::with_seed(seed.wrapping_add(n as u64));
+    let corpus = &corpora[random.usize(..corpora.len())];
+    let [picture, other] = [(); 2].map(|()| &corpus[random.usize(..corpus.len())]);
+    damaged(picture, other, &mut random)
+}
+
+/// Sends a picture; what was answered, or what is wrong with that.
+async fn send(
+    child: &Child,
+    client: &reqwest::Client,
+    n: usize,
+    picture: &[u8],
+) -> Result<String, String> {
+    let started = Instant::now();
+    let query = if n.is_multiple_of(2) { "?save=false" } else { "" };
+    let route = child.url(&format!("/vectorize-image-upload{query}"));
+    let request = client.post(route).header("content-type", FORM).body(form(picture));
+    let answer = request.send().await.map_err(|error| format!("no answer: {error:?}"))?;
+    let status = answer.status().as_u16();
+    let body = answer.bytes().await.map_err(|error| format!("{status}, cut: {error:?}"))?;
+    let body: serde_json::Value =
+        serde_json::from_slice(&body).map_err(|error| format!("{status}: {error}"))?;
+    let outcome = match status {
+        200 => format!("200 {}", body["content_type"].as_str().unwrap_or_default()),
+        _ => format!("{status} {}", body["code"].as_str().unwrap_or_default()),
+    };
+    let known = ["413 image_too_large", "415 unsupported_image", "422 embedding_rejected"];
+    if started.elapsed() > LATEST {
+        return Err(format!("{outcome} after {:?}", started.elapsed()));
+    }
+    match status {
+        200 => Ok(outcome),
+        _ if known.contains(&outcome.as_str()) || (status, picture.len()) == (400, 0) => {
+            Ok(outcome)
+        }
+        _ => Err(format!("{status}: {body}")),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes as long as it is told to"]
+async fn damaged_pictures_of_every_format_are_answered_and_leave_nothing() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let length = Duration::from_secs(number("MUTATION_SECONDS").unwrap_or(30));
+    let seed = number("MUTATION_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
+    println!("MUTATION_SEED={seed}");
+    let corpora = corpora();
+    let folder = tempfile::tempdir().unwrap();
+    // There every picture is decoded, and these are decoded twice.
+    let child = Child::start(
+        folder.path(),
+        &[
+            ("IMAGESVC_SANDBOX", "true"),
+            ("NVIDIA_LARGE_IMAGES", "shrink"),
+            ("NVIDIA_INLINE_LIMIT", "20000"),
+            ("IMAGESVC_CACHE_MEMORY", "4MiB"),
+            ("IMAGESVC_CACHE_DISK", "8MiB"),
+            ("IMAGESVC_DOWNLOADS_MAX_BYTES", "20MiB"),
+            ("IMAGESVC_REQUEST_TIMEOUT", "120s"),
+        ],
+    );
+    let client = reqwest::Client::builder().timeout(2 * LATEST).build().unwrap();
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(BTreeMap::<String, usize>::new());
+    let failures = Mutex::new(Vec::new());
+    let failed = tempfile::Builder::new().prefix("mutations-").tempdir().unwrap();
+    let traffic = |length: Duration| {
+        let (client, child, corpora, next) = (&client, &child, &corpora, &next);
+        let (outcomes, failures, failed) = (&outcomes, &failures, &failed);
+        async move {
+            let end = Instant::now() + length;
+            let pictures = stream::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+            let pictures = pictures.take_while(|_| {
+                let goes_on = Instant::now() < end && failures.lock().unwrap().len() < MAX_FAILURES;
+                std::future::ready(goes_on)
+            });
+            let requests = pictures.map(|n| async move {
+                let picture = nth(corpora, seed, n);
+                let outcome = send(child, client, n, &picture).await.unwrap_or_else(|wrong| {
+                    let path = failed.path().join(n.to_string());
+                    std::fs::write(&path, &picture).unwrap();
+                    failures.lock().unwrap().push(format!("{}: {wrong:.500}", path.display()));
+                    "wrong".into()
+                });
+                *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
+            });
+            // As many as are decoded at once, so that none waits.
+            let at_once = available_parallelism().map_or(1, usize::from);
+            requests.buffer_unordered(at_once).collect::<()>().await;
+        }
+    };
+    // Until connections that are idle have been closed.
+    let pause = Duration::from_secs(6);
+    traffic(length / 4).await;
+    let before = Held::when_idle(&child, pause).await;
+    traffic(length * 3 / 4).await;
+    let after = Held::when_idle(&child, pause).await;
+    println!("{before:?}\n{after:?}\n{:#?}", outcomes.lock().unwrap());
+    let failures = failures.into_inner().unwrap();
+    if !failures.is_empty() {
+        // Where they can be looked at.
+        let _ = failed.keep();
+        panic!("with MUTATION_SEED={seed}: {failures:#?}");
+    }
+    assert!(
+        outcomes.lock().unwrap().keys().filter(|outcome| outcome.starts_with("200")).count() > 5
+    );
+    after.assert_no_more_than(&before, GROWTH);
+    let left = std::fs::read_dir(folder.path().join("downloads/.incoming")).unwrap().count();
+    assert_eq!(left, 0, "nothing is left that is half received");
+    let (status, log) = child.stop();
+    assert_eq!(status.code(), Some(0));
+    // Contained, and a fault of a library all the same.
+    let panics = log.iter().filter(|line| line.contains("panicked")).collect::<Vec<_>>();
+    println!("{} decoders panicked, among them: {:#?}", panics.len(), panics.first_chunk::<5>());
+}

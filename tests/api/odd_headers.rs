@@ -1,0 +1,119 @@
+//! BMP, GIF and WebP whose headers are not the usual ones, or are wrong in ways that others forgive.
+
+use image_rs::{ImageFormat, RgbImage, imageops};
+
+use crate::support::{
+    FakeNvidia, TestApp, assert_problem, converted,
+    craft::{gif_lzw, riff_chunk, vp8x, webp},
+};
+
+const PLAIN: &[u8] = include_bytes!("../fixtures/formats/plain.png");
+const OS2: &[u8] = include_bytes!("../fixtures/formats/bmp-os2v2.bmp");
+const SCALED: &[u8] = include_bytes!("../fixtures/formats/webp-vp8-scale-11.webp");
+const PREFIXED: &[u8] = include_bytes!("../fixtures/formats/webp-exif6-prefixed.webp");
+const BARE: &[u8] = include_bytes!("../fixtures/formats/webp-exif6-bare.webp");
+
+fn plain() -> RgbImage {
+    image_rs::load_from_memory(PLAIN).unwrap().into_rgb8()
+}
+
+/// How far two pictures of the same size are apart, of 255, on average.
+fn distance(a: &RgbImage, b: &RgbImage) -> u64 {
+    assert_eq!(a.dimensions(), b.dimensions());
+    let apart: u64 = a.iter().zip(b.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    apart / a.len() as u64
+}
+
+/// What NVIDIA is sent for each of these, and that the answer gives their size.
+async fn sent(pictures: &[(&str, Vec<u8>, [u32; 2])]) -> Vec<RgbImage> {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    let mut sent = Vec::new();
+    for (name, bytes, size) in pictures {
+        let answer = app.upload(bytes, name).await;
+        assert_eq!(answer.prepared(), "jpeg", "{name}");
+        let body = answer.json();
+        assert_eq!([&body["width"], &body["height"]], size.map(serde_json::Value::from).each_ref());
+        sent.push(nvidia.last_inline().pixels());
+    }
+    sent
+}
+
+#[tokio::test]
+async fn pictures_with_odd_headers_reach_nvidia_as_they_look() {
+    let full = [160, 120];
+    let pictures = [
+        ("os2.bmp", OS2.to_vec(), [80, 60]),
+        ("scaled.webp", SCALED.to_vec(), full),
+        ("prefixed.webp", PREFIXED.to_vec(), full),
+        ("bare.webp", BARE.to_vec(), full),
+    ];
+    let seen = sent(&pictures).await;
+    let turned = imageops::rotate90(&plain());
+    let small = imageops::resize(&plain(), 80, 60, imageops::FilterType::Triangle);
+    for ((name, ..), (seen, expected)) in
+        pictures.iter().zip(seen.iter().zip([small, plain(), turned.clone(), turned]))
+    {
+        let distance = distance(seen, &expected);
+        assert!(distance < 8, "{name}: {distance}");
+    }
+}
+
+#[tokio::test]
+async fn a_webp_whose_flags_promise_what_is_missing_is_read() {
+    let lossless = converted(PLAIN, ImageFormat::WebP).split_off(12);
+    let pictures: Vec<_> = [0, 0b100, 0b1000, 0b1_0000, 0b11_1100]
+        .map(|flags| {
+            let file = webp(&[vp8x(flags, 160, 120), lossless.clone(), riff_chunk(b"junk", b"x")]);
+            ("flags.webp", file, [160, 120])
+        })
+        .to_vec();
+    for seen in sent(&pictures).await {
+        assert!(distance(&seen, &plain()) < 8);
+    }
+}
+
+#[tokio::test]
+async fn a_gif_without_colours_is_grey_and_one_off_its_canvas_is_whole() {
+    let grey = RgbImage::from_fn(60, 40, |x, y| [(x * 3 + y) as u8; 3].into());
+    let indices: Vec<u8> = grey.pixels().map(|pixel| pixel.0[0]).collect();
+    let frame = |left: u8, top: u8| {
+        [b",", &[left, 0, top, 0, 60, 0, 40, 0, 0][..], &gif_lzw(&indices), b";"].concat()
+    };
+    let screen = |width: u8, height: u8| [b"GIF89a", &[width, 0, height, 0, 0, 0, 0][..]].concat();
+    let pictures = [
+        ("grey.gif", [screen(60, 40), frame(0, 0)].concat(), [60, 40]),
+        ("off.gif", [screen(30, 20), frame(4, 2)].concat(), [64, 42]),
+        ("no-canvas.gif", [screen(0, 0), frame(0, 0)].concat(), [60, 40]),
+    ];
+    for (seen, (left, top)) in sent(&pictures).await.iter().zip([(0, 0), (4, 2), (0, 0)]) {
+        let frame = imageops::crop_imm(seen, left, top, 60, 40).to_image();
+        assert!(distance(&frame, &grey) < 8);
+    }
+}
+
+#[tokio::test]
+async fn kinds_of_bmp_that_are_not_read_are_named_and_leave_nothing() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    // The second header says how many bits a pixel has, and how they are stored.
+    let bmp = |length: u8, bits: u8, compression: u8| {
+        let mut bmp = OS2.to_vec();
+        [bmp[14], bmp[28], bmp[30]] = [length, bits, compression];
+        bmp
+    };
+    for (bytes, words) in [
+        (bmp(64, 1, 3), "a BMP with fax compression"),
+        (bmp(64, 24, 4), "a BMP with run-length coding of 24 bits"),
+        (bmp(40, 0, 4), "a BMP with a JPEG inside"),
+        (bmp(40, 0, 5), "a BMP with a PNG inside"),
+        (bmp(40, 64, 0), "a BMP with 64 bits a pixel"),
+    ] {
+        let answer = app.upload(&bytes, "picture.bmp").await;
+        let problem = assert_problem(&answer, 415, "unsupported_image");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(words) && !detail.contains("damaged"), "{detail}");
+    }
+    assert!(app.saved().is_empty());
+    assert!(nvidia.received().is_empty());
+}

@@ -1,0 +1,135 @@
+//! TIFF: the kinds that are read, and those that are named instead.
+
+use std::{fs, path::Path};
+
+use ::base64::{Engine, prelude::BASE64_STANDARD};
+use image_rs::RgbImage;
+
+use crate::support::{
+    FakeNvidia, TestApp, assert_problem,
+    craft::{Entry, tiff},
+    metric,
+};
+
+const SHORT: u16 = 3;
+const LONG: u16 = 4;
+
+fn file(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats");
+    fs::read(folder.join(name)).unwrap()
+}
+
+/// The JPEG that NVIDIA was given last.
+fn shown(nvidia: &FakeNvidia) -> RgbImage {
+    let received = nvidia.received();
+    let body: serde_json::Value = serde_json::from_slice(&received.last().unwrap().body).unwrap();
+    let url = body["messages"][0]["content"]["image_url"]["url"].as_str().unwrap();
+    let jpeg = BASE64_STANDARD.decode(url.strip_prefix("data:image/jpeg;base64,").unwrap());
+    image_rs::load_from_memory(&jpeg.unwrap()).unwrap().into_rgb8()
+}
+
+/// How far two pictures are apart on average, each made so many times smaller: the dots of a fax are
+/// greys from afar.
+fn difference(a: &RgbImage, b: &RgbImage, smaller: u32) -> f64 {
+    assert_eq!(a.dimensions(), b.dimensions());
+    let size = (a.width() / smaller, a.height() / smaller);
+    let [a, b] = [a, b].map(|image| image_rs::imageops::thumbnail(image, size.0, size.1));
+    let sum: f64 = a.iter().zip(b.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
+    sum / a.len() as f64
+}
+
+/// As Pillow makes grey of colours (ITU-R BT.601).
+fn grey(image: &RgbImage) -> RgbImage {
+    let mut grey = image.clone();
+    for pixel in grey.pixels_mut() {
+        let [red, green, blue] = pixel.0.map(u32::from);
+        pixel.0 = [((red * 299 + green * 587 + blue * 114 + 500) / 1000) as u8; 3];
+    }
+    grey
+}
+
+/// A picture of 16 × 16, with what makes it of another kind.
+fn crafted(changes: &[Entry]) -> Vec<u8> {
+    let mut entries: Vec<Entry> = vec![
+        (256, LONG, vec![16]),
+        (257, LONG, vec![16]),
+        (258, SHORT, vec![8; 3]),
+        (259, SHORT, vec![1]),
+        (262, SHORT, vec![2]),
+        (273, LONG, vec![16]),
+        (277, SHORT, vec![3]),
+        (278, LONG, vec![16]),
+        (279, LONG, vec![768]),
+    ];
+    entries.retain(|(tag, ..)| changes.iter().all(|(changed, ..)| changed != tag));
+    entries.extend_from_slice(changes);
+    entries.sort_by_key(|(tag, ..)| *tag);
+    tiff(false, &[100; 768], &entries)
+}
+
+#[tokio::test]
+async fn what_is_not_read_is_named_before_a_decoder_is_started() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    app.upload(&crafted(&[]), "plain.tiff").await.vector();
+    let decoders = || async {
+        let metrics = app.get("/metrics").await.text();
+        ["done", "refused"]
+            .map(|name| metric(&metrics, &format!("imagesvc_decodes_total{{outcome=\"{name}\"}}")))
+    };
+    let before = decoders().await;
+    let short = |tag, value: u64| (tag, SHORT, vec![value]);
+    for (changes, word) in [
+        (vec![short(259, 2)], "a TIFF with fax compression"),
+        (vec![short(259, 6)], "a TIFF with JPEG compression of the old kind"),
+        (vec![short(259, 34_712)], "a TIFF with JPEG 2000 compression"),
+        (vec![short(259, 34_887)], "a TIFF with LERC compression"),
+        (vec![short(259, 50_000)], "a TIFF with Zstandard compression"),
+        (vec![short(262, 8)], "a TIFF in L*a*b* colours"),
+        (vec![short(262, 6)], "a TIFF in YCbCr colours without JPEG compression"),
+        (vec![(258, SHORT, vec![12; 3])], "a TIFF with a rare number of bits a sample"),
+        (vec![(258, SHORT, vec![5, 6, 5])], "a TIFF whose samples differ in kind or depth"),
+        (vec![(339, SHORT, vec![2; 3])], "a TIFF of numbers with a sign"),
+    ] {
+        let problem = assert_problem(
+            &app.upload(&crafted(&changes), "a.tiff").await,
+            415,
+            "unsupported_image",
+        );
+        let expected = format!("This is {word}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.starts_with(&expected) && detail.contains("not supported"), "{detail}");
+        assert!(problem.get("saved_as").is_none());
+    }
+    // What contradicts itself is damaged, and not of another kind.
+    for changes in [vec![short(277, 1)], vec![short(266, 9)], vec![(273, LONG, vec![])]] {
+        let answer = app.upload(&crafted(&changes), "a.tiff").await;
+        let problem = assert_problem(&answer, 415, "unsupported_image");
+        assert!(problem["detail"].as_str().unwrap().contains("header cannot be read"), "{problem}");
+    }
+    assert_eq!((app.saved().len(), nvidia.received().len()), (1, 1), "of the plain one");
+    assert_eq!(decoders().await, before);
+}
+
+#[tokio::test]
+async fn the_kinds_of_scanners_and_drawing_programs_show_their_picture() {
+    let nvidia = FakeNvidia::well().await;
+    let app = TestApp::start(&nvidia).await;
+    let plain = image_rs::load_from_memory(&file("plain.png")).unwrap().into_rgb8();
+    for (name, expected, smaller, most) in [
+        ("tiff-tiled-planar-exact-zip", &plain, 1, 3.0),
+        ("tiff-tiled-planar-ragged-zip", &plain, 1, 3.0),
+        ("tiff-palette8", &plain, 1, 12.0),
+        ("tiff-la", &grey(&plain), 1, 3.0),
+        ("tiff-grey4", &grey(&plain), 1, 7.0),
+        ("tiff-g3", &grey(&plain), 8, 10.0),
+    ] {
+        let picture = file(&format!("{name}.tiff"));
+        let answer = app.upload(&picture, "scan.tiff").await;
+        assert_eq!(answer.status, 200, "{name}: {}", answer.text());
+        answer.vector();
+        assert_eq!(app.saved_bytes(&answer.saved_as()), picture, "{name}");
+        let found = difference(&shown(&nvidia), expected, smaller);
+        assert!(found < most, "{name}: {found}");
+    }
+}

@@ -1,0 +1,135 @@
+"""A small JPEG encoder, for what Pillow does not write: any sampling, any colours, any order of scans
+(ITU-T T.81). Codes have a fixed length, so no statistics are needed."""
+
+import struct
+
+import numpy as np
+
+BASELINE, PROGRESSIVE = 0xC0, 0xC2
+
+# The division of every coefficient: fine enough that hardly anything is lost.
+QUANTIZER = 2
+
+# Rows are the waves of a discrete cosine transform.
+WAVES = np.array([
+    [(0.5 if u else 0.125 ** 0.5) * np.cos((2 * x + 1) * u * np.pi / 16) for x in range(8)] for u in range(8)
+])
+
+# Where the coefficients stand in a block, by their order in the file (figure A.6).
+ZIGZAG = sorted(((u, v) for v in range(8) for u in range(8)), key=lambda at: (
+    sum(at), at[1] if sum(at) % 2 else at[0]))
+
+# What AC codes stand for: zeros and the bits of what follows them; the end of a block, and 16 zeros.
+AC_SYMBOLS = [0x00, 0xF0] + [zeros << 4 | bits for zeros in range(16) for bits in range(1, 11)]
+AC_CODES = {symbol: f"{code:08b}" for code, symbol in enumerate(AC_SYMBOLS)}
+
+
+def segment(marker, data):
+    return struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data
+
+
+def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None, restart=0):
+    """Encodes planes of 0 to 255, all of the picture's size.
+
+    `sampling` has a pair for each (samples across and down in a unit), `scans` lists which planes
+    stand together, `adobe` is the transform that the APP14 segment tells."""
+    height, width = planes[0].shape
+    ids = ids or range(1, len(planes) + 1)
+    most = [max(factors[axis] for factors in sampling) for axis in (0, 1)]
+    units = -(-width // (8 * most[0])), -(-height // (8 * most[1]))
+    blocks = [transform(plane, units, most, factors) for plane, factors in zip(planes, sampling)]
+
+    file = b"\xff\xd8"
+    if adobe is not None:
+        file += segment(0xEE, b"Adobe" + struct.pack(">HHHB", 100, 0, 0, adobe))
+    file += segment(0xDB, bytes([0] + [QUANTIZER] * 64))
+    parts = b"".join(bytes([id, h << 4 | v, 0]) for id, (h, v) in zip(ids, sampling))
+    file += segment(frame, struct.pack(">BHHB", 8, height, width, len(planes)) + parts)
+    # Twelve DC codes of four bits; the AC codes have eight.
+    file += segment(0xC4, bytes([0] + [0, 0, 0, 12] + [0] * 12) + bytes(range(12)))
+    file += segment(0xC4, bytes([0x10] + [0] * 7 + [len(AC_SYMBOLS)] + [0] * 8) + bytes(AC_SYMBOLS))
+    if restart:
+        file += segment(0xDD, struct.pack(">H", restart))
+
+    scans = scans or [range(len(planes))]
+    passes = [(scan, 0, 63) for scan in scans]
+    if frame == PROGRESSIVE:
+        each = [[plane] for plane in range(len(planes))]
+        passes = [(scan, 0, 0) for scan in scans] + [(scan, *band) for band in [(1, 5), (6, 63)] for scan in each]
+    for scan, first, last in passes:
+        head = b"".join(bytes([ids[plane], 0]) for plane in scan)
+        file += segment(0xDA, bytes([len(scan)]) + head + bytes([first, last, 0]))
+        file += compress(list(order(scan, blocks, sampling, units, (width, height), most)), first, last, restart)
+    return file + b"\xff\xd9"
+
+
+def transform(plane, units, most, factors):
+    """The blocks of a plane, by row and column: 64 numbers each, in the file's order."""
+    size = units[1] * 8 * most[1], units[0] * 8 * most[0]
+    plane = np.pad(plane.astype(float), [(0, size[axis] - plane.shape[axis]) for axis in (0, 1)], "edge")
+    across, down = most[0] // factors[0], most[1] // factors[1]
+    plane = plane.reshape(size[0] // down, down, size[1] // across, across).mean((1, 3)) - 128
+    blocks = plane.reshape(plane.shape[0] // 8, 8, plane.shape[1] // 8, 8).swapaxes(1, 2)
+    blocks = np.rint(WAVES @ blocks @ WAVES.T / QUANTIZER).astype(int)
+    return np.stack([blocks[:, :, at[1], at[0]] for at in ZIGZAG], axis=-1)
+
+
+def order(scan, blocks, sampling, units, size, most):
+    """The units of a scan, each a list of planes and their blocks."""
+    if len(scan) == 1:
+        # Alone, a plane has the blocks that it needs, one in a unit (A.2.2).
+        plane = scan[0]
+        across, down = (-(-size[axis] * sampling[plane][axis] // most[axis]) for axis in (0, 1))
+        for row in range(-(-down // 8)):
+            for column in range(-(-across // 8)):
+                yield [(plane, blocks[plane][row, column])]
+        return
+    for row in range(units[1]):
+        for column in range(units[0]):
+            yield [
+                (plane, blocks[plane][row * sampling[plane][1] + y, column * sampling[plane][0] + x])
+                for plane in scan for y in range(sampling[plane][1]) for x in range(sampling[plane][0])
+            ]
+
+
+def compress(units, first, last, restart):
+    coded = b""
+    for start in range(0, len(units), restart or len(units)):
+        if start:
+            coded += bytes([0xFF, 0xD0 + (start // restart - 1) % 8])
+        bits, before = [], {}
+        for unit in units[start:start + (restart or len(units))]:
+            for plane, block in unit:
+                if first == 0:
+                    difference = int(block[0]) - before.get(plane, 0)
+                    before[plane] = int(block[0])
+                    length = abs(difference).bit_length()
+                    bits += [f"{length:04b}", magnitude(difference, length)]
+                if last > 0:
+                    bits += ac_codes(block[max(first, 1):last + 1].tolist())
+        text = "".join(bits)
+        text += "1" * (-len(text) % 8)
+        coded += bytes(int(text[at:at + 8], 2) for at in range(0, len(text), 8)).replace(b"\xff", b"\xff\0")
+    return coded
+
+
+def ac_codes(values):
+    zeros = 0
+    for value in values:
+        if value == 0:
+            zeros += 1
+            continue
+        while zeros > 15:
+            yield AC_CODES[0xF0]
+            zeros -= 16
+        length = abs(value).bit_length()
+        yield AC_CODES[zeros << 4 | length]
+        yield magnitude(value, length)
+        zeros = 0
+    if zeros:
+        yield AC_CODES[0x00]
+
+
+def magnitude(value, length):
+    """Negative numbers have their bits inverted (F.1.2.1)."""
+    return f"{value if value > 0 else value + (1 << length) - 1:0{length}b}" if length else ""
