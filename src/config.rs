@@ -2,7 +2,8 @@
 //!
 //! Each concern has a file (`nvidia.rs`, `web.rs`, …) that holds its settings, one typed row each, and
 //! the function that reads them. To add a setting, write its row and read it there, give it a place in
-//! `settings.rs`, and let the program print the README's table and `.env.example` (`listing.rs`).
+//! `settings.rs`, and let the program print the table and `.env.example` (`listing.rs`).
+//! `CONTRIBUTING.md` has the steps.
 
 use std::fmt;
 

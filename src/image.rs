@@ -3,7 +3,7 @@
 //! A new format has its name, its media type and its first bytes in `sniff`, its size in `header`, its
 //! memory in `cost`, its decoder in `render`, and its way to NVIDIA in `embed/plan.rs`: the compiler
 //! names each of these once [`Format`] knows it. `fetch.rs`, `web/routes/url.rs`, `Cargo.toml` and the
-//! README name the formats, too.
+//! pages name the formats, too: `CONTRIBUTING.md` has the steps.
 //!
 //! Everything here is synchronous; what takes time is called off the async threads. Headers are
 //! read within bounds; pixels are decoded by [`crate::decoder`]'s processes alone.

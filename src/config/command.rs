@@ -58,7 +58,7 @@ pub fn command() -> Command {
             Arg::new(FORM)
                 .required(true)
                 .value_parser(Form::parse)
-                .help("markdown: the README's table; env: .env.example"),
+                .help("markdown: the table in docs/operating.md; env: .env.example"),
         );
     command
         .subcommands([check, list])

@@ -1,6 +1,6 @@
 //! Lists all settings as the documentation has them. `cargo run -- settings env > .env.example`
-//! writes that file anew, and `cargo run -- settings markdown` prints the README's table; tests
-//! compare both. The subcommand is for whoever works on the service, so `--help` does not show it.
+//! writes that file anew, and `cargo run -- settings markdown` prints the table in
+//! `docs/operating.md`; tests compare both. The subcommand is for whoever works on the service, so `--help` does not show it.
 
 use std::{
     io::{self, Write},
@@ -12,7 +12,7 @@ use super::settings::SETTINGS;
 /// How the settings are listed.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Form {
-    /// As the README's table.
+    /// As the table in `docs/operating.md`.
     Markdown,
     /// As `.env.example`.
     Env,
@@ -76,11 +76,11 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_has_the_table_that_is_printed() {
-        let readme = include_str!("../../README.md");
-        let start = readme.find(TABLE_HEAD).expect("the README has a table of settings");
-        let table = readme[start..].split("\n\n").next().unwrap();
-        let advice = "README.md's table of settings is out of date: put there what \
+    fn the_page_on_operating_has_the_table_that_is_printed() {
+        let page = include_str!("../../docs/operating.md");
+        let start = page.find(TABLE_HEAD).expect("the page has a table of settings");
+        let table = page[start..].split("\n\n").next().unwrap();
+        let advice = "the table of settings in docs/operating.md is out of date: put there what \
                       `cargo run -- settings markdown` prints";
         assert_same(table, &markdown(), advice);
     }

@@ -1,5 +1,5 @@
 //! The list of all settings, in the order of the documentation. From it follow the flags, `--help`,
-//! the variables that are read, the README's table and `.env.example`.
+//! the variables that are read, the table in `docs/operating.md` and `.env.example`.
 
 use super::{
     decoder, embed, fetch, limits, nvidia, row::Row, server, store, telemetry, upstream, web,

@@ -1,4 +1,4 @@
-//! The README's alert rules, tried on what a real service says, and both texts of its metrics, by
+//! The alert rules of `docs/operating.md`, tried on what a real service says, and both texts of its metrics, by
 //! Prometheus' own tool.
 
 use std::{
@@ -11,16 +11,15 @@ use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
 
 use crate::support::{
-    CHELSEA, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted, embedding, metric, number, tiny,
+    CHELSEA, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted, documents::Document, embedding,
+    metric, number, tiny,
 };
 
-const README: &str = include_str!("../../README.md");
-
-/// The block of rules in the README.
-fn rules() -> &'static str {
-    let (_, block) = README.split_once("```yaml\ngroups:").unwrap();
-    let rules = &README[README.len() - block.len() - "groups:".len()..];
-    rules.split("```").next().unwrap()
+/// The block of rules on the page.
+fn rules() -> String {
+    let blocks = Document::read("docs/operating.md").blocks();
+    let mut rules = blocks.into_iter().filter(|block| block.language == "yaml");
+    rules.next().unwrap().text
 }
 
 /// Runs Prometheus' tool, where it is installed, and gives what it said if it was not content.

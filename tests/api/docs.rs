@@ -2,14 +2,17 @@
 
 use imagesvc::web::error::Code;
 
-use crate::support::{FakeNvidia, TestApp};
+use crate::support::{FakeNvidia, TestApp, documents::Document};
 
 #[test]
-fn the_readme_lists_every_code() {
-    let readme = include_str!("../../README.md");
+fn the_page_on_the_api_lists_every_code_and_no_other() {
+    let page = Document::read("docs/api.md").text;
+    let (_, table) = page.split_once("| `code` | Status |").unwrap();
+    let table = table.split("\n\n").next().unwrap();
+    assert_eq!(table.lines().count(), 2 + Code::ALL.len());
     for code in Code::ALL {
         let row = format!("| `{code}` | {} |", code.status().as_u16());
-        assert!(readme.contains(&row), "{row}");
+        assert!(table.contains(&row), "{row}");
     }
 }
 

@@ -6,8 +6,8 @@ use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
 use crate::support::{
-    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, embedding, metric, number,
-    tiny,
+    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, documents::Document,
+    embedding, metric, number, tiny,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,19 +208,18 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
 }
 
 #[tokio::test]
-async fn the_readme_lists_every_metric_and_no_other() {
+async fn the_page_on_operating_lists_every_metric_and_no_other() {
     let nvidia = FakeNvidia::well().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "a.jpg").await.vector();
     let (families, _) = parse(&app.get("/metrics").await.text());
-    let readme = include_str!("../../README.md");
-    let names =
-        readme.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
+    let page = Document::read("docs/operating.md").text;
+    let names = page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
     let documented: BTreeSet<_> = names.filter(|name| name.starts_with("imagesvc_")).collect();
     let bare = |name: &str| name.trim_end_matches("_total").trim_end_matches("_info").to_owned();
     let listed: BTreeSet<_> = documented.iter().map(|name| bare(name)).collect();
     for family in families.keys() {
-        assert!(listed.contains(&bare(family)), "{family} is not in the README");
+        assert!(listed.contains(&bare(family)), "{family} is not on the page");
     }
     // Families without a sample are not in the text: those of faults that did not happen.
     let source = include_str!("../../src/telemetry/metrics.rs");

@@ -1,4 +1,4 @@
-//! The pages for operators: what they name exists, and what they quote is said.
+//! The pages: what they name exists, and what they quote is said.
 
 use std::{
     collections::BTreeSet,
@@ -7,12 +7,7 @@ use std::{
     process::Command,
 };
 
-const SECURITY: &str = include_str!("../../docs/security.md");
-const UPGRADING: &str = include_str!("../../docs/upgrading.md");
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use crate::support::documents::{Document, root};
 
 /// What stands between backticks.
 fn code(text: &str) -> impl Iterator<Item = &str> {
@@ -65,7 +60,8 @@ fn tests() -> BTreeSet<String> {
 #[test]
 fn every_guard_on_the_security_page_has_its_code_and_its_test() {
     let tests = tests();
-    let rows = rows(SECURITY);
+    let page = Document::read("docs/security.md").text;
+    let rows = rows(&page);
     assert!(rows.len() > 40, "{}", rows.len());
     for row in rows {
         let [threat, guard, proofs] = row[..] else { panic!("{row:?}") };
@@ -82,21 +78,92 @@ fn every_guard_on_the_security_page_has_its_code_and_its_test() {
 
 #[test]
 fn every_file_that_a_page_names_is_there() {
-    for page in [SECURITY, UPGRADING] {
-        let known = ["src/", "tests/", "deploy/", ".ci/"];
-        let named = code(page).filter(|word| known.iter().any(|folder| word.starts_with(folder)));
-        let links = page.split("](../").skip(1).map(|rest| rest.split([')', '#']).next().unwrap());
-        for path in named.chain(links) {
-            assert!(root().join(path).exists(), "{path}");
+    let known = ["src/", "tests/", "benches/", "docs/", "deploy/", ".ci/"];
+    for page in Document::all() {
+        let prose = page.prose();
+        let named = code(&prose).filter(|word| known.iter().any(|folder| word.starts_with(folder)));
+        // Files of an Android project are called so, too.
+        for path in named.filter(|path| !path.starts_with("src/debug/")) {
+            assert!(root().join(path).exists(), "{}: {path}", page.path.display());
         }
+    }
+}
+
+/// What a heading is linked by, as GitHub makes it.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+    heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+}
+
+#[test]
+fn every_link_between_the_pages_leads_somewhere() {
+    let mut links = 0;
+    for page in Document::all() {
+        let prose = page.prose();
+        let targets = prose.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
+        for target in targets.filter(|target| !target.contains("://")) {
+            let place = format!("{}: {target}", page.path.display());
+            let (path, heading) = target.split_once('#').unwrap_or((target, ""));
+            let file = match path {
+                "" => root().join(&page.path),
+                path => root().join(page.path.parent().unwrap()).join(path),
+            };
+            assert!(file.exists(), "{place}");
+            if !heading.is_empty() {
+                let text = Document::read(file).prose();
+                let mut headings = text.lines().filter(|line| line.starts_with('#')).map(anchor);
+                assert!(headings.any(|anchor| anchor == heading), "{place}");
+            }
+            links += 1;
+        }
+    }
+    assert!(links > 40, "{links}");
+}
+
+#[test]
+fn every_page_names_the_rust_version_that_the_manifest_does() {
+    let expected = concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " or newer");
+    let named: Vec<_> = Document::all()
+        .iter()
+        .flat_map(|page| {
+            page.text
+                .match_indices("Rust 1.")
+                .map(|(at, _)| page.text[at..].to_owned())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    assert!(named.len() >= 2 && named.iter().all(|text| text.starts_with(expected)), "{expected}");
+}
+
+#[test]
+fn the_readme_stays_a_front_door() {
+    let lines = Document::read("README.md").text.lines().count();
+    assert!(lines <= 260, "{lines} lines: what is for one kind of reader belongs into docs/");
+}
+
+#[test]
+fn the_package_holds_the_licenses_and_every_page_that_its_readme_leads_to() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let expected = fs::read_to_string(root().join("deploy/build-rpm")).unwrap();
+    let pages = Document::all().into_iter().map(|page| page.path.to_str().unwrap().to_owned());
+    let pages = pages.filter(|page| page != "CONTRIBUTING.md");
+    let doc = |page: String| (page.clone(), format!("/usr/share/doc/imagesvc/{page}"));
+    let license = |name: &str| (name.to_owned(), format!("/usr/share/licenses/imagesvc/{name}"));
+    let licenses = ["LICENSE-MIT", "LICENSE-APACHE"].map(license);
+    for (source, installed) in pages.map(doc).chain(licenses) {
+        let asset = format!("{{ source = \"{source}\", dest = \"{installed}\", mode = \"644\"");
+        assert!(manifest.contains(&asset), "Cargo.toml: {source}");
+        assert!(expected.contains(&format!(" {installed}\n")), "deploy/build-rpm: {source}");
     }
 }
 
 #[test]
 fn every_setting_that_a_page_names_is_one() {
-    let settings = include_str!("../../.env.example");
-    for page in [SECURITY, UPGRADING] {
-        let words = page.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
+    let settings = fs::read_to_string(root().join(".env.example")).unwrap();
+    // What was a setting once may stand in the changelog.
+    let pages = Document::all().into_iter().filter(|page| page.path != Path::new("CHANGELOG.md"));
+    for page in pages {
+        let words = page.text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
         let named = words.filter(|word| {
             ["IMAGESVC_", "NVIDIA_"]
                 .iter()
@@ -134,7 +201,8 @@ fn the_program_says_what_the_page_on_upgrading_quotes() {
         faults("", &[("IMAGESVC_DOWNLOADS_MAX_BYTES", "0")]),
     ]
     .concat();
-    let section = UPGRADING.split("## Faults at start").nth(1).unwrap();
+    let page = Document::read("docs/upgrading.md").text;
+    let section = page.split("## Faults at start").nth(1).unwrap();
     let rows = rows(section.split("\n## ").next().unwrap());
     assert_eq!(rows.len(), 11);
     for row in rows {

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::support::{Child, FakeServer, ROCKET};
+use crate::support::{Child, FakeServer, ROCKET, documents::Document};
 
 /// The program with nothing set, in a folder of its own.
 fn program(folder: &std::path::Path) -> Command {
@@ -47,8 +47,8 @@ fn all_faults_of_flags_environment_and_dotenv_are_reported_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dotenv_as_windows_writes_it_with_a_user_agent_as_the_documentation_shows_it_is_read() {
     let origin = FakeServer::serving(ROCKET).await;
-    let readme = include_str!("../../README.md");
-    let (_, shown) = readme.split_once("such as `my-app").unwrap();
+    let readme = Document::read("README.md").text;
+    let (_, shown) = readme.split_once("`my-app").unwrap();
     let shown = format!("my-app{}", shown.split('`').next().unwrap());
     for agent in [shown.as_str(), "Mozilla/5.0 (compatible; my-app/1.0; +https://example.com)"] {
         let folder = tempfile::tempdir().unwrap();

@@ -162,7 +162,7 @@ async fn a_failure_is_shared_but_not_remembered() {
 }
 
 #[tokio::test]
-async fn no_cache_asks_anew_and_never_joins_anothers_call() {
+async fn no_cache_asks_anew_and_never_joins_another_call() {
     let (gate, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![telling(1).held(&gate), telling(2), telling(3)]).await;
     let app = TestApp::start(&nvidia).await;

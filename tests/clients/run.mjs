@@ -1,5 +1,5 @@
 // Runs each client against one sandbox, and tells of each in a line. curl is not among them:
-// tests/api/readme.rs pastes the README's own commands.
+// tests/api/commands.rs pastes the pages' own commands.
 
 import { spawn } from "node:child_process";
 import { readdir } from "node:fs/promises";

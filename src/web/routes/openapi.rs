@@ -1,7 +1,8 @@
 //! What the OpenAPI document says beside the routes: what it is, and what every answer carries.
 
 use utoipa::openapi::{
-    Header, InfoBuilder, ObjectBuilder, OpenApi as Document, RefOr, Required, Response, Type,
+    Header, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi as Document, RefOr, Required,
+    Response, Type,
     path::{Operation, ParameterBuilder, ParameterIn, PathItem},
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
@@ -12,6 +13,8 @@ pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
     open.paths.paths.values_mut().flat_map(operations).for_each(want_nothing);
     open.merge(keyed);
     let mut document = open;
+    let license = env!("CARGO_PKG_LICENSE");
+    let license = LicenseBuilder::new().name(license).identifier(Some(license)).build();
     document.info = InfoBuilder::new()
         .title("imagesvc")
         .version(env!("CARGO_PKG_VERSION"))
@@ -19,6 +22,7 @@ pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
             "Takes a picture (by address, as Base64 JSON or as a multipart upload), saves it, and answers \
              with its NVIDIA NV-DINOv2 embedding: 1536 numbers. Errors are RFC 9457 problems with a stable `code`.",
         ))
+        .license(Some(license))
         .build();
     let key = SecurityScheme::Http(
         HttpBuilder::new()

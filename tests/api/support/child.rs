@@ -27,6 +27,9 @@ pub struct Child {
 }
 
 impl Child {
+    /// The program's file.
+    pub const PROGRAM: &str = PROGRAM;
+
     /// Starts the program in a folder, with these settings and nothing else, and waits until it
     /// listens.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
@@ -40,6 +43,13 @@ impl Child {
         strace.args(["--daemonize", "--follow-forks", "--decode-fds=path", "--trace", calls]);
         strace.arg("--output").arg(to).arg(PROGRAM);
         Self::start_by(strace, folder, settings)
+    }
+
+    /// The same, started by commands that a shell reads.
+    pub fn start_pasted(commands: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
+        let mut shell = Command::new("bash");
+        shell.args(["-c", commands]);
+        Self::start_by(shell, folder, settings)
     }
 
     fn start_by(command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {

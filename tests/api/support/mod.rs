@@ -7,6 +7,7 @@ mod child;
 mod client;
 pub mod craft;
 mod decoder;
+pub mod documents;
 mod fake_nvidia;
 mod fake_server;
 mod held;
