@@ -252,7 +252,7 @@ fn room(module: &Module) -> &str {
 }
 
 #[test]
-fn arrows_point_downwards() {
+fn imports_point_downwards() {
     let sources = sources();
     assert!(sources.len() > 50, "these are not the sources");
     for (from, named) in arrows(&sources) {

@@ -43,8 +43,8 @@ impl Report {
     pub fn print(&self) {
         heading("goals", &[]);
         for (name, measured, at_most) in &self.goals {
-            let verdict = if measured <= at_most { "holds" } else { "MISSED" };
-            println!("{name:<55} {measured:>9.3} of {at_most:>7.3}  {verdict}");
+            let outcome = if measured <= at_most { "holds" } else { "MISSED" };
+            println!("{name:<55} {measured:>9.3} of {at_most:>7.3}  {outcome}");
         }
     }
 }

@@ -11,7 +11,8 @@ use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
 
 use crate::support::{
-    CHELSEA, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted, embedding, metric, number, tiny,
+    CHELSEA, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted, embedding, metric,
+    picture_number, tiny,
 };
 
 const README: &str = include_str!("../../README.md");
@@ -103,8 +104,8 @@ fn slope(before: &str, after: &str) -> BTreeMap<String, String> {
 }
 
 #[tokio::test]
-async fn what_the_alerts_count_is_there_at_0_from_the_start() {
-    let nvidia = FakeNvidia::well().await;
+async fn the_series_that_alerts_use_start_at_zero() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let samples = samples(&app.get("/metrics").await.text());
     let zero = |series: String| assert_eq!(samples.get(&series), Some(&0.0), "{series}");
@@ -144,7 +145,7 @@ async fn the_first_refusal_of_the_key_or_the_account_raises_the_alert() {
         let refused = [("4m", false), ("6m", true), ("15m", true), ("25m", false)];
         assert_alerts(&[case(&step(&before, &after), "ImagesvcKeyRefused", &refused)]);
     }
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let before = app.get("/metrics").await.text();
     app.upload(ROCKET, "a.jpg").await.vector();
@@ -154,9 +155,9 @@ async fn the_first_refusal_of_the_key_or_the_account_raises_the_alert() {
 }
 
 #[tokio::test]
-async fn failures_raise_the_alert_once_they_are_many_for_long() {
+async fn failures_raise_the_alert_only_when_frequent_and_lasting() {
     // By number: what NVIDIA says of a picture.
-    let nvidia = FakeNvidia::scripted(|request, _| match number(request) {
+    let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
         503 => Reply::status(503),
         _ => embedding(),
@@ -187,7 +188,7 @@ async fn failures_raise_the_alert_once_they_are_many_for_long() {
 
 #[tokio::test]
 async fn a_disk_that_fills_up_raises_the_alert_in_time() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let name = "imagesvc_downloads_free_bytes";
     assert!(samples(&app.get("/metrics").await.text()).contains_key(name));
@@ -202,7 +203,7 @@ async fn a_disk_that_fills_up_raises_the_alert_in_time() {
 }
 
 #[tokio::test]
-async fn the_text_for_prometheus_says_the_same_and_its_tool_finds_no_fault() {
+async fn both_metrics_texts_hold_the_same_samples_and_promtool_accepts_them() {
     let nvidia = FakeNvidia::with_uploads(|_| None).await;
     let app = TestApp::start(&nvidia).await;
     let plain = async || {

@@ -14,7 +14,7 @@ async fn post(app: &TestApp, body: impl Into<Vec<u8>>) -> Answer {
 
 #[tokio::test]
 async fn the_python_services_example_works_with_wrapped_lines_and_without_a_content_type() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
     let lines: Vec<_> =
@@ -33,7 +33,7 @@ async fn the_python_services_example_works_with_wrapped_lines_and_without_a_cont
 
 #[tokio::test]
 async fn what_mobile_clients_write_works() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
     for body in [
@@ -62,7 +62,7 @@ async fn what_mobile_clients_write_works() {
 
 #[tokio::test]
 async fn what_is_not_base64_is_refused() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (text, word) in [
         ("", "empty"),
@@ -83,7 +83,7 @@ async fn what_is_not_base64_is_refused() {
 
 #[tokio::test]
 async fn a_body_that_does_not_fit_the_form_says_where() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (body, place, kind) in [
         ("{}", "image_base64", "missing"),

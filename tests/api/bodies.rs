@@ -1,4 +1,4 @@
-//! Bodies that are too large, lie about their length, or come from an origin that misbehaves.
+//! Bodies that are too large, lie about their length, or come from an picture_server that misbehaves.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -79,7 +79,7 @@ async fn send_then_read(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         for round in 0..100 {
@@ -99,7 +99,7 @@ async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reqwest_sees_the_413_every_time() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         for round in 0..100 {
@@ -123,7 +123,7 @@ async fn curl_sees_the_413_every_time() {
     if is_missing("curl") {
         return;
     }
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -164,7 +164,7 @@ async fn curl_sees_the_413_every_time() {
 
 #[tokio::test]
 async fn a_client_that_waits_for_continue_is_answered_without_reading() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         let length = body.len() + 2 * LIMIT;
@@ -184,7 +184,7 @@ async fn a_client_that_waits_for_continue_is_answered_without_reading() {
 
 #[tokio::test]
 async fn a_body_that_was_never_read_is_never_taken_for_a_request() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let smuggled = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
     for route in ["/health", "/nothing", "/vectorize-image-upload"] {
@@ -203,7 +203,7 @@ async fn a_body_that_was_never_read_is_never_taken_for_a_request() {
 }
 
 #[tokio::test]
-async fn an_origin_that_misbehaves_is_cut_by_the_deadline_or_the_limit() {
+async fn a_misbehaving_picture_host_is_stopped_by_the_deadline_or_the_limit() {
     let head = b"HTTP/1.1 200 OK\r\n".to_vec();
     let with = |rest: &[u8]| [&head[..], rest].concat();
     for (reply, status, code) in [
@@ -214,21 +214,25 @@ async fn an_origin_that_misbehaves_is_cut_by_the_deadline_or_the_limit() {
         (Reply::Trickle(b"HTTP/1.1 302 Found\r\nlocation: ".to_vec()), 504, "download_timeout"),
         (Reply::Endless(with(b"\r\n")), 413, "image_too_large"),
         (Reply::Endless(with(b"content-length: 99999999999\r\n\r\n")), 413, "image_too_large"),
-        (Reply::Cut(with(b"content-length: 100000\r\n\r\nshort")), 502, "download_failed"),
-        (Reply::Cut(with(b"content-encoding: gzip\r\n\r\n\x1f\x8b")), 502, "download_failed"),
+        (Reply::CloseAfter(with(b"content-length: 100000\r\n\r\nshort")), 502, "download_failed"),
+        (
+            Reply::CloseAfter(with(b"content-encoding: gzip\r\n\r\n\x1f\x8b")),
+            502,
+            "download_failed",
+        ),
         (Reply::Endless(with(b"x: ")), 502, "download_failed"),
         (Reply::Endless(b"HTTP/1.1 302 Found\r\nlocation: /".to_vec()), 502, "download_failed"),
     ] {
-        let nvidia = FakeNvidia::well().await;
+        let nvidia = FakeNvidia::healthy().await;
         let shown = format!("{reply:?}");
-        let origin = FakeServer::start(move |_, _| reply.clone()).await;
+        let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
         let app = TestApp::builder(&nvidia)
-            .may_fetch_from(&origin)
+            .may_fetch_from(&picture_server)
             .setting("IMAGESVC_FETCH_TIMEOUT", "400ms")
             .setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")
             .start()
             .await;
-        let answer = app.by_address(&origin.url("/")).await;
+        let answer = app.by_url(&picture_server.url("/")).await;
         assert_eq!(answer.json()["code"], code, "{shown:.60}");
         assert_problem(&answer, status, code);
         assert!(app.saved().is_empty());
@@ -237,7 +241,7 @@ async fn an_origin_that_misbehaves_is_cut_by_the_deadline_or_the_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_wait_for_continue_sees_the_refusal_every_time() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let limited = limited(&nvidia).await;
     let keyed = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
     for (app, status) in [(&limited, "413"), (&keyed, "401")] {

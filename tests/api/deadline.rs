@@ -72,7 +72,7 @@ async fn send(app: &TestApp, picture: &[u8]) -> (Answer, Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_answer_comes_before_the_deadline_and_a_little_more_whatever_nvidia_does() {
+async fn the_answer_comes_by_the_deadline_whatever_nvidia_does() {
     for (name, picture, script) in TROUBLES {
         let mut late = Vec::new();
         // A machine may be busy with other tests: what is late by itself is late every time.
@@ -103,7 +103,7 @@ async fn the_answer_comes_before_the_deadline_and_a_little_more_whatever_nvidia_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waiting_for_a_slot_or_for_the_pace_counts_as_well() {
+async fn waiting_for_a_permit_or_the_pace_counts_against_the_deadline() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     for setting in [("NVIDIA_MAX_CONCURRENCY", "1"), ("NVIDIA_REQUESTS_PER_MINUTE", "1")] {
         let app = TestApp::builder(&nvidia)
@@ -127,7 +127,7 @@ async fn waiting_for_a_slot_or_for_the_pace_counts_as_well() {
 }
 
 #[tokio::test]
-async fn an_upload_that_hangs_leaves_the_time_to_do_without() {
+async fn a_hanging_upload_leaves_time_to_send_the_picture_inline() {
     for hanging in [CREATE_ASSET, "PUT"] {
         let nvidia = FakeNvidia::with_uploads(move |request| {
             request.line().starts_with(hanging).then_some(Reply::Hang)
@@ -139,8 +139,8 @@ async fn an_upload_that_hangs_leaves_the_time_to_do_without() {
 }
 
 #[tokio::test]
-async fn an_asset_api_that_is_gone_is_done_without_and_left_alone_for_a_while() {
-    for fault in [Reply::status(503), Reply::Cut(Vec::new()), Reply::status(301)] {
+async fn a_failing_asset_api_is_bypassed_and_not_called_for_a_while() {
+    for fault in [Reply::status(503), Reply::CloseAfter(Vec::new()), Reply::status(301)] {
         let nvidia = FakeNvidia::with_uploads(move |request| match request.line().as_str() {
             CREATE_ASSET => Some(fault.clone()),
             INFER => Some(embedding()),
@@ -183,7 +183,7 @@ async fn an_outage_of_the_asset_api_is_forgotten_sooner_than_a_refusal() {
 }
 
 #[tokio::test]
-async fn in_an_outage_large_pictures_cost_no_more_tries_than_small_ones() {
+async fn in_an_outage_large_pictures_cost_at_most_one_more_call_than_small_ones() {
     let nvidia = FakeNvidia::with_uploads(|_| Some(Reply::status(503))).await;
     let app = TestApp::start(&nvidia).await;
     for (n, calls) in [(0, 4), (1, 3), (2, 3)] {

@@ -13,14 +13,14 @@ use tempfile::TempDir;
 
 use crate::support::{
     Answer, BuildError, FakeNvidia, ROCKET, TestApp, assert_problem, converted, decoder_settings,
-    metric, misbehaving, noise_png,
+    fake_decoder, metric, noise_png,
 };
 
 /// Sends a picture that must be decoded to a service whose decoder runs a script.
 async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let program = misbehaving(&folder, script);
-    let nvidia = FakeNvidia::well().await;
+    let program = fake_decoder(&folder, script);
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
         .configure(|config| config.decoder.program = program)
@@ -47,7 +47,7 @@ fn head(letter: char, len: u8) -> String {
 }
 
 #[tokio::test]
-async fn a_decoder_that_dies_of_the_picture_says_that_the_picture_is_at_fault() {
+async fn a_decoder_killed_by_its_picture_blames_the_picture() {
     let halfway = format!("{}printf abc; kill -ABRT $$", head('d', 100));
     for script in [
         "kill -ABRT $$",
@@ -67,7 +67,7 @@ async fn a_decoder_that_dies_of_the_picture_says_that_the_picture_is_at_fault() 
 }
 
 #[tokio::test]
-async fn a_decoder_that_the_system_takes_away_is_no_fault_of_the_picture() {
+async fn a_decoder_killed_by_the_system_does_not_blame_the_picture() {
     let halfway = format!("{}printf abc; kill -KILL $$", head('d', 100));
     let unlimited = format!("{}printf never", head('l', 5));
     for script in ["kill -KILL $$", "kill -TERM $$", &halfway, &unlimited] {
@@ -81,10 +81,10 @@ async fn a_decoder_that_the_system_takes_away_is_no_fault_of_the_picture() {
 }
 
 #[tokio::test]
-async fn a_decoder_that_cannot_be_started_any_more_is_no_fault_of_the_picture() {
+async fn a_decoder_that_no_longer_starts_does_not_blame_the_picture() {
     let folder = tempfile::tempdir().unwrap();
-    let program = misbehaving(&folder, "exit 0");
-    let nvidia = FakeNvidia::well().await;
+    let program = fake_decoder(&folder, "exit 0");
+    let nvidia = FakeNvidia::healthy().await;
     let path = program.clone();
     let app =
         TestApp::builder(&nvidia).configure(|config| config.decoder.program = path).start().await;
@@ -95,7 +95,7 @@ async fn a_decoder_that_cannot_be_started_any_more_is_no_fault_of_the_picture() 
 }
 
 #[tokio::test]
-async fn a_decoder_that_does_not_keep_to_what_was_agreed_is_a_bug() {
+async fn a_decoder_that_breaks_the_protocol_is_an_internal_error() {
     for script in [
         "exit 0".to_owned(),
         "exit 1".to_owned(),
@@ -130,8 +130,8 @@ async fn a_decoder_that_hangs_is_ended_at_the_deadline() {
 async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
     let folder = tempfile::tempdir().unwrap();
     let script = "exec sleep 600";
-    let program = misbehaving(&folder, script);
-    let nvidia = FakeNvidia::well().await;
+    let program = fake_decoder(&folder, script);
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
         .configure(|config| config.decoder.program = program)
@@ -144,7 +144,7 @@ async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_service_whose_decoder_does_not_work_does_not_start() {
+async fn a_service_with_a_broken_decoder_does_not_start() {
     for program in ["/no/such/program", "/bin/false", "/bin/true"] {
         let started = TestApp::sandbox()
             .configure(|config| config.decoder.program = program.into())
@@ -209,8 +209,8 @@ async fn a_decoder_inherits_nothing_of_the_service_but_its_picture() {
         "{{ /usr/bin/env; ls -l /proc/self/fd; }} > '{}' 2>&1; kill -ABRT $$",
         seen.display()
     );
-    let program = misbehaving(&folder, &script);
-    let nvidia = FakeNvidia::well().await;
+    let program = fake_decoder(&folder, &script);
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| config.decoder.program = program)
         .start()

@@ -37,8 +37,8 @@ async fn wait_until_empty(folder: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_power_cuts_leave_whole_files_alone() {
-    let nvidia = FakeNvidia::well().await;
+async fn two_hundred_power_cuts_leave_only_whole_files() {
+    let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
     // One that stays in memory until it is saved, and one that is spooled.
@@ -93,12 +93,12 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_leaves_nothing_and_keeps_the_service_alive() {
+async fn on_a_full_disk_uploads_are_refused_and_leave_nothing_while_the_service_lives() {
     let Some(disk) = SmallDisk::mount("size=700k") else {
         println!("skipped: only root can mount a small disk");
         return;
     };
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let downloads = disk.0.path().join("downloads");
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap())
@@ -156,7 +156,7 @@ fn size_of(folder: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_uploads_at_once_do_not_fall_below_the_reserve_and_each_hears_so() {
+async fn concurrent_uploads_never_use_the_reserve_and_those_without_room_are_refused() {
     const ROOM: u64 = 8 << 20;
     let least = Arc::new(AtomicU64::new(u64::MAX));
     let seen = Arc::clone(&least);
@@ -206,7 +206,7 @@ async fn a_length_that_is_only_declared_takes_no_room_from_others() {
 
 #[tokio::test]
 async fn vectors_are_not_kept_where_only_the_reserve_is_left() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let picture = tiny(1);
     let app = TestApp::builder(&nvidia)
         // The picture, and no vector beside it.
@@ -220,8 +220,8 @@ async fn vectors_are_not_kept_where_only_the_reserve_is_left() {
 }
 
 #[tokio::test]
-async fn a_lack_of_inodes_is_told_at_the_header_and_in_readiness() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_lack_of_inodes_refuses_uploads_and_makes_the_service_unready() {
+    let nvidia = FakeNvidia::healthy().await;
     for (inodes, status, reasons) in [
         (Some(Inodes { free: 90, total: 10_000 }), 507, &["inodes_under_reserve"][..]),
         (Some(Inodes { free: 110, total: 10_000 }), 200, &[]),
@@ -245,12 +245,12 @@ async fn a_lack_of_inodes_is_told_at_the_header_and_in_readiness() {
 }
 
 #[tokio::test]
-async fn a_disk_without_inodes_is_not_ready_and_full() {
+async fn a_disk_out_of_inodes_refuses_uploads_and_is_not_ready() {
     let Some(disk) = SmallDisk::mount("size=10m,nr_inodes=200") else {
         println!("skipped: only root can mount a small disk");
         return;
     };
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let downloads = disk.0.path().join("downloads");
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap())

@@ -15,7 +15,7 @@ fn the_readme_lists_every_code() {
 
 #[tokio::test]
 async fn the_document_is_openapi_3_1_and_lists_every_route() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let document = app.get("/openapi.json").await.json();
     assert_eq!(document["openapi"], "3.1.0");
@@ -52,7 +52,7 @@ async fn the_document_is_openapi_3_1_and_lists_every_route() {
 
 #[tokio::test]
 async fn the_page_and_its_assets_come_from_the_service() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let page = app.get("/docs").await;
     assert_eq!((page.status, page.header("content-type")), (200, "text/html"));
@@ -75,8 +75,8 @@ async fn the_page_and_its_assets_come_from_the_service() {
 }
 
 #[tokio::test]
-async fn the_page_for_people_needs_nothing_from_elsewhere() {
-    let nvidia = FakeNvidia::well().await;
+async fn the_home_page_loads_nothing_from_elsewhere() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let page = app.get("/").await;
     assert!(page.header("content-type").starts_with("text/html"));

@@ -84,7 +84,7 @@ async fn a_picture_is_written_synced_named_and_its_folder_synced_before_the_answ
     if !may_trace() {
         return;
     }
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let upstream = nvidia.settings();
     let settings: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
     // One that stays in memory until it is saved, and one that is staged as it comes.

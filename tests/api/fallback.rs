@@ -11,8 +11,8 @@ use std::{
 use image_rs::RgbImage;
 
 use crate::support::{
-    CHELSEA, FakeNvidia, HUBBLE, Inline, Received, Reply, TestApp, assert_problem, converted, embedding,
-    noise_png,
+    CHELSEA, FakeNvidia, HUBBLE, Inline, Received, Reply, TestApp, assert_problem, converted,
+    embedding, noise_png,
     nvidia_api::{CREATE_ASSET, INFER},
     variant,
 };
@@ -92,7 +92,7 @@ async fn a_refused_inference_falls_back() {
 }
 
 #[tokio::test]
-async fn what_is_the_keys_or_the_accounts_fault_does_not_fall_back() {
+async fn a_fault_of_the_key_or_the_account_does_not_fall_back() {
     for (at, status, code, expected) in [
         (CREATE_ASSET, 401, "embedding_unauthorized", 502),
         (CREATE_ASSET, 402, "embedding_exhausted", 503),
@@ -164,7 +164,7 @@ async fn a_large_picture_that_cannot_be_decoded_cannot_be_shrunk() {
 }
 
 #[tokio::test]
-async fn a_picture_that_nvidia_takes_in_no_way_says_nothing_of_uploads() {
+async fn a_picture_that_nvidia_refuses_both_ways_does_not_disable_uploads() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let inferences = AtomicUsize::new(0);
     let nvidia = FakeNvidia::with_uploads(move |request| {
@@ -192,7 +192,7 @@ async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
 }
 
 #[tokio::test]
-async fn what_was_shrunk_because_uploads_failed_is_uploaded_once_they_work_again() {
+async fn a_picture_shrunk_because_uploads_failed_is_uploaded_once_they_work_again() {
     let works = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&works);
     let nvidia = FakeNvidia::with_uploads(move |request| {

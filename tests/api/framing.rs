@@ -64,7 +64,7 @@ fn request(line: &str, hosts: &[&str], more: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn every_route_wants_exactly_one_valid_host() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_API_KEYS", "k-1")
         .setting("IMAGESVC_CORS_ORIGINS", "https://app.example.com")
@@ -114,8 +114,8 @@ async fn every_route_wants_exactly_one_valid_host() {
 }
 
 #[tokio::test]
-async fn valid_hosts_are_let_in_and_http_1_0_needs_none() {
-    let nvidia = FakeNvidia::well().await;
+async fn valid_hosts_are_accepted_and_http_1_0_needs_none() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for host in ["x", "image_service:8000", "images.example.com.:80", "192.0.2.7:", "[::1]:8000"] {
         let head = request("GET /health HTTP/1.1", &[host], "connection: close\r\n");
@@ -128,8 +128,8 @@ async fn valid_hosts_are_let_in_and_http_1_0_needs_none() {
 }
 
 #[tokio::test]
-async fn what_follows_a_doubtful_host_is_not_answered() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_request_behind_an_invalid_host_is_not_answered() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let two = request("GET /health HTTP/1.1", &["x", "evil.example"], "");
     let requests = [&two[..], SMUGGLED.as_bytes()].concat();
@@ -138,8 +138,8 @@ async fn what_follows_a_doubtful_host_is_not_answered() {
 }
 
 #[tokio::test]
-async fn a_host_in_the_first_line_counts_more_than_the_header() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_host_in_the_request_line_overrides_the_header() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let ask = async |target: &str, host: &str| {
         let line = format!("POST {target}/vectorize-image HTTP/1.1");
@@ -156,8 +156,8 @@ async fn a_host_in_the_first_line_counts_more_than_the_header() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_head_has_its_line_in_the_log_and_its_count() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_refused_head_is_logged_and_counted() {
+    let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[]);
     for (id, hosts, more) in [
@@ -192,8 +192,8 @@ async fn a_refused_head_has_its_line_in_the_log_and_its_count() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_refused_by_its_head_with_a_sentence_that_helps() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_compressed_body_is_refused_by_its_head_with_advice() {
+    let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1").start().await;
     for path in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
@@ -222,7 +222,7 @@ async fn a_compressed_body_is_refused_by_its_head_with_a_sentence_that_helps() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_sends_everything_first_sees_why_its_head_was_refused() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = vec![b'x'; 5 << 20];
     let length = format!("content-length: {}\r\n", body.len());
@@ -272,7 +272,7 @@ async fn a_client_that_sends_everything_first_sees_why_its_head_was_refused() {
 
 #[tokio::test]
 async fn a_compressed_body_does_not_cost_its_connection() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = vec![b'x'; 5 << 20];
     let more = format!("content-encoding: gzip\r\ncontent-length: {}\r\n", body.len());
@@ -286,8 +286,8 @@ async fn a_compressed_body_does_not_cost_its_connection() {
 }
 
 #[tokio::test]
-async fn a_transfer_coding_besides_chunks_is_refused_and_nothing_is_smuggled_behind_it() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_transfer_coding_other_than_chunked_is_refused_and_nothing_is_smuggled_behind_it() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for codings in [
         &["gzip, chunked"][..],
@@ -322,8 +322,8 @@ async fn a_transfer_coding_besides_chunks_is_refused_and_nothing_is_smuggled_beh
 }
 
 #[tokio::test]
-async fn where_nobody_can_tell_a_bodys_end_it_is_a_bare_400_and_the_end_of_the_connection() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_body_without_a_clear_end_is_a_bare_400_and_closes_the_connection() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let large = "x".repeat(1 << 20);
     for (version, framing) in [
@@ -357,8 +357,8 @@ async fn where_nobody_can_tell_a_bodys_end_it_is_a_bare_400_and_the_end_of_the_c
 }
 
 #[tokio::test]
-async fn with_chunks_a_length_is_ignored_and_the_connection_ends() {
-    let nvidia = FakeNvidia::well().await;
+async fn beside_chunks_a_length_is_ignored_and_the_connection_closes() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for framing in [
         "content-length: 5\r\ntransfer-encoding: chunked\r\n",
@@ -377,8 +377,8 @@ async fn with_chunks_a_length_is_ignored_and_the_connection_ends() {
 static NOW: AtomicU64 = AtomicU64::new(784_111_777);
 
 #[tokio::test]
-async fn after_the_clock_is_set_back_so_is_the_date_of_every_answer() {
-    let nvidia = FakeNvidia::well().await;
+async fn the_date_of_answers_follows_a_clock_that_is_set_back() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
             config.server.clock =

@@ -15,7 +15,7 @@ fn check<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Ans
     let runtime = Runtime::new().unwrap();
     // The address policy has nothing to connect to: names lead nowhere.
     let (_nvidia, app) = runtime.block_on(async {
-        let nvidia = FakeNvidia::well().await;
+        let nvidia = FakeNvidia::healthy().await;
         let app = TestApp::builder(&nvidia)
             .lookup(|_| Err(std::io::ErrorKind::NotFound.into()))
             .start()
@@ -95,7 +95,7 @@ fn mutations_of_good_requests_are_answered() {
 #[test]
 fn any_text_as_an_address_or_a_name_is_answered() {
     check((any::<String>(), any::<String>()), async |app, (address, name)| {
-        let answer = app.by_address(&address).await;
+        let answer = app.by_url(&address).await;
         if ![400, 403, 502].contains(&answer.status) {
             return answer;
         }
@@ -115,7 +115,7 @@ fn any_content_type_is_answered() {
 
 #[tokio::test]
 async fn odd_json_is_answered() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let deep = |open: &str, close: &str| format!("{}{}", open.repeat(9000), close.repeat(9000));
     for body in [

@@ -1,10 +1,10 @@
 //! The keys appear nowhere.
 
-use imagesvc::config::Raw;
+use imagesvc::config::RawSettings;
 
 use crate::support::{
     Child, Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, nvidia_api::KEY,
-    tiny, try_number,
+    tiny, try_picture_number,
 };
 
 /// What must not be seen: NVIDIA's key, the clients' keys, a wrong one, a proxy's password, and what
@@ -28,8 +28,8 @@ fn assert_clean(what: &str, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_level() {
-    let origin = FakeServer::start(|request, _| match request.target.split('?').next() {
+async fn no_log_answer_or_metric_holds_a_key_even_at_trace_level() {
+    let picture_server = FakeServer::start(|request, _| match request.target.split('?').next() {
         Some("/moved") => Reply::new(302, &[("location", "/photo.jpg?token=planted-query")], ""),
         Some("/photo.jpg") => Reply::new(200, &[], ROCKET),
         _ => Reply::status(404),
@@ -39,7 +39,7 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
     let nvidia = FakeNvidia::with_uploads(|request| {
         let authorization = request.header("authorization").unwrap_or("none");
         let says = format!(r#"{{"detail":"no: {authorization}"}}"#);
-        match try_number(request) {
+        match try_picture_number(request) {
             // A success that makes no sense, and repeats it as well.
             Some(200) => Some(Reply::json(200, format!(r#"{{"metadata":"no: {authorization}"}}"#))),
             Some(n @ 400..=599) => Some(Reply::json(u16::try_from(n).unwrap(), says)),
@@ -47,7 +47,7 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
         }
     })
     .await;
-    let allow = origin.address.to_string();
+    let allow = picture_server.address.to_string();
     let settings = [
         ("IMAGESVC_LOG", "trace"),
         ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
@@ -59,7 +59,7 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
     let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
     let upload = |picture: &[u8]| child.upload_request(&client, picture);
-    let by_address = |address: String| child.address_request(&client, &address);
+    let by_url = |url: String| child.url_request(&client, &url);
     let own = "planted-client-key-1";
     let get = |path: &str| client.get(child.url(path));
     let mut requests = vec![
@@ -70,15 +70,12 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
         (401, upload(ROCKET).bearer_auth("planted-wrong-key")),
         (401, upload(ROCKET)),
         (403, upload(ROCKET).bearer_auth(own).header("origin", "https://evil.example")),
-        (200, by_address(origin.url("/photo.jpg?token=planted-query")).bearer_auth(own)),
-        (200, by_address(origin.url("/moved?token=planted-query")).bearer_auth(own)),
-        (502, by_address(origin.url("/gone?token=planted-query")).bearer_auth(own)),
-        (403, by_address("http://10.0.0.1/?token=planted-query".into()).bearer_auth(own)),
-        (
-            502,
-            by_address("http://no-such-host.invalid/?token=planted-query".into()).bearer_auth(own),
-        ),
-        (400, by_address("ftp://x/?token=planted-query".into()).bearer_auth(own)),
+        (200, by_url(picture_server.url("/photo.jpg?token=planted-query")).bearer_auth(own)),
+        (200, by_url(picture_server.url("/moved?token=planted-query")).bearer_auth(own)),
+        (502, by_url(picture_server.url("/gone?token=planted-query")).bearer_auth(own)),
+        (403, by_url("http://10.0.0.1/?token=planted-query".into()).bearer_auth(own)),
+        (502, by_url("http://no-such-host.invalid/?token=planted-query".into()).bearer_auth(own)),
+        (400, by_url("ftp://x/?token=planted-query".into()).bearer_auth(own)),
         (404, get("/nothing?key=planted-query").bearer_auth(own)),
         (200, get("/metrics").bearer_auth(own)),
         (200, get("/openapi.json").bearer_auth(own)),
@@ -115,7 +112,7 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
 
 #[tokio::test]
 async fn no_type_prints_a_key() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let builder = TestApp::builder(&nvidia)
         .setting("NVIDIA_PROXY", "http://user:planted-query@127.0.0.1:3128")
         .setting("IMAGESVC_API_KEYS", "planted-client-key-1,planted-client-key-2");
@@ -133,7 +130,7 @@ async fn no_type_prints_a_key() {
     let (app, _folder) = builder.build().await.unwrap();
     // It holds the state and the clients.
     assert_clean("the app", &format!("{app:?}"));
-    let faults = Config::resolve(&Raw::from_pairs([
+    let faults = Config::resolve(&RawSettings::from_pairs([
         ("NVIDIA_API_KEY", "planted-client-key-1 planted-client-key-2"),
         ("IMAGESVC_API_KEYS", "planted-client-key-1 planted-client-key-2"),
         ("NVIDIA_PROXY", "socks5://user:planted-query@host"),

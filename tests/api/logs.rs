@@ -6,13 +6,13 @@ use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
 use crate::support::{
-    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, embedding, metric, number,
-    tiny,
+    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, embedding, metric,
+    picture_number, tiny,
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_request_is_one_json_line_with_the_facts_in_fields() {
-    let nvidia = FakeNvidia::scripted(|request, nth| match number(request) {
+async fn every_request_is_one_json_line_with_its_fields() {
+    let nvidia = FakeNvidia::scripted(|request, nth| match picture_number(request) {
         402 => Reply::status(402),
         _ if nth == 0 => Reply::status(503),
         _ => embedding(),
@@ -78,16 +78,16 @@ async fn every_request_is_one_json_line_with_the_facts_in_fields() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callers_trace_is_in_the_log_and_passed_on_to_nobody() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(HUBBLE).await; // which goes to NVIDIA in four calls
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(HUBBLE).await; // which goes to NVIDIA in four calls
     let folder = tempfile::tempdir().unwrap();
-    let allow = origin.address.to_string();
+    let allow = picture_server.address.to_string();
     let child =
         Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", allow.as_str())]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     for (id, version, status) in [("traced", "00", 200), ("not-traced", "ff", 200)] {
-        let request = child.address_request(&client, &origin.url("/photo"));
+        let request = child.url_request(&client, &picture_server.url("/photo"));
         let answer = request
             .header("traceparent", format!("{version}-{trace}-{span}-01"))
             .header("tracestate", "congo=t61rcWkgMzE")
@@ -105,7 +105,7 @@ async fn a_callers_trace_is_in_the_log_and_passed_on_to_nobody() {
     let refused = client.get(child.url("/nothing")).header("x-request-id", "refused");
     let refused = refused.header("traceparent", format!("00-{trace}-{span}-00"));
     assert_eq!(refused.send().await.unwrap().status(), 404);
-    for request in nvidia.wait_for(4).await.into_iter().chain(origin.received()) {
+    for request in nvidia.wait_for(4).await.into_iter().chain(picture_server.received()) {
         let told = format!("{:?}{}", request.headers, String::from_utf8_lossy(&request.body));
         assert!(
             !told.contains("traceparent")
@@ -209,7 +209,7 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
 
 #[tokio::test]
 async fn the_readme_lists_every_metric_and_no_other() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "a.jpg").await.vector();
     let (families, _) = parse(&app.get("/metrics").await.text());

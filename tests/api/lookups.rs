@@ -20,16 +20,16 @@ const DEAD_NAMES: usize = 130;
 const SHARE: usize = 32;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_strangers_names_whose_server_never_answers_keep_no_other_fetch_waiting() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(ROCKET).await;
+async fn one_clients_unanswered_lookups_do_not_delay_another_clients_fetch() {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(ROCKET).await;
     let (dead, mut waiting) = watch::channel(0);
     // What blocks a look-up until the test is over.
     let (end, ended) = mpsc::channel::<()>();
     let ended = Mutex::new(ended);
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8")
-        .setting("IMAGESVC_FETCH_PORTS", origin.address.port())
+        .setting("IMAGESVC_FETCH_PORTS", picture_server.address.port())
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.0/8")
         .lookup(move |name| {
             if name.ends_with(".dead.example") {
@@ -41,10 +41,10 @@ async fn a_strangers_names_whose_server_never_answers_keep_no_other_fetch_waitin
         })
         .start()
         .await;
-    let port = origin.address.port();
+    let port = picture_server.address.port();
     let fetch = |name: &str, client: &'static str| {
         let address = format!("http://{name}:{port}/");
-        app.send(app.address_request(&address).header("x-forwarded-for", client))
+        app.send(app.url_request(&address).header("x-forwarded-for", client))
     };
     let strangers =
         join_all((0..DEAD_NAMES).map(|n| fetch(&format!("{n}.dead.example"), "192.0.2.1")));
@@ -64,14 +64,14 @@ async fn a_strangers_names_whose_server_never_answers_keep_no_other_fetch_waitin
 
 #[tokio::test]
 async fn each_picture_is_fetched_by_a_connection_of_its_own() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let sent = Arc::new(Mutex::new(0));
-    let origin = FakeServer::start(move |_, n| {
+    let picture_server = FakeServer::start(move |_, n| {
         *sent.lock().unwrap() += 1;
         Reply::new(200, &[], variant(ROCKET, n))
     })
     .await;
-    let port = origin.address.port();
+    let port = picture_server.address.port();
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", port)
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.0/8")
@@ -79,9 +79,9 @@ async fn each_picture_is_fetched_by_a_connection_of_its_own() {
         .start()
         .await;
     for name in ["one.example", "other.example", "one.example"] {
-        app.by_address(&format!("http://{name}:{port}/")).await.vector();
+        app.by_url(&format!("http://{name}:{port}/")).await.vector();
     }
-    let received = origin.received();
+    let received = picture_server.received();
     let hosts: Vec<_> = received.iter().map(|request| request.header("host").unwrap()).collect();
     assert_eq!(
         hosts,

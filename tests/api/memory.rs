@@ -17,7 +17,7 @@ async fn load(
     body: Vec<u8>,
     times: usize,
 ) -> (Vec<u16>, u64) {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     // The clients are one peer, and beside them stands the connection of the first question.
     let settings = [&[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128")], settings].concat();
     let folder = tempfile::tempdir().unwrap();
@@ -55,7 +55,7 @@ async fn large_uploads_at_once_take_no_more_than_small_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_base64_bodies_stay_within_their_budget() {
+async fn large_base64_bodies_stay_within_their_memory_limit() {
     let body = base64_body(&twenty_mebibytes());
     let route = "/vectorize-image-base64";
     let (statuses, growth) = load(&[], route, "application/json", body.into(), 64).await;
@@ -65,7 +65,7 @@ async fn large_base64_bodies_stay_within_their_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn re_encoding_at_once_stays_within_its_budget() {
+async fn concurrent_re_encoding_stays_within_its_memory_limit() {
     let gradient =
         RgbImage::from_fn(4000, 3000, |x, y| Rgb([(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8]));
     let mut webp = Cursor::new(Vec::new());

@@ -41,7 +41,7 @@ async fn every_number_has_the_value_that_nvidia_printed() {
 }
 
 #[tokio::test]
-async fn an_answer_without_metadata_of_other_kinds_is_enough() {
+async fn an_answer_needs_nothing_but_the_embedding() {
     let body =
         format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
     let nvidia = FakeNvidia::replying(vec![Reply::json(200, body)]).await;

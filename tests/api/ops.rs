@@ -43,8 +43,8 @@ async fn metrics_count_what_happened() {
 }
 
 #[tokio::test]
-async fn a_stop_waits_for_the_request_that_runs() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_stop_waits_for_a_running_request() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();

@@ -22,7 +22,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 #[tokio::test]
-async fn no_more_pictures_are_with_nvidia_at_once_than_are_set() {
+async fn at_most_the_configured_number_of_pictures_is_with_nvidia_at_once() {
     let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(50))]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", "2").start().await;
     let pictures: Vec<_> = (0..10).map(tiny).collect();
@@ -34,8 +34,8 @@ async fn no_more_pictures_are_with_nvidia_at_once_than_are_set() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_hundred_at_once_as_many_are_called_for_as_the_pace_allows() {
-    let nvidia = FakeNvidia::well().await;
+async fn of_two_hundred_pictures_at_once_only_as_many_are_sent_as_the_pace_allows() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "40")
         // With all of a minute, what arrives half a second later is in time for the next window.
@@ -74,7 +74,7 @@ async fn of_two_hundred_at_once_as_many_are_called_for_as_the_pace_allows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_burst_beyond_the_line_costs_no_call_that_comes_too_late() {
+async fn a_burst_beyond_the_queue_costs_no_call_that_comes_too_late() {
     let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(100))]).await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_MAX_CONCURRENCY", "4")
@@ -103,7 +103,7 @@ async fn a_burst_beyond_the_line_costs_no_call_that_comes_too_late() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_pictures_that_the_pace_has_no_time_for_are_not_uploaded_in_vain() {
+async fn large_pictures_beyond_the_pace_are_not_uploaded() {
     let nvidia = FakeNvidia::with_uploads(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
@@ -261,7 +261,7 @@ async fn a_body_that_memory_has_no_room_for_is_refused() {
 #[tokio::test]
 async fn connections_beyond_the_limit_of_all_or_of_a_peer_are_closed_and_counted() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     for (all, of_peer, reason) in [("3", "10", "connections"), ("10", "3", "connections_of_peer")] {
         let app = TestApp::builder(&nvidia)
             .setting("IMAGESVC_MAX_CONNECTIONS", all)

@@ -144,6 +144,6 @@ fn the_program_says_what_the_page_on_upgrading_quotes() {
     for guard in ["API_KEYS", "API_KEYS_FILE", "RATE_LIMIT_PER_MINUTE", "FETCH_HOSTS"]
         .map(|name| format!("IMAGESVC_{name}"))
     {
-        assert!(faults("", &[(&guard, "")]).contains(&format!("{guard} is there but empty")));
+        assert!(faults("", &[(&guard, "")]).contains(&format!("{guard} is set but empty")));
     }
 }

@@ -116,7 +116,7 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_refused_behind_caddy_sees_the_services_own_answer_every_time() {
+async fn a_client_refused_behind_caddy_always_sees_the_services_own_answer() {
     if is_missing("caddy") {
         return;
     }

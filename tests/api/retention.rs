@@ -5,18 +5,18 @@ use std::{fs, time::Duration};
 use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::timeout};
 
-use crate::support::{FakeNvidia, ROCKET, TestApp, embedding, number, tiny, variant};
+use crate::support::{FakeNvidia, ROCKET, TestApp, embedding, picture_number, tiny, variant};
 
 async fn wait_until_removed(app: &TestApp, pictures: f64) {
     app.wait_for(|value| value("imagesvc_pictures_removed_total") >= pictures).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
-    let (gate, _) = watch::channel(false);
-    let held = embedding().held(&gate);
+async fn under_concurrent_uploads_the_oldest_pictures_go_but_none_in_use() {
+    let (release, _) = watch::channel(false);
+    let held = embedding().held_until(&release);
     // The call for the first picture hangs, so that its file is the oldest and in use.
-    let nvidia = FakeNvidia::scripted(move |request, _| match number(request) {
+    let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
         0 => held.clone(),
         _ => embedding(),
     })
@@ -40,7 +40,7 @@ async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
         let saved = app.saved();
         let own: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
         assert!((10..=20).contains(&own.len()), "{}", own.len());
-        gate.send(true).unwrap();
+        release.send(true).unwrap();
     };
     let (first, ()) = tokio::join!(first, others);
     first.vector();
@@ -60,8 +60,8 @@ async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_old_goes_and_its_vector_stays() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_picture_past_its_age_is_removed_and_its_vector_stays() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_AGE", "1s").start().await;
     for n in 0..3 {
         app.upload(&variant(ROCKET, n), "a.jpg").await.vector();

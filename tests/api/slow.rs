@@ -29,7 +29,7 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
 
 #[tokio::test]
 async fn a_client_that_stalls_is_closed() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_HEADER_TIMEOUT", "200ms")
         .setting("IMAGESVC_BODY_TIMEOUT", "200ms")
@@ -48,7 +48,7 @@ async fn a_client_that_stalls_is_closed() {
 
 #[tokio::test]
 async fn a_header_that_trickles_does_not_live_longer() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_HEADER_TIMEOUT", "300ms").start().await;
     let stream = TcpStream::connect(app.address).await.unwrap();
     let (mut reader, mut writer) = stream.into_split();
@@ -79,8 +79,8 @@ async fn good_upload(child: &Child) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_stalling_clients_keep_a_good_one_from_nothing() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_thousand_stalling_clients_do_not_hinder_a_good_one() {
+    let nvidia = FakeNvidia::healthy().await;
     let settings = [("IMAGESVC_HEADER_TIMEOUT", "2s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);
@@ -111,7 +111,7 @@ async fn a_thousand_stalling_clients_keep_a_good_one_from_nothing() {
 async fn a_client_that_asks_and_does_not_read_is_closed() {
     // The timer itself is tested with wound time; here, that the socket is behind it: the service
     // stops while such a client is connected, and the drain's deadline is not needed.
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();

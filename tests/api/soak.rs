@@ -61,7 +61,7 @@ impl Held {
 /// One request of the mix, with what comes of it counted.
 async fn one(
     child: &Child,
-    origin: &FakeServer,
+    picture_server: &FakeServer,
     client: &reqwest::Client,
     hostile: &[bombs::Bomb],
     n: usize,
@@ -76,7 +76,7 @@ async fn one(
         6 => upload(ROCKET.to_vec()),
         7 => upload(ROCKET.to_vec()).header("cache-control", "no-cache"),
         8 => child.base64_request(client, &variant(ROCKET, n)),
-        9 => child.address_request(client, &origin.url(&format!("/{n}"))),
+        9 => child.url_request(client, &picture_server.url(&format!("/{n}"))),
         10 => upload(converted(&tiny(n), image_rs::ImageFormat::Bmp)),
         11 if n.is_multiple_of(2) => upload(variant(PHONE, n)),
         11 => upload(avif()),
@@ -138,19 +138,19 @@ async fn soak(environment: &[(&str, &str)]) {
         Some(match faults.fetch_add(1, Ordering::Relaxed) % 6 {
             0 => Reply::status(503),
             1 => Reply::status(429),
-            2 => Reply::Cut(Vec::new()),
-            3 => Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n{".to_vec()),
+            2 => Reply::CloseAfter(Vec::new()),
+            3 => Reply::CloseAfter(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n{".to_vec()),
             4 => embedding().after(Duration::from_millis(300)),
             _ => Reply::Hang,
         })
     })
     .await;
-    let origin = FakeServer::start(|request, _| {
+    let picture_server = FakeServer::start(|request, _| {
         let n = request.target.trim_start_matches('/').parse().unwrap();
         Reply::new(200, &[], variant(ROCKET, n))
     })
     .await;
-    let allow = origin.address.to_string();
+    let allow = picture_server.address.to_string();
     let mut settings = vec![
         // Small, so that they are full before the first look.
         ("IMAGESVC_CACHE_MEMORY", "8MiB"),
@@ -168,8 +168,8 @@ async fn soak(environment: &[(&str, &str)]) {
     let counter = AtomicUsize::new(0);
     let outcomes = Mutex::new(std::collections::BTreeMap::<String, usize>::new());
     let traffic = |length: Duration| {
-        let (client, child, origin, counter, outcomes) =
-            (&client, &child, &origin, &counter, &outcomes);
+        let (client, child, picture_server, counter, outcomes) =
+            (&client, &child, &picture_server, &counter, &outcomes);
         let hostile = &hostile;
         async move {
             let started = Instant::now();
@@ -180,7 +180,7 @@ async fn soak(environment: &[(&str, &str)]) {
             });
             let requests = ticks.map(|()| async move {
                 let n = counter.fetch_add(1, Ordering::Relaxed);
-                let outcome = one(child, origin, client, hostile, n).await;
+                let outcome = one(child, picture_server, client, hostile, n).await;
                 *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
             });
             requests.buffer_unordered(64).collect::<()>().await;

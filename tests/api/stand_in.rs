@@ -70,7 +70,7 @@ async fn an_inference_is_refused_as_nvidia_refuses_it() {
 }
 
 #[tokio::test]
-async fn an_upload_wants_what_was_signed_and_no_key() {
+async fn an_upload_needs_the_signed_headers_and_no_key() {
     let router = &stand_in();
     let create = json!({ "contentType": "image/jpeg", "description": "d" }).to_string();
     assert_eq!(send(router, CREATE, &[JSON], create.clone()).await.0, 401);

@@ -28,8 +28,8 @@ async fn stalled(child: &Child) -> TcpStream {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
     let settings = [("IMAGESVC_DRAIN_DELAY", "1s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let child = Child::start_with(&nvidia, folder.path(), &settings);
@@ -54,7 +54,7 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
         let late = upload(&child, 100);
         let open = async {
             nvidia.wait_for(21).await;
-            gate.send(true).unwrap();
+            release.send(true).unwrap();
         };
         tokio::join!(late, open).0
     };
@@ -74,9 +74,9 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused() {
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+async fn clients_are_answered_until_the_listener_closes_and_refused_after() {
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
     // One after the other, each on a connection of its own, until none can be had any more.
@@ -112,7 +112,7 @@ async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused(
         // Between the last look at who came and the closing lie some microseconds, and what the
         // system accepts then, nobody can save. Without the look, most of the clients lose one.
         assert!(lost <= 3, "{lost} lost");
-        gate.send(true).unwrap();
+        release.send(true).unwrap();
     };
     let (held, ()) = tokio::join!(held, opened);
     assert_eq!(held.unwrap().0, 200);
@@ -120,7 +120,7 @@ async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_drains_end_cuts_off_is_answered_and_logged() {
+async fn requests_that_outlast_the_drain_are_answered_and_logged() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_TIMEOUT", "200ms")]);
@@ -139,17 +139,17 @@ async fn what_the_drains_end_cuts_off_is_answered_and_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_nobody_waits_for_any_more_still_ends_before_the_service() {
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+async fn the_service_waits_for_calls_whose_clients_have_left() {
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[]);
     tokio::select! {
-        _ = upload(&child, 1) => panic!("answered behind a closed gate"),
+        _ = upload(&child, 1) => panic!("answered before the reply was released"),
         _ = nvidia.wait_for(1) => {}
     }
     child.terminate();
-    gate.send(true).unwrap();
+    release.send(true).unwrap();
     let (status, log) = child.wait();
     assert_eq!(status.code(), Some(0));
     assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());

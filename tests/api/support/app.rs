@@ -8,7 +8,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use imagesvc::{app::App, config::Raw, fetch::Lookup};
+use imagesvc::{app::App, config::RawSettings, fetch::Lookup};
 pub use imagesvc::{app::BuildError, config::Config};
 use reqwest::{Client, RequestBuilder, header::CONTENT_TYPE};
 use serde_json::{Value, json};
@@ -63,8 +63,8 @@ impl Builder {
     }
 
     /// Lets it fetch from this server, although it is on this machine.
-    pub fn may_fetch_from(self, origin: &FakeServer) -> Self {
-        self.setting("IMAGESVC_FETCH_ALLOW", origin.address)
+    pub fn may_fetch_from(self, server: &FakeServer) -> Self {
+        self.setting("IMAGESVC_FETCH_ALLOW", server.address)
     }
 
     /// Changes what no setting tells.
@@ -93,8 +93,8 @@ impl Builder {
         let downloads = self.folder.path().to_str().unwrap();
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let all = [("IMAGESVC_DOWNLOADS_DIR", downloads)].into_iter().chain(settings);
-        let mut config =
-            Config::resolve(&Raw::from_pairs(all)).unwrap_or_else(|faults| panic!("{faults}"));
+        let mut config = Config::resolve(&RawSettings::from_pairs(all))
+            .unwrap_or_else(|faults| panic!("{faults}"));
         assert_eq!(config.nvidia.retry.base, Duration::from_millis(250));
         config.nvidia.retry.base = Duration::from_nanos(1);
         assert_eq!(config.nvidia.poll_interval, Duration::from_secs(1));
@@ -242,12 +242,12 @@ impl TestApp {
     }
 
     /// By the URL route.
-    pub async fn by_address(&self, address: &str) -> Answer {
-        self.send(self.address_request(address)).await
+    pub async fn by_url(&self, address: &str) -> Answer {
+        self.send(self.url_request(address)).await
     }
 
     /// The same, not sent yet.
-    pub fn address_request(&self, address: &str) -> RequestBuilder {
+    pub fn url_request(&self, address: &str) -> RequestBuilder {
         self.json_request("/vectorize-image", &json!({ "image_url": address }))
     }
 

@@ -115,7 +115,7 @@ impl Child {
     }
 
     /// The same by the URL route.
-    pub fn address_request(&self, client: &Client, address: &str) -> RequestBuilder {
+    pub fn url_request(&self, client: &Client, address: &str) -> RequestBuilder {
         let body = json!({ "image_url": address }).to_string();
         client.post(self.url("/vectorize-image")).body(body)
     }

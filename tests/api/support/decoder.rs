@@ -12,7 +12,7 @@ pub fn decoder_settings() -> decoder::Settings {
 }
 
 /// A program that does as the decoder when the service tries it out, and else runs a script.
-pub fn misbehaving(folder: &TempDir, script: &str) -> PathBuf {
+pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
     let program = folder.path().join("decoder");
     let real = decoder_settings().program;
     let text = format!(

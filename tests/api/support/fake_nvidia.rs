@@ -37,7 +37,7 @@ impl FakeNvidia {
     }
 
     /// Answers every inference at once, and takes uploads.
-    pub async fn well() -> Self {
+    pub async fn healthy() -> Self {
         Self::with_uploads(|_| None).await
     }
 
@@ -129,12 +129,12 @@ impl Inline {
 }
 
 /// The number of a tiny picture that an inference asks for.
-pub fn number(request: &Received) -> usize {
-    try_number(request).unwrap()
+pub fn picture_number(request: &Received) -> usize {
+    try_picture_number(request).unwrap()
 }
 
 /// The same, of a request that may be about something else.
-pub fn try_number(request: &Received) -> Option<usize> {
+pub fn try_picture_number(request: &Received) -> Option<usize> {
     let body = String::from_utf8_lossy(&request.body);
     let (_, text) = body.split_once(";base64,")?;
     let picture = BASE64_STANDARD.decode(text.split_once('"')?.0).unwrap();

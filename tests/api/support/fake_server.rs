@@ -55,10 +55,10 @@ pub enum Reply {
     /// These bytes, the connection stays open.
     Bytes(Vec<u8>),
     /// These bytes, then the connection is closed.
-    Cut(Vec<u8>),
+    CloseAfter(Vec<u8>),
     /// These bytes, after a while.
     After(Duration, Vec<u8>),
-    /// These bytes, once the gate is open.
+    /// These bytes, once the release is open.
     Held(watch::Receiver<bool>, Vec<u8>),
     /// Nothing, for ever.
     Hang,
@@ -83,9 +83,9 @@ impl Reply {
         Self::new(status, &[("content-type", "application/json")], body)
     }
 
-    /// The same, once the gate is open.
-    pub fn held(self, gate: &watch::Sender<bool>) -> Self {
-        Self::Held(gate.subscribe(), self.into_bytes())
+    /// The same, once the release is open.
+    pub fn held_until(self, release: &watch::Sender<bool>) -> Self {
+        Self::Held(release.subscribe(), self.into_bytes())
     }
 
     /// The same, after a while.
@@ -97,7 +97,7 @@ impl Reply {
     pub fn broken_off(self) -> Self {
         let mut bytes = self.into_bytes();
         bytes.truncate(bytes.len() / 2);
-        Self::Cut(bytes)
+        Self::CloseAfter(bytes)
     }
 
     fn into_bytes(self) -> Vec<u8> {
@@ -244,7 +244,7 @@ async fn serve(
         counted.send_modify(|count| *count += 1);
         match reply {
             Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
-            Reply::Cut(bytes) => return stream.write_all(&bytes).await,
+            Reply::CloseAfter(bytes) => return stream.write_all(&bytes).await,
             Reply::After(wait, bytes) => {
                 let now = active.0.fetch_add(1, Ordering::SeqCst) + 1;
                 active.1.fetch_max(now, Ordering::SeqCst);
@@ -252,9 +252,9 @@ async fn serve(
                 active.0.fetch_sub(1, Ordering::SeqCst);
                 stream.write_all(&bytes).await?;
             }
-            Reply::Held(mut gate, bytes) => {
-                // A gate that was dropped is open, too.
-                let _ = gate.wait_for(|open| *open).await;
+            Reply::Held(mut release, bytes) => {
+                // A release that was dropped is open, too.
+                let _ = release.wait_for(|open| *open).await;
                 stream.write_all(&bytes).await?;
             }
             Reply::Hang => std::future::pending().await,

@@ -1,10 +1,10 @@
 //! The service on a port of its own, and the servers that it talks to.
 
+mod addresses;
 mod answer;
 mod app;
 pub mod bombs;
 mod child;
-mod client;
 pub mod craft;
 mod decoder;
 mod fake_nvidia;
@@ -15,13 +15,14 @@ mod pictures;
 mod programs;
 mod request;
 
+pub use addresses::{client_from, connect_from, free_address};
 pub use answer::{Answer, assert_problem, metric};
 pub use app::{BuildError, Config, TestApp};
 pub use child::{Child, children_of, memory_of};
-pub use client::{client_from, connect_from, free_address};
-pub use decoder::{decoder_settings, misbehaving};
+pub use decoder::{decoder_settings, fake_decoder};
 pub use fake_nvidia::{
-    FakeNvidia, Inline, created_asset, embedding, embedding_of, number, numbers, pending, try_number,
+    FakeNvidia, Inline, created_asset, embedding, embedding_of, numbers, pending, picture_number,
+    try_picture_number,
 };
 pub use fake_server::{FakeServer, Received, Reply};
 pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};

@@ -20,8 +20,8 @@ async fn ask(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]
 }
 
 #[tokio::test]
-async fn with_keys_every_route_but_the_open_ones_wants_one() {
-    let nvidia = FakeNvidia::well().await;
+async fn with_keys_set_every_route_but_the_open_ones_needs_one() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     let closed = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
         (Method::GET, "/metrics"),
@@ -77,7 +77,7 @@ async fn with_keys_every_route_but_the_open_ones_wants_one() {
 
 #[tokio::test]
 async fn without_a_key_the_body_is_not_asked_for() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     for path in PICTURE_ROUTES {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
@@ -95,7 +95,7 @@ async fn without_a_key_the_body_is_not_asked_for() {
 
 #[tokio::test]
 async fn each_client_has_a_limit_of_its_own_by_its_key() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .settings(&[KEYS])
         .setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", "3")
@@ -125,7 +125,7 @@ async fn upload_for(app: &TestApp, forwarded: &str) -> u16 {
 
 #[tokio::test]
 async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let limit = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "2");
     let app = TestApp::builder(&nvidia)
         .settings(&[limit])
@@ -156,7 +156,7 @@ async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names()
 
 #[tokio::test]
 async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     for (trusted, all) in [("127.0.0.1", true), ("10.0.0.0/8", false)] {
         let app = TestApp::builder(&nvidia)
             .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "2")
@@ -179,8 +179,8 @@ async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
 }
 
 #[tokio::test]
-async fn a_strangers_page_is_refused_on_every_route_and_told_what_to_do() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_page_of_another_origin_is_refused_on_every_route_with_advice() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for path in PICTURE_ROUTES {
         for headers in [
@@ -212,8 +212,8 @@ async fn a_strangers_page_is_refused_on_every_route_and_told_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_page_that_the_operator_names_may_call_and_read_answers_and_errors() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_page_of_an_allowed_origin_may_call_and_read_answers_and_errors() {
+    let nvidia = FakeNvidia::healthy().await;
     let origins = ("IMAGESVC_CORS_ORIGINS", "https://app.example.com, capacitor://localhost");
     let app = TestApp::builder(&nvidia).settings(&[KEYS, origins]).start().await;
     for origin in ["https://app.example.com", "capacitor://localhost"] {
@@ -258,7 +258,7 @@ async fn a_page_that_the_operator_names_may_call_and_read_answers_and_errors() {
 
 #[tokio::test]
 async fn the_log_names_the_real_client() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child =
         Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32")]);
@@ -275,9 +275,9 @@ async fn the_log_names_the_real_client() {
 }
 
 #[tokio::test]
-async fn a_page_by_a_name_that_is_not_the_services_is_refused_and_told_before() {
+async fn a_page_under_an_unknown_host_name_is_refused_and_warned_beforehand() {
     const NAME: &str = "evil.example:8000";
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let send = async |app: &TestApp, headers: &[(&str, &str)]| {
         let mut request = app.upload_request(ROCKET, "a.jpg").header("host", NAME);
         for (name, value) in headers {
@@ -294,8 +294,8 @@ async fn a_page_by_a_name_that_is_not_the_services_is_refused_and_told_before() 
     let problem = assert_problem(&refused, 403, "cross_origin");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains(NAME) && detail.contains("IMAGESVC_HOSTS"), "{detail}");
-    assert!(page(&app).await.contains(&format!("data-strange-name=\"{NAME}\"")));
-    assert!(app.get("/").await.text().contains("data-strange-name=\"\""), "an address");
+    assert!(page(&app).await.contains(&format!("data-unknown-host=\"{NAME}\"")));
+    assert!(app.get("/").await.text().contains("data-unknown-host=\"\""), "an address");
     assert_eq!(nvidia.count(), 0);
     send(&app, &[]).await.vector();
     for setting in [
@@ -309,5 +309,5 @@ async fn a_page_by_a_name_that_is_not_the_services_is_refused_and_told_before() 
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
     assert_problem(&send(&app, &own).await, 401, "unauthorized");
     send(&app, &[&own[..], &[("authorization", "Bearer k-1")]].concat()).await.vector();
-    assert!(page(&app).await.contains("data-strange-name=\"\""));
+    assert!(page(&app).await.contains("data-unknown-host=\"\""));
 }

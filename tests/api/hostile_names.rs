@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use crate::support::{Child, FORM, FakeNvidia, ROCKET, nvidia_api::KEY};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_names_and_ids_stay_where_they_are() {
-    let nvidia = FakeNvidia::well().await;
+async fn hostile_names_and_ids_reach_no_path_header_or_log_line() {
+    let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_LOG", "trace")]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();

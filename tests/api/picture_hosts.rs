@@ -8,11 +8,11 @@ use crate::support::{
     Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
 };
 
-async fn fetched(reply: Reply) -> Answer {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::start(move |_, _| reply.clone()).await;
-    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
-    let answer = app.by_address(&origin.url("/photo")).await;
+async fn fetch(reply: Reply) -> Answer {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
+    let answer = app.by_url(&picture_server.url("/photo")).await;
     match answer.status {
         200 => assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET),
         _ => {
@@ -24,8 +24,8 @@ async fn fetched(reply: Reply) -> Answer {
 }
 
 /// What a client is told of a failed download.
-async fn told(reply: Reply) -> String {
-    let problem = assert_problem(&fetched(reply).await, 502, "download_failed");
+async fn detail_of(reply: Reply) -> String {
+    let problem = assert_problem(&fetch(reply).await, 502, "download_failed");
     problem["detail"].as_str().unwrap().to_owned()
 }
 
@@ -42,23 +42,23 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn an_encoding_that_names_no_compression_changes_nothing() {
     for coding in ["", "aws-chunked", "UTF-8", "none", "Identity"] {
-        fetched(encoded(coding, ROCKET)).await.vector();
+        fetch(encoded(coding, ROCKET)).await.vector();
     }
 }
 
 #[tokio::test]
 async fn a_picture_that_its_host_stored_as_gzip_is_unpacked() {
-    fetched(encoded("gzip", gzip(ROCKET))).await.vector();
-    fetched(encoded("aws-chunked,gzip", gzip(ROCKET))).await.vector();
+    fetch(encoded("gzip", gzip(ROCKET))).await.vector();
+    fetch(encoded("aws-chunked,gzip", gzip(ROCKET))).await.vector();
     let (one, other) = ROCKET.split_at(20_000);
-    fetched(encoded("gzip", [gzip(one), gzip(other)].concat())).await.vector();
+    fetch(encoded("gzip", [gzip(one), gzip(other)].concat())).await.vector();
 }
 
 #[tokio::test]
 async fn gzip_is_unpacked_up_to_the_limit_and_not_beyond() {
     let bomb = gzip(&vec![0xff; 64 << 20]);
     assert!(bomb.len() < 1 << 20);
-    assert_problem(&fetched(encoded("gzip", bomb)).await, 413, "image_too_large");
+    assert_problem(&fetch(encoded("gzip", bomb)).await, 413, "image_too_large");
 }
 
 #[tokio::test]
@@ -66,61 +66,61 @@ async fn gzip_that_unpacks_to_nothing_is_read_up_to_the_limit_and_not_beyond() {
     let head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n".to_vec();
     // A name in the header that has no end.
     let name = [head, b"\x1f\x8b\x08\x08\0\0\0\0\0\xff".to_vec(), vec![b'a'; 30 << 20]].concat();
-    assert_problem(&fetched(Reply::Cut(name)).await, 413, "image_too_large");
+    assert_problem(&fetch(Reply::CloseAfter(name)).await, 413, "image_too_large");
 }
 
 #[tokio::test]
 async fn gzip_that_is_damaged_or_cut_short_is_a_failed_download() {
-    assert!(told(encoded("gzip", ROCKET)).await.contains("damaged"));
+    assert!(detail_of(encoded("gzip", ROCKET)).await.contains("damaged"));
     let whole = gzip(ROCKET);
-    assert!(told(encoded("gzip", &whole[..whole.len() / 2])).await.contains("broke off"));
+    assert!(detail_of(encoded("gzip", &whole[..whole.len() / 2])).await.contains("broke off"));
     let mut wrong_block = whole.clone();
     wrong_block[10] = 0xff; // behind the header
-    assert!(told(encoded("gzip", wrong_block)).await.contains("damaged"));
+    assert!(detail_of(encoded("gzip", wrong_block)).await.contains("damaged"));
     let mut wrong_checksum = whole;
     let at = wrong_checksum.len() - 8;
     wrong_checksum[at] ^= 1;
-    assert!(told(encoded("gzip", wrong_checksum)).await.contains("damaged"));
+    assert!(detail_of(encoded("gzip", wrong_checksum)).await.contains("damaged"));
 }
 
 #[tokio::test]
 async fn another_compression_is_refused_by_its_name() {
     for coding in ["br", "zstd", "deflate"] {
-        assert!(told(encoded(coding, ROCKET)).await.contains(coding));
+        assert!(detail_of(encoded(coding, ROCKET)).await.contains(coding));
     }
 }
 
 #[tokio::test]
-async fn a_picture_that_a_proxy_changed_is_one() {
-    fetched(Reply::new(203, &[], ROCKET)).await.vector();
+async fn a_203_of_a_transforming_proxy_is_accepted() {
+    fetch(Reply::new(203, &[], ROCKET)).await.vector();
 }
 
 #[tokio::test]
 async fn several_hundred_headers_are_not_too_many() {
     let names: Vec<_> = (0..300).map(|n| format!("x-header-{n}")).collect();
     let headers: Vec<_> = names.iter().map(|name| (name.as_str(), "value")).collect();
-    fetched(Reply::new(200, &headers, ROCKET)).await.vector();
+    fetch(Reply::new(200, &headers, ROCKET)).await.vector();
 }
 
 #[tokio::test]
-async fn a_host_that_asks_to_wait_has_its_wish_passed_on() {
+async fn a_retry_after_of_the_picture_host_is_passed_on() {
     for status in [429, 503] {
-        let answer = fetched(Reply::new(status, &[("retry-after", "77")], "")).await;
+        let answer = fetch(Reply::new(status, &[("retry-after", "77")], "")).await;
         assert_problem(&answer, 502, "download_failed");
         assert_eq!(answer.header("retry-after"), "77");
-        let answer = fetched(Reply::status(status)).await;
+        let answer = fetch(Reply::status(status)).await;
         assert!(answer.headers.get("retry-after").is_none());
     }
-    let answer = fetched(Reply::new(503, &[("retry-after", "4294967295")], "")).await;
+    let answer = fetch(Reply::new(503, &[("retry-after", "4294967295")], "")).await;
     assert_eq!(answer.header("retry-after"), "3600", "nobody shall sleep for years");
-    let answer = fetched(Reply::new(500, &[("retry-after", "77")], "")).await;
+    let answer = fetch(Reply::new(500, &[("retry-after", "77")], "")).await;
     assert!(answer.headers.get("retry-after").is_none(), "others' wishes are about other things");
 }
 
 #[tokio::test]
-async fn a_web_page_about_a_picture_is_told_from_damaged_bytes() {
+async fn a_web_page_is_told_apart_from_a_damaged_picture() {
     let page = "<!DOCTYPE html>\n<html><body><img src=\"/photo.jpg\"></body></html>";
-    let answer = fetched(Reply::new(200, &[("content-type", "text/html")], page)).await;
+    let answer = fetch(Reply::new(200, &[("content-type", "text/html")], page)).await;
     let problem = assert_problem(&answer, 415, "unsupported_image");
     let told =
         "image_url leads to a web page, not to a picture: give the address of the picture itself.";
@@ -128,19 +128,19 @@ async fn a_web_page_about_a_picture_is_told_from_damaged_bytes() {
 }
 
 #[tokio::test]
-async fn a_download_broke_off_only_where_it_had_begun() {
+async fn a_download_is_said_to_break_off_only_if_it_had_begun() {
     for reply in [Vec::new(), b"no http".to_vec()] {
-        assert!(told(Reply::Cut(reply)).await.contains("no answer that can be read"));
+        assert!(detail_of(Reply::CloseAfter(reply)).await.contains("no answer that can be read"));
     }
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n".to_vec();
-    assert!(told(Reply::Cut(head)).await.contains("broke off before"));
+    assert!(detail_of(Reply::CloseAfter(head)).await.contains("broke off before"));
     let half = [b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat();
-    assert!(told(Reply::Cut(half)).await.contains("broke off in the middle"));
+    assert!(detail_of(Reply::CloseAfter(half)).await.contains("broke off in the middle"));
 }
 
 #[tokio::test]
-async fn a_dead_resolver_is_not_blamed_on_the_address() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_failing_resolver_is_not_blamed_on_the_url() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .lookup(|name| {
             Err(match name {
@@ -153,7 +153,7 @@ async fn a_dead_resolver_is_not_blamed_on_the_address() {
     for (name, told) in
         [("unknown", "check the address"), ("any", "could not be looked up just now")]
     {
-        let answer = app.by_address(&format!("http://{name}.example/")).await;
+        let answer = app.by_url(&format!("http://{name}.example/")).await;
         let problem = assert_problem(&answer, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains(told), "{problem}");
     }
@@ -161,13 +161,13 @@ async fn a_dead_resolver_is_not_blamed_on_the_address() {
 
 #[tokio::test]
 async fn the_log_names_the_setting_that_may_help_with_a_403() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::start(|_, _| Reply::status(403)).await;
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::start(|_, _| Reply::status(403)).await;
     let folder = tempfile::tempdir().unwrap();
-    let allow = origin.address.to_string();
+    let allow = picture_server.address.to_string();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", &allow)]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let answer = child.address_request(&client, &origin.url("/")).send().await.unwrap();
+    let answer = child.url_request(&client, &picture_server.url("/")).send().await.unwrap();
     assert_problem(&Answer::read(answer).await.unwrap(), 502, "download_failed");
     let (_, log) = child.stop();
     let named = log.iter().filter(|line| line.contains("IMAGESVC_FETCH_USER_AGENT")).count();

@@ -25,7 +25,7 @@ fn wait_for(socket: &UnixDatagram, line: &str) -> String {
 }
 
 #[test]
-fn systemd_hears_that_it_is_ready_alive_and_stopping() {
+fn systemd_is_told_when_the_service_is_ready_alive_and_stopping() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
