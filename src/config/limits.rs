@@ -37,7 +37,7 @@ pub(super) const MAX_IN_FLIGHT: Setting<usize> = Setting::new(
     "IMAGESVC_MAX_IN_FLIGHT",
     "256",
     |text| parse::number(text, 1..=1 << 20),
-    "The most received pictures in work at once",
+    "The most received pictures that may be in progress at once",
 );
 
 pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(

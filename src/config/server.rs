@@ -40,7 +40,7 @@ pub(super) const DRAIN_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_DRAIN_TIMEOUT",
     "70s",
     parse::duration,
-    "How long running requests may take to finish after that",
+    "How long running requests may take to finish once the listener has closed",
 );
 
 pub(super) const MAX_CONNECTIONS: Setting<usize> = Setting::new(

@@ -1,4 +1,4 @@
-//! Who is let in.
+//! Who may call: client keys, the rate limit, trusted proxies, and web pages.
 
 use reqwest::Method;
 use tokio::{
@@ -87,7 +87,7 @@ async fn without_a_key_the_body_is_not_asked_for() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     }
-    // Who sends it all the same sees the answer, too.
+    // A client that sends its body all the same sees the answer, too.
     let large = vec![0; 5 << 20];
     assert_problem(&app.upload(&large, "a.jpg").await, 401, "unauthorized");
     assert!(app.saved().is_empty());
@@ -110,12 +110,12 @@ async fn each_client_has_a_limit_of_its_own_by_its_key() {
     let wait: u64 = answer.header("retry-after").parse().unwrap();
     assert!((15..=20).contains(&wait), "{wait}");
     upload("second-client-key").await.vector();
-    // What costs nothing is not counted.
+    // Requests that cost nothing are not counted.
     for _ in 0..5 {
         let key = [("authorization", "Bearer first-client-key")];
         assert_eq!(ask(&app, Method::GET, "/metrics", &key).await.status, 200);
     }
-    assert_eq!(app.saved().len(), 4, "what is refused is not received");
+    assert_eq!(app.saved().len(), 4, "refused pictures are not received");
 }
 
 async fn upload_for(app: &TestApp, forwarded: &str) -> u16 {
@@ -137,20 +137,20 @@ async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names()
     assert_eq!(
         upload_for(&app, "8.8.8.8, 198.51.100.1").await,
         429,
-        "what is forged does not count"
+        "a forged entry does not count"
     );
     assert_eq!(upload_for(&app, "198.51.100.2").await, 200, "another client");
     assert_eq!(upload_for(&app, "2001:db8:1:2::3").await, 200);
     assert_eq!(upload_for(&app, "2001:db8:1:2::4").await, 200);
-    assert_eq!(
-        upload_for(&app, "2001:db8:1:2:ffff::5").await,
-        429,
-        "a network of 64 bits is one client"
-    );
+    assert_eq!(upload_for(&app, "2001:db8:1:2:ffff::5").await, 429, "an IPv6 /64 is one client");
 
     let app = TestApp::builder(&nvidia).settings(&[limit]).start().await;
     for (client, status) in [("198.51.100.1", 200), ("198.51.100.2", 200), ("198.51.100.3", 429)] {
-        assert_eq!(upload_for(&app, client).await, status, "nobody is believed");
+        assert_eq!(
+            upload_for(&app, client).await,
+            status,
+            "without trusted proxies the header is ignored"
+        );
     }
 }
 
@@ -169,7 +169,7 @@ async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
             let mut stream = TcpStream::connect(app.address).await.unwrap();
             let asked = stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
             let mut first = [0; 12];
-            // One that is over the limit is closed, or reset.
+            // A connection over the limit is closed or reset.
             let read = stream.read_exact(&mut first).await;
             answered += usize::from(asked.is_ok() && read.is_ok() && &first == b"HTTP/1.1 200");
             open.push(stream);
@@ -217,7 +217,7 @@ async fn a_page_of_an_allowed_origin_may_call_and_read_answers_and_errors() {
     let origins = ("IMAGESVC_CORS_ORIGINS", "https://app.example.com, capacitor://localhost");
     let app = TestApp::builder(&nvidia).settings(&[KEYS, origins]).start().await;
     for origin in ["https://app.example.com", "capacitor://localhost"] {
-        // The browser asks first, and has no key to show.
+        // The browser's preflight request carries no key.
         let preflight = [
             ("origin", origin),
             ("access-control-request-method", "POST"),
@@ -295,7 +295,10 @@ async fn a_page_under_an_unknown_host_name_is_refused_and_warned_beforehand() {
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains(NAME) && detail.contains("IMAGESVC_HOSTS"), "{detail}");
     assert!(page(&app).await.contains(&format!("data-unknown-host=\"{NAME}\"")));
-    assert!(app.get("/").await.text().contains("data-unknown-host=\"\""), "an address");
+    assert!(
+        app.get("/").await.text().contains("data-unknown-host=\"\""),
+        "an IP address is allowed"
+    );
     assert_eq!(nvidia.count(), 0);
     send(&app, &[]).await.vector();
     for setting in [
@@ -305,7 +308,7 @@ async fn a_page_under_an_unknown_host_name_is_refused_and_warned_beforehand() {
         let app = TestApp::builder(&nvidia).setting(setting.0, setting.1).start().await;
         send(&app, &own).await.vector();
     }
-    // A stranger's page has no key.
+    // With client keys any host name is allowed, since an attacker's page has no key.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
     assert_problem(&send(&app, &own).await, 401, "unauthorized");
     send(&app, &[&own[..], &[("authorization", "Bearer k-1")]].concat()).await.vector();

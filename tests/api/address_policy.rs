@@ -1,4 +1,4 @@
-//! No address that the policy denies is ever connected to, whatever it is disguised as.
+//! The fetcher never connects to an address that the policy denies, however the URL spells it.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -14,7 +14,7 @@ use crate::support::{
     Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
 };
 
-/// Listens on 127.0.0.1 and ::1 and counts who connects: nobody should.
+/// Listens on 127.0.0.1 and ::1 and counts connections. There should be none.
 struct Trap {
     port: u16,
     connections: Arc<AtomicUsize>,
@@ -37,7 +37,7 @@ impl Trap {
         Self { port, connections }
     }
 
-    /// Shows that the trap works, and that nobody was in it before.
+    /// Asserts that nobody has connected, and then that the trap does count connections.
     async fn assert_untouched(&self) {
         assert_eq!(self.connections.load(Ordering::SeqCst), 0);
         for host in ["127.0.0.1", "::1"] {
@@ -49,7 +49,7 @@ impl Trap {
     }
 }
 
-/// Every way to write this machine.
+/// Every spelling of this machine's address in a URL.
 fn spellings(port: u16) -> Vec<String> {
     [
         "127.0.0.1",
@@ -88,7 +88,8 @@ fn spellings(port: u16) -> Vec<String> {
     .collect()
 }
 
-/// Not every system knows the name `localhost.`; one that does finds it denied.
+/// Asserts that the policy refused the URL. On systems that cannot resolve `localhost.`, the
+/// look-up fails first.
 fn assert_refused(answer: &Answer, address: &str) {
     match answer.status {
         502 if address.contains("localhost.") => assert_problem(answer, 502, "download_failed"),
@@ -117,7 +118,7 @@ async fn no_spelling_of_this_machine_is_connected_to() {
 async fn no_redirect_leads_to_this_machine() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
-    // `/302?http://…` redirects there; `/302/302?http://…` does so after another redirect to itself.
+    // `/302?http://…` redirects to the URL; `/302/302?http://…` redirects to `/302?http://…` first.
     let picture_server = FakeServer::start(|request, _| {
         let (path, to) = request.target.split_once('?').unwrap();
         let (first, rest) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
@@ -145,7 +146,7 @@ async fn no_redirect_leads_to_this_machine() {
 #[tokio::test]
 async fn a_name_whose_second_look_up_differs_does_not_get_through() {
     let trap = Trap::start().await;
-    // The good address is allowed by exception: nothing outside of this machine is called.
+    // An exception allows the good address, so that the test needs no other machine.
     let good = Ipv4Addr::new(127, 0, 0, 2);
     let listener = TcpListener::bind((good, trap.port)).await.unwrap();
     let served = Arc::new(AtomicUsize::new(0));
@@ -154,7 +155,7 @@ async fn a_name_whose_second_look_up_differs_does_not_get_through() {
         use tokio::io::AsyncWriteExt;
         while let Ok((mut stream, _)) = listener.accept().await {
             serving.fetch_add(1, Ordering::SeqCst);
-            // Whoever connects is answered, and it is no picture: quick to refuse.
+            // The answer is not a picture, so the service refuses it quickly.
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await;
         }
     });
@@ -234,5 +235,5 @@ async fn the_services_own_port_is_no_exception_outside_of_the_sandbox() {
         assert_problem(&answer, 403, "url_not_allowed");
     }
     let metrics = app.get("/metrics").await.text();
-    assert!(!metrics.contains("route=\"/health\""), "nobody came: {metrics}");
+    assert!(!metrics.contains("route=\"/health\""), "nobody called it: {metrics}");
 }

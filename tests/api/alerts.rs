@@ -1,5 +1,5 @@
-//! The README's alert rules, tried on what a real service says, and both texts of its metrics, by
-//! Prometheus' own tool.
+//! Has Prometheus' own tool try the README's alert rules on the metrics of a real service, and
+//! check both formats of the metrics.
 
 use std::{
     collections::BTreeMap,
@@ -17,14 +17,15 @@ use crate::support::{
 
 const README: &str = include_str!("../../README.md");
 
-/// The block of rules in the README.
+/// The alert rules in the README.
 fn rules() -> &'static str {
     let (_, block) = README.split_once("```yaml\ngroups:").unwrap();
     let rules = &README[README.len() - block.len() - "groups:".len()..];
     rules.split("```").next().unwrap()
 }
 
-/// Runs Prometheus' tool, where it is installed, and gives what it said if it was not content.
+/// Runs promtool on `input`. Returns `None` if it is not installed, and its output if it finds a
+/// fault.
 fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     let tool = Command::new("promtool")
         .args(arguments)
@@ -47,14 +48,15 @@ fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     Some(if is_content { Ok(()) } else { Err(said) })
 }
 
-/// The samples of a metrics text.
+/// Parses the samples of a metrics text.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let samples = lines.map(|line| line.rsplit_once(' ').unwrap());
     samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
 }
 
-/// One case for `promtool test rules`: series with a value a minute, and whether an alert fires then.
+/// One case for `promtool test rules`: series with a value per minute, and at which times an alert
+/// fires.
 fn case(series: &BTreeMap<String, String>, alert: &str, fires: &[(&str, bool)]) -> Value {
     let series: Vec<_> =
         series.iter().map(|(name, values)| json!({ "series": name, "values": values })).collect();
@@ -68,11 +70,11 @@ fn case(series: &BTreeMap<String, String>, alert: &str, fires: &[(&str, bool)]) 
     json!({ "interval": "1m", "input_series": series, "alert_rule_test": tests })
 }
 
-/// Has the tool try the rules on these cases.
+/// Has promtool try the rules on these cases.
 fn assert_alerts(cases: &[Value]) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("rules.yml"), rules()).unwrap();
-    // JSON is YAML, too.
+    // promtool reads YAML, and JSON is YAML.
     let test = json!({ "rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": cases })
         .to_string();
     let path = folder.path().join("test.yml");
@@ -82,18 +84,18 @@ fn assert_alerts(cases: &[Value]) {
     }
 }
 
-/// What two looks at the metrics make, five minutes of the one and then the other for good.
+/// Turns two scrapes into series: five minutes of the first, then the second for an hour.
 fn step(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
     let series = samples(after).into_iter().map(|(series, then)| {
-        // What was not there has no value.
+        // A series that the first scrape does not have has no value then.
         let first = before.get(&series).map_or("_x5".to_owned(), |value| format!("{value}x4"));
         (series, format!("{first} {then}x60"))
     });
     series.collect()
 }
 
-/// The same, with the difference added each minute for good.
+/// Turns two scrapes into series that grow by their difference every minute.
 fn slope(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
     let series = samples(after).into_iter().map(|(series, then)| {
@@ -156,7 +158,7 @@ async fn the_first_refusal_of_the_key_or_the_account_raises_the_alert() {
 
 #[tokio::test]
 async fn failures_raise_the_alert_only_when_frequent_and_lasting() {
-    // By number: what NVIDIA says of a picture.
+    // The picture's number is the status that NVIDIA answers.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
         503 => Reply::status(503),

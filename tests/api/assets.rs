@@ -1,4 +1,4 @@
-//! A picture that does not fit inline: three calls and a deletion, byte for byte.
+//! A picture that does not fit inline takes three calls and a deletion, checked byte for byte.
 
 use image_rs::ImageFormat;
 
@@ -163,5 +163,5 @@ async fn the_calls_of_an_upload_are_tried_again() {
     let received = nvidia.wait_for(6).await;
     let methods: Vec<_> = received.iter().map(|request| request.method.as_str()).collect();
     assert_eq!(methods, ["POST", "POST", "PUT", "PUT", "POST", "DELETE"]);
-    assert!(received[3].body == HUBBLE, "the second try sends the whole picture again");
+    assert!(received[3].body == HUBBLE, "the second attempt sends the whole picture again");
 }

@@ -1,4 +1,4 @@
-//! Bodies that are too large, lie about their length, or come from an picture_server that misbehaves.
+//! Bodies that are too large or lie about their length, and picture servers that misbehave.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::support::{
 
 const LIMIT: usize = 1 << 20;
 
-/// A body for each route whose picture is over the limit by one byte.
+/// For each route a body whose picture exceeds the limit by one byte.
 fn too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
     let picture = [ROCKET, &vec![0; LIMIT + 1 - ROCKET.len()]].concat();
     let address = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
@@ -30,16 +30,16 @@ async fn limited(nvidia: &FakeNvidia) -> TestApp {
     TestApp::builder(nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await
 }
 
-/// How a client tells the length.
+/// The length that a client declares.
 #[derive(Clone, Copy, Debug)]
 enum Length {
     True,
-    /// Ten gigabytes, most of which never come.
+    /// Ten gigabytes, most of which the client never sends.
     False,
     None,
 }
 
-/// Sends all of a request before it reads anything, then reads until the end.
+/// Sends a whole request before it reads anything, then reads until the connection closes.
 async fn send_then_read(
     address: SocketAddr,
     route: &str,
@@ -90,7 +90,7 @@ async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
             assert_eq!(
                 answer.matches("HTTP/1.1").count(),
                 1,
-                "the body is never taken for a request"
+                "the body is never parsed as a request"
             );
         }
     }
@@ -129,7 +129,7 @@ async fn curl_sees_the_413_every_time() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &body).unwrap();
         for round in 0..100 {
-            // With and without `Expect: 100-continue`, with and without a length.
+            // with and without `Expect: 100-continue`, with and without a length
             let headers: &[&str] = match round % 4 {
                 0 => &["-H", "Expect:"],
                 1 => &["-H", "Transfer-Encoding: chunked", "-H", "Expect:"],
@@ -175,7 +175,7 @@ async fn a_client_that_waits_for_continue_is_answered_without_reading() {
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        // Closed at once, not after a drain of five seconds.
+        // The connection closes at once, not after a drain of five seconds.
         timeout(Duration::from_secs(3), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         assert!(answer.contains("connection: close"), "{answer}");
@@ -254,14 +254,14 @@ async fn a_client_that_does_not_wait_for_continue_sees_the_refusal_every_time() 
                     body.len()
                 );
                 stream.write_all(head.as_bytes()).await.unwrap();
-                // The answer is there, and the connection's other half is closed.
+                // The answer has arrived, and the server has shut its side of the connection down.
                 stream.readable().await.unwrap();
                 for piece in body.chunks(64 * 1024) {
                     stream.write_all(piece).await.unwrap();
                 }
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
-                // It is asked for where the length alone tells nothing.
+                // If the length is within the limit, the service asks for the body first.
                 let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
                 assert!(last.starts_with(status), "{answer}");
             }

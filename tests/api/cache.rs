@@ -1,4 +1,4 @@
-//! No picture is paid twice.
+//! The cache: the same picture is paid for only once.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::support::{
     picture_number, tiny, variant,
 };
 
-/// An embedding that tells which picture it is of.
+/// NVIDIA's answer with an embedding whose values tell the picture's number.
 pub fn embedding_filled_with(number: usize) -> Reply {
     embedding_of(&format!("[{}]", vec![format!("{number}.5e-3"); 1536].join(",")))
 }
@@ -20,9 +20,9 @@ pub fn is_filled_with(answer: &Answer, number: usize) -> bool {
     answer.vector().iter().all(|value| *value == expected)
 }
 
-/// The files of the cache.
+/// The files of the cache on disk.
 fn vectors(app: &TestApp) -> Vec<PathBuf> {
-    // Made behind the answers' backs: it may not be there yet.
+    // Vectors are written after the answer, so the folder may not exist yet.
     let folders = fs::read_dir(app.folder().join(".vectors"))
         .into_iter()
         .flatten()
@@ -74,7 +74,7 @@ async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
     }
     let app = shrinks().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
-    // Of another setting, it would be another vector.
+    // With another setting the vector would be another one, so it is not a hit.
     let nvidia = FakeNvidia::with_uploads(|_| None).await;
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "miss").await.prepared(), "original");
@@ -148,7 +148,7 @@ async fn the_sandbox_and_nvidia_never_share_a_vector() {
     let imitated = assert_cached(&app, ROCKET, "miss").await;
     assert_eq!(imitated.json()["model"], "sandbox/perceptual");
     assert_ne!(imitated.vector(), real.vector());
-    // Each finds its own again.
+    // Each finds its own vector again.
     let app = TestApp::sandbox().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), imitated.vector());
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
@@ -170,7 +170,7 @@ async fn with_both_levels_off_every_picture_is_paid() {
     assert!(!app.folder().join(".vectors").exists());
 }
 
-/// What may happen to a file, or to the folder, while the service is away.
+/// Damages the files, or the folder, while the service does not run.
 type Damage = fn(&[PathBuf]);
 
 #[tokio::test]
@@ -214,7 +214,7 @@ async fn damage_to_the_cache_costs_only_the_damaged_entries() {
         }
         let mut files = vectors(&app);
         while files.len() < 2 {
-            // Written behind the answers' backs.
+            // Vectors are written after the answer.
             tokio::task::yield_now().await;
             files = vectors(&app);
         }
@@ -245,7 +245,7 @@ async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
     for n in 0..40 {
         assert_cached(&app, &tiny(n), "miss").await;
         let files = vectors(&app);
-        // One may be gone by now: it is another call that sweeps.
+        // A concurrent sweep may have removed a file by now.
         let bytes: u64 =
             files.iter().filter_map(|file| fs::metadata(file).ok()).map(|about| about.len()).sum();
         assert!(bytes <= 128 << 10, "{bytes}");
@@ -273,7 +273,7 @@ async fn after_any_number_of_kills_no_vector_is_wrong() {
     let mut hits = 0;
     for round in 0..15 {
         let child = Child::start_with(&nvidia, folder.path(), &[]);
-        // What earlier rounds asked for: remembered or not, but never another's or a broken one.
+        // Vectors of earlier rounds may be lost, but must never be wrong.
         for n in 0..round * 8 {
             let answer = upload(&child, n).await.unwrap();
             assert!(is_filled_with(&answer, n), "{n} after {round} kills");
@@ -286,5 +286,5 @@ async fn after_any_number_of_kills_no_vector_is_wrong() {
         }
         child.kill();
     }
-    assert!(hits > 300, "most is remembered: {hits}");
+    assert!(hits > 300, "most vectors are kept: {hits}");
 }

@@ -1,4 +1,4 @@
-//! `imagesvc check`.
+//! The command `imagesvc check`.
 
 use std::{
     ffi::OsStr,
@@ -22,7 +22,7 @@ fn text(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// No settings at all.
+/// No settings.
 const NONE: [(&str, &str); 0] = [];
 
 #[test]
@@ -102,7 +102,7 @@ async fn live_makes_one_paid_call_and_names_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
     let nvidia = FakeNvidia::healthy().await;
     let output = check(folder.path(), &["check"], nvidia.settings());
-    assert_eq!(nvidia.lines().len(), 0, "not without being asked: {}", text(&output));
+    assert_eq!(nvidia.lines().len(), 0, "without --live nothing is called: {}", text(&output));
     let output = check(folder.path(), &["check", "--live"], nvidia.settings());
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     assert!(text(&output).contains("an embedding was computed in"));

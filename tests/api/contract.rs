@@ -1,5 +1,5 @@
-//! The document is what the service does: its whole text is in the repository, and every error that
-//! it names on a route is provoked there, and no other can be.
+//! The OpenAPI document matches the service: a snapshot holds its whole text, and each route
+//! answers exactly the errors that the document names there.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -59,7 +59,7 @@ impl Route {
     }
 }
 
-/// The codes that the document names on a route, with their statuses.
+/// The statuses and codes of the errors that the document names on a route.
 fn documented(document: &Value, route: Route) -> BTreeSet<(u16, String)> {
     let responses = document["paths"][route.path()]["post"]["responses"].as_object().unwrap();
     let errors = responses.iter().filter(|(status, _)| *status != "200");
@@ -73,7 +73,7 @@ fn documented(document: &Value, route: Route) -> BTreeSet<(u16, String)> {
         .collect()
 }
 
-/// How an error is brought about: the settings, what NVIDIA does, and what is sent.
+/// How a test provokes an error: the settings, NVIDIA's reply, and the request.
 struct Scenario {
     settings: Vec<(&'static str, &'static str)>,
     change: fn(&mut Config),
@@ -81,24 +81,24 @@ struct Scenario {
     send: Stimulus,
 }
 
-/// What is sent.
+/// What a test sends to provoke an error.
 enum Stimulus {
     Picture(Vec<u8>),
-    /// A picture, with a header.
+    /// A picture with an additional header.
     With(&'static str, &'static str),
-    /// The same picture, so many times at once.
+    /// The same picture, this many times at once.
     Many(usize),
-    /// A body that is not what the route takes.
+    /// A body that no route accepts.
     Malformed,
-    /// Half of a body.
+    /// A body that stops halfway.
     HalfBody,
-    /// A picture, to a service that is told to stop meanwhile.
+    /// A picture, while the service is told to stop.
     Stopping,
-    /// A picture, to a service whose folder is gone.
+    /// A picture, after the service's folder has been moved away.
     FolderGone,
-    /// An address.
+    /// This URL, on the URL route.
     Url(&'static str),
-    /// A text where the Base64 should be.
+    /// A text that is not Base64, on the Base64 route.
     BadBase64,
 }
 
@@ -154,12 +154,12 @@ fn scenario(code: Code) -> Scenario {
             set(("IMAGESVC_MIN_FREE_BYTES", "900000000GiB"), embedding(), picture())
         }
         Code::StorageFailed => well(Stimulus::FolderGone),
-        // By a picture's route: another path, and another method, are no answers of it.
+        // The routes of pictures cannot answer these: they belong to other paths and methods.
         Code::NotFound | Code::MethodNotAllowed | Code::Internal => well(picture()),
     }
 }
 
-/// A request with a picture, however the route takes it.
+/// A request that sends a picture in the way that the route expects.
 fn request(
     app: &TestApp,
     route: Route,
@@ -174,7 +174,8 @@ fn request(
     }
 }
 
-/// The status and the code of the answer, if it is an error; of several, the most unusual.
+/// Provokes an error on a route. Returns the status and code of the answer, or `None` if it is a
+/// success.
 async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
     let Scenario { settings, change, nvidia, send } = scenario(code);
     let bytes = match &send {
@@ -203,7 +204,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             let mut answers: futures_util::stream::FuturesUnordered<_> =
                 (0..number).map(|_| app.send(sent())).collect();
             loop {
-                // Those that wait for NVIDIA may never be answered.
+                // The others may wait for NVIDIA for ever.
                 let answer = futures_util::StreamExt::next(&mut answers).await?;
                 if answer.status != 200 {
                     break answer;
@@ -262,7 +263,7 @@ async fn each_route_answers_every_error_that_the_document_names_there_and_no_oth
         for code in Code::ALL {
             provoked.extend(provoke(route, *code).await);
         }
-        // A bug cannot be provoked: that one is answered so is tested beside the layer that does it.
+        // A bug cannot be provoked from outside; src/web.rs tests how a panic is answered.
         provoked.insert((500, "internal".to_owned()));
         assert_eq!(provoked, documented, "{route:?}");
     }
@@ -276,7 +277,7 @@ async fn required_texts_have_a_minimum_length_and_no_example_breaks_its_schema()
     }
     let vector = &schemas["Answer"]["properties"]["vector"];
     assert_eq!((&vector["minItems"], &vector["maxItems"]), (&json!(1536), &json!(1536)));
-    assert!(vector.get("example").is_none(), "it would have to have 1536 numbers: {vector}");
+    assert!(vector.get("example").is_none(), "a valid example would need 1536 numbers: {vector}");
 }
 
 #[tokio::test]
@@ -305,7 +306,7 @@ async fn headers_and_the_key_are_described() {
     assert_eq!(document["components"]["securitySchemes"]["key"]["scheme"], "bearer");
     assert_eq!(upload["security"], json!([{}, { "key": [] }]));
     for open in ["/health", "/ready"] {
-        assert_eq!(document["paths"][open]["get"]["security"], json!([]), "said to want no key");
+        assert_eq!(document["paths"][open]["get"]["security"], json!([]), "documented as open");
     }
     assert!(document["paths"]["/metrics"]["get"]["security"].is_array());
 }

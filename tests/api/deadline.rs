@@ -1,4 +1,4 @@
-//! One deadline over everything: however NVIDIA delays, the answer is there in time.
+//! One deadline bounds a whole request: however NVIDIA delays, the client gets an answer in time.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,14 @@ fn slow(reply: Reply) -> Reply {
     reply.after(Duration::from_millis(150))
 }
 
-/// An inference of a picture that was uploaded.
+/// Whether this is the inference of an uploaded picture.
 fn is_of_asset(request: &Received) -> bool {
     request.line() == INFER && request.header("nvcf-input-asset-references").is_some()
 }
 
 type Script = fn(&Received) -> Option<Reply>;
 
-/// What NVIDIA does, and the picture that it does it to.
+/// A name, the picture that is sent, and how NVIDIA misbehaves.
 const TROUBLES: &[(&str, &[u8], Script)] = &[
     ("it hangs", ROCKET, |_| Some(Reply::Hang)),
     ("it fails slowly, again and again", ROCKET, |_| Some(slow(Reply::status(503)))),
@@ -75,7 +75,7 @@ async fn send(app: &TestApp, picture: &[u8]) -> (Answer, Duration) {
 async fn the_answer_comes_by_the_deadline_whatever_nvidia_does() {
     for (name, picture, script) in TROUBLES {
         let mut late = Vec::new();
-        // A machine may be busy with other tests: what is late by itself is late every time.
+        // A busy machine may delay one answer; a real fault delays every one.
         for _ in 0..3 {
             let nvidia = FakeNvidia::with_uploads(script).await;
             let app = TestApp::builder(&nvidia)
@@ -190,7 +190,7 @@ async fn in_an_outage_large_pictures_cost_at_most_one_more_call_than_small_ones(
         let before = nvidia.lines().len();
         let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
         assert_eq!(answer.status, 502);
-        // The first tries to announce its upload, and is then sent without one, once.
+        // The first picture spends its attempts on creating the upload, then is sent inline once.
         assert_eq!(nvidia.lines().len() - before, calls, "{:?}", nvidia.lines());
     }
 }

@@ -1,4 +1,4 @@
-//! The documentation that the service serves.
+//! The pages and the OpenAPI document that the service serves.
 
 use imagesvc::web::error::Code;
 
@@ -83,6 +83,6 @@ async fn the_home_page_loads_nothing_from_elsewhere() {
     assert!(page.header("content-security-policy").starts_with("default-src 'none'"));
     assert!(
         !page.text().contains("://") || page.text().matches("://").count() == 1,
-        "only the placeholder"
+        "the placeholder is the only URL"
     );
 }

@@ -1,4 +1,4 @@
-//! Whichever way requests end, what they held is given back.
+//! Requests give back everything that they hold, however they end.
 
 use std::{cell::RefCell, time::Duration};
 
@@ -11,22 +11,22 @@ use crate::support::{
     form, post_head, tiny, try_picture_number,
 };
 
-/// A picture that is the same in every sequence.
+/// The number of a picture that every sequence sends.
 const KNOWN: usize = 7;
 
 /// How a request ends.
 #[derive(Debug, Clone, Copy)]
 enum Ending {
-    /// With an embedding.
+    /// These end with an embedding.
     Uploaded,
     Base64,
     Fetched,
-    /// With an embedding that was asked for before, or is being asked for.
+    /// With the embedding of a picture that was sent before, or is sent twice at once.
     Cached,
     Joined,
-    /// Large, and so by way of a file.
+    /// With an embedding, by way of a staging file.
     Large,
-    /// Refused, at one stage after the other.
+    /// These are refused, each at a later stage.
     DeclaredTooLarge,
     TooLarge,
     NoForm,
@@ -34,7 +34,7 @@ enum Ending {
     NoPicture,
     NotFetched,
     RefusedByNvidia,
-    /// The client stalls, or leaves: within the body, or after it.
+    /// The client stalls, or leaves within the body or after it.
     Slow,
     LeftWithinBody,
     LeftAfterBody,
@@ -92,7 +92,7 @@ impl Servers {
         }
     }
 
-    /// Makes one request, from one of a few addresses, that ends like this.
+    /// Makes one request that ends in this way.
     async fn end(&self, ending: Ending, n: usize) {
         let (app, picture) = (&self.app, tiny(1000 * n));
         let too_much = bytes::Bytes::from(vec![b'A'; 2_000_000]);
@@ -138,7 +138,7 @@ impl Servers {
         assert!(ended, "not {ending:?}");
     }
 
-    /// Sends so much of an upload, and leaves at once or when it is told to.
+    /// Sends a part of an upload, then waits for the answer or leaves at once.
     async fn send_part(&self, n: usize, part: &[u8], waits: bool) -> String {
         let source = [127, 0, 0, 2 + (n % 3) as u8];
         let mut stream = connect_from(source, self.app.address).await.unwrap();
@@ -160,7 +160,7 @@ fn after_any_requests_nothing_is_held_however_they_ended() {
     let servers = runtime.block_on(Servers::start());
     let next = RefCell::new(0);
     let sequences = proptest::collection::vec(proptest::sample::select(&ENDINGS[..]), 1..24);
-    // None is kept in a file: whether it fails depends on when things happen.
+    // Failures are not stored: they depend on timing, so replaying them proves nothing.
     let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
     let mut all = ENDINGS.to_vec();
     all.extend(ENDINGS);

@@ -1,4 +1,4 @@
-//! What clients are told when NVIDIA, the disk or the service itself fails.
+//! The errors that clients see when NVIDIA, the disk or the service itself fails.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use crate::support::{
     post_head,
 };
 
-/// An error as NVIDIA writes it, with something in it that is not for clients.
+/// An error in NVIDIA's format, with texts in it that clients must not see.
 pub fn nvidia_error(status: u16) -> Reply {
     Reply::new(
         status,

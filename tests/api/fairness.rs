@@ -1,4 +1,4 @@
-//! Whatever one network sends, another one is served.
+//! Fairness: whatever one network sends, another network is served.
 
 use std::time::Duration;
 
@@ -18,15 +18,15 @@ use crate::support::{
     post_head, tiny, variant,
 };
 
-/// What those who take too much are told from.
+/// The address of the clients that take too much.
 const FLOOD: [u8; 4] = [127, 0, 0, 2];
-/// Who shall be served all the same.
+/// The address of a client that must be served all the same.
 const OTHER: [u8; 4] = [127, 0, 0, 9];
 
-/// What "promptly" is, on a busy machine.
+/// How long a prompt answer may take on a busy machine.
 const PROMPTLY: Duration = Duration::from_secs(5);
 
-/// Sends a good picture by each route from an address, and asserts that all of them are answered.
+/// Sends a good picture by each route from an address, and asserts that all are answered promptly.
 async fn assert_served(
     app: &TestApp,
     picture_server: &FakeServer,
@@ -58,8 +58,8 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
     let (nvidia, picture_server) = (FakeNvidia::healthy().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     let mut open: Vec<TcpStream> = Vec::new();
-    // As many as one address may have, but for those of who is served from the same one; then from
-    // more addresses.
+    // As many connections as one address may have, less those of the good client at the same
+    // address; then the same from more addresses.
     for (source, count) in [(1, 58), (2, 64), (3, 64), (4, 64)] {
         for n in 0..count {
             let mut stream = connect_from([127, 0, 0, source], app.address).await.unwrap();
@@ -90,10 +90,10 @@ async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() 
     let body = vec![b' '; 4_000_000];
     let mut open = Vec::new();
     for round in 1.. {
-        assert!(round < 9, "it is never refused");
+        assert!(round < 9, "the flood is never refused");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
         stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
-        // Who is refused may be cut off.
+        // The service may close the connection of a refused client.
         let _ = stream.write_all(&body).await;
         open.push(stream);
         let shed = "imagesvc_requests_shed_total{reason=\"memory\"}";
@@ -105,13 +105,13 @@ async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() 
     }
     let refused = app.send_by(&client_from(FLOOD), app.base64_request(&vec![0; 2_700_000])).await;
     assert_problem(&refused, 503, "overloaded");
-    // By the header alone, where the length says so.
+    // A request whose declared length cannot fit is refused at its header.
     let mut stream = connect_from(FLOOD, app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
     let mut status = [0; 12];
     timeout(PROMPTLY, stream.read_exact(&mut status)).await.unwrap().unwrap();
     assert_eq!(&status, b"HTTP/1.1 503");
-    // As large as a picture may be.
+    // nearly as large as a picture may be
     let large = noise_png(1000, 1000);
     assert_served(&app, &picture_server, OTHER, &large).await;
 }
@@ -123,7 +123,7 @@ async fn received_bytes_count_as_long_as_they_are_in_memory() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    // A body that is read whole, the header of a form's part, and text that is no picture yet.
+    // A body that is read as a whole, the header of a form's part, and undecoded Base64.
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         stream.write_all(&post_head(route, 60_000, "")).await.unwrap();
@@ -133,7 +133,7 @@ async fn received_bytes_count_as_long_as_they_are_in_memory() {
         drop(stream);
         app.wait_for(|value| value(BUFFERED) == 0.0).await;
     }
-    // A picture is in memory while it is small, beside the form's step; then in its file.
+    // Beside the form's step, a small picture is in memory; a larger one moves to a file.
     let form = form(HUBBLE);
     let mut stream = TcpStream::connect(app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-upload", form.len(), "")).await.unwrap();
@@ -141,7 +141,7 @@ async fn received_bytes_count_as_long_as_they_are_in_memory() {
     app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
     stream.write_all(&form[100_000..200_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 2.0 * STEP).await;
-    // What NVIDIA is given, from when the picture is whole until both its request and its call end.
+    // The body of the call to NVIDIA counts until both the request and the call have ended.
     stream.write_all(&form[200_000..]).await.unwrap();
     nvidia.wait_for(1).await;
     app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;
@@ -159,9 +159,9 @@ async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "8").start().await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let mut flooding = FuturesUnordered::new();
-    // One after the other, until one is refused.
+    // The flood sends pictures one by one until one is refused.
     loop {
-        assert!(flooding.len() < 8, "it got all");
+        assert!(flooding.len() < 8, "the flood took everything");
         let picture = tiny(flooding.len());
         let at_work = flooding.len() as f64 + 1.0;
         flooding.push(app.send_by(&flood, app.upload_request(&picture, "a.png")));
@@ -225,7 +225,7 @@ async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture()
     let flooding =
         pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.png")));
     let beside = async {
-        // The flood has all the places that it gets.
+        // By now the flood has all the calls that it can get.
         let refused = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"503\"}";
         app.wait_for(|value| value(refused) >= 1.0).await;
         let picture = tiny(1000);
@@ -233,7 +233,7 @@ async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture()
     };
     let (answers, ()) = tokio::join!(join_all(flooding), beside);
     let served = answers.iter().filter(|answer| answer.status == 200).count();
-    assert!(served >= 20, "{served}: alone, it has most of the pace");
+    assert!(served >= 20, "{served}: before the other came, the flood had most of the pace");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! A picture that fits inline: one call, byte for byte.
+//! A picture that fits inline takes one call, checked byte for byte.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 
@@ -86,7 +86,7 @@ async fn the_answer_describes_the_picture() {
     let answer = app.upload(ROCKET, "IMG_0042.JPG").await;
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.header("x-content-type-options"), "nosniff");
-    assert!(answer.text().ends_with("]}\n"), "the vector comes last, and a newline");
+    assert!(answer.text().ends_with("]}\n"), "the vector comes last, then a newline");
     let body = answer.json();
     let saved_as = body["saved_as"].as_str().unwrap();
     assert_eq!(body["path"], format!("downloads/{saved_as}"));

@@ -1,4 +1,4 @@
-//! The keys appear nowhere.
+//! Keys and other secrets appear in no log, answer or metric.
 
 use imagesvc::config::RawSettings;
 
@@ -7,8 +7,8 @@ use crate::support::{
     tiny, try_picture_number,
 };
 
-/// What must not be seen: NVIDIA's key, the clients' keys, a wrong one, a proxy's password, and what
-/// stands in the queries of fetched and of presigned addresses.
+/// The secrets: NVIDIA's key, the clients' keys, a wrong key, a proxy's password, and the queries
+/// of fetched and of presigned URLs.
 const PLANTED: [&str; 6] = [
     KEY,
     "planted-client-key-1",
@@ -35,12 +35,12 @@ async fn no_log_answer_or_metric_holds_a_key_even_at_trace_level() {
         _ => Reply::status(404),
     })
     .await;
-    // It repeats what it was sent, as some gateways do.
+    // This NVIDIA repeats the key that it received, as some gateways do.
     let nvidia = FakeNvidia::with_uploads(|request| {
         let authorization = request.header("authorization").unwrap_or("none");
         let says = format!(r#"{{"detail":"no: {authorization}"}}"#);
         match try_picture_number(request) {
-            // A success that makes no sense, and repeats it as well.
+            // An invalid success, which repeats the key as well.
             Some(200) => Some(Reply::json(200, format!(r#"{{"metadata":"no: {authorization}"}}"#))),
             Some(n @ 400..=599) => Some(Reply::json(u16::try_from(n).unwrap(), says)),
             _ => None,
@@ -98,15 +98,15 @@ async fn no_log_answer_or_metric_holds_a_key_even_at_trace_level() {
         assert_eq!(response.status(), status, "{}", response.url());
         assert_clean("an answer's headers", &headers);
         let body = response.text().await.unwrap();
-        // The client's own address goes back to it, as it gave it.
+        // The answer repeats the client's own URL, which is no leak.
         let body = body.replace("?token=planted-query", "");
         assert_clean("an answer", &body);
     }
     assert!(nvidia.received().iter().any(|request| request.target.contains("X-Amz-Signature")));
     let (_, log) = child.stop();
     let log = log.join("\n");
-    assert!(log.contains("\"TRACE\""), "the finest level is on");
-    assert!(log.contains("[redacted]"), "what NVIDIA repeats is in the log, without the key");
+    assert!(log.contains("\"TRACE\""), "the log is at the trace level");
+    assert!(log.contains("[redacted]"), "the log quotes NVIDIA without the key");
     assert_clean("the log", &log);
 }
 
@@ -128,7 +128,7 @@ async fn no_type_prints_a_key() {
     }
     assert!(format!("{:?}", config.nvidia).contains("3128"));
     let (app, _folder) = builder.build().await.unwrap();
-    // It holds the state and the clients.
+    // The app holds the state and the HTTP clients.
     assert_clean("the app", &format!("{app:?}"));
     let faults = Config::resolve(&RawSettings::from_pairs([
         ("NVIDIA_API_KEY", "planted-client-key-1 planted-client-key-2"),

@@ -1,4 +1,4 @@
-//! Logs and metrics, read as a machine reads them.
+//! Logs and metrics, parsed as a machine parses them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -79,7 +79,7 @@ async fn every_request_is_one_json_line_with_its_fields() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callers_trace_is_in_the_log_and_passed_on_to_nobody() {
     let nvidia = FakeNvidia::healthy().await;
-    let picture_server = FakeServer::serving(HUBBLE).await; // which goes to NVIDIA in four calls
+    let picture_server = FakeServer::serving(HUBBLE).await; // this picture takes four calls to NVIDIA
     let folder = tempfile::tempdir().unwrap();
     let allow = picture_server.address.to_string();
     let child =
@@ -125,7 +125,7 @@ async fn a_callers_trace_is_in_the_log_and_passed_on_to_nobody() {
     assert!(other.get("trace_id").is_none() && other.get("span_id").is_none(), "{other}");
 }
 
-/// The families of a metrics text, with their types, and its samples.
+/// The families of a metrics text with their types, and the samples.
 type Parsed = (BTreeMap<String, String>, Vec<(String, BTreeMap<String, String>, f64)>);
 
 fn parse(text: &str) -> Parsed {
@@ -222,7 +222,8 @@ async fn the_readme_lists_every_metric_and_no_other() {
     for family in families.keys() {
         assert!(listed.contains(&bare(family)), "{family} is not in the README");
     }
-    // Families without a sample are not in the text: those of faults that did not happen.
+    // The text lacks families without samples, such as those of faults that did not happen, so
+    // count them in the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
     let source: String = source.split_whitespace().collect();
     let by_name = ["(to,\"", ".register(\"", ".register_with_unit(\""];
@@ -235,7 +236,7 @@ async fn a_log_that_nobody_reads_stops_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_unread(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let client = reqwest::Client::new();
-    // More lines than the pipe holds, and than wait for it.
+    // more lines than the pipe and the queue hold
     let address = child.url("/nothing");
     let requests = (0..8000).map(|_| client.get(&address).send());
     let mut answers = stream::iter(requests).buffer_unordered(16);

@@ -1,5 +1,5 @@
-//! Names of picture hosts: how many are looked up at once and for whom, and which connections serve
-//! them.
+//! Look-ups of picture hosts: how many run at once and for which client; and that each fetch has
+//! its own connection.
 
 use std::{
     collections::HashSet,
@@ -16,7 +16,7 @@ use crate::support::{FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_prob
 /// More names than the service looks up at once for all clients together.
 const DEAD_NAMES: usize = 130;
 
-/// Look-ups at once for one client.
+/// The most look-ups at once for one client.
 const SHARE: usize = 32;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,7 +24,7 @@ async fn one_clients_unanswered_lookups_do_not_delay_another_clients_fetch() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let (dead, mut waiting) = watch::channel(0);
-    // What blocks a look-up until the test is over.
+    // Blocks look-ups until the test drops `end`.
     let (end, ended) = mpsc::channel::<()>();
     let ended = Mutex::new(ended);
     let app = TestApp::builder(&nvidia)
@@ -58,7 +58,7 @@ async fn one_clients_unanswered_lookups_do_not_delay_another_clients_fetch() {
         let problem = assert_problem(&answer, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains("could not be looked up just now"));
     }
-    assert_eq!(*waiting.borrow(), SHARE, "the stranger had its share and no more");
+    assert_eq!(*waiting.borrow(), SHARE, "the first client got its share and no more");
     drop(end);
 }
 

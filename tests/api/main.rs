@@ -1,4 +1,4 @@
-//! Speaks HTTP to the real service, with a fake NVIDIA and a fake origin behind it.
+//! Tests the real service over HTTP, with a fake NVIDIA and fake picture servers behind it.
 
 #![allow(
     clippy::unwrap_used,
@@ -20,6 +20,7 @@ mod bombs;
 mod cache;
 mod check;
 mod contract;
+mod date;
 mod deadline;
 mod decoder;
 mod disk;
@@ -35,6 +36,7 @@ mod fuzz;
 #[cfg(feature = "heic")]
 mod heic;
 mod hostile_names;
+mod hosts;
 mod inline;
 mod kinds;
 mod leaks;

@@ -1,4 +1,4 @@
-//! How much memory the process takes at its peak, read from the process itself.
+//! The peak memory of the process, as the kernel reports it.
 
 use std::io::Cursor;
 
@@ -9,7 +9,8 @@ use crate::support::{Child, FORM, FakeNvidia, ROCKET, base64_body, form};
 
 const MIB: u64 = 1 << 20;
 
-/// Sends the same body so many times at once, and gives the statuses and the growth of the peak.
+/// Sends the same body `times` times at once. Returns the statuses, and how much the peak memory
+/// grew.
 async fn load(
     settings: &[(&str, &str)],
     route: &str,
@@ -18,7 +19,7 @@ async fn load(
     times: usize,
 ) -> (Vec<u16>, u64) {
     let nvidia = FakeNvidia::healthy().await;
-    // The clients are one peer, and beside them stands the connection of the first question.
+    // All clients are one peer, and the first health check has a connection as well.
     let settings = [&[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128")], settings].concat();
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);
@@ -39,7 +40,7 @@ async fn load(
     (statuses, growth)
 }
 
-/// A JPEG of exactly 20 MiB, most of it behind its end.
+/// A JPEG of exactly 20 MiB, most of it padding after the picture's end.
 fn twenty_mebibytes() -> Vec<u8> {
     let mut picture = ROCKET.to_vec();
     picture.resize(20 << 20, 0);

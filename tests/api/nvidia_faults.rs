@@ -1,4 +1,4 @@
-//! NVIDIA in trouble: what is tried again, what is not, and what the client is told.
+//! NVIDIA's failures: which calls the service retries, and which errors clients see.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ fn html(status: u16) -> Reply {
     Reply::new(status, &[("content-type", "text/html")], HTML_PAGE)
 }
 
-/// What passes, and is not noticed if the next try goes well.
+/// Failures that clients do not notice if the next attempt succeeds.
 fn transient_faults() -> Vec<Reply> {
     vec![
         nvidia_error(429),
@@ -54,7 +54,8 @@ async fn transient_failures_are_retried_and_hidden_from_the_client() {
     }
 }
 
-/// What becomes of an answer to an inline inference: calls, and what the client sees.
+/// For a status that NVIDIA answers to an inline inference: the number of calls, and the status and
+/// code that the client sees.
 fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
     match status {
         400 | 413 | 415 | 422 => (1, 422, "embedding_rejected"),
@@ -79,10 +80,10 @@ async fn every_status_becomes_what_the_table_says_and_names_the_saved_picture() 
     .await;
     let app = TestApp::start(&nvidia).await;
     for status in 200..600 {
-        let (tries, expected, code) = expected_outcome(status);
+        let (attempts, expected, code) = expected_outcome(status);
         let answer = app.upload(&tiny(status.into()), "a.png").await;
         let problem = assert_problem(&answer, expected, code);
-        assert_eq!(calls.lock().unwrap()[&status.into()], tries, "{status}");
+        assert_eq!(calls.lock().unwrap()[&status.into()], attempts, "{status}");
         let saved_as = problem["saved_as"].as_str().unwrap();
         assert_eq!(problem["path"], format!("downloads/{saved_as}"));
         assert_eq!(app.saved_bytes(saved_as), tiny(status.into()));
@@ -190,7 +191,7 @@ async fn a_wait_that_nvidia_asks_for_is_observed() {
         let app = TestApp::start(&nvidia).await;
         let started = Instant::now();
         app.upload(ROCKET, "rocket.jpg").await.vector();
-        // A date has no fractions: this one may be as near as 1.5 s.
+        // A date has no fractions of a second, so this one may be only 1.5 s ahead.
         assert!(started.elapsed() >= Duration::from_secs(1), "{wait}");
         assert_eq!(nvidia.lines().len(), 2);
     }

@@ -1,4 +1,4 @@
-//! What operators and their machines ask.
+//! Health, readiness and metrics, and a stop while a request runs.
 
 use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding, form, post_head};
 
@@ -51,7 +51,7 @@ async fn a_stop_waits_for_a_running_request() {
     let body = form(ROCKET);
     let start = post_head("/vectorize-image-upload", body.len(), "expect: 100-continue\r\n");
     stream.write_all(&start).await.unwrap();
-    // The service asks for the body: the request is under way.
+    // The service asks for the body, so the request is running.
     let mut answer = vec![0; 25];
     stream.read_exact(&mut answer).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 100 Continue"));

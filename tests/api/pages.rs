@@ -1,4 +1,5 @@
-//! The pages for operators: what they name exists, and what they quote is said.
+//! The pages for operators: everything that they name exists, and the program prints what they
+//! quote.
 
 use std::{
     collections::BTreeSet,
@@ -14,12 +15,12 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The cells of each row of each table, but for its head.
+/// The cells of all rows of all tables, without the tables' heads.
 fn rows(page: &str) -> Vec<Vec<&str>> {
     let lines = page.lines().zip(page.lines().skip(1).chain([""]));
     let rows = lines.filter(|(row, next)| row.starts_with('|') && !next.starts_with("|---"));
@@ -38,7 +39,7 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names of all functions that are marked as tests.
+/// The names of all test functions.
 fn tests() -> BTreeSet<String> {
     let mut files = Vec::new();
     for folder in ["src", "tests"] {

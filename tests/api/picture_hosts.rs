@@ -1,4 +1,4 @@
-//! Hosts of pictures: which of their answers are taken, and what clients are told of the others.
+//! Picture hosts: which of their answers the service accepts, and how it reports the others.
 
 use std::io::{self, Write};
 
@@ -23,7 +23,7 @@ async fn fetch(reply: Reply) -> Answer {
     answer
 }
 
-/// What a client is told of a failed download.
+/// The `detail` of a failed download.
 async fn detail_of(reply: Reply) -> String {
     let problem = assert_problem(&fetch(reply).await, 502, "download_failed");
     problem["detail"].as_str().unwrap().to_owned()
@@ -64,7 +64,7 @@ async fn gzip_is_unpacked_up_to_the_limit_and_not_beyond() {
 #[tokio::test]
 async fn gzip_that_unpacks_to_nothing_is_read_up_to_the_limit_and_not_beyond() {
     let head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n".to_vec();
-    // A name in the header that has no end.
+    // a file name in the gzip header that never ends
     let name = [head, b"\x1f\x8b\x08\x08\0\0\0\0\0\xff".to_vec(), vec![b'a'; 30 << 20]].concat();
     assert_problem(&fetch(Reply::CloseAfter(name)).await, 413, "image_too_large");
 }
@@ -75,7 +75,7 @@ async fn gzip_that_is_damaged_or_cut_short_is_a_failed_download() {
     let whole = gzip(ROCKET);
     assert!(detail_of(encoded("gzip", &whole[..whole.len() / 2])).await.contains("broke off"));
     let mut wrong_block = whole.clone();
-    wrong_block[10] = 0xff; // behind the header
+    wrong_block[10] = 0xff; // after the header
     assert!(detail_of(encoded("gzip", wrong_block)).await.contains("damaged"));
     let mut wrong_checksum = whole;
     let at = wrong_checksum.len() - 8;
@@ -112,9 +112,12 @@ async fn a_retry_after_of_the_picture_host_is_passed_on() {
         assert!(answer.headers.get("retry-after").is_none());
     }
     let answer = fetch(Reply::new(503, &[("retry-after", "4294967295")], "")).await;
-    assert_eq!(answer.header("retry-after"), "3600", "nobody shall sleep for years");
+    assert_eq!(answer.header("retry-after"), "3600", "a wait is capped at an hour");
     let answer = fetch(Reply::new(500, &[("retry-after", "77")], "")).await;
-    assert!(answer.headers.get("retry-after").is_none(), "others' wishes are about other things");
+    assert!(
+        answer.headers.get("retry-after").is_none(),
+        "only those of a 429 or 503 are passed on"
+    );
 }
 
 #[tokio::test]
@@ -123,7 +126,7 @@ async fn a_web_page_is_told_apart_from_a_damaged_picture() {
     let answer = fetch(Reply::new(200, &[("content-type", "text/html")], page)).await;
     let problem = assert_problem(&answer, 415, "unsupported_image");
     let told =
-        "image_url leads to a web page, not to a picture: give the address of the picture itself.";
+        "image_url leads to a web page, not to a picture: send the URL of the picture itself.";
     assert_eq!(problem["detail"], told);
 }
 
@@ -150,9 +153,7 @@ async fn a_failing_resolver_is_not_blamed_on_the_url() {
         })
         .start()
         .await;
-    for (name, told) in
-        [("unknown", "check the address"), ("any", "could not be looked up just now")]
-    {
+    for (name, told) in [("unknown", "check the URL"), ("any", "could not be looked up just now")] {
         let answer = app.by_url(&format!("http://{name}.example/")).await;
         let problem = assert_problem(&answer, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains(told), "{problem}");

@@ -1,4 +1,4 @@
-//! Answers that come later.
+//! Pending answers, which the service polls for.
 
 use std::sync::LazyLock;
 

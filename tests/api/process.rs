@@ -1,4 +1,4 @@
-//! The program itself: its exit codes and its first words.
+//! The program as a process: its exit codes, and what it prints at start.
 
 use std::{
     io::{BufRead, BufReader},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::support::{Child, FakeServer, ROCKET};
 
-/// The program with nothing set, in a folder of its own.
+/// A command that runs the program in a folder, without any settings.
 fn program(folder: &std::path::Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
     command.env_clear().current_dir(folder);
@@ -23,7 +23,7 @@ fn without_a_key_it_names_the_key_and_the_sandbox_and_exits_2() {
     assert!(text.contains("NVIDIA_API_KEY") && text.contains("--sandbox"), "{text}");
     assert!(
         !folder.path().join("downloads").exists(),
-        "nothing is touched before the settings stand"
+        "the program touches nothing before the settings are valid"
     );
 }
 

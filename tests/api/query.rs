@@ -1,4 +1,4 @@
-//! What stands in the query of a route that takes pictures, and the slash behind a route.
+//! The query of the routes that take pictures, and trailing slashes.
 
 use std::{path::Path, time::Duration};
 
@@ -12,7 +12,8 @@ use crate::support::{
     avif, converted, embedding, noise_png, nvidia_api::INFER,
 };
 
-/// Every way in, with a picture; that of the URL route is what the picture_server serves.
+/// A request for each route with a picture. The URL route gets the picture that `picture_server`
+/// serves.
 fn requests(app: &TestApp, picture_server: &FakeServer, picture: &[u8]) -> [RequestBuilder; 3] {
     [
         app.upload_request(picture, "a.jpg"),
@@ -21,7 +22,7 @@ fn requests(app: &TestApp, picture_server: &FakeServer, picture: &[u8]) -> [Requ
     ]
 }
 
-/// The same request with a query.
+/// Adds a query to a request.
 fn asking(request: RequestBuilder, query: &str) -> RequestBuilder {
     let (client, request) = request.build_split();
     let mut request = request.unwrap();
@@ -29,7 +30,7 @@ fn asking(request: RequestBuilder, query: &str) -> RequestBuilder {
     RequestBuilder::from_parts(client, request)
 }
 
-/// The files of pictures in a downloads folder: saved ones, and those that are staged.
+/// The saved and the staged pictures in a downloads folder.
 fn files(folder: &Path) -> Vec<String> {
     let names = |folder: &Path| -> Vec<_> {
         let entries = std::fs::read_dir(folder).unwrap();
@@ -46,7 +47,7 @@ fn assert_names_no_file(answer: &Answer) {
 
 #[tokio::test]
 async fn with_save_false_a_picture_is_embedded_and_leaves_no_file_on_any_route() {
-    // Inline, by a file and uploaded, and re-encoded.
+    // pictures that are sent inline, uploaded, and re-encoded
     for picture in [ROCKET.to_vec(), HUBBLE.to_vec(), converted(CHELSEA, ImageFormat::WebP)] {
         let nvidia = FakeNvidia::healthy().await;
         let picture_server = FakeServer::serving(&picture).await;
@@ -62,7 +63,7 @@ async fn with_save_false_a_picture_is_embedded_and_leaves_no_file_on_any_route()
         let metrics = app.get("/metrics").await.text();
         assert!(metrics.contains("imagesvc_pictures_saved_total 0\n"), "{metrics}");
         assert!(metrics.contains("imagesvc_pictures_saved_bytes_total 0\n"));
-        // It was paid for once, and whoever wants it kept has it kept.
+        // The next request is a hit, and its picture is kept.
         let kept = app.upload(&picture, "a.jpg").await;
         assert_eq!(kept.header("x-cache"), "hit");
         assert_eq!(files(app.folder()), [kept.saved_as()]);
@@ -132,8 +133,8 @@ async fn with_save_false_neither_a_leaving_client_nor_a_kill_leaves_a_file() {
     let picture = noise_png(400, 300);
     let request = asking(child.upload_request(&client, &picture), "save=false");
     let gone = tokio::spawn(request.send());
-    nvidia.wait_for(3).await; // announced, uploaded, and asked for
-    assert!(files(&downloads).is_empty(), "nothing that a kill would leave");
+    nvidia.wait_for(3).await; // the upload's creation, the upload, and the inference
+    assert!(files(&downloads).is_empty(), "a kill would leave nothing");
     gone.abort();
     assert!(gone.await.is_err());
     let line = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"499\"} 1";
@@ -144,7 +145,7 @@ async fn with_save_false_neither_a_leaving_client_nor_a_kill_leaves_a_file() {
         }
     }
     assert!(files(&downloads).is_empty());
-    // The call goes on with the bytes of the file that has no name any more.
+    // The call goes on with the bytes of the file, which has been unlinked.
     release.send(true).unwrap();
     let again = asking(child.upload_request(&client, &picture), "save=false");
     let again = again.send().await.unwrap();
@@ -172,7 +173,7 @@ async fn with_save_false_a_stop_leaves_no_file() {
     assert!(files(folder.path()).is_empty());
 }
 
-/// Reads an answer's JSON.
+/// Reads a response's JSON.
 trait JsonValue {
     async fn json_value(self) -> Value;
 }

@@ -1,4 +1,4 @@
-//! The README's own commands, pasted as they stand, and what it shows of their answers.
+//! The README's own commands, pasted unchanged, and the answers that it shows.
 
 use std::{path::Path, process::Command};
 
@@ -8,7 +8,7 @@ use crate::support::{CHELSEA, Child, is_missing};
 
 const README: &str = include_str!("../../README.md");
 
-/// The blocks of commands in a section.
+/// The blocks of commands in a section of the README.
 fn commands(section: &str) -> Vec<String> {
     let (_, text) = README.split_once(section).unwrap();
     let text = text.split("\n## ").next().unwrap();
@@ -35,7 +35,7 @@ fn the_three_calls_work_as_they_are_pasted() {
     if is_missing("curl") {
         return;
     }
-    // A folder like the repository's root, with a small picture of the reader's.
+    // The folder has the repository's fixtures, and a small picture of the reader's own.
     let folder = tempfile::tempdir().unwrap();
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     std::os::unix::fs::symlink(root.join("tests"), folder.path().join("tests")).unwrap();
@@ -71,7 +71,7 @@ fn the_three_calls_work_as_they_are_pasted() {
             assert_eq!(shown.get(field), answer.get(field), "{field}");
         }
         for (shown, number) in shown["vector"].as_array().unwrap().iter().zip(vector) {
-            // Machines differ in the last digits of a root.
+            // The last digits of a square root differ between machines.
             assert!(
                 (shown.as_f64().unwrap() - number.as_f64().unwrap()).abs() < 1e-5,
                 "{shown} {number}"

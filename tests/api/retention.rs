@@ -1,4 +1,4 @@
-//! Old pictures go, and nothing else does.
+//! Retention removes old pictures, and nothing else.
 
 use std::{fs, time::Duration};
 
@@ -15,13 +15,13 @@ async fn wait_until_removed(app: &TestApp, pictures: f64) {
 async fn under_concurrent_uploads_the_oldest_pictures_go_but_none_in_use() {
     let (release, _) = watch::channel(false);
     let held = embedding().held_until(&release);
-    // The call for the first picture hangs, so that its file is the oldest and in use.
+    // The call for the first picture is held, so that its file is the oldest one and in use.
     let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
         0 => held.clone(),
         _ => embedding(),
     })
     .await;
-    let bound = 20 * 4096; // a file takes a block at least
+    let bound = 20 * 4096; // each file takes at least one block
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_BYTES", bound).start().await;
     let strangers = ["holiday.jpg", ".gitkeep", "01234567-89ab-4cde-8f01-23456789abcd.jpg"];
@@ -45,18 +45,18 @@ async fn under_concurrent_uploads_the_oldest_pictures_go_but_none_in_use() {
     let (first, ()) = tokio::join!(first, others);
     first.vector();
     let name = first.saved_as();
-    assert_eq!(app.saved_bytes(&name), first_picture, "it was worked on, and is there");
+    assert_eq!(app.saved_bytes(&name), first_picture, "a picture in use is kept");
     for name in strangers {
-        assert!(app.folder().join(name).exists(), "{name} is not the service's");
+        assert!(app.folder().join(name).exists(), "{name} is not one of the service's files");
     }
-    // Now it is the oldest like any other.
+    // Once it is not in use any more, it is removed like any other.
     app.upload(ROCKET, "large.jpg").await.vector();
     let gone = async {
         while app.saved().contains(&name) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(30), gone).await.expect("it goes");
+    timeout(Duration::from_secs(30), gone).await.expect("the oldest picture is removed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

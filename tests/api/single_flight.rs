@@ -1,4 +1,5 @@
-//! Those who want the same at the same time share one call, and nobody who leaves takes it along.
+//! Single flight: concurrent requests with the same picture share one call, which outlives its
+//! clients.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ async fn a_hundred_identical_pictures_at_once_are_one_call() {
         TestApp::builder(&nvidia).setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200").start().await;
     let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
     let open = async {
-        // Everybody waits for the one call by then.
+        // By then all hundred wait for the one call.
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 100.0).await;
         release.send(true).unwrap();
     };
@@ -93,7 +94,7 @@ async fn a_large_pictures_call_finishes_without_its_client() {
 
 #[tokio::test]
 async fn a_late_joiner_does_not_fail_with_the_leaders_deadline() {
-    // The first call hangs, and takes its leader's deadline with it.
+    // The first call hangs until its leader's deadline.
     let nvidia = FakeNvidia::replying(vec![Reply::Hang, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1s").start().await;
     let late = async {
@@ -109,7 +110,7 @@ async fn a_late_joiner_does_not_fail_with_the_leaders_deadline() {
 
 #[tokio::test]
 async fn a_late_joiner_waits_where_the_leader_had_no_time() {
-    // The first try fails, and asks for a wait that the leader's deadline has no room for.
+    // The first attempt fails, and demands a wait that would exceed the leader's deadline.
     let wait = Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
     let nvidia = FakeNvidia::replying(vec![wait, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms").start().await;
@@ -184,7 +185,7 @@ async fn no_cache_makes_a_new_call_and_never_joins_another() {
     assert_eq!(second.header("x-cache"), "miss");
     let third = anew().await;
     assert!(is_filled_with(&third, 3));
-    // What was asked anew is what is remembered.
+    // The newest vector is the one in the cache.
     let hit = assert_cached(&app, ROCKET, "hit").await;
     assert!(is_filled_with(&hit, 3));
     assert_eq!(nvidia.lines().len(), 3);

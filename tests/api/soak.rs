@@ -1,5 +1,5 @@
-//! What a long run with hostile pictures among good ones leaves behind: nothing. Run by hand, for half
-//! an hour; CI runs half a minute of it:
+//! A long run with good and hostile pictures must leave nothing behind: no memory, files, tasks or
+//! processes. People run it for half an hour; CI runs half a minute:
 //!
 //! `SOAK_SECONDS=1800 cargo test --release --test api -- --ignored --nocapture soak`
 
@@ -19,17 +19,18 @@ use crate::support::{
     converted, embedding, metric, nvidia_api::INFER, tiny, variant,
 };
 
-/// Requests a second, at most: the run is bounded in number as well as in time.
+/// The most requests per second, which bounds their total number.
 const RATE: u32 = 50;
 
-/// From which length on a run says something about memory, and how much it may grow by then. A
-/// short one still shows the allocator's first growth.
+/// The length from which a run shows how memory behaves. A shorter one only shows the allocator's
+/// first growth, so it may grow more.
 const LONG: Duration = Duration::from_secs(600);
 
-/// One request in so many is a picture whose decode never ends: each keeps a core busy for seconds.
+/// One request in this many is a picture whose decode never ends. Each keeps a core busy for
+/// seconds.
 const ENDLESS_IN: usize = 1500;
 
-/// What must not grow.
+/// Resources that must not grow.
 #[derive(Debug, Clone, Copy)]
 struct Held {
     memory: u64,
@@ -39,7 +40,7 @@ struct Held {
 }
 
 impl Held {
-    /// Waits until the service is idle, connections and detached calls included.
+    /// Waits until the service is idle, including its connections and detached calls.
     async fn when_idle(child: &Child, pause: Duration) -> Self {
         let read =
             || async { reqwest::get(child.url("/metrics")).await.unwrap().text().await.unwrap() };
@@ -54,11 +55,11 @@ impl Held {
             }
             last = now;
         }
-        panic!("it does not come to rest: {last:?}");
+        panic!("the service does not become idle: {last:?}");
     }
 }
 
-/// One request of the mix, with what comes of it counted.
+/// Sends one request of the mix, and returns its outcome.
 async fn one(
     child: &Child,
     picture_server: &FakeServer,
@@ -83,7 +84,7 @@ async fn one(
         12 => client.post(child.url("/vectorize-image-base64")).body("{\"image_base64\": \"***\"}"),
         13 => client.get(child.url("/metrics")),
         14 => {
-            // Leaves before the answer.
+            // The client leaves before the answer.
             let sent =
                 upload(variant(ROCKET, n)).timeout(Duration::from_millis(random as u64 % 60));
             return match sent.send().await {
@@ -92,7 +93,7 @@ async fn one(
             };
         }
         _ => {
-            // Sends half of a request, and stalls until it is closed.
+            // The client sends half of a request, and stalls until it is closed.
             let mut stream = TcpStream::connect(child.address).await.unwrap();
             let half = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{";
             let _ = stream.write_all(half).await;
@@ -108,8 +109,8 @@ async fn one(
     }
 }
 
-/// As the unit starts it: an allocator with an arena for each few threads keeps what each of them
-/// once needed.
+/// Runs with the unit's setting for the allocator. By default glibc has an arena for each few
+/// threads, and keeps what each arena once needed.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes half an hour"]
 async fn a_long_run_as_the_unit_starts_it_leaves_everything_as_it_was() {
@@ -125,13 +126,13 @@ async fn a_long_run_as_cargo_starts_it_leaves_everything_as_it_was() {
 async fn soak(environment: &[(&str, &str)]) {
     let seconds: u64 = std::env::var("SOAK_SECONDS").map_or(1800, |text| text.parse().unwrap());
     let length = Duration::from_secs(seconds);
-    // Until idle connections have been closed.
+    // longer than idle connections live
     let pause = Duration::from_secs(if length < LONG { 6 } else { 15 });
     let hostile: Vec<_> =
         bombs::all().into_iter().filter(|(_, picture)| picture.len() < 300_000).collect();
     let faults = AtomicUsize::new(0);
     let nvidia = FakeNvidia::with_uploads(move |request| {
-        // One call in ten goes wrong, each time in another way.
+        // One call in ten fails, each time in another way.
         if request.line() != INFER || fastrand::u8(0..10) != 0 {
             return None;
         }
@@ -152,7 +153,7 @@ async fn soak(environment: &[(&str, &str)]) {
     .await;
     let allow = picture_server.address.to_string();
     let mut settings = vec![
-        // Small, so that they are full before the first look.
+        // small, so that the caches are full before the first measurement
         ("IMAGESVC_CACHE_MEMORY", "8MiB"),
         ("IMAGESVC_CACHE_DISK", "16MiB"),
         ("IMAGESVC_DOWNLOADS_MAX_BYTES", "200MiB"),
@@ -186,7 +187,7 @@ async fn soak(environment: &[(&str, &str)]) {
             requests.buffer_unordered(64).collect::<()>().await;
         }
     };
-    // Until the caches and the folder are full, and the allocator has seen the worst of the mix.
+    // First fill the caches and the folder, and let the allocator reach its peak.
     let part = length / 10;
     for _ in 0..3 {
         traffic(part).await;
@@ -206,9 +207,9 @@ async fn soak(environment: &[(&str, &str)]) {
         let outcomes = outcomes.lock().unwrap();
         let known = ["200", "400", "413", "415", "422", "502", "503", "504", "left", "stalled"];
         assert!(outcomes.keys().all(|outcome| known.contains(&outcome.as_str())), "{outcomes:?}");
-        assert!(outcomes["200"] > requests / 2, "most are served: {outcomes:?}");
+        assert!(outcomes["200"] > requests / 2, "most requests succeed: {outcomes:?}");
     }
-    // An idle connection to NVIDIA is a file and a task, and comes and goes by itself.
+    // An idle connection to NVIDIA is a file and a task, and may open or close at any time.
     assert!(after.files <= before.files + 2, "{before:?} {after:?}");
     assert!(after.tasks <= before.tasks + 2.0, "{before:?} {after:?}");
     assert_eq!((before.children, after.children), (0, 0));

@@ -1,4 +1,4 @@
-//! Hosts over TLS, with right and wrong certificates: what is sent to them, and what is not.
+//! Servers with right and wrong certificates: the service sends nothing to the wrong ones.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::support::{
     nvidia_api::{ASSETS_PATH, INFER_PATH, KEY, STATUS_PATH},
 };
 
-/// A certificate authority of the test's own.
+/// A certificate authority for the tests.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -28,7 +28,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// A server's certificate for a name, valid until the first day of a year.
+    /// Issues a certificate for a name, valid until the first day of a year.
     fn certify(&self, name: &str, until: i32) -> ServerConfig {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.not_before = date_time_ymd(2020, 1, 1);
@@ -42,7 +42,7 @@ impl Authority {
             .unwrap()
     }
 
-    /// Has the services that are given the settings trust this authority and no other.
+    /// The setting with which a service trusts only this authority.
     fn trusted(&self, folder: &Path) -> (&'static str, String) {
         let file = folder.join("authority.pem");
         std::fs::write(&file, &self.pem).unwrap();
@@ -50,7 +50,7 @@ impl Authority {
     }
 }
 
-/// What is wrong with a certificate, and the certificate.
+/// Wrong certificates, each with its fault.
 fn wrong(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
     [
         ("of another name", authority.certify("other.example", 2100)),

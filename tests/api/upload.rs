@@ -1,4 +1,4 @@
-//! The upload route, as clients call it, slips included.
+//! The upload route, called as clients call it, with their mistakes.
 
 use crate::support::{FORM, FakeNvidia, ROCKET, TestApp, assert_problem, avif, form, noise_png};
 

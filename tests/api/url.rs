@@ -1,4 +1,4 @@
-//! The URL route: what is fetched, how, and what is not.
+//! The URL route: which pictures the service fetches, and how.
 
 use std::net::IpAddr;
 
@@ -8,14 +8,14 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, free_address,
 };
 
-/// What a host is told of the formats that are read.
+/// The `Accept` header of fetches.
 const ACCEPT: &str = if cfg!(feature = "heic") {
     "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff,image/heic;q=0.5"
 } else {
     "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff"
 };
 
-/// A service that may fetch from this picture_server alone.
+/// A service that may fetch only from this server.
 async fn app_allowed_to_fetch_from(nvidia: &FakeNvidia, picture_server: &FakeServer) -> TestApp {
     TestApp::builder(nvidia).may_fetch_from(picture_server).start().await
 }
@@ -150,7 +150,7 @@ async fn a_name_is_checked_by_every_address_it_resolves_to() {
         .await;
     for name in ["private.example", "mixed.example", "PRIVATE.example."] {
         let answer = app.by_url(&format!("http://{name}:{port}/")).await;
-        // With its trailing dot the name is another one to this look-up.
+        // The test's look-up does not know the name with a trailing dot.
         let (status, code) =
             if name.ends_with('.') { (502, "download_failed") } else { (403, "url_not_allowed") };
         assert_problem(&answer, status, code);

@@ -1,4 +1,4 @@
-// `/docs`, as somebody uses it who has nothing but a browser.
+// `/docs`, used by somebody who has only a browser.
 
 import assert from "node:assert/strict";
 
@@ -9,11 +9,11 @@ const of = (operation) => `.opblock[id$="-${operation}"]`;
 async function open(page, service, operation) {
   await page.open(`${service.url}/docs`);
   await page.click(`${of(operation)} .opblock-summary-control`);
-  // The button is there before the field, and does nothing until then.
+  // The button appears before the field, and does nothing until the field is there.
   await page.until("the form", (block) => document.querySelector(`${block} :is(textarea, input[type=file])`), of(operation));
 }
 
-/// Presses the button and reads the answer from the page.
+/// Presses the button, and reads the answer from the page.
 async function execute(page, operation) {
   await page.click(`${of(operation)} .execute`);
   const shown = await page.until("the answer", (block) => {

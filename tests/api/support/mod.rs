@@ -1,4 +1,4 @@
-//! The service on a port of its own, and the servers that it talks to.
+//! Starts the service on its own port, and the fake servers that it calls.
 
 mod addresses;
 mod answer;
@@ -13,6 +13,7 @@ pub mod kinds;
 pub mod nvidia_api;
 mod pictures;
 mod programs;
+mod raw_http;
 mod request;
 
 pub use addresses::{client_from, connect_from, free_address};
@@ -27,4 +28,5 @@ pub use fake_nvidia::{
 pub use fake_server::{FakeServer, Received, Reply};
 pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};
 pub use programs::is_missing;
+pub use raw_http::{SMUGGLED, exchange, parse_answer, raw_request, read_to_end};
 pub use request::{FORM, base64_body, form, post_head};

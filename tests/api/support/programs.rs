@@ -1,8 +1,8 @@
-//! Programs that a machine may lack.
+//! Programs that may be missing on a machine.
 
 use std::process::{Command, Stdio};
 
-/// Whether a program is missing, which it then says; in CI none may be.
+/// Whether a program is missing. If so, it prints that the test is skipped; in CI it fails instead.
 pub fn is_missing(program: &str) -> bool {
     let tried =
         Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();

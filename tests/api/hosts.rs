@@ -1,0 +1,98 @@
+//! HTTP/1.1 requires exactly one valid host in each request.
+
+use crate::support::{
+    FakeNvidia, SMUGGLED, TestApp, assert_problem, exchange, parse_answer, raw_request,
+};
+
+#[tokio::test]
+async fn every_route_wants_exactly_one_valid_host() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_API_KEYS", "k-1")
+        .setting("IMAGESVC_CORS_ORIGINS", "https://app.example.com")
+        .start()
+        .await;
+    let preflight = "origin: https://app.example.com\r\naccess-control-request-method: POST\r\n";
+    for (route, more) in [
+        ("GET /", ""),
+        ("GET /health", ""),
+        ("GET /ready", ""),
+        ("GET /docs/", ""),
+        ("GET /openapi.json", ""),
+        ("GET /metrics", ""),
+        ("GET /nothing", ""),
+        ("BREW /health", ""),
+        ("OPTIONS *", ""),
+        ("OPTIONS /vectorize-image", preflight),
+        ("POST /vectorize-image", "content-length: 0\r\n"),
+        ("POST /vectorize-image-base64", "content-length: 0\r\n"),
+        ("POST /vectorize-image-upload", "content-length: 0\r\n"),
+    ] {
+        for hosts in [
+            &[][..],
+            &["x", "x"],
+            &["x", "evil.example"],
+            &["", "x"],
+            &[""],
+            &["a b"],
+            &["a, b"],
+            &["user@x"],
+            &["http://x"],
+            &["x/metrics"],
+            &["x:port"],
+            &["[::1"],
+            &["b\u{fc}cher.example"],
+        ] {
+            let head = raw_request(&format!("{route} HTTP/1.1"), hosts, more);
+            let answer = parse_answer(&exchange(app.address, &head).await);
+            assert_problem(&answer, 400, "invalid_host");
+            assert_eq!(answer.header("connection"), "close");
+        }
+    }
+    for hosts in [&["x", "x"][..], &["a b"]] {
+        let head = raw_request("GET /health HTTP/1.0", hosts, "");
+        assert_problem(&parse_answer(&exchange(app.address, &head).await), 400, "invalid_host");
+    }
+}
+
+#[tokio::test]
+async fn valid_hosts_are_accepted_and_http_1_0_needs_none() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    for host in ["x", "image_service:8000", "images.example.com.:80", "192.0.2.7:", "[::1]:8000"] {
+        let head = raw_request("GET /health HTTP/1.1", &[host], "connection: close\r\n");
+        assert_eq!(parse_answer(&exchange(app.address, &head).await).status, 200, "{host}");
+    }
+    for hosts in [&[][..], &[""], &["x"]] {
+        let head = raw_request("GET /health HTTP/1.0", hosts, "");
+        assert_eq!(parse_answer(&exchange(app.address, &head).await).status, 200, "{hosts:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_behind_an_invalid_host_is_not_answered() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let two = raw_request("GET /health HTTP/1.1", &["x", "evil.example"], "");
+    let requests = [&two[..], SMUGGLED.as_bytes()].concat();
+    let answers = exchange(app.address, &requests).await;
+    assert_problem(&parse_answer(&answers), 400, "invalid_host");
+}
+
+#[tokio::test]
+async fn a_host_in_the_request_line_overrides_the_header() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let ask = async |target: &str, host: &str| {
+        let line = format!("POST {target}/vectorize-image HTTP/1.1");
+        let more = "sec-fetch-site: same-origin\r\nconnection: close\r\ncontent-length: 0\r\n";
+        parse_answer(&exchange(app.address, &raw_request(&line, &[host], more)).await)
+    };
+    // A page may call the service by an IP address, but not by an unknown host name.
+    assert_problem(&ask("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
+    let refused =
+        assert_problem(&ask("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");
+    assert!(refused["detail"].as_str().unwrap().contains("evil.example:8000"));
+    assert_problem(&ask("http://user:password@192.0.2.7", "x").await, 400, "invalid_host");
+    assert_problem(&ask("http://192.0.2.7", "a b").await, 400, "invalid_host");
+}
