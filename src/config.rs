@@ -115,8 +115,8 @@ impl Config {
     /// Every fault of the settings at once.
     pub fn resolve(raw: &RawSettings) -> Result<Self, Faults> {
         let mut read = Reader::new(&raw.values);
-        read.faults = [&raw.unreadable[..], &raw.empty_values()].concat();
-        read.notices = raw.unknown_variables();
+        read.faults = [&raw.unreadable[..], &raw.faults_of_empty_values()].concat();
+        read.notices = raw.notices_of_unknown_variables();
         let upstream = upstream::resolve(&mut read);
         let downloads = read.value(&store::DOWNLOADS_DIR);
         let store = store::resolve(&mut read, downloads);

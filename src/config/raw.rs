@@ -66,8 +66,8 @@ impl RawSettings {
 
     /// Returns a fault for each protective setting that was given with an empty value, since an
     /// empty value would protect nothing.
-    pub(super) fn empty_values(&self) -> Vec<String> {
-        let is_empty = |row: &&Row| {
+    pub(super) fn faults_of_empty_values(&self) -> Vec<String> {
+        let is_faulty = |row: &&Row| {
             row.rejects_empty
                 && self.empty.contains(row.name)
                 && !self.values.contains_key(row.name)
@@ -78,11 +78,11 @@ impl RawSettings {
                 row.name
             )
         };
-        SETTINGS.iter().filter(is_empty).map(fault).collect()
+        SETTINGS.iter().filter(is_faulty).map(fault).collect()
     }
 
     /// Returns a notice for each unknown variable.
-    pub(super) fn unknown_variables(&self) -> Vec<String> {
+    pub(super) fn notices_of_unknown_variables(&self) -> Vec<String> {
         let notice = |name| format!("{name} is not a setting of this service; is it misspelt?");
         self.unknown.iter().map(notice).collect()
     }

@@ -43,7 +43,7 @@ const MAX_KEPT: usize = 256;
 /// How long an upload or a pending answer is kept.
 const KEEP_TIME: Duration = Duration::from_secs(120);
 /// The bytes of an upload that are kept in memory; the rest goes to a file.
-const UPLOAD_PIECE: usize = 64 * 1024;
+const MAX_UPLOAD_IN_MEMORY: usize = 64 * 1024;
 /// How long decoding a picture may take, including the wait in the decoder's queue.
 const DECODE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -96,8 +96,8 @@ struct Asset {
     signature: String,
     content_type: String,
     description: String,
-    /// The outcome of the upload, once there was one. Computing the vector when the upload arrives
-    /// means that its bytes need not be kept.
+    /// The vector of the uploaded picture, or why it was rejected; `None` before the upload. It is
+    /// computed when the upload arrives, so that the bytes need not be kept.
     vector: Option<Result<Vec<f32>, Rejection>>,
 }
 
@@ -173,7 +173,7 @@ impl StandIn {
     async fn receive(&self, body: Body) -> Result<Spooled, Rejection> {
         const FAILED: Rejection =
             Rejection(StatusCode::INTERNAL_SERVER_ERROR, "The upload could not be kept");
-        let mut spool = self.staging.spool(UPLOAD_PIECE);
+        let mut spool = self.staging.spool(MAX_UPLOAD_IN_MEMORY);
         let mut bytes = body.into_data_stream();
         while let Some(chunk) = bytes.next().await {
             let chunk = chunk.map_err(|_| bad_request("The upload ended early"))?;

@@ -1,9 +1,9 @@
 //! The `Date` header of answers.
 //!
 //! hyper writes a `Date` too, but caches it per thread and only moves it forward: after the
-//! system's clock is set back, hyper's date stays ahead until the clock has caught up. hyper leaves
-//! a `Date` alone that an answer already has. Its own bare answers, to input that is not HTTP, keep
-//! hyper's date.
+//! system's clock is set back, hyper's date stays ahead until the clock has caught up. hyper does
+//! not replace a `Date` that an answer already has. Only its own bare answers, to input that is not
+//! HTTP, carry hyper's date.
 
 use std::time::SystemTime;
 

@@ -35,14 +35,14 @@ pub(super) struct Lingering<S: Stream, P: Send + 'static> {
     /// `None` only while `drop` runs.
     open: Option<(S, P)>,
     /// Whether the client has closed its side.
-    has_ended: bool,
+    client_has_ended: bool,
     /// Whether the server's side was shut down in order.
     is_shut_down: bool,
 }
 
 impl<S: Stream, P: Send + 'static> Lingering<S, P> {
     pub(super) fn new(stream: S, permits: P) -> Self {
-        Self { open: Some((stream, permits)), has_ended: false, is_shut_down: false }
+        Self { open: Some((stream, permits)), client_has_ended: false, is_shut_down: false }
     }
 
     fn poll<T>(
@@ -62,7 +62,7 @@ impl<S: Stream, P: Send + 'static> Drop for Lingering<S, P> {
         let Some((stream, permits)) = self.open.take() else { return };
         // Outside of a runtime, at the end of the process, the connection just closes.
         if let (true, false, Ok(runtime)) =
-            (self.is_shut_down, self.has_ended, Handle::try_current())
+            (self.is_shut_down, self.client_has_ended, Handle::try_current())
         {
             runtime.spawn(async move {
                 // A timeout or an error just closes the connection.
@@ -83,7 +83,7 @@ impl<S: Stream, P: Send + Unpin + 'static> AsyncRead for Lingering<S, P> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = self.poll(|stream| stream.poll_read(context, buffer));
-        self.has_ended |= match &polled {
+        self.client_has_ended |= match &polled {
             Poll::Ready(Ok(())) => buffer.filled().len() == before && buffer.remaining() > 0,
             Poll::Ready(Err(_)) => true,
             Poll::Pending => false,

@@ -26,7 +26,7 @@ pub use code::Code;
 pub use problem::{Failure, PROBLEM_JSON, Problem};
 
 /// How long a client should wait if no upstream said how long.
-const RETRY_SOON: Duration = Duration::from_secs(5);
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 const BUSY_DETAIL: &str = "The service is busy; try again in a few seconds.";
 
@@ -217,7 +217,7 @@ impl Error {
 
     /// How long the client should wait before it tries again, if trying again makes sense.
     fn retry_after(&self) -> Option<Duration> {
-        let told = match self {
+        let wait = match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.retry_after(),
             Self::RateLimited(wait) => Some(*wait),
             Self::Fetch(error) => error.retry_after(),
@@ -225,9 +225,9 @@ impl Error {
         };
         match self.code() {
             Code::Overloaded | Code::ShuttingDown | Code::EmbeddingRateLimited => {
-                Some(told.unwrap_or(RETRY_SOON))
+                Some(wait.unwrap_or(DEFAULT_RETRY_AFTER))
             }
-            Code::EmbeddingUnavailable | Code::RateLimited | Code::DownloadFailed => told,
+            Code::EmbeddingUnavailable | Code::RateLimited | Code::DownloadFailed => wait,
             _ => None,
         }
     }

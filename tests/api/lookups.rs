@@ -14,16 +14,16 @@ use tokio::sync::watch;
 use crate::support::{FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, variant};
 
 /// More names than the service looks up at once for all clients together.
-const DEAD_NAMES: usize = 130;
+const UNANSWERED_NAMES: usize = 130;
 
 /// The most look-ups at once for one client.
-const SHARE: usize = 32;
+const MAX_PER_CLIENT: usize = 32;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_clients_unanswered_lookups_do_not_delay_another_clients_fetch() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
-    let (dead, mut waiting) = watch::channel(0);
+    let (count, mut blocked) = watch::channel(0);
     // Blocks look-ups until the test drops `end`.
     let (end, ended) = mpsc::channel::<()>();
     let ended = Mutex::new(ended);
@@ -32,8 +32,8 @@ async fn one_clients_unanswered_lookups_do_not_delay_another_clients_fetch() {
         .setting("IMAGESVC_FETCH_PORTS", picture_server.address.port())
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.0/8")
         .lookup(move |name| {
-            if name.ends_with(".dead.example") {
-                dead.send_modify(|dead| *dead += 1);
+            if name.ends_with(".unanswered.example") {
+                count.send_modify(|blocked| *blocked += 1);
                 let _ = ended.lock().unwrap().recv();
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -43,22 +43,23 @@ async fn one_clients_unanswered_lookups_do_not_delay_another_clients_fetch() {
         .await;
     let port = picture_server.address.port();
     let fetch = |name: &str, client: &'static str| {
-        let address = format!("http://{name}:{port}/");
-        app.send(app.url_request(&address).header("x-forwarded-for", client))
+        let url = format!("http://{name}:{port}/");
+        app.send(app.url_request(&url).header("x-forwarded-for", client))
     };
-    let strangers =
-        join_all((0..DEAD_NAMES).map(|n| fetch(&format!("{n}.dead.example"), "192.0.2.1")));
+    let unanswered = join_all(
+        (0..UNANSWERED_NAMES).map(|n| fetch(&format!("{n}.unanswered.example"), "192.0.2.1")),
+    );
     let others = async {
-        waiting.wait_for(|dead| *dead >= SHARE).await.unwrap();
+        blocked.wait_for(|blocked| *blocked >= MAX_PER_CLIENT).await.unwrap();
         let answers = join_all((1..=3).map(|n| fetch(&format!("{n}.example"), "192.0.2.2"))).await;
         answers.iter().for_each(|answer| drop(answer.vector()));
     };
-    let (answers, ()) = tokio::join!(strangers, others);
+    let (answers, ()) = tokio::join!(unanswered, others);
     for answer in answers {
         let problem = assert_problem(&answer, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains("could not be looked up just now"));
     }
-    assert_eq!(*waiting.borrow(), SHARE, "the first client got its share and no more");
+    assert_eq!(*blocked.borrow(), MAX_PER_CLIENT, "the first client got its share and no more");
     drop(end);
 }
 

@@ -1,4 +1,4 @@
-//! Behind the Caddyfile in deploy/, clients see the service's early refusals unchanged.
+//! Behind the Caddyfile in deploy/, clients see the service's early cases unchanged.
 
 use std::{
     future::pending,
@@ -137,8 +137,8 @@ async fn a_client_refused_behind_caddy_always_sees_the_services_own_answer() {
         ("/vectorize-image-upload", FORM, form(&large)),
         ("/vectorize-image-base64", "application/json", base64_body(&large).into_bytes()),
     ];
-    let refusals = [("", 401, "unauthorized"), ("Bearer k-1", 413, "image_too_large")];
-    for (authorization, status, code) in refusals {
+    let cases = [("", 401, "unauthorized"), ("Bearer k-1", 413, "image_too_large")];
+    for (authorization, status, code) in cases {
         for (route, content_type, body) in &bodies {
             for expect in ["", "expect: 100-continue\r\n"] {
                 let head = format!(

@@ -24,8 +24,8 @@ async fn under_concurrent_uploads_the_oldest_pictures_go_but_none_in_use() {
     let bound = 20 * 4096; // each file takes at least one block
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_BYTES", bound).start().await;
-    let strangers = ["holiday.jpg", ".gitkeep", "01234567-89ab-4cde-8f01-23456789abcd.jpg"];
-    for name in strangers {
+    let other_files = ["holiday.jpg", ".gitkeep", "01234567-89ab-4cde-8f01-23456789abcd.jpg"];
+    for name in other_files {
         fs::write(app.folder().join(name), vec![0; 10_000]).unwrap();
     }
     let first_picture = tiny(0);
@@ -46,7 +46,7 @@ async fn under_concurrent_uploads_the_oldest_pictures_go_but_none_in_use() {
     first.vector();
     let name = first.saved_as();
     assert_eq!(app.saved_bytes(&name), first_picture, "a picture in use is kept");
-    for name in strangers {
+    for name in other_files {
         assert!(app.folder().join(name).exists(), "{name} is not one of the service's files");
     }
     // Once it is not in use any more, it is removed like any other.

@@ -172,18 +172,19 @@ async fn no_cache_makes_a_new_call_and_never_joins_another() {
     ])
     .await;
     let app = TestApp::start(&nvidia).await;
-    let anew = || app.send(app.upload_request(ROCKET, "a.jpg").header("cache-control", "no-cache"));
+    let uncached =
+        || app.send(app.upload_request(ROCKET, "a.jpg").header("cache-control", "no-cache"));
     let first = app.upload(ROCKET, "a.jpg");
     let second = async {
         nvidia.wait_for(1).await;
-        let second = anew().await;
+        let second = uncached().await;
         release.send(true).unwrap();
         second
     };
     let (first, second) = tokio::join!(first, second);
     assert!(is_filled_with(&first, 1) && is_filled_with(&second, 2));
     assert_eq!(second.header("x-cache"), "miss");
-    let third = anew().await;
+    let third = uncached().await;
     assert!(is_filled_with(&third, 3));
     // The newest vector is the one in the cache.
     let hit = assert_cached(&app, ROCKET, "hit").await;

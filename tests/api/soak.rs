@@ -103,7 +103,7 @@ async fn one(
     match request.send().await {
         Ok(response) => {
             let status = response.status().as_u16().to_string();
-            if response.bytes().await.is_ok() { status } else { "cut".into() }
+            if response.bytes().await.is_ok() { status } else { "incomplete".into() }
         }
         Err(error) => format!("failed: {error:?}"),
     }

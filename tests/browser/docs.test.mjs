@@ -40,7 +40,7 @@ pageTest("the page lists every route", async (page, service) => {
   assert.deepEqual(routes.sort(), ["GET /health", "GET /metrics", "GET /ready", "POST /vectorize-image", "POST /vectorize-image-base64", "POST /vectorize-image-upload"]);
 });
 
-pageTest("the address that is filled in is answered with its vector", async (page, service) => {
+pageTest("the URL that is filled in is answered with its vector", async (page, service) => {
   await open(page, service, "vectorize_image");
   const answer = await execute(page, "vectorize_image");
   assertVector(answer);
@@ -62,7 +62,7 @@ pageTest("a photograph from the disk is answered with its vector", async (page, 
   assert.deepEqual([answer.original_filename, answer.width, answer.height], ["rocket.jpg", 640, 427]);
 });
 
-pageTest("outside of the sandbox the address that is filled in is a public one", { service: withoutSandbox }, async (page, service) => {
+pageTest("without the sandbox the URL that is filled in is a public one", { service: withoutSandbox }, async (page, service) => {
   await open(page, service, "vectorize_image");
   const body = await page.run((block) => document.querySelector(`${block} textarea`).value, of("vectorize_image"));
   assert.match(JSON.parse(body).image_url, /^https:/);

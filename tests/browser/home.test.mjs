@@ -107,7 +107,7 @@ pageTest("the sandbox says what it is, and its sample picture is an address that
   assert.equal((await vectorize(page, () => page.press("Enter"))).Picture, "image/jpeg, 640 × 427");
 });
 
-pageTest("outside of the sandbox nothing is said of one", { service: withoutSandbox }, async (page, service) => {
+pageTest("without the sandbox the page does not mention it", { service: withoutSandbox }, async (page, service) => {
   await page.open(service.url);
   assert.doesNotMatch(await page.run(() => document.querySelector("main").innerText), /sandbox/i);
 });
@@ -133,7 +133,7 @@ pageTest("an error shows its sentence and the request's id", async (page, servic
   assert.equal(await page.run(() => document.querySelector("#problem").innerText), "");
 });
 
-pageTest("nothing chosen is told without a request, and a dead service is told as such", { service: () => start() }, async (page, service) => {
+pageTest("without a picture nothing is sent, and a service that does not answer is reported", { service: () => start() }, async (page, service) => {
   await page.open(service.url);
   await page.click("#send");
   assert.match(await problem(page), /^Choose a picture or enter an address first/);
@@ -144,7 +144,7 @@ pageTest("nothing chosen is told without a request, and a dead service is told a
   assert.match(page.complaints.splice(0).join(), /ERR_INTERNET_DISCONNECTED/);
 });
 
-pageTest("what a stranger wrote is text, and no injected script runs", async (page, service) => {
+pageTest("a hostile file name is shown as text, and no injected script runs", async (page, service) => {
   const folder = await mkdtemp(join(tmpdir(), "names-"));
   const name = "<img src=x onerror=hacked=1>.jpg";
   try {
@@ -169,7 +169,7 @@ pageTest("what a stranger wrote is text, and no injected script runs", async (pa
   assert(refusals.length >= 2 && refusals.every((it) => /trusted|ContentSecurityPolicyIssue/i.test(it)), refusals.join("\n"));
 });
 
-pageTest("every control has a name, is reached with the keyboard alone, and works so", async (page, service) => {
+pageTest("every control has a name, and can be reached and used with only the keyboard", async (page, service) => {
   await page.open(service.url);
   const reached = [];
   for (let focused = ""; reached.length < 20; ) {
@@ -220,7 +220,7 @@ function contrast(a, b) {
 }
 
 for (const colors of ["light", "dark"]) {
-  pageTest(`the page is ${colors} where the visitor wants it so, and can be read`, { colors }, async (page, service) => {
+  pageTest(`the page is ${colors} if the visitor prefers it, and is readable`, { colors }, async (page, service) => {
     await page.open(service.url);
     await page.click("#send");
     await problem(page);
@@ -249,7 +249,7 @@ async function withKey(context) {
   }
 }
 
-pageTest("a service that wants a key is given it, for as long as the tab is open", { service: withKey }, async (page, service) => {
+pageTest("the page sends the key that a service requires, and keeps it while the tab is open", { service: withKey }, async (page, service) => {
   const field = () => page.run(() => document.querySelector("#key").checkVisibility());
   await page.open(service.url);
   assert.equal(await field(), false);

@@ -53,8 +53,8 @@ fn example_detail() -> String {
 /// The media type of [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// Marks a response as an error until the access log's layer, which knows the request's id, logs it
-/// and writes the body.
+/// Marks a response as an error. The access log's layer, which knows the request's id, logs the
+/// error and writes the body.
 #[derive(Debug, Clone)]
 pub struct Failure(pub Arc<Error>);
 
@@ -92,8 +92,8 @@ impl IntoResponse for Error {
         match self.code() {
             // RFC 9110, section 15.5.16: names the codings that would have been accepted.
             Code::UnsupportedContentEncoding => {
-                let none = HeaderValue::from_static("identity");
-                response.headers_mut().insert(header::ACCEPT_ENCODING, none);
+                let identity = HeaderValue::from_static("identity");
+                response.headers_mut().insert(header::ACCEPT_ENCODING, identity);
             }
             // The bytes that follow may be meant for another host, or be no request at all.
             Code::InvalidHost | Code::UnsupportedTransferEncoding => {

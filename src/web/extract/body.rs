@@ -10,13 +10,13 @@ use tokio::time::{Instant, timeout_at};
 use crate::shares::{Full, Share};
 
 /// The time that every body gets, however short it is.
-const BASE: Duration = Duration::from_secs(10);
-/// One more second for each of these received bytes, so that a photograph gets through a bad mobile
-/// network.
-const BYTES_PER_SECOND: u64 = 32 * 1024;
+const BASE_TIME: Duration = Duration::from_secs(10);
+/// The slowest allowed rate: this many received bytes earn one more second. It is low enough for a
+/// photograph over a bad mobile network.
+const MIN_BYTES_PER_SECOND: u64 = 32 * 1024;
 
 /// The longest pause between two chunks of a body.
-const PAUSE: Duration = Duration::from_secs(10);
+const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 /// Why a body was not received.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +81,7 @@ impl BodyLimits {
         Ok(stream::try_unfold(
             (body.into_data_stream(), 0),
             move |(mut body, received)| async move {
-                let deadline = self.deadline(started, received).min(Instant::now() + PAUSE);
+                let deadline = self.deadline(started, received).min(Instant::now() + MAX_PAUSE);
                 match timeout_at(deadline, body.try_next()).await {
                     Err(_) => Err(BodyError::TooSlow),
                     Ok(Err(error)) => Err(BodyError::Incomplete(error)),
@@ -104,7 +104,7 @@ impl BodyLimits {
         body: Body,
         memory: &mut Share,
     ) -> Result<Vec<u8>, BodyError> {
-        let most = body.size_hint().exact().unwrap_or(self.limit);
+        let capacity = body.size_hint().exact().unwrap_or(self.limit);
         let mut stream = pin!(self.stream(body)?);
         let mut buffer = Vec::new();
         while let Some(bytes) = stream.try_next().await? {
@@ -113,8 +113,8 @@ impl BodyLimits {
                 // Reserves address space for the whole body at once, so that growing never copies
                 // it. The system provides memory only as bytes are written, and by then they are
                 // charged.
-                let most = usize::try_from(most).unwrap_or(usize::MAX);
-                buffer.try_reserve_exact(most).map_err(|_| BodyError::NoMemory)?;
+                let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
+                buffer.try_reserve_exact(capacity).map_err(|_| BodyError::NoMemory)?;
             }
             buffer.extend_from_slice(&bytes);
         }
@@ -126,8 +126,8 @@ impl BodyLimits {
     }
 
     fn deadline(self, started: Instant, received: u64) -> Instant {
-        let earned = Duration::from_secs(received / BYTES_PER_SECOND);
-        started + (BASE + earned).min(self.timeout)
+        let earned = Duration::from_secs(received / MIN_BYTES_PER_SECOND);
+        started + (BASE_TIME + earned).min(self.timeout)
     }
 }
 

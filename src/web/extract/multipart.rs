@@ -285,7 +285,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_form_is_read_the_same_however_it_is_split_into_chunks(
-            cuts in proptest::collection::btree_set(0usize..260, 0..40),
+            splits in proptest::collection::btree_set(0usize..260, 0..40),
         ) {
             let form = [
                 part("note", "before"),
@@ -296,8 +296,8 @@ mod tests {
             .concat();
             let mut chunks = Vec::new();
             let mut rest = Bytes::from(form);
-            for cut in cuts.into_iter().rev().filter(|cut| *cut < rest.len()).collect::<Vec<_>>() {
-                chunks.push(rest.split_off(cut.min(rest.len())));
+            for split in splits.into_iter().rev().filter(|split| *split < rest.len()).collect::<Vec<_>>() {
+                chunks.push(rest.split_off(split.min(rest.len())));
             }
             chunks.push(rest);
             chunks.reverse();

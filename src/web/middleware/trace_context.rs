@@ -30,7 +30,7 @@ impl TraceContext {
     /// Parses a header as the specification defines it (section 3.2): `00-<trace>-<span>-<flags>`.
     /// Later versions may append further fields.
     fn parse(text: &str) -> Option<Self> {
-        let (known, more) = text.split_at_checked(LENGTH)?;
+        let (known, rest) = text.split_at_checked(LENGTH)?;
         let mut fields = known.split('-');
         let mut field = |length| fields.next().filter(|field| is_hex(field, length));
         let version = field(2).filter(|version| *version != "ff")?;
@@ -38,10 +38,8 @@ impl TraceContext {
         let span_id = field(16).filter(|id| !is_zero(id))?;
         field(2)?; // the flags
         // These fields fill the known length exactly, so there are no others in it.
-        let has_only_what_its_version_has =
-            more.is_empty() || (version != "00" && more.starts_with('-'));
-        has_only_what_its_version_has
-            .then(|| Self { trace_id: trace_id.into(), span_id: span_id.into() })
+        let rest_is_allowed = rest.is_empty() || (version != "00" && rest.starts_with('-'));
+        rest_is_allowed.then(|| Self { trace_id: trace_id.into(), span_id: span_id.into() })
     }
 }
 

@@ -36,7 +36,7 @@ mod tests {
 
     #[test]
     fn one_trailing_slash_is_removed_and_nothing_else_changes() {
-        for (address, expected) in [
+        for (uri, expected) in [
             ("/health/", Some("/health")),
             ("/health/?a=/&b", Some("/health?a=/&b")),
             ("/health/?", Some("/health?")),
@@ -54,8 +54,8 @@ mod tests {
             ("*", None),
             ("images.example:8000", None),
         ] {
-            let uri = trimmed(&address.parse().unwrap());
-            assert_eq!(uri.map(|uri| uri.to_string()).as_deref(), expected, "{address}");
+            let trimmed = trimmed(&uri.parse().unwrap());
+            assert_eq!(trimmed.map(|uri| uri.to_string()).as_deref(), expected, "{uri}");
         }
     }
 }
