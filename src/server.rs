@@ -180,8 +180,8 @@ impl Server {
 }
 
 /// Raises the soft limit of open files to the hard limit: systemd's soft limit of 1024 is lower
-/// than the number of connections that the server accepts. If this fails, `accept` fails later and
-/// is logged.
+/// than the number of connections that the server accepts. If this fails, a later `accept` may
+/// fail, and the server logs that.
 fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

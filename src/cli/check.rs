@@ -92,7 +92,7 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
             findings.push(check_authorities(trust));
             findings.push(check_names(config).await);
             findings.push(if live {
-                call(config, key.clone(), trust).await
+                check_call(config, key.clone(), trust).await
             } else {
                 Finding::new("nvidia", State::Note, "not called; check --live makes one paid call")
             });
@@ -249,7 +249,8 @@ async fn check_names(config: &Config) -> Finding {
     Finding::new("dns", State::Fine, format!("{} can be looked up", names.join(", ")))
 }
 
-async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
+/// Makes one paid call.
+async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     let finding = |state, text: String| Finding::new("nvidia", state, text);
     let mut settings = config.nvidia.clone();
     settings.retry.max_attempts = 1; // the operator was promised a single paid call
@@ -282,7 +283,7 @@ async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
                 | FailureKind::Nonsense
                 | FailureKind::Unexpected
                 | FailureKind::Deadline => {
-                    "check that the network lets calls out, and look at NVIDIA's status page"
+                    "check that the network allows outgoing connections, and look at NVIDIA's status page"
                 }
             };
             finding(State::Fault, format!("{error}: {advice}"))

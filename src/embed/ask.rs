@@ -59,6 +59,7 @@ impl Inner {
         let largest_inline = self.settings.largest_inline();
         let max_len = usize::try_from(self.settings.max_image_bytes).unwrap_or(usize::MAX);
         let converted = Target::Converted { max_len };
+        let shrunk = Target::Shrunk { max_len: largest_inline };
         let encode = |target, prepared| self.encode(picture, client, deadline, target, prepared);
         let mut payload = Payload::original(picture);
         let mut refusal: Option<nvidia::Error> = None;
@@ -87,14 +88,18 @@ impl Inner {
                     }
                     Err(error) => return Err(error),
                 },
-                Plan::Reencode => payload = encode(converted, Prepared::Jpeg).await?,
+                Plan::Reencode => {
+                    let jpeg = encode(converted, Prepared::Jpeg).await?;
+                    let is_too_long = jpeg.content.is_empty();
+                    payload =
+                        if is_too_long { encode(shrunk, Prepared::Shrunk).await? } else { jpeg };
+                }
                 Plan::Shrink if payload.prepared == Prepared::Shrunk => {
                     return Err(Error::StillTooLarge);
                 }
                 Plan::Shrink => {
                     drop(payload); // the picture itself is what is shrunk
-                    let target = Target::Shrunk { max_len: largest_inline };
-                    payload = encode(target, Prepared::Shrunk).await?;
+                    payload = encode(shrunk, Prepared::Shrunk).await?;
                 }
             }
         }

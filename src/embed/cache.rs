@@ -101,7 +101,8 @@ impl Cache {
             .chain_update([0])
             .chain_update(&source.address)
             .chain_update([0, PREPARATION, settings.ask.large_images as u8])
-            .chain_update((settings.ask.inline_limit as u64).to_le_bytes());
+            .chain_update((settings.ask.inline_limit as u64).to_le_bytes())
+            .chain_update(settings.ask.max_image_bytes.to_le_bytes());
         Self { source, memory, disk }
     }
 
@@ -260,16 +261,17 @@ mod tests {
 
     #[test]
     fn what_changes_how_pictures_are_prepared_changes_the_key() {
-        let of = |large_images, inline_limit| {
+        let of = |large_images, inline_limit, max_image_bytes| {
             let base = settings(0, 0, Path::new("unused"));
-            let ask = AskSettings { large_images, inline_limit, ..base.ask };
+            let ask = AskSettings { large_images, inline_limit, max_image_bytes, ..base.ask };
             let source = Source { model: "model", address: "address".into() };
             Cache::new(&Settings { ask, ..base }, &source).key(Sha256::from_bytes([7; 32]))
         };
-        let known = of(LargeImages::Shrink, 200_000);
-        assert_eq!(known, of(LargeImages::Shrink, 200_000));
-        assert_ne!(known, of(LargeImages::Asset, 200_000));
-        assert_ne!(known, of(LargeImages::Shrink, 199_999));
+        let known = of(LargeImages::Shrink, 200_000, 1000);
+        assert_eq!(known, of(LargeImages::Shrink, 200_000, 1000));
+        assert_ne!(known, of(LargeImages::Asset, 200_000, 1000));
+        assert_ne!(known, of(LargeImages::Shrink, 199_999, 1000));
+        assert_ne!(known, of(LargeImages::Shrink, 200_000, 999));
     }
 
     #[tokio::test(start_paused = true)]

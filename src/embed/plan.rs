@@ -1,7 +1,7 @@
 //! Chooses how a picture goes to NVIDIA.
 //!
-//! JPEG and PNG go as they are if they stand upright: nothing says that NVIDIA turns them. All else goes as
-//! JPEG. What fits goes inline; what does not is
+//! JPEG and PNG go as they are if they stand upright: nothing says that NVIDIA turns them. All else
+//! goes as JPEG. What fits goes inline; what does not is
 //! uploaded, and where uploads do not work it is shrunk until it fits.
 
 use crate::image::{Format, Picture};

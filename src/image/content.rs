@@ -12,9 +12,9 @@ use bytes::Bytes;
 /// How much a [`Reader`] takes from a file at once.
 const WINDOW: usize = 64 * 1024;
 
-/// How often a header's reader reads or seeks, and how often it goes to the file, at the most. A
-/// picture's header takes some hundreds of steps; a hostile one has millions of tiny segments, or
-/// entries that are far apart.
+/// How often a header's reader reads or seeks, and how often it goes to the file beside going through
+/// it once, at the most. A picture's header takes some hundreds of steps; a hostile one has millions
+/// of tiny segments, or entries that are far apart.
 const HEADER_STEPS: u32 = 1 << 20;
 const HEADER_WINDOWS: u32 = 1024;
 
@@ -68,13 +68,14 @@ impl Content {
 
     /// The same for a header: it fails after so much work that no header takes.
     pub fn header_reader(&self) -> Reader {
-        self.reader_with(HEADER_STEPS, HEADER_WINDOWS)
+        let once = u32::try_from(self.len() / WINDOW as u64).unwrap_or(u32::MAX);
+        self.reader_with(HEADER_STEPS, HEADER_WINDOWS.saturating_add(once))
     }
 
     fn reader_with(&self, steps: u32, windows: u32) -> Reader {
         let content = self.clone();
         let window = Bytes::new();
-        Reader { content, position: 0, window, window_start: 0, steps, windows }
+        Reader { content, position: 0, window, window_start: 0, steps, windows, fault: None }
     }
 }
 
@@ -89,31 +90,64 @@ pub struct Reader {
     /// Steps, and windows, that are left.
     steps: u32,
     windows: u32,
+    fault: Option<ReadFault>,
 }
 
-/// Counts down, and fails at zero; `u32::MAX` has no end.
-fn spend(left: &mut u32) -> io::Result<()> {
+/// Why a [`Reader`] could not read on, although the bytes had not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadFault {
+    /// The header takes too much work.
+    TooMuchWork,
+    /// The file cannot be read: the system's error.
+    System(i32),
+}
+
+impl Reader {
+    /// What kept it from reading on, if something did, even where the caller took it for the end.
+    pub fn fault(&self) -> Option<ReadFault> {
+        self.fault
+    }
+
+    fn step(&mut self) -> io::Result<()> {
+        let is_spent = !spend(&mut self.steps);
+        self.end_if(is_spent)
+    }
+
+    fn end_if(&mut self, is_spent: bool) -> io::Result<()> {
+        if !is_spent {
+            return Ok(());
+        }
+        self.fault = Some(ReadFault::TooMuchWork);
+        Err(io::Error::other("the header takes too much work"))
+    }
+}
+
+/// Counts down, and tells whether something was left; `u32::MAX` has no end.
+fn spend(left: &mut u32) -> bool {
     match *left {
-        u32::MAX => Ok(()),
-        0 => Err(io::Error::other("the header takes too much work")),
+        u32::MAX => true,
+        0 => false,
         _ => {
             *left -= 1;
-            Ok(())
+            true
         }
     }
 }
 
 impl BufRead for Reader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        spend(&mut self.steps)?;
+        self.step()?;
         let window_end = self.window_start + self.window.len() as u64;
         if !(self.window_start..window_end).contains(&self.position) {
             let len = match self.content {
                 Content::Memory(_) => usize::MAX,
                 Content::File(..) => WINDOW,
             };
-            spend(&mut self.windows)?;
-            self.window = self.content.read_at(self.position, len)?;
+            let is_spent = !spend(&mut self.windows);
+            self.end_if(is_spent)?;
+            self.window = self.content.read_at(self.position, len).inspect_err(|error| {
+                self.fault = error.raw_os_error().map(ReadFault::System);
+            })?;
             self.window_start = self.position;
         }
         // Within the window by the lines above, or both are empty at the end.
@@ -127,7 +161,7 @@ impl BufRead for Reader {
 }
 
 impl Read for Reader {
-    /// Fills the buffer, but at the end: `imagesize` takes a short read for the end.
+    /// Fills the buffer, but at the end: some decoders take a short read for the end.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut read = 0;
         while read < buffer.len() {
@@ -162,7 +196,7 @@ impl Read for Reader {
 
 impl Seek for Reader {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        spend(&mut self.steps)?;
+        self.step()?;
         let (base, offset) = match to {
             SeekFrom::Start(position) => (position, 0),
             SeekFrom::Current(offset) => (self.position, offset),
@@ -199,7 +233,9 @@ mod tests {
             reader.read_exact(&mut [0])
         };
         let jumps = (0..2000).take_while(|_| jump().is_ok()).count();
-        assert_eq!(jumps, HEADER_WINDOWS as usize);
+        // Beside what going through it once takes.
+        assert_eq!(jumps, HEADER_WINDOWS as usize + (1 << 20) / WINDOW);
+        assert_eq!(reader.fault(), Some(ReadFault::TooMuchWork));
         let mut reader = content.header_reader();
         let mut skip = || reader.stream_position();
         assert!((0..=HEADER_STEPS).any(|_| skip().is_err()));

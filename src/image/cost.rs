@@ -2,7 +2,7 @@
 //!
 //! No decoder is opened to find out: some read the whole file, inflate profiles or expand tables
 //! before they tell anything, and nothing is reserved yet. The figures are those of the decoders
-//! that [`super::pixels`] uses, on the high side; a picture that takes more is ended.
+//! that [`super::render`] uses, on the high side; a picture that takes more is ended.
 //!
 //! `tests/api/peaks.rs` holds each figure against what children really take at their peak for
 //! ordinary pictures of every format, depth and kind.
@@ -11,7 +11,7 @@ use std::io::Read;
 
 use super::{
     Error, Format, Picture, Reader,
-    header::{heif, jpeg, tiff},
+    header::{self, heif, jpeg, tiff},
 };
 
 /// What a decoder may take for profiles, text and tables, whatever the picture's size, in bytes.
@@ -33,7 +33,7 @@ pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
     let reader = &mut picture.content.header_reader();
     let per_pixel = match picture.format {
         Format::Jpeg => {
-            let jpeg = jpeg::read(reader).map_err(|_| Error::BadHeader(picture.format))?;
+            let jpeg = header::bounded(picture.format, &picture.content, jpeg::read)?;
             if let Some(kind) = jpeg.undecodable() {
                 return Err(Error::Unsupported(kind));
             }
@@ -110,6 +110,7 @@ fn heic(reader: &mut Reader, file_len: u64) -> Option<u64> {
     const PIXEL: u64 = 4;
     let header = heif::read(reader).ok()?;
     let (pixels, stream) = (header.pixels(), header.padded_stream());
+    let has_alpha = header.alpha != heif::Alpha::None;
     let sample = match header.chroma {
         0 => 2,
         1 => 3,
@@ -120,10 +121,10 @@ fn heic(reader: &mut Reader, file_len: u64) -> Option<u64> {
     // The planes, before and after the filters that smooth blocks.
     let planes = 2 * sample + 2;
     let decoding = if header.is_grid {
-        let alpha = if header.has_alpha { PIXEL + turned } else { 0 };
+        let alpha = if has_alpha { PIXEL + turned } else { 0 };
         pixels * (PIXEL + turned.max(alpha)) + stream * (planes + PIXEL)
     } else {
-        let alpha = if header.has_alpha { 6 } else { 0 };
+        let alpha = if has_alpha { 6 } else { 0 };
         stream.max(pixels) * planes.max(sample + PIXEL + alpha).max(PIXEL + turned)
     };
     Some(decoding.max(pixels * ENCODING) + 3 * file_len)
@@ -180,7 +181,7 @@ mod tests {
     fn a_jpeg_of_several_scans_takes_more_than_one_of_a_single_scan() {
         let single = cost(&jpeg(0xc0, 3)).unwrap();
         assert!((6_000_000..7_000_000 + 2 * METADATA).contains(&single));
-        for several in [jpeg(0xc2, 3), jpeg(0xc0, 1)] {
+        for several in [jpeg(0xc2, 3), jpeg(0xc2, 1)] {
             assert!(cost(&several).unwrap() > single + 1_500_000);
         }
     }

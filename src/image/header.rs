@@ -5,16 +5,17 @@
 //! some read the whole file, inflate profiles or expand tables before they tell anything. The
 //! [`Reader`] bounds the work.
 
+use std::io;
+
 use image_rs::metadata::Orientation;
 
-use super::{Error, Format, Reader, Unsupported};
+use super::{Content, Error, Format, Reader, Unsupported, content::ReadFault};
 
 mod bmp;
 mod exif;
 mod gif;
 pub(super) mod heif;
 pub(super) mod jpeg;
-pub(super) mod jpeg_scans;
 mod png;
 pub(super) mod tiff;
 mod webp;
@@ -61,9 +62,9 @@ impl Fault {
 /// Reads the header of a picture of this format.
 ///
 /// # Errors
-/// [`Error::BadHeader`], [`Error::Unsupported`].
-pub(super) fn read(format: Format, reader: &mut Reader) -> Result<Header, Error> {
-    let header = match format {
+/// [`Error::BadHeader`], [`Error::Unsupported`], [`Error::Unreadable`].
+pub(super) fn read(format: Format, content: &Content) -> Result<Header, Error> {
+    bounded(format, content, |reader| match format {
         Format::Jpeg => jpeg::read(reader).and_then(|jpeg| jpeg.header()),
         Format::Png => png::read(reader),
         Format::WebP => webp::read(reader),
@@ -71,6 +72,25 @@ pub(super) fn read(format: Format, reader: &mut Reader) -> Result<Header, Error>
         Format::Bmp => bmp::read(reader),
         Format::Tiff => tiff::read(reader).and_then(|tiff| tiff.header()),
         Format::Heic => heif::read(reader).and_then(|heif| heif.header()),
-    };
-    header.map_err(|fault| fault.into_error(format))
+    })
+}
+
+/// Reads something of a header with so much work as a header may take. A format's reader may take
+/// every error for the end of the file, and say what it knows by then; where the file did not end,
+/// that is not enough to judge by.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn bounded<T>(
+    format: Format,
+    content: &Content,
+    read: impl FnOnce(&mut Reader) -> Result<T, Fault>,
+) -> Result<T, Error> {
+    let mut reader = content.header_reader();
+    let found = read(&mut reader);
+    match reader.fault() {
+        None => found.map_err(|fault| fault.into_error(format)),
+        Some(ReadFault::TooMuchWork) => Err(Error::BadHeader(format)),
+        Some(ReadFault::System(code)) => Err(Error::Unreadable(io::Error::from_raw_os_error(code))),
+    }
 }

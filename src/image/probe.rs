@@ -39,13 +39,14 @@ impl Picture {
 /// Reads format, size and orientation.
 ///
 /// # Errors
-/// [`Error::Empty`], [`Error::Unsupported`], [`Error::BadHeader`], [`Error::TooManyPixels`].
+/// [`Error::Empty`], [`Error::Unsupported`], [`Error::BadHeader`], [`Error::TooManyPixels`],
+/// [`Error::Unreadable`].
 pub fn probe(content: Content, max_pixels: u64) -> Result<Picture, Error> {
     if content.is_empty() {
         return Err(Error::Empty);
     }
     let format = sniff(&content.read_at(0, SNIFFED)?).map_err(Error::Unsupported)?;
-    let header = header::read(format, &mut content.header_reader())?;
+    let header = header::read(format, &content)?;
     let Header { width, height, pixels, orientation } = header;
     if pixels > max_pixels {
         return Err(Error::TooManyPixels { pixels, limit: max_pixels });

@@ -7,10 +7,11 @@ use image_rs::{
 };
 
 use self::{encode::encode_jpeg, upright::Upright};
-use super::{Error, Format, Picture, cost::decode_cost, header::jpeg_scans::has_too_many_scans};
+use super::{Error, Format, Picture, cost::decode_cost};
 
 mod encode;
 mod heic;
+mod jpeg;
 mod upright;
 
 /// JPEG qualities of a picture that is only converted, as long as it has too many bytes: the first is
@@ -35,8 +36,8 @@ const SQUARING: u64 = 4 * 4 * 3 + 4 * 16;
 /// What a picture is rendered as: the first frame, transparency onto white.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// A JPEG of the same size, upright, of at most this length; where no quality makes it so short,
-    /// it is scaled down.
+    /// A JPEG of the same size, upright, of at most this length; nothing where no JPEG of this size is
+    /// so short.
     Converted {
         /// In bytes.
         max_len: usize,
@@ -84,25 +85,25 @@ impl Target {
     /// [`Error::Broken`], [`Error::Unreadable`].
     pub fn render(self, picture: &Picture, cost: u64) -> Result<Vec<u8>, Error> {
         match self {
-            Self::Converted { max_len } => convert(picture, &decode(picture, cost)?, max_len),
+            Self::Converted { max_len } => convert(picture, cost, max_len),
             Self::Shrunk { max_len } => shrink(picture, &decode(picture, cost)?, max_len),
             Self::Square { side } => Ok(square(&decode(picture, cost)?, side).into_raw()),
         }
     }
 }
 
-fn convert(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>, Error> {
-    let upright = Upright::new(image, picture.orientation);
-    let is_too_long = |side: u32| side > JPEG_SIDE;
-    if is_too_long(image.width()) || is_too_long(image.height()) {
-        return shrink(picture, image, max_len);
+fn convert(picture: &Picture, cost: u64, max_len: usize) -> Result<Vec<u8>, Error> {
+    if picture.width.max(picture.height) > JPEG_SIDE {
+        return Ok(Vec::new());
     }
+    let image = decode(picture, cost)?;
+    let upright = Upright::new(&image, picture.orientation);
     for quality in CONVERTED_QUALITIES {
         if let Some(jpeg) = encode_jpeg(picture.format, &upright, quality, max_len)? {
             return Ok(jpeg);
         }
     }
-    shrink(picture, image, max_len)
+    Ok(Vec::new())
 }
 
 fn shrink(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>, Error> {
@@ -131,17 +132,20 @@ fn square(image: &RgbImage, side: u32) -> RgbImage {
 
 /// Decodes the first frame as it is stored, transparency onto white.
 pub(super) fn decode(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
-    let Some(format) = image_format(picture.format) else {
-        return heic::decode(picture);
+    let format = match picture.format {
+        Format::Jpeg => return jpeg::decode(picture),
+        Format::Heic => return heic::decode(picture),
+        Format::Png => ImageFormat::Png,
+        Format::WebP => ImageFormat::WebP,
+        Format::Gif => ImageFormat::Gif,
+        Format::Bmp => ImageFormat::Bmp,
+        Format::Tiff => ImageFormat::Tiff,
     };
-    if picture.format == Format::Jpeg && has_too_many_scans(&mut picture.content.reader())? {
-        return Err(Error::Broken { format: Format::Jpeg, reason: "too many scans".into() });
-    }
     let decoder = decoder(picture, format, cost)?;
     let image = DynamicImage::from_decoder(decoder).map_err(|source| broken(picture, source))?;
     Ok(match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
-        image if image.color().has_alpha() => onto_white(image.into_rgba8()),
+        image if image.color().has_alpha() => onto_white(image.into_rgba8(), Colours::Straight),
         image => image.into_rgb8(),
     })
 }
@@ -168,21 +172,15 @@ fn broken(picture: &Picture, error: ImageError) -> Error {
     }
 }
 
-/// What the library calls the format; HEIC is none of its own.
-fn image_format(format: Format) -> Option<ImageFormat> {
-    match format {
-        Format::Jpeg => Some(ImageFormat::Jpeg),
-        Format::Png => Some(ImageFormat::Png),
-        Format::WebP => Some(ImageFormat::WebP),
-        Format::Gif => Some(ImageFormat::Gif),
-        Format::Bmp => Some(ImageFormat::Bmp),
-        Format::Tiff => Some(ImageFormat::Tiff),
-        Format::Heic => None,
-    }
+/// Whether the colours of a picture with transparency were already multiplied by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Colours {
+    Straight,
+    Premultiplied,
 }
 
 /// Lays the picture onto white, in the memory it has: three bytes overwrite four.
-fn onto_white(image: RgbaImage) -> RgbImage {
+fn onto_white(image: RgbaImage, colours: Colours) -> RgbImage {
     let (width, height) = image.dimensions();
     let mut bytes = image.into_raw();
     let pixels = bytes.len() / 4;
@@ -190,8 +188,11 @@ fn onto_white(image: RgbaImage) -> RgbImage {
         let [red, green, blue, alpha] =
             [0, 1, 2, 3].map(|channel| u32::from(bytes[pixel * 4 + channel]));
         for (channel, value) in [red, green, blue].into_iter().enumerate() {
-            let blended = (value * alpha + 255 * (255 - alpha) + 127) / 255;
-            bytes[pixel * 3 + channel] = blended as u8;
+            let blended = match colours {
+                Colours::Straight => (value * alpha + 255 * (255 - alpha) + 127) / 255,
+                Colours::Premultiplied => value + 255 - alpha,
+            };
+            bytes[pixel * 3 + channel] = blended.min(255) as u8;
         }
     }
     bytes.truncate(pixels * 3);
@@ -310,10 +311,7 @@ mod tests {
         {
             let picture = encoded(image, format);
             assert!(
-                !Target::Converted
-                    .render(&picture, decode_cost(&picture).unwrap())
-                    .unwrap()
-                    .is_empty()
+                !CONVERTED.render(&picture, decode_cost(&picture).unwrap()).unwrap().is_empty()
             );
         }
     }

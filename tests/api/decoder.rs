@@ -159,7 +159,7 @@ async fn a_service_with_a_broken_decoder_does_not_start() {
 /// Reads the limits of a decoder while it waits for its picture.
 #[test]
 fn a_decoder_is_limited_before_it_reads_a_byte() {
-    let job = ["decode", "converted", "0", "webp", "10", "10", "1000", "100000000", "7"];
+    let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
     let mut child = Command::new(decoder_settings().program)
         .args(job)
         .env("PLANTED", "in the environment of whoever starts it by hand")

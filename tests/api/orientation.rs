@@ -168,7 +168,13 @@ async fn a_large_picture_that_is_turned_is_uploaded_as_a_jpeg() {
 #[tokio::test]
 async fn a_turned_photograph_has_nearly_the_vector_of_the_upright_one() {
     let app = TestApp::sandbox().start().await;
-    let upright = app.upload(PLAIN, "plain.jpg").await.vector();
+    let mut upright = std::io::Cursor::new(Vec::new());
+    image_rs::load_from_memory(PLAIN)
+        .unwrap()
+        .rotate90()
+        .write_to(&mut upright, ImageFormat::Png)
+        .unwrap();
+    let upright = app.upload(&upright.into_inner(), "upright.png").await.vector();
     let turned = app.upload(EXIF6, "turned.jpg").await.vector();
     let cosine: f64 = upright.iter().zip(&turned).map(|(a, b)| a * b).sum();
     assert!(cosine > 0.99, "{cosine}");
@@ -186,8 +192,8 @@ async fn what_becomes_longer_than_the_limit_is_sent_at_a_lower_quality_and_not_r
         if format == ImageFormat::Png {
             bytes.splice(33..33, png_chunk(b"eXIf", &exif(6)));
         }
-        let mut lengths = Vec::new();
-        for limit in [1 << 20, bytes.len()] {
+        let (mut limit, mut lengths) = (1 << 20, Vec::new());
+        for _ in 0..2 {
             let nvidia = FakeNvidia::with_uploads(|_| None).await;
             let app = TestApp::builder(&nvidia)
                 .setting("IMAGESVC_MAX_IMAGE_BYTES", limit)
@@ -201,8 +207,43 @@ async fn what_becomes_longer_than_the_limit_is_sent_at_a_lower_quality_and_not_r
             assert_eq!(sent.width() * sent.height(), 400 * 300, "of the same size");
             assert!(put.body.len() <= limit, "{format:?}: {} of {limit}", put.body.len());
             lengths.push(put.body.len());
+            limit = put.body.len() * 6 / 10;
         }
         assert!(lengths[1] < lengths[0], "{format:?}: {lengths:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_no_jpeg_of_its_size_can_hold_is_shrunk() {
+    let wide =
+        RgbImage::from_fn(
+            70_000,
+            3,
+            |x, _| if x < 35_000 { Rgb([255, 0, 0]) } else { Rgb([0; 3]) },
+        );
+    let mut noise = Vec::new();
+    let mut random = fastrand::Rng::with_seed(3);
+    RgbImage::from_fn(900, 900, |_, _| Rgb([random.u8(..2) * 255; 3]))
+        .write_to(&mut std::io::Cursor::new(&mut noise), ImageFormat::Gif)
+        .unwrap();
+    let mut png = Vec::new();
+    wide.write_to(&mut std::io::Cursor::new(&mut png), ImageFormat::Png).unwrap();
+    let turned = {
+        let mut turned = png.clone();
+        turned.splice(33..33, png_chunk(b"eXIf", &exif(6)));
+        turned
+    };
+    for (name, limit, picture) in [
+        ("too wide", 1 << 20, converted(&png, ImageFormat::Tiff)),
+        ("turned", 1 << 20, turned),
+        ("noise", noise.len(), noise),
+    ] {
+        let nvidia = FakeNvidia::with_uploads(|_| None).await;
+        let app =
+            TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", limit).start().await;
+        assert_eq!(app.upload(&picture, name).await.prepared(), "shrunk", "{name}");
+        let sent = nvidia.last_inline().pixels();
+        assert!(sent.width().max(sent.height()) <= 1024, "{name}");
     }
 }
 

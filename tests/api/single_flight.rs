@@ -22,12 +22,12 @@ async fn a_hundred_identical_pictures_at_once_are_one_call() {
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200").start().await;
     let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
-    let open = async {
+    let release_reply = async {
         // By then all hundred wait for the one call.
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 100.0).await;
         release.send(true).unwrap();
     };
-    let (answers, ()) = tokio::join!(uploads, open);
+    let (answers, ()) = tokio::join!(uploads, release_reply);
     assert_eq!(nvidia.lines().len(), 1);
     let paid = answers.iter().filter(|answer| answer.header("x-cache") == "miss").count();
     assert_eq!(paid, 1);
@@ -45,11 +45,11 @@ async fn the_leaders_client_may_leave_and_the_others_are_served_by_its_call() {
         _ = nvidia.wait_for(1) => {} // the leader leaves
     }
     let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
-    let open = async {
+    let release_reply = async {
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 11.0).await;
         release.send(true).unwrap();
     };
-    for answer in tokio::join!(others, open).0 {
+    for answer in tokio::join!(others, release_reply).0 {
         answer.vector();
         assert_eq!(answer.header("x-cache"), "hit");
     }
@@ -146,11 +146,11 @@ async fn a_failure_is_shared_but_not_remembered() {
     let nvidia = FakeNvidia::replying(vec![refused, embedding()]).await;
     let app = TestApp::start(&nvidia).await;
     let uploads = join_all((0..5).map(|_| app.upload(ROCKET, "a.jpg")));
-    let open = async {
+    let release_reply = async {
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 5.0).await;
         release.send(true).unwrap();
     };
-    let (answers, ()) = tokio::join!(uploads, open);
+    let (answers, ()) = tokio::join!(uploads, release_reply);
     for answer in answers {
         assert_eq!(
             (answer.status, answer.json()["code"].as_str()),

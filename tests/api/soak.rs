@@ -165,7 +165,13 @@ async fn soak(environment: &[(&str, &str)]) {
     settings.extend(environment);
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);
-    let client = reqwest::Client::builder().pool_max_idle_per_host(16).build().unwrap();
+    // The service closes a connection that is idle for 10 s: a client that kept it as long would now
+    // and then send a request into the closing one.
+    let client = reqwest::Client::builder()
+        .pool_max_idle_per_host(16)
+        .pool_idle_timeout(Duration::from_secs(5))
+        .build()
+        .unwrap();
     let counter = AtomicUsize::new(0);
     let outcomes = Mutex::new(std::collections::BTreeMap::<String, usize>::new());
     let traffic = |length: Duration| {

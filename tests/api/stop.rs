@@ -52,11 +52,11 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
         );
         assert!(answer.text().await.unwrap().contains("draining"));
         let late = upload(&child, 100);
-        let open = async {
+        let release_reply = async {
             nvidia.wait_for(21).await;
             release.send(true).unwrap();
         };
-        tokio::join!(late, open).0
+        tokio::join!(late, release_reply).0
     };
     let (before, late) = tokio::join!(before, stopping);
     for answer in before.into_iter().chain([late]) {

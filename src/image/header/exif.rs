@@ -2,6 +2,9 @@
 
 use image_rs::metadata::Orientation;
 
+/// How much of an EXIF is read, in bytes: as much as a JPEG has room for. The tag stands in its front.
+pub(super) const READ: u32 = 64 << 10;
+
 /// What JPEG puts before EXIF; some writers of WebP and PNG put it there, too. The sixth byte is
 /// padding.
 const PREFIX: &[u8] = b"Exif\0";

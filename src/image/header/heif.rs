@@ -12,7 +12,7 @@ use image_rs::metadata::Orientation;
 
 use self::{
     boxes::{Fields, top_level},
-    meta::{MAX_ITEMS, Meta},
+    meta::{Location, MAX_ITEMS, Meta},
 };
 use super::{
     Fault::{self, Damaged},
@@ -42,11 +42,19 @@ pub(in crate::image) struct Heif {
     pub(in crate::image) is_grid: bool,
     /// Cut, turned or mirrored: the decoder makes a second copy of the pixels.
     pub(in crate::image) is_turned: bool,
-    pub(in crate::image) has_alpha: bool,
+    pub(in crate::image) alpha: Alpha,
     /// 0: grey, 1: 4:2:0, 2: 4:2:2, 3: 4:4:4.
     pub(in crate::image) chroma: u8,
     /// Where the last whole box ends; what follows makes the decoder refuse the file.
     pub(in crate::image) end: u64,
+}
+
+/// Whether there is transparency, and whether the colours were multiplied by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::image) enum Alpha {
+    None,
+    Straight,
+    Premultiplied,
 }
 
 impl Heif {
@@ -90,8 +98,8 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Heif, Fault> {
     let primary = Part::read(reader, &meta, meta.primary)?;
     let (size, is_turned) = shown(&meta, meta.primary, primary.coded)?;
     let Part { coded, stream, is_grid, chroma, .. } = primary;
-    let has_alpha = has_alpha(reader, &meta, &primary)?;
-    Ok(Heif { size, coded, stream, is_grid, is_turned, has_alpha, chroma, end })
+    let alpha = alpha(reader, &meta, &primary)?;
+    Ok(Heif { size, coded, stream, is_grid, is_turned, alpha, chroma, end })
 }
 
 /// A picture inside of the file.
@@ -178,20 +186,19 @@ fn tiles(
 fn layout(reader: &mut Reader, meta: &Meta<'_>, grid: u32) -> Result<(u32, u32, Size), Fault> {
     const IN_FILE: u64 = 0;
     const IN_META: u64 = 1;
-    let (method, offset, length) = meta.location(grid).ok_or(Damaged)?;
+    let Location { method, start, length } = meta.location(grid).ok_or(Damaged)?;
     let mut data = [0; 12];
-    // 0: to the end of what it is in.
     let length = usize::try_from(length).ok().filter(|len| *len > 0).unwrap_or(data.len());
     let length = length.min(data.len());
     match method {
         IN_FILE => {
             let read = reader
-                .seek(SeekFrom::Start(offset))
+                .seek(SeekFrom::Start(start))
                 .and_then(|_| reader.read_exact(&mut data[..length]));
             read.map_err(|_| Damaged)?;
         }
         IN_META => {
-            let kept = usize::try_from(offset).ok().and_then(|at| meta.idat.get(at..));
+            let kept = usize::try_from(start).ok().and_then(|at| meta.idat.get(at..));
             let kept = kept.ok_or(Damaged)?;
             let length = length.min(kept.len());
             data[..length].copy_from_slice(&kept[..length]);
@@ -255,9 +262,9 @@ fn aperture(clap: &[u8], (width, height): Size) -> Option<Size> {
     Some((side(0, width)?, side(8, height)?))
 }
 
-/// Whether the picture, or a tile of it, has transparency: a picture of its own, which is held to the
+/// The transparency that the picture, or a tile of it, has: a picture of its own, which is held to the
 /// same rules, for it is decoded as well.
-fn has_alpha(reader: &mut Reader, meta: &Meta<'_>, picture: &Part) -> Result<bool, Fault> {
+fn alpha(reader: &mut Reader, meta: &Meta<'_>, picture: &Part) -> Result<Alpha, Fault> {
     const NAMES: [&[u8]; 2] =
         [b"urn:mpeg:hevc:2015:auxid:1", b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha"];
     let is_alpha = |item| {
@@ -266,7 +273,7 @@ fn has_alpha(reader: &mut Reader, meta: &Meta<'_>, picture: &Part) -> Result<boo
             NAMES.contains(&name.split(|byte| *byte == 0).next().unwrap_or_default())
         })
     };
-    let mut sizes = BTreeMap::new();
+    let (mut sizes, mut grids) = (BTreeMap::new(), 0);
     for (alpha, of) in meta.auxiliaries() {
         let of: Vec<u32> = of.filter(|item| picture.items.contains(item)).collect();
         if of.is_empty() || !is_alpha(alpha) {
@@ -274,7 +281,19 @@ fn has_alpha(reader: &mut Reader, meta: &Meta<'_>, picture: &Part) -> Result<boo
         }
         let (alpha_width, alpha_height) = match sizes.get(&alpha) {
             Some(size) => *size,
-            None => *sizes.entry(alpha).or_insert(Part::read(reader, meta, alpha)?.coded),
+            None => {
+                let part = Part::read(reader, meta, alpha)?;
+                let (_, is_turned) = shown(meta, alpha, part.coded)?;
+                // The decoder turns it by itself, and with the grid once more.
+                if is_turned && picture.is_grid && of.contains(&meta.primary) {
+                    return Err(kind("a HEIC picture in tiles whose transparency is turned"));
+                }
+                grids += usize::from(part.is_grid);
+                if grids > 1 {
+                    return Err(kind("a HEIC picture with several grids of transparency"));
+                }
+                *sizes.entry(alpha).or_insert(part.coded)
+            }
         };
         for item in of {
             let (width, height) = meta.size(item).ok_or(Damaged)?;
@@ -285,5 +304,10 @@ fn has_alpha(reader: &mut Reader, meta: &Meta<'_>, picture: &Part) -> Result<boo
             }
         }
     }
-    Ok(!sizes.is_empty())
+    let is_premultiplied = || picture.items.iter().any(|item| meta.is_premultiplied(*item));
+    Ok(match sizes.len() {
+        0 => Alpha::None,
+        _ if is_premultiplied() => Alpha::Premultiplied,
+        _ => Alpha::Straight,
+    })
 }

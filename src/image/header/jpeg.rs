@@ -16,7 +16,7 @@ use crate::image::Unsupported;
 pub(in crate::image) struct Jpeg {
     pub(in crate::image) frame: Frame,
     /// How many components the first scan has; `None` where the file ends before it.
-    pub(in crate::image) scanned: Option<u8>,
+    scanned: Option<u8>,
     orientation: Orientation,
 }
 
@@ -29,14 +29,14 @@ pub(in crate::image) struct Frame {
     width: u16,
     height: u16,
     pub(in crate::image) components: u8,
-    /// Whether some component has fewer samples than another one.
+    /// Whether some sampling factor is not one.
     is_subsampled: bool,
 }
 
 const TEM: u8 = 0x01;
-const SOI: u8 = 0xd8;
-pub(super) const EOI: u8 = 0xd9;
-pub(super) const SOS: u8 = 0xda;
+pub(in crate::image) const SOI: u8 = 0xd8;
+pub(in crate::image) const EOI: u8 = 0xd9;
+pub(in crate::image) const SOS: u8 = 0xda;
 const APP1: u8 = 0xe1;
 
 /// Reads the headers up to the first scan.
@@ -94,34 +94,39 @@ impl Headers {
 }
 
 /// SOF0 to SOF15, without DHT, JPG and DAC, which lie between them (T.81, table B.1).
-fn is_frame(marker: u8) -> bool {
+pub(in crate::image) fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
 }
 
 /// Whether no segment follows: a stuffed zero, TEM, RST0 to RST7, and SOI.
-pub(super) fn stands_alone(marker: u8) -> bool {
+pub(in crate::image) fn stands_alone(marker: u8) -> bool {
     matches!(marker, 0 | TEM | 0xd0..=SOI)
 }
 
 /// Goes behind the next marker, whatever stands before it, and gives its second byte; `None` at the
 /// end.
-pub(super) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
-    let mut after_ff = false;
+pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
+    let mut is_after_ff = false;
     loop {
         let bytes = reader.fill_buf()?;
-        let Some(first) = bytes.first().copied() else { return Ok(None) };
-        if after_ff {
-            // Of several 0xFF, the last one begins the marker.
-            reader.consume(1);
-            if first != 0xff {
-                return Ok(Some(first));
-            }
-            continue;
+        if bytes.is_empty() {
+            return Ok(None);
         }
-        let skipped = bytes.iter().position(|byte| *byte == 0xff);
-        after_ff = skipped.is_some();
-        let taken = skipped.map_or(bytes.len(), |at| at + 1);
-        reader.consume(taken);
+        // Of several 0xFF, the last one begins the marker.
+        let is_skipped = |byte: &u8| (*byte == 0xff) == is_after_ff;
+        let skipped = bytes.iter().take_while(|byte| is_skipped(byte)).count();
+        match bytes.get(skipped).copied() {
+            Some(0xff) => is_after_ff = true,
+            Some(marker) => {
+                reader.consume(skipped + 1);
+                return Ok(Some(marker));
+            }
+            None => {
+                reader.consume(skipped);
+                continue;
+            }
+        }
+        reader.consume(skipped + 1);
     }
 }
 
@@ -131,7 +136,7 @@ impl Frame {
         let side = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
         // Identifier, sampling factors and table of each.
         let sampling: Vec<u8> = components.chunks_exact(3).map(|component| component[1]).collect();
-        let is_subsampled = sampling.iter().any(|factors| Some(factors) != sampling.first());
+        let is_subsampled = sampling.iter().any(|factors| *factors != 0x11);
         Some(Self {
             marker,
             precision: head[0],
@@ -153,8 +158,7 @@ impl Jpeg {
     /// Whether the pixels come in several scans that refine each other, or in one for each component:
     /// they are then held as coefficients.
     pub(in crate::image) fn has_several_scans(&self) -> bool {
-        self.is_progressive()
-            || self.scanned.is_some_and(|scanned| scanned != self.frame.components)
+        self.is_progressive() || self.scanned != Some(self.frame.components)
     }
 
     fn is_progressive(&self) -> bool {
@@ -171,10 +175,9 @@ impl Jpeg {
             Frame { components, .. } if !matches!(components, 1 | 3 | 4) => {
                 "a JPEG that is neither grey nor RGB nor CMYK"
             }
-            // zune-jpeg before 0.5.16 decodes it to a green picture (zune-image, issues 419 and 422);
-            // image before 0.25.11 cannot use 0.5.16.
+            // zune-jpeg 0.5.15 decodes it to a green picture (zune-image, issues 419 and 422).
             Frame { is_subsampled: true, .. }
-                if !self.is_progressive() && self.has_several_scans() =>
+                if !self.is_progressive() && self.scanned.is_some() && self.has_several_scans() =>
             {
                 "a baseline JPEG with a scan for each of its colour components"
             }
@@ -189,7 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::image::Content;
+    use crate::image::{Content, Error, Format};
 
     fn segment(marker: u8, body: &[u8]) -> Vec<u8> {
         let length = (body.len() as u16 + 2).to_be_bytes();
@@ -312,6 +315,7 @@ mod tests {
         for (frame, scan, word) in [
             (frame(0xc0, HALVED), scan(1), "scan for each"),
             (frame(0xc0, HALVED), scan(2), "scan for each"),
+            (frame(0xc0, &[0x22; 3]), scan(1), "scan for each"),
             (frame(0xc3, FULL), scan(3), "lossless"),
             (frame(0xc5, FULL), scan(3), "hierarchical"),
             (frame(0xc9, FULL), scan(3), "arithmetic"),
@@ -322,6 +326,19 @@ mod tests {
             let named = named(&[&frame, &scan]).unwrap_or_default();
             assert!(named.contains(word) && !named.contains("as a JPEG"), "{word}: {named}");
         }
+    }
+
+    #[test]
+    fn a_header_of_endless_work_is_refused_and_not_taken_for_a_short_one() {
+        let after = |between: &[u8]| {
+            let parts = [b"\xff\xd8", &frame(0xc0, HALVED)[..], between, &scan(1)];
+            Content::Memory(parts.concat().into())
+        };
+        let fill = crate::image::probe(after(&[0xff; 100_000]), u64::MAX);
+        assert_eq!(fill.unwrap().width, 640);
+        let content = after(&b"\xff\xfe\0\x02".repeat(600_000));
+        let error = crate::image::probe(content, u64::MAX).unwrap_err();
+        assert!(matches!(error, Error::BadHeader(Format::Jpeg)), "{error}");
     }
 
     proptest! {

@@ -4,15 +4,19 @@ use std::io::{self, Read, Seek};
 
 use image_rs::metadata::Orientation;
 
-use super::{Fault, Header, Reader, exif};
-
-/// The longest EXIF that is read, in bytes: what a JPEG has room for, too.
-const MAX_EXIF: u32 = 64 << 10;
+use super::{Fault, Header, Reader, Unsupported, exif};
 
 /// Size, and the orientation that the EXIF gives, which may stand before the pixels or after them.
 pub(super) fn read(reader: &mut Reader) -> Result<Header, Fault> {
     let mut head = [0; 33]; // the signature, and all of the chunk IHDR
     reader.read_exact(&mut head).map_err(|_| Fault::Damaged)?;
+    match &head[12..16] {
+        b"IHDR" => {}
+        b"CgBI" => {
+            return Err(Fault::Unsupported(Unsupported::Kind("a PNG in Apple's own form (CgBI)")));
+        }
+        _ => return Err(Fault::Damaged),
+    }
     let number =
         |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     // A file that is cut short has no EXIF; what is cut, its decoder tells.
@@ -28,8 +32,8 @@ fn orientation(reader: &mut Reader) -> io::Result<Option<Orientation>> {
         let length = u32::from_be_bytes(length);
         match &name {
             b"IEND" => return Ok(None),
-            b"eXIf" if length <= MAX_EXIF => {
-                let mut exif = vec![0; length as usize];
+            b"eXIf" => {
+                let mut exif = vec![0; length.min(exif::READ) as usize];
                 reader.read_exact(&mut exif)?;
                 return Ok(exif::orientation(&exif));
             }

@@ -12,9 +12,6 @@ const FIRST_CHUNK: u64 = 12;
 /// In the flags of the extended kind: there is EXIF.
 const HAS_EXIF: u8 = 0b1000;
 
-/// The longest EXIF that is read, in bytes: what a JPEG has room for, too.
-const MAX_EXIF: u32 = 64 << 10;
-
 /// Size, and, in the extended kind, the orientation that the EXIF gives.
 pub(super) fn read(reader: &mut Reader) -> Result<Header, Fault> {
     sizes(reader)
@@ -58,8 +55,8 @@ fn orientation(reader: &mut Reader) -> io::Result<Option<Orientation>> {
         let mut head = [0; 8];
         reader.read_exact(&mut head)?;
         let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-        if head.starts_with(b"EXIF") && length <= MAX_EXIF {
-            let mut exif = vec![0; length as usize];
+        if head.starts_with(b"EXIF") {
+            let mut exif = vec![0; length.min(exif::READ) as usize];
             reader.read_exact(&mut exif)?;
             return Ok(exif::orientation(&exif));
         }

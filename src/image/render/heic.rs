@@ -10,8 +10,8 @@ use crate::image::{Error, Format, Picture};
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     use image_rs::RgbaImage;
 
-    use super::onto_white;
-    use crate::image::header::heif;
+    use super::{Colours, onto_white};
+    use crate::image::header::heif::{self, Alpha};
 
     let header = heif::read(&mut picture.content.header_reader());
     let header = header.map_err(|_| broken("its header cannot be read"))?;
@@ -20,7 +20,8 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let options = heifer::Options {
         // The child is limited to what one thread takes.
         max_threads: 1,
-        // A stream, too, may not be larger than the header has it.
+        // A stream, too, may not be larger than the header has it. (A tile may be as large as the
+        // whole: the process's own limits hold that.)
         max_pixels: header.pixels().max(header.padded_stream()),
     };
     let image =
@@ -29,9 +30,13 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     if (image.width, image.height) != (picture.width, picture.height) {
         return Err(broken("its header tells another size"));
     }
-    let (width, height, has_alpha) = (image.width, image.height, image.has_alpha);
-    let image = if has_alpha {
-        RgbaImage::from_raw(width, height, image.data).map(onto_white)
+    let (width, height) = (image.width, image.height);
+    let colours = match header.alpha {
+        Alpha::Premultiplied => Colours::Premultiplied,
+        Alpha::Straight | Alpha::None => Colours::Straight,
+    };
+    let image = if image.has_alpha {
+        RgbaImage::from_raw(width, height, image.data).map(|image| onto_white(image, colours))
     } else {
         RgbImage::from_raw(width, height, image.into_rgb8())
     };

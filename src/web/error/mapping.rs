@@ -3,7 +3,8 @@
 
 use super::{BUSY_DETAIL, Code, INTERNAL_DETAIL};
 use crate::{
-    decoder, embed, fetch, image,
+    decoder, embed, fetch,
+    image::{self, Format},
     nvidia::FailureKind,
     pipeline,
     web::extract::{body::BodyError, head::HeadError},

@@ -24,7 +24,7 @@ use crate::{
 
 /// The most clients that are remembered. If there are more, the limit forgets those that call
 /// least.
-const CLIENTS: usize = 100_000;
+const MAX_CLIENTS: usize = 100_000;
 
 /// The client that a request is counted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,7 +54,7 @@ impl RateLimit {
             interval: minute / limit.max(1),
             minute,
             started: Instant::now(),
-            arrivals: Cache::new(CLIENTS),
+            arrivals: Cache::new(MAX_CLIENTS),
         }
     }
 

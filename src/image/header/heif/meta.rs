@@ -8,7 +8,7 @@ use super::{
     boxes::{Boxes, Child, Fields},
 };
 
-/// The most items, properties, and references: the decoder searches all of them for each.
+/// The most items, properties, references and places: the decoder searches all of them for each.
 pub(super) const MAX_ITEMS: usize = 4096;
 
 /// What is read of a `meta` box.
@@ -22,7 +22,17 @@ pub(super) struct Meta<'a> {
     properties: Vec<Child<'a>>,
     associations: BTreeMap<u32, Vec<Association>>,
     references: Vec<Reference<'a>>,
-    iloc: Option<Fields<'a>>,
+    locations: BTreeMap<u32, Location>,
+}
+
+/// Where an item is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Location {
+    /// What `start` counts from: 0 the file, 1 `idat`.
+    pub(super) method: u64,
+    pub(super) start: u64,
+    /// 0: to the end of what it is in.
+    pub(super) length: u64,
 }
 
 /// That an item has a property.
@@ -71,7 +81,7 @@ impl<'a> Meta<'a> {
                 b"iinf" => meta.read_items(fields)?,
                 b"iref" => meta.read_references(fields)?,
                 b"iprp" => meta.read_properties(fields)?,
-                b"iloc" => meta.iloc = Some(fields),
+                b"iloc" => meta.read_locations(fields)?,
                 b"idat" => meta.idat = fields.0,
                 _ => {}
             }
@@ -197,10 +207,19 @@ impl<'a> Meta<'a> {
         found.map(|found| (found.from, found.to()))
     }
 
-    /// Where an item of one piece is: how its place is told, its start, and its length
-    /// (ISO/IEC 14496-12, 8.11.3).
-    pub(super) fn location(&self, wanted: u32) -> Option<(u64, u64, u64)> {
-        let mut fields = self.iloc?;
+    /// Where an item of one piece is.
+    pub(super) fn location(&self, item: u32) -> Option<Location> {
+        self.locations.get(&item).copied()
+    }
+
+    /// Whether one item's colours are multiplied by the transparency that another item holds.
+    pub(super) fn is_premultiplied(&self, item: u32) -> bool {
+        self.references.iter().any(|found| found.kind == b"prem" && found.from == item)
+    }
+
+    /// ISO/IEC 14496-12, 8.11.3. Items of several pieces are left out: nothing that is looked up here
+    /// has them.
+    fn read_locations(&mut self, mut fields: Fields<'a>) -> Option<()> {
         let (version @ 0..=2, _) = fields.version()? else { return None };
         let sizes = fields.number(2)?;
         let [offset, length, base, index] =
@@ -210,22 +229,24 @@ impl<'a> Meta<'a> {
             return None;
         }
         let width = if version < 2 { 2 } else { 4 };
-        for _ in 0..fields.number(width)? {
+        let count = fields.number(width)?;
+        if usize::try_from(count).ok()? > MAX_ITEMS {
+            return None;
+        }
+        for _ in 0..count {
             let item = fields.number(width)?;
             let method = if version == 0 { 0 } else { fields.wide(2)? & 0xf };
             let _data_reference = fields.number(2)?;
             let base = fields.wide(base)?;
             let extents = fields.number(2)? as usize;
-            if item != wanted {
-                fields.bytes(extents * (index + offset + length))?;
-                continue;
+            let mut extent = Fields(fields.bytes(extents * (index + offset + length))?);
+            if extents == 1 {
+                extent.bytes(index)?;
+                let start = base.checked_add(extent.wide(offset)?)?;
+                let location = Location { method, start, length: extent.wide(length)? };
+                self.locations.entry(item).or_insert(location);
             }
-            if extents != 1 {
-                return None;
-            }
-            fields.bytes(index)?;
-            return Some((method, base.checked_add(fields.wide(offset)?)?, fields.wide(length)?));
         }
-        None
+        Some(())
     }
 }

@@ -55,18 +55,19 @@ fn what_decoding_costs_by_is_told() {
     let header = |name| read_fixture(name).unwrap();
     let phone = header("iphone-grid");
     assert_eq!((phone.coded, phone.stream, phone.chroma), ((120, 80), (64, 64), 1));
-    assert!(phone.is_grid && phone.is_turned && !phone.has_alpha);
+    assert!(phone.is_grid && phone.is_turned && phone.alpha == Alpha::None);
     for (name, chroma) in
         [("pixels-grey", 0), ("pixels-10bit-420", 1), ("pixels-422", 2), ("pixels-444", 3)]
     {
-        let Heif { is_grid, has_alpha, chroma: found, .. } = header(name);
-        assert_eq!((is_grid, has_alpha, found), (false, false, chroma), "{name}");
+        let Heif { is_grid, alpha, chroma: found, .. } = header(name);
+        assert_eq!((is_grid, alpha, found), (false, Alpha::None, chroma), "{name}");
     }
-    for name in ["alpha", "alpha-turned", "grid-alpha-of-tiles"] {
-        assert!(header(name).has_alpha, "{name}");
+    for name in ["alpha", "alpha-turned", "grid-alpha", "grid-alpha-of-tiles"] {
+        assert_eq!(header(name).alpha, Alpha::Straight, "{name}");
     }
+    assert_eq!(header("alpha-premultiplied").alpha, Alpha::Premultiplied);
     for name in ["depth", "gain-map", "thumbnail"] {
-        assert!(!header(name).has_alpha, "{name}");
+        assert_eq!(header(name).alpha, Alpha::None, "{name}");
     }
     for name in ["halves-imir0", "halves-irot2", "clap-off", "odd-17x33"] {
         assert!(header(name).is_turned, "{name}");
@@ -128,7 +129,7 @@ fn what_contradicts_itself_is_damaged() {
         (b"iinf", &[0; 6]),
         (b"iref", &[0; 4]),
         (b"iprp", b""),
-        (b"iloc", b""),
+        (b"iloc", &[0; 8]),
         (b"idat", b""),
     ] {
         let twice = boxed(name, body).repeat(2);
@@ -177,6 +178,9 @@ fn what_would_be_searched_too_long_is_damaged() {
             is_refused,
             "{n} references"
         );
+        // Two bytes for the item, two for the data reference, none for the base, no extents.
+        let places = [&[0; 6][..], &(n as u16).to_be_bytes(), &vec![0; 6 * n]].concat();
+        assert_eq!(refused(&[primary(), boxed(b"iloc", &places)]), is_refused, "{n} places");
     }
     assert!(refused(&[primary(), boxed(b"iinf", &[vec![0; 6], item(1), item(1)].concat())]));
     // Longer than any phone's.

@@ -31,10 +31,12 @@ pub fn all(width: u32, height: u32) -> Vec<Kind> {
     .concat()
 }
 
-/// Kinds of TIFF that are real but that the decoder does not read, by how their names begin: grey
+/// Kinds that are real but that the decoder does not read, by how their names begin: scans for each
+/// component of a JPEG that has fewer samples of colour, and of TIFF grey
 /// with alpha or of four bits, palettes, planes of CMYK, planes in tiles that do not fill the
 /// picture.
-pub const UNREAD: [&str; 7] = [
+pub const UNREAD: [&str; 8] = [
+    "jpeg-scan-for-each-42",
     "tiff-grey-4-",
     "tiff-grey-32-",
     "tiff-grey-alpha-",
