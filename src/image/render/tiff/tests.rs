@@ -183,6 +183,42 @@ fn lzw_of_before_tiff_5_is_told_by_its_first_code() {
     assert_eq!(pixels(&picture, &lzw(&values)), grey(&values));
 }
 
+/// Bits as a string has them.
+fn bits(text: &str) -> Vec<u8> {
+    let bits: Vec<_> = text.bytes().filter(|byte| *byte != b' ').collect();
+    let byte = |some: &[u8]| (0..).zip(some).fold(0, |byte, (n, bit)| byte | (bit & 1) << (7 - n));
+    bits.chunks(8).map(byte).collect()
+}
+
+#[test]
+fn faxes_are_decoded_to_black_and_white() {
+    const END_OF_ROW: &str = "000000000001";
+    let fax = |compression: u64, photometric| {
+        Crafted::new((8, 3), photometric, &[1]).with(COMPRESSION, &[compression])
+    };
+    // Four white, three black and one white; all white; the first again.
+    let (row, blank) = ("1011 10 000111", "10011");
+    let group_3 = [END_OF_ROW, row, END_OF_ROW, blank, END_OF_ROW, row].concat();
+    // Horizontal; up to the end of a row unlike the one above: pass and vertical; horizontal.
+    let group_4 = format!("001 {} {} 1  0001 1  001 {} {} 1", "1011", "10", "1011", "10");
+    let first = [255, 255, 255, 255, 0, 0, 0, 255];
+    let expected = [first, [255; 8], first].concat();
+    for (compression, strip) in [(3, bits(&group_3)), (4, bits(&group_4))] {
+        assert_eq!(pixels(&fax(compression, 0), &strip), grey(&expected), "{compression}");
+        let inverted: Vec<_> = expected.iter().map(|value| 255 - value).collect();
+        assert_eq!(pixels(&fax(compression, 1), &strip), grey(&inverted), "{compression}");
+        let reversed: Vec<u8> = strip.iter().map(|byte| byte.reverse_bits()).collect();
+        let picture = fax(compression, 0).with(FILL_ORDER, &[2]);
+        assert_eq!(pixels(&picture, &reversed), grey(&expected), "{compression}");
+    }
+    assert!(decoded(fax(3, 0).file(&[&bits(&group_3)[..2]])).is_err(), "cut short");
+    // Where Group 4 ends early, the rest is white, as with libtiff; but a fax of no rows is none.
+    let early = bits(&format!("001 1011 10 1 {END_OF_ROW}{END_OF_ROW}"));
+    let expected = [&first[..], &[255; 16]].concat();
+    assert_eq!(pixels(&fax(4, 0), &early), grey(&expected));
+    assert!(decoded(fax(4, 0).file(&[&bits(&END_OF_ROW.repeat(2))])).is_err());
+}
+
 /// Four bytes a pixel that are different everywhere.
 fn sample(x: u32, y: u32, channel: u32) -> u8 {
     (x * 7 + y * 13 + channel * 50) as u8
