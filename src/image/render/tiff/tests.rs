@@ -76,6 +76,17 @@ fn grey_of_every_depth_is_scaled_to_eight_bits() {
 }
 
 #[test]
+fn a_strip_whose_length_is_not_told_goes_on_to_the_end_of_the_file() {
+    const STRIP_BYTE_COUNTS: u16 = 279;
+    let values = [7, 8, 9, 10];
+    let picture = Crafted::new((4, 1), GREY, &[8]).with(COMPRESSION, &[DEFLATE]);
+    for lengths in [&[0][..], &[]] {
+        let picture = picture.clone().with(STRIP_BYTE_COUNTS, lengths);
+        assert_eq!(pixels(&picture, &zlib(&values)), grey(&values), "{lengths:?}");
+    }
+}
+
+#[test]
 fn a_palettes_numbers_become_its_colours() {
     let map = |scale: u64| [9, 10, 11, 12, 20, 21, 22, 23, 30, 31, 32, 33].map(|n| n * scale);
     for scale in [256, 257, 1] {
@@ -212,6 +223,11 @@ fn faxes_are_decoded_to_black_and_white() {
         assert_eq!(pixels(&picture, &reversed), grey(&expected), "{compression}");
     }
     assert!(decoded(fax(3, 0).file(&[&bits(&group_3)[..2]])).is_err(), "cut short");
+    // A row that ends early, by the end of a row or by a code that is none, is not made up.
+    for damaged in ["1011", "1011 00000000111"] {
+        let strip = [END_OF_ROW, row, END_OF_ROW, damaged, END_OF_ROW, row, END_OF_ROW].concat();
+        assert!(decoded(fax(3, 0).file(&[&bits(&strip)])).is_err(), "{damaged}");
+    }
     // Where Group 4 ends early, the rest is white, as with libtiff; but a fax of no rows is none.
     let early = bits(&format!("001 1011 10 1 {END_OF_ROW}{END_OF_ROW}"));
     let expected = [&first[..], &[255; 16]].concat();
