@@ -288,6 +288,6 @@ fn room(len: u64) -> io::Result<usize> {
     usize::try_from(len.saturating_add(64)).map_err(io::Error::other)
 }
 
-fn broken(reason: impl ToString) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason.to_string())
+fn broken(reason: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{reason}"))
 }
