@@ -244,6 +244,8 @@ async fn what_no_jpeg_of_its_size_can_hold_is_shrunk() {
         assert_eq!(app.upload(&picture, name).await.prepared(), "shrunk", "{name}");
         let sent = nvidia.last_inline().pixels();
         assert!(sent.width().max(sent.height()) <= 1024, "{name}");
+        let again = app.upload(&picture, name).await;
+        assert_eq!(again.header("x-cache"), "hit", "{name}: it is shrunk for good");
     }
 }
 
