@@ -91,15 +91,19 @@ impl<R: Read> Lzw<R> {
 
 impl<R: Read> Read for Lzw<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut was_stuck = false;
         loop {
             let result = self.decoder.decode_bytes(self.packed.fill_buf()?, buffer);
             self.packed.consume(result.consumed_in);
             match result.status.map_err(io::Error::other)? {
-                // First, for it is no progress, too, where all that was needed had been taken in.
                 _ if result.consumed_out > 0 => return Ok(result.consumed_out),
-                LzwStatus::Ok => {}
-                LzwStatus::NoProgress => return Err(io::ErrorKind::UnexpectedEof.into()),
                 LzwStatus::Done => return Ok(0),
+                // It also says so where it has unpacked a word that is longer than the buffer, and
+                // gives it the next time.
+                LzwStatus::NoProgress if was_stuck => {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                status => was_stuck = matches!(status, LzwStatus::NoProgress),
             }
         }
     }
