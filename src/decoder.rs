@@ -21,7 +21,7 @@ use crate::{
     spool::{self, Spool, Spooled, Staging},
     telemetry::Metrics,
 };
-use limits::{charged_memory, plan_job, reserved_for_small};
+use limits::{plan_job, reserved_for_small, reserved_memory};
 use process::Process;
 use protocol::MAX_MESSAGE;
 
@@ -155,7 +155,7 @@ impl Decoder {
         let limit = self.0.settings.max_memory;
         let job = timeout_at(deadline, spawn_blocking(move || plan_job(&header, target, limit)));
         let job = job.await.map_err(|_| Error::QueueTimeout)???;
-        let permit = self.0.queue.take(client, charged_memory(&job), deadline);
+        let permit = self.0.queue.take(client, reserved_memory(&job), deadline);
         let permit = permit.await.ok_or(Error::QueueTimeout)?;
         let program = self.0.settings.program.clone();
         let content = picture.content.clone();
@@ -187,7 +187,7 @@ impl Decoder {
 }
 
 /// The arguments of the child for a picture, its limits included, if all children together may take
-/// `max_memory` bytes. Blocks.
+/// `max_memory` bytes. Blocks the thread.
 ///
 /// # Errors
 /// [`image::Error::BadHeader`], [`image::Error::TooMuchToDecode`].

@@ -29,18 +29,20 @@ const MAX_AGE: Duration = Duration::from_secs(1);
 /// How long the system may take to measure free space.
 const MEASURE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The size of a file in whole blocks of 4096 bytes, which most file systems use.
-pub(crate) fn whole_blocks(len: u64) -> u64 {
+/// The bytes that a file of `len` bytes takes on the disk: rounded up to blocks of 4096 bytes, which most
+/// file systems use, and at least one block.
+pub(crate) fn size_on_disk(len: u64) -> u64 {
     len.max(1).checked_next_multiple_of(4096).unwrap_or(u64::MAX)
 }
 
-/// Whether the error means that the disk or a quota is full.
+/// Whether the error means that the disk or a quota is full, or that a file would exceed the process's
+/// limit.
 pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-/// Measures the free space on the disk of a folder. Blocks.
+/// Measures the free space on the disk of a folder. Blocks the thread.
 ///
 /// # Errors
 /// The system's error.
@@ -89,7 +91,8 @@ impl From<Error> for io::Error {
     }
 }
 
-/// The disk of a folder, and what must stay free on it. Clones share the permits.
+/// The disk of a folder, and what must stay free on it. Clones share one ledger, so that a
+/// permit from any of them counts for all.
 #[derive(Clone)]
 pub struct DiskSpace(Arc<Inner>);
 
@@ -140,7 +143,7 @@ impl DiskSpace {
     /// # Errors
     /// [`Error::Unknown`], [`Error::NoAnswer`]
     pub async fn free_space(&self) -> Result<FreeSpace, Error> {
-        self.measured_within(MAX_AGE).await
+        self.free_space_no_older_than(MAX_AGE).await
     }
 
     /// Whether there is room for one more file, however small.
@@ -151,7 +154,7 @@ impl DiskSpace {
         self.empty_permit().grow_to(1).await
     }
 
-    /// Like [`Self::check_room`], but always measures. Blocks.
+    /// Like [`Self::check_room`], but always measures. Blocks the thread.
     ///
     /// # Errors
     /// [`Error`]
@@ -160,42 +163,42 @@ impl DiskSpace {
         Ok(self.ledger().check(Amount::of_file(1), self.0.reserve)?)
     }
 
-    /// A permit for one file, without room yet.
+    /// Returns a permit for one file that grants no space yet.
     pub fn empty_permit(&self) -> SpacePermit {
         let (granted, written) = (Amount::default(), Amount::default());
         SpacePermit { space: self.clone(), granted, written }
     }
 
     async fn acquire(&self, more: Amount) -> Result<(), Error> {
-        if !self.grant_far_from_reserve(more) {
-            // Near the reserve, or if the latest measurement is too old, a new one decides.
-            self.measured_within(Duration::ZERO).await?;
+        if !self.try_grant_by_recent_measurement(more) {
+            // The disk is close to its reserve, or the latest measurement is too old: measure again.
+            self.free_space_no_older_than(Duration::ZERO).await?;
             self.ledger().grant(more, self.0.reserve)?;
         }
         Ok(())
     }
 
     fn acquire_blocking(&self, more: Amount) -> Result<(), Error> {
-        if !self.grant_far_from_reserve(more) {
+        if !self.try_grant_by_recent_measurement(more) {
             self.measure()?;
             self.ledger().grant(more, self.0.reserve)?;
         }
         Ok(())
     }
 
-    fn grant_far_from_reserve(&self, more: Amount) -> bool {
+    fn try_grant_by_recent_measurement(&self, more: Amount) -> bool {
         let since = Instant::now().checked_sub(MAX_AGE);
-        self.ledger().grant_far_from_reserve(more, self.0.reserve, since)
+        self.ledger().try_grant_by_recent_measurement(more, self.0.reserve, since)
     }
 
-    async fn measured_within(&self, max_age: Duration) -> Result<FreeSpace, Error> {
+    async fn free_space_no_older_than(&self, max_age: Duration) -> Result<FreeSpace, Error> {
         let space = self.clone();
         self.0.sampler.sample(max_age, MEASURE_TIMEOUT, move || space.measure()).await?
     }
 
-    /// Measures the free space and records it. Blocks.
+    /// Measures the free space and records it. Blocks the thread.
     fn measure(&self) -> Result<FreeSpace, Error> {
-        // Read before measuring, so that bytes written meanwhile are counted twice rather than not
+        // The total is taken before measuring, so that bytes written meanwhile are counted twice rather than not
         // at all.
         let (taken_at, written) = (Instant::now(), self.ledger().written());
         let free = (self.0.measure)(&self.0.folder).map_err(|e| Error::Unknown(Arc::new(e)))?;
@@ -210,7 +213,7 @@ impl DiskSpace {
     }
 }
 
-/// Permission for the room of one file. Dropping it gives back what was not written.
+/// A reservation of disk space for one file. Dropping it releases what was not written.
 #[derive(Debug)]
 pub struct SpacePermit {
     space: DiskSpace,

@@ -30,7 +30,7 @@ use crate::{
     shares::ClientNetwork,
     telemetry::{Metrics, causes},
 };
-use classify::{ALERTED_STATUSES, Progress};
+use classify::{ALERTING_STATUSES, Progress};
 use not_before::NotBefore;
 use pace::Pace;
 use retry::RetryBudget;
@@ -171,7 +171,7 @@ impl Client {
             None => builder.no_proxy(),
         };
         for operation in Operation::ALL {
-            for status in ALERTED_STATUSES {
+            for status in ALERTING_STATUSES {
                 metrics.initialize_upstream_calls(operation.name(), status);
             }
         }
@@ -272,7 +272,7 @@ impl Client {
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
             );
             if let (true, true, Some(wait)) =
-                (asks_to_wait, operation.reports_key_state(), reply.retry_after())
+                (asks_to_wait, operation.reveals_key_validity(), reply.retry_after())
             {
                 self.0.not_before.record(wait, Instant::now());
             }
@@ -281,7 +281,7 @@ impl Client {
     }
 
     fn record_key_state(&self, operation: Operation, status: StatusCode) {
-        if !operation.reports_key_state() {
+        if !operation.reveals_key_validity() {
             return;
         }
         let state = match operation.classify(status.as_u16()) {

@@ -74,7 +74,7 @@ impl Staging {
         Self { folder: folder.into(), space }
     }
 
-    /// Creates an empty file. Blocks.
+    /// Creates an empty file. Blocks the thread.
     ///
     /// # Errors
     /// The disk's error.
@@ -118,7 +118,7 @@ pub struct StagingFile {
 }
 
 impl StagingFile {
-    /// Appends bytes. Blocks.
+    /// Appends bytes. Blocks the thread.
     ///
     /// # Errors
     /// The disk's error.
@@ -126,7 +126,7 @@ impl StagingFile {
         (&*self.file).write_all(bytes).map_err(cannot("write a picture"))
     }
 
-    /// Syncs the file to the disk. Blocks.
+    /// Syncs the file to the disk. Blocks the thread.
     ///
     /// # Errors
     /// The disk's error.
@@ -135,7 +135,7 @@ impl StagingFile {
     }
 
     /// Moves the file to another folder of the same disk, where it is not removed when dropped.
-    /// Blocks.
+    /// Blocks the thread.
     ///
     /// # Errors
     /// The disk's error; the file is then removed.
@@ -147,7 +147,7 @@ impl StagingFile {
         Ok(())
     }
 
-    /// Removes the file before this returns. Blocks.
+    /// Removes the file before this returns. Blocks the thread.
     pub fn remove(mut self) {
         if let Some(path) = self.path.take() {
             remove(&path);
@@ -283,14 +283,14 @@ pub struct Spooled {
 }
 
 impl Spooled {
-    /// Drops the bytes; their file is removed before this returns. Blocks.
+    /// Drops the bytes; their file is removed before this returns. Blocks the thread.
     pub fn discard(self) {
         if let Some(staging_file) = self.staging_file {
             staging_file.remove();
         }
     }
 
-    /// Returns the staging file, which is written first if the bytes are in memory. Blocks.
+    /// Returns the staging file, which is written first if the bytes are in memory. Blocks the thread.
     ///
     /// # Errors
     /// The disk's error.

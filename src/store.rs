@@ -26,7 +26,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    disk_space::{self, DiskSpace, FreeSpace, is_out_of_space, whole_blocks},
+    disk_space::{self, DiskSpace, FreeSpace, is_out_of_space, size_on_disk},
     sampler::Sampler,
     spool::{self, Spool, Spooled, Staging},
 };
@@ -148,7 +148,7 @@ impl Folder {
 
     /// Counts a saved picture.
     fn add_saved_bytes(&self, len: u64) {
-        let bytes = whole_blocks(len);
+        let bytes = size_on_disk(len);
         let before = self.saved_bytes.fetch_add(bytes, Ordering::Relaxed);
         if before.saturating_add(bytes) > self.max_bytes {
             self.over_limit.notify_one();
@@ -158,7 +158,7 @@ impl Folder {
 
 impl Store {
     /// Creates the folder if needed, locks it, and removes what an earlier process left unfinished.
-    /// Blocks.
+    /// Blocks the thread.
     ///
     /// # Errors
     /// [`OpenError::InUse`] if another process owns the folder.

@@ -6,7 +6,7 @@ use super::{
 };
 
 /// Every setting, once. If a setting is read but missing here, every test that resolves settings
-/// fails; if one is listed but never read, `every_setting_is_named_in_its_fault` fails.
+/// fails; if one is listed but never read, `an_invalid_value_is_reported_with_the_name_of_its_setting` fails.
 pub(super) const SETTINGS: &[Row] = &[
     upstream::API_KEY.row,
     upstream::API_KEY_FILE.row,

@@ -129,7 +129,7 @@ fn every_default_parses_and_is_used_when_nothing_is_given() {
 }
 
 #[test]
-fn every_setting_is_named_in_its_fault() {
+fn an_invalid_value_is_reported_with_the_name_of_its_setting() {
     // A control character is a fault in every setting but the folder, since any text is a path.
     let folder = store::DOWNLOADS_DIR.row.name;
     for row in SETTINGS.iter().filter(|row| row.name != folder) {

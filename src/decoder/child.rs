@@ -1,5 +1,5 @@
-//! The child: limits itself, decodes the picture on its standard input, and writes the result or an
-//! error to its standard output.
+//! What runs in a decoder's child process: it lowers its own resource limits, decodes the picture on
+//! its standard input, and writes the result or an error to its standard output.
 
 use std::{
     any::Any,
@@ -26,7 +26,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     }
     let args: Vec<_> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
     let Some(job) = Job::parse(&args) else {
-        #[allow(clippy::print_stderr, reason = "somebody typed it")]
+        #[allow(
+            clippy::print_stderr,
+            reason = "only a person who types this internal command sees it"
+        )]
         {
             eprintln!(
                 "imagesvc decode is an internal command: the service starts it for each picture"
@@ -34,18 +37,18 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
         }
         return Some(ExitCode::from(2));
     };
-    // A parent that stops reading does not need the rest of the answer.
+    // Writing fails only if the parent has stopped reading, and then nobody needs the answer.
     Some(if answer(job).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn answer(job: Job) -> io::Result<()> {
-    // Before the limits, which allow no new file descriptors.
+    // This comes before the limits: after them, the process can open no new file descriptor.
     let input = io::stdin().as_fd().try_clone_to_owned().map(File::from);
-    let input = match limit(&job).and(input) {
+    let input = match apply_limits(&job).and(input) {
         Ok(input) => input,
         Err(error) => return write_message(AnswerKind::LimitsFailed, &error.to_string()),
     };
-    panic::set_hook(Box::new(|_| {})); // the answer contains the panic's message
+    panic::set_hook(Box::new(|_| {})); // prints nothing: the answer carries the panic's message
     match panic::catch_unwind(|| render(job, input)) {
         Ok(Ok(rendered)) => write_answer(AnswerKind::Done, &rendered),
         Ok(Err(Error::Unreadable(error))) => {
@@ -53,34 +56,34 @@ fn answer(job: Job) -> io::Result<()> {
         }
         Ok(Err(Error::Broken { reason, .. })) => write_message(AnswerKind::Broken, &reason),
         Ok(Err(error)) => write_message(AnswerKind::Broken, &error.to_string()),
-        Err(panic) => write_message(AnswerKind::Panicked, message(&*panic)),
+        Err(panic) => write_message(AnswerKind::Panicked, panic_message(&*panic)),
     }
 }
 
-/// Gives up everything that decoding does not need. If that fails, the child reports an error: it
-/// never decodes without limits.
-fn limit(job: &Job) -> io::Result<()> {
+/// Lowers this process's resource limits to what the job needs. If that fails, the child reports an
+/// error: it never decodes without limits.
+fn apply_limits(job: &Job) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
-        // If memory runs out anyway, the kernel kills this process first. Raising the value needs
-        // no privilege.
+        // If the machine runs out of memory, the kernel kills this process first. A process may
+        // raise its own score without privileges.
         std::fs::write("/proc/self/oom_score_adj", "1000")?;
-        lower_limit(Resource::As, job.address_space, job.address_space)?;
+        cap_limit(Resource::As, job.address_space, job.address_space)?;
     }
-    // At the soft limit the kernel sends a signal that ends the process.
-    lower_limit(Resource::Cpu, job.cpu_seconds, job.cpu_seconds + 1)?;
-    // No new files or sockets, not even in place of a closed one, and no writes to open files;
-    // pipes are not files in this sense.
-    lower_limit(Resource::Nofile, 0, 0)?;
-    lower_limit(Resource::Fsize, 0, 0)?;
-    lower_limit(Resource::Core, 0, 0)
+    // At the soft limit the kernel sends SIGXCPU, which ends the process; a second later, SIGKILL.
+    cap_limit(Resource::Cpu, job.cpu_seconds, job.cpu_seconds + 1)?;
+    // The process opens nothing, not even after it has closed something, and writes to no regular
+    // file. Its answer goes to a pipe, to which RLIMIT_FSIZE does not apply.
+    cap_limit(Resource::Nofile, 0, 0)?;
+    cap_limit(Resource::Fsize, 0, 0)?;
+    cap_limit(Resource::Core, 0, 0)
 }
 
 /// Sets a limit, but never raises one.
-fn lower_limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
+fn cap_limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
     let Rlimit { current, maximum } = getrlimit(resource);
-    let lower = |old: Option<u64>, new| Some(old.map_or(new, |old| old.min(new)));
-    let limit = Rlimit { current: lower(current, soft), maximum: lower(maximum, hard) };
+    let capped = |old: Option<u64>, new| Some(old.map_or(new, |old| old.min(new)));
+    let limit = Rlimit { current: capped(current, soft), maximum: capped(maximum, hard) };
     Ok(setrlimit(resource, limit)?)
 }
 
@@ -108,7 +111,7 @@ fn write_answer(kind: AnswerKind, bytes: &[u8]) -> io::Result<()> {
     stdout.flush()
 }
 
-fn message(panic: &(dyn Any + Send)) -> &str {
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

@@ -1,39 +1,42 @@
-//! Chooses a child's limits: memory by the picture's estimate, processor time by its size.
+//! Chooses a child's limits: memory from the estimated cost of decoding, processor time from the
+//! number of pixels.
 //! `child.rs` applies them in the child itself.
 
 use super::protocol::Job;
 use crate::image::{self, Picture, Target};
 
-/// The address space that the program needs to start, in bytes. Very little of it is ever resident.
-const START: u64 = 24 << 20;
+/// The address space that the program maps at startup, in bytes. Hardly any of it becomes resident.
+const STARTUP_ADDRESS_SPACE: u64 = 24 << 20;
 
-/// What a child may take besides its estimate, including [`START`], in bytes.
-const BASE: u64 = 64 << 20;
+/// The address space that each child gets on top of 1.25 times its estimate, in bytes. It includes
+/// [`STARTUP_ADDRESS_SPACE`].
+const FIXED_OVERHEAD: u64 = 64 << 20;
 
-/// The memory that the queue charges for the smallest picture, in bytes.
-const SMALLEST: u64 = 50 << 20;
+/// The memory that the queue reserves for the smallest picture, in bytes.
+const MIN_RESERVED_MEMORY: u64 = 50 << 20;
 
-/// The least and the most processor time of a picture, and what each million pixels adds, in
-/// seconds: many times what the slowest kind needs.
-const LEAST_CPU: u64 = 5;
-const MOST_CPU: u64 = 20;
+/// The least processor time of a picture, in seconds.
+const MIN_CPU: u64 = 5;
+/// The most processor time of a picture, in seconds.
+const MAX_CPU: u64 = 20;
+/// What each million pixels adds, in seconds: many times what the slowest format needs.
 const CPU_PER_MEGAPIXEL: u64 = 1;
 
-/// The part of the children's memory that is kept for small pictures, in bytes: a quarter, so that
-/// they never wait for large ones, or nothing if a quarter is too small for a child.
+/// The memory that is reserved for small pictures, in bytes, so that they never wait for large ones:
+/// a quarter, or nothing if a quarter cannot hold even the smallest picture's child.
 pub(super) fn reserved_for_small(max_memory: u64) -> u64 {
     let quarter = max_memory / 4;
-    if quarter < SMALLEST { 0 } else { quarter }
+    if quarter < MIN_RESERVED_MEMORY { 0 } else { quarter }
 }
 
-/// The memory that the queue charges for a child, in bytes. What the child maps to start is hardly
-/// ever resident; it can only fill the rest.
-pub(super) fn charged_memory(job: &Job) -> u64 {
-    job.address_space - START
+/// The memory that the queue reserves for a child, in bytes: its address space without what the
+/// program maps at startup, because those pages hardly ever become resident.
+pub(super) fn reserved_memory(job: &Job) -> u64 {
+    job.address_space - STARTUP_ADDRESS_SPACE
 }
 
-/// The job and limits of a child, if all children together may take `max_memory` bytes. Blocks,
-/// because it reads the picture's header.
+/// Plans the job of one child, its limits included, where all children together may take `max_memory`
+/// bytes. Blocks the thread: it reads the picture's header.
 pub(super) fn plan_job(
     picture: &Picture,
     target: Target,
@@ -52,8 +55,8 @@ pub(super) fn plan_job(
         height: picture.height,
         orientation: picture.orientation,
         cost,
-        address_space: (cost / 4 * 5 + BASE).min(limit + START),
-        cpu_seconds: (LEAST_CPU + megapixels * CPU_PER_MEGAPIXEL).min(MOST_CPU),
+        address_space: (cost / 4 * 5 + FIXED_OVERHEAD).min(limit + STARTUP_ADDRESS_SPACE),
+        cpu_seconds: (MIN_CPU + megapixels * CPU_PER_MEGAPIXEL).min(MAX_CPU),
     })
 }
 
@@ -65,11 +68,12 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn the_part_for_small_pictures_has_room_for_the_smallest_one() {
+    fn what_is_reserved_for_small_pictures_holds_the_smallest_one() {
         let pixel = probe(Content::Memory(super::super::PIXEL.into()), 1).unwrap();
-        let smallest =
-            charged_memory(&plan_job(&pixel, Target::Converted { max_len: 0 }, 512 * MIB).unwrap());
-        assert!((SMALLEST..SMALLEST + MIB).contains(&smallest), "{smallest}");
+        let smallest = reserved_memory(
+            &plan_job(&pixel, Target::Converted { max_len: 0 }, 512 * MIB).unwrap(),
+        );
+        assert!((MIN_RESERVED_MEMORY..MIN_RESERVED_MEMORY + MIB).contains(&smallest), "{smallest}");
         assert_eq!([199, 200, 512].map(|mib| reserved_for_small(mib * MIB) / MIB), [0, 50, 128]);
     }
 }

@@ -50,7 +50,7 @@ struct Running {
 }
 
 impl Process {
-    /// Starts a child with a picture on its standard input. Blocks.
+    /// Starts a child with a picture on its standard input. Blocks the thread.
     pub(super) fn start(
         program: &Path,
         job: Job,

@@ -3,7 +3,7 @@
 
 use crate::image::{Format, Orientation, Target};
 
-/// The hidden command.
+/// The internal subcommand that starts imagesvc as a decoder; `--help` does not list it.
 pub(super) const COMMAND: &str = "decode";
 
 /// What a child decodes, and its limits.

@@ -4,7 +4,7 @@ use std::ops::AddAssign;
 
 use tokio::time::Instant;
 
-use super::whole_blocks;
+use super::size_on_disk;
 
 /// If less than this is free above the reserve, every grant needs a new measurement, because other
 /// programs write, too.
@@ -103,7 +103,7 @@ pub(super) struct Amount {
 impl Amount {
     /// One file of `len` bytes.
     pub(super) fn of_file(len: u64) -> Self {
-        Self { bytes: whole_blocks(len), files: 1 }
+        Self { bytes: size_on_disk(len), files: 1 }
     }
 
     /// What this has more than `other`.
@@ -166,7 +166,7 @@ impl Ledger {
 
     /// Grants `more` if that leaves much more than the reserve, by a measurement after `since`.
     /// Returns whether it did.
-    pub(super) fn grant_far_from_reserve(
+    pub(super) fn try_grant_by_recent_measurement(
         &mut self,
         more: Amount,
         reserve: u64,

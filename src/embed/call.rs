@@ -81,7 +81,7 @@ impl Inner {
             match plan(payload.is_ready, len, may_upload, largest_inline as u64) {
                 Plan::SendInline => {
                     let vector = self.send_inline(&payload, &mut attempts).await?;
-                    if let Some(failure) = upload_failure.filter(nvidia::Error::refuses_uploads) {
+                    if let Some(failure) = upload_failure.filter(nvidia::Error::is_upload_refusal) {
                         // Opens the breaker only after the picture was accepted inline: if NVIDIA
                         // rejects the picture either way, the uploads are not to blame.
                         self.open_breaker(&failure, self.settings.asset_memory);
@@ -90,8 +90,8 @@ impl Inner {
                 }
                 Plan::Upload => match self.send_uploaded(&payload, &mut attempts).await {
                     Ok(vector) => return Ok(self.embedding(vector, &payload, &attempts)),
-                    Err(Error::Nvidia(failure)) if failure.is_about_uploads() => {
-                        if !failure.refuses_uploads() {
+                    Err(Error::Nvidia(failure)) if failure.may_succeed_inline() => {
+                        if !failure.is_upload_refusal() {
                             self.open_breaker(&failure, self.settings.outage_memory);
                         }
                         upload_failure = Some(failure);

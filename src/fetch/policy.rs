@@ -19,9 +19,9 @@ const MAX_URL: usize = 8192;
 pub struct Policy {
     /// The allowed ports.
     pub ports: Vec<u16>,
-    /// If set, no other hosts are allowed.
+    /// The only hosts to fetch from; `None` allows every public one.
     pub hosts: Option<Vec<HostPattern>>,
-    /// Exceptions from the rules.
+    /// Exceptions to the rules.
     pub allow: Vec<Exception>,
 }
 
@@ -146,7 +146,7 @@ impl Policy {
             Ok(url) if location.len() <= MAX_URL => url,
             _ => return Err(NOT_FOLLOWED),
         };
-        // The client did not choose the target, so its faults are reported as a refusal.
+        // The client did not choose the target, so whatever is wrong with it is reported as `Denied`.
         self.check_parsed(url).map_err(|_| NOT_FOLLOWED)
     }
 
@@ -171,7 +171,8 @@ impl Policy {
             ));
         }
         let is_exception = self.allow.iter().any(|exception| {
-            matches!(exception, Exception::Server(host, at) if host == without_trailing_dot(&name) && *at == port)
+            matches!(exception, Exception::Server(allowed, allowed_port)
+                if allowed == without_trailing_dot(&name) && *allowed_port == port)
         });
         if !is_exception && !self.ports.contains(&port) {
             return Err(UrlError::Denied("The service does not fetch from this port."));
@@ -187,13 +188,13 @@ impl Policy {
         Ok(Target { url, is_exception })
     }
 
-    /// Checks an IP address from a URL or from a name look-up. For an exception by host and port,
-    /// only metadata endpoints are denied.
+    /// Checks an IP address from a URL or from a name look-up. If `is_exception`, the operator allowed
+    /// this host and port, and only metadata endpoints are denied.
     ///
     /// # Errors
     /// [`UrlError::Denied`]
     pub fn check_address(&self, address: IpAddr, is_exception: bool) -> Result<(), UrlError> {
-        // IPv4-mapped addresses are checked as IPv4.
+        // IPv4-mapped and NAT64 addresses are checked as the IPv4 address that they contain.
         let address = unwrap_nat64(address.to_canonical());
         let is_in_allowed_network = || {
             self.allow

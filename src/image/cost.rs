@@ -27,7 +27,7 @@ const METADATA: u64 = 8 << 20;
 /// large, in bytes a pixel.
 const ENCODING: u64 = 7;
 
-/// The memory that decoding and encoding anew take at their peak, in bytes. Blocks.
+/// The memory that decoding and encoding anew take at their peak, in bytes. Blocks the thread.
 ///
 /// The file's length is part of it: JPEG's decoder holds all of the file, the others its profiles
 /// and text, which may be nearly all of it.

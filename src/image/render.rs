@@ -63,7 +63,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// The memory that rendering a picture takes at its peak, in bytes, by its header. Blocks.
+    /// The memory that rendering a picture takes at its peak, in bytes, by its header. Blocks the thread.
     ///
     /// # Errors
     /// [`Error::BadHeader`]
@@ -86,7 +86,7 @@ impl Target {
         }
     }
 
-    /// Renders a picture; the decoder is asked to take at most `cost` bytes. Blocks.
+    /// Renders a picture; the decoder is asked to take at most `cost` bytes. Blocks the thread.
     ///
     /// # Errors
     /// [`Error::Broken`], [`Error::Unreadable`].

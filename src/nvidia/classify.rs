@@ -8,7 +8,7 @@ use super::Error;
 /// The calls to NVIDIA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Request the embedding of a picture that is in the request.
+    /// Request the embedding of an inline picture.
     Infer,
     /// Request the embedding of an uploaded picture.
     InferAsset,
@@ -16,16 +16,16 @@ pub enum Operation {
     Poll,
     /// Poll for a pending answer about an uploaded picture.
     PollAsset,
-    /// Announce an upload.
+    /// Create an asset, and obtain its presigned URL.
     CreateAsset,
-    /// Send the picture to the presigned URL.
+    /// Upload the picture to the presigned URL.
     UploadAsset,
-    /// Delete an upload.
+    /// Delete an asset, which is an uploaded picture.
     DeleteAsset,
 }
 
-/// Statuses that alert an operator: a refused key or account does not recover by itself.
-pub(super) const ALERTED_STATUSES: [u16; 3] = [401, 402, 403];
+/// The statuses that alert an operator, because a refused key or account does not recover by itself.
+pub(super) const ALERTING_STATUSES: [u16; 3] = [401, 402, 403];
 
 /// The state of a call that has not failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ impl Operation {
             (UploadAsset | DeleteAsset, 200..=299) => return Ok(Progress::Done),
             (Infer | InferAsset | Poll | PollAsset, 202) => return Ok(Progress::Pending),
 
-            // The host of a presigned URL knows neither keys nor rate limits, so any refusal is
+            // The host of a presigned URL checks no key and has no rate limit, so every refusal is
             // final.
             (UploadAsset, 400..=499) => UploadsRefused,
 
@@ -113,12 +113,12 @@ impl Operation {
     }
 
     /// Whether the answer shows if NVIDIA accepts the key.
-    pub fn reports_key_state(self) -> bool {
+    pub fn reveals_key_validity(self) -> bool {
         !matches!(self, Self::UploadAsset | Self::DeleteAsset)
     }
 
-    /// Whether an answer of this status may be quoted in the log. Answers around the presigned URL
-    /// may contain it.
+    /// Whether an answer of this status may be quoted in the log. What
+    /// creating an asset or uploading to it answers may contain the presigned URL.
     pub fn is_quotable(self, status: u16) -> bool {
         match self {
             Self::CreateAsset => status >= 400,
@@ -148,9 +148,9 @@ impl fmt::Display for Operation {
 }
 
 impl Error {
-    /// Whether the same picture may succeed without an upload, and is therefore shrunk. If the key,
-    /// the account or the rate is the cause, it would only fail again.
-    pub fn is_about_uploads(&self) -> bool {
+    /// Whether the same picture may succeed without an upload: the caller then shrinks it and sends it
+    /// inline. A failure that the key, the account or the rate causes would only happen again.
+    pub fn may_succeed_inline(&self) -> bool {
         match self.operation {
             Operation::CreateAsset | Operation::UploadAsset => match self.kind {
                 FailureKind::Key | FailureKind::Account | FailureKind::RateLimited => false,
@@ -168,12 +168,12 @@ impl Error {
             | Operation::InferAsset
             | Operation::Poll
             | Operation::PollAsset
-            | Operation::DeleteAsset => self.refuses_uploads(),
+            | Operation::DeleteAsset => self.is_upload_refusal(),
         }
     }
 
-    /// Whether NVIDIA refused an upload, as opposed to one that merely failed.
-    pub fn refuses_uploads(&self) -> bool {
+    /// Whether NVIDIA refused the upload, rather than the upload failing for another reason.
+    pub fn is_upload_refusal(&self) -> bool {
         self.kind == FailureKind::UploadsRefused
     }
 }
@@ -206,7 +206,7 @@ mod tests {
     use Progress::*;
 
     #[test]
-    fn every_status_means_what_the_table_says() {
+    fn every_status_has_the_listed_meaning() {
         let columns = [Infer, InferAsset, Poll, PollAsset, CreateAsset, UploadAsset];
         let (pending, odd) = (Ok(Pending), Err(Unexpected));
         for (status, meanings) in [
@@ -270,14 +270,14 @@ mod tests {
     }
 
     #[test]
-    fn what_may_repeat_a_presigned_url_is_not_quoted() {
+    fn answers_that_may_contain_a_presigned_url_are_not_quoted() {
         assert!(!UploadAsset.is_quotable(403));
         assert!(!CreateAsset.is_quotable(200));
         assert!(CreateAsset.is_quotable(422) && Infer.is_quotable(500));
     }
 
     #[test]
-    fn only_transient_failures_are_retried() {
+    fn transient_failures_are_the_listed_ones() {
         for kind in [RateLimited, Unavailable, AttemptTimeout, ResultGone, GatewayPage] {
             assert!(kind.is_transient(), "{kind:?}");
         }

@@ -24,10 +24,10 @@ struct Inference {
 }
 
 impl Client {
-    /// Requests the embedding of a picture that is in the request.
+    /// Requests the embedding of an inline picture.
     ///
     /// # Errors
-    /// [`Error`], after the last attempt.
+    /// [`Error`] of the last attempt.
     pub async fn infer(
         &self,
         image: &InlineImage,
@@ -45,7 +45,7 @@ impl Client {
     /// Requests the embedding of an uploaded picture.
     ///
     /// # Errors
-    /// [`Error`], after the last attempt.
+    /// [`Error`] of the last attempt.
     pub async fn infer_asset(
         &self,
         asset: &UploadedAsset,
@@ -83,7 +83,8 @@ impl Client {
             self.wait_for_not_before(inference.infer, deadline).await?;
             drop(attempts.reservation.take()); // the permit replaces the reservation
             self.wait_for_pace(inference.infer, attempts.client, deadline).await?;
-            // While this call waited for its permit, NVIDIA may have told another one to wait.
+            // While this call waited for its permit, NVIDIA may have answered another call with
+            // `Retry-After`: then it waits anew.
             if self.check_not_before(inference.infer, deadline)?.is_none() {
                 break;
             }
@@ -107,7 +108,7 @@ impl Client {
         parse_answer(&reply.body).map_err(|fault| {
             let is_html = reply.body.trim_ascii_start().starts_with(b"<");
             let kind = if is_html { FailureKind::GatewayPage } else { FailureKind::InvalidAnswer };
-            // The text may quote the answer.
+            // The parse error may quote the answer, and an answer may repeat the key.
             let fault = String::from_utf8_lossy(&self.0.key.redact(fault.into())).into_owned();
             Error::new(inference.infer, kind, fault)
         })
@@ -151,8 +152,8 @@ impl Client {
             match reply.progress(poll) {
                 Ok(Progress::Done) => return Ok(reply),
                 Ok(Progress::Pending) => {}
-                // The poll was refused before it was processed. The result is still there, and a
-                // new inference would be paid twice.
+                // NVIDIA refused the poll before it was processed. The result is still there, and a
+                // new inference would be a second payment.
                 Err(failure) if failure.kind == FailureKind::RateLimited => {
                     wait = wait.max(failure.retry_after.unwrap_or_default());
                     if Instant::now() + wait >= deadline {
@@ -160,7 +161,7 @@ impl Client {
                     }
                 }
                 // A gateway's failure says nothing about the result, so one more poll is worth it.
-                Err(failure) if is_of_gateway(reply.status) && !gateway_failed_before => {
+                Err(failure) if is_gateway_error(reply.status) && !gateway_failed_before => {
                     gateway_failed_before = true;
                     wait = wait.max(failure.retry_after.unwrap_or_default());
                     if Instant::now() + wait >= deadline {
@@ -181,7 +182,7 @@ impl Client {
         let Some(pace) = &self.0.pace else { return Ok(()) };
         match pace.take(client, Instant::now(), deadline) {
             Ok(permit) => permit.wait().await,
-            // The deadline has already passed; the pace is not the reason.
+            // Where there is nothing to wait for, the deadline has passed, and the pace is not the reason.
             Err(Duration::ZERO) => return Err(Error::deadline(operation)),
             Err(wait) => return Err(Error::pace_exceeded(operation, wait)),
         }
@@ -189,8 +190,8 @@ impl Client {
     }
 }
 
-/// Whether a status comes from a gateway that could not reach the server with the result.
-fn is_of_gateway(status: StatusCode) -> bool {
+/// Whether a status comes from a gateway that could not reach the server that holds the result.
+fn is_gateway_error(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
 }
 

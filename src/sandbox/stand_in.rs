@@ -1,4 +1,5 @@
-//! The stand-in's routes: the four endpoints of NVIDIA's API, and the presigned upload URL.
+//! The routes of the stand-in, a server that plays NVIDIA in the sandbox: its API's four endpoints, and
+//! the presigned upload URL.
 
 use std::{
     collections::HashMap,
@@ -35,10 +36,10 @@ use wire::{CreateAsset, Inference, Message, MessageContent, answer};
 
 /// Inline pictures must have fewer Base64 characters than this.
 const INLINE_LIMIT: usize = 200_000;
-/// The largest upload, in bytes. It is larger than the largest picture, since re-encoding may make
-/// a picture larger.
+/// The most bytes of an upload. This is more than a picture may have, because re-encoding can make it
+/// longer.
 const ASSET_LIMIT: u64 = 128 << 20;
-/// The most uploads, and the most pending answers, that are kept at once.
+/// How many assets are kept at once, and as many pending answers.
 const MAX_KEPT: usize = 256;
 /// How long an upload or a pending answer is kept.
 const KEEP_TIME: Duration = Duration::from_secs(120);
@@ -53,8 +54,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("nvcf-reqid");
 const STATUS: HeaderName = HeaderName::from_static("nvcf-status");
 const ASSET_DESCRIPTION: HeaderName = HeaderName::from_static("x-amz-meta-nvcf-asset-description");
 
-/// A stand-in for NVIDIA at `address`. It expects `key`, and accepts pictures of up to
-/// `max_pixels`.
+/// The routes of a stand-in that listens at `address` (which its upload URLs name), requires `key`, and
+/// accepts pictures of up to `max_pixels`.
 pub fn router(
     address: SocketAddr,
     key: &str,
@@ -144,35 +145,36 @@ impl StandIn {
     }
 
     async fn vector(&self, media_type: &str, content: Content) -> Result<Vec<f32>, Rejection> {
-        const UNREADABLE: Rejection = unprocessable("The picture cannot be read");
-        const BUSY: Rejection = Rejection(StatusCode::SERVICE_UNAVAILABLE, "Too many pictures");
+        const UNDECODABLE: Rejection = unprocessable("The picture cannot be decoded");
+        const UNAVAILABLE: Rejection =
+            Rejection(StatusCode::SERVICE_UNAVAILABLE, "The picture cannot be processed now");
         let max_pixels = self.max_pixels;
         let probed = spawn_blocking(move || image::probe(content, max_pixels));
-        let picture = probed.await.map_err(|_| BUSY)?.map_err(|_| UNREADABLE)?;
+        let picture = probed.await.map_err(|_| UNAVAILABLE)?.map_err(|_| UNDECODABLE)?;
         if picture.format.media_type() != media_type {
             return Err(unprocessable("The picture is not what its media type says"));
         }
         let square = Target::Square { side: perceptual::SIDE };
         let spool = self.staging.spool(perceptual::SQUARE_LEN);
         let deadline = Instant::now() + DECODE_TIMEOUT;
-        // NVIDIA does not know whose picture it is, and neither does the stand-in.
+        // Like NVIDIA, the stand-in sees imagesvc alone, and none of its clients.
         let client = ClientNetwork::UNKNOWN;
         let decoded = self.decoder.decode(&picture, client, square, deadline, spool).await;
         let pixels = decoded.map_err(|error| match error {
-            decoder::Error::Image(_) => UNREADABLE,
-            _ => BUSY,
+            decoder::Error::Image(_) => UNDECODABLE,
+            _ => UNAVAILABLE,
         })?;
         let vector = spawn_blocking(move || {
             let pixels = pixels.content.read_at(0, perceptual::SQUARE_LEN);
             pixels.ok().and_then(|pixels| perceptual::vector(&pixels))
         });
-        vector.await.ok().flatten().ok_or(BUSY)
+        vector.await.ok().flatten().ok_or(UNAVAILABLE)
     }
 
     /// Receives the body of an upload.
     async fn receive(&self, body: Body) -> Result<Spooled, Rejection> {
         const FAILED: Rejection =
-            Rejection(StatusCode::INTERNAL_SERVER_ERROR, "The upload could not be kept");
+            Rejection(StatusCode::INTERNAL_SERVER_ERROR, "The upload could not be stored");
         let mut spool = self.staging.spool(MAX_UPLOAD_IN_MEMORY);
         let mut bytes = body.into_data_stream();
         while let Some(chunk) = bytes.next().await {
@@ -242,12 +244,14 @@ async fn infer(
     }
 }
 
-/// Answers 202 and keeps the vector for a poll, so that every large picture exercises polling.
+/// Infers an uploaded asset, which is what the service makes of a large picture. It always answers 202
+/// and keeps the vector for a poll, so that polling is exercised.
 fn infer_asset(stand_in: &StandIn, headers: &HeaderMap) -> Result<Response, Rejection> {
-    let id = |name: &HeaderName| {
+    let parse_id = |name: &HeaderName| {
         headers.get(name).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok())
     };
-    let (Some(id), Some(reference)) = (id(&FUNCTION_ASSETS), id(&ASSET_REFERENCES)) else {
+    let (Some(id), Some(reference)) = (parse_id(&FUNCTION_ASSETS), parse_id(&ASSET_REFERENCES))
+    else {
         return Err(bad_request("Both asset headers must name the asset"));
     };
     let uploaded = stand_in
@@ -256,13 +260,13 @@ fn infer_asset(stand_in: &StandIn, headers: &HeaderMap) -> Result<Response, Reje
         .filter(|_| id == reference)
         .and_then(|asset| asset.vector.clone());
     let vector = uploaded.ok_or(bad_request("No such asset was uploaded"))??;
-    let request = Uuid::new_v4();
+    let request_id = Uuid::new_v4();
     let mut pending = stand_in.pending();
     if pending.len() >= MAX_KEPT {
         return Err(Rejection(StatusCode::TOO_MANY_REQUESTS, "Too many pending answers"));
     }
-    pending.insert(request, (Instant::now(), vector));
-    let headers = [(REQUEST_ID, request.to_string()), (STATUS, "pending-evaluation".to_owned())];
+    pending.insert(request_id, (Instant::now(), vector));
+    let headers = [(REQUEST_ID, request_id.to_string()), (STATUS, "pending-evaluation".to_owned())];
     Ok((StatusCode::ACCEPTED, headers).into_response())
 }
 

@@ -29,27 +29,31 @@ const MAX_LINGER_BYTES: u64 = 32 << 20;
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
-/// A connection that lingers when dropped, together with the permits that count it as open. The
-/// permits are given back only when the connection has lingered.
+/// A connection that lingers when dropped. It holds its permits, such as that of the limit on
+/// connections, until it has lingered.
 pub(super) struct Lingering<S: Stream, P: Send + 'static> {
     /// `None` only while `drop` runs.
-    open: Option<(S, P)>,
+    stream_and_permits: Option<(S, P)>,
     /// Whether the client has closed its side.
     client_has_ended: bool,
-    /// Whether the server's side was shut down in order.
+    /// Whether the server has shut down its side without an error.
     is_shut_down: bool,
 }
 
 impl<S: Stream, P: Send + 'static> Lingering<S, P> {
     pub(super) fn new(stream: S, permits: P) -> Self {
-        Self { open: Some((stream, permits)), client_has_ended: false, is_shut_down: false }
+        Self {
+            stream_and_permits: Some((stream, permits)),
+            client_has_ended: false,
+            is_shut_down: false,
+        }
     }
 
     fn poll<T>(
         &mut self,
         poll: impl FnOnce(Pin<&mut S>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        match &mut self.open {
+        match &mut self.stream_and_permits {
             Some((stream, _)) => poll(Pin::new(stream)),
             // Unreachable: only `drop` takes the stream.
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
@@ -59,7 +63,7 @@ impl<S: Stream, P: Send + 'static> Lingering<S, P> {
 
 impl<S: Stream, P: Send + 'static> Drop for Lingering<S, P> {
     fn drop(&mut self) {
-        let Some((stream, permits)) = self.open.take() else { return };
+        let Some((stream, permits)) = self.stream_and_permits.take() else { return };
         // Outside of a runtime, at the end of the process, the connection just closes.
         if let (true, false, Ok(runtime)) =
             (self.is_shut_down, self.client_has_ended, Handle::try_current())
@@ -110,7 +114,7 @@ impl<S: Stream, P: Send + Unpin + 'static> AsyncWrite for Lingering<S, P> {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.open.as_ref().is_some_and(|(stream, _)| stream.is_write_vectored())
+        self.stream_and_permits.as_ref().is_some_and(|(stream, _)| stream.is_write_vectored())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

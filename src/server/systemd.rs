@@ -22,16 +22,16 @@ pub(super) struct Watchdog {
 impl Watchdog {
     /// Starts feeding if the environment asks for it. Must be called within the runtime.
     pub(super) fn from_environment() -> Self {
-        let feeding = sd_notify::watchdog_enabled().map(|patience| {
-            let feeding = feed(patience / 2, || notify(&[NotifyState::Watchdog]));
+        let feeding = sd_notify::watchdog_enabled().map(|timeout| {
+            let feeding = feed(timeout / 2, || notify(&[NotifyState::Watchdog]));
             AbortOnDropHandle::new(tokio::spawn(feeding))
         });
         Self { _feeding: feeding }
     }
 }
 
-/// Feeds the watchdog for ever. It runs as a task on the runtime's workers, so that it stops when
-/// the workers hang and no request is answered, even if the main thread still runs.
+/// Feeds the watchdog until it is cancelled. It must run on the runtime's workers: when they hang, and
+/// no request is answered, the feeding stops, and systemd restarts the service.
 async fn feed(period: Duration, notify: impl Fn()) {
     let mut interval = interval(period.max(Duration::from_millis(1)));
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -49,7 +49,7 @@ impl Store {
         found.unwrap_or_else(|NoAnswer| vec![Fault::DiskHangs])
     }
 
-    /// Checks the disk and the folder. Blocks.
+    /// Checks the disk and the folder. Blocks the thread.
     fn check(&self) -> Vec<Fault> {
         let shortage = match self.space.measure_and_check_room() {
             Ok(()) => None,

@@ -15,7 +15,7 @@ use tokio::{
 use uuid::{Uuid, Version};
 
 use super::{Error, Folder, Store, cannot};
-use crate::{disk_space::whole_blocks, image::Format, telemetry::Metrics};
+use crate::{disk_space::size_on_disk, image::Format, telemetry::Metrics};
 
 /// The longest time between two sweeps.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -74,7 +74,7 @@ impl Store {
 
     /// Removes pictures that are too old at `now`, and the oldest pictures beyond the size limit.
     /// Pictures whose request is still at work stay, and so does everything that the service did
-    /// not save. Blocks.
+    /// not save. Blocks the thread.
     ///
     /// # Errors
     /// If the folder cannot be read, or none of the pictures could be removed.
@@ -148,7 +148,7 @@ impl Folder {
             let Some((id, format)) = parse_name(&name) else { continue };
             match entry.metadata() {
                 Ok(about) if about.is_file() => {
-                    pictures.push(SavedPicture { id, format, bytes: whole_blocks(about.len()) });
+                    pictures.push(SavedPicture { id, format, bytes: size_on_disk(about.len()) });
                 }
                 // The service does not create links or folders, whatever their names; a file may
                 // have been removed by now.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{Error, Folder, cannot, decision::Stage};
 use crate::spool::Spooled;
 
-/// Saves a picture, unless `enter` refuses a stage. Blocks.
+/// Saves a picture, unless `enter` refuses a stage. Blocks the thread.
 pub(super) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,

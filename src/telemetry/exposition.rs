@@ -23,8 +23,8 @@ impl Exposition {
 }
 
 /// Converts OpenMetrics text, as the encoder writes it, into Prometheus' text format. The samples
-/// stay the same, but a family has the name of its samples, the unit appears only in that name, and
-/// nothing marks the end.
+/// stay the same. The lines `# HELP` and `# TYPE` get the suffix of the samples (`_total`, `_info`), and
+/// the lines `# UNIT` and `# EOF` are dropped.
 pub(super) fn to_prometheus(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut help = "";
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn families_get_the_names_of_their_samples_and_samples_stay_the_same() {
+    fn help_and_type_lines_get_the_suffix_of_the_samples_and_samples_stay_the_same() {
         let open_metrics = "\
 # HELP a_seconds Time.
 # TYPE a_seconds histogram

@@ -112,7 +112,7 @@ pub fn open(settings: &Settings) {
     }
 }
 
-/// Writes the waiting lines for at most 1.5 s, then closes the log. Later lines are lost. Blocks.
+/// Writes the waiting lines for at most 1.5 s, then closes the log. Later lines are lost. Blocks the thread.
 pub fn close() {
     let Some(writer) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
     let (done, closed) = mpsc::channel();

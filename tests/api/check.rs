@@ -41,7 +41,7 @@ fn without_faults_each_check_is_a_line_and_the_exit_code_is_0() {
 }
 
 #[test]
-fn flags_may_stand_before_and_behind_it() {
+fn flags_may_precede_or_follow_the_subcommand() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [
         &["--sandbox", "--min-free-bytes", "900000000GiB", "check"][..],
@@ -70,7 +70,7 @@ fn each_fault_says_what_to_do_and_the_exit_code_is_1() {
 }
 
 #[test]
-fn every_called_name_is_looked_up_and_missing_authorities_are_a_fault() {
+fn every_host_that_the_service_calls_is_resolved_and_missing_certificates_are_a_fault() {
     let folder = tempfile::tempdir().unwrap();
     let here = "http://127.0.0.1:1/";
     let settings = [

@@ -103,7 +103,7 @@ async fn with_save_false_a_failure_leaves_no_file_and_names_none() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_a_picture_is_kept_with_neither_value_of_save() {
+async fn a_file_that_is_not_a_picture_is_never_saved_whatever_save_is() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut broken = converted(CHELSEA, ImageFormat::Gif);
@@ -119,7 +119,7 @@ async fn a_file_that_is_not_a_picture_is_kept_with_neither_value_of_save() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_save_false_neither_a_leaving_client_nor_a_kill_leaves_a_file() {
+async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     let (release, _) = watch::channel(false);
     let held = release.clone();
     let nvidia = FakeNvidia::with_uploads(move |request| {
@@ -227,7 +227,7 @@ async fn the_one_backend_is_accepted_and_unknown_query_parameters_are_ignored() 
 }
 
 #[tokio::test]
-async fn another_backend_or_an_unclear_save_is_refused_and_the_parameter_named() {
+async fn an_unknown_backend_or_an_invalid_save_is_refused_with_the_parameter_named() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;

@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 
 use super::{CacheKey, CachedEmbedding};
 use crate::{
-    disk_space::{DiskSpace, whole_blocks},
+    disk_space::{DiskSpace, size_on_disk},
     embed::Prepared,
     nvidia::Vector,
     sha256::Sha256,
@@ -132,7 +132,7 @@ impl Disk {
 
     fn try_write(&self, key: &CacheKey, cached: &CachedEmbedding) -> io::Result<()> {
         let bytes = encode(key, cached);
-        let size = whole_blocks(bytes.len() as u64);
+        let size = size_on_disk(bytes.len() as u64);
         let path = self.path(key);
         let staging = self.folder.join(STAGING_FOLDER);
         let staging_file = staging.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
@@ -144,7 +144,7 @@ impl Disk {
         let mut used = self.used();
         let in_use = self.make_room(&mut used, size)?;
         let replaced = match self.may_hold(key) {
-            true => fs::metadata(&path).map_or(0, |file| whole_blocks(file.len())),
+            true => fs::metadata(&path).map_or(0, |file| size_on_disk(file.len())),
             false => 0,
         };
         let write = || {
@@ -237,7 +237,7 @@ impl Disk {
                 match file.metadata() {
                     Ok(about) if about.is_file() => {
                         let written = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                        files.push((written, whole_blocks(about.len()), key));
+                        files.push((written, size_on_disk(about.len()), key));
                     }
                     Ok(_) => {}
                     Err(_) => is_complete = false,

@@ -28,12 +28,12 @@ const MAX_DRAINED_BYTES: u64 = 32 << 20;
 /// The longest time to drain a body.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The layer; see the module's documentation.
+/// Drains the body that a handler left unread; the module's documentation says why.
 pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    let waits = waits_for_continue(request.headers());
+    let expects_continue = waits_for_continue(request.headers());
     let unread = UnreadSlot::default();
     let request = request.map(|body| {
         Body::new(TrackedBody { body, was_polled: false, has_ended: false, unread: unread.clone() })
@@ -41,10 +41,12 @@ pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response
     let mut response = next.run(request).await;
     match unread.take() {
         None => {}
-        // The client has stalled, or still waits for `100 Continue`, which reading would send. If
-        // it sends its body all the same, the server discards that when it closes the connection.
+        // Either reading the body has timed out, or the client still waits for `100 Continue`, which
+        // reading would send. If the client sends its body all the same, the connection's lingering
+        // discards it.
         Some(rest)
-            if (waits && !rest.was_polled) || response.status() == StatusCode::REQUEST_TIMEOUT =>
+            if (expects_continue && !rest.was_polled)
+                || response.status() == StatusCode::REQUEST_TIMEOUT =>
         {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

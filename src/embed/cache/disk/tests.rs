@@ -29,14 +29,14 @@ fn open(folder: &TempDir, limit: u64) -> Disk {
 
 /// The size of a file on disk.
 fn size() -> u64 {
-    whole_blocks(encode(&key(0), &cached("0.5")).len() as u64)
+    size_on_disk(encode(&key(0), &cached("0.5")).len() as u64)
 }
 
 fn total(disk: &Disk) -> u64 {
     let all = |folder: &Path| entries(folder).unwrap().map(Result::unwrap).collect::<Vec<_>>();
     let folders = all(&disk.folder);
     let files = folders.iter().flat_map(|folder| all(&folder.path()));
-    files.map(|file| whole_blocks(file.metadata().unwrap().len())).sum()
+    files.map(|file| size_on_disk(file.metadata().unwrap().len())).sum()
 }
 
 /// Makes a file older.
@@ -72,7 +72,7 @@ fn a_newer_vector_replaces_the_older_and_counts_once() {
 }
 
 #[test]
-fn once_the_folder_was_listed_absent_files_are_not_looked_for() {
+fn after_the_folder_is_listed_files_that_are_absent_are_not_read() {
     let (folder, disk) = disk(2 * size());
     disk.write(&key(1), &cached("0.5"));
     age(&disk, &key(1), 60);
@@ -87,7 +87,7 @@ fn once_the_folder_was_listed_absent_files_are_not_looked_for() {
 }
 
 #[test]
-fn a_file_under_another_keys_name_is_ignored() {
+fn a_file_named_after_another_key_is_ignored() {
     let (_folder, disk) = disk(1 << 20);
     disk.write(&key(1), &cached("0.5"));
     let other = disk.path(&key(2));
@@ -151,7 +151,7 @@ fn files_that_the_cache_did_not_write_are_neither_counted_nor_removed() {
 }
 
 #[test]
-fn a_limit_below_one_vector_keeps_none() {
+fn a_limit_smaller_than_one_vector_stores_nothing() {
     let (_folder, disk) = disk(100);
     disk.write(&key(1), &cached("0.5"));
     assert_eq!(total(&disk), 0);
@@ -173,7 +173,7 @@ fn a_clean_up_applies_a_lower_limit_and_removes_leftovers() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_used_costs_only_the_cache() {
+fn an_unusable_folder_disables_only_the_cache() {
     let (_folder, disk) = disk(1 << 20);
     fs::write(&disk.folder, "a file where the folder should be").unwrap();
     disk.clean_up();
@@ -214,7 +214,7 @@ fn no_vector_is_written_into_the_disks_reserve() {
         let folders = fs::read_dir(&counted).into_iter().flatten();
         let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
         let used: u64 =
-            files.map(|file| whole_blocks(file.unwrap().metadata().unwrap().len())).sum();
+            files.map(|file| size_on_disk(file.unwrap().metadata().unwrap().len())).sum();
         Ok(FreeSpace { bytes: RESERVE + room - used, inodes: None })
     });
     // Pictures share the disk. This one is still being received and holds a permit for its room.
