@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(told(turned.clone()), expected);
         assert_eq!(told(turned.clone().big_endian()), expected);
         assert_eq!(told(turned.clone().big_tiff()), expected);
-        assert_eq!(told(turned.clone().big_endian().big_tiff()), expected);
+        assert_eq!(told(turned.big_endian().big_tiff()), expected);
     }
 
     #[test]

@@ -254,7 +254,8 @@ fn without_tables(jpeg: &[u8]) -> (Vec<u8>, Vec<u8>) {
         }
         at += len;
     }
-    (tables.extend(b"\xff\xd9"), rest.extend(&jpeg[at..]));
+    tables.extend(b"\xff\xd9");
+    rest.extend(&jpeg[at..]);
     (tables, rest)
 }
 
@@ -314,7 +315,7 @@ fn what_is_cut_short_is_broken() {
         assert!(matches!(result, Err(Error::Broken { .. })), "{result:?}");
     }
     // Not compressed, it stands before the directory here; at the end of a file it is cut.
-    let mut file = picture.clone().with(273, &[4000]).file(&[&values]);
+    let mut file = picture.with(273, &[4000]).file(&[&values]);
     file.resize(4000, 0);
     file.extend(&values[..700]);
     assert!(matches!(decoded(file), Err(Error::Broken { .. })));
