@@ -1,4 +1,4 @@
-//! What runs for each byte, or for each request: `cargo bench --bench micro`.
+//! Measures the code that runs for each byte or for each request: `cargo bench --bench micro`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
@@ -17,10 +17,10 @@ use serde_json::value::RawValue;
 #[path = "service/samples.rs"]
 mod samples;
 
-/// A picture that goes inline, one that almost does not, and one that does not.
+/// A picture that fits inline easily, one that just fits, and one that does not.
 const SIZES: [usize; 3] = [34 * 1024, 149_000, 2 << 20];
 
-/// What hyper hands out at once.
+/// The size of hyper's chunks.
 const CHUNK: usize = 16 * 1024;
 
 fn main() {
@@ -31,7 +31,7 @@ fn embedding() -> Box<RawValue> {
     RawValue::from_string(samples::embedding()).unwrap()
 }
 
-/// Hashing, and copying or staging: all that happens to a byte while it is received.
+/// Receiving a picture: hashing, and copying it to memory or to a staging file.
 #[divan::bench(args = SIZES)]
 fn spool(bencher: Bencher<'_, '_>, len: usize) {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -75,7 +75,7 @@ fn check_vector(bencher: Bencher<'_, '_>) {
         .bench(|| Vector::check(black_box(&raw)).unwrap());
 }
 
-/// The vector is nearly all of an answer.
+/// Nearly all of an answer is its vector.
 #[divan::bench]
 fn serialize_vector(bencher: Bencher<'_, '_>) {
     let vector = Vector::check(&embedding()).unwrap();

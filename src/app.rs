@@ -1,4 +1,5 @@
-//! The one place where everything is put together: settings in, a service that is bound out.
+//! The composition root: turns a [`Config`] into a service that is bound to its port. No other
+//! module wires rooms together.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,23 +26,23 @@ use crate::{
     web::{self, AppState},
 };
 
-/// How long the first decode, of one pixel, may take.
-const TRY_OUT_TIME: Duration = Duration::from_secs(10);
+/// How long the trial decode at start, of one pixel, may take.
+const TRIAL_DECODE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A service that is bound and ready to serve.
+/// A service that is bound to its port and ready to serve.
 #[derive(Debug)]
 pub struct App {
     server: Server,
     router: Router,
     state: AppState,
-    /// Ends when dropped.
+    /// Kept because dropping it stops the stand-in.
     _sandbox: Option<Sandbox>,
 }
 
-/// Why the service does not start.
+/// Why the service cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// The address cannot be listened on.
+    /// The service cannot listen on its address.
     #[error(transparent)]
     Bind(#[from] BindError),
     /// The downloads folder cannot be used.
@@ -50,17 +51,17 @@ pub enum BuildError {
     /// Pictures cannot be decoded.
     #[error("cannot decode pictures: {0}")]
     Decoder(#[source] decoder::Error),
-    /// TLS cannot be set up, or a proxy makes no sense.
+    /// TLS cannot be set up, or the proxy's URL is invalid.
     #[error("cannot set up the HTTP clients")]
     Client(#[from] reqwest::Error),
-    /// The sandbox does not start.
+    /// The sandbox cannot start.
     #[error("cannot start the sandbox")]
     Sandbox(#[source] io::Error),
 }
 
 impl App {
-    /// Opens the folder, binds the port, tries the decoder out and, in sandbox mode, starts the
-    /// stand-in.
+    /// Opens the downloads folder, binds the port, decodes one pixel as a trial and, in sandbox
+    /// mode, starts the stand-in for NVIDIA.
     ///
     /// # Errors
     /// [`BuildError`]
@@ -71,7 +72,7 @@ impl App {
         Self::build_with_lookup(config, Lookup::system()).await
     }
 
-    /// The same, with names looked up as given: for tests.
+    /// Does the same, but resolves host names with `lookup`. Tests use it.
     ///
     /// # Errors
     /// [`BuildError`]
@@ -81,17 +82,21 @@ impl App {
         let proxies = config.server.trusted_proxies.clone();
         let server = Server::bind(config.server, Arc::clone(&metrics)).await?;
         let decoder = Decoder::new(config.decoder, Arc::clone(&metrics));
-        decoder.self_test(Instant::now() + TRY_OUT_TIME).await.map_err(BuildError::Decoder)?;
+        decoder
+            .self_test(Instant::now() + TRIAL_DECODE_TIMEOUT)
+            .await
+            .map_err(BuildError::Decoder)?;
 
         let limits = config.limits;
-        let pixels = limits.max_image_pixels;
+        let max_pixels = limits.max_image_pixels;
         let Backend { nvidia, key, source, sandbox } =
-            Backend::new(config.upstream, config.nvidia, pixels, &decoder, store.staging()).await?;
-        let (fetch, sample, sandbox_routes) = match &sandbox {
+            Backend::new(config.upstream, config.nvidia, max_pixels, &decoder, store.staging())
+                .await?;
+        let (fetch, sample_url, sandbox_routes) = match &sandbox {
             Some(_) => {
                 let port = server.address().port();
-                let fetch = allow_own_addresses(config.fetch, port);
-                (fetch, Some(sandbox::sample_address(port)), sandbox::photo_router())
+                let fetch = allow_own_server(config.fetch, port);
+                (fetch, Some(sandbox::sample_url(port)), sandbox::photo_router())
             }
             None => (config.fetch, None, Router::new()),
         };
@@ -121,29 +126,29 @@ impl App {
             fetcher: Fetcher::new(fetch, &lookup, trust)?,
             metrics,
             model: source.model,
-            sample,
+            sample_url,
             shutdown: server.shutdown(),
         });
         let router = web::router(&state, &config.web, proxies, sandbox_routes);
         Ok(Self { server, router, state, _sandbox: sandbox })
     }
 
-    /// Where it listens.
+    /// The address that the service listens on.
     pub fn address(&self) -> SocketAddr {
         self.server.address()
     }
 
-    /// Serves until told to stop, then drains, as long as that may take.
+    /// Serves until `stop` completes, then drains within the configured times.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let store = self.state.pipeline.store.clone();
         tokio::select! {
-            () = store.run_retention(Arc::clone(&self.state.metrics)) => {} // it has no end
+            () = store.run_retention(Arc::clone(&self.state.metrics)) => {} // never ends
             () = self.server.serve(self.router, stop) => {}
         }
     }
 }
 
-/// Who computes the embeddings.
+/// Where the embeddings are computed.
 struct Backend {
     nvidia: nvidia::Settings,
     key: ApiKey,
@@ -168,7 +173,8 @@ impl Backend {
             Upstream::Sandbox => {
                 let sandbox = Sandbox::start(max_pixels, decoder.clone(), staging).await;
                 let sandbox = sandbox.map_err(BuildError::Sandbox)?;
-                // Its port changes from start to start, its vectors from version to version.
+                // This is part of the cache's key. The stand-in's port changes with each start, and
+                // its vectors change with the version, so the version stands in for its URL.
                 let endpoint = concat!("imagesvc ", env!("CARGO_PKG_VERSION")).to_owned();
                 Ok(Self {
                     nvidia: sandbox.settings(nvidia),
@@ -181,8 +187,8 @@ impl Backend {
     }
 }
 
-/// Lets pictures be fetched from the service itself, which has the sandbox's sample picture.
-fn allow_own_addresses(settings: fetch::Settings, port: u16) -> fetch::Settings {
+/// Lets the service fetch pictures from itself, since it serves the sandbox's sample picture.
+fn allow_own_server(settings: fetch::Settings, port: u16) -> fetch::Settings {
     let own = ["127.0.0.1", "localhost"].map(|host| Exception::Server(host.into(), port));
     let allow = [settings.policy.allow, own.into()].concat();
     fetch::Settings { policy: Policy { allow, ..settings.policy }, ..settings }

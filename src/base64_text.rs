@@ -1,6 +1,6 @@
 //! Base64 as clients write it: in either alphabet; with padding, without, or with too much;
 //! wrapped, escaped, surrounded by blanks, or after a `data:` prefix. The text is normalized in
-//! place, so that a body of 27 MB needs no second buffer of that size.
+//! place, so that a large body needs no second buffer of its size.
 
 use std::{ops::Range, sync::LazyLock};
 

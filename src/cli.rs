@@ -1,4 +1,4 @@
-//! The command line: what the process is told to do, and the code that it ends with.
+//! The command line: runs the command that the arguments name, and returns the exit code.
 
 use std::{env, error::Error, process::ExitCode, time::Duration};
 
@@ -12,18 +12,19 @@ use crate::{
 mod check;
 mod serve;
 
-/// Runs the process.
+/// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
-    // First of all: a decoder limits itself before anything else is done.
+    // A decoder child must limit itself before any other code runs in the process.
     if let Some(code) = decoder::run_child(env::args_os()) {
         return code;
     }
     let (task, config) = Config::from_process().unwrap_or_else(|faults| faults.exit());
     telemetry::open_log(&config.telemetry);
-    let _log = OpenLog;
+    let _log = LogGuard;
     let outcome = Runtime::new().map_err(Into::into).and_then(|runtime| {
         let outcome = runtime.block_on(perform(task, config));
-        // What still blocks a thread (a look-up, a hung disk) was given its time by the drain.
+        // The drain has waited for all requests. A thread that is still blocked (by a look-up, or
+        // by a disk that hangs) is not worth a longer wait.
         runtime.shutdown_timeout(Duration::from_secs(1));
         outcome
     });
@@ -34,10 +35,10 @@ pub fn run() -> ExitCode {
     })
 }
 
-/// Closes the log at the end of the process, also where that is a panic.
-struct OpenLog;
+/// Closes the log when dropped, so that a panic cannot lose its last lines either.
+struct LogGuard;
 
-impl Drop for OpenLog {
+impl Drop for LogGuard {
     fn drop(&mut self) {
         telemetry::close_log();
     }

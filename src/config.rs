@@ -1,9 +1,12 @@
 //! Turns flags and variables into one checked [`Config`], or into the list of all their faults.
 //!
-//! Each concern has a file (`nvidia.rs`, `web.rs`, …) that holds its settings, one typed row each, and
-//! the function that reads them. To add a setting, write its row and read it there, give it a place in
+//! Each concern has a file (`nvidia.rs`, `web.rs`, …) that holds its settings, one typed row each,
+//! and the function that reads them. To add a setting, write its row and read it there, list it in
 //! `settings.rs`, and let the program print the table and `.env.example` (`listing.rs`).
 //! `CONTRIBUTING.md` has the steps.
+//!
+//! clap alone could read flags and variables, but it stops at the first fault, knows no `.env`, and
+//! has no place for the rule that some settings must not be empty.
 
 use std::fmt;
 
@@ -31,13 +34,13 @@ mod upstream;
 mod web;
 
 pub use command::{Task, command};
-pub use raw::Raw;
+pub use raw::RawSettings;
 pub use upstream::Upstream;
 
-/// Everything the service is told at start, checked.
+/// All settings of the service, checked.
 #[derive(Debug)]
 pub struct Config {
-    /// Who computes the embeddings.
+    /// Where the embeddings are computed.
     pub upstream: Upstream,
     /// How NVIDIA is called.
     pub nvidia: crate::nvidia::Settings,
@@ -45,19 +48,19 @@ pub struct Config {
     pub embed: crate::embed::Settings,
     /// How pictures are decoded.
     pub decoder: crate::decoder::Settings,
-    /// How addresses are fetched.
+    /// How pictures are fetched by their URLs.
     pub fetch: crate::fetch::Settings,
     /// Where pictures are saved.
     pub store: crate::store::Settings,
-    /// What a request may ask for.
+    /// The limits of a request, and of all requests together.
     pub limits: Limits,
-    /// Who is let in.
+    /// Who may call the service.
     pub web: crate::web::Settings,
     /// How connections are served.
     pub server: crate::server::Settings,
-    /// What is logged, and how.
+    /// What is logged, and in which format.
     pub telemetry: crate::telemetry::Settings,
-    /// What the operator should hear at start, although it is no fault.
+    /// Warnings for the operator that do not keep the service from starting.
     pub notices: Vec<String>,
 }
 
@@ -66,9 +69,9 @@ pub struct Config {
 pub struct Faults(Vec<String>);
 
 impl Faults {
-    /// Ends the process with exit code 2: starting again does not help.
+    /// Prints the faults and exits with code 2, which tells systemd that a restart does not help.
     pub fn exit(&self) -> ! {
-        // Nothing is logged before the settings stand.
+        // The log's format is a setting, so there is no log yet.
         #[allow(clippy::print_stderr)]
         {
             eprint!("{self}");
@@ -87,22 +90,23 @@ impl fmt::Display for Faults {
 impl std::error::Error for Faults {}
 
 impl Config {
-    /// Reads the process: its arguments, its environment, and `.env` in the working directory.
-    /// Where the arguments ask for help or for a list of the settings, prints it and ends the process.
+    /// Reads the process's arguments, its environment, and `.env` in the working directory. If the
+    /// arguments ask for help or for a list of the settings, prints that and exits.
     ///
     /// # Errors
     /// Every fault of the settings at once.
     pub fn from_process() -> Result<(Task, Self), Faults> {
         let matches = command().get_matches();
-        // Flags may stand before and behind the subcommand; behind it, all are known.
+        // Flags may stand before or after the subcommand. Its matches hold both, since every flag
+        // is global.
         let (task, flags) = match matches.subcommand() {
-            Some((command::LIST, list)) => listing::print_and_exit(command::form(list)),
+            Some((command::LIST, list)) => listing::print_and_exit(command::format(list)),
             Some((command::CHECK, check)) => {
                 (Task::Check { live: check.get_flag(command::LIVE) }, check)
             }
             _ => (Task::Serve, &matches),
         };
-        let raw = Raw::merge(flags, std::env::vars_os(), ".env".as_ref());
+        let raw = RawSettings::merge(flags, std::env::vars_os(), ".env".as_ref());
         Ok((task, Self::resolve(&raw)?))
     }
 
@@ -110,10 +114,10 @@ impl Config {
     ///
     /// # Errors
     /// Every fault of the settings at once.
-    pub fn resolve(raw: &Raw) -> Result<Self, Faults> {
+    pub fn resolve(raw: &RawSettings) -> Result<Self, Faults> {
         let mut read = Reader::new(&raw.values);
-        read.faults = [&raw.unreadable[..], &raw.open_guards()].concat();
-        read.notices = raw.typing_slips();
+        read.faults = [&raw.unreadable[..], &raw.faults_of_empty_values()].concat();
+        read.notices = raw.notices_of_unknown_variables();
         let upstream = upstream::resolve(&mut read);
         let downloads = read.value(&store::DOWNLOADS_DIR);
         let store = store::resolve(&mut read, downloads);
@@ -128,26 +132,31 @@ impl Config {
             web: web::resolve(&mut read),
             server: server::resolve(&mut read),
             telemetry: telemetry::resolve(&mut read),
-            // Without one there is a fault, and this goes nowhere.
+            // `None` always comes with a fault, so this value is never used.
             upstream: upstream.unwrap_or(Upstream::Sandbox),
             notices: Vec::new(),
         };
-        config.refuse_contradictions(&mut read);
+        config.check_combinations(&mut read);
         config.add_warnings(&mut read);
-        let Reader { asked, faults, notices, .. } = read;
+        let Reader { names_read, faults, notices, .. } = read;
         let listed = SETTINGS.iter().map(|row| row.name).collect();
-        debug_assert!(asked.is_subset(&listed), "settings.rs lists no {:?}", &asked - &listed);
+        debug_assert!(
+            names_read.is_subset(&listed),
+            "settings.rs lists no {:?}",
+            &names_read - &listed
+        );
         if faults.is_empty() {
             Ok(Self { notices, ..config })
         } else {
-            // A misspelt variable is often what explains a fault.
+            // The notices name misspelt variables, which often explain a fault.
             Err(Faults([faults, notices].concat()))
         }
     }
 
-    /// What each setting allows, and all of them together do not.
-    fn refuse_contradictions(&self, read: &mut Reader<'_>) {
-        // The Base64 route holds its whole body: one request must fit into the budget of all.
+    /// Reports settings that are valid one by one but not together.
+    fn check_combinations(&self, read: &mut Reader<'_>) {
+        // The Base64 route holds its whole body in memory, so the memory of all requests must be
+        // able to hold one.
         let inline = self.embed.call.inline_memory();
         let needed = largest_request(self.limits.max_image_bytes, inline);
         let needed = needed.next_multiple_of(1 << 20);
@@ -161,11 +170,11 @@ impl Config {
         }
     }
 
-    /// What is allowed, and should not come as a surprise.
+    /// Warns of settings that are allowed but risky.
     fn add_warnings(&self, read: &mut Reader<'_>) {
         if matches!(self.upstream, Upstream::Nvidia(_)) && self.web.keys.is_empty() {
             read.notices.push(format!(
-                "no client keys are set: whoever reaches the port can spend the NVIDIA key; set {}, \
+                "no client keys are set: anyone who reaches the port can spend the NVIDIA key; set {}, \
                  or let a firewall admit your own clients only",
                 web::API_KEYS.row.name
             ));

@@ -1,4 +1,4 @@
-//! The process: arguments in, exit code out.
+//! The entry point: runs the command line and returns its exit code.
 
 use std::process::ExitCode;
 

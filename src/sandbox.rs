@@ -1,8 +1,9 @@
-//! The built-in stand-in for NVIDIA: no key, no network, the same path.
+//! Sandbox mode: a built-in stand-in for NVIDIA that needs neither a key nor a network.
 //!
-//! It listens on a loopback port, and the real client talks to it over HTTP: inline pictures,
-//! uploads, polling. It is as strict as NVIDIA is. Its vectors are made from the pixels
-//! ([`perceptual`]) and are no NV-DINOv2 vectors.
+//! The stand-in listens on a loopback port, and the real client calls it over HTTP. A mock inside
+//! the client would be shorter, but this way every line of the real path runs: inline pictures,
+//! uploads and polling. The stand-in refuses whatever NVIDIA would refuse. It computes its vectors
+//! from the pixels ([`perceptual`]); they are not NV-DINOv2 vectors.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -18,19 +19,20 @@ mod stand_in;
 
 pub use stand_in::router;
 
-/// The model's name in answers: nobody shall take these vectors for NVIDIA's.
+/// The model's name in answers, so that nobody takes these vectors for NVIDIA's.
 pub const MODEL: &str = "sandbox/perceptual";
 
-/// Everything is on this machine: who tries the service should not wait for a poll.
+/// Shorter than for NVIDIA: the stand-in is on this machine, so polling often costs nothing, and
+/// people who try the service should not wait.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Where the sample picture is.
+/// The path of the sample picture.
 const PHOTO_PATH: &str = "/sandbox/photo.jpg";
 
-/// A sample picture.
+/// The sample picture.
 pub(crate) const PHOTO: &[u8] = include_bytes!("../tests/fixtures/rocket.jpg");
 
-/// A running stand-in; it ends when dropped.
+/// A running stand-in; dropping it stops it.
 #[derive(Debug)]
 pub struct Sandbox {
     address: SocketAddr,
@@ -39,10 +41,10 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts a stand-in with a key of its own, which takes pictures of so many pixels.
+    /// Starts a stand-in with a random key of its own. It accepts pictures of up to `max_pixels`.
     ///
     /// # Errors
-    /// When no loopback port can be had.
+    /// When no loopback port is free.
     pub async fn start(max_pixels: u64, decoder: Decoder, staging: Staging) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
@@ -54,12 +56,12 @@ impl Sandbox {
         Ok(Self { address, key, task })
     }
 
-    /// The key that it wants.
+    /// The key that the stand-in expects.
     pub fn key(&self) -> ApiKey {
         self.key.clone()
     }
 
-    /// The settings of a client that calls it instead of NVIDIA.
+    /// The settings of a client that calls the stand-in instead of NVIDIA.
     pub fn settings(&self, nvidia: nvidia::Settings) -> nvidia::Settings {
         nvidia::Settings {
             infer_url: self.url("/v1/cv/nvidia/nv-dinov2", nvidia.infer_url),
@@ -71,9 +73,9 @@ impl Sandbox {
         }
     }
 
-    fn url(&self, path: &str, otherwise: Url) -> Url {
-        // An address and a path make an address: the fallback is never taken.
-        Url::parse(&format!("http://{}{path}", self.address)).unwrap_or(otherwise)
+    fn url(&self, path: &str, fallback: Url) -> Url {
+        // A socket address and a path always form a URL, so the fallback is never used.
+        Url::parse(&format!("http://{}{path}", self.address)).unwrap_or(fallback)
     }
 }
 
@@ -83,12 +85,12 @@ impl Drop for Sandbox {
     }
 }
 
-/// Where the service that listens on this port has the sample picture.
-pub fn sample_address(port: u16) -> String {
+/// The URL of the sample picture, at the service that listens on this port.
+pub fn sample_url(port: u16) -> String {
     format!("http://127.0.0.1:{port}{PHOTO_PATH}")
 }
 
-/// `GET /sandbox/photo.jpg`: a picture that the URL route can fetch without a network.
+/// The route `GET /sandbox/photo.jpg`: a picture that the URL route can fetch without a network.
 pub fn photo_router() -> Router {
     Router::new().route(PHOTO_PATH, get(async || ([(header::CONTENT_TYPE, "image/jpeg")], PHOTO)))
 }

@@ -1,4 +1,8 @@
-//! TCP: binds, accepts, serves any router with timers, and drains at the end.
+//! The TCP server: binds a port, accepts connections, serves any router on them within limits and
+//! timers, and drains at the end.
+//!
+//! `axum::serve` has no timer for a request's header and none for a client that stops reading, so
+//! this module drives hyper's HTTP/1 connections itself.
 
 use std::{
     io,
@@ -17,7 +21,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use crate::telemetry::Metrics;
-use connections::{Connections, is_about_one_connection};
+use connections::{Connections, concerns_one_connection};
 use shutdown::Phase;
 use systemd::Watchdog;
 
@@ -31,47 +35,47 @@ mod stop_signal;
 mod systemd;
 mod write_timeout;
 
-pub use client_address::{Client, Peer, TrustedProxies};
+pub use client_address::{ClientAddress, Peer, TrustedProxies};
 pub use shutdown::Shutdown;
 pub use stop_signal::stop_signal;
 
-/// How long to wait when the system is out of sockets.
+/// The pause after a failed `accept`, such as when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a connection that came last has for its request.
-const LAST_REQUESTS: Duration = Duration::from_millis(100);
+/// How long connections that were accepted last have to send their request.
+const LAST_REQUEST_WAIT: Duration = Duration::from_millis(100);
 
-/// How long the answers to requests whose time is up may take.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// How long the final answers may take once the drain's time is up.
+const LAST_ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 /// How connections are served.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where to listen.
+    /// The address to listen on.
     pub listen: SocketAddr,
-    /// For a request's header, and for an idle keep-alive connection.
+    /// The time for a request's header; it also ends idle keep-alive connections.
     pub header_timeout: Duration,
-    /// How long new connections are still accepted once the end is announced.
+    /// How long new connections are still accepted after the stop was announced.
     pub drain_delay: Duration,
     /// How long requests may take to finish after that.
     pub drain_timeout: Duration,
-    /// Open connections.
+    /// The most open connections.
     pub max_connections: usize,
-    /// Open connections of one peer.
+    /// The most open connections of one peer.
     pub max_connections_per_peer: usize,
-    /// Whose word on a client's address is believed.
+    /// The proxies whose `X-Forwarded-For` is believed.
     pub trusted_proxies: TrustedProxies,
-    /// Tells the time for `Date`: the system's clock, or a test's.
+    /// The clock for the `Date` header: the system's, or a test's.
     pub clock: fn() -> SystemTime,
 }
 
-/// The address cannot be listened on.
+/// The server cannot listen on its address.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}")]
 pub struct BindError {
     /// The address.
     address: SocketAddr,
-    /// What the system said.
+    /// The system's error.
     source: io::Error,
 }
 
@@ -83,7 +87,7 @@ pub struct Server {
     settings: Settings,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
-    /// What outlives its request.
+    /// Tasks that outlive the request that started them.
     background: TaskTracker,
 }
 
@@ -101,23 +105,23 @@ impl Server {
         Ok(Self { listener, address, settings, metrics, shutdown, background })
     }
 
-    /// Where it listens.
+    /// The address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where those who answer requests see that the service is about to stop.
+    /// A handle that tells middleware and handlers when the server is about to stop.
     pub fn shutdown(&self) -> Shutdown {
         self.shutdown.clone()
     }
 
-    /// The tasks that outlive their request, which are waited for at the end.
+    /// Tracks tasks that outlive their request, so that the server waits for them at the end.
     pub fn background(&self) -> TaskTracker {
         self.background.clone()
     }
 
-    /// Serves until told to stop, then drains: first new requests are still answered while `/ready`
-    /// says no, then the listener closes and what runs is waited for.
+    /// Serves until `stop` completes, then drains: at first the server still answers new requests
+    /// while `/ready` reports 503, then it closes the listener and waits for the requests that run.
     pub async fn serve(self, router: Router, stop: impl Future<Output = ()>) {
         let connections = Connections::new(router, &self.settings, Arc::clone(&self.metrics));
         let _watchdog = Watchdog::from_environment();
@@ -134,7 +138,7 @@ impl Server {
                 () = &mut end => break,
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, peer)) => connections.serve(stream, peer),
-                    Err(error) if is_about_one_connection(&error) => {}
+                    Err(error) if concerns_one_connection(&error) => {}
                     Err(error) => {
                         tracing::error!(%error, "cannot accept connections");
                         sleep(ACCEPT_PAUSE).await;
@@ -144,18 +148,18 @@ impl Server {
         }
     }
 
-    /// Announces the end, and goes on accepting until balancers have heard of it.
+    /// Announces the stop, and goes on accepting connections until load balancers have noticed.
     async fn drain(&self, connections: &Connections) {
         let delay = self.settings.drain_delay;
         Phase::Draining(delay).announce(&self.shutdown);
         self.accept_until(sleep(delay), connections).await;
     }
 
-    /// Closes the listener, and waits for what runs, as long as it may.
+    /// Closes the listener, and waits for running requests and tasks until the drain's timeout.
     async fn shut_down(self, connections: Connections) {
-        connections.serve_rest(self.listener);
-        // Those who came last have not sent their request yet.
-        sleep(LAST_REQUESTS).await;
+        connections.serve_pending(self.listener);
+        // Clients that connected last may not have sent their request yet.
+        sleep(LAST_REQUEST_WAIT).await;
         self.background.close();
         Phase::Finishing.announce(&self.shutdown);
         let mut finish = pin!(async {
@@ -166,20 +170,22 @@ impl Server {
             tracing::info!("stopped: every request was answered");
         } else {
             Phase::EndingRequests.announce(&self.shutdown);
-            // What runs in requests is answered; what runs beside them ends with the process.
-            let answered = timeout(LAST_ANSWERS, &mut finish).await.is_ok();
+            // Requests that still run are answered with an error. Background tasks end with the
+            // process.
+            let answered = timeout(LAST_ANSWER_WAIT, &mut finish).await.is_ok();
             let calls = self.background.len();
-            tracing::warn!(answered, calls, "stopped: the drain timeout cut requests off");
+            tracing::warn!(answered, calls, "stopped: the drain timeout ended running requests");
         }
     }
 }
 
-/// Lets the process open as many files as the system allows it: systemd's soft limit of 1024 is
-/// less than the connections that are accepted. Where that fails, accepting does, and says so.
+/// Raises the soft limit of open files to the hard limit: systemd's soft limit of 1024 is lower
+/// than the number of connections that the server accepts. If this fails, a later `accept` may
+/// fail, and the server logs that.
 fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::debug!(%error, "the limit of open files stays");
+        tracing::debug!(%error, "cannot raise the limit of open files");
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP: the routes, and the layers that every request passes.
+//! The HTTP interface: the routes, and the layers that every request passes through.
 
 use std::{any::Any, sync::Arc};
 
@@ -19,7 +19,7 @@ use error::Error;
 use middleware::{
     access_log::{AccessLog, access_log},
     body_draining::drain_body,
-    cors::{PageRules, refuse_strange_pages},
+    cors::{PageRules, check_page},
     head_checking::check_head,
     shutdown::{close_when_draining, end_with_drain},
     trailing_slash::trim_trailing_slash,
@@ -34,48 +34,49 @@ mod state;
 pub use middleware::{auth::ClientKeys, cors::Origins};
 pub use state::{AppState, Shared};
 
-/// Who is let in.
+/// Who may call the service.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The keys of the clients; with none, everybody is let in.
+    /// The clients' keys. Without any, everybody may call.
     pub keys: ClientKeys,
-    /// Pictures a minute for each client.
+    /// The number of POST requests that each client may send per minute.
     pub rate_limit: Option<u32>,
-    /// Other origins whose pages may call.
+    /// The origins of other web pages that may call the service.
     pub origins: Origins,
-    /// Names of the service that browsers may use where there are no client keys.
+    /// The host names that web pages may call the service by when there are no client keys.
     pub hosts: Vec<String>,
 }
 
-/// The routes and their layers. `more` are routes of others that want no key.
+/// Builds the routes and their layers. `extra` holds routes of other rooms that need no key.
 pub fn router(
     state: &AppState,
     settings: &Settings,
     proxies: TrustedProxies,
-    more: Router,
+    extra: Router,
 ) -> Router {
     let log = AccessLog { metrics: Arc::clone(&state.metrics), proxies };
     let rules = Arc::new(PageRules::new(settings));
-    let routes = routes::router(state, settings, &rules, more);
+    let routes = routes::router(state, settings, &rules, extra);
     let router = layered(routes, log, &state.shutdown, settings.origins.layer(), rules);
-    // Around the router, not among its layers: those come after the route was chosen.
+    // This must wrap the router: the router's own layers run after it has chosen the route.
     Router::new()
         .fallback_service(ServiceBuilder::new().map_request(trim_trailing_slash).service(router))
 }
 
-/// The layers, the outermost first:
+/// Adds the layers. From the outermost to the innermost:
 ///
-/// 1. `close_when_draining` only adds a header;
-/// 2. `access_log` gives ids, logs, counts and answers errors, so it must see every other layer;
-/// 3. `drain_body` reads what was left of a body, whichever way the request ended;
-/// 4. `check_head` refuses what is not HTTP as it should be, so that all others can rely on it;
-/// 5. the CORS layer answers browsers' questions, and marks errors as readable, too;
-/// 6. a panic in any of the next becomes an error like any other, so it must be caught inside of
-///    what answers errors;
-/// 7. `end_with_drain` ends what runs when the drain's time is up;
-/// 8. `refuse_strange_pages` turns web pages of strangers away.
+/// 1. `close_when_draining` only adds a header.
+/// 2. `access_log` assigns request ids, logs, counts, and writes the bodies of errors, so it must
+///    see the outcome of all further layers.
+/// 3. `drain_body` reads the unread rest of a body, however the request ended.
+/// 4. `check_head` refuses requests that violate HTTP, so that the further layers can rely on it.
+/// 5. The CORS layer answers preflight requests, and lets allowed pages read errors, too.
+/// 6. The panic layer turns a panic into an error, so it must be inside the layer that writes
+///    errors.
+/// 7. `end_with_drain` ends running requests when the drain's time is up.
+/// 8. `check_page` refuses requests from web pages that may not call the service.
 ///
-/// The groups of routes have layers of their own: see [`routes`].
+/// Each group of routes has further layers of its own: see [`routes`].
 fn layered(
     router: Router,
     log: AccessLog,
@@ -83,7 +84,8 @@ fn layered(
     cors: Option<CorsLayer>,
     rules: Arc<PageRules>,
 ) -> Router {
-    // In one: each call of `Router::layer` would have a request copy all that is below it.
+    // One call with all layers, because each call of `Router::layer` makes every request clone the
+    // service below it.
     router.layer(
         ServiceBuilder::new()
             .layer(map_response_with_state(shutdown.clone(), close_when_draining))
@@ -93,7 +95,7 @@ fn layered(
             .option_layer(cors)
             .layer(CatchPanicLayer::custom(answer_panic))
             .layer(from_fn_with_state(shutdown.clone(), end_with_drain))
-            .layer(from_fn_with_state(rules, refuse_strange_pages)),
+            .layer(from_fn_with_state(rules, check_page)),
     )
 }
 

@@ -1,9 +1,10 @@
-//! Holds the layout's rule: arrows of imports point downwards, and never in a circle.
+//! Checks the layout's rule: imports point downwards, and never in a circle.
 //!
-//! Reads every `crate::` and `super::` path of the sources, outside of what is compiled for tests
-//! only. A file's own children are no arrow: a room's front names what is in the room.
+//! It reads every `crate::` and `super::` path of the sources, except in code that is compiled only
+//! for tests. A file may always name its own children, since a room's front re-exports what is
+//! inside.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot read the sources fails")]
+#![allow(clippy::unwrap_used, reason = "if the sources cannot be read, the test should fail")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,8 +15,8 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// The floors, from the top down; the rooms of one floor do not know each other. What is not named
-/// is the ground.
+/// The floors, from the top down. Rooms on the same floor must not import each other. All other
+/// rooms are on the ground floor.
 const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["bulk"],
@@ -28,25 +29,25 @@ const FLOORS: &[&[&str]] = &[
     &["nvidia"],
 ];
 
-/// The rooms that know axum. `app` does by its signature: it hands a router on.
+/// The rooms that may use axum. `app` needs it because it hands a router on.
 const KNOW_AXUM: &[&str] = &["web", "sandbox", "server", "app"];
 
-/// The rooms that read the settings of the process.
+/// The rooms that may import `config`.
 const KNOW_CONFIG: &[&str] = &["cli", "bulk", "app", "config"];
 
-/// The longest file, in lines.
+/// The most lines of a file.
 const LONGEST: usize = 400;
 
 /// A module's path below the crate: `["embed", "cache"]`.
 type Module = Vec<String>;
 
-/// A source file: its module, and what it names.
+/// A source file: its module, and the paths and names in it.
 struct Source {
     module: Module,
     lines: usize,
     /// Paths that begin with `crate` or `super`, as paths below the crate.
     paths: BTreeSet<Vec<String>>,
-    /// All names that are no part of such a path: those of crates, among them.
+    /// All other names, among them those of crates.
     names: BTreeSet<String>,
 }
 
@@ -68,7 +69,7 @@ fn sources() -> Vec<Source> {
         read_paths(tokens, &module, &mut source);
         source
     };
-    // `tests.rs` is compiled for tests only.
+    // `tests.rs` is compiled only for tests.
     files.iter().filter(|path| !path.ends_with("tests.rs")).map(read).collect()
 }
 
@@ -89,7 +90,7 @@ fn module_of(path: &Path) -> Module {
     names.filter(|name| name != "lib").collect()
 }
 
-/// Finds the paths in tokens, macros included, that stand in a module.
+/// Collects the paths in a module's tokens, including those inside macros.
 fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let mut at = 0;
@@ -103,7 +104,7 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
             continue;
         }
         match &tokens[at] {
-            // Paths inside an inline module would be relative to it: there are none.
+            // Paths in an inline module would be relative to it, so inline modules are not allowed.
             TokenTree::Ident(name) if name == "mod" => {
                 let is_inline = matches!(&tokens[at + 2], TokenTree::Group(_));
                 assert!(!is_inline, "an inline module in {module:?}");
@@ -135,7 +136,7 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
     }
 }
 
-/// Whether `name ::` stands here, and nothing of a path before it.
+/// Whether a path begins here: a name followed, but not preceded, by `::`.
 fn begins_path(tokens: &[TokenTree], at: usize) -> bool {
     is_colons(tokens, at + 1) && !(at >= 2 && is_colons(tokens, at - 2))
 }
@@ -145,7 +146,7 @@ fn is_colons(tokens: &[TokenTree], at: usize) -> bool {
     is_colon(at) && is_colon(at + 1)
 }
 
-/// Reads what follows a prefix, `::` first: names, and groups of `use`. Returns where it ends.
+/// Reads the names and groups that follow a path's prefix. Returns the position of the path's end.
 fn read_tree(
     tokens: &[TokenTree],
     mut at: usize,
@@ -175,7 +176,7 @@ fn read_tree(
     at
 }
 
-/// One part of a group of `use`.
+/// Reads one item of a group in `use`.
 fn read_part(part: &[TokenTree], prefix: &[String], source: &mut Source) {
     let mut path = prefix.to_vec();
     match part.first() {
@@ -187,21 +188,22 @@ fn read_part(part: &[TokenTree], prefix: &[String], source: &mut Source) {
     read_tree(part, 1, path, source);
 }
 
-/// Whether `#[cfg(test)]` stands here.
+/// Whether the tokens begin with `#[cfg(test)]`.
 fn is_for_tests(tokens: &[TokenTree]) -> bool {
     matches!(tokens, [TokenTree::Punct(hash), TokenTree::Group(attribute), ..]
         if hash.as_char() == '#' && attribute.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
-/// Whether `pub(in path)` or the like stands here: it names who may see, and imports nothing.
+/// Whether the tokens begin with a visibility such as `pub(in path)`, whose path imports nothing.
 fn is_visibility(tokens: &[TokenTree]) -> bool {
     matches!(tokens, [TokenTree::Ident(word), TokenTree::Group(group), ..]
         if word == "pub" && group.delimiter() == Delimiter::Parenthesis)
 }
 
-/// The end of the item that begins here: behind its `;`, or its body.
+/// The end of the item that begins here: after its `;` or its body.
 fn end_of_item(tokens: &[TokenTree], from: usize) -> usize {
-    // More attributes, then the item's first word. A field or an arm would have another end.
+    // Further attributes may precede the item's first word. A field or a match arm would end
+    // differently, so it is not allowed here.
     let first = tokens[from..].iter().find_map(|token| match token {
         TokenTree::Ident(word) => Some(word.to_string()),
         _ => None,
@@ -220,10 +222,10 @@ fn end_of_item(tokens: &[TokenTree], from: usize) -> usize {
     tokens[from..].iter().position(ends).map_or(tokens.len(), |end| from + end + 1)
 }
 
-/// The arrows between files: from each module to those that it names.
+/// The imports between files: from each module to the modules that it names.
 fn arrows(sources: &[Source]) -> BTreeMap<&Module, BTreeSet<&Module>> {
     let modules: BTreeSet<&Module> = sources.iter().map(|source| &source.module).collect();
-    // The file that holds what a path names: the longest beginning that is a module.
+    // The file that defines a path is the longest prefix of the path that is a module.
     let target = |path: &Vec<String>| {
         let beginnings = (1..=path.len()).rev().map(|length| path[..length].to_vec());
         beginnings.into_iter().find_map(|beginning| modules.get(&beginning).copied())
@@ -233,14 +235,14 @@ fn arrows(sources: &[Source]) -> BTreeMap<&Module, BTreeSet<&Module>> {
         .iter()
         .map(|source| {
             let mut named = named(source);
-            // A room's front names what is in the room, and that is no arrow.
+            // A room's front may name what is inside the room.
             named.retain(|module| !module.starts_with(&source.module));
             (&source.module, named)
         })
         .collect()
 }
 
-/// The floor of a module's room; 0 is the ground.
+/// The floor of a module's room; 0 is the ground floor.
 fn floor(module: &Module) -> usize {
     let room = module.first().map_or("", String::as_str);
     let from_top = FLOORS.iter().position(|rooms| rooms.contains(&room));
@@ -252,11 +254,11 @@ fn room(module: &Module) -> &str {
 }
 
 #[test]
-fn arrows_point_downwards() {
+fn imports_point_downwards() {
     let sources = sources();
-    assert!(sources.len() > 50, "these are not the sources");
+    assert!(sources.len() > 50, "the sources were not found");
     for (from, named) in arrows(&sources) {
-        // What is at the top only starts the process.
+        // `main` and `lib` are above all floors.
         if matches!(room(from), "main" | "") {
             continue;
         }
@@ -272,7 +274,7 @@ fn arrows_point_downwards() {
 fn no_files_import_each_other_in_a_circle() {
     let sources = sources();
     let mut arrows = arrows(&sources);
-    // What imports nothing that is left is in no circle.
+    // A module that imports none of the remaining ones is in no circle.
     while let Some(done) = arrows.iter().find(|(_, named)| named.is_empty()).map(|(from, _)| *from)
     {
         arrows.remove(done);

@@ -1,4 +1,4 @@
-// The built binary as a process of its own, in sandbox mode, on a free port, in a folder of its own.
+// Starts the built binary in sandbox mode, on a free port and in its own folder.
 
 import { spawn } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -9,8 +9,8 @@ import { fileURLToPath } from "node:url";
 
 const BINARY = process.env.IMAGESVC_BINARY ?? fileURLToPath(new URL("../target/debug/imagesvc", import.meta.url));
 
-/// Starts it with these settings beside its own, and waits until it listens. Where it refuses to
-/// start, the error carries what it said and its exit code.
+/// Starts the service with these settings in addition to its own, and waits until it listens. If it
+/// does not start, the error carries its output and its exit code.
 export async function start(settings = {}) {
   const folder = await mkdtemp(join(tmpdir(), "imagesvc-"));
   const own = {
@@ -23,7 +23,7 @@ export async function start(settings = {}) {
   };
   const child = spawn(BINARY, { cwd: folder, env: { ...own, ...settings }, stdio: ["ignore", "ignore", "pipe"] });
   const ended = new Promise((resolve, reject) => child.once("error", reject).once("close", resolve));
-  process.once("exit", () => child.kill()); // whatever ends the tests ends it, too
+  process.once("exit", () => child.kill()); // ends the service with the tests, however they end
   const said = [];
   const listening = new Promise((resolve) => {
     createInterface(child.stderr).on("line", (line) => {

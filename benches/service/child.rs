@@ -1,4 +1,4 @@
-//! The service as a process of its own, and what the kernel knows of it.
+//! The service as a separate process, with the kernel's measurements of it.
 
 use std::{
     env,
@@ -13,16 +13,16 @@ use std::{
 
 use crate::{fake_nvidia::FakeNvidia, http::Connection, nvidia_api};
 
-/// The program that is measured: another build, to compare with, where `BENCH_PROGRAM` names one.
+/// The program to measure: this build, or the one that `BENCH_PROGRAM` names.
 pub fn program() -> PathBuf {
     let program = env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_imagesvc").into());
-    fs::canonicalize(program).unwrap() // the service runs in a folder of its own
+    fs::canonicalize(program).unwrap() // absolute, since the service runs in another folder
 }
 
-/// The running service; killed when dropped.
+/// The running service, killed when dropped.
 pub struct Service {
     pub address: SocketAddr,
-    /// From the start of the process to its first answer.
+    /// The time from the start of the process to its first answer.
     pub started_in: Duration,
     process: Child,
 }
@@ -39,7 +39,7 @@ impl Cpu {
         self.user + self.system
     }
 
-    /// What was taken since then, a request.
+    /// The time since `then`, per request.
     pub fn since(self, then: Self, requests: f64) -> Self {
         Self {
             user: (self.user - then.user) / requests,
@@ -51,7 +51,7 @@ impl Cpu {
 impl Service {
     /// Starts the service in a folder, in front of the fake NVIDIA, and waits for its first answer.
     pub fn start(folder: &Path, nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
-        // Free now; nobody else is likely to take it in the moment before the service does.
+        // The port is free now; another process is unlikely to take it before the service does.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let log = File::options().create(true).append(true).open(folder.join("service.log"));
         let mut command = Command::new(program());
@@ -76,31 +76,31 @@ impl Service {
         Self { address, started_in: begun.elapsed(), process }
     }
 
-    /// Processor time that all its threads took so far.
+    /// The processor time of all threads so far.
     pub fn cpu(&self) -> Cpu {
         self.times(11)
     }
 
-    /// Processor time that its decoders took so far, of those that have ended.
+    /// The processor time of all decoders that have ended so far.
     pub fn cpu_of_decoders(&self) -> Cpu {
         self.times(13)
     }
 
     fn times(&self, first: usize) -> Cpu {
         let stat = fs::read_to_string(self.proc("stat")).unwrap();
-        // The name of the program is in brackets and may hold anything; numbers follow it.
+        // The program's name is in parentheses and may hold anything; numbers follow it.
         let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         let ticks = |field: usize| fields[field].parse::<f64>().unwrap();
-        // The kernel counts in hundredths of a second towards user space, whatever its own tick.
+        // The kernel reports hundredths of a second, whatever its own tick.
         Cpu { user: ticks(first) * 10.0, system: ticks(first + 1) * 10.0 }
     }
 
-    /// Resident memory now, in MB.
+    /// The resident memory, in MB.
     pub fn memory(&self) -> f64 {
         status(self.process.id(), "VmRSS:").unwrap()
     }
 
-    /// The most resident memory since the last call of `forget_peak`, in MB.
+    /// The peak of the resident memory since the last call of `forget_peak`, in MB.
     pub fn peak_memory(&self) -> f64 {
         status(self.process.id(), "VmHWM:").unwrap()
     }
@@ -109,8 +109,8 @@ impl Service {
         fs::write(self.proc("clear_refs"), "5").unwrap();
     }
 
-    /// The most resident memory that one of its decoders has while something is done, in MB. Each is
-    /// read until it ends: what it takes in its last half of a millisecond may be missed.
+    /// The peak of the resident memory of any decoder while `work` runs, in MB. It samples every
+    /// half a millisecond, so it may miss a peak just before a decoder ends.
     pub fn peak_of_decoders(&self, work: impl FnOnce()) -> f64 {
         let ended = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -129,7 +129,8 @@ impl Service {
         })
     }
 
-    /// Before it runs the program anew, a child has its parent's memory: it is none yet.
+    /// The ids of the decoders. A child that has not yet executed the program still has its
+    /// parent's memory and does not count.
     fn decoders(&self) -> impl Iterator<Item = u32> {
         let threads = fs::read_dir(self.proc("task")).unwrap().flatten();
         let children =
@@ -158,7 +159,7 @@ impl Drop for Service {
     }
 }
 
-/// A line of what the kernel says of a process's memory, in MB, unless it has ended.
+/// One value of a process's memory in MB, or `None` if it has ended.
 fn status(process: u32, name: &str) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;

@@ -1,4 +1,5 @@
-//! What it costs to decode a picture in a process of its own, and what that does to the others.
+//! Measures what decoding a picture in a child process costs, and how much it delays other
+//! requests.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,11 +16,11 @@ use crate::{
     request::Request,
 };
 
-/// The cache in memory is off, as where memory is measured.
+/// The cache in memory is off, since its size would disturb the measurement of memory.
 const SETTINGS: [(&str, &str); 1] = [("IMAGESVC_CACHE_MEMORY", "0")];
 
-/// How often small uploads are measured, alone and beside the decoders: the machine is not always as
-/// busy with other work.
+/// How often small uploads are measured, alone and beside decoders. The median of several rounds
+/// evens out other work on the machine.
 const ROUNDS: usize = 3;
 
 impl Bench {
@@ -56,7 +57,8 @@ impl Bench {
         self.report.goal("resident after decoding, MB over start", ended - idle, 16.0);
     }
 
-    /// One after the other, by turns: the machine is as busy for the ones as for the others.
+    /// Measures a decode of one pixel. Decoded and plain uploads alternate, so that other work on
+    /// the machine affects both alike.
     fn one_pixel(&mut self, service: &Service) {
         let (gif, png) = pixels();
         let (decoded, plain) = (upload(&gif, self.time), upload(&png, self.time));
@@ -81,11 +83,12 @@ impl Bench {
         self.report.goal("one child for one pixel, ms", with.p50 - without.p50, 4.0);
     }
 
-    /// Gives the processor time in ms, and the child's most memory in MB.
+    /// Measures one photograph. Returns the processor time in ms, and the child's peak memory in
+    /// MB.
     fn photograph(&self, name: &str, picture: &[u8], service: &Service) -> (f64, f64) {
         let load = upload(picture, self.time);
         let cost = load.run(service, &self.nvidia);
-        // By themselves: who watches takes processor time, too.
+        // Measured separately, since watching takes processor time, too.
         let mut client = load.client(service);
         let child = service.peak_of_decoders(|| {
             for _ in 0..3 {
@@ -108,7 +111,8 @@ impl Bench {
         (own + decoders, child)
     }
 
-    /// Small uploads, alone and beside two clients whose pictures are decoded without a pause.
+    /// Measures small uploads, alone and beside two clients whose pictures are decoded without a
+    /// pause.
     fn beside(&mut self, photographs: &Photographs, service: &Service) {
         heading(
             "34 KB uploads of 16 clients, alone and beside one of WebP and one of TIFF, of 12 megapixels",
@@ -136,12 +140,12 @@ impl Bench {
     }
 }
 
-/// One client, and a new picture with each request.
+/// The load of one client that sends a new picture with each request.
 fn upload(picture: &[u8], time: Duration) -> Load {
     Load { request: Request::upload_of(picture), fresh: true, clients: 1, time }
 }
 
-/// Does something while clients send these without a pause, and counts what was answered meanwhile.
+/// Runs `work` while clients send these loads without a pause, and counts their answers meanwhile.
 fn while_sent<T>(loads: &[Load], service: &Service, work: impl FnOnce() -> T) -> (T, u64) {
     let (ended, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -155,7 +159,7 @@ fn while_sent<T>(loads: &[Load], service: &Service, work: impl FnOnce() -> T) ->
                 }
             });
         }
-        thread::sleep(Duration::from_millis(500)); // until they are decoded
+        thread::sleep(Duration::from_millis(500)); // until the first decodes run
         let before = answered.load(Ordering::Relaxed);
         let done = work();
         let meanwhile = answered.load(Ordering::Relaxed) - before;

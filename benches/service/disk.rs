@@ -1,4 +1,5 @@
-//! What the disk itself takes to keep a picture: the part that no service can save.
+//! Measures how long the disk itself takes to keep a picture, which is a lower bound for any
+//! service.
 
 use std::{
     fs::{self, File},
@@ -10,11 +11,11 @@ use std::{
 
 use crate::{load::Spread, samples::jpeg};
 
-/// What keeping files costs.
+/// The cost of keeping files.
 pub struct Floor {
     pub per_second: f64,
     pub latency: Spread,
-    /// Processor time a file, in milliseconds.
+    /// The processor time per file, in milliseconds.
     pub cpu: f64,
 }
 
@@ -57,7 +58,7 @@ fn keep(folder: &Path, name: &str, bytes: &[u8]) {
     File::open(folder).unwrap().sync_all().unwrap();
 }
 
-/// Processor time of this thread, in milliseconds.
+/// The processor time of this thread, in milliseconds.
 fn own_cpu() -> f64 {
     let stat = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6

@@ -1,5 +1,5 @@
-//! What stands around the service: a fake NVIDIA that answers at once, and an origin of pictures.
-//! Plain blocking threads: they share the machine with what is measured.
+//! A fake NVIDIA that answers at once, and a fake picture server. Both use plain blocking threads,
+//! since they share the machine with the service that is measured.
 
 use std::{
     io::{self, IoSlice, Read, Write},
@@ -19,20 +19,20 @@ use crate::{
     samples::{embedding, jpeg},
 };
 
-/// The asset that uploads are told to be.
+/// The asset id that every created upload gets.
 const ASSET: &str = "0191f0a0-0000-7000-8000-000000000000";
 
-/// Longer than any head and most inline bodies, so that those come in few pieces.
+/// Larger than any head and most inline bodies, so that few reads suffice.
 const BUFFER: usize = 128 * 1024;
 
-/// The fake NVIDIA and the origin, on one port.
+/// The fake NVIDIA and the picture server, on one port.
 pub struct FakeNvidia {
     pub address: SocketAddr,
     state: Arc<State>,
 }
 
 struct State {
-    /// Calls to NVIDIA: all of them count, deletions too.
+    /// The number of calls to NVIDIA, including deletions.
     calls: AtomicU64,
     delay_micros: AtomicU64,
     vector: Vec<u8>,
@@ -65,18 +65,18 @@ impl FakeNvidia {
         Self { address, state }
     }
 
-    /// The address of a picture of the origin's, which ends in the picture's number.
+    /// The URL of a picture, which ends in the picture's number.
     pub fn picture_url(&self, len: usize) -> String {
         let name = if len == SMALL { "small" } else { "large" };
         format!("http://{}/{name}/{:0NUMBER$}", self.address, 0)
     }
 
-    /// How often NVIDIA was called so far.
+    /// The number of calls to NVIDIA so far.
     pub fn calls(&self) -> u64 {
         self.state.calls.load(Ordering::Relaxed)
     }
 
-    /// From now on an inference takes so long.
+    /// Makes each further inference take this long.
     pub fn delay(&self, delay: Duration) {
         let micros = u64::try_from(delay.as_micros()).unwrap();
         self.state.delay_micros.store(micros, Ordering::Relaxed);
@@ -108,7 +108,7 @@ impl State {
     }
 
     fn answer(&self, mut stream: &TcpStream, method: &str, path: &str) -> io::Result<()> {
-        // The origin gives each address a picture of its own, which ends in the address's number.
+        // The picture server serves a different picture for each URL: it ends in the URL's number.
         let number = path.rsplit('/').next().unwrap_or("").as_bytes();
         match (method, path.split('/').nth(1).unwrap_or("")) {
             ("GET", "small") => return write_with_end(stream, &self.small, number),
@@ -131,7 +131,7 @@ impl State {
             _ if method == "DELETE" && path.starts_with(ASSETS_PATH) => {
                 stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
             }
-            line => panic!("nobody should ask for {line}"),
+            line => panic!("unexpected request: {line}"),
         }
     }
 }
@@ -143,7 +143,7 @@ fn ok(media_type: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Writes an answer whose last bytes are others.
+/// Writes an answer with its last bytes replaced.
 fn write_with_end(mut stream: &TcpStream, answer: &[u8], end: &[u8]) -> io::Result<()> {
     let start = &answer[..answer.len() - end.len()];
     let written = stream.write_vectored(&[IoSlice::new(start), IoSlice::new(end)])?;

@@ -1,20 +1,20 @@
-//! As much of HTTP as a load generator needs, on blocking sockets.
+//! A minimal HTTP client on blocking sockets, for the load generator.
 
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
 };
 
-/// A connection that is kept alive.
+/// A keep-alive connection.
 pub struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
-/// What of an answer matters here.
+/// The parts of an answer that the benchmark needs.
 pub struct Answer {
     pub status: u16,
-    /// What `x-cache` says.
+    /// Whether `x-cache` says `hit`.
     pub is_hit: bool,
 }
 
@@ -25,7 +25,7 @@ impl Connection {
         Ok(Self { stream, buffer: vec![0; 64 * 1024] })
     }
 
-    /// Sends a request as it stands, and reads the answer to its end.
+    /// Sends a request, and reads the whole answer.
     pub fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
         self.stream.write_all(request)?;
         let mut received = 0;

@@ -1,4 +1,4 @@
-//! Clients that send one request after the other, and what that costs.
+//! Measures the cost of a load: clients that send one request after the other.
 
 use std::{
     sync::{
@@ -16,38 +16,38 @@ use crate::{
     request::Request,
 };
 
-/// What follows its request: deletions, and the cache on disk.
+/// The time for work that follows a request: deletions, and writes to the cache on disk.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// The number of the next picture that was never there before.
+/// The number of the next new picture.
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// What is sent, and how.
+/// A load: the request, and how it is sent.
 pub struct Load {
     pub request: Request,
-    /// Whether each request has a picture of its own.
+    /// Whether each request has a new picture.
     pub fresh: bool,
     pub clients: usize,
     pub time: Duration,
 }
 
-/// What one load cost.
+/// The cost of one load.
 pub struct Cost {
     pub requests: u64,
     pub per_second: f64,
-    /// Milliseconds.
+    /// In milliseconds.
     pub latency: Spread,
-    /// Of the service alone, a request.
+    /// The processor time of the service itself, per request.
     pub cpu: Cpu,
-    /// Of its decoders, a request.
+    /// The processor time of the decoders, per request.
     pub decoders: Cpu,
-    /// Of the service, in MB.
+    /// The peak memory of the service, in MB.
     pub peak_memory: f64,
-    /// Calls to NVIDIA a request.
+    /// The calls to NVIDIA per request.
     pub calls: f64,
 }
 
-/// How times spread, in milliseconds.
+/// The distribution of times, in milliseconds.
 #[derive(Clone, Copy)]
 pub struct Spread {
     pub p50: f64,
@@ -66,11 +66,11 @@ impl Spread {
 }
 
 impl Load {
-    /// Runs it, after a little of the same that is not counted.
+    /// Runs the load after a short warm-up that does not count.
     pub fn run(&self, service: &Service, nvidia: &FakeNvidia) -> Cost {
         let mut first = self.client(service);
         first.send(self);
-        // The main thread is one of those who wait: it reads the counters in between.
+        // The main thread waits at both barriers, too, and reads the counters in between.
         let (ready, start) = (Barrier::new(self.clients + 1), Barrier::new(self.clients + 1));
         thread::scope(|scope| {
             let clients: Vec<_> = (0..self.clients)
@@ -114,7 +114,7 @@ impl Load {
     }
 }
 
-/// Who sends a load's requests.
+/// A client that sends a load's requests.
 pub struct Client {
     connection: Connection,
     request: Request,
@@ -137,12 +137,12 @@ impl Client {
         let answer = self.connection.exchange(&self.request.bytes).unwrap();
         let took = sent.elapsed();
         assert_eq!(answer.status, 200, "see service.log");
-        assert!(!(load.fresh && answer.is_hit), "a fresh picture was known");
+        assert!(!(load.fresh && answer.is_hit), "a new picture was a hit");
         took
     }
 }
 
-/// How long the fake NVIDIA itself takes, asked as the service asks it.
+/// Measures how long the fake NVIDIA itself takes, with the service's own request.
 pub fn direct(nvidia: &FakeNvidia, time: Duration) -> Spread {
     let (request, begun) = (Request::inference(), Instant::now());
     let mut connection = Connection::open(nvidia.address).unwrap();

@@ -1,11 +1,11 @@
-//! Measures the service from outside: what a request, a start and a crowd cost.
+//! Measures the service from outside: the cost of a request, of a start, and of many clients.
 //!
-//! `cargo bench --bench service` runs the packaged build as a process, with a fake NVIDIA and
-//! an origin that answer at once, and prints tables. Names of parts after `--` run those alone;
-//! `BENCH_SECONDS` (3) is how long each load lasts, `BENCH_PROGRAM` another build to measure,
-//! `BENCH_ROWS` a part of the names of the loads to run (`upload 34 KB fresh`). Times differ from
-//! machine to machine and from run to run: compare within a run, and leave some minutes between two
-//! (`Bench::folder` says why). What is resident and what is called hardly differs.
+//! `cargo bench --bench service` runs the packaged build as a process, with a fake NVIDIA and a
+//! fake picture server that answer at once, and prints tables. Names of parts after `--` run only
+//! those. `BENCH_SECONDS` (default 3) is how long each load lasts, `BENCH_PROGRAM` another build to
+//! measure, `BENCH_ROWS` a part of the names of the loads to run (such as `upload 34 KB fresh`).
+//! Times differ from machine to machine and from run to run: compare within a run, and leave some
+//! minutes between two (`Bench::folder` says why). Memory and the number of calls hardly differ.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
@@ -38,7 +38,7 @@ use pictures::{LARGE, LARGEST, SMALL};
 use report::{Report, heading, row};
 use request::Request;
 
-/// A part: what it is called, and what it does.
+/// A part of the benchmark: its name and its function.
 type Part = (&'static str, fn(&mut Bench));
 
 const PARTS: [Part; 7] = [
@@ -56,7 +56,8 @@ fn main() {
     let seconds = env::var("BENCH_SECONDS").map_or(3.0, |text| text.parse().unwrap());
     let mut bench = Bench {
         nvidia: FakeNvidia::start(),
-        // On the disk that is built on: where temporary files lie may be no disk at all.
+        // On the same disk as the target folder, since the folder for temporary files may be in
+        // memory.
         root: Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", process::id())),
         folders: 0,
         time: Duration::from_secs_f64(seconds),
@@ -71,13 +72,13 @@ fn main() {
     bench.report.print();
 }
 
-/// What the parts share.
+/// The state that all parts share.
 struct Bench {
     nvidia: FakeNvidia,
     root: PathBuf,
     folders: u32,
     time: Duration,
-    /// What the rows of the loads that run have in their names.
+    /// Only loads whose names contain this are run.
     rows: String,
     report: Report,
 }
@@ -89,20 +90,20 @@ impl Drop for Bench {
 }
 
 impl Bench {
-    /// An empty folder for a service of its own. Nothing is removed before the end: a file system
-    /// without a journal makes files more slowly for minutes after (it does not reuse an inode that
-    /// was freed just now, and looks for another).
+    /// Creates an empty folder for a service. Folders are removed only at the end: for minutes
+    /// after a removal, a file system without a journal creates files more slowly, since it looks
+    /// for inodes that were not freed recently.
     fn folder(&mut self, name: &str) -> PathBuf {
         self.folders += 1;
         let folder = self.root.join(format!("{}-{name}", self.folders));
         fs::create_dir_all(&folder).unwrap();
-        // What was written before is not to be paid for by who is measured next.
+        // Earlier writes must not slow down the next measurement.
         rustix::fs::sync();
         folder
     }
 
-    /// A service that has worked for a while. In folders that are new, the file system itself takes
-    /// several times as long for the first thousands of files.
+    /// Starts a service and warms it up. In a new folder, the file system takes several times as
+    /// long for the first thousands of files.
     fn settled(&mut self, name: &str) -> Service {
         let service = Service::start(&self.folder(name), &self.nvidia, &[]);
         self.fresh_uploads().run(&service, &self.nvidia);
@@ -207,7 +208,7 @@ impl Bench {
         self.nvidia.delay(Duration::ZERO);
     }
 
-    /// The cache in memory is off: what it holds is a setting.
+    /// Measures memory with the cache in memory off, since its size is a setting.
     fn memory(&mut self) {
         let settings = [("IMAGESVC_CACHE_MEMORY", "0")];
         let folder = self.folder("memory");
@@ -223,7 +224,7 @@ impl Bench {
             request: Request::upload(LARGEST),
             fresh: true,
             clients: 64,
-            time: Duration::from_millis(1), // one each, after one that warms up
+            time: Duration::from_millis(1), // one request per client, after the warm-up
         };
         let cost = load.run(&service, &self.nvidia);
         println!(
@@ -240,10 +241,10 @@ impl Bench {
         let empty = run(&settled);
         drop(settled);
         scale::fill(&folder.join("downloads"));
-        // Room for all vectors: none is to be removed.
+        // The cache has room for all vectors, so that none is removed.
         let service = Service::start(&folder, &self.nvidia, &[("IMAGESVC_CACHE_DISK", "4GiB")]);
         let started = service.started_in.as_secs_f64() * 1000.0;
-        run(&service); // settles, as the other did
+        run(&service); // a warm-up, as the other service had
         let full = run(&service);
         println!(
             "100,000 pictures and 50,000 vectors kept: {:.0} req/s, {:.3} CPU ms, {:.1} MB (none kept: {:.0}, {:.3}, {:.1})",

@@ -1,4 +1,4 @@
-//! Pictures that must be decoded: as large as a phone's, and as small as can be.
+//! Pictures that must be decoded: as large as a phone's, and as small as possible.
 
 use std::io::Cursor;
 
@@ -14,16 +14,16 @@ use crate::{pictures::NUMBER, samples::JPEG};
 /// 12 megapixels.
 const SIZE: (u32, u32) = (4000, 3000);
 
-/// A JPEG's segment that says that it must be turned by a quarter.
+/// A JPEG's EXIF segment with an orientation that needs a quarter turn.
 const EXIF: &[u8] =
     b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
 
-/// One photograph, in three formats. Each ends in room for a number, behind what is decoded.
+/// One photograph in several encodings. Each ends in room for a number, which decoders ignore.
 pub struct Photographs {
     pub jpeg: Vec<u8>,
-    /// The same, but its EXIF says that it lies on its side.
+    /// The JPEG with an EXIF orientation that needs a quarter turn.
     pub turned: Vec<u8>,
-    /// Lossless: nothing here encodes the other kind.
+    /// Lossless, since the encoder has no lossy mode.
     pub webp: Vec<u8>,
     pub tiff: Vec<u8>,
 }
@@ -51,7 +51,8 @@ impl Photographs {
     }
 }
 
-/// A photograph scaled up, with the grain of a sensor: an even surface would be too easy.
+/// Scales a photograph up and adds noise like a sensor's, since smooth surfaces would compress too
+/// well.
 fn photograph() -> RgbImage {
     let small = image_rs::load_from_memory(JPEG).unwrap().into_rgb8();
     let mut large = imageops::resize(&small, SIZE.0, SIZE.1, FilterType::Triangle);
@@ -63,7 +64,7 @@ fn photograph() -> RgbImage {
     large
 }
 
-/// A picture of one pixel that is decoded, and one of the same length that goes as it is.
+/// A picture of one pixel that must be decoded, and one of the same length that is sent unchanged.
 pub fn pixels() -> (Vec<u8>, Vec<u8>) {
     let [mut gif, mut png] = [ImageFormat::Gif, ImageFormat::Png].map(|format| {
         let mut pixel = Cursor::new(Vec::new());

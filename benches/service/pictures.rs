@@ -1,11 +1,11 @@
-//! The lengths of the pictures that are sent, and of the number that tells one from another.
+//! The lengths of the pictures, and of the number that makes each picture different.
 
-/// A picture of a phone's messenger.
+/// A picture as a messenger on a phone sends it.
 pub const SMALL: usize = 34 * 1024;
 /// A photograph: too large to go to NVIDIA inline.
 pub const LARGE: usize = 2 << 20;
-/// About the largest that is taken.
+/// About the largest picture that the service accepts.
 pub const LARGEST: usize = 20_000_000;
 
-/// How many characters a picture's number has.
+/// The digits of a picture's number.
 pub const NUMBER: usize = 16;

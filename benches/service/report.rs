@@ -1,22 +1,22 @@
-//! The tables.
+//! Prints the tables and the goals.
 
 use crate::load::Cost;
 
-/// What was measured, beside what it should be.
+/// The measured figures and their goals.
 #[derive(Default)]
 pub struct Report {
     goals: Vec<(String, f64, f64)>,
-    /// Processor time of a small fresh upload, to compare the other routes with.
+    /// The processor time of a small new upload, which the other routes are compared with.
     upload: Option<f64>,
 }
 
 impl Report {
-    /// Notes a figure that should be at most so much.
+    /// Records a figure and its upper limit.
     pub fn goal(&mut self, name: &str, measured: f64, at_most: f64) {
         self.goals.push((name.into(), measured, at_most));
     }
 
-    /// Notes what one kind of request costs, where that has a goal.
+    /// Records the cost of a kind of request, if it has a goal.
     pub fn cost(&mut self, route: &str, picture: &str, kept: &str, cost: &Cost) {
         let all = cost.cpu.all();
         let name = format!("{route}, {picture}, {kept}");
@@ -43,13 +43,13 @@ impl Report {
     pub fn print(&self) {
         heading("goals", &[]);
         for (name, measured, at_most) in &self.goals {
-            let verdict = if measured <= at_most { "holds" } else { "MISSED" };
-            println!("{name:<55} {measured:>9.3} of {at_most:>7.3}  {verdict}");
+            let outcome = if measured <= at_most { "holds" } else { "MISSED" };
+            println!("{name:<55} {measured:>9.3} of {at_most:>7.3}  {outcome}");
         }
     }
 }
 
-/// A table's title and columns.
+/// Prints a table's title and columns.
 pub fn heading(title: &str, columns: &[&str]) {
     println!("\n{title}");
     if !columns.is_empty() {

@@ -1,4 +1,4 @@
-//! The requests that carry the pictures.
+//! The requests that send pictures.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
@@ -8,7 +8,7 @@ use crate::{
     samples::jpeg,
 };
 
-/// A request, ready to be sent, with a number in it that makes its picture another one.
+/// A request that is ready to be sent. A number in it makes its picture different from others.
 #[derive(Clone)]
 pub struct Request {
     pub bytes: Vec<u8>,
@@ -20,7 +20,7 @@ impl Request {
         Self::upload_of(&jpeg(len))
     }
 
-    /// An upload of any picture whose last bytes nobody looks at.
+    /// An upload of a picture whose last bytes decoders ignore.
     pub fn upload_of(picture: &[u8]) -> Self {
         let mut body = b"--boundary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"photo.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n".to_vec();
         body.extend(picture);
@@ -31,20 +31,21 @@ impl Request {
     }
 
     pub fn base64(len: usize) -> Self {
-        // Whole groups of three bytes, so that the number stands in characters of its own.
+        // Whole groups of three bytes, so that the number does not share a character with other
+        // data.
         let text = BASE64_STANDARD.encode(jpeg(len / 3 * 3));
         let after = r#"","filename":"photo.jpg"}"#;
         let body = format!(r#"{{"image_base64":"{text}{after}"#);
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
     }
 
-    /// A request for the picture at an address, which ends in the picture's number.
+    /// A request for the picture at a URL, which ends in the picture's number.
     pub fn url(address: &str) -> Self {
         let body = format!(r#"{{"image_url":"{address}"}}"#);
         Self::new("/vectorize-image", "application/json", body.as_bytes(), 2)
     }
 
-    /// What the service itself sends to NVIDIA for a small picture.
+    /// The request that the service sends to NVIDIA for a small picture.
     pub fn inference() -> Self {
         let text = BASE64_STANDARD.encode(jpeg(SMALL));
         let body = inline_body("image/jpeg", &text);
@@ -60,7 +61,7 @@ impl Request {
         Self { number_at: bytes.len() - after_number - NUMBER, bytes }
     }
 
-    /// Makes the picture another one. Digits are Base64, too.
+    /// Sets the picture's number. Its digits are valid Base64, too.
     pub fn set_number(&mut self, number: u64) {
         let digits = format!("{number:0NUMBER$}");
         self.bytes[self.number_at..self.number_at + NUMBER].copy_from_slice(digits.as_bytes());

@@ -1,4 +1,4 @@
-//! A folder with as much in it as years leave behind.
+//! A downloads folder with as many files as years of use leave.
 
 use std::{
     fs::{self, File},
@@ -8,11 +8,11 @@ use std::{
 const PICTURES: u64 = 100_000;
 const VECTORS: u64 = 50_000;
 
-/// What a file of the cache holds, in bytes.
+/// The size of a file in the cache, in bytes.
 const VECTOR: u64 = 19_000;
 
-/// Makes pictures and cached vectors, with names and lengths as the service gives them. They hold
-/// nothing: the service looks into no file that nobody asks for.
+/// Creates pictures and cached vectors with the names and sizes that the service would give them.
+/// They are sparse files, since the service reads only files that a request needs.
 pub fn fill(downloads: &Path) {
     fs::create_dir_all(downloads).unwrap();
     for n in 0..PICTURES {
@@ -28,6 +28,6 @@ pub fn fill(downloads: &Path) {
         let name = format!("{folder:02x}/{folder:02x}{n:014x}{:048x}", 0);
         File::create(vectors.join(name)).unwrap().set_len(VECTOR).unwrap();
     }
-    // As with every folder that is measured.
+    // as for every folder that is measured
     rustix::fs::sync();
 }

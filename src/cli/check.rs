@@ -1,4 +1,4 @@
-//! `imagesvc check`: looks at all that the service needs, and says what to do about each fault.
+//! `imagesvc check`: checks everything that the service needs, and says how to mend each fault.
 
 use std::{
     fmt,
@@ -29,27 +29,27 @@ use crate::{
     telemetry::{Metrics, causes},
 };
 
-/// How long a name may take to be looked up.
+/// How long the look-up of a name may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the decode of one pixel may take.
+/// How long the trial decode of one pixel may take.
 const DECODE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the one paid call may take.
+/// How long the paid call may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// One thing that was looked at.
+/// The result of one check.
 struct Finding {
     subject: &'static str,
     state: State,
-    /// What there is; for a fault also what to do about it.
+    /// What was found and, for a fault, how to mend it.
     text: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Fine,
-    /// No fault, but the operator should know.
+    /// Not a fault, but something that the operator should know.
     Note,
     Fault,
 }
@@ -71,8 +71,8 @@ impl Finding {
     }
 }
 
-/// Prints a line for each check, and says whether there is no fault. With `live`, NVIDIA is asked
-/// once, which is paid for.
+/// Prints one line for each check, and returns whether there was no fault. With `live`, it also
+/// makes one paid call to NVIDIA.
 pub(super) async fn check(config: &Config, live: bool) -> bool {
     let mut findings = vec![Finding::new("settings", State::Fine, "all are valid")];
     for notice in &config.notices {
@@ -84,7 +84,7 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
     findings.push(check_decoder(config).await);
     match &config.upstream {
         Upstream::Sandbox => {
-            let text = "the sandbox needs no certificates, no names and no key";
+            let text = "the sandbox needs no certificates, no DNS and no key";
             findings.push(Finding::new("nvidia", State::Note, text));
         }
         Upstream::Nvidia(key) => {
@@ -92,13 +92,13 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
             findings.push(check_authorities(trust));
             findings.push(check_names(config).await);
             findings.push(if live {
-                call(config, key.clone(), trust).await
+                check_call(config, key.clone(), trust).await
             } else {
-                Finding::new("nvidia", State::Note, "not asked; check --live makes one paid call")
+                Finding::new("nvidia", State::Note, "not called; check --live makes one paid call")
             });
         }
     }
-    #[allow(clippy::print_stdout, reason = "this is what the command is for")]
+    #[allow(clippy::print_stdout, reason = "the command prints its findings")]
     for finding in &findings {
         println!("{finding}");
     }
@@ -110,7 +110,7 @@ fn check_address(address: SocketAddr) -> Finding {
     match TcpListener::bind(address) {
         Ok(_) => finding(State::Fine, format!("{address} can be listened on")),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            finding(State::Note, format!("{address} is taken: by this service, if it runs already"))
+            finding(State::Note, format!("{address} is in use: perhaps this service runs already"))
         }
         Err(error) => {
             let kind = error.kind();
@@ -120,7 +120,8 @@ fn check_address(address: SocketAddr) -> Finding {
     }
 }
 
-/// Makes nothing: who checks as root shall not leave a folder that the service cannot use.
+/// Creates nothing: a check that runs as root must not leave a folder that the service, under
+/// another user, cannot write to.
 fn check_folder(folder: &Path) -> Finding {
     let finding = |state, text: String| Finding::new("folder", state, text);
     let shown = folder.display();
@@ -138,14 +139,14 @@ fn check_folder(folder: &Path) -> Finding {
             let writable = access(parent, Access::WRITE_OK | Access::EXEC_OK);
             return match writable {
                 Ok(()) => {
-                    let text = "is not there yet: the service makes it when it starts";
+                    let text = "is not there yet: the service creates it when it starts";
                     finding(State::Note, format!("{shown} {text}"))
                 }
                 Err(error) => fault(error.into()),
             };
         }
     }
-    // What an earlier run as another user may have left is looked at, too.
+    // An earlier run as another user may have left a lock file that this user cannot open.
     let lock = folder.join(".lock");
     if lock.exists()
         && let Err(error) = File::options().append(true).open(lock)
@@ -165,15 +166,15 @@ fn check_folder(folder: &Path) -> Finding {
 fn check_disk(settings: &store::Settings) -> Finding {
     let nearest = settings.folder.ancestors().find(|folder| folder.exists());
     match free_space(nearest.unwrap_or(Path::new("."))) {
-        Ok(free) => judge_disk(free, settings.space.reserve()),
+        Ok(free) => assess_disk(free, settings.space.reserve()),
         Err(error) => {
-            let text = format!("its free room is not known: {error}");
+            let text = format!("its free space cannot be read: {error}");
             Finding::new("disk", State::Fault, text)
         }
     }
 }
 
-fn judge_disk(free: FreeSpace, reserve: u64) -> Finding {
+fn assess_disk(free: FreeSpace, reserve: u64) -> Finding {
     let finding = |state, text: String| Finding::new("disk", state, text);
     let mib = |bytes: u64| bytes >> 20;
     match (free.check(reserve), free.inodes) {
@@ -184,7 +185,7 @@ fn judge_disk(free: FreeSpace, reserve: u64) -> Finding {
         }
         (Err(Shortage::Bytes { free, reserve, .. }), _) => {
             let text = format!(
-                "{} MiB are free, and {} MiB must stay so: make room, or bound the pictures with \
+                "{} MiB are free, and {} MiB must stay free: make room, or bound the pictures with \
                  IMAGESVC_DOWNLOADS_MAX_BYTES",
                 mib(free),
                 mib(reserve)
@@ -193,7 +194,7 @@ fn judge_disk(free: FreeSpace, reserve: u64) -> Finding {
         }
         (Err(Shortage::Inodes { free, reserve, .. }), _) => {
             let text = format!(
-                "{free} inodes are free, and {reserve} must stay so: remove files (df -i shows the inodes), or \
+                "{free} inodes are free, and {reserve} must stay free: remove files (df -i shows the inodes), or \
                  make a file system that has more"
             );
             finding(State::Fault, text)
@@ -222,7 +223,7 @@ fn check_authorities(trust: Trust) -> Finding {
     }
 }
 
-/// Looks up the names that the service itself calls.
+/// Looks up the host names that the service calls with its key.
 async fn check_names(config: &Config) -> Finding {
     let nvidia = &config.nvidia;
     let mut hosts: Vec<_> = match &nvidia.proxy {
@@ -248,13 +249,14 @@ async fn check_names(config: &Config) -> Finding {
     Finding::new("dns", State::Fine, format!("{} can be looked up", names.join(", ")))
 }
 
-async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
+/// Makes one paid call.
+async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     let finding = |state, text: String| Finding::new("nvidia", state, text);
     let mut settings = config.nvidia.clone();
-    settings.retry.max_attempts = 1; // one paid call, as was said
+    settings.retry.max_attempts = 1; // the operator was promised a single paid call
     let client = match Client::new(settings, key, Metrics::new(), TaskTracker::new(), trust) {
         Ok(client) => client,
-        Err(error) => return finding(State::Fault, format!("no client can be made: {error}")),
+        Err(error) => return finding(State::Fault, format!("cannot create the client: {error}")),
     };
     let picture = InlineImage::new("image/jpeg", sandbox::PHOTO);
     let started = Instant::now();
@@ -270,9 +272,7 @@ async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
         Err(error) => {
             let advice = match error.kind {
                 FailureKind::Key => "renew NVIDIA_API_KEY",
-                FailureKind::Account => {
-                    "see to the account's credits, and to its access to NV-DINOv2"
-                }
+                FailureKind::Account => "check the account's credits and its access to NV-DINOv2",
                 FailureKind::RateLimited => "wait a minute; set NVIDIA_REQUESTS_PER_MINUTE",
                 FailureKind::Picture
                 | FailureKind::UploadsRefused
@@ -283,7 +283,7 @@ async fn call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
                 | FailureKind::InvalidAnswer
                 | FailureKind::Unexpected
                 | FailureKind::DeadlinePassed => {
-                    "see whether the network lets calls out, and NVIDIA's status page"
+                    "check that the network allows outgoing connections, and look at NVIDIA's status page"
                 }
             };
             finding(State::Fault, format!("{error}: {advice}"))
@@ -297,7 +297,7 @@ mod tests {
     use crate::disk_space::{DiskSpace, Inodes};
 
     #[test]
-    fn a_missing_folder_is_left_alone_and_one_that_is_none_is_a_fault() {
+    fn a_missing_folder_is_left_alone_and_a_file_in_its_place_is_a_fault() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("downloads");
         assert_eq!(check_folder(&missing).state, State::Note);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_cannot_be_listened_on_is_a_fault_and_one_that_is_taken_a_word() {
+    fn an_unusable_address_is_a_fault_and_one_in_use_a_note() {
         let state = |address: SocketAddr| check_address(address).state;
         assert_eq!(state(([127, 0, 0, 1], 0).into()), State::Fine);
         assert_eq!(state(([192, 0, 2, 1], 0).into()), State::Fault);
@@ -334,10 +334,10 @@ mod tests {
 
     #[test]
     fn a_lack_of_inodes_is_a_fault_where_there_is_a_fixed_number_of_them() {
-        let judge = |inodes| judge_disk(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
-        assert_eq!(judge(None).state, State::Fine);
-        assert_eq!(judge(Some(Inodes { free: 500, total: 1000 })).state, State::Fine);
-        let full = judge(Some(Inodes { free: 10, total: 1000 }));
+        let assess = |inodes| assess_disk(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
+        assert_eq!(assess(None).state, State::Fine);
+        assert_eq!(assess(Some(Inodes { free: 500, total: 1000 })).state, State::Fine);
+        let full = assess(Some(Inodes { free: 10, total: 1000 }));
         assert_eq!(full.state, State::Fault);
         assert!(full.text.contains("10 inodes are free") && full.text.contains("df -i"), "{full}");
     }

@@ -1,13 +1,13 @@
-//! `imagesvc`: serves until the system says stop.
+//! `imagesvc` without a command: serves until a signal stops it.
 
 use std::error::Error;
 
 use crate::{app::App, config::Config, server::stop_signal};
 
-/// Builds the service and serves.
+/// Builds the service, and serves until a signal stops it.
 ///
 /// # Errors
-/// Why it does not start.
+/// Why the service cannot start.
 pub(super) async fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     let stop = stop_signal()?;
     App::build(config).await?.serve(stop).await;

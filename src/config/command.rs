@@ -1,50 +1,50 @@
-//! The command line: what the process is to do, and a flag for every setting that may be one.
+//! Defines the command line: the subcommands, and a flag for every setting but the secrets.
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::{
-    listing::Form,
+    listing::Format,
     row::{Kind, Row},
     settings::SETTINGS,
     upstream,
 };
 
-/// The subcommand that looks at what the service needs.
+/// The subcommand that checks what the service needs.
 pub(super) const CHECK: &str = "check";
 
-/// Its flag that makes one paid call.
+/// The flag of `check` that makes one paid call.
 pub(super) const LIVE: &str = "live";
 
 /// The hidden subcommand that lists all settings.
 pub(super) const LIST: &str = "settings";
 
-/// Its argument: how they are written.
-const FORM: &str = "form";
+/// The argument of `settings`: the format of the list.
+const FORMAT: &str = "format";
 
-/// What the process is to do.
+/// What the process should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
-    /// Serve.
+    /// Serve requests.
     Serve,
-    /// Look at all that serving needs.
+    /// Check everything that the service needs.
     Check {
-        /// Also make one paid call.
+        /// Whether to make one paid call, too.
         live: bool,
     },
 }
 
-/// The command line: a flag for every setting that may be one.
+/// Builds the command line, with a flag for every setting but the secrets.
 pub fn command() -> Command {
     let command = Command::new("imagesvc")
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .after_help(format!(
-            "Every flag is also an environment variable, and may stand in a .env file in the \
-             working directory. Keys are variables only: {}.",
+            "Every flag is also an environment variable, and may be set in a .env file in the \
+            working directory. Keys have no flags, only variables: {}.",
             upstream::API_KEY.row.name
         ));
     let check = Command::new(CHECK)
-        .about("Looks at all that the service needs, and says what to do about each fault")
+        .about("Checks everything that the service needs, and says how to mend each fault")
         .arg(
             Arg::new(LIVE)
                 .long(LIVE)
@@ -53,11 +53,11 @@ pub fn command() -> Command {
         );
     let list = Command::new(LIST)
         .hide(true)
-        .about("Lists all settings as the documentation has them")
+        .about("Lists all settings in the format of the documentation")
         .arg(
-            Arg::new(FORM)
+            Arg::new(FORMAT)
                 .required(true)
-                .value_parser(Form::parse)
+                .value_parser(Format::parse)
                 .help("markdown: the table in docs/operating.md; env: .env.example"),
         );
     command
@@ -65,10 +65,10 @@ pub fn command() -> Command {
         .args(SETTINGS.iter().filter(|row| row.kind != Kind::Secret).map(flag))
 }
 
-/// How the settings are to be listed.
-pub(super) fn form(list: &ArgMatches) -> Form {
+/// The format that the arguments of `settings` ask for.
+pub(super) fn format(list: &ArgMatches) -> Format {
     #[allow(clippy::expect_used)]
-    *list.get_one(FORM).expect("clap requires it")
+    *list.get_one(FORMAT).expect("clap requires it")
 }
 
 fn flag(row: &'static Row) -> Arg {

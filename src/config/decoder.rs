@@ -1,4 +1,4 @@
-//! How pictures are decoded.
+//! Settings of the decoder.
 
 use super::{parse, reader::Reader, row::Setting};
 use crate::decoder::Settings;
@@ -6,12 +6,12 @@ use crate::decoder::Settings;
 pub(super) const MAX_DECODE_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MAX_DECODE_BYTES",
     "512MiB",
-    // One process needs a part of it to start.
+    // A decoder process needs a part of this just to start.
     |text| parse::size_within(text, 64 << 20..=1 << 40),
-    "Memory for decoding pictures, all requests together",
+    "Memory that decoding pictures may take, for all requests together",
 );
 
-/// How pictures are decoded.
+/// Reads the settings of the decoder.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings::new(read.value(&MAX_DECODE_BYTES))
 }

@@ -1,22 +1,24 @@
-//! Reads `.env`: lines of `NAME=value`, which are taken as they stand.
+//! Parses `.env`: lines of `NAME=value`, which are taken literally.
 //!
-//! The libraries for this format substitute variables, and what they do not know becomes nothing: of
-//! a key with a `$` in it a shorter one would be left, or none, and with it no guard. Nothing is
-//! substituted here. Since elsewhere it would be, a `$` must stand in single quotes.
+//! The libraries for this format substitute variables, and replace unknown ones by nothing: a key
+//! with a `$` in it would become shorter or empty, and no longer protect the service. This parser
+//! substitutes nothing. Since other programs that read the file would, a `$` must stand in single
+//! quotes.
 
-/// One line that is none, or is not clear; its value is not quoted.
+/// A line that is not `NAME=value`, or whose value is ambiguous. The message never quotes the
+/// value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(".env, line {line}: {fault}")]
 pub(super) struct Fault<'a> {
-    /// The setting's name, where the line has one.
+    /// The name of the variable, if the line has one.
     pub name: Option<&'a str>,
-    /// From 1.
+    /// The line's number, counted from 1.
     line: usize,
     fault: &'static str,
 }
 
-/// The names and values in order, and the lines that are none. A byte order mark, the line ends of
-/// Windows, empty lines, comments and a leading `export` are passed over.
+/// Parses each line into a name and a value, or a fault. Skips empty lines and comments, and
+/// ignores a byte order mark, Windows line ends, and a leading `export`.
 pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), Fault<'_>>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().map(str::trim).zip(1..);
@@ -39,7 +41,7 @@ fn setting(text: &str) -> Result<(&str, &str), (Option<&str>, &'static str)> {
     }
 }
 
-/// The value in what follows `=`.
+/// Parses the value from the text after `=`.
 fn value(text: &str) -> Result<&str, &'static str> {
     const DOLLAR: &str =
         "it holds a $, and nothing is substituted here; put the value in single quotes";
@@ -52,14 +54,14 @@ fn value(text: &str) -> Result<&str, &'static str> {
     if value.contains('$') { Err(DOLLAR) } else { Ok(value) }
 }
 
-/// A comment begins at a `#` behind a blank.
+/// Drops a comment, which begins at a `#` after a blank.
 fn without_comment(text: &str) -> &str {
     let is_comment = |(at, _): &(usize, &str)| text[..*at].ends_with([' ', '\t']);
     let comment = text.match_indices('#').find(is_comment);
     comment.map_or(text, |(at, _)| &text[..at])
 }
 
-/// What stands in quotes, the first of which is gone.
+/// Parses a quoted value. `text` begins after the opening quote.
 fn quoted(text: &str, quote: char) -> Result<&str, &'static str> {
     let (value, rest) = text.split_once(quote).ok_or("a quote is not closed on it")?;
     let rest = rest.trim_start();
@@ -88,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_taken_as_they_stand() {
+    fn values_are_taken_literally() {
         assert_eq!(one("exported=b"), Ok(("exported", "b")));
         for (line, value) in [
             ("A=b", "b"),
@@ -118,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_program_would_substitute_or_read_differently_is_a_fault() {
+    fn a_value_that_other_programs_would_read_differently_is_a_fault() {
         for line in ["A=$ecret", "A=abc$HOMEdef", "A=\"$B\"", "A=${B}", "A=a\\$b"] {
             assert!(one(line).unwrap_err().contains("single quotes"), "{line}");
         }
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_at_the_beginning_and_the_line_ends_of_windows_do_not_matter() {
+    fn a_byte_order_mark_and_windows_line_ends_do_not_matter() {
         let lines = parse("\u{feff}A=1\r\n\r\n# B=2\r\nno line\r\nC='3'\r\n");
         let fault = Fault { name: None, line: 4, fault: "it is not NAME=value" };
         assert_eq!(lines, [Ok(("A", "1")), Err(fault), Ok(("C", "3"))]);
@@ -137,7 +139,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_stands_in_single_quotes_is_the_value(value in "[^'\r\n]{0,40}") {
+        fn text_in_single_quotes_is_taken_literally(value in "[^'\r\n]{0,40}") {
             let line = format!("A='{value}'");
             prop_assert_eq!(one(&line), Ok(("A", value.as_str())));
         }

@@ -1,4 +1,4 @@
-//! How a picture becomes an embedding: what NVIDIA is given, and what is remembered.
+//! Settings of embedding: what is sent to NVIDIA, and what is cached.
 
 use super::{parse, reader::Reader, row::Setting};
 use crate::{
@@ -11,40 +11,40 @@ pub(super) const LARGE_IMAGES: Setting<LargeImages> = Setting::new(
     "NVIDIA_LARGE_IMAGES",
     "asset",
     large_images,
-    "asset: upload large pictures (shrink if refused); shrink: never upload",
+    "asset: upload large pictures, and shrink them if NVIDIA refuses; shrink: never upload",
 );
 
 pub(super) const INLINE_LIMIT: Setting<usize> = Setting::new(
     "NVIDIA_INLINE_LIMIT",
     "200000",
-    // Below the minimum even a thumbnail would not fit; NVIDIA's own bound is the default.
+    // A lower limit would be too small for a thumbnail; NVIDIA's own limit is the default.
     |text| parse::number(text, 20_000..=200_000),
-    "Base64 characters from which a picture counts as large",
+    "Pictures with this many Base64 characters or more count as large",
 );
 
 pub(super) const MAX_CONCURRENCY: Setting<usize> = Setting::new(
     "NVIDIA_MAX_CONCURRENCY",
     "32",
     |text| parse::number(text, 1..=1024),
-    "Pictures with NVIDIA at once",
+    "The most pictures that are sent to NVIDIA at once",
 );
 
 pub(super) const CACHE_MEMORY: Setting<u64> = Setting::new(
     "IMAGESVC_CACHE_MEMORY",
     "64MiB",
     parse::size,
-    "Vectors kept in memory; 0 turns it off",
+    "Size of the vectors' cache in memory; 0 turns it off",
 );
 
 pub(super) const CACHE_DISK: Setting<u64> = Setting::new(
     "IMAGESVC_CACHE_DISK",
     "1GiB",
     parse::size,
-    "Vectors kept on disk; 0 turns it off",
+    "Size of the vectors' cache on disk; 0 turns it off",
 );
 
-/// How a picture becomes an embedding. Vectors on disk stand in a folder under that of the pictures,
-/// and share its disk with them.
+/// Reads the settings of embedding. The cache on disk is a folder inside the pictures' folder, so
+/// both share the reserve of free disk space.
 pub(super) fn resolve(
     read: &mut Reader<'_>,
     pictures: &store::Settings,

@@ -1,4 +1,4 @@
-//! How pictures are fetched by their addresses, and which addresses are.
+//! Settings of the fetcher: how pictures are fetched, and which URLs are allowed.
 
 use std::time::Duration;
 
@@ -16,43 +16,43 @@ pub(super) const TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_FETCH_TIMEOUT",
     "10s",
     parse::positive_duration,
-    "Fetching a picture by its address, in all",
+    "The longest that fetching a picture by its URL may take in all",
 );
 
 pub(super) const MAX_REDIRECTS: Setting<u32> = Setting::new(
     "IMAGESVC_FETCH_MAX_REDIRECTS",
     "3",
     |text| parse::number(text, 0..=20),
-    "Redirects that a fetch follows",
+    "The most redirects that a fetch follows",
 );
 
 pub(super) const PORTS: Setting<Vec<u16>> = Setting::new(
     "IMAGESVC_FETCH_PORTS",
     "80,443",
     |text| parse::list(text, |port| parse::number(port, 1..=65535)),
-    "Ports that a fetch may call",
+    "Ports that a fetch may connect to",
 );
 
 pub(super) const HOSTS: Optional<Vec<HostPattern>> = Optional::new(
     "IMAGESVC_FETCH_HOSTS",
     |text| parse::list(text, HostPattern::parse),
-    "Only these hosts are fetched from (upload.wikimedia.org,*.example.com)",
+    "The only hosts to fetch from (upload.wikimedia.org,*.example.com)",
 )
-.guard();
+.reject_empty();
 
 pub(super) const ALLOW: Optional<Vec<Exception>> = Optional::new(
     "IMAGESVC_FETCH_ALLOW",
     |text| parse::list(text, Exception::parse),
-    "Exceptions to the address policy: networks or host:port",
+    "Exceptions to the address policy: networks, or host:port",
 );
 
 pub(super) const USER_AGENT: Optional<String> = Optional::new(
     "IMAGESVC_FETCH_USER_AGENT",
     header_text,
-    "The User-Agent of fetches, with a contact in it (else `Mozilla/5.0 (compatible; imagesvc/VERSION)`)",
+    "The User-Agent of fetches; put a contact in it (default: `Mozilla/5.0 (compatible; imagesvc/VERSION)`)",
 );
 
-/// How addresses are fetched.
+/// Reads the settings of the fetcher.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings {
         timeout: read.value(&TIMEOUT),

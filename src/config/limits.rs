@@ -1,4 +1,4 @@
-//! What a request may ask for, and all requests together.
+//! Settings that limit a request, and all requests together.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ pub(super) const REQUEST_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_REQUEST_TIMEOUT",
     "60s",
     parse::positive_duration,
-    "From the whole picture to the answer",
+    "The longest time from receiving the whole picture to the answer",
 );
 
 pub(super) const BODY_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_BODY_TIMEOUT",
     "5m",
     parse::positive_duration,
-    "The longest that receiving a body may take",
+    "The longest time to receive a request's body",
 );
 
 pub(super) const MAX_IMAGE_BYTES: Setting<u64> = Setting::new(
@@ -37,18 +37,18 @@ pub(super) const MAX_IN_FLIGHT: Setting<usize> = Setting::new(
     "IMAGESVC_MAX_IN_FLIGHT",
     "256",
     |text| parse::number(text, 1..=1 << 20),
-    "Received pictures at work",
+    "The most received pictures that may be in progress at once",
 );
 
 pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MAX_BUFFERED_BYTES",
     "128MiB",
-    // No less than does any work.
+    // With less than 1 MiB no picture could be served.
     |text| parse::size_within(text, 1 << 20..=1 << 40),
-    "Memory for bodies, all requests together",
+    "Memory that bodies may take, for all requests together",
 );
 
-/// What a request may ask for.
+/// Reads the limits.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Limits {
     Limits {
         max_image_bytes: read.value(&MAX_IMAGE_BYTES),

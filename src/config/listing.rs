@@ -1,6 +1,7 @@
-//! Lists all settings as the documentation has them. `cargo run -- settings env > .env.example`
-//! writes that file anew, and `cargo run -- settings markdown` prints the table in
-//! `docs/operating.md`; tests compare both. The subcommand is for whoever works on the service, so `--help` does not show it.
+//! Lists all settings in the formats of the documentation. `cargo run -- settings env >
+//! .env.example` rewrites that file, and `cargo run -- settings markdown` prints the
+//! table in `docs/operating.md`; tests compare both. The subcommand is for developers of the service,
+//! so `--help` does not show it.
 
 use std::{
     io::{self, Write},
@@ -9,16 +10,16 @@ use std::{
 
 use super::settings::SETTINGS;
 
-/// How the settings are listed.
+/// The format of the list.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Form {
-    /// As the table in `docs/operating.md`.
+pub(super) enum Format {
+    /// The table in `docs/operating.md`.
     Markdown,
-    /// As `.env.example`.
+    /// The content of `.env.example`.
     Env,
 }
 
-impl Form {
+impl Format {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         match text {
             "markdown" => Ok(Self::Markdown),
@@ -28,11 +29,11 @@ impl Form {
     }
 }
 
-/// Prints the list and ends the process, as `--help` does: neither needs a key.
-pub(super) fn print_and_exit(form: Form) -> ! {
-    let text = match form {
-        Form::Markdown => markdown(),
-        Form::Env => env(),
+/// Prints the list and exits, as `--help` does, so that neither needs a key.
+pub(super) fn print_and_exit(format: Format) -> ! {
+    let text = match format {
+        Format::Markdown => markdown(),
+        Format::Env => env(),
     };
     let printed = io::stdout().write_all(text.as_bytes());
     process::exit(i32::from(printed.is_err()))
@@ -42,9 +43,9 @@ const TABLE_HEAD: &str = "| Variable | Default | |\n|---|---|---|\n";
 
 const ENV_HEAD: &str = "\
 # Settings of imagesvc. Copy this file to .env and remove the # of what you change.
-# Flags win over the environment, which wins over .env. Durations: 10s, 2m or plain seconds;
-# sizes: 20MiB or plain bytes; an empty value is an unset one, but for what guards something.
-# Nothing is substituted: a value with a $ stands in single quotes.
+# Flags win over the environment, which wins over .env. Write durations as 10s, 2m or plain seconds,
+# and sizes as 20MiB or plain bytes. An empty value counts as unset, but is a fault for settings
+# that protect the service. Variables are not substituted: put a value with a $ into single quotes.
 
 ";
 
@@ -80,8 +81,8 @@ mod tests {
         let page = include_str!("../../docs/operating.md");
         let start = page.find(TABLE_HEAD).expect("the page has a table of settings");
         let table = page[start..].split("\n\n").next().unwrap();
-        let advice = "the table of settings in docs/operating.md is out of date: put there what \
-                      `cargo run -- settings markdown` prints";
+        let advice = "the table of settings in docs/operating.md is out of date: replace it by the output of \
+                      `cargo run -- settings markdown`";
         assert_same(table, &markdown(), advice);
     }
 

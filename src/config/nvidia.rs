@@ -1,4 +1,4 @@
-//! How NVIDIA is called. (Its key: `upstream.rs`. What it is given: `embed.rs`.)
+//! Settings of the calls to NVIDIA. The key is in `upstream.rs`; what is sent is in `embed.rs`.
 
 use std::time::Duration;
 
@@ -15,46 +15,50 @@ pub(super) const INFER_URL: Setting<Url> = Setting::new(
     "NVIDIA_INFER_URL",
     "https://ai.api.nvidia.com/v1/cv/nvidia/nv-dinov2",
     parse::endpoint,
-    "Where embeddings are asked for",
+    "The URL that computes embeddings",
 );
 
 pub(super) const STATUS_URL: Setting<Url> = Setting::new(
     "NVIDIA_STATUS_URL",
     "https://ai.api.nvidia.com/v1/status",
     parse::endpoint,
-    "Where pending answers are polled",
+    "The URL that pending answers are polled from",
 );
 
 pub(super) const ASSETS_URL: Setting<Url> = Setting::new(
     "NVIDIA_ASSETS_URL",
     "https://api.nvcf.nvidia.com/v2/nvcf/assets",
     parse::endpoint,
-    "Where large pictures are announced",
+    "The URL that creates uploads for large pictures",
 );
 
-pub(super) const TIMEOUT: Setting<Duration> =
-    Setting::new("NVIDIA_TIMEOUT", "30s", parse::positive_duration, "One attempt at one call");
+pub(super) const TIMEOUT: Setting<Duration> = Setting::new(
+    "NVIDIA_TIMEOUT",
+    "30s",
+    parse::positive_duration,
+    "The longest time for one attempt of a call",
+);
 
 pub(super) const MAX_ATTEMPTS: Setting<u32> = Setting::new(
     "NVIDIA_MAX_ATTEMPTS",
     "3",
     |text| parse::number(text, 1..=10),
-    "Tries of a call that fails in passing",
+    "The most attempts of a call that fails for a transient reason",
 );
 
 pub(super) const REQUESTS_PER_MINUTE: Optional<u32> = Optional::new(
     "NVIDIA_REQUESTS_PER_MINUTE",
     |text| parse::number(text, 1..=100_000),
-    "Inference calls in any 60 s window (hosted keys allow about 40)",
+    "The most inference calls in any 60 s (hosted keys allow about 40)",
 );
 
 pub(super) const PROXY: Optional<ProxyUrl> = Optional::new(
     "NVIDIA_PROXY",
     ProxyUrl::parse,
-    "A proxy for the calls to NVIDIA, http://host:port",
+    "A proxy for the calls to NVIDIA: http://host:port",
 );
 
-/// How NVIDIA is called.
+/// Reads the settings of the calls to NVIDIA.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings {
         infer_url: read.value(&INFER_URL),

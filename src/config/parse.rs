@@ -1,4 +1,5 @@
-//! How each kind of value is written: durations, sizes, lists, addresses.
+//! Parses each kind of value: durations, sizes, lists, URLs. The error texts continue a sentence
+//! that begins with the setting's name.
 
 use std::{
     fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration,
@@ -7,20 +8,20 @@ use std::{
 use ipnet::IpNet;
 use url::{Host, Url};
 
-/// A duration: `10s`, `2m`, `1h 30m`, or plain seconds; at most 30 days.
+/// Parses a duration: `10s`, `2m`, `1h 30m`, or plain seconds; at most 30 days.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
     let duration = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text)
-            .map_err(|_| "is no duration; write 10s, 2m or plain seconds")?,
+            .map_err(|_| "is not a duration; write 10s, 2m or plain seconds")?,
     };
     if duration > LONGEST { Err("is longer than 30 days".into()) } else { Ok(duration) }
 }
 
-/// How long something is kept: as a duration, also `90days` or `1year`.
+/// Parses the age until which something is kept: a duration without an upper limit.
 pub(super) fn age(text: &str) -> Result<Duration, String> {
-    const FAULT: &str = "is no age; write 90days, 12h or plain seconds";
+    const FAULT: &str = "is not a duration; write 90days, 12h or plain seconds";
     let age = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text).map_err(|_| FAULT)?,
@@ -28,13 +29,13 @@ pub(super) fn age(text: &str) -> Result<Duration, String> {
     if age.is_zero() { Err("must be longer than zero".into()) } else { Ok(age) }
 }
 
-/// A network, or a single address.
+/// Parses a network, or a single address.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    network.map_err(|_| "is no network; write 10.0.0.0/8 or a single address".into())
+    network.map_err(|_| "is not a network; write 10.0.0.0/8 or a single address".into())
 }
 
-/// A duration that is not zero.
+/// Parses a duration that is not zero.
 pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("must be longer than zero".into()),
@@ -42,9 +43,9 @@ pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A size: `20MiB`, `500kB`, `1GiB`, or plain bytes.
+/// Parses a size: `20MiB`, `500kB`, `1GiB`, or plain bytes.
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    const FAULT: &str = "is no size; write 20MiB, 500kB or plain bytes";
+    const FAULT: &str = "is not a size; write 20MiB, 500kB or plain bytes";
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
@@ -61,7 +62,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(scale).ok_or_else(|| FAULT.into())
 }
 
-/// A size that is not zero.
+/// Parses a size that is not zero.
 pub(super) fn positive_size(text: &str) -> Result<u64, String> {
     match size(text)? {
         0 => Err("must be more than zero; unset it to keep everything".into()),
@@ -69,7 +70,7 @@ pub(super) fn positive_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A size within a range of bytes.
+/// Parses a size within a range of bytes.
 pub(super) fn size_within(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
     match size(text)? {
         size if range.contains(&size) => Ok(size),
@@ -77,7 +78,7 @@ pub(super) fn size_within(text: &str, range: RangeInclusive<u64>) -> Result<u64,
     }
 }
 
-/// A whole number within a range.
+/// Parses a whole number within a range.
 pub(super) fn number<T>(text: &str, range: RangeInclusive<T>) -> Result<T, String>
 where
     T: FromStr + PartialOrd + Display,
@@ -88,7 +89,7 @@ where
     }
 }
 
-/// `true` or `false`, and what people write for them.
+/// Parses `true` or `false`, and their common spellings.
 pub(super) fn switch(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" | "on" => Ok(true),
@@ -97,7 +98,7 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// An address to listen on.
+/// Parses an address to listen on.
 pub(super) fn host(text: &str) -> Result<IpAddr, String> {
     match text {
         "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
@@ -107,20 +108,20 @@ pub(super) fn host(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-/// A name of a host, with no port.
+/// Parses a host name without a port.
 pub(super) fn host_name(text: &str) -> Result<String, String> {
     match Host::parse(text) {
         Ok(Host::Domain(name)) if !name.contains('*') => {
             Ok(name.strip_suffix('.').unwrap_or(&name).to_owned())
         }
-        _ => Err("is no host name; write images.example.com, with no port (addresses may always be used)".into()),
+        _ => Err("is not a host name; write images.example.com, without a port (IP addresses are always allowed)".into()),
     }
 }
 
-/// An absolute http or https address of an API: no user name, password, query or fragment.
+/// Parses the absolute http or https URL of an API, without user name, password, query or fragment.
 pub(super) fn endpoint(text: &str) -> Result<Url, String> {
     const FAULT: &str =
-        "must be an absolute http or https address without user name, query or fragment";
+        "must be an absolute http or https URL without user name, query or fragment";
     let url = Url::parse(text).map_err(|_| FAULT)?;
     let plain = matches!(url.scheme(), "http" | "https")
         && url.username().is_empty()
@@ -130,12 +131,12 @@ pub(super) fn endpoint(text: &str) -> Result<Url, String> {
     if plain { Ok(url) } else { Err(FAULT.into()) }
 }
 
-/// A path; any text is one.
+/// Parses a path. Any text is one.
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
 }
 
-/// A comma-separated list; empty items are dropped, an empty list is a fault.
+/// Parses a comma-separated list. Drops empty items; a list without items is a fault.
 pub(super) fn list<T>(
     text: &str,
     item: impl Fn(&str) -> Result<T, String>,
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_must_be_plain_http_addresses() {
+    fn endpoints_must_be_plain_http_urls() {
         assert!(endpoint("https://ai.api.nvidia.com/v1/status").is_ok());
         for fault in
             ["ai.api.nvidia.com", "ftp://x/", "https://u@x/", "https://x/?a=b", "https://x/#a"]

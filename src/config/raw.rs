@@ -1,4 +1,5 @@
-//! What was given, before it is judged: flags over the environment over `.env`.
+//! The settings as text, before they are parsed: flags win over the environment, which wins over
+//! `.env`.
 
 use std::{collections::BTreeSet, ffi::OsString, fs, io::ErrorKind, path::Path};
 
@@ -6,26 +7,26 @@ use clap::{ArgMatches, parser::ValueSource};
 
 use super::{
     dotenv,
-    reader::Given,
+    reader::Values,
     row::Row,
     settings::{SETTINGS, find},
 };
 
-/// The settings as text, by the name of their variable. An empty value is an unset one, but for what
-/// guards something: there it is a fault.
+/// The settings as text, by the name of their variable. An empty value counts as unset, except for
+/// settings that protect the service: there it is a fault.
 #[derive(Default)]
-pub struct Raw {
-    pub(super) values: Given,
-    /// Settings that were given without a value.
+pub struct RawSettings {
+    pub(super) values: Values,
+    /// Settings that were given with an empty value.
     empty: BTreeSet<&'static str>,
-    /// Variables that look like ours and are none: typing slips, mostly.
+    /// Variables that begin with `IMAGESVC_` but are no settings, mostly misspelt ones.
     unknown: Vec<String>,
-    /// Variables whose value is not UTF-8, or a `.env` that cannot be read.
+    /// Faults of variables whose value is not UTF-8, and of a `.env` that cannot be read.
     pub(super) unreadable: Vec<String>,
 }
 
-impl Raw {
-    /// Merges the three sources of a process.
+impl RawSettings {
+    /// Merges the three sources: flags, environment and `.env`.
     pub fn merge(
         flags: &ArgMatches,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -54,7 +55,7 @@ impl Raw {
         raw
     }
 
-    /// Settings from pairs alone, with no look at the process: for tests.
+    /// Takes settings from pairs alone and ignores the process. Tests use it.
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut raw = Self::default();
         for (name, value) in pairs {
@@ -63,25 +64,27 @@ impl Raw {
         raw
     }
 
-    /// A fault for each setting that guards something, and was given without a value: whatever was
-    /// meant, it would guard nothing.
-    pub(super) fn open_guards(&self) -> Vec<String> {
-        let is_open = |row: &&Row| {
-            row.guards && self.empty.contains(row.name) && !self.values.contains_key(row.name)
+    /// Returns a fault for each protective setting that was given with an empty value, since an
+    /// empty value would protect nothing.
+    pub(super) fn faults_of_empty_values(&self) -> Vec<String> {
+        let is_faulty = |row: &&Row| {
+            row.rejects_empty
+                && self.empty.contains(row.name)
+                && !self.values.contains_key(row.name)
         };
         let fault = |row: &Row| {
             format!(
-                "{} is there but empty, and would guard nothing: give it a value, or remove it",
+                "{} is set but empty, and would protect nothing: give it a value, or remove it",
                 row.name
             )
         };
-        SETTINGS.iter().filter(is_open).map(fault).collect()
+        SETTINGS.iter().filter(is_faulty).map(fault).collect()
     }
 
-    /// A word to the operator for each variable that is unknown.
-    pub(super) fn typing_slips(&self) -> Vec<String> {
-        let slip = |name| format!("{name} is no setting of this service; is it a typing slip?");
-        self.unknown.iter().map(slip).collect()
+    /// Returns a notice for each unknown variable.
+    pub(super) fn notices_of_unknown_variables(&self) -> Vec<String> {
+        let notice = |name| format!("{name} is not a setting of this service; is it misspelt?");
+        self.unknown.iter().map(notice).collect()
     }
 
     fn add_dotenv(&mut self, path: &Path) {
@@ -93,7 +96,7 @@ impl Raw {
                 return;
             }
         };
-        // The file may hold settings of other programs, too.
+        // Other programs may share the file, and faults in their variables do not matter here.
         let is_ours = |name: &str| find(name).is_some() || name.starts_with("IMAGESVC_");
         for line in dotenv::parse(&text) {
             match line {
@@ -125,18 +128,18 @@ mod tests {
     use super::*;
     use crate::config::command;
 
-    impl Raw {
+    impl RawSettings {
         fn get(&self, name: &str) -> Option<&str> {
             self.values.get(name).map(String::as_str)
         }
     }
 
-    fn merge(flags: &[&str], environment: &[(&str, &str)], dotenv: &str) -> Raw {
+    fn merge(flags: &[&str], environment: &[(&str, &str)], dotenv: &str) -> RawSettings {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".env");
         fs::write(&path, dotenv).unwrap();
         let flags = command().try_get_matches_from([&["imagesvc"], flags].concat()).unwrap();
-        Raw::merge(
+        RawSettings::merge(
             &flags,
             environment.iter().map(|(name, value)| (name.into(), value.into())),
             &path,
@@ -185,6 +188,6 @@ mod tests {
         let of_others = merge(&[], &[], "DATABASE_URL=postgres://$USER\nIMAGESVC_PORT=3\n");
         assert!(of_others.unreadable.is_empty());
         assert_eq!(merge(&[], &[], "IMAGESVC_API_KEYS=$x\n").unreadable.len(), 1);
-        assert_eq!(raw.get("IMAGESVC_PORT"), Some("3"), "the lines after it are read");
+        assert_eq!(raw.get("IMAGESVC_PORT"), Some("3"), "the lines after the fault are read");
     }
 }

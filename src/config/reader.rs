@@ -1,4 +1,4 @@
-//! Reads settings one by one and keeps their faults, so that all are reported at once.
+//! Reads settings one by one and collects their faults, so that all are reported at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,40 +8,40 @@ use std::{
 
 use super::row::{Optional, Row, Setting};
 
-/// What was given, as text, by the names of the variables.
-pub(super) type Given = BTreeMap<&'static str, String>;
+/// The values that were given, by the names of their variables.
+pub(super) type Values = BTreeMap<&'static str, String>;
 
-/// Reads what was given, and collects what is to be said about it.
+/// Parses the given values, and collects faults and notices.
 pub(super) struct Reader<'a> {
-    given: &'a Given,
-    /// The names of the settings that were asked for.
-    pub asked: BTreeSet<&'static str>,
-    /// What keeps the service from starting.
+    given: &'a Values,
+    /// The names of the settings that were read.
+    pub names_read: BTreeSet<&'static str>,
+    /// Faults, which keep the service from starting.
     pub faults: Vec<String>,
-    /// What the operator should hear, although it is no fault.
+    /// Warnings, which do not.
     pub notices: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
-    /// A reader that has read nothing yet.
-    pub(super) fn new(given: &'a Given) -> Self {
-        Self { given, asked: BTreeSet::new(), faults: Vec::new(), notices: Vec::new() }
+    /// Starts with nothing read.
+    pub(super) fn new(given: &'a Values) -> Self {
+        Self { given, names_read: BTreeSet::new(), faults: Vec::new(), notices: Vec::new() }
     }
 
-    /// The value of a setting; its default where none is given, or where it has a fault.
+    /// Returns the value of a setting, or its default if none was given or the value has a fault.
     pub(super) fn value<T>(&mut self, setting: &Setting<T>) -> T {
         self.parsed(&setting.row, setting.parse).unwrap_or_else(|| {
             #[allow(clippy::expect_used)]
-            (setting.parse)(setting.default).expect("every default parses: a test reads them all")
+            (setting.parse)(setting.default).expect("a test parses every default")
         })
     }
 
-    /// The value of a setting that may be absent; none where it has a fault.
+    /// Returns the value of a setting, or `None` if none was given or the value has a fault.
     pub(super) fn optional<T>(&mut self, setting: &Optional<T>) -> Option<T> {
         self.parsed(&setting.row, setting.parse)
     }
 
-    /// A secret that is given itself or in a file.
+    /// Returns a secret that is given directly or in a file.
     pub(super) fn secret<T>(
         &mut self,
         setting: &Optional<T>,
@@ -62,7 +62,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether a setting was given, be its value right or wrong.
+    /// Whether a setting was given, whatever its value.
     pub(super) fn is_given(&mut self, row: &Row) -> bool {
         self.given(row).is_some()
     }
@@ -73,7 +73,7 @@ impl<'a> Reader<'a> {
     }
 
     fn given(&mut self, row: &Row) -> Option<&'a str> {
-        self.asked.insert(row.name);
+        self.names_read.insert(row.name);
         self.given.get(row.name).map(String::as_str)
     }
 

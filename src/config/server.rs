@@ -1,4 +1,4 @@
-//! How connections are served, and whose word on a client's address is believed.
+//! Settings of the TCP server, and the proxies that it trusts.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -19,51 +19,51 @@ pub(super) const PORT: Setting<u16> = Setting::new(
     "IMAGESVC_PORT",
     "8000",
     |text| parse::number(text, 0..=65535),
-    "The port to listen on; 0 picks one, and the log names it",
+    "The port to listen on; 0 picks a free one, which the log names",
 );
 
 pub(super) const HEADER_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_HEADER_TIMEOUT",
     "10s",
     parse::positive_duration,
-    "Receiving a request's header; also idle keep-alive connections",
+    "The longest time to receive a request's header; also ends idle keep-alive connections",
 );
 
 pub(super) const DRAIN_DELAY: Setting<Duration> = Setting::new(
     "IMAGESVC_DRAIN_DELAY",
     "2s",
     parse::duration,
-    "After SIGTERM: how long new connections are still accepted",
+    "How long new connections are still accepted after SIGTERM",
 );
 
 pub(super) const DRAIN_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_DRAIN_TIMEOUT",
     "70s",
     parse::duration,
-    "After that: how long running requests may take to finish",
+    "How long running requests may take to finish once the listener has closed",
 );
 
 pub(super) const MAX_CONNECTIONS: Setting<usize> = Setting::new(
     "IMAGESVC_MAX_CONNECTIONS",
     "1024",
     |text| parse::number(text, 1..=1 << 20),
-    "Open connections",
+    "The most open connections",
 );
 
 pub(super) const MAX_CONNECTIONS_PER_PEER: Setting<usize> = Setting::new(
     "IMAGESVC_MAX_CONNECTIONS_PER_PEER",
     "64",
     |text| parse::number(text, 1..=1 << 20),
-    "Open connections of one peer",
+    "The most open connections of one peer",
 );
 
 pub(super) const TRUSTED_PROXIES: Optional<TrustedProxies> = Optional::new(
     "IMAGESVC_TRUSTED_PROXIES",
     |text| parse::list(text, parse::network).map(TrustedProxies::new),
-    "Networks whose X-Forwarded-For is believed",
+    "Networks of proxies whose X-Forwarded-For is believed",
 );
 
-/// How connections are served.
+/// Reads the settings of the server.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings {
         listen: SocketAddr::new(read.value(&HOST), read.value(&PORT)),

@@ -1,12 +1,12 @@
-//! The list of all settings, in the order of the documentation. From it follow the flags, `--help`,
-//! the variables that are read, the table in `docs/operating.md` and `.env.example`.
+//! The list of all settings, in the order of the documentation. The flags, `--help`, the recognised
+//! variables, the table in `docs/operating.md` and `.env.example` are all made from it.
 
 use super::{
     decoder, embed, fetch, limits, nvidia, row::Row, server, store, telemetry, upstream, web,
 };
 
-/// Every setting, once. Where one is read that is missing here, every test fails that resolves
-/// settings; where one is here that is never read, the test of each setting's fault does.
+/// Every setting, once. If a setting is read but missing here, every test that resolves settings
+/// fails; if one is listed but never read, `every_setting_is_named_in_its_fault` fails.
 pub(super) const SETTINGS: &[Row] = &[
     upstream::API_KEY.row,
     upstream::API_KEY_FILE.row,
@@ -57,7 +57,7 @@ pub(super) const SETTINGS: &[Row] = &[
     telemetry::LOG_FORMAT.row,
 ];
 
-/// The setting of this name, if there is one.
+/// Returns the setting with this name, if there is one.
 pub(super) fn find(name: &str) -> Option<&'static Row> {
     SETTINGS.iter().find(|row| row.name == name)
 }

@@ -1,4 +1,4 @@
-//! What is logged, and how.
+//! Settings of the log.
 
 use super::{reader::Reader, row::Setting};
 use crate::telemetry::{Format, Settings, parse_filter};
@@ -7,17 +7,17 @@ pub(super) const LOG: Setting<String> = Setting::new(
     "IMAGESVC_LOG",
     "info",
     parse_filter,
-    "What is logged: a level, or directives such as imagesvc=debug",
+    "What to log: a level, or directives such as imagesvc=debug",
 );
 
 pub(super) const LOG_FORMAT: Setting<Format> = Setting::new(
     "IMAGESVC_LOG_FORMAT",
     "auto",
     Format::parse,
-    "text, json, or auto: text on a terminal, JSON otherwise",
+    "The log's format: text, json, or auto (text on a terminal, JSON otherwise)",
 );
 
-/// What is logged, and how.
+/// Reads the settings of the log.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
     Settings { filter: read.value(&LOG), format: read.value(&LOG_FORMAT) }
 }

@@ -1,9 +1,9 @@
-//! One checked configuration, or all of its faults.
+//! Tests that the settings resolve to a checked configuration, or to all of their faults.
 
 use super::*;
 
 fn resolve(pairs: &[(&str, &str)]) -> Result<Config, Faults> {
-    Config::resolve(&Raw::from_pairs(pairs.iter().copied()))
+    Config::resolve(&RawSettings::from_pairs(pairs.iter().copied()))
 }
 
 #[test]
@@ -15,7 +15,7 @@ fn a_key_alone_is_enough() {
     assert_eq!(config.nvidia.retry.max_attempts, 3);
     assert_eq!(config.fetch.policy.ports, [80, 443]);
     let [notice] = &config.notices[..] else { panic!("{:?}", config.notices) };
-    assert!(notice.contains("IMAGESVC_API_KEYS"), "without client keys, a word of warning");
+    assert!(notice.contains("IMAGESVC_API_KEYS"), "without client keys there is a warning");
     let with_keys =
         resolve(&[("NVIDIA_API_KEY", "nvapi-1"), ("IMAGESVC_API_KEYS", "a,b")]).unwrap();
     assert!(with_keys.notices.is_empty());
@@ -32,8 +32,8 @@ fn the_keys_of_clients_are_read_from_a_file_too() {
         (&[("IMAGESVC_API_KEYS_FILE", "/nowhere")][..], "cannot be read"),
         (&[("IMAGESVC_API_KEYS_FILE", path), ("IMAGESVC_API_KEYS", "a")], "both set"),
         (&[("IMAGESVC_API_KEYS", "planted words")], "space"),
-        (&[("IMAGESVC_TRUSTED_PROXIES", "10.0.0.0/99")], "no network"),
-        (&[("IMAGESVC_CORS_ORIGINS", "app.example.com")], "no origin"),
+        (&[("IMAGESVC_TRUSTED_PROXIES", "10.0.0.0/99")], "not a network"),
+        (&[("IMAGESVC_CORS_ORIGINS", "app.example.com")], "not an origin"),
         (&[("IMAGESVC_DOWNLOADS_MAX_AGE", "0")], "longer than zero"),
         (&[("IMAGESVC_DOWNLOADS_MAX_BYTES", "0")], "more than zero"),
         (&[("IMAGESVC_LOG", "warning")], "not a log filter"),
@@ -46,7 +46,7 @@ fn the_keys_of_clients_are_read_from_a_file_too() {
 }
 
 #[test]
-fn a_guard_that_is_there_but_empty_is_a_fault() {
+fn a_protective_setting_that_is_set_but_empty_is_a_fault() {
     let sandbox = ("IMAGESVC_SANDBOX", "1");
     for name in [
         "IMAGESVC_API_KEYS",
@@ -56,18 +56,21 @@ fn a_guard_that_is_there_but_empty_is_a_fault() {
     ] {
         for empty in ["", "  "] {
             let faults = resolve(&[sandbox, (name, empty)]).unwrap_err().to_string();
-            assert!(faults.contains(&format!("{name} is there but empty")), "{faults}");
+            assert!(faults.contains(&format!("{name} is set but empty")), "{faults}");
         }
     }
-    // What another source gives stands.
+    // A value from another source still counts.
     let keys = "IMAGESVC_API_KEYS";
     assert!(!resolve(&[sandbox, (keys, "a"), (keys, "")]).unwrap().web.keys.is_empty());
-    assert!(resolve(&[sandbox, ("IMAGESVC_CORS_ORIGINS", "")]).is_ok(), "this opens something");
+    assert!(
+        resolve(&[sandbox, ("IMAGESVC_CORS_ORIGINS", "")]).is_ok(),
+        "this one allows more, so empty is safe"
+    );
     assert!(resolve(&[("NVIDIA_API_KEY", "")]).is_err());
 }
 
 #[test]
-fn without_a_key_both_ways_out_are_named() {
+fn without_a_key_the_fault_names_the_key_and_the_sandbox() {
     let faults = resolve(&[]).unwrap_err().to_string();
     assert!(faults.contains("NVIDIA_API_KEY") && faults.contains("--sandbox"), "{faults}");
 }
@@ -102,7 +105,7 @@ fn the_sandbox_ignores_a_key_and_says_so() {
 }
 
 #[test]
-fn a_budget_that_cannot_hold_one_picture_is_a_fault() {
+fn a_memory_limit_that_cannot_hold_one_picture_is_a_fault() {
     let faults =
         resolve(&[("IMAGESVC_SANDBOX", "1"), ("IMAGESVC_MAX_IMAGE_BYTES", "200MiB")]).unwrap_err();
     assert!(faults.to_string().contains("IMAGESVC_MAX_BUFFERED_BYTES"));
@@ -115,7 +118,7 @@ fn a_fault_never_quotes_a_key() {
 }
 
 #[test]
-fn every_default_parses_and_is_what_is_read_when_nothing_is_given() {
+fn every_default_parses_and_is_used_when_nothing_is_given() {
     let key = ("NVIDIA_API_KEY", "nvapi-1");
     let defaults = SETTINGS.iter().filter_map(|row| Some((row.name, row.default?)));
     let given: Vec<_> = defaults.chain([key]).collect();
@@ -127,7 +130,7 @@ fn every_default_parses_and_is_what_is_read_when_nothing_is_given() {
 
 #[test]
 fn every_setting_is_named_in_its_fault() {
-    // A control character is a fault in every setting but the folder, for any text is a path.
+    // A control character is a fault in every setting but the folder, since any text is a path.
     let folder = store::DOWNLOADS_DIR.row.name;
     for row in SETTINGS.iter().filter(|row| row.name != folder) {
         let faults = resolve(&[(row.name, "\u{7}")]).unwrap_err().to_string();
@@ -139,13 +142,13 @@ fn every_setting_is_named_in_its_fault() {
 }
 
 #[test]
-fn a_typing_slip_is_named_beside_the_faults() {
+fn a_misspelt_variable_is_named_beside_the_faults() {
     let faults = resolve(&[("IMAGESVC_SANBOX", "true")]).unwrap_err().to_string();
-    assert!(faults.contains("IMAGESVC_SANBOX is no setting"), "{faults}");
+    assert!(faults.contains("IMAGESVC_SANBOX is not a setting"), "{faults}");
 }
 
 #[test]
-fn a_key_may_stand_in_a_file_and_nowhere_twice() {
+fn a_key_may_come_from_a_file_but_not_from_two_places() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "nvapi-2\n").unwrap();
     let path = file.path().to_str().unwrap();

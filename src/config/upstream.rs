@@ -1,4 +1,4 @@
-//! Who computes the embeddings: NVIDIA, with a key, or the sandbox.
+//! Settings of the upstream that computes embeddings: NVIDIA with a key, or the sandbox.
 
 use std::path::PathBuf;
 
@@ -12,21 +12,21 @@ use crate::nvidia::ApiKey;
 pub(super) const API_KEY: Optional<ApiKey> = Optional::secret(
     "NVIDIA_API_KEY",
     ApiKey::parse,
-    "The key for NVIDIA's API; required without --sandbox",
+    "The key for NVIDIA's API; required unless --sandbox is set",
 );
 
 pub(super) const API_KEY_FILE: Optional<PathBuf> = Optional::new(
     "NVIDIA_API_KEY_FILE",
     parse::path,
-    "A file that holds the key instead (for systemd's LoadCredential)",
+    "A file with the key, instead of the key itself (for systemd's LoadCredential)",
 );
 
 pub(super) const SANDBOX: Setting<bool> = Setting::switch(
     "IMAGESVC_SANDBOX",
-    "Run against the built-in stand-in for NVIDIA: no key, no network",
+    "Use the built-in stand-in for NVIDIA, which needs no key and no network",
 );
 
-/// Who computes the embeddings.
+/// Where the embeddings are computed.
 #[derive(Debug)]
 pub enum Upstream {
     /// NVIDIA's hosted API, with this key.
@@ -35,13 +35,13 @@ pub enum Upstream {
     Sandbox,
 }
 
-/// `None` is never without a fault.
+/// Reads where embeddings are computed. `None` always comes with a fault.
 pub(super) fn resolve(read: &mut Reader<'_>) -> Option<Upstream> {
     let has_key = read.is_given(&API_KEY.row) || read.is_given(&API_KEY_FILE.row);
     let (key, file) = (API_KEY.row.name, API_KEY_FILE.row.name);
     if read.value(&SANDBOX) {
         if has_key {
-            read.notices.push(format!("sandbox mode: {key} is ignored and goes nowhere"));
+            read.notices.push(format!("sandbox mode: {key} is ignored and sent nowhere"));
         }
         return Some(Upstream::Sandbox);
     }

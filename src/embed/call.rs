@@ -29,6 +29,8 @@ struct Payload {
     prepared: Prepared,
     /// Whether NVIDIA accepts it without re-encoding.
     is_ready: bool,
+    /// Whether it was shrunk only because uploads do not work at the moment.
+    is_temporary: bool,
     /// The file that a re-encoded picture may be in; removed when this is dropped.
     _staging_file: Option<StagingFile>,
 }
@@ -36,8 +38,14 @@ struct Payload {
 impl Payload {
     fn original(picture: &Picture) -> Self {
         let (content, format) = (picture.content.clone(), picture.format);
-        let is_ready = can_be_sent_as_is(picture);
-        Self { content, format, prepared: Prepared::Original, is_ready, _staging_file: None }
+        Self {
+            content,
+            format,
+            prepared: Prepared::Original,
+            is_ready: can_be_sent_as_is(picture),
+            is_temporary: false,
+            _staging_file: None,
+        }
     }
 }
 
@@ -103,6 +111,7 @@ impl Inner {
                 Plan::Shrink => {
                     drop(payload); // shrinking starts from the original picture
                     payload = encode(shrunk, Prepared::Shrunk).await?;
+                    payload.is_temporary = self.settings.large_images == LargeImages::Asset;
                 }
             }
         }
@@ -154,15 +163,20 @@ impl Inner {
         let spool = self.staging.spool(self.settings.largest_inline());
         let encoded = self.decoder.decode(picture, client, target, deadline, spool).await?;
         let Spooled { content, staging_file, .. } = encoded;
-        let format = Format::Jpeg;
-        Ok(Payload { content, format, prepared, is_ready: true, _staging_file: staging_file })
+        Ok(Payload {
+            content,
+            format: Format::Jpeg,
+            prepared,
+            is_ready: true,
+            is_temporary: false,
+            _staging_file: staging_file,
+        })
     }
 
     fn embedding(&self, vector: Vector, payload: &Payload, attempts: &Attempts<'_>) -> Embedding {
         let (prepared, count) = (payload.prepared, attempts.inferences());
-        let is_temporary =
-            prepared == Prepared::Shrunk && self.settings.large_images == LargeImages::Asset;
-        let valid_until = is_temporary.then(|| self.upload_breaker.closes_at(Instant::now()));
+        let valid_until =
+            payload.is_temporary.then(|| self.upload_breaker.closes_at(Instant::now()));
         Embedding { vector, prepared, provenance: Provenance::Nvidia, attempts: count, valid_until }
     }
 

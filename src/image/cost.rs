@@ -36,20 +36,23 @@ const ENCODING: u64 = 7;
 /// [`Error::BadHeader`] when the header makes no sense or claims absurd tables;
 /// [`Error::Unsupported`] when it is of a kind that can be sent as it is, and not decoded.
 pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
-    let reader = &mut picture.content.header_reader();
+    let bounded = |read: &dyn Fn(&mut Reader) -> Option<u64>| {
+        let read = |reader: &mut Reader| read(reader).ok_or(Fault::Damaged);
+        header::bounded(picture.format, &picture.content, read)
+    };
     let per_pixel = match picture.format {
         Format::Jpeg => {
             let jpeg = header::bounded(picture.format, &picture.content, jpeg::read)?;
             if let Some(kind) = jpeg.undecodable() {
                 return Err(Error::Unsupported(kind));
             }
-            Some(per_pixel_of_jpeg(&jpeg))
+            per_pixel_of_jpeg(&jpeg)
         }
-        Format::Png => png(reader),
-        Format::WebP => webp(reader),
+        Format::Png => bounded(&png)?,
+        Format::WebP => bounded(&webp)?,
         // The canvas, a frame of it, and the frame's indices.
-        Format::Gif => Some(4 + 5),
-        Format::Bmp => Some(4),
+        Format::Gif => 4 + 5,
+        Format::Bmp => 4,
         Format::Tiff => {
             let bytes = header::bounded(picture.format, &picture.content, |reader| {
                 tiff(reader, picture.content.len())
@@ -58,12 +61,10 @@ pub(super) fn decode_cost(picture: &Picture) -> Result<u64, Error> {
             return Ok(bytes.saturating_add(picture.content.len() + METADATA));
         }
         Format::Heic => {
-            let bytes = heic(reader, picture.content.len());
-            return bytes.map(|bytes| bytes + METADATA).ok_or(Error::BadHeader(picture.format));
+            return Ok(bounded(&|reader| heic(reader, picture.content.len()))? + METADATA);
         }
     };
-    let per_pixel = per_pixel.ok_or(Error::BadHeader(picture.format))?.max(ENCODING);
-    Ok(picture.pixels() * per_pixel + picture.content.len() + METADATA)
+    Ok(picture.pixels() * per_pixel.max(ENCODING) + picture.content.len() + METADATA)
 }
 
 /// A picture that comes in several scans is held as 16-bit coefficients of each component, none of

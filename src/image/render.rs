@@ -151,7 +151,7 @@ pub(super) fn decode(picture: &Picture, cost: u64) -> Result<RgbImage, Error> {
     };
     Ok(match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
-        image if image.color().has_alpha() => onto_white(image.into_rgba8(), Colours::Straight),
+        image if image.color().has_alpha() => onto_white(image.into_rgba8(), blend_onto_white),
         image => image.into_rgb8(),
     })
 }
@@ -182,15 +182,13 @@ fn broken(picture: &Picture, error: ImageError) -> Error {
     }
 }
 
-/// Whether the colours of a picture with transparency were already multiplied by it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Colours {
-    Straight,
-    Premultiplied,
+/// Lays a channel's value onto white, whose colours were not multiplied by alpha.
+fn blend_onto_white(value: u32, alpha: u32) -> u32 {
+    (value * alpha + 255 * (255 - alpha) + 127) / 255
 }
 
 /// Lays the picture onto white, in the memory it has: three bytes overwrite four.
-fn onto_white(image: RgbaImage, colours: Colours) -> RgbImage {
+fn onto_white(image: RgbaImage, blend: fn(value: u32, alpha: u32) -> u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let mut bytes = image.into_raw();
     let pixels = bytes.len() / 4;
@@ -198,11 +196,7 @@ fn onto_white(image: RgbaImage, colours: Colours) -> RgbImage {
         let [red, green, blue, alpha] =
             [0, 1, 2, 3].map(|channel| u32::from(bytes[pixel * 4 + channel]));
         for (channel, value) in [red, green, blue].into_iter().enumerate() {
-            let blended = match colours {
-                Colours::Straight => (value * alpha + 255 * (255 - alpha) + 127) / 255,
-                Colours::Premultiplied => value + 255 - alpha,
-            };
-            bytes[pixel * 3 + channel] = blended.min(255) as u8;
+            bytes[pixel * 3 + channel] = blend(value, alpha).min(255) as u8;
         }
     }
     bytes.truncate(pixels * 3);

@@ -1,31 +1,33 @@
-//! A vector from a picture's pixels: the same photograph resized or recompressed lands close by,
-//! different photographs do not.
+//! Computes a vector from a picture's pixels. The same photograph, resized or recompressed, gets a
+//! similar vector; different photographs get different ones.
 
 use crate::nvidia::DIMENSIONS;
 
-/// The picture is looked at as a grid of cells.
+/// Cells along each side of the grid that the picture is divided into.
 const GRID: usize = 16;
-/// Pixels along a cell's side, after scaling.
+/// Pixels along each side of a cell, after scaling.
 const CELL: usize = 8;
-/// The picture is looked at as a square of so many pixels along a side.
+/// Pixels along each side of the square that the picture is scaled to.
 pub const SIDE: u32 = (GRID * CELL) as u32;
 /// The length of the square as plain RGB, in bytes.
 pub const SQUARE_LEN: usize = 3 * ROW * ROW;
 const ROW: usize = GRID * CELL;
-/// Numbers for each cell: mean L, a and b, energy of the horizontal and the vertical gradient, spread.
+/// Numbers for each cell: mean L, a and b; energy of the horizontal and of the vertical gradient;
+/// spread of L.
 const FEATURES: usize = 6;
 
-/// What a feature counts for beside the others. Light and shade tell photographs apart best;
-/// gradients suffer from scaling and compression.
+/// The weight of each feature. Lightness and colour tell photographs apart best; scaling and
+/// compression change the gradients.
 const WEIGHTS: [f32; FEATURES] = [1.0, 1.0, 1.0, 0.5, 0.5, 0.5];
 
-/// Below this length (of the whole vector, in units of CIELAB) a picture counts as flat.
+/// A picture whose vector is shorter than this (in units of CIELAB) counts as flat.
 const FLAT: f32 = 1.0;
 
 const _: () = assert!(GRID * GRID * FEATURES == DIMENSIONS);
 
-/// Computes the vector of a square of [`SIDE`] pixels in plain RGB: of length 1, and finite for
-/// every picture. `None` if that is not its length.
+/// Computes the vector of a square of [`SIDE`] × [`SIDE`] pixels in plain RGB. The vector has
+/// length 1 and is finite for every picture. Returns `None` if `square` has another number of
+/// bytes.
 pub fn vector(square: &[u8]) -> Option<Vec<f32>> {
     if square.len() != SQUARE_LEN {
         return None;
@@ -67,7 +69,7 @@ fn features(pixels: &[Lab], cell: usize) -> [f32; FEATURES] {
     [l, a, b, right.sqrt(), below.sqrt(), (squares - l * l).max(0.0).sqrt()]
 }
 
-/// sRGB to CIELAB under D65 (IEC 61966-2-1, CIE 15).
+/// Converts sRGB to CIELAB under D65 (IEC 61966-2-1, CIE 15).
 fn lab(rgb: [u8; 3]) -> Lab {
     let [r, g, b] = rgb.map(|channel| {
         let value = f32::from(channel) / 255.0;
@@ -92,7 +94,7 @@ mod tests {
     use super::*;
     use crate::image::{Content, Target, probe};
 
-    /// The vector of a picture of any size.
+    /// Computes the vector of a picture of any size.
     fn vector(picture: &RgbImage) -> Vec<f32> {
         let mut png = std::io::Cursor::new(Vec::new());
         picture.write_to(&mut png, ImageFormat::Png).unwrap();
@@ -121,7 +123,7 @@ mod tests {
             && (cosine(vector, vector) - 1.0).abs() < 1e-4
     }
 
-    fn again(
+    fn reencoded(
         photo: &RgbImage,
         encode: impl Fn(&DynamicImage, &mut std::io::Cursor<Vec<u8>>),
     ) -> RgbImage {
@@ -141,7 +143,7 @@ mod tests {
                 ("half, averaged", imageops::thumbnail(&photo, width / 2, height / 2)),
                 (
                     "quality 60",
-                    again(&photo, |image, to| {
+                    reencoded(&photo, |image, to| {
                         JpegEncoder::new_with_quality(to, 60).encode_image(image).unwrap();
                     }),
                 ),
@@ -155,7 +157,7 @@ mod tests {
             ] {
                 others.push((
                     "format",
-                    again(&photo, |image, to| image.to_rgb8().write_to(to, format).unwrap()),
+                    reencoded(&photo, |image, to| image.to_rgb8().write_to(to, format).unwrap()),
                 ));
             }
             for (what, other) in others {
@@ -166,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn different_photographs_and_mirror_images_do_not() {
+    fn different_photographs_and_mirror_images_are_far_apart() {
         let vectors: Vec<_> = photos().iter().map(vector).collect();
         for (first, second) in [(0, 1), (0, 2), (1, 2)] {
             let similarity = cosine(&vectors[first], &vectors[second]);

@@ -1,4 +1,4 @@
-//! What the stand-in answers: NVIDIA's four addresses and the presigned one.
+//! The stand-in's routes: the four endpoints of NVIDIA's API, and the presigned upload URL.
 
 use std::{
     collections::HashMap,
@@ -33,18 +33,19 @@ mod wire;
 
 use wire::{CreateAsset, Inference, Message, MessageContent, answer};
 
-/// Inline pictures must be shorter, in base64 characters.
+/// Inline pictures must have fewer Base64 characters than this.
 const INLINE_LIMIT: usize = 200_000;
-/// The largest upload, in bytes. A picture that was re-encoded may be larger than it came.
+/// The largest upload, in bytes. It is larger than the largest picture, since re-encoding may make
+/// a picture larger.
 const ASSET_LIMIT: u64 = 128 << 20;
-/// Uploads, and pending answers, that are kept at once.
-const KEPT: usize = 256;
-/// How long they are kept.
-const KEPT_FOR: Duration = Duration::from_secs(120);
-/// How much of an upload is in memory, in bytes.
-const UPLOAD_PIECE: usize = 64 * 1024;
-/// How long decoding a picture may take, the wait for its turn included.
-const DECODING_TIME: Duration = Duration::from_secs(30);
+/// The most uploads, and the most pending answers, that are kept at once.
+const MAX_KEPT: usize = 256;
+/// How long an upload or a pending answer is kept.
+const KEEP_TIME: Duration = Duration::from_secs(120);
+/// The bytes of an upload that are kept in memory; the rest goes to a file.
+const MAX_UPLOAD_IN_MEMORY: usize = 64 * 1024;
+/// How long decoding a picture may take, including the wait in the decoder's queue.
+const DECODE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const ASSET_REFERENCES: HeaderName = HeaderName::from_static("nvcf-input-asset-references");
 const FUNCTION_ASSETS: HeaderName = HeaderName::from_static("nvcf-function-asset-ids");
@@ -52,7 +53,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("nvcf-reqid");
 const STATUS: HeaderName = HeaderName::from_static("nvcf-status");
 const ASSET_DESCRIPTION: HeaderName = HeaderName::from_static("x-amz-meta-nvcf-asset-description");
 
-/// A stand-in at this address, which wants this key, and takes pictures of so many pixels.
+/// A stand-in for NVIDIA at `address`. It expects `key`, and accepts pictures of up to
+/// `max_pixels`.
 pub fn router(
     address: SocketAddr,
     key: &str,
@@ -60,7 +62,7 @@ pub fn router(
     decoder: Decoder,
     staging: Staging,
 ) -> Router {
-    let upstream = Upstream {
+    let stand_in = StandIn {
         address,
         bearer: format!("Bearer {key}"),
         max_pixels,
@@ -76,10 +78,10 @@ pub fn router(
         .route("/v2/nvcf/assets", post(create_asset))
         .route("/v2/nvcf/assets/{id}", axum::routing::delete(delete_asset))
         .route("/upload/{id}", put(upload_asset))
-        .with_state(Arc::new(upstream))
+        .with_state(Arc::new(stand_in))
 }
 
-struct Upstream {
+struct StandIn {
     address: SocketAddr,
     bearer: String,
     max_pixels: u64,
@@ -94,15 +96,16 @@ struct Asset {
     signature: String,
     content_type: String,
     description: String,
-    /// Computed when the upload arrives: its bytes need not be kept.
-    vector: Option<Result<Vec<f32>, Refusal>>,
+    /// The vector of the uploaded picture, or why it was rejected; `None` before the upload. It is
+    /// computed when the upload arrives, so that the bytes need not be kept.
+    vector: Option<Result<Vec<f32>, Rejection>>,
 }
 
-/// An error as NVIDIA writes it.
+/// An error in the form in which NVIDIA sends it.
 #[derive(Debug, Clone, PartialEq)]
-struct Refusal(StatusCode, &'static str);
+struct Rejection(StatusCode, &'static str);
 
-impl IntoResponse for Refusal {
+impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         let Self(status, detail) = self;
         let title = status.canonical_reason();
@@ -112,51 +115,51 @@ impl IntoResponse for Refusal {
     }
 }
 
-const fn unprocessable(detail: &'static str) -> Refusal {
-    Refusal(StatusCode::UNPROCESSABLE_ENTITY, detail)
+const fn unprocessable(detail: &'static str) -> Rejection {
+    Rejection(StatusCode::UNPROCESSABLE_ENTITY, detail)
 }
 
-const fn bad_request(detail: &'static str) -> Refusal {
-    Refusal(StatusCode::BAD_REQUEST, detail)
+const fn bad_request(detail: &'static str) -> Rejection {
+    Rejection(StatusCode::BAD_REQUEST, detail)
 }
 
-impl Upstream {
-    fn authorize(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+impl StandIn {
+    fn authorize(&self, headers: &HeaderMap) -> Result<(), Rejection> {
         match headers.get(header::AUTHORIZATION) {
             Some(bearer) if bearer == self.bearer.as_str() => Ok(()),
-            _ => Err(Refusal(StatusCode::UNAUTHORIZED, "Authentication failed")),
+            _ => Err(Rejection(StatusCode::UNAUTHORIZED, "Authentication failed")),
         }
     }
 
     fn assets(&self) -> MutexGuard<'_, HashMap<Uuid, Asset>> {
         let mut assets = self.assets.lock().unwrap_or_else(PoisonError::into_inner);
-        assets.retain(|_, asset| asset.created.elapsed() < KEPT_FOR);
+        assets.retain(|_, asset| asset.created.elapsed() < KEEP_TIME);
         assets
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<Uuid, (Instant, Vec<f32>)>> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.retain(|_, (since, _)| since.elapsed() < KEPT_FOR);
+        pending.retain(|_, (since, _)| since.elapsed() < KEEP_TIME);
         pending
     }
 
-    async fn vector(&self, media_type: &str, content: Content) -> Result<Vec<f32>, Refusal> {
-        const BROKEN: Refusal = unprocessable("The picture cannot be read");
-        const BUSY: Refusal = Refusal(StatusCode::SERVICE_UNAVAILABLE, "Too many pictures");
+    async fn vector(&self, media_type: &str, content: Content) -> Result<Vec<f32>, Rejection> {
+        const UNREADABLE: Rejection = unprocessable("The picture cannot be read");
+        const BUSY: Rejection = Rejection(StatusCode::SERVICE_UNAVAILABLE, "Too many pictures");
         let max_pixels = self.max_pixels;
         let probed = spawn_blocking(move || image::probe(content, max_pixels));
-        let picture = probed.await.map_err(|_| BUSY)?.map_err(|_| BROKEN)?;
+        let picture = probed.await.map_err(|_| BUSY)?.map_err(|_| UNREADABLE)?;
         if picture.format.media_type() != media_type {
             return Err(unprocessable("The picture is not what its media type says"));
         }
         let square = Target::Square { side: perceptual::SIDE };
         let spool = self.staging.spool(perceptual::SQUARE_LEN);
-        let deadline = Instant::now() + DECODING_TIME;
-        // Whose picture it is, NVIDIA does not know either.
+        let deadline = Instant::now() + DECODE_TIMEOUT;
+        // NVIDIA does not know whose picture it is, and neither does the stand-in.
         let client = ClientNetwork::UNKNOWN;
         let decoded = self.decoder.decode(&picture, client, square, deadline, spool).await;
         let pixels = decoded.map_err(|error| match error {
-            decoder::Error::Image(_) => BROKEN,
+            decoder::Error::Image(_) => UNREADABLE,
             _ => BUSY,
         })?;
         let vector = spawn_blocking(move || {
@@ -166,16 +169,16 @@ impl Upstream {
         vector.await.ok().flatten().ok_or(BUSY)
     }
 
-    /// Receives an upload.
-    async fn receive(&self, body: Body) -> Result<Spooled, Refusal> {
-        const FAILED: Refusal =
-            Refusal(StatusCode::INTERNAL_SERVER_ERROR, "The upload could not be kept");
-        let mut spool = self.staging.spool(UPLOAD_PIECE);
+    /// Receives the body of an upload.
+    async fn receive(&self, body: Body) -> Result<Spooled, Rejection> {
+        const FAILED: Rejection =
+            Rejection(StatusCode::INTERNAL_SERVER_ERROR, "The upload could not be kept");
+        let mut spool = self.staging.spool(MAX_UPLOAD_IN_MEMORY);
         let mut bytes = body.into_data_stream();
         while let Some(chunk) = bytes.next().await {
-            let chunk = chunk.map_err(|_| bad_request("The upload broke off"))?;
+            let chunk = chunk.map_err(|_| bad_request("The upload ended early"))?;
             if spool.received() + chunk.len() as u64 > ASSET_LIMIT {
-                return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, "The upload is too large"));
+                return Err(Rejection(StatusCode::PAYLOAD_TOO_LARGE, "The upload is too large"));
             }
             spool.write(&chunk).await.map_err(|_| FAILED)?;
         }
@@ -187,76 +190,76 @@ fn require(
     headers: &HeaderMap,
     name: &HeaderName,
     value: &str,
-    refusal: Refusal,
-) -> Result<(), Refusal> {
+    rejection: Rejection,
+) -> Result<(), Rejection> {
     let given = headers.get(name).and_then(|given| given.to_str().ok());
-    if given == Some(value) { Ok(()) } else { Err(refusal) }
+    if given == Some(value) { Ok(()) } else { Err(rejection) }
 }
 
-fn require_json(headers: &HeaderMap) -> Result<(), Refusal> {
-    let refusal =
-        Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json");
-    require(headers, &header::CONTENT_TYPE, "application/json", refusal)
+fn require_json(headers: &HeaderMap) -> Result<(), Rejection> {
+    let rejection =
+        Rejection(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Content-Type must be application/json");
+    require(headers, &header::CONTENT_TYPE, "application/json", rejection)
 }
 
-/// The media types that the model takes.
+/// Whether the model accepts this media type.
 fn is_accepted(media_type: &str) -> bool {
     matches!(media_type, "image/jpeg" | "image/png")
 }
 
 async fn infer(
-    State(upstream): State<Arc<Upstream>>,
+    State(stand_in): State<Arc<StandIn>>,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Response, Refusal> {
-    upstream.authorize(&headers)?;
+) -> Result<Response, Rejection> {
+    stand_in.authorize(&headers)?;
     require_json(&headers)?;
     let inference: Inference = serde_json::from_slice(&body)
         .map_err(|_| unprocessable("The body is not what the model takes"))?;
     match inference.messages.as_slice() {
-        [] => infer_asset(&upstream, &headers),
+        [] => infer_asset(&stand_in, &headers),
         [Message { content: MessageContent::ImageUrl { image_url } }] => {
             let parts =
                 image_url.url.strip_prefix("data:").and_then(|data| data.split_once(";base64,"));
             let (media_type, text) =
-                parts.ok_or(unprocessable("The picture must be a data: address"))?;
+                parts.ok_or(unprocessable("The picture must be a data: URL"))?;
             if !is_accepted(media_type) {
                 return Err(unprocessable("The model takes JPEG and PNG"));
             }
             if text.len() >= INLINE_LIMIT {
-                return Err(Refusal(
+                return Err(Rejection(
                     StatusCode::PAYLOAD_TOO_LARGE,
                     "The picture must be uploaded as an asset",
                 ));
             }
             let picture = BASE64_STANDARD
                 .decode(text)
-                .map_err(|_| unprocessable("The picture is no Base64"))?;
+                .map_err(|_| unprocessable("The picture is not Base64"))?;
             let content = Content::Memory(picture.into());
-            Ok(answer(&upstream.vector(media_type, content).await?))
+            Ok(answer(&stand_in.vector(media_type, content).await?))
         }
         _ => Err(unprocessable("The model takes one picture")),
     }
 }
 
-/// Answers that it will answer, so that polling is exercised by every large picture.
-fn infer_asset(upstream: &Upstream, headers: &HeaderMap) -> Result<Response, Refusal> {
+/// Answers 202 and keeps the vector for a poll, so that every large picture exercises polling.
+fn infer_asset(stand_in: &StandIn, headers: &HeaderMap) -> Result<Response, Rejection> {
     let id = |name: &HeaderName| {
         headers.get(name).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok())
     };
     let (Some(id), Some(reference)) = (id(&FUNCTION_ASSETS), id(&ASSET_REFERENCES)) else {
         return Err(bad_request("Both asset headers must name the asset"));
     };
-    let uploaded = upstream
+    let uploaded = stand_in
         .assets()
         .get(&id)
         .filter(|_| id == reference)
         .and_then(|asset| asset.vector.clone());
     let vector = uploaded.ok_or(bad_request("No such asset was uploaded"))??;
     let request = Uuid::new_v4();
-    let mut pending = upstream.pending();
-    if pending.len() >= KEPT {
-        return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, "Too many pending answers"));
+    let mut pending = stand_in.pending();
+    if pending.len() >= MAX_KEPT {
+        return Err(Rejection(StatusCode::TOO_MANY_REQUESTS, "Too many pending answers"));
     }
     pending.insert(request, (Instant::now(), vector));
     let headers = [(REQUEST_ID, request.to_string()), (STATUS, "pending-evaluation".to_owned())];
@@ -264,40 +267,40 @@ fn infer_asset(upstream: &Upstream, headers: &HeaderMap) -> Result<Response, Ref
 }
 
 async fn status(
-    State(upstream): State<Arc<Upstream>>,
+    State(stand_in): State<Arc<StandIn>>,
     headers: HeaderMap,
     Path(id): Path<Uuid>,
-) -> Result<Response, Refusal> {
-    upstream.authorize(&headers)?;
-    let delivered = upstream.pending().remove(&id); // once
+) -> Result<Response, Rejection> {
+    stand_in.authorize(&headers)?;
+    let delivered = stand_in.pending().remove(&id); // as at NVIDIA, a result is delivered once
     delivered
         .map(|(_, vector)| answer(&vector))
-        .ok_or(Refusal(StatusCode::NOT_FOUND, "No such request"))
+        .ok_or(Rejection(StatusCode::NOT_FOUND, "No such request"))
 }
 
 async fn create_asset(
-    State(upstream): State<Arc<Upstream>>,
+    State(stand_in): State<Arc<StandIn>>,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Response, Refusal> {
-    upstream.authorize(&headers)?;
+) -> Result<Response, Rejection> {
+    stand_in.authorize(&headers)?;
     require_json(&headers)?;
     let create: CreateAsset = serde_json::from_slice(&body)
-        .map_err(|_| bad_request("contentType and description are wanted"))?;
+        .map_err(|_| bad_request("contentType and description are required"))?;
     if !is_accepted(&create.content_type) {
         return Err(bad_request("The model takes JPEG and PNG"));
     }
     let (id, signature) = (Uuid::new_v4(), Uuid::new_v4().simple().to_string());
-    let upload_url = format!("http://{}/upload/{id}?signature={signature}", upstream.address);
+    let upload_url = format!("http://{}/upload/{id}?signature={signature}", stand_in.address);
     let answer = json!({
         "assetId": id,
         "uploadUrl": upload_url,
         "contentType": create.content_type,
         "description": create.description,
     });
-    let mut assets = upstream.assets();
-    if assets.len() >= KEPT {
-        return Err(Refusal(StatusCode::TOO_MANY_REQUESTS, "Too many assets"));
+    let mut assets = stand_in.assets();
+    if assets.len() >= MAX_KEPT {
+        return Err(Rejection(StatusCode::TOO_MANY_REQUESTS, "Too many assets"));
     }
     assets.insert(
         id,
@@ -312,24 +315,24 @@ async fn create_asset(
     Ok(Json(answer).into_response())
 }
 
-/// The presigned address: it knows no key, and wants the headers that were signed.
+/// The presigned URL. It takes no key, and requires the headers that were signed.
 async fn upload_asset(
-    State(upstream): State<Arc<Upstream>>,
+    State(stand_in): State<Arc<StandIn>>,
     Path(id): Path<Uuid>,
     Query(query): Query<HashMap<String, String>>,
     headers: HeaderMap,
     body: Body,
-) -> Result<StatusCode, Refusal> {
-    const DENIED: Refusal =
-        Refusal(StatusCode::FORBIDDEN, "The request does not match its signature");
+) -> Result<StatusCode, Rejection> {
+    const DENIED: Rejection =
+        Rejection(StatusCode::FORBIDDEN, "The request does not match its signature");
     if headers.contains_key(header::AUTHORIZATION) {
         return Err(bad_request("Only one way to authorize is allowed"));
     }
     if !headers.contains_key(header::CONTENT_LENGTH) {
-        return Err(Refusal(StatusCode::NOT_IMPLEMENTED, "Chunked uploads are not implemented"));
+        return Err(Rejection(StatusCode::NOT_IMPLEMENTED, "Chunked uploads are not implemented"));
     }
     let content_type = {
-        let assets = upstream.assets();
+        let assets = stand_in.assets();
         let asset = assets.get(&id).ok_or(DENIED)?;
         if query.get("signature") != Some(&asset.signature) {
             return Err(DENIED);
@@ -338,19 +341,19 @@ async fn upload_asset(
         require(&headers, &ASSET_DESCRIPTION, &asset.description, DENIED)?;
         asset.content_type.clone()
     };
-    let uploaded = upstream.receive(body).await?;
-    let vector = upstream.vector(&content_type, uploaded.content.clone()).await;
-    drop(uploaded); // its file was there until now
-    upstream.assets().get_mut(&id).ok_or(DENIED)?.vector = Some(vector);
+    let uploaded = stand_in.receive(body).await?;
+    let vector = stand_in.vector(&content_type, uploaded.content.clone()).await;
+    drop(uploaded); // the decoder reads its file, so it must exist until here
+    stand_in.assets().get_mut(&id).ok_or(DENIED)?.vector = Some(vector);
     Ok(StatusCode::OK)
 }
 
 async fn delete_asset(
-    State(upstream): State<Arc<Upstream>>,
+    State(stand_in): State<Arc<StandIn>>,
     headers: HeaderMap,
     Path(id): Path<Uuid>,
-) -> Result<StatusCode, Refusal> {
-    upstream.authorize(&headers)?;
-    let deleted = upstream.assets().remove(&id);
-    deleted.map(|_| StatusCode::NO_CONTENT).ok_or(Refusal(StatusCode::NOT_FOUND, "No such asset"))
+) -> Result<StatusCode, Rejection> {
+    stand_in.authorize(&headers)?;
+    let deleted = stand_in.assets().remove(&id);
+    deleted.map(|_| StatusCode::NO_CONTENT).ok_or(Rejection(StatusCode::NOT_FOUND, "No such asset"))
 }

@@ -1,4 +1,5 @@
-//! Who a request comes from: the peer of its connection, or whom a trusted proxy names.
+//! Finds a client's address: the peer of its connection, or the address that a trusted proxy names
+//! in `X-Forwarded-For`.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -14,13 +15,13 @@ use crate::shares::ClientNetwork;
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
-/// Who a request comes from.
+/// The address of the client that sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Client(pub IpAddr);
+pub struct ClientAddress(pub IpAddr);
 
-impl Client {
-    /// What limits count as one client: an IPv4 address, or the IPv6 network of 64 bits that one
-    /// customer gets.
+impl ClientAddress {
+    /// What limits count as one client: an IPv4 address, or an IPv6 /64, which is what providers
+    /// assign to one customer.
     pub fn network(self) -> ClientNetwork {
         ClientNetwork(match self.0.to_canonical() {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -34,21 +35,21 @@ impl Client {
 pub struct TrustedProxies(Arc<[IpNet]>);
 
 impl TrustedProxies {
-    /// These networks.
+    /// Trusts the proxies in these networks.
     pub fn new(networks: Vec<IpNet>) -> Self {
         Self(networks.into())
     }
 
-    /// Whether an address is a trusted proxy's.
+    /// Whether this is the address of a trusted proxy.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Whom the nearest address that is no trusted proxy belongs to: the peer, or else the last
-    /// entry of `X-Forwarded-For` that a trusted proxy wrote. What stands before that entry, anybody
-    /// may have written.
-    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> Client {
+    /// Finds the client's address. It is the peer's, unless the peer is a trusted proxy: then it is
+    /// the entry that this proxy appended to `X-Forwarded-For`, and so on through a chain of
+    /// trusted proxies. Earlier entries are ignored, since anybody may have written them.
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries =
             lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')).map(parse_entry);
@@ -56,15 +57,15 @@ impl TrustedProxies {
         while self.contains(nearest) {
             match entries.next() {
                 Some(Some(address)) => nearest = address,
-                // Nobody before, or nobody that can be named.
+                // No earlier entry, or one that is not an address.
                 Some(None) | None => break,
             }
         }
-        Client(nearest)
+        ClientAddress(nearest)
     }
 }
 
-/// An address with or without a port: proxies write both.
+/// Parses an address with or without a port, since proxies write both.
 fn parse_entry(entry: &[u8]) -> Option<IpAddr> {
     let entry = std::str::from_utf8(entry).ok()?.trim();
     let bare = entry.parse().or_else(|_| entry.parse().map(|address: SocketAddr| address.ip()));
@@ -89,7 +90,7 @@ mod tests {
         ]);
         let mut headers = HeaderMap::new();
         for line in forwarded {
-            // As it may come over the wire: any byte that is not a control character.
+            // On the wire, any byte that is not a control character is allowed.
             let line = HeaderValue::from_bytes(line.as_bytes()).unwrap();
             headers.append("x-forwarded-for", line);
         }
@@ -105,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_forged_before_the_proxy_wrote_is_ignored() {
+    fn entries_that_a_client_forged_are_ignored() {
         assert_eq!(client("127.0.0.1", &["1.1.1.1, 198.51.100.1"]), "198.51.100.1");
         assert_eq!(client("127.0.0.1", &["1.1.1.1", "198.51.100.1"]), "198.51.100.1");
         assert_eq!(client("127.0.0.1", &["127.0.0.1, 198.51.100.1"]), "198.51.100.1");
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_believed() {
+    fn unreadable_entries_are_not_believed() {
         for forwarded in ["", "unknown", "1.1.1.1, _hidden", "1.1.1.1, 999.1.1.1"] {
             assert_eq!(client("127.0.0.1", &[forwarded]), "127.0.0.1", "{forwarded}");
         }
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
-        let network = |text| Client(address(text)).network().0.to_string();
+        let network = |text| ClientAddress(address(text)).network().0.to_string();
         assert_eq!(network("192.0.2.1"), "192.0.2.1");
         assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");
         assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");

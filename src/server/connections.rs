@@ -1,4 +1,4 @@
-//! Serves connections: bounded in number, each with timers for all that its client may delay.
+//! Serves connections. Their number is bounded, and timers bound every wait for the client.
 
 use std::{
     io,
@@ -22,23 +22,23 @@ use tokio::{
 use tower::ServiceExt;
 
 use super::{
-    Settings, client_address::Peer, date::set_date, lingering::Lingering, peer_limit::Peers,
+    Settings, client_address::Peer, date::set_date, lingering::Lingering, peer_limit::PeerLimit,
     write_timeout::WriteTimeout,
 };
 use crate::telemetry::Metrics;
 
-/// A connection reads and writes in pieces of at most this many bytes; a header must fit into one.
+/// The size of a connection's buffers in bytes. A request's header must fit into one.
 const BUFFER: usize = 32 * 1024;
 
-/// How long connections that linger are waited for at the end.
-const LAST_LINGERING: Duration = Duration::from_secs(1);
+/// How long the server waits at the end for connections that linger.
+const LINGER_WAIT: Duration = Duration::from_secs(1);
 
-/// What every connection is served with.
+/// Everything that serving a connection needs.
 pub(super) struct Connections {
     router: Router,
-    open: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     max: usize,
-    peers: Peers,
+    peer_limit: PeerLimit,
     graceful: GracefulShutdown,
     metrics: Arc<Metrics>,
     header_timeout: Duration,
@@ -46,14 +46,14 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Connections within these bounds, whose requests a router answers.
+    /// Prepares to serve connections within the limits of `settings`, with the answers of `router`.
     pub(super) fn new(router: Router, settings: &Settings, metrics: Arc<Metrics>) -> Self {
         let trusted = settings.trusted_proxies.clone();
         Self {
             router,
-            open: Arc::new(Semaphore::new(settings.max_connections)),
+            permits: Arc::new(Semaphore::new(settings.max_connections)),
             max: settings.max_connections,
-            peers: Peers::new(settings.max_connections_per_peer, trusted),
+            peer_limit: PeerLimit::new(settings.max_connections_per_peer, trusted),
             graceful: GracefulShutdown::new(),
             metrics,
             header_timeout: settings.header_timeout,
@@ -61,20 +61,20 @@ impl Connections {
         }
     }
 
-    /// Serves a connection in a task of its own, or closes it where there are too many.
+    /// Serves a connection in its own task, or closes it at once if there are too many.
     pub(super) fn serve(&self, stream: TcpStream, peer: SocketAddr) {
-        let Ok(open) = Arc::clone(&self.open).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             return self.refuse(peer, "connections");
         };
-        let Some(of_peer) = self.peers.admit(peer.ip()) else {
+        let Some(peer_permit) = self.peer_limit.admit(peer.ip()) else {
             return self.refuse(peer, "connections_of_peer");
         };
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection ended before it was served");
             return;
         }
-        // Reading is bounded elsewhere: headers by hyper's timer, bodies where they are received.
-        let stream = WriteTimeout::new(Lingering::new(stream, (open, of_peer)));
+        // Reads need no timer here: hyper bounds the header, and the extractors bound the body.
+        let stream = WriteTimeout::new(Lingering::new(stream, (permit, peer_permit)));
         let (router, clock) = (self.router.clone(), self.clock);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
@@ -97,10 +97,10 @@ impl Connections {
         });
     }
 
-    /// Closes the listener. That resets what the system accepted in our name and we did not look at
-    /// yet, so all of that is served first; it is asked itself, since the runtime may not know of
-    /// the last ones.
-    pub(super) fn serve_rest(&self, listener: TcpListener) {
+    /// Serves the connections in the listener's backlog, then closes the listener. Closing it would
+    /// reset them. This accepts from the standard library's listener, since tokio may not have
+    /// noticed the last connections yet.
+    pub(super) fn serve_pending(&self, listener: TcpListener) {
         let Ok(listener) = listener.into_std() else { return };
         while let Ok((stream, peer)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
@@ -111,24 +111,24 @@ impl Connections {
         }
     }
 
-    /// Closes connections without a request in them, and waits for the others; for those that linger
-    /// behind their answer, a moment.
+    /// Closes connections without a request, and waits for the others to finish. It waits for
+    /// lingering connections only briefly.
     pub(super) async fn close(self) {
         self.graceful.shutdown().await;
         let all = u32::try_from(self.max).unwrap_or(u32::MAX);
-        // Those whose client stays longer than that have had their answer.
-        let _ = timeout(LAST_LINGERING, self.open.acquire_many(all)).await;
+        // The remaining clients have received their answer, so the outcome does not matter.
+        let _ = timeout(LINGER_WAIT, self.permits.acquire_many(all)).await;
     }
 
-    /// The connection is closed by being dropped.
+    /// Counts and logs a connection that is over a limit. The caller drops it, which closes it.
     fn refuse(&self, peer: SocketAddr, reason: &'static str) {
         self.metrics.record_shed(reason);
         tracing::debug!(%peer, reason, "too many connections: one was closed at once");
     }
 }
 
-/// Errors of `accept` that tell of the connection, not of the listener.
-pub(super) fn is_about_one_connection(error: &io::Error) -> bool {
+/// Whether an error of `accept` concerns one connection rather than the listener.
+pub(super) fn concerns_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionRefused

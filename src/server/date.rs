@@ -1,9 +1,9 @@
-//! When an answer was made.
+//! The `Date` header of answers.
 //!
-//! hyper has a `Date` of its own, but it keeps one in each thread that only moves forward: after the
-//! system's clock is set back, it stays ahead until the clock has caught up. Where an answer has one
-//! already, hyper leaves it alone. Its own bare answers, to what is no HTTP, keep the one of hyper:
-//! without, they would have none.
+//! hyper writes a `Date` too, but caches it per thread and only moves it forward: after the
+//! system's clock is set back, hyper's date stays ahead until the clock has caught up. hyper does
+//! not replace a `Date` that an answer already has. Only its own bare answers, to input that is not
+//! HTTP, carry hyper's date.
 
 use std::time::SystemTime;
 
@@ -12,9 +12,9 @@ use hyper::{
     header::{DATE, HeaderValue},
 };
 
-/// Writes into an answer that it was made now.
+/// Sets an answer's `Date` to `now`.
 pub(super) fn set_date<B>(response: &mut Response<B>, now: SystemTime) {
-    // A date is ASCII: it is always a header's value.
+    // A formatted date is ASCII, so this never fails.
     if let Ok(date) = HeaderValue::try_from(httpdate::fmt_http_date(now)) {
         response.headers_mut().insert(DATE, date);
     }

@@ -1,10 +1,10 @@
-//! Closes connections in stages: after the last answer nothing more is written, but what the client
-//! still sends is taken for a while.
+//! Closes connections in two stages: after the last answer the server stops writing, but goes on
+//! reading for a while.
 //!
-//! A connection that is closed while its client sends is reset, and the reset also throws away the
-//! answer that was on its way. Clients that said `Expect: 100-continue` and were refused may send
-//! their body all the same (RFC 9110, section 10.1.1): Go's does so, and what is built on it, such as
-//! Caddy.
+//! Closing a connection while its client sends causes a reset, and the reset discards the answer if
+//! the client has not read it yet. A client that sent `Expect: 100-continue` and was refused may
+//! send its body all the same (RFC 9110, section 10.1.1). Go's HTTP client does so, and with it
+//! programs such as Caddy.
 
 use std::{
     io::{self, IoSlice},
@@ -19,29 +19,30 @@ use tokio::{
     time::timeout,
 };
 
-/// How long to go on reading.
-const LONGEST: Duration = Duration::from_secs(5);
+/// The longest time to go on reading.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most that is taken, in bytes: a body of the largest kind.
-const MOST: u64 = 32 << 20;
+/// The most bytes to read after the answer: the largest body that a route accepts.
+const MAX_LINGER_BYTES: u64 = 32 << 20;
 
-/// What can linger: TCP's stream is.
+/// A stream that can linger, such as a `TcpStream`.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
-/// A connection, and what counts it as open: both are held until it has lingered.
-pub(super) struct Lingering<S: Stream, C: Send + 'static> {
-    /// Until it is dropped.
-    open: Option<(S, C)>,
-    /// Whether the client has ended its side.
-    has_ended: bool,
-    /// Whether ours was ended in order.
+/// A connection that lingers when dropped, together with the permits that count it as open. The
+/// permits are given back only when the connection has lingered.
+pub(super) struct Lingering<S: Stream, P: Send + 'static> {
+    /// `None` only while `drop` runs.
+    open: Option<(S, P)>,
+    /// Whether the client has closed its side.
+    client_has_ended: bool,
+    /// Whether the server's side was shut down in order.
     is_shut_down: bool,
 }
 
-impl<S: Stream, C: Send + 'static> Lingering<S, C> {
-    pub(super) fn new(stream: S, counted: C) -> Self {
-        Self { open: Some((stream, counted)), has_ended: false, is_shut_down: false }
+impl<S: Stream, P: Send + 'static> Lingering<S, P> {
+    pub(super) fn new(stream: S, permits: P) -> Self {
+        Self { open: Some((stream, permits)), client_has_ended: false, is_shut_down: false }
     }
 
     fn poll<T>(
@@ -50,30 +51,31 @@ impl<S: Stream, C: Send + 'static> Lingering<S, C> {
     ) -> Poll<io::Result<T>> {
         match &mut self.open {
             Some((stream, _)) => poll(Pin::new(stream)),
-            // Only `drop` takes it.
+            // Unreachable: only `drop` takes the stream.
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 }
 
-impl<S: Stream, C: Send + 'static> Drop for Lingering<S, C> {
+impl<S: Stream, P: Send + 'static> Drop for Lingering<S, P> {
     fn drop(&mut self) {
-        let Some((stream, counted)) = self.open.take() else { return };
-        // At the very end, outside of a runtime, nobody is waited for.
+        let Some((stream, permits)) = self.open.take() else { return };
+        // Outside of a runtime, at the end of the process, the connection just closes.
         if let (true, false, Ok(runtime)) =
-            (self.is_shut_down, self.has_ended, Handle::try_current())
+            (self.is_shut_down, self.client_has_ended, Handle::try_current())
         {
             runtime.spawn(async move {
-                // Whatever has not come by then, or fails, ends with the connection.
-                let mut rest = stream.take(MOST);
-                let _ = timeout(LONGEST, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
-                drop(counted);
+                // A timeout or an error just closes the connection.
+                let mut rest = stream.take(MAX_LINGER_BYTES);
+                let _ = timeout(LINGER_TIMEOUT, tokio::io::copy(&mut rest, &mut tokio::io::sink()))
+                    .await;
+                drop(permits);
             });
         }
     }
 }
 
-impl<S: Stream, C: Send + Unpin + 'static> AsyncRead for Lingering<S, C> {
+impl<S: Stream, P: Send + Unpin + 'static> AsyncRead for Lingering<S, P> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -81,7 +83,7 @@ impl<S: Stream, C: Send + Unpin + 'static> AsyncRead for Lingering<S, C> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = self.poll(|stream| stream.poll_read(context, buffer));
-        self.has_ended |= match &polled {
+        self.client_has_ended |= match &polled {
             Poll::Ready(Ok(())) => buffer.filled().len() == before && buffer.remaining() > 0,
             Poll::Ready(Err(_)) => true,
             Poll::Pending => false,
@@ -90,7 +92,7 @@ impl<S: Stream, C: Send + Unpin + 'static> AsyncRead for Lingering<S, C> {
     }
 }
 
-impl<S: Stream, C: Send + Unpin + 'static> AsyncWrite for Lingering<S, C> {
+impl<S: Stream, P: Send + Unpin + 'static> AsyncWrite for Lingering<S, P> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -133,17 +135,17 @@ mod tests {
 
     use super::*;
 
-    /// A connection that was ended in order while its client may still send, its client, and what
-    /// ends with it.
+    /// Shuts a connection down while its client may still send. Returns the client's end, and a
+    /// channel that closes together with the connection.
     async fn closing() -> (DuplexStream, oneshot::Receiver<()>) {
         let (client, stream) = duplex(64 * 1024);
-        let (counted, closed) = oneshot::channel();
-        let mut lingering = Lingering::new(stream, counted);
+        let (permits, closed) = oneshot::channel();
+        let mut lingering = Lingering::new(stream, permits);
         lingering.shutdown().await.unwrap();
         (client, closed)
     }
 
-    /// How long it is until a connection is closed. A minute would be far too long.
+    /// How long it takes until the connection is closed. Fails after a minute.
     async fn time_until(closed: oneshot::Receiver<()>) -> Duration {
         let started = Instant::now();
         timeout(Duration::from_secs(60), closed).await.unwrap().unwrap_err();
@@ -151,9 +153,9 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_stalls_or_trickles_is_waited_for_no_longer_than_five_seconds() {
+    async fn a_client_that_stalls_or_trickles_is_waited_for_at_most_five_seconds() {
         let (stalls, closed) = closing().await;
-        assert_eq!(time_until(closed).await, LONGEST);
+        assert_eq!(time_until(closed).await, LINGER_TIMEOUT);
         drop(stalls);
 
         let (mut trickles, closed) = closing().await;
@@ -162,24 +164,27 @@ mod tests {
                 sleep(Duration::from_millis(300)).await;
             }
         });
-        assert_eq!(time_until(closed).await, LONGEST);
+        assert_eq!(time_until(closed).await, LINGER_TIMEOUT);
         trickle.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_is_taken_than_a_body_of_the_largest_kind() {
+    async fn at_most_32_mib_are_taken_from_a_closing_connection() {
         let (mut client, closed) = closing().await;
         let piece = [0; 64 * 1024];
         let mut sent = 0;
         while client.write_all(&piece).await.is_ok() {
             sent += piece.len() as u64;
         }
-        assert!((MOST..=MOST + 2 * piece.len() as u64).contains(&sent), "{sent}");
+        assert!(
+            (MAX_LINGER_BYTES..=MAX_LINGER_BYTES + 2 * piece.len() as u64).contains(&sent),
+            "{sent}"
+        );
         assert_eq!(time_until(closed).await, Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_ends_its_side_is_not_waited_for() {
+    async fn a_client_that_ends_its_side_is_not_waited_for() {
         let (client, closed) = closing().await;
         drop(client);
         assert_eq!(time_until(closed).await, Duration::ZERO);

@@ -1,4 +1,4 @@
-//! How many connections each peer has open.
+//! Limits how many connections each peer may have open.
 
 use std::{
     collections::HashMap,
@@ -6,48 +6,49 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::client_address::{Client, TrustedProxies};
+use super::client_address::{ClientAddress, TrustedProxies};
 use crate::shares::ClientNetwork;
 
-/// Bounds the open connections of each peer. An IPv6 peer is its network of 64 bits: that is
-/// what one customer gets.
+/// Limits the open connections of each peer. An IPv6 peer is a /64, which is what providers assign
+/// to one customer.
 #[derive(Debug, Clone)]
-pub(super) struct Peers {
-    limit: usize,
+pub(super) struct PeerLimit {
+    max: usize,
     trusted: TrustedProxies,
     open: Arc<Mutex<HashMap<ClientNetwork, usize>>>,
 }
 
-/// An open connection; it counts until dropped.
+/// Counts one open connection of a peer until dropped.
 #[derive(Debug)]
-pub(super) struct Counted {
-    peers: Peers,
+pub(super) struct PeerPermit {
+    limit: PeerLimit,
     peer: ClientNetwork,
 }
 
-impl Peers {
-    /// At most so many for each peer, and any number for proxies, who speak for many.
-    pub(super) fn new(limit: usize, trusted: TrustedProxies) -> Self {
-        Self { limit, trusted, open: Arc::default() }
+impl PeerLimit {
+    /// Allows at most `limit` connections per peer. Trusted proxies may have any number, since each
+    /// carries the connections of many clients.
+    pub(super) fn new(max: usize, trusted: TrustedProxies) -> Self {
+        Self { max, trusted, open: Arc::default() }
     }
 
-    /// Counts a connection, unless its peer has too many.
-    pub(super) fn admit(&self, address: IpAddr) -> Option<Counted> {
-        let peer = Client(address).network();
-        let limit = if self.trusted.contains(address) { usize::MAX } else { self.limit };
+    /// Counts a connection, or returns `None` if its peer has too many.
+    pub(super) fn admit(&self, address: IpAddr) -> Option<PeerPermit> {
+        let peer = ClientAddress(address).network();
+        let limit = if self.trusted.contains(address) { usize::MAX } else { self.max };
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(peer).or_default();
         if *count >= limit {
             return None;
         }
         *count += 1;
-        Some(Counted { peers: self.clone(), peer })
+        Some(PeerPermit { limit: self.clone(), peer })
     }
 }
 
-impl Drop for Counted {
+impl Drop for PeerPermit {
     fn drop(&mut self) {
-        let mut open = self.peers.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.limit.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = open.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
@@ -67,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_peer_is_an_ipv4_address_or_an_ipv6_network() {
-        let peers = Peers::new(1, TrustedProxies::default());
+        let peers = PeerLimit::new(1, TrustedProxies::default());
         let first = peers.admit(address("192.0.2.1")).unwrap();
         assert!(peers.admit(address("::ffff:192.0.2.1")).is_none());
         let _other = peers.admit(address("192.0.2.2")).unwrap();
@@ -81,14 +82,14 @@ mod tests {
     #[test]
     fn a_trusted_proxy_may_have_any_number() {
         let trusted = TrustedProxies::new(vec!["192.0.2.0/24".parse().unwrap()]);
-        let peers = Peers::new(1, trusted);
+        let peers = PeerLimit::new(1, trusted);
         let open: Vec<_> = (0..100).map(|_| peers.admit(address("192.0.2.1"))).collect();
         assert!(open.iter().all(Option::is_some));
     }
 
     #[test]
-    fn nothing_is_kept_of_peers_that_left() {
-        let peers = Peers::new(2, TrustedProxies::default());
+    fn peers_without_connections_are_forgotten() {
+        let peers = PeerLimit::new(2, TrustedProxies::default());
         let open: Vec<_> = (0..2).map(|_| peers.admit(address("192.0.2.1")).unwrap()).collect();
         drop(open);
         assert!(peers.open.lock().unwrap().is_empty());

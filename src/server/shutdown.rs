@@ -1,5 +1,5 @@
-//! The phases of a server's life, and who is told of each: the log, systemd, and those who answer
-//! requests. (`server.rs` goes through them.)
+//! The phases of a server's life, and the announcement of each to the log, to systemd, and to the
+//! middleware. `server.rs` goes through them.
 
 use std::{
     net::SocketAddr,
@@ -15,46 +15,47 @@ use tokio_util::sync::CancellationToken;
 
 use super::systemd;
 
-/// The phases of a server's life, in their order.
+/// The phases of a server's life, in order.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Phase {
-    /// Connections are accepted.
+    /// The server accepts connections.
     Serving(SocketAddr),
-    /// They still are, for this time, but the end is announced.
+    /// The stop is announced; the server still accepts connections for this long.
     Draining(Duration),
-    /// The listener is closed, and requests that run are waited for.
+    /// The listener is closed, and the server waits for running requests.
     Finishing,
-    /// Time is up: requests that run are answered that the service stops.
+    /// The drain's time is up: running requests are answered with `shutting_down`.
     EndingRequests,
 }
 
 impl Phase {
-    /// Tells whoever acts on it: the log, those who answer requests, systemd.
+    /// Announces the phase to the log, to systemd, and to the middleware through `shutdown`.
     pub(super) fn announce(self, shutdown: &Shutdown) {
         const VERSION: &str = env!("CARGO_PKG_VERSION");
         match self {
             Self::Serving(address) => {
                 tracing::info!(%address, version = VERSION, "listening");
                 let status = format!("serving on {address}");
-                systemd::say(&[NotifyState::Ready, NotifyState::Status(&status)]);
+                systemd::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
             }
             Self::Draining(delay) => {
                 let delay_s = delay.as_secs_f64();
-                tracing::info!(delay_s, "stopping: /ready says no from now on");
+                tracing::info!(delay_s, "stopping: /ready reports 503 from now on");
                 shutdown.start_draining();
-                let status = "stopping: /ready says no, requests are still taken";
-                systemd::say(&[NotifyState::Stopping, NotifyState::Status(status)]);
+                let status = "stopping: /ready reports 503, requests are still accepted";
+                systemd::notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
             }
             Self::Finishing => {
-                let status = "stopping: requests that run are waited for";
-                systemd::say(&[NotifyState::Status(status)]);
+                let status = "stopping: waiting for running requests";
+                systemd::notify(&[NotifyState::Status(status)]);
             }
             Self::EndingRequests => shutdown.end_requests(),
         }
     }
 }
 
-/// Whether the service is draining, and whether requests must end. Cheap to clone; clones share it.
+/// Tells whether the service is draining, and whether requests must end. Cheap to clone; all clones
+/// share one state.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown(Arc<Inner>);
 
@@ -65,12 +66,12 @@ struct Inner {
 }
 
 impl Shutdown {
-    /// From now on `/ready` says no, and answers close their connections.
+    /// From now on `/ready` reports 503, and answers close their connections.
     fn start_draining(&self) {
         self.0.is_draining.store(true, Ordering::Relaxed);
     }
 
-    /// Requests that are still running are answered at once that the service stops.
+    /// From now on requests that still run are answered with `shutting_down`.
     fn end_requests(&self) {
         self.0.requests_must_end.cancel();
     }
@@ -80,7 +81,7 @@ impl Shutdown {
         self.0.is_draining.load(Ordering::Relaxed)
     }
 
-    /// Ends when the time for requests is up.
+    /// Completes when the time for requests is up.
     pub async fn requests_must_end(&self) {
         self.0.requests_must_end.cancelled().await;
     }

@@ -1,4 +1,4 @@
-//! The signals that end the service.
+//! The signals that stop the service.
 
 use std::io;
 
@@ -6,8 +6,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::telemetry;
 
-/// Listens for SIGTERM and SIGINT from now on. The future ends at the first; a second one ends the
-/// process at once.
+/// Listens for SIGTERM and SIGINT from now on. The future completes at the first one; a second one
+/// ends the process at once.
 ///
 /// # Errors
 /// When the system allows no signal handlers.
@@ -16,9 +16,10 @@ pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
-        // A terminal that closes, or an operator who expects the settings to be read anew.
+        // Without a handler SIGHUP would end the process, when a terminal closes or an operator
+        // expects it to reload the settings.
         while hangup.recv().await.is_some() {
-            tracing::info!("SIGHUP changes nothing: settings are read at the start");
+            tracing::info!("SIGHUP changes nothing: settings are read only at start");
         }
     });
     let mut next = async move || {
@@ -28,7 +29,7 @@ pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
         next().await;
         tokio::spawn(async move {
             next().await;
-            tracing::warn!("stopped: a second signal came");
+            tracing::warn!("stopped at once by a second signal");
             telemetry::close_log();
             std::process::exit(0);
         });

@@ -1,4 +1,4 @@
-//! Tells systemd how the service does, if systemd asked to be told (`Type=notify`).
+//! Reports the service's state to systemd, if systemd asks for it (`Type=notify`).
 
 use std::time::Duration;
 
@@ -6,38 +6,38 @@ use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Says it, or says nothing where nobody listens.
-pub(super) fn say(state: &[NotifyState<'_>]) {
+/// Sends a state to systemd; does nothing if systemd does not listen.
+pub(super) fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "systemd could not be told how the service does");
+        tracing::warn!(%error, "cannot report the service's state to systemd");
     }
 }
 
-/// Feeds the watchdog until dropped, twice as often as it asks for.
+/// Feeds systemd's watchdog until dropped, twice as often as systemd demands.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     _feeding: Option<AbortOnDropHandle<()>>,
 }
 
 impl Watchdog {
-    /// As the environment says; it must be made within the runtime.
+    /// Starts feeding if the environment asks for it. Must be called within the runtime.
     pub(super) fn from_environment() -> Self {
         let feeding = sd_notify::watchdog_enabled().map(|patience| {
-            let feeding = feed(patience / 2, || say(&[NotifyState::Watchdog]));
+            let feeding = feed(patience / 2, || notify(&[NotifyState::Watchdog]));
             AbortOnDropHandle::new(tokio::spawn(feeding))
         });
         Self { _feeding: feeding }
     }
 }
 
-/// Has no end. It is a task of its own, on a worker of the runtime: where the workers hang, and no
-/// request is answered, nothing is fed either, whatever still runs on the main thread.
-async fn feed(period: Duration, say: impl Fn()) {
+/// Feeds the watchdog for ever. It runs as a task on the runtime's workers, so that it stops when
+/// the workers hang and no request is answered, even if the main thread still runs.
+async fn feed(period: Duration, notify: impl Fn()) {
     let mut interval = interval(period.max(Duration::from_millis(1)));
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        say();
+        notify();
     }
 }
 

@@ -1,4 +1,4 @@
-//! Closes a connection whose client takes nothing of what is written to it.
+//! Closes a connection whose client does not read what the server writes.
 
 use std::{
     io::{self, IoSlice},
@@ -12,45 +12,46 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// How long a client may go without taking a byte of its answer.
-const LONGEST: Duration = Duration::from_secs(10);
+/// How long a client may go without reading a byte of its answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a stream can be kept waiting with.
+/// The operations that a client can block by not reading.
 #[derive(Clone, Copy, PartialEq)]
-enum Step {
+enum Operation {
     Write,
     Flush,
     Shutdown,
 }
 
-/// A stream that fails when a step takes too long in which nothing is written.
+/// A stream whose writes, flushes and shutdowns fail after [`TIMEOUT`] without progress.
 pub(super) struct WriteTimeout<S> {
     stream: S,
-    /// The step that is waited for, and until when.
-    waiting: Option<(Step, Pin<Box<Sleep>>)>,
+    /// The operation that is pending, and its timer.
+    pending: Option<(Operation, Pin<Box<Sleep>>)>,
 }
 
 impl<S> WriteTimeout<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, waiting: None }
+        Self { stream, pending: None }
     }
 
-    fn bound<T>(
+    fn with_timeout<T>(
         &mut self,
-        step: Step,
+        operation: Operation,
         polled: Poll<io::Result<T>>,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            // Bytes that were taken are progress, whatever was waited for. A flush that had nothing
-            // to do is none: hyper begins each try to shut a stream down with one.
-            if self.waiting.as_ref().is_some_and(|(waits, _)| step == Step::Write || *waits == step)
-            {
-                self.waiting = None;
+            // A finished write is progress, whichever operation was pending. A finished flush may
+            // be no progress: hyper flushes before each attempt to shut the stream down.
+            if self.pending.as_ref().is_some_and(|(pending_operation, _)| {
+                operation == Operation::Write || *pending_operation == operation
+            }) {
+                self.pending = None;
             }
             return polled;
         }
-        let (_, end) = self.waiting.get_or_insert_with(|| (step, Box::pin(sleep(LONGEST))));
+        let (_, end) = self.pending.get_or_insert_with(|| (operation, Box::pin(sleep(TIMEOUT))));
         ready!(end.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -73,7 +74,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.bound(Step::Write, polled, context)
+        self.with_timeout(Operation::Write, polled, context)
     }
 
     fn poll_write_vectored(
@@ -82,7 +83,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.bound(Step::Write, polled, context)
+        self.with_timeout(Operation::Write, polled, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -91,12 +92,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_flush(context);
-        self.bound(Step::Flush, polled, context)
+        self.with_timeout(Operation::Flush, polled, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.bound(Step::Shutdown, polled, context)
+        self.with_timeout(Operation::Shutdown, polled, context)
     }
 }
 
@@ -115,15 +116,15 @@ mod tests {
 
     use super::*;
 
-    /// A client that sends this, and takes nothing any more at one of the steps.
+    /// A client that sends some bytes, and from one kind of operation on reads nothing any more.
     struct Stuck {
-        at: Step,
+        at: Operation,
         sends: &'static [u8],
     }
 
     impl Stuck {
-        fn poll<T>(&self, step: Step, outcome: T) -> Poll<io::Result<T>> {
-            if self.at == step { Poll::Pending } else { Poll::Ready(Ok(outcome)) }
+        fn poll<T>(&self, operation: Operation, outcome: T) -> Poll<io::Result<T>> {
+            if self.at == operation { Poll::Pending } else { Poll::Ready(Ok(outcome)) }
         }
     }
 
@@ -147,20 +148,20 @@ mod tests {
             _: &mut Context<'_>,
             bytes: &[u8],
         ) -> Poll<io::Result<usize>> {
-            self.poll(Step::Write, bytes.len())
+            self.poll(Operation::Write, bytes.len())
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            self.poll(Step::Flush, ())
+            self.poll(Operation::Flush, ())
         }
 
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            self.poll(Step::Shutdown, ())
+            self.poll(Operation::Shutdown, ())
         }
     }
 
-    /// How long hyper serves a client that gets stuck.
-    async fn served_for(at: Step) -> Duration {
+    /// How long hyper serves a client that stops reading at this operation.
+    async fn served_for(at: Operation) -> Duration {
         let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         let stream = TokioIo::new(WriteTimeout::new(Stuck { at, sends: request }));
         let answer = service_fn(async |_| Ok::<_, Infallible>(Response::new(Body::from("ok"))));
@@ -173,17 +174,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_no_byte_is_closed_after_ten_seconds() {
-        assert_eq!(served_for(Step::Write).await, LONGEST);
+        assert_eq!(served_for(Operation::Write).await, TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_flush_that_gets_stuck_is_ended_after_ten_seconds() {
-        assert_eq!(served_for(Step::Flush).await, LONGEST);
+        assert_eq!(served_for(Operation::Flush).await, TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_shutdown_that_gets_stuck_is_ended_after_ten_seconds() {
-        assert_eq!(served_for(Step::Shutdown).await, LONGEST);
+        assert_eq!(served_for(Operation::Shutdown).await, TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
@@ -193,7 +194,7 @@ mod tests {
         let read = async {
             let mut all = Vec::new();
             while all.len() < 20 {
-                sleep(LONGEST * 9 / 10).await;
+                sleep(TIMEOUT * 9 / 10).await;
                 all.push(client.read_u8().await.unwrap());
             }
             all

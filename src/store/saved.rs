@@ -19,7 +19,10 @@ pub(super) fn save(
     extension: &str,
     enter: impl Fn(Stage) -> Result<(), Error>,
 ) -> Result<SavedFileGuard, Error> {
-    enter(Stage::Writing)?;
+    if let Err(error) = enter(Stage::Writing) {
+        spooled.discard();
+        return Err(error);
+    }
     let len = spooled.content.len();
     let staged = spooled.into_file(&folder.incoming)?;
     let file = SavedFileGuard::new(folder, extension);

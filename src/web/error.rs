@@ -1,4 +1,5 @@
-//! Everything that can go wrong for a client: its status, its code, and the sentence that helps.
+//! Every error that a client can see, with its status, its code, and a sentence that says what to
+//! do.
 
 use std::time::Duration;
 
@@ -24,52 +25,52 @@ use mapping::{
 pub use code::Code;
 pub use problem::{Failure, PROBLEM_JSON, Problem};
 
-/// How long a client should wait when nobody upstream said anything about it.
-const RETRY_SOON: Duration = Duration::from_secs(5);
+/// How long a client should wait if no upstream said how long.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
-const BUSY: &str = "The service is busy; try again in a few seconds.";
+const BUSY_DETAIL: &str = "The service is busy; try again in a few seconds.";
 
-const OUR_FAULT: &str =
+const INTERNAL_DETAIL: &str =
     "Something went wrong in the service itself. Tell its operator the request_id.";
 
-/// Why a request is not answered as asked.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The head is not what HTTP wants.
+    /// The request's head violates HTTP.
     #[error(transparent)]
     Head(#[from] HeadError),
-    /// The body is not what the route takes.
+    /// The body or the query is not what the route accepts.
     #[error("the request is not valid: {}", .0.detail)]
     Invalid(Invalid),
     /// The body could not be received.
     #[error(transparent)]
     Body(#[from] BodyError),
-    /// The Base64 text is none.
+    /// The text is not Base64.
     #[error(transparent)]
     Base64(#[from] base64_text::Fault),
-    /// The address was not fetched.
+    /// The picture could not be fetched.
     #[error(transparent)]
     Fetch(#[from] fetch::Error),
-    /// The address is that of a web page, maybe one about the picture.
-    #[error("the address leads to a web page")]
+    /// The URL is that of a web page, perhaps one that shows the picture.
+    #[error("the URL leads to a web page")]
     LeadsToWebPage,
-    /// The picture was not received, saved or embedded.
+    /// The picture could not be received, saved or embedded.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
-    /// No key of a client, or a wrong one.
-    #[error("no key, or a wrong one")]
+    /// The request has no client key, or a wrong one.
+    #[error("the client's key is missing or wrong")]
     Unauthorized,
-    /// A page of another origin sent the request.
+    /// A web page of another origin sent the request.
     #[error("sent by a web page of {0}")]
     CrossOrigin(String),
-    /// A page had the service called by a name that it does not have.
-    #[error("sent by a web page to the name {0}")]
-    UnknownName(String),
-    /// The client's own limit; free again after this time.
+    /// A web page called the service by a host name that is not configured.
+    #[error("sent by a web page to the host name {0}")]
+    UnknownHost(String),
+    /// The client has used up its own limit; it may try again after this time.
     #[error("the client's limit is used up")]
     RateLimited(Duration),
-    /// The drain's time is up.
-    #[error("the service stops")]
+    /// The service is stopping, and the drain's time is up.
+    #[error("the service is stopping")]
     ShuttingDown,
     /// No such route.
     #[error("no such route")]
@@ -77,7 +78,7 @@ pub enum Error {
     /// No such method on this route.
     #[error("no such method on this route")]
     MethodNotAllowed,
-    /// A bug.
+    /// A bug in the service.
     #[error("a bug: {0}")]
     Internal(String),
 }
@@ -88,17 +89,17 @@ impl From<JoinError> for Error {
     }
 }
 
-/// A request that is not what the route takes.
+/// A request whose body or query is not what the route accepts.
 #[derive(Debug)]
 pub struct Invalid {
-    /// What is wrong and what to do, in a sentence.
+    /// One sentence that says what is wrong and what to do.
     pub detail: String,
-    /// The same for each field, as FastAPI lists it.
+    /// The faults of each field, in FastAPI's format.
     pub errors: Vec<FieldError>,
 }
 
 impl Invalid {
-    /// A single fault, at a place in the request.
+    /// An error with a single fault. `loc` is its place in the request.
     pub fn at(loc: &[&str], kind: &'static str, msg: &str, detail: impl Into<String>) -> Error {
         let loc = loc.iter().map(ToString::to_string).collect();
         Error::Invalid(Self {
@@ -108,23 +109,23 @@ impl Invalid {
     }
 }
 
-/// One fault of a request's body.
+/// One fault of a request.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FieldError {
-    /// Where: `["body", "image_url"]`.
+    /// The place of the fault, such as `["body", "image_url"]`.
     #[schema(example = json!(["body", "image_url"]))]
     pub loc: Vec<String>,
-    /// What is wrong.
+    /// What is wrong, for people.
     #[schema(example = "Field required")]
     pub msg: String,
-    /// The same for machines.
+    /// What is wrong, for programs.
     #[serde(rename = "type")]
     #[schema(example = "missing")]
     pub kind: &'static str,
 }
 
 impl Error {
-    /// The stable name.
+    /// The error's stable name.
     pub fn code(&self) -> Code {
         match self {
             Self::Invalid(_) => Code::ValidationFailed,
@@ -135,7 +136,7 @@ impl Error {
             Self::LeadsToWebPage => Code::UnsupportedImage,
             Self::Pipeline(error) => pipeline_code(error),
             Self::Unauthorized => Code::Unauthorized,
-            Self::CrossOrigin(_) | Self::UnknownName(_) => Code::CrossOrigin,
+            Self::CrossOrigin(_) | Self::UnknownHost(_) => Code::CrossOrigin,
             Self::RateLimited(_) => Code::RateLimited,
             Self::ShuttingDown => Code::ShuttingDown,
             Self::NotFound => Code::NotFound,
@@ -144,7 +145,7 @@ impl Error {
         }
     }
 
-    /// What is wrong and what to do, in a sentence for the client.
+    /// A sentence for the client that says what is wrong and what to do.
     pub fn detail(&self) -> String {
         match self {
             Self::Invalid(invalid) => invalid.detail.clone(),
@@ -153,35 +154,35 @@ impl Error {
             Self::Base64(fault) => fault.to_string(),
             Self::Fetch(error) => fetch_detail(error),
             Self::LeadsToWebPage => {
-                "image_url leads to a web page, not to a picture: give the address of the picture itself.".into()
+                "image_url leads to a web page, not to a picture: send the URL of the picture itself.".into()
             }
             Self::Pipeline(error) => pipeline_detail(error),
             Self::Unauthorized => {
-                "This service wants a key: send the header Authorization: Bearer and your key.".into()
+                "This service requires a key: send the header Authorization: Bearer followed by your key.".into()
             }
             Self::CrossOrigin(origin) => format!(
-                "This request was sent by a web page of the origin {origin}, which is not allowed here; the service's \
-                 operator can name it in IMAGESVC_CORS_ORIGINS."
+                "A web page of the origin {origin} sent this request, and that origin is not allowed here; the service's \
+                operator can add it to IMAGESVC_CORS_ORIGINS."
             ),
-            Self::UnknownName(name) => format!(
-                "This request was sent by a web page to the name {name}, which this service does not know as its own; \
-                 the service's operator can add it to IMAGESVC_HOSTS."
+            Self::UnknownHost(name) => format!(
+                "A web page sent this request to the host name {name}, which this service does not know as its own; \
+                the service's operator can add it to IMAGESVC_HOSTS."
             ),
             Self::RateLimited(_) => {
-                "You have sent as many pictures as you may; try again after the time in Retry-After.".into()
+                "You have used up your request limit; try again after the time in Retry-After.".into()
             }
-            Self::ShuttingDown => "The service is being stopped; send the request again.".into(),
+            Self::ShuttingDown => "The service is stopping; send the request again.".into(),
             Self::NotFound => {
                 "There is nothing here. POST a picture to /vectorize-image, /vectorize-image-base64 or \
                  /vectorize-image-upload; /docs describes them."
                     .into()
             }
-            Self::MethodNotAllowed => "This route does not take this method; see the Allow header.".into(),
-            Self::Internal(_) => OUR_FAULT.into(),
+            Self::MethodNotAllowed => "This route does not accept this method; see the Allow header.".into(),
+            Self::Internal(_) => INTERNAL_DETAIL.into(),
         }
     }
 
-    /// What there was too much of, where that is why.
+    /// The resource that was exhausted, if the request was shed.
     pub fn shed(&self) -> Option<OverloadReason> {
         match self {
             Self::Pipeline(pipeline::Error::Overloaded(shed)) => Some(*shed),
@@ -190,7 +191,7 @@ impl Error {
         }
     }
 
-    /// The saved picture, when it was saved before things went wrong.
+    /// The saved picture, if it was saved before the error.
     pub fn saved(&self) -> Option<&Saved> {
         match self {
             Self::Pipeline(pipeline::Error::Embed { saved, .. }) => saved.as_ref(),
@@ -198,7 +199,7 @@ impl Error {
         }
     }
 
-    /// Inference calls that were made in vain.
+    /// The number of inference calls that were made without success.
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.attempts(),
@@ -206,7 +207,7 @@ impl Error {
         }
     }
 
-    /// What is wrong with each field.
+    /// The faults of each field.
     fn field_errors(&self) -> &[FieldError] {
         match self {
             Self::Invalid(invalid) => &invalid.errors,
@@ -214,9 +215,9 @@ impl Error {
         }
     }
 
-    /// When to try again, where that makes sense.
+    /// How long the client should wait before it tries again, if trying again makes sense.
     fn retry_after(&self) -> Option<Duration> {
-        let told = match self {
+        let wait = match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.retry_after(),
             Self::RateLimited(wait) => Some(*wait),
             Self::Fetch(error) => error.retry_after(),
@@ -224,9 +225,9 @@ impl Error {
         };
         match self.code() {
             Code::Overloaded | Code::ShuttingDown | Code::EmbeddingRateLimited => {
-                Some(told.unwrap_or(RETRY_SOON))
+                Some(wait.unwrap_or(DEFAULT_RETRY_AFTER))
             }
-            Code::EmbeddingUnavailable | Code::RateLimited | Code::DownloadFailed => told,
+            Code::EmbeddingUnavailable | Code::RateLimited | Code::DownloadFailed => wait,
             _ => None,
         }
     }

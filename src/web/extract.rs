@@ -1,10 +1,10 @@
-//! What a handler takes from a request.
+//! Extracts what handlers need from a request.
 
 pub(super) mod accept;
 pub(super) mod body;
 pub(super) mod boundary;
 pub(super) mod cache_control;
-pub(super) mod client;
+pub(super) mod client_network;
 mod disposition;
 pub(super) mod file_name;
 pub(super) mod head;

@@ -1,4 +1,4 @@
-//! What requests pass on their way to a route.
+//! The layers that requests pass through on their way to a route.
 
 pub(super) mod access_log;
 pub(super) mod auth;

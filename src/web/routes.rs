@@ -1,8 +1,9 @@
-//! The routes: each turns its request into a stream of bytes and a name, and hands both on.
+//! The routes. Each turns its request into a stream of bytes and a name, and hands both to the
+//! pipeline.
 //!
-//! There are two groups. What machines probe, and what people read before they have a key, is open.
-//! Everything else wants a client's key where there are keys; also what is not there at all, which
-//! would else tell what is.
+//! There are two groups. The routes that machines probe, and the pages that people read before they
+//! have a key, are open. If the operator has set client keys, all other routes require one. So do
+//! unknown paths, which would otherwise reveal which routes exist.
 
 use std::sync::Arc;
 
@@ -30,11 +31,10 @@ mod health;
 mod home;
 mod metrics;
 mod openapi;
-mod problems;
 mod upload;
 mod url;
 
-/// What stands in the document beside the routes.
+/// The parts of the OpenAPI document that belong to no route.
 #[derive(OpenApi)]
 #[openapi(
     components(schemas(Problem)),
@@ -43,24 +43,26 @@ mod url;
         (name = "operation", description = "For operators and their machines"),
     )
 )]
-struct Base;
+struct BaseDocument;
 
-/// Has the answers that the document names for pictures counted from the start.
-fn expect_answers(metrics: &Metrics, document: &Document) {
+/// Creates the counters of all answers that the document names for pictures, so that alerts find
+/// them at 0.
+fn count_from_start(metrics: &Metrics, document: &Document) {
     for (route, item) in &document.paths.paths {
         let responses = item.post.iter().flat_map(|post| post.responses.responses.keys());
         responses.for_each(|status| metrics.initialize_requests(route, status));
     }
 }
 
-/// All routes, and the document that describes them. `more` are routes of others that are open.
+/// Builds all routes, and the document that describes them. `extra` holds open routes of other
+/// rooms.
 pub(super) fn router(
     state: &AppState,
     settings: &Settings,
     rules: &Arc<PageRules>,
-    more: Router,
+    extra: Router,
 ) -> Router {
-    let (open, open_document) = OpenApiRouter::with_openapi(Base::openapi())
+    let (open, open_document) = OpenApiRouter::with_openapi(BaseDocument::openapi())
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
         .split_for_parts();
@@ -70,12 +72,12 @@ pub(super) fn router(
         .routes(routes!(upload::vectorize_image_upload))
         .routes(routes!(metrics::metrics))
         .split_for_parts();
-    expect_answers(&state.metrics, &keyed_document);
+    count_from_start(&state.metrics, &keyed_document);
     let document = openapi::document(open_document, keyed_document);
 
     let open = open
         .merge(home::router(Arc::clone(rules)))
-        .merge(docs::router(&document, state.sample.as_deref()))
+        .merge(docs::router(&document, state.sample_url.as_deref()))
         .method_not_allowed_fallback(async || Error::MethodNotAllowed);
     let limit = settings.rate_limit.map(|limit| Arc::new(RateLimit::per_minute(limit)));
     let keyed = keyed
@@ -86,6 +88,6 @@ pub(super) fn router(
                 .layer(from_fn_with_state(settings.keys.clone(), require_key))
                 .option_layer(limit.map(|limit| from_fn_with_state(limit, rate_limit))),
         );
-    let more = more.method_not_allowed_fallback(async || Error::MethodNotAllowed);
-    keyed.merge(open).with_state(state.clone()).merge(more)
+    let extra = extra.method_not_allowed_fallback(async || Error::MethodNotAllowed);
+    keyed.merge(open).with_state(state.clone()).merge(extra)
 }

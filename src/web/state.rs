@@ -1,32 +1,32 @@
-//! What handlers share.
+//! The state that handlers share.
 
 use std::{ops::Deref, sync::Arc};
 
 use crate::{fetch::Fetcher, pipeline::Pipeline, server::Shutdown, telemetry::Metrics};
 
-/// What handlers share. Cheap to clone: every request does, several times.
+/// The state that handlers share. Cheap to clone, since every request clones it several times.
 #[derive(Debug, Clone)]
 pub struct AppState(Arc<Shared>);
 
-/// What [`AppState`] refers to.
+/// The content of an [`AppState`].
 #[derive(Debug)]
 pub struct Shared {
-    /// The path of every picture.
+    /// Receives, saves and embeds every picture.
     pub pipeline: Pipeline,
-    /// Who fetches pictures by their address.
+    /// Fetches pictures by their URLs.
     pub fetcher: Fetcher,
-    /// What is counted.
+    /// The metrics of the service.
     pub metrics: Arc<Metrics>,
-    /// Who computes the vectors, as answers say it.
+    /// The model's name, as in answers.
     pub model: &'static str,
-    /// The address of a sample picture that the service itself can fetch, where there is one.
-    pub sample: Option<String>,
-    /// Whether the service is about to stop.
+    /// The URL of a sample picture that the service can fetch from itself, in sandbox mode.
+    pub sample_url: Option<String>,
+    /// Tells whether the service is stopping.
     pub shutdown: Shutdown,
 }
 
 impl AppState {
-    /// The state of all handlers.
+    /// Wraps the state for sharing.
     pub fn new(shared: Shared) -> Self {
         Self(Arc::new(shared))
     }

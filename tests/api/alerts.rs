@@ -1,5 +1,5 @@
-//! The alert rules of `docs/operating.md`, tried on what a real service says, and both texts of its metrics, by
-//! Prometheus' own tool.
+//! Has Prometheus' own tool try the alert rules of `docs/operating.md` on the metrics of a real
+//! service, and check both formats of the metrics.
 
 use std::{
     collections::BTreeMap,
@@ -12,17 +12,18 @@ use serde_json::{Value, json};
 
 use crate::support::{
     CHELSEA, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted, documents::Document, embedding,
-    metric, number, tiny,
+    metric, picture_number, tiny,
 };
 
-/// The block of rules on the page.
+/// The alert rules on the page.
 fn rules() -> String {
     let blocks = Document::read("docs/operating.md").blocks();
     let mut rules = blocks.into_iter().filter(|block| block.language == "yaml");
     rules.next().unwrap().text
 }
 
-/// Runs Prometheus' tool, where it is installed, and gives what it said if it was not content.
+/// Runs promtool on `input`. Returns `None` if it is not installed, and its output if it finds a
+/// fault.
 fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     let tool = Command::new("promtool")
         .args(arguments)
@@ -45,14 +46,15 @@ fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     Some(if is_content { Ok(()) } else { Err(said) })
 }
 
-/// The samples of a metrics text.
+/// Parses the samples of a metrics text.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let samples = lines.map(|line| line.rsplit_once(' ').unwrap());
     samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
 }
 
-/// One case for `promtool test rules`: series with a value a minute, and whether an alert fires then.
+/// One case for `promtool test rules`: series with a value per minute, and at which times an alert
+/// fires.
 fn case(series: &BTreeMap<String, String>, alert: &str, fires: &[(&str, bool)]) -> Value {
     let series: Vec<_> =
         series.iter().map(|(name, values)| json!({ "series": name, "values": values })).collect();
@@ -66,11 +68,11 @@ fn case(series: &BTreeMap<String, String>, alert: &str, fires: &[(&str, bool)]) 
     json!({ "interval": "1m", "input_series": series, "alert_rule_test": tests })
 }
 
-/// Has the tool try the rules on these cases.
+/// Has promtool try the rules on these cases.
 fn assert_alerts(cases: &[Value]) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("rules.yml"), rules()).unwrap();
-    // JSON is YAML, too.
+    // promtool reads YAML, and JSON is YAML.
     let test = json!({ "rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": cases })
         .to_string();
     let path = folder.path().join("test.yml");
@@ -80,18 +82,18 @@ fn assert_alerts(cases: &[Value]) {
     }
 }
 
-/// What two looks at the metrics make, five minutes of the one and then the other for good.
+/// Turns two scrapes into series: five minutes of the first, then the second for an hour.
 fn step(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
     let series = samples(after).into_iter().map(|(series, then)| {
-        // What was not there has no value.
+        // A series that the first scrape does not have has no value then.
         let first = before.get(&series).map_or("_x5".to_owned(), |value| format!("{value}x4"));
         (series, format!("{first} {then}x60"))
     });
     series.collect()
 }
 
-/// The same, with the difference added each minute for good.
+/// Turns two scrapes into series that grow by their difference every minute.
 fn slope(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
     let series = samples(after).into_iter().map(|(series, then)| {
@@ -102,8 +104,8 @@ fn slope(before: &str, after: &str) -> BTreeMap<String, String> {
 }
 
 #[tokio::test]
-async fn what_the_alerts_count_is_there_at_0_from_the_start() {
-    let nvidia = FakeNvidia::well().await;
+async fn the_series_that_alerts_use_start_at_zero() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let samples = samples(&app.get("/metrics").await.text());
     let zero = |series: String| assert_eq!(samples.get(&series), Some(&0.0), "{series}");
@@ -143,7 +145,7 @@ async fn the_first_refusal_of_the_key_or_the_account_raises_the_alert() {
         let refused = [("4m", false), ("6m", true), ("15m", true), ("25m", false)];
         assert_alerts(&[case(&step(&before, &after), "ImagesvcKeyRefused", &refused)]);
     }
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let before = app.get("/metrics").await.text();
     app.upload(ROCKET, "a.jpg").await.vector();
@@ -153,9 +155,9 @@ async fn the_first_refusal_of_the_key_or_the_account_raises_the_alert() {
 }
 
 #[tokio::test]
-async fn failures_raise_the_alert_once_they_are_many_for_long() {
-    // By number: what NVIDIA says of a picture.
-    let nvidia = FakeNvidia::scripted(|request, _| match number(request) {
+async fn failures_raise_the_alert_only_when_frequent_and_lasting() {
+    // The picture's number is the status that NVIDIA answers.
+    let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
         503 => Reply::status(503),
         _ => embedding(),
@@ -186,7 +188,7 @@ async fn failures_raise_the_alert_once_they_are_many_for_long() {
 
 #[tokio::test]
 async fn a_disk_that_fills_up_raises_the_alert_in_time() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let name = "imagesvc_downloads_free_bytes";
     assert!(samples(&app.get("/metrics").await.text()).contains_key(name));
@@ -201,7 +203,7 @@ async fn a_disk_that_fills_up_raises_the_alert_in_time() {
 }
 
 #[tokio::test]
-async fn the_text_for_prometheus_says_the_same_and_its_tool_finds_no_fault() {
+async fn both_metrics_texts_hold_the_same_samples_and_promtool_accepts_them() {
     let nvidia = FakeNvidia::with_uploads(|_| None).await;
     let app = TestApp::start(&nvidia).await;
     let plain = async || {

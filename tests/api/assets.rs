@@ -1,4 +1,4 @@
-//! A picture that does not fit inline: three calls and a deletion, byte for byte.
+//! A picture that does not fit inline takes three calls and a deletion, checked byte for byte.
 
 use image_rs::ImageFormat;
 
@@ -11,7 +11,7 @@ use crate::support::{
 const DESCRIPTION: &str = "imagesvc picture";
 
 async fn assert_uploaded(picture: &[u8], sent: Option<&[u8]>, media_type: &str) {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(picture, "secret-name.jpg").await.vector();
 
@@ -107,11 +107,11 @@ async fn a_large_picture_in_another_format_is_uploaded_as_jpeg() {
 
 #[tokio::test]
 async fn every_route_uploads_a_large_picture() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(HUBBLE).await;
-    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(HUBBLE).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     app.base64(&variant(HUBBLE, 1)).await.vector();
-    app.by_address(&origin.url("/hubble.jpg")).await.vector();
+    app.by_url(&picture_server.url("/hubble.jpg")).await.vector();
     let received = nvidia.wait_for(8).await;
     let uploads: Vec<_> = received.iter().filter(|request| request.method == "PUT").collect();
     assert_eq!(uploads.len(), 2);
@@ -119,7 +119,7 @@ async fn every_route_uploads_a_large_picture() {
 }
 
 #[tokio::test]
-async fn a_deletion_that_hangs_delays_no_answer_and_no_stop_beyond_its_deadline() {
+async fn a_hanging_deletion_delays_neither_the_answer_nor_the_stop() {
     let nvidia =
         FakeNvidia::with_uploads(|request| (request.method == "DELETE").then_some(Reply::Hang))
             .await;
@@ -151,7 +151,7 @@ async fn the_calls_of_an_upload_are_tried_again() {
     let puts = AtomicUsize::new(0);
     let creates = AtomicUsize::new(0);
     let nvidia = FakeNvidia::with_uploads(move |request| match request.method.as_str() {
-        "PUT" => (puts.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::Cut(Vec::new())),
+        "PUT" => (puts.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::CloseAfter(Vec::new())),
         "POST" if request.line() == CREATE_ASSET => {
             (creates.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::status(503))
         }
@@ -163,5 +163,5 @@ async fn the_calls_of_an_upload_are_tried_again() {
     let received = nvidia.wait_for(6).await;
     let methods: Vec<_> = received.iter().map(|request| request.method.as_str()).collect();
     assert_eq!(methods, ["POST", "POST", "PUT", "PUT", "POST", "DELETE"]);
-    assert!(received[3].body == HUBBLE, "the second try sends the whole picture again");
+    assert!(received[3].body == HUBBLE, "the second attempt sends the whole picture again");
 }

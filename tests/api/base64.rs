@@ -1,4 +1,4 @@
-//! The Base64 route, as clients call it.
+//! The Base64 route, called as clients call it.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
@@ -8,13 +8,13 @@ use crate::support::{Answer, FakeNvidia, ROCKET, TestApp, assert_problem};
 const ROUTE: &str = "/vectorize-image-base64";
 
 async fn post(app: &TestApp, body: impl Into<Vec<u8>>) -> Answer {
-    // What curl's -d says.
+    // the Content-Type that `curl -d` sends
     app.post(ROUTE, "application/x-www-form-urlencoded", body).await
 }
 
 #[tokio::test]
 async fn the_python_services_example_works_with_wrapped_lines_and_without_a_content_type() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
     let lines: Vec<_> =
@@ -33,11 +33,11 @@ async fn the_python_services_example_works_with_wrapped_lines_and_without_a_cont
 
 #[tokio::test]
 async fn what_mobile_clients_write_works() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
     for body in [
-        // Android's org.json, with Base64.DEFAULT's line breaks
+        // Android's org.json, with the line breaks of Base64.DEFAULT
         json!({ "image_base64": format!("{text}\n") }).to_string().replace('/', "\\/"),
         // Gson
         format!(r#"{{"image_base64":"{}","filename":null}}"#, text.replace('=', "\\u003d")),
@@ -48,7 +48,7 @@ async fn what_mobile_clients_write_works() {
             r#"{{"image_base64":"{}"}}"#,
             text.replace('+', "-").replace('/', "_").trim_end_matches('=')
         ),
-        // by hand, or by a template
+        // written by hand or by a template
         format!(r#"{{"image_base64":" data:image/jpeg;base64, {text}== "}}"#),
         // with a byte order mark
         format!("\u{feff}{{\"image_base64\":\"{text}\"}}"),
@@ -62,7 +62,7 @@ async fn what_mobile_clients_write_works() {
 
 #[tokio::test]
 async fn what_is_not_base64_is_refused() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (text, word) in [
         ("", "empty"),
@@ -83,7 +83,7 @@ async fn what_is_not_base64_is_refused() {
 
 #[tokio::test]
 async fn a_body_that_does_not_fit_the_form_says_where() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (body, place, kind) in [
         ("{}", "image_base64", "missing"),

@@ -1,4 +1,4 @@
-//! Bodies that are too large, lie about their length, or come from an origin that misbehaves.
+//! Bodies that are too large or lie about their length, and picture servers that misbehave.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::support::{
 
 const LIMIT: usize = 1 << 20;
 
-/// A body for each route whose picture is over the limit by one byte.
+/// For each route a body whose picture exceeds the limit by one byte.
 fn too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
     let picture = [ROCKET, &vec![0; LIMIT + 1 - ROCKET.len()]].concat();
     let address = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
@@ -30,16 +30,16 @@ async fn limited(nvidia: &FakeNvidia) -> TestApp {
     TestApp::builder(nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await
 }
 
-/// How a client tells the length.
+/// The length that a client declares.
 #[derive(Clone, Copy, Debug)]
 enum Length {
     True,
-    /// Ten gigabytes, most of which never come.
+    /// Ten gigabytes, most of which the client never sends.
     False,
     None,
 }
 
-/// Sends all of a request before it reads anything, then reads until the end.
+/// Sends a whole request before it reads anything, then reads until the connection closes.
 async fn send_then_read(
     address: SocketAddr,
     route: &str,
@@ -79,7 +79,7 @@ async fn send_then_read(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         for round in 0..100 {
@@ -90,7 +90,7 @@ async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
             assert_eq!(
                 answer.matches("HTTP/1.1").count(),
                 1,
-                "the body is never taken for a request"
+                "the body is never parsed as a request"
             );
         }
     }
@@ -99,7 +99,7 @@ async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reqwest_sees_the_413_every_time() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         for round in 0..100 {
@@ -123,13 +123,13 @@ async fn curl_sees_the_413_every_time() {
     if is_missing("curl") {
         return;
     }
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &body).unwrap();
         for round in 0..100 {
-            // With and without `Expect: 100-continue`, with and without a length.
+            // with and without `Expect: 100-continue`, with and without a length
             let headers: &[&str] = match round % 4 {
                 0 => &["-H", "Expect:"],
                 1 => &["-H", "Transfer-Encoding: chunked", "-H", "Expect:"],
@@ -164,7 +164,7 @@ async fn curl_sees_the_413_every_time() {
 
 #[tokio::test]
 async fn a_client_that_waits_for_continue_is_answered_without_reading() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         let length = body.len() + 2 * LIMIT;
@@ -175,7 +175,7 @@ async fn a_client_that_waits_for_continue_is_answered_without_reading() {
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        // Closed at once, not after a drain of five seconds.
+        // The connection closes at once, not after a drain of five seconds.
         timeout(Duration::from_secs(3), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         assert!(answer.contains("connection: close"), "{answer}");
@@ -184,7 +184,7 @@ async fn a_client_that_waits_for_continue_is_answered_without_reading() {
 
 #[tokio::test]
 async fn a_body_that_was_never_read_is_never_taken_for_a_request() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let smuggled = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
     for route in ["/health", "/nothing", "/vectorize-image-upload"] {
@@ -203,7 +203,7 @@ async fn a_body_that_was_never_read_is_never_taken_for_a_request() {
 }
 
 #[tokio::test]
-async fn an_origin_that_misbehaves_is_cut_by_the_deadline_or_the_limit() {
+async fn a_misbehaving_picture_host_is_stopped_by_the_deadline_or_the_limit() {
     let head = b"HTTP/1.1 200 OK\r\n".to_vec();
     let with = |rest: &[u8]| [&head[..], rest].concat();
     for (reply, status, code) in [
@@ -214,21 +214,25 @@ async fn an_origin_that_misbehaves_is_cut_by_the_deadline_or_the_limit() {
         (Reply::Trickle(b"HTTP/1.1 302 Found\r\nlocation: ".to_vec()), 504, "download_timeout"),
         (Reply::Endless(with(b"\r\n")), 413, "image_too_large"),
         (Reply::Endless(with(b"content-length: 99999999999\r\n\r\n")), 413, "image_too_large"),
-        (Reply::Cut(with(b"content-length: 100000\r\n\r\nshort")), 502, "download_failed"),
-        (Reply::Cut(with(b"content-encoding: gzip\r\n\r\n\x1f\x8b")), 502, "download_failed"),
+        (Reply::CloseAfter(with(b"content-length: 100000\r\n\r\nshort")), 502, "download_failed"),
+        (
+            Reply::CloseAfter(with(b"content-encoding: gzip\r\n\r\n\x1f\x8b")),
+            502,
+            "download_failed",
+        ),
         (Reply::Endless(with(b"x: ")), 502, "download_failed"),
         (Reply::Endless(b"HTTP/1.1 302 Found\r\nlocation: /".to_vec()), 502, "download_failed"),
     ] {
-        let nvidia = FakeNvidia::well().await;
+        let nvidia = FakeNvidia::healthy().await;
         let shown = format!("{reply:?}");
-        let origin = FakeServer::start(move |_, _| reply.clone()).await;
+        let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
         let app = TestApp::builder(&nvidia)
-            .may_fetch_from(&origin)
+            .may_fetch_from(&picture_server)
             .setting("IMAGESVC_FETCH_TIMEOUT", "400ms")
             .setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")
             .start()
             .await;
-        let answer = app.by_address(&origin.url("/")).await;
+        let answer = app.by_url(&picture_server.url("/")).await;
         assert_eq!(answer.json()["code"], code, "{shown:.60}");
         assert_problem(&answer, status, code);
         assert!(app.saved().is_empty());
@@ -237,7 +241,7 @@ async fn an_origin_that_misbehaves_is_cut_by_the_deadline_or_the_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_does_not_wait_for_continue_sees_the_refusal_every_time() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let limited = limited(&nvidia).await;
     let keyed = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
     for (app, status) in [(&limited, "413"), (&keyed, "401")] {
@@ -250,14 +254,14 @@ async fn a_client_that_does_not_wait_for_continue_sees_the_refusal_every_time() 
                     body.len()
                 );
                 stream.write_all(head.as_bytes()).await.unwrap();
-                // The answer is there, and the connection's other half is closed.
+                // The answer has arrived, and the server has shut its side of the connection down.
                 stream.readable().await.unwrap();
                 for piece in body.chunks(64 * 1024) {
                     stream.write_all(piece).await.unwrap();
                 }
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
-                // It is asked for where the length alone tells nothing.
+                // If the length is within the limit, the service asks for the body first.
                 let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
                 assert!(last.starts_with(status), "{answer}");
             }

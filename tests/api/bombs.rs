@@ -195,7 +195,7 @@ async fn refused_or_embedded(
     at_once: usize,
     settings: &[(&str, &str)],
 ) -> Attack {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let target = Target::against(&nvidia, settings).await;
     let attack = target.attack(bombs, at_once, &[413, 415]).await;
     assert!(attack.wrong.is_empty(), "{:#?}", attack.wrong);
@@ -262,7 +262,7 @@ async fn assert_small_ones_are_served(target: &Target, from: usize, times: usize
 
 #[tokio::test(flavor = "multi_thread")]
 async fn small_pictures_are_served_beside_heavy_and_endless_ones() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     // A TIFF of 12 megapixels is larger than what is taken by default.
     let settings = [("IMAGESVC_REQUEST_TIMEOUT", "20s"), ("IMAGESVC_MAX_IMAGE_BYTES", "40000000")];
     let target = Target::against(&nvidia, &settings).await;

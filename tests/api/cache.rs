@@ -1,4 +1,4 @@
-//! No picture is paid twice.
+//! The cache: the same picture is paid for only once.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -7,22 +7,22 @@ use tempfile::TempDir;
 
 use crate::support::{
     Answer, Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, embedding_of, metric,
-    number, tiny, variant,
+    picture_number, tiny, variant,
 };
 
-/// An embedding that tells which picture it is of.
-pub fn telling(number: usize) -> Reply {
+/// NVIDIA's answer with an embedding whose values tell the picture's number.
+pub fn embedding_filled_with(number: usize) -> Reply {
     embedding_of(&format!("[{}]", vec![format!("{number}.5e-3"); 1536].join(",")))
 }
 
-pub fn tells(answer: &Answer, number: usize) -> bool {
+pub fn is_filled_with(answer: &Answer, number: usize) -> bool {
     let expected: f64 = format!("{number}.5e-3").parse().unwrap();
     answer.vector().iter().all(|value| *value == expected)
 }
 
-/// The files of the cache.
+/// The files of the cache on disk.
 fn vectors(app: &TestApp) -> Vec<PathBuf> {
-    // Made behind the answers' backs: it may not be there yet.
+    // Vectors are written after the answer, so the folder may not exist yet.
     let folders = fs::read_dir(app.folder().join(".vectors"))
         .into_iter()
         .flatten()
@@ -42,14 +42,14 @@ pub async fn assert_cached(app: &TestApp, picture: &[u8], cache: &str) -> Answer
 
 #[tokio::test]
 async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
-    let origin = FakeServer::serving(ROCKET).await;
-    let nvidia = FakeNvidia::well().await;
-    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+    let picture_server = FakeServer::serving(ROCKET).await;
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     let first = assert_cached(&app, ROCKET, "miss").await;
     for again in [
         app.upload(ROCKET, "b.jpg").await,
         app.base64(ROCKET).await,
-        app.by_address(&origin.url("/")).await,
+        app.by_url(&picture_server.url("/")).await,
     ] {
         assert_eq!(again.header("x-cache"), "hit");
         assert_eq!(again.vector(), first.vector());
@@ -66,7 +66,7 @@ async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
 
 #[tokio::test]
 async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let shrinks = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
     let app = shrinks().start().await;
     for cache in ["miss", "hit"] {
@@ -74,25 +74,26 @@ async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
     }
     let app = shrinks().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
-    // Of another setting, it would be another vector.
+    // With another setting the vector would be another one, so it is not a hit.
     let nvidia = FakeNvidia::with_uploads(|_| None).await;
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "miss").await.prepared(), "original");
 }
 
 #[tokio::test]
-async fn what_was_just_answered_is_a_hit_also_while_the_disk_is_written() {
-    let nvidia = FakeNvidia::scripted(|request, _| telling(number(request))).await;
+async fn a_picture_just_answered_is_a_hit_while_its_vector_is_still_being_written() {
+    let nvidia =
+        FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_CACHE_MEMORY", "0").start().await;
     for n in 0..100 {
         assert_cached(&app, &tiny(n), "miss").await;
-        assert!(tells(&assert_cached(&app, &tiny(n), "hit").await, n));
+        assert!(is_filled_with(&assert_cached(&app, &tiny(n), "hit").await, n));
     }
 }
 
 #[tokio::test]
-async fn what_an_earlier_run_left_unfinished_is_removed_at_start() {
-    let nvidia = FakeNvidia::well().await;
+async fn unfinished_files_of_an_earlier_run_are_removed_at_start() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     assert_cached(&app, ROCKET, "miss").await;
     let folder = app.stop().await;
@@ -110,15 +111,16 @@ async fn what_an_earlier_run_left_unfinished_is_removed_at_start() {
 
 #[tokio::test]
 async fn a_restart_does_not_pay_again() {
-    let nvidia = FakeNvidia::scripted(|request, _| telling(number(request))).await;
+    let nvidia =
+        FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let app = TestApp::start(&nvidia).await;
     for n in 1..=5 {
-        assert!(tells(&assert_cached(&app, &tiny(n), "miss").await, n));
+        assert!(is_filled_with(&assert_cached(&app, &tiny(n), "miss").await, n));
     }
     let folder = app.stop().await;
     let app = TestApp::builder(&nvidia).folder(folder).start().await;
     for n in 1..=5 {
-        assert!(tells(&assert_cached(&app, &tiny(n), "hit").await, n));
+        assert!(is_filled_with(&assert_cached(&app, &tiny(n), "hit").await, n));
     }
     assert_eq!(nvidia.lines().len(), 5);
     let metrics = app.get("/metrics").await.text();
@@ -126,12 +128,12 @@ async fn a_restart_does_not_pay_again() {
 }
 
 #[tokio::test]
-async fn another_address_of_the_model_has_a_cache_of_its_own() {
-    let nvidia = FakeNvidia::well().await;
+async fn another_inference_url_has_a_cache_of_its_own() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     assert_cached(&app, ROCKET, "miss").await;
     let folder = app.stop().await;
-    let elsewhere = FakeNvidia::well().await;
+    let elsewhere = FakeNvidia::healthy().await;
     let app = TestApp::builder(&elsewhere).folder(folder).start().await;
     assert_cached(&app, ROCKET, "miss").await;
     assert_eq!(elsewhere.lines().len(), 1);
@@ -139,14 +141,14 @@ async fn another_address_of_the_model_has_a_cache_of_its_own() {
 
 #[tokio::test]
 async fn the_sandbox_and_nvidia_never_share_a_vector() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let real = assert_cached(&app, ROCKET, "miss").await;
     let app = TestApp::sandbox().folder(app.stop().await).start().await;
     let imitated = assert_cached(&app, ROCKET, "miss").await;
     assert_eq!(imitated.json()["model"], "sandbox/perceptual");
     assert_ne!(imitated.vector(), real.vector());
-    // Each finds its own again.
+    // Each finds its own vector again.
     let app = TestApp::sandbox().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), imitated.vector());
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
@@ -156,7 +158,7 @@ async fn the_sandbox_and_nvidia_never_share_a_vector() {
 
 #[tokio::test]
 async fn with_both_levels_off_every_picture_is_paid() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", "0")
         .setting("IMAGESVC_CACHE_DISK", "0")
@@ -168,13 +170,13 @@ async fn with_both_levels_off_every_picture_is_paid() {
     assert!(!app.folder().join(".vectors").exists());
 }
 
-/// What may happen to a file, or to the folder, while the service is away.
-type Harm = fn(&[PathBuf]);
+/// Damages the files, or the folder, while the service does not run.
+type Damage = fn(&[PathBuf]);
 
 #[tokio::test]
-async fn a_damaged_cache_costs_the_cache_and_never_the_service() {
-    let harms: [(&str, Harm); 6] = [
-        ("cut", |files| {
+async fn damage_to_the_cache_costs_only_the_damaged_entries() {
+    let cases: [(&str, Damage); 6] = [
+        ("truncated", |files| {
             files
                 .iter()
                 .for_each(|file| fs::write(file, &fs::read(file).unwrap()[..1000]).unwrap());
@@ -203,28 +205,29 @@ async fn a_damaged_cache_costs_the_cache_and_never_the_service() {
             fs::write(folder, "no folder").unwrap();
         }),
     ];
-    for (name, harm) in harms {
-        let nvidia = FakeNvidia::scripted(|request, _| telling(number(request))).await;
+    for (name, damage) in cases {
+        let nvidia =
+            FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
         let app = TestApp::start(&nvidia).await;
         for n in [1, 2] {
             assert_cached(&app, &tiny(n), "miss").await;
         }
         let mut files = vectors(&app);
         while files.len() < 2 {
-            // Written behind the answers' backs.
+            // Vectors are written after the answer.
             tokio::task::yield_now().await;
             files = vectors(&app);
         }
         let folder = app.stop().await;
-        harm(&files);
+        damage(&files);
         let app = TestApp::builder(&nvidia).folder(folder).start().await;
         for n in [1, 2] {
             let answer = app.upload(&tiny(n), "a.png").await;
-            assert!(tells(&answer, n), "{name}");
+            assert!(is_filled_with(&answer, n), "{name}");
             assert_eq!(answer.header("x-cache"), "miss", "{name}");
         }
         for n in [1, 2] {
-            assert!(tells(&assert_cached(&app, &tiny(n), "hit").await, n), "{name}");
+            assert!(is_filled_with(&assert_cached(&app, &tiny(n), "hit").await, n), "{name}");
         }
         assert_eq!(app.get("/ready").await.status, 200, "{name}");
     }
@@ -232,7 +235,8 @@ async fn a_damaged_cache_costs_the_cache_and_never_the_service() {
 
 #[tokio::test]
 async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
-    let nvidia = FakeNvidia::scripted(|request, _| telling(number(request))).await;
+    let nvidia =
+        FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_DISK", "128KiB")
         .setting("IMAGESVC_CACHE_MEMORY", "0")
@@ -241,7 +245,7 @@ async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
     for n in 0..40 {
         assert_cached(&app, &tiny(n), "miss").await;
         let files = vectors(&app);
-        // One may be gone by now: it is another call that sweeps.
+        // A concurrent sweep may have removed a file by now.
         let bytes: u64 =
             files.iter().filter_map(|file| fs::metadata(file).ok()).map(|about| about.len()).sum();
         assert!(bytes <= 128 << 10, "{bytes}");
@@ -258,7 +262,8 @@ async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_any_number_of_kills_no_vector_is_wrong() {
-    let nvidia = FakeNvidia::scripted(|request, _| telling(number(request))).await;
+    let nvidia =
+        FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let folder = TempDir::new().unwrap();
     let client = reqwest::Client::new();
     let upload = |child: &Child, n: usize| {
@@ -268,10 +273,10 @@ async fn after_any_number_of_kills_no_vector_is_wrong() {
     let mut hits = 0;
     for round in 0..15 {
         let child = Child::start_with(&nvidia, folder.path(), &[]);
-        // What earlier rounds asked for: remembered or not, but never another's or a broken one.
+        // Vectors of earlier rounds may be lost, but must never be wrong.
         for n in 0..round * 8 {
             let answer = upload(&child, n).await.unwrap();
-            assert!(tells(&answer, n), "{n} after {round} kills");
+            assert!(is_filled_with(&answer, n), "{n} after {round} kills");
             hits += usize::from(answer.header("x-cache") == "hit");
         }
         let wait = Duration::from_micros(fastrand::u64(0..12_000));
@@ -281,5 +286,5 @@ async fn after_any_number_of_kills_no_vector_is_wrong() {
         }
         child.kill();
     }
-    assert!(hits > 300, "most is remembered: {hits}");
+    assert!(hits > 300, "most vectors are kept: {hits}");
 }

@@ -1,4 +1,4 @@
-//! `imagesvc check`.
+//! The command `imagesvc check`.
 
 use std::{
     ffi::OsStr,
@@ -22,11 +22,11 @@ fn text(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// No settings at all.
+/// No settings.
 const NONE: [(&str, &str); 0] = [];
 
 #[test]
-fn what_is_fine_is_a_line_each_and_exit_code_0() {
+fn without_faults_each_check_is_a_line_and_the_exit_code_is_0() {
     let folder = tempfile::tempdir().unwrap();
     let output = check(folder.path(), &["check", "--sandbox"], NONE);
     let text = text(&output);
@@ -70,7 +70,7 @@ fn each_fault_says_what_to_do_and_the_exit_code_is_1() {
 }
 
 #[test]
-fn every_name_that_is_called_is_looked_up_and_authorities_are_missed() {
+fn every_called_name_is_looked_up_and_missing_authorities_are_a_fault() {
     let folder = tempfile::tempdir().unwrap();
     let here = "http://127.0.0.1:1/";
     let settings = [
@@ -89,7 +89,7 @@ fn every_name_that_is_called_is_looked_up_and_authorities_are_missed() {
 }
 
 #[test]
-fn settings_that_cannot_stand_are_exit_code_2() {
+fn invalid_settings_exit_with_2() {
     let folder = tempfile::tempdir().unwrap();
     let output = check(folder.path(), &["check"], [("IMAGESVC_PORT", "many")]);
     assert_eq!(output.status.code(), Some(2));
@@ -100,9 +100,9 @@ fn settings_that_cannot_stand_are_exit_code_2() {
 #[tokio::test(flavor = "multi_thread")]
 async fn live_makes_one_paid_call_and_names_what_is_wrong() {
     let folder = tempfile::tempdir().unwrap();
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let output = check(folder.path(), &["check"], nvidia.settings());
-    assert_eq!(nvidia.lines().len(), 0, "not without being asked: {}", text(&output));
+    assert_eq!(nvidia.lines().len(), 0, "without --live nothing is called: {}", text(&output));
     let output = check(folder.path(), &["check", "--live"], nvidia.settings());
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     assert!(text(&output).contains("an embedding was computed in"));

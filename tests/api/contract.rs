@@ -1,5 +1,5 @@
-//! The document is what the service does: its whole text is in the repository, and every error that
-//! it names on a route is provoked there, and no other can be.
+//! The OpenAPI document matches the service: a snapshot holds its whole text, and each route
+//! answers exactly the errors that the document names there.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::support::{
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/openapi.json");
 
 async fn document() -> Value {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     TestApp::start(&nvidia).await.get("/openapi.json").await.json()
 }
 
@@ -59,7 +59,7 @@ impl Route {
     }
 }
 
-/// The codes that the document names on a route, with their statuses.
+/// The statuses and codes of the errors that the document names on a route.
 fn documented(document: &Value, route: Route) -> BTreeSet<(u16, String)> {
     let responses = document["paths"][route.path()]["post"]["responses"].as_object().unwrap();
     let errors = responses.iter().filter(|(status, _)| *status != "200");
@@ -73,70 +73,74 @@ fn documented(document: &Value, route: Route) -> BTreeSet<(u16, String)> {
         .collect()
 }
 
-/// How an error is brought about: the settings, what NVIDIA does, and what is sent.
-struct Recipe {
+/// How a test provokes an error: the settings, NVIDIA's reply, and the request.
+struct Scenario {
     settings: Vec<(&'static str, &'static str)>,
     change: fn(&mut Config),
     nvidia: Reply,
-    send: Send,
+    send: Stimulus,
 }
 
-/// What is sent.
-enum Send {
+/// What a test sends to provoke an error.
+enum Stimulus {
     Picture(Vec<u8>),
-    /// A picture, with a header.
+    /// A picture with an additional header.
     With(&'static str, &'static str),
-    /// The same picture, so many times at once.
-    Crowd(usize),
-    /// A body that is not what the route takes.
-    Nonsense,
-    /// Half of a body.
-    Half,
-    /// A picture, to a service that is told to stop meanwhile.
+    /// The same picture, this many times at once.
+    Many(usize),
+    /// A body that no route accepts.
+    Malformed,
+    /// A body that stops halfway.
+    HalfBody,
+    /// A picture, while the service is told to stop.
     Stopping,
-    /// A picture, to a service whose folder is gone.
-    Homeless,
-    /// An address.
-    Address(&'static str),
-    /// A text where the Base64 should be.
-    NoBase64,
+    /// A picture, after the service's folder has been moved away.
+    FolderGone,
+    /// This URL, on the URL route.
+    Url(&'static str),
+    /// A text that is not Base64, on the Base64 route.
+    BadBase64,
 }
 
-fn recipe(code: Code) -> Recipe {
-    let picture = || Send::Picture(ROCKET.to_vec());
-    let plain = |nvidia, send| Recipe { settings: vec![], change: |_| {}, nvidia, send };
+fn scenario(code: Code) -> Scenario {
+    let picture = || Stimulus::Picture(ROCKET.to_vec());
+    let plain = |nvidia, send| Scenario { settings: vec![], change: |_| {}, nvidia, send };
     let well = |send| plain(embedding(), send);
     let answered = |status| plain(Reply::status(status), picture());
-    let set = |setting, nvidia, send| Recipe { settings: vec![setting], ..plain(nvidia, send) };
+    let set = |setting, nvidia, send| Scenario { settings: vec![setting], ..plain(nvidia, send) };
     match code {
-        Code::ValidationFailed => well(Send::Nonsense),
-        Code::InvalidUrl => well(Send::Address("ftp://example.com/photo.jpg")),
-        Code::UrlNotAllowed => well(Send::Address("http://169.254.169.254/latest/meta-data/")),
-        Code::DownloadFailed => well(Send::Address("http://no-such-host.invalid/photo.jpg")),
+        Code::ValidationFailed => well(Stimulus::Malformed),
+        Code::InvalidUrl => well(Stimulus::Url("ftp://example.com/photo.jpg")),
+        Code::UrlNotAllowed => well(Stimulus::Url("http://169.254.169.254/latest/meta-data/")),
+        Code::DownloadFailed => well(Stimulus::Url("http://no-such-host.invalid/photo.jpg")),
         Code::DownloadTimeout => {
-            set(("IMAGESVC_FETCH_TIMEOUT", "100ms"), embedding(), Send::Address("{hanging}"))
+            set(("IMAGESVC_FETCH_TIMEOUT", "100ms"), embedding(), Stimulus::Url("{hanging}"))
         }
-        Code::InvalidBase64 => well(Send::NoBase64),
-        Code::EmptyImage => well(Send::Picture(Vec::new())),
-        Code::UnsupportedImage => well(Send::Picture(avif())),
+        Code::InvalidBase64 => well(Stimulus::BadBase64),
+        Code::EmptyImage => well(Stimulus::Picture(Vec::new())),
+        Code::UnsupportedImage => well(Stimulus::Picture(avif())),
         Code::ImageTooLarge => set(("IMAGESVC_MAX_IMAGE_BYTES", "1000"), embedding(), picture()),
-        Code::InvalidHost => well(Send::With("host", "not a host")),
-        Code::UnsupportedContentEncoding => well(Send::With("content-encoding", "gzip")),
-        Code::UnsupportedTransferEncoding => well(Send::With("transfer-encoding", "gzip, chunked")),
-        Code::Unauthorized => set(("IMAGESVC_API_KEYS", "key"), embedding(), picture()),
-        Code::CrossOrigin => well(Send::With("origin", "https://evil.example")),
-        Code::RateLimited => {
-            set(("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1"), embedding(), Send::Crowd(2))
+        Code::InvalidHost => well(Stimulus::With("host", "not a host")),
+        Code::UnsupportedContentEncoding => well(Stimulus::With("content-encoding", "gzip")),
+        Code::UnsupportedTransferEncoding => {
+            well(Stimulus::With("transfer-encoding", "gzip, chunked"))
         }
-        Code::Overloaded => Recipe {
+        Code::Unauthorized => set(("IMAGESVC_API_KEYS", "key"), embedding(), picture()),
+        Code::CrossOrigin => well(Stimulus::With("origin", "https://evil.example")),
+        Code::RateLimited => {
+            set(("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1"), embedding(), Stimulus::Many(2))
+        }
+        Code::Overloaded => Scenario {
             settings: vec![("IMAGESVC_MAX_IN_FLIGHT", "1"), ("IMAGESVC_REQUEST_TIMEOUT", "1s")],
-            ..plain(Reply::Hang, Send::Crowd(9))
+            ..plain(Reply::Hang, Stimulus::Many(9))
         },
-        Code::ShuttingDown => Recipe {
+        Code::ShuttingDown => Scenario {
             change: |config| config.server.drain_timeout = Duration::from_millis(50),
-            ..plain(Reply::Hang, Send::Stopping)
+            ..plain(Reply::Hang, Stimulus::Stopping)
         },
-        Code::RequestTimeout => set(("IMAGESVC_BODY_TIMEOUT", "100ms"), embedding(), Send::Half),
+        Code::RequestTimeout => {
+            set(("IMAGESVC_BODY_TIMEOUT", "100ms"), embedding(), Stimulus::HalfBody)
+        }
         Code::EmbeddingRejected => answered(422),
         Code::EmbeddingUnauthorized => answered(401),
         Code::EmbeddingExhausted => answered(402),
@@ -149,60 +153,66 @@ fn recipe(code: Code) -> Recipe {
         Code::StorageFull => {
             set(("IMAGESVC_MIN_FREE_BYTES", "900000000GiB"), embedding(), picture())
         }
-        Code::StorageFailed => well(Send::Homeless),
-        // By a picture's route: another path, and another method, are no answers of it.
+        Code::StorageFailed => well(Stimulus::FolderGone),
+        // The routes of pictures cannot answer these: they belong to other paths and methods.
         Code::NotFound | Code::MethodNotAllowed | Code::Internal => well(picture()),
     }
 }
 
-/// A request with a picture, however the route takes it.
-fn request(app: &TestApp, route: Route, picture: &[u8], origin: &FakeServer) -> RequestBuilder {
+/// A request that sends a picture in the way that the route expects.
+fn request(
+    app: &TestApp,
+    route: Route,
+    picture: &[u8],
+    picture_server: &FakeServer,
+) -> RequestBuilder {
     let post = app.client.post(app.url(route.path()));
     match route {
-        Route::Url => post.body(json!({ "image_url": origin.url("/photo") }).to_string()),
+        Route::Url => post.body(json!({ "image_url": picture_server.url("/photo") }).to_string()),
         Route::Base64 => post.body(base64_body(picture)),
         Route::Upload => app.upload_request(picture, "photo.jpg"),
     }
 }
 
-/// The status and the code of the answer, if it is an error; of several, the most unusual.
+/// Provokes an error on a route. Returns the status and code of the answer, or `None` if it is a
+/// success.
 async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
-    let Recipe { settings, change, nvidia, send } = recipe(code);
+    let Scenario { settings, change, nvidia, send } = scenario(code);
     let bytes = match &send {
-        Send::Picture(bytes) => bytes.clone(),
+        Stimulus::Picture(bytes) => bytes.clone(),
         _ => ROCKET.to_vec(),
     };
     let served = bytes.clone();
-    let origin = FakeServer::start(move |request, _| match request.target.as_str() {
+    let picture_server = FakeServer::start(move |request, _| match request.target.as_str() {
         "/hangs" => Reply::Hang,
         _ => Reply::new(200, &[], &served),
     })
     .await;
     let nvidia = FakeNvidia::replying(vec![nvidia]).await;
     let app = TestApp::builder(&nvidia)
-        .may_fetch_from(&origin)
+        .may_fetch_from(&picture_server)
         .settings(&settings)
         .configure(change)
         .start()
         .await;
-    let sent = || request(&app, route, &bytes, &origin);
+    let sent = || request(&app, route, &bytes, &picture_server);
     let post = |body: String| app.client.post(app.url(route.path())).body(body);
     let answer = match send {
-        Send::Picture(_) => app.send(sent()).await,
-        Send::With(name, value) => app.send(sent().header(name, value)).await,
-        Send::Crowd(number) => {
-            let mut crowd: futures_util::stream::FuturesUnordered<_> =
+        Stimulus::Picture(_) => app.send(sent()).await,
+        Stimulus::With(name, value) => app.send(sent().header(name, value)).await,
+        Stimulus::Many(number) => {
+            let mut answers: futures_util::stream::FuturesUnordered<_> =
                 (0..number).map(|_| app.send(sent())).collect();
             loop {
-                // Those that wait for NVIDIA may never be answered.
-                let answer = futures_util::StreamExt::next(&mut crowd).await?;
+                // The others may wait for NVIDIA for ever.
+                let answer = futures_util::StreamExt::next(&mut answers).await?;
                 if answer.status != 200 {
                     break answer;
                 }
             }
         }
-        Send::Nonsense => app.send(post("nonsense".into())).await,
-        Send::Half => {
+        Stimulus::Malformed => app.send(post("nonsense".into())).await,
+        Stimulus::HalfBody => {
             let mut stream = TcpStream::connect(app.address).await.unwrap();
             stream.write_all(&post_head(route.path(), 1000, "")).await.unwrap();
             stream.write_all(b"--x\r\n").await.unwrap();
@@ -213,7 +223,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             let problem: Value = serde_json::from_str(body).unwrap();
             return Some((status, problem["code"].as_str().unwrap().to_owned()));
         }
-        Send::Stopping => {
+        Stimulus::Stopping => {
             let sent = tokio::spawn(sent().send());
             nvidia.wait_for(1).await;
             app.stop().await;
@@ -222,19 +232,19 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
             return Some((status, problem["code"].as_str().unwrap().to_owned()));
         }
-        Send::Homeless => {
+        Stimulus::FolderGone => {
             let incoming = app.folder().join(".incoming");
             std::fs::rename(&incoming, app.folder().join("gone")).unwrap();
             app.send(sent()).await
         }
-        Send::Address(address) if route == Route::Url => {
-            let address = address.replace("{hanging}", &origin.url("/hangs"));
+        Stimulus::Url(address) if route == Route::Url => {
+            let address = address.replace("{hanging}", &picture_server.url("/hangs"));
             app.send(post(json!({ "image_url": address }).to_string())).await
         }
-        Send::NoBase64 if route == Route::Base64 => {
+        Stimulus::BadBase64 if route == Route::Base64 => {
             app.send(post(json!({ "image_base64": "***" }).to_string())).await
         }
-        Send::Address(_) | Send::NoBase64 => app.send(sent()).await,
+        Stimulus::Url(_) | Stimulus::BadBase64 => app.send(sent()).await,
     };
     if answer.status == 200 {
         return None;
@@ -253,21 +263,21 @@ async fn each_route_answers_every_error_that_the_document_names_there_and_no_oth
         for code in Code::ALL {
             provoked.extend(provoke(route, *code).await);
         }
-        // A bug cannot be provoked: that one is answered so is tested beside the layer that does it.
+        // A bug cannot be provoked from outside; src/web.rs tests how a panic is answered.
         provoked.insert((500, "internal".to_owned()));
         assert_eq!(provoked, documented, "{route:?}");
     }
 }
 
 #[tokio::test]
-async fn what_must_not_be_empty_is_said_and_no_example_breaks_its_schema() {
+async fn required_texts_have_a_minimum_length_and_no_example_breaks_its_schema() {
     let schemas = document().await["components"]["schemas"].take();
     for (schema, field) in [("ImageUrl", "image_url"), ("ImageBase64", "image_base64")] {
         assert_eq!(schemas[schema]["properties"][field]["minLength"], 1, "{field}");
     }
     let vector = &schemas["Answer"]["properties"]["vector"];
     assert_eq!((&vector["minItems"], &vector["maxItems"]), (&json!(1536), &json!(1536)));
-    assert!(vector.get("example").is_none(), "it would have to have 1536 numbers: {vector}");
+    assert!(vector.get("example").is_none(), "a valid example would need 1536 numbers: {vector}");
 }
 
 #[tokio::test]
@@ -296,7 +306,7 @@ async fn headers_and_the_key_are_described() {
     assert_eq!(document["components"]["securitySchemes"]["key"]["scheme"], "bearer");
     assert_eq!(upload["security"], json!([{}, { "key": [] }]));
     for open in ["/health", "/ready"] {
-        assert_eq!(document["paths"][open]["get"]["security"], json!([]), "said to want no key");
+        assert_eq!(document["paths"][open]["get"]["security"], json!([]), "documented as open");
     }
     assert!(document["paths"]["/metrics"]["get"]["security"].is_array());
 }

@@ -1,4 +1,4 @@
-//! One deadline over everything: however NVIDIA delays, the answer is there in time.
+//! One deadline bounds a whole request: however NVIDIA delays, the client gets an answer in time.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,14 @@ fn slow(reply: Reply) -> Reply {
     reply.after(Duration::from_millis(150))
 }
 
-/// An inference of a picture that was uploaded.
+/// Whether this is the inference of an uploaded picture.
 fn is_of_asset(request: &Received) -> bool {
     request.line() == INFER && request.header("nvcf-input-asset-references").is_some()
 }
 
 type Script = fn(&Received) -> Option<Reply>;
 
-/// What NVIDIA does, and the picture that it does it to.
+/// A name, the picture that is sent, and how NVIDIA misbehaves.
 const TROUBLES: &[(&str, &[u8], Script)] = &[
     ("it hangs", ROCKET, |_| Some(Reply::Hang)),
     ("it fails slowly, again and again", ROCKET, |_| Some(slow(Reply::status(503)))),
@@ -72,10 +72,10 @@ async fn send(app: &TestApp, picture: &[u8]) -> (Answer, Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_answer_comes_before_the_deadline_and_a_little_more_whatever_nvidia_does() {
+async fn the_answer_comes_by_the_deadline_whatever_nvidia_does() {
     for (name, picture, script) in TROUBLES {
         let mut late = Vec::new();
-        // A machine may be busy with other tests: what is late by itself is late every time.
+        // A busy machine may delay one answer; a real fault delays every one.
         for _ in 0..3 {
             let nvidia = FakeNvidia::with_uploads(script).await;
             let app = TestApp::builder(&nvidia)
@@ -103,7 +103,7 @@ async fn the_answer_comes_before_the_deadline_and_a_little_more_whatever_nvidia_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waiting_for_a_slot_or_for_the_pace_counts_as_well() {
+async fn waiting_for_a_permit_or_the_pace_counts_against_the_deadline() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     for setting in [("NVIDIA_MAX_CONCURRENCY", "1"), ("NVIDIA_REQUESTS_PER_MINUTE", "1")] {
         let app = TestApp::builder(&nvidia)
@@ -127,7 +127,7 @@ async fn waiting_for_a_slot_or_for_the_pace_counts_as_well() {
 }
 
 #[tokio::test]
-async fn an_upload_that_hangs_leaves_the_time_to_do_without() {
+async fn a_hanging_upload_leaves_time_to_send_the_picture_inline() {
     for hanging in [CREATE_ASSET, "PUT"] {
         let nvidia = FakeNvidia::with_uploads(move |request| {
             request.line().starts_with(hanging).then_some(Reply::Hang)
@@ -139,8 +139,8 @@ async fn an_upload_that_hangs_leaves_the_time_to_do_without() {
 }
 
 #[tokio::test]
-async fn an_asset_api_that_is_gone_is_done_without_and_left_alone_for_a_while() {
-    for fault in [Reply::status(503), Reply::Cut(Vec::new()), Reply::status(301)] {
+async fn a_failing_asset_api_is_bypassed_and_not_called_for_a_while() {
+    for fault in [Reply::status(503), Reply::CloseAfter(Vec::new()), Reply::status(301)] {
         let nvidia = FakeNvidia::with_uploads(move |request| match request.line().as_str() {
             CREATE_ASSET => Some(fault.clone()),
             INFER => Some(embedding()),
@@ -183,14 +183,14 @@ async fn an_outage_of_the_asset_api_is_forgotten_sooner_than_a_refusal() {
 }
 
 #[tokio::test]
-async fn in_an_outage_large_pictures_cost_no_more_tries_than_small_ones() {
+async fn in_an_outage_large_pictures_cost_at_most_one_more_call_than_small_ones() {
     let nvidia = FakeNvidia::with_uploads(|_| Some(Reply::status(503))).await;
     let app = TestApp::start(&nvidia).await;
     for (n, calls) in [(0, 4), (1, 3), (2, 3)] {
         let before = nvidia.lines().len();
         let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
         assert_eq!(answer.status, 502);
-        // The first tries to announce its upload, and is then sent without one, once.
+        // The first picture spends its attempts on creating the upload, then is sent inline once.
         assert_eq!(nvidia.lines().len() - before, calls, "{:?}", nvidia.lines());
     }
 }

@@ -1,4 +1,4 @@
-//! The decoder's process: what it may not do, and what is made of each way in which it can fail.
+//! The decoder's process: what it must not be able to do, and how each of its failures is answered.
 
 use std::{
     fs,
@@ -13,14 +13,14 @@ use tempfile::TempDir;
 
 use crate::support::{
     Answer, BuildError, FakeNvidia, ROCKET, TestApp, assert_problem, converted, decoder_settings,
-    metric, misbehaving, noise_png,
+    fake_decoder, metric, noise_png,
 };
 
-/// Sends a picture that must be decoded to a service whose decoder runs a script.
+/// Starts a service whose decoder runs a script, and sends it a picture that must be decoded.
 async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let program = misbehaving(&folder, script);
-    let nvidia = FakeNvidia::well().await;
+    let program = fake_decoder(&folder, script);
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
         .configure(|config| config.decoder.program = program)
@@ -31,23 +31,24 @@ async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     (answer, app, folder)
 }
 
-/// Waits until the decoder that was started last is gone.
+/// Waits until the decoder that was started last has ended.
 async fn assert_ended(folder: &TempDir, script: &str) {
     let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
     let started = Instant::now();
     while Path::new("/proc").join(pid.trim()).exists() {
-        assert!(started.elapsed() < Duration::from_secs(10), "{script}: it is still there");
+        assert!(started.elapsed() < Duration::from_secs(10), "{script}: it still runs");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// The head of an answer: what it says, and how long what follows is.
+/// A shell command that prints the head of a decoder's answer: its kind, and the length of what
+/// follows.
 fn head(letter: char, len: u8) -> String {
     format!("printf '{letter}\\{len:03o}\\0\\0\\0\\0\\0\\0\\0'; ")
 }
 
 #[tokio::test]
-async fn a_decoder_that_dies_of_the_picture_says_that_the_picture_is_at_fault() {
+async fn a_decoder_killed_by_its_picture_blames_the_picture() {
     let halfway = format!("{}printf abc; kill -ABRT $$", head('d', 100));
     for script in [
         "kill -ABRT $$",
@@ -67,7 +68,7 @@ async fn a_decoder_that_dies_of_the_picture_says_that_the_picture_is_at_fault() 
 }
 
 #[tokio::test]
-async fn a_decoder_that_the_system_takes_away_is_no_fault_of_the_picture() {
+async fn a_decoder_killed_by_the_system_does_not_blame_the_picture() {
     let halfway = format!("{}printf abc; kill -KILL $$", head('d', 100));
     let unlimited = format!("{}printf never", head('l', 5));
     for script in ["kill -KILL $$", "kill -TERM $$", &halfway, &unlimited] {
@@ -81,10 +82,10 @@ async fn a_decoder_that_the_system_takes_away_is_no_fault_of_the_picture() {
 }
 
 #[tokio::test]
-async fn a_decoder_that_cannot_be_started_any_more_is_no_fault_of_the_picture() {
+async fn a_decoder_that_no_longer_starts_does_not_blame_the_picture() {
     let folder = tempfile::tempdir().unwrap();
-    let program = misbehaving(&folder, "exit 0");
-    let nvidia = FakeNvidia::well().await;
+    let program = fake_decoder(&folder, "exit 0");
+    let nvidia = FakeNvidia::healthy().await;
     let path = program.clone();
     let app =
         TestApp::builder(&nvidia).configure(|config| config.decoder.program = path).start().await;
@@ -95,14 +96,14 @@ async fn a_decoder_that_cannot_be_started_any_more_is_no_fault_of_the_picture() 
 }
 
 #[tokio::test]
-async fn a_decoder_that_does_not_keep_to_what_was_agreed_is_a_bug() {
+async fn a_decoder_that_breaks_the_protocol_is_an_internal_error() {
     for script in [
         "exit 0".to_owned(),
         "exit 1".to_owned(),
         "printf 'no answer at all'".to_owned(),
         format!("{}printf abc", head('d', 100)),
         format!("{}printf abc", head('d', 1)),
-        // More than any picture of this size is rendered to.
+        // longer than any rendering of a picture of this size
         "printf 'd\\0\\0\\0\\0\\001\\0\\0\\0'; exec cat /dev/zero".to_owned(),
         format!("{}exec cat /dev/zero", head('d', 3)),
     ] {
@@ -130,8 +131,8 @@ async fn a_decoder_that_hangs_is_ended_at_the_deadline() {
 async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
     let folder = tempfile::tempdir().unwrap();
     let script = "exec sleep 600";
-    let program = misbehaving(&folder, script);
-    let nvidia = FakeNvidia::well().await;
+    let program = fake_decoder(&folder, script);
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
         .configure(|config| config.decoder.program = program)
@@ -144,7 +145,7 @@ async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_service_whose_decoder_does_not_work_does_not_start() {
+async fn a_service_with_a_broken_decoder_does_not_start() {
     for program in ["/no/such/program", "/bin/false", "/bin/true"] {
         let started = TestApp::sandbox()
             .configure(|config| config.decoder.program = program.into())
@@ -155,7 +156,7 @@ async fn a_service_whose_decoder_does_not_work_does_not_start() {
     }
 }
 
-/// A decoder that waits for its picture, limited as it is by then.
+/// Reads the limits of a decoder while it waits for its picture.
 #[test]
 fn a_decoder_is_limited_before_it_reads_a_byte() {
     let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
@@ -168,7 +169,7 @@ fn a_decoder_is_limited_before_it_reads_a_byte() {
         .unwrap();
     let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap();
     let started = Instant::now();
-    // The last limit that it sets.
+    // the last limit that the decoder sets
     while !read("limits")
         .lines()
         .any(|line| line.starts_with("Max core file size") && ends_in(line, ["0", "0", "bytes"]))
@@ -187,12 +188,12 @@ fn a_decoder_is_limited_before_it_reads_a_byte() {
         assert!(ends_in(line, bounds), "{line}");
     }
     assert_eq!(read("oom_score_adj").trim(), "1000");
-    // No runtime, no threads.
+    // It has no runtime and no further threads.
     assert!(read("status").contains("Threads:\t1\n"));
     drop(child.stdin.take());
     let mut said = Vec::new();
     child.stdout.take().unwrap().read_to_end(&mut said).unwrap();
-    assert_eq!(said[0], b'b', "nothing is no picture");
+    assert_eq!(said[0], b'b', "an empty input is not a picture");
     assert!(child.wait().unwrap().success());
 }
 
@@ -202,20 +203,20 @@ fn ends_in(line: &str, bounds: [&str; 3]) -> bool {
 
 #[tokio::test]
 async fn a_decoder_inherits_nothing_of_the_service_but_its_picture() {
-    // Says what it was given instead of decoding.
+    // This decoder writes down what it inherited instead of decoding.
     let folder = tempfile::tempdir().unwrap();
     let seen = folder.path().join("seen");
     let script = format!(
         "{{ /usr/bin/env; ls -l /proc/self/fd; }} > '{}' 2>&1; kill -ABRT $$",
         seen.display()
     );
-    let program = misbehaving(&folder, &script);
-    let nvidia = FakeNvidia::well().await;
+    let program = fake_decoder(&folder, &script);
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| config.decoder.program = program)
         .start()
         .await;
-    // Too large to stay in memory: it comes from its file.
+    // This picture is too large for memory, so the decoder gets its file.
     let picture = converted(&noise_png(400, 400), ImageFormat::Bmp);
     assert_problem(&app.upload(&picture, "noise.bmp").await, 415, "unsupported_image");
     let seen = fs::read_to_string(seen).unwrap();
@@ -225,6 +226,6 @@ async fn a_decoder_inherits_nothing_of_the_service_but_its_picture() {
     assert!(names.is_empty(), "{names:?}");
     assert!(!seen.contains("socket:"), "{seen}");
     let input = seen.lines().find(|line| line.contains(" 0 -> ")).unwrap();
-    assert!(input.starts_with("lr-x"), "to be read only: {input}");
+    assert!(input.starts_with("lr-x"), "open for reading only: {input}");
     assert!(input.contains("/.incoming/") || input.contains(".bmp"), "{input}");
 }

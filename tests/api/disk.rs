@@ -1,8 +1,8 @@
-//! Power cuts and full disks.
+//! Power cuts, full disks and a lack of inodes.
 
 use std::{
     collections::HashSet,
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc,
@@ -25,7 +25,8 @@ fn names(folder: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// Staging files of what was refused are removed behind the answer's back.
+/// Waits until a folder is empty: the service removes the staging files of refused pictures after
+/// the answer.
 async fn wait_until_empty(folder: &Path) {
     let empty = async {
         while !names(folder).is_empty() {
@@ -37,22 +38,22 @@ async fn wait_until_empty(folder: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_power_cuts_leave_whole_files_alone() {
-    let nvidia = FakeNvidia::well().await;
+async fn two_hundred_power_cuts_leave_only_whole_files() {
+    let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
-    // One that stays in memory until it is saved, and one that is spooled.
+    // One stays in memory until it is saved, the other goes to a staging file.
     let pictures = [ROCKET.to_vec(), noise_png(400, 300)];
     let known: HashSet<_> = pictures.iter().map(Sha256::digest).collect();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut random = fastrand::Rng::with_seed(3);
     for _ in 0..200 {
         let child = Child::start_with(&nvidia, folder.path(), &[]);
-        assert!(names(&downloads.join(".incoming")).is_empty(), "the start has cleaned up");
+        assert!(names(&downloads.join(".incoming")).is_empty(), "the start removes leftovers");
         let mut uploads = JoinSet::new();
         for n in 0..6 {
             let request = child.upload_request(&client, &pictures[n % 2]);
-            // Whether it gets an answer is a matter of luck.
+            // The kill decides whether there is an answer.
             uploads.spawn(async move { drop(request.send().await) });
         }
         tokio::time::sleep(Duration::from_micros(random.u64(0..30_000))).await;
@@ -72,17 +73,32 @@ async fn two_hundred_power_cuts_leave_whole_files_alone() {
     }
 }
 
-/// A small file system of its own; unmounted at the end.
+/// A small file system, unmounted when dropped.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    /// Nothing where mounting is not allowed.
+    /// Mounts the file system. If that is not allowed, prints that the test is skipped.
     fn mount(options: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(folder.path());
-        let mounted = mount.output().is_ok_and(|output| output.status.success());
-        mounted.then(|| Self(folder))
+        if mount.output().is_ok_and(|output| output.status.success()) {
+            return Some(Self(folder));
+        }
+        println!("skipped: only root can mount a small disk");
+        None
+    }
+
+    /// The downloads folder of a service on this disk.
+    fn downloads(&self) -> PathBuf {
+        self.0.path().join("downloads")
+    }
+
+    /// Starts a service whose downloads folder is on this disk.
+    async fn start_app(&self, nvidia: &FakeNvidia) -> TestApp {
+        let downloads = self.downloads();
+        let app = TestApp::builder(nvidia);
+        app.setting("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap()).start().await
     }
 }
 
@@ -93,17 +109,10 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_leaves_nothing_and_keeps_the_service_alive() {
-    let Some(disk) = SmallDisk::mount("size=700k") else {
-        println!("skipped: only root can mount a small disk");
-        return;
-    };
-    let nvidia = FakeNvidia::well().await;
-    let downloads = disk.0.path().join("downloads");
-    let app = TestApp::builder(&nvidia)
-        .setting("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap())
-        .start()
-        .await;
+async fn on_a_full_disk_uploads_are_refused_and_leave_nothing_while_the_service_lives() {
+    let Some(disk) = SmallDisk::mount("size=700k") else { return };
+    let nvidia = FakeNvidia::healthy().await;
+    let app = disk.start_app(&nvidia).await;
     let large = noise_png(600, 500); // 900 KB
     for answer in [app.upload(&large, "large.png").await, app.base64(&large).await] {
         assert_problem(&answer, 507, "storage_full");
@@ -121,6 +130,7 @@ async fn a_full_disk_is_told_leaves_nothing_and_keeps_the_service_alive() {
         assert_eq!(app.get("/health").await.status, 200);
     }
     assert!(saved > 2 && full > 2, "{saved} saved, {full} refused");
+    let downloads = disk.downloads();
     wait_until_empty(&downloads.join(".incoming")).await;
     let kept: Vec<_> =
         names(&downloads).into_iter().filter(|name| !name.starts_with('.')).collect();
@@ -129,11 +139,11 @@ async fn a_full_disk_is_told_leaves_nothing_and_keeps_the_service_alive() {
     app.stop().await;
 }
 
-/// Free disk that must stay so, in the tests below.
+/// The disk space that must stay free in the tests below.
 const RESERVE: u64 = 20 << 20;
 
-/// Lets the disk have so much room beside its reserve, less what is in the folder; remembers how
-/// little was ever free.
+/// Simulates a disk with `room` bytes beside the reserve, less what is in the folder. Records in
+/// `least` how little was ever free.
 fn limit_room(config: &mut Config, room: u64, least: &Arc<AtomicU64>) {
     let least = Arc::clone(least);
     let space = DiskSpace::with_measure(config.store.folder.clone(), RESERVE, move |folder| {
@@ -145,7 +155,7 @@ fn limit_room(config: &mut Config, room: u64, least: &Arc<AtomicU64>) {
     config.store.space = space;
 }
 
-/// The bytes of the files in a folder and below, in whole blocks.
+/// The bytes of all files in a folder and its subfolders, rounded up to whole blocks.
 fn size_of(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let sizes = entries.filter_map(|entry| match entry.metadata().ok()? {
@@ -156,7 +166,7 @@ fn size_of(folder: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_uploads_at_once_do_not_fall_below_the_reserve_and_each_hears_so() {
+async fn concurrent_uploads_never_use_the_reserve_and_those_without_room_are_refused() {
     const ROOM: u64 = 8 << 20;
     let least = Arc::new(AtomicU64::new(u64::MAX));
     let seen = Arc::clone(&least);
@@ -206,10 +216,10 @@ async fn a_length_that_is_only_declared_takes_no_room_from_others() {
 
 #[tokio::test]
 async fn vectors_are_not_kept_where_only_the_reserve_is_left() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let picture = tiny(1);
     let app = TestApp::builder(&nvidia)
-        // The picture, and no vector beside it.
+        // room for the picture, but not for its vector
         .configure(|config| limit_room(config, 4096, &Arc::default()))
         .start()
         .await;
@@ -220,8 +230,8 @@ async fn vectors_are_not_kept_where_only_the_reserve_is_left() {
 }
 
 #[tokio::test]
-async fn a_lack_of_inodes_is_told_at_the_header_and_in_readiness() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_lack_of_inodes_refuses_uploads_and_makes_the_service_unready() {
+    let nvidia = FakeNvidia::healthy().await;
     for (inodes, status, reasons) in [
         (Some(Inodes { free: 90, total: 10_000 }), 507, &["inodes_under_reserve"][..]),
         (Some(Inodes { free: 110, total: 10_000 }), 200, &[]),
@@ -245,17 +255,10 @@ async fn a_lack_of_inodes_is_told_at_the_header_and_in_readiness() {
 }
 
 #[tokio::test]
-async fn a_disk_without_inodes_is_not_ready_and_full() {
-    let Some(disk) = SmallDisk::mount("size=10m,nr_inodes=200") else {
-        println!("skipped: only root can mount a small disk");
-        return;
-    };
-    let nvidia = FakeNvidia::well().await;
-    let downloads = disk.0.path().join("downloads");
-    let app = TestApp::builder(&nvidia)
-        .setting("IMAGESVC_DOWNLOADS_DIR", downloads.to_str().unwrap())
-        .start()
-        .await;
+async fn a_disk_out_of_inodes_refuses_uploads_and_is_not_ready() {
+    let Some(disk) = SmallDisk::mount("size=10m,nr_inodes=200") else { return };
+    let nvidia = FakeNvidia::healthy().await;
+    let app = disk.start_app(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
     let mut made = 0;
     while std::fs::write(disk.0.path().join(made.to_string()), "").is_ok() {

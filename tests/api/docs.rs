@@ -1,4 +1,4 @@
-//! The documentation that the service serves.
+//! The pages and the OpenAPI document that the service serves.
 
 use imagesvc::web::error::Code;
 
@@ -18,7 +18,7 @@ fn the_page_on_the_api_lists_every_code_and_no_other() {
 
 #[tokio::test]
 async fn the_document_is_openapi_3_1_and_lists_every_route() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let document = app.get("/openapi.json").await.json();
     assert_eq!(document["openapi"], "3.1.0");
@@ -55,7 +55,7 @@ async fn the_document_is_openapi_3_1_and_lists_every_route() {
 
 #[tokio::test]
 async fn the_page_and_its_assets_come_from_the_service() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let page = app.get("/docs").await;
     assert_eq!((page.status, page.header("content-type")), (200, "text/html"));
@@ -78,14 +78,14 @@ async fn the_page_and_its_assets_come_from_the_service() {
 }
 
 #[tokio::test]
-async fn the_page_for_people_needs_nothing_from_elsewhere() {
-    let nvidia = FakeNvidia::well().await;
+async fn the_home_page_loads_nothing_from_elsewhere() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let page = app.get("/").await;
     assert!(page.header("content-type").starts_with("text/html"));
     assert!(page.header("content-security-policy").starts_with("default-src 'none'"));
     assert!(
         !page.text().contains("://") || page.text().matches("://").count() == 1,
-        "only the placeholder"
+        "the placeholder is the only URL"
     );
 }

@@ -1,4 +1,4 @@
-//! In which order a picture reaches the disk, as the system sees it.
+//! Checks with strace in which order the service writes, syncs and names a picture.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -6,12 +6,11 @@ use serde_json::Value;
 
 use crate::support::{Child, FakeNvidia, HUBBLE, ROCKET, is_missing};
 
-/// What writes, syncs, names and answers.
+/// The system calls that write, sync, rename and answer.
 const CALLS: &str =
     "write,pwrite64,writev,sendto,sendmsg,fsync,fdatasync,rename,renameat,renameat2";
 
-/// A system call: its name, what was passed and returned, and the lines of the trace in which it
-/// began and ended.
+/// A system call: its text in the trace, and the lines in which it began and ended.
 #[derive(Debug)]
 struct Call {
     text: String,
@@ -26,8 +25,8 @@ impl Call {
     }
 }
 
-/// The calls of a trace, in the order in which they ended. A call during which another thread made
-/// one stands in two lines.
+/// Parses the calls of a trace, in the order in which they ended. strace splits a call into two
+/// lines if another thread makes a call meanwhile.
 fn calls(trace: &str) -> Vec<Call> {
     let mut unfinished = Vec::<(&str, Call)>::new();
     let mut calls = Vec::new();
@@ -48,7 +47,7 @@ fn calls(trace: &str) -> Vec<Call> {
     calls
 }
 
-/// Whether processes can be traced here, which is said if not; in CI they must.
+/// Whether processes can be traced here. If not, it prints why the test is skipped; in CI it fails.
 fn may_trace() -> bool {
     if is_missing("strace") {
         return false;
@@ -63,7 +62,7 @@ fn may_trace() -> bool {
     may
 }
 
-/// A trace, once it is whole: strace ends after what it traces.
+/// Waits until the trace is complete, since strace ends after the program, and reads it.
 fn read_trace(path: &Path) -> String {
     let started = std::time::Instant::now();
     loop {
@@ -84,10 +83,10 @@ async fn a_picture_is_written_synced_named_and_its_folder_synced_before_the_answ
     if !may_trace() {
         return;
     }
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let upstream = nvidia.settings();
     let settings: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    // One that stays in memory until it is saved, and one that is staged as it comes.
+    // One stays in memory until it is saved, the other goes to a staging file.
     for picture in [ROCKET, HUBBLE] {
         let folder = tempfile::tempdir().unwrap();
         let trace = folder.path().join("trace");

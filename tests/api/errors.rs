@@ -1,4 +1,4 @@
-//! What clients are told when NVIDIA, the disk or the service itself fails.
+//! The errors that clients see when NVIDIA, the disk or the service itself fails.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use crate::support::{
     post_head,
 };
 
-/// An error as NVIDIA writes it, with something in it that is not for clients.
-pub fn refusal(status: u16) -> Reply {
+/// An error in NVIDIA's format, with texts in it that clients must not see.
+pub fn nvidia_error(status: u16) -> Reply {
     Reply::new(
         status,
         &[("content-type", "application/problem+json")],
@@ -57,7 +57,7 @@ async fn a_nvidia_that_hangs_is_a_timeout() {
 
 #[tokio::test]
 async fn a_nvidia_that_cannot_be_reached_is_unavailable() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let free = free_address().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_INFER_URL", format!("http://{free}/"))
@@ -68,13 +68,13 @@ async fn a_nvidia_that_cannot_be_reached_is_unavailable() {
 
 #[tokio::test]
 async fn a_disk_under_the_reserve_is_full_on_every_route() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MIN_FREE_BYTES", "900000000GiB").start().await;
     for answer in [
         app.upload(ROCKET, "rocket.jpg").await,
         app.base64(ROCKET).await,
-        app.by_address("http://example.com/").await,
+        app.by_url("http://example.com/").await,
     ] {
         assert_problem(&answer, 507, "storage_full");
     }
@@ -88,8 +88,8 @@ async fn a_disk_under_the_reserve_is_full_on_every_route() {
 }
 
 #[tokio::test]
-async fn a_folder_that_vanished_is_a_failure_to_save() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_vanished_folder_is_a_storage_failure() {
+    let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
     let app = TestApp::builder(&nvidia)
@@ -106,8 +106,8 @@ async fn a_folder_that_vanished_is_a_failure_to_save() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_says_where_to_go() {
-    let nvidia = FakeNvidia::well().await;
+async fn an_unknown_path_or_method_is_answered_with_the_right_one() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for path in [
         "/nothing",
@@ -139,7 +139,7 @@ async fn what_is_not_there_says_where_to_go() {
 
 #[tokio::test]
 async fn a_request_keeps_its_own_id_if_it_is_harmless() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (own, kept) in [("trace-1.a_B", true), ("a b", false), ("", false)] {
         let answer =
@@ -150,7 +150,7 @@ async fn a_request_keeps_its_own_id_if_it_is_harmless() {
 
 #[tokio::test]
 async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_BODY_TIMEOUT", "100ms").start().await;
     for (path, start) in [
         ("/vectorize-image", "{\"image_url\":"),

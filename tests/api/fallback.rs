@@ -1,4 +1,4 @@
-//! Uploads that are refused: the picture is shrunk and sent inline.
+//! If NVIDIA refuses an upload, the service shrinks the picture and sends it inline.
 
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use crate::support::{
     variant,
 };
 
-/// The JPEG that an inference carries, and the length of its base64 text.
+/// The JPEG that an inference carries, and the length of its Base64 text.
 fn inline_picture(request: &Received) -> (RgbImage, usize) {
     let sent = Inline::of(request);
     assert_eq!(sent.media_type, "image/jpeg");
@@ -28,7 +28,8 @@ fn is_inline(request: &Received) -> bool {
     request.line() == INFER && request.body.len() > 100
 }
 
-/// A large picture is answered although NVIDIA replies so, and the next one is spared the detour.
+/// Asserts that a large picture is shrunk if NVIDIA replies so, and that the next one is shrunk at
+/// once.
 async fn assert_falls_back(at: &'static str, reply: Reply) {
     let nvidia = FakeNvidia::with_uploads(move |request| {
         (request.line().starts_with(at) && !is_inline(request)).then(|| reply.clone())
@@ -42,7 +43,7 @@ async fn assert_falls_back(at: &'static str, reply: Reply) {
         (Some(1000), Some(872))
     );
 
-    // The deletion of what was uploaded may come at any time.
+    // The deletion of the upload may come at any time.
     let calls =
         |requests: Vec<Received>| requests.into_iter().filter(|request| request.method != "DELETE");
     let inline: Vec<_> = calls(nvidia.received()).filter(is_inline).collect();
@@ -92,7 +93,7 @@ async fn a_refused_inference_falls_back() {
 }
 
 #[tokio::test]
-async fn what_is_the_keys_or_the_accounts_fault_does_not_fall_back() {
+async fn a_fault_of_the_key_or_the_account_does_not_fall_back() {
     for (at, status, code, expected) in [
         (CREATE_ASSET, 401, "embedding_unauthorized", 502),
         (CREATE_ASSET, 402, "embedding_exhausted", 503),
@@ -147,7 +148,7 @@ async fn with_shrink_no_upload_is_tried() {
     assert_eq!(nvidia.lines(), [INFER]);
     let (picture, _) = inline_picture(&nvidia.received()[0]);
     let (width, height) = picture.dimensions();
-    assert!(width <= 1000 && width > height, "the shape stays");
+    assert!(width <= 1000 && width > height, "the proportions stay");
 }
 
 #[tokio::test]
@@ -164,7 +165,7 @@ async fn a_large_picture_that_cannot_be_decoded_cannot_be_shrunk() {
 }
 
 #[tokio::test]
-async fn a_picture_that_nvidia_takes_in_no_way_says_nothing_of_uploads() {
+async fn a_picture_that_nvidia_refuses_both_ways_does_not_disable_uploads() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let inferences = AtomicUsize::new(0);
     let nvidia = FakeNvidia::with_uploads(move |request| {
@@ -181,7 +182,7 @@ async fn a_picture_that_nvidia_takes_in_no_way_says_nothing_of_uploads() {
 async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
     let bmp = converted(&noise_png(500, 500), image_rs::ImageFormat::Bmp);
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
-    // Each of the two takes all of it.
+    // Each of the two renderings takes all of the memory.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB")
@@ -192,7 +193,7 @@ async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
 }
 
 #[tokio::test]
-async fn what_was_shrunk_because_uploads_failed_is_uploaded_once_they_work_again() {
+async fn a_picture_shrunk_because_uploads_failed_is_uploaded_once_they_work_again() {
     let works = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&works);
     let nvidia = FakeNvidia::with_uploads(move |request| {
@@ -208,11 +209,11 @@ async fn what_was_shrunk_because_uploads_failed_is_uploaded_once_they_work_again
     works.store(true, Ordering::Relaxed);
     let started = Instant::now();
     while app.upload(HUBBLE, "a.jpg").await.prepared() == "shrunk" {
-        assert!(started.elapsed() < Duration::from_secs(10), "it stays so");
+        assert!(started.elapsed() < Duration::from_secs(10), "uploads are never tried again");
     }
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.header("x-cache"), "hit");
 
-    // A restart knows nothing of the fault.
+    // After a restart the service does not know of the fault.
     works.store(false, Ordering::Relaxed);
     let app = TestApp::start(&nvidia).await;
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "shrunk");

@@ -24,7 +24,7 @@ async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
         (ImageFormat::Tiff, "image/tiff", ".tiff"),
     ] {
         let picture = converted(&small, format);
-        let nvidia = FakeNvidia::well().await;
+        let nvidia = FakeNvidia::healthy().await;
         let app = TestApp::start(&nvidia).await;
         let answer = app.upload(&picture, "picture").await;
         answer.vector();
@@ -53,7 +53,7 @@ async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
 
 #[tokio::test]
 async fn what_is_no_picture_is_refused_and_leaves_nothing() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (bytes, word) in [
         (&b"just text"[..], "JPEG, PNG"),
@@ -80,7 +80,7 @@ async fn what_is_no_picture_is_refused_and_leaves_nothing() {
 #[cfg(not(feature = "heic"))]
 #[tokio::test]
 async fn a_heic_picture_is_told_how_to_become_a_jpeg_where_it_is_not_read() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for picture in [PHONE, &PHONE[..300]] {
         let answer = app.upload(picture, "IMG_1.HEIC").await;
@@ -93,7 +93,7 @@ async fn a_heic_picture_is_told_how_to_become_a_jpeg_where_it_is_not_read() {
 
 #[tokio::test]
 async fn no_bytes_are_an_empty_picture() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     assert_problem(&app.upload(b"", "photo.jpg").await, 400, "empty_image");
 }
@@ -103,7 +103,7 @@ async fn a_picture_whose_pixels_cannot_be_decoded_is_unsupported_and_leaves_noth
     let mut webp = converted(ROCKET, ImageFormat::WebP);
     let len = webp.len();
     webp.truncate(len / 3);
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let problem = assert_problem(&app.upload(&webp, "half.webp").await, 415, "unsupported_image");
     assert!(problem.get("saved_as").is_none());
@@ -112,18 +112,18 @@ async fn a_picture_whose_pixels_cannot_be_decoded_is_unsupported_and_leaves_noth
 
 #[tokio::test]
 async fn a_byte_too_many_is_too_large_on_every_route() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(HUBBLE).await;
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(HUBBLE).await;
     let limit = (HUBBLE.len() - 1).to_string();
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", &limit)
-        .may_fetch_from(&origin)
+        .may_fetch_from(&picture_server)
         .start()
         .await;
     for answer in [
         app.upload(HUBBLE, "hubble.jpg").await,
         app.base64(HUBBLE).await,
-        app.by_address(&origin.url("/")).await,
+        app.by_url(&picture_server.url("/")).await,
     ] {
         let problem = assert_problem(&answer, 413, "image_too_large");
         assert!(problem["detail"].as_str().unwrap().contains(&limit), "{problem}");
@@ -138,7 +138,7 @@ async fn a_byte_too_many_is_too_large_on_every_route() {
 
 #[tokio::test]
 async fn too_many_pixels_are_too_large_with_both_numbers() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_PIXELS", "273279").start().await;
     let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 413, "image_too_large");
@@ -149,7 +149,7 @@ async fn too_many_pixels_are_too_large_with_both_numbers() {
 
 #[tokio::test]
 async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB").start().await;
     let mut webp = std::io::Cursor::new(Vec::new());
     image_rs::RgbImage::new(3000, 2000).write_to(&mut webp, ImageFormat::WebP).unwrap();
@@ -159,7 +159,7 @@ async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
 
 #[tokio::test]
 async fn the_bytes_decide_whatever_the_names_and_labels_say() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let photo = image_rs::load_from_memory(ROCKET).unwrap().thumbnail(60, 40);
     let formats = [
@@ -196,7 +196,7 @@ async fn the_bytes_decide_whatever_the_names_and_labels_say() {
 
 #[tokio::test]
 async fn pictures_that_are_made_to_hurt_are_refused_and_leave_nothing() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let many_scans = {
         let start = ROCKET.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
@@ -251,13 +251,13 @@ async fn every_format_comes_by_every_route() {
         photo.write_to(&mut picture, format).unwrap();
         let picture = picture.into_inner();
         let served = picture.clone();
-        let origin = FakeServer::start(move |_, _| Reply::new(200, &[], &served)).await;
-        let nvidia = FakeNvidia::well().await;
-        let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+        let picture_server = FakeServer::start(move |_, _| Reply::new(200, &[], &served)).await;
+        let nvidia = FakeNvidia::healthy().await;
+        let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
         for answer in [
             app.upload(&picture, "picture").await,
             app.base64(&picture).await,
-            app.by_address(&origin.url("/picture")).await,
+            app.by_url(&picture_server.url("/picture")).await,
         ] {
             answer.vector();
             assert_eq!(answer.json()["content_type"], format.to_mime_type());

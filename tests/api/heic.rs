@@ -39,7 +39,7 @@ fn detail(answer: &Answer) -> String {
 
 #[tokio::test]
 async fn every_file_is_embedded_at_the_size_that_libheif_shows_and_saved_as_it_came() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for line in EXPECTED.lines() {
         let [name, width, height, _] = line.split(' ').collect::<Vec<_>>()[..] else { panic!() };
@@ -69,7 +69,7 @@ async fn every_file_is_embedded_at_the_size_that_libheif_shows_and_saved_as_it_c
 
 #[tokio::test]
 async fn a_picture_is_turned_and_mirrored_as_the_file_says() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     // Which half is red: irot turns against the clock; imir 0 puts the bottom on top, 1 the right on
     // the left (ISO/IEC 23008-12, 6.5.10 and 6.5.12).
@@ -91,7 +91,7 @@ async fn a_picture_is_turned_and_mirrored_as_the_file_says() {
 
 #[tokio::test]
 async fn transparency_lies_on_white() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     // The top is transparent, the bottom is not.
     app.upload(&file("alpha.heic"), "a.heic").await.vector();
@@ -103,15 +103,15 @@ async fn transparency_lies_on_white() {
 
 #[tokio::test]
 async fn a_phones_picture_comes_by_every_route_and_in_the_sandbox() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::start(|_, _| Reply::new(200, &[], PHONE)).await;
-    let real = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
-    let sandbox = TestApp::sandbox().may_fetch_from(&origin).start().await;
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::start(|_, _| Reply::new(200, &[], PHONE)).await;
+    let real = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
+    let sandbox = TestApp::sandbox().may_fetch_from(&picture_server).start().await;
     for app in [real, sandbox] {
         for answer in [
             app.upload(PHONE, "IMG_0042.HEIC").await,
             app.base64(PHONE).await,
-            app.by_address(&origin.url("/photo.heic")).await,
+            app.by_url(&picture_server.url("/photo.heic")).await,
         ] {
             answer.vector();
             assert_eq!(answer.json()["content_type"], "image/heic");
@@ -123,7 +123,7 @@ async fn a_phones_picture_comes_by_every_route_and_in_the_sandbox() {
 
 #[tokio::test]
 async fn a_picture_that_does_not_fit_is_shrunk() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("NVIDIA_INLINE_LIMIT", "20000")
@@ -138,7 +138,7 @@ async fn a_picture_that_does_not_fit_is_shrunk() {
 
 #[tokio::test]
 async fn the_bytes_decide_and_not_the_name() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (bytes, name, content_type, prepared) in [
         (ROCKET, "IMG_0042.HEIC", "image/jpeg", "original"),
@@ -156,7 +156,7 @@ async fn the_bytes_decide_and_not_the_name() {
 
 #[tokio::test]
 async fn what_is_not_read_is_named_and_leaves_nothing() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (name, words) in [
         ("avif.avif", "AVIF pictures are not supported"),
@@ -178,7 +178,7 @@ async fn what_is_not_read_is_named_and_leaves_nothing() {
 
 #[tokio::test]
 async fn what_is_damaged_is_said_to_be_and_leaves_nothing() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (name, picture) in files("bad-") {
         let said = detail(&app.upload(&picture, "IMG_0042.HEIC").await);
@@ -197,7 +197,7 @@ async fn what_is_damaged_is_said_to_be_and_leaves_nothing() {
 
 #[tokio::test]
 async fn more_pixels_than_the_limit_are_too_large_wherever_they_are() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_PIXELS", "9599").start().await;
     // In the picture, in a picture that is cut, and in a tile that little is shown of.
     for name in ["generic-brand", "clap-irot", "bomb-tile-larger"] {
@@ -210,7 +210,7 @@ async fn more_pixels_than_the_limit_are_too_large_wherever_they_are() {
 
 #[tokio::test]
 async fn a_changed_byte_is_never_the_services_fault() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut random = fastrand::Rng::with_seed(11);
     let mut outcomes = [0, 0];

@@ -1,175 +1,98 @@
-//! Hosts of pictures: which of their answers are taken, and what clients are told of the others.
-
-use std::io::{self, Write};
-
-use flate2::{Compression, write::GzEncoder};
+//! HTTP/1.1 requires exactly one valid host in each request.
 
 use crate::support::{
-    Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
+    FakeNvidia, SMUGGLED, TestApp, assert_problem, exchange, parse_answer, raw_request,
 };
 
-async fn fetched(reply: Reply) -> Answer {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::start(move |_, _| reply.clone()).await;
-    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
-    let answer = app.by_address(&origin.url("/photo")).await;
-    match answer.status {
-        200 => assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET),
-        _ => {
-            assert!(app.saved().is_empty());
-            assert!(nvidia.received().is_empty());
-        }
-    }
-    answer
-}
-
-/// What a client is told of a failed download.
-async fn told(reply: Reply) -> String {
-    let problem = assert_problem(&fetched(reply).await, 502, "download_failed");
-    problem["detail"].as_str().unwrap().to_owned()
-}
-
-fn encoded(coding: &str, body: impl AsRef<[u8]>) -> Reply {
-    Reply::new(200, &[("content-encoding", coding)], body)
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
-
 #[tokio::test]
-async fn an_encoding_that_names_no_compression_changes_nothing() {
-    for coding in ["", "aws-chunked", "UTF-8", "none", "Identity"] {
-        fetched(encoded(coding, ROCKET)).await.vector();
-    }
-}
-
-#[tokio::test]
-async fn a_picture_that_its_host_stored_as_gzip_is_unpacked() {
-    fetched(encoded("gzip", gzip(ROCKET))).await.vector();
-    fetched(encoded("aws-chunked,gzip", gzip(ROCKET))).await.vector();
-    let (one, other) = ROCKET.split_at(20_000);
-    fetched(encoded("gzip", [gzip(one), gzip(other)].concat())).await.vector();
-}
-
-#[tokio::test]
-async fn gzip_is_unpacked_up_to_the_limit_and_not_beyond() {
-    let bomb = gzip(&vec![0xff; 64 << 20]);
-    assert!(bomb.len() < 1 << 20);
-    assert_problem(&fetched(encoded("gzip", bomb)).await, 413, "image_too_large");
-}
-
-#[tokio::test]
-async fn gzip_that_unpacks_to_nothing_is_read_up_to_the_limit_and_not_beyond() {
-    let head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n".to_vec();
-    // A name in the header that has no end.
-    let name = [head, b"\x1f\x8b\x08\x08\0\0\0\0\0\xff".to_vec(), vec![b'a'; 30 << 20]].concat();
-    assert_problem(&fetched(Reply::Cut(name)).await, 413, "image_too_large");
-}
-
-#[tokio::test]
-async fn gzip_that_is_damaged_or_cut_short_is_a_failed_download() {
-    assert!(told(encoded("gzip", ROCKET)).await.contains("damaged"));
-    let whole = gzip(ROCKET);
-    assert!(told(encoded("gzip", &whole[..whole.len() / 2])).await.contains("broke off"));
-    let mut wrong_block = whole.clone();
-    wrong_block[10] = 0xff; // behind the header
-    assert!(told(encoded("gzip", wrong_block)).await.contains("damaged"));
-    let mut wrong_checksum = whole;
-    let at = wrong_checksum.len() - 8;
-    wrong_checksum[at] ^= 1;
-    assert!(told(encoded("gzip", wrong_checksum)).await.contains("damaged"));
-}
-
-#[tokio::test]
-async fn another_compression_is_refused_by_its_name() {
-    for coding in ["br", "zstd", "deflate"] {
-        assert!(told(encoded(coding, ROCKET)).await.contains(coding));
-    }
-}
-
-#[tokio::test]
-async fn a_picture_that_a_proxy_changed_is_one() {
-    fetched(Reply::new(203, &[], ROCKET)).await.vector();
-}
-
-#[tokio::test]
-async fn several_hundred_headers_are_not_too_many() {
-    let names: Vec<_> = (0..300).map(|n| format!("x-header-{n}")).collect();
-    let headers: Vec<_> = names.iter().map(|name| (name.as_str(), "value")).collect();
-    fetched(Reply::new(200, &headers, ROCKET)).await.vector();
-}
-
-#[tokio::test]
-async fn a_host_that_asks_to_wait_has_its_wish_passed_on() {
-    for status in [429, 503] {
-        let answer = fetched(Reply::new(status, &[("retry-after", "77")], "")).await;
-        assert_problem(&answer, 502, "download_failed");
-        assert_eq!(answer.header("retry-after"), "77");
-        let answer = fetched(Reply::status(status)).await;
-        assert!(answer.headers.get("retry-after").is_none());
-    }
-    let answer = fetched(Reply::new(503, &[("retry-after", "4294967295")], "")).await;
-    assert_eq!(answer.header("retry-after"), "3600", "nobody shall sleep for years");
-    let answer = fetched(Reply::new(500, &[("retry-after", "77")], "")).await;
-    assert!(answer.headers.get("retry-after").is_none(), "others' wishes are about other things");
-}
-
-#[tokio::test]
-async fn a_web_page_about_a_picture_is_told_from_damaged_bytes() {
-    let page = "<!DOCTYPE html>\n<html><body><img src=\"/photo.jpg\"></body></html>";
-    let answer = fetched(Reply::new(200, &[("content-type", "text/html")], page)).await;
-    let problem = assert_problem(&answer, 415, "unsupported_image");
-    let told =
-        "image_url leads to a web page, not to a picture: give the address of the picture itself.";
-    assert_eq!(problem["detail"], told);
-}
-
-#[tokio::test]
-async fn a_download_broke_off_only_where_it_had_begun() {
-    for reply in [Vec::new(), b"no http".to_vec()] {
-        assert!(told(Reply::Cut(reply)).await.contains("no answer that can be read"));
-    }
-    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n".to_vec();
-    assert!(told(Reply::Cut(head)).await.contains("broke off before"));
-    let half = [b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat();
-    assert!(told(Reply::Cut(half)).await.contains("broke off in the middle"));
-}
-
-#[tokio::test]
-async fn a_dead_resolver_is_not_blamed_on_the_address() {
-    let nvidia = FakeNvidia::well().await;
+async fn every_route_wants_exactly_one_valid_host() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
-        .lookup(|name| {
-            Err(match name {
-                "unknown.example" => io::ErrorKind::NotFound.into(),
-                _ => io::Error::other("Temporary failure in name resolution"),
-            })
-        })
+        .setting("IMAGESVC_API_KEYS", "k-1")
+        .setting("IMAGESVC_CORS_ORIGINS", "https://app.example.com")
         .start()
         .await;
-    for (name, told) in
-        [("unknown", "check the address"), ("any", "could not be looked up just now")]
-    {
-        let answer = app.by_address(&format!("http://{name}.example/")).await;
-        let problem = assert_problem(&answer, 502, "download_failed");
-        assert!(problem["detail"].as_str().unwrap().contains(told), "{problem}");
+    let preflight = "origin: https://app.example.com\r\naccess-control-request-method: POST\r\n";
+    for (route, more) in [
+        ("GET /", ""),
+        ("GET /health", ""),
+        ("GET /ready", ""),
+        ("GET /docs/", ""),
+        ("GET /openapi.json", ""),
+        ("GET /metrics", ""),
+        ("GET /nothing", ""),
+        ("BREW /health", ""),
+        ("OPTIONS *", ""),
+        ("OPTIONS /vectorize-image", preflight),
+        ("POST /vectorize-image", "content-length: 0\r\n"),
+        ("POST /vectorize-image-base64", "content-length: 0\r\n"),
+        ("POST /vectorize-image-upload", "content-length: 0\r\n"),
+    ] {
+        for hosts in [
+            &[][..],
+            &["x", "x"],
+            &["x", "evil.example"],
+            &["", "x"],
+            &[""],
+            &["a b"],
+            &["a, b"],
+            &["user@x"],
+            &["http://x"],
+            &["x/metrics"],
+            &["x:port"],
+            &["[::1"],
+            &["b\u{fc}cher.example"],
+        ] {
+            let head = raw_request(&format!("{route} HTTP/1.1"), hosts, more);
+            let answer = parse_answer(&exchange(app.address, &head).await);
+            assert_problem(&answer, 400, "invalid_host");
+            assert_eq!(answer.header("connection"), "close");
+        }
+    }
+    for hosts in [&["x", "x"][..], &["a b"]] {
+        let head = raw_request("GET /health HTTP/1.0", hosts, "");
+        assert_problem(&parse_answer(&exchange(app.address, &head).await), 400, "invalid_host");
     }
 }
 
 #[tokio::test]
-async fn the_log_names_the_setting_that_may_help_with_a_403() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::start(|_, _| Reply::status(403)).await;
-    let folder = tempfile::tempdir().unwrap();
-    let allow = origin.address.to_string();
-    let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", &allow)]);
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let answer = child.address_request(&client, &origin.url("/")).send().await.unwrap();
-    assert_problem(&Answer::read(answer).await.unwrap(), 502, "download_failed");
-    let (_, log) = child.stop();
-    let named = log.iter().filter(|line| line.contains("IMAGESVC_FETCH_USER_AGENT")).count();
-    assert_eq!(named, 1, "{log:?}");
+async fn valid_hosts_are_accepted_and_http_1_0_needs_none() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    for host in ["x", "image_service:8000", "images.example.com.:80", "192.0.2.7:", "[::1]:8000"] {
+        let head = raw_request("GET /health HTTP/1.1", &[host], "connection: close\r\n");
+        assert_eq!(parse_answer(&exchange(app.address, &head).await).status, 200, "{host}");
+    }
+    for hosts in [&[][..], &[""], &["x"]] {
+        let head = raw_request("GET /health HTTP/1.0", hosts, "");
+        assert_eq!(parse_answer(&exchange(app.address, &head).await).status, 200, "{hosts:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_behind_an_invalid_host_is_not_answered() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let two = raw_request("GET /health HTTP/1.1", &["x", "evil.example"], "");
+    let requests = [&two[..], SMUGGLED.as_bytes()].concat();
+    let answers = exchange(app.address, &requests).await;
+    assert_problem(&parse_answer(&answers), 400, "invalid_host");
+}
+
+#[tokio::test]
+async fn a_host_in_the_request_line_overrides_the_header() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let ask = async |target: &str, host: &str| {
+        let line = format!("POST {target}/vectorize-image HTTP/1.1");
+        let more = "sec-fetch-site: same-origin\r\nconnection: close\r\ncontent-length: 0\r\n";
+        parse_answer(&exchange(app.address, &raw_request(&line, &[host], more)).await)
+    };
+    // A page may call the service by an IP address, but not by an unknown host name.
+    assert_problem(&ask("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
+    let refused =
+        assert_problem(&ask("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");
+    assert!(refused["detail"].as_str().unwrap().contains("evil.example:8000"));
+    assert_problem(&ask("http://user:password@192.0.2.7", "x").await, 400, "invalid_host");
+    assert_problem(&ask("http://192.0.2.7", "a b").await, 400, "invalid_host");
 }

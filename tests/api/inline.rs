@@ -1,4 +1,4 @@
-//! A picture that fits inline: one call, byte for byte.
+//! A picture that fits inline takes one call, checked byte for byte.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 
@@ -9,7 +9,7 @@ use crate::support::{
 
 #[tokio::test]
 async fn a_small_jpeg_is_one_call_as_documented() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
 
@@ -32,17 +32,17 @@ async fn a_small_jpeg_is_one_call_as_documented() {
 
 #[tokio::test]
 async fn all_three_routes_send_nvidia_the_same() {
-    let origin = FakeServer::serving(ROCKET).await;
-    let nvidia = FakeNvidia::well().await;
+    let picture_server = FakeServer::serving(ROCKET).await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
-        .may_fetch_from(&origin)
+        .may_fetch_from(&picture_server)
         .setting("IMAGESVC_CACHE_MEMORY", "0")
         .setting("IMAGESVC_CACHE_DISK", "0")
         .start()
         .await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
     app.base64(ROCKET).await.vector();
-    app.by_address(&origin.url("/rocket.jpg")).await.vector();
+    app.by_url(&picture_server.url("/rocket.jpg")).await.vector();
     let received = nvidia.received();
     assert_eq!(received.len(), 3);
     assert!(received.iter().all(|request| request.body == received[0].body));
@@ -58,7 +58,7 @@ async fn a_png_is_labelled_png_whatever_the_client_calls_it() {
     let mut png = std::io::Cursor::new(Vec::new());
     small.write_to(&mut png, image_rs::ImageFormat::Png).unwrap();
     let png = png.into_inner();
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload(&png, "chelsea.jpg").await;
     answer.vector();
@@ -71,8 +71,8 @@ async fn a_png_is_labelled_png_whatever_the_client_calls_it() {
 }
 
 #[tokio::test]
-async fn a_key_that_was_set_with_bearer_before_it_is_sent_once() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_key_with_a_bearer_prefix_is_sent_with_one_prefix() {
+    let nvidia = FakeNvidia::healthy().await;
     let with_bearer = format!("Bearer {KEY}");
     let app = TestApp::builder(&nvidia).setting("NVIDIA_API_KEY", &with_bearer).start().await;
     app.upload(&converted(ROCKET, image_rs::ImageFormat::Jpeg), "a.jpg").await.vector();
@@ -80,13 +80,13 @@ async fn a_key_that_was_set_with_bearer_before_it_is_sent_once() {
 }
 
 #[tokio::test]
-async fn the_answer_tells_what_was_learnt() {
-    let nvidia = FakeNvidia::well().await;
+async fn the_answer_describes_the_picture() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload(ROCKET, "IMG_0042.JPG").await;
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.header("x-content-type-options"), "nosniff");
-    assert!(answer.text().ends_with("]}\n"), "the vector comes last, and a newline");
+    assert!(answer.text().ends_with("]}\n"), "the vector comes last, then a newline");
     let body = answer.json();
     let saved_as = body["saved_as"].as_str().unwrap();
     assert_eq!(body["path"], format!("downloads/{saved_as}"));

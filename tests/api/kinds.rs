@@ -4,7 +4,7 @@ use crate::support::{FakeNvidia, TestApp, kinds};
 
 #[tokio::test]
 async fn ordinary_pictures_of_every_kind_are_embedded() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     // Whatever is not very small has to be decoded.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")

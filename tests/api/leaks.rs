@@ -1,14 +1,14 @@
-//! The keys appear nowhere.
+//! Keys and other secrets appear in no log, answer or metric.
 
-use imagesvc::config::Raw;
+use imagesvc::config::RawSettings;
 
 use crate::support::{
     Child, Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, nvidia_api::KEY,
-    tiny, try_number,
+    tiny, try_picture_number,
 };
 
-/// What must not be seen: NVIDIA's key, the clients' keys, a wrong one, a proxy's password, and what
-/// stands in the queries of fetched and of presigned addresses.
+/// The secrets: NVIDIA's key, the clients' keys, a wrong key, a proxy's password, and the queries
+/// of fetched and of presigned URLs.
 const PLANTED: [&str; 6] = [
     KEY,
     "planted-client-key-1",
@@ -28,26 +28,26 @@ fn assert_clean(what: &str, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_level() {
-    let origin = FakeServer::start(|request, _| match request.target.split('?').next() {
+async fn no_log_answer_or_metric_holds_a_key_even_at_trace_level() {
+    let picture_server = FakeServer::start(|request, _| match request.target.split('?').next() {
         Some("/moved") => Reply::new(302, &[("location", "/photo.jpg?token=planted-query")], ""),
         Some("/photo.jpg") => Reply::new(200, &[], ROCKET),
         _ => Reply::status(404),
     })
     .await;
-    // It repeats what it was sent, as some gateways do.
+    // This NVIDIA repeats the key that it received, as some gateways do.
     let nvidia = FakeNvidia::with_uploads(|request| {
         let authorization = request.header("authorization").unwrap_or("none");
         let says = format!(r#"{{"detail":"no: {authorization}"}}"#);
-        match try_number(request) {
-            // A success that makes no sense, and repeats it as well.
+        match try_picture_number(request) {
+            // An invalid success, which repeats the key as well.
             Some(200) => Some(Reply::json(200, format!(r#"{{"metadata":"no: {authorization}"}}"#))),
             Some(n @ 400..=599) => Some(Reply::json(u16::try_from(n).unwrap(), says)),
             _ => None,
         }
     })
     .await;
-    let allow = origin.address.to_string();
+    let allow = picture_server.address.to_string();
     let settings = [
         ("IMAGESVC_LOG", "trace"),
         ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
@@ -59,7 +59,7 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
     let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
     let upload = |picture: &[u8]| child.upload_request(&client, picture);
-    let by_address = |address: String| child.address_request(&client, &address);
+    let by_url = |url: String| child.url_request(&client, &url);
     let own = "planted-client-key-1";
     let get = |path: &str| client.get(child.url(path));
     let mut requests = vec![
@@ -70,15 +70,12 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
         (401, upload(ROCKET).bearer_auth("planted-wrong-key")),
         (401, upload(ROCKET)),
         (403, upload(ROCKET).bearer_auth(own).header("origin", "https://evil.example")),
-        (200, by_address(origin.url("/photo.jpg?token=planted-query")).bearer_auth(own)),
-        (200, by_address(origin.url("/moved?token=planted-query")).bearer_auth(own)),
-        (502, by_address(origin.url("/gone?token=planted-query")).bearer_auth(own)),
-        (403, by_address("http://10.0.0.1/?token=planted-query".into()).bearer_auth(own)),
-        (
-            502,
-            by_address("http://no-such-host.invalid/?token=planted-query".into()).bearer_auth(own),
-        ),
-        (400, by_address("ftp://x/?token=planted-query".into()).bearer_auth(own)),
+        (200, by_url(picture_server.url("/photo.jpg?token=planted-query")).bearer_auth(own)),
+        (200, by_url(picture_server.url("/moved?token=planted-query")).bearer_auth(own)),
+        (502, by_url(picture_server.url("/gone?token=planted-query")).bearer_auth(own)),
+        (403, by_url("http://10.0.0.1/?token=planted-query".into()).bearer_auth(own)),
+        (502, by_url("http://no-such-host.invalid/?token=planted-query".into()).bearer_auth(own)),
+        (400, by_url("ftp://x/?token=planted-query".into()).bearer_auth(own)),
         (404, get("/nothing?key=planted-query").bearer_auth(own)),
         (200, get("/metrics").bearer_auth(own)),
         (200, get("/openapi.json").bearer_auth(own)),
@@ -101,21 +98,21 @@ async fn no_log_answer_or_metric_holds_a_key_whatever_is_asked_at_the_finest_lev
         assert_eq!(response.status(), status, "{}", response.url());
         assert_clean("an answer's headers", &headers);
         let body = response.text().await.unwrap();
-        // The client's own address goes back to it, as it gave it.
+        // The answer repeats the client's own URL, which is no leak.
         let body = body.replace("?token=planted-query", "");
         assert_clean("an answer", &body);
     }
     assert!(nvidia.received().iter().any(|request| request.target.contains("X-Amz-Signature")));
     let (_, log) = child.stop();
     let log = log.join("\n");
-    assert!(log.contains("\"TRACE\""), "the finest level is on");
-    assert!(log.contains("[redacted]"), "what NVIDIA repeats is in the log, without the key");
+    assert!(log.contains("\"TRACE\""), "the log is at the trace level");
+    assert!(log.contains("[redacted]"), "the log quotes NVIDIA without the key");
     assert_clean("the log", &log);
 }
 
 #[tokio::test]
 async fn no_type_prints_a_key() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let builder = TestApp::builder(&nvidia)
         .setting("NVIDIA_PROXY", "http://user:planted-query@127.0.0.1:3128")
         .setting("IMAGESVC_API_KEYS", "planted-client-key-1,planted-client-key-2");
@@ -131,9 +128,9 @@ async fn no_type_prints_a_key() {
     }
     assert!(format!("{:?}", config.nvidia).contains("3128"));
     let (app, _folder) = builder.build().await.unwrap();
-    // It holds the state and the clients.
+    // The app holds the state and the HTTP clients.
     assert_clean("the app", &format!("{app:?}"));
-    let faults = Config::resolve(&Raw::from_pairs([
+    let faults = Config::resolve(&RawSettings::from_pairs([
         ("NVIDIA_API_KEY", "planted-client-key-1 planted-client-key-2"),
         ("IMAGESVC_API_KEYS", "planted-client-key-1 planted-client-key-2"),
         ("NVIDIA_PROXY", "socks5://user:planted-query@host"),

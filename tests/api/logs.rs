@@ -1,4 +1,4 @@
-//! Logs and metrics, read as a machine reads them.
+//! Logs and metrics, parsed as a machine parses them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,12 +7,12 @@ use serde_json::Value;
 
 use crate::support::{
     Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, documents::Document,
-    embedding, metric, number, tiny,
+    embedding, metric, picture_number, tiny,
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_request_is_one_json_line_with_the_facts_in_fields() {
-    let nvidia = FakeNvidia::scripted(|request, nth| match number(request) {
+async fn every_request_is_one_json_line_with_its_fields() {
+    let nvidia = FakeNvidia::scripted(|request, nth| match picture_number(request) {
         402 => Reply::status(402),
         _ if nth == 0 => Reply::status(503),
         _ => embedding(),
@@ -78,16 +78,16 @@ async fn every_request_is_one_json_line_with_the_facts_in_fields() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callers_trace_is_in_the_log_and_passed_on_to_nobody() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(HUBBLE).await; // which goes to NVIDIA in four calls
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(HUBBLE).await; // this picture takes four calls to NVIDIA
     let folder = tempfile::tempdir().unwrap();
-    let allow = origin.address.to_string();
+    let allow = picture_server.address.to_string();
     let child =
         Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", allow.as_str())]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     for (id, version, status) in [("traced", "00", 200), ("not-traced", "ff", 200)] {
-        let request = child.address_request(&client, &origin.url("/photo"));
+        let request = child.url_request(&client, &picture_server.url("/photo"));
         let answer = request
             .header("traceparent", format!("{version}-{trace}-{span}-01"))
             .header("tracestate", "congo=t61rcWkgMzE")
@@ -105,7 +105,7 @@ async fn a_callers_trace_is_in_the_log_and_passed_on_to_nobody() {
     let refused = client.get(child.url("/nothing")).header("x-request-id", "refused");
     let refused = refused.header("traceparent", format!("00-{trace}-{span}-00"));
     assert_eq!(refused.send().await.unwrap().status(), 404);
-    for request in nvidia.wait_for(4).await.into_iter().chain(origin.received()) {
+    for request in nvidia.wait_for(4).await.into_iter().chain(picture_server.received()) {
         let told = format!("{:?}{}", request.headers, String::from_utf8_lossy(&request.body));
         assert!(
             !told.contains("traceparent")
@@ -125,7 +125,7 @@ async fn a_callers_trace_is_in_the_log_and_passed_on_to_nobody() {
     assert!(other.get("trace_id").is_none() && other.get("span_id").is_none(), "{other}");
 }
 
-/// The families of a metrics text, with their types, and its samples.
+/// The families of a metrics text with their types, and the samples.
 type Parsed = (BTreeMap<String, String>, Vec<(String, BTreeMap<String, String>, f64)>);
 
 fn parse(text: &str) -> Parsed {
@@ -209,7 +209,7 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
 
 #[tokio::test]
 async fn the_page_on_operating_lists_every_metric_and_no_other() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "a.jpg").await.vector();
     let (families, _) = parse(&app.get("/metrics").await.text());
@@ -221,7 +221,8 @@ async fn the_page_on_operating_lists_every_metric_and_no_other() {
     for family in families.keys() {
         assert!(listed.contains(&bare(family)), "{family} is not on the page");
     }
-    // Families without a sample are not in the text: those of faults that did not happen.
+    // The text lacks families without samples, such as those of faults that did not happen, so
+    // count them in the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
     let source: String = source.split_whitespace().collect();
     let by_name = ["(to,\"", ".register(\"", ".register_with_unit(\""];
@@ -234,7 +235,7 @@ async fn a_log_that_nobody_reads_stops_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_unread(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let client = reqwest::Client::new();
-    // More lines than the pipe holds, and than wait for it.
+    // more lines than the pipe and the queue hold
     let address = child.url("/nothing");
     let requests = (0..8000).map(|_| client.get(&address).send());
     let mut answers = stream::iter(requests).buffer_unordered(16);

@@ -1,4 +1,4 @@
-//! Speaks HTTP to the real service, with a fake NVIDIA and a fake origin behind it.
+//! Tests the real service over HTTP, with a fake NVIDIA and fake picture servers behind it.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,8 @@
 
 mod support;
 
-mod addresses;
+mod access_control;
+mod address_policy;
 mod alerts;
 mod assets;
 mod base64;
@@ -20,6 +21,7 @@ mod cache;
 mod check;
 mod commands;
 mod contract;
+mod date;
 mod deadline;
 mod decoder;
 mod disk;
@@ -27,14 +29,14 @@ mod docs;
 mod durability;
 mod endings;
 mod errors;
+mod fairness;
 mod fallback;
-mod faults;
 mod formats;
 mod framing;
 mod fuzz;
-mod guard;
 #[cfg(feature = "heic")]
 mod heic;
+mod hostile_names;
 mod hosts;
 mod inline;
 mod kinds;
@@ -43,8 +45,8 @@ mod logs;
 mod lookups;
 mod memory;
 mod mutations;
-mod names;
 mod numbers;
+mod nvidia_faults;
 mod odd_forms;
 mod odd_headers;
 mod ops;
@@ -52,6 +54,7 @@ mod orientation;
 mod overload;
 mod pages;
 mod peaks;
+mod picture_hosts;
 mod pillow;
 mod polling;
 mod process;
@@ -59,13 +62,12 @@ mod proxy;
 mod query;
 mod retention;
 mod sandbox;
-mod shares;
-mod sharing;
+mod single_flight;
 mod slow;
 mod soak;
 mod stand_in;
 mod stop;
-mod supervisor;
+mod systemd;
 mod tiff;
 mod tls;
 mod upload;

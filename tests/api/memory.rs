@@ -1,4 +1,4 @@
-//! How much memory the process takes at its peak, read from the process itself.
+//! The peak memory of the process, as the kernel reports it.
 
 use std::io::Cursor;
 
@@ -9,7 +9,8 @@ use crate::support::{Child, FORM, FakeNvidia, ROCKET, base64_body, form};
 
 const MIB: u64 = 1 << 20;
 
-/// Sends the same body so many times at once, and gives the statuses and the growth of the peak.
+/// Sends the same body `times` times at once. Returns the statuses, and how much the peak memory
+/// grew.
 async fn load(
     settings: &[(&str, &str)],
     route: &str,
@@ -17,8 +18,8 @@ async fn load(
     body: Vec<u8>,
     times: usize,
 ) -> (Vec<u16>, u64) {
-    let nvidia = FakeNvidia::well().await;
-    // The clients are one peer, and beside them stands the connection of the first question.
+    let nvidia = FakeNvidia::healthy().await;
+    // All clients are one peer, and the first health check has a connection as well.
     let settings = [&[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128")], settings].concat();
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);
@@ -39,7 +40,7 @@ async fn load(
     (statuses, growth)
 }
 
-/// A JPEG of exactly 20 MiB, most of it behind its end.
+/// A JPEG of exactly 20 MiB, most of it padding after the picture's end.
 fn twenty_mebibytes() -> Vec<u8> {
     let mut picture = ROCKET.to_vec();
     picture.resize(20 << 20, 0);
@@ -55,7 +56,7 @@ async fn large_uploads_at_once_take_no_more_than_small_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_base64_bodies_stay_within_their_budget() {
+async fn large_base64_bodies_stay_within_their_memory_limit() {
     let body = base64_body(&twenty_mebibytes());
     let route = "/vectorize-image-base64";
     let (statuses, growth) = load(&[], route, "application/json", body.into(), 64).await;
@@ -65,7 +66,7 @@ async fn large_base64_bodies_stay_within_their_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn re_encoding_at_once_stays_within_its_budget() {
+async fn concurrent_re_encoding_stays_within_its_memory_limit() {
     let gradient =
         RgbImage::from_fn(4000, 3000, |x, y| Rgb([(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8]));
     let mut webp = Cursor::new(Vec::new());

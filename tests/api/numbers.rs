@@ -1,4 +1,4 @@
-//! The numbers arrive as NVIDIA printed them, or not at all.
+//! The vector has exactly the values that NVIDIA printed, and an invalid one is refused.
 
 use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, assert_problem, embedding_of, numbers};
 
@@ -26,7 +26,7 @@ async fn every_number_has_the_value_that_nvidia_printed() {
     for (place, number) in odd.iter().enumerate() {
         printed[place] = (*number).to_owned();
     }
-    // As a machine prints it, and as a person would.
+    // compact, and with blanks and line breaks
     for separator in [",", ", ", " ,\n  "] {
         let nvidia =
             FakeNvidia::replying(vec![embedding_of(&format!("[ {} ]", printed.join(separator)))])
@@ -41,7 +41,7 @@ async fn every_number_has_the_value_that_nvidia_printed() {
 }
 
 #[tokio::test]
-async fn an_answer_without_metadata_of_other_kinds_is_enough() {
+async fn an_answer_needs_nothing_but_the_embedding() {
     let body =
         format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
     let nvidia = FakeNvidia::replying(vec![Reply::json(200, body)]).await;
@@ -71,7 +71,7 @@ async fn anything_but_1536_finite_numbers_is_refused() {
         Reply::json(200, "{}"),
         Reply::new(200, &[("content-type", "text/html")], "no page: upstream-secret"),
         Reply::status(200),
-        // All of it is good, but no answer is that long.
+        // a valid answer, but longer than any that NVIDIA sends
         Reply::json(
             200,
             format!(
@@ -87,6 +87,6 @@ async fn anything_but_1536_finite_numbers_is_refused() {
         let answer = app.upload(ROCKET, "rocket.jpg").await;
         assert_problem(&answer, 502, "embedding_invalid");
         assert_eq!(app.saved(), [answer.saved_as()]);
-        assert_eq!(nvidia.received().len(), 1, "what was paid for is not asked for again");
+        assert_eq!(nvidia.received().len(), 1, "a paid answer is not requested again");
     }
 }

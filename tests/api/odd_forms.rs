@@ -82,7 +82,7 @@ fn look(right: &Right, (width, height): (u32, u32)) -> Option<RgbImage> {
 #[tokio::test]
 async fn a_picture_in_an_odd_form_is_shown_as_it_should_look_or_refused_by_name() {
     const INLINE: usize = 20_000;
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("NVIDIA_INLINE_LIMIT", INLINE)

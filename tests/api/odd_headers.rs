@@ -26,7 +26,7 @@ fn distance(a: &RgbImage, b: &RgbImage) -> u64 {
 
 /// What NVIDIA is sent for each of these, and that the answer gives their size.
 async fn sent(pictures: &[(&str, Vec<u8>, [u32; 2])]) -> Vec<RgbImage> {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut sent = Vec::new();
     for (name, bytes, size) in pictures {
@@ -94,7 +94,7 @@ async fn a_gif_without_colours_is_grey_and_one_off_its_canvas_is_whole() {
 
 #[tokio::test]
 async fn kinds_of_bmp_that_are_not_read_are_named_and_leave_nothing() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     // The second header says how many bits a pixel has, and how they are stored.
     let bmp = |length: u8, bits: u8, compression: u8| {

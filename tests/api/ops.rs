@@ -1,4 +1,4 @@
-//! What operators and their machines ask.
+//! Health, readiness and metrics, and a stop while a request runs.
 
 use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding, form, post_head};
 
@@ -43,15 +43,15 @@ async fn metrics_count_what_happened() {
 }
 
 #[tokio::test]
-async fn a_stop_waits_for_the_request_that_runs() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_stop_waits_for_a_running_request() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
     let body = form(ROCKET);
     let start = post_head("/vectorize-image-upload", body.len(), "expect: 100-continue\r\n");
     stream.write_all(&start).await.unwrap();
-    // The service asks for the body: the request is under way.
+    // The service asks for the body, so the request is running.
     let mut answer = vec![0; 25];
     stream.read_exact(&mut answer).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 100 Continue"));

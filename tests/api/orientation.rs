@@ -105,7 +105,7 @@ fn tiff(tiff: &[u8], orientation: u8) -> Vec<u8> {
 
 #[tokio::test]
 async fn nvidia_sees_every_picture_upright_and_the_picture_is_saved_as_it_came() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let picture = corners(48, 32);
     for orientation in 1..=8 {
@@ -130,7 +130,7 @@ async fn nvidia_sees_every_picture_upright_and_the_picture_is_saved_as_it_came()
 
 #[tokio::test]
 async fn a_shrunk_picture_is_upright_too() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let picture = corners(1600, 800);
     for orientation in 2..=8 {
@@ -244,12 +244,14 @@ async fn what_no_jpeg_of_its_size_can_hold_is_shrunk() {
         assert_eq!(app.upload(&picture, name).await.prepared(), "shrunk", "{name}");
         let sent = nvidia.last_inline().pixels();
         assert!(sent.width().max(sent.height()) <= 1024, "{name}");
+        let again = app.upload(&picture, name).await;
+        assert_eq!(again.header("x-cache"), "hit", "{name}: it is shrunk for good");
     }
 }
 
 #[tokio::test]
 async fn a_jpeg_that_is_read_leniently_goes_as_it_is_and_can_be_decoded() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let sandbox = TestApp::sandbox().start().await;
     let plain = sandbox.upload(PLAIN, "plain.jpg").await.vector();
@@ -271,7 +273,7 @@ async fn a_jpeg_that_is_read_leniently_goes_as_it_is_and_can_be_decoded() {
 #[tokio::test]
 async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_as_it_is_or_named() {
     const SCANS: &[u8] = include_bytes!("../fixtures/formats/jpeg-three-scans-420.jpg");
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_INLINE_LIMIT", 40_000)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")

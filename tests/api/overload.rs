@@ -1,4 +1,4 @@
-//! More than can be done: who is served is served in time, and the others are told so at once.
+//! Overload: the service answers what it accepts in time, and refuses the rest at once.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,17 +12,17 @@ use crate::support::{
     post_head, tiny, variant,
 };
 
-/// What "at once" is.
+/// How long a refusal at once may take.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// The middle one of some times: a single one may be late on a busy machine.
+/// The median, since a busy machine may delay a single answer.
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }
 
 #[tokio::test]
-async fn no_more_pictures_are_with_nvidia_at_once_than_are_set() {
+async fn at_most_the_configured_number_of_pictures_is_with_nvidia_at_once() {
     let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(50))]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", "2").start().await;
     let pictures: Vec<_> = (0..10).map(tiny).collect();
@@ -34,16 +34,17 @@ async fn no_more_pictures_are_with_nvidia_at_once_than_are_set() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_hundred_at_once_as_many_are_called_for_as_the_pace_allows() {
-    let nvidia = FakeNvidia::well().await;
+async fn of_two_hundred_pictures_at_once_only_as_many_are_sent_as_the_pace_allows() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "40")
-        // With all of a minute, what arrives half a second later is in time for the next window.
+        // Shorter than a window: with a whole minute, late pictures would be in time for the next
+        // one.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
-        // All two hundred may be at work at once: a client that is alone gets three quarters.
+        // All two hundred may be in progress: a single client gets three quarters of the limit.
         .setting("IMAGESVC_MAX_IN_FLIGHT", "400")
-        // So do the bodies: two hundred of 512 KiB are more than three quarters of 128 MiB.
+        // Likewise for memory: two hundred bodies of 512 KiB exceed three quarters of 128 MiB.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "256MiB")
         .start()
         .await;
@@ -67,14 +68,14 @@ async fn of_two_hundred_at_once_as_many_are_called_for_as_the_pace_allows() {
     }
     assert!(median(times) < AT_ONCE);
     assert_eq!(nvidia.lines().len(), 40);
-    // What is remembered is served all the same.
+    // Pictures in the cache are still served.
     let hit = stream::iter(&pictures).map(async |picture| app.upload(picture, "a.png").await);
     let hits = hit.buffer_unordered(8).filter(|answer| std::future::ready(answer.status == 200));
     assert_eq!(hits.count().await, 40);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_burst_beyond_the_line_costs_no_call_that_comes_too_late() {
+async fn a_burst_beyond_the_queue_costs_no_call_that_comes_too_late() {
     let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(100))]).await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_MAX_CONCURRENCY", "4")
@@ -82,12 +83,12 @@ async fn a_burst_beyond_the_line_costs_no_call_that_comes_too_late() {
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
         .start()
         .await;
-    // Until it is known how long a call takes.
+    // The service first has to learn how long a call takes.
     let warm: Vec<_> = (0..40).map(tiny).collect();
     let warm = stream::iter(&warm).map(async |picture| app.upload(picture, "a.png").await);
     warm.buffer_unordered(4).for_each(|answer| async move { drop(answer.vector()) }).await;
     let before = nvidia.lines().len();
-    // All at once: none of them sees a line when its header comes.
+    // All at once, so that the queue is empty when each header arrives.
     let pictures: Vec<_> = (1000..1300).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
@@ -95,7 +96,7 @@ async fn a_burst_beyond_the_line_costs_no_call_that_comes_too_late() {
     assert!(served >= 40, "{served}");
     assert!(calls <= served + 4, "{calls} calls for {served} answers");
     let late = answers.iter().filter(|answer| answer.status == 504).count();
-    assert!(late <= 15, "{late} waited in vain");
+    assert!(late <= 15, "{late} waited until their deadline");
     for answer in answers.iter().filter(|answer| answer.status == 503) {
         assert_problem(answer, 503, "overloaded");
         assert_eq!(answer.header("retry-after"), "5");
@@ -103,7 +104,7 @@ async fn a_burst_beyond_the_line_costs_no_call_that_comes_too_late() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_pictures_that_the_pace_has_no_time_for_are_not_uploaded_in_vain() {
+async fn large_pictures_beyond_the_pace_are_not_uploaded() {
     let nvidia = FakeNvidia::with_uploads(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
@@ -125,11 +126,11 @@ async fn no_window_sees_more_calls_than_the_pace_allows() {
     let log = Arc::clone(&seen);
     let nvidia = FakeNvidia::scripted(move |_, nth| {
         log.lock().unwrap().push(Instant::now());
-        // Tries that fail count as well.
+        // Failed attempts count as well.
         if nth % 7 == 0 { Reply::status(503) } else { embedding() }
     })
     .await;
-    // A second instead of a minute, and the same margin.
+    // a window of 1 s instead of 60 s, with the same margin of half a second
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
@@ -153,10 +154,10 @@ async fn no_window_sees_more_calls_than_the_pace_allows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_ten_times_the_capacity_the_rest_is_shed_at_once_and_the_accepted_are_served() {
-    const SLOTS: u32 = 4;
+    const PERMITS: u32 = 4;
     const CALL: Duration = Duration::from_millis(100);
     let nvidia = FakeNvidia::replying(vec![embedding().after(CALL)]).await;
-    // A line of all that may be at work would take 6 s: by then every request would be dead.
+    // A queue of all pictures that may be in progress would take 6 s, long after their deadlines.
     let settings = [
         ("NVIDIA_MAX_CONCURRENCY", "4"),
         ("IMAGESVC_REQUEST_TIMEOUT", "2s"),
@@ -173,14 +174,14 @@ async fn at_ten_times_the_capacity_the_rest_is_shed_at_once_and_the_accepted_are
             (answer, started.elapsed())
         }
     };
-    // As many at once as there are slots, and a few more: no slot is ever idle.
+    // A few more at once than there are permits, so that no permit is ever idle.
     let started = Instant::now();
-    let peak = stream::iter(0..100).map(&upload).buffer_unordered(2 * SLOTS as usize);
+    let peak = stream::iter(0..100).map(&upload).buffer_unordered(2 * PERMITS as usize);
     let peak: Vec<_> = peak.collect().await;
     assert!(peak.iter().all(|(answer, _)| answer.status == 200));
     let peak = 100.0 / started.elapsed().as_secs_f64();
 
-    let capacity = f64::from(SLOTS) / CALL.as_secs_f64();
+    let capacity = f64::from(PERMITS) / CALL.as_secs_f64();
     let interval = Duration::from_secs_f64(1.0 / (10.0 * capacity));
     let started = Instant::now();
     let requests = (0..1600u32).map(|n| {
@@ -220,7 +221,7 @@ async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
         nvidia.wait_for(1).await;
         for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-            // The header alone: the body never comes.
+            // This sends only the header and never the body.
             let head = post_head(route, 1000, "expect: 100-continue\r\n");
             stream.write_all(&head).await.unwrap();
             let mut answer = String::new();
@@ -246,7 +247,7 @@ async fn a_body_that_memory_has_no_room_for_is_refused() {
         .start()
         .await;
     let endless = || {
-        // Neither ends, and there is no room for what both have sent.
+        // Two endless bodies, which together exceed the memory.
         let sent = bytes::Bytes::from(vec![b' '; 3_500_000]);
         let sent = stream::iter([Ok::<_, std::io::Error>(http_body::Frame::data(sent))]);
         let body = http_body_util::StreamBody::new(sent.chain(stream::pending()));
@@ -261,7 +262,7 @@ async fn a_body_that_memory_has_no_room_for_is_refused() {
 #[tokio::test]
 async fn connections_beyond_the_limit_of_all_or_of_a_peer_are_closed_and_counted() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     for (all, of_peer, reason) in [("3", "10", "connections"), ("10", "3", "connections_of_peer")] {
         let app = TestApp::builder(&nvidia)
             .setting("IMAGESVC_MAX_CONNECTIONS", all)
@@ -274,7 +275,7 @@ async fn connections_beyond_the_limit_of_all_or_of_a_peer_are_closed_and_counted
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
             let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await;
             let mut first = [0; 12];
-            // What is over the limit is closed, or reset.
+            // A connection over the limit is closed or reset.
             let read = stream.read_exact(&mut first).await;
             answered += usize::from(asked.is_ok() && read.is_ok());
             open.push(stream);

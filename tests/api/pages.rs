@@ -1,4 +1,5 @@
-//! The pages: what they name exists, and what they quote is said.
+//! The pages: everything that they name exists, and the program prints what they
+//! quote.
 
 use std::{
     collections::BTreeSet,
@@ -9,12 +10,12 @@ use std::{
 
 use crate::support::documents::{Document, root};
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn code(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The cells of each row of each table, but for its head.
+/// The cells of all rows of all tables, without the tables' heads.
 fn rows(page: &str) -> Vec<Vec<&str>> {
     let lines = page.lines().zip(page.lines().skip(1).chain([""]));
     let rows = lines.filter(|(row, next)| row.starts_with('|') && !next.starts_with("|---"));
@@ -33,7 +34,7 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// The names of all functions that are marked as tests.
+/// The names of all test functions.
 fn tests() -> BTreeSet<String> {
     let mut files = Vec::new();
     for folder in ["src", "tests"] {
@@ -212,6 +213,6 @@ fn the_program_says_what_the_page_on_upgrading_quotes() {
     for guard in ["API_KEYS", "API_KEYS_FILE", "RATE_LIMIT_PER_MINUTE", "FETCH_HOSTS"]
         .map(|name| format!("IMAGESVC_{name}"))
     {
-        assert!(faults("", &[(&guard, "")]).contains(&format!("{guard} is there but empty")));
+        assert!(faults("", &[(&guard, "")]).contains(&format!("{guard} is set but empty")));
     }
 }

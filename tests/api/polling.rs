@@ -1,4 +1,4 @@
-//! Answers that come later.
+//! Pending answers, which the service polls for.
 
 use std::sync::LazyLock;
 
@@ -41,22 +41,26 @@ async fn a_pending_answer_is_polled_for_until_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_result_that_is_lost_on_its_way_is_asked_for_anew() {
-    let faults =
-        [embedding().broken_off(), Reply::Cut(Vec::new()), Reply::status(404), Reply::status(500)];
+async fn a_lost_result_is_requested_again() {
+    let faults = [
+        embedding().broken_off(),
+        Reply::CloseAfter(Vec::new()),
+        Reply::status(404),
+        Reply::status(500),
+    ];
     for lost in faults {
         assert_eq!(lines(vec![pending(), lost, embedding()]).await, [INFER, &POLL, INFER]);
     }
 }
 
 #[tokio::test]
-async fn a_poll_that_is_turned_away_is_repeated_and_not_paid_twice() {
+async fn a_rate_limited_poll_is_repeated_and_not_paid_twice() {
     let replies = vec![pending(), Reply::status(429), pending(), embedding()];
     assert_eq!(lines(replies).await, [INFER, &POLL, &POLL, &POLL]);
 }
 
 #[tokio::test]
-async fn a_poll_that_meets_a_gateways_fault_is_repeated_once_before_the_picture_is_paid_again() {
+async fn a_poll_that_a_gateway_fails_is_repeated_once_before_the_picture_is_paid_again() {
     for fault in [502, 503] {
         let once = vec![pending(), Reply::status(fault), embedding()];
         assert_eq!(lines(once).await, [INFER, &POLL, &POLL]);
@@ -101,7 +105,7 @@ async fn an_uploaded_picture_is_polled_for_too() {
 }
 
 #[tokio::test]
-async fn a_poll_that_is_told_to_come_back_after_the_deadline_passes_that_on() {
+async fn a_wait_beyond_the_deadline_that_a_poll_is_told_is_passed_on() {
     let nvidia =
         FakeNvidia::replying(vec![pending(), Reply::new(429, &[("retry-after", "300")], "")]).await;
     let app = TestApp::start(&nvidia).await;
@@ -111,7 +115,7 @@ async fn a_poll_that_is_told_to_come_back_after_the_deadline_passes_that_on() {
 }
 
 #[tokio::test]
-async fn a_poll_that_never_arrived_is_no_reason_to_ask_anew() {
+async fn a_poll_that_cannot_connect_does_not_repeat_the_inference() {
     let nvidia = FakeNvidia::replying(vec![pending()]).await;
     let free = free_address().await;
     let status = format!("http://{free}{STATUS_PATH}");

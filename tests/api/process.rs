@@ -1,4 +1,4 @@
-//! The program itself: its exit codes and its first words.
+//! The program as a process: its exit codes, and what it prints at start.
 
 use std::{
     io::{BufRead, BufReader},
@@ -7,7 +7,7 @@ use std::{
 
 use crate::support::{Child, FakeServer, ROCKET, documents::Document};
 
-/// The program with nothing set, in a folder of its own.
+/// A command that runs the program in a folder, without any settings.
 fn program(folder: &std::path::Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
     command.env_clear().current_dir(folder);
@@ -15,7 +15,7 @@ fn program(folder: &std::path::Path) -> Command {
 }
 
 #[test]
-fn without_a_key_it_names_both_ways_out_and_exits_2() {
+fn without_a_key_it_names_the_key_and_the_sandbox_and_exits_2() {
     let folder = tempfile::tempdir().unwrap();
     let output = program(folder.path()).output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
@@ -23,7 +23,7 @@ fn without_a_key_it_names_both_ways_out_and_exits_2() {
     assert!(text.contains("NVIDIA_API_KEY") && text.contains("--sandbox"), "{text}");
     assert!(
         !folder.path().join("downloads").exists(),
-        "nothing is touched before the settings stand"
+        "the program touches nothing before the settings are valid"
     );
 }
 
@@ -45,8 +45,8 @@ fn all_faults_of_flags_environment_and_dotenv_are_reported_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dotenv_as_windows_writes_it_with_a_user_agent_as_the_documentation_shows_it_is_read() {
-    let origin = FakeServer::serving(ROCKET).await;
+async fn a_windows_dotenv_with_the_documented_user_agent_is_read() {
+    let picture_server = FakeServer::serving(ROCKET).await;
     let readme = Document::read("README.md").text;
     let (_, shown) = readme.split_once("`my-app").unwrap();
     let shown = format!("my-app{}", shown.split('`').next().unwrap());
@@ -55,14 +55,15 @@ async fn a_dotenv_as_windows_writes_it_with_a_user_agent_as_the_documentation_sh
         let text = format!(
             "\u{feff}IMAGESVC_SANDBOX=true\r\nIMAGESVC_FETCH_USER_AGENT={agent}\r\n\r\n# to test\r\n\
              IMAGESVC_FETCH_ALLOW={}\r\n",
-            origin.address
+            picture_server.address
         );
         std::fs::write(folder.path().join(".env"), text).unwrap();
         let child = Child::start(folder.path(), &[]);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let answer = child.address_request(&client, &origin.url("/photo")).send().await.unwrap();
+        let answer =
+            child.url_request(&client, &picture_server.url("/photo")).send().await.unwrap();
         assert_eq!(answer.status(), 200);
-        assert_eq!(origin.received().last().unwrap().header("user-agent"), Some(agent));
+        assert_eq!(picture_server.received().last().unwrap().header("user-agent"), Some(agent));
     }
 }
 
@@ -82,7 +83,7 @@ fn its_version_and_its_help_are_printed() {
 }
 
 #[test]
-fn its_settings_are_listed_without_a_key_by_a_command_that_the_help_does_not_show() {
+fn a_hidden_command_lists_the_settings_without_a_key() {
     let folder = tempfile::tempdir().unwrap();
     let list = |form| program(folder.path()).args(["settings", form]).output().unwrap();
     for (form, line) in [

@@ -1,4 +1,4 @@
-//! Behind the Caddyfile that is shipped: what the service refuses early arrives as it was said.
+//! Behind the Caddyfile in deploy/, clients see the service's early cases unchanged.
 
 use std::{
     future::pending,
@@ -19,18 +19,18 @@ use tokio::{
 
 use crate::support::{Child, FORM, ROCKET, base64_body, form, free_address, is_missing};
 
-/// A body that no socket's buffers hold, so that its client is still sending when it is refused.
+/// A body larger than the sockets' buffers, so that its client is still sending when it is refused.
 const LARGE: usize = 8 << 20;
 
-/// A running Caddy; killed when dropped.
+/// A running Caddy, killed when dropped.
 struct Caddy {
     address: SocketAddr,
     process: std::process::Child,
 }
 
 impl Caddy {
-    /// Starts Caddy with the shipped file, in which nothing is changed but the addresses, and waits
-    /// until it serves.
+    /// Starts Caddy with the file in deploy/, with only the addresses changed, and waits until it
+    /// serves.
     async fn start(folder: &Path, service: SocketAddr) -> Self {
         let address = free_address().await;
         let shipped = include_str!("../../deploy/Caddyfile");
@@ -47,20 +47,22 @@ impl Caddy {
             .args(["run", "--adapter", "caddyfile", "--config", "Caddyfile"])
             .current_dir(folder)
             .env("HOME", folder)
-            // Not the port that all Caddies of a machine share.
+            // By default all Caddies of a machine use the same port for this.
             .env("CADDY_ADMIN", "unix/admin.sock")
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let log = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
         let (sender, lines) = mpsc::channel();
-        // To its end: Caddy would stop where nobody reads what it logs.
+        // The thread reads the log to its end, since Caddy blocks if nobody does.
         std::thread::spawn(move || log.for_each(|line| drop(sender.send(line))));
         let caddy = Self { address, process };
         let mut said = Vec::new();
         while !said.last().is_some_and(|line: &String| line.contains("serving initial config")) {
             let line = lines.recv_timeout(Duration::from_secs(20));
-            said.push(line.unwrap_or_else(|error| panic!("it does not start ({error}): {said:?}")));
+            said.push(
+                line.unwrap_or_else(|error| panic!("Caddy does not start ({error}): {said:?}")),
+            );
         }
         caddy
     }
@@ -74,7 +76,7 @@ impl Drop for Caddy {
     }
 }
 
-/// Whether an answer is there with all of its body. `100 Continue`, which may precede it, is none.
+/// Whether the bytes hold a whole answer, perhaps after a `100 Continue`.
 fn is_whole(answer: &[u8]) -> bool {
     let answer = String::from_utf8_lossy(answer);
     let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
@@ -84,19 +86,20 @@ fn is_whole(answer: &[u8]) -> bool {
     length.is_some_and(|length| body.len() >= length.parse().unwrap())
 }
 
-/// Sends a request until its answer is there. Not until the connection ends: Caddy may leave one
-/// open although it said that it closes it, when its answer overtook the body.
+/// Sends a request until its answer is complete. It does not wait for the connection's end, since
+/// Caddy may leave the connection open, against its own `Connection: close`, if the answer overtook
+/// the body.
 async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     let (mut reader, mut writer) = TcpStream::connect(to).await.unwrap().into_split();
     let send = async {
         writer.write_all(head.as_bytes()).await.unwrap();
-        // Who was refused is not listened to for ever.
+        // Caddy does not read the whole body of a refused request.
         let _ = writer.write_all(body).await;
         pending::<()>().await;
     };
     let mut answer = Vec::new();
     let read = async {
-        // A reset after the answer takes nothing back.
+        // A reset after the answer does not matter.
         while reader.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {
             if is_whole(&answer) {
                 break;
@@ -116,7 +119,7 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_refused_behind_caddy_sees_the_services_own_answer_every_time() {
+async fn a_client_refused_behind_caddy_always_sees_the_services_own_answer() {
     if is_missing("caddy") {
         return;
     }
@@ -134,8 +137,8 @@ async fn who_is_refused_behind_caddy_sees_the_services_own_answer_every_time() {
         ("/vectorize-image-upload", FORM, form(&large)),
         ("/vectorize-image-base64", "application/json", base64_body(&large).into_bytes()),
     ];
-    let refusals = [("", 401, "unauthorized"), ("Bearer k-1", 413, "image_too_large")];
-    for (authorization, status, code) in refusals {
+    let cases = [("", 401, "unauthorized"), ("Bearer k-1", 413, "image_too_large")];
+    for (authorization, status, code) in cases {
         for (route, content_type, body) in &bodies {
             for expect in ["", "expect: 100-continue\r\n"] {
                 let head = format!(

@@ -1,4 +1,4 @@
-//! What stands in the query of a route that takes pictures, and the slash behind a route.
+//! The query of the routes that take pictures, and trailing slashes.
 
 use std::{path::Path, time::Duration};
 
@@ -12,16 +12,17 @@ use crate::support::{
     avif, converted, embedding, noise_png, nvidia_api::INFER,
 };
 
-/// Every way in, with a picture; that of the URL route is what the origin serves.
-fn requests(app: &TestApp, origin: &FakeServer, picture: &[u8]) -> [RequestBuilder; 3] {
+/// A request for each route with a picture. The URL route gets the picture that `picture_server`
+/// serves.
+fn requests(app: &TestApp, picture_server: &FakeServer, picture: &[u8]) -> [RequestBuilder; 3] {
     [
         app.upload_request(picture, "a.jpg"),
         app.base64_request(picture),
-        app.address_request(&origin.url("/photo")),
+        app.url_request(&picture_server.url("/photo")),
     ]
 }
 
-/// The same request with a query.
+/// Adds a query to a request.
 fn asking(request: RequestBuilder, query: &str) -> RequestBuilder {
     let (client, request) = request.build_split();
     let mut request = request.unwrap();
@@ -29,7 +30,7 @@ fn asking(request: RequestBuilder, query: &str) -> RequestBuilder {
     RequestBuilder::from_parts(client, request)
 }
 
-/// The files of pictures in a downloads folder: saved ones, and those that are staged.
+/// The saved and the staged pictures in a downloads folder.
 fn files(folder: &Path) -> Vec<String> {
     let names = |folder: &Path| -> Vec<_> {
         let entries = std::fs::read_dir(folder).unwrap();
@@ -45,13 +46,13 @@ fn assert_names_no_file(answer: &Answer) {
 }
 
 #[tokio::test]
-async fn a_picture_that_is_not_to_be_kept_is_embedded_and_leaves_no_file_by_any_route() {
-    // Inline, by a file and uploaded, and re-encoded.
+async fn with_save_false_a_picture_is_embedded_and_leaves_no_file_on_any_route() {
+    // pictures that are sent inline, uploaded, and re-encoded
     for picture in [ROCKET.to_vec(), HUBBLE.to_vec(), converted(CHELSEA, ImageFormat::WebP)] {
-        let nvidia = FakeNvidia::well().await;
-        let origin = FakeServer::serving(&picture).await;
-        let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
-        for request in requests(&app, &origin, &picture) {
+        let nvidia = FakeNvidia::healthy().await;
+        let picture_server = FakeServer::serving(&picture).await;
+        let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
+        for request in requests(&app, &picture_server, &picture) {
             let answer = app.send(asking(request, "save=false")).await;
             answer.vector();
             assert_names_no_file(&answer);
@@ -62,7 +63,7 @@ async fn a_picture_that_is_not_to_be_kept_is_embedded_and_leaves_no_file_by_any_
         let metrics = app.get("/metrics").await.text();
         assert!(metrics.contains("imagesvc_pictures_saved_total 0\n"), "{metrics}");
         assert!(metrics.contains("imagesvc_pictures_saved_bytes_total 0\n"));
-        // It was paid for once, and whoever wants it kept has it kept.
+        // The next request is a hit, and its picture is kept.
         let kept = app.upload(&picture, "a.jpg").await;
         assert_eq!(kept.header("x-cache"), "hit");
         assert_eq!(files(app.folder()), [kept.saved_as()]);
@@ -70,7 +71,7 @@ async fn a_picture_that_is_not_to_be_kept_is_embedded_and_leaves_no_file_by_any_
 }
 
 #[tokio::test]
-async fn a_failure_leaves_no_file_of_a_picture_that_is_not_to_be_kept_and_names_none() {
+async fn with_save_false_a_failure_leaves_no_file_and_names_none() {
     for picture in [ROCKET.to_vec(), noise_png(400, 300)] {
         for (reply, status, code) in [
             (Reply::status(422), 422, "embedding_rejected"),
@@ -83,14 +84,14 @@ async fn a_failure_leaves_no_file_of_a_picture_that_is_not_to_be_kept_and_names_
                 (request.line() == INFER).then(|| reply.clone())
             })
             .await;
-            let origin = FakeServer::serving(&picture).await;
+            let picture_server = FakeServer::serving(&picture).await;
             let app = TestApp::builder(&nvidia)
-                .may_fetch_from(&origin)
+                .may_fetch_from(&picture_server)
                 .setting("NVIDIA_LARGE_IMAGES", "shrink")
                 .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
                 .start()
                 .await;
-            for request in requests(&app, &origin, &picture) {
+            for request in requests(&app, &picture_server, &picture) {
                 let answer = app.send(asking(request, "save=false")).await;
                 assert_problem(&answer, status, code);
                 assert_names_no_file(&answer);
@@ -102,8 +103,8 @@ async fn a_failure_leaves_no_file_of_a_picture_that_is_not_to_be_kept_and_names_
 }
 
 #[tokio::test]
-async fn what_is_no_picture_leaves_no_file_either_way() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_file_that_is_not_a_picture_is_kept_with_neither_value_of_save() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut broken = converted(CHELSEA, ImageFormat::Gif);
     broken.truncate(broken.len() / 3);
@@ -118,11 +119,11 @@ async fn what_is_no_picture_leaves_no_file_either_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn neither_a_client_that_leaves_nor_a_kill_leaves_a_file_of_what_is_not_to_be_kept() {
-    let (gate, _) = watch::channel(false);
-    let held = gate.clone();
+async fn with_save_false_neither_a_leaving_client_nor_a_kill_leaves_a_file() {
+    let (release, _) = watch::channel(false);
+    let held = release.clone();
     let nvidia = FakeNvidia::with_uploads(move |request| {
-        (request.line() == INFER).then(|| embedding().held(&held))
+        (request.line() == INFER).then(|| embedding().held_until(&held))
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
@@ -132,8 +133,8 @@ async fn neither_a_client_that_leaves_nor_a_kill_leaves_a_file_of_what_is_not_to
     let picture = noise_png(400, 300);
     let request = asking(child.upload_request(&client, &picture), "save=false");
     let gone = tokio::spawn(request.send());
-    nvidia.wait_for(3).await; // announced, uploaded, and asked for
-    assert!(files(&downloads).is_empty(), "nothing that a kill would leave");
+    nvidia.wait_for(3).await; // the upload's creation, the upload, and the inference
+    assert!(files(&downloads).is_empty(), "a kill would leave nothing");
     gone.abort();
     assert!(gone.await.is_err());
     let line = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"499\"} 1";
@@ -144,8 +145,8 @@ async fn neither_a_client_that_leaves_nor_a_kill_leaves_a_file_of_what_is_not_to
         }
     }
     assert!(files(&downloads).is_empty());
-    // The call goes on with the bytes of the file that has no name any more.
-    gate.send(true).unwrap();
+    // The call goes on with the bytes of the file, which has been unlinked.
+    release.send(true).unwrap();
     let again = asking(child.upload_request(&client, &picture), "save=false");
     let again = again.send().await.unwrap();
     assert_eq!(
@@ -157,7 +158,7 @@ async fn neither_a_client_that_leaves_nor_a_kill_leaves_a_file_of_what_is_not_to
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stop_leaves_no_file_of_what_is_not_to_be_kept() {
+async fn with_save_false_a_stop_leaves_no_file() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| config.server.drain_timeout = Duration::from_millis(50))
@@ -172,7 +173,7 @@ async fn a_stop_leaves_no_file_of_what_is_not_to_be_kept() {
     assert!(files(folder.path()).is_empty());
 }
 
-/// Reads an answer's JSON.
+/// Reads a response's JSON.
 trait JsonValue {
     async fn json_value(self) -> Value;
 }
@@ -184,8 +185,8 @@ impl JsonValue for reqwest::Response {
 }
 
 #[tokio::test]
-async fn the_disks_reserve_holds_for_what_is_only_staged() {
-    let nvidia = FakeNvidia::well().await;
+async fn with_save_false_the_disk_reserve_still_holds() {
+    let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MIN_FREE_BYTES", "900000000GiB").start().await;
     let answer = app.send(asking(app.upload_request(ROCKET, "a.jpg"), "save=false")).await;
@@ -193,7 +194,7 @@ async fn the_disks_reserve_holds_for_what_is_only_staged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_log_names_no_file_of_a_picture_that_was_not_kept() {
+async fn with_save_false_the_log_names_no_file() {
     let nvidia = FakeNvidia::replying(vec![embedding(), Reply::status(402)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[]);
@@ -211,13 +212,13 @@ async fn the_log_names_no_file_of_a_picture_that_was_not_kept() {
 }
 
 #[tokio::test]
-async fn the_one_backend_is_taken_and_what_is_unknown_in_a_query_is_ignored() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(ROCKET).await;
-    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+async fn the_one_backend_is_accepted_and_unknown_query_parameters_are_ignored() {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(ROCKET).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     for query in ["backend=nv_dino", "", "a=1&a=2&%zz=%&dimensions=7", "save=true&backend=nv_dino"]
     {
-        for request in requests(&app, &origin, ROCKET) {
+        for request in requests(&app, &picture_server, ROCKET) {
             let answer = app.send(asking(request, query)).await;
             answer.vector();
             assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
@@ -226,10 +227,10 @@ async fn the_one_backend_is_taken_and_what_is_unknown_in_a_query_is_ignored() {
 }
 
 #[tokio::test]
-async fn another_backend_and_an_unclear_save_are_refused_by_their_place() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(ROCKET).await;
-    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+async fn another_backend_or_an_unclear_save_is_refused_and_the_parameter_named() {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(ROCKET).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     for (query, place, word) in [
         ("backend=clip", "backend", "nv_dino"),
         ("backend=", "backend", "nv_dino"),
@@ -237,7 +238,7 @@ async fn another_backend_and_an_unclear_save_are_refused_by_their_place() {
         ("save=%zz", "save", "true or false"),
         ("save=true&save=false", "save", "send one of them"),
     ] {
-        for request in requests(&app, &origin, ROCKET) {
+        for request in requests(&app, &picture_server, ROCKET) {
             let answer = app.send(asking(request, query)).await;
             let problem = assert_problem(&answer, 422, "validation_failed");
             assert_eq!(problem["errors"][0]["loc"], json!(["query", place]));
@@ -245,15 +246,15 @@ async fn another_backend_and_an_unclear_save_are_refused_by_their_place() {
         }
     }
     assert!(files(app.folder()).is_empty() && nvidia.received().is_empty());
-    assert_eq!(origin.count(), 0);
+    assert_eq!(picture_server.count(), 0);
 }
 
 #[tokio::test]
-async fn a_slash_behind_a_route_changes_nothing() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(ROCKET).await;
-    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
-    for request in requests(&app, &origin, ROCKET) {
+async fn a_trailing_slash_changes_nothing() {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(ROCKET).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
+    for request in requests(&app, &picture_server, ROCKET) {
         let (client, request) = request.build_split();
         let mut request = request.unwrap();
         let path = format!("{}/", request.url().path());
@@ -288,7 +289,7 @@ async fn a_slash_behind_a_route_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_slash_behind_the_sandboxs_picture_changes_nothing_either() {
+async fn a_trailing_slash_on_the_sandbox_picture_changes_nothing() {
     let app = TestApp::sandbox().start().await;
     assert_eq!(app.get("/sandbox/photo.jpg/").await.body, ROCKET);
 }

@@ -1,31 +1,31 @@
-//! Old pictures go, and nothing else does.
+//! Retention removes old pictures, and nothing else.
 
 use std::{fs, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, time::timeout};
 
-use crate::support::{FakeNvidia, ROCKET, TestApp, embedding, number, tiny, variant};
+use crate::support::{FakeNvidia, ROCKET, TestApp, embedding, picture_number, tiny, variant};
 
 async fn wait_until_removed(app: &TestApp, pictures: f64) {
     app.wait_for(|value| value("imagesvc_pictures_removed_total") >= pictures).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
-    let (gate, _) = watch::channel(false);
-    let held = embedding().held(&gate);
-    // The call for the first picture hangs, so that its file is the oldest and in use.
-    let nvidia = FakeNvidia::scripted(move |request, _| match number(request) {
+async fn under_concurrent_uploads_the_oldest_pictures_go_but_none_in_use() {
+    let (release, _) = watch::channel(false);
+    let held = embedding().held_until(&release);
+    // The call for the first picture is held, so that its file is the oldest one and in use.
+    let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
         0 => held.clone(),
         _ => embedding(),
     })
     .await;
-    let bound = 20 * 4096; // a file takes a block at least
+    let bound = 20 * 4096; // each file takes at least one block
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_BYTES", bound).start().await;
-    let strangers = ["holiday.jpg", ".gitkeep", "01234567-89ab-4cde-8f01-23456789abcd.jpg"];
-    for name in strangers {
+    let other_files = ["holiday.jpg", ".gitkeep", "01234567-89ab-4cde-8f01-23456789abcd.jpg"];
+    for name in other_files {
         fs::write(app.folder().join(name), vec![0; 10_000]).unwrap();
     }
     let first_picture = tiny(0);
@@ -40,28 +40,28 @@ async fn under_concurrent_uploads_the_oldest_go_but_none_that_is_worked_on() {
         let saved = app.saved();
         let own: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
         assert!((10..=20).contains(&own.len()), "{}", own.len());
-        gate.send(true).unwrap();
+        release.send(true).unwrap();
     };
     let (first, ()) = tokio::join!(first, others);
     first.vector();
     let name = first.saved_as();
-    assert_eq!(app.saved_bytes(&name), first_picture, "it was worked on, and is there");
-    for name in strangers {
-        assert!(app.folder().join(name).exists(), "{name} is not the service's");
+    assert_eq!(app.saved_bytes(&name), first_picture, "a picture in use is kept");
+    for name in other_files {
+        assert!(app.folder().join(name).exists(), "{name} is not one of the service's files");
     }
-    // Now it is the oldest like any other.
+    // Once it is not in use any more, it is removed like any other.
     app.upload(ROCKET, "large.jpg").await.vector();
     let gone = async {
         while app.saved().contains(&name) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(30), gone).await.expect("it goes");
+    timeout(Duration::from_secs(30), gone).await.expect("the oldest picture is removed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_old_goes_and_its_vector_stays() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_picture_past_its_age_is_removed_and_its_vector_stays() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_AGE", "1s").start().await;
     for n in 0..3 {
         app.upload(&variant(ROCKET, n), "a.jpg").await.vector();

@@ -18,10 +18,10 @@ async fn every_route_answers_for_a_photograph_over_and_under_the_inline_limit() 
         assert_eq!(answer.prepared(), "original");
         assert_eq!(app.base64(photo).await.vector(), answer.vector());
     }
-    let by_address = app.by_address(&app.url("/sandbox/photo.jpg")).await;
+    let by_address = app.by_url(&app.url("/sandbox/photo.jpg")).await;
     assert_eq!(by_address.vector(), app.upload(ROCKET, "rocket.jpg").await.vector());
     let localhost = format!("http://localhost:{}/sandbox/photo.jpg", app.address.port());
-    app.by_address(&localhost).await.vector();
+    app.by_url(&localhost).await.vector();
 }
 
 #[tokio::test]
@@ -50,13 +50,13 @@ async fn nothing_else_on_the_machine_can_be_fetched() {
         "http://127.0.0.1/".into(),
         format!("http://[::1]:{}/", app.address.port()),
     ] {
-        assert_problem(&app.by_address(&address).await, 403, "url_not_allowed");
+        assert_problem(&app.by_url(&address).await, 403, "url_not_allowed");
     }
     assert!(other.received().is_empty());
 }
 
 #[tokio::test]
-async fn what_the_stand_in_cannot_decode_is_rejected_as_nvidia_would() {
+async fn a_picture_that_the_stand_in_cannot_decode_is_rejected_as_nvidia_would() {
     let app = TestApp::sandbox().start().await;
     let mut png = CHELSEA[..5000].to_vec();
     png.extend([0; 100]);

@@ -1,4 +1,4 @@
-//! Clients that stall are closed when their timer says so, and keep nobody else waiting.
+//! Timers close the connections of clients that stall, and other clients do not wait for them.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::support::{Child, FakeNvidia, ROCKET, TestApp, connect_from, form, post_head};
 
-/// The openings of a client that then says nothing more.
+/// What a stalling client sends before it falls silent.
 const OPENINGS: [&[u8]; 6] = [
     b"",
     b"G",
@@ -23,13 +23,13 @@ const OPENINGS: [&[u8]; 6] = [
 
 async fn is_closed(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
-    // A reset is an end, too.
+    // A reset counts as closed, too.
     timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await.is_ok()
 }
 
 #[tokio::test]
 async fn a_client_that_stalls_is_closed() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_HEADER_TIMEOUT", "200ms")
         .setting("IMAGESVC_BODY_TIMEOUT", "200ms")
@@ -40,7 +40,7 @@ async fn a_client_that_stalls_is_closed() {
         stream.write_all(opening).await.unwrap();
         assert!(is_closed(&mut stream).await, "{}", opening.escape_ascii());
     }
-    // An idle keep-alive connection ends by the same timer.
+    // The same timer ends an idle keep-alive connection.
     let mut stream = TcpStream::connect(app.address).await.unwrap();
     stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     assert!(is_closed(&mut stream).await);
@@ -48,7 +48,7 @@ async fn a_client_that_stalls_is_closed() {
 
 #[tokio::test]
 async fn a_header_that_trickles_does_not_live_longer() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_HEADER_TIMEOUT", "300ms").start().await;
     let stream = TcpStream::connect(app.address).await.unwrap();
     let (mut reader, mut writer) = stream.into_split();
@@ -61,12 +61,12 @@ async fn a_header_that_trickles_does_not_live_longer() {
         sent
     });
     let mut answer = Vec::new();
-    // Closed or reset: either way it ends.
+    // The connection may be closed or reset.
     let _ = timeout(Duration::from_secs(20), reader.read_to_end(&mut answer)).await.unwrap();
     assert!(trickle.await.unwrap() < 500);
 }
 
-/// Uploads a picture as a good client does, from an address of its own.
+/// Uploads a picture as a good client does, from its own address.
 async fn good_upload(child: &Child) -> String {
     let mut stream = connect_from([127, 9, 9, 9], child.address).await.unwrap();
     let body = form(ROCKET);
@@ -79,8 +79,8 @@ async fn good_upload(child: &Child) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_stalling_clients_keep_a_good_one_from_nothing() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_thousand_stalling_clients_do_not_hinder_a_good_one() {
+    let nvidia = FakeNvidia::healthy().await;
     let settings = [("IMAGESVC_HEADER_TIMEOUT", "2s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);
@@ -92,7 +92,7 @@ async fn a_thousand_stalling_clients_keep_a_good_one_from_nothing() {
             } else {
                 [127, 1, (n / 250) as u8, (n % 250) as u8 + 1]
             };
-            // One that is over the limit may be closed before it has sent its opening.
+            // A connection over the limit may be closed before it has sent its opening.
             if let Ok(mut stream) = connect_from(source, child.address).await {
                 let _ = stream.write_all(OPENINGS[n % OPENINGS.len()]).await;
                 stalling.push(stream);
@@ -109,14 +109,14 @@ async fn a_thousand_stalling_clients_keep_a_good_one_from_nothing() {
 
 #[tokio::test]
 async fn a_client_that_asks_and_does_not_read_is_closed() {
-    // The timer itself is tested with wound time; here, that the socket is behind it: the service
-    // stops while such a client is connected, and the drain's deadline is not needed.
-    let nvidia = FakeNvidia::well().await;
+    // Unit tests check the timer itself with simulated time. This checks that connections have it:
+    // the service stops while such a client is connected, long before the drain's timeout.
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(app.address).await.unwrap();
-    // More than a socket's buffers hold.
+    // more answers than the sockets' buffers hold
     for _ in 0..20 {
         stream
             .write_all(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n")

@@ -47,7 +47,7 @@ async fn one(
         6 => upload(ROCKET.to_vec()),
         7 => upload(ROCKET.to_vec()).header("cache-control", "no-cache"),
         8 => child.base64_request(client, &variant(ROCKET, n)),
-        9 => child.address_request(client, &origin.url(&format!("/{n}"))),
+        9 => child.url_request(client, &origin.url(&format!("/{n}"))),
         10 => upload(converted(&tiny(n), image_rs::ImageFormat::Bmp)),
         11 if n.is_multiple_of(2) => upload(variant(PHONE, n)),
         11 => upload(avif()),
@@ -109,8 +109,8 @@ async fn soak(environment: &[(&str, &str)]) {
         Some(match faults.fetch_add(1, Ordering::Relaxed) % 6 {
             0 => Reply::status(503),
             1 => Reply::status(429),
-            2 => Reply::Cut(Vec::new()),
-            3 => Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n{".to_vec()),
+            2 => Reply::CloseAfter(Vec::new()),
+            3 => Reply::CloseAfter(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n{".to_vec()),
             4 => embedding().after(Duration::from_millis(300)),
             _ => Reply::Hang,
         })

@@ -1,4 +1,4 @@
-//! The stand-in is as strict as what it stands in for.
+//! The sandbox's stand-in is as strict as NVIDIA.
 
 use std::net::SocketAddr;
 
@@ -70,7 +70,7 @@ async fn an_inference_is_refused_as_nvidia_refuses_it() {
 }
 
 #[tokio::test]
-async fn an_upload_wants_what_was_signed_and_no_key() {
+async fn an_upload_needs_the_signed_headers_and_no_key() {
     let router = &stand_in();
     let create = json!({ "contentType": "image/jpeg", "description": "d" }).to_string();
     assert_eq!(send(router, CREATE, &[JSON], create.clone()).await.0, 401);
@@ -102,14 +102,14 @@ async fn an_upload_wants_what_was_signed_and_no_key() {
     assert_eq!(
         send(router, INFER, &references, nothing.clone()).await.0,
         400,
-        "nothing was uploaded yet"
+        "the picture is not uploaded yet"
     );
 
     assert_eq!(put(upload, &good).await, 200);
     assert_eq!(
         send(router, INFER, &references[..3], nothing.clone()).await.0,
         400,
-        "both headers are wanted"
+        "both headers are required"
     );
     let (status, _, headers) = send(router, INFER, &references, nothing).await;
     assert_eq!(status, 202);

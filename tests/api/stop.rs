@@ -1,4 +1,4 @@
-//! The end: nothing that was accepted is lost, and nothing keeps it waiting for ever.
+//! Stopping: the service loses no request that it accepted, and never waits for ever.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ async fn upload(child: &Child, n: usize) -> reqwest::Result<(u16, String)> {
     Ok((response.status().as_u16(), response.text().await?))
 }
 
-/// A client that sends half of its body, and then nothing more.
+/// A client that sends half of its body and then stalls.
 async fn stalled(child: &Child) -> TcpStream {
     let mut stream = TcpStream::connect(child.address).await.unwrap();
     let head =
@@ -28,8 +28,8 @@ async fn stalled(child: &Child) -> TcpStream {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
     let settings = [("IMAGESVC_DRAIN_DELAY", "1s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let child = Child::start_with(&nvidia, folder.path(), &settings);
@@ -40,7 +40,7 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
     let stopping = async {
         nvidia.wait_for(20).await;
         child.terminate();
-        // It says so, and still accepts connections.
+        // /ready reports the stop, while the service still accepts connections.
         let ready = || async { reqwest::get(child.url("/ready")).await.unwrap() };
         let mut answer = ready().await;
         while answer.status() == 200 {
@@ -52,11 +52,11 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
         );
         assert!(answer.text().await.unwrap().contains("draining"));
         let late = upload(&child, 100);
-        let open = async {
+        let release_reply = async {
             nvidia.wait_for(21).await;
-            gate.send(true).unwrap();
+            release.send(true).unwrap();
         };
-        tokio::join!(late, open).0
+        tokio::join!(late, release_reply).0
     };
     let (before, late) = tokio::join!(before, stopping);
     for answer in before.into_iter().chain([late]) {
@@ -65,7 +65,7 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
     }
     let mut rest = Vec::new();
     idle.read_to_end(&mut rest).await.unwrap();
-    assert!(rest.is_empty(), "an idle connection is just closed");
+    assert!(rest.is_empty(), "an idle connection is closed without an answer");
     let started = Instant::now();
     let (status, log) = child.wait();
     assert_eq!(status.code(), Some(0));
@@ -74,12 +74,13 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused() {
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+async fn clients_are_answered_until_the_listener_closes_and_refused_after() {
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
-    // One after the other, each on a connection of its own, until none can be had any more.
+    // Each client sends one request after the other, each on a new connection, until it cannot
+    // connect any more.
     let ask = async |mut stream: TcpStream| {
         let request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         stream.write_all(request).await?;
@@ -105,14 +106,14 @@ async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused(
     };
     let opened = async {
         let (answered, ()) = tokio::join!(clients, stop);
-        // The listener is closed although a request still runs.
+        // The listener closes while a request still runs.
         let answered_in_all: usize = answered.iter().map(|(answered, _)| answered).sum();
         let lost: usize = answered.iter().map(|(_, lost)| lost).sum();
         assert!(answered_in_all > 20);
-        // Between the last look at who came and the closing lie some microseconds, and what the
-        // system accepts then, nobody can save. Without the look, most of the clients lose one.
+        // Connections that the system accepts in the microseconds between emptying the backlog and
+        // closing the listener are lost. Without emptying it, most clients would lose one.
         assert!(lost <= 3, "{lost} lost");
-        gate.send(true).unwrap();
+        release.send(true).unwrap();
     };
     let (held, ()) = tokio::join!(held, opened);
     assert_eq!(held.unwrap().0, 200);
@@ -120,7 +121,7 @@ async fn who_connects_until_the_very_end_is_answered_and_later_ones_are_refused(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_drains_end_cuts_off_is_answered_and_logged() {
+async fn requests_that_outlast_the_drain_are_answered_and_logged() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_TIMEOUT", "200ms")]);
@@ -135,27 +136,27 @@ async fn what_the_drains_end_cuts_off_is_answered_and_logged() {
     let (status, log) = child.wait();
     assert_eq!(status.code(), Some(0));
     assert!(log.iter().any(|line| line.contains("\"code\":\"shutting_down\"")), "{log:?}");
-    assert!(log.last().unwrap().contains("cut requests off"), "{:?}", log.last());
+    assert!(log.last().unwrap().contains("ended running requests"), "{:?}", log.last());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_nobody_waits_for_any_more_still_ends_before_the_service() {
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+async fn the_service_waits_for_calls_whose_clients_have_left() {
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[]);
     tokio::select! {
-        _ = upload(&child, 1) => panic!("answered behind a closed gate"),
+        _ = upload(&child, 1) => panic!("answered before the reply was released"),
         _ = nvidia.wait_for(1) => {}
     }
     child.terminate();
-    gate.send(true).unwrap();
+    release.send(true).unwrap();
     let (status, log) = child.wait();
     assert_eq!(status.code(), Some(0));
     assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
     let child = Child::start_with(&nvidia, folder.path(), &[]);
     assert_eq!(upload(&child, 1).await.unwrap().0, 200);
-    assert_eq!(nvidia.lines().len(), 1, "its vector was kept");
+    assert_eq!(nvidia.lines().len(), 1, "its vector is in the cache");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +171,7 @@ async fn a_second_signal_of_either_kind_ends_it_at_once() {
             while reqwest::get(child.url("/ready")).await.unwrap().status() == 200 {}
             child.signal(signal);
         };
-        // Its request is cut: that is what a second signal asks for.
+        // A second signal demands an end without answers.
         let (answer, ()) = tokio::join!(upload(&child, 1), ended);
         assert!(answer.is_err());
         let (status, log) = child.wait();

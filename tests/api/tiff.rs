@@ -69,7 +69,7 @@ fn crafted(changes: &[Entry]) -> Vec<u8> {
 
 #[tokio::test]
 async fn what_is_not_read_is_named_before_a_decoder_is_started() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(&crafted(&[]), "plain.tiff").await.vector();
     let decoders = || async {
@@ -113,7 +113,7 @@ async fn what_is_not_read_is_named_before_a_decoder_is_started() {
 
 #[tokio::test]
 async fn the_kinds_of_scanners_and_drawing_programs_show_their_picture() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let plain = image_rs::load_from_memory(&file("plain.png")).unwrap().into_rgb8();
     for (name, expected, smaller, most) in [

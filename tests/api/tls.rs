@@ -1,4 +1,4 @@
-//! Hosts over TLS, with right and wrong certificates: what is sent to them, and what is not.
+//! Servers with right and wrong certificates: the service sends nothing to the wrong ones.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::support::{
     nvidia_api::{ASSETS_PATH, INFER_PATH, KEY, STATUS_PATH},
 };
 
-/// A certificate authority of the test's own.
+/// A certificate authority for the tests.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -28,7 +28,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// A server's certificate for a name, valid until the first day of a year.
+    /// Issues a certificate for a name, valid until the first day of a year.
     fn certify(&self, name: &str, until: i32) -> ServerConfig {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.not_before = date_time_ymd(2020, 1, 1);
@@ -42,7 +42,7 @@ impl Authority {
             .unwrap()
     }
 
-    /// Has the services that are given the settings trust this authority and no other.
+    /// The setting with which a service trusts only this authority.
     fn trusted(&self, folder: &Path) -> (&'static str, String) {
         let file = folder.join("authority.pem");
         std::fs::write(&file, &self.pem).unwrap();
@@ -50,7 +50,7 @@ impl Authority {
     }
 }
 
-/// What is wrong with a certificate, and the certificate.
+/// Wrong certificates, each with its fault.
 fn wrong(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
     [
         ("of another name", authority.certify("other.example", 2100)),
@@ -72,27 +72,29 @@ async fn a_picture_is_fetched_only_where_the_certificate_is_right() {
     let authority = Authority::new();
     let picture = |_: &_, _| Reply::new(200, &[], ROCKET);
     let right = FakeServer::start_tls(authority.certify("localhost", 2100), picture).await;
-    let mut origins = vec![("right", right)];
+    let mut picture_servers = vec![("right", right)];
     for (what, config) in wrong(&authority) {
-        origins.push((what, FakeServer::start_tls(config, picture).await));
+        picture_servers.push((what, FakeServer::start_tls(config, picture).await));
     }
-    let address = |origin: &FakeServer| format!("localhost:{}", origin.address.port());
-    let allow: Vec<_> = origins.iter().map(|(_, origin)| address(origin)).collect();
+    let address =
+        |picture_server: &FakeServer| format!("localhost:{}", picture_server.address.port());
+    let allow: Vec<_> =
+        picture_servers.iter().map(|(_, picture_server)| address(picture_server)).collect();
     let (allow, trusted) = (allow.join(","), authority.trusted(folder.path()));
     let settings =
         [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_FETCH_ALLOW", &allow), (trusted.0, &trusted.1)];
     let child = Child::start(folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (what, origin) in &origins {
-        let url = format!("https://{}/", address(origin));
-        let answer = child.address_request(&client, &url).send().await.unwrap();
+    for (what, picture_server) in &picture_servers {
+        let url = format!("https://{}/", address(picture_server));
+        let answer = child.url_request(&client, &url).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
         if *what == "right" {
             answer.vector();
-            assert_eq!(origin.count(), 1);
+            assert_eq!(picture_server.count(), 1);
         } else {
             assert_problem(&answer, 502, "download_failed");
-            assert_eq!(origin.count(), 0, "{what}");
+            assert_eq!(picture_server.count(), 0, "{what}");
         }
         assert_eq!(saved(folder.path()), 1, "{what}");
     }

@@ -1,10 +1,10 @@
-//! The upload route, as clients call it, slips included.
+//! The upload route, called as clients call it, with their mistakes.
 
 use crate::support::{FORM, FakeNvidia, ROCKET, TestApp, assert_problem, avif, form, noise_png};
 
 #[tokio::test]
 async fn other_fields_are_ignored_before_and_after_the_file() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app
         .upload_parts(&[
@@ -21,7 +21,7 @@ async fn other_fields_are_ignored_before_and_after_the_file() {
 
 #[tokio::test]
 async fn a_second_file_is_refused_and_leaves_nothing() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let part = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
     let problem = assert_problem(&app.upload_parts(&[part, part]).await, 422, "validation_failed");
@@ -31,8 +31,8 @@ async fn a_second_file_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn the_common_slips_are_told_apart() {
-    let nvidia = FakeNvidia::well().await;
+async fn each_common_mistake_has_a_detail_of_its_own() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (answer, word) in [
         // curl -F file=photo.jpg
@@ -63,7 +63,7 @@ async fn the_common_slips_are_told_apart() {
 
 #[tokio::test]
 async fn a_picture_without_a_file_name_is_a_picture() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload_parts(&[("name=\"file\"\r\nContent-Type: image/jpeg", ROCKET)]).await;
     answer.vector();
@@ -71,8 +71,8 @@ async fn a_picture_without_a_file_name_is_a_picture() {
 }
 
 #[tokio::test]
-async fn what_real_clients_write_into_a_parts_header_is_understood() {
-    let nvidia = FakeNvidia::well().await;
+async fn the_part_headers_of_real_clients_are_understood() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (head, name) in [
         ("filename=\"my name=bob.jpg\"; name=\"file\"", Some("my name=bob.jpg")),
@@ -94,8 +94,8 @@ async fn what_real_clients_write_into_a_parts_header_is_understood() {
 }
 
 #[tokio::test]
-async fn empty_files_beside_the_picture_are_passed_over() {
-    let nvidia = FakeNvidia::well().await;
+async fn empty_files_beside_the_picture_are_skipped() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let empty =
         ("name=\"file\"; filename=\"\"\r\nContent-Type: application/octet-stream", &b""[..]);
@@ -110,8 +110,8 @@ async fn empty_files_beside_the_picture_are_passed_over() {
 }
 
 #[tokio::test]
-async fn a_content_type_is_read_with_blanks_and_with_a_boundary_that_wants_quotes() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_content_type_with_blanks_or_an_unquoted_boundary_is_read() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let boundary = "Sx/9+e=7K:(a)b?c";
     let head = format!(
@@ -128,8 +128,8 @@ async fn a_content_type_is_read_with_blanks_and_with_a_boundary_that_wants_quote
 }
 
 #[tokio::test]
-async fn a_form_that_is_cut_leaves_nothing() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_truncated_form_leaves_nothing() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut body = form(ROCKET);
     body.truncate(body.len() - 9);
@@ -142,7 +142,7 @@ async fn a_form_that_is_cut_leaves_nothing() {
 
 #[tokio::test]
 async fn a_forms_parts_and_headers_are_bounded() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let many = vec![("name=\"a\"", &b"1"[..]); 40];
     let problem = assert_problem(&app.upload_parts(&many).await, 422, "validation_failed");
@@ -154,8 +154,8 @@ async fn a_forms_parts_and_headers_are_bounded() {
 }
 
 #[tokio::test]
-async fn names_are_given_back_without_what_cannot_be_seen() {
-    let nvidia = FakeNvidia::well().await;
+async fn file_names_are_returned_without_invisible_characters() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (name, expected) in [
         ("../../etc/passwd", "../../etc/passwd"),
@@ -170,8 +170,8 @@ async fn names_are_given_back_without_what_cannot_be_seen() {
 }
 
 #[tokio::test]
-async fn a_picture_of_an_unread_format_without_a_file_name_is_still_told_what_it_is() {
-    let nvidia = FakeNvidia::well().await;
+async fn an_unsupported_format_is_reported_even_without_a_file_name() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload_parts(&[("name=\"file\"", &avif())]).await;
     assert_problem(&answer, 415, "unsupported_image");
@@ -179,7 +179,7 @@ async fn a_picture_of_an_unread_format_without_a_file_name_is_still_told_what_it
 
 #[tokio::test]
 async fn a_boundary_longer_than_the_standard_allows_is_refused() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let content_type = format!("multipart/form-data; boundary={}", "b".repeat(71));
     let answer = app.post("/vectorize-image-upload", &content_type, "").await;
@@ -188,8 +188,8 @@ async fn a_boundary_longer_than_the_standard_allows_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_far_over_the_limit_is_told_the_limit_of_a_picture() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_body_far_over_the_limit_is_refused_with_the_picture_limit() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await;
     let picture = noise_png(1200, 1000);
     for answer in [app.upload(&picture, "noise.png").await, app.base64(&picture).await] {

@@ -1,4 +1,4 @@
-//! The URL route: what is fetched, how, and what is not.
+//! The URL route: which pictures the service fetches, and how.
 
 use std::net::IpAddr;
 
@@ -8,23 +8,23 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, free_address,
 };
 
-/// What a host is told of the formats that are read.
+/// The `Accept` header of fetches.
 const ACCEPT: &str = if cfg!(feature = "heic") {
     "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff,image/heic;q=0.5"
 } else {
     "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff"
 };
 
-/// A service that may fetch from this origin alone.
-async fn allowed(nvidia: &FakeNvidia, origin: &FakeServer) -> TestApp {
-    TestApp::builder(nvidia).may_fetch_from(origin).start().await
+/// A service that may fetch only from this server.
+async fn app_allowed_to_fetch_from(nvidia: &FakeNvidia, picture_server: &FakeServer) -> TestApp {
+    TestApp::builder(nvidia).may_fetch_from(picture_server).start().await
 }
 
-async fn fetched(reply: Reply) -> Answer {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::start(move |_, _| reply.clone()).await;
-    let app = allowed(&nvidia, &origin).await;
-    let answer = app.by_address(&origin.url("/photo")).await;
+async fn fetch(reply: Reply) -> Answer {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
+    let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;
+    let answer = app.by_url(&picture_server.url("/photo")).await;
     if answer.status != 200 {
         assert!(app.saved().is_empty());
         assert!(nvidia.received().is_empty());
@@ -33,19 +33,19 @@ async fn fetched(reply: Reply) -> Answer {
 }
 
 #[tokio::test]
-async fn a_picture_is_fetched_without_a_trace_of_the_service() {
-    let nvidia = FakeNvidia::well().await;
-    let origin =
+async fn a_fetch_sends_only_the_expected_headers() {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server =
         FakeServer::start(|_, _| Reply::new(200, &[("content-type", "text/plain")], ROCKET)).await;
-    let app = allowed(&nvidia, &origin).await;
-    let address = origin.url("/a%20b/photo.jpg?size=1&x=%2F#part");
-    let answer = app.by_address(&address).await;
+    let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;
+    let address = picture_server.url("/a%20b/photo.jpg?size=1&x=%2F#part");
+    let answer = app.by_url(&address).await;
     answer.vector();
     assert_eq!(answer.json()["source_url"], address, "as the client gave it");
     assert!(answer.json().get("original_filename").is_none());
     assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
-    let received = origin.received();
-    assert_eq!(origin.lines(), ["GET /a%20b/photo.jpg?size=1&x=%2F"]);
+    let received = picture_server.received();
+    assert_eq!(picture_server.lines(), ["GET /a%20b/photo.jpg?size=1&x=%2F"]);
     assert_eq!(
         received[0].sorted_headers(),
         [
@@ -62,8 +62,8 @@ async fn a_picture_is_fetched_without_a_trace_of_the_service() {
 
 #[tokio::test]
 async fn redirects_are_followed_up_to_three() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::start(|request, _| match request.target.as_str() {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::start(|request, _| match request.target.as_str() {
         "/0" => Reply::new(302, &[("location", "/1")], ""),
         "/1" => Reply::new(307, &[("location", "2?a=b")], ""),
         "/2?a=b" => Reply::new(308, &[("location", "/3")], ""),
@@ -72,24 +72,24 @@ async fn redirects_are_followed_up_to_three() {
         _ => Reply::new(200, &[], ROCKET),
     })
     .await;
-    let app = allowed(&nvidia, &origin).await;
-    app.by_address(&origin.url("/0")).await.vector();
-    assert_problem(&app.by_address(&origin.url("/-1")).await, 502, "download_failed");
-    assert_problem(&app.by_address(&origin.url("/nowhere")).await, 502, "download_failed");
+    let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;
+    app.by_url(&picture_server.url("/0")).await.vector();
+    assert_problem(&app.by_url(&picture_server.url("/-1")).await, 502, "download_failed");
+    assert_problem(&app.by_url(&picture_server.url("/nowhere")).await, 502, "download_failed");
 }
 
 #[tokio::test]
 async fn a_redirect_to_a_denied_address_is_refused_and_never_called() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let forbidden = FakeServer::serving(ROCKET).await;
     let port = forbidden.address.port();
-    let origin = FakeServer::start(move |request, _| {
+    let picture_server = FakeServer::start(move |request, _| {
         let to = request.target.strip_prefix("/to/").unwrap().replace("PORT", &port.to_string());
         Reply::new(302, &[("location", &to)], "")
     })
     .await;
     let app = TestApp::builder(&nvidia)
-        .may_fetch_from(&origin)
+        .may_fetch_from(&picture_server)
         .setting("IMAGESVC_FETCH_PORTS", format!("80,443,{port}"))
         .start()
         .await;
@@ -100,19 +100,19 @@ async fn a_redirect_to_a_denied_address_is_refused_and_never_called() {
         "http://169.254.169.254/",
     ] {
         assert_problem(
-            &app.by_address(&origin.url(&format!("/to/{to}"))).await,
+            &app.by_url(&picture_server.url(&format!("/to/{to}"))).await,
             403,
             "url_not_allowed",
         );
     }
-    let answer = app.by_address(&origin.url("/to/file:///etc/passwd")).await;
+    let answer = app.by_url(&picture_server.url("/to/file:///etc/passwd")).await;
     assert_problem(&answer, 403, "url_not_allowed");
     assert!(forbidden.received().is_empty());
 }
 
 #[tokio::test]
 async fn a_denied_address_is_never_called() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let forbidden = FakeServer::serving(ROCKET).await;
     let port = forbidden.address.port();
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", port).start().await;
@@ -125,15 +125,15 @@ async fn a_denied_address_is_never_called() {
         "0.0.0.0",
         "127.0.0.1.",
     ] {
-        let answer = app.by_address(&format!("http://{host}:{port}/")).await;
+        let answer = app.by_url(&format!("http://{host}:{port}/")).await;
         assert_problem(&answer, 403, "url_not_allowed");
     }
     assert!(forbidden.received().is_empty());
 }
 
 #[tokio::test]
-async fn a_name_is_judged_by_every_address_it_leads_to() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_name_is_checked_by_every_address_it_resolves_to() {
+    let nvidia = FakeNvidia::healthy().await;
     let forbidden = FakeServer::serving(ROCKET).await;
     let port = forbidden.address.port();
     let app = TestApp::builder(&nvidia)
@@ -149,14 +149,14 @@ async fn a_name_is_judged_by_every_address_it_leads_to() {
         .start()
         .await;
     for name in ["private.example", "mixed.example", "PRIVATE.example."] {
-        let answer = app.by_address(&format!("http://{name}:{port}/")).await;
-        // With its trailing dot the name is another one to this look-up.
+        let answer = app.by_url(&format!("http://{name}:{port}/")).await;
+        // The test's look-up does not know the name with a trailing dot.
         let (status, code) =
             if name.ends_with('.') { (502, "download_failed") } else { (403, "url_not_allowed") };
         assert_problem(&answer, status, code);
     }
     assert_problem(
-        &app.by_address(&format!("http://missing.example:{port}/")).await,
+        &app.by_url(&format!("http://missing.example:{port}/")).await,
         502,
         "download_failed",
     );
@@ -164,36 +164,36 @@ async fn a_name_is_judged_by_every_address_it_leads_to() {
 }
 
 #[tokio::test]
-async fn the_connection_goes_to_the_address_that_was_judged() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(ROCKET).await;
-    let port = origin.address.port();
+async fn the_connection_goes_to_the_address_that_was_checked() {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(ROCKET).await;
+    let port = picture_server.address.port();
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", port)
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.1/32")
         .lookup(|_| Ok(vec![IpAddr::from([127, 0, 0, 1])]))
         .start()
         .await;
-    app.by_address(&format!("http://pictures.example:{port}/a.jpg")).await.vector();
+    app.by_url(&format!("http://pictures.example:{port}/a.jpg")).await.vector();
     assert_eq!(
-        origin.received()[0].header("host"),
+        picture_server.received()[0].header("host"),
         Some(format!("pictures.example:{port}").as_str())
     );
 }
 
 #[tokio::test]
 async fn a_list_of_hosts_narrows_what_is_fetched() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_HOSTS", "*.example.com").start().await;
-    let answer = app.by_address("https://upload.wikimedia.org/a.jpg").await;
+    let answer = app.by_url("https://upload.wikimedia.org/a.jpg").await;
     let problem = assert_problem(&answer, 403, "url_not_allowed");
     assert!(problem["detail"].as_str().unwrap().contains("list of hosts"));
 }
 
 #[tokio::test]
-async fn what_is_no_address_is_invalid() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_malformed_url_is_invalid() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for address in [
         "",
@@ -203,7 +203,7 @@ async fn what_is_no_address_is_invalid() {
         "http://u:p@example.com/",
         "http://",
     ] {
-        assert_problem(&app.by_address(address).await, 400, "invalid_url");
+        assert_problem(&app.by_url(address).await, 400, "invalid_url");
     }
     for (body, kind) in [
         (json!({}).to_string(), "missing"),
@@ -230,95 +230,91 @@ async fn what_is_no_address_is_invalid() {
 #[tokio::test]
 async fn anything_but_a_200_with_a_body_is_a_failed_download() {
     for status in [201, 204, 206, 304, 400, 404, 500] {
-        let problem = assert_problem(&fetched(Reply::status(status)).await, 502, "download_failed");
+        let problem = assert_problem(&fetch(Reply::status(status)).await, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains(&status.to_string()));
     }
     for reply in [
         Reply::status(200),
-        Reply::Cut(Vec::new()),
-        Reply::Cut(b"no http".to_vec()),
-        Reply::Cut([b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat()),
-        Reply::Cut(b"HTTP/1.1 200 OK\r\n\r\n".to_vec()),
+        Reply::CloseAfter(Vec::new()),
+        Reply::CloseAfter(b"no http".to_vec()),
+        Reply::CloseAfter([b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat()),
+        Reply::CloseAfter(b"HTTP/1.1 200 OK\r\n\r\n".to_vec()),
         Reply::new(200, &[("content-encoding", "gzip")], ROCKET),
     ] {
-        assert_problem(&fetched(reply).await, 502, "download_failed");
+        assert_problem(&fetch(reply).await, 502, "download_failed");
     }
 }
 
 #[tokio::test]
 async fn a_picture_without_a_length_is_fetched() {
-    let reply = Reply::Cut([b"HTTP/1.1 200 OK\r\n\r\n", HUBBLE].concat());
-    fetched(reply).await.vector();
+    let reply = Reply::CloseAfter([b"HTTP/1.1 200 OK\r\n\r\n", HUBBLE].concat());
+    fetch(reply).await.vector();
 }
 
 #[tokio::test]
-async fn what_is_fetched_and_no_picture_is_unsupported() {
-    assert_problem(
-        &fetched(Reply::new(200, &[], "<html>no</html>")).await,
-        415,
-        "unsupported_image",
-    );
+async fn a_fetched_file_that_is_not_a_picture_is_unsupported() {
+    assert_problem(&fetch(Reply::new(200, &[], "<html>no</html>")).await, 415, "unsupported_image");
 }
 
 #[tokio::test]
 async fn a_host_that_stalls_is_a_timeout() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::start(|_, _| Reply::Hang).await;
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::start(|_, _| Reply::Hang).await;
     let app = TestApp::builder(&nvidia)
-        .may_fetch_from(&origin)
+        .may_fetch_from(&picture_server)
         .setting("IMAGESVC_FETCH_TIMEOUT", "100ms")
         .start()
         .await;
-    assert_problem(&app.by_address(&origin.url("/")).await, 504, "download_timeout");
+    assert_problem(&app.by_url(&picture_server.url("/")).await, 504, "download_timeout");
 }
 
 #[tokio::test]
 async fn a_host_that_refuses_the_connection_is_a_failed_download() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let free = free_address().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_ALLOW", free).start().await;
-    assert_problem(&app.by_address(&format!("http://{free}/")).await, 502, "download_failed");
+    assert_problem(&app.by_url(&format!("http://{free}/")).await, 502, "download_failed");
 }
 
 #[tokio::test]
 async fn a_redirect_in_raw_utf8_is_followed() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::start(|request, _| match request.target.as_str() {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::start(|request, _| match request.target.as_str() {
         "/0" => Reply::new(302, &[("location", "/föto.jpg")], ""),
         "/f%C3%B6to.jpg" => Reply::new(200, &[], ROCKET),
         other => panic!("{other}"),
     })
     .await;
-    let app = allowed(&nvidia, &origin).await;
-    app.by_address(&origin.url("/0")).await.vector();
+    let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;
+    app.by_url(&picture_server.url("/0")).await.vector();
 }
 
 #[tokio::test]
-async fn the_services_name_for_itself_can_be_set() {
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(ROCKET).await;
+async fn the_user_agent_can_be_set() {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(ROCKET).await;
     let name = "my-app/1.0 (ops@example.com)";
     let app = TestApp::builder(&nvidia)
-        .may_fetch_from(&origin)
+        .may_fetch_from(&picture_server)
         .setting("IMAGESVC_FETCH_USER_AGENT", name)
         .start()
         .await;
-    app.by_address(&origin.url("/rocket.jpg")).await.vector();
-    assert_eq!(origin.received()[0].header("user-agent"), Some(name));
+    app.by_url(&picture_server.url("/rocket.jpg")).await.vector();
+    assert_eq!(picture_server.received()[0].header("user-agent"), Some(name));
 }
 
 #[tokio::test]
 async fn a_picture_whose_host_says_that_it_is_too_large_is_not_read() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 30000000\r\n\r\n".to_vec();
-    let problem = assert_problem(&fetched(Reply::Trickle(head)).await, 413, "image_too_large");
+    let problem = assert_problem(&fetch(Reply::Trickle(head)).await, 413, "image_too_large");
     assert_eq!(problem["detail"], "The picture has 30000000 bytes, the limit is 20 MiB.");
     assert!(nvidia.received().is_empty());
 }
 
 #[tokio::test]
 async fn a_host_that_speaks_no_tls_is_a_failed_download() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -328,6 +324,6 @@ async fn a_host_that_speaks_no_tls_is_a_failed_download() {
         }
     });
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_ALLOW", address).start().await;
-    let answer = app.by_address(&format!("https://{address}/")).await;
+    let answer = app.by_url(&format!("https://{address}/")).await;
     assert_problem(&answer, 502, "download_failed");
 }

@@ -1,5 +1,5 @@
-// A small driver for Chromium: the DevTools protocol over a pipe (messages end with a NUL), so that
-// no package is needed and no port is opened.
+// A small driver for Chromium. It speaks the DevTools protocol over a pipe (each message ends with
+// a NUL), so that it needs no package and opens no port.
 
 import { spawn, spawnSync } from "node:child_process";
 import { EventEmitter, once } from "node:events";
@@ -9,10 +9,10 @@ import { join } from "node:path";
 
 const NAMES = ["chromium", "chromium-browser", "google-chrome"];
 
-/// The longest that a page may take to show what it is waited for, in milliseconds.
+/// The longest time to wait for something on a page, in milliseconds.
 const PATIENCE = 20_000;
 
-/// The browser's program, or nothing where there is none.
+/// The browser's program, if there is one.
 export function find() {
   const names = process.env.CHROMIUM ? [process.env.CHROMIUM] : NAMES;
   return names.find((name) => spawnSync(name, ["--version"]).status === 0);
@@ -34,7 +34,7 @@ export class Browser {
         "--disable-dev-shm-usage",
         "--disable-gpu",
         "--disable-sync",
-        // Whatever a page or the browser itself would like to call: no other name leads anywhere.
+        // No other name resolves, whatever a page or the browser itself tries to call.
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         // Chromium's own sandbox does not start as root, as in most containers.
         ...(process.getuid() === 0 ? ["--no-sandbox"] : []),
@@ -79,7 +79,7 @@ export class Browser {
     return new Promise((resolve, reject) => this.#waiting.set(id, { resolve, reject, asked }));
   }
 
-  /// A page in a browser context of its own: nothing is stored from one to the next.
+  /// Opens a page in its own browser context, so that nothing is stored from one page to the next.
   async page({ width = 1000, height = 900, mobile = false, colors = "light" } = {}) {
     const { browserContextId } = await this.send("Target.createBrowserContext");
     const { targetId } = await this.send("Target.createTarget", { url: "about:blank", browserContextId });
@@ -106,11 +106,11 @@ export class Browser {
 const KEYS = { Tab: 9, Enter: 13, Space: 32 };
 
 export class Page {
-  /// Every address that was asked for.
+  /// Every URL that the page requested.
   requested = [];
-  /// What a developer would see in red.
+  /// Errors and warnings that a developer would see.
   complaints = [];
-  /// What a developer would be advised of.
+  /// Hints that a developer would see.
   hints = [];
   /// The statuses of failed answers, which the browser reports as errors.
   failures = [];
@@ -129,7 +129,7 @@ export class Page {
       if (status) this.failures.push(Number(status));
       else if (["error", "warning"].includes(level)) this.complaints.push(`${source}: ${text} ${url ?? ""}`);
     });
-    // Violations of the Content-Security-Policy; and what is amiss with forms.
+    // Violations of the Content-Security-Policy are complaints; faults of forms are hints.
     events.on("Audits.issueAdded", ({ issue }) => (issue.code === "GenericIssue" ? this.hints : this.complaints).push(JSON.stringify(issue)));
   }
 
@@ -140,7 +140,7 @@ export class Page {
     await loaded;
   }
 
-  /// What a function gives in the page. Its arguments are copied.
+  /// Runs a function in the page and returns its result. The arguments are copied.
   async run(work, ...args) {
     const expression = `(${work})(...${JSON.stringify(args)})`;
     const { result, exceptionDetails } = await this.send("Runtime.evaluate", { expression, awaitPromise: true, returnByValue: true });
@@ -148,7 +148,7 @@ export class Page {
     return result.value;
   }
 
-  /// Waits, frame by frame, until a function gives something in the page, and gives that.
+  /// Calls a function in the page at each frame until it returns something, and returns that.
   async until(what, work, ...args) {
     const frames = `(work, patience, args) => new Promise((resolve) => {
       const end = performance.now() + patience;
@@ -166,7 +166,7 @@ export class Page {
     return result.value;
   }
 
-  /// Clicks as a hand would: once the element rests, and nothing covers it.
+  /// Clicks an element once it does not move and nothing covers it.
   async click(selector) {
     const point = await this.until(`${selector}, to be clicked`, (selector) => {
       const element = document.querySelector(selector);
@@ -190,14 +190,14 @@ export class Page {
     await this.send("Input.dispatchKeyEvent", { type: "keyUp", ...code });
   }
 
-  /// Types over what stands in a field.
+  /// Replaces the text in a field.
   async fill(selector, text) {
     await this.click(selector);
     await this.run((selector) => document.querySelector(selector).select(), selector);
     await this.send("Input.insertText", { text });
   }
 
-  /// Waits for a failed answer that a test provoked, and takes it out.
+  /// Waits for a failed answer that a test provoked, and removes it from the failures.
   async failed(status) {
     const signal = AbortSignal.timeout(PATIENCE);
     while (!this.failures.length) await once(this.events, "Log.entryAdded", { signal });
@@ -205,7 +205,7 @@ export class Page {
     if (failure !== status) throw new Error(`it failed with ${failure}, not ${status}`);
   }
 
-  /// Does what opens the file chooser, and chooses.
+  /// Opens the file chooser, and chooses files.
   async choose(open, ...files) {
     const opened = once(this.events, "Page.fileChooserOpened", { signal: AbortSignal.timeout(PATIENCE) });
     await open();

@@ -1,4 +1,4 @@
-// `/docs`, as somebody uses it who has nothing but a browser.
+// `/docs`, used by somebody who has only a browser.
 
 import assert from "node:assert/strict";
 
@@ -9,11 +9,11 @@ const of = (operation) => `.opblock[id$="-${operation}"]`;
 async function open(page, service, operation) {
   await page.open(`${service.url}/docs`);
   await page.click(`${of(operation)} .opblock-summary-control`);
-  // The button is there before the field, and does nothing until then.
+  // The button appears before the field, and does nothing until the field is there.
   await page.until("the form", (block) => document.querySelector(`${block} :is(textarea, input[type=file])`), of(operation));
 }
 
-/// Presses the button and reads the answer from the page.
+/// Presses the button, and reads the answer from the page.
 async function execute(page, operation) {
   await page.click(`${of(operation)} .execute`);
   const shown = await page.until("the answer", (block) => {
@@ -40,7 +40,7 @@ pageTest("the page lists every route", async (page, service) => {
   assert.deepEqual(routes.sort(), ["GET /health", "GET /metrics", "GET /ready", "POST /vectorize-image", "POST /vectorize-image-base64", "POST /vectorize-image-upload"]);
 });
 
-pageTest("the address that is filled in is answered with its vector", async (page, service) => {
+pageTest("the URL that is filled in is answered with its vector", async (page, service) => {
   await open(page, service, "vectorize_image");
   const answer = await execute(page, "vectorize_image");
   assertVector(answer);
@@ -62,7 +62,7 @@ pageTest("a photograph from the disk is answered with its vector", async (page, 
   assert.deepEqual([answer.original_filename, answer.width, answer.height], ["rocket.jpg", 640, 427]);
 });
 
-pageTest("outside of the sandbox the address that is filled in is a public one", { service: withoutSandbox }, async (page, service) => {
+pageTest("without the sandbox the URL that is filled in is a public one", { service: withoutSandbox }, async (page, service) => {
   await open(page, service, "vectorize_image");
   const body = await page.run((block) => document.querySelector(`${block} textarea`).value, of("vectorize_image"));
   assert.match(JSON.parse(body).image_url, /^https:/);

@@ -1,4 +1,4 @@
-// `/`, the page for people: with a mouse, with the keyboard alone, on a phone, in the dark.
+// `/`, the page for people: with a mouse, with only a keyboard, on a phone, and in dark mode.
 
 import assert from "node:assert/strict";
 import { copyFile, mkdtemp, readFile, rm } from "node:fs/promises";
@@ -24,7 +24,7 @@ async function vectorize(page, press = () => page.click("#send")) {
   }, before);
 }
 
-/// Waits for the box that tells of a failure.
+/// Waits for the box that shows an error.
 const problem = (page) => page.until("a problem", () => document.querySelector("[role=alert] .problem")?.innerText);
 
 function cosine(a, b) {
@@ -107,7 +107,7 @@ pageTest("the sandbox says what it is, and its sample picture is an address that
   assert.equal((await vectorize(page, () => page.press("Enter"))).Picture, "image/jpeg, 640 × 427");
 });
 
-pageTest("outside of the sandbox nothing is said of one", { service: withoutSandbox }, async (page, service) => {
+pageTest("without the sandbox the page does not mention it", { service: withoutSandbox }, async (page, service) => {
   await page.open(service.url);
   assert.doesNotMatch(await page.run(() => document.querySelector("main").innerText), /sandbox/i);
 });
@@ -127,16 +127,16 @@ pageTest("an error shows its sentence and the request's id", async (page, servic
   await page.click("#send");
   await page.until("the next problem", () => document.querySelector(".problem")?.innerText.includes("unsupported_image"));
   await page.failed(415);
-  // What comes after a failure is not held up by it.
+  // The next picture works as before.
   await choose(page, photo("rocket.jpg"));
   await vectorize(page);
   assert.equal(await page.run(() => document.querySelector("#problem").innerText), "");
 });
 
-pageTest("nothing chosen is told without a request, and a dead service is told as such", { service: () => start() }, async (page, service) => {
+pageTest("without a picture nothing is sent, and a service that does not answer is reported", { service: () => start() }, async (page, service) => {
   await page.open(service.url);
   await page.click("#send");
-  assert.match(await problem(page), /^Choose a picture or give an address first/);
+  assert.match(await problem(page), /^Choose a picture or enter an address first/);
   await choose(page, photo("rocket.jpg"));
   await page.send("Network.emulateNetworkConditions", { offline: true, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
   await page.click("#send");
@@ -144,7 +144,7 @@ pageTest("nothing chosen is told without a request, and a dead service is told a
   assert.match(page.complaints.splice(0).join(), /ERR_INTERNET_DISCONNECTED/);
 });
 
-pageTest("what a stranger wrote is text, and no injected script runs", async (page, service) => {
+pageTest("a hostile file name is shown as text, and no injected script runs", async (page, service) => {
   const folder = await mkdtemp(join(tmpdir(), "names-"));
   const name = "<img src=x onerror=hacked=1>.jpg";
   try {
@@ -169,7 +169,7 @@ pageTest("what a stranger wrote is text, and no injected script runs", async (pa
   assert(refusals.length >= 2 && refusals.every((it) => /trusted|ContentSecurityPolicyIssue/i.test(it)), refusals.join("\n"));
 });
 
-pageTest("every control has a name, is reached with the keyboard alone, and works so", async (page, service) => {
+pageTest("every control has a name, and can be reached and used with only the keyboard", async (page, service) => {
   await page.open(service.url);
   const reached = [];
   for (let focused = ""; reached.length < 20; ) {
@@ -178,7 +178,7 @@ pageTest("every control has a name, is reached with the keyboard alone, and work
     if (focused === "body" || reached.includes(focused)) break;
     reached.push(focused);
   }
-  // A phone's camera is not offered to a mouse.
+  // The camera is offered only on touch screens.
   assert.deepEqual(reached, ["a", "sample", "file", "address", "send"]);
   const { nodes } = await page.send("Accessibility.getFullAXTree");
   const focusable = nodes.filter((node) => !node.ignored && node.role.value !== "RootWebArea" && node.properties?.some(({ name, value }) => name === "focusable" && value.value));
@@ -208,7 +208,7 @@ pageTest("on a phone the camera is offered, and nothing is wider than the screen
   assert.deepEqual(small, []);
 });
 
-/// Of a color as a browser prints it, `rgb(0, 0, 0)`: WCAG 2.2, "relative luminance".
+/// The relative luminance (WCAG 2.2) of a color as a browser prints it, such as `rgb(0, 0, 0)`.
 function luminance(color) {
   const [r, g, b] = color.match(/[\d.]+/g).map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
@@ -220,7 +220,7 @@ function contrast(a, b) {
 }
 
 for (const colors of ["light", "dark"]) {
-  pageTest(`the page is ${colors} where the visitor wants it so, and can be read`, { colors }, async (page, service) => {
+  pageTest(`the page is ${colors} if the visitor prefers it, and is readable`, { colors }, async (page, service) => {
     await page.open(service.url);
     await page.click("#send");
     await problem(page);
@@ -239,7 +239,7 @@ for (const colors of ["light", "dark"]) {
 
 const API_KEY = "a-key-of-the-browser-test-0123456789abcdef";
 
-/// A service that wants a key, unless the binary cannot do that yet.
+/// Starts a service that requires a key, or skips the test if the binary cannot do that yet.
 async function withKey(context) {
   try {
     return await start({ IMAGESVC_API_KEYS: API_KEY });
@@ -249,7 +249,7 @@ async function withKey(context) {
   }
 }
 
-pageTest("a service that wants a key is given it, for as long as the tab is open", { service: withKey }, async (page, service) => {
+pageTest("the page sends the key that a service requires, and keeps it while the tab is open", { service: withKey }, async (page, service) => {
   const field = () => page.run(() => document.querySelector("#key").checkVisibility());
   await page.open(service.url);
   assert.equal(await field(), false);

@@ -1,4 +1,4 @@
-// What the tests of both pages share.
+// Helpers for the tests of both pages.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
@@ -22,14 +22,14 @@ if (program) {
 
 export const photo = (name) => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
 
-/// A test with a fresh page, against the sandbox or a service that the options name. At its end
-/// nothing may have been asked from elsewhere, and the console must be clean.
+/// Defines a test with a new page, against the sandbox or a service that the options name. At its
+/// end the page must have requested nothing from elsewhere, and the console must be clean.
 export function pageTest(name, options, work) {
   if (!work) [options, work] = [{}, options];
   const skip = !program && "there is no Chromium on this machine";
   test(name, { skip }, async (context) => {
     const target = options.service ? await options.service(context) : service;
-    if (!target) return; // the context says why
+    if (!target) return; // skipped; the context has the reason
     try {
       const page = await browser.page(options);
       await work(page, target);
@@ -44,5 +44,5 @@ export function pageTest(name, options, work) {
   });
 }
 
-/// A service that has a key for NVIDIA, which no test makes it use.
+/// Starts a service with a key for NVIDIA. No test makes it use the key.
 export const withoutSandbox = () => start({ IMAGESVC_SANDBOX: "false", NVIDIA_API_KEY: "nvapi-of-a-test" });

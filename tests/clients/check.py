@@ -1,4 +1,4 @@
-"""What every client must have got."""
+"""What every client must have received."""
 
 import math
 import re

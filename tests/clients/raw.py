@@ -1,6 +1,6 @@
-"""HTTP/1.1 as phones write it, byte for byte, over a plain socket.
+"""HTTP/1.1 as phones send it, byte for byte, over a plain socket.
 
-The bodies are those of OkHttp (Android) and of what is written by hand around URLSession (iOS).
+The bodies are those of OkHttp (Android), and of hand-written code around URLSession (iOS).
 """
 
 import json
@@ -16,7 +16,7 @@ with open(os.environ["IMAGESVC_PHOTO"], "rb") as file:
 
 
 class Connection:
-    """A connection, and what was read of it."""
+    """A connection to the service, and its buffered input."""
 
     def __init__(self):
         self.socket = socket.create_connection((server.hostname, server.port), timeout=60)
@@ -64,7 +64,7 @@ def upload(body, boundary, *fields):
 
 
 def okhttp_form(boundary):
-    """MultipartBody and Retrofit: a length for each part, and Retrofit's transfer encoding."""
+    """What MultipartBody and Retrofit build: a length in each part, and a transfer encoding by Retrofit."""
     return b"".join([
         f"--{boundary}\r\n".encode(),
         b'Content-Disposition: form-data; name="description"\r\n',
@@ -104,7 +104,7 @@ SAMPLE = f"http://{server.netloc}/sandbox/photo.jpg"
 
 
 def json_request(value, *fields):
-    """As Android's org.json writes it: each slash escaped."""
+    """JSON as Android's org.json writes it, with each slash escaped."""
     body = json.dumps(value).replace("/", r"\/").encode()
     return head("/vectorize-image", "Content-Type: application/json; charset=utf-8", f"Content-Length: {len(body)}", *fields) + body
 
@@ -138,7 +138,7 @@ def the_service_says_when_to_continue():
         assert connection.head()[0] == 100
         connection.send(form)
         check(*connection.answer())
-        # Another one on the same connection, by a client that does not wait for the word.
+        # A second request on the same connection, by a client that does not wait for `100 Continue`.
         connection.send(upload(form, OKHTTP, "Expect: 100-continue"))
         status, headers = connection.head()
         if status == 100:

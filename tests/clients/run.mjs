@@ -1,5 +1,5 @@
-// Runs each client against one sandbox, and tells of each in a line. curl is not among them:
-// tests/api/commands.rs pastes the pages' own commands.
+// Runs each client against one sandbox, and prints a line for each. curl is not among them, since
+// tests/api/commands.rs pastes the pages' own curl commands.
 
 import { spawn } from "node:child_process";
 import { readdir } from "node:fs/promises";
@@ -14,7 +14,7 @@ const python = process.env.PYTHON ?? "python3";
 const PROGRAMS = { py: python, mjs: process.execPath };
 const NOT_CLIENTS = ["run.mjs", "check.py"];
 
-/// The longest that a client may take, in milliseconds.
+/// The longest time for a client, in milliseconds.
 const PATIENCE = 60_000;
 
 const clients = (await readdir(folder)).filter((name) => name.split(".").pop() in PROGRAMS && !NOT_CLIENTS.includes(name));

@@ -1,4 +1,4 @@
-// Node's fetch with FormData: what React Native's and a browser's look like from here.
+// Node's fetch with FormData, which sends what React Native and browsers send.
 
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";

@@ -1,4 +1,4 @@
-"""Python, httpx: one after the other, and many at once."""
+"""Python, httpx: sequential and concurrent requests."""
 
 import asyncio
 import base64

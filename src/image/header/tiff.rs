@@ -131,7 +131,7 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, Fault> {
     let predictor = if compression.knows_predictors() { predictor } else { 1 };
 
     let is_planar = match directory.first(PLANAR_CONFIGURATION, 1)? {
-        1 => false,
+        0 | 1 => false,
         2 => true,
         _ => return Err(Fault::Damaged),
     };
@@ -346,6 +346,8 @@ mod tests {
             grey().with(PREDICTOR, &[9]), // nothing is compressed
             rgb().with(BITS_PER_SAMPLE, &[8]),
             grey().without(PHOTOMETRIC),
+            rgb().with(PLANAR_CONFIGURATION, &[0]),
+            grey().with(ROWS_PER_STRIP, &[5]).with(STRIP_OFFSETS, &[16, 16]), // one length for two
             grey().without(ROWS_PER_STRIP),
             grey().with(ROWS_PER_STRIP, &[u32::MAX.into()]),
             // Their tiles stand in the tags of strips.

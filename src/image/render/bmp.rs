@@ -16,13 +16,17 @@ use crate::image::{
 const FILE_HEADER: u32 = 14;
 const V3: u32 = 56;
 
+/// The length of the mark at the end of a row of runs: two zeros.
+const END_OF_ROW: usize = 2;
+
 /// Decodes the picture; the decoder is asked to take at most `cost` bytes.
 pub(super) fn decode(picture: &Picture, cost: u64) -> Result<DynamicImage, Error> {
     let bmp = header::bounded(picture.format, &picture.content, bmp::read)?;
     let is_plain = matches!(bmp.compression, RGB | BITFIELDS);
     // Only what is plain may be stored top-down, says the decoder.
     let is_flipped = bmp.is_top_down && !is_plain;
-    let padding = if is_plain { padding(&bmp) } else { 0 };
+    // Where the mark at the end of runs is left out, the end of a row does as well.
+    let padding = if is_plain { padding(&bmp) } else { END_OF_ROW };
     let bytes =
         Spliced::new(headers(&bmp, is_plain), &picture.content, bmp.data_at)?.padded(padding);
     let mut image = read(picture, bytes, ImageFormat::Bmp, cost)?;
@@ -223,6 +227,13 @@ mod tests {
         let data = FILE.data;
         assert_eq!(File { data: &data[..14], ..FILE }.pixels(), PIXELS);
         assert!(decoded(&File { data: &data[..13], ..FILE }.bytes()).is_err());
+    }
+
+    #[test]
+    fn the_mark_at_the_end_of_runs_may_be_missing_and_no_pixel() {
+        let runs = File { compression: 1, data: &[2, 0, 0, 0, 1, 2, 1, 1], ..INDEXED };
+        assert_eq!(runs.pixels(), [C, B, A, A]);
+        assert!(decoded(&File { data: &runs.data[..5], ..runs }.bytes()).is_err());
     }
 
     #[test]

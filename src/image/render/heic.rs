@@ -10,7 +10,7 @@ use crate::image::{Error, Format, Picture};
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     use image_rs::RgbaImage;
 
-    use super::{Colours, onto_white};
+    use super::{blend_onto_white, onto_white};
     use crate::image::header::heif::{self, Alpha};
 
     let header = heif::read(&mut picture.content.header_reader());
@@ -31,12 +31,12 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
         return Err(broken("its header tells another size"));
     }
     let (width, height) = (image.width, image.height);
-    let colours = match header.alpha {
-        Alpha::Premultiplied => Colours::Premultiplied,
-        Alpha::Straight | Alpha::None => Colours::Straight,
+    let blend = match header.alpha {
+        Alpha::Premultiplied => |value, alpha| value + 255 - alpha,
+        Alpha::Straight | Alpha::None => blend_onto_white,
     };
     let image = if image.has_alpha {
-        RgbaImage::from_raw(width, height, image.data).map(|image| onto_white(image, colours))
+        RgbaImage::from_raw(width, height, image.data).map(|image| onto_white(image, blend))
     } else {
         RgbImage::from_raw(width, height, image.into_rgb8())
     };

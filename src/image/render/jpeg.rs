@@ -22,6 +22,9 @@ use crate::image::{
 /// all pixels, and thousands of empty ones would keep it busy for minutes.
 const MAX_SCANS: usize = 100;
 
+const APP0: u8 = 0xe0;
+const APP14: u8 = 0xee;
+
 /// Decodes the picture as it is stored.
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let len = usize::try_from(picture.content.len()).map_err(|_| broken("it is too long"))?;
@@ -56,9 +59,6 @@ pub(super) fn essential(reader: &mut Reader, len: usize) -> io::Result<Option<Ve
     const DHT: u8 = 0xc4;
     const DQT: u8 = 0xdb;
     const DRI: u8 = 0xdd;
-    /// JFIF, or Motion JPEG without its tables; and Adobe's, which tells how colours are stored.
-    const APP0: u8 = 0xe0;
-    const APP14: u8 = 0xee;
     let mut kept = Vec::with_capacity(len);
     kept.extend([0xff, SOI]);
     let (mut has_frame, mut scans) = (false, 0);
@@ -81,9 +81,13 @@ pub(super) fn essential(reader: &mut Reader, len: usize) -> io::Result<Option<Ve
         let is_first_frame = is_frame(marker) && !has_frame;
         has_frame |= is_first_frame;
         if is_first_frame || matches!(marker, DHT | DQT | DRI | APP0 | APP14 | SOS) {
+            let start = kept.len();
             kept.extend([0xff, marker]);
             kept.extend(length.to_be_bytes());
             reader.by_ref().take(u64::from(length) - 2).read_to_end(&mut kept)?;
+            if !is_understood(marker, &kept[start + 4..]) {
+                kept.truncate(start);
+            }
         } else {
             reader.seek_relative(i64::from(length) - 2)?;
         }
@@ -98,6 +102,17 @@ pub(super) fn essential(reader: &mut Reader, len: usize) -> io::Result<Option<Ve
         };
     }
     Ok(Some(kept))
+}
+
+/// Whether the decoder understands a segment. Of those that applications write, two change how a
+/// picture is decoded: Motion JPEG's, which leaves out its tables, and Adobe's, which says how colours
+/// are stored. The decoder refuses one that is cut short; libjpeg passes over it.
+fn is_understood(marker: u8, body: &[u8]) -> bool {
+    match marker {
+        APP0 => body.starts_with(b"AVI1"),
+        APP14 => matches!(body, [b'A', b'd', b'o', b'b', b'e', _, _, _, _, _, _, 0..=2, ..]),
+        _ => true,
+    }
 }
 
 /// Copies compressed data up to the next marker that is none of its own, and gives its second byte;
@@ -170,6 +185,10 @@ mod tests {
             b"\xff\xe5\0\0",
             b"\xff\xfe\0\x01",
             b"\xff\xe1\0\x08Exif\0\0",
+            // What tells the decoder nothing.
+            b"\xff\xe0\0\x07JFIF\0",
+            b"\xff\xee\0\x07Adobe",
+            b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x07",
         ] {
             let parts = [table, dirt, adobe, SOF, dirt, SCAN, dirt, END, dirt];
             // Behind the compressed data, stray bytes are a part of it.

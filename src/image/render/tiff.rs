@@ -10,7 +10,10 @@ use image_rs::RgbImage;
 
 use crate::image::{
     Error, Format, Picture, Reader,
-    header::tiff::{self, Tiff, kinds::Predictor},
+    header::{
+        self,
+        tiff::{self, Tiff, kinds::Predictor},
+    },
 };
 
 mod codec;
@@ -34,8 +37,8 @@ struct Chunk {
 
 /// Decodes the first picture of the file as it is stored, transparency onto white.
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
+    let tiff = header::bounded(picture.format, &picture.content, tiff::read)?;
     let mut reader = picture.content.reader();
-    let tiff = tiff::read(&mut reader).map_err(|_| broken("its header cannot be read"))?;
     if (tiff.width, tiff.height) != (picture.width, picture.height) {
         return Err(broken("its header tells another size"));
     }
@@ -86,7 +89,8 @@ fn read_pixels(tiff: &Tiff, reader: &mut Reader, file_len: u64) -> io::Result<Ve
             columns: chunks.width.min(tiff.width - x),
             rows: chunks.height.min(tiff.height - y),
             offset,
-            len: len.min(file_len.saturating_sub(offset)),
+            // Where no length is told, up to the end of the file.
+            len: if len == 0 { u64::MAX } else { len }.min(file_len.saturating_sub(offset)),
         };
         read_chunk(tiff, &jpeg_tables, &chunk, reader, &wanted, &mut pixels)?;
     }

@@ -1,4 +1,5 @@
-//! What NVIDIA's addresses take and answer, as the stand-in reads and writes it.
+//! The bodies of NVIDIA's requests and answers, as the stand-in reads and writes them. Unknown
+//! fields are refused, since NVIDIA refuses them.
 
 use axum::{
     Json,
@@ -57,7 +58,7 @@ struct Usage {
     inference_response_time: u32,
 }
 
-/// A success.
+/// The answer to a successful inference.
 pub(super) fn answer(vector: &[f32]) -> Response {
     Json(Inferred {
         metadata: [Metadata { embedding: vector, frame_num: 0 }],

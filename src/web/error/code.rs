@@ -1,4 +1,4 @@
-//! The stable names of errors, and the status of each: one table.
+//! The stable names of errors and their statuses, in one table.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use utoipa::{
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:ident;)*) => {
-        /// The stable name of an error. `detail` is for people and may change; this does not.
+        /// The stable name of an error. `detail` is for people and may change; the code does not.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Code {
             $($(#[$doc])* $variant,)*
@@ -21,12 +21,12 @@ macro_rules! codes {
             /// Every code.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// As it stands in answers, logs and metrics.
+            /// The code as text, as in answers, logs and metrics.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// The status that goes with it.
+            /// The HTTP status of answers with this code.
             pub fn status(self) -> StatusCode {
                 match self { $(Self::$variant => StatusCode::$status,)* }
             }
@@ -35,39 +35,41 @@ macro_rules! codes {
 }
 
 codes! {
-    /// Malformed JSON, a missing or wrong-typed field, no `file` part, broken multipart.
+    /// Malformed JSON, a field that is missing or has the wrong type, no `file` part, or a
+    /// malformed form.
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY;
-    /// Not an absolute http(s) address, or one with a user name or password.
+    /// `image_url` is not an absolute http(s) URL, or holds a user name or password.
     InvalidUrl = "invalid_url", BAD_REQUEST;
-    /// The address, or one that it redirects to, is not fetched.
+    /// The policy forbids the URL, or one that it redirects to.
     UrlNotAllowed = "url_not_allowed", FORBIDDEN;
-    /// No such host, refused, TLS, a status other than 200, a cut body.
+    /// The download failed: an unknown host, a refused connection, TLS, a status other than 200 and
+    /// 203, or a body that ended early.
     DownloadFailed = "download_failed", BAD_GATEWAY;
-    /// The fetch ran past its deadline.
+    /// The download did not finish by its deadline.
     DownloadTimeout = "download_timeout", GATEWAY_TIMEOUT;
-    /// `image_base64` is no Base64.
+    /// `image_base64` is not Base64.
     InvalidBase64 = "invalid_base64", BAD_REQUEST;
-    /// No bytes.
+    /// The picture has no bytes.
     EmptyImage = "empty_image", BAD_REQUEST;
-    /// Not one of the formats that are read, a kind of one that is not, or damaged.
+    /// The picture is not in a supported format, is an unsupported kind of one, or is damaged.
     UnsupportedImage = "unsupported_image", UNSUPPORTED_MEDIA_TYPE;
-    /// More bytes or pixels than the limit.
+    /// The picture has more bytes or pixels than the limit.
     ImageTooLarge = "image_too_large", PAYLOAD_TOO_LARGE;
-    /// No `Host`, more than one, or a malformed one.
+    /// The request has no `Host`, more than one, or a malformed one.
     InvalidHost = "invalid_host", BAD_REQUEST;
-    /// The body has a `Content-Encoding`: send it uncompressed.
+    /// The body has a `Content-Encoding`; it must be sent uncompressed.
     UnsupportedContentEncoding = "unsupported_content_encoding", UNSUPPORTED_MEDIA_TYPE;
-    /// The body has another `Transfer-Encoding` than `chunked`.
+    /// The body has a `Transfer-Encoding` other than `chunked`.
     UnsupportedTransferEncoding = "unsupported_transfer_encoding", NOT_IMPLEMENTED;
-    /// A key is wanted, and none or a wrong one was sent.
+    /// The service requires a key, and the request has none or a wrong one.
     Unauthorized = "unauthorized", UNAUTHORIZED;
-    /// A web page of another site sent this, and the settings do not allow that site.
+    /// A web page of another site sent the request, and the settings do not allow that site.
     CrossOrigin = "cross_origin", FORBIDDEN;
-    /// This client's own limit is used up.
+    /// The client has used up its own limit.
     RateLimited = "rate_limited", TOO_MANY_REQUESTS;
-    /// Shed before work began.
+    /// The service refused the request because it has too much work.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE;
-    /// The service stops, and the request was not done in time.
+    /// The service stopped before the request was finished.
     ShuttingDown = "shutting_down", SERVICE_UNAVAILABLE;
     /// The client did not send its body in time.
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT;
@@ -75,25 +77,25 @@ codes! {
     EmbeddingRejected = "embedding_rejected", UNPROCESSABLE_ENTITY;
     /// NVIDIA refused the service's key.
     EmbeddingUnauthorized = "embedding_unauthorized", BAD_GATEWAY;
-    /// The account is out of credits, or the model is gone for it.
+    /// The NVIDIA account is out of credits, or has no access to the model.
     EmbeddingExhausted = "embedding_exhausted", SERVICE_UNAVAILABLE;
-    /// NVIDIA's rate limit outlasted the retries.
+    /// NVIDIA still limited the service's rate after all retries.
     EmbeddingRateLimited = "embedding_rate_limited", SERVICE_UNAVAILABLE;
-    /// NVIDIA's failures outlasted the retries.
+    /// NVIDIA still failed after all retries.
     EmbeddingUnavailable = "embedding_unavailable", BAD_GATEWAY;
-    /// The deadline passed while waiting for NVIDIA.
+    /// The request's deadline passed while the service waited for NVIDIA.
     EmbeddingTimeout = "embedding_timeout", GATEWAY_TIMEOUT;
-    /// NVIDIA's answer is no embedding.
+    /// NVIDIA's answer holds no valid embedding.
     EmbeddingInvalid = "embedding_invalid", BAD_GATEWAY;
-    /// No room left on the disk beside the reserve of bytes and inodes.
+    /// The disk has no room left beside the reserve of bytes and inodes.
     StorageFull = "storage_full", INSUFFICIENT_STORAGE;
-    /// Any other failure to save.
+    /// The picture could not be saved for another reason.
     StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;
-    /// No such route.
+    /// There is no such route.
     NotFound = "not_found", NOT_FOUND;
-    /// No such method on this route.
+    /// The route does not accept the method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED;
-    /// A bug.
+    /// A bug in the service.
     Internal = "internal", INTERNAL_SERVER_ERROR;
 }
 

@@ -1,7 +1,7 @@
-//! What the errors of other modules are to a client: the code (whose status `code.rs` has), and the
-//! sentence that helps.
+//! Maps the errors of other modules to what a client sees: a code (whose status is in `code.rs`)
+//! and a sentence that says what to do. The inner errors know nothing of HTTP.
 
-use super::{BUSY, Code, OUR_FAULT};
+use super::{BUSY_DETAIL, Code, INTERNAL_DETAIL};
 use crate::{
     decoder, embed, fetch,
     image::{self, Format},
@@ -21,21 +21,21 @@ pub(super) fn head_code(error: &HeadError) -> Code {
 pub(super) fn head_detail(error: &HeadError) -> String {
     match error {
         HeadError::NoHost => {
-            "This request has no Host, which HTTP/1.1 wants: send the service's name or address in it.".into()
+            "This request has no Host, which HTTP/1.1 requires: send one with the service's name or address.".into()
         }
         HeadError::ManyHosts => "This request has more than one Host: send exactly one.".into(),
         HeadError::MalformedHost => {
-            "The Host of this request cannot be one: send a name or an address, and a port if need be, such as \
+            "The Host of this request is malformed: send a name or an address, with a port if needed, such as \
              images.example.com or 192.0.2.7:8000."
                 .into()
         }
         HeadError::ContentEncoding(coding) => format!(
-            "The request's body is sent with Content-Encoding: {coding}, which the service does not undo: send it \
-             uncompressed, without that header."
+            "The request's body has Content-Encoding: {coding}, which the service does not decode: send it \
+            uncompressed, without that header."
         ),
         HeadError::TransferEncoding(coding) => format!(
-            "The request's body is sent with Transfer-Encoding: {coding}, of which the service knows chunked alone: \
-             send it uncompressed, with a Content-Length or with Transfer-Encoding: chunked."
+            "The request's body has Transfer-Encoding: {coding}, but the service accepts only chunked: \
+            send it uncompressed, with a Content-Length or with Transfer-Encoding: chunked."
         ),
     }
 }
@@ -45,7 +45,7 @@ pub(super) fn body_code(error: &BodyError) -> Code {
         BodyError::TooLarge { .. } => Code::ImageTooLarge,
         BodyError::TooSlow => Code::RequestTimeout,
         BodyError::NoMemory => Code::Overloaded,
-        BodyError::Cut(_) => Code::ValidationFailed,
+        BodyError::Incomplete(_) => Code::ValidationFailed,
     }
 }
 
@@ -57,8 +57,8 @@ pub(super) fn body_detail(error: &BodyError) -> String {
         }
         BodyError::TooLarge { picture_limit: Some(limit), .. } => too_large(*limit),
         BodyError::TooSlow => "The request's body did not arrive in time; send it again.".into(),
-        BodyError::NoMemory => BUSY.into(),
-        BodyError::Cut(_) => "The request's body ended early; send it again.".into(),
+        BodyError::NoMemory => BUSY_DETAIL.into(),
+        BodyError::Incomplete(_) => "The request's body ended early; send it again.".into(),
     }
 }
 
@@ -78,7 +78,7 @@ pub(super) fn pipeline_code(error: &pipeline::Error) -> Code {
 pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
     use pipeline::Error;
     match error {
-        Error::Overloaded(_) => BUSY.into(),
+        Error::Overloaded(_) => BUSY_DETAIL.into(),
         Error::TooManyBytes { limit, size: Some(bytes) } => {
             format!("The picture has {}, the limit is {}.", size(*bytes), size(*limit))
         }
@@ -89,7 +89,7 @@ pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
         }
         Error::Store(_) => "The picture could not be saved; try again later.".into(),
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_detail(error),
-        Error::Panicked(_) => OUR_FAULT.into(),
+        Error::Panicked(_) => INTERNAL_DETAIL.into(),
     }
 }
 
@@ -122,9 +122,7 @@ pub(super) fn fetch_detail(error: &fetch::Error) -> String {
     match error {
         Error::Url(refusal) => refusal.to_string(),
         Error::Timeout => "The host of image_url took too long to deliver the picture.".into(),
-        Error::NoSuchHost(_) => {
-            "The host of image_url could not be found; check the address.".into()
-        }
+        Error::NoSuchHost(_) => "The host of image_url could not be found; check the URL.".into(),
         Error::NoResolver(_) => {
             "The host of image_url could not be looked up just now; try again later.".into()
         }
@@ -140,15 +138,13 @@ pub(super) fn fetch_detail(error: &fetch::Error) -> String {
         Error::Status { status, .. } => {
             format!("The host of image_url answered with status {status} instead of a picture.")
         }
-        Error::Redirects => "The address redirects too often, or to nowhere.".into(),
+        Error::Redirects => "image_url redirects too often, or to nowhere.".into(),
         Error::Encoded(coding) => {
             format!(
-                "The host of image_url sent the picture with Content-Encoding: {coding}, which is not read here."
+                "The host of image_url sent the picture with Content-Encoding: {coding}, which the service does not decode."
             )
         }
-        Error::BadGzip(_) => {
-            "The host of image_url sent the picture as gzip that is damaged.".into()
-        }
+        Error::BadGzip(_) => "The host of image_url sent the picture as damaged gzip.".into(),
         Error::Empty => "The host of image_url answered without a picture.".into(),
     }
 }
@@ -185,7 +181,7 @@ fn image_detail(error: &image::Error) -> String {
             format!("The picture has {pixels} pixels, the limit is {limit}; scale it down.")
         }
         Error::TooMuchToDecode { .. } => {
-            "The picture takes more memory to decode than one picture may take here; scale it down."
+            "Decoding the picture takes more memory than one picture may take here; scale it down."
                 .into()
         }
         Error::Unreadable(_) => "The picture could not be read back; try again later.".into(),
@@ -212,12 +208,12 @@ fn decoder_detail(error: &decoder::Error) -> String {
             "The service was too busy to decode the picture in time; try again.".into()
         }
         Error::Timeout => "Decoding the picture took too long; try again, or scale it down.".into(),
-        Error::Unavailable { .. } => BUSY.into(),
+        Error::Unavailable { .. } => BUSY_DETAIL.into(),
         Error::Spool(error) if error.is_full() => {
             "The service's disk is full; its operator must make room.".into()
         }
         Error::Spool(_) => "The picture could not be re-encoded; try again later.".into(),
-        Error::ProtocolViolation(_) | Error::Panicked(_) => OUR_FAULT.into(),
+        Error::ProtocolViolation(_) | Error::Panicked(_) => INTERNAL_DETAIL.into(),
     }
 }
 
@@ -247,27 +243,27 @@ fn embed_detail(error: &embed::Error) -> String {
     match error {
         embed::Error::Decoder(error) => return decoder_detail(error),
         embed::Error::QueueTimeout(_) => {
-            return "The service was too busy to ask NVIDIA in time; try again.".into();
+            return "The service was too busy to call NVIDIA in time; try again.".into();
         }
-        embed::Error::QueueTooLong => return BUSY.into(),
+        embed::Error::QueueTooLong => return BUSY_DETAIL.into(),
         _ => {}
     }
     match embed_code(error) {
         Code::EmbeddingRejected => "NVIDIA does not accept this picture; try another one, or a plain JPEG.",
         Code::EmbeddingUnauthorized => "NVIDIA refuses the service's key; its operator must renew NVIDIA_API_KEY.",
         Code::EmbeddingExhausted => {
-            "The service's NVIDIA account is out of credits or has no access to the model; its operator must see to it."
+            "The service's NVIDIA account is out of credits or has no access to the model; its operator must resolve this."
         }
         Code::EmbeddingRateLimited => "NVIDIA is limiting the service's calls; try again after the time in Retry-After.",
         Code::EmbeddingTimeout => "NVIDIA did not answer in time; try again.",
         Code::EmbeddingInvalid => "NVIDIA's answer held no embedding; try again later.",
-        Code::Internal => OUR_FAULT,
+        Code::Internal => INTERNAL_DETAIL,
         _ => "NVIDIA is not available at the moment; try again later.",
     }
     .into()
 }
 
-/// Bytes as people read them: in MiB where that is exact enough, else plain.
+/// Formats a number of bytes for people: in MiB if it is a whole number of them, else in bytes.
 fn size(bytes: u64) -> String {
     const MIB: u64 = 1 << 20;
     if bytes >= MIB && bytes.is_multiple_of(MIB) {

@@ -1,4 +1,4 @@
-//! An error as it is answered: RFC 9457, with FastAPI's `detail`.
+//! The body of error answers: RFC 9457, with FastAPI's `detail`.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::{image::Unsupported, pipeline::Saved};
 /// An error answer (RFC 9457), with FastAPI's `detail`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Problem {
-    /// Always `about:blank`: `code` tells the kind.
+    /// Always `about:blank`; `code` names the kind of error.
     #[serde(rename = "type")]
     #[schema(example = "about:blank")]
     kind: &'static str,
@@ -37,15 +37,15 @@ pub struct Problem {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     errors: Vec<FieldError>,
-    /// The saved file's name, when the picture was saved before things went wrong.
+    /// The saved file's name, if the picture was saved before the error.
     #[serde(skip_serializing_if = "Option::is_none")]
     saved_as: Option<String>,
-    /// Its path.
+    /// The saved file's path.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
 }
 
-/// What is said of bytes that are no picture.
+/// The sentence for bytes that are not a picture.
 fn example_detail() -> String {
     Unsupported::Unknown.to_string()
 }
@@ -53,13 +53,13 @@ fn example_detail() -> String {
 /// The media type of [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// The mark of an error on its response, until the outer layer, which knows the request's id,
-/// logs it and writes the body.
+/// Marks a response as an error. The access log's layer, which knows the request's id, logs the
+/// error and writes the body.
 #[derive(Debug, Clone)]
 pub struct Failure(pub Arc<Error>);
 
 impl Failure {
-    /// The body of the answer.
+    /// Builds the body of the answer.
     pub fn problem(&self, request_id: &str) -> Problem {
         let (error, code) = (&self.0, self.0.code());
         Problem {
@@ -81,7 +81,7 @@ impl IntoResponse for Error {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = self.code().status();
         if let Some(wait) = self.retry_after() {
-            // Rounded up: who comes back too early is turned away again.
+            // Rounded up, so that the client does not come back too early.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
@@ -90,12 +90,12 @@ impl IntoResponse for Error {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         match self.code() {
-            // RFC 9110, section 15.5.16: what would have been taken.
+            // RFC 9110, section 15.5.16: names the codings that would have been accepted.
             Code::UnsupportedContentEncoding => {
-                let none = HeaderValue::from_static("identity");
-                response.headers_mut().insert(header::ACCEPT_ENCODING, none);
+                let identity = HeaderValue::from_static("identity");
+                response.headers_mut().insert(header::ACCEPT_ENCODING, identity);
             }
-            // What follows may be meant for another host, or be no request at all.
+            // The bytes that follow may be meant for another host, or be no request at all.
             Code::InvalidHost | Code::UnsupportedTransferEncoding => {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);

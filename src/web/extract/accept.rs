@@ -1,4 +1,4 @@
-//! Reads which of the metrics' formats a collector wants (RFC 9110, section 12.5.1).
+//! Reads from `Accept` which metrics format a collector prefers (RFC 9110, section 12.5.1).
 
 use std::convert::Infallible;
 
@@ -10,7 +10,7 @@ use axum::{
 use super::parameters::Parameterized;
 use crate::telemetry::Exposition;
 
-/// The format to answer in: Prometheus' text where it is wanted more, else OpenMetrics.
+/// The format to answer in: Prometheus' text format if the client prefers it, else OpenMetrics.
 pub(in crate::web) struct Accepted(pub(in crate::web) Exposition);
 
 impl<S: Sync> FromRequestParts<S> for Accepted {
@@ -21,56 +21,58 @@ impl<S: Sync> FromRequestParts<S> for Accepted {
     }
 }
 
-/// How much a media type is wanted: the weight in thousandths, then how exactly it is named, since
-/// nobody names one and wants whatever else there is as much.
-type Wish = (u16, u8);
+/// How much a client prefers a media type: the weight in thousandths, then how exactly the client
+/// named it. A client that names a type prefers it to what it covers with a wildcard of equal
+/// weight.
+type Preference = (u16, u8);
 
 fn choose(headers: &HeaderMap) -> Exposition {
     let lines = headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes);
     let ranges = lines.flat_map(|line| line.split(|byte| *byte == b','));
-    let (mut open_metrics, mut prometheus) = (Best::default(), Best::default());
+    let (mut open_metrics, mut prometheus) = (BestMatch::default(), BestMatch::default());
     for range in ranges.map(Parameterized::parse) {
         let Some(weight) = weight(&range) else { continue };
-        open_metrics.meet(
+        open_metrics.consider(
             &range,
             weight,
             &["*/*", "application/*", "application/openmetrics-text"],
         );
-        prometheus.meet(&range, weight, &["*/*", "text/*", "text/plain"]);
+        prometheus.consider(&range, weight, &["*/*", "text/*", "text/plain"]);
     }
-    if prometheus.wish() > open_metrics.wish() {
+    if prometheus.preference() > open_metrics.preference() {
         Exposition::Prometheus
     } else {
         Exposition::OpenMetrics
     }
 }
 
-/// The weight of the most exact range so far that holds a media type.
+/// The weight of the most exact range, of those seen so far, that matches a media type.
 #[derive(Default)]
-struct Best {
+struct BestMatch {
     exactness: u8,
     weight: u16,
 }
 
-impl Best {
-    /// Looks at one more range. `names` hold the media type, the least exact first.
-    fn meet(&mut self, range: &Parameterized<'_>, weight: u16, names: &[&str]) {
+impl BestMatch {
+    /// Takes one more range into account. `names` are the ranges that match the media type, the
+    /// least exact first.
+    fn consider(&mut self, range: &Parameterized<'_>, weight: u16, names: &[&str]) {
         let Some((exactness, _)) = (1..).zip(names).find(|(_, name)| range.is(name)) else {
             return;
         };
-        // Of several versions of one type, whichever is wanted most.
+        // Of several versions of one type, the one with the highest weight counts.
         if (exactness, weight) > (self.exactness, self.weight) {
             *self = Self { exactness, weight };
         }
     }
 
-    fn wish(&self) -> Wish {
-        // What is refused by name is not wanted more than what is not named.
+    fn preference(&self) -> Preference {
+        // A type that is refused by name is not preferred to one that is not named.
         if self.weight == 0 { (0, 0) } else { (self.weight, self.exactness) }
     }
 }
 
-/// The weight of a range, in thousandths; none where it makes no sense.
+/// The weight of a range in thousandths, or `None` if it is invalid.
 fn weight(range: &Parameterized<'_>) -> Option<u16> {
     let Some(text) = range.get("q") else { return Some(1000) };
     let weight: f32 = std::str::from_utf8(text).ok()?.parse().ok()?;
@@ -89,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_wants_plain_text_more_gets_it() {
+    fn clients_that_prefer_plain_text_get_the_prometheus_format() {
         for accept in [
             &["text/plain"][..],
             &["text/plain; version=0.0.4; charset=utf-8"],
@@ -109,7 +111,7 @@ mod tests {
 
     #[test]
     fn everybody_else_gets_openmetrics() {
-        // Prometheus 2 and 3, and a browser.
+        // What Prometheus 2, Prometheus 3 and a browser send.
         let prometheus_2 = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
         let prometheus_3 = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
         let browser =

@@ -1,4 +1,4 @@
-//! Receives request bodies within a size, a time and a share of the memory.
+//! Receives request bodies within limits of size, time and memory.
 
 use std::{pin::pin, time::Duration};
 
@@ -9,34 +9,35 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::shares::{Full, SharePermit};
 
-/// What every body gets, however short it is.
-const BASE: Duration = Duration::from_secs(10);
-/// So many bytes received buy one more second: a bad mobile network still gets its photograph through.
-const BYTES_PER_SECOND: u64 = 32 * 1024;
+/// The time that every body gets, however short it is.
+const BASE_TIME: Duration = Duration::from_secs(10);
+/// The slowest allowed rate: this many received bytes earn one more second. It is low enough for a
+/// photograph over a bad mobile network.
+const MIN_BYTES_PER_SECOND: u64 = 32 * 1024;
 
-/// The longest pause between two pieces of a body.
-const PAUSE: Duration = Duration::from_secs(10);
+/// The longest pause between two chunks of a body.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 /// Why a body was not received.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// More bytes than the route takes.
+    /// The body has more bytes than the route accepts.
     #[error("the body is larger than {limit} bytes")]
     TooLarge {
-        /// Bytes that the route takes.
+        /// The most bytes that the route accepts.
         limit: u64,
-        /// Bytes that a picture in it may have, where it holds one.
+        /// The most bytes of a picture, if the body holds one.
         picture_limit: Option<u64>,
     },
-    /// It did not arrive in time.
+    /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     TooSlow,
-    /// The client's share of the memory for it is used up.
+    /// The client has used up its share of the memory for bodies.
     #[error("there is no memory for the body")]
     NoMemory,
-    /// It ended early, or is not framed as HTTP says.
-    #[error("the body broke off")]
-    Cut(#[source] axum::Error),
+    /// The body ended early, or violates HTTP's framing.
+    #[error("the body ended early")]
+    Incomplete(#[source] axum::Error),
 }
 
 impl From<Full> for BodyError {
@@ -45,28 +46,29 @@ impl From<Full> for BodyError {
     }
 }
 
-/// How a route takes its body.
+/// The limits of a route's body.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::web) struct Receiving {
-    /// The most bytes.
+pub(in crate::web) struct BodyLimits {
+    /// The most bytes of the body.
     pub limit: u64,
-    /// What the client is told instead, where the body holds a picture.
+    /// The limit to name in errors instead of `limit`, if the body holds a picture.
     pub picture_limit: Option<u64>,
-    /// The longest time.
+    /// The longest time to receive the body.
     pub timeout: Duration,
 }
 
-impl Receiving {
-    /// How long the body is by its Content-Length, in bytes, and 0 where it has none.
+impl BodyLimits {
+    /// The length that the body's Content-Length declares, in bytes; 0 without one.
     ///
     /// # Errors
     /// [`BodyError::TooLarge`]
-    pub(in crate::web) fn declared(self, body: &Body) -> Result<u64, BodyError> {
+    pub(in crate::web) fn declared_length(self, body: &Body) -> Result<u64, BodyError> {
         let declared = body.size_hint().lower();
         if declared > self.limit { Err(self.too_large()) } else { Ok(declared) }
     }
 
-    /// The body as it comes. What is known to be too large is refused before the first byte.
+    /// Streams the body as it arrives. A body whose declared length is too large is refused before
+    /// its first byte.
     ///
     /// # Errors
     /// [`BodyError::TooLarge`]
@@ -74,15 +76,15 @@ impl Receiving {
         self,
         body: Body,
     ) -> Result<impl Stream<Item = Result<Bytes, BodyError>> + Send + use<>, BodyError> {
-        self.declared(&body)?;
+        self.declared_length(&body)?;
         let started = Instant::now();
         Ok(stream::try_unfold(
             (body.into_data_stream(), 0),
             move |(mut body, received)| async move {
-                let deadline = self.deadline(started, received).min(Instant::now() + PAUSE);
+                let deadline = self.deadline(started, received).min(Instant::now() + MAX_PAUSE);
                 match timeout_at(deadline, body.try_next()).await {
                     Err(_) => Err(BodyError::TooSlow),
-                    Ok(Err(error)) => Err(BodyError::Cut(error)),
+                    Ok(Err(error)) => Err(BodyError::Incomplete(error)),
                     Ok(Ok(None)) => Ok(None),
                     Ok(Ok(Some(bytes))) => match received + bytes.len() as u64 {
                         received if received > self.limit => Err(self.too_large()),
@@ -93,7 +95,7 @@ impl Receiving {
         ))
     }
 
-    /// The whole body, in memory that is counted as it comes.
+    /// Receives the whole body into memory, and charges the memory as it arrives.
     ///
     /// # Errors
     /// [`BodyError`]
@@ -102,16 +104,17 @@ impl Receiving {
         body: Body,
         memory: &mut SharePermit,
     ) -> Result<Vec<u8>, BodyError> {
-        let most = body.size_hint().exact().unwrap_or(self.limit);
+        let capacity = body.size_hint().exact().unwrap_or(self.limit);
         let mut stream = pin!(self.stream(body)?);
         let mut buffer = Vec::new();
         while let Some(bytes) = stream.try_next().await? {
             memory.grow_to((buffer.len() + bytes.len()) as u64)?;
             if buffer.capacity() == 0 {
-                // Addresses for all of it, once, instead of copying it as it grows. They cost no
-                // memory before something is written there, and by then it is counted.
-                let most = usize::try_from(most).unwrap_or(usize::MAX);
-                buffer.try_reserve_exact(most).map_err(|_| BodyError::NoMemory)?;
+                // Reserves address space for the whole body at once, so that growing never copies
+                // it. The system provides memory only as bytes are written, and by then they are
+                // charged.
+                let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
+                buffer.try_reserve_exact(capacity).map_err(|_| BodyError::NoMemory)?;
             }
             buffer.extend_from_slice(&bytes);
         }
@@ -123,8 +126,8 @@ impl Receiving {
     }
 
     fn deadline(self, started: Instant, received: u64) -> Instant {
-        let earned = Duration::from_secs(received / BYTES_PER_SECOND);
-        started + (BASE + earned).min(self.timeout)
+        let earned = Duration::from_secs(received / MIN_BYTES_PER_SECOND);
+        started + (BASE_TIME + earned).min(self.timeout)
     }
 }
 
@@ -137,13 +140,13 @@ mod tests {
     use super::*;
     use crate::shares::{ClientNetwork, Shares};
 
-    fn receiving(limit: u64) -> Receiving {
-        Receiving { limit, picture_limit: None, timeout: Duration::from_secs(300) }
+    fn body_limits(limit: u64) -> BodyLimits {
+        BodyLimits { limit, picture_limit: None, timeout: Duration::from_secs(300) }
     }
 
     async fn read(limit: u64, body: Body) -> Result<Vec<u8>, BodyError> {
         let memory = Shares::new(1 << 20, 1, 1);
-        receiving(limit).read(body, &mut memory.empty(ClientNetwork::UNKNOWN)).await
+        body_limits(limit).read(body, &mut memory.empty(ClientNetwork::UNKNOWN)).await
     }
 
     #[tokio::test]
@@ -152,12 +155,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn memory_is_taken_as_the_body_comes_and_not_as_it_was_declared() {
+    async fn memory_is_charged_as_the_body_arrives_and_not_as_declared() {
         let memory = Shares::new(8, 1, 1);
         let mut held = memory.empty(ClientNetwork::UNKNOWN);
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(1);
         let pieces = stream::poll_fn(move |context| receiver.poll_recv(context));
-        let mut reading = Box::pin(receiving(100).read(Body::from_stream(pieces), &mut held));
+        let mut reading = Box::pin(body_limits(100).read(Body::from_stream(pieces), &mut held));
         assert!(futures_util::poll!(&mut reading).is_pending());
         assert_eq!(memory.in_use(), 0);
         sender.try_send(Ok(Bytes::from_static(b"123"))).unwrap();
@@ -187,9 +190,9 @@ mod tests {
     }
 
     #[test]
-    fn received_bytes_buy_time_up_to_the_longest() {
+    fn received_bytes_extend_the_deadline_up_to_the_limit() {
         let started = Instant::now();
-        let seconds = |received| (receiving(0).deadline(started, received) - started).as_secs();
+        let seconds = |received| (body_limits(0).deadline(started, received) - started).as_secs();
         assert_eq!(seconds(0), 10);
         assert_eq!(seconds(5 << 20), 170);
         assert_eq!(seconds(20 << 20), 300);

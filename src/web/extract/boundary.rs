@@ -1,4 +1,4 @@
-//! Reads how a form says that its parts are kept apart.
+//! Reads the boundary of a multipart form from its Content-Type.
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
@@ -11,10 +11,11 @@ use crate::web::error::Error;
 /// The longest boundary, in characters (RFC 2046, section 5.1.1).
 const MAX_BOUNDARY: usize = 70;
 
-/// The boundary of a form's parts.
+/// Returns the boundary of a form's parts.
 ///
 /// # Errors
-/// [`Error::Invalid`], when the request is no form, or its boundary is missing or too long.
+/// [`Error::Invalid`], if the request is not a form, or its boundary is missing, ambiguous or too
+/// long.
 pub(in crate::web) fn boundary(headers: &HeaderMap) -> Result<String, Error> {
     let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let content_type = Parameterized::parse(content_type);
@@ -31,8 +32,8 @@ pub(in crate::web) fn boundary(headers: &HeaderMap) -> Result<String, Error> {
     let boundary = boundary.map(|text| String::from_utf8_lossy(text).into_owned()).ok_or_else(|| {
         invalid(
             "Field required",
-            "The Content-Type multipart/form-data has no boundary, or none that is clear: do not set the header \
-             yourself, let your client set Content-Type.",
+            "The Content-Type multipart/form-data has no boundary, or an ambiguous one: do not set the header \
+            yourself, let your client set Content-Type.",
         )
     })?;
     if boundary.len() > MAX_BOUNDARY {
@@ -60,7 +61,7 @@ mod tests {
             ("multipart/form-data ; boundary=ab", "ab"),
             ("Multipart/Form-Data;BOUNDARY= ab ;charset=utf-8", "ab"),
             ("multipart/form-data; charset=\"; boundary=x\"; boundary=ab", "ab"),
-            // React Native before 0.60, on iOS
+            // as React Native before 0.60 sends it on iOS
             ("multipart/form-data; boundary=Sx/9+e=7K:(a),b?'c'_.-", "Sx/9+e=7K:(a),b?'c'_.-"),
         ] {
             assert_eq!(of(content_type).as_deref(), Ok(boundary), "{content_type}");

@@ -1,4 +1,4 @@
-//! Reads whether a request wants its embedding anew.
+//! Reads from `Cache-Control` whether a request demands a new embedding.
 
 use std::convert::Infallible;
 
@@ -11,16 +11,16 @@ use utoipa::IntoParams;
 
 use crate::embed::CacheMode;
 
-/// What `Cache-Control` asks for (RFC 9111, section 5.2.1.4): `no-cache` is honoured, the other
-/// directives mean nothing here.
+/// What `Cache-Control` demands (RFC 9111, section 5.2.1.4). The service honours `no-cache` and
+/// ignores all other directives.
 pub(in crate::web) struct CacheControl(pub(in crate::web) CacheMode);
 
-/// The same, for the documentation.
+/// Describes the header in the OpenAPI document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
 #[allow(dead_code, reason = "describes the header; `CacheControl` reads it")]
 pub(in crate::web) struct CacheControlHeader {
-    /// `no-cache` has NVIDIA asked anew.
+    /// With `no-cache` the service calls NVIDIA instead of using its cache.
     #[param(rename = "Cache-Control")]
     cache_control: Option<String>,
 }
@@ -32,8 +32,9 @@ impl<S: Sync> FromRequestParts<S> for CacheControl {
         let values = parts.headers.get_all(header::CACHE_CONTROL).iter();
         let mut directives =
             values.filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','));
-        let is_anew = directives.any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"));
-        Ok(Self(if is_anew { CacheMode::Bypass } else { CacheMode::Use }))
+        let no_cache =
+            directives.any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"));
+        Ok(Self(if no_cache { CacheMode::Bypass } else { CacheMode::Use }))
     }
 }
 
@@ -44,7 +45,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_no_cache_asks_anew() {
+    async fn only_no_cache_bypasses_the_cache() {
         for (values, cache_mode) in [
             (&[][..], CacheMode::Use),
             (&["no-cache"], CacheMode::Bypass),

@@ -1,25 +1,26 @@
-//! Reads what a part of a form is (RFC 7578, section 4.2): the name of its field, and of its file.
+//! Reads the `Content-Disposition` of a form's part (RFC 7578, section 4.2): the names of its field
+//! and of its file.
 
 use percent_encoding::percent_decode;
 
 use super::parameters::Parameterized;
 
-/// What the `Content-Disposition` of a part says.
+/// The `Content-Disposition` of a part.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Disposition {
-    /// The field's name; none where it is missing or there are several.
+    /// The field's name; `None` if it is missing or ambiguous.
     pub name: Option<String>,
-    /// The file's name as it was sent, if the part is a file.
+    /// The file's name as the client sent it, if the part is a file.
     pub file_name: Option<String>,
 }
 
 impl Disposition {
-    /// Reads a header's value. What is not UTF-8 becomes a replacement character.
+    /// Parses a header's value. Bytes that are not UTF-8 become replacement characters.
     pub(super) fn parse(header: &[u8]) -> Self {
         let parsed = Parameterized::parse(header);
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-        // Forms should not have the extended one (section 4.2), but some clients send it alone; where
-        // both are there it is the exact one (RFC 6266, section 4.3).
+        // Forms should not use the extended parameter (section 4.2), but some clients send only
+        // that. If both are there, the extended one is the exact name (RFC 6266, section 4.3).
         let extended = parsed.get("filename*").map(|value| extended(value).unwrap_or(text(value)));
         Self {
             name: parsed.get("name").map(text),
@@ -28,7 +29,7 @@ impl Disposition {
     }
 }
 
-/// An extended value (RFC 8187): `UTF-8'en'a%20b.jpg`.
+/// Decodes an extended value (RFC 8187), such as `UTF-8'en'a%20b.jpg`.
 fn extended(value: &[u8]) -> Option<String> {
     let mut pieces = value.splitn(3, |byte| *byte == b'\'');
     let (charset, _language, encoded) = (pieces.next()?, pieces.next()?, pieces.next()?);
@@ -70,7 +71,7 @@ mod tests {
             ("form-data; name=\"file\"; filename*=ISO-8859-1''%e9t%E9.jpg", "été.jpg"),
             ("form-data; name=\"file\"; filename*=\"UTF-8''a%22.jpg\"", "a\".jpg"),
             ("form-data; name=\"file\"; filename=\"_.jpg\"; filename*=UTF-8''%c3%a4.jpg", "ä.jpg"),
-            // What cannot be decoded is given back as it stands.
+            // A value that cannot be decoded is returned as it is.
             ("form-data; name=\"file\"; filename*=a.jpg", "a.jpg"),
             ("form-data; name=\"file\"; filename*=KOI8-R''%c1.jpg", "KOI8-R''%c1.jpg"),
             ("form-data; name=\"file\"; filename*=UTF-8''%zz%ff.jpg", "%zz\u{fffd}.jpg"),
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_missing_or_not_clear_is_none() {
+    fn a_missing_or_ambiguous_name_is_none() {
         for (header, file_name) in [
             ("form-data", None),
             ("form-data; filename=\"name=file\"", Some("name=file")),

@@ -1,17 +1,19 @@
-//! The name that a client gives its picture: given back where it is printable, used for nothing.
+//! Cleans the name that a client gives its picture. Answers repeat the name, and nothing else uses
+//! it.
 
-/// The longest name that is given back, in characters.
+/// The longest name that answers repeat, in characters.
 const LONGEST: usize = 255;
 
-/// The printable part of a name, or nothing if none is left.
+/// Returns the printable part of a name, or `None` if nothing is left.
 pub(in crate::web) fn printable(name: &str) -> Option<String> {
     let name: String = name.chars().filter(|c| !is_hidden(*c)).take(LONGEST).collect();
     let name = name.trim();
     (!name.is_empty()).then(|| name.to_owned())
 }
 
-/// Control characters, and those that make text read other than it is: line separators, marks and
-/// overrides of the writing direction, invisible fillers. The joiners within emoji stay.
+/// Whether a character is invisible or makes text look different from what it is: control
+/// characters, line separators, marks and overrides of the writing direction, invisible fillers.
+/// Joiners, which emoji need, are not hidden.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
@@ -25,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lose_what_cannot_be_seen_and_nothing_else() {
+    fn names_lose_only_their_invisible_characters() {
         for (name, expected) in [
             ("IMG_0042.JPG", Some("IMG_0042.JPG")),
             ("../../etc/passwd", Some("../../etc/passwd")),

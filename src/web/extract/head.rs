@@ -1,5 +1,5 @@
-//! What HTTP/1.1 wants of a request's head, as far as hyper does not see to it: a host that nobody can
-//! read differently (RFC 9112, section 3.2), and a body in no coding that the service does not undo.
+//! Checks a request's head for what HTTP/1.1 requires and hyper does not check: exactly one valid
+//! host (RFC 9112, section 3.2), and a body without codings that the service does not decode.
 
 use std::net::Ipv6Addr;
 
@@ -12,24 +12,24 @@ use axum::{
 /// Why a request's head is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum HeadError {
-    /// HTTP/1.1 without a `Host`.
+    /// An HTTP/1.1 request without a `Host`.
     #[error("there is no Host")]
     NoHost,
-    /// More than one `Host`: a proxy may have looked at the other one.
+    /// More than one `Host`. A proxy in front may have used another one than the service would.
     #[error("there is more than one Host")]
     ManyHosts,
-    /// The `Host`, or the host in the request's first line, cannot be one.
+    /// The `Host`, or the host in the request line, is malformed.
     #[error("the Host is malformed")]
     MalformedHost,
-    /// The body is compressed, or coded otherwise.
+    /// The body is compressed or otherwise encoded.
     #[error("the Content-Encoding is {0:?}")]
     ContentEncoding(String),
-    /// The body is transferred in another way than in plain chunks.
+    /// The body uses a transfer coding other than `chunked`.
     #[error("the Transfer-Encoding is {0:?}")]
     TransferEncoding(String),
 }
 
-/// Checks a request's head, and leaves in `Host` the one that the request is for.
+/// Checks a request's head, and sets `Host` to the host that the request is for.
 ///
 /// # Errors
 /// [`HeadError`]
@@ -42,16 +42,17 @@ pub(in crate::web) fn check(request: &mut Request) -> Result<(), HeadError> {
     Ok(())
 }
 
-/// Where the request's first line names a host, that one counts (RFC 9112, section 3.2.2).
+/// Checks the host. If the request line names one, it overrides the header (RFC 9112, section
+/// 3.2.2).
 fn check_host(request: &mut Request) -> Result<(), HeadError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err(HeadError::ManyHosts),
         (Some(host), None) if is_host(host.as_bytes()) => {}
-        // Before HTTP/1.1 there was none.
+        // `Host` is optional before HTTP/1.1.
         (None, None) if request.version() < Version::HTTP_11 => {}
         (Some(host), None) if host.is_empty() && request.version() < Version::HTTP_11 => {}
-        // HTTP knows an empty one, but only for addresses without a host, and http has none of those.
+        // HTTP allows an empty `Host` only for URIs without a host, and http URIs always have one.
         (Some(_), None) => return Err(HeadError::MalformedHost),
         (None, None) => return Err(HeadError::NoHost),
     }
@@ -65,7 +66,7 @@ fn check_host(request: &mut Request) -> Result<(), HeadError> {
     Ok(())
 }
 
-/// Whether this is a host, with or without a port, as RFC 3986 writes it (section 3.2.2).
+/// Whether this is a host with or without a port, in the syntax of RFC 3986 (section 3.2.2).
 fn is_host(text: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(text) else { return false };
     let (is_name, port) = match text.strip_prefix('[') {
@@ -82,7 +83,7 @@ fn is_host(text: &[u8]) -> bool {
     is_name && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
-/// Whether this is a name, or an IPv4 address, of at least one character.
+/// Whether this is a name or an IPv4 address, and not empty.
 fn is_name(mut name: &[u8]) -> bool {
     let is_empty = name.is_empty();
     while let [first, rest @ ..] = name {
@@ -99,8 +100,8 @@ fn is_name(mut name: &[u8]) -> bool {
     !is_empty
 }
 
-/// hyper undoes the chunks and nothing else, and takes whatever ends in `chunked`. It refuses
-/// every other ending itself: nobody knows where such a body ends.
+/// Checks the transfer coding. hyper decodes only `chunked`, but accepts any list of codings that
+/// ends in it. It refuses all other lists itself, since the end of such a body is unknown.
 fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
@@ -121,7 +122,8 @@ fn check_content_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     }
 }
 
-/// What a header says, as far as it may stand in a sentence and in the log.
+/// Returns a header's value, shortened and reduced to characters that are harmless in a sentence
+/// and in the log.
 fn printable(headers: &HeaderMap, name: HeaderName) -> String {
     let lines: Vec<_> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
     let bytes = lines.join(&b", "[..]).into_iter();
@@ -188,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_header_says_is_made_harmless_and_short() {
+    fn a_quoted_header_is_made_harmless_and_short() {
         let headers = |value: &[u8]| {
             HeaderMap::from_iter([(
                 header::CONTENT_ENCODING,

@@ -1,4 +1,4 @@
-//! Reads JSON bodies as people send them, and says what is wrong as FastAPI does.
+//! Parses JSON bodies leniently, and reports faults in FastAPI's format.
 
 use std::borrow::Cow;
 
@@ -7,11 +7,12 @@ use serde_json::value::RawValue;
 
 use crate::web::error::{Error, Invalid};
 
-/// Drops the raw CR and LF of a body, and a byte order mark. Between tokens they mean nothing,
-/// and inside a string they are what `"$(base64 image.png)"` puts there on Linux.
+/// Removes raw CR and LF from a body, and a byte order mark at its start. Between tokens line
+/// breaks mean nothing, and inside strings they come from `"$(base64 image.png)"`, since `base64`
+/// wraps its lines on Linux.
 pub(in crate::web) fn clean(mut body: Vec<u8>) -> Vec<u8> {
     if body.contains(&b'\n') || body.contains(&b'\r') {
-        body.retain(|byte| !matches!(byte, b'\r' | b'\n')); // many times as slow as looking for one
+        body.retain(|byte| !matches!(byte, b'\r' | b'\n')); // far slower than `contains`
     }
     if body.starts_with(b"\xef\xbb\xbf") {
         body.drain(..3);
@@ -19,12 +20,12 @@ pub(in crate::web) fn clean(mut body: Vec<u8>) -> Vec<u8> {
     body
 }
 
-/// Parses a cleaned body, whose fields are kept as raw JSON.
+/// Parses a cleaned body.
 pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
     body: &'a [u8],
     example: &str,
 ) -> Result<T, Error> {
-    // serde would also take an array for a struct.
+    // serde would accept an array for a struct.
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err(Invalid::at(
             &["body"],
@@ -34,8 +35,8 @@ pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
         ));
     }
     serde_json::from_slice(body).map_err(|error| {
-        // Without the place, which is that of the cleaned body. The parser's words describe the
-        // text's form and quote nothing of it but field names.
+        // The position is dropped, since it refers to the cleaned body. The parser's message
+        // describes the syntax and quotes only field names.
         let words = error.to_string();
         let words = words.split(" at line ").next().unwrap_or_default();
         Invalid::at(
@@ -49,7 +50,7 @@ pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
     })
 }
 
-/// A field that must be there, as raw JSON of a string.
+/// Returns a required field as the raw JSON of a string.
 pub(in crate::web) fn required<'a>(
     field: Option<&'a RawValue>,
     name: &str,
@@ -67,7 +68,7 @@ pub(in crate::web) fn required<'a>(
     if raw.get().starts_with('"') { Ok(raw) } else { Err(not_a_string(name)) }
 }
 
-/// The text of a field.
+/// Returns the text of a field.
 pub(in crate::web) fn text<'a>(raw: &'a RawValue, name: &str) -> Result<Cow<'a, str>, Error> {
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);

@@ -1,10 +1,10 @@
-//! Reads a multipart form (RFC 7578) as it comes, and finds the picture in it.
+//! Reads a multipart form (RFC 7578) as it arrives, and finds the picture in it.
 //!
-//! The parser is multer. Two habits of it must be held in check: it takes all of a body that is ready
-//! into its memory before it looks at any of it, and it knows no bound for the header of a part. So
-//! it is fed one chunk at a time, and what it keeps is counted, bounded and charged to the client.
-//! The headers of parts are read by `disposition`: the parser finds `name=` within a file's name,
-//! and knows no extended ones.
+//! multer does the parsing, with three precautions. It would read every chunk that is ready into
+//! memory before it parses any, so it gets one chunk at a time. It does not bound the header of a
+//! part, so the bytes that it holds are counted, bounded and charged to the client. It finds
+//! `name=` inside a file's name and does not know extended names, so `disposition` reads the
+//! headers of parts.
 
 use std::{
     future::poll_fn,
@@ -27,16 +27,17 @@ use crate::{
     web::error::{Error, Invalid},
 };
 
-/// The most parts of a form.
+/// The most parts that a form may have.
 const MAX_PARTS: usize = 32;
 
-/// What may arrive while a part's header is awaited, in bytes; the parser would keep all of it.
+/// The most bytes that may arrive before a part's header is complete, since the parser holds them
+/// all.
 const MAX_HEADER: usize = 64 * 1024;
 
-/// How a form is sent, for those who did it wrong.
+/// An example of how to send a form, for error messages.
 pub(in crate::web) const EXAMPLE: &str = "curl -F \"file=@photo.jpg\"";
 
-/// A form that is not what the route takes.
+/// The error for a form that the route does not accept.
 pub(in crate::web) fn invalid(msg: &str, detail: impl Into<String>) -> Error {
     Invalid::at(&["body", "file"], "value_error", msg, detail)
 }
@@ -44,15 +45,15 @@ pub(in crate::web) fn invalid(msg: &str, detail: impl Into<String>) -> Error {
 /// A multipart form that is being received.
 pub(in crate::web) struct Form {
     parts: Multipart<'static>,
-    /// Bytes that arrived since the parser last gave something back.
+    /// Bytes that arrived since the parser last returned something.
     unparsed: Arc<AtomicUsize>,
-    /// Whether the parser was given a chunk, and shall look at it before it is given more.
-    rests: Arc<AtomicBool>,
+    /// Whether the parser must handle the chunk that it has before it gets the next one.
+    is_paused: Arc<AtomicBool>,
     count: usize,
 }
 
 impl Form {
-    /// A form in a body. What the parser keeps of it is charged to `memory`.
+    /// Starts to read a form from a body. The bytes that the parser holds are charged to `memory`.
     pub(in crate::web) fn new(
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + 'static,
         boundary: &str,
@@ -63,7 +64,7 @@ impl Form {
         let metered = body.map(move |chunk| {
             let chunk = chunk?;
             let before = counter.fetch_add(chunk.len(), Ordering::Relaxed);
-            // What the parser keeps, until it is dropped.
+            // The parser may hold this much until it is dropped.
             memory.grow_to((before + chunk.len()) as u64).map_err(BodyError::from)?;
             if before > MAX_HEADER {
                 return Err(invalid(
@@ -73,13 +74,13 @@ impl Form {
             }
             Ok(chunk)
         });
-        let rests = Arc::new(AtomicBool::new(false));
-        let chunks = one_at_a_time(metered.boxed(), Arc::clone(&rests));
-        Self { parts: Multipart::new(chunks, boundary), unparsed, rests, count: 0 }
+        let is_paused = Arc::new(AtomicBool::new(false));
+        let chunks = one_at_a_time(metered.boxed(), Arc::clone(&is_paused));
+        Self { parts: Multipart::new(chunks, boundary), unparsed, is_paused, count: 0 }
     }
 
     async fn next_part(&mut self) -> Result<Option<Part>, Error> {
-        let part = chunk_by_chunk(&self.rests, self.parts.next_field()).await?;
+        let part = chunk_by_chunk(&self.is_paused, self.parts.next_field()).await?;
         self.unparsed.store(0, Ordering::Relaxed);
         self.count += 1;
         if part.is_some() && self.count > MAX_PARTS {
@@ -95,10 +96,10 @@ impl Form {
         }))
     }
 
-    /// The next bytes of a part, of which there is at least one.
+    /// Returns the next bytes of a part, never empty ones; `None` at the part's end.
     async fn next_chunk(&self, part: &mut Part) -> Result<Option<Bytes>, Error> {
         loop {
-            let chunk = chunk_by_chunk(&self.rests, part.field.chunk()).await?;
+            let chunk = chunk_by_chunk(&self.is_paused, part.field.chunk()).await?;
             self.unparsed.store(0, Ordering::Relaxed);
             if chunk.as_ref().is_none_or(|bytes| !bytes.is_empty()) {
                 return Ok(chunk);
@@ -106,11 +107,11 @@ impl Form {
         }
     }
 
-    /// Skips to the first part named `file` that holds anything: browsers send an empty one for each
-    /// input where no file was chosen.
+    /// Skips to the first part named `file` that is not empty: browsers send an empty one for each
+    /// file input without a choice. If all are empty, it returns an empty one.
     ///
     /// # Errors
-    /// [`Error::Invalid`], when there is none, or the form is broken; [`Error::Body`].
+    /// [`Error::Invalid`], if there is no such part or the form is malformed; [`Error::Body`].
     pub(in crate::web) async fn find_file(&mut self) -> Result<FormFile, Error> {
         let (mut empty, mut others) = (None, Vec::new());
         while let Some(mut part) = self.next_part().await? {
@@ -146,7 +147,7 @@ impl Form {
         ))
     }
 
-    /// The file's bytes; what follows the file is looked through for a second one.
+    /// Streams the file's bytes, then checks that no second file follows.
     pub(in crate::web) fn into_stream(
         self,
         file: FormFile,
@@ -157,7 +158,7 @@ impl Form {
             if let Some(bytes) = form.next_chunk(&mut file).await? {
                 return Ok(Some((bytes, (form, Some(file)))));
             }
-            drop(file); // the parser gives out one part at a time
+            drop(file); // the parser returns the next part only when this one is dropped
             while let Some(mut part) = form.next_part().await? {
                 if part.is_file() && form.next_chunk(&mut part).await?.is_some() {
                     return Err(invalid(
@@ -173,7 +174,7 @@ impl Form {
     }
 }
 
-/// A part of a form.
+/// A part of a form, with its parsed header.
 struct Part {
     field: Field<'static>,
     disposition: Disposition,
@@ -187,39 +188,39 @@ impl Part {
 
 /// The part that holds the picture.
 pub(in crate::web) struct FormFile {
-    /// The file's name as it was sent; none where the field holds text.
+    /// The file's name as the client sent it; `None` if the field holds text.
     pub name: Option<String>,
-    /// Its first bytes, and where the others come from; none where it is empty.
+    /// The first bytes, and the part that yields the others; `None` if the file is empty.
     begun: Option<(Bytes, Part)>,
 }
 
-/// Hands out one chunk, then rests until it is told to go on. The parser would else take all that
-/// is ready into its memory before it looks at any of it; and it calls a form incomplete whose
-/// first chunk arrives together with the end.
+/// Yields one chunk, then pauses until [`chunk_by_chunk`] resumes it. Otherwise the parser would
+/// read everything that is ready into memory, and would call a form incomplete whose first chunk
+/// arrives together with the end.
 fn one_at_a_time<T>(
     mut stream: impl Stream<Item = T> + Unpin,
-    rests: Arc<AtomicBool>,
+    is_paused: Arc<AtomicBool>,
 ) -> impl Stream<Item = T> {
     stream::poll_fn(move |context| {
-        if rests.load(Ordering::Relaxed) {
-            return Poll::Pending; // nobody needs to be woken: `chunk_by_chunk` goes on by itself
+        if is_paused.load(Ordering::Relaxed) {
+            return Poll::Pending; // needs no waker: `chunk_by_chunk` polls again by itself
         }
         let polled = stream.poll_next_unpin(context);
-        rests.store(polled.is_ready(), Ordering::Relaxed);
+        is_paused.store(polled.is_ready(), Ordering::Relaxed);
         polled
     })
 }
 
-/// Waits for the parser, which is told to go on whenever it only waits for [`one_at_a_time`].
+/// Waits for the parser, and resumes [`one_at_a_time`] whenever the parser needs the next chunk.
 async fn chunk_by_chunk<T>(
-    rests: &AtomicBool,
+    is_paused: &AtomicBool,
     parser: impl Future<Output = Result<T, multer::Error>>,
 ) -> Result<T, Error> {
     let mut parser = pin!(parser);
     let parsed = poll_fn(|context| {
         loop {
             let polled = parser.as_mut().poll(context);
-            if polled.is_ready() || !rests.swap(false, Ordering::Relaxed) {
+            if polled.is_ready() || !is_paused.swap(false, Ordering::Relaxed) {
                 return polled;
             }
         }
@@ -227,7 +228,7 @@ async fn chunk_by_chunk<T>(
     parsed.await.map_err(form_error)
 }
 
-/// The body's own errors come back out of the parser as they went in.
+/// Converts the parser's errors. Errors of the body itself pass through the parser unchanged.
 fn form_error(error: multer::Error) -> Error {
     match error {
         multer::Error::StreamReadFailed(source) => match source.downcast::<Error>() {
@@ -255,12 +256,12 @@ mod tests {
     use super::*;
     use crate::shares::{ClientNetwork, Shares};
 
-    /// A part with this name, or file name, and content.
+    /// A part with this content. `name` may be followed by further parameters.
     fn part(name: &str, content: &str) -> String {
         format!("--x\r\nContent-Disposition: form-data; name={name}\r\n\r\n{content}\r\n")
     }
 
-    /// The file's name and bytes in a form that comes in these chunks.
+    /// Reads the file's name and bytes from a form that arrives in these chunks.
     async fn read(chunks: Vec<Bytes>) -> Result<(Option<String>, Vec<u8>), Error> {
         let memory = Shares::new(1 << 20, 1, 1).empty(ClientNetwork::UNKNOWN);
         let mut form = Form::new(stream::iter(chunks.into_iter().map(Ok)), "x", memory);
@@ -273,8 +274,8 @@ mod tests {
         Ok((name, bytes.await?))
     }
 
-    /// What the client is told of a form.
-    async fn refusal(form: String) -> String {
+    /// The `detail` of the error that a form causes.
+    async fn detail_of(form: String) -> String {
         match read(vec![form.into()]).await {
             Err(error @ Error::Invalid(_)) => error.detail(),
             other => panic!("{other:?}"),
@@ -283,8 +284,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_form_is_read_the_same_however_it_is_cut_into_chunks(
-            cuts in proptest::collection::btree_set(0usize..260, 0..40),
+        fn a_form_is_read_the_same_however_it_is_split_into_chunks(
+            splits in proptest::collection::btree_set(0usize..260, 0..40),
         ) {
             let form = [
                 part("note", "before"),
@@ -295,8 +296,8 @@ mod tests {
             .concat();
             let mut chunks = Vec::new();
             let mut rest = Bytes::from(form);
-            for cut in cuts.into_iter().rev().filter(|cut| *cut < rest.len()).collect::<Vec<_>>() {
-                chunks.push(rest.split_off(cut.min(rest.len())));
+            for split in splits.into_iter().rev().filter(|split| *split < rest.len()).collect::<Vec<_>>() {
+                chunks.push(rest.split_off(split.min(rest.len())));
             }
             chunks.push(rest);
             chunks.reverse();
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn empty_files_beside_the_picture_are_passed_over() {
+    async fn empty_files_beside_the_picture_are_skipped() {
         let empty = part("file; filename=\"\"", "");
         let picture = part("file; filename=a.png", "picture");
         for order in
@@ -323,19 +324,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_wrong_with_a_form_is_named() {
+    async fn a_faulty_form_is_refused_with_its_fault() {
         let other = format!("{}{}--x--\r\n", part("photo", "1"), part("image", "2"));
-        assert!(refusal(other).await.contains("received: photo, image."));
+        assert!(detail_of(other).await.contains("received: photo, image."));
         let two = format!("{}{}--x--\r\n", part("file", "1"), part("file", "2"));
-        assert!(refusal(two).await.contains("more than one field named file"));
-        assert!(refusal(part("file", "1")).await.contains("ends before its closing boundary"));
-        assert!(refusal("--x--\r\n".into()).await.contains("received: no field."));
+        assert!(detail_of(two).await.contains("more than one field named file"));
+        assert!(detail_of(part("file", "1")).await.contains("ends before its closing boundary"));
+        assert!(detail_of("--x--\r\n".into()).await.contains("received: no field."));
         let many = part("note", "").repeat(MAX_PARTS + 1);
-        assert!(refusal(many).await.contains("more than 32 parts"));
+        assert!(detail_of(many).await.contains("more than 32 parts"));
     }
 
     #[tokio::test]
-    async fn what_the_parser_would_keep_of_a_header_is_bounded() {
+    async fn the_memory_for_a_parts_header_is_bounded() {
         let endless = stream::repeat(Bytes::from(vec![b'a'; 16 * 1024]));
         let chunks: Vec<_> = endless.take(100).collect().await;
         let begun = vec![Bytes::from("--x\r\nContent-Disposition: ")];

@@ -1,23 +1,24 @@
-//! Reads a header's value with parameters, as forms have them: `form-data; name="file"`.
+//! Parses header values with parameters, such as `form-data; name="file"`.
 //!
-//! Every client writes these its own way, so what is harmless is taken: blanks anywhere, names in any
-//! case, values that want quotes and have none. What two readers could take for two things is not.
+//! Clients write these in many ways, so the parser accepts whatever is harmless: blanks anywhere,
+//! names in any case, values that should be quoted and are not. It does not accept what two parsers
+//! might read differently.
 
 use std::borrow::Cow;
 
 /// A parameter's name and value.
 type Parameter<'a> = (&'a [u8], Cow<'a, [u8]>);
 
-/// A header's value: what stands before the first semicolon, and the parameters.
+/// A header value: the text before the first semicolon, and the parameters.
 #[derive(Debug)]
 pub(super) struct Parameterized<'a> {
-    /// Without blanks around it.
+    /// The text before the first semicolon, trimmed.
     pub value: &'a [u8],
     parameters: Vec<Parameter<'a>>,
 }
 
 impl<'a> Parameterized<'a> {
-    /// Takes a value apart.
+    /// Parses a header value.
     pub(super) fn parse(text: &'a [u8]) -> Self {
         let (value, mut rest) = split_at_semicolon(text);
         let mut parameters = Vec::new();
@@ -29,13 +30,13 @@ impl<'a> Parameterized<'a> {
         Self { value: value.trim_ascii(), parameters }
     }
 
-    /// Whether the value is this, in any case.
+    /// Whether the text before the first semicolon is `value`, in any case.
     pub(super) fn is(&self, value: &str) -> bool {
         self.value.eq_ignore_ascii_case(value.as_bytes())
     }
 
-    /// The parameter of this name, in any case; none where there is more than one, since nobody can
-    /// know which of them another reader would take.
+    /// Returns the parameter with this name, in any case; `None` if there are several, since it is
+    /// unknown which of them another parser would use.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
         let is_named = |(known, _): &&(&[u8], _)| known.eq_ignore_ascii_case(name.as_bytes());
         let mut values = self.parameters.iter().filter(is_named).map(|(_, value)| &**value);
@@ -51,18 +52,18 @@ fn split_at_semicolon(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// The first parameter, if it is one, and what follows its semicolon.
+/// Parses the first parameter, if it has a value, and returns the text after its semicolon.
 fn parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
     let is_end = |byte: &u8| matches!(byte, b'=' | b';');
     let name_end = text.iter().position(is_end).unwrap_or(text.len());
     let (name, rest) = (text[..name_end].trim_ascii(), &text[name_end..]);
     let Some(rest) = rest.strip_prefix(b"=") else {
-        return (None, rest.strip_prefix(b";")); // a word without a value says nothing
+        return (None, rest.strip_prefix(b";")); // a name without a value is ignored
     };
     match rest.trim_ascii_start().strip_prefix(b"\"") {
         Some(rest) => {
             let (value, rest) = quoted(rest);
-            // What follows the closing quote belongs to no name.
+            // Text between the closing quote and the semicolon is ignored.
             (Some((name, value)), split_at_semicolon(rest).1)
         }
         None => {
@@ -72,9 +73,9 @@ fn parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
     }
 }
 
-/// What stands in quotes, the first of which is gone, and what follows. A backslash makes the next
-/// quote or backslash plain; before anything else it is one: Windows has it in paths. A quote that
-/// is never closed ends with the text.
+/// Parses a quoted value from the text after the opening quote, and returns the rest, too. A
+/// backslash escapes a quote or a backslash; before anything else it stands for itself, as in
+/// Windows paths. A missing closing quote is taken to be at the end.
 fn quoted(text: &[u8]) -> (Cow<'_, [u8]>, &[u8]) {
     let mut value = Cow::Borrowed(&text[..0]);
     let mut from = 0;
@@ -104,14 +105,14 @@ mod tests {
 
     use super::*;
 
-    /// A parameter's value as text.
+    /// Returns a parameter's value as text.
     fn get(text: &str, name: &str) -> Option<String> {
         let parsed = Parameterized::parse(text.as_bytes());
         parsed.get(name).map(|value| String::from_utf8_lossy(value).into_owned())
     }
 
     #[test]
-    fn what_clients_write_is_read() {
+    fn the_many_spellings_of_a_parameter_are_read() {
         for (text, a) in [
             ("v; a=b", "b"),
             ("v;a=b", "b"),
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_or_not_clear_is_none() {
+    fn a_missing_or_ambiguous_parameter_is_none() {
         for text in
             ["", "v", "v;", "v; a", "a=b", "v; b=a", "v; a=b; a=c", "v; a=b; A=b", "v; x=\"; a=b"]
         {

@@ -1,4 +1,4 @@
-//! Reads what stands in the query of a route that takes pictures.
+//! Reads the query of a route that takes pictures.
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use url::form_urlencoded;
@@ -9,26 +9,27 @@ use crate::{
     web::error::{Error, Invalid},
 };
 
-/// The one backend that there is, by the name that the Python service gave it.
+/// The only backend, by its name in the Python service.
 const BACKEND: &str = "nv_dino";
 
-/// How a picture is to be treated. Names that are unknown are ignored, and so is percent-encoding
-/// that is none: those stand in no value that counts.
+/// The options in the query. Unknown names are ignored, and so is invalid percent-encoding, since
+/// no valid value contains it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::web) struct PictureOptions {
-    /// Whether the picture is saved.
+    /// Whether to keep the picture.
     pub save_mode: SaveMode,
 }
 
-/// The same, for the documentation.
+/// Describes the query in the OpenAPI document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "describes the query; `PictureOptions` reads it")]
 pub(in crate::web) struct PictureQuery {
-    /// `false`: the picture is embedded and not kept, and the answer has no `saved_as` and `path`.
+    /// With `false` the service embeds the picture without keeping it, and the answer has no
+    /// `saved_as` and no `path`.
     #[param(default = true)]
     save: Option<bool>,
-    /// Who computes the embedding: there is one backend.
+    /// The backend that computes the embedding. There is only one.
     #[param(inline)]
     backend: Option<Backend>,
 }
@@ -67,7 +68,7 @@ fn parse(query: &str) -> Result<PictureOptions, Error> {
     Ok(PictureOptions { save_mode })
 }
 
-/// In any case: Python's clients write `False`.
+/// Parses a boolean in any case, since Python's clients write `False`.
 fn boolean(text: &str) -> Option<bool> {
     let is = |word: &str| text.eq_ignore_ascii_case(word);
     if is("true") { Some(true) } else { is("false").then_some(false) }
@@ -78,7 +79,7 @@ fn not_a_boolean() -> Error {
         &["query", "save"],
         "bool_parsing",
         "Input should be true or false",
-        "The query's save must be true or false: save=false has the picture embedded and not kept.",
+        "The query's save must be true or false: with save=false the picture is embedded and not kept.",
     )
 }
 
@@ -106,7 +107,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether the picture is saved, or the place of the fault.
+    /// Returns whether the picture is saved, or the place of the fault.
     fn read(query: &str) -> Result<bool, Vec<String>> {
         match parse(query) {
             Ok(options) => Ok(options.save_mode == SaveMode::Save),
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_says_whether_the_picture_is_saved_and_what_is_unknown_is_ignored() {
+    fn save_is_read_from_the_query_and_unknown_names_are_ignored() {
         for (query, is_saved) in [
             ("", true),
             ("save=true", true),
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_not_clear_is_refused_by_its_place() {
+    fn an_unclear_value_is_refused_and_its_parameter_named() {
         for value in ["save", "save=", "save=0", "save=no", "save=fal%73", "save=%zz", "save=+true"]
         {
             assert_eq!(read(value).unwrap_err(), ["query", "save"], "{value}");

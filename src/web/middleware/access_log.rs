@@ -1,5 +1,5 @@
-//! The outermost layer: gives each request an id, writes its line to the log, counts it, and
-//! turns errors into their answers.
+//! The access log: gives each request an id, writes one line for it, counts it in the metrics, and
+//! writes the bodies of errors, since those hold the request's id.
 
 use std::{error::Error as StdError, sync::Arc, time::Instant};
 
@@ -22,32 +22,32 @@ use crate::{
     web::error::{Error, Failure, PROBLEM_JSON},
 };
 
-/// The status that the log and the metrics give a request whose client left: as nginx does.
+/// The status in the log and the metrics for a request whose client left, as in nginx.
 const CLIENT_LEFT: u16 = 499;
 
-/// What a handler knows of its request and the log should tell.
+/// What a handler adds to its request's line in the log. Handlers attach it to their response.
 #[derive(Debug, Clone, Default)]
-pub(in crate::web) struct Facts {
-    /// The saved file.
+pub(in crate::web) struct LogFields {
+    /// The name of the saved file.
     pub saved_as: Option<String>,
-    /// The picture's size.
+    /// The picture's size in bytes.
     pub size_bytes: Option<u64>,
-    /// Where the embedding comes from.
+    /// Where the embedding came from: NVIDIA, a cache level, or another request's call.
     pub cache: Option<&'static str>,
-    /// Inference calls that were made.
+    /// The number of inference calls.
     pub attempts: Option<u32>,
 }
 
-/// What the layer needs. Cheap to clone.
+/// The state of the layer. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(in crate::web) struct AccessLog {
-    /// What is counted.
+    /// The metrics that count requests.
     pub metrics: Arc<Metrics>,
-    /// Whose word on a client's address is believed.
+    /// The proxies whose `X-Forwarded-For` is believed.
     pub proxies: TrustedProxies,
 }
 
-/// The layer: see the module.
+/// The layer; see the module's documentation.
 pub(in crate::web) async fn access_log(
     State(AccessLog { metrics, proxies }): State<AccessLog>,
     mut request: Request,
@@ -56,7 +56,7 @@ pub(in crate::web) async fn access_log(
     let id = request_id(request.headers());
     let route =
         request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
-    // A method may be of any length: only those that are known are worth a word.
+    // A client may send any text as a method; only known methods go to the log.
     let method = match request.method().as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known,
         _ => "other",
@@ -67,7 +67,7 @@ pub(in crate::web) async fn access_log(
     if let Some(client) = client {
         request.extensions_mut().insert(client);
     }
-    let mut record = Record {
+    let mut entry = Entry {
         _in_flight: metrics.start_request(),
         metrics,
         method,
@@ -76,30 +76,31 @@ pub(in crate::web) async fn access_log(
         trace: TraceContext::of(request.headers()),
         client: client.map(|client| client.0.to_string()),
         started: Instant::now(),
-        done: false,
+        is_written: false,
     };
-    let span = tracing::info_span!("request", request_id = %record.id);
+    let span = tracing::info_span!("request", request_id = %entry.id);
 
     let mut response = next.run(request).instrument(span).await;
 
     let failure = response.extensions_mut().remove::<Failure>();
     if let Some(failure) = &failure {
-        response = answer(failure, response, &record.id);
+        response = answer(failure, response, &entry.id);
     }
-    if let Ok(id) = HeaderValue::try_from(&record.id) {
+    if let Ok(id) = HeaderValue::try_from(&entry.id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
         .headers_mut()
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    let facts = response.extensions_mut().remove::<Facts>().unwrap_or_default();
-    record.end(response.status(), &facts, failure.as_ref());
+    let fields = response.extensions_mut().remove::<LogFields>().unwrap_or_default();
+    entry.write(response.status(), &fields, failure.as_ref());
     response
 }
 
-/// An error's answer. The headers that it brought (Allow, Retry-After) stand.
+/// Writes the body of an error, and keeps the headers that the response has already, such as
+/// `Allow` and `Retry-After`.
 fn answer(failure: &Failure, mut response: Response, id: &str) -> Response {
-    // Strings and numbers alone: it always serializes.
+    // A problem holds only strings and numbers, so serializing it never fails.
     let mut body = serde_json::to_vec(&failure.problem(id)).unwrap_or_default();
     body.push(b'\n'); // for people at a terminal
     let headers = response.headers_mut();
@@ -109,8 +110,9 @@ fn answer(failure: &Failure, mut response: Response, id: &str) -> Response {
     response
 }
 
-/// A request's line in the log. Written also when the client leaves and the request is dropped.
-struct Record {
+/// A request's line in the log. If the client leaves, the request is dropped, and then `drop`
+/// writes the line.
+struct Entry {
     _in_flight: InFlightGuard,
     metrics: Arc<Metrics>,
     method: String,
@@ -119,17 +121,17 @@ struct Record {
     trace: Option<TraceContext>,
     client: Option<String>,
     started: Instant,
-    done: bool,
+    is_written: bool,
 }
 
-impl Record {
-    /// The ids of the caller's trace and span, where it told them.
+impl Entry {
+    /// The ids of the caller's trace and span, if it sent them.
     fn trace(&self) -> (Option<&str>, Option<&str>) {
         self.trace.as_ref().map(|trace| (&*trace.trace_id, &*trace.span_id)).unzip()
     }
 
-    fn end(&mut self, status: StatusCode, facts: &Facts, failure: Option<&Failure>) {
-        self.done = true;
+    fn write(&mut self, status: StatusCode, fields: &LogFields, failure: Option<&Failure>) {
+        self.is_written = true;
         let status = status.as_u16();
         let elapsed = self.started.elapsed();
         self.metrics.record_request(&self.route, status, elapsed);
@@ -150,10 +152,10 @@ impl Record {
                     trace_id,
                     span_id,
                     client = self.client,
-                    saved_as = facts.saved_as.as_deref().or(saved),
-                    size_bytes = facts.size_bytes,
-                    cache = facts.cache,
-                    attempts = facts.attempts.or(error.and_then(Error::attempts)),
+                    saved_as = fields.saved_as.as_deref().or(saved),
+                    size_bytes = fields.size_bytes,
+                    cache = fields.cache,
+                    attempts = fields.attempts.or(error.and_then(Error::attempts)),
                     code = error.map(|error| error.code().as_str()),
                     error = error.map(|error| chain(error)),
                     "request"
@@ -162,9 +164,9 @@ impl Record {
         }
         match status {
             500 => line!(error),
-            // 501 is the client's doing.
+            // 501 is logged as `info`, since it is the client's fault.
             502.. => line!(warn),
-            // Scrapers and probes ask every few seconds.
+            // Probes and scrapers send these every few seconds.
             _ if failure.is_none()
                 && matches!(self.route.as_str(), "/health" | "/ready" | "/metrics") =>
             {
@@ -175,9 +177,9 @@ impl Record {
     }
 }
 
-impl Drop for Record {
+impl Drop for Entry {
     fn drop(&mut self) {
-        if !self.done {
+        if !self.is_written {
             let elapsed = self.started.elapsed();
             let (trace_id, span_id) = self.trace();
             self.metrics.record_request(&self.route, CLIENT_LEFT, elapsed);
@@ -196,12 +198,12 @@ impl Drop for Record {
     }
 }
 
-/// An error and its causes, in one line.
+/// Joins an error and its causes into one line.
 fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     for cause in causes(error) {
         let cause = cause.to_string();
-        // Transparent wrappers say the same twice.
+        // A transparent wrapper repeats its cause.
         if !text.ends_with(&cause) {
             text.push_str(": ");
             text.push_str(&cause);

@@ -1,5 +1,4 @@
-//! Who is let in: the keys that clients must send, checked by the header alone, before any of the
-//! body is read.
+//! Authentication: checks the client's key from the header, before any of the body is read.
 
 use std::{fmt, sync::Arc};
 
@@ -14,19 +13,19 @@ use subtle::{Choice, ConstantTimeEq};
 
 use crate::{bearer_token, web::error::Error};
 
-/// A client's key, as far as it is kept: its SHA-256.
+/// The SHA-256 of a client's key. The key itself is not kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct KeyDigest(pub(super) [u8; 32]);
 
-/// The keys of the clients; with none, everybody is let in. Cheap to clone.
+/// The clients' keys. Without any, everybody may call. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct ClientKeys(Arc<[KeyDigest]>);
 
 impl ClientKeys {
-    /// Reads keys that stand in lines or between commas.
+    /// Parses keys that are separated by commas or line breaks.
     ///
     /// # Errors
-    /// What is wrong with them; the keys themselves are not quoted.
+    /// What is wrong with them. The message does not quote the keys.
     pub fn parse(text: &str) -> Result<Self, String> {
         let keys: Vec<_> =
             text.split([',', '\n', '\r']).map(str::trim).filter(|key| !key.is_empty()).collect();
@@ -39,14 +38,14 @@ impl ClientKeys {
         Ok(Self(keys.into_iter().map(digest).collect()))
     }
 
-    /// Whether there are none.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The key that a request carries (`Authorization: Bearer`, RFC 6750), if it is one of these.
-    /// Takes the same time whichever key it is, and however much of one is right: what is compared
-    /// are digests, and all of them.
+    /// Returns the key that a request carries (`Authorization: Bearer`, RFC 6750), if it is one of
+    /// these. The time that this takes reveals neither which key matched nor how much of one: it
+    /// always compares the digests of all keys.
     fn find(&self, headers: &HeaderMap) -> Option<KeyDigest> {
         let sent = digest(bearer(headers)?);
         let mut known = Choice::from(0);
@@ -63,7 +62,8 @@ impl fmt::Debug for ClientKeys {
     }
 }
 
-/// Lets requests in that carry a key, or all where there are no keys. Which key it was goes along.
+/// Admits requests with a valid key, or all requests if there are no keys. Adds the key's digest to
+/// the request, for the rate limit.
 pub(in crate::web) async fn require_key(
     State(keys): State<ClientKeys>,
     mut request: Request,
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_the_keys_are_found() {
+    fn only_the_exact_keys_are_accepted() {
         for keys in
             ["first-key,second-key", "first-key\nsecond-key\n", " first-key ,\r\n second-key"]
         {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_key_is_a_fault_that_quotes_nothing() {
+    fn text_without_a_valid_key_is_a_fault_that_quotes_nothing() {
         for text in ["", " , \n", "planted key", "pl\u{e4}nted", "planted\", NAME=planted"] {
             let fault = ClientKeys::parse(text).unwrap_err();
             assert!(!fault.contains("pl"), "{fault}");

@@ -1,8 +1,8 @@
-//! Lets a client see the answer to a request whose body was not read to its end.
+//! Drains the unread rest of a request's body, so that the client sees its answer.
 //!
-//! A client that is still sending when its connection closes sees a broken pipe, or a reset that
-//! also throws away the answer that was on its way. So the rest of the body is read and thrown
-//! away while the answer goes out, within bounds.
+//! If the connection closed while a client is still sending, the client would see a broken pipe, or
+//! a reset that discards the answer. So this layer reads and discards the rest of the body, within
+//! limits, while the answer goes out.
 
 use std::{
     pin::Pin,
@@ -23,32 +23,32 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-/// The most that is thrown away, in bytes: a body of the largest kind.
-const MOST: u64 = 32 << 20;
-/// The longest that it may take.
-const LONGEST: Duration = Duration::from_secs(5);
+/// The most bytes to discard: the largest body that a route accepts.
+const MAX_DRAINED_BYTES: u64 = 32 << 20;
+/// The longest time to drain a body.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Reads the rest of a request's body and throws it away: see the module.
+/// The layer; see the module's documentation.
 pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
     let waits = waits_for_continue(request.headers());
-    let leftover = Leftover::default();
+    let unread = UnreadSlot::default();
     let request = request.map(|body| {
-        Body::new(Watched { body, begun: false, ended: false, leftover: leftover.clone() })
+        Body::new(TrackedBody { body, was_polled: false, has_ended: false, unread: unread.clone() })
     });
     let mut response = next.run(request).await;
-    match leftover.take() {
+    match unread.take() {
         None => {}
-        // The client has stalled, or was never told to go on: to read now would tell it to. What it
-        // sends all the same, the server takes when it closes the connection.
+        // The client has stalled, or still waits for `100 Continue`, which reading would send. If
+        // it sends its body all the same, the server discards that when it closes the connection.
         Some(rest)
-            if (waits && !rest.begun) || response.status() == StatusCode::REQUEST_TIMEOUT =>
+            if (waits && !rest.was_polled) || response.status() == StatusCode::REQUEST_TIMEOUT =>
         {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        Some(rest) => drop(tokio::spawn(timeout(LONGEST, discard(rest.body)))),
+        Some(rest) => drop(tokio::spawn(timeout(DRAIN_TIMEOUT, discard(rest.body)))),
     }
     response
 }
@@ -63,36 +63,36 @@ async fn discard(mut body: Body) {
     let mut discarded = 0;
     while let Some(Ok(frame)) = body.frame().await {
         discarded += frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
-        if discarded > MOST {
+        if discarded > MAX_DRAINED_BYTES {
             break;
         }
     }
 }
 
-/// What a handler left of a body.
+/// Holds the part of a body that the handler did not read, once the handler has dropped the body.
 #[derive(Default, Clone)]
-struct Leftover(Arc<Mutex<Option<Rest>>>);
+struct UnreadSlot(Arc<Mutex<Option<UnreadBody>>>);
 
-struct Rest {
+struct UnreadBody {
     body: Body,
-    begun: bool,
+    was_polled: bool,
 }
 
-impl Leftover {
-    fn take(&self) -> Option<Rest> {
+impl UnreadSlot {
+    fn take(&self) -> Option<UnreadBody> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// A body that is kept when it is dropped before its end.
-struct Watched {
+/// A body that moves its unread part to an [`UnreadSlot`] when dropped before its end.
+struct TrackedBody {
     body: Body,
-    begun: bool,
-    ended: bool,
-    leftover: Leftover,
+    was_polled: bool,
+    has_ended: bool,
+    unread: UnreadSlot,
 }
 
-impl HttpBody for Watched {
+impl HttpBody for TrackedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -100,9 +100,9 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        self.begun = true;
+        self.was_polled = true;
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        self.ended |= matches!(polled, Poll::Ready(None | Some(Err(_))));
+        self.has_ended |= matches!(polled, Poll::Ready(None | Some(Err(_))));
         polled
     }
 
@@ -115,11 +115,12 @@ impl HttpBody for Watched {
     }
 }
 
-impl Drop for Watched {
+impl Drop for TrackedBody {
     fn drop(&mut self) {
-        if !self.ended && !self.body.is_end_stream() {
-            let rest = Rest { body: std::mem::take(&mut self.body), begun: self.begun };
-            *self.leftover.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(rest);
+        if !self.has_ended && !self.body.is_end_stream() {
+            let rest =
+                UnreadBody { body: std::mem::take(&mut self.body), was_polled: self.was_polled };
+            *self.unread.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(rest);
         }
     }
 }
@@ -139,8 +140,8 @@ mod tests {
 
     use super::*;
 
-    /// Sends a body of such pieces without an end, one after each pause, to a handler that reads
-    /// nothing of it. Gives the bytes that were taken, and how long that lasted.
+    /// Sends an endless body, a piece after each pause, to a handler that reads none of it. Returns
+    /// how many bytes were drained, and how long that took.
     async fn drained(piece: usize, pause: Duration) -> (u64, Duration) {
         let (taken, mut pieces) = mpsc::unbounded_channel();
         let body = Body::from_stream(stream::unfold(taken, move |taken| async move {
@@ -158,22 +159,26 @@ mod tests {
                 sum += piece;
             }
         };
-        // The body is dropped when its drain ends; a minute would be far too long.
+        // The body is dropped when the drain ends.
         timeout(Duration::from_secs(60), all).await.unwrap();
         (sum, started.elapsed())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_stalls_or_trickles_is_read_no_longer_than_five_seconds() {
-        assert_eq!(drained(1, Duration::from_secs(3600)).await, (0, LONGEST));
-        assert_eq!(drained(1, Duration::from_millis(300)).await, (16, LONGEST));
+    async fn a_client_that_stalls_or_trickles_is_read_for_at_most_five_seconds() {
+        assert_eq!(drained(1, Duration::from_secs(3600)).await, (0, DRAIN_TIMEOUT));
+        assert_eq!(drained(1, Duration::from_millis(300)).await, (16, DRAIN_TIMEOUT));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_is_read_than_a_body_of_the_largest_kind() {
+    async fn at_most_32_mib_of_an_unread_body_are_drained() {
         let piece = 64 * 1024;
         let (taken, lasted) = drained(piece, Duration::ZERO).await;
-        assert_eq!(taken, MOST + piece as u64, "the piece that is too much is the last");
+        assert_eq!(
+            taken,
+            MAX_DRAINED_BYTES + piece as u64,
+            "the piece that exceeds the limit is the last"
+        );
         assert_eq!(lasted, Duration::ZERO);
     }
 }

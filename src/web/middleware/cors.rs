@@ -1,11 +1,13 @@
-//! Which web pages may have a browser call the service: its own, and those that the operator names.
+//! Decides which web pages may call the service: its own, and those of origins that the operator
+//! allows.
 //!
-//! A browser inside the network would else spend the service's key for any stranger's page that it
-//! shows. Programs that are no browser send neither of the headers that are looked at here.
+//! Otherwise any web page could make a browser inside the network call the service, and spend its
+//! NVIDIA key. Programs other than browsers send neither of the headers that are checked here.
 //!
-//! A stranger can also have a name of his own lead to the service's address (DNS rebinding): his page
-//! is then, for the browser, the service's own. So where clients need no key, pages may call the
-//! service only by an address, as `localhost`, or by a name that the operator gave.
+//! An attacker can also make a host name of his own resolve to the service's address (DNS
+//! rebinding); the browser then takes his page for the service's own. So if clients need no key,
+//! pages may call the service only by an IP address, as `localhost`, or by a name that the operator
+//! configured.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -19,13 +21,13 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::web::{Settings, error::Error};
 
-/// Says where a request comes from (W3C Fetch Metadata); pages cannot forge it.
+/// Tells how the page's site relates to the service (W3C Fetch Metadata). Pages cannot forge it.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
-/// How long a browser may remember what it was allowed.
+/// How long a browser may cache the answer to a preflight request.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
-/// Origins whose pages may call the service.
+/// The origins whose pages may call the service.
 #[derive(Debug, Clone, Default)]
 pub struct Origins {
     any: bool,
@@ -33,11 +35,11 @@ pub struct Origins {
 }
 
 impl Origins {
-    /// Reads origins as browsers write them: `https://app.example.com`, `capacitor://localhost`,
+    /// Parses origins as browsers send them: `https://app.example.com`, `capacitor://localhost`,
     /// `null`; or `*` for all.
     ///
     /// # Errors
-    /// What is wrong with one of them.
+    /// What is wrong with the first invalid one.
     pub fn parse(items: &[String]) -> Result<Self, String> {
         let named = items.iter().filter(|item| *item != "*").map(|item| {
             let is_origin = match item.split_once("://") {
@@ -49,7 +51,7 @@ impl Origins {
             match HeaderValue::try_from(item.to_ascii_lowercase()) {
                 Ok(origin) if is_origin => Ok(origin),
                 _ => Err(format!(
-                    "holds {item:?}, which is no origin; write https://app.example.com, with no path"
+                    "holds {item:?}, which is not an origin; write https://app.example.com, without a path"
                 )),
             }
         });
@@ -59,10 +61,10 @@ impl Origins {
         })
     }
 
-    /// Which page a request comes from.
+    /// Determines which kind of page sent a request.
     ///
     /// # Errors
-    /// The origin of a page from which it may not come.
+    /// The page's origin, if it may not call the service.
     fn check(&self, headers: &HeaderMap) -> Result<Page, String> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let origin = headers.get(header::ORIGIN);
@@ -73,13 +75,13 @@ impl Origins {
             (Some("same-origin" | "same-site" | "none"), _) => true,
             (Some("cross-site"), _) => false,
             (_, None) => return Ok(Page::None),
-            (_, Some(_)) => is_host(text("origin"), text("host")),
+            (_, Some(_)) => is_same_host(text("origin"), text("host")),
         };
         let readable = text("origin").unwrap_or("unknown");
         if is_own { Ok(Page::Own) } else { Err(readable.chars().take(100).collect()) }
     }
 
-    /// What tells browsers that the pages of these origins may read the answers.
+    /// Builds the layer that lets browsers show the answers to pages of these origins.
     pub fn layer(&self) -> Option<CorsLayer> {
         let allowed = match self {
             Self { any: true, .. } => AllowOrigin::any(),
@@ -95,7 +97,7 @@ impl Origins {
                 header::CACHE_CONTROL,
                 header::CONTENT_TYPE,
                 HeaderName::from_static("x-request-id"),
-                // Of pages that trace their calls; without a word about them browsers send nothing.
+                // For pages that trace their calls: without this, browsers block those calls.
                 HeaderName::from_static("traceparent"),
                 HeaderName::from_static("tracestate"),
             ])
@@ -109,27 +111,28 @@ impl Origins {
     }
 }
 
-/// Where a request comes from, if it may.
+/// The kind of page that sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Page {
-    /// No page: a program that is no browser.
+    /// None: the request comes from a program that is not a browser.
     None,
-    /// The service's own, by the name that it was called by.
+    /// The service's own page, if the `Host` is really a name of the service.
     Own,
-    /// One that the operator names.
+    /// A page of an origin that the operator allows.
     Named,
 }
 
-/// Which pages may call the service, and by which names.
+/// The rules for which pages may call the service, and by which host names.
 #[derive(Debug)]
 pub(in crate::web) struct PageRules {
     origins: Origins,
-    /// Besides addresses and `localhost`. `None`: any name, because clients need a key.
+    /// The allowed host names, besides IP addresses and `localhost`. `None` allows any name,
+    /// because clients need a key.
     names: Option<Vec<String>>,
 }
 
 impl PageRules {
-    /// The rules of these settings.
+    /// Takes the rules from the settings.
     pub(in crate::web) fn new(settings: &Settings) -> Self {
         let names = settings.keys.is_empty().then(|| settings.hosts.clone());
         Self { origins: settings.origins.clone(), names }
@@ -137,15 +140,15 @@ impl PageRules {
 
     fn check(&self, headers: &HeaderMap) -> Result<(), Error> {
         match self.origins.check(headers).map_err(Error::CrossOrigin)? {
-            Page::Own => self.check_name(headers).map_err(Error::UnknownName),
+            Page::Own => self.check_name(headers).map_err(Error::UnknownHost),
             Page::None | Page::Named => Ok(()),
         }
     }
 
-    /// Whether the service may be called by the name in `Host` by its own page.
+    /// Checks whether the service's own page may call it by the name in `Host`.
     ///
     /// # Errors
-    /// The name, made harmless, of one that nobody gave the service.
+    /// The name, reduced to harmless characters, if it is not allowed.
     pub(in crate::web) fn check_name(&self, headers: &HeaderMap) -> Result<(), String> {
         let Some(names) = &self.names else { return Ok(()) };
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
@@ -163,9 +166,9 @@ impl PageRules {
     }
 }
 
-/// Refuses what a page that may not call the service has a browser send: see the module. Only a POST
-/// costs anything.
-pub(in crate::web) async fn refuse_strange_pages(
+/// Refuses POST requests of web pages that may not call the service; see the module's
+/// documentation. Other methods cost nothing.
+pub(in crate::web) async fn check_page(
     State(rules): State<Arc<PageRules>>,
     request: Request,
     next: Next,
@@ -176,9 +179,9 @@ pub(in crate::web) async fn refuse_strange_pages(
     Ok(next.run(request).await)
 }
 
-/// Whether an origin is of the host that the request was sent to. The scheme may differ: a proxy in
-/// front speaks https.
-fn is_host(origin: Option<&str>, host: Option<&str>) -> bool {
+/// Whether an origin has the host that the request was sent to. The scheme may differ, since a
+/// proxy in front may speak https.
+fn is_same_host(origin: Option<&str>, host: Option<&str>) -> bool {
     let (Some((scheme, authority)), Some(host)) = (origin.and_then(|o| o.split_once("://")), host)
     else {
         return false;
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_may_call_the_service_by_an_address_or_a_name_that_it_has() {
+    fn a_page_may_call_the_service_by_an_ip_address_or_a_configured_name() {
         let rules = |names: Option<&[&str]>| PageRules {
             origins: Origins::parse(&["https://app.example.com".to_owned()]).unwrap(),
             names: names.map(|names| names.iter().map(ToString::to_string).collect()),
@@ -235,23 +238,23 @@ mod tests {
             "1",
         ] {
             let refused = named.check(&own(host));
-            assert!(matches!(refused, Err(Error::UnknownName(name)) if name == host), "{host}");
-            assert!(rules(None).check(&own(host)).is_ok(), "a key is needed: {host}");
+            assert!(matches!(refused, Err(Error::UnknownHost(name)) if name == host), "{host}");
+            assert!(rules(None).check(&own(host)).is_ok(), "with client keys, any name: {host}");
         }
         let without_host = map(&[("sec-fetch-site", "none")]);
         assert!(named.check(&without_host).is_err());
         let of_program = map(&[("host", "evil.example")]);
-        assert!(named.check(&of_program).is_ok(), "no browser sends that");
+        assert!(named.check(&of_program).is_ok(), "no browser sends this");
         let of_app = map(&[("host", "other.example"), ("origin", "https://app.example.com")]);
         assert!(named.check(&of_app).is_ok());
         let hostile = map(&[("host", "a<b>&\"'"), ("sec-fetch-site", "none")]);
-        assert!(matches!(named.check(&hostile), Err(Error::UnknownName(name)) if name == "ab"));
+        assert!(matches!(named.check(&hostile), Err(Error::UnknownHost(name)) if name == "ab"));
     }
 
     const HOST: (&str, &str) = ("host", "images.example:8000");
 
     #[test]
-    fn programs_and_the_services_own_pages_notice_nothing() {
+    fn programs_and_the_services_own_pages_are_allowed() {
         for headers in [
             &[HOST][..],
             &[HOST, ("sec-fetch-site", "same-origin"), ("origin", "http://images.example:8000")],
@@ -267,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_page_is_refused_by_name() {
+    fn a_page_of_another_origin_is_refused_and_its_origin_named() {
         for headers in [
             &[HOST, ("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")][..],
             &[HOST, ("origin", "https://evil.example")],
@@ -286,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_the_operator_names_may_call() {
+    fn a_page_of_an_allowed_origin_may_call() {
         let from = |origin| [HOST, ("sec-fetch-site", "cross-site"), ("origin", origin)];
         let named = ["https://app.example.com", "capacitor://localhost", "null"];
         for origin in
@@ -305,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_a_fault() {
+    fn a_malformed_origin_is_a_fault() {
         for item in [
             "app.example.com",
             "https://",

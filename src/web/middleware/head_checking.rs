@@ -1,11 +1,11 @@
-//! Refuses requests whose head is not what HTTP wants, before anything else looks at them: two
-//! readers of such a head may see two different requests.
+//! Refuses requests whose head violates HTTP, before any other layer uses it: two parsers might
+//! read two different requests from such a head.
 
 use axum::{extract::Request, middleware::Next, response::Response};
 
 use crate::web::{error::Error, extract::head};
 
-/// Checks a request's head: see the module.
+/// The layer; see the module's documentation.
 pub(in crate::web) async fn check_head(
     mut request: Request,
     next: Next,

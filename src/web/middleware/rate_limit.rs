@@ -1,4 +1,4 @@
-//! A client's own limit: so many pictures a minute.
+//! Limits how many requests each client may send per minute.
 
 use std::{
     sync::{
@@ -19,61 +19,62 @@ use quick_cache::sync::Cache;
 use super::auth::KeyDigest;
 use crate::{
     shares::ClientNetwork,
-    web::{error::Error, extract::client::network},
+    web::{error::Error, extract::client_network::client_network},
 };
 
-/// Clients that are remembered. More than that at once make the limit forget those that are
-/// seldom seen, which is no gain for them.
-const CLIENTS: usize = 100_000;
+/// The most clients that are remembered. If there are more, the limit forgets those that call
+/// least.
+const MAX_CLIENTS: usize = 100_000;
 
-/// Whom a limit counts.
+/// The client that a request is counted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Caller {
-    /// Who sends this key, from wherever.
+    /// The client with this key, from any address.
     Key(KeyDigest),
-    /// Who calls from this address or network, where no keys are asked for.
+    /// The client at this address or network, if the service requires no keys.
     Network(ClientNetwork),
 }
 
-/// Lets each client make a minute's requests at once, and then one whenever the minute has room
-/// again: the generic cell rate algorithm (ITU-T I.371), one number for each client.
+/// Allows each client a minute's requests in one burst, and after that one request per interval. It
+/// uses the generic cell rate algorithm (ITU-T I.371), which needs a single number for each client.
 pub(in crate::web) struct RateLimit {
     interval: Duration,
     minute: Duration,
     started: Instant,
-    /// For each client the time, in nanoseconds from the start, at which all that it asked for
-    /// would have been spread evenly.
-    spread: Cache<Caller, Arc<AtomicU64>>,
+    /// The theoretical arrival time of each client's next request, in nanoseconds since `started`:
+    /// when it would come if the client had sent its requests at even intervals.
+    arrivals: Cache<Caller, Arc<AtomicU64>>,
 }
 
 impl RateLimit {
-    /// So many requests a minute for each client.
+    /// Allows each client `limit` requests per minute.
     pub(in crate::web) fn per_minute(limit: u32) -> Self {
         let minute = Duration::from_secs(60);
         Self {
             interval: minute / limit.max(1),
             minute,
             started: Instant::now(),
-            spread: Cache::new(CLIENTS),
+            arrivals: Cache::new(MAX_CLIENTS),
         }
     }
 
-    /// Counts a request, or says how long the client must wait.
+    /// Counts a request, or returns how long the client must wait.
     fn take(&self, caller: Caller, now: Instant) -> Result<(), Duration> {
         let now = nanos(now.saturating_duration_since(self.started));
         let (interval, minute) = (nanos(self.interval), nanos(self.minute));
         let new = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU64::new(now)));
-        let Ok(spread) = self.spread.get_or_insert_with(&caller, new);
-        let wait = |spread: u64| (spread.max(now) + interval).saturating_sub(now + minute);
-        let count = |spread: u64| (wait(spread) == 0).then(|| spread.max(now) + interval);
-        match spread.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count) {
+        let Ok(arrival) = self.arrivals.get_or_insert_with(&caller, new);
+        let wait = |arrival: u64| (arrival.max(now) + interval).saturating_sub(now + minute);
+        let count = |arrival: u64| (wait(arrival) == 0).then(|| arrival.max(now) + interval);
+        match arrival.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count) {
             Ok(_) => Ok(()),
-            Err(spread) => Err(Duration::from_nanos(wait(spread))),
+            Err(arrival) => Err(Duration::from_nanos(wait(arrival))),
         }
     }
 }
 
-/// Counts requests that cost something, and refuses those of clients that have sent too many.
+/// The layer: counts POST requests, and refuses those of clients that are over their limit. Other
+/// methods cost nothing.
 pub(in crate::web) async fn rate_limit(
     State(limit): State<Arc<RateLimit>>,
     request: Request,
@@ -82,7 +83,7 @@ pub(in crate::web) async fn rate_limit(
     if request.method() == Method::POST {
         let key = request.extensions().get().copied();
         let caller =
-            key.map_or_else(|| Caller::Network(network(request.extensions())), Caller::Key);
+            key.map_or_else(|| Caller::Network(client_network(request.extensions())), Caller::Key);
         limit.take(caller, Instant::now()).map_err(Error::RateLimited)?;
     }
     Ok(next.run(request).await)
@@ -100,7 +101,7 @@ mod tests {
     const OTHER: Caller = Caller::Key(KeyDigest([7; 32]));
 
     #[test]
-    fn a_minutes_requests_may_come_at_once_and_then_one_as_each_is_earned() {
+    fn a_minutes_requests_may_come_at_once_and_then_one_per_interval() {
         let limit = RateLimit::per_minute(6);
         let start = limit.started;
         let take = |caller, seconds| {
@@ -110,14 +111,18 @@ mod tests {
             assert_eq!(take(ONE, 0), Ok(()));
         }
         assert_eq!(take(ONE, 0), Err(10));
-        assert_eq!(take(ONE, 4), Err(6), "asking in vain costs nothing");
+        assert_eq!(take(ONE, 4), Err(6), "a refused request does not count");
         assert_eq!(take(OTHER, 4), Ok(()), "each has its own limit");
         assert_eq!(take(ONE, 10), Ok(()));
         assert_eq!(take(ONE, 10), Err(10));
         for _ in 0..6 {
             assert_eq!(take(ONE, 1000), Ok(()));
         }
-        assert_eq!(take(ONE, 1000), Err(10), "a long silence saves up no more than a minute");
+        assert_eq!(
+            take(ONE, 1000),
+            Err(10),
+            "a long silence earns no more than a minute's requests"
+        );
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use axum::http::{HeaderMap, HeaderName};
 use uuid::Uuid;
 
-/// The header that carries a request's id, both ways.
+/// The header that carries a request's id, in requests and answers.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The caller's own id if it is harmless, else a new one.
+/// Returns the caller's own id if it is harmless, else a new one.
 pub(super) fn request_id(headers: &HeaderMap) -> String {
     let own = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| {
         (1..=64).contains(&id.len())

@@ -1,4 +1,4 @@
-//! The end of the service, as requests see it.
+//! Layers that handle requests while the service is stopping.
 
 use axum::{
     extract::{Request, State},
@@ -9,8 +9,8 @@ use axum::{
 
 use crate::{server::Shutdown, web::error::Error};
 
-/// Answers the requests that still run when the drain's time is up, instead of breaking their
-/// connection.
+/// Answers requests that still run when the drain's time is up. Otherwise their connections would
+/// just break.
 pub(in crate::web) async fn end_with_drain(
     State(shutdown): State<Shutdown>,
     request: Request,
@@ -22,7 +22,8 @@ pub(in crate::web) async fn end_with_drain(
     }
 }
 
-/// Has clients open new connections, to another instance, once the end is announced.
+/// Closes each connection after its answer once the stop is announced, so that clients open new
+/// ones to another instance.
 pub(in crate::web) async fn close_when_draining(
     State(shutdown): State<Shutdown>,
     mut response: Response,

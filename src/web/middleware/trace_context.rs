@@ -1,14 +1,14 @@
-//! The caller's place in its trace (W3C Trace Context, `traceparent`): for the log, and for nobody
-//! else.
+//! Reads the caller's trace (W3C Trace Context, `traceparent`) for the log. The service passes it
+//! on to nobody.
 
 use axum::http::{HeaderMap, HeaderName};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// How long a header of version 00 is, in characters; those of later versions are no shorter.
+/// The length of a header of version 00, in characters. Later versions are at least as long.
 const LENGTH: usize = 55;
 
-/// Which trace a request belongs to, and which span of it sent the request.
+/// The trace that a request belongs to, and the span that sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TraceContext {
     /// 32 hexadecimal digits.
@@ -18,7 +18,7 @@ pub(super) struct TraceContext {
 }
 
 impl TraceContext {
-    /// What the headers say, if it is valid and said once.
+    /// Reads the trace from the headers, if there is exactly one valid `traceparent`.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(TRACEPARENT).iter();
         match (values.next(), values.next()) {
@@ -27,25 +27,23 @@ impl TraceContext {
         }
     }
 
-    /// Reads a header as the specification says (section 3.2): `00-<trace>-<span>-<flags>`. Later
-    /// versions may add fields behind these.
+    /// Parses a header as the specification defines it (section 3.2): `00-<trace>-<span>-<flags>`.
+    /// Later versions may append further fields.
     fn parse(text: &str) -> Option<Self> {
-        let (known, more) = text.split_at_checked(LENGTH)?;
+        let (known, rest) = text.split_at_checked(LENGTH)?;
         let mut fields = known.split('-');
         let mut field = |length| fields.next().filter(|field| is_hex(field, length));
         let version = field(2).filter(|version| *version != "ff")?;
         let trace_id = field(32).filter(|id| !is_zero(id))?;
         let span_id = field(16).filter(|id| !is_zero(id))?;
         field(2)?; // the flags
-        // The fields fill the known length, so there is no other.
-        let has_only_what_its_version_has =
-            more.is_empty() || (version != "00" && more.starts_with('-'));
-        has_only_what_its_version_has
-            .then(|| Self { trace_id: trace_id.into(), span_id: span_id.into() })
+        // These fields fill the known length exactly, so there are no others in it.
+        let rest_is_allowed = rest.is_empty() || (version != "00" && rest.starts_with('-'));
+        rest_is_allowed.then(|| Self { trace_id: trace_id.into(), span_id: span_id.into() })
     }
 }
 
-/// In small letters, as the specification wants it.
+/// Whether this is lower-case hexadecimal, which the specification requires.
 fn is_hex(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -65,7 +63,7 @@ mod tests {
     const SPAN: &str = "00f067aa0ba902b7";
 
     #[test]
-    fn a_valid_header_is_read_and_those_of_later_versions_as_far_as_they_are_known() {
+    fn valid_headers_of_this_and_later_versions_are_read() {
         for text in [
             format!("00-{TRACE}-{SPAN}-01"),
             format!("00-{TRACE}-{SPAN}-ff"),
@@ -80,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_specification_calls_invalid_is_not_read() {
+    fn headers_that_the_specification_calls_invalid_are_ignored() {
         let zero = |length| "0".repeat(length);
         for text in [
             String::new(),
@@ -110,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn two_headers_are_none() {
+    fn two_traceparent_headers_count_as_none() {
         let value = format!("00-{TRACE}-{SPAN}-01").parse::<HeaderValue>().unwrap();
         let one = HeaderMap::from_iter([(TRACEPARENT, value)]);
         let mut two = one.clone();
@@ -131,7 +129,7 @@ mod tests {
         }
 
         #[test]
-        fn one_other_character_is_another_header_or_none(
+        fn a_header_with_one_changed_character_is_read_only_if_still_valid(
             at in 0usize..LENGTH, other in any::<char>(), trace in 1u128.., span in 1u64..,
         ) {
             let text = format!("00-{trace:032x}-{span:016x}-01");

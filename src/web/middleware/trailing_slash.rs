@@ -1,12 +1,12 @@
-//! Makes a slash behind a route mean nothing.
+//! Removes a trailing slash from paths, so that `/health/` is `/health`.
 
 use axum::{
     extract::Request,
     http::{Uri, uri::PathAndQuery},
 };
 
-/// Takes one slash off the end of a request's path. The root keeps its own, and more than one are a
-/// path that is not there.
+/// Removes one trailing slash from a request's path. The root keeps its slash, and a path with
+/// several trailing slashes stays as it is and is not found.
 pub(in crate::web) fn trim_trailing_slash(mut request: Request) -> Request {
     if let Some(uri) = trimmed(request.uri()) {
         *request.uri_mut() = uri;
@@ -14,7 +14,7 @@ pub(in crate::web) fn trim_trailing_slash(mut request: Request) -> Request {
     request
 }
 
-/// The address without the slash, if it has one.
+/// The URI without its trailing slash, if it has one.
 fn trimmed(uri: &Uri) -> Option<Uri> {
     let path = uri.path().strip_suffix('/').filter(|path| !path.is_empty())?;
     if path.ends_with('/') {
@@ -25,7 +25,7 @@ fn trimmed(uri: &Uri) -> Option<Uri> {
         None => path.parse(),
     };
     let mut parts = uri.clone().into_parts();
-    // Part of a path is one, too: neither of these fails.
+    // A part of a valid path is a valid path, so neither of these fails.
     parts.path_and_query = Some(path_and_query.ok()?);
     Uri::from_parts(parts).ok()
 }
@@ -35,8 +35,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_slash_behind_a_path_is_taken_off_and_nothing_else_changes() {
-        for (address, expected) in [
+    fn one_trailing_slash_is_removed_and_nothing_else_changes() {
+        for (uri, expected) in [
             ("/health/", Some("/health")),
             ("/health/?a=/&b", Some("/health?a=/&b")),
             ("/health/?", Some("/health?")),
@@ -54,8 +54,8 @@ mod tests {
             ("*", None),
             ("images.example:8000", None),
         ] {
-            let uri = trimmed(&address.parse().unwrap());
-            assert_eq!(uri.map(|uri| uri.to_string()).as_deref(), expected, "{address}");
+            let trimmed = trimmed(&uri.parse().unwrap());
+            assert_eq!(trimmed.map(|uri| uri.to_string()).as_deref(), expected, "{uri}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The answer to a picture.
+//! The successful answer to a picture.
 
 use axum::{
     http::{HeaderName, StatusCode, header},
@@ -11,34 +11,34 @@ use crate::{
     embed::Provenance,
     nvidia::{DIMENSIONS, Vector},
     pipeline::{Saved, Vectorized},
-    web::{error::Error, middleware::access_log::Facts},
+    web::{error::Error, middleware::access_log::LogFields},
 };
 
-/// Says whether NVIDIA was asked for this answer.
+/// Tells whether the service called NVIDIA for this answer.
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
-/// A picture's embedding, and what was learnt on the way.
+/// A picture's embedding, and a description of the picture.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Answer {
     /// Always `success`.
     #[schema(example = "success")]
     status: &'static str,
-    /// The saved file's name; not there with `save=false`.
+    /// The saved file's name; absent with `save=false`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77.jpg")]
     saved_as: Option<String>,
-    /// `downloads/` and the name; not there with `save=false`.
+    /// `downloads/` and the file's name; absent with `save=false`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "downloads/019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77.jpg")]
     path: Option<String>,
-    /// The address that the picture was fetched from, as the client gave it.
+    /// The URL that the picture was fetched from, as the client sent it.
     #[serde(skip_serializing_if = "Option::is_none")]
     source_url: Option<String>,
     /// The name that the client gave the picture, without unprintable characters.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "IMG_0042.JPG")]
     original_filename: Option<String>,
-    /// The format, by the bytes.
+    /// The picture's format, determined from its bytes.
     #[schema(example = "image/jpeg")]
     content_type: &'static str,
     /// Width in pixels, as stored in the file.
@@ -47,19 +47,19 @@ pub(super) struct Answer {
     /// Height in pixels, as stored in the file.
     #[schema(example = 3024)]
     height: u32,
-    /// SHA-256 of the picture's bytes.
+    /// The SHA-256 of the picture's bytes.
     sha256: String,
-    /// What NVIDIA was given: these give slightly different vectors.
+    /// What was sent to NVIDIA. The three ways give slightly different vectors.
     #[schema(value_type = PreparedName)]
     prepared: &'static str,
-    /// Who computed the vector.
+    /// The model that computed the vector.
     #[schema(example = "nvidia/nv-dinov2")]
     model: &'static str,
     /// Always 1536.
     #[schema(example = 1536)]
     dimensions: usize,
     /// The embedding, each number as NVIDIA printed it.
-    // Without an example: one that fits would have 1536 numbers.
+    // There is no example, since a valid one would have 1536 numbers.
     #[schema(value_type = Vec<f64>, min_items = 1536, max_items = 1536)]
     vector: Vector,
     #[serde(skip)]
@@ -70,7 +70,7 @@ pub(super) struct Answer {
     provenance: Provenance,
 }
 
-/// What NVIDIA was given.
+/// What was sent to NVIDIA.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 #[allow(dead_code, reason = "names the values of `prepared` in the documentation")]
@@ -121,11 +121,11 @@ impl IntoResponse for Answer {
             Err(error) => return Error::Internal(error.to_string()).into_response(),
         };
         body.push(b'\n'); // for people at a terminal
-        // A miss is what was paid for: who waited for another's call paid nothing.
+        // Only a paid call is a miss: a request that joined another one's call paid nothing.
         let cache = if self.provenance == Provenance::Nvidia { "miss" } else { "hit" };
         let headers = [(header::CONTENT_TYPE, "application/json"), (X_CACHE, cache)];
         let mut response = (StatusCode::OK, headers, body).into_response();
-        response.extensions_mut().insert(Facts {
+        response.extensions_mut().insert(LogFields {
             saved_as: self.saved_as,
             size_bytes: Some(self.size_bytes),
             cache: Some(self.provenance.name()),

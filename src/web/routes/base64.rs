@@ -1,7 +1,9 @@
 //! `POST /vectorize-image-base64`: a picture as Base64 in JSON.
 //!
-//! The body is held whole, and worked on in the memory that it came in: the text is found, its
-//! escapes and line breaks are taken out in place, and it is decoded piece by piece.
+//! The body is held in memory as a whole and never copied: the parser finds the text, removes its
+//! escapes and line breaks in place, and decodes it piece by piece. A streaming JSON parser would
+//! need less memory, but the limit of a picture bounds the body, and the memory is charged to the
+//! client.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -16,14 +18,14 @@ use utoipa::{
     openapi::{RefOr, Response},
 };
 
-use super::{answer::Answer, problems};
+use super::{answer::Answer, openapi::error_responses};
 use crate::{
     base64_text::{PIECE, body_limit, decode, normalize},
     shares::{ClientNetwork, SharePermit},
     web::{
         error::{Code, Error},
         extract::{
-            body::Receiving,
+            body::BodyLimits,
             cache_control::{CacheControl, CacheControlHeader},
             file_name, json,
             query::{PictureOptions, PictureQuery},
@@ -34,19 +36,19 @@ use crate::{
 
 const EXAMPLE: &str = r#"{"image_base64": "…", "filename": "image.png"}"#;
 
-/// Bodies from this size on are parsed off the async threads.
-const LARGE: usize = 256 * 1024;
+/// Bodies of this size or larger are parsed on a blocking thread.
+const LARGE_BODY: usize = 256 * 1024;
 
 /// A picture as Base64.
 #[derive(ToSchema)]
 #[schema(as = ImageBase64)]
 #[allow(dead_code, reason = "describes the body; `Fields` reads it")]
 pub(super) struct Base64Request {
-    /// The picture's bytes as Base64: either alphabet, with or without padding; line breaks, blanks
-    /// around it and a leading `data:image/…;base64,` are fine.
+    /// The picture's bytes as Base64, in the standard or the URL-safe alphabet, with or without
+    /// padding. Line breaks, surrounding blanks and a leading `data:image/…;base64,` are allowed.
     #[schema(min_length = 1, example = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")]
     image_base64: String,
-    /// The picture's name, given back as `original_filename`.
+    /// The picture's name, which the answer repeats as `original_filename`.
     #[schema(example = "pixel.gif")]
     filename: Option<String>,
 }
@@ -64,7 +66,7 @@ struct Base64Errors;
 
 impl IntoResponses for Base64Errors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        problems::of_pictures(&[Code::InvalidBase64])
+        error_responses::of_pictures(&[Code::InvalidBase64])
     }
 }
 
@@ -78,7 +80,7 @@ impl IntoResponses for Base64Errors {
     responses(
         (
             status = 200, description = "The picture's embedding", body = Answer,
-            headers(("x-cache" = String, description = "`miss` when NVIDIA was asked for this answer, else `hit`"))
+            headers(("x-cache" = String, description = "`miss` if the service called NVIDIA for this answer, else `hit`"))
         ),
         Base64Errors,
     )
@@ -92,19 +94,19 @@ pub(super) async fn vectorize_image_base64(
 ) -> Result<Answer, Error> {
     let limits = &app.pipeline.limits;
     let limit = body_limit(limits.max_image_bytes);
-    let receiving = Receiving {
+    let body_limits = BodyLimits {
         limit,
         picture_limit: Some(limits.max_image_bytes),
         timeout: limits.body_timeout,
     };
-    let admission = app.pipeline.admit(client, receiving.declared(&body)?).await?;
+    let admission = app.pipeline.admit(client, body_limits.declared_length(&body)?).await?;
     let mut memory = app.pipeline.memory.empty(client);
-    let body = receiving.read(body, &mut memory).await?;
+    let body = body_limits.read(body, &mut memory).await?;
 
-    let (parsed, memory) = if body.len() < LARGE {
+    let (parsed, memory) = if body.len() < LARGE_BODY {
         (parse(body)?, memory)
     } else {
-        // The memory goes along: the thread works on when the client leaves.
+        // The thread owns the memory's share, since it goes on working if the client leaves.
         let parse = move || Ok::<_, Error>((parse(body)?, memory));
         spawn_blocking(parse).await??
     };
@@ -115,7 +117,7 @@ pub(super) async fn vectorize_image_base64(
     Ok(Answer::new(done, app.model).named(name))
 }
 
-/// A body whose Base64 text was found and cleaned.
+/// A body, with its Base64 text found and cleaned.
 #[derive(Debug)]
 struct Parsed {
     body: Vec<u8>,
@@ -131,7 +133,8 @@ fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
         None => None,
     };
     let raw = json::required(fields.image_base64, "image_base64", EXAMPLE)?.get();
-    // The raw text lies within the body: where, is all that is kept, so that the body may change.
+    // The raw text is a part of the body. Keeping only its position ends the borrow, so that the
+    // body can change.
     let start = raw.as_ptr().addr() - body.as_ptr().addr() + 1;
     let end = start + raw.len() - 2;
     let text = normalize(&mut body[start..end])?;
@@ -139,7 +142,8 @@ fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
 }
 
 impl Parsed {
-    /// The picture's bytes, piece by piece. The body and the memory it takes are dropped at the end.
+    /// Decodes the picture piece by piece. The body and its share of the memory are dropped at the
+    /// stream's end.
     fn decode(
         self,
         memory: Option<SharePermit>,
@@ -169,7 +173,7 @@ mod tests {
     use super::*;
     use crate::base64_text::Fault;
 
-    /// Decodes a JSON string's inside, as it stands in a body.
+    /// Decodes the content of a JSON string, as it would stand in a body.
     fn picture(inside: &str) -> Result<Vec<u8>, Fault> {
         let body = format!(r#"{{"filename": null, "image_base64": "{inside}" , "more": [1]}}"#);
         match parse(body.into_bytes()) {
@@ -205,7 +209,7 @@ mod tests {
                 let text = engine.encode(&bytes);
                 let lines: Vec<_> = text.as_bytes().chunks(line).map(|line| std::str::from_utf8(line).unwrap()).collect();
                 let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d").replace('\u{1}', break_);
-                // Without padding of its own, one that is whole for any length.
+                // If the text has no padding, these four are more than enough for any length.
                 let padding = if too_much.is_empty() || text.ends_with("003d") { &too_much } else { "====" };
                 let [before, between, after] = &blanks[..] else { unreachable!() };
                 let text = format!("{before}{data}{between}{text}{padding}{after}");

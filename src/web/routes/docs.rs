@@ -1,5 +1,5 @@
-//! `/docs` and `/openapi.json`: the contract for people and for machines. All assets come from the
-//! binary.
+//! `/docs` and `/openapi.json`: the documentation for people and for machines. All assets are in
+//! the binary.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -17,7 +17,7 @@ use utoipa_swagger_ui::Config;
 
 use crate::web::{error::Error, state::AppState};
 
-/// Swagger UI adds a style and shows pictures inline; it loads nothing from elsewhere.
+/// Swagger UI needs inline styles and `data:` pictures; it loads nothing from other hosts.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -25,20 +25,20 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 
 const CONTENT_SECURITY_POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
 
-/// The page, by its name among the assets.
+/// The page's name among the assets.
 const PAGE: &str = "index.html";
 
-/// Where the document holds the address that the page fills in.
-const ADDRESS_EXAMPLE: &str = "/components/schemas/ImageUrl/properties/image_url/example";
+/// The place in the document of the URL that the page fills in.
+const URL_EXAMPLE: &str = "/components/schemas/ImageUrl/properties/image_url/example";
 
 pub(super) fn router(document: &OpenApi, sample: Option<&str>) -> Router<AppState> {
     let document = Arc::new(with_sample(document, sample));
     let config = Config::from("/openapi.json")
-        // Without a word about the validator, the page would send the document's address to a public one.
+        // By default the page would send the document's URL to a public validator.
         .validator_url("none")
         .try_it_out_enabled(true)
         .display_request_duration(true)
-        // It would make three elements of each of a vector's numbers.
+        // Highlighting would create three elements for each of a vector's numbers.
         .with_syntax_highlight(false);
     let config = Arc::new(config);
     let page = Arc::clone(&config);
@@ -54,18 +54,18 @@ pub(super) fn router(document: &OpenApi, sample: Option<&str>) -> Router<AppStat
         )
 }
 
-/// The document with the sandbox's sample picture as the address that the page fills in: elsewhere
-/// the sandbox may have no network.
+/// In sandbox mode, replaces the URL that the page fills in by that of the sample picture, since
+/// there may be no network.
 fn with_sample(document: &OpenApi, sample: Option<&str>) -> Value {
-    // Names, numbers and texts alone: it always serializes.
+    // The document holds only names, numbers and texts, so serializing it never fails.
     let mut document = serde_json::to_value(document).unwrap_or_default();
-    if let (Some(example), Some(sample)) = (document.pointer_mut(ADDRESS_EXAMPLE), sample) {
+    if let (Some(example), Some(sample)) = (document.pointer_mut(URL_EXAMPLE), sample) {
         *example = sample.into();
     }
     document
 }
 
-/// The page with its assets named from the root: its own address may end in a slash or not.
+/// Makes the page's links absolute, since its own URL may or may not end in a slash.
 fn with_absolute_links(page: &[u8]) -> String {
     let page = String::from_utf8_lossy(page).replace("=\"./", "=\"");
     page.replace("href=\"", "href=\"/docs/").replace("src=\"", "src=\"/docs/")
@@ -81,7 +81,7 @@ fn asset(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {
     if path == PAGE {
         return Ok((headers, with_absolute_links(&file.bytes)).into_response());
     }
-    // What lies in the binary is not copied: the page's script has more than a megabyte.
+    // Assets in the binary are not copied: the page's script has more than a megabyte.
     let bytes = match file.bytes {
         Cow::Borrowed(bytes) => Bytes::from_static(bytes),
         Cow::Owned(bytes) => bytes.into(),

@@ -1,4 +1,4 @@
-//! `GET /health` and `/ready`: is the process alive, and can it do its work?
+//! `GET /health` tells whether the process is alive, and `GET /ready` whether it can do its work.
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use serde::Serialize;
@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use crate::{nvidia::KeyState, store::Fault, web::state::AppState};
 
-/// Alive.
+/// The process is alive.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
     /// Always `ok`.
@@ -24,11 +24,11 @@ pub(super) async fn health() -> Json<Health> {
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     ready: bool,
-    /// What keeps it from its work: `draining`, `disk_under_reserve`, `inodes_under_reserve`,
-    /// `downloads_not_writable`, `disk_not_answering`.
+    /// What keeps the instance from its work: `draining`, `disk_under_reserve`,
+    /// `inodes_under_reserve`, `downloads_not_writable`, `disk_not_answering`.
     reasons: Vec<&'static str>,
-    /// What NVIDIA last thought of the key: `unknown`, `accepted` or `refused`. It takes no
-    /// instance out: another one has the same key.
+    /// Whether NVIDIA last accepted the key: `unknown`, `accepted` or `refused`. It does not affect
+    /// readiness, since all instances have the same key.
     #[schema(example = "accepted")]
     nvidia_key: &'static str,
 }

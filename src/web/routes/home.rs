@@ -1,4 +1,4 @@
-//! `/`: a page for people, to try a picture and look at the answer.
+//! `/`: a page where people can try a picture and look at the answer.
 
 use std::sync::{Arc, LazyLock};
 
@@ -17,21 +17,22 @@ use crate::{
     web::{middleware::cors::PageRules, state::AppState},
 };
 
-/// One self-contained file: its own script and style, calls to this service, nothing else.
+/// One self-contained file with its own script and style. It calls nothing but this service.
 const PAGE: &str = include_str!("home.html");
 
-/// Where the page is told of the sandbox's sample picture; nothing, where there is no sandbox.
+/// The placeholder for the URL of the sandbox's sample picture; empty without the sandbox.
 const SAMPLE: &str = "{sample}";
 
-/// Where the page is told of the formats that can be chosen.
+/// The placeholder for the formats that the file chooser offers.
 const FORMATS: &str = "{formats}";
 
-/// Where the page is told of a name that it may not call the service by; nothing, where it may.
-const STRANGE_NAME: &str = "{strange name}";
+/// The placeholder for the host name that the page was opened by, if the page may not call the
+/// service by it; empty if it may.
+const UNKNOWN_HOST: &str = "{unknown host}";
 
-/// The script and the style are allowed by their hashes, so that nothing that found its way into the
-/// page runs, and no script can make markup of a text. The pictures are those of the visitor; `data:`
-/// is an empty icon.
+/// Allows the script and the style by their hashes, so that injected code does not run, and forbids
+/// scripts to turn text into markup. `blob:` is for the visitor's pictures, `data:` for the empty
+/// icon.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let policy = format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; img-src blob: data:; connect-src 'self'; \
@@ -40,11 +41,12 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
         hash_of("script"),
         hash_of("style"),
     );
-    // Hashes are ASCII: it is always a header's value. If not, nothing is allowed.
+    // The policy is ASCII, so this never fails. The fallback allows nothing.
     HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-/// By extension as well: not every system knows HEIC by its media type.
+/// The supported formats by media type and by extension, since not every system knows HEIC's media
+/// type.
 static FORMATS_READ: LazyLock<String> = LazyLock::new(|| {
     let name = |format: Format| format!("{},.{}", format.media_type(), format.extension());
     Format::read().map(name).collect::<Vec<_>>().join(",")
@@ -59,14 +61,14 @@ pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
 }
 
 fn page(app: &AppState, rules: &PageRules, headers: &HeaderMap) -> impl IntoResponse + use<> {
-    // The name is harmless in HTML: what may be none of a host's characters was left out.
-    let strange_name = rules.check_name(headers).err().unwrap_or_default();
-    let page = PAGE.replacen(SAMPLE, app.sample.as_deref().unwrap_or_default(), 1);
-    let page = page.replacen(FORMATS, &FORMATS_READ, 1).replace(STRANGE_NAME, &strange_name);
+    // The name is safe in HTML: `check_name` keeps only harmless characters.
+    let unknown_host = rules.check_name(headers).err().unwrap_or_default();
+    let page = PAGE.replacen(SAMPLE, app.sample_url.as_deref().unwrap_or_default(), 1);
+    let page = page.replacen(FORMATS, &FORMATS_READ, 1).replace(UNKNOWN_HOST, &unknown_host);
     ([(header::CONTENT_SECURITY_POLICY, POLICY.clone())], Html(page))
 }
 
-/// What a browser computes of the text inside an element.
+/// The hash that a browser computes of an element's text.
 fn hash_of(element: &str) -> String {
     let inside = PAGE
         .split_once(&format!("<{element}>"))
@@ -89,7 +91,7 @@ mod tests {
             );
         }
         assert!(!POLICY.to_str().unwrap().contains("unsafe"));
-        assert_eq!((PAGE.matches(SAMPLE).count(), PAGE.matches(STRANGE_NAME).count()), (1, 2));
+        assert_eq!((PAGE.matches(SAMPLE).count(), PAGE.matches(UNKNOWN_HOST).count()), (1, 2));
         assert_eq!(PAGE.matches(FORMATS).count(), 1);
     }
 }

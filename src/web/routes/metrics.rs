@@ -1,4 +1,4 @@
-//! `GET /metrics`: what is counted, for Prometheus.
+//! `GET /metrics`: the metrics, for Prometheus.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,19 @@ use utoipa::{
     openapi::{RefOr, Response},
 };
 
-use super::problems;
+use super::openapi::error_responses;
 use crate::web::{
     error::{Code, Error},
     extract::accept::Accepted,
     state::AppState,
 };
 
-/// The errors of the metrics.
+/// The errors of this route.
 struct MetricsErrors;
 
 impl IntoResponses for MetricsErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        problems::of(&[Code::Unauthorized, Code::Internal])
+        error_responses::of(&[Code::Unauthorized, Code::Internal])
     }
 }
 
@@ -29,7 +29,7 @@ impl IntoResponses for MetricsErrors {
     get, path = "/metrics", tag = "operation",
     responses(
         (
-            status = 200, description = "OpenMetrics, or Prometheus' text format for whoever asks for `text/plain`",
+            status = 200, description = "OpenMetrics, or Prometheus' text format if the client prefers `text/plain`",
             content((String = "application/openmetrics-text"), (String = "text/plain"))
         ),
         MetricsErrors,

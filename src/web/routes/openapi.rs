@@ -1,4 +1,5 @@
-//! What the OpenAPI document says beside the routes: what it is, and what every answer carries.
+//! Completes the OpenAPI document: its title and version, client keys, and the headers of all
+//! answers.
 
 use utoipa::openapi::{
     Header, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi as Document, RefOr, Required,
@@ -7,10 +8,12 @@ use utoipa::openapi::{
     security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
 };
 
-/// The document of both groups of routes, with what they have in common.
+pub(super) mod error_responses;
+
+/// Merges the documents of both groups of routes, and adds what they have in common.
 pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
-    keyed.paths.paths.values_mut().flat_map(operations).for_each(want_key);
-    open.paths.paths.values_mut().flat_map(operations).for_each(want_nothing);
+    keyed.paths.paths.values_mut().flat_map(operations).for_each(allow_key);
+    open.paths.paths.values_mut().flat_map(operations).for_each(allow_anybody);
     open.merge(keyed);
     let mut document = open;
     let license = env!("CARGO_PKG_LICENSE");
@@ -27,7 +30,7 @@ pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
     let key = SecurityScheme::Http(
         HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("A client's key, where the service wants one."))
+            .description(Some("A client's key, if the service requires one."))
             .build(),
     );
     document.components.get_or_insert_default().add_security_scheme("key", key);
@@ -35,16 +38,16 @@ pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
     document
 }
 
-/// A key is wanted where the operator has set keys; without, nothing is.
-fn want_key(operation: &mut Operation) {
+/// Marks the key as optional: it is required only if the operator has set client keys.
+fn allow_key(operation: &mut Operation) {
     operation.security = Some(vec![
         SecurityRequirement::default(),
         SecurityRequirement::new::<_, [String; 0], String>("key", []),
     ]);
 }
 
-/// Said, so that no tool takes it for forgotten.
-fn want_nothing(operation: &mut Operation) {
+/// Marks an operation as open explicitly, so that no tool takes it for an omission.
+fn allow_anybody(operation: &mut Operation) {
     operation.security = Some(Vec::new());
 }
 
@@ -57,7 +60,7 @@ fn describe(operation: &mut Operation) {
         .name("x-request-id")
         .parameter_in(ParameterIn::Header)
         .required(Required::False)
-        .description(Some("Your own id of the request: 1 to 64 letters, digits, `.`, `_` or `-`."))
+        .description(Some("Your own id for the request: 1 to 64 letters, digits, `.`, `_` or `-`."))
         .schema(Some(ObjectBuilder::new().schema_type(Type::String).build()))
         .build();
     operation.parameters.get_or_insert_default().push(id.into());
@@ -69,14 +72,19 @@ fn describe(operation: &mut Operation) {
                 response,
                 "accept-encoding",
                 Type::String,
-                "With `unsupported_content_encoding`, always `identity`.",
+                "Always `identity`; only with `unsupported_content_encoding`.",
             ),
             "401" => add(response, "www-authenticate", Type::String, "Always `Bearer`."),
             "429" | "503" if is_problem(response) => {
-                add(response, "retry-after", Type::Integer, "Seconds to wait before another try.");
+                add(
+                    response,
+                    "retry-after",
+                    Type::Integer,
+                    "Seconds to wait before another attempt.",
+                );
             }
             "502" if is_problem(response) => {
-                let what = "Seconds to wait before another try, where the picture's host or NVIDIA says so.";
+                let what = "Seconds to wait before another attempt, if the picture's host or NVIDIA says so.";
                 add(response, "retry-after", Type::Integer, what);
             }
             _ => {}
@@ -84,7 +92,7 @@ fn describe(operation: &mut Operation) {
     }
 }
 
-/// Whether a response is an error, and not the answer that was asked for.
+/// Whether this response is an error.
 fn is_problem(response: &Response) -> bool {
     response.content.contains_key(crate::web::error::PROBLEM_JSON)
 }

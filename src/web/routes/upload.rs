@@ -1,4 +1,4 @@
-//! `POST /vectorize-image-upload`: a picture as a file of a multipart form (RFC 7578).
+//! `POST /vectorize-image-upload`: a picture as a file in a multipart form (RFC 7578).
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use utoipa::{
     openapi::{RefOr, Response},
 };
 
-use super::{answer::Answer, problems};
+use super::{answer::Answer, openapi::error_responses};
 use crate::{
     image::{self, Unsupported},
     pipeline,
@@ -16,7 +16,7 @@ use crate::{
     web::{
         error::{Code, Error},
         extract::{
-            body::Receiving,
+            body::BodyLimits,
             boundary::boundary,
             cache_control::{CacheControl, CacheControlHeader},
             file_name,
@@ -27,15 +27,15 @@ use crate::{
     },
 };
 
-/// What may stand in the body beside the picture: other fields and the parts' headers, in bytes.
-const BESIDE_PICTURE: u64 = 1 << 20;
+/// The most bytes of the body besides the picture, for other fields and the headers of parts.
+const FORM_OVERHEAD: u64 = 1 << 20;
 
 /// A form with a picture.
 #[derive(ToSchema)]
 #[schema(as = UploadForm)]
 #[allow(dead_code, reason = "describes the body; `Form` reads it")]
 pub(super) struct UploadRequest {
-    /// The picture's file.
+    /// The file with the picture.
     #[schema(value_type = String, format = Binary, content_media_type = "application/octet-stream")]
     file: Vec<u8>,
 }
@@ -45,13 +45,13 @@ struct UploadErrors;
 
 impl IntoResponses for UploadErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        problems::of_pictures(&[Code::EmptyImage])
+        error_responses::of_pictures(&[Code::EmptyImage])
     }
 }
 
 /// Vectorize an uploaded picture
 ///
-/// What a mobile camera, a browser's form or `curl -F` sends.
+/// Takes what a mobile camera, a browser's form or `curl -F` sends.
 #[utoipa::path(
     post,
     path = "/vectorize-image-upload",
@@ -61,7 +61,7 @@ impl IntoResponses for UploadErrors {
     responses(
         (
             status = 200, description = "The picture's embedding", body = Answer,
-            headers(("x-cache" = String, description = "`miss` when NVIDIA was asked for this answer, else `hit`"))
+            headers(("x-cache" = String, description = "`miss` if the service called NVIDIA for this answer, else `hit`"))
         ),
         UploadErrors,
     )
@@ -76,16 +76,16 @@ pub(super) async fn vectorize_image_upload(
 ) -> Result<Answer, Error> {
     let boundary = boundary(&headers)?;
     let limits = &app.pipeline.limits;
-    let receiving = Receiving {
-        limit: limits.max_image_bytes + BESIDE_PICTURE,
+    let body_limits = BodyLimits {
+        limit: limits.max_image_bytes + FORM_OVERHEAD,
         picture_limit: Some(limits.max_image_bytes),
         timeout: limits.body_timeout,
     };
-    receiving.declared(&body)?;
+    body_limits.declared_length(&body)?;
     let admission = app.pipeline.admit(client, 0).await?;
 
     let memory = app.pipeline.memory.empty(client);
-    let mut form = Form::new(receiving.stream(body)?, &boundary, memory);
+    let mut form = Form::new(body_limits.stream(body)?, &boundary, memory);
     let file = form.find_file().await?;
     let name = file.name.clone();
     let received = match app.pipeline.receive(admission, form.into_stream(file)).await {

@@ -1,4 +1,4 @@
-//! `POST /vectorize-image`: a picture by its address.
+//! `POST /vectorize-image`: a picture by its URL.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use utoipa::{
     openapi::{RefOr, Response},
 };
 
-use super::{answer::Answer, problems};
+use super::{answer::Answer, openapi::error_responses};
 use crate::{
     image::{self, Unsupported},
     pipeline,
@@ -19,7 +19,7 @@ use crate::{
     web::{
         error::{Code, Error},
         extract::{
-            body::Receiving,
+            body::BodyLimits,
             cache_control::{CacheControl, CacheControlHeader},
             json,
             query::{PictureOptions, PictureQuery},
@@ -28,23 +28,23 @@ use crate::{
     },
 };
 
-/// An address may have 8 KiB, and escapes take six bytes for one.
+/// Enough for the longest URL of 8 KiB, since a JSON escape takes six bytes for one.
 const BODY_LIMIT: u64 = 64 * 1024;
 
 const EXAMPLE: &str = r#"{"image_url": "https://example.com/photo.jpg"}"#;
 
-/// Where the picture is.
+/// The URL of a picture.
 #[derive(ToSchema)]
 #[schema(as = ImageUrl)]
 #[allow(dead_code, reason = "describes the body; `Fields` reads it")]
 pub(super) struct UrlRequest {
     #[cfg_attr(
         feature = "heic",
-        doc = "An absolute http or https address of a JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC picture."
+        doc = "The absolute http or https URL of a JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC picture."
     )]
     #[cfg_attr(
         not(feature = "heic"),
-        doc = "An absolute http or https address of a JPEG, PNG, WebP, GIF, BMP or TIFF picture."
+        doc = "The absolute http or https URL of a JPEG, PNG, WebP, GIF, BMP or TIFF picture."
     )]
     #[schema(
         min_length = 1,
@@ -64,7 +64,7 @@ struct UrlErrors;
 
 impl IntoResponses for UrlErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        problems::of_pictures(&[
+        error_responses::of_pictures(&[
             Code::InvalidUrl,
             Code::UrlNotAllowed,
             Code::DownloadFailed,
@@ -73,7 +73,7 @@ impl IntoResponses for UrlErrors {
     }
 }
 
-/// Vectorize a picture by its address
+/// Vectorize a picture by its URL
 ///
 /// The service fetches the picture, saves it and answers with its embedding.
 #[utoipa::path(
@@ -85,7 +85,7 @@ impl IntoResponses for UrlErrors {
     responses(
         (
             status = 200, description = "The picture's embedding", body = Answer,
-            headers(("x-cache" = String, description = "`miss` when NVIDIA was asked for this answer, else `hit`"))
+            headers(("x-cache" = String, description = "`miss` if the service called NVIDIA for this answer, else `hit`"))
         ),
         UrlErrors,
     )
@@ -99,13 +99,13 @@ pub(super) async fn vectorize_image(
 ) -> Result<Answer, Error> {
     let admission = app.pipeline.admit(client, 0).await?;
     let limits = &app.pipeline.limits;
-    let receiving =
-        Receiving { limit: BODY_LIMIT, picture_limit: None, timeout: limits.body_timeout };
+    let body_limits =
+        BodyLimits { limit: BODY_LIMIT, picture_limit: None, timeout: limits.body_timeout };
     let mut memory = app.pipeline.memory.empty(client);
-    let address = parse(receiving.read(body, &mut memory).await?)?;
+    let url = parse(body_limits.read(body, &mut memory).await?)?;
     drop(memory);
 
-    let fetched = app.fetcher.fetch(&address, client).await?;
+    let fetched = app.fetcher.fetch(&url, client).await?;
     match fetched.length {
         Some(bytes) if bytes > limits.max_image_bytes => {
             let (limit, size) = (limits.max_image_bytes, Some(bytes));
@@ -116,10 +116,11 @@ pub(super) async fn vectorize_image(
     let bytes = fetched.into_stream(limits.max_image_bytes).map_err(Error::from);
     let received = app.pipeline.receive(admission, bytes).await.map_err(explain_web_page)?;
     let done = app.pipeline.embed(received, cache_mode, save_mode).await?;
-    Ok(Answer::new(done, app.model).fetched_from(address))
+    Ok(Answer::new(done, app.model).fetched_from(url))
 }
 
-/// People often copy the address of the page that shows a picture.
+/// Replaces the error for a web page, since people often copy the URL of a page that shows a
+/// picture.
 fn explain_web_page(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::Image(image::Error::Unsupported(
@@ -132,6 +133,6 @@ fn explain_web_page(error: Error) -> Error {
 fn parse(body: Vec<u8>) -> Result<String, Error> {
     let body = json::clean(body);
     let fields: Fields<'_> = json::parse(&body, EXAMPLE)?;
-    let address = json::required(fields.image_url, "image_url", EXAMPLE)?;
-    Ok(json::text(address, "image_url")?.into_owned())
+    let url = json::required(fields.image_url, "image_url", EXAMPLE)?;
+    Ok(json::text(url, "image_url")?.into_owned())
 }

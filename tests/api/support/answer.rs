@@ -1,9 +1,9 @@
-//! What the service answers, and what every answer has to hold.
+//! The service's answers, and what each of them must hold.
 
 use reqwest::{Response, StatusCode, header::HeaderMap};
 use serde_json::Value;
 
-/// An answer, read to its end.
+/// An answer with its whole body.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -12,7 +12,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Reads a response to its end.
+    /// Reads the whole response.
     pub async fn read(response: Response) -> reqwest::Result<Self> {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         Ok(Self { status, headers, body: response.bytes().await?.into() })
@@ -31,12 +31,12 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// The name of the picture's file.
+    /// The name of the saved file.
     pub fn saved_as(&self) -> String {
         self.json()["saved_as"].as_str().unwrap().to_owned()
     }
 
-    /// How the picture was prepared, of an answer with a vector.
+    /// How the picture was prepared. The answer must be a success.
     pub fn prepared(&self) -> String {
         self.vector();
         self.json()["prepared"].as_str().unwrap().to_owned()
@@ -46,7 +46,7 @@ impl Answer {
         assert_eq!(self.status, 200, "{:.500}", self.text());
         let answer = self.json();
         assert_eq!(answer["status"], "success");
-        // As text: serde_json's own floats are off by a bit at times.
+        // Parses the text itself, since serde_json's floats may be off by one bit.
         let text = self.text();
         let (_, vector) = text.split_once("\"vector\":[").unwrap();
         let (vector, rest) = vector.split_once(']').unwrap();
@@ -59,7 +59,7 @@ impl Answer {
     }
 }
 
-/// Asserts what every error answer holds, and gives its body back.
+/// Asserts everything that all error answers have in common, and returns the body.
 pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
     assert_eq!(answer.status, status, "{:.500}", answer.text());
     assert_eq!(answer.header("content-type"), "application/problem+json");
@@ -80,7 +80,7 @@ pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
     problem
 }
 
-/// The value of a metric, by its name and labels as they stand in the text; 0 if it is not there.
+/// The value of a metric, given its name and labels as in the text; 0 if it is absent.
 pub fn metric(text: &str, name: &str) -> f64 {
     let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     values.next().map_or(0.0, |value| value.parse().unwrap())

@@ -1,4 +1,4 @@
-//! The service on port 0, with a folder of its own.
+//! The service in the test's process, on port 0 and with its own folder.
 
 use std::{
     io,
@@ -8,7 +8,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use imagesvc::{app::App, config::Raw, fetch::Lookup};
+use imagesvc::{app::App, config::RawSettings, fetch::Lookup};
 pub use imagesvc::{app::BuildError, config::Config};
 use reqwest::{Client, RequestBuilder, header::CONTENT_TYPE};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ pub struct TestApp {
     served: JoinHandle<()>,
 }
 
-/// What a service is started with.
+/// Collects the settings of a service before it starts.
 pub struct Builder {
     settings: Vec<(String, String)>,
     configure: Box<dyn FnOnce(&mut Config) + Send>,
@@ -50,7 +50,7 @@ impl Builder {
         ])
     }
 
-    /// Sets a setting; the last value counts.
+    /// Sets a setting. The last value wins.
     #[allow(clippy::needless_pass_by_value, reason = "callers read better that way")]
     pub fn setting(mut self, name: &str, value: impl ToString) -> Self {
         self.settings.push((name.to_owned(), value.to_string()));
@@ -62,18 +62,18 @@ impl Builder {
         settings.iter().fold(self, |builder, (name, value)| builder.setting(name, value))
     }
 
-    /// Lets it fetch from this server, although it is on this machine.
-    pub fn may_fetch_from(self, origin: &FakeServer) -> Self {
-        self.setting("IMAGESVC_FETCH_ALLOW", origin.address)
+    /// Allows the service to fetch from this server, although it is on this machine.
+    pub fn may_fetch_from(self, server: &FakeServer) -> Self {
+        self.setting("IMAGESVC_FETCH_ALLOW", server.address)
     }
 
-    /// Changes what no setting tells.
+    /// Changes the configuration where no setting can.
     pub fn configure(mut self, change: impl FnOnce(&mut Config) + Send + 'static) -> Self {
         self.configure = Box::new(change);
         self
     }
 
-    /// Lets the names of hosts lead where the test says.
+    /// Resolves host names with this function.
     pub fn lookup(
         mut self,
         lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
@@ -82,19 +82,19 @@ impl Builder {
         self
     }
 
-    /// Keeps pictures in a folder that was used before.
+    /// Uses the downloads folder of an earlier service.
     pub fn folder(mut self, folder: TempDir) -> Self {
         self.folder = folder;
         self
     }
 
-    /// What the settings resolve to.
+    /// Resolves the settings.
     pub fn config(&self) -> Config {
         let downloads = self.folder.path().to_str().unwrap();
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let all = [("IMAGESVC_DOWNLOADS_DIR", downloads)].into_iter().chain(settings);
-        let mut config =
-            Config::resolve(&Raw::from_pairs(all)).unwrap_or_else(|faults| panic!("{faults}"));
+        let mut config = Config::resolve(&RawSettings::from_pairs(all))
+            .unwrap_or_else(|faults| panic!("{faults}"));
         assert_eq!(config.nvidia.retry.base, Duration::from_millis(250));
         config.nvidia.retry.base = Duration::from_nanos(1);
         assert_eq!(config.nvidia.poll_interval, Duration::from_secs(1));
@@ -103,7 +103,7 @@ impl Builder {
         config
     }
 
-    /// Builds the service without serving it, and gives its folder beside it.
+    /// Builds the service without serving, and returns it with its folder.
     pub async fn build(self) -> Result<(App, TempDir), BuildError> {
         let mut config = self.config();
         (self.configure)(&mut config);
@@ -116,7 +116,7 @@ impl Builder {
         let address = app.address();
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(app.serve(async {
-            // Told to stop, or dropped with the test: both end it.
+            // An error means that the test dropped the service, which stops it as well.
             let _ = stopped.await;
         }));
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();
@@ -125,28 +125,28 @@ impl Builder {
 }
 
 impl TestApp {
-    /// Starts a service in front of a fake NVIDIA, with nothing else set.
+    /// Starts a service in front of a fake NVIDIA, with default settings.
     pub async fn start(nvidia: &FakeNvidia) -> Self {
         Self::builder(nvidia).start().await
     }
 
-    /// A service in front of a fake NVIDIA, not started yet.
+    /// Prepares a service in front of a fake NVIDIA.
     pub fn builder(nvidia: &FakeNvidia) -> Builder {
         let settings = nvidia.settings().into_iter();
         settings.fold(Builder::new(), |builder, (name, value)| builder.setting(name, value))
     }
 
-    /// A service in sandbox mode, not started yet.
+    /// Prepares a service in sandbox mode.
     pub fn sandbox() -> Builder {
         Builder::new().setting("IMAGESVC_SANDBOX", true)
     }
 
-    /// Stops the service and waits until it drained, and its folder is free.
+    /// Stops the service, and waits until it has drained and its folder is unlocked.
     pub async fn stop(self) -> TempDir {
         self.stop.send(()).unwrap();
         self.served.await.unwrap();
-        // A program that another test is just starting holds all files of this process for a
-        // moment, the folder's lock among them.
+        // While another test starts a program, the child briefly holds all files of this process,
+        // the folder's lock among them.
         if let Ok(lock) = std::fs::File::open(self.folder.path().join(".lock")) {
             let started = std::time::Instant::now();
             while lock.try_lock().is_err() {
@@ -165,13 +165,13 @@ impl TestApp {
         Answer::read(request.send().await.unwrap()).await.unwrap()
     }
 
-    /// What [`Self::send`] does, by another client.
+    /// Sends a request with another client.
     pub async fn send_by(&self, client: &Client, request: RequestBuilder) -> Answer {
         let request = request.build().unwrap();
         self.send(RequestBuilder::from_parts(client.clone(), request)).await
     }
 
-    /// Waits until the metrics are as wanted.
+    /// Waits until the metrics fulfil a condition.
     pub async fn wait_for(&self, wanted: impl Fn(&dyn Fn(&str) -> f64) -> bool) {
         let mut last = String::new();
         let reach = async {
@@ -196,19 +196,19 @@ impl TestApp {
         self.send(request).await
     }
 
-    /// By the upload route, as curl does it.
+    /// Sends a picture to the upload route, as curl does.
     pub async fn upload(&self, picture: &[u8], name: &str) -> Answer {
         self.send(self.upload_request(picture, name)).await
     }
 
-    /// An upload that is not sent yet.
+    /// Prepares an upload.
     pub fn upload_request(&self, picture: &[u8], name: &str) -> RequestBuilder {
         let part =
             format!("name=\"file\"; filename=\"{name}\"\r\nContent-Type: application/octet-stream");
         self.form_request(&[(&part, picture)])
     }
 
-    /// A form of parts, each given by what follows `form-data; `, and its bytes.
+    /// Uploads a form. Each part has the text after `form-data; ` in its header, and its bytes.
     pub async fn upload_parts(&self, parts: &[(&str, &[u8])]) -> Answer {
         self.send(self.form_request(parts)).await
     }
@@ -229,7 +229,7 @@ impl TestApp {
             .body(body)
     }
 
-    /// By the Base64 route.
+    /// Sends a picture to the Base64 route.
     pub async fn base64(&self, picture: &[u8]) -> Answer {
         self.send(self.base64_request(picture)).await
     }
@@ -242,12 +242,12 @@ impl TestApp {
     }
 
     /// By the URL route.
-    pub async fn by_address(&self, address: &str) -> Answer {
-        self.send(self.address_request(address)).await
+    pub async fn by_url(&self, address: &str) -> Answer {
+        self.send(self.url_request(address)).await
     }
 
     /// The same, not sent yet.
-    pub fn address_request(&self, address: &str) -> RequestBuilder {
+    pub fn url_request(&self, address: &str) -> RequestBuilder {
         self.json_request("/vectorize-image", &json!({ "image_url": address }))
     }
 
@@ -261,7 +261,7 @@ impl TestApp {
         self.folder.path()
     }
 
-    /// The names in the downloads folder, without the service's own.
+    /// The names of the saved pictures.
     pub fn saved(&self) -> Vec<String> {
         names(self.folder.path())
     }

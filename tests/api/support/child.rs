@@ -1,4 +1,4 @@
-//! The service as a process of its own.
+//! The service as a separate process.
 
 use std::{
     io::{BufRead, BufReader, Lines},
@@ -16,13 +16,13 @@ use super::{FORM, FakeNvidia, base64_body, form};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_imagesvc");
 
-/// A running process; killed when dropped.
+/// A running process, killed when dropped.
 pub struct Child {
     pub address: SocketAddr,
     process: std::process::Child,
     log: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
-    /// What it logs, where nobody reads that.
+    /// The log's lines, kept unread and open.
     _unread: Option<Lines<BufReader<ChildStderr>>>,
 }
 
@@ -30,16 +30,15 @@ impl Child {
     /// The program's file.
     pub const PROGRAM: &str = PROGRAM;
 
-    /// Starts the program in a folder, with these settings and nothing else, and waits until it
-    /// listens.
+    /// Starts the program in a folder with only these settings, and waits until it listens.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
         Self::start_by(Command::new(PROGRAM), folder, settings)
     }
 
-    /// The same, with the program's system calls written to a file by strace.
+    /// Starts the program, and has strace write its system calls to a file.
     pub fn start_traced(folder: &Path, settings: &[(&str, &str)], calls: &str, to: &Path) -> Self {
         let mut strace = Command::new("strace");
-        // `--daemonize`: the process that is started here is the program itself, and no tracer.
+        // With `--daemonize`, the child of this process is the program, and not the tracer.
         strace.args(["--daemonize", "--follow-forks", "--decode-fds=path", "--trace", calls]);
         strace.arg("--output").arg(to).arg(PROGRAM);
         Self::start_by(strace, folder, settings)
@@ -62,7 +61,7 @@ impl Child {
         child
     }
 
-    /// The same, but from when it listens nobody reads its log.
+    /// Starts the program, and reads nothing of its log once it listens.
     pub fn start_unread(folder: &Path, settings: &[(&str, &str)]) -> Self {
         let (mut child, lines) = Self::spawn(Command::new(PROGRAM), folder, settings);
         child._unread = Some(lines);
@@ -90,7 +89,8 @@ impl Child {
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let mut said = Vec::new();
         let address = loop {
-            let line = lines.next().unwrap_or_else(|| panic!("it ended: {said:?}")).unwrap();
+            let line =
+                lines.next().unwrap_or_else(|| panic!("the program ended: {said:?}")).unwrap();
             let event: serde_json::Value =
                 serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
             said.push(line);
@@ -102,7 +102,7 @@ impl Child {
         (Self { address, process, log, reader: None, _unread: None }, lines)
     }
 
-    /// Starts the program in a folder, in front of a fake NVIDIA.
+    /// Starts the program in front of a fake NVIDIA.
     pub fn start_with(nvidia: &FakeNvidia, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let upstream = nvidia.settings();
         let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
@@ -113,34 +113,34 @@ impl Child {
         format!("http://{}{path}", self.address)
     }
 
-    /// An upload of a picture, not sent yet.
+    /// Prepares an upload of a picture.
     pub fn upload_request(&self, client: &Client, picture: &[u8]) -> RequestBuilder {
         let request = client.post(self.url("/vectorize-image-upload"));
         request.header(CONTENT_TYPE, FORM).body(form(picture))
     }
 
-    /// The same by the Base64 route.
+    /// Prepares a request to the Base64 route.
     pub fn base64_request(&self, client: &Client, picture: &[u8]) -> RequestBuilder {
         client.post(self.url("/vectorize-image-base64")).body(base64_body(picture))
     }
 
-    /// The same by the URL route.
-    pub fn address_request(&self, client: &Client, address: &str) -> RequestBuilder {
+    /// Prepares a request to the URL route.
+    pub fn url_request(&self, client: &Client, address: &str) -> RequestBuilder {
         let body = json!({ "image_url": address }).to_string();
         client.post(self.url("/vectorize-image")).body(body)
     }
 
-    /// The most memory that was ever resident, in bytes.
+    /// The peak of the resident memory, in bytes.
     pub fn peak_memory(&self) -> u64 {
         self.status("VmHWM:")
     }
 
-    /// The memory that is resident now, in bytes.
+    /// The resident memory, in bytes.
     pub fn memory(&self) -> u64 {
         self.status("VmRSS:")
     }
 
-    /// How many files and sockets it has open.
+    /// The number of open files and sockets.
     pub fn open_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap().count()
     }
@@ -149,35 +149,35 @@ impl Child {
         status(self.process.id(), name).unwrap()
     }
 
-    /// Its number, as the system knows it.
+    /// The process's id.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    /// Ends it as a power cut would.
+    /// Ends the process at once, as a power cut would.
     pub fn kill(mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// Tells it to stop.
+    /// Tells the process to stop.
     pub fn terminate(&self) {
         self.signal("TERM");
     }
 
-    /// Sends it a signal, by its name.
+    /// Sends a signal, given by its name.
     pub fn signal(&self, name: &str) {
         let kill = format!("kill -{name} {}", self.process.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Tells it to stop, waits, and gives its exit status and all that it logged.
+    /// Tells the process to stop, waits, and returns its exit status and log.
     pub fn stop(self) -> (ExitStatus, Vec<String>) {
         self.terminate();
         self.wait()
     }
 
-    /// Waits for its end, and gives its exit status and all that it logged.
+    /// Waits until the process ends, and returns its exit status and log.
     pub fn wait(mut self) -> (ExitStatus, Vec<String>) {
         let status = self.process.wait().unwrap();
         if let Some(reader) = self.reader.take() {
@@ -188,12 +188,13 @@ impl Child {
     }
 }
 
-/// The numbers of a process's children that have not ended.
+/// The ids of a process's running children.
 pub fn children_of(parent: u32) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").unwrap();
     let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let is_child = |id: &u32| {
-        // What ended meanwhile has no file any more. The name may hold spaces and parentheses.
+        // A process that has ended has no such file. The program's name may hold spaces and
+        // parentheses.
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
         let mut fields = stat.rsplit(')').next().unwrap().split_whitespace();
         let state = fields.next();
@@ -202,7 +203,7 @@ pub fn children_of(parent: u32) -> Vec<u32> {
     ids.filter(is_child).collect()
 }
 
-/// The memory of a process that is resident now, in bytes; 0 if it has ended.
+/// The resident memory of a process, in bytes; 0 if it has ended.
 pub fn memory_of(process: u32) -> u64 {
     status(process, "VmRSS:").unwrap_or(0)
 }

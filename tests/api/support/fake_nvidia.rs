@@ -10,38 +10,38 @@ use super::{
     nvidia_api::{self, ASSETS_PATH, CREATE_ASSET, INFER, UPLOAD_PATH, asset_body, embedding_body},
 };
 
-/// A fake server with NVIDIA's addresses on it.
+/// A fake server with the routes of NVIDIA's API.
 pub struct FakeNvidia(FakeServer);
 
 impl FakeNvidia {
-    /// The picture that was sent to it last, which must have been inline.
+    /// The picture of the last request, which must be an inline inference.
     pub fn last_inline(&self) -> Inline {
         Inline::of(self.received().last().unwrap())
     }
 
-    /// The asset that uploads are told to be.
+    /// The asset id that every created upload gets.
     pub const ASSET: &'static str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
-    /// The query of the address that uploads go to.
+    /// The query of the presigned upload URL.
     pub const SIGNATURE: &'static str = "X-Amz-Signature=planted";
 
-    /// Answers every call by a script.
+    /// Answers every call with a script.
     pub async fn scripted(
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
         Self(FakeServer::start(script).await)
     }
 
-    /// Answers call after call, the last reply again and again.
+    /// Answers one call after the other with these replies, and then repeats the last one.
     pub async fn replying(replies: Vec<Reply>) -> Self {
         Self::scripted(move |_, nth| replies.get(nth).or(replies.last()).unwrap().clone()).await
     }
 
-    /// Answers every inference at once, and takes uploads.
-    pub async fn well() -> Self {
+    /// Answers every inference and accepts uploads.
+    pub async fn healthy() -> Self {
         Self::with_uploads(|_| None).await
     }
 
-    /// Takes uploads and answers inferences, except where the script says otherwise.
+    /// Answers inferences and accepts uploads, unless the script returns another reply.
     pub async fn with_uploads(
         except: impl Fn(&Received) -> Option<Reply> + Send + Sync + 'static,
     ) -> Self {
@@ -54,19 +54,19 @@ impl FakeNvidia {
                 CREATE_ASSET => created_asset(request),
                 line if line.starts_with(&format!("PUT {UPLOAD_PATH}")) => Reply::status(200),
                 line if line.starts_with(&format!("DELETE {ASSETS_PATH}/")) => Reply::status(204),
-                line => panic!("NVIDIA has no {line}"),
+                line => panic!("NVIDIA has no route {line}"),
             }
         })
         .await
     }
 
-    /// The settings that lead to it.
+    /// The settings that point the service to this server.
     pub fn settings(&self) -> [(&'static str, String); 4] {
         nvidia_api::settings(self.address)
     }
 }
 
-/// NVIDIA's answer to an announced upload.
+/// NVIDIA's answer to the creation of an upload.
 pub fn created_asset(request: &Received) -> Reply {
     let host = request.header("host").unwrap();
     let announced: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
@@ -90,26 +90,26 @@ pub fn numbers() -> Vec<String> {
     (0..1536).map(|n| format!("{:.7}", f64::from(n) / 1536.0 - 0.5)).collect()
 }
 
-/// NVIDIA's answer with [`numbers`].
+/// NVIDIA's answer with [`numbers`] as the embedding.
 pub fn embedding() -> Reply {
     embedding_of(&format!("[{}]", numbers().join(",")))
 }
 
-/// NVIDIA's answer with an embedding of any text.
+/// NVIDIA's answer with this text as the embedding.
 pub fn embedding_of(embedding: &str) -> Reply {
     Reply::json(200, embedding_body(embedding))
 }
 
-/// NVIDIA's answer that the embedding comes later, under this id.
+/// NVIDIA's answer that the embedding is pending under this id.
 pub fn pending(id: &str) -> Reply {
     Reply::new(202, &[("NVCF-REQID", id), ("NVCF-STATUS", "pending-evaluation")], "")
 }
 
-/// The picture that an inference carries.
+/// The picture of an inline inference.
 pub struct Inline {
     pub media_type: String,
     pub bytes: Vec<u8>,
-    /// Of its Base64 text.
+    /// The length of the Base64 text.
     pub text_len: usize,
 }
 
@@ -122,19 +122,19 @@ impl Inline {
         Self { media_type, bytes: BASE64_STANDARD.decode(text).unwrap(), text_len: text.len() }
     }
 
-    /// Its pixels, as they lie.
+    /// The pixels as stored, not turned upright.
     pub fn pixels(&self) -> RgbImage {
         image_rs::load_from_memory(&self.bytes).unwrap().into_rgb8()
     }
 }
 
-/// The number of a tiny picture that an inference asks for.
-pub fn number(request: &Received) -> usize {
-    try_number(request).unwrap()
+/// The number of the tiny picture in an inference.
+pub fn picture_number(request: &Received) -> usize {
+    try_picture_number(request).unwrap()
 }
 
-/// The same, of a request that may be about something else.
-pub fn try_number(request: &Received) -> Option<usize> {
+/// The number of the tiny picture, or `None` if the request carries no picture.
+pub fn try_picture_number(request: &Received) -> Option<usize> {
     let body = String::from_utf8_lossy(&request.body);
     let (_, text) = body.split_once(";base64,")?;
     let picture = BASE64_STANDARD.decode(text.split_once('"')?.0).unwrap();

@@ -1,4 +1,4 @@
-//! A fake HTTP/1.1 server, which answers by a script and keeps what it received, to the byte.
+//! A fake HTTP/1.1 server that answers with a script and keeps every request byte for byte.
 
 use std::{
     net::SocketAddr,
@@ -18,16 +18,16 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
-/// A request as it came over the wire.
+/// A request as it arrived.
 #[derive(Debug, Clone)]
 pub struct Received {
     pub method: String,
     /// Path and query.
     pub target: String,
-    /// Names in lower case, in the order of arrival.
+    /// The headers in the order of arrival, with names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// The other end of the connection that it came by.
+    /// The other end of the request's connection.
     pub peer: SocketAddr,
 }
 
@@ -40,7 +40,7 @@ impl Received {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// Every header but `host`, sorted: what a test can compare with.
+    /// All headers but `host`, which differs from run to run, sorted.
     pub fn sorted_headers(&self) -> Vec<String> {
         let headers = self.headers.iter().filter(|(name, _)| name != "host");
         let mut headers: Vec<_> = headers.map(|(name, value)| format!("{name}: {value}")).collect();
@@ -49,22 +49,22 @@ impl Received {
     }
 }
 
-/// What the server does with a request.
+/// How the server replies to a request.
 #[derive(Debug, Clone)]
 pub enum Reply {
-    /// These bytes, the connection stays open.
+    /// Sends these bytes, and keeps the connection open.
     Bytes(Vec<u8>),
-    /// These bytes, then the connection is closed.
-    Cut(Vec<u8>),
-    /// These bytes, after a while.
+    /// Sends these bytes, then closes the connection.
+    CloseAfter(Vec<u8>),
+    /// Sends these bytes after this time.
     After(Duration, Vec<u8>),
-    /// These bytes, once the gate is open.
+    /// Sends these bytes once the test releases them.
     Held(watch::Receiver<bool>, Vec<u8>),
-    /// Nothing, for ever.
+    /// Never replies.
     Hang,
-    /// These bytes, then a byte every few milliseconds, for ever.
+    /// Sends these bytes, then one byte every few milliseconds, for ever.
     Trickle(Vec<u8>),
-    /// These bytes, then more and more, as fast as they are taken.
+    /// Sends these bytes, then more for ever, as fast as the client reads.
     Endless(Vec<u8>),
 }
 
@@ -83,27 +83,27 @@ impl Reply {
         Self::new(status, &[("content-type", "application/json")], body)
     }
 
-    /// The same, once the gate is open.
-    pub fn held(self, gate: &watch::Sender<bool>) -> Self {
-        Self::Held(gate.subscribe(), self.into_bytes())
+    /// Holds the reply until the test sends `true`.
+    pub fn held_until(self, release: &watch::Sender<bool>) -> Self {
+        Self::Held(release.subscribe(), self.into_bytes())
     }
 
-    /// The same, after a while.
+    /// Delays the reply.
     pub fn after(self, wait: Duration) -> Self {
         Self::After(wait, self.into_bytes())
     }
 
-    /// Half of the same, then the connection is closed.
+    /// Sends only half of the reply, then closes the connection.
     pub fn broken_off(self) -> Self {
         let mut bytes = self.into_bytes();
         bytes.truncate(bytes.len() / 2);
-        Self::Cut(bytes)
+        Self::CloseAfter(bytes)
     }
 
     fn into_bytes(self) -> Vec<u8> {
         match self {
             Self::Bytes(bytes) => bytes,
-            other => panic!("{other:?} is no plain answer"),
+            other => panic!("{other:?} is not a plain reply"),
         }
     }
 
@@ -112,15 +112,15 @@ impl Reply {
     }
 }
 
-/// Requests that wait for a reply, and the most that ever did.
+/// The number of requests that wait for a delayed reply, and the most that ever did.
 type Active = (AtomicUsize, AtomicUsize);
 
-/// How many requests are kept with their bodies.
+/// How many requests are kept with their bodies; later ones are kept without.
 const KEPT: usize = 64;
 
 type Script = dyn Fn(&Received, usize) -> Reply + Send + Sync;
 
-/// The server. It ends with the test.
+/// A running server, which stops when dropped.
 pub struct FakeServer {
     pub address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
@@ -130,12 +130,12 @@ pub struct FakeServer {
 }
 
 impl FakeServer {
-    /// Answers each request by a script that is told the request and how many came before it.
+    /// Answers each request with a script, which gets the request and the number of earlier ones.
     pub async fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
         Self::listen(None, script).await
     }
 
-    /// The same over TLS, at `localhost`.
+    /// Serves over TLS, as `localhost`.
     pub async fn start_tls(
         config: ServerConfig,
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
@@ -162,7 +162,7 @@ impl FakeServer {
                 let (counted, activity) = (Arc::clone(&counted), Arc::clone(&activity));
                 let tls = tls.clone();
                 tokio::spawn(async move {
-                    // A client that hangs up ends its connection, and nothing else.
+                    // An error ends only this connection.
                     let _ = if let Some(tls) = tls {
                         match tls.accept(stream).await {
                             Ok(stream) => {
@@ -202,16 +202,17 @@ impl FakeServer {
         self.received().iter().map(Received::line).collect()
     }
 
-    /// How many requests came.
+    /// The number of requests so far.
     pub fn count(&self) -> usize {
         *self.count.borrow()
     }
 
-    /// Waits until so many requests have come: some are made behind the answer's back.
+    /// Waits until this many requests have arrived, since the service makes some calls after its
+    /// answer.
     pub async fn wait_for(&self, requests: usize) -> Vec<Received> {
         let mut count = self.count.clone();
         let wait = timeout(Duration::from_secs(10), count.wait_for(|count| *count >= requests));
-        assert!(wait.await.is_ok(), "only these came: {:?}", self.lines());
+        assert!(wait.await.is_ok(), "only these requests arrived: {:?}", self.lines());
         self.received()
     }
 }
@@ -236,7 +237,7 @@ async fn serve(
         let reply = {
             let mut log = log.lock().unwrap();
             let reply = script(&received, log.len());
-            // Large bodies are kept by who wants to see them: here only the first few.
+            // Keeping all large bodies would take too much memory.
             let body = if log.len() < KEPT { received.body } else { Vec::new() };
             log.push(Received { body, ..received });
             reply
@@ -244,7 +245,7 @@ async fn serve(
         counted.send_modify(|count| *count += 1);
         match reply {
             Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
-            Reply::Cut(bytes) => return stream.write_all(&bytes).await,
+            Reply::CloseAfter(bytes) => return stream.write_all(&bytes).await,
             Reply::After(wait, bytes) => {
                 let now = active.0.fetch_add(1, Ordering::SeqCst) + 1;
                 active.1.fetch_max(now, Ordering::SeqCst);
@@ -252,9 +253,9 @@ async fn serve(
                 active.0.fetch_sub(1, Ordering::SeqCst);
                 stream.write_all(&bytes).await?;
             }
-            Reply::Held(mut gate, bytes) => {
-                // A gate that was dropped is open, too.
-                let _ = gate.wait_for(|open| *open).await;
+            Reply::Held(mut release, bytes) => {
+                // If the test has dropped the sender, the reply is released, too.
+                let _ = release.wait_for(|open| *open).await;
                 stream.write_all(&bytes).await?;
             }
             Reply::Hang => std::future::pending().await,
@@ -292,7 +293,11 @@ async fn read_request(
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
     let mut received = Received { method, target, headers, body: Vec::new(), peer };
-    assert_eq!(received.header("transfer-encoding"), None, "every body that is sent has a length");
+    assert_eq!(
+        received.header("transfer-encoding"),
+        None,
+        "the service declares the length of every body"
+    );
     let length = received.header("content-length").map_or(0, |length| length.parse().unwrap());
     received.body.resize(length, 0);
     stream.read_exact(&mut received.body).await?;

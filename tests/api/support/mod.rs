@@ -1,10 +1,10 @@
-//! The service on a port of its own, and the servers that it talks to.
+//! Starts the service on its own port, and the fake servers that it calls.
 
+mod addresses;
 mod answer;
 mod app;
 pub mod bombs;
 mod child;
-mod client;
 pub mod craft;
 mod decoder;
 pub mod documents;
@@ -17,20 +17,22 @@ pub mod nvidia_api;
 mod pictures;
 mod pixels;
 mod programs;
+mod raw_http;
 mod request;
 
+pub use addresses::{client_from, connect_from, free_address};
 pub use answer::{Answer, assert_problem, metric};
 pub use app::{BuildError, Config, TestApp};
 pub use child::{Child, children_of, memory_of};
-pub use client::{client_from, connect_from, free_address};
-pub use decoder::{decoder_settings, misbehaving};
+pub use decoder::{decoder_settings, fake_decoder};
 pub use fake_nvidia::{
-    FakeNvidia, Inline, created_asset, embedding, embedding_of, number, numbers, pending,
-    try_number,
+    FakeNvidia, Inline, created_asset, embedding, embedding_of, numbers, pending, picture_number,
+    try_picture_number,
 };
 pub use fake_server::{FakeServer, Received, Reply};
 pub use held::Held;
 pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};
 pub use pixels::Difference;
 pub use programs::{is_missing, python_lacks};
+pub use raw_http::{SMUGGLED, exchange, parse_answer, raw_request, read_to_end};
 pub use request::{FORM, base64_body, form, post_head};

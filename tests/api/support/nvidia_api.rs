@@ -1,23 +1,23 @@
-//! What NVIDIA's API looks like from its side: the key it is shown, the requests it takes, and the
-//! bodies of both. For whatever plays NVIDIA here; the benchmarks include this file, too.
+//! NVIDIA's API as its server sees it: the key, the requests, and the bodies of requests and
+//! answers. All fakes of NVIDIA use it; the benchmarks include this file, too.
 
 use std::net::SocketAddr;
 
-/// The key that the service is given.
+/// The service's key.
 pub const KEY: &str = "nvapi-planted-key";
 
 /// The request for an embedding.
 pub const INFER: &str = "POST /v1/cv/nvidia/nv-dinov2";
-/// The request that announces an upload.
+/// The request that creates an upload.
 pub const CREATE_ASSET: &str = "POST /v2/nvcf/assets";
 
 pub const INFER_PATH: &str = INFER.split_at("POST ".len()).1;
 pub const ASSETS_PATH: &str = CREATE_ASSET.split_at("POST ".len()).1;
 pub const STATUS_PATH: &str = "/v1/status";
-/// Where uploads go: what follows is up to who takes them.
+/// The start of the upload path; each fake chooses the rest.
 pub const UPLOAD_PATH: &str = "/upload/";
 
-/// The settings that lead the service to whoever plays NVIDIA at an address.
+/// The settings that point the service to a fake NVIDIA at this address.
 pub fn settings(address: SocketAddr) -> [(&'static str, String); 4] {
     let url = |path| format!("http://{address}{path}");
     [
@@ -28,21 +28,21 @@ pub fn settings(address: SocketAddr) -> [(&'static str, String); 4] {
     ]
 }
 
-/// The body of an inference with a picture in it, as Base64.
+/// The body of an inference with an inline picture.
 pub fn inline_body(media_type: &str, base64: &str) -> String {
     format!(
         r#"{{"messages":[{{"content":{{"type":"image_url","image_url":{{"url":"data:{media_type};base64,{base64}"}}}}}}]}}"#
     )
 }
 
-/// The answer to an inference, with an embedding of any text.
+/// The body of NVIDIA's answer with this text as the embedding.
 pub fn embedding_body(embedding: &str) -> String {
     format!(
         r#"{{"metadata":[{{"embedding":{embedding},"frame_num":0}}],"created":1,"model":"nv-dinov2","object":"inference.completion","usage":{{"inference_response_time":1}}}}"#
     )
 }
 
-/// The answer to an announced upload.
+/// The body of NVIDIA's answer to the creation of an upload.
 pub fn asset_body(asset: &str, upload_url: &str, media_type: &str, description: &str) -> String {
     format!(
         r#"{{"assetId":"{asset}","uploadUrl":"{upload_url}","contentType":"{media_type}","description":"{description}"}}"#

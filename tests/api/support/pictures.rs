@@ -1,4 +1,4 @@
-//! Pictures to send.
+//! Pictures for the tests.
 
 use std::{io::Cursor, sync::LazyLock};
 
@@ -10,7 +10,7 @@ pub const ROCKET: &[u8] = include_bytes!("../../fixtures/rocket.jpg");
 pub const CHELSEA: &[u8] = include_bytes!("../../fixtures/chelsea.png");
 /// A JPEG photograph of 1000 × 872 that does not fit inline.
 pub const HUBBLE: &[u8] = include_bytes!("../../fixtures/hubble_deep_field.jpg");
-/// A HEIC photograph of 80 × 120, in tiles, lying on its side: as an iPhone takes them.
+/// A HEIC photograph of 80 × 120 as an iPhone takes it: in tiles, and stored on its side.
 pub const PHONE: &[u8] = include_bytes!("../../fixtures/heic/iphone-grid.heic");
 
 /// A picture in another format.
@@ -21,7 +21,7 @@ pub fn converted(picture: &[u8], format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A PNG that no compression makes smaller: some three bytes for each pixel.
+/// A PNG of noise, which does not compress: about three bytes per pixel.
 pub fn noise_png(width: u32, height: u32) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
     let noise =
@@ -31,18 +31,18 @@ pub fn noise_png(width: u32, height: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// The same picture to the eye, but another one byte for byte: what follows its end is ignored.
+/// The same picture with other bytes: decoders ignore what follows its end.
 pub fn variant(picture: &[u8], n: usize) -> Vec<u8> {
     [picture, &n.to_le_bytes()].concat()
 }
 
-/// A picture of a few bytes, another one for each number.
+/// A tiny picture, a different one for each number.
 pub fn tiny(n: usize) -> Vec<u8> {
     static PNG: LazyLock<Vec<u8>> = LazyLock::new(|| noise_png(4, 4));
     variant(&PNG, n)
 }
 
-/// How an AVIF picture begins, which is a format that is not read.
+/// The beginning of an AVIF picture, a format that the service does not support.
 pub fn avif() -> Vec<u8> {
     [&b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf"[..], &[0; 100]].concat()
 }

@@ -1,8 +1,8 @@
-//! Programs that a machine may lack.
+//! Programs that may be missing on a machine.
 
 use std::process::{Command, Stdio};
 
-/// Whether a program is missing, which it then says; in CI none may be.
+/// Whether a program is missing. If so, it prints that the test is skipped; in CI it fails instead.
 pub fn is_missing(program: &str) -> bool {
     let has_it = quiet(program).arg("--version").status().is_ok();
     !has_it && is_skipped_without(program)

@@ -1,4 +1,4 @@
-//! Requests as they stand on the wire, for tests that say more of them than a client lets them.
+//! Bodies and heads of requests, for tests that need more control than an HTTP client gives.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
@@ -17,8 +17,7 @@ pub fn base64_body(picture: &[u8]) -> String {
     json!({ "image_base64": BASE64_STANDARD.encode(picture) }).to_string()
 }
 
-/// The head of a request with a form's content type, and with more lines, each of which ends in
-/// `\r\n`.
+/// The head of a POST request with a form's content type. Each line in `more` must end in `\r\n`.
 pub fn post_head(route: &str, length: usize, more: &str) -> Vec<u8> {
     format!(
         "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: {FORM}\r\ncontent-length: {length}\r\n\

@@ -45,10 +45,13 @@ impl Chunks {
         if count > MAX_CHUNKS {
             return Err(unsupported("a TIFF in more than 65,536 strips or tiles"));
         }
-        let is_table = |values: Values| (count..=MAX_CHUNKS).contains(&values.count);
-        if !is_table(offsets) || !lengths.is_none_or(is_table) {
+        let is_short = |values: &Values| values.count < count;
+        let is_absurd = |values: Values| values.count > MAX_CHUNKS;
+        if is_short(&offsets) || is_absurd(offsets) || lengths.is_some_and(is_absurd) {
             return Err(Fault::Damaged);
         }
+        // A table that is too short tells nothing.
+        let lengths = lengths.filter(|lengths| !is_short(lengths));
         Ok(Self {
             width: chunk_width,
             height: chunk_height,

@@ -203,7 +203,12 @@ impl Fax {
             FaxDecoder::Group3(decoder) => {
                 // The last row is told together with the end.
                 self.is_over = decoder.advance().map_err(broken)? == DecodeStatus::End;
-                decoder.transitions()
+                let changes = decoder.transitions();
+                // The decoder takes a code that it does not know for the end of a row.
+                if changes.last().is_some_and(|end| *end != self.width) {
+                    return Err(broken("a row of a fax ends early, or late"));
+                }
+                changes
             }
             FaxDecoder::Group4(decoder) => {
                 self.is_over = decoder.advance().map_err(broken)? == DecodeStatus::End;
@@ -283,6 +288,6 @@ fn room(len: u64) -> io::Result<usize> {
     usize::try_from(len.saturating_add(64)).map_err(io::Error::other)
 }
 
-fn broken(reason: impl std::fmt::Debug) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{reason:?}"))
+fn broken(reason: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{reason}"))
 }

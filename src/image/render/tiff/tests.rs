@@ -76,6 +76,17 @@ fn grey_of_every_depth_is_scaled_to_eight_bits() {
 }
 
 #[test]
+fn a_strip_whose_length_is_not_told_goes_on_to_the_end_of_the_file() {
+    const STRIP_BYTE_COUNTS: u16 = 279;
+    let values = [7, 8, 9, 10];
+    let picture = Crafted::new((4, 1), GREY, &[8]).with(COMPRESSION, &[DEFLATE]);
+    for lengths in [&[0][..], &[]] {
+        let picture = picture.clone().with(STRIP_BYTE_COUNTS, lengths);
+        assert_eq!(pixels(&picture, &zlib(&values)), grey(&values), "{lengths:?}");
+    }
+}
+
+#[test]
 fn a_palettes_numbers_become_its_colours() {
     let map = |scale: u64| [9, 10, 11, 12, 20, 21, 22, 23, 30, 31, 32, 33].map(|n| n * scale);
     for scale in [256, 257, 1] {
@@ -181,6 +192,47 @@ fn lzw_of_before_tiff_5_is_told_by_its_first_code() {
     let picture = Crafted::new((100, 20), GREY, &[8]).with(COMPRESSION, &[LZW]);
     assert_eq!(pixels(&picture, &old), grey(&values));
     assert_eq!(pixels(&picture, &lzw(&values)), grey(&values));
+}
+
+/// Bits as a string has them.
+fn bits(text: &str) -> Vec<u8> {
+    let bits: Vec<_> = text.bytes().filter(|byte| *byte != b' ').collect();
+    let byte = |some: &[u8]| (0..).zip(some).fold(0, |byte, (n, bit)| byte | (bit & 1) << (7 - n));
+    bits.chunks(8).map(byte).collect()
+}
+
+#[test]
+fn faxes_are_decoded_to_black_and_white() {
+    const END_OF_ROW: &str = "000000000001";
+    let fax = |compression: u64, photometric| {
+        Crafted::new((8, 3), photometric, &[1]).with(COMPRESSION, &[compression])
+    };
+    // Four white, three black and one white; all white; the first again.
+    let (row, blank) = ("1011 10 000111", "10011");
+    let group_3 = [END_OF_ROW, row, END_OF_ROW, blank, END_OF_ROW, row].concat();
+    // Horizontal; up to the end of a row unlike the one above: pass and vertical; horizontal.
+    let group_4 = format!("001 {} {} 1  0001 1  001 {} {} 1", "1011", "10", "1011", "10");
+    let first = [255, 255, 255, 255, 0, 0, 0, 255];
+    let expected = [first, [255; 8], first].concat();
+    for (compression, strip) in [(3, bits(&group_3)), (4, bits(&group_4))] {
+        assert_eq!(pixels(&fax(compression, 0), &strip), grey(&expected), "{compression}");
+        let inverted: Vec<_> = expected.iter().map(|value| 255 - value).collect();
+        assert_eq!(pixels(&fax(compression, 1), &strip), grey(&inverted), "{compression}");
+        let reversed: Vec<u8> = strip.iter().map(|byte| byte.reverse_bits()).collect();
+        let picture = fax(compression, 0).with(FILL_ORDER, &[2]);
+        assert_eq!(pixels(&picture, &reversed), grey(&expected), "{compression}");
+    }
+    assert!(decoded(fax(3, 0).file(&[&bits(&group_3)[..2]])).is_err(), "cut short");
+    // A row that ends early, by the end of a row or by a code that is none, is not made up.
+    for damaged in ["1011", "1011 00000000111"] {
+        let strip = [END_OF_ROW, row, END_OF_ROW, damaged, END_OF_ROW, row, END_OF_ROW].concat();
+        assert!(decoded(fax(3, 0).file(&[&bits(&strip)])).is_err(), "{damaged}");
+    }
+    // Where Group 4 ends early, the rest is white, as with libtiff; but a fax of no rows is none.
+    let early = bits(&format!("001 1011 10 1 {END_OF_ROW}{END_OF_ROW}"));
+    let expected = [&first[..], &[255; 16]].concat();
+    assert_eq!(pixels(&fax(4, 0), &early), grey(&expected));
+    assert!(decoded(fax(4, 0).file(&[&bits(&END_OF_ROW.repeat(2))])).is_err());
 }
 
 /// Four bytes a pixel that are different everywhere.

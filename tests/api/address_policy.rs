@@ -1,4 +1,4 @@
-//! No address that the policy denies is ever connected to, whatever it is disguised as.
+//! The fetcher never connects to an address that the policy denies, however the URL spells it.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -14,14 +14,14 @@ use crate::support::{
     Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
 };
 
-/// Listens on 127.0.0.1 and ::1 and counts who connects: nobody should.
+/// Listens on 127.0.0.1 and ::1 and counts connections. There should be none.
 struct Trap {
     port: u16,
     connections: Arc<AtomicUsize>,
 }
 
 impl Trap {
-    async fn set() -> Self {
+    async fn start() -> Self {
         let v4 = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = v4.local_addr().unwrap().port();
         let v6 = TcpListener::bind(("::1", port)).await.unwrap();
@@ -37,7 +37,7 @@ impl Trap {
         Self { port, connections }
     }
 
-    /// Shows that the trap works, and that nobody was in it before.
+    /// Asserts that nobody has connected, and then that the trap does count connections.
     async fn assert_untouched(&self) {
         assert_eq!(self.connections.load(Ordering::SeqCst), 0);
         for host in ["127.0.0.1", "::1"] {
@@ -49,7 +49,7 @@ impl Trap {
     }
 }
 
-/// Every way to write this machine.
+/// Every spelling of this machine's address in a URL.
 fn spellings(port: u16) -> Vec<String> {
     [
         "127.0.0.1",
@@ -88,7 +88,8 @@ fn spellings(port: u16) -> Vec<String> {
     .collect()
 }
 
-/// Not every system knows the name `localhost.`; one that does finds it denied.
+/// Asserts that the policy refused the URL. On systems that cannot resolve `localhost.`, the
+/// look-up fails first.
 fn assert_refused(answer: &Answer, address: &str) {
     match answer.status {
         502 if address.contains("localhost.") => assert_problem(answer, 502, "download_failed"),
@@ -98,27 +99,27 @@ fn assert_refused(answer: &Answer, address: &str) {
 
 #[tokio::test]
 async fn no_spelling_of_this_machine_is_connected_to() {
-    let trap = Trap::set().await;
-    let nvidia = FakeNvidia::well().await;
+    let trap = Trap::start().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", trap.port).start().await;
     for address in spellings(trap.port) {
         for address in
             [address.clone(), address.replace("http:", "https:"), address.replace('/', "\\")]
         {
-            assert_refused(&app.by_address(&address).await, &address);
+            assert_refused(&app.by_url(&address).await, &address);
         }
     }
     let with_user = format!("http://example.com@127.0.0.1:{}/", trap.port);
-    assert_problem(&app.by_address(&with_user).await, 400, "invalid_url");
+    assert_problem(&app.by_url(&with_user).await, 400, "invalid_url");
     trap.assert_untouched().await;
 }
 
 #[tokio::test]
 async fn no_redirect_leads_to_this_machine() {
-    let trap = Trap::set().await;
-    let nvidia = FakeNvidia::well().await;
-    // `/302?http://…` redirects there; `/302/302?http://…` does so after another redirect to itself.
-    let origin = FakeServer::start(|request, _| {
+    let trap = Trap::start().await;
+    let nvidia = FakeNvidia::healthy().await;
+    // `/302?http://…` redirects to the URL; `/302/302?http://…` redirects to `/302?http://…` first.
+    let picture_server = FakeServer::start(|request, _| {
         let (path, to) = request.target.split_once('?').unwrap();
         let (first, rest) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
         let to = if rest.is_empty() { to.to_owned() } else { format!("/{rest}?{to}") };
@@ -127,7 +128,7 @@ async fn no_redirect_leads_to_this_machine() {
     .await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", trap.port)
-        .may_fetch_from(&origin)
+        .may_fetch_from(&picture_server)
         .start()
         .await;
     let others =
@@ -135,7 +136,7 @@ async fn no_redirect_leads_to_this_machine() {
     let plain = spellings(trap.port).into_iter().filter(|address| address.is_ascii());
     for to in plain.chain(others).chain([format!("//127.0.0.1:{}/", trap.port)]) {
         for path in ["301", "302", "303", "307", "308", "302/307", "307/302/301"] {
-            let answer = app.by_address(&origin.url(&format!("/{path}?{to}"))).await;
+            let answer = app.by_url(&picture_server.url(&format!("/{path}?{to}"))).await;
             assert_refused(&answer, &to);
         }
     }
@@ -144,8 +145,8 @@ async fn no_redirect_leads_to_this_machine() {
 
 #[tokio::test]
 async fn a_name_whose_second_look_up_differs_does_not_get_through() {
-    let trap = Trap::set().await;
-    // The good address is allowed by exception: nothing outside of this machine is called.
+    let trap = Trap::start().await;
+    // An exception allows the good address, so that the test needs no other machine.
     let good = Ipv4Addr::new(127, 0, 0, 2);
     let listener = TcpListener::bind((good, trap.port)).await.unwrap();
     let served = Arc::new(AtomicUsize::new(0));
@@ -154,11 +155,11 @@ async fn a_name_whose_second_look_up_differs_does_not_get_through() {
         use tokio::io::AsyncWriteExt;
         while let Ok((mut stream, _)) = listener.accept().await {
             serving.fetch_add(1, Ordering::SeqCst);
-            // Whoever connects is answered, and it is no picture: quick to refuse.
+            // The answer is not a picture, so the service refuses it quickly.
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await;
         }
     });
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let asked = AtomicUsize::new(0);
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", trap.port)
@@ -171,7 +172,7 @@ async fn a_name_whose_second_look_up_differs_does_not_get_through() {
         .await;
     let (mut fetched, mut refused) = (0, 0);
     for _ in 0..1000 {
-        match app.by_address(&format!("http://rebinding.example:{}/", trap.port)).await.status {
+        match app.by_url(&format!("http://rebinding.example:{}/", trap.port)).await.status {
             415 => fetched += 1,
             403 => refused += 1,
             status => panic!("{status}"),
@@ -184,8 +185,8 @@ async fn a_name_whose_second_look_up_differs_does_not_get_through() {
 
 #[tokio::test]
 async fn a_name_with_one_good_and_one_bad_address_is_refused() {
-    let trap = Trap::set().await;
-    let nvidia = FakeNvidia::well().await;
+    let trap = Trap::start().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", trap.port)
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")
@@ -196,7 +197,7 @@ async fn a_name_with_one_good_and_one_bad_address_is_refused() {
         .start()
         .await;
     for name in ["good-first.example", "bad-first.example"] {
-        let answer = app.by_address(&format!("http://{name}:{}/", trap.port)).await;
+        let answer = app.by_url(&format!("http://{name}:{}/", trap.port)).await;
         assert_problem(&answer, 403, "url_not_allowed");
     }
     trap.assert_untouched().await;
@@ -204,11 +205,11 @@ async fn a_name_with_one_good_and_one_bad_address_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_in_the_environment_sees_nothing() {
-    let trap = Trap::set().await;
-    let nvidia = FakeNvidia::well().await;
-    let origin = FakeServer::serving(ROCKET).await;
+    let trap = Trap::start().await;
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::serving(ROCKET).await;
     let proxy = format!("http://127.0.0.1:{}", trap.port);
-    let allow = origin.address.to_string();
+    let allow = picture_server.address.to_string();
     let mut settings = vec![("IMAGESVC_FETCH_ALLOW", allow.as_str())];
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
     {
@@ -217,22 +218,22 @@ async fn a_proxy_in_the_environment_sees_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let request = child.address_request(&client, &origin.url("/rocket.jpg"));
+    let request = child.url_request(&client, &picture_server.url("/rocket.jpg"));
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200);
-    assert_eq!((origin.received().len(), nvidia.received().len()), (1, 1));
+    assert_eq!((picture_server.received().len(), nvidia.received().len()), (1, 1));
     trap.assert_untouched().await;
 }
 
 #[tokio::test]
 async fn the_services_own_port_is_no_exception_outside_of_the_sandbox() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let port = app.address.port();
     for host in ["127.0.0.1", "localhost"] {
-        let answer = app.by_address(&format!("http://{host}:{port}/health")).await;
+        let answer = app.by_url(&format!("http://{host}:{port}/health")).await;
         assert_problem(&answer, 403, "url_not_allowed");
     }
     let metrics = app.get("/metrics").await.text();
-    assert!(!metrics.contains("route=\"/health\""), "nobody came: {metrics}");
+    assert!(!metrics.contains("route=\"/health\""), "nobody called it: {metrics}");
 }

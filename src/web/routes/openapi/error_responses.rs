@@ -1,4 +1,4 @@
-//! Which errors a route may answer, for the documentation.
+//! Describes the errors of each route in the OpenAPI document.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 
 use crate::web::error::{Code, PROBLEM_JSON};
 
-/// What any picture may meet, whichever way it comes.
+/// The errors of every route that takes pictures.
 const ANY_PICTURE: &[Code] = &[
     Code::ValidationFailed,
     Code::UnsupportedImage,
@@ -32,13 +32,13 @@ const ANY_PICTURE: &[Code] = &[
     Code::Internal,
 ];
 
-/// The error answers of a route that takes pictures: these codes, and those that all have.
-pub(super) fn of_pictures(own: &[Code]) -> BTreeMap<String, RefOr<Response>> {
+/// The error responses of a route that takes pictures: its own codes, and those of all such routes.
+pub(in crate::web::routes) fn of_pictures(own: &[Code]) -> BTreeMap<String, RefOr<Response>> {
     of(own.iter().chain(ANY_PICTURE))
 }
 
-/// The error answers with these codes.
-pub(super) fn of<'a>(
+/// The error responses with these codes.
+pub(in crate::web::routes) fn of<'a>(
     codes: impl IntoIterator<Item = &'a Code>,
 ) -> BTreeMap<String, RefOr<Response>> {
     let mut by_status = BTreeMap::<String, Vec<Code>>::new();

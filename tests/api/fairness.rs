@@ -1,4 +1,4 @@
-//! Whatever one network sends, another one is served.
+//! Fairness: whatever one network sends, another network is served.
 
 use std::time::Duration;
 
@@ -14,25 +14,30 @@ use tokio::{
 
 use crate::support::{
     FakeNvidia, FakeServer, HUBBLE, ROCKET, TestApp, assert_problem, client_from, connect_from,
-    converted, decoder_settings, embedding, form, metric, misbehaving, noise_png, number,
+    converted, decoder_settings, embedding, fake_decoder, form, metric, noise_png, picture_number,
     post_head, tiny, variant,
 };
 
-/// What those who take too much are told from.
+/// The address of the clients that take too much.
 const FLOOD: [u8; 4] = [127, 0, 0, 2];
-/// Who shall be served all the same.
+/// The address of a client that must be served all the same.
 const OTHER: [u8; 4] = [127, 0, 0, 9];
 
-/// What "promptly" is, on a busy machine.
+/// How long a prompt answer may take on a busy machine.
 const PROMPTLY: Duration = Duration::from_secs(5);
 
-/// Sends a good picture by each route from an address, and asserts that all of them are answered.
-async fn assert_served(app: &TestApp, origin: &FakeServer, source: [u8; 4], picture: &[u8]) {
+/// Sends a good picture by each route from an address, and asserts that all are answered promptly.
+async fn assert_served(
+    app: &TestApp,
+    picture_server: &FakeServer,
+    source: [u8; 4],
+    picture: &[u8],
+) {
     let client = client_from(source);
     let requests = [
         app.upload_request(picture, "a.png"),
         app.base64_request(picture),
-        app.address_request(&origin.url("/a.png")),
+        app.url_request(&picture_server.url("/a.png")),
     ];
     for request in requests {
         let answer = timeout(PROMPTLY, app.send_by(&client, request)).await.unwrap();
@@ -50,11 +55,11 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
         ("/vectorize-image", 60_000),
         ("/vectorize-image-upload", 1000),
     ];
-    let (nvidia, origin) = (FakeNvidia::well().await, FakeServer::serving(ROCKET).await);
-    let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+    let (nvidia, picture_server) = (FakeNvidia::healthy().await, FakeServer::serving(ROCKET).await);
+    let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     let mut open: Vec<TcpStream> = Vec::new();
-    // As many as one address may have, but for those of who is served from the same one; then from
-    // more addresses.
+    // As many connections as one address may have, less those of the good client at the same
+    // address; then the same from more addresses.
     for (source, count) in [(1, 58), (2, 64), (3, 64), (4, 64)] {
         for n in 0..count {
             let mut stream = connect_from([127, 0, 0, source], app.address).await.unwrap();
@@ -66,7 +71,7 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
         app.wait_for(|value| value("imagesvc_requests_in_flight") >= waiting + 1.0).await;
         assert_eq!(metric(&app.get("/metrics").await.text(), "imagesvc_buffered_bytes"), 0.0);
         for source in [OTHER, [127, 0, 0, 1]] {
-            assert_served(&app, &origin, source, ROCKET).await;
+            assert_served(&app, &picture_server, source, ROCKET).await;
         }
     }
     let metrics = app.get("/metrics").await.text();
@@ -75,20 +80,20 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() {
-    let (nvidia, origin) = (FakeNvidia::well().await, FakeServer::serving(ROCKET).await);
+    let (nvidia, picture_server) = (FakeNvidia::healthy().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "3MiB")
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "20MiB")
-        .may_fetch_from(&origin)
+        .may_fetch_from(&picture_server)
         .start()
         .await;
     let body = vec![b' '; 4_000_000];
     let mut open = Vec::new();
     for round in 1.. {
-        assert!(round < 9, "it is never refused");
+        assert!(round < 9, "the flood is never refused");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
         stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
-        // Who is refused may be cut off.
+        // The service may close the connection of a refused client.
         let _ = stream.write_all(&body).await;
         open.push(stream);
         let shed = "imagesvc_requests_shed_total{reason=\"memory\"}";
@@ -100,25 +105,25 @@ async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() 
     }
     let refused = app.send_by(&client_from(FLOOD), app.base64_request(&vec![0; 2_700_000])).await;
     assert_problem(&refused, 503, "overloaded");
-    // By the header alone, where the length says so.
+    // A request whose declared length cannot fit is refused at its header.
     let mut stream = connect_from(FLOOD, app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
     let mut status = [0; 12];
     timeout(PROMPTLY, stream.read_exact(&mut status)).await.unwrap().unwrap();
     assert_eq!(&status, b"HTTP/1.1 503");
-    // As large as a picture may be.
+    // nearly as large as a picture may be
     let large = noise_png(1000, 1000);
-    assert_served(&app, &origin, OTHER, &large).await;
+    assert_served(&app, &picture_server, OTHER, &large).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_has_come_of_a_body_is_counted_as_long_as_it_is_in_memory() {
+async fn received_bytes_count_as_long_as_they_are_in_memory() {
     const STEP: f64 = 65_536.0;
     const BUFFERED: &str = "imagesvc_buffered_bytes";
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    // A body that is read whole, the header of a form's part, and text that is no picture yet.
+    // A body that is read as a whole, the header of a form's part, and undecoded Base64.
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         stream.write_all(&post_head(route, 60_000, "")).await.unwrap();
@@ -128,7 +133,7 @@ async fn what_has_come_of_a_body_is_counted_as_long_as_it_is_in_memory() {
         drop(stream);
         app.wait_for(|value| value(BUFFERED) == 0.0).await;
     }
-    // A picture is in memory while it is small, beside the form's step; then in its file.
+    // Beside the form's step, a small picture is in memory; a larger one moves to a file.
     let form = form(HUBBLE);
     let mut stream = TcpStream::connect(app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-upload", form.len(), "")).await.unwrap();
@@ -136,27 +141,27 @@ async fn what_has_come_of_a_body_is_counted_as_long_as_it_is_in_memory() {
     app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
     stream.write_all(&form[100_000..200_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 2.0 * STEP).await;
-    // What NVIDIA is given, from when the picture is whole until both its request and its call end.
+    // The body of the call to NVIDIA counts until both the request and the call have ended.
     stream.write_all(&form[200_000..]).await.unwrap();
     nvidia.wait_for(1).await;
     app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;
     drop(stream);
     app.wait_for(|value| value("imagesvc_requests_in_flight") == 1.0).await;
     assert_eq!(metric(&app.get("/metrics").await.text(), BUFFERED), 8.0 * STEP);
-    gate.send(true).unwrap();
+    release.send(true).unwrap();
     app.wait_for(|value| value(BUFFERED) == 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "8").start().await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let mut flooding = FuturesUnordered::new();
-    // One after the other, until one is refused.
+    // The flood sends pictures one by one until one is refused.
     loop {
-        assert!(flooding.len() < 8, "it got all");
+        assert!(flooding.len() < 8, "the flood took everything");
         let picture = tiny(flooding.len());
         let at_work = flooding.len() as f64 + 1.0;
         flooding.push(app.send_by(&flood, app.upload_request(&picture, "a.png")));
@@ -175,7 +180,7 @@ async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
     let served = join_all(requests.map(|request| app.send_by(&other, request)));
     let opened = async {
         nvidia.wait_for(8).await;
-        gate.send(true).unwrap();
+        release.send(true).unwrap();
     };
     for answer in tokio::join!(served, opened).0 {
         answer.vector();
@@ -184,7 +189,7 @@ async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_beside_another_networks_flood_does_not_wait_for_all_of_it() {
+async fn a_picture_does_not_wait_for_all_of_another_networks_flood() {
     let reply = embedding().after(Duration::from_millis(50));
     let nvidia = FakeNvidia::replying(vec![reply]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", "2").start().await;
@@ -197,7 +202,7 @@ async fn a_picture_beside_another_networks_flood_does_not_wait_for_all_of_it() {
         let picture = tiny(1000);
         app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
         let calls = nvidia.received();
-        let mine = calls.iter().position(|call| number(call) == 1000).unwrap();
+        let mine = calls.iter().position(|call| picture_number(call) == 1000).unwrap();
         assert!(mine < 35, "{mine} calls came before it");
     };
     let (answers, ()) = tokio::join!(join_all(flooding), beside);
@@ -206,7 +211,7 @@ async fn a_picture_beside_another_networks_flood_does_not_wait_for_all_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "8")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
@@ -220,7 +225,7 @@ async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture()
     let flooding =
         pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.png")));
     let beside = async {
-        // The flood has all the places that it gets.
+        // By now the flood has all the calls that it can get.
         let refused = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"503\"}";
         app.wait_for(|value| value(refused) >= 1.0).await;
         let picture = tiny(1000);
@@ -228,7 +233,7 @@ async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture()
     };
     let (answers, ()) = tokio::join!(join_all(flooding), beside);
     let served = answers.iter().filter(|answer| answer.status == 200).count();
-    assert!(served >= 20, "{served}: alone, it has most of the pace");
+    assert!(served >= 20, "{served}: before the other came, the flood had most of the pace");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -238,8 +243,8 @@ async fn a_picture_that_must_be_decoded_does_not_wait_for_all_of_another_network
     let real = decoder_settings().program;
     let slow =
         format!("echo \"$5\" >> '{}'; sleep 0.1; exec '{}' \"$@\"", log.display(), real.display());
-    let program = misbehaving(&folder, &slow);
-    let nvidia = FakeNvidia::well().await;
+    let program = fake_decoder(&folder, &slow);
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
             config.decoder = decoder::Settings { program, max_children: 1, ..decoder_settings() };

@@ -1,4 +1,4 @@
-//! Addresses: clients with one of their own, and one that nobody listens on.
+//! Network addresses: clients with their own source address, and an address that nobody listens on.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,7 +8,7 @@ use std::{
 use reqwest::Client;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-/// A client with an address of its own: on Linux, all of 127.0.0.0/8 is this machine.
+/// A client with this source address. On Linux, all of 127.0.0.0/8 is this machine.
 pub fn client_from(source: [u8; 4]) -> Client {
     Client::builder()
         .no_proxy()
@@ -18,14 +18,14 @@ pub fn client_from(source: [u8; 4]) -> Client {
         .unwrap()
 }
 
-/// A connection from such an address.
+/// Connects from this source address.
 pub async fn connect_from(source: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from((source, 0)))?;
     socket.connect(to).await
 }
 
-/// An address that was free a moment ago, and that nobody listens on.
+/// An address that nobody listens on.
 pub async fn free_address() -> SocketAddr {
     TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap()
 }

@@ -1,4 +1,4 @@
-//! NVIDIA in trouble: what is tried again, what is not, and what the client is told.
+//! NVIDIA's failures: which calls the service retries, and which errors clients see.
 
 use std::{
     collections::HashMap,
@@ -12,40 +12,41 @@ use std::{
 use futures_util::{StreamExt, future::join_all, stream};
 
 use crate::{
-    errors::refusal,
+    errors::nvidia_error,
     support::{
-        Answer, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, assert_problem, embedding, number, tiny,
+        Answer, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, assert_problem, embedding,
+        picture_number, tiny,
     },
 };
 
-const PAGE: &str = "<!DOCTYPE html>\n<html><title>upstream-secret</title></html>";
+const HTML_PAGE: &str = "<!DOCTYPE html>\n<html><title>upstream-secret</title></html>";
 
 fn html(status: u16) -> Reply {
-    Reply::new(status, &[("content-type", "text/html")], PAGE)
+    Reply::new(status, &[("content-type", "text/html")], HTML_PAGE)
 }
 
-/// What passes, and is not noticed if the next try goes well.
-fn faults_in_passing() -> Vec<Reply> {
+/// Failures that clients do not notice if the next attempt succeeds.
+fn transient_faults() -> Vec<Reply> {
     vec![
-        refusal(429),
-        refusal(500),
-        refusal(502),
-        refusal(503),
-        refusal(504),
+        nvidia_error(429),
+        nvidia_error(500),
+        nvidia_error(502),
+        nvidia_error(503),
+        nvidia_error(504),
         Reply::status(504),
         html(502),
         html(200),
-        Reply::Cut(Vec::new()),
-        Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-le".to_vec()),
-        Reply::Cut(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n".to_vec()),
+        Reply::CloseAfter(Vec::new()),
+        Reply::CloseAfter(b"HTTP/1.1 200 OK\r\ncontent-le".to_vec()),
+        Reply::CloseAfter(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n".to_vec()),
         embedding().broken_off(),
         Reply::Hang,
     ]
 }
 
 #[tokio::test]
-async fn failures_in_passing_are_tried_again_and_not_noticed() {
-    for fault in faults_in_passing() {
+async fn transient_failures_are_retried_and_hidden_from_the_client() {
+    for fault in transient_faults() {
         let nvidia = FakeNvidia::replying(vec![fault.clone(), fault, embedding()]).await;
         let app = TestApp::builder(&nvidia).setting("NVIDIA_TIMEOUT", "200ms").start().await;
         app.upload(ROCKET, "rocket.jpg").await.vector();
@@ -53,8 +54,9 @@ async fn failures_in_passing_are_tried_again_and_not_noticed() {
     }
 }
 
-/// What becomes of an answer to an inline inference: calls, and what the client sees.
-fn fate(status: u16) -> (usize, u16, &'static str) {
+/// For a status that NVIDIA answers to an inline inference: the number of calls, and the status and
+/// code that the client sees.
+fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
     match status {
         400 | 413 | 415 | 422 => (1, 422, "embedding_rejected"),
         401 | 403 => (1, 502, "embedding_unauthorized"),
@@ -71,17 +73,17 @@ async fn every_status_becomes_what_the_table_says_and_names_the_saved_picture() 
     let calls = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
     let counted = Arc::clone(&calls);
     let nvidia = FakeNvidia::scripted(move |request, _| {
-        let status = number(request);
+        let status = picture_number(request);
         *counted.lock().unwrap().entry(status).or_default() += 1;
-        refusal(u16::try_from(status).unwrap())
+        nvidia_error(u16::try_from(status).unwrap())
     })
     .await;
     let app = TestApp::start(&nvidia).await;
     for status in 200..600 {
-        let (tries, expected, code) = fate(status);
+        let (attempts, expected, code) = expected_outcome(status);
         let answer = app.upload(&tiny(status.into()), "a.png").await;
         let problem = assert_problem(&answer, expected, code);
-        assert_eq!(calls.lock().unwrap()[&status.into()], tries, "{status}");
+        assert_eq!(calls.lock().unwrap()[&status.into()], attempts, "{status}");
         let saved_as = problem["saved_as"].as_str().unwrap();
         assert_eq!(problem["path"], format!("downloads/{saved_as}"));
         assert_eq!(app.saved_bytes(saved_as), tiny(status.into()));
@@ -90,8 +92,8 @@ async fn every_status_becomes_what_the_table_says_and_names_the_saved_picture() 
 }
 
 #[tokio::test]
-async fn what_lasts_is_given_up_after_three_tries_and_named() {
-    for fault in faults_in_passing() {
+async fn lasting_failures_are_reported_after_three_attempts() {
+    for fault in transient_faults() {
         let (status, code) = match &fault {
             Reply::Hang => (504, "embedding_timeout"),
             Reply::Bytes(bytes) if bytes.starts_with(b"HTTP/1.1 429") => {
@@ -109,9 +111,9 @@ async fn what_lasts_is_given_up_after_three_tries_and_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_fault_in_ten_is_not_noticed_by_ninety_nine_clients_in_a_hundred() {
+async fn with_one_fault_in_ten_calls_ninety_nine_clients_in_a_hundred_are_served() {
     const REQUESTS: usize = 2000;
-    let faults = faults_in_passing();
+    let faults = transient_faults();
     let random = Mutex::new(fastrand::Rng::with_seed(4));
     let nvidia = FakeNvidia::scripted(move |_, _| {
         let mut random = random.lock().unwrap();
@@ -156,8 +158,8 @@ async fn in_a_long_outage_retries_end_with_their_budget_and_service_returns_at_o
     let calls = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
     let (out, counted) = (Arc::clone(&is_out), Arc::clone(&calls));
     let nvidia = FakeNvidia::scripted(move |request, _| {
-        *counted.lock().unwrap().entry(number(request)).or_default() += 1;
-        if out.load(Ordering::SeqCst) { refusal(503) } else { embedding() }
+        *counted.lock().unwrap().entry(picture_number(request)).or_default() += 1;
+        if out.load(Ordering::SeqCst) { nvidia_error(503) } else { embedding() }
     })
     .await;
     let app = TestApp::start(&nvidia).await;
@@ -179,7 +181,7 @@ async fn in_a_long_outage_retries_end_with_their_budget_and_service_returns_at_o
 }
 
 #[tokio::test]
-async fn a_wait_that_nvidia_asks_for_is_kept() {
+async fn a_wait_that_nvidia_asks_for_is_observed() {
     let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_millis(2500));
     let seconds = || "1".to_owned();
     for (status, wait) in [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)] {
@@ -189,7 +191,7 @@ async fn a_wait_that_nvidia_asks_for_is_kept() {
         let app = TestApp::start(&nvidia).await;
         let started = Instant::now();
         app.upload(ROCKET, "rocket.jpg").await.vector();
-        // A date has no fractions: this one may be as near as 1.5 s.
+        // A date has no fractions of a second, so this one may be only 1.5 s ahead.
         assert!(started.elapsed() >= Duration::from_secs(1), "{wait}");
         assert_eq!(nvidia.lines().len(), 2);
     }
@@ -214,7 +216,7 @@ async fn a_wait_beyond_the_deadline_is_not_begun_and_passed_on() {
 }
 
 #[tokio::test]
-async fn what_one_call_is_told_to_wait_holds_for_everybody() {
+async fn a_wait_told_to_one_call_holds_for_all() {
     let nvidia = FakeNvidia::replying(vec![Reply::new(429, &[("retry-after", "120")], "")]).await;
     let app = TestApp::start(&nvidia).await;
     let identical = join_all((0..25).map(|_| app.upload(ROCKET, "rocket.jpg"))).await;
@@ -230,7 +232,7 @@ async fn what_one_call_is_told_to_wait_holds_for_everybody() {
 }
 
 #[tokio::test]
-async fn a_picture_that_comes_while_nvidia_wants_none_is_sent_when_it_does() {
+async fn a_picture_that_arrives_during_a_wait_is_sent_after_it() {
     let reply = Reply::new(429, &[("retry-after", "1")], "");
     let nvidia = FakeNvidia::replying(vec![reply, embedding()]).await;
     let app = TestApp::start(&nvidia).await;

@@ -1,12 +1,12 @@
-//! Hostile names reach no path, no header and no log line.
+//! Hostile file names and request ids reach no path, no header and no line of the log.
 
 use serde_json::{Value, json};
 
 use crate::support::{Child, FORM, FakeNvidia, ROCKET, nvidia_api::KEY};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_names_and_ids_stay_where_they_are() {
-    let nvidia = FakeNvidia::well().await;
+async fn hostile_names_and_ids_reach_no_path_header_or_log_line() {
+    let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_LOG", "trace")]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -37,7 +37,7 @@ async fn hostile_names_and_ids_stay_where_they_are() {
         assert!(given_back.starts_with(&name[..2]) && given_back.chars().count() <= 255);
         assert!(!given_back.chars().any(|c| c.is_control() || c == '\u{202e}'), "{given_back:?}");
 
-        // The same in the header of a part, as far as a header can hold it.
+        // The same name in the header of a part, without the characters that a header cannot hold.
         let name: String =
             name.chars().filter(|c| !matches!(c, '\0' | '\r' | '\n' | '"' | '\\')).collect();
         let head = format!(

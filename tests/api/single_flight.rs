@@ -1,4 +1,5 @@
-//! Those who want the same at the same time share one call, and nobody who leaves takes it along.
+//! Single flight: concurrent requests with the same picture share one call, which outlives its
+//! clients.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use crate::{
-    cache::{assert_cached, telling, tells},
+    cache::{assert_cached, embedding_filled_with, is_filled_with},
     support::{
         FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, created_asset, embedding,
         nvidia_api::CREATE_ASSET,
@@ -15,18 +16,18 @@ use crate::{
 
 #[tokio::test]
 async fn a_hundred_identical_pictures_at_once_are_one_call() {
-    let (gate, _) = watch::channel(false);
-    let reply = embedding().held(&gate);
+    let (release, _) = watch::channel(false);
+    let reply = embedding().held_until(&release);
     let nvidia = FakeNvidia::replying(vec![reply]).await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200").start().await;
     let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
-    let open = async {
-        // Everybody waits for the one call by then.
+    let release_reply = async {
+        // By then all hundred wait for the one call.
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 100.0).await;
-        gate.send(true).unwrap();
+        release.send(true).unwrap();
     };
-    let (answers, ()) = tokio::join!(uploads, open);
+    let (answers, ()) = tokio::join!(uploads, release_reply);
     assert_eq!(nvidia.lines().len(), 1);
     let paid = answers.iter().filter(|answer| answer.header("x-cache") == "miss").count();
     assert_eq!(paid, 1);
@@ -36,19 +37,19 @@ async fn a_hundred_identical_pictures_at_once_are_one_call() {
 
 #[tokio::test]
 async fn the_leaders_client_may_leave_and_the_others_are_served_by_its_call() {
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::start(&nvidia).await;
     tokio::select! {
-        _ = app.upload(ROCKET, "leader.jpg") => panic!("answered behind a closed gate"),
+        _ = app.upload(ROCKET, "leader.jpg") => panic!("answered before the reply was released"),
         _ = nvidia.wait_for(1) => {} // the leader leaves
     }
     let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
-    let open = async {
+    let release_reply = async {
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 11.0).await;
-        gate.send(true).unwrap();
+        release.send(true).unwrap();
     };
-    for answer in tokio::join!(others, open).0 {
+    for answer in tokio::join!(others, release_reply).0 {
         answer.vector();
         assert_eq!(answer.header("x-cache"), "hit");
     }
@@ -57,43 +58,43 @@ async fn the_leaders_client_may_leave_and_the_others_are_served_by_its_call() {
 
 #[tokio::test]
 async fn when_every_client_leaves_the_call_finishes_and_the_next_request_is_a_hit() {
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![embedding().held(&gate)]).await;
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::start(&nvidia).await;
     {
         let uploads = (0..5).map(|_| app.upload(ROCKET, "a.jpg"));
         tokio::select! {
-            _ = join_all(uploads) => panic!("answered behind a closed gate"),
+            _ = join_all(uploads) => panic!("answered before the reply was released"),
             _ = nvidia.wait_for(1) => {}
         }
     }
-    gate.send(true).unwrap();
+    release.send(true).unwrap();
     assert_cached(&app, ROCKET, "hit").await;
     assert_eq!(nvidia.lines().len(), 1);
 }
 
 #[tokio::test]
 async fn a_large_pictures_call_finishes_without_its_client() {
-    let (gate, _) = watch::channel(false);
-    let held = gate.clone();
+    let (release, _) = watch::channel(false);
+    let held = release.clone();
     let nvidia = FakeNvidia::with_uploads(move |request| {
-        (request.line() == CREATE_ASSET).then(|| created_asset(request).held(&held))
+        (request.line() == CREATE_ASSET).then(|| created_asset(request).held_until(&held))
     })
     .await;
     let app = TestApp::start(&nvidia).await;
     tokio::select! {
-        _ = app.upload(HUBBLE, "a.jpg") => panic!("answered behind a closed gate"),
+        _ = app.upload(HUBBLE, "a.jpg") => panic!("answered before the reply was released"),
         _ = nvidia.wait_for(1) => {}
     }
-    gate.send(true).unwrap();
+    release.send(true).unwrap();
     let received = nvidia.wait_for(4).await;
     assert!(received[1].body == HUBBLE, "the file outlives the request");
     assert_cached(&app, HUBBLE, "hit").await;
 }
 
 #[tokio::test]
-async fn who_joins_late_is_not_failed_by_the_leaders_deadline() {
-    // The first call hangs, and takes its leader's deadline with it.
+async fn a_late_joiner_does_not_fail_with_the_leaders_deadline() {
+    // The first call hangs until its leader's deadline.
     let nvidia = FakeNvidia::replying(vec![Reply::Hang, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1s").start().await;
     let late = async {
@@ -108,8 +109,8 @@ async fn who_joins_late_is_not_failed_by_the_leaders_deadline() {
 }
 
 #[tokio::test]
-async fn who_joins_late_is_not_failed_by_what_the_leader_had_no_time_for() {
-    // The first try fails, and asks for a wait that the leader's deadline has no room for.
+async fn a_late_joiner_waits_where_the_leader_had_no_time() {
+    // The first attempt fails, and demands a wait that would exceed the leader's deadline.
     let wait = Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
     let nvidia = FakeNvidia::replying(vec![wait, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms").start().await;
@@ -125,7 +126,7 @@ async fn who_joins_late_is_not_failed_by_what_the_leader_had_no_time_for() {
 }
 
 #[tokio::test]
-async fn a_hundred_who_wait_for_what_hangs_do_not_all_pay_for_their_own_call() {
+async fn a_hundred_joiners_of_a_hanging_call_do_not_each_pay_for_a_new_one() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
@@ -140,16 +141,16 @@ async fn a_hundred_who_wait_for_what_hangs_do_not_all_pay_for_their_own_call() {
 
 #[tokio::test]
 async fn a_failure_is_shared_but_not_remembered() {
-    let (gate, _) = watch::channel(false);
-    let refused = Reply::status(422).held(&gate);
+    let (release, _) = watch::channel(false);
+    let refused = Reply::status(422).held_until(&release);
     let nvidia = FakeNvidia::replying(vec![refused, embedding()]).await;
     let app = TestApp::start(&nvidia).await;
     let uploads = join_all((0..5).map(|_| app.upload(ROCKET, "a.jpg")));
-    let open = async {
+    let release_reply = async {
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 5.0).await;
-        gate.send(true).unwrap();
+        release.send(true).unwrap();
     };
-    let (answers, ()) = tokio::join!(uploads, open);
+    let (answers, ()) = tokio::join!(uploads, release_reply);
     for answer in answers {
         assert_eq!(
             (answer.status, answer.json()["code"].as_str()),
@@ -162,25 +163,31 @@ async fn a_failure_is_shared_but_not_remembered() {
 }
 
 #[tokio::test]
-async fn no_cache_asks_anew_and_never_joins_another_call() {
-    let (gate, _) = watch::channel(false);
-    let nvidia = FakeNvidia::replying(vec![telling(1).held(&gate), telling(2), telling(3)]).await;
+async fn no_cache_makes_a_new_call_and_never_joins_another() {
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![
+        embedding_filled_with(1).held_until(&release),
+        embedding_filled_with(2),
+        embedding_filled_with(3),
+    ])
+    .await;
     let app = TestApp::start(&nvidia).await;
-    let anew = || app.send(app.upload_request(ROCKET, "a.jpg").header("cache-control", "no-cache"));
+    let uncached =
+        || app.send(app.upload_request(ROCKET, "a.jpg").header("cache-control", "no-cache"));
     let first = app.upload(ROCKET, "a.jpg");
     let second = async {
         nvidia.wait_for(1).await;
-        let second = anew().await;
-        gate.send(true).unwrap();
+        let second = uncached().await;
+        release.send(true).unwrap();
         second
     };
     let (first, second) = tokio::join!(first, second);
-    assert!(tells(&first, 1) && tells(&second, 2));
+    assert!(is_filled_with(&first, 1) && is_filled_with(&second, 2));
     assert_eq!(second.header("x-cache"), "miss");
-    let third = anew().await;
-    assert!(tells(&third, 3));
-    // What was asked anew is what is remembered.
+    let third = uncached().await;
+    assert!(is_filled_with(&third, 3));
+    // The newest vector is the one in the cache.
     let hit = assert_cached(&app, ROCKET, "hit").await;
-    assert!(tells(&hit, 3));
+    assert!(is_filled_with(&hit, 3));
     assert_eq!(nvidia.lines().len(), 3);
 }

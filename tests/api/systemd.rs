@@ -1,4 +1,4 @@
-//! What systemd is told, over a real notify socket.
+//! The notifications to systemd, over a real socket.
 
 use std::{
     io::{Read, Write},
@@ -10,11 +10,11 @@ use crate::support::Child;
 
 fn receive(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
-    let len = socket.recv(&mut buffer).expect("a message within the socket's time");
+    let len = socket.recv(&mut buffer).expect("a message before the socket's timeout");
     String::from_utf8(buffer[..len].to_vec()).unwrap()
 }
 
-/// Receives until a message holds a line, and gives that message back.
+/// Receives until a message holds a line, and returns that message.
 fn wait_for(socket: &UnixDatagram, line: &str) -> String {
     loop {
         let message = receive(socket);
@@ -25,7 +25,7 @@ fn wait_for(socket: &UnixDatagram, line: &str) -> String {
 }
 
 #[test]
-fn systemd_hears_that_it_is_ready_alive_and_stopping() {
+fn systemd_is_told_when_the_service_is_ready_alive_and_stopping() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -45,12 +45,12 @@ fn systemd_hears_that_it_is_ready_alive_and_stopping() {
     let mut stalled = std::net::TcpStream::connect(child.address).unwrap();
     let half = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 99\r\n\r\n";
     stalled.write_all(half).unwrap();
-    stalled.read_exact(&mut [0; 25]).unwrap(); // the service asks for the body: it runs
+    stalled.read_exact(&mut [0; 25]).unwrap(); // `100 Continue`, so the request is running
     child.terminate();
     let stopping = wait_for(&socket, "STOPPING=1");
     assert!(stopping.contains("STATUS=stopping"), "{stopping}");
-    // Also while requests are waited for: here, for the half of one that stalls.
-    wait_for(&socket, "STATUS=stopping: requests that run are waited for");
+    // The watchdog is also fed while the service waits for the stalled request.
+    wait_for(&socket, "STATUS=stopping: waiting for running requests");
     for _ in 0..2 {
         wait_for(&socket, "WATCHDOG=1");
     }

@@ -1,4 +1,4 @@
-//! Who is let in.
+//! Who may call: client keys, the rate limit, trusted proxies, and web pages.
 
 use reqwest::Method;
 use tokio::{
@@ -20,8 +20,8 @@ async fn ask(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]
 }
 
 #[tokio::test]
-async fn with_keys_every_route_but_the_open_ones_wants_one() {
-    let nvidia = FakeNvidia::well().await;
+async fn with_keys_set_every_route_but_the_open_ones_needs_one() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     let closed = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
         (Method::GET, "/metrics"),
@@ -77,7 +77,7 @@ async fn with_keys_every_route_but_the_open_ones_wants_one() {
 
 #[tokio::test]
 async fn without_a_key_the_body_is_not_asked_for() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     for path in PICTURE_ROUTES {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
@@ -87,7 +87,7 @@ async fn without_a_key_the_body_is_not_asked_for() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     }
-    // Who sends it all the same sees the answer, too.
+    // A client that sends its body all the same sees the answer, too.
     let large = vec![0; 5 << 20];
     assert_problem(&app.upload(&large, "a.jpg").await, 401, "unauthorized");
     assert!(app.saved().is_empty());
@@ -95,7 +95,7 @@ async fn without_a_key_the_body_is_not_asked_for() {
 
 #[tokio::test]
 async fn each_client_has_a_limit_of_its_own_by_its_key() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .settings(&[KEYS])
         .setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", "3")
@@ -110,12 +110,12 @@ async fn each_client_has_a_limit_of_its_own_by_its_key() {
     let wait: u64 = answer.header("retry-after").parse().unwrap();
     assert!((15..=20).contains(&wait), "{wait}");
     upload("second-client-key").await.vector();
-    // What costs nothing is not counted.
+    // Requests that cost nothing are not counted.
     for _ in 0..5 {
         let key = [("authorization", "Bearer first-client-key")];
         assert_eq!(ask(&app, Method::GET, "/metrics", &key).await.status, 200);
     }
-    assert_eq!(app.saved().len(), 4, "what is refused is not received");
+    assert_eq!(app.saved().len(), 4, "refused pictures are not received");
 }
 
 async fn upload_for(app: &TestApp, forwarded: &str) -> u16 {
@@ -125,7 +125,7 @@ async fn upload_for(app: &TestApp, forwarded: &str) -> u16 {
 
 #[tokio::test]
 async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let limit = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "2");
     let app = TestApp::builder(&nvidia)
         .settings(&[limit])
@@ -137,26 +137,26 @@ async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names()
     assert_eq!(
         upload_for(&app, "8.8.8.8, 198.51.100.1").await,
         429,
-        "what is forged does not count"
+        "a forged entry does not count"
     );
     assert_eq!(upload_for(&app, "198.51.100.2").await, 200, "another client");
     assert_eq!(upload_for(&app, "2001:db8:1:2::3").await, 200);
     assert_eq!(upload_for(&app, "2001:db8:1:2::4").await, 200);
-    assert_eq!(
-        upload_for(&app, "2001:db8:1:2:ffff::5").await,
-        429,
-        "a network of 64 bits is one client"
-    );
+    assert_eq!(upload_for(&app, "2001:db8:1:2:ffff::5").await, 429, "an IPv6 /64 is one client");
 
     let app = TestApp::builder(&nvidia).settings(&[limit]).start().await;
     for (client, status) in [("198.51.100.1", 200), ("198.51.100.2", 200), ("198.51.100.3", 429)] {
-        assert_eq!(upload_for(&app, client).await, status, "nobody is believed");
+        assert_eq!(
+            upload_for(&app, client).await,
+            status,
+            "without trusted proxies the header is ignored"
+        );
     }
 }
 
 #[tokio::test]
 async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     for (trusted, all) in [("127.0.0.1", true), ("10.0.0.0/8", false)] {
         let app = TestApp::builder(&nvidia)
             .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "2")
@@ -169,7 +169,7 @@ async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
             let mut stream = TcpStream::connect(app.address).await.unwrap();
             let asked = stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
             let mut first = [0; 12];
-            // One that is over the limit is closed, or reset.
+            // A connection over the limit is closed or reset.
             let read = stream.read_exact(&mut first).await;
             answered += usize::from(asked.is_ok() && read.is_ok() && &first == b"HTTP/1.1 200");
             open.push(stream);
@@ -179,8 +179,8 @@ async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
 }
 
 #[tokio::test]
-async fn a_strangers_page_is_refused_on_every_route_and_told_what_to_do() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_page_of_another_origin_is_refused_on_every_route_with_advice() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for path in PICTURE_ROUTES {
         for headers in [
@@ -212,12 +212,12 @@ async fn a_strangers_page_is_refused_on_every_route_and_told_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_page_that_the_operator_names_may_call_and_read_answers_and_errors() {
-    let nvidia = FakeNvidia::well().await;
+async fn a_page_of_an_allowed_origin_may_call_and_read_answers_and_errors() {
+    let nvidia = FakeNvidia::healthy().await;
     let origins = ("IMAGESVC_CORS_ORIGINS", "https://app.example.com, capacitor://localhost");
     let app = TestApp::builder(&nvidia).settings(&[KEYS, origins]).start().await;
     for origin in ["https://app.example.com", "capacitor://localhost"] {
-        // The browser asks first, and has no key to show.
+        // The browser's preflight request carries no key.
         let preflight = [
             ("origin", origin),
             ("access-control-request-method", "POST"),
@@ -258,7 +258,7 @@ async fn a_page_that_the_operator_names_may_call_and_read_answers_and_errors() {
 
 #[tokio::test]
 async fn the_log_names_the_real_client() {
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child =
         Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32")]);
@@ -275,9 +275,9 @@ async fn the_log_names_the_real_client() {
 }
 
 #[tokio::test]
-async fn a_page_by_a_name_that_is_not_the_services_is_refused_and_told_before() {
+async fn a_page_under_an_unknown_host_name_is_refused_and_warned_beforehand() {
     const NAME: &str = "evil.example:8000";
-    let nvidia = FakeNvidia::well().await;
+    let nvidia = FakeNvidia::healthy().await;
     let send = async |app: &TestApp, headers: &[(&str, &str)]| {
         let mut request = app.upload_request(ROCKET, "a.jpg").header("host", NAME);
         for (name, value) in headers {
@@ -294,8 +294,11 @@ async fn a_page_by_a_name_that_is_not_the_services_is_refused_and_told_before() 
     let problem = assert_problem(&refused, 403, "cross_origin");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains(NAME) && detail.contains("IMAGESVC_HOSTS"), "{detail}");
-    assert!(page(&app).await.contains(&format!("data-strange-name=\"{NAME}\"")));
-    assert!(app.get("/").await.text().contains("data-strange-name=\"\""), "an address");
+    assert!(page(&app).await.contains(&format!("data-unknown-host=\"{NAME}\"")));
+    assert!(
+        app.get("/").await.text().contains("data-unknown-host=\"\""),
+        "an IP address is allowed"
+    );
     assert_eq!(nvidia.count(), 0);
     send(&app, &[]).await.vector();
     for setting in [
@@ -305,9 +308,9 @@ async fn a_page_by_a_name_that_is_not_the_services_is_refused_and_told_before() 
         let app = TestApp::builder(&nvidia).setting(setting.0, setting.1).start().await;
         send(&app, &own).await.vector();
     }
-    // A stranger's page has no key.
+    // With client keys any host name is allowed, since an attacker's page has no key.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
     assert_problem(&send(&app, &own).await, 401, "unauthorized");
     send(&app, &[&own[..], &[("authorization", "Bearer k-1")]].concat()).await.vector();
-    assert!(page(&app).await.contains("data-strange-name=\"\""));
+    assert!(page(&app).await.contains("data-unknown-host=\"\""));
 }

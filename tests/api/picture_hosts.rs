@@ -1,0 +1,176 @@
+//! Picture hosts: which of their answers the service accepts, and how it reports the others.
+
+use std::io::{self, Write};
+
+use flate2::{Compression, write::GzEncoder};
+
+use crate::support::{
+    Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
+};
+
+async fn fetch(reply: Reply) -> Answer {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
+    let answer = app.by_url(&picture_server.url("/photo")).await;
+    match answer.status {
+        200 => assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET),
+        _ => {
+            assert!(app.saved().is_empty());
+            assert!(nvidia.received().is_empty());
+        }
+    }
+    answer
+}
+
+/// The `detail` of a failed download.
+async fn detail_of(reply: Reply) -> String {
+    let problem = assert_problem(&fetch(reply).await, 502, "download_failed");
+    problem["detail"].as_str().unwrap().to_owned()
+}
+
+fn encoded(coding: &str, body: impl AsRef<[u8]>) -> Reply {
+    Reply::new(200, &[("content-encoding", coding)], body)
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[tokio::test]
+async fn an_encoding_that_names_no_compression_changes_nothing() {
+    for coding in ["", "aws-chunked", "UTF-8", "none", "Identity"] {
+        fetch(encoded(coding, ROCKET)).await.vector();
+    }
+}
+
+#[tokio::test]
+async fn a_picture_that_its_host_stored_as_gzip_is_unpacked() {
+    fetch(encoded("gzip", gzip(ROCKET))).await.vector();
+    fetch(encoded("aws-chunked,gzip", gzip(ROCKET))).await.vector();
+    let (one, other) = ROCKET.split_at(20_000);
+    fetch(encoded("gzip", [gzip(one), gzip(other)].concat())).await.vector();
+}
+
+#[tokio::test]
+async fn gzip_is_unpacked_up_to_the_limit_and_not_beyond() {
+    let bomb = gzip(&vec![0xff; 64 << 20]);
+    assert!(bomb.len() < 1 << 20);
+    assert_problem(&fetch(encoded("gzip", bomb)).await, 413, "image_too_large");
+}
+
+#[tokio::test]
+async fn gzip_that_unpacks_to_nothing_is_read_up_to_the_limit_and_not_beyond() {
+    let head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n".to_vec();
+    // a file name in the gzip header that never ends
+    let name = [head, b"\x1f\x8b\x08\x08\0\0\0\0\0\xff".to_vec(), vec![b'a'; 30 << 20]].concat();
+    assert_problem(&fetch(Reply::CloseAfter(name)).await, 413, "image_too_large");
+}
+
+#[tokio::test]
+async fn gzip_that_is_damaged_or_cut_short_is_a_failed_download() {
+    assert!(detail_of(encoded("gzip", ROCKET)).await.contains("damaged"));
+    let whole = gzip(ROCKET);
+    assert!(detail_of(encoded("gzip", &whole[..whole.len() / 2])).await.contains("broke off"));
+    let mut wrong_block = whole.clone();
+    wrong_block[10] = 0xff; // after the header
+    assert!(detail_of(encoded("gzip", wrong_block)).await.contains("damaged"));
+    let mut wrong_checksum = whole;
+    let at = wrong_checksum.len() - 8;
+    wrong_checksum[at] ^= 1;
+    assert!(detail_of(encoded("gzip", wrong_checksum)).await.contains("damaged"));
+}
+
+#[tokio::test]
+async fn another_compression_is_refused_by_its_name() {
+    for coding in ["br", "zstd", "deflate"] {
+        assert!(detail_of(encoded(coding, ROCKET)).await.contains(coding));
+    }
+}
+
+#[tokio::test]
+async fn a_203_of_a_transforming_proxy_is_accepted() {
+    fetch(Reply::new(203, &[], ROCKET)).await.vector();
+}
+
+#[tokio::test]
+async fn several_hundred_headers_are_not_too_many() {
+    let names: Vec<_> = (0..300).map(|n| format!("x-header-{n}")).collect();
+    let headers: Vec<_> = names.iter().map(|name| (name.as_str(), "value")).collect();
+    fetch(Reply::new(200, &headers, ROCKET)).await.vector();
+}
+
+#[tokio::test]
+async fn a_retry_after_of_the_picture_host_is_passed_on() {
+    for status in [429, 503] {
+        let answer = fetch(Reply::new(status, &[("retry-after", "77")], "")).await;
+        assert_problem(&answer, 502, "download_failed");
+        assert_eq!(answer.header("retry-after"), "77");
+        let answer = fetch(Reply::status(status)).await;
+        assert!(answer.headers.get("retry-after").is_none());
+    }
+    let answer = fetch(Reply::new(503, &[("retry-after", "4294967295")], "")).await;
+    assert_eq!(answer.header("retry-after"), "3600", "a wait is capped at an hour");
+    let answer = fetch(Reply::new(500, &[("retry-after", "77")], "")).await;
+    assert!(
+        answer.headers.get("retry-after").is_none(),
+        "only those of a 429 or 503 are passed on"
+    );
+}
+
+#[tokio::test]
+async fn a_web_page_is_told_apart_from_a_damaged_picture() {
+    let page = "<!DOCTYPE html>\n<html><body><img src=\"/photo.jpg\"></body></html>";
+    let answer = fetch(Reply::new(200, &[("content-type", "text/html")], page)).await;
+    let problem = assert_problem(&answer, 415, "unsupported_image");
+    let told =
+        "image_url leads to a web page, not to a picture: send the URL of the picture itself.";
+    assert_eq!(problem["detail"], told);
+}
+
+#[tokio::test]
+async fn a_download_is_said_to_break_off_only_if_it_had_begun() {
+    for reply in [Vec::new(), b"no http".to_vec()] {
+        assert!(detail_of(Reply::CloseAfter(reply)).await.contains("no answer that can be read"));
+    }
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n".to_vec();
+    assert!(detail_of(Reply::CloseAfter(head)).await.contains("broke off before"));
+    let half = [b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat();
+    assert!(detail_of(Reply::CloseAfter(half)).await.contains("broke off in the middle"));
+}
+
+#[tokio::test]
+async fn a_failing_resolver_is_not_blamed_on_the_url() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia)
+        .lookup(|name| {
+            Err(match name {
+                "unknown.example" => io::ErrorKind::NotFound.into(),
+                _ => io::Error::other("Temporary failure in name resolution"),
+            })
+        })
+        .start()
+        .await;
+    for (name, told) in [("unknown", "check the URL"), ("any", "could not be looked up just now")] {
+        let answer = app.by_url(&format!("http://{name}.example/")).await;
+        let problem = assert_problem(&answer, 502, "download_failed");
+        assert!(problem["detail"].as_str().unwrap().contains(told), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn the_log_names_the_setting_that_may_help_with_a_403() {
+    let nvidia = FakeNvidia::healthy().await;
+    let picture_server = FakeServer::start(|_, _| Reply::status(403)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let allow = picture_server.address.to_string();
+    let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", &allow)]);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let answer = child.url_request(&client, &picture_server.url("/")).send().await.unwrap();
+    assert_problem(&Answer::read(answer).await.unwrap(), 502, "download_failed");
+    let (_, log) = child.stop();
+    let named = log.iter().filter(|line| line.contains("IMAGESVC_FETCH_USER_AGENT")).count();
+    assert_eq!(named, 1, "{log:?}");
+}
