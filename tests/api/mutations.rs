@@ -219,5 +219,9 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_nothing() {
     assert_eq!(status.code(), Some(0));
     // Contained, and a fault of a library all the same.
     let panics: Vec<_> = log.iter().filter(|line| line.contains("panicked")).collect();
-    println!("{} decoders panicked, among them: {:#?}", panics.len(), &panics[..panics.len().min(5)]);
+    println!(
+        "{} decoders panicked, among them: {:#?}",
+        panics.len(),
+        &panics[..panics.len().min(5)]
+    );
 }
