@@ -57,6 +57,7 @@ impl Service {
         let mut command = Command::new(program());
         command
             .env_clear()
+            .env("MALLOC_ARENA_MAX", "2") // as the unit and the image start it
             .env("IMAGESVC_HOST", "127.0.0.1")
             .envs([("IMAGESVC_LOG_FORMAT", "json"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024")])
             .env("IMAGESVC_PORT", address.port().to_string())
