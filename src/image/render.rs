@@ -200,7 +200,7 @@ fn onto_white(image: RgbaImage, blend: fn(value: u32, alpha: u32) -> u32) -> Rgb
         }
     }
     bytes.truncate(pixels * 3);
-    // Room for what comes next: the turned copy, or the encoded picture.
+    // Room for what comes next: the encoded picture.
     bytes.shrink_to_fit();
     // The buffer has exactly three bytes for each pixel.
     RgbImage::from_raw(width, height, bytes).unwrap_or_default()

@@ -198,7 +198,7 @@ fn named(pictures: &[Kind], name: &str) -> Vec<u8> {
     pictures.iter().find(|(known, _)| known == name).unwrap().1.clone()
 }
 
-/// Some kinds, stored lying on their side: turning them upright takes a copy.
+/// Some kinds, stored lying on their side: turning them upright takes no copy.
 fn turned(pictures: &[Kind]) -> Vec<Kind> {
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     const HAS_EXIF: u8 = 0b1000;

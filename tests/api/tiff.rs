@@ -2,7 +2,6 @@
 
 use std::{fs, path::Path};
 
-use ::base64::{Engine, prelude::BASE64_STANDARD};
 use image_rs::RgbImage;
 
 use crate::support::{
@@ -17,15 +16,6 @@ const LONG: u16 = 4;
 fn file(name: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats");
     fs::read(folder.join(name)).unwrap()
-}
-
-/// The JPEG that NVIDIA was given last.
-fn shown(nvidia: &FakeNvidia) -> RgbImage {
-    let received = nvidia.received();
-    let body: serde_json::Value = serde_json::from_slice(&received.last().unwrap().body).unwrap();
-    let url = body["messages"][0]["content"]["image_url"]["url"].as_str().unwrap();
-    let jpeg = BASE64_STANDARD.decode(url.strip_prefix("data:image/jpeg;base64,").unwrap());
-    image_rs::load_from_memory(&jpeg.unwrap()).unwrap().into_rgb8()
 }
 
 /// How far two pictures are apart on average, each made so many times smaller: the dots of a fax are
@@ -129,7 +119,7 @@ async fn the_kinds_of_scanners_and_drawing_programs_show_their_picture() {
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
         answer.vector();
         assert_eq!(app.saved_bytes(&answer.saved_as()), picture, "{name}");
-        let found = difference(&shown(&nvidia), expected, smaller);
+        let found = difference(&nvidia.last_inline().pixels(), expected, smaller);
         assert!(found < most, "{name}: {found}");
     }
 }

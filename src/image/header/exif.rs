@@ -1,9 +1,13 @@
 //! Reads how a picture lies from its EXIF (CIPA DC-008, 4.6.4: the tag Orientation).
 
+use std::io::{self, Read};
+
 use image_rs::metadata::Orientation;
 
+use super::Reader;
+
 /// How much of an EXIF is read, in bytes: as much as a JPEG has room for. The tag stands in its front.
-pub(super) const READ: u32 = 64 << 10;
+const READ: u32 = 64 << 10;
 
 /// What JPEG puts before EXIF; some writers of WebP and PNG put it there, too. The sixth byte is
 /// padding.
@@ -14,6 +18,13 @@ const PREFIX: &[u8] = b"Exif\0";
 pub(super) fn orientation(exif: &[u8]) -> Option<Orientation> {
     let exif = exif.strip_prefix(PREFIX).map_or(exif, |rest| rest.get(1..).unwrap_or_default());
     Orientation::from_exif_chunk(exif)
+}
+
+/// The same for an EXIF of this length that the reader is at.
+pub(super) fn read(reader: &mut Reader, length: u32) -> io::Result<Option<Orientation>> {
+    let mut exif = vec![0; length.min(READ) as usize];
+    reader.read_exact(&mut exif)?;
+    Ok(orientation(&exif))
 }
 
 /// The same for a JPEG's APP1 segment, which may hold something else.

@@ -32,11 +32,7 @@ fn orientation(reader: &mut Reader) -> io::Result<Option<Orientation>> {
         let length = u32::from_be_bytes(length);
         match &name {
             b"IEND" => return Ok(None),
-            b"eXIf" => {
-                let mut exif = vec![0; length.min(exif::READ) as usize];
-                reader.read_exact(&mut exif)?;
-                return Ok(exif::orientation(&exif));
-            }
+            b"eXIf" => return exif::read(reader, length),
             // The checksum follows.
             _ => reader.seek_relative(i64::from(length) + 4)?,
         }

@@ -102,9 +102,7 @@ impl Chunks {
                 }
                 b"EXIF" if !self.has_exif => {
                     self.has_exif = true;
-                    let mut exif = vec![0; length.min(exif::READ) as usize];
-                    reader.read_exact(&mut exif)?;
-                    self.orientation = exif::orientation(&exif);
+                    self.orientation = exif::read(reader, length)?;
                 }
                 _ => {}
             }
