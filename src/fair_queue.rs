@@ -1,14 +1,16 @@
-//! Permits that clients share fairly, the memory that may come with them, and the queue for both.
+//! A queue for permits that clients share fairly. A permit can include memory.
 //!
-//! No client can make another wait for all of its jobs. A free permit goes to the client that
-//! holds the fewest; among equals to the one that was served longest ago; and among one client's
-//! jobs to the first. So a client that is alone can use all permits, and a client that arrives gets
-//! the next one, however many jobs the others have queued.
+//! One client cannot make another wait for all of its jobs. A free permit goes to the client that
+//! has the fewest permits. Among clients with equally many, it goes to the one that was served
+//! longest ago. Each client's jobs are served in the order of their arrival. A client that is alone
+//! can thus use all permits, and a client that arrives gets the next free permit, however many jobs
+//! other clients have queued.
 //!
-//! Large jobs must not block small ones, nor the other way round. Part of the memory, and one of
-//! several permits, are never given to large jobs, which are those that need more than that part.
-//! While the next job is a large one that must wait for memory, small jobs may overtake it only
-//! within their own part, so that the memory for the large job becomes free.
+//! Large and small jobs must not block each other. Some memory is reserved for small jobs, and one
+//! permit too if there are several. A job that needs more than the reserved memory is large, and
+//! gets nothing that is reserved. When the next job is large and too little memory is free for it,
+//! small jobs may overtake it, but they may use only the reserved memory. Otherwise they would take
+//! the memory that the large job waits for.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -33,55 +35,58 @@ pub(crate) struct FairQueue(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    /// How long a permit is typically held, smoothed, in microseconds.
-    typical_hold: AtomicU64,
+    /// How long permits were in use recently: a moving average, in microseconds.
+    typical_hold_micros: AtomicU64,
 }
 
-/// What the queue can hand out.
+/// How much the queue can grant at once.
 #[derive(Debug, Clone, Copy)]
 struct Capacity {
     permits: u64,
     /// In bytes.
     memory: u64,
-    /// The part of the memory that is kept for small jobs, in bytes.
-    for_small: u64,
+    /// The part of `memory` that is reserved for small jobs, in bytes.
+    reserved_for_small: u64,
 }
 
-/// Who holds permits, and who waits.
+/// The granted permits and the queued jobs.
 #[derive(Debug)]
 struct State {
     capacity: Capacity,
-    /// Clients that hold permits or wait; others are not stored.
+    /// Clients that have permits or queued jobs. Other clients are not stored.
     clients: HashMap<ClientNetwork, ClientState>,
-    queue: VecDeque<Waiter>,
+    queue: VecDeque<QueuedJob>,
     /// How many permits were ever granted.
-    served: u64,
-    held: u64,
-    held_by_large: u64,
-    /// The memory of small jobs, in bytes.
-    small_memory: u64,
-    /// The memory of large jobs, in bytes.
-    large_memory: u64,
+    grant_count: u64,
+    /// The permits in use.
+    permits: u64,
+    /// The permits in use by large jobs.
+    permits_of_large: u64,
+    /// The memory in use by small jobs, in bytes.
+    memory_of_small: u64,
+    /// The memory in use by large jobs, in bytes.
+    memory_of_large: u64,
 }
 
-/// What a client holds and waits for.
 #[derive(Debug, Clone, Copy, Default)]
 struct ClientState {
-    held: u64,
-    waiting: u64,
-    /// The number of its latest permit, counted over all clients.
-    last_served: u64,
+    /// The client's permits in use.
+    permits: u64,
+    /// The client's jobs in the queue.
+    queued: u64,
+    /// The value of [`State::grant_count`] when the client last got a permit.
+    last_grant: u64,
 }
 
-/// A job in the queue.
 #[derive(Debug)]
-struct Waiter {
+struct QueuedJob {
     client: ClientNetwork,
+    /// In bytes.
     memory: u64,
     grant: oneshot::Sender<()>,
 }
 
-/// The job's side of a [`Waiter`]. Dropping it leaves the queue.
+/// Belongs to the caller that submitted a [`QueuedJob`]. Dropping it removes the job from the queue.
 struct QueueGuard {
     queue: Arc<Inner>,
     client: ClientNetwork,
@@ -89,7 +94,7 @@ struct QueueGuard {
     granted: oneshot::Receiver<()>,
 }
 
-/// A permit and its memory, given back when dropped.
+/// A permit and its memory. Dropping it returns both to the queue.
 #[derive(Debug)]
 pub(crate) struct Permit {
     queue: Arc<Inner>,
@@ -100,25 +105,26 @@ pub(crate) struct Permit {
 }
 
 impl FairQueue {
-    /// A queue for `permits` permits (at least one) and `memory` bytes, of which `for_small` bytes
-    /// are kept for small jobs.
-    pub(crate) fn new(permits: usize, memory: u64, for_small: u64) -> Self {
-        let capacity = Capacity { permits: permits.max(1) as u64, memory, for_small };
+    /// A queue for `permits` permits (at least one) and `memory` bytes, of which
+    /// `reserved_for_small` bytes are reserved for small jobs.
+    pub(crate) fn new(permits: usize, memory: u64, reserved_for_small: u64) -> Self {
+        let capacity = Capacity { permits: permits.max(1) as u64, memory, reserved_for_small };
         let state = State {
             capacity,
             clients: HashMap::new(),
             queue: VecDeque::new(),
-            served: 0,
-            held: 0,
-            held_by_large: 0,
-            small_memory: 0,
-            large_memory: 0,
+            grant_count: 0,
+            permits: 0,
+            permits_of_large: 0,
+            memory_of_small: 0,
+            memory_of_large: 0,
         };
-        Self(Arc::new(Inner { state: Mutex::new(state), typical_hold: AtomicU64::new(0) }))
+        Self(Arc::new(Inner { state: Mutex::new(state), typical_hold_micros: AtomicU64::new(0) }))
     }
 
-    /// Waits for a permit with `memory` bytes, which must not exceed what large jobs may have.
-    /// Returns `None` if the deadline passes.
+    /// Waits for a permit with `memory` bytes. Returns `None` if the deadline passes.
+    ///
+    /// `memory` must not exceed the memory that is not reserved for small jobs.
     pub(crate) async fn take(
         &self,
         client: ClientNetwork,
@@ -131,8 +137,8 @@ impl FairQueue {
         Some(Permit { queue, client, memory, used_since: Some(Instant::now()) })
     }
 
-    /// Like [`Self::take`] without memory. Also returns `None` if less time is left than a permit
-    /// is typically held: the work would be paid for and come too late.
+    /// Like [`Self::take`], without memory. Also returns `None` if the permit comes so late that the
+    /// job would probably miss the deadline, by how long permits were in use recently.
     pub(crate) async fn take_in_time(
         &self,
         client: ClientNetwork,
@@ -142,7 +148,7 @@ impl FairQueue {
         if Instant::now() + self.0.typical_hold() < deadline {
             return Some(permit);
         }
-        permit.used_since = None; // an unused permit says nothing about typical times
+        permit.used_since = None; // unused permits must not lower the average
         None
     }
 
@@ -151,15 +157,15 @@ impl FairQueue {
         self.0.state().queue.len()
     }
 
-    /// How long a job that this client submits now will probably wait, by how long permits were
-    /// held recently.
+    /// How long a job that this client submits now will probably wait, by how long permits were in
+    /// use recently.
     pub(crate) fn expected_wait(&self, client: ClientNetwork) -> Duration {
         let state = self.0.state();
         let permits = state.capacity.permits;
-        if state.held < permits {
+        if state.permits < permits {
             return Duration::ZERO;
         }
-        let position = state.ahead_of(client) + 1;
+        let position = state.jobs_ahead_of(client) + 1;
         self.0.typical_hold().mul_f64(position as f64 / permits as f64)
     }
 
@@ -168,69 +174,70 @@ impl FairQueue {
         let (grant, granted) = oneshot::channel();
         let mut state = self.0.state();
         debug_assert!(memory <= state.capacity.large_memory(), "the job would wait for ever");
-        state.queue.push_back(Waiter { client, memory, grant });
-        state.change(client, |client| client.waiting += 1);
+        state.queue.push_back(QueuedJob { client, memory, grant });
+        state.change(client, |client| client.queued += 1);
         state.grant_permits();
         QueueGuard { queue: Arc::clone(&self.0), client, memory, granted }
     }
 }
 
 impl Inner {
-    /// How long permits were typically held recently.
+    /// How long permits were typically in use recently.
     fn typical_hold(&self) -> Duration {
-        Duration::from_micros(self.typical_hold.load(Ordering::Relaxed))
+        Duration::from_micros(self.typical_hold_micros.load(Ordering::Relaxed))
     }
 
-    fn record_hold(&self, held: Duration) {
-        let held = u64::try_from(held.as_micros()).unwrap_or(u64::MAX / 8);
-        let smooth = |typical_hold: u64| Some(typical_hold - typical_hold / 8 + held / 8);
+    /// Adds how long one permit was in use to the moving average.
+    fn record_hold(&self, hold: Duration) {
+        let hold = u64::try_from(hold.as_micros()).unwrap_or(u64::MAX / 8);
+        let update = |average: u64| Some(average - average / 8 + hold / 8);
         // The closure always returns `Some`, so this cannot fail.
-        let _ = self.typical_hold.fetch_update(Ordering::Relaxed, Ordering::Relaxed, smooth);
+        let _ = self.typical_hold_micros.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The state stays consistent even if a holder of the lock panicked.
+        // The state stays consistent even if a thread panicked while it had the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Capacity {
-    /// The memory that all large jobs together may have.
+    /// The memory that all large jobs together may use, in bytes.
     fn large_memory(self) -> u64 {
-        self.memory - self.for_small
+        self.memory - self.reserved_for_small
     }
 
-    /// The permits that all large jobs together may have.
+    /// The permits that all large jobs together may use.
     fn large_permits(self) -> u64 {
-        let for_small = u64::from(self.for_small > 0);
-        (self.permits - for_small).max(1)
+        let reserved = u64::from(self.reserved_for_small > 0);
+        (self.permits - reserved).max(1)
     }
 
     fn is_large(self, memory: u64) -> bool {
-        memory > self.for_small
+        memory > self.reserved_for_small
     }
 }
 
 impl State {
-    /// Grants permits in order while there is room.
+    /// Grants permits to queued jobs until none can be granted.
     fn grant_permits(&mut self) {
-        while let Some(waiter) = self.next().and_then(|at| self.queue.remove(at)) {
-            let Waiter { client, memory, grant } = waiter;
-            self.change(client, |client| client.waiting -= 1);
-            // If sending fails, the job has left the queue.
+        while let Some(job) = self.next_job().and_then(|index| self.queue.remove(index)) {
+            let QueuedJob { client, memory, grant } = job;
+            self.change(client, |client| client.queued -= 1);
+            // Sending fails if the caller no longer waits.
             if grant.send(()).is_ok() {
-                self.served += 1;
-                let served = self.served;
+                self.grant_count += 1;
+                let grant_count = self.grant_count;
                 self.change(client, |client| {
-                    client.held += 1;
-                    client.last_served = served;
+                    client.permits += 1;
+                    client.last_grant = grant_count;
                 });
-                self.held += 1;
+                self.permits += 1;
                 if self.capacity.is_large(memory) {
-                    self.held_by_large += 1;
-                    self.large_memory += memory;
+                    self.permits_of_large += 1;
+                    self.memory_of_large += memory;
                 } else {
-                    self.small_memory += memory;
+                    self.memory_of_small += memory;
                 }
             }
         }
@@ -238,110 +245,114 @@ impl State {
 
     /// Takes a permit back.
     fn release(&mut self, client: ClientNetwork, memory: u64) {
-        self.change(client, |client| client.held -= 1);
-        self.held -= 1;
+        self.change(client, |client| client.permits -= 1);
+        self.permits -= 1;
         if self.capacity.is_large(memory) {
-            self.held_by_large -= 1;
-            self.large_memory -= memory;
+            self.permits_of_large -= 1;
+            self.memory_of_large -= memory;
         } else {
-            self.small_memory -= memory;
+            self.memory_of_small -= memory;
         }
         self.grant_permits();
     }
 
-    /// Removes the jobs that have left the queue.
+    /// Removes the jobs whose callers no longer wait.
     fn remove_closed(&mut self) {
         let Self { queue, clients, .. } = self;
-        queue.retain(|waiter| {
-            let is_closed = waiter.grant.is_closed();
-            if is_closed && let Some(client) = clients.get_mut(&waiter.client) {
-                client.waiting -= 1;
+        queue.retain(|job| {
+            let is_closed = job.grant.is_closed();
+            if is_closed && let Some(client) = clients.get_mut(&job.client) {
+                client.queued -= 1;
             }
             !is_closed
         });
-        clients.retain(|_, client| client.held + client.waiting > 0);
-        // The job that left may have been the only reason why others waited.
+        clients.retain(|_, client| client.permits + client.queued > 0);
+        // A removed job may have been the only reason why others waited.
         self.grant_permits();
     }
 
     fn change(&mut self, client: ClientNetwork, change: impl FnOnce(&mut ClientState)) {
         let mut state = self.client(client);
         change(&mut state);
-        if state.held + state.waiting > 0 {
+        if state.permits + state.queued > 0 {
             self.clients.insert(client, state);
         } else {
             self.clients.remove(&client);
         }
     }
 
-    /// What a client holds and waits for. An unknown client counts as served just before the latest
-    /// one: it goes before that client, but not before clients that have waited longer.
+    /// The state of a client. An unknown client counts as served just before the client that was
+    /// served last. The unknown client thus goes before that client, but not before clients that
+    /// have waited longer.
     fn client(&self, client: ClientNetwork) -> ClientState {
-        let last_served = self.served.saturating_sub(1);
-        let unknown = ClientState { last_served, ..ClientState::default() };
+        let last_grant = self.grant_count.saturating_sub(1);
+        let unknown = ClientState { last_grant, ..ClientState::default() };
         self.clients.get(&client).copied().unwrap_or(unknown)
     }
 
-    /// The position of the next job in the queue, if there is room for it.
-    fn next(&self) -> Option<usize> {
-        let at = self.first(|_| true)?;
-        let memory = self.queue.get(at)?.memory;
-        if self.has_room(memory) {
-            Some(at)
+    /// The index of the next job that can get a permit, if any.
+    fn next_job(&self) -> Option<usize> {
+        let index = self.first_job(|_| true)?;
+        let memory = self.queue.get(index)?.memory;
+        if self.can_grant(memory) {
+            Some(index)
         } else if self.capacity.is_large(memory) {
-            let for_small = self.capacity.for_small;
-            self.first(|memory| self.small_memory + memory <= for_small && self.has_room(memory))
+            let reserved = self.capacity.reserved_for_small;
+            self.first_job(|memory| {
+                self.memory_of_small + memory <= reserved && self.can_grant(memory)
+            })
         } else {
             None
         }
     }
 
-    /// The first job in order among those whose memory fits.
-    fn first(&self, fits: impl Fn(u64) -> bool) -> Option<usize> {
-        let fitting = self.queue.iter().enumerate().filter(|(_, waiter)| fits(waiter.memory));
-        let order = |(at, waiter): &(usize, &Waiter)| {
-            let client = self.client(waiter.client);
-            (client.held, client.last_served, *at)
+    /// The index of the job that is served first, among those whose memory fits.
+    fn first_job(&self, memory_fits: impl Fn(u64) -> bool) -> Option<usize> {
+        let fitting = self.queue.iter().enumerate().filter(|(_, job)| memory_fits(job.memory));
+        let order = |(index, job): &(usize, &QueuedJob)| {
+            let client = self.client(job.client);
+            (client.permits, client.last_grant, *index)
         };
-        fitting.min_by_key(order).map(|(at, _)| at)
+        fitting.min_by_key(order).map(|(index, _)| index)
     }
 
-    /// Whether there is room for a job of this much memory.
-    fn has_room(&self, memory: u64) -> bool {
-        let Self { capacity, small_memory, large_memory, .. } = self;
-        let fits = |taken: u64, bound: u64| taken.saturating_add(memory) <= bound;
-        self.held < capacity.permits
-            && fits(small_memory + large_memory, capacity.memory)
+    /// Whether a permit with this much memory can be granted now.
+    fn can_grant(&self, memory: u64) -> bool {
+        let Self { capacity, memory_of_small, memory_of_large, .. } = self;
+        let fits = |in_use: u64, max: u64| in_use.saturating_add(memory) <= max;
+        self.permits < capacity.permits
+            && fits(memory_of_small + memory_of_large, capacity.memory)
             && (!capacity.is_large(memory)
-                || self.held_by_large < capacity.large_permits()
-                    && fits(*large_memory, capacity.large_memory()))
+                || self.permits_of_large < capacity.large_permits()
+                    && fits(*memory_of_large, capacity.large_memory()))
     }
 
-    /// How many jobs go before one that this client submits now: its own, and of each other client
-    /// as many as it takes until that client holds more permits.
-    fn ahead_of(&self, client: ClientNetwork) -> u64 {
+    /// How many queued jobs are served before a job that this client submits now. They are all of
+    /// the client's own, and from each other client as many as it takes until that client has more
+    /// permits than this one.
+    fn jobs_ahead_of(&self, client: ClientNetwork) -> u64 {
         let own = self.client(client);
-        let then_held = own.held + own.waiting;
+        let own_permits = own.permits + own.queued; // after its queued jobs are served
         let others = self.clients.iter().filter(|(other, _)| **other != client);
-        let go_first = others.map(|(_, other)| {
-            let until_as_many = then_held.saturating_sub(other.held);
-            let is_first_of_equals =
-                other.held <= then_held && other.last_served <= own.last_served;
-            other.waiting.min(until_as_many + u64::from(is_first_of_equals))
+        let ahead = others.map(|(_, other)| {
+            let until_equal = own_permits.saturating_sub(other.permits);
+            let goes_first_when_equal =
+                other.permits <= own_permits && other.last_grant <= own.last_grant;
+            other.queued.min(until_equal + u64::from(goes_first_when_equal))
         });
-        own.waiting + go_first.sum::<u64>()
+        own.queued + ahead.sum::<u64>()
     }
 }
 
 impl Drop for QueueGuard {
     fn drop(&mut self) {
         if self.granted.is_terminated() {
-            return; // granted and received: the `Permit` gives it back
+            return; // The caller has received the permit. `Permit` releases it.
         }
         let mut state = self.queue.state();
         self.granted.close();
         if self.granted.try_recv().is_ok() {
-            // Granted, but the job left before it received the permit.
+            // The permit was granted, but the caller gave up before it received the permit.
             state.release(self.client, self.memory);
         } else {
             state.remove_closed();

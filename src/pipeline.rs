@@ -1,8 +1,10 @@
-//! The path that every picture takes, whichever route it came by: it is received (spooled, and its
-//! header read), then saved and embedded at the same time.
+//! Receives, saves and embeds pictures. All routes use this pipeline.
 //!
-//! Nothing here knows HTTP: a caller passes a stream of bytes, and turns an [`Error`] into what its
-//! own clients understand.
+//! Receiving a picture means to spool its bytes and to read its header. Saving and embedding then
+//! run at the same time.
+//!
+//! The pipeline is independent of HTTP. Its caller passes a stream of bytes, and turns an [`Error`]
+//! into a response.
 
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ use crate::{
     embed::{self, CacheMode, Embedder, Embedding, Job, PicturePermits},
     image::{self, Content, Picture, probe},
     sha256::Sha256,
-    shares::{ClientNetwork, Full, SharePermit, Shares},
+    shares::{ClientNetwork, NotEnoughUnits, SharePermit, Shares},
     spool::{self, Spooled},
     store::{self, Store},
     telemetry::{Metrics, Readings},
@@ -33,7 +35,7 @@ pub use admission::{Admission, Limits, OverloadReason, largest_request, shared_m
 /// Why a picture got no embedding.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The service is overloaded, and refused the picture before any work began.
+    /// The service is overloaded.
     #[error("overloaded: {0:?}")]
     Overloaded(OverloadReason),
     /// The picture has too many bytes.
@@ -41,33 +43,33 @@ pub enum Error {
     TooManyBytes {
         /// The most bytes allowed.
         limit: u64,
-        /// The picture's size, where it is known.
+        /// The picture's size in bytes, if it is known.
         size: Option<u64>,
     },
-    /// The bytes are not a picture that can be used.
+    /// The bytes are not a picture that this service accepts.
     #[error(transparent)]
     Image(#[from] image::Error),
     /// The picture could not be saved.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Only decoding showed that the bytes are not a picture that can be used.
+    /// The header can be read, but the picture cannot be decoded.
     #[error("{0}")]
     Undecodable(#[source] Arc<embed::Error>),
-    /// The picture could not be embedded. It is saved if that was asked for.
+    /// The picture could not be embedded.
     #[error("{error}")]
     Embed {
-        /// The cause, shared by all requests that waited for the same call.
+        /// The cause, shared by all requests that waited for the same call to NVIDIA.
         #[source]
         error: Arc<embed::Error>,
-        /// The saved file, if the picture was to be saved.
+        /// The saved file, in [`SaveMode::Save`].
         saved: Option<Saved>,
     },
-    /// A thread panicked, which is a bug.
-    #[error("the thread that reads headers panicked")]
+    /// A blocking task panicked. This is a bug.
+    #[error("a blocking task of the pipeline panicked")]
     Panicked(#[from] JoinError),
 }
 
-/// What all requests share.
+/// The parts and limits of the pipeline. All requests share them.
 #[derive(Debug)]
 pub struct Pipeline {
     /// Saves pictures.
@@ -76,36 +78,36 @@ pub struct Pipeline {
     pub embedder: Embedder,
     /// The limits of a request.
     pub limits: Limits,
-    /// Memory for bodies, shared by all requests, in bytes.
+    /// Limits the memory for bodies of all requests together, in bytes.
     pub memory: Shares,
-    /// Bounds the received pictures that are at work.
+    /// Limits how many received pictures are at work.
     pub at_work: Shares,
     /// The service's metrics.
     pub metrics: Arc<Metrics>,
 }
 
-/// A received picture, with the permits that it holds.
+/// A received picture and its permits.
 #[derive(Debug)]
 pub struct Received {
-    /// The picture and what its header says.
+    /// The picture, with its format and size from the header.
     pub picture: Picture,
     client: ClientNetwork,
     spooled: Spooled,
     permits: PicturePermits,
-    /// When the answer must be ready. The time runs from the picture's last byte.
+    /// When the answer must be ready: [`Limits::request_timeout`] after the picture's last byte.
     deadline: Instant,
 }
 
-/// The result for one picture.
+/// An embedded picture.
 #[derive(Debug)]
 pub struct Vectorized {
-    /// The saved file, if the picture was to be saved.
+    /// The saved file, in [`SaveMode::Save`].
     pub saved: Option<Saved>,
-    /// The picture and what its header says.
+    /// The picture, with its format and size from the header.
     pub picture: Picture,
-    /// SHA-256 of its bytes.
+    /// SHA-256 of the picture's bytes.
     pub sha256: Sha256,
-    /// Its embedding.
+    /// The embedding.
     pub embedding: Embedding,
 }
 
@@ -114,7 +116,7 @@ pub struct Vectorized {
 pub enum SaveMode {
     /// Save the picture.
     Save,
-    /// Leave no file behind.
+    /// Do not save the picture, and remove its staging file.
     Discard,
 }
 
@@ -126,19 +128,19 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// The path that clients see, wherever the folder is.
+    /// The path in answers. It always begins with `downloads/`, even if the folder is elsewhere.
     pub fn path(&self) -> String {
         format!("downloads/{}", self.saved_as)
     }
 }
 
 impl Pipeline {
-    /// Receives an admitted picture: spools its bytes as they arrive. Once they are complete, waits
-    /// for a permit and reads the header.
+    /// Receives an admitted picture. Spools its bytes as they arrive, waits for a permit, and reads
+    /// the header.
     ///
     /// # Errors
     /// The stream's own error, or an [`Error`] if there are too many bytes, no memory or permit is
-    /// free, or the bytes are not a picture. No file is left behind.
+    /// free, or the bytes are not a picture. No file remains.
     pub async fn receive<E: From<Error>>(
         &self,
         admission: Admission,
@@ -149,8 +151,8 @@ impl Pipeline {
         let spooled = self.spool(bytes, &mut memory).await?;
         memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
         let deadline = Instant::now() + self.limits.request_timeout;
-        // The picture was admitted, but others may have arrived first. It waits for a permit while
-        // enough time is left for the work itself.
+        // After this picture was admitted, others may have taken the last permits. Half of the time
+        // is enough to wait: the rest is needed for the work.
         let wait_deadline = Instant::now() + self.limits.request_timeout / 2;
         let at_work = self.at_work.take(client, 1, wait_deadline).await;
         let at_work = at_work.map_err(|_| Error::Overloaded(OverloadReason::AtWork))?;
@@ -164,10 +166,10 @@ impl Pipeline {
         })
     }
 
-    /// Embeds a received picture, and saves it if that is asked for.
+    /// Embeds a received picture, and saves it in [`SaveMode::Save`].
     ///
     /// # Errors
-    /// [`Error`]
+    /// An [`Error`] if the picture cannot be saved, decoded or embedded.
     pub async fn embed(
         &self,
         received: Received,
@@ -185,8 +187,8 @@ impl Pipeline {
                     let save = self.store.save(spooled, extension, deadline, permits_for_file);
                     Ok::<_, Error>(Some(save.await?))
                 }
-                // The file is removed before the call ends, so that not even a kill leaves it
-                // behind. Whoever still reads the picture has the file open.
+                // The file is removed while the picture is embedded. It is then gone even if the
+                // process is killed. The embedder has the file open and can still read it.
                 SaveMode::Discard => {
                     let discard = move || {
                         spooled.discard();
@@ -205,8 +207,8 @@ impl Pipeline {
             deadline,
             permits,
         });
-        // If a picture cannot be saved, nobody waits for its embedding. If it cannot be embedded,
-        // it stays saved, and the error says where.
+        // An error of saving ends the request at once. After an error of embedding, the file stays
+        // saved, and the error contains its name.
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
         let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
         if saved.is_some() {
@@ -214,7 +216,7 @@ impl Pipeline {
         }
         match embedded {
             Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
-            // Only the decoder could tell that this is not a picture. No file of it is kept either.
+            // The client sent something that cannot be decoded. It does not stay saved.
             Err(error) if error.is_about_the_picture() => {
                 if let Some(saved) = saved {
                     self.store.remove(saved.saved_as).await;
@@ -225,7 +227,7 @@ impl Pipeline {
         }
     }
 
-    /// What the metrics need to be read now. Call it inside the runtime.
+    /// Reads the values of all gauges. Must be called inside the Tokio runtime.
     pub async fn readings(&self) -> Readings {
         let free = self.store.free_space().await.ok();
         Readings {
@@ -243,38 +245,40 @@ impl Pipeline {
         bytes: impl Stream<Item = Result<Bytes, E>>,
         memory: &mut SharePermit,
     ) -> Result<Spooled, E> {
-        let limit = self.limits.max_image_bytes;
-        let keep = self.embedder.largest_inline();
-        let mut spool = self.store.spool(keep);
+        let max_bytes = self.limits.max_image_bytes;
+        let max_bytes_in_memory = self.embedder.largest_inline();
+        let mut spool = self.store.spool(max_bytes_in_memory);
         let mut bytes = std::pin::pin!(bytes);
         while let Some(chunk) = bytes.next().await {
             let chunk = chunk?;
             let received = spool.received() + chunk.len() as u64;
-            if received > limit {
-                return Err(Error::TooManyBytes { limit, size: None }.into());
+            if received > max_bytes {
+                return Err(Error::TooManyBytes { limit: max_bytes, size: None }.into());
             }
-            let kept = if received <= keep as u64 { received } else { MEMORY_STEP };
-            memory.grow_to(kept).map_err(no_memory)?;
-            spool.write(&chunk).await.map_err(not_spooled)?;
-            memory.shrink_to(kept); // bytes beyond `kept` are in the staging file by now
+            // A larger picture goes to the staging file. Then only one chunk is in memory.
+            let is_in_memory = received <= max_bytes_in_memory as u64;
+            let needed = if is_in_memory { received } else { MEMORY_STEP };
+            memory.grow_to(needed).map_err(no_memory)?;
+            spool.write(&chunk).await.map_err(spool_error)?;
+            memory.shrink_to(needed);
         }
-        Ok(spool.finish().await.map_err(not_spooled)?)
+        Ok(spool.finish().await.map_err(spool_error)?)
     }
 
     async fn probe(&self, content: Content) -> Result<Picture, Error> {
-        let limit = self.limits.max_image_pixels;
+        let max_pixels = self.limits.max_image_pixels;
         match content {
-            Content::Memory(_) => Ok(probe(content, limit)?),
-            Content::File(..) => Ok(spawn_blocking(move || probe(content, limit)).await??),
+            Content::Memory(_) => Ok(probe(content, max_pixels)?),
+            Content::File(..) => Ok(spawn_blocking(move || probe(content, max_pixels)).await??),
         }
     }
 }
 
-fn no_memory(_: Full) -> Error {
+fn no_memory(_: NotEnoughUnits) -> Error {
     Error::Overloaded(OverloadReason::Memory)
 }
 
-/// The spool is in the store's folder, so its errors count as errors of saving.
-fn not_spooled(error: spool::Error) -> Error {
+/// The staging file is in the store's folder, so its errors count as errors of saving.
+fn spool_error(error: spool::Error) -> Error {
     store::Error::from(error).into()
 }

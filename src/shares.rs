@@ -1,9 +1,12 @@
-//! A bound on units that clients share, so that no client can take them all.
+//! A limit on a resource that clients share, such as memory. No client can take all of it.
 //!
-//! Units that were granted cannot be taken away again, and the next client must still find some. So
-//! each client is entitled to its share while units are free, and gets more than its share only
-//! while a quarter of all units stays free for others. A client that is alone can thus use three
-//! quarters. Where a unit may be held for long, a client gets its share and no more.
+//! The resource is counted in units. Granted units cannot be taken away again, so some must stay
+//! free for clients that arrive later. A client gets units up to its share while units are free. It
+//! gets more than its share only while a quarter of all units stays free for others. A client that
+//! is alone can thus use three quarters.
+//!
+//! [`Shares::capped`] is for units that may be in use for a long time. There, a client never gets
+//! more than its share.
 
 use std::{
     collections::HashMap,
@@ -17,20 +20,20 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// What counts as one client: an IPv4 address, or the IPv6 network that a provider gives to one
-/// customer.
+/// The address or network that counts as one client: an IPv4 address, or the IPv6 network that a
+/// provider assigns to one customer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ClientNetwork(pub IpAddr);
 
 impl ClientNetwork {
-    /// Stands for all clients without a known address.
+    /// Represents all clients without a known address.
     pub const UNKNOWN: Self = Self(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 }
 
-/// The units that each client holds. Clients without units are not stored.
+/// The units in use by each client. Clients without units are not stored.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tally {
-    of: HashMap<ClientNetwork, u64>,
+    by_client: HashMap<ClientNetwork, u64>,
     total: u64,
 }
 
@@ -42,45 +45,47 @@ impl Tally {
 
     /// The units of one client.
     pub(crate) fn of(&self, client: ClientNetwork) -> u64 {
-        self.of.get(&client).copied().unwrap_or(0)
+        self.by_client.get(&client).copied().unwrap_or(0)
     }
 
     pub(crate) fn add(&mut self, client: ClientNetwork, units: u64) {
         if units > 0 {
-            *self.of.entry(client).or_default() += units;
+            *self.by_client.entry(client).or_default() += units;
             self.total += units;
         }
     }
 
     /// Subtracts units that were added before.
     pub(crate) fn remove(&mut self, client: ClientNetwork, units: u64) {
-        if let Some(has) = self.of.get_mut(&client) {
-            *has -= units;
+        if let Some(in_use) = self.by_client.get_mut(&client) {
+            *in_use -= units;
             self.total -= units;
-            if *has == 0 {
-                self.of.remove(&client);
+            if *in_use == 0 {
+                self.by_client.remove(&client);
             }
         }
     }
 }
 
-/// A bound on the units in use. Cheap to clone; clones share the bound.
+/// A limit on the units in use. Cheap to clone; clones share the limit.
 #[derive(Debug, Clone)]
 pub struct Shares(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     total: u64,
-    /// The units that each client is entitled to.
+    /// The number of units that a client gets even if that leaves none for others.
     share: u64,
-    /// Whether a client may exceed its share while enough units stay free for others.
+    /// Whether a client may exceed its share while a quarter of all units stays free.
     may_exceed_share: bool,
+    /// Every permit is rounded up to a multiple of this number of units.
     step: u64,
-    used: Mutex<Tally>,
-    freed: Notify,
+    in_use: Mutex<Tally>,
+    /// Notified whenever units are returned.
+    returned: Notify,
 }
 
-/// The units that a client holds, given back when dropped.
+/// A client's permit for a number of units. Dropping it returns the units.
 #[derive(Debug)]
 pub struct SharePermit {
     shares: Shares,
@@ -88,114 +93,120 @@ pub struct SharePermit {
     units: u64,
 }
 
-/// Other clients hold the units.
+/// The client cannot get this many units now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no units are left for this client")]
-pub struct Full;
+#[error("not enough units are free for this client")]
+pub struct NotEnoughUnits;
 
 impl Shares {
-    /// A bound of `total` units, counted in multiples of `step` (at least 1). A client's share is
-    /// half of them, or `largest`, the most that a client may need at once.
+    /// A limit of `total` units. Permits are rounded up to multiples of `step`, which is at least 1.
+    /// A client's share is half of all units, or `largest` if that is more: the most units that one
+    /// permit may need.
     pub fn new(total: u64, largest: u64, step: u64) -> Self {
         Self::with(total, largest.max(total / 2), true, step)
     }
 
-    /// A bound of `total` units, of which no client ever gets more than `share`.
+    /// A limit of `total` units. No client ever gets more than `share` of them.
     pub fn capped(total: u64, share: u64) -> Self {
         Self::with(total, share, false, 1)
     }
 
     fn with(total: u64, share: u64, may_exceed_share: bool, step: u64) -> Self {
-        let (used, freed) = Default::default();
-        Self(Arc::new(Inner { total, share, may_exceed_share, step, used, freed }))
+        let (in_use, returned) = Default::default();
+        Self(Arc::new(Inner { total, share, may_exceed_share, step, in_use, returned }))
     }
 
-    /// A permit for no units yet, to be grown.
+    /// A permit for no units. [`SharePermit::grow_to`] adds some.
     pub fn empty(&self, client: ClientNetwork) -> SharePermit {
         SharePermit { shares: self.clone(), client, units: 0 }
     }
 
-    /// Takes units, and waits until the deadline for others to give theirs back.
+    /// Takes units. While too few are free, waits until the deadline for other permits to return
+    /// theirs.
     ///
     /// # Errors
-    /// [`Full`] if the deadline passes.
+    /// [`NotEnoughUnits`] if the deadline passes.
     pub async fn take(
         &self,
         client: ClientNetwork,
         units: u64,
         deadline: Instant,
-    ) -> Result<SharePermit, Full> {
-        timeout_at(deadline, self.take_when_free(client, units)).await.map_err(|_| Full)
+    ) -> Result<SharePermit, NotEnoughUnits> {
+        timeout_at(deadline, self.take_when_free(client, units)).await.map_err(|_| NotEnoughUnits)
     }
 
-    /// Takes units, and waits as long as necessary. The caller must have a deadline of its own.
+    /// Takes units, and waits for them without a deadline. The caller must set one.
     pub async fn take_when_free(&self, client: ClientNetwork, units: u64) -> SharePermit {
         let mut permit = self.empty(client);
         loop {
-            // Listens before it checks, so that it misses nothing that is freed in between.
-            let mut freed = pin!(self.0.freed.notified());
-            freed.as_mut().enable();
+            // Starts to listen before the attempt. Otherwise units that are returned between the
+            // attempt and the wait would go unnoticed.
+            let mut returned = pin!(self.0.returned.notified());
+            returned.as_mut().enable();
             if permit.grow_to(units).is_ok() {
                 return permit;
             }
-            freed.await;
+            returned.await;
         }
     }
 
     /// Whether a client would get this many more units now.
-    pub fn has_room(&self, client: ClientNetwork, units: u64) -> bool {
-        self.0.allows(&self.used(), client, self.0.in_steps(units))
+    pub fn would_grant(&self, client: ClientNetwork, units: u64) -> bool {
+        self.0.allows(&self.tally(), client, self.0.round_up(units))
     }
 
     /// The units in use.
     pub fn in_use(&self) -> u64 {
-        self.used().total()
+        self.tally().total()
     }
 
-    fn used(&self) -> MutexGuard<'_, Tally> {
-        // The tally stays consistent even if a holder of the lock panicked.
-        self.0.used.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        // The tally stays consistent even if a thread panicked while it had the lock.
+        self.0.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Inner {
-    /// The rule that the module's documentation explains.
-    fn allows(&self, used: &Tally, client: ClientNetwork, more: u64) -> bool {
-        let (all, own) = (used.total().saturating_add(more), used.of(client).saturating_add(more));
-        let may_exceed_now = self.may_exceed_share && all <= self.total - self.total / 4;
-        all <= self.total && (own <= self.share || may_exceed_now)
+    /// Whether the client may get `more` units, by the rule in the module's documentation.
+    fn allows(&self, tally: &Tally, client: ClientNetwork, more: u64) -> bool {
+        let all_clients = tally.total().saturating_add(more);
+        let this_client = tally.of(client).saturating_add(more);
+        let leaves_a_quarter = all_clients <= self.total - self.total / 4;
+        let exceeds_share = this_client > self.share;
+        all_clients <= self.total && (!exceeds_share || self.may_exceed_share && leaves_a_quarter)
     }
 
-    fn in_steps(&self, units: u64) -> u64 {
+    /// Rounds up to a multiple of the step.
+    fn round_up(&self, units: u64) -> u64 {
         units.checked_next_multiple_of(self.step).unwrap_or(u64::MAX)
     }
 }
 
 impl SharePermit {
-    /// Grows the permit to this many units, or leaves it unchanged.
+    /// Grows the permit to this many units. A larger permit stays as it is.
     ///
     /// # Errors
-    /// [`Full`] if the missing units are not free now.
-    pub fn grow_to(&mut self, units: u64) -> Result<(), Full> {
-        let more = self.shares.0.in_steps(units).saturating_sub(self.units);
+    /// [`NotEnoughUnits`] if the missing units are not free now. The permit then stays as it is.
+    pub fn grow_to(&mut self, units: u64) -> Result<(), NotEnoughUnits> {
+        let more = self.shares.0.round_up(units).saturating_sub(self.units);
         if more > 0 {
-            let mut used = self.shares.used();
-            if !self.shares.0.allows(&used, self.client, more) {
-                return Err(Full);
+            let mut tally = self.shares.tally();
+            if !self.shares.0.allows(&tally, self.client, more) {
+                return Err(NotEnoughUnits);
             }
-            used.add(self.client, more);
+            tally.add(self.client, more);
             self.units += more;
         }
         Ok(())
     }
 
-    /// Gives back all but this many units.
+    /// Shrinks the permit to this many units, and returns the rest. A smaller permit stays as it is.
     pub fn shrink_to(&mut self, units: u64) {
-        let less = self.units.saturating_sub(self.shares.0.in_steps(units));
+        let less = self.units.saturating_sub(self.shares.0.round_up(units));
         if less > 0 {
-            self.shares.used().remove(self.client, less);
+            self.shares.tally().remove(self.client, less);
             self.units -= less;
-            self.shares.0.freed.notify_waiters();
+            self.shares.0.returned.notify_waiters();
         }
     }
 }

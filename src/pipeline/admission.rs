@@ -1,4 +1,4 @@
-//! Admission: whether a request may start, given what is already at work.
+//! Admission: whether a request may start under the present load.
 
 use std::time::Duration;
 
@@ -8,28 +8,28 @@ use crate::{
     shares::{ClientNetwork, Shares},
 };
 
-/// Memory is counted in steps of this size as bytes arrive. A picture on its way to its staging
-/// file keeps one step in memory.
+/// Memory for bodies is counted in multiples of this many bytes. A picture that goes to a staging
+/// file needs this much memory while its bytes arrive.
 pub(super) const MEMORY_STEP: u64 = 64 * 1024;
 
 /// The limits of one request and of all requests together.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// The largest picture, in bytes.
+    /// The most bytes of a picture.
     pub max_image_bytes: u64,
-    /// The largest picture, in pixels.
+    /// The most pixels of a picture.
     pub max_image_pixels: u64,
-    /// The most memory for bodies, all requests together, in bytes.
+    /// The most memory for the bodies of all requests together, in bytes.
     pub max_buffered_bytes: u64,
     /// The most received pictures at work at once.
     pub max_in_flight: usize,
-    /// The time from the picture's last byte to the answer.
+    /// The most time from a picture's last byte to the answer.
     pub request_timeout: Duration,
     /// The most time for receiving a body.
     pub body_timeout: Duration,
 }
 
-/// Which resource is exhausted.
+/// The resource that is exhausted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OverloadReason {
     /// Permits for pictures at work.
@@ -41,7 +41,7 @@ pub enum OverloadReason {
 }
 
 impl OverloadReason {
-    /// The name in metrics.
+    /// The label value in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::AtWork => "at_work",
@@ -62,39 +62,41 @@ impl Admission {
     }
 }
 
-/// The memory for bodies, shared by all requests.
+/// The limit on memory for bodies, in bytes. All requests share it.
 pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
     let largest = largest_request(limits.max_image_bytes, inline_memory);
     Shares::new(limits.max_buffered_bytes, largest, MEMORY_STEP)
 }
 
-/// The most memory that one request takes, in bytes: a Base64 body, and what every picture needs.
+/// The most memory that one request needs, in bytes: that of a Base64 request with the largest body.
 pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
     let body = base64_text::body_limit(max_image_bytes);
     body.next_multiple_of(MEMORY_STEP) + inline_memory.next_multiple_of(MEMORY_STEP)
 }
 
 impl Pipeline {
-    /// Admits a client's request whose body takes up to `body_bytes` of memory. It checks the
-    /// declared length but reserves no memory for it: otherwise clients that declare much and send
-    /// nothing would lock others out. This happens before the body is read, so that a request that
-    /// must be refused costs no bandwidth and no disk.
+    /// Admits a client's request whose body needs up to `body_bytes` of memory. Routes call this
+    /// before they read the body, so that a refused request costs no bandwidth and no disk space.
+    ///
+    /// No memory is reserved for the body. Otherwise clients that declare long bodies and send
+    /// nothing would lock out others.
     ///
     /// # Errors
-    /// [`Error::Store`] without room on the disk; [`Error::Overloaded`] if too many pictures are at
-    /// work, if the queue to NVIDIA would take half of the request's time (an admitted request must
-    /// also be served), or if too much memory is in use.
+    /// [`Error::Overloaded`] if too many pictures are at work, if too little memory is free, or if
+    /// the picture would wait for NVIDIA for more than half of the request's time.
+    /// [`Error::Store`] if the disk is full.
     pub async fn admit(&self, client: ClientNetwork, body_bytes: u64) -> Result<Admission, Error> {
-        if !self.at_work.has_room(client, 1) {
+        if !self.at_work.would_grant(client, 1) {
             return Err(Error::Overloaded(OverloadReason::AtWork));
         }
         if self.embedder.expected_wait(client) > self.limits.request_timeout / 2 {
             return Err(Error::Overloaded(OverloadReason::Queue));
         }
-        if !self.memory.has_room(client, body_bytes + self.embedder.inline_memory()) {
+        if !self.memory.would_grant(client, body_bytes + self.embedder.inline_memory()) {
             return Err(Error::Overloaded(OverloadReason::Memory));
         }
-        // Last, so that a hanging disk delays only requests that nothing else refuses.
+        // The disk is checked last. A disk that hangs then delays only requests that pass the other
+        // checks.
         self.store.check_room().await?;
         Ok(Admission(client))
     }

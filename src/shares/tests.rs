@@ -8,140 +8,146 @@ fn client(n: u8) -> ClientNetwork {
     ClientNetwork(IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)))
 }
 
-/// Takes as many units as the client gets, one by one.
+/// Takes units one by one until the client gets no more.
 fn take_all(shares: &Shares, client: ClientNetwork) -> SharePermit {
-    let mut share = shares.empty(client);
-    while share.grow_to(share.units + 1).is_ok() {}
-    share
+    let mut permit = shares.empty(client);
+    while permit.grow_to(permit.units + 1).is_ok() {}
+    permit
 }
 
 #[test]
-fn a_client_that_is_alone_leaves_a_quarter_and_the_next_one_finds_it() {
-    for (total, largest, alone) in
+fn a_client_that_is_alone_leaves_a_quarter_of_the_units_to_a_second_client() {
+    for (total, largest, first_client_gets) in
         [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 3), (100, 1, 75), (100, 90, 90)]
     {
         let shares = Shares::new(total, largest, 1);
         let first = take_all(&shares, client(1));
-        assert_eq!(first.units, alone, "of {total}");
-        assert!(!shares.has_room(client(1), 1));
-        assert_eq!(take_all(&shares, client(2)).units, total - alone);
+        assert_eq!(first.units, first_client_gets, "of {total}");
+        assert!(!shares.would_grant(client(1), 1));
+        assert_eq!(take_all(&shares, client(2)).units, total - first_client_gets);
     }
 }
 
 #[test]
 fn two_clients_get_half_each() {
     let shares = Shares::new(100, 1, 1);
-    let (mut one, mut other) = (shares.empty(client(1)), shares.empty(client(2)));
+    let (mut first, mut second) = (shares.empty(client(1)), shares.empty(client(2)));
     for units in 1..=50 {
-        one.grow_to(units).unwrap();
-        other.grow_to(units).unwrap();
+        first.grow_to(units).unwrap();
+        second.grow_to(units).unwrap();
     }
-    assert_eq!((one.grow_to(51), shares.in_use()), (Err(Full), 100));
+    assert_eq!((first.grow_to(51), shares.in_use()), (Err(NotEnoughUnits), 100));
 }
 
 #[test]
-fn where_shares_are_capped_a_client_that_is_alone_gets_its_share_and_no_more() {
+fn a_client_never_exceeds_a_capped_share() {
     let shares = Shares::capped(10, 4);
-    let all: Vec<_> = (1..=4).map(|n| take_all(&shares, client(n))).collect();
-    assert_eq!(all.iter().map(|share| share.units).collect::<Vec<_>>(), [4, 4, 2, 0]);
-    drop(all);
+    let permits: Vec<_> = (1..=4).map(|n| take_all(&shares, client(n))).collect();
+    assert_eq!(permits.iter().map(|permit| permit.units).collect::<Vec<_>>(), [4, 4, 2, 0]);
+    drop(permits);
     assert_eq!(take_all(&shares, client(5)).units, 4);
 }
 
 #[test]
-fn units_are_counted_in_steps() {
+fn units_are_rounded_up_to_the_step() {
     let shares = Shares::new(100, 1, 10);
-    let mut share = shares.empty(client(1));
+    let mut permit = shares.empty(client(1));
     assert_eq!(shares.in_use(), 0);
-    share.grow_to(11).unwrap();
+    permit.grow_to(11).unwrap();
     assert_eq!(shares.in_use(), 20);
-    share.grow_to(5).unwrap();
-    assert_eq!(shares.in_use(), 20, "it never shrinks by growing");
-    share.shrink_to(1);
+    permit.grow_to(5).unwrap();
+    assert_eq!(shares.in_use(), 20, "`grow_to` must not shrink the permit");
+    permit.shrink_to(1);
     assert_eq!(shares.in_use(), 10);
-    assert_eq!(share.grow_to(u64::MAX), Err(Full));
-    assert_eq!(shares.in_use(), 10, "a failed attempt takes nothing");
+    assert_eq!(permit.grow_to(u64::MAX), Err(NotEnoughUnits));
+    assert_eq!(shares.in_use(), 10, "a refused `grow_to` must take nothing");
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_gets_what_is_given_back() {
+async fn a_waiting_client_gets_the_units_that_another_returns() {
     let shares = Shares::new(2, 1, 1);
-    let soon = Instant::now() + Duration::from_secs(1);
-    let held = shares.take(client(1), 2, soon).await.unwrap();
-    let mut waits = Box::pin(shares.take(client(2), 1, soon));
-    assert!(futures_util::poll!(&mut waits).is_pending());
-    drop(held);
-    let got = waits.await.unwrap();
-    assert_eq!(shares.take(client(1), 2, soon).await.unwrap_err(), Full);
-    assert_eq!(Instant::now(), soon);
-    drop(got);
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let first = shares.take(client(1), 2, deadline).await.unwrap();
+    let mut waiting = Box::pin(shares.take(client(2), 1, deadline));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    drop(first);
+    let second = waiting.await.unwrap();
+    assert_eq!(shares.take(client(1), 2, deadline).await.unwrap_err(), NotEnoughUnits);
+    assert_eq!(Instant::now(), deadline);
+    drop(second);
     assert_eq!(shares.in_use(), 0);
 }
 
+/// What happens to one of six permits, which is chosen by its index.
 #[derive(Debug, Clone)]
 enum Step {
-    Grow(usize, u64),
-    Shrink(usize, u64),
-    Drop(usize),
-    Panic(usize),
-    GiveUpWaiting(usize),
+    Grow { index: usize, units: u64 },
+    Shrink { index: usize, units: u64 },
+    Drop { index: usize },
+    Panic { index: usize },
+    GiveUpWaiting { index: usize },
 }
 
+/// Each step with the number of the client that takes it.
 fn steps() -> impl Strategy<Value = Vec<(u8, Step)>> {
     let step = prop_oneof![
-        (0usize..6, 0u64..120).prop_map(|(at, units)| Step::Grow(at, units)),
-        (0usize..6, 0u64..120).prop_map(|(at, units)| Step::Shrink(at, units)),
-        (0usize..6).prop_map(Step::Drop),
-        (0usize..6).prop_map(Step::Panic),
-        (0usize..6).prop_map(Step::GiveUpWaiting),
+        (0usize..6, 0u64..120).prop_map(|(index, units)| Step::Grow { index, units }),
+        (0usize..6, 0u64..120).prop_map(|(index, units)| Step::Shrink { index, units }),
+        (0usize..6).prop_map(|index| Step::Drop { index }),
+        (0usize..6).prop_map(|index| Step::Panic { index }),
+        (0usize..6).prop_map(|index| Step::GiveUpWaiting { index }),
     ];
     proptest::collection::vec((0u8..4, step), 0..60)
 }
 
 proptest! {
     #[test]
-    fn however_permits_end_all_units_are_given_back_and_no_client_is_remembered(
-        steps in steps(), step in 1u64..8,
+    fn all_units_are_returned_and_all_clients_removed_however_permits_end(
+        steps in steps(), step_units in 1u64..8,
     ) {
-        let shares = Shares::new(100, 1, step);
-        let mut held: Vec<Option<SharePermit>> = (0..6).map(|_| None).collect();
+        let shares = Shares::new(100, 1, step_units);
+        let mut permits: Vec<Option<SharePermit>> = (0..6).map(|_| None).collect();
         for (n, step) in steps {
-            let new = || shares.empty(client(n));
+            let empty = || shares.empty(client(n));
             match step {
-                // If growing fails, the permit keeps what it has.
-                Step::Grow(at, units) => drop(held[at].get_or_insert_with(new).grow_to(units)),
-                Step::Shrink(at, units) => held[at].get_or_insert_with(new).shrink_to(units),
-                Step::Drop(at) => drop(held[at].take()),
-                Step::Panic(at) => {
-                    let share = held[at].take();
+                Step::Grow { index, units } => {
+                    // An error leaves the permit as it was.
+                    let _ = permits[index].get_or_insert_with(empty).grow_to(units);
+                }
+                Step::Shrink { index, units } => {
+                    permits[index].get_or_insert_with(empty).shrink_to(units);
+                }
+                Step::Drop { index } => permits[index] = None,
+                Step::Panic { index } => {
+                    let permit = permits[index].take();
                     let thread = std::thread::spawn(move || {
-                        let _share = share;
-                        std::panic::resume_unwind(Box::new("planted"));
+                        let _permit = permit;
+                        std::panic::resume_unwind(Box::new("a panic of the test"));
                     });
                     prop_assert!(thread.join().is_err());
                 }
-                Step::GiveUpWaiting(at) => {
-                    let never = Instant::now() + Duration::from_secs(3600);
-                    let mut wait = Box::pin(shares.take(client(n), 60, never));
+                Step::GiveUpWaiting { index } => {
+                    let deadline = Instant::now() + Duration::from_secs(3600);
+                    let mut waiting = Box::pin(shares.take(client(n), 60, deadline));
                     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
                     let runtime = tokio::runtime::Builder::new_current_thread()
                         .enable_time().build().unwrap();
                     let _inside = runtime.enter();
-                    if let std::task::Poll::Ready(share) = wait.as_mut().poll(&mut context) {
-                        held[at] = share.ok();
+                    if let std::task::Poll::Ready(permit) = waiting.as_mut().poll(&mut context) {
+                        permits[index] = permit.ok();
                     }
                 }
             }
-            let parts: u64 = held.iter().flatten().map(|share| share.units).sum();
-            prop_assert!(parts <= 100);
-            let clients: HashSet<_> = held.iter().flatten()
-                .filter(|share| share.units > 0).map(|share| share.client).collect();
-            let used = shares.used().clone();
-            prop_assert_eq!(used.total(), parts);
-            prop_assert_eq!(used.of.into_keys().collect::<HashSet<_>>(), clients);
+            let total: u64 = permits.iter().flatten().map(|permit| permit.units).sum();
+            prop_assert!(total <= 100);
+            let clients: HashSet<_> = permits.iter().flatten()
+                .filter(|permit| permit.units > 0).map(|permit| permit.client).collect();
+            let tally = shares.tally().clone();
+            prop_assert_eq!(tally.total(), total);
+            prop_assert_eq!(tally.by_client.into_keys().collect::<HashSet<_>>(), clients);
         }
-        drop(held);
+        drop(permits);
         prop_assert_eq!(shares.in_use(), 0);
-        prop_assert!(shares.used().of.is_empty());
+        prop_assert!(shares.tally().by_client.is_empty());
     }
 }

@@ -1,5 +1,4 @@
-//! Every error that a client can see, with its status, its code, and a sentence that says what to
-//! do.
+//! The errors that clients can see. Each has a code, a status, and a sentence for people.
 
 use std::time::Duration;
 
@@ -23,9 +22,9 @@ use mapping::{
 };
 
 pub use code::Code;
-pub use problem::{Failure, PROBLEM_JSON, Problem};
+pub use problem::{ErrorExtension, PROBLEM_JSON, Problem};
 
-/// How long a client should wait if no upstream said how long.
+/// The `Retry-After` of errors that contain no waiting time of their own.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 const BUSY_DETAIL: &str = "The service is busy; try again in a few seconds.";
@@ -51,13 +50,13 @@ pub enum Error {
     /// The picture could not be fetched.
     #[error(transparent)]
     Fetch(#[from] fetch::Error),
-    /// The URL is that of a web page, perhaps one that shows the picture.
+    /// The URL is that of a web page, not that of a picture.
     #[error("the URL leads to a web page")]
     LeadsToWebPage,
     /// The picture could not be received, saved or embedded.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
-    /// The request has no client key, or a wrong one.
+    /// The client's key is missing or wrong.
     #[error("the client's key is missing or wrong")]
     Unauthorized,
     /// A web page of another origin sent the request.
@@ -66,16 +65,16 @@ pub enum Error {
     /// A web page called the service by a host name that is not configured.
     #[error("sent by a web page to the host name {0}")]
     UnknownHost(String),
-    /// The client has used up its own limit; it may try again after this time.
-    #[error("the client's limit is used up")]
+    /// The client has reached its rate limit. It may try again after this time.
+    #[error("the client has reached its rate limit")]
     RateLimited(Duration),
-    /// The service is stopping, and the drain's time is up.
+    /// The service is stopping, and the time for open requests is over.
     #[error("the service is stopping")]
     ShuttingDown,
-    /// No such route.
+    /// The route does not exist.
     #[error("no such route")]
     NotFound,
-    /// No such method on this route.
+    /// The route does not accept the method.
     #[error("no such method on this route")]
     MethodNotAllowed,
     /// A bug in the service.
@@ -89,17 +88,17 @@ impl From<JoinError> for Error {
     }
 }
 
-/// A request whose body or query is not what the route accepts.
+/// Says why the route does not accept the request's body or query.
 #[derive(Debug)]
 pub struct Invalid {
     /// One sentence that says what is wrong and what to do.
     pub detail: String,
-    /// The faults of each field, in FastAPI's format.
+    /// The error of each invalid field, in FastAPI's format.
     pub errors: Vec<FieldError>,
 }
 
 impl Invalid {
-    /// An error with a single fault. `loc` is its place in the request.
+    /// The error of a single field. `loc` is the field's place in the request.
     pub fn at(loc: &[&str], kind: &'static str, msg: &str, detail: impl Into<String>) -> Error {
         let loc = loc.iter().map(ToString::to_string).collect();
         Error::Invalid(Self {
@@ -109,10 +108,10 @@ impl Invalid {
     }
 }
 
-/// One fault of a request.
+/// The error of one field of a request, in FastAPI's format.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct FieldError {
-    /// The place of the fault, such as `["body", "image_url"]`.
+    /// The field's place in the request, such as `["body", "image_url"]`.
     #[schema(example = json!(["body", "image_url"]))]
     pub loc: Vec<String>,
     /// What is wrong, for people.
@@ -151,7 +150,7 @@ impl Error {
             Self::Invalid(invalid) => invalid.detail.clone(),
             Self::Head(error) => head_detail(error),
             Self::Body(error) => body_detail(error),
-            Self::Base64(fault) => fault.to_string(),
+            Self::Base64(error) => error.to_string(),
             Self::Fetch(error) => fetch_detail(error),
             Self::LeadsToWebPage => {
                 "image_url leads to a web page, not to a picture: send the URL of the picture itself.".into()
@@ -161,15 +160,15 @@ impl Error {
                 "This service requires a key: send the header Authorization: Bearer followed by your key.".into()
             }
             Self::CrossOrigin(origin) => format!(
-                "A web page of the origin {origin} sent this request, and that origin is not allowed here; the service's \
+                "A web page of the origin {origin} sent this request. That origin is not allowed here; the service's \
                 operator can add it to IMAGESVC_CORS_ORIGINS."
             ),
             Self::UnknownHost(name) => format!(
-                "A web page sent this request to the host name {name}, which this service does not know as its own; \
-                the service's operator can add it to IMAGESVC_HOSTS."
+                "A web page sent this request to the host name {name}. The service does not know that name as its \
+                own; the service's operator can add it to IMAGESVC_HOSTS."
             ),
             Self::RateLimited(_) => {
-                "You have used up your request limit; try again after the time in Retry-After.".into()
+                "You have reached your request limit; try again after the time in Retry-After.".into()
             }
             Self::ShuttingDown => "The service is stopping; send the request again.".into(),
             Self::NotFound => {
@@ -182,16 +181,16 @@ impl Error {
         }
     }
 
-    /// The resource that was exhausted, if the request was shed.
-    pub fn shed(&self) -> Option<OverloadReason> {
+    /// The exhausted resource, if the request was refused because of overload.
+    pub fn overload_reason(&self) -> Option<OverloadReason> {
         match self {
-            Self::Pipeline(pipeline::Error::Overloaded(shed)) => Some(*shed),
+            Self::Pipeline(pipeline::Error::Overloaded(reason)) => Some(*reason),
             Self::Body(BodyError::NoMemory) => Some(OverloadReason::Memory),
             _ => None,
         }
     }
 
-    /// The saved picture, if it was saved before the error.
+    /// The saved picture, if the picture was saved before the error.
     pub fn saved(&self) -> Option<&Saved> {
         match self {
             Self::Pipeline(pipeline::Error::Embed { saved, .. }) => saved.as_ref(),
@@ -199,7 +198,7 @@ impl Error {
         }
     }
 
-    /// The number of inference calls that were made without success.
+    /// The number of unsuccessful inference calls.
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.attempts(),
@@ -207,7 +206,6 @@ impl Error {
         }
     }
 
-    /// The faults of each field.
     fn field_errors(&self) -> &[FieldError] {
         match self {
             Self::Invalid(invalid) => &invalid.errors,
@@ -215,7 +213,8 @@ impl Error {
         }
     }
 
-    /// How long the client should wait before it tries again, if trying again makes sense.
+    /// How long the client should wait before it tries again. `None` if it should not try again, or
+    /// if the time is unknown.
     fn retry_after(&self) -> Option<Duration> {
         let wait = match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.retry_after(),

@@ -1,9 +1,10 @@
-//! The routes. Each turns its request into a stream of bytes and a name, and hands both to the
+//! The routes. Each picture route turns its request into a stream of bytes, and passes it to the
 //! pipeline.
 //!
-//! There are two groups. The routes that machines probe, and the pages that people read before they
-//! have a key, are open. If the operator has set client keys, all other routes require one. So do
-//! unknown paths, which would otherwise reveal which routes exist.
+//! There are two groups. Open routes never require a client key: the health checks, and the pages
+//! that people read before they have a key. All other routes require a key if the operator has set
+//! client keys. Unknown paths require one too. Otherwise a client without a key could find out which
+//! routes exist.
 
 use std::sync::Arc;
 
@@ -34,28 +35,29 @@ mod openapi;
 mod upload;
 mod url;
 
-/// The parts of the OpenAPI document that belong to no route.
+/// The parts of the OpenAPI document that do not belong to a single route.
 #[derive(OpenApi)]
 #[openapi(
     components(schemas(Problem)),
     tags(
-        (name = "pictures", description = "A picture in, its embedding out"),
-        (name = "operation", description = "For operators and their machines"),
+        (name = "pictures", description = "Take a picture and return its embedding"),
+        (name = "operation", description = "For operators and their tools"),
     )
 )]
 struct BaseDocument;
 
-/// Creates the counters of all answers that the document names for pictures, so that alerts find
-/// them at 0.
-fn count_from_start(metrics: &Metrics, document: &Document) {
+/// Creates the counters of all statuses of the picture routes. Alerts can then see them at 0 before
+/// the first such response.
+fn initialize_counters(metrics: &Metrics, document: &Document) {
     for (route, item) in &document.paths.paths {
         let responses = item.post.iter().flat_map(|post| post.responses.responses.keys());
-        responses.for_each(|status| metrics.initialize_requests(route, status));
+        for status in responses {
+            metrics.initialize_requests(route, status);
+        }
     }
 }
 
-/// Builds all routes, and the document that describes them. `extra` holds open routes of other
-/// rooms.
+/// Builds all routes, and the OpenAPI document. `extra` contains open routes of other modules.
 pub(super) fn router(
     state: &AppState,
     settings: &Settings,
@@ -72,7 +74,7 @@ pub(super) fn router(
         .routes(routes!(upload::vectorize_image_upload))
         .routes(routes!(metrics::metrics))
         .split_for_parts();
-    count_from_start(&state.metrics, &keyed_document);
+    initialize_counters(&state.metrics, &keyed_document);
     let document = openapi::document(open_document, keyed_document);
 
     let open = open

@@ -1,4 +1,4 @@
-//! The stable names of errors and their statuses, in one table.
+//! The table of error codes and their statuses.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use utoipa::{
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:ident;)*) => {
-        /// The stable name of an error. `detail` is for people and may change; the code does not.
+        /// The stable name of an error. Codes never change; the sentences in `detail` may change.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Code {
             $($(#[$doc])* $variant,)*
@@ -21,12 +21,12 @@ macro_rules! codes {
             /// Every code.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
-            /// The code as text, as in answers, logs and metrics.
+            /// The code's text in answers, logs and metrics.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
 
-            /// The HTTP status of answers with this code.
+            /// The HTTP status of responses with this code.
             pub fn status(self) -> StatusCode {
                 match self { $(Self::$variant => StatusCode::$status,)* }
             }
@@ -38,12 +38,12 @@ codes! {
     /// Malformed JSON, a field that is missing or has the wrong type, no `file` part, or a
     /// malformed form.
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY;
-    /// `image_url` is not an absolute http(s) URL, or holds a user name or password.
+    /// `image_url` is not an absolute http(s) URL, or contains a user name or password.
     InvalidUrl = "invalid_url", BAD_REQUEST;
-    /// The policy forbids the URL, or one that it redirects to.
+    /// The settings forbid the URL, or a URL that it redirects to.
     UrlNotAllowed = "url_not_allowed", FORBIDDEN;
-    /// The download failed: an unknown host, a refused connection, TLS, a status other than 200 and
-    /// 203, or a body that ended early.
+    /// The download failed. For example, the host is unknown, it refused the connection, TLS failed,
+    /// the status was neither 200 nor 203, or the body ended early.
     DownloadFailed = "download_failed", BAD_GATEWAY;
     /// The download did not finish by its deadline.
     DownloadTimeout = "download_timeout", GATEWAY_TIMEOUT;
@@ -51,13 +51,13 @@ codes! {
     InvalidBase64 = "invalid_base64", BAD_REQUEST;
     /// The picture has no bytes.
     EmptyImage = "empty_image", BAD_REQUEST;
-    /// The picture is not in a supported format, is an unsupported kind of one, or is damaged.
+    /// The picture is damaged, or its format or a feature of its format is not supported.
     UnsupportedImage = "unsupported_image", UNSUPPORTED_MEDIA_TYPE;
     /// The picture has more bytes or pixels than the limit.
     ImageTooLarge = "image_too_large", PAYLOAD_TOO_LARGE;
     /// The request has no `Host`, more than one, or a malformed one.
     InvalidHost = "invalid_host", BAD_REQUEST;
-    /// The body has a `Content-Encoding`; it must be sent uncompressed.
+    /// The body has a `Content-Encoding`, but only uncompressed bodies are accepted.
     UnsupportedContentEncoding = "unsupported_content_encoding", UNSUPPORTED_MEDIA_TYPE;
     /// The body has a `Transfer-Encoding` other than `chunked`.
     UnsupportedTransferEncoding = "unsupported_transfer_encoding", NOT_IMPLEMENTED;
@@ -65,7 +65,7 @@ codes! {
     Unauthorized = "unauthorized", UNAUTHORIZED;
     /// A web page of another site sent the request, and the settings do not allow that site.
     CrossOrigin = "cross_origin", FORBIDDEN;
-    /// The client has used up its own limit.
+    /// The client has reached its own rate limit.
     RateLimited = "rate_limited", TOO_MANY_REQUESTS;
     /// The service refused the request because it has too much work.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE;
@@ -79,15 +79,15 @@ codes! {
     EmbeddingUnauthorized = "embedding_unauthorized", BAD_GATEWAY;
     /// The NVIDIA account is out of credits, or has no access to the model.
     EmbeddingExhausted = "embedding_exhausted", SERVICE_UNAVAILABLE;
-    /// NVIDIA still limited the service's rate after all retries.
+    /// NVIDIA's rate limit refused the call and all retries.
     EmbeddingRateLimited = "embedding_rate_limited", SERVICE_UNAVAILABLE;
-    /// NVIDIA still failed after all retries.
+    /// The call to NVIDIA and all retries failed.
     EmbeddingUnavailable = "embedding_unavailable", BAD_GATEWAY;
     /// The request's deadline passed while the service waited for NVIDIA.
     EmbeddingTimeout = "embedding_timeout", GATEWAY_TIMEOUT;
-    /// NVIDIA's answer holds no valid embedding.
+    /// NVIDIA's response contains no valid embedding.
     EmbeddingInvalid = "embedding_invalid", BAD_GATEWAY;
-    /// The disk has no room left beside the reserve of bytes and inodes.
+    /// The disk has too few free bytes or inodes above the reserve, which always stays free.
     StorageFull = "storage_full", INSUFFICIENT_STORAGE;
     /// The picture could not be saved for another reason.
     StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;

@@ -1,5 +1,6 @@
-//! Maps the errors of other modules to what a client sees: a code (whose status is in `code.rs`)
-//! and a sentence that says what to do. The inner errors know nothing of HTTP.
+//! Maps the errors of other modules, which are independent of HTTP, to codes and sentences.
+//!
+//! A sentence says what is wrong and, where possible, what to do. `code.rs` maps codes to statuses.
 
 use super::{BUSY_DETAIL, Code, INTERNAL_DETAIL};
 use crate::{
@@ -51,11 +52,13 @@ pub(super) fn body_code(error: &BodyError) -> Code {
 
 pub(super) fn body_detail(error: &BodyError) -> String {
     match error {
-        BodyError::TooLarge { limit, picture_limit: None } => {
-            let limit = size(*limit);
+        BodyError::TooLarge { max_bytes, max_picture_bytes: None } => {
+            let limit = format_bytes(*max_bytes);
             format!("The request's body is larger than the limit of {limit} for this route.")
         }
-        BodyError::TooLarge { picture_limit: Some(limit), .. } => too_large(*limit),
+        BodyError::TooLarge { max_picture_bytes: Some(max_bytes), .. } => {
+            picture_too_large(*max_bytes)
+        }
         BodyError::TooSlow => "The request's body did not arrive in time; send it again.".into(),
         BodyError::NoMemory => BUSY_DETAIL.into(),
         BodyError::Incomplete(_) => "The request's body ended early; send it again.".into(),
@@ -80,12 +83,12 @@ pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
     match error {
         Error::Overloaded(_) => BUSY_DETAIL.into(),
         Error::TooManyBytes { limit, size: Some(bytes) } => {
-            format!("The picture has {}, the limit is {}.", size(*bytes), size(*limit))
+            format!("The picture has {}, the limit is {}.", format_bytes(*bytes), format_bytes(*limit))
         }
-        Error::TooManyBytes { limit, size: None } => too_large(*limit),
+        Error::TooManyBytes { limit, size: None } => picture_too_large(*limit),
         Error::Image(error) => image_detail(error),
         Error::Store(error) if error.is_full() => {
-            "The service's disk is full; nothing was saved. Its operator must make room.".into()
+            "The service's disk is full; nothing was saved. The service's operator must free disk space.".into()
         }
         Error::Store(_) => "The picture could not be saved; try again later.".into(),
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_detail(error),
@@ -93,8 +96,8 @@ pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
     }
 }
 
-fn too_large(limit: u64) -> String {
-    format!("The picture is larger than the limit of {}.", size(limit))
+fn picture_too_large(max_bytes: u64) -> String {
+    format!("The picture is larger than the limit of {}.", format_bytes(max_bytes))
 }
 
 pub(super) fn fetch_code(error: &fetch::Error) -> Code {
@@ -126,25 +129,25 @@ pub(super) fn fetch_detail(error: &fetch::Error) -> String {
         Error::NoResolver(_) => {
             "The host of image_url could not be looked up just now; try again later.".into()
         }
-        Error::Connect(_) => "The host of image_url could not be connected to.".into(),
-        Error::NoAnswer(_) => "The host of image_url gave no answer that can be read.".into(),
+        Error::Connect(_) => "The service could not connect to the host of image_url.".into(),
+        Error::NoAnswer(_) => "The host of image_url sent no response that can be read.".into(),
         Error::Interrupted { has_started: true, .. } => {
             "The host of image_url broke off in the middle of the picture.".into()
         }
         Error::Interrupted { has_started: false, .. } => {
             "The host of image_url broke off before the picture.".into()
         }
-        Error::TooManyBytes { limit } => too_large(*limit),
+        Error::TooManyBytes { limit } => picture_too_large(*limit),
         Error::Status { status, .. } => {
             format!("The host of image_url answered with status {status} instead of a picture.")
         }
-        Error::Redirects => "image_url redirects too often, or to nowhere.".into(),
+        Error::Redirects => "image_url redirects too often, or without a valid Location.".into(),
         Error::Encoded(coding) => {
             format!(
                 "The host of image_url sent the picture with Content-Encoding: {coding}, which the service does not decode."
             )
         }
-        Error::BadGzip(_) => "The host of image_url sent the picture as damaged gzip.".into(),
+        Error::BadGzip(_) => "The host of image_url sent the picture in damaged gzip.".into(),
         Error::Empty => "The host of image_url answered without a picture.".into(),
     }
 }
@@ -168,7 +171,7 @@ fn image_detail(error: &image::Error) -> String {
         Error::Unsupported(what) => what.to_string(),
         Error::BadHeader(format) => {
             format!(
-                "This begins like a {format} picture, but its header cannot be read; is it cut short?"
+                "This begins like a {format} picture, but its header cannot be read; is the file complete?"
             )
         }
         Error::Broken { format, .. } => {
@@ -181,8 +184,7 @@ fn image_detail(error: &image::Error) -> String {
             format!("The picture has {pixels} pixels, the limit is {limit}; scale it down.")
         }
         Error::TooMuchToDecode { .. } => {
-            "Decoding the picture takes more memory than one picture may take here; scale it down."
-                .into()
+            "Decoding the picture needs more memory than this service allows; scale it down.".into()
         }
         Error::Unreadable(_) => "The picture could not be read back; try again later.".into(),
     }
@@ -210,7 +212,7 @@ fn decoder_detail(error: &decoder::Error) -> String {
         Error::Timeout => "Decoding the picture took too long; try again, or scale it down.".into(),
         Error::Unavailable { .. } => BUSY_DETAIL.into(),
         Error::Spool(error) if error.is_full() => {
-            "The service's disk is full; its operator must make room.".into()
+            "The service's disk is full; the service's operator must free disk space.".into()
         }
         Error::Spool(_) => "The picture could not be re-encoded; try again later.".into(),
         Error::ProtocolViolation(_) | Error::Panicked(_) => INTERNAL_DETAIL.into(),
@@ -250,21 +252,24 @@ fn embed_detail(error: &embed::Error) -> String {
     }
     match embed_code(error) {
         Code::EmbeddingRejected => "NVIDIA does not accept this picture; try another one, or a plain JPEG.",
-        Code::EmbeddingUnauthorized => "NVIDIA refuses the service's key; its operator must renew NVIDIA_API_KEY.",
+        Code::EmbeddingUnauthorized => {
+            "NVIDIA refuses the service's key; the service's operator must renew NVIDIA_API_KEY."
+        }
         Code::EmbeddingExhausted => {
-            "The service's NVIDIA account is out of credits or has no access to the model; its operator must resolve this."
+            "The service's NVIDIA account is out of credits or has no access to the model; the service's operator must \
+             resolve this."
         }
         Code::EmbeddingRateLimited => "NVIDIA is limiting the service's calls; try again after the time in Retry-After.",
         Code::EmbeddingTimeout => "NVIDIA did not answer in time; try again.",
-        Code::EmbeddingInvalid => "NVIDIA's answer held no embedding; try again later.",
+        Code::EmbeddingInvalid => "NVIDIA's response contained no valid embedding; try again later.",
         Code::Internal => INTERNAL_DETAIL,
         _ => "NVIDIA is not available at the moment; try again later.",
     }
     .into()
 }
 
-/// Formats a number of bytes for people: in MiB if it is a whole number of them, else in bytes.
-fn size(bytes: u64) -> String {
+/// Formats a number of bytes: in MiB if it is a multiple of 1 MiB, otherwise in bytes.
+fn format_bytes(bytes: u64) -> String {
     const MIB: u64 = 1 << 20;
     if bytes >= MIB && bytes.is_multiple_of(MIB) {
         format!("{} MiB", bytes / MIB)
@@ -278,9 +283,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_written_for_people() {
-        assert_eq!(size(20 << 20), "20 MiB");
-        assert_eq!(size(1000), "1000 bytes");
-        assert_eq!(size((20 << 20) + 1), "20971521 bytes");
+    fn multiples_of_a_mebibyte_are_formatted_in_mebibytes() {
+        assert_eq!(format_bytes(20 << 20), "20 MiB");
+        assert_eq!(format_bytes(1000), "1000 bytes");
+        assert_eq!(format_bytes((20 << 20) + 1), "20971521 bytes");
     }
 }

@@ -1,4 +1,4 @@
-//! The body of error answers: RFC 9457, with FastAPI's `detail`.
+//! The response to a request that failed: its headers, and a body by RFC 9457.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use utoipa::ToSchema;
 use super::{Code, Error, FieldError};
 use crate::{image::Unsupported, pipeline::Saved};
 
-/// An error answer (RFC 9457), with FastAPI's `detail`.
+/// The body of an error response, by RFC 9457. Like FastAPI's, it has a `detail`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Problem {
-    /// Always `about:blank`; `code` names the kind of error.
+    /// Always `about:blank`. The kind of error is in `code`.
     #[serde(rename = "type")]
     #[schema(example = "about:blank")]
     kind: &'static str,
@@ -30,10 +30,10 @@ pub struct Problem {
     /// What is wrong and what to do.
     #[schema(example = example_detail)]
     detail: String,
-    /// The request's id, as in `x-request-id` and in the log.
+    /// The request's id. `x-request-id` and the log contain the same one.
     #[schema(example = "019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77")]
     request_id: String,
-    /// For `validation_failed`: what is wrong, field by field.
+    /// The errors of single fields, if the code is `validation_failed`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     errors: Vec<FieldError>,
@@ -53,13 +53,13 @@ fn example_detail() -> String {
 /// The media type of [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// Marks a response as an error. The access log's layer, which knows the request's id, logs the
-/// error and writes the body.
+/// The extension of every error response. The access log's layer logs the error and adds the body,
+/// because that layer knows the request's id.
 #[derive(Debug, Clone)]
-pub struct Failure(pub Arc<Error>);
+pub struct ErrorExtension(pub Arc<Error>);
 
-impl Failure {
-    /// Builds the body of the answer.
+impl ErrorExtension {
+    /// The body of the response.
     pub fn problem(&self, request_id: &str) -> Problem {
         let (error, code) = (&self.0, self.0.code());
         Problem {
@@ -81,7 +81,7 @@ impl IntoResponse for Error {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = self.code().status();
         if let Some(wait) = self.retry_after() {
-            // Rounded up, so that the client does not come back too early.
+            // Rounded up, so that the client does not try again too early.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
@@ -90,19 +90,19 @@ impl IntoResponse for Error {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         match self.code() {
-            // RFC 9110, section 15.5.16: names the codings that would have been accepted.
+            // RFC 9110, section 15.5.16: lists the content codings that are accepted.
             Code::UnsupportedContentEncoding => {
                 let identity = HeaderValue::from_static("identity");
                 response.headers_mut().insert(header::ACCEPT_ENCODING, identity);
             }
-            // The bytes that follow may be meant for another host, or be no request at all.
+            // The bytes after this head may be a request for another host, or no request at all.
             Code::InvalidHost | Code::UnsupportedTransferEncoding => {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
             }
             _ => {}
         }
-        response.extensions_mut().insert(Failure(Arc::new(self)));
+        response.extensions_mut().insert(ErrorExtension(Arc::new(self)));
         response
     }
 }

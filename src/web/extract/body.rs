@@ -1,4 +1,4 @@
-//! Receives request bodies within limits of size, time and memory.
+//! Receives request bodies, with limits on their size, time and memory.
 
 use std::{pin::pin, time::Duration};
 
@@ -7,11 +7,11 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt, stream};
 use tokio::time::{Instant, timeout_at};
 
-use crate::shares::{Full, SharePermit};
+use crate::shares::{NotEnoughUnits, SharePermit};
 
-/// The time that every body gets, however short it is.
+/// The time that every body may take. Received bytes extend it.
 const BASE_TIME: Duration = Duration::from_secs(10);
-/// The slowest allowed rate: this many received bytes earn one more second. It is low enough for a
+/// The number of received bytes that extend the time by one second. This rate is low enough for a
 /// photograph over a bad mobile network.
 const MIN_BYTES_PER_SECOND: u64 = 32 * 1024;
 
@@ -22,17 +22,17 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The body has more bytes than the route accepts.
-    #[error("the body is larger than {limit} bytes")]
+    #[error("the body is larger than {max_bytes} bytes")]
     TooLarge {
-        /// The most bytes that the route accepts.
-        limit: u64,
-        /// The most bytes of a picture, if the body holds one.
-        picture_limit: Option<u64>,
+        /// The most bytes of a body that the route accepts.
+        max_bytes: u64,
+        /// The most bytes of a picture, if the body contains one.
+        max_picture_bytes: Option<u64>,
     },
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     TooSlow,
-    /// The client has used up its share of the memory for bodies.
+    /// Too little of the memory for bodies is free for this client.
     #[error("there is no memory for the body")]
     NoMemory,
     /// The body ended early, or violates HTTP's framing.
@@ -40,8 +40,8 @@ pub enum BodyError {
     Incomplete(#[source] axum::Error),
 }
 
-impl From<Full> for BodyError {
-    fn from(_: Full) -> Self {
+impl From<NotEnoughUnits> for BodyError {
+    fn from(_: NotEnoughUnits) -> Self {
         Self::NoMemory
     }
 }
@@ -50,28 +50,29 @@ impl From<Full> for BodyError {
 #[derive(Debug, Clone, Copy)]
 pub(in crate::web) struct BodyLimits {
     /// The most bytes of the body.
-    pub limit: u64,
-    /// The limit to name in errors instead of `limit`, if the body holds a picture.
-    pub picture_limit: Option<u64>,
-    /// The longest time to receive the body.
+    pub max_bytes: u64,
+    /// The most bytes of a picture, if the body contains one. Errors report this limit instead of
+    /// `max_bytes`.
+    pub max_picture_bytes: Option<u64>,
+    /// The most time for receiving the body.
     pub timeout: Duration,
 }
 
 impl BodyLimits {
-    /// The length that the body's Content-Length declares, in bytes; 0 without one.
+    /// The body's Content-Length, or 0 without one.
     ///
     /// # Errors
-    /// [`BodyError::TooLarge`]
+    /// [`BodyError::TooLarge`] if it exceeds the limit.
     pub(in crate::web) fn declared_length(self, body: &Body) -> Result<u64, BodyError> {
         let declared = body.size_hint().lower();
-        if declared > self.limit { Err(self.too_large()) } else { Ok(declared) }
+        if declared > self.max_bytes { Err(self.too_large()) } else { Ok(declared) }
     }
 
-    /// Streams the body as it arrives. A body whose declared length is too large is refused before
-    /// its first byte.
+    /// Streams the body as it arrives.
     ///
     /// # Errors
-    /// [`BodyError::TooLarge`]
+    /// [`BodyError::TooLarge`] at once if the declared length exceeds the limit. The stream itself
+    /// returns any [`BodyError`].
     pub(in crate::web) fn stream(
         self,
         body: Body,
@@ -87,7 +88,7 @@ impl BodyLimits {
                     Ok(Err(error)) => Err(BodyError::Incomplete(error)),
                     Ok(Ok(None)) => Ok(None),
                     Ok(Ok(Some(bytes))) => match received + bytes.len() as u64 {
-                        received if received > self.limit => Err(self.too_large()),
+                        received if received > self.max_bytes => Err(self.too_large()),
                         received => Ok(Some((bytes, (body, received)))),
                     },
                 }
@@ -95,24 +96,24 @@ impl BodyLimits {
         ))
     }
 
-    /// Receives the whole body into memory, and charges the memory as it arrives.
+    /// Receives the whole body into memory. The memory permit grows as bytes arrive.
     ///
     /// # Errors
-    /// [`BodyError`]
+    /// Any [`BodyError`].
     pub(in crate::web) async fn read(
         self,
         body: Body,
         memory: &mut SharePermit,
     ) -> Result<Vec<u8>, BodyError> {
-        let capacity = body.size_hint().exact().unwrap_or(self.limit);
+        let capacity = body.size_hint().exact().unwrap_or(self.max_bytes);
         let mut stream = pin!(self.stream(body)?);
         let mut buffer = Vec::new();
         while let Some(bytes) = stream.try_next().await? {
             memory.grow_to((buffer.len() + bytes.len()) as u64)?;
             if buffer.capacity() == 0 {
-                // Reserves address space for the whole body at once, so that growing never copies
-                // it. The system provides memory only as bytes are written, and by then they are
-                // charged.
+                // Reserves address space for the whole body at once. Otherwise the buffer would be
+                // copied each time it grows. The system provides memory only for bytes that are
+                // written, and the permit covers these.
                 let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
                 buffer.try_reserve_exact(capacity).map_err(|_| BodyError::NoMemory)?;
             }
@@ -122,12 +123,14 @@ impl BodyLimits {
     }
 
     fn too_large(self) -> BodyError {
-        BodyError::TooLarge { limit: self.limit, picture_limit: self.picture_limit }
+        let Self { max_bytes, max_picture_bytes, .. } = self;
+        BodyError::TooLarge { max_bytes, max_picture_bytes }
     }
 
+    /// When the rest of the body must have arrived, after `received` bytes of it.
     fn deadline(self, started: Instant, received: u64) -> Instant {
-        let earned = Duration::from_secs(received / MIN_BYTES_PER_SECOND);
-        started + (BASE_TIME + earned).min(self.timeout)
+        let extension = Duration::from_secs(received / MIN_BYTES_PER_SECOND);
+        started + (BASE_TIME + extension).min(self.timeout)
     }
 }
 
@@ -140,27 +143,27 @@ mod tests {
     use super::*;
     use crate::shares::{ClientNetwork, Shares};
 
-    fn body_limits(limit: u64) -> BodyLimits {
-        BodyLimits { limit, picture_limit: None, timeout: Duration::from_secs(300) }
+    fn body_limits(max_bytes: u64) -> BodyLimits {
+        BodyLimits { max_bytes, max_picture_bytes: None, timeout: Duration::from_secs(300) }
     }
 
-    async fn read(limit: u64, body: Body) -> Result<Vec<u8>, BodyError> {
+    async fn read(max_bytes: u64, body: Body) -> Result<Vec<u8>, BodyError> {
         let memory = Shares::new(1 << 20, 1, 1);
-        body_limits(limit).read(body, &mut memory.empty(ClientNetwork::UNKNOWN)).await
+        body_limits(max_bytes).read(body, &mut memory.empty(ClientNetwork::UNKNOWN)).await
     }
 
     #[tokio::test]
-    async fn a_body_within_the_limit_is_read_whole() {
+    async fn a_body_of_the_allowed_length_is_read_completely() {
         assert_eq!(read(5, Body::from("hello")).await.unwrap(), b"hello");
     }
 
     #[tokio::test]
-    async fn memory_is_charged_as_the_body_arrives_and_not_as_declared() {
+    async fn the_memory_permit_grows_with_the_received_bytes() {
         let memory = Shares::new(8, 1, 1);
-        let mut held = memory.empty(ClientNetwork::UNKNOWN);
+        let mut permit = memory.empty(ClientNetwork::UNKNOWN);
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(1);
-        let pieces = stream::poll_fn(move |context| receiver.poll_recv(context));
-        let mut reading = Box::pin(body_limits(100).read(Body::from_stream(pieces), &mut held));
+        let chunks = stream::poll_fn(move |context| receiver.poll_recv(context));
+        let mut reading = Box::pin(body_limits(100).read(Body::from_stream(chunks), &mut permit));
         assert!(futures_util::poll!(&mut reading).is_pending());
         assert_eq!(memory.in_use(), 0);
         sender.try_send(Ok(Bytes::from_static(b"123"))).unwrap();
@@ -168,21 +171,21 @@ mod tests {
         assert_eq!(memory.in_use(), 3);
         sender.try_send(Ok(Bytes::from_static(b"456789"))).unwrap();
         assert!(matches!(reading.await, Err(BodyError::NoMemory)));
-        drop(held);
+        drop(permit);
         assert_eq!(memory.in_use(), 0);
     }
 
     #[tokio::test]
-    async fn a_byte_too_many_is_refused_with_and_without_a_declared_length() {
+    async fn a_body_with_one_byte_too_many_is_refused_with_and_without_a_declared_length() {
         let error = read(4, Body::from("hello")).await.unwrap_err();
-        assert!(matches!(error, BodyError::TooLarge { limit: 4, picture_limit: None }));
+        assert!(matches!(error, BodyError::TooLarge { max_bytes: 4, max_picture_bytes: None }));
         let chunks = stream::iter(["he", "llo"]).map(Ok::<_, io::Error>);
         let error = read(4, Body::from_stream(chunks)).await.unwrap_err();
-        assert!(matches!(error, BodyError::TooLarge { limit: 4, picture_limit: None }));
+        assert!(matches!(error, BodyError::TooLarge { max_bytes: 4, max_picture_bytes: None }));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_stops_is_given_up_after_ten_seconds() {
+    async fn a_body_that_stops_arriving_is_refused_after_ten_seconds() {
         let started = Instant::now();
         let stalled = Body::from_stream(stream::pending::<Result<Bytes, io::Error>>());
         assert!(matches!(read(9, stalled).await.unwrap_err(), BodyError::TooSlow));

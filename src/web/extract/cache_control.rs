@@ -1,4 +1,4 @@
-//! Reads from `Cache-Control` whether a request demands a new embedding.
+//! Reads from `Cache-Control` whether a request may be answered from the cache.
 
 use std::convert::Infallible;
 
@@ -11,8 +11,8 @@ use utoipa::IntoParams;
 
 use crate::embed::CacheMode;
 
-/// What `Cache-Control` demands (RFC 9111, section 5.2.1.4). The service honours `no-cache` and
-/// ignores all other directives.
+/// The cache mode by the request's `Cache-Control`. The directive `no-cache` bypasses the cache (RFC
+/// 9111, section 5.2.1.4). All other directives are ignored.
 pub(in crate::web) struct CacheControl(pub(in crate::web) CacheMode);
 
 /// Describes the header in the OpenAPI document.
@@ -31,10 +31,10 @@ impl<S: Sync> FromRequestParts<S> for CacheControl {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         let values = parts.headers.get_all(header::CACHE_CONTROL).iter();
         let mut directives =
-            values.filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','));
-        let no_cache =
+            values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+        let has_no_cache =
             directives.any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"));
-        Ok(Self(if no_cache { CacheMode::Bypass } else { CacheMode::Use }))
+        Ok(Self(if has_no_cache { CacheMode::Bypass } else { CacheMode::Use }))
     }
 }
 
@@ -46,7 +46,7 @@ mod tests {
 
     #[tokio::test]
     async fn only_no_cache_bypasses_the_cache() {
-        for (values, cache_mode) in [
+        for (values, expected) in [
             (&[][..], CacheMode::Use),
             (&["no-cache"], CacheMode::Bypass),
             (&["max-age=0, No-Cache"], CacheMode::Bypass),
@@ -59,8 +59,8 @@ mod tests {
                 request.headers_mut().append(header::CACHE_CONTROL, value.parse().unwrap());
             }
             let mut parts = request.into_parts().0;
-            let Ok(CacheControl(wanted)) = CacheControl::from_request_parts(&mut parts, &()).await;
-            assert_eq!(wanted, cache_mode, "{values:?}");
+            let Ok(CacheControl(mode)) = CacheControl::from_request_parts(&mut parts, &()).await;
+            assert_eq!(mode, expected, "{values:?}");
         }
     }
 }

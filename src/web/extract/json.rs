@@ -1,4 +1,4 @@
-//! Parses JSON bodies leniently, and reports faults in FastAPI's format.
+//! Parses JSON bodies leniently, and reports errors in FastAPI's format.
 
 use std::borrow::Cow;
 
@@ -7,9 +7,9 @@ use serde_json::value::RawValue;
 
 use crate::web::error::{Error, Invalid};
 
-/// Removes raw CR and LF from a body, and a byte order mark at its start. Between tokens line
-/// breaks mean nothing, and inside strings they come from `"$(base64 image.png)"`, since `base64`
-/// wraps its lines on Linux.
+/// Removes all raw CR and LF from a body, and a byte order mark at its start. JSON forbids raw line
+/// breaks in strings, but `"$(base64 image.png)"` contains them, since `base64` wraps its lines on
+/// Linux. Between tokens, line breaks have no meaning.
 pub(in crate::web) fn clean(mut body: Vec<u8>) -> Vec<u8> {
     if body.contains(&b'\n') || body.contains(&b'\r') {
         body.retain(|byte| !matches!(byte, b'\r' | b'\n')); // far slower than `contains`
@@ -20,7 +20,7 @@ pub(in crate::web) fn clean(mut body: Vec<u8>) -> Vec<u8> {
     body
 }
 
-/// Parses a cleaned body.
+/// Parses a body that [`clean`] has returned. `example` is a valid body, for the error's sentence.
 pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
     body: &'a [u8],
     example: &str,
@@ -35,23 +35,23 @@ pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
         ));
     }
     serde_json::from_slice(body).map_err(|error| {
-        // The position is dropped, since it refers to the cleaned body. The parser's message
-        // describes the syntax and quotes only field names.
-        let words = error.to_string();
-        let words = words.split(" at line ").next().unwrap_or_default();
+        // The position is left out, since it refers to the cleaned body. The rest of the message
+        // describes the syntax, and quotes nothing of the body except field names.
+        let message = error.to_string();
+        let message = message.split(" at line ").next().unwrap_or_default();
         Invalid::at(
             &["body"],
             "json_invalid",
-            words,
+            message,
             format!(
-                "The body is not valid JSON ({words}); it must be an object such as {example}."
+                "The body is not valid JSON ({message}); it must be an object such as {example}."
             ),
         )
     })
 }
 
-/// Returns a required field as the raw JSON of a string.
-pub(in crate::web) fn required<'a>(
+/// Returns the raw JSON of a required field. It must begin like a string.
+pub(in crate::web) fn required_string<'a>(
     field: Option<&'a RawValue>,
     name: &str,
     example: &str,
@@ -68,7 +68,7 @@ pub(in crate::web) fn required<'a>(
     if raw.get().starts_with('"') { Ok(raw) } else { Err(not_a_string(name)) }
 }
 
-/// Returns the text of a field.
+/// Decodes a string from its raw JSON.
 pub(in crate::web) fn text<'a>(raw: &'a RawValue, name: &str) -> Result<Cow<'a, str>, Error> {
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);

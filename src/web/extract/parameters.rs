@@ -1,8 +1,8 @@
 //! Parses header values with parameters, such as `form-data; name="file"`.
 //!
-//! Clients write these in many ways, so the parser accepts whatever is harmless: blanks anywhere,
-//! names in any case, values that should be quoted and are not. It does not accept what two parsers
-//! might read differently.
+//! Clients write such values in many ways. The parser accepts blanks anywhere, names in any case, and
+//! values without the quotes that they should have. It refuses only parameters that another parser
+//! might understand differently.
 
 use std::borrow::Cow;
 
@@ -23,9 +23,9 @@ impl<'a> Parameterized<'a> {
         let (value, mut rest) = split_at_semicolon(text);
         let mut parameters = Vec::new();
         while let Some(text) = rest {
-            let (parameter, behind) = parameter(text);
+            let (parameter, after) = parse_parameter(text);
             parameters.extend(parameter);
-            rest = behind;
+            rest = after;
         }
         Self { value: value.trim_ascii(), parameters }
     }
@@ -35,25 +35,26 @@ impl<'a> Parameterized<'a> {
         self.value.eq_ignore_ascii_case(value.as_bytes())
     }
 
-    /// Returns the parameter with this name, in any case; `None` if there are several, since it is
-    /// unknown which of them another parser would use.
+    /// Returns the value of the parameter with this name, in any case. Returns `None` if there are
+    /// several, since it is unknown which of them another parser would use.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
-        let is_named = |(known, _): &&(&[u8], _)| known.eq_ignore_ascii_case(name.as_bytes());
-        let mut values = self.parameters.iter().filter(is_named).map(|(_, value)| &**value);
+        let matches = |(other, _): &&(&[u8], _)| other.eq_ignore_ascii_case(name.as_bytes());
+        let mut values = self.parameters.iter().filter(matches).map(|(_, value)| &**value);
         let first = values.next()?;
-        values.next().is_none().then_some(first)
+        if values.next().is_none() { Some(first) } else { None }
     }
 }
 
 fn split_at_semicolon(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     match text.iter().position(|byte| *byte == b';') {
-        Some(at) => (&text[..at], Some(&text[at + 1..])),
+        Some(index) => (&text[..index], Some(&text[index + 1..])),
         None => (text, None),
     }
 }
 
-/// Parses the first parameter, if it has a value, and returns the text after its semicolon.
-fn parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
+/// Parses the first parameter. Returns the parameter, if it has a value, and the text after its
+/// semicolon.
+fn parse_parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
     let is_end = |byte: &u8| matches!(byte, b'=' | b';');
     let name_end = text.iter().position(is_end).unwrap_or(text.len());
     let (name, rest) = (text[..name_end].trim_ascii(), &text[name_end..]);
@@ -62,7 +63,7 @@ fn parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
     };
     match rest.trim_ascii_start().strip_prefix(b"\"") {
         Some(rest) => {
-            let (value, rest) = quoted(rest);
+            let (value, rest) = parse_quoted(rest);
             // Text between the closing quote and the semicolon is ignored.
             (Some((name, value)), split_at_semicolon(rest).1)
         }
@@ -73,30 +74,33 @@ fn parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
     }
 }
 
-/// Parses a quoted value from the text after the opening quote, and returns the rest, too. A
-/// backslash escapes a quote or a backslash; before anything else it stands for itself, as in
-/// Windows paths. A missing closing quote is taken to be at the end.
-fn quoted(text: &[u8]) -> (Cow<'_, [u8]>, &[u8]) {
-    let mut value = Cow::Borrowed(&text[..0]);
-    let mut from = 0;
-    let mut at = 0;
+/// Parses a quoted value from the text after the opening quote. Returns the value, and the text
+/// after the closing quote.
+///
+/// A backslash escapes a quote or a backslash. Before any other byte it is part of the value, as in
+/// Windows paths. Without a closing quote, the value extends to the end of the text.
+fn parse_quoted(text: &[u8]) -> (Cow<'_, [u8]>, &[u8]) {
+    let mut unescaped = Vec::new();
+    // The start of the part that is not in `unescaped` yet.
+    let mut copied_to = 0;
+    let mut index = 0;
     loop {
-        match text[at..] {
+        match text[index..] {
             [b'\\', b'"' | b'\\', ..] => {
-                value.to_mut().extend_from_slice(&text[from..at]);
-                from = at + 1;
-                at += 2;
+                unescaped.extend_from_slice(&text[copied_to..index]);
+                copied_to = index + 1;
+                index += 2;
             }
             [b'"', ..] | [] => break,
-            _ => at += 1,
+            _ => index += 1,
         }
     }
-    let rest = text.get(at + 1..).unwrap_or_default();
-    if from == 0 {
-        return (Cow::Borrowed(&text[..at]), rest);
+    let rest = text.get(index + 1..).unwrap_or_default();
+    if copied_to == 0 {
+        return (Cow::Borrowed(&text[..index]), rest);
     }
-    value.to_mut().extend_from_slice(&text[from..at]);
-    (value, rest)
+    unescaped.extend_from_slice(&text[copied_to..index]);
+    (Cow::Owned(unescaped), rest)
 }
 
 #[cfg(test)]
@@ -112,8 +116,8 @@ mod tests {
     }
 
     #[test]
-    fn the_many_spellings_of_a_parameter_are_read() {
-        for (text, a) in [
+    fn a_parameter_is_read_in_every_spelling() {
+        for (text, expected) in [
             ("v; a=b", "b"),
             ("v;a=b", "b"),
             ("v ; a = b ", "b"),
@@ -134,13 +138,13 @@ mod tests {
             ("v; ca=x; a=b; aa=y", "b"),
             ("v; a=Strandläufer", "Strandläufer"),
         ] {
-            assert_eq!(get(text, "a").as_deref(), Some(a), "{text}");
+            assert_eq!(get(text, "a").as_deref(), Some(expected), "{text}");
             assert!(Parameterized::parse(text.as_bytes()).is("V"), "{text}");
         }
     }
 
     #[test]
-    fn a_missing_or_ambiguous_parameter_is_none() {
+    fn get_returns_none_for_a_missing_or_repeated_parameter() {
         for text in
             ["", "v", "v;", "v; a", "a=b", "v; b=a", "v; a=b; a=c", "v; a=b; A=b", "v; x=\"; a=b"]
         {
@@ -150,27 +154,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_quoted_value_comes_back_whatever_stands_around_it(
-            value in "\\PC{0,30}", other in "\\PC{0,30}", is_first in any::<bool>(),
+        fn a_quoted_value_is_read_beside_any_other_parameter(
+            value in "\\PC{0,30}", other_value in "\\PC{0,30}", is_first in any::<bool>(),
         ) {
-            let quote = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
-            let (own, other) =
-                (format!("a=\"{}\"", quote(&value)), format!("b=\"{}\"", quote(&other)));
-            let text =
-                if is_first { format!("v; {own}; {other}") } else { format!("v; {other}; {own}") };
+            let escape = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+            let a = format!("a=\"{}\"", escape(&value));
+            let b = format!("b=\"{}\"", escape(&other_value));
+            let text = if is_first { format!("v; {a}; {b}") } else { format!("v; {b}; {a}") };
             prop_assert_eq!(get(&text, "a"), Some(value));
         }
 
         #[test]
-        fn no_text_makes_it_panic_and_no_value_is_longer_than_it(
+        fn parsing_never_panics_and_returns_no_more_bytes_than_the_text_has(
             text in prop_oneof![
                 proptest::collection::vec(any::<u8>(), 0..60),
                 "[a=\";\\\\ ]{0,30}".prop_map(String::into_bytes),
             ],
         ) {
             let parsed = Parameterized::parse(&text);
-            let all: usize = parsed.parameters.iter().map(|(name, value)| name.len() + value.len()).sum();
-            prop_assert!(all <= text.len());
+            let total: usize = parsed.parameters.iter().map(|(name, value)| name.len() + value.len()).sum();
+            prop_assert!(total <= text.len());
         }
     }
 }

@@ -9,14 +9,13 @@ use crate::{
     web::error::{Error, Invalid},
 };
 
-/// The only backend, by its name in the Python service.
+/// The only backend. The Python service that this service replaces uses the same name.
 const BACKEND: &str = "nv_dino";
 
-/// The options in the query. Unknown names are ignored, and so is invalid percent-encoding, since
-/// no valid value contains it.
+/// The options in the query. Unknown options are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::web) struct PictureOptions {
-    /// Whether to keep the picture.
+    /// Whether to save the picture.
     pub save_mode: SaveMode,
 }
 
@@ -37,7 +36,7 @@ pub(in crate::web) struct PictureQuery {
 /// The backends.
 #[derive(utoipa::ToSchema)]
 #[schema(rename_all = "snake_case")]
-#[allow(dead_code, reason = "names the values of `backend` in the documentation")]
+#[allow(dead_code, reason = "lists the values of `backend` in the OpenAPI document")]
 enum Backend {
     NvDino,
 }
@@ -55,9 +54,9 @@ fn parse(query: &str) -> Result<PictureOptions, Error> {
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*name {
             "save" => {
-                let value = boolean(&value).ok_or_else(not_a_boolean)?;
+                let value = parse_bool(&value).ok_or_else(not_a_bool)?;
                 if *save.get_or_insert(value) != value {
-                    return Err(contradiction());
+                    return Err(contradictory_save());
                 }
             }
             "backend" if value != BACKEND => return Err(unknown_backend()),
@@ -68,27 +67,32 @@ fn parse(query: &str) -> Result<PictureOptions, Error> {
     Ok(PictureOptions { save_mode })
 }
 
-/// Parses a boolean in any case, since Python's clients write `False`.
-fn boolean(text: &str) -> Option<bool> {
-    let is = |word: &str| text.eq_ignore_ascii_case(word);
-    if is("true") { Some(true) } else { is("false").then_some(false) }
+/// Parses `true` or `false` in any case, since Python writes `False`.
+fn parse_bool(text: &str) -> Option<bool> {
+    if text.eq_ignore_ascii_case("true") {
+        Some(true)
+    } else if text.eq_ignore_ascii_case("false") {
+        Some(false)
+    } else {
+        None
+    }
 }
 
-fn not_a_boolean() -> Error {
+fn not_a_bool() -> Error {
     Invalid::at(
         &["query", "save"],
         "bool_parsing",
         "Input should be true or false",
-        "The query's save must be true or false: with save=false the picture is embedded and not kept.",
+        "The query's save must be true or false: with save=false the picture is embedded but not kept.",
     )
 }
 
-fn contradiction() -> Error {
+fn contradictory_save() -> Error {
     Invalid::at(
         &["query", "save"],
         "value_error",
-        "Given as true and as false",
-        "The query says save=true and save=false; send one of them.",
+        "Input is both true and false",
+        "The query contains both save=true and save=false; send only one of them.",
     )
 }
 
@@ -97,7 +101,7 @@ fn unknown_backend() -> Error {
         &["query", "backend"],
         "literal_error",
         "Input should be 'nv_dino'",
-        "There is one backend, nv_dino: send backend=nv_dino, or no backend at all.",
+        "The only backend is nv_dino: send backend=nv_dino, or leave the parameter out.",
     )
 }
 
@@ -107,8 +111,8 @@ mod tests {
 
     use super::*;
 
-    /// Returns whether the picture is saved, or the place of the fault.
-    fn read(query: &str) -> Result<bool, Vec<String>> {
+    /// Returns whether the picture is saved, or the place of the error.
+    fn is_saved(query: &str) -> Result<bool, Vec<String>> {
         match parse(query) {
             Ok(options) => Ok(options.save_mode == SaveMode::Save),
             Err(Error::Invalid(invalid)) => Err(invalid.errors[0].loc.clone()),
@@ -118,7 +122,7 @@ mod tests {
 
     #[test]
     fn save_is_read_from_the_query_and_unknown_names_are_ignored() {
-        for (query, is_saved) in [
+        for (query, expected) in [
             ("", true),
             ("save=true", true),
             ("save=false", false),
@@ -132,25 +136,32 @@ mod tests {
             ("saved=no&SAVE=false&Backend=clip", true),
             ("&&=&a&a=1&a=2&%zz=%&%ff=%fe&save=false", false),
         ] {
-            assert_eq!(read(query), Ok(is_saved), "{query}");
+            assert_eq!(is_saved(query), Ok(expected), "{query}");
         }
     }
 
     #[test]
-    fn an_unclear_value_is_refused_and_its_parameter_named() {
-        for value in ["save", "save=", "save=0", "save=no", "save=fal%73", "save=%zz", "save=+true"]
-        {
-            assert_eq!(read(value).unwrap_err(), ["query", "save"], "{value}");
+    fn an_invalid_or_contradictory_value_is_refused() {
+        for query in [
+            "save",
+            "save=",
+            "save=0",
+            "save=no",
+            "save=fal%73",
+            "save=%zz",
+            "save=+true",
+            "save=true&save=false",
+        ] {
+            assert_eq!(is_saved(query).unwrap_err(), ["query", "save"], "{query}");
         }
-        assert_eq!(read("save=true&save=false").unwrap_err(), ["query", "save"]);
-        for value in ["backend=clip", "backend", "backend=NV_DINO", "backend=nv_dino&backend=x"] {
-            assert_eq!(read(value).unwrap_err(), ["query", "backend"], "{value}");
+        for query in ["backend=clip", "backend", "backend=NV_DINO", "backend=nv_dino&backend=x"] {
+            assert_eq!(is_saved(query).unwrap_err(), ["query", "backend"], "{query}");
         }
     }
 
     proptest! {
         #[test]
-        fn no_query_makes_it_panic(query in any::<String>()) {
+        fn parsing_never_panics(query in any::<String>()) {
             let _ = parse(&query);
         }
     }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     server::{Peer, TrustedProxies},
     telemetry::{InFlightGuard, Metrics, causes},
-    web::error::{Error, Failure, PROBLEM_JSON},
+    web::error::{Error, ErrorExtension, PROBLEM_JSON},
 };
 
 /// The status in the log and the metrics for a request whose client left, as in nginx.
@@ -82,7 +82,7 @@ pub(in crate::web) async fn access_log(
 
     let mut response = next.run(request).instrument(span).await;
 
-    let failure = response.extensions_mut().remove::<Failure>();
+    let failure = response.extensions_mut().remove::<ErrorExtension>();
     if let Some(failure) = &failure {
         response = answer(failure, response, &entry.id);
     }
@@ -99,7 +99,7 @@ pub(in crate::web) async fn access_log(
 
 /// Writes the body of an error, and keeps the headers that the response has already, such as
 /// `Allow` and `Retry-After`.
-fn answer(failure: &Failure, mut response: Response, id: &str) -> Response {
+fn answer(failure: &ErrorExtension, mut response: Response, id: &str) -> Response {
     // A problem holds only strings and numbers, so serializing it never fails.
     let mut body = serde_json::to_vec(&failure.problem(id)).unwrap_or_default();
     body.push(b'\n'); // for people at a terminal
@@ -130,13 +130,13 @@ impl Entry {
         self.trace.as_ref().map(|trace| (&*trace.trace_id, &*trace.span_id)).unzip()
     }
 
-    fn write(&mut self, status: StatusCode, fields: &LogFields, failure: Option<&Failure>) {
+    fn write(&mut self, status: StatusCode, fields: &LogFields, failure: Option<&ErrorExtension>) {
         self.is_written = true;
         let status = status.as_u16();
         let elapsed = self.started.elapsed();
         self.metrics.record_request(&self.route, status, elapsed);
         let error = failure.map(|failure| &*failure.0);
-        if let Some(shed) = error.and_then(Error::shed) {
+        if let Some(shed) = error.and_then(Error::overload_reason) {
             self.metrics.record_shed(shed.name());
         }
         let saved = error.and_then(Error::saved).map(|saved| saved.saved_as.as_str());

@@ -1,4 +1,4 @@
-//! The successful answer to a picture.
+//! The answer to a picture that was embedded.
 
 use axum::{
     http::{HeaderName, StatusCode, header},
@@ -14,7 +14,7 @@ use crate::{
     web::{error::Error, middleware::access_log::LogFields},
 };
 
-/// Tells whether the service called NVIDIA for this answer.
+/// `miss` if the service called NVIDIA for this request, `hit` if not.
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
 /// A picture's embedding, and a description of the picture.
@@ -31,10 +31,10 @@ pub(super) struct Answer {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "downloads/019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77.jpg")]
     path: Option<String>,
-    /// The URL that the picture was fetched from, as the client sent it.
+    /// The picture's URL, as the client sent it.
     #[serde(skip_serializing_if = "Option::is_none")]
     source_url: Option<String>,
-    /// The name that the client gave the picture, without unprintable characters.
+    /// The picture's file name, as the client sent it, without unprintable characters.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(example = "IMG_0042.JPG")]
     original_filename: Option<String>,
@@ -49,7 +49,8 @@ pub(super) struct Answer {
     height: u32,
     /// The SHA-256 of the picture's bytes.
     sha256: String,
-    /// What was sent to NVIDIA. The three ways give slightly different vectors.
+    /// What was sent to NVIDIA. The same picture has slightly different vectors with different
+    /// values.
     #[schema(value_type = PreparedName)]
     prepared: &'static str,
     /// The model that computed the vector.
@@ -58,8 +59,8 @@ pub(super) struct Answer {
     /// Always 1536.
     #[schema(example = 1536)]
     dimensions: usize,
-    /// The embedding, each number as NVIDIA printed it.
-    // There is no example, since a valid one would have 1536 numbers.
+    /// The embedding. Each number has the digits that NVIDIA sent.
+    // Without an example, since a valid one would have 1536 numbers.
     #[schema(value_type = Vec<f64>, min_items = 1536, max_items = 1536)]
     vector: Vector,
     #[serde(skip)]
@@ -73,7 +74,7 @@ pub(super) struct Answer {
 /// What was sent to NVIDIA.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
-#[allow(dead_code, reason = "names the values of `prepared` in the documentation")]
+#[allow(dead_code, reason = "lists the values of `prepared` in the OpenAPI document")]
 pub(super) enum PreparedName {
     /// The picture's own bytes.
     Original,
@@ -84,32 +85,33 @@ pub(super) enum PreparedName {
 }
 
 impl Answer {
-    pub(super) fn new(done: Vectorized, model: &'static str) -> Self {
+    pub(super) fn new(vectorized: Vectorized, model: &'static str) -> Self {
+        let Vectorized { saved, picture, sha256, embedding } = vectorized;
         Self {
             status: "success",
-            path: done.saved.as_ref().map(Saved::path),
-            saved_as: done.saved.map(|saved| saved.saved_as),
+            path: saved.as_ref().map(Saved::path),
+            saved_as: saved.map(|saved| saved.saved_as),
             source_url: None,
             original_filename: None,
-            content_type: done.picture.format.media_type(),
-            width: done.picture.width,
-            height: done.picture.height,
-            sha256: done.sha256.to_string(),
-            prepared: done.embedding.prepared.name(),
+            content_type: picture.format.media_type(),
+            width: picture.width,
+            height: picture.height,
+            sha256: sha256.to_string(),
+            prepared: embedding.prepared.name(),
             model,
             dimensions: DIMENSIONS,
-            vector: done.embedding.vector,
-            size_bytes: done.picture.content.len(),
-            attempts: done.embedding.attempts,
-            provenance: done.embedding.provenance,
+            vector: embedding.vector,
+            size_bytes: picture.content.len(),
+            attempts: embedding.attempts,
+            provenance: embedding.provenance,
         }
     }
 
-    pub(super) fn fetched_from(self, source_url: String) -> Self {
+    pub(super) fn with_source_url(self, source_url: String) -> Self {
         Self { source_url: Some(source_url), ..self }
     }
 
-    pub(super) fn named(self, original_filename: Option<String>) -> Self {
+    pub(super) fn with_original_filename(self, original_filename: Option<String>) -> Self {
         Self { original_filename, ..self }
     }
 }
@@ -120,8 +122,8 @@ impl IntoResponse for Answer {
             Ok(body) => body,
             Err(error) => return Error::Internal(error.to_string()).into_response(),
         };
-        body.push(b'\n'); // for people at a terminal
-        // Only a paid call is a miss: a request that joined another one's call paid nothing.
+        body.push(b'\n'); // for readability in a terminal
+        // A request that joined the call of another request is a hit: it caused no call itself.
         let cache = if self.provenance == Provenance::Nvidia { "miss" } else { "hit" };
         let headers = [(header::CONTENT_TYPE, "application/json"), (X_CACHE, cache)];
         let mut response = (StatusCode::OK, headers, body).into_response();

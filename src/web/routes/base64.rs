@@ -1,9 +1,9 @@
-//! `POST /vectorize-image-base64`: a picture as Base64 in JSON.
+//! `POST /vectorize-image-base64`: takes a picture as Base64 in JSON.
 //!
-//! The body is held in memory as a whole and never copied: the parser finds the text, removes its
-//! escapes and line breaks in place, and decodes it piece by piece. A streaming JSON parser would
-//! need less memory, but the limit of a picture bounds the body, and the memory is charged to the
-//! client.
+//! The whole body is in memory, and is never copied: the parser finds the text in the body, removes
+//! escapes and line breaks in place, and decodes the text in pieces. A streaming JSON parser would
+//! need less memory, but is not necessary: the body is limited by the largest picture, and its
+//! memory counts toward the client's share.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -36,7 +36,7 @@ use crate::{
 
 const EXAMPLE: &str = r#"{"image_base64": "…", "filename": "image.png"}"#;
 
-/// Bodies of this size or larger are parsed on a blocking thread.
+/// Bodies with at least this many bytes are parsed on a blocking thread.
 const LARGE_BODY: usize = 256 * 1024;
 
 /// A picture as Base64.
@@ -93,10 +93,9 @@ pub(super) async fn vectorize_image_base64(
     body: Body,
 ) -> Result<Answer, Error> {
     let limits = &app.pipeline.limits;
-    let limit = body_limit(limits.max_image_bytes);
     let body_limits = BodyLimits {
-        limit,
-        picture_limit: Some(limits.max_image_bytes),
+        max_bytes: body_limit(limits.max_image_bytes),
+        max_picture_bytes: Some(limits.max_image_bytes),
         timeout: limits.body_timeout,
     };
     let admission = app.pipeline.admit(client, body_limits.declared_length(&body)?).await?;
@@ -106,21 +105,22 @@ pub(super) async fn vectorize_image_base64(
     let (parsed, memory) = if body.len() < LARGE_BODY {
         (parse(body)?, memory)
     } else {
-        // The thread owns the memory's share, since it goes on working if the client leaves.
+        // The thread owns the memory permit, since it continues to work if the client disconnects.
         let parse = move || Ok::<_, Error>((parse(body)?, memory));
         spawn_blocking(parse).await??
     };
     let name = parsed.file_name.clone();
     let bytes = parsed.decode(Some(memory));
     let received = app.pipeline.receive(admission, bytes).await?;
-    let done = app.pipeline.embed(received, cache_mode, save_mode).await?;
-    Ok(Answer::new(done, app.model).named(name))
+    let vectorized = app.pipeline.embed(received, cache_mode, save_mode).await?;
+    Ok(Answer::new(vectorized, app.model).with_original_filename(name))
 }
 
-/// A body, with its Base64 text found and cleaned.
+/// A parsed body.
 #[derive(Debug)]
 struct Parsed {
     body: Vec<u8>,
+    /// The position of the normalized Base64 text in the body. Decoding moves the start to the end.
     text: Range<usize>,
     file_name: Option<String>,
 }
@@ -132,9 +132,9 @@ fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
         Some(raw) => file_name::printable(&json::text(raw, "filename")?),
         None => None,
     };
-    let raw = json::required(fields.image_base64, "image_base64", EXAMPLE)?.get();
-    // The raw text is a part of the body. Keeping only its position ends the borrow, so that the
-    // body can change.
+    let raw = json::required_string(fields.image_base64, "image_base64", EXAMPLE)?.get();
+    // `raw` borrows from the body. Its position replaces it here, so that the body can be changed.
+    // The quotes are left out.
     let start = raw.as_ptr().addr() - body.as_ptr().addr() + 1;
     let end = start + raw.len() - 2;
     let text = normalize(&mut body[start..end])?;
@@ -142,8 +142,7 @@ fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
 }
 
 impl Parsed {
-    /// Decodes the picture piece by piece. The body and its share of the memory are dropped at the
-    /// stream's end.
+    /// Decodes the picture in pieces. The body and its memory permit are dropped with the stream.
     fn decode(
         self,
         memory: Option<SharePermit>,
@@ -173,9 +172,9 @@ mod tests {
     use super::*;
     use crate::base64_text::Fault;
 
-    /// Decodes the content of a JSON string, as it would stand in a body.
-    fn picture(inside: &str) -> Result<Vec<u8>, Fault> {
-        let body = format!(r#"{{"filename": null, "image_base64": "{inside}" , "more": [1]}}"#);
+    /// Decodes a picture. `text` is the raw content of the JSON string in the body.
+    fn picture(text: &str) -> Result<Vec<u8>, Fault> {
+        let body = format!(r#"{{"filename": null, "image_base64": "{text}" , "more": [1]}}"#);
         match parse(body.into_bytes()) {
             Ok(parsed) => {
                 let stream =
@@ -196,44 +195,49 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_any_encoder_writes_is_decoded(
+        fn base64_of_any_encoder_is_decoded(
             bytes in proptest::collection::vec(any::<u8>(), 1..400),
-            line in 1usize..100,
-            break_ in prop_oneof![Just("\n"), Just("\r\n"), Just("\\n"), Just("\\r\\n"), Just("\\t"), Just("")],
+            line_length in 1usize..100,
+            line_break in prop_oneof![Just("\n"), Just("\r\n"), Just("\\n"), Just("\\r\\n"), Just("\\t"), Just("")],
             slash in prop_oneof![Just("/"), Just("\\/"), Just("\\u002f")],
-            data in prop_oneof![Just(""), Just("data:image/png;base64,"), Just("DATA:image\\/png;base64,")],
+            prefix in prop_oneof![Just(""), Just("data:image/png;base64,"), Just("DATA:image\\/png;base64,")],
             blanks in proptest::collection::vec("( |\\\\t|\\\\n|\\\\r\\\\n|\\\\u0020){0,3}", 3),
-            too_much in "={0,5}",
+            extra_padding in "={0,5}",
         ) {
             for engine in [&BASE64_STANDARD, &BASE64_STANDARD_NO_PAD, &BASE64_URL_SAFE, &BASE64_URL_SAFE_NO_PAD] {
                 let text = engine.encode(&bytes);
-                let lines: Vec<_> = text.as_bytes().chunks(line).map(|line| std::str::from_utf8(line).unwrap()).collect();
-                let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d").replace('\u{1}', break_);
-                // If the text has no padding, these four are more than enough for any length.
-                let padding = if too_much.is_empty() || text.ends_with("003d") { &too_much } else { "====" };
+                let lines: Vec<_> =
+                    text.as_bytes().chunks(line_length).map(|line| std::str::from_utf8(line).unwrap()).collect();
+                // A control character marks the line breaks until slashes and padding are escaped.
+                let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d").replace('\u{1}', line_break);
+                // To a text without padding, one `=` may be too few. Four are always enough.
+                let padding = if extra_padding.is_empty() || text.ends_with("003d") { &extra_padding } else { "====" };
                 let [before, between, after] = &blanks[..] else { unreachable!() };
-                let text = format!("{before}{data}{between}{text}{padding}{after}");
+                let text = format!("{before}{prefix}{between}{text}{padding}{after}");
                 prop_assert_eq!(picture(&text), Ok(bytes.clone()), "{}", text);
             }
         }
 
         #[test]
-        fn one_wrong_character_is_found_wherever_it_is(at in 0usize..300, data in prop_oneof![Just(""), Just("data:,")]) {
+        fn one_invalid_character_is_found_at_any_position(
+            index in 0usize..300,
+            prefix in prop_oneof![Just(""), Just("data:,")],
+        ) {
             let mut text = "A".repeat(300);
-            text.replace_range(at..=at, "%");
-            prop_assert_eq!(picture(&format!("{data}{text}")), Err(Fault::Alphabet));
+            text.replace_range(index..=index, "%");
+            prop_assert_eq!(picture(&format!("{prefix}{text}")), Err(Fault::Alphabet));
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in any::<String>()) {
+        fn parsing_never_panics(text in any::<String>()) {
             let _ = parse(text.clone().into_bytes());
             let _ = parse(serde_json::json!({ "image_base64": text }).to_string().into_bytes());
         }
     }
 
     #[test]
-    fn what_is_not_base64_is_refused_with_its_reason() {
-        for (text, fault) in [
+    fn invalid_base64_is_refused_with_a_reason() {
+        for (text, reason) in [
             ("", Fault::Empty),
             ("\\n", Fault::Empty),
             ("data:image/png;base64,", Fault::Empty),
@@ -260,12 +264,12 @@ mod tests {
             ("data:image/png;base64", Fault::NoComma),
             ("https:\\/\\/example.com\\/a.jpg", Fault::Alphabet),
         ] {
-            assert_eq!(picture(text), Err(fault), "{text}");
+            assert_eq!(picture(text), Err(reason), "{text}");
         }
     }
 
     #[test]
-    fn blanks_around_and_too_much_padding_change_nothing() {
+    fn surrounding_blanks_and_extra_padding_are_ignored() {
         for text in [
             "QUI=",
             "QUI",
@@ -285,9 +289,9 @@ mod tests {
     }
 
     #[test]
-    fn plain_text_is_left_where_it_is() {
-        let plain = BASE64_STANDARD.encode([7; 3000]);
-        for (text, start) in [(plain.clone(), 0), (format!("data:,{plain}"), 6)] {
+    fn normalize_does_not_move_text_that_is_normal_already() {
+        let base64 = BASE64_STANDARD.encode([7; 3000]);
+        for (text, start) in [(base64.clone(), 0), (format!("data:,{base64}"), 6)] {
             let mut bytes = text.clone().into_bytes();
             assert_eq!(normalize(&mut bytes), Ok(start..text.len()));
             assert_eq!(bytes, text.as_bytes());
@@ -295,16 +299,18 @@ mod tests {
     }
 
     #[test]
-    fn a_text_longer_than_a_piece_is_decoded_whole() {
+    fn a_text_of_several_pieces_is_decoded_completely() {
         let bytes: Vec<u8> = (0..3 * PIECE + 1).map(|n| n as u8).collect();
         assert_eq!(picture(&BASE64_STANDARD.encode(&bytes)), Ok(bytes));
     }
 
     #[test]
-    fn the_limit_has_room_for_a_picture_with_line_breaks_and_escapes() {
-        let text = body_limit(20 << 20) - 64 * 1024;
-        let encoded: u64 = (20 << 20) / 3 * 4;
-        assert!(text > encoded + encoded / 76 * 4); // `\r\n` escaped, after each line
-        assert!(text > encoded + encoded / 64 + encoded / 76 * 2); // `\/`, and `\n` escaped
+    fn the_body_limit_allows_for_line_breaks_and_escapes() {
+        let max_text_bytes = body_limit(20 << 20) - 64 * 1024;
+        let base64_bytes: u64 = (20 << 20) / 3 * 4;
+        let lines = base64_bytes / 76;
+        let escaped_slashes = base64_bytes / 64;
+        assert!(max_text_bytes > base64_bytes + lines * 4); // an escaped `\r\n` after each line
+        assert!(max_text_bytes > base64_bytes + escaped_slashes + lines * 2); // an escaped `\n`
     }
 }

@@ -1,5 +1,6 @@
-//! `/docs` and `/openapi.json`: the documentation for people and for machines. All assets are in
-//! the binary.
+//! `/openapi.json` is the OpenAPI document, and `/docs` shows it with Swagger UI.
+//!
+//! The files of Swagger UI are in the binary.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -17,7 +18,7 @@ use utoipa_swagger_ui::Config;
 
 use crate::web::{error::Error, state::AppState};
 
-/// Swagger UI needs inline styles and `data:` pictures; it loads nothing from other hosts.
+/// Swagger UI needs inline styles and `data:` pictures. It loads nothing from other hosts.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -25,53 +26,55 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 
 const CONTENT_SECURITY_POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
 
-/// The page's name among the assets.
+/// The page's name among the files of Swagger UI.
 const PAGE: &str = "index.html";
 
-/// The place in the document of the URL that the page fills in.
+/// Points to the URL in the OpenAPI document that Swagger UI fills in as an example.
 const URL_EXAMPLE: &str = "/components/schemas/ImageUrl/properties/image_url/example";
 
-pub(super) fn router(document: &OpenApi, sample: Option<&str>) -> Router<AppState> {
-    let document = Arc::new(with_sample(document, sample));
+pub(super) fn router(document: &OpenApi, sample_url: Option<&str>) -> Router<AppState> {
+    let document = Arc::new(with_sample_url(document, sample_url));
     let config = Config::from("/openapi.json")
-        // By default the page would send the document's URL to a public validator.
+        // By default, Swagger UI sends the document's URL to a public validator.
         .validator_url("none")
         .try_it_out_enabled(true)
         .display_request_duration(true)
-        // Highlighting would create three elements for each of a vector's numbers.
+        // Highlighting would create three HTML elements for each number of a vector.
         .with_syntax_highlight(false);
     let config = Arc::new(config);
     let page = Arc::clone(&config);
     Router::new()
         .route("/openapi.json", get(async move || Json(document)))
-        .route("/docs", get(async move || asset(PAGE, page)))
+        .route("/docs", get(async move || file(PAGE, page)))
         .route(
             "/docs/{*path}",
             get(async move |path: Result<Path<String>, PathRejection>| {
                 let Path(path) = path.map_err(|_| Error::NotFound)?;
-                asset(&path, config)
+                file(&path, config)
             }),
         )
 }
 
-/// In sandbox mode, replaces the URL that the page fills in by that of the sample picture, since
-/// there may be no network.
-fn with_sample(document: &OpenApi, sample: Option<&str>) -> Value {
-    // The document holds only names, numbers and texts, so serializing it never fails.
+/// In the sandbox, replaces the example URL by that of the sample picture. The example itself may be
+/// out of reach, since the sandbox needs no network.
+fn with_sample_url(document: &OpenApi, sample_url: Option<&str>) -> Value {
+    // The document contains only values that JSON can represent, so serializing it never fails.
     let mut document = serde_json::to_value(document).unwrap_or_default();
-    if let (Some(example), Some(sample)) = (document.pointer_mut(URL_EXAMPLE), sample) {
-        *example = sample.into();
+    if let (Some(example), Some(sample_url)) = (document.pointer_mut(URL_EXAMPLE), sample_url) {
+        *example = sample_url.into();
     }
     document
 }
 
-/// Makes the page's links absolute, since its own URL may or may not end in a slash.
+/// Makes the page's links absolute. Relative links would break at `/docs`, where the URL does not end
+/// in a slash.
 fn with_absolute_links(page: &[u8]) -> String {
     let page = String::from_utf8_lossy(page).replace("=\"./", "=\"");
     page.replace("href=\"", "href=\"/docs/").replace("src=\"", "src=\"/docs/")
 }
 
-fn asset(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {
+/// One of Swagger UI's files.
+fn file(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {
     let file = utoipa_swagger_ui::serve(path, config)
         .map_err(|error| Error::Internal(error.to_string()))?;
     let file = file.ok_or(Error::NotFound)?;
@@ -81,7 +84,7 @@ fn asset(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {
     if path == PAGE {
         return Ok((headers, with_absolute_links(&file.bytes)).into_response());
     }
-    // Assets in the binary are not copied: the page's script has more than a megabyte.
+    // Files in the binary are not copied, since the page's script has more than a megabyte.
     let bytes = match file.bytes {
         Cow::Borrowed(bytes) => Bytes::from_static(bytes),
         Cow::Owned(bytes) => bytes.into(),
@@ -100,8 +103,8 @@ mod tests {
     async fn the_pages_script_is_not_copied_for_each_request() {
         let config = Arc::new(Config::from("/openapi.json"));
         let script = async || {
-            let answer = asset("swagger-ui-bundle.js", Arc::clone(&config)).unwrap();
-            to_bytes(answer.into_body(), usize::MAX).await.unwrap()
+            let response = file("swagger-ui-bundle.js", Arc::clone(&config)).unwrap();
+            to_bytes(response.into_body(), usize::MAX).await.unwrap()
         };
         let (first, second) = (script().await, script().await);
         assert!(first.len() > 1_000_000);

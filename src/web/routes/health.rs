@@ -1,4 +1,4 @@
-//! `GET /health` tells whether the process is alive, and `GET /ready` whether it can do its work.
+//! `GET /health` reports that the process is alive, and `GET /ready` whether it can serve pictures.
 
 use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use serde::Serialize;
@@ -15,30 +15,30 @@ pub(super) struct Health {
 }
 
 /// Is the process alive?
-#[utoipa::path(get, path = "/health", tag = "operation", responses((status = 200, description = "It is", body = Health)))]
+#[utoipa::path(get, path = "/health", tag = "operation", responses((status = 200, description = "It is alive", body = Health)))]
 pub(super) async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
 
-/// Whether this instance can do its work.
+/// Whether this instance can serve pictures.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     ready: bool,
-    /// What keeps the instance from its work: `draining`, `disk_under_reserve`,
-    /// `inodes_under_reserve`, `downloads_not_writable`, `disk_not_answering`.
+    /// Why the instance is not ready: `draining`, `disk_under_reserve`, `inodes_under_reserve`,
+    /// `downloads_not_writable` or `disk_not_answering`.
     reasons: Vec<&'static str>,
-    /// Whether NVIDIA last accepted the key: `unknown`, `accepted` or `refused`. It does not affect
-    /// readiness, since all instances have the same key.
+    /// Whether NVIDIA accepted the key in the last call: `unknown`, `accepted` or `refused`. An
+    /// instance with a refused key is still ready, since all instances have the same key.
     #[schema(example = "accepted")]
     nvidia_key: &'static str,
 }
 
-/// Can this instance do its work?
+/// Can this instance serve pictures?
 #[utoipa::path(
     get, path = "/ready", tag = "operation",
     responses(
         (status = 200, description = "It can", body = Readiness),
-        (status = 503, description = "It cannot, for these reasons", body = Readiness),
+        (status = 503, description = "It cannot, for the given reasons", body = Readiness),
     )
 )]
 pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {

@@ -1,4 +1,4 @@
-//! `/`: a page where people can try a picture and look at the answer.
+//! `/` is a page on which people can send a picture and see the answer.
 
 use std::sync::{Arc, LazyLock};
 
@@ -17,20 +17,20 @@ use crate::{
     web::{middleware::cors::PageRules, state::AppState},
 };
 
-/// One self-contained file with its own script and style. It calls nothing but this service.
+/// The page, with its script and style in one file. It calls only this service.
 const PAGE: &str = include_str!("home.html");
 
-/// The placeholder for the URL of the sandbox's sample picture; empty without the sandbox.
+/// The placeholder for the URL of the sandbox's sample picture. Empty without the sandbox.
 const SAMPLE: &str = "{sample}";
 
 /// The placeholder for the formats that the file chooser offers.
 const FORMATS: &str = "{formats}";
 
-/// The placeholder for the host name that the page was opened by, if the page may not call the
-/// service by it; empty if it may.
+/// The placeholder for the page's own host name, if the service refuses calls from pages with this
+/// host name. Otherwise empty.
 const UNKNOWN_HOST: &str = "{unknown host}";
 
-/// Allows the script and the style by their hashes, so that injected code does not run, and forbids
+/// Allows the script and the style by their hashes, so that injected code does not run. Forbids
 /// scripts to turn text into markup. `blob:` is for the visitor's pictures, `data:` for the empty
 /// icon.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
@@ -45,11 +45,11 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 });
 
-/// The supported formats by media type and by extension, since not every system knows HEIC's media
-/// type.
-static FORMATS_READ: LazyLock<String> = LazyLock::new(|| {
-    let name = |format: Format| format!("{},.{}", format.media_type(), format.extension());
-    Format::read().map(name).collect::<Vec<_>>().join(",")
+/// The supported formats, for the file chooser. Each has its media type and its extension, since some
+/// systems do not know HEIC's media type.
+static ACCEPTED_TYPES: LazyLock<String> = LazyLock::new(|| {
+    let types = |format: Format| format!("{},.{}", format.media_type(), format.extension());
+    Format::read().map(types).collect::<Vec<_>>().join(",")
 });
 
 pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
@@ -61,20 +61,18 @@ pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
 }
 
 fn page(app: &AppState, rules: &PageRules, headers: &HeaderMap) -> impl IntoResponse + use<> {
-    // The name is safe in HTML: `check_name` keeps only harmless characters.
+    // The host name is safe in HTML: `check_name` returns only harmless characters.
     let unknown_host = rules.check_name(headers).err().unwrap_or_default();
     let page = PAGE.replacen(SAMPLE, app.sample_url.as_deref().unwrap_or_default(), 1);
-    let page = page.replacen(FORMATS, &FORMATS_READ, 1).replace(UNKNOWN_HOST, &unknown_host);
+    let page = page.replacen(FORMATS, &ACCEPTED_TYPES, 1).replace(UNKNOWN_HOST, &unknown_host);
     ([(header::CONTENT_SECURITY_POLICY, POLICY.clone())], Html(page))
 }
 
-/// The hash that a browser computes of an element's text.
+/// The hash of an element's text, in the form that the policy needs.
 fn hash_of(element: &str) -> String {
-    let inside = PAGE
-        .split_once(&format!("<{element}>"))
-        .and_then(|(_, rest)| rest.split_once(&format!("</{element}>")))
-        .map_or("", |(inside, _)| inside);
-    format!("sha256-{}", BASE64_STANDARD.encode(Sha256::digest(inside)))
+    let (_, rest) = PAGE.split_once(&format!("<{element}>")).unwrap_or_default();
+    let (text, _) = rest.split_once(&format!("</{element}>")).unwrap_or_default();
+    format!("sha256-{}", BASE64_STANDARD.encode(Sha256::digest(text)))
 }
 
 #[cfg(test)]
@@ -82,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_policy_allows_the_one_script_and_the_one_style_of_the_page_by_their_hashes() {
+    fn the_policy_allows_the_pages_only_script_and_style_by_their_hashes() {
         for element in ["script", "style"] {
             assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1);
             assert_ne!(hash_of(element), hash_of("nothing"));

@@ -1,4 +1,4 @@
-//! `GET /metrics`: the metrics, for Prometheus.
+//! `GET /metrics` returns the metrics for Prometheus.
 
 use std::collections::BTreeMap;
 

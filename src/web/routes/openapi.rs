@@ -1,5 +1,5 @@
-//! Completes the OpenAPI document: its title and version, client keys, and the headers of all
-//! answers.
+//! Completes the OpenAPI document with what the routes have in common: title and version, client
+//! keys, and headers.
 
 use utoipa::openapi::{
     Header, InfoBuilder, LicenseBuilder, ObjectBuilder, OpenApi as Document, RefOr, Required,
@@ -10,10 +10,10 @@ use utoipa::openapi::{
 
 pub(super) mod error_responses;
 
-/// Merges the documents of both groups of routes, and adds what they have in common.
+/// Merges the documents of the open routes and of those that require a key, and completes the result.
 pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
-    keyed.paths.paths.values_mut().flat_map(operations).for_each(allow_key);
-    open.paths.paths.values_mut().flat_map(operations).for_each(allow_anybody);
+    keyed.paths.paths.values_mut().flat_map(operations).for_each(mark_key_optional);
+    open.paths.paths.values_mut().flat_map(operations).for_each(mark_open);
     open.merge(keyed);
     let mut document = open;
     let license = env!("CARGO_PKG_LICENSE");
@@ -22,8 +22,8 @@ pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
         .title("imagesvc")
         .version(env!("CARGO_PKG_VERSION"))
         .description(Some(
-            "Takes a picture (by address, as Base64 JSON or as a multipart upload), saves it, and answers \
-             with its NVIDIA NV-DINOv2 embedding: 1536 numbers. Errors are RFC 9457 problems with a stable `code`.",
+            "Takes a picture (by URL, as Base64 JSON or as a multipart upload), saves it, and returns its NVIDIA \
+             NV-DINOv2 embedding: 1536 numbers. Errors are RFC 9457 problems with a stable `code`.",
         ))
         .license(Some(license))
         .build();
@@ -34,20 +34,20 @@ pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
             .build(),
     );
     document.components.get_or_insert_default().add_security_scheme("key", key);
-    document.paths.paths.values_mut().flat_map(operations).for_each(describe);
+    document.paths.paths.values_mut().flat_map(operations).for_each(describe_headers);
     document
 }
 
-/// Marks the key as optional: it is required only if the operator has set client keys.
-fn allow_key(operation: &mut Operation) {
+/// Marks the key as optional, since it is required only if the operator has set client keys.
+fn mark_key_optional(operation: &mut Operation) {
     operation.security = Some(vec![
         SecurityRequirement::default(),
         SecurityRequirement::new::<_, [String; 0], String>("key", []),
     ]);
 }
 
-/// Marks an operation as open explicitly, so that no tool takes it for an omission.
-fn allow_anybody(operation: &mut Operation) {
+/// States explicitly that an operation requires no key. Tools may report a missing statement.
+fn mark_open(operation: &mut Operation) {
     operation.security = Some(Vec::new());
 }
 
@@ -55,7 +55,8 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post].into_iter().flatten()
 }
 
-fn describe(operation: &mut Operation) {
+/// Describes the header of requests that every route reads, and the headers of responses.
+fn describe_headers(operation: &mut Operation) {
     let id = ParameterBuilder::new()
         .name("x-request-id")
         .parameter_in(ParameterIn::Header)
@@ -66,17 +67,22 @@ fn describe(operation: &mut Operation) {
     operation.parameters.get_or_insert_default().push(id.into());
     for (status, response) in &mut operation.responses.responses {
         let RefOr::T(response) = response else { continue };
-        add(response, "x-request-id", Type::String, "Your own id if you sent one, else a new one.");
+        add_header(
+            response,
+            "x-request-id",
+            Type::String,
+            "Your own id if you sent one, otherwise a new one.",
+        );
         match status.as_str() {
-            "415" => add(
+            "415" => add_header(
                 response,
                 "accept-encoding",
                 Type::String,
                 "Always `identity`; only with `unsupported_content_encoding`.",
             ),
-            "401" => add(response, "www-authenticate", Type::String, "Always `Bearer`."),
+            "401" => add_header(response, "www-authenticate", Type::String, "Always `Bearer`."),
             "429" | "503" if is_problem(response) => {
-                add(
+                add_header(
                     response,
                     "retry-after",
                     Type::Integer,
@@ -84,8 +90,8 @@ fn describe(operation: &mut Operation) {
                 );
             }
             "502" if is_problem(response) => {
-                let what = "Seconds to wait before another attempt, if the picture's host or NVIDIA says so.";
-                add(response, "retry-after", Type::Integer, what);
+                let description = "Seconds to wait before another attempt, if the picture's host or NVIDIA sent such a time.";
+                add_header(response, "retry-after", Type::Integer, description);
             }
             _ => {}
         }
@@ -97,7 +103,7 @@ fn is_problem(response: &Response) -> bool {
     response.content.contains_key(crate::web::error::PROBLEM_JSON)
 }
 
-fn add(response: &mut Response, name: &str, kind: Type, description: &str) {
+fn add_header(response: &mut Response, name: &str, kind: Type, description: &str) {
     let mut header = Header::new(ObjectBuilder::new().schema_type(kind).build());
     header.description = Some(description.into());
     response.headers.insert(name.into(), header.into());

@@ -1,4 +1,4 @@
-//! `POST /vectorize-image-upload`: a picture as a file in a multipart form (RFC 7578).
+//! `POST /vectorize-image-upload`: takes a picture as a file in a multipart form (RFC 7578).
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// The most bytes of the body besides the picture, for other fields and the headers of parts.
+/// How many bytes larger than the picture a body may be, for other fields and the parts' headers.
 const FORM_OVERHEAD: u64 = 1 << 20;
 
 /// A form with a picture.
@@ -51,7 +51,7 @@ impl IntoResponses for UploadErrors {
 
 /// Vectorize an uploaded picture
 ///
-/// Takes what a mobile camera, a browser's form or `curl -F` sends.
+/// The form may come from a mobile app, from a browser, or from `curl -F`.
 #[utoipa::path(
     post,
     path = "/vectorize-image-upload",
@@ -77,8 +77,8 @@ pub(super) async fn vectorize_image_upload(
     let boundary = boundary(&headers)?;
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
-        limit: limits.max_image_bytes + FORM_OVERHEAD,
-        picture_limit: Some(limits.max_image_bytes),
+        max_bytes: limits.max_image_bytes + FORM_OVERHEAD,
+        max_picture_bytes: Some(limits.max_image_bytes),
         timeout: limits.body_timeout,
     };
     body_limits.declared_length(&body)?;
@@ -89,18 +89,20 @@ pub(super) async fn vectorize_image_upload(
     let file = form.find_file().await?;
     let name = file.name.clone();
     let received = match app.pipeline.receive(admission, form.into_stream(file)).await {
+        // A part without a file name is probably text. With curl, that happens without the `@`.
         Err(Error::Pipeline(pipeline::Error::Image(
             image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
         ))) if name.is_none() => {
             return Err(invalid(
-                "The field file holds text, not a picture",
+                "The field file contains text, not a picture",
                 format!(
-                    "The field file holds text, not a file: with curl, put an @ before the file's name ({EXAMPLE})."
+                    "The field file contains text, not a file: with curl, put an @ before the file's name ({EXAMPLE})."
                 ),
             ));
         }
         received => received?,
     };
-    let done = app.pipeline.embed(received, cache_mode, save_mode).await?;
-    Ok(Answer::new(done, app.model).named(name.as_deref().and_then(file_name::printable)))
+    let vectorized = app.pipeline.embed(received, cache_mode, save_mode).await?;
+    let original_filename = name.as_deref().and_then(file_name::printable);
+    Ok(Answer::new(vectorized, app.model).with_original_filename(original_filename))
 }

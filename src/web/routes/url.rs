@@ -1,4 +1,4 @@
-//! `POST /vectorize-image`: a picture by its URL.
+//! `POST /vectorize-image`: takes a picture by its URL.
 
 use std::collections::BTreeMap;
 
@@ -28,8 +28,9 @@ use crate::{
     },
 };
 
-/// Enough for the longest URL of 8 KiB, since a JSON escape takes six bytes for one.
-const BODY_LIMIT: u64 = 64 * 1024;
+/// The most bytes of the body. The longest URL of 8 KiB fits even if every byte is a JSON escape,
+/// such as `\u002f`, which takes six bytes.
+const MAX_BODY_BYTES: u64 = 64 * 1024;
 
 const EXAMPLE: &str = r#"{"image_url": "https://example.com/photo.jpg"}"#;
 
@@ -75,7 +76,7 @@ impl IntoResponses for UrlErrors {
 
 /// Vectorize a picture by its URL
 ///
-/// The service fetches the picture, saves it and answers with its embedding.
+/// The service fetches the picture, saves it and returns its embedding.
 #[utoipa::path(
     post,
     path = "/vectorize-image",
@@ -99,28 +100,30 @@ pub(super) async fn vectorize_image(
 ) -> Result<Answer, Error> {
     let admission = app.pipeline.admit(client, 0).await?;
     let limits = &app.pipeline.limits;
-    let body_limits =
-        BodyLimits { limit: BODY_LIMIT, picture_limit: None, timeout: limits.body_timeout };
+    let body_limits = BodyLimits {
+        max_bytes: MAX_BODY_BYTES,
+        max_picture_bytes: None,
+        timeout: limits.body_timeout,
+    };
     let mut memory = app.pipeline.memory.empty(client);
     let url = parse(body_limits.read(body, &mut memory).await?)?;
     drop(memory);
 
     let fetched = app.fetcher.fetch(&url, client).await?;
-    match fetched.length {
-        Some(bytes) if bytes > limits.max_image_bytes => {
-            let (limit, size) = (limits.max_image_bytes, Some(bytes));
-            return Err(pipeline::Error::TooManyBytes { limit, size }.into());
-        }
-        _ => {}
+    if let Some(bytes) = fetched.length
+        && bytes > limits.max_image_bytes
+    {
+        let (limit, size) = (limits.max_image_bytes, Some(bytes));
+        return Err(pipeline::Error::TooManyBytes { limit, size }.into());
     }
     let bytes = fetched.into_stream(limits.max_image_bytes).map_err(Error::from);
     let received = app.pipeline.receive(admission, bytes).await.map_err(explain_web_page)?;
-    let done = app.pipeline.embed(received, cache_mode, save_mode).await?;
-    Ok(Answer::new(done, app.model).fetched_from(url))
+    let vectorized = app.pipeline.embed(received, cache_mode, save_mode).await?;
+    Ok(Answer::new(vectorized, app.model).with_source_url(url))
 }
 
-/// Replaces the error for a web page, since people often copy the URL of a page that shows a
-/// picture.
+/// Replaces the error for a web page by one with a sentence for this route. People often copy the
+/// URL of a page that shows a picture.
 fn explain_web_page(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::Image(image::Error::Unsupported(
@@ -133,6 +136,6 @@ fn explain_web_page(error: Error) -> Error {
 fn parse(body: Vec<u8>) -> Result<String, Error> {
     let body = json::clean(body);
     let fields: Fields<'_> = json::parse(&body, EXAMPLE)?;
-    let url = json::required(fields.image_url, "image_url", EXAMPLE)?;
+    let url = json::required_string(fields.image_url, "image_url", EXAMPLE)?;
     Ok(json::text(url, "image_url")?.into_owned())
 }

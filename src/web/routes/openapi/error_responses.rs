@@ -32,9 +32,10 @@ const ANY_PICTURE: &[Code] = &[
     Code::Internal,
 ];
 
-/// The error responses of a route that takes pictures: its own codes, and those of all such routes.
-pub(in crate::web::routes) fn of_pictures(own: &[Code]) -> BTreeMap<String, RefOr<Response>> {
-    of(own.iter().chain(ANY_PICTURE))
+/// The error responses of a route that takes pictures: those of every such route, and those with
+/// the given codes.
+pub(in crate::web::routes) fn of_pictures(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
+    of(codes.iter().chain(ANY_PICTURE))
 }
 
 /// The error responses with these codes.
