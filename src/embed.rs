@@ -17,7 +17,7 @@ use crate::{
     decoder::Decoder,
     fair_queue::FairQueue,
     image::Picture,
-    nvidia,
+    nvidia::{self, Reservation},
     sha256::Sha256,
     shares::{ClientNetwork, SharePermit},
     spool::Staging,
@@ -152,7 +152,37 @@ impl Embedder {
 
     /// How long a picture that this client sends now will probably wait for its call.
     pub fn expected_wait(&self, client: ClientNetwork) -> Duration {
-        self.0.queue.expected_wait(client)
+        self.0.queue.expected_wait(client, 1)
+    }
+
+    /// The most calls that one batch makes at once: three quarters of all, so that other pictures
+    /// of the same client find a permit.
+    pub fn calls_of_a_batch(&self) -> usize {
+        (self.0.settings.max_concurrency * 3 / 4).max(1)
+    }
+
+    /// Returns a cached embedding, if there is one and the cache may be used.
+    pub async fn look_up(&self, sha256: Sha256, cache_mode: CacheMode) -> Option<Embedding> {
+        let found = self.0.look_up(&self.0.cache.key(sha256), cache_mode).await?;
+        Some(self.count_lookup(found, true, cache_mode))
+    }
+
+    /// Reserves calls for a client's pictures, all or none.
+    ///
+    /// # Errors
+    /// [`Error`] if the pace or the queue leaves no time for them before the deadline.
+    pub fn reserve(
+        &self,
+        client: ClientNetwork,
+        count: usize,
+        deadline: Instant,
+    ) -> Result<Reservation, Error> {
+        self.0.reserve(client, count, deadline)
+    }
+
+    /// The most calls, up to `at_most`, that the pace could ever allow one client within `time`.
+    pub fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
+        self.0.nvidia.largest_reservation(at_most, time)
     }
 
     /// How many pictures wait for a call.
@@ -165,11 +195,16 @@ impl Embedder {
         self.0.nvidia.key_state()
     }
 
-    /// Returns the embedding of a picture before its deadline.
+    /// Returns the embedding of a picture before its deadline. A call that it makes uses the
+    /// reservation, or reserves one itself.
     ///
     /// # Errors
     /// [`Error`]; all who waited for the same call share it.
-    pub async fn embed(&self, job: Job) -> Result<Embedding, Arc<Error>> {
+    pub async fn embed(
+        &self,
+        job: Job,
+        mut reservation: Option<Reservation>,
+    ) -> Result<Embedding, Arc<Error>> {
         let (key, deadline) = (self.0.cache.key(job.sha256), job.deadline);
         // With less than a quarter of its time left, a request does not start a call of its own.
         let last_call = deadline - deadline.saturating_duration_since(Instant::now()) / 4;
@@ -184,7 +219,7 @@ impl Embedder {
             let (completion, leads) = match role {
                 Role::Join(completion) => (completion, false),
                 Role::Lead(completion, guard) => {
-                    self.spawn_call(job.clone(), key, guard);
+                    self.spawn_call(job.clone(), key, reservation.take(), guard);
                     (completion, true)
                 }
             };
@@ -215,12 +250,7 @@ impl Embedder {
     }
 
     fn count_lookup(&self, embedding: Embedding, leads: bool, cache_mode: CacheMode) -> Embedding {
-        let embedding = match embedding.provenance {
-            Provenance::Nvidia if !leads => {
-                Embedding { provenance: Provenance::Shared, attempts: 0, ..embedding }
-            }
-            _ => embedding,
-        };
+        let embedding = if leads { embedding } else { embedding.shared() };
         let outcome = match cache_mode {
             CacheMode::Use => embedding.provenance.name(),
             CacheMode::Bypass => "bypass",
@@ -230,10 +260,16 @@ impl Embedder {
     }
 
     /// Makes the call in a task that owns everything it needs.
-    fn spawn_call(&self, job: Job, key: CacheKey, guard: LeadGuard<CacheKey, Outcome>) {
+    fn spawn_call(
+        &self,
+        job: Job,
+        key: CacheKey,
+        reservation: Option<Reservation>,
+        guard: LeadGuard<CacheKey, Outcome>,
+    ) {
         let inner = Arc::clone(&self.0);
         let call = async move {
-            let outcome = inner.look_up_or_call(&job, &key).await;
+            let outcome = inner.look_up_or_call(&job, &key, reservation).await;
             drop(job);
             let new = outcome.clone().ok().filter(|found| found.provenance == Provenance::Nvidia);
             if let Some(new) = &new {
@@ -257,14 +293,28 @@ impl Embedder {
 }
 
 impl Inner {
-    async fn look_up_or_call(&self, job: &Job, key: &CacheKey) -> Outcome {
+    async fn look_up(&self, key: &CacheKey, cache_mode: CacheMode) -> Option<Embedding> {
+        match cache_mode {
+            CacheMode::Use => timeout(LOOKUP_TIMEOUT, self.cache.look_up(key)).await.ok()?,
+            CacheMode::Bypass => None,
+        }
+    }
+
+    async fn look_up_or_call(
+        &self,
+        job: &Job,
+        key: &CacheKey,
+        reservation: Option<Reservation>,
+    ) -> Outcome {
         // Another call may have ended since the request looked in memory.
-        if job.cache_mode == CacheMode::Use
-            && let Ok(Some(found)) = timeout(LOOKUP_TIMEOUT, self.cache.look_up(key)).await
-        {
+        if let Some(found) = self.look_up(key, job.cache_mode).await {
             return Ok(found);
         }
-        self.call(&job.picture, job.client, job.deadline).await.map_err(Arc::new)
+        let reservation = match reservation {
+            Some(reservation) => reservation,
+            None => self.reserve(job.client, 1, job.deadline)?,
+        };
+        self.call(&job.picture, reservation, job.deadline).await.map_err(Arc::new)
     }
 }
 

@@ -157,15 +157,16 @@ impl FairQueue {
         self.0.state().queue.len()
     }
 
-    /// How long a job that this client submits now will probably wait, by how long permits were in
-    /// use recently.
-    pub(crate) fn expected_wait(&self, client: ClientNetwork) -> Duration {
+    /// How long the last of `count` jobs that this client submits now will probably wait, by how
+    /// long permits were in use recently.
+    pub(crate) fn expected_wait(&self, client: ClientNetwork, count: usize) -> Duration {
         let state = self.0.state();
         let permits = state.capacity.permits;
-        if state.permits < permits {
+        let free = permits - state.permits;
+        if count as u64 <= free {
             return Duration::ZERO;
         }
-        let position = state.jobs_ahead_of(client) + 1;
+        let position = state.jobs_ahead_of(client) + count as u64 - free;
         self.0.typical_hold().mul_f64(position as f64 / permits as f64)
     }
 

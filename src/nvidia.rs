@@ -32,7 +32,7 @@ use crate::{
 };
 use classify::{ALERTING_STATUSES, Progress};
 use not_before::NotBefore;
-use pace::Pace;
+use pace::{Pace, ReservationGuard};
 use retry::RetryBudget;
 
 mod assets;
@@ -142,6 +142,22 @@ struct Inner {
     background: TaskTracker,
 }
 
+/// Calls that a client may make. Dropping it frees them for others.
+#[derive(Debug)]
+pub struct Reservation {
+    client: ClientNetwork,
+    /// `None` if the calls have no pace.
+    guard: Option<ReservationGuard>,
+}
+
+impl Reservation {
+    /// Moves one call to a reservation of its own.
+    pub fn split_one(&mut self) -> Self {
+        let guard = self.guard.as_mut().map(ReservationGuard::split_one);
+        Self { client: self.client, guard }
+    }
+}
+
 /// An answer that was read completely.
 struct Reply {
     status: StatusCode,
@@ -197,29 +213,46 @@ impl Client {
             .unwrap_or(KeyState::Unknown)
     }
 
-    /// Reserves a call for a client's picture, whose embedding must be ready by the deadline.
+    /// Reserves calls for a client's pictures, all or none. Their embeddings must be ready by the
+    /// deadline.
     ///
     /// # Errors
     /// [`FailureKind::RateLimited`] with the time to wait, if the pace or NVIDIA's own
-    /// `Retry-After` leaves no time for a call before the deadline.
-    pub fn reserve(&self, client: ClientNetwork, deadline: Instant) -> Result<Attempts<'_>, Error> {
+    /// `Retry-After` leaves no time for the calls before the deadline.
+    pub fn reserve(
+        &self,
+        client: ClientNetwork,
+        count: usize,
+        deadline: Instant,
+    ) -> Result<Reservation, Error> {
         self.check_not_before(Operation::Infer, deadline)?;
-        let Inner { pace, settings, retry_budget, metrics, .. } = &*self.0;
-        let reservation = pace.as_ref().map(|pace| pace.reserve(client, Instant::now(), deadline));
-        let reservation =
-            reservation.transpose().map_err(|wait| Error::pace_exceeded(Operation::Infer, wait))?;
+        let pace = self.0.pace.as_ref();
+        let reserved = pace.map(|pace| pace.reserve(client, count, Instant::now(), deadline));
+        let guard =
+            reserved.transpose().map_err(|wait| Error::pace_exceeded(Operation::Infer, wait))?;
+        Ok(Reservation { client, guard })
+    }
+
+    /// The most calls, up to `at_most`, that the pace could ever allow one client within `time`.
+    pub fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
+        let pace = self.0.pace.as_ref();
+        pace.map_or(at_most, |pace| pace.largest_reservation(at_most, time))
+    }
+
+    /// Starts to use a call that was reserved.
+    pub fn attempts(&self, reservation: Reservation, deadline: Instant) -> Attempts<'_> {
+        let Inner { settings, retry_budget, metrics, .. } = &*self.0;
         retry_budget.earn();
-        let policy = &settings.retry;
-        Ok(Attempts {
-            policy,
+        Attempts {
+            policy: &settings.retry,
             retry_budget,
             metrics,
-            client,
-            reservation,
+            client: reservation.client,
+            reservation: reservation.guard,
             deadline,
             failed_attempts: 0,
             inferences: 0,
-        })
+        }
     }
 
     /// Adds the headers that every call has except the presigned upload.

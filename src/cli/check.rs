@@ -260,8 +260,11 @@ async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     };
     let picture = InlineImage::new("image/jpeg", sandbox::PHOTO);
     let started = Instant::now();
-    let outcome = match client.reserve(ClientNetwork::UNKNOWN, started + CALL_TIMEOUT) {
-        Ok(mut attempts) => client.infer(&picture, &mut attempts).await,
+    let deadline = started + CALL_TIMEOUT;
+    let outcome = match client.reserve(ClientNetwork::UNKNOWN, 1, deadline) {
+        Ok(reservation) => {
+            client.infer(&picture, &mut client.attempts(reservation, deadline)).await
+        }
         Err(error) => Err(error),
     };
     match outcome {

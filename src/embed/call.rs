@@ -17,7 +17,7 @@ use crate::{
     decoder,
     fair_queue::Permit,
     image::{self, Content, Format, Picture, Target},
-    nvidia::{self, Attempts, InlineImage, Vector},
+    nvidia::{self, Attempts, InlineImage, Reservation, Vector},
     shares::ClientNetwork,
     spool::{Spooled, StagingFile},
 };
@@ -50,6 +50,24 @@ impl Payload {
 }
 
 impl Inner {
+    /// Reserves calls for a client's pictures, all or none.
+    ///
+    /// # Errors
+    /// [`Error`] if the pace or the queue leaves no time for them before the deadline.
+    pub(super) fn reserve(
+        &self,
+        client: ClientNetwork,
+        count: usize,
+        deadline: Instant,
+    ) -> Result<Reservation, Error> {
+        let reservation = self.nvidia.reserve(client, count, deadline)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if self.queue.expected_wait(client, count) > left {
+            return Err(Error::QueueTooLong);
+        }
+        Ok(reservation)
+    }
+
     /// Returns the embedding, or fails by the deadline.
     ///
     /// # Errors
@@ -57,14 +75,11 @@ impl Inner {
     pub(super) async fn call(
         &self,
         picture: &Picture,
-        client: ClientNetwork,
+        reservation: Reservation,
         deadline: Instant,
     ) -> Result<Embedding, Error> {
-        let mut attempts = self.nvidia.reserve(client, deadline)?;
-        let left = deadline.saturating_duration_since(Instant::now());
-        if self.queue.expected_wait(client) > left {
-            return Err(Error::QueueTooLong);
-        }
+        let mut attempts = self.nvidia.attempts(reservation, deadline);
+        let client = attempts.client;
         let largest_inline = self.settings.largest_inline();
         let max_len = usize::try_from(self.settings.max_image_bytes).unwrap_or(usize::MAX);
         let converted = Target::Converted { max_len };

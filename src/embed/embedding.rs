@@ -20,6 +20,16 @@ pub struct Embedding {
     pub valid_until: Option<Instant>,
 }
 
+impl Embedding {
+    /// The embedding as it counts for a request that joined another one's call and paid nothing.
+    pub fn shared(self) -> Self {
+        match self.provenance {
+            Provenance::Nvidia => Self { provenance: Provenance::Shared, attempts: 0, ..self },
+            _ => self,
+        }
+    }
+}
+
 /// What NVIDIA received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prepared {
@@ -59,6 +69,12 @@ pub enum Provenance {
 }
 
 impl Provenance {
+    /// The name for clients: only a paid call is a miss. A request that joined another one's call
+    /// paid nothing.
+    pub fn hit_or_miss(self) -> &'static str {
+        if self == Self::Nvidia { "miss" } else { "hit" }
+    }
+
     /// The name in the log.
     pub fn name(self) -> &'static str {
         match self {

@@ -89,7 +89,7 @@ fn lead(embedder: &Embedder) -> LeadGuard<CacheKey, Outcome> {
 async fn a_request_after_the_end_of_a_call_gets_its_outcome_until_the_entry_is_dropped() {
     let embedder = embedder();
     let _entry = lead(&embedder).complete(Ok(embedding()));
-    let found = embedder.embed(job()).await.unwrap();
+    let found = embedder.embed(job(), None).await.unwrap();
     assert_eq!((found.provenance, found.attempts), (Provenance::Shared, 0));
 }
 
@@ -97,7 +97,7 @@ async fn a_request_after_the_end_of_a_call_gets_its_outcome_until_the_entry_is_d
 async fn who_joined_a_call_whose_task_panicked_makes_one_of_its_own() {
     let embedder = embedder();
     let guard = lead(&embedder);
-    let mut joined = Box::pin(embedder.embed(job()));
+    let mut joined = Box::pin(embedder.embed(job(), None));
     // One poll is enough to join the call.
     poll_fn(|context| {
         assert!(joined.as_mut().poll(context).is_pending());

@@ -7,7 +7,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,9 +19,13 @@ use crate::shares::{ClientNetwork, Tally};
 pub const WINDOW: Duration = Duration::from_millis(60_500);
 
 /// Hands out the times of calls in order. It remembers the times of the last window's calls; a
-/// token bucket would be simpler but allows nearly twice the limit within one window.
+/// token bucket would be simpler but allows nearly twice the limit within one window. Cheap to
+/// clone; clones share the limit.
+#[derive(Debug, Clone)]
+pub(super) struct Pace(Arc<Inner>);
+
 #[derive(Debug)]
-pub(super) struct Pace {
+struct Inner {
     limit: usize,
     window: Duration,
     state: Mutex<State>,
@@ -35,18 +39,19 @@ struct State {
     reserved: Tally,
 }
 
-/// A reserved call without a time yet. Dropping it frees the reservation.
+/// Reserved calls without a time yet. Dropping it frees the reservation.
 #[derive(Debug)]
-pub(super) struct ReservationGuard<'a> {
-    pace: &'a Pace,
+pub(super) struct ReservationGuard {
+    pace: Arc<Inner>,
     client: ClientNetwork,
+    count: usize,
 }
 
 /// Permission to call at a certain time. Dropping it earlier frees the time, so that a cancelled
 /// request costs the others nothing.
 #[derive(Debug)]
 pub(super) struct PacePermit<'a> {
-    pace: &'a Pace,
+    pace: &'a Inner,
     client: ClientNetwork,
     time: Instant,
     is_used: bool,
@@ -55,27 +60,76 @@ pub(super) struct PacePermit<'a> {
 impl Pace {
     pub(super) fn new(limit: u32, window: Duration) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        Self { limit, window, state: Mutex::default() }
+        Self(Arc::new(Inner { limit, window, state: Mutex::default() }))
     }
 
-    /// Reserves a call if it can be made before the deadline, after all calls that are already
-    /// reserved. Otherwise the error is the time to wait, so that a hopeless request fails at once
-    /// instead of waiting in a queue first.
+    /// Reserves `count` calls if all of them can be made before the deadline, after all calls that
+    /// are already reserved. Otherwise it reserves none, and the error is the time until the last
+    /// of them could be made, so that a hopeless request fails at once instead of waiting in a
+    /// queue first.
     pub(super) fn reserve(
+        &self,
+        client: ClientNetwork,
+        count: usize,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<ReservationGuard, Duration> {
+        let mut state = self.0.state(now);
+        self.0.check(&state, client, count, now, deadline)?;
+        state.reserved.add(client, count as u64);
+        Ok(ReservationGuard { pace: Arc::clone(&self.0), client, count })
+    }
+
+    /// The most calls, up to `at_most`, that one client could reserve within `time` if nobody else
+    /// made any.
+    pub(super) fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
+        let (state, now) = (State::default(), Instant::now());
+        let fits = |count: &usize| {
+            self.0.check(&state, ClientNetwork::UNKNOWN, *count, now, now + time).is_ok()
+        };
+        (1..=at_most).rev().find(fits).unwrap_or(0)
+    }
+
+    /// Takes the next free time. If it is not before the deadline, takes nothing and returns the
+    /// time to wait.
+    pub(super) fn take(
         &self,
         client: ClientNetwork,
         now: Instant,
         deadline: Instant,
-    ) -> Result<ReservationGuard<'_>, Duration> {
-        let mut state = self.state(now);
-        let time = self.forecast(&state, now, 0);
-        let is_late = time >= deadline;
-        let must_leave_room = time > now && state.calls_of(client) >= self.limit.div_ceil(2);
-        if is_late || must_leave_room && self.forecast(&state, now, self.limit / 4) >= deadline {
+    ) -> Result<PacePermit<'_>, Duration> {
+        let times = &mut self.0.state(now).times;
+        // Not before earlier calls, and one window after the call `limit` positions before it.
+        let last = times.back().map(|(time, _)| *time);
+        let full =
+            times.len().checked_sub(self.0.limit).map(|index| times[index].0 + self.0.window);
+        let time = [last, full].into_iter().flatten().fold(now, Instant::max);
+        if time >= deadline {
             return Err(time - now);
         }
-        state.reserved.add(client, 1);
-        Ok(ReservationGuard { pace: self, client })
+        times.push_back((time, client));
+        Ok(PacePermit { pace: &self.0, client, time, is_used: false })
+    }
+}
+
+impl Inner {
+    /// Whether a client may reserve `count` calls; if not, the time until the last of them could
+    /// be made. The module's documentation explains the rule.
+    fn check(
+        &self,
+        state: &State,
+        client: ClientNetwork,
+        count: usize,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<(), Duration> {
+        let Some(before_last) = count.checked_sub(1) else { return Ok(()) };
+        let last = self.forecast(state, now, before_last);
+        let is_late = last >= deadline;
+        let calls = state.calls_of(client) + before_last;
+        let must_leave_room = last > now && calls >= self.limit.div_ceil(2);
+        let leaves_room = || self.forecast(state, now, before_last + self.limit / 4) < deadline;
+        if is_late || must_leave_room && !leaves_room() { Err(last - now) } else { Ok(()) }
     }
 
     /// When the next call can be made if `more` other calls come before it.
@@ -89,26 +143,6 @@ impl Pace {
             (position, wait) = (before, wait + self.window);
         }
         times[position].0 + wait
-    }
-
-    /// Takes the next free time. If it is not before the deadline, takes nothing and returns the
-    /// time to wait.
-    pub(super) fn take(
-        &self,
-        client: ClientNetwork,
-        now: Instant,
-        deadline: Instant,
-    ) -> Result<PacePermit<'_>, Duration> {
-        let times = &mut self.state(now).times;
-        // Not before earlier calls, and one window after the call `limit` positions before it.
-        let last = times.back().map(|(time, _)| *time);
-        let full = times.len().checked_sub(self.limit).map(|index| times[index].0 + self.window);
-        let time = [last, full].into_iter().flatten().fold(now, Instant::max);
-        if time >= deadline {
-            return Err(time - now);
-        }
-        times.push_back((time, client));
-        Ok(PacePermit { pace: self, client, time, is_used: false })
     }
 
     /// The state without calls that have left the window.
@@ -130,9 +164,18 @@ impl State {
     }
 }
 
-impl Drop for ReservationGuard<'_> {
+impl ReservationGuard {
+    /// Moves one call, if there is one left, to a reservation of its own.
+    pub(super) fn split_one(&mut self) -> Self {
+        let count = self.count.min(1);
+        self.count -= count;
+        Self { pace: Arc::clone(&self.pace), client: self.client, count }
+    }
+}
+
+impl Drop for ReservationGuard {
     fn drop(&mut self) {
-        self.pace.state(Instant::now()).reserved.remove(self.client, 1);
+        self.pace.state(Instant::now()).reserved.remove(self.client, self.count as u64);
     }
 }
 
@@ -200,11 +243,13 @@ mod tests {
     fn reserved_calls_count_before_they_have_a_permit() {
         let (pace, now) = (Pace::new(2, WINDOW), Instant::now());
         let deadline = now + Duration::from_secs(60);
-        let reservations =
-            [pace.reserve(ONE, now, deadline).unwrap(), pace.reserve(ONE, now, deadline).unwrap()];
-        assert_eq!(pace.reserve(ONE, now, deadline).unwrap_err(), WINDOW);
+        let reservations = [
+            pace.reserve(ONE, 1, now, deadline).unwrap(),
+            pace.reserve(ONE, 1, now, deadline).unwrap(),
+        ];
+        assert_eq!(pace.reserve(ONE, 1, now, deadline).unwrap_err(), WINDOW);
         drop(reservations);
-        assert!(pace.reserve(ONE, now, deadline).is_ok());
+        assert!(pace.reserve(ONE, 1, now, deadline).is_ok());
     }
 
     #[test]
@@ -225,7 +270,7 @@ mod tests {
             for _ in 0..taken {
                 take(&pace, now, timeout).unwrap();
             }
-            let forecast = pace.forecast(&pace.state(now), now, ahead);
+            let forecast = pace.0.forecast(&pace.0.state(now), now, ahead);
             for _ in 0..ahead {
                 take(&pace, now, timeout).unwrap();
             }
@@ -255,12 +300,12 @@ mod tests {
             let mut reservations = VecDeque::new();
             for (gap, kept) in requests {
                 now += Duration::from_millis(gap);
-                let waits = pace.forecast(&pace.state(now), now, 0) > now;
-                match pace.reserve(ONE, now, now + timeout) {
+                let waits = pace.0.forecast(&pace.0.state(now), now, 0) > now;
+                match pace.reserve(ONE, 1, now, now + timeout) {
                     Ok(reservation) => reservations.push_back(reservation),
                     Err(_) => prop_assert!(waits, "a call that is free now is refused to nobody"),
                 }
-                prop_assert!(pace.reserve(OTHER, now, now + timeout).is_ok());
+                prop_assert!(pace.reserve(OTHER, 1, now, now + timeout).is_ok());
                 // Some take their permit at once, others wait in the queue first.
                 while reservations.len() > kept {
                     drop(reservations.pop_front());
@@ -274,9 +319,9 @@ mod tests {
     #[test]
     fn nothing_is_remembered_of_a_client_whose_calls_are_over() {
         let (pace, now) = (Pace::new(4, WINDOW), Instant::now());
-        drop(pace.reserve(ONE, now, now + WINDOW).unwrap());
+        drop(pace.reserve(ONE, 1, now, now + WINDOW).unwrap());
         assert_eq!(take(&pace, now, WINDOW), Ok(now));
-        let state = pace.state(now + WINDOW);
+        let state = pace.0.state(now + WINDOW);
         assert!(state.times.is_empty() && format!("{:?}", state.reserved).contains("{}"));
     }
 }

@@ -106,7 +106,7 @@ pub struct Attempts<'a> {
     /// The client that sent the picture.
     pub client: ClientNetwork,
     /// The reserved call, until the first inference takes its permit.
-    pub(super) reservation: Option<ReservationGuard<'a>>,
+    pub(super) reservation: Option<ReservationGuard>,
     /// When the answer must be ready.
     pub deadline: Instant,
     /// Attempts that failed transiently.

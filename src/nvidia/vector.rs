@@ -38,6 +38,11 @@ impl Vector {
         }
     }
 
+    /// The text of each number, in order.
+    pub fn numbers(&self) -> impl Iterator<Item = &str> {
+        self.json().get().trim_matches(['[', ']']).split(',').map(str::trim)
+    }
+
     /// The JSON text.
     pub fn json(&self) -> &RawValue {
         &self.0
