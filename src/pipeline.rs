@@ -29,8 +29,12 @@ use crate::{
 use admission::MEMORY_STEP;
 
 mod admission;
+mod batch;
 
-pub use admission::{Admission, Limits, OverloadReason, largest_request, shared_memory};
+pub use admission::{
+    Admission, Limits, OverloadReason, largest_request, shared_memory, shared_permits,
+};
+pub use batch::{BatchError, BatchOptions, OnError};
 
 /// Why a picture got no embedding.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +68,14 @@ pub enum Error {
         /// The saved file, in [`SaveMode::Save`].
         saved: Option<Saved>,
     },
+    /// The batch needs more calls to NVIDIA than the pace can ever allow within a request's time.
+    #[error("the batch has {fresh} new pictures, the pace allows {largest}")]
+    BatchTooLarge {
+        /// The pictures that are not in the cache.
+        fresh: usize,
+        /// The most pictures that the pace allows.
+        largest: usize,
+    },
     /// A blocking task panicked. This is a bug.
     #[error("a blocking task of the pipeline panicked")]
     Panicked(#[from] JoinError),
@@ -93,9 +105,30 @@ pub struct Received {
     pub picture: Picture,
     client: ClientNetwork,
     spooled: Spooled,
-    permits: PicturePermits,
+    permits: Arc<PicturePermits>,
     /// When the answer must be ready: [`Limits::request_timeout`] after the picture's last byte.
     deadline: Instant,
+}
+
+impl Received {
+    fn job(&self, cache_mode: CacheMode) -> Job {
+        Job {
+            picture: self.picture.clone(),
+            sha256: self.spooled.sha256,
+            client: self.client,
+            cache_mode,
+            deadline: self.deadline,
+            permits: Arc::clone(&self.permits),
+        }
+    }
+}
+
+/// A picture whose bytes have all arrived, with the memory for them.
+#[derive(Debug)]
+struct SpooledPicture {
+    client: ClientNetwork,
+    spooled: Spooled,
+    memory: SharePermit,
 }
 
 /// An embedded picture.
@@ -147,23 +180,10 @@ impl Pipeline {
         bytes: impl Stream<Item = Result<Bytes, E>> + Send,
     ) -> Result<Received, E> {
         let client = admission.client();
-        let mut memory = self.memory.empty(client);
-        let spooled = self.spool(bytes, &mut memory).await?;
-        memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
+        let spooled = self.spool(client, bytes).await?;
         let deadline = Instant::now() + self.limits.request_timeout;
-        // After this picture was admitted, others may have taken the last permits. Half of the time
-        // is enough to wait: the rest is needed for the work.
-        let wait_deadline = Instant::now() + self.limits.request_timeout / 2;
-        let at_work = self.at_work.take(client, 1, wait_deadline).await;
-        let at_work = at_work.map_err(|_| Error::Overloaded(OverloadReason::AtWork))?;
-        let picture = self.probe(spooled.content.clone()).await?;
-        Ok(Received {
-            picture,
-            client,
-            spooled,
-            permits: PicturePermits { at_work, memory },
-            deadline,
-        })
+        let at_work = self.wait_for_permit(client).await?;
+        Ok(self.start(spooled, at_work, deadline).await?)
     }
 
     /// Embeds a received picture, and saves it in [`SaveMode::Save`].
@@ -176,16 +196,29 @@ impl Pipeline {
         cache_mode: CacheMode,
         save_mode: SaveMode,
     ) -> Result<Vectorized, Error> {
-        let Received { picture, client, spooled, permits, deadline } = received;
+        let embed = self.embedder.embed(received.job(cache_mode), None);
+        self.save_and_embed(received, embed, save_mode, |_| {}).await
+    }
+
+    /// Saves a received picture, if that is asked for, while `embed` runs. Calls `on_saved` with
+    /// the file's name as soon as the file is saved.
+    async fn save_and_embed(
+        &self,
+        received: Received,
+        embed: impl Future<Output = Result<Embedding, Arc<embed::Error>>>,
+        save_mode: SaveMode,
+        on_saved: impl Fn(&str),
+    ) -> Result<Vectorized, Error> {
+        let Received { picture, spooled, permits: permits_for_file, deadline, .. } = received;
         let (sha256, size) = (spooled.sha256, picture.content.len());
-        let permits = Arc::new(permits);
-        let permits_for_file = Arc::clone(&permits);
         let save = async {
             match save_mode {
                 SaveMode::Save => {
                     let extension = picture.format.extension();
                     let save = self.store.save(spooled, extension, deadline, permits_for_file);
-                    Ok::<_, Error>(Some(save.await?))
+                    let file = save.await?;
+                    on_saved(file.name());
+                    Ok::<_, Error>(Some(file))
                 }
                 // The file is removed while the picture is embedded. It is then gone even if the
                 // process is killed. The embedder has the file open and can still read it.
@@ -199,14 +232,6 @@ impl Pipeline {
                 }
             }
         };
-        let embed = self.embedder.embed(Job {
-            picture: picture.clone(),
-            sha256,
-            client,
-            cache_mode,
-            deadline,
-            permits,
-        });
         // An error of saving ends the request at once. After an error of embedding, the file stays
         // saved, and the error contains its name.
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
@@ -240,13 +265,15 @@ impl Pipeline {
         }
     }
 
+    /// Spools a picture as its bytes arrive.
     async fn spool<E: From<Error>>(
         &self,
+        client: ClientNetwork,
         bytes: impl Stream<Item = Result<Bytes, E>>,
-        memory: &mut SharePermit,
-    ) -> Result<Spooled, E> {
+    ) -> Result<SpooledPicture, E> {
         let max_bytes = self.limits.max_image_bytes;
         let max_bytes_in_memory = self.embedder.largest_inline();
+        let mut memory = self.memory.empty(client);
         let mut spool = self.store.spool(max_bytes_in_memory);
         let mut bytes = std::pin::pin!(bytes);
         while let Some(chunk) = bytes.next().await {
@@ -262,15 +289,34 @@ impl Pipeline {
             spool.write(&chunk).await.map_err(spool_error)?;
             memory.shrink_to(needed);
         }
-        Ok(spool.finish().await.map_err(spool_error)?)
+        let spooled = spool.finish().await.map_err(spool_error)?;
+        Ok(SpooledPicture { client, spooled, memory })
     }
 
-    async fn probe(&self, content: Content) -> Result<Picture, Error> {
-        let max_pixels = self.limits.max_image_pixels;
-        match content {
-            Content::Memory(_) => Ok(probe(content, max_pixels)?),
-            Content::File(..) => Ok(spawn_blocking(move || probe(content, max_pixels)).await??),
-        }
+    /// Waits for a client's permit to be at work. After its request was admitted, others may have
+    /// taken the last permits. Half of the time is enough to wait: the rest is needed for the work.
+    async fn wait_for_permit(&self, client: ClientNetwork) -> Result<SharePermit, Error> {
+        let wait_deadline = Instant::now() + self.limits.request_timeout / 2;
+        let at_work = self.at_work.take(client, 1, wait_deadline).await;
+        at_work.map_err(|_| Error::Overloaded(OverloadReason::AtWork))
+    }
+
+    /// Charges the memory that a picture at work needs, and reads its header.
+    async fn start(
+        &self,
+        picture: SpooledPicture,
+        at_work: SharePermit,
+        deadline: Instant,
+    ) -> Result<Received, Error> {
+        let SpooledPicture { client, spooled, mut memory } = picture;
+        memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
+        let (content, limit) = (spooled.content.clone(), self.limits.max_image_pixels);
+        let picture = match content {
+            Content::Memory(_) => probe(content, limit)?,
+            Content::File(..) => spawn_blocking(move || probe(content, limit)).await??,
+        };
+        let permits = Arc::new(PicturePermits { at_work, memory });
+        Ok(Received { picture, client, spooled, permits, deadline })
     }
 }
 

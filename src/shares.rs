@@ -200,6 +200,13 @@ impl SharePermit {
         Ok(())
     }
 
+    /// Moves this many units, or all if there are fewer, to a permit of their own.
+    pub fn split(&mut self, units: u64) -> Self {
+        let units = self.shares.0.round_up(units).min(self.units);
+        self.units -= units;
+        Self { shares: self.shares.clone(), client: self.client, units }
+    }
+
     /// Shrinks the permit to this many units, and returns the rest. A smaller permit stays as it is.
     pub fn shrink_to(&mut self, units: u64) {
         let less = self.units.saturating_sub(self.shares.0.round_up(units));

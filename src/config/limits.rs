@@ -40,6 +40,13 @@ pub(super) const MAX_IN_FLIGHT: Setting<usize> = Setting::new(
     "The most received pictures that may be in progress at once",
 );
 
+pub(super) const MAX_BATCH: Setting<usize> = Setting::new(
+    "IMAGESVC_MAX_BATCH",
+    "32",
+    |text| parse::number(text, 1..=1000),
+    "The most pictures in one request to /v1/embeddings; never more than IMAGESVC_MAX_IN_FLIGHT, or than the memory for bodies allows",
+);
+
 pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MAX_BUFFERED_BYTES",
     "128MiB",
@@ -55,6 +62,7 @@ pub(super) fn resolve(read: &mut Reader<'_>) -> Limits {
         max_image_pixels: read.value(&MAX_IMAGE_PIXELS),
         max_buffered_bytes: read.value(&MAX_BUFFERED_BYTES),
         max_in_flight: read.value(&MAX_IN_FLIGHT),
+        max_batch: read.value(&MAX_BATCH),
         request_timeout: read.value(&REQUEST_TIMEOUT),
         body_timeout: read.value(&BODY_TIMEOUT),
     }

@@ -34,6 +34,7 @@ pub(super) const SETTINGS: &[Row] = &[
     server::MAX_CONNECTIONS.row,
     server::MAX_CONNECTIONS_PER_PEER.row,
     limits::MAX_IN_FLIGHT.row,
+    limits::MAX_BATCH.row,
     limits::MAX_BUFFERED_BYTES.row,
     decoder::MAX_DECODE_BYTES.row,
     server::TRUSTED_PROXIES.row,

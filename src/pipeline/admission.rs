@@ -23,6 +23,8 @@ pub struct Limits {
     pub max_buffered_bytes: u64,
     /// The most received pictures at work at once.
     pub max_in_flight: usize,
+    /// The most pictures in one batch.
+    pub max_batch: usize,
     /// The most time from a picture's last byte to the answer.
     pub request_timeout: Duration,
     /// The most time for receiving a body.
@@ -62,10 +64,35 @@ impl Admission {
     }
 }
 
+impl Limits {
+    /// The largest body of a batch, in bytes: a quarter of the memory for bodies, but at least one
+    /// picture as Base64.
+    pub fn max_batch_body(&self) -> u64 {
+        (self.max_buffered_bytes / 4).max(base64_text::body_limit(self.max_image_bytes))
+    }
+
+    /// The most pictures that one batch can have: each needs a permit, and memory besides the body.
+    pub fn largest_batch(&self, inline_memory: u64) -> usize {
+        let memory = self.max_buffered_bytes.saturating_sub(self.max_batch_body());
+        let fitting = memory / inline_memory.next_multiple_of(MEMORY_STEP).max(1);
+        let fitting = usize::try_from(fitting).unwrap_or(usize::MAX);
+        self.max_batch.min(self.max_in_flight).min(fitting).max(1)
+    }
+}
+
 /// The limit on memory for bodies, in bytes. All requests share it.
 pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
-    let largest = largest_request(limits.max_image_bytes, inline_memory);
+    let single = largest_request(limits.max_image_bytes, inline_memory);
+    let pictures = limits.largest_batch(inline_memory) as u64;
+    let batch = limits.max_batch_body() + pictures * inline_memory.next_multiple_of(MEMORY_STEP);
+    let largest = single.max(batch).min(limits.max_buffered_bytes);
     Shares::new(limits.max_buffered_bytes, largest, MEMORY_STEP)
+}
+
+/// The limit on pictures at work. All requests share it.
+pub fn shared_permits(limits: &Limits) -> Shares {
+    let largest_batch = limits.max_batch.min(limits.max_in_flight) as u64;
+    Shares::new(limits.max_in_flight as u64, largest_batch, 1)
 }
 
 /// The most memory that one request needs, in bytes: that of a Base64 request with the largest body.
@@ -75,6 +102,11 @@ pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
 }
 
 impl Pipeline {
+    /// The most pictures that one batch can have.
+    pub fn largest_batch(&self) -> usize {
+        self.limits.largest_batch(self.embedder.inline_memory())
+    }
+
     /// Admits a client's request whose body needs up to `body_bytes` of memory. Routes call this
     /// before they read the body, so that a refused request costs no bandwidth and no disk space.
     ///
