@@ -78,7 +78,7 @@ pub enum Fault {
     #[error("image_base64 is not complete Base64; is it cut short?")]
     Length,
     /// No text to decode.
-    #[error("image_base64 is empty.")]
+    #[error("image_base64 is empty; send the picture as Base64.")]
     Empty,
 }
 

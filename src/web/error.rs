@@ -14,6 +14,7 @@ use crate::{
 
 mod code;
 mod mapping;
+mod openai;
 mod problem;
 
 use mapping::{
@@ -22,12 +23,18 @@ use mapping::{
 };
 
 pub use code::Code;
+pub use openai::OpenAiError;
+pub(in crate::web) use openai::{X_SHOULD_RETRY, expects_openai_errors, needs_operator};
 pub use problem::{ErrorExtension, PROBLEM_JSON, Problem};
 
 /// The `Retry-After` of errors that contain no waiting time of their own.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 const BUSY_DETAIL: &str = "The service is busy; try again in a few seconds.";
+
+/// What the usual clients call the number of pictures that they send at once.
+pub(in crate::web) const BATCH_SIZE_SETTINGS: &str =
+    "LangChain's chunk_size, NVIDIAEmbeddings' max_batch_size or LlamaIndex's embed_batch_size";
 
 const INTERNAL_DETAIL: &str =
     "Something went wrong in the service itself. Tell its operator the request_id.";
@@ -65,6 +72,31 @@ pub enum Error {
     /// A web page called the service by a host name that is not configured.
     #[error("sent by a web page to the host name {0}")]
     UnknownHost(String),
+    /// A parameter of a batch has a value that the service does not support.
+    #[error("{param} is not supported: {detail}")]
+    UnsupportedParameter {
+        /// The parameter's name.
+        param: &'static str,
+        /// One sentence that says what is supported.
+        detail: &'static str,
+    },
+    /// The request names a model that is not served here.
+    #[error("no model {requested:?}")]
+    ModelNotFound {
+        /// The requested model, cut to a printable length.
+        requested: String,
+        /// The model that is served here.
+        served: &'static str,
+    },
+    /// A picture of a batch failed.
+    #[error("{param}: {error}")]
+    BatchItem {
+        /// The picture's place in the request, such as `input[3]`.
+        param: String,
+        /// The cause.
+        #[source]
+        error: Box<Error>,
+    },
     /// The client has reached its rate limit. It may try again after this time.
     #[error("the client has reached its rate limit")]
     RateLimited(Duration),
@@ -136,6 +168,9 @@ impl Error {
             Self::Pipeline(error) => pipeline_code(error),
             Self::Unauthorized => Code::Unauthorized,
             Self::CrossOrigin(_) | Self::UnknownHost(_) => Code::CrossOrigin,
+            Self::UnsupportedParameter { .. } => Code::UnsupportedParameter,
+            Self::ModelNotFound { .. } => Code::ModelNotFound,
+            Self::BatchItem { error, .. } => error.code(),
             Self::RateLimited(_) => Code::RateLimited,
             Self::ShuttingDown => Code::ShuttingDown,
             Self::NotFound => Code::NotFound,
@@ -167,13 +202,18 @@ impl Error {
                 "A web page sent this request to the host name {name}. The service does not know that name as its \
                 own; the service's operator can add it to IMAGESVC_HOSTS."
             ),
+            Self::UnsupportedParameter { detail, .. } => (*detail).into(),
+            Self::ModelNotFound { requested, served } => {
+                format!("There is no model {requested:?} here; the only one is {served}.")
+            }
+            Self::BatchItem { param, error } => with_place(&error.detail(), param),
             Self::RateLimited(_) => {
                 "You have reached your request limit; try again after the time in Retry-After.".into()
             }
             Self::ShuttingDown => "The service is stopping; send the request again.".into(),
             Self::NotFound => {
                 "There is nothing here. POST a picture to /vectorize-image, /vectorize-image-base64 or \
-                 /vectorize-image-upload; /docs describes them."
+                 /vectorize-image-upload, or several to /v1/embeddings; /docs describes them."
                     .into()
             }
             Self::MethodNotAllowed => "This route does not accept this method; see the Allow header.".into(),
@@ -186,6 +226,7 @@ impl Error {
         match self {
             Self::Pipeline(pipeline::Error::Overloaded(reason)) => Some(*reason),
             Self::Body(BodyError::NoMemory) => Some(OverloadReason::Memory),
+            Self::BatchItem { error, .. } => error.overload_reason(),
             _ => None,
         }
     }
@@ -194,6 +235,7 @@ impl Error {
     pub fn saved(&self) -> Option<&Saved> {
         match self {
             Self::Pipeline(pipeline::Error::Embed { saved, .. }) => saved.as_ref(),
+            Self::BatchItem { error, .. } => error.saved(),
             _ => None,
         }
     }
@@ -202,6 +244,7 @@ impl Error {
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.attempts(),
+            Self::BatchItem { error, .. } => error.attempts(),
             _ => None,
         }
     }
@@ -209,7 +252,21 @@ impl Error {
     fn field_errors(&self) -> &[FieldError] {
         match self {
             Self::Invalid(invalid) => &invalid.errors,
+            Self::BatchItem { error, .. } => error.field_errors(),
             _ => &[],
+        }
+    }
+
+    /// The parameter of the request that is at fault, if it is a single one.
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::BatchItem { param, .. } => Some(param),
+            Self::UnsupportedParameter { param, .. } => Some(param),
+            Self::ModelNotFound { .. } => Some("model"),
+            Self::Invalid(invalid) => {
+                invalid.errors.first()?.loc.get(1).map(|field| field.as_str())
+            }
+            _ => None,
         }
     }
 
@@ -220,6 +277,7 @@ impl Error {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.retry_after(),
             Self::RateLimited(wait) => Some(*wait),
             Self::Fetch(error) => error.retry_after(),
+            Self::BatchItem { error, .. } => return error.retry_after(),
             _ => None,
         };
         match self.code() {
@@ -230,4 +288,13 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// Says which picture of a batch a sentence is about. Sentences about a single picture name the
+/// field of its own route instead.
+fn with_place(detail: &str, place: &str) -> String {
+    let named = ["image_url", "image_base64"]
+        .iter()
+        .fold(detail.to_owned(), |detail, field| detail.replace(field, place));
+    if named.contains(place) { named } else { format!("{place}: {named}") }
 }

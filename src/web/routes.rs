@@ -8,7 +8,11 @@
 
 use std::sync::Arc;
 
-use axum::{Router, middleware::from_fn_with_state};
+use axum::{
+    Router,
+    middleware::from_fn_with_state,
+    routing::{get, post},
+};
 use tower::ServiceBuilder;
 use utoipa::{OpenApi, openapi::OpenApi as Document};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -28,9 +32,11 @@ use crate::telemetry::Metrics;
 mod answer;
 mod base64;
 mod docs;
+mod embeddings;
 mod health;
 mod home;
 mod metrics;
+mod models;
 mod openapi;
 mod upload;
 mod url;
@@ -41,10 +47,17 @@ mod url;
     components(schemas(Problem)),
     tags(
         (name = "pictures", description = "Take a picture and return its embedding"),
+        (name = "OpenAI", description = "One picture or a batch, as OpenAI's clients send it"),
         (name = "operation", description = "For operators and their tools"),
     )
 )]
 struct BaseDocument;
+
+/// The routes with keys that the router does not describe by itself: the document has no pattern
+/// for ids with slashes.
+#[derive(OpenApi)]
+#[openapi(paths(models::get_model))]
+struct ModelDocument;
 
 /// Creates the counters of all statuses of the picture routes. Alerts can then see them at 0 before
 /// the first such response.
@@ -68,11 +81,15 @@ pub(super) fn router(
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
         .split_for_parts();
-    let (keyed, keyed_document) = OpenApiRouter::new()
+    let (keyed, keyed_document) = OpenApiRouter::with_openapi(ModelDocument::openapi())
         .routes(routes!(url::vectorize_image))
         .routes(routes!(base64::vectorize_image_base64))
         .routes(routes!(upload::vectorize_image_upload))
+        .routes(routes!(embeddings::embeddings))
+        .routes(routes!(models::list_models))
         .routes(routes!(metrics::metrics))
+        .route("/v1/models/{*id}", get(models::get_model))
+        .route("/embeddings", post(embeddings::embeddings))
         .split_for_parts();
     initialize_counters(&state.metrics, &keyed_document);
     let document = openapi::document(open_document, keyed_document);

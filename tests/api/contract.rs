@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use imagesvc::web::error::Code;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
@@ -45,16 +46,18 @@ enum Route {
     Url,
     Base64,
     Upload,
+    Batch,
 }
 
 impl Route {
-    const ALL: [Self; 3] = [Self::Url, Self::Base64, Self::Upload];
+    const ALL: [Self; 4] = [Self::Url, Self::Base64, Self::Upload, Self::Batch];
 
     fn path(self) -> &'static str {
         match self {
             Self::Url => "/vectorize-image",
             Self::Base64 => "/vectorize-image-base64",
             Self::Upload => "/vectorize-image-upload",
+            Self::Batch => "/v1/embeddings",
         }
     }
 }
@@ -98,8 +101,10 @@ enum Stimulus {
     FolderGone,
     /// This URL, on the URL route.
     Url(&'static str),
-    /// A text that is not Base64, on the Base64 route.
+    /// A text that is not Base64, on the routes that take Base64.
     BadBase64,
+    /// A picture with this field beside it, on the route for batches.
+    BatchField(&'static str, Value),
 }
 
 fn scenario(code: Code) -> Scenario {
@@ -154,6 +159,8 @@ fn scenario(code: Code) -> Scenario {
             set(("IMAGESVC_MIN_FREE_BYTES", "900000000GiB"), embedding(), picture())
         }
         Code::StorageFailed => well(Stimulus::FolderGone),
+        Code::UnsupportedParameter => well(Stimulus::BatchField("dimensions", json!(512))),
+        Code::ModelNotFound => well(Stimulus::BatchField("model", json!("gpt-4"))),
         // The routes of pictures cannot answer these: they belong to other paths and methods.
         Code::NotFound | Code::MethodNotAllowed | Code::Internal => well(picture()),
     }
@@ -171,6 +178,10 @@ fn request(
         Route::Url => post.body(json!({ "image_url": picture_server.url("/photo") }).to_string()),
         Route::Base64 => post.body(base64_body(picture)),
         Route::Upload => app.upload_request(picture, "photo.jpg"),
+        Route::Batch => {
+            let picture = format!("data:image/jpeg;base64,{}", BASE64_STANDARD.encode(picture));
+            post.body(json!({ "input": [picture] }).to_string())
+        }
     }
 }
 
@@ -237,14 +248,19 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             std::fs::rename(&incoming, app.folder().join("gone")).unwrap();
             app.send(sent()).await
         }
-        Stimulus::Url(address) if route == Route::Url => {
+        Stimulus::Url(address) if matches!(route, Route::Url | Route::Batch) => {
             let address = address.replace("{hanging}", &picture_server.url("/hangs"));
-            app.send(post(json!({ "image_url": address }).to_string())).await
+            let field = if route == Route::Url { "image_url" } else { "input" };
+            app.send(post(json!({ field: address }).to_string())).await
         }
-        Stimulus::BadBase64 if route == Route::Base64 => {
-            app.send(post(json!({ "image_base64": "***" }).to_string())).await
+        Stimulus::BadBase64 if matches!(route, Route::Base64 | Route::Batch) => {
+            let field = if route == Route::Base64 { "image_base64" } else { "input" };
+            app.send(post(json!({ field: "data:,***" }).to_string())).await
         }
-        Stimulus::Url(_) | Stimulus::BadBase64 => app.send(sent()).await,
+        Stimulus::BatchField(name, value) if route == Route::Batch => {
+            app.send(post(json!({ "input": "data:,", name: value }).to_string())).await
+        }
+        Stimulus::Url(_) | Stimulus::BadBase64 | Stimulus::BatchField(..) => app.send(sent()).await,
     };
     if answer.status == 200 {
         return None;

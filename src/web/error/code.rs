@@ -91,6 +91,10 @@ codes! {
     StorageFull = "storage_full", INSUFFICIENT_STORAGE;
     /// The picture could not be saved for another reason.
     StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;
+    /// A parameter has a value that this service does not support, such as other `dimensions`.
+    UnsupportedParameter = "unsupported_parameter", BAD_REQUEST;
+    /// There is no such model.
+    ModelNotFound = "model_not_found", NOT_FOUND;
     /// There is no such route.
     NotFound = "not_found", NOT_FOUND;
     /// The route does not accept the method.

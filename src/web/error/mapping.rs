@@ -2,13 +2,16 @@
 //!
 //! A sentence says what is wrong and, where possible, what to do. `code.rs` maps codes to statuses.
 
-use super::{BUSY_DETAIL, Code, INTERNAL_DETAIL};
+use super::{BATCH_SIZE_SETTINGS, BUSY_DETAIL, Code, INTERNAL_DETAIL};
 use crate::{
     decoder, embed, fetch,
     image::{self, Format},
     nvidia::FailureKind,
     pipeline,
-    web::extract::{body::BodyError, head::HeadError},
+    web::extract::{
+        body::{BodyContent, BodyError},
+        head::HeadError,
+    },
 };
 
 pub(super) fn head_code(error: &HeadError) -> Code {
@@ -52,13 +55,17 @@ pub(super) fn body_code(error: &BodyError) -> Code {
 
 pub(super) fn body_detail(error: &BodyError) -> String {
     match error {
-        BodyError::TooLarge { max_bytes, max_picture_bytes: None } => {
-            let limit = format_bytes(*max_bytes);
-            format!("The request's body is larger than the limit of {limit} for this route.")
-        }
-        BodyError::TooLarge { max_picture_bytes: Some(max_bytes), .. } => {
-            picture_too_large(*max_bytes)
-        }
+        BodyError::TooLarge { max_bytes, content } => match content {
+            BodyContent::Picture { max_bytes } => picture_too_large(*max_bytes),
+            BodyContent::Batch => format!(
+                "The request's body is larger than the limit of {}: send fewer pictures at once ({BATCH_SIZE_SETTINGS}).",
+                format_bytes(*max_bytes)
+            ),
+            BodyContent::Url => format!(
+                "The request's body is larger than the limit of {} for this route.",
+                format_bytes(*max_bytes)
+            ),
+        },
         BodyError::TooSlow => "The request's body did not arrive in time; send it again.".into(),
         BodyError::NoMemory => BUSY_DETAIL.into(),
         BodyError::Incomplete(_) => "The request's body ended early; send it again.".into(),
@@ -74,6 +81,7 @@ pub(super) fn pipeline_code(error: &pipeline::Error) -> Code {
         Error::Store(error) if error.is_full() => Code::StorageFull,
         Error::Store(_) => Code::StorageFailed,
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_code(error),
+        Error::BatchTooLarge { .. } => Code::ValidationFailed,
         Error::Panicked(_) => Code::Internal,
     }
 }
@@ -92,6 +100,10 @@ pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
         }
         Error::Store(_) => "The picture could not be saved; try again later.".into(),
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_detail(error),
+        Error::BatchTooLarge { fresh, largest } => format!(
+            "This batch has {fresh} new pictures, but the service may call NVIDIA for only {largest} within one \
+             request's time: send at most {largest} at once ({BATCH_SIZE_SETTINGS})."
+        ),
         Error::Panicked(_) => INTERNAL_DETAIL.into(),
     }
 }

@@ -10,7 +10,7 @@ use axum::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Code, Error, FieldError};
+use super::{Code, Error, FieldError, OpenAiError, expects_openai_errors};
 use crate::{image::Unsupported, pipeline::Saved};
 
 /// The body of an error response, by RFC 9457. Like FastAPI's, it has a `detail`.
@@ -43,6 +43,9 @@ pub struct Problem {
     /// The saved file's path.
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<String>,
+    /// On `/v1/…` and `/embeddings`: the same error in the shape that OpenAI's clients show.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<OpenAiError>,
 }
 
 /// The sentence for bytes that are not a picture.
@@ -59,8 +62,8 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 pub struct ErrorExtension(pub Arc<Error>);
 
 impl ErrorExtension {
-    /// The body of the response.
-    pub fn problem(&self, request_id: &str) -> Problem {
+    /// The body of the response to a request for this path.
+    pub fn problem(&self, request_id: &str, path: &str) -> Problem {
         let (error, code) = (&self.0, self.0.code());
         Problem {
             kind: "about:blank",
@@ -72,6 +75,7 @@ impl ErrorExtension {
             errors: error.field_errors().to_vec(),
             saved_as: error.saved().map(|saved| saved.saved_as.clone()),
             path: error.saved().map(Saved::path),
+            error: expects_openai_errors(path).then(|| OpenAiError::new(error)),
         }
     }
 }

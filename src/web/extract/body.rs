@@ -26,8 +26,8 @@ pub enum BodyError {
     TooLarge {
         /// The most bytes of a body that the route accepts.
         max_bytes: u64,
-        /// The most bytes of a picture, if the body contains one.
-        max_picture_bytes: Option<u64>,
+        /// What the body contains.
+        content: BodyContent,
     },
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
@@ -46,14 +46,27 @@ impl From<NotEnoughUnits> for BodyError {
     }
 }
 
+/// What a route's body contains. Errors explain the limit by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyContent {
+    /// A picture.
+    Picture {
+        /// The most bytes of the picture.
+        max_bytes: u64,
+    },
+    /// Several pictures.
+    Batch,
+    /// No picture, only its URL.
+    Url,
+}
+
 /// The limits of a route's body.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::web) struct BodyLimits {
     /// The most bytes of the body.
     pub max_bytes: u64,
-    /// The most bytes of a picture, if the body contains one. Errors report this limit instead of
-    /// `max_bytes`.
-    pub max_picture_bytes: Option<u64>,
+    /// What the body contains.
+    pub content: BodyContent,
     /// The most time for receiving the body.
     pub timeout: Duration,
 }
@@ -123,8 +136,7 @@ impl BodyLimits {
     }
 
     fn too_large(self) -> BodyError {
-        let Self { max_bytes, max_picture_bytes, .. } = self;
-        BodyError::TooLarge { max_bytes, max_picture_bytes }
+        BodyError::TooLarge { max_bytes: self.max_bytes, content: self.content }
     }
 
     /// When the rest of the body must have arrived, after `received` bytes of it.
@@ -144,7 +156,7 @@ mod tests {
     use crate::shares::{ClientNetwork, Shares};
 
     fn body_limits(max_bytes: u64) -> BodyLimits {
-        BodyLimits { max_bytes, max_picture_bytes: None, timeout: Duration::from_secs(300) }
+        BodyLimits { max_bytes, content: BodyContent::Url, timeout: Duration::from_secs(300) }
     }
 
     async fn read(max_bytes: u64, body: Body) -> Result<Vec<u8>, BodyError> {
@@ -178,10 +190,10 @@ mod tests {
     #[tokio::test]
     async fn a_body_with_one_byte_too_many_is_refused_with_and_without_a_declared_length() {
         let error = read(4, Body::from("hello")).await.unwrap_err();
-        assert!(matches!(error, BodyError::TooLarge { max_bytes: 4, max_picture_bytes: None }));
+        assert!(matches!(error, BodyError::TooLarge { max_bytes: 4, .. }));
         let chunks = stream::iter(["he", "llo"]).map(Ok::<_, io::Error>);
         let error = read(4, Body::from_stream(chunks)).await.unwrap_err();
-        assert!(matches!(error, BodyError::TooLarge { max_bytes: 4, max_picture_bytes: None }));
+        assert!(matches!(error, BodyError::TooLarge { max_bytes: 4, .. }));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,11 @@
 //! Parses JSON bodies leniently, and reports errors in FastAPI's format.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use crate::web::error::{Error, Invalid};
@@ -73,6 +76,43 @@ pub(in crate::web) fn text<'a>(raw: &'a RawValue, name: &str) -> Result<Cow<'a, 
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
     serde_json::from_str::<Text<'a>>(raw.get()).map(|text| text.0).map_err(|_| not_a_string(name))
+}
+
+/// The elements of a JSON array.
+pub(in crate::web) struct Elements<'a> {
+    /// The first elements, up to a limit. A few bytes of JSON for each element would otherwise
+    /// become many times as much memory.
+    pub first: Vec<&'a RawValue>,
+    /// How many elements there are.
+    pub count: usize,
+}
+
+/// Returns the elements of an array, the first `limit` of them as raw JSON; `None` if it is not an
+/// array.
+pub(in crate::web) fn elements(array: &RawValue, limit: usize) -> Option<Elements<'_>> {
+    struct First(usize);
+    impl<'de> Visitor<'de> for First {
+        type Value = Elements<'de>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Elements<'de>, A::Error> {
+            let mut first = Vec::new();
+            while first.len() < self.0
+                && let Some(element) = array.next_element()?
+            {
+                first.push(element);
+            }
+            let mut count = first.len();
+            while array.next_element::<IgnoredAny>()?.is_some() {
+                count += 1;
+            }
+            Ok(Elements { first, count })
+        }
+    }
+    serde_json::Deserializer::from_str(array.get()).deserialize_seq(First(limit)).ok()
 }
 
 fn not_a_string(name: &str) -> Error {

@@ -5,7 +5,7 @@ use url::form_urlencoded;
 use utoipa::IntoParams;
 
 use crate::{
-    pipeline::SaveMode,
+    pipeline::{OnError, SaveMode},
     web::error::{Error, Invalid},
 };
 
@@ -17,6 +17,46 @@ const BACKEND: &str = "nv_dino";
 pub(in crate::web) struct PictureOptions {
     /// Whether to save the picture.
     pub save_mode: SaveMode,
+}
+
+/// What happens if a picture of a batch fails, from the query.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::web) struct ErrorOption(pub(in crate::web) OnError);
+
+/// Describes [`ErrorOption`] in the OpenAPI document.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+#[allow(dead_code, reason = "describes the query; `ErrorOption` reads it")]
+pub(in crate::web) struct BatchQuery {
+    /// With `item` a picture that fails does not fail the others: the answer has its error in its
+    /// place.
+    #[param(inline)]
+    errors: Option<Errors>,
+}
+
+/// The values of `errors`.
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[allow(dead_code, reason = "names the values of `errors` in the documentation")]
+enum Errors {
+    Item,
+}
+
+impl<S: Sync> FromRequestParts<S> for ErrorOption {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Error> {
+        let query = parts.uri.query().unwrap_or_default();
+        let mut on_error = OnError::FailBatch;
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match (&*name, &*value) {
+                ("errors", "item") => on_error = OnError::ReportItem,
+                ("errors", _) => return Err(unknown_errors()),
+                _ => {}
+            }
+        }
+        Ok(Self(on_error))
+    }
 }
 
 /// Describes the query in the OpenAPI document.
@@ -93,6 +133,15 @@ fn contradictory_save() -> Error {
         "value_error",
         "Input is both true and false",
         "The query contains both save=true and save=false; send only one of them.",
+    )
+}
+
+fn unknown_errors() -> Error {
+    Invalid::at(
+        &["query", "errors"],
+        "literal_error",
+        "Input should be 'item'",
+        "The query's errors can only be item: then each picture that fails has its error in its place in the answer.",
     )
 }
 

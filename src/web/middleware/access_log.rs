@@ -19,7 +19,9 @@ use super::{
 use crate::{
     server::{Peer, TrustedProxies},
     telemetry::{InFlightGuard, Metrics, causes},
-    web::error::{Error, ErrorExtension, PROBLEM_JSON},
+    web::error::{
+        Error, ErrorExtension, PROBLEM_JSON, X_SHOULD_RETRY, expects_openai_errors, needs_operator,
+    },
 };
 
 /// The status in the log and the metrics for a request whose client left, as in nginx.
@@ -30,7 +32,9 @@ const CLIENT_LEFT: u16 = 499;
 pub(in crate::web) struct LogFields {
     /// The name of the saved file.
     pub saved_as: Option<String>,
-    /// The picture's size in bytes.
+    /// How many pictures a batch has.
+    pub pictures: Option<usize>,
+    /// The size of the picture, or of all pictures of a batch, in bytes.
     pub size_bytes: Option<u64>,
     /// Where the embedding came from: NVIDIA, a cache level, or another request's call.
     pub cache: Option<&'static str>,
@@ -62,6 +66,7 @@ pub(in crate::web) async fn access_log(
         _ => "other",
     }
     .to_owned();
+    let path = request.uri().path().to_owned();
     let peer = request.extensions().get::<Peer>();
     let client = peer.map(|Peer(peer)| proxies.client(peer.ip(), request.headers()));
     if let Some(client) = client {
@@ -84,7 +89,7 @@ pub(in crate::web) async fn access_log(
 
     let failure = response.extensions_mut().remove::<ErrorExtension>();
     if let Some(failure) = &failure {
-        response = answer(failure, response, &entry.id);
+        response = answer(failure, response, &entry.id, &path);
     }
     if let Ok(id) = HeaderValue::try_from(&entry.id) {
         response.headers_mut().insert(REQUEST_ID, id);
@@ -99,13 +104,16 @@ pub(in crate::web) async fn access_log(
 
 /// Writes the body of an error, and keeps the headers that the response has already, such as
 /// `Allow` and `Retry-After`.
-fn answer(failure: &ErrorExtension, mut response: Response, id: &str) -> Response {
+fn answer(failure: &ErrorExtension, mut response: Response, id: &str, path: &str) -> Response {
     // A problem holds only strings and numbers, so serializing it never fails.
-    let mut body = serde_json::to_vec(&failure.problem(id)).unwrap_or_default();
+    let mut body = serde_json::to_vec(&failure.problem(id, path)).unwrap_or_default();
     body.push(b'\n'); // for people at a terminal
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+    if expects_openai_errors(path) && needs_operator(failure.0.code()) {
+        headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
     *response.body_mut() = Body::from(body);
     response
 }
@@ -153,6 +161,7 @@ impl Entry {
                     span_id,
                     client = self.client,
                     saved_as = fields.saved_as.as_deref().or(saved),
+                    pictures = fields.pictures,
                     size_bytes = fields.size_bytes,
                     cache = fields.cache,
                     attempts = fields.attempts.or(error.and_then(Error::attempts)),

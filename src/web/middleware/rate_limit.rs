@@ -58,10 +58,10 @@ impl RateLimit {
         }
     }
 
-    /// Counts a request, or returns how long the client must wait.
-    fn take(&self, caller: Caller, now: Instant) -> Result<(), Duration> {
+    /// Counts `count` requests, or returns how long the client must wait.
+    fn take(&self, caller: Caller, count: u32, now: Instant) -> Result<(), Duration> {
         let now = nanos(now.saturating_duration_since(self.started));
-        let (interval, minute) = (nanos(self.interval), nanos(self.minute));
+        let (interval, minute) = (nanos(self.interval.saturating_mul(count)), nanos(self.minute));
         let new = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU64::new(now)));
         let Ok(arrival) = self.arrivals.get_or_insert_with(&caller, new);
         let wait = |arrival: u64| (arrival.max(now) + interval).saturating_sub(now + minute);
@@ -73,18 +73,43 @@ impl RateLimit {
     }
 }
 
+/// The limit of the client that sent a request. A batch counts each of its pictures as a request.
+#[derive(Clone)]
+pub(in crate::web) struct ClientLimit {
+    limit: Arc<RateLimit>,
+    caller: Caller,
+}
+
+impl ClientLimit {
+    /// The most pictures that one batch may have.
+    pub(in crate::web) fn largest_batch(&self) -> usize {
+        let per_minute = self.limit.minute.as_nanos() / self.limit.interval.as_nanos().max(1);
+        usize::try_from(per_minute).unwrap_or(usize::MAX)
+    }
+
+    /// Counts the pictures of a batch. The first was counted as the request itself.
+    ///
+    /// # Errors
+    /// [`Error::RateLimited`]
+    pub(in crate::web) fn take_batch(&self, pictures: usize) -> Result<(), Error> {
+        let more = u32::try_from(pictures.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.limit.take(self.caller, more, Instant::now()).map_err(Error::RateLimited)
+    }
+}
+
 /// The layer: counts POST requests, and refuses those of clients that are over their limit. Other
 /// methods cost nothing.
 pub(in crate::web) async fn rate_limit(
     State(limit): State<Arc<RateLimit>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Error> {
     if request.method() == Method::POST {
         let key = request.extensions().get().copied();
         let caller =
             key.map_or_else(|| Caller::Network(client_network(request.extensions())), Caller::Key);
-        limit.take(caller, Instant::now()).map_err(Error::RateLimited)?;
+        limit.take(caller, 1, Instant::now()).map_err(Error::RateLimited)?;
+        request.extensions_mut().insert(ClientLimit { limit, caller });
     }
     Ok(next.run(request).await)
 }
@@ -105,7 +130,8 @@ mod tests {
         let limit = RateLimit::per_minute(6);
         let start = limit.started;
         let take = |caller, seconds| {
-            limit.take(caller, start + Duration::from_secs(seconds)).map_err(|wait| wait.as_secs())
+            let now = start + Duration::from_secs(seconds);
+            limit.take(caller, 1, now).map_err(|wait| wait.as_secs())
         };
         for _ in 0..6 {
             assert_eq!(take(ONE, 0), Ok(()));
@@ -126,11 +152,23 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_counts_each_picture_or_none() {
+        let limit = Arc::new(RateLimit::per_minute(6));
+        let batch = ClientLimit { limit: Arc::clone(&limit), caller: ONE };
+        assert_eq!(batch.largest_batch(), 6);
+        limit.take(ONE, 1, Instant::now()).unwrap();
+        batch.take_batch(4).unwrap();
+        assert!(batch.take_batch(4).is_err(), "two are left, and three are needed");
+        batch.take_batch(3).unwrap();
+        assert!(batch.take_batch(2).is_err());
+    }
+
+    #[test]
     fn many_at_once_get_no_more_than_the_limit() {
         let limit = RateLimit::per_minute(50);
         let now = limit.started;
         let taken: usize = std::thread::scope(|scope| {
-            let take = || (0..50).filter(|_| limit.take(ONE, now).is_ok()).count();
+            let take = || (0..50).filter(|_| limit.take(ONE, 1, now).is_ok()).count();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });

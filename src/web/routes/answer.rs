@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// `miss` if the service called NVIDIA for this request, `hit` if not.
-const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
+pub(super) const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
 /// A picture's embedding, and a description of the picture.
 #[derive(Debug, Serialize, ToSchema)]
@@ -123,12 +123,12 @@ impl IntoResponse for Answer {
             Err(error) => return Error::Internal(error.to_string()).into_response(),
         };
         body.push(b'\n'); // for readability in a terminal
-        // A request that joined the call of another request is a hit: it caused no call itself.
-        let cache = if self.provenance == Provenance::Nvidia { "miss" } else { "hit" };
+        let cache = self.provenance.hit_or_miss();
         let headers = [(header::CONTENT_TYPE, "application/json"), (X_CACHE, cache)];
         let mut response = (StatusCode::OK, headers, body).into_response();
         response.extensions_mut().insert(LogFields {
             saved_as: self.saved_as,
+            pictures: None,
             size_bytes: Some(self.size_bytes),
             cache: Some(self.provenance.name()),
             attempts: Some(self.attempts),

@@ -5,7 +5,7 @@
 //! need less memory, but is not necessary: the body is limited by the largest picture, and its
 //! memory counts toward the client's share.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use axum::{body::Body, extract::State};
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use crate::{
     web::{
         error::{Code, Error},
         extract::{
-            body::BodyLimits,
+            body::{BodyContent, BodyLimits},
             cache_control::{CacheControl, CacheControlHeader},
             file_name, json,
             query::{PictureOptions, PictureQuery},
@@ -37,7 +37,7 @@ use crate::{
 const EXAMPLE: &str = r#"{"image_base64": "…", "filename": "image.png"}"#;
 
 /// Bodies with at least this many bytes are parsed on a blocking thread.
-const LARGE_BODY: usize = 256 * 1024;
+pub(super) const LARGE_BODY: usize = 256 * 1024;
 
 /// A picture as Base64.
 #[derive(ToSchema)]
@@ -95,22 +95,24 @@ pub(super) async fn vectorize_image_base64(
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
         max_bytes: body_limit(limits.max_image_bytes),
-        max_picture_bytes: Some(limits.max_image_bytes),
+        content: BodyContent::Picture { max_bytes: limits.max_image_bytes },
         timeout: limits.body_timeout,
     };
     let admission = app.pipeline.admit(client, body_limits.declared_length(&body)?).await?;
     let mut memory = app.pipeline.memory.empty(client);
     let body = body_limits.read(body, &mut memory).await?;
 
-    let (parsed, memory) = if body.len() < LARGE_BODY {
-        (parse(body)?, memory)
+    let parsed = if body.len() < LARGE_BODY {
+        parse(body)?
     } else {
         // The thread owns the memory permit, since it continues to work if the client disconnects.
         let parse = move || Ok::<_, Error>((parse(body)?, memory));
-        spawn_blocking(parse).await??
+        let parsed;
+        (parsed, memory) = spawn_blocking(parse).await??;
+        parsed
     };
-    let name = parsed.file_name.clone();
-    let bytes = parsed.decode(Some(memory));
+    let Parsed { body, text, file_name: name } = parsed;
+    let bytes = decode_pieces(Arc::new(ChargedBody::new(body, memory)), text);
     let received = app.pipeline.receive(admission, bytes).await?;
     let vectorized = app.pipeline.embed(received, cache_mode, save_mode).await?;
     Ok(Answer::new(vectorized, app.model).with_original_filename(name))
@@ -141,23 +143,35 @@ fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
     Ok(Parsed { body, text: start + text.start..start + text.end, file_name })
 }
 
-impl Parsed {
-    /// Decodes the picture in pieces. The body and its memory permit are dropped with the stream.
-    fn decode(
-        self,
-        memory: Option<SharePermit>,
-    ) -> impl Stream<Item = Result<Bytes, Error>> + Send {
-        stream::try_unfold((self, memory), |(mut parsed, memory)| async move {
-            if parsed.text.is_empty() {
-                return Ok(None);
-            }
-            let end = parsed.text.end.min(parsed.text.start + PIECE);
-            let piece = parsed.body.get(parsed.text.start..end).unwrap_or_default();
-            let bytes = decode(piece)?;
-            parsed.text.start = end;
-            Ok(Some((bytes.into(), (parsed, memory))))
-        })
+/// A body with the memory that it is charged for.
+#[derive(Debug)]
+pub(super) struct ChargedBody {
+    body: Vec<u8>,
+    _memory: SharePermit,
+}
+
+impl ChargedBody {
+    pub(super) fn new(body: Vec<u8>, memory: SharePermit) -> Self {
+        Self { body, _memory: memory }
     }
+}
+
+/// Decodes the normalized Base64 text in this range of a body, piece by piece. Drops the body at
+/// the stream's end.
+pub(super) fn decode_pieces(
+    body: Arc<ChargedBody>,
+    text: Range<usize>,
+) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+    stream::try_unfold((body, text), |(charged, mut text)| async move {
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let end = text.end.min(text.start + PIECE);
+        let piece = charged.body.get(text.start..end).unwrap_or_default();
+        let bytes = decode(piece)?;
+        text.start = end;
+        Ok(Some((bytes.into(), (charged, text))))
+    })
 }
 
 #[cfg(test)]
@@ -170,18 +184,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::base64_text::Fault;
+    use crate::{base64_text::Fault, shares::Shares};
 
     /// Decodes a picture. `text` is the raw content of the JSON string in the body.
     fn picture(text: &str) -> Result<Vec<u8>, Fault> {
         let body = format!(r#"{{"filename": null, "image_base64": "{text}" , "more": [1]}}"#);
         match parse(body.into_bytes()) {
-            Ok(parsed) => {
-                let stream =
-                    parsed.decode(None).try_fold(Vec::new(), |mut all, bytes| async move {
-                        all.extend_from_slice(&bytes);
-                        Ok(all)
-                    });
+            Ok(Parsed { body, text, .. }) => {
+                let memory = Shares::new(1, 1, 1).empty(ClientNetwork::UNKNOWN);
+                let pieces = decode_pieces(Arc::new(ChargedBody::new(body, memory)), text);
+                let stream = pieces.try_fold(Vec::new(), |mut all, bytes| async move {
+                    all.extend_from_slice(&bytes);
+                    Ok(all)
+                });
                 match futures_util::FutureExt::now_or_never(stream).unwrap() {
                     Ok(bytes) => Ok(bytes),
                     Err(Error::Base64(fault)) => Err(fault),

@@ -16,7 +16,7 @@ use crate::{
     web::{
         error::{Code, Error},
         extract::{
-            body::BodyLimits,
+            body::{BodyContent, BodyLimits},
             boundary::boundary,
             cache_control::{CacheControl, CacheControlHeader},
             file_name,
@@ -78,7 +78,7 @@ pub(super) async fn vectorize_image_upload(
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
         max_bytes: limits.max_image_bytes + FORM_OVERHEAD,
-        max_picture_bytes: Some(limits.max_image_bytes),
+        content: BodyContent::Picture { max_bytes: limits.max_image_bytes },
         timeout: limits.body_timeout,
     };
     body_limits.declared_length(&body)?;

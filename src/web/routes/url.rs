@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use axum::{body::Body, extract::State};
-use futures_util::TryStreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use utoipa::{
@@ -19,7 +20,7 @@ use crate::{
     web::{
         error::{Code, Error},
         extract::{
-            body::BodyLimits,
+            body::{BodyContent, BodyLimits},
             cache_control::{CacheControl, CacheControlHeader},
             json,
             query::{PictureOptions, PictureQuery},
@@ -102,29 +103,36 @@ pub(super) async fn vectorize_image(
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
         max_bytes: MAX_BODY_BYTES,
-        max_picture_bytes: None,
+        content: BodyContent::Url,
         timeout: limits.body_timeout,
     };
     let mut memory = app.pipeline.memory.empty(client);
     let url = parse(body_limits.read(body, &mut memory).await?)?;
     drop(memory);
 
-    let fetched = app.fetcher.fetch(&url, client).await?;
-    if let Some(bytes) = fetched.length
-        && bytes > limits.max_image_bytes
-    {
-        let (limit, size) = (limits.max_image_bytes, Some(bytes));
-        return Err(pipeline::Error::TooManyBytes { limit, size }.into());
-    }
-    let bytes = fetched.into_stream(limits.max_image_bytes).map_err(Error::from);
+    let bytes = fetch(&app, &url, client).await?;
     let received = app.pipeline.receive(admission, bytes).await.map_err(explain_web_page)?;
     let vectorized = app.pipeline.embed(received, cache_mode, save_mode).await?;
     Ok(Answer::new(vectorized, app.model).with_source_url(url))
 }
 
+/// Fetches a picture of at most the largest size on behalf of a client.
+pub(super) async fn fetch(
+    app: &AppState,
+    url: &str,
+    client: ClientNetwork,
+) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
+    let limit = app.pipeline.limits.max_image_bytes;
+    let fetched = app.fetcher.fetch(url, client).await?;
+    if let Some(length) = fetched.length.filter(|length| *length > limit) {
+        return Err(pipeline::Error::TooManyBytes { limit, size: Some(length) }.into());
+    }
+    Ok(fetched.into_stream(limit).map_err(Error::from))
+}
+
 /// Replaces the error for a web page by one with a sentence for this route. People often copy the
 /// URL of a page that shows a picture.
-fn explain_web_page(error: Error) -> Error {
+pub(super) fn explain_web_page(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::Image(image::Error::Unsupported(
             Unsupported::WebPage,

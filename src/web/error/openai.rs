@@ -1,0 +1,63 @@
+//! The shape of errors that OpenAI's clients expect, beside RFC 9457's.
+//!
+//! Those clients show `error.message` and nothing else of an error, so that a bare problem becomes
+//! "415 status code (no body)".
+
+use axum::http::HeaderName;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::{Code, Error};
+
+/// Tells OpenAI's clients whether to send the request again. Without it they send each 408, 409,
+/// 429 and 5xx twice more.
+pub(in crate::web) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// An error in OpenAI's shape.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OpenAiError {
+    /// What is wrong and what to do, as in `detail`.
+    #[schema(example = "input[3] is text, but this model embeds pictures only.")]
+    message: String,
+    /// The kind of error.
+    #[serde(rename = "type")]
+    #[schema(example = "invalid_request_error")]
+    kind: &'static str,
+    /// The parameter at fault, such as `input[3]`.
+    #[schema(example = "input[3]")]
+    param: Option<String>,
+    /// The stable name of the error.
+    code: Code,
+}
+
+impl OpenAiError {
+    /// Describes an error.
+    pub fn new(error: &Error) -> Self {
+        let code = error.code();
+        let kind = match code.status().as_u16() {
+            401 => "authentication_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        };
+        let param = error.param().map(ToOwned::to_owned);
+        Self { message: error.detail(), kind, param, code }
+    }
+}
+
+/// Whether a path belongs to OpenAI's API.
+pub(in crate::web) fn expects_openai_errors(path: &str) -> bool {
+    path.starts_with("/v1/") || path == "/embeddings"
+}
+
+/// Whether only the operator can resolve the error, so that the client should not try again.
+pub(in crate::web) fn needs_operator(code: Code) -> bool {
+    matches!(
+        code,
+        Code::EmbeddingExhausted
+            | Code::EmbeddingUnauthorized
+            | Code::StorageFull
+            | Code::UnsupportedTransferEncoding
+            | Code::Internal
+    )
+}

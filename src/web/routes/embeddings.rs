@@ -1,0 +1,210 @@
+//! `POST /v1/embeddings`: one picture or a batch, as OpenAI's clients send it.
+//!
+//! The route turns each item into a stream of bytes, and the pipeline does the rest: it is the same
+//! path as that of single pictures.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    Extension,
+    body::Body,
+    extract::State,
+    response::{IntoResponse, Response as AxumResponse},
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, TryFutureExt, stream::BoxStream};
+use tokio::task::spawn_blocking;
+use utoipa::{
+    IntoResponses,
+    openapi::{RefOr, Response},
+};
+
+use super::{
+    base64::{ChargedBody, LARGE_BODY, decode_pieces},
+    openapi::error_responses,
+    url::{explain_web_page, fetch},
+};
+use crate::{
+    image::{self, Unsupported},
+    pipeline::{self, BatchError, BatchOptions},
+    shares::ClientNetwork,
+    web::{
+        error::{BATCH_SIZE_SETTINGS, Code, Error, Invalid},
+        extract::{
+            body::{BodyContent, BodyLimits},
+            cache_control::{CacheControl, CacheControlHeader},
+            query::{BatchQuery, ErrorOption, PictureOptions, PictureQuery},
+        },
+        middleware::rate_limit::ClientLimit,
+        state::AppState,
+    },
+};
+use answer::BatchAnswer;
+use input::{Batch, Bounds, Item, Source};
+use schema::EmbeddingsRequest;
+
+mod answer;
+mod encoding;
+mod input;
+mod schema;
+
+/// Answers with more pictures than this are written on a blocking thread.
+const LARGE_ANSWER: usize = 8;
+
+/// The errors of this route.
+struct BatchErrors;
+
+impl IntoResponses for BatchErrors {
+    fn responses() -> BTreeMap<String, RefOr<Response>> {
+        error_responses::of_pictures(&[
+            Code::UnsupportedParameter,
+            Code::ModelNotFound,
+            Code::InvalidUrl,
+            Code::UrlNotAllowed,
+            Code::DownloadFailed,
+            Code::DownloadTimeout,
+            Code::InvalidBase64,
+        ])
+    }
+}
+
+/// Vectorize one picture or a batch, as OpenAI's clients send it
+///
+/// If a picture fails, the whole batch fails: `error.param` names the picture, and the embeddings
+/// that were computed by then are in the cache.
+#[utoipa::path(
+    post,
+    path = "/v1/embeddings",
+    tag = "OpenAI",
+    params(PictureQuery, BatchQuery, CacheControlHeader),
+    request_body = EmbeddingsRequest,
+    responses(
+        (
+            status = 200, description = "The pictures' embeddings, in the order of the request", body = BatchAnswer,
+            headers(("x-cache" = String, description = "`miss` if the service called NVIDIA for this answer, else `hit`"))
+        ),
+        BatchErrors,
+    )
+)]
+#[allow(clippy::too_many_arguments, reason = "each is an extractor")]
+pub(super) async fn embeddings(
+    State(app): State<AppState>,
+    client: ClientNetwork,
+    CacheControl(cache_mode): CacheControl,
+    PictureOptions { save_mode }: PictureOptions,
+    ErrorOption(on_error): ErrorOption,
+    limit: Option<Extension<ClientLimit>>,
+    body: Body,
+) -> Result<AxumResponse, Error> {
+    let limits = &app.pipeline.limits;
+    let body_limits = BodyLimits {
+        max_bytes: limits.max_batch_body(),
+        content: BodyContent::Batch,
+        timeout: limits.body_timeout,
+    };
+    let admission = app.pipeline.admit(client, body_limits.declared_length(&body)?).await?;
+    let mut memory = app.pipeline.memory.empty(client);
+    let body = body_limits.read(body, &mut memory).await?;
+
+    let bounds = Bounds { pictures: app.pipeline.largest_batch(), model: app.model };
+    let batch = if body.len() < LARGE_BODY {
+        input::parse(body, bounds)?
+    } else {
+        // The thread owns the memory's share, since it goes on working if the client leaves.
+        let parse = move || Ok::<_, Error>((input::parse(body, bounds)?, memory));
+        let batch;
+        (batch, memory) = spawn_blocking(parse).await??;
+        batch
+    };
+    let Batch { body, items, encoding } = batch;
+    if let Some(Extension(limit)) = limit {
+        charge(&limit, items.len())?;
+    }
+    let body = Arc::new(ChargedBody::new(body, memory));
+    let places: Vec<_> = items.iter().map(Place::of).collect();
+    let sources = items.into_iter().map(|item| Ok(stream(&app, client, &body, item.source?)));
+    let sources: Vec<_> = sources.collect();
+    drop(body);
+    let options = BatchOptions { cache_mode, save_mode, on_error };
+    let outcomes = match app.pipeline.embed_batch(admission, sources, options).await {
+        Ok(outcomes) => outcomes,
+        Err(BatchError { index, error }) => {
+            let place = index.and_then(|index| places.get(index));
+            return Err(match place {
+                Some(place) => place.explain(error),
+                None => error,
+            });
+        }
+    };
+    let outcomes = outcomes.into_iter().zip(&places);
+    let outcomes: Vec<_> =
+        outcomes.map(|(outcome, place)| outcome.map_err(|error| place.explain(error))).collect();
+    let model = app.model;
+    if outcomes.len() <= LARGE_ANSWER {
+        return Ok(BatchAnswer::new(outcomes, encoding, model)?.into_response());
+    }
+    let write = move || Ok(BatchAnswer::new(outcomes, encoding, model)?.into_response());
+    spawn_blocking(write).await?
+}
+
+/// Counts the pictures of a batch against the client's limit.
+fn charge(limit: &ClientLimit, pictures: usize) -> Result<(), Error> {
+    let largest = limit.largest_batch();
+    if pictures > largest {
+        return Err(Invalid::at(
+            &["body", "input"],
+            "too_long",
+            &format!("List should have at most {largest} items"),
+            format!(
+                "This batch has {pictures} pictures, and you may send {largest} a minute: send at most {largest} at once ({BATCH_SIZE_SETTINGS})."
+            ),
+        ));
+    }
+    limit.take_batch(pictures)
+}
+
+/// The bytes of a picture. The body is dropped when all its pictures have been read.
+fn stream(
+    app: &AppState,
+    client: ClientNetwork,
+    body: &Arc<ChargedBody>,
+    source: Source,
+) -> BoxStream<'static, Result<Bytes, Error>> {
+    match source {
+        Source::DataUrl(text) | Source::Base64(text) => {
+            decode_pieces(Arc::clone(body), text).boxed()
+        }
+        Source::Url(url) => {
+            let app = app.clone();
+            let fetch = async move { fetch(&app, &url, client).await };
+            fetch.try_flatten_stream().boxed()
+        }
+    }
+}
+
+/// Where a picture is in the request, for its error.
+struct Place {
+    /// Such as `input[3]`.
+    name: String,
+    /// Whether the picture is a string without a scheme, which may be text instead.
+    may_be_text: bool,
+}
+
+impl Place {
+    fn of(item: &Item) -> Self {
+        let may_be_text = matches!(item.source, Ok(Source::Base64(_)));
+        Self { name: item.place.clone(), may_be_text }
+    }
+
+    /// Says which picture an error is about.
+    fn explain(&self, error: Error) -> Error {
+        let error = match explain_web_page(error) {
+            Error::Base64(_)
+            | Error::Pipeline(pipeline::Error::Image(
+                image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
+            )) if self.may_be_text => input::is_text(&self.name),
+            error => error,
+        };
+        Error::BatchItem { param: self.name.clone(), error: Box::new(error) }
+    }
+}

@@ -1,0 +1,191 @@
+//! The answer to a batch, in OpenAI's shape.
+
+use axum::{
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::encoding::{Encoded, Encoding};
+use crate::{
+    embed::Provenance,
+    pipeline::{Saved, Vectorized},
+    web::{
+        error::{Error, OpenAiError},
+        middleware::access_log::LogFields,
+        routes::answer::{PreparedName, X_CACHE},
+    },
+};
+
+/// The embeddings of a batch, in the order of the request.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct BatchAnswer {
+    /// Always `list`.
+    #[schema(example = "list")]
+    object: &'static str,
+    data: Vec<Entry>,
+    /// The model that computed the vectors.
+    #[schema(example = "nvidia/nv-dinov2")]
+    model: &'static str,
+    usage: Usage,
+    #[serde(skip)]
+    log: LogFields,
+    #[serde(skip)]
+    is_miss: bool,
+}
+
+/// One embedding, or one error with `errors=item`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+enum Entry {
+    Embedding(Box<EmbeddingEntry>),
+    Error(Box<ErrorEntry>),
+}
+
+/// An embedding.
+#[derive(Debug, Serialize, ToSchema)]
+struct EmbeddingEntry {
+    /// Always `embedding`.
+    #[schema(example = "embedding")]
+    object: &'static str,
+    /// The picture's position in the request.
+    #[schema(example = 0)]
+    index: usize,
+    /// A list of 1536 numbers as NVIDIA printed them; with `encoding_format: base64`, Base64 of
+    /// 1536 little-endian 32-bit floats, which rounds each number.
+    #[schema(value_type = EmbeddingValue)]
+    embedding: Encoded,
+    imagesvc: Description,
+}
+
+/// An embedding's numbers.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "describes `embedding` in the documentation")]
+enum EmbeddingValue {
+    /// With `encoding_format: float`, or without it.
+    Numbers(Vec<f64>),
+    /// With `encoding_format: base64`.
+    Base64(String),
+}
+
+/// What the service adds to OpenAI's fields.
+#[derive(Debug, Serialize, ToSchema)]
+struct Description {
+    /// The saved file's name; absent with `save=false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved_as: Option<String>,
+    /// `downloads/` and the file's name; absent with `save=false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    /// The SHA-256 of the picture's bytes.
+    sha256: String,
+    /// The picture's format, determined from its bytes.
+    #[schema(example = "image/jpeg")]
+    content_type: &'static str,
+    /// What was sent to NVIDIA. The three ways give slightly different vectors.
+    #[schema(value_type = PreparedName)]
+    prepared: &'static str,
+    /// `miss` if the service called NVIDIA for this picture, else `hit`.
+    #[schema(example = "hit")]
+    cache: &'static str,
+}
+
+/// A picture that failed.
+#[derive(Debug, Serialize, ToSchema)]
+struct ErrorEntry {
+    /// Always `error`.
+    #[schema(example = "error")]
+    object: &'static str,
+    /// The picture's position in the request.
+    #[schema(example = 3)]
+    index: usize,
+    error: OpenAiError,
+    /// The saved file's name, if the picture was saved before the error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved_as: Option<String>,
+    /// The saved file's path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+}
+
+/// The numbers of tokens, which OpenAI's clients expect. Pictures have none.
+#[derive(Debug, Default, Serialize, ToSchema)]
+struct Usage {
+    /// Always 0.
+    prompt_tokens: u32,
+    /// Always 0.
+    total_tokens: u32,
+}
+
+impl BatchAnswer {
+    /// Writes the outcomes of a batch. This computes for a while if there are many vectors to
+    /// convert.
+    pub(super) fn new(
+        outcomes: Vec<Result<Vectorized, Error>>,
+        encoding: Encoding,
+        model: &'static str,
+    ) -> Result<Self, Error> {
+        let mut log = LogFields { pictures: Some(outcomes.len()), ..LogFields::default() };
+        let mut is_miss = false;
+        let mut data = Vec::with_capacity(outcomes.len());
+        for (index, outcome) in outcomes.into_iter().enumerate() {
+            data.push(match outcome {
+                Ok(done) => {
+                    *log.size_bytes.get_or_insert_default() += done.picture.content.len();
+                    *log.attempts.get_or_insert_default() += done.embedding.attempts;
+                    is_miss |= done.embedding.provenance == Provenance::Nvidia;
+                    Entry::Embedding(Box::new(EmbeddingEntry::new(index, done, encoding)?))
+                }
+                Err(error) => {
+                    *log.attempts.get_or_insert_default() += error.attempts().unwrap_or(0);
+                    Entry::Error(Box::new(ErrorEntry::new(index, &error)))
+                }
+            });
+        }
+        Ok(Self { object: "list", data, model, usage: Usage::default(), log, is_miss })
+    }
+}
+
+impl EmbeddingEntry {
+    fn new(index: usize, done: Vectorized, encoding: Encoding) -> Result<Self, Error> {
+        let imagesvc = Description {
+            path: done.saved.as_ref().map(Saved::path),
+            saved_as: done.saved.map(|saved| saved.saved_as),
+            sha256: done.sha256.to_string(),
+            content_type: done.picture.format.media_type(),
+            prepared: done.embedding.prepared.name(),
+            cache: done.embedding.provenance.hit_or_miss(),
+        };
+        let embedding = encoding.encode(done.embedding.vector)?;
+        Ok(Self { object: "embedding", index, embedding, imagesvc })
+    }
+}
+
+impl ErrorEntry {
+    fn new(index: usize, error: &Error) -> Self {
+        Self {
+            object: "error",
+            index,
+            error: OpenAiError::new(error),
+            saved_as: error.saved().map(|saved| saved.saved_as.clone()),
+            path: error.saved().map(Saved::path),
+        }
+    }
+}
+
+impl IntoResponse for BatchAnswer {
+    fn into_response(self) -> Response {
+        let mut body = match serde_json::to_vec(&self) {
+            Ok(body) => body,
+            Err(error) => return Error::Internal(error.to_string()).into_response(),
+        };
+        body.push(b'\n'); // for people at a terminal
+        let cache = if self.is_miss { "miss" } else { "hit" };
+        let headers = [(header::CONTENT_TYPE, "application/json"), (X_CACHE, cache)];
+        let mut response = (StatusCode::OK, headers, body).into_response();
+        response.extensions_mut().insert(self.log);
+        response
+    }
+}

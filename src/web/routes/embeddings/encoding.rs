@@ -1,0 +1,177 @@
+//! How vectors are written in the answer to a batch.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    nvidia::{DIMENSIONS, Vector},
+    web::{
+        error::{Error, Invalid},
+        extract::json,
+    },
+};
+
+/// How vectors are to be written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Encoding {
+    /// As Base64 of little-endian 32-bit floats instead of a list of numbers.
+    pub is_base64: bool,
+    /// Scaled to a Euclidean length of 1.
+    pub is_normalized: bool,
+}
+
+/// A vector as it is written.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Encoded {
+    /// The numbers as NVIDIA printed them.
+    Printed(Vector),
+    /// Computed numbers.
+    Numbers(Vec<f64>),
+    /// Base64 of little-endian 32-bit floats.
+    Base64(String),
+}
+
+impl Encoding {
+    /// Reads the fields `encoding_format` and `normalized`.
+    pub(super) fn parse(
+        format: Option<&RawValue>,
+        normalized: Option<&RawValue>,
+    ) -> Result<Self, Error> {
+        let is_base64 = match format {
+            None => false,
+            Some(format) => match &*json::text(format, "encoding_format")? {
+                "float" => false,
+                // openai-node reads a list that answers this as `[0, 0]`, without an error.
+                "base64" => true,
+                _ => {
+                    return Err(Error::UnsupportedParameter {
+                        param: "encoding_format",
+                        detail: "The field encoding_format must be float or base64.",
+                    });
+                }
+            },
+        };
+        let is_normalized = match normalized.map(RawValue::get) {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => {
+                return Err(Invalid::at(
+                    &["body", "normalized"],
+                    "bool_type",
+                    "Input should be a valid boolean",
+                    "The field normalized must be true or false.",
+                ));
+            }
+        };
+        Ok(Self { is_base64, is_normalized })
+    }
+
+    /// Writes a vector in this way.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the vector has something other than numbers, which would be a bug.
+    pub(super) fn encode(self, vector: Vector) -> Result<Encoded, Error> {
+        Ok(match self {
+            Self { is_base64: false, is_normalized: false } => Encoded::Printed(vector),
+            Self { is_base64: false, is_normalized: true } => {
+                Encoded::Numbers(normalized(&vector)?)
+            }
+            Self { is_base64: true, is_normalized: false } => {
+                Encoded::Base64(base64(vector.numbers().map(str::parse))?)
+            }
+            Self { is_base64: true, is_normalized: true } => {
+                Encoded::Base64(base64(normalized(&vector)?.into_iter().map(|x| Ok(x as f32)))?)
+            }
+        })
+    }
+}
+
+fn base64(
+    numbers: impl Iterator<Item = Result<f32, std::num::ParseFloatError>>,
+) -> Result<String, Error> {
+    let mut bytes = Vec::with_capacity(DIMENSIONS * size_of::<f32>());
+    for number in numbers {
+        bytes.extend(number.map_err(not_a_number)?.to_le_bytes());
+    }
+    Ok(BASE64_STANDARD.encode(bytes))
+}
+
+/// Scales a vector to a Euclidean length of 1. A vector of zeros stays as it is.
+fn normalized(vector: &Vector) -> Result<Vec<f64>, Error> {
+    let mut numbers = Vec::with_capacity(DIMENSIONS);
+    for number in vector.numbers() {
+        numbers.push(number.parse::<f64>().map_err(not_a_number)?);
+    }
+    // Scaled first, so that no square is infinite.
+    let largest = numbers.iter().fold(0.0, |largest: f64, number| largest.max(number.abs()));
+    if largest > 0.0 {
+        numbers.iter_mut().for_each(|number| *number /= largest);
+        let length = numbers.iter().map(|number| number * number).sum::<f64>().sqrt();
+        numbers.iter_mut().for_each(|number| *number /= length);
+    }
+    Ok(numbers)
+}
+
+fn not_a_number(error: std::num::ParseFloatError) -> Error {
+    Error::Internal(format!("a vector has something other than numbers: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn vector(numbers: &[String]) -> Vector {
+        let mut list = numbers.to_vec();
+        list.resize(DIMENSIONS, "0.5".into());
+        let json = format!("[{}]", list.join(", "));
+        Vector::check(&RawValue::from_string(json).unwrap()).unwrap()
+    }
+
+    fn encode(encoding: Encoding, numbers: &[String]) -> Encoded {
+        encoding.encode(vector(numbers)).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn base64_holds_each_number_correctly_rounded(
+            numbers in proptest::collection::vec(r"-?(0|[1-9][0-9]{0,12})(\.[0-9]{1,25})?([eE]-?[0-9]{1,2})?", 1..50)
+        ) {
+            let encoding = Encoding { is_base64: true, is_normalized: false };
+            let Encoded::Base64(text) = encode(encoding, &numbers) else { panic!("not Base64") };
+            prop_assert_eq!(text.len(), 8192);
+            let bytes = BASE64_STANDARD.decode(text).unwrap();
+            for (number, bytes) in numbers.iter().zip(bytes.chunks(4)) {
+                let expected: f32 = number.parse().unwrap();
+                prop_assert_eq!(f32::from_le_bytes(bytes.try_into().unwrap()).to_bits(), expected.to_bits());
+            }
+        }
+
+        #[test]
+        fn a_normalized_vector_has_length_1_and_the_same_direction(
+            numbers in proptest::collection::vec(-1e3f64..1e3, 2..50), exponent in -150i32..150
+        ) {
+            let texts: Vec<_> = numbers.iter().map(|number| format!("{number}e{exponent}")).collect();
+            let encoding = Encoding { is_base64: false, is_normalized: true };
+            let Encoded::Numbers(scaled) = encode(encoding, &texts) else { panic!("not numbers") };
+            let length = scaled.iter().map(|number| number * number).sum::<f64>().sqrt();
+            prop_assert!((length - 1.0).abs() < 1e-12, "{}", length);
+            let printed: Vec<f64> = vector(&texts).numbers().map(|n| n.parse().unwrap()).collect();
+            let largest = printed.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+            let dot: f64 = printed.iter().zip(&scaled).map(|(a, b)| a / largest * b).sum();
+            let expected = printed.iter().map(|n| (n / largest).powi(2)).sum::<f64>().sqrt();
+            prop_assert!((dot / expected - 1.0).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn a_vector_of_zeros_stays_as_it_is() {
+        let encoding = Encoding { is_base64: false, is_normalized: true };
+        let zeros = vec!["0".to_owned(); DIMENSIONS];
+        let Encoded::Numbers(numbers) = encode(encoding, &zeros) else { panic!("not numbers") };
+        assert_eq!(numbers, [0.0; DIMENSIONS]);
+    }
+}
