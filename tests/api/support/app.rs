@@ -251,7 +251,12 @@ impl TestApp {
         self.json_request("/vectorize-image", &json!({ "image_url": address }))
     }
 
-    fn json_request(&self, path: &str, body: &Value) -> RequestBuilder {
+    /// Sends a batch.
+    pub async fn batch(&self, body: &Value) -> Answer {
+        self.send(self.json_request("/v1/embeddings", body)).await
+    }
+
+    pub fn json_request(&self, path: &str, body: &Value) -> RequestBuilder {
         let request = self.client.post(self.url(path)).header(CONTENT_TYPE, "application/json");
         request.body(body.to_string())
     }

@@ -31,7 +31,9 @@ pub use fake_nvidia::{
 };
 pub use fake_server::{FakeServer, Received, Reply};
 pub use held::Held;
-pub use pictures::{CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, noise_png, tiny, variant};
+pub use pictures::{
+    CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, data_url, noise_png, tiny, variant,
+};
 pub use pixels::Difference;
 pub use programs::{is_missing, python_lacks};
 pub use raw_http::{SMUGGLED, exchange, parse_answer, raw_request, read_to_end};

@@ -2,6 +2,7 @@
 
 use std::{io::Cursor, sync::LazyLock};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use image_rs::{DynamicImage, ImageFormat, Rgb, RgbImage};
 
 /// A JPEG photograph of 640 × 427 that fits inline.
@@ -34,6 +35,11 @@ pub fn noise_png(width: u32, height: u32) -> Vec<u8> {
 /// The same picture with other bytes: decoders ignore what follows its end.
 pub fn variant(picture: &[u8], n: usize) -> Vec<u8> {
     [picture, &n.to_le_bytes()].concat()
+}
+
+/// A picture's bytes as a `data:` URL.
+pub fn data_url(picture: &[u8]) -> String {
+    format!("data:image/png;base64,{}", BASE64_STANDARD.encode(picture))
 }
 
 /// A tiny picture, a different one for each number.

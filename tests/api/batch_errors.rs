@@ -1,0 +1,309 @@
+//! Batches that fail: which picture is at fault, and what becomes of the others.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+
+use crate::{
+    batches::{batch_of, entries, numbering_nvidia},
+    cache::embedding_filled_with,
+    support::{
+        Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, avif,
+        data_url, exchange, picture_number, tiny,
+    },
+};
+
+/// Asserts an error in both shapes, and returns its sentence.
+fn assert_both_shapes(answer: &Answer, status: u16, code: &str, param: Value) -> String {
+    let problem = assert_problem(answer, status, code);
+    let error = &problem["error"];
+    assert_eq!(error["message"], problem["detail"]);
+    assert_eq!(error["code"], code);
+    assert_eq!(error["param"], param, "{problem}");
+    let kind = match status {
+        401 => "authentication_error",
+        429 => "rate_limit_error",
+        400..500 => "invalid_request_error",
+        _ => "server_error",
+    };
+    assert_eq!(error["type"], kind);
+    problem["detail"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_an_item_is_said_with_its_place() {
+    let page = FakeServer::serving(b"<!doctype html><title>A page</title>").await;
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&page).start().await;
+    let text = "embeds pictures only";
+    let word = BASE64_STANDARD.encode("a text that looks like Base64");
+    let pdf = BASE64_STANDARD.encode(b"%PDF-1.7 and so on");
+    let avif = BASE64_STANDARD.encode(avif());
+    let part = json!({ "image_url": { "url": data_url(ROCKET) } });
+    for (item, status, code, words) in [
+        (json!("two words"), 422, "validation_failed", text),
+        (json!(""), 422, "validation_failed", text),
+        (json!("word"), 422, "validation_failed", text),
+        (json!(word), 422, "validation_failed", text),
+        (json!("ftp://example.com/a.jpg"), 422, "validation_failed", text),
+        (json!({ "text": "words" }), 422, "validation_failed", text),
+        (json!({ "type": "text", "text": "words" }), 422, "validation_failed", text),
+        (json!({ "content": "words" }), 422, "validation_failed", text),
+        (json!({ "content": [part, { "text": "words" }] }), 422, "validation_failed", text),
+        (json!({ "image": data_url(ROCKET), "text": "x" }), 422, "validation_failed", text),
+        (json!({ "content": [part, part] }), 422, "validation_failed", "several pictures"),
+        (json!({ "content": [] }), 422, "validation_failed", "not a picture"),
+        (json!({ "image": 7 }), 422, "validation_failed", "not a picture"),
+        (json!({ "image_url": { "href": "x" } }), 422, "validation_failed", "not a picture"),
+        (json!({ "image": "x", "image_url": "x" }), 422, "validation_failed", "not a picture"),
+        (json!({}), 422, "validation_failed", "not a picture"),
+        (json!(null), 422, "validation_failed", "not a picture"),
+        (json!(true), 422, "validation_failed", "not a picture"),
+        (json!([1, 2]), 422, "validation_failed", "check_embedding_ctx_length=False"),
+        (json!(7), 422, "validation_failed", "check_embedding_ctx_length=False"),
+        (json!("data:image/png;base64,%%"), 400, "invalid_base64", "input[1] holds characters"),
+        (json!("data:image/png;base64,"), 400, "invalid_base64", "input[1] is empty"),
+        (json!("data:image/png;base64,QUJD"), 415, "unsupported_image", "input[1]"),
+        (json!(avif), 415, "unsupported_image", "AVIF"),
+        (json!(pdf), 415, "unsupported_image", "PDF"),
+        (json!("https://user:pw@example.com/"), 400, "invalid_url", "input[1]"),
+        (json!("http://169.254.169.254/x"), 403, "url_not_allowed", "input[1]"),
+        (json!("http://no-such-host.invalid/x"), 502, "download_failed", "The host of input[1]"),
+        (json!(page.url("/")), 415, "unsupported_image", "input[1] leads to a web page"),
+    ] {
+        let answer = app.batch(&json!({ "input": [data_url(ROCKET), item] })).await;
+        let detail = assert_both_shapes(&answer, status, code, json!("input[1]"));
+        assert!(detail.contains(words) && detail.contains("input[1]"), "{item}: {detail}");
+    }
+    assert_eq!(app.saved().len(), 0);
+    let alone = app.batch(&json!({ "input": "two words" })).await;
+    assert_both_shapes(&alone, 422, "validation_failed", json!("input"));
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_whole_batch_is_said_with_its_field() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let picture = data_url(ROCKET);
+    let message = json!([{ "role": "user", "content": [{ "image_url": picture }] }]);
+    let token_words = "check_embedding_ctx_length=False";
+    for (body, status, code, param, words) in [
+        (json!({}), 422, "validation_failed", "input", "missing"),
+        (json!({ "input": null }), 422, "validation_failed", "input", "missing"),
+        (json!({ "input": [] }), 422, "validation_failed", "input", "empty"),
+        (json!({ "input": [1, 2, 3] }), 422, "validation_failed", "input", token_words),
+        (json!({ "input": [[1, 2], [3]] }), 422, "validation_failed", "input", token_words),
+        (json!({ "input": vec![1; 5000] }), 422, "validation_failed", "input", token_words),
+        (
+            json!({ "input": vec![&picture; 33] }),
+            422,
+            "validation_failed",
+            "input",
+            "33 pictures, and one request may have 32",
+        ),
+        (json!({ "input": vec![&picture; 33] }), 422, "validation_failed", "input", "chunk_size"),
+        (
+            json!({ "input": picture, "messages": message }),
+            422,
+            "validation_failed",
+            "messages",
+            "not both",
+        ),
+        (json!({ "messages": [] }), 422, "validation_failed", "messages", "not a picture"),
+        (json!({ "messages": "x" }), 422, "validation_failed", "messages", "not a picture"),
+        (
+            json!({ "messages": [{ "content": "words" }, message[0]] }),
+            422,
+            "validation_failed",
+            "messages",
+            "without text",
+        ),
+        (
+            json!({ "messages": [message[0], message[0]] }),
+            422,
+            "validation_failed",
+            "messages",
+            "several pictures",
+        ),
+        (
+            json!({ "input": picture, "dimensions": 512 }),
+            400,
+            "unsupported_parameter",
+            "dimensions",
+            "1536",
+        ),
+        (
+            json!({ "input": picture, "dimensions": "1536" }),
+            422,
+            "validation_failed",
+            "dimensions",
+            "number",
+        ),
+        (
+            json!({ "input": picture, "encoding_format": "int8" }),
+            400,
+            "unsupported_parameter",
+            "encoding_format",
+            "base64",
+        ),
+        (
+            json!({ "input": picture, "encoding_format": 1 }),
+            422,
+            "validation_failed",
+            "encoding_format",
+            "string",
+        ),
+        (
+            json!({ "input": picture, "normalized": "yes" }),
+            422,
+            "validation_failed",
+            "normalized",
+            "true or false",
+        ),
+        (
+            json!({ "input": picture, "modality": "text" }),
+            422,
+            "validation_failed",
+            "modality",
+            "pictures only",
+        ),
+        (
+            json!({ "input": picture, "model": "text-embedding-3-small" }),
+            404,
+            "model_not_found",
+            "model",
+            "nvidia/nv-dinov2",
+        ),
+    ] {
+        let answer = app.batch(&body).await;
+        let detail = assert_both_shapes(&answer, status, code, json!(param));
+        assert!(detail.contains(words), "{:.100}: {detail}", body.to_string());
+    }
+    assert_eq!(nvidia.lines().len(), 0);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_at_its_header_with_the_clients_settings() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")
+        .setting("IMAGESVC_MAX_BUFFERED_BYTES", "16MiB")
+        .start()
+        .await;
+    let head = "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 4194305\r\n\r\n";
+    let answer = exchange(app.address, head.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    for words in
+        ["limit of 4 MiB", "chunk_size", "max_batch_size", "embed_batch_size", "\"error\":"]
+    {
+        assert!(answer.contains(words), "{words}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_fails_as_a_whole_and_its_retry_pays_only_for_the_rest() {
+    let rejects = std::sync::atomic::AtomicBool::new(true);
+    let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
+        3 if rejects.swap(false, std::sync::atomic::Ordering::Relaxed) => Reply::status(422),
+        number => embedding_filled_with(number),
+    })
+    .await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 1).start().await;
+    let answer = app.batch(&batch_of(0..5)).await;
+    let detail = assert_both_shapes(&answer, 422, "embedding_rejected", json!("input[3]"));
+    assert!(detail.starts_with("input[3]: NVIDIA does not accept this picture"), "{detail}");
+    let problem = answer.json();
+    assert!(problem.get("saved_as").is_none() && problem.get("path").is_none());
+    assert_eq!(app.saved().len(), 0, "no picture of the failed batch stays saved");
+    assert_eq!(nvidia.lines().len(), 4, "the fifth picture was not sent");
+
+    let caches: Vec<_> = entries(&app.batch(&batch_of(0..5)).await)
+        .iter()
+        .map(|entry| entry["imagesvc"]["cache"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(caches, ["hit", "hit", "hit", "miss", "miss"]);
+    assert_eq!(nvidia.lines().len(), 6);
+    assert_eq!(app.saved().len(), 5);
+}
+
+#[tokio::test]
+async fn with_errors_item_each_picture_has_its_own_outcome() {
+    let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
+        2 => Reply::status(422),
+        number => embedding_filled_with(number),
+    })
+    .await;
+    let app = TestApp::start(&nvidia).await;
+    let tiny = |number| json!(data_url(&tiny(number)));
+    let input = json!([tiny(1), "some text", tiny(2), "data:,%%", tiny(4)]);
+    let request = app.json_request("/v1/embeddings?errors=item", &json!({ "input": input }));
+    let entries = entries(&app.send(request).await);
+    let objects: Vec<_> = entries.iter().map(|entry| &entry["object"]).collect();
+    assert_eq!(objects, ["embedding", "error", "error", "error", "embedding"]);
+    let codes: Vec<_> = entries[1..4].iter().map(|entry| &entry["error"]["code"]).collect();
+    assert_eq!(codes, ["validation_failed", "embedding_rejected", "invalid_base64"]);
+    for (index, entry) in entries.iter().enumerate().skip(1).take(3) {
+        assert_eq!(entry["error"]["param"], format!("input[{index}]"));
+        assert_eq!(entry["error"]["type"], "invalid_request_error");
+        assert!(entry["error"]["message"].as_str().unwrap().contains(&format!("input[{index}]")));
+    }
+    // The picture that NVIDIA rejected stays saved, as on the other routes, and is named.
+    let saved_as = entries[2]["saved_as"].as_str().unwrap();
+    assert_eq!(app.saved_bytes(saved_as), crate::support::tiny(2));
+    assert_eq!(app.saved().len(), 3);
+
+    let nothing = json!({ "input": ["text", "more text"] });
+    let request = app.json_request("/v1/embeddings?errors=item", &nothing);
+    let answer = app.send(request).await;
+    assert!(self::entries(&answer).iter().all(|entry| entry["object"] == "error"));
+}
+
+#[tokio::test]
+async fn every_error_on_the_openai_paths_has_both_shapes_and_others_have_one() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "key").start().await;
+    let body = batch_of([1]);
+    for path in ["/v1/embeddings", "/embeddings", "/v1/unknown", "/v1/embeddings/"] {
+        let answer = app.send(app.json_request(path, &body)).await;
+        let detail = assert_both_shapes(&answer, 401, "unauthorized", Value::Null);
+        assert!(detail.contains("Authorization: Bearer"), "{detail}");
+    }
+    assert_both_shapes(&app.get("/v1/models").await, 401, "unauthorized", Value::Null);
+    let unknown = app.json_request("/v1/unknown", &body).bearer_auth("key");
+    assert_both_shapes(&app.send(unknown).await, 404, "not_found", Value::Null);
+    let method = app.client.delete(app.url("/v1/embeddings")).bearer_auth("key");
+    assert_both_shapes(&app.send(method).await, 405, "method_not_allowed", Value::Null);
+    let other = app.send(app.base64_request(ROCKET)).await;
+    assert!(assert_problem(&other, 401, "unauthorized").get("error").is_none());
+}
+
+#[tokio::test]
+async fn clients_are_told_not_to_retry_what_only_the_operator_can_resolve() {
+    for (status, code, should_retry) in [
+        (402, "embedding_exhausted", "false"),
+        (401, "embedding_unauthorized", "false"),
+        (503, "embedding_unavailable", ""),
+    ] {
+        let nvidia = FakeNvidia::replying(vec![Reply::status(status)]).await;
+        let app = TestApp::start(&nvidia).await;
+        let answer = app.batch(&batch_of([1])).await;
+        assert_eq!(answer.json()["code"], code);
+        assert_eq!(answer.header("x-should-retry"), should_retry, "{code}");
+        assert_eq!(app.upload(ROCKET, "a.jpg").await.header("x-should-retry"), "");
+    }
+}
+
+#[tokio::test]
+async fn an_item_that_exceeds_the_picture_limits_names_its_place() {
+    let nvidia = numbering_nvidia().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
+        .setting("IMAGESVC_MAX_IMAGE_PIXELS", "1000")
+        .start()
+        .await;
+    for picture in [HUBBLE, &ROCKET[..50_000]] {
+        let input = [data_url(&tiny(1)), data_url(picture)];
+        let answer = app.batch(&json!({ "input": input })).await;
+        assert_both_shapes(&answer, 413, "image_too_large", json!("input[1]"));
+    }
+    assert_eq!(nvidia.lines().len(), 0);
+}

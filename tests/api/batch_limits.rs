@@ -1,0 +1,195 @@
+//! Batches and limits: admission, permits, the pace, the deadline, and other requests beside them.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::{
+    batches::{batch_of, entries, numbering_nvidia},
+    cache::embedding_filled_with,
+    support::{
+        FakeNvidia, Reply, TestApp, assert_problem, data_url, embedding, metric, noise_png,
+        picture_number, tiny,
+    },
+};
+
+#[tokio::test]
+async fn a_batch_that_the_pace_cannot_serve_in_time_is_refused_before_it_pays_anything() {
+    let nvidia = numbering_nvidia().await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_REQUESTS_PER_MINUTE", 10).start().await;
+    entries(&app.batch(&batch_of(0..4)).await);
+    let started = Instant::now();
+    let refused = app.batch(&batch_of(10..17)).await;
+    let problem = assert_problem(&refused, 503, "embedding_rate_limited");
+    assert!(started.elapsed() < Duration::from_secs(10), "it did not wait for the pace");
+    assert!(problem["error"]["param"].is_null());
+    let retry_after: u64 = refused.header("retry-after").parse().unwrap();
+    assert!((50..=61).contains(&retry_after), "when the window has passed: {retry_after}");
+    assert_eq!(nvidia.lines().len(), 4);
+    assert_eq!(app.saved().len(), 4);
+    // Six calls are left, and cached pictures need none. The refusal has reserved nothing.
+    entries(&app.batch(&batch_of((0..4).chain(10..16))).await);
+    assert_eq!(nvidia.lines().len(), 10);
+}
+
+#[tokio::test]
+async fn a_batch_that_the_pace_could_never_serve_is_told_the_largest_size() {
+    let nvidia = numbering_nvidia().await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_REQUESTS_PER_MINUTE", 10).start().await;
+    let problem = assert_problem(&app.batch(&batch_of(0..11)).await, 422, "validation_failed");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("at most 10 at once") && detail.contains("chunk_size"), "{detail}");
+    assert_eq!(nvidia.lines().len(), 0);
+    entries(&app.batch(&batch_of(0..10)).await);
+}
+
+#[tokio::test]
+async fn the_rate_limit_counts_each_picture_of_a_batch() {
+    let nvidia = numbering_nvidia().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", 6).start().await;
+    let problem = assert_problem(&app.batch(&batch_of(0..7)).await, 422, "validation_failed");
+    assert!(problem["detail"].as_str().unwrap().contains("send at most 6 at once"));
+    entries(&app.batch(&batch_of(0..3)).await);
+    let refused = app.batch(&batch_of(0..3)).await;
+    assert_problem(&refused, 429, "rate_limited");
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 10);
+    assert_eq!(nvidia.lines().len(), 3);
+}
+
+#[tokio::test]
+async fn a_batch_takes_all_of_its_permits_or_gives_them_back() {
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", 4).start().await;
+    let [first, second] = [1, 2].map(tiny);
+    let singles = join_all([app.upload(&first, "a.png"), app.upload(&second, "b.png")]);
+    let batches = async {
+        app.wait_for(|value| value("imagesvc_pictures_at_work") >= 2.0).await;
+        let refused = app.batch(&batch_of(10..13)).await;
+        assert_problem(&refused, 503, "overloaded");
+        assert!(!refused.header("retry-after").is_empty());
+        app.wait_for(|value| value("imagesvc_pictures_at_work") == 2.0).await;
+        let problem = assert_problem(&app.batch(&batch_of(0..5)).await, 422, "validation_failed");
+        assert!(problem["detail"].as_str().unwrap().contains("one request may have 4"));
+        release.send(true).unwrap();
+    };
+    tokio::join!(singles, batches);
+    entries(&app.batch(&batch_of(10..13)).await);
+    app.wait_for(|value| value("imagesvc_pictures_at_work") == 0.0).await;
+    assert_eq!(metric(&app.get("/metrics").await.text(), "imagesvc_buffered_bytes"), 0.0);
+}
+
+#[tokio::test]
+async fn batches_that_compete_for_permits_all_end() {
+    let nvidia = numbering_nvidia().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_MAX_IN_FLIGHT", 8)
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
+        .start()
+        .await;
+    let bodies: Vec<_> = (0..12).map(|n| batch_of(n * 8..n * 8 + 6)).collect();
+    let answers = join_all(bodies.iter().map(|body| app.batch(body))).await;
+    let served = answers.iter().filter(|answer| answer.status == 200).count();
+    assert!(served >= 1);
+    for refused in answers.iter().filter(|answer| answer.status != 200) {
+        assert_problem(refused, 503, "overloaded");
+    }
+    app.wait_for(|value| value("imagesvc_pictures_at_work") == 0.0).await;
+}
+
+#[tokio::test]
+async fn a_single_picture_does_not_wait_for_a_batch_of_the_same_client() {
+    let (release, _) = watch::channel(false);
+    let held = release.clone();
+    let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
+        100 => embedding_filled_with(100),
+        number => embedding_filled_with(number).held_until(&held),
+    })
+    .await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 8).start().await;
+    let body = batch_of(0..32);
+    let single = async {
+        nvidia.wait_for(6).await;
+        let answer = app.upload(&tiny(100), "single.png").await;
+        release.send(true).unwrap();
+        answer.vector();
+    };
+    let (answer, ()) = tokio::join!(app.batch(&body), single);
+    assert_eq!(entries(&answer).len(), 32);
+}
+
+#[tokio::test]
+async fn after_its_client_has_left_a_batch_makes_no_new_calls() {
+    let (release, _) = watch::channel(false);
+    let held = release.clone();
+    let nvidia = FakeNvidia::scripted(move |request, _| {
+        embedding_filled_with(picture_number(request)).held_until(&held)
+    })
+    .await;
+    let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 4).start().await;
+    let body = batch_of(0..10);
+    tokio::select! {
+        _ = app.batch(&body) => panic!("answered before the replies were released"),
+        _ = nvidia.wait_for(3) => {} // the client leaves
+    }
+    app.wait_for(|value| value("imagesvc_pictures_at_work") == 3.0).await;
+    release.send(true).unwrap();
+    app.wait_for(|value| value("imagesvc_pictures_at_work") == 0.0).await;
+    assert_eq!(nvidia.lines().len(), 3);
+    let caches: Vec<_> = entries(&app.batch(&body).await)
+        .iter()
+        .filter(|entry| entry["imagesvc"]["cache"] == "hit")
+        .map(|entry| entry["index"].clone())
+        .collect();
+    assert_eq!(caches, [0, 1, 2], "what was paid is in the cache");
+}
+
+#[tokio::test]
+async fn the_memory_of_a_batchs_body_is_free_once_its_pictures_are_received() {
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![Reply::status(422).held_until(&release)]).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_LARGE_IMAGES", "shrink")
+        .setting("NVIDIA_MAX_CONCURRENCY", 1)
+        .start()
+        .await;
+    let pictures: Vec<_> = (0..4).map(|_| data_url(&noise_png(900, 900))).collect();
+    let body = json!({ "input": pictures });
+    let body_bytes = body.to_string().len() as f64;
+    assert!(body_bytes > 10e6);
+    let during = async {
+        nvidia.wait_for(1).await;
+        let text = app.get("/metrics").await.text();
+        assert!(metric(&text, "imagesvc_buffered_bytes") < body_bytes / 4.0, "{text}");
+        release.send(true).unwrap();
+    };
+    let (answer, ()) = tokio::join!(app.batch(&body), during);
+    assert_eq!(answer.status, 422);
+}
+
+#[tokio::test]
+async fn a_batch_that_runs_out_of_time_names_the_picture_that_it_waited_for() {
+    let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
+        1 => Reply::Hang,
+        number => embedding_filled_with(number),
+    })
+    .await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "500ms").start().await;
+    let answer = app.batch(&batch_of([0, 1, 2])).await;
+    let problem = assert_problem(&answer, 504, "embedding_timeout");
+    assert_eq!(problem["error"]["param"], "input[1]");
+    assert_eq!(app.saved().len(), 0);
+}
+
+#[tokio::test]
+async fn a_batch_is_one_line_in_the_log_and_saved_pictures_are_counted() {
+    let nvidia = numbering_nvidia().await;
+    let app = TestApp::builder(&nvidia).start().await;
+    entries(&app.batch(&batch_of([1, 2, 3])).await);
+    let text = app.get("/metrics").await.text();
+    let requests = r#"imagesvc_requests_total{route="/v1/embeddings",status="200"}"#;
+    assert_eq!(metric(&text, requests), 1.0, "{text}");
+    assert_eq!(metric(&text, "imagesvc_pictures_saved_total"), 3.0, "{text}");
+}

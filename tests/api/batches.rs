@@ -1,0 +1,261 @@
+//! Batches: the shapes that clients send, and the answers that they get.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use imagesvc::sha256::Sha256;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256 as Hasher};
+
+use crate::{
+    cache::embedding_filled_with,
+    support::{
+        Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, TestApp, assert_problem, data_url, numbers,
+        picture_number, tiny,
+    },
+};
+
+/// NVIDIA's answers to tiny pictures contain the picture's number.
+pub async fn numbering_nvidia() -> FakeNvidia {
+    FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await
+}
+
+/// A batch of tiny pictures with these numbers.
+pub fn batch_of(pictures: impl IntoIterator<Item = usize>) -> Value {
+    let input: Vec<_> = pictures.into_iter().map(|number| data_url(&tiny(number))).collect();
+    json!({ "input": input })
+}
+
+/// The entries of a successful answer.
+pub fn entries(answer: &Answer) -> Vec<Value> {
+    assert_eq!(answer.status, 200, "{:.500}", answer.text());
+    assert!(answer.text().ends_with("}\n"));
+    let body = answer.json();
+    assert_eq!(body["object"], "list");
+    assert_eq!(body["usage"], json!({ "prompt_tokens": 0, "total_tokens": 0 }));
+    let entries = body["data"].as_array().unwrap().clone();
+    for (index, entry) in entries.iter().enumerate() {
+        assert_eq!(entry["index"], index);
+    }
+    entries
+}
+
+/// The numbers of the only embedding of an answer, as text.
+fn only_embedding(answer: &Answer) -> Vec<String> {
+    assert_eq!(entries(answer).len(), 1);
+    let text = answer.text();
+    let (_, numbers) = text.split_once("\"embedding\":[").unwrap();
+    let (numbers, _) = numbers.split_once(']').unwrap();
+    numbers.split(',').map(ToOwned::to_owned).collect()
+}
+
+/// The tiny picture's number in an embedding by [`numbering_nvidia`].
+fn number_in(entry: &Value) -> f64 {
+    let embedding = entry["embedding"].as_array().unwrap();
+    assert_eq!(embedding.len(), 1536);
+    (embedding[0].as_f64().unwrap() * 1000.0).floor()
+}
+
+#[tokio::test]
+async fn a_picture_is_found_in_every_shape_of_input_and_in_messages() {
+    let picture_server = FakeServer::serving(ROCKET).await;
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
+    let address = picture_server.url("/photo.jpg");
+    for text in [data_url(ROCKET), BASE64_STANDARD.encode(ROCKET), address] {
+        let part = json!({ "type": "image_url", "image_url": { "url": text } });
+        let items = [
+            json!(text),
+            json!({ "image": text }),
+            json!({ "image_url": text }),
+            json!({ "image_url": { "url": text, "detail": "low" } }),
+            json!({ "type": "image_url", "image_url": text }),
+            json!({ "type": "input_image", "image_url": text }),
+            part.clone(),
+            json!({ "content": [part] }),
+            json!({ "content": [{ "type": "text", "text": " " }, part] }),
+        ];
+        for item in items {
+            for input in [item.clone(), json!([item])] {
+                let answer = app.batch(&json!({ "input": input })).await;
+                assert_eq!(only_embedding(&answer), numbers(), "{:.100}", item.to_string());
+            }
+        }
+        let messages = json!([
+            { "role": "system", "content": "" },
+            { "role": "user", "content": [part] },
+        ]);
+        let answer = app.batch(&json!({ "messages": messages })).await;
+        assert_eq!(only_embedding(&answer), numbers());
+    }
+    assert_eq!(nvidia.lines().len(), 1, "the cache has the picture after the first request");
+}
+
+#[tokio::test]
+async fn base64_may_be_wrapped_and_escaped_as_on_the_base64_route() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let text = BASE64_STANDARD.encode(ROCKET);
+    let wrapped: Vec<_> =
+        text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    for input in [wrapped.join("\n"), wrapped.join("\\n"), text.replace('/', "\\/")] {
+        let body = format!(r#"{{"input": ["{input}", "data:image\/jpeg;base64,{input}"]}}"#);
+        let answer = app.post("/v1/embeddings", "text/plain", body).await;
+        assert_eq!(entries(&answer).len(), 2);
+    }
+    assert_eq!(nvidia.last_inline().bytes, ROCKET);
+}
+
+#[tokio::test]
+async fn answers_are_in_the_order_of_the_input_and_describe_each_picture() {
+    let nvidia = numbering_nvidia().await;
+    let app = TestApp::start(&nvidia).await;
+    let answer = app.batch(&batch_of(0..20)).await;
+    let entries = entries(&answer);
+    assert_eq!(answer.header("x-cache"), "miss");
+    assert_eq!(answer.json()["model"], "nvidia/nv-dinov2");
+    for (number, entry) in entries.iter().enumerate() {
+        assert_eq!(entry["object"], "embedding");
+        assert_eq!(number_in(entry), number as f64);
+        let details = &entry["imagesvc"];
+        let saved_as = details["saved_as"].as_str().unwrap();
+        assert_eq!(details["path"], format!("downloads/{saved_as}"));
+        assert_eq!(app.saved_bytes(saved_as), tiny(number));
+        let sha256 = Sha256::of(Hasher::new_with_prefix(tiny(number)));
+        assert_eq!(details["sha256"], sha256.to_string());
+        assert_eq!(details["content_type"], "image/png");
+        assert_eq!(details["prepared"], "original");
+        assert_eq!(details["cache"], "miss");
+    }
+    let again = app.batch(&batch_of((0..20).rev())).await;
+    assert_eq!(again.header("x-cache"), "hit");
+    let again = self::entries(&again);
+    assert!(again.iter().all(|entry| entry["imagesvc"]["cache"] == "hit"));
+    assert!(again.iter().rev().zip(&entries).all(|(a, b)| a["embedding"] == b["embedding"]));
+    assert_eq!(nvidia.lines().len(), 20);
+    assert_eq!(app.saved().len(), 40);
+}
+
+#[tokio::test]
+async fn fields_that_clients_send_as_null_or_for_other_services_change_nothing() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    for fields in [
+        json!({ "encoding_format": null, "dimensions": null, "model": null, "normalized": null }),
+        json!({ "encoding_format": "float", "dimensions": 0, "messages": null, "modality": null }),
+        json!({ "dimensions": 1536, "model": "nvidia/nv-dinov2", "normalized": false }),
+        json!({ "model": "NV-DINOv2", "input_type": "query", "truncate": "NONE", "user": "me" }),
+        json!({ "modality": "image", "whatever": [1, 2, 3], "model": "NVIDIA/NV-DINOV2" }),
+    ] {
+        let mut body = json!({ "input": data_url(ROCKET) });
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        assert_eq!(only_embedding(&app.batch(&body).await), numbers(), "{fields}");
+    }
+}
+
+#[tokio::test]
+async fn base64_has_the_same_numbers_as_32_bit_floats() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let body = json!({ "input": data_url(ROCKET), "encoding_format": "base64" });
+    let entry = entries(&app.batch(&body).await).remove(0);
+    let text = entry["embedding"].as_str().unwrap();
+    assert_eq!(text.len(), 8192);
+    let bytes = BASE64_STANDARD.decode(text).unwrap();
+    let floats = bytes.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+    let expected: Vec<f32> = numbers().iter().map(|number| number.parse().unwrap()).collect();
+    assert_eq!(floats.collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test]
+async fn a_normalized_vector_has_length_1_and_is_not_cached() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let body = json!({ "input": data_url(ROCKET), "normalized": true });
+    for _ in 0..2 {
+        let normalized: Vec<f64> = only_embedding(&app.batch(&body).await)
+            .iter()
+            .map(|number| number.parse().unwrap())
+            .collect();
+        let printed: Vec<f64> = numbers().iter().map(|number| number.parse().unwrap()).collect();
+        let length = printed.iter().map(|number| number * number).sum::<f64>().sqrt();
+        for (printed, normalized) in printed.iter().zip(&normalized) {
+            assert!((printed / length - normalized).abs() < 1e-12);
+        }
+    }
+    let raw = app.upload(ROCKET, "a.jpg").await;
+    assert_eq!(raw.header("x-cache"), "hit");
+    assert_eq!(only_embedding(&app.batch(&json!({ "input": data_url(ROCKET) })).await), numbers());
+    assert_eq!(nvidia.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn equal_pictures_in_one_batch_are_paid_once_even_without_a_cache() {
+    let nvidia = numbering_nvidia().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_CACHE_MEMORY", 0)
+        .setting("IMAGESVC_CACHE_DISK", 0)
+        .start()
+        .await;
+    let answer = app.batch(&batch_of([1, 2, 1, 1, 2])).await;
+    let entries = entries(&answer);
+    let numbers: Vec<_> = entries.iter().map(number_in).collect();
+    assert_eq!(numbers, [1.0, 2.0, 1.0, 1.0, 2.0]);
+    let caches: Vec<_> = entries.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
+    assert_eq!(caches, ["miss", "miss", "hit", "hit", "hit"]);
+    assert_eq!(nvidia.lines().len(), 2);
+    assert_eq!(app.saved().len(), 5, "each picture is saved");
+}
+
+#[tokio::test]
+async fn large_pictures_and_other_formats_are_prepared_as_on_the_other_routes() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let gif = crate::support::converted(&tiny(1), image_rs::ImageFormat::Gif);
+    let input = [data_url(HUBBLE), data_url(&gif)];
+    let entries = entries(&app.batch(&json!({ "input": input })).await);
+    assert_eq!(entries[0]["imagesvc"]["prepared"], "original");
+    assert_eq!(entries[1]["imagesvc"]["prepared"], "jpeg");
+    assert_eq!(entries[1]["imagesvc"]["content_type"], "image/gif");
+}
+
+#[tokio::test]
+async fn the_query_and_cache_control_mean_the_same_as_on_the_other_routes() {
+    let nvidia = numbering_nvidia().await;
+    let app = TestApp::start(&nvidia).await;
+    let send = |query: &str, body: Value| {
+        let request = app.json_request(&format!("/v1/embeddings{query}"), &body);
+        app.send(request)
+    };
+    let answer = send("/?save=false&backend=nv_dino", batch_of([1])).await;
+    let entry = entries(&answer).remove(0);
+    assert!(entry["imagesvc"].get("saved_as").is_none() && entry["imagesvc"].get("path").is_none());
+    assert_eq!(app.saved().len(), 0);
+    assert_problem(&send("?backend=clip", batch_of([1])).await, 422, "validation_failed");
+    assert_problem(&send("?errors=some", batch_of([1])).await, 422, "validation_failed");
+    let request = app.json_request("/v1/embeddings", &batch_of([1]));
+    let answer = app.send(request.header("cache-control", "no-cache")).await;
+    assert_eq!(entries(&answer)[0]["imagesvc"]["cache"], "miss");
+    assert_eq!(nvidia.lines().len(), 2);
+    let answer = app.send(app.json_request("/embeddings", &batch_of([1]))).await;
+    assert_eq!(number_in(&entries(&answer)[0]), 1.0);
+}
+
+#[tokio::test]
+async fn the_model_is_listed_and_found_by_each_of_its_names() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let model =
+        json!({ "id": "nvidia/nv-dinov2", "object": "model", "created": 0, "owned_by": "nvidia" });
+    let list = app.get("/v1/models").await.json();
+    assert_eq!(list, json!({ "object": "list", "data": [model] }));
+    for name in ["nvidia/nv-dinov2", "nvidia%2Fnv-dinov2", "NV-DINOv2", "nv-dinov2/"] {
+        assert_eq!(app.get(&format!("/v1/models/{name}")).await.json(), model, "{name}");
+    }
+    let problem = assert_problem(&app.get("/v1/models/openai/gpt-4").await, 404, "model_not_found");
+    assert_eq!(problem["error"]["param"], "model");
+
+    let app = TestApp::sandbox().start().await;
+    let id = app.get("/v1/models").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(app.get(&format!("/v1/models/{id}")).await.json()["id"], *id);
+    let answer = app.batch(&json!({ "input": data_url(ROCKET), "model": id })).await;
+    assert_eq!(answer.json()["model"], *id);
+}
