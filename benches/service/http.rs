@@ -25,9 +25,14 @@ impl Connection {
         Ok(Self { stream, buffer: vec![0; 64 * 1024] })
     }
 
-    /// Sends a request, and reads the whole answer.
+    /// Sends a part of a request.
+    pub fn send(&mut self, part: &[u8]) -> io::Result<()> {
+        self.stream.write_all(part)
+    }
+
+    /// Sends a request, or the rest of one, and reads the whole answer.
     pub fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
-        self.stream.write_all(request)?;
+        self.send(request)?;
         let mut received = 0;
         let body = loop {
             match self.stream.read(&mut self.buffer[received..])? {

@@ -9,6 +9,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
+mod batch;
 mod child;
 mod decode;
 mod disk;
@@ -41,10 +42,11 @@ use request::Request;
 /// A part of the benchmark: its name and its function.
 type Part = (&'static str, fn(&mut Bench));
 
-const PARTS: [Part; 7] = [
+const PARTS: [Part; 8] = [
     ("start", Bench::start),
     ("disk", Bench::disk),
     ("load", Bench::load),
+    ("batch", Bench::batch),
     ("latency", Bench::latency),
     ("memory", Bench::memory),
     ("decode", Bench::decode),

@@ -39,6 +39,24 @@ impl Request {
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
     }
 
+    /// A batch of different pictures as Base64, the same ones each time.
+    pub fn batch(len: usize, pictures: u64) -> Self {
+        let pictures = (0..pictures).map(|number| {
+            let mut picture = jpeg(len / 3 * 3);
+            let end = picture.len() - NUMBER;
+            picture[end..].copy_from_slice(format!("{number:0NUMBER$}").as_bytes());
+            format!("\"{}\"", BASE64_STANDARD.encode(picture))
+        });
+        let pictures: Vec<_> = pictures.collect();
+        let body = format!(r#"{{"input":[{}]}}"#, pictures.join(","));
+        Self::new("/v1/embeddings", "application/json", body.as_bytes(), 0)
+    }
+
+    /// A request that costs nothing but itself.
+    pub fn health() -> Self {
+        Self { bytes: b"GET /health HTTP/1.1\r\nHost: imagesvc\r\n\r\n".to_vec(), number_at: 0 }
+    }
+
     /// A request for the picture at a URL, which ends in the picture's number.
     pub fn url(address: &str) -> Self {
         let body = format!(r#"{{"image_url":"{address}"}}"#);

@@ -1,7 +1,7 @@
 //! Batches that fail: which picture is at fault, and what becomes of the others.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     batches::{batch_of, entries, numbering_nvidia},
@@ -13,12 +13,12 @@ use crate::{
 };
 
 /// Asserts an error in both shapes, and returns its sentence.
-fn assert_both_shapes(answer: &Answer, status: u16, code: &str, param: Value) -> String {
+fn assert_both_shapes(answer: &Answer, status: u16, code: &str, param: Option<&str>) -> String {
     let problem = assert_problem(answer, status, code);
     let error = &problem["error"];
     assert_eq!(error["message"], problem["detail"]);
     assert_eq!(error["code"], code);
-    assert_eq!(error["param"], param, "{problem}");
+    assert_eq!(error["param"].as_str(), param, "{problem}");
     let kind = match status {
         401 => "authentication_error",
         429 => "rate_limit_error",
@@ -71,12 +71,12 @@ async fn what_is_wrong_with_an_item_is_said_with_its_place() {
         (json!(page.url("/")), 415, "unsupported_image", "input[1] leads to a web page"),
     ] {
         let answer = app.batch(&json!({ "input": [data_url(ROCKET), item] })).await;
-        let detail = assert_both_shapes(&answer, status, code, json!("input[1]"));
+        let detail = assert_both_shapes(&answer, status, code, Some("input[1]"));
         assert!(detail.contains(words) && detail.contains("input[1]"), "{item}: {detail}");
     }
     assert_eq!(app.saved().len(), 0);
     let alone = app.batch(&json!({ "input": "two words" })).await;
-    assert_both_shapes(&alone, 422, "validation_failed", json!("input"));
+    assert_both_shapes(&alone, 422, "validation_failed", Some("input"));
 }
 
 #[tokio::test]
@@ -175,7 +175,7 @@ async fn what_is_wrong_with_the_whole_batch_is_said_with_its_field() {
         ),
     ] {
         let answer = app.batch(&body).await;
-        let detail = assert_both_shapes(&answer, status, code, json!(param));
+        let detail = assert_both_shapes(&answer, status, code, Some(param));
         assert!(detail.contains(words), "{:.100}: {detail}", body.to_string());
     }
     assert_eq!(nvidia.lines().len(), 0);
@@ -209,7 +209,7 @@ async fn a_batch_fails_as_a_whole_and_its_retry_pays_only_for_the_rest() {
     .await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 1).start().await;
     let answer = app.batch(&batch_of(0..5)).await;
-    let detail = assert_both_shapes(&answer, 422, "embedding_rejected", json!("input[3]"));
+    let detail = assert_both_shapes(&answer, 422, "embedding_rejected", Some("input[3]"));
     assert!(detail.starts_with("input[3]: NVIDIA does not accept this picture"), "{detail}");
     let problem = answer.json();
     assert!(problem.get("saved_as").is_none() && problem.get("path").is_none());
@@ -264,14 +264,14 @@ async fn every_error_on_the_openai_paths_has_both_shapes_and_others_have_one() {
     let body = batch_of([1]);
     for path in ["/v1/embeddings", "/embeddings", "/v1/unknown", "/v1/embeddings/"] {
         let answer = app.send(app.json_request(path, &body)).await;
-        let detail = assert_both_shapes(&answer, 401, "unauthorized", Value::Null);
+        let detail = assert_both_shapes(&answer, 401, "unauthorized", None);
         assert!(detail.contains("Authorization: Bearer"), "{detail}");
     }
-    assert_both_shapes(&app.get("/v1/models").await, 401, "unauthorized", Value::Null);
+    assert_both_shapes(&app.get("/v1/models").await, 401, "unauthorized", None);
     let unknown = app.json_request("/v1/unknown", &body).bearer_auth("key");
-    assert_both_shapes(&app.send(unknown).await, 404, "not_found", Value::Null);
+    assert_both_shapes(&app.send(unknown).await, 404, "not_found", None);
     let method = app.client.delete(app.url("/v1/embeddings")).bearer_auth("key");
-    assert_both_shapes(&app.send(method).await, 405, "method_not_allowed", Value::Null);
+    assert_both_shapes(&app.send(method).await, 405, "method_not_allowed", None);
     let other = app.send(app.base64_request(ROCKET)).await;
     assert!(assert_problem(&other, 401, "unauthorized").get("error").is_none());
 }
@@ -303,7 +303,7 @@ async fn an_item_that_exceeds_the_picture_limits_names_its_place() {
     for picture in [HUBBLE, &ROCKET[..50_000]] {
         let input = [data_url(&tiny(1)), data_url(picture)];
         let answer = app.batch(&json!({ "input": input })).await;
-        assert_both_shapes(&answer, 413, "image_too_large", json!("input[1]"));
+        assert_both_shapes(&answer, 413, "image_too_large", Some("input[1]"));
     }
     assert_eq!(nvidia.lines().len(), 0);
 }

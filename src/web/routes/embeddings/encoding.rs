@@ -1,5 +1,7 @@
 //! How vectors are written in the answer to a batch.
 
+use std::num::ParseFloatError;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -88,9 +90,7 @@ impl Encoding {
     }
 }
 
-fn base64(
-    numbers: impl Iterator<Item = Result<f32, std::num::ParseFloatError>>,
-) -> Result<String, Error> {
+fn base64(numbers: impl Iterator<Item = Result<f32, ParseFloatError>>) -> Result<String, Error> {
     let mut bytes = Vec::with_capacity(DIMENSIONS * size_of::<f32>());
     for number in numbers {
         bytes.extend(number.map_err(not_a_number)?.to_le_bytes());
@@ -114,7 +114,8 @@ fn normalized(vector: &Vector) -> Result<Vec<f64>, Error> {
     Ok(numbers)
 }
 
-fn not_a_number(error: std::num::ParseFloatError) -> Error {
+#[allow(clippy::needless_pass_by_value, reason = "the shape that `map_err` expects")]
+fn not_a_number(error: ParseFloatError) -> Error {
     Error::Internal(format!("a vector has something other than numbers: {error}"))
 }
 

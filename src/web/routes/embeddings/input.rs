@@ -198,7 +198,7 @@ fn find_in_item<'a>(item: &'a RawValue, place: &str) -> Result<&'a RawValue, Err
             let part: Part<'_> = serde_json::from_str(item.get()).map_err(|_| no_picture(place))?;
             match part.content {
                 Some(content) if part.image.is_none() && part.image_url.is_none() => {
-                    only(pictures_of(content, place)?, place)
+                    only(&pictures_of(content, place)?, place)
                 }
                 None => part.picture(place)?.ok_or_else(|| no_picture(place)),
                 Some(_) => Err(no_picture(place)),
@@ -221,7 +221,7 @@ fn find_in_messages(messages: &RawValue) -> Result<&RawValue, Error> {
             pictures.extend(pictures_of(content, place)?);
         }
     }
-    only(pictures, place)
+    only(&pictures, place)
 }
 
 /// The texts of the pictures in the content of a message.
@@ -257,8 +257,8 @@ impl<'a> Part<'a> {
     }
 }
 
-fn only<'a>(pictures: Vec<&'a RawValue>, place: &str) -> Result<&'a RawValue, Error> {
-    match pictures[..] {
+fn only<'a>(pictures: &[&'a RawValue], place: &str) -> Result<&'a RawValue, Error> {
+    match *pictures {
         [picture] => Ok(picture),
         [] => Err(no_picture(place)),
         [_, _, ..] => {
