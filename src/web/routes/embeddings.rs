@@ -45,6 +45,7 @@ use schema::EmbeddingsRequest;
 
 mod answer;
 mod encoding;
+mod find;
 mod input;
 mod schema;
 

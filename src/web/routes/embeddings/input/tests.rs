@@ -1,0 +1,102 @@
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::base64_text::decode;
+
+const BOUNDS: Bounds = Bounds { pictures: 4, model: "nvidia/nv-dinov2" };
+
+/// Strings that items may be.
+const TEXTS: &[&str] =
+    &["QUJD", "data:,QUJD", "http://a/b", "two words", "", "data:", "QQ==QQ==", "é"];
+
+/// Fields that items may have.
+const KEYS: &[&str] = &["image", "image_url", "content", "text", "type", "url", "role"];
+
+/// The sources that are found in a body, with the bytes of those in the body itself.
+fn sources(body: &Value) -> Vec<Result<(Source, Vec<u8>), String>> {
+    let batch = parse(body.to_string().into_bytes(), BOUNDS).unwrap();
+    let items = batch.items.into_iter();
+    let sources = items.map(|item| match item.source {
+        Ok(Source::Url(url)) => Ok((Source::Url(url), Vec::new())),
+        Ok(source @ (Source::DataUrl(_) | Source::Base64(_))) => {
+            let (Source::DataUrl(range) | Source::Base64(range)) = &source else { unreachable!() };
+            let bytes = decode(&batch.body[range.clone()]).unwrap();
+            Ok((source, bytes))
+        }
+        Err(error) => Err(error.detail()),
+    });
+    sources.collect()
+}
+
+#[test]
+fn the_three_kinds_of_text_are_told_apart() {
+    let input = json!([" HTTPS://example.com/a.jpg", " Data:image/png;base64, QUJD", "QUJD\n"]);
+    let sources = sources(&json!({ "input": input }));
+    let [url, data_url, base64] = &sources[..] else { panic!("{sources:?}") };
+    let url = url.as_ref().unwrap();
+    assert_eq!(url.0, Source::Url("HTTPS://example.com/a.jpg".into()));
+    for (source, is_data_url) in [(data_url, true), (base64, false)] {
+        let (source, bytes) = source.as_ref().unwrap();
+        assert_eq!(bytes, b"ABC");
+        assert_eq!(matches!(source, Source::DataUrl(_)), is_data_url);
+    }
+}
+
+#[test]
+fn only_the_first_elements_of_a_long_list_are_stored() {
+    let list = format!("[{}1]", "1,".repeat(1_000_000));
+    let list = RawValue::from_string(list).unwrap();
+    let elements = json::elements(&list, 4).unwrap();
+    assert_eq!((elements.first.len(), elements.count), (4, 1_000_001));
+}
+
+fn any_item() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        proptest::sample::select(TEXTS).prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 20, 4, |inner| {
+        let key = proptest::sample::select(KEYS);
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+            proptest::collection::hash_map(key, inner, 0..4)
+                .prop_map(|fields| fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_a_batch_has_each_item_is_a_picture_or_an_error_that_names_it(
+        value in any_item().prop_filter("null counts as absent", |value| !value.is_null()),
+        is_messages in any::<bool>(),
+    ) {
+        let field = if is_messages { "messages" } else { "input" };
+        let body = json!({ field: value });
+        match parse(body.to_string().into_bytes(), BOUNDS) {
+            Ok(batch) => {
+                prop_assert!((1..=BOUNDS.pictures).contains(&batch.items.len()));
+                for item in &batch.items {
+                    prop_assert!(item.place.starts_with(field));
+                }
+                for source in sources(&body) {
+                    if let Err(detail) = source {
+                        prop_assert!(detail.ends_with('.'), "{}", detail);
+                    }
+                }
+            }
+            Err(error) => prop_assert!(error.detail().contains(field), "{}", error.detail()),
+        }
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in any::<String>()) {
+        let _ = parse(text.clone().into_bytes(), BOUNDS);
+        let _ = parse(format!("{{\"input\": {text}}}").into_bytes(), BOUNDS);
+        let _ = parse(json!({ "input": text }).to_string().into_bytes(), BOUNDS);
+    }
+}
