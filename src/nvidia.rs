@@ -225,6 +225,9 @@ impl Client {
         count: usize,
         deadline: Instant,
     ) -> Result<Reservation, Error> {
+        if count == 0 {
+            return Ok(Reservation { client, guard: None });
+        }
         self.check_not_before(Operation::Infer, deadline)?;
         let pace = self.0.pace.as_ref();
         let reserved = pace.map(|pace| pace.reserve(client, count, Instant::now(), deadline));

@@ -46,6 +46,23 @@ async fn a_batch_that_the_pace_could_never_serve_is_told_the_largest_size() {
 }
 
 #[tokio::test]
+async fn a_cached_batch_is_served_while_nvidia_allows_no_calls() {
+    let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
+        100 => Reply::new(429, &[("retry-after", "600")], ""),
+        number => embedding_filled_with(number),
+    })
+    .await;
+    let app = TestApp::start(&nvidia).await;
+    entries(&app.batch(&batch_of(0..3)).await);
+    assert_problem(&app.upload(&tiny(100), "a.png").await, 503, "embedding_rate_limited");
+    let fresh = app.batch(&batch_of(0..4)).await;
+    assert_problem(&fresh, 503, "embedding_rate_limited");
+    assert_eq!(fresh.header("retry-after"), "600", "the longest wait that is passed on");
+    entries(&app.batch(&batch_of(0..3)).await);
+    assert_eq!(nvidia.lines().len(), 4);
+}
+
+#[tokio::test]
 async fn the_rate_limit_counts_each_picture_of_a_batch() {
     let nvidia = numbering_nvidia().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", 6).start().await;

@@ -29,6 +29,9 @@ async fn the_document_is_openapi_3_1_and_lists_every_route() {
             "/health",
             "/metrics",
             "/ready",
+            "/v1/embeddings",
+            "/v1/models",
+            "/v1/models/{id}",
             "/vectorize-image",
             "/vectorize-image-base64",
             "/vectorize-image-upload"
@@ -51,6 +54,19 @@ async fn the_document_is_openapi_3_1_and_lists_every_route() {
     assert!(upload["responses"]["200"]["headers"]["x-cache"].is_object());
     let codes = document["components"]["schemas"]["Code"]["enum"].as_array().unwrap();
     assert!(codes.iter().any(|code| code == "embedding_rate_limited"));
+}
+
+#[tokio::test]
+async fn the_examples_of_batches_are_answered_in_the_sandbox() {
+    let app = TestApp::sandbox().start().await;
+    let document = app.get("/openapi.json").await.json();
+    let body = &document["paths"]["/v1/embeddings"]["post"]["requestBody"];
+    let examples = body["content"]["application/json"]["examples"].as_object().unwrap();
+    assert_eq!(examples.len(), 3);
+    for (name, example) in examples {
+        let answer = app.batch(&example["value"]).await;
+        assert_eq!(answer.status, 200, "{name}: {:.500}", answer.text());
+    }
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ pageTest("the page lists every route", async (page, service) => {
     const shown = [...document.querySelectorAll(".opblock-summary")];
     return shown.length && shown.map((it) => `${it.querySelector(".opblock-summary-method").innerText} ${it.querySelector(".opblock-summary-path").dataset.path}`);
   });
-  assert.deepEqual(routes.sort(), ["GET /health", "GET /metrics", "GET /ready", "POST /vectorize-image", "POST /vectorize-image-base64", "POST /vectorize-image-upload"]);
+  assert.deepEqual(routes.sort(), ["GET /health", "GET /metrics", "GET /ready", "GET /v1/models", "GET /v1/models/{id}", "POST /v1/embeddings", "POST /vectorize-image", "POST /vectorize-image-base64", "POST /vectorize-image-upload"]);
 });
 
 pageTest("the URL that is filled in is answered with its vector", async (page, service) => {
@@ -52,6 +52,13 @@ pageTest("the Base64 that is filled in is answered with its vector", async (page
   const answer = await execute(page, "vectorize_image_base64");
   assertVector(answer);
   assert.deepEqual([answer.content_type, answer.width, answer.height], ["image/gif", 1, 1]);
+});
+
+pageTest("the batch that is filled in is answered with its vectors", async (page, service) => {
+  await open(page, service, "embeddings");
+  const answer = await execute(page, "embeddings");
+  assert.equal(answer.model, "sandbox/perceptual");
+  assert.deepEqual(answer.data.map((entry) => [entry.index, entry.embedding.length]), [[0, 1536], [1, 1536]]);
 });
 
 pageTest("a photograph from the disk is answered with its vector", async (page, service) => {

@@ -49,6 +49,10 @@ mod find;
 mod input;
 mod schema;
 
+/// A picture of one pixel, for the examples in the OpenAPI document.
+const PIXEL: &str =
+    "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
+
 /// Answers with more pictures than this are written on a blocking thread.
 const LARGE_ANSWER: usize = 8;
 
@@ -78,7 +82,25 @@ impl IntoResponses for BatchErrors {
     path = "/v1/embeddings",
     tag = "OpenAI",
     params(PictureQuery, BatchQuery, CacheControlHeader),
-    request_body = EmbeddingsRequest,
+    request_body(
+        content = EmbeddingsRequest,
+        examples(
+            ("a batch" = (value = json!({
+                "model": "nvidia/nv-dinov2",
+                "input": [PIXEL, { "image_url": { "url": PIXEL } }]
+            }))),
+            ("a single picture, its vector as base64" = (value = json!({
+                "input": PIXEL,
+                "encoding_format": "base64"
+            }))),
+            ("chat messages" = (value = json!({
+                "messages": [{
+                    "role": "user",
+                    "content": [{ "type": "image_url", "image_url": { "url": PIXEL } }]
+                }]
+            }))),
+        )
+    ),
     responses(
         (
             status = 200, description = "The pictures' embeddings, in the order of the request", body = BatchAnswer,

@@ -145,16 +145,22 @@ fn locate(text: &RawValue, start: usize, place: &str) -> Result<Source, Error> {
     let raw = text.get();
     let inner = raw.get(1..raw.len() - 1).unwrap_or_default();
     let trimmed = inner.trim_start();
-    let begins_with = |scheme: &str| {
-        trimmed.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme))
-    };
-    if begins_with("http:") || begins_with("https:") {
+    if is_url(trimmed) {
         let url = json::text(text, place)?;
         return Ok(Source::Url(url.trim().to_owned()));
     }
     let from = inner.as_ptr().addr() - start;
     let range = from..from + inner.len();
-    Ok(if begins_with("data:") { Source::DataUrl(range) } else { Source::Base64(range) })
+    let is_data_url = trimmed.get(..5).is_some_and(|begin| begin.eq_ignore_ascii_case("data:"));
+    Ok(if is_data_url { Source::DataUrl(range) } else { Source::Base64(range) })
+}
+
+/// Whether the content of a JSON string begins with a scheme and `://`, whose slashes may be
+/// escaped. Base64 has no colon.
+fn is_url(content: &str) -> bool {
+    let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    let rest = content.trim_start_matches(is_scheme);
+    rest.starts_with("://") || rest.starts_with(r":\/\/")
 }
 
 /// Normalizes Base64 text in place.
