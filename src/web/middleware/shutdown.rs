@@ -9,8 +9,8 @@ use axum::{
 
 use crate::{server::Shutdown, web::error::Error};
 
-/// Answers requests that still run when the drain's time is up. Otherwise their connections would
-/// just break.
+/// Ends requests that still run when the time for open requests is over. Their clients get a response;
+/// otherwise the connection would just close.
 pub(in crate::web) async fn end_with_drain(
     State(shutdown): State<Shutdown>,
     request: Request,
@@ -22,8 +22,8 @@ pub(in crate::web) async fn end_with_drain(
     }
 }
 
-/// Closes each connection after its answer once the stop is announced, so that clients open new
-/// ones to another instance.
+/// Makes clients close their connections while the service is stopping. Their next requests then go
+/// to another instance.
 pub(in crate::web) async fn close_when_draining(
     State(shutdown): State<Shutdown>,
     mut response: Response,
