@@ -21,7 +21,7 @@ use middleware::{
     body_draining::drain_body,
     cors::{PageRules, check_page},
     head_checking::check_head,
-    shutdown::{close_when_draining, end_with_drain},
+    shutdown::{close_when_draining, end_after_drain_timeout},
     trailing_slash::trim_trailing_slash,
 };
 
@@ -75,7 +75,7 @@ pub fn router(
 /// 5. The CORS layer responds to preflight requests, and lets allowed pages read responses. It must
 ///    be outside of the layers whose errors pages should be able to read.
 /// 6. The panic layer turns panics into errors.
-/// 7. `end_with_drain` ends the requests that still run when the time for them is over.
+/// 7. `end_after_drain_timeout` ends the requests that still run when the drain timeout has passed.
 /// 8. `check_page` refuses requests from web pages that may not call the service.
 ///
 /// Each group of routes has further layers: see [`routes`].
@@ -96,7 +96,7 @@ fn with_layers(
             .layer(from_fn(check_head))
             .option_layer(cors)
             .layer(CatchPanicLayer::custom(panic_response))
-            .layer(from_fn_with_state(shutdown.clone(), end_with_drain))
+            .layer(from_fn_with_state(shutdown.clone(), end_after_drain_timeout))
             .layer(from_fn_with_state(rules, check_page)),
     )
 }

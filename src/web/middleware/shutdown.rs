@@ -9,9 +9,9 @@ use axum::{
 
 use crate::{server::Shutdown, web::error::Error};
 
-/// Ends requests that still run when the time for open requests is over. Their clients get a response;
-/// otherwise the connection would just close.
-pub(in crate::web) async fn end_with_drain(
+/// Ends requests that still run when the drain timeout has passed. Their clients get an error response.
+/// Otherwise their connections would close without a response.
+pub(in crate::web) async fn end_after_drain_timeout(
     State(shutdown): State<Shutdown>,
     request: Request,
     next: Next,
