@@ -116,7 +116,7 @@ impl Form {
     }
 
     /// Reads to the first part with the field name `file` that is not empty. Browsers send an empty
-    /// one for each file input that the user left empty. If all are empty, returns the first.
+    /// part for each file input that the user left empty. If all parts are empty, returns the first.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there is no such part or the form is malformed. [`Error::Body`] if the

@@ -2,8 +2,8 @@
 //! the operator allows.
 //!
 //! Without these rules, any web page could make a browser in the service's network call the service
-//! and use its NVIDIA key. The rules depend on the headers `Origin` and `Sec-Fetch-Site`. Programs
-//! that are not browsers send neither of them, and may always call.
+//! and use its NVIDIA key. The rules depend on the headers `Origin` and `Sec-Fetch-Site`, which only
+//! browsers send. Other programs may always call.
 //!
 //! An attacker can also make his own host name resolve to the service's address (DNS rebinding). The
 //! browser then treats his page as the service's own page. If clients need no key, the service's
@@ -126,13 +126,13 @@ impl Origins {
 enum Page {
     /// No page: the client is not a browser.
     None,
-    /// To the browser, one of the service's own pages. With DNS rebinding, the browser is wrong.
+    /// A page that the browser treats as the service's own. With DNS rebinding, it is not.
     Own,
     /// A page of an origin that the operator allows.
     AllowedOrigin,
 }
 
-/// Says which pages may call the service, and by which host names.
+/// Determines which pages may call the service, and by which host names.
 #[derive(Debug)]
 pub(in crate::web) struct PageRules {
     origins: Origins,

@@ -5,8 +5,8 @@ use axum::{
     http::{Uri, uri::PathAndQuery},
 };
 
-/// Removes one trailing slash from a request's path. The path `/` does not change, and neither does
-/// a path with several trailing slashes, which no route has.
+/// Removes one trailing slash from a request's path. The path `/` and paths with several trailing
+/// slashes do not change.
 pub(in crate::web) fn trim_trailing_slash(mut request: Request) -> Request {
     if let Some(uri) = without_trailing_slash(request.uri()) {
         *request.uri_mut() = uri;
