@@ -1,8 +1,8 @@
-//! The TCP server: binds a port, accepts connections, serves any router on them within limits and
-//! timers, and drains at the end.
+//! The TCP server: binds a port, accepts connections, and serves a router on them until it is
+//! stopped. Limits and timeouts protect it from clients.
 //!
-//! `axum::serve` has no timer for a request's header and none for a client that stops reading, so
-//! this module drives hyper's HTTP/1 connections itself.
+//! `axum::serve` has no timeout for a request's header, or for a client that stops reading. This
+//! module therefore uses hyper's HTTP/1 connections directly.
 
 use std::{
     io,
@@ -39,33 +39,33 @@ pub use client_address::{ClientAddress, Peer, TrustedProxies};
 pub use shutdown::Shutdown;
 pub use stop_signal::stop_signal;
 
-/// The pause after a failed `accept`, such as when the process is out of file descriptors.
+/// The pause after `accept` has failed, for example because the process has too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long connections that were accepted last have to send their request.
+/// How long the last accepted connections have to send their first request.
 const LAST_REQUEST_WAIT: Duration = Duration::from_millis(100);
 
-/// How long the final answers may take once the drain's time is up.
-const LAST_ANSWER_WAIT: Duration = Duration::from_secs(1);
+/// How long the server waits for the last responses after the drain timeout.
+const LAST_RESPONSE_WAIT: Duration = Duration::from_secs(1);
 
-/// How connections are served.
+/// The settings of the server.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The address to listen on.
     pub listen: SocketAddr,
-    /// The time for a request's header; it also ends idle keep-alive connections.
+    /// The most time for a request's header. Also the most time that a connection may be idle.
     pub header_timeout: Duration,
     /// How long new connections are still accepted after the stop was announced.
     pub drain_delay: Duration,
-    /// How long requests may take to finish after that.
+    /// How long requests may still run after the drain delay.
     pub drain_timeout: Duration,
     /// The most open connections.
     pub max_connections: usize,
     /// The most open connections of one peer.
     pub max_connections_per_peer: usize,
-    /// The proxies whose `X-Forwarded-For` is believed.
+    /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: TrustedProxies,
-    /// The clock for the `Date` header: the system's, or a test's.
+    /// The clock for the `Date` header. Tests replace the system's clock.
     pub clock: fn() -> SystemTime,
 }
 
@@ -73,13 +73,11 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}")]
 pub struct BindError {
-    /// The address.
     address: SocketAddr,
-    /// The system's error.
     source: io::Error,
 }
 
-/// A server that is bound and ready to accept.
+/// A server that listens on its port but does not accept connections yet.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
@@ -95,12 +93,12 @@ impl Server {
     /// Binds the port.
     ///
     /// # Errors
-    /// [`BindError`]
+    /// [`BindError`] if the system refuses to listen on the address.
     pub async fn bind(settings: Settings, metrics: Arc<Metrics>) -> Result<Self, BindError> {
         raise_file_limit();
-        let fail = |source| BindError { address: settings.listen, source };
-        let listener = TcpListener::bind(settings.listen).await.map_err(fail)?;
-        let address = listener.local_addr().map_err(fail)?;
+        let bind_error = |source| BindError { address: settings.listen, source };
+        let listener = TcpListener::bind(settings.listen).await.map_err(bind_error)?;
+        let address = listener.local_addr().map_err(bind_error)?;
         let (shutdown, background) = (Shutdown::default(), TaskTracker::new());
         Ok(Self { listener, address, settings, metrics, shutdown, background })
     }
@@ -110,18 +108,19 @@ impl Server {
         self.address
     }
 
-    /// A handle that tells middleware and handlers when the server is about to stop.
+    /// A handle that layers and handlers can ask whether the server is stopping.
     pub fn shutdown(&self) -> Shutdown {
         self.shutdown.clone()
     }
 
-    /// Tracks tasks that outlive their request, so that the server waits for them at the end.
+    /// Tracks tasks that outlive their request. The server waits for them before it stops.
     pub fn background(&self) -> TaskTracker {
         self.background.clone()
     }
 
-    /// Serves until `stop` completes, then drains: at first the server still answers new requests
-    /// while `/ready` reports 503, then it closes the listener and waits for the requests that run.
+    /// Serves until `stop` completes. Then stops in two steps. During the drain delay, it still
+    /// accepts requests while `/ready` responds with 503. After that, it closes the listener and
+    /// waits for running requests.
     pub async fn serve(self, router: Router, stop: impl Future<Output = ()>) {
         let connections = Connections::new(router, &self.settings, Arc::clone(&self.metrics));
         let _watchdog = Watchdog::from_environment();
@@ -148,17 +147,18 @@ impl Server {
         }
     }
 
-    /// Announces the stop, and goes on accepting connections until load balancers have noticed.
+    /// Announces the stop. Continues to accept connections until load balancers have noticed.
     async fn drain(&self, connections: &Connections) {
         let delay = self.settings.drain_delay;
         Phase::Draining(delay).announce(&self.shutdown);
         self.accept_until(sleep(delay), connections).await;
     }
 
-    /// Closes the listener, and waits for running requests and tasks until the drain's timeout.
+    /// Closes the listener, and waits for running requests and background tasks until the drain
+    /// timeout.
     async fn shut_down(self, connections: Connections) {
         connections.serve_pending(self.listener);
-        // Clients that connected last may not have sent their request yet.
+        // The last clients may have connected without sending their request yet.
         sleep(LAST_REQUEST_WAIT).await;
         self.background.close();
         Phase::Finishing.announce(&self.shutdown);
@@ -170,18 +170,17 @@ impl Server {
             tracing::info!("stopped: every request was answered");
         } else {
             Phase::EndingRequests.announce(&self.shutdown);
-            // Requests that still run are answered with an error. Background tasks end with the
-            // process.
-            let answered = timeout(LAST_ANSWER_WAIT, &mut finish).await.is_ok();
+            // Requests that still run get an error response. Background tasks end with the process.
+            let answered = timeout(LAST_RESPONSE_WAIT, &mut finish).await.is_ok();
             let calls = self.background.len();
             tracing::warn!(answered, calls, "stopped: the drain timeout ended running requests");
         }
     }
 }
 
-/// Raises the soft limit of open files to the hard limit: systemd's soft limit of 1024 is lower
-/// than the number of connections that the server accepts. If this fails, a later `accept` may
-/// fail, and the server logs that.
+/// Raises the soft limit of open files to the hard limit. systemd's soft limit of 1024 is lower than
+/// the number of connections that the server accepts. An error is not reported to the caller, since
+/// the server logs it when `accept` fails.
 fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

@@ -21,7 +21,7 @@ use middleware::{
     body_draining::drain_body,
     cors::{PageRules, check_page},
     head_checking::check_head,
-    shutdown::{close_when_draining, end_with_drain},
+    shutdown::{close_when_draining, end_after_drain_timeout},
     trailing_slash::trim_trailing_slash,
 };
 
@@ -34,20 +34,21 @@ mod state;
 pub use middleware::{auth::ClientKeys, cors::Origins};
 pub use state::{AppState, Shared};
 
-/// Who may call the service.
+/// Which clients and web pages may call the service, and how often.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The clients' keys. Without any, everybody may call.
+    /// The clients' keys. Without keys, every client may call the service.
     pub keys: ClientKeys,
     /// The number of POST requests that each client may send per minute.
     pub rate_limit: Option<u32>,
-    /// The origins of other web pages that may call the service.
+    /// The origins whose web pages may call the service, besides the service's own origin.
     pub origins: Origins,
-    /// The host names that web pages may call the service by when there are no client keys.
+    /// The service's host names. Without client keys, the service's own pages may call it only by
+    /// these names, by an IP address, or as `localhost`.
     pub hosts: Vec<String>,
 }
 
-/// Builds the routes and their layers. `extra` holds routes of other rooms that need no key.
+/// Builds the routes and their layers. `extra` contains routes of other modules that need no key.
 pub fn router(
     state: &AppState,
     settings: &Settings,
@@ -57,35 +58,36 @@ pub fn router(
     let log = AccessLog { metrics: Arc::clone(&state.metrics), proxies };
     let rules = Arc::new(PageRules::new(settings));
     let routes = routes::router(state, settings, &rules, extra);
-    let router = layered(routes, log, &state.shutdown, settings.origins.layer(), rules);
-    // This must wrap the router: the router's own layers run after it has chosen the route.
+    let router = with_layers(routes, log, &state.shutdown, settings.origins.layer(), rules);
+    // The trailing slash must be removed before the router chooses a route. Layers of the router
+    // itself run after that.
     Router::new()
         .fallback_service(ServiceBuilder::new().map_request(trim_trailing_slash).service(router))
 }
 
 /// Adds the layers. From the outermost to the innermost:
 ///
-/// 1. `close_when_draining` only adds a header.
-/// 2. `access_log` assigns request ids, logs, counts, and writes the bodies of errors, so it must
-///    see the outcome of all further layers.
-/// 3. `drain_body` reads the unread rest of a body, however the request ended.
-/// 4. `check_head` refuses requests that violate HTTP, so that the further layers can rely on it.
-/// 5. The CORS layer answers preflight requests, and lets allowed pages read errors, too.
-/// 6. The panic layer turns a panic into an error, so it must be inside the layer that writes
-///    errors.
-/// 7. `end_with_drain` ends running requests when the drain's time is up.
+/// 1. `close_when_draining` closes connections while the service is stopping.
+/// 2. `access_log` assigns request ids, logs and counts requests, and writes the bodies of errors.
+///    It must be outside of all layers that return errors.
+/// 3. `drain_body` reads the rest of a body that no inner layer has read.
+/// 4. `check_head` refuses requests whose head violates HTTP. Inner layers can rely on a valid head.
+/// 5. The CORS layer responds to preflight requests, and lets allowed pages read responses. It must
+///    be outside of the layers whose errors pages should be able to read.
+/// 6. The panic layer turns panics into errors.
+/// 7. `end_after_drain_timeout` ends the requests that still run when the drain timeout has passed.
 /// 8. `check_page` refuses requests from web pages that may not call the service.
 ///
-/// Each group of routes has further layers of its own: see [`routes`].
-fn layered(
+/// Each group of routes has further layers: see [`routes`].
+fn with_layers(
     router: Router,
     log: AccessLog,
     shutdown: &Shutdown,
     cors: Option<CorsLayer>,
     rules: Arc<PageRules>,
 ) -> Router {
-    // One call with all layers, because each call of `Router::layer` makes every request clone the
-    // service below it.
+    // `Router::layer` is called only once, since each call makes every request clone the inner
+    // service once more.
     router.layer(
         ServiceBuilder::new()
             .layer(map_response_with_state(shutdown.clone(), close_when_draining))
@@ -93,14 +95,14 @@ fn layered(
             .layer(from_fn(drain_body))
             .layer(from_fn(check_head))
             .option_layer(cors)
-            .layer(CatchPanicLayer::custom(answer_panic))
-            .layer(from_fn_with_state(shutdown.clone(), end_with_drain))
+            .layer(CatchPanicLayer::custom(panic_response))
+            .layer(from_fn_with_state(shutdown.clone(), end_after_drain_timeout))
             .layer(from_fn_with_state(rules, check_page)),
     )
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the layer's signature")]
-fn answer_panic(panic: Box<dyn Any + Send>) -> Response<Body> {
+fn panic_response(panic: Box<dyn Any + Send>) -> Response<Body> {
     Error::Internal(format!("panic: {}", panic_text(&*panic))).into_response()
 }
 
@@ -113,9 +115,9 @@ mod tests {
     use crate::telemetry::Metrics;
 
     #[tokio::test]
-    async fn a_panic_is_answered_as_an_internal_error_that_tells_nothing() {
-        let panics =
-            Router::new().route("/", get(async || -> Response { panic!("planted words") }));
+    async fn a_panic_becomes_an_internal_error_without_its_message() {
+        let routes =
+            Router::new().route("/", get(async || -> Response { panic!("the panic's message") }));
         let log = AccessLog { metrics: Metrics::new(), proxies: TrustedProxies::default() };
         let settings = Settings {
             keys: ClientKeys::default(),
@@ -124,15 +126,15 @@ mod tests {
             hosts: Vec::new(),
         };
         let rules = Arc::new(PageRules::new(&settings));
-        let app = layered(panics, log, &Shutdown::default(), None, rules);
+        let app = with_layers(routes, log, &Shutdown::default(), None, rules);
         let request = Request::get("/").header("host", "x").body(Body::empty()).unwrap();
-        let answer = app.oneshot(request).await.unwrap();
-        assert_eq!(answer.status(), 500);
-        assert_eq!(answer.headers()["content-type"], "application/problem+json");
-        let body = to_bytes(answer.into_body(), 10_000).await.unwrap();
+        let response = app.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 500);
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        let body = to_bytes(response.into_body(), 10_000).await.unwrap();
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(problem["code"], "internal");
         assert!(problem["detail"].as_str().unwrap().contains("request_id"));
-        assert!(!String::from_utf8_lossy(&body).contains("planted"));
+        assert!(!String::from_utf8_lossy(&body).contains("message"));
     }
 }

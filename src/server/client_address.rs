@@ -1,5 +1,5 @@
-//! Finds a client's address: the peer of its connection, or the address that a trusted proxy names
-//! in `X-Forwarded-For`.
+//! Determines a client's address: that of its connection, or the address that a trusted proxy has
+//! put into `X-Forwarded-For`.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::shares::ClientNetwork;
 
-/// The other end of a request's connection.
+/// The address of the other end of a request's connection: a client or a proxy.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer(pub SocketAddr);
 
@@ -20,8 +20,8 @@ pub struct Peer(pub SocketAddr);
 pub struct ClientAddress(pub IpAddr);
 
 impl ClientAddress {
-    /// What limits count as one client: an IPv4 address, or an IPv6 /64, which is what providers
-    /// assign to one customer.
+    /// The network that limits count as one client: an IPv4 address, or an IPv6 /64. Providers
+    /// assign a /64 to one customer.
     pub fn network(self) -> ClientNetwork {
         ClientNetwork(match self.0.to_canonical() {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
@@ -30,7 +30,7 @@ impl ClientAddress {
     }
 }
 
-/// The networks whose `X-Forwarded-For` is believed. Cheap to clone.
+/// The networks of the proxies whose `X-Forwarded-For` is trusted. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies(Arc<[IpNet]>);
 
@@ -46,30 +46,34 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Finds the client's address. It is the peer's, unless the peer is a trusted proxy: then it is
-    /// the entry that this proxy appended to `X-Forwarded-For`, and so on through a chain of
-    /// trusted proxies. Earlier entries are ignored, since anybody may have written them.
+    /// Determines the client's address. A trusted proxy appends the address of its own peer to
+    /// `X-Forwarded-For`. This goes through the entries from the last to the first, and returns the
+    /// first address that does not belong to a trusted proxy. Earlier entries are ignored, since the
+    /// client may have written them.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries =
             lines.flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b',')).map(parse_entry);
-        let mut nearest = peer.to_canonical();
-        while self.contains(nearest) {
+        let mut address = peer.to_canonical();
+        while self.contains(address) {
             match entries.next() {
-                Some(Some(address)) => nearest = address,
-                // No earlier entry, or one that is not an address.
+                Some(Some(entry)) => address = entry,
+                // There are no more entries, or the entry is not an address.
                 Some(None) | None => break,
             }
         }
-        ClientAddress(nearest)
+        ClientAddress(address)
     }
 }
 
-/// Parses an address with or without a port, since proxies write both.
+/// Parses an address with or without a port. Some proxies append the port.
 fn parse_entry(entry: &[u8]) -> Option<IpAddr> {
     let entry = std::str::from_utf8(entry).ok()?.trim();
-    let bare = entry.parse().or_else(|_| entry.parse().map(|address: SocketAddr| address.ip()));
-    bare.ok().map(|address: IpAddr| address.to_canonical())
+    let address = match entry.parse::<SocketAddr>() {
+        Ok(with_port) => with_port.ip(),
+        Err(_) => entry.parse().ok()?,
+    };
+    Some(address.to_canonical())
 }
 
 #[cfg(test)]
@@ -90,7 +94,7 @@ mod tests {
         ]);
         let mut headers = HeaderMap::new();
         for line in forwarded {
-            // On the wire, any byte that is not a control character is allowed.
+            // `from_bytes` also accepts bytes that are not ASCII, as hyper does.
             let line = HeaderValue::from_bytes(line.as_bytes()).unwrap();
             headers.append("x-forwarded-for", line);
         }
@@ -98,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_trusted_proxy_is_believed() {
+    fn x_forwarded_for_is_used_only_from_a_trusted_proxy() {
         assert_eq!(client("192.0.2.7", &["198.51.100.1"]), "192.0.2.7");
         assert_eq!(client("127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
         assert_eq!(client("::ffff:127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
@@ -106,32 +110,36 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_a_client_forged_are_ignored() {
+    fn entries_that_a_client_has_forged_are_ignored() {
         assert_eq!(client("127.0.0.1", &["1.1.1.1, 198.51.100.1"]), "198.51.100.1");
         assert_eq!(client("127.0.0.1", &["1.1.1.1", "198.51.100.1"]), "198.51.100.1");
         assert_eq!(client("127.0.0.1", &["127.0.0.1, 198.51.100.1"]), "198.51.100.1");
     }
 
     #[test]
-    fn a_chain_of_trusted_proxies_is_followed_to_its_end() {
+    fn the_client_is_found_behind_several_trusted_proxies() {
         assert_eq!(client("127.0.0.1", &["9.9.9.9, 198.51.100.1, 10.1.2.3"]), "198.51.100.1");
         assert_eq!(client("127.0.0.1", &["10.1.2.3"]), "10.1.2.3");
     }
 
     #[test]
-    fn unreadable_entries_are_not_believed() {
+    fn entries_before_an_invalid_entry_are_ignored() {
         for forwarded in ["", "unknown", "1.1.1.1, _hidden", "1.1.1.1, 999.1.1.1"] {
             assert_eq!(client("127.0.0.1", &[forwarded]), "127.0.0.1", "{forwarded}");
         }
         assert_eq!(client("127.0.0.1", &["6.6.6.6", "\u{ff}"]), "127.0.0.1");
         assert_eq!(client("127.0.0.1", &["6.6.6.6", "\u{ff}, 198.51.100.1"]), "198.51.100.1");
         assert_eq!(client("127.0.0.1", &[]), "127.0.0.1");
+    }
+
+    #[test]
+    fn a_port_in_an_entry_is_ignored() {
         assert_eq!(client("127.0.0.1", &["198.51.100.1:4711"]), "198.51.100.1");
         assert_eq!(client("127.0.0.1", &["[2001:db8::5]:4711"]), "2001:db8::5");
     }
 
     #[test]
-    fn a_client_is_an_ipv4_address_or_an_ipv6_network() {
+    fn a_client_network_is_an_ipv4_address_or_an_ipv6_64() {
         let network = |text| ClientAddress(address(text)).network().0.to_string();
         assert_eq!(network("192.0.2.1"), "192.0.2.1");
         assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");

@@ -1,4 +1,4 @@
-//! Serves connections. Their number is bounded, and timers bound every wait for the client.
+//! Serves connections, with limits on their number and timeouts for every wait for the client.
 
 use std::{
     io,
@@ -27,17 +27,18 @@ use super::{
 };
 use crate::telemetry::Metrics;
 
-/// The size of a connection's buffers in bytes. A request's header must fit into one.
-const BUFFER: usize = 32 * 1024;
+/// The size of each buffer of a connection. A request's header must fit into one.
+const BUFFER_BYTES: usize = 32 * 1024;
 
-/// How long the server waits at the end for connections that linger.
+/// How long a server that stops waits for connections that linger.
 const LINGER_WAIT: Duration = Duration::from_secs(1);
 
-/// Everything that serving a connection needs.
+/// The open connections, and what is needed to serve more.
 pub(super) struct Connections {
     router: Router,
+    /// One permit for each connection.
     permits: Arc<Semaphore>,
-    max: usize,
+    max_connections: usize,
     peer_limit: PeerLimit,
     graceful: GracefulShutdown,
     metrics: Arc<Metrics>,
@@ -46,14 +47,14 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Prepares to serve connections within the limits of `settings`, with the answers of `router`.
+    /// Serves connections with `router`, within the limits of `settings`.
     pub(super) fn new(router: Router, settings: &Settings, metrics: Arc<Metrics>) -> Self {
-        let trusted = settings.trusted_proxies.clone();
+        let trusted_proxies = settings.trusted_proxies.clone();
         Self {
             router,
             permits: Arc::new(Semaphore::new(settings.max_connections)),
-            max: settings.max_connections,
-            peer_limit: PeerLimit::new(settings.max_connections_per_peer, trusted),
+            max_connections: settings.max_connections,
+            peer_limit: PeerLimit::new(settings.max_connections_per_peer, trusted_proxies),
             graceful: GracefulShutdown::new(),
             metrics,
             header_timeout: settings.header_timeout,
@@ -61,7 +62,7 @@ impl Connections {
         }
     }
 
-    /// Serves a connection in its own task, or closes it at once if there are too many.
+    /// Serves a connection in its own task. Closes the connection at once if there are too many.
     pub(super) fn serve(&self, stream: TcpStream, peer: SocketAddr) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             return self.refuse(peer, "connections");
@@ -73,13 +74,13 @@ impl Connections {
             tracing::debug!(%error, "a connection ended before it was served");
             return;
         }
-        // Reads need no timer here: hyper bounds the header, and the extractors bound the body.
+        // Reads need no timeout here: hyper has one for headers, and the extractors for bodies.
         let stream = WriteTimeout::new(Lingering::new(stream, (permit, peer_permit)));
         let (router, clock) = (self.router.clone(), self.clock);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Peer(peer));
-            let answering = router.clone().oneshot(request.map(Body::new));
-            answering.map_ok(move |mut response| {
+            let response = router.clone().oneshot(request.map(Body::new));
+            response.map_ok(move |mut response| {
                 set_date(&mut response, clock());
                 response
             })
@@ -87,7 +88,7 @@ impl Connections {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
-            .max_buf_size(BUFFER)
+            .max_buf_size(BUFFER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
@@ -97,8 +98,8 @@ impl Connections {
         });
     }
 
-    /// Serves the connections in the listener's backlog, then closes the listener. Closing it would
-    /// reset them. This accepts from the standard library's listener, since tokio may not have
+    /// Serves the connections in the listener's backlog, and then closes the listener. Otherwise
+    /// they would be reset. The standard library's listener accepts them, since Tokio may not have
     /// noticed the last connections yet.
     pub(super) fn serve_pending(&self, listener: TcpListener) {
         let Ok(listener) = listener.into_std() else { return };
@@ -111,23 +112,23 @@ impl Connections {
         }
     }
 
-    /// Closes connections without a request, and waits for the others to finish. It waits for
-    /// lingering connections only briefly.
+    /// Closes idle connections, and waits for running requests. Then waits for lingering connections,
+    /// but at most [`LINGER_WAIT`].
     pub(super) async fn close(self) {
         self.graceful.shutdown().await;
-        let all = u32::try_from(self.max).unwrap_or(u32::MAX);
-        // The remaining clients have received their answer, so the outcome does not matter.
+        let all = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
+        // Lingering connections have sent their responses, so a timeout is no error.
         let _ = timeout(LINGER_WAIT, self.permits.acquire_many(all)).await;
     }
 
-    /// Counts and logs a connection that is over a limit. The caller drops it, which closes it.
+    /// Counts and logs a connection that exceeds a limit. The caller closes it by dropping it.
     fn refuse(&self, peer: SocketAddr, reason: &'static str) {
         self.metrics.record_shed(reason);
-        tracing::debug!(%peer, reason, "too many connections: one was closed at once");
+        tracing::debug!(%peer, reason, "too many connections: closed a new one");
     }
 }
 
-/// Whether an error of `accept` concerns one connection rather than the listener.
+/// Whether an error of `accept` concerns only one connection, not the listener.
 pub(super) fn concerns_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -1,10 +1,10 @@
-//! Closes connections in two stages: after the last answer the server stops writing, but goes on
-//! reading for a while.
+//! Closes connections in two steps. After the last response the server stops writing, but continues
+//! to read for a limited time: the connection lingers.
 //!
-//! Closing a connection while its client sends causes a reset, and the reset discards the answer if
-//! the client has not read it yet. A client that sent `Expect: 100-continue` and was refused may
-//! send its body all the same (RFC 9110, section 10.1.1). Go's HTTP client does so, and with it
-//! programs such as Caddy.
+//! If the server closed a connection while the client is sending, TCP would reset the connection. A
+//! reset can discard a response that the client has not read yet. This also concerns clients that
+//! sent `Expect: 100-continue` and were refused. They may send their body nevertheless (RFC 9110,
+//! section 10.1.1), and Go's HTTP client does, which programs such as Caddy use.
 
 use std::{
     io::{self, IoSlice},
@@ -19,24 +19,25 @@ use tokio::{
     time::timeout,
 };
 
-/// The longest time to go on reading.
+/// The most time that a connection lingers.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most bytes to read after the answer: the largest body that a route accepts.
+/// The most bytes to read while a connection lingers: about as many as the largest body that a route
+/// accepts.
 const MAX_LINGER_BYTES: u64 = 32 << 20;
 
 /// A stream that can linger, such as a `TcpStream`.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
-/// A connection that lingers when dropped. It holds its permits, such as that of the limit on
-/// connections, until it has lingered.
+/// A connection that lingers when it is dropped. Its permits, such as that of the limit on
+/// connections, are dropped after it has lingered.
 pub(super) struct Lingering<S: Stream, P: Send + 'static> {
     /// `None` only while `drop` runs.
     stream_and_permits: Option<(S, P)>,
-    /// Whether the client has closed its side.
-    client_has_ended: bool,
-    /// Whether the server has shut down its side without an error.
+    /// Whether the client has closed its side of the connection.
+    client_has_closed: bool,
+    /// Whether the server has shut down its own side without an error.
     is_shut_down: bool,
 }
 
@@ -44,7 +45,7 @@ impl<S: Stream, P: Send + 'static> Lingering<S, P> {
     pub(super) fn new(stream: S, permits: P) -> Self {
         Self {
             stream_and_permits: Some((stream, permits)),
-            client_has_ended: false,
+            client_has_closed: false,
             is_shut_down: false,
         }
     }
@@ -55,7 +56,7 @@ impl<S: Stream, P: Send + 'static> Lingering<S, P> {
     ) -> Poll<io::Result<T>> {
         match &mut self.stream_and_permits {
             Some((stream, _)) => poll(Pin::new(stream)),
-            // Unreachable: only `drop` takes the stream.
+            // Unreachable, since only `drop` takes the stream.
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
@@ -64,18 +65,18 @@ impl<S: Stream, P: Send + 'static> Lingering<S, P> {
 impl<S: Stream, P: Send + 'static> Drop for Lingering<S, P> {
     fn drop(&mut self) {
         let Some((stream, permits)) = self.stream_and_permits.take() else { return };
-        // Outside of a runtime, at the end of the process, the connection just closes.
-        if let (true, false, Ok(runtime)) =
-            (self.is_shut_down, self.client_has_ended, Handle::try_current())
-        {
-            runtime.spawn(async move {
-                // A timeout or an error just closes the connection.
-                let mut rest = stream.take(MAX_LINGER_BYTES);
-                let _ = timeout(LINGER_TIMEOUT, tokio::io::copy(&mut rest, &mut tokio::io::sink()))
-                    .await;
-                drop(permits);
-            });
+        if !self.is_shut_down || self.client_has_closed {
+            return;
         }
+        // At the end of the process there may be no runtime. The connection then closes at once.
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let (mut rest, mut sink) = (stream.take(MAX_LINGER_BYTES), tokio::io::sink());
+            let discard = tokio::io::copy(&mut rest, &mut sink);
+            // After a timeout or an error, the connection is closed as well.
+            let _ = timeout(LINGER_TIMEOUT, discard).await;
+            drop(permits);
+        });
     }
 }
 
@@ -87,7 +88,8 @@ impl<S: Stream, P: Send + Unpin + 'static> AsyncRead for Lingering<S, P> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = self.poll(|stream| stream.poll_read(context, buffer));
-        self.client_has_ended |= match &polled {
+        // A read without an error and without bytes means that the client has closed its side.
+        self.client_has_closed |= match &polled {
             Poll::Ready(Ok(())) => buffer.filled().len() == before && buffer.remaining() > 0,
             Poll::Ready(Err(_)) => true,
             Poll::Pending => false,
@@ -108,9 +110,9 @@ impl<S: Stream, P: Send + Unpin + 'static> AsyncWrite for Lingering<S, P> {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll(|stream| stream.poll_write_vectored(context, pieces))
+        self.poll(|stream| stream.poll_write_vectored(context, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -139,17 +141,17 @@ mod tests {
 
     use super::*;
 
-    /// Shuts a connection down while its client may still send. Returns the client's end, and a
-    /// channel that closes together with the connection.
-    async fn closing() -> (DuplexStream, oneshot::Receiver<()>) {
+    /// Makes a connection linger. Returns the client's end, and a channel that closes together with
+    /// the connection.
+    async fn lingering() -> (DuplexStream, oneshot::Receiver<()>) {
         let (client, stream) = duplex(64 * 1024);
         let (permits, closed) = oneshot::channel();
-        let mut lingering = Lingering::new(stream, permits);
-        lingering.shutdown().await.unwrap();
+        let mut connection = Lingering::new(stream, permits);
+        connection.shutdown().await.unwrap();
         (client, closed)
     }
 
-    /// How long it takes until the connection is closed. Fails after a minute.
+    /// How long it takes until the connection is closed. Panics after a minute.
     async fn time_until(closed: oneshot::Receiver<()>) -> Duration {
         let started = Instant::now();
         timeout(Duration::from_secs(60), closed).await.unwrap().unwrap_err();
@@ -157,39 +159,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_stalls_or_trickles_is_waited_for_at_most_five_seconds() {
-        let (stalls, closed) = closing().await;
+    async fn a_connection_lingers_for_at_most_five_seconds() {
+        let (idle_client, closed) = lingering().await;
         assert_eq!(time_until(closed).await, LINGER_TIMEOUT);
-        drop(stalls);
+        drop(idle_client);
 
-        let (mut trickles, closed) = closing().await;
-        let trickle = tokio::spawn(async move {
-            while trickles.write_all(b"x").await.is_ok() {
+        let (mut slow_client, closed) = lingering().await;
+        let sending = tokio::spawn(async move {
+            while slow_client.write_all(b"x").await.is_ok() {
                 sleep(Duration::from_millis(300)).await;
             }
         });
         assert_eq!(time_until(closed).await, LINGER_TIMEOUT);
-        trickle.await.unwrap();
+        sending.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
-    async fn at_most_32_mib_are_taken_from_a_closing_connection() {
-        let (mut client, closed) = closing().await;
-        let piece = [0; 64 * 1024];
+    async fn a_lingering_connection_reads_at_most_32_mib() {
+        let (mut client, closed) = lingering().await;
+        let chunk = [0; 64 * 1024];
         let mut sent = 0;
-        while client.write_all(&piece).await.is_ok() {
-            sent += piece.len() as u64;
+        while client.write_all(&chunk).await.is_ok() {
+            sent += chunk.len() as u64;
         }
-        assert!(
-            (MAX_LINGER_BYTES..=MAX_LINGER_BYTES + 2 * piece.len() as u64).contains(&sent),
-            "{sent}"
-        );
+        // Besides the bytes that were read, some may be in the stream's buffer.
+        let most = MAX_LINGER_BYTES + 2 * chunk.len() as u64;
+        assert!((MAX_LINGER_BYTES..=most).contains(&sent), "{sent}");
         assert_eq!(time_until(closed).await, Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_ends_its_side_is_not_waited_for() {
-        let (client, closed) = closing().await;
+    async fn a_connection_closes_at_once_when_the_client_has_closed_its_side() {
+        let (client, closed) = lingering().await;
         drop(client);
         assert_eq!(time_until(closed).await, Duration::ZERO);
     }

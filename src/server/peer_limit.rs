@@ -9,16 +9,16 @@ use std::{
 use super::client_address::{ClientAddress, TrustedProxies};
 use crate::shares::ClientNetwork;
 
-/// Limits the open connections of each peer. An IPv6 peer is a /64, which is what providers assign
-/// to one customer.
+/// Limits the open connections of each peer. A peer is an IPv4 address or an IPv6 /64.
 #[derive(Debug, Clone)]
 pub(super) struct PeerLimit {
-    max: usize,
-    trusted: TrustedProxies,
+    max_connections: usize,
+    trusted_proxies: TrustedProxies,
+    /// How many connections each peer has. Peers without connections are not stored.
     open: Arc<Mutex<HashMap<ClientNetwork, usize>>>,
 }
 
-/// Counts one open connection of a peer until dropped.
+/// Belongs to one open connection. Dropping it subtracts the connection from the peer's count.
 #[derive(Debug)]
 pub(super) struct PeerPermit {
     limit: PeerLimit,
@@ -26,19 +26,19 @@ pub(super) struct PeerPermit {
 }
 
 impl PeerLimit {
-    /// Allows at most `limit` connections per peer. Trusted proxies may have any number, since each
-    /// carries the connections of many clients.
-    pub(super) fn new(max: usize, trusted: TrustedProxies) -> Self {
-        Self { max, trusted, open: Arc::default() }
+    /// Allows at most `max_connections` per peer. A trusted proxy may have any number, since it
+    /// forwards the requests of many clients.
+    pub(super) fn new(max_connections: usize, trusted_proxies: TrustedProxies) -> Self {
+        Self { max_connections, trusted_proxies, open: Arc::default() }
     }
 
-    /// Counts a connection, or returns `None` if its peer has too many.
+    /// Counts a connection. Returns `None` if its peer has too many.
     pub(super) fn admit(&self, address: IpAddr) -> Option<PeerPermit> {
         let peer = ClientAddress(address).network();
-        let limit = if self.trusted.contains(address) { usize::MAX } else { self.max };
+        let is_trusted = self.trusted_proxies.contains(address);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(peer).or_default();
-        if *count >= limit {
+        if *count >= self.max_connections && !is_trusted {
             return None;
         }
         *count += 1;
@@ -68,30 +68,30 @@ mod tests {
 
     #[test]
     fn a_peer_is_an_ipv4_address_or_an_ipv6_network() {
-        let peers = PeerLimit::new(1, TrustedProxies::default());
-        let first = peers.admit(address("192.0.2.1")).unwrap();
-        assert!(peers.admit(address("::ffff:192.0.2.1")).is_none());
-        let _other = peers.admit(address("192.0.2.2")).unwrap();
+        let limit = PeerLimit::new(1, TrustedProxies::default());
+        let first = limit.admit(address("192.0.2.1")).unwrap();
+        assert!(limit.admit(address("::ffff:192.0.2.1")).is_none());
+        let _second = limit.admit(address("192.0.2.2")).unwrap();
         drop(first);
-        let _again = peers.admit(address("192.0.2.1")).unwrap();
-        let _v6 = peers.admit(address("2001:db8::1")).unwrap();
-        assert!(peers.admit(address("2001:db8::ffff:1")).is_none());
-        assert!(peers.admit(address("2001:db8:0:1::1")).is_some());
+        let _first_again = limit.admit(address("192.0.2.1")).unwrap();
+        let _ipv6 = limit.admit(address("2001:db8::1")).unwrap();
+        assert!(limit.admit(address("2001:db8::ffff:1")).is_none());
+        assert!(limit.admit(address("2001:db8:0:1::1")).is_some());
     }
 
     #[test]
-    fn a_trusted_proxy_may_have_any_number() {
-        let trusted = TrustedProxies::new(vec!["192.0.2.0/24".parse().unwrap()]);
-        let peers = PeerLimit::new(1, trusted);
-        let open: Vec<_> = (0..100).map(|_| peers.admit(address("192.0.2.1"))).collect();
-        assert!(open.iter().all(Option::is_some));
+    fn a_trusted_proxy_may_have_any_number_of_connections() {
+        let trusted_proxies = TrustedProxies::new(vec!["192.0.2.0/24".parse().unwrap()]);
+        let limit = PeerLimit::new(1, trusted_proxies);
+        let permits: Vec<_> = (0..100).map(|_| limit.admit(address("192.0.2.1"))).collect();
+        assert!(permits.iter().all(Option::is_some));
     }
 
     #[test]
-    fn peers_without_connections_are_forgotten() {
-        let peers = PeerLimit::new(2, TrustedProxies::default());
-        let open: Vec<_> = (0..2).map(|_| peers.admit(address("192.0.2.1")).unwrap()).collect();
-        drop(open);
-        assert!(peers.open.lock().unwrap().is_empty());
+    fn peers_without_connections_are_not_stored() {
+        let limit = PeerLimit::new(2, TrustedProxies::default());
+        let permits: Vec<_> = (0..2).map(|_| limit.admit(address("192.0.2.1")).unwrap()).collect();
+        drop(permits);
+        assert!(limit.open.lock().unwrap().is_empty());
     }
 }

@@ -1,5 +1,6 @@
-//! The phases of a server's life, and the announcement of each to the log, to systemd, and to the
-//! middleware. `server.rs` goes through them.
+//! The phases of a server from start to stop. `server.rs` goes through them.
+//!
+//! Each phase is announced to the log, to systemd, and to the layers of the router.
 
 use std::{
     net::SocketAddr,
@@ -15,21 +16,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::systemd;
 
-/// The phases of a server's life, in order.
+/// The phases of a server, in order.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Phase {
     /// The server accepts connections.
     Serving(SocketAddr),
-    /// The stop is announced; the server still accepts connections for this long.
+    /// The stop is announced, and the server still accepts connections for this long.
     Draining(Duration),
     /// The listener is closed, and the server waits for running requests.
     Finishing,
-    /// The drain's time is up: running requests are answered with `shutting_down`.
+    /// The drain timeout has passed, and running requests end with `shutting_down`.
     EndingRequests,
 }
 
 impl Phase {
-    /// Announces the phase to the log, to systemd, and to the middleware through `shutdown`.
+    /// Announces the phase to the log, to systemd, and to the layers through `shutdown`.
     pub(super) fn announce(self, shutdown: &Shutdown) {
         const VERSION: &str = env!("CARGO_PKG_VERSION");
         match self {
@@ -54,8 +55,8 @@ impl Phase {
     }
 }
 
-/// Tells whether the service is draining, and whether requests must end. Cheap to clone; all clones
-/// share one state.
+/// Whether the server is draining, and whether requests must end. Cheap to clone; all clones share one
+/// state.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown(Arc<Inner>);
 
@@ -66,22 +67,22 @@ struct Inner {
 }
 
 impl Shutdown {
-    /// From now on `/ready` reports 503, and answers close their connections.
+    /// From now on, `/ready` reports 503, and connections close after each response.
     fn start_draining(&self) {
         self.0.is_draining.store(true, Ordering::Relaxed);
     }
 
-    /// From now on requests that still run are answered with `shutting_down`.
+    /// Ends all requests with `shutting_down`.
     fn end_requests(&self) {
         self.0.requests_must_end.cancel();
     }
 
-    /// Whether the service is about to stop.
+    /// Whether the stop was announced.
     pub fn is_draining(&self) -> bool {
         self.0.is_draining.load(Ordering::Relaxed)
     }
 
-    /// Completes when the time for requests is up.
+    /// Completes when the drain timeout has passed, and running requests must end.
     pub async fn requests_must_end(&self) {
         self.0.requests_must_end.cancelled().await;
     }

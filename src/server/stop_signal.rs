@@ -6,29 +6,29 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::telemetry;
 
-/// Listens for SIGTERM and SIGINT from now on. The future completes at the first one; a second one
-/// ends the process at once.
+/// Installs handlers for SIGTERM and SIGINT. The future completes after the first of these signals. A
+/// second signal ends the process at once.
 ///
 /// # Errors
-/// When the system allows no signal handlers.
+/// The system's error if a signal handler cannot be installed.
 pub fn stop_signal() -> io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
-        // Without a handler SIGHUP would end the process, when a terminal closes or an operator
-        // expects it to reload the settings.
+        // Without a handler, SIGHUP would end the process. It is sent when a terminal closes, or by
+        // operators who expect that it reloads the settings.
         while hangup.recv().await.is_some() {
             tracing::info!("SIGHUP changes nothing: settings are read only at start");
         }
     });
-    let mut next = async move || {
+    let mut next_signal = async move || {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
     Ok(async move {
-        next().await;
+        next_signal().await;
         tokio::spawn(async move {
-            next().await;
+            next_signal().await;
             tracing::warn!("stopped at once by a second signal");
             telemetry::close_log();
             std::process::exit(0);

@@ -1,4 +1,4 @@
-//! Reports the service's state to systemd, if systemd asks for it (`Type=notify`).
+//! Reports the service's state to systemd, if the unit has `Type=notify`.
 
 use std::time::Duration;
 
@@ -6,33 +6,34 @@ use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Sends a state to systemd; does nothing if systemd does not listen.
+/// Sends a state to systemd. Does nothing if the service was not started by systemd.
 pub(super) fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "cannot report the service's state to systemd");
     }
 }
 
-/// Feeds systemd's watchdog until dropped, twice as often as systemd demands.
+/// Notifies systemd's watchdog regularly until it is dropped.
 #[derive(Debug)]
 pub(super) struct Watchdog {
-    _feeding: Option<AbortOnDropHandle<()>>,
+    /// `None` if the unit has no `WatchdogSec=`.
+    _task: Option<AbortOnDropHandle<()>>,
 }
 
 impl Watchdog {
-    /// Starts feeding if the environment asks for it. Must be called within the runtime.
+    /// Starts to notify the watchdog if systemd has set the environment variables for it. Must be
+    /// called in the Tokio runtime.
     pub(super) fn from_environment() -> Self {
-        let feeding = sd_notify::watchdog_enabled().map(|timeout| {
-            let feeding = feed(timeout / 2, || notify(&[NotifyState::Watchdog]));
-            AbortOnDropHandle::new(tokio::spawn(feeding))
-        });
-        Self { _feeding: feeding }
+        let Some(timeout) = sd_notify::watchdog_enabled() else { return Self { _task: None } };
+        // systemd recommends half of the timeout.
+        let notify_forever = notify_every(timeout / 2, || notify(&[NotifyState::Watchdog]));
+        Self { _task: Some(AbortOnDropHandle::new(tokio::spawn(notify_forever))) }
     }
 }
 
-/// Feeds the watchdog until it is cancelled. It must run on the runtime's workers: when they hang, and
-/// no request is answered, the feeding stops, and systemd restarts the service.
-async fn feed(period: Duration, notify: impl Fn()) {
+/// Calls `notify` once in each period, forever. This must run on the runtime's worker threads. If they
+/// all hang, the notifications end, and systemd restarts the service.
+async fn notify_every(period: Duration, notify: impl Fn()) {
     let mut interval = interval(period.max(Duration::from_millis(1)));
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_runtime_whose_workers_all_hang_is_not_reported_as_alive() {
+    fn the_watchdog_is_not_notified_while_all_workers_hang() {
         const WORKERS: usize = 2;
         const PERIOD: Duration = Duration::from_millis(5);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -56,23 +57,24 @@ mod tests {
             .enable_time()
             .build()
             .unwrap();
-        let (sender, fed) = mpsc::channel();
-        runtime.spawn(feed(PERIOD, move || sender.send(()).unwrap()));
-        fed.recv().unwrap();
-        fed.recv().unwrap();
-        let [hung, freed] = [(); 2].map(|()| Arc::new(Barrier::new(WORKERS + 1)));
+        let (sender, notifications) = mpsc::channel();
+        runtime.spawn(notify_every(PERIOD, move || sender.send(()).unwrap()));
+        notifications.recv().unwrap();
+        notifications.recv().unwrap();
+        let all_hang = Arc::new(Barrier::new(WORKERS + 1));
+        let all_continue = Arc::new(Barrier::new(WORKERS + 1));
         for _ in 0..WORKERS {
-            let (hung, freed) = (Arc::clone(&hung), Arc::clone(&freed));
+            let (all_hang, all_continue) = (Arc::clone(&all_hang), Arc::clone(&all_continue));
             runtime.spawn(async move {
-                hung.wait();
-                freed.wait();
+                all_hang.wait();
+                all_continue.wait();
             });
         }
-        hung.wait();
-        fed.try_iter().for_each(drop);
-        assert!(fed.recv_timeout(PERIOD * 20).is_err(), "it was fed");
-        freed.wait();
-        fed.recv().unwrap();
+        all_hang.wait();
+        notifications.try_iter().for_each(drop);
+        assert!(notifications.recv_timeout(PERIOD * 20).is_err(), "the watchdog was notified");
+        all_continue.wait();
+        notifications.recv().unwrap();
         runtime.shutdown_background();
     }
 }

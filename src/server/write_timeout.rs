@@ -1,4 +1,4 @@
-//! Closes a connection whose client does not read what the server writes.
+//! Closes connections whose clients do not read what the server writes.
 
 use std::{
     io::{self, IoSlice},
@@ -12,7 +12,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// How long a client may go without reading a byte of its answer.
+/// The most time that a client may let pass without reading a byte of its response.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The operations that a client can block by not reading.
@@ -26,8 +26,13 @@ enum Operation {
 /// A stream whose writes, flushes and shutdowns fail after [`TIMEOUT`] without progress.
 pub(super) struct WriteTimeout<S> {
     stream: S,
-    /// The operation that is pending, and its timer.
-    pending: Option<(Operation, Pin<Box<Sleep>>)>,
+    pending: Option<Pending>,
+}
+
+/// An operation that a client blocks.
+struct Pending {
+    operation: Operation,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl<S> WriteTimeout<S> {
@@ -42,17 +47,20 @@ impl<S> WriteTimeout<S> {
         context: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            // A finished write is progress, whichever operation was pending. A finished flush may
-            // be no progress: hyper flushes before each attempt to shut the stream down.
-            if self.pending.as_ref().is_some_and(|(pending_operation, _)| {
-                operation == Operation::Write || *pending_operation == operation
-            }) {
+            // A write always means progress. Another operation means progress only if it was the
+            // pending one: hyper flushes before each attempt to shut the stream down, and such a
+            // flush must not restart the timer of the shutdown.
+            if let Some(pending) = &self.pending
+                && (operation == Operation::Write || operation == pending.operation)
+            {
                 self.pending = None;
             }
             return polled;
         }
-        let (_, end) = self.pending.get_or_insert_with(|| (operation, Box::pin(sleep(TIMEOUT))));
-        ready!(end.as_mut().poll(context));
+        let pending = self
+            .pending
+            .get_or_insert_with(|| Pending { operation, timer: Box::pin(sleep(TIMEOUT)) });
+        ready!(pending.timer.as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -80,9 +88,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
         self.with_timeout(Operation::Write, polled, context)
     }
 
@@ -116,33 +124,33 @@ mod tests {
 
     use super::*;
 
-    /// A client that sends some bytes, and from one kind of operation on reads nothing any more.
-    struct Stuck {
-        at: Operation,
-        sends: &'static [u8],
+    /// A stream from a client that sends a request. One kind of operation blocks for ever.
+    struct BlockingStream {
+        request: &'static [u8],
+        blocks_at: Operation,
     }
 
-    impl Stuck {
-        fn poll<T>(&self, operation: Operation, outcome: T) -> Poll<io::Result<T>> {
-            if self.at == operation { Poll::Pending } else { Poll::Ready(Ok(outcome)) }
+    impl BlockingStream {
+        fn poll<T>(&self, operation: Operation, result: T) -> Poll<io::Result<T>> {
+            if operation == self.blocks_at { Poll::Pending } else { Poll::Ready(Ok(result)) }
         }
     }
 
-    impl AsyncRead for Stuck {
+    impl AsyncRead for BlockingStream {
         fn poll_read(
             mut self: Pin<&mut Self>,
             _: &mut Context<'_>,
             buffer: &mut ReadBuf<'_>,
         ) -> Poll<io::Result<()>> {
-            if self.sends.is_empty() {
+            if self.request.is_empty() {
                 return Poll::Pending;
             }
-            buffer.put_slice(std::mem::take(&mut self.sends));
+            buffer.put_slice(std::mem::take(&mut self.request));
             Poll::Ready(Ok(()))
         }
     }
 
-    impl AsyncWrite for Stuck {
+    impl AsyncWrite for BlockingStream {
         fn poll_write(
             self: Pin<&mut Self>,
             _: &mut Context<'_>,
@@ -160,47 +168,47 @@ mod tests {
         }
     }
 
-    /// How long hyper serves a client that stops reading at this operation.
-    async fn served_for(at: Operation) -> Duration {
+    /// How long hyper serves a connection on which this operation blocks.
+    async fn time_until_closed(blocks_at: Operation) -> Duration {
         let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-        let stream = TokioIo::new(WriteTimeout::new(Stuck { at, sends: request }));
-        let answer = service_fn(async |_| Ok::<_, Infallible>(Response::new(Body::from("ok"))));
+        let stream = TokioIo::new(WriteTimeout::new(BlockingStream { request, blocks_at }));
+        let service = service_fn(async |_| Ok::<_, Infallible>(Response::new(Body::from("ok"))));
         let started = Instant::now();
-        let connection = http1::Builder::new().serve_connection(stream, answer);
-        let ended = timeout(Duration::from_secs(60), connection).await;
-        assert!(ended.is_ok_and(|ended| ended.is_err()));
+        let connection = http1::Builder::new().serve_connection(stream, service);
+        let result = timeout(Duration::from_secs(60), connection).await.unwrap();
+        assert!(result.is_err());
         started.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_no_byte_is_closed_after_ten_seconds() {
-        assert_eq!(served_for(Operation::Write).await, TIMEOUT);
+    async fn a_blocked_write_fails_after_ten_seconds() {
+        assert_eq!(time_until_closed(Operation::Write).await, TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_flush_that_gets_stuck_is_ended_after_ten_seconds() {
-        assert_eq!(served_for(Operation::Flush).await, TIMEOUT);
+    async fn a_blocked_flush_fails_after_ten_seconds() {
+        assert_eq!(time_until_closed(Operation::Flush).await, TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_shutdown_that_gets_stuck_is_ended_after_ten_seconds() {
-        assert_eq!(served_for(Operation::Shutdown).await, TIMEOUT);
+    async fn a_blocked_shutdown_fails_after_ten_seconds() {
+        assert_eq!(time_until_closed(Operation::Shutdown).await, TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_is_slow_and_steady_gets_all_of_its_answer() {
+    async fn a_slow_client_that_keeps_reading_gets_the_whole_response() {
         let (mut client, stream) = duplex(1);
         let mut stream = WriteTimeout::new(stream);
         let read = async {
-            let mut all = Vec::new();
-            while all.len() < 20 {
+            let mut received = Vec::new();
+            while received.len() < 20 {
                 sleep(TIMEOUT * 9 / 10).await;
-                all.push(client.read_u8().await.unwrap());
+                received.push(client.read_u8().await.unwrap());
             }
-            all
+            received
         };
-        let (written, read) = tokio::join!(stream.write_all(&[7; 20]), read);
+        let (written, received) = tokio::join!(stream.write_all(&[7; 20]), read);
         written.unwrap();
-        assert_eq!(read, [7; 20]);
+        assert_eq!(received, [7; 20]);
     }
 }

@@ -100,7 +100,7 @@ pub enum Error {
     /// The client has reached its rate limit. It may try again after this time.
     #[error("the client has reached its rate limit")]
     RateLimited(Duration),
-    /// The service is stopping, and the time for open requests is over.
+    /// The service is stopping, and the drain timeout has passed.
     #[error("the service is stopping")]
     ShuttingDown,
     /// The route does not exist.

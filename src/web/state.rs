@@ -1,10 +1,10 @@
-//! The state that handlers share.
+//! The state that all handlers share.
 
 use std::{ops::Deref, sync::Arc};
 
 use crate::{fetch::Fetcher, pipeline::Pipeline, server::Shutdown, telemetry::Metrics};
 
-/// The state that handlers share. Cheap to clone, since every request clones it several times.
+/// The state that all handlers share. Cheap to clone, since every request clones it several times.
 #[derive(Debug, Clone)]
 pub struct AppState(Arc<Shared>);
 
@@ -17,16 +17,16 @@ pub struct Shared {
     pub fetcher: Fetcher,
     /// The metrics of the service.
     pub metrics: Arc<Metrics>,
-    /// The model's name, as in answers.
+    /// The model's name in answers.
     pub model: &'static str,
-    /// The URL of a sample picture that the service can fetch from itself, in sandbox mode.
+    /// The URL of a sample picture that the service itself serves. Only in the sandbox.
     pub sample_url: Option<String>,
-    /// Tells whether the service is stopping.
+    /// Whether the service is stopping.
     pub shutdown: Shutdown,
 }
 
 impl AppState {
-    /// Wraps the state for sharing.
+    /// Puts the state behind an `Arc`.
     pub fn new(shared: Shared) -> Self {
         Self(Arc::new(shared))
     }

@@ -1,4 +1,4 @@
-//! Reads from `Accept` which metrics format a collector prefers (RFC 9110, section 12.5.1).
+//! Reads from `Accept` which format of metrics a client prefers (RFC 9110, section 12.5.1).
 
 use std::convert::Infallible;
 
@@ -10,7 +10,8 @@ use axum::{
 use super::parameters::Parameterized;
 use crate::telemetry::Exposition;
 
-/// The format to answer in: Prometheus' text format if the client prefers it, else OpenMetrics.
+/// The format of the response: Prometheus' text format if the client prefers it, otherwise
+/// OpenMetrics.
 pub(in crate::web) struct Accepted(pub(in crate::web) Exposition);
 
 impl<S: Sync> FromRequestParts<S> for Accepted {
@@ -21,10 +22,14 @@ impl<S: Sync> FromRequestParts<S> for Accepted {
     }
 }
 
-/// How much a client prefers a media type: the weight in thousandths, then how exactly the client
-/// named it. A client that names a type prefers it to what it covers with a wildcard of equal
-/// weight.
-type Preference = (u16, u8);
+/// How much a client prefers a media type. Preferences are compared by weight. Of equal weights, a
+/// range that contains the type itself counts more than a wildcard.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Preference {
+    /// In thousandths.
+    weight: u16,
+    specificity: u8,
+}
 
 fn choose(headers: &HeaderMap) -> Exposition {
     let lines = headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes);
@@ -32,12 +37,8 @@ fn choose(headers: &HeaderMap) -> Exposition {
     let (mut open_metrics, mut prometheus) = (BestMatch::default(), BestMatch::default());
     for range in ranges.map(Parameterized::parse) {
         let Some(weight) = weight(&range) else { continue };
-        open_metrics.consider(
-            &range,
-            weight,
-            &["*/*", "application/*", "application/openmetrics-text"],
-        );
-        prometheus.consider(&range, weight, &["*/*", "text/*", "text/plain"]);
+        open_metrics.add(&range, weight, &["*/*", "application/*", "application/openmetrics-text"]);
+        prometheus.add(&range, weight, &["*/*", "text/*", "text/plain"]);
     }
     if prometheus.preference() > open_metrics.preference() {
         Exposition::Prometheus
@@ -46,37 +47,40 @@ fn choose(headers: &HeaderMap) -> Exposition {
     }
 }
 
-/// The weight of the most exact range, of those seen so far, that matches a media type.
+/// The most specific range of the header that matches a media type. Without one, all fields are 0.
 #[derive(Default)]
 struct BestMatch {
-    exactness: u8,
+    /// 1 for `*/*`, 2 for `type/*`, 3 for `type/subtype`.
+    specificity: u8,
+    /// In thousandths.
     weight: u16,
 }
 
 impl BestMatch {
-    /// Takes one more range into account. `names` are the ranges that match the media type, the
-    /// least exact first.
-    fn consider(&mut self, range: &Parameterized<'_>, weight: u16, names: &[&str]) {
-        let Some((exactness, _)) = (1..).zip(names).find(|(_, name)| range.is(name)) else {
+    /// Adds a range of the header. `matching` are the ranges that match the media type, the least
+    /// specific first.
+    fn add(&mut self, range: &Parameterized<'_>, weight: u16, matching: &[&str]) {
+        let Some((specificity, _)) = (1..).zip(matching).find(|(_, name)| range.is(name)) else {
             return;
         };
-        // Of several versions of one type, the one with the highest weight counts.
-        if (exactness, weight) > (self.exactness, self.weight) {
-            *self = Self { exactness, weight };
+        // A client may list several versions of one type. The highest weight counts.
+        if (specificity, weight) > (self.specificity, self.weight) {
+            *self = Self { specificity, weight };
         }
     }
 
     fn preference(&self) -> Preference {
-        // A type that is refused by name is not preferred to one that is not named.
-        if self.weight == 0 { (0, 0) } else { (self.weight, self.exactness) }
+        // Weight 0 means that the client refuses the type. It counts like a type that is not listed.
+        let specificity = if self.weight == 0 { 0 } else { self.specificity };
+        Preference { weight: self.weight, specificity }
     }
 }
 
-/// The weight of a range in thousandths, or `None` if it is invalid.
+/// The weight of a range in thousandths, or `None` if the weight is invalid.
 fn weight(range: &Parameterized<'_>) -> Option<u16> {
     let Some(text) = range.get("q") else { return Some(1000) };
     let weight: f32 = std::str::from_utf8(text).ok()?.parse().ok()?;
-    (0.0..=1.0).contains(&weight).then_some((weight * 1000.0) as u16)
+    if (0.0..=1.0).contains(&weight) { Some((weight * 1000.0) as u16) } else { None }
 }
 
 #[cfg(test)]
@@ -110,8 +114,8 @@ mod tests {
     }
 
     #[test]
-    fn everybody_else_gets_openmetrics() {
-        // What Prometheus 2, Prometheus 3 and a browser send.
+    fn all_other_clients_get_openmetrics() {
+        // The headers of Prometheus 2, Prometheus 3 and a browser.
         let prometheus_2 = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
         let prometheus_3 = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
         let browser =
@@ -141,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_header_makes_it_panic(accept in "[ -~]{0,60}") {
+        fn parsing_never_panics(accept in "[ -~]{0,60}") {
             let _ = is_prometheus(&[&accept]);
         }
     }

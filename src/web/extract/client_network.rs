@@ -1,4 +1,4 @@
-//! Extracts the client that limits charge a request to.
+//! Extracts the client network of a request.
 
 use std::convert::Infallible;
 
@@ -9,10 +9,13 @@ use axum::{
 
 use crate::{server::ClientAddress, shares::ClientNetwork};
 
-/// The client that limits charge a request to. Requests without a connection, as in tests, all
-/// count as one client.
+/// The client network that limits count a request for. Requests without a connection, as in tests,
+/// all have the same.
 pub(crate) fn client_network(extensions: &Extensions) -> ClientNetwork {
-    extensions.get::<ClientAddress>().map_or(ClientNetwork::UNKNOWN, |client| client.network())
+    match extensions.get::<ClientAddress>() {
+        Some(address) => address.network(),
+        None => ClientNetwork::UNKNOWN,
+    }
 }
 
 impl<S: Sync> FromRequestParts<S> for ClientNetwork {

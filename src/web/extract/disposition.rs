@@ -1,5 +1,5 @@
-//! Reads the `Content-Disposition` of a form's part (RFC 7578, section 4.2): the names of its field
-//! and of its file.
+//! Reads the names of the field and of the file from a part's `Content-Disposition` (RFC 7578,
+//! section 4.2).
 
 use percent_encoding::percent_decode;
 
@@ -8,31 +8,32 @@ use super::parameters::Parameterized;
 /// The `Content-Disposition` of a part.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Disposition {
-    /// The field's name; `None` if it is missing or ambiguous.
+    /// The field's name. `None` if it is missing or ambiguous.
     pub name: Option<String>,
-    /// The file's name as the client sent it, if the part is a file.
+    /// The file's name as the client sent it. `None` if it is missing or ambiguous.
     pub file_name: Option<String>,
 }
 
 impl Disposition {
-    /// Parses a header's value. Bytes that are not UTF-8 become replacement characters.
+    /// Parses a header's value. Invalid UTF-8 becomes replacement characters.
     pub(super) fn parse(header: &[u8]) -> Self {
         let parsed = Parameterized::parse(header);
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-        // Forms should not use the extended parameter (section 4.2), but some clients send only
-        // that. If both are there, the extended one is the exact name (RFC 6266, section 4.3).
-        let extended = parsed.get("filename*").map(|value| extended(value).unwrap_or(text(value)));
-        Self {
-            name: parsed.get("name").map(text),
-            file_name: extended.or_else(|| parsed.get("filename").map(text)),
-        }
+        // Forms should not use `filename*` (RFC 7578, section 4.2), but some clients send nothing
+        // else. Of two names, `filename*` contains the exact one (RFC 6266, section 4.3).
+        let file_name = match parsed.get("filename*") {
+            Some(value) => Some(decode_extended(value).unwrap_or_else(|| text(value))),
+            None => parsed.get("filename").map(text),
+        };
+        Self { name: parsed.get("name").map(text), file_name }
     }
 }
 
-/// Decodes an extended value (RFC 8187), such as `UTF-8'en'a%20b.jpg`.
-fn extended(value: &[u8]) -> Option<String> {
-    let mut pieces = value.splitn(3, |byte| *byte == b'\'');
-    let (charset, _language, encoded) = (pieces.next()?, pieces.next()?, pieces.next()?);
+/// Decodes an extended value (RFC 8187), such as `UTF-8'en'a%20b.jpg`. `None` if it is invalid or
+/// has another charset.
+fn decode_extended(value: &[u8]) -> Option<String> {
+    let mut parts = value.splitn(3, |byte| *byte == b'\'');
+    let (charset, _language, encoded) = (parts.next()?, parts.next()?, parts.next()?);
     if charset.eq_ignore_ascii_case(b"utf-8") {
         Some(percent_decode(encoded).decode_utf8_lossy().into_owned())
     } else if charset.eq_ignore_ascii_case(b"iso-8859-1") {
@@ -55,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn both_names_are_read_as_clients_write_them() {
+    fn both_names_are_read_in_every_spelling() {
         for (header, file_name) in [
             ("form-data; name=\"file\"; filename=\"a.jpg\"", "a.jpg"),
             ("form-data; filename=\"my name=bob.jpg\"; name=\"file\"", "my name=bob.jpg"),
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_or_ambiguous_name_is_none() {
+    fn a_missing_or_repeated_name_is_none() {
         for (header, file_name) in [
             ("form-data", None),
             ("form-data; filename=\"name=file\"", Some("name=file")),
@@ -100,14 +101,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_extended_name_comes_back(name in "\\PC{0,20}") {
+        fn any_extended_name_is_decoded(name in "\\PC{0,20}") {
             let encoded: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
             let header = format!("form-data; name=file; filename*=UTF-8''{encoded}");
             prop_assert_eq!(read(&header), (Some("file".into()), Some(name)));
         }
 
         #[test]
-        fn no_header_makes_it_panic(header in proptest::collection::vec(any::<u8>(), 0..80)) {
+        fn parsing_never_panics(header in proptest::collection::vec(any::<u8>(), 0..80)) {
             let _ = Disposition::parse(&header);
             let _ = Disposition::parse(&[b"form-data; filename*=", &header[..]].concat());
         }

@@ -1,20 +1,19 @@
-//! Cleans the name that a client gives its picture. Answers repeat the name, and nothing else uses
-//! it.
+//! Cleans the file name that a client sent with its picture. The name is used only in the answer.
 
-/// The longest name that answers repeat, in characters.
-const LONGEST: usize = 255;
+/// The most characters of a name.
+const MAX_CHARS: usize = 255;
 
-/// Returns the printable part of a name, or `None` if nothing is left.
+/// Removes unprintable characters from a name. Returns `None` if no others are left.
 pub(in crate::web) fn printable(name: &str) -> Option<String> {
-    let name: String = name.chars().filter(|c| !is_hidden(*c)).take(LONGEST).collect();
+    let name: String = name.chars().filter(|c| !is_unprintable(*c)).take(MAX_CHARS).collect();
     let name = name.trim();
-    (!name.is_empty()).then(|| name.to_owned())
+    if name.is_empty() { None } else { Some(name.to_owned()) }
 }
 
-/// Whether a character is invisible or makes text look different from what it is: control
+/// Whether a character is invisible or changes how other characters are displayed: control
 /// characters, line separators, marks and overrides of the writing direction, invisible fillers.
-/// Joiners, which emoji need, are not hidden.
-fn is_hidden(c: char) -> bool {
+/// Joiners are printable, since emoji need them.
+fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff0}'..='\u{ffff}' | '\u{e0000}'..='\u{e007f}')
@@ -27,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lose_only_their_invisible_characters() {
+    fn only_unprintable_characters_are_removed() {
         for (name, expected) in [
             ("IMG_0042.JPG", Some("IMG_0042.JPG")),
             ("../../etc/passwd", Some("../../etc/passwd")),
@@ -40,7 +39,7 @@ mod tests {
         ] {
             assert_eq!(printable(name).as_deref(), expected, "{name:?}");
         }
-        assert_eq!(printable(&"a".repeat(4000)).unwrap().len(), LONGEST);
+        assert_eq!(printable(&"a".repeat(4000)).unwrap().len(), MAX_CHARS);
     }
 
     proptest! {

@@ -1,5 +1,5 @@
-//! Checks a request's head for what HTTP/1.1 requires and hyper does not check: exactly one valid
-//! host (RFC 9112, section 3.2), and a body without codings that the service does not decode.
+//! Checks rules of HTTP/1.1 for a request's head that hyper does not check. The head must contain
+//! exactly one valid host (RFC 9112, section 3.2), and no coding that the service does not decode.
 
 use std::net::Ipv6Addr;
 
@@ -15,7 +15,7 @@ pub enum HeadError {
     /// An HTTP/1.1 request without a `Host`.
     #[error("there is no Host")]
     NoHost,
-    /// More than one `Host`. A proxy in front may have used another one than the service would.
+    /// More than one `Host`. A proxy and the service might use different ones.
     #[error("there is more than one Host")]
     ManyHosts,
     /// The `Host`, or the host in the request line, is malformed.
@@ -29,10 +29,10 @@ pub enum HeadError {
     TransferEncoding(String),
 }
 
-/// Checks a request's head, and sets `Host` to the host that the request is for.
+/// Checks a request's head. If the request line contains a host, sets `Host` to that.
 ///
 /// # Errors
-/// [`HeadError`]
+/// A [`HeadError`] if the head violates a rule.
 pub(in crate::web) fn check(request: &mut Request) -> Result<(), HeadError> {
     check_host(request)?;
     check_transfer_encoding(request.headers())?;
@@ -42,8 +42,7 @@ pub(in crate::web) fn check(request: &mut Request) -> Result<(), HeadError> {
     Ok(())
 }
 
-/// Checks the host. If the request line names one, it overrides the header (RFC 9112, section
-/// 3.2.2).
+/// Checks the host. A host in the request line replaces the header (RFC 9112, section 3.2.2).
 fn check_host(request: &mut Request) -> Result<(), HeadError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -52,24 +51,25 @@ fn check_host(request: &mut Request) -> Result<(), HeadError> {
         // `Host` is optional before HTTP/1.1.
         (None, None) if request.version() < Version::HTTP_11 => {}
         (Some(host), None) if host.is_empty() && request.version() < Version::HTTP_11 => {}
-        // HTTP allows an empty `Host` only for URIs without a host, and http URIs always have one.
+        // An empty `Host` is allowed only for URIs without a host. Every `http` URI has a host.
         (Some(_), None) => return Err(HeadError::MalformedHost),
         (None, None) => return Err(HeadError::NoHost),
     }
     if let Some(authority) = request.uri().authority() {
-        let host = HeaderValue::from_str(authority.as_str())
-            .ok()
-            .filter(|host| is_host(host.as_bytes()))
-            .ok_or(HeadError::MalformedHost)?;
+        if !is_host(authority.as_str().as_bytes()) {
+            return Err(HeadError::MalformedHost);
+        }
+        let host = HeaderValue::from_str(authority.as_str());
+        let host = host.map_err(|_| HeadError::MalformedHost)?;
         request.headers_mut().insert(header::HOST, host);
     }
     Ok(())
 }
 
-/// Whether this is a host with or without a port, in the syntax of RFC 3986 (section 3.2.2).
+/// Whether the text is a host with or without a port (RFC 3986, section 3.2.2).
 fn is_host(text: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(text) else { return false };
-    let (is_name, port) = match text.strip_prefix('[') {
+    let (is_valid, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
             Some((address, port)) => (address.parse::<Ipv6Addr>().is_ok(), port),
             None => return false,
@@ -80,10 +80,10 @@ fn is_host(text: &[u8]) -> bool {
         }
     };
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
-    is_name && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+    is_valid && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
-/// Whether this is a name or an IPv4 address, and not empty.
+/// Whether the text is a host name or an IPv4 address.
 fn is_name(mut name: &[u8]) -> bool {
     let is_empty = name.is_empty();
     while let [first, rest @ ..] = name {
@@ -100,13 +100,13 @@ fn is_name(mut name: &[u8]) -> bool {
     !is_empty
 }
 
-/// Checks the transfer coding. hyper decodes only `chunked`, but accepts any list of codings that
-/// ends in it. It refuses all other lists itself, since the end of such a body is unknown.
+/// Checks the transfer coding. hyper accepts every list of codings that ends in `chunked`, but
+/// decodes only `chunked`. It refuses all other lists, since the end of such a body is unknown.
 fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
         (None, _) => Ok(()),
-        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        (Some(coding), None) if coding.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
         _ => Err(HeadError::TransferEncoding(printable(headers, header::TRANSFER_ENCODING))),
     }
 }
@@ -122,8 +122,7 @@ fn check_content_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     }
 }
 
-/// Returns a header's value, shortened and reduced to characters that are harmless in a sentence
-/// and in the log.
+/// The start of a header's value, reduced to characters that are harmless in errors and in the log.
 fn printable(headers: &HeaderMap, name: HeaderName) -> String {
     let lines: Vec<_> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
     let bytes = lines.join(&b", "[..]).into_iter();
@@ -139,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_are_what_rfc_3986_says() {
+    fn is_host_accepts_exactly_the_hosts_of_rfc_3986() {
         for host in [
             "x",
             "images.example.com",
@@ -190,16 +189,16 @@ mod tests {
     }
 
     #[test]
-    fn a_quoted_header_is_made_harmless_and_short() {
+    fn printable_shortens_a_header_and_removes_harmful_characters() {
         let headers = |value: &[u8]| {
             HeaderMap::from_iter([(
                 header::CONTENT_ENCODING,
                 HeaderValue::from_bytes(value).unwrap(),
             )])
         };
-        let shown = |value: &[u8]| printable(&headers(value), header::CONTENT_ENCODING);
-        assert_eq!(shown(b"gzip, br;q=0.5"), "gzip, br;q=0.5");
-        assert_eq!(shown(b"<b>\"\xff\t"), "b");
-        assert_eq!(shown(&[b'x'; 1000]).len(), 60);
+        let printable = |value: &[u8]| printable(&headers(value), header::CONTENT_ENCODING);
+        assert_eq!(printable(b"gzip, br;q=0.5"), "gzip, br;q=0.5");
+        assert_eq!(printable(b"<b>\"\xff\t"), "b");
+        assert_eq!(printable(&[b'x'; 1000]).len(), 60);
     }
 }

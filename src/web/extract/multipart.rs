@@ -1,10 +1,13 @@
 //! Reads a multipart form (RFC 7578) as it arrives, and finds the picture in it.
 //!
-//! multer does the parsing, with three precautions. It would read every chunk that is ready into
-//! memory before it parses any, so it gets one chunk at a time. It does not bound the header of a
-//! part, so the bytes that it holds are counted, bounded and charged to the client. It finds
-//! `name=` inside a file's name and does not know extended names, so `disposition` reads the
-//! headers of parts.
+//! The parser is multer. This module works around three of its properties:
+//!
+//! - multer reads every chunk that is ready into memory before it parses any. It therefore gets one
+//!   chunk at a time.
+//! - multer does not limit the length of a part's header. The bytes that it has in memory are
+//!   therefore counted and limited, and count toward the client's share of memory.
+//! - multer finds `name=` inside a file's name, and does not know extended names. `disposition`
+//!   therefore reads the headers of parts.
 
 use std::{
     future::poll_fn,
@@ -30,9 +33,9 @@ use crate::{
 /// The most parts that a form may have.
 const MAX_PARTS: usize = 32;
 
-/// The most bytes that may arrive before a part's header is complete, since the parser holds them
-/// all.
-const MAX_HEADER: usize = 64 * 1024;
+/// The most bytes that may arrive before a part's header is complete. The parser has all of them in
+/// memory.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
 
 /// An example of how to send a form, for error messages.
 pub(in crate::web) const EXAMPLE: &str = "curl -F \"file=@photo.jpg\"";
@@ -44,29 +47,30 @@ pub(in crate::web) fn invalid(msg: &str, detail: impl Into<String>) -> Error {
 
 /// A multipart form that is being received.
 pub(in crate::web) struct Form {
-    parts: Multipart<'static>,
-    /// Bytes that arrived since the parser last returned something.
-    unparsed: Arc<AtomicUsize>,
-    /// Whether the parser must handle the chunk that it has before it gets the next one.
+    parser: Multipart<'static>,
+    /// How many bytes arrived since the parser last returned something.
+    unparsed_bytes: Arc<AtomicUsize>,
+    /// Whether the parser must parse its present chunk before it gets the next one.
     is_paused: Arc<AtomicBool>,
-    count: usize,
+    part_count: usize,
 }
 
 impl Form {
-    /// Starts to read a form from a body. The bytes that the parser holds are charged to `memory`.
+    /// Starts to read a form from a body. `memory` grows to the most bytes that the parser has in
+    /// memory at once.
     pub(in crate::web) fn new(
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + 'static,
         boundary: &str,
         mut memory: SharePermit,
     ) -> Self {
-        let unparsed = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&unparsed);
-        let metered = body.map(move |chunk| {
+        let unparsed_bytes = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&unparsed_bytes);
+        let counted = body.map(move |chunk| {
             let chunk = chunk?;
             let before = counter.fetch_add(chunk.len(), Ordering::Relaxed);
-            // The parser may hold this much until it is dropped.
+            // The permit never shrinks, since the parser does not free its buffer before its end.
             memory.grow_to((before + chunk.len()) as u64).map_err(BodyError::from)?;
-            if before > MAX_HEADER {
+            if before > MAX_HEADER_BYTES {
                 return Err(invalid(
                     "Part header too long",
                     "The header of a part of the form is too long.",
@@ -75,102 +79,109 @@ impl Form {
             Ok(chunk)
         });
         let is_paused = Arc::new(AtomicBool::new(false));
-        let chunks = one_at_a_time(metered.boxed(), Arc::clone(&is_paused));
-        Self { parts: Multipart::new(chunks, boundary), unparsed, is_paused, count: 0 }
+        let chunks = one_at_a_time(counted.boxed(), Arc::clone(&is_paused));
+        Self { parser: Multipart::new(chunks, boundary), unparsed_bytes, is_paused, part_count: 0 }
     }
 
     async fn next_part(&mut self) -> Result<Option<Part>, Error> {
-        let part = chunk_by_chunk(&self.is_paused, self.parts.next_field()).await?;
-        self.unparsed.store(0, Ordering::Relaxed);
-        self.count += 1;
-        if part.is_some() && self.count > MAX_PARTS {
+        let field = chunk_by_chunk(&self.is_paused, self.parser.next_field()).await?;
+        self.unparsed_bytes.store(0, Ordering::Relaxed);
+        let Some(field) = field else { return Ok(None) };
+        self.part_count += 1;
+        if self.part_count > MAX_PARTS {
             return Err(invalid(
                 "Too many parts",
                 format!("The form has more than {MAX_PARTS} parts."),
             ));
         }
-        Ok(part.map(|field| {
-            let header = field.headers().get(header::CONTENT_DISPOSITION);
-            let disposition = Disposition::parse(header.map_or(b"", HeaderValue::as_bytes));
-            Part { field, disposition }
-        }))
+        let header = field.headers().get(header::CONTENT_DISPOSITION);
+        let disposition = Disposition::parse(header.map_or(b"", HeaderValue::as_bytes));
+        Ok(Some(Part { field, disposition }))
     }
 
-    /// Returns the next bytes of a part, never empty ones; `None` at the part's end.
+    /// Returns the next bytes of a part, or `None` at the part's end. Never returns an empty chunk.
     async fn next_chunk(&self, part: &mut Part) -> Result<Option<Bytes>, Error> {
         loop {
             let chunk = chunk_by_chunk(&self.is_paused, part.field.chunk()).await?;
-            self.unparsed.store(0, Ordering::Relaxed);
+            self.unparsed_bytes.store(0, Ordering::Relaxed);
             if chunk.as_ref().is_none_or(|bytes| !bytes.is_empty()) {
                 return Ok(chunk);
             }
         }
     }
 
-    /// Skips to the first part named `file` that is not empty: browsers send an empty one for each
-    /// file input without a choice. If all are empty, it returns an empty one.
+    async fn skip(&self, mut part: Part) -> Result<(), Error> {
+        while self.next_chunk(&mut part).await?.is_some() {}
+        Ok(())
+    }
+
+    /// Reads to the first part with the field name `file` that is not empty. Browsers send an empty
+    /// part for each file input that the user left empty. If all parts are empty, returns the first.
     ///
     /// # Errors
-    /// [`Error::Invalid`], if there is no such part or the form is malformed; [`Error::Body`].
+    /// [`Error::Invalid`] if there is no such part or the form is malformed. [`Error::Body`] if the
+    /// body could not be received.
     pub(in crate::web) async fn find_file(&mut self) -> Result<FormFile, Error> {
-        let (mut empty, mut others) = (None, Vec::new());
+        let mut first_empty = None;
+        let mut other_names = Vec::new();
         while let Some(mut part) = self.next_part().await? {
             if part.is_file() {
                 match self.next_chunk(&mut part).await? {
-                    Some(first) => {
+                    Some(first_chunk) => {
                         let name = part.disposition.file_name.take();
-                        return Ok(FormFile { name, begun: Some((first, part)) });
+                        return Ok(FormFile { name, content: Some((first_chunk, part)) });
                     }
                     None => {
                         let name = part.disposition.file_name;
-                        empty.get_or_insert(FormFile { name, begun: None });
-                        continue;
+                        first_empty.get_or_insert(FormFile { name, content: None });
                     }
                 }
+            } else {
+                let name = part.disposition.name.as_deref().unwrap_or("(no name)");
+                let name: String = name.chars().take(40).collect();
+                other_names.push(file_name::printable(&name).unwrap_or_else(|| "(no name)".into()));
+                self.skip(part).await?;
             }
-            let name = part.disposition.name.as_deref().unwrap_or("(no name)");
-            let name: String = name.chars().take(40).collect();
-            others.push(file_name::printable(&name).unwrap_or_else(|| "(no name)".into()));
-            while self.next_chunk(&mut part).await?.is_some() {}
         }
-        if let Some(empty) = empty {
-            return Ok(empty);
+        if let Some(file) = first_empty {
+            return Ok(file);
         }
-        let received = if others.is_empty() { "no field".into() } else { others.join(", ") };
+        let received =
+            if other_names.is_empty() { "no field".into() } else { other_names.join(", ") };
         Err(Invalid::at(
             &["body", "file"],
             "missing",
             "Field required",
             format!(
-                "The form must hold the picture in a field named file ({EXAMPLE}); received: {received}."
+                "The form must contain the picture in a field named file ({EXAMPLE}); received: {received}."
             ),
         ))
     }
 
-    /// Streams the file's bytes, then checks that no second file follows.
+    /// Streams the file's bytes, and then checks that no second file follows.
     pub(in crate::web) fn into_stream(
         self,
         file: FormFile,
     ) -> impl Stream<Item = Result<Bytes, Error>> + Send {
-        let (first, part) = file.begun.unzip();
-        let rest = stream::try_unfold((self, part), |(mut form, file)| async move {
-            let Some(mut file) = file else { return Ok(None) };
-            if let Some(bytes) = form.next_chunk(&mut file).await? {
-                return Ok(Some((bytes, (form, Some(file)))));
+        let (first_chunk, part) = file.content.unzip();
+        let rest = stream::try_unfold((self, part), |(mut form, part)| async move {
+            let Some(mut part) = part else { return Ok(None) };
+            if let Some(bytes) = form.next_chunk(&mut part).await? {
+                return Ok(Some((bytes, (form, Some(part)))));
             }
-            drop(file); // the parser returns the next part only when this one is dropped
+            drop(part); // The parser returns the next part only after this one is dropped.
             while let Some(mut part) = form.next_part().await? {
                 if part.is_file() && form.next_chunk(&mut part).await?.is_some() {
                     return Err(invalid(
                         "One file only",
-                        "The form holds more than one field named file; send one picture a request.",
+                        "The form contains more than one field named file; send only one picture in each request.",
                     ));
                 }
-                while form.next_chunk(&mut part).await?.is_some() {}
+                form.skip(part).await?;
             }
             Ok(None)
         });
-        stream::iter(first.map(Ok)).chain(rest)
+        stream::iter(first_chunk.map(Ok)).chain(rest)
     }
 }
 
@@ -181,29 +192,30 @@ struct Part {
 }
 
 impl Part {
+    /// Whether the field's name is `file`.
     fn is_file(&self) -> bool {
         self.disposition.name.as_deref() == Some("file")
     }
 }
 
-/// The part that holds the picture.
+/// The part with the picture.
 pub(in crate::web) struct FormFile {
-    /// The file's name as the client sent it; `None` if the field holds text.
+    /// The file's name as the client sent it. `None` if the part has no file name, as for text.
     pub name: Option<String>,
-    /// The first bytes, and the part that yields the others; `None` if the file is empty.
-    begun: Option<(Bytes, Part)>,
+    /// The first chunk, and the part that returns the following ones. `None` if the file is empty.
+    content: Option<(Bytes, Part)>,
 }
 
-/// Yields one chunk, then pauses until [`chunk_by_chunk`] resumes it. Otherwise the parser would
-/// read everything that is ready into memory, and would call a form incomplete whose first chunk
-/// arrives together with the end.
+/// Returns one chunk, and then pauses until [`chunk_by_chunk`] resumes the stream. Without pauses,
+/// the parser would read every chunk that is ready into memory. It would also report a form as
+/// incomplete if the first chunk and the end of the body are ready at the same time.
 fn one_at_a_time<T>(
     mut stream: impl Stream<Item = T> + Unpin,
     is_paused: Arc<AtomicBool>,
 ) -> impl Stream<Item = T> {
     stream::poll_fn(move |context| {
         if is_paused.load(Ordering::Relaxed) {
-            return Poll::Pending; // needs no waker: `chunk_by_chunk` polls again by itself
+            return Poll::Pending; // No waker is necessary: `chunk_by_chunk` polls again at once.
         }
         let polled = stream.poll_next_unpin(context);
         is_paused.store(polled.is_ready(), Ordering::Relaxed);
@@ -228,9 +240,10 @@ async fn chunk_by_chunk<T>(
     parsed.await.map_err(form_error)
 }
 
-/// Converts the parser's errors. Errors of the body itself pass through the parser unchanged.
+/// Converts an error of the parser.
 fn form_error(error: multer::Error) -> Error {
     match error {
+        // The body's own error, which the parser passes on.
         multer::Error::StreamReadFailed(source) => match source.downcast::<Error>() {
             Ok(error) => *error,
             Err(other) => Error::Internal(other.to_string()),
@@ -256,12 +269,12 @@ mod tests {
     use super::*;
     use crate::shares::{ClientNetwork, Shares};
 
-    /// A part with this content. `name` may be followed by further parameters.
+    /// A part as text. `name` may contain further parameters after the name.
     fn part(name: &str, content: &str) -> String {
         format!("--x\r\nContent-Disposition: form-data; name={name}\r\n\r\n{content}\r\n")
     }
 
-    /// Reads the file's name and bytes from a form that arrives in these chunks.
+    /// Reads the file's name and bytes from a form in chunks.
     async fn read(chunks: Vec<Bytes>) -> Result<(Option<String>, Vec<u8>), Error> {
         let memory = Shares::new(1 << 20, 1, 1).empty(ClientNetwork::UNKNOWN);
         let mut form = Form::new(stream::iter(chunks.into_iter().map(Ok)), "x", memory);
@@ -274,7 +287,7 @@ mod tests {
         Ok((name, bytes.await?))
     }
 
-    /// The `detail` of the error that a form causes.
+    /// The `detail` of an invalid form's error.
     async fn detail_of(form: String) -> String {
         match read(vec![form.into()]).await {
             Err(error @ Error::Invalid(_)) => error.detail(),
@@ -284,7 +297,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_form_is_read_the_same_however_it_is_split_into_chunks(
+        fn a_form_is_read_in_any_chunks(
             splits in proptest::collection::btree_set(0usize..260, 0..40),
         ) {
             let form = [
@@ -309,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn empty_files_beside_the_picture_are_skipped() {
+    async fn empty_files_are_skipped_if_the_form_also_contains_a_picture() {
         let empty = part("file; filename=\"\"", "");
         let picture = part("file; filename=a.png", "picture");
         for order in
@@ -324,23 +337,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_faulty_form_is_refused_with_its_fault() {
-        let other = format!("{}{}--x--\r\n", part("photo", "1"), part("image", "2"));
-        assert!(detail_of(other).await.contains("received: photo, image."));
-        let two = format!("{}{}--x--\r\n", part("file", "1"), part("file", "2"));
-        assert!(detail_of(two).await.contains("more than one field named file"));
+    async fn an_invalid_form_is_refused_with_a_reason() {
+        let without_file = format!("{}{}--x--\r\n", part("photo", "1"), part("image", "2"));
+        assert!(detail_of(without_file).await.contains("received: photo, image."));
+        let two_files = format!("{}{}--x--\r\n", part("file", "1"), part("file", "2"));
+        assert!(detail_of(two_files).await.contains("more than one field named file"));
         assert!(detail_of(part("file", "1")).await.contains("ends before its closing boundary"));
         assert!(detail_of("--x--\r\n".into()).await.contains("received: no field."));
-        let many = part("note", "").repeat(MAX_PARTS + 1);
-        assert!(detail_of(many).await.contains("more than 32 parts"));
+        let too_many_parts = part("note", "").repeat(MAX_PARTS + 1);
+        assert!(detail_of(too_many_parts).await.contains("more than 32 parts"));
     }
 
     #[tokio::test]
-    async fn the_memory_for_a_parts_header_is_bounded() {
-        let endless = stream::repeat(Bytes::from(vec![b'a'; 16 * 1024]));
-        let chunks: Vec<_> = endless.take(100).collect().await;
-        let begun = vec![Bytes::from("--x\r\nContent-Disposition: ")];
-        let error = read([begun, chunks].concat()).await.unwrap_err();
+    async fn a_part_with_too_long_a_header_is_refused() {
+        let start = Bytes::from("--x\r\nContent-Disposition: ");
+        let mut chunks = vec![start];
+        chunks.resize(101, Bytes::from(vec![b'a'; 16 * 1024]));
+        let error = read(chunks).await.unwrap_err();
         assert!(error.detail().contains("header of a part of the form is too long"));
     }
 }

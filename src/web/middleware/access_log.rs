@@ -1,5 +1,6 @@
-//! The access log: gives each request an id, writes one line for it, counts it in the metrics, and
-//! writes the bodies of errors, since those hold the request's id.
+//! The access log: assigns each request an id, logs one line for it, and counts it in the metrics.
+//!
+//! This layer also writes the bodies of errors, since they contain the request's id.
 
 use std::{error::Error as StdError, sync::Arc, time::Instant};
 
@@ -24,10 +25,11 @@ use crate::{
     },
 };
 
-/// The status in the log and the metrics for a request whose client left, as in nginx.
-const CLIENT_LEFT: u16 = 499;
+/// The status in the log and the metrics if the client disconnected before the response. nginx uses
+/// the same number.
+const CLIENT_DISCONNECTED: u16 = 499;
 
-/// What a handler adds to its request's line in the log. Handlers attach it to their response.
+/// Fields that a handler adds to the request's log line. The handler attaches them to its response.
 #[derive(Debug, Clone, Default)]
 pub(in crate::web) struct LogFields {
     /// The name of the saved file.
@@ -47,11 +49,11 @@ pub(in crate::web) struct LogFields {
 pub(in crate::web) struct AccessLog {
     /// The metrics that count requests.
     pub metrics: Arc<Metrics>,
-    /// The proxies whose `X-Forwarded-For` is believed.
+    /// The proxies whose `X-Forwarded-For` is trusted.
     pub proxies: TrustedProxies,
 }
 
-/// The layer; see the module's documentation.
+/// The layer. The module's documentation describes it.
 pub(in crate::web) async fn access_log(
     State(AccessLog { metrics, proxies }): State<AccessLog>,
     mut request: Request,
@@ -60,7 +62,7 @@ pub(in crate::web) async fn access_log(
     let id = request_id(request.headers());
     let route =
         request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
-    // A client may send any text as a method; only known methods go to the log.
+    // A client may send any text as the method. Unknown methods are not logged.
     let method = match request.method().as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known,
         _ => "other",
@@ -87,9 +89,9 @@ pub(in crate::web) async fn access_log(
 
     let mut response = next.run(request).instrument(span).await;
 
-    let failure = response.extensions_mut().remove::<ErrorExtension>();
-    if let Some(failure) = &failure {
-        response = answer(failure, response, &entry.id, &path);
+    let error = response.extensions_mut().remove::<ErrorExtension>();
+    if let Some(error) = &error {
+        response = with_error_body(response, error, &entry.id, &path);
     }
     if let Ok(id) = HeaderValue::try_from(&entry.id) {
         response.headers_mut().insert(REQUEST_ID, id);
@@ -98,28 +100,32 @@ pub(in crate::web) async fn access_log(
         .headers_mut()
         .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     let fields = response.extensions_mut().remove::<LogFields>().unwrap_or_default();
-    entry.write(response.status(), &fields, failure.as_ref());
+    entry.write(response.status(), &fields, error.as_ref().map(|error| &*error.0));
     response
 }
 
-/// Writes the body of an error, and keeps the headers that the response has already, such as
-/// `Allow` and `Retry-After`.
-fn answer(failure: &ErrorExtension, mut response: Response, id: &str, path: &str) -> Response {
-    // A problem holds only strings and numbers, so serializing it never fails.
-    let mut body = serde_json::to_vec(&failure.problem(id, path)).unwrap_or_default();
-    body.push(b'\n'); // for people at a terminal
+/// Adds the body of an error to its response. Headers such as `Allow` and `Retry-After` stay.
+fn with_error_body(
+    mut response: Response,
+    error: &ErrorExtension,
+    id: &str,
+    path: &str,
+) -> Response {
+    // A problem contains only strings and numbers, so serializing it never fails.
+    let mut body = serde_json::to_vec(&error.problem(id, path)).unwrap_or_default();
+    body.push(b'\n'); // for readability in a terminal
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-    if expects_openai_errors(path) && needs_operator(failure.0.code()) {
+    if expects_openai_errors(path) && needs_operator(error.0.code()) {
         headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
     }
     *response.body_mut() = Body::from(body);
     response
 }
 
-/// A request's line in the log. If the client leaves, the request is dropped, and then `drop`
-/// writes the line.
+/// A request's line in the log. If the client disconnects, the request's future is dropped, and
+/// `drop` writes the line.
 struct Entry {
     _in_flight: InFlightGuard,
     metrics: Arc<Metrics>,
@@ -133,22 +139,21 @@ struct Entry {
 }
 
 impl Entry {
-    /// The ids of the caller's trace and span, if it sent them.
-    fn trace(&self) -> (Option<&str>, Option<&str>) {
+    /// The ids of the client's trace and span, if the client sent them.
+    fn trace_ids(&self) -> (Option<&str>, Option<&str>) {
         self.trace.as_ref().map(|trace| (&*trace.trace_id, &*trace.span_id)).unzip()
     }
 
-    fn write(&mut self, status: StatusCode, fields: &LogFields, failure: Option<&ErrorExtension>) {
+    fn write(&mut self, status: StatusCode, fields: &LogFields, error: Option<&Error>) {
         self.is_written = true;
         let status = status.as_u16();
         let elapsed = self.started.elapsed();
         self.metrics.record_request(&self.route, status, elapsed);
-        let error = failure.map(|failure| &*failure.0);
-        if let Some(shed) = error.and_then(Error::overload_reason) {
-            self.metrics.record_shed(shed.name());
+        if let Some(reason) = error.and_then(Error::overload_reason) {
+            self.metrics.record_shed(reason.name());
         }
-        let saved = error.and_then(Error::saved).map(|saved| saved.saved_as.as_str());
-        let (trace_id, span_id) = self.trace();
+        let saved_before_error = error.and_then(Error::saved).map(|saved| saved.saved_as.as_str());
+        let (trace_id, span_id) = self.trace_ids();
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -160,23 +165,23 @@ impl Entry {
                     trace_id,
                     span_id,
                     client = self.client,
-                    saved_as = fields.saved_as.as_deref().or(saved),
+                    saved_as = fields.saved_as.as_deref().or(saved_before_error),
                     pictures = fields.pictures,
                     size_bytes = fields.size_bytes,
                     cache = fields.cache,
                     attempts = fields.attempts.or(error.and_then(Error::attempts)),
                     code = error.map(|error| error.code().as_str()),
-                    error = error.map(|error| chain(error)),
+                    error = error.map(|error| with_causes(error)),
                     "request"
                 )
             };
         }
         match status {
             500 => line!(error),
-            // 501 is logged as `info`, since it is the client's fault.
+            // 501 means that the client sent a wrong request. It is logged as `info`.
             502.. => line!(warn),
-            // Probes and scrapers send these every few seconds.
-            _ if failure.is_none()
+            // Health checks and scrapers send these every few seconds.
+            _ if error.is_none()
                 && matches!(self.route.as_str(), "/health" | "/ready" | "/metrics") =>
             {
                 line!(debug);
@@ -190,29 +195,29 @@ impl Drop for Entry {
     fn drop(&mut self) {
         if !self.is_written {
             let elapsed = self.started.elapsed();
-            let (trace_id, span_id) = self.trace();
-            self.metrics.record_request(&self.route, CLIENT_LEFT, elapsed);
+            let (trace_id, span_id) = self.trace_ids();
+            self.metrics.record_request(&self.route, CLIENT_DISCONNECTED, elapsed);
             tracing::info!(
                 method = self.method,
                 route = self.route,
-                status = CLIENT_LEFT,
+                status = CLIENT_DISCONNECTED,
                 duration_ms = elapsed.as_secs_f64() * 1000.0,
                 request_id = self.id,
                 trace_id,
                 span_id,
                 client = self.client,
-                "request: the client left"
+                "request: the client disconnected"
             );
         }
     }
 }
 
-/// Joins an error and its causes into one line.
-fn chain(error: &(dyn StdError + 'static)) -> String {
+/// The messages of an error and of its causes in one line.
+fn with_causes(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     for cause in causes(error) {
         let cause = cause.to_string();
-        // A transparent wrapper repeats its cause.
+        // Without this, the message of a transparent error would appear twice.
         if !text.ends_with(&cause) {
             text.push_str(": ");
             text.push_str(&cause);

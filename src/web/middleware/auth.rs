@@ -1,4 +1,4 @@
-//! Authentication: checks the client's key from the header, before any of the body is read.
+//! Authentication: checks the client's key before the body is read.
 
 use std::{fmt, sync::Arc};
 
@@ -13,11 +13,11 @@ use subtle::{Choice, ConstantTimeEq};
 
 use crate::{bearer_token, web::error::Error};
 
-/// The SHA-256 of a client's key. The key itself is not kept.
+/// The SHA-256 of a client's key. The key itself is not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct KeyDigest(pub(super) [u8; 32]);
 
-/// The clients' keys. Without any, everybody may call. Cheap to clone.
+/// The clients' keys. Without keys, every client may call the service. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct ClientKeys(Arc<[KeyDigest]>);
 
@@ -25,15 +25,15 @@ impl ClientKeys {
     /// Parses keys that are separated by commas or line breaks.
     ///
     /// # Errors
-    /// What is wrong with them. The message does not quote the keys.
+    /// A message that says what is wrong. It does not contain the keys.
     pub fn parse(text: &str) -> Result<Self, String> {
         let keys: Vec<_> =
             text.split([',', '\n', '\r']).map(str::trim).filter(|key| !key.is_empty()).collect();
         if keys.is_empty() {
-            return Err("holds no key".into());
+            return Err("contains no key".into());
         }
         for key in &keys {
-            bearer_token::check(key).map_err(|fault| format!("holds a key {fault}"))?;
+            bearer_token::check(key).map_err(|error| format!("contains a key {error}"))?;
         }
         Ok(Self(keys.into_iter().map(digest).collect()))
     }
@@ -43,16 +43,16 @@ impl ClientKeys {
         self.0.is_empty()
     }
 
-    /// Returns the key that a request carries (`Authorization: Bearer`, RFC 6750), if it is one of
-    /// these. The time that this takes reveals neither which key matched nor how much of one: it
-    /// always compares the digests of all keys.
+    /// Returns the digest of the request's key (`Authorization: Bearer`, RFC 6750), if the key is
+    /// valid. Always compares the digests of all keys in constant time. The duration thus does not
+    /// reveal which key matched, or how many of its bytes.
     fn find(&self, headers: &HeaderMap) -> Option<KeyDigest> {
-        let sent = digest(bearer(headers)?);
-        let mut known = Choice::from(0);
+        let sent = digest(bearer_key(headers)?);
+        let mut is_valid = Choice::from(0);
         for key in &*self.0 {
-            known |= key.0.ct_eq(&sent.0);
+            is_valid |= key.0.ct_eq(&sent.0);
         }
-        bool::from(known).then_some(sent)
+        if bool::from(is_valid) { Some(sent) } else { None }
     }
 }
 
@@ -76,9 +76,9 @@ pub(in crate::web) async fn require_key(
     Ok(next.run(request).await)
 }
 
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+fn bearer_key(headers: &HeaderMap) -> Option<&str> {
     let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    if scheme.eq_ignore_ascii_case("bearer") { Some(key.trim()) } else { None }
 }
 
 fn digest(key: &str) -> KeyDigest {
@@ -89,7 +89,7 @@ fn digest(key: &str) -> KeyDigest {
 mod tests {
     use super::*;
 
-    fn find(keys: &str, authorization: &str) -> bool {
+    fn is_accepted(keys: &str, authorization: &str) -> bool {
         let headers =
             HeaderMap::from_iter([(header::AUTHORIZATION, authorization.parse().unwrap())]);
         ClientKeys::parse(keys).unwrap().find(&headers).is_some()
@@ -100,8 +100,8 @@ mod tests {
         for keys in
             ["first-key,second-key", "first-key\nsecond-key\n", " first-key ,\r\n second-key"]
         {
-            assert!(find(keys, "Bearer first-key"));
-            assert!(find(keys, "bearer  second-key "));
+            assert!(is_accepted(keys, "Bearer first-key"));
+            assert!(is_accepted(keys, "bearer  second-key "));
             for wrong in [
                 "Bearer first-ke",
                 "Bearer first-key1",
@@ -112,22 +112,22 @@ mod tests {
                 "first-key",
                 "Basic first-key",
             ] {
-                assert!(!find(keys, wrong), "{wrong}");
+                assert!(!is_accepted(keys, wrong), "{wrong}");
             }
         }
         assert!(ClientKeys::parse("a").unwrap().find(&HeaderMap::new()).is_none());
     }
 
     #[test]
-    fn text_without_a_valid_key_is_a_fault_that_quotes_nothing() {
+    fn invalid_keys_are_refused_with_a_message_that_does_not_contain_them() {
         for text in ["", " , \n", "planted key", "pl\u{e4}nted", "planted\", NAME=planted"] {
-            let fault = ClientKeys::parse(text).unwrap_err();
-            assert!(!fault.contains("pl"), "{fault}");
+            let message = ClientKeys::parse(text).unwrap_err();
+            assert!(!message.contains("pl"), "{message}");
         }
     }
 
     #[test]
-    fn keys_cannot_be_printed() {
+    fn debug_output_does_not_contain_the_keys() {
         let keys = ClientKeys::parse("planted-1,planted-2").unwrap();
         assert_eq!(format!("{keys:?}"), "ClientKeys(2 redacted)");
     }

@@ -1,8 +1,8 @@
-//! Drains the unread rest of a request's body, so that the client sees its answer.
+//! Drains the rest of a body that no handler has read, so that the client can read the response.
 //!
-//! If the connection closed while a client is still sending, the client would see a broken pipe, or
-//! a reset that discards the answer. So this layer reads and discards the rest of the body, within
-//! limits, while the answer goes out.
+//! If the connection were closed while the client is sending, the client would see a broken pipe,
+//! or a reset that discards the response. This layer therefore reads and discards the rest of the
+//! body, within limits, while the response is sent.
 
 use std::{
     pin::Pin,
@@ -23,17 +23,17 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-/// The most bytes to discard: the largest body that a route accepts.
+/// The most bytes of a body to drain: about as many as the largest body that a route accepts.
 const MAX_DRAINED_BYTES: u64 = 32 << 20;
-/// The longest time to drain a body.
+/// The most time for draining a body.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Drains the body that a handler left unread; the module's documentation says why.
+/// The layer. The module's documentation describes it.
 pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    let expects_continue = waits_for_continue(request.headers());
+    let expects_continue = expects_continue(request.headers());
     let unread = UnreadSlot::default();
     let request = request.map(|body| {
         Body::new(TrackedBody { body, was_polled: false, has_ended: false, unread: unread.clone() })
@@ -41,9 +41,9 @@ pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response
     let mut response = next.run(request).await;
     match unread.take() {
         None => {}
-        // Either reading the body has timed out, or the client still waits for `100 Continue`, which
-        // reading would send. If the client sends its body all the same, the connection's lingering
-        // discards it.
+        // Two bodies are not drained: one that was too slow already, and one whose client still
+        // waits for `100 Continue`, which reading the body would send. If bytes arrive nevertheless,
+        // the server discards them while the connection lingers.
         Some(rest)
             if (expects_continue && !rest.was_polled)
                 || response.status() == StatusCode::REQUEST_TIMEOUT =>
@@ -55,10 +55,11 @@ pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response
     response
 }
 
-fn waits_for_continue(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::EXPECT)
-        .is_some_and(|expect| expect.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+fn expects_continue(headers: &HeaderMap) -> bool {
+    match headers.get(header::EXPECT) {
+        Some(expect) => expect.as_bytes().eq_ignore_ascii_case(b"100-continue"),
+        None => false,
+    }
 }
 
 async fn discard(mut body: Body) {
@@ -71,7 +72,7 @@ async fn discard(mut body: Body) {
     }
 }
 
-/// Holds the part of a body that the handler did not read, once the handler has dropped the body.
+/// Receives the unread rest of a body when the handler drops the body.
 #[derive(Default, Clone)]
 struct UnreadSlot(Arc<Mutex<Option<UnreadBody>>>);
 
@@ -86,7 +87,7 @@ impl UnreadSlot {
     }
 }
 
-/// A body that moves its unread part to an [`UnreadSlot`] when dropped before its end.
+/// A body that moves its unread rest to an [`UnreadSlot`] when it is dropped before its end.
 struct TrackedBody {
     body: Body,
     was_polled: bool,
@@ -142,45 +143,41 @@ mod tests {
 
     use super::*;
 
-    /// Sends an endless body, a piece after each pause, to a handler that reads none of it. Returns
+    /// Sends an endless body, a chunk after each pause, to a handler that does not read it. Returns
     /// how many bytes were drained, and how long that took.
-    async fn drained(piece: usize, pause: Duration) -> (u64, Duration) {
-        let (taken, mut pieces) = mpsc::unbounded_channel();
-        let body = Body::from_stream(stream::unfold(taken, move |taken| async move {
+    async fn drained(chunk_bytes: usize, pause: Duration) -> (u64, Duration) {
+        let (sender, mut sizes) = mpsc::unbounded_channel();
+        let body = Body::from_stream(stream::unfold(sender, move |sender| async move {
             sleep(pause).await;
-            taken.send(piece as u64).ok()?;
-            Some((Ok::<_, io::Error>(vec![0; piece]), taken))
+            sender.send(chunk_bytes as u64).ok()?;
+            Some((Ok::<_, io::Error>(vec![0; chunk_bytes]), sender))
         }));
         let router = Router::new().route("/", post(async || "ok")).layer(from_fn(drain_body));
         let started = Instant::now();
-        let answer = router.oneshot(Request::post("/").body(body).unwrap()).await.unwrap();
-        assert_eq!((answer.status(), started.elapsed()), (StatusCode::OK, Duration::ZERO));
-        let mut sum = 0;
-        let all = async {
-            while let Some(piece) = pieces.recv().await {
-                sum += piece;
+        let response = router.oneshot(Request::post("/").body(body).unwrap()).await.unwrap();
+        assert_eq!((response.status(), started.elapsed()), (StatusCode::OK, Duration::ZERO));
+        let mut total = 0;
+        let add_all = async {
+            while let Some(size) = sizes.recv().await {
+                total += size;
             }
         };
-        // The body is dropped when the drain ends.
-        timeout(Duration::from_secs(60), all).await.unwrap();
-        (sum, started.elapsed())
+        // The channel ends when the body is dropped, after it was drained.
+        timeout(Duration::from_secs(60), add_all).await.unwrap();
+        (total, started.elapsed())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_stalls_or_trickles_is_read_for_at_most_five_seconds() {
+    async fn a_slow_body_is_drained_for_at_most_five_seconds() {
         assert_eq!(drained(1, Duration::from_secs(3600)).await, (0, DRAIN_TIMEOUT));
         assert_eq!(drained(1, Duration::from_millis(300)).await, (16, DRAIN_TIMEOUT));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn at_most_32_mib_of_an_unread_body_are_drained() {
-        let piece = 64 * 1024;
-        let (taken, lasted) = drained(piece, Duration::ZERO).await;
-        assert_eq!(
-            taken,
-            MAX_DRAINED_BYTES + piece as u64,
-            "the piece that exceeds the limit is the last"
-        );
-        assert_eq!(lasted, Duration::ZERO);
+    async fn draining_ends_with_the_first_chunk_beyond_32_mib() {
+        let chunk_bytes = 64 * 1024;
+        let (total, elapsed) = drained(chunk_bytes, Duration::ZERO).await;
+        assert_eq!(total, MAX_DRAINED_BYTES + chunk_bytes as u64);
+        assert_eq!(elapsed, Duration::ZERO);
     }
 }

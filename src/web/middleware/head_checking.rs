@@ -1,11 +1,11 @@
-//! Refuses requests whose head violates HTTP, before any other layer uses it: two parsers might
-//! read two different requests from such a head.
+//! Refuses requests whose head violates HTTP, before inner layers use the head. Two parsers may read
+//! different requests from such a head.
 
 use axum::{extract::Request, middleware::Next, response::Response};
 
 use crate::web::{error::Error, extract::head};
 
-/// The layer; see the module's documentation.
+/// The layer. The module's documentation describes it.
 pub(in crate::web) async fn check_head(
     mut request: Request,
     next: Next,

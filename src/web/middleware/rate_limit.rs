@@ -22,11 +22,10 @@ use crate::{
     web::{error::Error, extract::client_network::client_network},
 };
 
-/// The most clients that are remembered. If there are more, the limit forgets those that call
-/// least.
+/// The most clients whose requests are counted. If there are more, those that call least are removed.
 const MAX_CLIENTS: usize = 100_000;
 
-/// The client that a request is counted for.
+/// The client whose limit a request counts toward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Caller {
     /// The client with this key, from any address.
@@ -35,14 +34,15 @@ enum Caller {
     Network(ClientNetwork),
 }
 
-/// Allows each client a minute's requests in one burst, and after that one request per interval. It
-/// uses the generic cell rate algorithm (ITU-T I.371), which needs a single number for each client.
+/// Allows each client a burst of one minute's requests, and then one request per interval. Uses the
+/// generic cell rate algorithm (ITU-T I.371), which stores only one number for each client.
 pub(in crate::web) struct RateLimit {
+    /// A minute divided by the number of requests per minute.
     interval: Duration,
     minute: Duration,
     started: Instant,
-    /// The theoretical arrival time of each client's next request, in nanoseconds since `started`:
-    /// when it would come if the client had sent its requests at even intervals.
+    /// Each client's theoretical arrival time, in nanoseconds since `started`. This is when the next
+    /// request would arrive if the client had sent its requests at even intervals.
     arrivals: Cache<Caller, Arc<AtomicU64>>,
 }
 
@@ -58,15 +58,19 @@ impl RateLimit {
         }
     }
 
-    /// Counts `count` requests, or returns how long the client must wait.
-    fn take(&self, caller: Caller, count: u32, now: Instant) -> Result<(), Duration> {
+    /// Counts `count` requests.
+    ///
+    /// # Errors
+    /// How long the client must wait, if it would exceed its limit. Then nothing is counted.
+    fn count(&self, caller: Caller, count: u32, now: Instant) -> Result<(), Duration> {
         let now = nanos(now.saturating_duration_since(self.started));
         let (interval, minute) = (nanos(self.interval.saturating_mul(count)), nanos(self.minute));
         let new = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU64::new(now)));
         let Ok(arrival) = self.arrivals.get_or_insert_with(&caller, new);
-        let wait = |arrival: u64| (arrival.max(now) + interval).saturating_sub(now + minute);
-        let count = |arrival: u64| (wait(arrival) == 0).then(|| arrival.max(now) + interval);
-        match arrival.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count) {
+        let next = |arrival: u64| arrival.max(now) + interval;
+        let wait = |arrival: u64| next(arrival).saturating_sub(now + minute);
+        let update = |arrival: u64| if wait(arrival) == 0 { Some(next(arrival)) } else { None };
+        match arrival.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update) {
             Ok(_) => Ok(()),
             Err(arrival) => Err(Duration::from_nanos(wait(arrival))),
         }
@@ -91,24 +95,25 @@ impl ClientLimit {
     ///
     /// # Errors
     /// [`Error::RateLimited`]
-    pub(in crate::web) fn take_batch(&self, pictures: usize) -> Result<(), Error> {
+    pub(in crate::web) fn count_batch(&self, pictures: usize) -> Result<(), Error> {
         let more = u32::try_from(pictures.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.limit.take(self.caller, more, Instant::now()).map_err(Error::RateLimited)
+        self.limit.count(self.caller, more, Instant::now()).map_err(Error::RateLimited)
     }
 }
 
-/// The layer: counts POST requests, and refuses those of clients that are over their limit. Other
-/// methods cost nothing.
+/// The layer: counts POST requests, and refuses those of clients that have reached their limit.
+/// Requests with other methods are not counted, since they do not use the NVIDIA key.
 pub(in crate::web) async fn rate_limit(
     State(limit): State<Arc<RateLimit>>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, Error> {
     if request.method() == Method::POST {
-        let key = request.extensions().get().copied();
-        let caller =
-            key.map_or_else(|| Caller::Network(client_network(request.extensions())), Caller::Key);
-        limit.take(caller, 1, Instant::now()).map_err(Error::RateLimited)?;
+        let caller = match request.extensions().get::<KeyDigest>() {
+            Some(key) => Caller::Key(*key),
+            None => Caller::Network(client_network(request.extensions())),
+        };
+        limit.count(caller, 1, Instant::now()).map_err(Error::RateLimited)?;
         request.extensions_mut().insert(ClientLimit { limit, caller });
     }
     Ok(next.run(request).await)
@@ -122,56 +127,51 @@ fn nanos(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    const ONE: Caller = Caller::Network(ClientNetwork::UNKNOWN);
-    const OTHER: Caller = Caller::Key(KeyDigest([7; 32]));
+    const FIRST: Caller = Caller::Network(ClientNetwork::UNKNOWN);
+    const SECOND: Caller = Caller::Key(KeyDigest([7; 32]));
 
     #[test]
-    fn a_minutes_requests_may_come_at_once_and_then_one_per_interval() {
+    fn a_client_may_send_a_burst_of_one_minute_and_then_one_request_per_interval() {
         let limit = RateLimit::per_minute(6);
-        let start = limit.started;
-        let take = |caller, seconds| {
-            let now = start + Duration::from_secs(seconds);
-            limit.take(caller, 1, now).map_err(|wait| wait.as_secs())
+        let count = |caller, seconds| {
+            let now = limit.started + Duration::from_secs(seconds);
+            limit.count(caller, 1, now).map_err(|wait| wait.as_secs())
         };
         for _ in 0..6 {
-            assert_eq!(take(ONE, 0), Ok(()));
+            assert_eq!(count(FIRST, 0), Ok(()));
         }
-        assert_eq!(take(ONE, 0), Err(10));
-        assert_eq!(take(ONE, 4), Err(6), "a refused request does not count");
-        assert_eq!(take(OTHER, 4), Ok(()), "each has its own limit");
-        assert_eq!(take(ONE, 10), Ok(()));
-        assert_eq!(take(ONE, 10), Err(10));
+        assert_eq!(count(FIRST, 0), Err(10));
+        assert_eq!(count(FIRST, 4), Err(6), "a refused request does not count");
+        assert_eq!(count(SECOND, 4), Ok(()), "each client has its own limit");
+        assert_eq!(count(FIRST, 10), Ok(()));
+        assert_eq!(count(FIRST, 10), Err(10));
         for _ in 0..6 {
-            assert_eq!(take(ONE, 1000), Ok(()));
+            assert_eq!(count(FIRST, 1000), Ok(()));
         }
-        assert_eq!(
-            take(ONE, 1000),
-            Err(10),
-            "a long silence earns no more than a minute's requests"
-        );
+        assert_eq!(count(FIRST, 1000), Err(10), "a pause allows no larger burst");
     }
 
     #[test]
     fn a_batch_counts_each_picture_or_none() {
         let limit = Arc::new(RateLimit::per_minute(6));
-        let batch = ClientLimit { limit: Arc::clone(&limit), caller: ONE };
+        let batch = ClientLimit { limit: Arc::clone(&limit), caller: FIRST };
         assert_eq!(batch.largest_batch(), 6);
-        limit.take(ONE, 1, Instant::now()).unwrap();
-        batch.take_batch(4).unwrap();
-        assert!(batch.take_batch(4).is_err(), "two are left, and three are needed");
-        batch.take_batch(3).unwrap();
-        assert!(batch.take_batch(2).is_err());
+        limit.count(FIRST, 1, Instant::now()).unwrap();
+        batch.count_batch(4).unwrap();
+        assert!(batch.count_batch(4).is_err(), "two are left, and three are needed");
+        batch.count_batch(3).unwrap();
+        assert!(batch.count_batch(2).is_err());
     }
 
     #[test]
-    fn many_at_once_get_no_more_than_the_limit() {
+    fn concurrent_requests_do_not_exceed_the_limit() {
         let limit = RateLimit::per_minute(50);
         let now = limit.started;
-        let taken: usize = std::thread::scope(|scope| {
-            let take = || (0..50).filter(|_| limit.take(ONE, 1, now).is_ok()).count();
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
+        let admitted: usize = std::thread::scope(|scope| {
+            let send = || (0..50).filter(|_| limit.count(FIRST, 1, now).is_ok()).count();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(send)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
-        assert_eq!(taken, 50);
+        assert_eq!(admitted, 50);
     }
 }

@@ -1,18 +1,22 @@
-//! The id of each request: the caller's own, or a new one.
+//! The id of each request: the client's own id, or a new one.
 
 use axum::http::{HeaderMap, HeaderName};
 use uuid::Uuid;
 
-/// The header that carries a request's id, in requests and answers.
+/// The header with a request's id, in requests and responses.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Returns the caller's own id if it is harmless, else a new one.
+/// Returns the client's own id if it is harmless, otherwise a new id.
 pub(super) fn request_id(headers: &HeaderMap) -> String {
-    let own = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| {
-        (1..=64).contains(&id.len())
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-    });
-    own.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
+    match headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()) {
+        Some(id) if is_harmless(id) => id.to_owned(),
+        _ => Uuid::now_v7().to_string(),
+    }
+}
+
+fn is_harmless(id: &str) -> bool {
+    (1..=64).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 #[cfg(test)]
@@ -22,17 +26,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_harmless_request_id_is_kept_and_any_other_replaced() {
-        let id = |own: &[u8]| {
-            let headers =
-                HeaderMap::from_iter([(REQUEST_ID, HeaderValue::from_bytes(own).unwrap())]);
-            request_id(&headers)
+    fn a_harmless_request_id_is_used_and_any_other_is_replaced() {
+        let request_id = |id: &[u8]| {
+            let id = HeaderValue::from_bytes(id).unwrap();
+            request_id(&HeaderMap::from_iter([(REQUEST_ID, id)]))
         };
-        for own in ["a", "Abc-1._", &"x".repeat(64)] {
-            assert_eq!(id(own.as_bytes()), *own);
+        for id in ["a", "Abc-1._", &"x".repeat(64)] {
+            assert_eq!(request_id(id.as_bytes()), *id);
         }
-        for own in [&b""[..], b"a b", b"a\tb", b"\xff", b"a\"b", &[b'x'; 65]] {
-            assert_eq!(id(own).len(), 36);
+        for id in [&b""[..], b"a b", b"a\tb", b"\xff", b"a\"b", &[b'x'; 65]] {
+            assert_eq!(request_id(id).len(), 36, "a new UUID");
         }
     }
 }

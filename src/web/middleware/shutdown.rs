@@ -9,9 +9,9 @@ use axum::{
 
 use crate::{server::Shutdown, web::error::Error};
 
-/// Answers requests that still run when the drain's time is up. Otherwise their connections would
-/// just break.
-pub(in crate::web) async fn end_with_drain(
+/// Ends requests that still run when the drain timeout has passed. Their clients get an error response.
+/// Otherwise their connections would close without a response.
+pub(in crate::web) async fn end_after_drain_timeout(
     State(shutdown): State<Shutdown>,
     request: Request,
     next: Next,
@@ -22,8 +22,8 @@ pub(in crate::web) async fn end_with_drain(
     }
 }
 
-/// Closes each connection after its answer once the stop is announced, so that clients open new
-/// ones to another instance.
+/// Makes clients close their connections while the service is stopping. Their next requests then go
+/// to another instance.
 pub(in crate::web) async fn close_when_draining(
     State(shutdown): State<Shutdown>,
     mut response: Response,

@@ -1,11 +1,11 @@
-//! Reads the caller's trace (W3C Trace Context, `traceparent`) for the log. The service passes it
-//! on to nobody.
+//! Reads the client's trace (W3C Trace Context, `traceparent`) for the log. The service does not
+//! send the trace to NVIDIA or to other hosts.
 
 use axum::http::{HeaderMap, HeaderName};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// The length of a header of version 00, in characters. Later versions are at least as long.
+/// The length of a header of version 00, in bytes. Headers of later versions are at least as long.
 const LENGTH: usize = 55;
 
 /// The trace that a request belongs to, and the span that sent it.
@@ -18,7 +18,8 @@ pub(super) struct TraceContext {
 }
 
 impl TraceContext {
-    /// Reads the trace from the headers, if there is exactly one valid `traceparent`.
+    /// Reads the trace from the headers. `None` unless there is exactly one `traceparent`, and it is
+    /// valid.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(TRACEPARENT).iter();
         match (values.next(), values.next()) {
@@ -27,23 +28,26 @@ impl TraceContext {
         }
     }
 
-    /// Parses a header as the specification defines it (section 3.2): `00-<trace>-<span>-<flags>`.
-    /// Later versions may append further fields.
+    /// Parses a header by section 3.2 of the specification: `<version>-<trace>-<span>-<flags>`.
+    /// Versions after 00 may append fields.
     fn parse(text: &str) -> Option<Self> {
-        let (known, rest) = text.split_at_checked(LENGTH)?;
-        let mut fields = known.split('-');
-        let mut field = |length| fields.next().filter(|field| is_hex(field, length));
-        let version = field(2).filter(|version| *version != "ff")?;
-        let trace_id = field(32).filter(|id| !is_zero(id))?;
-        let span_id = field(16).filter(|id| !is_zero(id))?;
-        field(2)?; // the flags
-        // These fields fill the known length exactly, so there are no others in it.
-        let rest_is_allowed = rest.is_empty() || (version != "00" && rest.starts_with('-'));
-        rest_is_allowed.then(|| Self { trace_id: trace_id.into(), span_id: span_id.into() })
+        let (first_fields, rest) = text.split_at_checked(LENGTH)?;
+        let mut fields = first_fields.split('-');
+        let mut next_field = |length| fields.next().filter(|field| is_hex(field, length));
+        let version = next_field(2).filter(|version| *version != "ff")?;
+        let trace_id = next_field(32).filter(|id| !is_zero(id))?;
+        let span_id = next_field(16).filter(|id| !is_zero(id))?;
+        // Together, the four fields and three hyphens have exactly `LENGTH` bytes.
+        let _flags = next_field(2)?;
+        if rest.is_empty() || (version != "00" && rest.starts_with('-')) {
+            Some(Self { trace_id: trace_id.into(), span_id: span_id.into() })
+        } else {
+            None
+        }
     }
 }
 
-/// Whether this is lower-case hexadecimal, which the specification requires.
+/// Whether the text is lower-case hexadecimal, which the specification requires.
 fn is_hex(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
@@ -72,19 +76,19 @@ mod tests {
             format!("cc-{TRACE}-{SPAN}-01-what-the-future-will-be-like"),
             format!("cc-{TRACE}-{SPAN}-01-WHATEVER ÿ"),
         ] {
-            let read = TraceContext::parse(&text).map(|read| (read.trace_id, read.span_id));
-            assert_eq!(read, Some((TRACE.into(), SPAN.into())), "{text}");
+            let expected = TraceContext { trace_id: TRACE.into(), span_id: SPAN.into() };
+            assert_eq!(TraceContext::parse(&text), Some(expected), "{text}");
         }
     }
 
     #[test]
-    fn headers_that_the_specification_calls_invalid_are_ignored() {
-        let zero = |length| "0".repeat(length);
+    fn invalid_headers_are_ignored() {
+        let zeros = |length| "0".repeat(length);
         for text in [
             String::new(),
             format!("ff-{TRACE}-{SPAN}-01"),
-            format!("00-{}-{SPAN}-01", zero(32)),
-            format!("00-{TRACE}-{}-01", zero(16)),
+            format!("00-{}-{SPAN}-01", zeros(32)),
+            format!("00-{TRACE}-{}-01", zeros(16)),
             format!("00-{}-{SPAN}-01", TRACE.to_uppercase()),
             format!("00-{TRACE}-{}-01", SPAN.to_uppercase()),
             format!("00-{TRACE}-{SPAN}-0A"),
@@ -108,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn two_traceparent_headers_count_as_none() {
+    fn two_traceparent_headers_are_both_ignored() {
         let value = format!("00-{TRACE}-{SPAN}-01").parse::<HeaderValue>().unwrap();
         let one = HeaderMap::from_iter([(TRACEPARENT, value)]);
         let mut two = one.clone();
@@ -119,32 +123,32 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_valid_header_is_read_back(
+        fn every_valid_header_is_read(
             version in 0u8..0xff, trace in 1u128.., span in 1u64.., flags in any::<u8>(),
         ) {
             let text = format!("{version:02x}-{trace:032x}-{span:016x}-{flags:02x}");
-            let read = TraceContext::parse(&text).unwrap();
-            prop_assert_eq!(read.trace_id, format!("{trace:032x}"));
-            prop_assert_eq!(read.span_id, format!("{span:016x}"));
+            let context = TraceContext::parse(&text).unwrap();
+            prop_assert_eq!(context.trace_id, format!("{trace:032x}"));
+            prop_assert_eq!(context.span_id, format!("{span:016x}"));
         }
 
         #[test]
         fn a_header_with_one_changed_character_is_read_only_if_still_valid(
-            at in 0usize..LENGTH, other in any::<char>(), trace in 1u128.., span in 1u64..,
+            index in 0usize..LENGTH, character in any::<char>(), trace in 1u128.., span in 1u64..,
         ) {
             let text = format!("00-{trace:032x}-{span:016x}-01");
             let mut changed: Vec<_> = text.chars().collect();
-            changed[at] = other;
+            changed[index] = character;
             let changed: String = changed.into_iter().collect();
-            if let Some(read) = TraceContext::parse(&changed) {
-                let ids = format!("-{}-{}-", read.trace_id, read.span_id);
+            if let Some(context) = TraceContext::parse(&changed) {
+                let ids = format!("-{}-{}-", context.trace_id, context.span_id);
                 prop_assert!(changed.contains(&ids));
-                prop_assert!(other == '-' || matches!(other, '0'..='9' | 'a'..='f'));
+                prop_assert!(character == '-' || matches!(character, '0'..='9' | 'a'..='f'));
             }
         }
 
         #[test]
-        fn no_text_makes_it_panic(text in any::<String>()) {
+        fn parsing_never_panics(text in any::<String>()) {
             let _ = TraceContext::parse(&text);
         }
     }

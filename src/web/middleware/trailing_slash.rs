@@ -1,21 +1,21 @@
-//! Removes a trailing slash from paths, so that `/health/` is `/health`.
+//! Removes the trailing slash from paths, so that `/health/` is the same as `/health`.
 
 use axum::{
     extract::Request,
     http::{Uri, uri::PathAndQuery},
 };
 
-/// Removes one trailing slash from a request's path. The root keeps its slash, and a path with
-/// several trailing slashes stays as it is and is not found.
+/// Removes one trailing slash from a request's path. The path `/` and paths with several trailing
+/// slashes do not change.
 pub(in crate::web) fn trim_trailing_slash(mut request: Request) -> Request {
-    if let Some(uri) = trimmed(request.uri()) {
+    if let Some(uri) = without_trailing_slash(request.uri()) {
         *request.uri_mut() = uri;
     }
     request
 }
 
-/// The URI without its trailing slash, if it has one.
-fn trimmed(uri: &Uri) -> Option<Uri> {
+/// The URI without its trailing slash, or `None` if it does not change.
+fn without_trailing_slash(uri: &Uri) -> Option<Uri> {
     let path = uri.path().strip_suffix('/').filter(|path| !path.is_empty())?;
     if path.ends_with('/') {
         return None;
@@ -25,7 +25,7 @@ fn trimmed(uri: &Uri) -> Option<Uri> {
         None => path.parse(),
     };
     let mut parts = uri.clone().into_parts();
-    // A part of a valid path is a valid path, so neither of these fails.
+    // The shorter path is valid too, so neither of these fails.
     parts.path_and_query = Some(path_and_query.ok()?);
     Uri::from_parts(parts).ok()
 }
@@ -54,8 +54,8 @@ mod tests {
             ("*", None),
             ("images.example:8000", None),
         ] {
-            let trimmed = trimmed(&uri.parse().unwrap());
-            assert_eq!(trimmed.map(|uri| uri.to_string()).as_deref(), expected, "{uri}");
+            let changed = without_trailing_slash(&uri.parse().unwrap());
+            assert_eq!(changed.map(|uri| uri.to_string()).as_deref(), expected, "{uri}");
         }
     }
 }

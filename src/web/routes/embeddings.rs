@@ -183,7 +183,7 @@ fn charge(limit: &ClientLimit, pictures: usize) -> Result<(), Error> {
             ),
         ));
     }
-    limit.take_batch(pictures)
+    limit.count_batch(pictures)
 }
 
 /// The bytes of a picture. The body is dropped when all its pictures have been read.

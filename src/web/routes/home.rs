@@ -61,8 +61,8 @@ pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
 }
 
 fn page(app: &AppState, rules: &PageRules, headers: &HeaderMap) -> impl IntoResponse + use<> {
-    // The host name is safe in HTML: `check_name` returns only harmless characters.
-    let unknown_host = rules.check_name(headers).err().unwrap_or_default();
+    // The host name is safe in HTML: `check_host_name` returns only harmless characters.
+    let unknown_host = rules.check_host_name(headers).err().unwrap_or_default();
     let page = PAGE.replacen(SAMPLE, app.sample_url.as_deref().unwrap_or_default(), 1);
     let page = page.replacen(FORMATS, &ACCEPTED_TYPES, 1).replace(UNKNOWN_HOST, &unknown_host);
     ([(header::CONTENT_SECURITY_POLICY, POLICY.clone())], Html(page))
