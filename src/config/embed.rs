@@ -2,7 +2,7 @@
 
 use super::{parse, reader::Reader, row::Setting};
 use crate::{
-    embed::{ASSET_MEMORY, CallSettings, LargeImages, OUTAGE_MEMORY, Settings},
+    embed::{REFUSED_UPLOAD_PAUSE, CallSettings, LargeImages, FAILED_UPLOAD_PAUSE, Settings},
     pipeline::Limits,
     store,
 };
@@ -56,8 +56,8 @@ pub(super) fn resolve(
             inline_limit: read.value(&INLINE_LIMIT),
             max_image_bytes: limits.max_image_bytes,
             max_concurrency: read.value(&MAX_CONCURRENCY),
-            asset_memory: ASSET_MEMORY,
-            outage_memory: OUTAGE_MEMORY,
+            refused_upload_pause: REFUSED_UPLOAD_PAUSE,
+            failed_upload_pause: FAILED_UPLOAD_PAUSE,
         },
         cache_memory: read.value(&CACHE_MEMORY),
         cache_disk: read.value(&CACHE_DISK),
