@@ -95,7 +95,7 @@ impl Pipeline {
             return Err(Error::Overloaded(OverloadReason::Memory));
         }
         // Last, so that a hanging disk delays only requests that nothing else refuses.
-        self.store.check_room().await?;
+        self.store.check_space().await?;
         Ok(Admission(client))
     }
 }
