@@ -39,7 +39,9 @@ mod single_flight;
 
 pub use embedding::{Embedding, Prepared, Provenance};
 pub use error::Error;
-pub use settings::{REFUSED_UPLOAD_PAUSE, CallSettings, LargeImages, FAILED_UPLOAD_PAUSE, Settings};
+pub use settings::{
+    CallSettings, FAILED_UPLOAD_PAUSE, LargeImages, REFUSED_UPLOAD_PAUSE, Settings,
+};
 
 /// How long after the deadline a request still waits for its call. The call has the same deadline,
 /// and the call's own error says more precisely what took too long.

@@ -200,8 +200,7 @@ impl Spool {
         if self.reserves_disk_space {
             self.permit.grow_to(self.len).await?;
         }
-        let max_len =
-            if self.staging_file.is_some() { FILE_BUFFER_LEN } else { self.memory_limit };
+        let max_len = if self.staging_file.is_some() { FILE_BUFFER_LEN } else { self.memory_limit };
         let len = self.buffer.len() + bytes.len();
         if len > max_len {
             return self.flush(bytes.clone()).await;

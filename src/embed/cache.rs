@@ -181,7 +181,7 @@ mod tests {
     use super::*;
     use crate::{
         disk_space::DiskSpace,
-        embed::{REFUSED_UPLOAD_PAUSE, CallSettings, LargeImages, FAILED_UPLOAD_PAUSE},
+        embed::{CallSettings, FAILED_UPLOAD_PAUSE, LargeImages, REFUSED_UPLOAD_PAUSE},
         nvidia::DIMENSIONS,
     };
 

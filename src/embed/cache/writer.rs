@@ -110,9 +110,8 @@ mod tests {
         let disk = disk(folder.path());
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
         let writer = Writer(queue);
-        let mut waiting: Vec<_> = (0..MAX_QUEUE_LEN as u8)
-            .map(|n| Box::pin(writer.write(key(n), cached())))
-            .collect();
+        let mut waiting: Vec<_> =
+            (0..MAX_QUEUE_LEN as u8).map(|n| Box::pin(writer.write(key(n), cached()))).collect();
         for write in &mut waiting {
             assert!(poll!(write).is_pending());
         }

@@ -46,7 +46,8 @@ pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {
     if app.shutdown.is_draining() {
         reasons.push("draining");
     }
-    reasons.extend(app.pipeline.store.not_ready_reasons().await.into_iter().map(NotReadyReason::name));
+    reasons
+        .extend(app.pipeline.store.not_ready_reasons().await.into_iter().map(NotReadyReason::name));
     let nvidia_key = match app.pipeline.embedder.key_state() {
         KeyState::Unknown => "unknown",
         KeyState::Accepted => "accepted",
