@@ -15,7 +15,9 @@ pub(crate) fn check(text: &str) -> Result<(), &'static str> {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
     let without_padding = text.trim_end_matches('=');
     if without_padding.is_empty() || !without_padding.bytes().all(is_token) {
-        return Err("that contains a space, a quote, a $ or another character that no key contains");
+        return Err(
+            "that contains a space, a quote, a $ or another character that no key contains",
+        );
     }
     let is_filler = |rest: &str| rest.bytes().all(|byte| b".xX-_".contains(&byte));
     if PLACEHOLDERS.iter().any(|placeholder| text.eq_ignore_ascii_case(placeholder))

@@ -59,7 +59,7 @@ impl Store {
             match spawn_blocking(move || store.sweep(SystemTime::now())).await {
                 Ok(Ok(report)) if report.removed > 0 => {
                     tracing::info!(removed = report.removed, "old pictures were removed");
-                    metrics.removed.inc_by(report.removed);
+                    metrics.removed_pictures.inc_by(report.removed);
                 }
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "old pictures could not be removed"),

@@ -20,7 +20,7 @@ use utoipa::{
 
 use super::{answer::Answer, openapi::error_responses};
 use crate::{
-    base64_text::{PIECE, body_limit, decode, normalize},
+    base64_text::{CHUNK_LEN, body_limit, decode, normalize},
     shares::{ClientNetwork, SharePermit},
     web::{
         error::{Code, Error},
@@ -152,7 +152,7 @@ impl Parsed {
             if parsed.text.is_empty() {
                 return Ok(None);
             }
-            let end = parsed.text.end.min(parsed.text.start + PIECE);
+            let end = parsed.text.end.min(parsed.text.start + CHUNK_LEN);
             let piece = parsed.body.get(parsed.text.start..end).unwrap_or_default();
             let bytes = decode(piece)?;
             parsed.text.start = end;
@@ -171,10 +171,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::base64_text::Fault;
+    use crate::base64_text::Base64Error;
 
     /// Decodes the content of a JSON string, as it would stand in a body.
-    fn picture(inside: &str) -> Result<Vec<u8>, Fault> {
+    fn picture(inside: &str) -> Result<Vec<u8>, Base64Error> {
         let body = format!(r#"{{"filename": null, "image_base64": "{inside}" , "more": [1]}}"#);
         match parse(body.into_bytes()) {
             Ok(parsed) => {
@@ -221,7 +221,7 @@ mod tests {
         fn one_wrong_character_is_found_wherever_it_is(at in 0usize..300, data in prop_oneof![Just(""), Just("data:,")]) {
             let mut text = "A".repeat(300);
             text.replace_range(at..=at, "%");
-            prop_assert_eq!(picture(&format!("{data}{text}")), Err(Fault::Alphabet));
+            prop_assert_eq!(picture(&format!("{data}{text}")), Err(Base64Error::Alphabet));
         }
 
         #[test]
@@ -234,31 +234,31 @@ mod tests {
     #[test]
     fn what_is_not_base64_is_refused_with_its_reason() {
         for (text, fault) in [
-            ("", Fault::Empty),
-            ("\\n", Fault::Empty),
-            ("data:image/png;base64,", Fault::Empty),
-            (" \\t ", Fault::Empty),
-            ("data:image/png;base64, \\n", Fault::Empty),
-            ("====", Fault::Empty),
-            ("data:,====", Fault::Empty),
-            ("QQ=", Fault::Length),
-            ("Q", Fault::Length),
-            ("Q===", Fault::Length),
-            ("QQ==QQ==", Fault::Continued),
-            ("QQ==%", Fault::Alphabet),
-            ("QU JD", Fault::Space),
-            ("QQ ==", Fault::Space),
-            ("QQ= =", Fault::Space),
-            (" data:,QU JD ", Fault::Space),
-            ("data:image/png; base64", Fault::NoComma),
-            ("QUJD\u{a0}", Fault::Alphabet),
-            ("dat a:,QUJD", Fault::Space),
-            ("QUJ%", Fault::Alphabet),
-            ("QUJé", Fault::Alphabet),
-            ("QUJ\\u00e9", Fault::Alphabet),
-            ("QUJ\\ud83d", Fault::Alphabet),
-            ("data:image/png;base64", Fault::NoComma),
-            ("https:\\/\\/example.com\\/a.jpg", Fault::Alphabet),
+            ("", Base64Error::Empty),
+            ("\\n", Base64Error::Empty),
+            ("data:image/png;base64,", Base64Error::Empty),
+            (" \\t ", Base64Error::Empty),
+            ("data:image/png;base64, \\n", Base64Error::Empty),
+            ("====", Base64Error::Empty),
+            ("data:,====", Base64Error::Empty),
+            ("QQ=", Base64Error::Length),
+            ("Q", Base64Error::Length),
+            ("Q===", Base64Error::Length),
+            ("QQ==QQ==", Base64Error::TextAfterPadding),
+            ("QQ==%", Base64Error::Alphabet),
+            ("QU JD", Base64Error::Space),
+            ("QQ ==", Base64Error::Space),
+            ("QQ= =", Base64Error::Space),
+            (" data:,QU JD ", Base64Error::Space),
+            ("data:image/png; base64", Base64Error::NoComma),
+            ("QUJD\u{a0}", Base64Error::Alphabet),
+            ("dat a:,QUJD", Base64Error::Space),
+            ("QUJ%", Base64Error::Alphabet),
+            ("QUJé", Base64Error::Alphabet),
+            ("QUJ\\u00e9", Base64Error::Alphabet),
+            ("QUJ\\ud83d", Base64Error::Alphabet),
+            ("data:image/png;base64", Base64Error::NoComma),
+            ("https:\\/\\/example.com\\/a.jpg", Base64Error::Alphabet),
         ] {
             assert_eq!(picture(text), Err(fault), "{text}");
         }
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_text_longer_than_a_piece_is_decoded_whole() {
-        let bytes: Vec<u8> = (0..3 * PIECE + 1).map(|n| n as u8).collect();
+        let bytes: Vec<u8> = (0..3 * CHUNK_LEN + 1).map(|n| n as u8).collect();
         assert_eq!(picture(&BASE64_STANDARD.encode(&bytes)), Ok(bytes));
     }
 
