@@ -90,9 +90,14 @@ impl App {
 
         let limits = config.limits;
         let max_pixels = limits.max_image_pixels;
-        let Backend { nvidia, key, source, sandbox } =
-            Backend::new(config.upstream, config.nvidia, max_pixels, &decoder, store.staging())
-                .await?;
+        let UpstreamSetup { nvidia, key, source, sandbox } = UpstreamSetup::new(
+            config.upstream,
+            config.nvidia,
+            max_pixels,
+            &decoder,
+            store.staging(),
+        )
+        .await?;
         let (fetch, sample_url, sandbox_routes) = match &sandbox {
             Some(_) => {
                 let port = server.address().port();
@@ -149,15 +154,16 @@ impl App {
     }
 }
 
-/// How the service reaches what computes the embeddings: NVIDIA or the sandbox.
-struct Backend {
+/// The settings, key and source for calls to the upstream, which is NVIDIA or the sandbox.
+struct UpstreamSetup {
     nvidia: nvidia::Settings,
     key: ApiKey,
     source: Source,
+    /// The running stand-in, in sandbox mode.
     sandbox: Option<Sandbox>,
 }
 
-impl Backend {
+impl UpstreamSetup {
     async fn new(
         upstream: Upstream,
         nvidia: nvidia::Settings,

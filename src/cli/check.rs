@@ -49,9 +49,9 @@ struct Finding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Ok,
-    /// The operator should know this, but it is no fault.
+    /// The operator should know this, but the service works.
     Note,
-    /// The service cannot work like this.
+    /// The operator must fix this, or the service does not work.
     Fault,
 }
 

@@ -14,14 +14,14 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let duration = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text)
-            .map_err(|_| "is not a duration; write 10s, 2m or plain seconds")?,
+            .map_err(|_| "is not a duration; write 10s, 2m or a number of seconds")?,
     };
     if duration > MAX { Err("is longer than 30 days".into()) } else { Ok(duration) }
 }
 
 /// Parses the oldest age of saved pictures: a duration that is not zero, without an upper limit.
 pub(super) fn age(text: &str) -> Result<Duration, String> {
-    const INVALID: &str = "is not a duration; write 90days, 12h or plain seconds";
+    const INVALID: &str = "is not a duration; write 90days, 12h or a number of seconds";
     let age = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text).map_err(|_| INVALID)?,
@@ -45,7 +45,7 @@ pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
 
 /// Parses a size: `20MiB`, `500kB`, `1GiB`, or a number of bytes.
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    const INVALID: &str = "is not a size; write 20MiB, 500kB or plain bytes";
+    const INVALID: &str = "is not a size; write 20MiB, 500kB or a number of bytes";
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {

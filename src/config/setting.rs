@@ -37,8 +37,8 @@ impl SettingInfo {
     /// The flag's name without dashes: `port` for `IMAGESVC_PORT`, `nvidia-timeout` for
     /// `NVIDIA_TIMEOUT`.
     pub(super) fn flag(&self) -> String {
-        let bare = self.name.strip_prefix("IMAGESVC_").unwrap_or(self.name);
-        bare.to_ascii_lowercase().replace('_', "-")
+        let without_prefix = self.name.strip_prefix("IMAGESVC_").unwrap_or(self.name);
+        without_prefix.to_ascii_lowercase().replace('_', "-")
     }
 
     /// The help without backticks.

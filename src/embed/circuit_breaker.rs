@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-/// A breaker is closed at first. After it was opened, it closes by itself at a given instant.
+/// A breaker is closed at first. An open breaker closes by itself at the instant that was set.
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker(Mutex<Option<Instant>>);
 

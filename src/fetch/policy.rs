@@ -154,10 +154,10 @@ impl Policy {
             return Err(UrlError::Invalid("image_url must begin with http:// or https://."));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(UrlError::Invalid("image_url must not hold a user name or password."));
+            return Err(UrlError::Invalid("image_url must not contain a user name or password."));
         }
         let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
-            return Err(UrlError::Invalid("image_url must name a host."));
+            return Err(UrlError::Invalid("image_url must contain a host."));
         };
         let name = host.to_string();
         if let Some(hosts) = &self.hosts

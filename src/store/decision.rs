@@ -1,9 +1,9 @@
 //! Decides whether a picture is saved or given up, so that the waiting request and the saving thread
 //! always agree.
 //!
-//! A thread that hangs in a disk call cannot be stopped. Therefore the thread checks before each
-//! stage whether the picture was given up, and then removes it. A request reports that a picture was
-//! not saved only after it has given the picture up.
+//! A thread that hangs in a disk call cannot be stopped. Therefore the request first gives the picture
+//! up, and then reports that it was not saved. The thread checks before each stage whether the picture
+//! was given up, and removes it in that case.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

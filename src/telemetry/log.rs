@@ -30,7 +30,7 @@ static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 /// The number of dropped lines; empty before the log is opened.
 static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// What is logged, and how.
+/// Settings of the log.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The levels of modules, in the syntax of `tracing-subscriber`'s `EnvFilter`.

@@ -72,12 +72,12 @@ struct CacheFile {
     key: CacheKey,
 }
 
-/// Why a file cannot be used.
+/// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
-enum Unusable {
+enum ReadError {
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("its content is not what was written")]
+    #[error("the file is damaged")]
     Damaged,
 }
 
@@ -105,7 +105,7 @@ impl Disk {
     pub(super) fn read(&self, key: &CacheKey) -> Option<CachedEmbedding> {
         match self.try_read(key) {
             Ok(cached) => Some(cached),
-            Err(Unusable::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 tracing::warn!(%error, %key, "a cached embedding cannot be used: NVIDIA is called again");
                 None
@@ -134,10 +134,10 @@ impl Disk {
         }
     }
 
-    fn try_read(&self, key: &CacheKey) -> Result<CachedEmbedding, Unusable> {
+    fn try_read(&self, key: &CacheKey) -> Result<CachedEmbedding, ReadError> {
         let mut bytes = Vec::new();
         File::open(self.path(key))?.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes)?;
-        decode(key, &bytes).ok_or(Unusable::Damaged)
+        decode(key, &bytes).ok_or(ReadError::Damaged)
     }
 
     fn try_write(&self, key: &CacheKey, cached: &CachedEmbedding) -> io::Result<()> {
