@@ -90,7 +90,7 @@ fn decode_base64(bencher: Bencher<'_, '_>, len: usize) {
     let text = BASE64_STANDARD.encode(jpeg(len)).into_bytes();
     bencher.counter(BytesCount::new(len)).with_inputs(|| text.clone()).bench_values(|mut text| {
         let range = base64_text::normalize(&mut text).unwrap();
-        for piece in text[range].chunks(base64_text::PIECE) {
+        for piece in text[range].chunks(base64_text::CHUNK_LEN) {
             black_box(base64_text::decode(piece).unwrap());
         }
         text

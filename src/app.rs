@@ -1,5 +1,5 @@
-//! The composition root: turns a [`Config`] into a service that is bound to its port. No other
-//! module wires rooms together.
+//! The composition root: turns a [`Config`] into a service that is bound to its port. Only this
+//! module connects the other modules.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -25,8 +25,8 @@ use crate::{
     web::{self, AppState},
 };
 
-/// How long the trial decode at start, of one pixel, may take.
-const TRIAL_DECODE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the test at start that decodes one pixel may take.
+const DECODER_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A service that is bound to its port and ready to serve.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub struct App {
     server: Server,
     router: Router,
     state: AppState,
-    /// Kept because dropping it stops the stand-in.
+    /// The running stand-in for NVIDIA. Dropping this stops it.
     _sandbox: Option<Sandbox>,
 }
 
@@ -59,19 +59,20 @@ pub enum BuildError {
 }
 
 impl App {
-    /// Opens the downloads folder, binds the port, decodes one pixel as a trial and, in sandbox
-    /// mode, starts the stand-in for NVIDIA.
+    /// Opens the downloads folder, binds the port, and tests the decoder. In sandbox mode, also
+    /// starts the stand-in for NVIDIA.
     ///
     /// # Errors
     /// [`BuildError`]
     pub async fn build(config: Config) -> Result<Self, BuildError> {
-        for notice in &config.notices {
-            tracing::warn!("{notice}");
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
         }
         Self::build_with_lookup(config, Lookup::system()).await
     }
 
-    /// Does the same, but resolves host names with `lookup`. Tests use it.
+    /// Like [`Self::build`], but resolves the names of picture hosts with `lookup`, for tests. Does
+    /// not log warnings.
     ///
     /// # Errors
     /// [`BuildError`]
@@ -82,15 +83,20 @@ impl App {
         let server = Server::bind(config.server, Arc::clone(&metrics)).await?;
         let decoder = Decoder::new(config.decoder, Arc::clone(&metrics));
         decoder
-            .self_test(Instant::now() + TRIAL_DECODE_TIMEOUT)
+            .self_test(Instant::now() + DECODER_TEST_TIMEOUT)
             .await
             .map_err(BuildError::Decoder)?;
 
         let limits = config.limits;
         let max_pixels = limits.max_image_pixels;
-        let Backend { nvidia, key, source, sandbox } =
-            Backend::new(config.upstream, config.nvidia, max_pixels, &decoder, store.staging())
-                .await?;
+        let UpstreamSetup { nvidia, key, source, sandbox } = UpstreamSetup::new(
+            config.upstream,
+            config.nvidia,
+            max_pixels,
+            &decoder,
+            store.staging(),
+        )
+        .await?;
         let (fetch, sample_url, sandbox_routes) = match &sandbox {
             Some(_) => {
                 let port = server.address().port();
@@ -141,21 +147,22 @@ impl App {
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let store = self.state.pipeline.store.clone();
         tokio::select! {
-            () = store.run_retention(Arc::clone(&self.state.metrics)) => {} // never ends
+            () = store.run_retention(Arc::clone(&self.state.metrics)) => {} // never returns
             () = self.server.serve(self.router, stop) => {}
         }
     }
 }
 
-/// Where the embeddings are computed.
-struct Backend {
+/// The settings, key and source for calls to the upstream, which is NVIDIA or the sandbox.
+struct UpstreamSetup {
     nvidia: nvidia::Settings,
     key: ApiKey,
     source: Source,
+    /// The running stand-in, in sandbox mode.
     sandbox: Option<Sandbox>,
 }
 
-impl Backend {
+impl UpstreamSetup {
     async fn new(
         upstream: Upstream,
         nvidia: nvidia::Settings,
@@ -172,8 +179,8 @@ impl Backend {
             Upstream::Sandbox => {
                 let sandbox = Sandbox::start(max_pixels, decoder.clone(), staging).await;
                 let sandbox = sandbox.map_err(BuildError::Sandbox)?;
-                // This is part of the cache's key. The stand-in's port changes with each start, and
-                // its vectors change with the version, so the version stands in for its URL.
+                // The endpoint is part of the cache's keys. The stand-in's URL would not do: its port
+                // changes with each start. Its vectors may change with each version.
                 let endpoint = concat!("imagesvc ", env!("CARGO_PKG_VERSION")).to_owned();
                 Ok(Self {
                     nvidia: sandbox.settings(nvidia),
@@ -186,9 +193,9 @@ impl Backend {
     }
 }
 
-/// Lets the service fetch pictures from itself, since it serves the sandbox's sample picture.
+/// Allows the service to fetch from itself: in sandbox mode, it serves the sample picture.
 fn allow_own_server(settings: fetch::Settings, port: u16) -> fetch::Settings {
-    let own = ["127.0.0.1", "localhost"].map(|host| Exception::Server(host.into(), port));
-    let allow = [settings.policy.allow, own.into()].concat();
-    fetch::Settings { policy: Policy { allow, ..settings.policy }, ..settings }
+    let own_server = ["127.0.0.1", "localhost"].map(|host| Exception::Server(host.into(), port));
+    let exceptions = [settings.policy.exceptions, own_server.into()].concat();
+    fetch::Settings { policy: Policy { exceptions, ..settings.policy }, ..settings }
 }

@@ -1,6 +1,8 @@
-//! Base64 as clients write it: in either alphabet; with padding, without, or with too much;
-//! wrapped, escaped, surrounded by blanks, or after a `data:` prefix. The text is normalized in
-//! place, so that a large body needs no second buffer of its size.
+//! Decodes Base64 in the forms in which clients send it: in the standard or the URL-safe alphabet;
+//! with padding, without, or with too much of it; with line breaks, JSON escapes, surrounding blanks
+//! or a `data:` prefix.
+//!
+//! The text is normalized in place, so that a large body needs no second buffer of the same size.
 
 use std::{ops::Range, sync::LazyLock};
 
@@ -9,11 +11,11 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurposeConfig, Simd},
 };
 
-/// How much text is decoded at once, in characters; a multiple of four.
-pub const PIECE: usize = 64 * 1024;
+/// How many characters a caller of [`decode`] should pass at once; a multiple of four.
+pub const CHUNK_LEN: usize = 64 * 1024;
 
-/// [`normalize`] checks the padding. Left-over bits in the last character are ignored, as Python
-/// does.
+/// Accepts no padding: [`normalize`] has checked and removed it. Ignores unused bits of the last
+/// character, like Python.
 static ENGINE: LazyLock<Simd> = LazyLock::new(|| {
     Simd::standard(
         GeneralPurposeConfig::new()
@@ -22,19 +24,19 @@ static ENGINE: LazyLock<Simd> = LazyLock::new(|| {
     )
 });
 
-/// How much text [`plain_prefix`] checks at once, in bytes.
-const BLOCK: usize = 64;
+/// How many bytes [`standard_prefix_len`] checks at once.
+const BLOCK_LEN: usize = 64;
 
 /// Marks line breaks and tabs in [`MEANINGS`].
 const SKIPPED: u8 = 0;
 /// Marks padding in [`MEANINGS`].
 const PADDING: u8 = 1;
-/// Marks anything that is not Base64 in [`MEANINGS`], including a blank within the text.
+/// Marks all other bytes that are not Base64 in [`MEANINGS`], including spaces.
 const INVALID: u8 = 2;
 
 /// The meaning of each byte: a character of the standard alphabet, or one of the marks above. A
-/// table is faster than comparisons, because a processor mispredicts nearly every branch that tells
-/// letters from digits.
+/// table is faster than comparisons: a processor often mispredicts branches that distinguish letters
+/// from digits.
 const MEANINGS: [u8; 256] = {
     let mut table = [INVALID; 256];
     let mut byte = 0;
@@ -44,7 +46,7 @@ const MEANINGS: [u8; 256] = {
             b'=' => PADDING,
             b'-' => b'+',
             b'_' => b'/',
-            own @ (b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/') => own,
+            character @ (b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/') => character,
             _ => INVALID,
         };
         byte += 1;
@@ -52,29 +54,31 @@ const MEANINGS: [u8; 256] = {
     table
 };
 
-/// The largest body that a picture may come in: four characters for three bytes, line breaks and
-/// escapes, and the rest of the JSON.
+/// The largest JSON body of a picture with this many bytes: the Base64 text, and some space for line
+/// breaks, escapes and the rest of the JSON.
 pub fn body_limit(max_image_bytes: u64) -> u64 {
-    let text = max_image_bytes.div_ceil(3) * 4;
-    text + text / 12 + 64 * 1024
+    let text_len = max_image_bytes.div_ceil(3) * 4;
+    text_len + text_len / 12 + 64 * 1024
 }
 
-/// Why text is not Base64.
+/// Why text is not Base64. The message is a sentence for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// A space, where form decoding replaced a `+`.
-    #[error("image_base64 holds a space where a + got lost; send it as JSON, not form-encoded.")]
+pub enum Base64Error {
+    /// A space. Decoding a form replaces each `+` by a space.
+    #[error("image_base64 contains a space instead of a +; send it as JSON, not as a form.")]
     Space,
-    /// A `data:` URL without its comma.
+    /// A `data:` URL without a comma.
     #[error("image_base64 begins with data: but has no comma before the Base64 text.")]
     NoComma,
-    /// A character of neither alphabet.
-    #[error("image_base64 holds characters that are not Base64; send the text that base64 prints.")]
+    /// A character that belongs to neither alphabet.
+    #[error(
+        "image_base64 contains characters that are not Base64; send the output of the base64 command."
+    )]
     Alphabet,
-    /// More text after the padding.
-    #[error("image_base64 goes on after its padding (=); send one picture, as one text.")]
-    Continued,
-    /// A length or padding that no encoding of whole bytes has.
+    /// Text after the padding.
+    #[error("image_base64 has text after its padding (=); send one picture, as one text.")]
+    TextAfterPadding,
+    /// A length or padding that no Base64 text has.
     #[error("image_base64 is not complete Base64; is it cut short?")]
     Length,
     /// No text to decode.
@@ -82,39 +86,40 @@ pub enum Fault {
     Empty,
 }
 
-/// Decodes normalized text, or a piece of it that starts at a multiple of four characters.
+/// Decodes normalized text, or a part of it that starts at a multiple of four characters.
 ///
 /// # Errors
-/// [`Fault::Length`] if the text ends within a byte.
-pub fn decode(text: &[u8]) -> Result<Vec<u8>, Fault> {
-    ENGINE.decode(text).map_err(|_| Fault::Length)
+/// [`Base64Error::Length`] if the last byte is incomplete.
+pub fn decode(text: &[u8]) -> Result<Vec<u8>, Base64Error> {
+    ENGINE.decode(text).map_err(|_| Base64Error::Length)
 }
 
-/// How many bytes at the beginning are of the standard alphabet, in whole blocks. Nearly all text
-/// is like this, and checking whole blocks is many times faster than checking single bytes.
-fn plain_prefix(text: &[u8]) -> usize {
-    let is_plain = |byte: &u8| {
+/// The length of the longest prefix that consists of whole blocks in the standard alphabet. In most
+/// texts, this is nearly all of the text. Checking blocks is many times faster than checking single
+/// bytes.
+fn standard_prefix_len(text: &[u8]) -> usize {
+    let is_standard = |byte: &u8| {
         byte.is_ascii_uppercase()
             | byte.is_ascii_lowercase()
             | byte.is_ascii_digit()
             | (*byte == b'+')
             | (*byte == b'/')
     };
-    // No branch for each byte, so that the compiler can vectorize the loop.
-    let blocks = text.chunks_exact(BLOCK);
-    blocks.take_while(|block| block.iter().fold(true, |plain, byte| plain & is_plain(byte))).count()
-        * BLOCK
+    // `fold` with `&` has no branch for each byte, so that the compiler can vectorize the loop.
+    let is_standard_block =
+        |block: &&[u8]| block.iter().fold(true, |is_so_far, byte| is_so_far & is_standard(byte));
+    text.chunks_exact(BLOCK_LEN).take_while(is_standard_block).count() * BLOCK_LEN
 }
 
-/// Turns the content of a JSON string into unpadded Base64 text of the standard alphabet, in place,
-/// and returns its range. A plain beginning is not moved.
+/// Turns the content of a JSON string into Base64 text of the standard alphabet without padding, in
+/// place. Returns the range of that text.
 ///
 /// # Errors
-/// [`Fault`]
-pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Fault> {
+/// [`Base64Error`]
+pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
     let len = unescape(text);
     let Range { start, end } = encoded_range(&text[..len])?;
-    let mut from = start + plain_prefix(&text[start..end]);
+    let mut from = start + standard_prefix_len(&text[start..end]);
     let (mut to, mut padding) = (from, 0);
     while from < end {
         let byte = text[from];
@@ -126,47 +131,49 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Fault> {
                 padding += 1;
                 continue;
             }
-            INVALID if byte == b' ' => return Err(Fault::Space),
-            INVALID => return Err(Fault::Alphabet),
-            _ => return Err(Fault::Continued),
+            INVALID if byte == b' ' => return Err(Base64Error::Space),
+            INVALID => return Err(Base64Error::Alphabet),
+            _ => return Err(Base64Error::TextAfterPadding),
         };
         to += 1;
     }
     match ((to - start) % 4, padding) {
-        _ if to == start => Err(Fault::Empty),
-        // Too much padding is harmless. A single `=` where two belong means that the text was
-        // truncated.
+        _ if to == start => Err(Base64Error::Empty),
+        // Missing and additional padding is accepted. But one `=` instead of two means that the text
+        // was truncated.
         (0 | 3, _) | (2, 0 | 2..) => Ok(start..to),
-        _ => Err(Fault::Length),
+        _ => Err(Base64Error::Length),
     }
 }
 
-/// The range of the Base64 text, without surrounding blanks and a `data:` prefix.
-fn encoded_range(text: &[u8]) -> Result<Range<usize>, Fault> {
-    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
-    let is_text = |byte: &u8| !is_blank(byte);
-    let first =
-        |from: usize| text[from..].iter().position(is_text).map_or(text.len(), |at| from + at);
-    let mut start = first(0);
+/// Finds the Base64 text, without surrounding blanks and without a `data:` prefix.
+fn encoded_range(text: &[u8]) -> Result<Range<usize>, Base64Error> {
+    let is_no_blank = |byte: &u8| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+    let skip_blanks = |from: usize| {
+        text[from..].iter().position(is_no_blank).map_or(text.len(), |blanks| from + blanks)
+    };
+    let mut start = skip_blanks(0);
     if text[start..].get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:")) {
-        let comma = text[start..].iter().position(|byte| *byte == b',').ok_or(Fault::NoComma)?;
-        start = first(start + comma + 1);
+        let comma =
+            text[start..].iter().position(|byte| *byte == b',').ok_or(Base64Error::NoComma)?;
+        start = skip_blanks(start + comma + 1);
     }
-    let end = text.iter().rposition(is_text).map_or(start, |last| (last + 1).max(start));
+    let end = text.iter().rposition(is_no_blank).map_or(start, |last| (last + 1).max(start));
     Ok(start..end)
 }
 
-/// Resolves JSON's escapes in place and returns the new length: `\/` from Android, `\n` from
-/// encoders that wrap lines, `\u003d` for `=` from Gson. A character beyond ASCII becomes a byte
-/// that is not Base64.
+/// Resolves the escapes of a JSON string in place, and returns the new length. Clients escape `/`
+/// (Android), line breaks (encoders that wrap lines) and `=` (Gson). A character that is not ASCII
+/// becomes a byte that is not Base64.
 fn unescape(text: &mut [u8]) -> usize {
+    // Most clients escape nothing, and `contains` is fast.
     if !text.contains(&b'\\') {
-        return text.len(); // most clients escape nothing, and `contains` is fast
+        return text.len();
     }
-    let first = text.iter().take_while(|byte| **byte != b'\\').count();
-    let (mut from, mut to) = (first, first);
+    let first_escape = text.iter().take_while(|byte| **byte != b'\\').count();
+    let (mut from, mut to) = (first_escape, first_escape);
     while from < text.len() {
-        let (byte, taken) = match text[from..] {
+        let (byte, escape_len) = match text[from..] {
             [b'\\', b'u', a, b, c, d, ..] => {
                 let hex = [a, b, c, d];
                 let code = std::str::from_utf8(&hex)
@@ -180,16 +187,16 @@ fn unescape(text: &mut [u8]) -> usize {
                     b'r' => b'\r',
                     b't' => b'\t',
                     b'b' | b'f' => 0,
-                    plain => plain,
+                    itself => itself,
                 };
                 (byte, 2)
             }
-            [plain, ..] => (plain, 1),
+            [unescaped, ..] => (unescaped, 1),
             [] => break,
         };
         text[to] = byte;
         to += 1;
-        from += taken;
+        from += escape_len;
     }
     to
 }

@@ -1,24 +1,27 @@
-//! What can be a key: the text that may follow `Bearer ` in a header.
+//! Checks keys: the text after `Bearer ` in an Authorization header.
 //!
-//! What cannot be one was meant otherwise: quotes that came along, a variable that nothing replaced,
-//! a whole line of a file. A service that started with it would refuse every client, or be refused.
+//! A mistake in the configuration often yields an invalid key: quotes around the key, a variable that
+//! was not substituted, or a whole line of a file. With such a key, the service would refuse every
+//! client, or NVIDIA would refuse the service. Therefore the service does not start with it.
 
-/// What documentations write where a key belongs.
+/// Placeholders for a key in documentation.
 const PLACEHOLDERS: [&str; 3] = ["your_actual_api_key_here", "your_api_key", "changeme"];
 
-/// Checks a key by the syntax of `token68` (RFC 7235, section 2.1), and that it is no placeholder.
+/// Checks that a key has the syntax of `token68` (RFC 7235, section 2.1) and is not a placeholder.
 ///
 /// # Errors
-/// What is wrong with it, in words that follow "a key"; the key is not quoted.
+/// A relative clause that follows the words "a key". It does not quote the key.
 pub(crate) fn check(text: &str) -> Result<(), &'static str> {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
-    let bare = text.trim_end_matches('=');
-    if bare.is_empty() || !bare.bytes().all(is_token) {
-        return Err("that holds a space, a quote, a $ or another character that no key has");
+    let without_padding = text.trim_end_matches('=');
+    if without_padding.is_empty() || !without_padding.bytes().all(is_token) {
+        return Err(
+            "that contains a space, a quote, a $ or another character that no key contains",
+        );
     }
-    let is_left_out = |rest: &str| rest.bytes().all(|byte| b".xX-_".contains(&byte));
-    if PLACEHOLDERS.iter().any(|known| text.eq_ignore_ascii_case(known))
-        || text.strip_prefix("nvapi-").is_some_and(is_left_out)
+    let is_filler = |rest: &str| rest.bytes().all(|byte| b".xX-_".contains(&byte));
+    if PLACEHOLDERS.iter().any(|placeholder| text.eq_ignore_ascii_case(placeholder))
+        || text.strip_prefix("nvapi-").is_some_and(is_filler)
     {
         return Err("that is a placeholder of the documentation");
     }
@@ -30,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_told_from_what_was_meant_otherwise() {
+    fn text_that_is_not_a_key_is_an_error() {
         for key in ["nvapi-1", "nvapi-AbC_d-9.e~f+g/h", "Zm9v==", "a"] {
             assert_eq!(check(key), Ok(()), "{key}");
         }

@@ -1,30 +1,30 @@
-//! The command line: runs the command that the arguments name, and returns the exit code.
+//! The command line: runs the command that the arguments select, and returns the exit code.
 
 use std::{env, error::Error, process::ExitCode, time::Duration};
 
 use tokio::runtime::Runtime;
 
 use crate::{
-    config::{Config, Task},
+    config::{Command, Config},
     decoder, telemetry,
 };
 
 mod check;
 mod serve;
 
-/// Runs the command that the arguments name.
+/// Runs the command that the arguments select.
 pub fn run() -> ExitCode {
-    // A decoder child must limit itself before any other code runs in the process.
+    // In a decoder child, this must be the first code that runs: the child limits itself here.
     if let Some(code) = decoder::run_child(env::args_os()) {
         return code;
     }
-    let (task, config) = Config::from_process().unwrap_or_else(|faults| faults.exit());
+    let (command, config) = Config::from_args_and_env().unwrap_or_else(|errors| errors.exit());
     telemetry::open_log(&config.telemetry);
     let _log = LogGuard;
     let outcome = Runtime::new().map_err(Into::into).and_then(|runtime| {
-        let outcome = runtime.block_on(perform(task, config));
-        // The drain has waited for all requests. A thread that is still blocked (by a look-up, or
-        // by a disk that hangs) is not worth a longer wait.
+        let outcome = runtime.block_on(run_command(command, config));
+        // All requests have ended. Only a look-up or a hanging disk can still block a thread, and
+        // the process does not wait longer for such a thread.
         runtime.shutdown_timeout(Duration::from_secs(1));
         outcome
     });
@@ -35,7 +35,7 @@ pub fn run() -> ExitCode {
     })
 }
 
-/// Closes the log when dropped, so that a panic cannot lose its last lines either.
+/// Closes the log when dropped, so that its last lines are written even after a panic.
 struct LogGuard;
 
 impl Drop for LogGuard {
@@ -44,11 +44,15 @@ impl Drop for LogGuard {
     }
 }
 
-async fn perform(task: Task, config: Config) -> Result<ExitCode, Box<dyn Error>> {
-    match task {
-        Task::Serve => serve::serve(config).await?,
-        Task::Check { live } if check::check(&config, live).await => {}
-        Task::Check { .. } => return Ok(ExitCode::FAILURE),
+async fn run_command(command: Command, config: Config) -> Result<ExitCode, Box<dyn Error>> {
+    match command {
+        Command::Serve => serve::serve(config).await?,
+        Command::Check { live } => {
+            let is_without_fault = check::check(&config, live).await;
+            if !is_without_fault {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,12 +1,13 @@
-//! Turns flags and variables into one checked [`Config`], or into the list of all their faults.
+//! Turns flags, environment variables and `.env` into a checked [`Config`], or into a list of all
+//! errors.
 //!
-//! Each concern has a file (`nvidia.rs`, `web.rs`, …) that holds its settings, one typed row each,
-//! and the function that reads them. To add a setting, write its row and read it there, list it in
-//! `settings.rs`, and let the program print the table and `.env.example` (`listing.rs`).
-//! `CONTRIBUTING.md` has the steps.
+//! Each group of settings has a file (`nvidia.rs`, `web.rs`, …), which defines the settings and a
+//! function `resolve` that reads them. `settings.rs` lists the settings of all files. The flags, the
+//! documentation and `.env.example` are generated from that list. `CONTRIBUTING.md` explains how to
+//! add a setting.
 //!
-//! clap alone could read flags and variables, but it stops at the first fault, knows no `.env`, and
-//! has no place for the rule that some settings must not be empty.
+//! clap alone can read flags and variables. But it stops at the first error, does not read `.env`,
+//! and does not support settings that must not be empty.
 
 use std::fmt;
 
@@ -25,34 +26,34 @@ mod nvidia;
 mod parse;
 mod raw;
 mod reader;
-mod row;
 mod server;
+mod setting;
 mod settings;
 mod store;
 mod telemetry;
 mod upstream;
 mod web;
 
-pub use command::{Task, command};
+pub use command::{Command, command_line};
 pub use raw::RawSettings;
 pub use upstream::Upstream;
 
 /// All settings of the service, checked.
 #[derive(Debug)]
 pub struct Config {
-    /// Where the embeddings are computed.
+    /// What computes the embeddings.
     pub upstream: Upstream,
     /// How NVIDIA is called.
     pub nvidia: crate::nvidia::Settings,
-    /// How a picture becomes an embedding.
+    /// How pictures are sent, and how vectors are cached.
     pub embed: crate::embed::Settings,
     /// How pictures are decoded.
     pub decoder: crate::decoder::Settings,
-    /// How pictures are fetched by their URLs.
+    /// How pictures are fetched.
     pub fetch: crate::fetch::Settings,
     /// Where pictures are saved.
     pub store: crate::store::Settings,
-    /// The limits of a request, and of all requests together.
+    /// The limits of one request, and of all requests together.
     pub limits: Limits,
     /// Who may call the service.
     pub web: crate::web::Settings,
@@ -60,16 +61,17 @@ pub struct Config {
     pub server: crate::server::Settings,
     /// What is logged, and in which format.
     pub telemetry: crate::telemetry::Settings,
-    /// Warnings for the operator that do not keep the service from starting.
-    pub notices: Vec<String>,
+    /// Warnings for the operator. The service starts nevertheless.
+    pub warnings: Vec<String>,
 }
 
-/// All faults of the settings, each naming its variable.
+/// All errors of the settings, each with the name of its variable, and all warnings.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Faults(Vec<String>);
+pub struct SettingErrors(Vec<String>);
 
-impl Faults {
-    /// Prints the faults and exits with code 2, which tells systemd that a restart does not help.
+impl SettingErrors {
+    /// Prints the errors and exits with code 2. The systemd unit does not restart the service after
+    /// this code.
     pub fn exit(&self) -> ! {
         // The log's format is a setting, so there is no log yet.
         #[allow(clippy::print_stderr)]
@@ -80,103 +82,104 @@ impl Faults {
     }
 }
 
-impl fmt::Display for Faults {
+impl fmt::Display for SettingErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "imagesvc cannot start with these settings:")?;
-        self.0.iter().try_for_each(|fault| writeln!(f, "  - {fault}"))
+        self.0.iter().try_for_each(|error| writeln!(f, "  - {error}"))
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for SettingErrors {}
 
 impl Config {
-    /// Reads the process's arguments, its environment, and `.env` in the working directory. If the
-    /// arguments ask for help or for a list of the settings, prints that and exits.
+    /// Reads the command and the settings from the process's arguments, its environment, and `.env`
+    /// in the working directory. Exits if the arguments are invalid, or after printing the help or
+    /// the list of settings that they request.
     ///
     /// # Errors
-    /// Every fault of the settings at once.
-    pub fn from_process() -> Result<(Task, Self), Faults> {
-        let matches = command().get_matches();
-        // Flags may stand before or after the subcommand. Its matches hold both, since every flag
-        // is global.
-        let (task, flags) = match matches.subcommand() {
+    /// All errors of the settings.
+    pub fn from_args_and_env() -> Result<(Command, Self), SettingErrors> {
+        let matches = command_line().get_matches();
+        // Flags are allowed before and after the command. Every flag is global, so the command's
+        // own matches contain all flags.
+        let (command, flags) = match matches.subcommand() {
             Some((command::LIST, list)) => listing::print_and_exit(command::format(list)),
             Some((command::CHECK, check)) => {
-                (Task::Check { live: check.get_flag(command::LIVE) }, check)
+                (Command::Check { live: check.get_flag(command::LIVE) }, check)
             }
-            _ => (Task::Serve, &matches),
+            _ => (Command::Serve, &matches),
         };
         let raw = RawSettings::merge(flags, std::env::vars_os(), ".env".as_ref());
-        Ok((task, Self::resolve(&raw)?))
+        Ok((command, Self::resolve(&raw)?))
     }
 
-    /// Checks the settings.
+    /// Parses and checks the settings.
     ///
     /// # Errors
-    /// Every fault of the settings at once.
-    pub fn resolve(raw: &RawSettings) -> Result<Self, Faults> {
-        let mut read = Reader::new(&raw.values);
-        read.faults = [&raw.unreadable[..], &raw.faults_of_empty_values()].concat();
-        read.notices = raw.notices_of_unknown_variables();
-        let upstream = upstream::resolve(&mut read);
-        let downloads = read.value(&store::DOWNLOADS_DIR);
-        let store = store::resolve(&mut read, downloads);
-        let limits = limits::resolve(&mut read);
+    /// All errors of the settings.
+    pub fn resolve(raw: &RawSettings) -> Result<Self, SettingErrors> {
+        let mut reader = Reader::new(&raw.values);
+        reader.errors = [&raw.read_errors[..], &raw.errors_of_empty_values()].concat();
+        reader.warnings = raw.warnings_of_unknown_variables();
+        let upstream = upstream::resolve(&mut reader);
+        let downloads = reader.value(&store::DOWNLOADS_DIR);
+        let store = store::resolve(&mut reader, downloads);
+        let limits = limits::resolve(&mut reader);
         let config = Self {
-            nvidia: nvidia::resolve(&mut read),
-            embed: embed::resolve(&mut read, &store, &limits),
-            decoder: decoder::resolve(&mut read),
-            fetch: fetch::resolve(&mut read),
+            nvidia: nvidia::resolve(&mut reader),
+            embed: embed::resolve(&mut reader, &store, &limits),
+            decoder: decoder::resolve(&mut reader),
+            fetch: fetch::resolve(&mut reader),
             store,
             limits,
-            web: web::resolve(&mut read),
-            server: server::resolve(&mut read),
-            telemetry: telemetry::resolve(&mut read),
-            // `None` always comes with a fault, so this value is never used.
+            web: web::resolve(&mut reader),
+            server: server::resolve(&mut reader),
+            telemetry: telemetry::resolve(&mut reader),
+            // `None` always comes with an error, and then this `Config` is not returned.
             upstream: upstream.unwrap_or(Upstream::Sandbox),
-            notices: Vec::new(),
+            warnings: Vec::new(),
         };
-        config.check_combinations(&mut read);
-        config.add_warnings(&mut read);
-        let Reader { names_read, faults, notices, .. } = read;
-        let listed = SETTINGS.iter().map(|row| row.name).collect();
+        config.check_combinations(&mut reader);
+        config.add_warnings(&mut reader);
+        let Reader { names_read, errors, warnings, .. } = reader;
+        let listed = SETTINGS.iter().map(|setting| setting.name).collect();
         debug_assert!(
             names_read.is_subset(&listed),
             "settings.rs lists no {:?}",
             &names_read - &listed
         );
-        if faults.is_empty() {
-            Ok(Self { notices, ..config })
+        if errors.is_empty() {
+            Ok(Self { warnings, ..config })
         } else {
-            // The notices name misspelt variables, which often explain a fault.
-            Err(Faults([faults, notices].concat()))
+            // The warnings contain misspelt variables, which often explain an error.
+            Err(SettingErrors([errors, warnings].concat()))
         }
     }
 
-    /// Reports settings that are valid one by one but not together.
-    fn check_combinations(&self, read: &mut Reader<'_>) {
-        // The Base64 route holds its whole body in memory, so the memory of all requests must be
-        // able to hold one.
+    /// Adds an error for settings that are valid, but not in combination.
+    fn check_combinations(&self, reader: &mut Reader<'_>) {
+        // The Base64 route reads a whole body into memory. The memory of all requests together must
+        // be large enough for one such body.
         let inline = self.embed.call.inline_memory();
         let needed = largest_request(self.limits.max_image_bytes, inline);
         let needed = needed.next_multiple_of(1 << 20);
         if self.limits.max_buffered_bytes < needed {
-            read.faults.push(format!(
-                "{} must hold one Base64 body of the largest picture: with this {}, at least {}MiB",
-                limits::MAX_BUFFERED_BYTES.row.name,
-                limits::MAX_IMAGE_BYTES.row.name,
+            reader.errors.push(format!(
+                "{} must be large enough for one Base64 body of the largest picture: with this {}, at least {}MiB",
+                limits::MAX_BUFFERED_BYTES.info.name,
+                limits::MAX_IMAGE_BYTES.info.name,
                 needed >> 20
             ));
         }
     }
 
-    /// Warns of settings that are allowed but risky.
-    fn add_warnings(&self, read: &mut Reader<'_>) {
+    /// Adds a warning for settings that are allowed but risky.
+    fn add_warnings(&self, reader: &mut Reader<'_>) {
         if matches!(self.upstream, Upstream::Nvidia(_)) && self.web.keys.is_empty() {
-            read.notices.push(format!(
-                "no client keys are set: anyone who reaches the port can spend the NVIDIA key; set {}, \
-                 or let a firewall admit your own clients only",
-                web::API_KEYS.row.name
+            reader.warnings.push(format!(
+                "no client keys are set: everybody who can reach the port can use the NVIDIA key; set {}, \
+                 or let a firewall admit only your own clients",
+                web::API_KEYS.info.name
             ));
         }
     }

@@ -1,11 +1,11 @@
-//! The room on a disk: what is free, what must stay free, and what was granted to files that are
-//! not written yet.
+//! Grants disk space to files before they are written, so that a reserve always stays free.
 //!
-//! Whoever writes a file first takes a [`SpacePermit`], which grows as bytes arrive. Growing with
-//! the bytes, and not with a declared length, means that a client that only announces much takes no
-//! room from others; and because every writer holds a permit, many writers at once cannot use up
-//! the reserve. Free space is measured at most once a second, or before each grant when it is close
-//! to the reserve.
+//! Each file needs a [`SpacePermit`] before it is written. Because of the permits, many files that
+//! are written at the same time cannot use up the reserve. A permit grows as bytes arrive, and not
+//! by a declared length: a client that only declares a large picture takes no space from others.
+//!
+//! Free space is measured at most once a second. If little more than the reserve is free, it is
+//! measured before each grant.
 
 use std::{
     fmt, io,
@@ -29,14 +29,14 @@ const MAX_AGE: Duration = Duration::from_secs(1);
 /// How long the system may take to measure free space.
 const MEASURE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The bytes that a file of `len` bytes takes on the disk: rounded up to blocks of 4096 bytes, which most
-/// file systems use, and at least one block.
+/// The space that a file of `len` bytes takes on the disk, in bytes: at least one block, and whole
+/// blocks of 4096 bytes, which most file systems use.
 pub(crate) fn size_on_disk(len: u64) -> u64 {
     len.max(1).checked_next_multiple_of(4096).unwrap_or(u64::MAX)
 }
 
-/// Whether the error means that the disk or a quota is full, or that a file would exceed the process's
-/// limit.
+/// Whether the error means that the disk or a quota is full, or that a file would exceed the file
+/// size limit of the process.
 pub(crate) fn is_out_of_space(error: &io::Error) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
@@ -56,19 +56,19 @@ pub fn free_space(folder: &Path) -> io::Result<FreeSpace> {
 /// Why a permit cannot grow.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// The file would use the reserve.
+    /// The file would take space of the reserve.
     #[error(transparent)]
     Shortage(#[from] Shortage),
-    /// The system could not tell what is free.
+    /// The free space could not be measured.
     #[error("cannot measure the free disk space")]
     Unknown(#[source] Arc<io::Error>),
-    /// The system did not answer in time.
+    /// The free space was not measured in time.
     #[error("the disk does not answer")]
     NoAnswer,
 }
 
 impl Error {
-    /// Whether the disk is known to have too little room.
+    /// Whether the free space is known and too small.
     pub fn is_shortage(&self) -> bool {
         matches!(self, Self::Shortage(_))
     }
@@ -91,8 +91,8 @@ impl From<Error> for io::Error {
     }
 }
 
-/// The disk of a folder, and what must stay free on it. Clones share one ledger, so that a
-/// permit from any of them counts for all.
+/// The disk of a folder, and the reserve that must stay free on it. Clones share their permits:
+/// space that one clone has granted is not granted again by another.
 #[derive(Clone)]
 pub struct DiskSpace(Arc<Inner>);
 
@@ -146,24 +146,24 @@ impl DiskSpace {
         self.free_space_no_older_than(MAX_AGE).await
     }
 
-    /// Whether there is room for one more file, however small.
+    /// Checks that there is space for one more small file.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn check_room(&self) -> Result<(), Error> {
+    pub async fn check_space(&self) -> Result<(), Error> {
         self.empty_permit().grow_to(1).await
     }
 
-    /// Like [`Self::check_room`], but always measures. Blocks the thread.
+    /// Like [`Self::check_space`], but always measures. Blocks the thread.
     ///
     /// # Errors
     /// [`Error`]
-    pub fn measure_and_check_room(&self) -> Result<(), Error> {
+    pub fn measure_and_check_space(&self) -> Result<(), Error> {
         self.measure()?;
         Ok(self.ledger().check(Amount::of_file(1), self.0.reserve)?)
     }
 
-    /// Returns a permit for one file that grants no space yet.
+    /// Returns a permit for one file. At first, it grants no space.
     pub fn empty_permit(&self) -> SpacePermit {
         let (granted, written) = (Amount::default(), Amount::default());
         SpacePermit { space: self.clone(), granted, written }
@@ -171,7 +171,7 @@ impl DiskSpace {
 
     async fn acquire(&self, more: Amount) -> Result<(), Error> {
         if !self.try_grant_by_recent_measurement(more) {
-            // The disk is close to its reserve, or the latest measurement is too old: measure again.
+            // The free space is close to the reserve, or the latest measurement is too old.
             self.free_space_no_older_than(Duration::ZERO).await?;
             self.ledger().grant(more, self.0.reserve)?;
         }
@@ -198,8 +198,8 @@ impl DiskSpace {
 
     /// Measures the free space and records it. Blocks the thread.
     fn measure(&self) -> Result<FreeSpace, Error> {
-        // The total is taken before measuring, so that bytes written meanwhile are counted twice rather than not
-        // at all.
+        // `written` is read before the measurement. Bytes that are written during the measurement
+        // are then counted twice; otherwise they might not be counted at all.
         let (taken_at, written) = (Instant::now(), self.ledger().written());
         let free = (self.0.measure)(&self.0.folder).map_err(|e| Error::Unknown(Arc::new(e)))?;
         self.ledger().record(Measurement { taken_at, free, written });
@@ -213,7 +213,7 @@ impl DiskSpace {
     }
 }
 
-/// A reservation of disk space for one file. Dropping it releases what was not written.
+/// A reservation of disk space for one file. Dropping it releases the space that was not written.
 #[derive(Debug)]
 pub struct SpacePermit {
     space: DiskSpace,
@@ -225,9 +225,9 @@ impl SpacePermit {
     /// Grows the permit to a file of `len` bytes.
     ///
     /// # Errors
-    /// [`Error`]; the permit keeps what it has.
+    /// [`Error`]. After an error, the permit is unchanged.
     pub async fn grow_to(&mut self, len: u64) -> Result<(), Error> {
-        let more = Amount::of_file(len).beyond(self.granted);
+        let more = Amount::of_file(len).saturating_sub(self.granted);
         if more != Amount::default() {
             self.space.acquire(more).await?;
             self.granted += more;
@@ -235,12 +235,12 @@ impl SpacePermit {
         Ok(())
     }
 
-    /// Like [`Self::grow_to`], for callers that may block.
+    /// Like [`Self::grow_to`], but blocks the thread.
     ///
     /// # Errors
-    /// [`Error`]; the permit keeps what it has.
+    /// [`Error`]. After an error, the permit is unchanged.
     pub fn grow_to_blocking(&mut self, len: u64) -> Result<(), Error> {
-        let more = Amount::of_file(len).beyond(self.granted);
+        let more = Amount::of_file(len).saturating_sub(self.granted);
         if more != Amount::default() {
             self.space.acquire_blocking(more)?;
             self.granted += more;
@@ -248,10 +248,10 @@ impl SpacePermit {
         Ok(())
     }
 
-    /// Records that `len` bytes of the file are on the disk, where the system counts them from now
-    /// on.
+    /// Records that the first `len` bytes of the file are written. From now on, the system no longer
+    /// reports their space as free.
     pub fn mark_written(&mut self, len: u64) {
-        let more = Amount::of_file(len).at_most(self.granted).beyond(self.written);
+        let more = Amount::of_file(len).min(self.granted).saturating_sub(self.written);
         self.space.ledger().mark_written(more);
         self.written += more;
     }
@@ -259,7 +259,7 @@ impl SpacePermit {
 
 impl Drop for SpacePermit {
     fn drop(&mut self) {
-        self.space.ledger().release(self.granted.beyond(self.written));
+        self.space.ledger().release(self.granted.saturating_sub(self.written));
     }
 }
 

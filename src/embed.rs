@@ -1,11 +1,12 @@
 //! Turns a picture into its embedding and pays NVIDIA for each picture only once: known embeddings
 //! come from a cache, and equal pictures that arrive at the same time share one call.
 //!
-//! A request first looks in `cache`. If nothing is there, `single_flight` lets it join a running
-//! call for the same picture or lead a new one. The call itself (`call`) prepares the picture as
-//! `plan` chooses and sends it; a queue bounds how many calls run at once. Each call runs in a task
-//! of its own, so that a client that disconnects neither fails the other waiters nor wastes what
-//! the call costs.
+//! A request first looks in `cache`. If the embedding is not cached, `single_flight` lets the
+//! request join a running call for the same picture, or lead a new call. The call (`call`) prepares
+//! the picture as `plan` chooses, and sends it. A queue limits how many calls run at once.
+//!
+//! Each call runs in a task of its own. If a client disconnects, its call still ends: other
+//! requests may have joined it, and its embedding is cached.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,21 +39,23 @@ mod single_flight;
 
 pub use embedding::{Embedding, Prepared, Provenance};
 pub use error::Error;
-pub use settings::{ASSET_MEMORY, CallSettings, LargeImages, OUTAGE_MEMORY, Settings};
+pub use settings::{
+    CallSettings, FAILED_UPLOAD_PAUSE, LargeImages, REFUSED_UPLOAD_PAUSE, Settings,
+};
 
-/// How long a request waits for its call beyond the deadline. The call has the same deadline, and
-/// its error says more precisely what took too long.
+/// How long after the deadline a request still waits for its call. The call has the same deadline,
+/// and the call's own error says more precisely what took too long.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// How long the look-up on disk may take. If the disk hangs, it is better to call NVIDIA.
+/// How long the look-up on disk may take. After that, NVIDIA is called.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What computes the embeddings. The cache never returns an embedding of one source for another.
+/// The model and endpoint that compute the embeddings. Each source has its own cache entries.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// The model's name in answers.
+    /// The model's name, as answers contain it.
     pub model: &'static str,
-    /// The endpoint that computes the embeddings.
+    /// The URL of the endpoint.
     pub endpoint: String,
 }
 
@@ -67,31 +70,31 @@ pub struct Job {
     pub client: ClientNetwork,
     /// Whether a cached embedding may be returned.
     pub cache_mode: CacheMode,
-    /// When the answer must be ready.
+    /// When the embedding must be ready.
     pub deadline: Instant,
-    /// What the picture occupies until both its request and its call have ended.
+    /// The picture's permits, held until both its request and its call have ended.
     pub permits: Arc<PicturePermits>,
 }
 
-/// The permits that a picture holds while it is at work.
+/// The permits that a picture holds while it is processed.
 #[derive(Debug)]
 pub struct PicturePermits {
-    /// Its permit to be at work.
+    /// Counts the picture towards the limit of pictures that are processed at once.
     pub at_work: SharePermit,
-    /// The memory for its bytes.
+    /// Counts its bytes towards the limit of memory.
     pub memory: SharePermit,
 }
 
 /// Whether a cached embedding may be returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheMode {
-    /// A cached or shared embedding is fine.
+    /// A cached embedding may be returned, or that of a running call.
     Use,
-    /// The request makes a call of its own.
+    /// The request always makes a call of its own.
     Bypass,
 }
 
-/// How a call ended, shared by all who wait for it.
+/// How a call ended; all requests that wait for the call get a clone.
 type Outcome = Result<Embedding, Arc<Error>>;
 
 /// Turns pictures into embeddings. Cheap to clone.
@@ -102,12 +105,12 @@ pub struct Embedder(Arc<Inner>);
 struct Inner {
     cache: Cache,
     calls: SingleFlight<CacheKey, Outcome>,
-    /// Bounds the calls to NVIDIA that run at once, and shares them among clients.
+    /// Limits how many calls to NVIDIA run at once, and shares them fairly among clients.
     queue: FairQueue,
     decoder: Decoder,
-    /// Holds re-encoded pictures that are too large to be sent inline.
+    /// The folder for re-encoded pictures that are too large to be sent inline.
     staging: Staging,
-    /// Open while uploads do not work.
+    /// Open while uploads to NVIDIA do not work.
     upload_breaker: CircuitBreaker,
     nvidia: nvidia::Client,
     settings: CallSettings,
@@ -145,12 +148,12 @@ impl Embedder {
         self.0.settings.largest_inline()
     }
 
-    /// The memory that one picture needs on its way, in bytes.
+    /// The memory that sending one picture needs, in bytes.
     pub fn inline_memory(&self) -> u64 {
         self.0.settings.inline_memory()
     }
 
-    /// How long a picture that this client sends now will probably wait for its call.
+    /// How long a new picture of this client is expected to wait for its call.
     pub fn expected_wait(&self, client: ClientNetwork) -> Duration {
         self.0.queue.expected_wait(client, 1)
     }
@@ -185,29 +188,29 @@ impl Embedder {
         self.0.nvidia.largest_reservation(at_most, time)
     }
 
-    /// How many pictures wait for a call.
+    /// The number of pictures that wait for a call.
     pub fn waiting(&self) -> usize {
         self.0.queue.waiting()
     }
 
-    /// The state of the key according to NVIDIA's last answer.
+    /// The state of the key according to NVIDIA's latest response.
     pub fn key_state(&self) -> nvidia::KeyState {
         self.0.nvidia.key_state()
     }
 
     /// Returns the embedding of a picture before its deadline. A call that it makes uses the
-    /// reservation, or reserves one itself.
+    /// reservation; without one it makes its own.
     ///
     /// # Errors
-    /// [`Error`]; all who waited for the same call share it.
+    /// [`Error`], shared by all requests that waited for the same call.
     pub async fn embed(
         &self,
         job: Job,
         mut reservation: Option<Reservation>,
     ) -> Result<Embedding, Arc<Error>> {
         let (key, deadline) = (self.0.cache.key(job.sha256), job.deadline);
-        // With less than a quarter of its time left, a request does not start a call of its own.
-        let last_call = deadline - deadline.saturating_duration_since(Instant::now()) / 4;
+        // In the last quarter of its time, a request whose shared call failed starts no own call.
+        let latest_start = deadline - deadline.saturating_duration_since(Instant::now()) / 4;
         loop {
             if let Some(found) = self.look_up_in_memory(&job, &key) {
                 return Ok(found);
@@ -216,7 +219,7 @@ impl Embedder {
                 CacheMode::Use => self.0.calls.join_or_lead(key),
                 CacheMode::Bypass => self.0.calls.lead_alone(),
             };
-            let (completion, leads) = match role {
+            let (completion, is_leader) = match role {
                 Role::Join(completion) => (completion, false),
                 Role::Lead(completion, guard) => {
                     self.spawn_call(job.clone(), key, reservation.take(), guard);
@@ -228,13 +231,15 @@ impl Embedder {
                 Ok(Err(_)) => Err(Arc::new(Error::CallPanicked)),
                 Err(_) => Err(Arc::new(Error::QueueTimeout("a call to NVIDIA"))),
             };
-            match outcome {
-                // Somebody else's call failed in a way that a call of this request may not.
-                Err(error)
-                    if !leads && error.another_call_may_succeed() && Instant::now() < last_call => {
+            let error = match outcome {
+                Ok(embedding) => {
+                    return Ok(self.count_lookup(embedding, is_leader, job.cache_mode));
                 }
-                Err(error) => return Err(error),
-                Ok(embedding) => return Ok(self.count_lookup(embedding, leads, job.cache_mode)),
+                Err(error) => error,
+            };
+            let may_try_again = !is_leader && error.another_call_may_succeed();
+            if !may_try_again || Instant::now() >= latest_start {
+                return Err(error);
             }
         }
     }
@@ -249,8 +254,13 @@ impl Embedder {
         }
     }
 
-    fn count_lookup(&self, embedding: Embedding, leads: bool, cache_mode: CacheMode) -> Embedding {
-        let embedding = if leads { embedding } else { embedding.shared() };
+    fn count_lookup(
+        &self,
+        embedding: Embedding,
+        is_leader: bool,
+        cache_mode: CacheMode,
+    ) -> Embedding {
+        let embedding = if is_leader { embedding } else { embedding.shared() };
         let outcome = match cache_mode {
             CacheMode::Use => embedding.provenance.name(),
             CacheMode::Bypass => "bypass",
@@ -271,21 +281,24 @@ impl Embedder {
         let call = async move {
             let outcome = inner.look_up_or_call(&job, &key, reservation).await;
             drop(job);
-            let new = outcome.clone().ok().filter(|found| found.provenance == Provenance::Nvidia);
-            if let Some(new) = &new {
-                inner.cache.insert_in_memory(key, new);
-            }
-            if let Err(error) = &outcome {
-                if guard.is_abandoned() {
-                    tracing::info!(%error, "a call failed after all its requests had left");
+            let embedding = match &outcome {
+                Ok(embedding) => embedding.clone(),
+                Err(error) => {
+                    if guard.is_abandoned() {
+                        tracing::info!(%error, "a call failed after all its requests had left");
+                    }
+                    return guard.fail(outcome);
                 }
-                return guard.fail(outcome);
+            };
+            let is_new = embedding.provenance == Provenance::Nvidia;
+            if is_new {
+                inner.cache.insert_in_memory(key, &embedding);
             }
-            // Nobody waits for the disk. But until the vector is written there, others can still
-            // join this call.
+            // The requests get the outcome before the disk is written. Until the vector is on disk,
+            // other requests can still join this call.
             let _entry = guard.complete(outcome);
-            if let Some(new) = new {
-                inner.cache.write_to_disk(key, &new).await;
+            if is_new {
+                inner.cache.write_to_disk(key, &embedding).await;
             }
         };
         self.0.background.spawn(call.in_current_span());
@@ -306,7 +319,7 @@ impl Inner {
         key: &CacheKey,
         reservation: Option<Reservation>,
     ) -> Outcome {
-        // Another call may have ended since the request looked in memory.
+        // This looks in memory again: another call may have ended since the first look-up.
         if let Some(found) = self.look_up(key, job.cache_mode).await {
             return Ok(found);
         }

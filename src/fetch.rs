@@ -1,9 +1,8 @@
 //! Fetches a picture from its URL, but only from addresses that [`policy`] allows.
 //!
-//! The HTTP client resolves names through `resolver.rs`, which checks every address that it
-//! returns. The client connects to one of exactly those addresses, so that a second look-up cannot
-//! lead elsewhere. IP literals are never resolved; [`policy::Policy`] checks them, in the first URL
-//! and in every redirect.
+//! The HTTP client resolves host names through `resolver.rs`, which checks every address. The HTTP
+//! client then connects to one of these checked addresses, without a second look-up. An IP address
+//! in a URL is not resolved: [`policy::Policy`] checks it, in the first URL and in every redirect.
 
 use std::time::{Duration, SystemTime};
 
@@ -33,8 +32,8 @@ pub use resolver::Lookup;
 pub const USER_AGENT: &str =
     concat!("Mozilla/5.0 (compatible; imagesvc/", env!("CARGO_PKG_VERSION"), ")");
 
-/// The accepted formats, so that a CDN does not choose another one. HEIC ranks last because its
-/// decoder is the slowest and strictest.
+/// The Accept header: a CDN that can convert pictures should choose one of these formats. HEIC ranks
+/// last because its decoder is the slowest and strictest.
 const ACCEPTED: &str = if cfg!(feature = "heic") {
     "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff,image/heic;q=0.5"
 } else {
@@ -60,10 +59,10 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Fetcher {
     settings: Settings,
-    /// For all hosts except the operator's exceptions.
+    /// For all servers that are not exceptions.
     guarded: Client,
-    /// For the exceptions by host and port. It needs an HTTP client of its own because a resolver
-    /// does not learn the port.
+    /// For the servers that the operator allowed as exceptions. This is a separate client because an
+    /// exception depends on the port, and reqwest does not pass the port to its resolver.
     exceptions: Client,
 }
 
@@ -78,8 +77,8 @@ impl Fetcher {
         Ok(Self { guarded: http_client(&settings, resolver, trust)?, exceptions, settings })
     }
 
-    /// Requests the picture on behalf of a client, and follows redirects until a host answers with
-    /// bytes.
+    /// Requests the picture, and follows redirects. Look-ups count towards the limit of `client`.
+    /// Returns when the header of a successful response has arrived.
     ///
     /// # Errors
     /// [`Error`]
@@ -87,13 +86,13 @@ impl Fetcher {
         let deadline = Instant::now() + self.settings.timeout;
         let mut target = self.settings.policy.check_url(url)?;
         for _ in 0..=self.settings.max_redirects {
-            let request = self.http_for(&target).get(target.url.clone()).send();
+            let request = self.http_client_for(&target).get(target.url.clone()).send();
             let response = match timeout_at(deadline, on_behalf_of(client, request)).await {
-                Ok(sent) => sent.map_err(|error| Error::of_request(error.without_url()))?,
+                Ok(result) => result.map_err(|error| Error::of_request(error.without_url()))?,
                 Err(_) => return Err(Error::Timeout),
             };
             match response.status().as_u16() {
-                // 203 means that a proxy changed the picture; it is still a picture.
+                // With 203, a proxy has changed the picture (RFC 9110, section 15.3.4).
                 200 | 203 => return Fetched::new(response, deadline),
                 301 | 302 | 303 | 307 | 308 => {
                     let location = response
@@ -112,12 +111,12 @@ impl Fetcher {
         Err(Error::Redirects)
     }
 
-    fn http_for(&self, target: &Target) -> &Client {
+    fn http_client_for(&self, target: &Target) -> &Client {
         if target.is_exception { &self.exceptions } else { &self.guarded }
     }
 }
 
-/// An HTTP client that shares nothing with the one that holds the key.
+/// Creates an HTTP client for fetches only. NVIDIA's key is known to another client.
 fn http_client(
     settings: &Settings,
     resolver: Resolver,
@@ -132,7 +131,7 @@ fn http_client(
         .user_agent(&settings.user_agent)
         .default_headers(headers)
         .connect_timeout(CONNECT_TIMEOUT)
-        // Strangers choose the hosts: idle connections to all of them would use up the sockets.
+        // Clients choose the hosts. Idle connections to many hosts would use up the sockets.
         .pool_max_idle_per_host(0)
         .no_proxy()
         .dns_resolver(resolver)

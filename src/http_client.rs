@@ -1,5 +1,5 @@
-//! What all HTTP clients of this service have in common: certificate authorities, safe defaults,
-//! and the reading of `Retry-After`.
+//! Shared by the two HTTP clients, for NVIDIA and for picture hosts: certificate authorities, safe
+//! defaults, and the parser of `Retry-After`.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,10 +11,10 @@ use reqwest::{
 
 use crate::telemetry::causes;
 
-/// The most headers of an answer. Some hosts send more than hyper's default of 100.
+/// The most headers of a response. Some hosts send more than hyper's default limit of 100.
 const MAX_HEADERS: usize = 1000;
 
-/// The wait that an answer asks for: `Retry-After`, in seconds or as a date (RFC 9110, section
+/// How long `Retry-After` asks to wait. Its value is a number of seconds or a date (RFC 9110, section
 /// 10.2.3).
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
@@ -27,17 +27,17 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     }
 }
 
-/// The certificate authorities that HTTP clients trust.
+/// The system's certificate authorities, which HTTP clients trust.
 ///
-/// A machine without certificate authorities can still call plain http, which is all that the
-/// sandbox needs. Every https call then fails.
+/// If the system has none, calls to `http` URLs still work, and the sandbox needs no others. Every
+/// call to an `https` URL fails.
 #[derive(Debug, Clone, Copy)]
 pub struct Trust {
     has_authorities: bool,
 }
 
 impl Trust {
-    /// Checks whether the system has certificate authorities, and logs a warning if not.
+    /// Checks whether the system has certificate authorities. Logs a warning if it has none.
     pub fn probe() -> Self {
         match ClientBuilder::new().no_proxy().build() {
             Ok(_) => Self { has_authorities: true },
@@ -57,7 +57,7 @@ impl Trust {
         self.has_authorities
     }
 
-    /// A client builder without surprises: no redirects, no retries, no Referer, HTTP/1.1 only.
+    /// A client builder for HTTP/1.1 without redirects, retries and Referer.
     pub(crate) fn client_builder(self) -> ClientBuilder {
         let builder = ClientBuilder::new()
             .redirect(redirect::Policy::none())
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_seconds_or_a_date() {
+    fn retry_after_is_parsed_as_seconds_or_as_a_date() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // 1994-11-06 08:49:37
         let read = |value| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);

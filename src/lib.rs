@@ -2,10 +2,10 @@
 //! under `downloads/`, asks NVIDIA's hosted NV-DINOv2 for its embedding, and answers with the 1536
 //! numbers as JSON.
 //!
-//! This page is the architecture, for a newcomer. `CONTRIBUTING.md` says how to run, test and extend
-//! it, and `docs/` what users see of it.
+//! This page describes the architecture. `CONTRIBUTING.md` explains how to run, test and extend the
+//! service. The pages in `docs/` are for its users.
 //!
-//! # The way of a picture
+//! # The path of a picture
 //!
 //! ```text
 //! server ──► web ──► a route ──► pipeline: admit ──► receive ──┬──► save ────┬──► answer
@@ -14,59 +14,60 @@
 //!                     fetch                                 cache, decoder, nvidia
 //! ```
 //!
-//! 1. **[`server`]** accepts a connection, if the limits allow it, and knows who the client is.
-//! 2. **[`web`]** gives the request an id, checks its head, its key and its origin, and chooses the
-//!    route. Each route only turns its request into a stream of bytes and a name: the upload route
-//!    from a form, the Base64 route from JSON, the URL route by [`fetch`], which calls public addresses
-//!    only. From there on there is one path for all.
-//! 3. **[`pipeline`]** *admits* the request before its body is read: a picture that cannot be served in
-//!    time, or has no room on the disk or in memory, is refused while that is still cheap.
-//! 4. It *receives* the bytes: [`spool`] writes them to a file in `downloads/.incoming/` as they arrive,
-//!    counts and hashes them, and keeps only small pictures in memory. [`image`] then reads the header:
-//!    format, size, and which way is up. Nothing is decoded.
-//! 5. It *saves* and *embeds* at the same time, because the call to NVIDIA is the slow part. [`store`]
-//!    syncs the file and renames it, so that it is there completely or not at all.
-//! 6. **[`embed`]** looks into the cache (memory, then disk) and joins a call that runs for the same
-//!    picture. Else it prepares the picture: upright JPEG and PNG go as they are; all others are made
-//!    an upright JPEG by [`decoder`], in a child process with strict limits, since no estimate bounds
-//!    what a hostile picture makes a decoder do.
-//! 7. **[`nvidia`]** makes the call: inline, or as an uploaded asset if the picture is large; with
-//!    retries, one deadline, and the pace that the key allows. No other module sees the key.
-//! 8. The answer, or an error, goes back the same way. Inner modules have errors of their own without
-//!    any HTTP; [`web::error`] gives each its code, status and sentence, and the outermost layer logs
-//!    it, once.
+//! 1. **[`server`]** accepts a connection if the limits allow it, and finds the client's address.
+//! 2. **[`web`]** gives the request an id, checks its header, its key and its origin, and calls the
+//!    route. Each route turns its request into a stream of bytes and a name. The upload route reads a
+//!    form. The Base64 route reads JSON. The URL route calls [`fetch`], which connects to public
+//!    addresses only. All routes then call the same pipeline.
+//! 3. **[`pipeline`]** *admits* the request before its body is read. It refuses a picture if there is
+//!    not enough time, disk space or memory for it.
+//! 4. The pipeline *receives* the bytes. [`spool`] counts and hashes them as they arrive, and writes
+//!    them to a file in `downloads/.incoming/`; only small pictures stay in memory. [`image`] then reads
+//!    the picture's header: its format, size and orientation. Nothing is decoded.
+//! 5. The pipeline *saves* and *embeds* the picture at the same time, because the call to NVIDIA takes
+//!    longest. [`store`] syncs the file and renames it, so that the file is complete or absent.
+//! 6. **[`embed`]** looks in the cache (memory, then disk), or joins a running call for the same
+//!    picture. Otherwise it prepares the picture. Upright JPEGs and PNGs are sent unchanged. [`decoder`]
+//!    turns all others into an upright JPEG, in a child process with strict limits: a hostile picture
+//!    may need far more memory and time than its header suggests.
+//! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it is
+//!    large. The call has retries, one deadline, and a limit on requests per minute. No other module
+//!    sees the key.
+//! 8. The answer or an error returns to [`web`]. The inner modules have their own error types, without
+//!    any HTTP. [`web::error`] maps each error to a code, a status and a sentence. The outermost layer
+//!    logs the error once.
 //!
-//! # Who may import whom
+//! # Which module may import which
 //!
-//! From the top down; a module imports only from floors below its own, and nothing in a circle:
+//! A module imports only modules further down in this table, and there are no circular imports. Also,
+//! [`web`] and [`sandbox`] do not import each other, nor do [`embed`], [`store`] and [`fetch`].
 //!
 //! | Module | What it does |
 //! |---|---|
-//! | [`cli`] | one command a file: serve, check |
-//! | [`app`] | puts everything together: settings in, a bound service out |
-//! | [`config`] | every setting of the process, checked |
-//! | [`web`] | HTTP: the layers, what is taken from requests, the routes, the errors as clients see them |
-//! | [`sandbox`] | the stand-in for NVIDIA; on the floor of [`web`], and unknown to it |
-//! | [`server`] | TCP: accepts, limits, timeouts, shutdown; who the client is |
-//! | [`pipeline`] | the one path, its limits and admission |
-//! | [`embed`] | from a picture to its embedding, paid once |
-//! | [`store`] | the folder of saved pictures |
-//! | [`fetch`] | pictures by their address, guarded |
-//! | [`nvidia`] | the client of NVIDIA's API |
-//! | ground | [`image`] (what a picture is), [`decoder`] (its pixels), [`spool`] (bytes on their way), [`disk_space`] (the room for them), [`shares`] and `fair_queue` (what clients share), [`sha256`], [`base64_text`], [`http_client`], [`telemetry`], `bearer_token`, `sampler` |
+//! | [`cli`] | runs a command: serve or check |
+//! | [`app`] | builds the service from the settings, and binds its port |
+//! | [`config`] | parses and checks all settings |
+//! | [`web`] | HTTP: middleware, extractors, routes, and errors as clients see them |
+//! | [`sandbox`] | the stand-in for NVIDIA |
+//! | [`server`] | TCP: connections, their limits and timeouts, shutdown, the client's address |
+//! | [`pipeline`] | processes a picture: admits, receives, saves and embeds it |
+//! | [`embed`] | computes embeddings, and pays for each picture only once |
+//! | [`store`] | saves pictures in the downloads folder |
+//! | [`fetch`] | fetches pictures from URLs, but not from private addresses |
+//! | [`nvidia`] | calls NVIDIA's API |
+//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`http_client`], [`telemetry`] (log and metrics), `bearer_token` (checks keys), `sampler` (slow reads from the system) |
 //!
 //! The reasons for these rules:
 //!
-//! - **Only downwards, no circles.** Each module can be read, tested and replaced knowing only what is
-//!   below it. [`pipeline`] can serve a command as well as a route.
-//! - **axum only in [`web`], [`sandbox`], [`server`] and [`app`].** What a picture needs does not depend
-//!   on how it came.
-//! - **[`config`] only in [`cli`] and [`app`].** Each module defines a `Settings` of its own, which
-//!   [`config`] fills. A module's tests build those few values and no environment.
-//! - **One place puts all together.** [`app`] is the only one that knows every module; a test starts
-//!   the same service as `main` does, with a fake NVIDIA behind it.
+//! - **No upward and no circular imports.** Each module can be read, tested and replaced with knowledge
+//!   only of the modules below it.
+//! - **axum only in [`web`], [`sandbox`], [`server`] and [`app`].** The processing of a picture does not
+//!   depend on the route that received it.
+//! - **[`config`] only in [`cli`] and [`app`].** Each module defines its own `Settings`, which [`config`]
+//!   fills. The tests of a module set these values directly, without an environment.
+//! - **Only [`app`] connects all modules.** Tests start the same service as `main`, with a fake NVIDIA.
 //!
-//! `tests/architecture.rs` reads the sources and holds these rules.
+//! `tests/architecture.rs` reads the sources and checks these rules.
 
 pub mod app;
 pub mod base64_text;

@@ -1,5 +1,5 @@
-//! Reads a value from the system that may take long or hang. At most one thread reads at a time,
-//! however many callers want the value, and all of them share the result.
+//! Reads a value from the system, for reads that may be slow or hang. At most one thread reads at a
+//! time, and all callers share its result.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -12,18 +12,19 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// The latest reading, which may still be running.
+/// The latest reading. It may still be running.
 #[derive(Debug)]
 pub(crate) struct Sampler<T>(Mutex<Option<Reading<T>>>);
 
 #[derive(Debug, Clone)]
 struct Reading<T> {
-    started: Instant,
-    /// `None` until the value is there. Closed without a value if the thread panicked.
-    answer: watch::Receiver<Option<T>>,
+    started_at: Instant,
+    /// `None` while the thread is reading. If the thread panicked, the channel is closed and still
+    /// contains `None`.
+    value: watch::Receiver<Option<T>>,
 }
 
-/// The system did not answer in time.
+/// The value was not read in time, or the reading thread panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the system does not answer")]
 pub(crate) struct NoAnswer;
@@ -35,26 +36,30 @@ impl<T> Default for Sampler<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Sampler<T> {
-    /// Returns the value that `read` gets from the system; `read` may block. A reading that started
-    /// less than `max_age` ago, or is still running, is shared; otherwise a new one starts.
+    /// Returns the value that `read` returns. `read` may block. If a reading is still running or
+    /// started less than `max_age` ago, returns the value of that reading, and does not call `read`.
     ///
     /// # Errors
-    /// [`NoAnswer`] once the reading has run for `timeout`. Later callers do not wait again.
+    /// [`NoAnswer`] if the reading takes longer than `timeout`, counted from its start. So a hanging
+    /// reading delays only its first callers.
     pub(crate) async fn sample(
         &self,
         max_age: Duration,
         timeout: Duration,
         read: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, NoAnswer> {
-        let Reading { started, mut answer } = self.latest(max_age, read);
-        let answered = timeout_at(started + timeout, answer.wait_for(Option::is_some)).await;
-        match answered {
-            Ok(Ok(answer)) => answer.clone().ok_or(NoAnswer),
+        let Reading { started_at, mut value } = self.latest_or_new(max_age, read);
+        match timeout_at(started_at + timeout, value.wait_for(Option::is_some)).await {
+            Ok(Ok(value)) => value.clone().ok_or(NoAnswer),
             Ok(Err(_)) | Err(_) => Err(NoAnswer),
         }
     }
 
-    fn latest(&self, max_age: Duration, read: impl FnOnce() -> T + Send + 'static) -> Reading<T> {
+    fn latest_or_new(
+        &self,
+        max_age: Duration,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Reading<T> {
         // The reading stays valid even if a holder of the lock panicked.
         let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reading) = &*latest
@@ -62,21 +67,22 @@ impl<T: Clone + Send + Sync + 'static> Sampler<T> {
         {
             return reading.clone();
         }
-        let (to_all, answer) = watch::channel(None);
-        let reading = Reading { started: Instant::now(), answer };
-        // Nobody waits for the thread itself, which may hang for ever.
-        drop(spawn_blocking(move || to_all.send_replace(Some(read()))));
+        let (sender, value) = watch::channel(None);
+        let reading = Reading { started_at: Instant::now(), value };
+        // The thread may hang for ever, so callers wait for the channel and not for the thread.
+        drop(spawn_blocking(move || sender.send_replace(Some(read()))));
         latest.insert(reading).clone()
     }
 }
 
 impl<T> Reading<T> {
     fn is_running(&self) -> bool {
-        self.answer.borrow().is_none() && self.answer.has_changed().is_ok()
+        // `has_changed` returns an error if the channel is closed.
+        self.value.borrow().is_none() && self.value.has_changed().is_ok()
     }
 
     fn is_younger_than(&self, max_age: Duration) -> bool {
-        self.answer.borrow().is_some() && self.started.elapsed() < max_age
+        self.value.borrow().is_some() && self.started_at.elapsed() < max_age
     }
 }
 
@@ -92,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    const AGE: Duration = Duration::from_secs(1);
+    const MAX_AGE: Duration = Duration::from_secs(1);
     const TIMEOUT: Duration = Duration::from_secs(2);
 
     #[tokio::test(start_paused = true)]
@@ -100,41 +106,41 @@ mod tests {
         let (sampler, reads) = (Sampler::default(), Arc::new(AtomicUsize::new(0)));
         let read = || {
             let reads = Arc::clone(&reads);
-            sampler.sample(AGE, TIMEOUT, move || reads.fetch_add(1, Ordering::Relaxed))
+            sampler.sample(MAX_AGE, TIMEOUT, move || reads.fetch_add(1, Ordering::Relaxed))
         };
-        let answers = join_all((0..100).map(|_| read())).await;
-        assert!(answers.iter().all(|answer| *answer == Ok(0)));
-        tokio::time::advance(AGE - Duration::from_millis(1)).await;
+        let values = join_all((0..100).map(|_| read())).await;
+        assert!(values.iter().all(|value| *value == Ok(0)));
+        tokio::time::advance(MAX_AGE - Duration::from_millis(1)).await;
         assert_eq!(read().await, Ok(0));
         tokio::time::advance(Duration::from_millis(1)).await;
         assert_eq!(read().await, Ok(1));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_reading_that_hangs_takes_one_thread_and_keeps_only_its_first_caller_waiting() {
+    async fn a_hanging_reading_blocks_one_thread_and_delays_only_its_first_caller() {
         let sampler = Sampler::default();
         let (release, hanging) = mpsc::channel::<()>();
-        let first = sampler.sample(AGE, TIMEOUT, move || hanging.recv().is_ok());
+        let first = sampler.sample(MAX_AGE, TIMEOUT, move || hanging.recv().is_ok());
         let mut first = Box::pin(first);
         assert!(poll!(&mut first).is_pending());
         tokio::time::advance(TIMEOUT).await;
         assert_eq!(first.await, Err(NoAnswer));
-        let again = || sampler.sample(AGE, TIMEOUT, || panic!("a second thread"));
+        let later = || sampler.sample(MAX_AGE, TIMEOUT, || panic!("a second thread"));
         for _ in 0..100 {
-            assert_eq!(poll!(Box::pin(again())), std::task::Poll::Ready(Err(NoAnswer)));
+            assert_eq!(poll!(Box::pin(later())), std::task::Poll::Ready(Err(NoAnswer)));
         }
-        // Once the system has answered, the next caller starts a new reading.
+        // After the reading has ended, the next caller starts a new one.
         release.send(()).unwrap();
         while sampler.0.lock().unwrap().as_ref().unwrap().is_running() {
             tokio::task::yield_now().await;
         }
-        assert_eq!(sampler.sample(AGE, TIMEOUT, || false).await, Ok(false));
+        assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || false).await, Ok(false));
     }
 
     #[tokio::test]
-    async fn after_a_reading_that_panics_a_new_one_starts() {
+    async fn a_new_reading_starts_after_one_that_panicked() {
         let sampler = Sampler::default();
-        assert_eq!(sampler.sample(AGE, TIMEOUT, || panic!("of the test")).await, Err(NoAnswer));
-        assert_eq!(sampler.sample(AGE, TIMEOUT, || 7).await, Ok(7));
+        assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || panic!("planted")).await, Err(NoAnswer));
+        assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || 7).await, Ok(7));
     }
 }

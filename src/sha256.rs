@@ -1,5 +1,5 @@
-//! A type for SHA-256 hashes, so that they are not confused with other 32 bytes and print in the
-//! usual form.
+//! A type for SHA-256 hashes. It prevents confusion with other arrays of 32 bytes, and prints a hash
+//! in hexadecimal digits.
 
 use std::fmt;
 
@@ -10,22 +10,23 @@ use sha2::Digest;
 pub struct Sha256([u8; 32]);
 
 impl Sha256 {
-    /// A hash that was computed elsewhere.
+    /// A hash from its bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The hash of everything that the hasher was given.
+    /// The hash of everything that was written to the hasher.
     pub fn of(hasher: sha2::Sha256) -> Self {
         Self(hasher.finalize().into())
     }
 
-    /// Reads a printed hash, also in upper case.
+    /// Parses 64 hexadecimal digits, in lower or upper case.
     pub fn from_hex(digits: &[u8]) -> Option<Self> {
         let (pairs, []) = digits.as_chunks::<2>() else { return None };
         let pairs: &[[u8; 2]; 32] = pairs.try_into().ok()?;
+        // `from_str_radix` alone would also accept a sign.
         if !pairs.as_flattened().iter().all(u8::is_ascii_hexdigit) {
-            return None; // `from_str_radix` would accept a sign
+            return None;
         }
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(pairs) {
@@ -34,7 +35,7 @@ impl Sha256 {
         Some(Self(bytes))
     }
 
-    /// The bytes.
+    /// The hash's bytes.
     pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -51,13 +52,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_printed_and_read_in_hexadecimal_digits() {
+    fn a_hash_is_printed_and_parsed_in_hexadecimal_digits() {
         let text = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
         let hash = Sha256::of(sha2::Sha256::new().chain_update("hello world"));
         assert_eq!(hash.to_string(), text);
         assert_eq!(Sha256::from_hex(text.as_bytes()), Some(hash));
-        for other in ["", &text[1..], &text[2..], &"+1".repeat(32), &"g0".repeat(32)] {
-            assert_eq!(Sha256::from_hex(other.as_bytes()), None, "{other}");
+        for invalid in ["", &text[1..], &text[2..], &"+1".repeat(32), &"g0".repeat(32)] {
+            assert_eq!(Sha256::from_hex(invalid.as_bytes()), None, "{invalid}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Receives bytes: counts and hashes them as they arrive, and keeps them in memory or, if they are
-//! many, in a staging file. It does not know the store: what is received may be saved, sent
-//! elsewhere, or dropped.
+//! Receives the bytes of a picture: counts and hashes them as they arrive, and stores them in memory
+//! or, above a limit, in a staging file. The caller decides whether the bytes are saved, sent to
+//! NVIDIA, or dropped.
 
 use std::{
     fs::{self, File},
@@ -24,8 +24,8 @@ use crate::{
     sha256::Sha256,
 };
 
-/// How many bytes are collected before they are written to the file; also the initial buffer.
-const PIECE: usize = 64 * 1024;
+/// The size of the buffer in front of a staging file, in bytes.
+const FILE_BUFFER_LEN: usize = 64 * 1024;
 
 /// Why bytes could not be received.
 #[derive(Debug, thiserror::Error)]
@@ -38,16 +38,16 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
-    /// The disk has no room.
+    /// The disk is below its reserve, or its free space is unknown.
     #[error(transparent)]
     Space(#[from] disk_space::Error),
-    /// The thread that writes panicked.
-    #[error("the thread that writes panicked")]
+    /// The thread that writes the file panicked.
+    #[error("the thread that writes the file panicked")]
     Panicked(#[from] JoinError),
 }
 
 impl Error {
-    /// Whether the cause is a lack of room.
+    /// Whether the disk has too little space.
     pub fn is_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => is_out_of_space(source),
@@ -57,6 +57,7 @@ impl Error {
     }
 }
 
+/// For `map_err`: adds to an error what the spool was doing.
 fn cannot(action: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { action, source }
 }
@@ -69,7 +70,7 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Creates a handle for an existing folder on the disk that `space` describes.
+    /// Creates a handle for an existing folder. `space` is the folder's disk.
     pub fn new(folder: PathBuf, space: DiskSpace) -> Self {
         Self { folder: folder.into(), space }
     }
@@ -78,24 +79,25 @@ impl Staging {
     ///
     /// # Errors
     /// The disk's error.
-    pub fn file(&self) -> Result<StagingFile, Error> {
+    pub fn create_file(&self) -> Result<StagingFile, Error> {
         let path = self.folder.join(Uuid::now_v7().to_string());
         let file = File::options()
             .create_new(true)
             .read(true)
             .append(true)
             .open(&path)
-            .map_err(cannot("make a file"))?;
+            .map_err(cannot("create a staging file"))?;
         Ok(StagingFile { file: Arc::new(file), path: Some(path) })
     }
 
-    /// Starts to receive; up to `memory_limit` bytes stay in memory.
+    /// Starts to receive bytes. At most `memory_limit` bytes stay in memory; more are written to a
+    /// staging file.
     pub fn spool(&self, memory_limit: usize) -> Spool {
         Spool {
             staging: self.clone(),
             memory_limit,
-            ends_on_disk: false,
-            pending: BytesMut::with_capacity(memory_limit.min(PIECE)),
+            reserves_disk_space: false,
+            buffer: BytesMut::with_capacity(memory_limit.min(FILE_BUFFER_LEN)),
             staging_file: None,
             permit: self.space.empty_permit(),
             hasher: Hasher::new(),
@@ -103,14 +105,14 @@ impl Staging {
         }
     }
 
-    /// Like [`Self::spool`], for bytes that will end up on the disk: room for them is reserved as
-    /// they arrive.
+    /// Like [`Self::spool`], for bytes that will be saved: disk space for them is reserved as they
+    /// arrive, even while they are in memory.
     pub fn spool_for_disk(&self, memory_limit: usize) -> Spool {
-        Spool { ends_on_disk: true, ..self.spool(memory_limit) }
+        Spool { reserves_disk_space: true, ..self.spool(memory_limit) }
     }
 }
 
-/// A staging file, removed when dropped unless it was moved.
+/// A staging file. Dropping it removes the file, unless it was moved.
 #[derive(Debug)]
 pub struct StagingFile {
     file: Arc<File>,
@@ -134,11 +136,10 @@ impl StagingFile {
         self.file.sync_all()
     }
 
-    /// Moves the file to another folder of the same disk, where it is not removed when dropped.
-    /// Blocks the thread.
+    /// Moves the file to `path` on the same file system. Blocks the thread.
     ///
     /// # Errors
-    /// The disk's error; the file is then removed.
+    /// The disk's error. After an error, the file is removed.
     pub fn move_to(mut self, path: &Path) -> io::Result<()> {
         if let Some(from) = &self.path {
             fs::rename(from, path)?;
@@ -147,7 +148,7 @@ impl StagingFile {
         Ok(())
     }
 
-    /// Removes the file before this returns. Blocks the thread.
+    /// Removes the file, unlike a drop before this function returns. Blocks the thread.
     pub fn remove(mut self) {
         if let Some(path) = self.path.take() {
             remove(&path);
@@ -156,8 +157,8 @@ impl StagingFile {
 }
 
 impl Drop for StagingFile {
-    /// Inside a runtime the file is removed on another thread, because a hanging disk must not
-    /// block the threads that answer. If the process ends first, the next start removes the file.
+    /// Inside a runtime, another thread removes the file: a hanging disk must not block the
+    /// runtime's own threads. If the process ends before that, the next start removes the file.
     fn drop(&mut self) {
         let Some(path) = self.path.take() else { return };
         match Handle::try_current() {
@@ -178,10 +179,11 @@ fn remove(staging_file: &Path) {
 pub struct Spool {
     staging: Staging,
     memory_limit: usize,
-    ends_on_disk: bool,
-    pending: BytesMut,
+    reserves_disk_space: bool,
+    /// All bytes while they fit into memory; else those that are not in the file yet.
+    buffer: BytesMut,
     staging_file: Option<StagingFile>,
-    /// Permission for the room that the bytes take or will take on the disk.
+    /// The disk space that is reserved for the bytes.
     permit: SpacePermit,
     hasher: Hasher,
     len: u64,
@@ -195,19 +197,19 @@ impl Spool {
     pub async fn write(&mut self, bytes: &Bytes) -> Result<(), Error> {
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
-        if self.ends_on_disk {
+        if self.reserves_disk_space {
             self.permit.grow_to(self.len).await?;
         }
-        let room = if self.staging_file.is_some() { PIECE } else { self.memory_limit };
-        let len = self.pending.len() + bytes.len();
-        if len > room {
+        let max_len = if self.staging_file.is_some() { FILE_BUFFER_LEN } else { self.memory_limit };
+        let len = self.buffer.len() + bytes.len();
+        if len > max_len {
             return self.flush(bytes.clone()).await;
         }
-        if len > self.pending.capacity() {
-            // Grows the buffer only once, to the most that it can need.
-            self.pending.reserve(room - self.pending.len());
+        if len > self.buffer.capacity() {
+            // Grows the buffer only once, to its maximum.
+            self.buffer.reserve(max_len - self.buffer.len());
         }
-        self.pending.extend_from_slice(bytes);
+        self.buffer.extend_from_slice(bytes);
         Ok(())
     }
 
@@ -216,22 +218,20 @@ impl Spool {
         self.len
     }
 
-    /// Ends receiving. Up to `memory_limit` bytes are then in memory only; more are in the file
-    /// only.
+    /// Returns the received bytes: in memory if they are at most `memory_limit`, else in a file.
     ///
     /// # Errors
     /// The disk's error.
     pub async fn finish(mut self) -> Result<Spooled, Error> {
-        let content = if self.staging_file.is_some() {
+        if self.staging_file.is_some() {
             self.flush(Bytes::new()).await?;
-            self.staging_file
-                .as_ref()
-                .map(|staging_file| Content::File(Arc::clone(&staging_file.file), self.len))
-        } else {
-            None
+        }
+        let content = match &self.staging_file {
+            Some(staging_file) => Content::File(Arc::clone(&staging_file.file), self.len),
+            None => Content::Memory(self.buffer.split().freeze()),
         };
         Ok(Spooled {
-            content: content.unwrap_or_else(|| Content::Memory(self.pending.split().freeze())),
+            content,
             sha256: Sha256::of(self.hasher),
             staging_file: self.staging_file,
             permit: self.permit,
@@ -242,55 +242,55 @@ impl Spool {
     async fn flush(&mut self, more: Bytes) -> Result<(), Error> {
         let len = self.len;
         self.permit.grow_to(len).await?;
-        let bytes = self.pending.split();
+        let buffer = self.buffer.split();
         let staging_file = self.staging_file.take();
         let staging = self.staging.clone();
-        // The permit moves to the thread, which goes on writing even if nobody waits for it any
-        // more.
+        // The permit moves to the thread, which writes even after this future was dropped.
         let empty = staging.space.empty_permit();
         let mut permit = mem::replace(&mut self.permit, empty);
-        let (staging_file, permit, mut bytes) = spawn_blocking(move || {
+        let (staging_file, permit, mut buffer) = spawn_blocking(move || {
             let staging_file = match staging_file {
                 Some(staging_file) => staging_file,
-                None => staging.file()?,
+                None => staging.create_file()?,
             };
-            staging_file.append(&bytes)?;
+            staging_file.append(&buffer)?;
             staging_file.append(&more)?;
             permit.mark_written(len);
-            Ok::<_, Error>((staging_file, permit, bytes))
+            Ok::<_, Error>((staging_file, permit, buffer))
         })
         .await??;
         self.permit = permit;
-        // The buffer is reused, unless it has the size of a picture in memory.
-        bytes.clear();
-        self.pending =
-            if bytes.capacity() > PIECE { BytesMut::with_capacity(PIECE) } else { bytes };
+        buffer.clear();
+        // The first buffer may be larger than a file needs. A smaller one is reused.
+        let is_too_large = buffer.capacity() > FILE_BUFFER_LEN;
+        self.buffer = if is_too_large { BytesMut::with_capacity(FILE_BUFFER_LEN) } else { buffer };
         self.staging_file = Some(staging_file);
         Ok(())
     }
 }
 
-/// The received bytes. Dropping this removes them.
+/// The received bytes. Dropping this removes their file.
 #[derive(Debug)]
 pub struct Spooled {
-    /// The bytes. They stay readable while the staging file is moved, and after that.
+    /// The bytes. They stay readable while the staging file is moved, and after it was moved or
+    /// removed.
     pub content: Content,
     /// SHA-256 of the bytes.
     pub sha256: Sha256,
-    /// The staging file, if there is one.
+    /// The staging file, unless the bytes are in memory.
     pub staging_file: Option<StagingFile>,
     permit: SpacePermit,
 }
 
 impl Spooled {
-    /// Drops the bytes; their file is removed before this returns. Blocks the thread.
+    /// Removes the file of the bytes, unlike a drop before this function returns. Blocks the thread.
     pub fn discard(self) {
         if let Some(staging_file) = self.staging_file {
             staging_file.remove();
         }
     }
 
-    /// Returns the staging file, which is written first if the bytes are in memory. Blocks the thread.
+    /// Returns the staging file. Bytes in memory are written to a new one. Blocks the thread.
     ///
     /// # Errors
     /// The disk's error.
@@ -300,7 +300,7 @@ impl Spooled {
             (None, Content::Memory(bytes)) => {
                 let len = bytes.len() as u64;
                 self.permit.grow_to_blocking(len)?;
-                let staging_file = staging.file()?;
+                let staging_file = staging.create_file()?;
                 staging_file.append(bytes)?;
                 self.permit.mark_written(len);
                 Ok(staging_file)
@@ -331,8 +331,8 @@ mod tests {
         let (release, hanging) = mpsc::channel::<()>();
         runtime.block_on(async {
             let thread = spawn_blocking(move || hanging.recv().is_err());
-            drop(staging.file().unwrap());
-            assert_eq!(files(), 1, "it is still there");
+            drop(staging.create_file().unwrap());
+            assert_eq!(files(), 1, "the removal did not wait for the thread");
             drop(release);
             assert!(thread.await.unwrap());
             spawn_blocking(|| {}).await.unwrap();
@@ -341,12 +341,12 @@ mod tests {
     }
 
     #[test]
-    fn a_staging_file_that_is_removed_explicitly_is_gone_at_once() {
+    fn a_staging_file_is_gone_when_its_explicit_removal_returns() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();
         let staging = Staging::new(path.clone(), DiskSpace::new(path, 0));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async { staging.file().unwrap().remove() });
+        runtime.block_on(async { staging.create_file().unwrap().remove() });
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }

@@ -1,10 +1,12 @@
-//! The downloads folder: receives pictures into `.incoming/`, and saves them completely or not at
-//! all.
+//! The downloads folder: receives pictures into `.incoming/`, and saves each picture completely or
+//! not at all.
 //!
-//! A file in the folder itself is complete and durable, or it is absent, however the process ends:
-//! it is synced before the rename, and the folder is synced after it. One process owns the folder
-//! and holds one lock on it for its whole life: with a lock for each file, no process could know
-//! what the folder holds or which leftovers it may remove.
+//! A picture is synced, then renamed into the folder, and then the folder is synced. So each file in
+//! the folder is complete and durable, even if the process is killed.
+//!
+//! One process owns the folder, and locks it as long as the process runs. A lock on each file would
+//! not be enough: the owner must know the size of all files, and may remove unfinished files at its
+//! start only if no other process is writing them.
 
 use std::{
     collections::HashSet,
@@ -36,21 +38,21 @@ mod readiness;
 mod retention;
 mod saved;
 
-pub use readiness::Fault;
-pub use retention::{Retention, Swept};
+pub use readiness::NotReadyReason;
+pub use retention::{Retention, SweepReport};
 pub use saved::SavedFileGuard;
 
 /// How long a request waits for the removal of a refused picture.
-const REMOVAL_TIME: Duration = Duration::from_secs(1);
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where pictures are saved.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The folder; created if it is missing.
     pub folder: PathBuf,
-    /// The room on the folder's disk.
+    /// The disk of that folder.
     pub space: DiskSpace,
-    /// How long pictures are kept.
+    /// Which saved pictures are removed.
     pub retention: Retention,
 }
 
@@ -74,13 +76,13 @@ pub enum Error {
     /// The deadline passed before the picture was saved.
     #[error("the disk did not finish in time")]
     Timeout,
-    /// The thread that saves panicked.
-    #[error("the thread that saves panicked")]
+    /// The thread that saves the picture panicked.
+    #[error("the thread that saves the picture panicked")]
     Panicked(#[from] JoinError),
 }
 
 impl Error {
-    /// Whether the cause is a lack of room.
+    /// Whether the disk has too little space.
     pub fn is_full(&self) -> bool {
         match self {
             Self::Space(error) => error.is_shortage(),
@@ -91,6 +93,7 @@ impl Error {
     }
 }
 
+/// For `map_err`: adds to an error what the store was doing.
 fn cannot(action: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { action, source }
 }
@@ -123,30 +126,30 @@ pub struct Store {
 struct Folder {
     path: PathBuf,
     incoming: Staging,
-    /// The latest check of the folder for `/ready`.
-    checks: Sampler<Vec<Fault>>,
-    /// Saved pictures whose request has not ended.
-    at_work: Mutex<HashSet<Uuid>>,
-    /// The size of all saved pictures, as far as they were counted.
+    /// The result of the latest readiness check.
+    readiness: Sampler<Vec<NotReadyReason>>,
+    /// The ids of saved pictures whose request has not ended.
+    in_use: Mutex<HashSet<Uuid>>,
+    /// The size of all saved pictures. Before the first sweep, only that of new pictures.
     saved_bytes: AtomicU64,
     max_bytes: u64,
     /// Notified when the saved pictures exceed their limit.
     over_limit: Notify,
-    /// The lock lasts as long as the file is open; the system releases it however the process ends.
+    /// The folder is locked while this file is open. When the process ends, the system closes it.
     _lock: File,
 }
 
 impl Folder {
-    fn at_work(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+    fn in_use(&self) -> MutexGuard<'_, HashSet<Uuid>> {
         // The set stays consistent even if a holder of the lock panicked.
-        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_at_work(&self, id: Uuid) -> bool {
-        self.at_work().contains(&id)
+    fn is_in_use(&self, id: Uuid) -> bool {
+        self.in_use().contains(&id)
     }
 
-    /// Counts a saved picture.
+    /// Counts a newly saved picture of `len` bytes.
     fn add_saved_bytes(&self, len: u64) {
         let bytes = size_on_disk(len);
         let before = self.saved_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -157,29 +160,32 @@ impl Folder {
 }
 
 impl Store {
-    /// Creates the folder if needed, locks it, and removes what an earlier process left unfinished.
-    /// Blocks the thread.
+    /// Creates the folder if it is missing, locks it, and removes the unfinished files of an earlier
+    /// process. Blocks the thread.
     ///
     /// # Errors
     /// [`OpenError::InUse`] if another process owns the folder.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         let path = settings.folder.clone();
         let incoming = path.join(".incoming");
-        let fail = |path: &Path| {
+        let error_at = |path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::Io { path, source }
         };
-        fs::create_dir_all(&incoming).map_err(fail(&incoming))?;
+        fs::create_dir_all(&incoming).map_err(error_at(&incoming))?;
         let lock_path = path.join(".lock");
-        let lock =
-            File::options().create(true).append(true).open(&lock_path).map_err(fail(&lock_path))?;
+        let lock = File::options()
+            .create(true)
+            .append(true)
+            .open(&lock_path)
+            .map_err(error_at(&lock_path))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path)),
-            Err(TryLockError::Error(source)) => return Err(fail(&lock_path)(source)),
+            Err(TryLockError::Error(source)) => return Err(error_at(&lock_path)(source)),
         }
-        for entry in fs::read_dir(&incoming).map_err(fail(&incoming))? {
-            let leftover = entry.map_err(fail(&incoming))?;
+        for entry in fs::read_dir(&incoming).map_err(error_at(&incoming))? {
+            let leftover = entry.map_err(error_at(&incoming))?;
             if let Err(error) = fs::remove_file(leftover.path()) {
                 tracing::warn!(%error, name = ?leftover.file_name(), "a leftover in .incoming could not be removed");
             }
@@ -187,8 +193,8 @@ impl Store {
         let folder = Arc::new(Folder {
             path,
             incoming: Staging::new(incoming, settings.space.clone()),
-            checks: Sampler::default(),
-            at_work: Mutex::default(),
+            readiness: Sampler::default(),
+            in_use: Mutex::default(),
             saved_bytes: AtomicU64::new(0),
             max_bytes: settings.retention.max_bytes.unwrap_or(u64::MAX),
             over_limit: Notify::new(),
@@ -198,24 +204,24 @@ impl Store {
         Ok(Self { folder, space, retention: settings.retention })
     }
 
-    /// The free space on the folder's disk, at most a second old.
+    /// The free space on the folder's disk, measured at most a second ago.
     ///
     /// # Errors
-    /// If the system cannot tell.
+    /// [`Error::Space`] if it cannot be measured.
     pub async fn free_space(&self) -> Result<FreeSpace, Error> {
         Ok(self.space.free_space().await?)
     }
 
-    /// Whether the disk has room for a picture besides its reserve and the pictures that are being
-    /// received.
+    /// Checks that the disk has space for another picture. The reserve and the pictures that are
+    /// being received count as used.
     ///
     /// # Errors
-    /// [`Error::Space`] if not.
-    pub async fn check_room(&self) -> Result<(), Error> {
-        Ok(self.space.check_room().await?)
+    /// [`Error::Space`] if the space is missing or cannot be measured.
+    pub async fn check_space(&self) -> Result<(), Error> {
+        Ok(self.space.check_space().await?)
     }
 
-    /// Removes a saved picture. Returns after a moment even if the removal is not finished.
+    /// Removes a saved picture. Waits at most a second; the removal continues after that.
     pub async fn remove(&self, name: String) {
         let path = self.folder.path.join(&name);
         let remove = spawn_blocking(move || {
@@ -223,8 +229,8 @@ impl Store {
                 tracing::warn!(%error, name, "the file of a refused picture could not be removed");
             }
         });
-        // The thread logs its own error, and does not panic.
-        let _ = timeout(REMOVAL_TIME, remove).await;
+        // The thread logs its error itself, and does not panic.
+        let _ = timeout(REMOVAL_TIMEOUT, remove).await;
     }
 
     /// The staging folder for files that will not be saved.
@@ -232,30 +238,32 @@ impl Store {
         self.folder.incoming.clone()
     }
 
-    /// Saves a picture under a new name with this extension, and returns the name once it is
-    /// durable. The name is a UUID v7, so that names sort by time. If the deadline passes or the
-    /// caller stops waiting, the picture is given up and no file remains. `held` is dropped when
-    /// the saving thread ends, which a hanging disk may delay beyond the deadline.
+    /// Saves a picture, and returns when the file is durable. The file's name is a new UUID v7, so
+    /// that names sort by time, with this extension. If the deadline passes or the future is
+    /// dropped, no file remains.
+    ///
+    /// `permits` are dropped when the saving thread ends. If the disk hangs, that may be after the
+    /// deadline.
     ///
     /// # Errors
-    /// The disk's error; [`Error::Timeout`].
+    /// The disk's error, or [`Error::Timeout`].
     pub async fn save(
         &self,
         spooled: Spooled,
         extension: &'static str,
         deadline: Instant,
-        held: impl Send + 'static,
+        permits: impl Send + 'static,
     ) -> Result<SavedFileGuard, Error> {
         let folder = Arc::clone(&self.folder);
         decision::save_before(deadline, move |decision| {
-            let _held = held;
+            let _permits = permits;
             saved::save(&folder, spooled, extension, |stage| decision.enter(stage))
         })
         .await
     }
 
-    /// Starts to receive a picture that will be saved; up to `memory_limit` bytes of it stay in
-    /// memory.
+    /// Starts to receive a picture that will be saved. A picture of at most `memory_limit` bytes
+    /// stays in memory until then.
     pub fn spool(&self, memory_limit: usize) -> Spool {
         self.folder.incoming.spool_for_disk(memory_limit)
     }
@@ -290,8 +298,8 @@ mod tests {
         names
     }
 
-    async fn spooled(store: &Store, keep: usize, chunks: &[&'static [u8]]) -> Spooled {
-        let mut spool = store.spool(keep);
+    async fn spooled(store: &Store, memory_limit: usize, chunks: &[&'static [u8]]) -> Spooled {
+        let mut spool = store.spool(memory_limit);
         for chunk in chunks {
             spool.write(&Bytes::from_static(chunk)).await.unwrap();
         }
@@ -302,13 +310,13 @@ mod tests {
     async fn small_and_large_pictures_are_saved_completely() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path()).unwrap();
-        for keep in [100, 3, 0] {
-            let spooled = spooled(&store, keep, &[b"hello ", b"wor", b"ld"]).await;
+        for memory_limit in [100, 3, 0] {
+            let spooled = spooled(&store, memory_limit, &[b"hello ", b"wor", b"ld"]).await;
             assert!(spooled.sha256.to_string().starts_with("b94d27b9"));
             let content = spooled.content.clone();
-            let name = store.save(spooled, "jpg", soon(), ()).await.unwrap();
-            assert!(name.name().ends_with(".jpg"));
-            assert_eq!(fs::read(folder.path().join(name.name())).unwrap(), b"hello world");
+            let saved = store.save(spooled, "jpg", soon(), ()).await.unwrap();
+            assert!(saved.name().ends_with(".jpg"));
+            assert_eq!(fs::read(folder.path().join(saved.name())).unwrap(), b"hello world");
             assert_eq!(&content.read_at(6, 100).unwrap()[..], b"world");
         }
         assert_eq!(files(folder.path()).len(), 3);
@@ -316,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_picture_that_is_not_saved_leaves_nothing() {
+    async fn a_received_picture_that_is_dropped_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path()).unwrap();
         let spooled = spooled(&store, 3, &[b"hello ", b"world"]).await;
@@ -330,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_are_removed_at_start() {
+    fn unfinished_files_are_removed_at_start() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join(".incoming")).unwrap();
         fs::write(folder.path().join(".incoming/half"), "half").unwrap();
@@ -341,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_has_one_owner() {
+    fn a_folder_can_be_opened_only_once_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
         let first = open(folder.path()).unwrap();
         assert!(matches!(open(folder.path()), Err(OpenError::InUse(_))));
@@ -354,21 +362,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let space = DiskSpace::new(folder.path().to_owned(), u64::MAX);
         let store = open_on(space, folder.path()).unwrap();
-        assert!(store.check_room().await.unwrap_err().is_full());
+        assert!(store.check_space().await.unwrap_err().is_full());
     }
 
     #[tokio::test]
-    async fn a_picture_in_memory_holds_its_room_on_the_disk_before_it_is_written() {
+    async fn a_picture_in_memory_has_its_disk_space_reserved_before_it_is_written() {
         let folder = tempfile::tempdir().unwrap();
-        // Room for one small picture.
+        // One small picture fits.
         let free = FreeSpace { bytes: (1 << 20) + 4096, inodes: None };
         let space = DiskSpace::with_measure(folder.path().to_owned(), 1 << 20, move |_| Ok(free));
         let store = open_on(space, folder.path()).unwrap();
         let picture = spooled(&store, 100, &[b"hello"]).await;
-        assert!(store.check_room().await.unwrap_err().is_full());
+        assert!(store.check_space().await.unwrap_err().is_full());
         let another = store.spool(100).write(&Bytes::from_static(b"hello")).await;
         assert!(another.unwrap_err().is_full());
         drop(picture);
-        store.check_room().await.unwrap();
+        store.check_space().await.unwrap();
     }
 }

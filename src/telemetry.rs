@@ -1,4 +1,4 @@
-//! Logs and metrics.
+//! The log and the metrics.
 
 mod causes;
 mod exposition;

@@ -1,4 +1,4 @@
-//! `imagesvc check`: checks everything that the service needs, and says how to mend each fault.
+//! `imagesvc check`: checks everything that the service needs, and explains how to fix each fault.
 
 use std::{
     fmt,
@@ -29,35 +29,36 @@ use crate::{
     telemetry::{Metrics, causes},
 };
 
-/// How long the look-up of a name may take.
+/// How long the look-up of a host name may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the trial decode of one pixel may take.
+/// How long the test that decodes one pixel may take.
 const DECODE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the paid call may take.
+/// How long the paid call to NVIDIA may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The result of one check.
 struct Finding {
     subject: &'static str,
     state: State,
-    /// What was found and, for a fault, how to mend it.
+    /// What was found. For a fault, also how to fix it.
     text: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    Fine,
-    /// Not a fault, but something that the operator should know.
+    Ok,
+    /// The operator should know this, but the service works.
     Note,
+    /// The operator must fix this, or the service does not work.
     Fault,
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
-            State::Fine => "ok",
+            State::Ok => "ok",
             State::Note => "note",
             State::Fault => "FAULT",
         };
@@ -71,12 +72,12 @@ impl Finding {
     }
 }
 
-/// Prints one line for each check, and returns whether there was no fault. With `live`, it also
-/// makes one paid call to NVIDIA.
+/// Runs all checks, prints one line for each, and returns whether there is no fault. If `live` is
+/// true, one check makes a paid call to NVIDIA.
 pub(super) async fn check(config: &Config, live: bool) -> bool {
-    let mut findings = vec![Finding::new("settings", State::Fine, "all are valid")];
-    for notice in &config.notices {
-        findings.push(Finding::new("settings", State::Note, notice));
+    let mut findings = vec![Finding::new("settings", State::Ok, "all are valid")];
+    for warning in &config.warnings {
+        findings.push(Finding::new("settings", State::Note, warning));
     }
     findings.push(check_address(config.server.listen));
     findings.push(check_folder(&config.store.folder));
@@ -89,8 +90,8 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
         }
         Upstream::Nvidia(key) => {
             let trust = Trust::probe();
-            findings.push(check_authorities(trust));
-            findings.push(check_names(config).await);
+            findings.push(check_certificate_authorities(trust));
+            findings.push(check_dns(config).await);
             findings.push(if live {
                 check_call(config, key.clone(), trust).await
             } else {
@@ -108,7 +109,7 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
 fn check_address(address: SocketAddr) -> Finding {
     let finding = |state, text: String| Finding::new("listen", state, text);
     match TcpListener::bind(address) {
-        Ok(_) => finding(State::Fine, format!("{address} can be listened on")),
+        Ok(_) => finding(State::Ok, format!("{address} can be listened on")),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             finding(State::Note, format!("{address} is in use: perhaps this service runs already"))
         }
@@ -120,15 +121,15 @@ fn check_address(address: SocketAddr) -> Finding {
     }
 }
 
-/// Creates nothing: a check that runs as root must not leave a folder that the service, under
-/// another user, cannot write to.
+/// Checks whether the downloads folder can be written to. Does not create the folder: if the check
+/// runs as root, the service, which runs as another user, could not write to a folder of root.
 fn check_folder(folder: &Path) -> Finding {
     let finding = |state, text: String| Finding::new("folder", state, text);
-    let shown = folder.display();
+    let path = folder.display();
     let fault = |error: io::Error| {
         let kind = error.kind();
-        let advice = "give it to the user that the service runs as";
-        finding(State::Fault, format!("{shown} cannot be written to ({kind}): {advice}"))
+        let advice = "make the user that runs the service its owner";
+        finding(State::Fault, format!("{path} cannot be written to ({kind}): {advice}"))
     };
     match folder.try_exists() {
         Err(error) => return fault(error),
@@ -136,17 +137,16 @@ fn check_folder(folder: &Path) -> Finding {
         Ok(false) => {
             let parent = folder.ancestors().skip(1).find(|folder| folder.is_dir());
             let parent = parent.unwrap_or(Path::new("."));
-            let writable = access(parent, Access::WRITE_OK | Access::EXEC_OK);
-            return match writable {
+            return match access(parent, Access::WRITE_OK | Access::EXEC_OK) {
                 Ok(()) => {
-                    let text = "is not there yet: the service creates it when it starts";
-                    finding(State::Note, format!("{shown} {text}"))
+                    let text = "does not exist yet: the service creates it at its start";
+                    finding(State::Note, format!("{path} {text}"))
                 }
                 Err(error) => fault(error.into()),
             };
         }
     }
-    // An earlier run as another user may have left a lock file that this user cannot open.
+    // If the service once ran as another user, its lock file may belong to that user.
     let lock = folder.join(".lock");
     if lock.exists()
         && let Err(error) = File::options().append(true).open(lock)
@@ -154,19 +154,19 @@ fn check_folder(folder: &Path) -> Finding {
         return fault(error);
     }
     let incoming = folder.join(".incoming");
-    for place in [folder, &incoming].into_iter().filter(|place| place.exists()) {
-        let probe = place.join(format!(".check-{}", Uuid::new_v4()));
-        if let Err(error) = File::create_new(&probe).and_then(|_| fs::remove_file(&probe)) {
+    for folder in [folder, &incoming].into_iter().filter(|folder| folder.exists()) {
+        let test_file = folder.join(format!(".check-{}", Uuid::new_v4()));
+        if let Err(error) = File::create_new(&test_file).and_then(|_| fs::remove_file(&test_file)) {
             return fault(error);
         }
     }
-    finding(State::Fine, format!("{shown} can be written to"))
+    finding(State::Ok, format!("{path} can be written to"))
 }
 
 fn check_disk(settings: &store::Settings) -> Finding {
-    let nearest = settings.folder.ancestors().find(|folder| folder.exists());
-    match free_space(nearest.unwrap_or(Path::new("."))) {
-        Ok(free) => assess_disk(free, settings.space.reserve()),
+    let existing = settings.folder.ancestors().find(|folder| folder.exists());
+    match free_space(existing.unwrap_or(Path::new("."))) {
+        Ok(free) => check_free_space(free, settings.space.reserve()),
         Err(error) => {
             let text = format!("its free space cannot be read: {error}");
             Finding::new("disk", State::Fault, text)
@@ -174,19 +174,19 @@ fn check_disk(settings: &store::Settings) -> Finding {
     }
 }
 
-fn assess_disk(free: FreeSpace, reserve: u64) -> Finding {
+fn check_free_space(free: FreeSpace, reserve: u64) -> Finding {
     let finding = |state, text: String| Finding::new("disk", state, text);
     let mib = |bytes: u64| bytes >> 20;
     match (free.check(reserve), free.inodes) {
-        (Ok(()), None) => finding(State::Fine, format!("{} MiB are free", mib(free.bytes))),
+        (Ok(()), None) => finding(State::Ok, format!("{} MiB are free", mib(free.bytes))),
         (Ok(()), Some(inodes)) => {
             let text = format!("{} MiB and {} inodes are free", mib(free.bytes), inodes.free);
-            finding(State::Fine, text)
+            finding(State::Ok, text)
         }
         (Err(Shortage::Bytes { free, reserve, .. }), _) => {
             let text = format!(
-                "{} MiB are free, and {} MiB must stay free: make room, or bound the pictures with \
-                 IMAGESVC_DOWNLOADS_MAX_BYTES",
+                "{} MiB are free, and {} MiB must stay free: remove files, or limit the size of the \
+                 saved pictures with IMAGESVC_DOWNLOADS_MAX_BYTES",
                 mib(free),
                 mib(reserve)
             );
@@ -194,8 +194,8 @@ fn assess_disk(free: FreeSpace, reserve: u64) -> Finding {
         }
         (Err(Shortage::Inodes { free, reserve, .. }), _) => {
             let text = format!(
-                "{free} inodes are free, and {reserve} must stay free: remove files (df -i shows the inodes), or \
-                 make a file system that has more"
+                "{free} inodes are free, and {reserve} must stay free: remove files (df -i shows the \
+                 inodes), or create a file system with more inodes"
             );
             finding(State::Fault, text)
         }
@@ -205,26 +205,27 @@ fn assess_disk(free: FreeSpace, reserve: u64) -> Finding {
 async fn check_decoder(config: &Config) -> Finding {
     let decoder = Decoder::new(config.decoder.clone(), Metrics::new());
     match decoder.self_test(Instant::now() + DECODE_TIMEOUT).await {
-        Ok(()) => Finding::new("decoder", State::Fine, "decodes pictures in processes of its own"),
+        Ok(()) => Finding::new("decoder", State::Ok, "a child process can decode pictures"),
         Err(error) => {
             let cause = causes(&error).last().map(|cause| format!(": {cause}")).unwrap_or_default();
-            let advice = "the service must be able to start its own program and to limit it";
+            let advice =
+                "the service must be able to start its own program as a child, and to limit it";
             Finding::new("decoder", State::Fault, format!("{error}{cause}: {advice}"))
         }
     }
 }
 
-fn check_authorities(trust: Trust) -> Finding {
+fn check_certificate_authorities(trust: Trust) -> Finding {
     if trust.has_authorities() {
-        Finding::new("ca", State::Fine, "the system has certificate authorities")
+        Finding::new("ca", State::Ok, "the system has certificate authorities")
     } else {
         let text = "the system has no certificate authorities, so no https call works: install ca-certificates";
         Finding::new("ca", State::Fault, text)
     }
 }
 
-/// Looks up the host names that the service calls with its key.
-async fn check_names(config: &Config) -> Finding {
+/// Looks up the hosts that the service calls with NVIDIA's key.
+async fn check_dns(config: &Config) -> Finding {
     let nvidia = &config.nvidia;
     let mut hosts: Vec<_> = match &nvidia.proxy {
         Some(proxy) => proxy.host_and_port().into_iter().collect(),
@@ -235,25 +236,25 @@ async fn check_names(config: &Config) -> Finding {
     };
     hosts.dedup();
     for (host, port) in &hosts {
-        let bare = host.trim_matches(['[', ']']);
-        let found = timeout(LOOKUP_TIMEOUT, lookup_host((bare, *port))).await;
-        let found = found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        if let Err(error) = found {
+        let host_without_brackets = host.trim_matches(['[', ']']); // an IPv6 address in a URL
+        let looked_up = timeout(LOOKUP_TIMEOUT, lookup_host((host_without_brackets, *port))).await;
+        let looked_up = looked_up.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if let Err(error) = looked_up {
             let text = format!(
-                "{host} cannot be looked up ({error}): see /etc/resolv.conf, and the network's DNS"
+                "{host} cannot be looked up ({error}): check /etc/resolv.conf and the network's DNS"
             );
             return Finding::new("dns", State::Fault, text);
         }
     }
     let names: Vec<_> = hosts.into_iter().map(|(host, _)| host).collect();
-    Finding::new("dns", State::Fine, format!("{} can be looked up", names.join(", ")))
+    Finding::new("dns", State::Ok, format!("{} can be looked up", names.join(", ")))
 }
 
-/// Makes one paid call.
+/// Makes one paid call to NVIDIA.
 async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     let finding = |state, text: String| Finding::new("nvidia", state, text);
     let mut settings = config.nvidia.clone();
-    settings.retry.max_attempts = 1; // the operator was promised a single paid call
+    settings.retry.max_attempts = 1; // a retry could be a second paid call
     let client = match Client::new(settings, key, Metrics::new(), TaskTracker::new(), trust) {
         Ok(client) => client,
         Err(error) => return finding(State::Fault, format!("cannot create the client: {error}")),
@@ -269,7 +270,7 @@ async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     };
     match outcome {
         Ok(_) => finding(
-            State::Fine,
+            State::Ok,
             format!("an embedding was computed in {:.1} s", started.elapsed().as_secs_f64()),
         ),
         Err(error) => {
@@ -286,7 +287,7 @@ async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
                 | FailureKind::InvalidAnswer
                 | FailureKind::Unexpected
                 | FailureKind::DeadlinePassed => {
-                    "check that the network allows outgoing connections, and look at NVIDIA's status page"
+                    "check that the network allows outgoing connections, and see NVIDIA's status page"
                 }
             };
             finding(State::Fault, format!("{error}: {advice}"))
@@ -300,24 +301,24 @@ mod tests {
     use crate::disk_space::{DiskSpace, Inodes};
 
     #[test]
-    fn a_missing_folder_is_left_alone_and_a_file_in_its_place_is_a_fault() {
+    fn a_missing_folder_is_not_created_and_a_file_in_its_place_is_a_fault() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("downloads");
         assert_eq!(check_folder(&missing).state, State::Note);
         assert!(!missing.exists());
-        assert_eq!(check_folder(folder.path()).state, State::Fine);
-        assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "nothing is left behind");
+        assert_eq!(check_folder(folder.path()).state, State::Ok);
+        assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "a test file is left");
         fs::write(&missing, "no folder").unwrap();
         assert_eq!(check_folder(&missing).state, State::Fault);
     }
 
     #[test]
-    fn an_unusable_address_is_a_fault_and_one_in_use_a_note() {
+    fn an_unusable_address_is_a_fault_and_an_address_in_use_is_a_note() {
         let state = |address: SocketAddr| check_address(address).state;
-        assert_eq!(state(([127, 0, 0, 1], 0).into()), State::Fine);
+        assert_eq!(state(([127, 0, 0, 1], 0).into()), State::Ok);
         assert_eq!(state(([192, 0, 2, 1], 0).into()), State::Fault);
-        let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        assert_eq!(state(taken.local_addr().unwrap()), State::Note);
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        assert_eq!(state(listener.local_addr().unwrap()), State::Note);
     }
 
     #[test]
@@ -329,18 +330,18 @@ mod tests {
             space: DiskSpace::new(downloads.clone(), reserve),
             retention: store::Retention::default(),
         };
-        assert_eq!(check_disk(&settings(0)).state, State::Fine);
+        assert_eq!(check_disk(&settings(0)).state, State::Ok);
         let full = check_disk(&settings(u64::MAX));
         assert_eq!(full.state, State::Fault);
         assert!(full.to_string().starts_with("FAULT disk      "), "{full}");
     }
 
     #[test]
-    fn a_lack_of_inodes_is_a_fault_where_there_is_a_fixed_number_of_them() {
-        let assess = |inodes| assess_disk(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
-        assert_eq!(assess(None).state, State::Fine);
-        assert_eq!(assess(Some(Inodes { free: 500, total: 1000 })).state, State::Fine);
-        let full = assess(Some(Inodes { free: 10, total: 1000 }));
+    fn too_few_inodes_are_a_fault_if_their_number_is_fixed() {
+        let check = |inodes| check_free_space(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
+        assert_eq!(check(None).state, State::Ok);
+        assert_eq!(check(Some(Inodes { free: 500, total: 1000 })).state, State::Ok);
+        let full = check(Some(Inodes { free: 10, total: 1000 }));
         assert_eq!(full.state, State::Fault);
         assert!(full.text.contains("10 inodes are free") && full.text.contains("df -i"), "{full}");
     }

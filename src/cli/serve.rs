@@ -1,10 +1,10 @@
-//! `imagesvc` without a command: serves until a signal stops it.
+//! `imagesvc` without a command: serves requests until a signal stops it.
 
 use std::error::Error;
 
 use crate::{app::App, config::Config, server::stop_signal};
 
-/// Builds the service, and serves until a signal stops it.
+/// Builds the service, and serves requests until a signal stops it.
 ///
 /// # Errors
 /// Why the service cannot start.

@@ -1,83 +1,84 @@
-//! Defines the command line: the subcommands, and a flag for every setting but the secrets.
+//! Defines the command line: the commands, and a flag for every setting that is not secret.
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches};
 
 use super::{
     listing::Format,
-    row::{Kind, Row},
+    setting::{Kind, SettingInfo},
     settings::SETTINGS,
     upstream,
 };
 
-/// The subcommand that checks what the service needs.
+/// The command that checks what the service needs.
 pub(super) const CHECK: &str = "check";
 
-/// The flag of `check` that makes one paid call.
+/// The flag of `check` that allows one paid call.
 pub(super) const LIVE: &str = "live";
 
-/// The hidden subcommand that lists all settings.
+/// The hidden command that prints all settings.
 pub(super) const LIST: &str = "settings";
 
-/// The argument of `settings`: the format of the list.
+/// The argument of `settings`: the output format.
 const FORMAT: &str = "format";
 
-/// What the process should do.
+/// The command that the arguments select.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Task {
-    /// Serve requests.
+pub enum Command {
+    /// Serve requests. This is the default.
     Serve,
     /// Check everything that the service needs.
     Check {
-        /// Whether to make one paid call, too.
+        /// Whether to also make one paid call to NVIDIA.
         live: bool,
     },
 }
 
-/// Builds the command line, with a flag for every setting but the secrets.
-pub fn command() -> Command {
-    let command = Command::new("imagesvc")
+/// Builds the parser of the command line.
+pub fn command_line() -> clap::Command {
+    let imagesvc = clap::Command::new("imagesvc")
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .after_help(format!(
-            "Every flag is also an environment variable, and may be set in a .env file in the \
+            "Every flag can also be set by an environment variable, or in a .env file in the \
             working directory. Keys have no flags, only variables: {}.",
-            upstream::API_KEY.row.name
+            upstream::API_KEY.info.name
         ));
-    let check = Command::new(CHECK)
-        .about("Checks everything that the service needs, and says how to mend each fault")
+    let check = clap::Command::new(CHECK)
+        .about("Checks everything that the service needs, and explains how to fix each fault")
         .arg(
             Arg::new(LIVE)
                 .long(LIVE)
                 .action(ArgAction::SetTrue)
-                .help("Also ask NVIDIA for one embedding, which is paid for"),
+                .help("Also request one embedding from NVIDIA, which is a paid call"),
         );
-    let list = Command::new(LIST)
+    let list = clap::Command::new(LIST)
         .hide(true)
-        .about("Lists all settings in the format of the documentation")
+        .about("Prints all settings in the format of the documentation")
         .arg(
             Arg::new(FORMAT)
                 .required(true)
                 .value_parser(Format::parse)
                 .help("markdown: the table in docs/operating.md; env: .env.example"),
         );
-    command
+    imagesvc
         .subcommands([check, list])
-        .args(SETTINGS.iter().filter(|row| row.kind != Kind::Secret).map(flag))
+        .args(SETTINGS.iter().filter(|setting| setting.kind != Kind::Secret).map(flag))
 }
 
-/// The format that the arguments of `settings` ask for.
+/// The output format in the arguments of `settings`.
 pub(super) fn format(list: &ArgMatches) -> Format {
     #[allow(clippy::expect_used)]
     *list.get_one(FORMAT).expect("clap requires it")
 }
 
-fn flag(row: &'static Row) -> Arg {
-    let mut help = format!("{} [env: {}]", row.plain_help(), row.name);
-    if let Some(default) = row.default {
+fn flag(setting: &'static SettingInfo) -> Arg {
+    let mut help = format!("{} [env: {}]", setting.plain_help(), setting.name);
+    if let Some(default) = setting.default {
         help.push_str(&format!(" [default: {default}]"));
     }
-    let arg = Arg::new(row.name).long(row.flag()).help(help).action(ArgAction::Set).global(true);
-    match row.kind {
+    let arg =
+        Arg::new(setting.name).long(setting.flag()).help(help).action(ArgAction::Set).global(true);
+    match setting.kind {
         Kind::Switch => arg
             .num_args(0..=1)
             .require_equals(true)

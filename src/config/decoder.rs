@@ -1,17 +1,17 @@
-//! Settings of the decoder.
+//! Settings for decoding.
 
-use super::{parse, reader::Reader, row::Setting};
+use super::{parse, reader::Reader, setting::Setting};
 use crate::decoder::Settings;
 
 pub(super) const MAX_DECODE_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MAX_DECODE_BYTES",
     "512MiB",
-    // A decoder process needs a part of this just to start.
+    // Each decoder process needs part of this memory just to start.
     |text| parse::size_within(text, 64 << 20..=1 << 40),
-    "Memory that decoding pictures may take, for all requests together",
+    "The most memory for decoding, for all requests together",
 );
 
-/// Reads the settings of the decoder.
-pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
-    Settings::new(read.value(&MAX_DECODE_BYTES))
+/// Reads the settings for decoding.
+pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
+    Settings::new(reader.value(&MAX_DECODE_BYTES))
 }

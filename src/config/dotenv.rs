@@ -1,33 +1,37 @@
-//! Parses `.env`: lines of `NAME=value`, which are taken literally.
+//! Parses `.env`: lines of `NAME=value`, whose values are taken literally.
 //!
-//! The libraries for this format substitute variables, and replace unknown ones by nothing: a key
-//! with a `$` in it would become shorter or empty, and no longer protect the service. This parser
-//! substitutes nothing. Since other programs that read the file would, a `$` must stand in single
-//! quotes.
+//! The libraries for this format substitute variables, and replace an unknown variable by nothing. A
+//! key that contains a `$` would become shorter or empty, and no longer protect the service. This
+//! parser substitutes nothing. It accepts a `$` only in single quotes, because other programs that
+//! read the file substitute variables everywhere else.
 
-/// A line that is not `NAME=value`, or whose value is ambiguous. The message never quotes the
-/// value.
+/// An invalid line. The message never quotes the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(".env, line {line}: {fault}")]
-pub(super) struct Fault<'a> {
-    /// The name of the variable, if the line has one.
+#[error(".env, line {line}: {reason}")]
+pub(super) struct LineError<'a> {
+    /// The name of the variable, if the line has a valid name.
     pub name: Option<&'a str>,
     /// The line's number, counted from 1.
     line: usize,
-    fault: &'static str,
+    reason: &'static str,
 }
 
-/// Parses each line into a name and a value, or a fault. Skips empty lines and comments, and
-/// ignores a byte order mark, Windows line ends, and a leading `export`.
-pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), Fault<'_>>> {
+/// Parses each line into a name and a value. Skips empty lines and comments. Ignores a byte order
+/// mark, Windows line ends, and `export` before a name.
+pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), LineError<'_>>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let lines = text.lines().map(str::trim).zip(1..);
-    let lines = lines.filter(|(text, _)| !text.is_empty() && !text.starts_with('#'));
-    let fault = |line, (name, fault)| Fault { name, line, fault };
-    lines.map(|(text, line)| setting(text).map_err(|error| fault(line, error))).collect()
+    let mut settings = Vec::new();
+    for (text, line) in text.lines().map(str::trim).zip(1..) {
+        if !text.is_empty() && !text.starts_with('#') {
+            let setting = parse_line(text);
+            settings.push(setting.map_err(|(name, reason)| LineError { name, line, reason }));
+        }
+    }
+    settings
 }
 
-fn setting(text: &str) -> Result<(&str, &str), (Option<&str>, &'static str)> {
+/// Parses a line into a name and a value. The error is the name, if it is valid, and the reason.
+fn parse_line(text: &str) -> Result<(&str, &str), (Option<&str>, &'static str)> {
     let is_name = |name: &str| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     };
@@ -35,45 +39,47 @@ fn setting(text: &str) -> Result<(&str, &str), (Option<&str>, &'static str)> {
     match exported.unwrap_or(text).split_once('=') {
         Some((name, value)) if is_name(name.trim()) => {
             let name = name.trim();
-            Ok((name, self::value(value).map_err(|fault| (Some(name), fault))?))
+            Ok((name, parse_value(value).map_err(|reason| (Some(name), reason))?))
         }
         _ => Err((None, "it is not NAME=value")),
     }
 }
 
-/// Parses the value from the text after `=`.
-fn value(text: &str) -> Result<&str, &'static str> {
+/// Parses the text after `=`.
+fn parse_value(text: &str) -> Result<&str, &'static str> {
     const DOLLAR: &str =
-        "it holds a $, and nothing is substituted here; put the value in single quotes";
-    let bare = text.trim_start();
-    let value = match bare.chars().next() {
-        Some('\'') => return quoted(&bare[1..], '\''),
-        Some('"') => quoted(&bare[1..], '"')?,
+        "it contains a $, and nothing is substituted here; put the value in single quotes";
+    let trimmed = text.trim_start();
+    let value = match trimmed.chars().next() {
+        Some('\'') => return parse_quoted(&trimmed[1..], '\''),
+        Some('"') => parse_quoted(&trimmed[1..], '"')?,
         _ => without_comment(text).trim(),
     };
     if value.contains('$') { Err(DOLLAR) } else { Ok(value) }
 }
 
-/// Drops a comment, which begins at a `#` after a blank.
+/// Removes a comment, which begins with a `#` after a space or tab.
 fn without_comment(text: &str) -> &str {
-    let is_comment = |(at, _): &(usize, &str)| text[..*at].ends_with([' ', '\t']);
-    let comment = text.match_indices('#').find(is_comment);
-    comment.map_or(text, |(at, _)| &text[..at])
+    let is_after_blank = |(at, _): &(usize, &str)| text[..*at].ends_with([' ', '\t']);
+    match text.match_indices('#').find(is_after_blank) {
+        Some((at, _)) => &text[..at],
+        None => text,
+    }
 }
 
 /// Parses a quoted value. `text` begins after the opening quote.
-fn quoted(text: &str, quote: char) -> Result<&str, &'static str> {
-    let (value, rest) = text.split_once(quote).ok_or("a quote is not closed on it")?;
+fn parse_quoted(text: &str, quote: char) -> Result<&str, &'static str> {
+    let (value, rest) = text.split_once(quote).ok_or("it has a quote that is not closed")?;
     let rest = rest.trim_start();
     if quote == '"' && value.contains('\\') {
         return Err(
-            "it has a \\ in double quotes, which is read differently elsewhere; use single quotes",
+            "it has a \\ in double quotes, which other programs read differently; use single quotes",
         );
     }
     if rest.is_empty() || rest.starts_with('#') {
         Ok(value)
     } else {
-        Err("something follows the closing quote")
+        Err("it has text after the closing quote")
     }
 }
 
@@ -83,15 +89,15 @@ mod tests {
 
     use super::*;
 
-    fn one(line: &str) -> Result<(&str, &str), &'static str> {
-        let mut lines = parse(line);
-        assert_eq!(lines.len(), 1, "{line}");
-        lines.remove(0).map_err(|fault| fault.fault)
+    fn parse_one(line: &str) -> Result<(&str, &str), &'static str> {
+        let mut settings = parse(line);
+        assert_eq!(settings.len(), 1, "{line}");
+        settings.remove(0).map_err(|error| error.reason)
     }
 
     #[test]
     fn values_are_taken_literally() {
-        assert_eq!(one("exported=b"), Ok(("exported", "b")));
+        assert_eq!(parse_one("exported=b"), Ok(("exported", "b")));
         for (line, value) in [
             ("A=b", "b"),
             ("export A=b", "b"),
@@ -115,37 +121,37 @@ mod tests {
             ("A=it's", "it's"),
             ("A=b=c", "b=c"),
         ] {
-            assert_eq!(one(line), Ok(("A", value)), "{line}");
+            assert_eq!(parse_one(line), Ok(("A", value)), "{line}");
         }
     }
 
     #[test]
-    fn a_value_that_other_programs_would_read_differently_is_a_fault() {
+    fn a_value_that_other_programs_would_read_differently_is_an_error() {
         for line in ["A=$ecret", "A=abc$HOMEdef", "A=\"$B\"", "A=${B}", "A=a\\$b"] {
-            assert!(one(line).unwrap_err().contains("single quotes"), "{line}");
+            assert!(parse_one(line).unwrap_err().contains("single quotes"), "{line}");
         }
         for line in ["A", "=b", "A B=c", "A-B=c", "A='b", "A=\"b", "A='b'c", "A=\"b\\\"c\""] {
-            assert!(one(line).is_err(), "{line}");
+            assert!(parse_one(line).is_err(), "{line}");
         }
     }
 
     #[test]
-    fn a_byte_order_mark_and_windows_line_ends_do_not_matter() {
-        let lines = parse("\u{feff}A=1\r\n\r\n# B=2\r\nno line\r\nC='3'\r\n");
-        let fault = Fault { name: None, line: 4, fault: "it is not NAME=value" };
-        assert_eq!(lines, [Ok(("A", "1")), Err(fault), Ok(("C", "3"))]);
-        assert_eq!(fault.to_string(), ".env, line 4: it is not NAME=value");
+    fn a_byte_order_mark_and_windows_line_ends_are_ignored() {
+        let settings = parse("\u{feff}A=1\r\n\r\n# B=2\r\nno setting\r\nC='3'\r\n");
+        let error = LineError { name: None, line: 4, reason: "it is not NAME=value" };
+        assert_eq!(settings, [Ok(("A", "1")), Err(error), Ok(("C", "3"))]);
+        assert_eq!(error.to_string(), ".env, line 4: it is not NAME=value");
     }
 
     proptest! {
         #[test]
         fn text_in_single_quotes_is_taken_literally(value in "[^'\r\n]{0,40}") {
             let line = format!("A='{value}'");
-            prop_assert_eq!(one(&line), Ok(("A", value.as_str())));
+            prop_assert_eq!(parse_one(&line), Ok(("A", value.as_str())));
         }
 
         #[test]
-        fn no_file_makes_it_panic_and_no_value_is_changed(text in any::<String>()) {
+        fn the_parser_never_panics_and_never_changes_a_value(text in any::<String>()) {
             for (_, value) in parse(&text).into_iter().flatten() {
                 prop_assert!(text.contains(value));
             }

@@ -1,15 +1,15 @@
-//! Settings that limit a request, and all requests together.
+//! Settings for the limits of one request, and of all requests together.
 
 use std::time::Duration;
 
-use super::{parse, reader::Reader, row::Setting};
+use super::{parse, reader::Reader, setting::Setting};
 use crate::pipeline::Limits;
 
 pub(super) const REQUEST_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_REQUEST_TIMEOUT",
     "60s",
     parse::positive_duration,
-    "The longest time from receiving the whole picture to the answer",
+    "The longest time to answer, counted from when the whole picture is received",
 );
 
 pub(super) const BODY_TIMEOUT: Setting<Duration> = Setting::new(
@@ -37,7 +37,7 @@ pub(super) const MAX_IN_FLIGHT: Setting<usize> = Setting::new(
     "IMAGESVC_MAX_IN_FLIGHT",
     "256",
     |text| parse::number(text, 1..=1 << 20),
-    "The most received pictures that may be in progress at once",
+    "The most received pictures that are processed at once",
 );
 
 pub(super) const MAX_BATCH: Setting<usize> = Setting::new(
@@ -52,18 +52,18 @@ pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(
     "128MiB",
     // With less than 1 MiB no picture could be served.
     |text| parse::size_within(text, 1 << 20..=1 << 40),
-    "Memory that bodies may take, for all requests together",
+    "The most memory for bodies, for all requests together",
 );
 
 /// Reads the limits.
-pub(super) fn resolve(read: &mut Reader<'_>) -> Limits {
+pub(super) fn resolve(reader: &mut Reader<'_>) -> Limits {
     Limits {
-        max_image_bytes: read.value(&MAX_IMAGE_BYTES),
-        max_image_pixels: read.value(&MAX_IMAGE_PIXELS),
-        max_buffered_bytes: read.value(&MAX_BUFFERED_BYTES),
-        max_in_flight: read.value(&MAX_IN_FLIGHT),
-        max_batch: read.value(&MAX_BATCH),
-        request_timeout: read.value(&REQUEST_TIMEOUT),
-        body_timeout: read.value(&BODY_TIMEOUT),
+        max_image_bytes: reader.value(&MAX_IMAGE_BYTES),
+        max_image_pixels: reader.value(&MAX_IMAGE_PIXELS),
+        max_buffered_bytes: reader.value(&MAX_BUFFERED_BYTES),
+        max_in_flight: reader.value(&MAX_IN_FLIGHT),
+        max_batch: reader.value(&MAX_BATCH),
+        request_timeout: reader.value(&REQUEST_TIMEOUT),
+        body_timeout: reader.value(&BODY_TIMEOUT),
     }
 }

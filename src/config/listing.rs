@@ -1,7 +1,7 @@
-//! Lists all settings in the formats of the documentation. `cargo run -- settings env >
-//! .env.example` rewrites that file, and `cargo run -- settings markdown` prints the
-//! table in `docs/operating.md`; tests compare both. The subcommand is for developers of the service,
-//! so `--help` does not show it.
+//! Prints all settings in the formats of the documentation. `cargo run -- settings env` prints
+//! `.env.example`, and `cargo run -- settings markdown` prints the table in `docs/operating.md`.
+//! Tests compare both with the files. Only developers need this command, so `--help` does not list
+//! it.
 
 use std::{
     io::{self, Write},
@@ -10,7 +10,7 @@ use std::{
 
 use super::settings::SETTINGS;
 
-/// The format of the list.
+/// The output format.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Format {
     /// The table in `docs/operating.md`.
@@ -29,7 +29,7 @@ impl Format {
     }
 }
 
-/// Prints the list and exits, as `--help` does, so that neither needs a key.
+/// Prints all settings and exits. The settings are not checked before that, so no key is needed.
 pub(super) fn print_and_exit(format: Format) -> ! {
     let text = match format {
         Format::Markdown => markdown(),
@@ -42,42 +42,48 @@ pub(super) fn print_and_exit(format: Format) -> ! {
 const TABLE_HEAD: &str = "| Variable | Default | |\n|---|---|---|\n";
 
 const ENV_HEAD: &str = "\
-# Settings of imagesvc. Copy this file to .env and remove the # of what you change.
-# Flags win over the environment, which wins over .env. Write durations as 10s, 2m or plain seconds,
-# and sizes as 20MiB or plain bytes. An empty value counts as unset, but is a fault for settings
-# that protect the service. Variables are not substituted: put a value with a $ into single quotes.
+# Settings of imagesvc. Copy this file to .env, and remove the # before each setting that you change.
+# A flag wins over an environment variable, which wins over .env. Write durations as 10s, 2m or a
+# number of seconds, and sizes as 20MiB or a number of bytes. An empty value counts as unset, but is
+# an error for settings that protect the service. Variables are not substituted: put a value that
+# contains a $ in single quotes.
 
 ";
 
 fn markdown() -> String {
-    let rows = SETTINGS.iter().map(|row| {
-        let default = row.default.map(|default| format!("`{default}`")).unwrap_or_default();
-        format!("| `{}` | {default} | {} |\n", row.name, row.help)
+    let lines = SETTINGS.iter().map(|setting| {
+        let default = setting.default.map(|default| format!("`{default}`")).unwrap_or_default();
+        format!("| `{}` | {default} | {} |\n", setting.name, setting.help)
     });
-    TABLE_HEAD.to_owned() + &rows.collect::<String>()
+    TABLE_HEAD.to_owned() + &lines.collect::<String>()
 }
 
 fn env() -> String {
-    let rows = SETTINGS.iter().map(|row| {
-        format!("# {}\n#{}={}\n", row.plain_help(), row.name, row.default.unwrap_or_default())
+    let lines = SETTINGS.iter().map(|setting| {
+        format!(
+            "# {}\n#{}={}\n",
+            setting.plain_help(),
+            setting.name,
+            setting.default.unwrap_or_default()
+        )
     });
-    ENV_HEAD.to_owned() + &rows.collect::<String>()
+    ENV_HEAD.to_owned() + &lines.collect::<String>()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Compares line by line, so that a failure shows the first line that differs.
-    fn assert_same(held: &str, printed: &str, advice: &str) {
-        for (held, printed) in held.lines().zip(printed.lines()) {
-            assert_eq!(held, printed, "{advice}");
+    /// Compares line by line, so that a failed test shows the first line that differs.
+    fn assert_same(file: &str, printed: &str, advice: &str) {
+        for (in_file, printed) in file.lines().zip(printed.lines()) {
+            assert_eq!(in_file, printed, "{advice}");
         }
-        assert_eq!(held.lines().count(), printed.lines().count(), "{advice}");
+        assert_eq!(file.lines().count(), printed.lines().count(), "{advice}");
     }
 
     #[test]
-    fn the_page_on_operating_has_the_table_that_is_printed() {
+    fn the_table_in_operating_md_is_the_printed_table() {
         let page = include_str!("../../docs/operating.md");
         let start = page.find(TABLE_HEAD).expect("the page has a table of settings");
         let table = page[start..].split("\n\n").next().unwrap();
@@ -87,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_example_is_what_is_printed() {
+    fn the_file_env_example_is_the_printed_text() {
         let advice = ".env.example is out of date: \
                       run `cargo run -- settings env > .env.example`";
         assert_same(include_str!("../../.env.example"), &env(), advice);

@@ -1,5 +1,5 @@
-//! Parses each kind of value: durations, sizes, lists, URLs. The error texts continue a sentence
-//! that begins with the setting's name.
+//! Parsers for each kind of value. An error is the end of a sentence that begins with the setting's
+//! name.
 
 use std::{
     fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration,
@@ -8,23 +8,23 @@ use std::{
 use ipnet::IpNet;
 use url::{Host, Url};
 
-/// Parses a duration: `10s`, `2m`, `1h 30m`, or plain seconds; at most 30 days.
+/// Parses a duration of at most 30 days: `10s`, `2m`, `1h 30m`, or a number of seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+    const MAX: Duration = Duration::from_secs(30 * 24 * 3600);
     let duration = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text)
-            .map_err(|_| "is not a duration; write 10s, 2m or plain seconds")?,
+            .map_err(|_| "is not a duration; write 10s, 2m or a number of seconds")?,
     };
-    if duration > LONGEST { Err("is longer than 30 days".into()) } else { Ok(duration) }
+    if duration > MAX { Err("is longer than 30 days".into()) } else { Ok(duration) }
 }
 
-/// Parses the age until which something is kept: a duration without an upper limit.
+/// Parses the oldest age of saved pictures: a duration that is not zero, without an upper limit.
 pub(super) fn age(text: &str) -> Result<Duration, String> {
-    const FAULT: &str = "is not a duration; write 90days, 12h or plain seconds";
+    const INVALID: &str = "is not a duration; write 90days, 12h or a number of seconds";
     let age = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => humantime::parse_duration(text).map_err(|_| FAULT)?,
+        Err(_) => humantime::parse_duration(text).map_err(|_| INVALID)?,
     };
     if age.is_zero() { Err("must be longer than zero".into()) } else { Ok(age) }
 }
@@ -43,9 +43,9 @@ pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses a size: `20MiB`, `500kB`, `1GiB`, or plain bytes.
+/// Parses a size: `20MiB`, `500kB`, `1GiB`, or a number of bytes.
 pub(super) fn size(text: &str) -> Result<u64, String> {
-    const FAULT: &str = "is not a size; write 20MiB, 500kB or plain bytes";
+    const INVALID: &str = "is not a size; write 20MiB, 500kB or a number of bytes";
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
@@ -56,10 +56,10 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         "kib" => 1 << 10,
         "mib" => 1 << 20,
         "gib" => 1 << 30,
-        _ => return Err(FAULT.into()),
+        _ => return Err(INVALID.into()),
     };
-    let number: u64 = number.parse().map_err(|_| FAULT)?;
-    number.checked_mul(scale).ok_or_else(|| FAULT.into())
+    let number: u64 = number.parse().map_err(|_| INVALID)?;
+    number.checked_mul(scale).ok_or_else(|| INVALID.into())
 }
 
 /// Parses a size that is not zero.
@@ -118,25 +118,26 @@ pub(super) fn host_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Parses the absolute http or https URL of an API, without user name, password, query or fragment.
+/// Parses the URL of an API: an absolute http or https URL without user name, password, query or
+/// fragment.
 pub(super) fn endpoint(text: &str) -> Result<Url, String> {
-    const FAULT: &str =
+    const INVALID: &str =
         "must be an absolute http or https URL without user name, query or fragment";
-    let url = Url::parse(text).map_err(|_| FAULT)?;
-    let plain = matches!(url.scheme(), "http" | "https")
+    let url = Url::parse(text).map_err(|_| INVALID)?;
+    let is_endpoint = matches!(url.scheme(), "http" | "https")
         && url.username().is_empty()
         && url.password().is_none()
         && url.query().is_none()
         && url.fragment().is_none();
-    if plain { Ok(url) } else { Err(FAULT.into()) }
+    if is_endpoint { Ok(url) } else { Err(INVALID.into()) }
 }
 
-/// Parses a path. Any text is one.
+/// Parses a path. Every text is a valid path.
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
 }
 
-/// Parses a comma-separated list. Drops empty items; a list without items is a fault.
+/// Parses a comma-separated list. Ignores empty items. A list without items is an error.
 pub(super) fn list<T>(
     text: &str,
     item: impl Fn(&str) -> Result<T, String>,
@@ -145,7 +146,7 @@ pub(super) fn list<T>(
         .split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty())
-        .map(|part| item(part).map_err(|fault| format!("holds {part:?}, which {fault}")))
+        .map(|part| item(part).map_err(|error| format!("contains {part:?}, which {error}")))
         .collect::<Result<_, _>>()?;
     if items.is_empty() { Err("is a list without an item".into()) } else { Ok(items) }
 }
@@ -160,8 +161,8 @@ mod tests {
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        for fault in ["", "-1", "ten", "10 parsecs", "1e99", "31days", "9999999999999"] {
-            assert!(duration(fault).is_err(), "{fault:?}");
+        for invalid in ["", "-1", "ten", "10 parsecs", "1e99", "31days", "9999999999999"] {
+            assert!(duration(invalid).is_err(), "{invalid:?}");
         }
         assert!(positive_duration("0").is_err());
     }
@@ -172,23 +173,24 @@ mod tests {
         assert_eq!(size("20 mib"), Ok(20 << 20));
         assert_eq!(size("500kB"), Ok(500_000));
         assert_eq!(size("7"), Ok(7));
-        for fault in ["", "MiB", "-1", "1.5MiB", "20M", "99999999999999999999", "99999999999GiB"] {
-            assert!(size(fault).is_err(), "{fault:?}");
+        for invalid in ["", "MiB", "-1", "1.5MiB", "20M", "99999999999999999999", "99999999999GiB"]
+        {
+            assert!(size(invalid).is_err(), "{invalid:?}");
         }
     }
 
     #[test]
-    fn endpoints_must_be_plain_http_urls() {
+    fn endpoints_are_http_urls_without_user_name_query_and_fragment() {
         assert!(endpoint("https://ai.api.nvidia.com/v1/status").is_ok());
-        for fault in
+        for invalid in
             ["ai.api.nvidia.com", "ftp://x/", "https://u@x/", "https://x/?a=b", "https://x/#a"]
         {
-            assert!(endpoint(fault).is_err(), "{fault:?}");
+            assert!(endpoint(invalid).is_err(), "{invalid:?}");
         }
     }
 
     #[test]
-    fn a_fault_in_a_list_names_the_item() {
+    fn the_error_of_a_list_contains_the_invalid_item() {
         let ports = |text| list(text, |port| number(port, 1..=65535u16));
         assert_eq!(ports("80, 443,"), Ok(vec![80, 443]));
         assert!(ports("80,http").unwrap_err().contains("\"http\""));

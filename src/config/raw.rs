@@ -1,5 +1,5 @@
-//! The settings as text, before they are parsed: flags win over the environment, which wins over
-//! `.env`.
+//! Collects the settings as text from the flags, the environment and `.env`, before they are parsed.
+//! A flag wins over the environment, which wins over `.env`.
 
 use std::{collections::BTreeSet, ffi::OsString, fs, io::ErrorKind, path::Path};
 
@@ -8,21 +8,22 @@ use clap::{ArgMatches, parser::ValueSource};
 use super::{
     dotenv,
     reader::Values,
-    row::Row,
+    setting::SettingInfo,
     settings::{SETTINGS, find},
 };
 
-/// The settings as text, by the name of their variable. An empty value counts as unset, except for
-/// settings that protect the service: there it is a fault.
+/// The settings as text. An empty value counts as unset, but is an error for settings that protect
+/// the service.
 #[derive(Default)]
 pub struct RawSettings {
+    /// The values by the names of their variables.
     pub(super) values: Values,
-    /// Settings that were given with an empty value.
+    /// The names of settings that have an empty value in at least one source.
     empty: BTreeSet<&'static str>,
-    /// Variables that begin with `IMAGESVC_` but are no settings, mostly misspelt ones.
+    /// Variables that begin with `IMAGESVC_` but are not settings. Most are misspelt.
     unknown: Vec<String>,
-    /// Faults of variables whose value is not UTF-8, and of a `.env` that cannot be read.
-    pub(super) unreadable: Vec<String>,
+    /// The errors of values that are not UTF-8, and of a `.env` that cannot be read.
+    pub(super) read_errors: Vec<String>,
 }
 
 impl RawSettings {
@@ -39,7 +40,7 @@ impl RawSettings {
             match value.into_string() {
                 Ok(value) => raw.add(name, &value),
                 Err(_) if find(name).is_some() => {
-                    raw.unreadable.push(format!("{name} is not UTF-8"));
+                    raw.read_errors.push(format!("{name} is not UTF-8"));
                 }
                 Err(_) => {}
             }
@@ -55,7 +56,7 @@ impl RawSettings {
         raw
     }
 
-    /// Takes settings from pairs alone and ignores the process. Tests use it.
+    /// Takes the settings from pairs of name and value, for tests. A later pair wins.
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut raw = Self::default();
         for (name, value) in pairs {
@@ -64,27 +65,26 @@ impl RawSettings {
         raw
     }
 
-    /// Returns a fault for each protective setting that was given with an empty value, since an
-    /// empty value would protect nothing.
-    pub(super) fn faults_of_empty_values(&self) -> Vec<String> {
-        let is_faulty = |row: &&Row| {
-            row.rejects_empty
-                && self.empty.contains(row.name)
-                && !self.values.contains_key(row.name)
+    /// Returns an error for each setting that protects the service and has only an empty value.
+    pub(super) fn errors_of_empty_values(&self) -> Vec<String> {
+        let is_invalid = |setting: &&SettingInfo| {
+            setting.rejects_empty
+                && self.empty.contains(setting.name)
+                && !self.values.contains_key(setting.name)
         };
-        let fault = |row: &Row| {
+        let error = |setting: &SettingInfo| {
             format!(
                 "{} is set but empty, and would protect nothing: give it a value, or remove it",
-                row.name
+                setting.name
             )
         };
-        SETTINGS.iter().filter(is_faulty).map(fault).collect()
+        SETTINGS.iter().filter(is_invalid).map(error).collect()
     }
 
-    /// Returns a notice for each unknown variable.
-    pub(super) fn notices_of_unknown_variables(&self) -> Vec<String> {
-        let notice = |name| format!("{name} is not a setting of this service; is it misspelt?");
-        self.unknown.iter().map(notice).collect()
+    /// Returns a warning for each unknown variable.
+    pub(super) fn warnings_of_unknown_variables(&self) -> Vec<String> {
+        let warning = |name| format!("{name} is not a setting of this service; is it misspelt?");
+        self.unknown.iter().map(warning).collect()
     }
 
     fn add_dotenv(&mut self, path: &Path) {
@@ -92,17 +92,17 @@ impl RawSettings {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return,
             Err(error) => {
-                self.unreadable.push(format!(".env cannot be read: {}", error.kind()));
+                self.read_errors.push(format!(".env cannot be read: {}", error.kind()));
                 return;
             }
         };
-        // Other programs may share the file, and faults in their variables do not matter here.
+        // Other programs may share the file. Errors in their variables are ignored.
         let is_ours = |name: &str| find(name).is_some() || name.starts_with("IMAGESVC_");
         for line in dotenv::parse(&text) {
             match line {
                 Ok((name, value)) => self.add(name, value),
-                Err(fault) if fault.name.is_some_and(|name| !is_ours(name)) => {}
-                Err(fault) => self.unreadable.push(fault.to_string()),
+                Err(error) if error.name.is_some_and(|name| !is_ours(name)) => {}
+                Err(error) => self.read_errors.push(error.to_string()),
             }
         }
     }
@@ -116,8 +116,9 @@ impl RawSettings {
             Some(setting) => {
                 self.values.insert(setting.name, value.to_owned());
             }
-            None if value.is_empty() => {}
-            None if name.starts_with("IMAGESVC_") => self.unknown.push(name.to_owned()),
+            None if name.starts_with("IMAGESVC_") && !value.is_empty() => {
+                self.unknown.push(name.to_owned());
+            }
             None => {}
         }
     }
@@ -126,7 +127,7 @@ impl RawSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::command;
+    use crate::config::command_line;
 
     impl RawSettings {
         fn get(&self, name: &str) -> Option<&str> {
@@ -138,7 +139,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".env");
         fs::write(&path, dotenv).unwrap();
-        let flags = command().try_get_matches_from([&["imagesvc"], flags].concat()).unwrap();
+        let flags = command_line().try_get_matches_from([&["imagesvc"], flags].concat()).unwrap();
         RawSettings::merge(
             &flags,
             environment.iter().map(|(name, value)| (name.into(), value.into())),
@@ -159,35 +160,40 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_value_is_an_unset_one() {
+    fn an_empty_value_counts_as_unset() {
         let raw = merge(&[], &[("IMAGESVC_PORT", " ")], "IMAGESVC_PORT=3\n");
         assert_eq!(raw.get("IMAGESVC_PORT"), Some("3"));
     }
 
     #[test]
-    fn a_switch_needs_no_value() {
+    fn a_switch_can_be_given_without_a_value() {
         assert_eq!(merge(&["--sandbox"], &[], "").get("IMAGESVC_SANDBOX"), Some("true"));
         assert_eq!(merge(&["--sandbox=false"], &[], "").get("IMAGESVC_SANDBOX"), Some("false"));
         assert_eq!(merge(&[], &[], "").get("IMAGESVC_SANDBOX"), None);
     }
 
     #[test]
-    fn a_secret_is_no_flag() {
-        assert!(command().try_get_matches_from(["imagesvc", "--nvidia-api-key", "x"]).is_err());
+    fn a_secret_has_no_flag() {
+        let flags = ["imagesvc", "--nvidia-api-key", "x"];
+        assert!(command_line().try_get_matches_from(flags).is_err());
     }
 
     #[test]
-    fn a_misspelt_variable_is_noticed() {
+    fn a_misspelt_variable_is_unknown() {
         assert_eq!(merge(&[], &[("IMAGESVC_PROT", "1")], "").unknown, ["IMAGESVC_PROT"]);
     }
 
     #[test]
-    fn a_broken_dotenv_is_a_fault_that_quotes_nothing() {
+    fn the_error_of_an_invalid_line_in_dotenv_does_not_quote_the_line() {
         let raw = merge(&[], &[], "no setting nvapi-secret\nIMAGESVC_PORT=3\n");
-        assert_eq!(raw.unreadable, [".env, line 1: it is not NAME=value"]);
-        let of_others = merge(&[], &[], "DATABASE_URL=postgres://$USER\nIMAGESVC_PORT=3\n");
-        assert!(of_others.unreadable.is_empty());
-        assert_eq!(merge(&[], &[], "IMAGESVC_API_KEYS=$x\n").unreadable.len(), 1);
-        assert_eq!(raw.get("IMAGESVC_PORT"), Some("3"), "the lines after the fault are read");
+        assert_eq!(raw.read_errors, [".env, line 1: it is not NAME=value"]);
+        assert_eq!(raw.get("IMAGESVC_PORT"), Some("3"), "the line after the error was not read");
+        assert_eq!(merge(&[], &[], "IMAGESVC_API_KEYS=$x\n").read_errors.len(), 1);
+    }
+
+    #[test]
+    fn errors_in_the_variables_of_other_programs_are_ignored() {
+        let raw = merge(&[], &[], "DATABASE_URL=postgres://$USER\nIMAGESVC_PORT=3\n");
+        assert!(raw.read_errors.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! Reads settings one by one and collects their faults, so that all are reported at once.
+//! Parses settings one by one and collects their errors, so that all errors are reported at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,78 +6,84 @@ use std::{
     path::PathBuf,
 };
 
-use super::row::{Optional, Row, Setting};
+use super::setting::{OptionalSetting, Setting, SettingInfo};
 
-/// The values that were given, by the names of their variables.
+/// The values of all settings that are set, by the names of their variables.
 pub(super) type Values = BTreeMap<&'static str, String>;
 
-/// Parses the given values, and collects faults and notices.
+/// Parses values, and collects errors and warnings.
 pub(super) struct Reader<'a> {
-    given: &'a Values,
-    /// The names of the settings that were read.
+    values: &'a Values,
+    /// The names of the settings that were read. A check compares them with the list of settings.
     pub names_read: BTreeSet<&'static str>,
-    /// Faults, which keep the service from starting.
-    pub faults: Vec<String>,
-    /// Warnings, which do not.
-    pub notices: Vec<String>,
+    /// With an error, the service does not start.
+    pub errors: Vec<String>,
+    /// With warnings only, the service starts.
+    pub warnings: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
-    /// Starts with nothing read.
-    pub(super) fn new(given: &'a Values) -> Self {
-        Self { given, names_read: BTreeSet::new(), faults: Vec::new(), notices: Vec::new() }
+    pub(super) fn new(values: &'a Values) -> Self {
+        Self { values, names_read: BTreeSet::new(), errors: Vec::new(), warnings: Vec::new() }
     }
 
-    /// Returns the value of a setting, or its default if none was given or the value has a fault.
+    /// Returns the value of a setting. Returns its default if it is not set, or if the value is
+    /// invalid; an invalid value also adds an error.
     pub(super) fn value<T>(&mut self, setting: &Setting<T>) -> T {
-        self.parsed(&setting.row, setting.parse).unwrap_or_else(|| {
+        self.parsed(&setting.info, setting.parse).unwrap_or_else(|| {
             #[allow(clippy::expect_used)]
             (setting.parse)(setting.default).expect("a test parses every default")
         })
     }
 
-    /// Returns the value of a setting, or `None` if none was given or the value has a fault.
-    pub(super) fn optional<T>(&mut self, setting: &Optional<T>) -> Option<T> {
-        self.parsed(&setting.row, setting.parse)
+    /// Returns the value of a setting. Returns `None` if it is not set, or if the value is invalid;
+    /// an invalid value also adds an error.
+    pub(super) fn optional<T>(&mut self, setting: &OptionalSetting<T>) -> Option<T> {
+        self.parsed(&setting.info, setting.parse)
     }
 
-    /// Returns a secret that is given directly or in a file.
+    /// Returns a secret from a variable, or from the file whose path is in another variable. Adds an
+    /// error if both are set.
     pub(super) fn secret<T>(
         &mut self,
-        setting: &Optional<T>,
-        file: &Optional<PathBuf>,
+        setting: &OptionalSetting<T>,
+        file: &OptionalSetting<PathBuf>,
     ) -> Option<T> {
-        let (name, file_name) = (setting.row.name, file.row.name);
-        if self.is_given(&setting.row) && self.is_given(&file.row) {
-            self.faults.push(format!("{name} and {file_name} are both set: keep one"));
+        let (name, file_variable) = (setting.info.name, file.info.name);
+        if self.is_set(&setting.info) && self.is_set(&file.info) {
+            self.errors.push(format!("{name} and {file_variable} are both set: keep one"));
             return None;
         }
         let Some(path) = self.optional(file) else { return self.optional(setting) };
         match fs::read_to_string(path) {
-            Ok(text) => self.or_fault(file_name, (setting.parse)(&text)),
+            Ok(text) => self.ok_or_add_error(file_variable, (setting.parse)(&text)),
             Err(error) => {
-                self.faults.push(format!("{file_name} cannot be read: {}", error.kind()));
+                self.errors.push(format!("{file_variable} cannot be read: {}", error.kind()));
                 None
             }
         }
     }
 
-    /// Whether a setting was given, whatever its value.
-    pub(super) fn is_given(&mut self, row: &Row) -> bool {
-        self.given(row).is_some()
+    /// Whether a setting has a value, valid or not.
+    pub(super) fn is_set(&mut self, setting: &SettingInfo) -> bool {
+        self.text(setting).is_some()
     }
 
-    fn parsed<T>(&mut self, row: &Row, parse: impl Fn(&str) -> Result<T, String>) -> Option<T> {
-        let outcome = parse(self.given(row)?);
-        self.or_fault(row.name, outcome)
+    fn parsed<T>(
+        &mut self,
+        setting: &SettingInfo,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let parsed = parse(self.text(setting)?);
+        self.ok_or_add_error(setting.name, parsed)
     }
 
-    fn given(&mut self, row: &Row) -> Option<&'a str> {
-        self.names_read.insert(row.name);
-        self.given.get(row.name).map(String::as_str)
+    fn text(&mut self, setting: &SettingInfo) -> Option<&'a str> {
+        self.names_read.insert(setting.name);
+        self.values.get(setting.name).map(String::as_str)
     }
 
-    fn or_fault<T>(&mut self, name: &str, outcome: Result<T, String>) -> Option<T> {
-        outcome.map_err(|fault| self.faults.push(format!("{name} {fault}"))).ok()
+    fn ok_or_add_error<T>(&mut self, name: &str, parsed: Result<T, String>) -> Option<T> {
+        parsed.map_err(|error| self.errors.push(format!("{name} {error}"))).ok()
     }
 }

@@ -1,4 +1,4 @@
-//! Settings of the TCP server, and the proxies that it trusts.
+//! Settings for the TCP server, and for the proxies that it trusts.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,7 +8,7 @@ use std::{
 use super::{
     parse,
     reader::Reader,
-    row::{Optional, Setting},
+    setting::{OptionalSetting, Setting},
 };
 use crate::server::{Settings, TrustedProxies};
 
@@ -19,14 +19,14 @@ pub(super) const PORT: Setting<u16> = Setting::new(
     "IMAGESVC_PORT",
     "8000",
     |text| parse::number(text, 0..=65535),
-    "The port to listen on; 0 picks a free one, which the log names",
+    "The port to listen on; 0 chooses a free port, which is logged",
 );
 
 pub(super) const HEADER_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_HEADER_TIMEOUT",
     "10s",
     parse::positive_duration,
-    "The longest time to receive a request's header; also ends idle keep-alive connections",
+    "The longest time to receive a request's header, and to keep an idle connection open",
 );
 
 pub(super) const DRAIN_DELAY: Setting<Duration> = Setting::new(
@@ -40,7 +40,7 @@ pub(super) const DRAIN_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_DRAIN_TIMEOUT",
     "70s",
     parse::duration,
-    "How long running requests may take to finish once the listener has closed",
+    "How long running requests may take after new connections are no longer accepted",
 );
 
 pub(super) const MAX_CONNECTIONS: Setting<usize> = Setting::new(
@@ -54,25 +54,25 @@ pub(super) const MAX_CONNECTIONS_PER_PEER: Setting<usize> = Setting::new(
     "IMAGESVC_MAX_CONNECTIONS_PER_PEER",
     "64",
     |text| parse::number(text, 1..=1 << 20),
-    "The most open connections of one peer",
+    "The most open connections of one address; trusted proxies are exempt",
 );
 
-pub(super) const TRUSTED_PROXIES: Optional<TrustedProxies> = Optional::new(
+pub(super) const TRUSTED_PROXIES: OptionalSetting<TrustedProxies> = OptionalSetting::new(
     "IMAGESVC_TRUSTED_PROXIES",
     |text| parse::list(text, parse::network).map(TrustedProxies::new),
-    "Networks of proxies whose X-Forwarded-For is believed",
+    "Networks of proxies whose X-Forwarded-For header is trusted",
 );
 
-/// Reads the settings of the server.
-pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
+/// Reads the settings for the server.
+pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
     Settings {
-        listen: SocketAddr::new(read.value(&HOST), read.value(&PORT)),
-        header_timeout: read.value(&HEADER_TIMEOUT),
-        drain_delay: read.value(&DRAIN_DELAY),
-        drain_timeout: read.value(&DRAIN_TIMEOUT),
-        max_connections_per_peer: read.value(&MAX_CONNECTIONS_PER_PEER),
-        max_connections: read.value(&MAX_CONNECTIONS),
-        trusted_proxies: read.optional(&TRUSTED_PROXIES).unwrap_or_default(),
+        listen: SocketAddr::new(reader.value(&HOST), reader.value(&PORT)),
+        header_timeout: reader.value(&HEADER_TIMEOUT),
+        drain_delay: reader.value(&DRAIN_DELAY),
+        drain_timeout: reader.value(&DRAIN_TIMEOUT),
+        max_connections_per_peer: reader.value(&MAX_CONNECTIONS_PER_PEER),
+        max_connections: reader.value(&MAX_CONNECTIONS),
+        trusted_proxies: reader.optional(&TRUSTED_PROXIES).unwrap_or_default(),
         clock: SystemTime::now,
     }
 }

@@ -1,64 +1,66 @@
-//! The list of all settings, in the order of the documentation. The flags, `--help`, the recognised
-//! variables, the table in `docs/operating.md` and `.env.example` are all made from it.
+//! The list of all settings, in the order of the documentation. The flags, `--help`, the known
+//! variables, the table in `docs/operating.md` and `.env.example` are generated from this list.
 
 use super::{
-    decoder, embed, fetch, limits, nvidia, row::Row, server, store, telemetry, upstream, web,
+    decoder, embed, fetch, limits, nvidia, server, setting::SettingInfo, store, telemetry,
+    upstream, web,
 };
 
-/// Every setting, once. If a setting is read but missing here, every test that resolves settings
-/// fails; if one is listed but never read, `an_invalid_value_is_reported_with_the_name_of_its_setting` fails.
-pub(super) const SETTINGS: &[Row] = &[
-    upstream::API_KEY.row,
-    upstream::API_KEY_FILE.row,
-    nvidia::INFER_URL.row,
-    nvidia::STATUS_URL.row,
-    nvidia::ASSETS_URL.row,
-    embed::LARGE_IMAGES.row,
-    embed::INLINE_LIMIT.row,
-    nvidia::TIMEOUT.row,
-    nvidia::MAX_ATTEMPTS.row,
-    embed::MAX_CONCURRENCY.row,
-    nvidia::REQUESTS_PER_MINUTE.row,
-    nvidia::PROXY.row,
-    upstream::SANDBOX.row,
-    server::HOST.row,
-    server::PORT.row,
-    store::DOWNLOADS_DIR.row,
-    limits::REQUEST_TIMEOUT.row,
-    limits::BODY_TIMEOUT.row,
-    server::HEADER_TIMEOUT.row,
-    server::DRAIN_DELAY.row,
-    server::DRAIN_TIMEOUT.row,
-    limits::MAX_IMAGE_BYTES.row,
-    limits::MAX_IMAGE_PIXELS.row,
-    server::MAX_CONNECTIONS.row,
-    server::MAX_CONNECTIONS_PER_PEER.row,
-    limits::MAX_IN_FLIGHT.row,
-    limits::MAX_BATCH.row,
-    limits::MAX_BUFFERED_BYTES.row,
-    decoder::MAX_DECODE_BYTES.row,
-    server::TRUSTED_PROXIES.row,
-    web::HOSTS.row,
-    store::MIN_FREE_BYTES.row,
-    store::DOWNLOADS_MAX_AGE.row,
-    store::DOWNLOADS_MAX_BYTES.row,
-    fetch::TIMEOUT.row,
-    fetch::MAX_REDIRECTS.row,
-    fetch::PORTS.row,
-    fetch::HOSTS.row,
-    fetch::ALLOW.row,
-    fetch::USER_AGENT.row,
-    web::API_KEYS.row,
-    web::API_KEYS_FILE.row,
-    web::RATE_LIMIT_PER_MINUTE.row,
-    web::CORS_ORIGINS.row,
-    embed::CACHE_MEMORY.row,
-    embed::CACHE_DISK.row,
-    telemetry::LOG.row,
-    telemetry::LOG_FORMAT.row,
+/// All settings. If a setting is read but not listed, every test that resolves settings fails. If a
+/// setting is listed but never read, the test
+/// `an_invalid_value_is_reported_with_the_name_of_its_setting` fails.
+pub(super) const SETTINGS: &[SettingInfo] = &[
+    upstream::API_KEY.info,
+    upstream::API_KEY_FILE.info,
+    nvidia::INFER_URL.info,
+    nvidia::STATUS_URL.info,
+    nvidia::ASSETS_URL.info,
+    embed::LARGE_IMAGES.info,
+    embed::INLINE_LIMIT.info,
+    nvidia::TIMEOUT.info,
+    nvidia::MAX_ATTEMPTS.info,
+    embed::MAX_CONCURRENCY.info,
+    nvidia::REQUESTS_PER_MINUTE.info,
+    nvidia::PROXY.info,
+    upstream::SANDBOX.info,
+    server::HOST.info,
+    server::PORT.info,
+    store::DOWNLOADS_DIR.info,
+    limits::REQUEST_TIMEOUT.info,
+    limits::BODY_TIMEOUT.info,
+    server::HEADER_TIMEOUT.info,
+    server::DRAIN_DELAY.info,
+    server::DRAIN_TIMEOUT.info,
+    limits::MAX_IMAGE_BYTES.info,
+    limits::MAX_IMAGE_PIXELS.info,
+    server::MAX_CONNECTIONS.info,
+    server::MAX_CONNECTIONS_PER_PEER.info,
+    limits::MAX_IN_FLIGHT.info,
+    limits::MAX_BATCH.info,
+    limits::MAX_BUFFERED_BYTES.info,
+    decoder::MAX_DECODE_BYTES.info,
+    server::TRUSTED_PROXIES.info,
+    web::HOSTS.info,
+    store::MIN_FREE_BYTES.info,
+    store::DOWNLOADS_MAX_AGE.info,
+    store::DOWNLOADS_MAX_BYTES.info,
+    fetch::TIMEOUT.info,
+    fetch::MAX_REDIRECTS.info,
+    fetch::PORTS.info,
+    fetch::HOSTS.info,
+    fetch::EXCEPTIONS.info,
+    fetch::USER_AGENT.info,
+    web::API_KEYS.info,
+    web::API_KEYS_FILE.info,
+    web::RATE_LIMIT_PER_MINUTE.info,
+    web::CORS_ORIGINS.info,
+    embed::CACHE_MEMORY.info,
+    embed::CACHE_DISK.info,
+    telemetry::LOG.info,
+    telemetry::LOG_FORMAT.info,
 ];
 
 /// Returns the setting with this name, if there is one.
-pub(super) fn find(name: &str) -> Option<&'static Row> {
-    SETTINGS.iter().find(|row| row.name == name)
+pub(super) fn find(name: &str) -> Option<&'static SettingInfo> {
+    SETTINGS.iter().find(|setting| setting.name == name)
 }

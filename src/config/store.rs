@@ -1,11 +1,11 @@
-//! Settings of the store: where pictures are saved, and how long they are kept.
+//! Settings for saving pictures, and for removing old ones.
 
 use std::{path::PathBuf, time::Duration};
 
 use super::{
     parse,
     reader::Reader,
-    row::{Optional, Setting},
+    setting::{OptionalSetting, Setting},
 };
 use crate::{
     disk_space::DiskSpace,
@@ -16,36 +16,36 @@ pub(super) const DOWNLOADS_DIR: Setting<PathBuf> = Setting::new(
     "IMAGESVC_DOWNLOADS_DIR",
     "downloads",
     parse::path,
-    "The folder that pictures are saved in",
+    "The folder in which pictures are saved",
 );
 
 pub(super) const MIN_FREE_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MIN_FREE_BYTES",
     "256MiB",
     parse::size,
-    "Disk space that stays free; one inode in a hundred stays free as well",
+    "The reserve of disk space that always stays free, besides one inode in a hundred",
 );
 
-pub(super) const DOWNLOADS_MAX_AGE: Optional<Duration> = Optional::new(
+pub(super) const DOWNLOADS_MAX_AGE: OptionalSetting<Duration> = OptionalSetting::new(
     "IMAGESVC_DOWNLOADS_MAX_AGE",
     parse::age,
     "Remove saved pictures that are older than this (90days)",
 );
 
-pub(super) const DOWNLOADS_MAX_BYTES: Optional<u64> = Optional::new(
+pub(super) const DOWNLOADS_MAX_BYTES: OptionalSetting<u64> = OptionalSetting::new(
     "IMAGESVC_DOWNLOADS_MAX_BYTES",
     parse::positive_size,
-    "Remove the oldest saved pictures when all together exceed this size (50GiB)",
+    "Remove the oldest saved pictures when all of them together exceed this size (50GiB)",
 );
 
-/// Reads the settings of the store.
-pub(super) fn resolve(read: &mut Reader<'_>, downloads: PathBuf) -> Settings {
+/// Reads the settings for saving pictures.
+pub(super) fn resolve(reader: &mut Reader<'_>, downloads: PathBuf) -> Settings {
     Settings {
-        space: DiskSpace::new(downloads.clone(), read.value(&MIN_FREE_BYTES)),
+        space: DiskSpace::new(downloads.clone(), reader.value(&MIN_FREE_BYTES)),
         folder: downloads,
         retention: Retention {
-            max_age: read.optional(&DOWNLOADS_MAX_AGE),
-            max_bytes: read.optional(&DOWNLOADS_MAX_BYTES),
+            max_age: reader.optional(&DOWNLOADS_MAX_AGE),
+            max_bytes: reader.optional(&DOWNLOADS_MAX_BYTES),
         },
     }
 }

@@ -1,6 +1,6 @@
-//! Settings of the log.
+//! Settings for the log.
 
-use super::{reader::Reader, row::Setting};
+use super::{reader::Reader, setting::Setting};
 use crate::telemetry::{Format, Settings, parse_filter};
 
 pub(super) const LOG: Setting<String> = Setting::new(
@@ -17,7 +17,7 @@ pub(super) const LOG_FORMAT: Setting<Format> = Setting::new(
     "The log's format: text, json, or auto (text on a terminal, JSON otherwise)",
 );
 
-/// Reads the settings of the log.
-pub(super) fn resolve(read: &mut Reader<'_>) -> Settings {
-    Settings { filter: read.value(&LOG), format: read.value(&LOG_FORMAT) }
+/// Reads the settings for the log.
+pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
+    Settings { filter: reader.value(&LOG), format: reader.value(&LOG_FORMAT) }
 }

@@ -1,8 +1,8 @@
-//! Tests that the settings resolve to a checked configuration, or to all of their faults.
+//! Tests that settings resolve to a `Config`, or to all of their errors.
 
 use super::*;
 
-fn resolve(pairs: &[(&str, &str)]) -> Result<Config, Faults> {
+fn resolve(pairs: &[(&str, &str)]) -> Result<Config, SettingErrors> {
     Config::resolve(&RawSettings::from_pairs(pairs.iter().copied()))
 }
 
@@ -14,21 +14,21 @@ fn a_key_alone_is_enough() {
     assert_eq!(config.limits.max_image_bytes, 20 << 20);
     assert_eq!(config.nvidia.retry.max_attempts, 3);
     assert_eq!(config.fetch.policy.ports, [80, 443]);
-    let [notice] = &config.notices[..] else { panic!("{:?}", config.notices) };
-    assert!(notice.contains("IMAGESVC_API_KEYS"), "without client keys there is a warning");
+    let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+    assert!(warning.contains("IMAGESVC_API_KEYS"), "{warning}");
     let with_keys =
         resolve(&[("NVIDIA_API_KEY", "nvapi-1"), ("IMAGESVC_API_KEYS", "a,b")]).unwrap();
-    assert!(with_keys.notices.is_empty());
+    assert!(with_keys.warnings.is_empty());
 }
 
 #[test]
-fn the_keys_of_clients_are_read_from_a_file_too() {
+fn client_keys_are_read_from_a_file_and_invalid_values_are_errors() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "first\nsecond\n").unwrap();
     let path = file.path().to_str().unwrap();
     let config = resolve(&[("IMAGESVC_SANDBOX", "1"), ("IMAGESVC_API_KEYS_FILE", path)]).unwrap();
     assert_eq!(format!("{:?}", config.web.keys), "ClientKeys(2 redacted)");
-    for (pairs, fault) in [
+    for (pairs, error) in [
         (&[("IMAGESVC_API_KEYS_FILE", "/nowhere")][..], "cannot be read"),
         (&[("IMAGESVC_API_KEYS_FILE", path), ("IMAGESVC_API_KEYS", "a")], "both set"),
         (&[("IMAGESVC_API_KEYS", "planted words")], "space"),
@@ -39,14 +39,14 @@ fn the_keys_of_clients_are_read_from_a_file_too() {
         (&[("IMAGESVC_LOG", "warning")], "not a log filter"),
     ] {
         let pairs = [&[("IMAGESVC_SANDBOX", "1")], pairs].concat();
-        let faults = resolve(&pairs).unwrap_err().to_string();
-        assert!(faults.contains(fault) && faults.contains(pairs[1].0), "{faults}");
-        assert!(!faults.contains("planted"));
+        let errors = resolve(&pairs).unwrap_err().to_string();
+        assert!(errors.contains(error) && errors.contains(pairs[1].0), "{errors}");
+        assert!(!errors.contains("planted"));
     }
 }
 
 #[test]
-fn a_protective_setting_that_is_set_but_empty_is_a_fault() {
+fn an_empty_value_is_an_error_for_settings_that_protect_the_service() {
     let sandbox = ("IMAGESVC_SANDBOX", "1");
     for name in [
         "IMAGESVC_API_KEYS",
@@ -55,29 +55,29 @@ fn a_protective_setting_that_is_set_but_empty_is_a_fault() {
         "IMAGESVC_FETCH_HOSTS",
     ] {
         for empty in ["", "  "] {
-            let faults = resolve(&[sandbox, (name, empty)]).unwrap_err().to_string();
-            assert!(faults.contains(&format!("{name} is set but empty")), "{faults}");
+            let errors = resolve(&[sandbox, (name, empty)]).unwrap_err().to_string();
+            assert!(errors.contains(&format!("{name} is set but empty")), "{errors}");
         }
     }
-    // A value from another source still counts.
+    // If another source sets a value, the empty one is ignored.
     let keys = "IMAGESVC_API_KEYS";
     assert!(!resolve(&[sandbox, (keys, "a"), (keys, "")]).unwrap().web.keys.is_empty());
     assert!(
         resolve(&[sandbox, ("IMAGESVC_CORS_ORIGINS", "")]).is_ok(),
-        "this one allows more, so empty is safe"
+        "an empty list of origins allows no other site, so it is no error"
     );
     assert!(resolve(&[("NVIDIA_API_KEY", "")]).is_err());
 }
 
 #[test]
-fn without_a_key_the_fault_names_the_key_and_the_sandbox() {
-    let faults = resolve(&[]).unwrap_err().to_string();
-    assert!(faults.contains("NVIDIA_API_KEY") && faults.contains("--sandbox"), "{faults}");
+fn the_error_without_a_key_mentions_the_key_and_the_sandbox() {
+    let errors = resolve(&[]).unwrap_err().to_string();
+    assert!(errors.contains("NVIDIA_API_KEY") && errors.contains("--sandbox"), "{errors}");
 }
 
 #[test]
-fn all_faults_are_reported_at_once() {
-    let faults = resolve(&[
+fn all_errors_are_reported_at_once() {
+    let errors = resolve(&[
         ("IMAGESVC_PORT", "http"),
         ("NVIDIA_TIMEOUT", "soon"),
         ("IMAGESVC_FETCH_ALLOW", "10.0.0.0/99"),
@@ -92,49 +92,47 @@ fn all_faults_are_reported_at_once() {
         "IMAGESVC_CACHE_DISK",
         "NVIDIA_API_KEY",
     ] {
-        assert!(faults.contains(name), "{name}: {faults}");
+        assert!(errors.contains(name), "{name}: {errors}");
     }
 }
 
 #[test]
-fn the_sandbox_ignores_a_key_and_says_so() {
+fn the_sandbox_ignores_a_key_and_adds_a_warning() {
     let config = resolve(&[("IMAGESVC_SANDBOX", "true"), ("NVIDIA_API_KEY", "nvapi-1")]).unwrap();
     assert!(matches!(config.upstream, Upstream::Sandbox));
-    assert!(config.notices[0].contains("ignored"));
+    assert!(config.warnings[0].contains("ignored"));
     assert!(!format!("{config:?}").contains("nvapi-1"));
 }
 
 #[test]
-fn a_memory_limit_that_cannot_hold_one_picture_is_a_fault() {
-    let faults =
+fn a_memory_limit_that_is_too_small_for_one_picture_is_an_error() {
+    let errors =
         resolve(&[("IMAGESVC_SANDBOX", "1"), ("IMAGESVC_MAX_IMAGE_BYTES", "200MiB")]).unwrap_err();
-    assert!(faults.to_string().contains("IMAGESVC_MAX_BUFFERED_BYTES"));
+    assert!(errors.to_string().contains("IMAGESVC_MAX_BUFFERED_BYTES"));
 }
 
 #[test]
-fn a_fault_never_quotes_a_key() {
-    let faults = resolve(&[("NVIDIA_API_KEY", "nvapi-secret with spaces\u{7}")]).unwrap_err();
-    assert!(!faults.to_string().contains("secret"));
+fn the_error_of_an_invalid_key_does_not_quote_the_key() {
+    let errors = resolve(&[("NVIDIA_API_KEY", "nvapi-secret with spaces\u{7}")]).unwrap_err();
+    assert!(!errors.to_string().contains("secret"));
 }
 
 #[test]
-fn every_default_parses_and_is_used_when_nothing_is_given() {
+fn every_default_parses_and_is_used_if_the_setting_is_not_set() {
     let key = ("NVIDIA_API_KEY", "nvapi-1");
-    let defaults = SETTINGS.iter().filter_map(|row| Some((row.name, row.default?)));
-    let given: Vec<_> = defaults.chain([key]).collect();
-    assert_eq!(
-        format!("{:?}", resolve(&given).unwrap()),
-        format!("{:?}", resolve(&[key]).unwrap())
-    );
+    let defaults = SETTINGS.iter().filter_map(|setting| Some((setting.name, setting.default?)));
+    let all: Vec<_> = defaults.chain([key]).collect();
+    let with_defaults_set = format!("{:?}", resolve(&all).unwrap());
+    assert_eq!(with_defaults_set, format!("{:?}", resolve(&[key]).unwrap()));
 }
 
 #[test]
 fn an_invalid_value_is_reported_with_the_name_of_its_setting() {
-    // A control character is a fault in every setting but the folder, since any text is a path.
-    let folder = store::DOWNLOADS_DIR.row.name;
-    for row in SETTINGS.iter().filter(|row| row.name != folder) {
-        let faults = resolve(&[(row.name, "\u{7}")]).unwrap_err().to_string();
-        assert!(faults.contains(&format!("  - {} ", row.name)), "{}: {faults}", row.name);
+    // A control character is invalid in every setting except the folder: every text is a path.
+    let folder = store::DOWNLOADS_DIR.info.name;
+    for setting in SETTINGS.iter().filter(|setting| setting.name != folder) {
+        let errors = resolve(&[(setting.name, "\u{7}")]).unwrap_err().to_string();
+        assert!(errors.contains(&format!("  - {} ", setting.name)), "{}: {errors}", setting.name);
     }
     let config = resolve(&[(folder, "pictures"), ("IMAGESVC_SANDBOX", "true")]).unwrap();
     assert_eq!(config.store.folder.to_str(), Some("pictures"));
@@ -142,22 +140,22 @@ fn an_invalid_value_is_reported_with_the_name_of_its_setting() {
 }
 
 #[test]
-fn a_misspelt_variable_is_named_beside_the_faults() {
-    let faults = resolve(&[("IMAGESVC_SANBOX", "true")]).unwrap_err().to_string();
-    assert!(faults.contains("IMAGESVC_SANBOX is not a setting"), "{faults}");
+fn a_misspelt_variable_is_reported_together_with_the_errors() {
+    let errors = resolve(&[("IMAGESVC_SANBOX", "true")]).unwrap_err().to_string();
+    assert!(errors.contains("IMAGESVC_SANBOX is not a setting"), "{errors}");
 }
 
 #[test]
-fn a_key_may_come_from_a_file_but_not_from_two_places() {
+fn a_key_is_read_from_a_file_unless_the_variable_is_set_as_well() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "nvapi-2\n").unwrap();
     let path = file.path().to_str().unwrap();
     let config = resolve(&[("NVIDIA_API_KEY_FILE", path)]).unwrap();
     let Upstream::Nvidia(key) = config.upstream else { panic!("no key") };
     assert!(key.is("nvapi-2"));
-    let faults =
+    let errors =
         resolve(&[("NVIDIA_API_KEY_FILE", path), ("NVIDIA_API_KEY", "nvapi-1")]).unwrap_err();
-    assert!(faults.to_string().contains("keep one"));
-    let faults = resolve(&[("NVIDIA_API_KEY_FILE", "/nothing/there")]).unwrap_err();
-    assert!(faults.to_string().contains("cannot be read"));
+    assert!(errors.to_string().contains("keep one"));
+    let errors = resolve(&[("NVIDIA_API_KEY_FILE", "/nothing/there")]).unwrap_err();
+    assert!(errors.to_string().contains("cannot be read"));
 }

@@ -1,24 +1,24 @@
-//! Settings of the upstream that computes embeddings: NVIDIA with a key, or the sandbox.
+//! Settings for the upstream that computes embeddings: NVIDIA with a key, or the sandbox.
 
 use std::path::PathBuf;
 
 use super::{
     parse,
     reader::Reader,
-    row::{Optional, Setting},
+    setting::{OptionalSetting, Setting},
 };
 use crate::nvidia::ApiKey;
 
-pub(super) const API_KEY: Optional<ApiKey> = Optional::secret(
+pub(super) const API_KEY: OptionalSetting<ApiKey> = OptionalSetting::secret(
     "NVIDIA_API_KEY",
     ApiKey::parse,
     "The key for NVIDIA's API; required unless --sandbox is set",
 );
 
-pub(super) const API_KEY_FILE: Optional<PathBuf> = Optional::new(
+pub(super) const API_KEY_FILE: OptionalSetting<PathBuf> = OptionalSetting::new(
     "NVIDIA_API_KEY_FILE",
     parse::path,
-    "A file with the key, instead of the key itself (for systemd's LoadCredential)",
+    "A file that contains the key, as an alternative to NVIDIA_API_KEY (for systemd's LoadCredential)",
 );
 
 pub(super) const SANDBOX: Setting<bool> = Setting::switch(
@@ -26,7 +26,7 @@ pub(super) const SANDBOX: Setting<bool> = Setting::switch(
     "Use the built-in stand-in for NVIDIA, which needs no key and no network",
 );
 
-/// Where the embeddings are computed.
+/// What computes the embeddings.
 #[derive(Debug)]
 pub enum Upstream {
     /// NVIDIA's hosted API, with this key.
@@ -35,22 +35,22 @@ pub enum Upstream {
     Sandbox,
 }
 
-/// Reads where embeddings are computed. `None` always comes with a fault.
-pub(super) fn resolve(read: &mut Reader<'_>) -> Option<Upstream> {
-    let has_key = read.is_given(&API_KEY.row) || read.is_given(&API_KEY_FILE.row);
-    let (key, file) = (API_KEY.row.name, API_KEY_FILE.row.name);
-    if read.value(&SANDBOX) {
+/// Reads what computes the embeddings. If this returns `None`, it has added an error.
+pub(super) fn resolve(reader: &mut Reader<'_>) -> Option<Upstream> {
+    let has_key = reader.is_set(&API_KEY.info) || reader.is_set(&API_KEY_FILE.info);
+    let (key, file) = (API_KEY.info.name, API_KEY_FILE.info.name);
+    if reader.value(&SANDBOX) {
         if has_key {
-            read.notices.push(format!("sandbox mode: {key} is ignored and sent nowhere"));
+            reader.warnings.push(format!("sandbox mode: {key} is ignored and not sent"));
         }
         return Some(Upstream::Sandbox);
     }
     if !has_key {
-        read.faults.push(format!(
-            "{key} is not set: export {key}=\"nvapi-…\" (or name a file in {file}), or run with \
-             --{} to try the service without a key",
-            SANDBOX.row.flag()
+        reader.errors.push(format!(
+            "{key} is not set: export {key}=\"nvapi-…\" (or set {file} to the path of a file with the \
+             key), or run with --{} to try the service without a key",
+            SANDBOX.info.flag()
         ));
     }
-    read.secret(&API_KEY, &API_KEY_FILE).map(Upstream::Nvidia)
+    reader.secret(&API_KEY, &API_KEY_FILE).map(Upstream::Nvidia)
 }

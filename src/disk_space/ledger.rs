@@ -1,4 +1,5 @@
-//! Arithmetic on what is free, granted and written.
+//! Calculates how much space may be granted, from the free space and from what was granted and
+//! written.
 
 use std::ops::AddAssign;
 
@@ -6,39 +7,39 @@ use tokio::time::Instant;
 
 use super::size_on_disk;
 
-/// If less than this is free above the reserve, every grant needs a new measurement, because other
-/// programs write, too.
-const NEAR: Amount = Amount { bytes: 16 << 20, files: 1000 };
+/// If less than this is free above the reserve, every grant needs a new measurement: other programs
+/// also write to the disk.
+const MARGIN: Amount = Amount { bytes: 16 << 20, files: 1000 };
 
-/// The most inodes that must stay free.
-const MOST_RESERVED_INODES: u64 = 10_000;
+/// The largest reserve of inodes.
+const MAX_RESERVED_INODES: u64 = 10_000;
 
 /// The free space of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FreeSpace {
-    /// The bytes that an unprivileged user may take.
+    /// The free bytes that an unprivileged user may take.
     pub bytes: u64,
-    /// The inodes; `None` if the file system creates them on demand.
+    /// The inodes; `None` if the file system creates inodes on demand.
     pub inodes: Option<Inodes>,
 }
 
 /// The inodes of a file system. Each file takes one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inodes {
-    /// Those that an unprivileged user may take.
+    /// The free inodes that an unprivileged user may take.
     pub free: u64,
-    /// The total number.
+    /// The total number of inodes, free and used.
     pub total: u64,
 }
 
 impl Inodes {
-    /// How many must stay free: one in a hundred, but no more than that maximum.
+    /// The number of inodes that must stay free: one in a hundred, up to a maximum.
     fn reserve(self) -> u64 {
-        (self.total / 100).min(MOST_RESERVED_INODES)
+        (self.total / 100).min(MAX_RESERVED_INODES)
     }
 }
 
-/// What the disk has too little of.
+/// The disk has too few free bytes or inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Shortage {
     /// Bytes.
@@ -46,7 +47,7 @@ pub enum Shortage {
     Bytes {
         /// Free bytes.
         free: u64,
-        /// The bytes of all files that are being written, this one included.
+        /// The bytes that this file and other granted files still need.
         wanted: u64,
         /// Bytes that must stay free.
         reserve: u64,
@@ -58,7 +59,7 @@ pub enum Shortage {
     Inodes {
         /// Free inodes.
         free: u64,
-        /// The number of files that are to be created, this one included.
+        /// The inodes that this file and other granted files still need.
         wanted: u64,
         /// Inodes that must stay free.
         reserve: u64,
@@ -66,25 +67,24 @@ pub enum Shortage {
 }
 
 impl FreeSpace {
-    /// Whether one more file, however small, leaves the reserve of bytes and that of inodes
-    /// untouched.
+    /// Checks that one more small file would take nothing of the reserves of bytes and inodes.
     ///
     /// # Errors
-    /// [`Shortage`] if not.
+    /// [`Shortage`] if it would.
     pub fn check(self, reserve: u64) -> Result<(), Shortage> {
-        self.allow(Amount::of_file(1), reserve, Amount::default())
+        self.check_amount(Amount::of_file(1), reserve, Amount::default())
     }
 
-    /// Whether `wanted` leaves the reserve untouched and `more` on top of it free.
-    fn allow(self, wanted: Amount, reserve: u64, more: Amount) -> Result<(), Shortage> {
+    /// Checks that the reserve and `margin` stay free if `wanted` is taken.
+    fn check_amount(self, wanted: Amount, reserve: u64, margin: Amount) -> Result<(), Shortage> {
         let Self { bytes: free, inodes } = self;
-        // Without a reserve, the system itself reports a full disk.
-        let must_stay = wanted.bytes.saturating_add(reserve).saturating_add(more.bytes);
-        if reserve > 0 && free < must_stay {
+        let needed = wanted.bytes.saturating_add(reserve).saturating_add(margin.bytes);
+        // Without a reserve, bytes are not checked: a write to a full disk fails by itself.
+        if reserve > 0 && free < needed {
             return Err(Shortage::Bytes { free, wanted: wanted.bytes, reserve });
         }
         match inodes {
-            Some(inodes) if inodes.free < wanted.files + inodes.reserve() + more.files => {
+            Some(inodes) if inodes.free < wanted.files + inodes.reserve() + margin.files => {
                 let (free, reserve) = (inodes.free, inodes.reserve());
                 Err(Shortage::Inodes { free, wanted: wanted.files, reserve })
             }
@@ -93,10 +93,11 @@ impl FreeSpace {
     }
 }
 
-/// The room that files take.
+/// An amount of disk space: bytes and inodes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Amount {
     pub(super) bytes: u64,
+    /// The number of files; each takes one inode.
     pub(super) files: u64,
 }
 
@@ -106,13 +107,12 @@ impl Amount {
         Self { bytes: size_on_disk(len), files: 1 }
     }
 
-    /// What this has more than `other`.
-    pub(super) fn beyond(self, other: Self) -> Self {
+    pub(super) fn saturating_sub(self, other: Self) -> Self {
         let bytes = self.bytes.saturating_sub(other.bytes);
         Self { bytes, files: self.files.saturating_sub(other.files) }
     }
 
-    pub(super) fn at_most(self, other: Self) -> Self {
+    pub(super) fn min(self, other: Self) -> Self {
         Self { bytes: self.bytes.min(other.bytes), files: self.files.min(other.files) }
     }
 }
@@ -129,13 +129,14 @@ impl AddAssign for Amount {
 pub(super) struct Measurement {
     pub(super) taken_at: Instant,
     pub(super) free: FreeSpace,
-    /// What had been written before the measurement, which therefore does not count it as free.
+    /// The ledger's `written` before the measurement. Its space is not part of `free`.
     pub(super) written: Amount,
 }
 
-/// What all files together were granted and have written since the process started.
+/// The space that all files together were granted and have written since the process started.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
+    /// Includes what was written.
     granted: Amount,
     written: Amount,
     last: Option<Measurement>,
@@ -152,20 +153,20 @@ impl Ledger {
         }
     }
 
-    /// Whether `more` leaves the reserve untouched, by the latest measurement.
+    /// Checks by the latest measurement that the reserve stays free if `more` is granted.
     pub(super) fn check(&self, more: Amount, reserve: u64) -> Result<(), Shortage> {
-        self.allow(more, reserve, Amount::default())
+        self.check_with_margin(more, reserve, Amount::default())
     }
 
-    /// Grants `more` if that leaves the reserve untouched, by the latest measurement.
+    /// Grants `more` if the reserve stays free according to the latest measurement.
     pub(super) fn grant(&mut self, more: Amount, reserve: u64) -> Result<(), Shortage> {
         self.check(more, reserve)?;
         self.granted += more;
         Ok(())
     }
 
-    /// Grants `more` if that leaves much more than the reserve, by a measurement after `since`.
-    /// Returns whether it did.
+    /// Grants `more` if the latest measurement was taken after `since`, and the reserve and
+    /// [`MARGIN`] stay free. Returns whether it was granted.
     pub(super) fn try_grant_by_recent_measurement(
         &mut self,
         more: Amount,
@@ -174,28 +175,35 @@ impl Ledger {
     ) -> bool {
         let is_recent =
             self.last.is_some_and(|last| since.is_none_or(|since| last.taken_at > since));
-        let takes = is_recent && self.allow(more, reserve, NEAR).is_ok();
-        if takes {
+        let is_granted = is_recent && self.check_with_margin(more, reserve, MARGIN).is_ok();
+        if is_granted {
             self.granted += more;
         }
-        takes
+        is_granted
     }
 
-    fn allow(&self, more: Amount, reserve: u64, left: Amount) -> Result<(), Shortage> {
+    fn check_with_margin(
+        &self,
+        more: Amount,
+        reserve: u64,
+        margin: Amount,
+    ) -> Result<(), Shortage> {
         // Before the first measurement, nothing counts as free.
-        let nothing = (FreeSpace { bytes: 0, inodes: None }, Amount::default());
-        let (free, written) = self.last.map_or(nothing, |last| (last.free, last.written));
-        let mut wanted = self.granted.beyond(written);
+        let (free, written) = match self.last {
+            Some(last) => (last.free, last.written),
+            None => (FreeSpace { bytes: 0, inodes: None }, Amount::default()),
+        };
+        let mut wanted = self.granted.saturating_sub(written);
         wanted += more;
-        free.allow(wanted, reserve, left)
+        free.check_amount(wanted, reserve, margin)
     }
 
     pub(super) fn mark_written(&mut self, more: Amount) {
         self.written += more;
     }
 
-    /// Takes back what was granted but not written.
-    pub(super) fn release(&mut self, rest: Amount) {
-        self.granted = self.granted.beyond(rest);
+    /// Takes back space that was granted but not written.
+    pub(super) fn release(&mut self, unwritten: Amount) {
+        self.granted = self.granted.saturating_sub(unwritten);
     }
 }

@@ -46,20 +46,21 @@ fn is_shortage(result: &Result<(), Error>) -> bool {
 }
 
 #[tokio::test]
-async fn the_permits_of_many_files_never_exceed_what_is_free_above_the_reserve() {
+async fn all_permits_together_never_exceed_the_free_space_above_the_reserve() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
     let space = disk.space();
     let mut permits: Vec<_> = (0..30).map(|_| space.empty_permit()).collect();
-    let taken = join_all(permits.iter_mut().map(|permit| permit.grow_to(BLOCK))).await;
-    assert_eq!(taken.iter().filter(|taken| taken.is_ok()).count(), 10);
-    assert!(taken.iter().all(|taken| taken.is_ok() || is_shortage(taken)));
-    assert!(is_shortage(&space.check_room().await) && is_shortage(&space.measure_and_check_room()));
+    let results = join_all(permits.iter_mut().map(|permit| permit.grow_to(BLOCK))).await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 10);
+    assert!(results.iter().all(|result| result.is_ok() || is_shortage(result)));
+    assert!(is_shortage(&space.check_space().await));
+    assert!(is_shortage(&space.measure_and_check_space()));
     drop(permits);
-    space.check_room().await.unwrap();
+    space.check_space().await.unwrap();
 }
 
 #[tokio::test]
-async fn written_bytes_are_counted_once_by_the_permit_or_by_the_system() {
+async fn written_bytes_are_counted_only_once() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
     let space = disk.space();
     let mut permit = space.empty_permit();
@@ -69,84 +70,85 @@ async fn written_bytes_are_counted_once_by_the_permit_or_by_the_system() {
         permit.mark_written(written * BLOCK);
     }
     assert!(is_shortage(&permit.grow_to(11 * BLOCK).await));
-    // The bytes were written, so dropping the permit gives nothing back.
+    // All bytes were written, so dropping the permit releases nothing.
     drop(permit);
-    assert!(is_shortage(&space.check_room().await));
+    assert!(is_shortage(&space.check_space().await));
 }
 
 #[tokio::test]
-async fn bytes_written_during_a_measurement_are_not_lost() {
+async fn bytes_that_are_written_during_a_measurement_are_counted() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
-    let (measured, answer) = (mpsc::channel::<()>(), mpsc::channel::<u64>());
-    let answers = Mutex::new(answer.1);
-    let (tell, free) = (Mutex::new(measured.0), Arc::clone(&disk.free));
+    let (report_measured, measured) = mpsc::channel::<()>();
+    let (resume, wait_for_resume) = mpsc::channel::<()>();
+    let (report_measured, wait_for_resume) =
+        (Mutex::new(report_measured), Mutex::new(wait_for_resume));
+    let free = Arc::clone(&disk.free);
     let space = DiskSpace::with_measure("unused".into(), RESERVE, move |_| {
         let bytes = free.load(Ordering::SeqCst);
-        tell.lock().unwrap().send(()).unwrap();
-        let _ = answers.lock().unwrap().recv();
+        report_measured.lock().unwrap().send(()).unwrap();
+        let _ = wait_for_resume.lock().unwrap().recv();
         Ok(FreeSpace { bytes, inodes: None })
     });
-    let go_on = || answer.0.send(0).unwrap();
-    go_on();
+    resume.send(()).unwrap();
     let mut first = space.empty_permit();
     first.grow_to(8 * BLOCK).await.unwrap();
-    measured.1.recv().unwrap();
+    measured.recv().unwrap();
 
     let mut second = space.empty_permit();
     {
         let mut growing = Box::pin(second.grow_to(8 * BLOCK));
         assert!(poll!(&mut growing).is_pending());
-        measured.1.recv().unwrap();
-        // The system has read the free space, but not answered yet.
+        measured.recv().unwrap();
+        // The free space has been read, but the measurement has not returned yet.
         disk.write(8 * BLOCK);
         first.mark_written(8 * BLOCK);
-        go_on();
+        resume.send(()).unwrap();
         assert!(is_shortage(&growing.await));
     }
     drop(first);
 }
 
 #[tokio::test(start_paused = true)]
-async fn free_space_is_measured_once_a_second_far_from_the_reserve_and_each_time_near_it() {
+async fn free_space_is_measured_once_a_second_or_for_each_grant_near_the_reserve() {
     let disk = FakeDisk::with_free(RESERVE + (1 << 30));
     let space = disk.space();
     let mut permit = space.empty_permit();
     for step in 1..=1000 {
         permit.grow_to(step << 16).await.unwrap();
     }
-    space.check_room().await.unwrap();
+    space.check_space().await.unwrap();
     space.free_space().await.unwrap();
     assert_eq!(disk.measured(), 1);
     tokio::time::advance(MAX_AGE).await;
-    space.check_room().await.unwrap();
+    space.check_space().await.unwrap();
     assert_eq!(disk.measured(), 2);
 
     let disk = FakeDisk::with_free(RESERVE + (1 << 20));
     let space = disk.space();
     for measured in 1..=5 {
-        space.check_room().await.unwrap();
+        space.check_space().await.unwrap();
         assert_eq!(disk.measured(), measured);
     }
-    // Near the reserve, freed space counts at once.
+    // Near the reserve, each change of the free space is noticed at once.
     disk.free.store(0, Ordering::SeqCst);
-    assert!(is_shortage(&space.check_room().await));
+    assert!(is_shortage(&space.check_space().await));
     disk.free.store(1 << 30, Ordering::SeqCst);
-    space.check_room().await.unwrap();
+    space.check_space().await.unwrap();
 }
 
 #[tokio::test]
-async fn inodes_are_counted_where_there_is_a_fixed_number_of_them() {
+async fn inodes_are_limited_if_their_number_is_fixed() {
     let space = |inodes: Option<Inodes>| {
         DiskSpace::with_measure("unused".into(), 0, move |_| Ok(FreeSpace { bytes: 0, inodes }))
     };
-    // btrfs and many user-space file systems report no number of inodes, so there is no bound.
-    space(None).check_room().await.unwrap();
+    // btrfs and many user-space file systems report no number of inodes.
+    space(None).check_space().await.unwrap();
     let few = space(Some(Inodes { free: 102, total: 10_000 }));
     let mut permits: Vec<_> = (0..3).map(|_| few.empty_permit()).collect();
-    let taken = join_all(permits.iter_mut().map(|permit| permit.grow_to(1 << 30))).await;
-    assert_eq!(taken.iter().filter(|taken| taken.is_ok()).count(), 2);
-    let none_left = few.check_room().await.unwrap_err();
-    assert!(matches!(none_left, Error::Shortage(Shortage::Inodes { free: 102, reserve: 100, .. })));
+    let results = join_all(permits.iter_mut().map(|permit| permit.grow_to(1 << 30))).await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 2);
+    let error = few.check_space().await.unwrap_err();
+    assert!(matches!(error, Error::Shortage(Shortage::Inodes { free: 102, reserve: 100, .. })));
 }
 
 #[tokio::test]
@@ -154,14 +156,14 @@ async fn nothing_is_granted_if_free_space_cannot_be_measured() {
     let space = DiskSpace::with_measure("unused".into(), RESERVE, |_| {
         Err(io::ErrorKind::PermissionDenied.into())
     });
-    assert!(matches!(space.check_room().await, Err(Error::Unknown(_))));
+    assert!(matches!(space.check_space().await, Err(Error::Unknown(_))));
     assert!(matches!(space.empty_permit().grow_to_blocking(1), Err(Error::Unknown(_))));
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn free_space_is_that_of_the_folders_own_disk() {
+fn free_space_is_measured_on_the_disk_of_the_folder() {
     let free = free_space(Path::new("/proc/self")).unwrap();
-    assert_eq!((free.bytes, free.inodes), (0, None), "a file system without either");
+    assert_eq!((free.bytes, free.inodes), (0, None), "procfs has no space and no inodes");
     assert!(free_space(Path::new("/no such folder")).is_err());
 }

@@ -1,8 +1,8 @@
 //! Caches embeddings in memory and on disk.
 //!
-//! If the cache fails, requests cost a call to NVIDIA but still succeed. An embedding that expires
-//! is cached in memory only, until it expires: after a restart, the reason why it is temporary may
-//! be gone.
+//! If the cache fails, requests still succeed, but each costs a call to NVIDIA. A temporary
+//! embedding is cached in memory only, until it expires: after a restart, the reason why it is
+//! temporary may be gone.
 
 use std::{fmt, sync::Arc};
 
@@ -18,18 +18,18 @@ use writer::Writer;
 mod disk;
 mod writer;
 
-/// The version of how pictures are prepared. Raise it when that changes, because the same picture
-/// then gets another embedding.
+/// The version of how pictures are prepared. Raise this number with every change that gives the
+/// same picture another embedding.
 const PREPARATION: u8 = 2;
 
-/// Identifies a cached embedding: the SHA-256 of the source, of every setting that changes how
+/// Identifies a cached embedding: a SHA-256 of the source, of every setting that changes how
 /// pictures are prepared, and of the picture's own SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CacheKey(Sha256);
 
 impl CacheKey {
-    /// The first eight bytes. If two keys share them, one look-up on the disk finds nothing; no
-    /// other harm is done.
+    /// The first eight bytes. If two keys have the same prefix, a look-up may read the disk in vain;
+    /// nothing worse happens.
     fn prefix(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = *self.0.bytes();
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -42,11 +42,11 @@ impl fmt::Display for CacheKey {
     }
 }
 
-/// The memory that an entry takes besides the vector's text, in bytes; estimated generously.
+/// The memory that an entry takes besides the vector's text, in bytes; a generous estimate.
 const ENTRY_OVERHEAD: usize = 256;
 
 /// The typical length of a vector's text, in bytes.
-const TYPICAL_VECTOR: u64 = 20_000;
+const TYPICAL_VECTOR_LEN: u64 = 20_000;
 
 /// An embedding in the cache.
 #[derive(Debug, Clone)]
@@ -63,6 +63,13 @@ impl CachedEmbedding {
     }
 }
 
+impl From<&Embedding> for CachedEmbedding {
+    fn from(embedding: &Embedding) -> Self {
+        let Embedding { vector, prepared, valid_until, .. } = embedding;
+        Self { vector: vector.clone(), prepared: *prepared, valid_until: *valid_until }
+    }
+}
+
 #[derive(Clone)]
 struct ByteWeight;
 
@@ -72,46 +79,47 @@ impl Weighter<CacheKey, CachedEmbedding> for ByteWeight {
     }
 }
 
-/// The two levels of the cache. Each can be off.
+/// The cache. Each of its two levels can be off.
 pub(super) struct Cache {
-    source: Hasher,
+    /// Has hashed everything that keys consist of, except the picture.
+    key_hasher: Hasher,
     memory: Option<MemoryCache<CacheKey, CachedEmbedding, ByteWeight>>,
-    disk: Option<OnDisk>,
+    disk: Option<DiskLevel>,
 }
 
-struct OnDisk {
+struct DiskLevel {
     disk: Arc<Disk>,
     writer: Writer,
 }
 
 impl Cache {
-    /// Creates the levels that the settings ask for. Call it inside the runtime.
+    /// Creates the levels that the settings turn on. Call this inside the runtime.
     pub(super) fn new(settings: &Settings, source: &Source) -> Self {
         let memory = (settings.cache_memory > 0).then(|| {
-            let items = settings.cache_memory.div_ceil(TYPICAL_VECTOR);
+            let items = settings.cache_memory.div_ceil(TYPICAL_VECTOR_LEN);
             let items = usize::try_from(items).unwrap_or(usize::MAX);
             MemoryCache::with_weighter(items, settings.cache_memory, ByteWeight)
         });
         let disk = (settings.cache_disk > 0).then(|| {
             let (folder, space) = (settings.cache_folder.clone(), settings.cache_space.clone());
             let disk = Arc::new(Disk::new(folder, settings.cache_disk, space));
-            OnDisk { writer: Writer::start(Arc::clone(&disk)), disk }
+            DiskLevel { writer: Writer::start(Arc::clone(&disk)), disk }
         });
-        // Zero bytes separate the parts. No model and no URL contains one, so two sources never
-        // hash the same text.
-        let source = Hasher::new()
+        // Zero bytes separate the parts. No model's name and no URL contains a zero byte, so the
+        // hashed bytes of two sources always differ.
+        let key_hasher = Hasher::new()
             .chain_update(source.model)
             .chain_update([0])
             .chain_update(&source.endpoint)
             .chain_update([0, PREPARATION, settings.call.large_images as u8])
             .chain_update((settings.call.inline_limit as u64).to_le_bytes())
             .chain_update(settings.call.max_image_bytes.to_le_bytes());
-        Self { source, memory, disk }
+        Self { key_hasher, memory, disk }
     }
 
     /// The key of a picture's embedding.
     pub(super) fn key(&self, sha256: Sha256) -> CacheKey {
-        CacheKey(Sha256::of(self.source.clone().chain_update(sha256.bytes())))
+        CacheKey(Sha256::of(self.key_hasher.clone().chain_update(sha256.bytes())))
     }
 
     pub(super) fn get_from_memory(&self, key: &CacheKey) -> Option<Embedding> {
@@ -125,8 +133,8 @@ impl Cache {
         if let Some(found) = self.get_from_memory(key) {
             return Some(found);
         }
-        let OnDisk { disk, .. } = self.disk.as_ref()?;
-        if !disk.may_hold(key) {
+        let DiskLevel { disk, .. } = self.disk.as_ref()?;
+        if !disk.may_contain(key) {
             return None;
         }
         let (disk, key) = (Arc::clone(disk), *key);
@@ -142,23 +150,19 @@ impl Cache {
         let is_permanent = |known: CachedEmbedding| known.valid_until.is_none();
         // A temporary embedding never replaces a permanent one.
         if embedding.valid_until.is_none() || !memory.get(&key).is_some_and(is_permanent) {
-            memory.insert(key, cached(embedding));
+            memory.insert(key, embedding.into());
         }
     }
 
-    /// Returns once the embedding is written, or once it is clear that it will not be.
+    /// Writes a permanent embedding to the disk. Returns when the writer has finished with it, even
+    /// if it was not written.
     pub(super) async fn write_to_disk(&self, key: CacheKey, embedding: &Embedding) {
-        if let Some(OnDisk { writer, .. }) = &self.disk
+        if let Some(DiskLevel { writer, .. }) = &self.disk
             && embedding.valid_until.is_none()
         {
-            writer.write(key, cached(embedding)).await;
+            writer.write(key, embedding.into()).await;
         }
     }
-}
-
-fn cached(embedding: &Embedding) -> CachedEmbedding {
-    let Embedding { vector, prepared, valid_until, .. } = embedding;
-    CachedEmbedding { vector: vector.clone(), prepared: *prepared, valid_until: *valid_until }
 }
 
 impl fmt::Debug for Cache {
@@ -177,7 +181,7 @@ mod tests {
     use super::*;
     use crate::{
         disk_space::DiskSpace,
-        embed::{ASSET_MEMORY, CallSettings, LargeImages, OUTAGE_MEMORY},
+        embed::{CallSettings, FAILED_UPLOAD_PAUSE, LargeImages, REFUSED_UPLOAD_PAUSE},
         nvidia::DIMENSIONS,
     };
 
@@ -187,8 +191,8 @@ mod tests {
             inline_limit: 200_000,
             max_image_bytes: 20 << 20,
             max_concurrency: 1,
-            asset_memory: ASSET_MEMORY,
-            outage_memory: OUTAGE_MEMORY,
+            refused_upload_pause: REFUSED_UPLOAD_PAUSE,
+            failed_upload_pause: FAILED_UPLOAD_PAUSE,
         };
         let cache_folder = PathBuf::from(folder);
         let cache_space = DiskSpace::new(cache_folder.clone(), 0);
@@ -212,12 +216,12 @@ mod tests {
         Embedding { vector, prepared, provenance, attempts: 2, valid_until: None }
     }
 
-    fn first(found: &Embedding) -> String {
+    fn start_of_text(found: &Embedding) -> String {
         found.vector.json().get().chars().take(4).collect()
     }
 
     #[tokio::test]
-    async fn an_embedding_is_found_on_the_level_that_it_was_written_to() {
+    async fn a_look_up_returns_the_embedding_from_whichever_level_is_on() {
         let folder = tempfile::tempdir().unwrap();
         for (memory, disk, provenance) in [
             (1 << 20, 0, Some(Provenance::Memory)),
@@ -231,14 +235,14 @@ mod tests {
             let found = cache.look_up(&key).await;
             assert_eq!(found.as_ref().map(|found| found.provenance), provenance);
             if let Some(found) = found {
-                assert_eq!((first(&found).as_str(), found.attempts), ("[0.2", 0));
+                assert_eq!((start_of_text(&found).as_str(), found.attempts), ("[0.2", 0));
                 assert_eq!(found.prepared, Prepared::Jpeg);
             }
         }
     }
 
     #[tokio::test]
-    async fn an_embedding_that_is_found_on_disk_is_then_in_memory() {
+    async fn a_look_up_that_reads_the_disk_inserts_the_embedding_in_memory() {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
         let key = cache.key(Sha256::from_bytes([7; 32]));
@@ -249,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn each_source_and_each_picture_has_a_key_of_its_own() {
+    fn each_pair_of_source_and_picture_has_its_own_key() {
         let folder = PathBuf::from("unused");
         let keys: std::collections::HashSet<_> =
             [("a", "b"), ("ab", ""), ("", "ab"), ("a", "c"), ("b", "b")]
@@ -263,22 +267,22 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_how_pictures_are_prepared_changes_the_key() {
-        let of = |large_images, inline_limit, max_image_bytes| {
+    fn every_setting_that_changes_the_preparation_changes_the_key() {
+        let key_with = |large_images, inline_limit, max_image_bytes| {
             let base = settings(0, 0, Path::new("unused"));
             let call = CallSettings { large_images, inline_limit, max_image_bytes, ..base.call };
             let source = Source { model: "model", endpoint: "endpoint".into() };
             Cache::new(&Settings { call, ..base }, &source).key(Sha256::from_bytes([7; 32]))
         };
-        let known = of(LargeImages::Shrink, 200_000, 1000);
-        assert_eq!(known, of(LargeImages::Shrink, 200_000, 1000));
-        assert_ne!(known, of(LargeImages::Asset, 200_000, 1000));
-        assert_ne!(known, of(LargeImages::Shrink, 199_999, 1000));
-        assert_ne!(known, of(LargeImages::Shrink, 200_000, 999));
+        let known = key_with(LargeImages::Shrink, 200_000, 1000);
+        assert_eq!(known, key_with(LargeImages::Shrink, 200_000, 1000));
+        assert_ne!(known, key_with(LargeImages::Asset, 200_000, 1000));
+        assert_ne!(known, key_with(LargeImages::Shrink, 199_999, 1000));
+        assert_ne!(known, key_with(LargeImages::Shrink, 200_000, 999));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_temporary_embedding_is_cached_until_it_expires_and_never_on_disk() {
+    async fn a_temporary_embedding_is_cached_in_memory_until_it_expires_and_never_on_disk() {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
         let end = Instant::now() + Duration::from_secs(60);
@@ -293,11 +297,11 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_level_stays_within_its_bytes() {
+    fn the_memory_level_does_not_exceed_its_limit() {
         let cache = cache(100_000, 0, Path::new("unused"), ("model", "endpoint"));
-        let one = embedding("0.125");
+        let embedding = embedding("0.125");
         for n in 0..200u8 {
-            cache.insert_in_memory(key(n), &one);
+            cache.insert_in_memory(key(n), &embedding);
         }
         let memory = cache.memory.as_ref().unwrap();
         assert!(memory.weight() <= 100_000);

@@ -1,9 +1,9 @@
 //! One call to NVIDIA for the embedding of one picture: prepares the picture as
-//! [`plan`](super::plan) chooses, and sends it inline or as an upload.
+//! [`plan`](super::plan) chooses, and sends it inline or as an asset.
 //!
-//! `nvidia/classify.rs` decides which failures mean that the picture must be sent without an
-//! upload. A picture is decoded before it takes a permit for NVIDIA, so that no permit is held
-//! unused.
+//! Some errors mean that uploads do not work; `nvidia/classify.rs` decides which. After such an
+//! error, the picture is shrunk and sent inline. A picture is decoded before it takes a permit for
+//! NVIDIA, so that no permit is held unused.
 
 use std::time::Duration;
 
@@ -27,11 +27,11 @@ struct Payload {
     content: Content,
     format: Format,
     prepared: Prepared,
-    /// Whether NVIDIA accepts it without re-encoding.
-    is_ready: bool,
-    /// Whether it was shrunk only because uploads do not work at the moment.
+    /// Whether NVIDIA accepts the content without re-encoding.
+    can_be_sent_as_is: bool,
+    /// Whether the picture was shrunk only because uploads do not work at the moment.
     is_temporary: bool,
-    /// The file that a re-encoded picture may be in; removed when this is dropped.
+    /// The file of a re-encoded picture, unless it is in memory. Dropping this removes the file.
     _staging_file: Option<StagingFile>,
 }
 
@@ -42,7 +42,7 @@ impl Payload {
             content,
             format,
             prepared: Prepared::Original,
-            is_ready: can_be_sent_as_is(picture),
+            can_be_sent_as_is: can_be_sent_as_is(picture),
             is_temporary: false,
             _staging_file: None,
         }
@@ -86,39 +86,42 @@ impl Inner {
         let shrunk = Target::Shrunk { max_len: largest_inline };
         let encode = |target, prepared| self.encode(picture, client, deadline, target, prepared);
         let mut payload = Payload::original(picture);
-        let mut upload_failure: Option<nvidia::Error> = None;
+        let mut upload_error: Option<nvidia::Error> = None;
         loop {
-            let may_upload = upload_failure.is_none()
+            let may_upload = upload_error.is_none()
                 && payload.prepared != Prepared::Shrunk
                 && self.settings.large_images == LargeImages::Asset
                 && !self.upload_breaker.is_open(Instant::now());
             let len = payload.content.len();
-            match plan(payload.is_ready, len, may_upload, largest_inline as u64) {
+            match plan(payload.can_be_sent_as_is, len, may_upload, largest_inline as u64) {
                 Plan::SendInline => {
                     let vector = self.send_inline(&payload, &mut attempts).await?;
-                    if let Some(failure) = upload_failure.filter(nvidia::Error::is_upload_refusal) {
-                        // Opens the breaker only after the picture was accepted inline: if NVIDIA
-                        // rejects the picture either way, the uploads are not to blame.
-                        self.open_breaker(&failure, self.settings.asset_memory);
+                    if let Some(error) = upload_error.filter(nvidia::Error::is_upload_refusal) {
+                        // The breaker opens only now that NVIDIA has accepted the picture inline. If
+                        // NVIDIA rejects a picture inline as well, the cause is not the upload.
+                        self.open_breaker(&error, self.settings.refused_upload_pause);
                     }
                     return Ok(self.embedding(vector, &payload, &attempts));
                 }
                 Plan::Upload => match self.send_uploaded(&payload, &mut attempts).await {
                     Ok(vector) => return Ok(self.embedding(vector, &payload, &attempts)),
-                    Err(Error::Nvidia(failure)) if failure.may_succeed_inline() => {
-                        if !failure.is_upload_refusal() {
-                            self.open_breaker(&failure, self.settings.outage_memory);
+                    Err(Error::Nvidia(error)) if error.may_succeed_inline() => {
+                        if !error.is_upload_refusal() {
+                            self.open_breaker(&error, self.settings.failed_upload_pause);
                         }
-                        upload_failure = Some(failure);
+                        upload_error = Some(error);
                     }
                     Err(error) => return Err(error),
                 },
                 Plan::Reencode => {
                     let jpeg = encode(converted, Prepared::Jpeg).await?;
-                    // The decoder returns nothing if no JPEG of the same size is short enough.
-                    let is_too_long = jpeg.content.is_empty();
-                    payload =
-                        if is_too_long { encode(shrunk, Prepared::Shrunk).await? } else { jpeg };
+                    // The decoder returns an empty content if every JPEG of the same size is longer
+                    // than `max_len`.
+                    payload = if jpeg.content.is_empty() {
+                        encode(shrunk, Prepared::Shrunk).await?
+                    } else {
+                        jpeg
+                    };
                 }
                 Plan::Shrink if payload.prepared == Prepared::Shrunk => {
                     return Err(Error::StillTooLarge);
@@ -132,21 +135,21 @@ impl Inner {
         }
     }
 
-    /// Sends the payload inside the request, once it has a permit.
+    /// Takes a permit, and sends the payload inside the request.
     async fn send_inline(
         &self,
         payload: &Payload,
         attempts: &mut Attempts<'_>,
     ) -> Result<Vector, Error> {
         let _permit = self.permit(attempts).await?;
-        // This reads no file: whatever is small enough to go inline was spooled in memory.
+        // This does not read a file: a payload that can go inline is in memory.
         let bytes = payload.content.read_at(0, self.settings.largest_inline());
         let bytes = bytes.map_err(image::Error::from).map_err(decoder::Error::from)?;
         let image = InlineImage::new(payload.format.media_type(), &bytes);
         Ok(self.nvidia.infer(&image, attempts).await?)
     }
 
-    /// Uploads the payload and asks for its embedding, once it has a permit.
+    /// Takes a permit, uploads the payload as an asset, and requests the asset's embedding.
     async fn send_uploaded(
         &self,
         payload: &Payload,
@@ -154,9 +157,11 @@ impl Inner {
     ) -> Result<Vector, Error> {
         let _permit = self.permit(attempts).await?;
         let media_type = payload.format.media_type();
-        // If the upload hangs, half of the time is left to shrink the picture and send it inline.
-        let by = attempts.halfway();
-        let asset = self.nvidia.upload(media_type, &payload.content, attempts, by).await?;
+        // The upload gets half of the time. If it hangs, the other half is left to shrink the
+        // picture and send it inline.
+        let upload_deadline = attempts.halfway();
+        let asset =
+            self.nvidia.upload(media_type, &payload.content, attempts, upload_deadline).await?;
         Ok(self.nvidia.infer_asset(&asset, attempts).await?)
     }
 
@@ -166,7 +171,7 @@ impl Inner {
         permit.ok_or(Error::QueueTimeout("a call to NVIDIA"))
     }
 
-    /// Re-encodes a picture: into memory if the result can go inline, else into a staging file.
+    /// Re-encodes a picture. The result is in memory if it can go inline, else in a staging file.
     async fn encode(
         &self,
         picture: &Picture,
@@ -182,7 +187,7 @@ impl Inner {
             content,
             format: Format::Jpeg,
             prepared,
-            is_ready: true,
+            can_be_sent_as_is: true,
             is_temporary: false,
             _staging_file: staging_file,
         })
@@ -195,13 +200,13 @@ impl Inner {
         Embedding { vector, prepared, provenance: Provenance::Nvidia, attempts: count, valid_until }
     }
 
-    /// Stops uploading for a while.
-    fn open_breaker(&self, failure: &nvidia::Error, memory: Duration) {
+    /// Stops all uploads for the time of `pause`.
+    fn open_breaker(&self, error: &nvidia::Error, pause: Duration) {
         tracing::warn!(
-            error = %failure,
-            spared_s = memory.as_secs(),
+            %error,
+            spared_s = pause.as_secs(),
             "uploads to NVIDIA do not work: large pictures are shrunk for a while"
         );
-        self.upload_breaker.open_until(Instant::now() + memory);
+        self.upload_breaker.open_until(Instant::now() + pause);
     }
 }

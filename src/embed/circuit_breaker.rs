@@ -1,20 +1,20 @@
-//! A circuit breaker: after a failure, it keeps callers away from what failed for a while.
+//! A circuit breaker: after an operation failed, callers do not try it again for a while.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-/// Starts closed. Once opened, it closes by itself.
+/// A breaker is closed at first. An open breaker closes by itself at the instant that was set.
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker(Mutex<Option<Instant>>);
 
 impl CircuitBreaker {
-    /// Opens the breaker until this instant, replacing any earlier one.
+    /// Opens the breaker until `end`. This replaces the end that was set before.
     pub(super) fn open_until(&self, end: Instant) {
         *self.end() = Some(end);
     }
 
-    /// Whether callers must stay away.
+    /// Whether callers must not try the operation.
     pub(super) fn is_open(&self, now: Instant) -> bool {
         now < self.closes_at(now)
     }
@@ -52,6 +52,6 @@ mod tests {
         breaker.open_until(after(60));
         assert!(breaker.is_open(after(59)) && !breaker.is_open(after(60)));
         breaker.open_until(start);
-        assert!(!breaker.is_open(start), "opened until now, it stays closed");
+        assert!(!breaker.is_open(start), "a breaker whose end is now is closed");
     }
 }

@@ -1,4 +1,4 @@
-//! A picture's embedding, and where it comes from.
+//! A picture's embedding, and its source.
 
 use tokio::time::Instant;
 
@@ -9,14 +9,14 @@ use crate::nvidia::Vector;
 pub struct Embedding {
     /// The embedding's numbers.
     pub vector: Vector,
-    /// What NVIDIA received.
+    /// The form of the picture that NVIDIA received.
     pub prepared: Prepared,
-    /// Where it comes from.
+    /// Where the embedding comes from.
     pub provenance: Provenance,
-    /// Inference calls that it took.
+    /// The number of inference calls that were made for this request.
     pub attempts: u32,
-    /// When the embedding expires, if it does: it was computed from a shrunk picture only because
-    /// uploads did not work.
+    /// When the embedding expires; `None` if it is permanent. An embedding is temporary if the
+    /// picture was shrunk only because uploads did not work.
     pub valid_until: Option<Instant>,
 }
 
@@ -30,7 +30,7 @@ impl Embedding {
     }
 }
 
-/// What NVIDIA received.
+/// The form of the picture that NVIDIA received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Prepared {
     /// The picture's own bytes.
@@ -45,7 +45,7 @@ impl Prepared {
     /// All values.
     pub(super) const ALL: [Self; 3] = [Self::Original, Self::Jpeg, Self::Shrunk];
 
-    /// The name in answers.
+    /// The name in answers and in cached files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Original => "original",
@@ -62,9 +62,9 @@ pub enum Provenance {
     Nvidia,
     /// NVIDIA computed it for another request that arrived at the same time.
     Shared,
-    /// It was in the cache's memory.
+    /// The cache in memory contained it.
     Memory,
-    /// It was in the cache on disk.
+    /// The cache on disk contained it.
     Disk,
 }
 
@@ -75,7 +75,7 @@ impl Provenance {
         if self == Self::Nvidia { "miss" } else { "hit" }
     }
 
-    /// The name in the log.
+    /// The name in the log and in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nvidia => "miss",

@@ -1,10 +1,10 @@
-//! Why there is no embedding.
+//! Why a picture gets no embedding.
 
 use std::time::Duration;
 
 use crate::{decoder, nvidia};
 
-/// Why there is no embedding.
+/// Why a picture gets no embedding.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The call to NVIDIA failed.
@@ -19,7 +19,7 @@ pub enum Error {
     /// Even the smallest JPEG of the picture is too large to be sent inline.
     #[error("the picture cannot be made small enough")]
     StillTooLarge,
-    /// The picture was not decoded.
+    /// The picture could not be decoded.
     #[error(transparent)]
     Decoder(#[from] decoder::Error),
     /// The task that made the call panicked.
@@ -28,8 +28,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the failure belongs to this one call and not to the picture: the call ran out of
-    /// time, or its task panicked. A request that only joined the call may succeed with its own.
+    /// Whether the call failed for a reason of its own: it ran out of time, or its task panicked. A
+    /// request that joined the call may succeed if it makes another call.
     pub(super) fn another_call_may_succeed(&self) -> bool {
         match self {
             Self::QueueTimeout(_) | Self::QueueTooLong | Self::CallPanicked => true,
@@ -41,7 +41,7 @@ impl Error {
         }
     }
 
-    /// Whether the picture is at fault, which only decoding could show.
+    /// Whether decoding showed that the picture itself is the cause.
     pub fn is_about_the_picture(&self) -> bool {
         matches!(self, Self::Decoder(decoder::Error::Image(error)) if error.is_about_the_picture())
     }
@@ -54,7 +54,7 @@ impl Error {
         }
     }
 
-    /// Inference calls that were made without success.
+    /// The number of inference calls that were made without success.
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Nvidia(error) => Some(error.attempts),

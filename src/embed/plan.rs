@@ -1,45 +1,48 @@
 //! Chooses how a picture is sent to NVIDIA.
 //!
-//! Upright JPEGs and PNGs are sent unchanged; nothing says that NVIDIA applies their orientation.
-//! Every other picture is re-encoded as JPEG. Small pictures go inline; large ones are uploaded, or
-//! shrunk until they fit inline where uploads do not work.
+//! Upright JPEGs and PNGs are sent unchanged. Every other picture is re-encoded as an upright JPEG;
+//! NVIDIA does not document whether it applies a picture's orientation. Small pictures go inline.
+//! Large pictures are uploaded; if uploads do not work, they are shrunk until they can go inline.
 
 use crate::image::{Format, Picture};
 
-/// The next step for a picture, or for what it was re-encoded to.
+/// The next step for a picture, or for the JPEG that was made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plan {
     /// Send it inside the request.
     SendInline,
-    /// Upload it, and refer to it in the request.
+    /// Upload it as an asset, and refer to the asset in the request.
     Upload,
-    /// Re-encode it as a JPEG of the same size, then plan again.
+    /// Re-encode it as a JPEG of the same width and height, then plan again.
     Reencode,
-    /// Re-encode it as a JPEG that is small enough to go inline.
+    /// Re-encode it as a JPEG that is small enough to go inline, then plan again.
     Shrink,
 }
 
 /// Whether NVIDIA accepts a picture without re-encoding.
 pub(super) fn can_be_sent_as_is(picture: &Picture) -> bool {
-    let is_taken = match picture.format {
+    let is_accepted_format = match picture.format {
         Format::Jpeg | Format::Png => true,
         Format::WebP | Format::Gif | Format::Bmp | Format::Tiff | Format::Heic => false,
     };
-    is_taken && picture.is_upright()
+    is_accepted_format && picture.is_upright()
 }
 
-/// Chooses the next step for `len` bytes; up to `largest_inline` bytes go inline.
+/// Chooses the next step for a picture of `len` bytes. At most `largest_inline` bytes go inline.
 pub(super) fn plan(
     can_be_sent_as_is: bool,
     len: u64,
     may_upload: bool,
     largest_inline: u64,
 ) -> Plan {
-    match len {
-        _ if !can_be_sent_as_is => Plan::Reencode,
-        _ if len <= largest_inline => Plan::SendInline,
-        _ if may_upload => Plan::Upload,
-        _ => Plan::Shrink,
+    if !can_be_sent_as_is {
+        Plan::Reencode
+    } else if len <= largest_inline {
+        Plan::SendInline
+    } else if may_upload {
+        Plan::Upload
+    } else {
+        Plan::Shrink
     }
 }
 
@@ -52,15 +55,16 @@ mod tests {
 
     #[test]
     fn only_upright_jpeg_and_png_are_sent_unchanged() {
-        let goes = |format, orientation| {
+        let is_sent_as_is = |format, orientation| {
             let content = Content::Memory(Bytes::new());
             can_be_sent_as_is(&Picture { content, format, width: 1, height: 1, orientation })
         };
         for format in Format::ALL {
-            let is_taken = matches!(format, Format::Jpeg | Format::Png);
-            assert_eq!(goes(format, Orientation::NoTransforms), is_taken, "{format}");
+            let expected = matches!(format, Format::Jpeg | Format::Png);
+            assert_eq!(is_sent_as_is(format, Orientation::NoTransforms), expected, "{format}");
             for exif in 2..=8 {
-                assert!(!goes(format, Orientation::from_exif(exif).unwrap()), "{format} {exif}");
+                let orientation = Orientation::from_exif(exif).unwrap();
+                assert!(!is_sent_as_is(format, orientation), "{format} {exif}");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Single flight: all who want the same thing at the same time share one call. The caller's key
-//! decides what is the same (see `cache.rs`).
+//! Single flight: tasks that need the same result at the same time share one call. Calls with equal
+//! keys have the same result.
 
 use std::{
     collections::HashMap,
@@ -10,8 +10,8 @@ use std::{
 use futures_util::{FutureExt, future::Shared};
 use tokio::sync::oneshot;
 
-/// The outcome of a running call, which any number of tasks can wait for. It is an error if the
-/// leading task died.
+/// The outcome of a running call. Any number of tasks can wait for it. They get an error if the task
+/// that makes the call died.
 pub(super) type Completion<T> = Shared<oneshot::Receiver<T>>;
 
 /// The running calls by key. Cheap to clone.
@@ -27,7 +27,8 @@ pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
     Lead(Completion<T>, LeadGuard<K, T>),
 }
 
-/// The duty to make the call. Dropping it without completing it fails everybody who waits.
+/// Belongs to the task that makes the call. If the guard is dropped without an outcome, the
+/// completion of every waiting task fails.
 #[derive(Debug)]
 pub(super) struct LeadGuard<K: Copy + Eq + Hash, T: Clone> {
     outcome: oneshot::Sender<T>,
@@ -35,15 +36,16 @@ pub(super) struct LeadGuard<K: Copy + Eq + Hash, T: Clone> {
     entry: EntryGuard<K, T>,
 }
 
-/// Keeps a call in the list of running calls until dropped. Until then others can join it, even
-/// after it has completed.
+/// Keeps a call in the map of running calls until dropped. Until then other tasks can join the call,
+/// even after its completion.
 #[derive(Debug)]
 pub(super) struct EntryGuard<K: Copy + Eq + Hash, T: Clone> {
-    listed: Option<(SingleFlight<K, T>, K)>,
+    /// The map and the call's key; `None` if no task can join the call.
+    calls_and_key: Option<(SingleFlight<K, T>, K)>,
 }
 
 impl<K: Copy + Eq + Hash, T: Clone> SingleFlight<K, T> {
-    /// Joins the running call for a key, or leads a new one that others can join.
+    /// Joins the running call for a key, or leads a new call that others can join.
     pub(super) fn join_or_lead(&self, key: K) -> Role<K, T> {
         let mut calls = self.lock();
         if let Some(completion) = calls.get(&key) {
@@ -79,29 +81,30 @@ impl<K, T> Default for SingleFlight<K, T> {
 }
 
 impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
-    fn new(listed: Option<(SingleFlight<K, T>, K)>) -> (Completion<T>, Self) {
+    fn new(calls_and_key: Option<(SingleFlight<K, T>, K)>) -> (Completion<T>, Self) {
         let (outcome, receiver) = oneshot::channel();
         let completion = receiver.shared();
-        (completion.clone(), Self { outcome, completion, entry: EntryGuard { listed } })
+        (completion.clone(), Self { outcome, completion, entry: EntryGuard { calls_and_key } })
     }
 
-    /// Whether nobody waits for the call any more.
+    /// Whether all tasks that waited for the call have gone.
     pub(super) fn is_abandoned(&self) -> bool {
-        let own = 1 + usize::from(self.entry.listed.is_some());
-        self.completion.strong_count().is_none_or(|count| count <= own)
+        // The guard has one clone of the completion, and the map of running calls may have another.
+        let own_clones = 1 + usize::from(self.entry.calls_and_key.is_some());
+        self.completion.strong_count().is_none_or(|count| count <= own_clones)
     }
 
-    /// Tells everybody who waits that the call failed. Later tasks make a new call.
+    /// Gives the outcome to all waiting tasks. Later tasks make a new call.
     pub(super) fn fail(self, outcome: T) {
         let Self { outcome: sender, entry, .. } = self;
         drop(entry);
-        // It does not matter if nobody is waiting.
+        // An error means that no task is waiting.
         let _ = sender.send(outcome);
     }
 
-    /// Tells everybody who waits how the call ended. Others can join until the entry is dropped.
+    /// Gives the outcome to all waiting tasks. Other tasks can join until the entry is dropped.
     pub(super) fn complete(self, outcome: T) -> EntryGuard<K, T> {
-        // This cannot fail: the guard itself holds a receiver.
+        // This cannot fail: the guard itself has a receiver.
         let _ = self.outcome.send(outcome);
         self.entry
     }
@@ -109,7 +112,7 @@ impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
 
 impl<K: Copy + Eq + Hash, T: Clone> Drop for EntryGuard<K, T> {
     fn drop(&mut self) {
-        if let Some((calls, key)) = &self.listed {
+        if let Some((calls, key)) = &self.calls_and_key {
             calls.lock().remove(key);
         }
     }
@@ -136,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn late_tasks_get_the_same_outcome_until_the_entry_is_dropped() {
+    async fn a_task_can_join_a_completed_call_until_the_entry_is_dropped() {
         let calls = Calls::default();
         let (led, guard) = lead(&calls);
         let joined = join(&calls);
@@ -150,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn dropping_the_guard_fails_all_who_wait_and_removes_the_entry() {
+    async fn dropping_the_guard_fails_all_waiting_tasks_and_removes_the_entry() {
         let calls = Calls::default();
         let (_, guard) = lead(&calls);
         let joined = join(&calls);
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_knows_whether_anybody_waits_for_it() {
+    fn a_call_is_abandoned_while_no_task_waits_for_it() {
         let calls = Calls::default();
         let (led, guard) = lead(&calls);
         assert!(!guard.is_abandoned());
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_joins_a_call_that_is_led_alone() {
+    fn no_task_joins_a_call_that_is_led_alone() {
         let calls = Calls::default();
         let Role::Lead(completion, guard) = calls.lead_alone() else { panic!("joined") };
         let _own = lead(&calls);

@@ -13,8 +13,8 @@ use crate::{
     shares::Shares,
 };
 
-/// An embedder without a cache whose NVIDIA refuses every connection, so that every call fails in a
-/// recognizable way.
+/// An embedder without a cache. Every connection to NVIDIA is refused, so that every call fails with
+/// [`Error::Nvidia`].
 fn embedder() -> Embedder {
     let nowhere = Url::parse("http://127.0.0.1:1/").unwrap();
     let (metrics, background) = (Metrics::new(), TaskTracker::new());
@@ -39,8 +39,8 @@ fn embedder() -> Embedder {
             inline_limit: 200_000,
             max_image_bytes: 20 << 20,
             max_concurrency: 4,
-            asset_memory: ASSET_MEMORY,
-            outage_memory: OUTAGE_MEMORY,
+            refused_upload_pause: REFUSED_UPLOAD_PAUSE,
+            failed_upload_pause: FAILED_UPLOAD_PAUSE,
         },
         cache_memory: 0,
         cache_disk: 0,
@@ -86,7 +86,7 @@ fn lead(embedder: &Embedder) -> LeadGuard<CacheKey, Outcome> {
 }
 
 #[tokio::test]
-async fn a_request_after_the_end_of_a_call_gets_its_outcome_until_the_entry_is_dropped() {
+async fn a_request_gets_the_outcome_of_a_completed_call_until_the_entry_is_dropped() {
     let embedder = embedder();
     let _entry = lead(&embedder).complete(Ok(embedding()));
     let found = embedder.embed(job(), None).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_request_after_the_end_of_a_call_gets_its_outcome_until_the_entry_is_d
 }
 
 #[tokio::test]
-async fn who_joined_a_call_whose_task_panicked_makes_one_of_its_own() {
+async fn a_request_that_joined_a_call_makes_its_own_call_if_the_task_panicked() {
     let embedder = embedder();
     let guard = lead(&embedder);
     let mut joined = Box::pin(embedder.embed(job(), None));
@@ -110,5 +110,5 @@ async fn who_joined_a_call_whose_task_panicked_makes_one_of_its_own() {
     });
     assert!(task.await.unwrap_err().is_panic());
     let failed = joined.await.unwrap_err();
-    assert!(matches!(*failed, Error::Nvidia(_)), "it called NVIDIA itself: {failed:?}");
+    assert!(matches!(*failed, Error::Nvidia(_)), "the request made no call: {failed:?}");
 }

@@ -11,30 +11,30 @@ pub enum Error {
     /// The policy does not allow the URL.
     #[error(transparent)]
     Url(#[from] UrlError),
-    /// The host's name has no address.
+    /// The host name has no address.
     #[error("the name could not be resolved")]
     NoSuchHost(#[source] reqwest::Error),
-    /// The system's resolver failed to look the name up.
+    /// The system's resolver failed, so it is unknown whether the host name has an address.
     #[error("the name could not be looked up")]
     NoResolver(#[source] reqwest::Error),
-    /// No connection, or no certificate that TLS accepts.
+    /// The connection or its TLS handshake failed.
     #[error("the host could not be connected to")]
     Connect(#[source] reqwest::Error),
-    /// The host closed the connection before it answered, or did not answer in HTTP.
-    #[error("the host gave no answer")]
+    /// The host closed the connection before its response, or the response was not HTTP.
+    #[error("the host sent no response")]
     NoAnswer(#[source] reqwest::Error),
-    /// The connection ended in the middle of the answer.
-    #[error("the connection ended in the middle of the answer")]
+    /// The connection ended in the middle of the response.
+    #[error("the connection ended in the middle of the response")]
     Interrupted {
         /// Whether some of the picture's bytes had arrived.
         has_started: bool,
         /// The connection's error.
         source: io::Error,
     },
-    /// The host sent more bytes than a picture may have, counted before decompression.
+    /// The host sent too many bytes, counted before decompression.
     #[error("the host sent more than {limit} bytes")]
     TooManyBytes {
-        /// The most bytes allowed.
+        /// The most bytes that a picture may have.
         limit: u64,
     },
     /// A status other than 200 and 203.
@@ -42,27 +42,27 @@ pub enum Error {
     Status {
         /// The status.
         status: u16,
-        /// How long the host asks to wait.
+        /// The response's `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// A redirect without a target, or one too many.
+    /// A redirect without a target, or too many redirects.
     #[error("the host redirected too often or nowhere")]
     Redirects,
     /// A content encoding that the service does not decode.
-    #[error("the answer has the content encoding {0:?}")]
+    #[error("the response has the content encoding {0:?}")]
     Encoded(String),
-    /// The answer claims to be gzip but is not valid gzip.
-    #[error("the answer is damaged gzip")]
+    /// The response's header declares gzip, but the body is not valid gzip.
+    #[error("the response is not valid gzip")]
     BadGzip(#[source] io::Error),
-    /// The answer has no body.
-    #[error("the answer has no body")]
+    /// The response has no body.
+    #[error("the response has no body")]
     Empty,
     /// The deadline passed.
     #[error("the fetch ran past its deadline")]
     Timeout,
 }
 
-/// What the operator can do about a status.
+/// Advice for the operator about a status.
 fn advice(status: u16) -> &'static str {
     match status {
         403 => " (some hosts refuse unknown agents: put a contact into IMAGESVC_FETCH_USER_AGENT)",
@@ -71,8 +71,9 @@ fn advice(status: u16) -> &'static str {
 }
 
 impl Error {
-    /// Why a request got no answer.
+    /// The error of a request that got no response.
     pub(super) fn of_request(error: reqwest::Error) -> Self {
+        // The resolver's own errors are among the causes of reqwest's error.
         if let Some(error) = causes(&error).find_map(|cause| cause.downcast_ref::<UrlError>()) {
             return Self::Url(*error);
         }
@@ -86,8 +87,8 @@ impl Error {
         }
     }
 
-    /// How long the host asks to wait, an hour at most: a client that obeys must not sleep for
-    /// years.
+    /// How long the host asks to wait. At most an hour, so that a client that obeys does not wait
+    /// for years.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { status: 429 | 503, retry_after } => {

@@ -1,4 +1,4 @@
-//! The answer of a picture's host: whether it is accepted, and its bytes as they arrive.
+//! The response of a picture's host: checks its header, and streams its body.
 
 use std::io;
 
@@ -14,12 +14,13 @@ use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::Error;
 
-/// How many bytes are decompressed at once.
-const PIECE: usize = 64 * 1024;
+/// The size of the buffer for decompressed bytes.
+const BUFFER_LEN: usize = 64 * 1024;
 
-/// A picture that is being fetched.
+/// A response whose header has arrived, and whose body is the picture.
 pub struct Fetched {
-    /// The length that the host announced, in bytes.
+    /// The picture's length in bytes, if the host declared it. `None` for gzip, whose declared length
+    /// is the compressed one.
     pub length: Option<u64>,
     response: Response,
     is_gzip: bool,
@@ -38,30 +39,30 @@ impl Fetched {
         }
     }
 
-    /// The picture's bytes as they arrive, decompressed if necessary. At most `limit` bytes are
-    /// read from the host, because an endless gzip stream may decompress to nothing.
+    /// Streams the picture's bytes, decompressed if necessary. Reads at most `limit` bytes from the
+    /// host: an endless gzip stream may decompress to nothing, so its output cannot be the limit.
     pub fn into_stream(self, limit: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send {
         let Self { response, is_gzip, deadline, .. } = self;
-        let sent = stream::try_unfold((response, 0), move |(mut response, before)| async move {
-            let Some(bytes) = response.chunk().await.map_err(ReadError::Disconnected)? else {
+        let body = stream::try_unfold((response, 0), move |(mut response, received)| async move {
+            let Some(chunk) = response.chunk().await.map_err(ReadError::Disconnected)? else {
                 return Ok(None);
             };
-            let received = before + bytes.len() as u64;
+            let received = received + chunk.len() as u64;
             if received > limit {
                 return Err(ReadError::TooManyBytes.into());
             }
-            Ok(Some((bytes, (response, received))))
+            Ok(Some((chunk, (response, received))))
         });
-        let bytes = if is_gzip { Either::Left(gunzip(sent)) } else { Either::Right(sent) };
+        let bytes = if is_gzip { Either::Left(gunzip(body)) } else { Either::Right(body) };
         stream::try_unfold((Box::pin(bytes), false), move |(mut bytes, has_started)| async move {
             match timeout_at(deadline, bytes.try_next()).await {
-                Ok(Ok(Some(piece))) => Ok(Some((piece, (bytes, true)))),
+                Ok(Ok(Some(chunk))) => Ok(Some((chunk, (bytes, true)))),
                 Ok(Ok(None)) if has_started => Ok(None),
                 Ok(Ok(None)) => Err(Error::Empty),
                 Ok(Err(source)) => Err(match ReadError::of(&source) {
                     Some(ReadError::TooManyBytes) => Error::TooManyBytes { limit },
                     Some(ReadError::Disconnected(_)) => Error::Interrupted { has_started, source },
-                    // The compressed stream ended early.
+                    // The connection ended before the compressed stream did.
                     None if source.kind() == io::ErrorKind::UnexpectedEof => {
                         Error::Interrupted { has_started, source }
                     }
@@ -73,7 +74,8 @@ impl Fetched {
     }
 }
 
-/// Ends the stream before decompression. It passes through the decompressor as an [`io::Error`].
+/// An error of the stream before decompression. It passes through the decompressor as the source of
+/// an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
 enum ReadError {
     #[error("the connection failed")]
@@ -83,33 +85,34 @@ enum ReadError {
 }
 
 impl From<ReadError> for io::Error {
-    fn from(fault: ReadError) -> Self {
-        Self::other(match fault {
-            ReadError::Disconnected(error) => ReadError::Disconnected(error.without_url()),
-            ReadError::TooManyBytes => fault,
+    fn from(error: ReadError) -> Self {
+        Self::other(match error {
+            ReadError::Disconnected(source) => ReadError::Disconnected(source.without_url()),
+            ReadError::TooManyBytes => error,
         })
     }
 }
 
 impl ReadError {
+    /// Returns the `ReadError` inside an [`io::Error`], if there is one.
     fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
     }
 }
 
-/// Decompresses piece by piece, so that the reader can stop at any time. After a complete gzip
-/// member, only another member may follow.
+/// Decompresses in small chunks, so that a caller can stop when the picture gets too large. Accepts
+/// several gzip members one after the other (RFC 1952, section 2.2).
 fn gunzip(
-    packed: impl Stream<Item = io::Result<Bytes>> + Send,
+    compressed: impl Stream<Item = io::Result<Bytes>> + Send,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send {
-    let mut unpacked = GzipDecoder::new(StreamReader::new(Box::pin(packed)));
-    unpacked.multiple_members(true);
-    ReaderStream::with_capacity(unpacked, PIECE)
+    let mut decoder = GzipDecoder::new(StreamReader::new(Box::pin(compressed)));
+    decoder.multiple_members(true);
+    ReaderStream::with_capacity(decoder, BUFFER_LEN)
 }
 
-/// Whether the answer is gzip. The request did not ask for it, but object stores send files as they
-/// were stored. Some hosts put values into this header that are not compressions; then the bytes
-/// are the picture itself.
+/// Whether the body is compressed with gzip. The request asks for no compression, but object stores
+/// send a file in the form in which it was stored. Some hosts put values into `Content-Encoding`
+/// that are not compressions; these are ignored.
 fn is_gzip(headers: &HeaderMap) -> Result<bool, Error> {
     let lines = headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
     let mut is_gzip = false;
@@ -119,8 +122,9 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, Error> {
             "" | "identity" | "none" | "aws-chunked" | "utf-8" | "utf8" | "binary" | "base64" => {}
             "gzip" | "x-gzip" if !is_gzip => is_gzip = true,
             other => {
-                let is_plain = |letter: &char| letter.is_ascii_alphanumeric() || *letter == '-';
-                return Err(Error::Encoded(other.chars().filter(is_plain).take(30).collect()));
+                // The name appears in the log and in the answer, so only harmless characters stay.
+                let is_harmless = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
+                return Err(Error::Encoded(other.chars().filter(is_harmless).take(30).collect()));
             }
         }
     }
@@ -143,24 +147,24 @@ mod tests {
     }
 
     #[test]
-    fn only_names_of_compressions_count_as_compressed() {
-        for plain in
+    fn only_gzip_is_decompressed_and_other_compressions_are_refused() {
+        for ignored in
             ["", " ", "identity", "Identity", "aws-chunked", "UTF-8", "none", ",", "base64"]
         {
-            assert_eq!(checked(&[plain]), Ok(false), "{plain:?}");
+            assert_eq!(checked(&[ignored]), Ok(false), "{ignored:?}");
         }
         assert_eq!(checked(&[]), Ok(false));
         for gzip in [&["gzip"][..], &["GZip"], &["x-gzip"], &["aws-chunked,gzip"], &["", "gzip"]] {
             assert_eq!(checked(gzip), Ok(true), "{gzip:?}");
         }
-        for (other, name) in [
+        for (refused, name) in [
             (&["br"][..], "br"),
             (&["zstd"], "zstd"),
             (&["gzip, gzip"], "gzip"),
             (&["gzip", "deflate"], "deflate"),
             (&["<b>\u{e9}\"x\""], "bx"),
         ] {
-            assert_eq!(checked(other), Err(name.to_owned()));
+            assert_eq!(checked(refused), Err(name.to_owned()));
         }
     }
 }

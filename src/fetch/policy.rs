@@ -1,10 +1,10 @@
-//! Decides which URLs may be fetched: pure rules without network access.
+//! Decides which URLs may be fetched. Nothing here uses the network.
 //!
-//! The service runs next to private hosts (above all a cloud's metadata endpoint) and fetches URLs
-//! that strangers choose. The denied ranges are those of the IANA special-purpose registries
-//! (<https://www.iana.org/assignments/iana-ipv4-special-registry>,
-//! <https://www.iana.org/assignments/iana-ipv6-special-registry>) and the addresses that clouds use
-//! in addition.
+//! Clients choose the URLs, and the service can reach private hosts that clients must not reach,
+//! such as a cloud's metadata endpoint. The denied ranges are those of the IANA special-purpose
+//! registries (<https://www.iana.org/assignments/iana-ipv4-special-registry>,
+//! <https://www.iana.org/assignments/iana-ipv6-special-registry>) and the metadata endpoints of
+//! clouds.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,17 +12,17 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
 /// The longest URL, in bytes.
-const MAX_URL: usize = 8192;
+const MAX_URL_LEN: usize = 8192;
 
-/// What the operator allows.
+/// The rules, with what the operator has configured.
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// The allowed ports.
     pub ports: Vec<u16>,
-    /// The only hosts to fetch from; `None` allows every public one.
+    /// The only allowed hosts; `None` allows every public host.
     pub hosts: Option<Vec<HostPattern>>,
-    /// Exceptions to the rules.
-    pub allow: Vec<Exception>,
+    /// Exceptions to the rules about addresses and ports.
+    pub exceptions: Vec<Exception>,
 }
 
 /// A host, or all hosts below a domain.
@@ -30,26 +30,26 @@ pub struct Policy {
 pub enum HostPattern {
     /// `upload.wikimedia.org`
     Exact(String),
-    /// `*.example.com`: any name below the domain, but not the domain itself.
-    Under(String),
+    /// `*.example.com`: every name below the domain, but not the domain itself.
+    Subdomains(String),
 }
 
-/// Something that is allowed although the rules deny it.
+/// A network or server that is allowed although the rules deny it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exception {
     /// A network: `10.1.0.0/16`.
     Network(IpNet),
-    /// One server, whatever address its name has: `pictures.internal:8080`.
+    /// One host and port, such as `pictures.internal:8080`. The host's address may be private.
     Server(String, u16),
 }
 
-/// Why a URL is not fetched.
+/// Why a URL is not fetched. The text is a sentence for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// It is not a URL that can be fetched.
+    /// The text is not the URL of a web page.
     #[error("{0}")]
     Invalid(&'static str),
-    /// The policy denies it.
+    /// The policy denies the URL.
     #[error("{0}")]
     Denied(&'static str),
 }
@@ -64,23 +64,24 @@ const NOT_FOLLOWED: UrlError =
 pub struct Target {
     /// The URL.
     pub url: Url,
-    /// Whether the operator allowed exactly this host and port.
+    /// Whether the operator allowed this host and port as an exception.
     pub is_exception: bool,
 }
 
 impl HostPattern {
-    /// Reads a pattern.
+    /// Parses a pattern.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The end of a sentence that begins with the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (bare, make): (_, fn(String) -> Self) = match text.strip_prefix("*.") {
-            Some(domain) => (domain, Self::Under),
-            None => (text, Self::Exact),
+        let (name, is_wildcard) = match text.strip_prefix("*.") {
+            Some(domain) => (domain, true),
+            None => (text, false),
         };
-        match Host::parse(bare) {
-            Ok(host) if !bare.contains('*') => {
-                Ok(make(without_trailing_dot(&host.to_string()).to_owned()))
+        match Host::parse(name) {
+            Ok(host) if !name.contains('*') => {
+                let host = without_trailing_dot(&host.to_string()).to_owned();
+                Ok(if is_wildcard { Self::Subdomains(host) } else { Self::Exact(host) })
             }
             _ => Err("is not a host name; write upload.wikimedia.org or *.example.com".into()),
         }
@@ -90,18 +91,18 @@ impl HostPattern {
         let host = without_trailing_dot(host);
         match self {
             Self::Exact(name) => host == name,
-            Self::Under(domain) => host
+            Self::Subdomains(domain) => host
                 .strip_suffix(domain.as_str())
-                .is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
+                .is_some_and(|labels| labels.len() > 1 && labels.ends_with('.')),
         }
     }
 }
 
 impl Exception {
-    /// Reads an exception.
+    /// Parses an exception.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The end of a sentence that begins with the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Ok(network) = text.parse::<IpNet>() {
             return Ok(Self::Network(network.trunc()));
@@ -111,22 +112,20 @@ impl Exception {
         }
         let server = text.rsplit_once(':').and_then(|(host, port)| {
             let port = port.parse().ok().filter(|port| *port != 0)?;
-            Some(Self::Server(
-                without_trailing_dot(&Host::parse(host).ok()?.to_string()).to_owned(),
-                port,
-            ))
+            let host = Host::parse(host).ok()?.to_string();
+            Some(Self::Server(without_trailing_dot(&host).to_owned(), port))
         });
         server.ok_or_else(|| "is neither a network (10.1.0.0/16) nor host:port".into())
     }
 }
 
 impl Policy {
-    /// Checks a URL as a client wrote it.
+    /// Checks the URL that a client sent.
     ///
     /// # Errors
     /// [`UrlError`]
     pub fn check_url(&self, text: &str) -> Result<Target, UrlError> {
-        if text.len() > MAX_URL {
+        if text.len() > MAX_URL_LEN {
             return Err(UrlError::Invalid("image_url is longer than 8192 bytes."));
         }
         let url = Url::parse(text.trim()).map_err(|_| {
@@ -143,10 +142,10 @@ impl Policy {
     /// [`UrlError`]
     pub fn check_redirect(&self, from: &Url, location: &str) -> Result<Target, UrlError> {
         let url = match from.join(location) {
-            Ok(url) if location.len() <= MAX_URL => url,
+            Ok(url) if location.len() <= MAX_URL_LEN => url,
             _ => return Err(NOT_FOLLOWED),
         };
-        // The client did not choose the target, so whatever is wrong with it is reported as `Denied`.
+        // The client did not choose this URL, so it gets one error for all that is wrong with it.
         self.check_parsed(url).map_err(|_| NOT_FOLLOWED)
     }
 
@@ -155,24 +154,22 @@ impl Policy {
             return Err(UrlError::Invalid("image_url must begin with http:// or https://."));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(UrlError::Invalid("image_url must not hold a user name or password."));
+            return Err(UrlError::Invalid("image_url must not contain a user name or password."));
         }
         let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
-            return Err(UrlError::Invalid("image_url must name a host."));
+            return Err(UrlError::Invalid("image_url must contain a host."));
         };
         let name = host.to_string();
-        if self
-            .hosts
-            .as_ref()
-            .is_some_and(|hosts| !hosts.iter().any(|pattern| pattern.matches(&name)))
+        if let Some(hosts) = &self.hosts
+            && !hosts.iter().any(|pattern| pattern.matches(&name))
         {
             return Err(UrlError::Denied(
                 "This host is not on the list of hosts that the service fetches from.",
             ));
         }
-        let is_exception = self.allow.iter().any(|exception| {
-            matches!(exception, Exception::Server(allowed, allowed_port)
-                if allowed == without_trailing_dot(&name) && *allowed_port == port)
+        let is_exception = self.exceptions.iter().any(|exception| {
+            matches!(exception, Exception::Server(allowed_host, allowed_port)
+                if allowed_host == without_trailing_dot(&name) && *allowed_port == port)
         });
         if !is_exception && !self.ports.contains(&port) {
             return Err(UrlError::Denied("The service does not fetch from this port."));
@@ -188,8 +185,8 @@ impl Policy {
         Ok(Target { url, is_exception })
     }
 
-    /// Checks an IP address from a URL or from a name look-up. If `is_exception`, the operator allowed
-    /// this host and port, and only metadata endpoints are denied.
+    /// Checks an IP address from a URL or from a look-up. If `is_exception` is true, the operator
+    /// allowed the host and port, and only metadata endpoints are denied.
     ///
     /// # Errors
     /// [`UrlError::Denied`]
@@ -197,13 +194,14 @@ impl Policy {
         // IPv4-mapped and NAT64 addresses are checked as the IPv4 address that they contain.
         let address = unwrap_nat64(address.to_canonical());
         let is_in_allowed_network = || {
-            self.allow
-                .iter()
-                .any(|exception| matches!(exception, Exception::Network(network) if network.contains(&address)))
+            self.exceptions.iter().any(|exception| match exception {
+                Exception::Network(network) => network.contains(&address),
+                Exception::Server(..) => false,
+            })
         };
-        let allowed = !METADATA.contains(&address)
+        let is_allowed = !METADATA_ENDPOINTS.contains(&address)
             && (is_exception || is_public(address) || is_in_allowed_network());
-        if allowed { Ok(()) } else { Err(NOT_PUBLIC) }
+        if is_allowed { Ok(()) } else { Err(NOT_PUBLIC) }
     }
 }
 
@@ -211,8 +209,8 @@ fn without_trailing_dot(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
 
-/// Endpoints where machines get their own credentials. No exception allows these.
-const METADATA: [IpAddr; 8] = [
+/// The endpoints from which a cloud's machines get their credentials. No exception allows these.
+const METADATA_ENDPOINTS: [IpAddr; 8] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), // EC2, GCP, Azure and most others
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),   // ECS tasks
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),  // EKS pods
@@ -260,14 +258,14 @@ const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
 
 const DENIED_V6: [Ipv6Net; 5] = [
-    v6(0x2001, 0, 0, 23),         // protocol assignments, Teredo among them
+    v6(0x2001, 0, 0, 23),         // protocol assignments, among them Teredo
     v6(0x2001, 0xdb8, 0, 32),     // documentation
-    v6(0x2002, 0, 0, 16),         // 6to4: holds an IPv4 address
+    v6(0x2002, 0, 0, 16),         // 6to4, whose addresses contain an IPv4 address
     v6(0x2620, 0x4f, 0x8000, 48), // AS112
     v6(0x3fff, 0, 0, 20),         // documentation
 ];
 
-/// Whether an address is public. IPv4-mapped addresses must be converted to IPv4 first.
+/// Whether an address is public. The caller converts IPv4-mapped addresses to IPv4 first.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !DENIED_V4.iter().any(|network| network.contains(&address)),
@@ -279,9 +277,8 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// For an address of a NAT64 translator, the IPv4 address in its last 32 bits (RFC 6052, section
-/// 2.1); in a network with DNS64, every name resolves to such addresses. Any other address is
-/// returned unchanged.
+/// Returns the IPv4 address in the last 32 bits of a NAT64 address (RFC 6052, section 2.1). Returns
+/// every other address unchanged. In a network with DNS64, every name resolves to NAT64 addresses.
 fn unwrap_nat64(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(translated) if NAT64.contains(&translated) => {
@@ -291,8 +288,8 @@ fn unwrap_nat64(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether the interface id is that of an ISATAP tunnel, which leads to an IPv4 address (RFC 5214,
-/// section 6.1).
+/// Whether this is the address of an ISATAP tunnel, which leads to an IPv4 address (RFC 5214, section
+/// 6.1).
 fn is_isatap(address: Ipv6Addr) -> bool {
     matches!(address.segments(), [_, _, _, _, 0x0000 | 0x0200, 0x5efe, _, _])
 }

@@ -1,12 +1,14 @@
 //! Resolves the names of picture hosts, and checks every address that they resolve to.
 //!
-//! Names are resolved by the system (`getaddrinfo`), so that the service and every other program on
-//! the machine agree about `/etc/hosts`, `nsswitch.conf` and `resolv.conf`. The price is that a
-//! look-up blocks a thread and cannot be cancelled: if a name server never answers, the thread
-//! stays blocked for seconds after the fetch has given up. Look-ups are therefore bounded, and each
-//! client has a share of them, so that one client's dead names delay only that client. A resolver
-//! inside the service (hickory) could cancel look-ups, but would add about twenty crates and might
-//! disagree with the system about a name.
+//! The system resolves the names (`getaddrinfo`), so that the service treats `/etc/hosts`,
+//! `nsswitch.conf` and `resolv.conf` like every other program on the machine. The disadvantage is
+//! that a look-up blocks a thread and cannot be cancelled. If a name server does not answer, the
+//! thread stays blocked for seconds after the fetch has timed out. Therefore the number of look-ups
+//! at once is limited, in total and per client: names that do not resolve delay only the client that
+//! sent them.
+//!
+//! A resolver inside the service (hickory) could cancel look-ups. But it would add about twenty
+//! crates, and might resolve a name differently than the system.
 
 use std::{
     fmt, io,
@@ -21,29 +23,29 @@ use tokio::{task::spawn_blocking, time::timeout};
 use super::policy::Policy;
 use crate::shares::{ClientNetwork, Shares};
 
-/// The most look-ups at once. Each blocks one of the 512 threads that also save pictures.
+/// The most look-ups at once. Each blocks one of the runtime's 512 blocking threads, which also save
+/// pictures.
 const MAX_LOOKUPS: u64 = 128;
 
 /// The most look-ups at once for one client. A working name server answers within milliseconds, so
-/// this is enough for a thousand a second. It takes four clients with only dead names to use up all
-/// look-ups.
+/// this is enough for a thousand look-ups per second.
 const MAX_LOOKUPS_PER_CLIENT: u64 = 32;
 
-/// The time for a look-up, including the wait for a free one. It is shorter than the connect
-/// timeout, so that a slow resolver is reported as such, and not as a host that cannot be reached.
+/// The timeout of a look-up, which includes the wait for a permit. It is shorter than the connect
+/// timeout, so that a slow resolver is not reported as a host that cannot be reached.
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(2500);
 
 tokio::task_local! {
-    /// The client on whose behalf the task runs. The HTTP client tells its resolver only the name.
+    /// The client for which the task fetches. reqwest passes only the host name to its resolver.
     static CLIENT: ClientNetwork;
 }
 
-/// Runs a request on behalf of a client, so that its look-ups count against that client's share.
+/// Runs a request for a client, so that its look-ups count towards that client's limit.
 pub(super) async fn on_behalf_of<T>(client: ClientNetwork, request: impl Future<Output = T>) -> T {
     CLIENT.scope(client, request).await
 }
 
-/// Resolves a name to its addresses; may block.
+/// A function that resolves a name to its addresses. It may block.
 #[derive(Clone)]
 pub struct Lookup(Arc<LookupFn>);
 
@@ -55,7 +57,7 @@ impl Lookup {
         Self::custom(|name| Ok((name, 0).to_socket_addrs()?.map(|address| address.ip()).collect()))
     }
 
-    /// Resolves names in another way, for tests.
+    /// Resolves names with `lookup`, for tests.
     pub fn custom(
         lookup: impl Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync + 'static,
     ) -> Self {
@@ -75,10 +77,11 @@ impl fmt::Debug for Lookup {
 pub(super) struct LookupError(#[source] io::Error);
 
 impl LookupError {
-    /// Whether the name certainly has no address. Anything else is not the name's fault: a server
-    /// that does not answer or reports an error, or no free file descriptor to ask it. The standard
-    /// library drops the system's reason (EAI_NONAME, EAI_NODATA) and keeps only the message of
-    /// glibc or musl.
+    /// Whether the name certainly has no address. The cause may also be a name server that does not
+    /// answer, or a lack of file descriptors.
+    ///
+    /// The standard library does not return the system's error code (`EAI_NONAME`, `EAI_NODATA`),
+    /// only the message of glibc or musl.
     pub(super) fn is_about_the_name(&self) -> bool {
         const MESSAGES: [&str; 4] = [
             "Name or service not known",
@@ -92,14 +95,15 @@ impl LookupError {
     }
 }
 
-/// Resolves names, and checks every address that they resolve to. Cheap to clone; clones share the
-/// bound.
+/// Resolves names, and checks every address that they resolve to. Cheap to clone; all clones count
+/// towards the same limit of look-ups.
 #[derive(Debug, Clone)]
 pub(super) struct Resolver {
     policy: Arc<Policy>,
     lookup: Lookup,
+    /// Limits the look-ups at once.
     lookups: Shares,
-    /// Whether the operator allowed the host and port that will be connected to.
+    /// Whether this resolver is for servers that the operator allowed as exceptions.
     is_exception: bool,
 }
 
@@ -109,7 +113,7 @@ impl Resolver {
         Self { policy: Arc::new(policy), lookup, lookups, is_exception: false }
     }
 
-    /// The same resolver, for hosts that the operator allowed.
+    /// The same resolver, for servers that the operator allowed as exceptions.
     pub(super) fn for_exceptions(&self) -> Self {
         Self { is_exception: true, ..self.clone() }
     }
@@ -124,7 +128,7 @@ impl Resolve for Resolver {
             let lookup = async move {
                 let permit = lookups.take_when_free(client, 1).await;
                 spawn_blocking(move || {
-                    let _permit = permit; // the thread holds it, and may outlive the fetch
+                    let _permit = permit; // held by the thread, which may run longer than the fetch
                     (lookup.0)(name.as_str())
                 })
                 .await
@@ -152,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_blamed_only_if_it_certainly_has_no_address() {
+    fn only_a_name_that_certainly_has_no_address_is_the_cause() {
         let is_about_the_name = |text: &str| {
             let message = format!("failed to lookup address information: {text}");
             LookupError(io::Error::other(message)).is_about_the_name()

@@ -129,7 +129,7 @@ impl Pipeline {
         }
         // The disk is checked last. A disk that hangs then delays only requests that pass the other
         // checks.
-        self.store.check_room().await?;
+        self.store.check_space().await?;
         Ok(Admission(client))
     }
 }

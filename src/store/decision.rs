@@ -1,9 +1,9 @@
-//! Whether a picture is kept: the request that waits and the thread that saves must agree on one
-//! answer.
+//! Decides whether a picture is saved or given up, so that the waiting request and the saving thread
+//! always agree.
 //!
-//! A thread that hangs in a disk call cannot be stopped. So before each stage the thread asks
-//! whether the picture is still wanted, and a request reports a picture as not saved only after it
-//! has made sure that the thread will stop or undo its work.
+//! A thread that hangs in a disk call cannot be stopped. Therefore the request first gives the picture
+//! up, and then reports that it was not saved. The thread checks before each stage whether the picture
+//! was given up, and removes it in that case.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,24 +17,24 @@ use tokio::{
 
 use super::Error;
 
-/// How long after the deadline a request still waits if the picture is already being renamed.
-const NAMING_TIME: Duration = Duration::from_secs(1);
+/// How long after the deadline a request still waits for a picture that is already being renamed.
+const RENAMING_GRACE: Duration = Duration::from_secs(1);
 
-/// How far saving has come.
+/// A stage of saving.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
-    /// The picture is written and synced; nobody can see it.
+    /// The thread writes and syncs the picture in the staging folder.
     #[default]
     Writing,
-    /// The picture is renamed, and the folder is synced.
-    Naming,
-    /// The picture is kept.
-    Kept,
-    /// The picture is given up, and the thread removes it.
+    /// The thread renames the picture into the downloads folder, and syncs that folder.
+    Renaming,
+    /// The picture is saved.
+    Saved,
+    /// The picture is given up: the thread removes it.
     GivenUp,
 }
 
-/// The stage that the thread and the waiting request agree on.
+/// The current stage, shared by the thread and the waiting request.
 #[derive(Debug, Default)]
 pub(super) struct Decision(Mutex<Stage>);
 
@@ -44,21 +44,22 @@ impl Decision {
     /// # Errors
     /// [`Error::Timeout`] if the picture was given up.
     pub(super) fn enter(&self, stage: Stage) -> Result<(), Error> {
-        let mut now = self.stage();
-        if *now == Stage::GivenUp {
+        let mut current = self.stage();
+        if *current == Stage::GivenUp {
             return Err(Error::Timeout);
         }
-        *now = stage;
+        *current = stage;
         Ok(())
     }
 
-    /// Gives the picture up unless it has reached this stage. Returns whether it is given up.
+    /// Gives the picture up if saving has not reached `stage` yet. Returns whether the picture is
+    /// given up.
     fn give_up_before(&self, stage: Stage) -> bool {
-        let mut now = self.stage();
-        if *now < stage {
-            *now = Stage::GivenUp;
+        let mut current = self.stage();
+        if *current < stage {
+            *current = Stage::GivenUp;
         }
-        *now == Stage::GivenUp
+        *current == Stage::GivenUp
     }
 
     fn stage(&self) -> MutexGuard<'_, Stage> {
@@ -72,14 +73,15 @@ struct GiveUpGuard(Arc<Decision>);
 
 impl Drop for GiveUpGuard {
     fn drop(&mut self) {
-        self.0.give_up_before(Stage::Kept);
+        self.0.give_up_before(Stage::Saved);
     }
 }
 
-/// Runs `save` on a thread, and waits for it until the deadline.
+/// Runs `save` on a thread, and waits for its result until the deadline, or slightly longer if the
+/// picture is already being renamed.
 ///
 /// # Errors
-/// The thread's error; [`Error::Timeout`], and then the picture is not kept.
+/// The thread's error, or [`Error::Timeout`]. After an error, no file remains.
 pub(super) async fn save_before<T: Send + 'static>(
     deadline: Instant,
     save: impl FnOnce(&Decision) -> Result<T, Error> + Send + 'static,
@@ -90,16 +92,16 @@ pub(super) async fn save_before<T: Send + 'static>(
     if let Ok(saved) = timeout_at(deadline, &mut thread).await {
         return saved?;
     }
-    if guard.0.give_up_before(Stage::Naming) {
+    if guard.0.give_up_before(Stage::Renaming) {
         return Err(Error::Timeout);
     }
-    if let Ok(saved) = timeout(NAMING_TIME, &mut thread).await {
+    if let Ok(saved) = timeout(RENAMING_GRACE, &mut thread).await {
         return saved?;
     }
-    if guard.0.give_up_before(Stage::Kept) {
+    if guard.0.give_up_before(Stage::Saved) {
         return Err(Error::Timeout);
     }
-    // The picture is kept, and the thread has nothing slow left to do.
+    // The picture is saved, so the thread makes no more disk calls and ends at once.
     thread.await?
 }
 
@@ -121,29 +123,33 @@ mod tests {
         store::{Retention, SavedFileGuard, Settings, Store, saved},
     };
 
-    const TIME: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
-    /// A disk that hangs before each stage until the test lets it continue.
-    struct SlowDisk {
+    /// A store whose saving thread stops before each stage until the test lets it continue.
+    struct SlowStore {
         folder: TempDir,
         store: Store,
-        /// The stages that the thread has come to.
-        arrived: Receiver<Stage>,
-        arrive: Option<Sender<Stage>>,
-        go_on: Sender<()>,
-        may_go_on: Option<Receiver<()>>,
+        /// The stages before which the thread has stopped.
+        stopped: Receiver<Stage>,
+        /// The thread's end of `stopped`.
+        report_stop: Option<Sender<Stage>>,
+        /// Lets the thread continue.
+        resume: Sender<()>,
+        /// The thread's end of `resume`.
+        wait_for_resume: Option<Receiver<()>>,
     }
 
-    impl SlowDisk {
+    impl SlowStore {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().to_owned();
             let space = DiskSpace::new(path.clone(), 0);
             let settings = Settings { folder: path, space, retention: Retention::default() };
             let store = Store::open(&settings).unwrap();
-            let ((arrive, arrived), (go_on, may_go_on)) = (channel(), channel());
-            let (arrive, may_go_on) = (Some(arrive), Some(may_go_on));
-            Self { folder, store, arrived, arrive, go_on, may_go_on }
+            let (report_stop, stopped) = channel();
+            let (resume, wait_for_resume) = channel();
+            let (report_stop, wait_for_resume) = (Some(report_stop), Some(wait_for_resume));
+            Self { folder, store, stopped, report_stop, resume, wait_for_resume }
         }
 
         /// Starts to save a picture.
@@ -152,30 +158,32 @@ mod tests {
             spool.write(&Bytes::from_static(b"picture")).await.unwrap();
             let spooled = spool.finish().await.unwrap();
             let folder = Arc::clone(&self.store.folder);
-            let (arrive, may_go_on) = (self.arrive.take().unwrap(), self.may_go_on.take().unwrap());
-            save_before(Instant::now() + TIME, move |decision| {
+            let report_stop = self.report_stop.take().unwrap();
+            let wait_for_resume = self.wait_for_resume.take().unwrap();
+            save_before(Instant::now() + TIMEOUT, move |decision| {
                 saved::save(&folder, spooled, "jpg", |stage| {
-                    arrive.send(stage).unwrap();
-                    may_go_on.recv().unwrap();
+                    report_stop.send(stage).unwrap();
+                    wait_for_resume.recv().unwrap();
                     decision.enter(stage)
                 })
             })
         }
 
-        /// Lets the thread run until it comes to a stage, but not enter it.
-        fn come_to(&self, stage: Stage) {
-            while self.arrived.recv().unwrap() != stage {
-                self.go_on.send(()).unwrap();
+        /// Lets the thread run until it stops before `stage`.
+        fn run_until_before(&self, stage: Stage) {
+            while self.stopped.recv().unwrap() != stage {
+                self.resume.send(()).unwrap();
             }
         }
 
-        /// Lets the thread finish, and returns the stages that it comes to.
-        fn end(&self) -> Vec<Stage> {
-            let next = || self.go_on.send(()).ok().and_then(|()| self.arrived.recv().ok());
+        /// Lets the thread run to its end, and returns the stages before which it stopped.
+        fn run_to_end(&self) -> Vec<Stage> {
+            let next = || self.resume.send(()).ok().and_then(|()| self.stopped.recv().ok());
             iter::from_fn(next).collect()
         }
 
-        fn saved(&self) -> usize {
+        /// The number of saved files.
+        fn saved_count(&self) -> usize {
             assert!(files(&self.folder.path().join(".incoming")).is_empty());
             files(self.folder.path()).len()
         }
@@ -188,68 +196,68 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_that_is_reported_as_not_saved_in_time_never_appears() {
-        for late in [Stage::Writing, Stage::Naming] {
-            let mut disk = SlowDisk::new();
-            let save = tokio::spawn(disk.save().await);
+    async fn a_picture_that_is_not_written_by_the_deadline_is_never_renamed() {
+        for stage in [Stage::Writing, Stage::Renaming] {
+            let mut store = SlowStore::new();
+            let save = tokio::spawn(store.save().await);
             tokio::task::yield_now().await;
-            disk.come_to(late);
-            advance(TIME).await;
-            assert!(matches!(save.await.unwrap(), Err(Error::Timeout)), "{late:?}");
-            assert!(disk.end().is_empty(), "it was not renamed even for a moment");
-            assert_eq!(disk.saved(), 0, "{late:?}");
+            store.run_until_before(stage);
+            advance(TIMEOUT).await;
+            assert!(matches!(save.await.unwrap(), Err(Error::Timeout)), "{stage:?}");
+            assert!(store.run_to_end().is_empty(), "the thread entered another stage");
+            assert_eq!(store.saved_count(), 0, "{stage:?}");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_that_is_renamed_at_the_deadline_is_waited_for_a_moment() {
-        let mut disk = SlowDisk::new();
-        let save = tokio::spawn(disk.save().await);
+    async fn a_request_waits_beyond_the_deadline_while_its_picture_is_being_renamed() {
+        let mut store = SlowStore::new();
+        let save = tokio::spawn(store.save().await);
         tokio::task::yield_now().await;
-        disk.come_to(Stage::Kept);
-        advance(TIME).await;
+        store.run_until_before(Stage::Saved);
+        advance(TIMEOUT).await;
         tokio::task::yield_now().await;
         assert!(!save.is_finished());
-        disk.end();
+        store.run_to_end();
         let saved = save.await.unwrap().unwrap();
-        assert_eq!(files(disk.folder.path()), [saved.name()]);
+        assert_eq!(files(store.folder.path()), [saved.name()]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_whose_folder_is_not_synced_in_that_moment_is_removed_again() {
-        let mut disk = SlowDisk::new();
-        let save = tokio::spawn(disk.save().await);
+    async fn a_picture_whose_renaming_takes_too_long_is_removed() {
+        let mut store = SlowStore::new();
+        let save = tokio::spawn(store.save().await);
         tokio::task::yield_now().await;
-        disk.come_to(Stage::Kept);
-        advance(TIME).await;
+        store.run_until_before(Stage::Saved);
+        advance(TIMEOUT).await;
         tokio::task::yield_now().await;
-        advance(NAMING_TIME).await;
+        advance(RENAMING_GRACE).await;
         assert!(matches!(save.await.unwrap(), Err(Error::Timeout)));
-        disk.end();
-        assert_eq!(disk.saved(), 0);
+        store.run_to_end();
+        assert_eq!(store.saved_count(), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_that_nobody_waits_for_any_more_is_not_kept() {
-        for left in [Stage::Writing, Stage::Naming, Stage::Kept] {
-            let mut disk = SlowDisk::new();
-            let save = tokio::spawn(disk.save().await);
+    async fn a_picture_whose_request_has_gone_is_removed() {
+        for stage in [Stage::Writing, Stage::Renaming, Stage::Saved] {
+            let mut store = SlowStore::new();
+            let save = tokio::spawn(store.save().await);
             tokio::task::yield_now().await;
-            disk.come_to(left);
+            store.run_until_before(stage);
             save.abort();
             assert!(save.await.unwrap_err().is_cancelled());
-            disk.end();
-            assert_eq!(disk.saved(), 0, "{left:?}");
+            store.run_to_end();
+            assert_eq!(store.saved_count(), 0, "{stage:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_picture_that_is_saved_in_time_is_kept() {
-        let mut disk = SlowDisk::new();
-        let save = tokio::spawn(disk.save().await);
+    async fn a_picture_is_saved_if_the_disk_is_fast_enough() {
+        let mut store = SlowStore::new();
+        let save = tokio::spawn(store.save().await);
         tokio::task::yield_now().await;
-        disk.end();
+        store.run_to_end();
         save.await.unwrap().unwrap();
-        assert_eq!(disk.saved(), 1);
+        assert_eq!(store.saved_count(), 1);
     }
 }

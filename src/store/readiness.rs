@@ -1,5 +1,5 @@
-//! Whether pictures can be saved, for load balancers. The disk is checked at most once a second
-//! however many ask, and a hanging disk blocks only one thread.
+//! Checks for `/ready` whether pictures can be saved. All requests share one check per second. If
+//! the disk hangs, it blocks only one thread.
 
 use std::time::Duration;
 
@@ -11,25 +11,25 @@ use crate::{
 };
 
 /// The shortest time between two checks.
-const INTERVAL: Duration = Duration::from_secs(1);
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a check may take.
+/// The longest time that a request waits for a check.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why pictures cannot be saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    /// Another picture would use the disk's reserve of bytes.
+pub enum NotReadyReason {
+    /// Another picture would take bytes of the disk's reserve.
     DiskUnderReserve,
-    /// Another file would use the disk's reserve of inodes.
+    /// Another picture would take an inode of the disk's reserve.
     InodesUnderReserve,
-    /// No file can be created.
+    /// No file can be created, or the free space is unknown.
     NotWritable,
-    /// The disk does not answer in time.
+    /// The check did not finish in time.
     DiskHangs,
 }
 
-impl Fault {
+impl NotReadyReason {
     /// The name in `/ready`.
     pub fn name(self) -> &'static str {
         match self {
@@ -42,36 +42,38 @@ impl Fault {
 }
 
 impl Store {
-    /// Why pictures cannot be saved, as checked at most a second ago.
-    pub async fn faults(&self) -> Vec<Fault> {
+    /// The reasons why pictures cannot be saved, found at most a second ago. Empty if they can be
+    /// saved.
+    pub async fn not_ready_reasons(&self) -> Vec<NotReadyReason> {
         let store = self.clone();
-        let found = self.folder.checks.sample(INTERVAL, TIMEOUT, move || store.check()).await;
-        found.unwrap_or_else(|NoAnswer| vec![Fault::DiskHangs])
+        let check = move || store.check_readiness();
+        let reasons = self.folder.readiness.sample(MIN_INTERVAL, TIMEOUT, check).await;
+        reasons.unwrap_or_else(|NoAnswer| vec![NotReadyReason::DiskHangs])
     }
 
     /// Checks the disk and the folder. Blocks the thread.
-    fn check(&self) -> Vec<Fault> {
-        let shortage = match self.space.measure_and_check_room() {
+    fn check_readiness(&self) -> Vec<NotReadyReason> {
+        let shortage = match self.space.measure_and_check_space() {
             Ok(()) => None,
             Err(disk_space::Error::Shortage(Shortage::Bytes { .. })) => {
-                Some(Fault::DiskUnderReserve)
+                Some(NotReadyReason::DiskUnderReserve)
             }
             Err(disk_space::Error::Shortage(Shortage::Inodes { .. })) => {
-                Some(Fault::InodesUnderReserve)
+                Some(NotReadyReason::InodesUnderReserve)
             }
-            // Without a known free space, no picture is received either.
+            // While the free space is unknown, no picture is received.
             Err(disk_space::Error::Unknown(_) | disk_space::Error::NoAnswer) => {
-                return vec![Fault::NotWritable];
+                return vec![NotReadyReason::NotWritable];
             }
         };
-        let made = self.folder.incoming.file().map(StagingFile::remove).map_err(Error::from);
-        let fault = match made {
-            // The shortage is already reported.
+        let created = self.folder.incoming.create_file();
+        let not_writable = match created.map(StagingFile::remove).map_err(Error::from) {
+            // The shortage is already one of the reasons.
             Err(error) if shortage.is_some() && error.is_full() => None,
-            Err(_) => Some(Fault::NotWritable),
+            Err(_) => Some(NotReadyReason::NotWritable),
             Ok(()) => None,
         };
-        [shortage, fault].into_iter().flatten().collect()
+        shortage.into_iter().chain(not_writable).collect()
     }
 }
 
@@ -113,60 +115,60 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_fault_is_named() {
-        for (free, faults) in [
+    async fn each_cause_is_reported_with_its_own_reason() {
+        for (free, reasons) in [
             (free(1 << 30, 500), vec![]),
-            (free(RESERVE, 500), vec![Fault::DiskUnderReserve]),
-            (free(1 << 30, 10), vec![Fault::InodesUnderReserve]),
+            (free(RESERVE, 500), vec![NotReadyReason::DiskUnderReserve]),
+            (free(1 << 30, 10), vec![NotReadyReason::InodesUnderReserve]),
             (FreeSpace { bytes: 1 << 30, inodes: None }, vec![]),
         ] {
-            assert_eq!(store(move || free).1.faults().await, faults);
+            assert_eq!(store(move || free).1.not_ready_reasons().await, reasons);
         }
         let (folder, store) = store(|| free(1 << 30, 500));
         fs::remove_dir(folder.path().join(".incoming")).unwrap();
-        assert_eq!(store.faults().await, [Fault::NotWritable]);
+        assert_eq!(store.not_ready_reasons().await, [NotReadyReason::NotWritable]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_disk_is_checked_once_a_second_however_many_ask() {
-        let looks = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&looks);
+    async fn many_requests_check_the_disk_only_once_a_second() {
+        let checks = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&checks);
         let (_folder, store) = store(move || {
             counted.fetch_add(1, Ordering::SeqCst);
             free(1 << 30, 500)
         });
         for seconds in 1..=3 {
             for _ in 0..10 {
-                join_all((0..100).map(|_| store.faults())).await;
+                join_all((0..100).map(|_| store.not_ready_reasons())).await;
             }
-            assert_eq!(looks.load(Ordering::SeqCst), seconds);
-            advance(INTERVAL).await;
+            assert_eq!(checks.load(Ordering::SeqCst), seconds);
+            advance(MIN_INTERVAL).await;
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_disk_that_hangs_is_a_fault_and_blocks_one_thread() {
+    async fn a_hanging_disk_is_reported_and_blocks_only_one_thread() {
         let (release, hanging) = mpsc::channel::<()>();
-        let (looks, hanging) = (Arc::new(AtomicUsize::new(0)), Mutex::new(hanging));
-        let counted = Arc::clone(&looks);
+        let (checks, hanging) = (Arc::new(AtomicUsize::new(0)), Mutex::new(hanging));
+        let counted = Arc::clone(&checks);
         let (_folder, store) = store(move || {
             counted.fetch_add(1, Ordering::SeqCst);
             let _ = hanging.lock().unwrap().recv();
             free(1 << 30, 500)
         });
-        let mut first = Box::pin(store.faults());
+        let mut first = Box::pin(store.not_ready_reasons());
         assert!(poll!(&mut first).is_pending());
         advance(TIMEOUT).await;
-        assert_eq!(first.await, [Fault::DiskHangs]);
+        assert_eq!(first.await, [NotReadyReason::DiskHangs]);
         for _ in 0..100 {
-            advance(INTERVAL).await;
-            assert_eq!(store.faults().await, [Fault::DiskHangs]);
+            advance(MIN_INTERVAL).await;
+            assert_eq!(store.not_ready_reasons().await, [NotReadyReason::DiskHangs]);
         }
         drop(release);
-        while store.faults().await == [Fault::DiskHangs] {
+        while store.not_ready_reasons().await == [NotReadyReason::DiskHangs] {
             tokio::task::yield_now().await;
         }
-        assert!(store.faults().await.is_empty());
-        assert_eq!(looks.load(Ordering::SeqCst), 2);
+        assert!(store.not_ready_reasons().await.is_empty());
+        assert_eq!(checks.load(Ordering::SeqCst), 2);
     }
 }

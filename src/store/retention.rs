@@ -1,4 +1,5 @@
-//! Removes saved pictures that are too old or exceed the size limit, the oldest first.
+//! Removes saved pictures that are too old, and the oldest pictures when all of them together are
+//! too large.
 
 use std::{
     fs,
@@ -18,23 +19,23 @@ use super::{Error, Folder, Store, cannot};
 use crate::{disk_space::size_on_disk, image::Format, telemetry::Metrics};
 
 /// The longest time between two sweeps.
-const INTERVAL: Duration = Duration::from_secs(60);
+const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The shortest time between two sweeps.
-const PAUSE: Duration = Duration::from_secs(1);
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long saved pictures are kept.
+/// Which saved pictures are removed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Retention {
-    /// Older pictures are removed.
+    /// The oldest age of a saved picture; `None` for no limit.
     pub max_age: Option<Duration>,
-    /// The most bytes of all pictures together, counted in whole blocks.
+    /// The most bytes of all saved pictures, in whole blocks of the disk; `None` for no limit.
     pub max_bytes: Option<u64>,
 }
 
 /// The result of a sweep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct SweepReport {
     /// The number of removed pictures.
     pub removed: u64,
     /// The bytes of the pictures that remain.
@@ -42,19 +43,23 @@ pub struct Swept {
 }
 
 impl Store {
-    /// Sweeps for ever: at intervals, and soon after the saved pictures exceed their limit.
+    /// Sweeps at intervals, and soon after the saved pictures exceed their size limit. Never
+    /// returns.
     pub async fn run_retention(self, metrics: Arc<Metrics>) {
         let Retention { max_age, max_bytes } = self.retention;
         if max_age.is_none() && max_bytes.is_none() {
             return pending().await;
         }
-        let interval = max_age.map_or(INTERVAL, |age| (age / 4).clamp(PAUSE, INTERVAL));
+        let interval = match max_age {
+            Some(max_age) => (max_age / 4).clamp(MIN_INTERVAL, MAX_INTERVAL),
+            None => MAX_INTERVAL,
+        };
         loop {
             let store = self.clone();
             match spawn_blocking(move || store.sweep(SystemTime::now())).await {
-                Ok(Ok(swept)) if swept.removed > 0 => {
-                    tracing::info!(removed = swept.removed, "old pictures were removed");
-                    metrics.removed.inc_by(swept.removed);
+                Ok(Ok(report)) if report.removed > 0 => {
+                    tracing::info!(removed = report.removed, "old pictures were removed");
+                    metrics.removed_pictures.inc_by(report.removed);
                 }
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "old pictures could not be removed"),
@@ -62,58 +67,61 @@ impl Store {
                     tracing::error!(%error, "the thread that removes old pictures panicked");
                 }
             }
-            sleep(PAUSE).await;
+            sleep(MIN_INTERVAL).await;
             let saved_bytes = self.folder.saved_bytes.load(Ordering::Relaxed);
+            // The size limit is still exceeded if requests with saved pictures were running.
             if max_bytes.is_some_and(|max| saved_bytes > max) {
-                continue; // requests that were at work may have ended
+                continue;
             }
-            // At the end of the interval, the next sweep starts even without a notification.
+            // A timeout means that the interval is over.
             let _ = timeout(interval, self.folder.over_limit.notified()).await;
         }
     }
 
-    /// Removes pictures that are too old at `now`, and the oldest pictures beyond the size limit.
-    /// Pictures whose request is still at work stay, and so does everything that the service did
-    /// not save. Blocks the thread.
+    /// Removes pictures that are too old at `now`, and the oldest pictures until the size limit is
+    /// met. A picture stays while its request is running. Files that the service did not save always
+    /// stay. Blocks the thread.
     ///
     /// # Errors
-    /// If the folder cannot be read, or none of the pictures could be removed.
-    pub fn sweep(&self, now: SystemTime) -> Result<Swept, Error> {
+    /// If the folder cannot be read, or no picture could be removed because of an error.
+    pub fn sweep(&self, now: SystemTime) -> Result<SweepReport, Error> {
         let Retention { max_age, max_bytes } = self.retention;
-        let before = self.folder.saved_bytes.load(Ordering::Relaxed);
+        let saved_bytes_before = self.folder.saved_bytes.load(Ordering::Relaxed);
         let pictures = self.folder.pictures()?;
-        let mut swept = Swept { removed: 0, left_bytes: pictures.iter().map(|p| p.bytes).sum() };
-        let room = match max_bytes {
+        let mut removed = 0;
+        let mut left_bytes = pictures.iter().map(|picture| picture.bytes).sum();
+        let target_bytes = match max_bytes {
             // Removes more than necessary, so that not every new picture causes a sweep.
-            Some(max) if swept.left_bytes > max => max - max / 16,
+            Some(max) if left_bytes > max => max - max / 16,
             _ => u64::MAX,
         };
-        let mut failure = None;
+        let mut last_error = None;
         for picture in pictures {
             let age = now.duration_since(picture.saved_at()).unwrap_or_default();
-            let is_old = max_age.is_some_and(|max| age > max);
-            if !(is_old || swept.left_bytes > room) || self.folder.is_at_work(picture.id) {
+            let is_too_old = max_age.is_some_and(|max| age > max);
+            let must_go = is_too_old || left_bytes > target_bytes;
+            if !must_go || self.folder.is_in_use(picture.id) {
                 continue;
             }
             match fs::remove_file(self.folder.path.join(picture.name())) {
-                Ok(()) => swept.removed += 1,
-                // Somebody else removed it.
+                Ok(()) => removed += 1,
+                // Somebody else removed the file.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    failure = Some(cannot("remove an old picture")(error));
+                    last_error = Some(cannot("remove an old picture")(error));
                     continue;
                 }
             }
-            swept.left_bytes -= picture.bytes;
+            left_bytes -= picture.bytes;
         }
-        // Pictures that were saved meanwhile may be missing from the list. Counting them twice is
-        // better than not at all.
-        let recount = |now: u64| Some(swept.left_bytes + now.saturating_sub(before));
+        // The list may lack pictures that were saved during the sweep, so their bytes are added.
+        // Bytes that are counted twice do less harm than bytes that are not counted.
+        let recount = |now: u64| Some(left_bytes + now.saturating_sub(saved_bytes_before));
         // The closure always returns `Some`, so this cannot fail.
         let _ = self.folder.saved_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, recount);
-        match failure {
-            Some(failure) if swept.removed == 0 => Err(failure),
-            _ => Ok(swept),
+        match last_error {
+            Some(error) if removed == 0 => Err(error),
+            _ => Ok(SweepReport { removed, left_bytes }),
         }
     }
 }
@@ -131,7 +139,7 @@ impl SavedPicture {
         format!("{}.{}", self.id, self.format.extension())
     }
 
-    /// Taken from the name, because copying a file changes its timestamps.
+    /// When the picture was saved, according to its name: copying a file changes its timestamps.
     fn saved_at(&self) -> SystemTime {
         let (seconds, nanos) = self.id.get_timestamp().map_or((0, 0), |time| time.to_unix());
         SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos)
@@ -147,11 +155,11 @@ impl Folder {
             let Ok(name) = entry.file_name().into_string() else { continue };
             let Some((id, format)) = parse_name(&name) else { continue };
             match entry.metadata() {
-                Ok(about) if about.is_file() => {
-                    pictures.push(SavedPicture { id, format, bytes: size_on_disk(about.len()) });
+                Ok(metadata) if metadata.is_file() => {
+                    let bytes = size_on_disk(metadata.len());
+                    pictures.push(SavedPicture { id, format, bytes });
                 }
-                // The service does not create links or folders, whatever their names; a file may
-                // have been removed by now.
+                // The service did not create this link or folder, or the file is already removed.
                 _ => {}
             }
         }
@@ -160,8 +168,8 @@ impl Folder {
     }
 }
 
-/// The id and format of a picture, if the name is one that the service gives: a UUID v7 in its
-/// usual form, and the extension of a format.
+/// Returns the id and format of a picture, or `None` if the service does not create such names. Its
+/// names are a UUID v7 in lower case with hyphens, and the extension of a format.
 fn parse_name(name: &str) -> Option<(Uuid, Format)> {
     let (stem, extension) = name.split_once('.')?;
     let id = Uuid::try_parse(stem).ok()?;
@@ -197,9 +205,9 @@ mod tests {
         (folder, store)
     }
 
-    /// Creates a picture that was saved this many seconds ago.
-    fn put(folder: &Path, seconds: u64, bytes: usize) -> String {
-        let time = Timestamp::from_unix(NoContext, NOW - seconds, 0);
+    /// Creates a picture as if it had been saved some seconds ago.
+    fn put(folder: &Path, seconds_ago: u64, bytes: usize) -> String {
+        let time = Timestamp::from_unix(NoContext, NOW - seconds_ago, 0);
         let name = format!("{}.jpg", Uuid::new_v7(time));
         fs::write(folder.join(&name), vec![0; bytes]).unwrap();
         name
@@ -216,25 +224,25 @@ mod tests {
     #[test]
     fn pictures_older_than_the_limit_are_removed() {
         let (folder, store) = store(Some(100), None);
-        let [_, _, kept, new] = [500, 101, 99, 0].map(|seconds| put(folder.path(), seconds, 10));
-        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 2, left_bytes: 2 * 4096 });
-        assert_eq!(left(folder.path()), [kept, new]);
+        let [_, _, young, new] = [500, 101, 99, 0].map(|age| put(folder.path(), age, 10));
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 2, left_bytes: 2 * 4096 });
+        assert_eq!(left(folder.path()), [young, new]);
     }
 
     #[test]
-    fn beyond_the_size_limit_the_oldest_pictures_are_removed() {
+    fn the_oldest_pictures_are_removed_if_all_together_exceed_the_size_limit() {
         let (folder, store) = store(None, Some(10 * 4096));
-        let names: Vec<_> = (0..20).rev().map(|n| put(folder.path(), n, 4000)).collect();
-        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 11, left_bytes: 9 * 4096 });
+        let names: Vec<_> = (0..20).rev().map(|age| put(folder.path(), age, 4000)).collect();
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 11, left_bytes: 9 * 4096 });
         assert_eq!(left(folder.path()), names[11..]);
         assert_eq!(store.sweep(now()).unwrap().removed, 0);
     }
 
     #[test]
-    fn what_the_service_did_not_write_is_never_touched() {
+    fn files_that_the_service_did_not_save_are_never_removed() {
         let (folder, store) = store(Some(1), Some(1));
         let old = Uuid::new_v7(Timestamp::from_unix(NoContext, 1000, 0));
-        let strangers = [
+        let foreign_names = [
             "holiday.jpg".to_owned(),
             ".gitkeep".to_owned(),
             format!("{}.jpg", Uuid::new_v4()),
@@ -244,7 +252,7 @@ mod tests {
             format!("{old}.jpg.bak"),
             format!("{old}"),
         ];
-        for name in &strangers {
+        for name in &foreign_names {
             fs::write(folder.path().join(name), "not ours").unwrap();
         }
         fs::create_dir(folder.path().join(format!("{old}.png"))).unwrap();
@@ -252,23 +260,23 @@ mod tests {
             .unwrap();
         let own = put(folder.path(), 10, 10);
         let before = left(folder.path()).len();
-        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 1, left_bytes: 0 });
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, left_bytes: 0 });
         assert_eq!(left(folder.path()).len(), before - 1);
         assert!(!folder.path().join(own).exists());
-        assert!(strangers.iter().all(|name| folder.path().join(name).exists()));
+        assert!(foreign_names.iter().all(|name| folder.path().join(name).exists()));
     }
 
     #[tokio::test]
-    async fn a_picture_stays_while_its_request_is_at_work() {
+    async fn a_picture_is_not_removed_while_its_request_is_running() {
         let (folder, store) = store(None, Some(1));
         let mut spool = store.spool(100);
         spool.write(&Bytes::from_static(b"picture")).await.unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         let saved = store.save(spool.finish().await.unwrap(), "png", deadline, ()).await.unwrap();
-        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 0, left_bytes: 4096 });
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 0, left_bytes: 4096 });
         let name = saved.name().to_owned();
         assert_eq!(left(folder.path()), [name]);
         drop(saved);
-        assert_eq!(store.sweep(now()).unwrap(), Swept { removed: 1, left_bytes: 0 });
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, left_bytes: 0 });
     }
 }

@@ -12,7 +12,8 @@ use uuid::Uuid;
 use super::{Error, Folder, cannot, decision::Stage};
 use crate::spool::Spooled;
 
-/// Saves a picture, unless `enter` refuses a stage. Blocks the thread.
+/// Saves a picture. Calls `enter` before each stage; if it returns an error, the picture is removed.
+/// Blocks the thread.
 pub(super) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
@@ -24,30 +25,30 @@ pub(super) fn save(
         return Err(error);
     }
     let len = spooled.content.len();
-    let staged = spooled.into_file(&folder.incoming)?;
-    let file = SavedFileGuard::new(folder, extension);
-    let synced = staged.sync().map_err(cannot("sync a picture"));
-    if let Err(error) = synced.and_then(|()| enter(Stage::Naming)) {
-        staged.remove();
+    let staging_file = spooled.into_file(&folder.incoming)?;
+    let saved_file = SavedFileGuard::new(folder, extension);
+    let synced = staging_file.sync().map_err(cannot("sync a picture"));
+    if let Err(error) = synced.and_then(|()| enter(Stage::Renaming)) {
+        staging_file.remove();
         return Err(error);
     }
-    let path = folder.path.join(&file.name);
-    staged.move_to(&path).map_err(cannot("name a picture"))?;
+    let path = folder.path.join(&saved_file.name);
+    staging_file.move_to(&path).map_err(cannot("rename a picture"))?;
     let synced = sync(&folder.path).map_err(cannot("sync the downloads folder"));
-    if let Err(error) = synced.and_then(|()| enter(Stage::Kept)) {
+    if let Err(error) = synced.and_then(|()| enter(Stage::Saved)) {
         remove_unsaved(folder, &path);
         return Err(error);
     }
     folder.add_saved_bytes(len);
-    Ok(file)
+    Ok(saved_file)
 }
 
 fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Removes a picture that was renamed but is reported as not saved. The removal is synced, or a
-/// power cut could bring the picture back.
+/// Removes a picture that was renamed but is reported as not saved. The removal is synced; otherwise
+/// the picture could reappear after a power cut.
 fn remove_unsaved(folder: &Folder, path: &Path) {
     if let Err(error) = fs::remove_file(path).and_then(|()| sync(&folder.path)) {
         let name = path.file_name().and_then(|name| name.to_str());
@@ -55,7 +56,7 @@ fn remove_unsaved(folder: &Folder, path: &Path) {
     }
 }
 
-/// A saved picture. Until this is dropped, retention does not remove the picture.
+/// A saved picture. Retention does not remove the picture before this guard is dropped.
 #[derive(Debug)]
 pub struct SavedFileGuard {
     name: String,
@@ -66,8 +67,8 @@ pub struct SavedFileGuard {
 impl SavedFileGuard {
     fn new(folder: &Arc<Folder>, extension: &str) -> Self {
         let id = Uuid::now_v7();
-        // Before the rename, so that retention never sees the file unprotected.
-        folder.at_work().insert(id);
+        // The file gets this id later, so retention never finds it without its protection.
+        folder.in_use().insert(id);
         Self { name: format!("{id}.{extension}"), id, folder: Arc::clone(folder) }
     }
 
@@ -79,6 +80,6 @@ impl SavedFileGuard {
 
 impl Drop for SavedFileGuard {
     fn drop(&mut self) {
-        self.folder.at_work().remove(&self.id);
+        self.folder.in_use().remove(&self.id);
     }
 }

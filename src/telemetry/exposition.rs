@@ -1,4 +1,4 @@
-//! The two text formats of metrics: OpenMetrics, and Prometheus' older format, which some
+//! The two text formats of metrics: OpenMetrics, and Prometheus' older text format, which some
 //! collectors still require.
 
 use std::fmt::Write;
@@ -22,26 +22,27 @@ impl Exposition {
     }
 }
 
-/// Converts OpenMetrics text, as the encoder writes it, into Prometheus' text format. The samples
-/// stay the same. The lines `# HELP` and `# TYPE` get the suffix of the samples (`_total`, `_info`), and
-/// the lines `# UNIT` and `# EOF` are dropped.
+/// Converts OpenMetrics text into Prometheus' text format. The text must come from the encoder of
+/// `prometheus-client`. The samples stay the same. The name in the lines `# HELP` and `# TYPE` gets
+/// the suffix of the samples (`_total`, `_info`). The lines `# UNIT` and `# EOF` are removed.
 pub(super) fn to_prometheus(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut help = "";
     for line in text.lines() {
-        if let Some(words) = line.strip_prefix("# HELP ") {
-            help = words.split_once(' ').map_or("", |(_, help)| help);
-        } else if let Some((name, kind)) =
+        if let Some(name_and_help) = line.strip_prefix("# HELP ") {
+            help = name_and_help.split_once(' ').map_or("", |(_, help)| help);
+        } else if let Some((name, metric_type)) =
             line.strip_prefix("# TYPE ").and_then(|words| words.split_once(' '))
         {
-            let (suffix, kind) = match kind {
+            let (suffix, metric_type) = match metric_type {
                 "counter" => ("_total", "counter"),
                 "info" => ("_info", "gauge"),
                 "unknown" => ("", "untyped"),
-                same => ("", same),
+                other => ("", other),
             };
             // Writing to a string cannot fail.
-            let _ = writeln!(out, "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}");
+            let _ =
+                writeln!(out, "# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {metric_type}");
         } else if !line.starts_with('#') {
             out.push_str(line);
             out.push('\n');
@@ -55,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn help_and_type_lines_get_the_suffix_of_the_samples_and_samples_stay_the_same() {
+    fn open_metrics_text_is_converted_to_prometheus_text() {
         let open_metrics = "\
 # HELP a_seconds Time.
 # TYPE a_seconds histogram

@@ -1,8 +1,8 @@
 //! The log: lines on standard error, as text or JSON.
 //!
-//! Whoever reads the log may stall: a pager, a blocking log driver, a journal on a hung disk. That
-//! must not stop the service, so a thread of its own writes lines from a bounded queue, and lines
-//! that do not fit are dropped and counted.
+//! The reader of the log may stall, for example a pager, a blocking log driver, or a journal on a
+//! hanging disk. The service must not wait for it. Therefore a separate thread writes the lines from
+//! a bounded queue. If the queue is full, new lines are dropped and counted.
 
 use std::{
     any::Any,
@@ -17,28 +17,29 @@ use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// The most lines in the queue. A line has about 300 bytes, rarely a few thousand.
-const WAITING_LINES: usize = 4096;
+/// The most lines in the queue. A typical line has 300 bytes; few have more than a thousand.
+const MAX_QUEUED_LINES: usize = 4096;
 
 /// How long closing the log may take.
-const CLOSING_TIME: Duration = Duration::from_millis(1500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The thread that writes the lines while the log is open.
+/// The thread that writes the lines, while the log is open. Dropping the guard writes the queued
+/// lines and ends the thread.
 static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
-/// How many lines were dropped; empty until the log is opened.
-static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+/// The number of dropped lines; empty before the log is opened.
+static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// What is logged, and how.
+/// Settings of the log.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Levels by module, as `tracing-subscriber` reads them.
+    /// The levels of modules, in the syntax of `tracing-subscriber`'s `EnvFilter`.
     pub filter: String,
-    /// The format of a line.
+    /// The format of the lines.
     pub format: Format,
 }
 
-/// The format of a line.
+/// The format of the lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// Text on a terminal, JSON otherwise.
@@ -50,10 +51,10 @@ pub enum Format {
 }
 
 impl Format {
-    /// Reads a format.
+    /// Parses a format.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The end of a sentence that begins with the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
@@ -67,32 +68,34 @@ impl Format {
 /// Checks a filter.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The end of a sentence that begins with the setting's name.
 pub fn parse_filter(text: &str) -> Result<String, String> {
-    // A word that is not a level would be taken as a module's name, and silence everything else.
+    // `EnvFilter` accepts a word that is not a level as the name of a module, and then logs nothing
+    // else. Such a word is more likely a misspelt level.
     let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
-    let is_clear = text.split(',').all(|directive| directive.contains('=') || is_level(directive));
+    let is_unambiguous =
+        text.split(',').all(|directive| directive.contains('=') || is_level(directive));
     match EnvFilter::builder().parse(text) {
-        Ok(_) if is_clear => Ok(text.to_owned()),
+        Ok(_) if is_unambiguous => Ok(text.to_owned()),
         _ => Err("is not a log filter; write error, warn, info, debug or imagesvc=debug".into()),
     }
 }
 
-/// Opens the log on standard error, once for the process; a second call does nothing. From then on
-/// panics are logged, too: Rust's own panic message would block if nobody reads standard error.
+/// Opens the log on standard error. A second call in the same process does nothing. From now on,
+/// panics are logged instead of printed: printing would block if the reader of standard error stalls.
 pub fn open(settings: &Settings) {
     let filter = EnvFilter::builder().parse_lossy(&settings.filter);
-    let terminal = io::stderr().is_terminal();
+    let is_terminal = io::stderr().is_terminal();
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
-        .buffered_lines_limit(WAITING_LINES)
+        .buffered_lines_limit(MAX_QUEUED_LINES)
         .thread_name("log")
         .finish(io::stderr());
-    let dropped = writer.error_counter();
+    let dropped_lines = writer.error_counter();
     let registry = tracing_subscriber::registry().with(filter);
-    let started = match settings.format {
-        Format::Text => registry.with(text(writer, terminal)).try_init(),
-        Format::Auto if terminal => registry.with(text(writer, terminal)).try_init(),
+    let opened = match settings.format {
+        Format::Text => registry.with(text_layer(writer, is_terminal)).try_init(),
+        Format::Auto if is_terminal => registry.with(text_layer(writer, is_terminal)).try_init(),
         Format::Auto | Format::Json => {
             let layer = fmt::layer()
                 .json()
@@ -102,8 +105,8 @@ pub fn open(settings: &Settings) {
             registry.with(layer.with_writer(writer)).try_init()
         }
     };
-    // Tests start several services in one process; they share the first one's log.
-    if started.is_ok() && DROPPED.set(dropped).is_ok() {
+    // Tests start several services in one process. These share the log that was opened first.
+    if opened.is_ok() && DROPPED_LINES.set(dropped_lines).is_ok() {
         panic::set_hook(Box::new(|panic| {
             let location = panic.location().map(tracing::field::display);
             tracing::error!(location, panic = panic_text(panic.payload()), "a thread panicked");
@@ -112,37 +115,38 @@ pub fn open(settings: &Settings) {
     }
 }
 
-/// Writes the waiting lines for at most 1.5 s, then closes the log. Later lines are lost. Blocks the thread.
+/// Writes the queued lines and closes the log. Lines that are not written within 1.5 s are lost, and
+/// so are later lines. Blocks the thread.
 pub fn close() {
     let Some(writer) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
     let (done, closed) = mpsc::channel();
-    // On a thread of its own, because dropping the writer may block for ever if nobody reads the
-    // log.
+    // Dropping the writer may block for ever if the reader of the log stalls. Therefore another
+    // thread drops it.
     let closing = thread::Builder::new().spawn(move || {
         drop(writer);
-        let _ = done.send(()); // the receiver may have timed out
+        let _ = done.send(()); // fails if the receiver has timed out
     });
     if closing.is_ok() {
-        let _ = closed.recv_timeout(CLOSING_TIME); // whatever is not written by then is lost
+        let _ = closed.recv_timeout(CLOSE_TIMEOUT);
     }
 }
 
-/// Lines that were dropped because the queue was full.
+/// The number of lines that were dropped because the queue was full.
 pub(super) fn dropped_lines() -> u64 {
-    DROPPED.get().map_or(0, |dropped| dropped.dropped_lines() as u64)
+    DROPPED_LINES.get().map_or(0, |counter| counter.dropped_lines() as u64)
 }
 
-/// A panic's message.
+/// The message of a panic.
 pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind")
 }
 
-fn text<S>(writer: NonBlocking, colours: bool) -> impl tracing_subscriber::Layer<S>
+fn text_layer<S>(writer: NonBlocking, has_colors: bool) -> impl tracing_subscriber::Layer<S>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {
-    fmt::layer().compact().with_ansi(colours).with_target(false).with_writer(writer)
+    fmt::layer().compact().with_ansi(has_colors).with_target(false).with_writer(writer)
 }
 
 #[cfg(test)]
@@ -150,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_is_a_level_or_levels_of_modules() {
+    fn a_filter_contains_levels_and_levels_of_modules_only() {
         for text in ["info", "WARN", "off", "imagesvc=debug", "warn,imagesvc=trace,hyper=info"] {
             assert_eq!(parse_filter(text).as_deref(), Ok(text));
         }

@@ -1,9 +1,11 @@
-//! The metrics, for Prometheus. Labels have a bounded set of values: route templates, statuses, and
-//! names that this program defines.
+//! The metrics, for Prometheus.
 //!
-//! To add a metric, add a field to [`Metrics`] and a line to [`Metrics::new`], which names and
-//! explains it. To add a value that is read on demand, add a field to [`Readings`] and a line to
-//! [`Metrics::render`]. Write a method only if it changes more than one metric.
+//! The values of labels are route templates, statuses, and names that this program defines. Clients
+//! cannot add values, so the number of series is bounded.
+//!
+//! To add a metric, add a field to [`Metrics`], and register it in [`Metrics::new`] with its name and
+//! help. To add a value that is read only when the metrics are requested, add a field to
+//! [`Readings`], and register it in [`Metrics::render`].
 
 use std::{
     array,
@@ -34,8 +36,9 @@ use super::{
 /// The prefix of every metric's name.
 const PREFIX: &str = "imagesvc";
 
-/// In seconds: from an answer out of the cache to a request at its deadline.
-const REQUEST_BUCKETS: [f64; 12] =
+/// The buckets of durations, in seconds. A cached vector takes about as long as the first bucket, and
+/// a request that reaches its deadline as long as the last.
+const DURATION_BUCKETS: [f64; 12] =
     [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// The service's metrics.
@@ -48,33 +51,33 @@ pub struct Metrics {
     upstream_seconds: Labelled<Histogram, 1>,
     /// Retried calls to NVIDIA, by operation.
     pub retries: Labelled<Counter, 1>,
-    /// Returned embeddings, by where they came from.
+    /// Returned embeddings, by provenance.
     pub cache_lookups: Labelled<Counter, 1>,
     shed: Labelled<Counter, 1>,
     /// Attempts to decode a picture, by outcome.
     pub decodes: Labelled<Counter, 1>,
-    saved: Counter,
+    saved_pictures: Counter,
     saved_bytes: Counter,
     /// Old pictures that were removed.
-    pub removed: Counter,
+    pub removed_pictures: Counter,
     free_bytes: Gauge<u64, AtomicU64>,
     registry: Registry,
 }
 
-/// Values that are read when somebody asks for the metrics.
+/// Values that are read when the metrics are requested.
 #[derive(Debug, Clone, Copy)]
 pub struct Readings {
     /// Free bytes on the disk of the downloads folder, if known.
     pub free_bytes: Option<u64>,
-    /// Free inodes on that disk, if known and if their number is fixed.
+    /// Free inodes on that disk, if known and if the number of inodes is fixed.
     pub free_inodes: Option<u64>,
     /// The memory that bodies take, in bytes.
     pub buffered_bytes: u64,
-    /// Received pictures at work.
+    /// The number of received pictures that are processed.
     pub pictures_at_work: u64,
-    /// Pictures that wait for their call to NVIDIA.
+    /// The number of pictures that wait for their call to NVIDIA.
     pub pictures_waiting: u64,
-    /// Tasks of the runtime that have not ended.
+    /// The number of the runtime's tasks that have not ended.
     pub tasks: u64,
 }
 
@@ -89,66 +92,74 @@ impl Drop for InFlightGuard {
 }
 
 impl Metrics {
-    /// Creates metrics that start at zero.
+    /// Creates the metrics. All of them start at 0.
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::with_prefix(PREFIX);
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The running build", build);
-        let to = &mut registry;
         Arc::new(Self {
-            requests: counters(to, "requests", "Requests by route and status", ["route", "status"]),
+            requests: counters(
+                &mut registry,
+                "requests",
+                "Requests by route and status",
+                ["route", "status"],
+            ),
             request_seconds: histograms(
-                to,
+                &mut registry,
                 "request_duration",
                 "Time from a request's header to its answer",
                 ["route"],
             ),
-            in_flight: plain(to, "requests_in_flight", "Requests being answered"),
+            in_flight: unlabelled(&mut registry, "requests_in_flight", "Requests being answered"),
             upstream: counters(
-                to,
+                &mut registry,
                 "upstream_calls",
                 "Calls to NVIDIA by operation and outcome",
                 ["operation", "outcome"],
             ),
             upstream_seconds: histograms(
-                to,
+                &mut registry,
                 "upstream_call_duration",
                 "Duration of one call to NVIDIA",
                 ["operation"],
             ),
             retries: counters(
-                to,
+                &mut registry,
                 "upstream_retries",
                 "Calls to NVIDIA that were retried",
                 ["operation"],
             ),
             cache_lookups: counters(
-                to,
+                &mut registry,
                 "cache_lookups",
-                "Embeddings returned, by where they came from; miss and bypass were paid for",
+                "Embeddings returned, by provenance; miss and bypass were paid for",
                 ["outcome"],
             ),
             shed: counters(
-                to,
+                &mut registry,
                 "requests_shed",
                 "Requests refused because of overload, by the exhausted resource",
                 ["reason"],
             ),
             decodes: counters(
-                to,
+                &mut registry,
                 "decodes",
-                "Attempts to decode a picture, by outcome; refused means that the picture is at fault",
+                "Attempts to decode a picture, by outcome; refused means that the picture is the cause",
                 ["outcome"],
             ),
-            saved: plain(to, "pictures_saved", "Pictures saved"),
-            saved_bytes: in_bytes(to, "pictures_saved", "Bytes of pictures saved"),
-            removed: plain(
-                to,
+            saved_pictures: unlabelled(&mut registry, "pictures_saved", "Pictures saved"),
+            saved_bytes: unlabelled_bytes(
+                &mut registry,
+                "pictures_saved",
+                "Bytes of pictures saved",
+            ),
+            removed_pictures: unlabelled(
+                &mut registry,
                 "pictures_removed",
                 "Pictures removed because of their age or the size limit",
             ),
-            free_bytes: in_bytes(
-                to,
+            free_bytes: unlabelled_bytes(
+                &mut registry,
                 "downloads_free",
                 "Free bytes on the disk of the downloads folder",
             ),
@@ -156,30 +167,30 @@ impl Metrics {
         })
     }
 
-    /// Starts the counter of these requests at 0. An alert cannot see the first increase of a
-    /// counter that appears with the value 1.
+    /// Creates the counter of these requests, with the value 0. If a counter first appears with the
+    /// value 1, Prometheus sees no increase, and an alert on increases does not fire.
     pub fn initialize_requests(&self, route: &str, status: &str) {
         let _ = self.requests.with([route.to_owned(), status.to_owned()]);
     }
 
-    /// Starts the counter of these calls to NVIDIA at 0, for the same reason.
+    /// Creates the counter of these calls to NVIDIA, for the same reason.
     pub fn initialize_upstream_calls(&self, operation: &'static str, status: u16) {
         let _ = self.upstream.with([operation.into(), Cow::from(status.to_string())]);
     }
 
-    /// Counts the start of a request.
+    /// Counts a request as in flight.
     pub fn start_request(&self) -> InFlightGuard {
         self.in_flight.inc();
         InFlightGuard(self.in_flight.clone())
     }
 
-    /// Counts the end of a request.
+    /// Counts a request that has ended.
     pub fn record_request(&self, route: &str, status: u16, duration: Duration) {
         self.requests.with([route.to_owned(), status.to_string()]).inc();
         self.request_seconds.with([route.to_owned()]).observe(duration.as_secs_f64());
     }
 
-    /// Counts a call to NVIDIA, with its status or without an answer.
+    /// Counts a call to NVIDIA. `status` is `None` if there was no response.
     pub fn record_upstream_call(
         &self,
         operation: &'static str,
@@ -198,7 +209,7 @@ impl Metrics {
 
     /// Counts a saved picture.
     pub fn record_saved(&self, bytes: u64) {
-        self.saved.inc();
+        self.saved_pictures.inc();
         self.saved_bytes.inc_by(bytes);
     }
 
@@ -219,48 +230,48 @@ impl Metrics {
             pictures_waiting,
             tasks,
         } = readings;
-        // If the free space is unknown now, the last known value stays.
+        // If the free space is unknown, the last known value stays.
         if let Some(free_bytes) = free_bytes {
             self.free_bytes.set(free_bytes);
         }
-        let mut now = Registry::with_prefix(PREFIX);
-        // Left out if unknown, because an alert would take 0 for a full disk.
+        let mut read_now = Registry::with_prefix(PREFIX);
+        // If the number is unknown, there is no metric: an alert would read 0 as a full disk.
         if let Some(free_inodes) = free_inodes {
-            now.register(
+            read_now.register(
                 "downloads_free_inodes",
                 "Free inodes on the disk of the downloads folder",
                 ConstGauge::new(free_inodes),
             );
         }
-        now.register_with_unit(
+        read_now.register_with_unit(
             "buffered",
-            "Memory in use for pictures that are being received or at work",
+            "Memory in use for pictures that are received or processed",
             Unit::Bytes,
             ConstGauge::new(buffered_bytes),
         );
-        now.register(
+        read_now.register(
             "pictures_at_work",
             "Received pictures whose request or call to NVIDIA has not ended",
             ConstGauge::new(pictures_at_work),
         );
-        now.register(
+        read_now.register(
             "pictures_waiting",
             "Pictures that wait for their call to NVIDIA",
             ConstGauge::new(pictures_waiting),
         );
-        now.register(
+        read_now.register(
             "tasks",
             "Tasks that have not ended: connections, calls, and background tasks",
             ConstGauge::new(tasks),
         );
-        now.register(
+        read_now.register(
             "log_lines_dropped",
-            "Log lines dropped because nobody read the log",
+            "Log lines dropped because the log was not read fast enough",
             ConstCounter::new(dropped_lines()),
         );
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
-        encode_registry(&mut text, &now)?;
+        encode_registry(&mut text, &read_now)?;
         encode_eof(&mut text)?;
         Ok(match exposition {
             Exposition::OpenMetrics => text,
@@ -269,22 +280,22 @@ impl Metrics {
     }
 }
 
-/// Each label's name and value.
+/// The name and value of each label.
 type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
 
-/// Metrics of one name that differ in their labels' values.
+/// All metrics that have the same name, and different values of their labels.
 #[derive(Debug)]
 pub struct Labelled<M, const N: usize> {
-    labels: [&'static str; N],
+    label_names: [&'static str; N],
     family: Family<Labels<N>, M>,
 }
 
 impl<M: Clone, const N: usize> Labelled<M, N> {
-    /// The metric with these label values, in the order of the labels. It exists from the first
-    /// call on.
+    /// Returns the metric with these values, which are in the order of the label names. Creates the
+    /// metric if it does not exist.
     pub fn with(&self, values: [impl Into<Cow<'static, str>>; N]) -> impl Deref<Target = M> {
         let mut values = values.map(Into::into);
-        let labels = array::from_fn(|at| (self.labels[at], mem::take(&mut values[at])));
+        let labels = array::from_fn(|at| (self.label_names[at], mem::take(&mut values[at])));
         self.family.get_or_create(&labels)
     }
 }
@@ -293,33 +304,37 @@ fn counters<const N: usize>(
     registry: &mut Registry,
     name: &str,
     help: &str,
-    labels: [&'static str; N],
+    label_names: [&'static str; N],
 ) -> Labelled<Counter, N> {
     let family = Family::default();
     registry.register(name, help, Family::clone(&family));
-    Labelled { labels, family }
+    Labelled { label_names, family }
 }
 
+/// Histograms of durations.
 fn histograms<const N: usize>(
     registry: &mut Registry,
     name: &str,
     help: &str,
-    labels: [&'static str; N],
+    label_names: [&'static str; N],
 ) -> Labelled<Histogram, N> {
-    let family: Family<_, _> = Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS));
+    let family: Family<_, _> = Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS));
     registry.register_with_unit(name, help, Unit::Seconds, family.clone());
-    Labelled { labels, family }
+    Labelled { label_names, family }
 }
 
-/// A metric without labels.
-fn plain<M: Metric + Default + Clone>(registry: &mut Registry, name: &str, help: &str) -> M {
+fn unlabelled<M: Metric + Default + Clone>(registry: &mut Registry, name: &str, help: &str) -> M {
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
 }
 
-/// A metric without labels, in bytes.
-fn in_bytes<M: Metric + Default + Clone>(registry: &mut Registry, name: &str, help: &str) -> M {
+/// An unlabelled metric whose unit is bytes.
+fn unlabelled_bytes<M: Metric + Default + Clone>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+) -> M {
     let metric = M::default();
     registry.register_with_unit(name, help, Unit::Bytes, metric.clone());
     metric

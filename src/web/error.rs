@@ -53,7 +53,7 @@ pub enum Error {
     Body(#[from] BodyError),
     /// The text is not Base64.
     #[error(transparent)]
-    Base64(#[from] base64_text::Fault),
+    Base64(#[from] base64_text::Base64Error),
     /// The picture could not be fetched.
     #[error(transparent)]
     Fetch(#[from] fetch::Error),

@@ -64,7 +64,7 @@ fn each_fault_says_what_to_do_and_the_exit_code_is_1() {
     let output = check(folder.path(), &["check"], settings);
     let text = text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("FAULT folder") && text.contains("give it to the user"), "{text}");
+    assert!(text.contains("FAULT folder") && text.contains("its owner"), "{text}");
     assert!(text.contains("FAULT dns") && text.contains("/etc/resolv.conf"), "{text}");
     assert!(!text.contains("planted"));
 }

@@ -169,8 +169,8 @@ async fn an_outage_of_the_asset_api_is_forgotten_sooner_than_a_refusal() {
         .await;
         let app = TestApp::builder(&nvidia)
             .configure(|config| {
-                assert_eq!(config.embed.call.outage_memory.as_secs(), 60);
-                config.embed.call.outage_memory = Duration::ZERO;
+                assert_eq!(config.embed.call.failed_upload_pause.as_secs(), 60);
+                config.embed.call.failed_upload_pause = Duration::ZERO;
             })
             .start()
             .await;

@@ -130,8 +130,8 @@ async fn the_refusal_is_forgotten_after_a_while() {
     .await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
-            assert_eq!(config.embed.call.asset_memory.as_secs(), 600);
-            config.embed.call.asset_memory = Duration::ZERO;
+            assert_eq!(config.embed.call.refused_upload_pause.as_secs(), 600);
+            config.embed.call.refused_upload_pause = Duration::ZERO;
         })
         .start()
         .await;
@@ -202,7 +202,7 @@ async fn a_picture_shrunk_because_uploads_failed_is_uploaded_once_they_work_agai
     })
     .await;
     let app = TestApp::builder(&nvidia)
-        .configure(|config| config.embed.call.outage_memory = Duration::from_millis(500))
+        .configure(|config| config.embed.call.failed_upload_pause = Duration::from_millis(500))
         .start()
         .await;
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "shrunk");

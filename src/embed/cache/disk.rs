@@ -1,10 +1,11 @@
-//! One small file for each embedding, at `<2 hex>/<64 hex>`, named by its key.
+//! Stores each embedding in a small file, at `<2 hex>/<64 hex>`, which is named by its key.
 //!
-//! Files, and not an embedded database, because nothing here needs transactions: a lost or damaged
-//! file costs one call, and an operator can look at the folder or delete it with the usual tools. A
-//! file is written in a staging folder and renamed, so that it is either complete or absent. It is
-//! not synced, so a power cut can leave wrong content; the checksum detects that and any other
-//! damage, and a damaged file is ignored. Every function here blocks.
+//! An embedded database would offer transactions, but nothing here needs them: a lost or damaged
+//! file costs one call to NVIDIA. An operator can list or delete files with the usual tools.
+//!
+//! A file is written in a staging folder and then renamed, so that it is complete or absent. It is
+//! not synced, so its content may be wrong after a power cut. A checksum detects any damage, and a
+//! damaged file is ignored. Every function here blocks the thread, unless its comment says otherwise.
 
 use std::{
     collections::HashSet,
@@ -29,73 +30,82 @@ use crate::{
     sha256::Sha256,
 };
 
-/// Every file begins with this; the number is the version of the format.
+/// Every file begins with this text. The number is the version of the format.
 const MAGIC: &str = "imagesvc-vector 2";
 
-/// The longest file that is read, in bytes: NVIDIA's answers are read up to 1 MiB.
-const MAX_FILE: u64 = (1 << 20) + 256;
+/// The longest file that is read, in bytes. A vector is shorter than 1 MiB, the longest response
+/// that is read from NVIDIA.
+const MAX_FILE_LEN: u64 = (1 << 20) + 256;
 
 /// Files are written here before they are renamed.
 const STAGING_FOLDER: &str = ".staged";
 
-/// The files of a folder that nobody else writes to, with a bound on their total size.
+/// A folder of files whose total size is limited. Only this process writes to the folder.
 #[derive(Debug)]
 pub(super) struct Disk {
     folder: PathBuf,
-    limit: u64,
+    max_bytes: u64,
     space: DiskSpace,
-    /// The size of all files in bytes; unknown until the folder was listed.
-    used: Mutex<Option<u64>>,
-    /// The prefixes of all keys; unknown until the folder was listed. This lock is never held for
-    /// long.
+    /// The size of all files; `None` until the folder was listed. Held during each write.
+    used_bytes: Mutex<Option<u64>>,
+    /// The prefixes of all keys; `None` until the folder was listed. Never held during a disk
+    /// access, so that [`Self::may_contain`] does not wait for the disk.
     keys: Mutex<Option<HashSet<u64>>>,
-    next: AtomicU64,
+    /// The name of the next staging file.
+    next_staging_name: AtomicU64,
     is_failing: AtomicBool,
 }
 
 /// The files in the folder.
 struct Listing {
-    /// When each file was written, its size, and its key. Paths are not kept: many thousands of
-    /// small strings would fragment the heap.
-    files: Vec<(SystemTime, u64, CacheKey)>,
-    /// Whether the list is complete; it is not if an entry could not be read.
+    files: Vec<CacheFile>,
+    /// False if an entry of the folder could not be read.
     is_complete: bool,
 }
 
-/// Why a file cannot be used.
+/// A file in the folder. It contains no path: many thousands of small strings would fragment the
+/// heap.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct CacheFile {
+    written_at: SystemTime,
+    bytes: u64,
+    key: CacheKey,
+}
+
+/// Why a file cannot be read.
 #[derive(Debug, thiserror::Error)]
-enum Unusable {
+enum ReadError {
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("its content is not what was written")]
+    #[error("the file is damaged")]
     Damaged,
 }
 
 impl Disk {
-    /// A cache in this folder, with at most `limit` bytes in its files, on the disk that `space`
-    /// describes.
-    pub(super) fn new(folder: PathBuf, limit: u64, space: DiskSpace) -> Self {
+    /// Creates a cache whose files take at most `max_bytes` on the disk. `space` is the disk of the
+    /// folder.
+    pub(super) fn new(folder: PathBuf, max_bytes: u64, space: DiskSpace) -> Self {
         Self {
             folder,
-            limit,
+            max_bytes,
             space,
-            used: Mutex::new(None),
+            used_bytes: Mutex::new(None),
             keys: Mutex::new(None),
-            next: AtomicU64::new(0),
+            next_staging_name: AtomicU64::new(0),
             is_failing: AtomicBool::new(false),
         }
     }
 
-    /// Whether a file for the key may exist, so that a new picture rarely costs a disk access. Does
-    /// not block.
-    pub(super) fn may_hold(&self, key: &CacheKey) -> bool {
+    /// Whether a file for the key may exist. Does not block, and spares most new pictures a disk
+    /// access.
+    pub(super) fn may_contain(&self, key: &CacheKey) -> bool {
         self.keys().as_ref().is_none_or(|keys| keys.contains(&key.prefix()))
     }
 
     pub(super) fn read(&self, key: &CacheKey) -> Option<CachedEmbedding> {
         match self.try_read(key) {
             Ok(cached) => Some(cached),
-            Err(Unusable::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(ReadError::Io(error)) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
                 tracing::warn!(%error, %key, "a cached embedding cannot be used: NVIDIA is called again");
                 None
@@ -107,27 +117,27 @@ impl Disk {
         self.log_change(self.try_write(key, cached));
     }
 
-    /// Removes unfinished files, and the oldest files beyond the limit.
+    /// Removes unfinished files, and then the oldest files until the limit is met.
     pub(super) fn clean_up(&self) {
         self.log_change(self.try_clean_up());
     }
 
     /// Logs once when the cache starts to fail, and once when it works again.
     fn log_change(&self, outcome: io::Result<()>) {
-        let failed = self.is_failing.swap(outcome.is_err(), Ordering::Relaxed);
+        let was_failing = self.is_failing.swap(outcome.is_err(), Ordering::Relaxed);
         match outcome {
-            Err(error) if !failed => {
+            Err(error) if !was_failing => {
                 tracing::warn!(%error, "embeddings cannot be cached on disk: after a restart they must be paid for again");
             }
-            Ok(()) if failed => tracing::info!("embeddings are cached on disk again"),
+            Ok(()) if was_failing => tracing::info!("embeddings are cached on disk again"),
             _ => {}
         }
     }
 
-    fn try_read(&self, key: &CacheKey) -> Result<CachedEmbedding, Unusable> {
+    fn try_read(&self, key: &CacheKey) -> Result<CachedEmbedding, ReadError> {
         let mut bytes = Vec::new();
-        File::open(self.path(key))?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-        decode(key, &bytes).ok_or(Unusable::Damaged)
+        File::open(self.path(key))?.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes)?;
+        decode(key, &bytes).ok_or(ReadError::Damaged)
     }
 
     fn try_write(&self, key: &CacheKey, cached: &CachedEmbedding) -> io::Result<()> {
@@ -135,15 +145,16 @@ impl Disk {
         let size = size_on_disk(bytes.len() as u64);
         let path = self.path(key);
         let staging = self.folder.join(STAGING_FOLDER);
-        let staging_file = staging.join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
-        if size > self.limit {
+        let staging_name = self.next_staging_name.fetch_add(1, Ordering::Relaxed);
+        let staging_file = staging.join(staging_name.to_string());
+        if size > self.max_bytes {
             return Ok(());
         }
         let mut permit = self.space.empty_permit();
         permit.grow_to_blocking(bytes.len() as u64)?;
-        let mut used = self.used();
-        let in_use = self.make_room(&mut used, size)?;
-        let replaced = match self.may_hold(key) {
+        let mut used = self.used_bytes();
+        let in_use = self.make_space(&mut used, size)?;
+        let replaced = match self.may_contain(key) {
             true => fs::metadata(&path).map_or(0, |file| size_on_disk(file.len())),
             false => 0,
         };
@@ -160,7 +171,7 @@ impl Disk {
             _ => Err(error),
         });
         if let Err(error) = written {
-            // The first error matters. The next start removes the leftover file.
+            // If the removal fails as well, the next start removes the file.
             let _ = fs::remove_file(&staging_file);
             return Err(error);
         }
@@ -172,42 +183,43 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes room for `size` bytes, and returns how many are in use.
-    fn make_room(&self, used: &mut Option<u64>, size: u64) -> io::Result<u64> {
-        let keep = match used.take() {
-            Some(in_use) if in_use.saturating_add(size) <= self.limit => {
+    /// Makes space for a file of `size` bytes by removing old files, and returns how many bytes are
+    /// in use. Sets `used` to the same number, or to `None` if the folder cannot be listed.
+    fn make_space(&self, used: &mut Option<u64>, size: u64) -> io::Result<u64> {
+        let max_used = match used.take() {
+            Some(in_use) if in_use.saturating_add(size) <= self.max_bytes => {
                 return Ok(*used.insert(in_use));
             }
-            // Evicts more than necessary, so that not every new picture has to list all files.
-            Some(_) => self.limit - self.limit / 8,
-            None => self.limit,
+            // Removes more than necessary, so that not every write has to list all files.
+            Some(_) => self.max_bytes - self.max_bytes / 8,
+            None => self.max_bytes,
         };
-        Ok(*used.insert(self.evict(keep.saturating_sub(size))?))
+        Ok(*used.insert(self.evict(max_used.saturating_sub(size))?))
     }
 
     fn try_clean_up(&self) -> io::Result<()> {
-        let mut used = self.used();
+        let mut used = self.used_bytes();
         for leftover in entries(&self.folder.join(STAGING_FOLDER))? {
             fs::remove_file(leftover?.path())?;
         }
-        *used = Some(self.evict(self.limit)?);
+        *used = Some(self.evict(self.max_bytes)?);
         Ok(())
     }
 
-    /// Removes the oldest files until at most `limit` bytes are left, and returns how many are
-    /// left. Files that cannot be read are not counted and files that cannot be removed stay: one
-    /// bad file must not turn the cache off.
-    fn evict(&self, limit: u64) -> io::Result<u64> {
+    /// Removes the oldest files until the rest takes at most `max_bytes`, and returns the size of
+    /// the rest. A file that cannot be read is not counted, and a file that cannot be removed stays:
+    /// one bad file must not turn the cache off.
+    fn evict(&self, max_bytes: u64) -> io::Result<u64> {
         let Listing { mut files, is_complete } = self.files()?;
         files.sort_unstable();
-        let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
+        let mut total: u64 = files.iter().map(|file| file.bytes).sum();
         let mut keys = HashSet::new();
-        for (_, size, key) in files {
-            if total > limit {
+        for CacheFile { key, bytes, .. } in files {
+            if total > max_bytes {
                 let path = self.path(&key);
                 match fs::remove_file(&path) {
                     Ok(()) => {
-                        total -= size;
+                        total -= bytes;
                         continue;
                     }
                     Err(error) => {
@@ -231,13 +243,17 @@ impl Disk {
                 });
             is_complete &= listing.is_ok();
             for file in listing.into_iter().flatten() {
-                // The cache did not write files with other names.
+                // A file whose name is not a key was not written by the cache.
                 let hash = Sha256::from_hex(file.file_name().as_encoded_bytes());
                 let Some(key) = hash.map(CacheKey) else { continue };
                 match file.metadata() {
-                    Ok(about) if about.is_file() => {
-                        let written = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                        files.push((written, size_on_disk(about.len()), key));
+                    Ok(metadata) if metadata.is_file() => {
+                        let written_at = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                        files.push(CacheFile {
+                            written_at,
+                            bytes: size_on_disk(metadata.len()),
+                            key,
+                        });
                     }
                     Ok(_) => {}
                     Err(_) => is_complete = false,
@@ -257,10 +273,10 @@ impl Disk {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn used(&self) -> MutexGuard<'_, Option<u64>> {
+    fn used_bytes(&self) -> MutexGuard<'_, Option<u64>> {
         // A panic may have left a wrong number, so the files are counted again.
-        self.used.lock().unwrap_or_else(|poisoned| {
-            self.used.clear_poison();
+        self.used_bytes.lock().unwrap_or_else(|poisoned| {
+            self.used_bytes.clear_poison();
             let mut used = PoisonError::into_inner(poisoned);
             *used = None;
             used
@@ -278,7 +294,8 @@ fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirE
     Ok(entries.into_iter().flatten())
 }
 
-/// A line that describes the vector, then its text, so that `head` and `jq` can read the file.
+/// The content of a file: one line that describes the vector, then the vector as JSON. `head` and
+/// `jq` can read it.
 fn encode(key: &CacheKey, cached: &CachedEmbedding) -> Vec<u8> {
     let (text, prepared) = (cached.vector.json().get(), cached.prepared.name());
     let checksum = checksum(key, prepared, text.as_bytes());
@@ -290,17 +307,18 @@ fn decode(key: &CacheKey, bytes: &[u8]) -> Option<CachedEmbedding> {
     let (head, rest) = text.split_once('\n')?;
     let text = rest.strip_suffix('\n')?;
     let mut fields = head.strip_prefix(MAGIC)?.strip_prefix(' ')?.split(' ');
-    let (name, length, sum) = (fields.next()?, fields.next()?, fields.next()?);
-    if length != text.len().to_string() || sum != checksum(key, name, text.as_bytes()) {
+    let (prepared, len, sum) = (fields.next()?, fields.next()?, fields.next()?);
+    if len != text.len().to_string() || sum != checksum(key, prepared, text.as_bytes()) {
         return None;
     }
-    let prepared = Prepared::ALL.into_iter().find(|prepared| prepared.name() == name)?;
+    let prepared = Prepared::ALL.into_iter().find(|value| value.name() == prepared)?;
     let vector = Vector::check(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
     Some(CachedEmbedding { vector, prepared, valid_until: None })
 }
 
-/// A CRC-32 detects damage. It need not resist forgery: whoever can write here can write any
-/// vector. It covers the key, so that a file under another key's name counts as damaged.
+/// A CRC-32, which detects damage. It need not resist forgery: a person who can write to this folder
+/// can write any vector. The checksum covers the key, so that a file under another key's name counts
+/// as damaged.
 fn checksum(key: &CacheKey, prepared: &str, text: &[u8]) -> String {
     let mut sum = crc32fast::Hasher::new();
     for part in [key.0.bytes(), prepared.as_bytes(), text] {

@@ -1,5 +1,6 @@
-//! Writes embeddings to the disk on one thread. Whatever arrives during a write becomes the next
-//! batch. A bounded queue means that a slow disk costs calls to NVIDIA and not memory.
+//! Writes embeddings to the disk, one batch at a time on one thread. Embeddings that arrive during
+//! a write form the next batch. The queue is bounded: if the disk is slow, embeddings are dropped
+//! instead of filling the memory.
 
 use std::sync::Arc;
 
@@ -10,8 +11,9 @@ use tokio::{
 
 use super::{CacheKey, CachedEmbedding, Disk};
 
-/// The most embeddings that wait. Each takes about 20 KB unless the memory level holds it anyway.
-const LONGEST_QUEUE: usize = 32;
+/// The most embeddings that wait to be written. Each takes about 20 KB of memory, unless the memory
+/// level contains it as well.
+const MAX_QUEUE_LEN: usize = 32;
 
 /// The only writer to the disk.
 pub(super) struct Writer(mpsc::Sender<Entry>);
@@ -19,39 +21,39 @@ pub(super) struct Writer(mpsc::Sender<Entry>);
 struct Entry {
     key: CacheKey,
     cached: CachedEmbedding,
-    /// Dropped once the entry is written or lost.
+    /// Dropped when the writer has finished with the entry.
     done: oneshot::Sender<()>,
 }
 
 impl Writer {
-    /// Starts the writer, which first cleans up the disk. Call it inside the runtime.
+    /// Starts the writer, which first cleans up the disk. Call this inside the runtime.
     pub(super) fn start(disk: Arc<Disk>) -> Self {
-        let (queue, entries) = mpsc::channel(LONGEST_QUEUE);
-        // Nobody waits for this task; each write waits for its own entry.
-        drop(tokio::spawn(serve(disk, entries)));
+        let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
+        // The task ends by itself when the writer is dropped.
+        drop(tokio::spawn(write_entries(disk, entries)));
         Self(queue)
     }
 
-    /// Writes an embedding, unless too many are waiting. Returns once it is done.
+    /// Writes an embedding. Returns when it is written, or at once if the queue is full.
     pub(super) async fn write(&self, key: CacheKey, cached: CachedEmbedding) {
-        let (done, is_done) = oneshot::channel();
+        let (done, when_done) = oneshot::channel();
         if self.0.try_send(Entry { key, cached, done }).is_err() {
             tracing::debug!("an embedding is not cached on disk: the queue is full");
             return;
         }
-        // The channel carries no value: it closes when the entry is done.
-        let _ = is_done.await;
+        // The channel carries no value. It closes when `done` is dropped.
+        let _ = when_done.await;
     }
 }
 
-async fn serve(disk: Arc<Disk>, mut entries: mpsc::Receiver<Entry>) {
-    run(&disk, Disk::clean_up).await;
+async fn write_entries(disk: Arc<Disk>, mut entries: mpsc::Receiver<Entry>) {
+    run_on_thread(&disk, Disk::clean_up).await;
     loop {
         let mut batch = Vec::new();
-        if entries.recv_many(&mut batch, LONGEST_QUEUE).await == 0 {
+        if entries.recv_many(&mut batch, MAX_QUEUE_LEN).await == 0 {
             return;
         }
-        run(&disk, move |disk| {
+        run_on_thread(&disk, move |disk| {
             for Entry { key, cached, done } in batch {
                 disk.write(&key, &cached);
                 drop(done);
@@ -61,7 +63,7 @@ async fn serve(disk: Arc<Disk>, mut entries: mpsc::Receiver<Entry>) {
     }
 }
 
-async fn run(disk: &Arc<Disk>, work: impl FnOnce(&Disk) + Send + 'static) {
+async fn run_on_thread(disk: &Arc<Disk>, work: impl FnOnce(&Disk) + Send + 'static) {
     let disk = Arc::clone(disk);
     if let Err(error) = spawn_blocking(move || work(&disk)).await {
         tracing::error!(%error, "a thread of the cache panicked");
@@ -75,13 +77,14 @@ mod tests {
     use futures_util::{future::join_all, poll};
 
     use super::{
-        super::{
-            cached,
-            tests::{embedding, key},
-        },
+        super::tests::{embedding, key},
         *,
     };
     use crate::disk_space::DiskSpace;
+
+    fn cached() -> CachedEmbedding {
+        (&embedding("0.5")).into()
+    }
 
     fn disk(folder: &Path) -> Arc<Disk> {
         let space = DiskSpace::new(folder.to_owned(), 0);
@@ -89,46 +92,45 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn entries_that_arrive_together_are_on_disk_when_their_writes_return() {
+    async fn a_write_returns_when_its_entry_is_on_disk() {
         let folder = tempfile::tempdir().unwrap();
         let disk = disk(folder.path());
         let writer = Writer::start(Arc::clone(&disk));
-        let keys: Vec<CacheKey> = (0..LONGEST_QUEUE as u8).map(key).collect();
+        let keys: Vec<CacheKey> = (0..MAX_QUEUE_LEN as u8).map(key).collect();
         join_all(keys.iter().map(|key| async {
-            writer.write(*key, cached(&embedding("0.5"))).await;
+            writer.write(*key, cached()).await;
             assert!(disk.read(key).is_some());
         }))
         .await;
     }
 
     #[tokio::test]
-    async fn an_entry_that_finds_the_queue_full_is_dropped_at_once() {
+    async fn an_entry_is_dropped_at_once_if_the_queue_is_full() {
         let folder = tempfile::tempdir().unwrap();
         let disk = disk(folder.path());
-        let (queue, entries) = mpsc::channel(LONGEST_QUEUE);
+        let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
         let writer = Writer(queue);
-        let mut waiting: Vec<_> = (0..LONGEST_QUEUE as u8)
-            .map(|n| Box::pin(writer.write(key(n), cached(&embedding("0.5")))))
-            .collect();
+        let mut waiting: Vec<_> =
+            (0..MAX_QUEUE_LEN as u8).map(|n| Box::pin(writer.write(key(n), cached()))).collect();
         for write in &mut waiting {
             assert!(poll!(write).is_pending());
         }
-        writer.write(key(255), cached(&embedding("0.5"))).await;
+        writer.write(key(255), cached()).await;
         assert!(!fs::exists(folder.path().join("vectors")).unwrap());
 
-        drop(tokio::spawn(serve(Arc::clone(&disk), entries)));
+        drop(tokio::spawn(write_entries(Arc::clone(&disk), entries)));
         join_all(waiting).await;
         assert!(disk.read(&key(0)).is_some() && disk.read(&key(255)).is_none());
     }
 
     #[tokio::test]
-    async fn a_dead_writer_keeps_nobody_waiting() {
-        let (queue, entries) = mpsc::channel(LONGEST_QUEUE);
+    async fn writes_return_if_the_task_has_died() {
+        let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
         let writer = Writer(queue);
-        let mut waiting = Box::pin(writer.write(key(1), cached(&embedding("0.5"))));
+        let mut waiting = Box::pin(writer.write(key(1), cached()));
         assert!(poll!(&mut waiting).is_pending());
         drop(entries);
         waiting.await;
-        writer.write(key(2), cached(&embedding("0.5"))).await;
+        writer.write(key(2), cached()).await;
     }
 }

@@ -1,18 +1,19 @@
-//! Covers both ends of every range, many spellings of addresses, and all exceptions.
+//! Tests the first and last address of every range, many spellings of addresses, and exceptions.
 
 use proptest::prelude::*;
 
 use super::*;
 
-fn policy(hosts: &[&str], allow: &[&str]) -> Policy {
+fn policy(hosts: &[&str], exceptions: &[&str]) -> Policy {
     let hosts: Vec<_> = hosts.iter().map(|host| HostPattern::parse(host).unwrap()).collect();
     Policy {
         ports: vec![80, 443],
         hosts: (!hosts.is_empty()).then_some(hosts),
-        allow: allow.iter().map(|text| Exception::parse(text).unwrap()).collect(),
+        exceptions: exceptions.iter().map(|text| Exception::parse(text).unwrap()).collect(),
     }
 }
 
+/// Returns `is_exception` of an allowed URL.
 fn checked(policy: &Policy, url: &str) -> Result<bool, UrlError> {
     policy.check_url(url).map(|target| target.is_exception)
 }
@@ -22,16 +23,13 @@ fn is_denied(policy: &Policy, url: &str) -> bool {
 }
 
 #[test]
-fn both_ends_of_each_denied_range_are_denied_and_their_neighbours_are_not() {
-    let denied_v6: Vec<IpNet> = DENIED_V6.iter().copied().map(IpNet::from).collect();
-    let networks = DENIED_V4.iter().copied().map(IpNet::from).chain(denied_v6);
-    let count = networks
-        .map(|network| {
-            assert!(!is_public(network.addr()), "{network}");
-            assert!(!is_public(network.broadcast()), "{network}");
-        })
-        .count();
-    assert_eq!(count, 24);
+fn the_first_and_last_address_of_each_denied_range_are_denied_and_their_neighbours_are_not() {
+    let denied_v4 = DENIED_V4.iter().copied().map(IpNet::from);
+    let denied_v6 = DENIED_V6.iter().copied().map(IpNet::from);
+    for network in denied_v4.chain(denied_v6) {
+        assert!(!is_public(network.addr()), "{network}");
+        assert!(!is_public(network.broadcast()), "{network}");
+    }
     for public in [
         "1.0.0.0",
         "9.255.255.255",
@@ -133,7 +131,7 @@ fn every_spelling_of_a_private_address_is_denied() {
 }
 
 #[test]
-fn what_is_not_a_web_url_is_invalid() {
+fn text_that_is_not_a_web_url_is_invalid() {
     let policy = policy(&[], &[]);
     for url in [
         "",
@@ -154,7 +152,7 @@ fn what_is_not_a_web_url_is_invalid() {
     ] {
         assert!(matches!(checked(&policy, url), Err(UrlError::Invalid(_))), "{url}");
     }
-    let long = format!("http://example.com/{}", "a".repeat(MAX_URL));
+    let long = format!("http://example.com/{}", "a".repeat(MAX_URL_LEN));
     assert!(matches!(checked(&policy, &long), Err(UrlError::Invalid(_))));
 }
 
@@ -167,7 +165,7 @@ fn other_ports_are_denied_unless_allowed() {
 }
 
 #[test]
-fn exceptions_open_what_they_name_and_nothing_else() {
+fn an_exception_allows_only_its_own_network_or_server() {
     let policy =
         policy(&[], &["10.1.0.0/16", "pictures.internal:8080", "127.0.0.1:9000", "169.254.0.0/16"]);
     assert_eq!(checked(&policy, "http://10.1.2.3/"), Ok(false));
@@ -184,41 +182,43 @@ fn exceptions_open_what_they_name_and_nothing_else() {
 
 #[test]
 fn an_address_behind_nat64_is_checked_as_the_address_it_leads_to() {
-    let exception = policy(&[], &["64:ff9b::/96", "10.1.0.0/16"]);
-    for (address, plain, excepted) in [
+    let with_exceptions = policy(&[], &["64:ff9b::/96", "10.1.0.0/16"]);
+    for (address, is_allowed, is_allowed_with_exceptions) in [
         ("64:ff9b::808:808", true, true),
         ("64:ff9b::a9fe:a9fe", false, false),
         ("64:ff9b::7f00:1", false, false),
         ("64:ff9b::a00:1", false, false),
         ("64:ff9b::a01:1", false, true),
-        // Nothing is known about prefixes that networks choose themselves.
+        // A prefix for local use (RFC 8215) is not unwrapped.
         ("64:ff9b:1::808:808", false, false),
     ] {
         let address = address.parse().unwrap();
-        assert_eq!(policy(&[], &[]).check_address(address, false).is_ok(), plain, "{address}");
-        assert_eq!(exception.check_address(address, false).is_ok(), excepted, "{address}");
+        let checked = policy(&[], &[]).check_address(address, false);
+        assert_eq!(checked.is_ok(), is_allowed, "{address}");
+        let checked = with_exceptions.check_address(address, false);
+        assert_eq!(checked.is_ok(), is_allowed_with_exceptions, "{address}");
     }
     let metadata = "64:ff9b::a9fe:a9fe".parse().unwrap();
-    assert!(exception.check_address(metadata, true).is_err());
+    assert!(with_exceptions.check_address(metadata, true).is_err());
 }
 
 #[test]
 fn a_list_of_hosts_excludes_all_others() {
     let policy = policy(&["upload.wikimedia.org", "*.example.com"], &[]);
-    for good in [
+    for allowed in [
         "https://upload.wikimedia.org/a",
         "https://UPLOAD.wikimedia.org./a",
         "https://a.b.example.com/",
     ] {
-        assert_eq!(checked(&policy, good), Ok(false), "{good}");
+        assert_eq!(checked(&policy, allowed), Ok(false), "{allowed}");
     }
-    for bad in [
+    for denied in [
         "https://example.com/",
         "https://badexample.com/",
         "https://wikimedia.org/",
         "http://1.1.1.1/",
     ] {
-        assert!(is_denied(&policy, bad), "{bad}");
+        assert!(is_denied(&policy, denied), "{denied}");
     }
 }
 
@@ -234,18 +234,17 @@ fn a_redirect_is_checked_like_a_url() {
 }
 
 #[test]
-fn mistakes_in_the_operators_lists_are_errors() {
-    for fault in
-        ["10.0.0.0/33", "example.com", "example.com:0", "example.com:http", ":80", "a b:80"]
+fn invalid_exceptions_and_host_patterns_are_errors() {
+    for text in ["10.0.0.0/33", "example.com", "example.com:0", "example.com:http", ":80", "a b:80"]
     {
-        assert!(Exception::parse(fault).is_err(), "{fault}");
+        assert!(Exception::parse(text).is_err(), "{text}");
     }
-    for fault in ["*.*.example.com", "exa mple.com", "", "*."] {
-        assert!(HostPattern::parse(fault).is_err(), "{fault}");
+    for text in ["*.*.example.com", "exa mple.com", "", "*."] {
+        assert!(HostPattern::parse(text).is_err(), "{text}");
     }
 }
 
-/// What no stranger may reach, computed independently of the rules: from octets and segments.
+/// Whether an address is private, computed without the policy's tables: from octets and segments.
 fn is_private(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
@@ -311,9 +310,9 @@ fn any_address() -> impl Strategy<Value = IpAddr> {
 
 /// An IPv4 address in one of the spellings that URLs allow.
 fn spelling() -> impl Strategy<Value = String> {
-    (any::<u32>(), 0..7usize).prop_map(|(bits, way)| {
+    (any::<u32>(), 0..7usize).prop_map(|(bits, spelling)| {
         let [a, b, c, d] = bits.to_be_bytes();
-        match way {
+        match spelling {
             0 => format!("{a}.{b}.{c}.{d}"),
             1 => format!("{bits}"),
             2 => format!("{bits:#x}"),
@@ -329,26 +328,26 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(5000))]
 
     #[test]
-    fn no_address_that_is_accepted_is_private(address in any_address()) {
+    fn no_allowed_address_is_private(address in any_address()) {
         if policy(&[], &[]).check_address(address, false).is_ok() {
             prop_assert!(!is_private(address), "{address}");
         }
     }
 
     #[test]
-    fn no_url_that_is_accepted_names_a_private_address(
+    fn no_allowed_url_contains_a_private_address(
         scheme in prop_oneof![Just("http://"), Just("HTTPS://"), Just("http:\\\\"), Just("http:///"), Just("http:")],
         user in prop_oneof![4 => Just(""), 1 => Just("example.com@"), 1 => Just("example.com%40")],
         host in prop_oneof![spelling(), any_address().prop_map(|address| format!("[{address}]")), "[0-9a-fx.:%\\[\\]]{1,20}"],
         rest in "[ -~]{0,20}",
     ) {
-        let address = format!("{scheme}{user}{host}{rest}");
-        if let Ok(target) = policy(&[], &[]).check_url(&address) {
+        let url = format!("{scheme}{user}{host}{rest}");
+        if let Ok(target) = policy(&[], &[]).check_url(&url) {
             match target.url.host() {
-                Some(Host::Ipv4(v4)) => prop_assert!(!is_private(v4.into()), "{address}"),
-                Some(Host::Ipv6(v6)) => prop_assert!(!is_private(v6.into()), "{address}"),
-                Some(Host::Domain(name)) => prop_assert!(name.parse::<IpAddr>().is_err(), "{address}"),
-                None => prop_assert!(false, "{address}"),
+                Some(Host::Ipv4(v4)) => prop_assert!(!is_private(v4.into()), "{url}"),
+                Some(Host::Ipv6(v6)) => prop_assert!(!is_private(v6.into()), "{url}"),
+                Some(Host::Domain(name)) => prop_assert!(name.parse::<IpAddr>().is_err(), "{url}"),
+                None => prop_assert!(false, "{url}"),
             }
         }
     }

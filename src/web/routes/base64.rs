@@ -20,7 +20,7 @@ use utoipa::{
 
 use super::{answer::Answer, openapi::error_responses};
 use crate::{
-    base64_text::{PIECE, body_limit, decode, normalize},
+    base64_text::{CHUNK_LEN, body_limit, decode, normalize},
     shares::{ClientNetwork, SharePermit},
     web::{
         error::{Code, Error},
@@ -166,7 +166,7 @@ pub(super) fn decode_pieces(
         if text.is_empty() {
             return Ok(None);
         }
-        let end = text.end.min(text.start + PIECE);
+        let end = text.end.min(text.start + CHUNK_LEN);
         let piece = charged.body.get(text.start..end).unwrap_or_default();
         let bytes = decode(piece)?;
         text.start = end;
@@ -184,10 +184,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{base64_text::Fault, shares::Shares};
+    use crate::{base64_text::Base64Error, shares::Shares};
 
     /// Decodes a picture. `text` is the raw content of the JSON string in the body.
-    fn picture(text: &str) -> Result<Vec<u8>, Fault> {
+    fn picture(text: &str) -> Result<Vec<u8>, Base64Error> {
         let body = format!(r#"{{"filename": null, "image_base64": "{text}" , "more": [1]}}"#);
         match parse(body.into_bytes()) {
             Ok(Parsed { body, text, .. }) => {
@@ -240,7 +240,7 @@ mod tests {
         ) {
             let mut text = "A".repeat(300);
             text.replace_range(index..=index, "%");
-            prop_assert_eq!(picture(&format!("{prefix}{text}")), Err(Fault::Alphabet));
+            prop_assert_eq!(picture(&format!("{prefix}{text}")), Err(Base64Error::Alphabet));
         }
 
         #[test]
@@ -253,31 +253,31 @@ mod tests {
     #[test]
     fn invalid_base64_is_refused_with_a_reason() {
         for (text, reason) in [
-            ("", Fault::Empty),
-            ("\\n", Fault::Empty),
-            ("data:image/png;base64,", Fault::Empty),
-            (" \\t ", Fault::Empty),
-            ("data:image/png;base64, \\n", Fault::Empty),
-            ("====", Fault::Empty),
-            ("data:,====", Fault::Empty),
-            ("QQ=", Fault::Length),
-            ("Q", Fault::Length),
-            ("Q===", Fault::Length),
-            ("QQ==QQ==", Fault::Continued),
-            ("QQ==%", Fault::Alphabet),
-            ("QU JD", Fault::Space),
-            ("QQ ==", Fault::Space),
-            ("QQ= =", Fault::Space),
-            (" data:,QU JD ", Fault::Space),
-            ("data:image/png; base64", Fault::NoComma),
-            ("QUJD\u{a0}", Fault::Alphabet),
-            ("dat a:,QUJD", Fault::Space),
-            ("QUJ%", Fault::Alphabet),
-            ("QUJé", Fault::Alphabet),
-            ("QUJ\\u00e9", Fault::Alphabet),
-            ("QUJ\\ud83d", Fault::Alphabet),
-            ("data:image/png;base64", Fault::NoComma),
-            ("https:\\/\\/example.com\\/a.jpg", Fault::Alphabet),
+            ("", Base64Error::Empty),
+            ("\\n", Base64Error::Empty),
+            ("data:image/png;base64,", Base64Error::Empty),
+            (" \\t ", Base64Error::Empty),
+            ("data:image/png;base64, \\n", Base64Error::Empty),
+            ("====", Base64Error::Empty),
+            ("data:,====", Base64Error::Empty),
+            ("QQ=", Base64Error::Length),
+            ("Q", Base64Error::Length),
+            ("Q===", Base64Error::Length),
+            ("QQ==QQ==", Base64Error::TextAfterPadding),
+            ("QQ==%", Base64Error::Alphabet),
+            ("QU JD", Base64Error::Space),
+            ("QQ ==", Base64Error::Space),
+            ("QQ= =", Base64Error::Space),
+            (" data:,QU JD ", Base64Error::Space),
+            ("data:image/png; base64", Base64Error::NoComma),
+            ("QUJD\u{a0}", Base64Error::Alphabet),
+            ("dat a:,QUJD", Base64Error::Space),
+            ("QUJ%", Base64Error::Alphabet),
+            ("QUJé", Base64Error::Alphabet),
+            ("QUJ\\u00e9", Base64Error::Alphabet),
+            ("QUJ\\ud83d", Base64Error::Alphabet),
+            ("data:image/png;base64", Base64Error::NoComma),
+            ("https:\\/\\/example.com\\/a.jpg", Base64Error::Alphabet),
         ] {
             assert_eq!(picture(text), Err(reason), "{text}");
         }
@@ -315,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_text_of_several_pieces_is_decoded_completely() {
-        let bytes: Vec<u8> = (0..3 * PIECE + 1).map(|n| n as u8).collect();
+        let bytes: Vec<u8> = (0..3 * CHUNK_LEN + 1).map(|n| n as u8).collect();
         assert_eq!(picture(&BASE64_STANDARD.encode(&bytes)), Ok(bytes));
     }
 

@@ -4,7 +4,7 @@ use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{nvidia::KeyState, store::Fault, web::state::AppState};
+use crate::{nvidia::KeyState, store::NotReadyReason, web::state::AppState};
 
 /// The process is alive.
 #[derive(Debug, Serialize, ToSchema)]
@@ -46,7 +46,8 @@ pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {
     if app.shutdown.is_draining() {
         reasons.push("draining");
     }
-    reasons.extend(app.pipeline.store.faults().await.into_iter().map(Fault::name));
+    reasons
+        .extend(app.pipeline.store.not_ready_reasons().await.into_iter().map(NotReadyReason::name));
     let nvidia_key = match app.pipeline.embedder.key_state() {
         KeyState::Unknown => "unknown",
         KeyState::Accepted => "accepted",

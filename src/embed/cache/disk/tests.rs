@@ -16,18 +16,18 @@ fn cached(number: &str) -> CachedEmbedding {
     }
 }
 
-fn disk(limit: u64) -> (TempDir, Disk) {
+fn disk(max_bytes: u64) -> (TempDir, Disk) {
     let folder = tempfile::tempdir().unwrap();
-    let disk = open(&folder, limit);
+    let disk = open(&folder, max_bytes);
     (folder, disk)
 }
 
-fn open(folder: &TempDir, limit: u64) -> Disk {
+fn open(folder: &TempDir, max_bytes: u64) -> Disk {
     let space = DiskSpace::new(folder.path().to_owned(), 0);
-    Disk::new(folder.path().join(".vectors"), limit, space)
+    Disk::new(folder.path().join(".vectors"), max_bytes, space)
 }
 
-/// The size of a file on disk.
+/// The size on disk of one vector's file.
 fn size() -> u64 {
     size_on_disk(encode(&key(0), &cached("0.5")).len() as u64)
 }
@@ -39,8 +39,8 @@ fn total(disk: &Disk) -> u64 {
     files.map(|file| size_on_disk(file.metadata().unwrap().len())).sum()
 }
 
-/// Makes a file older.
-fn age(disk: &Disk, key: &CacheKey, seconds: u64) {
+/// Sets the time at which a file was written to some seconds ago.
+fn set_age(disk: &Disk, key: &CacheKey, seconds: u64) {
     let time = SystemTime::now() - Duration::from_secs(seconds);
     File::options().append(true).open(disk.path(key)).unwrap().set_modified(time).unwrap();
 }
@@ -60,30 +60,30 @@ fn a_vector_is_read_exactly_as_it_was_written() {
 
 #[test]
 fn a_newer_vector_replaces_the_older_and_counts_once() {
-    for limit in [size(), 10 * size()] {
-        let (_folder, disk) = disk(limit);
+    for max_bytes in [size(), 10 * size()] {
+        let (_folder, disk) = disk(max_bytes);
         for number in ["0.1", "0.2", "0.3"] {
             disk.write(&key(1), &cached(number));
             let read = disk.read(&key(1)).unwrap();
             assert_eq!(read.vector.json().get(), cached(number).vector.json().get());
         }
-        assert_eq!((*disk.used(), total(&disk)), (Some(size()), size()));
+        assert_eq!((*disk.used_bytes(), total(&disk)), (Some(size()), size()));
     }
 }
 
 #[test]
-fn after_the_folder_is_listed_files_that_are_absent_are_not_read() {
+fn absent_files_are_not_read_after_the_folder_was_listed() {
     let (folder, disk) = disk(2 * size());
     disk.write(&key(1), &cached("0.5"));
-    age(&disk, &key(1), 60);
+    set_age(&disk, &key(1), 60);
     let disk = open(&folder, 2 * size());
-    let held = |keys: &[u8]| keys.iter().map(|n| disk.may_hold(&key(*n))).collect::<Vec<_>>();
-    assert_eq!(held(&[1, 2, 3]), [true, true, true]);
+    let may_contain = || [1, 2, 3].map(|n| disk.may_contain(&key(n)));
+    assert_eq!(may_contain(), [true, true, true]);
     disk.clean_up();
-    assert_eq!(held(&[1, 2, 3]), [true, false, false]);
+    assert_eq!(may_contain(), [true, false, false]);
     disk.write(&key(2), &cached("0.5"));
-    disk.write(&key(3), &cached("0.5")); // evicts the oldest
-    assert_eq!(held(&[1, 2, 3]), [false, false, true]);
+    disk.write(&key(3), &cached("0.5")); // removes the two older files
+    assert_eq!(may_contain(), [false, false, true]);
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_file_named_after_another_key_is_ignored() {
 
 proptest! {
     #[test]
-    fn any_changed_byte_and_any_truncation_is_noticed(
+    fn a_file_with_a_changed_byte_or_a_missing_end_is_not_decoded(
         at in any::<proptest::sample::Index>(), change in 1u8..=255, truncated in any::<bool>(),
     ) {
         let whole = encode(&key(3), &cached("0.125"));
@@ -110,7 +110,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_is_no_vector(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn random_bytes_are_not_decoded(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         prop_assert!(decode(&key(3), &bytes).is_none());
         let framed = [MAGIC.as_bytes(), b" ", &bytes].concat();
         prop_assert!(decode(&key(3), &framed).is_none());
@@ -118,40 +118,41 @@ proptest! {
 }
 
 #[test]
-fn the_limit_holds_and_the_oldest_go_first() {
+fn the_oldest_files_are_removed_when_the_limit_is_reached() {
     let (_folder, disk) = disk(size() * 10);
     for n in 0..30u8 {
         disk.write(&key(n), &cached("0.5"));
-        age(&disk, &key(n), 1000 - u64::from(n));
+        set_age(&disk, &key(n), 1000 - u64::from(n));
         let total = total(&disk);
         assert!(total <= size() * 10, "{total}");
-        assert_eq!(*disk.used(), Some(total));
-        assert!(disk.read(&key(n)).is_some(), "the newest stays");
+        assert_eq!(*disk.used_bytes(), Some(total));
+        assert!(disk.read(&key(n)).is_some(), "the newest file was removed");
     }
-    let kept: Vec<_> = (0..30u8).filter(|n| disk.read(&key(*n)).is_some()).collect();
-    assert!(kept.len() >= 8, "{kept:?}");
-    assert_eq!(kept, (30 - kept.len() as u8..30).collect::<Vec<_>>(), "the newest");
+    let rest: Vec<_> = (0..30u8).filter(|n| disk.read(&key(*n)).is_some()).collect();
+    assert!(rest.len() >= 8, "{rest:?}");
+    let newest: Vec<_> = (30 - rest.len() as u8..30).collect();
+    assert_eq!(rest, newest);
 }
 
 #[test]
-fn files_that_the_cache_did_not_write_are_neither_counted_nor_removed() {
+fn files_of_others_are_ignored_and_stay() {
     let (folder, disk) = disk(size() * 2);
     disk.write(&key(0xab), &cached("0.5"));
-    let strange = ["notes.txt", &"g".repeat(64), &"ab".repeat(31), &"+1".repeat(32)];
-    for name in strange {
+    let names = ["notes.txt", &"g".repeat(64), &"ab".repeat(31), &"+1".repeat(32)];
+    for name in names {
         fs::write(disk.path(&key(0xab)).with_file_name(name), "x".repeat(100_000)).unwrap();
     }
-    let again = open(&folder, size() * 2);
-    again.clean_up();
-    assert_eq!(*again.used(), Some(size()));
-    assert!(again.read(&key(0xab)).is_some());
-    assert!(strange.iter().all(|name| disk.path(&key(0xab)).with_file_name(name).exists()));
+    let reopened = open(&folder, size() * 2);
+    reopened.clean_up();
+    assert_eq!(*reopened.used_bytes(), Some(size()));
+    assert!(reopened.read(&key(0xab)).is_some());
+    assert!(names.iter().all(|name| disk.path(&key(0xab)).with_file_name(name).exists()));
     let read = Sha256::from_hex(key(0xab).to_string().as_bytes());
     assert_eq!(read.map(CacheKey), Some(key(0xab)));
 }
 
 #[test]
-fn a_limit_smaller_than_one_vector_stores_nothing() {
+fn no_vector_is_written_if_the_limit_is_smaller_than_one_vector() {
     let (_folder, disk) = disk(100);
     disk.write(&key(1), &cached("0.5"));
     assert_eq!(total(&disk), 0);
@@ -162,7 +163,7 @@ fn a_clean_up_applies_a_lower_limit_and_removes_leftovers() {
     let (folder, disk) = disk(size() * 10);
     for n in 0..10u8 {
         disk.write(&key(n), &cached("0.5"));
-        age(&disk, &key(n), 1000 - u64::from(n));
+        set_age(&disk, &key(n), 1000 - u64::from(n));
     }
     fs::write(disk.folder.join(STAGING_FOLDER).join("0"), "half").unwrap();
     let disk = open(&folder, size() * 3);
@@ -173,19 +174,18 @@ fn a_clean_up_applies_a_lower_limit_and_removes_leftovers() {
 }
 
 #[test]
-fn an_unusable_folder_disables_only_the_cache() {
+fn a_cache_whose_folder_was_unusable_works_again_without_a_restart() {
     let (_folder, disk) = disk(1 << 20);
     fs::write(&disk.folder, "a file where the folder should be").unwrap();
     disk.clean_up();
     disk.write(&key(1), &cached("0.5"));
     assert!(disk.read(&key(1)).is_none());
     assert!(disk.is_failing.load(Ordering::Relaxed));
-    // The cache recovers without a restart.
     fs::remove_file(&disk.folder).unwrap();
     disk.write(&key(1), &cached("0.5"));
     assert!(disk.read(&key(1)).is_some());
     assert!(!disk.is_failing.load(Ordering::Relaxed));
-    // It also recovers if somebody empties the folder.
+    // The cache also works again after somebody removed the folder.
     fs::remove_dir_all(&disk.folder).unwrap();
     disk.write(&key(1), &cached("0.5"));
     assert!(disk.read(&key(1)).is_some());
@@ -203,21 +203,21 @@ fn a_folder_in_place_of_a_file_is_ignored() {
 }
 
 #[test]
-fn no_vector_is_written_into_the_disks_reserve() {
+fn no_vector_is_written_that_would_use_the_disks_reserve() {
     const RESERVE: u64 = 1 << 20;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(".vectors");
-    // A disk with room for three vectors.
-    let room = 3 * size();
-    let counted = path.clone();
+    // Three vectors fit on the disk.
+    let capacity = 3 * size();
+    let measured_path = path.clone();
     let space = DiskSpace::with_measure(path.clone(), RESERVE, move |_| {
-        let folders = fs::read_dir(&counted).into_iter().flatten();
+        let folders = fs::read_dir(&measured_path).into_iter().flatten();
         let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
         let used: u64 =
             files.map(|file| size_on_disk(file.unwrap().metadata().unwrap().len())).sum();
-        Ok(FreeSpace { bytes: RESERVE + room - used, inodes: None })
+        Ok(FreeSpace { bytes: RESERVE + capacity - used, inodes: None })
     });
-    // Pictures share the disk. This one is still being received and holds a permit for its room.
+    // A picture on the same disk is being received, and holds a permit for the space of one vector.
     let mut picture = space.empty_permit();
     picture.grow_to_blocking(size()).unwrap();
     let disk = Disk::new(path, 1 << 30, space);
