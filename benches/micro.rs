@@ -44,7 +44,7 @@ fn spool(bencher: Bencher<'_, '_>, len: usize) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     bencher.counter(BytesCount::new(len)).bench_local(|| {
         runtime.block_on(async {
-            let mut spool = store.spool(InlineImage::largest(200_000));
+            let mut spool = store.spool(InlineImage::largest_picture(200_000));
             for chunk in &chunks {
                 spool.write(chunk).await.unwrap();
             }
@@ -72,13 +72,13 @@ fn check_vector(bencher: Bencher<'_, '_>) {
     let raw = embedding();
     bencher
         .counter(BytesCount::of_str(raw.get()))
-        .bench(|| Vector::check(black_box(&raw)).unwrap());
+        .bench(|| Vector::from_json(black_box(&raw)).unwrap());
 }
 
 /// Nearly all of an answer is its vector.
 #[divan::bench]
 fn serialize_vector(bencher: Bencher<'_, '_>) {
-    let vector = Vector::check(&embedding()).unwrap();
+    let vector = Vector::from_json(&embedding()).unwrap();
     bencher
         .counter(BytesCount::of_str(vector.json().get()))
         .bench(|| serde_json::to_vec(black_box(&vector)).unwrap());

@@ -17,7 +17,7 @@ use crate::{
     decoder,
     fair_queue::Permit,
     image::{self, Content, Format, Picture, Target},
-    nvidia::{self, Attempts, InlineImage, Vector},
+    nvidia::{self, InlineImage, RetryState, Vector},
     shares::ClientNetwork,
     spool::{Spooled, StagingFile},
 };
@@ -60,7 +60,7 @@ impl Inner {
         client: ClientNetwork,
         deadline: Instant,
     ) -> Result<Embedding, Error> {
-        let mut attempts = self.nvidia.reserve(client, deadline)?;
+        let mut retry_state = self.nvidia.reserve_call(client, deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
         if self.queue.expected_wait(client) > left {
             return Err(Error::QueueTooLong);
@@ -80,16 +80,16 @@ impl Inner {
             let len = payload.content.len();
             match plan(payload.is_ready, len, may_upload, largest_inline as u64) {
                 Plan::SendInline => {
-                    let vector = self.send_inline(&payload, &mut attempts).await?;
+                    let vector = self.send_inline(&payload, &mut retry_state).await?;
                     if let Some(failure) = upload_failure.filter(nvidia::Error::is_upload_refusal) {
                         // Opens the breaker only after the picture was accepted inline: if NVIDIA
                         // rejects the picture either way, the uploads are not to blame.
                         self.open_breaker(&failure, self.settings.asset_memory);
                     }
-                    return Ok(self.embedding(vector, &payload, &attempts));
+                    return Ok(self.embedding(vector, &payload, &retry_state));
                 }
-                Plan::Upload => match self.send_uploaded(&payload, &mut attempts).await {
-                    Ok(vector) => return Ok(self.embedding(vector, &payload, &attempts)),
+                Plan::Upload => match self.send_uploaded(&payload, &mut retry_state).await {
+                    Ok(vector) => return Ok(self.embedding(vector, &payload, &retry_state)),
                     Err(Error::Nvidia(failure)) if failure.may_succeed_inline() => {
                         if !failure.is_upload_refusal() {
                             self.open_breaker(&failure, self.settings.outage_memory);
@@ -121,33 +121,34 @@ impl Inner {
     async fn send_inline(
         &self,
         payload: &Payload,
-        attempts: &mut Attempts<'_>,
+        retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
-        let _permit = self.permit(attempts).await?;
+        let _permit = self.permit(retry_state).await?;
         // This reads no file: whatever is small enough to go inline was spooled in memory.
         let bytes = payload.content.read_at(0, self.settings.largest_inline());
         let bytes = bytes.map_err(image::Error::from).map_err(decoder::Error::from)?;
         let image = InlineImage::new(payload.format.media_type(), &bytes);
-        Ok(self.nvidia.infer(&image, attempts).await?)
+        Ok(self.nvidia.infer(&image, retry_state).await?)
     }
 
     /// Uploads the payload and asks for its embedding, once it has a permit.
     async fn send_uploaded(
         &self,
         payload: &Payload,
-        attempts: &mut Attempts<'_>,
+        retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
-        let _permit = self.permit(attempts).await?;
+        let _permit = self.permit(retry_state).await?;
         let media_type = payload.format.media_type();
         // If the upload hangs, half of the time is left to shrink the picture and send it inline.
-        let by = attempts.halfway();
-        let asset = self.nvidia.upload(media_type, &payload.content, attempts, by).await?;
-        Ok(self.nvidia.infer_asset(&asset, attempts).await?)
+        let by = retry_state.halfway_to_deadline();
+        let asset = self.nvidia.upload(media_type, &payload.content, retry_state, by).await?;
+        Ok(self.nvidia.infer_asset(&asset, retry_state).await?)
     }
 
-    async fn permit(&self, attempts: &Attempts<'_>) -> Result<Permit, Error> {
-        self.nvidia.wait_until_ready(attempts.deadline).await?;
-        let permit = self.queue.take_in_time(attempts.client, attempts.deadline).await;
+    async fn permit(&self, retry_state: &RetryState<'_>) -> Result<Permit, Error> {
+        self.nvidia.wait_until_ready(retry_state.deadline).await?;
+        let permit =
+            self.queue.take_in_time(retry_state.client_network, retry_state.deadline).await;
         permit.ok_or(Error::QueueTimeout("a call to NVIDIA"))
     }
 
@@ -173,8 +174,13 @@ impl Inner {
         })
     }
 
-    fn embedding(&self, vector: Vector, payload: &Payload, attempts: &Attempts<'_>) -> Embedding {
-        let (prepared, count) = (payload.prepared, attempts.inferences());
+    fn embedding(
+        &self,
+        vector: Vector,
+        payload: &Payload,
+        retry_state: &RetryState<'_>,
+    ) -> Embedding {
+        let (prepared, count) = (payload.prepared, retry_state.sent_inferences());
         let valid_until =
             payload.is_temporary.then(|| self.upload_breaker.closes_at(Instant::now()));
         Embedding { vector, prepared, provenance: Provenance::Nvidia, attempts: count, valid_until }
