@@ -95,7 +95,7 @@ pub struct Settings {
     pub poll_interval: Duration,
 }
 
-/// The error of a call to NVIDIA that is not retried, or not again.
+/// The error of a call to NVIDIA.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} failed: {kind:?}, {log_detail}")]
 pub struct Error {
@@ -105,7 +105,7 @@ pub struct Error {
     pub kind: ErrorKind,
     /// How long to wait before another request.
     pub retry_after: Option<Duration>,
-    /// Details for the log only, such as the status and the beginning of the response.
+    /// Details such as the status and the beginning of the response. They go to the log only.
     pub log_detail: String,
     /// The number of inferences that were sent without success.
     pub attempts: u32,
@@ -338,10 +338,8 @@ impl Error {
         let mut log_detail = format!("status {}", response.status.as_u16());
         if operation.may_quote_body(response.status.as_u16()) {
             let text = String::from_utf8_lossy(&response.body);
-            log_detail.push_str(&format!(
-                ": {:?}",
-                text.chars().take(MAX_EXCERPT_CHARS).collect::<String>()
-            ));
+            let excerpt: String = text.chars().take(MAX_EXCERPT_CHARS).collect();
+            log_detail.push_str(&format!(": {excerpt:?}"));
         }
         Self { retry_after: response.retry_after(), ..Self::new(operation, kind, log_detail) }
     }
@@ -364,8 +362,8 @@ impl ApiResponse {
 
 /// Reads the body, up to [`MAX_RESPONSE_BYTES`].
 async fn read_body(mut response: Response) -> Result<Bytes, reqwest::Error> {
-    let announced = response.content_length().and_then(|length| usize::try_from(length).ok());
-    let mut body = BytesMut::with_capacity(announced.unwrap_or(0).min(MAX_RESPONSE_BYTES));
+    let content_length = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = BytesMut::with_capacity(content_length.unwrap_or(0).min(MAX_RESPONSE_BYTES));
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_RESPONSE_BYTES {
@@ -377,7 +375,7 @@ async fn read_body(mut response: Response) -> Result<Bytes, reqwest::Error> {
     Ok(body.freeze())
 }
 
-/// The URL of one item in a collection.
+/// Appends an id to the URL of a collection.
 fn item_url(collection: &Url, id: Uuid) -> String {
     format!("{}/{id}", collection.as_str().trim_end_matches('/'))
 }
