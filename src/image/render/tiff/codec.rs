@@ -21,7 +21,7 @@ use crate::image::{
         jpeg,
         tiff::{Tiff, kinds::Compression},
     },
-    render::jpeg::essential,
+    render::jpeg::decodable_segments,
 };
 
 /// How much of what is compressed with LZW is taken from the file at once.
@@ -268,7 +268,7 @@ fn jpeg(tiff: &Tiff, tables: &[u8], chunk: &Chunk, reader: &mut Reader) -> io::R
         return Err(broken("a JPEG inside is of a rare kind"));
     }
     let len = usize::try_from(content.len()).map_err(io::Error::other)?;
-    let bytes = essential(&mut content.reader(), len)?;
+    let bytes = decodable_segments(&mut content.reader(), len)?;
     let bytes = bytes.ok_or_else(|| broken("a JPEG inside has too many scans"))?;
     drop(content);
     let options = DecoderOptions::default()
