@@ -209,7 +209,7 @@ impl Onlooker {
     async fn start() -> Self {
         let last = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&last);
-        let nvidia = FakeNvidia::with_uploads(move |request| {
+        let nvidia = FakeNvidia::healthy_except(move |request| {
             let body = String::from_utf8_lossy(&request.body);
             if request.method == "PUT" {
                 kept.lock().unwrap().clone_from(&request.body);
@@ -238,7 +238,7 @@ impl Onlooker {
 }
 
 #[tokio::test]
-async fn nvidia_is_shown_every_picture_as_pillow_shows_it() {
+async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
     let Some(judged) = judged() else { return };
     let onlooker = Onlooker::start().await;
     let app = TestApp::start(&onlooker.nvidia).await;
@@ -273,7 +273,7 @@ async fn nvidia_is_shown_every_picture_as_pillow_shows_it() {
 }
 
 #[tokio::test]
-async fn a_jpeg_or_png_that_has_to_be_decoded_is_shown_as_pillow_shows_it() {
+async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
     let Some(judged) = judged() else { return };
     let onlooker = Onlooker::start().await;
     let app = onlooker.shrinking(INLINE_LIMIT).await;
@@ -295,7 +295,7 @@ async fn a_jpeg_or_png_that_has_to_be_decoded_is_shown_as_pillow_shows_it() {
 }
 
 #[tokio::test]
-async fn a_large_picture_is_turned_before_it_is_shrunk() {
+async fn a_large_picture_is_shrunk_and_upright() {
     let Some(judged) = judged() else { return };
     let onlooker = Onlooker::start().await;
     let app = onlooker.shrinking(LARGE_INLINE_LIMIT).await;
@@ -313,7 +313,7 @@ async fn a_large_picture_is_turned_before_it_is_shrunk() {
 }
 
 #[tokio::test]
-async fn a_picture_has_one_vector_however_it_lies_and_whatever_its_size() {
+async fn a_picture_gets_the_same_vector_in_every_orientation_and_size() {
     let Some(judged) = judged() else { return };
     let small = TestApp::sandbox().start().await;
     let large = TestApp::sandbox()
@@ -341,7 +341,7 @@ async fn a_picture_has_one_vector_however_it_lies_and_whatever_its_size() {
 }
 
 #[test]
-fn pillow_judges_all_but_some_kinds() {
+fn pillow_decodes_all_kinds_but_the_listed_ones() {
     let Some(judged) = judged() else { return };
     for picture in judged.iter().filter(|picture| picture.shown.is_none()) {
         let name = picture.name.strip_prefix("kind-").unwrap_or(&picture.name);
