@@ -11,11 +11,11 @@ pub struct Connection {
     buffer: Vec<u8>,
 }
 
-/// The parts of an answer that the benchmark needs.
-pub struct Answer {
+/// The parts of a response that the benchmark needs.
+pub struct Response {
     pub status: u16,
-    /// Whether `x-cache` says `hit`.
-    pub is_hit: bool,
+    /// Whether `x-cache` is `hit`.
+    pub is_cache_hit: bool,
 }
 
 impl Connection {
@@ -25,11 +25,11 @@ impl Connection {
         Ok(Self { stream, buffer: vec![0; 64 * 1024] })
     }
 
-    /// Sends a request, and reads the whole answer.
-    pub fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
+    /// Sends a request, and reads the whole response.
+    pub fn exchange(&mut self, request: &[u8]) -> io::Result<Response> {
         self.stream.write_all(request)?;
         let mut received = 0;
-        let body = loop {
+        let head_len = loop {
             match self.stream.read(&mut self.buffer[received..])? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 read => received += read,
@@ -38,22 +38,22 @@ impl Connection {
                 break end + 4;
             }
         };
-        let head = std::str::from_utf8(&self.buffer[..body]).unwrap();
-        let answer = Answer {
+        let head = std::str::from_utf8(&self.buffer[..head_len]).unwrap();
+        let response = Response {
             status: head.get(9..12).and_then(|status| status.parse().ok()).unwrap(),
-            is_hit: head.contains("x-cache: hit"),
+            is_cache_hit: head.contains("x-cache: hit"),
         };
-        let end = body + content_length(head).unwrap_or(0);
+        let end = head_len + content_length(head).unwrap_or(0);
         if self.buffer.len() < end {
             self.buffer.resize(end, 0);
         }
         self.stream.read_exact(&mut self.buffer[received..end])?;
-        Ok(answer)
+        Ok(response)
     }
 }
 
-pub fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    bytes.windows(wanted.len()).position(|window| window == wanted)
+pub fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+    bytes.windows(pattern.len()).position(|window| window == pattern)
 }
 
 pub fn content_length(head: &str) -> Option<usize> {
