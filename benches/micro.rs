@@ -1,4 +1,4 @@
-//! Measures the code that runs for each byte or for each request: `cargo bench --bench micro`.
+//! Measures functions that run for each byte or for each request: `cargo bench --bench micro`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
@@ -17,11 +17,12 @@ use serde_json::value::RawValue;
 #[path = "service/samples.rs"]
 mod samples;
 
-/// A picture that fits inline easily, one that just fits, and one that does not.
+/// The sizes of the pictures in bytes. The first two can be sent inline, the second one barely; the
+/// third must be uploaded.
 const SIZES: [usize; 3] = [34 * 1024, 149_000, 2 << 20];
 
-/// The size of hyper's chunks.
-const CHUNK: usize = 16 * 1024;
+/// The size of the chunks in which hyper delivers a body, in bytes.
+const CHUNK_LEN: usize = 16 * 1024;
 
 fn main() {
     divan::main();
@@ -31,7 +32,7 @@ fn embedding() -> Box<RawValue> {
     RawValue::from_string(samples::embedding()).unwrap()
 }
 
-/// Receiving a picture: hashing, and copying it to memory or to a staging file.
+/// Receives a picture: hashes it, and copies it to memory or to a staging file.
 #[divan::bench(args = SIZES)]
 fn spool(bencher: Bencher<'_, '_>, len: usize) {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -40,11 +41,11 @@ fn spool(bencher: Bencher<'_, '_>, len: usize) {
     let space = DiskSpace::new(path.clone(), 0);
     let settings = Settings { folder: path, space, retention };
     let store = Store::open(&settings).unwrap();
-    let chunks: Vec<_> = jpeg(len).chunks(CHUNK).map(Bytes::copy_from_slice).collect();
+    let chunks: Vec<_> = jpeg(len).chunks(CHUNK_LEN).map(Bytes::copy_from_slice).collect();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     bencher.counter(BytesCount::new(len)).bench_local(|| {
         runtime.block_on(async {
-            let mut spool = store.spool(InlineImage::largest(200_000));
+            let mut spool = store.spool(InlineImage::largest_picture(200_000));
             for chunk in &chunks {
                 spool.write(chunk).await.unwrap();
             }
@@ -72,13 +73,13 @@ fn check_vector(bencher: Bencher<'_, '_>) {
     let raw = embedding();
     bencher
         .counter(BytesCount::of_str(raw.get()))
-        .bench(|| Vector::check(black_box(&raw)).unwrap());
+        .bench(|| Vector::from_json(black_box(&raw)).unwrap());
 }
 
-/// Nearly all of an answer is its vector.
+/// Serializes a vector, which is most of an answer.
 #[divan::bench]
 fn serialize_vector(bencher: Bencher<'_, '_>) {
-    let vector = Vector::check(&embedding()).unwrap();
+    let vector = Vector::from_json(&embedding()).unwrap();
     bencher
         .counter(BytesCount::of_str(vector.json().get()))
         .bench(|| serde_json::to_vec(black_box(&vector)).unwrap());

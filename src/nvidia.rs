@@ -1,8 +1,8 @@
 //! The client of NVIDIA's hosted NV-DINOv2, and the only code that sees the key.
 //!
-//! An inference is one call, plus polls if the answer is pending (`infer`). A large picture is
-//! uploaded first (`assets`). One table says what each answer means (`classify`), another what is
-//! retried and when (`retry`).
+//! `infer` makes an inference: one call, then polls if NVIDIA has not finished. `assets` uploads a
+//! large picture before its inference. `classify` decides what each response status means, and
+//! `retry` whether and when a failed call is repeated.
 //!
 //! The API: <https://docs.api.nvidia.com/nim/reference/nvidia-nv-dinov2-infer> and
 //! <https://docs.api.nvidia.com/cloud-functions/reference/createasset>.
@@ -31,44 +31,45 @@ use crate::{
     telemetry::{Metrics, causes},
 };
 use classify::{ALERTING_STATUSES, Progress};
-use not_before::NotBefore;
-use pace::{Pace, ReservationGuard};
+use pace::{PaceLimiter, ReservationGuard};
 use retry::RetryBudget;
+use retry_after::SharedRetryAfter;
 
 mod assets;
 mod classify;
 mod infer;
 mod key;
-mod not_before;
 mod pace;
 mod proxy;
 mod retry;
+mod retry_after;
 mod vector;
 mod wire;
 
 pub use assets::UploadedAsset;
-pub use classify::{FailureKind, Operation};
+pub use classify::{ErrorKind, Operation};
 pub use key::ApiKey;
 pub use pace::WINDOW as PACE_WINDOW;
 pub use proxy::ProxyUrl;
-pub use retry::{Attempts, RetryPolicy};
+pub use retry::{RetryPolicy, RetryState};
 pub use vector::{DIMENSIONS, Vector};
 pub use wire::InlineImage;
 
-/// The model's name in answers.
+/// The name of the model in the service's answers.
 pub const MODEL: &str = "nvidia/nv-dinov2";
 
 /// The shortest time between two polls.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The most bytes that are read of an answer. 1536 numbers take about 20 to 40 KB.
-const MAX_ANSWER: usize = 1 << 20;
+/// The most bytes of a response body that are read. An embedding takes about 20 to 40 KB.
+const MAX_RESPONSE_BYTES: usize = 1 << 20;
 
-/// How much of a failed answer is logged, in characters.
-const EXCERPT: usize = 300;
+/// The most characters of an error response that are logged.
+const MAX_EXCERPT_CHARS: usize = 300;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longer than most pauses between pictures, and shorter than gateways keep idle connections.
+/// Longer than most pauses between pictures, but shorter than the time after which gateways close
+/// idle connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// Settings for calling NVIDIA.
@@ -76,45 +77,45 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 pub struct Settings {
     /// Where inferences are sent.
     pub infer_url: Url,
-    /// Where pending answers are polled; the request's id is appended.
+    /// Where pending results are polled; the request's id is appended.
     pub status_url: Url,
-    /// Where uploads are announced.
+    /// Where assets are created and deleted.
     pub assets_url: Url,
-    /// The proxy for all these calls.
+    /// The proxy for all calls to NVIDIA.
     pub proxy: Option<ProxyUrl>,
     /// The timeout of one attempt of one call.
     pub attempt_timeout: Duration,
-    /// The most inference calls in any window.
+    /// The most inference calls in any `pace_window`.
     pub requests_per_minute: Option<u32>,
-    /// The length of the window: a minute and a small margin.
+    /// A minute and a small margin; tests set a shorter one.
     pub pace_window: Duration,
-    /// What is retried, and when.
+    /// How often and how soon a failed call is retried.
     pub retry: RetryPolicy,
     /// The shortest time between two polls.
     pub poll_interval: Duration,
 }
 
-/// A call to NVIDIA that failed and is not retried.
+/// The error of a call to NVIDIA.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} failed: {kind:?}, {log_detail}")]
 pub struct Error {
     /// The call that failed.
     pub operation: Operation,
-    /// Why it failed.
-    pub kind: FailureKind,
-    /// How long NVIDIA asks to wait.
+    /// Why the call failed.
+    pub kind: ErrorKind,
+    /// How long to wait before another request.
     pub retry_after: Option<Duration>,
-    /// The status and the beginning of the answer; only for the log.
+    /// Details such as the status and the beginning of the response. They go to the log only.
     pub log_detail: String,
-    /// Inferences that were sent without success.
+    /// The number of inferences that were sent without success.
     pub attempts: u32,
-    /// Whether only the caller's deadline ruled out another attempt.
+    /// Whether the deadline is the only reason against another attempt.
     pub lacks_time: bool,
-    /// Whether no connection was made, so that NVIDIA never saw the request.
+    /// Whether the connection failed, so that NVIDIA never received the request.
     failed_to_connect: bool,
 }
 
-/// The state of the key according to NVIDIA's last answer.
+/// The state of the key according to NVIDIA's last response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyState {
     /// NVIDIA has not been called yet.
@@ -125,7 +126,7 @@ pub enum KeyState {
     Refused,
 }
 
-/// Calls NVIDIA. Cheap to clone; clones share connections, retry budget and pace.
+/// The client of NVIDIA's API. Clones are cheap, and share connections, retry budget and pace.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -135,18 +136,18 @@ struct Inner {
     settings: Settings,
     key: ApiKey,
     retry_budget: RetryBudget,
-    pace: Option<Pace>,
-    not_before: NotBefore,
+    pace: Option<PaceLimiter>,
+    shared_retry_after: SharedRetryAfter,
     key_state: AtomicU8,
     metrics: Arc<Metrics>,
     background: TaskTracker,
 }
 
-/// Calls that a client may make. Dropping it frees them for others.
+/// Inference calls that a client may make. Dropping the reservation frees them for others.
 #[derive(Debug)]
 pub struct Reservation {
-    client: ClientNetwork,
-    /// `None` if the calls have no pace.
+    client_network: ClientNetwork,
+    /// `None` if there is no pace.
     guard: Option<ReservationGuard>,
 }
 
@@ -154,19 +155,19 @@ impl Reservation {
     /// Moves one call to a reservation of its own.
     pub fn split_one(&mut self) -> Self {
         let guard = self.guard.as_mut().map(ReservationGuard::split_one);
-        Self { client: self.client, guard }
+        Self { client_network: self.client_network, guard }
     }
 }
 
-/// An answer that was read completely.
-struct Reply {
+/// A response whose body was read completely.
+struct ApiResponse {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
 }
 
 impl Client {
-    /// Creates a client. Deletions of uploads outlive their request, and run on `background`.
+    /// Creates a client. `background` runs the deletion of assets, which may outlive the request.
     ///
     /// # Errors
     /// If TLS cannot be set up.
@@ -195,8 +196,10 @@ impl Client {
             http: builder.build()?,
             key,
             retry_budget: RetryBudget::default(),
-            not_before: NotBefore::default(),
-            pace: settings.requests_per_minute.map(|limit| Pace::new(limit, settings.pace_window)),
+            shared_retry_after: SharedRetryAfter::default(),
+            pace: settings
+                .requests_per_minute
+                .map(|limit| PaceLimiter::new(limit, settings.pace_window)),
             key_state: AtomicU8::new(KeyState::Unknown as u8),
             metrics,
             background,
@@ -204,7 +207,7 @@ impl Client {
         })))
     }
 
-    /// The state of the key according to NVIDIA's last answer.
+    /// The state of the key according to NVIDIA's last response.
     pub fn key_state(&self) -> KeyState {
         let state = self.0.key_state.load(Ordering::Relaxed);
         [KeyState::Accepted, KeyState::Refused]
@@ -213,128 +216,131 @@ impl Client {
             .unwrap_or(KeyState::Unknown)
     }
 
-    /// Reserves calls for a client's pictures, all or none. Their embeddings must be ready by the
-    /// deadline.
+    /// Reserves inference calls for a client's pictures, all or none. Their embeddings must be ready
+    /// by the deadline.
     ///
     /// # Errors
-    /// [`FailureKind::RateLimited`] with the time to wait, if the pace or NVIDIA's own
-    /// `Retry-After` leaves no time for the calls before the deadline.
-    pub fn reserve(
+    /// [`ErrorKind::RateLimited`] with the time to wait, if the pace or a `Retry-After` of NVIDIA
+    /// allows no call before the deadline.
+    pub fn reserve_calls(
         &self,
-        client: ClientNetwork,
+        client_network: ClientNetwork,
         count: usize,
         deadline: Instant,
     ) -> Result<Reservation, Error> {
         if count == 0 {
-            return Ok(Reservation { client, guard: None });
+            return Ok(Reservation { client_network, guard: None });
         }
-        self.check_not_before(Operation::Infer, deadline)?;
-        let pace = self.0.pace.as_ref();
-        let reserved = pace.map(|pace| pace.reserve(client, count, Instant::now(), deadline));
-        let guard =
-            reserved.transpose().map_err(|wait| Error::pace_exceeded(Operation::Infer, wait))?;
-        Ok(Reservation { client, guard })
+        self.check_retry_after(Operation::Infer, deadline)?;
+        let guard = match &self.0.pace {
+            Some(pace) => Some(
+                pace.reserve(client_network, count, Instant::now(), deadline)
+                    .map_err(|wait| Error::no_call_before_deadline(Operation::Infer, wait))?,
+            ),
+            None => None,
+        };
+        Ok(Reservation { client_network, guard })
     }
 
-    /// The most calls, up to `at_most`, that the pace could ever allow one client within `time`.
+    /// The most calls, up to `at_most`, that the pace can ever allow one client within `time`.
     pub fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
         let pace = self.0.pace.as_ref();
         pace.map_or(at_most, |pace| pace.largest_reservation(at_most, time))
     }
 
-    /// Starts to use a call that was reserved.
-    pub fn attempts(&self, reservation: Reservation, deadline: Instant) -> Attempts<'_> {
+    /// Starts the calls for one picture, for which a call was reserved. The returned state is passed
+    /// to each of them.
+    pub fn start_calls(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
         let Inner { settings, retry_budget, metrics, .. } = &*self.0;
-        retry_budget.earn();
-        Attempts {
+        retry_budget.add_request();
+        RetryState {
             policy: &settings.retry,
             retry_budget,
             metrics,
-            client: reservation.client,
+            client_network: reservation.client_network,
             reservation: reservation.guard,
             deadline,
             failed_attempts: 0,
-            inferences: 0,
+            sent_inferences: 0,
         }
     }
 
-    /// Adds the headers that every call has except the presigned upload.
+    /// Adds the headers of every call to NVIDIA's API. The presigned upload has none of them.
     fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
         request.header(AUTHORIZATION, self.0.key.bearer()).header(ACCEPT, "application/json")
     }
 
-    /// Makes one attempt of one call. An answer of any status is `Ok`; the caller classifies it.
+    /// Makes one attempt of one call. A response of any status is `Ok`; the caller classifies it.
     async fn call(
         &self,
         operation: Operation,
         request: RequestBuilder,
         deadline: Instant,
-    ) -> Result<Reply, Error> {
+    ) -> Result<ApiResponse, Error> {
         let started = Instant::now();
         if started >= deadline {
-            // Past the deadline, a paid answer would be useless.
-            return Err(Error::deadline(operation));
+            // A paid inference would be useless after the deadline.
+            return Err(Error::deadline_passed(operation));
         }
         let attempt_deadline = deadline.min(started + self.0.settings.attempt_timeout);
         let exchange = async {
             let response = request.send().await?;
             let (status, headers) = (response.status(), response.headers().clone());
             let body = read_body(response).await?;
-            // Anything but a success may be quoted in the log.
+            // A response that is no success may be quoted in the log, so the key must not be in it.
             let body = if status == StatusCode::OK { body } else { self.0.key.redact(body) };
-            Ok(Reply { status, headers, body })
+            Ok(ApiResponse { status, headers, body })
         };
         let outcome = match timeout_at(attempt_deadline, exchange).await {
-            Ok(Ok(reply)) => Ok(reply),
+            Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
                 let error: reqwest::Error = error;
-                // The error's own text names the URL, which may be presigned.
+                // Only the causes are logged: the error's own text contains the URL, which may be
+                // presigned.
                 let log_detail =
                     causes(&error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
-                let failure = Error::new(operation, FailureKind::Unavailable, log_detail);
-                Err(Error { failed_to_connect: error.is_connect(), ..failure })
+                let failed_to_connect = error.is_connect();
+                let error = Error::new(operation, ErrorKind::Unavailable, log_detail);
+                Err(Error { failed_to_connect, ..error })
             }
-            Err(_) if attempt_deadline == deadline => Err(Error::deadline(operation)),
+            Err(_) if attempt_deadline == deadline => Err(Error::deadline_passed(operation)),
             Err(_) => {
-                Err(Error::new(operation, FailureKind::AttemptTimeout, "no answer in time".into()))
+                Err(Error::new(operation, ErrorKind::AttemptTimeout, "no response in time".into()))
             }
         };
-        let status = outcome.as_ref().ok().map(|reply| reply.status.as_u16());
+        let status = outcome.as_ref().ok().map(|response| response.status.as_u16());
         self.0.metrics.record_upstream_call(operation.name(), status, started.elapsed());
-        if let Ok(reply) = &outcome {
-            self.record_key_state(operation, reply.status);
+        if let Ok(response) = &outcome
+            && operation.reveals_key_validity()
+        {
+            self.record_key_state(operation, response.status);
             let asks_to_wait = matches!(
-                reply.status,
+                response.status,
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
             );
-            if let (true, true, Some(wait)) =
-                (asks_to_wait, operation.reveals_key_validity(), reply.retry_after())
-            {
-                self.0.not_before.record(wait, Instant::now());
+            if asks_to_wait && let Some(wait) = response.retry_after() {
+                self.0.shared_retry_after.record(wait, Instant::now());
             }
         }
         outcome
     }
 
     fn record_key_state(&self, operation: Operation, status: StatusCode) {
-        if !operation.reveals_key_validity() {
-            return;
-        }
         let state = match operation.classify(status.as_u16()) {
             Ok(Progress::Done | Progress::Pending) => KeyState::Accepted,
-            Err(FailureKind::Key) => KeyState::Refused,
+            Err(ErrorKind::KeyRefused) => KeyState::Refused,
             Err(
-                FailureKind::Account
-                | FailureKind::Picture
-                | FailureKind::UploadsRefused
-                | FailureKind::RateLimited
-                | FailureKind::Unavailable
-                | FailureKind::AttemptTimeout
-                | FailureKind::ResultGone
-                | FailureKind::GatewayPage
-                | FailureKind::InvalidAnswer
-                | FailureKind::Unexpected
-                | FailureKind::DeadlinePassed,
+                ErrorKind::AccountRefused
+                | ErrorKind::PictureRefused
+                | ErrorKind::UploadsRefused
+                | ErrorKind::RateLimited
+                | ErrorKind::Unavailable
+                | ErrorKind::AttemptTimeout
+                | ErrorKind::ResultGone
+                | ErrorKind::GatewayPage
+                | ErrorKind::InvalidResponse
+                | ErrorKind::Unexpected
+                | ErrorKind::DeadlinePassed,
             ) => return,
         };
         self.0.key_state.store(state as u8, Ordering::Relaxed);
@@ -342,43 +348,42 @@ impl Client {
 }
 
 impl Error {
-    fn new(operation: Operation, kind: FailureKind, log_detail: String) -> Self {
-        let (attempts, lacks_time, failed_to_connect) =
-            (0, kind == FailureKind::DeadlinePassed, false);
+    fn new(operation: Operation, kind: ErrorKind, log_detail: String) -> Self {
         Self {
             operation,
             kind,
             retry_after: None,
             log_detail,
-            attempts,
-            lacks_time,
-            failed_to_connect,
+            attempts: 0,
+            lacks_time: kind == ErrorKind::DeadlinePassed,
+            failed_to_connect: false,
         }
     }
 
-    fn deadline(operation: Operation) -> Self {
-        Self::new(operation, FailureKind::DeadlinePassed, "the request's deadline passed".into())
+    fn deadline_passed(operation: Operation) -> Self {
+        Self::new(operation, ErrorKind::DeadlinePassed, "the request's deadline passed".into())
     }
 
-    /// The failure that an answer reports.
-    fn from_reply(operation: Operation, kind: FailureKind, reply: &Reply) -> Self {
-        let mut log_detail = format!("status {}", reply.status.as_u16());
-        if operation.is_quotable(reply.status.as_u16()) {
-            let text = String::from_utf8_lossy(&reply.body);
-            log_detail.push_str(&format!(": {:?}", text.chars().take(EXCERPT).collect::<String>()));
+    /// Creates the error for a response that was classified as `kind`.
+    fn from_response(operation: Operation, kind: ErrorKind, response: &ApiResponse) -> Self {
+        let mut log_detail = format!("status {}", response.status.as_u16());
+        if operation.may_quote_body(response.status.as_u16()) {
+            let text = String::from_utf8_lossy(&response.body);
+            let excerpt: String = text.chars().take(MAX_EXCERPT_CHARS).collect();
+            log_detail.push_str(&format!(": {excerpt:?}"));
         }
-        Self { retry_after: reply.retry_after(), ..Self::new(operation, kind, log_detail) }
+        Self { retry_after: response.retry_after(), ..Self::new(operation, kind, log_detail) }
     }
 }
 
-impl Reply {
-    /// Whether the call is done or its answer is pending.
+impl ApiResponse {
+    /// Whether the call is done or its result is pending.
     ///
     /// # Errors
-    /// The failure that the answer reports.
+    /// The error that the status stands for.
     fn progress(&self, operation: Operation) -> Result<Progress, Error> {
         let classified = operation.classify(self.status.as_u16());
-        classified.map_err(|kind| Error::from_reply(operation, kind, self))
+        classified.map_err(|kind| Error::from_response(operation, kind, self))
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -386,21 +391,22 @@ impl Reply {
     }
 }
 
-/// Reads the body, up to the limit for answers.
+/// Reads the body, up to [`MAX_RESPONSE_BYTES`].
 async fn read_body(mut response: Response) -> Result<Bytes, reqwest::Error> {
-    let announced = response.content_length().and_then(|length| usize::try_from(length).ok());
-    let mut body = BytesMut::with_capacity(announced.unwrap_or(0).min(MAX_ANSWER));
+    let content_length = response.content_length().and_then(|length| usize::try_from(length).ok());
+    let mut body = BytesMut::with_capacity(content_length.unwrap_or(0).min(MAX_RESPONSE_BYTES));
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
-        if body.len() > MAX_ANSWER {
-            body.truncate(MAX_ANSWER); // a truncated body is not valid JSON, so it is refused later
+        if body.len() > MAX_RESPONSE_BYTES {
+            // A truncated body is not valid JSON, so the caller refuses it.
+            body.truncate(MAX_RESPONSE_BYTES);
             break;
         }
     }
     Ok(body.freeze())
 }
 
-/// The URL of one item in a collection.
+/// Appends an id to the URL of a collection.
 fn item_url(collection: &Url, id: Uuid) -> String {
     format!("{}/{id}", collection.as_str().trim_end_matches('/'))
 }

@@ -1,9 +1,11 @@
 //! Sandbox mode: a built-in stand-in for NVIDIA that needs neither a key nor a network.
 //!
-//! The stand-in listens on a loopback port, and the real client calls it over HTTP. A mock inside
-//! the client would be shorter, but this way every line of the real path runs: inline pictures,
-//! uploads and polling. The stand-in refuses whatever NVIDIA would refuse. It computes its vectors
-//! from the pixels ([`perceptual`]); they are not NV-DINOv2 vectors.
+//! The stand-in listens on a loopback port, and the real NVIDIA client calls it over HTTP. A mock
+//! inside the client would be shorter, but it would skip the code for inline pictures, uploads and
+//! polling.
+//!
+//! The stand-in refuses what NVIDIA would refuse. It computes vectors from the pixels
+//! ([`perceptual`]). They are not NV-DINOv2 vectors.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -19,11 +21,11 @@ mod stand_in;
 
 pub use stand_in::router;
 
-/// The model's name in answers, so that nobody takes these vectors for NVIDIA's.
+/// The model's name in the service's answers. It shows that these vectors are not NVIDIA's.
 pub const MODEL: &str = "sandbox/perceptual";
 
-/// Shorter than for NVIDIA: the stand-in is on this machine, so polling often costs nothing, and
-/// people who try the service should not wait.
+/// Shorter than for NVIDIA, because frequent polls of a local server are cheap, and people who try
+/// the service should not have to wait.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The path of the sample picture.
@@ -32,7 +34,7 @@ const PHOTO_PATH: &str = "/sandbox/photo.jpg";
 /// The sample picture.
 pub(crate) const PHOTO: &[u8] = include_bytes!("../tests/fixtures/rocket.jpg");
 
-/// A running stand-in; dropping it stops it.
+/// A running stand-in. Dropping this value stops the stand-in.
 #[derive(Debug)]
 pub struct Sandbox {
     address: SocketAddr,
@@ -41,16 +43,16 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts a stand-in with a random key of its own. It accepts pictures of up to `max_pixels`.
+    /// Starts a stand-in with a random key. It accepts pictures of up to `max_pixels` pixels.
     ///
     /// # Errors
-    /// When no loopback port is free.
+    /// If the stand-in cannot listen on a loopback port.
     pub async fn start(max_pixels: u64, decoder: Decoder, staging: Staging) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let text = format!("nvapi-sandbox-{}", Uuid::new_v4().simple());
-        let key = ApiKey::parse(&text).map_err(io::Error::other)?;
-        let stand_in = router(address, &text, max_pixels, decoder, staging);
+        let key_text = format!("nvapi-sandbox-{}", Uuid::new_v4().simple());
+        let key = ApiKey::parse(&key_text).map_err(io::Error::other)?;
+        let stand_in = router(address, &key_text, max_pixels, decoder, staging);
         let task = tokio::spawn(axum::serve(listener, stand_in).into_future());
         tracing::warn!("sandbox mode: vectors come from a stand-in ({MODEL}), not from NV-DINOv2");
         Ok(Self { address, key, task })
@@ -61,7 +63,7 @@ impl Sandbox {
         self.key.clone()
     }
 
-    /// The settings of a client that calls the stand-in instead of NVIDIA.
+    /// Changes the settings of the NVIDIA client so that it calls the stand-in.
     pub fn settings(&self, nvidia: nvidia::Settings) -> nvidia::Settings {
         nvidia::Settings {
             infer_url: self.url("/v1/cv/nvidia/nv-dinov2", nvidia.infer_url),
@@ -85,12 +87,13 @@ impl Drop for Sandbox {
     }
 }
 
-/// The URL of the sample picture, at the service that listens on this port.
+/// The URL of the sample picture on a service that listens on this port.
 pub fn sample_url(port: u16) -> String {
     format!("http://127.0.0.1:{port}{PHOTO_PATH}")
 }
 
-/// The route `GET /sandbox/photo.jpg`: a picture that the URL route can fetch without a network.
+/// The route `GET /sandbox/photo.jpg`. It serves a picture that the URL route can fetch without a
+/// network.
 pub fn photo_router() -> Router {
     Router::new().route(PHOTO_PATH, get(async || ([(header::CONTENT_TYPE, "image/jpeg")], PHOTO)))
 }

@@ -33,14 +33,15 @@ impl Bench {
             "4 clients, keep-alive; pictures that are in the cache",
             &["request", "req/s", "p50 ms", "user ms", "sys ms", "CPU ms"],
         );
-        let service = self.settled("batch");
+        let service = self.start_warm("batch");
         let cost = |name: &str, request| {
-            let load = Load { request, fresh: false, clients: 4, time: self.time };
-            let cost = load.run(&service, &self.nvidia);
-            let cpu = cost.cpu;
-            let figures = [cost.per_second, cost.latency.p50, cpu.user, cpu.system, cpu.all()];
+            let load = Load { request, is_fresh: false, clients: 4, time: self.load_time };
+            let result = load.run(&service, &self.nvidia);
+            let cpu = result.cpu;
+            let figures =
+                [result.per_second, result.latency.p50, cpu.user, cpu.system, cpu.total()];
             row(&[name.into()], &figures);
-            cpu.all()
+            cpu.total()
         };
         let request = cost("health", Request::health());
         let single = cost("base64", Request::base64(SMALL));
@@ -58,15 +59,15 @@ impl Bench {
         let batch = thread::spawn(move || {
             let sent = Instant::now();
             let request = Request::batch(SMALL, PICTURES);
-            let answer = Connection::open(address).unwrap().exchange(&request.bytes).unwrap();
-            assert_eq!(answer.status, 200);
+            let response = Connection::open(address).unwrap().exchange(&request.bytes).unwrap();
+            assert_eq!(response.status, 200);
             sent.elapsed().as_secs_f64()
         });
         thread::sleep(Duration::from_millis(200)); // the batch fills the queue first
         let sent = Instant::now();
         let mut connection = Connection::open(service.address).unwrap();
-        let answer = connection.exchange(&Request::upload(SMALL).bytes).unwrap();
-        assert_eq!(answer.status, 200);
+        let response = connection.exchange(&Request::upload(SMALL).bytes).unwrap();
+        assert_eq!(response.status, 200);
         let single = sent.elapsed().as_secs_f64();
         let batch = batch.join().unwrap();
         self.nvidia.delay(Duration::ZERO);
@@ -86,8 +87,8 @@ impl Bench {
         connection.send(most).unwrap();
         thread::sleep(Duration::from_millis(100));
         let sent = Instant::now();
-        let answer = connection.exchange(last).unwrap();
-        assert_eq!(answer.status, 422);
+        let response = connection.exchange(last).unwrap();
+        assert_eq!(response.status, 422);
         let took = sent.elapsed().as_secs_f64() * 1000.0;
         self.report.goal("a batch beyond the pace is refused after, ms", took, 50.0);
     }

@@ -1,4 +1,4 @@
-//! The service as a separate process, with the kernel's measurements of it.
+//! Runs the service as a separate process, and reads its processor time and memory from the kernel.
 
 use std::{
     env,
@@ -13,17 +13,18 @@ use std::{
 
 use crate::{fake_nvidia::FakeNvidia, http::Connection, nvidia_api};
 
-/// The program to measure: this build, or the one that `BENCH_PROGRAM` names.
+/// The program to measure: `BENCH_PROGRAM`, or else this build.
 pub fn program() -> PathBuf {
     let program = env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_imagesvc").into());
-    fs::canonicalize(program).unwrap() // absolute, since the service runs in another folder
+    // An absolute path, because the service runs in another folder.
+    fs::canonicalize(program).unwrap()
 }
 
-/// The running service, killed when dropped.
+/// A running service. Dropping it kills the process.
 pub struct Service {
     pub address: SocketAddr,
-    /// The time from the start of the process to its first answer.
-    pub started_in: Duration,
+    /// The time from the start of the process to its first response.
+    pub start_time: Duration,
     process: Child,
 }
 
@@ -35,29 +36,29 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    pub fn all(self) -> f64 {
+    pub fn total(self) -> f64 {
         self.user + self.system
     }
 
-    /// The time since `then`, per request.
-    pub fn since(self, then: Self, requests: f64) -> Self {
+    /// The difference from an earlier value, divided by the number of requests.
+    pub fn per_request_since(self, earlier: Self, requests: f64) -> Self {
         Self {
-            user: (self.user - then.user) / requests,
-            system: (self.system - then.system) / requests,
+            user: (self.user - earlier.user) / requests,
+            system: (self.system - earlier.system) / requests,
         }
     }
 }
 
 impl Service {
-    /// Starts the service in a folder, in front of the fake NVIDIA, and waits for its first answer.
+    /// Starts the service in a folder with a fake NVIDIA, and waits for the service's first response.
     pub fn start(folder: &Path, nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
-        // The port is free now; another process is unlikely to take it before the service does.
+        // The port is free now. Another process is unlikely to use it before the service does.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let log = File::options().create(true).append(true).open(folder.join("service.log"));
         let mut command = Command::new(program());
         command
             .env_clear()
-            .env("MALLOC_ARENA_MAX", "2") // as the unit and the image start it
+            .env("MALLOC_ARENA_MAX", "2") // as in the systemd unit and the container image
             .env("IMAGESVC_HOST", "127.0.0.1")
             .envs([("IMAGESVC_LOG_FORMAT", "json"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024")])
             .env("IMAGESVC_PORT", address.port().to_string())
@@ -66,66 +67,70 @@ impl Service {
             .envs(settings.iter().copied())
             .current_dir(folder)
             .stderr(Stdio::from(log.unwrap()));
-        let begun = Instant::now();
+        let started = Instant::now();
         let mut process = command.spawn().unwrap();
-        while !answers(address) {
+        while !is_healthy(address) {
             if let Some(status) = process.try_wait().unwrap() {
                 panic!("the service ended: {status}; see service.log in {}", folder.display());
             }
             thread::sleep(Duration::from_micros(200));
         }
-        Self { address, started_in: begun.elapsed(), process }
+        Self { address, start_time: started.elapsed(), process }
     }
 
     /// The processor time of all threads so far.
     pub fn cpu(&self) -> Cpu {
-        self.times(11)
+        self.read_cpu(11)
     }
 
     /// The processor time of all decoders that have ended so far.
     pub fn cpu_of_decoders(&self) -> Cpu {
-        self.times(13)
+        self.read_cpu(13)
     }
 
-    fn times(&self, first: usize) -> Cpu {
+    /// Reads two fields of `/proc/<id>/stat`: user time at index `user_field`, and the system time
+    /// after it. Indices start after the program's name.
+    fn read_cpu(&self, user_field: usize) -> Cpu {
         let stat = fs::read_to_string(self.proc("stat")).unwrap();
-        // The program's name is in parentheses and may hold anything; numbers follow it.
+        // The name is in parentheses, and may itself contain spaces and parentheses.
         let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        let ticks = |field: usize| fields[field].parse::<f64>().unwrap();
-        // The kernel reports hundredths of a second, whatever its own tick.
-        Cpu { user: ticks(first) * 10.0, system: ticks(first + 1) * 10.0 }
+        let hundredths = |field: usize| fields[field].parse::<f64>().unwrap();
+        // The kernel reports hundredths of a second, independently of its timer frequency.
+        Cpu { user: hundredths(user_field) * 10.0, system: hundredths(user_field + 1) * 10.0 }
     }
 
     /// The resident memory, in MB.
     pub fn memory(&self) -> f64 {
-        status(self.process.id(), "VmRSS:").unwrap()
+        memory_field(self.process.id(), "VmRSS:").unwrap()
     }
 
-    /// The peak of the resident memory since the last call of `forget_peak`, in MB.
+    /// The peak of the resident memory since the last call of [`Self::reset_peak_memory`], in MB.
     pub fn peak_memory(&self) -> f64 {
-        status(self.process.id(), "VmHWM:").unwrap()
+        memory_field(self.process.id(), "VmHWM:").unwrap()
     }
 
-    pub fn forget_peak(&self) {
+    pub fn reset_peak_memory(&self) {
         fs::write(self.proc("clear_refs"), "5").unwrap();
     }
 
     /// The peak of the resident memory of any decoder while `work` runs, in MB. It samples every
     /// half a millisecond, so it may miss a peak just before a decoder ends.
     pub fn peak_of_decoders(&self, work: impl FnOnce()) -> f64 {
-        let ended = AtomicBool::new(false);
+        let has_ended = AtomicBool::new(false);
         thread::scope(|scope| {
             let watcher = scope.spawn(|| {
                 let mut peak = 0.0_f64;
-                while !ended.load(Ordering::Relaxed) {
-                    peak =
-                        self.decoders().filter_map(|id| status(id, "VmHWM:")).fold(peak, f64::max);
+                while !has_ended.load(Ordering::Relaxed) {
+                    peak = self
+                        .decoders()
+                        .filter_map(|id| memory_field(id, "VmHWM:"))
+                        .fold(peak, f64::max);
                     thread::sleep(Duration::from_micros(500));
                 }
                 peak
             });
             work();
-            ended.store(true, Ordering::Relaxed);
+            has_ended.store(true, Ordering::Relaxed);
             watcher.join().unwrap()
         })
     }
@@ -160,16 +165,17 @@ impl Drop for Service {
     }
 }
 
-/// One value of a process's memory in MB, or `None` if it has ended.
-fn status(process: u32, name: &str) -> Option<f64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+/// Reads a memory field of `/proc/<id>/status` in MB. Returns `None` if the process has ended.
+fn memory_field(process_id: u32, name: &str) -> Option<f64> {
+    let status = fs::read_to_string(format!("/proc/{process_id}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() * 1024.0 / 1e6)
 }
 
-fn answers(address: SocketAddr) -> bool {
-    let ask = |mut connection: Connection| {
+/// Whether the service responds to a health check.
+fn is_healthy(address: SocketAddr) -> bool {
+    let check = |mut connection: Connection| {
         connection.exchange(b"GET /health HTTP/1.1\r\nHost: imagesvc\r\n\r\n")
     };
-    Connection::open(address).and_then(ask).is_ok_and(|answer| answer.status == 200)
+    Connection::open(address).and_then(check).is_ok_and(|response| response.status == 200)
 }

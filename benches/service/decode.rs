@@ -1,4 +1,4 @@
-//! Measures what decoding a picture in a child process costs, and how much it delays other
+//! Measures the time and memory to decode a picture in a child process, and how much that delays other
 //! requests.
 
 use std::{
@@ -10,17 +10,17 @@ use std::{
 use crate::{
     Bench,
     child::Service,
-    load::{Cost, Load, Spread},
-    photographs::{Photographs, pixels},
+    load::{Load, LoadResult, Percentiles},
+    photographs::{Photographs, one_pixel_pictures},
     report::{heading, row},
     request::Request,
 };
 
-/// The cache in memory is off, since its size would disturb the measurement of memory.
+/// Without the cache in memory, which would add to the measured memory.
 const SETTINGS: [(&str, &str); 1] = [("IMAGESVC_CACHE_MEMORY", "0")];
 
-/// How often small uploads are measured, alone and beside decoders. The median of several rounds
-/// evens out other work on the machine.
+/// How often the delay of small uploads is measured. The report contains the median, so that other
+/// work on the machine matters less.
 const ROUNDS: usize = 3;
 
 impl Bench {
@@ -29,8 +29,8 @@ impl Bench {
         let service = Service::start(&self.folder("decode"), &self.nvidia, &SETTINGS);
         thread::sleep(Duration::from_millis(500));
         let idle = service.memory();
-        self.fresh_uploads().run(&service, &self.nvidia); // settles
-        let settled = service.memory();
+        self.fresh_uploads().run(&service, &self.nvidia);
+        let after_uploads = service.memory();
 
         self.one_pixel(&service);
         heading(
@@ -47,38 +47,38 @@ impl Bench {
         self.report.goal("a turned JPEG of 12 megapixels, ms of processor time", turned, 400.0);
         self.report.goal("a turned JPEG of 12 megapixels, MB in the child", child, 120.0);
         let decoded = service.memory();
-        self.beside(&photographs, &service);
+        self.uploads_beside_decoders(&photographs, &service);
 
         thread::sleep(Duration::from_secs(1));
         let ended = service.memory();
         println!(
-            "resident, MB: {idle:.1} after start, {settled:.1} after uploads alone, {decoded:.1} after decoding, {ended:.1} after both at once"
+            "resident, MB: {idle:.1} after start, {after_uploads:.1} after uploads alone, {decoded:.1} after decoding, {ended:.1} after both at once"
         );
         self.report.goal("resident after decoding, MB over start", ended - idle, 16.0);
     }
 
-    /// Measures a decode of one pixel. Decoded and plain uploads alternate, so that other work on
-    /// the machine affects both alike.
+    /// Measures a decode of one pixel. Uploads with and without a decode alternate, so that other work
+    /// on the machine affects both equally.
     fn one_pixel(&mut self, service: &Service) {
-        let (gif, png) = pixels();
-        let (decoded, plain) = (upload(&gif, self.time), upload(&png, self.time));
-        let (mut decoder, mut other) = (decoded.client(service), plain.client(service));
+        let (gif, png) = one_pixel_pictures();
+        let (gif, png) = (upload(&gif, self.load_time), upload(&png, self.load_time));
+        let (mut gif_client, mut png_client) = (gif.client(service), png.client(service));
         let (mut with, mut without) = (Vec::new(), Vec::new());
-        let (begun, cpu) = (Instant::now(), service.cpu_of_decoders());
-        while begun.elapsed() < self.time {
-            without.push(other.send(&plain));
-            with.push(decoder.send(&decoded));
+        let (started, cpu_before) = (Instant::now(), service.cpu_of_decoders());
+        while started.elapsed() < self.load_time {
+            without.push(png_client.send(&png));
+            with.push(gif_client.send(&gif));
         }
         let children = with.len() as f64;
-        let cpu = service.cpu_of_decoders().since(cpu, children);
-        let (with, without) = (Spread::of(with), Spread::of(without));
+        let cpu = service.cpu_of_decoders().per_request_since(cpu_before, children);
+        let (with, without) = (Percentiles::of(with), Percentiles::of(without));
         println!(
             "\n{children} uploads of one pixel, by turns: {:.3} ms as GIF (p99 {:.3}), {:.3} ms as PNG, which is not decoded (p99 {:.3}); CPU of a child {:.3} ms",
             with.p50,
             with.p99,
             without.p50,
             without.p99,
-            cpu.all()
+            cpu.total()
         );
         self.report.goal("one child for one pixel, ms", with.p50 - without.p50, 4.0);
     }
@@ -86,52 +86,51 @@ impl Bench {
     /// Measures one photograph. Returns the processor time in ms, and the child's peak memory in
     /// MB.
     fn photograph(&self, name: &str, picture: &[u8], service: &Service) -> (f64, f64) {
-        let load = upload(picture, self.time);
-        let cost = load.run(service, &self.nvidia);
-        // Measured separately, since watching takes processor time, too.
+        let load = upload(picture, self.load_time);
+        let result = load.run(service, &self.nvidia);
+        // Measured separately, because sampling the memory needs processor time.
         let mut client = load.client(service);
-        let child = service.peak_of_decoders(|| {
+        let child_memory = service.peak_of_decoders(|| {
             for _ in 0..3 {
                 client.send(&load);
             }
         });
-        let (own, decoders) = (cost.cpu.all(), cost.decoders.all());
+        let (service_cpu, decoder_cpu) = (result.cpu.total(), result.decoder_cpu.total());
         row(
             &[name.into()],
             &[
                 picture.len() as f64 / 1e6,
-                cost.latency.p50,
-                own,
-                decoders,
-                own + decoders,
-                child,
-                cost.peak_memory,
+                result.latency.p50,
+                service_cpu,
+                decoder_cpu,
+                service_cpu + decoder_cpu,
+                child_memory,
+                result.peak_memory,
             ],
         );
-        (own + decoders, child)
+        (service_cpu + decoder_cpu, child_memory)
     }
 
-    /// Measures small uploads, alone and beside two clients whose pictures are decoded without a
-    /// pause.
-    fn beside(&mut self, photographs: &Photographs, service: &Service) {
+    /// Measures small uploads, first alone, then while two clients send pictures that must be decoded.
+    fn uploads_beside_decoders(&mut self, photographs: &Photographs, service: &Service) {
         heading(
             "34 KB uploads of 16 clients, alone and beside one of WebP and one of TIFF, of 12 megapixels",
             &["beside", "req/s", "p50 ms", "p99 ms", "decoded"],
         );
-        let show = |name: &str, cost: &Cost, decoded: u64| {
-            let Cost { per_second, latency, .. } = *cost;
+        let print_row = |name: &str, result: &LoadResult, decoded: u64| {
+            let LoadResult { per_second, latency, .. } = *result;
             row(&[name.into()], &[per_second, latency.p50, latency.p99, decoded as f64]);
         };
         let small = self.fresh_uploads();
         let mut ratios = [0.0; ROUNDS];
         for ratio in &mut ratios {
             let alone = small.run(service, &self.nvidia);
-            show("nothing", &alone, 0);
-            let heavy =
-                [&photographs.webp, &photographs.tiff].map(|picture| upload(picture, self.time));
+            print_row("nothing", &alone, 0);
+            let heavy = [&photographs.webp, &photographs.tiff]
+                .map(|picture| upload(picture, self.load_time));
             let (beside, decoded) =
-                while_sent(&heavy, service, || small.run(service, &self.nvidia));
-            show("decoding", &beside, decoded);
+                run_under_load(&heavy, service, || small.run(service, &self.nvidia));
+            print_row("decoding", &beside, decoded);
             *ratio = beside.latency.p99 / alone.latency.p99;
         }
         ratios.sort_by(f64::total_cmp);
@@ -142,18 +141,19 @@ impl Bench {
 
 /// The load of one client that sends a new picture with each request.
 fn upload(picture: &[u8], time: Duration) -> Load {
-    Load { request: Request::upload_of(picture), fresh: true, clients: 1, time }
+    Load { request: Request::upload_of(picture), is_fresh: true, clients: 1, time }
 }
 
-/// Runs `work` while clients send these loads without a pause, and counts their answers meanwhile.
-fn while_sent<T>(loads: &[Load], service: &Service, work: impl FnOnce() -> T) -> (T, u64) {
-    let (ended, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+/// Runs `work` while one client for each load sends requests without a pause. Returns the result of
+/// `work`, and the number of requests that were answered meanwhile.
+fn run_under_load<T>(loads: &[Load], service: &Service, work: impl FnOnce() -> T) -> (T, u64) {
+    let (has_ended, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         for load in loads {
-            let (ended, answered) = (&ended, &answered);
+            let (has_ended, answered) = (&has_ended, &answered);
             scope.spawn(move || {
                 let mut client = load.client(service);
-                while !ended.load(Ordering::Relaxed) {
+                while !has_ended.load(Ordering::Relaxed) {
                     client.send(load);
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
@@ -161,9 +161,9 @@ fn while_sent<T>(loads: &[Load], service: &Service, work: impl FnOnce() -> T) ->
         }
         thread::sleep(Duration::from_millis(500)); // until the first decodes run
         let before = answered.load(Ordering::Relaxed);
-        let done = work();
+        let result = work();
         let meanwhile = answered.load(Ordering::Relaxed) - before;
-        ended.store(true, Ordering::Relaxed);
-        (done, meanwhile)
+        has_ended.store(true, Ordering::Relaxed);
+        (result, meanwhile)
     })
 }

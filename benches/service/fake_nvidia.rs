@@ -1,5 +1,5 @@
-//! A fake NVIDIA that answers at once, and a fake picture server. Both use plain blocking threads,
-//! since they share the machine with the service that is measured.
+//! A fake NVIDIA that responds without delay, and a fake picture server. Both use blocking threads, and
+//! so need little of the processor time that the measured service shares with them.
 
 use std::{
     io::{self, IoSlice, Read, Write},
@@ -15,15 +15,15 @@ use std::{
 use crate::{
     http::{content_length, find},
     nvidia_api::{ASSETS_PATH, CREATE_ASSET, INFER, UPLOAD_PATH, asset_body, embedding_body},
-    pictures::{LARGE, NUMBER, SMALL},
+    pictures::{LARGE, NUMBER_LEN, SMALL},
     samples::{embedding, jpeg},
 };
 
-/// The asset id that every created upload gets.
+/// The id of every created asset.
 const ASSET: &str = "0191f0a0-0000-7000-8000-000000000000";
 
-/// Larger than any head and most inline bodies, so that few reads suffice.
-const BUFFER: usize = 128 * 1024;
+/// The size of the read buffer, in bytes. Most requests with an inline picture need only one read.
+const BUFFER_LEN: usize = 128 * 1024;
 
 /// The fake NVIDIA and the picture server, on one port.
 pub struct FakeNvidia {
@@ -34,11 +34,13 @@ pub struct FakeNvidia {
 struct State {
     /// The number of calls to NVIDIA, including deletions.
     calls: AtomicU64,
+    /// The delay of each inference, in microseconds.
     delay_micros: AtomicU64,
-    vector: Vec<u8>,
-    created: Vec<u8>,
-    small: Vec<u8>,
-    large: Vec<u8>,
+    /// The complete responses, with their heads.
+    embedding: Vec<u8>,
+    created_asset: Vec<u8>,
+    small_picture: Vec<u8>,
+    large_picture: Vec<u8>,
 }
 
 impl FakeNvidia {
@@ -50,10 +52,10 @@ impl FakeNvidia {
         let state = Arc::new(State {
             calls: AtomicU64::new(0),
             delay_micros: AtomicU64::new(0),
-            vector: ok("application/json", embedding_body(&embedding()).as_bytes()),
-            created: ok("application/json", created.as_bytes()),
-            small: ok("image/jpeg", &jpeg(SMALL)),
-            large: ok("image/jpeg", &jpeg(LARGE)),
+            embedding: ok("application/json", embedding_body(&embedding()).as_bytes()),
+            created_asset: ok("application/json", created.as_bytes()),
+            small_picture: ok("image/jpeg", &jpeg(SMALL)),
+            large_picture: ok("image/jpeg", &jpeg(LARGE)),
         });
         let shared = Arc::clone(&state);
         thread::spawn(move || {
@@ -68,7 +70,7 @@ impl FakeNvidia {
     /// The URL of a picture, which ends in the picture's number.
     pub fn picture_url(&self, len: usize) -> String {
         let name = if len == SMALL { "small" } else { "large" };
-        format!("http://{}/{name}/{:0NUMBER$}", self.address, 0)
+        format!("http://{}/{name}/{:0NUMBER_LEN$}", self.address, 0)
     }
 
     /// The number of calls to NVIDIA so far.
@@ -76,8 +78,8 @@ impl FakeNvidia {
         self.state.calls.load(Ordering::Relaxed)
     }
 
-    /// Makes each further inference take this long.
-    pub fn delay(&self, delay: Duration) {
+    /// Sets the delay of all further inferences.
+    pub fn set_delay(&self, delay: Duration) {
         let micros = u64::try_from(delay.as_micros()).unwrap();
         self.state.delay_micros.store(micros, Ordering::Relaxed);
     }
@@ -86,10 +88,10 @@ impl FakeNvidia {
 impl State {
     fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
-        let mut buffer = vec![0; BUFFER];
+        let mut buffer = vec![0; BUFFER_LEN];
         loop {
             let mut received = 0;
-            let body = loop {
+            let head_len = loop {
                 match stream.read(&mut buffer[received..])? {
                     0 => return Ok(()),
                     read => received += read,
@@ -98,21 +100,21 @@ impl State {
                     break end + 4;
                 }
             };
-            let head = std::str::from_utf8(&buffer[..body]).unwrap();
-            let left = content_length(head).unwrap_or(0) - (received - body);
+            let head = std::str::from_utf8(&buffer[..head_len]).unwrap();
+            let unread = content_length(head).unwrap_or(0) - (received - head_len);
             let mut words = head.split(' ').map(str::to_owned);
             let (method, path) = (words.next().unwrap(), words.next().unwrap());
-            io::copy(&mut (&stream).take(left as u64), &mut io::sink())?;
-            self.answer(&stream, &method, &path)?;
+            io::copy(&mut (&stream).take(unread as u64), &mut io::sink())?;
+            self.respond(&stream, &method, &path)?;
         }
     }
 
-    fn answer(&self, mut stream: &TcpStream, method: &str, path: &str) -> io::Result<()> {
-        // The picture server serves a different picture for each URL: it ends in the URL's number.
+    fn respond(&self, mut stream: &TcpStream, method: &str, path: &str) -> io::Result<()> {
+        // Each URL has another picture, because the picture ends in the number from the URL.
         let number = path.rsplit('/').next().unwrap_or("").as_bytes();
         match (method, path.split('/').nth(1).unwrap_or("")) {
-            ("GET", "small") => return write_with_end(stream, &self.small, number),
-            ("GET", "large") => return write_with_end(stream, &self.large, number),
+            ("GET", "small") => return write_with_end(stream, &self.small_picture, number),
+            ("GET", "large") => return write_with_end(stream, &self.large_picture, number),
             _ => {}
         }
         self.calls.fetch_add(1, Ordering::Relaxed);
@@ -122,9 +124,9 @@ impl State {
                 if delay > 0 {
                     thread::sleep(Duration::from_micros(delay));
                 }
-                stream.write_all(&self.vector)
+                stream.write_all(&self.embedding)
             }
-            CREATE_ASSET => stream.write_all(&self.created),
+            CREATE_ASSET => stream.write_all(&self.created_asset),
             _ if method == "PUT" && path.starts_with(UPLOAD_PATH) => {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
             }
@@ -143,12 +145,12 @@ fn ok(media_type: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Writes an answer with its last bytes replaced.
-fn write_with_end(mut stream: &TcpStream, answer: &[u8], end: &[u8]) -> io::Result<()> {
-    let start = &answer[..answer.len() - end.len()];
+/// Writes a response whose last bytes are replaced by `end`.
+fn write_with_end(mut stream: &TcpStream, response: &[u8], end: &[u8]) -> io::Result<()> {
+    let start = &response[..response.len() - end.len()];
     let written = stream.write_vectored(&[IoSlice::new(start), IoSlice::new(end)])?;
     match written.checked_sub(start.len()) {
-        Some(of_end) => stream.write_all(&end[of_end..]),
+        Some(written_of_end) => stream.write_all(&end[written_of_end..]),
         None => stream.write_all(&start[written..]).and_then(|()| stream.write_all(end)),
     }
 }

@@ -11,11 +11,11 @@ pub struct Connection {
     buffer: Vec<u8>,
 }
 
-/// The parts of an answer that the benchmark needs.
-pub struct Answer {
+/// The parts of a response that the benchmark needs.
+pub struct Response {
     pub status: u16,
-    /// Whether `x-cache` says `hit`.
-    pub is_hit: bool,
+    /// Whether `x-cache` is `hit`.
+    pub is_cache_hit: bool,
 }
 
 impl Connection {
@@ -30,11 +30,11 @@ impl Connection {
         self.stream.write_all(part)
     }
 
-    /// Sends a request, or the rest of one, and reads the whole answer.
-    pub fn exchange(&mut self, request: &[u8]) -> io::Result<Answer> {
+    /// Sends a request, or the rest of one, and reads the whole response.
+    pub fn exchange(&mut self, request: &[u8]) -> io::Result<Response> {
         self.send(request)?;
         let mut received = 0;
-        let body = loop {
+        let head_len = loop {
             match self.stream.read(&mut self.buffer[received..])? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 read => received += read,
@@ -43,22 +43,22 @@ impl Connection {
                 break end + 4;
             }
         };
-        let head = std::str::from_utf8(&self.buffer[..body]).unwrap();
-        let answer = Answer {
+        let head = std::str::from_utf8(&self.buffer[..head_len]).unwrap();
+        let response = Response {
             status: head.get(9..12).and_then(|status| status.parse().ok()).unwrap(),
-            is_hit: head.contains("x-cache: hit"),
+            is_cache_hit: head.contains("x-cache: hit"),
         };
-        let end = body + content_length(head).unwrap_or(0);
+        let end = head_len + content_length(head).unwrap_or(0);
         if self.buffer.len() < end {
             self.buffer.resize(end, 0);
         }
         self.stream.read_exact(&mut self.buffer[received..end])?;
-        Ok(answer)
+        Ok(response)
     }
 }
 
-pub fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    bytes.windows(wanted.len()).position(|window| window == wanted)
+pub fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
+    bytes.windows(pattern.len()).position(|window| window == pattern)
 }
 
 pub fn content_length(head: &str) -> Option<usize> {

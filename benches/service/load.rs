@@ -1,4 +1,5 @@
-//! Measures the cost of a load: clients that send one request after the other.
+//! Sends load to the service, and measures it: several clients, each of which sends one request after
+//! the other.
 
 use std::{
     sync::{
@@ -16,45 +17,46 @@ use crate::{
     request::Request,
 };
 
-/// The time for work that follows a request: deletions, and writes to the cache on disk.
-const SETTLE: Duration = Duration::from_millis(50);
+/// How long work may last after the response: deletions, and writes to the cache on disk.
+const SETTLE_TIME: Duration = Duration::from_millis(50);
 
 /// The number of the next new picture.
-static NEXT: AtomicU64 = AtomicU64::new(1);
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// A load: the request, and how it is sent.
+/// A request, and how often it is sent.
 pub struct Load {
     pub request: Request,
-    /// Whether each request has a new picture.
-    pub fresh: bool,
+    /// Whether each request contains a new picture.
+    pub is_fresh: bool,
+    /// The number of clients that send requests at the same time.
     pub clients: usize,
     pub time: Duration,
 }
 
-/// The cost of one load.
-pub struct Cost {
+/// What was measured during a load.
+pub struct LoadResult {
     pub requests: u64,
+    /// Requests per second.
     pub per_second: f64,
-    /// In milliseconds.
-    pub latency: Spread,
+    pub latency: Percentiles,
     /// The processor time of the service itself, per request.
     pub cpu: Cpu,
     /// The processor time of the decoders, per request.
-    pub decoders: Cpu,
+    pub decoder_cpu: Cpu,
     /// The peak memory of the service, in MB.
     pub peak_memory: f64,
     /// The calls to NVIDIA per request.
     pub calls: f64,
 }
 
-/// The distribution of times, in milliseconds.
+/// Percentiles of times, in milliseconds.
 #[derive(Clone, Copy)]
-pub struct Spread {
+pub struct Percentiles {
     pub p50: f64,
     pub p99: f64,
 }
 
-impl Spread {
+impl Percentiles {
     pub fn of(mut times: Vec<Duration>) -> Self {
         times.sort_unstable();
         let at = |quantile: f64| {
@@ -66,11 +68,10 @@ impl Spread {
 }
 
 impl Load {
-    /// Runs the load after a short warm-up that does not count.
-    pub fn run(&self, service: &Service, nvidia: &FakeNvidia) -> Cost {
-        let mut first = self.client(service);
-        first.send(self);
-        // The main thread waits at both barriers, too, and reads the counters in between.
+    /// Runs the load, after a short warm-up that is not measured.
+    pub fn run(&self, service: &Service, nvidia: &FakeNvidia) -> LoadResult {
+        self.client(service).send(self);
+        // The main thread also waits at both barriers, and reads the counters in between.
         let (ready, start) = (Barrier::new(self.clients + 1), Barrier::new(self.clients + 1));
         thread::scope(|scope| {
             let clients: Vec<_> = (0..self.clients)
@@ -85,25 +86,26 @@ impl Load {
                 })
                 .collect();
             ready.wait();
-            thread::sleep(SETTLE);
-            let (cpu, calls) = (service.cpu(), nvidia.calls());
-            let decoders = service.cpu_of_decoders();
-            service.forget_peak();
-            let begun = Instant::now();
+            thread::sleep(SETTLE_TIME);
+            let (cpu_before, calls_before) = (service.cpu(), nvidia.calls());
+            let decoder_cpu_before = service.cpu_of_decoders();
+            service.reset_peak_memory();
+            let started = Instant::now();
             start.wait();
             let times: Vec<_> =
                 clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
-            let elapsed = begun.elapsed();
-            thread::sleep(SETTLE);
+            let elapsed = started.elapsed();
+            thread::sleep(SETTLE_TIME);
             let requests = times.len() as f64;
-            Cost {
+            let decoder_cpu = service.cpu_of_decoders();
+            LoadResult {
                 requests: times.len() as u64,
                 per_second: requests / elapsed.as_secs_f64(),
-                latency: Spread::of(times),
-                cpu: service.cpu().since(cpu, requests),
-                decoders: service.cpu_of_decoders().since(decoders, requests),
+                latency: Percentiles::of(times),
+                cpu: service.cpu().per_request_since(cpu_before, requests),
+                decoder_cpu: decoder_cpu.per_request_since(decoder_cpu_before, requests),
                 peak_memory: service.peak_memory(),
-                calls: (nvidia.calls() - calls) as f64 / requests,
+                calls: (nvidia.calls() - calls_before) as f64 / requests,
             }
         })
     }
@@ -121,36 +123,38 @@ pub struct Client {
 }
 
 impl Client {
+    /// Sends requests for this time, and returns how long each took.
     fn run(&mut self, load: &Load, time: Duration) -> Vec<Duration> {
-        let (begun, mut times) = (Instant::now(), Vec::new());
-        while begun.elapsed() < time {
+        let (started, mut times) = (Instant::now(), Vec::new());
+        while started.elapsed() < time {
             times.push(self.send(load));
         }
         times
     }
 
+    /// Sends one request, and returns how long it took.
     pub fn send(&mut self, load: &Load) -> Duration {
-        if load.fresh {
-            self.request.set_number(NEXT.fetch_add(1, Ordering::Relaxed));
+        if load.is_fresh {
+            self.request.set_number(NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
         }
         let sent = Instant::now();
-        let answer = self.connection.exchange(&self.request.bytes).unwrap();
-        let took = sent.elapsed();
-        assert_eq!(answer.status, 200, "see service.log");
-        assert!(!(load.fresh && answer.is_hit), "a new picture was a hit");
-        took
+        let response = self.connection.exchange(&self.request.bytes).unwrap();
+        let elapsed = sent.elapsed();
+        assert_eq!(response.status, 200, "see service.log");
+        assert!(!(load.is_fresh && response.is_cache_hit), "a new picture was a cache hit");
+        elapsed
     }
 }
 
-/// Measures how long the fake NVIDIA itself takes, with the service's own request.
-pub fn direct(nvidia: &FakeNvidia, time: Duration) -> Spread {
-    let (request, begun) = (Request::inference(), Instant::now());
+/// Measures requests that go to the fake NVIDIA directly, and not through the service.
+pub fn measure_directly(nvidia: &FakeNvidia, time: Duration) -> Percentiles {
+    let (request, started) = (Request::inference(), Instant::now());
     let mut connection = Connection::open(nvidia.address).unwrap();
     let mut times = Vec::new();
-    while begun.elapsed() < time {
+    while started.elapsed() < time {
         let sent = Instant::now();
         connection.exchange(&request.bytes).unwrap();
         times.push(sent.elapsed());
     }
-    Spread::of(times)
+    Percentiles::of(times)
 }

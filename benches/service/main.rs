@@ -1,11 +1,15 @@
-//! Measures the service from outside: the cost of a request, of a start, and of many clients.
+//! Measures the service from outside: requests, starts, and load from many clients.
 //!
-//! `cargo bench --bench service` runs the packaged build as a process, with a fake NVIDIA and a
-//! fake picture server that answer at once, and prints tables. Names of parts after `--` run only
-//! those. `BENCH_SECONDS` (default 3) is how long each load lasts, `BENCH_PROGRAM` another build to
-//! measure, `BENCH_ROWS` a part of the names of the loads to run (such as `upload 34 KB fresh`).
-//! Times differ from machine to machine and from run to run: compare within a run, and leave some
-//! minutes between two (`Bench::folder` says why). Memory and the number of calls hardly differ.
+//! `cargo bench --bench service` runs the release build as a process, with a fake NVIDIA and a fake
+//! picture server that respond without delay, and prints tables. After `--`, the names of parts
+//! select the parts to run.
+//!
+//! - `BENCH_SECONDS`: how long each load lasts. The default is 3.
+//! - `BENCH_PROGRAM`: another build to measure.
+//! - `BENCH_ROWS`: a part of the names of the loads to run, such as `upload 34 KB fresh`.
+//!
+//! Times differ between machines and between runs, so compare times of the same run only. Wait some
+//! minutes between two runs; `Bench::folder` says why. Memory and the number of calls hardly differ.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
@@ -34,7 +38,7 @@ use std::{
 
 use child::{Service, program};
 use fake_nvidia::FakeNvidia;
-use load::{Load, direct};
+use load::{Load, measure_directly};
 use pictures::{LARGE, LARGEST, SMALL};
 use report::{Report, heading, row};
 use request::Request;
@@ -54,20 +58,19 @@ const PARTS: [Part; 8] = [
 ];
 
 fn main() {
-    let wanted: Vec<_> = env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let selected: Vec<_> = env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let seconds = env::var("BENCH_SECONDS").map_or(3.0, |text| text.parse().unwrap());
     let mut bench = Bench {
         nvidia: FakeNvidia::start(),
-        // On the same disk as the target folder, since the folder for temporary files may be in
-        // memory.
+        // In the target folder, because the folder for temporary files may be in memory.
         root: Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", process::id())),
         folders: 0,
-        time: Duration::from_secs_f64(seconds),
-        rows: env::var("BENCH_ROWS").unwrap_or_default(),
+        load_time: Duration::from_secs_f64(seconds),
+        selected_loads: env::var("BENCH_ROWS").unwrap_or_default(),
         report: Report::default(),
     };
     for (name, run) in PARTS {
-        if wanted.is_empty() || wanted.iter().any(|part| part == name) {
+        if selected.is_empty() || selected.iter().any(|part| part == name) {
             run(&mut bench);
         }
     }
@@ -78,10 +81,12 @@ fn main() {
 struct Bench {
     nvidia: FakeNvidia,
     root: PathBuf,
+    /// The number of folders created so far.
     folders: u32,
-    time: Duration,
-    /// Only loads whose names contain this are run.
-    rows: String,
+    /// How long each load lasts.
+    load_time: Duration,
+    /// Only loads whose names contain this text are run.
+    selected_loads: String,
     report: Report,
 }
 
@@ -92,9 +97,10 @@ impl Drop for Bench {
 }
 
 impl Bench {
-    /// Creates an empty folder for a service. Folders are removed only at the end: for minutes
-    /// after a removal, a file system without a journal creates files more slowly, since it looks
-    /// for inodes that were not freed recently.
+    /// Creates an empty folder for a service.
+    ///
+    /// Folders are removed only at the end. After a removal, ext4 without a journal creates files more
+    /// slowly for minutes, because it avoids recently freed inodes.
     fn folder(&mut self, name: &str) -> PathBuf {
         self.folders += 1;
         let folder = self.root.join(format!("{}-{name}", self.folders));
@@ -104,22 +110,23 @@ impl Bench {
         folder
     }
 
-    /// Starts a service and warms it up. In a new folder, the file system takes several times as
-    /// long for the first thousands of files.
-    fn settled(&mut self, name: &str) -> Service {
+    /// Starts a service and warms it up. In a new folder, the file system needs several times as long
+    /// for the first thousands of files.
+    fn start_warm(&mut self, name: &str) -> Service {
         let service = Service::start(&self.folder(name), &self.nvidia, &[]);
         self.fresh_uploads().run(&service, &self.nvidia);
         service
     }
 
     fn fresh_uploads(&self) -> Load {
-        Load { request: Request::upload(SMALL), fresh: true, clients: 16, time: self.time }
+        let request = Request::upload(SMALL);
+        Load { request, is_fresh: true, clients: 16, time: self.load_time }
     }
 
     fn start(&mut self) {
         let folder = self.folder("start");
-        let started = |_| Service::start(&folder, &self.nvidia, &[]).started_in;
-        let times = load::Spread::of((0..15).map(started).collect());
+        let start_time = |_| Service::start(&folder, &self.nvidia, &[]).start_time;
+        let times = load::Percentiles::of((0..15).map(start_time).collect());
         let service = Service::start(&folder, &self.nvidia, &[]);
         thread::sleep(Duration::from_millis(500));
         let size = fs::metadata(program()).unwrap().len() as f64 / 1e6;
@@ -136,22 +143,22 @@ impl Bench {
         for (name, len) in [("34 KB", SMALL), ("2 MB", LARGE)] {
             for threads in [1, 16] {
                 let folder = self.folder("disk");
-                let floor = disk::measure(&folder, len, threads, self.time / 2);
-                let latency = floor.latency;
+                let result = disk::measure(&folder, len, threads, self.load_time / 2);
+                let latency = result.latency;
                 row(
                     &[name.into(), threads.to_string()],
-                    &[floor.per_second, latency.p50, latency.p99, floor.cpu],
+                    &[result.files_per_second, latency.p50, latency.p99, result.cpu],
                 );
             }
         }
     }
 
     fn load(&mut self) {
-        let service = self.settled("load");
+        let service = self.start_warm("load");
         heading(
             "16 clients, keep-alive; processor time of the service alone, a request",
             &[
-                "route", "picture", "kept", "req/s", "p50 ms", "p99 ms", "user ms", "sys ms",
+                "route", "picture", "sent", "req/s", "p50 ms", "p99 ms", "user ms", "sys ms",
                 "CPU ms", "peak MB", "calls",
             ],
         );
@@ -164,28 +171,28 @@ impl Bench {
         };
         for (picture, len) in [("34 KB", SMALL), ("2 MB", LARGE)] {
             for (route, request) in routes(len) {
-                for (kept, fresh) in [("fresh", true), ("again", false)] {
-                    if !format!("{route} {picture} {kept}").contains(&self.rows) {
+                for (sent, is_fresh) in [("fresh", true), ("again", false)] {
+                    if !format!("{route} {picture} {sent}").contains(&self.selected_loads) {
                         continue;
                     }
                     let request = request.clone();
-                    let load = Load { request, fresh, clients: 16, time: self.time };
-                    let cost = load.run(&service, &self.nvidia);
-                    let cpu = cost.cpu;
+                    let load = Load { request, is_fresh, clients: 16, time: self.load_time };
+                    let result = load.run(&service, &self.nvidia);
+                    let cpu = result.cpu;
                     row(
-                        &[route.into(), picture.into(), kept.into()],
+                        &[route.into(), picture.into(), sent.into()],
                         &[
-                            cost.per_second,
-                            cost.latency.p50,
-                            cost.latency.p99,
+                            result.per_second,
+                            result.latency.p50,
+                            result.latency.p99,
                             cpu.user,
                             cpu.system,
-                            cpu.all(),
-                            cost.peak_memory,
-                            cost.calls,
+                            cpu.total(),
+                            result.peak_memory,
+                            result.calls,
                         ],
                     );
-                    self.report.cost(route, picture, kept, &cost);
+                    self.report.add_load(route, picture, sent, &result);
                 }
             }
         }
@@ -193,12 +200,12 @@ impl Bench {
     }
 
     fn latency(&mut self) {
-        let disk = disk::measure(&self.folder("disk"), SMALL, 1, self.time / 2).latency.p50;
-        let service = self.settled("latency");
+        let disk = disk::measure(&self.folder("disk"), SMALL, 1, self.load_time / 2).latency.p50;
+        let service = self.start_warm("latency");
         let load = Load { clients: 1, ..self.fresh_uploads() };
         for delay in [0, 20] {
-            self.nvidia.delay(Duration::from_millis(delay));
-            let direct = direct(&self.nvidia, self.time / 2).p50;
+            self.nvidia.set_delay(Duration::from_millis(delay));
+            let direct = measure_directly(&self.nvidia, self.load_time / 2).p50;
             let through = load.run(&service, &self.nvidia).latency.p50;
             println!(
                 "one client, fake NVIDIA of {delay} ms: {direct:.3} ms direct, {through:.3} ms through the service; disk {disk:.3} ms"
@@ -207,10 +214,10 @@ impl Bench {
             let name = format!("added latency, fake NVIDIA of {delay} ms, ms");
             self.report.goal(&name, through - direct, goal);
         }
-        self.nvidia.delay(Duration::ZERO);
+        self.nvidia.set_delay(Duration::ZERO);
     }
 
-    /// Measures memory with the cache in memory off, since its size is a setting.
+    /// Measures memory without the cache in memory, whose size is a setting.
     fn memory(&mut self) {
         let settings = [("IMAGESVC_CACHE_MEMORY", "0")];
         let folder = self.folder("memory");
@@ -224,43 +231,43 @@ impl Bench {
         let idle = service.memory();
         let load = Load {
             request: Request::upload(LARGEST),
-            fresh: true,
+            is_fresh: true,
             clients: 64,
             time: Duration::from_millis(1), // one request per client, after the warm-up
         };
-        let cost = load.run(&service, &self.nvidia);
+        let result = load.run(&service, &self.nvidia);
         println!(
             "64 uploads of 20 MB at once: {} sent, {:.0} a second",
-            cost.requests, cost.per_second
+            result.requests, result.per_second
         );
-        let more = cost.peak_memory - idle;
-        self.report.goal("64 uploads of 20 MB at once, MB over idle", more, 32.0);
+        let over_idle = result.peak_memory - idle;
+        self.report.goal("64 uploads of 20 MB at once, MB over idle", over_idle, 32.0);
     }
 
     fn scale(&mut self) {
-        let (settled, folder) = (self.settled("empty"), self.folder("full"));
+        let (empty_service, folder) = (self.start_warm("empty"), self.folder("full"));
         let run = |service: &Service| self.fresh_uploads().run(service, &self.nvidia);
-        let empty = run(&settled);
-        drop(settled);
+        let empty = run(&empty_service);
+        drop(empty_service);
         scale::fill(&folder.join("downloads"));
-        // The cache has room for all vectors, so that none is removed.
+        // A limit that is high enough for all vectors, so that the service removes none.
         let service = Service::start(&folder, &self.nvidia, &[("IMAGESVC_CACHE_DISK", "4GiB")]);
-        let started = service.started_in.as_secs_f64() * 1000.0;
-        run(&service); // a warm-up, as the other service had
+        let start_ms = service.start_time.as_secs_f64() * 1000.0;
+        run(&service); // warms up, as `start_warm` does
         let full = run(&service);
         println!(
             "100,000 pictures and 50,000 vectors kept: {:.0} req/s, {:.3} CPU ms, {:.1} MB (none kept: {:.0}, {:.3}, {:.1})",
             full.per_second,
-            full.cpu.all(),
+            full.cpu.total(),
             full.peak_memory,
             empty.per_second,
-            empty.cpu.all(),
+            empty.cpu.total(),
             empty.peak_memory
         );
-        self.report.goal("start to first answer, all kept, ms", started, 60.0);
+        self.report.goal("start to first answer, all kept, ms", start_ms, 60.0);
         self.report.goal(
             "CPU of an upload, all kept against none",
-            full.cpu.all() / empty.cpu.all(),
+            full.cpu.total() / empty.cpu.total(),
             1.1,
         );
     }

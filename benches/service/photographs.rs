@@ -1,4 +1,4 @@
-//! Pictures that must be decoded: as large as a phone's, and as small as possible.
+//! Makes pictures that must be decoded: photographs as large as a phone's, and single pixels.
 
 use std::io::Cursor;
 
@@ -9,27 +9,27 @@ use image_rs::{
 };
 use tiff::encoder::{Compression, DeflateLevel, Predictor, TiffEncoder, colortype::RGB8};
 
-use crate::{pictures::NUMBER, samples::JPEG};
+use crate::{pictures::NUMBER_LEN, samples::JPEG};
 
 /// 12 megapixels.
 const SIZE: (u32, u32) = (4000, 3000);
 
-/// A JPEG's EXIF segment with an orientation that needs a quarter turn.
-const EXIF: &[u8] =
+/// A JPEG's EXIF segment with orientation 6, a rotation by 90°.
+const EXIF_ORIENTATION_6: &[u8] =
     b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
 
-/// One photograph in several encodings. Each ends in room for a number, which decoders ignore.
+/// One photograph in several formats. Each file ends in space for a number, which decoders ignore.
 pub struct Photographs {
     pub jpeg: Vec<u8>,
-    /// The JPEG with an EXIF orientation that needs a quarter turn.
+    /// The JPEG with EXIF orientation 6.
     pub turned: Vec<u8>,
-    /// Lossless, since the encoder has no lossy mode.
+    /// Lossless, because the encoder has no lossy mode.
     pub webp: Vec<u8>,
     pub tiff: Vec<u8>,
 }
 
 impl Photographs {
-    /// Encodes them, which takes some seconds.
+    /// Encodes the photograph, which takes some seconds.
     pub fn new() -> Self {
         let photograph = photograph();
         let mut jpeg = Vec::new();
@@ -44,14 +44,14 @@ impl Photographs {
             .write_image::<RGB8>(SIZE.0, SIZE.1, &photograph)
             .unwrap();
         let mut turned = jpeg.clone();
-        turned.splice(2..2, EXIF.iter().copied());
+        turned.splice(2..2, EXIF_ORIENTATION_6.iter().copied());
         let [jpeg, turned, webp, tiff] =
-            [jpeg, turned, webp.into_inner(), tiff.into_inner()].map(with_room);
+            [jpeg, turned, webp.into_inner(), tiff.into_inner()].map(with_space_for_number);
         Self { jpeg, turned, webp, tiff }
     }
 }
 
-/// Scales a photograph up and adds noise like a sensor's, since smooth surfaces would compress too
+/// Scales a photograph up, and adds noise like that of a camera. Without noise it would compress too
 /// well.
 fn photograph() -> RgbImage {
     let small = image_rs::load_from_memory(JPEG).unwrap().into_rgb8();
@@ -64,8 +64,9 @@ fn photograph() -> RgbImage {
     large
 }
 
-/// A picture of one pixel that must be decoded, and one of the same length that is sent unchanged.
-pub fn pixels() -> (Vec<u8>, Vec<u8>) {
+/// A GIF and a PNG of one pixel, with the same number of bytes. The service must decode the GIF, and
+/// sends the PNG unchanged.
+pub fn one_pixel_pictures() -> (Vec<u8>, Vec<u8>) {
     let [mut gif, mut png] = [ImageFormat::Gif, ImageFormat::Png].map(|format| {
         let mut pixel = Cursor::new(Vec::new());
         RgbImage::new(1, 1).write_to(&mut pixel, format).unwrap();
@@ -74,10 +75,10 @@ pub fn pixels() -> (Vec<u8>, Vec<u8>) {
     let len = gif.len().max(png.len());
     gif.resize(len, 0);
     png.resize(len, 0);
-    (with_room(gif), with_room(png))
+    (with_space_for_number(gif), with_space_for_number(png))
 }
 
-fn with_room(mut picture: Vec<u8>) -> Vec<u8> {
-    picture.extend([0; NUMBER]);
+fn with_space_for_number(mut picture: Vec<u8>) -> Vec<u8> {
+    picture.extend([0; NUMBER_LEN]);
     picture
 }

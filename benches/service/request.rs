@@ -1,14 +1,14 @@
-//! The requests that send pictures.
+//! Builds requests that contain pictures or their URLs.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 
 use crate::{
     nvidia_api::{INFER_PATH, inline_body},
-    pictures::{NUMBER, SMALL},
+    pictures::{NUMBER_LEN, SMALL},
     samples::jpeg,
 };
 
-/// A request that is ready to be sent. A number in it makes its picture different from others.
+/// A request as bytes. A number in these bytes makes the picture different from other pictures.
 #[derive(Clone)]
 pub struct Request {
     pub bytes: Vec<u8>,
@@ -20,7 +20,7 @@ impl Request {
         Self::upload_of(&jpeg(len))
     }
 
-    /// An upload of a picture whose last bytes decoders ignore.
+    /// An upload of this picture. The number replaces the last bytes, which decoders must ignore.
     pub fn upload_of(picture: &[u8]) -> Self {
         let mut body = b"--boundary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"photo.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n".to_vec();
         body.extend(picture);
@@ -31,8 +31,7 @@ impl Request {
     }
 
     pub fn base64(len: usize) -> Self {
-        // Whole groups of three bytes, so that the number does not share a character with other
-        // data.
+        // The length is a multiple of three, so that the number replaces whole characters of the text.
         let text = BASE64_STANDARD.encode(jpeg(len / 3 * 3));
         let after = r#"","filename":"photo.jpg"}"#;
         let body = format!(r#"{{"image_base64":"{text}{after}"#);
@@ -43,8 +42,8 @@ impl Request {
     pub fn batch(len: usize, pictures: u64) -> Self {
         let pictures = (0..pictures).map(|number| {
             let mut picture = jpeg(len / 3 * 3);
-            let end = picture.len() - NUMBER;
-            picture[end..].copy_from_slice(format!("{number:0NUMBER$}").as_bytes());
+            let end = picture.len() - NUMBER_LEN;
+            picture[end..].copy_from_slice(format!("{number:0NUMBER_LEN$}").as_bytes());
             format!("\"{}\"", BASE64_STANDARD.encode(picture))
         });
         let pictures: Vec<_> = pictures.collect();
@@ -57,9 +56,9 @@ impl Request {
         Self { bytes: b"GET /health HTTP/1.1\r\nHost: imagesvc\r\n\r\n".to_vec(), number_at: 0 }
     }
 
-    /// A request for the picture at a URL, which ends in the picture's number.
-    pub fn url(address: &str) -> Self {
-        let body = format!(r#"{{"image_url":"{address}"}}"#);
+    /// A request with the URL of a picture. The URL must end in the picture's number.
+    pub fn url(url: &str) -> Self {
+        let body = format!(r#"{{"image_url":"{url}"}}"#);
         Self::new("/vectorize-image", "application/json", body.as_bytes(), 2)
     }
 
@@ -70,18 +69,19 @@ impl Request {
         Self::new(INFER_PATH, "application/json", body.as_bytes(), 6)
     }
 
+    /// `after_number` is the number of bytes between the picture's number and the end of the body.
     fn new(path: &str, media_type: &str, body: &[u8], after_number: usize) -> Self {
         let len = body.len();
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: imagesvc\r\nContent-Type: {media_type}\r\nContent-Length: {len}\r\n\r\n"
         );
         let bytes = [head.as_bytes(), body].concat();
-        Self { number_at: bytes.len() - after_number - NUMBER, bytes }
+        Self { number_at: bytes.len() - after_number - NUMBER_LEN, bytes }
     }
 
-    /// Sets the picture's number. Its digits are valid Base64, too.
+    /// Sets the picture's number. Its digits are also valid Base64.
     pub fn set_number(&mut self, number: u64) {
-        let digits = format!("{number:0NUMBER$}");
-        self.bytes[self.number_at..self.number_at + NUMBER].copy_from_slice(digits.as_bytes());
+        let digits = format!("{number:0NUMBER_LEN$}");
+        self.bytes[self.number_at..self.number_at + NUMBER_LEN].copy_from_slice(digits.as_bytes());
     }
 }

@@ -2,14 +2,14 @@
 
 pub const JPEG: &[u8] = include_bytes!("../../tests/fixtures/hubble_deep_field.jpg");
 
-/// A JPEG of exactly this length. Only its header is valid, since nothing decodes it.
+/// A JPEG of exactly `len` bytes. Only the header is valid, because the pixels are not decoded.
 pub fn jpeg(len: usize) -> Vec<u8> {
     let mut bytes = JPEG[..len.min(JPEG.len())].to_vec();
     bytes.resize(len, 0);
     bytes
 }
 
-/// An embedding as NVIDIA prints it: 1536 numbers with the digits of an `f32`.
+/// An embedding in NVIDIA's form: 1536 numbers with the digits of an `f32`.
 pub fn embedding() -> String {
     let number = |n: u32| (f64::from(n) * 12.9898).sin() as f32 / 20.0;
     let numbers: Vec<_> = (0..1536).map(|n| number(n).to_string()).collect();

@@ -1,4 +1,4 @@
-//! A downloads folder with as many files as years of use leave.
+//! Fills a downloads folder with as many files as after years of use.
 
 use std::{
     fs::{self, File},
@@ -9,10 +9,10 @@ const PICTURES: u64 = 100_000;
 const VECTORS: u64 = 50_000;
 
 /// The size of a file in the cache, in bytes.
-const VECTOR: u64 = 19_000;
+const VECTOR_BYTES: u64 = 19_000;
 
-/// Creates pictures and cached vectors with the names and sizes that the service would give them.
-/// They are sparse files, since the service reads only files that a request needs.
+/// Creates files with the names and sizes of saved pictures and cached vectors. The files are sparse,
+/// because the service reads only files that a request needs.
 pub fn fill(downloads: &Path) {
     fs::create_dir_all(downloads).unwrap();
     for n in 0..PICTURES {
@@ -26,8 +26,8 @@ pub fn fill(downloads: &Path) {
     for n in 0..VECTORS {
         let folder = n % 256;
         let name = format!("{folder:02x}/{folder:02x}{n:014x}{:048x}", 0);
-        File::create(vectors.join(name)).unwrap().set_len(VECTOR).unwrap();
+        File::create(vectors.join(name)).unwrap().set_len(VECTOR_BYTES).unwrap();
     }
-    // as for every folder that is measured
+    // These writes must not slow down the next measurement.
     rustix::fs::sync();
 }

@@ -22,7 +22,7 @@ use crate::{
     decoder::Decoder,
     disk_space::{FreeSpace, Shortage, free_space},
     http_client::Trust,
-    nvidia::{ApiKey, Client, FailureKind, InlineImage},
+    nvidia::{ApiKey, Client, ErrorKind, InlineImage},
     sandbox,
     shares::ClientNetwork,
     store,
@@ -262,9 +262,9 @@ async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     let picture = InlineImage::new("image/jpeg", sandbox::PHOTO);
     let started = Instant::now();
     let deadline = started + CALL_TIMEOUT;
-    let outcome = match client.reserve(ClientNetwork::UNKNOWN, 1, deadline) {
+    let outcome = match client.reserve_calls(ClientNetwork::UNKNOWN, 1, deadline) {
         Ok(reservation) => {
-            client.infer(&picture, &mut client.attempts(reservation, deadline)).await
+            client.infer(&picture, &mut client.start_calls(reservation, deadline)).await
         }
         Err(error) => Err(error),
     };
@@ -275,18 +275,20 @@ async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
         ),
         Err(error) => {
             let advice = match error.kind {
-                FailureKind::Key => "renew NVIDIA_API_KEY",
-                FailureKind::Account => "check the account's credits and its access to NV-DINOv2",
-                FailureKind::RateLimited => "wait a minute; set NVIDIA_REQUESTS_PER_MINUTE",
-                FailureKind::Picture
-                | FailureKind::UploadsRefused
-                | FailureKind::Unavailable
-                | FailureKind::AttemptTimeout
-                | FailureKind::ResultGone
-                | FailureKind::GatewayPage
-                | FailureKind::InvalidAnswer
-                | FailureKind::Unexpected
-                | FailureKind::DeadlinePassed => {
+                ErrorKind::KeyRefused => "renew NVIDIA_API_KEY",
+                ErrorKind::AccountRefused => {
+                    "check the account's credits and its access to NV-DINOv2"
+                }
+                ErrorKind::RateLimited => "wait a minute; set NVIDIA_REQUESTS_PER_MINUTE",
+                ErrorKind::PictureRefused
+                | ErrorKind::UploadsRefused
+                | ErrorKind::Unavailable
+                | ErrorKind::AttemptTimeout
+                | ErrorKind::ResultGone
+                | ErrorKind::GatewayPage
+                | ErrorKind::InvalidResponse
+                | ErrorKind::Unexpected
+                | ErrorKind::DeadlinePassed => {
                     "check that the network allows outgoing connections, and see NVIDIA's status page"
                 }
             };

@@ -42,7 +42,7 @@ pub(super) fn plan_job(
     target: Target,
     max_memory: u64,
 ) -> Result<Job, image::Error> {
-    let cost = target.cost(picture)?;
+    let cost = target.memory_estimate(picture)?;
     let limit = max_memory - reserved_for_small(max_memory);
     if cost > limit {
         return Err(image::Error::TooMuchToDecode { needed: cost, limit });

@@ -211,7 +211,7 @@ mod tests {
     pub(super) fn embedding(number: &str) -> Embedding {
         let text = format!("[{}]", [number; DIMENSIONS].join(","));
         let raw = serde_json::value::RawValue::from_string(text).unwrap();
-        let vector = Vector::check(&raw).unwrap();
+        let vector = Vector::from_json(&raw).unwrap();
         let (prepared, provenance) = (Prepared::Jpeg, Provenance::Nvidia);
         Embedding { vector, prepared, provenance, attempts: 2, valid_until: None }
     }

@@ -17,7 +17,7 @@ use crate::{
     decoder,
     fair_queue::Permit,
     image::{self, Content, Format, Picture, Target},
-    nvidia::{self, Attempts, InlineImage, Reservation, Vector},
+    nvidia::{self, InlineImage, Reservation, RetryState, Vector},
     shares::ClientNetwork,
     spool::{Spooled, StagingFile},
 };
@@ -60,7 +60,7 @@ impl Inner {
         count: usize,
         deadline: Instant,
     ) -> Result<Reservation, Error> {
-        let reservation = self.nvidia.reserve(client, count, deadline)?;
+        let reservation = self.nvidia.reserve_calls(client, count, deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
         if self.queue.expected_wait(client, count) > left {
             return Err(Error::QueueTooLong);
@@ -78,8 +78,8 @@ impl Inner {
         reservation: Reservation,
         deadline: Instant,
     ) -> Result<Embedding, Error> {
-        let mut attempts = self.nvidia.attempts(reservation, deadline);
-        let client = attempts.client;
+        let mut retry_state = self.nvidia.start_calls(reservation, deadline);
+        let client = retry_state.client_network;
         let largest_inline = self.settings.largest_inline();
         let max_len = usize::try_from(self.settings.max_image_bytes).unwrap_or(usize::MAX);
         let converted = Target::Converted { max_len };
@@ -95,16 +95,16 @@ impl Inner {
             let len = payload.content.len();
             match plan(payload.can_be_sent_as_is, len, may_upload, largest_inline as u64) {
                 Plan::SendInline => {
-                    let vector = self.send_inline(&payload, &mut attempts).await?;
+                    let vector = self.send_inline(&payload, &mut retry_state).await?;
                     if let Some(error) = upload_error.filter(nvidia::Error::is_upload_refusal) {
                         // The breaker opens only now that NVIDIA has accepted the picture inline. If
                         // NVIDIA rejects a picture inline as well, the cause is not the upload.
                         self.open_breaker(&error, self.settings.refused_upload_pause);
                     }
-                    return Ok(self.embedding(vector, &payload, &attempts));
+                    return Ok(self.embedding(vector, &payload, &retry_state));
                 }
-                Plan::Upload => match self.send_uploaded(&payload, &mut attempts).await {
-                    Ok(vector) => return Ok(self.embedding(vector, &payload, &attempts)),
+                Plan::Upload => match self.send_uploaded(&payload, &mut retry_state).await {
+                    Ok(vector) => return Ok(self.embedding(vector, &payload, &retry_state)),
                     Err(Error::Nvidia(error)) if error.may_succeed_inline() => {
                         if !error.is_upload_refusal() {
                             self.open_breaker(&error, self.settings.failed_upload_pause);
@@ -139,35 +139,36 @@ impl Inner {
     async fn send_inline(
         &self,
         payload: &Payload,
-        attempts: &mut Attempts<'_>,
+        retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
-        let _permit = self.permit(attempts).await?;
+        let _permit = self.permit(retry_state).await?;
         // This does not read a file: a payload that can go inline is in memory.
         let bytes = payload.content.read_at(0, self.settings.largest_inline());
         let bytes = bytes.map_err(image::Error::from).map_err(decoder::Error::from)?;
         let image = InlineImage::new(payload.format.media_type(), &bytes);
-        Ok(self.nvidia.infer(&image, attempts).await?)
+        Ok(self.nvidia.infer(&image, retry_state).await?)
     }
 
     /// Takes a permit, uploads the payload as an asset, and requests the asset's embedding.
     async fn send_uploaded(
         &self,
         payload: &Payload,
-        attempts: &mut Attempts<'_>,
+        retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
-        let _permit = self.permit(attempts).await?;
+        let _permit = self.permit(retry_state).await?;
         let media_type = payload.format.media_type();
         // The upload gets half of the time. If it hangs, the other half is left to shrink the
         // picture and send it inline.
-        let upload_deadline = attempts.halfway();
+        let upload_deadline = retry_state.halfway_to_deadline();
         let asset =
-            self.nvidia.upload(media_type, &payload.content, attempts, upload_deadline).await?;
-        Ok(self.nvidia.infer_asset(&asset, attempts).await?)
+            self.nvidia.upload(media_type, &payload.content, retry_state, upload_deadline).await?;
+        Ok(self.nvidia.infer_asset(&asset, retry_state).await?)
     }
 
-    async fn permit(&self, attempts: &Attempts<'_>) -> Result<Permit, Error> {
-        self.nvidia.wait_until_ready(attempts.deadline).await?;
-        let permit = self.queue.take_in_time(attempts.client, attempts.deadline).await;
+    async fn permit(&self, retry_state: &RetryState<'_>) -> Result<Permit, Error> {
+        self.nvidia.wait_until_ready(retry_state.deadline).await?;
+        let permit =
+            self.queue.take_in_time(retry_state.client_network, retry_state.deadline).await;
         permit.ok_or(Error::QueueTimeout("a call to NVIDIA"))
     }
 
@@ -193,8 +194,13 @@ impl Inner {
         })
     }
 
-    fn embedding(&self, vector: Vector, payload: &Payload, attempts: &Attempts<'_>) -> Embedding {
-        let (prepared, count) = (payload.prepared, attempts.inferences());
+    fn embedding(
+        &self,
+        vector: Vector,
+        payload: &Payload,
+        retry_state: &RetryState<'_>,
+    ) -> Embedding {
+        let (prepared, count) = (payload.prepared, retry_state.sent_inferences());
         let valid_until =
             payload.is_temporary.then(|| self.upload_breaker.closes_at(Instant::now()));
         Embedding { vector, prepared, provenance: Provenance::Nvidia, attempts: count, valid_until }

@@ -56,7 +56,7 @@ pub enum LargeImages {
 impl CallSettings {
     /// The largest picture that is sent inline, in bytes.
     pub fn largest_inline(&self) -> usize {
-        InlineImage::largest(self.inline_limit)
+        InlineImage::largest_picture(self.inline_limit)
     }
 
     /// The memory that sending one picture needs, in bytes: for the original, for the JPEG made from

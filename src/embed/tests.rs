@@ -73,7 +73,7 @@ fn job() -> Job {
 
 fn embedding() -> Embedding {
     let text = format!("[{}]", ["0.5"; 1536].join(","));
-    let vector = Vector::check(&RawValue::from_string(text).unwrap()).unwrap();
+    let vector = Vector::from_json(&RawValue::from_string(text).unwrap()).unwrap();
     let (prepared, provenance) = (Prepared::Original, Provenance::Nvidia);
     Embedding { vector, prepared, provenance, attempts: 1, valid_until: None }
 }

@@ -166,7 +166,7 @@ mod tests {
         Content, Orientation,
         header::tiff::crafted::Crafted,
         probe,
-        render::{SCALING, decode},
+        render::{SCALING_MEMORY, decode},
     };
 
     fn cost(bytes: &[u8]) -> Result<u64, Error> {
@@ -326,11 +326,11 @@ mod tests {
             |bytes: &[u8]| (cost(bytes).unwrap() - METADATA - bytes.len() as u64) / 1_000_000;
         let animated = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xe7\x03\0\xe7\x03\0";
         let bounds = [
-            (bound(per_pixel(&jpeg(0xc0, 3)), SCALING), "JPEG or PNG"),
-            (bound(per_pixel(&encoded(ImageFormat::Png)), SCALING), "JPEG or PNG"),
+            (bound(per_pixel(&jpeg(0xc0, 3)), SCALING_MEMORY), "JPEG or PNG"),
+            (bound(per_pixel(&encoded(ImageFormat::Png)), SCALING_MEMORY), "JPEG or PNG"),
             (bound(per_pixel(&encoded(ImageFormat::Gif)), 0), "GIF"),
             (bound(per_pixel(&encoded(ImageFormat::WebP)), 0), "lossless WebP"),
-            (bound(per_pixel(&jpeg(0xc2, 3)), SCALING), "progressive JPEG"),
+            (bound(per_pixel(&jpeg(0xc2, 3)), SCALING_MEMORY), "progressive JPEG"),
             (bound(per_pixel(animated), 0), "animated WebP"),
             (bound(heic("large-single") / 1_920_000, HEIC_BESIDE), "HEIC"),
         ];

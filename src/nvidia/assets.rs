@@ -1,4 +1,5 @@
-//! Uploads a large picture: announces it, sends it to the presigned URL, and deletes it afterwards.
+//! Uploads a large picture as an asset: creates the asset, sends the picture to the presigned URL,
+//! and deletes the asset after the inference.
 
 use std::time::Duration;
 
@@ -15,20 +16,20 @@ use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Attempts, Client, Error, FailureKind, Operation, item_url,
+    Client, Error, ErrorKind, Operation, RetryState, item_url,
     wire::{CreateAsset, CreatedAsset},
 };
 use crate::image::Content;
 
-/// The description of every upload. It never contains the client's file name.
+/// The description of every asset. It never contains the client's file name.
 const DESCRIPTION: &str = "imagesvc picture";
 
-/// How much of a file is read at once, in bytes.
+/// The number of bytes that are read from a file at once.
 const READ_SIZE: usize = 64 * 1024;
 
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An uploaded picture. Dropping it deletes the upload in a task of its own.
+/// An uploaded picture. Dropping this value deletes the asset in a background task.
 #[derive(Debug)]
 pub struct UploadedAsset {
     id: Uuid,
@@ -36,7 +37,7 @@ pub struct UploadedAsset {
 }
 
 impl UploadedAsset {
-    /// NVIDIA's id of the upload.
+    /// NVIDIA's id of the asset.
     pub(super) fn id(&self) -> Uuid {
         self.id
     }
@@ -44,61 +45,65 @@ impl UploadedAsset {
 
 impl Drop for UploadedAsset {
     fn drop(&mut self) {
-        // Outside of a runtime (at the very end of the process) nothing can be sent. NVIDIA itself
-        // deletes assets after a while.
+        // There may be no runtime at the very end of the process. NVIDIA deletes old assets itself.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (nvidia, id) = (self.nvidia.clone(), self.id);
             let tracker = self.nvidia.0.background.clone();
-            tracker.spawn_on(async move { nvidia.delete(id).await }, &runtime);
+            tracker.spawn_on(async move { nvidia.delete_asset(id).await }, &runtime);
         }
     }
 }
 
 impl Client {
-    /// Uploads a picture.
+    /// Uploads a picture by the deadline.
     ///
     /// # Errors
-    /// [`Error`]; [`FailureKind::UploadsRefused`] if uploads do not work for this model or account.
+    /// The [`Error`] of the last attempt. Its kind is [`ErrorKind::UploadsRefused`] if uploads do
+    /// not work for this model or account.
     pub async fn upload(
         &self,
         media_type: &str,
         picture: &Content,
-        attempts: &mut Attempts<'_>,
+        retry_state: &mut RetryState<'_>,
         deadline: Instant,
     ) -> Result<UploadedAsset, Error> {
         let created = loop {
-            match self.create(media_type, deadline).await {
+            match self.create_asset(media_type, deadline).await {
                 Ok(created) => break created,
-                Err(failure) => attempts.wait_for_next(failure, deadline).await?,
+                Err(error) => retry_state.wait_for_next(error, deadline).await?,
             }
         };
         let asset = UploadedAsset { id: created.asset_id, nvidia: self.clone() };
         loop {
-            match self.put(&created, media_type, picture, deadline).await {
+            match self.send_picture(&created, media_type, picture, deadline).await {
                 Ok(()) => return Ok(asset),
-                Err(failure) => attempts.wait_for_next(failure, deadline).await?,
+                Err(error) => retry_state.wait_for_next(error, deadline).await?,
             }
         }
     }
 
-    async fn create(&self, media_type: &str, deadline: Instant) -> Result<CreatedAsset, Error> {
+    async fn create_asset(
+        &self,
+        media_type: &str,
+        deadline: Instant,
+    ) -> Result<CreatedAsset, Error> {
         let operation = Operation::CreateAsset;
-        let announced = CreateAsset { content_type: media_type, description: DESCRIPTION };
-        let body = serde_json::to_vec(&announced)
-            .map_err(|error| Error::new(operation, FailureKind::Unexpected, error.to_string()))?;
+        let asset = CreateAsset { content_type: media_type, description: DESCRIPTION };
+        let body = serde_json::to_vec(&asset)
+            .map_err(|error| Error::new(operation, ErrorKind::Unexpected, error.to_string()))?;
         let request = self
             .authorized(self.0.http.post(self.0.settings.assets_url.clone()))
             .header(CONTENT_TYPE, "application/json")
             .body(body);
-        self.wait_for_not_before(operation, deadline).await?;
-        let reply = self.call(operation, request, deadline).await?;
-        reply.progress(operation)?;
-        // An invalid answer counts as a refusal: uploads do not work here. The answer is not
-        // quoted, because it may contain a presigned URL.
+        self.wait_for_retry_after(operation, deadline).await?;
+        let response = self.call(operation, request, deadline).await?;
+        response.progress(operation)?;
+        // An invalid response counts as a refusal, so that the picture is sent inline. The error
+        // does not quote the response, which may contain a presigned URL.
         let refused =
-            |fault: &str| Error::new(operation, FailureKind::UploadsRefused, fault.into());
-        let created: CreatedAsset = serde_json::from_slice(&reply.body)
-            .map_err(|_| refused("no asset id and upload URL"))?;
+            |detail: &str| Error::new(operation, ErrorKind::UploadsRefused, detail.into());
+        let created: CreatedAsset = serde_json::from_slice(&response.body)
+            .map_err(|_| refused("the response lacks an asset id or an upload URL"))?;
         if may_upload_to(&created.upload_url, &self.0.settings.assets_url) {
             Ok(created)
         } else {
@@ -106,7 +111,8 @@ impl Client {
         }
     }
 
-    async fn put(
+    /// Sends the picture to the presigned URL.
+    async fn send_picture(
         &self,
         created: &CreatedAsset,
         media_type: &str,
@@ -118,8 +124,8 @@ impl Client {
             Content::Memory(bytes) => Body::from(bytes.clone()),
             Content::File(..) => Body::wrap(StreamBody::new(frames(picture.clone()))),
         };
-        // No Authorization header: the presigned URL is the permission, and its host is not
-        // NVIDIA's API.
+        // No `Authorization` header: the presigned URL grants access, and its host must not
+        // receive the key.
         let request = self
             .0
             .http
@@ -128,23 +134,23 @@ impl Client {
             .header("x-amz-meta-nvcf-asset-description", DESCRIPTION)
             .header(CONTENT_LENGTH, picture.len())
             .body(body);
-        let reply = self.call(operation, request, deadline).await?;
-        reply.progress(operation).map(drop)
+        let response = self.call(operation, request, deadline).await?;
+        response.progress(operation).map(drop)
     }
 
-    /// Best effort: an asset that is not deleted only takes space at NVIDIA.
-    async fn delete(&self, id: Uuid) {
+    /// Deletes an asset. A failure is only logged, because the asset only takes space at NVIDIA.
+    async fn delete_asset(&self, id: Uuid) {
         let operation = Operation::DeleteAsset;
         let url = item_url(&self.0.settings.assets_url, id);
         let request = self.authorized(self.0.http.delete(url));
-        let reply = self.call(operation, request, Instant::now() + DELETE_TIMEOUT).await;
-        if let Err(failure) = reply.and_then(|reply| reply.progress(operation)) {
-            tracing::debug!(%failure, "an uploaded picture was not deleted");
+        let response = self.call(operation, request, Instant::now() + DELETE_TIMEOUT).await;
+        if let Err(error) = response.and_then(|response| response.progress(operation)) {
+            tracing::debug!(%error, "an asset was not deleted");
         }
     }
 }
 
-/// A file's bytes, read on blocking threads at the speed of the network.
+/// Streams a file's bytes. Blocking threads read the next bytes when the network has taken the last.
 fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync {
     stream::try_unfold((picture, 0), |(picture, offset)| async move {
         if offset >= picture.len() {
@@ -158,9 +164,11 @@ fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>>
     })
 }
 
-/// Uploads go to https URLs. Plain http is allowed only if the setting's own URL is plain http.
-fn may_upload_to(upload: &Url, assets: &Url) -> bool {
-    upload.scheme() == "https" || (upload.scheme() == "http" && assets.scheme() == "http")
+/// Whether a picture may be sent to this URL. Only https is allowed, or http too if the configured
+/// URL of the asset API is http.
+fn may_upload_to(upload_url: &Url, assets_url: &Url) -> bool {
+    upload_url.scheme() == "https"
+        || (upload_url.scheme() == "http" && assets_url.scheme() == "http")
 }
 
 #[cfg(test)]
@@ -168,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_is_not_sent_in_the_clear_unless_the_settings_are() {
+    fn a_picture_is_sent_over_http_only_if_the_assets_url_is_http() {
         let may = |upload: &str, assets: &str| {
             may_upload_to(&upload.parse().unwrap(), &assets.parse().unwrap())
         };

@@ -1,72 +1,73 @@
-//! Classifies NVIDIA's answers: one table says what each status means, and which failures concern
-//! uploads.
+//! Classifies NVIDIA's responses by their status, and errors by whether the picture can be sent
+//! another way.
 
 use std::fmt;
 
 use super::Error;
 
-/// The calls to NVIDIA.
+/// One kind of call to NVIDIA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Request the embedding of an inline picture.
     Infer,
-    /// Request the embedding of an uploaded picture.
+    /// Request the embedding of an asset, which is a picture uploaded to NVIDIA.
     InferAsset,
-    /// Poll for a pending answer.
+    /// Poll for the pending result of [`Self::Infer`].
     Poll,
-    /// Poll for a pending answer about an uploaded picture.
+    /// Poll for the pending result of [`Self::InferAsset`].
     PollAsset,
     /// Create an asset, and obtain its presigned URL.
     CreateAsset,
     /// Upload the picture to the presigned URL.
     UploadAsset,
-    /// Delete an asset, which is an uploaded picture.
+    /// Delete an asset.
     DeleteAsset,
 }
 
-/// The statuses that alert an operator, because a refused key or account does not recover by itself.
+/// The statuses that must alert an operator: NVIDIA refuses the key or the account, and only the
+/// operator can change that.
 pub(super) const ALERTING_STATUSES: [u16; 3] = [401, 402, 403];
 
 /// The state of a call that has not failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// The answer is complete.
+    /// The response is complete.
     Done,
-    /// The answer must be polled for.
+    /// The result must be polled for.
     Pending,
 }
 
 /// Why a call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FailureKind {
+pub enum ErrorKind {
     /// NVIDIA refused the key.
-    Key,
+    KeyRefused,
     /// The account is out of credits, or the model is not available to it.
-    Account,
+    AccountRefused,
     /// NVIDIA refused the picture.
-    Picture,
+    PictureRefused,
     /// Uploads do not work for this model or account.
     UploadsRefused,
-    /// NVIDIA received too many calls; a later one may succeed.
+    /// NVIDIA received too many calls. A later call may succeed.
     RateLimited,
-    /// NVIDIA or the connection failed; another attempt may succeed.
+    /// NVIDIA or the connection failed. Another attempt may succeed.
     Unavailable,
-    /// One attempt took too long; another may succeed.
+    /// One attempt took too long. Another attempt may succeed.
     AttemptTimeout,
-    /// The pending answer is gone; a new inference may succeed.
+    /// The pending result is gone. A new inference may succeed.
     ResultGone,
-    /// A gateway answered with a web page instead of JSON; another attempt may succeed.
+    /// A gateway sent a web page instead of JSON. Another attempt may succeed.
     GatewayPage,
-    /// A successful answer without a valid embedding.
-    InvalidAnswer,
-    /// A status that the API does not document.
+    /// A successful response contained no valid embedding.
+    InvalidResponse,
+    /// The status is not documented for this call.
     Unexpected,
-    /// The request's own deadline passed.
+    /// The deadline of the service's own request passed.
     DeadlinePassed,
 }
 
 impl Operation {
-    /// Every call.
+    /// All kinds of calls.
     pub const ALL: [Self; 7] = [
         Self::Infer,
         Self::InferAsset,
@@ -77,10 +78,14 @@ impl Operation {
         Self::DeleteAsset,
     ];
 
-    /// What a status means as the answer to this call.
-    pub(super) fn classify(self, status: u16) -> Result<Progress, FailureKind> {
-        use FailureKind::{
-            Account, Key, Picture, RateLimited, ResultGone, Unavailable, Unexpected, UploadsRefused,
+    /// Returns what a response of this status means for this call.
+    ///
+    /// # Errors
+    /// The kind of error that the status stands for.
+    pub(super) fn classify(self, status: u16) -> Result<Progress, ErrorKind> {
+        use ErrorKind::{
+            AccountRefused, KeyRefused, PictureRefused, RateLimited, ResultGone, Unavailable,
+            Unexpected, UploadsRefused,
         };
         use Operation::{
             CreateAsset, DeleteAsset, Infer, InferAsset, Poll, PollAsset, UploadAsset,
@@ -92,34 +97,34 @@ impl Operation {
             (UploadAsset | DeleteAsset, 200..=299) => return Ok(Progress::Done),
             (Infer | InferAsset | Poll | PollAsset, 202) => return Ok(Progress::Pending),
 
-            // The host of a presigned URL checks no key and has no rate limit, so every refusal is
-            // final.
+            // The host of a presigned URL checks no key and has no rate limit, so no retry helps
+            // after a refusal.
             (UploadAsset, 400..=499) => UploadsRefused,
 
-            (_, 401) => Key,
-            (_, 402) => Account,
+            (_, 401) => KeyRefused,
+            (_, 402) => AccountRefused,
             (_, 429) => RateLimited,
             (_, 500 | 502 | 503 | 504) => Unavailable,
 
             (CreateAsset, 400..=499) => UploadsRefused,
             (Poll | PollAsset, 404) => ResultGone,
-            (Infer | InferAsset | Poll | PollAsset, 403) => Key,
+            (Infer | InferAsset | Poll | PollAsset, 403) => KeyRefused,
             (InferAsset, 400 | 404 | 410 | 413 | 415 | 422) => UploadsRefused,
             (PollAsset, 400 | 410 | 413 | 415 | 422) => UploadsRefused,
-            (Infer | Poll, 404 | 410) => Account,
-            (Infer | Poll, 400 | 413 | 415 | 422) => Picture,
+            (Infer | Poll, 404 | 410) => AccountRefused,
+            (Infer | Poll, 400 | 413 | 415 | 422) => PictureRefused,
             _ => Unexpected,
         })
     }
 
-    /// Whether the answer shows if NVIDIA accepts the key.
+    /// Whether the response to this call shows if NVIDIA accepts the key.
     pub fn reveals_key_validity(self) -> bool {
         !matches!(self, Self::UploadAsset | Self::DeleteAsset)
     }
 
-    /// Whether an answer of this status may be quoted in the log. What
-    /// creating an asset or uploading to it answers may contain the presigned URL.
-    pub fn is_quotable(self, status: u16) -> bool {
+    /// Whether the log may quote the body of a response of this status. A body may not be quoted if
+    /// it may contain the presigned URL.
+    pub fn may_quote_body(self, status: u16) -> bool {
         match self {
             Self::CreateAsset => status >= 400,
             Self::UploadAsset => false,
@@ -127,7 +132,7 @@ impl Operation {
         }
     }
 
-    /// The name in logs and metrics.
+    /// The call's name in logs and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Infer => "infer",
@@ -148,21 +153,21 @@ impl fmt::Display for Operation {
 }
 
 impl Error {
-    /// Whether the same picture may succeed without an upload: the caller then shrinks it and sends it
-    /// inline. A failure that the key, the account or the rate causes would only happen again.
+    /// Whether the same picture may succeed if it is shrunk and sent inline instead of uploaded. An
+    /// error caused by the key, the account or the rate limit would happen again.
     pub fn may_succeed_inline(&self) -> bool {
         match self.operation {
             Operation::CreateAsset | Operation::UploadAsset => match self.kind {
-                FailureKind::Key | FailureKind::Account | FailureKind::RateLimited => false,
-                FailureKind::Picture
-                | FailureKind::UploadsRefused
-                | FailureKind::Unavailable
-                | FailureKind::AttemptTimeout
-                | FailureKind::ResultGone
-                | FailureKind::GatewayPage
-                | FailureKind::InvalidAnswer
-                | FailureKind::Unexpected
-                | FailureKind::DeadlinePassed => true,
+                ErrorKind::KeyRefused | ErrorKind::AccountRefused | ErrorKind::RateLimited => false,
+                ErrorKind::PictureRefused
+                | ErrorKind::UploadsRefused
+                | ErrorKind::Unavailable
+                | ErrorKind::AttemptTimeout
+                | ErrorKind::ResultGone
+                | ErrorKind::GatewayPage
+                | ErrorKind::InvalidResponse
+                | ErrorKind::Unexpected
+                | ErrorKind::DeadlinePassed => true,
             },
             Operation::Infer
             | Operation::InferAsset
@@ -172,13 +177,13 @@ impl Error {
         }
     }
 
-    /// Whether NVIDIA refused the upload, rather than the upload failing for another reason.
+    /// Whether NVIDIA refused the upload. Otherwise the upload failed for another reason.
     pub fn is_upload_refusal(&self) -> bool {
-        self.kind == FailureKind::UploadsRefused
+        self.kind == ErrorKind::UploadsRefused
     }
 }
 
-impl FailureKind {
+impl ErrorKind {
     /// Whether another attempt may succeed.
     pub fn is_transient(self) -> bool {
         match self {
@@ -187,11 +192,11 @@ impl FailureKind {
             | Self::AttemptTimeout
             | Self::ResultGone
             | Self::GatewayPage => true,
-            Self::Key
-            | Self::Account
-            | Self::Picture
+            Self::KeyRefused
+            | Self::AccountRefused
+            | Self::PictureRefused
             | Self::UploadsRefused
-            | Self::InvalidAnswer
+            | Self::InvalidResponse
             | Self::Unexpected
             | Self::DeadlinePassed => false,
         }
@@ -201,89 +206,66 @@ impl FailureKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use FailureKind::*;
+    use ErrorKind::*;
     use Operation::*;
     use Progress::*;
 
     #[test]
     fn every_status_has_the_listed_meaning() {
         let columns = [Infer, InferAsset, Poll, PollAsset, CreateAsset, UploadAsset];
-        let (pending, odd) = (Ok(Pending), Err(Unexpected));
-        for (status, meanings) in [
-            (200, [Ok(Done); 6]),
-            (202, [pending, pending, pending, pending, odd, Ok(Done)]),
-            (204, [odd, odd, odd, odd, odd, Ok(Done)]),
-            (301, [Unexpected; 6].map(Err)),
+        let (pending, unexpected) = (Ok(Pending), Err(Unexpected));
+        let failed = |kinds: [ErrorKind; 6]| kinds.map(Err);
+        let (account, uploads) = (AccountRefused, UploadsRefused);
+        for (statuses, meanings) in [
+            (&[200][..], [Ok(Done); 6]),
+            (&[202], [pending, pending, pending, pending, unexpected, Ok(Done)]),
+            (&[204], [unexpected, unexpected, unexpected, unexpected, unexpected, Ok(Done)]),
             (
-                400,
-                [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused]
-                    .map(Err),
+                &[400, 413, 415, 422],
+                failed([PictureRefused, uploads, PictureRefused, uploads, uploads, uploads]),
             ),
-            (401, [Key, Key, Key, Key, Key, UploadsRefused].map(Err)),
-            (402, [Account, Account, Account, Account, Account, UploadsRefused].map(Err)),
-            (403, [Key, Key, Key, Key, UploadsRefused, UploadsRefused].map(Err)),
+            (&[401], failed([KeyRefused, KeyRefused, KeyRefused, KeyRefused, KeyRefused, uploads])),
+            (&[402], failed([account, account, account, account, account, uploads])),
+            (&[403], failed([KeyRefused, KeyRefused, KeyRefused, KeyRefused, uploads, uploads])),
+            (&[404], failed([account, uploads, ResultGone, ResultGone, uploads, uploads])),
+            (&[408], failed([Unexpected, Unexpected, Unexpected, Unexpected, uploads, uploads])),
+            (&[410], failed([account, uploads, account, uploads, uploads, uploads])),
             (
-                404,
-                [Account, UploadsRefused, ResultGone, ResultGone, UploadsRefused, UploadsRefused]
-                    .map(Err),
+                &[429],
+                failed([RateLimited, RateLimited, RateLimited, RateLimited, RateLimited, uploads]),
             ),
-            (
-                408,
-                [Unexpected, Unexpected, Unexpected, Unexpected, UploadsRefused, UploadsRefused]
-                    .map(Err),
-            ),
-            (
-                410,
-                [Account, UploadsRefused, Account, UploadsRefused, UploadsRefused, UploadsRefused]
-                    .map(Err),
-            ),
-            (
-                413,
-                [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused]
-                    .map(Err),
-            ),
-            (
-                415,
-                [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused]
-                    .map(Err),
-            ),
-            (
-                422,
-                [Picture, UploadsRefused, Picture, UploadsRefused, UploadsRefused, UploadsRefused]
-                    .map(Err),
-            ),
-            (
-                429,
-                [RateLimited, RateLimited, RateLimited, RateLimited, RateLimited, UploadsRefused]
-                    .map(Err),
-            ),
-            (500, [Unavailable; 6].map(Err)),
-            (501, [Unexpected; 6].map(Err)),
-            (502, [Unavailable; 6].map(Err)),
-            (503, [Unavailable; 6].map(Err)),
-            (504, [Unavailable; 6].map(Err)),
+            (&[301, 501], failed([Unexpected; 6])),
+            (&[500, 502, 503, 504], failed([Unavailable; 6])),
         ] {
-            for (operation, meaning) in columns.into_iter().zip(meanings) {
-                assert_eq!(operation.classify(status), meaning, "{operation} {status}");
+            for status in statuses {
+                for (operation, meaning) in columns.into_iter().zip(meanings) {
+                    assert_eq!(operation.classify(*status), meaning, "{operation} {status}");
+                }
             }
         }
     }
 
     #[test]
-    fn answers_that_may_contain_a_presigned_url_are_not_quoted() {
-        assert!(!UploadAsset.is_quotable(403));
-        assert!(!CreateAsset.is_quotable(200));
-        assert!(CreateAsset.is_quotable(422) && Infer.is_quotable(500));
+    fn a_body_that_may_contain_a_presigned_url_is_not_quoted() {
+        assert!(!UploadAsset.may_quote_body(403));
+        assert!(!CreateAsset.may_quote_body(200));
+        assert!(CreateAsset.may_quote_body(422) && Infer.may_quote_body(500));
     }
 
     #[test]
-    fn transient_failures_are_the_listed_ones() {
+    fn only_the_listed_errors_are_transient() {
         for kind in [RateLimited, Unavailable, AttemptTimeout, ResultGone, GatewayPage] {
             assert!(kind.is_transient(), "{kind:?}");
         }
-        for kind in
-            [Key, Account, Picture, UploadsRefused, InvalidAnswer, Unexpected, DeadlinePassed]
-        {
+        for kind in [
+            KeyRefused,
+            AccountRefused,
+            PictureRefused,
+            UploadsRefused,
+            InvalidResponse,
+            Unexpected,
+            DeadlinePassed,
+        ] {
             assert!(!kind.is_transient(), "{kind:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! Requests an embedding: one POST, then polls if the answer is pending.
+//! Requests an embedding: one POST, then polls if the result is pending.
 
 use std::time::Duration;
 
@@ -8,67 +8,68 @@ use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use super::{
-    Attempts, Client, Error, FailureKind, InlineImage, Operation, Reply, UploadedAsset, Vector,
+    ApiResponse, Client, Error, ErrorKind, InlineImage, Operation, RetryState, UploadedAsset,
+    Vector,
     classify::Progress,
     item_url,
-    wire::{NO_MESSAGES, parse_answer},
+    wire::{ASSET_INFERENCE_BODY, parse_response},
 };
 use crate::shares::ClientNetwork;
 
-/// One inference, for an inline or an uploaded picture.
+/// What differs between the inference of an inline picture and of an asset.
 struct Inference {
     body: Bytes,
-    asset: Option<Uuid>,
-    infer: Operation,
-    poll: Operation,
+    asset_id: Option<Uuid>,
+    infer_operation: Operation,
+    poll_operation: Operation,
 }
 
 impl Client {
     /// Requests the embedding of an inline picture.
     ///
     /// # Errors
-    /// [`Error`] of the last attempt.
+    /// The [`Error`] of the last attempt.
     pub async fn infer(
         &self,
         image: &InlineImage,
-        attempts: &mut Attempts<'_>,
+        retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
         let inference = Inference {
             body: image.body(),
-            asset: None,
-            infer: Operation::Infer,
-            poll: Operation::Poll,
+            asset_id: None,
+            infer_operation: Operation::Infer,
+            poll_operation: Operation::Poll,
         };
-        self.infer_with_retries(&inference, attempts).await
+        self.infer_with_retries(&inference, retry_state).await
     }
 
-    /// Requests the embedding of an uploaded picture.
+    /// Requests the embedding of an asset.
     ///
     /// # Errors
-    /// [`Error`] of the last attempt.
+    /// The [`Error`] of the last attempt.
     pub async fn infer_asset(
         &self,
         asset: &UploadedAsset,
-        attempts: &mut Attempts<'_>,
+        retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
         let inference = Inference {
-            body: Bytes::from_static(NO_MESSAGES),
-            asset: Some(asset.id()),
-            infer: Operation::InferAsset,
-            poll: Operation::PollAsset,
+            body: Bytes::from_static(ASSET_INFERENCE_BODY),
+            asset_id: Some(asset.id()),
+            infer_operation: Operation::InferAsset,
+            poll_operation: Operation::PollAsset,
         };
-        self.infer_with_retries(&inference, attempts).await
+        self.infer_with_retries(&inference, retry_state).await
     }
 
     async fn infer_with_retries(
         &self,
         inference: &Inference,
-        attempts: &mut Attempts<'_>,
+        retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
         loop {
-            match self.infer_once(inference, attempts).await {
+            match self.infer_once(inference, retry_state).await {
                 Ok(vector) => return Ok(vector),
-                Err(failure) => attempts.wait_for_next(failure, attempts.deadline).await?,
+                Err(error) => retry_state.wait_for_next(error, retry_state.deadline).await?,
             }
         }
     }
@@ -76,130 +77,133 @@ impl Client {
     async fn infer_once(
         &self,
         inference: &Inference,
-        attempts: &mut Attempts<'_>,
+        retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
-        let deadline = attempts.deadline;
+        let (operation, deadline) = (inference.infer_operation, retry_state.deadline);
         loop {
-            self.wait_for_not_before(inference.infer, deadline).await?;
-            drop(attempts.reservation.take()); // the permit replaces the reservation
-            self.wait_for_pace(inference.infer, attempts.client, deadline).await?;
-            // While this call waited for its permit, NVIDIA may have answered another call with
-            // `Retry-After`: then it waits anew.
-            if self.check_not_before(inference.infer, deadline)?.is_none() {
+            self.wait_for_retry_after(operation, deadline).await?;
+            drop(retry_state.reservation.take()); // the permit replaces the reservation
+            self.wait_for_pace_permit(operation, retry_state.client_network, deadline).await?;
+            // Another call may have received a `Retry-After` while this call waited for its
+            // permit. This call must then wait for both again.
+            if self.check_retry_after(operation, deadline)?.is_none() {
                 break;
             }
         }
-        attempts.inferences += 1;
+        retry_state.sent_inferences += 1;
         let request = self
             .authorized(self.0.http.post(self.0.settings.infer_url.clone()))
             .header(CONTENT_TYPE, "application/json")
             .body(inference.body.clone());
-        let request = match inference.asset {
+        let request = match inference.asset_id {
             Some(id) => request
                 .header("NVCF-INPUT-ASSET-REFERENCES", id.to_string())
                 .header("NVCF-FUNCTION-ASSET-IDS", id.to_string()),
             None => request,
         };
-        let reply = self.call(inference.infer, request, deadline).await?;
-        let reply = match reply.progress(inference.infer)? {
-            Progress::Done => reply,
-            Progress::Pending => self.poll(inference.poll, &reply, deadline).await?,
+        let response = self.call(operation, request, deadline).await?;
+        let response = match response.progress(operation)? {
+            Progress::Done => response,
+            Progress::Pending => self.poll(inference.poll_operation, &response, deadline).await?,
         };
-        parse_answer(&reply.body).map_err(|fault| {
-            let is_html = reply.body.trim_ascii_start().starts_with(b"<");
-            let kind = if is_html { FailureKind::GatewayPage } else { FailureKind::InvalidAnswer };
-            // The parse error may quote the answer, and an answer may repeat the key.
-            let fault = String::from_utf8_lossy(&self.0.key.redact(fault.into())).into_owned();
-            Error::new(inference.infer, kind, fault)
+        parse_response(&response.body).map_err(|message| {
+            let is_html = response.body.trim_ascii_start().starts_with(b"<");
+            let kind = if is_html { ErrorKind::GatewayPage } else { ErrorKind::InvalidResponse };
+            // The message may quote the response, and the response may contain the key.
+            let message = self.0.key.redact(message.into());
+            Error::new(operation, kind, String::from_utf8_lossy(&message).into_owned())
         })
     }
 
-    /// Polls until the answer is complete. NVIDIA delivers a result only once: if a poll's answer
-    /// is lost or the result is gone, the failure is transient, and the inference is sent again.
+    /// Polls until the result is there. NVIDIA delivers a result only once. If the response to a
+    /// poll is lost or the result is gone, the error is transient, so that the inference is sent
+    /// again.
     async fn poll(
         &self,
-        poll: Operation,
-        pending: &Reply,
+        operation: Operation,
+        pending: &ApiResponse,
         deadline: Instant,
-    ) -> Result<Reply, Error> {
+    ) -> Result<ApiResponse, Error> {
         let id = pending
             .headers
             .get("NVCF-REQID")
             .and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok());
         let Some(id) = id else {
-            return Err(Error::from_reply(poll, FailureKind::Unexpected, pending));
+            return Err(Error::from_response(operation, ErrorKind::Unexpected, pending));
         };
         let url = item_url(&self.0.settings.status_url, id);
         let mut wait = self.0.settings.poll_interval;
         let mut gateway_failed_before = false;
         loop {
-            let next = Instant::now() + wait;
-            if next >= deadline {
-                return Err(Error::deadline(poll));
+            let next_poll = Instant::now() + wait;
+            if next_poll >= deadline {
+                return Err(Error::deadline_passed(operation));
             }
-            sleep_until(next).await;
+            sleep_until(next_poll).await;
             wait = self.0.settings.poll_interval;
-            let reply =
-                match self.call(poll, self.authorized(self.0.http.get(&url)), deadline).await {
-                    Ok(reply) => reply,
-                    // NVIDIA never saw the poll, so the result is still there.
-                    Err(failure) if failure.failed_to_connect => continue,
-                    Err(failure) if failure.kind.is_transient() => {
-                        return Err(Error { kind: FailureKind::ResultGone, ..failure });
-                    }
-                    Err(failure) => return Err(failure),
-                };
-            match reply.progress(poll) {
-                Ok(Progress::Done) => return Ok(reply),
+            let response = match self
+                .call(operation, self.authorized(self.0.http.get(&url)), deadline)
+                .await
+            {
+                Ok(response) => response,
+                // NVIDIA never received the poll, so the result is still there.
+                Err(error) if error.failed_to_connect => continue,
+                Err(error) if error.kind.is_transient() => {
+                    return Err(Error { kind: ErrorKind::ResultGone, ..error });
+                }
+                Err(error) => return Err(error),
+            };
+            match response.progress(operation) {
+                Ok(Progress::Done) => return Ok(response),
                 Ok(Progress::Pending) => {}
-                // NVIDIA refused the poll before it was processed. The result is still there, and a
-                // new inference would be a second payment.
-                Err(failure) if failure.kind == FailureKind::RateLimited => {
-                    wait = wait.max(failure.retry_after.unwrap_or_default());
+                // NVIDIA refused the poll without processing it, so the result is still there. A
+                // new inference would have to be paid again.
+                Err(error) if error.kind == ErrorKind::RateLimited => {
+                    wait = wait.max(error.retry_after.unwrap_or_default());
                     if Instant::now() + wait >= deadline {
-                        return Err(failure);
+                        return Err(error);
                     }
                 }
-                // A gateway's failure says nothing about the result, so one more poll is worth it.
-                Err(failure) if is_gateway_error(reply.status) && !gateway_failed_before => {
+                // The result may still be there after a gateway's error, so one more poll is made.
+                Err(error) if is_gateway_error(response.status) && !gateway_failed_before => {
                     gateway_failed_before = true;
-                    wait = wait.max(failure.retry_after.unwrap_or_default());
+                    wait = wait.max(error.retry_after.unwrap_or_default());
                     if Instant::now() + wait >= deadline {
-                        return Err(failure);
+                        return Err(error);
                     }
                 }
-                Err(failure) => return Err(failure),
+                Err(error) => return Err(error),
             }
         }
     }
 
-    async fn wait_for_pace(
+    async fn wait_for_pace_permit(
         &self,
         operation: Operation,
-        client: ClientNetwork,
+        client_network: ClientNetwork,
         deadline: Instant,
     ) -> Result<(), Error> {
         let Some(pace) = &self.0.pace else { return Ok(()) };
-        match pace.take(client, Instant::now(), deadline) {
+        match pace.take_permit(client_network, Instant::now(), deadline) {
             Ok(permit) => permit.wait().await,
-            // Where there is nothing to wait for, the deadline has passed, and the pace is not the reason.
-            Err(Duration::ZERO) => return Err(Error::deadline(operation)),
-            Err(wait) => return Err(Error::pace_exceeded(operation, wait)),
+            // The pace allows a call now, but the deadline has passed.
+            Err(Duration::ZERO) => return Err(Error::deadline_passed(operation)),
+            Err(wait) => return Err(Error::no_call_before_deadline(operation, wait)),
         }
         Ok(())
     }
 }
 
-/// Whether a status comes from a gateway that could not reach the server that holds the result.
+/// Whether this is the status of a gateway that could not reach the server behind it.
 fn is_gateway_error(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
 }
 
 impl Error {
-    /// The error for a call that the service's own pace does not allow before the deadline.
-    pub(super) fn pace_exceeded(operation: Operation, wait: Duration) -> Self {
-        let log_detail = "the service's own pace allows no call in time".into();
-        let error = Self::new(operation, FailureKind::RateLimited, log_detail);
+    /// The error if the pace allows the next call only after `wait`, past the deadline.
+    pub(super) fn no_call_before_deadline(operation: Operation, wait: Duration) -> Self {
+        let log_detail = "the service's own pace allows no call before the deadline".into();
+        let error = Self::new(operation, ErrorKind::RateLimited, log_detail);
         Self { retry_after: Some(wait), lacks_time: true, ..error }
     }
 }

@@ -1,4 +1,4 @@
-//! The API key, which is only ever put into one header.
+//! The API key. Its only use is the `Authorization` header.
 
 use std::fmt;
 
@@ -8,12 +8,13 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::bearer_token;
 
-/// An NVIDIA API key. Prints as `[redacted]`.
+/// An NVIDIA API key. `Debug` prints `[redacted]`.
 #[derive(Clone)]
 pub struct ApiKey(SecretString);
 
 impl ApiKey {
-    /// Reads a key as people set it: with white space around it, or after `Bearer `.
+    /// Parses a key. White space around the key and a leading `Bearer ` are accepted, because
+    /// people paste them along with the key.
     ///
     /// # Errors
     /// What is wrong with the text, without quoting it.
@@ -24,11 +25,11 @@ impl ApiKey {
         match key {
             "" => Err("holds no key".into()),
             _ if words.next().is_some() => {
-                Err("holds more than one word, which no key does".into())
+                Err("holds more than one word, but a key has no spaces".into())
             }
             key => match bearer_token::check(key) {
                 Ok(()) => Ok(Self(key.into())),
-                Err(fault) => Err(format!("holds a key {fault}")),
+                Err(problem) => Err(format!("holds a key {problem}")),
             },
         }
     }
@@ -39,8 +40,8 @@ impl ApiKey {
         self.0.expose_secret() == key
     }
 
-    /// Removes the key from what NVIDIA or a gateway answered. Some repeat it in error messages,
-    /// which are logged.
+    /// Replaces the key in the text of a response. Servers may quote the key in error messages, and
+    /// these are logged.
     pub(super) fn redact(&self, text: Bytes) -> Bytes {
         let key = self.0.expose_secret().as_bytes();
         if !text.windows(key.len()).any(|window| window == key) {
@@ -49,7 +50,7 @@ impl ApiKey {
         String::from_utf8_lossy(&text).replace(self.0.expose_secret(), "[redacted]").into()
     }
 
-    /// The value of the Authorization header, marked so that it is never printed.
+    /// The value of the `Authorization` header, marked as sensitive so that `Debug` hides it.
     pub(super) fn bearer(&self) -> HeaderValue {
         let text = format!("Bearer {}", self.0.expose_secret());
         #[allow(clippy::expect_used)]
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_read_as_people_set_it() {
+    fn a_key_may_have_white_space_around_it_or_follow_the_word_bearer() {
         for text in ["nvapi-1", " nvapi-1\n", "Bearer nvapi-1", "bearer  nvapi-1 "] {
             assert_eq!(ApiKey::parse(text).unwrap().bearer(), "Bearer nvapi-1");
         }
@@ -89,15 +90,15 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_key_is_redacted() {
+    fn the_key_is_redacted_wherever_a_response_contains_it() {
         let key = ApiKey::parse("nvapi-1").unwrap();
-        let said = key.redact(Bytes::from_static(b"no such key: nvapi-1, nvapi-1!"));
-        assert_eq!(said, "no such key: [redacted], [redacted]!");
+        let redacted = key.redact(Bytes::from_static(b"no such key: nvapi-1, nvapi-1!"));
+        assert_eq!(redacted, "no such key: [redacted], [redacted]!");
         assert_eq!(key.redact(Bytes::from_static(b"\xff")), &b"\xff"[..]);
     }
 
     #[test]
-    fn a_key_never_prints_itself() {
+    fn debug_output_does_not_contain_the_key() {
         let key = ApiKey::parse("nvapi-1").unwrap();
         assert_eq!(format!("{key:?}"), "[redacted]");
         assert!(!format!("{:?}", key.bearer()).contains("nvapi"));

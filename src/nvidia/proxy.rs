@@ -4,12 +4,12 @@ use std::fmt;
 
 use url::Url;
 
-/// An http or https URL of a proxy. Prints without user name and password.
+/// An http or https URL of a proxy. `Debug` prints neither the user name nor the password.
 #[derive(Clone)]
 pub struct ProxyUrl(Url);
 
 impl ProxyUrl {
-    /// Reads a URL. User name and password are allowed because many proxies need them.
+    /// Parses a URL. It may contain a user name and a password, because many proxies need them.
     ///
     /// # Errors
     /// What is wrong with the text, without quoting it.

@@ -1,4 +1,4 @@
-//! What is retried, when, and how often: data and pure functions, and one budget for all requests.
+//! Decides whether and when a failed call is retried, within one budget for all requests.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -7,17 +7,17 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{Error, FailureKind, pace::ReservationGuard};
+use super::{Error, ErrorKind, pace::ReservationGuard};
 use crate::{shares::ClientNetwork, telemetry::Metrics};
 
-/// How often and how soon a call is retried.
+/// How often and how soon the calls for one picture are retried.
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
-    /// The most attempts, the first one included.
+    /// The most attempts, including the first.
     pub max_attempts: u32,
-    /// The longest wait before the second attempt; it doubles with each attempt.
+    /// The longest backoff before the second attempt. It doubles with each further attempt.
     pub base: Duration,
-    /// The longest wait before any attempt.
+    /// The longest backoff before any attempt.
     pub cap: Duration,
 }
 
@@ -28,34 +28,35 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// What follows a failed attempt, given the time that is `left`. `random` is between 0 and 1.
+    /// Decides what follows a failed attempt. `left` is the time until the deadline, and `random` is
+    /// between 0 and 1.
     fn next_attempt(&self, failed: &FailedAttempt, left: Duration, random: f64) -> NextAttempt {
         if !failed.kind.is_transient() || failed.number >= self.max_attempts {
             return NextAttempt::Never;
         }
-        // The backoff is added to what NVIDIA asks for, so that clients that were told the same
-        // time spread out.
-        let asked = failed.retry_after.unwrap_or_default();
-        let wait = asked.saturating_add(self.backoff(failed.number, random));
+        // NVIDIA may send the same `Retry-After` to many calls. The added backoff spreads their
+        // retries.
+        let retry_after = failed.retry_after.unwrap_or_default();
+        let wait = retry_after.saturating_add(self.backoff(failed.number, random));
         if wait < left { NextAttempt::After(wait) } else { NextAttempt::TooLate }
     }
 
-    /// A random wait up to a bound that doubles with each attempt ("full jitter", so that clients
-    /// that failed together do not return together). See
+    /// A random wait up to a limit that doubles with each attempt. This is "full jitter": calls that
+    /// failed at the same time are retried at different times. See
     /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
     fn backoff(&self, attempt: u32, random: f64) -> Duration {
-        let bound =
+        let longest =
             self.base.saturating_mul(1 << (attempt.saturating_sub(1)).min(20)).min(self.cap);
-        bound.mul_f64(random)
+        longest.mul_f64(random)
     }
 }
 
 /// A failed attempt.
 struct FailedAttempt {
-    kind: FailureKind,
+    kind: ErrorKind,
     /// How long NVIDIA asks to wait.
     retry_after: Option<Duration>,
-    /// Its number, starting at 1.
+    /// The attempt's number, starting at 1.
     number: u32,
 }
 
@@ -64,94 +65,99 @@ struct FailedAttempt {
 enum NextAttempt {
     /// Another attempt after this wait.
     After(Duration),
-    /// No attempt: the failure is permanent, or this was the last attempt.
+    /// No further attempt: the error is permanent, or this was the last attempt.
     Never,
-    /// No attempt: the wait would exceed the deadline.
+    /// No further attempt: the wait would end after the deadline.
     TooLate,
 }
 
-/// Bounds the retries of all requests together. Each request earns a quarter of a retry, so that in
-/// a long outage retries add at most a quarter to the calls.
+/// Limits the retries of all requests together. Each request adds a quarter of a retry to the
+/// budget, so that retries add at most 25 % to the calls in a long outage.
 #[derive(Debug)]
 pub(super) struct RetryBudget(AtomicU32);
 
 impl RetryBudget {
-    /// In quarters: the budget starts with 100 retries and never holds more.
-    const FULL: u32 = 400;
-    const RETRY: u32 = 4;
+    /// The initial and largest budget, in quarters of a retry.
+    const MAX_QUARTERS: u32 = 400;
+    const QUARTERS_PER_RETRY: u32 = 4;
 
-    pub(super) fn earn(&self) {
-        let add = |quarters: u32| (quarters < Self::FULL).then_some(quarters + 1);
-        // If the budget is full, nothing is added.
+    /// Adds a quarter of a retry, for one request.
+    pub(super) fn add_request(&self) {
+        let add = |quarters: u32| (quarters < Self::MAX_QUARTERS).then_some(quarters + 1);
+        // An error means that the budget is full.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    fn spend(&self) -> bool {
-        let take = |quarters: u32| quarters.checked_sub(Self::RETRY);
+    /// Takes one retry, or returns false if less than one is left.
+    fn try_take_retry(&self) -> bool {
+        let take = |quarters: u32| quarters.checked_sub(Self::QUARTERS_PER_RETRY);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
     }
 }
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        Self(AtomicU32::new(Self::FULL))
+        Self(AtomicU32::new(Self::MAX_QUARTERS))
     }
 }
 
-/// The attempts for one picture, shared by all its calls.
-pub struct Attempts<'a> {
+/// The retries, the deadline and the reserved call of one picture, for all calls that the picture
+/// needs.
+pub struct RetryState<'a> {
     pub(super) policy: &'a RetryPolicy,
     pub(super) retry_budget: &'a RetryBudget,
     pub(super) metrics: &'a Metrics,
-    /// The client that sent the picture.
-    pub client: ClientNetwork,
-    /// The reserved call, until the first inference takes its permit.
+    /// The network of the client that sent the picture.
+    pub client_network: ClientNetwork,
+    /// The reserved call, until a permit of the pace replaces it.
     pub(super) reservation: Option<ReservationGuard>,
-    /// When the answer must be ready.
+    /// When the embedding must be ready.
     pub deadline: Instant,
-    /// Attempts that failed transiently.
+    /// The number of attempts that ended with a transient error.
     pub(super) failed_attempts: u32,
-    /// Inferences that were sent.
-    pub(super) inferences: u32,
+    /// The number of inferences sent so far.
+    pub(super) sent_inferences: u32,
 }
 
-impl Attempts<'_> {
-    /// The middle of the time that is left.
-    pub fn halfway(&self) -> Instant {
+impl RetryState<'_> {
+    /// The middle between now and the deadline.
+    pub fn halfway_to_deadline(&self) -> Instant {
         let now = Instant::now();
         now + self.deadline.saturating_duration_since(now) / 2
     }
 
-    /// Inferences sent so far.
-    pub fn inferences(&self) -> u32 {
-        self.inferences
+    /// The number of inferences sent so far.
+    pub fn sent_inferences(&self) -> u32 {
+        self.sent_inferences
     }
 
-    /// Waits for the next attempt, which must end by `deadline`. Returns the failure if the policy
-    /// or the budget allows no other attempt.
+    /// Waits until the next attempt may start.
+    ///
+    /// # Errors
+    /// `error` itself, if the policy, the budget or `deadline` allows no further attempt.
     pub(super) async fn wait_for_next(
         &mut self,
-        failure: Error,
+        error: Error,
         deadline: Instant,
     ) -> Result<(), Error> {
-        // A permanent failure does not count as an attempt: the fallback that follows it may fail
-        // transiently, too.
-        self.failed_attempts += u32::from(failure.kind.is_transient());
-        let Error { kind, retry_after, .. } = failure;
+        // A permanent error is not counted: the picture may then be sent inline instead, and that
+        // call may still be retried.
+        self.failed_attempts += u32::from(error.kind.is_transient());
+        let Error { kind, retry_after, .. } = error;
         let failed = FailedAttempt { kind, retry_after, number: self.failed_attempts };
         let left = deadline.saturating_duration_since(Instant::now());
         let next = self.policy.next_attempt(&failed, left, fastrand::f64());
         match next {
-            NextAttempt::After(wait) if self.retry_budget.spend() => {
-                tracing::debug!(%failure, failed = self.failed_attempts, ?wait, "retrying");
-                self.metrics.retries.with([failure.operation.name()]).inc();
+            NextAttempt::After(wait) if self.retry_budget.try_take_retry() => {
+                tracing::debug!(%error, failed = self.failed_attempts, ?wait, "retrying");
+                self.metrics.retries.with([error.operation.name()]).inc();
                 sleep(wait).await;
                 Ok(())
             }
             _ => Err(Error {
-                attempts: self.inferences,
-                lacks_time: failure.lacks_time || next == NextAttempt::TooLate,
-                ..failure
+                attempts: self.sent_inferences,
+                lacks_time: error.lacks_time || next == NextAttempt::TooLate,
+                ..error
             }),
         }
     }
@@ -162,31 +168,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_cap() {
+    fn the_backoff_doubles_with_each_attempt_up_to_the_cap() {
         let policy = RetryPolicy::default();
-        let bounds: Vec<_> =
+        let longest: Vec<_> =
             (1..8).map(|attempt| policy.backoff(attempt, 1.0).as_millis()).collect();
-        assert_eq!(bounds, [250, 500, 1000, 2000, 4000, 5000, 5000]);
+        assert_eq!(longest, [250, 500, 1000, 2000, 4000, 5000, 5000]);
         assert_eq!(policy.backoff(3, 0.5), Duration::from_millis(500));
         assert_eq!(policy.backoff(u32::MAX, 0.0), Duration::ZERO);
     }
 
     #[test]
-    fn there_is_no_attempt_after_a_permanent_failure_the_last_attempt_or_too_long_a_wait() {
+    fn no_retry_follows_a_permanent_error_the_last_attempt_or_a_wait_past_the_deadline() {
         let policy = RetryPolicy::default();
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         let left = Duration::from_secs(10);
         let after = |millis| NextAttempt::After(Duration::from_millis(millis));
         for (kind, retry_after, number, next) in [
-            (FailureKind::Unavailable, None, 1, after(250)),
-            (FailureKind::AttemptTimeout, None, 2, after(500)),
-            (FailureKind::RateLimited, seconds(2), 1, after(2250)),
-            (FailureKind::ResultGone, seconds(0), 1, after(250)),
-            (FailureKind::Unavailable, None, 3, NextAttempt::Never),
-            (FailureKind::RateLimited, seconds(10), 1, NextAttempt::TooLate),
-            (FailureKind::RateLimited, Some(Duration::MAX), 1, NextAttempt::TooLate),
-            (FailureKind::Picture, None, 1, NextAttempt::Never),
-            (FailureKind::Key, seconds(1), 1, NextAttempt::Never),
+            (ErrorKind::Unavailable, None, 1, after(250)),
+            (ErrorKind::AttemptTimeout, None, 2, after(500)),
+            (ErrorKind::RateLimited, seconds(2), 1, after(2250)),
+            (ErrorKind::ResultGone, seconds(0), 1, after(250)),
+            (ErrorKind::Unavailable, None, 3, NextAttempt::Never),
+            (ErrorKind::RateLimited, seconds(10), 1, NextAttempt::TooLate),
+            (ErrorKind::RateLimited, Some(Duration::MAX), 1, NextAttempt::TooLate),
+            (ErrorKind::PictureRefused, None, 1, NextAttempt::Never),
+            (ErrorKind::KeyRefused, seconds(1), 1, NextAttempt::Never),
         ] {
             let failed = FailedAttempt { kind, retry_after, number };
             assert_eq!(policy.next_attempt(&failed, left, 1.0), next, "{kind:?} {number}");
@@ -198,11 +204,11 @@ mod tests {
         let budget = RetryBudget::default();
         let retries = (0..1500)
             .filter(|_| {
-                budget.earn();
-                budget.spend()
+                budget.add_request();
+                budget.try_take_retry()
             })
             .count()
-            + (0..1500).filter(|_| budget.spend()).count();
+            + (0..1500).filter(|_| budget.try_take_retry()).count();
         assert!((470..=100 + 1500 / 4).contains(&retries), "{retries}");
     }
 }

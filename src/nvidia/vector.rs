@@ -1,4 +1,4 @@
-//! An embedding's 1536 numbers, kept as the JSON text that NVIDIA sent.
+//! An embedding's 1536 numbers, stored as the JSON text that NVIDIA sent.
 
 use std::sync::Arc;
 
@@ -8,29 +8,31 @@ use serde_json::value::RawValue;
 /// How many numbers an NV-DINOv2 embedding has.
 pub const DIMENSIONS: usize = 1536;
 
-/// A JSON array of [`DIMENSIONS`] finite numbers. It is kept as text and not as floats, because
-/// nothing here computes with the numbers: a client then parses exactly the values that NVIDIA
-/// printed, and neither parsing nor formatting costs time. Cheap to clone.
+/// A JSON array of [`DIMENSIONS`] finite numbers.
 ///
-/// The `Arc` holds a box because turning a box into an `Arc` would copy the text.
+/// The array is stored as text, because the service does not compute with the numbers. Clients
+/// receive exactly the digits that NVIDIA sent, and the service neither parses nor formats floats.
+///
+/// Clones are cheap. The `Arc` contains a box, because converting a box to an `Arc<RawValue>` would
+/// copy the text.
 #[derive(Debug, Clone)]
 pub struct Vector(Arc<Box<RawValue>>);
 
 impl Vector {
-    /// Checks the JSON text of an embedding.
+    /// Checks the JSON text of an embedding, and copies it.
     ///
     /// # Errors
-    /// What is wrong with it.
-    pub fn check(raw: &RawValue) -> Result<Self, String> {
+    /// What is wrong with the text.
+    pub fn from_json(raw: &RawValue) -> Result<Self, String> {
         let text = raw.get();
         let numbers = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
         let numbers = numbers.ok_or("the embedding is not a list")?;
         let count = match count_ordinary_numbers(text.as_bytes()) {
             Some(count) => count,
-            // The text is valid JSON, so anything in the array other than numbers contains a part
-            // between commas that does not parse as a number.
+            // Splitting at commas is enough, because the text is valid JSON: if an item is not a
+            // number, then a part of that item does not parse as a number either.
             None if numbers.split(',').all(is_finite_number) => numbers.split(',').count(),
-            None => return Err("the embedding holds something other than finite numbers".into()),
+            None => return Err("the embedding contains an item that is not a finite number".into()),
         };
         match count {
             DIMENSIONS => Ok(Self(Arc::new(raw.to_owned()))),
@@ -49,23 +51,27 @@ impl Vector {
     }
 }
 
-/// Counts the numbers of a JSON array, if all of them are obviously finite. Only a positive
-/// exponent or hundreds of digits can make a number infinite; the numbers of embeddings have
-/// neither. This is many times faster than parsing them.
-fn count_ordinary_numbers(list: &[u8]) -> Option<usize> {
-    const BLOCK: usize = 128;
-    let (inside, following) = (list.get(1..list.len().checked_sub(1)?)?, list.get(2..)?);
+/// Counts the numbers of a JSON array. Returns `None` if the array may contain a number too large
+/// for an `f64`, or something other than numbers.
+///
+/// A number is too large only with a positive exponent or hundreds of digits. Numbers of embeddings
+/// have neither. This scan is many times faster than parsing the numbers.
+fn count_ordinary_numbers(array: &[u8]) -> Option<usize> {
+    const BLOCK_LEN: usize = 128;
+    let (items, next_bytes) = (array.get(1..array.len().checked_sub(1)?)?, array.get(2..)?);
     let mut count = 1;
-    for (block, following) in inside.chunks(BLOCK).zip(following.chunks(BLOCK)) {
+    for (block, next_bytes) in items.chunks(BLOCK_LEN).zip(next_bytes.chunks(BLOCK_LEN)) {
         let (mut is_ordinary, mut commas) = (true, 0u8);
-        // No branch for each byte, so that the compiler can vectorize the loop.
-        for (byte, next) in block.iter().zip(following) {
-            // Of the bytes in JSON, only those of numbers, commas, spaces and `"` are below `:`.
+        // Nothing branches on a byte, so that the compiler can vectorize the loop.
+        for (byte, next_byte) in block.iter().zip(next_bytes) {
+            // In JSON, only numbers, commas, white space and `"` have bytes below `:`. An exponent
+            // is accepted only if it is negative.
             is_ordinary &=
-                (*byte < b':' && *byte != b'"') | ((*byte | 0x20 == b'e') & (*next == b'-'));
+                (*byte < b':' && *byte != b'"') | ((*byte | 0x20 == b'e') & (*next_byte == b'-'));
             commas += u8::from(*byte == b',');
         }
-        if !is_ordinary || (commas == 0 && block.len() == BLOCK) {
+        // A full block without a comma may be a part of a number with hundreds of digits.
+        if !is_ordinary || (commas == 0 && block.len() == BLOCK_LEN) {
             return None;
         }
         count += usize::from(commas);
@@ -73,8 +79,7 @@ fn count_ordinary_numbers(list: &[u8]) -> Option<usize> {
     Some(count)
 }
 
-/// Whether a piece of JSON is a number that fits into an `f64`. JSON has no infinity, but a number
-/// can be too large.
+/// Whether the text is a number that is finite as an `f64`.
 fn is_finite_number(json: &str) -> bool {
     json.trim_ascii().parse().is_ok_and(f64::is_finite)
 }
@@ -93,12 +98,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_number_is_accepted_when_a_parser_accepts_it(
+        fn a_vector_accepts_the_same_numbers_as_serde_json(
             json in r#"-?(0|[1-9][0-9]{0,400})(\.[0-9]{1,400})?([eE][+-]?[0-9]{1,3})?|null|true|"1"|\[1\]|\{\}"#
         ) {
             let parsed = serde_json::from_str::<f64>(&json);
             let list = format!("[{json}{}]", ", 0.5".repeat(DIMENSIONS - 1));
-            let vector = Vector::check(&RawValue::from_string(list).unwrap());
+            let vector = Vector::from_json(&RawValue::from_string(list).unwrap());
             prop_assert_eq!(vector.is_ok(), parsed.is_ok(), "{}", json);
         }
     }

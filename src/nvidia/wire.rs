@@ -1,4 +1,4 @@
-//! The bodies of requests to NVIDIA and of its answers.
+//! The bodies of requests to NVIDIA and of its responses.
 
 use std::{fmt, marker::PhantomData, sync::LazyLock};
 
@@ -17,12 +17,12 @@ use uuid::Uuid;
 
 use super::Vector;
 
-/// The body of an inference that refers to an uploaded picture.
-pub(super) const NO_MESSAGES: &[u8] = br#"{"messages":[]}"#;
+/// The body of an inference whose picture is an asset. Headers name the asset.
+pub(super) const ASSET_INFERENCE_BODY: &[u8] = br#"{"messages":[]}"#;
 
 static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
 
-/// The body of an inference that contains its picture.
+/// The body of an inference that contains the picture.
 #[derive(Debug, Clone)]
 pub struct InlineImage(Bytes);
 
@@ -30,16 +30,17 @@ impl InlineImage {
     const BEFORE: &str = r#"{"messages":[{"content":{"type":"image_url","image_url":{"url":"data:"#;
     const AFTER: &str = r#""}}}]}"#;
 
-    /// The largest picture, in bytes, whose Base64 text is shorter than `limit` characters.
-    pub fn largest(limit: usize) -> usize {
-        limit.saturating_sub(1) / 4 * 3
+    /// The size in bytes of the largest picture whose Base64 text has fewer than `base64_limit`
+    /// characters.
+    pub fn largest_picture(base64_limit: usize) -> usize {
+        base64_limit.saturating_sub(1) / 4 * 3
     }
 
     /// Writes the body for a picture of this media type.
     pub fn new(media_type: &str, picture: &[u8]) -> Self {
-        let encoded = picture.len().div_ceil(3) * 4;
+        let base64_len = picture.len().div_ceil(3) * 4;
         let mut body = String::with_capacity(
-            Self::BEFORE.len() + Self::AFTER.len() + media_type.len() + 16 + encoded,
+            Self::BEFORE.len() + Self::AFTER.len() + media_type.len() + 16 + base64_len,
         );
         body.push_str(Self::BEFORE);
         body.push_str(media_type);
@@ -54,10 +55,10 @@ impl InlineImage {
     }
 }
 
-/// Reads the embedding from an answer. Only `metadata[0].embedding` is needed.
-pub(super) fn parse_answer(body: &[u8]) -> Result<Vector, String> {
+/// Reads `metadata[0].embedding` from the body of a response.
+pub(super) fn parse_response(body: &[u8]) -> Result<Vector, String> {
     #[derive(Deserialize)]
-    struct Answer<'a> {
+    struct InferenceResponse<'a> {
         #[serde(borrow, deserialize_with = "first")]
         metadata: Option<Metadata<'a>>,
     }
@@ -66,12 +67,12 @@ pub(super) fn parse_answer(body: &[u8]) -> Result<Vector, String> {
         #[serde(borrow)]
         embedding: &'a RawValue,
     }
-    let answer: Answer<'_> =
+    let response: InferenceResponse<'_> =
         serde_json::from_slice(body).map_err(|error| format!("no embedding: {error}"))?;
-    Vector::check(answer.metadata.ok_or("the answer's metadata is empty")?.embedding)
+    Vector::from_json(response.metadata.ok_or("the response's metadata is empty")?.embedding)
 }
 
-/// Reads a list's first item in one pass, and ignores the others.
+/// Deserializes the first item of a list, and ignores the others.
 fn first<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Option<T>, D::Error> {
     struct First<T>(PhantomData<T>);
     impl<'de, T: Deserialize<'de>> Visitor<'de> for First<T> {
@@ -90,7 +91,7 @@ fn first<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Opti
     list.deserialize_seq(First(PhantomData))
 }
 
-/// The body that announces an upload.
+/// The body of a request to create an asset.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CreateAsset<'a> {
@@ -98,7 +99,7 @@ pub(super) struct CreateAsset<'a> {
     pub(super) description: &'a str,
 }
 
-/// The answer to an announcement: where to upload.
+/// The response to [`CreateAsset`].
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct CreatedAsset {
@@ -111,7 +112,7 @@ mod tests {
     use super::*;
     use crate::nvidia::DIMENSIONS;
 
-    fn answer(embedding: &str) -> Vec<u8> {
+    fn response(embedding: &str) -> Vec<u8> {
         format!(r#"{{"metadata":[{{"embedding":{embedding},"frame_num":0}}],"model":"nv-dinov2"}}"#)
             .into()
     }
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn an_inline_body_is_written_as_documented() {
+    fn an_inline_body_has_the_documented_form() {
         let body = InlineImage::new("image/png", b"\xfb\xff\xfe!").body();
         assert_eq!(
             &body[..],
@@ -130,35 +131,35 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_inline_picture_stays_below_the_limit() {
+    fn the_base64_text_of_the_largest_picture_is_below_the_limit() {
         for limit in [200_000, 199_999, 20_001, 8] {
-            let len = InlineImage::largest(limit);
+            let len = InlineImage::largest_picture(limit);
             assert!(BASE64.encode(vec![0; len]).len() < limit);
             assert!(BASE64.encode(vec![0; len + 1]).len() >= limit);
         }
     }
 
     #[test]
-    fn numbers_are_kept_exactly_as_printed() {
+    fn a_vector_contains_the_digits_of_the_response() {
         let text = numbers(DIMENSIONS, "-0.0").replacen("-0.0", "1.50E-310", 1);
-        assert_eq!(parse_answer(&answer(&text)).unwrap().json().get(), text);
+        assert_eq!(parse_response(&response(&text)).unwrap().json().get(), text);
     }
 
     #[test]
-    fn numbers_are_accepted_in_every_notation_if_they_are_finite() {
+    fn finite_numbers_are_accepted_in_every_notation() {
         for number in ["0", "-1", "1e5", "-1.5E+300", "1e-999", " 1\t", &"7".repeat(308)] {
-            assert!(parse_answer(&answer(&numbers(DIMENSIONS, number))).is_ok(), "{number}");
+            assert!(parse_response(&response(&numbers(DIMENSIONS, number))).is_ok(), "{number}");
         }
         for number in ["1e999", "-1E400", &"7".repeat(310), "1,", "", "01", "+1", "1 1"] {
-            assert!(parse_answer(&answer(&numbers(DIMENSIONS, number))).is_err(), "{number}");
+            assert!(parse_response(&response(&numbers(DIMENSIONS, number))).is_err(), "{number}");
         }
     }
 
     #[test]
-    fn whatever_follows_the_first_embedding_is_ignored() {
+    fn items_after_the_first_embedding_are_ignored() {
         let first = numbers(DIMENSIONS, "1");
         let body = format!(r#"{{"metadata":[{{"embedding":{first}}},null,[{{}}]]}}"#);
-        assert!(parse_answer(body.as_bytes()).is_ok());
+        assert!(parse_response(body.as_bytes()).is_ok());
     }
 
     #[test]
@@ -176,7 +177,7 @@ mod tests {
             "{}".into(),
             "\"AAAA\"".into(),
         ] {
-            assert!(parse_answer(&answer(&embedding)).is_err(), "{embedding:.40}");
+            assert!(parse_response(&response(&embedding)).is_err(), "{embedding:.40}");
         }
         for body in [
             "",
@@ -188,7 +189,7 @@ mod tests {
             r#"{"metadata":[{}]}"#,
             r#"{"metadata":null}"#,
         ] {
-            assert!(parse_answer(body.as_bytes()).is_err(), "{body}");
+            assert!(parse_response(body.as_bytes()).is_err(), "{body}");
         }
     }
 }

@@ -1,33 +1,36 @@
-//! Computes a vector from a picture's pixels. The same photograph, resized or recompressed, gets a
-//! similar vector; different photographs get different ones.
+//! Computes a vector from a picture's pixels. Resized or recompressed copies of a photograph get
+//! similar vectors, and different photographs get different vectors.
 
 use crate::nvidia::DIMENSIONS;
 
-/// Cells along each side of the grid that the picture is divided into.
+/// The picture is scaled to a square, which is divided into `GRID` × `GRID` cells.
 const GRID: usize = 16;
-/// Pixels along each side of a cell, after scaling.
+/// The side of a cell, in pixels.
 const CELL: usize = 8;
-/// Pixels along each side of the square that the picture is scaled to.
+/// The side of the square, in pixels.
 pub const SIDE: u32 = (GRID * CELL) as u32;
-/// The length of the square as plain RGB, in bytes.
+/// The length of the square in bytes: three bytes of RGB for each pixel.
 pub const SQUARE_LEN: usize = 3 * ROW * ROW;
+/// [`SIDE`] as an index.
 const ROW: usize = GRID * CELL;
-/// Numbers for each cell: mean L, a and b; energy of the horizontal and of the vertical gradient;
-/// spread of L.
+/// The numbers of each cell: the means of L, a and b, the strengths of the horizontal and the
+/// vertical gradient of L, and the standard deviation of L.
 const FEATURES: usize = 6;
 
-/// The weight of each feature. Lightness and colour tell photographs apart best; scaling and
-/// compression change the gradients.
+/// The weight of each feature. The last three weigh less, because scaling and compression change
+/// them more than the means.
 const WEIGHTS: [f32; FEATURES] = [1.0, 1.0, 1.0, 0.5, 0.5, 0.5];
 
-/// A picture whose vector is shorter than this (in units of CIELAB) counts as flat.
-const FLAT: f32 = 1.0;
+/// The shortest length, in units of CIELAB, of a vector that is scaled to length 1. A shorter vector
+/// comes from a picture of almost one colour, and is replaced by a constant vector.
+const MIN_LENGTH: f32 = 1.0;
 
 const _: () = assert!(GRID * GRID * FEATURES == DIMENSIONS);
 
-/// Computes the vector of a square of [`SIDE`] × [`SIDE`] pixels in plain RGB. The vector has
-/// length 1 and is finite for every picture. Returns `None` if `square` has another number of
-/// bytes.
+/// Computes the vector of a square of [`SIDE`] × [`SIDE`] pixels, 8-bit RGB, row by row. The vector
+/// is finite and has length 1 for every picture.
+///
+/// Returns `None` if `square` does not have [`SQUARE_LEN`] bytes.
 pub fn vector(square: &[u8]) -> Option<Vec<f32>> {
     if square.len() != SQUARE_LEN {
         return None;
@@ -43,7 +46,7 @@ pub fn vector(square: &[u8]) -> Option<Vec<f32>> {
         }
     }
     let length = numbers.iter().map(|number| number * number).sum::<f32>().sqrt();
-    if length < FLAT {
+    if length < MIN_LENGTH {
         return Some(vec![1.0 / (DIMENSIONS as f32).sqrt(); DIMENSIONS]);
     }
     Some(numbers.iter().map(|number| number / length).collect())
@@ -51,6 +54,7 @@ pub fn vector(square: &[u8]) -> Option<Vec<f32>> {
 
 type Lab = [f32; 3];
 
+/// Computes the features of one cell.
 fn features(pixels: &[Lab], cell: usize) -> [f32; FEATURES] {
     let (left, top) = (cell % GRID * CELL, cell / GRID * CELL);
     let at = |x: usize, y: usize| pixels[y.min(ROW - 1) * ROW + x.min(ROW - 1)];
@@ -133,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_photograph_in_another_size_or_format_stays_close() {
+    fn resized_and_recompressed_copies_get_similar_vectors() {
         for photo in photos() {
             let original = vector(&photo);
             assert!(is_unit(&original));
@@ -160,15 +164,15 @@ mod tests {
                     reencoded(&photo, |image, to| image.to_rgb8().write_to(to, format).unwrap()),
                 ));
             }
-            for (what, other) in others {
+            for (change, other) in others {
                 let similarity = cosine(&original, &vector(&other));
-                assert!(similarity > 0.95, "{what}: {similarity}");
+                assert!(similarity > 0.95, "{change}: {similarity}");
             }
         }
     }
 
     #[test]
-    fn different_photographs_and_mirror_images_are_far_apart() {
+    fn different_photographs_and_mirror_images_get_different_vectors() {
         let vectors: Vec<_> = photos().iter().map(vector).collect();
         for (first, second) in [(0, 1), (0, 2), (1, 2)] {
             let similarity = cosine(&vectors[first], &vectors[second]);
@@ -181,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn flat_and_tiny_pictures_have_unit_vectors() {
+    fn single_colour_and_tiny_pictures_get_vectors_of_length_one() {
         for (width, height, colour) in
             [(64, 64, 0), (64, 64, 255), (1, 1, 7), (1, 90_000, 90), (90_000, 1, 200)]
         {

@@ -1,5 +1,5 @@
-//! The routes of the stand-in, a server that plays NVIDIA in the sandbox: its API's four endpoints, and
-//! the presigned upload URL.
+//! The routes of the stand-in: the endpoints of NVIDIA's API that the service calls, and the
+//! presigned upload URL.
 
 use std::{
     collections::HashMap,
@@ -32,20 +32,20 @@ use crate::{
 
 mod wire;
 
-use wire::{CreateAsset, Inference, Message, MessageContent, answer};
+use wire::{CreateAsset, Inference, Message, MessageContent, inference_response};
 
-/// Inline pictures must have fewer Base64 characters than this.
+/// The Base64 text of an inline picture must have fewer characters than this.
 const INLINE_LIMIT: usize = 200_000;
-/// The most bytes of an upload. This is more than a picture may have, because re-encoding can make it
-/// longer.
-const ASSET_LIMIT: u64 = 128 << 20;
-/// How many assets are kept at once, and as many pending answers.
-const MAX_KEPT: usize = 256;
-/// How long an upload or a pending answer is kept.
-const KEEP_TIME: Duration = Duration::from_secs(120);
-/// The bytes of an upload that are kept in memory; the rest goes to a file.
-const MAX_UPLOAD_IN_MEMORY: usize = 64 * 1024;
-/// How long decoding a picture may take, including the wait in the decoder's queue.
+/// The most bytes of an asset. More than the service accepts from clients, because re-encoding can
+/// make a picture longer.
+const MAX_ASSET_BYTES: u64 = 128 << 20;
+/// The most assets, and the most pending results, that are stored at once.
+const MAX_ENTRIES: usize = 256;
+/// How long an asset or a pending result is stored.
+const ENTRY_LIFETIME: Duration = Duration::from_secs(120);
+/// The most bytes of an asset in memory. A larger asset is written to a file.
+const MAX_ASSET_BYTES_IN_MEMORY: usize = 64 * 1024;
+/// The longest time to decode a picture, including the wait in the decoder's queue.
 const DECODE_TIMEOUT: Duration = Duration::from_secs(30);
 
 const ASSET_REFERENCES: HeaderName = HeaderName::from_static("nvcf-input-asset-references");
@@ -54,8 +54,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("nvcf-reqid");
 const STATUS: HeaderName = HeaderName::from_static("nvcf-status");
 const ASSET_DESCRIPTION: HeaderName = HeaderName::from_static("x-amz-meta-nvcf-asset-description");
 
-/// The routes of a stand-in that listens at `address` (which its upload URLs name), requires `key`, and
-/// accepts pictures of up to `max_pixels`.
+/// The routes of a stand-in that requires `key` and accepts pictures of up to `max_pixels` pixels.
+/// `address` is the address that it listens on, and is part of its upload URLs.
 pub fn router(
     address: SocketAddr,
     key: &str,
@@ -75,7 +75,7 @@ pub fn router(
     Router::new()
         .route("/v1/cv/nvidia/nv-dinov2", post(infer))
         .layer(DefaultBodyLimit::max(INLINE_LIMIT + 4096))
-        .route("/v1/status/{id}", get(status))
+        .route("/v1/status/{id}", get(poll))
         .route("/v2/nvcf/assets", post(create_asset))
         .route("/v2/nvcf/assets/{id}", axum::routing::delete(delete_asset))
         .route("/upload/{id}", put(upload_asset))
@@ -89,7 +89,13 @@ struct StandIn {
     decoder: Decoder,
     staging: Staging,
     assets: Mutex<HashMap<Uuid, Asset>>,
-    pending: Mutex<HashMap<Uuid, (Instant, Vec<f32>)>>,
+    pending: Mutex<HashMap<Uuid, PendingResult>>,
+}
+
+/// The result of an inference that has not been polled yet.
+struct PendingResult {
+    created: Instant,
+    vector: Vec<f32>,
 }
 
 struct Asset {
@@ -97,12 +103,12 @@ struct Asset {
     signature: String,
     content_type: String,
     description: String,
-    /// The vector of the uploaded picture, or why it was rejected; `None` before the upload. It is
-    /// computed when the upload arrives, so that the bytes need not be kept.
+    /// The vector of the uploaded picture, or why the picture was rejected. `None` before the upload.
+    /// The vector is computed as soon as the picture arrives, so that its bytes need not be stored.
     vector: Option<Result<Vec<f32>, Rejection>>,
 }
 
-/// An error in the form in which NVIDIA sends it.
+/// An error response in NVIDIA's form.
 #[derive(Debug, Clone, PartialEq)]
 struct Rejection(StatusCode, &'static str);
 
@@ -132,18 +138,21 @@ impl StandIn {
         }
     }
 
-    fn assets(&self) -> MutexGuard<'_, HashMap<Uuid, Asset>> {
+    /// Locks the assets, and removes those that are too old.
+    fn lock_assets(&self) -> MutexGuard<'_, HashMap<Uuid, Asset>> {
         let mut assets = self.assets.lock().unwrap_or_else(PoisonError::into_inner);
-        assets.retain(|_, asset| asset.created.elapsed() < KEEP_TIME);
+        assets.retain(|_, asset| asset.created.elapsed() < ENTRY_LIFETIME);
         assets
     }
 
-    fn pending(&self) -> MutexGuard<'_, HashMap<Uuid, (Instant, Vec<f32>)>> {
+    /// Locks the pending results, and removes those that are too old.
+    fn lock_pending(&self) -> MutexGuard<'_, HashMap<Uuid, PendingResult>> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.retain(|_, (since, _)| since.elapsed() < KEEP_TIME);
+        pending.retain(|_, result| result.created.elapsed() < ENTRY_LIFETIME);
         pending
     }
 
+    /// Decodes a picture, and computes its vector.
     async fn vector(&self, media_type: &str, content: Content) -> Result<Vec<f32>, Rejection> {
         const UNDECODABLE: Rejection = unprocessable("The picture cannot be decoded");
         const UNAVAILABLE: Rejection =
@@ -152,12 +161,12 @@ impl StandIn {
         let probed = spawn_blocking(move || image::probe(content, max_pixels));
         let picture = probed.await.map_err(|_| UNAVAILABLE)?.map_err(|_| UNDECODABLE)?;
         if picture.format.media_type() != media_type {
-            return Err(unprocessable("The picture is not what its media type says"));
+            return Err(unprocessable("The picture's format does not match its media type"));
         }
         let square = Target::Square { side: perceptual::SIDE };
         let spool = self.staging.spool(perceptual::SQUARE_LEN);
         let deadline = Instant::now() + DECODE_TIMEOUT;
-        // Like NVIDIA, the stand-in sees imagesvc alone, and none of its clients.
+        // Like NVIDIA, the stand-in does not know which client sent a picture to the service.
         let client = ClientNetwork::UNKNOWN;
         let decoded = self.decoder.decode(&picture, client, square, deadline, spool).await;
         let pixels = decoded.map_err(|error| match error {
@@ -171,15 +180,15 @@ impl StandIn {
         vector.await.ok().flatten().ok_or(UNAVAILABLE)
     }
 
-    /// Receives the body of an upload.
+    /// Receives the picture that is sent to the presigned URL.
     async fn receive(&self, body: Body) -> Result<Spooled, Rejection> {
         const FAILED: Rejection =
             Rejection(StatusCode::INTERNAL_SERVER_ERROR, "The upload could not be stored");
-        let mut spool = self.staging.spool(MAX_UPLOAD_IN_MEMORY);
+        let mut spool = self.staging.spool(MAX_ASSET_BYTES_IN_MEMORY);
         let mut bytes = body.into_data_stream();
         while let Some(chunk) = bytes.next().await {
             let chunk = chunk.map_err(|_| bad_request("The upload ended early"))?;
-            if spool.received() + chunk.len() as u64 > ASSET_LIMIT {
+            if spool.received() + chunk.len() as u64 > MAX_ASSET_BYTES {
                 return Err(Rejection(StatusCode::PAYLOAD_TOO_LARGE, "The upload is too large"));
             }
             spool.write(&chunk).await.map_err(|_| FAILED)?;
@@ -188,14 +197,15 @@ impl StandIn {
     }
 }
 
+/// Requires a header with this value.
 fn require(
     headers: &HeaderMap,
     name: &HeaderName,
     value: &str,
     rejection: Rejection,
 ) -> Result<(), Rejection> {
-    let given = headers.get(name).and_then(|given| given.to_str().ok());
-    if given == Some(value) { Ok(()) } else { Err(rejection) }
+    let found = headers.get(name).and_then(|found| found.to_str().ok());
+    if found == Some(value) { Ok(()) } else { Err(rejection) }
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), Rejection> {
@@ -217,7 +227,7 @@ async fn infer(
     stand_in.authorize(&headers)?;
     require_json(&headers)?;
     let inference: Inference = serde_json::from_slice(&body)
-        .map_err(|_| unprocessable("The body is not what the model takes"))?;
+        .map_err(|_| unprocessable("The body is not a valid inference request"))?;
     match inference.messages.as_slice() {
         [] => infer_asset(&stand_in, &headers),
         [Message { content: MessageContent::ImageUrl { image_url } }] => {
@@ -226,7 +236,7 @@ async fn infer(
             let (media_type, text) =
                 parts.ok_or(unprocessable("The picture must be a data: URL"))?;
             if !is_accepted(media_type) {
-                return Err(unprocessable("The model takes JPEG and PNG"));
+                return Err(unprocessable("The model accepts JPEG and PNG"));
             }
             if text.len() >= INLINE_LIMIT {
                 return Err(Rejection(
@@ -238,48 +248,50 @@ async fn infer(
                 .decode(text)
                 .map_err(|_| unprocessable("The picture is not Base64"))?;
             let content = Content::Memory(picture.into());
-            Ok(answer(&stand_in.vector(media_type, content).await?))
+            Ok(inference_response(&stand_in.vector(media_type, content).await?))
         }
-        _ => Err(unprocessable("The model takes one picture")),
+        _ => Err(unprocessable("The model accepts one picture")),
     }
 }
 
-/// Infers an uploaded asset, which is what the service makes of a large picture. It always answers 202
-/// and keeps the vector for a poll, so that polling is exercised.
+/// Starts the inference of an asset. The response is always 202, so that the service has to poll for
+/// the result.
 fn infer_asset(stand_in: &StandIn, headers: &HeaderMap) -> Result<Response, Rejection> {
     let parse_id = |name: &HeaderName| {
         headers.get(name).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok())
     };
     let (Some(id), Some(reference)) = (parse_id(&FUNCTION_ASSETS), parse_id(&ASSET_REFERENCES))
     else {
-        return Err(bad_request("Both asset headers must name the asset"));
+        return Err(bad_request("Both asset headers must contain an asset's id"));
     };
     let uploaded = stand_in
-        .assets()
+        .lock_assets()
         .get(&id)
         .filter(|_| id == reference)
         .and_then(|asset| asset.vector.clone());
     let vector = uploaded.ok_or(bad_request("No such asset was uploaded"))??;
     let request_id = Uuid::new_v4();
-    let mut pending = stand_in.pending();
-    if pending.len() >= MAX_KEPT {
-        return Err(Rejection(StatusCode::TOO_MANY_REQUESTS, "Too many pending answers"));
+    let mut pending = stand_in.lock_pending();
+    if pending.len() >= MAX_ENTRIES {
+        return Err(Rejection(StatusCode::TOO_MANY_REQUESTS, "Too many pending results"));
     }
-    pending.insert(request_id, (Instant::now(), vector));
+    pending.insert(request_id, PendingResult { created: Instant::now(), vector });
     let headers = [(REQUEST_ID, request_id.to_string()), (STATUS, "pending-evaluation".to_owned())];
     Ok((StatusCode::ACCEPTED, headers).into_response())
 }
 
-async fn status(
+/// Responds to a poll. Like NVIDIA, the stand-in delivers a result only once.
+async fn poll(
     State(stand_in): State<Arc<StandIn>>,
     headers: HeaderMap,
     Path(id): Path<Uuid>,
 ) -> Result<Response, Rejection> {
     stand_in.authorize(&headers)?;
-    let delivered = stand_in.pending().remove(&id); // as at NVIDIA, a result is delivered once
-    delivered
-        .map(|(_, vector)| answer(&vector))
-        .ok_or(Rejection(StatusCode::NOT_FOUND, "No such request"))
+    let result = stand_in.lock_pending().remove(&id);
+    match result {
+        Some(result) => Ok(inference_response(&result.vector)),
+        None => Err(Rejection(StatusCode::NOT_FOUND, "No such request")),
+    }
 }
 
 async fn create_asset(
@@ -292,18 +304,18 @@ async fn create_asset(
     let create: CreateAsset = serde_json::from_slice(&body)
         .map_err(|_| bad_request("contentType and description are required"))?;
     if !is_accepted(&create.content_type) {
-        return Err(bad_request("The model takes JPEG and PNG"));
+        return Err(bad_request("The model accepts JPEG and PNG"));
     }
     let (id, signature) = (Uuid::new_v4(), Uuid::new_v4().simple().to_string());
     let upload_url = format!("http://{}/upload/{id}?signature={signature}", stand_in.address);
-    let answer = json!({
+    let created_asset = json!({
         "assetId": id,
         "uploadUrl": upload_url,
         "contentType": create.content_type,
         "description": create.description,
     });
-    let mut assets = stand_in.assets();
-    if assets.len() >= MAX_KEPT {
+    let mut assets = stand_in.lock_assets();
+    if assets.len() >= MAX_ENTRIES {
         return Err(Rejection(StatusCode::TOO_MANY_REQUESTS, "Too many assets"));
     }
     assets.insert(
@@ -316,10 +328,10 @@ async fn create_asset(
             vector: None,
         },
     );
-    Ok(Json(answer).into_response())
+    Ok(Json(created_asset).into_response())
 }
 
-/// The presigned URL. It takes no key, and requires the headers that were signed.
+/// The presigned URL. It refuses a key, and requires the headers that were signed.
 async fn upload_asset(
     State(stand_in): State<Arc<StandIn>>,
     Path(id): Path<Uuid>,
@@ -336,7 +348,7 @@ async fn upload_asset(
         return Err(Rejection(StatusCode::NOT_IMPLEMENTED, "Chunked uploads are not implemented"));
     }
     let content_type = {
-        let assets = stand_in.assets();
+        let assets = stand_in.lock_assets();
         let asset = assets.get(&id).ok_or(DENIED)?;
         if query.get("signature") != Some(&asset.signature) {
             return Err(DENIED);
@@ -347,8 +359,8 @@ async fn upload_asset(
     };
     let uploaded = stand_in.receive(body).await?;
     let vector = stand_in.vector(&content_type, uploaded.content.clone()).await;
-    drop(uploaded); // the decoder reads its file, so it must exist until here
-    stand_in.assets().get_mut(&id).ok_or(DENIED)?.vector = Some(vector);
+    drop(uploaded); // deletes the file, which the decoder has read by now
+    stand_in.lock_assets().get_mut(&id).ok_or(DENIED)?.vector = Some(vector);
     Ok(StatusCode::OK)
 }
 
@@ -358,6 +370,9 @@ async fn delete_asset(
     Path(id): Path<Uuid>,
 ) -> Result<StatusCode, Rejection> {
     stand_in.authorize(&headers)?;
-    let deleted = stand_in.assets().remove(&id);
-    deleted.map(|_| StatusCode::NO_CONTENT).ok_or(Rejection(StatusCode::NOT_FOUND, "No such asset"))
+    let deleted = stand_in.lock_assets().remove(&id);
+    match deleted {
+        Some(_) => Ok(StatusCode::NO_CONTENT),
+        None => Err(Rejection(StatusCode::NOT_FOUND, "No such asset")),
+    }
 }

@@ -204,7 +204,7 @@ async fn a_disk_that_fills_up_raises_the_alert_in_time() {
 
 #[tokio::test]
 async fn both_metrics_texts_hold_the_same_samples_and_promtool_accepts_them() {
-    let nvidia = FakeNvidia::with_uploads(|_| None).await;
+    let nvidia = FakeNvidia::healthy_except(|_| None).await;
     let app = TestApp::start(&nvidia).await;
     let plain = async || {
         let request = app.client.get(app.url("/metrics")).header(ACCEPT, "text/plain");

@@ -1,4 +1,5 @@
-//! A picture that does not fit inline takes three calls and a deletion, checked byte for byte.
+//! A picture that is too large to be sent inline takes three calls and a deletion. These tests check
+//! every byte of them.
 
 use image_rs::ImageFormat;
 
@@ -10,7 +11,9 @@ use crate::support::{
 
 const DESCRIPTION: &str = "imagesvc picture";
 
-async fn assert_uploaded(picture: &[u8], sent: Option<&[u8]>, media_type: &str) {
+/// Asserts that the picture is uploaded: unchanged if its media type is that of the upload, else as a
+/// JPEG of the same size.
+async fn assert_uploaded(picture: &[u8], is_unchanged: bool, media_type: &str) {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(picture, "secret-name.jpg").await.vector();
@@ -41,19 +44,14 @@ async fn assert_uploaded(picture: &[u8], sent: Option<&[u8]>, media_type: &str) 
             agent.clone(),
         ]
     );
-    match sent {
-        Some(sent) => assert!(received[1].body == sent, "the upload is the picture itself"),
-        None => {
-            assert!(received[1].body.starts_with(&[0xff, 0xd8, 0xff]), "the upload is a JPEG");
-            let (sent, original) = (
-                image_rs::load_from_memory(&received[1].body),
-                image_rs::load_from_memory(picture),
-            );
-            assert_eq!(
-                sent.unwrap().to_rgb8().dimensions(),
-                original.unwrap().to_rgb8().dimensions()
-            );
-        }
+    let sent = &received[1].body[..];
+    if is_unchanged {
+        assert!(sent == picture, "the uploaded bytes differ from the picture");
+    } else {
+        assert!(sent.starts_with(&[0xff, 0xd8, 0xff]), "the upload is no JPEG");
+        let [sent, original] =
+            [sent, picture].map(|bytes| image_rs::load_from_memory(bytes).unwrap().to_rgb8());
+        assert_eq!(sent.dimensions(), original.dimensions());
     }
     assert_eq!(
         received[1].sorted_headers(),
@@ -64,7 +62,7 @@ async fn assert_uploaded(picture: &[u8], sent: Option<&[u8]>, media_type: &str) 
             agent.clone(),
             format!("x-amz-meta-nvcf-asset-description: {DESCRIPTION}"),
         ],
-        "the key never goes to the presigned address"
+        "the presigned URL must not receive the key"
     );
     assert_eq!(received[2].body, br#"{"messages":[]}"#);
     assert_eq!(
@@ -83,26 +81,26 @@ async fn assert_uploaded(picture: &[u8], sent: Option<&[u8]>, media_type: &str) 
 }
 
 #[tokio::test]
-async fn a_large_jpeg_is_uploaded_as_documented() {
-    assert_uploaded(HUBBLE, Some(HUBBLE), "image/jpeg").await;
+async fn a_large_jpeg_is_uploaded_by_the_documented_requests() {
+    assert_uploaded(HUBBLE, true, "image/jpeg").await;
 }
 
 #[tokio::test]
 async fn a_large_png_is_uploaded_as_png() {
-    assert_uploaded(CHELSEA, Some(CHELSEA), "image/png").await;
+    assert_uploaded(CHELSEA, true, "image/png").await;
 }
 
 #[tokio::test]
-async fn a_picture_of_several_megabytes_is_uploaded_whole() {
+async fn a_picture_of_several_megabytes_is_uploaded_completely() {
     let picture = noise_png(1200, 1000);
     assert!(picture.len() > 3_000_000);
-    assert_uploaded(&picture, Some(&picture), "image/png").await;
+    assert_uploaded(&picture, true, "image/png").await;
 }
 
 #[tokio::test]
 async fn a_large_picture_in_another_format_is_uploaded_as_jpeg() {
     let webp = converted(&noise_png(500, 400), ImageFormat::WebP);
-    assert_uploaded(&webp, None, "image/jpeg").await;
+    assert_uploaded(&webp, false, "image/jpeg").await;
 }
 
 #[tokio::test]
@@ -119,9 +117,9 @@ async fn every_route_uploads_a_large_picture() {
 }
 
 #[tokio::test]
-async fn a_hanging_deletion_delays_neither_the_answer_nor_the_stop() {
+async fn a_hanging_deletion_does_not_delay_the_answer_or_the_shutdown() {
     let nvidia =
-        FakeNvidia::with_uploads(|request| (request.method == "DELETE").then_some(Reply::Hang))
+        FakeNvidia::healthy_except(|request| (request.method == "DELETE").then_some(Reply::Hang))
             .await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
@@ -135,9 +133,9 @@ async fn a_hanging_deletion_delays_neither_the_answer_nor_the_stop() {
 }
 
 #[tokio::test]
-async fn an_upload_is_deleted_also_when_its_inference_fails() {
+async fn an_asset_is_deleted_if_its_inference_fails() {
     let nvidia =
-        FakeNvidia::with_uploads(|request| (request.line() == INFER).then(|| Reply::status(402)))
+        FakeNvidia::healthy_except(|request| (request.line() == INFER).then(|| Reply::status(402)))
             .await;
     let app = TestApp::start(&nvidia).await;
     assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.status, 503);
@@ -146,11 +144,11 @@ async fn an_upload_is_deleted_also_when_its_inference_fails() {
 }
 
 #[tokio::test]
-async fn the_calls_of_an_upload_are_tried_again() {
+async fn failed_calls_of_an_upload_are_retried() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let puts = AtomicUsize::new(0);
     let creates = AtomicUsize::new(0);
-    let nvidia = FakeNvidia::with_uploads(move |request| match request.method.as_str() {
+    let nvidia = FakeNvidia::healthy_except(move |request| match request.method.as_str() {
         "PUT" => (puts.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::CloseAfter(Vec::new())),
         "POST" if request.line() == CREATE_ASSET => {
             (creates.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::status(503))
@@ -163,5 +161,5 @@ async fn the_calls_of_an_upload_are_tried_again() {
     let received = nvidia.wait_for(6).await;
     let methods: Vec<_> = received.iter().map(|request| request.method.as_str()).collect();
     assert_eq!(methods, ["POST", "POST", "PUT", "PUT", "POST", "DELETE"]);
-    assert!(received[3].body == HUBBLE, "the second attempt sends the whole picture again");
+    assert!(received[3].body == HUBBLE, "the second attempt did not send the whole picture");
 }

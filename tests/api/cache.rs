@@ -75,7 +75,7 @@ async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
     let app = shrinks().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
     // With another setting the vector would be another one, so it is not a hit.
-    let nvidia = FakeNvidia::with_uploads(|_| None).await;
+    let nvidia = FakeNvidia::healthy_except(|_| None).await;
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "miss").await.prepared(), "original");
 }

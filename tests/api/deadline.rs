@@ -77,7 +77,7 @@ async fn the_answer_comes_by_the_deadline_whatever_nvidia_does() {
         let mut late = Vec::new();
         // A busy machine may delay one answer; a real fault delays every one.
         for _ in 0..3 {
-            let nvidia = FakeNvidia::with_uploads(script).await;
+            let nvidia = FakeNvidia::healthy_except(script).await;
             let app = TestApp::builder(&nvidia)
                 .setting("IMAGESVC_REQUEST_TIMEOUT", "700ms")
                 .setting("NVIDIA_TIMEOUT", "300ms")
@@ -129,7 +129,7 @@ async fn waiting_for_a_permit_or_the_pace_counts_against_the_deadline() {
 #[tokio::test]
 async fn a_hanging_upload_leaves_time_to_send_the_picture_inline() {
     for hanging in [CREATE_ASSET, "PUT"] {
-        let nvidia = FakeNvidia::with_uploads(move |request| {
+        let nvidia = FakeNvidia::healthy_except(move |request| {
             request.line().starts_with(hanging).then_some(Reply::Hang)
         })
         .await;
@@ -141,7 +141,7 @@ async fn a_hanging_upload_leaves_time_to_send_the_picture_inline() {
 #[tokio::test]
 async fn a_failing_asset_api_is_bypassed_and_not_called_for_a_while() {
     for fault in [Reply::status(503), Reply::CloseAfter(Vec::new()), Reply::status(301)] {
-        let nvidia = FakeNvidia::with_uploads(move |request| match request.line().as_str() {
+        let nvidia = FakeNvidia::healthy_except(move |request| match request.line().as_str() {
             CREATE_ASSET => Some(fault.clone()),
             INFER => Some(embedding()),
             _ => None,
@@ -163,7 +163,7 @@ async fn a_failing_asset_api_is_bypassed_and_not_called_for_a_while() {
 #[tokio::test]
 async fn an_outage_of_the_asset_api_is_forgotten_sooner_than_a_refusal() {
     for (status, again) in [(503, true), (404, false)] {
-        let nvidia = FakeNvidia::with_uploads(move |request| {
+        let nvidia = FakeNvidia::healthy_except(move |request| {
             (request.line() == CREATE_ASSET).then(|| Reply::status(status))
         })
         .await;
@@ -184,7 +184,7 @@ async fn an_outage_of_the_asset_api_is_forgotten_sooner_than_a_refusal() {
 
 #[tokio::test]
 async fn in_an_outage_large_pictures_cost_at_most_one_more_call_than_small_ones() {
-    let nvidia = FakeNvidia::with_uploads(|_| Some(Reply::status(503))).await;
+    let nvidia = FakeNvidia::healthy_except(|_| Some(Reply::status(503))).await;
     let app = TestApp::start(&nvidia).await;
     for (n, calls) in [(0, 4), (1, 3), (2, 3)] {
         let before = nvidia.lines().len();

@@ -170,7 +170,7 @@ async fn concurrent_uploads_never_use_the_reserve_and_those_without_room_are_ref
     const ROOM: u64 = 8 << 20;
     let least = Arc::new(AtomicU64::new(u64::MAX));
     let seen = Arc::clone(&least);
-    let nvidia = FakeNvidia::with_uploads(|_| None).await;
+    let nvidia = FakeNvidia::healthy_except(|_| None).await;
     let app = TestApp::builder(&nvidia)
         .configure(move |config| limit_room(config, ROOM, &seen))
         .start()
@@ -198,7 +198,7 @@ async fn concurrent_uploads_never_use_the_reserve_and_those_without_room_are_ref
 #[tokio::test]
 async fn a_length_that_is_only_declared_takes_no_room_from_others() {
     const ROOM: u64 = 4 << 20;
-    let nvidia = FakeNvidia::with_uploads(|_| None).await;
+    let nvidia = FakeNvidia::healthy_except(|_| None).await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| limit_room(config, ROOM, &Arc::default()))
         .start()

@@ -74,7 +74,7 @@ impl Servers {
             _ => Reply::new(200, &[], ROCKET),
         })
         .await;
-        let nvidia = FakeNvidia::with_uploads(|request| match try_picture_number(request) {
+        let nvidia = FakeNvidia::healthy_except(|request| match try_picture_number(request) {
             Some(number) if number % 1000 == 400 => Some(Reply::status(400)),
             Some(_) => Some(embedding().after(Duration::from_millis(20))),
             None => None,

@@ -31,7 +31,7 @@ fn is_inline(request: &Received) -> bool {
 /// Asserts that a large picture is shrunk if NVIDIA replies so, and that the next one is shrunk at
 /// once.
 async fn assert_falls_back(at: &'static str, reply: Reply) {
-    let nvidia = FakeNvidia::with_uploads(move |request| {
+    let nvidia = FakeNvidia::healthy_except(move |request| {
         (request.line().starts_with(at) && !is_inline(request)).then(|| reply.clone())
     })
     .await;
@@ -101,7 +101,7 @@ async fn a_fault_of_the_key_or_the_account_does_not_fall_back() {
         (INFER, 403, "embedding_unauthorized", 502),
         (INFER, 402, "embedding_exhausted", 503),
     ] {
-        let nvidia = FakeNvidia::with_uploads(move |request| {
+        let nvidia = FakeNvidia::healthy_except(move |request| {
             (request.line() == at).then(|| Reply::status(status))
         })
         .await;
@@ -113,7 +113,7 @@ async fn a_fault_of_the_key_or_the_account_does_not_fall_back() {
 
 #[tokio::test]
 async fn a_rate_limit_on_the_create_call_is_retried_and_not_taken_for_a_refusal() {
-    let nvidia = FakeNvidia::with_uploads(|request| {
+    let nvidia = FakeNvidia::healthy_except(|request| {
         (request.line() == CREATE_ASSET).then(|| Reply::status(429))
     })
     .await;
@@ -124,7 +124,7 @@ async fn a_rate_limit_on_the_create_call_is_retried_and_not_taken_for_a_refusal(
 
 #[tokio::test]
 async fn the_refusal_is_forgotten_after_a_while() {
-    let nvidia = FakeNvidia::with_uploads(|request| {
+    let nvidia = FakeNvidia::healthy_except(|request| {
         (request.line() == CREATE_ASSET).then(|| Reply::status(404))
     })
     .await;
@@ -168,7 +168,7 @@ async fn a_large_picture_that_cannot_be_decoded_cannot_be_shrunk() {
 async fn a_picture_that_nvidia_refuses_both_ways_does_not_disable_uploads() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let inferences = AtomicUsize::new(0);
-    let nvidia = FakeNvidia::with_uploads(move |request| {
+    let nvidia = FakeNvidia::healthy_except(move |request| {
         (request.line() == INFER && inferences.fetch_add(1, Ordering::Relaxed) < 2)
             .then(|| Reply::status(422))
     })
@@ -196,7 +196,7 @@ async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
 async fn a_picture_shrunk_because_uploads_failed_is_uploaded_once_they_work_again() {
     let works = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&works);
-    let nvidia = FakeNvidia::with_uploads(move |request| {
+    let nvidia = FakeNvidia::healthy_except(move |request| {
         let fails = request.line() == CREATE_ASSET && !switch.load(Ordering::Relaxed);
         fails.then(|| Reply::status(503))
     })

@@ -1,4 +1,4 @@
-//! A picture that fits inline takes one call, checked byte for byte.
+//! A picture that is small enough to be sent inline takes one call. These tests check every byte of it.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 
@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_small_jpeg_is_one_call_as_documented() {
+async fn a_small_jpeg_is_sent_by_the_documented_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
@@ -31,7 +31,7 @@ async fn a_small_jpeg_is_one_call_as_documented() {
 }
 
 #[tokio::test]
-async fn all_three_routes_send_nvidia_the_same() {
+async fn all_three_routes_send_the_same_request_to_nvidia() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
@@ -49,7 +49,7 @@ async fn all_three_routes_send_nvidia_the_same() {
 }
 
 #[tokio::test]
-async fn a_png_is_labelled_png_whatever_the_client_calls_it() {
+async fn a_png_with_a_jpg_file_name_is_sent_as_png() {
     let small = image_rs::load_from_memory(CHELSEA).unwrap().resize(
         100,
         100,
@@ -86,7 +86,7 @@ async fn the_answer_describes_the_picture() {
     let answer = app.upload(ROCKET, "IMG_0042.JPG").await;
     assert_eq!(answer.header("content-type"), "application/json");
     assert_eq!(answer.header("x-content-type-options"), "nosniff");
-    assert!(answer.text().ends_with("]}\n"), "the vector comes last, then a newline");
+    assert!(answer.text().ends_with("]}\n"), "the vector must be the last field, before a newline");
     let body = answer.json();
     let saved_as = body["saved_as"].as_str().unwrap();
     assert_eq!(body["path"], format!("downloads/{saved_as}"));

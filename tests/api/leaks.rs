@@ -36,7 +36,7 @@ async fn no_log_answer_or_metric_holds_a_key_even_at_trace_level() {
     })
     .await;
     // This NVIDIA repeats the key that it received, as some gateways do.
-    let nvidia = FakeNvidia::with_uploads(|request| {
+    let nvidia = FakeNvidia::healthy_except(|request| {
         let authorization = request.header("authorization").unwrap_or("none");
         let says = format!(r#"{{"detail":"no: {authorization}"}}"#);
         match try_picture_number(request) {

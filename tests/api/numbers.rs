@@ -1,11 +1,11 @@
-//! The vector has exactly the values that NVIDIA printed, and an invalid one is refused.
+//! The vector has exactly the values that NVIDIA sent, and an invalid vector is refused.
 
 use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, assert_problem, embedding_of, numbers};
 
 #[tokio::test]
-async fn every_number_has_the_value_that_nvidia_printed() {
-    let mut printed = numbers();
-    let odd = [
+async fn every_number_has_the_value_that_nvidia_sent() {
+    let mut sent = numbers();
+    let unusual = [
         "0",
         "-0",
         "0.0",
@@ -23,25 +23,23 @@ async fn every_number_has_the_value_that_nvidia_printed() {
         "1E5",
         "4.9406564584124654e-324",
     ];
-    for (place, number) in odd.iter().enumerate() {
-        printed[place] = (*number).to_owned();
+    for (index, number) in unusual.iter().enumerate() {
+        sent[index] = (*number).to_owned();
     }
-    // compact, and with blanks and line breaks
     for separator in [",", ", ", " ,\n  "] {
-        let nvidia =
-            FakeNvidia::replying(vec![embedding_of(&format!("[ {} ]", printed.join(separator)))])
-                .await;
+        let reply = embedding_of(&format!("[ {} ]", sent.join(separator)));
+        let nvidia = FakeNvidia::replying(vec![reply]).await;
         let app = TestApp::start(&nvidia).await;
         let vector = app.upload(ROCKET, "rocket.jpg").await.vector();
-        for (number, printed) in vector.iter().zip(&printed) {
-            let expected: f64 = printed.parse().unwrap();
-            assert_eq!(number.to_bits(), expected.to_bits(), "{printed}");
+        for (number, sent) in vector.iter().zip(&sent) {
+            let expected: f64 = sent.parse().unwrap();
+            assert_eq!(number.to_bits(), expected.to_bits(), "{sent}");
         }
     }
 }
 
 #[tokio::test]
-async fn an_answer_needs_nothing_but_the_embedding() {
+async fn a_response_with_only_the_embedding_is_accepted() {
     let body =
         format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
     let nvidia = FakeNvidia::replying(vec![Reply::json(200, body)]).await;
@@ -71,7 +69,7 @@ async fn anything_but_1536_finite_numbers_is_refused() {
         Reply::json(200, "{}"),
         Reply::new(200, &[("content-type", "text/html")], "no page: upstream-secret"),
         Reply::status(200),
-        // a valid answer, but longer than any that NVIDIA sends
+        // A valid response that is longer than the service reads.
         Reply::json(
             200,
             format!(
@@ -87,6 +85,6 @@ async fn anything_but_1536_finite_numbers_is_refused() {
         let answer = app.upload(ROCKET, "rocket.jpg").await;
         assert_problem(&answer, 502, "embedding_invalid");
         assert_eq!(app.saved(), [answer.saved_as()]);
-        assert_eq!(nvidia.received().len(), 1, "a paid answer is not requested again");
+        assert_eq!(nvidia.received().len(), 1, "a paid inference was repeated");
     }
 }

@@ -1,4 +1,4 @@
-//! NVIDIA's failures: which calls the service retries, and which errors clients see.
+//! Faults of NVIDIA: which calls the service retries, and which errors clients receive.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ fn html(status: u16) -> Reply {
     Reply::new(status, &[("content-type", "text/html")], HTML_PAGE)
 }
 
-/// Failures that clients do not notice if the next attempt succeeds.
+/// Faults after which the service makes another attempt.
 fn transient_faults() -> Vec<Reply> {
     vec![
         nvidia_error(429),
@@ -45,7 +45,7 @@ fn transient_faults() -> Vec<Reply> {
 }
 
 #[tokio::test]
-async fn transient_failures_are_retried_and_hidden_from_the_client() {
+async fn a_picture_is_embedded_after_two_transient_faults() {
     for fault in transient_faults() {
         let nvidia = FakeNvidia::replying(vec![fault.clone(), fault, embedding()]).await;
         let app = TestApp::builder(&nvidia).setting("NVIDIA_TIMEOUT", "200ms").start().await;
@@ -54,8 +54,8 @@ async fn transient_failures_are_retried_and_hidden_from_the_client() {
     }
 }
 
-/// For a status that NVIDIA answers to an inline inference: the number of calls, and the status and
-/// code that the client sees.
+/// The expected outcome if NVIDIA responds to an inline inference with `status`: the number of calls,
+/// and the status and the code that the client receives.
 fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
     match status {
         400 | 413 | 415 | 422 => (1, 422, "embedding_rejected"),
@@ -69,21 +69,22 @@ fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
 }
 
 #[tokio::test]
-async fn every_status_becomes_what_the_table_says_and_names_the_saved_picture() {
-    let calls = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
-    let counted = Arc::clone(&calls);
+async fn every_status_of_nvidia_leads_to_the_listed_code_and_the_picture_is_saved() {
+    let calls_by_status = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
+    let counter = Arc::clone(&calls_by_status);
+    // The number of the picture is the status that NVIDIA responds with.
     let nvidia = FakeNvidia::scripted(move |request, _| {
         let status = picture_number(request);
-        *counted.lock().unwrap().entry(status).or_default() += 1;
+        *counter.lock().unwrap().entry(status).or_default() += 1;
         nvidia_error(u16::try_from(status).unwrap())
     })
     .await;
     let app = TestApp::start(&nvidia).await;
     for status in 200..600 {
-        let (attempts, expected, code) = expected_outcome(status);
+        let (calls, client_status, code) = expected_outcome(status);
         let answer = app.upload(&tiny(status.into()), "a.png").await;
-        let problem = assert_problem(&answer, expected, code);
-        assert_eq!(calls.lock().unwrap()[&status.into()], attempts, "{status}");
+        let problem = assert_problem(&answer, client_status, code);
+        assert_eq!(calls_by_status.lock().unwrap()[&status.into()], calls, "{status}");
         let saved_as = problem["saved_as"].as_str().unwrap();
         assert_eq!(problem["path"], format!("downloads/{saved_as}"));
         assert_eq!(app.saved_bytes(saved_as), tiny(status.into()));
@@ -92,7 +93,7 @@ async fn every_status_becomes_what_the_table_says_and_names_the_saved_picture() 
 }
 
 #[tokio::test]
-async fn lasting_failures_are_reported_after_three_attempts() {
+async fn a_fault_of_every_attempt_is_reported_after_three_attempts() {
     for fault in transient_faults() {
         let (status, code) = match &fault {
             Reply::Hang => (504, "embedding_timeout"),
@@ -111,7 +112,7 @@ async fn lasting_failures_are_reported_after_three_attempts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_one_fault_in_ten_calls_ninety_nine_clients_in_a_hundred_are_served() {
+async fn at_least_99_percent_of_requests_succeed_if_a_tenth_of_the_calls_fail() {
     const REQUESTS: usize = 2000;
     let faults = transient_faults();
     let random = Mutex::new(fastrand::Rng::with_seed(4));
@@ -138,9 +139,9 @@ async fn with_one_fault_in_ten_calls_ninety_nine_clients_in_a_hundred_are_served
         .buffer_unordered(32)
         .collect()
         .await;
-    assert_eq!(answers.len(), REQUESTS, "every client gets an answer");
-    let served = answers.iter().filter(|(answer, _)| answer.status == 200).count();
-    assert!(served * 100 >= REQUESTS * 99, "{served}");
+    assert_eq!(answers.len(), REQUESTS, "every request gets an answer");
+    let successes = answers.iter().filter(|(answer, _)| answer.status == 200).count();
+    assert!(successes * 100 >= REQUESTS * 99, "{successes}");
     for (answer, elapsed) in answers {
         assert!(elapsed < deadline + Duration::from_millis(250), "{elapsed:?}");
         if answer.status != 200 {
@@ -148,18 +149,18 @@ async fn with_one_fault_in_ten_calls_ninety_nine_clients_in_a_hundred_are_served
         }
     }
     let calls = nvidia.lines().len();
-    assert!(calls > REQUESTS + REQUESTS / 20, "there were faults: {calls}");
+    assert!(calls > REQUESTS + REQUESTS / 20, "too few calls were retried: {calls}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_long_outage_retries_end_with_their_budget_and_service_returns_at_once() {
+async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it() {
     const REQUESTS: usize = 1500;
-    let is_out = Arc::new(AtomicBool::new(true));
-    let calls = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
-    let (out, counted) = (Arc::clone(&is_out), Arc::clone(&calls));
+    let has_outage = Arc::new(AtomicBool::new(true));
+    let calls_by_picture = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
+    let (has_outage_now, counter) = (Arc::clone(&has_outage), Arc::clone(&calls_by_picture));
     let nvidia = FakeNvidia::scripted(move |request, _| {
-        *counted.lock().unwrap().entry(picture_number(request)).or_default() += 1;
-        if out.load(Ordering::SeqCst) { nvidia_error(503) } else { embedding() }
+        *counter.lock().unwrap().entry(picture_number(request)).or_default() += 1;
+        if has_outage_now.load(Ordering::SeqCst) { nvidia_error(503) } else { embedding() }
     })
     .await;
     let app = TestApp::start(&nvidia).await;
@@ -167,21 +168,22 @@ async fn in_a_long_outage_retries_end_with_their_budget_and_service_returns_at_o
     let answers: Vec<_> = answers.buffer_unordered(32).collect().await;
     assert!(answers.iter().all(|answer| answer.status == 502));
     {
-        let calls = calls.lock().unwrap();
-        let total: usize = calls.values().sum();
-        assert!(total <= REQUESTS + REQUESTS / 4 + 100, "{total}");
-        assert!(total > REQUESTS + 400, "the budget is used: {total}");
-        assert!(calls.values().all(|calls| *calls <= 3));
+        let calls_by_picture = calls_by_picture.lock().unwrap();
+        let total: usize = calls_by_picture.values().sum();
+        assert!(total <= REQUESTS + REQUESTS / 4 + 100, "more retries than the budget: {total}");
+        assert!(total > REQUESTS + 400, "the budget was not used: {total}");
+        assert!(calls_by_picture.values().all(|calls| *calls <= 3));
     }
-    is_out.store(false, Ordering::SeqCst);
+    has_outage.store(false, Ordering::SeqCst);
     for n in REQUESTS..REQUESTS + 50 {
         app.upload(&tiny(n), "a.png").await.vector();
     }
-    assert_eq!(calls.lock().unwrap().values().sum::<usize>(), nvidia.lines().len());
+    let calls = calls_by_picture.lock().unwrap().values().sum::<usize>();
+    assert_eq!(calls, nvidia.lines().len());
 }
 
 #[tokio::test]
-async fn a_wait_that_nvidia_asks_for_is_observed() {
+async fn a_retry_waits_as_long_as_retry_after_asks() {
     let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_millis(2500));
     let seconds = || "1".to_owned();
     for (status, wait) in [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)] {
@@ -191,32 +193,32 @@ async fn a_wait_that_nvidia_asks_for_is_observed() {
         let app = TestApp::start(&nvidia).await;
         let started = Instant::now();
         app.upload(ROCKET, "rocket.jpg").await.vector();
-        // A date has no fractions of a second, so this one may be only 1.5 s ahead.
+        // The date is rounded down to a second, so the wait may be only 1.5 s.
         assert!(started.elapsed() >= Duration::from_secs(1), "{wait}");
         assert_eq!(nvidia.lines().len(), 2);
     }
 }
 
 #[tokio::test]
-async fn a_wait_beyond_the_deadline_is_not_begun_and_passed_on() {
+async fn a_retry_after_past_the_deadline_is_returned_to_the_client_at_once() {
     let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
-    for (status, wait, expected, code, seconds) in [
+    for (status, retry_after, client_status, code, client_seconds) in [
         (429, "120", 503, "embedding_rate_limited", 120..=120),
         (429, &later, 503, "embedding_rate_limited", 590..=600),
         (503, "61", 502, "embedding_unavailable", 61..=61),
     ] {
-        let nvidia =
-            FakeNvidia::replying(vec![Reply::new(status, &[("retry-after", wait)], "")]).await;
+        let reply = Reply::new(status, &[("retry-after", retry_after)], "");
+        let nvidia = FakeNvidia::replying(vec![reply]).await;
         let app = TestApp::start(&nvidia).await;
         let answer = app.upload(ROCKET, "rocket.jpg").await;
-        assert_problem(&answer, expected, code);
-        assert!(seconds.contains(&answer.header("retry-after").parse::<u64>().unwrap()));
+        assert_problem(&answer, client_status, code);
+        assert!(client_seconds.contains(&answer.header("retry-after").parse::<u64>().unwrap()));
         assert_eq!(nvidia.lines().len(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_wait_told_to_one_call_holds_for_all() {
+async fn a_retry_after_on_one_call_applies_to_all_calls() {
     let nvidia = FakeNvidia::replying(vec![Reply::new(429, &[("retry-after", "120")], "")]).await;
     let app = TestApp::start(&nvidia).await;
     let identical = join_all((0..25).map(|_| app.upload(ROCKET, "rocket.jpg"))).await;
@@ -232,7 +234,7 @@ async fn a_wait_told_to_one_call_holds_for_all() {
 }
 
 #[tokio::test]
-async fn a_picture_that_arrives_during_a_wait_is_sent_after_it() {
+async fn a_picture_that_arrives_during_a_retry_after_is_sent_after_that_time() {
     let reply = Reply::new(429, &[("retry-after", "1")], "");
     let nvidia = FakeNvidia::replying(vec![reply, embedding()]).await;
     let app = TestApp::start(&nvidia).await;
@@ -242,9 +244,9 @@ async fn a_picture_that_arrives_during_a_wait_is_sent_after_it() {
             value("imagesvc_upstream_calls_total{operation=\"infer\",outcome=\"429\"}") == 1.0
         })
         .await;
-        let told = Instant::now();
+        let started = Instant::now();
         app.upload(&tiny(1), "tiny.png").await.vector();
-        assert!(told.elapsed() > Duration::from_millis(700), "{:?}", told.elapsed());
+        assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
     };
     let (first, ()) = tokio::join!(app.upload(ROCKET, "rocket.jpg"), second);
     first.vector();

@@ -155,7 +155,7 @@ async fn a_shrunk_picture_is_upright_too() {
 
 #[tokio::test]
 async fn a_large_picture_that_is_turned_is_uploaded_as_a_jpeg() {
-    let nvidia = FakeNvidia::with_uploads(|_| None).await;
+    let nvidia = FakeNvidia::healthy_except(|_| None).await;
     let app = TestApp::start(&nvidia).await;
     let mut turned = HUBBLE.to_vec();
     turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
@@ -194,7 +194,7 @@ async fn what_becomes_longer_than_the_limit_is_sent_at_a_lower_quality_and_not_r
         }
         let (mut limit, mut lengths) = (1 << 20, Vec::new());
         for _ in 0..2 {
-            let nvidia = FakeNvidia::with_uploads(|_| None).await;
+            let nvidia = FakeNvidia::healthy_except(|_| None).await;
             let app = TestApp::builder(&nvidia)
                 .setting("IMAGESVC_MAX_IMAGE_BYTES", limit)
                 .setting("NVIDIA_INLINE_LIMIT", 20_000)
@@ -238,7 +238,7 @@ async fn what_no_jpeg_of_its_size_can_hold_is_shrunk() {
         ("turned", 1 << 20, turned),
         ("noise", noise.len(), noise),
     ] {
-        let nvidia = FakeNvidia::with_uploads(|_| None).await;
+        let nvidia = FakeNvidia::healthy_except(|_| None).await;
         let app =
             TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", limit).start().await;
         assert_eq!(app.upload(&picture, name).await.prepared(), "shrunk", "{name}");

@@ -30,7 +30,7 @@ async fn at_most_the_configured_number_of_pictures_is_with_nvidia_at_once() {
     for answer in join_all(uploads).await {
         answer.vector();
     }
-    assert_eq!(nvidia.busiest(), 2);
+    assert_eq!(nvidia.most_delayed(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,7 +105,7 @@ async fn a_burst_beyond_the_queue_costs_no_call_that_comes_too_late() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_pictures_beyond_the_pace_are_not_uploaded() {
-    let nvidia = FakeNvidia::with_uploads(|request| {
+    let nvidia = FakeNvidia::healthy_except(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
     .await;

@@ -1,8 +1,8 @@
-//! Pillow as the judge of pixels: NVIDIA is given what Pillow shows, upright and on white, of every
-//! format and kind.
+//! For every format and kind of picture, NVIDIA receives the pixels that Pillow decodes, upright and on
+//! white.
 //!
-//! `tests/pillow` says what it takes to run these tests. [`kinds`] and the files of [`super::odd_forms`]
-//! are judged beside the pictures that the script makes.
+//! `tests/pillow/README.md` describes how to run these tests. Pillow decodes the pictures that its
+//! script makes, those of [`kinds`] and the files of [`super::odd_forms`].
 
 use std::{
     env, fs,
@@ -18,15 +18,16 @@ use crate::support::{
     Answer, Difference, FakeNvidia, Inline, TestApp, assert_problem, kinds, python_lacks,
 };
 
-/// Kinds that are not read, by how their names begin, and a word of what clients are told.
-const UNREAD: [(&str, &str); 3] = [
+/// The beginnings of the names of kinds that the service does not support, each with a word of the
+/// error's detail.
+const UNSUPPORTED: [(&str, &str); 3] = [
     ("tiff-grey-32-", "floating-point"),
     ("tiff-float-", "floating-point"),
     ("tiff-uncompressed-ycbcr", "YCbCr"),
 ];
 
-/// The same of JPEGs that have to be decoded; as they are, they can be sent.
-const UNDECODED: [(&str, &str); 5] = [
+/// The same for JPEGs that the service can send unchanged, but cannot decode.
+const UNDECODABLE: [(&str, &str); 5] = [
     ("jpeg-scan-for-each-42", "scan"),
     ("jpeg-three-scans-42", "scan"),
     ("jpeg-three-scans-411", "scan"),
@@ -34,61 +35,64 @@ const UNDECODED: [(&str, &str); 5] = [
     ("turned-jpeg-three-scans-42", "scan"),
 ];
 
-/// Kinds that Pillow does not show, or shows as noise, and what in their names makes the names of kinds
-/// that show the same.
-const TWINS: [(&str, &str); 4] = [
+/// Kinds that Pillow cannot decode correctly. Replacing the first part of a name with the second gives
+/// the name of a kind with the same pixels, which Pillow can decode.
+const EQUAL_KINDS: [(&str, &str); 4] = [
     ("-16-planar", "-8-planar"),
     ("tiff-rgb-32-", "tiff-rgb-8-"),
     ("tiff-rgba-32-", "tiff-rgba-8-"),
     ("tiff-grey-alpha-16-", "tiff-grey-alpha-8-"),
 ];
 
-/// Kinds that Pillow does not show, and that have no such twin: they are read, and that is all.
-const UNJUDGED: [&str; 4] =
+/// Kinds that Pillow cannot decode, and for which there is no equal kind. The tests only check that the
+/// service can decode them.
+const WITHOUT_REFERENCE: [&str; 4] =
     ["bmp-2", "bmp-masks", "tiff-grey-alpha-8-planar", "tiff-grey-alpha-16-planar"];
 
-/// What encoding anew costs, with a quality of 95 and of 90. The means are those of noise.
+/// The largest difference after encoding as JPEG with quality 95. Noise needs this much.
 const CONVERTED: Difference = Difference { mean: 3.5, worst: 4.0 };
+/// The largest difference after encoding as JPEG with quality 90.
 const SHRUNK: Difference = Difference { mean: 4.0, worst: 6.0 };
 
-/// A limit below which most pictures of these tests are too large.
+/// An inline limit, in characters, that most pictures of these tests exceed.
 const INLINE_LIMIT: usize = 20_000;
-/// A limit at which a large picture has to be scaled down once.
+/// An inline limit, in characters, at which a large picture has to be scaled down once.
 const LARGE_INLINE_LIMIT: usize = 60_000;
 
-/// A picture that was judged.
+/// A picture, and what Pillow decodes from it.
 #[derive(Deserialize)]
-struct Judged {
+struct TestPicture {
     name: String,
-    shown: Option<Shown>,
+    /// `None` if Pillow cannot decode the picture.
+    reference: Option<Reference>,
     #[serde(skip)]
     bytes: Vec<u8>,
-    /// How it looks, at its own size and at smaller ones.
+    /// The expected pixels, at the picture's size and scaled down.
     #[serde(skip)]
-    right: Vec<RgbImage>,
+    expected: Vec<RgbImage>,
 }
 
-/// What the judge says of a picture that it can show.
+/// What Pillow reports of a picture.
 #[derive(Clone, Deserialize)]
-struct Shown {
-    /// As stored.
+struct Reference {
+    /// The size before the orientation is applied.
     width: u32,
     height: u32,
     orientation: u8,
-    /// Widths that it was scaled down to.
+    /// The widths to which the picture was scaled down.
     scaled: Vec<u32>,
 }
 
-/// Every picture, judged once; `None` where there is no judge.
-fn judged() -> Option<&'static [Judged]> {
-    static JUDGED: LazyLock<Option<Vec<Judged>>> = LazyLock::new(|| {
+/// All pictures, which are made and decoded once. `None` if Pillow is not installed.
+fn test_pictures() -> Option<&'static [TestPicture]> {
+    static PICTURES: LazyLock<Option<Vec<TestPicture>>> = LazyLock::new(|| {
         let python = env::var("PILLOW_PYTHON").unwrap_or_else(|_| "python3".into());
-        (!python_lacks(&python, "numpy, PIL, pillow_heif")).then(|| judge(&python))
+        (!python_lacks(&python, "numpy, PIL, pillow_heif")).then(|| run_pillow(&python))
     });
-    JUDGED.as_deref()
+    PICTURES.as_deref()
 }
 
-fn judge(python: &str) -> Vec<Judged> {
+fn run_pillow(python: &str) -> Vec<TestPicture> {
     let folder = tempfile::tempdir().unwrap();
     let in_folder = |name: &str| folder.path().join(name);
     for (name, bytes) in kinds::all(97, 65) {
@@ -102,54 +106,57 @@ fn judge(python: &str) -> Vec<Judged> {
             fs::copy(&path, in_folder(&format!("form-{name}"))).unwrap();
         }
     }
-    let told = Command::new(python)
-        .arg(tests.join("pillow/judge.py"))
+    let output = Command::new(python)
+        .arg(tests.join("pillow/reference.py"))
         .arg(folder.path())
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .output()
         .unwrap();
-    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-    let told = String::from_utf8(told.stdout).unwrap();
-    let lines = told.lines().map(|line| serde_json::from_str(line).unwrap());
-    let lines = lines.filter(|told: &Judged| cfg!(feature = "heic") || !told.name.contains("heic"));
-    let mut judged: Vec<Judged> = lines.collect();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let mut pictures: Vec<TestPicture> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    pictures.retain(|picture| cfg!(feature = "heic") || !picture.name.contains("heic"));
     let open = |name: String| image_rs::open(in_folder(&name)).unwrap().into_rgb8();
-    for picture in &mut judged {
+    for picture in &mut pictures {
         let name = &picture.name;
         picture.bytes = fs::read(in_folder(name)).unwrap();
-        if let Some(shown) = &picture.shown {
-            let smaller = shown.scaled.iter().map(|width| format!("{name}.right.{width}.png"));
-            picture.right =
-                [format!("{name}.right.png")].into_iter().chain(smaller).map(open).collect();
+        if let Some(reference) = &picture.reference {
+            picture.expected.push(open(format!("{name}.expected.png")));
+            for width in &reference.scaled {
+                picture.expected.push(open(format!("{name}.expected.{width}.png")));
+            }
         }
     }
-    for nth in 0..judged.len() {
-        if let Some(twin) = twin(&judged[nth].name) {
-            let twin = judged.iter().find(|picture| picture.name == twin).unwrap();
-            let (shown, right) = (twin.shown.clone(), twin.right.clone());
-            (judged[nth].shown, judged[nth].right) = (shown, right);
+    for index in 0..pictures.len() {
+        if let Some(equal_name) = equal_kind(&pictures[index].name) {
+            let equal = pictures.iter().find(|picture| picture.name == equal_name).unwrap();
+            let (reference, expected) = (equal.reference.clone(), equal.expected.clone());
+            (pictures[index].reference, pictures[index].expected) = (reference, expected);
         }
     }
-    judged
+    pictures
 }
 
-fn twin(name: &str) -> Option<String> {
-    let (of, twin) = TWINS.iter().find(|(of, _)| name.contains(of))?;
-    (name.starts_with("kind-")).then(|| name.replace(of, twin))
+/// The name of the kind with the same pixels, by [`EQUAL_KINDS`].
+fn equal_kind(name: &str) -> Option<String> {
+    let (part, replacement) = EQUAL_KINDS.iter().find(|(part, _)| name.contains(part))?;
+    name.starts_with("kind-").then(|| name.replace(part, replacement))
 }
 
-/// The word for a picture in a table.
+/// The word of the error's detail in a table, if the table lists the picture's kind.
 fn find(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
-    let name = ["kind-", "form-"].iter().find_map(|given| name.strip_prefix(given)).unwrap_or(name);
-    table.iter().find(|(begin, _)| name.starts_with(begin)).map(|(_, word)| *word)
+    let name =
+        ["kind-", "form-"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
+    table.iter().find(|(beginning, _)| name.starts_with(beginning)).map(|(_, word)| *word)
 }
 
-impl Judged {
+impl TestPicture {
     fn is_upright(&self) -> bool {
-        self.shown.as_ref().is_some_and(|shown| shown.orientation == 1)
+        self.reference.as_ref().is_some_and(|reference| reference.orientation == 1)
     }
 
-    /// Whether it is of a format that NVIDIA takes as it is.
+    /// Whether NVIDIA accepts the picture's format.
     fn is_jpeg_or_png(&self) -> bool {
         self.bytes.starts_with(b"\xff\xd8") || self.bytes.starts_with(b"\x89PNG")
     }
@@ -158,193 +165,206 @@ impl Judged {
         self.name.starts_with("large-")
     }
 
-    /// What is wrong with what NVIDIA was shown.
-    fn fault(&self, seen: &RgbImage, limit: Difference) -> Option<String> {
-        match self.right.iter().find_map(|right| Difference::between(right, seen)) {
-            None => Some(format!("{:?} pixels were shown", seen.dimensions())),
-            Some(found) if found.mean > limit.mean || found.worst > limit.worst => {
-                Some(format!("it differs by {found}"))
+    /// Compares the pixels that NVIDIA received with the expected pixels. Returns what is wrong.
+    fn compare(&self, received: &RgbImage, max_difference: Difference) -> Option<String> {
+        let difference =
+            self.expected.iter().find_map(|expected| Difference::between(expected, received));
+        match difference {
+            None => Some(format!("{:?} pixels were sent", received.dimensions())),
+            Some(found)
+                if found.mean > max_difference.mean || found.worst > max_difference.worst =>
+            {
+                Some(format!("the pixels differ by {found}"))
             }
             Some(_) => None,
         }
     }
 }
 
-/// What is wrong with an answer that should be a refusal with this word.
-fn fault_of_refusal(answer: &Answer, word: &str) -> Option<String> {
+/// Checks that the answer is a 415 whose detail contains `word`. Returns what is wrong.
+fn check_refusal(answer: &Answer, word: &str) -> Option<String> {
     if answer.status != 415 {
-        return Some(format!("{}, and no word of {word}", answer.status));
+        return Some(format!("status {} instead of 415 for {word}", answer.status));
     }
     let problem = assert_problem(answer, 415, "unsupported_image");
     let detail = problem["detail"].as_str().unwrap();
     (!detail.contains(word) || detail.contains("damaged")).then(|| detail.to_owned())
 }
 
-/// Gathers what is wrong with pictures, so that all of it is told.
+/// Collects what is wrong with all pictures, so that a failed test reports all of it.
 #[derive(Default)]
-struct Faults(Vec<String>);
+struct Problems(Vec<String>);
 
-impl Faults {
-    fn note(&mut self, picture: &Judged, fault: Option<String>) {
-        self.0.extend(fault.map(|fault| format!("{}: {fault}", picture.name)));
+impl Problems {
+    fn add(&mut self, picture: &TestPicture, problem: Option<String>) {
+        self.0.extend(problem.map(|problem| format!("{}: {problem}", picture.name)));
     }
 
-    fn note_answer(&mut self, picture: &Judged, answer: &Answer) {
+    fn add_answer(&mut self, picture: &TestPicture, answer: &Answer) {
         let text = answer.text();
-        self.note(picture, Some(format!("{} {text:.200}", answer.status)));
+        self.add(picture, Some(format!("{} {text:.200}", answer.status)));
     }
 
-    fn tell(self) {
+    fn assert_none(self) {
         assert!(self.0.is_empty(), "{:#?}", self.0);
     }
 }
 
-/// A fake NVIDIA that keeps the picture that it was given last.
-struct Onlooker {
+/// A fake NVIDIA that stores the last picture that it received.
+struct RecordingNvidia {
     nvidia: FakeNvidia,
-    last: Arc<Mutex<Vec<u8>>>,
+    last_picture: Arc<Mutex<Vec<u8>>>,
 }
 
-impl Onlooker {
+impl RecordingNvidia {
     async fn start() -> Self {
-        let last = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&last);
-        let nvidia = FakeNvidia::with_uploads(move |request| {
+        let last_picture = Arc::new(Mutex::new(Vec::new()));
+        let recorded = Arc::clone(&last_picture);
+        let nvidia = FakeNvidia::healthy_except(move |request| {
             let body = String::from_utf8_lossy(&request.body);
             if request.method == "PUT" {
-                kept.lock().unwrap().clone_from(&request.body);
+                recorded.lock().unwrap().clone_from(&request.body);
             } else if body.contains(";base64,") {
-                *kept.lock().unwrap() = Inline::of(request).bytes;
+                *recorded.lock().unwrap() = Inline::of(request).bytes;
             }
             None
         })
         .await;
-        Self { nvidia, last }
+        Self { nvidia, last_picture }
     }
 
     fn bytes(&self) -> Vec<u8> {
-        self.last.lock().unwrap().clone()
+        self.last_picture.lock().unwrap().clone()
     }
 
     fn pixels(&self) -> RgbImage {
         image_rs::load_from_memory(&self.bytes()).unwrap().into_rgb8()
     }
 
-    /// A service in front of it, which shrinks what does not fit.
-    async fn shrinking(&self, inline_limit: usize) -> TestApp {
+    /// Starts a service that calls this server, and shrinks pictures that exceed the limit.
+    async fn start_shrinking_app(&self, inline_limit: usize) -> TestApp {
         let app = TestApp::builder(&self.nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
         app.setting("NVIDIA_INLINE_LIMIT", inline_limit).start().await
     }
 }
 
 #[tokio::test]
-async fn nvidia_is_shown_every_picture_as_pillow_shows_it() {
-    let Some(judged) = judged() else { return };
-    let onlooker = Onlooker::start().await;
-    let app = TestApp::start(&onlooker.nvidia).await;
-    let mut faults = Faults::default();
-    for picture in judged {
+async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
+    let Some(pictures) = test_pictures() else { return };
+    let nvidia = RecordingNvidia::start().await;
+    let app = TestApp::start(&nvidia.nvidia).await;
+    let mut problems = Problems::default();
+    for picture in pictures {
         let answer = app.upload(&picture.bytes, "picture").await;
-        let goes_as_it_is = picture.is_jpeg_or_png() && picture.is_upright();
-        let undecoded = find(&UNDECODED, &picture.name).filter(|_| !goes_as_it_is);
-        if let Some(word) = find(&UNREAD, &picture.name).or(undecoded) {
-            faults.note(picture, fault_of_refusal(&answer, word));
+        let is_sent_unchanged = picture.is_jpeg_or_png() && picture.is_upright();
+        let undecodable = find(&UNDECODABLE, &picture.name).filter(|_| !is_sent_unchanged);
+        if let Some(word) = find(&UNSUPPORTED, &picture.name).or(undecodable) {
+            problems.add(picture, check_refusal(&answer, word));
             continue;
         }
         if answer.status != 200 {
-            faults.note_answer(picture, &answer);
+            problems.add_answer(picture, &answer);
             continue;
         }
-        let Some(Shown { width, height, .. }) = picture.shown else { continue };
+        let Some(Reference { width, height, .. }) = picture.reference else { continue };
         let body = answer.json();
-        let told = (&body["width"], &body["height"], &body["prepared"]);
-        let prepared = if goes_as_it_is { "original" } else { "jpeg" };
-        if told != (&width.into(), &height.into(), &prepared.into()) {
-            faults.note(picture, Some(format!("{told:?} is told")));
+        let found = (&body["width"], &body["height"], &body["prepared"]);
+        let prepared = if is_sent_unchanged { "original" } else { "jpeg" };
+        if found != (&width.into(), &height.into(), &prepared.into()) {
+            problems.add(picture, Some(format!("the answer contains {found:?}")));
         }
-        let fault = if goes_as_it_is {
-            (onlooker.bytes() != picture.bytes).then(|| "it was changed".to_owned())
+        let problem = if is_sent_unchanged {
+            (nvidia.bytes() != picture.bytes).then(|| "the picture was changed".to_owned())
         } else {
-            picture.fault(&onlooker.pixels(), CONVERTED)
+            picture.compare(&nvidia.pixels(), CONVERTED)
         };
-        faults.note(picture, fault);
+        problems.add(picture, problem);
     }
-    faults.tell();
+    problems.assert_none();
 }
 
 #[tokio::test]
-async fn a_jpeg_or_png_that_has_to_be_decoded_is_shown_as_pillow_shows_it() {
-    let Some(judged) = judged() else { return };
-    let onlooker = Onlooker::start().await;
-    let app = onlooker.shrinking(INLINE_LIMIT).await;
-    let mut faults = Faults::default();
-    let is_decoded = |picture: &&Judged| picture.is_jpeg_or_png() && !picture.is_large();
-    for picture in judged.iter().filter(is_decoded) {
-        // What stands behind the end makes the file too large, and leaves the picture its size.
+async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
+    let Some(pictures) = test_pictures() else { return };
+    let nvidia = RecordingNvidia::start().await;
+    let app = nvidia.start_shrinking_app(INLINE_LIMIT).await;
+    let mut problems = Problems::default();
+    let is_decoded = |picture: &&TestPicture| picture.is_jpeg_or_png() && !picture.is_large();
+    for picture in pictures.iter().filter(is_decoded) {
+        // Zeros after the end make the file too large, but not the picture.
         let bytes = [&picture.bytes[..], &[0; INLINE_LIMIT]].concat();
         let answer = app.upload(&bytes, "picture").await;
-        if let Some(word) = find(&UNDECODED, &picture.name) {
-            faults.note(picture, fault_of_refusal(&answer, word));
+        if let Some(word) = find(&UNDECODABLE, &picture.name) {
+            problems.add(picture, check_refusal(&answer, word));
         } else if answer.status != 200 {
-            faults.note_answer(picture, &answer);
+            problems.add_answer(picture, &answer);
         } else {
-            faults.note(picture, picture.fault(&onlooker.pixels(), SHRUNK));
+            problems.add(picture, picture.compare(&nvidia.pixels(), SHRUNK));
         }
     }
-    faults.tell();
+    problems.assert_none();
 }
 
 #[tokio::test]
-async fn a_large_picture_is_turned_before_it_is_shrunk() {
-    let Some(judged) = judged() else { return };
-    let onlooker = Onlooker::start().await;
-    let app = onlooker.shrinking(LARGE_INLINE_LIMIT).await;
-    let mut faults = Faults::default();
-    for picture in judged.iter().filter(|picture| picture.is_large()) {
+async fn a_large_picture_is_shrunk_and_upright() {
+    let Some(pictures) = test_pictures() else { return };
+    let nvidia = RecordingNvidia::start().await;
+    let app = nvidia.start_shrinking_app(LARGE_INLINE_LIMIT).await;
+    let mut problems = Problems::default();
+    for picture in pictures.iter().filter(|picture| picture.is_large()) {
         let answer = app.upload(&picture.bytes, "picture").await;
         let prepared = answer.prepared();
-        let seen = onlooker.pixels();
-        let is_smaller = seen.dimensions() != picture.right[0].dimensions();
-        let fault = (prepared != "shrunk" || !is_smaller)
-            .then(|| format!("{prepared}, {:?} pixels", seen.dimensions()));
-        faults.note(picture, fault.or_else(|| picture.fault(&seen, SHRUNK)));
+        let received = nvidia.pixels();
+        let is_smaller = received.dimensions() != picture.expected[0].dimensions();
+        let problem = if prepared == "shrunk" && is_smaller {
+            picture.compare(&received, SHRUNK)
+        } else {
+            Some(format!("{prepared}, {:?} pixels", received.dimensions()))
+        };
+        problems.add(picture, problem);
     }
-    faults.tell();
+    problems.assert_none();
 }
 
 #[tokio::test]
-async fn a_picture_has_one_vector_however_it_lies_and_whatever_its_size() {
-    let Some(judged) = judged() else { return };
-    let small = TestApp::sandbox().start().await;
-    let large = TestApp::sandbox()
+async fn a_picture_gets_the_same_vector_in_every_orientation_and_size() {
+    let Some(pictures) = test_pictures() else { return };
+    let default_app = TestApp::sandbox().start().await;
+    let shrinking_app = TestApp::sandbox()
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("NVIDIA_INLINE_LIMIT", LARGE_INLINE_LIMIT)
         .start()
         .await;
-    let mut faults = Faults::default();
+    let mut problems = Problems::default();
     for group in ["turned-", "large-"] {
-        let of_group = || judged.iter().filter(|picture| picture.name.starts_with(group));
+        let of_group = || pictures.iter().filter(|picture| picture.name.starts_with(group));
         let upright = of_group().find(|picture| picture.name.ends_with("-jpeg-1")).unwrap();
-        let upright = small.upload(&upright.bytes, "picture").await.vector();
-        for picture in of_group().filter(|picture| find(&UNDECODED, &picture.name).is_none()) {
-            let apps = if picture.is_large() { &[&small, &large][..] } else { &[&small] };
+        let upright = default_app.upload(&upright.bytes, "picture").await.vector();
+        for picture in of_group().filter(|picture| find(&UNDECODABLE, &picture.name).is_none()) {
+            let apps = if picture.is_large() {
+                &[&default_app, &shrinking_app][..]
+            } else {
+                &[&default_app]
+            };
             for app in apps {
                 let answer = app.upload(&picture.bytes, "picture").await;
                 let vector = answer.vector();
                 let cosine: f64 = upright.iter().zip(&vector).map(|(a, b)| a * b).sum();
-                let prepared = answer.prepared();
-                faults.note(picture, (cosine < 0.99).then(|| format!("{cosine:.4} as {prepared}")));
+                if cosine < 0.99 {
+                    let prepared = answer.prepared();
+                    problems.add(picture, Some(format!("cosine {cosine:.4} as {prepared}")));
+                }
             }
         }
     }
-    faults.tell();
+    problems.assert_none();
 }
 
 #[test]
-fn pillow_judges_all_but_some_kinds() {
-    let Some(judged) = judged() else { return };
-    for picture in judged.iter().filter(|picture| picture.shown.is_none()) {
+fn pillow_decodes_all_kinds_but_the_listed_ones() {
+    let Some(pictures) = test_pictures() else { return };
+    for picture in pictures.iter().filter(|picture| picture.reference.is_none()) {
         let name = picture.name.strip_prefix("kind-").unwrap_or(&picture.name);
-        assert!(UNJUDGED.contains(&name), "{name}");
+        assert!(WITHOUT_REFERENCE.contains(&name), "{name}");
     }
 }

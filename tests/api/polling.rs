@@ -1,4 +1,4 @@
-//! Pending answers, which the service polls for.
+//! Pending results, which the service polls for.
 
 use std::sync::LazyLock;
 
@@ -15,7 +15,8 @@ fn pending() -> Reply {
 
 static POLL: LazyLock<String> = LazyLock::new(|| format!("GET {STATUS_PATH}/{ID}"));
 
-async fn lines(replies: Vec<Reply>) -> Vec<String> {
+/// Uploads a picture while NVIDIA sends these replies, and returns the request lines that it receives.
+async fn request_lines(replies: Vec<Reply>) -> Vec<String> {
     let nvidia = FakeNvidia::replying(replies).await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
@@ -23,7 +24,7 @@ async fn lines(replies: Vec<Reply>) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_pending_answer_is_polled_for_until_it_is_there() {
+async fn a_pending_result_is_polled_until_it_is_there() {
     let nvidia = FakeNvidia::replying(vec![pending(), pending(), embedding()]).await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
@@ -41,7 +42,7 @@ async fn a_pending_answer_is_polled_for_until_it_is_there() {
 }
 
 #[tokio::test]
-async fn a_lost_result_is_requested_again() {
+async fn a_new_inference_is_sent_if_the_result_is_lost() {
     let faults = [
         embedding().broken_off(),
         Reply::CloseAfter(Vec::new()),
@@ -49,28 +50,28 @@ async fn a_lost_result_is_requested_again() {
         Reply::status(500),
     ];
     for lost in faults {
-        assert_eq!(lines(vec![pending(), lost, embedding()]).await, [INFER, &POLL, INFER]);
+        assert_eq!(request_lines(vec![pending(), lost, embedding()]).await, [INFER, &POLL, INFER]);
     }
 }
 
 #[tokio::test]
-async fn a_rate_limited_poll_is_repeated_and_not_paid_twice() {
+async fn a_rate_limited_poll_is_repeated_without_a_new_inference() {
     let replies = vec![pending(), Reply::status(429), pending(), embedding()];
-    assert_eq!(lines(replies).await, [INFER, &POLL, &POLL, &POLL]);
+    assert_eq!(request_lines(replies).await, [INFER, &POLL, &POLL, &POLL]);
 }
 
 #[tokio::test]
-async fn a_poll_that_a_gateway_fails_is_repeated_once_before_the_picture_is_paid_again() {
-    for fault in [502, 503] {
-        let once = vec![pending(), Reply::status(fault), embedding()];
-        assert_eq!(lines(once).await, [INFER, &POLL, &POLL]);
-        let twice = vec![pending(), Reply::status(fault), Reply::status(fault), embedding()];
-        assert_eq!(lines(twice).await, [INFER, &POLL, &POLL, INFER]);
+async fn a_poll_that_fails_at_a_gateway_is_repeated_once_before_a_new_inference() {
+    for status in [502, 503] {
+        let one_fault = vec![pending(), Reply::status(status), embedding()];
+        assert_eq!(request_lines(one_fault).await, [INFER, &POLL, &POLL]);
+        let two_faults = vec![pending(), Reply::status(status), Reply::status(status), embedding()];
+        assert_eq!(request_lines(two_faults).await, [INFER, &POLL, &POLL, INFER]);
     }
 }
 
 #[tokio::test]
-async fn a_pending_answer_without_a_proper_id_is_an_upstream_failure() {
+async fn a_pending_response_without_a_valid_id_is_an_error() {
     for id in ["", &format!("../..{ASSETS_PATH}"), "7a6b5c4d-3e2f-4101-9203-04050607080"] {
         let nvidia = FakeNvidia::replying(vec![support::pending(id)]).await;
         let app = TestApp::start(&nvidia).await;
@@ -80,7 +81,7 @@ async fn a_pending_answer_without_a_proper_id_is_an_upstream_failure() {
 }
 
 #[tokio::test]
-async fn polling_ends_with_the_requests_deadline() {
+async fn polling_ends_at_the_requests_deadline() {
     let nvidia = FakeNvidia::replying(vec![pending()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms").start().await;
     let answer = app.upload(ROCKET, "rocket.jpg").await;
@@ -89,8 +90,8 @@ async fn polling_ends_with_the_requests_deadline() {
 }
 
 #[tokio::test]
-async fn an_uploaded_picture_is_polled_for_too() {
-    let nvidia = FakeNvidia::with_uploads(|request| match request.line().as_str() {
+async fn the_pending_result_of_an_asset_is_polled() {
+    let nvidia = FakeNvidia::healthy_except(|request| match request.line().as_str() {
         INFER => Some(pending()),
         line if line == *POLL => Some(embedding()),
         _ => None,
@@ -105,7 +106,7 @@ async fn an_uploaded_picture_is_polled_for_too() {
 }
 
 #[tokio::test]
-async fn a_wait_beyond_the_deadline_that_a_poll_is_told_is_passed_on() {
+async fn a_polls_retry_after_past_the_deadline_is_returned_to_the_client() {
     let nvidia =
         FakeNvidia::replying(vec![pending(), Reply::new(429, &[("retry-after", "300")], "")]).await;
     let app = TestApp::start(&nvidia).await;
@@ -117,10 +118,10 @@ async fn a_wait_beyond_the_deadline_that_a_poll_is_told_is_passed_on() {
 #[tokio::test]
 async fn a_poll_that_cannot_connect_does_not_repeat_the_inference() {
     let nvidia = FakeNvidia::replying(vec![pending()]).await;
-    let free = free_address().await;
-    let status = format!("http://{free}{STATUS_PATH}");
+    let closed_port = free_address().await;
+    let status_url = format!("http://{closed_port}{STATUS_PATH}");
     let app = TestApp::builder(&nvidia)
-        .setting("NVIDIA_STATUS_URL", status)
+        .setting("NVIDIA_STATUS_URL", status_url)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms")
         .start()
         .await;
@@ -129,9 +130,9 @@ async fn a_poll_that_cannot_connect_does_not_repeat_the_inference() {
 }
 
 #[tokio::test]
-async fn an_upload_that_is_refused_by_a_poll_falls_back() {
+async fn a_picture_is_shrunk_and_sent_inline_if_a_poll_refuses_its_asset() {
     for status in [400, 410, 413, 415, 422] {
-        let nvidia = FakeNvidia::with_uploads(move |request| match request.line().as_str() {
+        let nvidia = FakeNvidia::healthy_except(move |request| match request.line().as_str() {
             INFER if request.body.len() < 100 => Some(pending()),
             line if line == *POLL => Some(Reply::status(status)),
             _ => None,

@@ -80,7 +80,7 @@ async fn with_save_false_a_failure_leaves_no_file_and_names_none() {
             (Reply::json(200, "{}"), 502, "embedding_invalid"),
             (Reply::Hang, 504, "embedding_timeout"),
         ] {
-            let nvidia = FakeNvidia::with_uploads(move |request| {
+            let nvidia = FakeNvidia::healthy_except(move |request| {
                 (request.line() == INFER).then(|| reply.clone())
             })
             .await;
@@ -122,7 +122,7 @@ async fn a_file_that_is_not_a_picture_is_never_saved_whatever_save_is() {
 async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     let (release, _) = watch::channel(false);
     let held = release.clone();
-    let nvidia = FakeNvidia::with_uploads(move |request| {
+    let nvidia = FakeNvidia::healthy_except(move |request| {
         (request.line() == INFER).then(|| embedding().held_until(&held))
     })
     .await;

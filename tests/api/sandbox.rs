@@ -1,4 +1,4 @@
-//! Sandbox mode, end to end: no key, no network.
+//! Sandbox mode, through the service's routes. It needs no key and no network.
 
 use image_rs::ImageFormat;
 
@@ -9,7 +9,7 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
 }
 
 #[tokio::test]
-async fn every_route_answers_for_a_photograph_over_and_under_the_inline_limit() {
+async fn every_route_accepts_photographs_below_and_above_the_inline_limit() {
     let app = TestApp::sandbox().start().await;
     for (photo, name) in [(ROCKET, "rocket.jpg"), (CHELSEA, "chelsea.png"), (HUBBLE, "hubble.jpg")]
     {
@@ -18,14 +18,14 @@ async fn every_route_answers_for_a_photograph_over_and_under_the_inline_limit() 
         assert_eq!(answer.prepared(), "original");
         assert_eq!(app.base64(photo).await.vector(), answer.vector());
     }
-    let by_address = app.by_url(&app.url("/sandbox/photo.jpg")).await;
-    assert_eq!(by_address.vector(), app.upload(ROCKET, "rocket.jpg").await.vector());
-    let localhost = format!("http://localhost:{}/sandbox/photo.jpg", app.address.port());
-    app.by_url(&localhost).await.vector();
+    let by_url = app.by_url(&app.url("/sandbox/photo.jpg")).await;
+    assert_eq!(by_url.vector(), app.upload(ROCKET, "rocket.jpg").await.vector());
+    let on_localhost = format!("http://localhost:{}/sandbox/photo.jpg", app.address.port());
+    app.by_url(&on_localhost).await.vector();
 }
 
 #[tokio::test]
-async fn the_same_photograph_in_any_format_lands_close_by() {
+async fn a_photograph_gets_similar_vectors_in_every_format() {
     let app = TestApp::sandbox().start().await;
     let original = app.upload(ROCKET, "rocket.jpg").await.vector();
     for format in
@@ -37,26 +37,26 @@ async fn the_same_photograph_in_any_format_lands_close_by() {
         let prepared = if format == ImageFormat::Png { "original" } else { "jpeg" };
         assert_eq!(answer.prepared(), prepared);
     }
-    let other = app.upload(CHELSEA, "chelsea.png").await.vector();
-    assert!(cosine(&original, &other) < 0.9);
+    let other_photograph = app.upload(CHELSEA, "chelsea.png").await.vector();
+    assert!(cosine(&original, &other_photograph) < 0.9);
 }
 
 #[tokio::test]
-async fn nothing_else_on_the_machine_can_be_fetched() {
+async fn nothing_on_the_machine_but_the_sample_picture_can_be_fetched() {
     let app = TestApp::sandbox().start().await;
-    let other = FakeServer::serving(ROCKET).await;
-    for address in [
-        other.url("/"),
+    let other_server = FakeServer::serving(ROCKET).await;
+    for url in [
+        other_server.url("/"),
         "http://127.0.0.1/".into(),
         format!("http://[::1]:{}/", app.address.port()),
     ] {
-        assert_problem(&app.by_url(&address).await, 403, "url_not_allowed");
+        assert_problem(&app.by_url(&url).await, 403, "url_not_allowed");
     }
-    assert!(other.received().is_empty());
+    assert!(other_server.received().is_empty());
 }
 
 #[tokio::test]
-async fn a_picture_that_the_stand_in_cannot_decode_is_rejected_as_nvidia_would() {
+async fn a_picture_that_cannot_be_decoded_is_rejected_as_by_nvidia() {
     let app = TestApp::sandbox().start().await;
     let mut png = CHELSEA[..5000].to_vec();
     png.extend([0; 100]);

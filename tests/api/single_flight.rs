@@ -77,7 +77,7 @@ async fn when_every_client_leaves_the_call_finishes_and_the_next_request_is_a_hi
 async fn a_large_pictures_call_finishes_without_its_client() {
     let (release, _) = watch::channel(false);
     let held = release.clone();
-    let nvidia = FakeNvidia::with_uploads(move |request| {
+    let nvidia = FakeNvidia::healthy_except(move |request| {
         (request.line() == CREATE_ASSET).then(|| created_asset(request).held_until(&held))
     })
     .await;

@@ -1,4 +1,4 @@
-//! The sandbox's stand-in is as strict as NVIDIA.
+//! The sandbox's stand-in refuses the same requests as NVIDIA.
 
 use std::net::SocketAddr;
 
@@ -25,17 +25,19 @@ fn stand_in() -> Router {
     sandbox::router(address, "nvapi-right", 64_000_000, decoder, staging)
 }
 
+/// Sends a request, and returns the response's status, JSON and headers.
 async fn send(
     router: &Router,
-    line: (&str, &str),
+    (method, path): (&str, &str),
     headers: &[(&str, &str)],
     body: impl Into<Body>,
 ) -> (u16, serde_json::Value, HeaderMap) {
-    let request = Request::builder().method(line.0).uri(line.1);
-    let request =
-        headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-    let answer = router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
-    let (parts, body) = answer.into_parts();
+    let mut request = Request::builder().method(method).uri(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = router.clone().oneshot(request.body(body.into()).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
     (parts.status.as_u16(), serde_json::from_slice(&body).unwrap_or_default(), parts.headers)
 }
@@ -44,33 +46,33 @@ const INFER: (&str, &str) = ("POST", INFER_PATH);
 const CREATE: (&str, &str) = ("POST", ASSETS_PATH);
 
 #[tokio::test]
-async fn an_inference_is_refused_as_nvidia_refuses_it() {
+async fn an_invalid_inference_gets_the_status_that_nvidia_sends() {
     let router = &stand_in();
     let photo = BASE64_STANDARD.encode(PHOTO);
-    let good = inline_body("image/jpeg", &photo);
-    assert_eq!(send(router, INFER, &[BEARER, JSON], good.clone()).await.0, 200);
-    for (headers, body, status) in [
-        (vec![JSON], good.clone(), 401),
-        (vec![("authorization", "Bearer nvapi-wrong"), JSON], good.clone(), 401),
-        (vec![("authorization", "nvapi-right"), JSON], good.clone(), 401),
-        (vec![BEARER], good.clone(), 415),
+    let valid = inline_body("image/jpeg", &photo);
+    assert_eq!(send(router, INFER, &[BEARER, JSON], valid.clone()).await.0, 200);
+    for (headers, body, expected) in [
+        (vec![JSON], valid.clone(), 401),
+        (vec![("authorization", "Bearer nvapi-wrong"), JSON], valid.clone(), 401),
+        (vec![("authorization", "nvapi-right"), JSON], valid.clone(), 401),
+        (vec![BEARER], valid.clone(), 415),
         (vec![BEARER, JSON], inline_body("image/png", &photo), 422),
         (vec![BEARER, JSON], inline_body("image/webp", &photo), 422),
         (vec![BEARER, JSON], inline_body("image/jpeg", "no base64"), 422),
         (vec![BEARER, JSON], inline_body("image/jpeg", &photo[..400]), 422),
         (vec![BEARER, JSON], inline_body("image/jpeg", &"A".repeat(200_000)), 413),
-        (vec![BEARER, JSON], good.replace("\"messages\"", "\"model\":\"x\",\"messages\""), 422),
-        (vec![BEARER, JSON], good.replace("{\"content\"", "{\"role\":\"user\",\"content\""), 422),
+        (vec![BEARER, JSON], valid.replace("\"messages\"", "\"model\":\"x\",\"messages\""), 422),
+        (vec![BEARER, JSON], valid.replace("{\"content\"", "{\"role\":\"user\",\"content\""), 422),
         (vec![BEARER, JSON], json!({ "messages": [] }).to_string(), 400),
         (vec![BEARER, JSON], "{".into(), 422),
     ] {
-        let (got, problem, _) = send(router, INFER, &headers, body.clone()).await;
-        assert_eq!(got, status, "{headers:?} {body:.80} {problem}");
+        let (status, problem, _) = send(router, INFER, &headers, body.clone()).await;
+        assert_eq!(status, expected, "{headers:?} {body:.80} {problem}");
     }
 }
 
 #[tokio::test]
-async fn an_upload_needs_the_signed_headers_and_no_key() {
+async fn an_upload_requires_the_signed_headers_and_no_key() {
     let router = &stand_in();
     let create = json!({ "contentType": "image/jpeg", "description": "d" }).to_string();
     assert_eq!(send(router, CREATE, &[JSON], create.clone()).await.0, 401);
@@ -79,7 +81,7 @@ async fn an_upload_needs_the_signed_headers_and_no_key() {
     let (_, created, _) = send(router, CREATE, &[BEARER, JSON], create).await;
     let upload = created["uploadUrl"].as_str().unwrap().strip_prefix("http://127.0.0.1:1").unwrap();
     let length = PHOTO.len().to_string();
-    let good = [
+    let signed = [
         ("content-type", "image/jpeg"),
         ("x-amz-meta-nvcf-asset-description", "d"),
         ("content-length", length.as_str()),
@@ -87,36 +89,38 @@ async fn an_upload_needs_the_signed_headers_and_no_key() {
     let put = async |path: &str, headers: &[(&str, &str)]| {
         send(router, ("PUT", path), headers, PHOTO).await.0
     };
-    assert_eq!(put(upload, &[&good[..], &[BEARER]].concat()).await, 400);
-    assert_eq!(put(upload, &good[..2]).await, 501);
-    assert_eq!(put(upload, &good[1..]).await, 403);
-    assert_eq!(
-        put(upload, &[good[0], ("x-amz-meta-nvcf-asset-description", "e"), good[2]]).await,
-        403
-    );
-    assert_eq!(put(&upload.replace("signature=", "signature=x"), &good).await, 403);
+    assert_eq!(put(upload, &[&signed[..], &[BEARER]].concat()).await, 400);
+    assert_eq!(put(upload, &signed[..2]).await, 501);
+    assert_eq!(put(upload, &signed[1..]).await, 403);
+    let other_description = ("x-amz-meta-nvcf-asset-description", "e");
+    assert_eq!(put(upload, &[signed[0], other_description, signed[2]]).await, 403);
+    assert_eq!(put(&upload.replace("signature=", "signature=x"), &signed).await, 403);
     let id = created["assetId"].as_str().unwrap();
     let references =
         [BEARER, JSON, ("nvcf-input-asset-references", id), ("nvcf-function-asset-ids", id)];
-    let nothing = json!({ "messages": [] }).to_string();
+    let body = json!({ "messages": [] }).to_string();
     assert_eq!(
-        send(router, INFER, &references, nothing.clone()).await.0,
+        send(router, INFER, &references, body.clone()).await.0,
         400,
         "the picture is not uploaded yet"
     );
 
-    assert_eq!(put(upload, &good).await, 200);
+    assert_eq!(put(upload, &signed).await, 200);
     assert_eq!(
-        send(router, INFER, &references[..3], nothing.clone()).await.0,
+        send(router, INFER, &references[..3], body.clone()).await.0,
         400,
         "both headers are required"
     );
-    let (status, _, headers) = send(router, INFER, &references, nothing).await;
+    let (status, _, headers) = send(router, INFER, &references, body).await;
     assert_eq!(status, 202);
     let poll = format!("{STATUS_PATH}/{}", headers["nvcf-reqid"].to_str().unwrap());
     assert_eq!(send(router, ("GET", &poll), &[], "").await.0, 401);
     assert_eq!(send(router, ("GET", &poll), &[BEARER], "").await.0, 200);
-    assert_eq!(send(router, ("GET", &poll), &[BEARER], "").await.0, 404, "delivered once");
+    assert_eq!(
+        send(router, ("GET", &poll), &[BEARER], "").await.0,
+        404,
+        "a result is delivered once"
+    );
     let delete = format!("{ASSETS_PATH}/{id}");
     assert_eq!(send(router, ("DELETE", &delete), &[], "").await.0, 401);
     assert_eq!(send(router, ("DELETE", &delete), &[BEARER], "").await.0, 204);

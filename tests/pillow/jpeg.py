@@ -1,5 +1,5 @@
-"""A small JPEG encoder, for what Pillow does not write: any sampling, any colours, any order of scans
-(ITU-T T.81). Codes have a fixed length, so no statistics are needed."""
+"""A small JPEG encoder for files that Pillow cannot write: with any sampling, colours and order of scans
+(ITU-T T.81). All Huffman codes have the same length, so no statistics are needed."""
 
 import struct
 
@@ -7,19 +7,20 @@ import numpy as np
 
 BASELINE, PROGRESSIVE = 0xC0, 0xC2
 
-# The division of every coefficient: fine enough that hardly anything is lost.
+# The divisor of every coefficient. It is so small that little is lost.
 QUANTIZER = 2
 
-# Rows are the waves of a discrete cosine transform.
-WAVES = np.array([
+# The matrix of the discrete cosine transform: one basis function in each row.
+DCT = np.array([
     [(0.5 if u else 0.125 ** 0.5) * np.cos((2 * x + 1) * u * np.pi / 16) for x in range(8)] for u in range(8)
 ])
 
-# Where the coefficients stand in a block, by their order in the file (figure A.6).
+# The positions of a block's coefficients, in their order in the file (figure A.6).
 ZIGZAG = sorted(((u, v) for v in range(8) for u in range(8)), key=lambda at: (
     sum(at), at[1] if sum(at) % 2 else at[0]))
 
-# What AC codes stand for: zeros and the bits of what follows them; the end of a block, and 16 zeros.
+# The symbols of AC codes: the end of a block, 16 zeros, and each number of zeros with the number of bits of
+# the coefficient after them.
 AC_SYMBOLS = [0x00, 0xF0] + [zeros << 4 | bits for zeros in range(16) for bits in range(1, 11)]
 AC_CODES = {symbol: f"{code:08b}" for code, symbol in enumerate(AC_SYMBOLS)}
 
@@ -29,23 +30,23 @@ def segment(marker, data):
 
 
 def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None, restart=0):
-    """Encodes planes of 0 to 255, all of the picture's size.
+    """Encodes planes of values from 0 to 255. All planes have the picture's size.
 
-    `sampling` has a pair for each (samples across and down in a unit), `scans` lists which planes
-    stand together, `adobe` is the transform that the APP14 segment tells."""
+    `sampling` contains each plane's sampling factors, horizontal and vertical. `scans` lists the planes of
+    each scan. `adobe` is the colour transform in the APP14 segment."""
     height, width = planes[0].shape
     ids = ids or range(1, len(planes) + 1)
-    most = [max(factors[axis] for factors in sampling) for axis in (0, 1)]
-    units = -(-width // (8 * most[0])), -(-height // (8 * most[1]))
-    blocks = [transform(plane, units, most, factors) for plane, factors in zip(planes, sampling)]
+    max_factors = [max(factors[axis] for factors in sampling) for axis in (0, 1)]
+    units = -(-width // (8 * max_factors[0])), -(-height // (8 * max_factors[1]))
+    blocks = [transform(plane, units, max_factors, factors) for plane, factors in zip(planes, sampling)]
 
     file = b"\xff\xd8"
     if adobe is not None:
         file += segment(0xEE, b"Adobe" + struct.pack(">HHHB", 100, 0, 0, adobe))
     file += segment(0xDB, bytes([0] + [QUANTIZER] * 64))
-    parts = b"".join(bytes([id, h << 4 | v, 0]) for id, (h, v) in zip(ids, sampling))
-    file += segment(frame, struct.pack(">BHHB", 8, height, width, len(planes)) + parts)
-    # Twelve DC codes of four bits; the AC codes have eight.
+    components = b"".join(bytes([id, h << 4 | v, 0]) for id, (h, v) in zip(ids, sampling))
+    file += segment(frame, struct.pack(">BHHB", 8, height, width, len(planes)) + components)
+    # Twelve DC codes of four bits each, then the AC codes of eight bits each.
     file += segment(0xC4, bytes([0] + [0, 0, 0, 12] + [0] * 12) + bytes(range(12)))
     file += segment(0xC4, bytes([0x10] + [0] * 7 + [len(AC_SYMBOLS)] + [0] * 8) + bytes(AC_SYMBOLS))
     if restart:
@@ -59,27 +60,28 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
     for scan, first, last in passes:
         head = b"".join(bytes([ids[plane], 0]) for plane in scan)
         file += segment(0xDA, bytes([len(scan)]) + head + bytes([first, last, 0]))
-        file += compress(list(order(scan, blocks, sampling, units, (width, height), most)), first, last, restart)
+        coded_units = list(scan_units(scan, blocks, sampling, units, (width, height), max_factors))
+        file += compress(coded_units, first, last, restart)
     return file + b"\xff\xd9"
 
 
-def transform(plane, units, most, factors):
-    """The blocks of a plane, by row and column: 64 numbers each, in the file's order."""
-    size = units[1] * 8 * most[1], units[0] * 8 * most[0]
+def transform(plane, units, max_factors, factors):
+    """Returns the blocks of a plane by row and column. Each has 64 coefficients in the file's order."""
+    size = units[1] * 8 * max_factors[1], units[0] * 8 * max_factors[0]
     plane = np.pad(plane.astype(float), [(0, size[axis] - plane.shape[axis]) for axis in (0, 1)], "edge")
-    across, down = most[0] // factors[0], most[1] // factors[1]
+    across, down = max_factors[0] // factors[0], max_factors[1] // factors[1]
     plane = plane.reshape(size[0] // down, down, size[1] // across, across).mean((1, 3)) - 128
     blocks = plane.reshape(plane.shape[0] // 8, 8, plane.shape[1] // 8, 8).swapaxes(1, 2)
-    blocks = np.rint(WAVES @ blocks @ WAVES.T / QUANTIZER).astype(int)
+    blocks = np.rint(DCT @ blocks @ DCT.T / QUANTIZER).astype(int)
     return np.stack([blocks[:, :, at[1], at[0]] for at in ZIGZAG], axis=-1)
 
 
-def order(scan, blocks, sampling, units, size, most):
-    """The units of a scan, each a list of planes and their blocks."""
+def scan_units(scan, blocks, sampling, units, size, max_factors):
+    """Yields the units of a scan (MCUs). Each is a list of pairs of a plane and a block."""
     if len(scan) == 1:
-        # Alone, a plane has the blocks that it needs, one in a unit (A.2.2).
+        # In a scan of one plane, each unit is one block, and there is no padding to whole units (A.2.2).
         plane = scan[0]
-        across, down = (-(-size[axis] * sampling[plane][axis] // most[axis]) for axis in (0, 1))
+        across, down = (-(-size[axis] * sampling[plane][axis] // max_factors[axis]) for axis in (0, 1))
         for row in range(-(-down // 8)):
             for column in range(-(-across // 8)):
                 yield [(plane, blocks[plane][row, column])]
@@ -93,6 +95,7 @@ def order(scan, blocks, sampling, units, size, most):
 
 
 def compress(units, first, last, restart):
+    """Encodes the coefficients `first` to `last` of each block."""
     coded = b""
     for start in range(0, len(units), restart or len(units)):
         if start:
@@ -131,5 +134,5 @@ def ac_codes(values):
 
 
 def magnitude(value, length):
-    """Negative numbers have their bits inverted (F.1.2.1)."""
+    """Returns the bits of a number. Those of a negative number are inverted (F.1.2.1)."""
     return f"{value if value > 0 else value + (1 << length) - 1:0{length}b}" if length else ""

@@ -1,6 +1,6 @@
-"""Makes pictures in the forms that real files have. Each is a `Picture`; `judge.py` asks for all of them.
+"""Makes pictures in the variants that real files have. `reference.py` decodes all of them.
 
-What needs single bits (depths, palettes, planes, run lengths) tests/api/support/kinds makes."""
+tests/api/support/kinds makes the variants that are built bit by bit: depths, palettes, planes, run lengths."""
 
 import dataclasses, io, struct, zlib
 
@@ -12,9 +12,9 @@ import jpeg
 
 pillow_heif.register_heif_opener()
 
-# Odd, so that blocks and units stick out on the right and below.
+# No multiple of a block, so that the last blocks reach beyond the picture.
 SIZE = 97, 65
-# Large enough to be shrunk where the test sets the limit low.
+# Large enough to be shrunk by a test with a low limit.
 LARGE = 480, 320
 
 
@@ -22,17 +22,17 @@ LARGE = 480, 320
 class Picture:
     name: str
     data: bytes
-    # How it should look, upright and on white.
-    look: Image.Image
-    # What its EXIF says.
+    # The expected pixels, upright and on white. None if they are those that Pillow decodes.
+    expected: Image.Image
+    # The EXIF orientation.
     orientation: int = 1
-    # Whether Pillow shows it as it should be.
-    pillow_is_right: bool = True
+    # Whether Pillow decodes the expected pixels.
+    pillow_is_correct: bool = True
 
 
 def scene(size=SIZE):
-    """A picture that looks different however it is turned or mirrored: each corner has a colour of its
-    own. Colours change slowly, since JPEG blurs them; light and shade have edges."""
+    """A picture that looks different in every orientation, because each corner has another colour. Colours
+    change slowly, because JPEG blurs them. The brightness has edges."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
     x, y = x / (width - 1), y / (height - 1)
@@ -45,13 +45,13 @@ def scene(size=SIZE):
 
 
 def grained(size=LARGE):
-    """The same with grain, as photographs have: it needs more bytes."""
+    """The scene with the grain of a photograph, which needs more bytes."""
     grain = np.random.default_rng(1).normal(0, 9, (size[1], size[0], 1))
     return Image.fromarray(np.clip(np.asarray(scene(size)) + grain, 0, 255).astype("uint8"))
 
 
 def translucent(size=SIZE):
-    """The scene behind glass: clear on the left, solid on the right, and a hole."""
+    """The scene with alpha: transparent on the left, opaque on the right, and with a transparent hole."""
     image = scene(size).convert("RGBA")
     alpha = np.tile(np.linspace(0, 255, size[0]).astype("uint8"), (size[1], 1))
     alpha[:10, -20:] = 0
@@ -65,7 +65,7 @@ def on_white(image):
 
 
 def inks(image):
-    """CMYK with much black in it; Pillow's own conversion has none."""
+    """Converts to CMYK with much black. Pillow's own conversion uses no black."""
     paper = 255 - np.asarray(image).astype(float)
     black = 0.7 * paper.min(2, keepdims=True)
     colors = (paper - black) * 255 / (255 - black)
@@ -73,9 +73,8 @@ def inks(image):
     return Image.merge("CMYK", [Image.fromarray(inks[..., ink]) for ink in range(4)])
 
 
-# What is stored so that the orientation makes it upright (EXIF tag 274): the opposite of what is done
-# when it is shown.
-STORED = {
+# For each EXIF orientation (tag 274), the inverse of the transform that a viewer applies.
+INVERSE_TRANSFORMS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -87,11 +86,12 @@ STORED = {
 
 
 def stored(image, orientation):
-    return image if orientation == 1 else image.transpose(STORED[orientation])
+    """Transforms an image so that a viewer shows the original with this orientation."""
+    return image if orientation == 1 else image.transpose(INVERSE_TRANSFORMS[orientation])
 
 
 def exif(orientation, order="<"):
-    """EXIF with one entry, the orientation; without one if there is none."""
+    """EXIF data with the orientation, or with another entry instead if `orientation` is None."""
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
     tag, value = (274, orientation) if orientation is not None else (296, 2)
     return head + struct.pack(order + "HHHIHHI", 1, tag, 3, 1, value, 0, 0)
@@ -107,8 +107,8 @@ def photo(image, **options):
     return encoded(image, "JPEG", **{"quality": 95, "subsampling": 0, **options})
 
 
-def behind_start(file, *segments):
-    """Puts segments behind a JPEG's first marker."""
+def after_start(file, *segments):
+    """Inserts segments after a JPEG's first marker."""
     return file[:2] + b"".join(segments) + file[2:]
 
 
@@ -117,7 +117,7 @@ def app1(data):
 
 
 def before_marker(file, marker, data):
-    """Puts bytes before the first such marker of a JPEG."""
+    """Inserts bytes before the first occurrence of a marker in a JPEG."""
     at = file.index(bytes([0xFF, marker]))
     return file[:at] + data + file[at:]
 
@@ -127,21 +127,21 @@ def planes(image):
 
 
 def jpegs():
-    look = scene()
+    original = scene()
     for name, options in {
         "444": {}, "422": {"subsampling": 1}, "420": {"subsampling": 2}, "optimised": {"optimize": True},
         "progressive-444": {"progressive": True}, "progressive-422": {"progressive": True, "subsampling": 1},
         "progressive-420": {"progressive": True, "subsampling": 2}, "restart": {"restart_marker_blocks": 2},
         "progressive-restart": {"progressive": True, "restart_marker_rows": 1}, "low": {"quality": 60},
     }.items():
-        yield Picture(f"jpeg-{name}", photo(look, **options), look)
-    grey, cmyk = look.convert("L"), inks(look)
+        yield Picture(f"jpeg-{name}", photo(original, **options), original)
+    grey, cmyk = original.convert("L"), inks(original)
     for name, options in {"": {}, "-progressive": {"progressive": True}}.items():
         yield Picture(f"jpeg-grey{name}", photo(grey, **options), grey.convert("RGB"))
-        yield Picture(f"jpeg-cmyk-adobe{name}", photo(cmyk, **options), look)
+        yield Picture(f"jpeg-cmyk-adobe{name}", photo(cmyk, **options), original)
 
     full, half, quarter, rows, both = (1, 1), (2, 1), (4, 1), (1, 2), (2, 2)
-    colors = planes(look.convert("YCbCr"))
+    colors = planes(original.convert("YCbCr"))
     each, two = [[0], [1], [2]], [[0], [1, 2]]
     for name, sampling, options in [
         ("411", [quarter, full, full], {}),
@@ -160,56 +160,56 @@ def jpegs():
         ("progressive-three-scans-420", [both, full, full], {"scans": each, "frame": jpeg.PROGRESSIVE}),
         ("progressive-two-scans-420", [both, full, full], {"scans": two, "frame": jpeg.PROGRESSIVE}),
     ]:
-        yield Picture(f"jpeg-{name}", jpeg.encode(colors, sampling, **options), look)
+        yield Picture(f"jpeg-{name}", jpeg.encode(colors, sampling, **options), original)
     for name, sampling in {"twos": both, "two-across": half, "four-across": quarter}.items():
         data = jpeg.encode(planes(grey), [sampling])
         yield Picture(f"jpeg-grey-{name}", data, grey.convert("RGB"))
-    yield Picture("jpeg-rgb-adobe", jpeg.encode(planes(look), [full] * 3, adobe=0), look)
-    yield Picture("jpeg-rgb-by-names", jpeg.encode(planes(look), [full] * 3, ids=b"RGB"), look)
+    yield Picture("jpeg-rgb-adobe", jpeg.encode(planes(original), [full] * 3, adobe=0), original)
+    yield Picture("jpeg-rgb-by-names", jpeg.encode(planes(original), [full] * 3, ids=b"RGB"), original)
 
-    # Adobe's programs store ink upside down, but YCC of it as it is (libjpeg's jdcolor.c). Pillow and
-    # browsers take all CMYK to be so.
-    upside_down = [255 - plane for plane in planes(cmyk)]
+    # Adobe's programs invert CMYK, but not the YCC of YCCK (libjpeg's jdcolor.c). Pillow and browsers assume
+    # this for every CMYK JPEG.
+    inverted = [255 - plane for plane in planes(cmyk)]
     as_ycc = planes(Image.merge("RGB", [Image.fromarray(plane) for plane in planes(cmyk)[:3]]).convert("YCbCr"))
-    as_ycck = [*as_ycc, upside_down[3]]
-    yield Picture("jpeg-cmyk-without-adobe", jpeg.encode(upside_down, [full] * 4), look)
-    yield Picture("jpeg-ycck", jpeg.encode(as_ycck, [full] * 4, adobe=2), look)
-    yield Picture("jpeg-ycck-420", jpeg.encode(as_ycck, [both, full, full, both], adobe=2), look)
+    as_ycck = [*as_ycc, inverted[3]]
+    yield Picture("jpeg-cmyk-without-adobe", jpeg.encode(inverted, [full] * 4), original)
+    yield Picture("jpeg-ycck", jpeg.encode(as_ycck, [full] * 4, adobe=2), original)
+    yield Picture("jpeg-ycck-420", jpeg.encode(as_ycck, [both, full, full, both], adobe=2), original)
     four = [[0], [1], [2], [3]]
-    yield Picture("jpeg-cmyk-four-scans", jpeg.encode(upside_down, [full] * 4, adobe=0, scans=four), look)
+    yield Picture("jpeg-cmyk-four-scans", jpeg.encode(inverted, [full] * 4, adobe=0, scans=four), original)
 
-    plain = photo(look)
+    plain = photo(original)
     for name, data in {
         "fill-before-frame": before_marker(plain, 0xC0, b"\xff" * 5),
         "fill-before-scan": before_marker(plain, 0xDA, b"\xff"),
         "fill-before-end": before_marker(plain, 0xD9, b"\xff\xff"),
         "stray-zero": before_marker(plain, 0xDB, b"\0"),
         "stray-bytes": before_marker(plain, 0xC4, b"stray bytes"),
-        "short-app-length": behind_start(plain, b"\xff\xe4\0\x06some text that is longer"),
-        "thumbnail": behind_start(plain, app1(b"Exif\0\0" + exif(None) + photo(scene((32, 24))))),
-        "profile": encoded(look, "JPEG", quality=95, subsampling=0, icc_profile=b"no profile" * 9000),
-        "behind-its-end": plain + b"\xff\xd8\xff\xc0 what cameras leave",
+        "short-app-length": after_start(plain, b"\xff\xe4\0\x06some text that is longer"),
+        "thumbnail": after_start(plain, app1(b"Exif\0\0" + exif(None) + photo(scene((32, 24))))),
+        "profile": encoded(original, "JPEG", quality=95, subsampling=0, icc_profile=b"no profile" * 9000),
+        "after-its-end": plain + b"\xff\xd8\xff\xc0 what cameras leave",
     }.items():
-        yield Picture(f"jpeg-odd-{name}", data, look)
-    lying = photo(stored(look, 6))
+        yield Picture(f"jpeg-odd-{name}", data, original)
+    rotated = photo(stored(original, 6))
     xmp = app1(b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
     eight, none, six, one = (app1(b"Exif\0\0" + exif(which)) for which in (8, None, 6, 1))
-    for name, data, pillow_is_right in [
-        ("behind-xmp", behind_start(lying, xmp, six), True),
-        ("in-two", behind_start(lying, six, one), True),
-        # The first EXIF that has an orientation counts. Pillow looks at the first EXIF only.
-        ("in-the-second", behind_start(lying, none, six), False),
-        ("in-two-and-none", behind_start(lying, none, six, eight), False),
-        ("padded-oddly", behind_start(lying, app1(b"Exif\0\xff" + exif(6))), False),
-        ("with-fill-bytes", before_marker(behind_start(lying, b"\xff\xff\xff", six), 0xC0, b"\xff" * 3), True),
+    for name, data, pillow_is_correct in [
+        ("after-xmp", after_start(rotated, xmp, six), True),
+        ("in-two", after_start(rotated, six, one), True),
+        # The first EXIF segment with an orientation applies. Pillow reads only the first EXIF segment.
+        ("in-the-second", after_start(rotated, none, six), False),
+        ("in-two-and-none", after_start(rotated, none, six, eight), False),
+        ("padded-oddly", after_start(rotated, app1(b"Exif\0\xff" + exif(6))), False),
+        ("with-fill-bytes", before_marker(after_start(rotated, b"\xff\xff\xff", six), 0xC0, b"\xff" * 3), True),
     ]:
-        yield Picture(f"turned-jpeg-{name}-6", data, look, 6, pillow_is_right)
-    lying_colors = planes(stored(look, 6).convert("YCbCr"))
-    in_scans = jpeg.encode(lying_colors, [both, full, full], scans=each)
-    yield Picture("turned-jpeg-three-scans-420-6", behind_start(in_scans, six), look, 6)
+        yield Picture(f"turned-jpeg-{name}-6", data, original, 6, pillow_is_correct)
+    rotated_colors = planes(stored(original, 6).convert("YCbCr"))
+    in_scans = jpeg.encode(rotated_colors, [both, full, full], scans=each)
+    yield Picture("turned-jpeg-three-scans-420-6", after_start(in_scans, six), original, 6)
     for orientation in (0, 9, 65535):
-        data = behind_start(plain, app1(b"Exif\0\0" + exif(orientation)))
-        yield Picture(f"jpeg-orientation-{orientation}", data, look)
+        data = after_start(plain, app1(b"Exif\0\0" + exif(orientation)))
+        yield Picture(f"jpeg-orientation-{orientation}", data, original)
 
 
 def png_chunk(name, data):
@@ -217,14 +217,14 @@ def png_chunk(name, data):
 
 
 def png_with(image, data, before):
-    """A PNG with EXIF, before the pixels or behind them."""
+    """A PNG with EXIF data before or after the pixels."""
     file, chunk = encoded(image, "PNG"), png_chunk(b"eXIf", data)
     at = 33 if before else len(file) - 12
     return file[:at] + chunk + file[at:]
 
 
 def webp_with(image, data, **options):
-    """A WebP with EXIF, taken as it is."""
+    """A WebP whose EXIF chunk contains exactly `data`."""
     file = encoded(image, "WEBP", exif=exif(6), **{"quality": 95, **options})
     at = file.index(b"EXIF")
     chunk = b"EXIF" + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
@@ -233,7 +233,7 @@ def webp_with(image, data, **options):
 
 
 def big_endian_tiff(image, orientation):
-    """A TIFF with the most significant byte first, in one strip."""
+    """A big-endian TIFF of one strip."""
     width, height = image.size
     pixels = image.tobytes()
     entries = [(256, 3, 1, width << 16), (257, 3, 1, height << 16), (258, 3, 3, 134), (259, 3, 1, 1 << 16),
@@ -250,77 +250,78 @@ def heic(image, orientation=1, **options):
     return encoded(image, "HEIF", **{"quality": 90, "chroma": 444, "enc_params": {"preset": "ultrafast"}, **options})
 
 
-# How a picture is stored that lies in some way.
-LYING = {
-    "jpeg": lambda image, lies: behind_start(photo(image), app1(b"Exif\0\0" + exif(lies))),
-    "jpeg-big-endian": lambda image, lies: behind_start(photo(image), app1(b"Exif\0\0" + exif(lies, ">"))),
-    "jpeg-progressive": lambda image, lies: photo(image, progressive=True, exif=b"Exif\0\0" + exif(lies)),
-    "png": lambda image, lies: png_with(image, exif(lies), True),
-    "png-behind": lambda image, lies: png_with(image, exif(lies, ">"), False),
-    "png-prefixed": lambda image, lies: png_with(image, b"Exif\0\0" + exif(lies), True),
-    "webp": lambda image, lies: webp_with(image, exif(lies)),
-    "webp-prefixed": lambda image, lies: webp_with(image, b"Exif\0\0" + exif(lies, ">")),
-    "webp-lossless": lambda image, lies: webp_with(image, exif(lies), lossless=True),
-    "tiff": lambda image, lies: encoded(image, "TIFF", tiffinfo={274: lies}),
+# Functions that encode an image with an EXIF orientation.
+ENCODERS = {
+    "jpeg": lambda image, orientation: after_start(photo(image), app1(b"Exif\0\0" + exif(orientation))),
+    "jpeg-big-endian": lambda image, orientation: after_start(photo(image), app1(b"Exif\0\0" + exif(orientation, ">"))),
+    "jpeg-progressive": lambda image, orientation: photo(image, progressive=True, exif=b"Exif\0\0" + exif(orientation)),
+    "png": lambda image, orientation: png_with(image, exif(orientation), True),
+    "png-after": lambda image, orientation: png_with(image, exif(orientation, ">"), False),
+    "png-prefixed": lambda image, orientation: png_with(image, b"Exif\0\0" + exif(orientation), True),
+    "webp": lambda image, orientation: webp_with(image, exif(orientation)),
+    "webp-prefixed": lambda image, orientation: webp_with(image, b"Exif\0\0" + exif(orientation, ">")),
+    "webp-lossless": lambda image, orientation: webp_with(image, exif(orientation), lossless=True),
+    "tiff": lambda image, orientation: encoded(image, "TIFF", tiffinfo={274: orientation}),
     "tiff-big-endian": big_endian_tiff,
-    "tiff-deflate": lambda image, lies: encoded(image, "TIFF", tiffinfo={274: lies}, compression="tiff_deflate"),
+    "tiff-deflate": lambda image, orientation: encoded(
+        image, "TIFF", tiffinfo={274: orientation}, compression="tiff_deflate"),
     "heic": heic,
 }
 
 
-def turned(prefix, look, forms):
-    """The picture in some forms and each orientation."""
-    for form in forms:
+def turned(prefix, original, encoders):
+    """The picture in each orientation, by some of the encoders."""
+    for encoder in encoders:
         for orientation in range(1, 9):
-            data = LYING[form](stored(look, orientation), orientation)
-            yield Picture(f"{prefix}-{form}-{orientation}", data, look, orientation)
+            data = ENCODERS[encoder](stored(original, orientation), orientation)
+            yield Picture(f"{prefix}-{encoder}-{orientation}", data, original, orientation)
 
 
 def pngs():
-    look, glass = scene(), translucent()
-    palette = look.quantize(64)
+    original, with_alpha = scene(), translucent()
+    palette = original.quantize(64)
     for name, image, options in [
-        ("rgb", look, {}),
-        ("grey", look.convert("L"), {}),
-        ("grey-alpha", glass.convert("LA"), {}),
-        ("rgba", glass, {}),
+        ("rgb", original, {}),
+        ("grey", original.convert("L"), {}),
+        ("grey-alpha", with_alpha.convert("LA"), {}),
+        ("rgba", with_alpha, {}),
         ("palette", palette, {}),
-        ("palette-2-bits", look.quantize(4), {"bits": 2}),
-        ("palette-4-bits", look.quantize(16), {"bits": 4}),
+        ("palette-2-bits", original.quantize(4), {"bits": 2}),
+        ("palette-4-bits", original.quantize(16), {"bits": 4}),
         ("palette-one-clear", palette, {"transparency": 7}),
         ("palette-translucent", palette, {"transparency": bytes(range(0, 256, 4))}),
-        ("1-bit", look.convert("1"), {}),
-        ("grey-one-clear", look.convert("L"), {"transparency": look.convert("L").getpixel((5, 5))}),
-        ("rgb-one-clear", look, {"transparency": look.getpixel((5, 5))}),
-        ("animated", look, {"save_all": True, "append_images": [Image.new("RGB", SIZE)]}),
+        ("1-bit", original.convert("1"), {}),
+        ("grey-one-clear", original.convert("L"), {"transparency": original.convert("L").getpixel((5, 5))}),
+        ("rgb-one-clear", original, {"transparency": original.getpixel((5, 5))}),
+        ("animated", original, {"save_all": True, "append_images": [Image.new("RGB", SIZE)]}),
     ]:
         yield Picture(f"png-{name}", encoded(image, "PNG", **options), None)
-    # 16 bits of grey that the eight high ones alone do not tell.
-    deep = (np.asarray(look.convert("L")).astype("uint16") << 8) + 40
-    yield Picture("png-16-bits", encoded(Image.fromarray(deep), "PNG"), look.convert("L").convert("RGB"))
+    # 16-bit grey whose low eight bits affect the rounding to eight bits.
+    deep = (np.asarray(original.convert("L")).astype("uint16") << 8) + 40
+    yield Picture("png-16-bits", encoded(Image.fromarray(deep), "PNG"), original.convert("L").convert("RGB"))
 
 
 def webps():
-    look, glass = scene(), translucent()
+    original, with_alpha = scene(), translucent()
     for name, image, options in [
-        ("lossy", look, {"quality": 90}),
-        ("lossy-low", look, {"quality": 40}),
-        ("lossless", look, {"lossless": True}),
-        ("lossless-grey", look.convert("L"), {"lossless": True}),
-        ("lossless-few-colours", look.quantize(12).convert("RGB"), {"lossless": True}),
-        ("alpha", glass, {"quality": 90}),
-        ("alpha-lossless", glass, {"lossless": True, "exact": True}),
-        ("animated", look, {"save_all": True, "append_images": [Image.new("RGB", SIZE)], "quality": 90}),
-        ("animated-alpha", glass, {"save_all": True, "append_images": [Image.new("RGBA", SIZE)], "quality": 90}),
+        ("lossy", original, {"quality": 90}),
+        ("lossy-low", original, {"quality": 40}),
+        ("lossless", original, {"lossless": True}),
+        ("lossless-grey", original.convert("L"), {"lossless": True}),
+        ("lossless-few-colours", original.quantize(12).convert("RGB"), {"lossless": True}),
+        ("alpha", with_alpha, {"quality": 90}),
+        ("alpha-lossless", with_alpha, {"lossless": True, "exact": True}),
+        ("animated", original, {"save_all": True, "append_images": [Image.new("RGB", SIZE)], "quality": 90}),
+        ("animated-alpha", with_alpha, {"save_all": True, "append_images": [Image.new("RGBA", SIZE)], "quality": 90}),
     ]:
         yield Picture(f"webp-{name}", encoded(image, "WEBP", **options), on_white(image))
 
 
 def gifs():
-    look = scene()
-    palette = look.quantize(128)
+    original = scene()
+    palette = original.quantize(128)
     plain = encoded(palette, "GIF", interlace=0)
-    # The table of colours moves behind the first frame's head.
+    # The colour table is moved from the file's header to the first frame.
     colors = 3 << (plain[10] & 7) + 1
     table, rest = plain[13:13 + colors], plain[13 + colors:]
     frame = rest.index(b",")
@@ -331,61 +332,61 @@ def gifs():
         "interlaced": encoded(palette, "GIF", interlace=1),
         "local-table": local,
         "clear": encoded(palette, "GIF", transparency=palette.getpixel((50, 20))),
-        "grey": encoded(look.convert("L"), "GIF"),
-        "two-colours": encoded(look.convert("1"), "GIF"),
+        "grey": encoded(original.convert("L"), "GIF"),
+        "two-colours": encoded(original.convert("1"), "GIF"),
         "animated": encoded(palette, "GIF", save_all=True, append_images=[Image.new("P", SIZE)], duration=50),
     }.items():
         yield Picture(f"gif-{name}", data, None)
 
 
 def bmps():
-    look = scene()
+    original = scene()
     for name, image in {
-        "rgb": look, "grey": look.convert("L"), "palette": look.quantize(100), "1-bit": look.convert("1"),
-        "rgba": translucent(),
+        "rgb": original, "grey": original.convert("L"), "palette": original.quantize(100),
+        "1-bit": original.convert("1"), "rgba": translucent(),
     }.items():
         yield Picture(f"bmp-{name}", encoded(image, "BMP"), None)
 
 
 def tiffs():
-    look, glass = scene(), translucent()
-    grey = look.convert("L")
+    original, with_alpha = scene(), translucent()
+    grey = original.convert("L")
     deep = Image.fromarray((np.asarray(grey).astype("uint16") << 8) + 40)
     for name, image in {
-        "1-bit": look.convert("1"), "grey": grey, "16-bits": deep, "palette": look.quantize(200),
-        "grey-alpha": glass.convert("LA"), "rgb": look, "rgba": glass, "cmyk": inks(look),
+        "1-bit": original.convert("1"), "grey": grey, "16-bits": deep, "palette": original.quantize(200),
+        "grey-alpha": with_alpha.convert("LA"), "rgb": original, "rgba": with_alpha, "cmyk": inks(original),
         "float": Image.fromarray(np.asarray(grey, "float32") / 255),
     }.items():
         for compression in ("raw", "tiff_lzw", "tiff_deflate", "packbits"):
             yield Picture(f"tiff-{name}-{compression}", encoded(image, "TIFF", compression=compression), None)
     for compression in ("tiff_lzw", "tiff_deflate"):
-        # Each sample as its difference from the one before it.
-        data = encoded(look, "TIFF", compression=compression, tiffinfo={317: 2})
-        yield Picture(f"tiff-differences-{compression}", data, look)
-    for name, image in {"rgb": look, "grey": grey, "ycbcr": look.convert("YCbCr")}.items():
+        # With the horizontal predictor (tag 317).
+        data = encoded(original, "TIFF", compression=compression, tiffinfo={317: 2})
+        yield Picture(f"tiff-differences-{compression}", data, original)
+    for name, image in {"rgb": original, "grey": grey, "ycbcr": original.convert("YCbCr")}.items():
         data = encoded(image, "TIFF", compression="jpeg", quality=95)
         yield Picture(f"tiff-{name}-jpeg", data, image.convert("RGB"))
-    yield Picture("tiff-uncompressed-ycbcr", encoded(look.convert("YCbCr"), "TIFF"), look)
+    yield Picture("tiff-uncompressed-ycbcr", encoded(original.convert("YCbCr"), "TIFF"), original)
     for compression in ("group3", "group4"):
-        yield Picture(f"tiff-{compression}", encoded(look.convert("1"), "TIFF", compression=compression), None)
-    yield Picture("tiff-white-is-zero", encoded(look.convert("1"), "TIFF", tiffinfo={262: 0}), None)
-    strips = encoded(look, "TIFF", compression="tiff_lzw", strip_size=1000)
-    yield Picture("tiff-strips", strips, look)
-    yield Picture("tiff-large-addresses", encoded(look, "TIFF", big_tiff=True), look)
-    pages = encoded(look, "TIFF", save_all=True, append_images=[Image.new("RGB", SIZE)])
-    yield Picture("tiff-pages", pages, look)
+        yield Picture(f"tiff-{compression}", encoded(original.convert("1"), "TIFF", compression=compression), None)
+    yield Picture("tiff-white-is-zero", encoded(original.convert("1"), "TIFF", tiffinfo={262: 0}), None)
+    strips = encoded(original, "TIFF", compression="tiff_lzw", strip_size=1000)
+    yield Picture("tiff-strips", strips, original)
+    yield Picture("tiff-large-addresses", encoded(original, "TIFF", big_tiff=True), original)
+    pages = encoded(original, "TIFF", save_all=True, append_images=[Image.new("RGB", SIZE)])
+    yield Picture("tiff-pages", pages, original)
 
 
 def heics():
-    look, glass = scene(), translucent()
-    grey = look.convert("L")
-    yield Picture("heic-420", heic(look, chroma=420), look)
+    original, with_alpha = scene(), translucent()
+    grey = original.convert("L")
+    yield Picture("heic-420", heic(original, chroma=420), original)
     yield Picture("heic-grey", heic(grey), grey.convert("RGB"))
-    yield Picture("heic-alpha", heic(glass), on_white(glass))
+    yield Picture("heic-alpha", heic(with_alpha), on_white(with_alpha))
 
 
 def all_pictures():
     for maker in (jpegs, pngs, webps, gifs, bmps, tiffs, heics):
         yield from maker()
-    yield from turned("turned", scene(), LYING)
+    yield from turned("turned", scene(), ENCODERS)
     yield from turned("large", grained(), ["jpeg", "png", "webp", "tiff", "heic"])

@@ -312,7 +312,7 @@ fn decode(key: &CacheKey, bytes: &[u8]) -> Option<CachedEmbedding> {
         return None;
     }
     let prepared = Prepared::ALL.into_iter().find(|value| value.name() == prepared)?;
-    let vector = Vector::check(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
+    let vector = Vector::from_json(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
     Some(CachedEmbedding { vector, prepared, valid_until: None })
 }
 

@@ -1,4 +1,4 @@
-//! Encodes JPEG, up to a length.
+//! Encodes JPEG, and stops at a maximum length.
 
 use std::io::{self, Write};
 
@@ -6,29 +6,30 @@ use image_rs::{GenericImageView, ImageError, Rgb, codecs::jpeg::JpegEncoder};
 
 use crate::image::{Error, Format};
 
-/// Encodes an image; `None` if it has more bytes than that, which ends it at once.
+/// Encodes an image. Returns `None` as soon as the JPEG has more than `max_len` bytes.
 pub(super) fn encode_jpeg(
     format: Format,
     image: &impl GenericImageView<Pixel = Rgb<u8>>,
     quality: u8,
     max_len: usize,
 ) -> Result<Option<Vec<u8>>, Error> {
-    let mut bounded = Bounded { bytes: Vec::new(), max_len, is_full: false };
-    match JpegEncoder::new_with_quality(&mut bounded, quality).encode_image(image) {
-        Ok(()) => Ok(Some(bounded.bytes)),
-        Err(ImageError::IoError(_)) if bounded.is_full => Ok(None),
+    let mut output = LimitedBuffer { bytes: Vec::new(), max_len, is_full: false };
+    match JpegEncoder::new_with_quality(&mut output, quality).encode_image(image) {
+        Ok(()) => Ok(Some(output.bytes)),
+        Err(ImageError::IoError(_)) if output.is_full => Ok(None),
         Err(error) => Err(Error::Broken { format, reason: error.to_string() }),
     }
 }
 
-/// Takes bytes until there are too many.
-struct Bounded {
+/// A buffer that fails on a write past its maximum length.
+struct LimitedBuffer {
     bytes: Vec<u8>,
     max_len: usize,
+    /// Whether a write has failed.
     is_full: bool,
 }
 
-impl Write for Bounded {
+impl Write for LimitedBuffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.bytes.len() + bytes.len() > self.max_len {
             self.is_full = true;

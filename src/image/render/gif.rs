@@ -1,9 +1,9 @@
-//! Decodes a GIF's first frame. The decoder is handed the headers anew: it wants a canvas that the
-//! frame fits into, colours, and no block that it does not know.
+//! Decodes a GIF's first frame. The decoder requires a canvas that contains the frame, a colour table,
+//! and no unknown blocks, so it gets new headers in front of the original pixels.
 
 use image_rs::{DynamicImage, ImageFormat, Rgba};
 
-use super::{read, spliced::Spliced};
+use super::{read, spliced::SplicedReader};
 use crate::image::{
     Error, Picture,
     header::{
@@ -12,38 +12,45 @@ use crate::image::{
     },
 };
 
-/// Decodes the first frame, on its canvas; the decoder is asked to take at most `cost` bytes.
-pub(super) fn decode(picture: &Picture, cost: u64) -> Result<DynamicImage, Error> {
+/// Decodes the first frame with its canvas. The decoder may allocate at most `memory_estimate` bytes.
+pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicImage, Error> {
     let gif = header::bounded(picture.format, &picture.content, gif::read)?;
     // Some files lack the zero that ends the pixels.
-    let bytes = Spliced::new(headers(&gif), &picture.content, gif.data_at)?.padded(1);
-    Ok(match (read(picture, bytes, ImageFormat::Gif, cost)?, gif.transparent) {
-        // Around a frame without transparency the canvas has the first colour, as in Pillow.
+    let bytes = SplicedReader::new(headers(&gif), &picture.content, gif.data_at)?.with_padding(1);
+    let image = read(picture, bytes, ImageFormat::Gif, memory_estimate)?;
+    Ok(match (image, gif.transparent) {
+        // Without a transparent colour, the canvas around the frame gets the first colour, as in
+        // Pillow.
         (DynamicImage::ImageRgba8(mut image), None) => {
-            let first = Rgba([gif.palette[0], gif.palette[1], gif.palette[2], 255]);
-            let around = image.pixels_mut().filter(|pixel| pixel.0[3] == 0);
-            around.for_each(|pixel| *pixel = first);
+            let first_color = Rgba([gif.palette[0], gif.palette[1], gif.palette[2], 255]);
+            for pixel in image.pixels_mut() {
+                if pixel.0[3] == 0 {
+                    *pixel = first_color;
+                }
+            }
             image.into()
         }
         (image, _) => image,
     })
 }
 
+/// Writes everything before the frame's pixels: the screen, the colour table and the frame's header.
 fn headers(gif: &Gif) -> Vec<u8> {
-    let sizes =
-        |sizes: &[u16]| sizes.iter().flat_map(|size| size.to_le_bytes()).collect::<Vec<_>>();
+    let to_bytes = |numbers: &[u16]| {
+        numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>()
+    };
     let frame = &gif.frame;
-    let mut head = b"GIF89a".to_vec();
-    head.extend(sizes(&[gif.width, gif.height]));
-    head.extend([0xf7, 0, 0]); // a table of 256 colours follows
-    head.extend(&gif.palette);
+    let mut headers = b"GIF89a".to_vec();
+    headers.extend(to_bytes(&[gif.width, gif.height]));
+    headers.extend([0xf7, 0, 0]); // a table of 256 colours follows
+    headers.extend(&gif.palette);
     if let Some(transparent) = gif.transparent {
-        head.extend([b'!', 0xf9, 4, 1, 0, 0, transparent, 0]);
+        headers.extend([b'!', 0xf9, 4, 1, 0, 0, transparent, 0]);
     }
-    head.push(b',');
-    head.extend(sizes(&[frame.left, frame.top, frame.width, frame.height]));
-    head.push(if frame.is_interlaced { 0x40 } else { 0 });
-    head
+    headers.push(b',');
+    headers.extend(to_bytes(&[frame.left, frame.top, frame.width, frame.height]));
+    headers.push(if frame.is_interlaced { 0x40 } else { 0 });
+    headers
 }
 
 #[cfg(test)]
@@ -53,7 +60,7 @@ mod tests {
     use super::*;
     use crate::image::render::tests::decoded;
 
-    /// Four colours.
+    /// A table of the four colours A to D.
     const TABLE: [u8; 12] = [200, 10, 20, 30, 210, 40, 50, 60, 220, 7, 77, 177];
     const A: [u8; 3] = [200, 10, 20];
     const B: [u8; 3] = [30, 210, 40];
@@ -61,27 +68,29 @@ mod tests {
     const D: [u8; 3] = [7, 77, 177];
     const WHITE: [u8; 3] = [255; 3];
 
-    const CLEAR: &[u8] = b"!\xf9\x04\x01\0\0\x01\0";
+    /// A graphic control extension: colour 1 is transparent.
+    const TRANSPARENT_1: &[u8] = b"!\xf9\x04\x01\0\0\x01\0";
 
-    /// The screen, with a table of four colours or none.
+    /// The header of a file, with a table of four colours or none.
     fn screen(width: u16, height: u16, table: &[u8]) -> Vec<u8> {
         let flags = if table.is_empty() { 0 } else { 0x81 };
         let sizes = [width.to_le_bytes(), height.to_le_bytes()].concat();
         [b"GIF89a", &sizes[..], &[flags, 0, 0], table].concat()
     }
 
-    /// A frame of colours below four, with a table of its own or none.
-    fn frame(place: [u16; 4], table: &[u8], colors: &[u8]) -> Vec<u8> {
+    /// A frame at `[left, top, width, height]`, with a colour table or none. `colors` are the indices
+    /// of its pixels, each below 4.
+    fn frame(area: [u16; 4], table: &[u8], colors: &[u8]) -> Vec<u8> {
         let flags = if table.is_empty() { 0 } else { 0x81 };
-        let place: Vec<u8> = place.iter().flat_map(|number| number.to_le_bytes()).collect();
-        // Codes of three bits: clear, two colours, and again; so they never grow.
+        let area: Vec<u8> = area.iter().flat_map(|number| number.to_le_bytes()).collect();
+        // A clear code before every two colours keeps the length of the codes at three bits.
         let mut codes: Vec<u8> = colors.chunks(2).flat_map(|pair| [&[4], pair].concat()).collect();
         codes.push(5);
         let bits: Vec<u8> =
             codes.iter().flat_map(|code| (0..3).map(move |bit| code >> bit & 1)).collect();
         let byte = |bits: &[u8]| bits.iter().rev().fold(0, |byte, bit| byte << 1 | bit);
         let data: Vec<u8> = bits.chunks(8).map(byte).collect();
-        [b",", &place[..], &[flags], table, &[2, data.len() as u8], &data, &[0]].concat()
+        [b",", &area[..], &[flags], table, &[2, data.len() as u8], &data, &[0]].concat()
     }
 
     fn pixels(parts: &[&[u8]]) -> Vec<[u8; 3]> {
@@ -93,94 +102,94 @@ mod tests {
     }
 
     #[test]
-    fn colours_come_from_the_frame_or_else_the_screen_or_else_are_grey() {
-        let place = [0, 0, 4, 1];
-        let own: Vec<u8> = TABLE.iter().rev().copied().collect();
-        let (plain, with_own) =
-            (frame(place, &[], &[0, 1, 2, 3]), frame(place, &own, &[0, 1, 2, 3]));
-        assert_eq!(pixels(&[&screen(4, 1, &TABLE), &plain, b";"]), [A, B, C, D]);
+    fn the_frames_table_overrides_the_screens_table_and_without_either_colours_are_grey() {
+        let area = [0, 0, 4, 1];
+        let local_table: Vec<u8> = TABLE.iter().rev().copied().collect();
+        let without_table = frame(area, &[], &[0, 1, 2, 3]);
+        let with_table = frame(area, &local_table, &[0, 1, 2, 3]);
+        assert_eq!(pixels(&[&screen(4, 1, &TABLE), &without_table, b";"]), [A, B, C, D]);
         let expected = [[177, 77, 7], [220, 60, 50], [40, 210, 30], [20, 10, 200]];
-        assert_eq!(pixels(&[&screen(4, 1, &TABLE), &with_own, b";"]), expected);
-        assert_eq!(pixels(&[&screen(4, 1, &[]), &with_own, b";"]), expected);
+        assert_eq!(pixels(&[&screen(4, 1, &TABLE), &with_table, b";"]), expected);
+        assert_eq!(pixels(&[&screen(4, 1, &[]), &with_table, b";"]), expected);
         let grey = [[0; 3], [1; 3], [2; 3], [3; 3]];
-        assert_eq!(pixels(&[&screen(4, 1, &[]), &plain, b";"]), grey);
-        // A table of two colours.
-        let mut short = screen(4, 1, &TABLE[..6]);
-        short[10] = 0x80;
-        assert_eq!(pixels(&[&short, &plain, b";"]), [A, B, [0; 3], [0; 3]]);
+        assert_eq!(pixels(&[&screen(4, 1, &[]), &without_table, b";"]), grey);
+        let mut screen_of_two_colors = screen(4, 1, &TABLE[..6]);
+        screen_of_two_colors[10] = 0x80;
+        let expected = [A, B, [0; 3], [0; 3]];
+        assert_eq!(pixels(&[&screen_of_two_colors, &without_table, b";"]), expected);
     }
 
     #[test]
-    fn the_transparent_colour_is_white() {
-        let plain = frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
-        assert_eq!(pixels(&[&screen(4, 1, &TABLE), CLEAR, &plain]), [A, WHITE, C, D]);
-        assert_eq!(pixels(&[&screen(4, 1, &[]), CLEAR, &plain]), [[0; 3], WHITE, [2; 3], [3; 3]]);
+    fn the_transparent_colour_becomes_white() {
+        let frame = frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
+        assert_eq!(pixels(&[&screen(4, 1, &TABLE), TRANSPARENT_1, &frame]), [A, WHITE, C, D]);
+        let grey = [[0; 3], WHITE, [2; 3], [3; 3]];
+        assert_eq!(pixels(&[&screen(4, 1, &[]), TRANSPARENT_1, &frame]), grey);
     }
 
     #[test]
-    fn a_frame_that_is_smaller_than_its_canvas_stands_on_the_first_colour_or_on_nothing() {
+    fn the_canvas_around_a_frame_has_the_first_colour_or_is_transparent() {
         let small = frame([1, 1, 2, 1], &[], &[2, 3]);
-        let expected = [A, A, A, A, A, C, D, A, A, A, A, A];
-        assert_eq!(pixels(&[&screen(4, 3, &TABLE), &small]), expected);
-        let clear = expected.map(|color| if color == A { WHITE } else { color });
-        assert_eq!(pixels(&[&screen(4, 3, &TABLE), CLEAR, &small]), clear);
+        let first_color = [A, A, A, A, A, C, D, A, A, A, A, A];
+        assert_eq!(pixels(&[&screen(4, 3, &TABLE), &small]), first_color);
+        let transparent = first_color.map(|color| if color == A { WHITE } else { color });
+        assert_eq!(pixels(&[&screen(4, 3, &TABLE), TRANSPARENT_1, &small]), transparent);
     }
 
     #[test]
-    fn a_frame_that_leaves_its_canvas_makes_it_larger() {
-        let off = frame([1, 1, 2, 1], &[], &[2, 3]);
+    fn the_canvas_grows_to_contain_the_frame() {
+        let frame = frame([1, 1, 2, 1], &[], &[2, 3]);
         for (width, height) in [(0, 0), (2, 1), (3, 1), (3, 2)] {
-            let image = image(&[&screen(width, height, &TABLE), &off]);
+            let image = image(&[&screen(width, height, &TABLE), &frame]);
             assert_eq!(image.dimensions(), (3, 2));
             assert_eq!(image.get_pixel(2, 1).0, D);
         }
     }
 
     #[test]
-    fn what_stands_before_the_frame_is_gone_over_and_what_follows_is_not_read() {
-        let plain = frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
+    fn blocks_before_the_frame_and_everything_after_it_are_ignored() {
+        let first = frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
         for before in [
             &b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"[..],
             b"!\xfe\x05hello\x03you\0",
-            b"!\x05\x03abc\0",  // no such extension
-            b"!\xf9\x01\x01\0", // cut short
+            b"!\x05\x03abc\0",  // an unknown extension
+            b"!\xf9\x01\x01\0", // a truncated extension
             b"\0\0\0",
         ] {
-            let file = [&screen(4, 1, &TABLE), before, &plain];
+            let file = [&screen(4, 1, &TABLE), before, &first];
             assert_eq!(pixels(&file), [A, B, C, D], "{}", before.escape_ascii());
         }
-        // Without its end, and with another frame.
-        let cut = &plain[..plain.len() - 1];
-        assert_eq!(pixels(&[&screen(4, 1, &TABLE), cut]), [A, B, C, D]);
-        let next = frame([0, 0, 4, 1], &[], &[3, 3, 3, 3]);
-        assert_eq!(pixels(&[&screen(4, 1, &TABLE), &plain, &next, b";"]), [A, B, C, D]);
+        let without_end = &first[..first.len() - 1];
+        assert_eq!(pixels(&[&screen(4, 1, &TABLE), without_end]), [A, B, C, D]);
+        let second = frame([0, 0, 4, 1], &[], &[3, 3, 3, 3]);
+        assert_eq!(pixels(&[&screen(4, 1, &TABLE), &first, &second, b";"]), [A, B, C, D]);
     }
 
     #[test]
-    fn rows_that_are_interlaced_are_put_in_order() {
+    fn interlaced_rows_are_sorted() {
         let mut interlaced = frame([0, 0, 1, 5], &[], &[0, 1, 2, 3, 1]);
         interlaced[9] |= 0x40;
         let image = image(&[&screen(1, 5, &TABLE), &interlaced]);
-        // Rows 0, 4, 2, 1 and 3.
+        // The file contains the rows 0, 4, 2, 1 and 3, in this order.
         assert_eq!(image.pixels().map(|pixel| pixel.0).collect::<Vec<_>>(), [A, D, C, B, B]);
     }
 
     #[test]
-    fn without_a_whole_frame_there_is_no_picture() {
-        let plain = frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
-        let empty = frame([0, 0, 4, 0], &[], &[]);
-        let far = frame([65_535, 0, 4, 1], &[], &[0, 1, 2, 3]);
-        let short = frame([0, 0, 4, 2], &[], &[0, 1, 2, 3]);
+    fn a_file_without_a_complete_frame_is_refused() {
+        let complete = frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
+        let without_rows = frame([0, 0, 4, 0], &[], &[]);
+        let too_far_right = frame([65_535, 0, 4, 1], &[], &[0, 1, 2, 3]);
+        let without_second_row = frame([0, 0, 4, 2], &[], &[0, 1, 2, 3]);
         for parts in [
             &[&b";"[..]][..],
             &[],
-            &[CLEAR],
-            &[CLEAR, b";", &plain],
-            &[&plain[..7]],
-            &[&plain[..12]],
-            &[&empty],
-            &[&far],
-            &[&short],
+            &[TRANSPARENT_1],
+            &[TRANSPARENT_1, b";", &complete],
+            &[&complete[..7]],
+            &[&complete[..12]],
+            &[&without_rows],
+            &[&too_far_right],
+            &[&without_second_row],
         ] {
             let file = [&screen(4, 1, &TABLE), &parts.concat()[..]].concat();
             assert!(decoded(&file).is_err(), "{}", file.escape_ascii());
@@ -189,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_library_writes_is_read() {
+    fn a_gif_that_the_image_crate_encoded_is_decoded() {
         let grey = GrayImage::from_fn(50, 40, |x, y| [(x * 5) as u8 ^ (y * 3) as u8].into());
         let mut bytes = std::io::Cursor::new(Vec::new());
         let rgb = DynamicImage::ImageLuma8(grey).into_rgb8();

@@ -4,8 +4,8 @@ use image_rs::RgbImage;
 
 use crate::image::{Error, Format, Picture};
 
-/// Decodes the picture as it is shown: cut, turned and mirrored as the file itself says, transparency
-/// onto white. What its EXIF says of the orientation does not count (ISO/IEC 23008-12, annex A).
+/// Decodes the picture, applies its crop, rotation and mirroring, and blends it onto white. An EXIF
+/// orientation is ignored (ISO/IEC 23008-12, annex A).
 #[cfg(feature = "heic")]
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     use image_rs::RgbaImage;
@@ -18,17 +18,18 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let end = usize::try_from(header.end).map_err(|_| broken("it is too long"))?;
     let bytes = picture.content.read_at(0, end)?;
     let options = heifer::Options {
-        // The child is limited to what one thread takes.
+        // The memory limit of the child process is computed for one thread.
         max_threads: 1,
-        // A stream, too, may not be larger than the header has it. (A tile may be as large as the
-        // whole: the process's own limits hold that.)
+        // No video stream may have more pixels than the header announces. A single tile may have as
+        // many as the whole picture; then only the limits of the process apply.
         max_pixels: header.pixels().max(header.padded_stream()),
     };
     let image =
         heifer::decode_rgba8(&bytes, &options).map_err(|error| broken(&error.to_string()))?;
-    // A stream that is smaller than the header has it makes a smaller picture, without an error.
+    // If the stream is smaller than the header announces, the decoder returns a smaller picture and
+    // no error.
     if (image.width, image.height) != (picture.width, picture.height) {
-        return Err(broken("its header tells another size"));
+        return Err(broken("its size differs from its header"));
     }
     let (width, height) = (image.width, image.height);
     let blend = match header.alpha {
@@ -43,10 +44,10 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     image.ok_or_else(|| broken("it has too few pixels"))
 }
 
-/// No file is told to be HEIC in this build.
+/// Without the feature `heic`, no file is recognized as HEIC, so this is not called.
 #[cfg(not(feature = "heic"))]
 pub(super) fn decode(_: &Picture) -> Result<RgbImage, Error> {
-    Err(broken("this build does not read it"))
+    Err(broken("this build does not support it"))
 }
 
 fn broken(reason: &str) -> Error {
@@ -70,34 +71,37 @@ mod tests {
         decode(&probe(Content::Memory(bytes.into()), 64_000_000)?)
     }
 
-    /// The mean colours of 8 × 8 cells.
-    fn cells(image: &RgbImage) -> Vec<u8> {
+    /// The mean colours of 8 × 8 cells, row by row.
+    fn mean_colors(image: &RgbImage) -> Vec<u8> {
         let (width, height) = image.dimensions();
-        let part = |n: u32, side: u32| (n * side / 8)..((n + 1) * side / 8).max(n * side / 8 + 1);
-        let mean = |x, y, channel: usize| {
-            let rows = part(y, height);
-            let values = rows.flat_map(|y| part(x, width).map(move |x| (x, y)));
-            let values: Vec<_> =
-                values.map(|(x, y)| f64::from(image.get_pixel(x, y)[channel])).collect();
-            (values.iter().sum::<f64>() / values.len() as f64).round() as u8
-        };
-        let places = (0..8).flat_map(|y| (0..8).map(move |x| (x, y)));
-        places
-            .flat_map(|(x, y)| (0..3).map(move |c| (x, y, c)))
-            .map(|(x, y, c)| mean(x, y, c))
-            .collect()
+        let cell_range =
+            |n: u32, side: u32| (n * side / 8)..((n + 1) * side / 8).max(n * side / 8 + 1);
+        let mut means = Vec::new();
+        for (cell_y, cell_x) in (0..8).flat_map(|y| (0..8).map(move |x| (y, x))) {
+            for channel in 0..3 {
+                let mut values = Vec::new();
+                for y in cell_range(cell_y, height) {
+                    for x in cell_range(cell_x, width) {
+                        values.push(f64::from(image.get_pixel(x, y)[channel]));
+                    }
+                }
+                means.push((values.iter().sum::<f64>() / values.len() as f64).round() as u8);
+            }
+        }
+        means
     }
 
     #[test]
-    fn every_file_shows_what_libheif_shows() {
+    fn every_file_has_the_mean_colours_that_libheif_decodes() {
         let mut wrong = Vec::new();
         for line in include_str!("../../../tests/fixtures/heic/expected.txt").lines() {
             let fields: Vec<_> = line.split(' ').collect();
             let hex = |at: usize| u8::from_str_radix(&fields[3][at..at + 2], 16).unwrap();
             let expected: Vec<u8> = (0..fields[3].len()).step_by(2).map(hex).collect();
-            let found = cells(&decoded(file(&format!("{}.heic", fields[0]))).unwrap());
+            let found = mean_colors(&decoded(file(&format!("{}.heic", fields[0]))).unwrap());
             let differences = || found.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
-            // Colour is told for every second pixel alone, and laid between them in another way.
+            // The files store the colour of every second pixel, and the decoders interpolate
+            // between them differently.
             let mean = differences().map(f64::from).sum::<f64>() / found.len() as f64;
             if mean > 2.0 || differences().max() > Some(20) {
                 wrong.push(format!("{} {mean:.2} {:?}", fields[0], differences().max()));
@@ -107,9 +111,9 @@ mod tests {
     }
 
     #[test]
-    fn pixels_are_those_that_libheif_decodes() {
-        // Where every pixel has its colour, nothing but rounding differs.
-        for (name, mean, most) in [
+    fn every_pixel_has_the_colour_that_libheif_decodes() {
+        // In 4:4:4 and in grey, every pixel has its own colour, so only rounding differs.
+        for (name, max_mean_difference, max_difference) in [
             ("pixels-444", 0.1, 1),
             ("pixels-grey", 0.1, 1),
             ("pixels-10bit-444", 0.2, 2),
@@ -124,14 +128,17 @@ mod tests {
             let differences: Vec<u8> =
                 found.iter().zip(expected.iter()).map(|(a, b)| a.abs_diff(*b)).collect();
             let sum: f64 = differences.iter().map(|n| f64::from(*n)).sum();
-            let (is_mean, is_most) =
-                (sum / differences.len() as f64, *differences.iter().max().unwrap());
-            assert!(is_mean <= mean && is_most <= most, "{name}: {is_mean:.3} {is_most}");
+            let mean = sum / differences.len() as f64;
+            let largest = *differences.iter().max().unwrap();
+            assert!(
+                mean <= max_mean_difference && largest <= max_difference,
+                "{name}: {mean:.3} {largest}"
+            );
         }
     }
 
     #[test]
-    fn a_file_that_is_cut_short_is_never_half_a_picture() {
+    fn a_truncated_file_is_broken() {
         for name in ["iphone-grid", "alpha", "grid-mdat-first", "thumbnail"] {
             let bytes = file(&format!("{name}.heic"));
             for len in 0..bytes.len() {
@@ -141,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_of_another_size_than_the_header_has_it_is_broken() {
+    fn a_stream_whose_size_differs_from_the_header_is_broken() {
         for name in ["bad-size-larger.heic", "bomb-stream-larger.heic"] {
             assert!(matches!(decoded(file(name)), Err(Error::Broken { .. })), "{name}");
         }

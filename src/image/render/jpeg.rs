@@ -1,9 +1,9 @@
 //! Decodes JPEG (ITU-T T.81).
 //!
-//! The decoder is given the tables, the first frame and its scans alone. Between them, it would pass
-//! over stray bytes, wrong lengths and markers without a segment in another way than the header's
-//! reader and libjpeg do: it would refuse pictures that everybody shows, or decode another frame than
-//! the one that was judged by.
+//! The decoder gets only the tables, the first frame and its scans. It handles stray bytes, wrong
+//! lengths and markers without a segment differently from libjpeg and from the reader of the header.
+//! With the whole file, it would refuse pictures that libjpeg decodes, or decode another frame than
+//! the one whose size was checked.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
@@ -18,19 +18,19 @@ use crate::image::{
     header::jpeg::{EOI, SOI, SOS, is_frame, next_marker, stands_alone},
 };
 
-/// The most scans. Photographs have one, progressive ones about ten; each makes the decoder go over
-/// all pixels, and thousands of empty ones would keep it busy for minutes.
+/// The most scans. A baseline photograph has one scan, and a progressive photograph about ten. The
+/// decoder visits all pixels for each scan, so thousands of empty scans would take minutes.
 const MAX_SCANS: usize = 100;
 
 const APP0: u8 = 0xe0;
 const APP14: u8 = 0xee;
 
-/// Decodes the picture as it is stored.
+/// Decodes the picture without applying the EXIF orientation.
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let len = usize::try_from(picture.content.len()).map_err(|_| broken("it is too long"))?;
-    let bytes = essential(&mut picture.content.reader(), len)?;
+    let bytes = decodable_segments(&mut picture.content.reader(), len)?;
     let bytes = bytes.ok_or_else(|| broken("too many scans"))?;
-    // The size by which the picture was judged; a frame of another one is refused.
+    // The limits were checked for this size, so a larger frame must fail.
     let (width, height) = (picture.width, picture.height);
     let options = DecoderOptions::default()
         .set_strict_mode(false)
@@ -47,26 +47,27 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     } else {
         RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8)
     };
-    Ok(image.ok_or_else(|| broken("its frame has another size"))?.into_rgb8())
+    Ok(image.ok_or_else(|| broken("its frame does not have the size in the header"))?.into_rgb8())
 }
 
 fn broken(reason: &str) -> Error {
     Error::Broken { format: Format::Jpeg, reason: reason.to_owned() }
 }
 
-/// What is decoded of a file of this length; `None` if it has too many scans.
-pub(super) fn essential(reader: &mut Reader, len: usize) -> io::Result<Option<Vec<u8>>> {
+/// Returns the segments and scans that the decoder needs, of a file of `len` bytes. Returns `None` if
+/// the file has too many scans.
+pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<Option<Vec<u8>>> {
     const DHT: u8 = 0xc4;
     const DQT: u8 = 0xdb;
     const DRI: u8 = 0xdd;
-    let mut kept = Vec::with_capacity(len);
-    kept.extend([0xff, SOI]);
+    let mut output = Vec::with_capacity(len);
+    output.extend([0xff, SOI]);
     let (mut has_frame, mut scans) = (false, 0);
     reader.seek(SeekFrom::Start(2))?;
     let mut next = next_marker(reader)?;
     while let Some(marker) = next {
         if marker == EOI {
-            kept.extend([0xff, EOI]);
+            output.extend([0xff, EOI]);
             break;
         }
         if stands_alone(marker) {
@@ -81,12 +82,12 @@ pub(super) fn essential(reader: &mut Reader, len: usize) -> io::Result<Option<Ve
         let is_first_frame = is_frame(marker) && !has_frame;
         has_frame |= is_first_frame;
         if is_first_frame || matches!(marker, DHT | DQT | DRI | APP0 | APP14 | SOS) {
-            let start = kept.len();
-            kept.extend([0xff, marker]);
-            kept.extend(length.to_be_bytes());
-            reader.by_ref().take(u64::from(length) - 2).read_to_end(&mut kept)?;
-            if !is_understood(marker, &kept[start + 4..]) {
-                kept.truncate(start);
+            let start = output.len();
+            output.extend([0xff, marker]);
+            output.extend(length.to_be_bytes());
+            reader.by_ref().take(u64::from(length) - 2).read_to_end(&mut output)?;
+            if !affects_pixels(marker, &output[start + 4..]) {
+                output.truncate(start);
             }
         } else {
             reader.seek_relative(i64::from(length) - 2)?;
@@ -96,18 +97,19 @@ pub(super) fn essential(reader: &mut Reader, len: usize) -> io::Result<Option<Ve
             if scans > MAX_SCANS {
                 return Ok(None);
             }
-            copy_scan(reader, &mut kept)?
+            copy_scan(reader, &mut output)?
         } else {
             next_marker(reader)?
         };
     }
-    Ok(Some(kept))
+    Ok(Some(output))
 }
 
-/// Whether the decoder understands a segment. Of those that applications write, two change how a
-/// picture is decoded: Motion JPEG's, which leaves out its tables, and Adobe's, which says how colours
-/// are stored. The decoder refuses one that is cut short; libjpeg passes over it.
-fn is_understood(marker: u8, body: &[u8]) -> bool {
+/// Whether a segment changes how the pixels are decoded. Two application segments do: `AVI1` of Motion
+/// JPEG, which means that the tables are missing, and `Adobe`, which contains the colour transform.
+///
+/// A truncated `Adobe` segment is left out, because the decoder refuses it and libjpeg ignores it.
+fn affects_pixels(marker: u8, body: &[u8]) -> bool {
     match marker {
         APP0 => body.starts_with(b"AVI1"),
         APP14 => matches!(body, [b'A', b'd', b'o', b'b', b'e', _, _, _, _, _, _, 0..=2, ..]),
@@ -115,24 +117,24 @@ fn is_understood(marker: u8, body: &[u8]) -> bool {
     }
 }
 
-/// Copies compressed data up to the next marker that is none of its own, and gives its second byte;
-/// `None` at the end. Within the data, 0xFF is followed by zero or is a restart (T.81, B.1.1.5).
-fn copy_scan(reader: &mut Reader, kept: &mut Vec<u8>) -> io::Result<Option<u8>> {
+/// Copies the compressed data of a scan. Returns the marker that ends the data, or `None` at the end
+/// of the file. An 0xFF within the data is followed by zero, or is a restart marker (T.81, B.1.1.5).
+fn copy_scan(reader: &mut Reader, output: &mut Vec<u8>) -> io::Result<Option<u8>> {
     loop {
         let bytes = reader.fill_buf()?;
         if bytes.is_empty() {
             return Ok(None);
         }
-        let data = bytes.iter().position(|byte| *byte == 0xff).unwrap_or(bytes.len());
-        kept.extend_from_slice(&bytes[..data]);
-        let is_all = data == bytes.len();
-        reader.consume(data);
-        if is_all {
+        let data_len = bytes.iter().position(|byte| *byte == 0xff).unwrap_or(bytes.len());
+        output.extend_from_slice(&bytes[..data_len]);
+        let is_all_data = data_len == bytes.len();
+        reader.consume(data_len);
+        if is_all_data {
             continue;
         }
         match next_marker(reader)? {
-            Some(own @ (0 | 0xd0..=0xd7)) => kept.extend([0xff, own]),
-            next => return Ok(next),
+            Some(part_of_data @ (0 | 0xd0..=0xd7)) => output.extend([0xff, part_of_data]),
+            marker => return Ok(marker),
         }
     }
 }
@@ -146,71 +148,72 @@ mod tests {
     const SCAN: &[u8] = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0\0\0\xff\0\xff\xd0\x07";
     const END: &[u8] = b"\xff\xd9";
 
-    fn essential_of(parts: &[&[u8]]) -> Option<Vec<u8>> {
+    fn decodable_segments_of(parts: &[&[u8]]) -> Option<Vec<u8>> {
         let bytes = [&[&b"\xff\xd8"[..]], parts].concat().concat();
         let len = bytes.len();
-        essential(&mut Content::Memory(bytes.into()).reader(), len).unwrap()
+        decodable_segments(&mut Content::Memory(bytes.into()).reader(), len).unwrap()
     }
 
     #[test]
-    fn a_hundred_scans_are_decoded_and_one_more_is_too_many() {
-        assert!(essential_of(&[&SCAN.repeat(100)]).is_some());
-        assert!(essential_of(&[&SCAN.repeat(100), END]).is_some());
-        assert!(essential_of(&[&SCAN.repeat(101)]).is_none());
-        assert!(essential_of(&[b"\xff\xff", &SCAN.repeat(101)]).is_none());
+    fn a_hundred_scans_are_accepted_and_a_hundred_and_one_are_refused() {
+        assert!(decodable_segments_of(&[&SCAN.repeat(100)]).is_some());
+        assert!(decodable_segments_of(&[&SCAN.repeat(100), END]).is_some());
+        assert!(decodable_segments_of(&[&SCAN.repeat(101)]).is_none());
+        assert!(decodable_segments_of(&[b"\xff\xff", &SCAN.repeat(101)]).is_none());
     }
 
     #[test]
-    fn what_segments_hold_and_what_follows_the_end_are_no_scans() {
-        let filled = b"\xff\xda".repeat(1000);
-        assert!(essential_of(&[b"\xff\xe1\x07\xd2", &filled, SCAN, END]).is_some());
-        assert!(essential_of(&[SCAN, END, &SCAN.repeat(1000)]).is_some());
+    fn scan_markers_within_a_segment_or_after_the_end_are_not_counted() {
+        let scan_markers = b"\xff\xda".repeat(1000);
+        assert!(decodable_segments_of(&[b"\xff\xe1\x07\xd2", &scan_markers, SCAN, END]).is_some());
+        assert!(decodable_segments_of(&[SCAN, END, &SCAN.repeat(1000)]).is_some());
     }
 
     #[test]
-    fn the_decoder_sees_the_tables_the_first_frame_and_its_scans_alone() {
+    fn only_the_tables_the_first_frame_and_its_scans_are_returned() {
         let table = b"\xff\xdb\0\x05\0\x01\x02";
         let adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0";
         let clean = [b"\xff\xd8", &table[..], adobe, SOF, SCAN, END].concat();
-        assert_eq!(essential_of(&[table, adobe, SOF, SCAN, END]), Some(clean.clone()));
+        assert_eq!(decodable_segments_of(&[table, adobe, SOF, SCAN, END]), Some(clean.clone()));
         let other_frame = b"\xff\xc2\0\x0b\x08\0\x09\0\x09\x01\x01\x11\0";
-        for dirt in [
+        for superfluous in [
             &b"stray"[..],
             b"\0",
             b"\xff\xff\xff",
             b"\xff\0",
-            // Markers that no segment follows.
+            // Markers without a segment.
             b"\xff\xd0\xff\xd8\xff\x01",
-            // Lengths that no segment has.
+            // Segments with an invalid length.
             b"\xff\xe5\0\0",
             b"\xff\xfe\0\x01",
+            // Segments that do not affect the pixels.
             b"\xff\xe1\0\x08Exif\0\0",
-            // What tells the decoder nothing.
             b"\xff\xe0\0\x07JFIF\0",
             b"\xff\xee\0\x07Adobe",
             b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x07",
         ] {
-            let parts = [table, dirt, adobe, SOF, dirt, SCAN, dirt, END, dirt];
-            // Behind the compressed data, stray bytes are a part of it.
-            let stray = if dirt.starts_with(b"\xff") { 0 } else { dirt.len() };
-            let found = essential_of(&parts).unwrap();
-            let expected = clean.len() + stray;
-            let is_data = dirt == b"\xff\0" || dirt.starts_with(b"\xff\xd0");
-            if !is_data {
-                assert_eq!(found.len(), expected, "{}", dirt.escape_ascii());
+            let parts =
+                [table, superfluous, adobe, SOF, superfluous, SCAN, superfluous, END, superfluous];
+            let found = decodable_segments_of(&parts).unwrap();
+            // Stray bytes after a scan belong to its data.
+            let stray_len = if superfluous.starts_with(b"\xff") { 0 } else { superfluous.len() };
+            let is_scan_data = superfluous == b"\xff\0" || superfluous.starts_with(b"\xff\xd0");
+            if !is_scan_data {
+                let expected_len = clean.len() + stray_len;
+                assert_eq!(found.len(), expected_len, "{}", superfluous.escape_ascii());
             }
             assert!(found.starts_with(&clean[..clean.len() - END.len()]));
         }
-        let two = essential_of(&[table, adobe, SOF, other_frame, SCAN, END]);
-        assert_eq!(two, Some(clean));
+        let with_two_frames = decodable_segments_of(&[table, adobe, SOF, other_frame, SCAN, END]);
+        assert_eq!(with_two_frames, Some(clean));
     }
 
     #[test]
-    fn a_file_that_is_cut_anywhere_keeps_what_there_is() {
+    fn a_truncated_file_returns_no_more_than_it_contains() {
         let whole = [SOF, SCAN, END].concat();
         for len in 0..whole.len() {
-            let kept = essential_of(&[&whole[..len]]).unwrap();
-            assert!(kept.len() <= len + 4, "{len}");
+            let found = decodable_segments_of(&[&whole[..len]]).unwrap();
+            assert!(found.len() <= len + 4, "{len}");
         }
     }
 }

@@ -1,36 +1,39 @@
-//! A file with another beginning.
+//! Reads a file with a replaced beginning.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
 use crate::image::{Content, Reader};
 
-/// What may be missing at the end.
+/// The longest padding at the end.
 const ZEROS: [u8; 3] = [0; 3];
 
-/// Reads a file, but for its first bytes, in whose place stand others: a header that the decoder knows.
-pub(super) struct Spliced {
+/// Reads `head`, then the file from `file_start` on, then `padding` zeros. A decoder thus gets a
+/// header that it understands, and the file need not be copied.
+pub(super) struct SplicedReader {
     head: Vec<u8>,
-    /// How long the beginning of the file is that is not read.
-    replaced: u64,
-    /// Stands where [`Self::position`] is, or at the end of what is replaced, if that is within the head.
-    rest: Reader,
+    /// The position in the file at which reading starts. `head` replaces the bytes before it.
+    file_start: u64,
+    /// The file. Its position corresponds to [`Self::position`], or is [`Self::file_start`] while
+    /// `head` is read.
+    file: Reader,
     position: u64,
+    /// The number of bytes before the padding.
     len: u64,
-    /// How many zeros follow.
+    /// The number of zeros after the file.
     padding: usize,
 }
 
-impl Spliced {
-    /// The head, and the file from a place on.
-    pub(super) fn new(head: Vec<u8>, content: &Content, from: u64) -> io::Result<Self> {
-        let mut rest = content.reader();
-        rest.seek(SeekFrom::Start(from))?;
-        let len = head.len() as u64 + content.len().saturating_sub(from);
-        Ok(Self { head, replaced: from, rest, position: 0, len, padding: 0 })
+impl SplicedReader {
+    /// Reads `head`, then the file from `file_start` on.
+    pub(super) fn new(head: Vec<u8>, content: &Content, file_start: u64) -> io::Result<Self> {
+        let mut file = content.reader();
+        file.seek(SeekFrom::Start(file_start))?;
+        let len = head.len() as u64 + content.len().saturating_sub(file_start);
+        Ok(Self { head, file_start, file, position: 0, len, padding: 0 })
     }
 
-    /// Adds up to three zeros at the end.
-    pub(super) fn padded(mut self, zeros: usize) -> Self {
+    /// Adds zeros at the end, at most three.
+    pub(super) fn with_padding(mut self, zeros: usize) -> Self {
         self.padding = zeros.min(ZEROS.len());
         self
     }
@@ -40,7 +43,7 @@ impl Spliced {
     }
 }
 
-impl BufRead for Spliced {
+impl BufRead for SplicedReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         let position = usize::try_from(self.position).unwrap_or(usize::MAX);
         if let Some(head) = self.head.get(position..)
@@ -48,20 +51,22 @@ impl BufRead for Spliced {
         {
             return Ok(head);
         }
-        let Some(behind) = self.position.checked_sub(self.len) else { return self.rest.fill_buf() };
-        let behind = usize::try_from(behind).unwrap_or(usize::MAX);
-        Ok(ZEROS[..self.padding].get(behind..).unwrap_or_default())
+        let Some(read_zeros) = self.position.checked_sub(self.len) else {
+            return self.file.fill_buf();
+        };
+        let read_zeros = usize::try_from(read_zeros).unwrap_or(usize::MAX);
+        Ok(ZEROS[..self.padding].get(read_zeros..).unwrap_or_default())
     }
 
     fn consume(&mut self, amount: usize) {
         if (self.head_len()..self.len).contains(&self.position) {
-            self.rest.consume(amount);
+            self.file.consume(amount);
         }
         self.position += amount as u64;
     }
 }
 
-impl Read for Spliced {
+impl Read for SplicedReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.fill_buf()?.read(buffer)?;
         self.consume(read);
@@ -69,7 +74,7 @@ impl Read for Spliced {
     }
 }
 
-impl Seek for Spliced {
+impl Seek for SplicedReader {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let (base, offset) = match to {
             SeekFrom::Start(position) => (position, 0),
@@ -78,8 +83,8 @@ impl Seek for Spliced {
         };
         let position = base.checked_add_signed(offset);
         let position = position.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let behind_head = position.saturating_sub(self.head_len());
-        self.rest.seek(SeekFrom::Start(self.replaced.saturating_add(behind_head)))?;
+        let after_head = position.saturating_sub(self.head_len());
+        self.file.seek(SeekFrom::Start(self.file_start.saturating_add(after_head)))?;
         self.position = position;
         Ok(position)
     }
@@ -95,29 +100,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_reads_as_one_piece(
+        fn reads_and_seeks_match_those_of_the_concatenated_bytes(
             head in proptest::collection::vec(any::<u8>(), 0..40),
             file in proptest::collection::vec(any::<u8>(), 0..200),
-            from in 0..250usize,
+            file_start in 0..250usize,
             zeros in 0..4usize,
-            steps in proptest::collection::vec((0..3u8, -300i64..300, 0usize..100), 0..20),
+            reads in proptest::collection::vec((0..3u8, -300i64..300, 0usize..100), 0..20),
         ) {
-            let rest = file.get(from..).unwrap_or_default();
+            let rest = file.get(file_start..).unwrap_or_default();
             let expected = [&head[..], rest, &ZEROS[..zeros]].concat();
             let content = Content::Memory(file.clone().into());
-            let spliced = Spliced::new(head, &content, from as u64).unwrap();
-            let (mut ours, mut theirs) = (spliced.padded(zeros), Cursor::new(expected));
-            for (base, offset, len) in steps {
+            let spliced = SplicedReader::new(head, &content, file_start as u64).unwrap();
+            let (mut spliced, mut cursor) = (spliced.with_padding(zeros), Cursor::new(expected));
+            for (base, offset, len) in reads {
                 let to = match base {
                     0 => SeekFrom::Start(offset.unsigned_abs()),
                     1 => SeekFrom::Current(offset),
                     _ => SeekFrom::End(offset),
                 };
-                prop_assert_eq!(ours.seek(to).ok(), theirs.seek(to).ok());
-                let (mut our_bytes, mut their_bytes) = (Vec::new(), Vec::new());
-                ours.by_ref().take(len as u64).read_to_end(&mut our_bytes).unwrap();
-                theirs.by_ref().take(len as u64).read_to_end(&mut their_bytes).unwrap();
-                prop_assert_eq!(our_bytes, their_bytes);
+                prop_assert_eq!(spliced.seek(to).ok(), cursor.seek(to).ok());
+                let (mut found, mut expected) = (Vec::new(), Vec::new());
+                spliced.by_ref().take(len as u64).read_to_end(&mut found).unwrap();
+                cursor.by_ref().take(len as u64).read_to_end(&mut expected).unwrap();
+                prop_assert_eq!(found, expected);
             }
         }
     }

@@ -1,8 +1,8 @@
-//! Decodes TIFF.
+//! Decodes TIFF. Libraries decompress the strips and tiles; everything else is done here.
 //!
-//! Libraries undo the compressions. The TIFF library that `image` comes with is none of them: it knows
-//! no palettes, passes over FillOrder, undoes predictors wrongly beside samples that are left out, and
-//! panics where separate planes are cut into tiles that do not fill them.
+//! The `tiff` crate, which `image` uses, does not fit: it supports no palettes, ignores FillOrder,
+//! applies predictors incorrectly if a pixel has extra samples, and panics if separate planes consist
+//! of tiles that reach beyond the picture.
 
 use std::io::{self, Read};
 
@@ -22,32 +22,32 @@ mod samples;
 
 /// A strip or a tile.
 struct Chunk {
-    /// Which plane it is of, where each sample has one.
+    /// The index of its plane. There is only plane 0 unless each sample has a plane of its own.
     plane: u64,
-    /// Its first pixel in the picture.
+    /// The position of its upper left pixel in the picture.
     x: u32,
     y: u32,
-    /// How much of it lies in the picture.
+    /// The size of its part within the picture, in pixels.
     columns: u32,
     rows: u32,
-    /// Where it stands in the file.
+    /// Its position and length in the file, in bytes.
     offset: u64,
     len: u64,
 }
 
-/// Decodes the first picture of the file as it is stored, transparency onto white.
+/// Decodes the first picture of the file without applying the orientation, and blends it onto white.
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let tiff = header::bounded(picture.format, &picture.content, tiff::read)?;
     let mut reader = picture.content.reader();
     if (tiff.width, tiff.height) != (picture.width, picture.height) {
-        return Err(broken("its header tells another size"));
+        return Err(broken("its size differs from its header"));
     }
     let rgb = read_pixels(&tiff, &mut reader, picture.content.len())
         .and_then(|pixels| colors::into_rgb(&tiff, &mut reader, pixels));
     match rgb {
         Ok(rgb) => RgbImage::from_raw(tiff.width, tiff.height, rgb)
             .ok_or_else(|| broken("it has too few pixels")),
-        // The system's own word: it is the disk that fails.
+        // The error comes from the operating system, so the disk failed.
         Err(error) if error.raw_os_error().is_some() => Err(Error::Unreadable(error)),
         Err(error) => Err(broken(&error.to_string())),
     }
@@ -57,12 +57,13 @@ fn broken(reason: &str) -> Error {
     Error::Broken { format: Format::Tiff, reason: reason.into() }
 }
 
-/// The samples that a pixel's colour is made of, and alpha: their places among all of a pixel's.
-fn wanted(tiff: &Tiff) -> Vec<u64> {
+/// The indices of the samples that are decoded: those of the colour, and alpha. A pixel may have other
+/// samples, which are skipped.
+fn needed_samples(tiff: &Tiff) -> Vec<u64> {
     (0..tiff.color.samples()).chain(tiff.alpha.map(|alpha| alpha.at)).collect()
 }
 
-/// Reads those samples, pixel by pixel, each made 8 bits.
+/// Reads the needed samples of every pixel, and scales them to 8 bits.
 fn read_pixels(tiff: &Tiff, reader: &mut Reader, file_len: u64) -> io::Result<Vec<u8>> {
     let chunks = &tiff.chunks;
     let offsets = chunks.offsets.read(reader, tiff.order, chunks.count())?;
@@ -75,76 +76,80 @@ fn read_pixels(tiff: &Tiff, reader: &mut Reader, file_len: u64) -> io::Result<Ve
         None => Vec::new(),
     };
     let jpeg_tables: Vec<u8> = jpeg_tables.into_iter().map(|byte| byte as u8).collect();
-    let wanted = wanted(tiff);
-    let mut pixels = vec![0; tiff.width as usize * tiff.height as usize * wanted.len()];
-    let across_down = u64::from(chunks.across) * u64::from(chunks.down);
-    for (n, (offset, len)) in (0..).zip(offsets.into_iter().zip(lengths)) {
-        // Both are less than the picture's sides.
-        let x = (n % across_down % u64::from(chunks.across)) as u32 * chunks.width;
-        let y = (n % across_down / u64::from(chunks.across)) as u32 * chunks.height;
+    let needed_samples = needed_samples(tiff);
+    let mut pixels = vec![0; tiff.width as usize * tiff.height as usize * needed_samples.len()];
+    let chunks_per_plane = u64::from(chunks.across) * u64::from(chunks.down);
+    for (index, (offset, len)) in (0..).zip(offsets.into_iter().zip(lengths)) {
+        // `x` is less than the picture's width, and `y` less than its height.
+        let x = (index % chunks_per_plane % u64::from(chunks.across)) as u32 * chunks.width;
+        let y = (index % chunks_per_plane / u64::from(chunks.across)) as u32 * chunks.height;
         let chunk = Chunk {
-            plane: n / across_down,
+            plane: index / chunks_per_plane,
             x,
             y,
             columns: chunks.width.min(tiff.width - x),
             rows: chunks.height.min(tiff.height - y),
             offset,
-            // Where no length is told, up to the end of the file.
+            // A length of zero means that it is unknown: the chunk is read to the end of the file.
             len: if len == 0 { u64::MAX } else { len }.min(file_len.saturating_sub(offset)),
         };
-        read_chunk(tiff, &jpeg_tables, &chunk, reader, &wanted, &mut pixels)?;
+        read_chunk(tiff, &jpeg_tables, &chunk, reader, &needed_samples, &mut pixels)?;
     }
     Ok(pixels)
 }
 
-/// Reads what is wanted of a strip or a tile.
+/// Reads the needed samples of a strip or a tile into `pixels`.
 fn read_chunk(
     tiff: &Tiff,
     jpeg_tables: &[u8],
     chunk: &Chunk,
     reader: &mut Reader,
-    wanted: &[u64],
+    needed_samples: &[u64],
     pixels: &mut [u8],
 ) -> io::Result<()> {
-    let together = tiff.samples_together();
-    // From which place here to which place in a pixel.
-    let places = wanted.iter().enumerate().map(|(to, from)| (*from, to));
-    let places: Vec<(usize, usize)> = if tiff.chunks.planes > 1 {
-        places.filter(|(from, _)| *from == chunk.plane).map(|(_, to)| (0, to)).collect()
+    let stored_samples = tiff.samples_together();
+    // For each sample to copy: its index in the chunk's pixel, and its index in the output's pixel.
+    let indices = needed_samples.iter().enumerate().map(|(to, from)| (*from, to));
+    let indices: Vec<(usize, usize)> = if tiff.chunks.planes > 1 {
+        indices.filter(|(from, _)| *from == chunk.plane).map(|(_, to)| (0, to)).collect()
     } else {
-        places.map(|(from, to)| (from as usize, to)).collect()
+        indices.map(|(from, to)| (from as usize, to)).collect()
     };
-    if places.is_empty() {
+    if indices.is_empty() {
         return Ok(());
     }
-    let is_all = together == wanted.len() as u64;
+    let all_are_needed = stored_samples == needed_samples.len() as u64;
 
-    let bits = together * tiff.depth.bits();
-    let whole = (u64::from(tiff.chunks.width) * bits).div_ceil(8);
-    let shown = (u64::from(chunk.columns) * bits).div_ceil(8);
-    let needed = if tiff.predictor == Predictor::FloatDifference { whole } else { shown };
-    let mut row = vec![0; usize::try_from(needed).map_err(io::Error::other)?];
+    let bits_per_pixel = stored_samples * tiff.depth.bits();
+    let row_len = (u64::from(tiff.chunks.width) * bits_per_pixel).div_ceil(8);
+    let visible_len = (u64::from(chunk.columns) * bits_per_pixel).div_ceil(8);
+    // This predictor spreads the bytes of a sample over the whole row.
+    let needs_whole_row = tiff.predictor == Predictor::FloatDifference;
+    let read_len = if needs_whole_row { row_len } else { visible_len };
+    let mut row = vec![0; usize::try_from(read_len).map_err(io::Error::other)?];
     let mut samples = Vec::new();
     let mut rows = codec::rows(tiff, jpeg_tables, chunk, reader)?;
     for y in 0..chunk.rows {
         if y > 0 {
-            io::copy(&mut rows.by_ref().take(whole - needed), &mut io::sink())?;
+            // Skip the rest of the last row.
+            io::copy(&mut rows.by_ref().take(row_len - read_len), &mut io::sink())?;
         }
         rows.read_exact(&mut row)?;
         samples::undo_predictor(tiff, &mut row);
         samples::to_bytes(tiff, &row, &mut samples);
 
-        let first = (chunk.y + y) as usize * tiff.width as usize + chunk.x as usize;
-        let line = first * wanted.len()..(first + chunk.columns as usize) * wanted.len();
-        let line = &mut pixels[line];
-        if is_all {
-            line.copy_from_slice(&samples[..line.len()]);
+        let first_pixel = (chunk.y + y) as usize * tiff.width as usize + chunk.x as usize;
+        let end_pixel = first_pixel + chunk.columns as usize;
+        let pixel_len = needed_samples.len();
+        let output = &mut pixels[first_pixel * pixel_len..end_pixel * pixel_len];
+        if all_are_needed {
+            output.copy_from_slice(&samples[..output.len()]);
             continue;
         }
-        let pairs =
-            line.chunks_exact_mut(wanted.len()).zip(samples.chunks_exact(together as usize));
-        for (pixel, samples) in pairs {
-            for (from, to) in &places {
+        let pixels_and_samples =
+            output.chunks_exact_mut(pixel_len).zip(samples.chunks_exact(stored_samples as usize));
+        for (pixel, samples) in pixels_and_samples {
+            for (from, to) in &indices {
                 pixel[*to] = samples[*from];
             }
         }

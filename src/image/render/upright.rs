@@ -1,8 +1,8 @@
-//! A picture as it stands upright, without a second copy of its pixels.
+//! A view of a picture that is turned and mirrored upright, without a second copy of the pixels.
 
 use image_rs::{GenericImageView, Rgb, RgbImage, metadata::Orientation};
 
-/// Turns and mirrors a picture where its pixels are read.
+/// Turns and mirrors a picture while its pixels are read.
 pub(super) struct Upright<'a> {
     image: &'a RgbImage,
     orientation: Orientation,
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_orientation_is_turned_as_a_copy_would_be() {
+    fn the_view_has_the_same_pixels_as_a_turned_copy_for_every_orientation() {
         let image = RgbImage::from_fn(5, 3, |x, y| Rgb([x as u8, y as u8, 0]));
         for exif in 1..=8 {
             let orientation = Orientation::from_exif(exif).unwrap();

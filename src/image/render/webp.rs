@@ -1,6 +1,9 @@
-//! Hands a WebP to its decoder, which refuses pictures whose flags promise what no chunk holds.
+//! Decodes WebP. The decoder refuses a picture if its flags announce a chunk that is missing, so it
+//! gets the picture with corrected flags.
 
-use super::spliced::Spliced;
+use image_rs::{DynamicImage, ImageFormat};
+
+use super::{read, spliced::SplicedReader};
 use crate::image::{
     Error, Picture,
     header::{
@@ -9,13 +12,21 @@ use crate::image::{
     },
 };
 
-/// The picture's bytes, with the flags that its chunks bear out.
-pub(super) fn bytes(picture: &Picture) -> Result<Spliced, Error> {
+/// Decodes the picture. The decoder may allocate at most `memory_estimate` bytes.
+pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicImage, Error> {
+    read(picture, with_correct_flags(picture)?, ImageFormat::WebP, memory_estimate)
+}
+
+/// The picture's bytes, with flags only for the chunks that exist.
+fn with_correct_flags(picture: &Picture) -> Result<SplicedReader, Error> {
     let webp = header::bounded(picture.format, &picture.content, webp::read)?;
-    let Some(flags) = webp.flags else { return Ok(Spliced::new(Vec::new(), &picture.content, 0)?) };
-    let head = picture.content.read_at(0, FLAGS_AT)?;
-    let behind = FLAGS_AT as u64 + 1;
-    Ok(Spliced::new([&head[..], &[flags]].concat(), &picture.content, behind)?)
+    let Some(flags) = webp.flags else {
+        return Ok(SplicedReader::new(Vec::new(), &picture.content, 0)?);
+    };
+    let before_flags = picture.content.read_at(0, FLAGS_AT)?;
+    let after_flags = FLAGS_AT as u64 + 1;
+    let head = [&before_flags[..], &[flags]].concat();
+    Ok(SplicedReader::new(head, &picture.content, after_flags)?)
 }
 
 #[cfg(test)]
@@ -30,7 +41,7 @@ mod tests {
     const ALPHA: u8 = 0b1_0000;
     const PROFILE: u8 = 0b10_0000;
 
-    /// An extended file of 4 × 4 pixels with these flags, whose pixels are lossless.
+    /// A lossless WebP of 4 × 4 pixels in the extended format, with these flags.
     fn extended(flags: u8, image: &DynamicImage) -> Vec<u8> {
         let mut plain = std::io::Cursor::new(Vec::new());
         image.write_to(&mut plain, ImageFormat::WebP).unwrap();
@@ -42,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_for_chunks_that_are_missing_do_not_matter() {
+    fn flags_for_missing_chunks_are_ignored() {
         let red = RgbImage::from_pixel(4, 4, [200, 10, 20].into());
         for flags in [0, XMP, EXIF, XMP | EXIF, ALPHA, PROFILE, !ANIMATED] {
             let image = decoded(&extended(flags, &red.clone().into())).unwrap();
@@ -51,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn lossless_pixels_say_themselves_whether_they_have_alpha() {
+    fn the_alpha_of_lossless_pixels_does_not_depend_on_the_flag() {
         let clear = RgbaImage::from_pixel(4, 4, Rgba([200, 10, 20, 0]));
         for flags in [0, ALPHA] {
             let image = decoded(&extended(flags, &clear.clone().into())).unwrap();

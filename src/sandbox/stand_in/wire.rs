@@ -1,5 +1,5 @@
-//! The bodies of NVIDIA's requests and answers, as the stand-in reads and writes them. Unknown
-//! fields are refused, since NVIDIA refuses them.
+//! The request bodies that the stand-in reads, and the response body that it writes. Unknown fields
+//! in requests are refused, because NVIDIA refuses them.
 
 use axum::{
     Json,
@@ -39,7 +39,7 @@ pub(super) struct CreateAsset {
 }
 
 #[derive(Serialize)]
-struct Inferred<'a> {
+struct InferenceResponse<'a> {
     metadata: [Metadata<'a>; 1],
     created: u64,
     model: &'static str,
@@ -58,9 +58,9 @@ struct Usage {
     inference_response_time: u32,
 }
 
-/// The answer to a successful inference.
-pub(super) fn answer(vector: &[f32]) -> Response {
-    Json(Inferred {
+/// The response to a successful inference.
+pub(super) fn inference_response(vector: &[f32]) -> Response {
+    Json(InferenceResponse {
         metadata: [Metadata { embedding: vector, frame_num: 0 }],
         created: 1,
         model: "nv-dinov2",

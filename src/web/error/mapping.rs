@@ -6,7 +6,7 @@ use super::{BATCH_SIZE_SETTINGS, BUSY_DETAIL, Code, INTERNAL_DETAIL};
 use crate::{
     decoder, embed, fetch,
     image::{self, Format},
-    nvidia::FailureKind,
+    nvidia::ErrorKind,
     pipeline,
     web::extract::{
         body::{BodyContent, BodyError},
@@ -239,16 +239,16 @@ fn embed_code(error: &embed::Error) -> Code {
         embed::Error::StillTooLarge => Code::EmbeddingRejected,
         embed::Error::CallPanicked => Code::Internal,
         embed::Error::Nvidia(error) => match error.kind {
-            FailureKind::Picture => Code::EmbeddingRejected,
-            FailureKind::Key => Code::EmbeddingUnauthorized,
-            FailureKind::Account => Code::EmbeddingExhausted,
-            FailureKind::RateLimited => Code::EmbeddingRateLimited,
-            FailureKind::DeadlinePassed | FailureKind::AttemptTimeout => Code::EmbeddingTimeout,
-            FailureKind::InvalidAnswer | FailureKind::GatewayPage => Code::EmbeddingInvalid,
-            FailureKind::Unavailable
-            | FailureKind::ResultGone
-            | FailureKind::Unexpected
-            | FailureKind::UploadsRefused => Code::EmbeddingUnavailable,
+            ErrorKind::PictureRefused => Code::EmbeddingRejected,
+            ErrorKind::KeyRefused => Code::EmbeddingUnauthorized,
+            ErrorKind::AccountRefused => Code::EmbeddingExhausted,
+            ErrorKind::RateLimited => Code::EmbeddingRateLimited,
+            ErrorKind::DeadlinePassed | ErrorKind::AttemptTimeout => Code::EmbeddingTimeout,
+            ErrorKind::InvalidResponse | ErrorKind::GatewayPage => Code::EmbeddingInvalid,
+            ErrorKind::Unavailable
+            | ErrorKind::ResultGone
+            | ErrorKind::Unexpected
+            | ErrorKind::UploadsRefused => Code::EmbeddingUnavailable,
         },
     }
 }

@@ -19,34 +19,35 @@ impl FakeNvidia {
         Inline::of(self.received().last().unwrap())
     }
 
-    /// The asset id that every created upload gets.
+    /// The id of every created asset.
     pub const ASSET: &'static str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
     /// The query of the presigned upload URL.
     pub const SIGNATURE: &'static str = "X-Amz-Signature=planted";
 
-    /// Answers every call with a script.
+    /// Sends the replies of a script, which gets the request and the number of earlier requests.
     pub async fn scripted(
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
         Self(FakeServer::start(script).await)
     }
 
-    /// Answers one call after the other with these replies, and then repeats the last one.
+    /// Sends these replies in order, and then the last one for every further call.
     pub async fn replying(replies: Vec<Reply>) -> Self {
         Self::scripted(move |_, nth| replies.get(nth).or(replies.last()).unwrap().clone()).await
     }
 
-    /// Answers every inference and accepts uploads.
+    /// Responds to every inference with an embedding, and accepts assets.
     pub async fn healthy() -> Self {
-        Self::with_uploads(|_| None).await
+        Self::healthy_except(|_| None).await
     }
 
-    /// Answers inferences and accepts uploads, unless the script returns another reply.
-    pub async fn with_uploads(
-        except: impl Fn(&Received) -> Option<Reply> + Send + Sync + 'static,
+    /// Sends the replies of [`Self::healthy`], except for requests for which `exception` returns a
+    /// reply.
+    pub async fn healthy_except(
+        exception: impl Fn(&Received) -> Option<Reply> + Send + Sync + 'static,
     ) -> Self {
         Self::scripted(move |request, _| {
-            if let Some(reply) = except(request) {
+            if let Some(reply) = exception(request) {
                 return reply;
             }
             match request.line().as_str() {
@@ -66,14 +67,14 @@ impl FakeNvidia {
     }
 }
 
-/// NVIDIA's answer to the creation of an upload.
+/// NVIDIA's reply to the creation of an asset.
 pub fn created_asset(request: &Received) -> Reply {
     let host = request.header("host").unwrap();
-    let announced: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
     let (asset, signature) = (FakeNvidia::ASSET, FakeNvidia::SIGNATURE);
     let upload_url = format!("http://{host}{UPLOAD_PATH}{asset}?{signature}");
     let [media_type, description] =
-        ["contentType", "description"].map(|name| announced[name].as_str().unwrap());
+        ["contentType", "description"].map(|name| body[name].as_str().unwrap());
     Reply::json(200, asset_body(asset, &upload_url, media_type, description))
 }
 
@@ -90,17 +91,17 @@ pub fn numbers() -> Vec<String> {
     (0..1536).map(|n| format!("{:.7}", f64::from(n) / 1536.0 - 0.5)).collect()
 }
 
-/// NVIDIA's answer with [`numbers`] as the embedding.
+/// NVIDIA's reply with [`numbers`] as the embedding.
 pub fn embedding() -> Reply {
     embedding_of(&format!("[{}]", numbers().join(",")))
 }
 
-/// NVIDIA's answer with this text as the embedding.
+/// NVIDIA's reply with this JSON text as the embedding.
 pub fn embedding_of(embedding: &str) -> Reply {
     Reply::json(200, embedding_body(embedding))
 }
 
-/// NVIDIA's answer that the embedding is pending under this id.
+/// NVIDIA's reply if the embedding is pending under this id.
 pub fn pending(id: &str) -> Reply {
     Reply::new(202, &[("NVCF-REQID", id), ("NVCF-STATUS", "pending-evaluation")], "")
 }
@@ -109,7 +110,7 @@ pub fn pending(id: &str) -> Reply {
 pub struct Inline {
     pub media_type: String,
     pub bytes: Vec<u8>,
-    /// The length of the Base64 text.
+    /// The number of characters of the Base64 text.
     pub text_len: usize,
 }
 
@@ -122,7 +123,7 @@ impl Inline {
         Self { media_type, bytes: BASE64_STANDARD.decode(text).unwrap(), text_len: text.len() }
     }
 
-    /// The pixels as stored, not turned upright.
+    /// The pixels, without applying an EXIF orientation.
     pub fn pixels(&self) -> RgbImage {
         image_rs::load_from_memory(&self.bytes).unwrap().into_rgb8()
     }
@@ -133,7 +134,7 @@ pub fn picture_number(request: &Received) -> usize {
     try_picture_number(request).unwrap()
 }
 
-/// The number of the tiny picture, or `None` if the request carries no picture.
+/// The number of the tiny picture, or `None` if the request contains no picture.
 pub fn try_picture_number(request: &Received) -> Option<usize> {
     let body = String::from_utf8_lossy(&request.body);
     let (_, text) = body.split_once(";base64,")?;

@@ -1,4 +1,4 @@
-//! A fake HTTP/1.1 server that answers with a script and keeps every request byte for byte.
+//! A fake HTTP/1.1 server that sends the replies of a script and records every request.
 
 use std::{
     net::SocketAddr,
@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 
-/// A request as it arrived.
+/// A recorded request.
 #[derive(Debug, Clone)]
 pub struct Received {
     pub method: String,
@@ -27,7 +27,7 @@ pub struct Received {
     /// The headers in the order of arrival, with names in lower case.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// The other end of the request's connection.
+    /// The address of the client on the request's connection.
     pub peer: SocketAddr,
 }
 
@@ -40,7 +40,7 @@ impl Received {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// All headers but `host`, which differs from run to run, sorted.
+    /// All headers in sorted order, except `host`, which differs from run to run.
     pub fn sorted_headers(&self) -> Vec<String> {
         let headers = self.headers.iter().filter(|(name, _)| name != "host");
         let mut headers: Vec<_> = headers.map(|(name, value)| format!("{name}: {value}")).collect();
@@ -58,13 +58,13 @@ pub enum Reply {
     CloseAfter(Vec<u8>),
     /// Sends these bytes after this time.
     After(Duration, Vec<u8>),
-    /// Sends these bytes once the test releases them.
+    /// Sends these bytes once the test sends `true`, or drops the sender.
     Held(watch::Receiver<bool>, Vec<u8>),
     /// Never replies.
     Hang,
-    /// Sends these bytes, then one byte every few milliseconds, for ever.
+    /// Sends these bytes, then one byte every 5 ms without end.
     Trickle(Vec<u8>),
-    /// Sends these bytes, then more for ever, as fast as the client reads.
+    /// Sends these bytes, then zeros without end, as fast as the client reads.
     Endless(Vec<u8>),
 }
 
@@ -93,7 +93,7 @@ impl Reply {
         Self::After(wait, self.into_bytes())
     }
 
-    /// Sends only half of the reply, then closes the connection.
+    /// Sends the first half of the reply, then closes the connection.
     pub fn broken_off(self) -> Self {
         let mut bytes = self.into_bytes();
         bytes.truncate(bytes.len() / 2);
@@ -103,7 +103,7 @@ impl Reply {
     fn into_bytes(self) -> Vec<u8> {
         match self {
             Self::Bytes(bytes) => bytes,
-            other => panic!("{other:?} is not a plain reply"),
+            other => panic!("{other:?} was already changed"),
         }
     }
 
@@ -112,11 +112,16 @@ impl Reply {
     }
 }
 
-/// The number of requests that wait for a delayed reply, and the most that ever did.
-type Active = (AtomicUsize, AtomicUsize);
+/// Counts the requests that wait for a [`Reply::After`].
+#[derive(Default)]
+struct DelayedRequests {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
 
-/// How many requests are kept with their bodies; later ones are kept without.
-const KEPT: usize = 64;
+/// The number of requests that are recorded with their bodies. Later requests are recorded without
+/// bodies, which would take too much memory.
+const MAX_RECORDED_BODIES: usize = 64;
 
 type Script = dyn Fn(&Received, usize) -> Reply + Send + Sync;
 
@@ -125,17 +130,17 @@ pub struct FakeServer {
     pub address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
     count: watch::Receiver<usize>,
-    active: Arc<Active>,
+    delayed: Arc<DelayedRequests>,
     task: JoinHandle<()>,
 }
 
 impl FakeServer {
-    /// Answers each request with a script, which gets the request and the number of earlier ones.
+    /// Sends the replies of a script, which gets the request and the number of earlier requests.
     pub async fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
         Self::listen(None, script).await
     }
 
-    /// Serves over TLS, as `localhost`.
+    /// The same over TLS. The certificate must be for `localhost`.
     pub async fn start_tls(
         config: ServerConfig,
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
@@ -151,35 +156,33 @@ impl FakeServer {
         let address = listener.local_addr().unwrap();
         let script: Arc<Script> = Arc::new(script);
         let received = Arc::new(Mutex::new(Vec::new()));
-        let (counted, count) = watch::channel(0);
-        let counted = Arc::new(counted);
-        let active = Arc::new(Active::default());
-        let activity = Arc::clone(&active);
-        let log = Arc::clone(&received);
+        let (count_sender, count) = watch::channel(0);
+        let delayed = Arc::new(DelayedRequests::default());
+        let connection = Connection {
+            script,
+            received: Arc::clone(&received),
+            count: Arc::new(count_sender),
+            delayed: Arc::clone(&delayed),
+        };
         let task = tokio::spawn(async move {
             while let Ok((stream, peer)) = listener.accept().await {
-                let (script, log) = (Arc::clone(&script), Arc::clone(&log));
-                let (counted, activity) = (Arc::clone(&counted), Arc::clone(&activity));
-                let tls = tls.clone();
+                let (connection, tls) = (connection.clone(), tls.clone());
                 tokio::spawn(async move {
                     // An error ends only this connection.
-                    let _ = if let Some(tls) = tls {
-                        match tls.accept(stream).await {
-                            Ok(stream) => {
-                                serve(stream, peer, &*script, &log, &counted, &activity).await
-                            }
+                    let _ = match tls {
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => connection.serve(stream, peer).await,
                             Err(error) => Err(error),
-                        }
-                    } else {
-                        serve(stream, peer, &*script, &log, &counted, &activity).await
+                        },
+                        None => connection.serve(stream, peer).await,
                     };
                 });
             }
         });
-        Self { address, received, count, active, task }
+        Self { address, received, count, delayed, task }
     }
 
-    /// Answers each request with the same picture.
+    /// Responds to each request with the same picture.
     pub async fn serving(picture: &[u8]) -> Self {
         let reply = Reply::new(200, &[], picture);
         Self::start(move |_, _| reply.clone()).await
@@ -193,11 +196,12 @@ impl FakeServer {
         self.received.lock().unwrap().clone()
     }
 
-    /// The most requests that ever waited for a [`Reply::After`] at once.
-    pub fn busiest(&self) -> usize {
-        self.active.1.load(Ordering::SeqCst)
+    /// The most requests that waited for a [`Reply::After`] at the same time.
+    pub fn most_delayed(&self) -> usize {
+        self.delayed.most.load(Ordering::SeqCst)
     }
 
+    /// The method and the target of each request.
     pub fn lines(&self) -> Vec<String> {
         self.received().iter().map(Received::line).collect()
     }
@@ -207,8 +211,7 @@ impl FakeServer {
         *self.count.borrow()
     }
 
-    /// Waits until this many requests have arrived, since the service makes some calls after its
-    /// answer.
+    /// Waits until this many requests have arrived. The service makes some calls after its answer.
     pub async fn wait_for(&self, requests: usize) -> Vec<Received> {
         let mut count = self.count.clone();
         let wait = timeout(Duration::from_secs(10), count.wait_for(|count| *count >= requests));
@@ -223,53 +226,61 @@ impl Drop for FakeServer {
     }
 }
 
-async fn serve(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    peer: SocketAddr,
-    script: &Script,
-    log: &Mutex<Vec<Received>>,
-    counted: &watch::Sender<usize>,
-    active: &Active,
-) -> std::io::Result<()> {
-    let mut stream = BufReader::new(stream);
-    loop {
-        let received = read_request(&mut stream, peer).await?;
-        let reply = {
-            let mut log = log.lock().unwrap();
-            let reply = script(&received, log.len());
-            // Keeping all large bodies would take too much memory.
-            let body = if log.len() < KEPT { received.body } else { Vec::new() };
-            log.push(Received { body, ..received });
-            reply
-        };
-        counted.send_modify(|count| *count += 1);
-        match reply {
-            Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
-            Reply::CloseAfter(bytes) => return stream.write_all(&bytes).await,
-            Reply::After(wait, bytes) => {
-                let now = active.0.fetch_add(1, Ordering::SeqCst) + 1;
-                active.1.fetch_max(now, Ordering::SeqCst);
-                tokio::time::sleep(wait).await;
-                active.0.fetch_sub(1, Ordering::SeqCst);
-                stream.write_all(&bytes).await?;
-            }
-            Reply::Held(mut release, bytes) => {
-                // If the test has dropped the sender, the reply is released, too.
-                let _ = release.wait_for(|open| *open).await;
-                stream.write_all(&bytes).await?;
-            }
-            Reply::Hang => std::future::pending().await,
-            Reply::Trickle(bytes) => {
-                stream.write_all(&bytes).await?;
-                loop {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    stream.write_all(b"0").await?;
+/// What serving a connection needs.
+#[derive(Clone)]
+struct Connection {
+    script: Arc<Script>,
+    received: Arc<Mutex<Vec<Received>>>,
+    count: Arc<watch::Sender<usize>>,
+    delayed: Arc<DelayedRequests>,
+}
+
+impl Connection {
+    async fn serve(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        peer: SocketAddr,
+    ) -> std::io::Result<()> {
+        let mut stream = BufReader::new(stream);
+        loop {
+            let request = read_request(&mut stream, peer).await?;
+            let reply = {
+                let mut received = self.received.lock().unwrap();
+                let reply = (self.script)(&request, received.len());
+                let records_body = received.len() < MAX_RECORDED_BODIES;
+                let body = if records_body { request.body } else { Vec::new() };
+                received.push(Received { body, ..request });
+                reply
+            };
+            self.count.send_modify(|count| *count += 1);
+            match reply {
+                Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
+                Reply::CloseAfter(bytes) => return stream.write_all(&bytes).await,
+                Reply::After(wait, bytes) => {
+                    let now = self.delayed.now.fetch_add(1, Ordering::SeqCst) + 1;
+                    self.delayed.most.fetch_max(now, Ordering::SeqCst);
+                    tokio::time::sleep(wait).await;
+                    self.delayed.now.fetch_sub(1, Ordering::SeqCst);
+                    stream.write_all(&bytes).await?;
                 }
-            }
-            Reply::Endless(bytes) => {
-                stream.write_all(&bytes).await?;
-                loop {
-                    stream.write_all(&[0; 1 << 16]).await?;
+                Reply::Held(mut release, bytes) => {
+                    // An error means that the test has dropped the sender.
+                    let _ = release.wait_for(|is_released| *is_released).await;
+                    stream.write_all(&bytes).await?;
+                }
+                Reply::Hang => std::future::pending().await,
+                Reply::Trickle(bytes) => {
+                    stream.write_all(&bytes).await?;
+                    loop {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                        stream.write_all(b"0").await?;
+                    }
+                }
+                Reply::Endless(bytes) => {
+                    stream.write_all(&bytes).await?;
+                    loop {
+                        stream.write_all(&[0; 1 << 16]).await?;
+                    }
                 }
             }
         }
@@ -286,8 +297,9 @@ async fn read_request(
     }
     let head = String::from_utf8(head).unwrap();
     let mut lines = head.split("\r\n");
-    let mut first = lines.next().unwrap().splitn(3, ' ');
-    let (method, target) = (first.next().unwrap().to_owned(), first.next().unwrap().to_owned());
+    let mut request_line = lines.next().unwrap().splitn(3, ' ');
+    let method = request_line.next().unwrap().to_owned();
+    let target = request_line.next().unwrap().to_owned();
     let headers: Vec<_> = lines
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
@@ -296,7 +308,7 @@ async fn read_request(
     assert_eq!(
         received.header("transfer-encoding"),
         None,
-        "the service declares the length of every body"
+        "the service must send every body with its length"
     );
     let length = received.header("content-length").map_or(0, |length| length.parse().unwrap());
     received.body.resize(length, 0);

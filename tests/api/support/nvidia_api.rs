@@ -1,5 +1,5 @@
-//! NVIDIA's API as its server sees it: the key, the requests, and the bodies of requests and
-//! answers. All fakes of NVIDIA use it; the benchmarks include this file, too.
+//! The server's side of NVIDIA's API: the key, the paths, and the bodies of requests and replies. All
+//! fakes of NVIDIA use this file, and the benchmarks include it.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ pub const KEY: &str = "nvapi-planted-key";
 
 /// The request for an embedding.
 pub const INFER: &str = "POST /v1/cv/nvidia/nv-dinov2";
-/// The request that creates an upload.
+/// The request that creates an asset.
 pub const CREATE_ASSET: &str = "POST /v2/nvcf/assets";
 
 pub const INFER_PATH: &str = INFER.split_at("POST ".len()).1;
@@ -35,14 +35,14 @@ pub fn inline_body(media_type: &str, base64: &str) -> String {
     )
 }
 
-/// The body of NVIDIA's answer with this text as the embedding.
+/// The body of NVIDIA's reply with this JSON text as the embedding.
 pub fn embedding_body(embedding: &str) -> String {
     format!(
         r#"{{"metadata":[{{"embedding":{embedding},"frame_num":0}}],"created":1,"model":"nv-dinov2","object":"inference.completion","usage":{{"inference_response_time":1}}}}"#
     )
 }
 
-/// The body of NVIDIA's answer to the creation of an upload.
+/// The body of NVIDIA's reply to the creation of an asset.
 pub fn asset_body(asset: &str, upload_url: &str, media_type: &str, description: &str) -> String {
     format!(
         r#"{{"assetId":"{asset}","uploadUrl":"{upload_url}","contentType":"{media_type}","description":"{description}"}}"#

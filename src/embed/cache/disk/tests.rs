@@ -10,7 +10,7 @@ fn cached(number: &str) -> CachedEmbedding {
     let text = format!("[{}]", [number; DIMENSIONS].join(", "));
     let raw = RawValue::from_string(text).unwrap();
     CachedEmbedding {
-        vector: Vector::check(&raw).unwrap(),
+        vector: Vector::from_json(&raw).unwrap(),
         prepared: Prepared::Shrunk,
         valid_until: None,
     }

@@ -1,4 +1,4 @@
-//! What strips and tiles are compressed with (TIFF 6.0, sections 7 to 13 and 22).
+//! Decompresses strips and tiles (TIFF 6.0, sections 7 to 13 and 22).
 
 use std::{
     convert::Infallible,
@@ -21,13 +21,13 @@ use crate::image::{
         jpeg,
         tiff::{Tiff, kinds::Compression},
     },
-    render::jpeg::essential,
+    render::jpeg::decodable_segments,
 };
 
-/// How much of what is compressed with LZW is taken from the file at once.
-const LZW_PIECE: u64 = 32 << 10;
+/// The most bytes of LZW data that are read from the file at once.
+const LZW_BUFFER_LEN: u64 = 32 << 10;
 
-/// The rows of a strip or a tile, as if they were not compressed.
+/// Returns a reader of the decompressed rows of a strip or a tile.
 pub(super) fn rows<'a>(
     tiff: &Tiff,
     jpeg_tables: &[u8],
@@ -36,11 +36,12 @@ pub(super) fn rows<'a>(
 ) -> io::Result<Box<dyn Read + 'a>> {
     reader.seek(SeekFrom::Start(chunk.offset))?;
     if tiff.compression == Compression::None {
-        // However long it should be: what is wrong in many files does not matter here.
+        // The length of uncompressed rows follows from their size. The length in the tags is wrong in
+        // many files, so it is ignored.
         return Ok(raw(reader.take(u64::MAX), tiff.is_bit_reversed));
     }
     if tiff.compression == Compression::Jpeg {
-        // Its bits have an order of their own.
+        // FillOrder does not apply to JPEG.
         return Ok(Box::new(Cursor::new(jpeg(tiff, jpeg_tables, chunk, reader)?)));
     }
     let raw = raw(reader.take(chunk.len), tiff.is_bit_reversed);
@@ -52,15 +53,15 @@ pub(super) fn rows<'a>(
     })
 }
 
-/// What stands in the file.
+/// Returns a reader of the file's bytes with the usual order of bits.
 fn raw(reader: Take<&mut Reader>, is_bit_reversed: bool) -> Box<dyn Read + '_> {
-    if is_bit_reversed { Box::new(Reversed(reader)) } else { Box::new(reader) }
+    if is_bit_reversed { Box::new(BitReverser(reader)) } else { Box::new(reader) }
 }
 
-/// Turns the bits of every byte around.
-struct Reversed<R>(R);
+/// Reverses the bits of every byte.
+struct BitReverser<R>(R);
 
-impl<R: Read> Read for Reversed<R> {
+impl<R: Read> Read for BitReverser<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.0.read(buffer)?;
         buffer[..read].iter_mut().for_each(|byte| *byte = byte.reverse_bits());
@@ -75,10 +76,11 @@ struct Lzw<R> {
 
 impl<R: Read> Lzw<R> {
     fn new(packed: R, len: u64) -> io::Result<Self> {
-        let capacity = usize::try_from(len.clamp(2, LZW_PIECE)).map_err(io::Error::other)?;
+        let capacity = usize::try_from(len.clamp(2, LZW_BUFFER_LEN)).map_err(io::Error::other)?;
         let mut packed = BufReader::with_capacity(capacity, packed);
-        // Before TIFF 5.0, codes began with their lowest bit and became longer a code later. Each
-        // kind begins with the code 256, by which libtiff tells them apart, too.
+        // Before TIFF 5.0, a code began with its lowest bit, and codes became longer one code later.
+        // The first code is 256 in either variant, so its bytes show the variant. libtiff uses the
+        // same test.
         let is_old = matches!(packed.fill_buf()?, [0, second, ..] if second & 1 == 1);
         let configuration = if is_old {
             Configuration::new(BitOrder::Lsb, 8)
@@ -91,19 +93,20 @@ impl<R: Read> Lzw<R> {
 
 impl<R: Read> Read for Lzw<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut was_stuck = false;
+        let mut made_no_progress = false;
         loop {
             let result = self.decoder.decode_bytes(self.packed.fill_buf()?, buffer);
             self.packed.consume(result.consumed_in);
             match result.status.map_err(io::Error::other)? {
                 _ if result.consumed_out > 0 => return Ok(result.consumed_out),
                 LzwStatus::Done => return Ok(0),
-                // It also says so where it has unpacked a word that is longer than the buffer, and
-                // gives it the next time.
-                LzwStatus::NoProgress if was_stuck => {
+                // The data has ended only if this happens twice in a row. The decoder also reports no
+                // progress when a decoded word is longer than the buffer, and then returns the word
+                // on the next call.
+                LzwStatus::NoProgress if made_no_progress => {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
-                status => was_stuck = matches!(status, LzwStatus::NoProgress),
+                status => made_no_progress = matches!(status, LzwStatus::NoProgress),
             }
         }
     }
@@ -114,14 +117,14 @@ struct PackBits<R> {
     run: Run,
 }
 
-/// What is left of a run.
+/// The rest of a run: the number of bytes left, and for a repeated byte its value.
 enum Run {
     Literal(usize),
     Repeated(usize, u8),
 }
 
 impl<R: Read> PackBits<R> {
-    fn byte(&mut self) -> io::Result<u8> {
+    fn read_byte(&mut self) -> io::Result<u8> {
         let mut byte = [0];
         self.packed.read_exact(&mut byte)?;
         Ok(byte[0])
@@ -131,11 +134,11 @@ impl<R: Read> PackBits<R> {
 impl<R: Read> Read for PackBits<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while let Run::Literal(0) | Run::Repeated(0, _) = self.run {
-            let head = usize::from(self.byte()?);
+            let head = usize::from(self.read_byte()?);
             match head {
                 0..=127 => self.run = Run::Literal(head + 1),
-                128 => {} // nothing
-                _ => self.run = Run::Repeated(257 - head, self.byte()?),
+                128 => {} // no operation
+                _ => self.run = Run::Repeated(257 - head, self.read_byte()?),
             }
         }
         match &mut self.run {
@@ -155,11 +158,12 @@ impl<R: Read> Read for PackBits<R> {
     }
 }
 
-/// A fax's rows, a bit for each pixel: 1 is black.
+/// The rows of a fax, with one bit for each pixel. 1 is black.
 struct Fax {
     decoder: FaxDecoder,
     width: u16,
-    /// Whether the end was told. Writers leave out white rows before it, but not all of them.
+    /// Whether the code for the end of the fax was read. Further rows are white, because some
+    /// programs leave out the last white rows.
     is_over: bool,
     row: Cursor<Vec<u8>>,
 }
@@ -178,10 +182,10 @@ impl Fax {
         len: u64,
         width: u32,
     ) -> io::Result<Self> {
-        let mut bytes = Vec::with_capacity(room(len)?);
+        let mut bytes = Vec::with_capacity(buffer_capacity(len)?);
         packed.read_to_end(&mut bytes)?;
-        // The library looks at more bits than the last code has, and wants each row of Group 3 to be
-        // ended, though what ends it stands before the next one with most writers.
+        // The library reads more bits than the last code has. In Group 3 it also requires the code for
+        // the end of a row after the last row; most programs write that code only between rows.
         bytes.extend(if compression == Compression::Group3 { [0, 1, 0xff, 0xff] } else { [0; 4] });
         let bytes: Bytes = bytes.into_iter().map(Ok);
         let width = u16::try_from(width).map_err(io::Error::other)?;
@@ -193,6 +197,7 @@ impl Fax {
         Ok(Self { decoder, width, is_over: false, row: Cursor::default() })
     }
 
+    /// Decodes the next row.
     fn next_row(&mut self) -> io::Result<()> {
         let is_first = self.row.get_ref().is_empty();
         self.row.set_position(0);
@@ -202,15 +207,15 @@ impl Fax {
         if self.is_over {
             return Ok(());
         }
-        // Where black begins, where white begins, and so on.
+        // The positions at which black begins, white begins, black begins again, and so on.
         let changes = match &mut self.decoder {
             FaxDecoder::Group3(decoder) => {
-                // The last row is told together with the end.
+                // The status `End` comes with the last row, and not after it.
                 self.is_over = decoder.advance().map_err(broken)? == DecodeStatus::End;
                 let changes = decoder.transitions();
-                // The decoder takes a code that it does not know for the end of a row.
+                // The decoder treats an unknown code like the end of a row.
                 if changes.last().is_some_and(|end| *end != self.width) {
-                    return Err(broken("a row of a fax ends early, or late"));
+                    return Err(broken("a row of a fax is too short or too long"));
                 }
                 changes
             }
@@ -241,35 +246,35 @@ impl Read for Fax {
     }
 }
 
-/// The samples of a JPEG, in whatever colours it has. Its size is looked at first: one that is larger
-/// than its strip or tile could take any memory.
+/// Decodes a JPEG to its samples, without converting colours. The size is checked first, because a
+/// JPEG larger than its strip or tile could need any amount of memory.
 fn jpeg(tiff: &Tiff, tables: &[u8], chunk: &Chunk, reader: &mut Reader) -> io::Result<Vec<u8>> {
-    const MARKER: usize = 2;
-    let mut bytes = Vec::with_capacity(room(chunk.len)? + tables.len());
-    // Tables are a JPEG of their own: without its end, and the picture's without its start, they are
-    // one.
-    if let Some(tables) = tables.len().checked_sub(MARKER).and_then(|end| tables.get(..end)) {
+    const MARKER_LEN: usize = 2;
+    let mut bytes = Vec::with_capacity(buffer_capacity(chunk.len)? + tables.len());
+    // The tables are a separate JPEG. They are joined by leaving out the last marker of the tables
+    // and the first marker of the picture.
+    if let Some(tables) = tables.len().checked_sub(MARKER_LEN).and_then(|end| tables.get(..end)) {
         bytes.extend(tables);
-        reader.seek_relative(MARKER as i64)?;
+        reader.seek_relative(MARKER_LEN as i64)?;
     }
     reader.take(chunk.len).read_to_end(&mut bytes)?;
     let content = Content::Memory(bytes.into());
     let header = jpeg::read(&mut content.header_reader());
-    let header = header.map_err(|_| broken("a JPEG inside cannot be read"))?;
+    let header = header.map_err(|_| broken("an embedded JPEG cannot be read"))?;
     let frame = header.frame;
-    let is_as_tagged = u64::from(frame.components) == tiff.samples_together()
+    let matches_tags = u64::from(frame.components) == tiff.samples_together()
         && u32::from(frame.width) == tiff.chunks.width
-        // The last one may be as high as the others are, though less of it is shown.
+        // The JPEG of the last strip may be as high as the others, and reach beyond the picture.
         && (chunk.rows..=tiff.chunks.height).contains(&frame.height.into());
-    if !is_as_tagged {
-        return Err(broken("a JPEG inside is of another size or has other colours"));
+    if !matches_tags {
+        return Err(broken("the size or the colours of an embedded JPEG differ from the tags"));
     }
     if header.undecodable().is_some() {
-        return Err(broken("a JPEG inside is of a rare kind"));
+        return Err(broken("an embedded JPEG is of an unsupported kind"));
     }
     let len = usize::try_from(content.len()).map_err(io::Error::other)?;
-    let bytes = essential(&mut content.reader(), len)?;
-    let bytes = bytes.ok_or_else(|| broken("a JPEG inside has too many scans"))?;
+    let bytes = decodable_segments(&mut content.reader(), len)?;
+    let bytes = bytes.ok_or_else(|| broken("an embedded JPEG has too many scans"))?;
     drop(content);
     let options = DecoderOptions::default()
         .set_strict_mode(false)
@@ -277,18 +282,20 @@ fn jpeg(tiff: &Tiff, tables: &[u8], chunk: &Chunk, reader: &mut Reader) -> io::R
         .set_max_height(frame.height.into());
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes[..]), options);
     decoder.decode_headers().map_err(broken)?;
-    // The samples as they are: the TIFF says what they mean, and not the JPEG.
-    let stored = match decoder.input_colorspace() {
+    // The decoder must not convert the samples, because the TIFF's tags define their colours. Output
+    // in the colour space of the input is not converted.
+    let color_space = match decoder.input_colorspace() {
         Some(ColorSpace::CMYK) if frame.components == 3 => ColorSpace::RGB,
-        Some(stored) => stored,
-        None => return Err(broken("a JPEG inside has no colours")),
+        Some(color_space) => color_space,
+        None => return Err(broken("an embedded JPEG has no colours")),
     };
-    decoder.set_options(options.jpeg_set_out_colorspace(stored));
+    decoder.set_options(options.jpeg_set_out_colorspace(color_space));
     decoder.decode().map_err(broken)
 }
 
-/// Room for so many bytes of the file and a few more: a buffer that grows as it is filled may double.
-fn room(len: u64) -> io::Result<usize> {
+/// The capacity of a buffer for `len` bytes of the file and a few more. The buffer must not grow while
+/// it is filled, because growth may double its memory.
+fn buffer_capacity(len: u64) -> io::Result<usize> {
     usize::try_from(len.saturating_add(64)).map_err(io::Error::other)
 }
 

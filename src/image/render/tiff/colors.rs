@@ -1,4 +1,4 @@
-//! Colours as RGB, transparency onto white.
+//! Converts colours to RGB, and blends transparent pixels onto white.
 
 use std::io;
 
@@ -10,8 +10,8 @@ use crate::image::{
     },
 };
 
-/// Makes RGB of pixels that are a colour's samples and alpha, in the memory that they have where it is
-/// enough.
+/// Converts pixels to RGB. A pixel consists of the samples of its colour, then alpha if there is
+/// any. The result reuses the buffer if the pixels do not grow.
 pub(super) fn into_rgb(
     tiff: &Tiff,
     reader: &mut Reader,
@@ -21,28 +21,28 @@ pub(super) fn into_rgb(
         return Ok(pixels);
     }
     let palette = palette(tiff, reader)?;
-    let colors = tiff.color.samples() as usize;
-    let stored = colors + usize::from(tiff.alpha.is_some());
-    let count = pixels.len() / stored;
-    let rgb = |pixels: &[u8], n: usize| {
-        let pixel = &pixels[n * stored..][..stored];
-        let color = opaque(tiff.color, &palette, &pixel[..colors]);
+    let color_len = tiff.color.samples() as usize;
+    let pixel_len = color_len + usize::from(tiff.alpha.is_some());
+    let count = pixels.len() / pixel_len;
+    let rgb = |pixels: &[u8], index: usize| {
+        let pixel = &pixels[index * pixel_len..][..pixel_len];
+        let color = color_to_rgb(tiff.color, &palette, &pixel[..color_len]);
         match tiff.alpha {
-            Some(alpha) => onto_white(color, pixel[colors], alpha),
+            Some(alpha) => onto_white(color, pixel[color_len], alpha),
             None => color,
         }
     };
-    if stored < 3 {
-        // From the end on, so that nothing is overwritten before it is read.
+    if pixel_len < 3 {
+        // Each pixel grows, so the last pixel is converted first.
         pixels.resize(count * 3, 0);
-        for n in (0..count).rev() {
-            let rgb = rgb(&pixels, n);
-            pixels[n * 3..][..3].copy_from_slice(&rgb);
+        for index in (0..count).rev() {
+            let rgb = rgb(&pixels, index);
+            pixels[index * 3..][..3].copy_from_slice(&rgb);
         }
     } else {
-        for n in 0..count {
-            let rgb = rgb(&pixels, n);
-            pixels[n * 3..][..3].copy_from_slice(&rgb);
+        for index in 0..count {
+            let rgb = rgb(&pixels, index);
+            pixels[index * 3..][..3].copy_from_slice(&rgb);
         }
         pixels.truncate(count * 3);
         pixels.shrink_to_fit();
@@ -50,37 +50,37 @@ pub(super) fn into_rgb(
     Ok(pixels)
 }
 
-/// The colours that a palette's numbers stand for, which were scaled to 8 bits as all samples are; none,
-/// where there is no palette.
+/// Returns the colour of each 8-bit sample, or nothing if the picture has no palette. The samples are
+/// indices into the palette, but were scaled to 8 bits like all samples.
 fn palette(tiff: &Tiff, reader: &mut Reader) -> io::Result<Vec<[u8; 3]>> {
     let Some(map) = tiff.color_map else { return Ok(Vec::new()) };
     let map = map.read(reader, tiff.order, map.count)?;
-    // 16 bits each; some writers used 8, as libtiff knows.
+    // The values have 16 bits. Some programs wrote 8-bit values, which libtiff recognizes in the same
+    // way.
     let shift = if map.iter().all(|value| *value < 256) { 0 } else { 8 };
-    // All the reds, then the greens, then the blues.
+    // The map contains all reds, then all greens, then all blues.
     let count = map.len() / 3;
     let step = 255 / (count - 1);
-    let color = |n| [0, 1, 2].map(|channel| (map[channel * count + n] >> shift) as u8);
-    Ok((0..=255).map(|scaled| color(scaled / step)).collect())
+    let color = |index| [0, 1, 2].map(|channel| (map[channel * count + index] >> shift) as u8);
+    Ok((0..=255).map(|sample| color(sample / step)).collect())
 }
 
-fn opaque(color: Color, palette: &[[u8; 3]], samples: &[u8]) -> [u8; 3] {
+/// Converts a colour without its alpha.
+fn color_to_rgb(color: Color, palette: &[[u8; 3]], samples: &[u8]) -> [u8; 3] {
     match (color, samples) {
         (Color::Grey { white_is_zero }, [grey]) => [if white_is_zero { !grey } else { *grey }; 3],
-        (Color::Palette, [number]) => {
-            palette.get(usize::from(*number)).copied().unwrap_or_default()
-        }
+        (Color::Palette, [index]) => palette.get(usize::from(*index)).copied().unwrap_or_default(),
         (Color::Rgb, [red, green, blue]) => [*red, *green, *blue],
         (Color::YCbCr, [y, cb, cr]) => from_ycbcr(*y, *cb, *cr),
         (Color::Cmyk, [inks @ .., black]) => {
             let inks = [inks[0], inks[1], inks[2]];
-            inks.map(|ink| part(!ink, !black))
+            inks.map(|ink| scale(!ink, !black))
         }
         _ => [0; 3],
     }
 }
 
-/// As JPEG has it (JFIF 1.02; ITU-R BT.601, full range), in libjpeg's arithmetic.
+/// Converts the YCbCr of JPEG (JFIF 1.02, and ITU-R BT.601 with full range) as libjpeg computes it.
 fn from_ycbcr(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
     let round = |scaled: i32| (scaled + (1 << 15)) >> 16;
@@ -90,14 +90,14 @@ fn from_ycbcr(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     [red, green, blue].map(|value| value.clamp(0, 255) as u8)
 }
 
-fn onto_white(color: [u8; 3], opaque: u8, alpha: Alpha) -> [u8; 3] {
+fn onto_white(color: [u8; 3], opacity: u8, alpha: Alpha) -> [u8; 3] {
     color.map(|value| {
-        let value = if alpha.is_associated { value } else { part(value, opaque) };
-        value.saturating_add(!opaque)
+        let value = if alpha.is_associated { value } else { scale(value, opacity) };
+        value.saturating_add(!opacity)
     })
 }
 
-/// So many 255ths of a value.
-fn part(value: u8, of_255: u8) -> u8 {
-    ((u16::from(value) * u16::from(of_255) + 127) / 255) as u8
+/// Returns `value * factor / 255`, rounded.
+fn scale(value: u8, factor: u8) -> u8 {
+    ((u16::from(value) * u16::from(factor) + 127) / 255) as u8
 }

@@ -10,6 +10,8 @@ mod codec;
 const BITS_PER_SAMPLE: u16 = 258;
 const COMPRESSION: u16 = 259;
 const FILL_ORDER: u16 = 266;
+const STRIP_OFFSETS: u16 = 273;
+const ROWS_PER_STRIP: u16 = 278;
 const PLANAR_CONFIGURATION: u16 = 284;
 const PREDICTOR: u16 = 317;
 const COLOR_MAP: u16 = 320;
@@ -34,7 +36,7 @@ fn decoded(file: Vec<u8>) -> Result<RgbImage, Error> {
     decode(&probe(Content::Memory(file.into()), 64_000_000)?)
 }
 
-/// The pixels of a picture of one strip.
+/// Decodes a picture of one strip, and returns its pixels.
 fn pixels(crafted: &Crafted, strip: &[u8]) -> Vec<[u8; 3]> {
     rgb(&decoded(crafted.file(&[strip])).unwrap())
 }
@@ -73,13 +75,13 @@ fn grey_of_every_depth_is_scaled_to_eight_bits() {
     }
     let big_endian = picture(GREY, 16, 2).big_endian();
     assert_eq!(pixels(&big_endian, &[0x12, 0x34, 0xff, 0]), grey(&[0x12, 0xfe]));
-    // Each row begins with a byte of its own.
+    // Each row begins at a new byte.
     let narrow = Crafted::new((3, 2), GREY, &[1]);
     assert_eq!(pixels(&narrow, &[0b1010_0000, 0b0100_0000]), grey(&[255, 0, 255, 0, 255, 0]));
 }
 
 #[test]
-fn a_strip_whose_length_is_not_told_goes_on_to_the_end_of_the_file() {
+fn a_strip_without_a_length_is_read_to_the_end_of_the_file() {
     const STRIP_BYTE_COUNTS: u16 = 279;
     let values = [7, 8, 9, 10];
     let picture = Crafted::new((4, 1), GREY, &[8]).with(COMPRESSION, &[DEFLATE]);
@@ -90,7 +92,7 @@ fn a_strip_whose_length_is_not_told_goes_on_to_the_end_of_the_file() {
 }
 
 #[test]
-fn a_palettes_numbers_become_its_colours() {
+fn palette_indices_become_the_colours_of_the_palette() {
     let map = |scale: u64| [9, 10, 11, 12, 20, 21, 22, 23, 30, 31, 32, 33].map(|n| n * scale);
     for scale in [256, 257, 1] {
         let picture = Crafted::new((4, 1), PALETTE, &[2]).with(COLOR_MAP, &map(scale));
@@ -100,13 +102,18 @@ fn a_palettes_numbers_become_its_colours() {
 }
 
 #[test]
-fn transparency_lies_on_white() {
+fn transparent_pixels_become_white() {
     let rgba = |extra: u64| Crafted::new((3, 1), RGB, &[8; 4]).with(EXTRA_SAMPLES, &[extra]);
     let strip = [100, 0, 50, 128, 100, 0, 50, 0, 100, 0, 50, 255];
-    let [half, none, all] = [[177, 127, 152], [255; 3], [100, 0, 50]];
-    assert_eq!(pixels(&rgba(2), &strip), [half, none, all]);
-    assert_eq!(pixels(&rgba(1), &strip), [[227, 127, 177], [255; 3], all], "multiplied before");
-    assert_eq!(pixels(&rgba(0), &strip), [all; 3], "something else than transparency");
+    let (half_transparent, white, opaque) = ([177, 127, 152], [255; 3], [100, 0, 50]);
+    assert_eq!(pixels(&rgba(2), &strip), [half_transparent, white, opaque]);
+    let half_transparent = [227, 127, 177];
+    assert_eq!(
+        pixels(&rgba(1), &strip),
+        [half_transparent, white, opaque],
+        "the colours are multiplied by alpha"
+    );
+    assert_eq!(pixels(&rgba(0), &strip), [opaque; 3], "the extra sample is not alpha");
     let grey_alpha = Crafted::new((2, 1), GREY, &[8, 8]).with(EXTRA_SAMPLES, &[2]);
     assert_eq!(pixels(&grey_alpha, &[100, 255, 100, 0]), grey(&[100, 255]));
     let palette = Crafted::new((2, 1), PALETTE, &[1, 1]).with(EXTRA_SAMPLES, &[2]);
@@ -115,19 +122,18 @@ fn transparency_lies_on_white() {
 }
 
 #[test]
-fn floating_point_and_inks_become_rgb() {
+fn floating_point_numbers_and_cmyk_are_converted_to_rgb() {
     let float = Crafted::new((2, 1), RGB, &[32; 3]).with(SAMPLE_FORMAT, &[3; 3]);
     let strip = [0.0, 0.5, 1.0, -1.0, 2.0, f32::NAN].map(f32::to_le_bytes).concat();
     assert_eq!(pixels(&float, &strip), [[0, 128, 255], [0, 255, 0]]);
-    let inks = Crafted::new((2, 1), CMYK, &[8; 4]);
-    assert_eq!(pixels(&inks, &[0, 128, 255, 0, 0, 0, 0, 128]), [[255, 127, 0], [127; 3]]);
-    let deep = Crafted::new((1, 1), CMYK, &[16; 4]);
-    assert_eq!(pixels(&deep, &[0, 0, 0xff, 0xff, 0, 0, 0, 0]), [[255, 0, 255]]);
+    let cmyk = Crafted::new((2, 1), CMYK, &[8; 4]);
+    assert_eq!(pixels(&cmyk, &[0, 128, 255, 0, 0, 0, 0, 128]), [[255, 127, 0], [127; 3]]);
+    let cmyk_of_16_bits = Crafted::new((1, 1), CMYK, &[16; 4]);
+    assert_eq!(pixels(&cmyk_of_16_bits, &[0, 0, 0xff, 0xff, 0, 0, 0, 0]), [[255, 0, 255]]);
 }
 
 #[test]
-fn a_predictor_is_undone_beside_samples_that_are_left_out() {
-    // image-tiff takes the distance of all samples among those that it keeps.
+fn a_predictor_is_undone_if_pixels_have_extra_samples() {
     let picture = Crafted::new((2, 1), RGB, &[8; 4]).with(EXTRA_SAMPLES, &[0]);
     let picture = picture.with(PREDICTOR, &[2]);
     let strip = [10, 20, 30, 99, 1, 2, 253, 7];
@@ -135,18 +141,19 @@ fn a_predictor_is_undone_beside_samples_that_are_left_out() {
         let picture = picture.clone().with(COMPRESSION, &[compression]);
         assert_eq!(pixels(&picture, &strip), [[10, 20, 30], [11, 22, 27]]);
     }
-    // What is not compressed so has no predictor, whatever the tag says.
+    // Predictors exist for LZW and Deflate only, so the tag is ignored without compression.
     assert_eq!(pixels(&picture, &strip), [[10, 20, 30], [1, 2, 253]]);
 }
 
 #[test]
-fn predictors_of_wide_samples_follow_the_files_order_of_bytes() {
-    let deep = Crafted::new((3, 1), GREY, &[16]).with(PREDICTOR, &[2]);
-    let deep = deep.with(COMPRESSION, &[DEFLATE]);
-    let (first, carried) = (0x12ff_u16, 2_u16); // 0x1301
+fn predictors_of_samples_of_several_bytes_follow_the_files_byte_order() {
+    let grey_16 = Crafted::new((3, 1), GREY, &[16]).with(PREDICTOR, &[2]);
+    let grey_16 = grey_16.with(COMPRESSION, &[DEFLATE]);
+    // The sums are 0x12ff, 0x1301 (with a carry) and 0x1201.
+    let differences = [0x12ff_u16, 2, 0xff00];
     for (picture, strip) in [
-        (deep.clone(), [first, carried, 0xff00].map(u16::to_le_bytes).concat()),
-        (deep.big_endian(), [first, carried, 0xff00].map(u16::to_be_bytes).concat()),
+        (grey_16.clone(), differences.map(u16::to_le_bytes).concat()),
+        (grey_16.big_endian(), differences.map(u16::to_be_bytes).concat()),
     ] {
         assert_eq!(pixels(&picture, &zlib(&strip)), grey(&[0x13, 0x13, 0x12]));
     }
@@ -164,7 +171,7 @@ fn predictors_of_wide_samples_follow_the_files_order_of_bytes() {
 }
 
 #[test]
-fn bits_that_lie_the_other_way_round_are_turned_whatever_compresses_them() {
+fn reversed_bits_are_decoded_with_every_compression() {
     let rows = [0b1100_0000, 0b0101_0000];
     for (compression, strip) in [
         (1, rows.to_vec()),
@@ -180,29 +187,29 @@ fn bits_that_lie_the_other_way_round_are_turned_whatever_compresses_them() {
     }
 }
 
-/// Four bytes a pixel that are different everywhere.
+/// The value of a sample. It differs between neighbouring pixels and between channels.
 fn sample(x: u32, y: u32, channel: u32) -> u8 {
     (x * 7 + y * 13 + channel * 50) as u8
 }
 
 #[test]
-fn tiles_and_planes_fall_into_place_also_where_they_do_not_fill_the_picture() {
+fn tiles_that_reach_beyond_the_picture_are_decoded_with_one_plane_and_with_several() {
     const SIZE: (u32, u32) = (21, 19);
     let expected =
         RgbImage::from_fn(SIZE.0, SIZE.1, |x, y| [0, 1, 2].map(|c| sample(x, y, c)).into());
-    // Beyond the picture there is anything.
+    // Outside of the picture, a tile contains further samples, which must be ignored.
     let tile = |left: u32, top: u32, channels: std::ops::Range<u32>| -> Vec<u8> {
-        let places = (top..top + 16).flat_map(|y| (left..left + 16).map(move |x| (x, y)));
-        places.flat_map(|(x, y)| channels.clone().map(move |c| sample(x, y, c))).collect()
+        let positions = (top..top + 16).flat_map(|y| (left..left + 16).map(move |x| (x, y)));
+        positions.flat_map(|(x, y)| channels.clone().map(move |c| sample(x, y, c))).collect()
     };
     let corners = [(0, 0), (16, 0), (0, 16), (16, 16)];
-    let together: Vec<_> = corners.iter().map(|(x, y)| tile(*x, *y, 0..4)).collect();
-    let planes = (0..4).flat_map(|c| corners.map(|(x, y)| tile(x, y, c..c + 1)));
-    let planes: Vec<_> = planes.collect();
+    let one_plane: Vec<_> = corners.iter().map(|(x, y)| tile(*x, *y, 0..4)).collect();
+    let four_planes = (0..4).flat_map(|c| corners.map(|(x, y)| tile(x, y, c..c + 1)));
+    let four_planes: Vec<_> = four_planes.collect();
     let tiled = Crafted::new((SIZE.0.into(), SIZE.1.into()), RGB, &[8; 4]);
     let tiled = tiled.with(EXTRA_SAMPLES, &[0]).with(TILE_WIDTH, &[16]).with(TILE_LENGTH, &[16]);
     for (picture, chunks) in
-        [(tiled.clone(), together), (tiled.with(PLANAR_CONFIGURATION, &[2]), planes)]
+        [(tiled.clone(), one_plane), (tiled.with(PLANAR_CONFIGURATION, &[2]), four_planes)]
     {
         for compression in [1, DEFLATE] {
             let chunks: Vec<_> = chunks
@@ -217,10 +224,10 @@ fn tiles_and_planes_fall_into_place_also_where_they_do_not_fill_the_picture() {
 }
 
 #[test]
-fn planes_of_every_colour_are_put_together() {
-    let inks = Crafted::new((2, 1), CMYK, &[8; 4]).with(PLANAR_CONFIGURATION, &[2]);
+fn the_planes_of_cmyk_and_of_grey_with_alpha_are_combined() {
+    let cmyk = Crafted::new((2, 1), CMYK, &[8; 4]).with(PLANAR_CONFIGURATION, &[2]);
     let planes = [&[0, 0][..], &[128, 0], &[255, 0], &[0, 128]];
-    assert_eq!(rgb(&decoded(inks.file(&planes)).unwrap()), [[255, 127, 0], [127; 3]]);
+    assert_eq!(rgb(&decoded(cmyk.file(&planes)).unwrap()), [[255, 127, 0], [127; 3]]);
     let grey_alpha = Crafted::new((2, 1), GREY, &[8; 2]).with(EXTRA_SAMPLES, &[2]);
     let grey_alpha = grey_alpha.with(PLANAR_CONFIGURATION, &[2]);
     let planes = [&[100, 100][..], &[255, 0]];
@@ -228,7 +235,7 @@ fn planes_of_every_colour_are_put_together() {
 }
 
 #[test]
-fn what_is_cut_short_is_broken() {
+fn truncated_pixels_are_broken() {
     let picture = Crafted::new((16, 16), RGB, &[8; 3]);
     let values: Vec<u8> = (0..16 * 16 * 3).map(|n| (n * n / 5) as u8).collect();
     for (compression, strip) in [(LZW, lzw(&values)), (DEFLATE, zlib(&values))] {
@@ -237,8 +244,8 @@ fn what_is_cut_short_is_broken() {
         let result = decoded(picture.file(&[&strip[..strip.len() / 2]]));
         assert!(matches!(result, Err(Error::Broken { .. })), "{result:?}");
     }
-    // Not compressed, it stands before the directory here; at the end of a file it is cut.
-    let mut file = picture.with(273, &[4000]).file(&[&values]);
+    // Without compression, the strip must be moved to the end of the file to be truncated.
+    let mut file = picture.with(STRIP_OFFSETS, &[4000]).file(&[&values]);
     file.resize(4000, 0);
     file.extend(&values[..700]);
     assert!(matches!(decoded(file), Err(Error::Broken { .. })));
@@ -246,7 +253,7 @@ fn what_is_cut_short_is_broken() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_it_panic(
+    fn damaged_files_cause_no_panic(
         kind in 0..8_usize,
         changes in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..8),
     ) {

@@ -129,7 +129,7 @@ mod tests {
         let mut list = numbers.to_vec();
         list.resize(DIMENSIONS, "0.5".into());
         let json = format!("[{}]", list.join(", "));
-        Vector::check(&RawValue::from_string(json).unwrap()).unwrap()
+        Vector::from_json(&RawValue::from_string(json).unwrap()).unwrap()
     }
 
     fn encode(encoding: Encoding, numbers: &[String]) -> Encoded {

@@ -1,19 +1,19 @@
-//! What strips and tiles are compressed with.
+//! Tests of the compressions of strips and tiles.
 
 use image_rs::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 
 use super::*;
 
 #[test]
-fn packbits_are_unpacked_across_rows() {
+fn packbits_runs_may_continue_in_the_next_row() {
     let picture = Crafted::new((3, 2), GREY, &[8]).with(COMPRESSION, &[PACKBITS]);
-    // Nothing, four times 7, and two that are not repeated.
+    // No operation, 7 repeated four times, and two literal bytes.
     assert_eq!(pixels(&picture, &[128, 253, 7, 1, 8, 9]), grey(&[7, 7, 7, 7, 8, 9]));
-    assert!(decoded(picture.file(&[&[253, 7, 1, 8]])).is_err(), "cut short");
+    assert!(decoded(picture.file(&[&[253, 7, 1, 8]])).is_err(), "truncated");
 }
 
 #[test]
-fn lzw_of_before_tiff_5_is_told_by_its_first_code() {
+fn lzw_is_decoded_in_the_variants_before_and_since_tiff_5() {
     let values: Vec<u8> = (0..2000_u32).map(|n| (n * n / 7) as u8).collect();
     let old = weezl::encode::Encoder::new(weezl::BitOrder::Lsb, 8).encode(&values).unwrap();
     let picture = Crafted::new((100, 20), GREY, &[8]).with(COMPRESSION, &[LZW]);
@@ -23,7 +23,7 @@ fn lzw_of_before_tiff_5_is_told_by_its_first_code() {
 
 #[test]
 fn lzw_words_may_be_longer_than_a_row() {
-    // The longest are those of a flat picture.
+    // A picture of one colour has the longest words.
     for width in 1..40 {
         for height in [1, 7, 64, 200] {
             let picture = Crafted::new((width, height), GREY, &[8]).with(COMPRESSION, &[LZW]);
@@ -33,23 +33,25 @@ fn lzw_words_may_be_longer_than_a_row() {
     }
 }
 
-/// Bits as a string has them.
+/// Packs a string of zeros and ones into bytes, and ignores spaces.
 fn bits(text: &str) -> Vec<u8> {
-    let bits: Vec<_> = text.bytes().filter(|byte| *byte != b' ').collect();
-    let byte = |some: &[u8]| (0..).zip(some).fold(0, |byte, (n, bit)| byte | (bit & 1) << (7 - n));
-    bits.chunks(8).map(byte).collect()
+    let digits: Vec<_> = text.bytes().filter(|byte| *byte != b' ').collect();
+    let byte =
+        |digits: &[u8]| (0..).zip(digits).fold(0, |byte, (n, digit)| byte | (digit & 1) << (7 - n));
+    digits.chunks(8).map(byte).collect()
 }
 
 #[test]
-fn faxes_are_decoded_to_black_and_white() {
+fn fax_groups_3_and_4_are_decoded() {
     const END_OF_ROW: &str = "000000000001";
     let fax = |compression: u64, photometric| {
         Crafted::new((8, 3), photometric, &[1]).with(COMPRESSION, &[compression])
     };
-    // Four white, three black and one white; all white; the first again.
-    let (row, blank) = ("1011 10 000111", "10011");
-    let group_3 = [END_OF_ROW, row, END_OF_ROW, blank, END_OF_ROW, row].concat();
-    // Horizontal; up to the end of a row unlike the one above: pass and vertical; horizontal.
+    // The first and the last row have four white, three black and one white pixel. The second row is
+    // white.
+    let (row, white_row) = ("1011 10 000111", "10011");
+    let group_3 = [END_OF_ROW, row, END_OF_ROW, white_row, END_OF_ROW, row].concat();
+    // The modes of the codes: horizontal and vertical, then pass and vertical, then as the first row.
     let group_4 = format!("001 {} {} 1  0001 1  001 {} {} 1", "1011", "10", "1011", "10");
     let first = [255, 255, 255, 255, 0, 0, 0, 255];
     let expected = [first, [255; 8], first].concat();
@@ -61,23 +63,23 @@ fn faxes_are_decoded_to_black_and_white() {
         let picture = fax(compression, 0).with(FILL_ORDER, &[2]);
         assert_eq!(pixels(&picture, &reversed), grey(&expected), "{compression}");
     }
-    assert!(decoded(fax(3, 0).file(&[&bits(&group_3)[..2]])).is_err(), "cut short");
-    // A row that ends early, by the end of a row or by a code that is none, is not made up.
+    assert!(decoded(fax(3, 0).file(&[&bits(&group_3)[..2]])).is_err(), "truncated");
+    // A row ends early, at the code for the end of a row or at an invalid code.
     for damaged in ["1011", "1011 00000000111"] {
         let strip = [END_OF_ROW, row, END_OF_ROW, damaged, END_OF_ROW, row, END_OF_ROW].concat();
         assert!(decoded(fax(3, 0).file(&[&bits(&strip)])).is_err(), "{damaged}");
     }
-    // Where Group 4 ends early, the rest is white, as with libtiff; but a fax of no rows is none.
-    let early = bits(&format!("001 1011 10 1 {END_OF_ROW}{END_OF_ROW}"));
+    // If Group 4 ends early, the other rows are white, as in libtiff. A fax without rows is refused.
+    let one_row = bits(&format!("001 1011 10 1 {END_OF_ROW}{END_OF_ROW}"));
     let expected = [&first[..], &[255; 16]].concat();
-    assert_eq!(pixels(&fax(4, 0), &early), grey(&expected));
+    assert_eq!(pixels(&fax(4, 0), &one_row), grey(&expected));
     assert!(decoded(fax(4, 0).file(&[&bits(&END_OF_ROW.repeat(2))])).is_err());
 }
 
-/// A photograph's colours, which change slowly, and its JPEG.
+/// The samples of a picture whose colours change slowly, and the picture's JPEG.
 pub(super) fn jpeg(size: (u32, u32), channels: u32) -> (Vec<u8>, Vec<u8>) {
-    let places = (0..size.1).flat_map(|y| (0..size.0).map(move |x| (x, y)));
-    let values: Vec<u8> = places
+    let positions = (0..size.1).flat_map(|y| (0..size.0).map(move |x| (x, y)));
+    let values: Vec<u8> = positions
         .flat_map(|(x, y)| (0..channels).map(move |c| (x * 3 + y * 2 + c * 40) as u8))
         .collect();
     let mut jpeg = Vec::new();
@@ -86,8 +88,8 @@ pub(super) fn jpeg(size: (u32, u32), channels: u32) -> (Vec<u8>, Vec<u8>) {
     (values, jpeg)
 }
 
-/// Parts a JPEG from its tables, as TIFF's writers do.
-fn without_tables(jpeg: &[u8]) -> (Vec<u8>, Vec<u8>) {
+/// Splits a JPEG into its tables and the rest, as programs that write TIFF do.
+fn split_tables(jpeg: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let (mut tables, mut rest, mut at) = (b"\xff\xd8".to_vec(), b"\xff\xd8".to_vec(), 2);
     loop {
         let len = 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
@@ -105,45 +107,45 @@ fn without_tables(jpeg: &[u8]) -> (Vec<u8>, Vec<u8>) {
 
 fn assert_close(found: &RgbImage, expected: &[u8]) {
     assert_eq!(found.len(), expected.len());
-    let most = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max();
-    assert!(most <= Some(4), "{most:?}");
+    let largest_difference = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(largest_difference <= Some(4), "{largest_difference:?}");
 }
 
 #[test]
-fn a_jpeg_inside_has_the_colours_that_the_tags_say() {
+fn the_tags_define_the_colours_of_an_embedded_jpeg() {
     const SIZE: (u32, u32) = (40, 24);
     let (values, jpeg) = jpeg(SIZE, 3);
     let picture =
         |photometric| Crafted::new((40, 24), photometric, &[8; 3]).with(COMPRESSION, &[JPEG]);
-    let plain = decoded(picture(YCBCR).file(&[&jpeg])).unwrap();
-    assert_close(&plain, &values);
-    let (tables, rest) = without_tables(&jpeg);
+    let image = decoded(picture(YCBCR).file(&[&jpeg])).unwrap();
+    assert_close(&image, &values);
+    let (tables, rest) = split_tables(&jpeg);
     let tables: Vec<u64> = tables.into_iter().map(u64::from).collect();
-    let parted = picture(YCBCR).with(JPEG_TABLES, &tables).file(&[&rest]);
-    assert_eq!(decoded(parted).unwrap(), plain);
-    // The same bytes as RGB are the luminance and two differences.
-    let stored = decoded(picture(RGB).file(&[&jpeg])).unwrap();
+    let with_separate_tables = picture(YCBCR).with(JPEG_TABLES, &tables).file(&[&rest]);
+    assert_eq!(decoded(with_separate_tables).unwrap(), image);
+    // If the tags say RGB, the JPEG's luminance is decoded as red.
+    let as_rgb = decoded(picture(RGB).file(&[&jpeg])).unwrap();
     let [red, green, blue] = [0, 1, 2].map(|channel| f64::from(values[channel]));
     let luminance = 0.299 * red + 0.587 * green + 0.114 * blue;
-    assert!((f64::from(stored.get_pixel(0, 0)[0]) - luminance).abs() < 4.0);
-    // Bits in another order are none of a JPEG's business.
-    let reversed = picture(YCBCR).with(FILL_ORDER, &[2]).file(&[&jpeg]);
-    assert_eq!(decoded(reversed).unwrap(), plain);
+    assert!((f64::from(as_rgb.get_pixel(0, 0)[0]) - luminance).abs() < 4.0);
+    // FillOrder does not apply to JPEG.
+    let with_fill_order = picture(YCBCR).with(FILL_ORDER, &[2]).file(&[&jpeg]);
+    assert_eq!(decoded(with_fill_order).unwrap(), image);
 }
 
 #[test]
-fn a_jpeg_inside_of_another_size_is_refused() {
+fn an_embedded_jpeg_whose_size_or_colours_differ_from_the_tags_is_refused() {
     let grey = |size| Crafted::new(size, GREY, &[8]).with(COMPRESSION, &[JPEG]);
     let (values, jpeg) = jpeg((40, 24), 1);
     let values: Vec<u8> = values.iter().flat_map(|value| [*value; 3]).collect();
     assert_close(&decoded(grey((40, 24)).file(&[&jpeg])).unwrap(), &values);
-    // The last strip may be as high as the others.
-    let last = grey((40, 40)).with(278, &[24]).file(&[&jpeg, &jpeg]);
-    let last = decoded(last).unwrap();
-    assert_close(&last, &[&values[..], &values[..40 * 16 * 3]].concat());
+    // The JPEG of the last strip may be as high as the others, and reach beyond the picture.
+    let two_strips = grey((40, 40)).with(ROWS_PER_STRIP, &[24]).file(&[&jpeg, &jpeg]);
+    let image = decoded(two_strips).unwrap();
+    assert_close(&image, &[&values[..], &values[..40 * 16 * 3]].concat());
     for size in [(41, 24), (39, 24), (40, 25), (40, 23)] {
         assert!(decoded(grey(size).file(&[&jpeg])).is_err(), "{size:?}");
     }
-    let three = Crafted::new((40, 24), RGB, &[8; 3]).with(COMPRESSION, &[JPEG]);
-    assert!(decoded(three.file(&[&jpeg])).is_err());
+    let rgb = Crafted::new((40, 24), RGB, &[8; 3]).with(COMPRESSION, &[JPEG]);
+    assert!(decoded(rgb.file(&[&jpeg])).is_err());
 }

@@ -1,0 +1,109 @@
+//! One wait for all calls: if NVIDIA answers one call with `Retry-After`, no call is made with the
+//! key until that time has passed.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{Client, Error, ErrorKind, Operation};
+
+/// The longest wait that is honoured. A gateway may ask for a day; the service then calls NVIDIA
+/// again after ten minutes.
+const MAX_WAIT: Duration = Duration::from_secs(600);
+
+/// The earliest time for new calls, if NVIDIA asked to wait.
+#[derive(Debug, Default)]
+pub(super) struct SharedRetryAfter(Mutex<Option<Instant>>);
+
+impl SharedRetryAfter {
+    /// Records that NVIDIA asks to wait this long from now. An earlier, longer wait still applies.
+    pub(super) fn record(&self, wait: Duration, now: Instant) {
+        let new = now + wait.min(MAX_WAIT);
+        let mut earliest_call = self.lock();
+        *earliest_call = Some(earliest_call.map_or(new, |recorded| recorded.max(new)));
+    }
+
+    /// The recorded time, if it is in the future.
+    pub(super) fn pending(&self, now: Instant) -> Option<Instant> {
+        self.lock().filter(|earliest_call| *earliest_call > now)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        // The time is valid even if a thread panicked while it held the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Client {
+    /// Returns the time until which new calls must wait, or `None` if they need not wait.
+    ///
+    /// # Errors
+    /// [`ErrorKind::RateLimited`] with the time to wait, if the wait ends after the deadline.
+    pub(super) fn check_retry_after(
+        &self,
+        operation: Operation,
+        deadline: Instant,
+    ) -> Result<Option<Instant>, Error> {
+        let now = Instant::now();
+        match self.0.shared_retry_after.pending(now) {
+            Some(earliest_call) if earliest_call >= deadline => {
+                let log_detail =
+                    "NVIDIA's Retry-After on another call ends after this request's deadline"
+                        .into();
+                let error = Error::new(operation, ErrorKind::RateLimited, log_detail);
+                Err(Error { retry_after: Some(earliest_call - now), lacks_time: true, ..error })
+            }
+            earliest_call => Ok(earliest_call),
+        }
+    }
+
+    /// Waits until NVIDIA allows new inferences. Callers wait here before they take a permit, so
+    /// that no permit is held during the wait.
+    ///
+    /// # Errors
+    /// [`ErrorKind::RateLimited`] with the time to wait, if the wait ends after the deadline.
+    pub async fn wait_until_ready(&self, deadline: Instant) -> Result<(), Error> {
+        self.wait_for_retry_after(Operation::Infer, deadline).await
+    }
+
+    /// Waits until NVIDIA allows new calls.
+    ///
+    /// # Errors
+    /// As [`Self::check_retry_after`].
+    pub(super) async fn wait_for_retry_after(
+        &self,
+        operation: Operation,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        // A loop, because another call may have received a longer `Retry-After` during the wait.
+        while let Some(earliest_call) = self.check_retry_after(operation, deadline)? {
+            // All calls wait for the same time. A random delay keeps them from starting at once,
+            // which could make NVIDIA ask to wait again.
+            let delay = self.0.settings.retry.base.mul_f64(fastrand::f64());
+            sleep_until(earliest_call + delay).await;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_recorded_time_applies_and_no_wait_exceeds_the_maximum() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let shared = SharedRetryAfter::default();
+        assert_eq!(shared.pending(start), None);
+        shared.record(Duration::from_secs(120), start);
+        shared.record(Duration::from_secs(1), start);
+        assert_eq!(shared.pending(after(119)), Some(after(120)));
+        assert_eq!(shared.pending(after(120)), None);
+        shared.record(Duration::MAX, after(120));
+        assert_eq!(shared.pending(after(200)), Some(after(720)));
+    }
+}

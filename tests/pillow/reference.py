@@ -1,0 +1,104 @@
+"""Decodes pictures with Pillow: python3 reference.py FOLDER
+
+Writes the pictures of pictures.py to the folder. Then decodes every picture in the folder, and writes its
+pixels to `<name>.expected.png`: upright, on white, with 8 bits. Prints a line of JSON for each picture:
+
+    {"name": …, "reference": {"width": …, "height": …, "orientation": …, "scaled": [360, 270]}}
+    {"name": …, "error": "why Pillow cannot decode it"}
+
+Width and height are those in the file, before the orientation is applied. A large picture is also written
+at the widths in `scaled`, as `<name>.expected.<width>.png`."""
+
+import io, json, pathlib, sys
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pictures import SIZE, Picture, all_pictures, on_white
+
+# The largest mean difference between the pixels that Pillow decodes and the original, for lossy formats.
+MAX_LOSS = 12
+
+
+def decode(data):
+    """Decodes a picture upright and on white, with 8 bits."""
+    with Image.open(io.BytesIO(data)) as image:
+        return eight_bits(ImageOps.exif_transpose(image))
+
+
+def eight_bits(image):
+    """Converts to 8-bit RGB on white."""
+    if image.mode.startswith("I"):
+        # Rounds to 8 bits. Pillow's own conversion of 16-bit grey limits the values to 255.
+        return Image.fromarray(((np.asarray(image).astype(int) + 128) // 257).astype("uint8")).convert("RGB")
+    if image.mode == "F":
+        # The values are from 0 to 1. Pillow's own conversion assumes 0 to 255.
+        return Image.fromarray(np.clip(np.rint(np.asarray(image) * 255), 0, 255).astype("uint8")).convert("RGB")
+    return on_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def expected_pixels(picture):
+    """Returns the pixels that Pillow decodes if it is correct, else the original pixels."""
+    expected = picture.expected
+    if picture.pillow_is_correct:
+        decoded = decode(picture.data)
+        if expected is not None:
+            assert decoded.size == expected.size, picture.name
+            loss = np.abs(np.asarray(decoded).astype(int) - np.asarray(expected)).mean()
+            assert loss < MAX_LOSS, f"{picture.name} differs by {loss} from the original"
+        expected = decoded
+    return expected
+
+
+def size_in_file(picture, expected):
+    """Returns width and height before the EXIF orientation is applied. HEIC has no EXIF orientation here."""
+    if picture.orientation >= 5 and "heic" not in picture.name:
+        return expected.height, expected.width
+    return expected.size
+
+
+def scaled_down(expected):
+    """Yields a large picture at 3/4 and at 9/16 of its size."""
+    if expected.width > 2 * SIZE[0]:
+        for sixteenths in (12, 9):
+            size = expected.width * sixteenths // 16, expected.height * sixteenths // 16
+            yield expected.resize(size, Image.Resampling.BICUBIC)
+
+
+def report(folder, picture):
+    try:
+        expected = expected_pixels(picture)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        return {"name": picture.name, "error": str(error)}
+    save = lambda image, suffix: image.save(folder / f"{picture.name}.{suffix}", compress_level=1)
+    save(expected, "expected.png")
+    scaled = list(scaled_down(expected))
+    for image in scaled:
+        save(image, f"expected.{image.width}.png")
+    width, height = size_in_file(picture, expected)
+    reference = {"width": width, "height": height, "orientation": picture.orientation}
+    return {"name": picture.name, "reference": {**reference, "scaled": [image.width for image in scaled]}}
+
+
+def main(folder):
+    # Every picture must be different, because the service caches the result of equal bytes.
+    seen = set()
+    for path in sorted(folder.iterdir()):
+        picture = Picture(path.name, path.read_bytes(), None)
+        assert picture.data not in seen, f"{picture.name} equals another picture"
+        seen.add(picture.data)
+        try:
+            with Image.open(path) as image:
+                picture.orientation = image.getexif().get(274, 1)
+        except OSError:
+            pass  # the report contains the error
+        print(json.dumps(report(folder, picture)))
+    for picture in all_pictures():
+        path = folder / picture.name
+        assert not path.exists() and picture.data not in seen, f"{picture.name} equals another picture"
+        seen.add(picture.data)
+        path.write_bytes(picture.data)
+        print(json.dumps(report(folder, picture)))
+
+
+main(pathlib.Path(sys.argv[1]))
