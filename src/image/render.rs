@@ -9,7 +9,7 @@ use image_rs::{
 };
 
 use self::{encode::encode_jpeg, upright::Upright};
-use super::{Error, Format, Picture, cost::decode_cost};
+use super::{Error, Format, Picture, memory_estimate::estimate_memory};
 
 mod bmp;
 mod encode;
@@ -73,7 +73,7 @@ impl Target {
             Self::Shrunk { .. } => SCALING,
             Self::Square { side } => u64::from(side).pow(2).saturating_mul(SQUARING),
         };
-        Ok(decode_cost(picture)? + scaling)
+        Ok(estimate_memory(picture)? + scaling)
     }
 
     /// The most bytes that it is rendered to.
@@ -248,7 +248,7 @@ mod tests {
     /// Decodes a picture that was made elsewhere.
     pub(super) fn decoded(bytes: &[u8]) -> Result<RgbImage, Error> {
         let picture = probe(Content::Memory(bytes.to_vec().into()), 64_000_000)?;
-        decode(&picture, decode_cost(&picture)?)
+        decode(&picture, estimate_memory(&picture)?)
     }
 
     fn encoded(image: &DynamicImage, format: ImageFormat) -> Picture {
@@ -286,7 +286,7 @@ mod tests {
         });
         for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
             let picture = encoded(&glass.clone().into(), format);
-            let image = decode(&picture, decode_cost(&picture).unwrap()).unwrap();
+            let image = decode(&picture, estimate_memory(&picture).unwrap()).unwrap();
             assert_eq!(image.get_pixel(0, 0).0, [255, 255, 255], "{format:?}");
             assert!(is_close(image.get_pixel(7, 7), [255, 0, 0]), "{format:?}");
         }
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn exif_orientation_is_applied_when_converting_and_when_shrinking() {
         let picture = turned_jpeg(6); // turn a quarter clockwise: left comes on top
-        let cost = decode_cost(&picture).unwrap();
+        let cost = estimate_memory(&picture).unwrap();
         for jpeg in [
             CONVERTED.render(&picture, cost).unwrap(),
             Target::Shrunk { max_len: 100_000 }.render(&picture, cost).unwrap(),
@@ -321,7 +321,7 @@ mod tests {
         {
             let picture = encoded(image, format);
             assert!(
-                !CONVERTED.render(&picture, decode_cost(&picture).unwrap()).unwrap().is_empty()
+                !CONVERTED.render(&picture, estimate_memory(&picture).unwrap()).unwrap().is_empty()
             );
         }
     }
@@ -333,7 +333,7 @@ mod tests {
             Rgb([random.u8(..), random.u8(..), random.u8(..)])
         });
         let picture = encoded(&noise.into(), ImageFormat::Jpeg);
-        let cost = decode_cost(&picture).unwrap();
+        let cost = estimate_memory(&picture).unwrap();
         for limit in [1_000_000, 100_000, 15_000] {
             let jpeg = Target::Shrunk { max_len: limit }.render(&picture, cost).unwrap();
             assert!(jpeg.len() <= limit);
@@ -347,7 +347,7 @@ mod tests {
     fn a_small_picture_is_never_scaled_up() {
         let picture = encoded(&two_halves().into(), ImageFormat::Png);
         let jpeg = Target::Shrunk { max_len: 100_000 }
-            .render(&picture, decode_cost(&picture).unwrap())
+            .render(&picture, estimate_memory(&picture).unwrap())
             .unwrap();
         assert_eq!(image_rs::load_from_memory(&jpeg).unwrap().width(), 64);
     }
@@ -368,7 +368,8 @@ mod tests {
                 if let Ok(picture) =
                     probe(Content::Memory(bytes[..len].to_vec().into()), 64_000_000)
                 {
-                    let _ = decode_cost(&picture).and_then(|cost| CONVERTED.render(&picture, cost));
+                    let _ =
+                        estimate_memory(&picture).and_then(|cost| CONVERTED.render(&picture, cost));
                 }
             }
         }

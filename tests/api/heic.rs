@@ -165,7 +165,7 @@ async fn what_is_not_read_is_named_and_leaves_nothing() {
         ("jpeg.heic", "a HEIF file with a JPEG in it"),
         ("overlay.heic", "a HEIC picture that overlays others"),
         ("derived.heic", "a HEIC picture that is made from another one"),
-        ("essential-unknown.heic", "an essential property that is not known"),
+        ("essential-unknown.heic", "an unknown essential property"),
         ("alpha-half.heic", "transparency of another size"),
     ] {
         let said = detail(&app.upload(&file(name), "IMG_0042.HEIC").await);

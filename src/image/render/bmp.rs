@@ -21,7 +21,7 @@ const END_OF_ROW: usize = 2;
 
 /// Decodes the picture; the decoder is asked to take at most `cost` bytes.
 pub(super) fn decode(picture: &Picture, cost: u64) -> Result<DynamicImage, Error> {
-    let bmp = header::bounded(picture.format, &picture.content, bmp::read)?;
+    let bmp = header::read_bounded(picture.format, &picture.content, bmp::read)?;
     let is_plain = matches!(bmp.compression, RGB | BITFIELDS);
     // Only what is plain may be stored top-down, says the decoder.
     let is_flipped = bmp.is_top_down && !is_plain;

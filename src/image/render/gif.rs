@@ -14,7 +14,7 @@ use crate::image::{
 
 /// Decodes the first frame, on its canvas; the decoder is asked to take at most `cost` bytes.
 pub(super) fn decode(picture: &Picture, cost: u64) -> Result<DynamicImage, Error> {
-    let gif = header::bounded(picture.format, &picture.content, gif::read)?;
+    let gif = header::read_bounded(picture.format, &picture.content, gif::read)?;
     // Some files lack the zero that ends the pixels.
     let bytes = Spliced::new(headers(&gif), &picture.content, gif.data_at)?.padded(1);
     Ok(match (read(picture, bytes, ImageFormat::Gif, cost)?, gif.transparent) {

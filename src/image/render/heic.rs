@@ -22,7 +22,7 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
         max_threads: 1,
         // A stream, too, may not be larger than the header has it. (A tile may be as large as the
         // whole: the process's own limits hold that.)
-        max_pixels: header.pixels().max(header.padded_stream()),
+        max_pixels: header.pixels().max(header.padded_stream_pixels()),
     };
     let image =
         heifer::decode_rgba8(&bytes, &options).map_err(|error| broken(&error.to_string()))?;

@@ -15,7 +15,7 @@ use zune_jpeg::{
 
 use crate::image::{
     Error, Format, Picture, Reader,
-    header::jpeg::{EOI, SOI, SOS, is_frame, next_marker, stands_alone},
+    header::jpeg::{EOI, SOI, SOS, has_no_segment, is_frame, next_marker},
 };
 
 /// The most scans. Photographs have one, progressive ones about ten; each makes the decoder go over
@@ -69,7 +69,7 @@ pub(super) fn essential(reader: &mut Reader, len: usize) -> io::Result<Option<Ve
             kept.extend([0xff, EOI]);
             break;
         }
-        if stands_alone(marker) {
+        if has_no_segment(marker) {
             next = next_marker(reader)?;
             continue;
         }

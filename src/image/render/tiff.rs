@@ -37,7 +37,7 @@ struct Chunk {
 
 /// Decodes the first picture of the file as it is stored, transparency onto white.
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
-    let tiff = header::bounded(picture.format, &picture.content, tiff::read)?;
+    let tiff = header::read_bounded(picture.format, &picture.content, tiff::read)?;
     let mut reader = picture.content.reader();
     if (tiff.width, tiff.height) != (picture.width, picture.height) {
         return Err(broken("its header tells another size"));
@@ -106,7 +106,7 @@ fn read_chunk(
     wanted: &[u64],
     pixels: &mut [u8],
 ) -> io::Result<()> {
-    let together = tiff.samples_together();
+    let together = tiff.samples_per_chunk_pixel();
     // From which place here to which place in a pixel.
     let places = wanted.iter().enumerate().map(|(to, from)| (*from, to));
     let places: Vec<(usize, usize)> = if tiff.chunks.planes > 1 {

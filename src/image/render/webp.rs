@@ -11,7 +11,7 @@ use crate::image::{
 
 /// The picture's bytes, with the flags that its chunks bear out.
 pub(super) fn bytes(picture: &Picture) -> Result<Spliced, Error> {
-    let webp = header::bounded(picture.format, &picture.content, webp::read)?;
+    let webp = header::read_bounded(picture.format, &picture.content, webp::read)?;
     let Some(flags) = webp.flags else { return Ok(Spliced::new(Vec::new(), &picture.content, 0)?) };
     let head = picture.content.read_at(0, FLAGS_AT)?;
     let behind = FLAGS_AT as u64 + 1;

@@ -49,7 +49,7 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 /// type.
 static FORMATS_READ: LazyLock<String> = LazyLock::new(|| {
     let name = |format: Format| format!("{},.{}", format.media_type(), format.extension());
-    Format::read().map(name).collect::<Vec<_>>().join(",")
+    Format::supported().map(name).collect::<Vec<_>>().join(",")
 });
 
 pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {

@@ -257,14 +257,14 @@ fn jpeg(tiff: &Tiff, tables: &[u8], chunk: &Chunk, reader: &mut Reader) -> io::R
     let header = jpeg::read(&mut content.header_reader());
     let header = header.map_err(|_| broken("a JPEG inside cannot be read"))?;
     let frame = header.frame;
-    let is_as_tagged = u64::from(frame.components) == tiff.samples_together()
+    let is_as_tagged = u64::from(frame.components) == tiff.samples_per_chunk_pixel()
         && u32::from(frame.width) == tiff.chunks.width
         // The last one may be as high as the others are, though less of it is shown.
         && (chunk.rows..=tiff.chunks.height).contains(&frame.height.into());
     if !is_as_tagged {
         return Err(broken("a JPEG inside is of another size or has other colours"));
     }
-    if header.undecodable().is_some() {
+    if header.undecodable_kind().is_some() {
         return Err(broken("a JPEG inside is of a rare kind"));
     }
     let len = usize::try_from(content.len()).map_err(io::Error::other)?;
