@@ -43,7 +43,7 @@ pub(super) fn plan_job(
     target: Target,
     max_memory: u64,
 ) -> Result<Job, image::Error> {
-    let memory_estimate = target.cost(picture)?;
+    let memory_estimate = target.memory_estimate(picture)?;
     let limit = max_memory - reserved_for_small(max_memory);
     if memory_estimate > limit {
         return Err(image::Error::TooMuchToDecode { needed: memory_estimate, limit });

@@ -16,8 +16,8 @@ const WINDOW: usize = 64 * 1024;
 /// have millions of tiny segments.
 const MAX_HEADER_STEPS: u32 = 1 << 20;
 
-/// The most windows that are loaded from a file for a header, on top of those for reading the file
-/// once from start to end. A hostile header may have entries that are far apart in the file.
+/// The most windows that are loaded for a header, in addition to those for reading the whole file once.
+/// A hostile header may have entries that are far apart in the file.
 const MAX_EXTRA_HEADER_WINDOWS: u32 = 1024;
 
 /// A picture's bytes. Clones are cheap and share the bytes.

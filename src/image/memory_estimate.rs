@@ -33,8 +33,8 @@ const ENCODING: u64 = 7;
 /// other decoders copy profiles and text, which may be almost the whole file.
 ///
 /// # Errors
-/// [`Error::BadHeader`], if the header is invalid or claims absurdly large tables.
-/// [`Error::Unsupported`], if NVIDIA may accept this kind of picture, but it cannot be decoded here.
+/// [`Error::BadHeader`], if the header is invalid or announces absurdly large tables.
+/// [`Error::Unsupported`], if the decoder does not support this kind of picture. NVIDIA may accept it.
 pub(super) fn estimate_memory(picture: &Picture) -> Result<u64, Error> {
     let estimate_with = |estimate: &dyn Fn(&mut Reader) -> Option<u64>| {
         let read = |reader: &mut Reader| estimate(reader).ok_or(HeaderError::Damaged);
@@ -180,7 +180,7 @@ mod tests {
         Content, Orientation,
         header::tiff::crafted::Crafted,
         probe,
-        render::{SCALING, decode},
+        render::{SCALING_MEMORY, decode},
     };
 
     fn estimate(bytes: &[u8]) -> Result<u64, Error> {
@@ -193,30 +193,11 @@ mod tests {
         bytes.into_inner()
     }
 
-    /// The headers of a JPEG of 1000 × 1000 pixels: a frame with three components, and a scan of some
-    /// of these.
-    fn jpeg(frame_marker: u8, components_in_scan: u8) -> Vec<u8> {
+    /// The headers of a JPEG of 1000 × 1000 pixels. The frame, with this marker, has three components.
+    fn jpeg(marker: u8, components_in_scan: u8) -> Vec<u8> {
         let mut bytes = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0".to_vec();
         bytes.extend([
-            0xff,
-            frame_marker,
-            0,
-            17,
-            8,
-            0x03,
-            0xe8,
-            0x03,
-            0xe8,
-            3,
-            1,
-            0x22,
-            0,
-            2,
-            0x11,
-            1,
-            3,
-            0x11,
-            1,
+            0xff, marker, 0, 17, 8, 0x03, 0xe8, 0x03, 0xe8, 3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1,
         ]);
         bytes.extend([0xff, 0xda, 0, 12, components_in_scan, 1, 0, 2, 0x11, 3, 0x11, 0, 63, 0]);
         bytes
@@ -366,11 +347,14 @@ mod tests {
         let animated = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xe7\x03\0\xe7\x03\0";
         let heic = heic_pixel_bytes("large-single") / 1_920_000;
         let limits = [
-            (max_megapixels(bytes_per_pixel(&jpeg(0xc0, 3)), SCALING), "JPEG or PNG"),
-            (max_megapixels(bytes_per_pixel(&encoded(ImageFormat::Png)), SCALING), "JPEG or PNG"),
+            (max_megapixels(bytes_per_pixel(&jpeg(0xc0, 3)), SCALING_MEMORY), "JPEG or PNG"),
+            (
+                max_megapixels(bytes_per_pixel(&encoded(ImageFormat::Png)), SCALING_MEMORY),
+                "JPEG or PNG",
+            ),
             (max_megapixels(bytes_per_pixel(&encoded(ImageFormat::Gif)), 0), "GIF"),
             (max_megapixels(bytes_per_pixel(&encoded(ImageFormat::WebP)), 0), "lossless WebP"),
-            (max_megapixels(bytes_per_pixel(&jpeg(0xc2, 3)), SCALING), "progressive JPEG"),
+            (max_megapixels(bytes_per_pixel(&jpeg(0xc2, 3)), SCALING_MEMORY), "progressive JPEG"),
             (max_megapixels(bytes_per_pixel(animated), 0), "animated WebP"),
             (max_megapixels(heic, HEIC_EXTRA), "HEIC"),
         ];

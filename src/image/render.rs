@@ -34,7 +34,7 @@ const SHRUNK_SIDE: u32 = 1024;
 const SMALLEST_LIMIT: u64 = 64 << 10;
 /// What scaling down takes beside the decoded picture, in bytes: a copy of at most twice the side,
 /// and the filter's floating-point rows (2048 × 1024 × 16 bytes).
-pub(super) const SCALING: u64 = 48 << 20;
+pub(super) const SCALING_MEMORY: u64 = 48 << 20;
 
 /// The same for a square, in bytes for each of its pixels: a copy of four times the side, and the
 /// filter's floating-point rows.
@@ -67,10 +67,10 @@ impl Target {
     ///
     /// # Errors
     /// [`Error::BadHeader`]
-    pub fn cost(self, picture: &Picture) -> Result<u64, Error> {
+    pub fn memory_estimate(self, picture: &Picture) -> Result<u64, Error> {
         let scaling = match self {
             Self::Converted { .. } => 0,
-            Self::Shrunk { .. } => SCALING,
+            Self::Shrunk { .. } => SCALING_MEMORY,
             Self::Square { side } => u64::from(side).pow(2).saturating_mul(SQUARING),
         };
         Ok(estimate_memory(picture)? + scaling)

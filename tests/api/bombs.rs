@@ -1,5 +1,5 @@
-//! Sends hostile pictures to the service as a process. Each must be answered in time. The service must
-//! need no more memory than before, and the decoders no more than the decode memory.
+//! Sends hostile pictures to the service, which runs as a process. Each must be answered in time. The
+//! service's own memory must hardly grow, and all decoders together must stay within the decode memory.
 
 use std::{
     io::Cursor,

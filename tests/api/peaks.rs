@@ -158,7 +158,7 @@ fn measure(bytes: &[u8], target: Target) -> Result<Peak, String> {
     Ok(Peak {
         resident: kibibytes("VmHWM:") << 10,
         address_space: kibibytes("VmPeak:") << 10,
-        estimate: target.cost(&picture).unwrap() - uncounted,
+        estimate: target.memory_estimate(&picture).unwrap() - uncounted,
     })
 }
 

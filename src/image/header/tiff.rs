@@ -112,8 +112,7 @@ impl Tiff {
     }
 }
 
-/// Reads the first directory. The supported kinds and the default values of tags are those of Pillow
-/// and libtiff.
+/// Reads the first directory. Missing tags and unusual values mean the same as in Pillow and libtiff.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
     let directory = &mut Directory::read(reader, &TAGS).map_err(|_| HeaderError::Damaged)?;
     let (width, height) = (side(directory.first(WIDTH, 0)?)?, side(directory.first(HEIGHT, 0)?)?);

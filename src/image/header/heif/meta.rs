@@ -36,7 +36,7 @@ pub(super) struct Location {
     pub(super) length: u64,
 }
 
-/// A property of an item.
+/// The link from an item to one of its properties.
 #[derive(Debug, Clone, Copy)]
 struct Association {
     is_essential: bool,
@@ -61,8 +61,8 @@ impl Reference<'_> {
 }
 
 impl<'a> Meta<'a> {
-    /// Parses the contents of the box. Returns `None` if anything is in the box twice, because nobody
-    /// knows which one the decoder would use.
+    /// Parses the contents of the box. Returns `None` if the box is invalid, or if it contains anything
+    /// twice: the decoder and this function might then use different ones.
     pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
         const ONCE: [&[u8; 4]; 7] = [b"hdlr", b"pitm", b"iinf", b"iref", b"iprp", b"iloc", b"idat"];
         let (mut meta, mut seen, mut primary) = (Self::default(), BTreeSet::new(), None);
