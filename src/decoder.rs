@@ -1,10 +1,10 @@
-//! Decodes pictures in child processes: the same program, started with a hidden command, which
-//! limits itself before it reads a byte.
+//! Decodes pictures in child processes. A child is the same program, started with a hidden command.
+//! It lowers its own resource limits before it reads the picture.
 //!
-//! Decoders read hostile bytes, and no check beforehand can bound what they do: a header of a few
-//! hundred bytes can make one take gigabytes or run for ever. Only the system can stop that, and it
-//! stops processes, not threads. A new process for each picture costs a millisecond or two, and
-//! leaves nothing behind.
+//! Pictures may be hostile, and no check of a header can predict how much memory and time a decoder
+//! will take: a file of a few hundred bytes can make a decoder take gigabytes or run for ever. Only
+//! the operating system can stop that, and it can stop processes, but not threads. Starting a process
+//! for each picture takes a millisecond or two, and its memory is free again when it ends.
 
 use std::{io, path::PathBuf, sync::Arc, thread::available_parallelism};
 
@@ -32,8 +32,8 @@ mod protocol;
 
 pub use child::run as run_child;
 
-/// The picture of [`Decoder::self_test`]: a GIF of one pixel.
-const PIXEL: &[u8] =
+/// The picture of [`Decoder::self_test`]: a GIF of one black pixel.
+const BLACK_PIXEL: &[u8] =
     b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
 
 /// Settings for decoding pictures.
@@ -41,21 +41,21 @@ const PIXEL: &[u8] =
 pub struct Settings {
     /// The program to start.
     pub program: PathBuf,
-    /// The memory of all children together, in bytes.
+    /// The memory that all children together may use, in bytes.
     pub max_memory: u64,
-    /// The most children at once.
+    /// The most children that run at the same time.
     pub max_children: usize,
 }
 
 impl Settings {
-    /// Starts this program itself, with one child for each core, within `max_memory` bytes.
+    /// Returns settings for the running program, with one child for each core.
     pub fn new(max_memory: u64) -> Self {
         let max_children = available_parallelism().map_or(1, usize::from);
         Self { program: this_program(), max_memory, max_children }
     }
 }
 
-/// The running program and not its path, because an upgrade may have replaced the file.
+/// Returns a link to the running program, because an upgrade may have replaced the file at its path.
 #[cfg(target_os = "linux")]
 fn this_program() -> PathBuf {
     "/proc/self/exe".into()
@@ -69,27 +69,28 @@ fn this_program() -> PathBuf {
 /// Why a picture was not decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The picture is at fault: the decoder reported it, or the picture made it crash.
+    /// The picture cannot be decoded: the decoder reported an error, crashed, or reached its limits.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// The deadline passed before there was room for another child.
+    /// The deadline passed before the queue gave a permit.
     #[error("the deadline passed while waiting to decode")]
     QueueTimeout,
     /// The deadline passed while decoding, and the child was killed.
     #[error("the deadline passed while decoding")]
     Timeout,
     /// The system did not start the child, or killed it.
-    #[error("the decoder's process {fault}")]
+    #[error("the decoder's process {problem}")]
     Unavailable {
-        /// What happened.
-        fault: String,
-        /// The system's error.
+        /// What happened to the process. This completes the sentence "the decoder's process …".
+        problem: String,
+        /// The system's error, if there is one.
         source: Option<io::Error>,
     },
     /// The result could not be stored.
     #[error(transparent)]
     Spool(#[from] spool::Error),
-    /// The child did not follow the protocol, which is a bug.
+    /// The child did not follow the protocol, which is a bug. The text completes the sentence "the
+    /// decoder's process …".
     #[error("the decoder's process {0}")]
     ProtocolViolation(String),
     /// A thread panicked, which is a bug.
@@ -97,8 +98,8 @@ pub enum Error {
     Panicked(#[from] JoinError),
 }
 
-/// Decodes pictures; bounds how many at once, and is fair to clients. Cheap to clone; clones share
-/// the bounds.
+/// Decodes pictures. Limits how many are decoded at the same time, and queues the others fairly among
+/// clients. Clones are cheap and share the queue.
 #[derive(Debug, Clone)]
 pub struct Decoder(Arc<Inner>);
 
@@ -118,7 +119,7 @@ impl Decoder {
         Self(Arc::new(Inner { settings, queue, metrics }))
     }
 
-    /// Decodes a client's picture into a spool before the deadline.
+    /// Decodes a client's picture into the spool. Fails when the deadline passes first.
     ///
     /// # Errors
     /// [`Error`]
@@ -130,8 +131,8 @@ impl Decoder {
         deadline: Instant,
         spool: Spool,
     ) -> Result<Spooled, Error> {
-        let outcome = self.decode_uncounted(picture, client, target, deadline, spool).await;
-        let name = match &outcome {
+        let result = self.decode_uncounted(picture, client, target, deadline, spool).await;
+        let outcome = match &result {
             Ok(_) => "done",
             Err(Error::Image(_)) => "refused",
             Err(Error::QueueTimeout) => "busy",
@@ -139,8 +140,8 @@ impl Decoder {
             Err(Error::Unavailable { .. }) => "unavailable",
             Err(Error::Spool(_) | Error::ProtocolViolation(_) | Error::Panicked(_)) => "failed",
         };
-        self.0.metrics.decodes.with([name]).inc();
-        outcome
+        self.0.metrics.decodes.with([outcome]).inc();
+        result
     }
 
     async fn decode_uncounted(
@@ -151,29 +152,32 @@ impl Decoder {
         deadline: Instant,
         spool: Spool,
     ) -> Result<Spooled, Error> {
-        let header = picture.clone();
-        let limit = self.0.settings.max_memory;
-        let job = timeout_at(deadline, spawn_blocking(move || plan_job(&header, target, limit)));
-        let job = job.await.map_err(|_| Error::QueueTimeout)???;
+        let picture_to_plan = picture.clone();
+        let max_memory = self.0.settings.max_memory;
+        let planning = spawn_blocking(move || plan_job(&picture_to_plan, target, max_memory));
+        let job = timeout_at(deadline, planning).await.map_err(|_| Error::QueueTimeout)???;
+
         let permit = self.0.queue.take(client, reserved_memory(&job), deadline);
         let permit = permit.await.ok_or(Error::QueueTimeout)?;
+
         let program = self.0.settings.program.clone();
         let content = picture.content.clone();
-        let process = spawn_blocking(move || Process::start(&program, job, &content, permit));
-        let process = timeout_at(deadline, process).await.map_err(|_| Error::Timeout)???;
-        let answer = process.answer(picture, target.max_len(), spool);
-        timeout_at(deadline, answer).await.unwrap_or(Err(Error::Timeout))
+        let starting = spawn_blocking(move || Process::start(&program, job, &content, permit));
+        let process = timeout_at(deadline, starting).await.map_err(|_| Error::Timeout)???;
+
+        let result = process.read_result(picture, target.max_len(), spool);
+        timeout_at(deadline, result).await.unwrap_or(Err(Error::Timeout))
     }
 
-    /// Decodes a tiny picture, to check that the system lets the program start and limit itself.
+    /// Decodes a tiny picture, to check that the system allows the program to start a child and the
+    /// child to lower its limits.
     ///
     /// # Errors
     /// [`Error`]
     pub async fn self_test(&self, deadline: Instant) -> Result<(), Error> {
-        let picture = probe(Content::Memory(PIXEL.into()), 1)?;
+        let picture = probe(Content::Memory(BLACK_PIXEL.into()), 1)?;
         let target = Target::Square { side: 1 };
-        // The result or an error message is short enough to stay in memory, so the folder is never
-        // used.
+        // Both the result and an error message fit into memory, so the spool never uses its folder.
         let folder = std::env::temp_dir();
         let space = DiskSpace::new(folder.clone(), 0);
         let spool = Staging::new(folder, space).spool(MAX_MESSAGE);
@@ -186,7 +190,7 @@ impl Decoder {
     }
 }
 
-/// The arguments of the child for a picture, its limits included, if all children together may take
+/// Returns the arguments for a picture's child, including its limits. All children together may use
 /// `max_memory` bytes. Blocks the thread.
 ///
 /// # Errors

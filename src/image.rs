@@ -1,16 +1,19 @@
-//! What a picture is: its bytes, its format, its size, and how it is decoded and encoded anew.
+//! Recognizes pictures, reads their headers, estimates the memory to decode them, and renders them.
 //!
-//! A new format has its name, its media type and its first bytes in `sniff`, its size in `header`, its
-//! memory in `cost`, its decoder in `render`, and its way to NVIDIA in `embed/plan.rs`: the compiler
-//! names each of these once [`Format`] knows it. `fetch.rs`, `web/routes/url.rs`, `Cargo.toml` and the
-//! pages name the formats, too: `CONTRIBUTING.md` has the steps.
+//! - `sniff` recognizes the format by the first bytes.
+//! - `header` reads the size and the orientation.
+//! - `memory_estimate` estimates the memory that decoding needs.
+//! - `render` decodes the pixels and encodes them again.
 //!
-//! Everything here is synchronous; what takes time is called off the async threads. Headers are
-//! read within bounds; pixels are decoded by [`crate::decoder`]'s processes alone.
+//! `CONTRIBUTING.md` lists the steps to add a format.
+//!
+//! Everything here is synchronous, so callers use blocking threads. The service itself reads only
+//! headers, and limits the work for each. Pixels are decoded only in the child processes of
+//! [`crate::decoder`].
 
 mod content;
-mod cost;
 mod header;
+mod memory_estimate;
 mod probe;
 mod render;
 mod sniff;
@@ -21,40 +24,40 @@ pub use probe::{Picture, probe};
 pub use render::Target;
 pub use sniff::{Format, Unsupported, sniff};
 
-/// Why bytes are refused as a picture.
+/// Why a picture is refused or cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No bytes at all.
+    /// There are no bytes.
     #[error("the picture is empty")]
     Empty,
-    /// Not one of the formats, or a kind of one that is not read.
+    /// The format is not supported, or this variant of the format is not.
     #[error("{0}")]
     Unsupported(Unsupported),
-    /// One of them by its first bytes, but no size can be read.
+    /// The first bytes are those of a supported format, but the header is invalid.
     #[error("the header of the {0} picture cannot be read")]
     BadHeader(Format),
-    /// More pixels than the limit.
+    /// The picture has more pixels than the limit.
     #[error("the picture has {pixels} pixels, the limit is {limit}")]
     TooManyPixels {
         /// Width times height.
         pixels: u64,
-        /// Pixels allowed.
+        /// The most pixels allowed.
         limit: u64,
     },
-    /// Decoding needs more memory than one decode may use.
+    /// Decoding needs more memory than one picture may use.
     #[error("decoding the picture takes {needed} bytes, the limit is {limit}")]
     TooMuchToDecode {
-        /// Bytes that decoding would take.
+        /// The memory estimate, in bytes.
         needed: u64,
-        /// Bytes allowed.
+        /// The most memory for one picture, in bytes.
         limit: u64,
     },
     /// The pixels cannot be decoded.
     #[error("the {format} picture cannot be decoded: {reason}")]
     Broken {
-        /// What it seemed to be.
+        /// The format, according to the first bytes.
         format: Format,
-        /// What the decoder said, or how it ended.
+        /// The decoder's message, or how its process ended.
         reason: String,
     },
     /// The saved bytes cannot be read back.
@@ -63,7 +66,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the picture is at fault, and not the disk that it should be read from.
+    /// Whether the picture caused the error. If not, reading its file failed.
     pub fn is_about_the_picture(&self) -> bool {
         !matches!(self, Self::Unreadable(_))
     }

@@ -54,7 +54,7 @@ impl Bench {
         let folder = self.folder("beside");
         let settings = [("NVIDIA_MAX_CONCURRENCY", "8")];
         let service = Service::start(&folder, &self.nvidia, &settings);
-        self.nvidia.delay(Duration::from_millis(400));
+        self.nvidia.set_delay(Duration::from_millis(400));
         let address = service.address;
         let batch = thread::spawn(move || {
             let sent = Instant::now();
@@ -70,7 +70,7 @@ impl Bench {
         assert_eq!(response.status, 200);
         let single = sent.elapsed().as_secs_f64();
         let batch = batch.join().unwrap();
-        self.nvidia.delay(Duration::ZERO);
+        self.nvidia.set_delay(Duration::ZERO);
         println!(
             "fake NVIDIA of 400 ms, 8 calls at once: a batch of {PICTURES} new pictures {batch:.2} s, a single one beside it {single:.2} s"
         );

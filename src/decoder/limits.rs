@@ -1,52 +1,54 @@
-//! Chooses a child's limits: memory from the estimated cost of decoding, processor time from the
-//! number of pixels.
-//! `child.rs` applies them in the child itself.
+//! Chooses a child's limits: the memory by the memory estimate, and the processor time by the number
+//! of pixels. `child.rs` sets these limits in the child itself.
 
 use super::protocol::Job;
 use crate::image::{self, Picture, Target};
 
-/// The address space that the program maps at startup, in bytes. Hardly any of it becomes resident.
+/// The address space that the program maps at startup, in bytes. The program touches little of it, so
+/// it needs almost no memory.
 const STARTUP_ADDRESS_SPACE: u64 = 24 << 20;
 
-/// The address space that each child gets on top of 1.25 times its estimate, in bytes. It includes
-/// [`STARTUP_ADDRESS_SPACE`].
+/// The address space that each child gets in addition to 1.25 times the memory estimate, in bytes. It
+/// includes [`STARTUP_ADDRESS_SPACE`].
 const FIXED_OVERHEAD: u64 = 64 << 20;
 
 /// The memory that the queue reserves for the smallest picture, in bytes.
 const MIN_RESERVED_MEMORY: u64 = 50 << 20;
 
-/// The least processor time of a picture, in seconds.
-const MIN_CPU: u64 = 5;
-/// The most processor time of a picture, in seconds.
-const MAX_CPU: u64 = 20;
-/// What each million pixels adds, in seconds: many times what the slowest format needs.
-const CPU_PER_MEGAPIXEL: u64 = 1;
+/// The processor time for a picture of less than a million pixels, in seconds.
+const MIN_CPU_SECONDS: u64 = 5;
+/// The most processor time for any picture, in seconds.
+const MAX_CPU_SECONDS: u64 = 20;
+/// The processor time for each million pixels, in seconds. The slowest format needs far less.
+const CPU_SECONDS_PER_MEGAPIXEL: u64 = 1;
 
-/// The memory that is reserved for small pictures, in bytes, so that they never wait for large ones:
-/// a quarter, or nothing if a quarter cannot hold even the smallest picture's child.
+/// Returns the memory that is reserved for small pictures, in bytes, so that they do not wait for
+/// large ones. This is a quarter of all decode memory, or zero if a quarter is too little for the
+/// child of even the smallest picture.
 pub(super) fn reserved_for_small(max_memory: u64) -> u64 {
     let quarter = max_memory / 4;
     if quarter < MIN_RESERVED_MEMORY { 0 } else { quarter }
 }
 
-/// The memory that the queue reserves for a child, in bytes: its address space without what the
-/// program maps at startup, because those pages hardly ever become resident.
+/// Returns the memory that the queue reserves for a child, in bytes. This is its address space
+/// without that of the startup, which needs almost no memory.
 pub(super) fn reserved_memory(job: &Job) -> u64 {
     job.address_space - STARTUP_ADDRESS_SPACE
 }
 
-/// Plans the job of one child, its limits included, where all children together may take `max_memory`
-/// bytes. Blocks the thread: it reads the picture's header.
+/// Plans the job of one child and its limits. All children together may use `max_memory` bytes. Blocks
+/// the thread, because it reads the picture's header.
 pub(super) fn plan_job(
     picture: &Picture,
     target: Target,
     max_memory: u64,
 ) -> Result<Job, image::Error> {
-    let cost = target.memory_estimate(picture)?;
+    let memory_estimate = target.memory_estimate(picture)?;
     let limit = max_memory - reserved_for_small(max_memory);
-    if cost > limit {
-        return Err(image::Error::TooMuchToDecode { needed: cost, limit });
+    if memory_estimate > limit {
+        return Err(image::Error::TooMuchToDecode { needed: memory_estimate, limit });
     }
+    let address_space = memory_estimate / 4 * 5 + FIXED_OVERHEAD;
     let megapixels = picture.pixels() / 1_000_000;
     Ok(Job {
         target,
@@ -54,9 +56,10 @@ pub(super) fn plan_job(
         width: picture.width,
         height: picture.height,
         orientation: picture.orientation,
-        cost,
-        address_space: (cost / 4 * 5 + FIXED_OVERHEAD).min(limit + STARTUP_ADDRESS_SPACE),
-        cpu_seconds: (MIN_CPU + megapixels * CPU_PER_MEGAPIXEL).min(MAX_CPU),
+        memory_estimate,
+        address_space: address_space.min(limit + STARTUP_ADDRESS_SPACE),
+        cpu_seconds: (MIN_CPU_SECONDS + megapixels * CPU_SECONDS_PER_MEGAPIXEL)
+            .min(MAX_CPU_SECONDS),
     })
 }
 
@@ -68,12 +71,11 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn what_is_reserved_for_small_pictures_holds_the_smallest_one() {
-        let pixel = probe(Content::Memory(super::super::PIXEL.into()), 1).unwrap();
-        let smallest = reserved_memory(
-            &plan_job(&pixel, Target::Converted { max_len: 0 }, 512 * MIB).unwrap(),
-        );
-        assert!((MIN_RESERVED_MEMORY..MIN_RESERVED_MEMORY + MIB).contains(&smallest), "{smallest}");
+    fn the_memory_reserved_for_small_pictures_is_enough_for_the_smallest() {
+        let pixel = probe(Content::Memory(super::super::BLACK_PIXEL.into()), 1).unwrap();
+        let job = plan_job(&pixel, Target::Converted { max_len: 0 }, 512 * MIB).unwrap();
+        let reserved = reserved_memory(&job);
+        assert!((MIN_RESERVED_MEMORY..MIN_RESERVED_MEMORY + MIB).contains(&reserved), "{reserved}");
         assert_eq!([199, 200, 512].map(|mib| reserved_for_small(mib * MIB) / MIB), [0, 50, 128]);
     }
 }

@@ -1,4 +1,4 @@
-//! The parent's side of a child: starts it, reads its answer, and ends it.
+//! The parent's side: starts a child process, reads its result, and waits for its exit or kills it.
 
 use std::{
     fs::File,
@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Error,
-    protocol::{AnswerKind, HEADER_LEN, Job, MAX_MESSAGE},
+    protocol::{HEADER_LEN, Job, MAX_MESSAGE, ResultKind},
 };
 use crate::{
     fair_queue::Permit,
@@ -26,10 +26,10 @@ use crate::{
     spool::{Spool, Spooled},
 };
 
-/// How much of an answer is read at once, in bytes.
-const PIECE: usize = 64 * 1024;
+/// The most bytes of a result that are read at once.
+const READ_SIZE: usize = 64 * 1024;
 
-/// The folder through which an open file can be opened again.
+/// The folder with links to this process's open files.
 #[cfg(target_os = "linux")]
 const OPEN_FILES: &str = "/proc/self/fd";
 #[cfg(not(target_os = "linux"))]
@@ -45,7 +45,7 @@ pub(super) struct Process(Option<Running>);
 #[derive(Debug)]
 struct Running {
     child: Child,
-    /// Held until the child has ended.
+    /// Given back when the child has exited.
     permit: Permit,
 }
 
@@ -58,12 +58,12 @@ impl Process {
         permit: Permit,
     ) -> Result<Self, Error> {
         let unavailable = |source| {
-            let fault = "could not be started".to_owned();
-            Error::Unavailable { fault, source: Some(source) }
+            let problem = "could not be started".to_owned();
+            Error::Unavailable { problem, source: Some(source) }
         };
         let stdin = match content {
             Content::Memory(_) => Stdio::piped(),
-            // Opened again, so that the child can only read, and has a file position of its own.
+            // Open the file again, so that the child can only read it and has its own file position.
             Content::File(file, _) => {
                 let path = format!("{OPEN_FILES}/{}", file.as_raw_fd());
                 File::open(path).map_err(unavailable)?.into()
@@ -75,22 +75,22 @@ impl Process {
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            // Ctrl-C and other signals to the service's process group must not reach the child: the
-            // service still drains its requests.
+            // Signals to the service's process group, as from Ctrl-C, must not reach the child: the
+            // service finishes its requests before it exits.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .map_err(unavailable)?;
         if let (Content::Memory(bytes), Some(stdin)) = (content, child.stdin.take()) {
-            // On a task of its own, because the child may write while it still has input to read.
-            // The task ends with the child.
-            tokio::spawn(feed(stdin, bytes.clone()));
+            // The child may start to write before it has read its whole input, so a separate task
+            // writes the input. The task ends when the child exits.
+            tokio::spawn(write_input(stdin, bytes.clone()));
         }
         Ok(Self(Some(Running { child, permit })))
     }
 
-    /// Reads the answer, and waits for the child's end.
-    pub(super) async fn answer(
+    /// Reads the result and waits for the child to exit.
+    pub(super) async fn read_result(
         mut self,
         picture: &Picture,
         max_len: u64,
@@ -102,66 +102,59 @@ impl Process {
         };
         let mut header = [0; HEADER_LEN];
         if stdout.read_exact(&mut header).await.is_err() {
-            return Err(classify_exit(self.end().await?, picture, "ended without an answer"));
+            return Err(classify_exit(self.wait().await?, picture, "exited without a result"));
         }
-        let Some((kind, len)) = AnswerKind::parse(header) else {
-            return Err(protocol_violation("sent an invalid answer"));
+        let Some((kind, len)) = ResultKind::parse(header) else {
+            return Err(protocol_violation("sent an invalid result"));
         };
-        let max_len = if kind == AnswerKind::Done { max_len } else { MAX_MESSAGE as u64 };
+        let max_len = if kind == ResultKind::Done { max_len } else { MAX_MESSAGE as u64 };
         if len > max_len {
-            return Err(protocol_violation("announced too long an answer"));
+            return Err(protocol_violation("announced too long a result"));
         }
-        // Reads one byte more, to notice an answer that is longer than announced.
+        // Read up to one byte more, to notice a result that is longer than announced.
         let mut rest = stdout.take(len + 1);
         let mut piece = BytesMut::new();
         loop {
-            piece.reserve(PIECE);
+            piece.reserve(READ_SIZE);
             match rest.read_buf(&mut piece).await {
                 Ok(0) => break,
                 Ok(_) => spool.write(&piece.split().freeze()).await?,
-                Err(_) => break, // the child's exit status shows why
+                Err(_) => break, // the child's exit status shows the reason
             }
         }
-        match spool.received() {
-            received if received > len => {
-                return Err(protocol_violation("sent more than it announced"));
-            }
-            received => match self.end().await? {
-                status if received == len && status.success() => {}
-                status => {
-                    return Err(classify_exit(
-                        status,
-                        picture,
-                        "ended in the middle of its answer",
-                    ));
-                }
-            },
+        let received = spool.received();
+        if received > len {
+            return Err(protocol_violation("sent more than it announced"));
         }
-        let answer = spool.finish().await?;
+        let status = self.wait().await?;
+        if received < len || !status.success() {
+            return Err(classify_exit(status, picture, "exited in the middle of its result"));
+        }
+        let result = spool.finish().await?;
         let message = || {
-            let message = answer.content.read_at(0, MAX_MESSAGE).unwrap_or_default();
+            let message = result.content.read_at(0, MAX_MESSAGE).unwrap_or_default();
             String::from_utf8_lossy(&message).into_owned()
         };
         Err(match kind {
-            AnswerKind::Done => return Ok(answer),
-            AnswerKind::Broken => broken(picture, message()),
-            AnswerKind::Panicked => broken(picture, format!("the decoder panicked: {}", message())),
-            AnswerKind::Unreadable => image::Error::Unreadable(io::Error::other(message())).into(),
-            AnswerKind::LimitsFailed => {
-                let fault = format!("could not limit itself: {}", message());
-                Error::Unavailable { fault, source: None }
+            ResultKind::Done => return Ok(result),
+            ResultKind::Broken => broken(picture, message()),
+            ResultKind::Panicked => broken(picture, format!("the decoder panicked: {}", message())),
+            ResultKind::Unreadable => image::Error::Unreadable(io::Error::other(message())).into(),
+            ResultKind::LimitsFailed => {
+                let problem = format!("could not limit itself: {}", message());
+                Error::Unavailable { problem, source: None }
             }
         })
     }
 
-    /// Waits for the child's end, then gives its permit back.
-    async fn end(&mut self) -> Result<ExitStatus, Error> {
+    /// Waits for the child to exit, then gives its permit back.
+    async fn wait(&mut self) -> Result<ExitStatus, Error> {
         let Some(running) = &mut self.0 else {
             return Err(protocol_violation("was waited for twice"));
         };
         let status = running.child.wait().await.map_err(|source| {
-            let fault = "could not be waited for".to_owned();
-            Error::Unavailable { fault, source: Some(source) }
+            let problem = "could not be waited for".to_owned();
+            Error::Unavailable { problem, source: Some(source) }
         })?;
         self.0 = None;
         Ok(status)
@@ -171,8 +164,8 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let Some(Running { mut child, permit }) = self.0.take() else { return };
-        // The permit is given back only after the child has ended. Outside of a runtime (at the
-        // very end of the process) nobody waits for it, and `kill_on_drop` is enough.
+        // The permit is given back only after the child has exited. At the very end of the service,
+        // there is no runtime any more, and `kill_on_drop` is enough.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
                 if let Err(error) = child.kill().await {
@@ -184,13 +177,14 @@ impl Drop for Process {
     }
 }
 
-async fn feed(mut stdin: ChildStdin, bytes: Bytes) {
-    // A child that ends early does not read everything; its answer or exit status shows why.
+async fn write_input(mut stdin: ChildStdin, bytes: Bytes) {
+    // Writing fails if the child exits early. Its result or its exit status then shows the reason.
     let _ = stdin.write_all(&bytes).await;
 }
 
-/// Classifies the exit of a child that did not answer completely.
-fn classify_exit(status: ExitStatus, picture: &Picture, otherwise: &str) -> Error {
+/// Returns the error for a child that exited without a complete result. The error is a protocol
+/// violation with the text `violation`, unless the exit status shows another reason.
+fn classify_exit(status: ExitStatus, picture: &Picture, violation: &str) -> Error {
     match (status.signal(), status.signal().and_then(Signal::from_named_raw)) {
         (_, Some(Signal::XCPU)) => broken(picture, "it takes too much processor time"),
         // Rust aborts a process that cannot allocate memory.
@@ -200,11 +194,11 @@ fn classify_exit(status: ExitStatus, picture: &Picture, otherwise: &str) -> Erro
             broken(picture, "the decoder crashed")
         }
         (Some(signal), _) => {
-            let fault = format!("was ended from outside by signal {signal}");
-            Error::Unavailable { fault, source: None }
+            let problem = format!("was killed from outside with signal {signal}");
+            Error::Unavailable { problem, source: None }
         }
         (None, _) if status.code() == Some(PANICKED) => broken(picture, "the decoder panicked"),
-        (None, _) => protocol_violation(&format!("{otherwise} ({status})")),
+        (None, _) => protocol_violation(&format!("{violation} ({status})")),
     }
 }
 
@@ -212,6 +206,6 @@ fn broken(picture: &Picture, reason: impl Into<String>) -> Error {
     image::Error::Broken { format: picture.format, reason: reason.into() }.into()
 }
 
-fn protocol_violation(fault: &str) -> Error {
-    Error::ProtocolViolation(fault.to_owned())
+fn protocol_violation(problem: &str) -> Error {
+    Error::ProtocolViolation(problem.to_owned())
 }

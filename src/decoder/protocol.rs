@@ -1,12 +1,12 @@
-//! The protocol between the service and a child: the job as arguments, and the header of the
-//! answer.
+//! The protocol between the service and a child: the arguments that describe the job, and the header
+//! of the result.
 
 use crate::image::{Format, Orientation, Target};
 
 /// The internal subcommand that starts imagesvc as a decoder; `--help` does not list it.
 pub(super) const COMMAND: &str = "decode";
 
-/// What a child decodes, and its limits.
+/// The work for a child, and its limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Job {
     pub(super) target: Target,
@@ -14,14 +14,16 @@ pub(super) struct Job {
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) orientation: Orientation,
-    /// The estimated memory for decoding, in bytes.
-    pub(super) cost: u64,
-    /// In bytes.
+    /// The memory that decoding is expected to need, in bytes.
+    pub(super) memory_estimate: u64,
+    /// The limit of the child's address space, in bytes.
     pub(super) address_space: u64,
+    /// The limit of the child's processor time.
     pub(super) cpu_seconds: u64,
 }
 
 impl Job {
+    /// Returns the arguments of the program, beginning with the command.
     pub(super) fn to_args(self) -> [String; 10] {
         let (target, parameter) = match self.target {
             Target::Converted { max_len } => ("converted", max_len),
@@ -36,13 +38,13 @@ impl Job {
             self.width.to_string(),
             self.height.to_string(),
             self.orientation.to_exif().to_string(),
-            self.cost.to_string(),
+            self.memory_estimate.to_string(),
             self.address_space.to_string(),
             self.cpu_seconds.to_string(),
         ]
     }
 
-    /// Parses the arguments without the command.
+    /// Parses the arguments that follow the command.
     pub(super) fn parse(args: &[String]) -> Option<Self> {
         let [
             target,
@@ -51,7 +53,7 @@ impl Job {
             width,
             height,
             orientation,
-            cost,
+            memory_estimate,
             address_space,
             cpu_seconds,
         ] = args
@@ -69,35 +71,36 @@ impl Job {
             width: width.parse().ok()?,
             height: height.parse().ok()?,
             orientation: Orientation::from_exif(orientation.parse().ok()?)?,
-            cost: cost.parse().ok()?,
+            memory_estimate: memory_estimate.parse().ok()?,
             address_space: address_space.parse().ok()?,
             cpu_seconds: cpu_seconds.parse().ok()?,
         })
     }
 }
 
-/// The kinds of answers.
+/// The kinds of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum AnswerKind {
+pub(super) enum ResultKind {
     /// The rendered picture follows.
     Done,
     /// The picture cannot be decoded; the reason follows.
     Broken,
     /// A decoder panicked; its message follows.
     Panicked,
-    /// The picture's bytes cannot be read; the system's message follows.
+    /// The picture's bytes cannot be read; the system's error message follows.
     Unreadable,
-    /// The child could not limit itself and decoded nothing; the system's message follows.
+    /// The child could not lower its limits and decoded nothing; the system's error message follows.
     LimitsFailed,
 }
 
-/// The longest message, in bytes.
+/// The longest message, in bytes. Longer ones are truncated.
 pub(super) const MAX_MESSAGE: usize = 4096;
 
-/// The length of an answer's header in bytes: a letter, and the length of what follows.
+/// The length of a result's header, in bytes. The header is a letter for the kind and the length of
+/// the rest in eight bytes.
 pub(super) const HEADER_LEN: usize = 9;
 
-impl AnswerKind {
+impl ResultKind {
     const LETTERS: [(Self, u8); 5] = [
         (Self::Done, b'd'),
         (Self::Broken, b'b'),
@@ -106,7 +109,7 @@ impl AnswerKind {
         (Self::LimitsFailed, b'l'),
     ];
 
-    /// The header of an answer of `len` bytes.
+    /// Returns the header of a result that has `len` more bytes.
     pub(super) fn header(self, len: u64) -> [u8; HEADER_LEN] {
         let mut header = [0; HEADER_LEN];
         let letter = Self::LETTERS.iter().find(|(kind, _)| *kind == self);
@@ -115,7 +118,7 @@ impl AnswerKind {
         header
     }
 
-    /// Parses a header into the answer's kind and the length of what follows.
+    /// Parses a header. Returns the result's kind and the number of bytes that follow.
     pub(super) fn parse(header: [u8; HEADER_LEN]) -> Option<(Self, u64)> {
         let [letter, len @ ..] = header;
         let (kind, _) = Self::LETTERS.into_iter().find(|(_, known)| *known == letter)?;
@@ -128,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jobs_and_answers_survive_the_round_trip() {
+    fn jobs_and_headers_are_parsed_as_they_were_written() {
         for target in [
             Target::Converted { max_len: 20 << 20 },
             Target::Shrunk { max_len: 149_999 },
@@ -140,16 +143,16 @@ mod tests {
                 width: 1,
                 height: 2,
                 orientation: Orientation::Rotate90,
-                cost: 3,
+                memory_estimate: 3,
                 address_space: 4,
                 cpu_seconds: 5,
             };
             assert_eq!(Job::parse(&job.to_args()[1..]), Some(job));
             assert_eq!(Job::parse(&job.to_args()), None);
         }
-        for (kind, _) in AnswerKind::LETTERS {
-            assert_eq!(AnswerKind::parse(kind.header(7)), Some((kind, 7)));
+        for (kind, _) in ResultKind::LETTERS {
+            assert_eq!(ResultKind::parse(kind.header(7)), Some((kind, 7)));
         }
-        assert_eq!(AnswerKind::parse([0; HEADER_LEN]), None);
+        assert_eq!(ResultKind::parse([0; HEADER_LEN]), None);
     }
 }

@@ -1,4 +1,4 @@
-//! The bytes of a picture, in memory or in a file, readable any number of times.
+//! The bytes of a picture, in memory or in a file. They can be read any number of times.
 
 use std::{
     fs::File,
@@ -9,21 +9,23 @@ use std::{
 
 use bytes::Bytes;
 
-/// How much a [`Reader`] takes from a file at once.
+/// The bytes that a [`Reader`] reads from a file at once.
 const WINDOW: usize = 64 * 1024;
 
-/// How often a header's reader reads or seeks, and how often it goes to the file beside going through
-/// it once, at the most. A picture's header takes some hundreds of steps; a hostile one has millions
-/// of tiny segments, or entries that are far apart.
-const HEADER_STEPS: u32 = 1 << 20;
-const HEADER_WINDOWS: u32 = 1024;
+/// The most reads and seeks for a header. Ordinary headers need a few hundred. A hostile header may
+/// have millions of tiny segments.
+const MAX_HEADER_STEPS: u32 = 1 << 20;
 
-/// A picture's bytes. Cheap to clone; clones read independently of each other.
+/// The most windows that are loaded for a header, in addition to those for reading the whole file once.
+/// A hostile header may have entries that are far apart in the file.
+const MAX_EXTRA_HEADER_WINDOWS: u32 = 1024;
+
+/// A picture's bytes. Clones are cheap and share the bytes.
 #[derive(Debug, Clone)]
 pub enum Content {
-    /// All of it in memory.
+    /// All bytes, in memory.
     Memory(Bytes),
-    /// In a file that may be renamed meanwhile, of this many bytes.
+    /// An open file and its length in bytes. The file may be renamed while it is open.
     File(Arc<File>, u64),
 }
 
@@ -41,10 +43,10 @@ impl Content {
         self.len() == 0
     }
 
-    /// Up to `len` bytes from `offset` on; fewer only at the end.
+    /// Reads `len` bytes from `offset` on, or fewer if the content ends before that.
     ///
     /// # Errors
-    /// What reading the file says.
+    /// Returns the error of reading the file.
     pub fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
         match self {
             Self::Memory(bytes) => {
@@ -53,79 +55,91 @@ impl Content {
                 Ok(bytes.slice(start..end))
             }
             Self::File(file, total) => {
-                let left = usize::try_from(total.saturating_sub(offset)).unwrap_or(usize::MAX);
-                let mut buffer = vec![0; len.min(left)];
+                let available = usize::try_from(total.saturating_sub(offset)).unwrap_or(usize::MAX);
+                let mut buffer = vec![0; len.min(available)];
                 file.read_exact_at(&mut buffer, offset)?;
                 Ok(buffer.into())
             }
         }
     }
 
-    /// A reader of its own from the start.
+    /// Creates a reader that starts at the first byte.
     pub fn reader(&self) -> Reader {
-        self.reader_with(u32::MAX, u32::MAX)
+        self.reader_with_limits(UNLIMITED, UNLIMITED)
     }
 
-    /// The same for a header: it fails after so much work that no header takes.
+    /// Creates a reader for the header. It fails after more work than any ordinary header needs.
     pub fn header_reader(&self) -> Reader {
-        let once = u32::try_from(self.len() / WINDOW as u64).unwrap_or(u32::MAX);
-        self.reader_with(HEADER_STEPS, HEADER_WINDOWS.saturating_add(once))
+        let windows_of_file = u32::try_from(self.len() / WINDOW as u64).unwrap_or(UNLIMITED);
+        let max_windows = MAX_EXTRA_HEADER_WINDOWS.saturating_add(windows_of_file);
+        self.reader_with_limits(MAX_HEADER_STEPS, max_windows)
     }
 
-    fn reader_with(&self, steps: u32, windows: u32) -> Reader {
-        let content = self.clone();
-        let window = Bytes::new();
-        Reader { content, position: 0, window, window_start: 0, steps, windows, fault: None }
+    fn reader_with_limits(&self, max_steps: u32, max_windows: u32) -> Reader {
+        Reader {
+            content: self.clone(),
+            position: 0,
+            window: Bytes::new(),
+            window_start: 0,
+            steps_left: max_steps,
+            windows_left: max_windows,
+            error: None,
+        }
     }
 }
 
-/// Reads a [`Content`]. Unlike `BufReader`, seeking keeps what was already read: a hostile JPEG
-/// with millions of tiny segments makes a header reader seek as often.
+/// Reads a [`Content`]. Unlike `BufReader`, it keeps its window when it seeks: a hostile JPEG with
+/// millions of tiny segments causes as many seeks, and most of them stay within the window.
 #[derive(Debug)]
 pub struct Reader {
     content: Content,
     position: u64,
     window: Bytes,
     window_start: u64,
-    /// Steps, and windows, that are left.
-    steps: u32,
-    windows: u32,
-    fault: Option<ReadFault>,
+    /// The reads and seeks that are still allowed, or [`UNLIMITED`].
+    steps_left: u32,
+    /// The windows that may still be loaded, or [`UNLIMITED`].
+    windows_left: u32,
+    error: Option<ReadError>,
 }
 
-/// Why a [`Reader`] could not read on, although the bytes had not ended.
+/// Why a [`Reader`] failed before the end of the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReadFault {
+pub enum ReadError {
     /// The header takes too much work.
     TooMuchWork,
-    /// The file cannot be read: the system's error.
+    /// The file cannot be read. The number is the system's error code.
     System(i32),
 }
 
 impl Reader {
-    /// What kept it from reading on, if something did, even where the caller took it for the end.
-    pub fn fault(&self) -> Option<ReadFault> {
-        self.fault
+    /// Returns the error of a read that failed. Parsers may have mistaken that error for the end of
+    /// the file.
+    pub fn error(&self) -> Option<ReadError> {
+        self.error
     }
 
-    fn step(&mut self) -> io::Result<()> {
-        let is_spent = !spend(&mut self.steps);
-        self.end_if(is_spent)
+    fn count_step(&mut self) -> io::Result<()> {
+        let is_allowed = count_down(&mut self.steps_left);
+        self.fail_unless(is_allowed)
     }
 
-    fn end_if(&mut self, is_spent: bool) -> io::Result<()> {
-        if !is_spent {
+    fn fail_unless(&mut self, is_allowed: bool) -> io::Result<()> {
+        if is_allowed {
             return Ok(());
         }
-        self.fault = Some(ReadFault::TooMuchWork);
+        self.error = Some(ReadError::TooMuchWork);
         Err(io::Error::other("the header takes too much work"))
     }
 }
 
-/// Counts down, and tells whether something was left; `u32::MAX` has no end.
-fn spend(left: &mut u32) -> bool {
+/// A counter with this value is never counted down.
+const UNLIMITED: u32 = u32::MAX;
+
+/// Subtracts one from the counter. Returns `false` if the counter is already zero.
+fn count_down(left: &mut u32) -> bool {
     match *left {
-        u32::MAX => true,
+        UNLIMITED => true,
         0 => false,
         _ => {
             *left -= 1;
@@ -136,21 +150,21 @@ fn spend(left: &mut u32) -> bool {
 
 impl BufRead for Reader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.step()?;
+        self.count_step()?;
         let window_end = self.window_start + self.window.len() as u64;
         if !(self.window_start..window_end).contains(&self.position) {
             let len = match self.content {
                 Content::Memory(_) => usize::MAX,
                 Content::File(..) => WINDOW,
             };
-            let is_spent = !spend(&mut self.windows);
-            self.end_if(is_spent)?;
+            let is_allowed = count_down(&mut self.windows_left);
+            self.fail_unless(is_allowed)?;
             self.window = self.content.read_at(self.position, len).inspect_err(|error| {
-                self.fault = error.raw_os_error().map(ReadFault::System);
+                self.error = error.raw_os_error().map(ReadError::System);
             })?;
             self.window_start = self.position;
         }
-        // Within the window by the lines above, or both are empty at the end.
+        // The position is now within the window. At the end of the content, the window is empty.
         let skip = usize::try_from(self.position - self.window_start).unwrap_or(usize::MAX);
         Ok(self.window.get(skip..).unwrap_or_default())
     }
@@ -161,7 +175,7 @@ impl BufRead for Reader {
 }
 
 impl Read for Reader {
-    /// Fills the buffer, but at the end: some decoders take a short read for the end.
+    /// Fills the whole buffer unless the content ends: some decoders mistake a short read for the end.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut read = 0;
         while read < buffer.len() {
@@ -175,11 +189,11 @@ impl Read for Reader {
         Ok(read)
     }
 
-    /// Takes just the room that is needed: a decoder that wants the whole file would let its
-    /// buffer double until it fits, to nearly twice the file.
+    /// Reserves exactly the memory that is needed. A buffer that doubles as it grows would take up to
+    /// twice the memory of the file.
     fn read_to_end(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
-        let left = self.content.len().saturating_sub(self.position);
-        buffer.try_reserve_exact(usize::try_from(left).unwrap_or(usize::MAX))?;
+        let remaining = self.content.len().saturating_sub(self.position);
+        buffer.try_reserve_exact(usize::try_from(remaining).unwrap_or(usize::MAX))?;
         let mut read = 0;
         loop {
             let bytes = self.fill_buf()?;
@@ -196,7 +210,7 @@ impl Read for Reader {
 
 impl Seek for Reader {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.step()?;
+        self.count_step()?;
         let (base, offset) = match to {
             SeekFrom::Start(position) => (position, 0),
             SeekFrom::Current(offset) => (self.position, offset),
@@ -224,25 +238,25 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_takes_too_much_work_is_given_up() {
+    fn a_header_that_takes_too_much_work_is_refused() {
         let content = in_file(&vec![7; 1 << 20]);
         let mut reader = content.header_reader();
-        let mut far = (0..).map(|n| (n % 2) * 900_000);
+        let mut positions = (0..).map(|n| (n % 2) * 900_000);
         let mut jump = || {
-            reader.seek(SeekFrom::Start(far.next().unwrap()))?;
+            reader.seek(SeekFrom::Start(positions.next().unwrap()))?;
             reader.read_exact(&mut [0])
         };
         let jumps = (0..2000).take_while(|_| jump().is_ok()).count();
-        // Beside what going through it once takes.
-        assert_eq!(jumps, HEADER_WINDOWS as usize + (1 << 20) / WINDOW);
-        assert_eq!(reader.fault(), Some(ReadFault::TooMuchWork));
+        let windows_of_file = (1 << 20) / WINDOW;
+        assert_eq!(jumps, MAX_EXTRA_HEADER_WINDOWS as usize + windows_of_file);
+        assert_eq!(reader.error(), Some(ReadError::TooMuchWork));
         let mut reader = content.header_reader();
-        let mut skip = || reader.stream_position();
-        assert!((0..=HEADER_STEPS).any(|_| skip().is_err()));
+        let mut seek = || reader.stream_position();
+        assert!((0..=MAX_HEADER_STEPS).any(|_| seek().is_err()));
     }
 
     #[test]
-    fn a_read_across_two_windows_is_not_short() {
+    fn a_read_across_two_windows_fills_the_buffer() {
         let content = in_file(&vec![7; 2 * WINDOW]);
         let mut reader = content.reader();
         reader.seek(SeekFrom::Start(WINDOW as u64 - 1)).unwrap();
@@ -254,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_to_the_end_takes_no_more_room_than_it_needs() {
+    fn reading_to_the_end_reserves_exactly_the_memory_it_needs() {
         let bytes = vec![7; 2 * WINDOW + 1];
         for content in [Content::Memory(bytes.clone().into()), in_file(&bytes)] {
             let (mut reader, mut read) = (content.reader(), Vec::new());
@@ -266,7 +280,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_reader_reads_what_a_cursor_reads(
+        fn a_reader_returns_the_same_bytes_as_a_cursor(
             bytes in proptest::collection::vec(any::<u8>(), 0..300),
             steps in proptest::collection::vec((-400i64..400, 0usize..200), 0..20),
         ) {
@@ -274,12 +288,12 @@ mod tests {
             for content in [memory, in_file(&bytes)] {
                 let (mut reader, mut cursor) = (content.reader(), io::Cursor::new(&bytes));
                 for (offset, len) in &steps {
-                    let seeks = (reader.seek(SeekFrom::Current(*offset)), cursor.seek(SeekFrom::Current(*offset)));
-                    prop_assert_eq!(seeks.0.ok(), seeks.1.ok());
-                    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-                    reader.by_ref().take(*len as u64).read_to_end(&mut ours).unwrap();
-                    cursor.by_ref().take(*len as u64).read_to_end(&mut theirs).unwrap();
-                    prop_assert_eq!(ours, theirs);
+                    let offset = SeekFrom::Current(*offset);
+                    prop_assert_eq!(reader.seek(offset).ok(), cursor.seek(offset).ok());
+                    let (mut actual, mut expected) = (Vec::new(), Vec::new());
+                    reader.by_ref().take(*len as u64).read_to_end(&mut actual).unwrap();
+                    cursor.by_ref().take(*len as u64).read_to_end(&mut expected).unwrap();
+                    prop_assert_eq!(actual, expected);
                 }
             }
         }

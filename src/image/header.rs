@@ -1,15 +1,15 @@
-//! Reads the headers of pictures: their size, and how they lie. Nothing is decoded.
+//! Reads the size and the orientation of pictures from their headers.
 //!
-//! Each format has a module. Headers are read as leniently as the libraries do that browsers and
-//! Pillow use (libjpeg, libpng, libwebp, libtiff): what those show is a picture. No decoder is asked:
-//! some read the whole file, inflate profiles or expand tables before they tell anything. The
-//! [`Reader`] bounds the work.
+//! Each format has a module. They accept whatever the libraries of browsers and Pillow accept
+//! (libjpeg, libpng, libwebp, libtiff), including headers that break the specification. They do not
+//! use the decoders: some of those read the whole file, decompress profiles or expand tables before
+//! they return a size. The [`Reader`] limits the work for each header.
 
 use std::io;
 
 use image_rs::metadata::Orientation;
 
-use super::{Content, Error, Format, Reader, Unsupported, content::ReadFault};
+use super::{Content, Error, Format, Reader, Unsupported, content::ReadError};
 
 pub(super) mod bmp;
 mod exif;
@@ -20,41 +20,42 @@ mod png;
 pub(super) mod tiff;
 pub(super) mod webp;
 
-/// What the header of any format says.
+/// The values that the header of every format contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
-    /// In pixels, as stored; a HEIC's as its own cuts and turns leave it.
+    /// In pixels, as stored. For a HEIC, after its own properties have cropped and turned it.
     pub(super) width: u32,
-    /// Likewise.
+    /// In pixels, as stored, like `width`.
     pub(super) height: u32,
-    /// How many pixels are decoded; a HEIC may have more than it shows.
+    /// The number of pixels that are decoded. A HEIC may have more than `width` × `height`.
     pub(super) pixels: u64,
-    /// What makes it stand upright.
+    /// The transformation that turns the picture upright.
     pub(super) orientation: Orientation,
 }
 
 impl Header {
-    /// Of a picture that is decoded as large as it is shown; `None` if it has no pixels.
+    /// Creates the header of a picture that decodes `width` × `height` pixels. Returns `None` if there
+    /// are no pixels.
     fn new(width: u32, height: u32, orientation: Orientation) -> Option<Self> {
         let pixels = u64::from(width) * u64::from(height);
         (pixels > 0).then_some(Self { width, height, pixels, orientation })
     }
 }
 
-/// Why there is no header.
+/// Why a header cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// Cut short, or contradicting itself.
+pub(super) enum HeaderError {
+    /// The header is truncated or contradicts itself.
     Damaged,
-    /// Right, but of a kind that is not read.
+    /// The header is valid, but this variant of the format is not supported.
     Unsupported(Unsupported),
 }
 
-impl Fault {
+impl HeaderError {
     fn into_error(self, format: Format) -> Error {
         match self {
             Self::Damaged => Error::BadHeader(format),
-            Self::Unsupported(what) => Error::Unsupported(what),
+            Self::Unsupported(variant) => Error::Unsupported(variant),
         }
     }
 }
@@ -64,7 +65,7 @@ impl Fault {
 /// # Errors
 /// [`Error::BadHeader`], [`Error::Unsupported`], [`Error::Unreadable`].
 pub(super) fn read(format: Format, content: &Content) -> Result<Header, Error> {
-    bounded(format, content, |reader| match format {
+    read_bounded(format, content, |reader| match format {
         Format::Jpeg => jpeg::read(reader).and_then(|jpeg| jpeg.header()),
         Format::Png => png::read(reader),
         Format::WebP => webp::read(reader).and_then(|webp| webp.header()),
@@ -75,22 +76,24 @@ pub(super) fn read(format: Format, content: &Content) -> Result<Header, Error> {
     })
 }
 
-/// Reads something of a header with so much work as a header may take. A format's reader may take
-/// every error for the end of the file, and say what it knows by then; where the file did not end,
-/// that is not enough to judge by.
+/// Reads a header with [`Content::header_reader`], which limits the work.
+///
+/// The `read` function may take any read error for the end of the file and return what it has found
+/// by then. If a read failed before the end of the file, that result is incomplete, so this function
+/// returns the read error instead.
 ///
 /// # Errors
-/// As [`read`].
-pub(super) fn bounded<T>(
+/// The same as [`read`].
+pub(super) fn read_bounded<T>(
     format: Format,
     content: &Content,
-    read: impl FnOnce(&mut Reader) -> Result<T, Fault>,
+    read: impl FnOnce(&mut Reader) -> Result<T, HeaderError>,
 ) -> Result<T, Error> {
     let mut reader = content.header_reader();
-    let found = read(&mut reader);
-    match reader.fault() {
-        None => found.map_err(|fault| fault.into_error(format)),
-        Some(ReadFault::TooMuchWork) => Err(Error::BadHeader(format)),
-        Some(ReadFault::System(code)) => Err(Error::Unreadable(io::Error::from_raw_os_error(code))),
+    let result = read(&mut reader);
+    match reader.error() {
+        None => result.map_err(|error| error.into_error(format)),
+        Some(ReadError::TooMuchWork) => Err(Error::BadHeader(format)),
+        Some(ReadError::System(code)) => Err(Error::Unreadable(io::Error::from_raw_os_error(code))),
     }
 }

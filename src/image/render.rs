@@ -9,7 +9,7 @@ use image_rs::{
 };
 
 use self::{encode::encode_jpeg, upright::Upright};
-use super::{Error, Format, Picture, cost::decode_cost};
+use super::{Error, Format, Picture, memory_estimate::estimate_memory};
 
 mod bmp;
 mod encode;
@@ -77,7 +77,7 @@ impl Target {
                 u64::from(side).pow(2).saturating_mul(SQUARING_BYTES_PER_PIXEL)
             }
         };
-        Ok(decode_cost(picture)? + scaling)
+        Ok(estimate_memory(picture)? + scaling)
     }
 
     /// The most bytes that [`Self::render`] returns.
@@ -257,7 +257,7 @@ mod tests {
     /// Decodes the bytes of a picture.
     pub(super) fn decoded(bytes: &[u8]) -> Result<RgbImage, Error> {
         let picture = probe(Content::Memory(bytes.to_vec().into()), 64_000_000)?;
-        decode(&picture, decode_cost(&picture)?)
+        decode(&picture, estimate_memory(&picture)?)
     }
 
     fn encoded(image: &DynamicImage, format: ImageFormat) -> Picture {
@@ -295,7 +295,7 @@ mod tests {
         });
         for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
             let picture = encoded(&half_transparent.clone().into(), format);
-            let image = decode(&picture, decode_cost(&picture).unwrap()).unwrap();
+            let image = decode(&picture, estimate_memory(&picture).unwrap()).unwrap();
             assert_eq!(image.get_pixel(0, 0).0, [255, 255, 255], "{format:?}");
             assert!(is_close(image.get_pixel(7, 7), [255, 0, 0]), "{format:?}");
         }
@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn exif_orientation_is_applied_when_converting_and_when_shrinking() {
         let picture = jpeg_with_orientation(6); // rotate by 90° clockwise: the left half is on top
-        let memory_estimate = decode_cost(&picture).unwrap();
+        let memory_estimate = estimate_memory(&picture).unwrap();
         for jpeg in [
             CONVERTED.render(&picture, memory_estimate).unwrap(),
             Target::Shrunk { max_len: 100_000 }.render(&picture, memory_estimate).unwrap(),
@@ -330,7 +330,7 @@ mod tests {
         {
             let picture = encoded(image, format);
             assert!(
-                !CONVERTED.render(&picture, decode_cost(&picture).unwrap()).unwrap().is_empty()
+                !CONVERTED.render(&picture, estimate_memory(&picture).unwrap()).unwrap().is_empty()
             );
         }
     }
@@ -342,7 +342,7 @@ mod tests {
             Rgb([random.u8(..), random.u8(..), random.u8(..)])
         });
         let picture = encoded(&noise.into(), ImageFormat::Jpeg);
-        let memory_estimate = decode_cost(&picture).unwrap();
+        let memory_estimate = estimate_memory(&picture).unwrap();
         for max_len in [1_000_000, 100_000, 15_000] {
             let jpeg = Target::Shrunk { max_len }.render(&picture, memory_estimate).unwrap();
             assert!(jpeg.len() <= max_len);
@@ -356,7 +356,7 @@ mod tests {
     fn a_small_picture_is_not_scaled_up() {
         let picture = encoded(&two_halves().into(), ImageFormat::Png);
         let jpeg = Target::Shrunk { max_len: 100_000 }
-            .render(&picture, decode_cost(&picture).unwrap())
+            .render(&picture, estimate_memory(&picture).unwrap())
             .unwrap();
         assert_eq!(image_rs::load_from_memory(&jpeg).unwrap().width(), 64);
     }
@@ -377,7 +377,8 @@ mod tests {
                 if let Ok(picture) =
                     probe(Content::Memory(bytes[..len].to_vec().into()), 64_000_000)
                 {
-                    let _ = decode_cost(&picture).and_then(|cost| CONVERTED.render(&picture, cost));
+                    let _ =
+                        estimate_memory(&picture).and_then(|cost| CONVERTED.render(&picture, cost));
                 }
             }
         }

@@ -1,6 +1,4 @@
-//! Which format the first bytes say; names and labels are not asked.
-//!
-//! (What else a new format needs, `image.rs` lists.)
+//! Recognizes the format of a picture by its first bytes. File names and media types are ignored.
 
 use std::fmt;
 
@@ -21,27 +19,27 @@ pub enum Format {
     Bmp,
     /// TIFF
     Tiff,
-    /// HEIC; read where the service is built with the feature `heic`.
+    /// HEIC, which is supported only if the service is built with the feature `heic`.
     Heic,
 }
 
 impl Format {
-    /// Every format that has a name here, [`Self::Heic`] also where it is not read: what another build
-    /// has saved keeps its name.
+    /// Every format. [`Self::Heic`] is included even if this build does not support it: another build
+    /// may have saved HEIC files in the same folder.
     pub const ALL: [Self; 7] =
         [Self::Jpeg, Self::Png, Self::WebP, Self::Gif, Self::Bmp, Self::Tiff, Self::Heic];
 
-    /// The formats that are read, as a sentence has them.
+    /// The names of the supported formats, for use in a sentence.
     pub const NAMES: &str = if cfg!(feature = "heic") {
         "JPEG, PNG, WebP, GIF, BMP, TIFF or HEIC"
     } else {
         "JPEG, PNG, WebP, GIF, BMP or TIFF"
     };
 
-    /// The formats that are read.
-    pub fn read() -> impl Iterator<Item = Self> {
-        let is_read = |format: &Self| *format != Self::Heic || cfg!(feature = "heic");
-        Self::ALL.into_iter().filter(is_read)
+    /// The formats that this build supports.
+    pub fn supported() -> impl Iterator<Item = Self> {
+        let is_supported = |format: &Self| *format != Self::Heic || cfg!(feature = "heic");
+        Self::ALL.into_iter().filter(is_supported)
     }
 
     /// The media type, as registered with IANA.
@@ -57,7 +55,7 @@ impl Format {
         }
     }
 
-    /// The extension of a saved file.
+    /// The file name extension of a saved file, without the dot.
     pub fn extension(self) -> &'static str {
         match self {
             Self::Jpeg => "jpg",
@@ -85,10 +83,10 @@ impl fmt::Display for Format {
     }
 }
 
-/// What the bytes are instead, as far as it can be told.
+/// What the bytes are, if they are not a supported picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unsupported {
-    /// What iPhones take by default, where it is not read.
+    /// HEIC, in a build without support for it. iPhones take HEIC pictures by default.
     Heic,
     /// AVIF
     Avif,
@@ -100,9 +98,9 @@ pub enum Unsupported {
     Pdf,
     /// HTML
     WebPage,
-    /// A kind of a format that is read: what it is, with its article.
+    /// An unsupported variant of a supported format, other than JPEG: its name with an article.
     Kind(&'static str),
-    /// The same of JPEG.
+    /// An unsupported variant of JPEG: its name with an article.
     Jpeg(&'static str),
     /// Anything else.
     Unknown,
@@ -138,13 +136,13 @@ impl fmt::Display for Unsupported {
     }
 }
 
-/// How many bytes [`sniff`] looks at, at the most.
-pub(super) const SNIFFED: usize = 512;
+/// The most bytes that [`sniff`] looks at.
+pub(super) const MAX_SNIFF_LEN: usize = 512;
 
-/// Tells the format from a picture's first bytes.
+/// Recognizes the format by a picture's first bytes.
 ///
 /// # Errors
-/// What the bytes are instead.
+/// [`Unsupported`], if the bytes are not a supported picture.
 pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
     match head {
         [0xff, 0xd8, 0xff, ..] => Ok(Format::Jpeg),
@@ -160,17 +158,20 @@ pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
     }
 }
 
-/// "BM" alone begins many a text. The length of the second header is one of those in use: small, in
-/// four bytes, three of which are zero, which no text has. (The reserved bytes before it hold the place
-/// that a pointer points with, in OS/2, and anything in careless files.)
+/// Checks the length of the second header, because many texts begin with "BM", too. Every known
+/// length is less than 256, so three of its four bytes are zero, and texts contain no zero bytes.
+///
+/// The reserved bytes before that length are not checked. OS/2 stores the hotspot of a mouse pointer
+/// there, and some writers leave any bytes there.
 fn is_bmp(head: &[u8]) -> bool {
     let length = head.get(14..).and_then(<[u8]>::first_chunk);
     length.is_some_and(|length| is_header_length(u32::from_le_bytes(*length)))
 }
 
-/// HEIF and AVIF name themselves in the brands of the `ftyp` box: one, four bytes of version, and more
-/// that the file can be read as (ISO/IEC 14496-12, 4.3; ISO/IEC 23008-12, 10). AVIF may be read as HEIF,
-/// too. Of the generic brands, the picture inside tells which it is.
+/// Distinguishes HEIC and AVIF by the brands in the `ftyp` box: the major brand, four bytes of
+/// version, and the compatible brands (ISO/IEC 14496-12, 4.3; ISO/IEC 23008-12, 10). An AVIF file may
+/// list the generic brands of HEIF, too. A file with only generic brands counts as HEIC here, and
+/// [`super::header::heif`] then reads which kind of picture it contains.
 fn iso_media(head: &[u8]) -> Result<Format, Unsupported> {
     const AVIF: &[&[u8]] = &[b"avif", b"avis"];
     const HEIC: &[&[u8]] = &[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"];
@@ -179,22 +180,23 @@ fn iso_media(head: &[u8]) -> Result<Format, Unsupported> {
     let length = usize::try_from(length).unwrap_or(head.len()).min(head.len()).min(8 + 64);
     let brands = head.get(8..length).unwrap_or_default();
     let (major, others) = brands.split_at_checked(4).unwrap_or_default();
-    let has = |wanted: &[&[u8]]| {
-        wanted.contains(&major)
-            || others.chunks_exact(4).skip(1).any(|brand| wanted.contains(&brand))
+    // The first four of the other bytes are the version.
+    let has_any = |brands: &[&[u8]]| {
+        brands.contains(&major)
+            || others.chunks_exact(4).skip(1).any(|brand| brands.contains(&brand))
     };
     if AVIF.contains(&major) {
         return Err(Unsupported::Avif);
     }
-    if has(HEIC) {
+    if has_any(HEIC) {
         return heic();
     }
-    if has(AVIF) {
+    if has_any(AVIF) {
         return Err(Unsupported::Avif);
     }
     match major {
         b"mif3" => Err(Unsupported::Kind("a HEIF picture with the short header (mini)")),
-        _ if has(GENERIC) => heic(),
+        _ if has_any(GENERIC) => heic(),
         _ => Err(Unsupported::Unknown),
     }
 }
@@ -203,25 +205,26 @@ fn heic() -> Result<Format, Unsupported> {
     if cfg!(feature = "heic") { Ok(Format::Heic) } else { Err(Unsupported::Heic) }
 }
 
-/// HTML or SVG, by which of their tags comes first.
+/// Distinguishes HTML and SVG by the tag that comes first.
 fn markup(head: &[u8]) -> Option<Unsupported> {
-    let text = &head[..head.len().min(SNIFFED)];
+    let text = &head[..head.len().min(MAX_SNIFF_LEN)];
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text).trim_ascii_start();
     let text = text.to_ascii_lowercase();
-    let first = |tags: &[&[u8]]| {
-        let places =
+    if !text.starts_with(b"<") {
+        return None;
+    }
+    let first_position = |tags: &[&[u8]]| {
+        let positions =
             tags.iter().filter_map(|tag| text.windows(tag.len()).position(|window| window == *tag));
-        places.min()
+        positions.min()
     };
-    let page = first(&[b"<!doctype html", b"<html", b"<head", b"<body"]);
-    let drawing = first(&[b"<svg"]);
-    match (page, drawing) {
-        _ if !text.starts_with(b"<") => None,
-        (Some(page), drawing) if drawing.is_none_or(|drawing| page < drawing) => {
-            Some(Unsupported::WebPage)
-        }
+    let html = first_position(&[b"<!doctype html", b"<html", b"<head", b"<body"]);
+    let svg = first_position(&[b"<svg"]);
+    match (html, svg) {
+        (Some(html), Some(svg)) if html < svg => Some(Unsupported::WebPage),
+        (Some(_), None) => Some(Unsupported::WebPage),
         (_, Some(_)) => Some(Unsupported::Svg),
-        (_, None) => None,
+        (None, None) => None,
     }
 }
 
@@ -232,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_picture_is_named_where_it_can_be() {
+    fn unsupported_formats_are_recognized() {
         for (head, expected) in [
             (&b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf"[..], Unsupported::Avif),
             (b"\0\0\0\x1cftypavif\0\0\0\0mif1heicmiaf", Unsupported::Avif),
@@ -241,7 +244,7 @@ mod tests {
                 b"\0\0\0\x10ftypmif3mini",
                 Unsupported::Kind("a HEIF picture with the short header (mini)"),
             ),
-            // A version is no brand, and what follows the box is none.
+            // Neither the version nor the bytes after the box are brands.
             (b"\0\0\0\x14ftypqt  heicqt  ", Unsupported::Unknown),
             (b"\0\0\0\x14ftypqt  \0\0\0\0qt  heic", Unsupported::Unknown),
             (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", Unsupported::Unknown),
@@ -266,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn heic_is_told_by_its_brands() {
+    fn heic_is_recognized_by_its_brands() {
         let expected =
             if cfg!(feature = "heic") { Ok(Format::Heic) } else { Err(Unsupported::Heic) };
         for head in [
@@ -282,15 +285,15 @@ mod tests {
     }
 
     #[test]
-    fn sentences_name_the_formats_that_are_read() {
-        let names: Vec<_> = Format::read().map(|format| format.to_string()).collect();
+    fn the_list_of_names_contains_every_supported_format() {
+        let names: Vec<_> = Format::supported().map(|format| format.to_string()).collect();
         let (last, others) = names.split_last().unwrap();
         assert_eq!(Format::NAMES, format!("{} or {last}", others.join(", ")));
     }
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(head in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fn arbitrary_bytes_cause_no_panic(head in proptest::collection::vec(any::<u8>(), 0..600)) {
             let _ = sniff(&head);
         }
     }

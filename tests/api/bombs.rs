@@ -1,8 +1,9 @@
-//! Pictures that are made to hurt, against the service as a process: each is answered, and takes
-//! neither the service nor what was granted for decoding with it.
+//! Sends hostile pictures to the service, which runs as a process. Each must be answered in time. The
+//! service's own memory must hardly grow, and all decoders together must stay within the decode memory.
 
 use std::{
     io::Cursor,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,80 +21,83 @@ use crate::support::{
 };
 
 const MIB: u64 = 1 << 20;
-/// What all decodes together may take.
-const DECODING: u64 = 512 * MIB;
-/// What a service that decodes nothing itself may grow by.
-const GROWTH: u64 = 60 * MIB;
-/// When an upload must have been answered: the processor time of a decode, on a busy machine.
+/// The memory that all decoders together may use, in bytes.
+const MAX_DECODE_MEMORY: u64 = 512 * MIB;
+/// The most that the service's own memory may grow, in bytes. The service itself decodes nothing.
+const MAX_GROWTH: u64 = 60 * MIB;
+/// The longest time until an upload is answered: the processor time of a decoder, on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// JPEG and PNG are decoded only if they must be shrunk: these are too large to go as they are.
+/// A small picture that is longer than the inline limit must be shrunk.
 const SHRINK: [(&str, &str); 2] =
     [("NVIDIA_LARGE_IMAGES", "shrink"), ("NVIDIA_INLINE_LIMIT", "20000")];
-/// What a busy machine needs longer for is not refused for that.
-const PATIENT: (&str, &str) = ("IMAGESVC_REQUEST_TIMEOUT", "120s");
-const OVER_THE_LIMIT: usize = 20_000;
+/// A long timeout, so that a busy machine does not fail the tests.
+const LONG_TIMEOUT: (&str, &str) = ("IMAGESVC_REQUEST_TIMEOUT", "120s");
+/// A length in bytes that is over the inline limit of [`SHRINK`].
+const OVER_THE_INLINE_LIMIT: usize = 20_000;
 
-/// The service under attack, and what is watched of it.
+/// The service under attack.
 struct Target {
     child: Child,
     client: reqwest::Client,
     folder: TempDir,
-    idle: u64,
-    watch: Watch,
+    /// The service's own memory before the attack, in bytes.
+    idle_memory: u64,
+    decoders: MemoryMonitor,
 }
 
-/// Looks at the children's memory again and again, in a thread of its own.
-struct Watch {
-    ended: Arc<AtomicBool>,
+/// Records the peak memory of all child processes together, in a thread.
+struct MemoryMonitor {
+    stopped: Arc<AtomicBool>,
     peak: Arc<AtomicU64>,
 }
 
-impl Watch {
+impl MemoryMonitor {
     fn start(parent: u32) -> Self {
-        let (ended, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let watch = Self { ended: Arc::clone(&ended), peak: Arc::clone(&peak) };
+        let (stopped, peak) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let monitor = Self { stopped: Arc::clone(&stopped), peak: Arc::clone(&peak) };
         std::thread::spawn(move || {
-            while !ended.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 let now = children_of(parent).into_iter().map(memory_of).sum();
                 peak.fetch_max(now, Ordering::Relaxed);
                 std::thread::sleep(Duration::from_millis(10));
             }
         });
-        watch
+        monitor
     }
 }
 
-impl Drop for Watch {
+impl Drop for MemoryMonitor {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
+        self.stopped.store(true, Ordering::Relaxed);
     }
 }
 
 impl Target {
-    /// In sandbox mode.
+    /// Starts the service in sandbox mode.
     async fn sandbox() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let child = Child::start(folder.path(), &[PATIENT, ("IMAGESVC_SANDBOX", "true")]);
-        Self::watched(child, folder).await
+        let child = Child::start(folder.path(), &[LONG_TIMEOUT, ("IMAGESVC_SANDBOX", "true")]);
+        Self::new(child, folder).await
     }
 
-    /// In front of a fake NVIDIA.
-    async fn against(nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
+    /// Starts the service with a fake NVIDIA behind it.
+    async fn with_nvidia(nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let settings = [&[PATIENT], settings].concat();
+        let settings = [&[LONG_TIMEOUT], settings].concat();
         let child = Child::start_with(nvidia, folder.path(), &settings);
-        Self::watched(child, folder).await
+        Self::new(child, folder).await
     }
 
-    async fn watched(child: Child, folder: TempDir) -> Self {
+    async fn new(child: Child, folder: TempDir) -> Self {
         let client = reqwest::Client::builder().no_proxy().timeout(2 * DEADLINE).build().unwrap();
         assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
-        let (idle, watch) = (child.peak_memory(), Watch::start(child.id()));
-        Self { child, client, folder, idle, watch }
+        let idle_memory = child.peak_memory();
+        let decoders = MemoryMonitor::start(child.id());
+        Self { child, client, folder, idle_memory, decoders }
     }
 
-    /// An upload: its status, its answer, and how long it took.
+    /// Uploads a picture. Returns the status, the body, and the time until the answer.
     fn upload(&self, picture: &[u8]) -> impl Future<Output = (u16, String, Duration)> + use<> {
         let request = self.child.upload_request(&self.client, picture);
         async move {
@@ -108,35 +112,35 @@ impl Target {
         }
     }
 
-    /// Uploads pictures, so many at a time, and gives what did not end as it should. Each is
-    /// refused, unless the decoder makes a picture of it after all.
-    async fn attack(&self, bombs: Vec<Bomb>, at_once: usize, refusals: &[u16]) -> Attack {
-        let mut attack = Attack::default();
+    /// Uploads pictures, at most `max_concurrent` at the same time. An expected answer is one of the
+    /// refusals, or an embedding, because some decoders make a picture of these bytes after all.
+    async fn attack(&self, bombs: Vec<Bomb>, max_concurrent: usize, refusals: &[u16]) -> Outcomes {
+        let mut outcomes = Outcomes::default();
         let mut running = JoinSet::new();
         let mut bombs = bombs.into_iter();
         loop {
-            while running.len() < at_once
+            while running.len() < max_concurrent
                 && let Some((name, picture)) = bombs.next()
             {
                 let upload = self.upload(&picture);
                 running.spawn(async move { (name, upload.await) });
             }
-            let Some(ended) = running.join_next().await else { break };
-            let (name, (status, text, took)) = ended.unwrap();
-            println!("{name}: {status} after {} ms", took.as_millis());
+            let Some(finished) = running.join_next().await else { break };
+            let (name, (status, text, duration)) = finished.unwrap();
+            println!("{name}: {status} after {} ms", duration.as_millis());
             match status {
-                200 => attack.embedded += 1,
-                _ if refusals.contains(&status) => attack.refused += 1,
-                _ => attack.wrong.push(format!("{name}: {status} {text:.300}")),
+                200 => outcomes.embedded += 1,
+                _ if refusals.contains(&status) => outcomes.refused += 1,
+                _ => outcomes.failures.push(format!("{name}: {status} {text:.300}")),
             }
-            if took > DEADLINE {
-                attack.wrong.push(format!("{name}: {took:?}"));
+            if duration > DEADLINE {
+                outcomes.failures.push(format!("{name}: {duration:?}"));
             }
         }
-        attack
+        outcomes
     }
 
-    /// The pictures that were kept.
+    /// The number of saved pictures.
     fn saved(&self) -> usize {
         let names = std::fs::read_dir(self.folder.path().join("downloads")).unwrap();
         names
@@ -144,7 +148,7 @@ impl Target {
             .count()
     }
 
-    /// Waits until nothing is at work, and asserts that memory stayed within its bounds.
+    /// Waits until the service is idle, and asserts that it did not use too much memory.
     async fn assert_unharmed(self) {
         let started = Instant::now();
         loop {
@@ -155,33 +159,36 @@ impl Target {
                 break;
             }
             let is_late = started.elapsed() > Duration::from_secs(10);
-            assert!(!is_late, "{at_work} pictures are at work, by {children:?}");
+            assert!(!is_late, "the service is not idle: {at_work} pictures, children {children:?}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let growth = self.child.peak_memory() - self.idle;
-        let decoding = self.watch.peak.load(Ordering::Relaxed);
-        println!("{} MiB over idle, {} MiB in children", growth / MIB, decoding / MIB);
-        assert!(growth < GROWTH, "the service grew by {} MiB", growth / MIB);
-        assert!(decoding < DECODING, "the children took {} MiB", decoding / MIB);
+        let growth = self.child.peak_memory() - self.idle_memory;
+        let decode_memory = self.decoders.peak.load(Ordering::Relaxed);
+        println!("{} MiB over idle, {} MiB in children", growth / MIB, decode_memory / MIB);
+        assert!(growth < MAX_GROWTH, "the service grew by {} MiB", growth / MIB);
+        let decode_mib = decode_memory / MIB;
+        assert!(decode_memory < MAX_DECODE_MEMORY, "the children used {decode_mib} MiB");
     }
 }
 
-/// How an attack went.
+/// The outcomes of an attack: the number of pictures with each expected one, and descriptions of all
+/// other ones.
 #[derive(Default)]
-struct Attack {
+struct Outcomes {
     embedded: usize,
     refused: usize,
-    wrong: Vec<String>,
+    failures: Vec<String>,
 }
 
-/// Is this sent to NVIDIA as it is, when it fits?
-fn goes_as_it_is(bomb: &Bomb) -> bool {
-    bomb.0.starts_with("jpeg") || bomb.0.starts_with("png")
+/// Whether the service sends this format to NVIDIA without decoding it, if the picture fits inline.
+fn can_be_sent_as_it_is((name, _): &Bomb) -> bool {
+    name.starts_with("jpeg") || name.starts_with("png")
 }
 
-/// The same picture, too large to go as it is: what follows the end is not looked at.
+/// Appends zeros, until the picture is too long for the inline limit. Decoders ignore bytes after a
+/// picture's end.
 fn padded((name, mut picture): Bomb) -> Bomb {
-    picture.resize(picture.len().max(OVER_THE_LIMIT), 0);
+    picture.resize(picture.len().max(OVER_THE_INLINE_LIMIT), 0);
     (name, picture)
 }
 
@@ -189,60 +196,61 @@ fn inferences(nvidia: &FakeNvidia) -> usize {
     nvidia.lines().iter().filter(|line| **line == INFER).count()
 }
 
-/// Attacks a service in front of NVIDIA: what is refused leaves no file and is not asked for.
-async fn refused_or_embedded(
+/// Attacks a service with a fake NVIDIA. Asserts that pictures that are refused are neither saved nor
+/// sent to NVIDIA.
+async fn attack_with_nvidia(
     bombs: Vec<Bomb>,
-    at_once: usize,
+    max_concurrent: usize,
     settings: &[(&str, &str)],
-) -> Attack {
+) -> Outcomes {
     let nvidia = FakeNvidia::healthy().await;
-    let target = Target::against(&nvidia, settings).await;
-    let attack = target.attack(bombs, at_once, &[413, 415]).await;
-    assert!(attack.wrong.is_empty(), "{:#?}", attack.wrong);
-    assert_eq!(target.saved(), attack.embedded, "of those that were embedded");
-    assert_eq!(inferences(&nvidia), attack.embedded, "for those that were embedded");
+    let target = Target::with_nvidia(&nvidia, settings).await;
+    let outcomes = target.attack(bombs, max_concurrent, &[413, 415]).await;
+    assert!(outcomes.failures.is_empty(), "{:#?}", outcomes.failures);
+    assert_eq!(target.saved(), outcomes.embedded, "only embedded pictures are saved");
+    assert_eq!(inferences(&nvidia), outcomes.embedded, "only embedded pictures are sent");
     target.assert_unharmed().await;
-    attack
+    outcomes
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pictures_that_are_converted_harm_nothing() {
-    let (_, bombs): (Vec<_>, Vec<_>) = bombs::all().into_iter().partition(goes_as_it_is);
-    let attack = refused_or_embedded(bombs, 4, &[]).await;
-    assert!(attack.refused > 40, "{}", attack.refused);
+async fn hostile_pictures_do_no_harm_when_they_are_converted() {
+    let (_, bombs): (Vec<_>, Vec<_>) = bombs::all().into_iter().partition(can_be_sent_as_it_is);
+    let outcomes = attack_with_nvidia(bombs, 4, &[]).await;
+    assert!(outcomes.refused > 40, "{}", outcomes.refused);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pictures_that_are_shrunk_harm_nothing() {
-    let bombs = bombs::all().into_iter().filter(goes_as_it_is).map(padded).collect();
-    let attack = refused_or_embedded(bombs, 4, &SHRINK).await;
-    assert!(attack.refused > 10, "{}", attack.refused);
+async fn hostile_pictures_do_no_harm_when_they_are_shrunk() {
+    let bombs = bombs::all().into_iter().filter(can_be_sent_as_it_is).map(padded).collect();
+    let outcomes = attack_with_nvidia(bombs, 4, &SHRINK).await;
+    assert!(outcomes.refused > 10, "{}", outcomes.refused);
 }
 
-/// The stand-in decodes every picture: what it cannot decode it rejects, as NVIDIA would, and the
-/// file stays.
+/// The sandbox decodes every picture. It rejects what it cannot decode, as NVIDIA would, so the
+/// service has saved the picture by then.
 #[tokio::test(flavor = "multi_thread")]
-async fn pictures_that_the_stand_in_decodes_harm_nothing() {
+async fn hostile_pictures_do_no_harm_when_the_sandbox_decodes_them() {
     let target = Target::sandbox().await;
-    let bombs = bombs::all().into_iter().filter(goes_as_it_is).collect();
-    let attack = target.attack(bombs, 4, &[422]).await;
-    assert!(attack.wrong.is_empty(), "{:#?}", attack.wrong);
-    assert!(attack.refused > 10, "{}", attack.refused);
-    assert_eq!(target.saved(), attack.embedded + attack.refused, "all of them");
+    let bombs = bombs::all().into_iter().filter(can_be_sent_as_it_is).collect();
+    let outcomes = target.attack(bombs, 4, &[422]).await;
+    assert!(outcomes.failures.is_empty(), "{:#?}", outcomes.failures);
+    assert!(outcomes.refused > 10, "{}", outcomes.refused);
+    assert_eq!(target.saved(), outcomes.embedded + outcomes.refused, "all pictures are saved");
     target.assert_unharmed().await;
 }
 
-/// Two of them, as each takes all the processor time that a decode may have.
+/// Sends only two of the endless pictures, because each uses all the processor time of a decoder.
 #[tokio::test(flavor = "multi_thread")]
-async fn pictures_that_never_end_are_refused_in_time() {
-    let wanted = ["tiff-shared-lzw", "jpeg-extended-xmp"];
-    let bombs = bombs::endless().into_iter().filter(|(name, _)| wanted.contains(name));
-    let attack = refused_or_embedded(bombs.collect(), 2, &SHRINK).await;
-    assert_eq!((attack.refused, attack.embedded), (2, 0));
+async fn pictures_that_never_finish_decoding_are_refused_in_time() {
+    let names = ["tiff-shared-lzw", "jpeg-extended-xmp"];
+    let bombs = bombs::endless().into_iter().filter(|(name, _)| names.contains(name));
+    let outcomes = attack_with_nvidia(bombs.collect(), 2, &SHRINK).await;
+    assert_eq!((outcomes.refused, outcomes.embedded), (2, 0));
 }
 
-/// Noise and edges, as large as a camera's picture.
-fn heavy(format: ImageFormat, n: usize) -> Vec<u8> {
+/// A picture as large as a camera's, with noise and edges. Different numbers give different pictures.
+fn large(format: ImageFormat, n: usize) -> Vec<u8> {
     let picture = RgbImage::from_fn(4000, 3000, |x, y| {
         Rgb([(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8 ^ n as u8])
     });
@@ -251,30 +259,30 @@ fn heavy(format: ImageFormat, n: usize) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// JPEGs that go as they are, one after the other, each within a second.
-async fn assert_small_ones_are_served(target: &Target, from: usize, times: usize) {
-    for n in from..from + times {
-        let (status, text, took) = target.upload(&variant(ROCKET, n)).await;
+/// Uploads small JPEGs, one after the other. Each must be answered within a second.
+async fn assert_small_pictures_are_served(target: &Target, numbers: Range<usize>) {
+    for n in numbers {
+        let (status, text, duration) = target.upload(&variant(ROCKET, n)).await;
         assert_eq!(status, 200, "{text}");
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        assert!(duration < Duration::from_secs(1), "{duration:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn small_pictures_are_served_beside_heavy_and_endless_ones() {
+async fn small_pictures_are_served_while_large_and_endless_ones_are_decoded() {
     let nvidia = FakeNvidia::healthy().await;
-    // A TIFF of 12 megapixels is larger than what is taken by default.
+    // A TIFF of 12 megapixels has more bytes than the default limit.
     let settings = [("IMAGESVC_REQUEST_TIMEOUT", "20s"), ("IMAGESVC_MAX_IMAGE_BYTES", "40000000")];
-    let target = Target::against(&nvidia, &settings).await;
-    let pictures = [heavy(ImageFormat::WebP, 0), heavy(ImageFormat::Tiff, 1)];
+    let target = Target::with_nvidia(&nvidia, &settings).await;
+    let pictures = [large(ImageFormat::WebP, 0), large(ImageFormat::Tiff, 1)];
 
     let mut running = JoinSet::new();
     for n in 0..8 {
         running.spawn(target.upload(&variant(&pictures[n % 2], n)));
     }
-    assert_small_ones_are_served(&target, 0, 5).await;
+    assert_small_pictures_are_served(&target, 0..5).await;
     for (status, text, _) in running.join_all().await {
-        // Eight at once may take longer than the deadline; they are not what this is about.
+        // Some of the eight large pictures may miss their deadline, which is no failure here.
         assert!([200, 503, 504].contains(&status), "{status} {text}");
     }
 
@@ -283,12 +291,12 @@ async fn small_pictures_are_served_beside_heavy_and_endless_ones() {
     for n in 0..6 {
         running.spawn(target.upload(&variant(&endless, n)));
     }
-    assert_small_ones_are_served(&target, 5, 5).await;
+    assert_small_pictures_are_served(&target, 5..10).await;
     for (status, text, _) in running.join_all().await {
         assert!([413, 415, 503, 504].contains(&status), "{status} {text}");
     }
-    assert_small_ones_are_served(&target, 10, 5).await;
-    // A heavy one finds its turn again, too.
+    assert_small_pictures_are_served(&target, 10..15).await;
+    // A large picture is decoded again, too.
     assert_eq!(target.upload(&variant(&pictures[0], 9)).await.0, 200);
     target.assert_unharmed().await;
 }

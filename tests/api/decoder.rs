@@ -1,4 +1,4 @@
-//! The decoder's process: what it must not be able to do, and how each of its failures is answered.
+//! The decoder's child process: its limits, and the answers to requests whose decoder fails.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::support::{
     fake_decoder, metric, noise_png,
 };
 
-/// Starts a service whose decoder runs a script, and sends it a picture that must be decoded.
+/// Starts a service whose decoder runs a script, and uploads a picture that must be decoded.
 async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let program = fake_decoder(&folder, script);
@@ -27,62 +27,62 @@ async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
         .start()
         .await;
     let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
-    assert!(nvidia.lines().is_empty(), "nothing was paid");
+    assert!(nvidia.lines().is_empty(), "NVIDIA is not called");
     (answer, app, folder)
 }
 
-/// Waits until the decoder that was started last has ended.
-async fn assert_ended(folder: &TempDir, script: &str) {
+/// Waits until the process that ran the script has exited.
+async fn assert_exits(folder: &TempDir, script: &str) {
     let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
     let started = Instant::now();
     while Path::new("/proc").join(pid.trim()).exists() {
-        assert!(started.elapsed() < Duration::from_secs(10), "{script}: it still runs");
+        assert!(started.elapsed() < Duration::from_secs(10), "{script}: the decoder still runs");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A shell command that prints the head of a decoder's answer: its kind, and the length of what
-/// follows.
-fn head(letter: char, len: u8) -> String {
+/// A shell command that prints the header of a decoder's result: a letter for its kind, and the
+/// number of bytes that follow.
+fn header(letter: char, len: u8) -> String {
     format!("printf '{letter}\\{len:03o}\\0\\0\\0\\0\\0\\0\\0'; ")
 }
 
 #[tokio::test]
-async fn a_decoder_killed_by_its_picture_blames_the_picture() {
-    let halfway = format!("{}printf abc; kill -ABRT $$", head('d', 100));
+async fn a_picture_that_crashes_its_decoder_is_unsupported_and_not_saved() {
+    let aborts_halfway = format!("{}printf abc; kill -ABRT $$", header('d', 100));
     for script in [
         "kill -ABRT $$",
         "kill -SEGV $$",
         "kill -BUS $$",
         "kill -XCPU $$",
         "exit 101",
-        &halfway,
-        &format!("{}printf wrong", head('b', 5)),
-        &format!("{}printf wrong", head('p', 5)),
+        &aborts_halfway,
+        &format!("{}printf wrong", header('b', 5)),
+        &format!("{}printf wrong", header('p', 5)),
     ] {
         let (answer, app, _folder) = decode_with(script).await;
         let problem = assert_problem(&answer, 415, "unsupported_image");
         assert!(problem["saved_as"].is_null(), "{script}");
-        assert!(app.saved().is_empty(), "{script}: no file is left");
+        assert!(app.saved().is_empty(), "{script}: no file is saved");
     }
 }
 
 #[tokio::test]
-async fn a_decoder_killed_by_the_system_does_not_blame_the_picture() {
-    let halfway = format!("{}printf abc; kill -KILL $$", head('d', 100));
-    let unlimited = format!("{}printf never", head('l', 5));
-    for script in ["kill -KILL $$", "kill -TERM $$", &halfway, &unlimited] {
+async fn a_picture_whose_decoder_is_killed_by_the_system_is_saved_and_answered_503() {
+    let killed_halfway = format!("{}printf abc; kill -KILL $$", header('d', 100));
+    let cannot_lower_limits = format!("{}printf never", header('l', 5));
+    for script in ["kill -KILL $$", "kill -TERM $$", &killed_halfway, &cannot_lower_limits] {
         let (answer, app, _folder) = decode_with(script).await;
         assert_problem(&answer, 503, "overloaded");
         assert_eq!(answer.header("retry-after"), "5");
-        assert_eq!(app.saved(), [answer.saved_as()], "{script}: it is kept");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture is saved");
         let metrics = app.get("/metrics").await.text();
         assert_eq!(metric(&metrics, "imagesvc_decodes_total{outcome=\"unavailable\"}"), 1.0);
     }
 }
 
 #[tokio::test]
-async fn a_decoder_that_no_longer_starts_does_not_blame_the_picture() {
+async fn a_picture_whose_decoder_cannot_be_started_is_saved_and_answered_503() {
     let folder = tempfile::tempdir().unwrap();
     let program = fake_decoder(&folder, "exit 0");
     let nvidia = FakeNvidia::healthy().await;
@@ -100,35 +100,35 @@ async fn a_decoder_that_breaks_the_protocol_is_an_internal_error() {
     for script in [
         "exit 0".to_owned(),
         "exit 1".to_owned(),
-        "printf 'no answer at all'".to_owned(),
-        format!("{}printf abc", head('d', 100)),
-        format!("{}printf abc", head('d', 1)),
-        // longer than any rendering of a picture of this size
+        "printf 'no result at all'".to_owned(),
+        format!("{}printf abc", header('d', 100)),
+        format!("{}printf abc", header('d', 1)),
+        // The announced length is 4 GiB, which is more than any rendered picture has.
         "printf 'd\\0\\0\\0\\0\\001\\0\\0\\0'; exec cat /dev/zero".to_owned(),
-        format!("{}exec cat /dev/zero", head('d', 3)),
+        format!("{}exec cat /dev/zero", header('d', 3)),
     ] {
         let (answer, app, _folder) = decode_with(&script).await;
         assert_problem(&answer, 500, "internal");
-        assert_eq!(app.saved(), [answer.saved_as()], "{script}: it is kept");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture is saved");
     }
 }
 
 #[tokio::test]
-async fn a_decoder_that_hangs_is_ended_at_the_deadline() {
+async fn a_decoder_that_hangs_is_killed_at_the_deadline() {
     for script in [
         "exec sleep 600".to_owned(),
-        format!("{}exec sleep 600", head('d', 9)),
-        format!("{}printf abcdefghi; exec >&-; exec sleep 600", head('d', 9)),
+        format!("{}exec sleep 600", header('d', 9)),
+        format!("{}printf abcdefghi; exec >&-; exec sleep 600", header('d', 9)),
     ] {
         let (answer, app, folder) = decode_with(&script).await;
         assert_problem(&answer, 504, "embedding_timeout");
-        assert_eq!(app.saved(), [answer.saved_as()], "{script}: it is kept");
-        assert_ended(&folder, &script).await;
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture is saved");
+        assert_exits(&folder, &script).await;
     }
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
+async fn a_decoder_that_hangs_is_killed_even_if_its_client_has_disconnected() {
     let folder = tempfile::tempdir().unwrap();
     let script = "exec sleep 600";
     let program = fake_decoder(&folder, script);
@@ -141,7 +141,7 @@ async fn a_client_that_leaves_still_gets_its_decode_ended_at_the_deadline() {
     let picture = converted(ROCKET, ImageFormat::WebP);
     let request = app.upload_request(&picture, "rocket.webp").timeout(Duration::from_millis(500));
     assert!(request.send().await.unwrap_err().is_timeout());
-    assert_ended(&folder, script).await;
+    assert_exits(&folder, script).await;
 }
 
 #[tokio::test]
@@ -158,18 +158,17 @@ async fn a_service_with_a_broken_decoder_does_not_start() {
 
 /// Reads the limits of a decoder while it waits for its picture.
 #[test]
-fn a_decoder_is_limited_before_it_reads_a_byte() {
+fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
     let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
     let mut child = Command::new(decoder_settings().program)
         .args(job)
-        .env("PLANTED", "in the environment of whoever starts it by hand")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap();
     let started = Instant::now();
-    // the last limit that the decoder sets
+    // This is the last limit that the decoder sets.
     while !read("limits")
         .lines()
         .any(|line| line.starts_with("Max core file size") && ends_in(line, ["0", "0", "bytes"]))
@@ -178,37 +177,37 @@ fn a_decoder_is_limited_before_it_reads_a_byte() {
         std::thread::yield_now();
     }
     let limits = read("limits");
-    for (name, bounds) in [
+    for (name, expected) in [
         ("Max address space", ["100000000", "100000000", "bytes"]),
         ("Max cpu time", ["7", "8", "seconds"]),
         ("Max open files", ["0", "0", "files"]),
         ("Max file size", ["0", "0", "bytes"]),
     ] {
         let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
-        assert!(ends_in(line, bounds), "{line}");
+        assert!(ends_in(line, expected), "{line}");
     }
     assert_eq!(read("oom_score_adj").trim(), "1000");
-    // It has no runtime and no further threads.
+    // The decoder has no asynchronous runtime and only one thread.
     assert!(read("status").contains("Threads:\t1\n"));
     drop(child.stdin.take());
-    let mut said = Vec::new();
-    child.stdout.take().unwrap().read_to_end(&mut said).unwrap();
-    assert_eq!(said[0], b'b', "an empty input is not a picture");
+    let mut result = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut result).unwrap();
+    assert_eq!(result[0], b'b', "an empty input is not a picture");
     assert!(child.wait().unwrap().success());
 }
 
-fn ends_in(line: &str, bounds: [&str; 3]) -> bool {
-    line.split_whitespace().rev().take(3).eq(bounds.into_iter().rev())
+fn ends_in(line: &str, words: [&str; 3]) -> bool {
+    line.split_whitespace().rev().take(3).eq(words.into_iter().rev())
 }
 
 #[tokio::test]
-async fn a_decoder_inherits_nothing_of_the_service_but_its_picture() {
-    // This decoder writes down what it inherited instead of decoding.
+async fn a_decoder_inherits_only_its_picture_from_the_service() {
+    // This script writes its environment and its open files to a file.
     let folder = tempfile::tempdir().unwrap();
-    let seen = folder.path().join("seen");
+    let inherited = folder.path().join("inherited");
     let script = format!(
         "{{ /usr/bin/env; ls -l /proc/self/fd; }} > '{}' 2>&1; kill -ABRT $$",
-        seen.display()
+        inherited.display()
     );
     let program = fake_decoder(&folder, &script);
     let nvidia = FakeNvidia::healthy().await;
@@ -216,16 +215,16 @@ async fn a_decoder_inherits_nothing_of_the_service_but_its_picture() {
         .configure(|config| config.decoder.program = program)
         .start()
         .await;
-    // This picture is too large for memory, so the decoder gets its file.
+    // This picture is too large to stay in memory, so the decoder reads its file.
     let picture = converted(&noise_png(400, 400), ImageFormat::Bmp);
     assert_problem(&app.upload(&picture, "noise.bmp").await, 415, "unsupported_image");
-    let seen = fs::read_to_string(seen).unwrap();
-    let names = seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
-    let names: Vec<_> =
-        names.filter(|name| !["PWD", "OLDPWD", "SHLVL", "_"].contains(name)).collect();
-    assert!(names.is_empty(), "{names:?}");
-    assert!(!seen.contains("socket:"), "{seen}");
-    let input = seen.lines().find(|line| line.contains(" 0 -> ")).unwrap();
-    assert!(input.starts_with("lr-x"), "open for reading only: {input}");
+    let inherited = fs::read_to_string(inherited).unwrap();
+    let variables = inherited.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
+    let set_by_the_shell = ["PWD", "OLDPWD", "SHLVL", "_"];
+    let variables: Vec<_> = variables.filter(|name| !set_by_the_shell.contains(name)).collect();
+    assert!(variables.is_empty(), "{variables:?}");
+    assert!(!inherited.contains("socket:"), "{inherited}");
+    let input = inherited.lines().find(|line| line.contains(" 0 -> ")).unwrap();
+    assert!(input.starts_with("lr-x"), "the file is open for reading only: {input}");
     assert!(input.contains("/.incoming/") || input.contains(".bmp"), "{input}");
 }

@@ -1,4 +1,4 @@
-//! The formats, and what is none of them. (HEIC has tests of its own.)
+//! The supported formats, and how other bytes are refused. `heic.rs` and `tiff.rs` have more tests.
 
 use image_rs::ImageFormat;
 
@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
+async fn other_formats_than_jpeg_and_png_are_sent_as_a_jpeg_of_the_same_size() {
     let small = {
         let mut png = std::io::Cursor::new(Vec::new());
         let photo = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(200, 200);
@@ -33,7 +33,7 @@ async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
         assert_eq!(body["prepared"], "jpeg");
         let saved_as = body["saved_as"].as_str().unwrap();
         assert!(saved_as.ends_with(extension));
-        assert_eq!(app.saved_bytes(saved_as), picture, "the original is what is saved");
+        assert_eq!(app.saved_bytes(saved_as), picture, "the saved file has the original bytes");
 
         let sent = nvidia.last_inline();
         assert_eq!(sent.media_type, "image/jpeg");
@@ -44,15 +44,13 @@ async fn other_formats_reach_nvidia_as_jpeg_of_the_same_size() {
             .zip(original.to_rgb8().iter())
             .map(|(a, b)| u64::from(a.abs_diff(*b)))
             .sum();
-        assert!(
-            difference / u64::from(sent.width() * sent.height() * 3) < 4,
-            "it is the same picture"
-        );
+        let samples = u64::from(sent.width() * sent.height() * 3);
+        assert!(difference / samples < 4, "the sent picture looks like the original");
     }
 }
 
 #[tokio::test]
-async fn what_is_no_picture_is_refused_and_leaves_nothing() {
+async fn other_bytes_than_pictures_are_refused_and_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (bytes, word) in [
@@ -79,7 +77,7 @@ async fn what_is_no_picture_is_refused_and_leaves_nothing() {
 
 #[cfg(not(feature = "heic"))]
 #[tokio::test]
-async fn a_heic_picture_is_told_how_to_become_a_jpeg_where_it_is_not_read() {
+async fn a_build_without_heic_refuses_it_and_explains_how_to_send_a_jpeg() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for picture in [PHONE, &PHONE[..300]] {
@@ -92,14 +90,14 @@ async fn a_heic_picture_is_told_how_to_become_a_jpeg_where_it_is_not_read() {
 }
 
 #[tokio::test]
-async fn no_bytes_are_an_empty_picture() {
+async fn an_empty_picture_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     assert_problem(&app.upload(b"", "photo.jpg").await, 400, "empty_image");
 }
 
 #[tokio::test]
-async fn a_picture_whose_pixels_cannot_be_decoded_is_unsupported_and_leaves_nothing() {
+async fn a_picture_that_cannot_be_decoded_is_unsupported_and_not_saved() {
     let mut webp = converted(ROCKET, ImageFormat::WebP);
     let len = webp.len();
     webp.truncate(len / 3);
@@ -111,7 +109,7 @@ async fn a_picture_whose_pixels_cannot_be_decoded_is_unsupported_and_leaves_noth
 }
 
 #[tokio::test]
-async fn a_byte_too_many_is_too_large_on_every_route() {
+async fn a_picture_one_byte_over_the_limit_is_refused_on_every_route() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(HUBBLE).await;
     let limit = (HUBBLE.len() - 1).to_string();
@@ -137,7 +135,7 @@ async fn a_byte_too_many_is_too_large_on_every_route() {
 }
 
 #[tokio::test]
-async fn too_many_pixels_are_too_large_with_both_numbers() {
+async fn too_many_pixels_are_refused_with_their_number_and_the_limit() {
     let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_PIXELS", "273279").start().await;
@@ -148,7 +146,7 @@ async fn too_many_pixels_are_too_large_with_both_numbers() {
 }
 
 #[tokio::test]
-async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
+async fn a_picture_that_needs_too_much_decode_memory_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB").start().await;
     let mut webp = std::io::Cursor::new(Vec::new());
@@ -158,7 +156,7 @@ async fn a_picture_that_takes_too_much_memory_to_decode_is_too_large() {
 }
 
 #[tokio::test]
-async fn the_bytes_decide_whatever_the_names_and_labels_say() {
+async fn the_format_is_that_of_the_bytes_whatever_the_file_name_and_media_type() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let photo = image_rs::load_from_memory(ROCKET).unwrap().thumbnail(60, 40);
@@ -170,38 +168,40 @@ async fn the_bytes_decide_whatever_the_names_and_labels_say() {
         (ImageFormat::Bmp, "image/bmp", "bmp"),
         (ImageFormat::Tiff, "image/tiff", "tiff"),
     ];
-    let labels = formats.iter().map(|(_, label, extension)| (*label, *extension));
+    let labels = formats.iter().map(|(_, media_type, extension)| (*media_type, *extension));
     let labels = labels.chain([
         ("text/html", "html"),
         ("application/octet-stream", "heic"),
         ("nonsense", ""),
     ]);
-    for (label, extension) in labels {
-        for (format, content_type, expected) in formats {
+    for (media_type, extension) in labels {
+        for (format, expected_type, expected_extension) in formats {
             let mut picture = std::io::Cursor::new(Vec::new());
             photo.to_rgb8().write_to(&mut picture, format).unwrap();
-            let head =
-                format!("name=\"file\"; filename=\"picture.{extension}\"\r\nContent-Type: {label}");
+            let head = format!(
+                "name=\"file\"; filename=\"picture.{extension}\"\r\nContent-Type: {media_type}"
+            );
             let answer = app.upload_parts(&[(&head, picture.get_ref())]).await;
             answer.vector();
-            assert_eq!(answer.json()["content_type"], content_type);
-            assert!(answer.saved_as().ends_with(&format!(".{expected}")));
+            assert_eq!(answer.json()["content_type"], expected_type);
+            assert!(answer.saved_as().ends_with(&format!(".{expected_extension}")));
         }
-        let head =
-            format!("name=\"file\"; filename=\"picture.{extension}\"\r\nContent-Type: {label}");
+        let head = format!(
+            "name=\"file\"; filename=\"picture.{extension}\"\r\nContent-Type: {media_type}"
+        );
         let answer = app.upload_parts(&[(&head, b"<html>no picture</html>")]).await;
         assert_problem(&answer, 415, "unsupported_image");
     }
 }
 
 #[tokio::test]
-async fn pictures_that_are_made_to_hurt_are_refused_and_leave_nothing() {
+async fn hostile_pictures_are_refused_and_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let many_scans = {
         let start = ROCKET.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
         let scan = &ROCKET[start..start + 2000];
-        // Large, so that it has to be decoded.
+        // The picture is so large that it has to be decoded.
         [&ROCKET[..start], &scan.repeat(200)].concat()
     };
     let gif = |width: u16, height: u16| {
@@ -237,7 +237,7 @@ async fn pictures_that_are_made_to_hurt_are_refused_and_leave_nothing() {
 }
 
 #[tokio::test]
-async fn every_format_comes_by_every_route() {
+async fn every_route_accepts_every_format() {
     let photo = image_rs::load_from_memory(ROCKET).unwrap().thumbnail(60, 40).to_rgb8();
     for format in [
         ImageFormat::Jpeg,

@@ -1,4 +1,5 @@
-//! HEIC, what phones take: read as libheif reads it, and refused where it is of another kind or hurts.
+//! HEIC pictures, as phones take them, are decoded like libheif decodes them. Unsupported and hostile
+//! ones are refused.
 
 use std::{fs, path::Path};
 
@@ -15,16 +16,16 @@ fn file(name: &str) -> Vec<u8> {
     fs::read(folder.join(name)).unwrap()
 }
 
-/// All files whose names begin so.
+/// The fixtures whose names begin with the prefix.
 fn files(prefix: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/heic");
     let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
     let names = names.map(|name| name.into_string().unwrap());
-    let found = names.filter(|name| name.starts_with(prefix) && name.ends_with(".heic"));
-    found.map(|name| (name.clone(), file(&name))).collect()
+    let names = names.filter(|name| name.starts_with(prefix) && name.ends_with(".heic"));
+    names.map(|name| (name.clone(), file(&name))).collect()
 }
 
-/// The JPEG that NVIDIA was given last.
+/// The pixels of the JPEG that was last sent to NVIDIA.
 fn sent(nvidia: &FakeNvidia) -> RgbImage {
     let sent = nvidia.last_inline();
     assert_eq!(sent.media_type, "image/jpeg");
@@ -38,7 +39,7 @@ fn detail(answer: &Answer) -> String {
 }
 
 #[tokio::test]
-async fn every_file_is_embedded_at_the_size_that_libheif_shows_and_saved_as_it_came() {
+async fn every_file_is_sent_at_the_size_of_libheif_and_saved_unchanged() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for line in EXPECTED.lines() {
@@ -68,11 +69,11 @@ async fn every_file_is_embedded_at_the_size_that_libheif_shows_and_saved_as_it_c
 }
 
 #[tokio::test]
-async fn a_picture_is_turned_and_mirrored_as_the_file_says() {
+async fn a_picture_is_turned_and_mirrored_by_its_own_properties() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // Which half is red: irot turns against the clock; imir 0 puts the bottom on top, 1 the right on
-    // the left (ISO/IEC 23008-12, 6.5.10 and 6.5.12).
+    // The centres of the red and of the blue half. `irot` turns anticlockwise. `imir` 0 swaps top and
+    // bottom, and `imir` 1 swaps left and right (ISO/IEC 23008-12, 6.5.10 and 6.5.12).
     for (name, red, blue) in [
         ("halves", (8, 16), (56, 16)),
         ("halves-irot1", (16, 56), (16, 8)),
@@ -90,7 +91,7 @@ async fn a_picture_is_turned_and_mirrored_as_the_file_says() {
 }
 
 #[tokio::test]
-async fn transparency_lies_on_white() {
+async fn transparent_pixels_become_white() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     // The top is transparent, the bottom is not.
@@ -102,7 +103,7 @@ async fn transparency_lies_on_white() {
 }
 
 #[tokio::test]
-async fn a_phones_picture_comes_by_every_route_and_in_the_sandbox() {
+async fn every_route_and_the_sandbox_accept_a_phones_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|_, _| Reply::new(200, &[], PHONE)).await;
     let real = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
@@ -117,12 +118,13 @@ async fn a_phones_picture_comes_by_every_route_and_in_the_sandbox() {
             assert_eq!(answer.json()["content_type"], "image/heic");
         }
         let metrics = app.get("/metrics").await.text();
-        assert!(metric(&metrics, "imagesvc_decodes_total{outcome=\"done\"}") >= 1.0, "in a child");
+        let decoded = metric(&metrics, "imagesvc_decodes_total{outcome=\"done\"}");
+        assert!(decoded >= 1.0, "a child process decodes it");
     }
 }
 
 #[tokio::test]
-async fn a_picture_that_does_not_fit_is_shrunk() {
+async fn a_picture_over_the_inline_limit_is_shrunk() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
@@ -137,7 +139,7 @@ async fn a_picture_that_does_not_fit_is_shrunk() {
 }
 
 #[tokio::test]
-async fn the_bytes_decide_and_not_the_name() {
+async fn the_format_is_that_of_the_bytes_whatever_the_file_name() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (bytes, name, content_type, prepared) in [
@@ -155,7 +157,7 @@ async fn the_bytes_decide_and_not_the_name() {
 }
 
 #[tokio::test]
-async fn what_is_not_read_is_named_and_leaves_nothing() {
+async fn unsupported_kinds_are_refused_by_name_and_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (name, words) in [
@@ -165,30 +167,30 @@ async fn what_is_not_read_is_named_and_leaves_nothing() {
         ("jpeg.heic", "a HEIF file with a JPEG in it"),
         ("overlay.heic", "a HEIC picture that overlays others"),
         ("derived.heic", "a HEIC picture that is made from another one"),
-        ("essential-unknown.heic", "an essential property that is not known"),
+        ("essential-unknown.heic", "an unknown essential property"),
         ("alpha-half.heic", "transparency of another size"),
     ] {
-        let said = detail(&app.upload(&file(name), "IMG_0042.HEIC").await);
-        assert!(said.contains(words), "{name}: {said}");
-        assert!(!said.contains("damaged"), "{name}: {said}");
+        let detail = detail(&app.upload(&file(name), "IMG_0042.HEIC").await);
+        assert!(detail.contains(words), "{name}: {detail}");
+        assert!(!detail.contains("damaged"), "{name}: {detail}");
     }
     assert!(app.saved().is_empty());
     assert!(nvidia.received().is_empty());
 }
 
 #[tokio::test]
-async fn what_is_damaged_is_said_to_be_and_leaves_nothing() {
+async fn contradictory_and_truncated_files_are_refused_and_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (name, picture) in files("bad-") {
-        let said = detail(&app.upload(&picture, "IMG_0042.HEIC").await);
-        assert!(said.contains("HEIC"), "{name}: {said}");
+        let detail = detail(&app.upload(&picture, "IMG_0042.HEIC").await);
+        assert!(detail.contains("HEIC"), "{name}: {detail}");
     }
     for name in ["iphone-grid", "alpha", "thumbnail", "large-single"] {
         let picture = file(&format!("{name}.heic"));
         for sixteenths in 1..16 {
-            let cut = &picture[..picture.len() * sixteenths / 16];
-            detail(&app.upload(cut, "IMG_0042.HEIC").await);
+            let truncated = &picture[..picture.len() * sixteenths / 16];
+            detail(&app.upload(truncated, "IMG_0042.HEIC").await);
         }
     }
     assert!(app.saved().is_empty());
@@ -196,10 +198,10 @@ async fn what_is_damaged_is_said_to_be_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn more_pixels_than_the_limit_are_too_large_wherever_they_are() {
+async fn more_pixels_than_the_limit_are_refused_even_if_they_are_not_shown() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_PIXELS", "9599").start().await;
-    // In the picture, in a picture that is cut, and in a tile that little is shown of.
+    // Too many pixels in the picture, in a picture that is cropped, and in a tile that is cropped.
     for name in ["generic-brand", "clap-irot", "bomb-tile-larger"] {
         let answer = app.upload(&file(&format!("{name}.heic")), "IMG_0042.HEIC").await;
         let problem = assert_problem(&answer, 413, "image_too_large");
@@ -209,7 +211,7 @@ async fn more_pixels_than_the_limit_are_too_large_wherever_they_are() {
 }
 
 #[tokio::test]
-async fn a_changed_byte_is_never_the_services_fault() {
+async fn files_with_changed_bytes_are_never_answered_with_a_server_error() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut random = fastrand::Rng::with_seed(11);
@@ -218,7 +220,7 @@ async fn a_changed_byte_is_never_the_services_fault() {
         let line = EXPECTED.lines().nth(random.usize(..EXPECTED.lines().count())).unwrap();
         let name = line.split(' ').next().unwrap();
         let mut picture = file(&format!("{name}.heic"));
-        // Half of them in the header.
+        // Half of the files are changed only in their header.
         let end = if n % 2 == 0 { picture.len().min(600) } else { picture.len() };
         for _ in 0..random.usize(1..6) {
             let at = random.usize(..end);

@@ -1,9 +1,11 @@
-//! Damaged pictures of every format: each is answered soon, as a picture or as none, and leaves
-//! nothing behind. Run by hand, for ten minutes; CI runs half a minute of it:
+//! Sends damaged pictures of every format. Each must be answered in time, with an embedding or as an
+//! invalid picture. Afterwards, the service must have no more files and hardly more memory than before.
+//!
+//! CI runs this for half a minute. To run it for ten minutes:
 //!
 //! `MUTATION_SECONDS=600 cargo test --release --test api -- --ignored --nocapture mutations`
 //!
-//! `MUTATION_SEED` makes it damage pictures as an earlier run did.
+//! Set `MUTATION_SEED` to the seed of an earlier run to send the same pictures again.
 
 use std::{
     collections::BTreeMap,
@@ -27,24 +29,26 @@ use crate::support::{
     mutate::damaged,
 };
 
-/// Longer pictures take longer, and are damaged where it matters less.
+/// The longest fixture to damage, in bytes. Longer ones are slower, and most changes are in their pixels.
 const MAX_LEN: u64 = 30_000;
-/// Of the pictures that are drawn for this.
+/// The size of the generated pictures.
 const SIZE: (u32, u32) = (45, 31);
 
-/// A decode has 20 s of processor time, on a machine that may do other work.
-const LATEST: Duration = Duration::from_secs(60);
+/// The longest time until an answer. A decoder may use 20 s of processor time, and the machine may be
+/// busy.
+const MAX_DURATION: Duration = Duration::from_secs(60);
 
-/// How much memory may grow after the first part of the run: the allocator's own ups and downs.
-const GROWTH: u64 = 24 << 20;
+/// The most that memory may grow after the first quarter of the run, in bytes. The allocator's memory
+/// varies by less than that.
+const MAX_GROWTH: u64 = 24 << 20;
 
-/// Failures that are written out: one of a kind is enough, and a broken service has thousands.
+/// The run stops after this many failures: a broken service would have thousands.
 const MAX_FAILURES: usize = 20;
 
 /// Pictures of one format.
 type Corpus = Vec<Vec<u8>>;
 
-/// Valid pictures, but for those that are refused for what they are.
+/// The undamaged pictures. Most are valid; a few are of an unsupported kind.
 fn corpora() -> Vec<Corpus> {
     let mut corpora = BTreeMap::<String, Corpus>::new();
     let mut add = |format: &str, picture| corpora.entry(format.into()).or_default().push(picture);
@@ -86,7 +90,7 @@ fn fixtures() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
 }
 
-/// The picture with EXIF that turns it, in the formats that carry EXIF beside the picture.
+/// Adds EXIF with an orientation, if the format is JPEG, PNG or WebP.
 fn turned(format: &str, picture: &[u8], width: u32, height: u32) -> Vec<u8> {
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     const HAS_EXIF: u8 = 0b1000;
@@ -103,7 +107,7 @@ fn turned(format: &str, picture: &[u8], width: u32, height: u32) -> Vec<u8> {
     turned
 }
 
-/// The nth picture of a run: the same for the same seed.
+/// Returns the nth damaged picture of a run. It depends only on the seed and the number.
 fn nth(corpora: &[Corpus], seed: u64, n: usize) -> Vec<u8> {
     let mut random = Rng::with_seed(seed.wrapping_add(n as u64));
     let corpus = &corpora[random.usize(..corpora.len())];
@@ -111,7 +115,7 @@ fn nth(corpora: &[Corpus], seed: u64, n: usize) -> Vec<u8> {
     damaged(picture, other, &mut random)
 }
 
-/// Sends a picture; what was answered, or what is wrong with that.
+/// Sends a picture. Returns the status and the code or media type, or a description of the failure.
 async fn send(
     child: &Child,
     client: &reqwest::Client,
@@ -124,36 +128,35 @@ async fn send(
     let request = client.post(route).header("content-type", FORM).body(form(picture));
     let answer = request.send().await.map_err(|error| format!("no answer: {error:?}"))?;
     let status = answer.status().as_u16();
-    let body = answer.bytes().await.map_err(|error| format!("{status}, cut: {error:?}"))?;
+    let body = answer.bytes().await.map_err(|error| format!("{status}, truncated: {error:?}"))?;
     let body: serde_json::Value =
         serde_json::from_slice(&body).map_err(|error| format!("{status}: {error}"))?;
     let outcome = match status {
         200 => format!("200 {}", body["content_type"].as_str().unwrap_or_default()),
         _ => format!("{status} {}", body["code"].as_str().unwrap_or_default()),
     };
-    let known = ["413 image_too_large", "415 unsupported_image", "422 embedding_rejected"];
-    if started.elapsed() > LATEST {
+    if started.elapsed() > MAX_DURATION {
         return Err(format!("{outcome} after {:?}", started.elapsed()));
     }
-    match status {
-        200 => Ok(outcome),
-        _ if known.contains(&outcome.as_str()) || (status, picture.len()) == (400, 0) => {
-            Ok(outcome)
-        }
-        _ => Err(format!("{status}: {body}")),
+    let refusals = ["413 image_too_large", "415 unsupported_image", "422 embedding_rejected"];
+    let is_refusal_of_no_bytes = (status, picture.len()) == (400, 0);
+    if status == 200 || refusals.contains(&outcome.as_str()) || is_refusal_of_no_bytes {
+        Ok(outcome)
+    } else {
+        Err(format!("{status}: {body}"))
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes as long as it is told to"]
-async fn damaged_pictures_of_every_format_are_answered_and_leave_nothing() {
+#[ignore = "takes MUTATION_SECONDS, by default 30"]
+async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let length = Duration::from_secs(number("MUTATION_SECONDS").unwrap_or(30));
+    let duration = Duration::from_secs(number("MUTATION_SECONDS").unwrap_or(30));
     let seed = number("MUTATION_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
     println!("MUTATION_SEED={seed}");
     let corpora = corpora();
     let folder = tempfile::tempdir().unwrap();
-    // There every picture is decoded, and these are decoded twice.
+    // The sandbox decodes every picture. Those that are converted or shrunk for it are decoded twice.
     let child = Child::start(
         folder.path(),
         &[
@@ -166,58 +169,58 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_nothing() {
             ("IMAGESVC_REQUEST_TIMEOUT", "120s"),
         ],
     );
-    let client = reqwest::Client::builder().timeout(2 * LATEST).build().unwrap();
+    let client = reqwest::Client::builder().timeout(2 * MAX_DURATION).build().unwrap();
     let next = AtomicUsize::new(0);
     let outcomes = Mutex::new(BTreeMap::<String, usize>::new());
     let failures = Mutex::new(Vec::new());
-    let failed = tempfile::Builder::new().prefix("mutations-").tempdir().unwrap();
-    let traffic = |length: Duration| {
+    let failed_pictures = tempfile::Builder::new().prefix("mutations-").tempdir().unwrap();
+    let send_pictures = |duration: Duration| {
         let (client, child, corpora, next) = (&client, &child, &corpora, &next);
-        let (outcomes, failures, failed) = (&outcomes, &failures, &failed);
+        let (outcomes, failures, failed_pictures) = (&outcomes, &failures, &failed_pictures);
         async move {
-            let end = Instant::now() + length;
-            let pictures = stream::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
-            let pictures = pictures.take_while(|_| {
+            let end = Instant::now() + duration;
+            let numbers = stream::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+            let numbers = numbers.take_while(|_| {
                 let goes_on = Instant::now() < end && failures.lock().unwrap().len() < MAX_FAILURES;
                 std::future::ready(goes_on)
             });
-            let requests = pictures.map(|n| async move {
+            let requests = numbers.map(|n| async move {
                 let picture = nth(corpora, seed, n);
-                let outcome = send(child, client, n, &picture).await.unwrap_or_else(|wrong| {
-                    let path = failed.path().join(n.to_string());
+                let outcome = send(child, client, n, &picture).await.unwrap_or_else(|failure| {
+                    let path = failed_pictures.path().join(n.to_string());
                     std::fs::write(&path, &picture).unwrap();
-                    failures.lock().unwrap().push(format!("{}: {wrong:.500}", path.display()));
-                    "wrong".into()
+                    failures.lock().unwrap().push(format!("{}: {failure:.500}", path.display()));
+                    "failed".into()
                 });
                 *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
             });
-            // As many as are decoded at once, so that none waits.
-            let at_once = available_parallelism().map_or(1, usize::from);
-            requests.buffer_unordered(at_once).collect::<()>().await;
+            // One request for each core, which is also the number of decoders, so that none waits.
+            let max_concurrent = available_parallelism().map_or(1, usize::from);
+            requests.buffer_unordered(max_concurrent).collect::<()>().await;
         }
     };
-    // Until connections that are idle have been closed.
+    // After this time, idle connections are closed.
     let pause = Duration::from_secs(6);
-    traffic(length / 4).await;
+    send_pictures(duration / 4).await;
     let before = Held::when_idle(&child, pause).await;
-    traffic(length * 3 / 4).await;
+    send_pictures(duration * 3 / 4).await;
     let after = Held::when_idle(&child, pause).await;
     println!("{before:?}\n{after:?}\n{:#?}", outcomes.lock().unwrap());
     let failures = failures.into_inner().unwrap();
     if !failures.is_empty() {
-        // Where they can be looked at.
-        let _ = failed.keep();
+        // Do not delete the pictures that failed.
+        let _ = failed_pictures.keep();
         panic!("with MUTATION_SEED={seed}: {failures:#?}");
     }
     assert!(
         outcomes.lock().unwrap().keys().filter(|outcome| outcome.starts_with("200")).count() > 5
     );
-    after.assert_no_more_than(&before, GROWTH);
-    let left = std::fs::read_dir(folder.path().join("downloads/.incoming")).unwrap().count();
-    assert_eq!(left, 0, "nothing is left that is half received");
+    after.assert_no_more_than(&before, MAX_GROWTH);
+    let incoming = std::fs::read_dir(folder.path().join("downloads/.incoming")).unwrap().count();
+    assert_eq!(incoming, 0, "no partly received file is left");
     let (status, log) = child.stop();
     assert_eq!(status.code(), Some(0));
-    // Contained, and a fault of a library all the same.
+    // A panic in a decoder does not harm the service, but it is a bug of a library.
     let panics: Vec<_> = log.iter().filter(|line| line.contains("panicked")).collect();
     println!(
         "{} decoders panicked, among them: {:#?}",

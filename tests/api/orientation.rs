@@ -1,5 +1,5 @@
-//! Pictures that lie on their side, or are mirrored, as their EXIF says: they are turned upright first,
-//! whatever their format and their size.
+//! Pictures whose EXIF has an orientation are turned upright before they are sent to NVIDIA, in every
+//! format and of every size.
 
 use image_rs::{ImageFormat, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 
@@ -11,7 +11,7 @@ use crate::support::{
 const PLAIN: &[u8] = include_bytes!("../fixtures/formats/plain.jpg");
 const EXIF6: &[u8] = include_bytes!("../fixtures/formats/exif6.jpg");
 
-/// Red, green, blue and white corners, clockwise from the upper left one.
+/// The colours of the corners, clockwise from the upper left: red, green, blue and white.
 const CORNERS: [[u8; 3]; 4] = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]];
 
 fn corners(width: u32, height: u32) -> RgbImage {
@@ -25,8 +25,9 @@ fn corners(width: u32, height: u32) -> RgbImage {
     })
 }
 
-/// Which corner is seen at the upper left, the upper right, the lower right and the lower left one.
-fn seen(picture: &RgbImage) -> [usize; 4] {
+/// Returns the indices in [`CORNERS`] of the colours at the upper left, the upper right, the lower right
+/// and the lower left.
+fn corner_indices(picture: &RgbImage) -> [usize; 4] {
     let (right, bottom) = (picture.width() - 4, picture.height() - 4);
     [(3, 3), (right, 3), (right, bottom), (3, bottom)].map(|(x, y)| {
         let pixel = picture.get_pixel(x, y);
@@ -37,7 +38,8 @@ fn seen(picture: &RgbImage) -> [usize; 4] {
     })
 }
 
-/// What [`seen`] gives of a picture stored as [`corners`], upright again (CIPA DC-008, Orientation).
+/// The expected [`corner_indices`] of a picture that was stored as [`corners`] and was turned upright
+/// (CIPA DC-008, Orientation).
 fn upright(orientation: u8) -> [usize; 4] {
     match orientation {
         1 => [0, 1, 2, 3],
@@ -64,7 +66,7 @@ fn jpeg(picture: &RgbImage, orientation: u8) -> Vec<u8> {
     jpeg
 }
 
-/// The picture in every format that can say how it lies.
+/// The picture with this orientation, in every format that can store an orientation.
 fn in_every_format(picture: &RgbImage, orientation: u8) -> [(&'static str, Vec<u8>); 4] {
     const HAS_EXIF: u8 = 0b1000;
     let jpeg = jpeg(picture, orientation);
@@ -80,7 +82,7 @@ fn in_every_format(picture: &RgbImage, orientation: u8) -> [(&'static str, Vec<u
     [("JPEG", jpeg), ("PNG", png), ("WebP", webp), ("TIFF", tiff)]
 }
 
-/// A TIFF whose directory gets one entry more, at its place in the order of tags, at the file's end.
+/// Adds the orientation to a TIFF. Writes a new directory to the end of the file, sorted by tag.
 fn tiff(tiff: &[u8], orientation: u8) -> Vec<u8> {
     const ORIENTATION: u16 = 274;
     assert!(tiff.starts_with(b"II"));
@@ -104,41 +106,42 @@ fn tiff(tiff: &[u8], orientation: u8) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn nvidia_sees_every_picture_upright_and_the_picture_is_saved_as_it_came() {
+async fn every_picture_is_sent_upright_and_saved_unchanged() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let picture = corners(48, 32);
     for orientation in 1..=8 {
         for (format, bytes) in in_every_format(&picture, orientation) {
             let answer = app.upload(&bytes, "picture").await;
-            let goes_as_it_is = orientation == 1 && matches!(format, "JPEG" | "PNG");
-            let prepared = if goes_as_it_is { "original" } else { "jpeg" };
+            let is_sent_unchanged = orientation == 1 && matches!(format, "JPEG" | "PNG");
+            let prepared = if is_sent_unchanged { "original" } else { "jpeg" };
             assert_eq!(answer.prepared(), prepared, "{format} {orientation}");
             let body = answer.json();
             assert_eq!((&body["width"], &body["height"]), (&48.into(), &32.into()), "as stored");
             assert_eq!(app.saved_bytes(&answer.saved_as()), bytes, "{format} {orientation}");
 
             let sent = nvidia.last_inline();
-            assert_eq!(sent.bytes == bytes, goes_as_it_is, "{format} {orientation}");
+            assert_eq!(sent.bytes == bytes, is_sent_unchanged, "{format} {orientation}");
             let sent = sent.pixels();
             let size = if orientation < 5 { (48, 32) } else { (32, 48) };
             assert_eq!(sent.dimensions(), size, "{format} {orientation}");
-            assert_eq!(seen(&sent), upright(orientation), "{format} {orientation}");
+            assert_eq!(corner_indices(&sent), upright(orientation), "{format} {orientation}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_shrunk_picture_is_upright_too() {
+async fn a_shrunk_picture_is_sent_upright() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let picture = corners(1600, 800);
     for orientation in 2..=8 {
-        // What follows a JPEG's end makes it too long to go inline, whatever it is converted to.
+        // The zeros after the end make this JPEG too long to be sent inline. The converted JPEG is short.
         let bytes = [jpeg(&picture, orientation), vec![0; 200_000]].concat();
         let answer = app.upload(&bytes, "picture.jpg").await;
-        assert_eq!(answer.prepared(), "jpeg", "the same as a small one");
-        assert_eq!(seen(&nvidia.last_inline().pixels()), upright(orientation), "{orientation}");
+        assert_eq!(answer.prepared(), "jpeg", "the picture is turned, but not shrunk");
+        let sent = nvidia.last_inline().pixels();
+        assert_eq!(corner_indices(&sent), upright(orientation), "{orientation}");
     }
     let noisy = RgbImage::from_fn(1600, 800, |x, y| {
         let Rgb(corner) = *picture.get_pixel(x, y);
@@ -148,13 +151,13 @@ async fn a_shrunk_picture_is_upright_too() {
         let answer = app.upload(&jpeg(&noisy, orientation), "picture.jpg").await;
         assert_eq!(answer.prepared(), "shrunk");
         let sent = nvidia.last_inline().pixels();
-        assert_eq!(seen(&sent), upright(orientation), "{orientation}");
+        assert_eq!(corner_indices(&sent), upright(orientation), "{orientation}");
         assert_eq!(sent.width() < sent.height(), orientation >= 5, "{orientation}");
     }
 }
 
 #[tokio::test]
-async fn a_large_picture_that_is_turned_is_uploaded_as_a_jpeg() {
+async fn a_large_picture_that_must_be_turned_is_sent_as_a_jpeg_asset() {
     let nvidia = FakeNvidia::healthy_except(|_| None).await;
     let app = TestApp::start(&nvidia).await;
     let mut turned = HUBBLE.to_vec();
@@ -166,7 +169,7 @@ async fn a_large_picture_that_is_turned_is_uploaded_as_a_jpeg() {
 }
 
 #[tokio::test]
-async fn a_turned_photograph_has_nearly_the_vector_of_the_upright_one() {
+async fn a_photograph_with_an_orientation_has_nearly_the_vector_of_the_upright_one() {
     let app = TestApp::sandbox().start().await;
     let mut upright = std::io::Cursor::new(Vec::new());
     image_rs::load_from_memory(PLAIN)
@@ -181,9 +184,9 @@ async fn a_turned_photograph_has_nearly_the_vector_of_the_upright_one() {
 }
 
 #[tokio::test]
-async fn what_becomes_longer_than_the_limit_is_sent_at_a_lower_quality_and_not_refused() {
+async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
     let mut random = fastrand::Rng::with_seed(3);
-    // Few colours: short as a PNG, long as a JPEG.
+    // Noise of two colours is short as a PNG, but long as a JPEG.
     let noise = RgbImage::from_fn(400, 300, |_, _| Rgb([255, 0, 0].map(|c| c * random.u8(..2))));
     for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
         let mut bytes = std::io::Cursor::new(Vec::new());
@@ -204,7 +207,7 @@ async fn what_becomes_longer_than_the_limit_is_sent_at_a_lower_quality_and_not_r
             let requests = nvidia.received();
             let put = requests.iter().find(|request| request.line().starts_with("PUT")).unwrap();
             let sent = image_rs::load_from_memory(&put.body).unwrap();
-            assert_eq!(sent.width() * sent.height(), 400 * 300, "of the same size");
+            assert_eq!(sent.width() * sent.height(), 400 * 300, "the picture is not scaled");
             assert!(put.body.len() <= limit, "{format:?}: {} of {limit}", put.body.len());
             lengths.push(put.body.len());
             limit = put.body.len() * 6 / 10;
@@ -214,7 +217,7 @@ async fn what_becomes_longer_than_the_limit_is_sent_at_a_lower_quality_and_not_r
 }
 
 #[tokio::test]
-async fn what_no_jpeg_of_its_size_can_hold_is_shrunk() {
+async fn a_picture_that_cannot_be_a_jpeg_of_its_size_within_the_limit_is_shrunk() {
     let wide =
         RgbImage::from_fn(
             70_000,
@@ -245,12 +248,12 @@ async fn what_no_jpeg_of_its_size_can_hold_is_shrunk() {
         let sent = nvidia.last_inline().pixels();
         assert!(sent.width().max(sent.height()) <= 1024, "{name}");
         let again = app.upload(&picture, name).await;
-        assert_eq!(again.header("x-cache"), "hit", "{name}: it is shrunk for good");
+        assert_eq!(again.header("x-cache"), "hit", "{name}: the vector is cached");
     }
 }
 
 #[tokio::test]
-async fn a_jpeg_that_is_read_leniently_goes_as_it_is_and_can_be_decoded() {
+async fn a_jpeg_with_tolerated_mistakes_is_sent_unchanged_and_can_be_decoded() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let sandbox = TestApp::sandbox().start().await;
@@ -271,7 +274,7 @@ async fn a_jpeg_that_is_read_leniently_goes_as_it_is_and_can_be_decoded() {
 }
 
 #[tokio::test]
-async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_as_it_is_or_named() {
+async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
     const SCANS: &[u8] = include_bytes!("../fixtures/formats/jpeg-three-scans-420.jpg");
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
@@ -292,6 +295,6 @@ async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_as_it_is_or_named() {
         assert!(!detail.contains("damaged") && !detail.contains("as a JPEG"), "{detail}");
         assert!(problem.get("saved_as").is_none());
     }
-    assert_eq!(app.saved(), saved, "what is refused leaves no file");
+    assert_eq!(app.saved(), saved, "refused pictures are not saved");
     assert_eq!(nvidia.received().len(), 1);
 }

@@ -1,4 +1,4 @@
-//! TIFF: the kinds that are read, and those that are named instead.
+//! The kinds of TIFF: some are decoded, and others are refused by name.
 
 use std::{fs, path::Path};
 
@@ -18,17 +18,17 @@ fn file(name: &str) -> Vec<u8> {
     fs::read(folder.join(name)).unwrap()
 }
 
-/// How far two pictures are apart on average, each made so many times smaller: the dots of a fax are
-/// greys from afar.
-fn difference(a: &RgbImage, b: &RgbImage, smaller: u32) -> f64 {
+/// The average difference of the samples of two pictures, after both are scaled down by this factor. A
+/// fax has only black and white dots, which become greys by scaling.
+fn difference(a: &RgbImage, b: &RgbImage, scale: u32) -> f64 {
     assert_eq!(a.dimensions(), b.dimensions());
-    let size = (a.width() / smaller, a.height() / smaller);
+    let size = (a.width() / scale, a.height() / scale);
     let [a, b] = [a, b].map(|image| image_rs::imageops::thumbnail(image, size.0, size.1));
     let sum: f64 = a.iter().zip(b.iter()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum();
     sum / a.len() as f64
 }
 
-/// As Pillow makes grey of colours (ITU-R BT.601).
+/// Converts colours to grey like Pillow (ITU-R BT.601).
 fn grey(image: &RgbImage) -> RgbImage {
     let mut grey = image.clone();
     for pixel in grey.pixels_mut() {
@@ -38,7 +38,7 @@ fn grey(image: &RgbImage) -> RgbImage {
     grey
 }
 
-/// A picture of 16 × 16, with what makes it of another kind.
+/// An RGB picture of 16 × 16 pixels, with some of its tags changed.
 fn crafted(changes: &[Entry]) -> Vec<u8> {
     let mut entries: Vec<Entry> = vec![
         (256, LONG, vec![16]),
@@ -58,16 +58,16 @@ fn crafted(changes: &[Entry]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn what_is_not_read_is_named_before_a_decoder_is_started() {
+async fn unsupported_kinds_are_refused_by_name_before_a_decoder_is_started() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(&crafted(&[]), "plain.tiff").await.vector();
-    let decoders = || async {
+    let decodes = || async {
         let metrics = app.get("/metrics").await.text();
         ["done", "refused"]
             .map(|name| metric(&metrics, &format!("imagesvc_decodes_total{{outcome=\"{name}\"}}")))
     };
-    let before = decoders().await;
+    let before = decodes().await;
     let short = |tag, value: u64| (tag, SHORT, vec![value]);
     for (changes, word) in [
         (vec![short(259, 2)], "a TIFF with fax compression"),
@@ -91,22 +91,23 @@ async fn what_is_not_read_is_named_before_a_decoder_is_started() {
         assert!(detail.starts_with(&expected) && detail.contains("not supported"), "{detail}");
         assert!(problem.get("saved_as").is_none());
     }
-    // What contradicts itself is damaged, and not of another kind.
+    // A TIFF that contradicts itself is damaged, not unsupported.
     for changes in [vec![short(277, 1)], vec![short(266, 9)], vec![(273, LONG, vec![])]] {
         let answer = app.upload(&crafted(&changes), "a.tiff").await;
         let problem = assert_problem(&answer, 415, "unsupported_image");
         assert!(problem["detail"].as_str().unwrap().contains("header cannot be read"), "{problem}");
     }
-    assert_eq!((app.saved().len(), nvidia.received().len()), (1, 1), "of the plain one");
-    assert_eq!(decoders().await, before);
+    let counts = (app.saved().len(), nvidia.received().len());
+    assert_eq!(counts, (1, 1), "only the first picture is saved and sent");
+    assert_eq!(decodes().await, before);
 }
 
 #[tokio::test]
-async fn the_kinds_of_scanners_and_drawing_programs_show_their_picture() {
+async fn the_kinds_that_scanners_and_drawing_programs_write_are_decoded_correctly() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let plain = image_rs::load_from_memory(&file("plain.png")).unwrap().into_rgb8();
-    for (name, expected, smaller, most) in [
+    for (name, expected, scale, max_difference) in [
         ("tiff-tiled-planar-exact-zip", &plain, 1, 3.0),
         ("tiff-tiled-planar-ragged-zip", &plain, 1, 3.0),
         ("tiff-palette8", &plain, 1, 12.0),
@@ -119,7 +120,7 @@ async fn the_kinds_of_scanners_and_drawing_programs_show_their_picture() {
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
         answer.vector();
         assert_eq!(app.saved_bytes(&answer.saved_as()), picture, "{name}");
-        let found = difference(&nvidia.last_inline().pixels(), expected, smaller);
-        assert!(found < most, "{name}: {found}");
+        let difference = difference(&nvidia.last_inline().pixels(), expected, scale);
+        assert!(difference < max_difference, "{name}: {difference}");
     }
 }

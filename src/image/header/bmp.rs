@@ -1,30 +1,33 @@
-//! Reads the headers of a BMP: those of Windows
-//! (<https://learn.microsoft.com/windows/win32/api/wingdi/ns-wingdi-bitmapv5header>) and those of OS/2,
-//! which are shorter, or say other things after the first forty bytes.
+//! Reads the headers of a BMP.
+//!
+//! There are two families of headers. Those of Windows are documented at
+//! <https://learn.microsoft.com/windows/win32/api/wingdi/ns-wingdi-bitmapv5header>. Those of OS/2 are
+//! shorter, or have other fields after the first forty bytes.
 
 use std::io::{Read, Seek, SeekFrom};
 
 use image_rs::metadata::Orientation;
 
-use super::{Fault, Header, Reader};
+use super::{Header, HeaderError, Reader};
 use crate::image::Unsupported;
 
-/// What a BMP's headers say.
+/// The headers and the palette of a BMP.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::image) struct Bmp {
     pub(in crate::image) width: u32,
     pub(in crate::image) height: u32,
     /// Whether the first row is stored first.
     pub(in crate::image) is_top_down: bool,
-    /// Bits of a pixel.
+    /// Bits per pixel.
     pub(in crate::image) bits: u16,
     /// [`RGB`], [`RLE8`], [`RLE4`] or [`BITFIELDS`].
     pub(in crate::image) compression: u32,
-    /// Where red, green, blue and alpha stand in a pixel, with [`BITFIELDS`].
+    /// The bits of red, green, blue and alpha within a pixel, for [`BITFIELDS`].
     pub(in crate::image) masks: [u32; 4],
-    /// As many colours as the bits can tell apart, in four bytes each; none of more than 8 bits.
+    /// A colour for each value that a pixel can have: blue, green, red and zero. Empty for pixels of
+    /// more than 8 bits.
     pub(in crate::image) palette: Vec<u8>,
-    /// Where the pixels begin.
+    /// The offset of the pixels in the file.
     pub(in crate::image) data_at: u64,
 }
 
@@ -32,69 +35,76 @@ pub(in crate::image) const RGB: u32 = 0;
 pub(in crate::image) const RLE8: u32 = 1;
 pub(in crate::image) const RLE4: u32 = 2;
 pub(in crate::image) const BITFIELDS: u32 = 3;
-/// [`BITFIELDS`] with a mask for alpha, by Windows CE.
+/// [`BITFIELDS`] with a mask for alpha, as in Windows CE.
 const ALPHA_BITFIELDS: u32 = 6;
 
-/// The header that comes first.
+/// The length of the first header, the file header.
 const FILE_HEADER: usize = 14;
-/// Lengths of the second: OS/2 1, whose sizes have 16 bits; OS/2 2 with all its fields; Windows.
+
+// The lengths of the second header.
+/// OS/2 1. Its width and height have 16 bits.
 const CORE: u32 = 12;
+/// OS/2 2, with all its fields.
 const OS2: u32 = 64;
+// Windows.
 const INFO: u32 = 40;
 const V2: u32 = 52;
 const V3: u32 = 56;
 const V4: u32 = 108;
 const V5: u32 = 124;
 
-/// The longest side that the decoder takes.
+/// The longest side that the decoder supports, in pixels.
 const MAX_SIDE: u32 = 0xffff;
 
-/// Where writers put the colours of 32 bits, and alpha, if they do not say it.
-const USUAL_MASKS: [u32; 4] = [0xff_0000, 0xff00, 0xff, 0xff00_0000];
+/// The masks of a picture with 32 bits per pixel whose header has none.
+const DEFAULT_MASKS: [u32; 4] = [0xff_0000, 0xff00, 0xff, 0xff00_0000];
 
-/// Whether a second header of this length is known. OS/2 2 lets it end after any field.
+/// Whether this is a valid length of the second header. In OS/2 2, it may end after any field.
 pub(in crate::image) fn is_header_length(length: u32) -> bool {
     matches!(length, CORE | 16..=OS2 | V4 | V5)
 }
 
 /// Reads the headers and the palette.
-pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, Fault> {
+pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, HeaderError> {
     let mut head = [0; FILE_HEADER + V3 as usize];
-    reader.read_exact(&mut head[..18]).map_err(|_| Fault::Damaged)?;
+    reader.read_exact(&mut head[..18]).map_err(|_| HeaderError::Damaged)?;
     let length = number(&head, 14);
     let is_windows = matches!(length, INFO | V2 | V3 | V4 | V5);
     let fields = match length {
-        _ if !is_header_length(length) => return Err(Fault::Damaged),
+        _ if !is_header_length(length) => return Err(HeaderError::Damaged),
         _ if is_windows => length.min(V3),
-        // What OS/2 says after these fields is for printers.
+        // The other fields of OS/2 are for printers.
         _ => length.min(INFO),
     };
     let fields_end = FILE_HEADER + fields as usize;
-    reader.read_exact(&mut head[18..fields_end]).map_err(|_| Fault::Damaged)?;
-    let half = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
+    reader.read_exact(&mut head[18..fields_end]).map_err(|_| HeaderError::Damaged)?;
+    let u16_at = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
     let (width, height, bits) = if length == CORE {
-        (half(18).into(), half(20).into(), half(24))
+        (u16_at(18).into(), u16_at(20).into(), u16_at(24))
     } else {
-        (number(&head, 18).cast_signed(), number(&head, 22).cast_signed(), half(28))
+        (number(&head, 18).cast_signed(), number(&head, 22).cast_signed(), u16_at(28))
     };
-    let said = if length == CORE { RGB } else { number(&head, 30) };
-    let compression = known_compression(said, bits, length)?;
-    // The oldest of Windows' headers is followed by the masks, the later ones hold them.
-    let behind = match said {
+    let compression_field = if length == CORE { RGB } else { number(&head, 30) };
+    let compression = supported_compression(compression_field, bits, length)?;
+    // In the later Windows headers, the masks are fields. In the oldest, they follow the header.
+    let masks_len = match compression_field {
         BITFIELDS if length == INFO => 12,
         ALPHA_BITFIELDS if length == INFO => 16,
         _ => 0,
     };
-    let end = reader.read_exact(&mut head[fields_end..fields_end + behind]);
-    end.map_err(|_| Fault::Damaged)?;
+    let read_masks = reader.read_exact(&mut head[fields_end..fields_end + masks_len]);
+    read_masks.map_err(|_| HeaderError::Damaged)?;
     let masks = match [54, 58, 62, 66].map(|at| number(&head, at)) {
-        [0, 0, 0, 0] if bits == 32 => USUAL_MASKS,
+        [0, 0, 0, 0] if bits == 32 => DEFAULT_MASKS,
         masks => masks,
     };
-    let headers_end = FILE_HEADER as u64 + u64::from(length) + behind as u64;
-    let colors = if length == CORE { 0 } else { number(&head, 46) };
-    let palette =
-        Palette { at: headers_end, bits, colors, entry: if length == CORE { 3 } else { 4 } };
+    let headers_end = FILE_HEADER as u64 + u64::from(length) + masks_len as u64;
+    let palette = Palette {
+        at: headers_end,
+        bits,
+        colors: if length == CORE { 0 } else { number(&head, 46) },
+        entry_len: if length == CORE { 3 } else { 4 },
+    };
     let (palette, data_at) = palette.read(reader, number(&head, 10).into())?;
     let bmp = Bmp {
         width: width.cast_unsigned(),
@@ -107,7 +117,7 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, Fault> {
         data_at,
     };
     match width {
-        ..=0 => Err(Fault::Damaged),
+        ..=0 => Err(HeaderError::Damaged),
         _ if bmp.width.max(bmp.height) > MAX_SIDE => {
             Err(unsupported("a BMP with more than 65,535 pixels a side"))
         }
@@ -119,14 +129,15 @@ fn number(head: &[u8], at: usize) -> u32 {
     head.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
-fn unsupported(kind: &'static str) -> Fault {
-    Fault::Unsupported(Unsupported::Kind(kind))
+fn unsupported(kind: &'static str) -> HeaderError {
+    HeaderError::Unsupported(Unsupported::Kind(kind))
 }
 
-/// How pixels are stored, if the decoder knows it. OS/2 and Windows give 3 and 4 different meanings.
-fn known_compression(said: u32, bits: u16, length: u32) -> Result<u32, Fault> {
-    match (said, bits) {
-        (RGB, 1 | 2 | 4 | 8 | 16 | 24 | 32) | (RLE8, 8) | (RLE4, 4) => Ok(said),
+/// Returns the compression if the decoder supports it. The values 3 and 4 mean one thing in OS/2 and
+/// another in Windows.
+fn supported_compression(field: u32, bits: u16, length: u32) -> Result<u32, HeaderError> {
+    match (field, bits) {
+        (RGB, 1 | 2 | 4 | 8 | 16 | 24 | 32) | (RLE8, 8) | (RLE4, 4) => Ok(field),
         (BITFIELDS, 1) => Err(unsupported("a BMP with fax compression")),
         (BITFIELDS | ALPHA_BITFIELDS, 16 | 32) => Ok(BITFIELDS),
         (RGB, 64) => Err(unsupported("a BMP with 64 bits a pixel")),
@@ -134,51 +145,54 @@ fn known_compression(said: u32, bits: u16, length: u32) -> Result<u32, Fault> {
         (4, _) => Err(unsupported("a BMP with a JPEG inside")),
         (5, _) => Err(unsupported("a BMP with a PNG inside")),
         (11..=13, _) => Err(unsupported("a BMP with CMYK colours")),
-        _ => Err(Fault::Damaged),
+        _ => Err(HeaderError::Damaged),
     }
 }
 
-/// Where the palette stands, and what is said of it.
+/// The position and the size of the palette in the file.
 struct Palette {
     at: u64,
+    /// Bits per pixel.
     bits: u16,
-    /// 0: as many as the bits can tell apart.
+    /// The number of colours. Zero means one for each value that a pixel can have.
     colors: u32,
-    /// Bytes of a colour: blue, green, red, and in later versions one that means nothing.
-    entry: usize,
+    /// Bytes per colour: blue, green and red. In the later versions, a byte without meaning follows.
+    entry_len: usize,
 }
 
 impl Palette {
-    /// Its colours, black where they are missing; and where the pixels begin. Files say that wrongly:
-    /// not at all, or without the palette. Where they say it, the palette ends there.
-    fn read(&self, reader: &mut Reader, data_at: u64) -> Result<(Vec<u8>, u64), Fault> {
-        let all = if self.bits > 8 { 0 } else { 1 << self.bits };
-        let said = if self.colors == 0 { all } else { all.min(self.colors as usize) };
-        let (len, data_at) = match data_at.checked_sub(self.at) {
-            Some(1..) => ((said * self.entry) as u64, data_at),
-            _ if data_at == 0 || data_at == self.at => {
-                let len = (said * self.entry) as u64;
-                (len, self.at + len)
-            }
-            _ => return Err(Fault::Damaged),
+    /// Returns the colours and the offset of the pixels. Missing colours are black.
+    ///
+    /// `data_at` is the offset of the pixels according to the header. In some files it is zero, or it
+    /// does not count the palette; then the pixels follow the palette. Otherwise the palette ends at
+    /// that offset at the latest.
+    fn read(&self, reader: &mut Reader, data_at: u64) -> Result<(Vec<u8>, u64), HeaderError> {
+        let max_colors = if self.bits > 8 { 0 } else { 1 << self.bits };
+        let colors =
+            if self.colors == 0 { max_colors } else { max_colors.min(self.colors as usize) };
+        let len = (colors * self.entry_len) as u64;
+        let data_at = match data_at.checked_sub(self.at) {
+            Some(1..) => data_at,
+            _ if data_at == 0 || data_at == self.at => self.at + len,
+            _ => return Err(HeaderError::Damaged),
         };
         let mut stored = Vec::new();
         let read = reader.seek(SeekFrom::Start(self.at)).and_then(|_| {
             reader.by_ref().take(len.min(data_at - self.at)).read_to_end(&mut stored)
         });
-        read.map_err(|_| Fault::Damaged)?;
-        let colors = stored.chunks_exact(self.entry);
+        read.map_err(|_| HeaderError::Damaged)?;
+        let stored_colors = stored.chunks_exact(self.entry_len);
         let mut palette: Vec<u8> =
-            colors.flat_map(|color| [color[0], color[1], color[2], 0]).collect();
-        palette.resize(all * 4, 0);
+            stored_colors.flat_map(|color| [color[0], color[1], color[2], 0]).collect();
+        palette.resize(max_colors * 4, 0);
         Ok((palette, data_at))
     }
 }
 
 impl Bmp {
-    /// What the header of any format says; BMP knows no orientation.
-    pub(super) fn header(&self) -> Result<Header, Fault> {
-        Header::new(self.width, self.height, Orientation::NoTransforms).ok_or(Fault::Damaged)
+    /// Returns the common header. BMP has no orientation.
+    pub(super) fn header(&self) -> Result<Header, HeaderError> {
+        Header::new(self.width, self.height, Orientation::NoTransforms).ok_or(HeaderError::Damaged)
     }
 }
 
@@ -189,7 +203,7 @@ mod tests {
     use super::*;
     use crate::image::Content;
 
-    /// Of 5 × 3 pixels, 8 bits each, with two colours.
+    /// A BMP of 5 × 3 pixels, with 8 bits per pixel and two colours.
     fn bmp() -> Vec<u8> {
         let mut bytes =
             b"BM\0\0\0\0\0\0\0\0\x3e\0\0\0\x28\0\0\0\x05\0\0\0\x03\0\0\0\x01\0\x08\0".to_vec();
@@ -198,12 +212,12 @@ mod tests {
         bytes
     }
 
-    fn read_bytes(bytes: &[u8]) -> Result<Bmp, Fault> {
+    fn read_bytes(bytes: &[u8]) -> Result<Bmp, HeaderError> {
         read(&mut Content::Memory(bytes.to_vec().into()).header_reader())
     }
 
     #[test]
-    fn headers_tell_size_and_palette_and_where_the_pixels_are() {
+    fn the_size_the_palette_and_the_offset_of_the_pixels_are_read() {
         let read = read_bytes(&bmp()).unwrap();
         assert_eq!((read.width, read.height, read.is_top_down), (5, 3, false));
         assert_eq!((read.bits, read.compression, read.data_at), (8, RGB, 62));
@@ -216,9 +230,9 @@ mod tests {
     }
 
     #[test]
-    fn a_header_cut_short_is_damaged_and_a_palette_is_black_where_it_is() {
+    fn a_truncated_header_is_damaged_and_missing_colors_are_black() {
         for len in 0..54 {
-            assert_eq!(read_bytes(&bmp()[..len]), Err(Fault::Damaged));
+            assert_eq!(read_bytes(&bmp()[..len]), Err(HeaderError::Damaged));
         }
         for len in 54..62 {
             let palette = read_bytes(&bmp()[..len]).unwrap().palette;
@@ -230,14 +244,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic_and_what_is_read_is_within_bounds(
-            at in 2..70usize,
+        fn damaged_headers_cause_no_panic_and_exceed_no_limit(
+            start in 2..70usize,
             noise in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
             let mut bytes = bmp();
-            let at = at.min(bytes.len());
-            let end = (at + noise.len()).min(bytes.len());
-            bytes[at..end].copy_from_slice(&noise[..end - at]);
+            let start = start.min(bytes.len());
+            let end = (start + noise.len()).min(bytes.len());
+            bytes[start..end].copy_from_slice(&noise[..end - start]);
             if let Ok(bmp) = read_bytes(&bytes) {
                 prop_assert!(bmp.width.max(bmp.height) <= MAX_SIDE);
                 prop_assert!(bmp.palette.len() <= 1024);

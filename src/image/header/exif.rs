@@ -1,4 +1,6 @@
-//! Reads how a picture lies from its EXIF (CIPA DC-008, 4.6.4: the tag Orientation).
+//! Reads the orientation of a picture from its EXIF (CIPA DC-008, 4.6.4: the tag Orientation).
+//!
+//! A picture with invalid EXIF is not refused: it counts as a picture without EXIF.
 
 use std::io::{self, Read};
 
@@ -6,30 +8,32 @@ use image_rs::metadata::Orientation;
 
 use super::Reader;
 
-/// How much of an EXIF is read, in bytes: as much as a JPEG has room for. The tag stands in its front.
-const READ: u32 = 64 << 10;
+/// The most bytes of an EXIF that are read. In a JPEG, an EXIF cannot be longer. The tag Orientation
+/// is near its start.
+const MAX_LEN: u32 = 64 << 10;
 
-/// What JPEG puts before EXIF; some writers of WebP and PNG put it there, too. The sixth byte is
-/// padding.
+/// In a JPEG, this precedes the EXIF, and a sixth byte of padding follows. Some programs write it to
+/// WebP and PNG, too.
 const PREFIX: &[u8] = b"Exif\0";
 
-/// What makes the picture stand upright; `None` where the EXIF does not say, or makes no sense: broken
-/// EXIF is no reason to refuse a picture.
+/// Returns the transformation that turns the picture upright. Returns `None` if the EXIF has no
+/// orientation or is invalid.
 pub(super) fn orientation(exif: &[u8]) -> Option<Orientation> {
     let exif = exif.strip_prefix(PREFIX).map_or(exif, |rest| rest.get(1..).unwrap_or_default());
     Orientation::from_exif_chunk(exif)
 }
 
-/// The same for an EXIF of this length that the reader is at.
+/// Reads an EXIF of this length from the reader and returns its orientation.
 pub(super) fn read(reader: &mut Reader, length: u32) -> io::Result<Option<Orientation>> {
-    let mut exif = vec![0; length.min(READ) as usize];
+    let mut exif = vec![0; length.min(MAX_LEN) as usize];
     reader.read_exact(&mut exif)?;
     Ok(orientation(&exif))
 }
 
-/// The same for a JPEG's APP1 segment, which may hold something else.
+/// Returns the orientation of a JPEG's APP1 segment. Returns `None` if the segment contains something
+/// other than EXIF.
 pub(super) fn orientation_of_segment(segment: &[u8]) -> Option<Orientation> {
-    segment.starts_with(PREFIX).then(|| orientation(segment)).flatten()
+    if segment.starts_with(PREFIX) { orientation(segment) } else { None }
 }
 
 #[cfg(test)]
@@ -37,10 +41,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exif_tells_its_orientation_with_and_without_its_prefix() {
-        let big = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
-        let little = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
-        for exif in [&big[..], little] {
+    fn the_orientation_is_read_with_and_without_the_prefix() {
+        let big_endian = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let little_endian = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+        for exif in [&big_endian[..], little_endian] {
             assert_eq!(orientation(exif), Some(Orientation::Rotate90));
             for padding in [b"\0", b"\xff"] {
                 let prefixed = [PREFIX, padding, exif].concat();
@@ -49,8 +53,9 @@ mod tests {
             }
             assert_eq!(orientation_of_segment(exif), None);
         }
-        for broken in [&b""[..], b"Exif\0", b"Exif\0\0", b"II*\0\xff\xff\xff\xff", &big[..20]] {
-            assert_eq!(orientation(broken), None, "{}", broken.escape_ascii());
+        let truncated = &big_endian[..20];
+        for invalid in [&b""[..], b"Exif\0", b"Exif\0\0", b"II*\0\xff\xff\xff\xff", truncated] {
+            assert_eq!(orientation(invalid), None, "{}", invalid.escape_ascii());
         }
     }
 }

@@ -1,30 +1,31 @@
 //! Reads the headers of a GIF up to the pixels of its first frame (GIF89a, 18 to 23).
 //!
-//! As Pillow and browsers do, it goes over what it does not know, makes the canvas as large as the
-//! first frame needs it, and takes shades of grey where no colours are given.
+//! Like Pillow and browsers, it skips unknown blocks, enlarges the canvas if the first frame does not
+//! fit, and uses shades of grey if there are no colour tables.
 
 use std::io::{self, Read, Seek};
 
 use image_rs::metadata::Orientation;
 
-use super::{Fault, Header, Reader};
+use super::{Header, HeaderError, Reader};
 
-/// What the headers of a GIF and of its first frame say.
+/// The headers of a GIF and of its first frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::image) struct Gif {
-    /// Of the canvas.
+    /// The width of the canvas.
     pub(in crate::image) width: u16,
+    /// The height of the canvas.
     pub(in crate::image) height: u16,
-    /// 256 colours for the first frame: red, green and blue.
+    /// The 256 colours of the first frame: red, green and blue.
     pub(in crate::image) palette: Vec<u8>,
-    /// The colour that is transparent instead.
+    /// The index of the transparent colour.
     pub(in crate::image) transparent: Option<u8>,
     pub(in crate::image) frame: Frame,
-    /// Where the pixels of the first frame begin.
+    /// The offset of the first frame's pixels in the file.
     pub(in crate::image) data_at: u64,
 }
 
-/// Where a frame lies.
+/// The position of a frame on the canvas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Frame {
     pub(in crate::image) left: u16,
@@ -34,34 +35,35 @@ pub(in crate::image) struct Frame {
     pub(in crate::image) is_interlaced: bool,
 }
 
-/// What begins an extension, a frame, and the end.
+// The first byte of each kind of block.
 const EXTENSION: u8 = b'!';
 const FRAME: u8 = b',';
 const TRAILER: u8 = b';';
-/// The extension that says which colour is transparent.
+/// The label of the extension that contains the transparent colour.
 const GRAPHIC_CONTROL: u8 = 0xf9;
 
-/// In the flags of the screen and of a frame: a table of colours follows.
+/// A flag of the screen and of a frame: a colour table follows.
 const HAS_TABLE: u8 = 0x80;
-/// In a frame's flags.
+/// A flag of a frame.
 const INTERLACED: u8 = 0x40;
-/// In the flags of the graphic control extension.
+/// A flag of the graphic control extension.
 const HAS_TRANSPARENT: u8 = 1;
 
 /// Reads the headers.
-pub(in crate::image) fn read(reader: &mut Reader) -> Result<Gif, Fault> {
-    read_to_pixels(reader).ok().flatten().ok_or(Fault::Damaged)
+pub(in crate::image) fn read(reader: &mut Reader) -> Result<Gif, HeaderError> {
+    read_to_pixels(reader).ok().flatten().ok_or(HeaderError::Damaged)
 }
 
-/// `None` if there is no frame, or one without pixels.
+/// Reads everything before the first frame's pixels. Returns `None` if there is no frame, or if it
+/// has no pixels.
 fn read_to_pixels(reader: &mut Reader) -> io::Result<Option<Gif>> {
     let mut head = [0; 13];
     reader.read_exact(&mut head)?;
-    let global = table(reader, head[10])?;
+    let global_table = read_color_table(reader, head[10])?;
     let mut transparent = None;
     loop {
-        match byte(reader)? {
-            EXTENSION => transparent = extension(reader)?.or(transparent),
+        match read_byte(reader)? {
+            EXTENSION => transparent = read_extension(reader)?.or(transparent),
             FRAME => break,
             TRAILER => return Ok(None),
             _ => {}
@@ -69,16 +71,17 @@ fn read_to_pixels(reader: &mut Reader) -> io::Result<Option<Gif>> {
     }
     let mut descriptor = [0; 9];
     reader.read_exact(&mut descriptor)?;
-    let [left, top, width, height] = [0, 2, 4, 6].map(|at| half(&descriptor, at));
+    let [left, top, width, height] = [0, 2, 4, 6].map(|at| u16_at(&descriptor, at));
     let is_interlaced = descriptor[8] & INTERLACED != 0;
-    let local = table(reader, descriptor[8])?;
+    let local_table = read_color_table(reader, descriptor[8])?;
+    let grey_table = || (0..=255).flat_map(|grey| [grey; 3]).collect();
     let (Some(right), Some(bottom)) = (left.checked_add(width), top.checked_add(height)) else {
         return Ok(None);
     };
     let gif = Gif {
-        width: half(&head, 6).max(right),
-        height: half(&head, 8).max(bottom),
-        palette: local.or(global).unwrap_or_else(|| (0..=255).flat_map(|grey| [grey; 3]).collect()),
+        width: u16_at(&head, 6).max(right),
+        height: u16_at(&head, 8).max(bottom),
+        palette: local_table.or(global_table).unwrap_or_else(grey_table),
         transparent,
         frame: Frame { left, top, width, height, is_interlaced },
         data_at: reader.stream_position()?,
@@ -86,18 +89,18 @@ fn read_to_pixels(reader: &mut Reader) -> io::Result<Option<Gif>> {
     Ok((width > 0 && height > 0).then_some(gif))
 }
 
-fn half(bytes: &[u8], at: usize) -> u16 {
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn byte(reader: &mut Reader) -> io::Result<u8> {
+fn read_byte(reader: &mut Reader) -> io::Result<u8> {
     let mut byte = [0];
     reader.read_exact(&mut byte)?;
     Ok(byte[0])
 }
 
-/// The table of colours, if the flags say that one follows; colours that it lacks are black.
-fn table(reader: &mut Reader, flags: u8) -> io::Result<Option<Vec<u8>>> {
+/// Reads a colour table, if the flags announce one. Fills it up to 256 colours with black.
+fn read_color_table(reader: &mut Reader, flags: u8) -> io::Result<Option<Vec<u8>>> {
     if flags & HAS_TABLE == 0 {
         return Ok(None);
     }
@@ -106,12 +109,12 @@ fn table(reader: &mut Reader, flags: u8) -> io::Result<Option<Vec<u8>>> {
     Ok(Some(table))
 }
 
-/// Goes over an extension, and gives the transparent colour that it names.
-fn extension(reader: &mut Reader) -> io::Result<Option<u8>> {
-    let label = byte(reader)?;
+/// Reads an extension to its end. Returns its transparent colour, if it has one.
+fn read_extension(reader: &mut Reader) -> io::Result<Option<u8>> {
+    let label = read_byte(reader)?;
     let mut transparent = None;
     for block in 0.. {
-        match (label, byte(reader)?) {
+        match (label, read_byte(reader)?) {
             (_, 0) => break,
             (GRAPHIC_CONTROL, len @ 4..) if block == 0 => {
                 let mut control = [0; 4];
@@ -126,10 +129,10 @@ fn extension(reader: &mut Reader) -> io::Result<Option<u8>> {
 }
 
 impl Gif {
-    /// What the header of any format says; GIF knows no orientation.
-    pub(super) fn header(&self) -> Result<Header, Fault> {
+    /// Returns the common header. GIF has no orientation.
+    pub(super) fn header(&self) -> Result<Header, HeaderError> {
         let (width, height) = (self.width.into(), self.height.into());
-        Header::new(width, height, Orientation::NoTransforms).ok_or(Fault::Damaged)
+        Header::new(width, height, Orientation::NoTransforms).ok_or(HeaderError::Damaged)
     }
 }
 
@@ -143,41 +146,41 @@ mod tests {
     const FILE: &[u8] = b"GIF89a\xa0\0\x78\0\x80\0\0\0\0\0\xff\xff\xff\
         !\xff\x0bNETSCAPE2.0\x03\x01\0\0\0!\xf9\x04\x01\0\0\x01\0,\x05\0\x06\0\x07\0\x08\0\x40\x02";
 
-    fn read_bytes(bytes: &[u8]) -> Result<Gif, Fault> {
+    fn read_bytes(bytes: &[u8]) -> Result<Gif, HeaderError> {
         read(&mut Content::Memory(bytes.to_vec().into()).header_reader())
     }
 
     #[test]
-    fn headers_tell_the_canvas_the_first_frame_and_where_its_pixels_are() {
+    fn the_canvas_the_first_frame_and_the_offset_of_its_pixels_are_read() {
         let gif = read_bytes(FILE).unwrap();
         let frame = Frame { left: 5, top: 6, width: 7, height: 8, is_interlaced: true };
         assert_eq!((gif.width, gif.height, gif.frame), (160, 120, frame));
         assert_eq!((gif.transparent, gif.data_at), (Some(1), FILE.len() as u64 - 1));
         assert_eq!(gif.palette.len(), 768);
-        // The canvas is as large as the frame needs it.
-        let mut small = FILE.to_vec();
-        small[6..10].fill(0);
-        let gif = read_bytes(&small).unwrap();
+        // The canvas is enlarged until the frame fits.
+        let mut with_empty_canvas = FILE.to_vec();
+        with_empty_canvas[6..10].fill(0);
+        let gif = read_bytes(&with_empty_canvas).unwrap();
         assert_eq!((gif.width, gif.height), (12, 14));
     }
 
     #[test]
-    fn headers_cut_short_are_damaged() {
+    fn truncated_headers_are_damaged() {
         for len in 0..FILE.len() - 1 {
-            assert_eq!(read_bytes(&FILE[..len]), Err(Fault::Damaged));
+            assert_eq!(read_bytes(&FILE[..len]), Err(HeaderError::Damaged));
         }
     }
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic_and_the_frame_is_within_the_canvas(
-            at in 6..80usize,
+        fn damaged_headers_cause_no_panic_and_the_frame_is_within_the_canvas(
+            start in 6..80usize,
             noise in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
             let mut bytes = FILE.to_vec();
-            let at = at.min(bytes.len());
-            let end = (at + noise.len()).min(bytes.len());
-            bytes[at..end].copy_from_slice(&noise[..end - at]);
+            let start = start.min(bytes.len());
+            let end = (start + noise.len()).min(bytes.len());
+            bytes[start..end].copy_from_slice(&noise[..end - start]);
             if let Ok(Gif { width, height, frame, palette, .. }) = read_bytes(&bytes) {
                 prop_assert!(u32::from(frame.left) + u32::from(frame.width) <= u32::from(width));
                 prop_assert!(u32::from(frame.top) + u32::from(frame.height) <= u32::from(height));

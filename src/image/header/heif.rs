@@ -1,7 +1,7 @@
-//! Reads the header of a HEIF file (ISO/IEC 14496-12 and 23008-12): what HEIC is kept in.
+//! Reads the header of a HEIF file (ISO/IEC 14496-12 and 23008-12), the container format of HEIC.
 //!
-//! Nothing is decoded. What would make the decoder work without end, panic, or leave out what changes
-//! the picture is refused here, before a process is started for it.
+//! It refuses files that would make the decoder run for ever or panic, and files with properties that
+//! the decoder would ignore although they change the picture.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,12 +11,13 @@ use std::{
 use image_rs::metadata::Orientation;
 
 use self::{
-    boxes::{Fields, top_level},
+    boxes::{Fields, read_meta_box},
     meta::{Location, MAX_ITEMS, Meta},
 };
 use super::{
-    Fault::{self, Damaged},
-    Header, Reader, Unsupported,
+    Header,
+    HeaderError::{self, Damaged},
+    Reader, Unsupported,
 };
 
 mod boxes;
@@ -24,32 +25,33 @@ mod meta;
 #[cfg(test)]
 mod tests;
 
-/// Width and height in pixels, neither of them zero.
+/// Width and height in pixels. Neither is zero.
 type Size = (u32, u32);
 
-/// How much larger than the picture, along each side, its transparency may be: what an encoder pads.
-const PADDING: u32 = 64;
+/// The most pixels that an encoder adds to a side as padding.
+const MAX_PADDING: u32 = 64;
 
-/// What a HEIC's header says.
+/// The header of a HEIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Heif {
-    /// As it is shown: cut, turned and mirrored.
+    /// The size of the picture after it is cropped, turned and mirrored.
     pub(in crate::image) size: Size,
-    /// Before that.
-    pub(in crate::image) coded: Size,
-    /// Of one HEVC stream: of a tile, or of the picture itself.
-    pub(in crate::image) stream: Size,
+    /// The size of the decoded picture, before it is cropped, turned and mirrored.
+    pub(in crate::image) coded_size: Size,
+    /// The size of one HEVC stream: that of a tile or, without a grid, `coded_size`.
+    pub(in crate::image) stream_size: Size,
     pub(in crate::image) is_grid: bool,
-    /// Cut, turned or mirrored: the decoder makes a second copy of the pixels.
-    pub(in crate::image) is_turned: bool,
+    /// Whether the picture is cropped, turned or mirrored. The decoder then makes a second copy of the
+    /// pixels.
+    pub(in crate::image) is_transformed: bool,
     pub(in crate::image) alpha: Alpha,
-    /// 0: grey, 1: 4:2:0, 2: 4:2:2, 3: 4:4:4.
+    /// The chroma format. 0: grey, 1: 4:2:0, 2: 4:2:2, 3: 4:4:4.
     pub(in crate::image) chroma: u8,
-    /// Where the last whole box ends; what follows makes the decoder refuse the file.
+    /// The offset where the last complete box ends. The decoder refuses files with anything after it.
     pub(in crate::image) end: u64,
 }
 
-/// Whether there is transparency, and whether the colours were multiplied by it.
+/// Whether there is transparency, and whether the colours are already multiplied by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Alpha {
     None,
@@ -58,28 +60,24 @@ pub(in crate::image) enum Alpha {
 }
 
 impl Heif {
-    /// What the header of any format says: the decoder turns it.
-    pub(super) fn header(&self) -> Result<Header, Fault> {
+    /// Returns the common header. The orientation is always upright, because the decoder turns the
+    /// picture.
+    pub(super) fn header(&self) -> Result<Header, HeaderError> {
         let (width, height) = self.size;
         let header = Header::new(width, height, Orientation::NoTransforms).ok_or(Damaged)?;
-        Ok(Header { pixels: self.largest(), ..header })
+        Ok(Header { pixels: self.pixels().max(pixels(self.stream_size)), ..header })
     }
 
-    /// The pixels that are decoded.
+    /// The number of pixels of the whole picture before it is cropped.
     pub(in crate::image) fn pixels(&self) -> u64 {
-        pixels(self.coded)
+        pixels(self.coded_size)
     }
 
-    /// The pixels of one HEVC stream, with what an encoder pads.
-    pub(in crate::image) fn padded_stream(&self) -> u64 {
-        let (width, height) = self.stream;
-        let padded = |side: u32| u64::from(side) + u64::from(PADDING);
+    /// The number of pixels of one HEVC stream, including the encoder's padding.
+    pub(in crate::image) fn padded_stream_pixels(&self) -> u64 {
+        let (width, height) = self.stream_size;
+        let padded = |side: u32| u64::from(side) + u64::from(MAX_PADDING);
         padded(width).saturating_mul(padded(height))
-    }
-
-    /// The pixels of the largest thing that is decoded.
-    fn largest(&self) -> u64 {
-        self.pixels().max(pixels(self.stream))
     }
 }
 
@@ -87,56 +85,56 @@ fn pixels((width, height): Size) -> u64 {
     u64::from(width) * u64::from(height)
 }
 
-fn kind(what: &'static str) -> Fault {
-    Fault::Unsupported(Unsupported::Kind(what))
+fn unsupported(kind: &'static str) -> HeaderError {
+    HeaderError::Unsupported(Unsupported::Kind(kind))
 }
 
-/// Reads the header of the picture that the file names as its primary one.
-pub(in crate::image) fn read(reader: &mut Reader) -> Result<Heif, Fault> {
-    let (meta, end) = top_level(reader)?;
+/// Reads the header of the file's primary picture.
+pub(in crate::image) fn read(reader: &mut Reader) -> Result<Heif, HeaderError> {
+    let (meta, end) = read_meta_box(reader)?;
     let meta = Meta::parse(&meta).ok_or(Damaged)?;
-    let primary = Part::read(reader, &meta, meta.primary)?;
-    let (size, is_turned) = shown(&meta, meta.primary, primary.coded)?;
-    let Part { coded, stream, is_grid, chroma, .. } = primary;
-    let alpha = alpha(reader, &meta, &primary)?;
-    Ok(Heif { size, coded, stream, is_grid, is_turned, alpha, chroma, end })
+    let primary = CodedPicture::read(reader, &meta, meta.primary)?;
+    let (size, is_transformed) = transformed_size(&meta, meta.primary, primary.coded_size)?;
+    let alpha = read_alpha(reader, &meta, &primary)?;
+    let CodedPicture { coded_size, stream_size, is_grid, chroma, .. } = primary;
+    Ok(Heif { size, coded_size, stream_size, is_grid, is_transformed, alpha, chroma, end })
 }
 
-/// A picture inside of the file.
-struct Part {
-    coded: Size,
-    stream: Size,
+/// A picture inside of the file: the primary picture or its transparency.
+struct CodedPicture {
+    coded_size: Size,
+    stream_size: Size,
     is_grid: bool,
     chroma: u8,
-    /// The picture itself, and its tiles.
+    /// The item of the picture itself, and the items of its tiles.
     items: BTreeSet<u32>,
 }
 
-impl Part {
-    fn read(reader: &mut Reader, meta: &Meta<'_>, item: u32) -> Result<Self, Fault> {
+impl CodedPicture {
+    fn read(reader: &mut Reader, meta: &Meta<'_>, item: u32) -> Result<Self, HeaderError> {
         let is_grid = match meta.kind(item).ok_or(Damaged)? {
             b"hvc1" => false,
             b"grid" => true,
-            other => return Err(other_kind(other)),
+            kind => return Err(unsupported_item(kind)),
         };
-        let coded = meta.size(item).ok_or(Damaged)?;
+        let coded_size = meta.size(item).ok_or(Damaged)?;
         let mut items =
-            if is_grid { tiles(reader, meta, item, coded)? } else { BTreeSet::from([item]) };
-        let (mut stream, mut chroma) = (coded, 0);
+            if is_grid { tiles(reader, meta, item, coded_size)? } else { BTreeSet::from([item]) };
+        let (mut stream_size, mut chroma) = (coded_size, 0);
         for item in &items {
-            stream = meta.size(*item).ok_or(Damaged)?;
+            stream_size = meta.size(*item).ok_or(Damaged)?;
             // ISO/IEC 14496-15, 8.3.2.1.
             let configuration = meta.property(*item, b"hvcC").ok_or(Damaged)?;
             chroma = chroma.max(configuration.get(16).ok_or(Damaged)? & 3);
         }
         items.insert(item);
-        Ok(Self { coded, stream, is_grid, chroma, items })
+        Ok(Self { coded_size, stream_size, is_grid, chroma, items })
     }
 }
 
-fn other_kind(kind_of_item: &[u8; 4]) -> Fault {
-    kind(match kind_of_item {
-        b"av01" => return Fault::Unsupported(Unsupported::Avif),
+fn unsupported_item(kind: &[u8; 4]) -> HeaderError {
+    unsupported(match kind {
+        b"av01" => return HeaderError::Unsupported(Unsupported::Avif),
         b"hev1" => "a HEIC picture of the kind hev1",
         b"iovl" => "a HEIC picture that overlays others (iovl)",
         b"iden" => "a HEIC picture that is made from another one (iden)",
@@ -150,40 +148,53 @@ fn other_kind(kind_of_item: &[u8; 4]) -> Fault {
     })
 }
 
-/// The tiles of a grid, if they are of one size and cover it with none to spare: the decoder panics at
-/// a part that is not covered, and decodes all tiles, wherever they lie.
+/// Returns the tiles of a grid. They must have the same size and cover the picture exactly: the decoder
+/// panics if a part is not covered, and it decodes tiles that lie outside of the picture, too.
 fn tiles(
     reader: &mut Reader,
     meta: &Meta<'_>,
     grid: u32,
-    coded: Size,
-) -> Result<BTreeSet<u32>, Fault> {
-    let (rows, columns, size) = layout(reader, meta, grid)?;
+    coded_size: Size,
+) -> Result<BTreeSet<u32>, HeaderError> {
+    let layout = read_grid_layout(reader, meta, grid)?;
     let tiles: Vec<u32> = meta.references(b"dimg", grid).ok_or(Damaged)?;
-    let is_whole = u32::try_from(tiles.len()) == Ok(rows * columns) && tiles.len() <= MAX_ITEMS;
-    let (width, height) =
-        tiles.first().and_then(|first| meta.size(*first)).filter(|_| is_whole).ok_or(Damaged)?;
-    let covering = (coded.0.div_ceil(width), coded.1.div_ceil(height));
-    if size != coded || covering != (columns, rows) {
+    if u32::try_from(tiles.len()) != Ok(layout.rows * layout.columns) || tiles.len() > MAX_ITEMS {
+        return Err(Damaged);
+    }
+    let first = tiles.first().ok_or(Damaged)?;
+    let tile_size = meta.size(*first).ok_or(Damaged)?;
+    let columns = coded_size.0.div_ceil(tile_size.0);
+    let rows = coded_size.1.div_ceil(tile_size.1);
+    if layout.size != coded_size || (layout.columns, layout.rows) != (columns, rows) {
         return Err(Damaged);
     }
     let tiles = BTreeSet::from_iter(tiles);
     for tile in &tiles {
         match meta.kind(*tile).ok_or(Damaged)? {
             b"hvc1" => {}
-            other => return Err(other_kind(other)),
+            kind => return Err(unsupported_item(kind)),
         }
         let size = meta.size(*tile).ok_or(Damaged)?;
-        let (shown, _) = shown(meta, *tile, size)?;
-        if size != (width, height) || shown != size {
+        let (transformed_size, _) = transformed_size(meta, *tile, size)?;
+        if size != tile_size || transformed_size != size {
             return Err(Damaged);
         }
     }
     Ok(tiles)
 }
 
-/// Rows, columns and size of a grid (ISO/IEC 23008-12, 6.6.2.3.2).
-fn layout(reader: &mut Reader, meta: &Meta<'_>, grid: u32) -> Result<(u32, u32, Size), Fault> {
+/// The layout of a grid (ISO/IEC 23008-12, 6.6.2.3.2).
+struct GridLayout {
+    rows: u32,
+    columns: u32,
+    size: Size,
+}
+
+fn read_grid_layout(
+    reader: &mut Reader,
+    meta: &Meta<'_>,
+    grid: u32,
+) -> Result<GridLayout, HeaderError> {
     const IN_FILE: u64 = 0;
     const IN_META: u64 = 1;
     let Location { method, start, length } = meta.location(grid).ok_or(Damaged)?;
@@ -198,73 +209,84 @@ fn layout(reader: &mut Reader, meta: &Meta<'_>, grid: u32) -> Result<(u32, u32, 
             read.map_err(|_| Damaged)?;
         }
         IN_META => {
-            let kept = usize::try_from(start).ok().and_then(|at| meta.idat.get(at..));
-            let kept = kept.ok_or(Damaged)?;
-            let length = length.min(kept.len());
-            data[..length].copy_from_slice(&kept[..length]);
+            let available = usize::try_from(start).ok().and_then(|at| meta.idat.get(at..));
+            let available = available.ok_or(Damaged)?;
+            let length = length.min(available.len());
+            data[..length].copy_from_slice(&available[..length]);
         }
-        _ => return Err(kind("a HEIC picture whose grid lies in another item")),
+        _ => return Err(unsupported("a HEIC picture whose grid lies in another item")),
     }
     let mut fields = Fields(&data);
-    let mut fields = || {
+    let mut parse = || {
         let (_version, flags) = (fields.number(1)?, fields.number(1)?);
         let (rows, columns) = (fields.number(1)? + 1, fields.number(1)? + 1);
         let length = if flags & 1 == 1 { 4 } else { 2 };
-        Some((rows, columns, (fields.number(length)?, fields.number(length)?)))
+        let size = (fields.number(length)?, fields.number(length)?);
+        Some(GridLayout { rows, columns, size })
     };
-    fields().ok_or(Damaged)
+    parse().ok_or(Damaged)
 }
 
-/// The size of a picture as it is shown, and whether it is cut, turned or mirrored, which is done in
-/// the order of its properties.
-fn shown(meta: &Meta<'_>, item: u32, coded: Size) -> Result<(Size, bool), Fault> {
-    let (mut size, mut is_turned) = (coded, false);
+/// Returns the size of an item after it is cropped, turned and mirrored, in the order of its
+/// properties. Also returns whether any of this is done.
+fn transformed_size(
+    meta: &Meta<'_>,
+    item: u32,
+    coded_size: Size,
+) -> Result<(Size, bool), HeaderError> {
+    let (mut size, mut is_transformed) = (coded_size, false);
     for (is_essential, name, body) in meta.properties(item) {
         match name {
             b"clap" => {
-                size = aperture(body, size).ok_or(Damaged)?;
-                is_turned = true;
+                size = cropped_size(body, size).ok_or(Damaged)?;
+                is_transformed = true;
             }
             b"irot" => {
-                let quarters = body.first().ok_or(Damaged)? & 3;
-                if quarters % 2 == 1 {
+                let quarter_turns = body.first().ok_or(Damaged)? & 3;
+                if quarter_turns % 2 == 1 {
                     size = (size.1, size.0);
                 }
-                is_turned |= quarters > 0;
+                is_transformed |= quarter_turns > 0;
             }
-            b"imir" => is_turned = true,
+            b"imir" => is_transformed = true,
             b"hvcC" | b"ispe" | b"colr" | b"pixi" | b"pasp" | b"auxC" => {}
-            // The decoder would leave it out, and the picture would be another one.
+            // The decoder would ignore this property and return a wrong picture.
             _ if is_essential => {
-                return Err(kind("a HEIC picture with an essential property that is not known"));
+                return Err(unsupported("a HEIC picture with an unknown essential property"));
             }
             _ => {}
         }
     }
-    Ok((size, is_turned))
+    Ok((size, is_transformed))
 }
 
-/// What a clean aperture leaves (ISO/IEC 14496-12, 12.1.4.2), rounded as the decoder does.
-fn aperture(clap: &[u8], (width, height): Size) -> Option<Size> {
+/// Returns the size after cropping to a clean aperture (ISO/IEC 14496-12, 12.1.4.2), rounded like the
+/// decoder does.
+fn cropped_size(clap: &[u8], (width, height): Size) -> Option<Size> {
     let fraction = |at: usize, is_signed: bool| {
         let mut fields = Fields(clap.get(at..)?);
-        let (above, below) = (fields.number(4)?, fields.number(4)?);
-        let above = if is_signed { f64::from(above.cast_signed()) } else { f64::from(above) };
-        (below > 0).then(|| above / f64::from(below))
+        let (numerator, denominator) = (fields.number(4)?, fields.number(4)?);
+        let numerator =
+            if is_signed { f64::from(numerator.cast_signed()) } else { f64::from(numerator) };
+        (denominator > 0).then(|| numerator / f64::from(denominator))
     };
-    let side = |at: usize, side: u32| {
-        let (kept, offset) = (fraction(at, false)?, fraction(at + 16, true)?);
+    let cropped_side = |at: usize, side: u32| {
+        let (length, offset) = (fraction(at, false)?, fraction(at + 16, true)?);
         let centre = offset + (f64::from(side) - 1.0) / 2.0;
-        let start = (centre - (kept - 1.0) / 2.0).round().max(0.0) as u32;
-        let left = (kept.round() as u32).min(side.saturating_sub(start));
-        (left > 0).then_some(left)
+        let start = (centre - (length - 1.0) / 2.0).round().max(0.0) as u32;
+        let cropped = (length.round() as u32).min(side.saturating_sub(start));
+        (cropped > 0).then_some(cropped)
     };
-    Some((side(0, width)?, side(8, height)?))
+    Some((cropped_side(0, width)?, cropped_side(8, height)?))
 }
 
-/// The transparency that the picture, or a tile of it, has: a picture of its own, which is held to the
-/// same rules, for it is decoded as well.
-fn alpha(reader: &mut Reader, meta: &Meta<'_>, picture: &Part) -> Result<Alpha, Fault> {
+/// Finds the transparency of the picture and of its tiles. Each is a picture of its own in the file.
+/// The decoder decodes it, too, so the same rules apply to it.
+fn read_alpha(
+    reader: &mut Reader,
+    meta: &Meta<'_>,
+    picture: &CodedPicture,
+) -> Result<Alpha, HeaderError> {
     const NAMES: [&[u8]; 2] =
         [b"urn:mpeg:hevc:2015:auxid:1", b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha"];
     let is_alpha = |item| {
@@ -274,33 +296,36 @@ fn alpha(reader: &mut Reader, meta: &Meta<'_>, picture: &Part) -> Result<Alpha, 
         })
     };
     let (mut sizes, mut grids) = (BTreeMap::new(), 0);
-    for (alpha, of) in meta.auxiliaries() {
-        let of: Vec<u32> = of.filter(|item| picture.items.contains(item)).collect();
-        if of.is_empty() || !is_alpha(alpha) {
+    for (alpha, masters) in meta.auxiliaries() {
+        let masters: Vec<u32> = masters.filter(|item| picture.items.contains(item)).collect();
+        if masters.is_empty() || !is_alpha(alpha) {
             continue;
         }
         let (alpha_width, alpha_height) = match sizes.get(&alpha) {
             Some(size) => *size,
             None => {
-                let part = Part::read(reader, meta, alpha)?;
-                let (_, is_turned) = shown(meta, alpha, part.coded)?;
-                // The decoder turns it by itself, and with the grid once more.
-                if is_turned && picture.is_grid && of.contains(&meta.primary) {
-                    return Err(kind("a HEIC picture in tiles whose transparency is turned"));
+                let alpha_picture = CodedPicture::read(reader, meta, alpha)?;
+                let coded_size = alpha_picture.coded_size;
+                let (_, is_transformed) = transformed_size(meta, alpha, coded_size)?;
+                // The decoder would transform this alpha twice: by itself, and with the grid.
+                if is_transformed && picture.is_grid && masters.contains(&meta.primary) {
+                    return Err(unsupported(
+                        "a HEIC picture in tiles whose transparency is turned",
+                    ));
                 }
-                grids += usize::from(part.is_grid);
+                grids += usize::from(alpha_picture.is_grid);
                 if grids > 1 {
-                    return Err(kind("a HEIC picture with several grids of transparency"));
+                    return Err(unsupported("a HEIC picture with several grids of transparency"));
                 }
-                *sizes.entry(alpha).or_insert(part.coded)
+                *sizes.entry(alpha).or_insert(coded_size)
             }
         };
-        for item in of {
+        for item in masters {
             let (width, height) = meta.size(item).ok_or(Damaged)?;
             let fits =
-                |alpha: u32, side: u32| (side..=side.saturating_add(PADDING)).contains(&alpha);
+                |alpha: u32, side: u32| (side..=side.saturating_add(MAX_PADDING)).contains(&alpha);
             if !fits(alpha_width, width) || !fits(alpha_height, height) {
-                return Err(kind("a HEIC picture with transparency of another size"));
+                return Err(unsupported("a HEIC picture with transparency of another size"));
             }
         }
     }

@@ -1,22 +1,21 @@
 //! Reads the headers of a JPEG (ITU-T T.81, annex B), up to its first scan.
 //!
-//! As libjpeg does, it goes on to the next marker from wherever a segment ends: there may be any
-//! number of 0xFF before a marker (B.1.1.2), and cameras leave stray bytes between segments and write
-//! wrong lengths.
+//! Like libjpeg, it searches for the next marker after each segment. A marker may follow any number of
+//! 0xFF bytes (B.1.1.2), and some cameras write stray bytes between segments or wrong lengths.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
 use image_rs::metadata::Orientation;
 
-use super::{Fault, Header, Reader, exif};
+use super::{Header, HeaderError, Reader, exif};
 use crate::image::Unsupported;
 
-/// What a JPEG's headers say.
+/// The headers of a JPEG.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Jpeg {
     pub(in crate::image) frame: Frame,
-    /// How many components the first scan has; `None` where the file ends before it.
-    scanned: Option<u8>,
+    /// The number of components in the first scan. `None` if the file ends before the scan.
+    first_scan_components: Option<u8>,
     orientation: Orientation,
 }
 
@@ -24,12 +23,12 @@ pub(in crate::image) struct Jpeg {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Frame {
     marker: u8,
-    /// Bits of a sample.
+    /// Bits per sample.
     precision: u8,
     pub(in crate::image) width: u16,
     pub(in crate::image) height: u16,
     pub(in crate::image) components: u8,
-    /// Whether some sampling factor is not one.
+    /// Whether any sampling factor is not one.
     is_subsampled: bool,
 }
 
@@ -40,48 +39,50 @@ pub(in crate::image) const SOS: u8 = 0xda;
 const APP1: u8 = 0xe1;
 
 /// Reads the headers up to the first scan.
-pub(in crate::image) fn read(reader: &mut Reader) -> Result<Jpeg, Fault> {
+pub(in crate::image) fn read(reader: &mut Reader) -> Result<Jpeg, HeaderError> {
     read_at(reader, 0)
 }
 
-/// The same of a JPEG that begins somewhere in a file.
-pub(in crate::image) fn read_at(reader: &mut Reader, start: u64) -> Result<Jpeg, Fault> {
+/// Reads the headers of a JPEG that begins at this offset in the file.
+pub(in crate::image) fn read_at(reader: &mut Reader, start: u64) -> Result<Jpeg, HeaderError> {
     let mut headers = Headers::default();
-    reader.seek(SeekFrom::Start(start.saturating_add(2))).map_err(|_| Fault::Damaged)?;
+    reader.seek(SeekFrom::Start(start.saturating_add(2))).map_err(|_| HeaderError::Damaged)?;
     while headers.read_segment(reader).is_some() {}
-    let Headers { frame, scanned, orientation } = headers;
-    let frame = frame.ok_or(Fault::Damaged)?;
+    let Headers { frame, first_scan_components, orientation } = headers;
+    let frame = frame.ok_or(HeaderError::Damaged)?;
     if frame.height == 0 {
-        return Err(Fault::Unsupported(Unsupported::Jpeg(
-            "a JPEG that tells its height behind its pixels only",
+        return Err(HeaderError::Unsupported(Unsupported::Jpeg(
+            "a JPEG that stores its height after its pixels",
         )));
     }
-    Ok(Jpeg { frame, scanned, orientation: orientation.unwrap_or(Orientation::NoTransforms) })
+    let orientation = orientation.unwrap_or(Orientation::NoTransforms);
+    Ok(Jpeg { frame, first_scan_components, orientation })
 }
 
-/// What was read so far.
+/// The headers that were read so far.
 #[derive(Debug, Default)]
 struct Headers {
     frame: Option<Frame>,
-    scanned: Option<u8>,
-    /// Of the first EXIF segment that has one.
+    first_scan_components: Option<u8>,
+    /// The orientation in the first EXIF segment that has one.
     orientation: Option<Orientation>,
 }
 
 impl Headers {
-    /// Reads the next segment; `None` at the first scan, and where the file ends before it.
+    /// Reads the next segment. Returns `None` if there is nothing more to read: at the first scan, or
+    /// at the end of the file.
     fn read_segment(&mut self, reader: &mut Reader) -> Option<()> {
         let marker = next_marker(reader).ok()??;
         match marker {
             EOI => return None,
-            _ if stands_alone(marker) => return Some(()),
+            _ if has_no_segment(marker) => return Some(()),
             _ => {}
         }
         let mut length = [0; 2];
         reader.read_exact(&mut length).ok()?;
         let length = u16::from_be_bytes(length).saturating_sub(2);
-        let has_exif = marker == APP1 && self.orientation.is_none();
-        if marker != SOS && !has_exif && !is_frame(marker) {
+        let may_be_exif = marker == APP1 && self.orientation.is_none();
+        if marker != SOS && !may_be_exif && !is_frame(marker) {
             return reader.seek_relative(length.into()).ok();
         }
         let mut segment = vec![0; length.into()];
@@ -89,7 +90,7 @@ impl Headers {
         match marker {
             APP1 => self.orientation = exif::orientation_of_segment(&segment),
             SOS => {
-                self.scanned = segment.first().copied();
+                self.first_scan_components = segment.first().copied();
                 return None;
             }
             _ => self.frame = self.frame.or(Frame::parse(marker, &segment)),
@@ -98,18 +99,20 @@ impl Headers {
     }
 }
 
-/// SOF0 to SOF15, without DHT, JPG and DAC, which lie between them (T.81, table B.1).
+/// Whether this marker starts a frame header: SOF0 to SOF15 (T.81, table B.1). The range also contains
+/// DHT, JPG and DAC, which do not.
 pub(in crate::image) fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
 }
 
-/// Whether no segment follows: a stuffed zero, TEM, RST0 to RST7, and SOI.
-pub(in crate::image) fn stands_alone(marker: u8) -> bool {
+/// Whether no segment follows this marker: TEM, RST0 to RST7, SOI, and a stuffed zero, which is no
+/// marker.
+pub(in crate::image) fn has_no_segment(marker: u8) -> bool {
     matches!(marker, 0 | TEM | 0xd0..=SOI)
 }
 
-/// Goes behind the next marker, whatever stands before it, and gives its second byte; `None` at the
-/// end.
+/// Skips everything up to and including the next marker. Returns the marker's second byte, or `None`
+/// at the end of the file.
 pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
     let mut is_after_ff = false;
     loop {
@@ -117,7 +120,7 @@ pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Opt
         if bytes.is_empty() {
             return Ok(None);
         }
-        // Of several 0xFF, the last one begins the marker.
+        // Skip to the first 0xFF, and then to the first other byte.
         let is_skipped = |byte: &u8| (*byte == 0xff) == is_after_ff;
         let skipped = bytes.iter().take_while(|byte| is_skipped(byte)).count();
         match bytes.get(skipped).copied() {
@@ -138,15 +141,14 @@ pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Opt
 impl Frame {
     fn parse(marker: u8, segment: &[u8]) -> Option<Self> {
         let (head, components) = segment.split_at_checked(6)?;
-        let side = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-        // Identifier, sampling factors and table of each.
-        let sampling: Vec<u8> = components.chunks_exact(3).map(|component| component[1]).collect();
-        let is_subsampled = sampling.iter().any(|factors| *factors != 0x11);
+        let u16_at = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
+        // Each component has three bytes: its identifier, its sampling factors, and its table.
+        let is_subsampled = components.chunks_exact(3).any(|component| component[1] != 0x11);
         Some(Self {
             marker,
             precision: head[0],
-            height: side(1),
-            width: side(3),
+            height: u16_at(1),
+            width: u16_at(3),
             components: head[5],
             is_subsampled,
         })
@@ -154,24 +156,24 @@ impl Frame {
 }
 
 impl Jpeg {
-    /// What the header of any format says.
-    pub(super) fn header(&self) -> Result<Header, Fault> {
+    /// Returns the common header.
+    pub(super) fn header(&self) -> Result<Header, HeaderError> {
         let Frame { width, height, .. } = self.frame;
-        Header::new(width.into(), height.into(), self.orientation).ok_or(Fault::Damaged)
+        Header::new(width.into(), height.into(), self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// Whether the pixels come in several scans that refine each other, or in one for each component:
-    /// they are then held as coefficients.
+    /// Whether there are several scans: a progressive JPEG's, or one for each component. The decoder
+    /// then stores coefficients until it has read all scans.
     pub(in crate::image) fn has_several_scans(&self) -> bool {
-        self.is_progressive() || self.scanned != Some(self.frame.components)
+        self.is_progressive() || self.first_scan_components != Some(self.frame.components)
     }
 
     fn is_progressive(&self) -> bool {
         matches!(self.frame.marker, 0xc2 | 0xc6 | 0xca | 0xce)
     }
 
-    /// Which kind of JPEG this is, if it is one that is not decoded, although it can be sent as it is.
-    pub(in crate::image) fn undecodable(&self) -> Option<Unsupported> {
+    /// Returns the kind of JPEG if the decoder does not support it. NVIDIA may accept such a JPEG.
+    pub(in crate::image) fn undecodable_kind(&self) -> Option<Unsupported> {
         let kind = match self.frame {
             Frame { marker: 0xc3, .. } => "a lossless JPEG",
             Frame { marker: 0xc5..=0xc7, .. } => "a hierarchical JPEG",
@@ -180,9 +182,11 @@ impl Jpeg {
             Frame { components, .. } if !matches!(components, 1 | 3 | 4) => {
                 "a JPEG that is neither grey nor RGB nor CMYK"
             }
-            // zune-jpeg 0.5.15 decodes it to a green picture (zune-image, issues 419 and 422).
+            // zune-jpeg 0.5.15 decodes this to a green picture (zune-image, issues 419 and 422).
             Frame { is_subsampled: true, .. }
-                if !self.is_progressive() && self.scanned.is_some() && self.has_several_scans() =>
+                if !self.is_progressive()
+                    && self.first_scan_components.is_some()
+                    && self.has_several_scans() =>
             {
                 "a baseline JPEG with a scan for each of its colour components"
             }
@@ -204,7 +208,7 @@ mod tests {
         [&[0xff, marker], &length[..], body].concat()
     }
 
-    /// A frame of 640 × 480 with these sampling factors.
+    /// A frame header of 640 × 480 pixels, with these sampling factors of its components.
     fn frame(marker: u8, sampling: &[u8]) -> Vec<u8> {
         let mut body = vec![8, 0x01, 0xe0, 0x02, 0x80, sampling.len() as u8];
         for (id, factors) in sampling.iter().enumerate() {
@@ -222,7 +226,7 @@ mod tests {
         segment(APP1, &[b"Exif\0\0", &tiff[..], &[orientation, 0, 0, 0, 0, 0, 0, 0]].concat())
     }
 
-    fn read_parts(parts: &[&[u8]]) -> Result<Jpeg, Fault> {
+    fn read_parts(parts: &[&[u8]]) -> Result<Jpeg, HeaderError> {
         let bytes = [&[&b"\xff\xd8"[..]], parts].concat().concat();
         read(&mut Content::Memory(bytes.into()).header_reader())
     }
@@ -238,10 +242,11 @@ mod tests {
 
     const GREY: &[u8] = &[0x11];
     const FULL: &[u8] = &[0x11, 0x11, 0x11];
+    /// Colour of half the width and height.
     const HALVED: &[u8] = &[0x22, 0x11, 0x11];
 
     #[test]
-    fn what_stands_between_segments_is_passed_over() {
+    fn stray_bytes_between_segments_are_skipped() {
         let app = segment(0xe0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0");
         let (frame, scan) = (frame(0xc0, FULL), scan(3));
         for between in
@@ -268,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_ends_after_its_frame_tells_its_size() {
+    fn the_size_is_read_if_the_file_ends_after_its_frame_header() {
         assert_eq!(size(&[&frame(0xc0, FULL)]), Some((640, 480)));
         assert_eq!(size(&[&frame(0xc0, FULL)[..8]]), None);
         assert_eq!(size(&[&scan(3), &frame(0xc0, FULL)]), None);
@@ -276,35 +281,36 @@ mod tests {
     }
 
     #[test]
-    fn a_height_that_comes_behind_the_pixels_is_named() {
+    fn a_height_after_the_pixels_is_reported_as_unsupported() {
         let mut frame = frame(0xc0, FULL);
         frame[5..7].copy_from_slice(&[0, 0]);
-        let Err(Fault::Unsupported(kind)) = read_parts(&[&frame, &scan(3)]) else {
-            panic!("must be unsupported")
+        let Err(HeaderError::Unsupported(kind)) = read_parts(&[&frame, &scan(3)]) else {
+            panic!("the picture is not reported as unsupported")
         };
         assert!(kind.to_string().contains("height"), "{kind}");
     }
 
     #[test]
-    fn the_first_exif_that_tells_an_orientation_counts() {
+    fn the_first_exif_with_an_orientation_counts() {
         let (frame, scan) = (frame(0xc0, FULL), scan(3));
         let xmp = segment(APP1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>");
-        let silent = segment(APP1, b"Exif\0\0II*\0\x08\0\0\0\0\0");
+        let empty_exif = segment(APP1, b"Exif\0\0II*\0\x08\0\0\0\0\0");
         assert_eq!(orientation(&[&exif(6), &frame, &scan]), 6);
         assert_eq!(orientation(&[&frame, &exif(6), &scan]), 6);
         assert_eq!(orientation(&[&exif(8), &exif(6), &frame, &scan]), 8);
-        assert_eq!(orientation(&[&xmp, &silent, &exif(3), &frame, &scan]), 3);
+        assert_eq!(orientation(&[&xmp, &empty_exif, &exif(3), &frame, &scan]), 3);
         assert_eq!(orientation(&[&exif(9), &exif(5), &frame, &scan]), 5);
-        // Behind the first scan, and inside of another segment, it is somebody else's.
+        // EXIF after the first scan or inside of another segment is ignored.
         assert_eq!(orientation(&[&frame, &scan, &exif(6)]), 1);
         assert_eq!(orientation(&[&segment(0xe2, &exif(6)), &frame, &scan]), 1);
     }
 
     #[test]
-    fn kinds_that_are_not_decoded_are_named() {
-        let named =
-            |parts: &[&[u8]]| read_parts(parts).unwrap().undecodable().map(|kind| kind.to_string());
-        for decoded in [
+    fn undecodable_kinds_are_recognized() {
+        let undecodable_kind = |parts: &[&[u8]]| {
+            read_parts(parts).unwrap().undecodable_kind().map(|kind| kind.to_string())
+        };
+        for [frame, scan] in [
             [frame(0xc0, FULL), scan(3)],
             [frame(0xc0, HALVED), scan(3)],
             [frame(0xc1, HALVED), scan(3)],
@@ -313,10 +319,10 @@ mod tests {
             [frame(0xc2, HALVED), scan(1)],
             [frame(0xc0, &[0x11; 4]), scan(4)],
         ] {
-            assert_eq!(named(&[&decoded[0], &decoded[1]]), None);
+            assert_eq!(undecodable_kind(&[&frame, &scan]), None);
         }
-        let mut deep = frame(0xc1, FULL);
-        deep[4] = 12;
+        let mut with_12_bits = frame(0xc1, FULL);
+        with_12_bits[4] = 12;
         for (frame, scan, word) in [
             (frame(0xc0, HALVED), scan(1), "scan for each"),
             (frame(0xc0, HALVED), scan(2), "scan for each"),
@@ -325,30 +331,30 @@ mod tests {
             (frame(0xc5, FULL), scan(3), "hierarchical"),
             (frame(0xc9, FULL), scan(3), "arithmetic"),
             (frame(0xca, FULL), scan(3), "arithmetic"),
-            (deep, scan(3), "bits"),
+            (with_12_bits, scan(3), "bits"),
             (frame(0xc0, &[0x11; 2]), scan(2), "neither grey nor RGB"),
         ] {
-            let named = named(&[&frame, &scan]).unwrap_or_default();
-            assert!(named.contains(word) && !named.contains("as a JPEG"), "{word}: {named}");
+            let kind = undecodable_kind(&[&frame, &scan]).unwrap_or_default();
+            assert!(kind.contains(word) && !kind.contains("as a JPEG"), "{word}: {kind}");
         }
     }
 
     #[test]
-    fn a_header_of_endless_work_is_refused_and_not_taken_for_a_short_one() {
+    fn a_header_that_takes_too_much_work_is_refused_even_after_the_size_was_read() {
         let after = |between: &[u8]| {
             let parts = [b"\xff\xd8", &frame(0xc0, HALVED)[..], between, &scan(1)];
             Content::Memory(parts.concat().into())
         };
-        let fill = crate::image::probe(after(&[0xff; 100_000]), u64::MAX);
-        assert_eq!(fill.unwrap().width, 640);
-        let content = after(&b"\xff\xfe\0\x02".repeat(600_000));
-        let error = crate::image::probe(content, u64::MAX).unwrap_err();
+        let with_fill_bytes = crate::image::probe(after(&[0xff; 100_000]), u64::MAX);
+        assert_eq!(with_fill_bytes.unwrap().width, 640);
+        let with_empty_comments = after(&b"\xff\xfe\0\x02".repeat(600_000));
+        let error = crate::image::probe(with_empty_comments, u64::MAX).unwrap_err();
         assert!(matches!(error, Error::BadHeader(Format::Jpeg)), "{error}");
     }
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn arbitrary_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = read_parts(&[&bytes]);
         }
     }

@@ -4,27 +4,30 @@ use std::io::{self, Read, Seek};
 
 use image_rs::metadata::Orientation;
 
-use super::{Fault, Header, Reader, Unsupported, exif};
+use super::{Header, HeaderError, Reader, Unsupported, exif};
 
-/// Size, and the orientation that the EXIF gives, which may stand before the pixels or after them.
-pub(super) fn read(reader: &mut Reader) -> Result<Header, Fault> {
-    let mut head = [0; 33]; // the signature, and all of the chunk IHDR
-    reader.read_exact(&mut head).map_err(|_| Fault::Damaged)?;
+/// Reads the size and the orientation. The EXIF may be before or after the pixels.
+pub(super) fn read(reader: &mut Reader) -> Result<Header, HeaderError> {
+    let mut head = [0; 33]; // the signature and the whole chunk IHDR
+    reader.read_exact(&mut head).map_err(|_| HeaderError::Damaged)?;
     match &head[12..16] {
         b"IHDR" => {}
         b"CgBI" => {
-            return Err(Fault::Unsupported(Unsupported::Kind("a PNG in Apple's own form (CgBI)")));
+            return Err(HeaderError::Unsupported(Unsupported::Kind(
+                "a PNG in Apple's own form (CgBI)",
+            )));
         }
-        _ => return Err(Fault::Damaged),
+        _ => return Err(HeaderError::Damaged),
     }
-    let number =
+    let u32_at =
         |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    // A file that is cut short has no EXIF; what is cut, its decoder tells.
-    let orientation = orientation(reader).ok().flatten().unwrap_or(Orientation::NoTransforms);
-    Header::new(number(16), number(20), orientation).ok_or(Fault::Damaged)
+    // A read error means that the file is truncated. The decoder reports that if it matters.
+    let orientation = read_orientation(reader).ok().flatten();
+    let orientation = orientation.unwrap_or(Orientation::NoTransforms);
+    Header::new(u32_at(16), u32_at(20), orientation).ok_or(HeaderError::Damaged)
 }
 
-fn orientation(reader: &mut Reader) -> io::Result<Option<Orientation>> {
+fn read_orientation(reader: &mut Reader) -> io::Result<Option<Orientation>> {
     loop {
         let mut head = [0; 8];
         reader.read_exact(&mut head)?;
@@ -33,7 +36,7 @@ fn orientation(reader: &mut Reader) -> io::Result<Option<Orientation>> {
         match &name {
             b"IEND" => return Ok(None),
             b"eXIf" => return exif::read(reader, length),
-            // The checksum follows.
+            // Skip the data and the checksum of four bytes.
             _ => reader.seek_relative(i64::from(length) + 4)?,
         }
     }
@@ -46,18 +49,18 @@ mod tests {
     use super::*;
     use crate::image::Content;
 
-    /// A chunk, without its checksum: no header needs it.
+    /// A chunk. Its checksum is wrong, but reading headers does not check it.
     fn chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
         [&(data.len() as u32).to_be_bytes()[..], name, data, &[0; 4]].concat()
     }
 
-    /// A picture of 160 × 120 pixels with these chunks.
+    /// A PNG of 160 × 120 pixels with these chunks after IHDR.
     fn png(chunks: &[Vec<u8>]) -> Vec<u8> {
         let head = chunk(b"IHDR", &[0, 0, 0, 160, 0, 0, 0, 120, 8, 2, 0, 0, 0]);
         [b"\x89PNG\r\n\x1a\n", &head[..], &chunks.concat()].concat()
     }
 
-    fn read_bytes(bytes: &[u8]) -> Result<Header, Fault> {
+    fn read_bytes(bytes: &[u8]) -> Result<Header, HeaderError> {
         read(&mut Content::Memory(bytes.to_vec().into()).header_reader())
     }
 
@@ -67,20 +70,20 @@ mod tests {
         header.orientation
     }
 
-    /// A quarter clockwise, in the order of bytes that PNG has, too.
-    const TURNED: &[u8; 26] = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
-    const PREFIXED: &[u8; 32] =
+    /// An EXIF with the orientation 6: a quarter turn clockwise.
+    const EXIF: &[u8; 26] = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    const PREFIXED_EXIF: &[u8; 32] =
         b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
 
     #[test]
-    fn exif_turns_before_and_after_the_pixels_with_or_without_its_prefix() {
+    fn the_orientation_is_read_from_exif_before_or_after_the_pixels() {
         let pixels = chunk(b"IDAT", &[7; 100]);
         let end = chunk(b"IEND", b"");
-        for exif in [chunk(b"eXIf", TURNED), chunk(b"eXIf", PREFIXED)] {
+        for exif in [chunk(b"eXIf", EXIF), chunk(b"eXIf", PREFIXED_EXIF)] {
             for chunks in [
                 vec![exif.clone(), pixels.clone(), end.clone()],
                 vec![pixels.clone(), pixels.clone(), exif.clone(), end.clone()],
-                // The first one counts; and a file cut short has had its EXIF.
+                // The first EXIF counts, even if the file is truncated later.
                 vec![exif.clone(), chunk(b"eXIf", b""), pixels.clone()],
             ] {
                 assert_eq!(orientation(&chunks), Orientation::Rotate90);
@@ -94,13 +97,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_short_or_absurdly_long_turns_nothing() {
-        let exif = chunk(b"eXIf", TURNED);
-        let absurd = [&u32::MAX.to_be_bytes()[..], b"tEXt"].concat();
+    fn truncated_and_absurdly_long_chunks_give_no_orientation() {
+        let exif = chunk(b"eXIf", EXIF);
+        let absurdly_long = [&u32::MAX.to_be_bytes()[..], b"tEXt"].concat();
         for chunks in [
             vec![],
             vec![exif[..20].to_vec()],
-            vec![absurd, exif.clone()],
+            vec![absurdly_long, exif.clone()],
             vec![chunk(b"eXIf", &[0; 70_000])],
             vec![chunk(b"eXIf", b"MM"), exif],
         ] {
@@ -109,28 +112,28 @@ mod tests {
     }
 
     #[test]
-    fn without_its_whole_header_and_without_pixels_it_is_damaged() {
-        let whole = png(&[]);
+    fn a_truncated_header_and_a_size_of_zero_are_damaged() {
+        let complete = png(&[]);
         for len in 0..33 {
-            assert_eq!(read_bytes(&whole[..len]), Err(Fault::Damaged));
+            assert_eq!(read_bytes(&complete[..len]), Err(HeaderError::Damaged));
         }
         for at in [16, 20] {
-            let mut empty = whole.clone();
-            empty[at..at + 4].fill(0);
-            assert_eq!(read_bytes(&empty), Err(Fault::Damaged));
+            let mut without_pixels = complete.clone();
+            without_pixels[at..at + 4].fill(0);
+            assert_eq!(read_bytes(&without_pixels), Err(HeaderError::Damaged));
         }
     }
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(
-            at in 8..200usize,
+        fn damaged_headers_cause_no_panic(
+            start in 8..200usize,
             noise in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
-            let mut bytes = png(&[chunk(b"IDAT", &[7; 50]), chunk(b"eXIf", TURNED)]);
-            let at = at.min(bytes.len());
-            let end = (at + noise.len()).min(bytes.len());
-            bytes[at..end].copy_from_slice(&noise[..end - at]);
+            let mut bytes = png(&[chunk(b"IDAT", &[7; 50]), chunk(b"eXIf", EXIF)]);
+            let start = start.min(bytes.len());
+            let end = (start + noise.len()).min(bytes.len());
+            bytes[start..end].copy_from_slice(&noise[..end - start]);
             let _ = read_bytes(&bytes);
         }
     }

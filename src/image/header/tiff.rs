@@ -1,7 +1,9 @@
-//! Reads the first directory of a TIFF or BigTIFF file, and what kind of TIFF it is: there are many.
+//! Reads the first directory of a TIFF or BigTIFF file.
 //!
-//! What is not read is named here, before a decoder is started. Nothing that changes pixels is passed
-//! over: a TIFF is read right or refused. Tables are left where they are; the decoder reads them.
+//! There are many kinds of TIFF. Unsupported ones are refused here, before a decoder is started. No tag
+//! that changes pixels is ignored, so a TIFF is either decoded correctly or refused.
+//!
+//! Tables, like the offsets of strips, are not read here. The decoder reads them.
 
 use image_rs::metadata::Orientation;
 
@@ -10,7 +12,7 @@ use self::{
     directory::{ByteOrder, Directory, Values},
     kinds::{Alpha, Color, Compression, Depth, Predictor},
 };
-use super::{Fault, Header, Reader, jpeg};
+use super::{Header, HeaderError, Reader, jpeg};
 use crate::image::Unsupported;
 
 mod chunks;
@@ -69,14 +71,15 @@ const TAGS: [u16; 23] = [
     JPEG_TABLES,
 ];
 
-/// Samples of a pixel, and bytes of a JPEG's tables, at the most.
+/// The most samples per pixel.
 const MAX_SAMPLES: u64 = 16;
+/// The longest JPEG tables, in bytes.
 const MAX_JPEG_TABLES: u64 = 1 << 16;
 
-/// The widest row that fax is decoded to.
+/// The widest row that the decoder for fax compression supports, in pixels.
 const MAX_FAX_WIDTH: u64 = u16::MAX as u64;
 
-/// A TIFF of a kind that is read.
+/// The header of a TIFF of a supported kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Tiff {
     pub(in crate::image) width: u32,
@@ -85,11 +88,11 @@ pub(in crate::image) struct Tiff {
     pub(in crate::image) order: ByteOrder,
     pub(in crate::image) compression: Compression,
     pub(in crate::image) predictor: Predictor,
-    /// Whether a byte's first pixel is in its lowest bit (FillOrder 2).
+    /// Whether the first pixel of a byte is in its lowest bit (FillOrder 2).
     pub(in crate::image) is_bit_reversed: bool,
     pub(in crate::image) color: Color,
     pub(in crate::image) depth: Depth,
-    /// In a pixel, whatever they are.
+    /// The samples per pixel, including those that are not decoded.
     pub(in crate::image) samples: u64,
     pub(in crate::image) alpha: Option<Alpha>,
     pub(in crate::image) chunks: Chunks,
@@ -98,21 +101,20 @@ pub(in crate::image) struct Tiff {
 }
 
 impl Tiff {
-    /// What the header of any format says.
-    pub(super) fn header(&self) -> Result<Header, Fault> {
-        Header::new(self.width, self.height, self.orientation).ok_or(Fault::Damaged)
+    /// Returns the common header.
+    pub(super) fn header(&self) -> Result<Header, HeaderError> {
+        Header::new(self.width, self.height, self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// Samples of a pixel in one strip or tile.
-    pub(in crate::image) fn samples_together(&self) -> u64 {
+    /// The samples that a strip or tile has for each pixel.
+    pub(in crate::image) fn samples_per_chunk_pixel(&self) -> u64 {
         if self.chunks.planes > 1 { 1 } else { self.samples }
     }
 }
 
-/// Reads the first directory. (Pillow and libtiff say what is read, and what is meant where a tag is
-/// missing.)
-pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, Fault> {
-    let directory = &mut Directory::read(reader, &TAGS).map_err(|_| Fault::Damaged)?;
+/// Reads the first directory. Missing tags and unusual values mean the same as in Pillow and libtiff.
+pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
+    let directory = &mut Directory::read(reader, &TAGS).map_err(|_| HeaderError::Damaged)?;
     let (width, height) = (side(directory.first(WIDTH, 0)?)?, side(directory.first(HEIGHT, 0)?)?);
     let orientation = u8::try_from(directory.first(ORIENTATION, 1)?).unwrap_or(1);
     let orientation = Orientation::from_exif(orientation).unwrap_or(Orientation::NoTransforms);
@@ -122,23 +124,23 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, Fault> {
     let color = Color::from_tags(directory.first(PHOTOMETRIC, 0)?, directory.first(INK_SET, 1)?)?;
     let samples = directory.first(SAMPLES_PER_PIXEL, 1)?;
     if !(color.samples()..=MAX_SAMPLES).contains(&samples) {
-        return Err(Fault::Damaged);
+        return Err(HeaderError::Damaged);
     }
     let alpha = Alpha::from_tags(&directory.numbers(EXTRA_SAMPLES, samples)?, color, samples)?;
     let bits = directory.numbers(BITS_PER_SAMPLE, samples)?;
     let depth = Depth::from_tags(&bits, &directory.numbers(SAMPLE_FORMAT, samples)?, color)?;
     let predictor = directory.first(PREDICTOR, 1)?;
-    let predictor = if compression.knows_predictors() { predictor } else { 1 };
+    let predictor = if compression.uses_predictors() { predictor } else { 1 };
 
     let is_planar = match directory.first(PLANAR_CONFIGURATION, 1)? {
         0 | 1 => false,
         2 => true,
-        _ => return Err(Fault::Damaged),
+        _ => return Err(HeaderError::Damaged),
     };
     let is_bit_reversed = match directory.first(FILL_ORDER, 1)? {
         1 => false,
         2 => true,
-        _ => return Err(Fault::Damaged),
+        _ => return Err(HeaderError::Damaged),
     };
     let chunks = Chunks::read(directory, (width, height), if is_planar { samples } else { 1 })?;
     let tiff = Tiff {
@@ -157,23 +159,23 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, Fault> {
         color_map: directory.values(COLOR_MAP).filter(|_| color == Color::Palette),
         jpeg_tables: directory.values(JPEG_TABLES).filter(|_| compression == Compression::Jpeg),
     };
-    fit_together(&tiff)?;
+    check_combinations(&tiff)?;
     if compression == Compression::Jpeg {
-        first_jpeg_is_read(&tiff, directory.reader())?;
+        check_first_jpeg(&tiff, directory.reader())?;
     }
     Ok(tiff)
 }
 
-fn side(value: u64) -> Result<u32, Fault> {
-    u32::try_from(value).ok().filter(|side| *side > 0).ok_or(Fault::Damaged)
+fn side(value: u64) -> Result<u32, HeaderError> {
+    u32::try_from(value).ok().filter(|side| *side > 0).ok_or(HeaderError::Damaged)
 }
 
-fn unsupported(kind: &'static str) -> Fault {
-    Fault::Unsupported(Unsupported::Kind(kind))
+fn unsupported(kind: &'static str) -> HeaderError {
+    HeaderError::Unsupported(Unsupported::Kind(kind))
 }
 
-/// What tags ask of each other.
-fn fit_together(tiff: &Tiff) -> Result<(), Fault> {
+/// Checks that the tags are consistent and that their combination is supported.
+fn check_combinations(tiff: &Tiff) -> Result<(), HeaderError> {
     match tiff.compression {
         Compression::Jpeg if tiff.depth != Depth::Bits(8) => {
             return Err(unsupported("a TIFF with JPEG compression of other than 8 bits a sample"));
@@ -189,7 +191,7 @@ fn fit_together(tiff: &Tiff) -> Result<(), Fault> {
             let is_fax = matches!(tiff.color, Color::Grey { .. })
                 && (tiff.depth, tiff.samples) == (Depth::Bits(1), 1);
             if !is_fax {
-                return Err(Fault::Damaged);
+                return Err(HeaderError::Damaged);
             }
             if u64::from(tiff.chunks.width) > MAX_FAX_WIDTH {
                 return Err(unsupported(
@@ -199,25 +201,26 @@ fn fit_together(tiff: &Tiff) -> Result<(), Fault> {
         }
         _ => {}
     }
-    let is_table = |values: Values| values.count == 3 << tiff.depth.bits();
-    if tiff.color == Color::Palette && !tiff.color_map.is_some_and(is_table) {
-        return Err(Fault::Damaged);
+    let is_complete = |map: Values| map.count == 3 << tiff.depth.bits();
+    if tiff.color == Color::Palette && !tiff.color_map.is_some_and(is_complete) {
+        return Err(HeaderError::Damaged);
     }
     match tiff.jpeg_tables {
-        Some(tables) if tables.count > MAX_JPEG_TABLES => Err(Fault::Damaged),
+        Some(tables) if tables.count > MAX_JPEG_TABLES => Err(HeaderError::Damaged),
         _ => Ok(()),
     }
 }
 
-/// Whether the first strip or tile is a kind of JPEG that is decoded.
-fn first_jpeg_is_read(tiff: &Tiff, reader: &mut Reader) -> Result<(), Fault> {
-    let first = tiff.chunks.offsets.read(reader, tiff.order, 1).map_err(|_| Fault::Damaged)?;
+/// Checks that the decoder supports the JPEG in the first strip or tile.
+fn check_first_jpeg(tiff: &Tiff, reader: &mut Reader) -> Result<(), HeaderError> {
+    let first =
+        tiff.chunks.offsets.read(reader, tiff.order, 1).map_err(|_| HeaderError::Damaged)?;
     match jpeg::read_at(reader, first.first().copied().unwrap_or(0)) {
-        Ok(jpeg) if jpeg.undecodable().is_none() => Ok(()),
-        Ok(_) | Err(Fault::Unsupported(_)) => {
+        Ok(jpeg) if jpeg.undecodable_kind().is_none() => Ok(()),
+        Ok(_) | Err(HeaderError::Unsupported(_)) => {
             Err(unsupported("a TIFF with a rare kind of JPEG compression"))
         }
-        Err(Fault::Damaged) => Err(Fault::Damaged),
+        Err(HeaderError::Damaged) => Err(HeaderError::Damaged),
     }
 }
 
@@ -236,31 +239,31 @@ mod tests {
         Crafted::new(SIZE, 2, &[8, 8, 8])
     }
 
-    fn header(crafted: &Crafted) -> Result<Tiff, Fault> {
-        header_of(crafted.file(&[&[0; 8]]))
+    fn header(crafted: &Crafted) -> Result<Tiff, HeaderError> {
+        header_of_file(crafted.file(&[&[0; 8]]))
     }
 
-    fn header_of(file: Vec<u8>) -> Result<Tiff, Fault> {
+    fn header_of_file(file: Vec<u8>) -> Result<Tiff, HeaderError> {
         read(&mut Content::Memory(file.into()).header_reader())
     }
 
     #[test]
-    fn every_order_of_bytes_tells_the_same() {
-        let told = |crafted: Crafted| {
+    fn tiff_and_bigtiff_are_read_in_both_byte_orders() {
+        let fields = |crafted: Crafted| {
             let Tiff { width, height, orientation, color, depth, samples, .. } =
                 header(&crafted).unwrap();
             (width, height, orientation, color, depth, samples)
         };
         let turned = rgb().with(ORIENTATION, &[6]);
         let expected = (20, 10, Orientation::Rotate90, Color::Rgb, Depth::Bits(8), 3);
-        assert_eq!(told(turned.clone()), expected);
-        assert_eq!(told(turned.clone().big_endian()), expected);
-        assert_eq!(told(turned.clone().big_tiff()), expected);
-        assert_eq!(told(turned.big_endian().big_tiff()), expected);
+        assert_eq!(fields(turned.clone()), expected);
+        assert_eq!(fields(turned.clone().big_endian()), expected);
+        assert_eq!(fields(turned.clone().big_tiff()), expected);
+        assert_eq!(fields(turned.big_endian().big_tiff()), expected);
     }
 
     #[test]
-    fn what_is_not_read_is_named() {
+    fn unsupported_kinds_are_named() {
         let palette = Crafted::new(SIZE, 3, &[16]);
         for (crafted, word) in [
             (grey().with(COMPRESSION, &[2]), "fax"),
@@ -296,15 +299,15 @@ mod tests {
             (Crafted::new((70_000, 2), 1, &[1]).with(COMPRESSION, &[4]), "65,535 pixels a row"),
         ] {
             let result = header(&crafted);
-            let Err(Fault::Unsupported(kind)) = result else { panic!("{word}: {result:?}") };
+            let Err(HeaderError::Unsupported(kind)) = result else { panic!("{word}: {result:?}") };
             assert!(kind.to_string().contains(word), "{kind}");
             assert!(kind.to_string().starts_with("This is a TIFF "), "{kind}");
         }
     }
 
     #[test]
-    fn what_contradicts_itself_is_damaged() {
-        for (crafted, what) in [
+    fn contradictory_and_truncated_headers_are_damaged() {
+        for (crafted, problem) in [
             (grey().without(WIDTH), "no width"),
             (grey().with(HEIGHT, &[0]), "no height"),
             (grey().with(BITS_PER_SAMPLE, &[0]), "no bits"),
@@ -326,17 +329,17 @@ mod tests {
             (grey().with(COMPRESSION, &[4]), "a fax of grey"),
             (rgb().with(COMPRESSION, &[7]), "no JPEG inside"),
         ] {
-            assert_eq!(header(&crafted), Err(Fault::Damaged), "{what}");
+            assert_eq!(header(&crafted), Err(HeaderError::Damaged), "{problem}");
         }
         for len in 0..100 {
             let mut file = grey().file(&[&[0; 8]]);
             file.truncate(len);
-            assert_eq!(header_of(file), Err(Fault::Damaged), "cut to {len}");
+            assert_eq!(header_of_file(file), Err(HeaderError::Damaged), "cut to {len}");
         }
     }
 
     #[test]
-    fn what_libtiff_overlooks_is_overlooked() {
+    fn mistakes_that_libtiff_tolerates_are_tolerated() {
         for crafted in [
             grey().with(STRIP_BYTE_COUNTS, &[]),
             grey().with(STRIP_OFFSETS, &[16, 0, 0]),
@@ -350,7 +353,7 @@ mod tests {
             grey().with(ROWS_PER_STRIP, &[5]).with(STRIP_OFFSETS, &[16, 16]), // one length for two
             grey().without(ROWS_PER_STRIP),
             grey().with(ROWS_PER_STRIP, &[u32::MAX.into()]),
-            // Their tiles stand in the tags of strips.
+            // The offsets of the tiles are in the tag for those of strips.
             grey()
                 .with(TILE_WIDTH, &[32])
                 .with(TILE_LENGTH, &[16])
@@ -362,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn alpha_is_the_sample_that_is_said_to_be() {
+    fn extra_samples_decides_which_sample_is_alpha() {
         let alpha = |bits: &[u64], extra: &[u64]| {
             header(&Crafted::new(SIZE, 2, bits).with(EXTRA_SAMPLES, extra)).unwrap().alpha
         };

@@ -22,7 +22,7 @@ const END_OF_ROW_LEN: usize = 2;
 
 /// Decodes the picture. The decoder may allocate at most `memory_estimate` bytes.
 pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicImage, Error> {
-    let bmp = header::bounded(picture.format, &picture.content, bmp::read)?;
+    let bmp = header::read_bounded(picture.format, &picture.content, bmp::read)?;
     let is_uncompressed = matches!(bmp.compression, RGB | BITFIELDS);
     // The decoder supports top-down rows only without compression.
     let must_flip = bmp.is_top_down && !is_uncompressed;

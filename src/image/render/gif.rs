@@ -14,7 +14,7 @@ use crate::image::{
 
 /// Decodes the first frame with its canvas. The decoder may allocate at most `memory_estimate` bytes.
 pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicImage, Error> {
-    let gif = header::bounded(picture.format, &picture.content, gif::read)?;
+    let gif = header::read_bounded(picture.format, &picture.content, gif::read)?;
     // Some files lack the zero that ends the pixels.
     let bytes = SplicedReader::new(headers(&gif), &picture.content, gif.data_at)?.with_padding(1);
     let image = read(picture, bytes, ImageFormat::Gif, memory_estimate)?;

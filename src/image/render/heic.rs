@@ -22,7 +22,7 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
         max_threads: 1,
         // No video stream may have more pixels than the header announces. A single tile may have as
         // many as the whole picture; then only the limits of the process apply.
-        max_pixels: header.pixels().max(header.padded_stream()),
+        max_pixels: header.pixels().max(header.padded_stream_pixels()),
     };
     let image =
         heifer::decode_rgba8(&bytes, &options).map_err(|error| broken(&error.to_string()))?;

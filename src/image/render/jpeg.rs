@@ -15,7 +15,7 @@ use zune_jpeg::{
 
 use crate::image::{
     Error, Format, Picture, Reader,
-    header::jpeg::{EOI, SOI, SOS, is_frame, next_marker, stands_alone},
+    header::jpeg::{EOI, SOI, SOS, has_no_segment, is_frame, next_marker},
 };
 
 /// The most scans. A baseline photograph has one scan, and a progressive photograph about ten. The
@@ -70,7 +70,7 @@ pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<
             output.extend([0xff, EOI]);
             break;
         }
-        if stands_alone(marker) {
+        if has_no_segment(marker) {
             next = next_marker(reader)?;
             continue;
         }

@@ -37,7 +37,7 @@ struct Chunk {
 
 /// Decodes the first picture of the file without applying the orientation, and blends it onto white.
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
-    let tiff = header::bounded(picture.format, &picture.content, tiff::read)?;
+    let tiff = header::read_bounded(picture.format, &picture.content, tiff::read)?;
     let mut reader = picture.content.reader();
     if (tiff.width, tiff.height) != (picture.width, picture.height) {
         return Err(broken("its size differs from its header"));
@@ -107,7 +107,7 @@ fn read_chunk(
     needed_samples: &[u64],
     pixels: &mut [u8],
 ) -> io::Result<()> {
-    let stored_samples = tiff.samples_together();
+    let stored_samples = tiff.samples_per_chunk_pixel();
     // For each sample to copy: its index in the chunk's pixel, and its index in the output's pixel.
     let indices = needed_samples.iter().enumerate().map(|(to, from)| (*from, to));
     let indices: Vec<(usize, usize)> = if tiff.chunks.planes > 1 {

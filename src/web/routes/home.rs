@@ -49,7 +49,7 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 /// systems do not know HEIC's media type.
 static ACCEPTED_TYPES: LazyLock<String> = LazyLock::new(|| {
     let types = |format: Format| format!("{},.{}", format.media_type(), format.extension());
-    Format::read().map(types).collect::<Vec<_>>().join(",")
+    Format::supported().map(types).collect::<Vec<_>>().join(",")
 });
 
 pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {

@@ -1,20 +1,21 @@
-//! Small writers of file formats, for pictures that no encoder makes.
+//! Writes parts of picture files byte by byte, for files that no encoder writes.
 
-/// Bits, the first one lowest in its byte: deflate, GIF, VP8L.
+/// Writes bits from the least significant bit of each byte on, as in deflate, GIF and VP8L.
 #[derive(Default)]
 pub struct LowBits {
     bytes: Vec<u8>,
-    held: u64,
+    /// The bits that do not fill a byte yet, and their number.
+    pending: u64,
     count: u32,
 }
 
 impl LowBits {
     pub fn put(&mut self, value: u64, bits: u32) {
-        self.held |= value << self.count;
+        self.pending |= value << self.count;
         self.count += bits;
         while self.count >= 8 {
-            self.bytes.push(self.held as u8);
-            self.held >>= 8;
+            self.bytes.push(self.pending as u8);
+            self.pending >>= 8;
             self.count -= 8;
         }
     }
@@ -25,32 +26,33 @@ impl LowBits {
     }
 }
 
-/// Bits, the first one highest in its byte: JPEG, TIFF's LZW and fax.
+/// Writes bits from the most significant bit of each byte on, as in JPEG, and in TIFF's LZW and fax.
 #[derive(Default)]
 pub struct HighBits {
     bytes: Vec<u8>,
-    held: u64,
+    /// The bits that do not fill a byte yet are the lowest `count` bits.
+    pending: u64,
     count: u32,
 }
 
 impl HighBits {
     pub fn put(&mut self, value: u64, bits: u32) {
-        self.held = self.held << bits | value;
+        self.pending = self.pending << bits | value;
         self.count += bits;
         while self.count >= 8 {
             self.count -= 8;
-            self.bytes.push((self.held >> self.count) as u8);
+            self.bytes.push((self.pending >> self.count) as u8);
         }
     }
 
-    /// Fills the last byte with ones, as JPEG wants it; nobody else minds.
+    /// Fills the last byte with ones. JPEG requires this, and the other formats allow it.
     pub fn finish(mut self) -> Vec<u8> {
         self.put(0x7f, 7);
         self.bytes
     }
 }
 
-/// Bytes as a zlib stream of stored blocks (RFC 1950, RFC 1951 3.2.4).
+/// A zlib stream of these bytes, in stored blocks (RFC 1950, RFC 1951 3.2.4).
 pub fn zlib(bytes: &[u8]) -> Vec<u8> {
     let mut stream = vec![0x78, 0x01];
     let mut blocks = bytes.chunks(0xffff).peekable();
@@ -69,17 +71,18 @@ pub fn zlib(bytes: &[u8]) -> Vec<u8> {
     stream
 }
 
-/// At least so many zeros as a zlib stream, a thousandth as long: two bits stand for 258 of them
-/// (RFC 1951, 3.2.7).
+/// A zlib stream of at least `len` zeros. It is a thousand times shorter, because two bits are the code
+/// for 258 zeros (RFC 1951, 3.2.7).
 pub fn zlib_zeros(len: u64) -> Vec<u8> {
     let mut bits = LowBits::default();
     let repeats = len.div_ceil(258);
-    // The last block, with codes of its own: 286 for literals and lengths, one for distances.
+    // The last block, with dynamic codes: 286 for literals and lengths, one for distances.
     bits.put(0b101 | 29 << 3 | 14 << 13, 17);
     for length in [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 2] {
         bits.put(length, 3);
     }
-    // 0 and 256 have two bits, 285 (258 bytes) has one, and so has distance 1; zeros between.
+    // The lengths of the codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes) and for
+    // the distance 1, and zero for all symbols in between.
     let (one, two, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
     for (code, run) in [
         (two, None),
@@ -95,11 +98,11 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
             bits.put(run - 11, 7);
         }
     }
-    bits.put(0b01, 2); // a zero
+    bits.put(0b01, 2); // the symbol 0: a zero byte
     for _ in 0..repeats {
-        bits.put(0b00, 2); // 258 times what was before
+        bits.put(0b00, 2); // the symbol 285 and the distance 1: repeat that byte 258 times
     }
-    bits.put(0b11, 2);
+    bits.put(0b11, 2); // the symbol 256: the end of the block
     let mut stream = vec![0x78, 0x01];
     stream.extend(bits.finish());
     let sum = (1 + repeats * 258) % 65521;
@@ -116,7 +119,7 @@ pub fn png_chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
     chunk
 }
 
-/// A PNG of these chunks behind its header, and its end.
+/// A PNG with these chunks between IHDR and IEND.
 pub fn png(
     (width, height): (u32, u32),
     depth: u8,
@@ -151,31 +154,31 @@ pub fn webp(chunks: &[Vec<u8>]) -> Vec<u8> {
     riff_chunk(b"RIFF", &[&b"WEBP"[..], &chunks.concat()].concat())
 }
 
-/// The chunk that an extended WebP begins with.
+/// The first chunk of an extended WebP.
 pub fn vp8x(flags: u8, width: u32, height: u32) -> Vec<u8> {
     let size = |pixels: u32| (pixels - 1).to_le_bytes()[..3].to_vec();
     riff_chunk(b"VP8X", &[vec![flags, 0, 0, 0], size(width), size(height)].concat())
 }
 
-/// A frame of an animation, of these chunks.
+/// A frame of an animated WebP, with these chunks.
 pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
     let size = |pixels: u32| (pixels - 1).to_le_bytes()[..3].to_vec();
     let head = [vec![0; 6], size(width), size(height), vec![100, 0, 0, 0]].concat();
     riff_chunk(b"ANMF", &[head, chunks.concat()].concat())
 }
 
-/// A lossy frame whose partitions are all zeros: as much of a grey picture as they last for
-/// (RFC 6386, 9.1).
-pub fn vp8(width: u16, height: u16, first: u32, rest: usize) -> Vec<u8> {
-    let mut frame = (first << 5 | 1 << 4).to_le_bytes()[..3].to_vec();
+/// A lossy frame whose partitions are all zeros (RFC 6386, 9.1). It decodes to grey pixels until the
+/// zeros end.
+pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -> Vec<u8> {
+    let mut frame = (first_partition_len << 5 | 1 << 4).to_le_bytes()[..3].to_vec();
     frame.extend(b"\x9d\x01\x2a");
     frame.extend(width.to_le_bytes());
     frame.extend(height.to_le_bytes());
-    frame.resize(frame.len() + first as usize + rest, 0);
+    frame.resize(frame.len() + first_partition_len as usize + rest_len, 0);
     frame
 }
 
-/// The same with enough zeros for the whole picture.
+/// A lossy frame with enough zeros for the whole picture.
 pub fn vp8_grey(width: u16, height: u16) -> Vec<u8> {
     let blocks = u32::from(width.div_ceil(16)) * u32::from(height.div_ceil(16));
     vp8(width, height, 600 + blocks, 600 + 4 * blocks as usize)
@@ -184,22 +187,23 @@ pub fn vp8_grey(width: u16, height: u16) -> Vec<u8> {
 /// An entry of a TIFF directory: tag, type, values.
 pub type Entry = (u16, u16, Vec<u64>);
 
-/// A TIFF, little-endian, whose data stands at byte 16 and whose directory follows.
+/// A little-endian TIFF. The data begins at byte 16, and the directory follows the data.
 pub fn tiff(is_big: bool, data: &[u8], entries: &[Entry]) -> Vec<u8> {
     let word = if is_big { 8 } else { 4 };
     let number = |value: u64, bytes: usize| value.to_le_bytes()[..bytes].to_vec();
-    let at = (16 + data.len()).next_multiple_of(2);
+    let directory_at = (16 + data.len()).next_multiple_of(2);
     let mut file = if is_big {
-        [b"II\x2b\0\x08\0\0\0".to_vec(), number(at as u64, 8)].concat()
+        [b"II\x2b\0\x08\0\0\0".to_vec(), number(directory_at as u64, 8)].concat()
     } else {
-        [b"II\x2a\0".to_vec(), number(at as u64, 4)].concat()
+        [b"II\x2a\0".to_vec(), number(directory_at as u64, 4)].concat()
     };
     file.resize(16, 0);
     file.extend(data);
-    file.resize(at, 0);
+    file.resize(directory_at, 0);
     file.extend(number(entries.len() as u64, if is_big { 8 } else { 2 }));
-    let mut outside = Vec::new();
-    let behind = file.len() + entries.len() * (4 + 2 * word) + word;
+    // Values that do not fit into their entry follow the directory.
+    let mut long_values = Vec::new();
+    let long_values_at = file.len() + entries.len() * (4 + 2 * word) + word;
     for (tag, kind, values) in entries {
         let size = match kind {
             3 => 2,
@@ -211,48 +215,48 @@ pub fn tiff(is_big: bool, data: &[u8], entries: &[Entry]) -> Vec<u8> {
         file.extend([number((*tag).into(), 2), number((*kind).into(), 2)].concat());
         file.extend(number(values.len() as u64, word));
         if bytes.len() > word {
-            file.extend(number((behind + outside.len()) as u64, word));
-            outside.extend(bytes);
+            file.extend(number((long_values_at + long_values.len()) as u64, word));
+            long_values.extend(bytes);
         } else {
             bytes.resize(word, 0);
             file.extend(bytes);
         }
     }
     file.extend(vec![0; word]);
-    file.extend(outside);
+    file.extend(long_values);
     file
 }
 
-/// Bytes as TIFF's LZW: a clear code often enough that codes stay nine bits long (TIFF 6.0,
-/// section 13).
+/// The LZW of TIFF for these bytes (TIFF 6.0, section 13). A clear code after every 250 bytes keeps the
+/// codes at nine bits.
 pub fn tiff_lzw(bytes: &[u8]) -> Vec<u8> {
     let mut bits = HighBits::default();
-    for some in bytes.chunks(250) {
+    for chunk in bytes.chunks(250) {
         bits.put(256, 9);
-        some.iter().for_each(|byte| bits.put((*byte).into(), 9));
+        chunk.iter().for_each(|byte| bits.put((*byte).into(), 9));
     }
     bits.put(257, 9);
     bits.finish()
 }
 
-/// Bytes as PackBits, in literal runs (TIFF 6.0, section 9).
+/// The PackBits of TIFF for these bytes, in literal runs (TIFF 6.0, section 9).
 pub fn packbits(bytes: &[u8]) -> Vec<u8> {
     bytes.chunks(128).flat_map(|run| [&[run.len() as u8 - 1], run].concat()).collect()
 }
 
-/// Bytes as GIF's LZW of eight bits, in sub-blocks; a clear code often enough that codes stay nine
-/// bits long (GIF89a, appendix F).
+/// The LZW of GIF for these bytes, in sub-blocks (GIF89a, appendix F). A clear code after every 250
+/// bytes keeps the codes at nine bits.
 pub fn gif_lzw(bytes: &[u8]) -> Vec<u8> {
     let mut bits = LowBits::default();
-    for some in bytes.chunks(250) {
+    for chunk in bytes.chunks(250) {
         bits.put(256, 9);
-        some.iter().for_each(|byte| bits.put((*byte).into(), 9));
+        chunk.iter().for_each(|byte| bits.put((*byte).into(), 9));
     }
     bits.put(257, 9);
     [vec![8], sub_blocks(&bits.finish())].concat()
 }
 
-/// GIF's data sub-blocks, and the one that ends them.
+/// The data sub-blocks of GIF for these bytes, and the empty one at their end.
 pub fn sub_blocks(bytes: &[u8]) -> Vec<u8> {
     let blocks = bytes.chunks(255).flat_map(|block| [&[block.len() as u8], block].concat());
     blocks.chain([0]).collect()
@@ -263,9 +267,11 @@ pub fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
     [&[0xff, marker][..], &(data.len() as u16 + 2).to_be_bytes(), data].concat()
 }
 
-/// What stands before a JPEG's first scan: a frame of components with these sampling factors.
-/// The code of a DC difference is its length in four bits; of AC symbols there are the end of a
-/// block (`00`), a coefficient of one bit (`01`) and one of two bits (`10`).
+/// The bytes of a JPEG before its first scan: a quantization table, a frame header with these sampling
+/// factors of its components, and Huffman tables.
+///
+/// The code of a DC difference is its length, in four bits. There are three AC codes: `00` is the end of
+/// a block, `01` is a coefficient of one bit, and `10` is a coefficient of two bits.
 pub fn jpeg_head(frame: u8, (width, height): (u16, u16), sampling: &[u8]) -> Vec<u8> {
     let mut jpeg = b"\xff\xd8".to_vec();
     jpeg.extend(segment(0xdb, &[&[0][..], &[1; 64]].concat()));
@@ -284,7 +290,7 @@ pub fn jpeg_head(frame: u8, (width, height): (u16, u16), sampling: &[u8]) -> Vec
     jpeg
 }
 
-/// A scan's header: components by number, spectral selection, approximation.
+/// The header of a scan: the numbers of its components, spectral selection, and approximation.
 pub fn scan_head(components: &[u8], spectrum: (u8, u8), approximation: u8) -> Vec<u8> {
     let mut head = vec![components.len() as u8];
     components.iter().for_each(|id| head.extend([*id, 0]));
@@ -292,7 +298,7 @@ pub fn scan_head(components: &[u8], spectrum: (u8, u8), approximation: u8) -> Ve
     segment(0xda, &head)
 }
 
-/// A BMP: compression, depth, palette or masks, and what follows as data.
+/// A BMP. The table is the palette or the masks, and `colors` is the number of colours in the header.
 pub fn bmp(
     (width, height): (i32, i32),
     depth: u16,

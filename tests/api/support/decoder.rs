@@ -1,18 +1,19 @@
-//! The decoder's program: the real one, and fakes.
+//! The program that decodes pictures: the real one, or a fake.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 
 use imagesvc::decoder;
 use tempfile::TempDir;
 
-/// Settings with the real decoder. By default a decoder is `/proc/self/exe`, which here is the
-/// tests' own program.
+/// Settings with the real decoder. The default program is `/proc/self/exe`, which is the test binary
+/// here.
 pub fn decoder_settings() -> decoder::Settings {
     let program = env!("CARGO_BIN_EXE_imagesvc").into();
     decoder::Settings { program, ..decoder::Settings::new(512 << 20) }
 }
 
-/// A fake decoder. It passes the service's trial decode at start, and then runs a script.
+/// A decoder that runs a shell script for each picture. For the decoder's self-test, which the service
+/// runs when it starts, it runs the real decoder.
 pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
     let program = folder.path().join("decoder");
     let real = decoder_settings().program;
@@ -21,13 +22,13 @@ pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
         real.display(),
         folder.path().join("pid").display(),
     );
-    // A shell writes the file, because a file that was open for writing in this process may not be
-    // runnable while another test starts a program.
-    let copied = Command::new("sh")
+    // A shell writes the file. If this process did, another test that starts a program at the same time
+    // might inherit the open file, and the system refuses to run files that are open for writing.
+    let written = Command::new("sh")
         .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""])
         .args([program.as_os_str(), text.as_ref()])
         .status();
-    assert!(copied.unwrap().success());
+    assert!(written.unwrap().success());
     assert!(fs::metadata(&program).unwrap().permissions().mode() & 0o100 != 0);
     program
 }

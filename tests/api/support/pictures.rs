@@ -5,16 +5,17 @@ use std::{io::Cursor, sync::LazyLock};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use image_rs::{DynamicImage, ImageFormat, Rgb, RgbImage};
 
-/// A JPEG photograph of 640 × 427 that fits inline.
+/// A JPEG photograph of 640 × 427 pixels, under the inline limit.
 pub const ROCKET: &[u8] = include_bytes!("../../fixtures/rocket.jpg");
-/// A PNG photograph of 451 × 300 that does not fit inline.
+/// A PNG photograph of 451 × 300 pixels, over the inline limit.
 pub const CHELSEA: &[u8] = include_bytes!("../../fixtures/chelsea.png");
-/// A JPEG photograph of 1000 × 872 that does not fit inline.
+/// A JPEG photograph of 1000 × 872 pixels, over the inline limit.
 pub const HUBBLE: &[u8] = include_bytes!("../../fixtures/hubble_deep_field.jpg");
-/// A HEIC photograph of 80 × 120 as an iPhone takes it: in tiles, and stored on its side.
+/// A HEIC photograph of 80 × 120 pixels with the structure of an iPhone's: in tiles, and stored on its
+/// side.
 pub const PHONE: &[u8] = include_bytes!("../../fixtures/heic/iphone-grid.heic");
 
-/// A picture in another format.
+/// Converts a picture to another format.
 pub fn converted(picture: &[u8], format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     let picture: DynamicImage = image_rs::load_from_memory(picture).unwrap().into_rgb8().into();
@@ -22,7 +23,7 @@ pub fn converted(picture: &[u8], format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A PNG of noise, which does not compress: about three bytes per pixel.
+/// A PNG of noise. Noise cannot be compressed, so the PNG has about three bytes per pixel.
 pub fn noise_png(width: u32, height: u32) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);
     let noise =
@@ -32,7 +33,8 @@ pub fn noise_png(width: u32, height: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// The same picture with other bytes: decoders ignore what follows its end.
+/// The same picture with different bytes for each number. The number is appended, and decoders ignore
+/// bytes after a picture's end.
 pub fn variant(picture: &[u8], n: usize) -> Vec<u8> {
     [picture, &n.to_le_bytes()].concat()
 }
@@ -42,7 +44,7 @@ pub fn data_url(picture: &[u8]) -> String {
     format!("data:image/png;base64,{}", BASE64_STANDARD.encode(picture))
 }
 
-/// A tiny picture, a different one for each number.
+/// A tiny picture with different bytes for each number.
 pub fn tiny(n: usize) -> Vec<u8> {
     static PNG: LazyLock<Vec<u8>> = LazyLock::new(|| noise_png(4, 4));
     variant(&PNG, n)

@@ -1,21 +1,21 @@
-//! How pictures differ.
+//! Measures how much two pictures differ.
 
 use std::fmt;
 
 use image_rs::RgbImage;
 
-/// How far two pictures are apart, in steps of 255.
+/// The difference of two pictures. A sample of a pixel is from 0 to 255.
 #[derive(Debug, Clone, Copy)]
 pub struct Difference {
-    /// Of all channels of all pixels.
+    /// The mean of the absolute differences of all samples.
     pub mean: f64,
-    /// Of the channel that differs most, on average over a square of 8 × 8 pixels: noise is not
-    /// counted, a wrong patch is.
+    /// The largest difference of a channel's averages over the same square of 8 × 8 pixels. Noise hardly
+    /// changes an average, but a wrong patch does.
     pub worst: f64,
 }
 
 impl Difference {
-    /// Compares two pictures; `None` if they are not of one size.
+    /// Compares two pictures. Returns `None` if their sizes differ.
     pub fn between(a: &RgbImage, b: &RgbImage) -> Option<Self> {
         const SIDE: u32 = 8;
         if a.dimensions() != b.dimensions() {
@@ -32,16 +32,16 @@ impl Difference {
                 *pixels += 1.0;
             }
         }
-        let all = || squares.iter().flatten();
-        let total: f64 = all().map(|(_, _, absolute)| absolute).sum();
+        let channels = || squares.iter().flatten();
+        let total: f64 = channels().map(|(_, _, absolute)| absolute).sum();
         let mean = total / (f64::from(a.width() * a.height()) * 3.0);
-        let worst = all().map(|(sum, pixels, _)| (sum / pixels).abs()).fold(0.0, f64::max);
+        let worst = channels().map(|(sum, pixels, _)| (sum / pixels).abs()).fold(0.0, f64::max);
         Some(Self { mean, worst })
     }
 }
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2} on average, {:.1} in the worst place", self.mean, self.worst)
+        write!(f, "{:.2} on average, {:.1} in the worst square", self.mean, self.worst)
     }
 }

@@ -1,20 +1,20 @@
-//! The boxes that a HEIF file is made of (ISO/IEC 14496-12, 4.2), and the numbers in them.
+//! Reads the boxes of a HEIF file (ISO/IEC 14496-12, 4.2) and the fields in them.
 
 use std::io::{Read, Seek, SeekFrom};
 
 use super::{
-    Fault::{self, Damaged},
-    kind,
+    HeaderError::{self, Damaged},
+    unsupported,
 };
 use crate::image::Reader;
 
-/// The most bytes that all that is told of the pictures may have. A phone's file has some thousands.
+/// The longest `meta` box, in bytes. In a phone's file, it has a few thousand bytes.
 const MAX_META: u64 = 1 << 20;
 
-/// The most boxes of the file itself. A phone's file has three or four.
+/// The most boxes at the top level of the file. A phone's file has three or four.
 const MAX_BOXES: usize = 1024;
 
-/// Reads numbers, most significant byte first.
+/// Reads big-endian numbers and other fields from the start of a slice.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
@@ -39,30 +39,31 @@ impl<'a> Fields<'a> {
         self.bytes(4)?.try_into().ok()
     }
 
-    /// The version that a box of the full kind begins with, and its flags.
+    /// The version and the flags at the start of a full box (ISO/IEC 14496-12, 4.2).
     pub(super) fn version(&mut self) -> Option<(u32, u32)> {
         Some((self.number(1)?, self.number(3)?))
     }
 }
 
-/// A box inside of another one: its name, and what is in it.
+/// The name and the contents of a box inside of another box.
 pub(super) type Child<'a> = (&'a [u8; 4], Fields<'a>);
 
-/// The boxes inside of a box; `None` where one does not end in it.
+/// Iterates over the boxes inside of another box. Yields `None` for a box that is longer than the rest
+/// of the outer one.
 #[derive(Debug)]
 pub(super) struct Boxes<'a>(pub(super) Fields<'a>);
 
 impl<'a> Boxes<'a> {
     fn child(&mut self) -> Option<Child<'a>> {
-        let all = self.0.0.len();
+        let available = self.0.0.len();
         let (len, name) = (self.0.wide(4)?, self.0.name()?);
         let len = match len {
-            0 => all,
+            0 => available,
             1 => usize::try_from(self.0.wide(8)?).ok()?,
             len => usize::try_from(len).ok()?,
         };
-        let head = all - self.0.0.len();
-        Some((name, Fields(self.0.bytes(len.checked_sub(head)?)?)))
+        let head_len = available - self.0.0.len();
+        Some((name, Fields(self.0.bytes(len.checked_sub(head_len)?)?)))
     }
 }
 
@@ -81,38 +82,38 @@ impl<'a> Iterator for Boxes<'a> {
     }
 }
 
-/// What is in the file's one `meta` box, and where the last whole box ends.
-pub(super) fn top_level(reader: &mut Reader) -> Result<(Vec<u8>, u64), Fault> {
+/// Reads the boxes at the top level of the file. Returns the contents of the `meta` box, and the offset
+/// where the last complete box ends.
+pub(super) fn read_meta_box(reader: &mut Reader) -> Result<(Vec<u8>, u64), HeaderError> {
     let file_end = reader.seek(SeekFrom::End(0)).map_err(|_| Damaged)?;
-    let (mut at, mut meta, mut is_film) = (0, None, false);
+    let (mut at, mut meta, mut has_movie) = (0, None, false);
     for _ in 0..MAX_BOXES {
-        let left = file_end - at;
-        if left == 0 {
+        let remaining = file_end - at;
+        if remaining == 0 {
             break;
         }
         let mut head = [0; 16];
-        let short = usize::try_from(left).unwrap_or(head.len()).min(head.len());
-        read_at(reader, at, &mut head[..short]).ok_or(Damaged)?;
+        let available = usize::try_from(remaining).unwrap_or(head.len()).min(head.len());
+        read_at(reader, at, &mut head[..available]).ok_or(Damaged)?;
         let [.., a, b, c, d] = *head.first_chunk::<8>().ok_or(Damaged)?;
         let name = [a, b, c, d];
         let (head_len, len) = match Fields(&head).wide(4).ok_or(Damaged)? {
-            0 => (8, left),
+            0 => (8, remaining),
             1 => (16, Fields(&head[8..]).wide(8).ok_or(Damaged)?),
             len => (8, len),
         };
-        // A name is made of letters and digits: anything else was put behind the file, as was what
-        // does not end in it.
-        let is_box = name.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
-        if !is_box || len < head_len || len > left {
-            // But of the picture itself nothing may be missing.
+        // If these bytes are not a complete box with a printable name, some program has appended other
+        // data to the file. The data is ignored, unless it may be a truncated part of the picture.
+        let has_name = name.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
+        if !has_name || len < head_len || len > remaining {
             if meta.is_none() || matches!(&name, b"mdat" | b"meta" | b"idat") {
                 return Err(Damaged);
             }
             break;
         }
-        is_film |= &name == b"moov";
+        has_movie |= &name == b"moov";
         if &name == b"meta" {
-            // The decoder would take the last of several.
+            // A file with two `meta` boxes is ambiguous: the decoder would use the last one.
             if meta.is_some() || len - head_len > MAX_META {
                 return Err(Damaged);
             }
@@ -124,7 +125,7 @@ pub(super) fn top_level(reader: &mut Reader) -> Result<(Vec<u8>, u64), Fault> {
     }
     match meta {
         Some(meta) => Ok((meta, at)),
-        None if is_film => Err(kind("a HEIF image sequence or a film")),
+        None if has_movie => Err(unsupported("a HEIF image sequence or a film")),
         None => Err(Damaged),
     }
 }

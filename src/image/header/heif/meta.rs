@@ -1,5 +1,5 @@
-//! What the `meta` box of a HEIF file says of the pictures in it: items, their properties, and how they
-//! refer to each other (ISO/IEC 14496-12, 8.11; ISO/IEC 23008-12).
+//! Parses the `meta` box of a HEIF file: the items (such as pictures and tiles), their properties, their
+//! references to each other, and their locations (ISO/IEC 14496-12, 8.11; ISO/IEC 23008-12).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,15 +8,16 @@ use super::{
     boxes::{Boxes, Child, Fields},
 };
 
-/// The most items, properties, references and places: the decoder searches all of them for each.
+/// The most items, and the most properties, references and locations. The decoder searches all of them
+/// for each item.
 pub(super) const MAX_ITEMS: usize = 4096;
 
-/// What is read of a `meta` box.
+/// The contents of a `meta` box.
 #[derive(Debug, Default)]
 pub(super) struct Meta<'a> {
-    /// The item that is the picture.
+    /// The primary item: the picture that the file shows.
     pub(super) primary: u32,
-    /// What items keep here rather than elsewhere in the file.
+    /// The data of those items that are stored in the `meta` box.
     pub(super) idat: &'a [u8],
     items: BTreeMap<u32, &'a [u8; 4]>,
     properties: Vec<Child<'a>>,
@@ -25,31 +26,31 @@ pub(super) struct Meta<'a> {
     locations: BTreeMap<u32, Location>,
 }
 
-/// Where an item is.
+/// The location of an item's data.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Location {
-    /// What `start` counts from: 0 the file, 1 `idat`.
+    /// 0: `start` is an offset in the file. 1: `start` is an offset in `idat`.
     pub(super) method: u64,
     pub(super) start: u64,
-    /// 0: to the end of what it is in.
+    /// In bytes. Zero means up to the end of the file or of `idat`.
     pub(super) length: u64,
 }
 
-/// That an item has a property.
+/// The link from an item to one of its properties.
 #[derive(Debug, Clone, Copy)]
 struct Association {
     is_essential: bool,
-    /// From one on; zero is none.
+    /// The number of the property, counted from one. Zero means that there is no property.
     property: u16,
 }
 
-/// That an item refers to others.
+/// A reference from one item to others.
 #[derive(Debug)]
 struct Reference<'a> {
     kind: &'a [u8; 4],
     from: u32,
     to: Fields<'a>,
-    /// Bytes of an item's number.
+    /// Bytes per item number in `to`.
     width: usize,
 }
 
@@ -60,8 +61,8 @@ impl Reference<'_> {
 }
 
 impl<'a> Meta<'a> {
-    /// Reads what is in the box. Nothing in it may come twice: which one the decoder takes would be
-    /// a guess.
+    /// Parses the contents of the box. Returns `None` if the box is invalid, or if it contains anything
+    /// twice: the decoder and this function might then use different ones.
     pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
         const ONCE: [&[u8; 4]; 7] = [b"hdlr", b"pitm", b"iinf", b"iref", b"iprp", b"iloc", b"idat"];
         let (mut meta, mut seen, mut primary) = (Self::default(), BTreeSet::new(), None);
@@ -166,8 +167,7 @@ impl<'a> Meta<'a> {
         self.items.get(&item).copied()
     }
 
-    /// The properties of an item, in their order: whether each is essential, its name, and what is in
-    /// it.
+    /// The properties of an item, in order: whether each is essential, its name, and its contents.
     pub(super) fn properties(
         &self,
         item: u32,
@@ -179,13 +179,13 @@ impl<'a> Meta<'a> {
         })
     }
 
-    /// The first property of this name that an item has.
+    /// The contents of an item's first property with this name.
     pub(super) fn property(&self, item: u32, name: &[u8; 4]) -> Option<&'a [u8]> {
         let (_, _, body) = self.properties(item).find(|(_, found, _)| *found == name)?;
         Some(body)
     }
 
-    /// The size of an item before it is cut and turned.
+    /// The size of an item before it is cropped and turned.
     pub(super) fn size(&self, item: u32) -> Option<Size> {
         let mut fields = Fields(self.property(item, b"ispe")?);
         fields.version()?;
@@ -193,7 +193,7 @@ impl<'a> Meta<'a> {
         (width > 0 && height > 0).then_some((width, height))
     }
 
-    /// The items that an item refers to, if it does so once.
+    /// The items that an item refers to. Returns `None` if it has no reference of this kind, or several.
     pub(super) fn references(&self, kind: &[u8; 4], from: u32) -> Option<Vec<u32>> {
         let mut found =
             self.references.iter().filter(|found| found.kind == kind && found.from == from);
@@ -201,50 +201,51 @@ impl<'a> Meta<'a> {
         found.next().is_none().then(|| first.to().collect())
     }
 
-    /// The items that belong to others, and to which.
+    /// The auxiliary items, like transparency, and the master items that each belongs to.
     pub(super) fn auxiliaries(&self) -> impl Iterator<Item = (u32, impl Iterator<Item = u32>)> {
         let found = self.references.iter().filter(|found| found.kind == b"auxl");
         found.map(|found| (found.from, found.to()))
     }
 
-    /// Where an item of one piece is.
+    /// The location of an item that is stored in one piece.
     pub(super) fn location(&self, item: u32) -> Option<Location> {
         self.locations.get(&item).copied()
     }
 
-    /// Whether one item's colours are multiplied by the transparency that another item holds.
+    /// Whether the item's colours are already multiplied by the transparency in another item.
     pub(super) fn is_premultiplied(&self, item: u32) -> bool {
         self.references.iter().any(|found| found.kind == b"prem" && found.from == item)
     }
 
-    /// ISO/IEC 14496-12, 8.11.3. Items of several pieces are left out: nothing that is looked up here
-    /// has them.
+    /// Reads the locations of items (ISO/IEC 14496-12, 8.11.3). Skips items that are stored in several
+    /// pieces: only the location of a grid is needed, and a grid is stored in one piece.
     fn read_locations(&mut self, mut fields: Fields<'a>) -> Option<()> {
         let (version @ 0..=2, _) = fields.version()? else { return None };
-        let sizes = fields.number(2)?;
-        let [offset, length, base, index] =
-            [12, 8, 4, 0].map(|shift| (sizes >> shift & 0xf) as usize);
-        let index = if version == 0 { 0 } else { index };
-        if [offset, length, base, index].iter().any(|size| *size > 8) {
+        let widths = fields.number(2)?;
+        let [offset_width, length_width, base_width, index_width] =
+            [12, 8, 4, 0].map(|shift| (widths >> shift & 0xf) as usize);
+        let index_width = if version == 0 { 0 } else { index_width };
+        if [offset_width, length_width, base_width, index_width].iter().any(|width| *width > 8) {
             return None;
         }
-        let width = if version < 2 { 2 } else { 4 };
-        let count = fields.number(width)?;
+        let item_width = if version < 2 { 2 } else { 4 };
+        let count = fields.number(item_width)?;
         if usize::try_from(count).ok()? > MAX_ITEMS {
             return None;
         }
+        let extent_width = index_width + offset_width + length_width;
         for _ in 0..count {
-            let item = fields.number(width)?;
+            let item = fields.number(item_width)?;
             let method = if version == 0 { 0 } else { fields.wide(2)? & 0xf };
             let _data_reference = fields.number(2)?;
-            let base = fields.wide(base)?;
+            let base = fields.wide(base_width)?;
             let extents = fields.number(2)? as usize;
-            let mut extent = Fields(fields.bytes(extents * (index + offset + length))?);
+            let mut extent = Fields(fields.bytes(extents * extent_width)?);
             if extents == 1 {
-                extent.bytes(index)?;
-                let start = base.checked_add(extent.wide(offset)?)?;
-                let location = Location { method, start, length: extent.wide(length)? };
-                self.locations.entry(item).or_insert(location);
+                let _index = extent.bytes(index_width)?;
+                let start = base.checked_add(extent.wide(offset_width)?)?;
+                let length = extent.wide(length_width)?;
+                self.locations.entry(item).or_insert(Location { method, start, length });
             }
         }
         Some(())

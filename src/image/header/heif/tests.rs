@@ -10,8 +10,8 @@ fn fixture(name: &str) -> Vec<u8> {
     fs::read(folder.join(name)).unwrap()
 }
 
-/// What libheif reads: name, width, height.
-fn expected() -> impl Iterator<Item = (&'static str, Size)> {
+/// The names of the fixtures, and their sizes according to libheif.
+fn expected_sizes() -> impl Iterator<Item = (&'static str, Size)> {
     let lines = include_str!("../../../../tests/fixtures/heic/expected.txt").lines();
     lines.map(|line| {
         let fields: Vec<_> = line.split(' ').collect();
@@ -19,15 +19,15 @@ fn expected() -> impl Iterator<Item = (&'static str, Size)> {
     })
 }
 
-fn read_bytes(bytes: Vec<u8>) -> Result<Heif, Fault> {
+fn read_bytes(bytes: Vec<u8>) -> Result<Heif, HeaderError> {
     read(&mut Content::Memory(bytes.into()).header_reader())
 }
 
-fn read_fixture(name: &str) -> Result<Heif, Fault> {
+fn read_fixture(name: &str) -> Result<Heif, HeaderError> {
     read_bytes(fixture(&format!("{name}.heic")))
 }
 
-/// The file with every such text in it replaced by another one.
+/// Replaces every occurrence of `from` in the file with `to`.
 fn replaced(name: &str, from: &[u8], to: &[u8]) -> Vec<u8> {
     let mut bytes = fixture(name);
     for at in 0..=bytes.len() - from.len() {
@@ -38,29 +38,30 @@ fn replaced(name: &str, from: &[u8], to: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A box of this name.
+/// A box with this name and these contents.
 fn boxed(name: &[u8; 4], body: &[u8]) -> Vec<u8> {
     [&(8 + body.len() as u32).to_be_bytes()[..], name, body].concat()
 }
 
 #[test]
-fn the_size_is_the_one_that_libheif_shows() {
-    for (name, size) in expected() {
+fn the_sizes_are_those_of_libheif() {
+    for (name, size) in expected_sizes() {
         assert_eq!(read_fixture(name).map(|header| header.size), Ok(size), "{name}");
     }
 }
 
 #[test]
-fn what_decoding_costs_by_is_told() {
+fn the_fields_for_the_memory_estimate_are_read() {
     let header = |name| read_fixture(name).unwrap();
     let phone = header("iphone-grid");
-    assert_eq!((phone.coded, phone.stream, phone.chroma), ((120, 80), (64, 64), 1));
-    assert!(phone.is_grid && phone.is_turned && phone.alpha == Alpha::None);
+    assert_eq!((phone.coded_size, phone.stream_size, phone.chroma), ((120, 80), (64, 64), 1));
+    assert!(phone.is_grid && phone.is_transformed && phone.alpha == Alpha::None);
     for (name, chroma) in
         [("pixels-grey", 0), ("pixels-10bit-420", 1), ("pixels-422", 2), ("pixels-444", 3)]
     {
-        let Heif { is_grid, alpha, chroma: found, .. } = header(name);
-        assert_eq!((is_grid, alpha, found), (false, Alpha::None, chroma), "{name}");
+        let header = header(name);
+        assert_eq!((header.is_grid, header.alpha), (false, Alpha::None), "{name}");
+        assert_eq!(header.chroma, chroma, "{name}");
     }
     for name in ["alpha", "alpha-turned", "grid-alpha", "grid-alpha-of-tiles"] {
         assert_eq!(header(name).alpha, Alpha::Straight, "{name}");
@@ -70,13 +71,13 @@ fn what_decoding_costs_by_is_told() {
         assert_eq!(header(name).alpha, Alpha::None, "{name}");
     }
     for name in ["halves-imir0", "halves-irot2", "clap-off", "odd-17x33"] {
-        assert!(header(name).is_turned, "{name}");
+        assert!(header(name).is_transformed, "{name}");
     }
-    assert!(!header("generic-brand").is_turned);
+    assert!(!header("generic-brand").is_transformed);
 }
 
 #[test]
-fn a_file_ends_with_its_last_whole_box() {
+fn the_end_is_that_of_the_last_complete_box() {
     let bytes = fixture("junk-behind.heic");
     assert_eq!(read_fixture("junk-behind").unwrap().end, bytes.len() as u64 - 16);
     let bytes = fixture("film-behind.heic");
@@ -84,7 +85,7 @@ fn a_file_ends_with_its_last_whole_box() {
 }
 
 #[test]
-fn a_kind_that_is_not_read_is_named() {
+fn unsupported_kinds_are_named() {
     for (name, word) in [
         ("hev1", "kind hev1"),
         ("overlay", "overlays others"),
@@ -93,18 +94,18 @@ fn a_kind_that_is_not_read_is_named() {
         ("essential-unknown", "essential property"),
         ("alpha-half", "transparency of another size"),
     ] {
-        let Err(Fault::Unsupported(what)) = read_fixture(name) else { panic!("{name}") };
-        assert!(what.to_string().contains(word), "{name}: {what}");
+        let Err(HeaderError::Unsupported(kind)) = read_fixture(name) else { panic!("{name}") };
+        assert!(kind.to_string().contains(word), "{name}: {kind}");
     }
-    let avif = Err(Fault::Unsupported(Unsupported::Avif));
+    let avif = Err(HeaderError::Unsupported(Unsupported::Avif));
     assert_eq!(read_fixture("avif-generic-brand"), avif);
     let sequence = [boxed(b"ftyp", b"msf1\0\0\0\0hevc"), boxed(b"moov", b"")].concat();
-    let Err(Fault::Unsupported(what)) = read_bytes(sequence) else { panic!("a sequence") };
-    assert!(what.to_string().contains("sequence"));
+    let Err(HeaderError::Unsupported(kind)) = read_bytes(sequence) else { panic!("a sequence") };
+    assert!(kind.to_string().contains("sequence"));
 }
 
 #[test]
-fn what_contradicts_itself_is_damaged() {
+fn contradictory_headers_are_damaged() {
     for name in [
         "bad-grid-uncovered",
         "bad-grid-tile-missing",
@@ -121,7 +122,7 @@ fn what_contradicts_itself_is_damaged() {
     ] {
         assert_eq!(read_fixture(name), Err(Damaged), "{name}");
     }
-    // No picture's `meta`.
+    // The handler of this `meta` box is "soun" (sound) instead of "pict".
     assert_eq!(read_bytes(replaced("generic-brand.heic", b"pict", b"soun")), Err(Damaged));
     let primary = boxed(b"pitm", &[0; 6]);
     for (name, body) in [
@@ -134,14 +135,15 @@ fn what_contradicts_itself_is_damaged() {
     ] {
         let twice = boxed(name, body).repeat(2);
         let once = &twice[..twice.len() / 2];
-        let parsed = |boxes: &[u8]| Meta::parse(&[&[0; 4][..], &primary, boxes].concat()).is_some();
-        assert_eq!(parsed(once), name != b"pitm", "{name:?}");
-        assert!(!parsed(&twice), "{name:?}");
+        let is_valid =
+            |boxes: &[u8]| Meta::parse(&[&[0; 4][..], &primary, boxes].concat()).is_some();
+        assert_eq!(is_valid(once), name != b"pitm", "{name:?}");
+        assert!(!is_valid(&twice), "{name:?}");
     }
 }
 
 #[test]
-fn a_picture_that_is_cut_short_is_damaged_and_no_junk_behind_the_file() {
+fn a_truncated_picture_is_damaged() {
     for name in ["iphone-grid", "alpha", "thumbnail"] {
         let bytes = fixture(&format!("{name}.heic"));
         for len in [bytes.len() - 1, bytes.len() - 300, 500, 100, 20] {
@@ -151,7 +153,7 @@ fn a_picture_that_is_cut_short_is_damaged_and_no_junk_behind_the_file() {
 }
 
 #[test]
-fn what_would_be_searched_too_long_is_damaged() {
+fn too_many_items_and_too_long_a_meta_box_are_damaged() {
     let meta = |children: &[Vec<u8>]| {
         let body = [&[0; 4][..], &children.concat()].concat();
         [boxed(b"ftyp", b"heic\0\0\0\0"), boxed(b"meta", &body)].concat()
@@ -179,31 +181,33 @@ fn what_would_be_searched_too_long_is_damaged() {
             "{n} references"
         );
         // Two bytes for the item, two for the data reference, none for the base, no extents.
-        let places = [&[0; 6][..], &(n as u16).to_be_bytes(), &vec![0; 6 * n]].concat();
-        assert_eq!(refused(&[primary(), boxed(b"iloc", &places)]), is_refused, "{n} places");
+        let locations = [&[0; 6][..], &(n as u16).to_be_bytes(), &vec![0; 6 * n]].concat();
+        assert_eq!(refused(&[primary(), boxed(b"iloc", &locations)]), is_refused, "{n} locations");
     }
-    assert!(refused(&[primary(), boxed(b"iinf", &[vec![0; 6], item(1), item(1)].concat())]));
-    // Longer than any phone's.
-    let grown = |by: usize| {
+    let same_item_twice = [vec![0; 6], item(1), item(1)].concat();
+    assert!(refused(&[primary(), boxed(b"iinf", &same_item_twice)]));
+
+    let read_with_longer_meta_box = |added_len: usize| {
         let mut bytes = fixture("generic-brand.heic");
-        let at = 20; // behind `ftyp`
-        let len = u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
-        let free = boxed(b"free", &vec![0; by]);
-        bytes[at..at + 4].copy_from_slice(&(len + free.len() as u32).to_be_bytes());
-        bytes.splice(at + len as usize..at + len as usize, free);
+        let meta_at = 20; // after `ftyp`
+        let len = u32::from_be_bytes(bytes[meta_at..meta_at + 4].try_into().unwrap());
+        let meta_end = meta_at + len as usize;
+        let free = boxed(b"free", &vec![0; added_len]);
+        bytes[meta_at..meta_at + 4].copy_from_slice(&(len + free.len() as u32).to_be_bytes());
+        bytes.splice(meta_end..meta_end, free);
         read_bytes(bytes)
     };
-    assert!(grown(1000).is_ok());
-    assert_eq!(grown(1 << 20), Err(Damaged));
+    assert!(read_with_longer_meta_box(1000).is_ok());
+    assert_eq!(read_with_longer_meta_box(1 << 20), Err(Damaged));
 }
 
 #[test]
-fn what_is_decoded_counts_and_not_what_is_shown() {
+fn the_limit_counts_decoded_pixels_even_if_they_are_not_shown() {
     let limited =
         |name: &str| probe(Content::Memory(fixture(&format!("{name}.heic")).into()), 1_000_000);
     if sniff(&fixture("halves.heic")) == Ok(Format::Heic) {
         let Err(Error::TooManyPixels { pixels, .. }) = limited("bomb-tile-larger") else {
-            panic!("must be refused")
+            panic!("the picture was not refused")
         };
         assert_eq!(pixels, 4096 * 4096);
         let Picture { width, height, .. } = limited("clap-irot").unwrap();
@@ -213,15 +217,15 @@ fn what_is_decoded_counts_and_not_what_is_shown() {
 
 proptest! {
     #[test]
-    fn no_header_makes_it_panic(
-        which in any::<prop::sample::Index>(),
+    fn damaged_headers_cause_no_panic(
+        file in any::<prop::sample::Index>(),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
     ) {
-        let (name, _) = expected().nth(which.index(expected().count())).unwrap();
+        let (name, _) = expected_sizes().nth(file.index(expected_sizes().count())).unwrap();
         let mut bytes = fixture(&format!("{name}.heic"));
-        let header = bytes.len().min(700);
+        let header_len = bytes.len().min(700);
         for (at, value) in changes {
-            bytes[at.index(header)] = value;
+            bytes[at.index(header_len)] = value;
         }
         let _ = read_bytes(bytes);
     }

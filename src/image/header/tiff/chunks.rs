@@ -1,24 +1,28 @@
-//! The strips or tiles that a picture is cut into (TIFF 6.0, sections 3 and 15).
+//! Reads where the strips or tiles of a TIFF are (TIFF 6.0, sections 3 and 15).
 
 use super::{
-    Directory, Fault, ROWS_PER_STRIP, STRIP_BYTE_COUNTS, STRIP_OFFSETS, TILE_BYTE_COUNTS,
+    Directory, HeaderError, ROWS_PER_STRIP, STRIP_BYTE_COUNTS, STRIP_OFFSETS, TILE_BYTE_COUNTS,
     TILE_LENGTH, TILE_OFFSETS, TILE_WIDTH, Values, side, unsupported,
 };
 
-/// How many there may be.
+/// The most strips or tiles.
 const MAX_CHUNKS: u64 = 1 << 16;
 
-/// The strips or tiles that a picture is cut into: row by row and, where each sample has a plane of its
-/// own, plane by plane.
+/// The strips or tiles of a picture, row by row. If each sample has a plane of its own, all chunks of
+/// the first plane come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Chunks {
-    /// In pixels; the last ones may reach beyond the picture.
+    /// The width of a chunk in pixels. The last chunk of a row may extend beyond the picture.
     pub(in crate::image) width: u32,
+    /// The height of a chunk in pixels. The last chunk of a column may extend beyond the picture.
     pub(in crate::image) height: u32,
+    /// The number of chunks in a row.
     pub(in crate::image) across: u32,
+    /// The number of chunks in a column.
     pub(in crate::image) down: u32,
     pub(in crate::image) planes: u64,
     pub(in crate::image) offsets: Values,
+    /// The lengths in bytes, if the table of lengths is complete.
     pub(in crate::image) lengths: Option<Values>,
 }
 
@@ -27,7 +31,7 @@ impl Chunks {
         directory: &mut Directory,
         (width, height): (u32, u32),
         planes: u64,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, HeaderError> {
         let is_tiled = directory.values(TILE_WIDTH).is_some();
         let (chunk_width, chunk_height) = if is_tiled {
             (directory.first(TILE_WIDTH, 0)?, directory.first(TILE_LENGTH, 0)?)
@@ -37,21 +41,21 @@ impl Chunks {
         };
         let (chunk_width, chunk_height) = (side(chunk_width)?, side(chunk_height)?);
         let (across, down) = (width.div_ceil(chunk_width), height.div_ceil(chunk_height));
-        // Tiles may stand in the strips' tags, as libtiff knows.
+        // Some writers store the offsets and lengths of tiles in the tags for strips. libtiff accepts
+        // this, too.
         let either = |tile, strip| directory.values(tile).or(directory.values(strip));
-        let offsets = either(TILE_OFFSETS, STRIP_OFFSETS).ok_or(Fault::Damaged)?;
+        let offsets = either(TILE_OFFSETS, STRIP_OFFSETS).ok_or(HeaderError::Damaged)?;
         let lengths = either(TILE_BYTE_COUNTS, STRIP_BYTE_COUNTS);
         let count = (u64::from(across) * u64::from(down)).saturating_mul(planes);
         if count > MAX_CHUNKS {
             return Err(unsupported("a TIFF in more than 65,536 strips or tiles"));
         }
-        let is_short = |values: &Values| values.count < count;
-        let is_absurd = |values: Values| values.count > MAX_CHUNKS;
-        if is_short(&offsets) || is_absurd(offsets) || lengths.is_some_and(is_absurd) {
-            return Err(Fault::Damaged);
+        let is_incomplete = |values: &Values| values.count < count;
+        let is_too_long = |values: Values| values.count > MAX_CHUNKS;
+        if is_incomplete(&offsets) || is_too_long(offsets) || lengths.is_some_and(is_too_long) {
+            return Err(HeaderError::Damaged);
         }
-        // A table that is too short tells nothing.
-        let lengths = lengths.filter(|lengths| !is_short(lengths));
+        let lengths = lengths.filter(|lengths| !is_incomplete(lengths));
         Ok(Self {
             width: chunk_width,
             height: chunk_height,
@@ -63,7 +67,7 @@ impl Chunks {
         })
     }
 
-    /// How many there are.
+    /// The number of strips or tiles in all planes.
     pub(in crate::image) fn count(&self) -> u64 {
         u64::from(self.across) * u64::from(self.down) * self.planes
     }

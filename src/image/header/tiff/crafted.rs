@@ -1,4 +1,4 @@
-//! TIFFs byte by byte, for tests.
+//! Builds TIFF files for tests, byte by byte.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,18 @@ use super::*;
 const LONG: u16 = 4;
 const UNDEFINED: u16 = 7;
 
-/// A TIFF that is built from its tags and its strips or tiles.
+/// A TIFF that is built from its tags.
 #[derive(Clone)]
 pub(in crate::image) struct Crafted {
     tags: BTreeMap<u16, Vec<u64>>,
-    /// Whether it is a big-endian one.
-    is_mm: bool,
+    is_big_endian: bool,
     is_big_tiff: bool,
 }
 
 impl Crafted {
-    /// Of one strip, not compressed.
+    /// A little-endian TIFF with one uncompressed strip.
     pub(in crate::image) fn new(size: (u64, u64), photometric: u64, bits: &[u64]) -> Self {
-        let crafted = Self { tags: BTreeMap::new(), is_mm: false, is_big_tiff: false };
+        let crafted = Self { tags: BTreeMap::new(), is_big_endian: false, is_big_tiff: false };
         crafted
             .with(WIDTH, &[size.0])
             .with(HEIGHT, &[size.1])
@@ -40,7 +39,7 @@ impl Crafted {
     }
 
     pub(in crate::image) fn big_endian(mut self) -> Self {
-        self.is_mm = true;
+        self.is_big_endian = true;
         self
     }
 
@@ -49,10 +48,10 @@ impl Crafted {
         self
     }
 
-    /// The file, with these strips or tiles.
+    /// Returns the bytes of the file, with these strips or tiles.
     pub(in crate::image) fn file(&self, chunks: &[&[u8]]) -> Vec<u8> {
         let number = |value: u64, len: usize| {
-            if self.is_mm {
+            if self.is_big_endian {
                 value.to_be_bytes()[8 - len..].to_vec()
             } else {
                 value.to_le_bytes()[..len].to_vec()
@@ -66,7 +65,7 @@ impl Crafted {
         } else {
             (STRIP_OFFSETS, STRIP_BYTE_COUNTS)
         };
-        let mut file = if self.is_mm { b"MM".to_vec() } else { b"II".to_vec() };
+        let mut file = if self.is_big_endian { b"MM".to_vec() } else { b"II".to_vec() };
         file.extend(number(if self.is_big_tiff { 43 } else { 42 }, 2));
         if self.is_big_tiff {
             file.extend([number(8, 2), number(0, 2)].concat());
@@ -74,18 +73,19 @@ impl Crafted {
         let directory = 16 + chunks.iter().map(|chunk| chunk.len()).sum::<usize>();
         file.extend(number(directory as u64, word));
         file.resize(16, 0);
-        let mut at = Vec::new();
+        let mut chunk_offsets = Vec::new();
         for chunk in chunks {
-            at.push(file.len() as u64);
+            chunk_offsets.push(file.len() as u64);
             file.extend(*chunk);
         }
-        tags.entry(offsets).or_insert(at);
+        tags.entry(offsets).or_insert(chunk_offsets);
         tags.entry(lengths).or_insert(chunks.iter().map(|chunk| chunk.len() as u64).collect());
         tags.retain(|_, values| !values.is_empty());
 
         file.extend(number(tags.len() as u64, if self.is_big_tiff { 8 } else { 2 }));
-        let mut behind = file.len() + tags.len() * (4 + 2 * word) + word;
-        let mut outside = Vec::new();
+        // Values that do not fit into their entry follow the directory.
+        let mut next_value_at = file.len() + tags.len() * (4 + 2 * word) + word;
+        let mut long_values = Vec::new();
         for (tag, values) in tags {
             let (kind, size) = if tag == JPEG_TABLES { (UNDEFINED, 1) } else { (LONG, 4) };
             let mut bytes: Vec<u8> = values.iter().flat_map(|value| number(*value, size)).collect();
@@ -95,13 +95,13 @@ impl Crafted {
                 bytes.resize(word, 0);
                 file.extend(bytes);
             } else {
-                file.extend(number(behind as u64, word));
-                behind += bytes.len();
-                outside.extend(bytes);
+                file.extend(number(next_value_at as u64, word));
+                next_value_at += bytes.len();
+                long_values.extend(bytes);
             }
         }
         file.extend(vec![0; word]);
-        file.extend(outside);
+        file.extend(long_values);
         file
     }
 }

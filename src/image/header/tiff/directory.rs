@@ -1,21 +1,21 @@
-//! The first directory of a TIFF or BigTIFF file (TIFF 6.0, section 2): where the values of its tags
-//! stand.
+//! Reads the first directory of a TIFF or BigTIFF file (TIFF 6.0, section 2): the positions of its
+//! tags' values.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
-use crate::image::{Reader, header::Fault};
+use crate::image::{Reader, header::HeaderError};
 
-/// In which order the bytes of a number stand in the file.
+/// The byte order of numbers in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum ByteOrder {
-    /// The lowest first.
+    /// The least significant byte comes first.
     Little,
-    /// The highest first.
+    /// The most significant byte comes first.
     Big,
 }
 
 impl ByteOrder {
-    /// The number that up to eight bytes are.
+    /// Converts up to eight bytes to a number.
     fn number(self, bytes: &[u8]) -> u64 {
         let join = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
         match self {
@@ -25,26 +25,26 @@ impl ByteOrder {
     }
 }
 
-/// A tag's values in the file.
+/// The position of a tag's values in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Values {
     tag: u16,
-    /// Bytes of one of them.
+    /// Bytes per value.
     size: u8,
     at: u64,
     pub(in crate::image) count: u64,
 }
 
 impl Values {
-    /// Reads them, up to so many.
+    /// Reads at most `max_count` of the values.
     pub(in crate::image) fn read(
         self,
         reader: &mut Reader,
         order: ByteOrder,
-        most: u64,
+        max_count: u64,
     ) -> io::Result<Vec<u64>> {
         let size = usize::from(self.size);
-        let count = usize::try_from(self.count.min(most)).map_err(io::Error::other)?;
+        let count = usize::try_from(self.count.min(max_count)).map_err(io::Error::other)?;
         let mut bytes = vec![0; count.saturating_mul(size)];
         reader.seek(SeekFrom::Start(self.at))?;
         reader.read_exact(&mut bytes)?;
@@ -52,16 +52,16 @@ impl Values {
     }
 }
 
-/// The first directory, as far as it is of interest.
+/// The first directory, with the tags that were asked for.
 pub(super) struct Directory<'a> {
     reader: &'a mut Reader,
     pub(super) order: ByteOrder,
-    found: Vec<Values>,
+    values: Vec<Values>,
 }
 
 impl<'a> Directory<'a> {
-    /// Goes through the first directory and keeps where the values of these tags stand. What is no
-    /// whole number is skipped, and of several entries of one tag the first counts, as with libtiff.
+    /// Reads the first directory and records the positions of these tags' values. Like libtiff, it
+    /// skips values that are not whole numbers, and takes the first entry of a tag if there are several.
     pub(super) fn read(reader: &'a mut Reader, tags: &[u16]) -> io::Result<Self> {
         reader.seek(SeekFrom::Start(0))?;
         let mut head = [0; 4];
@@ -69,18 +69,18 @@ impl<'a> Directory<'a> {
         let order = if head[0] == b'I' { ByteOrder::Little } else { ByteOrder::Big };
         let is_big = order.number(&head[2..]) == 43;
         let word = if is_big { 8 } else { 4 };
-        let mut directory = Self { reader, order, found: Vec::new() };
+        let mut directory = Self { reader, order, values: Vec::new() };
         if is_big {
-            directory.number(4)?; // the size of addresses, always eight
+            directory.read_number(4)?; // the size of offsets, which is always eight, and a zero
         }
-        let first = directory.number(word)?;
-        directory.reader.seek(SeekFrom::Start(first))?;
-        for _ in 0..directory.number(if is_big { 8 } else { 2 })? {
+        let directory_at = directory.read_number(word)?;
+        directory.reader.seek(SeekFrom::Start(directory_at))?;
+        for _ in 0..directory.read_number(if is_big { 8 } else { 2 })? {
             let mut entry = [0; 20];
             let entry = &mut entry[..4 + 2 * word];
             directory.reader.read_exact(entry)?;
             let (tag, kind) = (order.number(&entry[..2]), order.number(&entry[2..4]));
-            let Some(tag) = tags.iter().copied().find(|wanted| u64::from(*wanted) == tag) else {
+            let Some(tag) = tags.iter().copied().find(|known| u64::from(*known) == tag) else {
                 continue;
             };
             let size = match kind {
@@ -90,42 +90,43 @@ impl<'a> Directory<'a> {
                 16..=18 => 8,
                 _ => continue,
             };
-            let (count, value) = (order.number(&entry[4..4 + word]), &entry[4 + word..]);
-            let is_here = count.checked_mul(size.into()).is_some_and(|len| len <= word as u64);
-            let at = if is_here {
+            let (count, values) = (order.number(&entry[4..4 + word]), &entry[4 + word..]);
+            // Short values are in the entry itself. For longer ones, the entry contains their offset.
+            let is_in_entry = count.checked_mul(size.into()).is_some_and(|len| len <= word as u64);
+            let at = if is_in_entry {
                 directory.reader.stream_position()? - word as u64
             } else {
-                order.number(value)
+                order.number(values)
             };
             if count > 0 && directory.values(tag).is_none() {
-                directory.found.push(Values { tag, size, at, count });
+                directory.values.push(Values { tag, size, at, count });
             }
         }
         Ok(directory)
     }
 
-    /// Where the values of a tag stand.
+    /// Returns the position of a tag's values.
     pub(super) fn values(&self, tag: u16) -> Option<Values> {
-        self.found.iter().copied().find(|values| values.tag == tag)
+        self.values.iter().copied().find(|values| values.tag == tag)
     }
 
-    /// The values of a tag, up to so many; none, where it is missing.
-    pub(super) fn numbers(&mut self, tag: u16, most: u64) -> Result<Vec<u64>, Fault> {
+    /// Reads at most `max_count` values of a tag. Returns no values if the tag is missing.
+    pub(super) fn numbers(&mut self, tag: u16, max_count: u64) -> Result<Vec<u64>, HeaderError> {
         let Some(values) = self.values(tag) else { return Ok(Vec::new()) };
-        values.read(self.reader, self.order, most).map_err(|_| Fault::Damaged)
+        values.read(self.reader, self.order, max_count).map_err(|_| HeaderError::Damaged)
     }
 
-    /// The first value of a tag, or what is meant where it is missing.
-    pub(super) fn first(&mut self, tag: u16, otherwise: u64) -> Result<u64, Fault> {
-        Ok(self.numbers(tag, 1)?.first().copied().unwrap_or(otherwise))
+    /// Reads the first value of a tag. Returns the default if the tag is missing.
+    pub(super) fn first(&mut self, tag: u16, default: u64) -> Result<u64, HeaderError> {
+        Ok(self.numbers(tag, 1)?.first().copied().unwrap_or(default))
     }
 
-    /// What it is read from.
+    /// Returns the reader of the file.
     pub(super) fn reader(&mut self) -> &mut Reader {
         self.reader
     }
 
-    fn number(&mut self, len: usize) -> io::Result<u64> {
+    fn read_number(&mut self, len: usize) -> io::Result<u64> {
         let mut bytes = [0; 8];
         let bytes = &mut bytes[..len];
         self.reader.read_exact(bytes)?;

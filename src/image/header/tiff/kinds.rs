@@ -1,13 +1,15 @@
-//! How pixels are stored in a TIFF. What is not read is named, in words for whoever sent it.
+//! The ways in which a TIFF can store pixels. Unsupported ones are refused with a description that the
+//! client sees.
 
-use super::{Fault, unsupported};
+use super::{HeaderError, unsupported};
 
-/// How a strip or a tile is compressed.
+/// The compression of strips or tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Compression {
     None,
-    /// CCITT Group 3, each row for itself.
+    /// One-dimensional CCITT Group 3: each row is compressed separately.
     Group3,
+    /// CCITT Group 4.
     Group4,
     Lzw,
     Deflate,
@@ -16,8 +18,8 @@ pub(in crate::image) enum Compression {
 }
 
 impl Compression {
-    /// By the tags Compression and T4Options.
-    pub(super) fn from_tags(compression: u64, t4_options: u64) -> Result<Self, Fault> {
+    /// Converts the tags Compression and T4Options.
+    pub(super) fn from_tags(compression: u64, t4_options: u64) -> Result<Self, HeaderError> {
         const TWO_DIMENSIONAL: u64 = 1;
         Err(unsupported(match compression {
             1 => return Ok(Self::None),
@@ -41,8 +43,8 @@ impl Compression {
         }))
     }
 
-    /// Whether the tag Predictor counts.
-    pub(super) fn knows_predictors(self) -> bool {
+    /// Whether the tag Predictor has a meaning for this compression.
+    pub(super) fn uses_predictors(self) -> bool {
         matches!(self, Self::Lzw | Self::Deflate)
     }
 
@@ -51,24 +53,24 @@ impl Compression {
     }
 }
 
-/// What the samples of a pixel mean.
+/// The meaning of a pixel's samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Color {
     Grey {
         white_is_zero: bool,
     },
     Rgb,
-    /// A number in the table ColorMap.
+    /// An index into the table ColorMap.
     Palette,
     Cmyk,
-    /// In a JPEG, which knows one kind of it alone: YCbCrCoefficients and ReferenceBlackWhite do not
-    /// count (as with libtiff, which leaves it to libjpeg).
+    /// YCbCr in a JPEG, which has only one kind of it. The tags YCbCrCoefficients and
+    /// ReferenceBlackWhite are ignored. libtiff ignores them, too, and lets libjpeg convert the colours.
     YCbCr,
 }
 
 impl Color {
-    /// By the tags PhotometricInterpretation and InkSet.
-    pub(super) fn from_tags(photometric: u64, ink_set: u64) -> Result<Self, Fault> {
+    /// Converts the tags PhotometricInterpretation and InkSet.
+    pub(super) fn from_tags(photometric: u64, ink_set: u64) -> Result<Self, HeaderError> {
         const CMYK: u64 = 1;
         Err(unsupported(match photometric {
             0 | 1 => return Ok(Self::Grey { white_is_zero: photometric == 0 }),
@@ -85,7 +87,7 @@ impl Color {
         }))
     }
 
-    /// How many samples it has, without alpha.
+    /// The samples per pixel, without alpha.
     pub(in crate::image) fn samples(self) -> u64 {
         match self {
             Self::Grey { .. } | Self::Palette => 1,
@@ -95,7 +97,7 @@ impl Color {
     }
 }
 
-/// What a sample is.
+/// The type of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Depth {
     /// A whole number of 1, 2, 4, 8 or 16 bits.
@@ -105,29 +107,35 @@ pub(in crate::image) enum Depth {
 }
 
 impl Depth {
-    /// By the tags BitsPerSample and SampleFormat, each with a value for each sample or one for all.
-    pub(super) fn from_tags(bits: &[u64], formats: &[u64], color: Color) -> Result<Self, Fault> {
-        let (bits, format) = match (one(bits, 1), one(formats, 1)) {
+    /// Converts the tags BitsPerSample and SampleFormat. Each has one value for each sample, or one
+    /// value for all samples.
+    pub(super) fn from_tags(
+        bits: &[u64],
+        formats: &[u64],
+        color: Color,
+    ) -> Result<Self, HeaderError> {
+        let (bits, format) = match (common_value(bits, 1), common_value(formats, 1)) {
             (Some(bits), Some(format)) => (bits, format),
             _ => return Err(unsupported("a TIFF whose samples differ in kind or depth")),
         };
-        let is_deep = matches!(color, Color::Rgb | Color::Cmyk);
+        let needs_whole_bytes = matches!(color, Color::Rgb | Color::Cmyk);
         Err(match (format, bits) {
-            // What a photograph is from 0 to 1 is temperatures or heights in a grey file.
+            // Only for RGB: grey floating-point numbers are often temperatures or heights, which are
+            // not from 0 to 1.
             (3, 32) if color == Color::Rgb => return Ok(Self::Float),
             (3, _) => unsupported("a TIFF of floating-point numbers that are not RGB of 32 bits"),
             (2, _) => unsupported("a TIFF of numbers with a sign"),
             (5 | 6, _) => unsupported("a TIFF of complex numbers"),
-            // 4 is "undefined": whole numbers, as with libtiff.
+            // 1 is whole numbers. 4 is "undefined", which libtiff reads as whole numbers.
             (1 | 4, 8) => return Ok(Self::Bits(8)),
-            (1 | 4, 1 | 2 | 4) if !is_deep => return Ok(Self::Bits(bits as u32)),
+            (1 | 4, 1 | 2 | 4) if !needs_whole_bytes => return Ok(Self::Bits(bits as u32)),
             (1 | 4, 16) if color != Color::Palette => return Ok(Self::Bits(16)),
             (1 | 4, 1..=64) => unsupported("a TIFF with a rare number of bits a sample"),
-            _ => Fault::Damaged,
+            _ => HeaderError::Damaged,
         })
     }
 
-    /// In bits.
+    /// The bits per sample.
     pub(in crate::image) fn bits(self) -> u64 {
         match self {
             Self::Bits(bits) => bits.into(),
@@ -136,55 +144,58 @@ impl Depth {
     }
 }
 
-/// The value that all have.
-fn one(values: &[u64], otherwise: u64) -> Option<u64> {
-    let first = values.first().copied().unwrap_or(otherwise);
+/// Returns the value that all have in common, or the default if there are none.
+fn common_value(values: &[u64], default: u64) -> Option<u64> {
+    let first = values.first().copied().unwrap_or(default);
     values.iter().all(|value| *value == first).then_some(first)
 }
 
-/// What is stored instead of each sample (section 14, and Adobe's Technical Note 3).
+/// The transformation of samples before compression (section 14, and Adobe's Technical Note 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Predictor {
     None,
-    /// The difference from the pixel to the left.
+    /// Each sample is the difference from that of the pixel to the left.
     Difference,
-    /// The same of floating-point numbers' bytes, the highest of a whole row first.
+    /// The bytes of a row's floating-point numbers are reordered: first the most significant byte of
+    /// each number, then the next one of each. Each byte is then the difference from the corresponding
+    /// byte of the pixel to the left.
     FloatDifference,
 }
 
 impl Predictor {
-    pub(super) fn from_tag(predictor: u64, depth: Depth) -> Result<Self, Fault> {
+    pub(super) fn from_tag(predictor: u64, depth: Depth) -> Result<Self, HeaderError> {
         match (predictor, depth) {
             (1, _) => Ok(Self::None),
             (2, Depth::Bits(8 | 16) | Depth::Float) => Ok(Self::Difference),
             (2, _) => Err(unsupported("a TIFF with a predictor for samples of less than a byte")),
             (3, Depth::Float) => Ok(Self::FloatDifference),
-            _ => Err(Fault::Damaged),
+            _ => Err(HeaderError::Damaged),
         }
     }
 }
 
-/// Which sample of a pixel is how opaque it is.
+/// The sample of a pixel that is its opacity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Alpha {
-    /// Its place.
+    /// The index of the sample.
     pub(in crate::image) at: u64,
-    /// Whether the colours are multiplied by it already.
+    /// Whether the colours are already multiplied by alpha.
     pub(in crate::image) is_associated: bool,
 }
 
 impl Alpha {
-    /// By the tag ExtraSamples, of a pixel with so many samples. What is of no known kind is left out.
+    /// Converts the tag ExtraSamples for a pixel with this number of samples. Ignores samples of an
+    /// unknown kind.
     pub(super) fn from_tags(
         extra: &[u64],
         color: Color,
         samples: u64,
-    ) -> Result<Option<Self>, Fault> {
+    ) -> Result<Option<Self>, HeaderError> {
         const ASSOCIATED: u64 = 1;
         const UNASSOCIATED: u64 = 2;
-        const COREL_DRAW: u64 = 999; // the same, as Pillow knows
+        const COREL_DRAW: u64 = 999; // CorelDRAW's value for UNASSOCIATED, according to Pillow
         let first = color.samples();
-        // Many writers forget to say what the fourth sample of RGB is.
+        // Many programs write RGB with alpha, but without the tag ExtraSamples.
         if color == Color::Rgb && samples == 4 && extra.is_empty() {
             return Ok(Some(Self { at: first, is_associated: false }));
         }

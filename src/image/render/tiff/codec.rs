@@ -262,14 +262,14 @@ fn jpeg(tiff: &Tiff, tables: &[u8], chunk: &Chunk, reader: &mut Reader) -> io::R
     let header = jpeg::read(&mut content.header_reader());
     let header = header.map_err(|_| broken("an embedded JPEG cannot be read"))?;
     let frame = header.frame;
-    let matches_tags = u64::from(frame.components) == tiff.samples_together()
+    let matches_tags = u64::from(frame.components) == tiff.samples_per_chunk_pixel()
         && u32::from(frame.width) == tiff.chunks.width
         // The JPEG of the last strip may be as high as the others, and reach beyond the picture.
         && (chunk.rows..=tiff.chunks.height).contains(&frame.height.into());
     if !matches_tags {
         return Err(broken("the size or the colours of an embedded JPEG differ from the tags"));
     }
-    if header.undecodable().is_some() {
+    if header.undecodable_kind().is_some() {
         return Err(broken("an embedded JPEG is of an unsupported kind"));
     }
     let len = usize::try_from(content.len()).map_err(io::Error::other)?;

@@ -9,7 +9,7 @@ use crate::image::header::tiff::{
 /// Restores the samples of a row from the differences that a predictor stored (TIFF 6.0, section 14,
 /// and Adobe's Technical Note 3).
 pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
-    let distance = tiff.samples_together() as usize;
+    let distance = tiff.samples_per_chunk_pixel() as usize;
     match (tiff.predictor, tiff.depth.bits()) {
         (Predictor::None, _) => {}
         (Predictor::Difference, 32) => sum_differences::<4>(row, distance, tiff.order),

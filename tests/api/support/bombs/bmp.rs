@@ -1,4 +1,4 @@
-//! BMP: <https://learn.microsoft.com/windows/win32/gdi/bitmap-compression>.
+//! Hostile BMPs (<https://learn.microsoft.com/windows/win32/gdi/bitmap-compression>).
 
 use super::Bomb;
 use crate::support::craft::bmp;
@@ -11,35 +11,37 @@ pub(super) fn all() -> Vec<Bomb> {
     let palette = [7; 1024];
     let rle8 = |size, data: &[u8]| bmp(size, 8, RLE8, 256, &palette, data);
     let rle4 = |size, data: &[u8]| bmp(size, 4, RLE4, 16, &palette[..64], data);
-    let masks = |masks: [u32; 3]| masks.map(u32::to_le_bytes).concat();
-    let fields = |of| bmp((16, 16), 32, BITFIELDS, 0, &masks(of), &[0x5a; 1024]);
+    let with_masks = |masks: [u32; 3]| {
+        let masks = masks.map(u32::to_le_bytes).concat();
+        bmp((16, 16), 32, BITFIELDS, 0, &masks, &[0x5a; 1024])
+    };
     vec![
-        // 36 megapixels in a few bytes: nothing but the end.
+        // The data for 36 megapixels is only the code for the end of the picture.
         ("bmp-rle8-of-nothing", rle8((6000, 6000), &[0, 1])),
-        // Jumps right and up, out of the picture.
+        // Jumps to the right and up, out of the picture.
         ("bmp-rle8-jumps", rle8((64, 64), &[0, 2, 255, 255].repeat(1000))),
         ("bmp-rle4-jumps", rle4((64, 64), &[0, 2, 1, 0].repeat(1000))),
-        // Stands still: jumps of nothing, then runs of nothing, and no end.
+        // Codes that never advance: jumps by zero pixels. Then runs without an end of the picture.
         ("bmp-rle8-stands-still", rle8((64, 64), &[0, 2, 0, 0].repeat(500_000))),
         ("bmp-rle8-never-ends", rle8((64, 64), &[255, 1].repeat(1_000_000))),
         ("bmp-rle4-never-ends", rle4((64, 64), &[0, 255].repeat(1_000_000))),
         ("bmp-palette-4-billion", bmp((16, 16), 8, 0, u32::MAX, &palette, &[0; 256])),
         ("bmp-palette-cut", bmp((16, 16), 8, 0, 256, &palette[..8], &[])),
-        ("bmp-masks-of-nothing", fields([0; 3])),
-        ("bmp-masks-of-all", fields([u32::MAX; 3])),
-        ("bmp-masks-with-holes", fields([0x5555_5555, 0xaaaa_aaaa, 0x1001])),
+        ("bmp-masks-of-nothing", with_masks([0; 3])),
+        ("bmp-masks-of-all", with_masks([u32::MAX; 3])),
+        ("bmp-masks-with-holes", with_masks([0x5555_5555, 0xaaaa_aaaa, 0x1001])),
         ("bmp-no-data", bmp((8000, 7900), 24, 0, 0, &[], &[])),
         ("bmp-lowest-height", bmp((16, i32::MIN), 24, 0, 0, &[], &[0; 1000])),
         ("bmp-negative-width", bmp((-16, 16), 24, 0, 0, &[], &[0; 1000])),
         ("bmp-widest", bmp((i32::MAX, 1), 1, 0, 2, &palette[..8], &[0; 1000])),
         ("bmp-depth-65535", bmp((16, 16), u16::MAX, 0, 0, &[], &[0; 1000])),
         ("bmp-compression-jpeg", bmp((16, 16), 0, 4, 0, &[], &[0; 1000])),
-        ("bmp-data-far-away", far_away()),
+        ("bmp-data-far-away", data_far_away()),
     ]
 }
 
-/// The pixels are said to begin at 4 GiB.
-fn far_away() -> Vec<u8> {
+/// According to the header, the pixels begin at 4 GiB.
+fn data_far_away() -> Vec<u8> {
     let mut bmp = bmp((16, 16), 24, 0, 0, &[], &[0; 768]);
     bmp[10..14].copy_from_slice(&u32::MAX.to_le_bytes());
     bmp

@@ -1,4 +1,4 @@
-//! GIF: GIF89a.
+//! Hostile GIFs (GIF89a).
 
 use super::Bomb;
 use crate::support::craft::{LowBits, gif_lzw, sub_blocks};
@@ -33,7 +33,7 @@ fn frame((width, height): (u16, u16), data: &[u8]) -> Vec<u8> {
     [b",", &sizes[..], &[0], data].concat()
 }
 
-/// Two megabytes of clear codes: no pixel ever comes.
+/// Two megabytes of clear codes, and no pixels.
 fn endless_lzw() -> Vec<u8> {
     let mut bits = LowBits::default();
     for _ in 0..1_800_000 {
@@ -42,7 +42,7 @@ fn endless_lzw() -> Vec<u8> {
     [vec![8], sub_blocks(&bits.finish())].concat()
 }
 
-/// Metadata that a decoder keeps, and no picture.
+/// Three megabytes of metadata, which a decoder may store, and no frame.
 fn xmp() -> Vec<u8> {
     [&b"!\xff\x0bXMP DataXMP"[..], &sub_blocks(&vec![b'x'; 3 << 20])].concat()
 }

@@ -1,4 +1,4 @@
-//! HEIC: `tests/fixtures/heic/make.py` has how each is made.
+//! Hostile HEICs. `tests/fixtures/heic/make.py` writes them.
 
 use super::Bomb;
 

@@ -1,4 +1,4 @@
-//! JPEG: ITU-T T.81.
+//! Hostile JPEGs (ITU-T T.81).
 
 use super::Bomb;
 use crate::support::craft::{jpeg_head, scan_head, segment};
@@ -35,19 +35,20 @@ pub(super) fn endless() -> Vec<Bomb> {
     vec![("jpeg-extended-xmp", extended_xmp())]
 }
 
-/// A frame's head, the scan that has all of it, and nothing in the scan.
+/// Appends an empty scan of all components, and the end of the picture.
 fn whole(head: Vec<u8>) -> Vec<u8> {
     let components: Vec<u8> = (1..=3).collect();
     let spectrum = if head.windows(2).any(|pair| pair == [0xff, PROGRESSIVE]) { 0 } else { 63 };
     [head, scan_head(&components, (0, spectrum), 0), b"\xff\xd9".to_vec()].concat()
 }
 
-/// A picture of 64 × 64 with these segments before its scan.
+/// A picture of 64 × 64 pixels with these segments before its scan.
 fn with(segments: &[u8]) -> Vec<u8> {
     whole([&jpeg_head(BASELINE, (64, 64), &[0x11; 3])[..], segments].concat())
 }
 
-/// A progressive picture of so many scans with a byte each: all blocks are gone over as often.
+/// A progressive picture with this number of scans, of one byte each. The decoder processes all blocks
+/// for each scan.
 fn scans(size: (u16, u16), count: usize) -> Vec<u8> {
     let mut jpeg = jpeg_head(PROGRESSIVE, size, &[0x11; 3]);
     jpeg.extend([scan_head(&[1, 2, 3], (0, 0), 0), vec![0]].concat());
@@ -64,15 +65,15 @@ fn twelve_bit() -> Vec<u8> {
     whole(jpeg)
 }
 
-/// A second frame header, larger than the first: 16 × 16 become 60000 × 1000.
+/// A picture with two frame headers: the first of 16 × 16 pixels, the second of 60000 × 1000.
 fn frame_grows() -> Vec<u8> {
     let mut second = jpeg_head(PROGRESSIVE, (60_000, 1000), &[0x11; 3]);
     second.drain(..2);
     whole([jpeg_head(BASELINE, (16, 16), &[0x11; 3]), second].concat())
 }
 
-/// Pieces of extended XMP of which the last never comes: a decoder that sorts and compares all
-/// pieces after each segment does so 300,000 times with 15,000 (XMP specification, part 3, 1.1.3.1).
+/// 15,000 pieces of extended XMP without the last piece, and 300,000 more segments (XMP specification,
+/// part 3, 1.1.3.1). Some decoders sort and compare all pieces after each segment.
 fn extended_xmp() -> Vec<u8> {
     let mut piece = b"http://ns.adobe.com/xmp/extension/\0".to_vec();
     piece.extend([b'0'; 32]);

@@ -1,4 +1,4 @@
-//! Small hostile pictures, built byte by byte.
+//! Generates hostile pictures, byte by byte. Their files are small.
 
 mod bmp;
 mod gif;
@@ -10,16 +10,16 @@ mod webp;
 
 pub use tiff::shared_lzw;
 
-/// A picture and its name.
+/// The name of a hostile picture, and its bytes.
 pub type Bomb = (&'static str, Vec<u8>);
 
-/// What decoders are done with in seconds, or refuse.
+/// Pictures that decoders refuse, or finish decoding within seconds.
 pub fn all() -> Vec<Bomb> {
     [webp::all(), tiff::all(), gif::all(), bmp::all(), png::all(), jpeg::all(), heic::all()]
         .concat()
 }
 
-/// What keeps a decoder busy for minutes or hours.
+/// Pictures that keep a decoder busy for minutes or hours.
 pub fn endless() -> Vec<Bomb> {
     [tiff::endless(), jpeg::endless()].concat()
 }

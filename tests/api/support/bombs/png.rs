@@ -1,4 +1,4 @@
-//! PNG: the PNG specification, third edition.
+//! Hostile PNGs (PNG specification, third edition).
 
 use super::Bomb;
 use crate::support::craft::{png, png_chunk, zlib, zlib_zeros};
@@ -6,13 +6,13 @@ use crate::support::craft::{png, png_chunk, zlib, zlib_zeros};
 const RGB: u8 = 2;
 const RGBA: u8 = 6;
 
-/// A gigabyte as a megabyte.
+/// A gibibyte of zeros, which is a mebibyte when it is compressed.
 const GIB: u64 = 1 << 30;
 
 pub(super) fn all() -> Vec<Bomb> {
     let text = |head: &[u8]| [head, &zlib_zeros(GIB)].concat();
     vec![
-        // Text and profiles that inflate to a gigabyte (11.3.3, 11.3.2.3).
+        // Text and profiles that decompress to a gibibyte (11.3.3, 11.3.2.3).
         ("png-ztxt", small(&[png_chunk(b"zTXt", &text(b"Comment\0\0"))])),
         ("png-itxt", small(&[png_chunk(b"iTXt", &text(b"XML:com.adobe.xmp\0\x01\0\0\0"))])),
         ("png-iccp", small(&[png_chunk(b"iCCP", &text(b"Profile\0\0"))])),
@@ -20,7 +20,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("png-idat-inflates", png((16, 16), 8, RGB, false, &[idat(GIB)])),
         ("png-idat-of-nothing", small(&vec![png_chunk(b"IDAT", b""); 200_000])),
         ("png-no-data", png((8000, 7900), 8, RGB, false, &[png_chunk(b"IDAT", b"")])),
-        // 96 megabytes of pixels, from 96 kilobytes.
+        // The data of 96 KiB decompresses to 96 MiB of pixels.
         ("png-interlaced-16-bit", png((3500, 3500), 16, RGBA, true, &[idat(99 << 20)])),
         ("png-absurd-length", absurd_length(b"tEXt", 0x7fff_ffff)),
         ("png-absurd-length-of-data", absurd_length(b"IDAT", 0x7fff_ffff)),
@@ -35,20 +35,20 @@ fn idat(zeros: u64) -> Vec<u8> {
     png_chunk(b"IDAT", &zlib_zeros(zeros))
 }
 
-/// A picture of 16 × 16 with these chunks before its pixels.
+/// A picture of 16 × 16 pixels with these chunks before the pixels.
 fn small(chunks: &[Vec<u8>]) -> Vec<u8> {
     let pixels = png_chunk(b"IDAT", &zlib(&[0; 16 * 49]));
     png((16, 16), 8, RGB, false, &[chunks, &[pixels]].concat())
 }
 
-/// A chunk that says it is far longer than the file.
+/// A picture with a chunk whose length field is far longer than the file.
 fn absurd_length(name: &[u8; 4], length: u32) -> Vec<u8> {
     let mut chunk = png_chunk(name, &[b'a'; 1000]);
     chunk[..4].copy_from_slice(&length.to_be_bytes());
     small(&[chunk])
 }
 
-/// A frame of an animation, larger than the picture.
+/// The header of an animation's frame that is larger than the picture.
 fn frame_control() -> Vec<u8> {
     let mut control = vec![0; 26];
     control[4..12].copy_from_slice(&[0, 0, 255, 255, 0, 0, 255, 255]);

@@ -1,4 +1,4 @@
-//! TIFF: TIFF 6.0, and BigTIFF.
+//! Hostile TIFFs and BigTIFFs (TIFF 6.0).
 
 use super::Bomb;
 use crate::support::craft::{
@@ -17,8 +17,8 @@ const DEFLATE: u64 = 8;
 const PACKBITS: u64 = 32_773;
 const OLD_DEFLATE: u64 = 32_946;
 
-/// Where [`tiff`] puts the data.
-const DATA: u64 = 16;
+/// The offset of the data in the files of [`tiff`].
+const DATA_AT: u64 = 16;
 
 pub(super) fn all() -> Vec<Bomb> {
     let mut bombs = vec![
@@ -50,7 +50,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("tiff-absurd-strip-old-deflate", OLD_DEFLATE, zlib_zeros(1 << 28)),
         ("tiff-absurd-strip-packbits", PACKBITS, packbits(&[0; 100])),
     ] {
-        let strip = (DATA, 1 << 20);
+        let strip = (DATA_AT, 1 << 20);
         bombs.push((name, picture(compression, &data, (16, 16), u32::MAX.into(), strip)));
     }
     for (name, tag) in [
@@ -67,7 +67,7 @@ pub(super) fn all() -> Vec<Bomb> {
     bombs
 }
 
-/// Each is a picture of 1 × 65535 whose 65,535 strips or tiles all are the same bytes.
+/// Pictures that take minutes or hours to decode. See [`shared`].
 pub(super) fn endless() -> Vec<Bomb> {
     vec![
         ("tiff-shared-packbits", shared(PACKBITS, &[&[0x80; 1 << 20][..], &[0, 0]].concat(), None)),
@@ -77,35 +77,35 @@ pub(super) fn endless() -> Vec<Bomb> {
     ]
 }
 
-/// A tile 16 million pixels wide of which one is wanted: the rest must not be inflated. Others say
-/// nothing a million times before the pixel comes.
+/// A picture of 1 × 65,535 pixels with a strip or a tile for each pixel. All of them have the same bytes
+/// in the file, so a decoder decompresses these bytes 65,535 times.
 fn shared(compression: u64, data: &[u8], tile_width: Option<u64>) -> Vec<u8> {
     const STRIPS: usize = 65_535;
     let bits = if matches!(compression, GROUP_3 | GROUP_4) { 1 } else { 8 };
     let mut entries = base(compression, (1, STRIPS as u64), 1, bits);
-    let (at, len) = (vec![DATA; STRIPS], vec![data.len() as u64; STRIPS]);
+    let (offsets, lengths) = (vec![DATA_AT; STRIPS], vec![data.len() as u64; STRIPS]);
     if let Some(width) = tile_width {
         entries.extend([(322, LONG, vec![width]), (323, LONG, vec![1])]);
-        entries.extend([(324, LONG, at), (325, LONG, len)]);
+        entries.extend([(324, LONG, offsets), (325, LONG, lengths)]);
     } else {
-        entries.extend([(273, LONG, at), (278, LONG, vec![1]), (279, LONG, len)]);
+        entries.extend([(273, LONG, offsets), (278, LONG, vec![1]), (279, LONG, lengths)]);
     }
     sorted(data, entries)
 }
 
-/// Every strip of one pixel is a JPEG of 4096 × 4096.
+/// Every strip should have one pixel, but is a JPEG of 4096 × 4096 pixels.
 fn shared_jpeg() -> Vec<u8> {
     let jpeg =
         [jpeg_head(0xc0, (4096, 4096), &[0x11]), scan_head(&[1], (0, 63), 0), vec![0; 65_000]];
     shared(JPEG, &jpeg.concat(), None)
 }
 
-/// A megabyte that is unpacked for every pixel.
+/// Every pixel is compressed to a megabyte of LZW.
 pub fn shared_lzw() -> Vec<u8> {
     shared(LZW, &clear_codes(), None)
 }
 
-/// LZW that clears its table for a megabyte.
+/// A megabyte of LZW: clear codes, and then one pixel.
 fn clear_codes() -> Vec<u8> {
     let mut bits = HighBits::default();
     for _ in 0..900_000 {
@@ -116,7 +116,7 @@ fn clear_codes() -> Vec<u8> {
     bits.finish()
 }
 
-/// Runs of no pixels, white and black, four hundred thousand times before the row's end (ITU-T T.6).
+/// Fax data (ITU-T T.6): 400,000 white and black runs of zero pixels, and then the end of the row.
 fn empty_runs() -> Vec<u8> {
     let mut bits = HighBits::default();
     for _ in 0..400_000 {
@@ -128,7 +128,7 @@ fn empty_runs() -> Vec<u8> {
     bits.finish()
 }
 
-/// The tags of a picture but those of its strips or tiles.
+/// The tags of a picture, without those of its strips or tiles.
 fn base(compression: u64, size: (u64, u64), samples: u64, bits: u64) -> Vec<Entry> {
     vec![
         (256, LONG, vec![size.0]),
@@ -161,61 +161,63 @@ fn picture(
     sorted(data, entries)
 }
 
-/// A picture of 16 × 16 whose only strip is a JPEG that says it is far larger, and ends with its
-/// header: a progressive one of 16384 × 16384 takes 2.4 GB.
+/// A picture of 16 × 16 pixels whose only strip is a much larger JPEG without pixels. For a progressive
+/// JPEG of 16384 × 16384 pixels, a decoder that ignores the size of the strip allocates 2.4 GB.
 fn inner_jpeg_larger(frame: u8, side: u16) -> Vec<u8> {
     let components = if frame == 0xc2 { (0, 0) } else { (0, 63) };
     let jpeg =
         [jpeg_head(frame, (side, side), &[0x11; 3]), scan_head(&[1, 2, 3], components, 0)].concat();
-    picture(JPEG, &jpeg, (16, 16), 16, (DATA, jpeg.len() as u64))
+    picture(JPEG, &jpeg, (16, 16), 16, (DATA_AT, jpeg.len() as u64))
 }
 
-/// A picture of 8 × 8 in a tile as wide as can be said: a row of it is allocated where samples
-/// have to be left out, and inflated where pixels have to be.
+/// A picture of 8 × 8 pixels in an extremely wide tile. A decoder may allocate a whole row of the tile to
+/// skip samples, or decompress a whole row to skip pixels.
 fn wide_tile(width: u64, samples: u64, bits: u64, data: &[u8], compression: u64) -> Vec<u8> {
     let mut entries = base(compression, (8, 8), samples, bits);
     if samples > 3 {
         entries.push((338, SHORT, vec![0; samples as usize - 3]));
     }
     entries.extend([(322, LONG, vec![width]), (323, LONG, vec![8])]);
-    entries.extend([(324, LONG, vec![DATA]), (325, LONG, vec![data.len() as u64])]);
+    entries.extend([(324, LONG, vec![DATA_AT]), (325, LONG, vec![data.len() as u64])]);
     sorted(data, entries)
 }
 
-/// The same of floating-point numbers whose bytes stand apart, over the whole width of the tile.
+/// A picture of 8 × 8 pixels in an extremely wide tile with the floating-point predictor, which
+/// distributes the bytes of a number over the whole row.
 fn wide_tile_of_floats() -> Vec<u8> {
     let mut entries = base(DEFLATE, (8, 8), 3, 32);
     entries.extend([(317, SHORT, vec![3]), (339, SHORT, vec![3])]);
     entries.extend([(322, LONG, vec![u32::MAX.into()]), (323, LONG, vec![8])]);
-    entries.extend([(324, LONG, vec![DATA]), (325, LONG, vec![1000])]);
+    entries.extend([(324, LONG, vec![DATA_AT]), (325, LONG, vec![1000])]);
     sorted(&zlib_zeros(1 << 28), entries)
 }
 
-/// A picture of 16 × 16 in a tile that is as large as a JPEG can be, and is one.
+/// A picture of 16 × 16 pixels in a tile of the largest size of a JPEG, compressed as a JPEG.
 fn large_tile_jpeg() -> Vec<u8> {
     let jpeg = [jpeg_head(0xc2, (65_520, 65_520), &[0x11; 3]), scan_head(&[1, 2, 3], (0, 0), 0)];
     let jpeg = jpeg.concat();
     let mut entries = base(JPEG, (16, 16), 3, 8);
     entries.extend([(322, LONG, vec![65_520]), (323, LONG, vec![65_520])]);
-    entries.extend([(324, LONG, vec![DATA]), (325, LONG, vec![jpeg.len() as u64])]);
+    entries.extend([(324, LONG, vec![DATA_AT]), (325, LONG, vec![jpeg.len() as u64])]);
     sorted(&jpeg, entries)
 }
 
-/// BigTIFF: as many entries, each with its values at the other end of the file, so that who reads
-/// them seeks as often. The size comes first.
+/// A BigTIFF with this number of entries, most of which have their values far away. A reader of all
+/// values seeks twice for each entry.
 fn far_entries(count: usize) -> Vec<u8> {
-    const FAR: usize = 1 << 17;
+    const DATA_LEN: usize = 1 << 17;
     let mut entries = vec![(256, LONG, vec![16]), (257, LONG, vec![16])];
-    entries.resize(count, (258, SHORT, vec![DATA, 0, 0, 0]));
-    let mut file = tiff(true, &[8, 0].repeat(FAR / 2), &entries);
+    entries.resize(count, (258, SHORT, vec![DATA_AT, 0, 0, 0]));
+    let mut file = tiff(true, &[8, 0].repeat(DATA_LEN / 2), &entries);
     for entry in 2..count {
-        // Eight values do not fit where four did: what stands there is their address.
-        file[DATA as usize + FAR + 8 + entry * 20 + 4] = 8;
+        // The entry contains four values. With a count of eight, these are read as the offset of the
+        // values: that of the data, at the start of the file.
+        file[DATA_AT as usize + DATA_LEN + 8 + entry * 20 + 4] = 8;
     }
     file
 }
 
-/// BigTIFF: a directory of 2⁶⁴ − 1 entries.
+/// A BigTIFF whose directory has 2⁶⁴ − 1 entries, according to its count.
 fn endless_directory() -> Vec<u8> {
     let mut file = tiff(true, &[], &base(NONE, (16, 16), 3, 8));
     file[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
@@ -223,9 +225,9 @@ fn endless_directory() -> Vec<u8> {
     file
 }
 
-/// The next directory is this one.
+/// A TIFF whose first directory links to itself as the next one.
 fn directory_of_itself() -> Vec<u8> {
-    let mut file = picture(NONE, &[7; 768], (16, 16), 16, (DATA, 768));
+    let mut file = picture(NONE, &[7; 768], (16, 16), 16, (DATA_AT, 768));
     let directory = usize::from(u16::from_le_bytes([file[4], file[5]]));
     let next = directory + 2 + 9 * 12;
     let address = (directory as u32).to_le_bytes();
@@ -233,24 +235,24 @@ fn directory_of_itself() -> Vec<u8> {
     file
 }
 
-/// Separate planes in tiles that do not fill the last column and row: image-tiff issue 403, a panic.
+/// Separate planes in tiles that extend beyond the picture. They made image-tiff panic (issue 403).
 fn planar_ragged_tiles() -> Vec<u8> {
     let mut entries = base(NONE, (20, 20), 3, 8);
     entries.extend([(284, SHORT, vec![2]), (322, LONG, vec![16]), (323, LONG, vec![16])]);
-    entries.push((324, LONG, (0..12).map(|tile| DATA + tile * 256).collect()));
+    entries.push((324, LONG, (0..12).map(|tile| DATA_AT + tile * 256).collect()));
     entries.push((325, LONG, vec![256; 12]));
     sorted(&[100; 12 * 256], entries)
 }
 
-/// Strips that all end where they begin.
+/// Strips of zero bytes.
 fn strips_of_nothing() -> Vec<u8> {
     shared(NONE, &[], None)
 }
 
-/// A table of two billion values.
+/// A picture whose entry for this tag has two billion values.
 fn absurd_table(tag: u16) -> Vec<u8> {
     let compression = if tag == 347 { JPEG } else { NONE };
-    let mut file = picture(compression, &[7; 768], (16, 16), 16, (DATA, 768));
+    let mut file = picture(compression, &[7; 768], (16, 16), 16, (DATA_AT, 768));
     let directory = usize::from(u16::from_le_bytes([file[4], file[5]]));
     let entries = usize::from(file[directory]);
     let at = (0..entries)

@@ -1,5 +1,5 @@
-//! WebP: <https://developers.google.com/speed/webp/docs/riff_container>, its lossless bitstream
-//! specification, and RFC 6386.
+//! Hostile WebPs (<https://developers.google.com/speed/webp/docs/riff_container>, the specification of
+//! the lossless bitstream, and RFC 6386).
 
 use super::Bomb;
 use crate::support::craft::{LowBits, anmf, riff_chunk, vp8, vp8_grey, vp8x, webp};
@@ -28,14 +28,14 @@ pub(super) fn all() -> Vec<Bomb> {
     ]
 }
 
-/// A lossless picture of 8 × 8 with these bytes behind its header.
+/// A lossless picture of 8 × 8 pixels with these bytes after its header.
 fn lossless(stream: &[u8]) -> Vec<u8> {
     webp(&[riff_chunk(b"VP8L", &[b"\x2f\x07\xc0\x01\x00", stream].concat())])
 }
 
-/// Claims so many groups of prefix codes for 8 × 8 pixels; each takes ten bytes here and, as codes
-/// of 11 bits, 52 KiB in a decoder that expands them as they come (CVE-2026-46603; "5.2.2" of the
-/// lossless specification: meta prefix codes).
+/// A bitstream with this number of groups of prefix codes for 8 × 8 pixels ("5.2.2" of the lossless
+/// specification: meta prefix codes). Each group has ten bytes here. With codes of 11 bits, a decoder that
+/// expands every group needs 52 KiB for each (CVE-2026-46603).
 fn codes(groups: u64, length: usize) -> Vec<u8> {
     const ORDER: [usize; 15] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11];
     let mut bits = LowBits::default();
@@ -50,7 +50,7 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
         bits.put(1, 4);
     }
     for _ in 0..groups {
-        // As many symbols as a code of this length has, all of the same length.
+        // All codes have this length, and there is a symbol for each code.
         bits.put(11 << 1, 5);
         ORDER.iter().for_each(|symbol| bits.put(u64::from(*symbol == length), 3));
         bits.put(1 | 5 << 1, 4);
@@ -62,32 +62,32 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
     [bits.finish(), vec![0; 128]].concat()
 }
 
-/// The same within an alpha chunk, whose stream has no header of its own.
+/// The bitstream of [`codes`] in an alpha chunk, where it has no header.
 fn deep_codes_in_alpha() -> Vec<u8> {
     alpha(&[&[1][..], &codes(16_384, 11)].concat(), &vp8_grey(8, 8))
 }
 
-/// A picture with an alpha chunk; the canvas is that of the frame.
+/// A picture with an alpha chunk. The canvas is as large as the frame.
 fn alpha(chunk: &[u8], frame: &[u8]) -> Vec<u8> {
     let (width, height) = (frame[6].into(), frame[8].into());
     webp(&[vp8x(ALPHA, width, height), riff_chunk(b"ALPH", chunk), riff_chunk(b"VP8 ", frame)])
 }
 
-/// A canvas of 16 × 16 with a frame of 16383 × 16383: the decoder compares them when it is done,
-/// and has filled 0.4 GB by then.
+/// A canvas of 16 × 16 pixels with a frame of 16383 × 16383. The decoder compares their sizes only after
+/// it has decoded the frame, which takes 0.4 GB.
 fn inner_frame_larger() -> Vec<u8> {
     let frame = vp8(16_383, 16_383, 520_000, 1 << 20);
     webp(&[vp8x(0, 16, 16), riff_chunk(b"VP8 ", &frame)])
 }
 
-/// The same in a frame of an animation.
+/// An animation of 16 × 16 pixels with a picture of 16383 × 16383 in its frame.
 fn animated_inner_frame_larger() -> Vec<u8> {
     let frame = vp8(16_383, 16_383, 520_000, 1 << 20);
     animated(&[anmf(16, 16, &[riff_chunk(b"VP8 ", &frame)])])
 }
 
-/// A frame of 16 × 16 with as much alpha and a picture of 64 × 64: the decoder takes the alpha's
-/// size for the picture's, and panics.
+/// A frame of 16 × 16 pixels with alpha of the same size, but a picture of 64 × 64. The decoder assumes
+/// that alpha and picture have the same size, and panics.
 fn animated_alpha_smaller() -> Vec<u8> {
     let alpha = riff_chunk(b"ALPH", &[0; 257]);
     animated(&[anmf(16, 16, &[alpha, riff_chunk(b"VP8 ", &vp8_grey(64, 64))])])
@@ -98,18 +98,18 @@ fn animated(frames: &[Vec<u8>]) -> Vec<u8> {
     webp(&[&head[..], frames].concat())
 }
 
-/// Only the first frame is wanted, but all are walked over.
+/// 100,000 frames. Only the first one is needed, but the decoder reads the headers of all.
 fn many_frames() -> Vec<u8> {
     let frame = |_| anmf(1, 1, &[riff_chunk(b"VP8L", b"\x2f\0\0\0\0\0\0\0")]);
     animated(&(0..100_000).map(frame).collect::<Vec<_>>())
 }
 
-/// A frame of 16384 × 16384 on a canvas of 16 × 16.
+/// A frame of 16384 × 16384 pixels on a canvas of 16 × 16.
 fn frame_outside() -> Vec<u8> {
     animated(&[anmf(16_384, 16_384, &[riff_chunk(b"VP8 ", &vp8_grey(16, 16))])])
 }
 
-/// EXIF that claims to be 4 GiB long: a decoder that believes it asks for as much.
+/// EXIF with a length of 4 GiB in its header. A decoder may allocate as much.
 fn exif_4_gib() -> Vec<u8> {
     let mut file =
         webp(&[vp8x(EXIF, 16, 16), riff_chunk(b"VP8 ", &vp8_grey(16, 16)), b"EXIF".to_vec()]);
@@ -118,7 +118,7 @@ fn exif_4_gib() -> Vec<u8> {
     file
 }
 
-/// Chunks that claim to reach 4 GiB far, one after the other.
+/// Three chunks with a length of 4 GiB in their headers.
 fn chunk_4_gib() -> Vec<u8> {
     let mut file = webp(&[vp8x(0, 16, 16)]);
     for name in [b"ICCP", b"ALPH", b"VP8 "] {

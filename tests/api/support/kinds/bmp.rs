@@ -1,4 +1,4 @@
-//! BMP in all depths, run-length encoded, with masks, top-down, and as OS/2 writes it.
+//! BMP of every depth, with run-length encoding, with masks, top-down, and with a header of OS/2.
 
 use super::{Kind, packed};
 use crate::support::craft::bmp;
@@ -38,7 +38,7 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
     .to_vec()
 }
 
-/// With a mask for alpha, for which the second header has 16 bytes more.
+/// A BMP with a mask for alpha. Its second header is 16 bytes longer.
 fn alpha(size: (i32, i32), pixels: &[u8]) -> Vec<u8> {
     let masks = [0xff_0000u32, 0xff00, 0xff, 0xff00_0000].map(u32::to_le_bytes).concat();
     let mut bmp = bmp(size, 32, 3, 0, &masks, pixels);
@@ -46,7 +46,7 @@ fn alpha(size: (i32, i32), pixels: &[u8]) -> Vec<u8> {
     bmp
 }
 
-/// With the second header of OS/2, which has 24 bytes more.
+/// A BMP with the second header of OS/2, which is 24 bytes longer.
 fn os2(windows: &[u8]) -> Vec<u8> {
     let mut bmp = windows.to_vec();
     bmp[10] += 24;
@@ -55,7 +55,7 @@ fn os2(windows: &[u8]) -> Vec<u8> {
     bmp
 }
 
-/// Runs of four pixels, each row ended, and the picture.
+/// Run-length encoded pixels in runs of four, with the codes for the end of each row and of the picture.
 fn runs((width, height): (u32, u32), bits: u32) -> Vec<u8> {
     let mut data = Vec::new();
     for row in packed((width.div_ceil(4), height), 1, 8) {

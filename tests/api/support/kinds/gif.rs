@@ -1,5 +1,5 @@
-//! GIF: plain, interlaced, transparent, of several frames, without colours, with a frame that does not
-//! fill it or not fit into it.
+//! GIF: plain, interlaced, transparent, animated, without a colour table, and with a frame that is smaller
+//! or larger than the canvas.
 
 use super::{Kind, byte, palette};
 use crate::support::craft::gif_lzw;
@@ -28,7 +28,7 @@ fn gif((width, height): (u32, u32), blocks: &[u8]) -> Vec<u8> {
     [b"GIF89a", &sizes[..], &[0xf7, 0, 0], &palette(), blocks, b";"].concat()
 }
 
-/// Without a table of colours.
+/// A GIF without a colour table.
 fn grey(size: (u32, u32), blocks: &[u8]) -> Vec<u8> {
     let colored = gif(size, blocks);
     [&colored[..10], &[0, 0, 0], &colored[13 + 3 * 256..]].concat()

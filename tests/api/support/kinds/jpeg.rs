@@ -1,4 +1,4 @@
-//! JPEG: one by the encoder, the others with coefficients made up, a few to a block.
+//! JPEG: one from an encoder, and others with a few random coefficients in each block.
 
 use image_rs::{ImageFormat, RgbImage};
 
@@ -32,10 +32,10 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     kinds
 }
 
-/// Writes blocks with the codes that [`jpeg_head`] defines.
+/// Writes blocks with the Huffman codes of [`jpeg_head`].
 struct Blocks {
     bits: HighBits,
-    /// What the next block's coefficients are made of.
+    /// The state of the random number generator.
     seed: u32,
 }
 
@@ -45,14 +45,14 @@ impl Blocks {
         u64::from(self.seed >> 16)
     }
 
-    /// A difference of five bits, which wanders about zero.
+    /// Writes a random DC difference of five bits.
     fn dc(&mut self) {
         let difference = self.random() & 31;
         self.bits.put(5, 4);
         self.bits.put(difference, 5);
     }
 
-    /// Six small coefficients, and the end of the block.
+    /// Writes six small AC coefficients and the end of the block.
     fn ac(&mut self) {
         for _ in 0..6 {
             let value = self.random() & 1;
@@ -61,7 +61,7 @@ impl Blocks {
         self.bits.put(0b00, 2);
     }
 
-    /// The bytes of the scan: after 0xff comes a zero (ITU-T T.81, B.1.1.5).
+    /// Returns the bytes of the scan, with a zero after each 0xff (ITU-T T.81, B.1.1.5).
     fn finish(self) -> Vec<u8> {
         let bytes = self.bits.finish();
         let mut stuffed = Vec::with_capacity(bytes.len() + bytes.len() / 64);
@@ -75,8 +75,8 @@ impl Blocks {
     }
 }
 
-fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scan_for_each: bool) -> Vec<u8> {
-    let max = sampling[0]; // the first component has the most samples
+fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], has_scan_for_each: bool) -> Vec<u8> {
+    let max = sampling[0]; // the first component has the largest factors
     let (across, down) = (u32::from(max >> 4), u32::from(max & 15));
     let mcus = size.0.div_ceil(8 * across) * size.1.div_ceil(8 * down);
     let scan = |head: Vec<u8>, count: u32, write: &dyn Fn(&mut Blocks)| {
@@ -85,10 +85,10 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scan_for_each: bool) -> Ve
         [head, blocks.finish()].concat()
     };
     let ids: Vec<u8> = (1..=sampling.len() as u8).collect();
-    let in_mcu: u32 =
+    let blocks_per_mcu: u32 =
         sampling.iter().map(|factors| u32::from((factors >> 4) * (factors & 15))).sum();
-    // A scan of one component holds the blocks that it needs, not whole MCUs (A.2.2).
-    let alone = |factors: u8| {
+    // A scan of one component contains only the blocks that are needed, and no whole MCUs (A.2.2).
+    let blocks_alone = |factors: u8| {
         (size.0 * u32::from(factors >> 4)).div_ceil(8 * across)
             * (size.1 * u32::from(factors & 15)).div_ceil(8 * down)
     };
@@ -97,23 +97,25 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scan_for_each: bool) -> Ve
         jpeg.splice(2..2, segment(0xee, b"Adobe\0\x64\0\0\0\0\0"));
     }
     if frame == PROGRESSIVE {
-        let blocks = if sampling.len() == 1 { alone(max) } else { mcus * in_mcu };
+        let blocks = if sampling.len() == 1 { blocks_alone(max) } else { mcus * blocks_per_mcu };
         jpeg.extend(scan(scan_head(&ids, (0, 0), 0), blocks, &Blocks::dc));
         for (id, factors) in ids.iter().zip(sampling) {
             let head = scan_head(&[*id], (1, 63), 0);
-            jpeg.extend(scan(head, alone(*factors), &Blocks::ac));
+            jpeg.extend(scan(head, blocks_alone(*factors), &Blocks::ac));
         }
     } else {
         let block = |blocks: &mut Blocks| {
             blocks.dc();
             blocks.ac();
         };
-        if scan_for_each {
+        if has_scan_for_each {
             for (id, factors) in ids.iter().zip(sampling) {
-                jpeg.extend(scan(scan_head(&[*id], (0, 63), 0), alone(*factors), &block));
+                let head = scan_head(&[*id], (0, 63), 0);
+                jpeg.extend(scan(head, blocks_alone(*factors), &block));
             }
         } else {
-            let blocks = if sampling.len() == 1 { alone(max) } else { mcus * in_mcu };
+            let blocks =
+                if sampling.len() == 1 { blocks_alone(max) } else { mcus * blocks_per_mcu };
             jpeg.extend(scan(scan_head(&ids, (0, 63), 0), blocks, &block));
         }
     }

@@ -1,7 +1,7 @@
-//! Ordinary pictures of every kind: colours that change slowly, with some noise, as in a photograph.
+//! Generates ordinary pictures of every kind. Like photographs, they have gradients and some noise.
 //!
-//! Missing are those that no short writer makes: lossy WebP with detail (here it is grey), and
-//! arithmetic, 12-bit and lossless JPEG, which no decoder here reads.
+//! Some kinds are missing. Lossy WebP is always grey, because an encoder for more would be long. There is
+//! no arithmetic, 12-bit or lossless JPEG, because the service cannot decode these.
 
 mod bmp;
 mod gif;
@@ -14,10 +14,10 @@ use std::io::Cursor;
 
 use image_rs::{DynamicImage, ImageFormat};
 
-/// A picture and its name.
+/// The name of a kind of picture, and a picture of this kind.
 pub type Kind = (String, Vec<u8>);
 
-/// Each kind once, at this size.
+/// One picture of each kind, of this size.
 pub fn all(width: u32, height: u32) -> Vec<Kind> {
     let size = (width, height);
     [
@@ -31,11 +31,13 @@ pub fn all(width: u32, height: u32) -> Vec<Kind> {
     .concat()
 }
 
-/// Kinds that are real but not read, by how their names begin: scans for each component of a JPEG that
-/// has fewer samples of colour, and grey of floating-point numbers.
-pub const UNREAD: [&str; 2] = ["jpeg-scan-for-each-42", "tiff-grey-32-"];
+/// Whether the service cannot decode this kind: a subsampled baseline JPEG with a scan for each
+/// component, or a TIFF of grey floating-point numbers.
+pub fn is_unsupported(name: &str) -> bool {
+    name.starts_with("jpeg-scan-for-each-42") || name.starts_with("tiff-grey-32-")
+}
 
-/// A channel of a pixel, in 16 bits: a gradient, another one for each channel, and noise.
+/// A sample of 16 bits: a gradient, which is different for each channel, and noise.
 fn sample(x: u32, y: u32, channel: u32) -> u16 {
     let gradient = x * (37 + 11 * channel) + y * (53 - 9 * channel);
     let noise = (x * 31 + y * 17 + channel).wrapping_mul(2_654_435_761) >> 21;
@@ -46,7 +48,8 @@ fn byte(x: u32, y: u32, channel: u32) -> u8 {
     (sample(x, y, channel) >> 8) as u8
 }
 
-/// Rows of samples of so many bits, most significant bit first, each row padded to whole bytes.
+/// Rows of samples with this number of bits, most significant bit first. Each row is padded to whole
+/// bytes.
 fn packed((width, height): (u32, u32), channels: u32, bits: u32) -> Vec<Vec<u8>> {
     let row = |y| {
         let samples = (0..width).flat_map(|x| (0..channels).map(move |c| sample(x, y, c)));
@@ -55,11 +58,12 @@ fn packed((width, height): (u32, u32), channels: u32, bits: u32) -> Vec<Vec<u8>>
             8 => samples.map(|sample| (sample >> 8) as u8).collect(),
             _ => {
                 let samples: Vec<_> = samples.map(|sample| sample >> (16 - bits)).collect();
-                let byte = |some: &[u16]| {
+                let byte = |samples: &[u16]| {
                     let first = 8 - bits;
-                    (0..).zip(some).fold(0, |byte, (n, sample)| byte | sample << (first - n * bits))
+                    let samples = (0..).zip(samples);
+                    samples.fold(0, |byte, (n, sample)| byte | sample << (first - n * bits))
                 };
-                samples.chunks(8 / bits as usize).map(|some| byte(some) as u8).collect()
+                samples.chunks(8 / bits as usize).map(|samples| byte(samples) as u8).collect()
             }
         }
     };

@@ -1,5 +1,5 @@
-//! TIFF: colours and depths, compressions, strips and tiles, planes together and apart, JPEGs and faxes
-//! inside.
+//! TIFF of many colours and depths, with every compression, in strips or tiles, and with interleaved
+//! samples or separate planes.
 
 use fax::{Color, VecWriter, encoder::Encoder};
 
@@ -9,8 +9,8 @@ use crate::support::craft::{Entry, packbits, tiff, tiff_lzw, zlib};
 const SHORT: u16 = 3;
 const LONG: u16 = 4;
 
-/// Where [`tiff`] puts the data.
-const DATA: u64 = 16;
+/// The offset of the data in the files of [`tiff`].
+const DATA_AT: u64 = 16;
 
 /// Photometric interpretations.
 const WHITE_IS_ZERO: u64 = 0;
@@ -28,15 +28,15 @@ enum Layout {
     Tiles(u32),
 }
 
-/// What a picture's samples are.
+/// The samples of a pixel.
 #[derive(Clone, Copy)]
 struct Samples {
     photometric: u64,
     count: u32,
     bits: u32,
-    /// Floating point.
-    is_real: bool,
-    /// Each channel in a plane of its own.
+    /// Whether samples are floating-point numbers.
+    is_float: bool,
+    /// Whether each channel has a plane of its own.
     is_planar: bool,
 }
 
@@ -64,8 +64,13 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         (CMYK, 4, "cmyk", &[8, 16]),
     ] {
         for bits in depths {
-            let samples =
-                Samples { photometric, count, bits: *bits, is_real: *bits == 32, is_planar: false };
+            let samples = Samples {
+                photometric,
+                count,
+                bits: *bits,
+                is_float: *bits == 32,
+                is_planar: false,
+            };
             for (layout, kind) in layouts {
                 let tiff = picture(size, samples, layout, none);
                 kinds.push((format!("tiff-{name}-{bits}-{kind}"), tiff));
@@ -78,7 +83,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         }
     }
     let rgb =
-        |is_planar| Samples { photometric: RGB, count: 3, bits: 8, is_real: false, is_planar };
+        |is_planar| Samples { photometric: RGB, count: 3, bits: 8, is_float: false, is_planar };
     for compression in &compressions[1..] {
         for (layout, kind) in layouts {
             let tiff = picture(size, rgb(false), layout, *compression);
@@ -91,7 +96,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     kinds
 }
 
-/// As scanners write them, in one strip.
+/// TIFFs with JPEG compression in one strip, as scanners write them.
 fn jpegs(size: (u32, u32)) -> Vec<Kind> {
     let jpegs = jpeg::all(size).into_iter();
     let jpegs = jpegs.filter(|(name, _)| !name.starts_with("jpeg-scan-for-each-"));
@@ -106,7 +111,7 @@ fn jpegs(size: (u32, u32)) -> Vec<Kind> {
     jpegs.map(wrap).collect()
 }
 
-/// What is compressed as a whole: compression and photometric interpretation, samples and their bits.
+/// A TIFF of one strip, whose data is compressed already.
 fn one_strip(
     (width, height): (u32, u32),
     (compression, photometric): (u64, u64),
@@ -119,7 +124,7 @@ fn one_strip(
         (258, SHORT, vec![bits; samples]),
         (259, SHORT, vec![compression]),
         (262, SHORT, vec![photometric]),
-        (273, LONG, vec![DATA]),
+        (273, LONG, vec![DATA_AT]),
         (277, SHORT, vec![samples as u64]),
         (278, LONG, vec![height.into()]),
         (279, LONG, vec![data.len() as u64]),
@@ -144,23 +149,25 @@ fn picture(
     layout: Layout,
     (compression, compress, _): (u64, Compress, &str),
 ) -> Vec<u8> {
-    let (planes, together) =
+    let (planes, channels_per_plane) =
         if samples.is_planar { (samples.count, 1) } else { (1, samples.count) };
-    let (across, chunks): (u32, Vec<u32>) = match layout {
+    // The width of all chunks, and the height of each.
+    let (chunk_width, chunk_heights): (u32, Vec<u32>) = match layout {
         Layout::Strips(rows) => (
             width,
             (0..height.div_ceil(rows)).map(|strip| rows.min(height - strip * rows)).collect(),
         ),
-        // Tiles are whole, also the last ones.
+        // Tiles are never smaller, even if they extend beyond the picture.
         Layout::Tiles(side) => {
             (side, vec![side; (width.div_ceil(side) * height.div_ceil(side)) as usize])
         }
     };
-    let (mut data, mut at, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut data, mut offsets, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..planes {
-        for rows in &chunks {
-            let chunk = compress(&chunk((across, *rows), together, samples.bits));
-            at.push(DATA + data.len() as u64);
+        for chunk_height in &chunk_heights {
+            let chunk = chunk((chunk_width, *chunk_height), channels_per_plane, samples.bits);
+            let chunk = compress(&chunk);
+            offsets.push(DATA_AT + data.len() as u64);
             lengths.push(chunk.len() as u64);
             data.extend(chunk);
         }
@@ -174,20 +181,20 @@ fn picture(
         (277, SHORT, vec![samples.count.into()]),
         (284, SHORT, vec![1 + u64::from(samples.is_planar)]),
     ];
-    let places = match layout {
+    let layout_entries = match layout {
         Layout::Strips(rows) => {
-            vec![(273, LONG, at), (278, LONG, vec![rows.into()]), (279, LONG, lengths)]
+            vec![(273, LONG, offsets), (278, LONG, vec![rows.into()]), (279, LONG, lengths)]
         }
         Layout::Tiles(side) => vec![
             (322, LONG, vec![side.into()]),
             (323, LONG, vec![side.into()]),
-            (324, LONG, at),
+            (324, LONG, offsets),
             (325, LONG, lengths),
         ],
     };
-    entries.extend(places);
+    entries.extend(layout_entries);
     if samples.photometric == PALETTE {
-        // All the reds, then the greens, then the blues, in 16 bits.
+        // First all reds, then all greens, then all blues, with 16 bits each.
         let colors = palette();
         let channel = |c| (0..1 << samples.bits).map(move |n: usize| n * 3 + c);
         let values = (0..3).flat_map(channel).map(|at| u64::from(colors[at]) << 8);
@@ -196,14 +203,14 @@ fn picture(
     if matches!((samples.photometric, samples.count), (GREY, 2) | (RGB, 4)) {
         entries.push((338, SHORT, vec![2]));
     }
-    if samples.is_real {
+    if samples.is_float {
         entries.push((339, SHORT, vec![3; samples.count as usize]));
     }
     entries.sort_by_key(|entry| entry.0);
     tiff(false, &data, &entries)
 }
 
-/// A strip or a tile. Where samples are wide, they are in the file's order of bytes.
+/// An uncompressed strip or tile. Samples of several bytes are little-endian, as the file is.
 fn chunk(size: (u32, u32), channels: u32, bits: u32) -> Vec<u8> {
     match bits {
         32 => packed(size, channels, 8)

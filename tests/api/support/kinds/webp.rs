@@ -1,4 +1,4 @@
-//! WebP: lossless by the encoder, lossy as grey, and both in what extended files hold.
+//! WebP: lossless from an encoder, lossy in grey, and both in extended files, with alpha and animated.
 
 use image_rs::{ImageFormat, RgbImage, RgbaImage};
 
@@ -24,7 +24,7 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
     };
     let extended =
         |flags, chunks: &[Vec<u8>]| webp(&[&[vp8x(flags, width, height)], chunks].concat());
-    // What follows `RIFF`, the length and `WEBP` is the chunk of the pixels.
+    // The chunk of the pixels follows the 12 bytes of `RIFF`, the length and `WEBP`.
     let (chunk, alpha_chunk) = (lossless[12..].to_vec(), with_alpha[12..].to_vec());
     let kinds = [
         ("lossy", webp(std::slice::from_ref(&lossy))),
