@@ -1,7 +1,7 @@
 //! Pillow as the judge of pixels: NVIDIA is given what Pillow shows, upright and on white, of every
 //! format and kind.
 //!
-//! `tests/pillow` says what it takes to run these tests. [`kinds`] and the files of [`super::odd_forms`]
+//! `tests/pillow` says what it takes to run these tests. [`kinds`] and the files of [`super::unusual_files`]
 //! are judged beside the pictures that the script makes.
 
 use std::{
