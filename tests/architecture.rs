@@ -55,7 +55,7 @@ struct Source {
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    collect(&root, &mut files);
+    collect_rust_files(&root, &mut files);
     let read_source = |path: &PathBuf| {
         let text = fs::read_to_string(path).unwrap();
         let tokens = TokenStream::from_str(&text).unwrap();
@@ -74,11 +74,11 @@ fn sources() -> Vec<Source> {
     files.iter().filter(|path| !path.ends_with("tests.rs")).map(read_source).collect()
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+fn collect_rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            collect(&path, files);
+            collect_rust_files(&path, files);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.push(path);
         }

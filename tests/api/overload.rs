@@ -13,7 +13,7 @@ use crate::support::{
     post_head, tiny, variant,
 };
 
-/// The longest median time of an immediate refusal.
+/// Immediate refusals must take less than this, in the median.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// The median rather than the maximum, since a busy machine may delay a single answer.
@@ -35,7 +35,7 @@ async fn calls_to_nvidia_at_once_never_exceed_the_setting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_hundred_pictures_at_once_only_the_pace_of_forty_is_sent() {
+async fn of_two_hundred_pictures_at_once_only_forty_are_sent_at_a_pace_of_forty() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "40")

@@ -19,8 +19,8 @@ use crate::support::{
     embedding, nvidia_api::INFER, tiny, variant,
 };
 
-/// The most requests per second.
-const RATE: u32 = 50;
+/// The rate at which requests are sent.
+const REQUESTS_PER_SECOND: u32 = 50;
 
 /// From this length on, a run must keep its memory constant to 5 %. In a shorter run, the allocator may
 /// still be growing.
@@ -30,7 +30,8 @@ const LONG_RUN: Duration = Duration::from_secs(600);
 /// seconds, so such pictures must be rare.
 const REQUESTS_PER_ENDLESS_PICTURE: usize = 1500;
 
-/// Sends one random request of the mix and returns its outcome: a status or a word.
+/// Sends one random request of the mix and returns its outcome: a status code, or a word if there
+/// was no response.
 async fn send_random(
     child: &Child,
     picture_server: &FakeServer,
@@ -40,10 +41,9 @@ async fn send_random(
 ) -> String {
     let random = fastrand::usize(..);
     let upload = |picture: Vec<u8>| child.upload_request(client, &picture);
+    let is_endless = n % REQUESTS_PER_ENDLESS_PICTURE == REQUESTS_PER_ENDLESS_PICTURE / 2;
     let request = match random % 16 {
-        _ if n % REQUESTS_PER_ENDLESS_PICTURE == REQUESTS_PER_ENDLESS_PICTURE / 2 => {
-            upload(variant(&bombs::shared_lzw(), n))
-        }
+        _ if is_endless => upload(variant(&bombs::shared_lzw(), n)),
         0..4 => upload(variant(ROCKET, n)),
         4 => upload(hostile[n % hostile.len()].1.clone()),
         5 => upload(variant(HUBBLE, n)),
@@ -153,7 +153,7 @@ async fn soak(environment: &[(&str, &str)]) {
         async move {
             let started = Instant::now();
             let ticks = stream::unfold(0, |n: u32| async move {
-                let next = started + Duration::from_secs(1) / RATE * n;
+                let next = started + Duration::from_secs(1) / REQUESTS_PER_SECOND * n;
                 tokio::time::sleep_until(next.into()).await;
                 (next.duration_since(started) < length).then_some(((), n + 1))
             });
