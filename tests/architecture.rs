@@ -1,8 +1,9 @@
-//! Checks the layout's rule: imports point downwards, and never in a circle.
+//! Checks the rules of `src/lib.rs` about imports: each module imports only modules of lower floors,
+//! and no files import each other in a circle.
 //!
-//! It reads every `crate::` and `super::` path of the sources, except in code that is compiled only
-//! for tests. A file may always name its own children, since a room's front re-exports what is
-//! inside.
+//! A *room* is a top-level module with everything inside it. The tests read every `crate::` and
+//! `super::` path of the sources, except in code that is compiled only for tests. A file may always
+//! import its own submodules, since a room's top file re-exports items from them.
 
 #![allow(clippy::unwrap_used, reason = "if the sources cannot be read, the test should fail")]
 
@@ -15,8 +16,8 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// The floors, from the top down. Rooms on the same floor must not import each other. All other
-/// rooms are on the ground floor.
+/// The floors, from the top down. Rooms on the same floor must not import each other. Rooms that are
+/// not listed are on the ground floor, and may import each other.
 const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["bulk"],
@@ -29,40 +30,40 @@ const FLOORS: &[&[&str]] = &[
     &["nvidia"],
 ];
 
-/// The rooms that may use axum. `app` needs it because it hands a router on.
-const KNOW_AXUM: &[&str] = &["web", "sandbox", "server", "app"];
+/// The rooms that may use axum. `app` passes a router from `web` to `server`.
+const MAY_USE_AXUM: &[&str] = &["web", "sandbox", "server", "app"];
 
 /// The rooms that may import `config`.
-const KNOW_CONFIG: &[&str] = &["cli", "bulk", "app", "config"];
+const MAY_IMPORT_CONFIG: &[&str] = &["cli", "bulk", "app", "config"];
 
-/// The most lines of a file.
-const LONGEST: usize = 400;
+/// The largest allowed number of lines in a file.
+const MAX_LINES: usize = 400;
 
-/// A module's path below the crate: `["embed", "cache"]`.
+/// A module's path without the crate: `["embed", "cache"]`.
 type Module = Vec<String>;
 
-/// A source file: its module, and the paths and names in it.
+/// A source file and the paths in it.
 struct Source {
     module: Module,
     lines: usize,
-    /// Paths that begin with `crate` or `super`, as paths below the crate.
+    /// Paths that begin with `crate`, `self` or `super`, resolved and without the crate.
     paths: BTreeSet<Vec<String>>,
-    /// All other names, among them those of crates.
-    names: BTreeSet<String>,
+    /// All other identifiers. They include the names of external crates.
+    identifiers: BTreeSet<String>,
 }
 
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    collect(&root, &mut files);
-    let read = |path: &PathBuf| {
+    collect_rust_files(&root, &mut files);
+    let read_source = |path: &PathBuf| {
         let text = fs::read_to_string(path).unwrap();
         let tokens = TokenStream::from_str(&text).unwrap();
         let module = module_of(path.strip_prefix(&root).unwrap());
         let mut source = Source {
             lines: text.lines().count(),
             paths: BTreeSet::new(),
-            names: BTreeSet::new(),
+            identifiers: BTreeSet::new(),
             module,
         };
         let module = source.module.clone();
@@ -70,14 +71,14 @@ fn sources() -> Vec<Source> {
         source
     };
     // `tests.rs` is compiled only for tests.
-    files.iter().filter(|path| !path.ends_with("tests.rs")).map(read).collect()
+    files.iter().filter(|path| !path.ends_with("tests.rs")).map(read_source).collect()
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+fn collect_rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            collect(&path, files);
+            collect_rust_files(&path, files);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             files.push(path);
         }
@@ -95,16 +96,17 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let mut at = 0;
     while at < tokens.len() {
-        if is_for_tests(&tokens[at..]) {
+        if begins_with_cfg_test(&tokens[at..]) {
             at = end_of_item(&tokens, at + 2);
             continue;
         }
-        if is_visibility(&tokens[at..]) {
+        if begins_with_visibility(&tokens[at..]) {
             at += 2;
             continue;
         }
         match &tokens[at] {
-            // Paths in an inline module would be relative to it, so inline modules are not allowed.
+            // In an inline module, `super` would mean something else, so inline modules are not
+            // allowed.
             TokenTree::Ident(name) if name == "mod" => {
                 let is_inline = matches!(&tokens[at + 2], TokenTree::Group(_));
                 assert!(!is_inline, "an inline module in {module:?}");
@@ -117,14 +119,14 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
                     "super" => Some(module[..module.len() - 1].to_vec()),
                     _ => None,
                 };
-                source.names.insert(name.to_string());
+                source.identifiers.insert(name.to_string());
                 at += 1;
                 if let Some(prefix) = prefix {
                     at = read_tree(&tokens, at, prefix, source);
                 }
             }
             TokenTree::Ident(name) => {
-                source.names.insert(name.to_string());
+                source.identifiers.insert(name.to_string());
                 at += 1;
             }
             TokenTree::Group(group) => {
@@ -136,7 +138,7 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
     }
 }
 
-/// Whether a path begins here: a name followed, but not preceded, by `::`.
+/// Whether a path begins at this token: it is followed, but not preceded, by `::`.
 fn begins_path(tokens: &[TokenTree], at: usize) -> bool {
     is_colons(tokens, at + 1) && !(at >= 2 && is_colons(tokens, at - 2))
 }
@@ -146,7 +148,7 @@ fn is_colons(tokens: &[TokenTree], at: usize) -> bool {
     is_colon(at) && is_colon(at + 1)
 }
 
-/// Reads the names and groups that follow a path's prefix. Returns the position of the path's end.
+/// Reads the segments and `{…}` groups after a path's prefix. Returns the index after the path.
 fn read_tree(
     tokens: &[TokenTree],
     mut at: usize,
@@ -167,7 +169,7 @@ fn read_tree(
                 }
                 return at + 3;
             }
-            // A turbofish, or `*`.
+            // A turbofish or `*` ends the path.
             _ => break,
         }
         at += 3;
@@ -176,7 +178,7 @@ fn read_tree(
     at
 }
 
-/// Reads one item of a group in `use`.
+/// Reads one item of a `{…}` group.
 fn read_part(part: &[TokenTree], prefix: &[String], source: &mut Source) {
     let mut path = prefix.to_vec();
     match part.first() {
@@ -189,30 +191,30 @@ fn read_part(part: &[TokenTree], prefix: &[String], source: &mut Source) {
 }
 
 /// Whether the tokens begin with `#[cfg(test)]`.
-fn is_for_tests(tokens: &[TokenTree]) -> bool {
+fn begins_with_cfg_test(tokens: &[TokenTree]) -> bool {
     matches!(tokens, [TokenTree::Punct(hash), TokenTree::Group(attribute), ..]
         if hash.as_char() == '#' && attribute.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
-/// Whether the tokens begin with a visibility such as `pub(in path)`, whose path imports nothing.
-fn is_visibility(tokens: &[TokenTree]) -> bool {
+/// Whether the tokens begin with a visibility such as `pub(in path)`. Its path imports nothing.
+fn begins_with_visibility(tokens: &[TokenTree]) -> bool {
     matches!(tokens, [TokenTree::Ident(word), TokenTree::Group(group), ..]
         if word == "pub" && group.delimiter() == Delimiter::Parenthesis)
 }
 
-/// The end of the item that begins here: after its `;` or its body.
+/// The index after the item that begins at `from`: after its `;` or its body.
 fn end_of_item(tokens: &[TokenTree], from: usize) -> usize {
-    // Further attributes may precede the item's first word. A field or a match arm would end
-    // differently, so it is not allowed here.
-    let first = tokens[from..].iter().find_map(|token| match token {
+    // Further attributes may precede the item's first word. `#[cfg(test)]` is not allowed on a field or
+    // a match arm, since these end differently.
+    let first_word = tokens[from..].iter().find_map(|token| match token {
         TokenTree::Ident(word) => Some(word.to_string()),
         _ => None,
     });
-    let words =
+    let item_words =
         ["pub", "fn", "async", "const", "static", "mod", "use", "impl", "struct", "enum", "type"];
     assert!(
-        first.as_ref().is_some_and(|word| words.contains(&word.as_str())),
-        "for tests: {first:?}"
+        first_word.as_ref().is_some_and(|word| item_words.contains(&word.as_str())),
+        "#[cfg(test)] before {first_word:?}"
     );
     let ends = |token: &TokenTree| match token {
         TokenTree::Punct(punct) => punct.as_char() == ';',
@@ -222,24 +224,21 @@ fn end_of_item(tokens: &[TokenTree], from: usize) -> usize {
     tokens[from..].iter().position(ends).map_or(tokens.len(), |end| from + end + 1)
 }
 
-/// The imports between files: from each module to the modules that it names.
-fn arrows(sources: &[Source]) -> BTreeMap<&Module, BTreeSet<&Module>> {
+/// The imports between files: each module with the modules that it imports.
+fn imports(sources: &[Source]) -> BTreeMap<&Module, BTreeSet<&Module>> {
     let modules: BTreeSet<&Module> = sources.iter().map(|source| &source.module).collect();
     // The file that defines a path is the longest prefix of the path that is a module.
     let target = |path: &Vec<String>| {
-        let beginnings = (1..=path.len()).rev().map(|length| path[..length].to_vec());
-        beginnings.into_iter().find_map(|beginning| modules.get(&beginning).copied())
+        let mut prefixes = (1..=path.len()).rev().map(|length| path[..length].to_vec());
+        prefixes.find_map(|prefix| modules.get(&prefix).copied())
     };
-    let named = |source: &Source| source.paths.iter().filter_map(target).collect::<BTreeSet<_>>();
-    sources
-        .iter()
-        .map(|source| {
-            let mut named = named(source);
-            // A room's front may name what is inside the room.
-            named.retain(|module| !module.starts_with(&source.module));
-            (&source.module, named)
-        })
-        .collect()
+    let imports_of = |source: &Source| {
+        let mut imported: BTreeSet<_> = source.paths.iter().filter_map(target).collect();
+        // A file may import its own submodules.
+        imported.retain(|module| !module.starts_with(&source.module));
+        imported
+    };
+    sources.iter().map(|source| (&source.module, imports_of(source))).collect()
 }
 
 /// The floor of a module's room; 0 is the ground floor.
@@ -254,18 +253,24 @@ fn room(module: &Module) -> &str {
 }
 
 #[test]
-fn imports_point_downwards() {
+fn every_import_is_from_a_higher_floor_to_a_lower_one() {
     let sources = sources();
     assert!(sources.len() > 50, "the sources were not found");
-    for (from, named) in arrows(&sources) {
+    for (from, imported) in imports(&sources) {
         // `main` and `lib` are above all floors.
         if matches!(room(from), "main" | "") {
             continue;
         }
-        for to in named {
-            let is_inside = room(from) == room(to);
-            let is_down = floor(from) > floor(to) || floor(from) == 0 && floor(to) == 0;
-            assert!(is_inside || is_down, "{} imports {}", from.join("::"), to.join("::"));
+        for to in imported {
+            let is_in_one_room = room(from) == room(to);
+            let is_on_ground = floor(from) == 0 && floor(to) == 0;
+            let is_downwards = floor(from) > floor(to);
+            assert!(
+                is_in_one_room || is_on_ground || is_downwards,
+                "{} imports {}",
+                from.join("::"),
+                to.join("::")
+            );
         }
     }
 }
@@ -273,38 +278,43 @@ fn imports_point_downwards() {
 #[test]
 fn no_files_import_each_other_in_a_circle() {
     let sources = sources();
-    let mut arrows = arrows(&sources);
-    // A module that imports none of the remaining ones is in no circle.
-    while let Some(done) = arrows.iter().find(|(_, named)| named.is_empty()).map(|(from, _)| *from)
-    {
-        arrows.remove(done);
-        for named in arrows.values_mut() {
-            named.remove(done);
+    let mut imports = imports(&sources);
+    // A module that imports none of the remaining modules is in no circle, and is removed.
+    loop {
+        let removable = imports.iter().find(|(_, imported)| imported.is_empty());
+        let Some(module) = removable.map(|(module, _)| *module) else { break };
+        imports.remove(module);
+        for imported in imports.values_mut() {
+            imported.remove(module);
         }
     }
-    let left: Vec<_> = arrows.keys().map(|module| module.join("::")).collect();
-    assert!(left.is_empty(), "in circles, or above them: {left:?}");
+    let left: Vec<_> = imports.keys().map(|module| module.join("::")).collect();
+    assert!(left.is_empty(), "in a circle, or importing one that is: {left:?}");
 }
 
 #[test]
-fn only_the_rooms_of_http_know_axum_and_only_the_top_knows_the_settings_of_the_process() {
-    let (mut know_axum, mut know_config) = (0, 0);
-    for Source { module, names, paths, .. } in sources() {
-        if names.contains("axum") {
-            know_axum += 1;
-            assert!(KNOW_AXUM.contains(&room(&module)), "{} knows axum", module.join("::"));
+fn only_the_listed_rooms_use_axum_and_import_config() {
+    let (mut axum_users, mut config_importers) = (0, 0);
+    for Source { module, identifiers, paths, .. } in sources() {
+        if identifiers.contains("axum") {
+            axum_users += 1;
+            assert!(MAY_USE_AXUM.contains(&room(&module)), "{} uses axum", module.join("::"));
         }
         if paths.iter().any(|path| path.first().is_some_and(|first| first == "config")) {
-            know_config += 1;
-            assert!(KNOW_CONFIG.contains(&room(&module)), "{} reads config", module.join("::"));
+            config_importers += 1;
+            assert!(
+                MAY_IMPORT_CONFIG.contains(&room(&module)),
+                "{} imports config",
+                module.join("::")
+            );
         }
     }
-    assert!(know_axum > 5 && know_config > 1, "nothing was found");
+    assert!(axum_users > 5 && config_importers > 1, "no imports were found");
 }
 
 #[test]
-fn no_file_is_too_long_to_be_read() {
+fn no_file_has_more_than_400_lines() {
     for Source { module, lines, .. } in sources() {
-        assert!(lines <= LONGEST, "{} has {lines} lines", module.join("::"));
+        assert!(lines <= MAX_LINES, "{} has {lines} lines", module.join("::"));
     }
 }

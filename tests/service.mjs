@@ -1,4 +1,4 @@
-// Starts the built binary in sandbox mode, on a free port and in its own folder.
+// Starts the built program in sandbox mode, on a free port and in a folder of its own.
 
 import { spawn } from "node:child_process";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -9,11 +9,11 @@ import { fileURLToPath } from "node:url";
 
 const BINARY = process.env.IMAGESVC_BINARY ?? fileURLToPath(new URL("../target/debug/imagesvc", import.meta.url));
 
-/// Starts the service with these settings in addition to its own, and waits until it listens. If it
-/// does not start, the error carries its output and its exit code.
+/// Starts the service with `settings` in addition to the defaults below, and waits until it listens. If
+/// it does not start, the error has its output and its exit code.
 export async function start(settings = {}) {
   const folder = await mkdtemp(join(tmpdir(), "imagesvc-"));
-  const own = {
+  const defaults = {
     IMAGESVC_SANDBOX: "true",
     IMAGESVC_HOST: "127.0.0.1",
     IMAGESVC_PORT: "0",
@@ -21,13 +21,13 @@ export async function start(settings = {}) {
     IMAGESVC_DRAIN_DELAY: "0",
     IMAGESVC_LOG_FORMAT: "json",
   };
-  const child = spawn(BINARY, { cwd: folder, env: { ...own, ...settings }, stdio: ["ignore", "ignore", "pipe"] });
+  const child = spawn(BINARY, { cwd: folder, env: { ...defaults, ...settings }, stdio: ["ignore", "ignore", "pipe"] });
   const ended = new Promise((resolve, reject) => child.once("error", reject).once("close", resolve));
-  process.once("exit", () => child.kill()); // ends the service with the tests, however they end
-  const said = [];
+  process.once("exit", () => child.kill()); // also ends the service if a test fails
+  const output = [];
   const listening = new Promise((resolve) => {
     createInterface(child.stderr).on("line", (line) => {
-      said.push(line);
+      output.push(line);
       const event = line.includes('"listening"') && JSON.parse(line);
       if (event.message === "listening") resolve(event.address);
     });
@@ -36,10 +36,10 @@ export async function start(settings = {}) {
     child.kill();
     const code = await ended;
     await rm(folder, { recursive: true });
-    if (code !== 0) throw new Error(`it ended with ${code}:\n${said.join("\n")}`);
+    if (code !== 0) throw new Error(`the service ended with code ${code}:\n${output.join("\n")}`);
   };
   const address = await Promise.race([listening, ended.then((exitCode) => ({ exitCode }))]);
-  if (typeof address === "string") return { url: `http://${address}`, said, stop };
+  if (typeof address === "string") return { url: `http://${address}`, output, stop };
   await rm(folder, { recursive: true });
-  throw Object.assign(new Error(`it did not start:\n${said.join("\n")}`), { exitCode: address.exitCode, said });
+  throw Object.assign(new Error(`the service did not start:\n${output.join("\n")}`), { exitCode: address.exitCode, output });
 }

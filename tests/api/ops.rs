@@ -1,4 +1,4 @@
-//! Health, readiness and metrics, and a stop while a request runs.
+//! The routes for health, readiness and metrics, and a shutdown while a request runs.
 
 use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding, form, post_head};
 
@@ -18,7 +18,7 @@ async fn health_and_readiness_are_json() {
 }
 
 #[tokio::test]
-async fn metrics_count_what_happened() {
+async fn metrics_count_requests_calls_retries_and_saved_pictures() {
     let nvidia = FakeNvidia::replying(vec![Reply::status(503), embedding()]).await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
@@ -36,14 +36,14 @@ async fn metrics_count_what_happened() {
         "imagesvc_pictures_saved_bytes_total 112525",
         "imagesvc_requests_in_flight 1",
     ] {
-        assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
+        assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
     }
     assert!(!text.contains("/some/raw/path"));
     assert!(text.ends_with("# EOF\n"));
 }
 
 #[tokio::test]
-async fn a_stop_waits_for_a_running_request() {
+async fn a_shutdown_waits_for_a_running_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -51,7 +51,7 @@ async fn a_stop_waits_for_a_running_request() {
     let body = form(ROCKET);
     let start = post_head("/vectorize-image-upload", body.len(), "expect: 100-continue\r\n");
     stream.write_all(&start).await.unwrap();
-    // The service asks for the body, so the request is running.
+    // `100 Continue` shows that a handler is running and has begun to read the body.
     let mut answer = vec![0; 25];
     stream.read_exact(&mut answer).await.unwrap();
     assert!(answer.starts_with(b"HTTP/1.1 100 Continue"));

@@ -1,4 +1,5 @@
-//! Overload: the service answers what it accepts in time, and refuses the rest at once.
+//! Overload: the service answers every request that it accepts in time, and refuses the others at
+//! once.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,17 +13,17 @@ use crate::support::{
     post_head, tiny, variant,
 };
 
-/// How long a refusal at once may take.
+/// Immediate refusals must take less than this, in the median.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// The median, since a busy machine may delay a single answer.
+/// The median rather than the maximum, since a busy machine may delay a single answer.
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }
 
 #[tokio::test]
-async fn at_most_the_configured_number_of_pictures_is_with_nvidia_at_once() {
+async fn calls_to_nvidia_at_once_never_exceed_the_setting() {
     let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(50))]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", "2").start().await;
     let pictures: Vec<_> = (0..10).map(tiny).collect();
@@ -34,17 +35,16 @@ async fn at_most_the_configured_number_of_pictures_is_with_nvidia_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_hundred_pictures_at_once_only_as_many_are_sent_as_the_pace_allows() {
+async fn of_two_hundred_pictures_at_once_only_forty_are_sent_at_a_pace_of_forty() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "40")
-        // Shorter than a window: with a whole minute, late pictures would be in time for the next
-        // one.
+        // Shorter than the window of one minute, so that no picture can wait for the next window.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
-        // All two hundred may be in progress: a single client gets three quarters of the limit.
+        // A single client gets at most three quarters of this limit, and 200 pictures must fit.
         .setting("IMAGESVC_MAX_IN_FLIGHT", "400")
-        // Likewise for memory: two hundred bodies of 512 KiB exceed three quarters of 128 MiB.
+        // The same holds for memory: 200 bodies of 512 KiB exceed three quarters of 128 MiB.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "256MiB")
         .start()
         .await;
@@ -69,13 +69,14 @@ async fn of_two_hundred_pictures_at_once_only_as_many_are_sent_as_the_pace_allow
     assert!(median(times) < AT_ONCE);
     assert_eq!(nvidia.lines().len(), 40);
     // Pictures in the cache are still served.
-    let hit = stream::iter(&pictures).map(async |picture| app.upload(picture, "a.png").await);
-    let hits = hit.buffer_unordered(8).filter(|answer| std::future::ready(answer.status == 200));
+    let uploads = stream::iter(&pictures).map(async |picture| app.upload(picture, "a.png").await);
+    let hits =
+        uploads.buffer_unordered(8).filter(|answer| std::future::ready(answer.status == 200));
     assert_eq!(hits.count().await, 40);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_burst_beyond_the_queue_costs_no_call_that_comes_too_late() {
+async fn in_a_burst_no_call_is_made_whose_answer_would_be_too_late() {
     let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(100))]).await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_MAX_CONCURRENCY", "4")
@@ -83,16 +84,16 @@ async fn a_burst_beyond_the_queue_costs_no_call_that_comes_too_late() {
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
         .start()
         .await;
-    // The service first has to learn how long a call takes.
-    let warm: Vec<_> = (0..40).map(tiny).collect();
-    let warm = stream::iter(&warm).map(async |picture| app.upload(picture, "a.png").await);
-    warm.buffer_unordered(4).for_each(|answer| async move { drop(answer.vector()) }).await;
-    let before = nvidia.lines().len();
-    // All at once, so that the queue is empty when each header arrives.
+    // The service estimates waiting times from earlier calls, so it needs some first.
+    let warm_up: Vec<_> = (0..40).map(tiny).collect();
+    let warm_up = stream::iter(&warm_up).map(async |picture| app.upload(picture, "a.png").await);
+    warm_up.buffer_unordered(4).for_each(|answer| async move { drop(answer.vector()) }).await;
+    let calls_before = nvidia.lines().len();
+    // All are sent at once, so that the queue is still empty when each header arrives.
     let pictures: Vec<_> = (1000..1300).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
-    let calls = nvidia.lines().len() - before;
+    let calls = nvidia.lines().len() - calls_before;
     assert!(served >= 40, "{served}");
     assert!(calls <= served + 4, "{calls} calls for {served} answers");
     let late = answers.iter().filter(|answer| answer.status == 504).count();
@@ -104,7 +105,7 @@ async fn a_burst_beyond_the_queue_costs_no_call_that_comes_too_late() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_pictures_beyond_the_pace_are_not_uploaded() {
+async fn large_pictures_beyond_the_pace_are_not_uploaded_to_nvidia() {
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
@@ -121,16 +122,16 @@ async fn large_pictures_beyond_the_pace_are_not_uploaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_window_sees_more_calls_than_the_pace_allows() {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let log = Arc::clone(&seen);
+async fn no_window_contains_more_calls_than_the_pace_allows() {
+    let call_times = Arc::new(Mutex::new(Vec::new()));
+    let recorded = Arc::clone(&call_times);
     let nvidia = FakeNvidia::scripted(move |_, nth| {
-        log.lock().unwrap().push(Instant::now());
-        // Failed attempts count as well.
+        recorded.lock().unwrap().push(Instant::now());
+        // Failed attempts count against the limit as well.
         if nth % 7 == 0 { Reply::status(503) } else { embedding() }
     })
     .await;
-    // a window of 1 s instead of 60 s, with the same margin of half a second
+    // A window of 1 s instead of 60 s, each with a margin of 0.5 s.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
@@ -146,18 +147,18 @@ async fn no_window_sees_more_calls_than_the_pace_allows() {
     let served = answers.iter().filter(|answer| answer.status == 200).count();
     // Windows begin at 0, 1.5, 3 and 4.5 s.
     assert!((50..=80).contains(&served), "{served}");
-    let seen = seen.lock().unwrap();
-    for window in seen.windows(21) {
+    let call_times = call_times.lock().unwrap();
+    for window in call_times.windows(21) {
         assert!(window[20] - window[0] > Duration::from_secs(1), "{:?}", window[20] - window[0]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_ten_times_the_capacity_the_rest_is_shed_at_once_and_the_accepted_are_served() {
+async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refused_at_once() {
     const PERMITS: u32 = 4;
     const CALL: Duration = Duration::from_millis(100);
     let nvidia = FakeNvidia::replying(vec![embedding().after(CALL)]).await;
-    // A queue of all pictures that may be in progress would take 6 s, long after their deadlines.
+    // 256 pictures may be in progress. A queue of that length would take 6 s, longer than the timeout.
     let settings = [
         ("NVIDIA_MAX_CONCURRENCY", "4"),
         ("IMAGESVC_REQUEST_TIMEOUT", "2s"),
@@ -174,11 +175,11 @@ async fn at_ten_times_the_capacity_the_rest_is_shed_at_once_and_the_accepted_are
             (answer, started.elapsed())
         }
     };
-    // A few more at once than there are permits, so that no permit is ever idle.
+    // More uploads at once than permits, so that every permit is always in use.
     let started = Instant::now();
-    let peak = stream::iter(0..100).map(&upload).buffer_unordered(2 * PERMITS as usize);
-    let peak: Vec<_> = peak.collect().await;
-    assert!(peak.iter().all(|(answer, _)| answer.status == 200));
+    let uploads = stream::iter(0..100).map(&upload).buffer_unordered(2 * PERMITS as usize);
+    let answers: Vec<_> = uploads.collect().await;
+    assert!(answers.iter().all(|(answer, _)| answer.status == 200));
     let peak = 100.0 / started.elapsed().as_secs_f64();
 
     let capacity = f64::from(PERMITS) / CALL.as_secs_f64();
@@ -212,7 +213,7 @@ async fn at_ten_times_the_capacity_the_rest_is_shed_at_once_and_the_accepted_are
 }
 
 #[tokio::test]
-async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
+async fn a_picture_beyond_the_limit_in_progress_is_refused_at_its_header() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "1").start().await;
@@ -221,7 +222,7 @@ async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
         nvidia.wait_for(1).await;
         for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-            // This sends only the header and never the body.
+            // Only the header is sent.
             let head = post_head(route, 1000, "expect: 100-continue\r\n");
             stream.write_all(&head).await.unwrap();
             let mut answer = String::new();
@@ -239,7 +240,7 @@ async fn more_pictures_than_may_be_at_work_are_refused_at_their_header() {
 }
 
 #[tokio::test]
-async fn a_body_that_memory_has_no_room_for_is_refused() {
+async fn a_body_that_exceeds_the_memory_for_bodies_is_refused() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "3MiB")
@@ -247,7 +248,7 @@ async fn a_body_that_memory_has_no_room_for_is_refused() {
         .start()
         .await;
     let endless = || {
-        // Two endless bodies, which together exceed the memory.
+        // Each body sends 3.5 MB and never ends. Two of them exceed the limit of 6 MiB.
         let sent = bytes::Bytes::from(vec![b' '; 3_500_000]);
         let sent = stream::iter([Ok::<_, std::io::Error>(http_body::Frame::data(sent))]);
         let body = http_body_util::StreamBody::new(sent.chain(stream::pending()));
@@ -260,24 +261,26 @@ async fn a_body_that_memory_has_no_room_for_is_refused() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_limit_of_all_or_of_a_peer_are_closed_and_counted() {
+async fn connections_beyond_the_total_or_the_peer_limit_are_closed_and_counted() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let nvidia = FakeNvidia::healthy().await;
-    for (all, of_peer, reason) in [("3", "10", "connections"), ("10", "3", "connections_of_peer")] {
+    for (max_total, max_per_peer, reason) in
+        [("3", "10", "connections"), ("10", "3", "connections_of_peer")]
+    {
         let app = TestApp::builder(&nvidia)
-            .setting("IMAGESVC_MAX_CONNECTIONS", all)
-            .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", of_peer)
+            .setting("IMAGESVC_MAX_CONNECTIONS", max_total)
+            .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", max_per_peer)
             .start()
             .await;
         let mut open = Vec::new();
         let mut answered = 0;
         for _ in 0..5 {
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-            let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            let sent = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await;
             let mut first = [0; 12];
             // A connection over the limit is closed or reset.
             let read = stream.read_exact(&mut first).await;
-            answered += usize::from(asked.is_ok() && read.is_ok());
+            answered += usize::from(sent.is_ok() && read.is_ok());
             open.push(stream);
         }
         assert_eq!(answered, 3, "{reason}");

@@ -1,5 +1,5 @@
-//! The pages: everything that they name exists, and the program prints what they
-//! quote.
+//! The documentation: every file, link, setting and test that a page mentions exists, and the program
+//! prints the messages that a page quotes.
 
 use std::{
     collections::BTreeSet,
@@ -11,11 +11,11 @@ use std::{
 use crate::support::documents::{Document, root};
 
 /// The texts between backticks.
-fn code(text: &str) -> impl Iterator<Item = &str> {
+fn code_spans(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The cells of all rows of all tables, without the tables' heads.
+/// The cells of all rows of all tables, without the header rows.
 fn rows(page: &str) -> Vec<Vec<&str>> {
     let lines = page.lines().zip(page.lines().skip(1).chain([""]));
     let rows = lines.filter(|(row, next)| row.starts_with('|') && !next.starts_with("|---"));
@@ -23,11 +23,11 @@ fn rows(page: &str) -> Vec<Vec<&str>> {
     cells.filter(|cells: &Vec<&str>| !cells[0].starts_with("---")).collect()
 }
 
-fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
+fn collect_sources(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         match path.extension() {
-            _ if path.is_dir() => sources(&path, files),
+            _ if path.is_dir() => collect_sources(&path, files),
             Some(extension) if extension == "rs" => files.push(path),
             _ => {}
         }
@@ -35,22 +35,22 @@ fn sources(folder: &Path, files: &mut Vec<PathBuf>) {
 }
 
 /// The names of all test functions.
-fn tests() -> BTreeSet<String> {
+fn test_names() -> BTreeSet<String> {
     let mut files = Vec::new();
     for folder in ["src", "tests"] {
-        sources(&root().join(folder), &mut files);
+        collect_sources(&root().join(folder), &mut files);
     }
     let texts = files.iter().map(|path| fs::read_to_string(path).unwrap());
     let names_of = |text: String| {
         let mut names = Vec::new();
-        let mut is_marked = false;
+        let mut has_test_attribute = false;
         for line in text.lines().map(str::trim) {
             let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
             if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
-                is_marked = true;
+                has_test_attribute = true;
             } else if let Some(function) = function {
                 let name = function.split(['(', '<']).next().unwrap().to_owned();
-                names.extend(std::mem::take(&mut is_marked).then_some(name));
+                names.extend(std::mem::take(&mut has_test_attribute).then_some(name));
             }
         }
         names
@@ -59,16 +59,17 @@ fn tests() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_guard_on_the_security_page_has_its_code_and_its_test() {
-    let tests = tests();
+fn every_row_of_the_security_page_names_source_files_and_existing_tests() {
+    let tests = test_names();
     let page = Document::read("docs/security.md").text;
     let rows = rows(&page);
     assert!(rows.len() > 40, "{}", rows.len());
     for row in rows {
         let [threat, guard, proofs] = row[..] else { panic!("{row:?}") };
-        assert!(code(guard).any(|word| word.starts_with("src/") || word.starts_with("deploy/")));
-        assert!(code(proofs).next().is_some(), "no test: {threat}");
-        for proof in code(proofs) {
+        let mut words = code_spans(guard);
+        assert!(words.any(|word| word.starts_with("src/") || word.starts_with("deploy/")));
+        assert!(code_spans(proofs).next().is_some(), "no test: {threat}");
+        for proof in code_spans(proofs) {
             assert!(
                 tests.contains(proof) || proof.starts_with(".ci/"),
                 "no test {proof}: {threat}"
@@ -78,26 +79,27 @@ fn every_guard_on_the_security_page_has_its_code_and_its_test() {
 }
 
 #[test]
-fn every_file_that_a_page_names_is_there() {
+fn every_file_that_a_page_mentions_exists() {
     let known = ["src/", "tests/", "benches/", "docs/", "deploy/", ".ci/"];
     for page in Document::all() {
         let prose = page.prose();
-        let named = code(&prose).filter(|word| known.iter().any(|folder| word.starts_with(folder)));
-        // Files of an Android project are called so, too.
-        for path in named.filter(|path| !path.starts_with("src/debug/")) {
+        let paths =
+            code_spans(&prose).filter(|word| known.iter().any(|folder| word.starts_with(folder)));
+        // `src/debug/` is a folder of an Android project in docs/api.md.
+        for path in paths.filter(|path| !path.starts_with("src/debug/")) {
             assert!(root().join(path).exists(), "{}: {path}", page.path.display());
         }
     }
 }
 
-/// What a heading is linked by, as GitHub makes it.
+/// The anchor that GitHub derives from a heading.
 fn anchor(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
     heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
 }
 
 #[test]
-fn every_link_between_the_pages_leads_somewhere() {
+fn every_link_between_the_pages_has_an_existing_target() {
     let mut links = 0;
     for page in Document::all() {
         let prose = page.prose();
@@ -122,9 +124,9 @@ fn every_link_between_the_pages_leads_somewhere() {
 }
 
 #[test]
-fn every_page_names_the_rust_version_that_the_manifest_does() {
+fn every_page_states_the_rust_version_of_the_manifest() {
     let expected = concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " or newer");
-    let named: Vec<_> = Document::all()
+    let mentions: Vec<_> = Document::all()
         .iter()
         .flat_map(|page| {
             page.text
@@ -133,17 +135,18 @@ fn every_page_names_the_rust_version_that_the_manifest_does() {
                 .collect::<Vec<_>>()
         })
         .collect();
-    assert!(named.len() >= 2 && named.iter().all(|text| text.starts_with(expected)), "{expected}");
+    assert!(mentions.len() >= 2, "{mentions:?}");
+    assert!(mentions.iter().all(|text| text.starts_with(expected)), "{expected}");
 }
 
 #[test]
-fn the_readme_stays_a_front_door() {
+fn the_readme_has_at_most_260_lines() {
     let lines = Document::read("README.md").text.lines().count();
-    assert!(lines <= 260, "{lines} lines: what is for one kind of reader belongs into docs/");
+    assert!(lines <= 260, "{lines} lines: move what only some readers need to docs/");
 }
 
 #[test]
-fn the_package_holds_the_licenses_and_every_page_that_its_readme_leads_to() {
+fn the_rpm_contains_the_licenses_and_every_page_for_users() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let expected = fs::read_to_string(root().join("deploy/build-rpm")).unwrap();
     let pages = Document::all().into_iter().map(|page| page.path.to_str().unwrap().to_owned());
@@ -159,9 +162,9 @@ fn the_package_holds_the_licenses_and_every_page_that_its_readme_leads_to() {
 }
 
 #[test]
-fn every_setting_that_a_page_names_is_one() {
+fn every_setting_that_a_page_mentions_exists() {
     let settings = fs::read_to_string(root().join(".env.example")).unwrap();
-    // What was a setting once may stand in the changelog.
+    // The changelog may mention settings of earlier versions.
     let pages = Document::all().into_iter().filter(|page| page.path != Path::new("CHANGELOG.md"));
     for page in pages {
         let words = page.text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
@@ -177,9 +180,9 @@ fn every_setting_that_a_page_names_is_one() {
 }
 
 #[test]
-fn the_program_says_what_the_page_on_upgrading_quotes() {
+fn the_program_prints_the_messages_that_the_upgrading_page_quotes() {
     let key = ("NVIDIA_API_KEY", "nvapi-1");
-    let faults = |dotenv: &str, settings: &[(&str, &str)]| {
+    let errors_with = |dotenv: &str, settings: &[(&str, &str)]| {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(".env"), dotenv).unwrap();
         let mut program = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
@@ -188,31 +191,32 @@ fn the_program_says_what_the_page_on_upgrading_quotes() {
         assert_eq!(output.status.code(), Some(2), "{dotenv} {settings:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    let said: String = [
-        faults("IMAGESVC_LOG=pa$word", &[]),
-        faults("IMAGESVC_LOG=\"a\\\"b\"", &[]),
-        faults("IMAGESVC_API_KEYS=\"a\nb\"", &[]),
-        faults("IMAGESVC_LOG='in'fo", &[]),
-        faults("", &[("IMAGESVC_API_KEYS", "p@ss!")]),
-        faults("", &[("IMAGESVC_API_KEYS", "changeme")]),
-        faults("", &[("NVIDIA_API_KEY", "\"nvapi-1\"")]),
-        faults("", &[("NVIDIA_API_KEY", "your_actual_api_key_here")]),
-        faults("IMAGESVC_API_KEYS=", &[]),
-        faults("", &[("IMAGESVC_MAX_DECODE_BYTES", "32MiB")]),
-        faults("", &[("IMAGESVC_DOWNLOADS_MAX_BYTES", "0")]),
+    let printed: String = [
+        errors_with("IMAGESVC_LOG=pa$word", &[]),
+        errors_with("IMAGESVC_LOG=\"a\\\"b\"", &[]),
+        errors_with("IMAGESVC_API_KEYS=\"a\nb\"", &[]),
+        errors_with("IMAGESVC_LOG='in'fo", &[]),
+        errors_with("", &[("IMAGESVC_API_KEYS", "p@ss!")]),
+        errors_with("", &[("IMAGESVC_API_KEYS", "changeme")]),
+        errors_with("", &[("NVIDIA_API_KEY", "\"nvapi-1\"")]),
+        errors_with("", &[("NVIDIA_API_KEY", "your_actual_api_key_here")]),
+        errors_with("IMAGESVC_API_KEYS=", &[]),
+        errors_with("", &[("IMAGESVC_MAX_DECODE_BYTES", "32MiB")]),
+        errors_with("", &[("IMAGESVC_DOWNLOADS_MAX_BYTES", "0")]),
     ]
     .concat();
     let page = Document::read("docs/upgrading.md").text;
-    let section = page.split("## Faults at start").nth(1).unwrap();
+    let section = page.split("## Settings that stop the start").nth(1).unwrap();
     let rows = rows(section.split("\n## ").next().unwrap());
     assert_eq!(rows.len(), 11);
     for row in rows {
         let quoted = row[1].trim_matches('`');
-        assert!(said.contains(quoted), "{quoted}\n{said}");
+        assert!(printed.contains(quoted), "{quoted}\n{printed}");
     }
-    for guard in ["API_KEYS", "API_KEYS_FILE", "RATE_LIMIT_PER_MINUTE", "FETCH_HOSTS"]
+    for setting in ["API_KEYS", "API_KEYS_FILE", "RATE_LIMIT_PER_MINUTE", "FETCH_HOSTS"]
         .map(|name| format!("IMAGESVC_{name}"))
     {
-        assert!(faults("", &[(&guard, "")]).contains(&format!("{guard} is set but empty")));
+        let errors = errors_with("", &[(&setting, "")]);
+        assert!(errors.contains(&format!("{setting} is set but empty")));
     }
 }

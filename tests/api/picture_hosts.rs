@@ -1,4 +1,4 @@
-//! Picture hosts: which of their answers the service accepts, and how it reports the others.
+//! Picture hosts: which of their responses the service accepts, and how it reports the others.
 
 use std::io::{self, Write};
 
@@ -23,12 +23,13 @@ async fn fetch(reply: Reply) -> Answer {
     answer
 }
 
-/// The `detail` of a failed download.
-async fn detail_of(reply: Reply) -> String {
+/// The `detail` of the `download_failed` error that this reply causes.
+async fn download_error(reply: Reply) -> String {
     let problem = assert_problem(&fetch(reply).await, 502, "download_failed");
     problem["detail"].as_str().unwrap().to_owned()
 }
 
+/// A reply with this body, whose header declares this content coding.
 fn encoded(coding: &str, body: impl AsRef<[u8]>) -> Reply {
     Reply::new(200, &[("content-encoding", coding)], body)
 }
@@ -47,51 +48,52 @@ async fn a_content_encoding_that_is_not_a_compression_is_ignored() {
 }
 
 #[tokio::test]
-async fn a_picture_that_its_host_stored_as_gzip_is_unpacked() {
+async fn a_gzip_encoded_picture_is_unpacked() {
     fetch(encoded("gzip", gzip(ROCKET))).await.vector();
     fetch(encoded("aws-chunked,gzip", gzip(ROCKET))).await.vector();
-    let (one, other) = ROCKET.split_at(20_000);
-    fetch(encoded("gzip", [gzip(one), gzip(other)].concat())).await.vector();
+    // A gzip file may consist of several members (RFC 1952, 2.2).
+    let (first, second) = ROCKET.split_at(20_000);
+    fetch(encoded("gzip", [gzip(first), gzip(second)].concat())).await.vector();
 }
 
 #[tokio::test]
-async fn gzip_is_unpacked_up_to_the_limit_and_not_beyond() {
+async fn gzip_is_unpacked_only_up_to_the_size_limit() {
     let bomb = gzip(&vec![0xff; 64 << 20]);
     assert!(bomb.len() < 1 << 20);
     assert_problem(&fetch(encoded("gzip", bomb)).await, 413, "image_too_large");
 }
 
 #[tokio::test]
-async fn gzip_that_unpacks_to_nothing_is_read_up_to_the_limit_and_not_beyond() {
+async fn gzip_without_any_output_is_read_only_up_to_the_size_limit() {
     let head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n".to_vec();
-    // a file name in the gzip header that never ends
+    // The file name in the gzip header never ends.
     let name = [head, b"\x1f\x8b\x08\x08\0\0\0\0\0\xff".to_vec(), vec![b'a'; 30 << 20]].concat();
     assert_problem(&fetch(Reply::CloseAfter(name)).await, 413, "image_too_large");
 }
 
 #[tokio::test]
-async fn gzip_that_is_damaged_or_cut_short_is_a_failed_download() {
-    assert!(detail_of(encoded("gzip", ROCKET)).await.contains("damaged"));
+async fn damaged_or_truncated_gzip_is_a_failed_download() {
+    assert!(download_error(encoded("gzip", ROCKET)).await.contains("damaged"));
     let whole = gzip(ROCKET);
-    assert!(detail_of(encoded("gzip", &whole[..whole.len() / 2])).await.contains("broke off"));
+    assert!(download_error(encoded("gzip", &whole[..whole.len() / 2])).await.contains("broke off"));
     let mut wrong_block = whole.clone();
-    wrong_block[10] = 0xff; // after the header
-    assert!(detail_of(encoded("gzip", wrong_block)).await.contains("damaged"));
+    wrong_block[10] = 0xff; // the first byte after the header
+    assert!(download_error(encoded("gzip", wrong_block)).await.contains("damaged"));
     let mut wrong_checksum = whole;
-    let at = wrong_checksum.len() - 8;
-    wrong_checksum[at] ^= 1;
-    assert!(detail_of(encoded("gzip", wrong_checksum)).await.contains("damaged"));
+    let checksum_start = wrong_checksum.len() - 8;
+    wrong_checksum[checksum_start] ^= 1;
+    assert!(download_error(encoded("gzip", wrong_checksum)).await.contains("damaged"));
 }
 
 #[tokio::test]
-async fn an_unsupported_compression_is_refused_and_named() {
+async fn an_unsupported_compression_is_refused_by_its_name() {
     for coding in ["br", "zstd", "deflate"] {
-        assert!(detail_of(encoded(coding, ROCKET)).await.contains(coding));
+        assert!(download_error(encoded(coding, ROCKET)).await.contains(coding));
     }
 }
 
 #[tokio::test]
-async fn a_203_of_a_transforming_proxy_is_accepted() {
+async fn a_203_response_is_accepted() {
     fetch(Reply::new(203, &[], ROCKET)).await.vector();
 }
 
@@ -103,7 +105,7 @@ async fn several_hundred_headers_are_accepted() {
 }
 
 #[tokio::test]
-async fn a_retry_after_of_the_picture_host_is_passed_on() {
+async fn a_picture_hosts_retry_after_is_passed_on() {
     for status in [429, 503] {
         let answer = fetch(Reply::new(status, &[("retry-after", "77")], "")).await;
         assert_problem(&answer, 502, "download_failed");
@@ -112,37 +114,39 @@ async fn a_retry_after_of_the_picture_host_is_passed_on() {
         assert!(answer.headers.get("retry-after").is_none());
     }
     let answer = fetch(Reply::new(503, &[("retry-after", "4294967295")], "")).await;
-    assert_eq!(answer.header("retry-after"), "3600", "a wait is capped at an hour");
+    assert_eq!(answer.header("retry-after"), "3600", "Retry-After is at most one hour");
     let answer = fetch(Reply::new(500, &[("retry-after", "77")], "")).await;
     assert!(
         answer.headers.get("retry-after").is_none(),
-        "only those of a 429 or 503 are passed on"
+        "Retry-After is passed on only for 429 and 503"
     );
 }
 
 #[tokio::test]
-async fn a_web_page_is_told_apart_from_a_damaged_picture() {
+async fn a_fetched_web_page_is_reported_as_a_web_page() {
     let page = "<!DOCTYPE html>\n<html><body><img src=\"/photo.jpg\"></body></html>";
     let answer = fetch(Reply::new(200, &[("content-type", "text/html")], page)).await;
     let problem = assert_problem(&answer, 415, "unsupported_image");
-    let told =
+    let expected =
         "image_url leads to a web page, not to a picture: send the URL of the picture itself.";
-    assert_eq!(problem["detail"], told);
+    assert_eq!(problem["detail"], expected);
 }
 
 #[tokio::test]
 async fn a_download_is_reported_as_interrupted_only_if_a_response_had_begun() {
     for reply in [Vec::new(), b"no http".to_vec()] {
-        assert!(detail_of(Reply::CloseAfter(reply)).await.contains("no answer that can be read"));
+        assert!(
+            download_error(Reply::CloseAfter(reply)).await.contains("no answer that can be read")
+        );
     }
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n".to_vec();
-    assert!(detail_of(Reply::CloseAfter(head)).await.contains("broke off before"));
+    assert!(download_error(Reply::CloseAfter(head)).await.contains("broke off before"));
     let half = [b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat();
-    assert!(detail_of(Reply::CloseAfter(half)).await.contains("broke off in the middle"));
+    assert!(download_error(Reply::CloseAfter(half)).await.contains("broke off in the middle"));
 }
 
 #[tokio::test]
-async fn a_failing_resolver_is_not_blamed_on_the_url() {
+async fn a_failing_resolver_is_reported_differently_from_an_unknown_host() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .lookup(|name| {
@@ -153,15 +157,17 @@ async fn a_failing_resolver_is_not_blamed_on_the_url() {
         })
         .start()
         .await;
-    for (name, told) in [("unknown", "check the URL"), ("any", "could not be looked up just now")] {
+    for (name, expected) in
+        [("unknown", "check the URL"), ("any", "could not be looked up just now")]
+    {
         let answer = app.by_url(&format!("http://{name}.example/")).await;
         let problem = assert_problem(&answer, 502, "download_failed");
-        assert!(problem["detail"].as_str().unwrap().contains(told), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(expected), "{problem}");
     }
 }
 
 #[tokio::test]
-async fn the_log_names_the_setting_that_may_help_with_a_403() {
+async fn after_a_403_the_log_suggests_the_user_agent_setting() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|_, _| Reply::status(403)).await;
     let folder = tempfile::tempdir().unwrap();
@@ -171,6 +177,6 @@ async fn the_log_names_the_setting_that_may_help_with_a_403() {
     let answer = child.url_request(&client, &picture_server.url("/")).send().await.unwrap();
     assert_problem(&Answer::read(answer).await.unwrap(), 502, "download_failed");
     let (_, log) = child.stop();
-    let named = log.iter().filter(|line| line.contains("IMAGESVC_FETCH_USER_AGENT")).count();
-    assert_eq!(named, 1, "{log:?}");
+    let suggestions = log.iter().filter(|line| line.contains("IMAGESVC_FETCH_USER_AGENT")).count();
+    assert_eq!(suggestions, 1, "{log:?}");
 }

@@ -2,7 +2,7 @@
 //! white.
 //!
 //! `tests/pillow/README.md` describes how to run these tests. Pillow decodes the pictures that its
-//! script makes, those of [`kinds`] and the files of [`super::odd_forms`].
+//! script makes, those of [`kinds`] and the files of [`super::unusual_files`].
 
 use std::{
     env, fs,

@@ -1,4 +1,4 @@
-//! The program as a process: its exit codes, and what it prints at start.
+//! The program as a process: its exit codes and its output.
 
 use std::{
     io::{BufRead, BufReader},
@@ -15,7 +15,7 @@ fn program(folder: &std::path::Path) -> Command {
 }
 
 #[test]
-fn without_a_key_it_names_the_key_and_the_sandbox_and_exits_2() {
+fn without_a_key_the_error_mentions_the_key_and_the_sandbox_and_the_exit_code_is_2() {
     let folder = tempfile::tempdir().unwrap();
     let output = program(folder.path()).output().unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
@@ -23,12 +23,12 @@ fn without_a_key_it_names_the_key_and_the_sandbox_and_exits_2() {
     assert!(text.contains("NVIDIA_API_KEY") && text.contains("--sandbox"), "{text}");
     assert!(
         !folder.path().join("downloads").exists(),
-        "the program touches nothing before the settings are valid"
+        "with invalid settings the program creates no folder"
     );
 }
 
 #[test]
-fn all_faults_of_flags_environment_and_dotenv_are_reported_at_once() {
+fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join(".env"), "NVIDIA_TIMEOUT=soon\nIMAGESVC_PORT=1\n").unwrap();
     let output = program(folder.path())
@@ -48,9 +48,10 @@ fn all_faults_of_flags_environment_and_dotenv_are_reported_at_once() {
 async fn a_windows_dotenv_with_the_documented_user_agent_is_read() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let readme = Document::read("README.md").text;
-    let (_, shown) = readme.split_once("`my-app").unwrap();
-    let shown = format!("my-app{}", shown.split('`').next().unwrap());
-    for agent in [shown.as_str(), "Mozilla/5.0 (compatible; my-app/1.0; +https://example.com)"] {
+    let (_, rest) = readme.split_once("`my-app").unwrap();
+    let documented = format!("my-app{}", rest.split('`').next().unwrap());
+    for agent in [documented.as_str(), "Mozilla/5.0 (compatible; my-app/1.0; +https://example.com)"]
+    {
         let folder = tempfile::tempdir().unwrap();
         let text = format!(
             "\u{feff}IMAGESVC_SANDBOX=true\r\nIMAGESVC_FETCH_USER_AGENT={agent}\r\n\r\n# to test\r\n\
@@ -68,7 +69,7 @@ async fn a_windows_dotenv_with_the_documented_user_agent_is_read() {
 }
 
 #[test]
-fn its_version_and_its_help_are_printed() {
+fn version_and_help_are_printed() {
     let folder = tempfile::tempdir().unwrap();
     let version = program(folder.path()).arg("--version").output().unwrap();
     assert_eq!(
@@ -83,7 +84,7 @@ fn its_version_and_its_help_are_printed() {
 }
 
 #[test]
-fn a_hidden_command_lists_the_settings_without_a_key() {
+fn the_hidden_settings_command_lists_all_settings_and_needs_no_key() {
     let folder = tempfile::tempdir().unwrap();
     let list = |form| program(folder.path()).args(["settings", form]).output().unwrap();
     for (form, line) in [
@@ -102,7 +103,7 @@ fn a_hidden_command_lists_the_settings_without_a_key() {
 }
 
 #[test]
-fn it_names_its_port_warns_of_the_sandbox_and_stops_when_told() {
+fn the_program_logs_its_address_and_the_sandbox_and_stops_on_sigterm() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = program(folder.path())
         .args(["--sandbox", "--port", "0", "--host", "127.0.0.1", "--drain-delay", "0"])
@@ -124,7 +125,7 @@ fn it_names_its_port_warns_of_the_sandbox_and_stops_when_told() {
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another imagesvc"));
 
-    let told = Command::new("sh").args(["-c", &format!("kill {}", child.id())]).status().unwrap();
-    assert!(told.success());
+    let killed = Command::new("sh").args(["-c", &format!("kill {}", child.id())]).status().unwrap();
+    assert!(killed.success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

@@ -1,4 +1,5 @@
-//! Behind the Caddyfile in deploy/, clients see the service's early cases unchanged.
+//! Behind Caddy, configured by `deploy/Caddyfile`, clients receive the service's early error responses
+//! unchanged.
 
 use std::{
     future::pending,
@@ -19,7 +20,8 @@ use tokio::{
 
 use crate::support::{Child, FORM, ROCKET, base64_body, form, free_address, is_missing};
 
-/// A body larger than the sockets' buffers, so that its client is still sending when it is refused.
+/// The length of a body that exceeds the sockets' buffers, so that the client is still sending when the
+/// request is refused.
 const LARGE: usize = 8 << 20;
 
 /// A running Caddy, killed when dropped.
@@ -29,8 +31,8 @@ struct Caddy {
 }
 
 impl Caddy {
-    /// Starts Caddy with the file in deploy/, with only the addresses changed, and waits until it
-    /// serves.
+    /// Starts Caddy with `deploy/Caddyfile`, in which only the two addresses are replaced, and waits
+    /// until it is listening.
     async fn start(folder: &Path, service: SocketAddr) -> Self {
         let address = free_address().await;
         let shipped = include_str!("../../deploy/Caddyfile");
@@ -47,21 +49,21 @@ impl Caddy {
             .args(["run", "--adapter", "caddyfile", "--config", "Caddyfile"])
             .current_dir(folder)
             .env("HOME", folder)
-            // By default all Caddies of a machine use the same port for this.
+            // By default every Caddy on a machine would use the same TCP port for its admin API.
             .env("CADDY_ADMIN", "unix/admin.sock")
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let log = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
         let (sender, lines) = mpsc::channel();
-        // The thread reads the log to its end, since Caddy blocks if nobody does.
+        // The thread reads the log to its end, since Caddy would block on a full pipe.
         std::thread::spawn(move || log.for_each(|line| drop(sender.send(line))));
         let caddy = Self { address, process };
-        let mut said = Vec::new();
-        while !said.last().is_some_and(|line: &String| line.contains("serving initial config")) {
+        let mut printed = Vec::new();
+        while !printed.last().is_some_and(|line: &String| line.contains("serving initial config")) {
             let line = lines.recv_timeout(Duration::from_secs(20));
-            said.push(
-                line.unwrap_or_else(|error| panic!("Caddy does not start ({error}): {said:?}")),
+            printed.push(
+                line.unwrap_or_else(|error| panic!("Caddy does not start ({error}): {printed:?}")),
             );
         }
         caddy
@@ -70,13 +72,13 @@ impl Caddy {
 
 impl Drop for Caddy {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Whether the bytes hold a whole answer, perhaps after a `100 Continue`.
+/// Whether the bytes contain a whole response, with or without a `100 Continue` before it.
 fn is_whole(answer: &[u8]) -> bool {
     let answer = String::from_utf8_lossy(answer);
     let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
@@ -86,9 +88,9 @@ fn is_whole(answer: &[u8]) -> bool {
     length.is_some_and(|length| body.len() >= length.parse().unwrap())
 }
 
-/// Sends a request until its answer is complete. It does not wait for the connection's end, since
-/// Caddy may leave the connection open, against its own `Connection: close`, if the answer overtook
-/// the body.
+/// Sends a request and returns as soon as the response is complete. It does not wait until the
+/// connection closes: if the response arrives before the whole body is sent, Caddy may leave the
+/// connection open despite its own `Connection: close`.
 async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     let (mut reader, mut writer) = TcpStream::connect(to).await.unwrap().into_split();
     let send = async {
@@ -99,7 +101,7 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     };
     let mut answer = Vec::new();
     let read = async {
-        // A reset after the answer does not matter.
+        // A reset after the response is accepted.
         while reader.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {
             if is_whole(&answer) {
                 break;
@@ -119,7 +121,7 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_refused_behind_caddy_always_sees_the_services_own_answer() {
+async fn a_client_refused_behind_caddy_always_receives_the_services_own_response() {
     if is_missing("caddy") {
         return;
     }
@@ -128,7 +130,7 @@ async fn a_client_refused_behind_caddy_always_sees_the_services_own_answer() {
         ("IMAGESVC_SANDBOX", "true"),
         ("IMAGESVC_API_KEYS", "k-1"),
         ("IMAGESVC_MAX_IMAGE_BYTES", "1MiB"),
-        ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32,::1/128"), // as the Caddyfile says
+        ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32,::1/128"), // as in the Caddyfile
     ];
     let service = Child::start(folder.path(), &settings);
     let caddy = Caddy::start(folder.path(), service.address).await;
@@ -150,7 +152,7 @@ async fn a_client_refused_behind_caddy_always_sees_the_services_own_answer() {
                 );
                 for answer in join_all((0..30).map(|_| exchange(caddy.address, &head, body))).await
                 {
-                    // A `100 Continue` may precede it.
+                    // A `100 Continue` may precede the response.
                     let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
                     let case = format!("{route} {expect:?}: {answer}");
                     assert!(last.starts_with(&format!("{status} ")), "{case}");

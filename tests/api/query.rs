@@ -1,4 +1,4 @@
-//! The query of the routes that take pictures, and trailing slashes.
+//! The query parameters `save` and `backend`, and trailing slashes in paths.
 
 use std::{path::Path, time::Duration};
 
@@ -12,8 +12,7 @@ use crate::support::{
     avif, converted, embedding, noise_png, nvidia_api::INFER,
 };
 
-/// A request for each route with a picture. The URL route gets the picture that `picture_server`
-/// serves.
+/// One request for each route that takes a picture. The URL route fetches it from `picture_server`.
 fn requests(app: &TestApp, picture_server: &FakeServer, picture: &[u8]) -> [RequestBuilder; 3] {
     [
         app.upload_request(picture, "a.jpg"),
@@ -22,15 +21,15 @@ fn requests(app: &TestApp, picture_server: &FakeServer, picture: &[u8]) -> [Requ
     ]
 }
 
-/// Adds a query to a request.
-fn asking(request: RequestBuilder, query: &str) -> RequestBuilder {
+/// Sets a request's query.
+fn with_query(request: RequestBuilder, query: &str) -> RequestBuilder {
     let (client, request) = request.build_split();
     let mut request = request.unwrap();
     request.url_mut().set_query(Some(query));
     RequestBuilder::from_parts(client, request)
 }
 
-/// The saved and the staged pictures in a downloads folder.
+/// The names of the saved files, and of those still in `.incoming/`, in a downloads folder.
 fn files(folder: &Path) -> Vec<String> {
     let names = |folder: &Path| -> Vec<_> {
         let entries = std::fs::read_dir(folder).unwrap();
@@ -40,38 +39,38 @@ fn files(folder: &Path) -> Vec<String> {
     saved.chain(names(&folder.join(".incoming"))).collect()
 }
 
-fn assert_names_no_file(answer: &Answer) {
+fn assert_has_no_path(answer: &Answer) {
     let answer = answer.json();
     assert!(answer.get("saved_as").is_none() && answer.get("path").is_none(), "{answer}");
 }
 
 #[tokio::test]
-async fn with_save_false_a_picture_is_embedded_and_leaves_no_file_on_any_route() {
-    // pictures that are sent inline, uploaded, and re-encoded
+async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
+    // These are sent inline, sent as an asset, and re-encoded.
     for picture in [ROCKET.to_vec(), HUBBLE.to_vec(), converted(CHELSEA, ImageFormat::WebP)] {
         let nvidia = FakeNvidia::healthy().await;
         let picture_server = FakeServer::serving(&picture).await;
         let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
         for request in requests(&app, &picture_server, &picture) {
-            let answer = app.send(asking(request, "save=false")).await;
+            let answer = app.send(with_query(request, "save=false")).await;
             answer.vector();
-            assert_names_no_file(&answer);
-            let kept: Vec<_> = answer.json().as_object().unwrap().keys().cloned().collect();
-            assert!(kept.contains(&"sha256".to_owned()) && kept.contains(&"width".to_owned()));
+            assert_has_no_path(&answer);
+            let answer = answer.json();
+            assert!(answer.get("sha256").is_some() && answer.get("width").is_some(), "{answer}");
             assert!(files(app.folder()).is_empty());
         }
         let metrics = app.get("/metrics").await.text();
         assert!(metrics.contains("imagesvc_pictures_saved_total 0\n"), "{metrics}");
         assert!(metrics.contains("imagesvc_pictures_saved_bytes_total 0\n"));
-        // The next request is a hit, and its picture is kept.
-        let kept = app.upload(&picture, "a.jpg").await;
-        assert_eq!(kept.header("x-cache"), "hit");
-        assert_eq!(files(app.folder()), [kept.saved_as()]);
+        // Without the parameter, the same picture is a cache hit and is saved.
+        let saved = app.upload(&picture, "a.jpg").await;
+        assert_eq!(saved.header("x-cache"), "hit");
+        assert_eq!(files(app.folder()), [saved.saved_as()]);
     }
 }
 
 #[tokio::test]
-async fn with_save_false_a_failure_leaves_no_file_and_names_none() {
+async fn with_save_false_an_error_leaves_no_file_and_its_answer_contains_no_path() {
     for picture in [ROCKET.to_vec(), noise_png(400, 300)] {
         for (reply, status, code) in [
             (Reply::status(422), 422, "embedding_rejected"),
@@ -92,9 +91,9 @@ async fn with_save_false_a_failure_leaves_no_file_and_names_none() {
                 .start()
                 .await;
             for request in requests(&app, &picture_server, &picture) {
-                let answer = app.send(asking(request, "save=false")).await;
+                let answer = app.send(with_query(request, "save=false")).await;
                 assert_problem(&answer, status, code);
-                assert_names_no_file(&answer);
+                assert_has_no_path(&answer);
                 app.wait_for(|value| value("imagesvc_pictures_at_work") == 0.0).await;
                 assert!(files(app.folder()).is_empty(), "{code}");
             }
@@ -103,7 +102,7 @@ async fn with_save_false_a_failure_leaves_no_file_and_names_none() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_a_picture_is_never_saved_whatever_save_is() {
+async fn an_unsupported_file_is_never_saved_with_either_value_of_save() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut broken = converted(CHELSEA, ImageFormat::Gif);
@@ -111,7 +110,7 @@ async fn a_file_that_is_not_a_picture_is_never_saved_whatever_save_is() {
     broken[800..].fill(0xff);
     for picture in [avif(), broken] {
         for query in ["save=false", "save=true"] {
-            let answer = app.send(asking(app.upload_request(&picture, "a"), query)).await;
+            let answer = app.send(with_query(app.upload_request(&picture, "a"), query)).await;
             assert_problem(&answer, 415, "unsupported_image");
             assert!(files(app.folder()).is_empty());
         }
@@ -121,9 +120,9 @@ async fn a_file_that_is_not_a_picture_is_never_saved_whatever_save_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     let (release, _) = watch::channel(false);
-    let held = release.clone();
+    let released = release.clone();
     let nvidia = FakeNvidia::healthy_except(move |request| {
-        (request.line() == INFER).then(|| embedding().held_until(&held))
+        (request.line() == INFER).then(|| embedding().held_until(&released))
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
@@ -131,12 +130,12 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     let downloads = folder.path().join("downloads");
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let picture = noise_png(400, 300);
-    let request = asking(child.upload_request(&client, &picture), "save=false");
-    let gone = tokio::spawn(request.send());
-    nvidia.wait_for(3).await; // the upload's creation, the upload, and the inference
-    assert!(files(&downloads).is_empty(), "a kill would leave nothing");
-    gone.abort();
-    assert!(gone.await.is_err());
+    let request = with_query(child.upload_request(&client, &picture), "save=false");
+    let disconnected = tokio::spawn(request.send());
+    nvidia.wait_for(3).await; // creates the asset, uploads it, and computes the embedding
+    assert!(files(&downloads).is_empty(), "the file has no name, so a kill leaves nothing");
+    disconnected.abort();
+    assert!(disconnected.await.is_err());
     let line = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"499\"} 1";
     loop {
         let metrics = client.get(child.url("/metrics")).send().await.unwrap();
@@ -145,9 +144,9 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
         }
     }
     assert!(files(&downloads).is_empty());
-    // The call goes on with the bytes of the file, which has been unlinked.
+    // The call continues, although the file that it reads has been unlinked.
     release.send(true).unwrap();
-    let again = asking(child.upload_request(&client, &picture), "save=false");
+    let again = with_query(child.upload_request(&client, &picture), "save=false");
     let again = again.send().await.unwrap();
     assert_eq!(
         (again.status().as_u16(), again.headers()["x-cache"].as_bytes()),
@@ -158,13 +157,13 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_save_false_a_stop_leaves_no_file() {
+async fn with_save_false_a_shutdown_leaves_no_file() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| config.server.drain_timeout = Duration::from_millis(50))
         .start()
         .await;
-    let request = asking(app.upload_request(ROCKET, "a.jpg"), "save=false");
+    let request = with_query(app.upload_request(ROCKET, "a.jpg"), "save=false");
     let sent = tokio::spawn(request.send());
     nvidia.wait_for(1).await;
     let folder = app.stop().await;
@@ -173,7 +172,7 @@ async fn with_save_false_a_stop_leaves_no_file() {
     assert!(files(folder.path()).is_empty());
 }
 
-/// Reads a response's JSON.
+/// Adds a method that reads a response's body as JSON.
 trait JsonValue {
     async fn json_value(self) -> Value;
 }
@@ -185,22 +184,22 @@ impl JsonValue for reqwest::Response {
 }
 
 #[tokio::test]
-async fn with_save_false_the_disk_reserve_still_holds() {
+async fn with_save_false_the_disk_reserve_still_applies() {
     let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MIN_FREE_BYTES", "900000000GiB").start().await;
-    let answer = app.send(asking(app.upload_request(ROCKET, "a.jpg"), "save=false")).await;
+    let answer = app.send(with_query(app.upload_request(ROCKET, "a.jpg"), "save=false")).await;
     assert_problem(&answer, 507, "storage_full");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_save_false_the_log_names_no_file() {
+async fn with_save_false_the_log_contains_no_file_name() {
     let nvidia = FakeNvidia::replying(vec![embedding(), Reply::status(402)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (id, picture) in [("kept-not", ROCKET), ("failed", CHELSEA)] {
-        let request = asking(child.upload_request(&client, picture), "save=false");
+    for (id, picture) in [("served", ROCKET), ("failed", CHELSEA)] {
+        let request = with_query(child.upload_request(&client, picture), "save=false");
         request.header("x-request-id", id).send().await.unwrap();
     }
     let (_, log) = child.stop();
@@ -212,14 +211,14 @@ async fn with_save_false_the_log_names_no_file() {
 }
 
 #[tokio::test]
-async fn the_one_backend_is_accepted_and_unknown_query_parameters_are_ignored() {
+async fn the_only_backend_is_accepted_and_unknown_query_parameters_are_ignored() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     for query in ["backend=nv_dino", "", "a=1&a=2&%zz=%&dimensions=7", "save=true&backend=nv_dino"]
     {
         for request in requests(&app, &picture_server, ROCKET) {
-            let answer = app.send(asking(request, query)).await;
+            let answer = app.send(with_query(request, query)).await;
             answer.vector();
             assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
         }
@@ -227,11 +226,11 @@ async fn the_one_backend_is_accepted_and_unknown_query_parameters_are_ignored() 
 }
 
 #[tokio::test]
-async fn an_unknown_backend_or_an_invalid_save_is_refused_with_the_parameter_named() {
+async fn an_unknown_backend_or_an_invalid_save_is_refused_and_the_error_contains_the_parameter() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
-    for (query, place, word) in [
+    for (query, parameter, word) in [
         ("backend=clip", "backend", "nv_dino"),
         ("backend=", "backend", "nv_dino"),
         ("save=no", "save", "true or false"),
@@ -239,9 +238,9 @@ async fn an_unknown_backend_or_an_invalid_save_is_refused_with_the_parameter_nam
         ("save=true&save=false", "save", "send one of them"),
     ] {
         for request in requests(&app, &picture_server, ROCKET) {
-            let answer = app.send(asking(request, query)).await;
+            let answer = app.send(with_query(request, query)).await;
             let problem = assert_problem(&answer, 422, "validation_failed");
-            assert_eq!(problem["errors"][0]["loc"], json!(["query", place]));
+            assert_eq!(problem["errors"][0]["loc"], json!(["query", parameter]));
             assert!(problem["detail"].as_str().unwrap().contains(word), "{problem}");
         }
     }
@@ -259,10 +258,11 @@ async fn a_trailing_slash_changes_nothing() {
         let mut request = request.unwrap();
         let path = format!("{}/", request.url().path());
         request.url_mut().set_path(&path);
-        let answer = app.send(asking(RequestBuilder::from_parts(client, request), "save=false"));
+        let answer =
+            app.send(with_query(RequestBuilder::from_parts(client, request), "save=false"));
         let answer = answer.await;
         answer.vector();
-        assert_names_no_file(&answer);
+        assert_has_no_path(&answer);
     }
     for path in ["/health", "/ready", "/openapi.json", "/docs", "/docs/swagger-ui.css"] {
         let (plain, slashed) = (app.get(path).await, app.get(&format!("{path}/?a=/")).await);
@@ -272,8 +272,8 @@ async fn a_trailing_slash_changes_nothing() {
     let wrong_method = app.get("/vectorize-image/").await;
     assert_problem(&wrong_method, 405, "method_not_allowed");
     assert_eq!(wrong_method.header("allow"), "POST");
-    for nowhere in ["/nothing/", "/health//", "//", "//health/"] {
-        assert_problem(&app.get(nowhere).await, 404, "not_found");
+    for path in ["/nothing/", "/health//", "//", "//health/"] {
+        assert_problem(&app.get(path).await, 404, "not_found");
     }
     let metrics = app.get("/metrics/").await.text();
     for line in [
@@ -283,7 +283,7 @@ async fn a_trailing_slash_changes_nothing() {
         "imagesvc_requests_total{route=\"/vectorize-image\",status=\"405\"} 1",
         "imagesvc_requests_total{route=\"/health\",status=\"200\"} 2",
     ] {
-        assert!(metrics.lines().any(|known| known == line), "{line} is not in\n{metrics}");
+        assert!(metrics.lines().any(|shown| shown == line), "{line} is not in\n{metrics}");
     }
     assert!(!metrics.contains("/\""), "no route ends in a slash");
 }

@@ -1,4 +1,4 @@
-//! Retention removes old pictures, and nothing else.
+//! Retention removes old pictures and no other files.
 
 use std::{fs, time::Duration};
 
@@ -12,18 +12,18 @@ async fn wait_until_removed(app: &TestApp, pictures: f64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_concurrent_uploads_the_oldest_pictures_go_but_none_in_use() {
+async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_none_in_use() {
     let (release, _) = watch::channel(false);
-    let held = embedding().held_until(&release);
-    // The call for the first picture is held, so that its file is the oldest one and in use.
+    let held_reply = embedding().held_until(&release);
+    // The reply for the first picture is held back, so that its file is in use and the oldest.
     let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
-        0 => held.clone(),
+        0 => held_reply.clone(),
         _ => embedding(),
     })
     .await;
-    let bound = 20 * 4096; // each file takes at least one block
+    let max_bytes = 20 * 4096; // each file takes at least one block
     let app =
-        TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_BYTES", bound).start().await;
+        TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_BYTES", max_bytes).start().await;
     let other_files = ["holiday.jpg", ".gitkeep", "01234567-89ab-4cde-8f01-23456789abcd.jpg"];
     for name in other_files {
         fs::write(app.folder().join(name), vec![0; 10_000]).unwrap();
@@ -38,29 +38,29 @@ async fn under_concurrent_uploads_the_oldest_pictures_go_but_none_in_use() {
         uploads.buffer_unordered(8).collect::<()>().await;
         wait_until_removed(&app, 150.0).await;
         let saved = app.saved();
-        let own: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
-        assert!((10..=20).contains(&own.len()), "{}", own.len());
+        let pictures: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
+        assert!((10..=20).contains(&pictures.len()), "{}", pictures.len());
         release.send(true).unwrap();
     };
     let (first, ()) = tokio::join!(first, others);
     first.vector();
     let name = first.saved_as();
-    assert_eq!(app.saved_bytes(&name), first_picture, "a picture in use is kept");
+    assert_eq!(app.saved_bytes(&name), first_picture, "a picture in use is not removed");
     for name in other_files {
-        assert!(app.folder().join(name).exists(), "{name} is not one of the service's files");
+        assert!(app.folder().join(name).exists(), "{name} was not written by the service");
     }
-    // Once it is not in use any more, it is removed like any other.
+    // After its request has ended, the first picture is removed like any other.
     app.upload(ROCKET, "large.jpg").await.vector();
-    let gone = async {
+    let removed = async {
         while app.saved().contains(&name) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(30), gone).await.expect("the oldest picture is removed");
+    timeout(Duration::from_secs(30), removed).await.expect("the oldest picture is removed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_past_its_age_is_removed_and_its_vector_stays() {
+async fn a_picture_older_than_the_age_limit_is_removed_but_its_vector_stays_cached() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_AGE", "1s").start().await;
     for n in 0..3 {

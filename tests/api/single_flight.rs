@@ -1,5 +1,5 @@
-//! Single flight: concurrent requests with the same picture share one call, which outlives its
-//! clients.
+//! Single flight: concurrent requests with the same picture share one call to NVIDIA, which continues
+//! after its clients disconnect.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_hundred_identical_pictures_at_once_are_one_call() {
+async fn a_hundred_identical_pictures_at_once_make_one_call() {
     let (release, _) = watch::channel(false);
     let reply = embedding().held_until(&release);
     let nvidia = FakeNvidia::replying(vec![reply]).await;
@@ -23,26 +23,26 @@ async fn a_hundred_identical_pictures_at_once_are_one_call() {
         TestApp::builder(&nvidia).setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200").start().await;
     let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
-        // By then all hundred wait for the one call.
+        // Released only when all hundred requests wait for the call.
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 100.0).await;
         release.send(true).unwrap();
     };
     let (answers, ()) = tokio::join!(uploads, release_reply);
     assert_eq!(nvidia.lines().len(), 1);
-    let paid = answers.iter().filter(|answer| answer.header("x-cache") == "miss").count();
-    assert_eq!(paid, 1);
+    let misses = answers.iter().filter(|answer| answer.header("x-cache") == "miss").count();
+    assert_eq!(misses, 1);
     assert!(answers.iter().all(|answer| answer.vector().len() == 1536));
     assert_eq!(app.saved().len(), 100);
 }
 
 #[tokio::test]
-async fn the_leaders_client_may_leave_and_the_others_are_served_by_its_call() {
+async fn when_the_leaders_client_disconnects_its_call_serves_the_others() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::start(&nvidia).await;
     tokio::select! {
         _ = app.upload(ROCKET, "leader.jpg") => panic!("answered before the reply was released"),
-        _ = nvidia.wait_for(1) => {} // the leader leaves
+        _ = nvidia.wait_for(1) => {} // the leader's client disconnects
     }
     let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
@@ -57,7 +57,7 @@ async fn the_leaders_client_may_leave_and_the_others_are_served_by_its_call() {
 }
 
 #[tokio::test]
-async fn when_every_client_leaves_the_call_finishes_and_the_next_request_is_a_hit() {
+async fn when_every_client_disconnects_the_call_finishes_and_the_next_request_is_a_hit() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::start(&nvidia).await;
@@ -74,11 +74,11 @@ async fn when_every_client_leaves_the_call_finishes_and_the_next_request_is_a_hi
 }
 
 #[tokio::test]
-async fn a_large_pictures_call_finishes_without_its_client() {
+async fn a_large_pictures_call_finishes_after_its_client_disconnects() {
     let (release, _) = watch::channel(false);
-    let held = release.clone();
+    let released = release.clone();
     let nvidia = FakeNvidia::healthy_except(move |request| {
-        (request.line() == CREATE_ASSET).then(|| created_asset(request).held_until(&held))
+        (request.line() == CREATE_ASSET).then(|| created_asset(request).held_until(&released))
     })
     .await;
     let app = TestApp::start(&nvidia).await;
@@ -88,12 +88,12 @@ async fn a_large_pictures_call_finishes_without_its_client() {
     }
     release.send(true).unwrap();
     let received = nvidia.wait_for(4).await;
-    assert!(received[1].body == HUBBLE, "the file outlives the request");
+    assert!(received[1].body == HUBBLE, "the call still reads the file");
     assert_cached(&app, HUBBLE, "hit").await;
 }
 
 #[tokio::test]
-async fn a_late_joiner_does_not_fail_with_the_leaders_deadline() {
+async fn a_late_joiner_does_not_fail_at_the_leaders_deadline() {
     // The first call hangs until its leader's deadline.
     let nvidia = FakeNvidia::replying(vec![Reply::Hang, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1s").start().await;
@@ -109,8 +109,8 @@ async fn a_late_joiner_does_not_fail_with_the_leaders_deadline() {
 }
 
 #[tokio::test]
-async fn a_late_joiner_waits_where_the_leader_had_no_time() {
-    // The first attempt fails, and demands a wait that would exceed the leader's deadline.
+async fn a_late_joiner_retries_after_a_wait_that_exceeds_the_leaders_deadline() {
+    // The first attempt fails with a `Retry-After` beyond the leader's deadline.
     let wait = Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
     let nvidia = FakeNvidia::replying(vec![wait, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms").start().await;
@@ -126,7 +126,7 @@ async fn a_late_joiner_waits_where_the_leader_had_no_time() {
 }
 
 #[tokio::test]
-async fn a_hundred_joiners_of_a_hanging_call_do_not_each_pay_for_a_new_one() {
+async fn a_hundred_joiners_of_a_hanging_call_make_no_further_call() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
@@ -140,7 +140,7 @@ async fn a_hundred_joiners_of_a_hanging_call_do_not_each_pay_for_a_new_one() {
 }
 
 #[tokio::test]
-async fn a_failure_is_shared_but_not_remembered() {
+async fn an_error_is_shared_but_not_cached() {
     let (release, _) = watch::channel(false);
     let refused = Reply::status(422).held_until(&release);
     let nvidia = FakeNvidia::replying(vec![refused, embedding()]).await;
@@ -163,7 +163,7 @@ async fn a_failure_is_shared_but_not_remembered() {
 }
 
 #[tokio::test]
-async fn no_cache_makes_a_new_call_and_never_joins_another() {
+async fn no_cache_makes_a_new_call_and_does_not_join_another() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![
         embedding_filled_with(1).held_until(&release),
@@ -186,7 +186,7 @@ async fn no_cache_makes_a_new_call_and_never_joins_another() {
     assert_eq!(second.header("x-cache"), "miss");
     let third = uncached().await;
     assert!(is_filled_with(&third, 3));
-    // The newest vector is the one in the cache.
+    // The cache contains the newest vector.
     let hit = assert_cached(&app, ROCKET, "hit").await;
     assert!(is_filled_with(&hit, 3));
     assert_eq!(nvidia.lines().len(), 3);

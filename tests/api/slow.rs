@@ -1,4 +1,4 @@
-//! Timers close the connections of clients that stall, and other clients do not wait for them.
+//! Slow clients: timers close their connections, and other clients are not delayed.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::support::{Child, FakeNvidia, ROCKET, TestApp, connect_from, form, post_head};
 
-/// What a stalling client sends before it falls silent.
+/// What a stalling client sends before it stops.
 const OPENINGS: [&[u8]; 6] = [
     b"",
     b"G",
@@ -23,12 +23,12 @@ const OPENINGS: [&[u8]; 6] = [
 
 async fn is_closed(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
-    // A reset counts as closed, too.
+    // A reset also counts as closed.
     timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await.is_ok()
 }
 
 #[tokio::test]
-async fn a_client_that_stalls_is_closed() {
+async fn the_connection_of_a_stalling_client_is_closed() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_HEADER_TIMEOUT", "200ms")
@@ -40,14 +40,14 @@ async fn a_client_that_stalls_is_closed() {
         stream.write_all(opening).await.unwrap();
         assert!(is_closed(&mut stream).await, "{}", opening.escape_ascii());
     }
-    // The same timer ends an idle keep-alive connection.
+    // The header timer also closes an idle keep-alive connection.
     let mut stream = TcpStream::connect(app.address).await.unwrap();
     stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     assert!(is_closed(&mut stream).await);
 }
 
 #[tokio::test]
-async fn a_header_that_trickles_does_not_live_longer() {
+async fn a_trickling_header_does_not_extend_the_header_timeout() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_HEADER_TIMEOUT", "300ms").start().await;
     let stream = TcpStream::connect(app.address).await.unwrap();
@@ -60,14 +60,14 @@ async fn a_header_that_trickles_does_not_live_longer() {
         }
         sent
     });
-    let mut answer = Vec::new();
+    let mut response = Vec::new();
     // The connection may be closed or reset.
-    let _ = timeout(Duration::from_secs(20), reader.read_to_end(&mut answer)).await.unwrap();
+    let _ = timeout(Duration::from_secs(20), reader.read_to_end(&mut response)).await.unwrap();
     assert!(trickle.await.unwrap() < 500);
 }
 
-/// Uploads a picture as a good client does, from its own address.
-async fn good_upload(child: &Child) -> String {
+/// Uploads a picture at once, from an address that no stalling client uses.
+async fn prompt_upload(child: &Child) -> String {
     let mut stream = connect_from([127, 9, 9, 9], child.address).await.unwrap();
     let body = form(ROCKET);
     let request = post_head("/vectorize-image-upload", body.len(), "connection: close\r\n");
@@ -79,44 +79,44 @@ async fn good_upload(child: &Child) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_stalling_clients_do_not_hinder_a_good_one() {
+async fn a_thousand_stalling_clients_do_not_delay_another_client() {
     let nvidia = FakeNvidia::healthy().await;
     let settings = [("IMAGESVC_HEADER_TIMEOUT", "2s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);
-    for one_peer in [true, false] {
+    for is_one_peer in [true, false] {
         let mut stalling = Vec::new();
         for n in 0..1000usize {
-            let source = if one_peer {
+            let source = if is_one_peer {
                 [127, 0, 0, 1]
             } else {
                 [127, 1, (n / 250) as u8, (n % 250) as u8 + 1]
             };
-            // A connection over the limit may be closed before it has sent its opening.
+            // A connection over the limit may be closed before its opening is sent.
             if let Ok(mut stream) = connect_from(source, child.address).await {
                 let _ = stream.write_all(OPENINGS[n % OPENINGS.len()]).await;
                 stalling.push(stream);
             }
         }
-        let answer = good_upload(&child).await;
+        let answer = prompt_upload(&child).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:.300}");
         for stream in &mut stalling {
             assert!(is_closed(stream).await);
         }
     }
-    assert!(good_upload(&child).await.starts_with("HTTP/1.1 200 OK"));
+    assert!(prompt_upload(&child).await.starts_with("HTTP/1.1 200 OK"));
 }
 
 #[tokio::test]
-async fn a_client_that_asks_and_does_not_read_is_closed() {
-    // Unit tests check the timer itself with simulated time. This checks that connections have it:
-    // the service stops while such a client is connected, long before the drain's timeout.
+async fn the_connection_of_a_client_that_reads_no_response_is_closed() {
+    // Unit tests check the write timer with simulated time. This test checks that connections use it:
+    // with such a client, a shutdown ends long before the drain timeout.
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(app.address).await.unwrap();
-    // more answers than the sockets' buffers hold
+    // The responses exceed the sockets' buffers.
     for _ in 0..20 {
         stream
             .write_all(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -127,6 +127,6 @@ async fn a_client_that_asks_and_does_not_read_is_closed() {
     timeout(Duration::from_secs(40), app.stop()).await.unwrap();
     assert!(
         started.elapsed() < Duration::from_secs(30),
-        "closed by the write timer, before the drain's 70 s"
+        "the write timer closes the connection, before the drain timeout of 70 s"
     );
 }

@@ -1,4 +1,4 @@
-//! Stopping: the service loses no request that it accepted, and never waits for ever.
+//! Shutdown: the service answers every accepted request, and stops within a bounded time.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ async fn stalled(child: &Child) -> TcpStream {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
+async fn under_load_and_with_a_stalled_client_every_accepted_request_is_answered() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
@@ -40,7 +40,7 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
     let stopping = async {
         nvidia.wait_for(20).await;
         child.terminate();
-        // /ready reports the stop, while the service still accepts connections.
+        // During the drain delay /ready reports the shutdown and connections are still accepted.
         let ready = || async { reqwest::get(child.url("/ready")).await.unwrap() };
         let mut answer = ready().await;
         while answer.status() == 200 {
@@ -65,23 +65,22 @@ async fn under_load_and_with_a_stalled_client_no_accepted_request_is_lost() {
     }
     let mut rest = Vec::new();
     idle.read_to_end(&mut rest).await.unwrap();
-    assert!(rest.is_empty(), "an idle connection is closed without an answer");
+    assert!(rest.is_empty(), "an idle connection is closed without a response");
     let started = Instant::now();
     let (status, log) = child.wait();
     assert_eq!(status.code(), Some(0));
-    assert!(started.elapsed() < Duration::from_secs(20), "well before the drain's 70 s");
+    assert!(started.elapsed() < Duration::from_secs(20), "before the drain timeout of 70 s");
     assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_are_answered_until_the_listener_closes_and_refused_after() {
+async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
-    // Each client sends one request after the other, each on a new connection, until it cannot
-    // connect any more.
-    let ask = async |mut stream: TcpStream| {
+    // Each client sends request after request, each on a new connection, until it cannot connect.
+    let request_health = async |mut stream: TcpStream| {
         let request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         stream.write_all(request).await?;
         let mut answer = String::new();
@@ -91,7 +90,7 @@ async fn clients_are_answered_until_the_listener_closes_and_refused_after() {
     let client = async || {
         let (mut answered, mut lost) = (0, 0);
         while let Ok(stream) = TcpStream::connect(child.address).await {
-            match ask(stream).await {
+            match request_health(stream).await {
                 Ok(true) => answered += 1,
                 Ok(false) | Err(_) => lost += 1,
             }
@@ -99,37 +98,38 @@ async fn clients_are_answered_until_the_listener_closes_and_refused_after() {
         (answered, lost)
     };
     let clients = join_all((0..20).map(|_| client()));
-    let held = upload(&child, 1);
+    let running_upload = upload(&child, 1);
     let stop = async {
         nvidia.wait_for(1).await;
         child.terminate();
     };
-    let opened = async {
-        let (answered, ()) = tokio::join!(clients, stop);
-        // The listener closes while a request still runs.
-        let answered_in_all: usize = answered.iter().map(|(answered, _)| answered).sum();
-        let lost: usize = answered.iter().map(|(_, lost)| lost).sum();
-        assert!(answered_in_all > 20);
-        // Connections that the system accepts in the microseconds between emptying the backlog and
-        // closing the listener are lost. Without emptying it, most clients would lose one.
+    let all_clients = async {
+        let (counts, ()) = tokio::join!(clients, stop);
+        // The listener is closed now, although `running_upload` still runs.
+        let total_answered: usize = counts.iter().map(|(answered, _)| answered).sum();
+        let lost: usize = counts.iter().map(|(_, lost)| lost).sum();
+        assert!(total_answered > 20);
+        // The service accepts all connections of the backlog before it closes the listener. Connections
+        // that the kernel completes between these two steps are lost. Without the first step, most
+        // clients would lose a connection.
         assert!(lost <= 3, "{lost} lost");
         release.send(true).unwrap();
     };
-    let (held, ()) = tokio::join!(held, opened);
-    assert_eq!(held.unwrap().0, 200);
+    let (uploaded, ()) = tokio::join!(running_upload, all_clients);
+    assert_eq!(uploaded.unwrap().0, 200);
     assert_eq!(child.wait().0.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_outlast_the_drain_are_answered_and_logged() {
+async fn requests_still_running_at_the_drain_timeout_are_answered_with_503_and_logged() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_TIMEOUT", "200ms")]);
-    let told = async {
+    let stopping = async {
         nvidia.wait_for(1).await;
         child.terminate();
     };
-    let (answer, ()) = tokio::join!(upload(&child, 1), told);
+    let (answer, ()) = tokio::join!(upload(&child, 1), stopping);
     let (status, body) = answer.unwrap();
     let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, problem["code"].as_str()), (503, Some("shutting_down")));
@@ -140,7 +140,7 @@ async fn requests_that_outlast_the_drain_are_answered_and_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_service_waits_for_calls_whose_clients_have_left() {
+async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
@@ -160,7 +160,7 @@ async fn the_service_waits_for_calls_whose_clients_have_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_signal_of_either_kind_ends_it_at_once() {
+async fn a_second_sigterm_or_sigint_ends_the_service_at_once() {
     for signal in ["TERM", "INT"] {
         let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
         let folder = tempfile::tempdir().unwrap();
@@ -171,7 +171,7 @@ async fn a_second_signal_of_either_kind_ends_it_at_once() {
             while reqwest::get(child.url("/ready")).await.unwrap().status() == 200 {}
             child.signal(signal);
         };
-        // A second signal demands an end without answers.
+        // After a second signal, running requests get no answer.
         let (answer, ()) = tokio::join!(upload(&child, 1), ended);
         assert!(answer.is_err());
         let (status, log) = child.wait();
@@ -181,12 +181,12 @@ async fn a_second_signal_of_either_kind_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn a_hangup_is_no_reason_to_stop() {
+async fn sighup_does_not_stop_the_service() {
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     child.signal("HUP");
-    let serves = reqwest::get(child.url("/health")).await.unwrap();
-    assert_eq!(serves.status(), 200);
+    let health = reqwest::get(child.url("/health")).await.unwrap();
+    assert_eq!(health.status(), 200);
     let (status, log) = child.stop();
     assert_eq!(status.code(), Some(0));
     assert!(log.iter().any(|line| line.contains("SIGHUP changes nothing")), "{log:?}");

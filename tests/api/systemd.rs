@@ -14,18 +14,18 @@ fn receive(socket: &UnixDatagram) -> String {
     String::from_utf8(buffer[..len].to_vec()).unwrap()
 }
 
-/// Receives until a message holds a line, and returns that message.
+/// Receives messages until one contains this line, and returns that message.
 fn wait_for(socket: &UnixDatagram, line: &str) -> String {
     loop {
         let message = receive(socket);
-        if message.lines().any(|known| known == line) {
+        if message.lines().any(|received| received == line) {
             return message;
         }
     }
 }
 
 #[test]
-fn systemd_is_told_when_the_service_is_ready_alive_and_stopping() {
+fn systemd_is_notified_when_the_service_is_ready_alive_and_stopping() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -49,7 +49,7 @@ fn systemd_is_told_when_the_service_is_ready_alive_and_stopping() {
     child.terminate();
     let stopping = wait_for(&socket, "STOPPING=1");
     assert!(stopping.contains("STATUS=stopping"), "{stopping}");
-    // The watchdog is also fed while the service waits for the stalled request.
+    // Watchdog messages continue while the service waits for the stalled request.
     wait_for(&socket, "STATUS=stopping: waiting for running requests");
     for _ in 0..2 {
         wait_for(&socket, "WATCHDOG=1");
@@ -60,7 +60,7 @@ fn systemd_is_told_when_the_service_is_ready_alive_and_stopping() {
 }
 
 #[test]
-fn a_watchdog_that_is_meant_for_another_process_is_not_fed() {
+fn no_watchdog_message_is_sent_if_watchdog_pid_is_another_process() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
@@ -80,7 +80,7 @@ fn a_watchdog_that_is_meant_for_another_process_is_not_fed() {
 }
 
 #[test]
-fn a_socket_that_nobody_reads_is_no_reason_not_to_serve() {
+fn the_service_starts_and_stops_without_a_working_notify_socket() {
     let folder = tempfile::tempdir().unwrap();
     let settings = [
         ("IMAGESVC_SANDBOX", "true"),

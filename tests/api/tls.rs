@@ -1,4 +1,4 @@
-//! Servers with right and wrong certificates: the service sends nothing to the wrong ones.
+//! Servers with valid and invalid certificates: the service sends nothing to the latter.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::support::{
     nvidia_api::{ASSETS_PATH, INFER_PATH, KEY, STATUS_PATH},
 };
 
-/// A certificate authority for the tests.
+/// A certificate authority of a test.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -28,11 +28,12 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// Issues a certificate for a name, valid until the first day of a year.
-    fn certify(&self, name: &str, until: i32) -> ServerConfig {
+    /// Returns a server configuration with a new certificate for `name`, which expires on the first
+    /// day of `expiry_year`.
+    fn certify(&self, name: &str, expiry_year: i32) -> ServerConfig {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.not_before = date_time_ymd(2020, 1, 1);
-        params.not_after = date_time_ymd(until, 1, 1);
+        params.not_after = date_time_ymd(expiry_year, 1, 1);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
@@ -42,16 +43,16 @@ impl Authority {
             .unwrap()
     }
 
-    /// The setting with which a service trusts only this authority.
-    fn trusted(&self, folder: &Path) -> (&'static str, String) {
+    /// The environment variable that makes a service trust only this authority.
+    fn trust_variable(&self, folder: &Path) -> (&'static str, String) {
         let file = folder.join("authority.pem");
         std::fs::write(&file, &self.pem).unwrap();
         ("SSL_CERT_FILE", file.to_str().unwrap().to_owned())
     }
 }
 
-/// Wrong certificates, each with its fault.
-fn wrong(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
+/// Invalid certificates, each with the reason.
+fn invalid(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
     [
         ("of another name", authority.certify("other.example", 2100)),
         ("expired", authority.certify("localhost", 2021)),
@@ -59,7 +60,8 @@ fn wrong(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
     ]
 }
 
-fn saved(folder: &Path) -> usize {
+/// The number of pictures that were saved.
+fn saved_count(folder: &Path) -> usize {
     let entries = std::fs::read_dir(folder.join("downloads")).unwrap();
     entries
         .filter(|entry| !entry.as_ref().unwrap().file_name().to_str().unwrap().starts_with('.'))
@@ -67,48 +69,48 @@ fn saved(folder: &Path) -> usize {
 }
 
 #[tokio::test]
-async fn a_picture_is_fetched_only_where_the_certificate_is_right() {
+async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     let picture = |_: &_, _| Reply::new(200, &[], ROCKET);
-    let right = FakeServer::start_tls(authority.certify("localhost", 2100), picture).await;
-    let mut picture_servers = vec![("right", right)];
-    for (what, config) in wrong(&authority) {
+    let valid = FakeServer::start_tls(authority.certify("localhost", 2100), picture).await;
+    let mut picture_servers = vec![("valid", valid)];
+    for (what, config) in invalid(&authority) {
         picture_servers.push((what, FakeServer::start_tls(config, picture).await));
     }
     let address =
         |picture_server: &FakeServer| format!("localhost:{}", picture_server.address.port());
     let allow: Vec<_> =
         picture_servers.iter().map(|(_, picture_server)| address(picture_server)).collect();
-    let (allow, trusted) = (allow.join(","), authority.trusted(folder.path()));
+    let (allow, trust) = (allow.join(","), authority.trust_variable(folder.path()));
     let settings =
-        [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_FETCH_ALLOW", &allow), (trusted.0, &trusted.1)];
+        [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_FETCH_ALLOW", &allow), (trust.0, &trust.1)];
     let child = Child::start(folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (what, picture_server) in &picture_servers {
         let url = format!("https://{}/", address(picture_server));
         let answer = child.url_request(&client, &url).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
-        if *what == "right" {
+        if *what == "valid" {
             answer.vector();
             assert_eq!(picture_server.count(), 1);
         } else {
             assert_problem(&answer, 502, "download_failed");
             assert_eq!(picture_server.count(), 0, "{what}");
         }
-        assert_eq!(saved(folder.path()), 1, "{what}");
+        assert_eq!(saved_count(folder.path()), 1, "{what}");
     }
 }
 
 #[tokio::test]
-async fn the_key_and_the_picture_go_to_nvidia_only_where_the_certificate_is_right() {
+async fn the_key_and_the_picture_are_sent_only_if_nvidias_certificate_is_valid() {
     let authority = Authority::new();
-    let right = authority.certify("localhost", 2100);
+    let valid = authority.certify("localhost", 2100);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (what, config) in [("right", right)].into_iter().chain(wrong(&authority)) {
+    for (what, config) in [("valid", valid)].into_iter().chain(invalid(&authority)) {
         let folder = tempfile::tempdir().unwrap();
         let nvidia = FakeServer::start_tls(config, |_, _| embedding()).await;
-        let trusted = authority.trusted(folder.path());
+        let trust = authority.trust_variable(folder.path());
         let url = |path| format!("https://localhost:{}{path}", nvidia.address.port());
         let (infer, status, assets) = (url(INFER_PATH), url(STATUS_PATH), url(ASSETS_PATH));
         let settings = [
@@ -116,12 +118,12 @@ async fn the_key_and_the_picture_go_to_nvidia_only_where_the_certificate_is_righ
             ("NVIDIA_INFER_URL", &infer),
             ("NVIDIA_STATUS_URL", &status),
             ("NVIDIA_ASSETS_URL", &assets),
-            (trusted.0, &trusted.1),
+            (trust.0, &trust.1),
         ];
         let child = Child::start(folder.path(), &settings);
         let answer = child.upload_request(&client, ROCKET).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
-        if what == "right" {
+        if what == "valid" {
             answer.vector();
             let received = nvidia.received();
             assert_eq!(received.len(), 1);
@@ -130,6 +132,6 @@ async fn the_key_and_the_picture_go_to_nvidia_only_where_the_certificate_is_righ
             assert_problem(&answer, 502, "embedding_unavailable");
             assert_eq!(nvidia.count(), 0, "{what}");
         }
-        assert_eq!(saved(folder.path()), 1, "the picture is kept");
+        assert_eq!(saved_count(folder.path()), 1, "the picture is saved");
     }
 }

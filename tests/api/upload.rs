@@ -1,9 +1,9 @@
-//! The upload route, called as clients call it, with their mistakes.
+//! The upload route: forms as real clients send them, and common mistakes.
 
 use crate::support::{FORM, FakeNvidia, ROCKET, TestApp, assert_problem, avif, form, noise_png};
 
 #[tokio::test]
-async fn other_fields_are_ignored_before_and_after_the_file() {
+async fn other_fields_before_and_after_the_file_are_ignored() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app
@@ -20,7 +20,7 @@ async fn other_fields_are_ignored_before_and_after_the_file() {
 }
 
 #[tokio::test]
-async fn a_second_file_is_refused_and_leaves_nothing() {
+async fn a_second_file_part_is_refused_and_leaves_no_file() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let part = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
@@ -31,7 +31,7 @@ async fn a_second_file_is_refused_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn each_common_mistake_has_a_detail_of_its_own() {
+async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (answer, word) in [
@@ -62,7 +62,7 @@ async fn each_common_mistake_has_a_detail_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_picture_without_a_file_name_is_a_picture() {
+async fn a_picture_without_a_file_name_is_accepted() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload_parts(&[("name=\"file\"\r\nContent-Type: image/jpeg", ROCKET)]).await;
@@ -71,7 +71,7 @@ async fn a_picture_without_a_file_name_is_a_picture() {
 }
 
 #[tokio::test]
-async fn the_part_headers_of_real_clients_are_understood() {
+async fn the_part_headers_of_real_clients_are_parsed() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (head, name) in [
@@ -110,7 +110,7 @@ async fn empty_files_beside_the_picture_are_skipped() {
 }
 
 #[tokio::test]
-async fn a_content_type_with_blanks_or_an_unquoted_boundary_is_read() {
+async fn a_content_type_with_spaces_or_an_unquoted_boundary_is_accepted() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let boundary = "Sx/9+e=7K:(a)b?c";
@@ -128,7 +128,7 @@ async fn a_content_type_with_blanks_or_an_unquoted_boundary_is_read() {
 }
 
 #[tokio::test]
-async fn a_truncated_form_leaves_nothing() {
+async fn a_truncated_form_is_refused_and_leaves_no_file() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut body = form(ROCKET);
@@ -141,7 +141,7 @@ async fn a_truncated_form_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_forms_parts_and_headers_are_bounded() {
+async fn a_form_with_too_many_parts_or_a_too_long_header_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let many = vec![("name=\"a\"", &b"1"[..]); 40];
@@ -170,7 +170,7 @@ async fn file_names_are_returned_without_invisible_characters() {
 }
 
 #[tokio::test]
-async fn an_unsupported_format_is_reported_even_without_a_file_name() {
+async fn an_unsupported_format_without_a_file_name_is_reported_as_such() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload_parts(&[("name=\"file\"", &avif())]).await;
@@ -188,7 +188,7 @@ async fn a_boundary_longer_than_the_standard_allows_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_far_over_the_limit_is_refused_with_the_picture_limit() {
+async fn the_error_for_a_body_far_over_the_limit_states_the_picture_limit() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await;
     let picture = noise_png(1200, 1000);

@@ -8,14 +8,14 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, free_address,
 };
 
-/// The `Accept` header of fetches.
+/// The `Accept` header that a fetch sends.
 const ACCEPT: &str = if cfg!(feature = "heic") {
     "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff,image/heic;q=0.5"
 } else {
     "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff"
 };
 
-/// A service that may fetch only from this server.
+/// A service whose address policy allows this server.
 async fn app_allowed_to_fetch_from(nvidia: &FakeNvidia, picture_server: &FakeServer) -> TestApp {
     TestApp::builder(nvidia).may_fetch_from(picture_server).start().await
 }
@@ -41,7 +41,7 @@ async fn a_fetch_sends_only_the_expected_headers() {
     let address = picture_server.url("/a%20b/photo.jpg?size=1&x=%2F#part");
     let answer = app.by_url(&address).await;
     answer.vector();
-    assert_eq!(answer.json()["source_url"], address, "as the client gave it");
+    assert_eq!(answer.json()["source_url"], address, "exactly as in the request");
     assert!(answer.json().get("original_filename").is_none());
     assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     let received = picture_server.received();
@@ -61,7 +61,7 @@ async fn a_fetch_sends_only_the_expected_headers() {
 }
 
 #[tokio::test]
-async fn redirects_are_followed_up_to_three() {
+async fn at_most_three_redirects_are_followed() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|request, _| match request.target.as_str() {
         "/0" => Reply::new(302, &[("location", "/1")], ""),
@@ -79,7 +79,7 @@ async fn redirects_are_followed_up_to_three() {
 }
 
 #[tokio::test]
-async fn a_redirect_to_a_denied_address_is_refused_and_never_called() {
+async fn a_redirect_to_a_denied_address_is_refused_and_no_connection_is_made() {
     let nvidia = FakeNvidia::healthy().await;
     let forbidden = FakeServer::serving(ROCKET).await;
     let port = forbidden.address.port();
@@ -111,7 +111,7 @@ async fn a_redirect_to_a_denied_address_is_refused_and_never_called() {
 }
 
 #[tokio::test]
-async fn a_denied_address_is_never_called() {
+async fn no_connection_is_made_to_a_denied_address() {
     let nvidia = FakeNvidia::healthy().await;
     let forbidden = FakeServer::serving(ROCKET).await;
     let port = forbidden.address.port();
@@ -132,7 +132,7 @@ async fn a_denied_address_is_never_called() {
 }
 
 #[tokio::test]
-async fn a_name_is_checked_by_every_address_it_resolves_to() {
+async fn a_name_is_refused_if_any_of_its_addresses_is_denied() {
     let nvidia = FakeNvidia::healthy().await;
     let forbidden = FakeServer::serving(ROCKET).await;
     let port = forbidden.address.port();
@@ -150,7 +150,7 @@ async fn a_name_is_checked_by_every_address_it_resolves_to() {
         .await;
     for name in ["private.example", "mixed.example", "PRIVATE.example."] {
         let answer = app.by_url(&format!("http://{name}:{port}/")).await;
-        // The test's look-up does not know the name with a trailing dot.
+        // The test's resolver has no entry for the name with a trailing dot.
         let (status, code) =
             if name.ends_with('.') { (502, "download_failed") } else { (403, "url_not_allowed") };
         assert_problem(&answer, status, code);
@@ -182,7 +182,7 @@ async fn the_connection_goes_to_the_address_that_was_checked() {
 }
 
 #[tokio::test]
-async fn a_list_of_hosts_narrows_what_is_fetched() {
+async fn a_host_outside_the_list_of_hosts_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_HOSTS", "*.example.com").start().await;
@@ -228,7 +228,7 @@ async fn a_malformed_url_is_invalid() {
 }
 
 #[tokio::test]
-async fn anything_but_a_200_with_a_body_is_a_failed_download() {
+async fn an_unexpected_status_or_an_incomplete_body_is_a_failed_download() {
     for status in [201, 204, 206, 304, 400, 404, 500] {
         let problem = assert_problem(&fetch(Reply::status(status)).await, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains(&status.to_string()));
@@ -246,18 +246,18 @@ async fn anything_but_a_200_with_a_body_is_a_failed_download() {
 }
 
 #[tokio::test]
-async fn a_picture_without_a_length_is_fetched() {
+async fn a_picture_without_a_content_length_is_fetched() {
     let reply = Reply::CloseAfter([b"HTTP/1.1 200 OK\r\n\r\n", HUBBLE].concat());
     fetch(reply).await.vector();
 }
 
 #[tokio::test]
-async fn a_fetched_file_that_is_not_a_picture_is_unsupported() {
+async fn a_fetched_file_that_is_not_a_picture_is_an_unsupported_image() {
     assert_problem(&fetch(Reply::new(200, &[], "<html>no</html>")).await, 415, "unsupported_image");
 }
 
 #[tokio::test]
-async fn a_host_that_stalls_is_a_timeout() {
+async fn a_stalling_host_is_a_download_timeout() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|_, _| Reply::Hang).await;
     let app = TestApp::builder(&nvidia)
@@ -304,7 +304,7 @@ async fn the_user_agent_can_be_set() {
 }
 
 #[tokio::test]
-async fn a_picture_whose_host_says_that_it_is_too_large_is_not_read() {
+async fn a_picture_with_too_large_a_content_length_is_refused_unread() {
     let nvidia = FakeNvidia::healthy().await;
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 30000000\r\n\r\n".to_vec();
     let problem = assert_problem(&fetch(Reply::Trickle(head)).await, 413, "image_too_large");
@@ -313,7 +313,7 @@ async fn a_picture_whose_host_says_that_it_is_too_large_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_host_that_speaks_no_tls_is_a_failed_download() {
+async fn an_https_host_without_tls_is_a_failed_download() {
     let nvidia = FakeNvidia::healthy().await;
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,5 +1,5 @@
-// A small driver for Chromium. It speaks the DevTools protocol over a pipe (each message ends with
-// a NUL), so that it needs no package and opens no port.
+// A small driver for Chromium. It uses the DevTools protocol over a pipe, where each message ends with a
+// NUL. So it needs no package and no port.
 
 import { spawn, spawnSync } from "node:child_process";
 import { EventEmitter, once } from "node:events";
@@ -10,10 +10,10 @@ import { join } from "node:path";
 const NAMES = ["chromium", "chromium-browser", "google-chrome"];
 
 /// The longest time to wait for something on a page, in milliseconds.
-const PATIENCE = 20_000;
+const TIMEOUT_MS = 20_000;
 
-/// The browser's program, if there is one.
-export function find() {
+/// The name or path of the installed browser, or undefined.
+export function findChromium() {
   const names = process.env.CHROMIUM ? [process.env.CHROMIUM] : NAMES;
   return names.find((name) => spawnSync(name, ["--version"]).status === 0);
 }
@@ -34,7 +34,7 @@ export class Browser {
         "--disable-dev-shm-usage",
         "--disable-gpu",
         "--disable-sync",
-        // No other name resolves, whatever a page or the browser itself tries to call.
+        // No other name resolves, so neither a page nor the browser can call other hosts.
         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
         // Chromium's own sandbox does not start as root, as in most containers.
         ...(process.getuid() === 0 ? ["--no-sandbox"] : []),
@@ -46,40 +46,41 @@ export class Browser {
 
   #child;
   #profile;
-  #next = 1;
-  #waiting = new Map();
-  #sessions = new Map();
+  #nextId = 1;
+  #pending = new Map(); // from a command's id to its promise
+  #sessions = new Map(); // from a session's id to its page's events
 
   constructor(child, profile) {
     this.#child = child;
     this.#profile = profile;
-    let rest = Buffer.alloc(0);
+    let unparsed = Buffer.alloc(0);
     child.stdio[4].on("data", (data) => {
-      rest = Buffer.concat([rest, data]);
-      for (let end; (end = rest.indexOf(0)) >= 0; rest = rest.subarray(end + 1)) {
-        this.#receive(JSON.parse(rest.subarray(0, end)));
+      unparsed = Buffer.concat([unparsed, data]);
+      for (let end; (end = unparsed.indexOf(0)) >= 0; unparsed = unparsed.subarray(end + 1)) {
+        this.#receive(JSON.parse(unparsed.subarray(0, end)));
       }
     });
     child.once("exit", (code) => {
-      for (const { reject } of this.#waiting.values()) reject(new Error(`Chromium ended with ${code}`));
+      for (const { reject } of this.#pending.values()) reject(new Error(`Chromium ended with ${code}`));
     });
   }
 
   #receive({ id, sessionId, method, params, result, error }) {
     if (id === undefined) return this.#sessions.get(sessionId)?.emit(method, params);
-    const { resolve, reject, asked } = this.#waiting.get(id);
-    this.#waiting.delete(id);
-    if (error) reject(new Error(`${asked}: ${error.message}`));
+    const { resolve, reject, method: command } = this.#pending.get(id);
+    this.#pending.delete(id);
+    if (error) reject(new Error(`${command}: ${error.message}`));
     else resolve(result);
   }
 
-  send(asked, params = {}, sessionId = undefined) {
-    const id = this.#next++;
-    this.#child.stdio[3].write(`${JSON.stringify({ id, method: asked, params, sessionId })}\0`);
-    return new Promise((resolve, reject) => this.#waiting.set(id, { resolve, reject, asked }));
+  /// Sends a command and returns a promise of its result.
+  send(method, params = {}, sessionId = undefined) {
+    const id = this.#nextId++;
+    this.#child.stdio[3].write(`${JSON.stringify({ id, method, params, sessionId })}\0`);
+    return new Promise((resolve, reject) => this.#pending.set(id, { resolve, reject, method }));
   }
 
-  /// Opens a page in its own browser context, so that nothing is stored from one page to the next.
+  /// Opens a page in a browser context of its own, so that pages do not share cookies or storage.
   async page({ width = 1000, height = 900, mobile = false, colors = "light" } = {}) {
     const { browserContextId } = await this.send("Target.createBrowserContext");
     const { targetId } = await this.send("Target.createTarget", { url: "about:blank", browserContextId });
@@ -97,7 +98,7 @@ export class Browser {
 
   async close() {
     const ended = once(this.#child, "exit");
-    this.send("Browser.close").catch(() => {}); // it may end before it answers
+    this.send("Browser.close").catch(() => {}); // Chromium may end before it responds
     await ended;
     await rm(this.#profile, { recursive: true, force: true, maxRetries: 5 });
   }
@@ -108,11 +109,11 @@ const KEYS = { Tab: 9, Enter: 13, Space: 32 };
 export class Page {
   /// Every URL that the page requested.
   requested = [];
-  /// Errors and warnings that a developer would see.
+  /// Errors and warnings of the browser's console.
   complaints = [];
-  /// Hints that a developer would see.
+  /// Issues of forms in the browser's developer tools.
   hints = [];
-  /// The statuses of failed answers, which the browser reports as errors.
+  /// The statuses of responses with 4xx or 5xx, which the console reports as errors.
   failures = [];
 
   constructor(send, events) {
@@ -129,7 +130,7 @@ export class Page {
       if (status) this.failures.push(Number(status));
       else if (["error", "warning"].includes(level)) this.complaints.push(`${source}: ${text} ${url ?? ""}`);
     });
-    // Violations of the Content-Security-Policy are complaints; faults of forms are hints.
+    // Issues of forms are hints. All others, such as violations of the Content-Security-Policy, are complaints.
     events.on("Audits.issueAdded", ({ issue }) => (issue.code === "GenericIssue" ? this.hints : this.complaints).push(JSON.stringify(issue)));
   }
 
@@ -148,10 +149,10 @@ export class Page {
     return result.value;
   }
 
-  /// Calls a function in the page at each frame until it returns something, and returns that.
+  /// Calls a function in the page at each frame until it returns a truthy value, and returns that value.
   async until(what, work, ...args) {
-    const frames = `(work, patience, args) => new Promise((resolve) => {
-      const end = performance.now() + patience;
+    const poll = `(work, timeout, args) => new Promise((resolve) => {
+      const end = performance.now() + timeout;
       const look = () => {
         const found = work(...args);
         if (found || performance.now() > end) resolve(found instanceof Node || found);
@@ -159,24 +160,24 @@ export class Page {
       };
       look();
     })`;
-    const expression = `(${frames})(${work}, ${PATIENCE}, ${JSON.stringify(args)})`;
+    const expression = `(${poll})(${work}, ${TIMEOUT_MS}, ${JSON.stringify(args)})`;
     const { result, exceptionDetails } = await this.send("Runtime.evaluate", { expression, awaitPromise: true, returnByValue: true });
     if (exceptionDetails) throw new Error(exceptionDetails.exception?.description ?? exceptionDetails.text);
     if (!result.value) throw new Error(`the page never showed: ${what}\n${await this.run(() => document.body.innerText.slice(0, 2000))}`);
     return result.value;
   }
 
-  /// Clicks an element once it does not move and nothing covers it.
+  /// Clicks an element as soon as it does not move and nothing covers it.
   async click(selector) {
     const point = await this.until(`${selector}, to be clicked`, (selector) => {
       const element = document.querySelector(selector);
       element?.scrollIntoView({ block: "center", behavior: "instant" });
       const { x, y, width, height } = element?.getBoundingClientRect() ?? {};
       const rect = [selector, x, y, width, height].join();
-      const rested = window.restedAt === rect;
-      window.restedAt = rect;
+      const isStill = window.previousRect === rect;
+      window.previousRect = rect;
       const point = { x: x + width / 2, y: y + height / 2 };
-      return rested && width > 0 && element.contains(document.elementFromPoint(point.x, point.y)) && point;
+      return isStill && width > 0 && element.contains(document.elementFromPoint(point.x, point.y)) && point;
     }, selector);
     for (const type of ["mousePressed", "mouseReleased"]) {
       await this.send("Input.dispatchMouseEvent", { type, ...point, button: "left", clickCount: 1 });
@@ -197,17 +198,17 @@ export class Page {
     await this.send("Input.insertText", { text });
   }
 
-  /// Waits for a failed answer that a test provoked, and removes it from the failures.
-  async failed(status) {
-    const signal = AbortSignal.timeout(PATIENCE);
+  /// Waits for a response with this error status, which the test provoked, and removes it from `failures`.
+  async expectFailure(status) {
+    const signal = AbortSignal.timeout(TIMEOUT_MS);
     while (!this.failures.length) await once(this.events, "Log.entryAdded", { signal });
     const failure = this.failures.shift();
-    if (failure !== status) throw new Error(`it failed with ${failure}, not ${status}`);
+    if (failure !== status) throw new Error(`the response has the status ${failure}, not ${status}`);
   }
 
-  /// Opens the file chooser, and chooses files.
+  /// Calls `open`, which must open the file chooser, and chooses these files.
   async choose(open, ...files) {
-    const opened = once(this.events, "Page.fileChooserOpened", { signal: AbortSignal.timeout(PATIENCE) });
+    const opened = once(this.events, "Page.fileChooserOpened", { signal: AbortSignal.timeout(TIMEOUT_MS) });
     await open();
     const [{ backendNodeId }] = await opened;
     await this.send("DOM.setFileInputFiles", { files, backendNodeId });

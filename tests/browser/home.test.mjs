@@ -1,4 +1,4 @@
-// `/`, the page for people: with a mouse, with only a keyboard, on a phone, and in dark mode.
+// The home page `/`: with a mouse, with only a keyboard, on a phone, and in dark mode.
 
 import assert from "node:assert/strict";
 import { copyFile, mkdtemp, readFile, rm } from "node:fs/promises";
@@ -13,10 +13,10 @@ const UUID = /^[0-9a-f-]{36}$/;
 
 const choose = (page, file) => page.choose(() => page.click(CHOOSE), file);
 
-/// Presses the button, waits for the next answer, and reads its facts.
-async function vectorize(page, press = () => page.click("#send")) {
+/// Submits the form, waits for the next answer, and returns its list of facts.
+async function vectorize(page, submit = () => page.click("#send")) {
   const before = await page.run(() => document.querySelector("article dl")?.innerText ?? "");
-  await press();
+  await submit();
   return page.until("an answer", (before) => {
     const list = document.querySelector("article dl");
     if (!list || list.innerText === before) return null;
@@ -24,7 +24,7 @@ async function vectorize(page, press = () => page.click("#send")) {
   }, before);
 }
 
-/// Waits for the box that shows an error.
+/// Waits for the box with an error, and returns its text.
 const problem = (page) => page.until("a problem", () => document.querySelector("[role=alert] .problem")?.innerText);
 
 function cosine(a, b) {
@@ -32,7 +32,7 @@ function cosine(a, b) {
   return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
 }
 
-pageTest("a chosen picture is shown, answered with its facts, and its numbers are drawn", async (page, service) => {
+pageTest("a chosen picture is shown with the facts of its answer and a drawing of its vector", async (page, service) => {
   await page.open(service.url);
   await choose(page, photo("rocket.jpg"));
   await page.until("the thumbnail", () => document.querySelector("#chosen img").naturalWidth === 640);
@@ -56,7 +56,7 @@ pageTest("a chosen picture is shown, answered with its facts, and its numbers ar
   assert.match(await page.run(() => document.querySelector("#status[role=status]").innerText), /^Done: saved as/);
 });
 
-pageTest("a second picture is compared with the first, and the same one costs nothing", async (page, service) => {
+pageTest("a second picture is compared with the first, and the same picture is a cache hit", async (page, service) => {
   const vector = async (name) => {
     const body = new FormData();
     body.append("file", new Blob([await readFile(photo(name))]));
@@ -73,12 +73,12 @@ pageTest("a second picture is compared with the first, and the same one costs no
   await page.drop(photo("chelsea.png"));
   await vectorize(page);
   assert.equal(await similarity(), `Cosine similarity of the two: ${expected}`);
-  const beside = await page.run(() => [...document.querySelectorAll("article")].map((it) => it.getBoundingClientRect().top));
-  assert.equal(beside.length, 2);
-  assert.equal(beside[0], beside[1]);
+  const tops = await page.run(() => [...document.querySelectorAll("article")].map((it) => it.getBoundingClientRect().top));
+  assert.equal(tops.length, 2);
+  assert.equal(tops[0], tops[1], "the answers are side by side");
 });
 
-pageTest("a pasted picture and a pasted address are taken", async (page, service) => {
+pageTest("a pasted picture and a pasted address are accepted", async (page, service) => {
   await page.open(service.url);
   const paste = (kind) => page.run(async (kind) => {
     const clipboardData = new DataTransfer();
@@ -99,7 +99,7 @@ pageTest("a pasted picture and a pasted address are taken", async (page, service
   assert.equal(await page.run(() => document.querySelector("article h2").innerText), `${service.url}/sandbox/photo.jpg`);
 });
 
-pageTest("the sandbox says what it is, and its sample picture is an address that works", async (page, service) => {
+pageTest("in sandbox mode the page says so, and its sample picture gets a vector", async (page, service) => {
   await page.open(service.url);
   assert.match(await page.run(() => document.querySelector("main").innerText), /Sandbox mode/);
   await page.click("#sample");
@@ -107,33 +107,33 @@ pageTest("the sandbox says what it is, and its sample picture is an address that
   assert.equal((await vectorize(page, () => page.press("Enter"))).Picture, "image/jpeg, 640 × 427");
 });
 
-pageTest("without the sandbox the page does not mention it", { service: withoutSandbox }, async (page, service) => {
+pageTest("without sandbox mode the page does not mention the sandbox", { service: withoutSandbox }, async (page, service) => {
   await page.open(service.url);
   assert.doesNotMatch(await page.run(() => document.querySelector("main").innerText), /sandbox/i);
 });
 
-pageTest("an error shows its sentence and the request's id", async (page, service) => {
+pageTest("an error is shown with its detail and the request's id", async (page, service) => {
   await page.open(service.url);
   await page.fill("#address", "http://169.254.169.254/latest/meta-data/");
   await page.click("#send");
-  await page.failed(403);
-  const told = await problem(page);
-  assert.match(told, /does not lead to a public host\./);
-  assert.match(told, /403 url_not_allowed/);
-  assert.match(told.match(/Request id\s+(\S+)/)[1], UUID);
+  await page.expectFailure(403);
+  const shown = await problem(page);
+  assert.match(shown, /does not lead to a public host\./);
+  assert.match(shown, /403 url_not_allowed/);
+  assert.match(shown.match(/Request id\s+(\S+)/)[1], UUID);
   assert.equal(await page.run(() => document.querySelector("#status").innerText), "");
 
   await choose(page, photo("README.md"));
   await page.click("#send");
   await page.until("the next problem", () => document.querySelector(".problem")?.innerText.includes("unsupported_image"));
-  await page.failed(415);
-  // The next picture works as before.
+  await page.expectFailure(415);
+  // After the errors, the next picture is answered.
   await choose(page, photo("rocket.jpg"));
   await vectorize(page);
   assert.equal(await page.run(() => document.querySelector("#problem").innerText), "");
 });
 
-pageTest("without a picture nothing is sent, and a service that does not answer is reported", { service: () => start() }, async (page, service) => {
+pageTest("without a picture nothing is sent, and a missing response is reported", { service: () => start() }, async (page, service) => {
   await page.open(service.url);
   await page.click("#send");
   assert.match(await problem(page), /^Choose a picture or enter an address first/);
@@ -144,7 +144,7 @@ pageTest("without a picture nothing is sent, and a service that does not answer 
   assert.match(page.complaints.splice(0).join(), /ERR_INTERNET_DISCONNECTED/);
 });
 
-pageTest("a hostile file name is shown as text, and no injected script runs", async (page, service) => {
+pageTest("a file name with HTML is shown as text, and no injected script runs", async (page, service) => {
   const folder = await mkdtemp(join(tmpdir(), "names-"));
   const name = "<img src=x onerror=hacked=1>.jpg";
   try {
@@ -156,7 +156,7 @@ pageTest("a hostile file name is shown as text, and no injected script runs", as
   } finally {
     await rm(folder, { recursive: true });
   }
-  const tried = await page.run(() => {
+  const results = await page.run(() => {
     const attempt = (work) => { try { work(); return "done"; } catch (error) { return error.name; } };
     return [
       attempt(() => { document.querySelector("h1").innerHTML = "<b>x</b>"; }),
@@ -164,12 +164,12 @@ pageTest("a hostile file name is shown as text, and no injected script runs", as
       typeof window.hacked,
     ];
   });
-  assert.deepEqual(tried, ["TypeError", "TypeError", "undefined"]);
-  const refusals = page.complaints.splice(0);
-  assert(refusals.length >= 2 && refusals.every((it) => /trusted|ContentSecurityPolicyIssue/i.test(it)), refusals.join("\n"));
+  assert.deepEqual(results, ["TypeError", "TypeError", "undefined"]);
+  const violations = page.complaints.splice(0);
+  assert(violations.length >= 2 && violations.every((it) => /trusted|ContentSecurityPolicyIssue/i.test(it)), violations.join("\n"));
 });
 
-pageTest("every control has a name, and can be reached and used with only the keyboard", async (page, service) => {
+pageTest("every control has a name and works with only the keyboard", async (page, service) => {
   await page.open(service.url);
   const reached = [];
   for (let focused = ""; reached.length < 20; ) {
@@ -178,7 +178,7 @@ pageTest("every control has a name, and can be reached and used with only the ke
     if (focused === "body" || reached.includes(focused)) break;
     reached.push(focused);
   }
-  // The camera is offered only on touch screens.
+  // The button for the camera is shown only on touch screens.
   assert.deepEqual(reached, ["a", "sample", "file", "address", "send"]);
   const { nodes } = await page.send("Accessibility.getFullAXTree");
   const focusable = nodes.filter((node) => !node.ignored && node.role.value !== "RootWebArea" && node.properties?.some(({ name, value }) => name === "focusable" && value.value));
@@ -196,7 +196,7 @@ pageTest("every control has a name, and can be reached and used with only the ke
   assert.deepEqual(page.hints, []);
 });
 
-pageTest("on a phone the camera is offered, and nothing is wider than the screen", { width: 360, height: 740, mobile: true }, async (page, service) => {
+pageTest("on a phone the camera button is shown, and nothing is wider than the screen", { width: 360, height: 740, mobile: true }, async (page, service) => {
   await page.open(service.url);
   assert.equal(await page.run(() => document.querySelector("[name=camera]").getAttribute("capture")), "environment");
   await page.choose(() => page.click("[name=camera]"), photo("hubble_deep_field.jpg"));
@@ -204,8 +204,8 @@ pageTest("on a phone the camera is offered, and nothing is wider than the screen
   await page.click("#sample");
   await vectorize(page);
   assert.equal(await page.run(() => document.documentElement.scrollWidth), 360);
-  const small = await page.run(() => [...document.querySelectorAll("button, .pick, input:not([type=file])")].filter((it) => it.checkVisibility() && it.getBoundingClientRect().height < 44).map((it) => it.outerHTML));
-  assert.deepEqual(small, []);
+  const tooSmall = await page.run(() => [...document.querySelectorAll("button, .pick, input:not([type=file])")].filter((it) => it.checkVisibility() && it.getBoundingClientRect().height < 44).map((it) => it.outerHTML));
+  assert.deepEqual(tooSmall, []);
 });
 
 /// The relative luminance (WCAG 2.2) of a color as a browser prints it, such as `rgb(0, 0, 0)`.
@@ -220,17 +220,17 @@ function contrast(a, b) {
 }
 
 for (const colors of ["light", "dark"]) {
-  pageTest(`the page is ${colors} if the visitor prefers it, and is readable`, { colors }, async (page, service) => {
+  pageTest(`the page has ${colors} colors if the browser prefers them, and enough contrast`, { colors }, async (page, service) => {
     await page.open(service.url);
     await page.click("#send");
     await problem(page);
     const color = (selector, name = "color") => page.run((selector, name) => getComputedStyle(document.querySelector(selector))[name], selector, name);
-    const ground = await color("body", "backgroundColor");
-    assert(colors === "dark" ? luminance(ground) < 0.1 : luminance(ground) > 0.9, ground);
+    const background = await color("body", "backgroundColor");
+    assert(colors === "dark" ? luminance(background) < 0.1 : luminance(background) > 0.9, background);
     const contrasts = {
-      text: contrast(await color("body"), ground),
-      link: contrast(await color("a"), ground),
-      problem: contrast(await color(".problem"), ground),
+      text: contrast(await color("body"), background),
+      link: contrast(await color("a"), background),
+      problem: contrast(await color(".problem"), background),
       button: contrast(await color("#send"), await color("#send", "backgroundColor")),
     };
     for (const [what, contrast] of Object.entries(contrasts)) assert(contrast >= 4.5, `${what}: ${contrast}`);
@@ -239,35 +239,28 @@ for (const colors of ["light", "dark"]) {
 
 const API_KEY = "a-key-of-the-browser-test-0123456789abcdef";
 
-/// Starts a service that requires a key, or skips the test if the binary cannot do that yet.
-async function withKey(context) {
-  try {
-    return await start({ IMAGESVC_API_KEYS: API_KEY });
-  } catch (error) {
-    if (error.exitCode !== 2 || !error.message.includes("not built yet")) throw error;
-    return context.skip("the binary has no API keys yet");
-  }
-}
+/// Starts a service that requires a client key.
+const withKey = () => start({ IMAGESVC_API_KEYS: API_KEY });
 
-pageTest("the page sends the key that a service requires, and keeps it while the tab is open", { service: withKey }, async (page, service) => {
-  const field = () => page.run(() => document.querySelector("#key").checkVisibility());
+pageTest("the page asks for a required key, sends it, and stores it until the tab is closed", { service: withKey }, async (page, service) => {
+  const isFieldVisible = () => page.run(() => document.querySelector("#key").checkVisibility());
   await page.open(service.url);
-  assert.equal(await field(), false);
+  assert.equal(await isFieldVisible(), false);
   await choose(page, photo("rocket.jpg"));
   await page.click("#send");
-  await page.failed(401);
+  await page.expectFailure(401);
   await problem(page);
-  assert.equal(await field(), true);
+  assert.equal(await isFieldVisible(), true);
   assert.equal(await page.run(() => document.activeElement.id), "key");
   await page.send("Input.insertText", { text: "wrong" });
   await page.press("Enter");
-  await page.failed(401);
+  await page.expectFailure(401);
   await problem(page);
   assert.equal(await page.run(() => sessionStorage.length), 0);
   await page.fill("#key", API_KEY);
   await vectorize(page, () => page.press("Enter"));
   await page.open(service.url);
-  assert.equal(await field(), true);
+  assert.equal(await isFieldVisible(), true);
   await choose(page, photo("rocket.jpg"));
   await vectorize(page);
   assert.equal(await page.run(() => localStorage.length), 0);

@@ -1,14 +1,14 @@
-// Helpers for the tests of both pages.
+// Helpers for the tests of the home page and of /docs.
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 
 import { start } from "../service.mjs";
-import { Browser, find } from "./chromium.mjs";
+import { Browser, findChromium } from "./chromium.mjs";
 
-const program = find();
-assert(program || process.env.CI !== "true", "CI must have Chromium");
+const program = findChromium();
+assert(program || process.env.CI !== "true", "with CI=true these tests need Chromium");
 
 let browser;
 let service;
@@ -22,14 +22,14 @@ if (program) {
 
 export const photo = (name) => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
 
-/// Defines a test with a new page, against the sandbox or a service that the options name. At its
-/// end the page must have requested nothing from elsewhere, and the console must be clean.
+/// Defines a test with a new page. `options.service` may start a service; the default is the sandbox. At
+/// the end, the page must have requested nothing from other hosts, and the console must be empty.
 export function pageTest(name, options, work) {
   if (!work) [options, work] = [{}, options];
-  const skip = !program && "there is no Chromium on this machine";
+  const skip = !program && "Chromium is not installed";
   test(name, { skip }, async (context) => {
     const target = options.service ? await options.service(context) : service;
-    if (!target) return; // skipped; the context has the reason
+    if (!target) return; // `options.service` has skipped the test
     try {
       const page = await browser.page(options);
       await work(page, target);
@@ -44,5 +44,5 @@ export function pageTest(name, options, work) {
   });
 }
 
-/// Starts a service with a key for NVIDIA. No test makes it use the key.
+/// Starts a service without the sandbox. No test makes it call NVIDIA.
 export const withoutSandbox = () => start({ IMAGESVC_SANDBOX: "false", NVIDIA_API_KEY: "nvapi-of-a-test" });

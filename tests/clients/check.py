@@ -1,4 +1,4 @@
-"""What every client must have received."""
+"""Checks an answer that a client received."""
 
 import math
 import re

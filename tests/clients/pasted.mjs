@@ -1,4 +1,4 @@
-// The JavaScript on the pages, as it stands there.
+// Runs the JavaScript samples of README.md and docs/api.md unchanged, except for the host.
 
 import assert from "node:assert/strict";
 import { File } from "node:buffer";
@@ -18,7 +18,7 @@ const load = async (code) => import(`data:text/javascript,${encodeURIComponent(c
 
 const { vectorize } = await load(await sample("docs/api.md"));
 assert.equal((await vectorize(photo)).vector.length, 1536);
-assert.equal((await vectorize(photo, { service, key: "any, for none is asked for" })).original_filename, "photo.jpg");
+assert.equal((await vectorize(photo, { service, key: "ignored, since the service has no client keys" })).original_filename, "photo.jpg");
 await assert.rejects(vectorize(new Blob(["no picture"])), /unsupported_image: /);
 
 const { lengths } = await load(`export async function lengths(photo) {

@@ -1,6 +1,6 @@
-"""HTTP/1.1 as phones send it, byte for byte, over a plain socket.
+"""Requests with the exact bytes that phones send, over a TCP socket.
 
-The bodies are those of OkHttp (Android), and of hand-written code around URLSession (iOS).
+The forms are like those of OkHttp (Android), and of typical code with URLSession (iOS).
 """
 
 import json
@@ -16,7 +16,7 @@ with open(os.environ["IMAGESVC_PHOTO"], "rb") as file:
 
 
 class Connection:
-    """A connection to the service, and its buffered input."""
+    """A connection to the service."""
 
     def __init__(self):
         self.socket = socket.create_connection((server.hostname, server.port), timeout=60)
@@ -49,7 +49,7 @@ class Connection:
         body = self.read.read(int(headers["content-length"]))
         return status, headers, json.loads(body)
 
-    def is_at_its_end(self):
+    def is_closed(self):
         return self.read.read(1) == b""
 
 
@@ -64,7 +64,7 @@ def upload(body, boundary, *fields):
 
 
 def okhttp_form(boundary):
-    """What MultipartBody and Retrofit build: a length in each part, and a transfer encoding by Retrofit."""
+    """A form of OkHttp's MultipartBody: each part has a length, and with Retrofit a transfer encoding."""
     return b"".join([
         f"--{boundary}\r\n".encode(),
         b'Content-Disposition: form-data; name="description"\r\n',
@@ -83,7 +83,7 @@ def okhttp_form(boundary):
 
 
 def urlsession_form(boundary):
-    """What Alamofire and most samples build: a blank line before the form, nothing after it."""
+    """A form of Alamofire and many samples: a line break before the first boundary, none after the last."""
     return b"".join([
         f"\r\n--{boundary}\r\n".encode(),
         'Content-Disposition: form-data; name="file"; filename="Größe.jpg"; filename*=UTF-8\'\'Gr%C3%B6%C3%9Fe.jpg\r\n'.encode(),
@@ -104,7 +104,7 @@ SAMPLE = f"http://{server.netloc}/sandbox/photo.jpg"
 
 
 def json_request(value, *fields):
-    """JSON as Android's org.json writes it, with each slash escaped."""
+    """A request with JSON of Android's org.json, which escapes each slash."""
     body = json.dumps(value).replace("/", r"\/").encode()
     return head("/vectorize-image", "Content-Type: application/json; charset=utf-8", f"Content-Length: {len(body)}", *fields) + body
 
@@ -131,14 +131,14 @@ def a_chunked_upload():
             check(*connection.answer())
 
 
-def the_service_says_when_to_continue():
+def a_client_that_expects_100_continue_gets_it():
     form = okhttp_form(OKHTTP)
     with Connection() as connection:
         connection.send(upload(form, OKHTTP, "Expect: 100-continue")[:-len(form)])
         assert connection.head()[0] == 100
         connection.send(form)
         check(*connection.answer())
-        # A second request on the same connection, by a client that does not wait for `100 Continue`.
+        # A second request on this connection sends its body without waiting for `100 Continue`.
         connection.send(upload(form, OKHTTP, "Expect: 100-continue"))
         status, headers = connection.head()
         if status == 100:
@@ -147,12 +147,12 @@ def the_service_says_when_to_continue():
         check(status, headers, body)
 
 
-def a_refusal_needs_no_body():
+def a_request_may_be_refused_before_its_body():
     with Connection() as connection:
         connection.send(head("/vectorize-image-upload", "Content-Type: multipart/form-data; boundary=x", "Content-Length: 999999999", "Expect: 100-continue"))
         status, headers, problem = connection.answer()
         assert (status, problem["code"]) == (413, "image_too_large"), problem
-        assert headers["connection"] == "close" and connection.is_at_its_end()
+        assert headers["connection"] == "close" and connection.is_closed()
 
 
 def pipelined_requests_are_answered_in_order():
@@ -167,7 +167,7 @@ def pipelined_requests_are_answered_in_order():
             assert ("source_url" in answer) == (number % 2 == 0)
 
 
-def a_connection_is_closed_on_demand_and_kept_after_an_error():
+def a_connection_stays_open_after_an_error_and_closes_on_request():
     with Connection() as connection:
         connection.send(json_request({"image_url": 7}))
         status, headers, problem = connection.answer()
@@ -175,10 +175,10 @@ def a_connection_is_closed_on_demand_and_kept_after_an_error():
         connection.send(json_request({"image_url": SAMPLE}, "Connection: close"))
         status, headers, answer = connection.answer()
         check(status, headers, answer)
-        assert headers["connection"] == "close" and connection.is_at_its_end()
+        assert headers["connection"] == "close" and connection.is_closed()
 
 
-def http_1_0_is_answered_and_closed():
+def an_http_1_0_request_is_answered_and_its_connection_closed():
     with Connection() as connection:
         connection.send(json_request({"image_url": SAMPLE}).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
         line = connection.read.readline()
@@ -188,8 +188,8 @@ def http_1_0_is_answered_and_closed():
 
 okhttp_and_urlsession_on_one_connection()
 a_chunked_upload()
-the_service_says_when_to_continue()
-a_refusal_needs_no_body()
+a_client_that_expects_100_continue_gets_it()
+a_request_may_be_refused_before_its_body()
 pipelined_requests_are_answered_in_order()
-a_connection_is_closed_on_demand_and_kept_after_an_error()
-http_1_0_is_answered_and_closed()
+a_connection_stays_open_after_an_error_and_closes_on_request()
+an_http_1_0_request_is_answered_and_its_connection_closed()

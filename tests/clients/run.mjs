@@ -1,5 +1,5 @@
-// Runs each client against one sandbox, and prints a line for each. curl is not among them, since
-// tests/api/commands.rs pastes the pages' own curl commands.
+// Runs each client of this folder against one sandbox, and prints one line for each. curl is tested by
+// tests/api/commands.rs, with the commands of the pages.
 
 import { spawn } from "node:child_process";
 import { readdir } from "node:fs/promises";
@@ -15,7 +15,7 @@ const PROGRAMS = { py: python, mjs: process.execPath };
 const NOT_CLIENTS = ["run.mjs", "check.py"];
 
 /// The longest time for a client, in milliseconds.
-const PATIENCE = 60_000;
+const TIMEOUT_MS = 60_000;
 
 const clients = (await readdir(folder)).filter((name) => name.split(".").pop() in PROGRAMS && !NOT_CLIENTS.includes(name));
 const service = await start();
@@ -24,11 +24,11 @@ try {
   for (const client of clients.sort()) {
     const from = performance.now();
     const env = { ...process.env, IMAGESVC_URL: service.url, IMAGESVC_PHOTO: photo, PYTHONDONTWRITEBYTECODE: "1" };
-    const child = spawn(PROGRAMS[client.split(".").pop()], [client], { cwd: folder, env, stdio: ["ignore", "inherit", "pipe"], timeout: PATIENCE });
-    const [said, code] = await Promise.all([text(child.stderr), new Promise((resolve, reject) => child.once("error", reject).once("close", resolve))]);
+    const child = spawn(PROGRAMS[client.split(".").pop()], [client], { cwd: folder, env, stdio: ["ignore", "inherit", "pipe"], timeout: TIMEOUT_MS });
+    const [errors, code] = await Promise.all([text(child.stderr), new Promise((resolve, reject) => child.once("error", reject).once("close", resolve))]);
     console.log(`${code === 0 ? "ok" : "FAILED"}  ${client}  ${Math.round(performance.now() - from)} ms`);
     if (code !== 0) {
-      console.error(said);
+      console.error(errors);
       failed = true;
     }
   }

@@ -1,4 +1,4 @@
-// Node's fetch with FormData, which sends what React Native and browsers send.
+// Node's fetch with FormData, whose requests are like those of browsers and React Native.
 
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
@@ -27,6 +27,6 @@ form.append("note", "before the picture");
 form.append("file", new Blob([bytes], { type: "image/jpeg" }), "Foto größer.jpg");
 assert.equal((await post("/vectorize-image-upload", form)).original_filename, "Foto größer.jpg");
 
-// A stream is sent chunked.
+// fetch sends a stream with chunked transfer encoding.
 const built = new Response(form);
 await post("/vectorize-image-upload", Readable.toWeb(Readable.from(built.body)), { duplex: "half", headers: { "Content-Type": built.headers.get("content-type") } });

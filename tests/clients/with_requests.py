@@ -11,7 +11,7 @@ url = os.environ["IMAGESVC_URL"]
 photo = os.environ["IMAGESVC_PHOTO"]
 
 with requests.Session() as session:
-    session.trust_env = False  # no proxy between this machine and itself
+    session.trust_env = False  # ignores a proxy in the environment
 
     def post(route, **body):
         response = session.post(url + route, timeout=60, **body)
@@ -28,6 +28,6 @@ with requests.Session() as session:
         answer = post("/vectorize-image-upload", files={"file": ("Foto größer.jpg", file, "image/jpeg")}, data={"note": "x"})
     assert answer["original_filename"] == "Foto größer.jpg", answer["original_filename"]
 
-    # A body of unknown length goes out chunked.
+    # requests sends a body of unknown length with chunked transfer encoding.
     body = iter([b'{"image_url": "', url.encode(), b'/sandbox/photo.jpg"}'])
     post("/vectorize-image", data=body)

@@ -1,4 +1,4 @@
-//! BMP, GIF and WebP whose headers are not the usual ones, or are wrong in ways that others forgive.
+//! BMP, GIF and WebP files with unusual headers, and with errors that other decoders tolerate.
 
 use image_rs::{ImageFormat, RgbImage, imageops};
 
@@ -17,50 +17,49 @@ fn plain() -> RgbImage {
     image_rs::load_from_memory(PLAIN).unwrap().into_rgb8()
 }
 
-/// How far two pictures of the same size are apart, of 255, on average.
+/// The average difference of two pictures of the same size, from 0 to 255.
 fn distance(a: &RgbImage, b: &RgbImage) -> u64 {
     assert_eq!(a.dimensions(), b.dimensions());
-    let apart: u64 = a.iter().zip(b.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
-    apart / a.len() as u64
+    let total: u64 = a.iter().zip(b.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    total / a.len() as u64
 }
 
-/// What NVIDIA is sent for each of these, and that the answer gives their size.
-async fn sent(pictures: &[(&str, Vec<u8>, [u32; 2])]) -> Vec<RgbImage> {
+/// Uploads each picture, checks the size in its answer, and returns the pixels that NVIDIA received.
+async fn upload_all(pictures: &[(&str, Vec<u8>, [u32; 2])]) -> Vec<RgbImage> {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let mut sent = Vec::new();
+    let mut received = Vec::new();
     for (name, bytes, size) in pictures {
         let answer = app.upload(bytes, name).await;
         assert_eq!(answer.prepared(), "jpeg", "{name}");
         let body = answer.json();
         assert_eq!([&body["width"], &body["height"]], size.map(serde_json::Value::from).each_ref());
-        sent.push(nvidia.last_inline().pixels());
+        received.push(nvidia.last_inline().pixels());
     }
-    sent
+    received
 }
 
 #[tokio::test]
-async fn pictures_with_odd_headers_reach_nvidia_as_they_look() {
-    let full = [160, 120];
+async fn pictures_with_unusual_headers_reach_nvidia_as_they_look() {
+    let full_size = [160, 120];
     let pictures = [
         ("os2.bmp", OS2.to_vec(), [80, 60]),
-        ("scaled.webp", SCALED.to_vec(), full),
-        ("prefixed.webp", PREFIXED.to_vec(), full),
-        ("bare.webp", BARE.to_vec(), full),
+        ("scaled.webp", SCALED.to_vec(), full_size),
+        ("prefixed.webp", PREFIXED.to_vec(), full_size),
+        ("bare.webp", BARE.to_vec(), full_size),
     ];
-    let seen = sent(&pictures).await;
+    let received = upload_all(&pictures).await;
     let turned = imageops::rotate90(&plain());
     let small = imageops::resize(&plain(), 80, 60, imageops::FilterType::Triangle);
-    for ((name, ..), (seen, expected)) in
-        pictures.iter().zip(seen.iter().zip([small, plain(), turned.clone(), turned]))
-    {
-        let distance = distance(seen, &expected);
+    let expected = [small, plain(), turned.clone(), turned];
+    for ((name, ..), (received, expected)) in pictures.iter().zip(received.iter().zip(&expected)) {
+        let distance = distance(received, expected);
         assert!(distance < 8, "{name}: {distance}");
     }
 }
 
 #[tokio::test]
-async fn a_webp_whose_flags_promise_what_is_missing_is_read() {
+async fn a_webp_whose_flags_declare_missing_chunks_is_read() {
     let lossless = converted(PLAIN, ImageFormat::WebP).split_off(12);
     let pictures: Vec<_> = [0, 0b100, 0b1000, 0b1_0000, 0b11_1100]
         .map(|flags| {
@@ -68,13 +67,13 @@ async fn a_webp_whose_flags_promise_what_is_missing_is_read() {
             ("flags.webp", file, [160, 120])
         })
         .to_vec();
-    for seen in sent(&pictures).await {
-        assert!(distance(&seen, &plain()) < 8);
+    for received in upload_all(&pictures).await {
+        assert!(distance(&received, &plain()) < 8);
     }
 }
 
 #[tokio::test]
-async fn a_gif_without_colours_is_grey_and_one_off_its_canvas_is_whole() {
+async fn a_gif_without_a_palette_is_grey_and_a_frame_outside_the_canvas_is_complete() {
     let grey = RgbImage::from_fn(60, 40, |x, y| [(x * 3 + y) as u8; 3].into());
     let indices: Vec<u8> = grey.pixels().map(|pixel| pixel.0[0]).collect();
     let frame = |left: u8, top: u8| {
@@ -86,17 +85,18 @@ async fn a_gif_without_colours_is_grey_and_one_off_its_canvas_is_whole() {
         ("off.gif", [screen(30, 20), frame(4, 2)].concat(), [64, 42]),
         ("no-canvas.gif", [screen(0, 0), frame(0, 0)].concat(), [60, 40]),
     ];
-    for (seen, (left, top)) in sent(&pictures).await.iter().zip([(0, 0), (4, 2), (0, 0)]) {
-        let frame = imageops::crop_imm(seen, left, top, 60, 40).to_image();
+    let offsets = [(0, 0), (4, 2), (0, 0)];
+    for (received, (left, top)) in upload_all(&pictures).await.iter().zip(offsets) {
+        let frame = imageops::crop_imm(received, left, top, 60, 40).to_image();
         assert!(distance(&frame, &grey) < 8);
     }
 }
 
 #[tokio::test]
-async fn kinds_of_bmp_that_are_not_read_are_named_and_leave_nothing() {
+async fn an_unsupported_kind_of_bmp_is_refused_by_its_name_and_leaves_no_file() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // The second header says how many bits a pixel has, and how they are stored.
+    // These three bytes of the second header give its length, the bits per pixel and the compression.
     let bmp = |length: u8, bits: u8, compression: u8| {
         let mut bmp = OS2.to_vec();
         [bmp[14], bmp[28], bmp[30]] = [length, bits, compression];

@@ -1,0 +1,137 @@
+//! One picture, stored in variants of the formats that real files have. The service embeds what the
+//! file shows, or refuses it and says why. [`super::pillow`] compares these files with Pillow's
+//! decoders.
+
+use std::{fs, path::Path};
+
+use image_rs::{
+    Rgb, RgbImage,
+    imageops::{self, FilterType},
+};
+
+use crate::support::{Difference, FakeNvidia, TestApp, assert_problem};
+
+/// What the service should make of a file.
+enum Expected {
+    /// The same pixels as another file.
+    SameAs(&'static str),
+    /// The pixels of `plain.png` in shades of grey.
+    Grey,
+    /// The pixels of `plain.png`, turned clockwise by 90°.
+    Turned,
+    /// An error whose `detail` contains this word and does not call the file damaged.
+    Refused(&'static str),
+}
+
+use Expected::{Grey, Refused, SameAs, Turned};
+
+const CASES: [(&str, Expected); 17] = [
+    ("plain.jpg", SameAs("plain.png")),
+    ("plain.png", SameAs("plain.png")),
+    ("exif6.jpg", Turned),
+    ("jpeg-fill-bytes-before-sof.jpg", SameAs("plain.jpg")),
+    ("jpeg-one-zero-after-app0.jpg", SameAs("plain.jpg")),
+    ("jpeg-three-scans-420.jpg", Refused("scan")),
+    ("jpeg-three-scans-444.jpg", SameAs("plain.png")),
+    ("tiff-tiled-planar-exact-zip.tiff", SameAs("plain.png")),
+    ("tiff-tiled-planar-ragged-zip.tiff", SameAs("plain.png")),
+    ("tiff-palette8.tiff", SameAs("plain.png")),
+    ("tiff-la.tiff", Grey),
+    ("tiff-grey4.tiff", Grey),
+    ("tiff-g3.tiff", Grey),
+    ("webp-vp8-scale-11.webp", SameAs("plain.jpg")),
+    ("webp-exif6-bare.webp", Turned),
+    ("webp-exif6-prefixed.webp", Turned),
+    ("bmp-os2v2.bmp", SameAs("plain.png")),
+];
+
+/// The largest allowed difference of one region from the expected picture, from 0 to 255.
+fn tolerance(name: &str) -> f64 {
+    // This file has few colours, so the colour nearest to the original may be far from it.
+    if name == "tiff-palette8.tiff" { 80.0 } else { 30.0 }
+}
+
+fn file(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats");
+    fs::read(folder.join(name)).unwrap()
+}
+
+fn picture(name: &str) -> RgbImage {
+    image_rs::load_from_memory(&file(name)).unwrap().into_rgb8()
+}
+
+/// Converts to grey with the weights of ITU-R BT.601, as the grey test files were made.
+fn without_colours(mut picture: RgbImage) -> RgbImage {
+    for Rgb(pixel) in picture.pixels_mut() {
+        let [red, green, blue] = pixel.map(u32::from);
+        *pixel = [((299 * red + 587 * green + 114 * blue) / 1000) as u8; 3];
+    }
+    picture
+}
+
+/// The expected pixels, scaled to this size, or `None` if the file should be refused.
+fn expected_pixels(expected: &Expected, (width, height): (u32, u32)) -> Option<RgbImage> {
+    let pixels = match expected {
+        SameAs(name) => picture(name),
+        Grey => without_colours(picture("plain.png")),
+        Turned => imageops::rotate90(&picture("plain.png")),
+        Refused(_) => return None,
+    };
+    Some(imageops::resize(&pixels, width, height, FilterType::Triangle))
+}
+
+#[tokio::test]
+async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reason() {
+    const INLINE: usize = 20_000;
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_LARGE_IMAGES", "shrink")
+        .setting("NVIDIA_INLINE_LIMIT", INLINE)
+        .start()
+        .await;
+    let mut failures = Vec::new();
+    for (name, expected) in CASES {
+        // Trailing bytes make the file too large to be sent unchanged, so it is always decoded.
+        let mut bytes = file(name);
+        bytes.resize(bytes.len() + INLINE, 0);
+        let answer = app.upload(&bytes, name).await;
+        if let Refused(word) = expected {
+            let problem = assert_problem(&answer, 415, "unsupported_image");
+            let detail = problem["detail"].as_str().unwrap();
+            if !detail.contains(word) || detail.contains("damaged") {
+                failures.push(format!("{name}: {detail}"));
+            }
+            continue;
+        }
+        if answer.status != 200 {
+            failures.push(format!("{name}: {}", answer.text()));
+            continue;
+        }
+        let shown = nvidia.last_inline().pixels();
+        let pixels = expected_pixels(&expected, shown.dimensions()).unwrap();
+        let is_landscape = shown.width() > shown.height();
+        let has_right_shape = is_landscape == !matches!(expected, Turned);
+        let difference = Difference::between(&pixels, &shown).unwrap();
+        if !has_right_shape || difference.worst > tolerance(name) {
+            failures.push(format!("{name}: {:?} pixels, {difference}", shown.dimensions()));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[tokio::test]
+async fn the_variants_of_one_picture_get_similar_vectors() {
+    let app = TestApp::sandbox().start().await;
+    let plain = app.upload(&file("plain.png"), "plain").await.vector();
+    let turned = app.upload(&file("exif6.jpg"), "turned").await.vector();
+    for (name, expected) in CASES {
+        let answer = app.upload(&file(name), name).await;
+        let reference = match expected {
+            SameAs(_) => &plain,
+            Turned => &turned,
+            Grey | Refused(_) => continue,
+        };
+        let cosine: f64 = reference.iter().zip(answer.vector()).map(|(a, b)| a * b).sum();
+        assert!(cosine > 0.9, "{name}: {cosine}");
+    }
+}
