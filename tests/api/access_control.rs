@@ -20,7 +20,7 @@ async fn ask(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]
 }
 
 #[tokio::test]
-async fn with_keys_set_every_route_but_the_open_ones_needs_one() {
+async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     let closed = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
@@ -76,7 +76,7 @@ async fn with_keys_set_every_route_but_the_open_ones_needs_one() {
 }
 
 #[tokio::test]
-async fn without_a_key_the_body_is_not_asked_for() {
+async fn a_request_without_a_key_is_refused_before_its_body_is_read() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     for path in PICTURE_ROUTES {
@@ -94,7 +94,7 @@ async fn without_a_key_the_body_is_not_asked_for() {
 }
 
 #[tokio::test]
-async fn each_client_has_a_limit_of_its_own_by_its_key() {
+async fn each_client_key_has_its_own_rate_limit() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .settings(&[KEYS])
@@ -124,7 +124,7 @@ async fn upload_for(app: &TestApp, forwarded: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names() {
+async fn without_keys_the_rate_limit_counts_by_the_address_from_a_trusted_proxy() {
     let nvidia = FakeNvidia::healthy().await;
     let limit = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "2");
     let app = TestApp::builder(&nvidia)
@@ -155,7 +155,7 @@ async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names()
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
+async fn a_trusted_proxy_is_exempt_from_the_connection_limit_per_peer() {
     let nvidia = FakeNvidia::healthy().await;
     for (trusted, all) in [("127.0.0.1", true), ("10.0.0.0/8", false)] {
         let app = TestApp::builder(&nvidia)
@@ -179,7 +179,7 @@ async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_is_refused_on_every_route_with_advice() {
+async fn a_page_of_another_origin_is_refused_on_every_picture_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for path in PICTURE_ROUTES {
@@ -212,7 +212,7 @@ async fn a_page_of_another_origin_is_refused_on_every_route_with_advice() {
 }
 
 #[tokio::test]
-async fn a_page_of_an_allowed_origin_may_call_and_read_answers_and_errors() {
+async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers() {
     let nvidia = FakeNvidia::healthy().await;
     let origins = ("IMAGESVC_CORS_ORIGINS", "https://app.example.com, capacitor://localhost");
     let app = TestApp::builder(&nvidia).settings(&[KEYS, origins]).start().await;
@@ -257,7 +257,7 @@ async fn a_page_of_an_allowed_origin_may_call_and_read_answers_and_errors() {
 }
 
 #[tokio::test]
-async fn the_log_names_the_real_client() {
+async fn the_log_contains_the_client_address_from_a_trusted_proxy() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child =
@@ -275,7 +275,7 @@ async fn the_log_names_the_real_client() {
 }
 
 #[tokio::test]
-async fn a_page_under_an_unknown_host_name_is_refused_and_warned_beforehand() {
+async fn a_page_under_an_unknown_host_name_shows_a_warning_and_its_uploads_are_refused() {
     const NAME: &str = "evil.example:8000";
     let nvidia = FakeNvidia::healthy().await;
     let send = async |app: &TestApp, headers: &[(&str, &str)]| {

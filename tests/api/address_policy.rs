@@ -98,7 +98,7 @@ fn assert_refused(answer: &Answer, address: &str) {
 }
 
 #[tokio::test]
-async fn no_spelling_of_this_machine_is_connected_to() {
+async fn no_spelling_of_this_machines_address_is_connected_to() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", trap.port).start().await;
@@ -144,7 +144,7 @@ async fn no_redirect_leads_to_this_machine() {
 }
 
 #[tokio::test]
-async fn a_name_whose_second_look_up_differs_does_not_get_through() {
+async fn a_host_name_that_resolves_differently_each_time_reaches_no_denied_address() {
     let trap = Trap::start().await;
     // An exception allows the good address, so that the test needs no other machine.
     let good = Ipv4Addr::new(127, 0, 0, 2);
@@ -184,7 +184,7 @@ async fn a_name_whose_second_look_up_differs_does_not_get_through() {
 }
 
 #[tokio::test]
-async fn a_name_with_one_good_and_one_bad_address_is_refused() {
+async fn a_host_name_with_an_allowed_and_a_denied_address_is_refused() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
@@ -204,7 +204,7 @@ async fn a_name_with_one_good_and_one_bad_address_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_in_the_environment_sees_nothing() {
+async fn proxy_variables_in_the_environment_are_ignored() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
@@ -226,7 +226,7 @@ async fn a_proxy_in_the_environment_sees_nothing() {
 }
 
 #[tokio::test]
-async fn the_services_own_port_is_no_exception_outside_of_the_sandbox() {
+async fn outside_of_sandbox_mode_the_services_own_port_is_denied() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let port = app.address.port();

@@ -155,7 +155,7 @@ async fn the_first_refusal_of_the_key_or_the_account_raises_the_alert() {
 }
 
 #[tokio::test]
-async fn failures_raise_the_alert_only_when_frequent_and_lasting() {
+async fn errors_raise_the_alert_only_if_they_are_frequent_and_lasting() {
     // The picture's number is the status that NVIDIA answers.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
@@ -187,7 +187,7 @@ async fn failures_raise_the_alert_only_when_frequent_and_lasting() {
 }
 
 #[tokio::test]
-async fn a_disk_that_fills_up_raises_the_alert_in_time() {
+async fn a_disk_that_will_be_full_within_days_raises_the_alert() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let name = "imagesvc_downloads_free_bytes";
@@ -203,7 +203,7 @@ async fn a_disk_that_fills_up_raises_the_alert_in_time() {
 }
 
 #[tokio::test]
-async fn both_metrics_texts_hold_the_same_samples_and_promtool_accepts_them() {
+async fn both_metrics_formats_contain_the_same_samples_and_promtool_accepts_them() {
     let nvidia = FakeNvidia::with_uploads(|_| None).await;
     let app = TestApp::start(&nvidia).await;
     let plain = async || {

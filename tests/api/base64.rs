@@ -32,7 +32,7 @@ async fn the_python_services_example_works_with_wrapped_lines_and_without_a_cont
 }
 
 #[tokio::test]
-async fn what_mobile_clients_write_works() {
+async fn bodies_are_accepted_as_mobile_clients_write_them() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
@@ -61,7 +61,7 @@ async fn what_mobile_clients_write_works() {
 }
 
 #[tokio::test]
-async fn what_is_not_base64_is_refused() {
+async fn text_that_is_not_base64_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (text, word) in [
@@ -82,7 +82,7 @@ async fn what_is_not_base64_is_refused() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_fit_the_form_says_where() {
+async fn the_error_for_a_malformed_body_reports_the_field() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (body, place, kind) in [

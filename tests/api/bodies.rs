@@ -78,7 +78,7 @@ async fn send_then_read(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
+async fn a_client_that_reads_only_after_sending_always_receives_the_413() {
     let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
@@ -98,7 +98,7 @@ async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reqwest_sees_the_413_every_time() {
+async fn reqwest_always_receives_the_413() {
     let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
@@ -119,7 +119,7 @@ async fn reqwest_sees_the_413_every_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curl_sees_the_413_every_time() {
+async fn curl_always_receives_the_413() {
     if is_missing("curl") {
         return;
     }
@@ -163,7 +163,7 @@ async fn curl_sees_the_413_every_time() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_continue_is_answered_without_reading() {
+async fn a_client_that_waits_for_100_continue_receives_the_413_at_once() {
     let nvidia = FakeNvidia::healthy().await;
     let app = limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
@@ -183,7 +183,7 @@ async fn a_client_that_waits_for_continue_is_answered_without_reading() {
 }
 
 #[tokio::test]
-async fn a_body_that_was_never_read_is_never_taken_for_a_request() {
+async fn an_unread_body_is_never_parsed_as_a_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let smuggled = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -240,7 +240,7 @@ async fn a_misbehaving_picture_host_is_stopped_by_the_deadline_or_the_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_wait_for_continue_sees_the_refusal_every_time() {
+async fn a_client_that_does_not_wait_for_100_continue_always_receives_the_refusal() {
     let nvidia = FakeNvidia::healthy().await;
     let limited = limited(&nvidia).await;
     let keyed = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;

@@ -41,7 +41,7 @@ pub async fn assert_cached(app: &TestApp, picture: &[u8], cache: &str) -> Answer
 }
 
 #[tokio::test]
-async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
+async fn a_repeated_picture_is_a_cache_hit_on_every_route_and_is_saved_again() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
@@ -65,7 +65,7 @@ async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
 }
 
 #[tokio::test]
-async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
+async fn the_cache_stores_with_each_vector_how_its_picture_was_prepared() {
     let nvidia = FakeNvidia::healthy().await;
     let shrinks = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
     let app = shrinks().start().await;
@@ -81,7 +81,7 @@ async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
 }
 
 #[tokio::test]
-async fn a_picture_just_answered_is_a_hit_while_its_vector_is_still_being_written() {
+async fn a_vector_is_a_cache_hit_while_it_is_still_being_written_to_disk() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_CACHE_MEMORY", "0").start().await;
@@ -110,7 +110,7 @@ async fn unfinished_files_of_an_earlier_run_are_removed_at_start() {
 }
 
 #[tokio::test]
-async fn a_restart_does_not_pay_again() {
+async fn the_cache_returns_its_vectors_after_a_restart() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let app = TestApp::start(&nvidia).await;
@@ -128,7 +128,7 @@ async fn a_restart_does_not_pay_again() {
 }
 
 #[tokio::test]
-async fn another_inference_url_has_a_cache_of_its_own() {
+async fn each_inference_url_has_its_own_cache() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     assert_cached(&app, ROCKET, "miss").await;
@@ -157,7 +157,7 @@ async fn the_sandbox_and_nvidia_never_share_a_vector() {
 }
 
 #[tokio::test]
-async fn with_both_levels_off_every_picture_is_paid() {
+async fn without_a_cache_every_picture_is_sent_to_nvidia() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", "0")
@@ -174,7 +174,7 @@ async fn with_both_levels_off_every_picture_is_paid() {
 type Damage = fn(&[PathBuf]);
 
 #[tokio::test]
-async fn damage_to_the_cache_costs_only_the_damaged_entries() {
+async fn a_damaged_cache_entry_is_a_miss_and_is_written_again() {
     let cases: [(&str, Damage); 6] = [
         ("truncated", |files| {
             files
@@ -234,7 +234,7 @@ async fn damage_to_the_cache_costs_only_the_damaged_entries() {
 }
 
 #[tokio::test]
-async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
+async fn the_disk_cache_stays_within_its_limit_and_deletes_the_oldest_vectors_first() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let app = TestApp::builder(&nvidia)
@@ -261,7 +261,7 @@ async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_any_number_of_kills_no_vector_is_wrong() {
+async fn no_cached_vector_is_wrong_after_any_number_of_kills() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let folder = TempDir::new().unwrap();

@@ -26,7 +26,7 @@ fn text(output: &Output) -> String {
 const NONE: [(&str, &str); 0] = [];
 
 #[test]
-fn without_faults_each_check_is_a_line_and_the_exit_code_is_0() {
+fn if_nothing_is_wrong_each_check_prints_one_line_and_the_exit_code_is_0() {
     let folder = tempfile::tempdir().unwrap();
     let output = check(folder.path(), &["check", "--sandbox"], NONE);
     let text = text(&output);
@@ -41,7 +41,7 @@ fn without_faults_each_check_is_a_line_and_the_exit_code_is_0() {
 }
 
 #[test]
-fn flags_may_precede_or_follow_the_subcommand() {
+fn flags_may_precede_or_follow_the_command() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [
         &["--sandbox", "--min-free-bytes", "900000000GiB", "check"][..],
@@ -54,7 +54,7 @@ fn flags_may_precede_or_follow_the_subcommand() {
 }
 
 #[test]
-fn each_fault_says_what_to_do_and_the_exit_code_is_1() {
+fn each_failed_check_prints_what_to_do_and_the_exit_code_is_1() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("downloads"), "no folder").unwrap();
     let settings = [
@@ -70,7 +70,7 @@ fn each_fault_says_what_to_do_and_the_exit_code_is_1() {
 }
 
 #[test]
-fn every_host_that_the_service_calls_is_resolved_and_missing_certificates_are_a_fault() {
+fn unresolvable_hosts_and_missing_certificates_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let here = "http://127.0.0.1:1/";
     let settings = [
@@ -98,7 +98,7 @@ fn invalid_settings_exit_with_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn live_makes_one_paid_call_and_names_what_is_wrong() {
+async fn a_live_check_makes_one_paid_call_and_reports_its_error() {
     let folder = tempfile::tempdir().unwrap();
     let nvidia = FakeNvidia::healthy().await;
     let output = check(folder.path(), &["check"], nvidia.settings());

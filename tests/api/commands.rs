@@ -86,7 +86,7 @@ fn commands(page: &Document) -> impl Iterator<Item = Block> {
 }
 
 #[test]
-fn every_block_is_of_commands_or_is_known_to_hold_none() {
+fn every_fenced_block_is_bash_or_in_a_language_without_commands() {
     for page in Document::all() {
         for Block { place, language, not_run, text } in page.blocks() {
             let is_known = language == "bash" || NO_COMMANDS.contains(&language.as_str());
@@ -101,7 +101,7 @@ fn every_block_is_of_commands_or_is_known_to_hold_none() {
 }
 
 #[test]
-fn every_command_on_a_page_works_as_it_is_pasted_or_is_said_not_to_be_run_here() {
+fn every_command_on_a_page_works_as_pasted_unless_it_is_marked_as_not_run() {
     if is_missing("curl") {
         return;
     }
@@ -127,7 +127,7 @@ fn assert_is_read_by_a_shell(block: &Block) {
 }
 
 #[test]
-fn the_three_calls_answer_as_the_readme_shows() {
+fn the_calls_in_the_readme_return_the_answers_that_it_shows() {
     if is_missing("curl") {
         return;
     }

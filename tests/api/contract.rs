@@ -255,7 +255,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_route_answers_every_error_that_the_document_names_there_and_no_other() {
+async fn each_route_returns_exactly_the_errors_that_the_document_lists_for_it() {
     let document = document().await;
     for route in Route::ALL {
         let documented = documented(&document, route);
@@ -270,7 +270,7 @@ async fn each_route_answers_every_error_that_the_document_names_there_and_no_oth
 }
 
 #[tokio::test]
-async fn required_texts_have_a_minimum_length_and_no_example_breaks_its_schema() {
+async fn required_strings_have_a_minimum_length_and_the_vector_has_no_example() {
     let schemas = document().await["components"]["schemas"].take();
     for (schema, field) in [("ImageUrl", "image_url"), ("ImageBase64", "image_base64")] {
         assert_eq!(schemas[schema]["properties"][field]["minLength"], 1, "{field}");
@@ -281,7 +281,7 @@ async fn required_texts_have_a_minimum_length_and_no_example_breaks_its_schema()
 }
 
 #[tokio::test]
-async fn headers_and_the_key_are_described() {
+async fn the_document_describes_the_headers_and_the_client_key() {
     let document = document().await;
     let upload = &document["paths"]["/vectorize-image-upload"]["post"];
     let parameters: BTreeSet<_> = upload["parameters"]

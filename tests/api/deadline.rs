@@ -127,7 +127,7 @@ async fn waiting_for_a_permit_or_the_pace_counts_against_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_hanging_upload_leaves_time_to_send_the_picture_inline() {
+async fn a_hanging_asset_call_leaves_time_to_send_the_picture_inline() {
     for hanging in [CREATE_ASSET, "PUT"] {
         let nvidia = FakeNvidia::with_uploads(move |request| {
             request.line().starts_with(hanging).then_some(Reply::Hang)
@@ -161,7 +161,7 @@ async fn a_failing_asset_api_is_bypassed_and_not_called_for_a_while() {
 }
 
 #[tokio::test]
-async fn an_outage_of_the_asset_api_is_forgotten_sooner_than_a_refusal() {
+async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusal() {
     for (status, again) in [(503, true), (404, false)] {
         let nvidia = FakeNvidia::with_uploads(move |request| {
             (request.line() == CREATE_ASSET).then(|| Reply::status(status))

@@ -38,7 +38,7 @@ async fn wait_until_empty(folder: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_power_cuts_leave_only_whole_files() {
+async fn two_hundred_kills_leave_only_whole_files() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
@@ -109,7 +109,7 @@ impl Drop for SmallDisk {
 }
 
 #[tokio::test]
-async fn on_a_full_disk_uploads_are_refused_and_leave_nothing_while_the_service_lives() {
+async fn on_a_full_disk_uploads_are_refused_and_leave_no_files() {
     let Some(disk) = SmallDisk::mount("size=700k") else { return };
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;
@@ -166,7 +166,7 @@ fn size_of(folder: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn concurrent_uploads_never_use_the_reserve_and_those_without_room_are_refused() {
+async fn concurrent_uploads_never_use_the_reserve_and_are_refused_without_free_space() {
     const ROOM: u64 = 8 << 20;
     let least = Arc::new(AtomicU64::new(u64::MAX));
     let seen = Arc::clone(&least);
@@ -196,7 +196,7 @@ async fn concurrent_uploads_never_use_the_reserve_and_those_without_room_are_ref
 }
 
 #[tokio::test]
-async fn a_length_that_is_only_declared_takes_no_room_from_others() {
+async fn a_declared_length_reserves_no_disk_space() {
     const ROOM: u64 = 4 << 20;
     let nvidia = FakeNvidia::with_uploads(|_| None).await;
     let app = TestApp::builder(&nvidia)
@@ -215,7 +215,7 @@ async fn a_length_that_is_only_declared_takes_no_room_from_others() {
 }
 
 #[tokio::test]
-async fn vectors_are_not_kept_where_only_the_reserve_is_left() {
+async fn vectors_are_not_cached_if_only_the_reserve_is_free() {
     let nvidia = FakeNvidia::healthy().await;
     let picture = tiny(1);
     let app = TestApp::builder(&nvidia)
@@ -230,7 +230,7 @@ async fn vectors_are_not_kept_where_only_the_reserve_is_left() {
 }
 
 #[tokio::test]
-async fn a_lack_of_inodes_refuses_uploads_and_makes_the_service_unready() {
+async fn with_few_free_inodes_uploads_are_refused_and_the_service_is_not_ready() {
     let nvidia = FakeNvidia::healthy().await;
     for (inodes, status, reasons) in [
         (Some(Inodes { free: 90, total: 10_000 }), 507, &["inodes_under_reserve"][..]),
@@ -255,7 +255,7 @@ async fn a_lack_of_inodes_refuses_uploads_and_makes_the_service_unready() {
 }
 
 #[tokio::test]
-async fn a_disk_out_of_inodes_refuses_uploads_and_is_not_ready() {
+async fn on_a_disk_without_inodes_uploads_are_refused_and_the_service_is_not_ready() {
     let Some(disk) = SmallDisk::mount("size=10m,nr_inodes=200") else { return };
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;

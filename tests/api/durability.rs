@@ -79,7 +79,7 @@ fn read_trace(path: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_is_written_synced_named_and_its_folder_synced_before_the_answer() {
+async fn a_picture_is_written_synced_renamed_and_its_folder_synced_before_the_answer() {
     if !may_trace() {
         return;
     }

@@ -155,7 +155,7 @@ impl Servers {
 }
 
 #[test]
-fn after_any_requests_nothing_is_held_however_they_ended() {
+fn requests_release_their_memory_and_permits_however_they_end() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let servers = runtime.block_on(Servers::start());
     let next = RefCell::new(0);

@@ -19,7 +19,7 @@ pub fn nvidia_error(status: u16) -> Reply {
 }
 
 #[tokio::test]
-async fn a_redirect_of_nvidias_is_not_followed() {
+async fn a_redirect_from_nvidia_is_not_followed() {
     let elsewhere = FakeServer::start(|_, _| embedding()).await;
     let location = elsewhere.url("/");
     for status in [301, 302, 307, 308] {
@@ -33,7 +33,7 @@ async fn a_redirect_of_nvidias_is_not_followed() {
 }
 
 #[tokio::test]
-async fn a_proxy_for_nvidia_is_used_if_it_is_set() {
+async fn the_proxy_for_nvidia_is_used_if_it_is_set() {
     let proxy = FakeNvidia::scripted(|_, _| embedding()).await;
     let app = TestApp::builder(&proxy)
         .setting("NVIDIA_PROXY", proxy.url("/"))
@@ -45,7 +45,7 @@ async fn a_proxy_for_nvidia_is_used_if_it_is_set() {
 }
 
 #[tokio::test]
-async fn a_nvidia_that_hangs_is_a_timeout() {
+async fn a_hanging_call_to_nvidia_is_a_timeout() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     for (name, time) in [("IMAGESVC_REQUEST_TIMEOUT", "1500ms"), ("NVIDIA_TIMEOUT", "20ms")] {
         let app = TestApp::builder(&nvidia).setting(name, time).start().await;
@@ -56,7 +56,7 @@ async fn a_nvidia_that_hangs_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn a_nvidia_that_cannot_be_reached_is_unavailable() {
+async fn an_unreachable_nvidia_is_reported_as_unavailable() {
     let nvidia = FakeNvidia::healthy().await;
     let free = free_address().await;
     let app = TestApp::builder(&nvidia)
@@ -67,7 +67,7 @@ async fn a_nvidia_that_cannot_be_reached_is_unavailable() {
 }
 
 #[tokio::test]
-async fn a_disk_under_the_reserve_is_full_on_every_route() {
+async fn below_the_reserve_every_route_reports_a_full_disk() {
     let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MIN_FREE_BYTES", "900000000GiB").start().await;
@@ -88,7 +88,7 @@ async fn a_disk_under_the_reserve_is_full_on_every_route() {
 }
 
 #[tokio::test]
-async fn a_vanished_folder_is_a_storage_failure() {
+async fn a_vanished_folder_is_a_storage_error() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
@@ -106,7 +106,7 @@ async fn a_vanished_folder_is_a_storage_failure() {
 }
 
 #[tokio::test]
-async fn an_unknown_path_or_method_is_answered_with_the_right_one() {
+async fn an_unknown_path_is_a_404_and_a_wrong_method_is_a_405_with_allow() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for path in [
@@ -138,7 +138,7 @@ async fn an_unknown_path_or_method_is_answered_with_the_right_one() {
 }
 
 #[tokio::test]
-async fn a_request_keeps_its_own_id_if_it_is_harmless() {
+async fn a_valid_request_id_is_returned_and_an_invalid_one_is_replaced() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (own, kept) in [("trace-1.a_B", true), ("a b", false), ("", false)] {

@@ -46,7 +46,7 @@ async fn assert_served(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
+async fn requests_that_send_only_a_head_block_no_other_client() {
     const HEADERS: [(&str, usize); 6] = [
         ("/vectorize-image-base64", 30_300_000),
         ("/vectorize-image-base64", 11_050_000),
@@ -79,7 +79,7 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() {
+async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_network() {
     let (nvidia, picture_server) = (FakeNvidia::healthy().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "3MiB")
@@ -153,7 +153,7 @@ async fn received_bytes_count_as_long_as_they_are_in_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
+async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_network() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "8").start().await;
@@ -189,7 +189,7 @@ async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_does_not_wait_for_all_of_another_networks_flood() {
+async fn a_picture_does_not_wait_for_every_call_of_another_networks_flood() {
     let reply = embedding().after(Duration::from_millis(50));
     let nvidia = FakeNvidia::replying(vec![reply]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", "2").start().await;
@@ -210,7 +210,7 @@ async fn a_picture_does_not_wait_for_all_of_another_networks_flood() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture() {
+async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_network() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "8")
@@ -237,7 +237,7 @@ async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_that_must_be_decoded_does_not_wait_for_all_of_another_networks_flood() {
+async fn a_picture_does_not_wait_for_every_decode_of_another_networks_flood() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let real = decoder_settings().program;

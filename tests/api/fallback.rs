@@ -66,7 +66,7 @@ async fn a_refused_create_call_falls_back() {
 }
 
 #[tokio::test]
-async fn a_create_call_whose_answer_makes_no_sense_falls_back() {
+async fn an_invalid_response_to_the_create_call_falls_back() {
     for body in [
         "",
         "{}",
@@ -79,7 +79,7 @@ async fn a_create_call_whose_answer_makes_no_sense_falls_back() {
 }
 
 #[tokio::test]
-async fn a_refused_upload_falls_back() {
+async fn a_refused_asset_falls_back() {
     for status in [400, 401, 403, 404, 411, 413, 429] {
         assert_falls_back("PUT ", Reply::status(status)).await;
     }
@@ -93,7 +93,7 @@ async fn a_refused_inference_falls_back() {
 }
 
 #[tokio::test]
-async fn a_fault_of_the_key_or_the_account_does_not_fall_back() {
+async fn an_error_of_the_key_or_the_account_does_not_fall_back() {
     for (at, status, code, expected) in [
         (CREATE_ASSET, 401, "embedding_unauthorized", 502),
         (CREATE_ASSET, 402, "embedding_exhausted", 503),
@@ -112,7 +112,7 @@ async fn a_fault_of_the_key_or_the_account_does_not_fall_back() {
 }
 
 #[tokio::test]
-async fn a_rate_limit_on_the_create_call_is_retried_and_not_taken_for_a_refusal() {
+async fn a_rate_limited_create_call_is_retried_and_does_not_fall_back() {
     let nvidia = FakeNvidia::with_uploads(|request| {
         (request.line() == CREATE_ASSET).then(|| Reply::status(429))
     })
@@ -123,7 +123,7 @@ async fn a_rate_limit_on_the_create_call_is_retried_and_not_taken_for_a_refusal(
 }
 
 #[tokio::test]
-async fn the_refusal_is_forgotten_after_a_while() {
+async fn assets_are_tried_again_some_time_after_a_refusal() {
     let nvidia = FakeNvidia::with_uploads(|request| {
         (request.line() == CREATE_ASSET).then(|| Reply::status(404))
     })
@@ -141,7 +141,7 @@ async fn the_refusal_is_forgotten_after_a_while() {
 }
 
 #[tokio::test]
-async fn with_shrink_no_upload_is_tried() {
+async fn with_large_images_set_to_shrink_no_asset_is_created() {
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
@@ -165,7 +165,7 @@ async fn a_large_picture_that_cannot_be_decoded_cannot_be_shrunk() {
 }
 
 #[tokio::test]
-async fn a_picture_that_nvidia_refuses_both_ways_does_not_disable_uploads() {
+async fn a_picture_refused_as_an_asset_and_inline_does_not_disable_assets() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let inferences = AtomicUsize::new(0);
     let nvidia = FakeNvidia::with_uploads(move |request| {
@@ -179,7 +179,7 @@ async fn a_picture_that_nvidia_refuses_both_ways_does_not_disable_uploads() {
 }
 
 #[tokio::test]
-async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
+async fn a_picture_that_is_encoded_twice_releases_its_memory_in_between() {
     let bmp = converted(&noise_png(500, 500), image_rs::ImageFormat::Bmp);
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     // Each of the two renderings takes all of the memory.
@@ -193,7 +193,7 @@ async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
 }
 
 #[tokio::test]
-async fn a_picture_shrunk_because_uploads_failed_is_uploaded_once_they_work_again() {
+async fn a_picture_shrunk_during_an_outage_is_sent_as_an_asset_after_it() {
     let works = Arc::new(AtomicBool::new(false));
     let switch = Arc::clone(&works);
     let nvidia = FakeNvidia::with_uploads(move |request| {

@@ -46,7 +46,7 @@ async fn a_refused_head_is_logged_and_counted() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_refused_by_its_head_with_advice() {
+async fn a_compressed_body_is_refused_by_its_head() {
     let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1").start().await;
@@ -75,7 +75,7 @@ async fn a_compressed_body_is_refused_by_its_head_with_advice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_sends_everything_first_sees_why_its_head_was_refused() {
+async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_head() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = vec![b'x'; 5 << 20];
@@ -125,7 +125,7 @@ async fn a_client_that_sends_everything_first_sees_why_its_head_was_refused() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_does_not_cost_its_connection() {
+async fn the_connection_stays_open_after_a_refused_compressed_body() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = vec![b'x'; 5 << 20];
@@ -140,7 +140,7 @@ async fn a_compressed_body_does_not_cost_its_connection() {
 }
 
 #[tokio::test]
-async fn a_transfer_coding_other_than_chunked_is_refused_and_nothing_is_smuggled_behind_it() {
+async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for codings in [
@@ -176,7 +176,7 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_nothing_is_smuggled
 }
 
 #[tokio::test]
-async fn a_body_without_a_clear_end_is_a_bare_400_and_closes_the_connection() {
+async fn a_body_with_an_ambiguous_end_is_a_bare_400_and_closes_the_connection() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let large = "x".repeat(1 << 20);
@@ -211,7 +211,7 @@ async fn a_body_without_a_clear_end_is_a_bare_400_and_closes_the_connection() {
 }
 
 #[tokio::test]
-async fn beside_chunks_a_length_is_ignored_and_the_connection_closes() {
+async fn with_chunks_the_content_length_is_ignored_and_the_connection_closes() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for framing in [

@@ -93,7 +93,7 @@ fn mutations_of_good_requests_are_answered() {
 }
 
 #[test]
-fn any_text_as_an_address_or_a_name_is_answered() {
+fn any_text_as_a_url_or_a_file_name_is_answered() {
     check((any::<String>(), any::<String>()), async |app, (address, name)| {
         let answer = app.by_url(&address).await;
         if ![400, 403, 502].contains(&answer.status) {
@@ -114,7 +114,7 @@ fn any_content_type_is_answered() {
 }
 
 #[tokio::test]
-async fn odd_json_is_answered() {
+async fn unusual_json_is_answered() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let deep = |open: &str, close: &str| format!("{}{}", open.repeat(9000), close.repeat(9000));

@@ -5,7 +5,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn every_route_wants_exactly_one_valid_host() {
+async fn every_route_requires_exactly_one_valid_host() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_API_KEYS", "k-1")

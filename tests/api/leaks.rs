@@ -28,7 +28,7 @@ fn assert_clean(what: &str, text: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_log_answer_or_metric_holds_a_key_even_at_trace_level() {
+async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
     let picture_server = FakeServer::start(|request, _| match request.target.split('?').next() {
         Some("/moved") => Reply::new(302, &[("location", "/photo.jpg?token=planted-query")], ""),
         Some("/photo.jpg") => Reply::new(200, &[], ROCKET),

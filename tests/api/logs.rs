@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_request_is_one_json_line_with_its_fields() {
+async fn each_request_is_logged_as_one_json_line() {
     let nvidia = FakeNvidia::scripted(|request, nth| match picture_number(request) {
         402 => Reply::status(402),
         _ if nth == 0 => Reply::status(503),
@@ -77,7 +77,7 @@ async fn every_request_is_one_json_line_with_its_fields() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_callers_trace_is_in_the_log_and_passed_on_to_nobody() {
+async fn a_clients_trace_id_is_logged_and_not_passed_on() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(HUBBLE).await; // this picture takes four calls to NVIDIA
     let folder = tempfile::tempdir().unwrap();
@@ -231,7 +231,7 @@ async fn the_page_on_operating_lists_every_metric_and_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_nobody_reads_stops_nothing() {
+async fn the_service_keeps_serving_if_nobody_reads_its_log() {
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_unread(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let client = reqwest::Client::new();

@@ -64,7 +64,7 @@ async fn one_clients_unanswered_lookups_do_not_delay_another_clients_fetch() {
 }
 
 #[tokio::test]
-async fn each_picture_is_fetched_by_a_connection_of_its_own() {
+async fn each_picture_is_fetched_over_its_own_connection() {
     let nvidia = FakeNvidia::healthy().await;
     let sent = Arc::new(Mutex::new(0));
     let picture_server = FakeServer::start(move |_, n| {

@@ -48,7 +48,7 @@ fn twenty_mebibytes() -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_uploads_at_once_take_no_more_than_small_ones() {
+async fn concurrent_large_uploads_take_no_more_memory_than_small_ones() {
     let (statuses, growth) =
         load(&[], "/vectorize-image-upload", FORM, form(&twenty_mebibytes()), 64).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
@@ -78,7 +78,7 @@ async fn concurrent_re_encoding_stays_within_its_memory_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_that_claims_an_enormous_picture_costs_nothing() {
+async fn a_header_that_claims_an_enormous_picture_takes_no_memory() {
     let mut png = Cursor::new(Vec::new());
     RgbImage::new(8, 8).write_to(&mut png, ImageFormat::Png).unwrap();
     let mut png = png.into_inner();
