@@ -62,7 +62,7 @@ impl Desk {
         if text.trim_end().ends_with("--sandbox") {
             // It runs until it is stopped. A folder has one owner, so it gets one of its own.
             let folder = tempfile::tempdir().unwrap();
-            Child::start_pasted(text.trim_end(), folder.path(), &variables);
+            Child::start_in_shell(text.trim_end(), folder.path(), &variables);
             return String::new();
         }
         let text = text.replace("localhost:8000", &self.sandbox.address.to_string());

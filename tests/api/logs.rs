@@ -233,7 +233,7 @@ async fn the_page_on_operating_lists_every_metric_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_service_keeps_serving_if_nobody_reads_its_log() {
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_unread(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
+    let child = Child::start_with_unread_log(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let client = reqwest::Client::new();
     // more lines than the pipe and the queue hold
     let address = child.url("/nothing");

@@ -21,7 +21,7 @@ use futures_util::{StreamExt, stream};
 use image_rs::ImageFormat;
 
 use crate::support::{
-    CHELSEA, Child, FORM, Held, converted,
+    CHELSEA, Child, FORM, ResourceUsage, converted,
     craft::{png_chunk, riff_chunk, segment, vp8x, webp},
     form, kinds,
     mutate::damaged,
@@ -199,9 +199,9 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_nothing() {
     // Until connections that are idle have been closed.
     let pause = Duration::from_secs(6);
     traffic(length / 4).await;
-    let before = Held::when_idle(&child, pause).await;
+    let before = ResourceUsage::when_idle(&child, pause).await;
     traffic(length * 3 / 4).await;
-    let after = Held::when_idle(&child, pause).await;
+    let after = ResourceUsage::when_idle(&child, pause).await;
     println!("{before:?}\n{after:?}\n{:#?}", outcomes.lock().unwrap());
     let failures = failures.into_inner().unwrap();
     if !failures.is_empty() {
