@@ -275,11 +275,12 @@ async fn on_a_disk_without_inodes_uploads_are_refused_and_the_service_is_not_rea
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
-    let mut made = 0;
-    while std::fs::write(disk.mount_point.path().join(made.to_string()), "").is_ok() {
-        made += 1;
+    // Creates empty files until the disk has no inode left.
+    let mut count = 0;
+    while std::fs::write(disk.mount_point.path().join(count.to_string()), "").is_ok() {
+        count += 1;
     }
-    assert!((100..200).contains(&made), "{made}");
+    assert!((100..200).contains(&count), "{count} files");
     assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 507, "storage_full");
     let ready = app.get("/ready").await;
     assert_eq!(ready.status, 503);
