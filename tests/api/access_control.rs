@@ -26,7 +26,7 @@ async fn send(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)
 async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
-    let closed = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
+    let protected = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
         (Method::GET, "/metrics"),
         (Method::GET, "/vectorize-image"),
         (Method::GET, "/nothing"),
@@ -35,7 +35,7 @@ async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
         (Method::GET, "/health//"),
         (Method::POST, "/"),
     ]);
-    for (method, path) in closed {
+    for (method, path) in protected {
         for wrong in [
             None,
             Some("Bearer "),
@@ -49,7 +49,7 @@ async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
             let headers: Vec<_> = wrong.map(|value| ("authorization", value)).into_iter().collect();
             let answer = send(&app, method.clone(), path, &headers).await;
             if path == "/" {
-                // The path is open, so its wrong methods are, too.
+                // This path is open, so a wrong method is a 405 even without a key.
                 assert_problem(&answer, 405, "method_not_allowed");
                 continue;
             }
@@ -138,12 +138,12 @@ async fn without_keys_the_rate_limit_counts_by_the_address_from_a_trusted_proxy(
         .start()
         .await;
     for (forwarded_for, status, expectation) in [
-        ("198.51.100.1", 200, "the first of two"),
-        ("9.9.9.9, 198.51.100.1", 200, "the second of two"),
+        ("198.51.100.1", 200, "the limit allows a first picture"),
+        ("9.9.9.9, 198.51.100.1", 200, "the limit allows a second picture"),
         ("8.8.8.8, 198.51.100.1", 429, "the entries that a client forged are ignored"),
         ("198.51.100.2", 200, "another client has its own limit"),
-        ("2001:db8:1:2::3", 200, "the first of two"),
-        ("2001:db8:1:2::4", 200, "the second of two"),
+        ("2001:db8:1:2::3", 200, "the limit allows a first picture"),
+        ("2001:db8:1:2::4", 200, "the limit allows a second picture"),
         ("2001:db8:1:2:ffff::5", 429, "an IPv6 /64 is one client"),
     ] {
         assert_eq!(upload_forwarded_for(&app, forwarded_for).await, status, "{expectation}");
@@ -213,7 +213,7 @@ async fn a_page_of_another_origin_is_refused_on_every_picture_route() {
             &[],
         ] {
             let answer = send(&app, Method::POST, path, headers).await;
-            assert_eq!(answer.status, 422, "only the empty body is refused");
+            assert_eq!(answer.status, 422, "the origin is allowed, and the empty body is refused");
         }
     }
     let preflight = [("origin", "https://evil.example"), ("access-control-request-method", "POST")];
@@ -309,7 +309,7 @@ async fn a_page_under_an_unknown_host_name_shows_a_warning_and_its_uploads_are_r
     assert!(home_page(&app).await.contains(&format!("data-unknown-host=\"{HOST}\"")));
     assert!(
         app.get("/").await.text().contains("data-unknown-host=\"\""),
-        "an IP address is no unknown host"
+        "there is no warning if the host is an IP address"
     );
     assert_eq!(nvidia.count(), 0);
     upload(&app, &[]).await.vector();

@@ -18,11 +18,13 @@ impl Answer {
         Ok(Self { status, headers, body: response.bytes().await?.into() })
     }
 
+    /// The body, parsed as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
+    /// The body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
@@ -80,7 +82,7 @@ pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
     for internal in
         ["/tmp", "src/", "os error", "reqwest", "hyper", "planted", "upstream-secret", "127.0.0.1"]
     {
-        assert!(!answer.text().contains(internal), "it contains {internal}: {}", answer.text());
+        assert!(!answer.text().contains(internal), "no {internal} in {}", answer.text());
     }
     problem
 }

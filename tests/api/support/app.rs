@@ -20,6 +20,7 @@ use super::{Answer, FakeNvidia, FakeServer, decoder_settings, metric};
 /// A running service. It stops when it is dropped.
 pub struct TestApp {
     pub address: SocketAddr,
+    /// The HTTP client for requests to this service.
     pub client: Client,
     folder: TempDir,
     stop: oneshot::Sender<()>,
@@ -94,7 +95,7 @@ impl Builder {
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let all = [("IMAGESVC_DOWNLOADS_DIR", downloads)].into_iter().chain(settings);
         let mut config = Config::resolve(&RawSettings::from_pairs(all))
-            .unwrap_or_else(|faults| panic!("{faults}"));
+            .unwrap_or_else(|errors| panic!("{errors}"));
         assert_eq!(config.nvidia.retry.base, Duration::from_millis(250));
         config.nvidia.retry.base = Duration::from_nanos(1);
         assert_eq!(config.nvidia.poll_interval, Duration::from_secs(1));
@@ -125,12 +126,12 @@ impl Builder {
 }
 
 impl TestApp {
-    /// Starts a service in front of a fake NVIDIA, with default settings.
+    /// Starts a service that calls a fake NVIDIA, with default settings.
     pub async fn start(nvidia: &FakeNvidia) -> Self {
         Self::builder(nvidia).start().await
     }
 
-    /// Prepares a service in front of a fake NVIDIA.
+    /// Prepares a service that calls a fake NVIDIA.
     pub fn builder(nvidia: &FakeNvidia) -> Builder {
         let settings = nvidia.settings().into_iter();
         settings.fold(Builder::new(), |builder, (name, value)| builder.setting(name, value))
@@ -244,14 +245,14 @@ impl TestApp {
         self.json_request("/vectorize-image-base64", &body)
     }
 
-    /// Sends a picture's address to the URL route.
-    pub async fn by_url(&self, address: &str) -> Answer {
-        self.send(self.url_request(address)).await
+    /// Sends the URL of a picture to the URL route.
+    pub async fn by_url(&self, url: &str) -> Answer {
+        self.send(self.url_request(url)).await
     }
 
     /// Prepares a request to the URL route.
-    pub fn url_request(&self, address: &str) -> RequestBuilder {
-        self.json_request("/vectorize-image", &json!({ "image_url": address }))
+    pub fn url_request(&self, url: &str) -> RequestBuilder {
+        self.json_request("/vectorize-image", &json!({ "image_url": url }))
     }
 
     fn json_request(&self, path: &str, body: &Value) -> RequestBuilder {

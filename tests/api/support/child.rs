@@ -14,8 +14,6 @@ use serde_json::json;
 
 use super::{FORM, FakeNvidia, base64_body, form};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_imagesvc");
-
 /// A running service. Its process is killed when it is dropped.
 pub struct Child {
     pub address: SocketAddr,
@@ -29,11 +27,11 @@ pub struct Child {
 
 impl Child {
     /// The path of the program.
-    pub const PROGRAM: &str = PROGRAM;
+    pub const PROGRAM: &str = env!("CARGO_BIN_EXE_imagesvc");
 
     /// Starts the program in a folder with only these settings, and waits until it listens.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
-        Self::start_command(Command::new(PROGRAM), folder, settings)
+        Self::start_command(Command::new(Self::PROGRAM), folder, settings)
     }
 
     /// Starts the program under strace, which writes these system calls to a file.
@@ -46,7 +44,7 @@ impl Child {
         let mut strace = Command::new("strace");
         // With `--daemonize`, the child of this process is the program, and not strace.
         strace.args(["--daemonize", "--follow-forks", "--decode-fds=path"]);
-        strace.args(["--trace", system_calls, "--output"]).arg(trace).arg(PROGRAM);
+        strace.args(["--trace", system_calls, "--output"]).arg(trace).arg(Self::PROGRAM);
         Self::start_command(strace, folder, settings)
     }
 
@@ -68,7 +66,7 @@ impl Child {
 
     /// Starts the program, and stops reading its log once it listens.
     pub fn start_with_unread_log(folder: &Path, settings: &[(&str, &str)]) -> Self {
-        let (mut child, lines) = Self::spawn(Command::new(PROGRAM), folder, settings);
+        let (mut child, lines) = Self::spawn(Command::new(Self::PROGRAM), folder, settings);
         child._unread_log = Some(lines);
         child
     }
@@ -109,11 +107,13 @@ impl Child {
         (Self { address, process, log, log_reader: None, _unread_log: None }, lines)
     }
 
-    /// Starts the program in front of a fake NVIDIA.
+    /// Starts the program so that it calls a fake NVIDIA.
     pub fn start_with(nvidia: &FakeNvidia, folder: &Path, settings: &[(&str, &str)]) -> Self {
-        let for_nvidia = nvidia.settings();
-        let for_nvidia = for_nvidia.iter().map(|(name, value)| (*name, value.as_str()));
-        Self::start(folder, &for_nvidia.chain(settings.iter().copied()).collect::<Vec<_>>())
+        let nvidia_settings = nvidia.settings();
+        let mut all: Vec<_> =
+            nvidia_settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        all.extend(settings);
+        Self::start(folder, &all)
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderName};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -18,8 +18,7 @@ pub const SMUGGLED: &str = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
 /// Reads until the service closes the connection.
 pub async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
-    // This timeout is shorter than the service's own for idle connections. So the service must close
-    // this connection because of its request.
+    // The service closes idle connections only later. So it closes this one because of the request.
     let read = timeout(Duration::from_secs(8), stream.read_to_end(&mut bytes));
     read.await.expect("the service closes the connection").unwrap();
     String::from_utf8(bytes).unwrap()
@@ -37,12 +36,11 @@ pub fn parse_answer(text: &str) -> Answer {
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let mut lines = head.split("\r\n");
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    let headers: HeaderMap = lines
-        .map(|line| line.split_once(": ").unwrap())
-        .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap()))
-        .collect::<Vec<(_, HeaderValue)>>()
-        .into_iter()
-        .collect();
+    let mut headers = HeaderMap::new();
+    for line in lines {
+        let (name, value) = line.split_once(": ").unwrap();
+        headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+    }
     let length = headers.get("content-length").unwrap().to_str().unwrap();
     assert_eq!(length, body.len().to_string(), "nothing follows the body: {text}");
     Answer { status, headers, body: body.into() }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Child, children_of, metric};
 
+/// What a service uses while it is idle.
 #[derive(Debug, Clone, Copy)]
 pub struct ResourceUsage {
     /// The resident memory, in bytes.
@@ -17,8 +18,8 @@ pub struct ResourceUsage {
 }
 
 impl ResourceUsage {
-    /// Waits until the service is idle, and measures it. The service is idle if no picture is at work
-    /// and if two measurements, a `pause` apart, find as many files and tasks.
+    /// Waits until the service is idle, and measures what it uses. The service counts as idle when no
+    /// picture is at work and the files and tasks are as many as a `pause` before.
     pub async fn when_idle(child: &Child, pause: Duration) -> Self {
         let mut last = (0, 0.0);
         for _ in 0..20 {
