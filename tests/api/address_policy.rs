@@ -165,9 +165,9 @@ async fn a_host_name_that_resolves_differently_each_time_reaches_no_denied_addre
         .setting("IMAGESVC_FETCH_PORTS", trap.port)
         .setting("IMAGESVC_FETCH_ALLOW", format!("{allowed}/32"))
         .lookup(move |_| {
-            let is_even = lookups.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+            let is_first_of_two = lookups.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
             let denied = Ipv4Addr::LOCALHOST;
-            Ok(vec![IpAddr::from(if is_even { allowed } else { denied })])
+            Ok(vec![IpAddr::from(if is_first_of_two { allowed } else { denied })])
         })
         .start()
         .await;

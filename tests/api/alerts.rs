@@ -41,7 +41,7 @@ fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     let output = tool.wait_with_output().unwrap();
     let printed = [output.stdout, output.stderr].concat();
     let printed = String::from_utf8_lossy(&printed).into_owned();
-    // `check` prints warnings and still succeeds; `test` prints its progress.
+    // `promtool check` prints warnings and still succeeds. `promtool test` always prints something.
     let has_no_warning = printed.is_empty() || arguments[0] == "test";
     Some(if output.status.success() && has_no_warning { Ok(()) } else { Err(printed) })
 }
@@ -82,7 +82,7 @@ fn assert_alerts(cases: &[Value]) {
     }
 }
 
-/// Makes series of two scrapes: the values of the first for five minutes, then those of the second
+/// Makes series from two scrapes: the values of the first for five minutes, then those of the second
 /// for an hour.
 fn step(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
@@ -94,7 +94,8 @@ fn step(before: &str, after: &str) -> BTreeMap<String, String> {
     series.collect()
 }
 
-/// Makes series of two scrapes: they start with the first, and grow by the difference every minute.
+/// Makes series from two scrapes. They start with the values of the first, and grow by the difference
+/// every minute.
 fn slope(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
     let series = samples(after).into_iter().map(|(series, after)| {

@@ -38,7 +38,7 @@ enum DeclaredLength {
     Exact,
     /// Ten gigabytes, of which the client sends only the body.
     TooLong,
-    /// None: the body is sent in chunks.
+    /// The client declares no length, and sends the body in chunks.
     Chunked,
 }
 
@@ -87,8 +87,11 @@ async fn a_client_that_reads_only_after_sending_always_receives_the_413() {
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         for round in 0..100 {
-            let length = [DeclaredLength::Exact, DeclaredLength::TooLong, DeclaredLength::Chunked]
-                [round % 3];
+            let length = match round % 3 {
+                0 => DeclaredLength::Exact,
+                1 => DeclaredLength::TooLong,
+                _ => DeclaredLength::Chunked,
+            };
             let answer = send_then_read(app.address, route, content_type, &body, length).await;
             assert!(answer.starts_with("HTTP/1.1 413 "), "{route} {round} {length:?}: {answer}");
             assert!(answer.contains("\"image_too_large\""));

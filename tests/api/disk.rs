@@ -150,8 +150,8 @@ async fn on_a_full_disk_uploads_are_refused_and_leave_no_files() {
 /// The disk space that the service must leave free in the tests below, in bytes.
 const RESERVE: u64 = 20 << 20;
 
-/// Simulates a disk of `capacity` bytes and the reserve, which contains only the downloads folder.
-/// Records in `least_free` the lowest number of free bytes that was measured.
+/// Simulates a disk with space for `capacity` bytes and the reserve. It contains only the downloads
+/// folder. Records in `least_free` the lowest number of free bytes that was measured.
 fn simulate_disk(config: &mut Config, capacity: u64, least_free: &Arc<AtomicU64>) {
     let least_free = Arc::clone(least_free);
     let space = DiskSpace::with_measure(config.store.folder.clone(), RESERVE, move |folder| {

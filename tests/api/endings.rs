@@ -17,7 +17,7 @@ const CACHED_PICTURE: usize = 7;
 /// How a request ends.
 #[derive(Debug, Clone, Copy)]
 enum Ending {
-    // with an embedding
+    // These requests get an embedding.
     Uploaded,
     Base64,
     Fetched,
@@ -26,7 +26,7 @@ enum Ending {
     Joined,
     /// The picture goes to a staging file.
     Large,
-    // with a refusal, each at a later stage than the one before
+    // These requests are refused, each at a later stage than the one before.
     DeclaredTooLarge,
     TooLarge,
     InvalidForm,
@@ -34,7 +34,7 @@ enum Ending {
     NoPicture,
     DownloadFailed,
     RefusedByNvidia,
-    // because the client stalls, or closes the connection
+    // The clients of these requests stall, or close the connection.
     Stalled,
     ClosedWithinBody,
     ClosedAfterBody,

@@ -23,7 +23,7 @@ const FLOOD: [u8; 4] = [127, 0, 0, 2];
 /// The source address of a client that must be served nevertheless.
 const OTHER: [u8; 4] = [127, 0, 0, 9];
 
-/// How long an answer may take that waits for no other client, on a busy machine.
+/// How long an answer may take on a busy machine if it waits for no other client.
 const PROMPTLY: Duration = Duration::from_secs(5);
 
 /// Sends a picture by each route from this source address. Asserts that each gets a vector promptly.
@@ -59,7 +59,8 @@ async fn requests_that_send_only_a_head_block_no_other_client() {
     let (nvidia, picture_server) = (FakeNvidia::healthy().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     let mut open: Vec<TcpStream> = Vec::new();
-    // One address may have 64 connections. The first leaves six for the pictures that it sends, too.
+    // One address may have 64 connections. The first address leaves six of them unused, because it
+    // sends pictures as well.
     for (last_byte, count) in [(1, 58), (2, 64), (3, 64), (4, 64)] {
         for n in 0..count {
             let mut stream = connect_from([127, 0, 0, last_byte], app.address).await.unwrap();

@@ -30,8 +30,8 @@ fn is_inline(request: &Received) -> bool {
     request.line() == INFER && request.body.len() > 100
 }
 
-/// Has NVIDIA give this reply to the call whose line starts with `call`. Asserts that the service
-/// shrinks the picture, and that it shrinks the next one without trying an asset.
+/// Lets NVIDIA give this reply to calls whose line starts with `call`. Asserts that the service
+/// shrinks the picture, and that it shrinks the next picture without trying an asset.
 async fn assert_falls_back(call: &'static str, reply: Reply) {
     let nvidia = FakeNvidia::with_uploads(move |request| {
         (request.line().starts_with(call) && !is_inline(request)).then(|| reply.clone())

@@ -36,8 +36,8 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         _ => Reply::status(404),
     })
     .await;
-    // NVIDIA's replies repeat the key, as those of some gateways do. A tiny picture's number is the
-    // status.
+    // NVIDIA's errors repeat the key, as those of some gateways do. The number of a tiny picture is
+    // the status of the reply.
     let nvidia = FakeNvidia::with_uploads(|request| {
         let authorization = request.header("authorization").unwrap_or("none");
         match try_picture_number(request) {
