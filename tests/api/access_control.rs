@@ -1,4 +1,4 @@
-//! Who may call: client keys, the rate limit, trusted proxies, and web pages.
+//! Who may call the service: client keys, the rate limit, trusted proxies, and pages of other sites.
 
 use reqwest::Method;
 use tokio::{
@@ -13,17 +13,20 @@ const KEYS: (&str, &str) = ("IMAGESVC_API_KEYS", "first-client-key, second-clien
 const PICTURE_ROUTES: [&str; 3] =
     ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"];
 
-async fn ask(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
-    let request = app.client.request(method, app.url(path));
-    app.send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
-        .await
+/// Sends a request without a body.
+async fn send(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
+    let mut request = app.client.request(method, app.url(path));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    app.send(request).await
 }
 
 #[tokio::test]
-async fn with_keys_set_every_route_but_the_open_ones_needs_one() {
+async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
-    let closed = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
+    let protected = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
         (Method::GET, "/metrics"),
         (Method::GET, "/vectorize-image"),
         (Method::GET, "/nothing"),
@@ -32,8 +35,8 @@ async fn with_keys_set_every_route_but_the_open_ones_needs_one() {
         (Method::GET, "/health//"),
         (Method::POST, "/"),
     ]);
-    for (method, path) in closed {
-        for authorization in [
+    for (method, path) in protected {
+        for wrong in [
             None,
             Some("Bearer "),
             Some("Bearer wrong"),
@@ -43,22 +46,22 @@ async fn with_keys_set_every_route_but_the_open_ones_needs_one() {
             Some("Basic first-client-key"),
             Some("first-client-key"),
         ] {
-            let headers: Vec<_> =
-                authorization.map(|value| ("authorization", value)).into_iter().collect();
-            let answer = ask(&app, method.clone(), path, &headers).await;
+            let headers: Vec<_> = wrong.map(|value| ("authorization", value)).into_iter().collect();
+            let answer = send(&app, method.clone(), path, &headers).await;
             if path == "/" {
+                // This path is open, so a wrong method is a 405 even without a key.
                 assert_problem(&answer, 405, "method_not_allowed");
                 continue;
             }
             assert_problem(&answer, 401, "unauthorized");
-            assert_eq!(answer.header("www-authenticate"), "Bearer", "{path} {authorization:?}");
+            assert_eq!(answer.header("www-authenticate"), "Bearer", "{path} {wrong:?}");
         }
         for right in ["Bearer first-client-key", "bearer second-client-key"] {
-            let answer = ask(&app, method.clone(), path, &[("authorization", right)]).await;
+            let answer = send(&app, method.clone(), path, &[("authorization", right)]).await;
             assert_ne!(answer.status, 401, "{path}");
         }
     }
-    for path in [
+    let open = [
         "/",
         "/health",
         "/health/",
@@ -67,8 +70,9 @@ async fn with_keys_set_every_route_but_the_open_ones_needs_one() {
         "/docs/",
         "/docs/swagger-ui.css",
         "/openapi.json",
-    ] {
-        assert_eq!(ask(&app, Method::GET, path, &[]).await.status, 200, "{path}");
+    ];
+    for path in open {
+        assert_eq!(send(&app, Method::GET, path, &[]).await.status, 200, "{path}");
     }
     let upload = app.upload_request(ROCKET, "a.jpg").bearer_auth("second-client-key");
     app.send(upload).await.vector();
@@ -76,7 +80,7 @@ async fn with_keys_set_every_route_but_the_open_ones_needs_one() {
 }
 
 #[tokio::test]
-async fn without_a_key_the_body_is_not_asked_for() {
+async fn a_request_without_a_key_is_refused_before_its_body_is_read() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     for path in PICTURE_ROUTES {
@@ -85,16 +89,16 @@ async fn without_a_key_the_body_is_not_asked_for() {
         stream.write_all(&head).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 401 "), "no 100 Continue comes first: {answer}");
     }
-    // A client that sends its body all the same sees the answer, too.
+    // A client that sends its body without waiting receives the 401 as well.
     let large = vec![0; 5 << 20];
     assert_problem(&app.upload(&large, "a.jpg").await, 401, "unauthorized");
     assert!(app.saved().is_empty());
 }
 
 #[tokio::test]
-async fn each_client_has_a_limit_of_its_own_by_its_key() {
+async fn each_client_key_has_its_own_rate_limit() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .settings(&[KEYS])
@@ -107,24 +111,25 @@ async fn each_client_has_a_limit_of_its_own_by_its_key() {
     }
     let answer = upload("first-client-key").await;
     assert_problem(&answer, 429, "rate_limited");
-    let wait: u64 = answer.header("retry-after").parse().unwrap();
-    assert!((15..=20).contains(&wait), "{wait}");
+    let seconds: u64 = answer.header("retry-after").parse().unwrap();
+    assert!((15..=20).contains(&seconds), "a third of a minute, or a little less: {seconds} s");
     upload("second-client-key").await.vector();
-    // Requests that cost nothing are not counted.
+    // The limit counts pictures only.
     for _ in 0..5 {
         let key = [("authorization", "Bearer first-client-key")];
-        assert_eq!(ask(&app, Method::GET, "/metrics", &key).await.status, 200);
+        assert_eq!(send(&app, Method::GET, "/metrics", &key).await.status, 200);
     }
-    assert_eq!(app.saved().len(), 4, "refused pictures are not received");
+    assert_eq!(app.saved().len(), 4, "the refused picture is not saved");
 }
 
-async fn upload_for(app: &TestApp, forwarded: &str) -> u16 {
-    let request = app.upload_request(ROCKET, "a.jpg").header("x-forwarded-for", forwarded);
+/// Uploads a picture with this `X-Forwarded-For`, and returns the status.
+async fn upload_forwarded_for(app: &TestApp, forwarded_for: &str) -> u16 {
+    let request = app.upload_request(ROCKET, "a.jpg").header("x-forwarded-for", forwarded_for);
     app.send(request).await.status
 }
 
 #[tokio::test]
-async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names() {
+async fn without_keys_the_rate_limit_counts_by_the_address_from_a_trusted_proxy() {
     let nvidia = FakeNvidia::healthy().await;
     let limit = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "2");
     let app = TestApp::builder(&nvidia)
@@ -132,22 +137,24 @@ async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names()
         .setting("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8")
         .start()
         .await;
-    assert_eq!(upload_for(&app, "198.51.100.1").await, 200);
-    assert_eq!(upload_for(&app, "9.9.9.9, 198.51.100.1").await, 200);
-    assert_eq!(
-        upload_for(&app, "8.8.8.8, 198.51.100.1").await,
-        429,
-        "a forged entry does not count"
-    );
-    assert_eq!(upload_for(&app, "198.51.100.2").await, 200, "another client");
-    assert_eq!(upload_for(&app, "2001:db8:1:2::3").await, 200);
-    assert_eq!(upload_for(&app, "2001:db8:1:2::4").await, 200);
-    assert_eq!(upload_for(&app, "2001:db8:1:2:ffff::5").await, 429, "an IPv6 /64 is one client");
+    for (forwarded_for, status, expectation) in [
+        ("198.51.100.1", 200, "the limit allows a first picture"),
+        ("9.9.9.9, 198.51.100.1", 200, "the limit allows a second picture"),
+        ("8.8.8.8, 198.51.100.1", 429, "the entries that a client forged are ignored"),
+        ("198.51.100.2", 200, "another client has its own limit"),
+        ("2001:db8:1:2::3", 200, "the limit allows a first picture"),
+        ("2001:db8:1:2::4", 200, "the limit allows a second picture"),
+        ("2001:db8:1:2:ffff::5", 429, "an IPv6 /64 is one client"),
+    ] {
+        assert_eq!(upload_forwarded_for(&app, forwarded_for).await, status, "{expectation}");
+    }
 
     let app = TestApp::builder(&nvidia).settings(&[limit]).start().await;
-    for (client, status) in [("198.51.100.1", 200), ("198.51.100.2", 200), ("198.51.100.3", 429)] {
+    for (forwarded_for, status) in
+        [("198.51.100.1", 200), ("198.51.100.2", 200), ("198.51.100.3", 429)]
+    {
         assert_eq!(
-            upload_for(&app, client).await,
+            upload_forwarded_for(&app, forwarded_for).await,
             status,
             "without trusted proxies the header is ignored"
         );
@@ -155,9 +162,9 @@ async fn without_keys_the_limit_goes_by_the_address_that_a_trusted_proxy_names()
 }
 
 #[tokio::test]
-async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
+async fn a_trusted_proxy_is_exempt_from_the_connection_limit_per_peer() {
     let nvidia = FakeNvidia::healthy().await;
-    for (trusted, all) in [("127.0.0.1", true), ("10.0.0.0/8", false)] {
+    for (trusted, expected) in [("127.0.0.1", 4), ("10.0.0.0/8", 2)] {
         let app = TestApp::builder(&nvidia)
             .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "2")
             .setting("IMAGESVC_TRUSTED_PROXIES", trusted)
@@ -167,19 +174,21 @@ async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
         let mut open = Vec::new();
         for _ in 0..4 {
             let mut stream = TcpStream::connect(app.address).await.unwrap();
-            let asked = stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
-            let mut first = [0; 12];
-            // A connection over the limit is closed or reset.
-            let read = stream.read_exact(&mut first).await;
-            answered += usize::from(asked.is_ok() && read.is_ok() && &first == b"HTTP/1.1 200");
+            let mut status = [0; 12];
+            // The service closes or resets a connection over the limit, so both may fail.
+            let sent = stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            let read = stream.read_exact(&mut status).await;
+            if sent.is_ok() && read.is_ok() && &status == b"HTTP/1.1 200" {
+                answered += 1;
+            }
             open.push(stream);
         }
-        assert_eq!(answered, if all { 4 } else { 2 });
+        assert_eq!(answered, expected, "with trusted proxies {trusted}");
     }
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_is_refused_on_every_route_with_advice() {
+async fn a_page_of_another_origin_is_refused_on_every_picture_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for path in PICTURE_ROUTES {
@@ -189,7 +198,7 @@ async fn a_page_of_another_origin_is_refused_on_every_route_with_advice() {
             &[("origin", "null")],
             &[("sec-fetch-site", "cross-site")],
         ] {
-            let answer = ask(&app, Method::POST, path, headers).await;
+            let answer = send(&app, Method::POST, path, headers).await;
             let problem = assert_problem(&answer, 403, "cross_origin");
             let detail = problem["detail"].as_str().unwrap();
             assert!(detail.contains("IMAGESVC_CORS_ORIGINS"), "{detail}");
@@ -197,22 +206,23 @@ async fn a_page_of_another_origin_is_refused_on_every_route_with_advice() {
             assert!(detail.contains(origin.map_or("unknown", |(_, origin)| origin)), "{detail}");
             assert!(!answer.headers.contains_key("access-control-allow-origin"));
         }
-        let own = app.url("");
+        let own_origin = app.url("");
         for headers in [
-            &[("sec-fetch-site", "same-origin"), ("origin", own.as_str())][..],
-            &[("origin", own.as_str())],
+            &[("sec-fetch-site", "same-origin"), ("origin", own_origin.as_str())][..],
+            &[("origin", own_origin.as_str())],
             &[],
         ] {
-            assert_eq!(ask(&app, Method::POST, path, headers).await.status, 422);
+            let answer = send(&app, Method::POST, path, headers).await;
+            assert_eq!(answer.status, 422, "the origin is allowed, and the empty body is refused");
         }
     }
     let preflight = [("origin", "https://evil.example"), ("access-control-request-method", "POST")];
-    let answer = ask(&app, Method::OPTIONS, PICTURE_ROUTES[0], &preflight).await;
+    let answer = send(&app, Method::OPTIONS, PICTURE_ROUTES[0], &preflight).await;
     assert_problem(&answer, 405, "method_not_allowed");
 }
 
 #[tokio::test]
-async fn a_page_of_an_allowed_origin_may_call_and_read_answers_and_errors() {
+async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers() {
     let nvidia = FakeNvidia::healthy().await;
     let origins = ("IMAGESVC_CORS_ORIGINS", "https://app.example.com, capacitor://localhost");
     let app = TestApp::builder(&nvidia).settings(&[KEYS, origins]).start().await;
@@ -223,7 +233,7 @@ async fn a_page_of_an_allowed_origin_may_call_and_read_answers_and_errors() {
             ("access-control-request-method", "POST"),
             ("access-control-request-headers", "authorization, content-type"),
         ];
-        let allowed = ask(&app, Method::OPTIONS, "/vectorize-image-upload", &preflight).await;
+        let allowed = send(&app, Method::OPTIONS, "/vectorize-image-upload", &preflight).await;
         assert_eq!((allowed.status, allowed.header("access-control-allow-origin")), (200, origin));
         for header in [
             "authorization",
@@ -237,80 +247,83 @@ async fn a_page_of_an_allowed_origin_may_call_and_read_answers_and_errors() {
         }
         assert!(allowed.header("access-control-allow-methods").contains("POST"));
 
-        let from = |key: &str| {
+        let upload_with_key = |key: &str| {
             let request = app.upload_request(&tiny(1), "a.png").bearer_auth(key);
             app.send(request.header("origin", origin).header("sec-fetch-site", "cross-site"))
         };
-        let (answer, error) = (from("first-client-key").await, from("wrong").await);
-        answer.vector();
+        let success = upload_with_key("first-client-key").await;
+        success.vector();
+        let error = upload_with_key("wrong").await;
         assert_problem(&error, 401, "unauthorized");
-        for answer in [answer, error] {
+        for answer in [success, error] {
             assert_eq!(answer.header("access-control-allow-origin"), origin);
             assert!(answer.header("access-control-expose-headers").contains("x-request-id"));
             assert!(answer.header("vary").contains("origin"));
         }
     }
     let other = [("origin", "https://other.example"), ("sec-fetch-site", "cross-site")];
-    let answer = ask(&app, Method::POST, "/vectorize-image", &other).await;
+    let answer = send(&app, Method::POST, "/vectorize-image", &other).await;
     assert_problem(&answer, 403, "cross_origin");
     assert!(!answer.headers.contains_key("access-control-allow-origin"));
 }
 
 #[tokio::test]
-async fn the_log_names_the_real_client() {
+async fn the_log_contains_the_client_address_from_a_trusted_proxy() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child =
         Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32")]);
     let client = reqwest::Client::new();
-    for forwarded in ["198.51.100.7", "1.2.3.4, 198.51.100.8"] {
-        let request = client.get(child.url("/nothing")).header("x-forwarded-for", forwarded);
+    for forwarded_for in ["198.51.100.7", "1.2.3.4, 198.51.100.8"] {
+        let request = client.get(child.url("/nothing")).header("x-forwarded-for", forwarded_for);
         assert_eq!(request.send().await.unwrap().status(), 404);
     }
     let (_, log) = child.stop();
-    let lines = log.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let events = log.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let clients: Vec<_> =
-        lines.filter_map(|line| Some(line.get("client")?.as_str()?.to_owned())).collect();
+        events.filter_map(|event| Some(event.get("client")?.as_str()?.to_owned())).collect();
     assert_eq!(clients, ["198.51.100.7", "198.51.100.8"]);
 }
 
 #[tokio::test]
-async fn a_page_under_an_unknown_host_name_is_refused_and_warned_beforehand() {
-    const NAME: &str = "evil.example:8000";
-    let nvidia = FakeNvidia::healthy().await;
-    let send = async |app: &TestApp, headers: &[(&str, &str)]| {
-        let mut request = app.upload_request(ROCKET, "a.jpg").header("host", NAME);
+async fn a_page_under_an_unknown_host_name_shows_a_warning_and_its_uploads_are_refused() {
+    const HOST: &str = "evil.example:8000";
+    const FROM_PAGE: [(&str, &str); 2] =
+        [("origin", "http://evil.example:8000"), ("sec-fetch-site", "same-origin")];
+    let upload = async |app: &TestApp, headers: &[(&str, &str)]| {
+        let mut request = app.upload_request(ROCKET, "a.jpg").header("host", HOST);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         app.send(request).await
     };
-    let own = [("origin", "http://evil.example:8000"), ("sec-fetch-site", "same-origin")];
-    let page = async |app: &TestApp| {
-        app.send(app.client.get(app.url("/")).header("host", NAME)).await.text()
+    let home_page = async |app: &TestApp| {
+        app.send(app.client.get(app.url("/")).header("host", HOST)).await.text()
     };
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let refused = send(&app, &own).await;
-    let problem = assert_problem(&refused, 403, "cross_origin");
+    let problem = assert_problem(&upload(&app, &FROM_PAGE).await, 403, "cross_origin");
     let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.contains(NAME) && detail.contains("IMAGESVC_HOSTS"), "{detail}");
-    assert!(page(&app).await.contains(&format!("data-unknown-host=\"{NAME}\"")));
+    assert!(detail.contains(HOST) && detail.contains("IMAGESVC_HOSTS"), "{detail}");
+    // The page shows its warning if this attribute is not empty.
+    assert!(home_page(&app).await.contains(&format!("data-unknown-host=\"{HOST}\"")));
     assert!(
         app.get("/").await.text().contains("data-unknown-host=\"\""),
-        "an IP address is allowed"
+        "there is no warning if the host is an IP address"
     );
     assert_eq!(nvidia.count(), 0);
-    send(&app, &[]).await.vector();
-    for setting in [
+    upload(&app, &[]).await.vector();
+    for (name, value) in [
         ("IMAGESVC_HOSTS", "images.example, evil.example"),
         ("IMAGESVC_CORS_ORIGINS", "http://evil.example:8000"),
     ] {
-        let app = TestApp::builder(&nvidia).setting(setting.0, setting.1).start().await;
-        send(&app, &own).await.vector();
+        let app = TestApp::builder(&nvidia).setting(name, value).start().await;
+        upload(&app, &FROM_PAGE).await.vector();
     }
-    // With client keys any host name is allowed, since an attacker's page has no key.
+    // With client keys every host name is allowed, since an attacker's page has no key.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
-    assert_problem(&send(&app, &own).await, 401, "unauthorized");
-    send(&app, &[&own[..], &[("authorization", "Bearer k-1")]].concat()).await.vector();
-    assert!(page(&app).await.contains("data-unknown-host=\"\""));
+    assert_problem(&upload(&app, &FROM_PAGE).await, 401, "unauthorized");
+    let with_key = [&FROM_PAGE[..], &[("authorization", "Bearer k-1")]].concat();
+    upload(&app, &with_key).await.vector();
+    assert!(home_page(&app).await.contains("data-unknown-host=\"\""));
 }

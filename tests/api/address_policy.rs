@@ -1,4 +1,5 @@
-//! The fetcher never connects to an address that the policy denies, however the URL spells it.
+//! The service never connects to an address that the policy denies, however the URL spells the
+//! address.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -14,7 +15,7 @@ use crate::support::{
     Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
 };
 
-/// Listens on 127.0.0.1 and ::1 and counts connections. There should be none.
+/// Listens on 127.0.0.1 and ::1, and counts the connections. The service must make none.
 struct Trap {
     port: u16,
     connections: Arc<AtomicUsize>,
@@ -37,8 +38,8 @@ impl Trap {
         Self { port, connections }
     }
 
-    /// Asserts that nobody has connected, and then that the trap does count connections.
-    async fn assert_untouched(&self) {
+    /// Asserts that nobody has connected. Then connects, to check that the trap counts connections.
+    async fn assert_no_connection(&self) {
         assert_eq!(self.connections.load(Ordering::SeqCst), 0);
         for host in ["127.0.0.1", "::1"] {
             tokio::net::TcpStream::connect((host, self.port)).await.unwrap();
@@ -49,8 +50,8 @@ impl Trap {
     }
 }
 
-/// Every spelling of this machine's address in a URL.
-fn spellings(port: u16) -> Vec<String> {
+/// URLs with every spelling of an address that leads to this machine.
+fn urls_of_this_machine(port: u16) -> Vec<String> {
     [
         "127.0.0.1",
         "127.1",
@@ -88,42 +89,40 @@ fn spellings(port: u16) -> Vec<String> {
     .collect()
 }
 
-/// Asserts that the policy refused the URL. On systems that cannot resolve `localhost.`, the
-/// look-up fails first.
-fn assert_refused(answer: &Answer, address: &str) {
+/// Asserts that the policy denied the URL. Some systems cannot resolve `localhost.`, so the look-up
+/// may fail before the policy sees an address.
+fn assert_denied(answer: &Answer, url: &str) {
     match answer.status {
-        502 if address.contains("localhost.") => assert_problem(answer, 502, "download_failed"),
+        502 if url.contains("localhost.") => assert_problem(answer, 502, "download_failed"),
         _ => assert_problem(answer, 403, "url_not_allowed"),
     };
 }
 
 #[tokio::test]
-async fn no_spelling_of_this_machine_is_connected_to() {
+async fn no_spelling_of_this_machines_address_is_connected_to() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", trap.port).start().await;
-    for address in spellings(trap.port) {
-        for address in
-            [address.clone(), address.replace("http:", "https:"), address.replace('/', "\\")]
-        {
-            assert_refused(&app.by_url(&address).await, &address);
+    for url in urls_of_this_machine(trap.port) {
+        for url in [url.clone(), url.replace("http:", "https:"), url.replace('/', "\\")] {
+            assert_denied(&app.by_url(&url).await, &url);
         }
     }
     let with_user = format!("http://example.com@127.0.0.1:{}/", trap.port);
     assert_problem(&app.by_url(&with_user).await, 400, "invalid_url");
-    trap.assert_untouched().await;
+    trap.assert_no_connection().await;
 }
 
 #[tokio::test]
 async fn no_redirect_leads_to_this_machine() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
-    // `/302?http://…` redirects to the URL; `/302/302?http://…` redirects to `/302?http://…` first.
+    // `/302?http://…` redirects to the URL. `/301/302?http://…` redirects to `/302?http://…`.
     let picture_server = FakeServer::start(|request, _| {
-        let (path, to) = request.target.split_once('?').unwrap();
-        let (first, rest) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
-        let to = if rest.is_empty() { to.to_owned() } else { format!("/{rest}?{to}") };
-        Reply::new(first.parse().unwrap(), &[("location", &to)], "")
+        let (path, url) = request.target.split_once('?').unwrap();
+        let (status, more) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+        let location = if more.is_empty() { url.to_owned() } else { format!("/{more}?{url}") };
+        Reply::new(status.parse().unwrap(), &[("location", &location)], "")
     })
     .await;
     let app = TestApp::builder(&nvidia)
@@ -131,86 +130,91 @@ async fn no_redirect_leads_to_this_machine() {
         .may_fetch_from(&picture_server)
         .start()
         .await;
-    let others =
+    // A request line contains only ASCII.
+    let ascii_urls = urls_of_this_machine(trap.port).into_iter().filter(|url| url.is_ascii());
+    let other_schemes =
         ["gopher", "ftp", "file"].map(|scheme| format!("{scheme}://127.0.0.1:{}/", trap.port));
-    let plain = spellings(trap.port).into_iter().filter(|address| address.is_ascii());
-    for to in plain.chain(others).chain([format!("//127.0.0.1:{}/", trap.port)]) {
+    let no_scheme = [format!("//127.0.0.1:{}/", trap.port)];
+    for url in ascii_urls.chain(other_schemes).chain(no_scheme) {
         for path in ["301", "302", "303", "307", "308", "302/307", "307/302/301"] {
-            let answer = app.by_url(&picture_server.url(&format!("/{path}?{to}"))).await;
-            assert_refused(&answer, &to);
+            let answer = app.by_url(&picture_server.url(&format!("/{path}?{url}"))).await;
+            assert_denied(&answer, &url);
         }
     }
-    trap.assert_untouched().await;
+    trap.assert_no_connection().await;
 }
 
 #[tokio::test]
-async fn a_name_whose_second_look_up_differs_does_not_get_through() {
+async fn a_host_name_that_resolves_differently_each_time_reaches_no_denied_address() {
     let trap = Trap::start().await;
-    // An exception allows the good address, so that the test needs no other machine.
-    let good = Ipv4Addr::new(127, 0, 0, 2);
-    let listener = TcpListener::bind((good, trap.port)).await.unwrap();
-    let served = Arc::new(AtomicUsize::new(0));
-    let serving = Arc::clone(&served);
+    let allowed = Ipv4Addr::new(127, 0, 0, 2);
+    let listener = TcpListener::bind((allowed, trap.port)).await.unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&connections);
     tokio::spawn(async move {
         use tokio::io::AsyncWriteExt;
         while let Ok((mut stream, _)) = listener.accept().await {
-            serving.fetch_add(1, Ordering::SeqCst);
-            // The answer is not a picture, so the service refuses it quickly.
+            counter.fetch_add(1, Ordering::SeqCst);
+            // The reply is not a picture, so the service refuses it quickly.
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno").await;
         }
     });
     let nvidia = FakeNvidia::healthy().await;
-    let asked = AtomicUsize::new(0);
+    let lookups = AtomicUsize::new(0);
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", trap.port)
-        .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")
+        .setting("IMAGESVC_FETCH_ALLOW", format!("{allowed}/32"))
         .lookup(move |_| {
-            let last = if asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) { 2 } else { 1 };
-            Ok(vec![IpAddr::from([127, 0, 0, last])])
+            let is_first_of_two = lookups.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+            let denied = Ipv4Addr::LOCALHOST;
+            Ok(vec![IpAddr::from(if is_first_of_two { allowed } else { denied })])
         })
         .start()
         .await;
-    let (mut fetched, mut refused) = (0, 0);
+    let (mut fetches, mut denials) = (0, 0);
     for _ in 0..1000 {
         match app.by_url(&format!("http://rebinding.example:{}/", trap.port)).await.status {
-            415 => fetched += 1,
-            403 => refused += 1,
+            415 => fetches += 1,
+            403 => denials += 1,
             status => panic!("{status}"),
         }
     }
-    assert_eq!((fetched, refused), (500, 500));
-    assert_eq!(served.load(Ordering::SeqCst), 500);
-    trap.assert_untouched().await;
+    assert_eq!((fetches, denials), (500, 500));
+    assert_eq!(connections.load(Ordering::SeqCst), 500);
+    trap.assert_no_connection().await;
 }
 
 #[tokio::test]
-async fn a_name_with_one_good_and_one_bad_address_is_refused() {
+async fn a_host_name_with_an_allowed_and_a_denied_address_is_refused() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", trap.port)
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.2/32")
         .lookup(|name| {
-            let (good, bad) = (IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 1]));
-            Ok(if name == "good-first.example" { vec![good, bad] } else { vec![bad, good] })
+            let (allowed, denied) = (IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 1]));
+            Ok(match name {
+                "allowed-first.example" => vec![allowed, denied],
+                _ => vec![denied, allowed],
+            })
         })
         .start()
         .await;
-    for name in ["good-first.example", "bad-first.example"] {
+    for name in ["allowed-first.example", "denied-first.example"] {
         let answer = app.by_url(&format!("http://{name}:{}/", trap.port)).await;
         assert_problem(&answer, 403, "url_not_allowed");
     }
-    trap.assert_untouched().await;
+    trap.assert_no_connection().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_in_the_environment_sees_nothing() {
+async fn proxy_variables_in_the_environment_are_ignored() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let proxy = format!("http://127.0.0.1:{}", trap.port);
-    let allow = picture_server.address.to_string();
-    let mut settings = vec![("IMAGESVC_FETCH_ALLOW", allow.as_str())];
+    let allowed = picture_server.address.to_string();
+    let mut settings = vec![("IMAGESVC_FETCH_ALLOW", allowed.as_str())];
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
     {
         settings.push((name, &proxy));
@@ -222,11 +226,11 @@ async fn a_proxy_in_the_environment_sees_nothing() {
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!((picture_server.received().len(), nvidia.received().len()), (1, 1));
-    trap.assert_untouched().await;
+    trap.assert_no_connection().await;
 }
 
 #[tokio::test]
-async fn the_services_own_port_is_no_exception_outside_of_the_sandbox() {
+async fn outside_of_sandbox_mode_the_services_own_port_is_denied() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let port = app.address.port();
@@ -235,5 +239,5 @@ async fn the_services_own_port_is_no_exception_outside_of_the_sandbox() {
         assert_problem(&answer, 403, "url_not_allowed");
     }
     let metrics = app.get("/metrics").await.text();
-    assert!(!metrics.contains("route=\"/health\""), "nobody called it: {metrics}");
+    assert!(!metrics.contains("route=\"/health\""), "the route was never called: {metrics}");
 }

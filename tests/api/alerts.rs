@@ -1,5 +1,5 @@
-//! Has Prometheus' own tool try the alert rules of `docs/operating.md` on the metrics of a real
-//! service, and check both formats of the metrics.
+//! Runs promtool, Prometheus' own tool, on the metrics of a real service: it evaluates the alert
+//! rules of `docs/operating.md`, and checks both formats of the metrics.
 
 use std::{
     collections::BTreeMap,
@@ -15,15 +15,14 @@ use crate::support::{
     metric, picture_number, tiny,
 };
 
-/// The alert rules on the page.
+/// The alert rules of `docs/operating.md`, in its first block of YAML.
 fn rules() -> String {
     let blocks = Document::read("docs/operating.md").blocks();
-    let mut rules = blocks.into_iter().filter(|block| block.language == "yaml");
-    rules.next().unwrap().text
+    blocks.into_iter().find(|block| block.language == "yaml").unwrap().text
 }
 
-/// Runs promtool on `input`. Returns `None` if it is not installed, and its output if it finds a
-/// fault.
+/// Runs promtool with `input` as its standard input. Returns `None` if promtool is not installed, and
+/// its output if it reports a problem.
 fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     let tool = Command::new("promtool")
         .args(arguments)
@@ -40,35 +39,36 @@ fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     stdin.write_all(input.as_bytes()).unwrap();
     drop(stdin);
     let output = tool.wait_with_output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    let is_content = output.status.success() && (said.is_empty() || arguments[0] == "test");
-    Some(if is_content { Ok(()) } else { Err(said) })
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    // `promtool check` prints warnings and still succeeds. `promtool test` always prints something.
+    let has_no_warning = printed.is_empty() || arguments[0] == "test";
+    Some(if output.status.success() && has_no_warning { Ok(()) } else { Err(printed) })
 }
 
-/// Parses the samples of a metrics text.
+/// Parses the text of `/metrics` into the values by series.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let samples = lines.map(|line| line.rsplit_once(' ').unwrap());
     samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
 }
 
-/// One case for `promtool test rules`: series with a value per minute, and at which times an alert
-/// fires.
-fn case(series: &BTreeMap<String, String>, alert: &str, fires: &[(&str, bool)]) -> Value {
+/// One case for `promtool test rules`. `series` has a value per minute, in promtool's notation.
+/// `expected` lists times, and whether the alert fires then.
+fn case(series: &BTreeMap<String, String>, alert: &str, expected: &[(&str, bool)]) -> Value {
     let series: Vec<_> =
         series.iter().map(|(name, values)| json!({ "series": name, "values": values })).collect();
-    let tests: Vec<_> = fires
+    let tests: Vec<_> = expected
         .iter()
-        .map(|(when, fires)| {
+        .map(|(time, fires)| {
             let alerts = if *fires { vec![json!({ "exp_labels": {} })] } else { vec![] };
-            json!({ "eval_time": when, "alertname": alert, "exp_alerts": alerts })
+            json!({ "eval_time": time, "alertname": alert, "exp_alerts": alerts })
         })
         .collect();
     json!({ "interval": "1m", "input_series": series, "alert_rule_test": tests })
 }
 
-/// Has promtool try the rules on these cases.
+/// Asserts that the alerts fire as the cases expect.
 fn assert_alerts(cases: &[Value]) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("rules.yml"), rules()).unwrap();
@@ -77,28 +77,30 @@ fn assert_alerts(cases: &[Value]) {
         .to_string();
     let path = folder.path().join("test.yml");
     std::fs::write(&path, test).unwrap();
-    if let Some(said) = promtool(&["test", "rules", path.to_str().unwrap()], "") {
-        assert_eq!(said, Ok(()));
+    if let Some(result) = promtool(&["test", "rules", path.to_str().unwrap()], "") {
+        assert_eq!(result, Ok(()));
     }
 }
 
-/// Turns two scrapes into series: five minutes of the first, then the second for an hour.
+/// Makes series from two scrapes: the values of the first for five minutes, then those of the second
+/// for an hour.
 fn step(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
-    let series = samples(after).into_iter().map(|(series, then)| {
-        // A series that the first scrape does not have has no value then.
-        let first = before.get(&series).map_or("_x5".to_owned(), |value| format!("{value}x4"));
-        (series, format!("{first} {then}x60"))
+    let series = samples(after).into_iter().map(|(series, after)| {
+        // `_` stands for no value: the first scrape may lack the series.
+        let start = before.get(&series).map_or("_x5".to_owned(), |before| format!("{before}x4"));
+        (series, format!("{start} {after}x60"))
     });
     series.collect()
 }
 
-/// Turns two scrapes into series that grow by their difference every minute.
+/// Makes series from two scrapes. They start with the values of the first, and grow by the difference
+/// every minute.
 fn slope(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
-    let series = samples(after).into_iter().map(|(series, then)| {
-        let first = before.get(&series).copied().unwrap_or(0.0);
-        (series, format!("{first}+{}x40", (then - first).max(0.0)))
+    let series = samples(after).into_iter().map(|(series, after)| {
+        let before = before.get(&series).copied().unwrap_or(0.0);
+        (series, format!("{before}+{}x40", (after - before).max(0.0)))
     });
     series.collect()
 }
@@ -108,10 +110,12 @@ async fn the_series_that_alerts_use_start_at_zero() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let samples = samples(&app.get("/metrics").await.text());
-    let zero = |series: String| assert_eq!(samples.get(&series), Some(&0.0), "{series}");
+    let assert_zero = |series: String| assert_eq!(samples.get(&series), Some(&0.0), "{series}");
     for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
         for status in [200, 422, 500, 502, 503, 504, 507] {
-            zero(format!("imagesvc_requests_total{{route=\"{route}\",status=\"{status}\"}}"));
+            assert_zero(format!(
+                "imagesvc_requests_total{{route=\"{route}\",status=\"{status}\"}}"
+            ));
         }
     }
     let operations = [
@@ -125,13 +129,13 @@ async fn the_series_that_alerts_use_start_at_zero() {
     ];
     for operation in operations {
         for status in [401, 402, 403] {
-            zero(format!(
+            assert_zero(format!(
                 "imagesvc_upstream_calls_total{{operation=\"{operation}\",outcome=\"{status}\"}}"
             ));
         }
     }
     assert!(samples["imagesvc_downloads_free_bytes"] > 0.0);
-    assert_eq!(rules().matches("- alert:").count(), 3);
+    assert_eq!(rules().matches("- alert:").count(), 3, "this test knows every alert's series");
 }
 
 #[tokio::test]
@@ -142,21 +146,21 @@ async fn the_first_refusal_of_the_key_or_the_account_raises_the_alert() {
         let before = app.get("/metrics").await.text();
         assert!(app.upload(picture, "a.jpg").await.status >= 500);
         let after = app.get("/metrics").await.text();
-        let refused = [("4m", false), ("6m", true), ("15m", true), ("25m", false)];
-        assert_alerts(&[case(&step(&before, &after), "ImagesvcKeyRefused", &refused)]);
+        let fires_for_a_while = [("4m", false), ("6m", true), ("15m", true), ("25m", false)];
+        assert_alerts(&[case(&step(&before, &after), "ImagesvcKeyRefused", &fires_for_a_while)]);
     }
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let before = app.get("/metrics").await.text();
     app.upload(ROCKET, "a.jpg").await.vector();
     let after = app.get("/metrics").await.text();
-    let calm = [("6m", false), ("25m", false)];
-    assert_alerts(&[case(&step(&before, &after), "ImagesvcKeyRefused", &calm)]);
+    let never_fires = [("6m", false), ("25m", false)];
+    assert_alerts(&[case(&step(&before, &after), "ImagesvcKeyRefused", &never_fires)]);
 }
 
 #[tokio::test]
-async fn failures_raise_the_alert_only_when_frequent_and_lasting() {
-    // The picture's number is the status that NVIDIA answers.
+async fn errors_raise_the_alert_only_if_they_are_frequent_and_lasting() {
+    // A picture's number is the status that NVIDIA replies with.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
         503 => Reply::status(503),
@@ -169,60 +173,66 @@ async fn failures_raise_the_alert_only_when_frequent_and_lasting() {
     for n in 0..30 {
         app.base64(&tiny(n)).await.vector();
     }
-    let few = app.get("/metrics").await.text();
+    let no_error = app.get("/metrics").await.text();
     assert_eq!(app.base64(&tiny(503)).await.status, 502);
-    let one = app.get("/metrics").await.text();
+    let one_error = app.get("/metrics").await.text();
     for _ in 0..2 {
         assert_eq!(app.base64(&tiny(503)).await.status, 502);
     }
-    let three = app.get("/metrics").await.text();
-    let calm = [("15m", false), ("30m", false)];
-    let failing = [("5m", false), ("30m", true)];
+    let three_errors = app.get("/metrics").await.text();
+    let never_fires = [("15m", false), ("30m", false)];
+    let fires_later = [("5m", false), ("30m", true)];
     assert_alerts(&[
-        case(&slope(&start, &few), "ImagesvcFailing", &calm),
-        case(&slope(&start, &one), "ImagesvcFailing", &calm), // one of 32
-        case(&slope(&start, &three), "ImagesvcFailing", &failing),
-        case(&slope(&few, &one), "ImagesvcFailing", &failing),
+        case(&slope(&start, &no_error), "ImagesvcFailing", &never_fires),
+        // one error in 32 requests
+        case(&slope(&start, &one_error), "ImagesvcFailing", &never_fires),
+        // three errors in 34 requests
+        case(&slope(&start, &three_errors), "ImagesvcFailing", &fires_later),
+        // nothing but errors
+        case(&slope(&no_error, &one_error), "ImagesvcFailing", &fires_later),
     ]);
 }
 
 #[tokio::test]
-async fn a_disk_that_fills_up_raises_the_alert_in_time() {
+async fn a_disk_that_will_be_full_within_days_raises_the_alert() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let name = "imagesvc_downloads_free_bytes";
     assert!(samples(&app.get("/metrics").await.text()).contains_key(name));
-    let free = |values: &str| BTreeMap::from([(name.to_owned(), values.to_owned())]);
-    // A gigabyte an hour is 96 in four days.
-    let of = |gigabytes: u64| format!("{}-{}x1800", gigabytes * 1_000_000_000, 1_000_000_000 / 60);
+    let free_space = |values: &str| BTreeMap::from([(name.to_owned(), values.to_owned())]);
+    // The free space shrinks by one gigabyte per hour, which is 96 in four days.
+    let shrinking = |gigabytes: u64| {
+        free_space(&format!("{}-{}x1800", gigabytes * 1_000_000_000, 1_000_000_000 / 60))
+    };
+    let constant = free_space("50000000000x1800");
     assert_alerts(&[
-        case(&free(&of(100)), "ImagesvcDiskFillsUp", &[("30m", false), ("25h", true)]),
-        case(&free(&of(1000)), "ImagesvcDiskFillsUp", &[("2h", false), ("25h", false)]),
-        case(&free("50000000000x1800"), "ImagesvcDiskFillsUp", &[("25h", false)]),
+        case(&shrinking(100), "ImagesvcDiskFillsUp", &[("30m", false), ("25h", true)]),
+        case(&shrinking(1000), "ImagesvcDiskFillsUp", &[("2h", false), ("25h", false)]),
+        case(&constant, "ImagesvcDiskFillsUp", &[("25h", false)]),
     ]);
 }
 
 #[tokio::test]
-async fn both_metrics_texts_hold_the_same_samples_and_promtool_accepts_them() {
+async fn both_metrics_formats_contain_the_same_samples_and_promtool_accepts_them() {
     let nvidia = FakeNvidia::healthy_except(|_| None).await;
     let app = TestApp::start(&nvidia).await;
-    let plain = async || {
+    let scrape_as_prometheus_text = async || {
         let request = app.client.get(app.url("/metrics")).header(ACCEPT, "text/plain");
         app.send(request).await
     };
-    for text in [plain().await.text(), {
-        app.upload(ROCKET, "a.jpg").await.vector();
-        app.upload(HUBBLE, "a.jpg").await.vector();
-        app.upload(&converted(CHELSEA, image_rs::ImageFormat::WebP), "a").await.vector();
-        app.upload(b"no picture", "a").await;
-        app.get("/nothing").await;
-        plain().await.text()
-    }] {
-        if let Some(said) = promtool(&["check", "metrics"], &text) {
-            assert_eq!(said, Ok(()), "{text}");
+    let at_start = scrape_as_prometheus_text().await;
+    app.upload(ROCKET, "a.jpg").await.vector();
+    app.upload(HUBBLE, "a.jpg").await.vector();
+    app.upload(&converted(CHELSEA, image_rs::ImageFormat::WebP), "a").await.vector();
+    app.upload(b"no picture", "a").await;
+    app.get("/nothing").await;
+    for scrape in [at_start, scrape_as_prometheus_text().await] {
+        if let Some(result) = promtool(&["check", "metrics"], &scrape.text()) {
+            assert_eq!(result, Ok(()), "{}", scrape.text());
         }
     }
-    let (open_metrics, prometheus) = (app.get("/metrics").await, plain().await);
+    let open_metrics = app.get("/metrics").await;
+    let prometheus = scrape_as_prometheus_text().await;
     assert_eq!(prometheus.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
     assert_eq!((open_metrics.header("vary"), prometheus.header("vary")), ("Accept", "Accept"));
     assert!(open_metrics.header("content-type").starts_with("application/openmetrics-text"));

@@ -1,4 +1,4 @@
-//! The Base64 route, called as clients call it.
+//! The Base64 route, with bodies as real clients write them.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
@@ -32,25 +32,25 @@ async fn the_python_services_example_works_with_wrapped_lines_and_without_a_cont
 }
 
 #[tokio::test]
-async fn what_mobile_clients_write_works() {
+async fn bodies_are_accepted_as_mobile_clients_write_them() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
     for body in [
-        // Android's org.json, with the line breaks of Base64.DEFAULT
+        // Android's org.json escapes slashes, and Base64.DEFAULT appends a line break.
         json!({ "image_base64": format!("{text}\n") }).to_string().replace('/', "\\/"),
-        // Gson
+        // Gson escapes `=`.
         format!(r#"{{"image_base64":"{}","filename":null}}"#, text.replace('=', "\\u003d")),
-        // a browser's FileReader
+        // A browser's FileReader makes a data URL.
         format!(r#"{{"image_base64":"data:image/jpeg;base64,{text}","more":{{"a":[1]}}}}"#),
-        // URL-safe, without padding
+        // the URL-safe alphabet, without padding
         format!(
             r#"{{"image_base64":"{}"}}"#,
             text.replace('+', "-").replace('/', "_").trim_end_matches('=')
         ),
-        // written by hand or by a template
+        // blanks and surplus padding, as from a template
         format!(r#"{{"image_base64":" data:image/jpeg;base64, {text}== "}}"#),
-        // with a byte order mark
+        // a byte order mark
         format!("\u{feff}{{\"image_base64\":\"{text}\"}}"),
     ] {
         let answer = post(&app, body).await;
@@ -61,10 +61,10 @@ async fn what_mobile_clients_write_works() {
 }
 
 #[tokio::test]
-async fn what_is_not_base64_is_refused() {
+async fn text_that_is_not_base64_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    for (text, word) in [
+    for (text, reason) in [
         ("", "empty"),
         ("data:image/png;base64,", "empty"),
         ("data:image/png;base64", "comma"),
@@ -76,16 +76,16 @@ async fn what_is_not_base64_is_refused() {
     ] {
         let answer = post(&app, json!({ "image_base64": text }).to_string()).await;
         let problem = assert_problem(&answer, 400, "invalid_base64");
-        assert!(problem["detail"].as_str().unwrap().contains(word), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(reason), "{problem}");
     }
     assert!(app.saved().is_empty());
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_fit_the_form_says_where() {
+async fn the_error_for_a_malformed_body_reports_the_field() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    for (body, place, kind) in [
+    for (body, field, error_type) in [
         ("{}", "image_base64", "missing"),
         (r#"{"image_base64": null}"#, "image_base64", "missing"),
         (r#"{"image_base64": 7}"#, "image_base64", "string_type"),
@@ -100,11 +100,11 @@ async fn a_body_that_does_not_fit_the_form_says_where() {
     ] {
         let problem = assert_problem(&post(&app, body).await, 422, "validation_failed");
         let error = &problem["errors"][0];
-        assert_eq!(error["type"], kind, "{problem}");
+        assert_eq!(error["type"], error_type, "{problem}");
         assert_eq!(error["loc"][0], "body");
-        if !place.is_empty() {
-            assert_eq!(error["loc"][1], place);
-            assert!(problem["detail"].as_str().unwrap().contains(place));
+        if !field.is_empty() {
+            assert_eq!(error["loc"][1], field);
+            assert!(problem["detail"].as_str().unwrap().contains(field));
         }
     }
 }

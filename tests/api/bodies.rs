@@ -1,4 +1,4 @@
-//! Bodies that are too large or lie about their length, and picture servers that misbehave.
+//! Bodies that are too large or have a false length, and picture hosts that misbehave.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -9,34 +9,37 @@ use tokio::{
 };
 
 use crate::support::{
-    FORM, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, base64_body, form,
-    is_missing,
+    FORM, FakeNvidia, FakeServer, ROCKET, Reply, SMUGGLED, TestApp, assert_problem, base64_body,
+    form, is_missing,
 };
 
-const LIMIT: usize = 1 << 20;
+/// The size limit of a picture in [`start_limited`].
+const MAX_PICTURE_BYTES: usize = 1 << 20;
 
-/// For each route a body whose picture exceeds the limit by one byte.
+/// A body that is too large for each route: its path, content type and body. On the upload and the
+/// Base64 route, the picture has one byte too many.
 fn too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
-    let picture = [ROCKET, &vec![0; LIMIT + 1 - ROCKET.len()]].concat();
-    let address = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
+    let picture = [ROCKET, &vec![0; MAX_PICTURE_BYTES + 1 - ROCKET.len()]].concat();
+    let long_url = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
     [
         ("/vectorize-image-upload", FORM, form(&picture)),
         ("/vectorize-image-base64", "application/json", base64_body(&picture).into()),
-        ("/vectorize-image", "application/json", address.into()),
+        ("/vectorize-image", "application/json", long_url.into()),
     ]
 }
 
-async fn limited(nvidia: &FakeNvidia) -> TestApp {
-    TestApp::builder(nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await
+async fn start_limited(nvidia: &FakeNvidia) -> TestApp {
+    TestApp::builder(nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", MAX_PICTURE_BYTES).start().await
 }
 
-/// The length that a client declares.
+/// How a client declares the length of its body.
 #[derive(Clone, Copy, Debug)]
-enum Length {
-    True,
-    /// Ten gigabytes, most of which the client never sends.
-    False,
-    None,
+enum DeclaredLength {
+    Exact,
+    /// Ten gigabytes, of which the client sends only the body.
+    TooLong,
+    /// The client declares no length, and sends the body in chunks.
+    Chunked,
 }
 
 /// Sends a whole request before it reads anything, then reads until the connection closes.
@@ -45,21 +48,21 @@ async fn send_then_read(
     route: &str,
     content_type: &str,
     body: &[u8],
-    length: Length,
+    length: DeclaredLength,
 ) -> String {
+    let framing = match length {
+        DeclaredLength::Exact => format!("content-length: {}", body.len()),
+        DeclaredLength::TooLong => "content-length: 10000000000".into(),
+        DeclaredLength::Chunked => "transfer-encoding: chunked".into(),
+    };
     let head = format!(
-        "POST {route} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {content_type}\r\n"
+        "POST {route} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: {content_type}\r\n\
+         {framing}\r\n\r\n"
     );
-    let mut request = head.into_bytes();
-    match length {
-        Length::True => request.extend(format!("content-length: {}\r\n\r\n", body.len()).bytes()),
-        Length::False => request.extend(b"content-length: 10000000000\r\n\r\n"),
-        Length::None => request.extend(b"transfer-encoding: chunked\r\n\r\n"),
-    }
     let mut stream = TcpStream::connect(address).await.unwrap();
-    stream.write_all(&request).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
     match length {
-        Length::None => {
+        DeclaredLength::Chunked => {
             for piece in body.chunks(10_000) {
                 stream.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).await.unwrap();
                 stream.write_all(piece).await.unwrap();
@@ -67,10 +70,11 @@ async fn send_then_read(
             }
             stream.write_all(b"0\r\n\r\n").await.unwrap();
         }
-        Length::True | Length::False => stream.write_all(body).await.unwrap(),
-    }
-    if matches!(length, Length::False) {
-        stream.shutdown().await.unwrap();
+        DeclaredLength::Exact => stream.write_all(body).await.unwrap(),
+        DeclaredLength::TooLong => {
+            stream.write_all(body).await.unwrap();
+            stream.shutdown().await.unwrap();
+        }
     }
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
@@ -78,12 +82,16 @@ async fn send_then_read(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
+async fn a_client_that_reads_only_after_sending_always_receives_the_413() {
     let nvidia = FakeNvidia::healthy().await;
-    let app = limited(&nvidia).await;
+    let app = start_limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         for round in 0..100 {
-            let length = [Length::True, Length::False, Length::None][round % 3];
+            let length = match round % 3 {
+                0 => DeclaredLength::Exact,
+                1 => DeclaredLength::TooLong,
+                _ => DeclaredLength::Chunked,
+            };
             let answer = send_then_read(app.address, route, content_type, &body, length).await;
             assert!(answer.starts_with("HTTP/1.1 413 "), "{route} {round} {length:?}: {answer}");
             assert!(answer.contains("\"image_too_large\""));
@@ -98,9 +106,9 @@ async fn a_client_that_sends_everything_first_sees_the_413_every_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reqwest_sees_the_413_every_time() {
+async fn reqwest_always_receives_the_413() {
     let nvidia = FakeNvidia::healthy().await;
-    let app = limited(&nvidia).await;
+    let app = start_limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         for round in 0..100 {
             let request = app.client.post(app.url(route)).header("content-type", content_type);
@@ -119,17 +127,18 @@ async fn reqwest_sees_the_413_every_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curl_sees_the_413_every_time() {
+async fn curl_always_receives_the_413() {
     if is_missing("curl") {
         return;
     }
     let nvidia = FakeNvidia::healthy().await;
-    let app = limited(&nvidia).await;
+    let app = start_limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &body).unwrap();
         for round in 0..100 {
-            // with and without `Expect: 100-continue`, with and without a length
+            // Without and with `Expect: 100-continue`, which curl sends by itself for large bodies.
+            // Each with a `Content-Length` and in chunks.
             let headers: &[&str] = match round % 4 {
                 0 => &["-H", "Expect:"],
                 1 => &["-H", "Transfer-Encoding: chunked", "-H", "Expect:"],
@@ -137,45 +146,34 @@ async fn curl_sees_the_413_every_time() {
                 _ => &["-H", "Expect: 100-continue"],
             };
             let mut curl = std::process::Command::new("curl");
-            curl.args([
-                "--silent",
-                "--show-error",
-                "--noproxy",
-                "*",
-                "-o",
-                "/dev/null",
-                "-w",
-                "%{http_code}",
-            ])
-            .args(["-X", "POST", "-H", &format!("Content-Type: {content_type}")])
-            .args(headers)
-            .args([
-                "--data-binary",
-                &format!("@{}", file.path().display()),
-                &app.url(route),
-            ]);
+            curl.args(["--silent", "--show-error", "--noproxy", "*"])
+                .args(["-o", "/dev/null", "-w", "%{http_code}"])
+                .args(["-X", "POST", "-H", &format!("Content-Type: {content_type}")])
+                .args(headers)
+                .args(["--data-binary", &format!("@{}", file.path().display())])
+                .arg(app.url(route));
             let output = tokio::task::spawn_blocking(move || curl.output()).await.unwrap().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(String::from_utf8_lossy(&output.stdout), "413", "{route} {round}: {said}");
-            assert!(output.status.success(), "{route} {round}: {said}");
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "413", "{route} {round}: {errors}");
+            assert!(output.status.success(), "{route} {round}: {errors}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_continue_is_answered_without_reading() {
+async fn a_client_that_waits_for_100_continue_receives_the_413_at_once() {
     let nvidia = FakeNvidia::healthy().await;
-    let app = limited(&nvidia).await;
+    let app = start_limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
-        let length = body.len() + 2 * LIMIT;
+        let length = body.len() + 2 * MAX_PICTURE_BYTES;
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = format!(
-            "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\n\
-             expect: 100-continue\r\n\r\n"
+            "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\n\
+             content-length: {length}\r\nexpect: 100-continue\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        // The connection closes at once, not after a drain of five seconds.
+        // The service closes the connection at once. It does not first drain it for five seconds.
         timeout(Duration::from_secs(3), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         assert!(answer.contains("connection: close"), "{answer}");
@@ -183,48 +181,49 @@ async fn a_client_that_waits_for_continue_is_answered_without_reading() {
 }
 
 #[tokio::test]
-async fn a_body_that_was_never_read_is_never_taken_for_a_request() {
+async fn an_unread_body_is_never_parsed_as_a_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let smuggled = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
     for route in ["/health", "/nothing", "/vectorize-image-upload"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let requests = format!(
-            "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{smuggled}\
+            "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{SMUGGLED}\
              GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
-            smuggled.len()
+            SMUGGLED.len()
         );
         stream.write_all(requests.as_bytes()).await.unwrap();
         let mut answers = String::new();
         stream.read_to_string(&mut answers).await.unwrap();
-        assert!(!answers.contains("openmetrics"), "{answers}");
+        assert!(
+            !answers.contains("openmetrics"),
+            "the smuggled request is not answered: {answers}"
+        );
         assert!(answers.matches("HTTP/1.1 ").count() <= 2, "{answers}");
     }
 }
 
 #[tokio::test]
 async fn a_misbehaving_picture_host_is_stopped_by_the_deadline_or_the_limit() {
-    let head = b"HTTP/1.1 200 OK\r\n".to_vec();
-    let with = |rest: &[u8]| [&head[..], rest].concat();
+    let ok_and = |rest: &[u8]| [b"HTTP/1.1 200 OK\r\n", rest].concat();
     for (reply, status, code) in [
         (Reply::Hang, 504, "download_timeout"),
-        (Reply::Trickle(with(b"\r\n")), 504, "download_timeout"),
-        (Reply::Trickle(with(b"x: ")), 504, "download_timeout"),
-        (Reply::Trickle(with(b"content-length: 100000\r\n\r\n")), 504, "download_timeout"),
+        (Reply::Trickle(ok_and(b"\r\n")), 504, "download_timeout"),
+        (Reply::Trickle(ok_and(b"x: ")), 504, "download_timeout"),
+        (Reply::Trickle(ok_and(b"content-length: 100000\r\n\r\n")), 504, "download_timeout"),
         (Reply::Trickle(b"HTTP/1.1 302 Found\r\nlocation: ".to_vec()), 504, "download_timeout"),
-        (Reply::Endless(with(b"\r\n")), 413, "image_too_large"),
-        (Reply::Endless(with(b"content-length: 99999999999\r\n\r\n")), 413, "image_too_large"),
-        (Reply::CloseAfter(with(b"content-length: 100000\r\n\r\nshort")), 502, "download_failed"),
+        (Reply::Endless(ok_and(b"\r\n")), 413, "image_too_large"),
+        (Reply::Endless(ok_and(b"content-length: 99999999999\r\n\r\n")), 413, "image_too_large"),
+        (Reply::CloseAfter(ok_and(b"content-length: 100000\r\n\r\nshort")), 502, "download_failed"),
         (
-            Reply::CloseAfter(with(b"content-encoding: gzip\r\n\r\n\x1f\x8b")),
+            Reply::CloseAfter(ok_and(b"content-encoding: gzip\r\n\r\n\x1f\x8b")),
             502,
             "download_failed",
         ),
-        (Reply::Endless(with(b"x: ")), 502, "download_failed"),
+        (Reply::Endless(ok_and(b"x: ")), 502, "download_failed"),
         (Reply::Endless(b"HTTP/1.1 302 Found\r\nlocation: /".to_vec()), 502, "download_failed"),
     ] {
         let nvidia = FakeNvidia::healthy().await;
-        let shown = format!("{reply:?}");
+        let reply_text = format!("{reply:?}");
         let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
         let app = TestApp::builder(&nvidia)
             .may_fetch_from(&picture_server)
@@ -233,18 +232,18 @@ async fn a_misbehaving_picture_host_is_stopped_by_the_deadline_or_the_limit() {
             .start()
             .await;
         let answer = app.by_url(&picture_server.url("/")).await;
-        assert_eq!(answer.json()["code"], code, "{shown:.60}");
+        assert_eq!(answer.json()["code"], code, "{reply_text:.60}");
         assert_problem(&answer, status, code);
         assert!(app.saved().is_empty());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_wait_for_continue_sees_the_refusal_every_time() {
+async fn a_client_that_does_not_wait_for_100_continue_always_receives_the_refusal() {
     let nvidia = FakeNvidia::healthy().await;
-    let limited = limited(&nvidia).await;
-    let keyed = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
-    for (app, status) in [(&limited, "413"), (&keyed, "401")] {
+    let with_limit = start_limited(&nvidia).await;
+    let with_keys = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
+    for (app, status) in [(&with_limit, "413"), (&with_keys, "401")] {
         for (route, content_type, body) in too_large() {
             for _ in 0..30 {
                 let mut stream = TcpStream::connect(app.address).await.unwrap();
@@ -254,14 +253,14 @@ async fn a_client_that_does_not_wait_for_continue_sees_the_refusal_every_time() 
                     body.len()
                 );
                 stream.write_all(head.as_bytes()).await.unwrap();
-                // The answer has arrived, and the server has shut its side of the connection down.
+                // Waits for the answer. By now the service has shut down its side of the connection.
                 stream.readable().await.unwrap();
                 for piece in body.chunks(64 * 1024) {
                     stream.write_all(piece).await.unwrap();
                 }
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
-                // If the length is within the limit, the service asks for the body first.
+                // If the declared length is within the limit, a `100 Continue` comes first.
                 let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
                 assert!(last.starts_with(status), "{answer}");
             }

@@ -1,4 +1,4 @@
-//! The cache: the same picture is paid for only once.
+//! The cache: NVIDIA is called only once for the same picture.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -10,51 +10,51 @@ use crate::support::{
     picture_number, tiny, variant,
 };
 
-/// NVIDIA's answer with an embedding whose values tell the picture's number.
+/// NVIDIA's reply with an embedding of 1536 equal values, which are different for each number.
 pub fn embedding_filled_with(number: usize) -> Reply {
     embedding_of(&format!("[{}]", vec![format!("{number}.5e-3"); 1536].join(",")))
 }
 
+/// Whether the answer contains the vector of [`embedding_filled_with`] this number.
 pub fn is_filled_with(answer: &Answer, number: usize) -> bool {
     let expected: f64 = format!("{number}.5e-3").parse().unwrap();
     answer.vector().iter().all(|value| *value == expected)
 }
 
-/// The files of the cache on disk.
-fn vectors(app: &TestApp) -> Vec<PathBuf> {
+/// The files of the cache on disk. They are in subfolders, whose names have two characters.
+fn vector_files(app: &TestApp) -> Vec<PathBuf> {
     // Vectors are written after the answer, so the folder may not exist yet.
-    let folders = fs::read_dir(app.folder().join(".vectors"))
-        .into_iter()
-        .flatten()
-        .map(|entry| entry.unwrap().path());
+    let Ok(folders) = fs::read_dir(app.folder().join(".vectors")) else { return Vec::new() };
+    let folders = folders.map(|entry| entry.unwrap().path());
     let folders = folders.filter(|folder| folder.file_name().unwrap().len() == 2);
     folders
         .flat_map(|folder| fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()))
         .collect()
 }
 
-pub async fn assert_cached(app: &TestApp, picture: &[u8], cache: &str) -> Answer {
+/// Uploads a picture, and asserts that the answer has a vector and this value of `x-cache`.
+pub async fn assert_cached(app: &TestApp, picture: &[u8], x_cache: &str) -> Answer {
     let answer = app.upload(picture, "a.jpg").await;
     answer.vector();
-    assert_eq!(answer.header("x-cache"), cache);
+    assert_eq!(answer.header("x-cache"), x_cache);
     answer
 }
 
 #[tokio::test]
-async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
+async fn a_repeated_picture_is_a_cache_hit_on_every_route_and_is_saved_again() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     let first = assert_cached(&app, ROCKET, "miss").await;
-    for again in [
+    for repeated in [
         app.upload(ROCKET, "b.jpg").await,
         app.base64(ROCKET).await,
         app.by_url(&picture_server.url("/")).await,
     ] {
-        assert_eq!(again.header("x-cache"), "hit");
-        assert_eq!(again.vector(), first.vector());
-        assert_eq!(again.prepared(), "original");
-        assert_ne!(again.saved_as(), first.saved_as());
+        assert_eq!(repeated.header("x-cache"), "hit");
+        assert_eq!(repeated.vector(), first.vector());
+        assert_eq!(repeated.prepared(), "original");
+        assert_ne!(repeated.saved_as(), first.saved_as());
     }
     assert_eq!(nvidia.lines().len(), 1);
     assert_eq!(app.saved().len(), 4);
@@ -65,23 +65,23 @@ async fn the_same_picture_again_is_a_hit_on_every_route_and_saved_again() {
 }
 
 #[tokio::test]
-async fn how_a_picture_was_prepared_is_remembered_with_its_vector() {
+async fn the_cache_stores_with_each_vector_how_its_picture_was_prepared() {
     let nvidia = FakeNvidia::healthy().await;
-    let shrinks = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
-    let app = shrinks().start().await;
-    for cache in ["miss", "hit"] {
-        assert_eq!(assert_cached(&app, HUBBLE, cache).await.prepared(), "shrunk");
+    let shrinking = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
+    let app = shrinking().start().await;
+    for x_cache in ["miss", "hit"] {
+        assert_eq!(assert_cached(&app, HUBBLE, x_cache).await.prepared(), "shrunk");
     }
-    let app = shrinks().folder(app.stop().await).start().await;
+    let app = shrinking().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
-    // With another setting the vector would be another one, so it is not a hit.
+    // NVIDIA_LARGE_IMAGES changes the vector, so the cache's key depends on it.
     let nvidia = FakeNvidia::healthy_except(|_| None).await;
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "miss").await.prepared(), "original");
 }
 
 #[tokio::test]
-async fn a_picture_just_answered_is_a_hit_while_its_vector_is_still_being_written() {
+async fn a_vector_is_a_cache_hit_while_it_is_still_being_written_to_disk() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_CACHE_MEMORY", "0").start().await;
@@ -97,20 +97,20 @@ async fn unfinished_files_of_an_earlier_run_are_removed_at_start() {
     let app = TestApp::start(&nvidia).await;
     assert_cached(&app, ROCKET, "miss").await;
     let folder = app.stop().await;
-    let staged = folder.path().join(".vectors/.staged");
-    fs::write(staged.join("17"), "half a vector").unwrap();
+    let staging = folder.path().join(".vectors/.staged");
+    fs::write(staging.join("17"), "half a vector").unwrap();
     let app = TestApp::builder(&nvidia).folder(folder).start().await;
-    let tidy = async {
-        while fs::read_dir(&staged).unwrap().next().is_some() {
+    let removed = async {
+        while fs::read_dir(&staging).unwrap().next().is_some() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), tidy).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(20), removed).await.unwrap();
     assert_cached(&app, ROCKET, "hit").await;
 }
 
 #[tokio::test]
-async fn a_restart_does_not_pay_again() {
+async fn the_cache_returns_its_vectors_after_a_restart() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let app = TestApp::start(&nvidia).await;
@@ -128,36 +128,36 @@ async fn a_restart_does_not_pay_again() {
 }
 
 #[tokio::test]
-async fn another_inference_url_has_a_cache_of_its_own() {
+async fn each_inference_url_has_its_own_cache() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     assert_cached(&app, ROCKET, "miss").await;
     let folder = app.stop().await;
-    let elsewhere = FakeNvidia::healthy().await;
-    let app = TestApp::builder(&elsewhere).folder(folder).start().await;
+    let other_nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&other_nvidia).folder(folder).start().await;
     assert_cached(&app, ROCKET, "miss").await;
-    assert_eq!(elsewhere.lines().len(), 1);
+    assert_eq!(other_nvidia.lines().len(), 1);
 }
 
 #[tokio::test]
 async fn the_sandbox_and_nvidia_never_share_a_vector() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let real = assert_cached(&app, ROCKET, "miss").await;
+    let from_nvidia = assert_cached(&app, ROCKET, "miss").await;
     let app = TestApp::sandbox().folder(app.stop().await).start().await;
-    let imitated = assert_cached(&app, ROCKET, "miss").await;
-    assert_eq!(imitated.json()["model"], "sandbox/perceptual");
-    assert_ne!(imitated.vector(), real.vector());
-    // Each finds its own vector again.
+    let from_sandbox = assert_cached(&app, ROCKET, "miss").await;
+    assert_eq!(from_sandbox.json()["model"], "sandbox/perceptual");
+    assert_ne!(from_sandbox.vector(), from_nvidia.vector());
+    // Both vectors are in the same folder now.
     let app = TestApp::sandbox().folder(app.stop().await).start().await;
-    assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), imitated.vector());
+    assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), from_sandbox.vector());
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
-    assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), real.vector());
+    assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), from_nvidia.vector());
     assert_eq!(nvidia.lines().len(), 1);
 }
 
 #[tokio::test]
-async fn with_both_levels_off_every_picture_is_paid() {
+async fn without_a_cache_every_picture_is_sent_to_nvidia() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", "0")
@@ -170,36 +170,40 @@ async fn with_both_levels_off_every_picture_is_paid() {
     assert!(!app.folder().join(".vectors").exists());
 }
 
-/// Damages the files, or the folder, while the service does not run.
+/// Damages these files of the cache, or their folder, while the service does not run.
 type Damage = fn(&[PathBuf]);
 
 #[tokio::test]
-async fn damage_to_the_cache_costs_only_the_damaged_entries() {
+async fn a_damaged_cache_entry_is_a_miss_and_is_written_again() {
     let cases: [(&str, Damage); 6] = [
-        ("truncated", |files| {
-            files
-                .iter()
-                .for_each(|file| fs::write(file, &fs::read(file).unwrap()[..1000]).unwrap());
+        ("truncated files", |files| {
+            for file in files {
+                fs::write(file, &fs::read(file).unwrap()[..1000]).unwrap();
+            }
         }),
-        ("emptied", |files| files.iter().for_each(|file| fs::write(file, "").unwrap())),
-        ("changed", |files| {
+        ("empty files", |files| {
+            for file in files {
+                fs::write(file, "").unwrap();
+            }
+        }),
+        ("a changed number", |files| {
             for file in files {
                 let text = fs::read_to_string(file).unwrap().replacen(".5e-3", ".6e-3", 1);
                 fs::write(file, text).unwrap();
             }
         }),
-        ("exchanged", |files| {
+        ("exchanged files", |files| {
             let first = fs::read(&files[0]).unwrap();
             fs::copy(&files[1], &files[0]).unwrap();
             fs::write(&files[1], first).unwrap();
         }),
-        ("turned into folders", |files| {
+        ("folders in place of files", |files| {
             for file in files {
                 fs::remove_file(file).unwrap();
                 fs::create_dir(file).unwrap();
             }
         }),
-        ("replaced by a file", |files| {
+        ("a file in place of the folder", |files| {
             let folder = files[0].parent().unwrap().parent().unwrap();
             fs::remove_dir_all(folder).unwrap();
             fs::write(folder, "no folder").unwrap();
@@ -212,11 +216,11 @@ async fn damage_to_the_cache_costs_only_the_damaged_entries() {
         for n in [1, 2] {
             assert_cached(&app, &tiny(n), "miss").await;
         }
-        let mut files = vectors(&app);
+        let mut files = vector_files(&app);
         while files.len() < 2 {
             // Vectors are written after the answer.
             tokio::task::yield_now().await;
-            files = vectors(&app);
+            files = vector_files(&app);
         }
         let folder = app.stop().await;
         damage(&files);
@@ -234,7 +238,7 @@ async fn damage_to_the_cache_costs_only_the_damaged_entries() {
 }
 
 #[tokio::test]
-async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
+async fn the_disk_cache_stays_within_its_limit_and_deletes_the_oldest_vectors_first() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let app = TestApp::builder(&nvidia)
@@ -244,24 +248,21 @@ async fn the_disk_level_stays_under_its_bound_and_the_oldest_go_first() {
         .await;
     for n in 0..40 {
         assert_cached(&app, &tiny(n), "miss").await;
-        let files = vectors(&app);
-        // A concurrent sweep may have removed a file by now.
-        let bytes: u64 =
-            files.iter().filter_map(|file| fs::metadata(file).ok()).map(|about| about.len()).sum();
-        assert!(bytes <= 128 << 10, "{bytes}");
+        let files = vector_files(&app);
+        // The service may have deleted a file since they were listed.
+        let metadata = files.iter().filter_map(|file| fs::metadata(file).ok());
+        let bytes: u64 = metadata.map(|metadata| metadata.len()).sum();
+        assert!(bytes <= 128 << 10, "{bytes} bytes");
     }
     let calls = nvidia.lines().len();
-    assert_eq!(
-        app.upload(&tiny(39), "a.png").await.header("x-cache"),
-        "hit",
-        "the newest is there"
-    );
+    let (newest, oldest) = (tiny(39), tiny(0));
+    assert_cached(&app, &newest, "hit").await;
     assert_eq!(nvidia.lines().len(), calls);
-    assert_eq!(app.upload(&tiny(0), "a.png").await.header("x-cache"), "miss", "the oldest is not");
+    assert_cached(&app, &oldest, "miss").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_any_number_of_kills_no_vector_is_wrong() {
+async fn no_cached_vector_is_wrong_after_any_number_of_kills() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let folder = TempDir::new().unwrap();
@@ -279,12 +280,13 @@ async fn after_any_number_of_kills_no_vector_is_wrong() {
             assert!(is_filled_with(&answer, n), "{n} after {round} kills");
             hits += usize::from(answer.header("x-cache") == "hit");
         }
-        let wait = Duration::from_micros(fastrand::u64(0..12_000));
+        let time_to_kill = Duration::from_micros(fastrand::u64(0..12_000));
         tokio::select! {
             _ = join_all((round * 8..round * 8 + 8).map(|n| upload(&child, n))) => {}
-            () = tokio::time::sleep(wait) => {}
+            () = tokio::time::sleep(time_to_kill) => {}
         }
         child.kill();
     }
-    assert!(hits > 300, "most vectors are kept: {hits}");
+    // The rounds send 840 pictures again.
+    assert!(hits > 300, "a fair part of the vectors survives the kills: {hits}");
 }

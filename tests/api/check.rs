@@ -8,7 +8,8 @@ use std::{
 
 use crate::support::{FakeNvidia, Reply};
 
-fn check<V: AsRef<OsStr>>(
+/// Runs the program in a folder, with only these settings.
+fn run<V: AsRef<OsStr>>(
     folder: &Path,
     arguments: &[&str],
     settings: impl IntoIterator<Item = (&'static str, V)>,
@@ -18,71 +19,71 @@ fn check<V: AsRef<OsStr>>(
     command.current_dir(folder).args(arguments).output().unwrap()
 }
 
-fn text(output: &Output) -> String {
+fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// No settings.
-const NONE: [(&str, &str); 0] = [];
+const NO_SETTINGS: [(&str, &str); 0] = [];
 
 #[test]
-fn without_faults_each_check_is_a_line_and_the_exit_code_is_0() {
+fn if_nothing_is_wrong_each_check_prints_one_line_and_the_exit_code_is_0() {
     let folder = tempfile::tempdir().unwrap();
-    let output = check(folder.path(), &["check", "--sandbox"], NONE);
-    let text = text(&output);
+    let output = run(folder.path(), &["check", "--sandbox"], NO_SETTINGS);
+    let text = stdout(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    let states: Vec<_> = text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    let results: Vec<_> =
+        text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert!(
-        states.len() >= 4 && states.iter().all(|state| ["ok", "note"].contains(state)),
+        results.len() >= 4 && results.iter().all(|result| ["ok", "note"].contains(result)),
         "{text}"
     );
     assert!(text.contains("can be listened on"), "{text}");
-    assert!(!folder.path().join("downloads").exists(), "a check leaves nothing behind");
+    assert!(!folder.path().join("downloads").exists(), "the check creates no folder");
 }
 
 #[test]
-fn flags_may_precede_or_follow_the_subcommand() {
+fn flags_may_precede_or_follow_the_command() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [
         &["--sandbox", "--min-free-bytes", "900000000GiB", "check"][..],
         &["check", "--sandbox", "--min-free-bytes", "900000000GiB"],
     ] {
-        let output = check(folder.path(), arguments, NONE);
+        let output = run(folder.path(), arguments, NO_SETTINGS);
         assert_eq!(output.status.code(), Some(1));
-        assert!(text(&output).contains("FAULT disk"), "{}", text(&output));
+        assert!(stdout(&output).contains("FAULT disk"), "{}", stdout(&output));
     }
 }
 
 #[test]
-fn each_fault_says_what_to_do_and_the_exit_code_is_1() {
+fn each_failed_check_prints_what_to_do_and_the_exit_code_is_1() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("downloads"), "no folder").unwrap();
+    std::fs::write(folder.path().join("downloads"), "a file in place of the folder").unwrap();
     let settings = [
         ("NVIDIA_API_KEY", "nvapi-planted"),
         ("NVIDIA_INFER_URL", "https://no-such-host.invalid/infer"),
     ];
-    let output = check(folder.path(), &["check"], settings);
-    let text = text(&output);
+    let output = run(folder.path(), &["check"], settings);
+    let text = stdout(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("FAULT folder") && text.contains("its owner"), "{text}");
     assert!(text.contains("FAULT dns") && text.contains("/etc/resolv.conf"), "{text}");
-    assert!(!text.contains("planted"));
+    assert!(!text.contains("planted"), "the key is not printed");
 }
 
 #[test]
-fn every_host_that_the_service_calls_is_resolved_and_missing_certificates_are_a_fault() {
+fn unresolvable_hosts_and_missing_certificates_are_reported() {
     let folder = tempfile::tempdir().unwrap();
-    let here = "http://127.0.0.1:1/";
+    let resolvable = "http://127.0.0.1:1/";
     let settings = [
         ("NVIDIA_API_KEY", "nvapi-1"),
-        ("NVIDIA_INFER_URL", here),
-        ("NVIDIA_STATUS_URL", here),
+        ("NVIDIA_INFER_URL", resolvable),
+        ("NVIDIA_STATUS_URL", resolvable),
         ("NVIDIA_ASSETS_URL", "https://no-such-host.invalid/assets"),
         ("SSL_CERT_FILE", "/nowhere"),
         ("SSL_CERT_DIR", "/nowhere"),
     ];
-    let output = check(folder.path(), &["check"], settings);
-    let text = text(&output);
+    let output = run(folder.path(), &["check"], settings);
+    let text = stdout(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("FAULT dns") && text.contains("no-such-host.invalid"), "{text}");
     assert!(text.contains("FAULT ca") && text.contains("install ca-certificates"), "{text}");
@@ -91,25 +92,25 @@ fn every_host_that_the_service_calls_is_resolved_and_missing_certificates_are_a_
 #[test]
 fn invalid_settings_exit_with_2() {
     let folder = tempfile::tempdir().unwrap();
-    let output = check(folder.path(), &["check"], [("IMAGESVC_PORT", "many")]);
+    let output = run(folder.path(), &["check"], [("IMAGESVC_PORT", "many")]);
     assert_eq!(output.status.code(), Some(2));
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains("IMAGESVC_PORT") && text.contains("NVIDIA_API_KEY"), "{text}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("IMAGESVC_PORT") && errors.contains("NVIDIA_API_KEY"), "{errors}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn live_makes_one_paid_call_and_names_what_is_wrong() {
+async fn a_live_check_makes_one_paid_call_and_reports_its_error() {
     let folder = tempfile::tempdir().unwrap();
     let nvidia = FakeNvidia::healthy().await;
-    let output = check(folder.path(), &["check"], nvidia.settings());
-    assert_eq!(nvidia.lines().len(), 0, "without --live nothing is called: {}", text(&output));
-    let output = check(folder.path(), &["check", "--live"], nvidia.settings());
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    assert!(text(&output).contains("an embedding was computed in"));
+    let output = run(folder.path(), &["check"], nvidia.settings());
+    assert_eq!(nvidia.lines().len(), 0, "without --live no call is made: {}", stdout(&output));
+    let output = run(folder.path(), &["check", "--live"], nvidia.settings());
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    assert!(stdout(&output).contains("an embedding was computed in"));
     assert_eq!(nvidia.lines().len(), 1);
 
     let refusing = FakeNvidia::replying(vec![Reply::status(401)]).await;
-    let output = check(folder.path(), &["check", "--live"], refusing.settings());
+    let output = run(folder.path(), &["check", "--live"], refusing.settings());
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output).contains("renew NVIDIA_API_KEY"), "{}", text(&output));
+    assert!(stdout(&output).contains("renew NVIDIA_API_KEY"), "{}", stdout(&output));
 }

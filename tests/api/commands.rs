@@ -1,7 +1,7 @@
-//! The commands of all pages, pasted as they stand, and what the README shows of their answers.
+//! Runs the commands of all Markdown pages, and compares the answers with those in the README.
 //!
-//! A block of commands is fenced as `bash`. It is run here, unless its fence goes on with `not run
-//! here: ` and the reason.
+//! Commands are in blocks that are fenced as `bash`. A fence that goes on with `not run here: ` and a
+//! reason marks a block that is only checked for syntax.
 
 use std::{
     os::unix::fs::{PermissionsExt, symlink},
@@ -18,51 +18,52 @@ use crate::support::{
     is_missing,
 };
 
-/// What else is fenced: nothing that a reader pastes into a shell.
-const NO_COMMANDS: [&str; 8] = ["ini", "js", "json", "kotlin", "swift", "text", "xml", "yaml"];
+/// The languages of blocks that are not for a shell.
+const OTHER_LANGUAGES: [&str; 8] = ["ini", "js", "json", "kotlin", "swift", "text", "xml", "yaml"];
 
-/// In place of `cargo run`, which would build the program anew: the tests' own build.
-const CARGO: &str = "#!/bin/sh
+/// Stands in for Cargo: runs the program that the tests have built. `cargo run` would build another.
+const FAKE_CARGO: &str = "#!/bin/sh
 [ \"$1\" = run ] || exit 64
 while [ \"$#\" -gt 0 ] && [ \"$1\" != -- ]; do shift; done
 [ \"$#\" -eq 0 ] || shift
 exec \"$PROGRAM\" \"$@\"
 ";
 
-/// A folder like the repository's root, beside a running sandbox.
-struct Desk {
+/// What the commands need: a folder like the repository's root, and a running sandbox.
+struct Environment {
     folder: TempDir,
     sandbox: Child,
+    /// The variable `PATH`, which leads to [`FAKE_CARGO`] first.
     path: String,
 }
 
-impl Desk {
+impl Environment {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         symlink(root().join("tests"), at("tests")).unwrap();
-        // A small picture of the reader's.
+        // The README's commands send this picture.
         let small = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(80, 80);
         small.save(at("image.png")).unwrap();
-        // An error of the service is to be an error of curl's, too.
+        // Makes curl fail if the service answers with an error.
         std::fs::write(at(".curlrc"), "fail-with-body\n").unwrap();
         std::fs::create_dir(at("bin")).unwrap();
-        std::fs::write(at("bin/cargo"), CARGO).unwrap();
+        std::fs::write(at("bin/cargo"), FAKE_CARGO).unwrap();
         std::fs::set_permissions(at("bin/cargo"), PermissionsExt::from_mode(0o755)).unwrap();
         let path = format!("{}:{}", at("bin").display(), std::env::var("PATH").unwrap());
         let sandbox = Child::start(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
         Self { folder, sandbox, path }
     }
 
-    /// Pastes a block of commands into a shell, and gives what is printed.
-    fn paste(&self, block: &Block) -> String {
+    /// Runs a block of commands in a shell, and returns its standard output.
+    fn run(&self, block: &Block) -> String {
         let Block { place, text, .. } = block;
-        assert!(!text.contains("sudo "), "{place}: this would change the machine that tests it");
+        assert!(!text.contains("sudo "), "{place}: tests do not change the machine");
         let variables = [("PATH", self.path.as_str()), ("PROGRAM", Child::PROGRAM)];
         if text.trim_end().ends_with("--sandbox") {
-            // It runs until it is stopped. A folder has one owner, so it gets one of its own.
+            // This starts another service, which needs its own folder and runs until it is dropped.
             let folder = tempfile::tempdir().unwrap();
-            Child::start_pasted(text.trim_end(), folder.path(), &variables);
+            Child::start_in_shell(text.trim_end(), folder.path(), &variables);
             return String::new();
         }
         let text = text.replace("localhost:8000", &self.sandbox.address.to_string());
@@ -73,25 +74,26 @@ impl Desk {
             .envs([("CURL_HOME", self.folder.path().to_str().unwrap()), ("no_proxy", "*")])
             .output()
             .unwrap();
-        let said = String::from_utf8(shell.stdout).unwrap();
+        let printed = String::from_utf8(shell.stdout).unwrap();
         let errors = String::from_utf8_lossy(&shell.stderr);
-        assert!(shell.status.success(), "{place}: {}\n{text}{said}{errors}", shell.status);
-        said
+        assert!(shell.status.success(), "{place}: {}\n{text}{printed}{errors}", shell.status);
+        printed
     }
 }
 
 /// The blocks of commands on a page.
-fn commands(page: &Document) -> impl Iterator<Item = Block> {
+fn command_blocks(page: &Document) -> impl Iterator<Item = Block> {
     page.blocks().into_iter().filter(|block| block.language == "bash")
 }
 
 #[test]
-fn every_block_is_of_commands_or_is_known_to_hold_none() {
+fn every_fenced_block_is_bash_or_in_a_language_without_commands() {
     for page in Document::all() {
         for Block { place, language, not_run, text } in page.blocks() {
-            let is_known = language == "bash" || NO_COMMANDS.contains(&language.as_str());
+            let is_known = language == "bash" || OTHER_LANGUAGES.contains(&language.as_str());
             assert!(is_known, "{place}: commands are fenced as bash, not as {language:?}");
-            assert!(not_run.is_none() || language == "bash", "{place}: this holds no commands");
+            let may_have_note = language == "bash";
+            assert!(not_run.is_none() || may_have_note, "{place}: only commands have a note");
             if language == "json" {
                 let parsed = serde_json::from_str::<Value>(&text);
                 assert!(parsed.is_ok(), "{place}: {parsed:?}");
@@ -101,58 +103,59 @@ fn every_block_is_of_commands_or_is_known_to_hold_none() {
 }
 
 #[test]
-fn every_command_on_a_page_works_as_it_is_pasted_or_is_said_not_to_be_run_here() {
+fn every_command_on_a_page_works_as_pasted_unless_it_is_marked_as_not_run() {
     if is_missing("curl") {
         return;
     }
-    let desk = Desk::new();
-    let mut pasted = 0;
-    for block in Document::all().iter().flat_map(commands) {
-        match &block.not_run {
-            Some(_) => assert_is_read_by_a_shell(&block),
-            None => {
-                desk.paste(&block);
-                pasted += 1;
-            }
+    let environment = Environment::new();
+    let mut count = 0;
+    for block in Document::all().iter().flat_map(command_blocks) {
+        if block.not_run.is_some() {
+            assert_valid_syntax(&block);
+        } else {
+            environment.run(&block);
+            count += 1;
         }
     }
-    assert!(pasted >= 8, "{pasted}");
+    assert!(count >= 8, "only {count} blocks were run");
 }
 
-/// Has a shell read a block and run nothing of it.
-fn assert_is_read_by_a_shell(block: &Block) {
-    let read = Command::new("bash").args(["-n", "-c", &block.text]).output().unwrap();
-    let errors = String::from_utf8_lossy(&read.stderr);
-    assert!(read.status.success() && errors.is_empty(), "{}: {errors}", block.place);
+/// Asserts that a shell can parse a block. Runs nothing.
+fn assert_valid_syntax(block: &Block) {
+    let parsed = Command::new("bash").args(["-n", "-c", &block.text]).output().unwrap();
+    let errors = String::from_utf8_lossy(&parsed.stderr);
+    assert!(parsed.status.success() && errors.is_empty(), "{}: {errors}", block.place);
 }
 
 #[test]
-fn the_three_calls_answer_as_the_readme_shows() {
+fn the_calls_in_the_readme_return_the_answers_that_it_shows() {
     if is_missing("curl") {
         return;
     }
-    let desk = Desk::new();
+    let environment = Environment::new();
     let readme = Document::read(Path::new("README.md"));
     let shown = readme.text.lines().filter(|line| line.starts_with("{\"status\":\"success\""));
-    let mut shown: Vec<Value> =
+    // The README shortens each vector to its first numbers and `,…`.
+    let shown: Vec<Value> =
         shown.map(|line| serde_json::from_str(&line.replace(",…", "")).unwrap()).collect();
-    assert_eq!(shown.len(), 2);
-    let is_run = |block: &Block| block.not_run.is_none() && block.text.contains("/vectorize-image");
-    let calls: Vec<_> = commands(&readme).filter(is_run).collect();
+    assert_eq!(shown.len(), 2, "the README shows the answers to its first two calls");
+    let is_call =
+        |block: &Block| block.not_run.is_none() && block.text.contains("/vectorize-image");
+    let calls: Vec<_> = command_blocks(&readme).filter(is_call).collect();
     assert_eq!(calls.len(), 4);
-    for call in calls {
-        let answer: Value = serde_json::from_str(&desk.paste(&call)).unwrap();
+    for (n, call) in calls.iter().enumerate() {
+        let answer: Value = serde_json::from_str(&environment.run(call)).unwrap();
         assert_eq!(answer["status"], "success", "{}", call.place);
         let vector = answer["vector"].as_array().unwrap();
         assert_eq!(vector.len(), 1536);
         assert!(vector.iter().all(|number| number.as_f64().is_some_and(f64::is_finite)));
-        if !shown.is_empty() {
-            assert_shows(&shown.remove(0), &answer);
+        if let Some(shown) = shown.get(n) {
+            assert_shows(shown, &answer);
         }
     }
 }
 
-/// Asserts that a page shows what is answered, but for what differs from run to run.
+/// Asserts that the README's answer equals the service's, except for what differs from run to run.
 fn assert_shows(shown: &Value, answer: &Value) {
     for field in [
         "content_type",
@@ -170,8 +173,8 @@ fn assert_shows(shown: &Value, answer: &Value) {
         let vector = answer["vector"].as_array().unwrap();
         vector.iter().map(|number| number.as_f64().unwrap()).collect::<Vec<_>>()
     };
-    for (shown, number) in numbers(shown).into_iter().zip(numbers(answer)) {
-        // Machines differ in the last digits of a root.
-        assert!((shown - number).abs() < 1e-5, "{shown} {number}");
+    for (shown, actual) in numbers(shown).into_iter().zip(numbers(answer)) {
+        // The sandbox computes square roots, whose last digits differ from machine to machine.
+        assert!((shown - actual).abs() < 1e-5, "{shown} {actual}");
     }
 }

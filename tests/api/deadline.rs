@@ -1,4 +1,4 @@
-//! One deadline bounds a whole request: however NVIDIA delays, the client gets an answer in time.
+//! Each request has one deadline. The client gets an answer by then, whatever NVIDIA does.
 
 use std::time::{Duration, Instant};
 
@@ -9,63 +9,70 @@ use crate::support::{
 };
 
 const DEADLINE: Duration = Duration::from_millis(700);
+/// How much later than the deadline an answer may arrive at the client.
 const GRACE: Duration = Duration::from_millis(250);
 
 fn slow(reply: Reply) -> Reply {
     reply.after(Duration::from_millis(150))
 }
 
-/// Whether this is the inference of an uploaded picture.
-fn is_of_asset(request: &Received) -> bool {
+/// Whether this is an inference on an asset.
+fn is_asset_inference(request: &Received) -> bool {
     request.line() == INFER && request.header("nvcf-input-asset-references").is_some()
 }
 
+/// Returns NVIDIA's reply to a call, or `None` if the call succeeds.
 type Script = fn(&Received) -> Option<Reply>;
 
-/// A name, the picture that is sent, and how NVIDIA misbehaves.
-const TROUBLES: &[(&str, &[u8], Script)] = &[
-    ("it hangs", ROCKET, |_| Some(Reply::Hang)),
-    ("it fails slowly, again and again", ROCKET, |_| Some(slow(Reply::status(503)))),
-    ("it trickles", ROCKET, |_| {
+/// Ways in which NVIDIA misbehaves: a name, the picture that the client sends, and NVIDIA's script.
+const CASES: &[(&str, &[u8], Script)] = &[
+    ("inference hangs", ROCKET, |_| Some(Reply::Hang)),
+    ("inference always fails slowly", ROCKET, |_| Some(slow(Reply::status(503)))),
+    ("the result of inference trickles", ROCKET, |_| {
         Some(Reply::Trickle(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n".to_vec()))
     }),
-    ("its answer stays pending", ROCKET, |_| Some(pending(FakeNvidia::ASSET))),
-    ("its poll hangs", ROCKET, |request| {
+    ("the result stays pending", ROCKET, |_| Some(pending(FakeNvidia::ASSET))),
+    ("polling hangs", ROCKET, |request| {
         Some(if request.method == "GET" { Reply::Hang } else { pending(FakeNvidia::ASSET) })
     }),
-    ("its results are lost", ROCKET, |request| {
+    ("pending results are lost", ROCKET, |request| {
         Some(if request.method == "GET" {
             slow(Reply::status(404))
         } else {
             pending(FakeNvidia::ASSET)
         })
     }),
-    ("it asks to wait just too long", ROCKET, |_| {
+    ("Retry-After ends after the deadline", ROCKET, |_| {
         Some(Reply::new(429, &[("retry-after", "1")], ""))
     }),
-    ("creating hangs", HUBBLE, |request| (request.line() == CREATE_ASSET).then_some(Reply::Hang)),
-    ("creating and inference hang", HUBBLE, |request| {
+    ("creating the asset hangs", HUBBLE, |request| {
+        (request.line() == CREATE_ASSET).then_some(Reply::Hang)
+    }),
+    ("creating the asset and inference hang", HUBBLE, |request| {
         matches!(request.line().as_str(), CREATE_ASSET | INFER).then_some(Reply::Hang)
     }),
-    ("the upload hangs", HUBBLE, |request| (request.method == "PUT").then_some(Reply::Hang)),
-    ("the upload hangs, then inference", HUBBLE, |request| {
+    ("uploading the asset hangs", HUBBLE, |request| {
+        (request.method == "PUT").then_some(Reply::Hang)
+    }),
+    ("uploading the asset and inference hang", HUBBLE, |request| {
         (request.method == "PUT" || request.line() == INFER).then_some(Reply::Hang)
     }),
-    ("inference of the upload hangs", HUBBLE, |request| {
-        is_of_asset(request).then_some(Reply::Hang)
+    ("inference on the asset hangs", HUBBLE, |request| {
+        is_asset_inference(request).then_some(Reply::Hang)
     }),
-    ("inference of the upload is refused, that of the shrunk picture pends", HUBBLE, |request| {
+    ("the asset is refused, and inline inference stays pending", HUBBLE, |request| {
         match request.line().as_str() {
-            _ if is_of_asset(request) => Some(slow(Reply::status(422))),
+            _ if is_asset_inference(request) => Some(slow(Reply::status(422))),
             INFER => Some(pending(FakeNvidia::ASSET)),
             line if line.starts_with("GET") => Some(slow(pending(FakeNvidia::ASSET))),
             _ => None,
         }
     }),
-    ("everything fails slowly", HUBBLE, |_| Some(slow(Reply::status(500)))),
+    ("every call fails slowly", HUBBLE, |_| Some(slow(Reply::status(500)))),
 ];
 
-async fn send(app: &TestApp, picture: &[u8]) -> (Answer, Duration) {
+/// Uploads a picture, and measures the time until the answer.
+async fn timed_upload(app: &TestApp, picture: &[u8]) -> (Answer, Duration) {
     let started = Instant::now();
     let answer = app.upload(picture, "a.jpg").await;
     (answer, started.elapsed())
@@ -73,9 +80,9 @@ async fn send(app: &TestApp, picture: &[u8]) -> (Answer, Duration) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_comes_by_the_deadline_whatever_nvidia_does() {
-    for (name, picture, script) in TROUBLES {
+    for (name, picture, script) in CASES {
         let mut late = Vec::new();
-        // A busy machine may delay one answer; a real fault delays every one.
+        // A busy machine may delay an answer, but hardly three in a row.
         for _ in 0..3 {
             let nvidia = FakeNvidia::healthy_except(script).await;
             let app = TestApp::builder(&nvidia)
@@ -86,7 +93,7 @@ async fn the_answer_comes_by_the_deadline_whatever_nvidia_does() {
                 })
                 .start()
                 .await;
-            let (answer, elapsed) = send(&app, picture).await;
+            let (answer, elapsed) = timed_upload(&app, picture).await;
             if answer.status != 200 {
                 let problem = answer.json();
                 assert!(problem["code"].as_str().unwrap().starts_with("embedding_"), "{name}");
@@ -117,9 +124,9 @@ async fn waiting_for_a_permit_or_the_pace_counts_against_the_deadline() {
         let before = nvidia.lines().len();
         let second = async {
             nvidia.wait_for(before + 1).await;
-            send(&app, HUBBLE).await
+            timed_upload(&app, HUBBLE).await
         };
-        let ((first, _), (second, elapsed)) = tokio::join!(send(&app, ROCKET), second);
+        let ((first, _), (second, elapsed)) = tokio::join!(timed_upload(&app, ROCKET), second);
         assert_eq!(first.status, 504);
         assert_eq!(second.status, 504, "{:.300}", second.text());
         assert!(elapsed < DEADLINE + GRACE, "{elapsed:?}");
@@ -127,7 +134,7 @@ async fn waiting_for_a_permit_or_the_pace_counts_against_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_hanging_upload_leaves_time_to_send_the_picture_inline() {
+async fn a_hanging_asset_call_leaves_time_to_send_the_picture_inline() {
     for hanging in [CREATE_ASSET, "PUT"] {
         let nvidia = FakeNvidia::healthy_except(move |request| {
             request.line().starts_with(hanging).then_some(Reply::Hang)
@@ -140,9 +147,9 @@ async fn a_hanging_upload_leaves_time_to_send_the_picture_inline() {
 
 #[tokio::test]
 async fn a_failing_asset_api_is_bypassed_and_not_called_for_a_while() {
-    for fault in [Reply::status(503), Reply::CloseAfter(Vec::new()), Reply::status(301)] {
+    for failure in [Reply::status(503), Reply::CloseAfter(Vec::new()), Reply::status(301)] {
         let nvidia = FakeNvidia::healthy_except(move |request| match request.line().as_str() {
-            CREATE_ASSET => Some(fault.clone()),
+            CREATE_ASSET => Some(failure.clone()),
             INFER => Some(embedding()),
             _ => None,
         })
@@ -152,17 +159,14 @@ async fn a_failing_asset_api_is_bypassed_and_not_called_for_a_while() {
             let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
             assert_eq!(answer.prepared(), "shrunk");
         }
-        let creates = |nvidia: &FakeNvidia| {
-            nvidia.lines().iter().filter(|line| *line == CREATE_ASSET).count()
-        };
-        let before = creates(&nvidia);
-        assert!(before <= 3, "{before}");
+        let create_calls = nvidia.lines().iter().filter(|line| *line == CREATE_ASSET).count();
+        assert!(create_calls <= 3, "only the first picture tries to create an asset");
     }
 }
 
 #[tokio::test]
-async fn an_outage_of_the_asset_api_is_forgotten_sooner_than_a_refusal() {
-    for (status, again) in [(503, true), (404, false)] {
+async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusal() {
+    for (status, tried_again) in [(503, true), (404, false)] {
         let nvidia = FakeNvidia::healthy_except(move |request| {
             (request.line() == CREATE_ASSET).then(|| Reply::status(status))
         })
@@ -178,7 +182,7 @@ async fn an_outage_of_the_asset_api_is_forgotten_sooner_than_a_refusal() {
         let before = nvidia.lines().len();
         app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector();
         let lines = nvidia.lines();
-        assert_eq!(lines[before..].contains(&CREATE_ASSET.to_owned()), again, "{status}");
+        assert_eq!(lines[before..].contains(&CREATE_ASSET.to_owned()), tried_again, "{status}");
     }
 }
 
@@ -190,7 +194,8 @@ async fn in_an_outage_large_pictures_cost_at_most_one_more_call_than_small_ones(
         let before = nvidia.lines().len();
         let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
         assert_eq!(answer.status, 502);
-        // The first picture spends its attempts on creating the upload, then is sent inline once.
+        // The service tries to create the first picture's asset three times, then sends the picture
+        // inline once. It sends the others inline at once, three times.
         assert_eq!(nvidia.lines().len() - before, calls, "{:?}", nvidia.lines());
     }
 }

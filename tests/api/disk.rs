@@ -1,4 +1,4 @@
-//! Power cuts, full disks and a lack of inodes.
+//! Saved files after kills, on full disks, and with few free inodes.
 
 use std::{
     collections::HashSet,
@@ -25,7 +25,12 @@ fn names(folder: &Path) -> Vec<String> {
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-/// Waits until a folder is empty: the service removes the staging files of refused pictures after
+/// The names in a folder, except hidden ones.
+fn visible_names(folder: &Path) -> Vec<String> {
+    names(folder).into_iter().filter(|name| !name.starts_with('.')).collect()
+}
+
+/// Waits until a folder is empty. The service deletes the staging files of refused pictures after
 /// the answer.
 async fn wait_until_empty(folder: &Path) {
     let empty = async {
@@ -34,64 +39,66 @@ async fn wait_until_empty(folder: &Path) {
         }
     };
     let waited = tokio::time::timeout(Duration::from_secs(10), empty).await;
-    assert!(waited.is_ok(), "{:?} stay", names(folder));
+    assert!(waited.is_ok(), "the folder becomes empty, but has {:?}", names(folder));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_hundred_power_cuts_leave_only_whole_files() {
+async fn two_hundred_kills_leave_only_whole_files() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
-    // One stays in memory until it is saved, the other goes to a staging file.
+    // The first stays in memory until it is saved. The second is larger and goes to a staging file.
     let pictures = [ROCKET.to_vec(), noise_png(400, 300)];
-    let known: HashSet<_> = pictures.iter().map(Sha256::digest).collect();
+    let digests: HashSet<_> = pictures.iter().map(Sha256::digest).collect();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut random = fastrand::Rng::with_seed(3);
     for _ in 0..200 {
         let child = Child::start_with(&nvidia, folder.path(), &[]);
-        assert!(names(&downloads.join(".incoming")).is_empty(), "the start removes leftovers");
+        let leftovers = names(&downloads.join(".incoming"));
+        assert!(leftovers.is_empty(), "staging files are deleted at start: {leftovers:?}");
         let mut uploads = JoinSet::new();
         for n in 0..6 {
             let request = child.upload_request(&client, &pictures[n % 2]);
-            // The kill decides whether there is an answer.
+            // The kill may come before or after the answer.
             uploads.spawn(async move { drop(request.send().await) });
         }
         tokio::time::sleep(Duration::from_micros(random.u64(0..30_000))).await;
         child.kill();
         while uploads.join_next().await.is_some() {}
     }
-    let saved: Vec<_> =
-        names(&downloads).into_iter().filter(|name| !name.starts_with('.')).collect();
-    assert!(saved.len() > 20, "{} were saved", saved.len());
+    let saved = visible_names(&downloads);
+    assert!(saved.len() > 20, "many kills come after a save: {} are saved", saved.len());
     for name in saved {
         let bytes = std::fs::read(downloads.join(&name)).unwrap();
         assert!(
-            known.contains(&Sha256::digest(&bytes)),
-            "{name} of {} bytes is not whole",
+            digests.contains(&Sha256::digest(&bytes)),
+            "{name} with {} bytes is a whole picture",
             bytes.len()
         );
     }
 }
 
-/// A small file system, unmounted when dropped.
-struct SmallDisk(tempfile::TempDir);
+/// A small file system. It is unmounted when it is dropped.
+struct SmallDisk {
+    mount_point: tempfile::TempDir,
+}
 
 impl SmallDisk {
     /// Mounts the file system. If that is not allowed, prints that the test is skipped.
     fn mount(options: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
+        let mount_point = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(folder.path());
+        mount.args(["-t", "tmpfs", "-o", options, "none"]).arg(mount_point.path());
         if mount.output().is_ok_and(|output| output.status.success()) {
-            return Some(Self(folder));
+            return Some(Self { mount_point });
         }
         println!("skipped: only root can mount a small disk");
         None
     }
 
-    /// The downloads folder of a service on this disk.
+    /// The downloads folder on this disk.
     fn downloads(&self) -> PathBuf {
-        self.0.path().join("downloads")
+        self.mount_point.path().join("downloads")
     }
 
     /// Starts a service whose downloads folder is on this disk.
@@ -104,12 +111,12 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+        let _ = Command::new("umount").arg("--lazy").arg(self.mount_point.path()).status();
     }
 }
 
 #[tokio::test]
-async fn on_a_full_disk_uploads_are_refused_and_leave_nothing_while_the_service_lives() {
+async fn on_a_full_disk_uploads_are_refused_and_leave_no_files() {
     let Some(disk) = SmallDisk::mount("size=700k") else { return };
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;
@@ -117,110 +124,118 @@ async fn on_a_full_disk_uploads_are_refused_and_leave_nothing_while_the_service_
     for answer in [app.upload(&large, "large.png").await, app.base64(&large).await] {
         assert_problem(&answer, 507, "storage_full");
     }
-    let (mut saved, mut full) = (0, 0);
+    let (mut saved_count, mut refused_count) = (0, 0);
     for _ in 0..10 {
         let answer = app.upload(ROCKET, "rocket.jpg").await;
-        match answer.status {
-            200 => saved += 1,
-            _ => {
-                assert_problem(&answer, 507, "storage_full");
-                full += 1;
-            }
+        if answer.status == 200 {
+            saved_count += 1;
+        } else {
+            assert_problem(&answer, 507, "storage_full");
+            refused_count += 1;
         }
         assert_eq!(app.get("/health").await.status, 200);
     }
-    assert!(saved > 2 && full > 2, "{saved} saved, {full} refused");
+    assert!(
+        saved_count > 2 && refused_count > 2,
+        "{saved_count} pictures are saved, {refused_count} are refused"
+    );
     let downloads = disk.downloads();
     wait_until_empty(&downloads.join(".incoming")).await;
-    let kept: Vec<_> =
-        names(&downloads).into_iter().filter(|name| !name.starts_with('.')).collect();
-    assert_eq!(kept.len(), saved);
-    assert!(kept.iter().all(|name| std::fs::read(downloads.join(name)).unwrap() == ROCKET));
+    let saved = visible_names(&downloads);
+    assert_eq!(saved.len(), saved_count);
+    assert!(saved.iter().all(|name| std::fs::read(downloads.join(name)).unwrap() == ROCKET));
     app.stop().await;
 }
 
-/// The disk space that must stay free in the tests below.
+/// The disk space that the service must leave free in the tests below, in bytes.
 const RESERVE: u64 = 20 << 20;
 
-/// Simulates a disk with `room` bytes beside the reserve, less what is in the folder. Records in
-/// `least` how little was ever free.
-fn limit_room(config: &mut Config, room: u64, least: &Arc<AtomicU64>) {
-    let least = Arc::clone(least);
+/// Simulates a disk with space for `capacity` bytes and the reserve. It contains only the downloads
+/// folder. Records in `least_free` the lowest number of free bytes that was measured.
+fn simulate_disk(config: &mut Config, capacity: u64, least_free: &Arc<AtomicU64>) {
+    let least_free = Arc::clone(least_free);
     let space = DiskSpace::with_measure(config.store.folder.clone(), RESERVE, move |folder| {
-        let bytes = (RESERVE + room).saturating_sub(size_of(folder));
-        least.fetch_min(bytes, Ordering::SeqCst);
+        let bytes = (RESERVE + capacity).saturating_sub(size_of(folder));
+        least_free.fetch_min(bytes, Ordering::SeqCst);
         Ok(FreeSpace { bytes, inodes: None })
     });
     config.embed.cache_space = space.clone();
     config.store.space = space;
 }
 
-/// The bytes of all files in a folder and its subfolders, rounded up to whole blocks.
+/// The bytes of all files in a folder and its subfolders. Each file is rounded up to whole blocks.
 fn size_of(folder: &Path) -> u64 {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let sizes = entries.filter_map(|entry| match entry.metadata().ok()? {
-        about if about.is_dir() => Some(size_of(&entry.path())),
-        about => Some(about.len().next_multiple_of(4096)),
+    // Files and folders may disappear while this function reads them.
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let sizes = entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let metadata = entry.metadata().ok()?;
+        Some(if metadata.is_dir() {
+            size_of(&entry.path())
+        } else {
+            metadata.len().next_multiple_of(4096)
+        })
     });
     sizes.sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn concurrent_uploads_never_use_the_reserve_and_those_without_room_are_refused() {
-    const ROOM: u64 = 8 << 20;
-    let least = Arc::new(AtomicU64::new(u64::MAX));
-    let seen = Arc::clone(&least);
+async fn concurrent_uploads_never_use_the_reserve_and_are_refused_without_free_space() {
+    const CAPACITY: u64 = 8 << 20;
+    let least_free = Arc::new(AtomicU64::new(u64::MAX));
+    let recorded = Arc::clone(&least_free);
     let nvidia = FakeNvidia::healthy_except(|_| None).await;
     let app = TestApp::builder(&nvidia)
-        .configure(move |config| limit_room(config, ROOM, &seen))
+        .configure(move |config| simulate_disk(config, CAPACITY, &recorded))
         .start()
         .await;
     let large = noise_png(1000, 700); // 2.1 MB
     let pictures: Vec<_> =
         (0..16).map(|n| if n % 2 == 0 { variant(&large, n) } else { variant(ROCKET, n) }).collect();
     let mut answers = Vec::new();
-    for pictures in [&pictures[..], &pictures[..]] {
+    for _ in 0..2 {
         let uploads = pictures.iter().map(|picture| app.upload(picture, "a.png"));
         answers.extend(join_all(uploads).await);
     }
-    let saved = answers.iter().filter(|answer| answer.status == 200).count();
-    for answer in answers.iter().filter(|answer| answer.status != 200) {
-        assert_problem(answer, 507, "storage_full");
+    let saved_count = answers.iter().filter(|answer| answer.status == 200).count();
+    for refused in answers.iter().filter(|answer| answer.status != 200) {
+        assert_problem(refused, 507, "storage_full");
     }
-    assert!(saved > 2 && saved < answers.len(), "{saved} saved");
-    assert_eq!(app.saved().len(), saved);
+    assert!(saved_count > 2 && saved_count < answers.len(), "{saved_count} are saved");
+    assert_eq!(app.saved().len(), saved_count);
     wait_until_empty(&app.folder().join(".incoming")).await;
     let used = size_of(app.folder());
-    assert!(used <= ROOM, "{used} bytes");
-    assert!(least.load(Ordering::SeqCst) >= RESERVE, "{least:?}");
+    assert!(used <= CAPACITY, "{used} bytes are used");
+    assert!(least_free.load(Ordering::SeqCst) >= RESERVE, "{least_free:?} bytes stay free");
 }
 
 #[tokio::test]
-async fn a_length_that_is_only_declared_takes_no_room_from_others() {
-    const ROOM: u64 = 4 << 20;
+async fn a_declared_length_reserves_no_disk_space() {
+    const CAPACITY: u64 = 4 << 20;
     let nvidia = FakeNvidia::healthy_except(|_| None).await;
     let app = TestApp::builder(&nvidia)
-        .configure(|config| limit_room(config, ROOM, &Arc::default()))
+        .configure(|config| simulate_disk(config, CAPACITY, &Arc::default()))
         .start()
         .await;
-    let mut idle = Vec::new();
+    // Each of these requests declares 20 MiB, and sends none of it.
+    let mut open = Vec::new();
     for _ in 0..20 {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = post_head("/vectorize-image-upload", 20 << 20, "");
         stream.write_all(&head).await.unwrap();
-        idle.push(stream);
+        open.push(stream);
     }
     app.wait_for(|value| value("imagesvc_requests_in_flight") > 20.0).await;
     app.upload(&noise_png(1000, 700), "a.png").await.vector();
 }
 
 #[tokio::test]
-async fn vectors_are_not_kept_where_only_the_reserve_is_left() {
+async fn vectors_are_not_cached_if_only_the_reserve_is_free() {
     let nvidia = FakeNvidia::healthy().await;
     let picture = tiny(1);
     let app = TestApp::builder(&nvidia)
-        // room for the picture, but not for its vector
-        .configure(|config| limit_room(config, 4096, &Arc::default()))
+        // space for the picture, but not for its vector
+        .configure(|config| simulate_disk(config, 4096, &Arc::default()))
         .start()
         .await;
     app.upload(&picture, "a.png").await.vector();
@@ -230,7 +245,7 @@ async fn vectors_are_not_kept_where_only_the_reserve_is_left() {
 }
 
 #[tokio::test]
-async fn a_lack_of_inodes_refuses_uploads_and_makes_the_service_unready() {
+async fn with_few_free_inodes_uploads_are_refused_and_the_service_is_not_ready() {
     let nvidia = FakeNvidia::healthy().await;
     for (inodes, status, reasons) in [
         (Some(Inodes { free: 90, total: 10_000 }), 507, &["inodes_under_reserve"][..]),
@@ -255,16 +270,17 @@ async fn a_lack_of_inodes_refuses_uploads_and_makes_the_service_unready() {
 }
 
 #[tokio::test]
-async fn a_disk_out_of_inodes_refuses_uploads_and_is_not_ready() {
+async fn on_a_disk_without_inodes_uploads_are_refused_and_the_service_is_not_ready() {
     let Some(disk) = SmallDisk::mount("size=10m,nr_inodes=200") else { return };
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
-    let mut made = 0;
-    while std::fs::write(disk.0.path().join(made.to_string()), "").is_ok() {
-        made += 1;
+    // Creates empty files until the disk has no inode left.
+    let mut count = 0;
+    while std::fs::write(disk.mount_point.path().join(count.to_string()), "").is_ok() {
+        count += 1;
     }
-    assert!((100..200).contains(&made), "{made}");
+    assert!((100..200).contains(&count), "{count} files");
     assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 507, "storage_full");
     let ready = app.get("/ready").await;
     assert_eq!(ready.status, 503);

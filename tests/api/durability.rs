@@ -1,4 +1,4 @@
-//! Checks with strace in which order the service writes, syncs and names a picture.
+//! Traces the service with strace, to check that it writes and syncs a picture before it answers.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -6,118 +6,128 @@ use serde_json::Value;
 
 use crate::support::{Child, FakeNvidia, HUBBLE, ROCKET, is_missing};
 
-/// The system calls that write, sync, rename and answer.
-const CALLS: &str =
+/// The system calls by which the service writes, syncs and renames files, and answers.
+const SYSTEM_CALLS: &str =
     "write,pwrite64,writev,sendto,sendmsg,fsync,fdatasync,rename,renameat,renameat2";
 
-/// A system call: its text in the trace, and the lines in which it began and ended.
+/// A system call in a trace.
 #[derive(Debug)]
 struct Call {
     text: String,
-    began: usize,
-    ended: usize,
+    /// The number of the line in which the call began.
+    first_line: usize,
+    /// The number of the line in which the call returned.
+    last_line: usize,
 }
 
 impl Call {
-    fn is(&self, names: &[&str], holds: &str) -> bool {
+    /// Whether the call has one of these names, and `part` is in its text.
+    fn matches(&self, names: &[&str], part: &str) -> bool {
         let name = self.text.split('(').next().unwrap();
-        names.contains(&name) && self.text.contains(holds)
+        names.contains(&name) && self.text.contains(part)
     }
 }
 
-/// Parses the calls of a trace, in the order in which they ended. strace splits a call into two
-/// lines if another thread makes a call meanwhile.
-fn calls(trace: &str) -> Vec<Call> {
+/// Parses the calls of a trace, in the order in which they returned. strace splits a call into two
+/// lines if another thread makes a call in between.
+fn parse_trace(trace: &str) -> Vec<Call> {
     let mut unfinished = Vec::<(&str, Call)>::new();
     let mut calls = Vec::new();
-    for (line, text) in trace.lines().enumerate() {
-        let (process, text) = text.split_once(' ').unwrap();
+    for (number, line) in trace.lines().enumerate() {
+        let (thread, text) = line.split_once(' ').unwrap();
         let text = text.trim_start();
-        if let Some(text) = text.strip_suffix("<unfinished ...>") {
-            unfinished.push((process, Call { text: text.to_owned(), began: line, ended: line }));
+        let call =
+            |text: &str| Call { text: text.to_owned(), first_line: number, last_line: number };
+        if let Some(start) = text.strip_suffix("<unfinished ...>") {
+            unfinished.push((thread, call(start)));
         } else if text.starts_with("<...") {
-            let began = unfinished.iter().position(|(known, _)| *known == process).unwrap();
-            let (_, mut call) = unfinished.swap_remove(began);
+            let index = unfinished.iter().position(|(other, _)| *other == thread).unwrap();
+            let (_, mut call) = unfinished.swap_remove(index);
             call.text.push_str(text.split_once('>').unwrap().1);
-            calls.push(Call { ended: line, ..call });
+            call.last_line = number;
+            calls.push(call);
         } else {
-            calls.push(Call { text: text.to_owned(), began: line, ended: line });
+            calls.push(call(text));
         }
     }
     calls
 }
 
-/// Whether processes can be traced here. If not, it prints why the test is skipped; in CI it fails.
-fn may_trace() -> bool {
+/// Returns whether strace can trace processes here. If it cannot, prints that the test is skipped, or
+/// fails in CI.
+fn can_trace() -> bool {
     if is_missing("strace") {
         return false;
     }
-    let tried = Command::new("strace").args(["--output", "/dev/null", "true"]).output().unwrap();
-    let may = tried.status.success();
-    let said = String::from_utf8_lossy(&tried.stderr);
-    assert!(may || std::env::var_os("CI").is_none(), "CI must let processes be traced: {said}");
-    if !may {
-        println!("skipped: no process can be traced here: {said}");
+    let traced = Command::new("strace").args(["--output", "/dev/null", "true"]).output().unwrap();
+    let can_trace = traced.status.success();
+    let errors = String::from_utf8_lossy(&traced.stderr);
+    assert!(can_trace || std::env::var_os("CI").is_none(), "CI must allow tracing: {errors}");
+    if !can_trace {
+        println!("skipped: no process can be traced here: {errors}");
     }
-    may
+    can_trace
 }
 
-/// Waits until the trace is complete, since strace ends after the program, and reads it.
+/// Waits until the trace is complete, and reads it. strace ends after the program.
 fn read_trace(path: &Path) -> String {
     let started = std::time::Instant::now();
     loop {
         let trace = std::fs::read_to_string(path).unwrap();
-        let first = trace.split(' ').next().unwrap();
-        let last = format!("{first} ");
-        if trace.lines().any(|line| line.starts_with(&last) && line.ends_with("exited with 0 +++"))
-        {
+        // Each line begins with the id of its thread. The first is from the main thread.
+        let main_thread = trace.split(' ').next().unwrap();
+        let is_end = |line: &str| {
+            line.starts_with(&format!("{main_thread} ")) && line.ends_with("exited with 0 +++")
+        };
+        if trace.lines().any(is_end) {
             return trace;
         }
-        assert!(started.elapsed() < Duration::from_secs(20), "the trace has no end: {trace}");
+        assert!(started.elapsed() < Duration::from_secs(20), "the trace ends: {trace}");
         std::thread::yield_now();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_is_written_synced_named_and_its_folder_synced_before_the_answer() {
-    if !may_trace() {
+async fn a_picture_is_written_synced_renamed_and_its_folder_synced_before_the_answer() {
+    if !can_trace() {
         return;
     }
     let nvidia = FakeNvidia::healthy().await;
-    let upstream = nvidia.settings();
-    let settings: Vec<_> = upstream.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    // One stays in memory until it is saved, the other goes to a staging file.
+    let settings = nvidia.settings();
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    // The first stays in memory until it is saved. The second is larger and goes to a staging file.
     for picture in [ROCKET, HUBBLE] {
         let folder = tempfile::tempdir().unwrap();
         let trace = folder.path().join("trace");
-        let child = Child::start_traced(folder.path(), &settings, CALLS, &trace);
+        let child = Child::start_traced(folder.path(), &settings, SYSTEM_CALLS, &trace);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer = child.upload_request(&client, picture).send().await.unwrap();
         let answer: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
         assert_eq!(child.stop().0.code(), Some(0));
         let trace = read_trace(&trace);
-        let calls = calls(&trace);
-        let only = |names: &[&str], holds: &str| {
-            let mut found = calls.iter().filter(|call| call.is(names, holds));
-            let call = found.next().unwrap_or_else(|| panic!("no {names:?} of {holds}: {trace}"));
-            assert!(found.next().is_none(), "one {names:?} of {holds}: {trace}");
-            assert!(!call.text.contains(" = -1 "), "{call:?}");
-            call
+        let calls = parse_trace(&trace);
+        let only_call = |names: &[&str], part: &str| {
+            let found: Vec<_> = calls.iter().filter(|call| call.matches(names, part)).collect();
+            assert_eq!(found.len(), 1, "one call of {names:?} has {part}: {trace}");
+            assert!(!found[0].text.contains(" = -1 "), "the call succeeds: {found:?}");
+            found[0]
         };
 
         let path = answer["path"].as_str().unwrap();
-        let name = only(&["rename", "renameat", "renameat2"], path);
-        let staged = name.text.split('"').nth(1).unwrap();
+        let rename = only_call(&["rename", "renameat", "renameat2"], path);
+        let staging_path = rename.text.split('"').nth(1).unwrap();
+        // strace prints a file descriptor with its path, such as `9</path/of/file>`.
+        let staging_file = format!("{staging_path}>");
         let last_write = calls
             .iter()
-            .rfind(|call| call.is(&["write", "pwrite64", "writev"], &format!("{staged}>")))
+            .rfind(|call| call.matches(&["write", "pwrite64", "writev"], &staging_file))
             .unwrap();
-        let sync = only(&["fsync", "fdatasync"], &format!("{staged}>"));
-        let sync_folder = only(&["fsync", "fdatasync"], "/downloads>");
-        let answered = only(&["write", "writev", "sendto", "sendmsg"], "\"HTTP/1.1 200 OK");
-        for in_order in [last_write, sync, name, sync_folder, answered].windows(2) {
-            let [first, second] = in_order else { unreachable!() };
-            assert!(first.ended < second.began, "{first:?}, {second:?}");
+        let sync_file = only_call(&["fsync", "fdatasync"], &staging_file);
+        let sync_folder = only_call(&["fsync", "fdatasync"], "/downloads>");
+        let send = only_call(&["write", "writev", "sendto", "sendmsg"], "\"HTTP/1.1 200 OK");
+        for pair in [last_write, sync_file, rename, sync_folder, send].windows(2) {
+            let [earlier, later] = pair else { unreachable!() };
+            assert!(earlier.last_line < later.first_line, "{earlier:?}, {later:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Requests give back everything that they hold, however they end.
+//! Requests release their memory and permits, however they end.
 
-use std::{cell::RefCell, time::Duration};
+use std::{cell::Cell, time::Duration};
 
 use futures_util::{FutureExt, future::join_all, stream};
 use proptest::test_runner::{Config, TestRunner};
@@ -11,33 +11,33 @@ use crate::support::{
     form, post_head, tiny, try_picture_number,
 };
 
-/// The number of a picture that every sequence sends.
-const KNOWN: usize = 7;
+/// The number of the picture that [`Ending::Cached`] sends again and again.
+const CACHED_PICTURE: usize = 7;
 
 /// How a request ends.
 #[derive(Debug, Clone, Copy)]
 enum Ending {
-    /// These end with an embedding.
+    // These requests get an embedding.
     Uploaded,
     Base64,
     Fetched,
-    /// With the embedding of a picture that was sent before, or is sent twice at once.
     Cached,
+    /// Two requests for the same picture share one call to NVIDIA.
     Joined,
-    /// With an embedding, by way of a staging file.
+    /// The picture goes to a staging file.
     Large,
-    /// These are refused, each at a later stage.
+    // These requests are refused, each at a later stage than the one before.
     DeclaredTooLarge,
     TooLarge,
-    NoForm,
-    NoBase64,
+    InvalidForm,
+    InvalidBase64,
     NoPicture,
-    NotFetched,
+    DownloadFailed,
     RefusedByNvidia,
-    /// The client stalls, or leaves within the body or after it.
-    Slow,
-    LeftWithinBody,
-    LeftAfterBody,
+    // The clients of these requests stall, or close the connection.
+    Stalled,
+    ClosedWithinBody,
+    ClosedAfterBody,
 }
 
 const ENDINGS: [Ending; 16] = [
@@ -49,14 +49,14 @@ const ENDINGS: [Ending; 16] = [
     Ending::Large,
     Ending::DeclaredTooLarge,
     Ending::TooLarge,
-    Ending::NoForm,
-    Ending::NoBase64,
+    Ending::InvalidForm,
+    Ending::InvalidBase64,
     Ending::NoPicture,
-    Ending::NotFetched,
+    Ending::DownloadFailed,
     Ending::RefusedByNvidia,
-    Ending::Slow,
-    Ending::LeftWithinBody,
-    Ending::LeftAfterBody,
+    Ending::Stalled,
+    Ending::ClosedWithinBody,
+    Ending::ClosedAfterBody,
 ];
 
 struct Servers {
@@ -68,14 +68,14 @@ struct Servers {
 impl Servers {
     async fn start() -> Self {
         let picture_server = FakeServer::start(|request, _| match request.target.as_str() {
-            "/gone" => {
+            "/broken.jpg" => {
                 Reply::CloseAfter(b"HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\nshort".to_vec())
             }
             _ => Reply::new(200, &[], ROCKET),
         })
         .await;
         let nvidia = FakeNvidia::healthy_except(|request| match try_picture_number(request) {
-            Some(number) if number % 1000 == 400 => Some(Reply::status(400)),
+            Some(number) if is_refused(number) => Some(Reply::status(400)),
             Some(_) => Some(embedding().after(Duration::from_millis(20))),
             None => None,
         })
@@ -92,96 +92,120 @@ impl Servers {
         }
     }
 
-    /// Makes one request that ends in this way.
-    async fn end(&self, ending: Ending, n: usize) {
+    /// Makes a request that ends in this way. `n` is the number of the request.
+    async fn send_request(&self, ending: Ending, n: usize) {
         let (app, picture) = (&self.app, tiny(1000 * n));
-        let too_much = bytes::Bytes::from(vec![b'A'; 2_000_000]);
-        let base64 = || app.client.post(app.url("/vectorize-image-base64"));
+        let too_large = bytes::Bytes::from(vec![b'A'; 2_000_000]);
+        let post_base64 = || app.client.post(app.url("/vectorize-image-base64"));
         let status = |answer: Answer| answer.status;
-        let ended = match ending {
+        let is_as_expected = match ending {
             Ending::Uploaded => app.upload(&picture, "a.png").map(status).await == 200,
             Ending::Base64 => app.base64(&picture).map(status).await == 200,
             Ending::Fetched => {
                 app.by_url(&self.picture_server.url("/a.jpg")).map(status).await == 200
             }
-            Ending::Cached => app.upload(&tiny(KNOWN), "a.png").map(status).await == 200,
+            Ending::Cached => app.upload(&tiny(CACHED_PICTURE), "a.png").map(status).await == 200,
             Ending::Joined => {
                 let both = join_all([app.base64(&picture), app.base64(&picture)]).await;
                 both.iter().all(|answer| answer.status == 200)
             }
             Ending::Large => app.upload(HUBBLE, "a.jpg").map(status).await == 200,
-            Ending::DeclaredTooLarge => app.send(base64().body(too_much)).map(status).await == 413,
-            Ending::TooLarge => {
-                let frame = Ok::<_, std::io::Error>(http_body::Frame::data(too_much));
-                let body = http_body_util::StreamBody::new(stream::iter([frame]));
-                app.send(base64().body(reqwest::Body::wrap(body))).map(status).await == 413
+            Ending::DeclaredTooLarge => {
+                app.send(post_base64().body(too_large)).map(status).await == 413
             }
-            Ending::NoForm => {
+            Ending::TooLarge => {
+                let frame = Ok::<_, std::io::Error>(http_body::Frame::data(too_large));
+                let chunked = http_body_util::StreamBody::new(stream::iter([frame]));
+                let request = post_base64().body(reqwest::Body::wrap(chunked));
+                app.send(request).map(status).await == 413
+            }
+            Ending::InvalidForm => {
                 app.post("/vectorize-image-upload", FORM, "--x\r\n").map(status).await == 422
             }
-            Ending::NoBase64 => {
-                app.send(base64().body(r#"{"image_base64":"%%%%"}"#)).map(status).await == 400
+            Ending::InvalidBase64 => {
+                let request = post_base64().body(r#"{"image_base64":"%%%%"}"#);
+                app.send(request).map(status).await == 400
             }
             Ending::NoPicture => app.upload(b"no picture", "a.png").map(status).await == 415,
-            Ending::NotFetched => {
-                app.by_url(&self.picture_server.url("/gone")).map(status).await == 502
+            Ending::DownloadFailed => {
+                app.by_url(&self.picture_server.url("/broken.jpg")).map(status).await == 502
             }
             Ending::RefusedByNvidia => {
-                app.upload(&tiny(1000 * n + 400), "a.png").map(status).await >= 400
+                app.upload(&refused_picture(n), "a.png").map(status).await >= 400
             }
-            Ending::Slow => self.send_part(n, &form(HUBBLE)[..100_000], true).await.contains("408"),
-            Ending::LeftWithinBody => {
-                self.send_part(n, &form(HUBBLE)[..100_000], false).await.is_empty()
+            Ending::Stalled => {
+                let answer = self.send_part(n, &form(HUBBLE)[..100_000], 900_000, true).await;
+                answer.contains("408")
             }
-            Ending::LeftAfterBody => self.send_part(n, &form(&picture), false).await.is_empty(),
+            Ending::ClosedWithinBody => {
+                let answer = self.send_part(n, &form(HUBBLE)[..100_000], 900_000, false).await;
+                answer.is_empty()
+            }
+            Ending::ClosedAfterBody => {
+                let body = form(&picture);
+                self.send_part(n, &body, body.len(), false).await.is_empty()
+            }
         };
-        assert!(ended, "not {ending:?}");
+        assert!(is_as_expected, "the request ends as {ending:?}");
     }
 
-    /// Sends a part of an upload, then waits for the answer or leaves at once.
-    async fn send_part(&self, n: usize, part: &[u8], waits: bool) -> String {
+    /// Sends a part of an upload. Then waits for the answer, or closes the connection at once.
+    async fn send_part(
+        &self,
+        n: usize,
+        part: &[u8],
+        declared_length: usize,
+        waits_for_answer: bool,
+    ) -> String {
         let source = [127, 0, 0, 2 + (n % 3) as u8];
         let mut stream = connect_from(source, self.app.address).await.unwrap();
-        let length = if part.len() > 50_000 { 900_000 } else { part.len() };
-        let head = post_head("/vectorize-image-upload", length, "");
+        let head = post_head("/vectorize-image-upload", declared_length, "");
         stream.write_all(&head).await.unwrap();
         stream.write_all(part).await.unwrap();
         let mut answer = String::new();
-        if waits {
+        if waits_for_answer {
             stream.read_to_string(&mut answer).await.unwrap();
         }
         answer
     }
 }
 
+/// A picture that NVIDIA refuses, a different one for each number.
+fn refused_picture(n: usize) -> Vec<u8> {
+    tiny(1000 * n + 400)
+}
+
+/// Whether the picture with this number is a [`refused_picture`].
+fn is_refused(picture_number: usize) -> bool {
+    picture_number % 1000 == 400
+}
+
 #[test]
-fn after_any_requests_nothing_is_held_however_they_ended() {
+fn requests_release_their_memory_and_permits_however_they_end() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let servers = runtime.block_on(Servers::start());
-    let next = RefCell::new(0);
-    let sequences = proptest::collection::vec(proptest::sample::select(&ENDINGS[..]), 1..24);
-    // Failures are not stored: they depend on timing, so replaying them proves nothing.
-    let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
-    let mut all = ENDINGS.to_vec();
-    all.extend(ENDINGS);
-    let run = |sequence: Vec<Ending>| {
+    let request_count = Cell::new(0);
+    let run_concurrently = |endings: &[Ending]| {
         runtime.block_on(async {
-            join_all(sequence.into_iter().map(|ending| {
-                *next.borrow_mut() += 1;
-                servers.end(ending, *next.borrow())
+            join_all(endings.iter().map(|ending| {
+                request_count.update(|count| count + 1);
+                servers.send_request(*ending, request_count.get())
             }))
             .await;
-            let held = ["buffered_bytes", "pictures_at_work", "pictures_waiting"];
-            let is_free = |value: &dyn Fn(&str) -> f64| {
-                held.iter().all(|name| value(&format!("imagesvc_{name}")) == 0.0)
+            let gauges = ["buffered_bytes", "pictures_at_work", "pictures_waiting"];
+            let all_are_zero = |value: &dyn Fn(&str) -> f64| {
+                gauges.iter().all(|name| value(&format!("imagesvc_{name}")) == 0.0)
             };
-            servers.app.wait_for(is_free).await;
+            servers.app.wait_for(all_are_zero).await;
         });
     };
-    run(all);
-    let sequences = TestRunner::new(config).run(&sequences, |sequence| {
-        run(sequence);
+    run_concurrently(&[ENDINGS, ENDINGS].concat());
+    let random_endings = proptest::collection::vec(proptest::sample::select(&ENDINGS[..]), 1..24);
+    // Failures depend on timing, so it is useless to store and replay them.
+    let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
+    let result = TestRunner::new(config).run(&random_endings, |endings| {
+        run_concurrently(&endings);
         Ok(())
     });
-    sequences.unwrap();
+    result.unwrap();
 }

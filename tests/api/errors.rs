@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
 use crate::support::{
     FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, embedding, free_address,
     post_head,
 };
 
-/// An error in NVIDIA's format, with texts in it that clients must not see.
+/// An error in NVIDIA's format. Its texts must not reach clients.
 pub fn nvidia_error(status: u16) -> Reply {
     Reply::new(
         status,
@@ -19,9 +25,9 @@ pub fn nvidia_error(status: u16) -> Reply {
 }
 
 #[tokio::test]
-async fn a_redirect_of_nvidias_is_not_followed() {
-    let elsewhere = FakeServer::start(|_, _| embedding()).await;
-    let location = elsewhere.url("/");
+async fn a_redirect_from_nvidia_is_not_followed() {
+    let other_server = FakeServer::start(|_, _| embedding()).await;
+    let location = other_server.url("/");
     for status in [301, 302, 307, 308] {
         let nvidia =
             FakeNvidia::replying(vec![Reply::new(status, &[("location", &location)], "")]).await;
@@ -29,11 +35,11 @@ async fn a_redirect_of_nvidias_is_not_followed() {
         assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_unavailable");
         assert_eq!(nvidia.lines().len(), 1);
     }
-    assert!(elsewhere.received().is_empty());
+    assert!(other_server.received().is_empty());
 }
 
 #[tokio::test]
-async fn a_proxy_for_nvidia_is_used_if_it_is_set() {
+async fn the_proxy_for_nvidia_is_used_if_it_is_set() {
     let proxy = FakeNvidia::scripted(|_, _| embedding()).await;
     let app = TestApp::builder(&proxy)
         .setting("NVIDIA_PROXY", proxy.url("/"))
@@ -45,10 +51,10 @@ async fn a_proxy_for_nvidia_is_used_if_it_is_set() {
 }
 
 #[tokio::test]
-async fn a_nvidia_that_hangs_is_a_timeout() {
+async fn a_hanging_call_to_nvidia_is_a_timeout() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
-    for (name, time) in [("IMAGESVC_REQUEST_TIMEOUT", "1500ms"), ("NVIDIA_TIMEOUT", "20ms")] {
-        let app = TestApp::builder(&nvidia).setting(name, time).start().await;
+    for (name, timeout) in [("IMAGESVC_REQUEST_TIMEOUT", "1500ms"), ("NVIDIA_TIMEOUT", "20ms")] {
+        let app = TestApp::builder(&nvidia).setting(name, timeout).start().await;
         let problem =
             assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 504, "embedding_timeout");
         assert!(problem["saved_as"].is_string());
@@ -56,7 +62,7 @@ async fn a_nvidia_that_hangs_is_a_timeout() {
 }
 
 #[tokio::test]
-async fn a_nvidia_that_cannot_be_reached_is_unavailable() {
+async fn an_unreachable_nvidia_is_reported_as_unavailable() {
     let nvidia = FakeNvidia::healthy().await;
     let free = free_address().await;
     let app = TestApp::builder(&nvidia)
@@ -67,7 +73,7 @@ async fn a_nvidia_that_cannot_be_reached_is_unavailable() {
 }
 
 #[tokio::test]
-async fn a_disk_under_the_reserve_is_full_on_every_route() {
+async fn below_the_reserve_every_route_reports_a_full_disk() {
     let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MIN_FREE_BYTES", "900000000GiB").start().await;
@@ -88,7 +94,7 @@ async fn a_disk_under_the_reserve_is_full_on_every_route() {
 }
 
 #[tokio::test]
-async fn a_vanished_folder_is_a_storage_failure() {
+async fn a_vanished_folder_is_a_storage_error() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
@@ -106,7 +112,7 @@ async fn a_vanished_folder_is_a_storage_failure() {
 }
 
 #[tokio::test]
-async fn an_unknown_path_or_method_is_answered_with_the_right_one() {
+async fn an_unknown_path_is_a_404_and_a_wrong_method_is_a_405_with_allow() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for path in [
@@ -120,14 +126,10 @@ async fn an_unknown_path_or_method_is_answered_with_the_right_one() {
     ] {
         assert_problem(&app.get(path).await, 404, "not_found");
     }
-    for (path, allow) in [
-        ("/vectorize-image", "POST"),
-        ("/vectorize-image-upload", "POST"),
-        ("/vectorize-image-base64", "POST"),
-    ] {
+    for path in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let answer = app.get(path).await;
         assert_problem(&answer, 405, "method_not_allowed");
-        assert_eq!(answer.header("allow"), allow);
+        assert_eq!(answer.header("allow"), "POST");
     }
     let answer = app.post("/health", "text/plain", "").await;
     assert_problem(&answer, 405, "method_not_allowed");
@@ -138,13 +140,13 @@ async fn an_unknown_path_or_method_is_answered_with_the_right_one() {
 }
 
 #[tokio::test]
-async fn a_request_keeps_its_own_id_if_it_is_harmless() {
+async fn a_valid_request_id_is_returned_and_an_invalid_one_is_replaced() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    for (own, kept) in [("trace-1.a_B", true), ("a b", false), ("", false)] {
-        let answer =
-            app.send(app.client.get(app.url("/nothing")).header("x-request-id", own)).await;
-        assert_eq!(assert_problem(&answer, 404, "not_found")["request_id"] == own, kept, "{own}");
+    for (id, is_valid) in [("trace-1.a_B", true), ("a b", false), ("", false)] {
+        let answer = app.send(app.client.get(app.url("/nothing")).header("x-request-id", id)).await;
+        let problem = assert_problem(&answer, 404, "not_found");
+        assert_eq!(problem["request_id"] == id, is_valid, "{id:?}");
     }
 }
 
@@ -152,7 +154,7 @@ async fn a_request_keeps_its_own_id_if_it_is_harmless() {
 async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_BODY_TIMEOUT", "100ms").start().await;
-    for (path, start) in [
+    for (path, start_of_body) in [
         ("/vectorize-image", "{\"image_url\":"),
         ("/vectorize-image-base64", "{\"image_base64\":"),
         (
@@ -160,15 +162,11 @@ async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
             "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nabc",
         ),
     ] {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
+        let mut stream = TcpStream::connect(app.address).await.unwrap();
         stream.write_all(&post_head(path, 10_000, "")).await.unwrap();
-        stream.write_all(start.as_bytes()).await.unwrap();
+        stream.write_all(start_of_body.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
-        tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer))
-            .await
-            .unwrap()
-            .unwrap();
+        timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.unwrap().unwrap();
         let answer = String::from_utf8(answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
         assert!(answer.contains("content-type: application/problem+json"), "{answer}");

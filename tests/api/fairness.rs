@@ -1,4 +1,4 @@
-//! Fairness: whatever one network sends, another network is served.
+//! Fairness: one network's flood does not keep another network from being served.
 
 use std::time::Duration;
 
@@ -18,16 +18,16 @@ use crate::support::{
     post_head, tiny, variant,
 };
 
-/// The address of the clients that take too much.
+/// The source address of the clients that send too much.
 const FLOOD: [u8; 4] = [127, 0, 0, 2];
-/// The address of a client that must be served all the same.
+/// The source address of a client that must be served nevertheless.
 const OTHER: [u8; 4] = [127, 0, 0, 9];
 
-/// How long a prompt answer may take on a busy machine.
+/// How long an answer may take on a busy machine if it waits for no other client.
 const PROMPTLY: Duration = Duration::from_secs(5);
 
-/// Sends a good picture by each route from an address, and asserts that all are answered promptly.
-async fn assert_served(
+/// Sends a picture by each route from this source address. Asserts that each gets a vector promptly.
+async fn assert_served_promptly(
     app: &TestApp,
     picture_server: &FakeServer,
     source: [u8; 4],
@@ -46,8 +46,9 @@ async fn assert_served(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
-    const HEADERS: [(&str, usize); 6] = [
+async fn requests_that_send_only_a_head_block_no_other_client() {
+    /// Routes and the lengths that the requests declare.
+    const HEADS: [(&str, usize); 6] = [
         ("/vectorize-image-base64", 30_300_000),
         ("/vectorize-image-base64", 11_050_000),
         ("/vectorize-image-upload", 20 << 20),
@@ -58,20 +59,21 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
     let (nvidia, picture_server) = (FakeNvidia::healthy().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     let mut open: Vec<TcpStream> = Vec::new();
-    // As many connections as one address may have, less those of the good client at the same
-    // address; then the same from more addresses.
-    for (source, count) in [(1, 58), (2, 64), (3, 64), (4, 64)] {
+    // One address may have 64 connections. The first address leaves six of them unused, because it
+    // sends pictures as well.
+    for (last_byte, count) in [(1, 58), (2, 64), (3, 64), (4, 64)] {
         for n in 0..count {
-            let mut stream = connect_from([127, 0, 0, source], app.address).await.unwrap();
-            let (route, length) = HEADERS[n % HEADERS.len()];
+            let mut stream = connect_from([127, 0, 0, last_byte], app.address).await.unwrap();
+            let (route, length) = HEADS[n % HEADS.len()];
             stream.write_all(&post_head(route, length, "")).await.unwrap();
             open.push(stream);
         }
-        let waiting = open.len() as f64;
-        app.wait_for(|value| value("imagesvc_requests_in_flight") >= waiting + 1.0).await;
+        // The request for the metrics is in flight, too.
+        let in_flight = open.len() as f64 + 1.0;
+        app.wait_for(|value| value("imagesvc_requests_in_flight") >= in_flight).await;
         assert_eq!(metric(&app.get("/metrics").await.text(), "imagesvc_buffered_bytes"), 0.0);
         for source in [OTHER, [127, 0, 0, 1]] {
-            assert_served(&app, &picture_server, source, ROCKET).await;
+            assert_served_promptly(&app, &picture_server, source, ROCKET).await;
         }
     }
     let metrics = app.get("/metrics").await.text();
@@ -79,7 +81,7 @@ async fn headers_alone_keep_nobody_out_whatever_length_they_declare() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() {
+async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_network() {
     let (nvidia, picture_server) = (FakeNvidia::healthy().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "3MiB")
@@ -87,53 +89,57 @@ async fn a_network_that_sends_until_it_is_refused_leaves_room_for_another_one() 
         .may_fetch_from(&picture_server)
         .start()
         .await;
-    let body = vec![b' '; 4_000_000];
+    // The flood sends bodies that it does not finish, until one is refused.
+    let unfinished_body = vec![b' '; 4_000_000];
     let mut open = Vec::new();
     for round in 1.. {
-        assert!(round < 9, "the flood is never refused");
+        assert!(round < 9, "the service refuses the flood before its memory is full");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
         stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
-        // The service may close the connection of a refused client.
-        let _ = stream.write_all(&body).await;
+        // This fails if the service refuses the request and closes the connection.
+        let _ = stream.write_all(&unfinished_body).await;
         open.push(stream);
         let shed = "imagesvc_requests_shed_total{reason=\"memory\"}";
-        let taken = f64::from(round) * 4_000_000.0;
-        app.wait_for(|value| value("imagesvc_buffered_bytes") >= taken || value(shed) > 0.0).await;
+        let sent_bytes = f64::from(round) * 4_000_000.0;
+        app.wait_for(|value| value("imagesvc_buffered_bytes") >= sent_bytes || value(shed) > 0.0)
+            .await;
         if metric(&app.get("/metrics").await.text(), shed) > 0.0 {
             break;
         }
     }
     let refused = app.send_by(&client_from(FLOOD), app.base64_request(&vec![0; 2_700_000])).await;
     assert_problem(&refused, 503, "overloaded");
-    // A request whose declared length cannot fit is refused at its header.
+    // A request is refused before its body arrives if the declared length exceeds the free memory.
     let mut stream = connect_from(FLOOD, app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
     let mut status = [0; 12];
     timeout(PROMPTLY, stream.read_exact(&mut status)).await.unwrap().unwrap();
     assert_eq!(&status, b"HTTP/1.1 503");
-    // nearly as large as a picture may be
+    // This picture is nearly as large as IMAGESVC_MAX_IMAGE_BYTES allows.
     let large = noise_png(1000, 1000);
-    assert_served(&app, &picture_server, OTHER, &large).await;
+    assert_served_promptly(&app, &picture_server, OTHER, &large).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn received_bytes_count_as_long_as_they_are_in_memory() {
+    /// The service counts memory in steps of this many bytes.
     const STEP: f64 = 65_536.0;
     const BUFFERED: &str = "imagesvc_buffered_bytes";
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    // A body that is read as a whole, the header of a form's part, and undecoded Base64.
+    // The URL route buffers this as JSON, the upload route as the header of a form's part, and the
+    // Base64 route as text to decode.
+    let start_of_body = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         stream.write_all(&post_head(route, 60_000, "")).await.unwrap();
-        let part = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
-        stream.write_all(&part).await.unwrap();
+        stream.write_all(&start_of_body).await.unwrap();
         app.wait_for(|value| value(BUFFERED) == STEP).await;
         drop(stream);
         app.wait_for(|value| value(BUFFERED) == 0.0).await;
     }
-    // Beside the form's step, a small picture is in memory; a larger one moves to a file.
+    // The form takes one step. The picture is buffered while it is small, then moves to a file.
     let form = form(HUBBLE);
     let mut stream = TcpStream::connect(app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-upload", form.len(), "")).await.unwrap();
@@ -141,7 +147,7 @@ async fn received_bytes_count_as_long_as_they_are_in_memory() {
     app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
     stream.write_all(&form[100_000..200_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 2.0 * STEP).await;
-    // The body of the call to NVIDIA counts until both the request and the call have ended.
+    // The body of the call to NVIDIA counts until the call has ended, even if the client is gone.
     stream.write_all(&form[200_000..]).await.unwrap();
     nvidia.wait_for(1).await;
     app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;
@@ -153,64 +159,65 @@ async fn received_bytes_count_as_long_as_they_are_in_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_whose_pictures_are_at_work_leaves_room_for_another_one() {
+async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_network() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "8").start().await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
-    let mut flooding = FuturesUnordered::new();
+    let mut flood_uploads = FuturesUnordered::new();
     // The flood sends pictures one by one until one is refused.
     loop {
-        assert!(flooding.len() < 8, "the flood took everything");
-        let picture = tiny(flooding.len());
-        let at_work = flooding.len() as f64 + 1.0;
-        flooding.push(app.send_by(&flood, app.upload_request(&picture, "a.png")));
-        let arrived = app.wait_for(|value| value("imagesvc_pictures_at_work") >= at_work);
+        assert!(flood_uploads.len() < 8, "the flood is refused before it has all permits");
+        let picture = tiny(flood_uploads.len());
+        let expected = flood_uploads.len() as f64 + 1.0;
+        flood_uploads.push(app.send_by(&flood, app.upload_request(&picture, "a.png")));
+        let admitted = app.wait_for(|value| value("imagesvc_pictures_at_work") >= expected);
         tokio::select! {
-            refused = flooding.next() => {
+            refused = flood_uploads.next() => {
                 assert_problem(&refused.unwrap(), 503, "overloaded");
                 break;
             }
-            () = arrived => {}
+            () = admitted => {}
         }
     }
-    assert_eq!(flooding.len(), 6);
-    let mine = [tiny(100), tiny(101)];
-    let requests = mine.iter().map(|mine| app.upload_request(mine, "a.png"));
-    let served = join_all(requests.map(|request| app.send_by(&other, request)));
-    let opened = async {
+    assert_eq!(flood_uploads.len(), 6);
+    let pictures = [tiny(100), tiny(101)];
+    let requests = pictures.iter().map(|picture| app.upload_request(picture, "a.png"));
+    let other_uploads = join_all(requests.map(|request| app.send_by(&other, request)));
+    let release_replies = async {
         nvidia.wait_for(8).await;
         release.send(true).unwrap();
     };
-    for answer in tokio::join!(served, opened).0 {
+    let (answers, ()) = tokio::join!(other_uploads, release_replies);
+    for answer in answers {
         answer.vector();
     }
-    flooding.for_each(|answer| async move { drop(answer.vector()) }).await;
+    flood_uploads.for_each(|answer| async move { drop(answer.vector()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_does_not_wait_for_all_of_another_networks_flood() {
+async fn a_picture_does_not_wait_for_every_call_of_another_networks_flood() {
     let reply = embedding().after(Duration::from_millis(50));
     let nvidia = FakeNvidia::replying(vec![reply]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", "2").start().await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let pictures: Vec<_> = (0..50).map(tiny).collect();
-    let flooding =
+    let flood_uploads =
         pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.png")));
-    let beside = async {
+    let other_upload = async {
         app.wait_for(|value| value("imagesvc_pictures_waiting") >= 30.0).await;
         let picture = tiny(1000);
         app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
         let calls = nvidia.received();
-        let mine = calls.iter().position(|call| picture_number(call) == 1000).unwrap();
-        assert!(mine < 35, "{mine} calls came before it");
+        let earlier = calls.iter().position(|call| picture_number(call) == 1000).unwrap();
+        assert!(earlier < 35, "{earlier} calls came before the other network's");
     };
-    let (answers, ()) = tokio::join!(join_all(flooding), beside);
+    let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     answers.iter().for_each(|answer| drop(answer.vector()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture() {
+async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_network() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "8")
@@ -222,28 +229,32 @@ async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_ones_picture()
         .await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let pictures: Vec<_> = (0..60).map(tiny).collect();
-    let flooding =
+    let flood_uploads =
         pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.png")));
-    let beside = async {
-        // By now the flood has all the calls that it can get.
+    let other_upload = async {
+        // After the first refusal, all calls within the deadline are promised to the flood.
         let refused = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"503\"}";
         app.wait_for(|value| value(refused) >= 1.0).await;
         let picture = tiny(1000);
         app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
     };
-    let (answers, ()) = tokio::join!(join_all(flooding), beside);
+    let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     let served = answers.iter().filter(|answer| answer.status == 200).count();
-    assert!(served >= 20, "{served}: before the other came, the flood had most of the pace");
+    assert!(served >= 20, "the flood uses most of the pace while it is alone: {served} are served");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_that_must_be_decoded_does_not_wait_for_all_of_another_networks_flood() {
+async fn a_picture_does_not_wait_for_every_decode_of_another_networks_flood() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
-    let real = decoder_settings().program;
-    let slow =
-        format!("echo \"$5\" >> '{}'; sleep 0.1; exec '{}' \"$@\"", log.display(), real.display());
-    let program = fake_decoder(&folder, &slow);
+    let real_decoder = decoder_settings().program;
+    // Logs the picture's width, which is the fifth argument, and waits before it decodes.
+    let slow_decoder = format!(
+        "echo \"$5\" >> '{}'; sleep 0.1; exec '{}' \"$@\"",
+        log.display(),
+        real_decoder.display()
+    );
+    let program = fake_decoder(&folder, &slow_decoder);
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
@@ -254,20 +265,20 @@ async fn a_picture_that_must_be_decoded_does_not_wait_for_all_of_another_network
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let bmp = converted(&tiny(0), ImageFormat::Bmp);
     let pictures: Vec<_> = (0..30).map(|n| variant(&bmp, n)).collect();
-    let flooding =
+    let flood_uploads =
         pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.bmp")));
-    let widths = || std::fs::read_to_string(&log).unwrap_or_default();
-    let beside = async {
-        let (at_work, done) = ("imagesvc_pictures_at_work", "imagesvc_pictures_saved_total");
-        app.wait_for(|value| value(at_work) + value(done) >= 30.0).await;
-        let decoded = widths().lines().count();
-        assert!(decoded < 20, "{decoded}: the flood is over");
-        let picture = converted(ROCKET, ImageFormat::WebP);
+    let read_widths = || std::fs::read_to_string(&log).unwrap_or_default();
+    let other_upload = async {
+        let (at_work, saved) = ("imagesvc_pictures_at_work", "imagesvc_pictures_saved_total");
+        app.wait_for(|value| value(at_work) + value(saved) >= 30.0).await;
+        let decodes_before = read_widths().lines().count();
+        assert!(decodes_before < 20, "the flood still waits after {decodes_before} decodes");
+        let picture = converted(ROCKET, ImageFormat::WebP); // 640 pixels wide
         app.send_by(&other, app.upload_request(&picture, "a.webp")).await.vector();
-        let widths = widths();
-        let mine = widths.lines().position(|width| width == "640").unwrap();
-        assert!(mine <= decoded + 2, "of {widths:?} after {decoded}");
+        let widths = read_widths();
+        let earlier = widths.lines().position(|width| width == "640").unwrap();
+        assert!(earlier <= decodes_before + 2, "after {decodes_before} decodes: {widths:?}");
     };
-    let (answers, ()) = tokio::join!(join_all(flooding), beside);
+    let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     answers.iter().for_each(|answer| drop(answer.vector()));
 }

@@ -1,9 +1,9 @@
-//! If NVIDIA refuses an upload, the service shrinks the picture and sends it inline.
+//! If NVIDIA refuses an asset, the service falls back: it shrinks the picture and sends it inline.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,22 +17,24 @@ use crate::support::{
     variant,
 };
 
-/// The JPEG that an inference carries, and the length of its Base64 text.
-fn inline_picture(request: &Received) -> (RgbImage, usize) {
-    let sent = Inline::of(request);
-    assert_eq!(sent.media_type, "image/jpeg");
-    (sent.pixels(), sent.text_len)
+/// The JPEG in an inline inference, and the length of its Base64 text.
+fn inline_jpeg(request: &Received) -> (RgbImage, usize) {
+    let inline = Inline::of(request);
+    assert_eq!(inline.media_type, "image/jpeg");
+    (inline.pixels(), inline.text_len)
 }
 
+/// Whether this is an inference with the picture in its body. The body of an inference on an asset is
+/// short.
 fn is_inline(request: &Received) -> bool {
     request.line() == INFER && request.body.len() > 100
 }
 
-/// Asserts that a large picture is shrunk if NVIDIA replies so, and that the next one is shrunk at
-/// once.
-async fn assert_falls_back(at: &'static str, reply: Reply) {
+/// Lets NVIDIA give this reply to calls whose line starts with `call`. Asserts that the service
+/// shrinks the picture, and that it shrinks the next picture without trying an asset.
+async fn assert_falls_back(call: &'static str, reply: Reply) {
     let nvidia = FakeNvidia::healthy_except(move |request| {
-        (request.line().starts_with(at) && !is_inline(request)).then(|| reply.clone())
+        (request.line().starts_with(call) && !is_inline(request)).then(|| reply.clone())
     })
     .await;
     let app = TestApp::start(&nvidia).await;
@@ -43,19 +45,18 @@ async fn assert_falls_back(at: &'static str, reply: Reply) {
         (Some(1000), Some(872))
     );
 
-    // The deletion of the upload may come at any time.
-    let calls =
-        |requests: Vec<Received>| requests.into_iter().filter(|request| request.method != "DELETE");
-    let inline: Vec<_> = calls(nvidia.received()).filter(is_inline).collect();
+    // The call that deletes the asset may come at any time, so it is not counted.
+    let calls = || nvidia.received().into_iter().filter(|request| request.method != "DELETE");
+    let inline: Vec<_> = calls().filter(is_inline).collect();
     assert_eq!(inline.len(), 1, "{:?}", nvidia.lines());
-    let (picture, text) = inline_picture(&inline[0]);
-    assert!(text < 200_000);
+    let (picture, text_len) = inline_jpeg(&inline[0]);
+    assert!(text_len < 200_000);
     assert!(picture.width() <= 1024 && picture.height() <= 1024);
-    let before = calls(nvidia.received()).count();
+    let before = calls().count();
 
-    let again = app.upload(&variant(HUBBLE, 1), "hubble.jpg").await;
-    assert_eq!(again.prepared(), "shrunk");
-    assert_eq!(calls(nvidia.received()).count(), before + 1, "{:?}", nvidia.lines());
+    let next = app.upload(&variant(HUBBLE, 1), "hubble.jpg").await;
+    assert_eq!(next.prepared(), "shrunk");
+    assert_eq!(calls().count(), before + 1, "{:?}", nvidia.lines());
 }
 
 #[tokio::test]
@@ -66,7 +67,7 @@ async fn a_refused_create_call_falls_back() {
 }
 
 #[tokio::test]
-async fn a_create_call_whose_answer_makes_no_sense_falls_back() {
+async fn an_invalid_response_to_the_create_call_falls_back() {
     for body in [
         "",
         "{}",
@@ -79,7 +80,7 @@ async fn a_create_call_whose_answer_makes_no_sense_falls_back() {
 }
 
 #[tokio::test]
-async fn a_refused_upload_falls_back() {
+async fn a_refused_asset_falls_back() {
     for status in [400, 401, 403, 404, 411, 413, 429] {
         assert_falls_back("PUT ", Reply::status(status)).await;
     }
@@ -93,8 +94,8 @@ async fn a_refused_inference_falls_back() {
 }
 
 #[tokio::test]
-async fn a_fault_of_the_key_or_the_account_does_not_fall_back() {
-    for (at, status, code, expected) in [
+async fn an_error_of_the_key_or_the_account_does_not_fall_back() {
+    for (call, nvidias_status, code, status) in [
         (CREATE_ASSET, 401, "embedding_unauthorized", 502),
         (CREATE_ASSET, 402, "embedding_exhausted", 503),
         (INFER, 401, "embedding_unauthorized", 502),
@@ -102,17 +103,17 @@ async fn a_fault_of_the_key_or_the_account_does_not_fall_back() {
         (INFER, 402, "embedding_exhausted", 503),
     ] {
         let nvidia = FakeNvidia::healthy_except(move |request| {
-            (request.line() == at).then(|| Reply::status(status))
+            (request.line() == call).then(|| Reply::status(nvidias_status))
         })
         .await;
         let app = TestApp::start(&nvidia).await;
-        assert_problem(&app.upload(HUBBLE, "hubble.jpg").await, expected, code);
+        assert_problem(&app.upload(HUBBLE, "hubble.jpg").await, status, code);
         assert!(!nvidia.received().iter().any(is_inline));
     }
 }
 
 #[tokio::test]
-async fn a_rate_limit_on_the_create_call_is_retried_and_not_taken_for_a_refusal() {
+async fn a_rate_limited_create_call_is_retried_and_does_not_fall_back() {
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.line() == CREATE_ASSET).then(|| Reply::status(429))
     })
@@ -123,7 +124,7 @@ async fn a_rate_limit_on_the_create_call_is_retried_and_not_taken_for_a_refusal(
 }
 
 #[tokio::test]
-async fn the_refusal_is_forgotten_after_a_while() {
+async fn assets_are_tried_again_some_time_after_a_refusal() {
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.line() == CREATE_ASSET).then(|| Reply::status(404))
     })
@@ -141,32 +142,31 @@ async fn the_refusal_is_forgotten_after_a_while() {
 }
 
 #[tokio::test]
-async fn with_shrink_no_upload_is_tried() {
+async fn with_large_images_set_to_shrink_no_asset_is_created() {
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     assert_eq!(nvidia.lines(), [INFER]);
-    let (picture, _) = inline_picture(&nvidia.received()[0]);
+    let (picture, _) = inline_jpeg(&nvidia.received()[0]);
     let (width, height) = picture.dimensions();
-    assert!(width <= 1000 && width > height, "the proportions stay");
+    assert!(width <= 1000 && width > height, "the picture stays wider than high");
 }
 
 #[tokio::test]
 async fn a_large_picture_that_cannot_be_decoded_cannot_be_shrunk() {
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    let mut broken = CHELSEA.to_vec();
-    broken[1000..5000].fill(0);
+    let mut damaged = CHELSEA.to_vec();
+    damaged[1000..5000].fill(0);
     let problem =
-        assert_problem(&app.upload(&broken, "broken.png").await, 415, "unsupported_image");
+        assert_problem(&app.upload(&damaged, "damaged.png").await, 415, "unsupported_image");
     assert!(problem.get("saved_as").is_none());
     assert!(app.saved().is_empty());
     assert!(nvidia.received().is_empty());
 }
 
 #[tokio::test]
-async fn a_picture_that_nvidia_refuses_both_ways_does_not_disable_uploads() {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+async fn a_picture_refused_as_an_asset_and_inline_does_not_disable_assets() {
     let inferences = AtomicUsize::new(0);
     let nvidia = FakeNvidia::healthy_except(move |request| {
         (request.line() == INFER && inferences.fetch_add(1, Ordering::Relaxed) < 2)
@@ -179,10 +179,11 @@ async fn a_picture_that_nvidia_refuses_both_ways_does_not_disable_uploads() {
 }
 
 #[tokio::test]
-async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
+async fn a_picture_that_is_encoded_twice_releases_its_memory_in_between() {
     let bmp = converted(&noise_png(500, 500), image_rs::ImageFormat::Bmp);
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
-    // Each of the two renderings takes all of the memory.
+    // The picture is first re-encoded, which is too large to send inline, and then shrunk. Each takes
+    // all of the decode memory.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB")
@@ -193,11 +194,11 @@ async fn a_picture_that_is_encoded_twice_does_not_wait_for_its_own_memory() {
 }
 
 #[tokio::test]
-async fn a_picture_shrunk_because_uploads_failed_is_uploaded_once_they_work_again() {
-    let works = Arc::new(AtomicBool::new(false));
-    let switch = Arc::clone(&works);
+async fn a_picture_shrunk_during_an_outage_is_sent_as_an_asset_after_it() {
+    let is_outage = Arc::new(AtomicBool::new(true));
+    let fails = Arc::clone(&is_outage);
     let nvidia = FakeNvidia::healthy_except(move |request| {
-        let fails = request.line() == CREATE_ASSET && !switch.load(Ordering::Relaxed);
+        let fails = request.line() == CREATE_ASSET && fails.load(Ordering::Relaxed);
         fails.then(|| Reply::status(503))
     })
     .await;
@@ -206,20 +207,20 @@ async fn a_picture_shrunk_because_uploads_failed_is_uploaded_once_they_work_agai
         .start()
         .await;
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "shrunk");
-    works.store(true, Ordering::Relaxed);
+    is_outage.store(false, Ordering::Relaxed);
     let started = Instant::now();
     while app.upload(HUBBLE, "a.jpg").await.prepared() == "shrunk" {
-        assert!(started.elapsed() < Duration::from_secs(10), "uploads are never tried again");
+        assert!(started.elapsed() < Duration::from_secs(10), "assets are tried again");
     }
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.header("x-cache"), "hit");
 
-    // After a restart the service does not know of the fault.
-    works.store(false, Ordering::Relaxed);
+    // The service does not remember the outage after a restart.
+    is_outage.store(true, Ordering::Relaxed);
     let app = TestApp::start(&nvidia).await;
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "shrunk");
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.header("x-cache"), "hit");
     let folder = app.stop().await;
-    works.store(true, Ordering::Relaxed);
+    is_outage.store(false, Ordering::Relaxed);
     let app = TestApp::builder(&nvidia).folder(folder).start().await;
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "original");
 }

@@ -1,5 +1,5 @@
-//! Bodies must end where both sides think they do, and have no coding that the service does not
-//! decode.
+//! The service refuses requests if the end of the body is ambiguous, or if the body has a coding that
+//! the service does not decode.
 
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -14,22 +14,23 @@ async fn a_refused_head_is_logged_and_counted() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[]);
-    for (id, hosts, more) in [
+    for (id, hosts, framing) in [
         ("no-host", &[][..], ""),
         ("gzip", &["x"][..], "content-length: 1\r\ncontent-encoding: gzip\r\n"),
         ("chunks", &["x"], "transfer-encoding: gzip, chunked\r\n"),
     ] {
-        let more = format!("x-request-id: {id}\r\nconnection: close\r\n{more}");
-        let mut head = raw_request("POST /vectorize-image HTTP/1.1", hosts, &more);
-        head.extend(b"0\r\n\r\n");
-        assert_eq!(parse_answer(&exchange(child.address, &head).await).header("x-request-id"), id);
+        let headers = format!("x-request-id: {id}\r\nconnection: close\r\n{framing}");
+        let mut request = raw_request("POST /vectorize-image HTTP/1.1", hosts, &headers);
+        request.extend(b"0\r\n\r\n");
+        let answer = parse_answer(&exchange(child.address, &request).await);
+        assert_eq!(answer.header("x-request-id"), id);
     }
     let metrics = reqwest::get(child.url("/metrics")).await.unwrap().text().await.unwrap();
     for status in [400, 415, 501] {
-        let counted = format!(
+        let sample = format!(
             "imagesvc_requests_total{{route=\"/vectorize-image\",status=\"{status}\"}} 1\n"
         );
-        assert!(metrics.contains(&counted), "{metrics}");
+        assert!(metrics.contains(&sample), "{metrics}");
     }
     let (_, log) = child.stop();
     let events: Vec<Value> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -38,44 +39,48 @@ async fn a_refused_head_is_logged_and_counted() {
         ("gzip", 415, "unsupported_content_encoding"),
         ("chunks", 501, "unsupported_transfer_encoding"),
     ] {
-        let lines: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
-        assert_eq!(lines.len(), 1, "{id}");
-        assert_eq!((&lines[0]["status"], &lines[0]["code"]), (&status.into(), &code.into()));
-        assert_eq!(lines[0]["level"], "INFO", "it is the client's fault");
+        let found: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
+        assert_eq!(found.len(), 1, "{id} is logged once");
+        assert_eq!((&found[0]["status"], &found[0]["code"]), (&status.into(), &code.into()));
+        assert_eq!(found[0]["level"], "INFO", "a client's mistake is no warning");
     }
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_refused_by_its_head_with_advice() {
+async fn a_compressed_body_is_refused_by_its_head() {
     let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1").start().await;
     for path in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
         for codings in [&["gzip"][..], &["GZIP"], &["br"], &["identity, zstd"], &["identity", "x"]]
         {
-            let post = app.client.post(app.url(path)).body("{}");
-            let post =
-                codings.iter().fold(post, |post, coding| post.header("content-encoding", *coding));
-            let answer = app.send(post).await;
+            let mut request = app.client.post(app.url(path)).body("{}");
+            for coding in codings {
+                request = request.header("content-encoding", *coding);
+            }
+            let answer = app.send(request).await;
             let problem = assert_problem(&answer, 415, "unsupported_content_encoding");
             assert_eq!(answer.header("accept-encoding"), "identity");
             let detail = problem["detail"].as_str().unwrap();
-            let named = format!("Content-Encoding: {},", codings.join(", "));
-            assert!(detail.contains(&named) && detail.contains("send it uncompressed"), "{detail}");
+            let header = format!("Content-Encoding: {},", codings.join(", "));
+            assert!(
+                detail.contains(&header) && detail.contains("send it uncompressed"),
+                "{detail}"
+            );
         }
     }
     assert!(app.saved().is_empty() && nvidia.count() == 0);
-    // `identity` names no coding, and the refused requests did not count for the rate limit.
+    // `identity` means no coding. The refused requests have not used up the rate limit of one.
     let upload =
         app.upload_request(ROCKET, "a.jpg").header("content-encoding", "identity, ,Identity");
     app.send(upload.header("content-encoding", "")).await.vector();
-    // Without a body there is nothing to decode.
+    // The header has no effect on a request without a body.
     let health = app.client.get(app.url("/health")).header("content-encoding", "gzip");
     assert_eq!(app.send(health).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_sends_everything_first_sees_why_its_head_was_refused() {
+async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_head() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = vec![b'x'; 5 << 20];
@@ -106,14 +111,15 @@ async fn a_client_that_sends_everything_first_sees_why_its_head_was_refused() {
         ),
     ] {
         for round in 0..20 {
-            // Half of the clients announce `Expect`, but send their body after the final answer.
-            let expects = round % 2 == 0;
-            let expect = if expects { "expect: 100-continue\r\n" } else { "" };
-            let more = format!("{framing}{expect}connection: close\r\n");
-            let head = raw_request("POST /vectorize-image-base64 HTTP/1.1", hosts, &more);
+            // Every second client sends `Expect`, and still sends its body after the final answer.
+            let sends_expect = round % 2 == 0;
+            let expect = if sends_expect { "expect: 100-continue\r\n" } else { "" };
+            let headers = format!("{framing}{expect}connection: close\r\n");
+            let head = raw_request("POST /vectorize-image-base64 HTTP/1.1", hosts, &headers);
             let mut stream = TcpStream::connect(app.address).await.unwrap();
             stream.write_all(&head).await.unwrap();
-            if expects {
+            if sends_expect {
+                // Waits for the answer.
                 stream.readable().await.unwrap();
             }
             for piece in body.chunks(64 * 1024) {
@@ -125,22 +131,22 @@ async fn a_client_that_sends_everything_first_sees_why_its_head_was_refused() {
 }
 
 #[tokio::test]
-async fn a_compressed_body_does_not_cost_its_connection() {
+async fn the_connection_stays_open_after_a_refused_compressed_body() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = vec![b'x'; 5 << 20];
-    let more = format!("content-encoding: gzip\r\ncontent-length: {}\r\n", body.len());
-    let mut sent = raw_request("POST /vectorize-image HTTP/1.1", &["x"], &more);
-    sent.extend(&body);
-    sent.extend(raw_request("GET /health HTTP/1.1", &["x"], "connection: close\r\n"));
-    let answers = exchange(app.address, &sent).await;
+    let headers = format!("content-encoding: gzip\r\ncontent-length: {}\r\n", body.len());
+    let mut requests = raw_request("POST /vectorize-image HTTP/1.1", &["x"], &headers);
+    requests.extend(&body);
+    requests.extend(raw_request("GET /health HTTP/1.1", &["x"], "connection: close\r\n"));
+    let answers = exchange(app.address, &requests).await;
     let (refused, health) = answers.split_at(answers.rfind("HTTP/1.1 ").unwrap());
     assert_problem(&parse_answer(refused), 415, "unsupported_content_encoding");
     assert_eq!(parse_answer(health).status, 200);
 }
 
 #[tokio::test]
-async fn a_transfer_coding_other_than_chunked_is_refused_and_nothing_is_smuggled_behind_it() {
+async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for codings in [
@@ -152,34 +158,34 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_nothing_is_smuggled
         &[", chunked"],
         &["x;a=\",\"chunked,chunked"],
     ] {
-        let lines: String =
+        let headers: String =
             codings.iter().map(|coding| format!("transfer-encoding: {coding}\r\n")).collect();
-        // A parser that mistakes the body's end finds a request in it or behind it.
-        let chunk = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n{SMUGGLED}", SMUGGLED.len());
+        // A parser that mistakes where the body ends finds a request in the body or behind it.
+        let body = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n{SMUGGLED}", SMUGGLED.len());
         for path in ["/vectorize-image-upload", "/health"] {
-            let mut sent = raw_request(&format!("POST {path} HTTP/1.1"), &["x"], &lines);
-            sent.extend(chunk.as_bytes());
-            let answer = parse_answer(&exchange(app.address, &sent).await);
+            let mut request = raw_request(&format!("POST {path} HTTP/1.1"), &["x"], &headers);
+            request.extend(body.as_bytes());
+            let answer = parse_answer(&exchange(app.address, &request).await);
             let problem = assert_problem(&answer, 501, "unsupported_transfer_encoding");
             assert_eq!(answer.header("connection"), "close");
             let detail = problem["detail"].as_str().unwrap();
             assert!(detail.contains("with a Content-Length"), "{detail}");
         }
     }
-    let body = form(ROCKET);
-    let head =
+    let form = form(ROCKET);
+    let headers =
         format!("content-type: {FORM}\r\ntransfer-encoding: Chunked\r\nconnection: close\r\n");
-    let mut sent = raw_request("POST /vectorize-image-upload HTTP/1.1", &["x"], &head);
-    sent.extend(format!("{:x}\r\n", body.len()).as_bytes());
-    sent.extend([&body[..], b"\r\n0\r\n\r\n"].concat());
-    assert!(exchange(app.address, &sent).await.starts_with("HTTP/1.1 200 OK"));
+    let mut accepted = raw_request("POST /vectorize-image-upload HTTP/1.1", &["x"], &headers);
+    accepted.extend(format!("{:x}\r\n", form.len()).as_bytes());
+    accepted.extend([&form[..], b"\r\n0\r\n\r\n"].concat());
+    assert!(exchange(app.address, &accepted).await.starts_with("HTTP/1.1 200 OK"));
 }
 
 #[tokio::test]
-async fn a_body_without_a_clear_end_is_a_bare_400_and_closes_the_connection() {
+async fn a_body_with_an_ambiguous_end_is_a_bare_400_and_closes_the_connection() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let large = "x".repeat(1 << 20);
+    let rest = "x".repeat(1 << 20);
     for (version, framing) in [
         ("1.1", "transfer-encoding: gzip"),
         ("1.1", "transfer-encoding: identity"),
@@ -204,14 +210,14 @@ async fn a_body_without_a_clear_end_is_a_bare_400_and_closes_the_connection() {
     ] {
         let line = format!("POST /health HTTP/{version}");
         let head = raw_request(&line, &["x"], &format!("{framing}\r\n"));
-        let sent = [&head[..], SMUGGLED.as_bytes(), large.as_bytes()].concat();
-        let answer = parse_answer(&exchange(app.address, &sent).await);
+        let request = [&head[..], SMUGGLED.as_bytes(), rest.as_bytes()].concat();
+        let answer = parse_answer(&exchange(app.address, &request).await);
         assert_eq!((answer.status, answer.text().as_str()), (400, ""), "{version} {framing}");
     }
 }
 
 #[tokio::test]
-async fn beside_chunks_a_length_is_ignored_and_the_connection_closes() {
+async fn with_chunks_the_content_length_is_ignored_and_the_connection_closes() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for framing in [
@@ -219,10 +225,10 @@ async fn beside_chunks_a_length_is_ignored_and_the_connection_closes() {
         "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
         "transfer-encoding: chunked\r\ncontent-length: 5\r\ncontent-length: 6\r\n",
     ] {
-        // A parser that believes the length finds a request behind the five bytes.
-        let mut sent = raw_request("POST /nothing HTTP/1.1", &["x"], framing);
-        sent.extend(format!("0\r\n\r\n{SMUGGLED}").as_bytes());
-        let answer = parse_answer(&exchange(app.address, &sent).await);
+        // A parser that uses the length finds a request behind the five bytes `0\r\n\r\n`.
+        let mut request = raw_request("POST /nothing HTTP/1.1", &["x"], framing);
+        request.extend(format!("0\r\n\r\n{SMUGGLED}").as_bytes());
+        let answer = parse_answer(&exchange(app.address, &request).await);
         assert_problem(&answer, 404, "not_found");
     }
 }

@@ -1,4 +1,4 @@
-//! Random and mutated requests are answered, and never with a 500.
+//! The service answers random and mutated requests, and never with a 500.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -6,14 +6,14 @@ use tokio::runtime::Runtime;
 
 use crate::support::{Answer, FORM, FakeNvidia, TestApp};
 
-/// A GIF of one pixel.
+/// A GIF picture of one pixel.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
 
-/// Sends random inputs to one service, and checks each answer.
-#[allow(clippy::needless_pass_by_value, reason = "closures read better that way")]
-fn check<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Answer) {
+/// Sends random inputs to a service, and asserts that each is answered.
+#[allow(clippy::needless_pass_by_value, reason = "callers need no `&`")]
+fn assert_answered<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Answer) {
     let runtime = Runtime::new().unwrap();
-    // No name resolves, so that random URLs cannot make the service connect anywhere.
+    // No host name resolves, so that random URLs cannot make the service connect anywhere.
     let (_nvidia, app) = runtime.block_on(async {
         let nvidia = FakeNvidia::healthy().await;
         let app = TestApp::builder(&nvidia)
@@ -27,7 +27,7 @@ fn check<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Ans
         failure_persistence: None,
         ..ProptestConfig::default()
     });
-    let outcome = runner.run(&strategy, |input| {
+    let result = runner.run(&strategy, |input| {
         let answer = runtime.block_on(send(&app, input));
         prop_assert!(
             answer.status == 200 || (400..500).contains(&answer.status) || answer.status == 502,
@@ -39,10 +39,18 @@ fn check<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Ans
         }
         Ok(())
     });
-    outcome.unwrap_or_else(|error| panic!("{error}"));
+    result.unwrap_or_else(|error| panic!("{error}"));
 }
 
-fn good_bodies() -> [Vec<u8>; 3] {
+/// The routes that take pictures, with their content types.
+const ROUTES: [(&str, &str); 3] = [
+    ("/vectorize-image-base64", "application/json"),
+    ("/vectorize-image", "application/json"),
+    ("/vectorize-image-upload", FORM),
+];
+
+/// A valid body for each of [`ROUTES`].
+fn valid_bodies() -> [Vec<u8>; 3] {
     let text = BASE64_STANDARD.encode(PIXEL);
     [
         format!(r#"{{"image_base64": "{text}", "filename": "a.gif"}}"#).into_bytes(),
@@ -56,15 +64,9 @@ fn good_bodies() -> [Vec<u8>; 3] {
     ]
 }
 
-const ROUTES: [(&str, &str); 3] = [
-    ("/vectorize-image-base64", "application/json"),
-    ("/vectorize-image", "application/json"),
-    ("/vectorize-image-upload", FORM),
-];
-
 #[test]
 fn random_bytes_are_answered() {
-    check(
+    assert_answered(
         (0..3usize, proptest::collection::vec(any::<u8>(), 0..300)),
         async |app, (route, body)| {
             let (path, content_type) = ROUTES[route];
@@ -77,14 +79,14 @@ fn random_bytes_are_answered() {
 fn mutations_of_good_requests_are_answered() {
     let mutation =
         (any::<prop::sample::Index>(), 0..4usize, proptest::collection::vec(any::<u8>(), 0..8));
-    check(
+    assert_answered(
         (0..3usize, proptest::collection::vec(mutation, 1..5)),
         async |app, (route, mutations)| {
-            let mut body = good_bodies()[route].clone();
-            for (at, removed, inserted) in mutations {
-                let at = at.index(body.len() + 1);
-                let end = (at + removed).min(body.len());
-                body.splice(at..end, inserted);
+            let mut body = valid_bodies()[route].clone();
+            for (start, removed_len, inserted) in mutations {
+                let start = start.index(body.len() + 1);
+                let end = (start + removed_len).min(body.len());
+                body.splice(start..end, inserted);
             }
             let (path, content_type) = ROUTES[route];
             app.post(path, content_type, body).await
@@ -93,10 +95,11 @@ fn mutations_of_good_requests_are_answered() {
 }
 
 #[test]
-fn any_text_as_an_address_or_a_name_is_answered() {
-    check((any::<String>(), any::<String>()), async |app, (address, name)| {
-        let answer = app.by_url(&address).await;
+fn any_text_as_a_url_or_a_file_name_is_answered() {
+    assert_answered((any::<String>(), any::<String>()), async |app, (url, name)| {
+        let answer = app.by_url(&url).await;
         if ![400, 403, 502].contains(&answer.status) {
+            // `assert_answered` judges any other answer.
             return answer;
         }
         let body =
@@ -107,21 +110,21 @@ fn any_text_as_an_address_or_a_name_is_answered() {
 
 #[test]
 fn any_content_type_is_answered() {
-    check(("[ -~]{0,40}", 0..3usize), async |app, (rest, route)| {
-        let content_type = format!("multipart/form-data{rest}");
-        app.post(ROUTES[route].0, &content_type, good_bodies()[2].clone()).await
+    assert_answered(("[ -~]{0,40}", 0..3usize), async |app, (parameters, route)| {
+        let content_type = format!("multipart/form-data{parameters}");
+        app.post(ROUTES[route].0, &content_type, valid_bodies()[2].clone()).await
     });
 }
 
 #[tokio::test]
-async fn odd_json_is_answered() {
+async fn unusual_json_is_answered() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let deep = |open: &str, close: &str| format!("{}{}", open.repeat(9000), close.repeat(9000));
+    let nested = |open: &str, close: &str| format!("{}{}", open.repeat(9000), close.repeat(9000));
     for body in [
-        format!(r#"{{"image_url": {}}}"#, deep("[", "]")),
-        format!(r#"{{"other": {}, "image_url": 1}}"#, deep("[", "]")),
-        deep(r#"{"a":"#, "}"),
+        format!(r#"{{"image_url": {}}}"#, nested("[", "]")),
+        format!(r#"{{"other": {}, "image_url": 1}}"#, nested("[", "]")),
+        nested(r#"{"a":"#, "}"),
         format!(r#"{{"image_url": {}}}"#, "9".repeat(60_000)),
         r#"{"image_url": 1e999999999}"#.into(),
         r#"{"image_url": "a", "image_url": "b"}"#.into(),

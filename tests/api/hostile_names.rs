@@ -1,5 +1,6 @@
-//! Hostile file names and request ids reach no path, no header and no line of the log.
+//! Hostile file names and request ids reach no path, no header and no log line.
 
+use ::base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use crate::support::{Child, FORM, FakeNvidia, ROCKET, nvidia_api::KEY};
@@ -10,10 +11,7 @@ async fn hostile_names_and_ids_reach_no_path_header_or_log_line() {
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_LOG", "trace")]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let text = {
-        use ::base64::{Engine, prelude::BASE64_STANDARD};
-        BASE64_STANDARD.encode(ROCKET)
-    };
+    let text = BASE64_STANDARD.encode(ROCKET);
     let names = [
         "../../etc/planted".to_owned(),
         "/etc/planted".into(),
@@ -33,11 +31,11 @@ async fn hostile_names_and_ids_reach_no_path_header_or_log_line() {
         assert_eq!(answer.status(), 200);
         assert!(!format!("{:?}", answer.headers()).contains("planted"));
         let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
-        let given_back = answer["original_filename"].as_str().unwrap();
-        assert!(given_back.starts_with(&name[..2]) && given_back.chars().count() <= 255);
-        assert!(!given_back.chars().any(|c| c.is_control() || c == '\u{202e}'), "{given_back:?}");
+        let returned = answer["original_filename"].as_str().unwrap();
+        assert!(returned.starts_with(&name[..2]) && returned.chars().count() <= 255);
+        assert!(!returned.chars().any(|c| c.is_control() || c == '\u{202e}'), "{returned:?}");
 
-        // The same name in the header of a part, without the characters that a header cannot hold.
+        // The same name in the header of a form's part, without the characters that would end it.
         let name: String =
             name.chars().filter(|c| !matches!(c, '\0' | '\r' | '\n' | '"' | '\\')).collect();
         let head = format!(
@@ -59,18 +57,17 @@ async fn hostile_names_and_ids_reach_no_path_header_or_log_line() {
     let files: Vec<_> =
         files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     assert!(!files.is_empty());
-    assert!(
-        files
-            .iter()
-            .all(|name| name.starts_with('.') || (name.len() == 40 && name.ends_with(".jpg"))),
-        "{files:?}"
-    );
+    // A picture is named by a UUID, which has 36 characters.
+    let is_hidden = |name: &str| name.starts_with('.');
+    let is_picture = |name: &str| name.len() == 40 && name.ends_with(".jpg");
+    assert!(files.iter().all(|name| is_hidden(name) || is_picture(name)), "{files:?}");
     for received in nvidia.received() {
+        // The test's key for NVIDIA contains the word, too.
         let headers = format!("{:?}", received.headers).replace(KEY, "");
         assert!(!headers.contains("planted"), "{headers}");
     }
     let (_, log) = child.stop();
-    assert!(log.len() > 20);
+    assert!(log.len() > 20, "the log is at the trace level");
     for line in log {
         assert!(serde_json::from_str::<Value>(&line).is_ok(), "{line}");
         assert!(!line.contains("planted"), "{line}");

@@ -1,11 +1,11 @@
-//! HTTP/1.1 requires exactly one valid host in each request.
+//! A request over HTTP/1.1 must have exactly one valid `Host` (RFC 9112, section 3.2).
 
 use crate::support::{
     FakeNvidia, SMUGGLED, TestApp, assert_problem, exchange, parse_answer, raw_request,
 };
 
 #[tokio::test]
-async fn every_route_wants_exactly_one_valid_host() {
+async fn every_route_requires_exactly_one_valid_host() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_API_KEYS", "k-1")
@@ -13,7 +13,7 @@ async fn every_route_wants_exactly_one_valid_host() {
         .start()
         .await;
     let preflight = "origin: https://app.example.com\r\naccess-control-request-method: POST\r\n";
-    for (route, more) in [
+    for (route, headers) in [
         ("GET /", ""),
         ("GET /health", ""),
         ("GET /ready", ""),
@@ -43,7 +43,7 @@ async fn every_route_wants_exactly_one_valid_host() {
             &["[::1"],
             &["b\u{fc}cher.example"],
         ] {
-            let head = raw_request(&format!("{route} HTTP/1.1"), hosts, more);
+            let head = raw_request(&format!("{route} HTTP/1.1"), hosts, headers);
             let answer = parse_answer(&exchange(app.address, &head).await);
             assert_problem(&answer, 400, "invalid_host");
             assert_eq!(answer.header("connection"), "close");
@@ -73,26 +73,27 @@ async fn valid_hosts_are_accepted_and_http_1_0_needs_none() {
 async fn a_request_behind_an_invalid_host_is_not_answered() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let two = raw_request("GET /health HTTP/1.1", &["x", "evil.example"], "");
-    let requests = [&two[..], SMUGGLED.as_bytes()].concat();
-    let answers = exchange(app.address, &requests).await;
-    assert_problem(&parse_answer(&answers), 400, "invalid_host");
+    let two_hosts = raw_request("GET /health HTTP/1.1", &["x", "evil.example"], "");
+    let requests = [&two_hosts[..], SMUGGLED.as_bytes()].concat();
+    let only_answer = parse_answer(&exchange(app.address, &requests).await);
+    assert_problem(&only_answer, 400, "invalid_host");
 }
 
 #[tokio::test]
 async fn a_host_in_the_request_line_overrides_the_header() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let ask = async |target: &str, host: &str| {
-        let line = format!("POST {target}/vectorize-image HTTP/1.1");
-        let more = "sec-fetch-site: same-origin\r\nconnection: close\r\ncontent-length: 0\r\n";
-        parse_answer(&exchange(app.address, &raw_request(&line, &[host], more)).await)
+    let post = async |origin: &str, host: &str| {
+        let line = format!("POST {origin}/vectorize-image HTTP/1.1");
+        let headers = "sec-fetch-site: same-origin\r\nconnection: close\r\ncontent-length: 0\r\n";
+        parse_answer(&exchange(app.address, &raw_request(&line, &[host], headers)).await)
     };
     // A page may call the service by an IP address, but not by an unknown host name.
-    assert_problem(&ask("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
+    assert_problem(&post("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
     let refused =
-        assert_problem(&ask("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");
+        assert_problem(&post("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");
     assert!(refused["detail"].as_str().unwrap().contains("evil.example:8000"));
-    assert_problem(&ask("http://user:password@192.0.2.7", "x").await, 400, "invalid_host");
-    assert_problem(&ask("http://192.0.2.7", "a b").await, 400, "invalid_host");
+    // Both hosts must be valid.
+    assert_problem(&post("http://user:password@192.0.2.7", "x").await, 400, "invalid_host");
+    assert_problem(&post("http://192.0.2.7", "a b").await, 400, "invalid_host");
 }

@@ -1,4 +1,4 @@
-//! Keys and other secrets appear in no log, answer or metric.
+//! No log line, answer or metric contains a key or another secret.
 
 use imagesvc::config::RawSettings;
 
@@ -7,9 +7,9 @@ use crate::support::{
     tiny, try_picture_number,
 };
 
-/// The secrets: NVIDIA's key, the clients' keys, a wrong key, a proxy's password, and the queries
-/// of fetched and of presigned URLs.
-const PLANTED: [&str; 6] = [
+/// The secrets in these tests: the key for NVIDIA, the clients' keys, a wrong key, a proxy's password,
+/// and the queries of fetched and of presigned URLs.
+const SECRETS: [&str; 6] = [
     KEY,
     "planted-client-key-1",
     "planted-client-key-2",
@@ -18,39 +18,43 @@ const PLANTED: [&str; 6] = [
     "X-Amz-Signature",
 ];
 
-fn assert_clean(what: &str, text: &str) {
-    for secret in PLANTED {
-        let found = text.find(secret);
-        let around = found.map(|at| text[..at].chars().rev().take(200).collect::<Vec<_>>());
-        let around = around.map(|chars| chars.into_iter().rev().collect::<String>());
-        assert!(found.is_none(), "{secret} is in {what}, behind {around:?}");
+/// Asserts that a text contains none of [`SECRETS`]. `what` says where the text is from.
+fn assert_no_secret(what: &str, text: &str) {
+    for secret in SECRETS {
+        if let Some(index) = text.find(secret) {
+            let start = text[..index].char_indices().rev().nth(199).map_or(0, |(start, _)| start);
+            panic!("{what} contains {secret}, after {:?}", &text[start..index]);
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_log_answer_or_metric_holds_a_key_even_at_trace_level() {
+async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
     let picture_server = FakeServer::start(|request, _| match request.target.split('?').next() {
         Some("/moved") => Reply::new(302, &[("location", "/photo.jpg?token=planted-query")], ""),
         Some("/photo.jpg") => Reply::new(200, &[], ROCKET),
         _ => Reply::status(404),
     })
     .await;
-    // This NVIDIA repeats the key that it received, as some gateways do.
+    // NVIDIA's errors repeat the key, as those of some gateways do. The number of a tiny picture is
+    // the status of the reply.
     let nvidia = FakeNvidia::healthy_except(|request| {
         let authorization = request.header("authorization").unwrap_or("none");
-        let says = format!(r#"{{"detail":"no: {authorization}"}}"#);
         match try_picture_number(request) {
-            // An invalid success, which repeats the key as well.
+            // A success whose body is invalid.
             Some(200) => Some(Reply::json(200, format!(r#"{{"metadata":"no: {authorization}"}}"#))),
-            Some(n @ 400..=599) => Some(Reply::json(u16::try_from(n).unwrap(), says)),
+            Some(number @ 400..=599) => {
+                let status = u16::try_from(number).unwrap();
+                Some(Reply::json(status, format!(r#"{{"detail":"no: {authorization}"}}"#)))
+            }
             _ => None,
         }
     })
     .await;
-    let allow = picture_server.address.to_string();
+    let allowed = picture_server.address.to_string();
     let settings = [
         ("IMAGESVC_LOG", "trace"),
-        ("IMAGESVC_FETCH_ALLOW", allow.as_str()),
+        ("IMAGESVC_FETCH_ALLOW", allowed.as_str()),
         ("IMAGESVC_API_KEYS", "planted-client-key-1,planted-client-key-2"),
         ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000"),
         ("NVIDIA_TIMEOUT", "2s"),
@@ -60,54 +64,54 @@ async fn no_log_answer_or_metric_holds_a_key_even_at_trace_level() {
     let client = reqwest::Client::new();
     let upload = |picture: &[u8]| child.upload_request(&client, picture);
     let by_url = |url: String| child.url_request(&client, &url);
-    let own = "planted-client-key-1";
+    let key = "planted-client-key-1";
     let get = |path: &str| client.get(child.url(path));
     let mut requests = vec![
-        (200, upload(ROCKET).bearer_auth(own)),
+        (200, upload(ROCKET).bearer_auth(key)),
         (200, upload(HUBBLE).bearer_auth("planted-client-key-2")),
-        (200, upload(ROCKET).bearer_auth(own).header("cache-control", "no-cache")),
-        (415, upload(&avif()).bearer_auth(own)),
+        (200, upload(ROCKET).bearer_auth(key).header("cache-control", "no-cache")),
+        (415, upload(&avif()).bearer_auth(key)),
         (401, upload(ROCKET).bearer_auth("planted-wrong-key")),
         (401, upload(ROCKET)),
-        (403, upload(ROCKET).bearer_auth(own).header("origin", "https://evil.example")),
-        (200, by_url(picture_server.url("/photo.jpg?token=planted-query")).bearer_auth(own)),
-        (200, by_url(picture_server.url("/moved?token=planted-query")).bearer_auth(own)),
-        (502, by_url(picture_server.url("/gone?token=planted-query")).bearer_auth(own)),
-        (403, by_url("http://10.0.0.1/?token=planted-query".into()).bearer_auth(own)),
-        (502, by_url("http://no-such-host.invalid/?token=planted-query".into()).bearer_auth(own)),
-        (400, by_url("ftp://x/?token=planted-query".into()).bearer_auth(own)),
-        (404, get("/nothing?key=planted-query").bearer_auth(own)),
-        (200, get("/metrics").bearer_auth(own)),
-        (200, get("/openapi.json").bearer_auth(own)),
+        (403, upload(ROCKET).bearer_auth(key).header("origin", "https://evil.example")),
+        (200, by_url(picture_server.url("/photo.jpg?token=planted-query")).bearer_auth(key)),
+        (200, by_url(picture_server.url("/moved?token=planted-query")).bearer_auth(key)),
+        (502, by_url(picture_server.url("/gone?token=planted-query")).bearer_auth(key)),
+        (403, by_url("http://10.0.0.1/?token=planted-query".into()).bearer_auth(key)),
+        (502, by_url("http://no-such-host.invalid/?token=planted-query".into()).bearer_auth(key)),
+        (400, by_url("ftp://x/?token=planted-query".into()).bearer_auth(key)),
+        (404, get("/nothing?key=planted-query").bearer_auth(key)),
+        (200, get("/metrics").bearer_auth(key)),
+        (200, get("/openapi.json").bearer_auth(key)),
         (200, get("/ready").bearer_auth("planted-wrong-key")),
         (200, get("/health")),
         (200, get("/docs")),
         (200, get("/")),
     ];
-    for n in [200, 401, 403, 422, 429, 500] {
-        let status = match n {
+    for nvidias_status in [200, 401, 403, 422, 429, 500] {
+        let status = match nvidias_status {
             422 => 422,
             429 => 503,
             _ => 502,
         };
-        requests.push((status, upload(&tiny(n)).bearer_auth(own)));
+        requests.push((status, upload(&tiny(nvidias_status)).bearer_auth(key)));
     }
     for (status, request) in requests {
         let response = request.send().await.unwrap();
         let headers = format!("{:?}", response.headers());
         assert_eq!(response.status(), status, "{}", response.url());
-        assert_clean("an answer's headers", &headers);
+        assert_no_secret("an answer's header", &headers);
         let body = response.text().await.unwrap();
-        // The answer repeats the client's own URL, which is no leak.
+        // `source_url` is the client's own URL.
         let body = body.replace("?token=planted-query", "");
-        assert_clean("an answer", &body);
+        assert_no_secret("an answer", &body);
     }
     assert!(nvidia.received().iter().any(|request| request.target.contains("X-Amz-Signature")));
     let (_, log) = child.stop();
     let log = log.join("\n");
     assert!(log.contains("\"TRACE\""), "the log is at the trace level");
-    assert!(log.contains("[redacted]"), "the log quotes NVIDIA without the key");
-    assert_clean("the log", &log);
+    assert!(log.contains("[redacted]"), "the log contains NVIDIA's errors without the key");
+    assert_no_secret("the log", &log);
 }
 
 #[tokio::test]
@@ -124,17 +128,17 @@ async fn no_type_prints_a_key() {
         format!("{:?}", config.web),
         format!("{:?}", config.web.keys),
     ] {
-        assert_clean("a setting", &printed);
+        assert_no_secret("the configuration", &printed);
     }
-    assert!(format!("{:?}", config.nvidia).contains("3128"));
+    assert!(format!("{:?}", config.nvidia).contains("3128"), "the proxy's port is no secret");
     let (app, _folder) = builder.build().await.unwrap();
-    // The app holds the state and the HTTP clients.
-    assert_clean("the app", &format!("{app:?}"));
-    let faults = Config::resolve(&RawSettings::from_pairs([
+    // The app owns the routes' state and the HTTP clients.
+    assert_no_secret("the app", &format!("{app:?}"));
+    let errors = Config::resolve(&RawSettings::from_pairs([
         ("NVIDIA_API_KEY", "planted-client-key-1 planted-client-key-2"),
         ("IMAGESVC_API_KEYS", "planted-client-key-1 planted-client-key-2"),
         ("NVIDIA_PROXY", "socks5://user:planted-query@host"),
     ]))
     .unwrap_err();
-    assert_clean("faults", &format!("{faults:?} {faults}"));
+    assert_no_secret("the errors of invalid settings", &format!("{errors:?} {errors}"));
 }

@@ -1,4 +1,4 @@
-//! Logs and metrics, parsed as a machine parses them.
+//! The lines of the log and the text of the metrics, parsed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_request_is_one_json_line_with_its_fields() {
+async fn each_request_is_logged_as_one_json_line() {
     let nvidia = FakeNvidia::scripted(|request, nth| match picture_number(request) {
         402 => Reply::status(402),
         _ if nth == 0 => Reply::status(503),
@@ -26,130 +26,156 @@ async fn every_request_is_one_json_line_with_its_fields() {
     };
     for (id, picture, status) in [
         ("first", tiny(1), 200),
-        ("again", tiny(1), 200),
+        ("repeated", tiny(1), 200),
         ("refused", tiny(402), 503),
         ("avif", avif(), 415),
     ] {
         assert_eq!(upload(id, &picture).await.unwrap().status(), status);
     }
-    let none = client.get(child.url("/no/such/path?query=1")).header("x-request-id", "none");
-    assert_eq!(none.send().await.unwrap().status(), 404);
+    let unknown = client.get(child.url("/no/such/path?query=1")).header("x-request-id", "unknown");
+    assert_eq!(unknown.send().await.unwrap().status(), 404);
     let (_, log) = child.stop();
     let events: Vec<Value> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     for event in &events {
         assert!(event["timestamp"].is_string() && event["level"].is_string(), "{event}");
         assert!(event["message"].is_string(), "{event}");
     }
-    let line = |id: &str| {
-        let lines: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
-        assert_eq!(lines.len(), 1, "{id}: a request is logged once");
-        assert_eq!(lines[0]["message"], "request");
-        assert!(lines[0]["duration_ms"].as_f64().unwrap() >= 0.0);
-        assert_eq!(lines[0]["client"], "127.0.0.1");
-        lines[0].clone()
+    let event_of = |id: &str| {
+        let found: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
+        assert_eq!(found.len(), 1, "{id} is logged once");
+        assert_eq!(found[0]["message"], "request");
+        assert!(found[0]["duration_ms"].as_f64().unwrap() >= 0.0);
+        assert_eq!(found[0]["client"], "127.0.0.1");
+        found[0]
     };
-    let first = line("first");
+
+    let first = event_of("first");
     assert_eq!(first["level"], "INFO");
-    assert_eq!((first["method"].as_str(), first["status"].as_u64()), (Some("POST"), Some(200)));
+    assert_eq!(first["method"], "POST");
+    assert_eq!(first["status"], 200);
     assert_eq!(first["route"], "/vectorize-image-base64");
     assert!(first["saved_as"].as_str().unwrap().ends_with(".png"));
-    assert_eq!(first["size_bytes"].as_u64(), Some(tiny(1).len() as u64));
-    assert_eq!((first["cache"].as_str(), first["attempts"].as_u64()), (Some("miss"), Some(2)));
+    assert_eq!(first["size_bytes"], tiny(1).len());
+    assert_eq!(first["cache"], "miss");
+    assert_eq!(first["attempts"], 2, "NVIDIA's first reply is a 503");
     assert!(first.get("error").is_none() && first.get("code").is_none());
-    let again = line("again");
-    assert_eq!((again["cache"].as_str(), again["attempts"].as_u64()), (Some("memory"), Some(0)));
-    let refused = line("refused");
-    assert_eq!(
-        (refused["level"].as_str(), refused["code"].as_str()),
-        (Some("WARN"), Some("embedding_exhausted"))
-    );
+
+    let repeated = event_of("repeated");
+    assert_eq!(repeated["cache"], "memory");
+    assert_eq!(repeated["attempts"], 0);
+
+    let refused = event_of("refused");
+    assert_eq!(refused["level"], "WARN");
+    assert_eq!(refused["code"], "embedding_exhausted");
     assert!(refused["error"].as_str().unwrap().contains("status 402"));
     assert!(refused["saved_as"].is_string());
-    assert_eq!(refused["attempts"].as_u64(), Some(1));
-    let avif = line("avif");
-    assert_eq!(
-        (avif["level"].as_str(), avif["code"].as_str()),
-        (Some("INFO"), Some("unsupported_image"))
-    );
-    let none = line("none");
-    assert_eq!(none["route"], "none", "never a raw path");
-    assert!(!log.join("").contains("/no/such/path"));
+    assert_eq!(refused["attempts"], 1);
+
+    let avif = event_of("avif");
+    assert_eq!(avif["level"], "INFO");
+    assert_eq!(avif["code"], "unsupported_image");
+
+    assert_eq!(event_of("unknown")["route"], "none");
+    assert!(!log.join("").contains("/no/such/path"), "an unknown path is not logged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_callers_trace_is_in_the_log_and_passed_on_to_nobody() {
+async fn a_clients_trace_id_is_logged_and_not_passed_on() {
     let nvidia = FakeNvidia::healthy().await;
-    let picture_server = FakeServer::serving(HUBBLE).await; // this picture takes four calls to NVIDIA
+    // This picture takes four calls to NVIDIA, because it is sent as an asset.
+    let picture_server = FakeServer::serving(HUBBLE).await;
     let folder = tempfile::tempdir().unwrap();
-    let allow = picture_server.address.to_string();
+    let allowed = picture_server.address.to_string();
     let child =
-        Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", allow.as_str())]);
+        Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", allowed.as_str())]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
-    for (id, version, status) in [("traced", "00", 200), ("not-traced", "ff", 200)] {
-        let request = child.url_request(&client, &picture_server.url("/photo"));
-        let answer = request
-            .header("traceparent", format!("{version}-{trace}-{span}-01"))
+    let (trace_id, span_id) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+    let assert_no_trace = |text: &str| {
+        for part in ["traceparent", "tracestate", trace_id, span_id] {
+            assert!(!text.contains(part), "it contains {part}: {text:.1000}");
+        }
+    };
+    // Version ff of `traceparent` is invalid.
+    for (id, version) in [("traced", "00"), ("not-traced", "ff")] {
+        let response = child
+            .url_request(&client, &picture_server.url("/photo"))
+            .header("traceparent", format!("{version}-{trace_id}-{span_id}-01"))
             .header("tracestate", "congo=t61rcWkgMzE")
             .header("x-request-id", id)
             .send()
             .await
             .unwrap();
-        assert_eq!(answer.status(), status);
-        let told = format!("{:?}", answer.headers());
-        assert!(
-            !told.contains("traceparent") && !told.contains("tracestate") && !told.contains(trace),
-            "{told}"
-        );
+        assert_eq!(response.status(), 200);
+        assert_no_trace(&format!("{:?}", response.headers()));
     }
     let refused = client.get(child.url("/nothing")).header("x-request-id", "refused");
-    let refused = refused.header("traceparent", format!("00-{trace}-{span}-00"));
+    let refused = refused.header("traceparent", format!("00-{trace_id}-{span_id}-00"));
     assert_eq!(refused.send().await.unwrap().status(), 404);
     for request in nvidia.wait_for(4).await.into_iter().chain(picture_server.received()) {
-        let told = format!("{:?}{}", request.headers, String::from_utf8_lossy(&request.body));
-        assert!(
-            !told.contains("traceparent")
-                && !told.contains("tracestate")
-                && !told.contains(trace)
-                && !told.contains(span)
-        );
+        assert_no_trace(&format!("{:?}", request.headers));
+        assert_no_trace(&String::from_utf8_lossy(&request.body));
     }
     let (_, log) = child.stop();
     let events = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let lines: Vec<_> = events.filter(|event| event["message"] == "request").collect();
-    let line = |id: &str| lines.iter().find(|line| line["request_id"] == id).unwrap();
+    let requests: Vec<_> = events.filter(|event| event["message"] == "request").collect();
+    let event_of = |id: &str| requests.iter().find(|event| event["request_id"] == id).unwrap();
     for id in ["traced", "refused"] {
-        assert_eq!((&line(id)["trace_id"], &line(id)["span_id"]), (&trace.into(), &span.into()));
+        assert_eq!(event_of(id)["trace_id"], trace_id);
+        assert_eq!(event_of(id)["span_id"], span_id);
     }
-    let other = line("not-traced");
+    let other = event_of("not-traced");
     assert!(other.get("trace_id").is_none() && other.get("span_id").is_none(), "{other}");
 }
 
-/// The families of a metrics text with their types, and the samples.
-type Parsed = (BTreeMap<String, String>, Vec<(String, BTreeMap<String, String>, f64)>);
+/// The text of `/metrics`, parsed.
+struct Metrics {
+    /// The types of the metrics by their names.
+    types: BTreeMap<String, String>,
+    samples: Vec<Sample>,
+}
 
-fn parse(text: &str) -> Parsed {
-    let (mut families, mut samples) = (BTreeMap::new(), Vec::new());
-    assert!(text.ends_with("# EOF\n"));
-    for line in text.lines().filter(|line| *line != "# EOF") {
-        if let Some(comment) = line.strip_prefix("# ") {
-            let mut words = comment.splitn(3, ' ');
-            let (kind, name, rest) = (words.next().unwrap(), words.next().unwrap(), words.next());
-            if kind == "TYPE" {
-                families.insert(name.to_owned(), rest.unwrap().to_owned());
+struct Sample {
+    name: String,
+    labels: BTreeMap<String, String>,
+    value: f64,
+}
+
+impl Metrics {
+    fn parse(text: &str) -> Self {
+        let (mut types, mut samples) = (BTreeMap::new(), Vec::new());
+        assert!(text.ends_with("# EOF\n"));
+        for line in text.lines().filter(|line| *line != "# EOF") {
+            if let Some(comment) = line.strip_prefix("# ") {
+                let words: Vec<_> = comment.splitn(3, ' ').collect();
+                if let ["TYPE", name, metric_type] = words[..] {
+                    types.insert(name.to_owned(), metric_type.to_owned());
+                }
+            } else {
+                samples.push(Sample::parse(line));
             }
-            continue;
         }
-        let (sample, value) = line.rsplit_once(' ').unwrap();
-        let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+        Self { types, samples }
+    }
+
+    /// The sum of the samples with this name whose label has this value.
+    fn total(&self, name: &str, label: &str, value: &str) -> f64 {
+        let has_label = |sample: &&Sample| sample.labels.get(label).is_some_and(|it| it == value);
+        let samples = self.samples.iter().filter(|sample| sample.name == name).filter(has_label);
+        samples.map(|sample| sample.value).sum()
+    }
+}
+
+impl Sample {
+    fn parse(line: &str) -> Self {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
         let labels = labels.strip_suffix('}').unwrap().split(',').filter(|label| !label.is_empty());
         let labels = labels.map(|label| {
             let (name, value) = label.split_once('=').unwrap();
             (name.to_owned(), value.trim_matches('"').to_owned())
         });
-        samples.push((name.to_owned(), labels.collect(), value.parse().unwrap()));
+        Self { name: name.to_owned(), labels: labels.collect(), value: value.parse().unwrap() }
     }
-    (families, samples)
 }
 
 #[tokio::test]
@@ -166,18 +192,18 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
         let request = app.client.request(format!("M{n}").parse().unwrap(), app.url("/health"));
         app.send(request).await;
     }
-    let (families, samples) = parse(&app.get("/metrics").await.text());
-    let mut values = BTreeMap::<_, BTreeSet<_>>::new();
-    for (name, labels, value) in &samples {
+    let metrics = Metrics::parse(&app.get("/metrics").await.text());
+    let mut values_by_label = BTreeMap::<_, BTreeSet<_>>::new();
+    for Sample { name, labels, value } in &metrics.samples {
         assert!(name.starts_with("imagesvc_"), "{name}");
-        let family = families.keys().find(|family| name.starts_with(family.as_str()));
-        assert!(family.is_some(), "{name} has a type");
+        let has_type = metrics.types.keys().any(|metric| name.starts_with(metric.as_str()));
+        assert!(has_type, "{name} has a type");
         assert!(*value >= 0.0);
         for (label, value) in labels {
-            values.entry(label.as_str()).or_default().insert(value.as_str());
+            values_by_label.entry(label.as_str()).or_default().insert(value.as_str());
         }
     }
-    let routes: Vec<_> = values["route"].iter().copied().collect();
+    let routes: Vec<_> = values_by_label["route"].iter().copied().collect();
     assert_eq!(
         routes,
         [
@@ -189,22 +215,19 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
             "none"
         ]
     );
-    let known = ["route", "status", "operation", "outcome", "reason", "le", "version"];
-    assert!(values.keys().all(|label| known.contains(label)), "{:?}", values.keys());
-    let total = |name: &str, label: &str, wanted: &str| -> f64 {
-        let found = samples.iter().filter(|(known, labels, _)| {
-            known == name && labels.get(label).is_some_and(|value| value == wanted)
-        });
-        found.map(|(_, _, value)| value).sum()
-    };
-    assert_eq!(total("imagesvc_requests_total", "route", "none"), 50.0);
-    assert_eq!(total("imagesvc_requests_total", "route", "/vectorize-image-upload"), 2.0);
-    assert_eq!(
-        total("imagesvc_request_duration_seconds_count", "route", "/vectorize-image-upload"),
-        2.0
-    );
-    assert_eq!(total("imagesvc_upstream_calls_total", "outcome", "503"), 1.0);
-    assert_eq!(total("imagesvc_cache_lookups_total", "outcome", "memory"), 1.0);
+    let known_labels = ["route", "status", "operation", "outcome", "reason", "le", "version"];
+    for label in values_by_label.keys() {
+        assert!(known_labels.contains(label), "{label} is a label whose values are bounded");
+    }
+    for (name, label, value, total) in [
+        ("imagesvc_requests_total", "route", "none", 50.0),
+        ("imagesvc_requests_total", "route", "/vectorize-image-upload", 2.0),
+        ("imagesvc_request_duration_seconds_count", "route", "/vectorize-image-upload", 2.0),
+        ("imagesvc_upstream_calls_total", "outcome", "503", 1.0),
+        ("imagesvc_cache_lookups_total", "outcome", "memory", 1.0),
+    ] {
+        assert_eq!(metrics.total(name, label, value), total, "{name} {label}={value}");
+    }
 }
 
 #[tokio::test]
@@ -212,35 +235,36 @@ async fn the_page_on_operating_lists_every_metric_and_no_other() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "a.jpg").await.vector();
-    let (families, _) = parse(&app.get("/metrics").await.text());
+    let metrics = Metrics::parse(&app.get("/metrics").await.text());
     let page = Document::read("docs/operating.md").text;
     let names = page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
-    let documented: BTreeSet<_> = names.filter(|name| name.starts_with("imagesvc_")).collect();
+    let names = names.filter(|name| name.starts_with("imagesvc_"));
+    // The names of types lack these suffixes, which the names of samples have.
     let bare = |name: &str| name.trim_end_matches("_total").trim_end_matches("_info").to_owned();
-    let listed: BTreeSet<_> = documented.iter().map(|name| bare(name)).collect();
-    for family in families.keys() {
-        assert!(listed.contains(&bare(family)), "{family} is not on the page");
+    let documented: BTreeSet<_> = names.map(bare).collect();
+    for name in metrics.types.keys() {
+        assert!(documented.contains(&bare(name)), "{name} is on the page");
     }
-    // The text lacks families without samples, such as those of faults that did not happen, so
-    // count them in the source.
+    // The text lacks metrics that have no sample yet, such as those of errors. So the metrics are
+    // counted in the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
     let source: String = source.split_whitespace().collect();
-    let by_name = ["(to,\"", ".register(\"", ".register_with_unit(\""];
-    let registered: usize = by_name.iter().map(|call| source.matches(call).count()).sum();
-    assert_eq!(listed.len(), registered, "{listed:?}");
+    let register_calls = ["(to,\"", ".register(\"", ".register_with_unit(\""];
+    let registered: usize = register_calls.iter().map(|call| source.matches(call).count()).sum();
+    assert_eq!(documented.len(), registered, "{documented:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_nobody_reads_stops_nothing() {
+async fn the_service_keeps_serving_if_nobody_reads_its_log() {
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_unread(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
+    let child = Child::start_with_unread_log(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let client = reqwest::Client::new();
-    // more lines than the pipe and the queue hold
-    let address = child.url("/nothing");
-    let requests = (0..8000).map(|_| client.get(&address).send());
-    let mut answers = stream::iter(requests).buffer_unordered(16);
-    while let Some(answer) = answers.next().await {
-        assert_eq!(answer.unwrap().status(), 404);
+    // These requests write more lines than the pipe and the log's queue can store.
+    let url = child.url("/nothing");
+    let requests = (0..8000).map(|_| client.get(&url).send());
+    let mut responses = stream::iter(requests).buffer_unordered(16);
+    while let Some(response) = responses.next().await {
+        assert_eq!(response.unwrap().status(), 404);
     }
     let picture = child.upload_request(&client, ROCKET).send().await.unwrap();
     assert_eq!(picture.status(), 200);

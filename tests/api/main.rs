@@ -1,4 +1,4 @@
-//! Tests the real service over HTTP, with a fake NVIDIA and fake picture servers behind it.
+//! Tests the real service over HTTP. Behind it are a fake NVIDIA and fake picture servers.
 
 #![allow(
     clippy::unwrap_used,

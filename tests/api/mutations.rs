@@ -23,7 +23,7 @@ use futures_util::{StreamExt, stream};
 use image_rs::ImageFormat;
 
 use crate::support::{
-    CHELSEA, Child, FORM, Held, converted,
+    CHELSEA, Child, FORM, ResourceUsage, converted,
     craft::{png_chunk, riff_chunk, segment, vp8x, webp},
     form, kinds,
     mutate::damaged,
@@ -202,9 +202,9 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     // After this time, idle connections are closed.
     let pause = Duration::from_secs(6);
     send_pictures(duration / 4).await;
-    let before = Held::when_idle(&child, pause).await;
+    let before = ResourceUsage::when_idle(&child, pause).await;
     send_pictures(duration * 3 / 4).await;
-    let after = Held::when_idle(&child, pause).await;
+    let after = ResourceUsage::when_idle(&child, pause).await;
     println!("{before:?}\n{after:?}\n{:#?}", outcomes.lock().unwrap());
     let failures = failures.into_inner().unwrap();
     if !failures.is_empty() {

@@ -15,8 +15,8 @@ use futures_util::{StreamExt, stream};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    Child, FakeNvidia, FakeServer, HUBBLE, Held, PHONE, ROCKET, Reply, avif, bombs, converted,
-    embedding, nvidia_api::INFER, tiny, variant,
+    Child, FakeNvidia, FakeServer, HUBBLE, PHONE, ROCKET, Reply, ResourceUsage, avif, bombs,
+    converted, embedding, nvidia_api::INFER, tiny, variant,
 };
 
 /// The rate at which requests are sent.
@@ -171,13 +171,13 @@ async fn soak(environment: &[(&str, &str)]) {
         traffic(part_length).await;
         println!("{} MB under load", child.memory() / 1_000_000);
     }
-    let before = Held::when_idle(&child, pause).await;
+    let before = ResourceUsage::when_idle(&child, pause).await;
     println!("after {:?}: {before:?}", 3 * part_length);
     for _ in 0..7 {
         traffic(part_length).await;
         println!("{} MB under load", child.memory() / 1_000_000);
     }
-    let after = Held::when_idle(&child, pause).await;
+    let after = ResourceUsage::when_idle(&child, pause).await;
     println!("at the end: {after:?}; {:#?}", outcomes.lock().unwrap());
     let requests = counter.load(Ordering::Relaxed);
     println!("{requests} requests, {} calls to NVIDIA", nvidia.count());

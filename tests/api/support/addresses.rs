@@ -1,4 +1,4 @@
-//! Network addresses: clients with their own source address, and an address that nobody listens on.
+//! Connections from a chosen source address, and an address that nobody listens on.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,7 +8,8 @@ use std::{
 use reqwest::Client;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-/// A client with this source address. On Linux, all of 127.0.0.0/8 is this machine.
+/// An HTTP client that connects from this address. On Linux, every address in 127.0.0.0/8 belongs to
+/// this machine.
 pub fn client_from(source: [u8; 4]) -> Client {
     Client::builder()
         .no_proxy()
@@ -18,7 +19,7 @@ pub fn client_from(source: [u8; 4]) -> Client {
         .unwrap()
 }
 
-/// Connects from this source address.
+/// Connects from this address.
 pub async fn connect_from(source: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from((source, 0)))?;

@@ -1,9 +1,9 @@
-//! The service's answers, and what each of them must hold.
+//! The service's answers, and what the tests assert of every one.
 
 use reqwest::{Response, StatusCode, header::HeaderMap};
 use serde_json::Value;
 
-/// An answer with its whole body.
+/// An answer of the service, read to its end.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -12,21 +12,24 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Reads the whole response.
+    /// Reads the response with its whole body.
     pub async fn read(response: Response) -> reqwest::Result<Self> {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         Ok(Self { status, headers, body: response.bytes().await?.into() })
     }
 
+    /// The body, parsed as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body)
             .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
+    /// The body as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// The value of a header, or an empty text if the header is absent.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
@@ -36,21 +39,22 @@ impl Answer {
         self.json()["saved_as"].as_str().unwrap().to_owned()
     }
 
-    /// How the picture was prepared. The answer must be a success.
+    /// Asserts that the answer is a success, and returns how the picture was prepared for NVIDIA.
     pub fn prepared(&self) -> String {
         self.vector();
         self.json()["prepared"].as_str().unwrap().to_owned()
     }
 
+    /// Asserts that the answer is a success, and returns its vector.
     pub fn vector(&self) -> Vec<f64> {
         assert_eq!(self.status, 200, "{:.500}", self.text());
         let answer = self.json();
         assert_eq!(answer["status"], "success");
-        // Parses the text itself, since serde_json's floats may be off by one bit.
+        // `str::parse` is exact. serde_json without `float_roundtrip` may be off by one bit.
         let text = self.text();
         let (_, vector) = text.split_once("\"vector\":[").unwrap();
         let (vector, rest) = vector.split_once(']').unwrap();
-        assert_eq!(rest, "}\n", "the vector comes last");
+        assert_eq!(rest, "}\n", "the vector is the last field");
         let vector: Vec<f64> =
             vector.split(',').map(|number| number.trim().parse().unwrap()).collect();
         assert_eq!(vector.len(), 1536);
@@ -59,7 +63,7 @@ impl Answer {
     }
 }
 
-/// Asserts everything that all error answers have in common, and returns the body.
+/// Asserts what all error answers have in common, and returns the body.
 pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
     assert_eq!(answer.status, status, "{:.500}", answer.text());
     assert_eq!(answer.header("content-type"), "application/problem+json");
@@ -71,17 +75,21 @@ pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
     assert!(answer.text().ends_with("}\n"));
     assert_eq!(problem["request_id"], answer.header("x-request-id"));
     let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.len() > 20 && detail.ends_with(['.', '?']), "a sentence that helps: {detail:?}");
-    for leak in
+    assert!(
+        detail.len() > 20 && detail.ends_with(['.', '?']),
+        "the detail is a sentence: {detail:?}"
+    );
+    for internal in
         ["/tmp", "src/", "os error", "reqwest", "hyper", "planted", "upstream-secret", "127.0.0.1"]
     {
-        assert!(!answer.text().contains(leak), "{leak} leaks: {}", answer.text());
+        assert!(!answer.text().contains(internal), "no {internal} in {}", answer.text());
     }
     problem
 }
 
-/// The value of a metric, given its name and labels as in the text; 0 if it is absent.
-pub fn metric(text: &str, name: &str) -> f64 {
-    let mut values = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+/// The value of a series in the text of `/metrics`, or 0 if the series is absent. `series` is the
+/// name with its labels, as in the text.
+pub fn metric(text: &str, series: &str) -> f64 {
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     values.next().map_or(0.0, |value| value.parse().unwrap())
 }

@@ -1,4 +1,4 @@
-//! The service in the test's process, on port 0 and with its own folder.
+//! The service inside the test's process, on a free port and with its own downloads folder.
 
 use std::{
     io,
@@ -17,19 +17,20 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{Answer, FakeNvidia, FakeServer, decoder_settings, metric};
 
-/// A running service.
+/// A running service. It stops when it is dropped.
 pub struct TestApp {
     pub address: SocketAddr,
+    /// The HTTP client for requests to this service.
     pub client: Client,
     folder: TempDir,
     stop: oneshot::Sender<()>,
-    served: JoinHandle<()>,
+    server: JoinHandle<()>,
 }
 
-/// Collects the settings of a service before it starts.
+/// A service that has not started yet.
 pub struct Builder {
     settings: Vec<(String, String)>,
-    configure: Box<dyn FnOnce(&mut Config) + Send>,
+    change_config: Box<dyn FnOnce(&mut Config) + Send>,
     lookup: Lookup,
     folder: TempDir,
 }
@@ -38,7 +39,7 @@ impl Builder {
     fn new() -> Self {
         let builder = Self {
             settings: Vec::new(),
-            configure: Box::new(|_| {}),
+            change_config: Box::new(|_| {}),
             lookup: Lookup::system(),
             folder: tempfile::tempdir().unwrap(),
         };
@@ -50,26 +51,26 @@ impl Builder {
         ])
     }
 
-    /// Sets a setting. The last value wins.
-    #[allow(clippy::needless_pass_by_value, reason = "callers read better that way")]
+    /// Adds a setting. If a setting is added twice, the last value counts.
+    #[allow(clippy::needless_pass_by_value, reason = "callers need no `&`")]
     pub fn setting(mut self, name: &str, value: impl ToString) -> Self {
         self.settings.push((name.to_owned(), value.to_string()));
         self
     }
 
-    /// Sets several settings.
+    /// Adds several settings.
     pub fn settings(self, settings: &[(&str, &str)]) -> Self {
         settings.iter().fold(self, |builder, (name, value)| builder.setting(name, value))
     }
 
-    /// Allows the service to fetch from this server, although it is on this machine.
+    /// Allows the service to fetch from this server, although its address is a loopback address.
     pub fn may_fetch_from(self, server: &FakeServer) -> Self {
         self.setting("IMAGESVC_FETCH_ALLOW", server.address)
     }
 
-    /// Changes the configuration where no setting can.
+    /// Changes values of the resolved configuration for which there is no setting.
     pub fn configure(mut self, change: impl FnOnce(&mut Config) + Send + 'static) -> Self {
-        self.configure = Box::new(change);
+        self.change_config = Box::new(change);
         self
     }
 
@@ -88,13 +89,13 @@ impl Builder {
         self
     }
 
-    /// Resolves the settings.
+    /// Resolves the settings, and shortens NVIDIA's retry and poll intervals so that tests are fast.
     pub fn config(&self) -> Config {
         let downloads = self.folder.path().to_str().unwrap();
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let all = [("IMAGESVC_DOWNLOADS_DIR", downloads)].into_iter().chain(settings);
         let mut config = Config::resolve(&RawSettings::from_pairs(all))
-            .unwrap_or_else(|faults| panic!("{faults}"));
+            .unwrap_or_else(|errors| panic!("{errors}"));
         assert_eq!(config.nvidia.retry.base, Duration::from_millis(250));
         config.nvidia.retry.base = Duration::from_nanos(1);
         assert_eq!(config.nvidia.poll_interval, Duration::from_secs(1));
@@ -103,10 +104,10 @@ impl Builder {
         config
     }
 
-    /// Builds the service without serving, and returns it with its folder.
+    /// Builds the service but does not serve. Returns it with its folder.
     pub async fn build(self) -> Result<(App, TempDir), BuildError> {
         let mut config = self.config();
-        (self.configure)(&mut config);
+        (self.change_config)(&mut config);
         Ok((App::build_with_lookup(config, self.lookup).await?, self.folder))
     }
 
@@ -115,22 +116,22 @@ impl Builder {
         let (app, folder) = self.build().await.unwrap();
         let address = app.address();
         let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(app.serve(async {
-            // An error means that the test dropped the service, which stops it as well.
+        let server = tokio::spawn(app.serve(async {
+            // An error means that the test dropped the `TestApp`. The service stops then, too.
             let _ = stopped.await;
         }));
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();
-        TestApp { address, client, folder, stop, served }
+        TestApp { address, client, folder, stop, server }
     }
 }
 
 impl TestApp {
-    /// Starts a service in front of a fake NVIDIA, with default settings.
+    /// Starts a service that calls a fake NVIDIA, with default settings.
     pub async fn start(nvidia: &FakeNvidia) -> Self {
         Self::builder(nvidia).start().await
     }
 
-    /// Prepares a service in front of a fake NVIDIA.
+    /// Prepares a service that calls a fake NVIDIA.
     pub fn builder(nvidia: &FakeNvidia) -> Builder {
         let settings = nvidia.settings().into_iter();
         settings.fold(Builder::new(), |builder, (name, value)| builder.setting(name, value))
@@ -141,16 +142,17 @@ impl TestApp {
         Builder::new().setting("IMAGESVC_SANDBOX", true)
     }
 
-    /// Stops the service, and waits until it has drained and its folder is unlocked.
+    /// Stops the service, waits until it has drained and its folder is unlocked, and returns the
+    /// folder.
     pub async fn stop(self) -> TempDir {
         self.stop.send(()).unwrap();
-        self.served.await.unwrap();
-        // While another test starts a program, the child briefly holds all files of this process,
-        // the folder's lock among them.
+        self.server.await.unwrap();
+        // If another test is starting a program, the forked child still has all files of this
+        // process open until its `exec`. The folder's lock is one of them.
         if let Ok(lock) = std::fs::File::open(self.folder.path().join(".lock")) {
             let started = std::time::Instant::now();
             while lock.try_lock().is_err() {
-                assert!(started.elapsed() < Duration::from_secs(10), "the folder stays locked");
+                assert!(started.elapsed() < Duration::from_secs(10), "the folder is unlocked");
                 tokio::task::yield_now().await;
             }
         }
@@ -165,25 +167,26 @@ impl TestApp {
         Answer::read(request.send().await.unwrap()).await.unwrap()
     }
 
-    /// Sends a request with another client.
+    /// Sends a request with this client in place of `self.client`.
     pub async fn send_by(&self, client: &Client, request: RequestBuilder) -> Answer {
         let request = request.build().unwrap();
         self.send(RequestBuilder::from_parts(client.clone(), request)).await
     }
 
-    /// Waits until the metrics fulfil a condition.
-    pub async fn wait_for(&self, wanted: impl Fn(&dyn Fn(&str) -> f64) -> bool) {
-        let mut last = String::new();
-        let reach = async {
+    /// Waits until the metrics meet a condition. The condition gets a function that returns the
+    /// value of a series.
+    pub async fn wait_for(&self, condition: impl Fn(&dyn Fn(&str) -> f64) -> bool) {
+        let mut metrics = String::new();
+        let poll = async {
             loop {
-                last = self.get("/metrics").await.text();
-                if wanted(&|name| metric(&last, name)) {
+                metrics = self.get("/metrics").await.text();
+                if condition(&|series| metric(&metrics, series)) {
                     break;
                 }
             }
         };
-        let reached = tokio::time::timeout(Duration::from_secs(20), reach).await;
-        assert!(reached.is_ok(), "{last}");
+        let polled = tokio::time::timeout(Duration::from_secs(20), poll).await;
+        assert!(polled.is_ok(), "the metrics meet the condition within 20 s: {metrics}");
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -201,14 +204,15 @@ impl TestApp {
         self.send(self.upload_request(picture, name)).await
     }
 
-    /// Prepares an upload.
+    /// Prepares a request to the upload route.
     pub fn upload_request(&self, picture: &[u8], name: &str) -> RequestBuilder {
         let part =
             format!("name=\"file\"; filename=\"{name}\"\r\nContent-Type: application/octet-stream");
         self.form_request(&[(&part, picture)])
     }
 
-    /// Uploads a form. Each part has the text after `form-data; ` in its header, and its bytes.
+    /// Sends a form to the upload route. A part is the text after `form-data; ` in its header, and
+    /// its bytes.
     pub async fn upload_parts(&self, parts: &[(&str, &[u8])]) -> Answer {
         self.send(self.form_request(parts)).await
     }
@@ -234,21 +238,21 @@ impl TestApp {
         self.send(self.base64_request(picture)).await
     }
 
-    /// The same, not sent yet.
+    /// Prepares a request to the Base64 route.
     pub fn base64_request(&self, picture: &[u8]) -> RequestBuilder {
         let body =
             json!({ "image_base64": BASE64_STANDARD.encode(picture), "filename": "a picture" });
         self.json_request("/vectorize-image-base64", &body)
     }
 
-    /// By the URL route.
-    pub async fn by_url(&self, address: &str) -> Answer {
-        self.send(self.url_request(address)).await
+    /// Sends the URL of a picture to the URL route.
+    pub async fn by_url(&self, url: &str) -> Answer {
+        self.send(self.url_request(url)).await
     }
 
-    /// The same, not sent yet.
-    pub fn url_request(&self, address: &str) -> RequestBuilder {
-        self.json_request("/vectorize-image", &json!({ "image_url": address }))
+    /// Prepares a request to the URL route.
+    pub fn url_request(&self, url: &str) -> RequestBuilder {
+        self.json_request("/vectorize-image", &json!({ "image_url": url }))
     }
 
     /// Sends a batch.
@@ -268,17 +272,13 @@ impl TestApp {
 
     /// The names of the saved pictures.
     pub fn saved(&self) -> Vec<String> {
-        names(self.folder.path())
+        let entries = std::fs::read_dir(self.folder.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| !name.starts_with('.')).collect()
     }
 
     /// The bytes of a saved picture.
     pub fn saved_bytes(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.folder.path().join(name)).unwrap()
     }
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(folder).unwrap();
-    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| !name.starts_with('.')).collect()
 }

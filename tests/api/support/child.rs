@@ -1,4 +1,4 @@
-//! The service as a separate process.
+//! The service as a process of its own.
 
 use std::{
     io::{BufRead, BufReader, Lines},
@@ -14,60 +14,65 @@ use serde_json::json;
 
 use super::{FORM, FakeNvidia, base64_body, form};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_imagesvc");
-
-/// A running process, killed when dropped.
+/// A running service. Its process is killed when it is dropped.
 pub struct Child {
     pub address: SocketAddr,
     process: std::process::Child,
+    /// The lines of the log that were read so far.
     log: Arc<Mutex<Vec<String>>>,
-    reader: Option<JoinHandle<()>>,
-    /// The log's lines, kept unread and open.
-    _unread: Option<Lines<BufReader<ChildStderr>>>,
+    log_reader: Option<JoinHandle<()>>,
+    /// Keeps the log's pipe open if nobody reads it.
+    _unread_log: Option<Lines<BufReader<ChildStderr>>>,
 }
 
 impl Child {
-    /// The program's file.
-    pub const PROGRAM: &str = PROGRAM;
+    /// The path of the program.
+    pub const PROGRAM: &str = env!("CARGO_BIN_EXE_imagesvc");
 
     /// Starts the program in a folder with only these settings, and waits until it listens.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
-        Self::start_by(Command::new(PROGRAM), folder, settings)
+        Self::start_command(Command::new(Self::PROGRAM), folder, settings)
     }
 
-    /// Starts the program, and has strace write its system calls to a file.
-    pub fn start_traced(folder: &Path, settings: &[(&str, &str)], calls: &str, to: &Path) -> Self {
+    /// Starts the program under strace, which writes these system calls to a file.
+    pub fn start_traced(
+        folder: &Path,
+        settings: &[(&str, &str)],
+        system_calls: &str,
+        trace: &Path,
+    ) -> Self {
         let mut strace = Command::new("strace");
-        // With `--daemonize`, the child of this process is the program, and not the tracer.
-        strace.args(["--daemonize", "--follow-forks", "--decode-fds=path", "--trace", calls]);
-        strace.arg("--output").arg(to).arg(PROGRAM);
-        Self::start_by(strace, folder, settings)
+        // With `--daemonize`, the child of this process is the program, and not strace.
+        strace.args(["--daemonize", "--follow-forks", "--decode-fds=path"]);
+        strace.args(["--trace", system_calls, "--output"]).arg(trace).arg(Self::PROGRAM);
+        Self::start_command(strace, folder, settings)
     }
 
-    /// The same, started by commands that a shell reads.
-    pub fn start_pasted(commands: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
+    /// Starts the program with commands for a shell.
+    pub fn start_in_shell(commands: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let mut shell = Command::new("bash");
         shell.args(["-c", commands]);
-        Self::start_by(shell, folder, settings)
+        Self::start_command(shell, folder, settings)
     }
 
-    fn start_by(command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
+    fn start_command(command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let (mut child, lines) = Self::spawn(command, folder, settings);
-        let sink = Arc::clone(&child.log);
-        let reader = std::thread::spawn(move || {
-            lines.map_while(Result::ok).for_each(|line| sink.lock().unwrap().push(line));
-        });
-        child.reader = Some(reader);
+        let log = Arc::clone(&child.log);
+        child.log_reader = Some(std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| log.lock().unwrap().push(line));
+        }));
         child
     }
 
-    /// Starts the program, and reads nothing of its log once it listens.
-    pub fn start_unread(folder: &Path, settings: &[(&str, &str)]) -> Self {
-        let (mut child, lines) = Self::spawn(Command::new(PROGRAM), folder, settings);
-        child._unread = Some(lines);
+    /// Starts the program, and stops reading its log once it listens.
+    pub fn start_with_unread_log(folder: &Path, settings: &[(&str, &str)]) -> Self {
+        let (mut child, lines) = Self::spawn(Command::new(Self::PROGRAM), folder, settings);
+        child._unread_log = Some(lines);
         child
     }
 
+    /// Runs a command that starts the program, and waits until the program listens. Returns the
+    /// rest of its log, too.
     fn spawn(
         mut command: Command,
         folder: &Path,
@@ -87,33 +92,35 @@ impl Child {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let mut said = Vec::new();
+        let mut log = Vec::new();
         let address = loop {
             let line =
-                lines.next().unwrap_or_else(|| panic!("the program ended: {said:?}")).unwrap();
+                lines.next().unwrap_or_else(|| panic!("the program ended: {log:?}")).unwrap();
             let event: serde_json::Value =
-                serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
-            said.push(line);
+                serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+            log.push(line);
             if event["message"] == "listening" {
                 break event["address"].as_str().unwrap().parse().unwrap();
             }
         };
-        let log = Arc::new(Mutex::new(said));
-        (Self { address, process, log, reader: None, _unread: None }, lines)
+        let log = Arc::new(Mutex::new(log));
+        (Self { address, process, log, log_reader: None, _unread_log: None }, lines)
     }
 
-    /// Starts the program in front of a fake NVIDIA.
+    /// Starts the program so that it calls a fake NVIDIA.
     pub fn start_with(nvidia: &FakeNvidia, folder: &Path, settings: &[(&str, &str)]) -> Self {
-        let upstream = nvidia.settings();
-        let upstream = upstream.iter().map(|(name, value)| (*name, value.as_str()));
-        Self::start(folder, &upstream.chain(settings.iter().copied()).collect::<Vec<_>>())
+        let nvidia_settings = nvidia.settings();
+        let mut all: Vec<_> =
+            nvidia_settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        all.extend(settings);
+        Self::start(folder, &all)
     }
 
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    /// Prepares an upload of a picture.
+    /// Prepares a request to the upload route.
     pub fn upload_request(&self, client: &Client, picture: &[u8]) -> RequestBuilder {
         let request = client.post(self.url("/vectorize-image-upload"));
         request.header(CONTENT_TYPE, FORM).body(form(picture))
@@ -130,23 +137,19 @@ impl Child {
         client.post(self.url("/vectorize-image")).body(body)
     }
 
-    /// The peak of the resident memory, in bytes.
+    /// The highest resident memory since the start, in bytes.
     pub fn peak_memory(&self) -> u64 {
-        self.status("VmHWM:")
+        memory_field(self.id(), "VmHWM:").unwrap()
     }
 
     /// The resident memory, in bytes.
     pub fn memory(&self) -> u64 {
-        self.status("VmRSS:")
+        memory_field(self.id(), "VmRSS:").unwrap()
     }
 
     /// The number of open files and sockets.
     pub fn open_files(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap().count()
-    }
-
-    fn status(&self, name: &str) -> u64 {
-        status(self.process.id(), name).unwrap()
+        std::fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
     }
 
     /// The process's id.
@@ -154,24 +157,24 @@ impl Child {
         self.process.id()
     }
 
-    /// Ends the process at once, as a power cut would.
+    /// Kills the process with SIGKILL, so that it has no time to finish anything.
     pub fn kill(mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
 
-    /// Tells the process to stop.
+    /// Sends SIGTERM, which tells the service to stop.
     pub fn terminate(&self) {
         self.signal("TERM");
     }
 
-    /// Sends a signal, given by its name.
+    /// Sends the signal with this name, such as `TERM`.
     pub fn signal(&self, name: &str) {
-        let kill = format!("kill -{name} {}", self.process.id());
+        let kill = format!("kill -{name} {}", self.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Tells the process to stop, waits, and returns its exit status and log.
+    /// Tells the service to stop, and returns its exit status and log.
     pub fn stop(self) -> (ExitStatus, Vec<String>) {
         self.terminate();
         self.wait()
@@ -180,43 +183,46 @@ impl Child {
     /// Waits until the process ends, and returns its exit status and log.
     pub fn wait(mut self) -> (ExitStatus, Vec<String>) {
         let status = self.process.wait().unwrap();
-        if let Some(reader) = self.reader.take() {
-            reader.join().unwrap();
+        if let Some(log_reader) = self.log_reader.take() {
+            log_reader.join().unwrap();
         }
         let log = std::mem::take(&mut *self.log.lock().unwrap());
         (status, log)
     }
 }
 
-/// The ids of a process's running children.
+/// The ids of a process's children that have not ended.
 pub fn children_of(parent: u32) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").unwrap();
     let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let is_child = |id: &u32| {
-        // A process that has ended has no such file. The program's name may hold spaces and
-        // parentheses.
+        // If the process has ended meanwhile, this file is gone.
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        // The program's name is in parentheses, and may itself contain spaces and parentheses.
         let mut fields = stat.rsplit(')').next().unwrap().split_whitespace();
-        let state = fields.next();
-        state != Some("Z") && fields.next() == Some(&parent.to_string())
+        let (state, its_parent) = (fields.next(), fields.next());
+        let is_zombie = state == Some("Z");
+        !is_zombie && its_parent == Some(&parent.to_string())
     };
     ids.filter(is_child).collect()
 }
 
-/// The resident memory of a process, in bytes; 0 if it has ended.
-pub fn memory_of(process: u32) -> u64 {
-    status(process, "VmRSS:").unwrap_or(0)
+/// The resident memory of a process in bytes, or 0 if the process has ended.
+pub fn memory_of(process_id: u32) -> u64 {
+    memory_field(process_id, "VmRSS:").unwrap_or(0)
 }
 
-fn status(process: u32, name: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024)
+/// Reads a field of `/proc/<id>/status` in bytes. Returns `None` if the process has ended.
+fn memory_field(process_id: u32, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    let kibibytes: u64 = value.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    Some(kibibytes * 1024)
 }
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The process may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

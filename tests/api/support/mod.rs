@@ -1,4 +1,6 @@
-//! Starts the service on its own port, and the fake servers that it calls.
+//! What the tests share: a running service, the fake servers that it calls, and test data.
+//!
+//! An [`Answer`] comes from the service; a [`Reply`] is what a fake server sends to the service.
 
 mod addresses;
 mod answer;
@@ -10,7 +12,6 @@ mod decoder;
 pub mod documents;
 mod fake_nvidia;
 mod fake_server;
-mod held;
 pub mod kinds;
 pub mod mutate;
 pub mod nvidia_api;
@@ -19,6 +20,7 @@ mod pixels;
 mod programs;
 mod raw_http;
 mod request;
+mod resources;
 
 pub use addresses::{client_from, connect_from, free_address};
 pub use answer::{Answer, assert_problem, metric};
@@ -30,7 +32,6 @@ pub use fake_nvidia::{
     try_picture_number,
 };
 pub use fake_server::{FakeServer, Received, Reply};
-pub use held::Held;
 pub use pictures::{
     CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, data_url, noise_png, tiny, variant,
 };
@@ -38,3 +39,4 @@ pub use pixels::Difference;
 pub use programs::{is_missing, python_lacks};
 pub use raw_http::{SMUGGLED, exchange, parse_answer, raw_request, read_to_end};
 pub use request::{FORM, base64_body, form, post_head};
+pub use resources::ResourceUsage;

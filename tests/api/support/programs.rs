@@ -1,28 +1,34 @@
-//! Programs that may be missing on a machine.
+//! Skips tests whose programs are not installed.
 
 use std::process::{Command, Stdio};
 
-/// Whether a program is missing. If so, it prints that the test is skipped; in CI it fails instead.
+/// Returns whether a program is missing. If it is, prints that the test is skipped, or fails in CI.
 pub fn is_missing(program: &str) -> bool {
-    let has_it = quiet(program).arg("--version").status().is_ok();
-    !has_it && is_skipped_without(program)
+    let is_installed = quiet_command(program).arg("--version").status().is_ok();
+    if !is_installed {
+        report_skip(program);
+    }
+    !is_installed
 }
 
-/// The same for packages of Python, given as `import` takes them.
+/// Returns whether a Python lacks one of the packages, separated by commas. If it does, prints that
+/// the test is skipped, or fails in CI.
 pub fn python_lacks(python: &str, packages: &str) -> bool {
-    let tried = quiet(python).args(["-c", &format!("import {packages}")]).status();
-    !tried.is_ok_and(|status| status.success())
-        && is_skipped_without(&format!("Python with {packages}"))
+    let import = quiet_command(python).args(["-c", &format!("import {packages}")]).status();
+    let has_packages = import.is_ok_and(|status| status.success());
+    if !has_packages {
+        report_skip(&format!("Python with {packages}"));
+    }
+    !has_packages
 }
 
-fn quiet(program: &str) -> Command {
+fn quiet_command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
-fn is_skipped_without(what: &str) -> bool {
-    assert!(std::env::var_os("CI").is_none(), "CI must have {what}");
-    println!("skipped: there is no {what} on this machine");
-    true
+fn report_skip(missing: &str) {
+    assert!(std::env::var_os("CI").is_none(), "CI must have {missing}");
+    println!("skipped: there is no {missing} on this machine");
 }

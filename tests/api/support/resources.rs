@@ -1,0 +1,46 @@
+//! Measures what a service uses, so that long tests can show that nothing leaks.
+
+use std::time::Duration;
+
+use super::{Child, children_of, metric};
+
+/// What a service uses while it is idle.
+#[derive(Debug, Clone, Copy)]
+pub struct ResourceUsage {
+    /// The resident memory, in bytes.
+    pub memory: u64,
+    /// The number of open files and sockets.
+    pub files: usize,
+    /// The number of Tokio's tasks.
+    pub tasks: f64,
+    /// The number of decoder processes.
+    pub children: usize,
+}
+
+impl ResourceUsage {
+    /// Waits until the service is idle, and measures what it uses. The service counts as idle when no
+    /// picture is at work and the files and tasks are as many as a `pause` before.
+    pub async fn when_idle(child: &Child, pause: Duration) -> Self {
+        let mut last = (0, 0.0);
+        for _ in 0..20 {
+            tokio::time::sleep(pause).await;
+            let metrics = reqwest::get(child.url("/metrics")).await.unwrap().text().await.unwrap();
+            let (files, tasks) = (child.open_files(), metric(&metrics, "imagesvc_tasks"));
+            if (files, tasks) == last && metric(&metrics, "imagesvc_pictures_at_work") == 0.0 {
+                let children = children_of(child.id()).len();
+                return Self { memory: child.memory(), files, tasks, children };
+            }
+            last = (files, tasks);
+        }
+        panic!("the service becomes idle; at last it had {last:?} files and tasks");
+    }
+
+    /// Asserts that nothing has grown since `before`, except for `max_growth` bytes of memory. Two
+    /// more files and tasks are allowed, because idle connections may open and close at any time.
+    pub fn assert_no_more_than(&self, before: &Self, max_growth: u64) {
+        assert!(self.files <= before.files + 2, "{before:?} {self:?}");
+        assert!(self.tasks <= before.tasks + 2.0, "{before:?} {self:?}");
+        assert_eq!((before.children, self.children), (0, 0), "no decoder is left running");
+        assert!(self.memory <= before.memory + max_growth, "{before:?} {self:?}");
+    }
+}
