@@ -19,7 +19,8 @@ use crate::support::{
 };
 
 /// What else is fenced: nothing that a reader pastes into a shell.
-const NO_COMMANDS: [&str; 8] = ["ini", "js", "json", "kotlin", "swift", "text", "xml", "yaml"];
+const NO_COMMANDS: [&str; 9] =
+    ["ini", "js", "json", "kotlin", "python", "swift", "text", "xml", "yaml"];
 
 /// In place of `cargo run`, which would build the program anew: the tests' own build.
 const CARGO: &str = "#!/bin/sh
