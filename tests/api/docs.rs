@@ -29,6 +29,9 @@ async fn the_document_is_openapi_3_1_and_lists_every_route() {
             "/health",
             "/metrics",
             "/ready",
+            "/v1/embeddings",
+            "/v1/models",
+            "/v1/models/{id}",
             "/vectorize-image",
             "/vectorize-image-base64",
             "/vectorize-image-upload"

@@ -7,8 +7,8 @@ from openai_api import MODEL, SERVICES, TEXT_IS_REFUSED, check, encoded, picture
 
 
 def embedding(url, key, **options):
-    # `model` takes OpenAI's own models only. One attempt, so that a failure shows at once.
-    return OpenAIEmbedding(api_base=url + "/v1", api_key=key, model_name=MODEL, max_retries=1, **options)
+    # `model` takes OpenAI's own models only. No retries, so that a failure shows at once.
+    return OpenAIEmbedding(api_base=url + "/v1", api_key=key, model_name=MODEL, max_retries=0, **options)
 
 
 for url, key in SERVICES:

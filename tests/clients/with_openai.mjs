@@ -46,6 +46,11 @@ for (const [url, apiKey] of [[IMAGESVC_URL, "any"], [IMAGESVC_KEYED_URL, IMAGESV
     assert(error.requestID);
     return true;
   });
+  // With Base64, its default, the package decodes every entry and fails at one without an embedding.
+  const each = { model, input: [photo, "a photo of a cat"], encoding_format: "float" };
+  const { data } = await client.embeddings.create(each, { query: { errors: "item" } });
+  assert.equal(data[0].embedding.length, 1536);
+  assert.deepEqual([data[1].object, data[1].embedding, data[1].error.param], ["error", undefined, "input[1]"]);
   await assert.rejects(embed(Array(33).fill(photo)), /^(\w+: )?422 The list input has 33 pictures/);
 }
 

@@ -32,6 +32,11 @@ for url, key in SERVICES:
     error = refusal(lambda: client.embeddings.create(model="text-embedding-3-small", input="x"), openai.NotFoundError)
     assert (error.param, error.code) == ("model", "model_not_found"), error.body
 
+    options = {"extra_query": {"errors": "item"}}
+    good, bad = client.embeddings.create(model=MODEL, input=[pictures(url)[0], "a photo of a cat"], **options).data
+    assert len(good.embedding) == 1536 and good.object == "embedding"
+    assert bad.object == "error" and bad.embedding is None and bad.error["param"] == "input[1]", bad
+
     [model] = client.models.list().data
     assert client.models.retrieve(MODEL).id == client.models.retrieve(model.id).id == model.id
 
