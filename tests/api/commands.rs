@@ -19,7 +19,8 @@ use crate::support::{
 };
 
 /// The languages of blocks that are not for a shell.
-const OTHER_LANGUAGES: [&str; 8] = ["ini", "js", "json", "kotlin", "swift", "text", "xml", "yaml"];
+const OTHER_LANGUAGES: [&str; 9] =
+    ["ini", "js", "json", "kotlin", "python", "swift", "text", "xml", "yaml"];
 
 /// Stands in for Cargo: runs the program that the tests have built. `cargo run` would build another.
 const FAKE_CARGO: &str = "#!/bin/sh

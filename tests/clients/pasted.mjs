@@ -1,30 +1,55 @@
-// Runs the JavaScript samples of README.md and docs/api.md unchanged, except for the host.
+// Runs the JavaScript and Python samples of README.md and docs/api.md unchanged, except for the host.
 
 import assert from "node:assert/strict";
 import { File } from "node:buffer";
-import { readFile } from "node:fs/promises";
+import { execFile } from "node:child_process";
+import { mkdtemp, readFile, rm, symlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 
-const { IMAGESVC_URL: service, IMAGESVC_PHOTO: path } = process.env;
+const { IMAGESVC_URL: service, IMAGESVC_PHOTO: path, PYTHON: python } = process.env;
 const photo = new File([await readFile(path)], "photo.jpg", { type: "image/jpeg" });
 
-async function sample(page) {
+/// The page's blocks in a language, with this service in place of the page's.
+async function samples(page, language) {
   const text = await readFile(new URL(`../../${page}`, import.meta.url), "utf8");
-  const [, ...blocks] = text.split("```js\n");
-  assert.equal(blocks.length, 1, page);
-  return blocks[0].split("```")[0].replaceAll("https://images.example.com", service);
+  const [, ...blocks] = text.split("```" + language + "\n");
+  return blocks.map((block) => block.split("```")[0].replaceAll(/https:\/\/images.example.com|http:\/\/localhost:8000/g, service));
 }
 
 const load = async (code) => import(`data:text/javascript,${encodeURIComponent(code)}`);
 
-const { vectorize } = await load(await sample("docs/api.md"));
+const [vectorizeSample, ...others] = await samples("docs/api.md", "js");
+assert.equal(others.length, 0);
+const { vectorize } = await load(vectorizeSample);
 assert.equal((await vectorize(photo)).vector.length, 1536);
 assert.equal((await vectorize(photo, { service, key: "ignored, since the service has no client keys" })).original_filename, "photo.jpg");
 await assert.rejects(vectorize(new Blob(["no picture"])), /unsupported_image: /);
 
+const [uploadSample, nodeSample, ...more] = await samples("README.md", "js");
+const [pythonSample, ...morePython] = await samples("README.md", "python");
+assert.equal(more.length + morePython.length, 0);
 const { lengths } = await load(`export async function lengths(photo) {
   const lengths = [];
   const console = { log: (length) => lengths.push(length) };
-  ${await sample("README.md")}
+  ${uploadSample}
   return lengths;
 }`);
 assert.deepEqual(await lengths(photo), [1536]);
+
+// The samples with OpenAI's packages are programs, which run in the repository's root.
+const root = await mkdtemp(join(tmpdir(), "pasted-"));
+try {
+  await symlink(fileURLToPath(new URL("..", import.meta.url)), join(root, "tests"));
+  await symlink(fileURLToPath(new URL("node_modules", import.meta.url)), join(root, "node_modules"));
+  await writeFile(join(root, "sample.mjs"), nodeSample);
+  await writeFile(join(root, "sample.py"), pythonSample);
+  for (const [program, file] of [[process.execPath, "sample.mjs"], [python, "sample.py"]]) {
+    const { stdout } = await promisify(execFile)(program, [file], { cwd: root });
+    assert.equal(stdout, "0 1536\n1 1536\n", file);
+  }
+} finally {
+  await rm(root, { recursive: true });
+}

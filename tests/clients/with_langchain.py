@@ -1,0 +1,53 @@
+"""Python, LangChain: OpenAIEmbeddings, and NVIDIA's connector."""
+
+import warnings
+
+import openai
+from langchain_nvidia_ai_endpoints import NVIDIAEmbeddings
+from langchain_openai import OpenAIEmbeddings
+
+from openai_api import MODEL, SERVICES, TEXT_IS_REFUSED, check, encoded, pictures, refusal
+
+# NVIDIAEmbeddings warns that it took the model that the service lists.
+warnings.filterwarnings("ignore", "Default model is set as", UserWarning)
+
+
+def open_ai(url, key, **options):
+    # With the check it would send token numbers, after it has downloaded their list from the internet.
+    return OpenAIEmbeddings(
+        base_url=url + "/v1", api_key=key, model=MODEL, check_embedding_ctx_length=False, max_retries=0, **options
+    )
+
+
+for url, key in SERVICES:
+    for embeddings, is_float in [
+        (open_ai(url, key), False),
+        (open_ai(url, key, model_kwargs={"encoding_format": "float"}), True),
+        (open_ai(url, key, chunk_size=2), False),
+        (NVIDIAEmbeddings(base_url=url + "/v1", api_key=key, model=MODEL), True),
+        (NVIDIAEmbeddings(base_url=url + "/v1", api_key=key), True),  # asks for the models
+        (NVIDIAEmbeddings(base_url=url + "/v1", api_key=key, max_batch_size=2), True),
+    ]:
+        check(url, key, embeddings.embed_query, embeddings.embed_documents, is_float)
+
+    batch = [pictures(url)[0], "a photo of a cat"]
+    many = [encoded("formats/plain.jpg")] * 33
+    error = refusal(lambda: open_ai(url, key).embed_documents(batch), openai.UnprocessableEntityError)
+    assert str(error) == f"Error code: 422 - input[1] {TEXT_IS_REFUSED}", error
+    error = refusal(lambda: open_ai(url, key).embed_documents(many), openai.UnprocessableEntityError)
+    assert "LangChain's chunk_size" in str(error), error
+
+    nvidia = NVIDIAEmbeddings(base_url=url + "/v1", api_key=key)
+    error = refusal(lambda: nvidia.embed_documents(batch))
+    assert str(error) == f"[422] Unprocessable Entity\ninput[1] {TEXT_IS_REFUSED}", error
+    error = refusal(lambda: nvidia.embed_documents(many))
+    assert "NVIDIAEmbeddings' max_batch_size" in str(error), error
+
+url, _ = SERVICES[1]
+error = refusal(lambda: open_ai(url, "wrong").embed_query(pictures(url)[0]), openai.AuthenticationError)
+assert "This service requires a key" in str(error), error
+# NVIDIA's connector has no type for it.
+error = refusal(lambda: NVIDIAEmbeddings(base_url=url + "/v1", api_key="wrong", model=MODEL).embed_query(pictures(url)[0]))
+assert str(error).startswith("[401] Unauthorized\nThis service requires a key"), error
+error = refusal(lambda: NVIDIAEmbeddings(base_url=url + "/v1", api_key="wrong"))
+assert str(error).startswith("[401] Unauthorized\nThis service requires a key"), error

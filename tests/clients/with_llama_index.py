@@ -1,0 +1,32 @@
+"""Python, LlamaIndex: OpenAIEmbedding."""
+
+import openai
+from llama_index.embeddings.openai import OpenAIEmbedding
+
+from openai_api import MODEL, SERVICES, TEXT_IS_REFUSED, check, encoded, pictures, refusal
+
+
+def embedding(url, key, **options):
+    # `model` takes OpenAI's own models only. No retries, so that a failure shows at once.
+    return OpenAIEmbedding(api_base=url + "/v1", api_key=key, model_name=MODEL, max_retries=0, **options)
+
+
+for url, key in SERVICES:
+    for model, is_float in [
+        (embedding(url, key), False),
+        (embedding(url, key, additional_kwargs={"encoding_format": "float"}), True),
+        (embedding(url, key, embed_batch_size=2), False),
+    ]:
+        check(url, key, model.get_text_embedding, model.get_text_embedding_batch, is_float)
+        check(url, key, model.get_query_embedding, model.get_text_embedding_batch, is_float)
+
+    batch = [pictures(url)[0], "a photo of a cat"]
+    error = refusal(lambda: embedding(url, key).get_text_embedding_batch(batch), openai.UnprocessableEntityError)
+    assert str(error) == f"Error code: 422 - input[1] {TEXT_IS_REFUSED}", error
+    many = [encoded("formats/plain.jpg")] * 33
+    error = refusal(lambda: embedding(url, key).get_text_embedding_batch(many), openai.UnprocessableEntityError)
+    assert "LlamaIndex's embed_batch_size" in str(error), error
+
+url, _ = SERVICES[1]
+error = refusal(lambda: embedding(url, "wrong").get_text_embedding(pictures(url)[0]), openai.AuthenticationError)
+assert "This service requires a key" in str(error), error
