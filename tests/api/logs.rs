@@ -225,7 +225,7 @@ async fn the_page_on_operating_lists_every_metric_and_no_other() {
     // count them in the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
     let source: String = source.split_whitespace().collect();
-    let by_name = ["(to,\"", ".register(\"", ".register_with_unit(\""];
+    let by_name = ["(&mutregistry,\"", ".register(\"", ".register_with_unit(\""];
     let registered: usize = by_name.iter().map(|call| source.matches(call).count()).sum();
     assert_eq!(listed.len(), registered, "{listed:?}");
 }
