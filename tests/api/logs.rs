@@ -249,7 +249,7 @@ async fn the_page_on_operating_lists_every_metric_and_no_other() {
     // counted in the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
     let source: String = source.split_whitespace().collect();
-    let register_calls = ["(to,\"", ".register(\"", ".register_with_unit(\""];
+    let register_calls = ["(&mutregistry,\"", ".register(\"", ".register_with_unit(\""];
     let registered: usize = register_calls.iter().map(|call| source.matches(call).count()).sum();
     assert_eq!(documented.len(), registered, "{documented:?}");
 }
