@@ -3,14 +3,14 @@
 //! One client cannot make another wait for all of its jobs. A free permit goes to the client that
 //! has the fewest permits. Among clients with equally many, it goes to the one that was served
 //! longest ago. Each client's jobs are served in the order of their arrival. A client that is alone
-//! can thus use all permits, and a client that arrives gets the next free permit, however many jobs
-//! other clients have queued.
+//! can thus use all permits. A client that arrives gets the next free permit, even if other clients
+//! have queued many jobs.
 //!
 //! Large and small jobs must not block each other. Some memory is reserved for small jobs, and one
 //! permit too if there are several. A job that needs more than the reserved memory is large, and
-//! gets nothing that is reserved. When the next job is large and too little memory is free for it,
-//! small jobs may overtake it, but they may use only the reserved memory. Otherwise they would take
-//! the memory that the large job waits for.
+//! gets nothing that is reserved. While the next job is a large one that waits for memory, small
+//! jobs may overtake it, but only with the reserved memory. Otherwise they would take the memory
+//! that the large job waits for.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -328,8 +328,8 @@ impl State {
                     && fits(*memory_of_large, capacity.large_memory()))
     }
 
-    /// How many queued jobs are served before a job that this client submits now. They are all of
-    /// the client's own, and from each other client as many as it takes until that client has more
+    /// How many queued jobs are served before a job that this client submits now. The client's own
+    /// queued jobs all go first. Of each other client, jobs go first until that client has more
     /// permits than this one.
     fn jobs_ahead_of(&self, client: ClientNetwork) -> u64 {
         let own = self.client(client);

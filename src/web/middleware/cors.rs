@@ -6,9 +6,9 @@
 //! browsers send. Other programs may always call.
 //!
 //! An attacker can also make his own host name resolve to the service's address (DNS rebinding). The
-//! browser then treats his page as the service's own page. If clients need no key, the service's
-//! pages may therefore call it only by an IP address, as `localhost`, or by a host name that the
-//! operator has configured.
+//! browser then treats his page as the service's own page. Therefore, if clients need no key, the
+//! service's pages may call it only by some hosts: IP addresses, `localhost`, and host names that
+//! the operator has configured.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
