@@ -76,7 +76,7 @@ fn random_bytes_are_answered() {
 }
 
 #[test]
-fn mutations_of_good_requests_are_answered() {
+fn mutations_of_valid_requests_are_answered() {
     let mutation =
         (any::<prop::sample::Index>(), 0..4usize, proptest::collection::vec(any::<u8>(), 0..8));
     assert_answered(

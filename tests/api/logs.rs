@@ -159,7 +159,8 @@ impl Metrics {
 
     /// The sum of the samples with this name whose label has this value.
     fn total(&self, name: &str, label: &str, value: &str) -> f64 {
-        let has_label = |sample: &&Sample| sample.labels.get(label).is_some_and(|it| it == value);
+        let has_label =
+            |sample: &&Sample| sample.labels.get(label).is_some_and(|found| found == value);
         let samples = self.samples.iter().filter(|sample| sample.name == name).filter(has_label);
         samples.map(|sample| sample.value).sum()
     }
