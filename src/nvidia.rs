@@ -27,11 +27,10 @@ use uuid::Uuid;
 
 use crate::{
     http_client::{self, Trust},
-    shares::ClientNetwork,
     telemetry::{Metrics, causes},
 };
 use classify::{ALERTING_STATUSES, Progress};
-use pace::{PaceLimiter, ReservationGuard};
+use pace::PaceLimiter;
 use retry::RetryBudget;
 use retry_after::SharedRetryAfter;
 
@@ -41,6 +40,7 @@ mod infer;
 mod key;
 mod pace;
 mod proxy;
+mod reservation;
 mod retry;
 mod retry_after;
 mod vector;
@@ -51,6 +51,7 @@ pub use classify::{ErrorKind, Operation};
 pub use key::ApiKey;
 pub use pace::WINDOW as PACE_WINDOW;
 pub use proxy::ProxyUrl;
+pub use reservation::Reservation;
 pub use retry::{RetryPolicy, RetryState};
 pub use vector::{DIMENSIONS, Vector};
 pub use wire::InlineImage;
@@ -143,22 +144,6 @@ struct Inner {
     background: TaskTracker,
 }
 
-/// Inference calls that a client may make. Dropping the reservation frees them for others.
-#[derive(Debug)]
-pub struct Reservation {
-    client_network: ClientNetwork,
-    /// `None` if there is no pace.
-    guard: Option<ReservationGuard>,
-}
-
-impl Reservation {
-    /// Moves one call to a reservation of its own.
-    pub fn split_one(&mut self) -> Self {
-        let guard = self.guard.as_mut().map(ReservationGuard::split_one);
-        Self { client_network: self.client_network, guard }
-    }
-}
-
 /// A response whose body was read completely.
 struct ApiResponse {
     status: StatusCode,
@@ -214,55 +199,6 @@ impl Client {
             .into_iter()
             .find(|known| *known as u8 == state)
             .unwrap_or(KeyState::Unknown)
-    }
-
-    /// Reserves inference calls for a client's pictures, all or none. Their embeddings must be ready
-    /// by the deadline.
-    ///
-    /// # Errors
-    /// [`ErrorKind::RateLimited`] with the time to wait, if the pace or a `Retry-After` of NVIDIA
-    /// allows no call before the deadline.
-    pub fn reserve_calls(
-        &self,
-        client_network: ClientNetwork,
-        count: usize,
-        deadline: Instant,
-    ) -> Result<Reservation, Error> {
-        if count == 0 {
-            return Ok(Reservation { client_network, guard: None });
-        }
-        self.check_retry_after(Operation::Infer, deadline)?;
-        let guard = match &self.0.pace {
-            Some(pace) => Some(
-                pace.reserve(client_network, count, Instant::now(), deadline)
-                    .map_err(|wait| Error::no_call_before_deadline(Operation::Infer, wait))?,
-            ),
-            None => None,
-        };
-        Ok(Reservation { client_network, guard })
-    }
-
-    /// The most calls, up to `at_most`, that the pace can ever allow one client within `time`.
-    pub fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
-        let pace = self.0.pace.as_ref();
-        pace.map_or(at_most, |pace| pace.largest_reservation(at_most, time))
-    }
-
-    /// Starts the calls for one picture, for which a call was reserved. The returned state is passed
-    /// to each of them.
-    pub fn start_calls(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
-        let Inner { settings, retry_budget, metrics, .. } = &*self.0;
-        retry_budget.add_request();
-        RetryState {
-            policy: &settings.retry,
-            retry_budget,
-            metrics,
-            client_network: reservation.client_network,
-            reservation: reservation.guard,
-            deadline,
-            failed_attempts: 0,
-            sent_inferences: 0,
-        }
     }
 
     /// Adds the headers of every call to NVIDIA's API. The presigned upload has none of them.

@@ -155,6 +155,13 @@ impl Shares {
         self.0.allows(&self.tally(), client, self.0.round_up(units))
     }
 
+    /// The most units that a client can get while no other client has any.
+    pub fn most_for_one_client(&self) -> u64 {
+        let Inner { total, share, may_exceed_share, .. } = *self.0;
+        let beyond_share = if may_exceed_share { total - total / 4 } else { 0 };
+        share.max(beyond_share).min(total)
+    }
+
     /// The units in use.
     pub fn in_use(&self) -> u64 {
         self.tally().total()

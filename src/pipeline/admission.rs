@@ -70,29 +70,12 @@ impl Limits {
     pub fn max_batch_body(&self) -> u64 {
         (self.max_buffered_bytes / 4).max(base64_text::body_limit(self.max_image_bytes))
     }
-
-    /// The most pictures that one batch can have: each needs a permit, and memory besides the body.
-    pub fn largest_batch(&self, inline_memory: u64) -> usize {
-        let memory = self.max_buffered_bytes.saturating_sub(self.max_batch_body());
-        let fitting = memory / inline_memory.next_multiple_of(MEMORY_STEP).max(1);
-        let fitting = usize::try_from(fitting).unwrap_or(usize::MAX);
-        self.max_batch.min(self.max_in_flight).min(fitting).max(1)
-    }
 }
 
 /// The limit on memory for bodies, in bytes. All requests share it.
 pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
-    let single = largest_request(limits.max_image_bytes, inline_memory);
-    let pictures = limits.largest_batch(inline_memory) as u64;
-    let batch = limits.max_batch_body() + pictures * inline_memory.next_multiple_of(MEMORY_STEP);
-    let largest = single.max(batch).min(limits.max_buffered_bytes);
+    let largest = largest_request(limits.max_image_bytes, inline_memory);
     Shares::new(limits.max_buffered_bytes, largest, MEMORY_STEP)
-}
-
-/// The limit on pictures at work. All requests share it.
-pub fn shared_permits(limits: &Limits) -> Shares {
-    let largest_batch = limits.max_batch.min(limits.max_in_flight) as u64;
-    Shares::new(limits.max_in_flight as u64, largest_batch, 1)
 }
 
 /// The most memory that one request needs, in bytes: that of a Base64 request with the largest body.
@@ -102,9 +85,16 @@ pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
 }
 
 impl Pipeline {
-    /// The most pictures that one batch can have.
+    /// The most pictures that one batch can have. Each needs a permit, and memory besides the body,
+    /// of which one client can never get all.
     pub fn largest_batch(&self) -> usize {
-        self.limits.largest_batch(self.embedder.inline_memory())
+        let permits = self.at_work.most_for_one_client();
+        let memory = self.memory.most_for_one_client();
+        let memory = memory.saturating_sub(self.limits.max_batch_body());
+        let picture_memory = self.embedder.inline_memory().next_multiple_of(MEMORY_STEP).max(1);
+        let fitting = permits.min(memory / picture_memory);
+        let fitting = usize::try_from(fitting).unwrap_or(usize::MAX);
+        self.limits.max_batch.min(fitting).max(1)
     }
 
     /// Admits a client's request whose body needs up to `body_bytes` of memory. Routes call this

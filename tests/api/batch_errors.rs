@@ -62,7 +62,7 @@ async fn what_is_wrong_with_an_item_is_said_with_its_place() {
         (json!(true), 422, "validation_failed", "not a picture"),
         (json!([1, 2]), 422, "validation_failed", "check_embedding_ctx_length=False"),
         (json!(7), 422, "validation_failed", "check_embedding_ctx_length=False"),
-        (json!("data:image/png;base64,%%"), 400, "invalid_base64", "input[1] holds characters"),
+        (json!("data:image/png;base64,%%"), 400, "invalid_base64", "input[1] contains characters"),
         (json!("data:image/png;base64,"), 400, "invalid_base64", "input[1] is empty"),
         (json!("data:image/png;base64,QUJD"), 415, "unsupported_image", "input[1]"),
         (json!(avif), 415, "unsupported_image", "AVIF"),

@@ -89,7 +89,7 @@ async fn a_batch_takes_all_of_its_permits_or_gives_them_back() {
         assert!(!refused.header("retry-after").is_empty());
         app.wait_for(|value| value("imagesvc_pictures_at_work") == 2.0).await;
         let problem = assert_problem(&app.batch(&batch_of(0..5)).await, 422, "validation_failed");
-        assert!(problem["detail"].as_str().unwrap().contains("one request may have 4"));
+        assert!(problem["detail"].as_str().unwrap().contains("one request may have 3"));
         release.send(true).unwrap();
     };
     tokio::join!(singles, batches);

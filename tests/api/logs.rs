@@ -210,6 +210,7 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
         [
             "/docs/{*path}",
             "/health",
+            "/v1/embeddings",
             "/vectorize-image",
             "/vectorize-image-base64",
             "/vectorize-image-upload",

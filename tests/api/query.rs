@@ -235,7 +235,7 @@ async fn an_unknown_backend_or_an_invalid_save_is_refused_and_the_error_contains
         ("backend=", "backend", "nv_dino"),
         ("save=no", "save", "true or false"),
         ("save=%zz", "save", "true or false"),
-        ("save=true&save=false", "save", "send one of them"),
+        ("save=true&save=false", "save", "send only one of them"),
     ] {
         for request in requests(&app, &picture_server, ROCKET) {
             let answer = app.send(with_query(request, query)).await;
