@@ -1,4 +1,4 @@
-//! The pace: limits calls to NVIDIA to a number of requests per minute, in any window of a minute.
+//! Limits the calls to NVIDIA in any window of one minute. This limit is called the pace.
 //!
 //! A client that is alone may use the whole pace. A client that has used half of a window's calls
 //! must leave capacity for other clients. If its next call would have to wait, the call is allowed
@@ -79,8 +79,8 @@ impl PaceLimiter {
     ) -> Result<ReservationGuard<'_>, Duration> {
         let mut state = self.state(now);
         let time = self.expected_time(&state, now, 0);
-        let has_half = state.calls_of(client_network) >= self.calls_per_window.div_ceil(2);
-        let must_leave_capacity = time > now && has_half;
+        let has_used_half = state.calls_of(client_network) >= self.calls_per_window.div_ceil(2);
+        let must_leave_capacity = time > now && has_used_half;
         let quarter = self.calls_per_window / 4;
         if time >= deadline
             || must_leave_capacity && self.expected_time(&state, now, quarter) >= deadline
