@@ -194,7 +194,7 @@ impl Client {
     }
 }
 
-/// Whether this is the status of a gateway that could not reach the server behind it.
+/// Whether a gateway sends this status if it cannot reach NVIDIA's server.
 fn is_gateway_error(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
 }

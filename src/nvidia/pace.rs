@@ -1,4 +1,4 @@
-//! The pace: limits calls to NVIDIA to a number of requests per minute, in any window of a minute.
+//! Limits the calls to NVIDIA in any window of one minute. This limit is called the pace.
 //!
 //! A client that is alone may use the whole pace. A client that has used half of a window's calls
 //! must leave capacity for other clients. If its next call would have to wait, the call is allowed
@@ -85,8 +85,8 @@ impl PaceLimiter {
     ) -> Result<ReservationGuard, Duration> {
         let mut state = self.0.state(now);
         self.0.check(&state, client_network, count, now, deadline)?;
-        state.reserved.add(client_network, count as u64);
-        Ok(ReservationGuard { pace: Arc::clone(&self.0), client_network, count })
+        ⟪⟦B:let has_half = ⟧T:let has_used_half = ⟫state.reserved.add(client_network, count as u64);
+        Ok(ReservationGuard { pace: Arc::clone(&self.0), client_network, count ⟪})⟦B:has_half;⟧T:has_used_half;⟫
     }
 
     /// The most calls, up to `at_most`, that one client can reserve within `time` while no other
