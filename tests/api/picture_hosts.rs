@@ -133,7 +133,7 @@ async fn a_web_page_is_told_apart_from_a_damaged_picture() {
 #[tokio::test]
 async fn a_download_is_reported_as_interrupted_only_if_a_response_had_begun() {
     for reply in [Vec::new(), b"no http".to_vec()] {
-        assert!(detail_of(Reply::CloseAfter(reply)).await.contains("no answer that can be read"));
+        assert!(detail_of(Reply::CloseAfter(reply)).await.contains("no response that can be read"));
     }
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n".to_vec();
     assert!(detail_of(Reply::CloseAfter(head)).await.contains("broke off before"));

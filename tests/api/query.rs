@@ -236,7 +236,7 @@ async fn an_unknown_backend_or_an_invalid_save_is_refused_with_the_parameter_nam
         ("backend=", "backend", "nv_dino"),
         ("save=no", "save", "true or false"),
         ("save=%zz", "save", "true or false"),
-        ("save=true&save=false", "save", "send one of them"),
+        ("save=true&save=false", "save", "send only one of them"),
     ] {
         for request in requests(&app, &picture_server, ROCKET) {
             let answer = app.send(asking(request, query)).await;
