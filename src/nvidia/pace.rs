@@ -85,8 +85,8 @@ impl PaceLimiter {
     ) -> Result<ReservationGuard, Duration> {
         let mut state = self.0.state(now);
         self.0.check(&state, client_network, count, now, deadline)?;
-        ⟪⟦B:let has_half = ⟧T:let has_used_half = ⟫state.reserved.add(client_network, count as u64);
-        Ok(ReservationGuard { pace: Arc::clone(&self.0), client_network, count ⟪})⟦B:has_half;⟧T:has_used_half;⟫
+        state.reserved.add(client_network, count as u64);
+        Ok(ReservationGuard { pace: Arc::clone(&self.0), client_network, count })
     }
 
     /// The most calls, up to `at_most`, that one client can reserve within `time` while no other
