@@ -19,10 +19,12 @@ mod command;
 mod decoder;
 mod dotenv;
 mod embed;
+mod embed_command;
 mod fetch;
 mod limits;
 mod listing;
 mod nvidia;
+mod own_client;
 mod parse;
 mod raw;
 mod reader;
@@ -35,8 +37,12 @@ mod upstream;
 mod web;
 
 pub use command::{Command, command_line};
+pub use embed_command::EmbedArguments;
 pub use raw::RawSettings;
 pub use upstream::Upstream;
+
+/// How the warning about missing client keys begins.
+const NO_CLIENT_KEYS: &str = "no client keys are set";
 
 /// All settings of the service, checked.
 #[derive(Debug)]
@@ -107,9 +113,15 @@ impl Config {
             Some((command::CHECK, check)) => {
                 (Command::Check { live: check.get_flag(command::LIVE) }, check)
             }
+            Some((embed_command::EMBED, embed)) => {
+                (Command::Embed(embed_command::arguments(embed)), embed)
+            }
             _ => (Command::Serve, &matches),
         };
-        let raw = RawSettings::merge(flags, std::env::vars_os(), ".env".as_ref());
+        let mut raw = RawSettings::merge(flags, std::env::vars_os(), ".env".as_ref());
+        if let Command::Embed(arguments) = &command {
+            embed_command::adapt(&mut raw, arguments);
+        }
         Ok((command, Self::resolve(&raw)?))
     }
 
@@ -177,7 +189,7 @@ impl Config {
     fn add_warnings(&self, reader: &mut Reader<'_>) {
         if matches!(self.upstream, Upstream::Nvidia(_)) && self.web.keys.is_empty() {
             reader.warnings.push(format!(
-                "no client keys are set: everybody who can reach the port can use the NVIDIA key; set {}, \
+                "{NO_CLIENT_KEYS}: everybody who can reach the port can use the NVIDIA key; set {}, \
                  or let a firewall admit only your own clients",
                 web::API_KEYS.info.name
             ));

@@ -72,6 +72,7 @@
 pub mod app;
 pub mod base64_text;
 mod bearer_token;
+pub mod bulk;
 pub mod cli;
 pub mod config;
 pub mod decoder;

@@ -3,6 +3,7 @@
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::{
+    embed_command::{self, EmbedArguments},
     listing::Format,
     setting::{Kind, SettingInfo},
     settings::SETTINGS,
@@ -22,7 +23,7 @@ pub(super) const LIST: &str = "settings";
 const FORMAT: &str = "format";
 
 /// The command that the arguments select.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Serve requests. This is the default.
     Serve,
@@ -31,6 +32,8 @@ pub enum Command {
         /// Whether to also make one paid call to NVIDIA.
         live: bool,
     },
+    /// Embed the pictures of folders and lists.
+    Embed(EmbedArguments),
 }
 
 /// Builds the parser of the command line.
@@ -61,7 +64,7 @@ pub fn command_line() -> clap::Command {
                 .help("markdown: the table in docs/operating.md; env: .env.example"),
         );
     imagesvc
-        .subcommands([check, list])
+        .subcommands([check, embed_command::command(), list])
         .args(SETTINGS.iter().filter(|setting| setting.kind != Kind::Secret).map(flag))
 }
 

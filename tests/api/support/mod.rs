@@ -6,6 +6,7 @@ mod addresses;
 mod answer;
 mod app;
 pub mod bombs;
+mod bulk;
 mod child;
 pub mod craft;
 mod decoder;
@@ -25,6 +26,7 @@ mod resources;
 pub use addresses::{client_from, connect_from, free_address};
 pub use answer::{Answer, assert_problem, metric};
 pub use app::{BuildError, Config, TestApp};
+pub use bulk::{Bulk, Finished};
 pub use child::{Child, children_of, memory_of};
 pub use decoder::{decoder_settings, fake_decoder};
 pub use fake_nvidia::{

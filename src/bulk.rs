@@ -1,0 +1,136 @@
+//! `imagesvc embed`: embeds the pictures of folders and lists, and writes one JSON line for each.
+//!
+//! The command is a client of the service: of a running one, or of one that it starts in this process
+//! on a loopback port. So the cache, the limits and the errors are those of the service.
+//!
+//! ```text
+//! source ──► feeder ──► lanes ──► client ──► verdict ──► writer ──► output, failures
+//!           (thread)      ▲                     │       (thread)
+//!                         └────── try again ────┘
+//! ```
+//!
+//! Every part has a limit. A list of a million rows needs no more memory than one of a thousand,
+//! except for a 64-bit hash of each row that the output already contains.
+
+use std::path::PathBuf;
+
+use tokio::task::spawn_blocking;
+
+use crate::config::{Config, EmbedArguments};
+use error::BulkError;
+use failures::Failures;
+use feeder::Feeder;
+use interrupt::Interrupt;
+use item::ItemReader;
+use output::{Appender, Existing, OutputError};
+use run::{Plan, Run};
+use service::Service;
+use writer::{Target, Writer};
+
+mod client;
+mod dry_run;
+mod error;
+mod failures;
+mod feeder;
+mod interrupt;
+mod item;
+mod json_object;
+mod lanes;
+mod output;
+mod progress;
+mod run;
+mod service;
+mod source;
+mod verdict;
+mod writer;
+
+pub use error::{BulkError as Error, Outcome};
+
+/// The number of requests at once to a running service, which has other clients.
+const SHARED_CONCURRENCY: usize = 8;
+
+/// Embeds the pictures of the sources.
+///
+/// # Errors
+/// Why the run cannot start, or why its output cannot be written.
+pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome, BulkError> {
+    let interrupt = Interrupt::install().map_err(BulkError::System)?;
+    let reader = ItemReader {
+        field: arguments.field.clone(),
+        id: arguments.id.clone(),
+        prefix: arguments.prefix.clone(),
+    };
+    source::check(&arguments.sources)?;
+    if arguments.dry_run {
+        return count(arguments, reader, config.nvidia.requests_per_minute).await;
+    }
+    let (target, existing) = open_target(arguments.out.clone(), reader.clone()).await?;
+    let own_concurrency = 2 * config.embed.call.max_concurrency;
+    let default_concurrency =
+        if arguments.to.is_some() { SHARED_CONCURRENCY } else { own_concurrency };
+    let service = Service::open(&arguments, config).await?;
+    let model = service.client.model().await?;
+    match (&arguments.out, &existing.model) {
+        (Some(path), Some(found)) if *found != model => {
+            let (path, found) = (path.clone(), found.clone());
+            return Err(OutputError::OtherModel { path, found, expected: model }.into());
+        }
+        _ => {}
+    }
+    let plan = Plan {
+        concurrency: arguments.concurrency.map_or(default_concurrency, Into::into),
+        per_host: arguments.per_host.get(),
+        model,
+    };
+    let writer = Writer::start(target).map_err(BulkError::System)?;
+    let feeder = Feeder::start(arguments.sources, reader, existing, arguments.limit);
+    let feeder = feeder.map_err(BulkError::System)?;
+    let outcome = Run::new(plan, service.client.clone(), writer).send_all(feeder, interrupt).await;
+    service.stop().await;
+    outcome
+}
+
+/// Opens the output and the failures, and reads which rows the output contains.
+async fn open_target(
+    out: Option<PathBuf>,
+    reader: ItemReader,
+) -> Result<(Target, Existing), BulkError> {
+    let Some(path) = out else { return Ok((Target::Standard(reader), Existing::default())) };
+    let open = move || {
+        let cannot = |error| OutputError::Io(path.clone(), error);
+        let file = output::open(&path)?;
+        let existing = output::read(std::fs::File::open(&path).map_err(cannot)?, &path, &reader)?;
+        let failures = Failures::open(&path, reader, |identity| existing.contains(identity));
+        let rows = Appender::new(file).map_err(cannot)?;
+        Ok((Target::Files(rows, failures.map_err(cannot)?), existing))
+    };
+    on_blocking_thread(open).await
+}
+
+/// Counts the pictures, without a service.
+async fn count(
+    arguments: EmbedArguments,
+    reader: ItemReader,
+    requests_per_minute: Option<u32>,
+) -> Result<Outcome, BulkError> {
+    let count = move || {
+        let existing = match arguments.out.as_ref().filter(|path| path.exists()) {
+            Some(path) => {
+                let file = std::fs::File::open(path);
+                let file = file.map_err(|error| OutputError::Io(path.clone(), error))?;
+                output::read(file, path, &reader)?
+            }
+            None => Existing::default(),
+        };
+        let EmbedArguments { sources, limit, .. } = arguments;
+        dry_run::count(&sources, &reader, existing, limit, requests_per_minute)
+    };
+    on_blocking_thread(count).await?;
+    Ok(Outcome::AllEmbedded)
+}
+
+async fn on_blocking_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BulkError> + Send + 'static,
+) -> Result<T, BulkError> {
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(BulkError::System(error.into())))
+}

@@ -1,0 +1,305 @@
+//! Sends one picture to the service.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, stream};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use reqwest::{
+    Body, Client, Response, StatusCode,
+    header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue},
+};
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+use tokio::task::spawn_blocking;
+use url::Url;
+
+use super::{
+    item::{Failure, Picture},
+    json_object::{on_one_line, string},
+    verdict::{self, Problem, Verdict},
+};
+use crate::{
+    http_client::{self, Trust},
+    telemetry::causes,
+};
+
+/// How much of a file is read at once. Smaller files are sent from memory.
+const READ_BYTES: u64 = 128 << 10;
+
+/// The largest answer. A vector has some 30 KB.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the first questions to the service may take.
+const MODEL_TIMEOUT: Duration = Duration::from_secs(30);
+
+const BOUNDARY: &str = "imagesvc-embed-7d1f0c1e5b9a4e2f";
+
+/// A client of one service. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct ServiceClient {
+    http: Client,
+    base: Url,
+    authorization: Option<HeaderValue>,
+    /// Whether the service saves the pictures.
+    save: bool,
+    /// What the names of the added fields begin with.
+    prefix: Arc<str>,
+}
+
+/// A picture's vector.
+#[derive(Debug)]
+pub(super) struct Embedded {
+    /// The added fields as JSON, without braces.
+    pub fields: String,
+    pub model: String,
+    /// Whether the service had the vector already.
+    pub is_cached: bool,
+}
+
+/// The members of an answer that become added fields.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    sha256: String,
+    model: String,
+    prepared: String,
+    width: u32,
+    height: u32,
+    #[serde(borrow)]
+    vector: &'a RawValue,
+}
+
+#[derive(Deserialize)]
+struct Models {
+    data: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    id: String,
+}
+
+/// The service cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ServiceError {
+    #[error("IMAGESVC_API_KEY contains a character that no key contains")]
+    Key,
+    #[error("the HTTP client cannot be created")]
+    Client(#[from] reqwest::Error),
+    #[error("{0} does not answer: {1}")]
+    Unreachable(Url, String),
+    #[error("{0} refuses the key: set IMAGESVC_API_KEY to one of the service's keys")]
+    KeyRefused(Url),
+    #[error("{0} is not this service: GET /v1/models returned {1}")]
+    NotTheService(Url, String),
+}
+
+impl ServiceClient {
+    /// A client of the service at this URL.
+    pub(super) fn new(
+        base: Url,
+        key: Option<&str>,
+        save: bool,
+        prefix: &str,
+    ) -> Result<Self, ServiceError> {
+        let authorization = match key {
+            Some(key) => {
+                let value = HeaderValue::from_str(&format!("Bearer {key}"));
+                let mut value = value.map_err(|_| ServiceError::Key)?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+            None => None,
+        };
+        let builder = Trust::probe().client_builder().no_proxy().connect_timeout(CONNECT_TIMEOUT);
+        Ok(Self { http: builder.build()?, base, authorization, save, prefix: prefix.into() })
+    }
+
+    /// The model of the service.
+    pub(super) async fn model(&self) -> Result<String, ServiceError> {
+        let base = || self.base.clone();
+        let unreachable = |error: &reqwest::Error| ServiceError::Unreachable(base(), cause(error));
+        let request = self.http.get(self.url("v1/models")).timeout(MODEL_TIMEOUT);
+        let response =
+            self.authorized(request).send().await.map_err(|error| unreachable(&error))?;
+        let status = response.status();
+        if status == StatusCode::UNAUTHORIZED {
+            return Err(ServiceError::KeyRefused(base()));
+        }
+        let body = read_body(response).await.map_err(|error| unreachable(&error))?;
+        let models = serde_json::from_slice::<Models>(&body).ok();
+        match models.and_then(|models| models.data.into_iter().next()) {
+            Some(model) if status.is_success() => Ok(model.id),
+            _ => Err(ServiceError::NotTheService(base(), status.to_string())),
+        }
+    }
+
+    /// Sends a picture. `timeout` limits the whole call.
+    pub(super) async fn embed(
+        &self,
+        picture: &Picture,
+        timeout: Duration,
+    ) -> Result<Embedded, Verdict> {
+        let request = match picture {
+            Picture::Url { url, .. } => {
+                let body = json!({ "image_url": url }).to_string();
+                self.http
+                    .post(self.url("vectorize-image"))
+                    .header(CONTENT_TYPE, "application/json")
+                    .body(body)
+            }
+            Picture::File(path) => {
+                let (body, length) = form(path.clone()).await.map_err(|error| {
+                    let detail = format!("The file cannot be read: {error}.");
+                    Verdict::Fail(Failure::permanent("unreadable_file", detail))
+                })?;
+                self.http
+                    .post(self.url("vectorize-image-upload"))
+                    .header(CONTENT_TYPE, format!("multipart/form-data; boundary={BOUNDARY}"))
+                    .header(CONTENT_LENGTH, length)
+                    .body(body)
+            }
+        };
+        let response = self.authorized(request).timeout(timeout).send().await;
+        let response = response.map_err(|error| verdict::of_connection(&error, &cause(&error)))?;
+        let status = response.status();
+        let wait = http_client::retry_after(response.headers(), SystemTime::now());
+        let is_cached = response.headers().get("x-cache").is_some_and(|value| value == "hit");
+        let body = read_body(response).await;
+        let body = body.map_err(|error| verdict::of_connection(&error, &cause(&error)))?;
+        if !status.is_success() {
+            let problem: Option<Problem> = serde_json::from_slice(&body).ok();
+            return Err(verdict::of_problem(status, wait, problem));
+        }
+        let answer: Answer<'_> = serde_json::from_slice(&body).map_err(|_| {
+            let detail = "The service's answer contains no vector.";
+            Verdict::Fail(Failure::permanent("invalid_answer", detail))
+        })?;
+        Ok(Embedded::new(&answer, &self.prefix, is_cached))
+    }
+
+    fn url(&self, route: &str) -> String {
+        let save = if self.save || route == "v1/models" { "" } else { "?save=false" };
+        format!("{}/{route}{save}", self.base.as_str().trim_end_matches('/'))
+    }
+
+    fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.authorization {
+            Some(value) => request.header(AUTHORIZATION, value),
+            None => request,
+        }
+    }
+}
+
+impl Embedded {
+    fn new(answer: &Answer<'_>, prefix: &str, is_cached: bool) -> Self {
+        let Answer { sha256, model, prepared, width, height, vector } = answer;
+        let name = |field: &str| string(&format!("{prefix}{field}"));
+        let texts = [("sha256", sha256), ("model", model), ("prepared", prepared)];
+        let mut fields: String =
+            texts.map(|(field, text)| format!("{}:{},", name(field), string(text))).concat();
+        for (field, number) in [("width", width), ("height", height)] {
+            fields.push_str(&format!("{}:{number},", name(field)));
+        }
+        fields.push_str(&format!("{}:{}", name("vector"), on_one_line(vector.get())));
+        Self { fields, model: model.clone(), is_cached }
+    }
+}
+
+/// A form with a file as its only part, and the form's length.
+async fn form(path: PathBuf) -> io::Result<(Body, u64)> {
+    let head = format!(
+        "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"picture\"\r\n\r\n"
+    );
+    let tail = format!("\r\n--{BOUNDARY}--\r\n");
+    let (file, length) = spawn_blocking(move || open(&path)).await??;
+    let total = head.len() as u64 + length + tail.len() as u64;
+    if length <= READ_BYTES {
+        let bytes = read_chunk(file, length).await?.1;
+        return Ok((Body::from([head.as_bytes(), &bytes, tail.as_bytes()].concat()), total));
+    }
+    // The last part is sent first.
+    let parts = vec![
+        FormPart::Text(tail.into()),
+        FormPart::File(file, length),
+        FormPart::Text(head.into()),
+    ];
+    Ok((Body::wrap(StreamBody::new(frames(parts))), total))
+}
+
+/// Opens a file, and returns its length. Blocks the thread.
+fn open(path: &Path) -> io::Result<(File, u64)> {
+    // Opening a named pipe would block until another program writes to it.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    Ok((file, length))
+}
+
+/// A piece of a form.
+enum FormPart {
+    Text(Bytes),
+    /// A file, and how many of its bytes are not sent yet.
+    File(File, u64),
+}
+
+/// Streams the parts, of which the last is sent first.
+fn frames(parts: Vec<FormPart>) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
+    stream::try_unfold(parts, |mut parts| async move {
+        let frame = match parts.pop() {
+            None => return Ok(None),
+            Some(FormPart::Text(text)) => text,
+            Some(FormPart::File(file, left)) => {
+                let (file, bytes) = read_chunk(file, left.min(READ_BYTES)).await?;
+                let left = left - bytes.len() as u64;
+                if left > 0 {
+                    parts.push(FormPart::File(file, left));
+                }
+                bytes
+            }
+        };
+        Ok(Some((Frame::data(frame), parts)))
+    })
+}
+
+/// Reads the next bytes of a file. Fails if the file has become shorter; the service then sees an
+/// incomplete request.
+async fn read_chunk(mut file: File, length: u64) -> io::Result<(File, Bytes)> {
+    spawn_blocking(move || {
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        file.read_exact(&mut bytes)?;
+        Ok((file, bytes.into()))
+    })
+    .await?
+}
+
+/// Reads a body, up to [`MAX_ANSWER_BYTES`].
+async fn read_body(mut response: Response) -> Result<BytesMut, reqwest::Error> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_ANSWER_BYTES {
+            // A truncated body is not valid JSON.
+            body.truncate(MAX_ANSWER_BYTES);
+            break;
+        }
+    }
+    Ok(body)
+}
+
+/// The innermost cause of an error.
+fn cause(error: &reqwest::Error) -> String {
+    causes(error).last().map_or_else(|| error.to_string(), ToString::to_string)
+}

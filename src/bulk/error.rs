@@ -1,0 +1,77 @@
+//! How a run ends.
+
+use std::{io, process::ExitCode};
+
+use super::{client::ServiceError, interrupt, output::OutputError, source::SourceError};
+
+/// The exit code of a run that cannot start.
+const USAGE: u8 = 2;
+
+/// How a run has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every row is in the output.
+    AllEmbedded,
+    /// Some rows have failed, or the run has stopped early.
+    SomeFailed,
+    /// A signal has ended the run.
+    Interrupted,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::AllEmbedded => Self::SUCCESS,
+            Outcome::SomeFailed => Self::FAILURE,
+            Outcome::Interrupted => Self::from(interrupt::EXIT_CODE),
+        }
+    }
+}
+
+/// Why a run cannot start, or cannot write its output.
+#[derive(Debug, thiserror::Error)]
+pub enum BulkError {
+    /// A source cannot be read, or not with these arguments.
+    #[error("{0}")]
+    Source(String),
+    /// The output cannot be continued.
+    #[error("{0}")]
+    Output(String),
+    /// A row or a failure cannot be written.
+    #[error("the output cannot be written: {0}")]
+    Write(io::Error),
+    /// The service cannot be used.
+    #[error("{0}")]
+    Service(String),
+    /// The system refuses a thread or a signal handler.
+    #[error("the system refuses a thread or a signal handler: {0}")]
+    System(io::Error),
+}
+
+impl BulkError {
+    /// The exit code of the command.
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Write(_) => ExitCode::FAILURE,
+            Self::Source(_) | Self::Output(_) | Self::Service(_) | Self::System(_) => USAGE.into(),
+        }
+    }
+}
+
+impl From<SourceError> for BulkError {
+    fn from(error: SourceError) -> Self {
+        Self::Source(error.to_string())
+    }
+}
+
+impl From<OutputError> for BulkError {
+    fn from(error: OutputError) -> Self {
+        Self::Output(error.to_string())
+    }
+}
+
+impl From<ServiceError> for BulkError {
+    fn from(error: ServiceError) -> Self {
+        Self::Service(error.to_string())
+    }
+}

@@ -1,0 +1,216 @@
+//! The file of failures beside the output. It is itself a valid source.
+//!
+//! The failures of this run are appended to a second file, because the first one may be a source of
+//! this run. At the end, and at the start after a run that was killed, both become one.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, BufWriter, ErrorKind, Write},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    item::{ERROR_FIELD, Failure, Identity, Item, ItemReader},
+    json_object::{self, string},
+    output::Appender,
+};
+
+/// The failures of this run and of earlier ones.
+#[derive(Debug)]
+pub(super) struct Failures {
+    path: PathBuf,
+    reader: ItemReader,
+    /// The failures of this run.
+    current: Appender,
+    /// The rows that failed in earlier runs, and were not tried again.
+    earlier: HashSet<Identity>,
+}
+
+impl Failures {
+    /// Opens the file beside the output, which the caller has locked. `is_done` tells which rows the
+    /// output contains.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(super) fn open(
+        out: &Path,
+        reader: ItemReader,
+        is_done: impl Fn(Identity) -> bool,
+    ) -> io::Result<Self> {
+        let path = out.with_extension("failed.jsonl");
+        let current = current(&path);
+        // If the last run was killed, this file contains its failures.
+        let mut tried = HashSet::new();
+        read(&current, &reader, |identity, _| {
+            tried.insert(identity);
+            Ok(())
+        })?;
+        merge(&path, &reader, |is_current, identity| {
+            !is_done(identity) && (is_current || !tried.contains(&identity))
+        })?;
+        let mut earlier = HashSet::new();
+        read(&path, &reader, |identity, _| {
+            earlier.insert(identity);
+            Ok(())
+        })?;
+        let current = File::options().create(true).append(true).open(current)?;
+        Ok(Self { path, reader, current: Appender::new(current)?, earlier })
+    }
+
+    /// Adds a failure.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(super) fn add(&mut self, item: &Item, failure: &Failure) -> io::Result<()> {
+        self.earlier.remove(&item.identity);
+        self.current.append(&(row(item, failure, &self.reader) + "\n"))
+    }
+
+    /// Removes the row's failure of an earlier run.
+    pub(super) fn succeeded(&mut self, identity: Identity) {
+        self.earlier.remove(&identity);
+    }
+
+    /// Completes the file, or removes it if it would be empty. Returns its path if it exists.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(super) fn finish(self) -> io::Result<Option<PathBuf>> {
+        let earlier = self.earlier;
+        merge(&self.path, &self.reader, |is_current, identity| {
+            is_current || earlier.contains(&identity)
+        })?;
+        Ok(if self.path.exists() { Some(self.path) } else { None })
+    }
+}
+
+/// The source's object with the failure as its last member.
+pub(super) fn row(item: &Item, failure: &Failure, reader: &ItemReader) -> String {
+    let Failure { code, detail, is_retryable } = failure;
+    let error = format!(
+        "{}:{{\"code\":{},\"detail\":{},\"retryable\":{is_retryable}}}",
+        string(&reader.name(ERROR_FIELD)),
+        string(code),
+        string(detail)
+    );
+    json_object::append(&item.object, &error)
+}
+
+/// The path of the failures of the current run.
+fn current(path: &Path) -> PathBuf {
+    path.with_extension("jsonl.current")
+}
+
+/// Replaces the file by the rows of both files that should stay. `stays` gets whether the row is of
+/// the current run, and its identity.
+fn merge(
+    path: &Path,
+    reader: &ItemReader,
+    stays: impl Fn(bool, Identity) -> bool,
+) -> io::Result<()> {
+    let merged_path = path.with_extension("jsonl.new");
+    let mut merged = BufWriter::new(File::create(&merged_path)?);
+    let mut is_empty = true;
+    for (is_current, source) in [(false, path.to_owned()), (true, current(path))] {
+        read(&source, reader, |identity, line| {
+            if stays(is_current, identity) {
+                is_empty = false;
+                merged.write_all(line)?;
+            }
+            Ok(())
+        })?;
+    }
+    merged.flush()?;
+    if is_empty {
+        remove(&merged_path)?;
+        remove(path)?;
+    } else {
+        fs::rename(&merged_path, path)?;
+    }
+    remove(&current(path))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Calls `take` with each complete line. A missing file is empty.
+fn read(
+    path: &Path,
+    reader: &ItemReader,
+    mut take: impl FnMut(Identity, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut input = BufReader::new(file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        // This command has written the lines, and limits their length.
+        if input.read_until(b'\n', &mut line)? == 0 || !line.ends_with(b"\n") {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&line);
+        take(reader.object(&text, "", 0).identity, &line)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reader() -> ItemReader {
+        ItemReader { field: None, id: None, prefix: String::new() }
+    }
+
+    fn item(path: &str) -> Item {
+        reader().object(&format!("{{\"path\": \"{path}\"}}"), "", 1)
+    }
+
+    fn run(out: &Path, failed: &[&str], succeeded: &[&str], is_killed: bool) -> String {
+        let mut failures = Failures::open(out, reader(), |_| false).unwrap();
+        for path in failed {
+            failures.add(&item(path), &Failure::permanent("code", "detail")).unwrap();
+        }
+        for path in succeeded {
+            failures.succeeded(item(path).identity);
+        }
+        if is_killed {
+            drop(failures);
+        } else {
+            failures.finish().unwrap();
+        }
+        let text = fs::read_to_string(out.with_extension("failed.jsonl")).unwrap_or_default();
+        text.lines().map(|line| line.split('"').nth(3).unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn failures_of_several_runs_become_one_file_without_what_succeeded() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out.jsonl");
+        assert_eq!(run(&out, &["a", "b", "c"], &[], false), "abc");
+        assert_eq!(run(&out, &["b"], &["a"], false), "cb");
+        assert_eq!(run(&out, &["d"], &["c"], true), "cb");
+        assert_eq!(run(&out, &[], &["c"], false), "bd");
+        assert_eq!(run(&out, &[], &["b", "d"], false), "");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_failure_is_a_valid_source_with_the_same_object_and_identity() {
+        let item = item("a\\\"b");
+        let text = row(&item, &Failure::permanent("code", "de\ntail"), &reader());
+        let again = reader().object(&text, "", 1);
+        assert_eq!((again.object, again.identity), (item.object, item.identity));
+        assert!(
+            text.ends_with(r#""error":{"code":"code","detail":"de\ntail","retryable":false}}"#)
+        );
+    }
+}

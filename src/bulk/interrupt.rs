@@ -1,0 +1,47 @@
+//! The signals that end a run.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::telemetry;
+
+/// The exit code of an interrupted run.
+pub(super) const EXIT_CODE: u8 = 130;
+
+/// Waits for SIGINT and SIGTERM.
+#[derive(Debug)]
+pub(super) struct Interrupt(Option<(Signal, Signal)>);
+
+impl Interrupt {
+    /// Installs the signal handlers.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub(super) fn install() -> io::Result<Self> {
+        Ok(Self(Some((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))))
+    }
+
+    /// Waits for a signal.
+    pub(super) async fn wait(&mut self) {
+        match &mut self.0 {
+            Some(signals) => next(signals).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends the process at the next signal.
+    pub(super) fn exit_at_the_next(&mut self) {
+        if let Some(mut signals) = self.0.take() {
+            tokio::spawn(async move {
+                next(&mut signals).await;
+                telemetry::close_log();
+                std::process::exit(EXIT_CODE.into());
+            });
+        }
+    }
+}
+
+async fn next((interrupt, terminate): &mut (Signal, Signal)) {
+    tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+}

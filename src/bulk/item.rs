@@ -1,0 +1,325 @@
+//! A row of a source: the picture to send, and the object that the output repeats.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+};
+
+use url::Url;
+
+use super::json_object::{self, Member};
+
+/// The fields that may contain the path or URL, in the order in which they are tried.
+const USUAL_FIELDS: [&str; 11] = [
+    "image_url",
+    "picture_url",
+    "photo_url",
+    "image",
+    "picture",
+    "photo",
+    "url",
+    "image_path",
+    "path",
+    "file",
+    "filename",
+];
+
+/// The fields that the command adds to a row, in this order. The vector is last, so that a later run
+/// can read the other fields without it.
+pub(super) const ADDED_FIELDS: [&str; 6] =
+    ["sha256", "model", "prepared", "width", "height", "vector"];
+
+/// The field that the command adds to a failure.
+pub(super) const ERROR_FIELD: &str = "error";
+
+/// The code of a row that already has a field with the name of an added field.
+pub(super) const NAME_TAKEN: &str = "name_taken";
+
+/// Identifies a row. Rows with equal ids, or with equal paths or URLs, have equal identities. A hash,
+/// so that lists of a million rows need little memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Identity(u64);
+
+impl Identity {
+    pub(super) fn of(text: &str) -> Self {
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        Self(hasher.finish())
+    }
+}
+
+/// Where a picture is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Picture {
+    /// In a file of this machine.
+    File(PathBuf),
+    /// At a URL, which the service fetches.
+    Url {
+        /// The URL as written in the source.
+        url: String,
+        /// The URL's host and port, or empty if the URL is invalid.
+        host: String,
+    },
+}
+
+impl Picture {
+    /// Tells URLs and paths apart.
+    pub(super) fn parse(text: &str) -> Self {
+        let scheme = text.trim().split_once("://").map_or("", |(scheme, _)| scheme);
+        if ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
+            let text = text.trim();
+            let parsed = Url::parse(text).ok();
+            let host = parsed.as_ref().and_then(|url| {
+                Some(format!("{}:{}", url.host_str()?, url.port_or_known_default()?))
+            });
+            Self::Url { url: text.to_owned(), host: host.unwrap_or_default() }
+        } else {
+            Self::File(text.into())
+        }
+    }
+}
+
+/// Why a picture has no vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// A stable name: one of the service's error codes, or one of this command.
+    pub code: String,
+    /// A sentence for people.
+    pub detail: String,
+    /// Whether the same picture may succeed later.
+    pub is_retryable: bool,
+}
+
+impl Failure {
+    /// A failure that is repeated unless somebody changes the source.
+    pub(super) fn permanent(code: &str, detail: impl Into<String>) -> Self {
+        Self { code: code.into(), detail: detail.into(), is_retryable: false }
+    }
+}
+
+/// A row of a source.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    /// The row as the text of a JSON object in one line.
+    pub object: String,
+    pub identity: Identity,
+    /// The path or URL, or the place of the row in its list, for people.
+    pub label: String,
+    /// The picture, or why the row has none.
+    pub picture: Result<Picture, Failure>,
+}
+
+/// Turns rows into items.
+#[derive(Debug, Clone)]
+pub(super) struct ItemReader {
+    /// The field with the path or URL. `None` tries the usual names.
+    pub field: Option<String>,
+    /// The field that identifies a row. `None` uses the path or URL.
+    pub id: Option<String>,
+    /// What the names of the added fields begin with.
+    pub prefix: String,
+}
+
+impl ItemReader {
+    /// An item for a path or URL without a list's row.
+    pub(super) fn plain(&self, picture: Picture) -> Item {
+        let (name, text) = match &picture {
+            Picture::Url { url, .. } => ("url", url.clone()),
+            Picture::File(path) => ("path", path.to_string_lossy().into_owned()),
+        };
+        let is_unicode = !matches!(&picture, Picture::File(path) if path.to_str().is_none());
+        let picture = if is_unicode {
+            Ok(picture)
+        } else {
+            let detail =
+                "The file's name is not UTF-8, so JSON cannot contain it: rename the file.";
+            Err(Failure::permanent("invalid_name", detail))
+        };
+        Item {
+            object: format!("{{\"{name}\":{}}}", json_object::string(&text)),
+            identity: Identity::of(&text),
+            label: text,
+            picture,
+        }
+    }
+
+    /// An item for a part of a source that cannot be read.
+    pub(super) fn unreadable(&self, place: &str, line: Option<u64>, detail: String) -> Item {
+        let line_member = line.map(|line| format!(",\"line\":{line}")).unwrap_or_default();
+        let object = format!("{{\"source\":{}{line_member}}}", json_object::string(place));
+        let label = line.map_or(place.to_owned(), |line| format!("{place}, line {line}"));
+        let picture = Err(Failure::permanent("invalid_row", detail));
+        Item { identity: Identity::of(&object), object, label, picture }
+    }
+
+    /// An item for the text of a list's object. `place` and `line` are where the object is.
+    pub(super) fn object(&self, text: &str, place: &str, line: u64) -> Item {
+        let text = json_object::on_one_line(text.trim());
+        let all = match json_object::members(&text) {
+            Ok(members) => members,
+            Err(error) => {
+                let detail = format!("This is not a JSON object: {error}.");
+                return self.unreadable(place, Some(line), detail);
+            }
+        };
+        // A row of a failures file ends with the error of the earlier run.
+        let members = self.without_error(&all);
+        let object = if members.len() == all.len() {
+            text.clone().into_owned()
+        } else {
+            json_object::cut_after(&text, members)
+        };
+        let location = self.location(members);
+        let picture = match (&location, self.taken_name(members)) {
+            (_, Some(name)) => {
+                let detail = format!("The row already has the field {name}: set --prefix.");
+                Err(Failure::permanent(NAME_TAKEN, detail))
+            }
+            (Some(location), None) => Ok(Picture::parse(location)),
+            (None, None) => Err(Failure::permanent("no_picture", self.no_location())),
+        };
+        let identity = self.identity(members, location.as_deref(), &object);
+        let label = location.unwrap_or_else(|| format!("{place}, line {line}"));
+        Item { object, identity, label, picture }
+    }
+
+    /// The members without the last one, if that one is the error of an earlier run.
+    fn without_error<'m, 'a>(&self, members: &'m [Member<'a>]) -> &'m [Member<'a>] {
+        let Some(((name, value), others)) = members.split_last() else { return members };
+        let is_error = *name == self.name(ERROR_FIELD)
+            && json_object::members(value.get()).is_ok_and(|members| {
+                members.iter().map(|(name, _)| &**name).eq(["code", "detail", "retryable"])
+            });
+        if is_error { others } else { members }
+    }
+
+    /// A field of the row that has the name of an added field.
+    fn taken_name(&self, members: &[Member<'_>]) -> Option<String> {
+        let added = ADDED_FIELDS.iter().chain([&ERROR_FIELD]).map(|name| self.name(name));
+        added.into_iter().find(|added| members.iter().any(|(name, _)| name == added))
+    }
+
+    /// The name of an added field in the output.
+    pub(super) fn name(&self, field: &str) -> String {
+        format!("{}{field}", self.prefix)
+    }
+
+    fn no_location(&self) -> String {
+        match &self.field {
+            Some(field) => format!("The row has no text in the field {field}."),
+            None => "The row has no field with a usual name for a path or URL: set --field.".into(),
+        }
+    }
+
+    /// The identity of a row, from the source's members.
+    pub(super) fn identity(
+        &self,
+        members: &[Member<'_>],
+        location: Option<&str>,
+        object: &str,
+    ) -> Identity {
+        let id = self.id.as_ref().and_then(|id| json_object::field(members, id));
+        match (id, location) {
+            (Some(id), _) => Identity::of(id.get()),
+            (None, Some(location)) => Identity::of(location),
+            (None, None) => Identity::of(object),
+        }
+    }
+
+    /// The path or URL of a row.
+    pub(super) fn location(&self, members: &[Member<'_>]) -> Option<String> {
+        let text = |path: &str| {
+            let text = json_object::as_string(json_object::field(members, path)?)?;
+            if text.trim().is_empty() { None } else { Some(text) }
+        };
+        match &self.field {
+            Some(field) => text(field),
+            None => USUAL_FIELDS.iter().find_map(|name| text(name)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reader() -> ItemReader {
+        ItemReader { field: None, id: None, prefix: String::new() }
+    }
+
+    fn read(text: &str) -> Item {
+        reader().object(text, "list.jsonl", 7)
+    }
+
+    #[test]
+    fn the_text_of_a_row_is_unchanged() {
+        for text in [
+            r#"{"url": "https://a.example/x.jpg", "n": 1.50, "e":1E5, "t": "\u00e9\/"}"#,
+            r#"{"path":"a.jpg","nested": {"a": [1 , 2]} }"#,
+            r#"{ }"#,
+        ] {
+            assert_eq!(read(text).object, text);
+        }
+    }
+
+    #[test]
+    fn the_error_of_an_earlier_run_is_removed_and_other_errors_stay() {
+        let row = r#"{"path": "a.jpg", "n": 1.0}"#;
+        let error = r#""error":{"code":"x","detail":"y","retryable":true}"#;
+        assert_eq!(read(&json_object::append(row, error)).object, row);
+        assert_eq!(read(&json_object::append("{}", error)).object, "{}");
+        let own = r#"{"path": "a.jpg", "error": "none"}"#;
+        assert_eq!(read(own).object, own);
+        assert_eq!(read(own).picture.unwrap_err().code, NAME_TAKEN);
+    }
+
+    #[test]
+    fn a_prefix_frees_the_names_of_the_added_fields() {
+        let row = r#"{"path": "a.jpg", "vector": 1, "sha256": 2}"#;
+        assert_eq!(read(row).picture.unwrap_err().code, NAME_TAKEN);
+        let prefixed = ItemReader { prefix: "dino_".into(), ..reader() };
+        assert!(prefixed.object(row, "", 1).picture.is_ok());
+        assert!(prefixed.object(r#"{"path": "a", "dino_width": 1}"#, "", 1).picture.is_err());
+    }
+
+    #[test]
+    fn the_identity_is_the_id_or_the_path() {
+        let by_id = ItemReader { id: Some("person.id".into()), ..reader() };
+        let identity = |id: &str, path: &str| {
+            let row = format!(r#"{{"person": {{"id": {id}}}, "path": "{path}"}}"#);
+            by_id.object(&row, "", 1).identity
+        };
+        assert_eq!(identity("1", "a"), identity("1", "b"));
+        assert_ne!(identity("1", "a"), identity("2", "a"));
+        let plain = reader().plain(Picture::parse("a.jpg"));
+        assert_eq!(plain.identity, read(&plain.object).identity);
+        assert_eq!(plain.identity, read(r#"{"id": 3, "path": "a.jpg"}"#).identity);
+    }
+
+    #[test]
+    fn urls_and_paths_are_told_apart() {
+        let host = |text: &str| match Picture::parse(text) {
+            Picture::Url { host, .. } => Some(host),
+            Picture::File(_) => None,
+        };
+        assert_eq!(host(" HTTPS://A.example/x ").as_deref(), Some("a.example:443"));
+        assert_eq!(host("http://[::1]:8/x").as_deref(), Some("[::1]:8"));
+        assert_eq!(host("http://").as_deref(), Some(""));
+        for path in ["a.jpg", "/a/b", "ftp://a/b", "http:/a", "C:\\a"] {
+            assert_eq!(host(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_row_without_a_picture_or_that_is_no_object_has_a_failure() {
+        assert_eq!(
+            read(r#"{"name": "a", "image": "", "photo": null}"#).picture.unwrap_err().code,
+            "no_picture"
+        );
+        for text in ["", "[1]", "{", r#"{"a": 1} {"b": 2}"#, "nonsense", "{\"a\": \u{1}}"] {
+            let item = read(text);
+            assert_eq!(item.picture.unwrap_err().code, "invalid_row", "{text}");
+            assert_eq!(item.object, r#"{"source":"list.jsonl","line":7}"#);
+        }
+    }
+}

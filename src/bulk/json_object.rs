@@ -1,0 +1,181 @@
+//! Reads and extends the text of a JSON object without changing what is already in it.
+
+use std::borrow::Cow;
+
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// A member of an object: its name, and its value as text.
+pub(super) type Member<'a> = (Cow<'a, str>, &'a RawValue);
+
+/// The members of an object, in the order of the text.
+///
+/// # Errors
+/// Why the text is not a JSON object.
+pub(super) fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let mut members = Vec::new();
+    json.deserialize_map(Collect { members: &mut members, stop_at: None })?;
+    json.end()?;
+    Ok(members)
+}
+
+/// The members before the first one with this name, which must exist. Does not read the rest of the
+/// text.
+pub(super) fn members_before<'a>(
+    text: &'a str,
+    name: &str,
+) -> Result<Vec<Member<'a>>, serde_json::Error> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let mut members = Vec::new();
+    let read = json.deserialize_map(Collect { members: &mut members, stop_at: Some(name) });
+    match read {
+        Ok(()) => Err(serde_json::Error::custom(format!("it has no {name}"))),
+        // The deserializer reports the unread rest as an error.
+        Err(error) if error.is_data() && error.to_string().starts_with(STOPPED) => Ok(members),
+        Err(error) => Err(error),
+    }
+}
+
+/// The text of the error with which [`Collect`] stops.
+const STOPPED: &str = "stopped at the name";
+
+/// Collects members until the name `stop_at`.
+struct Collect<'m, 'a, 's> {
+    members: &'m mut Vec<Member<'a>>,
+    stop_at: Option<&'s str>,
+}
+
+/// A member's name. `&str` alone would refuse names with escapes.
+#[derive(serde::Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'a> Visitor<'a> for Collect<'_, 'a, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(Name(name)) = map.next_key()? {
+            if self.stop_at == Some(&*name) {
+                return Err(A::Error::custom(STOPPED));
+            }
+            let value = map.next_value()?;
+            self.members.push((name, value));
+        }
+        Ok(())
+    }
+}
+
+/// The text of the object up to and including the last of these members, closed again. The members
+/// must be the first ones of `text`.
+pub(super) fn cut_after(text: &str, members: &[Member<'_>]) -> String {
+    let Some((_, last)) = members.last() else { return "{}".into() };
+    // `last` is a part of `text`, so the difference of their addresses is its position.
+    let start = last.get().as_ptr().addr() - text.as_ptr().addr();
+    format!("{}}}", &text[..start + last.get().len()])
+}
+
+/// Appends members, written as JSON without braces, to the text of an object.
+pub(super) fn append(object: &str, members: &str) -> String {
+    let without_brace = object.trim_end().strip_suffix('}').unwrap_or(object);
+    let is_empty = without_brace.trim() == "{";
+    let comma = if is_empty { "" } else { "," };
+    format!("{without_brace}{comma}{members}}}")
+}
+
+/// The value of a field. Dots lead into objects. A name that itself contains dots is found, too.
+pub(super) fn field<'a>(members: &[Member<'a>], path: &str) -> Option<&'a RawValue> {
+    let find =
+        |name: &str| members.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
+    if let Some(value) = find(path) {
+        return Some(value);
+    }
+    path.match_indices('.').find_map(|(dot, _)| {
+        let inner = self::members(find(&path[..dot])?.get()).ok()?;
+        field(&inner, &path[dot + 1..])
+    })
+}
+
+/// The value as a string: the content of a JSON string, or the text of a number.
+pub(super) fn as_string(value: &RawValue) -> Option<String> {
+    match value.get().as_bytes().first()? {
+        b'"' => serde_json::from_str(value.get()).ok(),
+        b'-' | b'0'..=b'9' => Some(value.get().to_owned()),
+        _ => None,
+    }
+}
+
+/// Writes a text as a JSON string.
+pub(super) fn string(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// Removes line breaks. In valid JSON, they stand only between tokens.
+pub(super) fn on_one_line(text: &str) -> Cow<'_, str> {
+    if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], " ").into() } else { text.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn value_of(text: &str, path: &str) -> Option<String> {
+        field(&members(text).unwrap(), path).map(|value| value.get().to_owned())
+    }
+
+    #[test]
+    fn dots_lead_into_objects_and_may_be_part_of_a_name() {
+        let text =
+            r#"{"a": {"b": {"c": 1}, "b.d": 2}, "a.e": 3, "images": {"profile_image": "x"}}"#;
+        for (path, value) in [
+            ("a.b.c", Some("1")),
+            ("a.b.d", Some("2")),
+            ("a.e", Some("3")),
+            ("images.profile_image", Some("\"x\"")),
+            ("a.x", None),
+            ("x", None),
+            ("a.b.c.d", None),
+            ("", None),
+            (".", None),
+        ] {
+            assert_eq!(value_of(text, path).as_deref(), value, "{path}");
+        }
+    }
+
+    #[test]
+    fn members_before_a_name_are_read_without_the_rest_of_the_text() {
+        let text = r#"{"a\"": [1, 2], "b": "x", "vector": [1, 2, garbage"#;
+        let members = members_before(text, "vector").unwrap();
+        assert_eq!(members.len(), 2);
+        assert_eq!(cut_after(text, &members), r#"{"a\"": [1, 2], "b": "x"}"#);
+        assert!(members_before(r#"{"a": 1}"#, "vector").is_err());
+        assert!(members_before(r#"{"a": "#, "vector").is_err());
+        assert!(members_before("[1]", "vector").is_err());
+    }
+
+    #[test]
+    fn members_are_appended_to_an_empty_and_to_a_spaced_object() {
+        assert_eq!(append("{}", "\"a\":1"), r#"{"a":1}"#);
+        assert_eq!(append("{ }", "\"a\":1"), r#"{ "a":1}"#);
+        assert_eq!(append(r#"{"b" : 1.50 } "#, "\"a\":1"), r#"{"b" : 1.50 ,"a":1}"#);
+    }
+
+    proptest! {
+        #[test]
+        fn the_text_of_an_object_survives_an_addition(
+            names in proptest::collection::btree_map("\\PC{0,6}", "\\PC{0,9}", 0..6),
+        ) {
+            let object = serde_json::to_string(&names).unwrap();
+            prop_assume!(!names.contains_key("added"));
+            let extended = append(&object, "\"added\":[1]");
+            let before = members_before(&extended, "added").unwrap();
+            prop_assert_eq!(cut_after(&extended, &before), object);
+            prop_assert!(members(&extended).is_ok());
+        }
+    }
+}

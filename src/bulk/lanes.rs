@@ -1,0 +1,268 @@
+//! The queue of the rows to send. It has a lane for each host, so that one host does not delay
+//! pictures of others.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::item::{Failure, Item, Picture};
+
+/// The most rows in the queue.
+const MAX_ROWS: usize = 10_000;
+
+/// The most bytes of rows in the queue.
+const MAX_BYTES: usize = 32 << 20;
+
+/// A row with its earlier attempts.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub item: Item,
+    /// How often the picture was sent and failed by its own fault.
+    pub attempts: u32,
+    /// When the last attempt must end. `None` before the first attempt.
+    pub deadline: Option<Instant>,
+}
+
+impl Job {
+    pub(super) fn new(item: Item) -> Self {
+        Self { item, attempts: 0, deadline: None }
+    }
+
+    fn bytes(&self) -> usize {
+        self.item.object.len() + size_of::<Self>()
+    }
+
+    /// The name of the job's lane: its host, or empty for files.
+    pub(super) fn lane(&self) -> String {
+        match &self.item.picture {
+            Ok(Picture::Url { host, .. }) => host.clone(),
+            Ok(Picture::File(_)) | Err(_) => String::new(),
+        }
+    }
+}
+
+/// The jobs of one host.
+#[derive(Debug, Default)]
+struct Lane {
+    queue: VecDeque<Job>,
+    running: usize,
+    /// Whether the lane is in [`Lanes::ready`].
+    is_ready: bool,
+    /// Until when the host gives no pictures, and what it said.
+    pause: Option<(Instant, Failure)>,
+}
+
+/// All lanes.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    lanes: HashMap<String, Lane>,
+    /// The lanes that have a job which may start now. The lane at the front was served longest ago.
+    ready: VecDeque<String>,
+    /// The lanes that are paused, by the end of the pause.
+    paused: BTreeSet<(Instant, String)>,
+    per_host: usize,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Lanes {
+    /// Lanes in which at most `per_host` jobs of one host run at once.
+    pub(super) fn new(per_host: usize) -> Self {
+        Self {
+            lanes: HashMap::new(),
+            ready: VecDeque::new(),
+            paused: BTreeSet::new(),
+            per_host,
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Whether another row may be added.
+    pub(super) fn has_room(&self) -> bool {
+        self.rows < MAX_ROWS && self.bytes < MAX_BYTES
+    }
+
+    /// Whether no job is queued.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// Adds a new job behind the others of its host.
+    pub(super) fn push(&mut self, job: Job) {
+        self.insert(job, VecDeque::push_back);
+    }
+
+    /// Adds a job that has run before, ahead of the others of its host.
+    pub(super) fn push_again(&mut self, job: Job) {
+        self.insert(job, VecDeque::push_front);
+    }
+
+    fn insert(&mut self, job: Job, insert: fn(&mut VecDeque<Job>, Job)) {
+        let name = job.lane();
+        self.rows += 1;
+        self.bytes += job.bytes();
+        insert(&mut self.lanes.entry(name.clone()).or_default().queue, job);
+        self.update(&name);
+    }
+
+    /// Takes the next job that may start now. The caller calls [`Self::finish`] when it has ended.
+    pub(super) fn take(&mut self, now: Instant) -> Option<Job> {
+        self.end_pauses(now);
+        let name = self.ready.pop_front()?;
+        let lane = self.lanes.get_mut(&name)?;
+        let job = lane.queue.pop_front()?;
+        lane.running += 1;
+        lane.is_ready = false;
+        self.rows -= 1;
+        self.bytes -= job.bytes();
+        self.update(&name);
+        Some(job)
+    }
+
+    /// Reports that a job of this lane has ended.
+    pub(super) fn finish(&mut self, name: &str) {
+        if let Some(lane) = self.lanes.get_mut(name) {
+            lane.running -= 1;
+        }
+        self.update(name);
+    }
+
+    /// Starts no job of this host until `until`.
+    pub(super) fn pause(&mut self, name: &str, until: Instant, failure: Failure) {
+        let Some(lane) = self.lanes.get_mut(name) else { return };
+        if let Some((end, _)) = &lane.pause {
+            if *end >= until {
+                return;
+            }
+            self.paused.remove(&(*end, name.to_owned()));
+        }
+        lane.pause = Some((until, failure));
+        lane.is_ready = false;
+        self.paused.insert((until, name.to_owned()));
+        self.ready.retain(|ready| ready != name);
+    }
+
+    /// Takes a queued job whose host is paused for longer than `longest`, and what the host said.
+    pub(super) fn take_hopeless(
+        &mut self,
+        now: Instant,
+        longest: Duration,
+    ) -> Option<(Job, Failure)> {
+        let (_, name) = self
+            .paused
+            .range((now + longest, String::new())..)
+            .find(|(_, name)| self.lanes.get(name).is_some_and(|lane| !lane.queue.is_empty()))?;
+        let name = name.clone();
+        let lane = self.lanes.get_mut(&name)?;
+        let job = lane.queue.pop_front()?;
+        self.rows -= 1;
+        self.bytes -= job.bytes();
+        let failure = lane.pause.as_ref()?.1.clone();
+        Some((job, failure))
+    }
+
+    /// When the next pause of a host ends.
+    pub(super) fn next_end_of_pause(&self) -> Option<Instant> {
+        self.paused.first().map(|(end, _)| *end)
+    }
+
+    fn end_pauses(&mut self, now: Instant) {
+        while let Some((end, name)) = self.paused.pop_first() {
+            if end > now {
+                self.paused.insert((end, name));
+                return;
+            }
+            if let Some(lane) = self.lanes.get_mut(&name) {
+                lane.pause = None;
+            }
+            self.update(&name);
+        }
+    }
+
+    /// Adds a lane to the ready ones if it has become ready. Removes a lane that is no longer needed.
+    fn update(&mut self, name: &str) {
+        let Some(lane) = self.lanes.get_mut(name) else { return };
+        if lane.queue.is_empty() && lane.running == 0 && lane.pause.is_none() {
+            self.lanes.remove(name);
+            return;
+        }
+        let is_file = name.is_empty();
+        let may_start = lane.pause.is_none() && (is_file || lane.running < self.per_host);
+        if !lane.queue.is_empty() && may_start && !lane.is_ready {
+            lane.is_ready = true;
+            self.ready.push_back(name.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::item::ItemReader, *};
+
+    fn job(url: &str) -> Job {
+        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        Job::new(reader.plain(Picture::parse(url)))
+    }
+
+    fn failure() -> Failure {
+        Failure::permanent("download_failed", "busy")
+    }
+
+    fn labels(lanes: &mut Lanes, now: Instant) -> Vec<String> {
+        std::iter::from_fn(|| lanes.take(now)).map(|job| job.item.label).collect()
+    }
+
+    #[test]
+    fn a_host_runs_at_most_its_limit_and_others_overtake_it() {
+        let now = Instant::now();
+        let mut lanes = Lanes::new(2);
+        for url in ["http://a/1", "http://a/2", "http://a/3", "http://b/1", "file.jpg"] {
+            lanes.push(job(url));
+        }
+        assert_eq!(labels(&mut lanes, now), ["http://a/1", "http://b/1", "file.jpg", "http://a/2"]);
+        assert_eq!(lanes.rows, 1);
+        lanes.finish("a:80");
+        assert_eq!(labels(&mut lanes, now), ["http://a/3"]);
+        for name in ["a:80", "a:80", "b:80", ""] {
+            lanes.finish(name);
+        }
+        assert!(lanes.is_empty() && lanes.lanes.is_empty() && lanes.bytes == 0);
+    }
+
+    #[test]
+    fn a_paused_host_waits_and_does_not_delay_others() {
+        let now = Instant::now();
+        let mut lanes = Lanes::new(1);
+        lanes.push(job("http://a/1"));
+        let taken = lanes.take(now).unwrap();
+        lanes.push(job("http://a/2"));
+        lanes.push(job("http://b/1"));
+        lanes.pause("a:80", now + Duration::from_secs(5), failure());
+        lanes.push_again(taken);
+        lanes.finish("a:80");
+        assert_eq!(labels(&mut lanes, now), ["http://b/1"]);
+        assert_eq!(lanes.next_end_of_pause(), Some(now + Duration::from_secs(5)));
+        assert_eq!(labels(&mut lanes, now + Duration::from_secs(5)), ["http://a/1"]);
+        assert_eq!(lanes.next_end_of_pause(), None);
+    }
+
+    #[test]
+    fn jobs_of_a_host_that_is_paused_for_too_long_are_hopeless() {
+        let now = Instant::now();
+        let mut lanes = Lanes::new(1);
+        for url in ["http://a/1", "http://a/2", "http://b/1"] {
+            lanes.push(job(url));
+        }
+        lanes.pause("a:80", now + Duration::from_secs(3600), failure());
+        lanes.pause("b:80", now + Duration::from_secs(5), failure());
+        let longest = Duration::from_secs(300);
+        assert!(lanes.take_hopeless(now, longest).is_some());
+        assert!(lanes.take_hopeless(now, longest).is_some());
+        assert!(lanes.take_hopeless(now, longest).is_none());
+        assert_eq!(lanes.rows, 1);
+    }
+}

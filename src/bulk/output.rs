@@ -1,0 +1,264 @@
+//! The output: rows are appended one by one, and a later run reads which rows exist.
+
+use std::{
+    collections::HashMap,
+    fs::{File, TryLockError},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use super::{
+    item::{Identity, ItemReader},
+    json_object,
+};
+
+/// The output cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OutputError {
+    #[error("{0} is in use by another run")]
+    InUse(PathBuf),
+    #[error("{0}: {1}")]
+    Io(PathBuf, io::Error),
+    #[error("{path}, line {line}: this is not a row of this command: {detail}")]
+    NotARow { path: PathBuf, line: u64, detail: String },
+    #[error(
+        "{path} contains vectors of {found}, but this service computes vectors of {expected}: vectors of \
+         different models cannot be compared, so choose another --out"
+    )]
+    OtherModel { path: PathBuf, found: String, expected: String },
+}
+
+/// The rows that the output contains already: how often each identity occurs.
+#[derive(Debug, Default)]
+pub(super) struct Existing {
+    counts: HashMap<Identity, u32>,
+    /// The model of the rows. `None` if there are no rows.
+    pub model: Option<String>,
+}
+
+impl Existing {
+    /// Whether the output contains this identity.
+    pub(super) fn contains(&self, identity: Identity) -> bool {
+        self.counts.contains_key(&identity)
+    }
+
+    /// Forgets one occurrence of this identity, and returns whether there was one.
+    pub(super) fn take(&mut self, identity: Identity) -> bool {
+        match self.counts.get_mut(&identity) {
+            Some(count) if *count > 0 => {
+                *count -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Opens and locks the output. Cuts off an incomplete last line. Blocks the thread.
+///
+/// # Errors
+/// Another run has locked it, or it cannot be written to.
+pub(super) fn open(path: &Path) -> Result<File, OutputError> {
+    let cannot = |error| OutputError::Io(path.to_owned(), error);
+    let mut file =
+        File::options().create(true).read(true).append(true).open(path).map_err(cannot)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(OutputError::InUse(path.to_owned())),
+        Err(TryLockError::Error(error)) => return Err(cannot(error)),
+    }
+    cut_torn_line(&mut file).map_err(cannot)?;
+    Ok(file)
+}
+
+/// Cuts off everything after the last line break.
+fn cut_torn_line(file: &mut File) -> io::Result<()> {
+    let length = file.seek(SeekFrom::End(0))?;
+    let mut end = length;
+    let mut chunk = vec![0; 64 << 10];
+    while end > 0 {
+        let start = end.saturating_sub(chunk.len() as u64);
+        let part = &mut chunk[..usize::try_from(end - start).unwrap_or(0)];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(part)?;
+        if let Some(at) = part.iter().rposition(|byte| *byte == b'\n') {
+            end = start + at as u64 + 1;
+            break;
+        }
+        end = start;
+    }
+    if end < length { file.set_len(end) } else { Ok(()) }
+}
+
+/// Reads which rows the output contains. Does not read the vectors. Blocks the thread.
+///
+/// # Errors
+/// The output contains a line that this command has not written, or rows of several models.
+pub(super) fn read(
+    input: impl Read,
+    path: &Path,
+    reader: &ItemReader,
+) -> Result<Existing, OutputError> {
+    let cannot = |error| OutputError::Io(path.to_owned(), error);
+    let mut input = BufReader::with_capacity(1 << 20, input);
+    let mut existing = Existing::default();
+    let (mut line, mut bytes) = (0, Vec::new());
+    loop {
+        bytes.clear();
+        line += 1;
+        let read = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut bytes);
+        if read.map_err(cannot)? == 0 || !bytes.ends_with(b"\n") && bytes.len() < MAX_LINE {
+            // A line without a line break is incomplete: its row was not written.
+            return Ok(existing);
+        }
+        let not_a_row =
+            |detail: String| OutputError::NotARow { path: path.to_owned(), line, detail };
+        let (identity, model) = row(&bytes, reader).map_err(not_a_row)?;
+        match &existing.model {
+            Some(known) if *known != model => {
+                return Err(not_a_row(format!("its model is {model}, not {known}")));
+            }
+            Some(_) => {}
+            None => existing.model = Some(model),
+        }
+        *existing.counts.entry(identity).or_default() += 1;
+    }
+}
+
+/// The longest line that is read.
+const MAX_LINE: usize = 16 << 20;
+const MAX_LINE_BYTES: u64 = MAX_LINE as u64;
+
+/// The identity and the model of a row.
+fn row(bytes: &[u8], reader: &ItemReader) -> Result<(Identity, String), String> {
+    if !bytes.ends_with(b"]}\n") {
+        return Err("it does not end with a vector".into());
+    }
+    let text = str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
+    let members = json_object::members_before(text, &reader.name("vector"));
+    let members = members.map_err(|error| error.to_string())?;
+    let find = |name: &str| members.iter().position(|(known, _)| *known == reader.name(name));
+    let added = find("sha256").ok_or("it has no sha256")?;
+    let source = &members[..added];
+    let model = find("model").and_then(|at| json_object::as_string(members[at].1));
+    let object = json_object::cut_after(text, source);
+    let location = reader.location(source);
+    let identity = reader.identity(source, location.as_deref(), &object);
+    Ok((identity, model.ok_or("it has no model")?))
+}
+
+/// Appends rows to a file.
+#[derive(Debug)]
+pub(super) struct Appender {
+    file: File,
+    /// The length up to the last complete row.
+    length: u64,
+}
+
+impl Appender {
+    /// Appends to a file that was opened for appending.
+    ///
+    /// # Errors
+    /// The file's length cannot be read.
+    pub(super) fn new(file: File) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        Ok(Self { file, length })
+    }
+
+    /// Appends one line. After an error, the file ends with the line before.
+    ///
+    /// # Errors
+    /// The system's error, for example because the disk is full.
+    pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
+        match self.file.write_all(line.as_bytes()) {
+            Ok(()) => {
+                self.length += line.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                // If this fails, too, the next run cuts the line off.
+                let _ = self.file.set_len(self.length);
+                Err(error)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reader() -> ItemReader {
+        ItemReader { field: None, id: None, prefix: String::new() }
+    }
+
+    impl Existing {
+        fn rows(&self) -> u64 {
+            self.counts.values().map(|count| u64::from(*count)).sum()
+        }
+    }
+
+    const FIELDS: &str =
+        r#""sha256":"ab","model":"m","prepared":"original","width":1,"height":1,"vector":[0.5,1]"#;
+
+    fn rows(texts: &[&str]) -> String {
+        texts.iter().map(|text| json_object::append(text, FIELDS) + "\n").collect()
+    }
+
+    fn read_text(text: &str) -> Result<Existing, OutputError> {
+        read(text.as_bytes(), Path::new("out.jsonl"), &reader())
+    }
+
+    #[test]
+    fn a_row_is_skipped_as_often_as_the_output_contains_it() {
+        let text = rows(&[r#"{"path":"a"}"#, r#"{"n": 1, "path": "a"}"#, r#"{"path":"b"}"#]);
+        let mut existing = read_text(&text).unwrap();
+        assert_eq!((existing.rows(), existing.model.as_deref()), (3, Some("m")));
+        let (a, b) = (Identity::of("a"), Identity::of("b"));
+        assert!(existing.take(a) && existing.take(a) && !existing.take(a));
+        assert!(existing.take(b) && !existing.take(Identity::of("c")));
+        assert!(existing.contains(a));
+    }
+
+    #[test]
+    fn a_torn_last_line_is_cut_off_wherever_it_was_torn() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        let text = rows(&[r#"{"path":"a"}"#, r#"{"path":"b"}"#]);
+        let first = text.find('\n').unwrap() + 1;
+        for end in 0..=text.len() {
+            std::fs::write(&path, &text[..end]).unwrap();
+            let file = open(&path).unwrap();
+            let expected = if end == text.len() {
+                end
+            } else if end >= first {
+                first
+            } else {
+                0
+            };
+            assert_eq!(file.metadata().unwrap().len(), expected as u64, "torn at {end}");
+            let rows = read_text(&text[..end]).unwrap().rows();
+            assert_eq!(rows, text[..end].matches('\n').count() as u64);
+        }
+    }
+
+    #[test]
+    fn a_second_run_cannot_open_the_output() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl");
+        let _first = open(&path).unwrap();
+        assert!(matches!(open(&path), Err(OutputError::InUse(_))));
+    }
+
+    #[test]
+    fn a_file_that_is_no_output_is_refused() {
+        for text in ["{}\n", "text\n", "\n", "[1]\n", "{\"vector\":[1]}\n", "\u{0}]}\n"] {
+            assert!(matches!(read_text(text), Err(OutputError::NotARow { line: 1, .. })), "{text}");
+        }
+        let other = rows(&["{}"]).replace("\"m\"", "\"other\"");
+        assert!(matches!(
+            read_text(&(rows(&["{}"]) + &other)),
+            Err(OutputError::NotARow { line: 2, .. })
+        ));
+    }
+}

@@ -1,0 +1,98 @@
+//! The service of a run: a running one, or one that is started in this process.
+
+use std::{env, path::PathBuf};
+
+use tokio::{sync::oneshot, task::JoinHandle};
+use url::Url;
+use uuid::Uuid;
+
+use super::{client::ServiceClient, error::BulkError, progress::say};
+use crate::{
+    app::App,
+    config::{Config, EmbedArguments},
+    fetch::Lookup,
+    web::ClientKeys,
+};
+
+/// The variable with the key of a running service.
+const KEY_VARIABLE: &str = "IMAGESVC_API_KEY";
+
+/// The service, which stops when [`Self::stop`] is called or this is dropped.
+#[derive(Debug)]
+pub(super) struct Service {
+    pub client: ServiceClient,
+    /// The service in this process.
+    own: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+impl Service {
+    /// Connects to the service at `--to`, or starts one.
+    pub(super) async fn open(
+        arguments: &EmbedArguments,
+        config: Config,
+    ) -> Result<Self, BulkError> {
+        match &arguments.to {
+            Some(url) => {
+                let key = env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty());
+                let client = ServiceClient::new(
+                    url.clone(),
+                    key.as_deref(),
+                    arguments.save,
+                    &arguments.prefix,
+                )?;
+                Ok(Self { client, own: None })
+            }
+            None => Self::start(arguments, config).await,
+        }
+    }
+
+    async fn start(arguments: &EmbedArguments, config: Config) -> Result<Self, BulkError> {
+        let key = Uuid::new_v4().simple().to_string();
+        let keys = ClientKeys::parse(&key).map_err(BulkError::Service)?;
+        let folder = if arguments.save { None } else { Some(cache_folder()?) };
+        let config = config.for_own_client(keys, folder);
+        for warning in &config.warnings {
+            say(&format!("warning: {warning}"));
+        }
+        let path = config.store.folder.display();
+        say(&match arguments.save {
+            true => format!("pictures are saved in {path}"),
+            false => format!("vectors are cached in {path}; pictures are not saved"),
+        });
+        let app = App::build_with_lookup(config, Lookup::system()).await.map_err(|error| {
+            BulkError::Service(format!(
+                "{error}; if a service is running there, use it with --to http://localhost:8000"
+            ))
+        })?;
+        let url = format!("http://{}", app.address());
+        let url = Url::parse(&url).map_err(|error| BulkError::Service(error.to_string()))?;
+        let client = ServiceClient::new(url, Some(&key), arguments.save, &arguments.prefix)?;
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(app.serve(async {
+            // An error means that the `Service` was dropped. The service then stops, too.
+            let _ = stopped.await;
+        }));
+        Ok(Self { client, own: Some((stop, task)) })
+    }
+
+    /// Stops the service in this process, and waits until it has written its cache.
+    pub(super) async fn stop(self) {
+        if let Some((stop, task)) = self.own {
+            let _ = stop.send(()); // fails if the service has stopped already
+            let _ = task.await; // fails if the service panicked, which the log reports
+        }
+    }
+}
+
+/// The folder for cached vectors (XDG Base Directory Specification).
+fn cache_folder() -> Result<PathBuf, BulkError> {
+    let absolute =
+        |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
+    let base = base.ok_or_else(|| {
+        BulkError::Service(
+            "there is no folder for cached vectors: set HOME or XDG_CACHE_HOME".into(),
+        )
+    })?;
+    Ok(base.join("imagesvc"))
+}

@@ -1,0 +1,123 @@
+//! Reads the sources row by row, in the memory of one row.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use super::item::{Item, ItemReader, Picture};
+
+mod delimited;
+mod folder;
+mod json;
+mod limited;
+mod lines;
+
+/// Takes the items. Returns whether more items are wanted.
+pub(super) type Sink<'a> = dyn FnMut(Item) -> bool + 'a;
+
+/// A source cannot be read, or not to its end.
+#[derive(Debug, thiserror::Error)]
+#[error("{place}: {detail}")]
+pub(super) struct SourceError {
+    place: String,
+    detail: String,
+}
+
+/// What a source is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Folder,
+    Picture,
+    Lines,
+    Delimited(u8),
+    Json,
+    JsonLines,
+}
+
+impl Kind {
+    fn of(path: &Path, is_folder: bool) -> Self {
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or("");
+        match extension.to_ascii_lowercase().as_str() {
+            _ if is_folder => Self::Folder,
+            _ if is_standard_input(path) => Self::Lines,
+            "txt" => Self::Lines,
+            "csv" => Self::Delimited(b','),
+            "tsv" => Self::Delimited(b'\t'),
+            "json" => Self::Json,
+            "jsonl" | "ndjson" => Self::JsonLines,
+            _ => Self::Picture,
+        }
+    }
+}
+
+fn is_standard_input(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
+/// Checks that all sources exist, so that a misspelt name is reported at the start.
+///
+/// # Errors
+/// The first source that does not exist or cannot be opened.
+pub(super) fn check(sources: &[PathBuf]) -> Result<(), SourceError> {
+    let mut inputs = 0;
+    for path in sources {
+        if is_standard_input(path) {
+            inputs += 1;
+        } else if let Err(error) = fs::metadata(path).and_then(|_| File::open(path)) {
+            return Err(cannot_read(path, &error));
+        }
+    }
+    if inputs > 1 {
+        let detail = "standard input can be read only once".into();
+        return Err(SourceError { place: "-".into(), detail });
+    }
+    Ok(())
+}
+
+/// Reads all items of all sources. Blocks the thread.
+///
+/// # Errors
+/// A source that cannot be read to its end. Items before that place were taken.
+pub(super) fn read(
+    sources: &[PathBuf],
+    reader: &ItemReader,
+    sink: &mut Sink<'_>,
+) -> Result<(), SourceError> {
+    for path in sources {
+        let is_folder = !is_standard_input(path) && path.is_dir();
+        let place = path.display().to_string();
+        let is_complete = match Kind::of(path, is_folder) {
+            Kind::Folder => folder::read(path, reader, sink),
+            Kind::Picture => Ok(sink(reader.plain(Picture::File(path.clone())))),
+            Kind::Lines => lines::read_plain(open(path)?, &place, reader, sink),
+            Kind::JsonLines => lines::read_objects(open(path)?, &place, reader, sink),
+            Kind::Delimited(delimiter) => {
+                delimited::read(open(path)?, delimiter, &place, reader, sink)
+            }
+            Kind::Json => json::read(open(path)?, &place, reader, sink),
+        };
+        let wants_more = is_complete.map_err(|error| cannot_read(path, &error))?;
+        if !wants_more {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<Box<dyn Read>, SourceError> {
+    let input: Box<dyn Read> = if is_standard_input(path) {
+        Box::new(io::stdin())
+    } else {
+        Box::new(File::open(path).map_err(|error| cannot_read(path, &error))?)
+    };
+    limited::without_bom(input).map_err(|error| cannot_read(path, &error))
+}
+
+fn cannot_read(path: &Path, error: &io::Error) -> SourceError {
+    SourceError { place: path.display().to_string(), detail: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! A folder, with all folders inside it.
+
+use std::{
+    ffi::OsStr,
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    super::item::{ItemReader, Picture},
+    Sink,
+};
+
+/// The endings of pictures' names.
+const ENDINGS: [&str; 12] =
+    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif"];
+
+/// Reads the files whose names look like those of pictures. Ignores hidden files and folders. Does
+/// not follow links to folders, which may lead in a circle. Returns whether more items are wanted.
+///
+/// # Errors
+/// The folder cannot be read. A folder inside it that cannot be read is an item that failed.
+pub(super) fn read(folder: &Path, reader: &ItemReader, sink: &mut Sink<'_>) -> io::Result<bool> {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(current) = folders.pop() {
+        match read_one(&current, &mut folders, reader, sink) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(error) if current == folder => return Err(error),
+            Err(error) => {
+                let place = current.to_string_lossy();
+                let detail = format!("The folder cannot be read: {error}.");
+                if !sink(reader.unreadable(&place, None, detail)) {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn read_one(
+    folder: &Path,
+    folders: &mut Vec<PathBuf>,
+    reader: &ItemReader,
+    sink: &mut Sink<'_>,
+) -> io::Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.as_bytes().starts_with(b".") {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            folders.push(entry.path());
+        } else if is_picture_name(&name) {
+            let path = entry.path();
+            // Follows links. A link that leads nowhere is sent, and then fails.
+            if !path.is_dir() && !sink(reader.plain(Picture::File(path))) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+fn is_picture_name(name: &OsStr) -> bool {
+    let extension = Path::new(name).extension().unwrap_or_default();
+    ENDINGS.iter().any(|ending| extension.eq_ignore_ascii_case(ending))
+}

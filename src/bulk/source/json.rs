@@ -1,0 +1,66 @@
+//! A JSON file that contains a list of objects.
+
+use std::io::{self, BufReader, Read};
+
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{
+    super::item::ItemReader,
+    Sink,
+    limited::{Allowance, Limited},
+};
+
+/// Reads the objects one by one. Returns whether more items are wanted.
+///
+/// # Errors
+/// The text is not a list, or is damaged.
+pub(super) fn read(
+    input: impl Read,
+    place: &str,
+    reader: &ItemReader,
+    sink: &mut Sink<'_>,
+) -> io::Result<bool> {
+    // The limit counts what the deserializer reads, so the buffer is behind it.
+    let (input, allowance) = Limited::new(BufReader::new(input));
+    let mut json = serde_json::Deserializer::from_reader(input);
+    let mut wants_more = true;
+    let list = List { place, reader, sink, allowance, wants_more: &mut wants_more };
+    let read = json.deserialize_seq(list).and_then(|()| json.end());
+    match read {
+        Ok(()) => Ok(true),
+        // The deserializer reports the unread rest as an error.
+        Err(_) if !wants_more => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Reads the elements of the list.
+struct List<'a, 's> {
+    place: &'a str,
+    reader: &'a ItemReader,
+    sink: &'a mut Sink<'s>,
+    allowance: Allowance,
+    wants_more: &'a mut bool,
+}
+
+impl<'de> Visitor<'de> for List<'_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a list of objects")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let mut number = 0;
+        while let Some(object) = list.next_element::<Box<RawValue>>()? {
+            number += 1;
+            self.allowance.renew();
+            *self.wants_more = (self.sink)(self.reader.object(object.get(), self.place, number));
+            if !*self.wants_more {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+//! Limits the size of one row, and removes a byte order mark.
+
+use std::{
+    cell::Cell,
+    io::{self, Cursor, Read},
+    rc::Rc,
+};
+
+/// The largest row.
+pub(super) const MAX_ROW_BYTES: u64 = 4 << 20;
+
+/// UTF-8's byte order mark.
+const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
+
+/// Removes a byte order mark from the beginning.
+///
+/// # Errors
+/// The first bytes cannot be read, or are those of UTF-16.
+pub(super) fn without_bom(mut input: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
+    let mut head = Vec::with_capacity(BOM.len());
+    input.by_ref().take(BOM.len() as u64).read_to_end(&mut head)?;
+    if head.starts_with(&[0xff, 0xfe]) || head.starts_with(&[0xfe, 0xff]) {
+        let detail = "the text is UTF-16: save it as UTF-8";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, detail));
+    }
+    if head == BOM {
+        head.clear();
+    }
+    Ok(Box::new(Cursor::new(head).chain(input)))
+}
+
+/// Fails when more bytes are read than are left for the row.
+pub(super) struct Limited<R> {
+    inner: R,
+    left: Rc<Cell<u64>>,
+}
+
+/// Allows another row to be read through a [`Limited`].
+pub(super) struct Allowance(Rc<Cell<u64>>);
+
+impl Allowance {
+    /// Allows another row.
+    pub(super) fn renew(&self) {
+        self.0.set(MAX_ROW_BYTES);
+    }
+}
+
+impl<R: Read> Limited<R> {
+    pub(super) fn new(inner: R) -> (Self, Allowance) {
+        let left = Rc::new(Cell::new(MAX_ROW_BYTES));
+        (Self { inner, left: Rc::clone(&left) }, Allowance(left))
+    }
+}
+
+impl<R: Read> Read for Limited<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        match self.left.get().checked_sub(read as u64) {
+            Some(left) => self.left.set(left),
+            None => {
+                let detail = format!(
+                    "a row has more than {} MiB: is a quote or a bracket not closed?",
+                    MAX_ROW_BYTES >> 20
+                );
+                return Err(io::Error::new(io::ErrorKind::InvalidData, detail));
+            }
+        }
+        Ok(read)
+    }
+}

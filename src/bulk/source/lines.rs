@@ -1,0 +1,65 @@
+//! Lists with one entry per line: paths and URLs, or JSON objects.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use super::{
+    super::item::{Item, ItemReader, Picture},
+    Sink,
+    limited::MAX_ROW_BYTES,
+};
+
+/// Reads paths and URLs. Ignores empty lines. Returns whether more items are wanted.
+pub(super) fn read_plain(
+    input: impl Read,
+    place: &str,
+    reader: &ItemReader,
+    sink: &mut Sink<'_>,
+) -> io::Result<bool> {
+    read(input, place, reader, sink, |text, _| reader.plain(Picture::parse(text)))
+}
+
+/// Reads JSON objects. Ignores empty lines. Returns whether more items are wanted.
+pub(super) fn read_objects(
+    input: impl Read,
+    place: &str,
+    reader: &ItemReader,
+    sink: &mut Sink<'_>,
+) -> io::Result<bool> {
+    read(input, place, reader, sink, |text, line| reader.object(text, place, line))
+}
+
+fn read(
+    input: impl Read,
+    place: &str,
+    reader: &ItemReader,
+    sink: &mut Sink<'_>,
+    item: impl Fn(&str, u64) -> Item,
+) -> io::Result<bool> {
+    let mut input = BufReader::with_capacity(1 << 16, input);
+    let mut bytes = Vec::new();
+    let mut line = 0;
+    loop {
+        bytes.clear();
+        line += 1;
+        if input.by_ref().take(MAX_ROW_BYTES).read_until(b'\n', &mut bytes)? == 0 {
+            return Ok(true);
+        }
+        let is_too_long = bytes.len() as u64 == MAX_ROW_BYTES && !bytes.ends_with(b"\n");
+        if is_too_long {
+            input.skip_until(b'\n')?;
+        }
+        let text = bytes.trim_ascii_end();
+        let item = match str::from_utf8(text) {
+            _ if is_too_long => {
+                let detail = format!("The line has more than {} MiB.", MAX_ROW_BYTES >> 20);
+                reader.unreadable(place, Some(line), detail)
+            }
+            Ok("") => continue,
+            Ok(text) => item(text, line),
+            Err(_) => reader.unreadable(place, Some(line), "The line is not UTF-8.".into()),
+        };
+        if !sink(item) {
+            return Ok(false);
+        }
+    }
+}

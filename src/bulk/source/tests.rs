@@ -1,0 +1,180 @@
+//! Tests of all kinds of sources, through files.
+
+use std::{fs, os::unix::fs::symlink};
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+/// The items of files with these names and contents.
+fn items(files: &[(&str, &[u8])]) -> Result<Vec<Item>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let paths: Vec<_> = files.iter().map(|(name, _)| folder.path().join(name)).collect();
+    for (path, (_, text)) in paths.iter().zip(files) {
+        fs::write(path, text).unwrap();
+    }
+    read_all(&paths)
+}
+
+fn read_all(paths: &[PathBuf]) -> Result<Vec<Item>, String> {
+    let reader = ItemReader { field: None, id: None, prefix: String::new() };
+    let mut items = Vec::new();
+    let take = &mut |item| {
+        items.push(item);
+        true
+    };
+    read(paths, &reader, take).map_err(|error| error.to_string())?;
+    Ok(items)
+}
+
+fn objects(name: &str, text: &str) -> Vec<String> {
+    let items = items(&[(name, text.as_bytes())]).unwrap();
+    items.into_iter().map(|item| item.object).collect()
+}
+
+#[test]
+fn csv_fields_may_have_quotes_line_breaks_and_a_byte_order_mark() {
+    let text =
+        "\u{feff}name,\"url\"\r\n\"A \"\"b\"\", c\",http://a/1\r\n\"two\nlines\",http://a/2\n\n";
+    assert_eq!(
+        objects("list.csv", text),
+        [
+            r#"{"name":"A \"b\", c","url":"http://a/1"}"#,
+            r#"{"name":"two\nlines","url":"http://a/2"}"#
+        ]
+    );
+    assert_eq!(objects("list.TSV", "n\turl\n1,5\tx.jpg"), [r#"{"n":"1,5","url":"x.jpg"}"#]);
+    assert!(objects("empty.csv", "").is_empty() && objects("header.csv", "a,b\n").is_empty());
+}
+
+#[test]
+fn a_csv_row_with_too_few_fields_fails_and_the_next_row_is_read() {
+    let list = items(&[("list.csv", b"url,n\nx\nhttp://a/1,2\n\xff,1\n")]).unwrap();
+    let codes = list.iter().map(|item| item.picture.as_ref().map_err(|f| f.code.as_str()).err());
+    assert_eq!(codes.collect::<Vec<_>>(), [Some("invalid_row"), None, Some("invalid_row")]);
+    assert!(items(&[("list.csv", b"url,url\nx,y\n")]).unwrap_err().contains("twice"));
+}
+
+#[test]
+fn a_row_that_never_ends_is_an_error_and_not_held_in_memory() {
+    let mut csv = b"url\n\"".to_vec();
+    csv.resize(10 << 20, b'x');
+    assert!(items(&[("list.csv", &csv)]).unwrap_err().contains("4 MiB"));
+    let mut json = b"[{\"url\": \"".to_vec();
+    json.resize(10 << 20, b'x');
+    assert!(items(&[("list.json", &json)]).unwrap_err().contains("4 MiB"));
+    let mut lines = vec![b'x'; 10 << 20];
+    lines.extend(b"\nlast.jpg\n");
+    let items = items(&[("list.txt", &lines)]).unwrap();
+    assert_eq!((items.len(), items[0].picture.is_err()), (2, true));
+    assert_eq!(items[1].object, r#"{"path":"last.jpg"}"#);
+}
+
+#[test]
+fn lines_are_paths_and_urls() {
+    assert_eq!(
+        objects("list.txt", "\u{feff}a b.jpg\r\n\r\n  \nhttps://a.example/x?y=1\nlast"),
+        [r#"{"path":"a b.jpg"}"#, r#"{"url":"https://a.example/x?y=1"}"#, r#"{"path":"last"}"#]
+    );
+    assert!(items(&[("list.txt", b"\xff\xfea\0")]).unwrap_err().contains("UTF-16"));
+}
+
+#[test]
+fn json_objects_keep_their_text_but_not_their_line_breaks() {
+    let first = r#"{"url": "http://a/1", "n": 1.50}"#;
+    assert_eq!(objects("list.jsonl", &format!("{first}\r\n\n{first}")), [first, first]);
+    let spread = "\u{feff} [\n{\"url\":\n\"http://a/1\",\t\"n\": 1.50},{\"url\": \"b\"}\n]\n";
+    assert_eq!(
+        objects("list.json", spread),
+        ["{\"url\": \"http://a/1\",\t\"n\": 1.50}", r#"{"url": "b"}"#]
+    );
+    for damaged in ["{}", "[{\"url\": 1}", "", "[1,]", "[{}] x"] {
+        assert!(items(&[("list.json", damaged.as_bytes())]).is_err(), "{damaged}");
+    }
+}
+
+#[test]
+fn a_folder_is_read_with_nested_folders_and_without_hidden_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir_all(at("a/b")).unwrap();
+    fs::create_dir(at(".hidden")).unwrap();
+    for name in ["a/b/1.JPG", "2.webp", "notes.txt", ".3.jpg", ".hidden/4.jpg", "odd \"name\".png"]
+    {
+        fs::write(at(name), "").unwrap();
+    }
+    symlink(at("2.webp"), at("link.png")).unwrap();
+    symlink(folder.path(), at("a/circle.jpg")).unwrap();
+    let mut names: Vec<_> = read_all(&[folder.path().to_owned()])
+        .unwrap()
+        .iter()
+        .map(|item| item.label.rsplit('/').next().unwrap().to_owned())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["1.JPG", "2.webp", "link.png", "odd \"name\".png"]);
+}
+
+#[test]
+fn a_name_that_is_not_utf8_fails_alone() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join(std::ffi::OsStr::from_bytes(b"\xff.jpg")), "").unwrap();
+    let items = read_all(&[folder.path().to_owned()]).unwrap();
+    assert_eq!(items[0].picture.as_ref().unwrap_err().code, "invalid_name");
+}
+
+#[test]
+fn a_missing_source_and_a_second_standard_input_are_errors() {
+    let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+    assert!(check(&paths(&["/nothing/here.jpg"])).is_err());
+    assert!(check(&paths(&["-", "-"])).is_err());
+    assert!(check(&paths(&["-", "/"])).is_ok());
+}
+
+#[test]
+fn reading_stops_when_no_more_items_are_wanted() {
+    let folder = tempfile::tempdir().unwrap();
+    let object = r#"{"url":"x"}"#;
+    for (name, text) in [
+        ("a.txt", "x\ny\n".to_owned()),
+        ("a.csv", "url\nx\ny\n".to_owned()),
+        ("a.json", format!("[{object},{object}, broken")),
+        ("a.jsonl", format!("{object}\n{object}\n")),
+    ] {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        let mut count = 0;
+        let take = &mut |_| {
+            count += 1;
+            false
+        };
+        read(&[path.clone(), path], &reader, take).unwrap();
+        assert_eq!(count, 1, "{name}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn csv_values_survive(rows in prop::collection::vec(("\\PC{0,8}[\"\n,]?", "[a-z]{1,5}"), 0..9)) {
+        let mut csv = csv::Writer::from_writer(Vec::new());
+        csv.write_record(["n", "url"]).unwrap();
+        for (name, url) in &rows {
+            csv.write_record([name, url]).unwrap();
+        }
+        let text = csv.into_inner().unwrap();
+        let items = items(&[("list.csv", &text)]).unwrap();
+        let values: Vec<_> = items
+            .iter()
+            .map(|item| serde_json::from_str::<serde_json::Value>(&item.object).unwrap()["n"].as_str().unwrap().to_owned())
+            .collect();
+        prop_assert_eq!(values, rows.into_iter().map(|(name, _)| name).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn no_bytes_make_a_source_panic(bytes: Vec<u8>, kind in 0..5_usize) {
+        let name = ["a.txt", "a.csv", "a.tsv", "a.json", "a.jsonl"][kind];
+        let _ = items(&[(name, &bytes)]);
+    }
+}

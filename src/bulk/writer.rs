@@ -1,0 +1,111 @@
+//! Writes rows and failures on a thread of its own, since a disk or a pipe may block.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    thread::{self, JoinHandle},
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    failures::{self, Failures},
+    item::{Failure, Identity, Item, ItemReader},
+    output::Appender,
+};
+
+/// The most rows that wait to be written.
+const MAX_WAITING: usize = 64;
+
+/// Where rows and failures are written.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// The output file and the file of failures beside it.
+    Files(Appender, Failures),
+    /// Rows on standard output, and failures on standard error.
+    Standard(ItemReader),
+}
+
+/// What is written.
+#[derive(Debug)]
+enum Entry {
+    Row(Identity, String),
+    Failure(Box<Item>, Failure),
+}
+
+/// The thread that writes.
+#[derive(Debug)]
+pub(super) struct Writer {
+    entries: mpsc::Sender<Entry>,
+    thread: JoinHandle<io::Result<Option<PathBuf>>>,
+}
+
+/// The thread has ended because of an error, which [`Writer::finish`] returns.
+#[derive(Debug)]
+pub(super) struct Closed;
+
+impl Writer {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system cannot start a thread.
+    pub(super) fn start(target: Target) -> io::Result<Self> {
+        let (entries, received) = mpsc::channel(MAX_WAITING);
+        let thread =
+            thread::Builder::new().name("output".into()).spawn(move || write(target, received))?;
+        Ok(Self { entries, thread })
+    }
+
+    /// Writes a row.
+    pub(super) async fn row(&self, identity: Identity, line: String) -> Result<(), Closed> {
+        self.entries.send(Entry::Row(identity, line)).await.map_err(|_| Closed)
+    }
+
+    /// Writes a failure.
+    pub(super) async fn failure(&self, item: Item, failure: Failure) -> Result<(), Closed> {
+        let entry = Entry::Failure(Box::new(item), failure);
+        self.entries.send(entry).await.map_err(|_| Closed)
+    }
+
+    /// Waits until everything is written. Returns the path of the failures file if there is one.
+    ///
+    /// # Errors
+    /// A row or a failure could not be written.
+    pub(super) async fn finish(self) -> io::Result<Option<PathBuf>> {
+        drop(self.entries);
+        let joined = tokio::task::spawn_blocking(|| self.thread.join()).await?;
+        joined.map_err(|_| io::Error::other("the thread panicked"))?
+    }
+}
+
+fn write(target: Target, mut entries: mpsc::Receiver<Entry>) -> io::Result<Option<PathBuf>> {
+    match target {
+        Target::Files(mut rows, mut failures) => {
+            while let Some(entry) = entries.blocking_recv() {
+                match entry {
+                    Entry::Row(identity, line) => {
+                        rows.append(&line)?;
+                        failures.succeeded(identity);
+                    }
+                    Entry::Failure(item, failure) => failures.add(&item, &failure)?,
+                }
+            }
+            failures.finish()
+        }
+        Target::Standard(reader) => {
+            while let Some(entry) = entries.blocking_recv() {
+                match entry {
+                    Entry::Row(_, line) => {
+                        let mut output = io::stdout().lock();
+                        output.write_all(line.as_bytes())?;
+                        output.flush()?;
+                    }
+                    Entry::Failure(item, failure) => {
+                        writeln!(io::stderr(), "{}", failures::row(&item, &failure, &reader))?;
+                    }
+                }
+            }
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! `imagesvc embed`: embeds the pictures of folders and lists.
+
+use std::process::ExitCode;
+
+use crate::{
+    bulk,
+    config::{Config, EmbedArguments},
+};
+
+/// Embeds the pictures, and returns the exit code: 0 if all were embedded, 1 if some failed, 2 if the
+/// command cannot start, 130 if it was interrupted.
+pub(super) async fn embed(arguments: EmbedArguments, config: Config) -> ExitCode {
+    match bulk::embed(arguments, config).await {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            #[allow(clippy::print_stderr, reason = "the command reports its errors to people")]
+            {
+                eprintln!("imagesvc embed: {error}");
+            }
+            error.exit_code()
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! `imagesvc embed`: sources, rows and failures.
+
+use std::{io::Write, process::Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::{Bulk, CHELSEA, FakeNvidia, FakeServer, Finished, HUBBLE, ROCKET, tiny};
+
+/// The names of a row's members, in the order of the text.
+fn member_names(line: &str) -> Vec<String> {
+    let text = line.split("[").next().unwrap();
+    let quoted = text.split("\":").map(|part| part.rsplit('"').next().unwrap().to_owned());
+    let mut names: Vec<_> = quoted.collect();
+    names.pop(); // the text after the last name
+    names
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_becomes_one_row_per_picture_and_a_bad_picture_becomes_a_failure() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write("photos/rocket.jpg", ROCKET);
+    bulk.write("photos/nested/large.JPG", HUBBLE);
+    bulk.write("photos/nested/large.png", CHELSEA);
+    bulk.write("photos/text.jpg", "no picture");
+    bulk.write("photos/notes.txt", "no picture");
+    let run = bulk.run("photos --out out/../vectors.jsonl");
+    assert_eq!(run.code, Some(2), "the folder of the output must exist: {}", run.stderr);
+    let run = bulk.run("photos --out vectors.jsonl").expect(1);
+    let rows = bulk.rows("vectors.jsonl");
+    let mut paths: Vec<_> = rows.iter().map(|row| row["path"].as_str().unwrap()).collect();
+    paths.sort_unstable();
+    assert_eq!(paths, ["photos/nested/large.JPG", "photos/nested/large.png", "photos/rocket.jpg"]);
+    for (row, line) in rows.iter().zip(bulk.read("vectors.jsonl").lines()) {
+        assert_eq!(row["vector"].as_array().unwrap().len(), 1536);
+        assert_eq!(row["model"], "nvidia/nv-dinov2");
+        assert_eq!(
+            member_names(line),
+            ["path", "sha256", "model", "prepared", "width", "height", "vector"]
+        );
+    }
+    let [failure] = &bulk.rows("vectors.failed.jsonl")[..] else { panic!("{}", run.stderr) };
+    assert_eq!(failure["path"], "photos/text.jpg");
+    assert_eq!(failure["error"]["code"], "unsupported_image");
+    assert_eq!(failure["error"]["retryable"], false);
+    assert!(run.stderr.contains("3 embedded (0 cached), 1 failed"), "{}", run.stderr);
+    assert!(run.stderr.contains("1 x unsupported_image, for example photos/text.jpg: "));
+    assert!(run.stderr.contains(".cache/imagesvc"), "{}", run.stderr);
+    assert!(!bulk.path("downloads").exists(), "no picture must be saved without --save");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_lists_keep_their_own_fields_unchanged() {
+    let nvidia = FakeNvidia::healthy().await;
+    let origin = FakeServer::start(|request, _| {
+        let n = request.target.trim_matches('/').parse().unwrap();
+        crate::support::Reply::new(200, &[], tiny(n))
+    })
+    .await;
+    let bulk = Bulk::new(&nvidia).setting("IMAGESVC_FETCH_ALLOW", origin.address);
+    bulk.write("1.png", tiny(1));
+    let url = |n: usize| origin.url(&format!("/{n}"));
+    bulk.write("people.csv", format!("name,photo\n\"Ada, \"\"A\"\"\",{}\nBob,1.png\n", url(2)));
+    let object = format!(r#"{{"n": 1.50, "images": {{"profile_image": "{}"}} }}"#, url(3));
+    bulk.write("people.jsonl", format!("{object}\n"));
+    bulk.write("people.json", format!("[\n{object},\n{object}\n]"));
+    bulk.run("people.csv --out csv.jsonl").expect(0);
+    let mut rows = bulk.rows("csv.jsonl");
+    rows.sort_by_key(|row| row["name"].to_string());
+    assert_eq!(rows[0]["name"], "Ada, \"A\"");
+    assert_eq!((&rows[1]["name"], &rows[1]["photo"]), (&json!("Bob"), &json!("1.png")));
+    let run = bulk.run(
+        "people.jsonl people.json --field images.profile_image --prefix dino_ --out json.jsonl",
+    );
+    let run = run.expect(0);
+    for line in bulk.read("json.jsonl").lines() {
+        let unchanged = object.strip_suffix('}').unwrap();
+        assert!(line.starts_with(&format!("{unchanged},\"dino_sha256\":\"")), "{line:.200}");
+        assert!(serde_json::from_str::<Value>(line).unwrap()["dino_vector"].is_array());
+    }
+    assert!(run.stderr.contains("3 embedded (2 cached)"), "{}", run.stderr);
+    assert_eq!(nvidia.count(), 3, "equal pictures must be paid for once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_on_standard_input_become_rows_on_standard_output() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(2);
+    let mut process = bulk.command("-").stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = process.stdin.take().unwrap();
+    input.write_all(b"photos/0.png\n\nphotos/1.png\nphotos/missing.png").unwrap();
+    drop(input);
+    let run = Finished::from(process).expect(1);
+    assert_eq!(run.stdout.lines().count(), 2);
+    assert!(run.stdout.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
+    assert!(
+        run.stderr.contains(r#"{"path":"photos/missing.png","error":{"code":"unreadable_file","#)
+    );
+    let saved = bulk.run("photos/0.png --save").expect(0);
+    assert_eq!(saved.stdout.lines().count(), 1);
+    assert!(bulk.path("downloads").is_dir(), "{}", saved.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_failures_file_is_a_source_and_is_removed_when_all_succeed() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write(
+        "list.jsonl",
+        "{\"n\": 1.0, \"path\": \"a.png\"}\n{\"n\": 2, \"path\": \"b.png\"}\nbad\n",
+    );
+    bulk.write("b.png", tiny(2));
+    bulk.run("list.jsonl --out vectors.jsonl").expect(1);
+    assert_eq!(bulk.rows("vectors.failed.jsonl").len(), 2);
+    bulk.write("a.png", tiny(1));
+    bulk.run("vectors.failed.jsonl --out vectors.jsonl").expect(1);
+    let [failure] = &bulk.rows("vectors.failed.jsonl")[..] else { panic!("one row has failed") };
+    assert_eq!((&failure["source"], &failure["line"]), (&json!("list.jsonl"), &json!(3)));
+    let lines = bulk.read("vectors.jsonl");
+    assert!(lines.contains("{\"n\": 1.0, \"path\": \"a.png\",\"sha256\""));
+    assert_eq!(lines.lines().count(), 2);
+    bulk.write("list.jsonl", "{\"n\": 1.0, \"path\": \"a.png\"}\n");
+    std::fs::remove_file(bulk.path("vectors.failed.jsonl")).unwrap();
+    bulk.run("list.jsonl --out vectors.jsonl").expect(0);
+    let names = std::fs::read_dir(bulk.folder()).unwrap();
+    let mut names: Vec<_> =
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, [".cache", "a.png", "b.png", "list.jsonl", "vectors.jsonl"]);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 2, "a row that exists must not be added again");
+}
+
+#[test]
+fn a_dry_run_counts_without_a_key_and_without_writing() {
+    let bulk = Bulk::without_nvidia().setting("NVIDIA_REQUESTS_PER_MINUTE", 40);
+    bulk.write_pictures(10);
+    bulk.write("list.txt", "http://localhost/a\nphotos/1.png\n");
+    let run = bulk.run("photos list.txt --dry-run --out vectors.jsonl").expect(0);
+    assert!(run.stdout.contains("12 pictures to send: 11 files and 1 URLs"), "{}", run.stdout);
+    assert!(run.stdout.contains("NVIDIA_REQUESTS_PER_MINUTE=40, at most 18s"), "{}", run.stdout);
+    assert!(!bulk.path("vectors.jsonl").exists() && !bulk.path(".cache").exists());
+    let run = bulk.run("photos list.txt --dry-run --limit 3").expect(0);
+    assert!(run.stdout.contains("3 pictures to send"), "{}", run.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mistake_in_the_arguments_exits_with_2_before_a_picture_is_sent() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(1);
+    bulk.write("taken.jsonl", "{\"path\": \"photos/0.png\", \"vector\": 1}\n");
+    bulk.write("broken.json", "{}");
+    for (arguments, message) in [
+        ("missing", "missing: "),
+        ("photos --out vectors.parquet", "must end in .jsonl"),
+        ("photos --out vectors.npy", "must end in .jsonl"),
+        ("photos --concurrency 0", "concurrency"),
+        ("photos --to nowhere", "--to"),
+        ("photos --to http://127.0.0.1:1", "does not answer"),
+        ("taken.jsonl --out vectors.jsonl", "set --prefix"),
+        ("broken.json --out vectors.jsonl", "list of objects"),
+        ("broken.json --out broken.jsonl/x.jsonl", "x.jsonl: "),
+    ] {
+        let run = bulk.run(arguments).expect(2);
+        assert!(run.stderr.contains(message), "{arguments}: {}", run.stderr);
+    }
+    assert_eq!(nvidia.count(), 0);
+    let without_key = Bulk::without_nvidia();
+    without_key.write_pictures(1);
+    assert!(without_key.run("photos").expect(2).stderr.contains("NVIDIA_API_KEY"));
+}

@@ -1,0 +1,170 @@
+//! `imagesvc embed`: runs that end early, and the runs that continue them.
+
+use std::{
+    collections::BTreeSet,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::support::{Bulk, FakeNvidia, Finished, embedding, tiny};
+
+/// Sends a signal to a process.
+fn signal(process: &std::process::Child, name: &str) {
+    let kill = format!("kill -{name} {}", process.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+}
+
+/// The paths of all rows, of which no two may be equal.
+fn paths(rows: &[Value]) -> BTreeSet<String> {
+    let paths: BTreeSet<_> = rows.iter().map(|row| row["path"].as_str().unwrap().into()).collect();
+    assert_eq!(paths.len(), rows.len(), "a row must not be written twice");
+    paths
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_killed_is_continued_without_losing_or_repeating_a_row() {
+    let nvidia =
+        FakeNvidia::healthy_except(|_| Some(embedding().after(Duration::from_millis(20)))).await;
+    let bulk = Bulk::new(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 2);
+    bulk.write_pictures(60);
+    bulk.write("photos/bad.png", "no picture");
+    let mut kills = 0;
+    let mut wait = Duration::from_millis(150);
+    let finished = loop {
+        let mut process = bulk.start("photos --out vectors.jsonl");
+        let started = Instant::now();
+        // The moment of the kill differs from run to run, so that it hits different states.
+        while started.elapsed() < wait && process.try_wait().unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        process.kill().unwrap();
+        let finished = Finished::from(process);
+        if finished.code.is_some() {
+            break finished;
+        }
+        kills += 1;
+        wait += Duration::from_millis(37);
+        assert!(kills < 100, "{}", finished.stderr);
+    };
+    assert!(kills >= 3, "only {kills} runs were killed");
+    finished.expect(1);
+    assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), 60);
+    assert_eq!(bulk.rows("vectors.failed.jsonl").len(), 1);
+    let in_flight = 4;
+    assert!(nvidia.count() <= 60 + kills * in_flight, "{} calls, {kills} kills", nvidia.count());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_last_line_is_cut_off_and_its_row_is_written_again() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(3);
+    bulk.run("photos --out vectors.jsonl").expect(0);
+    let whole = bulk.read("vectors.jsonl");
+    for torn in [1, 20, 10_000] {
+        bulk.write("vectors.jsonl", &whole[..whole.len() - torn]);
+        let run = bulk.run("photos --out vectors.jsonl").expect(0);
+        assert!(run.stderr.contains("1 embedded (1 cached), 0 failed"), "{}", run.stderr);
+        assert!(run.stderr.contains("2 skipped"), "{}", run.stderr);
+        assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), 3);
+    }
+    assert_eq!(nvidia.count(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_the_list_contains_twice_gets_two_rows() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write("a.png", tiny(1));
+    bulk.write("list.txt", "a.png\na.png\n");
+    bulk.run("list.txt --out vectors.jsonl --limit 1").expect(0);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 1);
+    bulk.run("list.txt --out vectors.jsonl").expect(0);
+    bulk.run("list.txt --out vectors.jsonl").expect(0);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 2);
+    bulk.write("ids.csv", "id,path\n1,a.png\n2,a.png\n");
+    bulk.run("ids.csv --id id --out ids.jsonl --limit 1").expect(0);
+    let run = bulk.run("ids.csv --id id --out ids.jsonl").expect(0);
+    assert!(run.stderr.contains("1 skipped"), "{}", run.stderr);
+    assert_eq!(bulk.rows("ids.jsonl")[1]["id"], "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_run_on_the_same_output_is_refused_while_the_first_one_runs() {
+    let (release, _) = watch::channel(false);
+    let held = embedding().held_until(&release);
+    let nvidia = FakeNvidia::healthy_except(move |_| Some(held.clone())).await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(1);
+    let first = bulk.start("photos --out vectors.jsonl");
+    nvidia.wait_for(1).await;
+    let second = bulk.run("photos --out vectors.jsonl").expect(2);
+    assert!(second.stderr.contains("vectors.jsonl is in use by another run"), "{}", second.stderr);
+    let third = bulk.run("photos --out other.jsonl").expect(2);
+    assert!(third.stderr.contains("in use by another imagesvc"), "{}", third.stderr);
+    release.send(true).unwrap();
+    Finished::from(first).expect(0);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_output_of_another_model_and_a_file_without_vectors_are_refused() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(1);
+    bulk.run("photos --sandbox --out vectors.jsonl").expect(0);
+    let before = bulk.read("vectors.jsonl");
+    let run = bulk.run("photos --out vectors.jsonl").expect(2);
+    assert!(run.stderr.contains("sandbox/perceptual") && run.stderr.contains("nvidia/nv-dinov2"));
+    assert_eq!(bulk.read("vectors.jsonl"), before);
+    bulk.write("list.jsonl", "{\"path\": \"photos/0.png\"}\n");
+    let run = bulk.run("photos --out list.jsonl").expect(2);
+    assert!(run.stderr.contains("list.jsonl, line 1: this is not a row"), "{}", run.stderr);
+    assert_eq!(nvidia.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_run_finishes_its_running_calls_and_exits_with_130() {
+    let (release, _) = watch::channel(false);
+    let held = embedding().held_until(&release);
+    let nvidia = FakeNvidia::healthy_except(move |_| Some(held.clone())).await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(9);
+    let process = bulk.start("photos --out vectors.jsonl --concurrency 3");
+    nvidia.wait_for(3).await;
+    signal(&process, "INT");
+    // The release must come after the signal was handled. The signal is handled within this time,
+    // and if it is not, more than three rows are written.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    release.send(true).unwrap();
+    let run = Finished::from(process).expect(130);
+    assert!(run.stderr.contains("waiting for 3 running requests"), "{}", run.stderr);
+    assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), 3);
+    bulk.run("photos --out vectors.jsonl").expect(0);
+    assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), 9);
+    assert_eq!(nvidia.count(), 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_interrupt_stops_at_once() {
+    let (release, _) = watch::channel(false);
+    let held = embedding().held_until(&release);
+    let nvidia = FakeNvidia::healthy_except(move |_| Some(held.clone())).await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(3);
+    let mut process = bulk.start("photos --out vectors.jsonl");
+    nvidia.wait_for(3).await;
+    signal(&process, "INT");
+    // Two signals that arrive together count as one, so they are sent until the process ends.
+    let started = Instant::now();
+    while process.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < Duration::from_secs(10), "the process must end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        signal(&process, "INT");
+    }
+    Finished::from(process).expect(130);
+    assert_eq!(bulk.read("vectors.jsonl"), "");
+}
