@@ -44,7 +44,8 @@
 //!
 //! | Module | What it does |
 //! |---|---|
-//! | [`cli`] | runs a command: serve or check |
+//! | [`cli`] | runs a command: serve, check or embed |
+//! | [`bulk`] | embeds the pictures of folders and lists, as a client of the service |
 //! | [`app`] | builds the service from the settings, and binds its port |
 //! | [`config`] | parses and checks all settings |
 //! | [`web`] | HTTP: middleware, extractors, routes, and errors as clients see them |
@@ -63,8 +64,8 @@
 //!   only of the modules below it.
 //! - **axum only in [`web`], [`sandbox`], [`server`] and [`app`].** The processing of a picture does not
 //!   depend on the route that received it.
-//! - **[`config`] only in [`cli`] and [`app`].** Each module defines its own `Settings`, which [`config`]
-//!   fills. The tests of a module set these values directly, without an environment.
+//! - **[`config`] only in [`cli`], [`bulk`] and [`app`].** Each module defines its own `Settings`, which
+//!   [`config`] fills. The tests of a module set these values directly, without an environment.
 //! - **Only [`app`] connects all modules.** Tests start the same service as `main`, with a fake NVIDIA.
 //!
 //! `tests/architecture.rs` reads the sources and checks these rules.

@@ -43,6 +43,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the first questions to the service may take.
 const MODEL_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long an idle connection stays open. The service closes it later, so no request is sent on a
+/// connection that is being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
 const BOUNDARY: &str = "imagesvc-embed-7d1f0c1e5b9a4e2f";
 
 /// A client of one service. Cheap to clone.
@@ -121,7 +125,11 @@ impl ServiceClient {
             }
             None => None,
         };
-        let builder = Trust::probe().client_builder().no_proxy().connect_timeout(CONNECT_TIMEOUT);
+        let builder = Trust::probe()
+            .client_builder()
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT);
         Ok(Self { http: builder.build()?, base, authorization, save, prefix: prefix.into() })
     }
 

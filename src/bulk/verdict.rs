@@ -52,6 +52,9 @@ pub(super) fn of_problem(
         let pause = retry_after.unwrap_or(DEFAULT_PAUSE).min(MAX_PAUSE);
         return match status {
             _ if is_busy => Verdict::PauseService(failure, pause),
+            StatusCode::PAYLOAD_TOO_LARGE => {
+                Verdict::Fail(Failure { is_retryable: false, ..failure })
+            }
             StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Verdict::TryAgain(failure),
             _ => Verdict::StopRun(failure),
         };
@@ -136,6 +139,8 @@ mod tests {
             assert!(matches!(verdict(status, code, None), Verdict::StopRun(_)), "{code}");
         }
         assert!(matches!(of_problem(StatusCode::NOT_FOUND, None, None), Verdict::StopRun(_)));
+        let too_large = of_problem(StatusCode::PAYLOAD_TOO_LARGE, None, None);
+        assert!(matches!(too_large, Verdict::Fail(_)), "a proxy refuses only this picture");
     }
 
     #[test]

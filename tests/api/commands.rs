@@ -60,7 +60,13 @@ impl Environment {
     fn run(&self, block: &Block) -> String {
         let Block { place, text, .. } = block;
         assert!(!text.contains("sudo "), "{place}: tests do not change the machine");
-        let variables = [("PATH", self.path.as_str()), ("PROGRAM", Child::PROGRAM)];
+        // `imagesvc embed` caches vectors there.
+        let cache = self.folder.path().join(".cache");
+        let variables = [
+            ("PATH", self.path.as_str()),
+            ("PROGRAM", Child::PROGRAM),
+            ("XDG_CACHE_HOME", cache.to_str().unwrap()),
+        ];
         if text.trim_end().ends_with("--sandbox") {
             // This starts another service, which needs its own folder and runs until it is dropped.
             let folder = tempfile::tempdir().unwrap();
