@@ -17,7 +17,6 @@ use std::path::PathBuf;
 use tokio::task::spawn_blocking;
 
 use crate::config::{Config, EmbedArguments};
-use error::BulkError;
 use failures::Failures;
 use feeder::Feeder;
 use interrupt::Interrupt;
@@ -27,11 +26,13 @@ use run::{Plan, Run};
 use service::Service;
 use writer::{Target, Writer};
 
+mod attempt;
 mod client;
 mod dry_run;
 mod error;
 mod failures;
 mod feeder;
+mod form;
 mod interrupt;
 mod item;
 mod json_object;
@@ -44,7 +45,7 @@ mod source;
 mod verdict;
 mod writer;
 
-pub use error::{BulkError as Error, Outcome};
+pub use error::{BulkError, Outcome};
 
 /// The number of requests at once to a running service, which has other clients.
 const SHARED_CONCURRENCY: usize = 8;

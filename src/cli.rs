@@ -48,7 +48,7 @@ impl Drop for LogGuard {
 async fn run_command(command: Command, config: Config) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::Serve => serve::serve(config).await?,
-        Command::Embed(arguments) => return Ok(embed::embed(arguments, config).await),
+        Command::Embed(arguments) => return Ok(embed::embed(*arguments, config).await),
         Command::Check { live } => {
             let is_without_fault = check::check(&config, live).await;
             if !is_without_fault {

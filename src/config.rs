@@ -114,7 +114,7 @@ impl Config {
                 (Command::Check { live: check.get_flag(command::LIVE) }, check)
             }
             Some((embed_command::EMBED, embed)) => {
-                (Command::Embed(embed_command::arguments(embed)), embed)
+                (Command::Embed(Box::new(embed_command::arguments(embed))), embed)
             }
             _ => (Command::Serve, &matches),
         };

@@ -94,9 +94,9 @@ impl Progress {
                         "[{elapsed_precise}] {bar:20} {pos}/{len} {eta} left, {wide_msg}",
                     ));
                 }
+                bar.set_message(line);
                 bar.set_length(total);
                 bar.set_position(tally.embedded + tally.failed);
-                bar.set_message(line);
             }
             (Some(bar), None) => bar.set_message(line),
             (None, _) if self.last_line.elapsed() >= LINE_INTERVAL => {

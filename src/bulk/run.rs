@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::{
     task::{JoinError, JoinSet},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 use super::{
+    attempt::attempt,
     client::{Embedded, ServiceClient},
     error::{BulkError, Outcome},
     feeder::{Fed, Feeder},
@@ -20,17 +21,8 @@ use super::{
     writer::{Closed, Writer},
 };
 
-/// The longest time for one request. The service itself limits receiving and embedding to less.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(420);
-
-/// The longest time from the first attempt of a picture to its last.
-const PICTURE_TIMEOUT: Duration = Duration::from_secs(900);
-
 /// The most attempts of a picture. Refusals because the service is busy do not count.
 const MAX_ATTEMPTS: u32 = 5;
-
-/// The wait before the second attempt. It doubles with each further attempt.
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 
 /// How long the service may be unreachable or refuse every picture before the run stops.
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(900);
@@ -199,21 +191,8 @@ impl Run {
         }
         self.pause = None;
         while self.calls.len() < self.plan.concurrency {
-            let Some(mut job) = self.lanes.take(now) else { return };
-            let deadline = *job.deadline.get_or_insert(now + PICTURE_TIMEOUT);
-            let client = self.client.clone();
-            self.calls.spawn(async move {
-                if job.attempts > 0 {
-                    sleep(FIRST_BACKOFF * 2_u32.pow(job.attempts - 1)).await;
-                }
-                let timeout = deadline.saturating_duration_since(Instant::now());
-                let timeout = timeout.clamp(FIRST_BACKOFF, REQUEST_TIMEOUT);
-                let result = match &job.item.picture {
-                    Ok(picture) => client.embed(picture, timeout).await,
-                    Err(failure) => Err(Verdict::Fail(failure.clone())),
-                };
-                (job, result)
-            });
+            let Some(job) = self.lanes.take(now) else { return };
+            self.calls.spawn(attempt(self.client.clone(), job));
         }
     }
 

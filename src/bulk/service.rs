@@ -8,16 +8,17 @@ use uuid::Uuid;
 
 use super::{client::ServiceClient, error::BulkError, progress::say};
 use crate::{
-    app::App,
+    app::{App, BuildError},
     config::{Config, EmbedArguments},
     fetch::Lookup,
+    store::OpenError,
     web::ClientKeys,
 };
 
 /// The variable with the key of a running service.
 const KEY_VARIABLE: &str = "IMAGESVC_API_KEY";
 
-/// The service, which stops when [`Self::stop`] is called or this is dropped.
+/// The service of a run. One that runs in this process stops when this is dropped.
 #[derive(Debug)]
 pub(super) struct Service {
     pub client: ServiceClient,
@@ -59,11 +60,7 @@ impl Service {
             true => format!("pictures are saved in {path}"),
             false => format!("vectors are cached in {path}; pictures are not saved"),
         });
-        let app = App::build_with_lookup(config, Lookup::system()).await.map_err(|error| {
-            BulkError::Service(format!(
-                "{error}; if a service is running there, use it with --to http://localhost:8000"
-            ))
-        })?;
+        let app = App::build_with_lookup(config, Lookup::system()).await.map_err(cannot_start)?;
         let url = format!("http://{}", app.address());
         let url = Url::parse(&url).map_err(|error| BulkError::Service(error.to_string()))?;
         let client = ServiceClient::new(url, Some(&key), arguments.save, &arguments.prefix)?;
@@ -82,6 +79,17 @@ impl Service {
             let _ = task.await; // fails if the service panicked, which the log reports
         }
     }
+}
+
+fn cannot_start(error: BuildError) -> BulkError {
+    BulkError::Service(match error {
+        BuildError::Store(OpenError::InUse(path)) => format!(
+            "{} is in use by another imagesvc: if it is a service, use that service with \
+             --to http://localhost:8000; if it is another run, wait for its end",
+            path.display()
+        ),
+        other => format!("the service cannot start: {other}"),
+    })
 }
 
 /// The folder for cached vectors (XDG Base Directory Specification).

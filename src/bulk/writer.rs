@@ -41,7 +41,7 @@ pub(super) struct Writer {
 }
 
 /// The thread has ended because of an error, which [`Writer::finish`] returns.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Closed;
 
 impl Writer {

@@ -33,7 +33,7 @@ pub enum Command {
         live: bool,
     },
     /// Embed the pictures of folders and lists.
-    Embed(EmbedArguments),
+    Embed(Box<EmbedArguments>),
 }
 
 /// Builds the parser of the command line.

@@ -38,3 +38,26 @@ impl Config {
         Self { server, store, embed, warnings, web, ..self }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RawSettings;
+
+    #[test]
+    fn the_service_of_one_client_listens_on_loopback_and_requires_the_clients_key() {
+        let raw = RawSettings::from_pairs([
+            ("IMAGESVC_SANDBOX", "true"),
+            ("IMAGESVC_API_KEYS", "a,b"),
+            ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1"),
+            ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8"),
+        ]);
+        let keys = ClientKeys::parse("own").unwrap();
+        let config = Config::resolve(&raw).unwrap().for_own_client(keys, Some("cache".into()));
+        assert!(config.server.listen.ip().is_loopback() && config.server.listen.port() == 0);
+        assert_eq!(format!("{:?}", config.web.keys), "ClientKeys(1 redacted)");
+        assert_eq!(config.web.rate_limit, None);
+        assert_eq!(config.embed.cache_folder.to_str(), Some("cache/.vectors"));
+        assert_eq!(config.store.folder.to_str(), Some("cache"));
+    }
+}

@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::support::{Bulk, FakeNvidia, Finished, embedding, tiny};
+use crate::support::{Bulk, Child, FakeNvidia, Finished, embedding, tiny};
 
 /// Sends a signal to a process.
 fn signal(process: &std::process::Child, name: &str) {
@@ -167,4 +167,27 @@ async fn a_second_interrupt_stops_at_once() {
     }
     Finished::from(process).expect(130);
     assert_eq!(bulk.read("vectors.jsonl"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_output_that_cannot_grow_ends_with_a_complete_row_and_is_continued() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(20);
+    // The limit on the size of files has the same effect as a full disk.
+    let run = "trap '' XFSZ; ulimit -f 100; exec \"$0\" embed photos --out vectors.jsonl";
+    let program = bulk.command("");
+    let mut shell = Command::new("bash");
+    shell.args(["-c", run, Child::PROGRAM]).current_dir(bulk.folder()).env_clear();
+    shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let stopped = shell.output().unwrap();
+    let stderr = String::from_utf8(stopped.stderr).unwrap();
+    assert_eq!(stopped.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("the output cannot be written: File too large"), "{stderr}");
+    let text = bulk.read("vectors.jsonl");
+    assert!(text.ends_with("]}\n") && text.len() <= 100 << 10, "{} bytes", text.len());
+    let complete = paths(&bulk.rows("vectors.jsonl")).len();
+    assert!((1..20).contains(&complete), "{complete} rows");
+    bulk.run("photos --out vectors.jsonl").expect(0);
+    assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), 20);
 }

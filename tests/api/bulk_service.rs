@@ -56,6 +56,19 @@ async fn a_running_service_is_used_with_one_of_its_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_limits_for_other_clients_do_not_apply_to_the_command() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia)
+        .setting("IMAGESVC_API_KEYS", "first")
+        .setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", 1)
+        .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", 1)
+        .setting("IMAGESVC_HOST", "192.0.2.1");
+    bulk.write_pictures(10);
+    let run = bulk.run("photos --out vectors.jsonl").expect(0);
+    assert!(run.stderr.contains("10 embedded"), "{}", run.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_running_service_gets_eight_requests_at_once() {
     let nvidia =
         FakeNvidia::healthy_except(|_| Some(embedding().after(Duration::from_millis(100)))).await;

@@ -34,6 +34,8 @@ impl Bulk {
             .setting("IMAGESVC_LOG_FORMAT", "json")
     }
 
+    /// Adds a variable to the environment of the runs.
+    #[allow(clippy::needless_pass_by_value, reason = "callers need no `&`")]
     pub fn setting(mut self, name: &str, value: impl ToString) -> Self {
         self.settings.push((name.to_owned(), value.to_string()));
         self

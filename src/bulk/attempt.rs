@@ -1,0 +1,38 @@
+//! One attempt to embed a picture, within the picture's deadline.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{
+    client::{Embedded, ServiceClient},
+    lanes::Job,
+    verdict::Verdict,
+};
+
+/// The longest time for one request. The service itself limits receiving and embedding to less.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(420);
+
+/// The longest time from the first attempt of a picture to its last.
+const PICTURE_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// The wait before the second attempt. It doubles with each further attempt.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+
+/// Sends the job's picture. Waits before each attempt except the first.
+pub(super) async fn attempt(
+    client: ServiceClient,
+    mut job: Job,
+) -> (Job, Result<Embedded, Verdict>) {
+    let deadline = *job.deadline.get_or_insert(Instant::now() + PICTURE_TIMEOUT);
+    if let Some(earlier) = job.attempts.checked_sub(1) {
+        sleep(FIRST_BACKOFF * 2_u32.pow(earlier)).await;
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = left.clamp(FIRST_BACKOFF, REQUEST_TIMEOUT);
+    let result = match &job.item.picture {
+        Ok(picture) => client.embed(picture, timeout).await,
+        Err(failure) => Err(Verdict::Fail(failure.clone())),
+    };
+    (job, result)
+}

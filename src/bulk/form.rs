@@ -1,0 +1,94 @@
+//! The body of an upload: a multipart form with a file (RFC 7578), streamed from the disk.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use reqwest::Body;
+use tokio::task::spawn_blocking;
+
+/// How much of a file is read at once. Smaller files are sent from memory.
+const READ_BYTES: u64 = 128 << 10;
+
+/// Separates the parts of a form. A picture would have to contain it by chance.
+const BOUNDARY: &str = "imagesvc-embed-7d1f0c1e5b9a4e2f";
+
+/// The media type of the form.
+pub(super) fn content_type() -> String {
+    format!("multipart/form-data; boundary={BOUNDARY}")
+}
+
+/// A form with a file as its only part, and the form's length.
+pub(super) async fn of_file(path: PathBuf) -> io::Result<(Body, u64)> {
+    let head = format!(
+        "--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"picture\"\r\n\r\n"
+    );
+    let tail = format!("\r\n--{BOUNDARY}--\r\n");
+    let (file, length) = spawn_blocking(move || open(&path)).await??;
+    let total = head.len() as u64 + length + tail.len() as u64;
+    if length <= READ_BYTES {
+        let bytes = read_chunk(file, length).await?.1;
+        return Ok((Body::from([head.as_bytes(), &bytes, tail.as_bytes()].concat()), total));
+    }
+    // The last part is sent first.
+    let parts = vec![
+        FormPart::Text(tail.into()),
+        FormPart::File(file, length),
+        FormPart::Text(head.into()),
+    ];
+    Ok((Body::wrap(StreamBody::new(frames(parts))), total))
+}
+
+/// Opens a file, and returns its length. Blocks the thread.
+fn open(path: &Path) -> io::Result<(File, u64)> {
+    // Opening a named pipe would block until another program writes to it.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    Ok((file, length))
+}
+
+/// A piece of a form.
+enum FormPart {
+    Text(Bytes),
+    /// A file, and how many of its bytes are not sent yet.
+    File(File, u64),
+}
+
+/// Streams the parts, of which the last is sent first.
+fn frames(parts: Vec<FormPart>) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
+    stream::try_unfold(parts, |mut parts| async move {
+        let frame = match parts.pop() {
+            None => return Ok(None),
+            Some(FormPart::Text(text)) => text,
+            Some(FormPart::File(file, left)) => {
+                let (file, bytes) = read_chunk(file, left.min(READ_BYTES)).await?;
+                let left = left - bytes.len() as u64;
+                if left > 0 {
+                    parts.push(FormPart::File(file, left));
+                }
+                bytes
+            }
+        };
+        Ok(Some((Frame::data(frame), parts)))
+    })
+}
+
+/// Reads the next bytes of a file. Fails if the file has become shorter; the service then sees an
+/// incomplete request.
+async fn read_chunk(mut file: File, length: u64) -> io::Result<(File, Bytes)> {
+    spawn_blocking(move || {
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        file.read_exact(&mut bytes)?;
+        Ok((file, bytes.into()))
+    })
+    .await?
+}
