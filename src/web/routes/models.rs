@@ -61,7 +61,7 @@ struct ListErrors;
 
 impl IntoResponses for ListErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        error_responses::of(&[Code::InvalidHost, Code::Unauthorized, Code::CrossOrigin])
+        error_responses::of(&[Code::Unauthorized])
     }
 }
 
@@ -70,12 +70,7 @@ struct ModelErrors;
 
 impl IntoResponses for ModelErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        error_responses::of(&[
-            Code::ModelNotFound,
-            Code::InvalidHost,
-            Code::Unauthorized,
-            Code::CrossOrigin,
-        ])
+        error_responses::of(&[Code::ModelNotFound, Code::Unauthorized])
     }
 }
 
