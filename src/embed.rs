@@ -155,13 +155,13 @@ impl Embedder {
 
     /// How long a new picture of this client is expected to wait for its call.
     pub fn expected_wait(&self, client: ClientNetwork) -> Duration {
-        self.0.queue.expected_wait(client, 1)
+        self.0.queue.expected_wait(client)
     }
 
     /// The most calls that one batch makes at once: three quarters of all, so that other pictures
     /// of the same client find a permit.
-    pub fn calls_of_a_batch(&self) -> usize {
-        (self.0.settings.max_concurrency * 3 / 4).max(1)
+    pub fn max_calls_per_batch(&self) -> usize {
+        self.0.settings.max_calls_per_batch()
     }
 
     /// Returns a cached embedding, if there is one and the cache may be used.
@@ -183,7 +183,8 @@ impl Embedder {
         self.0.reserve(client, count, deadline)
     }
 
-    /// The most calls, up to `at_most`, that the pace could ever allow one client within `time`.
+    /// The most calls, up to `at_most`, that one client can make within `time` while nobody else makes
+    /// any, by the limit on calls per minute.
     pub fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
         self.0.nvidia.largest_reservation(at_most, time)
     }

@@ -157,17 +157,21 @@ impl FairQueue {
         self.0.state().queue.len()
     }
 
-    /// How long the last of `count` jobs that this client submits now will probably wait, by how
-    /// long permits were in use recently.
-    pub(crate) fn expected_wait(&self, client: ClientNetwork, count: usize) -> Duration {
+    /// How long a job that this client submits now will probably wait, by how long permits were in
+    /// use recently.
+    pub(crate) fn expected_wait(&self, client: ClientNetwork) -> Duration {
         let state = self.0.state();
         let permits = state.capacity.permits;
-        let free = permits - state.permits;
-        if count as u64 <= free {
+        if state.permits < permits {
             return Duration::ZERO;
         }
-        let position = state.jobs_ahead_of(client) + count as u64 - free;
+        let position = state.jobs_ahead_of(client) + 1;
         self.0.typical_hold().mul_f64(position as f64 / permits as f64)
+    }
+
+    /// How long a permit was typically in use recently.
+    pub(crate) fn typical_hold(&self) -> Duration {
+        self.0.typical_hold()
     }
 
     /// Adds a job to the queue, and grants its permit at once if possible.

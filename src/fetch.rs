@@ -77,6 +77,11 @@ impl Fetcher {
         Ok(Self { guarded: http_client(&settings, resolver, trust)?, exceptions, settings })
     }
 
+    /// The timeout of one fetch.
+    pub fn timeout(&self) -> Duration {
+        self.settings.timeout
+    }
+
     /// Requests the picture, and follows redirects. Look-ups count towards the limit of `client`.
     /// Returns when the header of a successful response has arrived.
     ///

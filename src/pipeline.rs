@@ -18,11 +18,11 @@ use tokio::{
 
 use crate::{
     embed::{self, CacheMode, Embedder, Embedding, Job, PicturePermits},
-    image::{self, Content, Picture, probe},
+    image::{self, Content, Format, Picture, probe},
     sha256::Sha256,
     shares::{ClientNetwork, NotEnoughUnits, SharePermit, Shares},
     spool::{self, Spooled},
-    store::{self, Store},
+    store::{self, SavedFileGuard, Store},
     telemetry::{Metrics, Readings},
 };
 
@@ -121,7 +121,7 @@ impl Received {
     }
 }
 
-/// A picture whose bytes have all arrived, with the memory for them.
+/// A picture whose bytes have all arrived, with the memory that it needs until it is embedded.
 #[derive(Debug)]
 struct SpooledPicture {
     client: ClientNetwork,
@@ -134,12 +134,20 @@ struct SpooledPicture {
 pub struct Vectorized {
     /// The saved file, in [`SaveMode::Save`].
     pub saved: Option<Saved>,
-    /// The picture, with its format and size from the header.
-    pub picture: Picture,
+    /// The picture's format.
+    pub format: Format,
+    /// Its width in pixels, as stored.
+    pub width: u32,
+    /// Its height in pixels, as stored.
+    pub height: u32,
+    /// Its length in bytes.
+    pub len: u64,
     /// SHA-256 of the picture's bytes.
     pub sha256: Sha256,
     /// The embedding.
     pub embedding: Embedding,
+    /// Protects the saved file from retention.
+    file: Option<SavedFileGuard>,
 }
 
 /// Whether a picture is saved or only embedded.
@@ -149,6 +157,15 @@ pub enum SaveMode {
     Save,
     /// Do not save the picture, and remove its staging file.
     Discard,
+}
+
+/// Whether a saved file stays, whatever follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileMode {
+    /// It stays.
+    Final,
+    /// It is removed if its batch fails or is dropped.
+    Provisional,
 }
 
 /// A saved picture.
@@ -195,27 +212,29 @@ impl Pipeline {
         save_mode: SaveMode,
     ) -> Result<Vectorized, Error> {
         let embed = self.embedder.embed(received.job(cache_mode), None);
-        self.save_and_embed(received, embed, save_mode, |_| {}).await
+        self.save_and_embed(received, embed, save_mode, FileMode::Final).await
     }
 
-    /// Saves a received picture, if that is asked for, while `embed` runs. Calls `on_saved` with
-    /// the file's name as soon as the file is saved.
+    /// Saves a received picture, in [`SaveMode::Save`], while `embed` runs.
     async fn save_and_embed(
         &self,
         received: Received,
         embed: impl Future<Output = Result<Embedding, Arc<embed::Error>>>,
         save_mode: SaveMode,
-        on_saved: impl Fn(&str),
+        file_mode: FileMode,
     ) -> Result<Vectorized, Error> {
         let Received { picture, spooled, permits: permits_for_file, deadline, .. } = received;
-        let (sha256, size) = (spooled.sha256, picture.content.len());
+        let (sha256, len) = (spooled.sha256, picture.content.len());
         let save = async {
             match save_mode {
                 SaveMode::Save => {
                     let extension = picture.format.extension();
                     let save = self.store.save(spooled, extension, deadline, permits_for_file);
-                    let file = save.await?;
-                    on_saved(file.name());
+                    let mut file = save.await?;
+                    if file_mode == FileMode::Final {
+                        file.confirm();
+                        self.metrics.record_saved(len);
+                    }
                     Ok::<_, Error>(Some(file))
                 }
                 // The file is removed while the picture is embedded. It is then gone even if the
@@ -230,23 +249,24 @@ impl Pipeline {
                 }
             }
         };
-        // An error of saving ends the request at once. After an error of embedding, the file stays
-        // saved, and the error contains its name.
+        // An error of saving ends the request at once. After an error of embedding, a final file
+        // stays saved, and the error contains its name.
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
         let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
-        if saved.is_some() {
-            self.metrics.record_saved(size);
-        }
-        match embedded {
-            Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
+        let Picture { format, width, height, .. } = picture;
+        match (embedded, file_mode) {
+            (Ok(embedding), _) => {
+                Ok(Vectorized { saved, format, width, height, len, sha256, embedding, file })
+            }
             // The client sent something that cannot be decoded. It does not stay saved.
-            Err(error) if error.is_about_the_picture() => {
-                if let Some(saved) = saved {
+            (Err(error), _) if error.is_about_the_picture() => {
+                if let (Some(saved), FileMode::Final) = (saved, file_mode) {
                     self.store.remove(saved.saved_as).await;
                 }
                 Err(Error::Undecodable(error))
             }
-            Err(error) => Err(Error::Embed { error, saved }),
+            (Err(error), FileMode::Final) => Err(Error::Embed { error, saved }),
+            (Err(error), FileMode::Provisional) => Err(Error::Embed { error, saved: None }),
         }
     }
 
@@ -288,6 +308,7 @@ impl Pipeline {
             memory.shrink_to(needed);
         }
         let spooled = spool.finish().await.map_err(spool_error)?;
+        memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
         Ok(SpooledPicture { client, spooled, memory })
     }
 
@@ -299,15 +320,14 @@ impl Pipeline {
         at_work.map_err(|_| Error::Overloaded(OverloadReason::AtWork))
     }
 
-    /// Charges the memory that a picture at work needs, and reads its header.
+    /// Reads the header of a picture that has its permits.
     async fn start(
         &self,
         picture: SpooledPicture,
         at_work: SharePermit,
         deadline: Instant,
     ) -> Result<Received, Error> {
-        let SpooledPicture { client, spooled, mut memory } = picture;
-        memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
+        let SpooledPicture { client, spooled, memory } = picture;
         let (content, limit) = (spooled.content.clone(), self.limits.max_image_pixels);
         let picture = match content {
             Content::Memory(_) => probe(content, limit)?,

@@ -240,7 +240,7 @@ impl Store {
 
     /// Saves a picture, and returns when the file is durable. The file's name is a new UUID v7, so
     /// that names sort by time, with this extension. If the deadline passes or the future is
-    /// dropped, no file remains.
+    /// dropped, no file remains, and none remains if the guard is dropped before it is confirmed.
     ///
     /// `permits` are dropped when the saving thread ends. If the disk hangs, that may be after the
     /// deadline.
@@ -314,7 +314,8 @@ mod tests {
             let spooled = spooled(&store, memory_limit, &[b"hello ", b"wor", b"ld"]).await;
             assert!(spooled.sha256.to_string().starts_with("b94d27b9"));
             let content = spooled.content.clone();
-            let saved = store.save(spooled, "jpg", soon(), ()).await.unwrap();
+            let mut saved = store.save(spooled, "jpg", soon(), ()).await.unwrap();
+            saved.confirm();
             assert!(saved.name().ends_with(".jpg"));
             assert_eq!(fs::read(folder.path().join(saved.name())).unwrap(), b"hello world");
             assert_eq!(&content.read_at(6, 100).unwrap()[..], b"world");

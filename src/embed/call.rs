@@ -62,10 +62,24 @@ impl Inner {
     ) -> Result<Reservation, Error> {
         let reservation = self.nvidia.reserve_calls(client, count, deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if self.queue.expected_wait(client, count) > left {
+        let wait = self.queue.expected_wait(client);
+        // While nobody is ahead, a batch is tried even if it will probably take too long: what it
+        // gets done is in the cache when it is sent again.
+        if !wait.is_zero() && wait + self.expected_time(count) > left {
             return Err(Error::QueueTooLong);
         }
         Ok(reservation)
+    }
+
+    /// How long the calls of a batch will probably take once the first one is made, by how long
+    /// calls took recently. This is zero for a single picture, which is always tried.
+    fn expected_time(&self, count: usize) -> Duration {
+        if count <= 1 {
+            return Duration::ZERO;
+        }
+        let rounds = count.div_ceil(self.settings.max_calls_per_batch());
+        let rounds = u32::try_from(rounds).unwrap_or(u32::MAX);
+        self.queue.typical_hold().saturating_mul(rounds)
     }
 
     /// Returns the embedding, or fails by the deadline.

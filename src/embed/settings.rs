@@ -59,6 +59,12 @@ impl CallSettings {
         InlineImage::largest_picture(self.inline_limit)
     }
 
+    /// The most calls that one batch makes at once: three quarters of all, so that other pictures of
+    /// the same client find a permit.
+    pub fn max_calls_per_batch(&self) -> usize {
+        (self.max_concurrency * 3 / 4).max(1)
+    }
+
     /// The memory that sending one picture needs, in bytes: for the original, for the JPEG made from
     /// it, and for the inline request.
     pub fn inline_memory(&self) -> u64 {

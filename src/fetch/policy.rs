@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
 /// The longest URL, in bytes.
-const MAX_URL_LEN: usize = 8192;
+pub const MAX_URL_LEN: usize = 8192;
 
 /// The rules, with what the operator has configured.
 #[derive(Debug, Clone)]
@@ -53,6 +53,9 @@ pub enum UrlError {
     #[error("{0}")]
     Denied(&'static str),
 }
+
+/// The error for a URL that is longer than [`MAX_URL_LEN`].
+pub const TOO_LONG: UrlError = UrlError::Invalid("image_url is longer than 8192 bytes.");
 
 const NOT_PUBLIC: UrlError = UrlError::Denied("This address does not lead to a public host.");
 
@@ -126,7 +129,7 @@ impl Policy {
     /// [`UrlError`]
     pub fn check_url(&self, text: &str) -> Result<Target, UrlError> {
         if text.len() > MAX_URL_LEN {
-            return Err(UrlError::Invalid("image_url is longer than 8192 bytes."));
+            return Err(TOO_LONG);
         }
         let url = Url::parse(text.trim()).map_err(|_| {
             UrlError::Invalid(

@@ -272,7 +272,9 @@ mod tests {
         let mut spool = store.spool(100);
         spool.write(&Bytes::from_static(b"picture")).await.unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-        let saved = store.save(spool.finish().await.unwrap(), "png", deadline, ()).await.unwrap();
+        let mut saved =
+            store.save(spool.finish().await.unwrap(), "png", deadline, ()).await.unwrap();
+        saved.confirm();
         assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 0, left_bytes: 4096 });
         let name = saved.name().to_owned();
         assert_eq!(left(folder.path()), [name]);

@@ -24,7 +24,7 @@ use mapping::{
 
 pub use code::Code;
 pub use openai::OpenAiError;
-pub(in crate::web) use openai::{X_SHOULD_RETRY, expects_openai_errors, needs_operator};
+pub(in crate::web) use openai::{X_SHOULD_RETRY, expects_openai_errors, is_retry_useless};
 pub use problem::{ErrorExtension, PROBLEM_JSON, Problem};
 
 /// The `Retry-After` of errors that contain no waiting time of their own.
@@ -293,6 +293,9 @@ impl Error {
 /// Says which picture of a batch a sentence is about. Sentences about a single picture name the
 /// field of its own route instead.
 fn with_place(detail: &str, place: &str) -> String {
+    if detail.contains(place) {
+        return detail.to_owned();
+    }
     let named = ["image_url", "image_base64"]
         .iter()
         .fold(detail.to_owned(), |detail, field| detail.replace(field, place));

@@ -50,8 +50,9 @@ pub(in crate::web) fn expects_openai_errors(path: &str) -> bool {
     path.starts_with("/v1/") || path == "/embeddings"
 }
 
-/// Whether only the operator can resolve the error, so that the client should not try again.
-pub(in crate::web) fn needs_operator(code: Code) -> bool {
+/// Whether the same request cannot succeed in the next minutes: only the operator can resolve the
+/// error, or the client must change the request.
+pub(in crate::web) fn is_retry_useless(code: Code) -> bool {
     matches!(
         code,
         Code::EmbeddingExhausted

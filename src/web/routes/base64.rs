@@ -156,6 +156,12 @@ impl ChargedBody {
     }
 }
 
+impl AsRef<[u8]> for ChargedBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
 /// Decodes the normalized Base64 text in this range of a body, piece by piece. Drops the body at
 /// the stream's end.
 pub(super) fn decode_pieces(

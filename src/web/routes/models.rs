@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 use serde::Serialize;
 use utoipa::{
@@ -97,8 +97,10 @@ pub(super) async fn list_models(State(app): State<AppState>) -> Json<ModelList> 
 )]
 pub(super) async fn get_model(
     State(app): State<AppState>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, Error> {
+    // An id that is not UTF-8 names no model.
+    let id = id.map_or_else(|_| String::new(), |Path(id)| id);
     check_model(&id, app.model)?;
     Ok(Json(Model::new(app.model)))
 }
