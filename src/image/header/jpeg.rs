@@ -64,7 +64,7 @@ pub(in crate::image) fn read_at(reader: &mut Reader, start: u64) -> Result<Jpeg,
 struct Headers {
     frame: Option<Frame>,
     first_scan_components: Option<u8>,
-    /// The orientation in the first EXIF segment that has one.
+    /// The orientation in the first EXIF segment that contains an orientation.
     orientation: Option<Orientation>,
 }
 
@@ -99,14 +99,14 @@ impl Headers {
     }
 }
 
-/// Whether this marker starts a frame header: SOF0 to SOF15 (T.81, table B.1). The range also contains
-/// DHT, JPG and DAC, which do not.
+/// Whether this marker starts a frame header: SOF0 to SOF15 (T.81, table B.1). The range of their
+/// values also contains DHT, JPG and DAC, which start no frame header.
 pub(in crate::image) fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
 }
 
-/// Whether no segment follows this marker: TEM, RST0 to RST7, SOI, and a stuffed zero, which is no
-/// marker.
+/// Whether no segment follows this marker: TEM, RST0 to RST7 and SOI. Zero is included: a zero after
+/// 0xFF means that the 0xFF is not part of a marker.
 pub(in crate::image) fn has_no_segment(marker: u8) -> bool {
     matches!(marker, 0 | TEM | 0xd0..=SOI)
 }
@@ -162,8 +162,8 @@ impl Jpeg {
         Header::new(width.into(), height.into(), self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// Whether there are several scans: a progressive JPEG's, or one for each component. The decoder
-    /// then stores coefficients until it has read all scans.
+    /// Whether there are several scans, as in a progressive JPEG, or in a baseline JPEG with a scan for
+    /// each component. The decoder then stores coefficients until it has read all scans.
     pub(in crate::image) fn has_several_scans(&self) -> bool {
         self.is_progressive() || self.first_scan_components != Some(self.frame.components)
     }
@@ -208,7 +208,7 @@ mod tests {
         [&[0xff, marker], &length[..], body].concat()
     }
 
-    /// A frame header of 640 × 480 pixels, with these sampling factors of its components.
+    /// A frame header of 640 × 480 pixels. `sampling` contains the sampling factors of each component.
     fn frame(marker: u8, sampling: &[u8]) -> Vec<u8> {
         let mut body = vec![8, 0x01, 0xe0, 0x02, 0x80, sampling.len() as u8];
         for (id, factors) in sampling.iter().enumerate() {
@@ -242,7 +242,7 @@ mod tests {
 
     const GREY: &[u8] = &[0x11];
     const FULL: &[u8] = &[0x11, 0x11, 0x11];
-    /// Colour of half the width and height.
+    /// The two colour components have half the width and half the height.
     const HALVED: &[u8] = &[0x22, 0x11, 0x11];
 
     #[test]
@@ -265,7 +265,7 @@ mod tests {
             app[3] = length;
             assert_eq!(size(&[&app, &frame, &scan]), Some((640, 480)), "{length}");
         }
-        // Too long by some bytes of the next segment.
+        // The length is too long: it includes some bytes of the next segment.
         let mut app = segment(0xe5, b"ten bytes.");
         app[3] += 6;
         let tables = segment(0xdb, &[1; 65]);
@@ -281,11 +281,11 @@ mod tests {
     }
 
     #[test]
-    fn a_height_after_the_pixels_is_reported_as_unsupported() {
+    fn a_height_that_is_stored_after_the_pixels_is_unsupported() {
         let mut frame = frame(0xc0, FULL);
         frame[5..7].copy_from_slice(&[0, 0]);
         let Err(HeaderError::Unsupported(kind)) = read_parts(&[&frame, &scan(3)]) else {
-            panic!("the picture is not reported as unsupported")
+            panic!("the picture must be reported as unsupported")
         };
         assert!(kind.to_string().contains("height"), "{kind}");
     }
@@ -341,14 +341,14 @@ mod tests {
 
     #[test]
     fn a_header_that_takes_too_much_work_is_refused_even_after_the_size_was_read() {
-        let after = |between: &[u8]| {
-            let parts = [b"\xff\xd8", &frame(0xc0, HALVED)[..], between, &scan(1)];
-            Content::Memory(parts.concat().into())
+        let probe_with_bytes_after_the_frame = |bytes: &[u8]| {
+            let parts = [b"\xff\xd8", &frame(0xc0, HALVED)[..], bytes, &scan(1)];
+            crate::image::probe(Content::Memory(parts.concat().into()), u64::MAX)
         };
-        let with_fill_bytes = crate::image::probe(after(&[0xff; 100_000]), u64::MAX);
-        assert_eq!(with_fill_bytes.unwrap().width, 640);
-        let with_empty_comments = after(&b"\xff\xfe\0\x02".repeat(600_000));
-        let error = crate::image::probe(with_empty_comments, u64::MAX).unwrap_err();
+        let fill_bytes = [0xff; 100_000];
+        assert_eq!(probe_with_bytes_after_the_frame(&fill_bytes).unwrap().width, 640);
+        let empty_comments = b"\xff\xfe\0\x02".repeat(600_000);
+        let error = probe_with_bytes_after_the_frame(&empty_comments).unwrap_err();
         assert!(matches!(error, Error::BadHeader(Format::Jpeg)), "{error}");
     }
 

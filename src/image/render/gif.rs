@@ -1,5 +1,6 @@
-//! Decodes a GIF's first frame. The decoder requires a canvas that contains the frame, a colour table,
-//! and no unknown blocks, so it gets new headers in front of the original pixels.
+//! Decodes a GIF's first frame. The decoder requires a canvas that contains the whole frame, and a
+//! colour table, and it refuses unknown blocks. It therefore gets new headers, followed by the original
+//! pixels.
 
 use image_rs::{DynamicImage, ImageFormat, Rgba};
 
@@ -16,7 +17,8 @@ use crate::image::{
 pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicImage, Error> {
     let gif = header::read_bounded(picture.format, &picture.content, gif::read)?;
     // Some files lack the zero that ends the pixels.
-    let bytes = SplicedReader::new(headers(&gif), &picture.content, gif.data_at)?.with_padding(1);
+    let bytes =
+        SplicedReader::new(write_headers(&gif), &picture.content, gif.data_at)?.with_padding(1);
     let image = read(picture, bytes, ImageFormat::Gif, memory_estimate)?;
     Ok(match (image, gif.transparent) {
         // Without a transparent colour, the canvas around the frame gets the first colour, as in
@@ -35,7 +37,7 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
 }
 
 /// Writes everything before the frame's pixels: the screen, the colour table and the frame's header.
-fn headers(gif: &Gif) -> Vec<u8> {
+fn write_headers(gif: &Gif) -> Vec<u8> {
     let to_bytes = |numbers: &[u16]| {
         numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>()
     };
@@ -71,15 +73,15 @@ mod tests {
     /// A graphic control extension: colour 1 is transparent.
     const TRANSPARENT_1: &[u8] = b"!\xf9\x04\x01\0\0\x01\0";
 
-    /// The header of a file, with a table of four colours or none.
+    /// The header of a file. `table` is empty or contains four colours.
     fn screen(width: u16, height: u16, table: &[u8]) -> Vec<u8> {
         let flags = if table.is_empty() { 0 } else { 0x81 };
         let sizes = [width.to_le_bytes(), height.to_le_bytes()].concat();
         [b"GIF89a", &sizes[..], &[flags, 0, 0], table].concat()
     }
 
-    /// A frame at `[left, top, width, height]`, with a colour table or none. `colors` are the indices
-    /// of its pixels, each below 4.
+    /// A frame at `[left, top, width, height]`. `table` is empty or contains four colours. `colors`
+    /// contains an index into the table for each pixel.
     fn frame(area: [u16; 4], table: &[u8], colors: &[u8]) -> Vec<u8> {
         let flags = if table.is_empty() { 0 } else { 0x81 };
         let area: Vec<u8> = area.iter().flat_map(|number| number.to_le_bytes()).collect();
@@ -102,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_frames_table_overrides_the_screens_table_and_without_either_colours_are_grey() {
+    fn the_table_of_the_frame_overrides_the_table_of_the_screen_and_grey_replaces_missing_tables() {
         let area = [0, 0, 4, 1];
         let local_table: Vec<u8> = TABLE.iter().rev().copied().collect();
         let without_table = frame(area, &[], &[0, 1, 2, 3]);
@@ -129,11 +131,11 @@ mod tests {
 
     #[test]
     fn the_canvas_around_a_frame_has_the_first_colour_or_is_transparent() {
-        let small = frame([1, 1, 2, 1], &[], &[2, 3]);
+        let small_frame = frame([1, 1, 2, 1], &[], &[2, 3]);
         let first_color = [A, A, A, A, A, C, D, A, A, A, A, A];
-        assert_eq!(pixels(&[&screen(4, 3, &TABLE), &small]), first_color);
+        assert_eq!(pixels(&[&screen(4, 3, &TABLE), &small_frame]), first_color);
         let transparent = first_color.map(|color| if color == A { WHITE } else { color });
-        assert_eq!(pixels(&[&screen(4, 3, &TABLE), TRANSPARENT_1, &small]), transparent);
+        assert_eq!(pixels(&[&screen(4, 3, &TABLE), TRANSPARENT_1, &small_frame]), transparent);
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn a_predictor_is_undone_if_pixels_have_extra_samples() {
 }
 
 #[test]
-fn predictors_of_samples_of_several_bytes_follow_the_files_byte_order() {
+fn predictors_of_samples_of_several_bytes_use_the_byte_order_of_the_file() {
     let grey_16 = Crafted::new((3, 1), GREY, &[16]).with(PREDICTOR, &[2]);
     let grey_16 = grey_16.with(COMPRESSION, &[DEFLATE]);
     // The sums are 0x12ff, 0x1301 (with a carry) and 0x1201.
@@ -193,7 +193,7 @@ fn sample(x: u32, y: u32, channel: u32) -> u8 {
 }
 
 #[test]
-fn tiles_that_reach_beyond_the_picture_are_decoded_with_one_plane_and_with_several() {
+fn tiles_that_extend_beyond_the_picture_are_decoded_with_one_plane_and_with_several() {
     const SIZE: (u32, u32) = (21, 19);
     let expected =
         RgbImage::from_fn(SIZE.0, SIZE.1, |x, y| [0, 1, 2].map(|c| sample(x, y, c)).into());
