@@ -33,7 +33,7 @@ pub enum Error {
     /// The format or this variant of the format is not supported.
     #[error("{0}")]
     Unsupported(Unsupported),
-    /// The first bytes are those of a supported format, but the header is invalid.
+    /// The first bytes identify a supported format, but the header is invalid.
     #[error("the header of the {0} picture cannot be read")]
     BadHeader(Format),
     /// The picture has more pixels than the limit.

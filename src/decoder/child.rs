@@ -62,8 +62,8 @@ fn run_job(job: Job) -> io::Result<()> {
     }
 }
 
-/// Lowers this process's resource limits to those of the job. The child must not decode anything if
-/// this fails.
+/// Lowers this process's resource limits to the limits of the job. If this fails, the child must not
+/// decode anything.
 fn apply_limits(job: &Job) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {

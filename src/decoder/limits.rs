@@ -4,12 +4,12 @@
 use super::protocol::Job;
 use crate::image::{self, Picture, Target};
 
-/// The address space that the program maps at startup, in bytes. The program touches little of it, so
-/// it needs almost no memory.
+/// The address space that the program maps at startup, in bytes. The program touches little of this
+/// address space, so it needs almost no memory.
 const STARTUP_ADDRESS_SPACE: u64 = 24 << 20;
 
-/// The address space that each child gets in addition to 1.25 times the memory estimate, in bytes. It
-/// includes [`STARTUP_ADDRESS_SPACE`].
+/// The address space that each child gets in addition to 1.25 times the memory estimate, in bytes.
+/// [`STARTUP_ADDRESS_SPACE`] is part of these bytes.
 const FIXED_OVERHEAD: u64 = 64 << 20;
 
 /// The memory that the queue reserves for the smallest picture, in bytes.
@@ -57,6 +57,7 @@ pub(super) fn plan_job(
         height: picture.height,
         orientation: picture.orientation,
         memory_estimate,
+        // The queue cannot reserve more than `limit` for one job.
         address_space: address_space.min(limit + STARTUP_ADDRESS_SPACE),
         cpu_seconds: (MIN_CPU_SECONDS + megapixels * CPU_SECONDS_PER_MEGAPIXEL)
             .min(MAX_CPU_SECONDS),

@@ -1,9 +1,9 @@
 //! Reads the size and the orientation of pictures from their headers.
 //!
-//! Each format has a module. The modules accept whatever libjpeg, libpng, libwebp and libtiff accept,
-//! the libraries that browsers and Pillow use, including headers that break the specification. The
-//! modules do not call the decoders: some decoders read the whole file, decompress profiles or expand
-//! tables before they return a size. The [`Reader`] limits the work for each header.
+//! Each format has a module. The modules accept every header that libjpeg, libpng, libwebp and libtiff
+//! accept, even if it breaks the specification: browsers and Pillow use these libraries. The modules
+//! do not call the decoders: some decoders read the whole file, decompress profiles or expand tables
+//! before they return a size. The [`Reader`] limits the work for each header.
 
 use std::io;
 

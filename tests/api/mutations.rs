@@ -51,7 +51,7 @@ const MAX_FAILURES: usize = 20;
 type Corpus = Vec<Vec<u8>>;
 
 /// The undamaged pictures. Most are valid; a few are of an unsupported kind.
-fn corpora() -> Vec<Corpus> {
+fn load_corpora() -> Vec<Corpus> {
     let mut corpora = BTreeMap::<String, Corpus>::new();
     let mut add = |format: &str, picture| corpora.entry(format.into()).or_default().push(picture);
     for (name, picture) in kinds::all(SIZE.0, SIZE.1) {
@@ -157,7 +157,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     let duration = Duration::from_secs(number("MUTATION_SECONDS").unwrap_or(30));
     let seed = number("MUTATION_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
     println!("MUTATION_SEED={seed}");
-    let corpora = corpora();
+    let corpora = load_corpora();
     let folder = tempfile::tempdir().unwrap();
     // The sandbox decodes every picture. The pictures that the service converts or shrinks are decoded
     // twice.

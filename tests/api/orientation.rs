@@ -255,7 +255,7 @@ async fn a_picture_is_shrunk_if_no_jpeg_of_its_size_is_within_the_limit() {
 }
 
 #[tokio::test]
-async fn a_jpeg_with_tolerated_mistakes_is_sent_unchanged_and_can_be_decoded() {
+async fn an_unusual_but_decodable_jpeg_is_sent_unchanged() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let sandbox = TestApp::sandbox().start().await;

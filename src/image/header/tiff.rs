@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn extra_samples_decides_which_sample_is_alpha() {
+    fn the_tag_extra_samples_decides_which_sample_is_alpha() {
         let alpha = |bits: &[u64], extra: &[u64]| {
             header(&Crafted::new(SIZE, 2, bits).with(EXTRA_SAMPLES, extra)).unwrap().alpha
         };

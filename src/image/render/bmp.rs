@@ -217,7 +217,7 @@ mod tests {
     fn wrong_values_in_headers_are_corrected() {
         assert_eq!(File { planes: 0, ..FILE }.pixels(), PIXELS);
         assert_eq!(File { data_at: Some(0), ..FILE }.pixels(), PIXELS);
-        // The offset of the pixels is zero, or is that of the palette.
+        // The offset of the pixels is zero, or it is the offset of the palette.
         for data_at in [0, 54] {
             let file = File { data_at: Some(data_at), ..INDEXED };
             assert_eq!(file.pixels(), INDEXED_PIXELS, "{data_at}");

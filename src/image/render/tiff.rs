@@ -59,7 +59,7 @@ fn broken(reason: &str) -> Error {
 
 /// The indices of the samples that are decoded: the samples of the colour, and alpha. A pixel may have
 /// other samples, which are skipped.
-fn needed_samples(tiff: &Tiff) -> Vec<u64> {
+fn needed_sample_indices(tiff: &Tiff) -> Vec<u64> {
     (0..tiff.color.samples()).chain(tiff.alpha.map(|alpha| alpha.at)).collect()
 }
 
@@ -76,7 +76,7 @@ fn read_pixels(tiff: &Tiff, reader: &mut Reader, file_len: u64) -> io::Result<Ve
         None => Vec::new(),
     };
     let jpeg_tables: Vec<u8> = jpeg_tables.into_iter().map(|byte| byte as u8).collect();
-    let needed_samples = needed_samples(tiff);
+    let needed_samples = needed_sample_indices(tiff);
     let mut pixels = vec![0; tiff.width as usize * tiff.height as usize * needed_samples.len()];
     let chunks_per_plane = u64::from(chunks.across) * u64::from(chunks.down);
     for (index, (offset, len)) in (0..).zip(offsets.into_iter().zip(lengths)) {

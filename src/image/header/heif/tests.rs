@@ -52,28 +52,28 @@ fn the_size_of_every_fixture_is_the_size_that_libheif_reads() {
 
 #[test]
 fn the_fields_for_the_memory_estimate_are_read() {
-    let header = |name| read_fixture(name).unwrap();
-    let phone = header("iphone-grid");
+    let header_of = |name| read_fixture(name).unwrap();
+    let phone = header_of("iphone-grid");
     assert_eq!((phone.coded_size, phone.stream_size, phone.chroma), ((120, 80), (64, 64), 1));
     assert!(phone.is_grid && phone.is_transformed && phone.alpha == Alpha::None);
     for (name, chroma) in
         [("pixels-grey", 0), ("pixels-10bit-420", 1), ("pixels-422", 2), ("pixels-444", 3)]
     {
-        let header = header(name);
+        let header = header_of(name);
         assert_eq!((header.is_grid, header.alpha), (false, Alpha::None), "{name}");
         assert_eq!(header.chroma, chroma, "{name}");
     }
     for name in ["alpha", "alpha-turned", "grid-alpha", "grid-alpha-of-tiles"] {
-        assert_eq!(header(name).alpha, Alpha::Straight, "{name}");
+        assert_eq!(header_of(name).alpha, Alpha::Straight, "{name}");
     }
-    assert_eq!(header("alpha-premultiplied").alpha, Alpha::Premultiplied);
+    assert_eq!(header_of("alpha-premultiplied").alpha, Alpha::Premultiplied);
     for name in ["depth", "gain-map", "thumbnail"] {
-        assert_eq!(header(name).alpha, Alpha::None, "{name}");
+        assert_eq!(header_of(name).alpha, Alpha::None, "{name}");
     }
     for name in ["halves-imir0", "halves-irot2", "clap-off", "odd-17x33"] {
-        assert!(header(name).is_transformed, "{name}");
+        assert!(header_of(name).is_transformed, "{name}");
     }
-    assert!(!header("generic-brand").is_transformed);
+    assert!(!header_of("generic-brand").is_transformed);
 }
 
 #[test]

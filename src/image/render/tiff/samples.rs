@@ -29,7 +29,7 @@ pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
     }
 }
 
-/// Adds to each number the one that is `distance` numbers before it. A number has `BYTES` bytes.
+/// Adds to each number the number that is `distance` numbers before it. A number has `BYTES` bytes.
 fn sum_differences<const BYTES: usize>(row: &mut [u8], distance: usize, order: ByteOrder) {
     let byte_distance = distance * BYTES;
     for start in (byte_distance..(row.len() + 1).saturating_sub(BYTES)).step_by(BYTES) {

@@ -1,7 +1,7 @@
 use image_rs::RgbImage;
 use proptest::prelude::*;
 
-use self::codec::jpeg;
+use self::codec::samples_and_jpeg;
 use super::*;
 use crate::image::{Content, header::tiff::crafted::Crafted, probe};
 
@@ -113,7 +113,11 @@ fn transparent_pixels_become_white() {
         [half_transparent, white, opaque],
         "the colours are multiplied by alpha"
     );
-    assert_eq!(pixels(&rgba(0), &strip), [opaque; 3], "the extra sample is not alpha");
+    assert_eq!(
+        pixels(&rgba(0), &strip),
+        [opaque; 3],
+        "an extra sample of kind 0 must not be used as alpha"
+    );
     let grey_alpha = Crafted::new((2, 1), GREY, &[8, 8]).with(EXTRA_SAMPLES, &[2]);
     assert_eq!(pixels(&grey_alpha, &[100, 255, 100, 0]), grey(&[100, 255]));
     let palette = Crafted::new((2, 1), PALETTE, &[1, 1]).with(EXTRA_SAMPLES, &[2]);
@@ -264,7 +268,7 @@ proptest! {
             0 => rgb.file(&[&values]),
             1 => deflated.file(&[&zlib(&values)]),
             2 => rgb.with(COMPRESSION, &[LZW]).file(&[&lzw(&values)]),
-            3 => rgb.with(COMPRESSION, &[JPEG]).file(&[&jpeg((20, 10), 3).1]),
+            3 => rgb.with(COMPRESSION, &[JPEG]).file(&[&samples_and_jpeg((20, 10), 3).1]),
             4 => rgb.with(PLANAR_CONFIGURATION, &[2]).file(&[&values[..200]; 3]),
             5 => {
                 let palette = Crafted::new((20, 10), PALETTE, &[4]).with(COLOR_MAP, &[7; 48]);

@@ -80,7 +80,7 @@ fn fax_groups_3_and_4_are_decoded() {
 }
 
 /// The samples of a picture whose colours change slowly, and the picture's JPEG.
-pub(super) fn jpeg(size: (u32, u32), channels: u32) -> (Vec<u8>, Vec<u8>) {
+pub(super) fn samples_and_jpeg(size: (u32, u32), channels: u32) -> (Vec<u8>, Vec<u8>) {
     let positions = (0..size.1).flat_map(|y| (0..size.0).map(move |x| (x, y)));
     let values: Vec<u8> = positions
         .flat_map(|(x, y)| (0..channels).map(move |c| (x * 3 + y * 2 + c * 40) as u8))
@@ -117,7 +117,7 @@ fn assert_close(found: &RgbImage, expected: &[u8]) {
 #[test]
 fn the_tags_define_the_colours_of_an_embedded_jpeg() {
     const SIZE: (u32, u32) = (40, 24);
-    let (values, jpeg) = jpeg(SIZE, 3);
+    let (values, jpeg) = samples_and_jpeg(SIZE, 3);
     let picture =
         |photometric| Crafted::new((40, 24), photometric, &[8; 3]).with(COMPRESSION, &[JPEG]);
     let image = decoded(picture(YCBCR).file(&[&jpeg])).unwrap();
@@ -139,7 +139,7 @@ fn the_tags_define_the_colours_of_an_embedded_jpeg() {
 #[test]
 fn an_embedded_jpeg_whose_size_or_colours_differ_from_the_tags_is_refused() {
     let grey = |size| Crafted::new(size, GREY, &[8]).with(COMPRESSION, &[JPEG]);
-    let (values, jpeg) = jpeg((40, 24), 1);
+    let (values, jpeg) = samples_and_jpeg((40, 24), 1);
     let values: Vec<u8> = values.iter().flat_map(|value| [*value; 3]).collect();
     assert_close(&decoded(grey((40, 24)).file(&[&jpeg])).unwrap(), &values);
     // The JPEG of the last strip may be as high as the other JPEGs, and extend beyond the picture.
