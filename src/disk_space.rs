@@ -2,10 +2,11 @@
 //!
 //! Each file needs a [`SpacePermit`] before it is written. Because of the permits, many files that
 //! are written at the same time cannot use up the reserve. A permit grows as bytes arrive, and not
-//! by a declared length: a client that only declares a large picture takes no space from others.
+//! by a declared length: a client that declares a large picture but sends few bytes takes no space
+//! from others.
 //!
-//! Free space is measured at most once a second. If little more than the reserve is free, it is
-//! measured before each grant.
+//! Usually, free space is measured at most once a second. If little more than the reserve is free,
+//! the free space is measured before each grant.
 
 use std::{
     fmt, io,
@@ -53,7 +54,7 @@ pub fn free_space(folder: &Path) -> io::Result<FreeSpace> {
     Ok(FreeSpace { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })
 }
 
-/// Why a permit cannot grow.
+/// Why no space was granted, or why the free space is unknown.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The file would take space of the reserve.
@@ -91,8 +92,8 @@ impl From<Error> for io::Error {
     }
 }
 
-/// The disk of a folder, and the reserve that must stay free on it. Clones share their permits:
-/// space that one clone has granted is not granted again by another.
+/// The disk of a folder, and the reserve that must stay free on it. Clones share their ledger: space
+/// that one clone has granted is not granted again by another clone.
 #[derive(Clone)]
 pub struct DiskSpace(Arc<Inner>);
 
@@ -248,8 +249,8 @@ impl SpacePermit {
         Ok(())
     }
 
-    /// Records that the first `len` bytes of the file are written. From now on, the system no longer
-    /// reports their space as free.
+    /// Records that the first `len` bytes of the file are written: the system no longer reports the
+    /// space of these bytes as free.
     pub fn mark_written(&mut self, len: u64) {
         let more = Amount::of_file(len).min(self.granted).saturating_sub(self.written);
         self.space.ledger().mark_written(more);

@@ -18,7 +18,8 @@ pub(super) struct PeerLimit {
     open: Arc<Mutex<HashMap<ClientNetwork, usize>>>,
 }
 
-/// Belongs to one open connection. Dropping it subtracts the connection from the peer's count.
+/// The permit of one open connection. Dropping the permit subtracts the connection from the peer's
+/// count.
 #[derive(Debug)]
 pub(super) struct PeerPermit {
     limit: PeerLimit,
@@ -32,7 +33,7 @@ impl PeerLimit {
         Self { max_connections, trusted_proxies, open: Arc::default() }
     }
 
-    /// Counts a connection. Returns `None` if its peer has too many.
+    /// Counts a connection. Returns `None` if its peer already has too many connections.
     pub(super) fn admit(&self, address: IpAddr) -> Option<PeerPermit> {
         let peer = ClientAddress(address).network();
         let is_trusted = self.trusted_proxies.contains(address);
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_an_ipv4_address_or_an_ipv6_network() {
+    fn a_peer_is_an_ipv4_address_or_an_ipv6_network_of_64_bits() {
         let limit = PeerLimit::new(1, TrustedProxies::default());
         let first = limit.admit(address("192.0.2.1")).unwrap();
         assert!(limit.admit(address("::ffff:192.0.2.1")).is_none());

@@ -13,7 +13,7 @@ pub(super) fn notify(state: &[NotifyState<'_>]) {
     }
 }
 
-/// Notifies systemd's watchdog regularly until it is dropped.
+/// Notifies systemd's watchdog regularly until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     /// `None` if the unit has no `WatchdogSec=`.
@@ -31,8 +31,8 @@ impl Watchdog {
     }
 }
 
-/// Calls `notify` once in each period, forever. This must run on the runtime's worker threads. If they
-/// all hang, the notifications end, and systemd restarts the service.
+/// Calls `notify` once in each period, forever. This must run on the runtime's worker threads. If all
+/// workers hang, the notifications end, and systemd restarts the service.
 async fn notify_every(period: Duration, notify: impl Fn()) {
     let mut interval = interval(period.max(Duration::from_millis(1)));
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -72,7 +72,10 @@ mod tests {
         }
         all_hang.wait();
         notifications.try_iter().for_each(drop);
-        assert!(notifications.recv_timeout(PERIOD * 20).is_err(), "the watchdog was notified");
+        assert!(
+            notifications.recv_timeout(PERIOD * 20).is_err(),
+            "the hanging workers must not notify"
+        );
         all_continue.wait();
         notifications.recv().unwrap();
         runtime.shutdown_background();

@@ -1,4 +1,4 @@
-//! Makes a picture durable: it is synced, then renamed, then its folder is synced.
+//! Makes a picture durable: syncs it, renames it, and then syncs its folder.
 
 use std::{
     fs::{self, File},
@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::{Error, Folder, cannot, decision::Stage};
 use crate::spool::Spooled;
 
-/// Saves a picture. Calls `enter` before each stage; if it returns an error, the picture is removed.
-/// Blocks the thread.
+/// Saves a picture. Calls `enter` before each stage. If `enter` returns an error, the picture is
+/// removed. Blocks the thread.
 pub(super) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
@@ -67,7 +67,7 @@ pub struct SavedFileGuard {
 impl SavedFileGuard {
     fn new(folder: &Arc<Folder>, extension: &str) -> Self {
         let id = Uuid::now_v7();
-        // The file gets this id later, so retention never finds it without its protection.
+        // The id is in use before a file has it, so retention cannot remove the file in between.
         folder.in_use().insert(id);
         Self { name: format!("{id}.{extension}"), id, folder: Arc::clone(folder) }
     }

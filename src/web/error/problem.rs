@@ -1,4 +1,4 @@
-//! The response to a request that failed: its headers, and a body by RFC 9457.
+//! The response to a request that failed: its headers, and its body in the format of RFC 9457.
 
 use std::sync::Arc;
 

@@ -41,9 +41,9 @@ pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response
     let mut response = next.run(request).await;
     match unread.take() {
         None => {}
-        // Two bodies are not drained: one that was too slow already, and one whose client still
-        // waits for `100 Continue`, which reading the body would send. If bytes arrive nevertheless,
-        // the server discards them while the connection lingers.
+        // A body is not drained if it already arrived too slowly. Nor is it drained if the client
+        // still waits for `100 Continue`, because reading the body would send that. If bytes arrive
+        // nevertheless, the server discards them while the connection lingers.
         Some(rest)
             if (expects_continue && !rest.was_polled)
                 || response.status() == StatusCode::REQUEST_TIMEOUT =>

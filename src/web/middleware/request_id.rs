@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_harmless_request_id_is_used_and_any_other_is_replaced() {
+    fn a_harmless_request_id_is_used_and_any_other_id_is_replaced() {
         let request_id = |id: &[u8]| {
             let id = HeaderValue::from_bytes(id).unwrap();
             request_id(&HeaderMap::from_iter([(REQUEST_ID, id)]))
@@ -35,7 +35,7 @@ mod tests {
             assert_eq!(request_id(id.as_bytes()), *id);
         }
         for id in [&b""[..], b"a b", b"a\tb", b"\xff", b"a\"b", &[b'x'; 65]] {
-            assert_eq!(request_id(id).len(), 36, "a new UUID");
+            assert_eq!(request_id(id).len(), 36, "the id must be replaced by a UUID");
         }
     }
 }

@@ -116,7 +116,7 @@ pub(super) async fn vectorize_image(
     Ok(Answer::new(vectorized, app.model).with_source_url(url))
 }
 
-/// Fetches a picture of at most the largest size on behalf of a client.
+/// Fetches a picture on behalf of a client. Refuses a picture that is larger than the limit.
 pub(super) async fn fetch(
     app: &AppState,
     url: &str,
@@ -130,8 +130,8 @@ pub(super) async fn fetch(
     Ok(fetched.into_stream(limit).map_err(Error::from))
 }
 
-/// Replaces the error for a web page by one with a sentence for this route. People often copy the
-/// URL of a page that shows a picture.
+/// Replaces the error for a web page by an error whose sentence is about the URL. People often copy
+/// the URL of a page that shows a picture.
 pub(super) fn explain_web_page(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::Image(image::Error::Unsupported(
