@@ -185,9 +185,9 @@ impl UpstreamSetup {
             Upstream::Sandbox => {
                 let sandbox = Sandbox::start(max_pixels, decoder.clone(), staging).await;
                 let sandbox = sandbox.map_err(BuildError::Sandbox)?;
-                // The endpoint is part of the cache's keys. It cannot be the stand-in's URL, whose port
-                // changes with each start. It contains the version, because the stand-in's vectors
-                // may change with each version.
+                // The endpoint is part of the cache's keys. It cannot be the stand-in's URL, because the
+                // port changes with each start. It contains the version, because the stand-in's
+                // vectors may change with each version.
                 let endpoint = concat!("imagesvc ", env!("CARGO_PKG_VERSION")).to_owned();
                 Ok(Self {
                     nvidia_settings: sandbox.settings(nvidia_settings),

@@ -71,7 +71,7 @@ pub enum Base64Error {
     /// A `data:` URL without a comma.
     #[error("image_base64 begins with data: but has no comma before the Base64 text.")]
     NoComma,
-    /// A character that belongs to neither alphabet.
+    /// A character that does not belong to the alphabets.
     #[error(
         "image_base64 contains characters that are not Base64; send the output of the base64 command."
     )]

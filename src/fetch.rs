@@ -105,8 +105,8 @@ impl Fetcher {
                     target = self.settings.policy.check_redirect(&target.url, location)?;
                 }
                 status => {
-                    let retry_after = retry_after(response.headers(), SystemTime::now());
-                    return Err(Error::Status { status, retry_after });
+                    let wait = retry_after(response.headers(), SystemTime::now());
+                    return Err(Error::Status { status, retry_after: wait });
                 }
             }
         }

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_reading_starts_after_one_that_panicked() {
+    async fn a_new_reading_starts_after_a_reading_that_panicked() {
         let sampler = Sampler::default();
         assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || panic!("planted")).await, Err(NoAnswer));
         assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || 7).await, Ok(7));

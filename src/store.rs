@@ -225,13 +225,13 @@ impl Store {
     /// Removes a saved picture. Waits at most a second; the removal continues after that.
     pub async fn remove(&self, name: String) {
         let path = self.folder.path.join(&name);
-        let remove = spawn_blocking(move || {
+        let removal = spawn_blocking(move || {
             if let Err(error) = fs::remove_file(path) {
                 tracing::warn!(%error, name, "the file of a refused picture could not be removed");
             }
         });
         // The thread logs its error itself, and does not panic.
-        let _ = timeout(REMOVAL_TIMEOUT, remove).await;
+        let _ = timeout(REMOVAL_TIMEOUT, removal).await;
     }
 
     /// The staging folder for files that will not be saved.
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_picture_in_memory_has_its_disk_space_reserved_before_it_is_written() {
+    async fn disk_space_is_reserved_for_a_picture_in_memory() {
         let folder = tempfile::tempdir().unwrap();
         // There is space for one small picture.
         let free = FreeSpace { bytes: (1 << 20) + 4096, inodes: None };

@@ -303,7 +303,7 @@ mod tests {
     use crate::disk_space::{DiskSpace, Inodes};
 
     #[test]
-    fn a_missing_folder_is_not_created_and_a_file_in_its_place_is_a_fault() {
+    fn a_missing_folder_is_not_created_and_a_file_in_place_of_the_folder_is_a_fault() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("downloads");
         assert_eq!(check_folder(&missing).state, State::Note);
@@ -343,10 +343,11 @@ mod tests {
 
     #[test]
     fn too_few_free_inodes_are_a_fault_if_the_number_of_inodes_is_fixed() {
-        let check = |inodes| check_free_space(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
-        assert_eq!(check(None).state, State::Ok);
-        assert_eq!(check(Some(Inodes { free: 500, total: 1000 })).state, State::Ok);
-        let full = check(Some(Inodes { free: 10, total: 1000 }));
+        let check_with_inodes =
+            |inodes| check_free_space(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
+        assert_eq!(check_with_inodes(None).state, State::Ok);
+        assert_eq!(check_with_inodes(Some(Inodes { free: 500, total: 1000 })).state, State::Ok);
+        let full = check_with_inodes(Some(Inodes { free: 10, total: 1000 }));
         assert_eq!(full.state, State::Fault);
         assert!(full.text.contains("10 inodes are free") && full.text.contains("df -i"), "{full}");
     }

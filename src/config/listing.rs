@@ -1,7 +1,7 @@
 //! Prints all settings in the formats of the documentation. `cargo run -- settings env` prints
 //! `.env.example`, and `cargo run -- settings markdown` prints the table in `docs/operating.md`.
-//! Tests compare both outputs with these files. Only developers need this command, so `--help` does not list
-//! it.
+//! Tests compare both outputs with these files. Only developers need this command, so `--help` does
+//! not list it.
 
 use std::{
     io::{self, Write},

@@ -75,17 +75,22 @@ impl FreeSpace {
     ///
     /// # Errors
     /// [`Shortage`]
-    pub fn check(self, reserve: u64) -> Result<(), Shortage> {
-        self.check_amount(Amount::of_file(1), reserve, Amount::default())
+    pub fn check(self, reserved_bytes: u64) -> Result<(), Shortage> {
+        self.check_amount(Amount::of_file(1), reserved_bytes, Amount::default())
     }
 
     /// Checks that the reserves and `margin` stay free if `wanted` is taken.
-    fn check_amount(self, wanted: Amount, reserve: u64, margin: Amount) -> Result<(), Shortage> {
+    fn check_amount(
+        self,
+        wanted: Amount,
+        reserved_bytes: u64,
+        margin: Amount,
+    ) -> Result<(), Shortage> {
         let Self { bytes: free, inodes } = self;
-        let needed = wanted.bytes.saturating_add(reserve).saturating_add(margin.bytes);
+        let needed = wanted.bytes.saturating_add(reserved_bytes).saturating_add(margin.bytes);
         // Without a reserve, bytes are not checked: a write to a full disk fails by itself.
-        if reserve > 0 && free < needed {
-            return Err(Shortage::Bytes { free, wanted: wanted.bytes, reserve });
+        if reserved_bytes > 0 && free < needed {
+            return Err(Shortage::Bytes { free, wanted: wanted.bytes, reserve: reserved_bytes });
         }
         match inodes {
             Some(inodes) if inodes.free < wanted.files + inodes.reserve() + margin.files => {
@@ -160,13 +165,13 @@ impl Ledger {
     }
 
     /// Checks by the latest measurement that the reserve stays free if `more` is granted.
-    pub(super) fn check(&self, more: Amount, reserve: u64) -> Result<(), Shortage> {
-        self.check_with_margin(more, reserve, Amount::default())
+    pub(super) fn check(&self, more: Amount, reserved_bytes: u64) -> Result<(), Shortage> {
+        self.check_with_margin(more, reserved_bytes, Amount::default())
     }
 
     /// Grants `more` if the reserve stays free according to the latest measurement.
-    pub(super) fn grant(&mut self, more: Amount, reserve: u64) -> Result<(), Shortage> {
-        self.check(more, reserve)?;
+    pub(super) fn grant(&mut self, more: Amount, reserved_bytes: u64) -> Result<(), Shortage> {
+        self.check(more, reserved_bytes)?;
         self.granted += more;
         Ok(())
     }
@@ -176,12 +181,12 @@ impl Ledger {
     pub(super) fn try_grant_by_recent_measurement(
         &mut self,
         more: Amount,
-        reserve: u64,
+        reserved_bytes: u64,
         since: Option<Instant>,
     ) -> bool {
         let is_recent =
             self.latest.is_some_and(|latest| since.is_none_or(|since| latest.taken_at > since));
-        let is_granted = is_recent && self.check_with_margin(more, reserve, MARGIN).is_ok();
+        let is_granted = is_recent && self.check_with_margin(more, reserved_bytes, MARGIN).is_ok();
         if is_granted {
             self.granted += more;
         }
@@ -191,7 +196,7 @@ impl Ledger {
     fn check_with_margin(
         &self,
         more: Amount,
-        reserve: u64,
+        reserved_bytes: u64,
         margin: Amount,
     ) -> Result<(), Shortage> {
         // Before the first measurement, nothing counts as free.
@@ -201,7 +206,7 @@ impl Ledger {
         };
         let mut wanted = self.granted.saturating_sub(written_when_measured);
         wanted += more;
-        free.check_amount(wanted, reserve, margin)
+        free.check_amount(wanted, reserved_bytes, margin)
     }
 
     pub(super) fn mark_written(&mut self, more: Amount) {

@@ -10,7 +10,7 @@ use super::*;
 const BLOCK: u64 = 4096;
 const RESERVE: u64 = 1 << 20;
 
-/// A fake disk. The test sets its free space, and it counts the measurements.
+/// A fake disk whose free space is set by the test. Counts the measurements.
 #[derive(Clone, Default)]
 struct FakeDisk {
     free: Arc<AtomicU64>,

@@ -39,17 +39,17 @@ impl Fetched {
         }
     }
 
-    /// Streams the picture's bytes, decompressed if necessary. Reads at most `limit` bytes from the
+    /// Streams the picture's bytes, decompressed if necessary. Reads at most `max_bytes` bytes from the
     /// host. The decompressed bytes are not counted, because an endless gzip stream may decompress to
     /// nothing.
-    pub fn into_stream(self, limit: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+    pub fn into_stream(self, max_bytes: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send {
         let Self { response, is_gzip, deadline, .. } = self;
         let body = stream::try_unfold((response, 0), move |(mut response, received)| async move {
             let Some(chunk) = response.chunk().await.map_err(ReadError::Disconnected)? else {
                 return Ok(None);
             };
             let received = received + chunk.len() as u64;
-            if received > limit {
+            if received > max_bytes {
                 return Err(ReadError::TooManyBytes.into());
             }
             Ok(Some((chunk, (response, received))))
@@ -61,7 +61,7 @@ impl Fetched {
                 Ok(Ok(None)) if has_started => Ok(None),
                 Ok(Ok(None)) => Err(Error::Empty),
                 Ok(Err(source)) => Err(match ReadError::of(&source) {
-                    Some(ReadError::TooManyBytes) => Error::TooManyBytes { limit },
+                    Some(ReadError::TooManyBytes) => Error::TooManyBytes { limit: max_bytes },
                     Some(ReadError::Disconnected(_)) => Error::Interrupted { has_started, source },
                     // The connection ended before the compressed stream did.
                     None if source.kind() == io::ErrorKind::UnexpectedEof => {

@@ -1,7 +1,7 @@
 //! Decides which URLs may be fetched. Nothing here uses the network.
 //!
 //! Clients choose the URLs, and the service can reach private hosts that clients must not reach,
-//! such as a cloud's metadata endpoint. The denied ranges are those of the IANA special-purpose
+//! such as a cloud's metadata endpoint. The service denies the ranges in the IANA special-purpose
 //! registries (<https://www.iana.org/assignments/iana-ipv4-special-registry>,
 //! <https://www.iana.org/assignments/iana-ipv6-special-registry>) and the metadata endpoints of
 //! clouds.

@@ -48,8 +48,8 @@ impl TrustedProxies {
 
     /// Determines the client's address. A trusted proxy appends the address of its own peer to
     /// `X-Forwarded-For`. This function goes through the entries from the last to the first, and
-    /// returns the first address that does not belong to a trusted proxy. Earlier entries are ignored, since the
-    /// client may have written them.
+    /// returns the first address that does not belong to a trusted proxy. Earlier entries are ignored,
+    /// since the client may have written them.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries =

@@ -40,7 +40,7 @@ pub struct SweepReport {
     /// The number of removed pictures.
     pub removed: u64,
     /// The bytes of the pictures that remain.
-    pub left_bytes: u64,
+    pub remaining_bytes: u64,
 }
 
 impl Store {
@@ -91,17 +91,17 @@ impl Store {
         let saved_bytes_before = self.folder.saved_bytes.load(Ordering::Relaxed);
         let pictures = self.folder.pictures()?;
         let mut removed = 0;
-        let mut left_bytes = pictures.iter().map(|picture| picture.bytes).sum();
+        let mut remaining_bytes = pictures.iter().map(|picture| picture.bytes).sum();
         let target_bytes = match max_bytes {
             // Removes more than necessary, so that not every new picture causes a sweep.
-            Some(max) if left_bytes > max => max - max / 16,
+            Some(max) if remaining_bytes > max => max - max / 16,
             _ => u64::MAX,
         };
         let mut last_error = None;
         for picture in pictures {
             let age = now.duration_since(picture.saved_at()).unwrap_or_default();
             let is_too_old = max_age.is_some_and(|max| age > max);
-            let must_go = is_too_old || left_bytes > target_bytes;
+            let must_go = is_too_old || remaining_bytes > target_bytes;
             if !must_go || self.folder.is_in_use(picture.id) {
                 continue;
             }
@@ -114,17 +114,18 @@ impl Store {
                     continue;
                 }
             }
-            left_bytes -= picture.bytes;
+            remaining_bytes -= picture.bytes;
         }
         // The list may lack pictures that were saved during the sweep, so their bytes are added.
         // Bytes that are counted twice do less harm than bytes that are not counted.
-        let recount =
-            |saved_bytes: u64| Some(left_bytes + saved_bytes.saturating_sub(saved_bytes_before));
+        let recount = |saved_bytes: u64| {
+            Some(remaining_bytes + saved_bytes.saturating_sub(saved_bytes_before))
+        };
         // The closure always returns `Some`, so this cannot fail.
         let _ = self.folder.saved_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, recount);
         match last_error {
             Some(error) if removed == 0 => Err(error),
-            _ => Ok(SweepReport { removed, left_bytes }),
+            _ => Ok(SweepReport { removed, remaining_bytes }),
         }
     }
 }
@@ -172,8 +173,7 @@ impl Folder {
 }
 
 /// Returns the id and format of a picture, or `None` if the service does not create such names. The
-/// names that it creates consist of a UUID v7, in lower case with hyphens, and the extension of a
-/// format.
+/// service's names consist of a UUID v7, in lower case with hyphens, and the extension of a format.
 fn parse_name(name: &str) -> Option<(Uuid, Format)> {
     let (stem, extension) = name.split_once('.')?;
     let id = Uuid::try_parse(stem).ok()?;
@@ -229,7 +229,10 @@ mod tests {
     fn pictures_older_than_the_limit_are_removed() {
         let (folder, store) = open_store(Some(100), None);
         let [_, _, young, new] = [500, 101, 99, 0].map(|age| put(folder.path(), age, 10));
-        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 2, left_bytes: 2 * 4096 });
+        assert_eq!(
+            store.sweep(now()).unwrap(),
+            SweepReport { removed: 2, remaining_bytes: 2 * 4096 }
+        );
         assert_eq!(remaining(folder.path()), [young, new]);
     }
 
@@ -237,7 +240,10 @@ mod tests {
     fn the_oldest_pictures_are_removed_if_all_together_exceed_the_size_limit() {
         let (folder, store) = open_store(None, Some(10 * 4096));
         let names: Vec<_> = (0..20).rev().map(|age| put(folder.path(), age, 4000)).collect();
-        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 11, left_bytes: 9 * 4096 });
+        assert_eq!(
+            store.sweep(now()).unwrap(),
+            SweepReport { removed: 11, remaining_bytes: 9 * 4096 }
+        );
         assert_eq!(remaining(folder.path()), names[11..]);
         assert_eq!(store.sweep(now()).unwrap().removed, 0);
     }
@@ -264,7 +270,7 @@ mod tests {
             .unwrap();
         let own = put(folder.path(), 10, 10);
         let before = remaining(folder.path()).len();
-        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, left_bytes: 0 });
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, remaining_bytes: 0 });
         assert_eq!(remaining(folder.path()).len(), before - 1);
         assert!(!folder.path().join(own).exists());
         assert!(foreign_names.iter().all(|name| folder.path().join(name).exists()));
@@ -277,10 +283,10 @@ mod tests {
         spool.write(&Bytes::from_static(b"picture")).await.unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         let saved = store.save(spool.finish().await.unwrap(), "png", deadline, ()).await.unwrap();
-        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 0, left_bytes: 4096 });
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 0, remaining_bytes: 4096 });
         let name = saved.name().to_owned();
         assert_eq!(remaining(folder.path()), [name]);
         drop(saved);
-        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, left_bytes: 0 });
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, remaining_bytes: 0 });
     }
 }

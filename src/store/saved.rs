@@ -67,7 +67,8 @@ pub struct SavedFileGuard {
 impl SavedFileGuard {
     fn new(folder: &Arc<Folder>, extension: &str) -> Self {
         let id = Uuid::now_v7();
-        // The id is in use before a file has it, so retention cannot remove the file in between.
+        // The id is marked as in use before a file has it. So retention never removes the file while
+        // its request is running.
         folder.in_use().insert(id);
         Self { name: format!("{id}.{extension}"), id, folder: Arc::clone(folder) }
     }

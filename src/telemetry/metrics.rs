@@ -167,8 +167,9 @@ impl Metrics {
         })
     }
 
-    /// Creates the counter of the requests with this route and status. Its value is 0. If a counter first appears with the
-    /// value 1, Prometheus sees no increase, and an alert on increases does not fire.
+    /// Creates the counter of the requests with this route and status. Its value is 0. If a counter
+    /// first appears with the value 1, Prometheus sees no increase, and an alert on increases does not
+    /// fire.
     pub fn initialize_requests(&self, route: &str, status: &str) {
         let _ = self.requests.with([route.to_owned(), status.to_owned()]);
     }

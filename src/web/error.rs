@@ -32,8 +32,8 @@ const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 const BUSY_DETAIL: &str = "The service is busy; try again in a few seconds.";
 
-/// The settings of common clients that limit how many pictures one request contains. Part of messages
-/// to users.
+/// The settings of common clients that limit how many pictures one request contains. Messages to users
+/// contain this text.
 pub(in crate::web) const BATCH_SIZE_SETTINGS: &str =
     "LangChain's chunk_size, NVIDIAEmbeddings' max_batch_size or LlamaIndex's embed_batch_size";
 

@@ -61,7 +61,7 @@ codes! {
     UnsupportedContentEncoding = "unsupported_content_encoding", UNSUPPORTED_MEDIA_TYPE;
     /// The body has a `Transfer-Encoding` other than `chunked`.
     UnsupportedTransferEncoding = "unsupported_transfer_encoding", NOT_IMPLEMENTED;
-    /// The service requires a key, and the request has none or a wrong one.
+    /// The service requires a key, and the request has no key or a wrong key.
     Unauthorized = "unauthorized", UNAUTHORIZED;
     /// A web page of another site sent the request, and the settings do not allow that site.
     CrossOrigin = "cross_origin", FORBIDDEN;

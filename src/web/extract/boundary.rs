@@ -15,7 +15,7 @@ const MAX_LENGTH: usize = 70;
 ///
 /// # Errors
 /// [`Error::Invalid`] if the body is not a form, or the boundary is missing, ambiguous or too long.
-pub(in crate::web) fn boundary(headers: &HeaderMap) -> Result<String, Error> {
+pub(in crate::web) fn read_boundary(headers: &HeaderMap) -> Result<String, Error> {
     let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let content_type = Parameterized::parse(content_type);
     if !content_type.is("multipart/form-data") {
@@ -55,7 +55,7 @@ mod tests {
         let read = |content_type: &str| {
             let headers =
                 HeaderMap::from_iter([(header::CONTENT_TYPE, content_type.parse().unwrap())]);
-            boundary(&headers).map_err(|error| error.detail())
+            read_boundary(&headers).map_err(|error| error.detail())
         };
         for (content_type, expected) in [
             ("multipart/form-data; boundary=\"a b\"", "a b"),

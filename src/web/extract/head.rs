@@ -1,4 +1,4 @@
-//! Checks those rules for the head of a request that hyper does not check: the head must contain
+//! Checks the head of a request, where hyper checks less than HTTP/1.1 requires: the head must contain
 //! exactly one valid host (RFC 9112, section 3.2), and only codings that the service decodes.
 
 use std::net::Ipv6Addr;
@@ -197,9 +197,9 @@ mod tests {
                 HeaderValue::from_bytes(value).unwrap(),
             )])
         };
-        let printable = |value: &[u8]| printable(&headers(value), header::CONTENT_ENCODING);
-        assert_eq!(printable(b"gzip, br;q=0.5"), "gzip, br;q=0.5");
-        assert_eq!(printable(b"<b>\"\xff\t"), "b");
-        assert_eq!(printable(&[b'x'; 1000]).len(), 60);
+        let printed = |value: &[u8]| printable(&headers(value), header::CONTENT_ENCODING);
+        assert_eq!(printed(b"gzip, br;q=0.5"), "gzip, br;q=0.5");
+        assert_eq!(printed(b"<b>\"\xff\t"), "b");
+        assert_eq!(printed(&[b'x'; 1000]).len(), 60);
     }
 }

@@ -126,7 +126,8 @@ impl Origins {
 enum Page {
     /// No page: the client is not a browser.
     None,
-    /// A page that the browser treats as the service's own. With DNS rebinding, it is the attacker's.
+    /// A page that the browser treats as the service's own. With DNS rebinding, it is a page
+    /// of the attacker.
     Own,
     /// A page of an origin that the operator allows.
     AllowedOrigin,
@@ -251,19 +252,22 @@ mod tests {
             assert!(matches!(refused, Err(Error::UnknownHost(name)) if name == host), "{host}");
             assert!(with_client_keys.check(&from_own_page(host)).is_ok(), "{host}");
         }
-        let check =
+        let check_headers =
             |headers: &[(&'static str, &str)]| without_client_keys.check(&header_map(headers));
         assert!(
-            check(&[("sec-fetch-site", "none")]).is_err(),
+            check_headers(&[("sec-fetch-site", "none")]).is_err(),
             "a page's request without a Host must be refused"
         );
         assert!(
-            check(&[("host", "evil.example")]).is_ok(),
+            check_headers(&[("host", "evil.example")]).is_ok(),
             "a program must be allowed with any Host"
         );
         let from_app = [("host", "other.example"), ("origin", "https://app.example.com")];
-        assert!(check(&from_app).is_ok(), "an allowed origin must be allowed with any Host");
-        let hostile = check(&[("host", "a<b>&\"'"), ("sec-fetch-site", "none")]);
+        assert!(
+            check_headers(&from_app).is_ok(),
+            "an allowed origin must be allowed with any Host"
+        );
+        let hostile = check_headers(&[("host", "a<b>&\"'"), ("sec-fetch-site", "none")]);
         assert!(matches!(hostile, Err(Error::UnknownHost(name)) if name == "ab"));
     }
 

@@ -102,7 +102,7 @@ impl ClientLimit {
     }
 }
 
-/// The layer: counts POST requests, and refuses those of clients that have reached their limit.
+/// The layer: counts POST requests, and refuses the requests of clients that have reached their limit.
 /// Requests with other methods are not counted, since they do not use the NVIDIA key.
 pub(in crate::web) async fn rate_limit(
     State(limit): State<Arc<RateLimit>>,

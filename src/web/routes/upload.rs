@@ -17,7 +17,7 @@ use crate::{
         error::{Code, Error},
         extract::{
             body::{BodyContent, BodyLimits},
-            boundary::boundary,
+            boundary::read_boundary,
             cache_control::{CacheControl, CacheControlHeader},
             file_name,
             multipart::{EXAMPLE, Form, invalid},
@@ -74,7 +74,7 @@ pub(super) async fn vectorize_image_upload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Answer, Error> {
-    let boundary = boundary(&headers)?;
+    let boundary = read_boundary(&headers)?;
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
         max_bytes: limits.max_image_bytes + FORM_OVERHEAD,

@@ -122,12 +122,12 @@ pub(super) async fn fetch(
     url: &str,
     client: ClientNetwork,
 ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
-    let limit = app.pipeline.limits.max_image_bytes;
+    let max_bytes = app.pipeline.limits.max_image_bytes;
     let fetched = app.fetcher.fetch(url, client).await?;
-    if let Some(length) = fetched.length.filter(|length| *length > limit) {
-        return Err(pipeline::Error::TooManyBytes { limit, size: Some(length) }.into());
+    if let Some(length) = fetched.length.filter(|length| *length > max_bytes) {
+        return Err(pipeline::Error::TooManyBytes { limit: max_bytes, size: Some(length) }.into());
     }
-    Ok(fetched.into_stream(limit).map_err(Error::from))
+    Ok(fetched.into_stream(max_bytes).map_err(Error::from))
 }
 
 /// Replaces the error for a web page by an error whose sentence is about the URL. People often copy
