@@ -1,4 +1,4 @@
-//! Makes a picture durable: it is synced, then renamed, then its folder is synced.
+//! Makes a picture durable: syncs it, renames it, and then syncs its folder.
 
 use std::{
     fs::{self, File},
@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::{Error, Folder, cannot, decision::Stage};
 use crate::spool::Spooled;
 
-/// Saves a picture. Calls `enter` before each stage; if it returns an error, the picture is removed.
-/// Blocks the thread.
+/// Saves a picture. Calls `enter` before each stage. If `enter` returns an error, the picture is
+/// removed. Blocks the thread.
 pub(super) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
@@ -70,7 +70,8 @@ pub struct SavedFileGuard {
 impl SavedFileGuard {
     fn new(folder: &Arc<Folder>, extension: &str) -> Self {
         let id = Uuid::now_v7();
-        // The file gets this id later, so retention never finds it without its protection.
+        // The id is marked as in use before a file has it. So retention never removes the file while
+        // its request is running.
         folder.in_use().insert(id);
         let name = format!("{id}.{extension}");
         Self { name, id, folder: Arc::clone(folder), is_confirmed: false }

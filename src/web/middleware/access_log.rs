@@ -1,6 +1,6 @@
 //! The access log: assigns each request an id, logs one line for it, and counts it in the metrics.
 //!
-//! This layer also writes the bodies of errors, since they contain the request's id.
+//! This layer also writes the bodies of error responses, because these contain the request's id.
 
 use std::{error::Error as StdError, sync::Arc, time::Instant};
 
@@ -65,7 +65,7 @@ pub(in crate::web) async fn access_log(
     let id = request_id(request.headers());
     let route =
         request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
-    // A client may send any text as the method. Unknown methods are not logged.
+    // A client may send any text as the method, so unknown methods are logged as `other`.
     let method = match request.method().as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known,
         _ => "other",
@@ -107,7 +107,8 @@ pub(in crate::web) async fn access_log(
     response
 }
 
-/// Adds the body of an error to its response. Headers such as `Allow` and `Retry-After` stay.
+/// Adds the body of an error to its response. Headers such as `Allow` and `Retry-After` are
+/// retained.
 fn with_error_body(
     mut response: Response,
     error: &ErrorExtension,
@@ -221,7 +222,7 @@ pub(in crate::web) fn with_causes(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     for cause in causes(error) {
         let cause = cause.to_string();
-        // Without this, the message of a transparent error would appear twice.
+        // A transparent error has the message of its cause. That message must not appear twice.
         if !text.ends_with(&cause) {
             text.push_str(": ");
             text.push_str(&cause);
