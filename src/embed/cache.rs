@@ -1,8 +1,8 @@
 //! Caches embeddings in memory and on disk.
 //!
-//! If the cache fails, requests still succeed, but each costs a call to NVIDIA. A temporary
-//! embedding is cached in memory only, until it expires: after a restart, the reason why it is
-//! temporary may be gone.
+//! If the cache fails, requests still succeed, but each makes a call to NVIDIA. An embedding is
+//! temporary if it comes from a picture that was shrunk only because uploads did not work. Such an
+//! embedding is cached in memory only, until it expires: after a restart, uploads may work again.
 
 use std::{fmt, sync::Arc};
 
@@ -18,8 +18,8 @@ use writer::Writer;
 mod disk;
 mod writer;
 
-/// The version of how pictures are prepared. Raise this number with every change that gives the
-/// same picture another embedding.
+/// The version of the way in which pictures are prepared. Raise this number with every change that
+/// gives any picture another embedding.
 const PREPARATION: u8 = 2;
 
 /// Identifies a cached embedding: a SHA-256 of the source, of every setting that changes how
@@ -28,8 +28,8 @@ const PREPARATION: u8 = 2;
 pub(super) struct CacheKey(Sha256);
 
 impl CacheKey {
-    /// The first eight bytes. If two keys have the same prefix, a look-up may read the disk in vain;
-    /// nothing worse happens.
+    /// The first eight bytes. If two keys have the same prefix, a look-up of one key may open a file
+    /// that does not exist; nothing worse happens.
     fn prefix(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = *self.0.bytes();
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -42,7 +42,8 @@ impl fmt::Display for CacheKey {
     }
 }
 
-/// The memory that an entry takes besides the vector's text, in bytes; a generous estimate.
+/// The memory that a cache entry takes in addition to the vector's text, in bytes. An estimate that
+/// is rather too high.
 const ENTRY_OVERHEAD: usize = 256;
 
 /// The typical length of a vector's text, in bytes.
@@ -79,9 +80,9 @@ impl Weighter<CacheKey, CachedEmbedding> for ByteWeight {
     }
 }
 
-/// The cache. Each of its two levels can be off.
+/// The cache. It has two levels, memory and disk. Each can be turned off.
 pub(super) struct Cache {
-    /// Has hashed everything that keys consist of, except the picture.
+    /// Has hashed all parts of a key except the picture's SHA-256.
     key_hasher: Hasher,
     memory: Option<MemoryCache<CacheKey, CachedEmbedding, ByteWeight>>,
     disk: Option<DiskLevel>,
@@ -93,7 +94,7 @@ struct DiskLevel {
 }
 
 impl Cache {
-    /// Creates the levels that the settings turn on. Call this inside the runtime.
+    /// Creates the levels that the settings turn on. Call this inside the Tokio runtime.
     pub(super) fn new(settings: &Settings, source: &Source) -> Self {
         let memory = (settings.cache_memory > 0).then(|| {
             let items = settings.cache_memory.div_ceil(TYPICAL_VECTOR_LEN);
@@ -154,8 +155,8 @@ impl Cache {
         }
     }
 
-    /// Writes a permanent embedding to the disk. Returns when the writer has finished with it, even
-    /// if it was not written.
+    /// Writes a permanent embedding to the disk. Returns when it is written, or when it is clear that
+    /// it will not be written. A temporary embedding is not written.
     pub(super) async fn write_to_disk(&self, key: CacheKey, embedding: &Embedding) {
         if let Some(DiskLevel { writer, .. }) = &self.disk
             && embedding.valid_until.is_none()
@@ -221,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_look_up_returns_the_embedding_from_whichever_level_is_on() {
+    async fn a_look_up_returns_the_embedding_from_the_level_that_is_on() {
         let folder = tempfile::tempdir().unwrap();
         for (memory, disk, provenance) in [
             (1 << 20, 0, Some(Provenance::Memory)),
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn each_pair_of_source_and_picture_has_its_own_key() {
+    fn different_sources_or_pictures_have_different_keys() {
         let folder = PathBuf::from("unused");
         let keys: std::collections::HashSet<_> =
             [("a", "b"), ("ab", ""), ("", "ab"), ("a", "c"), ("b", "b")]
@@ -267,18 +268,18 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_that_changes_the_preparation_changes_the_key() {
+    fn a_changed_setting_of_the_preparation_changes_the_key() {
         let key_with = |large_images, inline_limit, max_image_bytes| {
             let base = settings(0, 0, Path::new("unused"));
             let call = CallSettings { large_images, inline_limit, max_image_bytes, ..base.call };
             let source = Source { model: "model", endpoint: "endpoint".into() };
             Cache::new(&Settings { call, ..base }, &source).key(Sha256::from_bytes([7; 32]))
         };
-        let known = key_with(LargeImages::Shrink, 200_000, 1000);
-        assert_eq!(known, key_with(LargeImages::Shrink, 200_000, 1000));
-        assert_ne!(known, key_with(LargeImages::Asset, 200_000, 1000));
-        assert_ne!(known, key_with(LargeImages::Shrink, 199_999, 1000));
-        assert_ne!(known, key_with(LargeImages::Shrink, 200_000, 999));
+        let key = key_with(LargeImages::Shrink, 200_000, 1000);
+        assert_eq!(key, key_with(LargeImages::Shrink, 200_000, 1000));
+        assert_ne!(key, key_with(LargeImages::Asset, 200_000, 1000));
+        assert_ne!(key, key_with(LargeImages::Shrink, 199_999, 1000));
+        assert_ne!(key, key_with(LargeImages::Shrink, 200_000, 999));
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{disk_space::DiskSpace, nvidia::InlineImage};
 
-/// How long nothing is uploaded after NVIDIA refused an upload. Large pictures are shrunk meanwhile.
+/// How long nothing is uploaded after NVIDIA refused an upload. During this time, large pictures are
+/// shrunk.
 pub const REFUSED_UPLOAD_PAUSE: Duration = Duration::from_secs(600);
 
 /// How long nothing is uploaded after an upload failed for another reason. This is shorter, because
@@ -22,7 +23,7 @@ pub struct Settings {
     pub cache_disk: u64,
     /// The folder for cached vectors.
     pub cache_folder: PathBuf,
-    /// The disk of that folder.
+    /// Reserves space on that folder's disk.
     pub cache_space: DiskSpace,
 }
 
@@ -33,7 +34,7 @@ pub struct CallSettings {
     pub large_images: LargeImages,
     /// The Base64 text of an inline picture is shorter than this number of characters.
     pub inline_limit: usize,
-    /// The longest picture that is sent to NVIDIA, in bytes. It limits re-encoded pictures, too,
+    /// The longest picture that is sent to NVIDIA, in bytes. This also limits re-encoded pictures,
     /// which may be longer than their originals.
     pub max_image_bytes: u64,
     /// The most calls to NVIDIA at once.
@@ -59,8 +60,8 @@ impl CallSettings {
         InlineImage::largest_picture(self.inline_limit)
     }
 
-    /// The memory that sending one picture needs, in bytes: for the original, for the JPEG made from
-    /// it, and for the inline request.
+    /// The most memory that one picture needs until it was sent inline, in bytes: for the original,
+    /// for the JPEG made from it, and for the inline request.
     pub fn inline_memory(&self) -> u64 {
         (2 * self.largest_inline() + self.inline_limit) as u64
     }

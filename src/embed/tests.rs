@@ -81,7 +81,7 @@ fn embedding() -> Embedding {
 fn lead(embedder: &Embedder) -> LeadGuard<CacheKey, Outcome> {
     match embedder.0.calls.join_or_lead(embedder.0.cache.key(job().sha256)) {
         Role::Lead(_, guard) => guard,
-        Role::Join(_) => panic!("joined"),
+        Role::Join(_) => panic!("no call should be running"),
     }
 }
 
@@ -94,7 +94,7 @@ async fn a_request_gets_the_outcome_of_a_completed_call_until_the_entry_is_dropp
 }
 
 #[tokio::test]
-async fn a_request_that_joined_a_call_makes_its_own_call_if_the_task_panicked() {
+async fn a_request_makes_its_own_call_if_the_task_of_the_call_it_joined_panics() {
     let embedder = embedder();
     let guard = lead(&embedder);
     let mut joined = Box::pin(embedder.embed(job(), None));
@@ -106,9 +106,9 @@ async fn a_request_that_joined_a_call_makes_its_own_call_if_the_task_panicked() 
     .await;
     let task = tokio::spawn(async move {
         let _guard = guard;
-        std::panic::resume_unwind(Box::new("planted"));
+        std::panic::resume_unwind(Box::new("a panic of the test"));
     });
     assert!(task.await.unwrap_err().is_panic());
-    let failed = joined.await.unwrap_err();
-    assert!(matches!(*failed, Error::Nvidia(_)), "the request made no call: {failed:?}");
+    let error = joined.await.unwrap_err();
+    assert!(matches!(*error, Error::Nvidia(_)), "the request should call NVIDIA: {error:?}");
 }

@@ -1,6 +1,6 @@
 //! Writes embeddings to the disk, one batch at a time on one thread. Embeddings that arrive during
-//! a write form the next batch. The queue is bounded: if the disk is slow, embeddings are dropped
-//! instead of filling the memory.
+//! a write form the next batch. The queue is bounded: if the disk is so slow that the queue is full,
+//! further embeddings are not written, so that they do not fill the memory.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use tokio::{
 
 use super::{CacheKey, CachedEmbedding, Disk};
 
-/// The most embeddings that wait to be written. Each takes about 20 KB of memory, unless the memory
-/// level contains it as well.
+/// At most this many embeddings wait to be written. Each takes about 20 KB of memory, unless the
+/// cache's memory level shares its text.
 const MAX_QUEUE_LEN: usize = 32;
 
 /// The only writer to the disk.
@@ -26,7 +26,7 @@ struct Entry {
 }
 
 impl Writer {
-    /// Starts the writer, which first cleans up the disk. Call this inside the runtime.
+    /// Starts the writer, which first cleans up the disk. Call this inside the Tokio runtime.
     pub(super) fn start(disk: Arc<Disk>) -> Self {
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
         // The task ends by itself when the writer is dropped.
@@ -34,7 +34,8 @@ impl Writer {
         Self(queue)
     }
 
-    /// Writes an embedding. Returns when it is written, or at once if the queue is full.
+    /// Writes an embedding. Returns when it is written or when writing failed. Returns at once,
+    /// without writing, if the queue is full.
     pub(super) async fn write(&self, key: CacheKey, cached: CachedEmbedding) {
         let (done, when_done) = oneshot::channel();
         if self.0.try_send(Entry { key, cached, done }).is_err() {
@@ -66,7 +67,7 @@ async fn write_entries(disk: Arc<Disk>, mut entries: mpsc::Receiver<Entry>) {
 async fn run_on_thread(disk: &Arc<Disk>, work: impl FnOnce(&Disk) + Send + 'static) {
     let disk = Arc::clone(disk);
     if let Err(error) = spawn_blocking(move || work(&disk)).await {
-        tracing::error!(%error, "a thread of the cache panicked");
+        tracing::error!(%error, "a thread that writes cached embeddings panicked");
     }
 }
 
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn writes_return_if_the_task_has_died() {
+    async fn a_write_returns_if_the_task_that_writes_has_ended() {
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
         let writer = Writer(queue);
         let mut waiting = Box::pin(writer.write(key(1), cached()));

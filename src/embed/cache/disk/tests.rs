@@ -32,6 +32,7 @@ fn size() -> u64 {
     size_on_disk(encode(&key(0), &cached("0.5")).len() as u64)
 }
 
+/// The size of all files on disk.
 fn total(disk: &Disk) -> u64 {
     let all = |folder: &Path| entries(folder).unwrap().map(Result::unwrap).collect::<Vec<_>>();
     let folders = all(&disk.folder);
@@ -59,7 +60,7 @@ fn a_vector_is_read_exactly_as_it_was_written() {
 }
 
 #[test]
-fn a_newer_vector_replaces_the_older_and_counts_once() {
+fn a_vector_that_replaces_another_does_not_increase_the_used_bytes() {
     for max_bytes in [size(), 10 * size()] {
         let (_folder, disk) = disk(max_bytes);
         for number in ["0.1", "0.2", "0.3"] {
@@ -72,7 +73,7 @@ fn a_newer_vector_replaces_the_older_and_counts_once() {
 }
 
 #[test]
-fn absent_files_are_not_read_after_the_folder_was_listed() {
+fn after_a_listing_the_cache_knows_which_files_do_not_exist() {
     let (folder, disk) = disk(2 * size());
     disk.write(&key(1), &cached("0.5"));
     set_age(&disk, &key(1), 60);
@@ -87,7 +88,7 @@ fn absent_files_are_not_read_after_the_folder_was_listed() {
 }
 
 #[test]
-fn a_file_named_after_another_key_is_ignored() {
+fn a_file_with_the_content_of_another_key_is_ignored() {
     let (_folder, disk) = disk(1 << 20);
     disk.write(&key(1), &cached("0.5"));
     let other = disk.path(&key(2));
@@ -126,7 +127,7 @@ fn the_oldest_files_are_removed_when_the_limit_is_reached() {
         let total = total(&disk);
         assert!(total <= size() * 10, "{total}");
         assert_eq!(*disk.used_bytes(), Some(total));
-        assert!(disk.read(&key(n)).is_some(), "the newest file was removed");
+        assert!(disk.read(&key(n)).is_some(), "the newest file must stay");
     }
     let rest: Vec<_> = (0..30u8).filter(|n| disk.read(&key(*n)).is_some()).collect();
     assert!(rest.len() >= 8, "{rest:?}");
@@ -135,7 +136,7 @@ fn the_oldest_files_are_removed_when_the_limit_is_reached() {
 }
 
 #[test]
-fn files_of_others_are_ignored_and_stay() {
+fn files_that_the_cache_did_not_write_are_not_counted_and_not_removed() {
     let (folder, disk) = disk(size() * 2);
     disk.write(&key(0xab), &cached("0.5"));
     let names = ["notes.txt", &"g".repeat(64), &"ab".repeat(31), &"+1".repeat(32)];
@@ -159,7 +160,7 @@ fn no_vector_is_written_if_the_limit_is_smaller_than_one_vector() {
 }
 
 #[test]
-fn a_clean_up_applies_a_lower_limit_and_removes_leftovers() {
+fn a_clean_up_removes_unfinished_files_and_enforces_a_lowered_limit() {
     let (folder, disk) = disk(size() * 10);
     for n in 0..10u8 {
         disk.write(&key(n), &cached("0.5"));
@@ -185,7 +186,7 @@ fn a_cache_whose_folder_was_unusable_works_again_without_a_restart() {
     disk.write(&key(1), &cached("0.5"));
     assert!(disk.read(&key(1)).is_some());
     assert!(!disk.is_failing.load(Ordering::Relaxed));
-    // The cache also works again after somebody removed the folder.
+    // The cache also works if somebody removes the folder.
     fs::remove_dir_all(&disk.folder).unwrap();
     disk.write(&key(1), &cached("0.5"));
     assert!(disk.read(&key(1)).is_some());
@@ -203,11 +204,11 @@ fn a_folder_in_place_of_a_file_is_ignored() {
 }
 
 #[test]
-fn no_vector_is_written_that_would_use_the_disks_reserve() {
+fn no_vector_is_written_into_the_reserve_of_the_disk() {
     const RESERVE: u64 = 1 << 20;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(".vectors");
-    // Three vectors fit on the disk.
+    // Beside the reserve, three vectors fit on the disk.
     let capacity = 3 * size();
     let measured_path = path.clone();
     let space = DiskSpace::with_measure(path.clone(), RESERVE, move |_| {
