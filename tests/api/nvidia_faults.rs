@@ -187,8 +187,8 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
 async fn a_retry_waits_as_long_as_retry_after_asks() {
     let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_millis(2500));
     let seconds = || "1".to_owned();
-    let now_plus = [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)];
-    for (status, retry_after) in now_plus {
+    let cases = [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)];
+    for (status, retry_after) in cases {
         let retry_after = retry_after();
         let reply = Reply::new(status, &[("retry-after", &retry_after)], "");
         let nvidia = FakeNvidia::replying(vec![reply, embedding()]).await;

@@ -42,7 +42,7 @@ async fn copies_of_a_photograph_in_different_formats_get_similar_vectors() {
 }
 
 #[tokio::test]
-async fn the_url_route_fetches_nothing_from_the_own_machine_except_the_sample_picture() {
+async fn in_sandbox_mode_no_loopback_url_is_allowed_except_the_sample_picture() {
     let app = TestApp::sandbox().start().await;
     let other_server = FakeServer::serving(ROCKET).await;
     for url in [

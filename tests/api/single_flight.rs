@@ -93,7 +93,7 @@ async fn the_call_for_a_large_picture_finishes_after_the_client_disconnects() {
 }
 
 #[tokio::test]
-async fn a_request_that_joined_a_call_later_does_not_fail_at_the_deadline_of_the_call() {
+async fn a_request_that_joined_a_call_late_succeeds_although_the_call_misses_its_deadline() {
     // The first call hangs until the deadline of the request that started it.
     let nvidia = FakeNvidia::replying(vec![Reply::Hang, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1s").start().await;
@@ -109,7 +109,7 @@ async fn a_request_that_joined_a_call_later_does_not_fail_at_the_deadline_of_the
 }
 
 #[tokio::test]
-async fn a_request_that_joined_a_call_later_waits_past_the_deadline_of_the_call() {
+async fn a_request_that_joined_a_call_late_succeeds_after_a_wait_that_the_call_has_no_time_for() {
     // The first attempt fails with a `Retry-After` that ends after the deadline of the request that
     // started the call, but before the deadline of the late request.
     let wait = Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
