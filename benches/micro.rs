@@ -45,11 +45,11 @@ fn spool(bencher: Bencher<'_, '_>, len: usize) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     bencher.counter(BytesCount::new(len)).bench_local(|| {
         runtime.block_on(async {
-            let mut spool = store.spool(InlineImage::largest_picture(200_000));
+            let mut picture = store.spool(InlineImage::largest_picture(200_000));
             for chunk in &chunks {
-                spool.write(chunk).await.unwrap();
+                picture.write(chunk).await.unwrap();
             }
-            spool.finish().await.unwrap()
+            picture.finish().await.unwrap()
         })
     });
 }

@@ -182,7 +182,7 @@ impl FairQueue {
             "the job would wait for ever"
         );
         state.queue.push_back(QueuedJob { client, memory, grant });
-        state.change(client, |client| client.queued += 1);
+        state.update_client(client, |state| state.queued += 1);
         state.grant_permits();
         QueueGuard { queue: Arc::clone(&self.0), client, memory, granted }
     }
@@ -230,14 +230,14 @@ impl State {
     fn grant_permits(&mut self) {
         while let Some(job) = self.next_job().and_then(|index| self.queue.remove(index)) {
             let QueuedJob { client, memory, grant } = job;
-            self.change(client, |client| client.queued -= 1);
+            self.update_client(client, |state| state.queued -= 1);
             // Sending fails if the caller no longer waits.
             if grant.send(()).is_ok() {
                 self.grant_count += 1;
                 let grant_count = self.grant_count;
-                self.change(client, |client| {
-                    client.permits += 1;
-                    client.last_grant = grant_count;
+                self.update_client(client, |state| {
+                    state.permits += 1;
+                    state.last_grant = grant_count;
                 });
                 self.permits += 1;
                 if self.capacity.is_large(memory) {
@@ -252,7 +252,7 @@ impl State {
 
     /// Takes a permit back.
     fn release(&mut self, client: ClientNetwork, memory: u64) {
-        self.change(client, |client| client.permits -= 1);
+        self.update_client(client, |state| state.permits -= 1);
         self.permits -= 1;
         if self.capacity.is_large(memory) {
             self.permits_of_large_jobs -= 1;
@@ -278,9 +278,9 @@ impl State {
         self.grant_permits();
     }
 
-    fn change(&mut self, client: ClientNetwork, change: impl FnOnce(&mut ClientState)) {
+    fn update_client(&mut self, client: ClientNetwork, update: impl FnOnce(&mut ClientState)) {
         let mut state = self.client(client);
-        change(&mut state);
+        update(&mut state);
         if state.permits + state.queued > 0 {
             self.clients.insert(client, state);
         } else {

@@ -58,7 +58,7 @@ impl Bench {
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.nvidia.set_delay(Duration::from_millis(400));
         let address = service.address;
-        let batch = thread::spawn(move || {
+        let batch_thread = thread::spawn(move || {
             let sent = Instant::now();
             let request = Request::batch(SMALL, PICTURES);
             let response = Connection::open(address).unwrap().exchange(&request.bytes).unwrap();
@@ -70,13 +70,13 @@ impl Bench {
         let mut connection = Connection::open(service.address).unwrap();
         let response = connection.exchange(&Request::upload(SMALL).bytes).unwrap();
         assert_eq!(response.status, 200);
-        let single = sent.elapsed().as_secs_f64();
-        let batch = batch.join().unwrap();
+        let single_s = sent.elapsed().as_secs_f64();
+        let batch_s = batch_thread.join().unwrap();
         self.nvidia.set_delay(Duration::ZERO);
         println!(
-            "fake NVIDIA of 400 ms, 8 calls at once: a batch of {PICTURES} new pictures {batch:.2} s, a single one beside it {single:.2} s"
+            "fake NVIDIA of 400 ms, 8 calls at once: a batch of {PICTURES} new pictures {batch_s:.2} s, a single one beside it {single_s:.2} s"
         );
-        self.report.goal("a single picture beside a batch, s", single, 1.3);
+        self.report.goal("a single picture beside a batch, s", single_s, 1.3);
     }
 
     /// Measures the time from the last byte of a batch to its refusal. The limit on calls per minute

@@ -32,7 +32,7 @@ pub struct Photographs {
 impl Photographs {
     /// Encodes the photograph, which takes some seconds.
     pub fn new() -> Self {
-        let photograph = photograph();
+        let photograph = make_photograph();
         let mut jpeg = Vec::new();
         JpegEncoder::new_with_quality(&mut jpeg, 90).encode_image(&photograph).unwrap();
         let mut webp = Cursor::new(Vec::new());
@@ -54,7 +54,7 @@ impl Photographs {
 
 /// Scales a photograph up, and adds noise like that of a camera. Without the noise, the photograph
 /// would compress better than one from a camera.
-fn photograph() -> RgbImage {
+fn make_photograph() -> RgbImage {
     let small = image_rs::load_from_memory(JPEG).unwrap().into_rgb8();
     let mut large = imageops::resize(&small, SIZE.0, SIZE.1, FilterType::Triangle);
     let mut random = fastrand::Rng::with_seed(1);

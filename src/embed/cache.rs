@@ -200,16 +200,16 @@ mod tests {
         Settings { call, cache_memory: memory, cache_disk: disk, cache_folder, cache_space }
     }
 
-    fn cache(memory: u64, disk: u64, folder: &Path, source: (&'static str, &str)) -> Cache {
+    fn new_cache(memory: u64, disk: u64, folder: &Path, source: (&'static str, &str)) -> Cache {
         let source = Source { model: source.0, endpoint: source.1.into() };
         Cache::new(&settings(memory, disk, folder), &source)
     }
 
-    pub(super) fn key(byte: u8) -> CacheKey {
+    pub(super) fn key_of(byte: u8) -> CacheKey {
         CacheKey(Sha256::from_bytes([byte; 32]))
     }
 
-    pub(super) fn embedding(number: &str) -> Embedding {
+    pub(super) fn embedding_of(number: &str) -> Embedding {
         let text = format!("[{}]", [number; DIMENSIONS].join(","));
         let raw = serde_json::value::RawValue::from_string(text).unwrap();
         let vector = Vector::from_json(&raw).unwrap();
@@ -229,10 +229,10 @@ mod tests {
             (0, 1 << 20, Some(Provenance::Disk)),
             (0, 0, None),
         ] {
-            let cache = cache(memory, disk, folder.path(), ("model", "endpoint"));
+            let cache = new_cache(memory, disk, folder.path(), ("model", "endpoint"));
             let key = cache.key(Sha256::from_bytes([7; 32]));
-            cache.insert_in_memory(key, &embedding("0.25"));
-            cache.write_to_disk(key, &embedding("0.25")).await;
+            cache.insert_in_memory(key, &embedding_of("0.25"));
+            cache.write_to_disk(key, &embedding_of("0.25")).await;
             let found = cache.look_up(&key).await;
             assert_eq!(found.as_ref().map(|found| found.provenance), provenance);
             if let Some(found) = found {
@@ -245,9 +245,9 @@ mod tests {
     #[tokio::test]
     async fn a_look_up_that_reads_the_disk_inserts_the_embedding_in_memory() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
+        let cache = new_cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
         let key = cache.key(Sha256::from_bytes([7; 32]));
-        cache.write_to_disk(key, &embedding("1")).await;
+        cache.write_to_disk(key, &embedding_of("1")).await;
         assert!(cache.get_from_memory(&key).is_none());
         assert_eq!(cache.look_up(&key).await.unwrap().provenance, Provenance::Disk);
         assert_eq!(cache.get_from_memory(&key).unwrap().provenance, Provenance::Memory);
@@ -260,7 +260,7 @@ mod tests {
             [("a", "b"), ("ab", ""), ("", "ab"), ("a", "c"), ("b", "b")]
                 .into_iter()
                 .flat_map(|source| {
-                    let cache = cache(0, 0, &folder, source);
+                    let cache = new_cache(0, 0, &folder, source);
                     [1, 2].map(|n| cache.key(Sha256::from_bytes([n; 32])))
                 })
                 .collect();
@@ -285,24 +285,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_temporary_embedding_is_cached_in_memory_until_it_expires_and_never_on_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
+        let cache = new_cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
         let end = Instant::now() + Duration::from_secs(60);
-        let temporary = Embedding { valid_until: Some(end), ..embedding("1") };
-        cache.insert_in_memory(key(1), &temporary);
-        cache.write_to_disk(key(1), &temporary).await;
+        let temporary = Embedding { valid_until: Some(end), ..embedding_of("1") };
+        cache.insert_in_memory(key_of(1), &temporary);
+        cache.write_to_disk(key_of(1), &temporary).await;
         tokio::time::advance(Duration::from_secs(59)).await;
-        assert!(cache.get_from_memory(&key(1)).is_some());
+        assert!(cache.get_from_memory(&key_of(1)).is_some());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(cache.get_from_memory(&key(1)).is_none());
-        assert!(cache.look_up(&key(1)).await.is_none());
+        assert!(cache.get_from_memory(&key_of(1)).is_none());
+        assert!(cache.look_up(&key_of(1)).await.is_none());
     }
 
     #[test]
     fn the_memory_level_does_not_exceed_its_limit() {
-        let cache = cache(100_000, 0, Path::new("unused"), ("model", "endpoint"));
-        let embedding = embedding("0.125");
+        let cache = new_cache(100_000, 0, Path::new("unused"), ("model", "endpoint"));
+        let embedding = embedding_of("0.125");
         for n in 0..200u8 {
-            cache.insert_in_memory(key(n), &embedding);
+            cache.insert_in_memory(key_of(n), &embedding);
         }
         let memory = cache.memory.as_ref().unwrap();
         assert!(memory.weight() <= 100_000);

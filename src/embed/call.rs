@@ -85,7 +85,7 @@ impl Inner {
         let max_len = usize::try_from(self.settings.max_image_bytes).unwrap_or(usize::MAX);
         let converted = Target::Converted { max_len };
         let shrunk = Target::Shrunk { max_len: largest_inline };
-        let encode = |target, prepared| self.encode(picture, client, deadline, target, prepared);
+        let encode_as = |target, prepared| self.encode(picture, client, deadline, target, prepared);
         let mut payload = Payload::original(picture);
         let mut upload_error: Option<nvidia::Error> = None;
         loop {
@@ -115,11 +115,11 @@ impl Inner {
                     Err(error) => return Err(error),
                 },
                 Plan::Reencode => {
-                    let jpeg = encode(converted, Prepared::Jpeg).await?;
+                    let jpeg = encode_as(converted, Prepared::Jpeg).await?;
                     // The decoder returns no bytes if every JPEG of the same width and height is
                     // longer than `max_len`.
                     payload = if jpeg.content.is_empty() {
-                        encode(shrunk, Prepared::Shrunk).await?
+                        encode_as(shrunk, Prepared::Shrunk).await?
                     } else {
                         jpeg
                     };
@@ -129,7 +129,7 @@ impl Inner {
                 }
                 Plan::Shrink => {
                     drop(payload); // shrinking starts from the original picture
-                    payload = encode(shrunk, Prepared::Shrunk).await?;
+                    payload = encode_as(shrunk, Prepared::Shrunk).await?;
                     payload.is_temporary = self.settings.large_images == LargeImages::Asset;
                 }
             }

@@ -82,8 +82,8 @@ mod tests {
             (false, u64::MAX, Reencode, Reencode),
         ] {
             for (may_upload, expected) in [(true, with_uploads), (false, without_uploads)] {
-                let plan = plan(can_be_sent_as_is, len, may_upload, 149_997);
-                assert_eq!(plan, expected, "{can_be_sent_as_is} {len} {may_upload}");
+                let chosen = plan(can_be_sent_as_is, len, may_upload, 149_997);
+                assert_eq!(chosen, expected, "{can_be_sent_as_is} {len} {may_upload}");
             }
         }
     }

@@ -13,13 +13,13 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 type Taking<'a> = Pin<Box<dyn Future<Output = Option<Permit>> + 'a>>;
 
-fn taking(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Taking<'_> {
+fn start_taking(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Taking<'_> {
     Box::pin(queue.take(client, memory, Instant::now() + HOUR))
 }
 
 /// Takes a permit that must be free now.
 async fn take_now(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Permit {
-    match poll!(taking(queue, client, memory)) {
+    match poll!(start_taking(queue, client, memory)) {
         Poll::Ready(permit) => permit.unwrap(),
         Poll::Pending => panic!("a permit should be free"),
     }
@@ -34,7 +34,7 @@ async fn queue_up(
 ) -> Vec<Taking<'_>> {
     let mut waiting = Vec::new();
     for _ in 0..count {
-        let mut taking = taking(queue, client, memory);
+        let mut taking = start_taking(queue, client, memory);
         assert!(poll!(&mut taking).is_pending());
         waiting.push(taking);
     }
@@ -127,7 +127,7 @@ async fn take_all_and_queue_up<'a>(
     taken: &mut Vec<Permit>,
 ) -> Vec<Taking<'a>> {
     loop {
-        match poll!(taking(queue, client(1), memory)) {
+        match poll!(start_taking(queue, client(1), memory)) {
             Poll::Ready(permit) => taken.extend(permit),
             Poll::Pending => return queue_up(queue, client(1), memory, 100).await,
         }
@@ -145,7 +145,7 @@ async fn permits_before_newcomer(
 ) -> usize {
     let mut waiting = Vec::new();
     for n in 0..clients {
-        waiting.extend((0..40).map(|_| taking(queue, client(n), memory)));
+        waiting.extend((0..40).map(|_| start_taking(queue, client(n), memory)));
     }
     let mut permits = VecDeque::new();
     let mut newcomer: Option<Taking<'_>> = None;
@@ -154,10 +154,11 @@ async fn permits_before_newcomer(
             if let Poll::Ready(permit) = poll!(&mut waiting[index]) {
                 permits.push_back(permit.unwrap());
                 waiting[index] =
-                    taking(queue, client((index % usize::from(clients)) as u8), memory);
+                    start_taking(queue, client((index % usize::from(clients)) as u8), memory);
             }
         }
-        let newcomer = newcomer.get_or_insert_with(|| taking(queue, client(9), newcomer_memory));
+        let newcomer =
+            newcomer.get_or_insert_with(|| start_taking(queue, client(9), newcomer_memory));
         if poll!(newcomer).is_ready() {
             return ended;
         }
@@ -222,7 +223,7 @@ async fn large_jobs_do_not_get_the_permit_and_memory_reserved_for_small_jobs() {
     let large = take_now(&queue, client(1), 75).await;
     let mut waiting = queue_up(&queue, client(1), 26, 3).await;
     let small = take_now(&queue, client(1), 25).await;
-    assert!(poll!(taking(&queue, client(1), 1)).is_pending(), "no third permit should exist");
+    assert!(poll!(start_taking(&queue, client(1), 1)).is_pending(), "no third permit should exist");
     drop((large, small));
     let first = poll!(&mut waiting[0]);
     assert!(first.is_ready(), "the first large job should be next");
@@ -233,10 +234,10 @@ async fn large_jobs_do_not_get_the_permit_and_memory_reserved_for_small_jobs() {
 async fn small_jobs_get_only_the_reserved_memory_while_a_large_job_waits() {
     let queue = FairQueue::new(8, 100, 25);
     let _first = take_now(&queue, client(1), 60).await;
-    let mut second = taking(&queue, client(1), 60);
+    let mut second = start_taking(&queue, client(1), 60);
     assert!(poll!(&mut second).is_pending());
     let small = take_now(&queue, client(1), 20).await;
-    let second_small = poll!(taking(&queue, client(1), 21));
+    let second_small = poll!(start_taking(&queue, client(1), 21));
     assert!(second_small.is_pending(), "the small jobs must not exceed the reserved memory");
     drop(second);
     let _third = take_now(&queue, client(1), 20).await;
@@ -247,7 +248,7 @@ async fn small_jobs_get_only_the_reserved_memory_while_a_large_job_waits() {
 async fn a_large_job_may_use_the_only_permit() {
     let queue = FairQueue::new(1, 100, 25);
     let large = take_now(&queue, client(1), 75).await;
-    assert!(poll!(taking(&queue, client(1), 1)).is_pending());
+    assert!(poll!(start_taking(&queue, client(1), 1)).is_pending());
     drop(large);
     take_now(&queue, client(1), 1).await;
 }
@@ -256,7 +257,7 @@ async fn a_large_job_may_use_the_only_permit() {
 async fn a_job_may_use_all_memory_if_none_is_reserved_for_small_jobs() {
     let queue = FairQueue::new(2, 100, 0);
     let all = take_now(&queue, client(1), 100).await;
-    assert!(poll!(taking(&queue, client(1), 1)).is_pending());
+    assert!(poll!(start_taking(&queue, client(1), 1)).is_pending());
     drop(all);
 }
 
@@ -267,10 +268,10 @@ async fn an_endless_stream_of_small_jobs_does_not_block_a_large_job() {
     for _ in 0..5 {
         small.push(take_now(&queue, client(1), 20).await);
     }
-    let mut large = taking(&queue, client(1), 75);
+    let mut large = start_taking(&queue, client(1), 75);
     assert!(poll!(&mut large).is_pending());
     for ended in 1..=5 {
-        let mut next = taking(&queue, client(1), 20);
+        let mut next = start_taking(&queue, client(1), 20);
         assert!(poll!(&mut next).is_pending(), "this memory should be left to the large job");
         drop(small.remove(0));
         // The next small job fits into the reserved memory only when all five have ended.
@@ -285,7 +286,7 @@ async fn a_small_job_is_served_when_the_large_job_ahead_of_it_gives_up() {
     let _large = take_now(&queue, client(1), 70).await;
     let waiting_large = queue_up(&queue, client(1), 70, 1).await;
     let _small = take_now(&queue, client(1), 20).await;
-    let mut next_small = taking(&queue, client(1), 10);
+    let mut next_small = start_taking(&queue, client(1), 10);
     assert!(poll!(&mut next_small).is_pending());
     drop(waiting_large);
     assert!(poll!(&mut next_small).is_ready());
@@ -307,7 +308,7 @@ proptest! {
             let mut taken: Vec<Permit> = Vec::new();
             for (n, memory, end_index, arrives) in steps {
                 if arrives {
-                    waiting.push(taking(&queue, client(n), memory));
+                    waiting.push(start_taking(&queue, client(n), memory));
                 } else if end_index < waiting.len() {
                     // The job's permit may have been granted but not received yet.
                     drop(waiting.remove(end_index));

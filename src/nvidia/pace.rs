@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::shares::{ClientNetwork, Tally};
 
-/// A minute and a margin. NVIDIA counts calls when they arrive. An earlier call may take longer to
-/// arrive than a later call, and so arrive closer to the later call than it was sent.
+/// A minute and a margin. The margin is needed because a call may take longer to arrive at NVIDIA than
+/// the next call: the two then arrive closer together than they were sent.
 pub const WINDOW: Duration = Duration::from_millis(60_500);
 
 /// A sliding-window limiter: assigns to each call, in the order of the requests, the time at which the

@@ -100,12 +100,12 @@ mod tests {
     use crate::image::{Content, Target, probe};
 
     /// Computes the vector of a picture of any size.
-    fn vector(picture: &RgbImage) -> Vec<f32> {
+    fn vector_of(picture: &RgbImage) -> Vec<f32> {
         let mut png = std::io::Cursor::new(Vec::new());
         picture.write_to(&mut png, ImageFormat::Png).unwrap();
         let picture = probe(Content::Memory(png.into_inner().into()), u64::MAX).unwrap();
         let square = Target::Square { side: SIDE }.render(&picture, 1 << 30).unwrap();
-        super::vector(&square).unwrap()
+        vector(&square).unwrap()
     }
 
     const PHOTOS: [&[u8]; 3] = [
@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn resized_and_recompressed_copies_get_similar_vectors() {
         for photo in photos() {
-            let original = vector(&photo);
+            let original = vector_of(&photo);
             assert!(is_unit(&original));
             let (width, height) = photo.dimensions();
             let mut copies = vec![
@@ -166,7 +166,7 @@ mod tests {
                 ));
             }
             for (change, copy) in copies {
-                let similarity = cosine(&original, &vector(&copy));
+                let similarity = cosine(&original, &vector_of(&copy));
                 assert!(similarity > 0.95, "{change}: {similarity}");
             }
         }
@@ -174,13 +174,13 @@ mod tests {
 
     #[test]
     fn a_different_photograph_or_a_mirror_image_gets_a_different_vector() {
-        let vectors: Vec<_> = photos().iter().map(vector).collect();
+        let vectors: Vec<_> = photos().iter().map(vector_of).collect();
         for (first, second) in [(0, 1), (0, 2), (1, 2)] {
             let similarity = cosine(&vectors[first], &vectors[second]);
             assert!(similarity < 0.9, "{first} {second}: {similarity}");
         }
         for (photo, original) in photos().iter().zip(&vectors) {
-            let similarity = cosine(original, &vector(&imageops::flip_horizontal(photo)));
+            let similarity = cosine(original, &vector_of(&imageops::flip_horizontal(photo)));
             assert!(similarity < 0.9, "mirrored: {similarity}");
         }
     }
@@ -191,7 +191,7 @@ mod tests {
             [(64, 64, 0), (64, 64, 255), (1, 1, 7), (1, 90_000, 90), (90_000, 1, 200)]
         {
             let picture = RgbImage::from_pixel(width, height, Rgb([colour; 3]));
-            assert!(is_unit(&vector(&picture)), "{width} x {height}");
+            assert!(is_unit(&vector_of(&picture)), "{width} x {height}");
         }
     }
 }

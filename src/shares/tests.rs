@@ -89,7 +89,7 @@ enum Step {
 }
 
 /// Random steps, each with the number of the client that takes the step.
-fn steps() -> impl Strategy<Value = Vec<(u8, Step)>> {
+fn random_steps() -> impl Strategy<Value = Vec<(u8, Step)>> {
     let step = prop_oneof![
         (0usize..6, 0u64..120).prop_map(|(index, units)| Step::Grow { index, units }),
         (0usize..6, 0u64..120).prop_map(|(index, units)| Step::Shrink { index, units }),
@@ -103,7 +103,7 @@ fn steps() -> impl Strategy<Value = Vec<(u8, Step)>> {
 proptest! {
     #[test]
     fn after_any_steps_the_units_in_use_are_those_of_the_existing_permits(
-        steps in steps(), step_units in 1u64..8,
+        steps in random_steps(), step_units in 1u64..8,
     ) {
         let shares = Shares::new(100, 1, step_units);
         let mut permits: Vec<Option<SharePermit>> = (0..6).map(|_| None).collect();

@@ -49,9 +49,9 @@ async fn a_response_without_other_fields_or_with_extra_metadata_is_accepted() {
 #[tokio::test]
 async fn a_response_without_exactly_1536_finite_numbers_is_refused() {
     let with = |number: &str| {
-        let mut numbers = numbers();
-        numbers[700] = number.to_owned();
-        embedding_of(&format!("[{}]", numbers.join(",")))
+        let mut items = numbers();
+        items[700] = number.to_owned();
+        embedding_of(&format!("[{}]", items.join(",")))
     };
     let replies = [
         embedding_of(&format!("[{}]", numbers()[1..].join(","))),

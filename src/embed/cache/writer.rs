@@ -78,16 +78,16 @@ mod tests {
     use futures_util::{future::join_all, poll};
 
     use super::{
-        super::tests::{embedding, key},
+        super::tests::{embedding_of, key_of},
         *,
     };
     use crate::disk_space::DiskSpace;
 
     fn cached() -> CachedEmbedding {
-        (&embedding("0.5")).into()
+        (&embedding_of("0.5")).into()
     }
 
-    fn disk(folder: &Path) -> Arc<Disk> {
+    fn open_disk(folder: &Path) -> Arc<Disk> {
         let space = DiskSpace::new(folder.to_owned(), 0);
         Arc::new(Disk::new(folder.join("vectors"), 1 << 30, space))
     }
@@ -95,9 +95,9 @@ mod tests {
     #[tokio::test]
     async fn a_write_returns_when_its_entry_is_on_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = disk(folder.path());
+        let disk = open_disk(folder.path());
         let writer = Writer::start(Arc::clone(&disk));
-        let keys: Vec<CacheKey> = (0..MAX_QUEUE_LEN as u8).map(key).collect();
+        let keys: Vec<CacheKey> = (0..MAX_QUEUE_LEN as u8).map(key_of).collect();
         join_all(keys.iter().map(|key| async {
             writer.write(*key, cached()).await;
             assert!(disk.read(key).is_some());
@@ -108,30 +108,30 @@ mod tests {
     #[tokio::test]
     async fn an_entry_is_dropped_at_once_if_the_queue_is_full() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = disk(folder.path());
+        let disk = open_disk(folder.path());
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
         let writer = Writer(queue);
         let mut waiting: Vec<_> =
-            (0..MAX_QUEUE_LEN as u8).map(|n| Box::pin(writer.write(key(n), cached()))).collect();
+            (0..MAX_QUEUE_LEN as u8).map(|n| Box::pin(writer.write(key_of(n), cached()))).collect();
         for write in &mut waiting {
             assert!(poll!(write).is_pending());
         }
-        writer.write(key(255), cached()).await;
+        writer.write(key_of(255), cached()).await;
         assert!(!fs::exists(folder.path().join("vectors")).unwrap());
 
         drop(tokio::spawn(write_entries(Arc::clone(&disk), entries)));
         join_all(waiting).await;
-        assert!(disk.read(&key(0)).is_some() && disk.read(&key(255)).is_none());
+        assert!(disk.read(&key_of(0)).is_some() && disk.read(&key_of(255)).is_none());
     }
 
     #[tokio::test]
     async fn a_write_returns_if_the_task_that_writes_has_ended() {
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
         let writer = Writer(queue);
-        let mut waiting = Box::pin(writer.write(key(1), cached()));
+        let mut waiting = Box::pin(writer.write(key_of(1), cached()));
         assert!(poll!(&mut waiting).is_pending());
         drop(entries);
         waiting.await;
-        writer.write(key(2), cached()).await;
+        writer.write(key_of(2), cached()).await;
     }
 }
