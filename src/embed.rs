@@ -149,7 +149,7 @@ impl Embedder {
         self.0.settings.largest_inline()
     }
 
-    /// The most memory that one picture needs until it was sent inline, in bytes.
+    /// The most memory that one picture needs until its inline request has been sent, in bytes.
     pub fn inline_memory(&self) -> u64 {
         self.0.settings.inline_memory()
     }

@@ -139,9 +139,9 @@ impl FairQueue {
         Some(Permit { queue, client, memory, used_since: Some(Instant::now()) })
     }
 
-    /// Like [`Self::take`], for a permit without memory. Also returns `None` if the job, which now has
-    /// the permit, would probably end after the deadline. The estimate is how long permits were in
-    /// use recently.
+    /// Like [`Self::take`], for a permit without memory. Also returns `None` if the permit comes so
+    /// late that the job would probably end after the deadline. This is estimated from how long
+    /// permits were in use recently.
     pub(crate) async fn take_in_time(
         &self,
         client: ClientNetwork,
@@ -160,8 +160,8 @@ impl FairQueue {
         self.0.state().queue.len()
     }
 
-    /// Estimates how long the last of `count` jobs would wait if this client submitted them now. The
-    /// estimate is based on how long permits were in use recently.
+    /// Estimates how long the last of `count` jobs would wait if this client submitted them now. This
+    /// is estimated from how long permits were in use recently.
     pub(crate) fn expected_wait(&self, client: ClientNetwork, count: usize) -> Duration {
         let state = self.0.state();
         let permits = state.capacity.permits;

@@ -116,7 +116,7 @@ pub struct Error {
     failed_to_connect: bool,
 }
 
-/// The state of the key according to NVIDIA's last response.
+/// The state of the API key according to NVIDIA's latest response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyState {
     /// NVIDIA has not been called yet.
@@ -194,7 +194,7 @@ impl Client {
         })))
     }
 
-    /// The state of the key according to NVIDIA's last response.
+    /// The state of the API key according to NVIDIA's latest response.
     pub fn key_state(&self) -> KeyState {
         let state = self.0.key_state.load(Ordering::Relaxed);
         [KeyState::Accepted, KeyState::Refused]

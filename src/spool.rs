@@ -295,7 +295,8 @@ impl Spooled {
         }
     }
 
-    /// Returns the staging file. Bytes in memory are written to a new one. Blocks the thread.
+    /// Returns the staging file. If the bytes are in memory, writes them to a new staging file first.
+    /// Blocks the thread.
     ///
     /// # Errors
     /// The disk's error.

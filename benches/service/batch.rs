@@ -94,6 +94,6 @@ impl Bench {
         let response = connection.exchange(last_byte).unwrap();
         assert_eq!(response.status, 422);
         let elapsed_ms = sent.elapsed().as_secs_f64() * 1000.0;
-        self.report.goal("refusal of a batch that exceeds the rate, ms", elapsed_ms, 50.0);
+        self.report.goal("refusal of a batch that needs too many calls, ms", elapsed_ms, 50.0);
     }
 }

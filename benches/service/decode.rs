@@ -58,8 +58,8 @@ impl Bench {
     }
 
     /// Measures how long decoding a picture of one pixel takes. Uploads of a picture that is decoded
-    /// alternate with uploads of one that is not, so that other work on the machine affects both
-    /// equally.
+    /// alternate with uploads of a picture that is not, so that other work on the machine affects
+    /// both equally.
     fn one_pixel(&mut self, service: &Service) {
         let (gif, png) = one_pixel_pictures();
         let (gif, png) = (upload(&gif, self.load_time), upload(&png, self.load_time));

@@ -6,7 +6,8 @@
 //!
 //! - `BENCH_SECONDS`: how long each load lasts. The default is 3.
 //! - `BENCH_PROGRAM`: the path of another build to measure.
-//! - `BENCH_ROWS`: only the loads whose names contain this text are run, such as `upload 34 KB fresh`.
+//! - `BENCH_ROWS`: only loads whose names contain this text are run. The name of a load is, for
+//!   example, `upload 34 KB fresh`.
 //!
 //! Times differ between machines and between runs, so compare times of the same run only. Wait some
 //! minutes between two runs; the comment on `Bench::folder` explains why. Memory and the number of

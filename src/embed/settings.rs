@@ -60,8 +60,8 @@ impl CallSettings {
         InlineImage::largest_picture(self.inline_limit)
     }
 
-    /// The most memory that one picture needs until it was sent inline, in bytes: for the original,
-    /// for the JPEG made from it, and for the inline request.
+    /// The most memory that one picture needs until its inline request has been sent, in bytes: for
+    /// the original, for the JPEG made from the original, and for the request.
     pub fn inline_memory(&self) -> u64 {
         (2 * self.largest_inline() + self.inline_limit) as u64
     }

@@ -18,7 +18,7 @@ pub(super) type Completion<T> = Shared<oneshot::Receiver<T>>;
 #[derive(Debug)]
 pub(super) struct SingleFlight<K, T>(Arc<Mutex<HashMap<K, Completion<T>>>>);
 
-/// Whether a task waits for a running call or makes one.
+/// Whether a task waits for a running call or makes a new call.
 #[derive(Debug)]
 pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
     /// A call for the same key is running: wait for it.

@@ -82,7 +82,7 @@ impl Client {
         let (operation, deadline) = (inference.infer_operation, retry_state.deadline);
         loop {
             self.wait_for_retry_after(operation, deadline).await?;
-            // The permit of the next line replaces the reservation.
+            // The permit that the next line takes replaces the reservation.
             drop(retry_state.reservation.take());
             self.wait_for_pace_permit(operation, retry_state.client_network, deadline).await?;
             // Another call may have received a `Retry-After` while this call waited for its

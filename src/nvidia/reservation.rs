@@ -1,5 +1,5 @@
-//! Reserves calls before they are made. A request is thus refused before it costs anything if the
-//! limit on calls per minute would delay its calls past the deadline.
+//! Reserves calls before they are made. If the limit on calls per minute would delay the calls of a
+//! request past its deadline, the request is refused before it costs anything.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::{Client, Error, Inner, Operation, RetryState, pace::ReservationGuard};
 use crate::shares::ClientNetwork;
 
-/// Inference calls that a client may make. Dropping the reservation frees them for others.
+/// Inference calls that a client may make. Dropping the reservation frees them for other clients.
 #[derive(Debug)]
 pub struct Reservation {
     client_network: ClientNetwork,

@@ -147,7 +147,7 @@ async fn a_picture_is_sent_inline_in_time_after_a_call_for_its_asset_hangs() {
 }
 
 #[tokio::test]
-async fn after_the_asset_api_fails_pictures_are_sent_inline_without_calling_it_again() {
+async fn pictures_are_sent_inline_without_another_asset_call_after_the_asset_api_failed() {
     for failure in [Reply::status(503), Reply::CloseAfter(Vec::new()), Reply::status(301)] {
         let nvidia = FakeNvidia::healthy_except(move |request| match request.line().as_str() {
             CREATE_ASSET => Some(failure.clone()),

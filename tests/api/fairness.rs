@@ -91,7 +91,7 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
         .may_fetch_from(&picture_server)
         .start()
         .await;
-    // The flood sends bodies that it does not finish, until one is refused.
+    // The flood sends unfinished bodies until the service refuses a request.
     let unfinished_body = vec![b' '; 4_000_000];
     let mut open = Vec::new();
     for round in 1.. {
@@ -167,7 +167,7 @@ async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_net
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "8").start().await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let mut flood_uploads = FuturesUnordered::new();
-    // The flood sends pictures one by one until one is refused.
+    // The flood sends one picture after another until the service refuses a picture.
     loop {
         assert!(flood_uploads.len() < 8, "the flood must be refused before it has all permits");
         let picture = tiny(flood_uploads.len());

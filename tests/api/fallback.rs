@@ -143,7 +143,7 @@ async fn the_creation_of_assets_is_tried_again_after_the_pause_for_a_refusal() {
 }
 
 #[tokio::test]
-async fn with_large_images_set_to_shrink_no_asset_is_created() {
+async fn no_asset_is_created_if_nvidia_large_images_is_set_to_shrink() {
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");

@@ -188,8 +188,8 @@ async fn a_retry_waits_as_long_as_retry_after_asks() {
     let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_millis(2500));
     let seconds = || "1".to_owned();
     let cases = [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)];
-    for (status, retry_after) in cases {
-        let retry_after = retry_after();
+    for (status, make_retry_after) in cases {
+        let retry_after = make_retry_after();
         let reply = Reply::new(status, &[("retry-after", &retry_after)], "");
         let nvidia = FakeNvidia::replying(vec![reply, embedding()]).await;
         let app = TestApp::start(&nvidia).await;
@@ -202,7 +202,7 @@ async fn a_retry_waits_as_long_as_retry_after_asks() {
 }
 
 #[tokio::test]
-async fn the_client_gets_a_retry_after_that_ends_past_the_deadline_at_once() {
+async fn a_retry_after_that_ends_past_the_deadline_is_passed_to_the_client_at_once() {
     let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
     for (status, retry_after, client_status, code, client_seconds) in [
         (429, "120", 503, "embedding_rate_limited", 120..=120),

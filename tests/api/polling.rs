@@ -106,7 +106,7 @@ async fn the_pending_result_of_an_asset_is_polled() {
 }
 
 #[tokio::test]
-async fn the_client_gets_the_retry_after_of_a_poll_that_ends_past_the_deadline() {
+async fn a_retry_after_on_a_poll_is_passed_to_the_client_if_it_ends_past_the_deadline() {
     let nvidia =
         FakeNvidia::replying(vec![pending(), Reply::new(429, &[("retry-after", "300")], "")]).await;
     let app = TestApp::start(&nvidia).await;

@@ -109,7 +109,7 @@ async fn a_request_that_joined_a_call_late_succeeds_although_the_call_misses_its
 }
 
 #[tokio::test]
-async fn a_request_that_joined_a_call_late_succeeds_after_a_wait_that_the_call_has_no_time_for() {
+async fn a_request_that_joined_a_call_late_succeeds_if_the_call_has_no_time_for_a_retry() {
     // The first attempt fails with a `Retry-After` that ends after the deadline of the request that
     // started the call, but before the deadline of the late request.
     let wait = Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));

@@ -121,8 +121,8 @@ struct DelayedRequests {
     most: AtomicUsize,
 }
 
-/// So many requests are recorded with their bodies. Later requests are recorded without bodies,
-/// because many large bodies would take too much memory.
+/// At most this many requests are recorded with their bodies. Later requests are recorded without
+/// bodies, because many large bodies would take too much memory.
 const MAX_RECORDED_BODIES: usize = 64;
 
 type Script = dyn Fn(&Received, usize) -> Reply + Send + Sync;
