@@ -66,12 +66,13 @@ pub enum Error {
         /// The saved file, in [`SaveMode::Save`].
         saved: Option<Saved>,
     },
-    /// The batch needs more calls to NVIDIA than the pace can ever allow within a request's time.
-    #[error("the batch has {fresh} new pictures, the pace allows {largest}")]
+    /// The batch needs more calls to NVIDIA than the limit on calls per minute ever allows within a
+    /// request's time.
+    #[error("the batch has {fresh} new pictures; the limit on calls per minute allows {largest}")]
     BatchTooLarge {
-        /// The pictures that are not in the cache.
+        /// The number of pictures that are not in the cache.
         fresh: usize,
-        /// The most pictures that the pace allows.
+        /// The most pictures that the limit allows in one batch.
         largest: usize,
     },
     /// A blocking task panicked. This is a bug.
@@ -79,7 +80,7 @@ pub enum Error {
     Panicked(#[from] JoinError),
 }
 
-/// The parts and limits of the pipeline. All requests share them.
+/// The pipeline: its parts and its limits. All requests share one pipeline.
 #[derive(Debug)]
 pub struct Pipeline {
     /// Saves pictures.
@@ -187,8 +188,8 @@ impl Pipeline {
     /// the header.
     ///
     /// # Errors
-    /// The stream's own error, or an [`Error`] if there are too many bytes, no memory or permit is
-    /// free, or the bytes are not a picture. No file remains.
+    /// The stream's own error, or an [`Error`]: there are too many bytes, too little memory is free,
+    /// no permit is free, or the bytes are not a picture. No file remains after an error.
     pub async fn receive<E: From<Error>>(
         &self,
         admission: Admission,
@@ -215,7 +216,7 @@ impl Pipeline {
         self.save_and_embed(received, embed, save_mode, FileMode::Final).await
     }
 
-    /// Saves a received picture, in [`SaveMode::Save`], while `embed` runs.
+    /// Runs `embed`. In [`SaveMode::Save`], also saves the received picture at the same time.
     async fn save_and_embed(
         &self,
         received: Received,
@@ -237,8 +238,9 @@ impl Pipeline {
                     }
                     Ok::<_, Error>(Some(file))
                 }
-                // The file is removed while the picture is embedded. It is then gone even if the
-                // process is killed. The embedder has the file open and can still read it.
+                // The staging file is removed already while the picture is embedded, so that it does
+                // not remain if the process is killed. The embedder has the file open and can still
+                // read it.
                 SaveMode::Discard => {
                     let discard = move || {
                         spooled.discard();
@@ -249,8 +251,8 @@ impl Pipeline {
                 }
             }
         };
-        // An error of saving ends the request at once. After an error of embedding, a final file
-        // stays saved, and the error contains its name.
+        // If saving fails, the request fails at once. If embedding fails, a final file stays, and the
+        // error contains its name.
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
         let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
         let Picture { format, width, height, .. } = picture;
@@ -258,7 +260,7 @@ impl Pipeline {
             (Ok(embedding), _) => {
                 Ok(Vectorized { saved, format, width, height, len, sha256, embedding, file })
             }
-            // The client sent something that cannot be decoded. It does not stay saved.
+            // The client sent something that cannot be decoded, so its file is removed.
             (Err(error), _) if error.is_about_the_picture() => {
                 if let (Some(saved), FileMode::Final) = (saved, file_mode) {
                     self.store.remove(saved.saved_as).await;
@@ -300,7 +302,8 @@ impl Pipeline {
             if received > max_bytes {
                 return Err(Error::TooManyBytes { limit: max_bytes, size: None }.into());
             }
-            // A larger picture goes to the staging file. Then only one chunk is in memory.
+            // A picture that does not fit into the spool's memory goes to a staging file. Then only
+            // one chunk and a small buffer are in memory.
             let is_in_memory = received <= max_bytes_in_memory as u64;
             let needed = if is_in_memory { received } else { MEMORY_STEP };
             memory.grow_to(needed).map_err(no_memory)?;
@@ -312,8 +315,9 @@ impl Pipeline {
         Ok(SpooledPicture { client, spooled, memory })
     }
 
-    /// Waits for a client's permit to be at work. After its request was admitted, others may have
-    /// taken the last permits. Half of the time is enough to wait: the rest is needed for the work.
+    /// Waits for a permit that lets the client's picture be at work. Since the request was admitted,
+    /// other requests may have taken the last permits. This waits for at most half of the request's
+    /// time, because the work needs the other half.
     async fn wait_for_permit(&self, client: ClientNetwork) -> Result<SharePermit, Error> {
         let wait_deadline = Instant::now() + self.limits.request_timeout / 2;
         let at_work = self.at_work.take(client, 1, wait_deadline).await;
@@ -342,7 +346,7 @@ fn no_memory(_: NotEnoughUnits) -> Error {
     Error::Overloaded(OverloadReason::Memory)
 }
 
-/// The staging file is in the store's folder, so its errors count as errors of saving.
+/// The staging file is in the store's folder, so an error of the spool counts as an error of the store.
 fn spool_error(error: spool::Error) -> Error {
     store::Error::from(error).into()
 }
