@@ -17,8 +17,8 @@ use serde_json::value::RawValue;
 #[path = "service/samples.rs"]
 mod samples;
 
-/// The sizes of the pictures in bytes. The first two can be sent inline, the second one barely; the
-/// third must be uploaded.
+/// The sizes of the pictures in bytes. The first two pictures can be sent inline; the second is almost
+/// as large as an inline picture can be. The third picture must be uploaded.
 const SIZES: [usize; 3] = [34 * 1024, 149_000, 2 << 20];
 
 /// The size of the chunks in which hyper delivers a body, in bytes.
@@ -32,7 +32,7 @@ fn embedding() -> Box<RawValue> {
     RawValue::from_string(samples::embedding()).unwrap()
 }
 
-/// Receives a picture: hashes it, and copies it to memory or to a staging file.
+/// Receives a picture: hashes its bytes, and copies them to memory or to a staging file.
 #[divan::bench(args = SIZES)]
 fn spool(bencher: Bencher<'_, '_>, len: usize) {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -45,11 +45,11 @@ fn spool(bencher: Bencher<'_, '_>, len: usize) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     bencher.counter(BytesCount::new(len)).bench_local(|| {
         runtime.block_on(async {
-            let mut spool = store.spool(InlineImage::largest_picture(200_000));
+            let mut picture = store.spool(InlineImage::largest_picture(200_000));
             for chunk in &chunks {
-                spool.write(chunk).await.unwrap();
+                picture.write(chunk).await.unwrap();
             }
-            spool.finish().await.unwrap()
+            picture.finish().await.unwrap()
         })
     });
 }
@@ -76,7 +76,7 @@ fn check_vector(bencher: Bencher<'_, '_>) {
         .bench(|| Vector::from_json(black_box(&raw)).unwrap());
 }
 
-/// Serializes a vector, which is most of an answer.
+/// Serializes a vector. The vector is the largest part of an answer.
 #[divan::bench]
 fn serialize_vector(bencher: Bencher<'_, '_>) {
     let vector = Vector::from_json(&embedding()).unwrap();

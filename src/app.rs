@@ -26,7 +26,7 @@ use crate::{
     web::{self, AppState},
 };
 
-/// How long the test at start that decodes one pixel may take.
+/// The timeout of the decoder's test at start, which decodes one pixel.
 const DECODER_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A service that is bound to its port and ready to serve.
@@ -35,7 +35,7 @@ pub struct App {
     server: Server,
     router: Router,
     state: AppState,
-    /// The running stand-in for NVIDIA. Dropping this stops it.
+    /// The running stand-in for NVIDIA. It stops when this field is dropped.
     _sandbox: Option<Sandbox>,
 }
 
@@ -53,7 +53,7 @@ pub enum BuildError {
     Decoder(#[source] decoder::Error),
     /// TLS cannot be set up, or the proxy's URL is invalid.
     #[error("cannot set up the HTTP clients")]
-    Client(#[from] reqwest::Error),
+    HttpClient(#[from] reqwest::Error),
     /// The sandbox cannot start.
     #[error("cannot start the sandbox")]
     Sandbox(#[source] io::Error),
@@ -90,7 +90,7 @@ impl App {
 
         let limits = config.limits;
         let max_pixels = limits.max_image_pixels;
-        let UpstreamSetup { nvidia, key, source, sandbox } = UpstreamSetup::new(
+        let UpstreamSetup { nvidia_settings, key, source, sandbox } = UpstreamSetup::new(
             config.upstream,
             config.nvidia,
             max_pixels,
@@ -98,21 +98,26 @@ impl App {
             store.staging(),
         )
         .await?;
-        let (fetch, sample_url, sandbox_routes) = match &sandbox {
+        let (fetch_settings, sample_url, sandbox_routes) = match &sandbox {
             Some(_) => {
                 let port = server.address().port();
-                let fetch = allow_own_server(config.fetch, port);
-                (fetch, Some(sandbox::sample_url(port)), sandbox::photo_router())
+                let fetch_settings = allow_own_server(config.fetch, port);
+                (fetch_settings, Some(sandbox::sample_url(port)), sandbox::photo_router())
             }
             None => (config.fetch, None, Router::new()),
         };
 
         let trust = Trust::probe();
         let background = server.background();
-        let client =
-            nvidia::Client::new(nvidia, key, Arc::clone(&metrics), background.clone(), trust)?;
+        let nvidia_client = nvidia::Client::new(
+            nvidia_settings,
+            key,
+            Arc::clone(&metrics),
+            background.clone(),
+            trust,
+        )?;
         let embedder = Embedder::new(
-            client,
+            nvidia_client,
             decoder,
             store.staging(),
             &config.embed,
@@ -129,7 +134,7 @@ impl App {
                 limits,
                 metrics: Arc::clone(&metrics),
             },
-            fetcher: Fetcher::new(fetch, &lookup, trust)?,
+            fetcher: Fetcher::new(fetch_settings, &lookup, trust)?,
             metrics,
             model: source.model,
             sample_url,
@@ -144,7 +149,7 @@ impl App {
         self.server.address()
     }
 
-    /// Serves until `stop` completes, then drains within the configured times.
+    /// Serves until `stop` completes. Then the running requests get the configured time to finish.
     pub async fn serve(self, stop: impl Future<Output = ()>) {
         let store = self.state.pipeline.store.clone();
         tokio::select! {
@@ -156,35 +161,36 @@ impl App {
 
 /// The settings, key and source for calls to the upstream, which is NVIDIA or the sandbox.
 struct UpstreamSetup {
-    nvidia: nvidia::Settings,
+    nvidia_settings: nvidia::Settings,
     key: ApiKey,
     source: Source,
-    /// The running stand-in, in sandbox mode.
+    /// The running stand-in for NVIDIA. `None` if the upstream is NVIDIA.
     sandbox: Option<Sandbox>,
 }
 
 impl UpstreamSetup {
     async fn new(
         upstream: Upstream,
-        nvidia: nvidia::Settings,
+        nvidia_settings: nvidia::Settings,
         max_pixels: u64,
         decoder: &Decoder,
         staging: Staging,
     ) -> Result<Self, BuildError> {
         match upstream {
             Upstream::Nvidia(key) => {
-                let endpoint = nvidia.infer_url.to_string();
+                let endpoint = nvidia_settings.infer_url.to_string();
                 let source = Source { model: nvidia::MODEL, endpoint };
-                Ok(Self { nvidia, key, source, sandbox: None })
+                Ok(Self { nvidia_settings, key, source, sandbox: None })
             }
             Upstream::Sandbox => {
                 let sandbox = Sandbox::start(max_pixels, decoder.clone(), staging).await;
                 let sandbox = sandbox.map_err(BuildError::Sandbox)?;
-                // The endpoint is part of the cache's keys. The stand-in's URL would not do: its port
-                // changes with each start. Its vectors may change with each version.
+                // The endpoint is part of the cache's keys. It cannot be the stand-in's URL, because the
+                // port changes with each start. It contains the version, because the stand-in's
+                // vectors may change with each version.
                 let endpoint = concat!("imagesvc ", env!("CARGO_PKG_VERSION")).to_owned();
                 Ok(Self {
-                    nvidia: sandbox.settings(nvidia),
+                    nvidia_settings: sandbox.settings(nvidia_settings),
                     key: sandbox.key(),
                     source: Source { model: sandbox::MODEL, endpoint },
                     sandbox: Some(sandbox),

@@ -1,6 +1,6 @@
 //! Decodes Base64 in the forms in which clients send it: in the standard or the URL-safe alphabet;
-//! with padding, without, or with too much of it; with line breaks, JSON escapes, surrounding blanks
-//! or a `data:` prefix.
+//! with correct, missing or surplus padding; with line breaks, JSON escapes, surrounding blanks or a
+//! `data:` prefix.
 //!
 //! The text is normalized in place, so that a large body needs no second buffer of the same size.
 
@@ -14,8 +14,8 @@ use base64::{
 /// How many characters a caller of [`decode`] should pass at once; a multiple of four.
 pub const CHUNK_LEN: usize = 64 * 1024;
 
-/// Accepts no padding: [`normalize`] has checked and removed it. Ignores unused bits of the last
-/// character, like Python.
+/// Accepts no padding, because [`normalize`] has checked and removed the padding. Ignores unused bits
+/// of the last character, like Python.
 static ENGINE: LazyLock<Simd> = LazyLock::new(|| {
     Simd::standard(
         GeneralPurposeConfig::new()
@@ -27,16 +27,17 @@ static ENGINE: LazyLock<Simd> = LazyLock::new(|| {
 /// How many bytes [`standard_prefix_len`] checks at once.
 const BLOCK_LEN: usize = 64;
 
-/// Marks line breaks and tabs in [`MEANINGS`].
+/// In [`MEANINGS`], marks line breaks and tabs.
 const SKIPPED: u8 = 0;
-/// Marks padding in [`MEANINGS`].
+/// In [`MEANINGS`], marks padding.
 const PADDING: u8 = 1;
-/// Marks all other bytes that are not Base64 in [`MEANINGS`], including spaces.
+/// In [`MEANINGS`], marks all other bytes that are not Base64, including spaces. The largest mark: all
+/// characters of the alphabet are larger.
 const INVALID: u8 = 2;
 
 /// The meaning of each byte: a character of the standard alphabet, or one of the marks above. A
-/// table is faster than comparisons: a processor often mispredicts branches that distinguish letters
-/// from digits.
+/// table is faster than comparisons, because processors often mispredict branches that distinguish
+/// letters from digits.
 const MEANINGS: [u8; 256] = {
     let mut table = [INVALID; 256];
     let mut byte = 0;
@@ -54,8 +55,8 @@ const MEANINGS: [u8; 256] = {
     table
 };
 
-/// The largest JSON body of a picture with this many bytes: the Base64 text, and some space for line
-/// breaks, escapes and the rest of the JSON.
+/// The most bytes of a JSON body whose picture has at most `max_image_bytes`. They suffice for the
+/// Base64 text, some line breaks and escapes, and the rest of the JSON.
 pub fn body_limit(max_image_bytes: u64) -> u64 {
     let text_len = max_image_bytes.div_ceil(3) * 4;
     text_len + text_len / 12 + 64 * 1024
@@ -70,7 +71,7 @@ pub enum Base64Error {
     /// A `data:` URL without a comma.
     #[error("image_base64 begins with data: but has no comma before the Base64 text.")]
     NoComma,
-    /// A character that belongs to neither alphabet.
+    /// A character that does not belong to the alphabets.
     #[error(
         "image_base64 contains characters that are not Base64; send the output of the base64 command."
     )]
@@ -106,8 +107,9 @@ fn standard_prefix_len(text: &[u8]) -> usize {
             | (*byte == b'/')
     };
     // `fold` with `&` has no branch for each byte, so that the compiler can vectorize the loop.
-    let is_standard_block =
-        |block: &&[u8]| block.iter().fold(true, |is_so_far, byte| is_so_far & is_standard(byte));
+    let is_standard_block = |block: &&[u8]| {
+        block.iter().fold(true, |are_standard, byte| are_standard & is_standard(byte))
+    };
     text.chunks_exact(BLOCK_LEN).take_while(is_standard_block).count() * BLOCK_LEN
 }
 
@@ -139,18 +141,18 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
     }
     match ((to - start) % 4, padding) {
         _ if to == start => Err(Base64Error::Empty),
-        // Missing and additional padding is accepted. But one `=` instead of two means that the text
+        // Missing and surplus padding is accepted. But one `=` instead of two means that the text
         // was truncated.
         (0 | 3, _) | (2, 0 | 2..) => Ok(start..to),
         _ => Err(Base64Error::Length),
     }
 }
 
-/// Finds the Base64 text, without surrounding blanks and without a `data:` prefix.
+/// Returns the range of the Base64 text, without surrounding blanks and without a `data:` prefix.
 fn encoded_range(text: &[u8]) -> Result<Range<usize>, Base64Error> {
-    let is_no_blank = |byte: &u8| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+    let is_not_blank = |byte: &u8| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
     let skip_blanks = |from: usize| {
-        text[from..].iter().position(is_no_blank).map_or(text.len(), |blanks| from + blanks)
+        text[from..].iter().position(is_not_blank).map_or(text.len(), |blanks| from + blanks)
     };
     let mut start = skip_blanks(0);
     if text[start..].get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:")) {
@@ -158,7 +160,7 @@ fn encoded_range(text: &[u8]) -> Result<Range<usize>, Base64Error> {
             text[start..].iter().position(|byte| *byte == b',').ok_or(Base64Error::NoComma)?;
         start = skip_blanks(start + comma + 1);
     }
-    let end = text.iter().rposition(is_no_blank).map_or(start, |last| (last + 1).max(start));
+    let end = text.iter().rposition(is_not_blank).map_or(start, |last| (last + 1).max(start));
     Ok(start..end)
 }
 

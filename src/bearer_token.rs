@@ -2,7 +2,7 @@
 //!
 //! A mistake in the configuration often yields an invalid key: quotes around the key, a variable that
 //! was not substituted, or a whole line of a file. With such a key, the service would refuse every
-//! client, or NVIDIA would refuse the service. Therefore the service does not start with it.
+//! client, or NVIDIA would refuse the service. Therefore the service does not start with such a key.
 
 /// Placeholders for a key in documentation.
 const PLACEHOLDERS: [&str; 3] = ["your_actual_api_key_here", "your_api_key", "changeme"];
@@ -10,7 +10,8 @@ const PLACEHOLDERS: [&str; 3] = ["your_actual_api_key_here", "your_api_key", "ch
 /// Checks that a key has the syntax of `token68` (RFC 7235, section 2.1) and is not a placeholder.
 ///
 /// # Errors
-/// A relative clause that follows the words "a key". It does not quote the key.
+/// A text that is written to follow the words "a key", as in "a key that is a placeholder of the
+/// documentation". It does not quote the key.
 pub(crate) fn check(text: &str) -> Result<(), &'static str> {
     let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
     let without_padding = text.trim_end_matches('=');
@@ -33,7 +34,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_that_is_not_a_key_is_an_error() {
+    fn keys_are_accepted_and_placeholders_and_other_texts_are_errors() {
         for key in ["nvapi-1", "nvapi-AbC_d-9.e~f+g/h", "Zm9v==", "a"] {
             assert_eq!(check(key), Ok(()), "{key}");
         }

@@ -24,8 +24,8 @@ pub fn run() -> ExitCode {
     let _log = LogGuard;
     let outcome = Runtime::new().map_err(Into::into).and_then(|runtime| {
         let outcome = runtime.block_on(run_command(command, config));
-        // All requests have ended. Only a look-up or a hanging disk can still block a thread, and
-        // the process does not wait longer for such a thread.
+        // All requests have ended. Only a look-up or a hanging disk can still block a thread. The
+        // process waits at most a second for such a thread.
         runtime.shutdown_timeout(Duration::from_secs(1));
         outcome
     });
@@ -36,7 +36,7 @@ pub fn run() -> ExitCode {
     })
 }
 
-/// Closes the log when dropped, so that its last lines are written even after a panic.
+/// Closes the log when dropped, so that the last lines of the log are written even after a panic.
 struct LogGuard;
 
 impl Drop for LogGuard {

@@ -44,7 +44,7 @@ pub use upstream::Upstream;
 /// How the warning about missing client keys begins.
 const NO_CLIENT_KEYS: &str = "no client keys are set";
 
-/// All settings of the service, checked.
+/// All settings of the service, parsed and checked.
 #[derive(Debug)]
 pub struct Config {
     /// What computes the embeddings.
@@ -99,8 +99,8 @@ impl std::error::Error for SettingErrors {}
 
 impl Config {
     /// Reads the command and the settings from the process's arguments, its environment, and `.env`
-    /// in the working directory. Exits if the arguments are invalid, or after printing the help or
-    /// the list of settings that they request.
+    /// in the working directory. Exits if the arguments are invalid, or if they request the help or
+    /// the list of settings.
     ///
     /// # Errors
     /// All errors of the settings.
@@ -147,7 +147,7 @@ impl Config {
             web: web::resolve(&mut reader),
             server: server::resolve(&mut reader),
             telemetry: telemetry::resolve(&mut reader),
-            // `None` always comes with an error, and then this `Config` is not returned.
+            // If `upstream` is `None`, there is an error, and this `Config` is not returned.
             upstream: upstream.unwrap_or(Upstream::Sandbox),
             warnings: Vec::new(),
         };
@@ -157,7 +157,7 @@ impl Config {
         let listed = SETTINGS.iter().map(|setting| setting.name).collect();
         debug_assert!(
             names_read.is_subset(&listed),
-            "settings.rs lists no {:?}",
+            "settings.rs must list {:?}",
             &names_read - &listed
         );
         if errors.is_empty() {
@@ -168,7 +168,7 @@ impl Config {
         }
     }
 
-    /// Adds an error for settings that are valid, but not in combination.
+    /// Adds an error if settings are valid individually, but not together.
     fn check_combinations(&self, reader: &mut Reader<'_>) {
         // The Base64 route reads a whole body into memory. The memory of all requests together must
         // be large enough for one such body.
@@ -185,7 +185,7 @@ impl Config {
         }
     }
 
-    /// Adds a warning for settings that are allowed but risky.
+    /// Adds a warning if the settings are allowed but risky.
     fn add_warnings(&self, reader: &mut Reader<'_>) {
         if matches!(self.upstream, Upstream::Nvidia(_)) && self.web.keys.is_empty() {
             reader.warnings.push(format!(

@@ -3,8 +3,9 @@
 //!
 //! Pictures may be hostile, and no check of a header can predict how much memory and time a decoder
 //! will take: a file of a few hundred bytes can make a decoder take gigabytes or run for ever. Only
-//! the operating system can stop that, and it can stop processes, but not threads. Starting a process
-//! for each picture takes a millisecond or two, and its memory is free again when it ends.
+//! the operating system can stop such a decoder, and it can stop a process, but not a single thread.
+//! Starting a process for each picture takes a millisecond or two. When the process ends, the system
+//! frees all its memory.
 
 use std::{io, path::PathBuf, sync::Arc, thread::available_parallelism};
 
@@ -21,9 +22,9 @@ use crate::{
     spool::{self, Spool, Spooled, Staging},
     telemetry::Metrics,
 };
-use limits::{plan_job, reserved_for_small, reserved_memory};
+use limits::{memory_reserved_for_small_jobs, memory_to_reserve, plan_job};
 use process::Process;
-use protocol::MAX_MESSAGE;
+use protocol::MAX_MESSAGE_LEN;
 
 mod child;
 mod limits;
@@ -55,7 +56,7 @@ impl Settings {
     }
 }
 
-/// Returns a link to the running program, because an upgrade may have replaced the file at its path.
+/// Returns a link to the running program. An upgrade may have replaced the file at the program's path.
 #[cfg(target_os = "linux")]
 fn this_program() -> PathBuf {
     "/proc/self/exe".into()
@@ -98,8 +99,8 @@ pub enum Error {
     Panicked(#[from] JoinError),
 }
 
-/// Decodes pictures. Limits how many are decoded at the same time, and queues the others fairly among
-/// clients. Clones are cheap and share the queue.
+/// Decodes pictures. Limits how many pictures are decoded at the same time. The others wait in a queue
+/// that is fair to all clients. Clones are cheap and share the queue.
 #[derive(Debug, Clone)]
 pub struct Decoder(Arc<Inner>);
 
@@ -114,12 +115,12 @@ impl Decoder {
     /// Creates a decoder.
     pub fn new(settings: Settings, metrics: Arc<Metrics>) -> Self {
         let max_memory = settings.max_memory;
-        let queue =
-            FairQueue::new(settings.max_children, max_memory, reserved_for_small(max_memory));
+        let reserved = memory_reserved_for_small_jobs(max_memory);
+        let queue = FairQueue::new(settings.max_children, max_memory, reserved);
         Self(Arc::new(Inner { settings, queue, metrics }))
     }
 
-    /// Decodes a client's picture into the spool. Fails when the deadline passes first.
+    /// Decodes a client's picture and writes the result to `spool`. Fails if the deadline passes first.
     ///
     /// # Errors
     /// [`Error`]
@@ -155,9 +156,10 @@ impl Decoder {
         let picture_to_plan = picture.clone();
         let max_memory = self.0.settings.max_memory;
         let planning = spawn_blocking(move || plan_job(&picture_to_plan, target, max_memory));
+        // The three `?` are for the deadline, for a panic of the thread, and for the planning itself.
         let job = timeout_at(deadline, planning).await.map_err(|_| Error::QueueTimeout)???;
 
-        let permit = self.0.queue.take(client, reserved_memory(&job), deadline);
+        let permit = self.0.queue.take(client, memory_to_reserve(&job), deadline);
         let permit = permit.await.ok_or(Error::QueueTimeout)?;
 
         let program = self.0.settings.program.clone();
@@ -177,10 +179,10 @@ impl Decoder {
     pub async fn self_test(&self, deadline: Instant) -> Result<(), Error> {
         let picture = probe(Content::Memory(BLACK_PIXEL.into()), 1)?;
         let target = Target::Square { side: 1 };
-        // Both the result and an error message fit into memory, so the spool never uses its folder.
+        // The result and any error message fit into the spool's memory, so it never uses its folder.
         let folder = std::env::temp_dir();
         let space = DiskSpace::new(folder.clone(), 0);
-        let spool = Staging::new(folder, space).spool(MAX_MESSAGE);
+        let spool = Staging::new(folder, space).spool(MAX_MESSAGE_LEN);
         let pixel =
             self.decode(&picture, ClientNetwork::UNKNOWN, target, deadline, spool).await?.content;
         match pixel.read_at(0, 3).as_deref() {
@@ -190,8 +192,8 @@ impl Decoder {
     }
 }
 
-/// Returns the arguments for a picture's child, including its limits. All children together may use
-/// `max_memory` bytes. Blocks the thread.
+/// Returns the arguments for the child process that decodes a picture. They include the limits of the
+/// process. All child processes together may use `max_memory` bytes. Blocks the thread.
 ///
 /// # Errors
 /// [`image::Error::BadHeader`], [`image::Error::TooMuchToDecode`].

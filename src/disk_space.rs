@@ -2,10 +2,11 @@
 //!
 //! Each file needs a [`SpacePermit`] before it is written. Because of the permits, many files that
 //! are written at the same time cannot use up the reserve. A permit grows as bytes arrive, and not
-//! by a declared length: a client that only declares a large picture takes no space from others.
+//! by a declared length: a client that declares a large picture but sends few bytes takes no space
+//! from others.
 //!
-//! Free space is measured at most once a second. If little more than the reserve is free, it is
-//! measured before each grant.
+//! Usually, free space is measured at most once a second. If little more than the reserve is free,
+//! the free space is measured before each grant.
 
 use std::{
     fmt, io,
@@ -53,7 +54,7 @@ pub fn free_space(folder: &Path) -> io::Result<FreeSpace> {
     Ok(FreeSpace { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })
 }
 
-/// Why a permit cannot grow.
+/// Why no space was granted, or why the free space is unknown.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// The file would take space of the reserve.
@@ -91,8 +92,8 @@ impl From<Error> for io::Error {
     }
 }
 
-/// The disk of a folder, and the reserve that must stay free on it. Clones share their permits:
-/// space that one clone has granted is not granted again by another.
+/// The disk of a folder, and the reserve that must stay free on it. Clones share their ledger: space
+/// that one clone has granted is not granted again by another clone.
 #[derive(Clone)]
 pub struct DiskSpace(Arc<Inner>);
 
@@ -100,7 +101,7 @@ type Measure = dyn Fn(&Path) -> io::Result<FreeSpace> + Send + Sync;
 
 struct Inner {
     folder: PathBuf,
-    reserve: u64,
+    reserved_bytes: u64,
     measure: Box<Measure>,
     ledger: Mutex<Ledger>,
     sampler: Sampler<Result<FreeSpace, Error>>,
@@ -108,34 +109,34 @@ struct Inner {
 
 impl fmt::Debug for DiskSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { folder, reserve, .. } = &*self.0;
+        let Inner { folder, reserved_bytes, .. } = &*self.0;
         f.debug_struct("DiskSpace")
             .field("folder", folder)
-            .field("reserve", reserve)
+            .field("reserved_bytes", reserved_bytes)
             .finish_non_exhaustive()
     }
 }
 
 impl DiskSpace {
-    /// The disk of `folder`, where `reserve` bytes must stay free; 0 means no reserve.
-    pub fn new(folder: PathBuf, reserve: u64) -> Self {
-        Self::with_measure(folder, reserve, free_space)
+    /// The disk of `folder`, where `reserved_bytes` must stay free; 0 means no reserve.
+    pub fn new(folder: PathBuf, reserved_bytes: u64) -> Self {
+        Self::with_measure(folder, reserved_bytes, free_space)
     }
 
     /// Like [`Self::new`], with a function that measures free space, for tests.
     pub fn with_measure(
         folder: PathBuf,
-        reserve: u64,
+        reserved_bytes: u64,
         measure: impl Fn(&Path) -> io::Result<FreeSpace> + Send + Sync + 'static,
     ) -> Self {
         let measure = Box::new(measure);
         let (ledger, sampler) = (Mutex::default(), Sampler::default());
-        Self(Arc::new(Inner { folder, reserve, measure, ledger, sampler }))
+        Self(Arc::new(Inner { folder, reserved_bytes, measure, ledger, sampler }))
     }
 
     /// The bytes that must stay free.
     pub fn reserve(&self) -> u64 {
-        self.0.reserve
+        self.0.reserved_bytes
     }
 
     /// The free space, measured at most a second ago.
@@ -160,7 +161,7 @@ impl DiskSpace {
     /// [`Error`]
     pub fn measure_and_check_space(&self) -> Result<(), Error> {
         self.measure()?;
-        Ok(self.ledger().check(Amount::of_file(1), self.0.reserve)?)
+        Ok(self.ledger().check(Amount::of_file(1), self.0.reserved_bytes)?)
     }
 
     /// Returns a permit for one file. At first, it grants no space.
@@ -173,7 +174,7 @@ impl DiskSpace {
         if !self.try_grant_by_recent_measurement(more) {
             // The free space is close to the reserve, or the latest measurement is too old.
             self.free_space_no_older_than(Duration::ZERO).await?;
-            self.ledger().grant(more, self.0.reserve)?;
+            self.ledger().grant(more, self.0.reserved_bytes)?;
         }
         Ok(())
     }
@@ -181,14 +182,14 @@ impl DiskSpace {
     fn acquire_blocking(&self, more: Amount) -> Result<(), Error> {
         if !self.try_grant_by_recent_measurement(more) {
             self.measure()?;
-            self.ledger().grant(more, self.0.reserve)?;
+            self.ledger().grant(more, self.0.reserved_bytes)?;
         }
         Ok(())
     }
 
     fn try_grant_by_recent_measurement(&self, more: Amount) -> bool {
         let since = Instant::now().checked_sub(MAX_AGE);
-        self.ledger().try_grant_by_recent_measurement(more, self.0.reserve, since)
+        self.ledger().try_grant_by_recent_measurement(more, self.0.reserved_bytes, since)
     }
 
     async fn free_space_no_older_than(&self, max_age: Duration) -> Result<FreeSpace, Error> {
@@ -248,8 +249,8 @@ impl SpacePermit {
         Ok(())
     }
 
-    /// Records that the first `len` bytes of the file are written. From now on, the system no longer
-    /// reports their space as free.
+    /// Records that the first `len` bytes of the file are written: the system no longer reports the
+    /// space of these bytes as free.
     pub fn mark_written(&mut self, len: u64) {
         let more = Amount::of_file(len).min(self.granted).saturating_sub(self.written);
         self.space.ledger().mark_written(more);

@@ -5,8 +5,8 @@
 //! request join a running call for the same picture, or lead a new call. The call (`call`) prepares
 //! the picture as `plan` chooses, and sends it. A queue limits how many calls run at once.
 //!
-//! Each call runs in a task of its own. If a client disconnects, its call still ends: other
-//! requests may have joined it, and its embedding is cached.
+//! Each call runs in a task of its own. If a client disconnects, its call still runs to completion:
+//! other requests may have joined the call, and the embedding is cached.
 
 use std::{sync::Arc, time::Duration};
 
@@ -43,14 +43,15 @@ pub use settings::{
     CallSettings, FAILED_UPLOAD_PAUSE, LargeImages, REFUSED_UPLOAD_PAUSE, Settings,
 };
 
-/// How long after the deadline a request still waits for its call. The call has the same deadline,
-/// and the call's own error says more precisely what took too long.
+/// How long after the deadline a request still waits for the outcome of its call. The call has the
+/// same deadline, and its own error says more precisely what took too long.
 const GRACE: Duration = Duration::from_millis(50);
 
 /// How long the look-up on disk may take. After that, NVIDIA is called.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The model and endpoint that compute the embeddings. Each source has its own cache entries.
+/// The model and endpoint that compute the embeddings. The cache never returns the embedding of
+/// another source.
 #[derive(Debug, Clone)]
 pub struct Source {
     /// The model's name, as answers contain it.
@@ -64,7 +65,7 @@ pub struct Source {
 pub struct Job {
     /// The picture.
     pub picture: Picture,
-    /// SHA-256 of its bytes.
+    /// SHA-256 of the picture's bytes.
     pub sha256: Sha256,
     /// The client that sent the picture.
     pub client: ClientNetwork,
@@ -72,7 +73,7 @@ pub struct Job {
     pub cache_mode: CacheMode,
     /// When the embedding must be ready.
     pub deadline: Instant,
-    /// The picture's permits, held until both its request and its call have ended.
+    /// The picture's permits. They are returned when both the request and the call have ended.
     pub permits: Arc<PicturePermits>,
 }
 
@@ -81,14 +82,14 @@ pub struct Job {
 pub struct PicturePermits {
     /// Counts the picture towards the limit of pictures that are processed at once.
     pub at_work: SharePermit,
-    /// Counts its bytes towards the limit of memory.
+    /// Counts the picture's memory towards the limit of memory for bodies.
     pub memory: SharePermit,
 }
 
 /// Whether a cached embedding may be returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheMode {
-    /// A cached embedding may be returned, or that of a running call.
+    /// The request may get a cached embedding, or the embedding of a running call.
     Use,
     /// The request always makes a call of its own.
     Bypass,
@@ -148,32 +149,33 @@ impl Embedder {
         self.0.settings.largest_inline()
     }
 
-    /// The memory that sending one picture needs, in bytes.
+    /// The most memory that one picture needs until its inline request has been sent, in bytes.
     pub fn inline_memory(&self) -> u64 {
         self.0.settings.inline_memory()
     }
 
     /// How long a new picture of this client is expected to wait for its call.
     pub fn expected_wait(&self, client: ClientNetwork) -> Duration {
-        self.0.queue.expected_wait(client, 1)
+        self.0.queue.expected_wait(client)
     }
 
-    /// The most calls that one batch makes at once: three quarters of all, so that other pictures
-    /// of the same client find a permit.
-    pub fn calls_of_a_batch(&self) -> usize {
-        (self.0.settings.max_concurrency * 3 / 4).max(1)
+    /// The most calls that one batch makes at once: three quarters of the calls that may run at
+    /// once. Calls for other pictures of the same client can then run beside the batch.
+    pub fn max_calls_per_batch(&self) -> usize {
+        self.0.settings.max_calls_per_batch()
     }
 
     /// Returns a cached embedding, if there is one and the cache may be used.
     pub async fn look_up(&self, sha256: Sha256, cache_mode: CacheMode) -> Option<Embedding> {
         let found = self.0.look_up(&self.0.cache.key(sha256), cache_mode).await?;
-        Some(self.count_lookup(found, true, cache_mode))
+        Some(self.count_lookup(found, cache_mode))
     }
 
-    /// Reserves calls for a client's pictures, all or none.
+    /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or none.
     ///
     /// # Errors
-    /// [`Error`] if the pace or the queue leaves no time for them before the deadline.
+    /// [`Error`] if the limit on calls per minute or the queue would delay the last call past the
+    /// deadline.
     pub fn reserve(
         &self,
         client: ClientNetwork,
@@ -183,7 +185,8 @@ impl Embedder {
         self.0.reserve(client, count, deadline)
     }
 
-    /// The most calls, up to `at_most`, that the pace could ever allow one client within `time`.
+    /// The most calls, up to `at_most`, that one client can make within `time` while nobody else makes
+    /// any, by the limit on calls per minute.
     pub fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
         self.0.nvidia.largest_reservation(at_most, time)
     }
@@ -193,13 +196,13 @@ impl Embedder {
         self.0.queue.waiting()
     }
 
-    /// The state of the key according to NVIDIA's latest response.
+    /// The state of the API key according to NVIDIA's latest response.
     pub fn key_state(&self) -> nvidia::KeyState {
         self.0.nvidia.key_state()
     }
 
-    /// Returns the embedding of a picture before its deadline. A call that it makes uses the
-    /// reservation; without one it makes its own.
+    /// Returns the embedding of a picture before the job's deadline. If this makes a call, the call
+    /// uses `reservation`; if that is `None`, a call is reserved first.
     ///
     /// # Errors
     /// [`Error`], shared by all requests that waited for the same call.
@@ -209,7 +212,8 @@ impl Embedder {
         mut reservation: Option<Reservation>,
     ) -> Result<Embedding, Arc<Error>> {
         let (key, deadline) = (self.0.cache.key(job.sha256), job.deadline);
-        // In the last quarter of its time, a request whose shared call failed starts no own call.
+        // If the call that a request joined fails in the last quarter of the request's time, the
+        // request does not start another call.
         let latest_start = deadline - deadline.saturating_duration_since(Instant::now()) / 4;
         loop {
             if let Some(found) = self.look_up_in_memory(&job, &key) {
@@ -233,7 +237,8 @@ impl Embedder {
             };
             let error = match outcome {
                 Ok(embedding) => {
-                    return Ok(self.count_lookup(embedding, is_leader, job.cache_mode));
+                    let embedding = if is_leader { embedding } else { embedding.shared() };
+                    return Ok(self.count_lookup(embedding, job.cache_mode));
                 }
                 Err(error) => error,
             };
@@ -248,19 +253,14 @@ impl Embedder {
         match job.cache_mode {
             CacheMode::Use => {
                 let found = self.0.cache.get_from_memory(key)?;
-                Some(self.count_lookup(found, true, job.cache_mode))
+                Some(self.count_lookup(found, job.cache_mode))
             }
             CacheMode::Bypass => None,
         }
     }
 
-    fn count_lookup(
-        &self,
-        embedding: Embedding,
-        is_leader: bool,
-        cache_mode: CacheMode,
-    ) -> Embedding {
-        let embedding = if is_leader { embedding } else { embedding.shared() };
+    /// Counts where the embedding comes from in the metrics, and returns the embedding.
+    fn count_lookup(&self, embedding: Embedding, cache_mode: CacheMode) -> Embedding {
         let outcome = match cache_mode {
             CacheMode::Use => embedding.provenance.name(),
             CacheMode::Bypass => "bypass",
@@ -285,7 +285,7 @@ impl Embedder {
                 Ok(embedding) => embedding.clone(),
                 Err(error) => {
                     if guard.is_abandoned() {
-                        tracing::info!(%error, "a call failed after all its requests had left");
+                        tracing::info!(%error, "a call failed when no client waited for it any more");
                     }
                     return guard.fail(outcome);
                 }
@@ -294,9 +294,9 @@ impl Embedder {
             if is_new {
                 inner.cache.insert_in_memory(key, &embedding);
             }
-            // The requests get the outcome before the disk is written. Until the vector is on disk,
-            // other requests can still join this call.
-            let _entry = guard.complete(outcome);
+            // The requests get the outcome before the vector is written to disk. Other requests can
+            // join this call until the entry is dropped, which is after the write.
+            let _entry_until_written = guard.complete(outcome);
             if is_new {
                 inner.cache.write_to_disk(key, &embedding).await;
             }
@@ -319,7 +319,8 @@ impl Inner {
         key: &CacheKey,
         reservation: Option<Reservation>,
     ) -> Outcome {
-        // This looks in memory again: another call may have ended since the first look-up.
+        // The request has looked in memory before. This looks there again, because another call may
+        // have ended since, and then on disk.
         if let Some(found) = self.look_up(key, job.cache_mode).await {
             return Ok(found);
         }

@@ -1,16 +1,16 @@
-//! A queue for permits that clients share fairly. A permit can include memory.
+//! A queue of jobs that need a permit. Clients share the permits fairly. A permit can include memory.
 //!
-//! One client cannot make another wait for all of its jobs. A free permit goes to the client that
-//! has the fewest permits. Among clients with equally many, it goes to the one that was served
-//! longest ago. Each client's jobs are served in the order of their arrival. A client that is alone
-//! can thus use all permits. A client that arrives gets the next free permit, even if other clients
-//! have queued many jobs.
+//! A free permit goes to the waiting client that has the fewest permits. Among clients with equally
+//! many permits, it goes to the client whose last permit was granted longest ago. Each client's jobs
+//! are served in the order of their arrival. While only one client has jobs, it can thus use all
+//! permits. A new client gets the next free permit, even if other clients have queued many jobs.
 //!
-//! Large and small jobs must not block each other. Some memory is reserved for small jobs, and one
-//! permit too if there are several. A job that needs more than the reserved memory is large, and
-//! gets nothing that is reserved. While the next job is a large one that waits for memory, small
-//! jobs may overtake it, but only with the reserved memory. Otherwise they would take the memory
-//! that the large job waits for.
+//! Jobs that need much memory must not block jobs that need little, and the other way round. Some
+//! memory is therefore reserved for small jobs, and one permit too if there are several permits. A
+//! job is large if it needs more memory than is reserved, else it is small. A large job never uses
+//! the reserved memory or permit. While the next job is large and waits for memory, small jobs may
+//! overtake it, but they may use only the reserved memory. Otherwise they would take the memory for
+//! which the large job waits.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -35,7 +35,7 @@ pub(crate) struct FairQueue(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    /// How long permits were in use recently: a moving average, in microseconds.
+    /// For how long permits were in use recently: a moving average, in microseconds.
     typical_hold_micros: AtomicU64,
 }
 
@@ -46,7 +46,7 @@ struct Capacity {
     /// In bytes.
     memory: u64,
     /// The part of `memory` that is reserved for small jobs, in bytes.
-    reserved_for_small: u64,
+    memory_reserved_for_small_jobs: u64,
 }
 
 /// The granted permits and the queued jobs.
@@ -61,18 +61,18 @@ struct State {
     /// The permits in use.
     permits: u64,
     /// The permits in use by large jobs.
-    permits_of_large: u64,
+    permits_of_large_jobs: u64,
     /// The memory in use by small jobs, in bytes.
-    memory_of_small: u64,
+    memory_of_small_jobs: u64,
     /// The memory in use by large jobs, in bytes.
-    memory_of_large: u64,
+    memory_of_large_jobs: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct ClientState {
-    /// The client's permits in use.
+    /// The number of the client's permits in use.
     permits: u64,
-    /// The client's jobs in the queue.
+    /// The number of the client's jobs in the queue.
     queued: u64,
     /// The value of [`State::grant_count`] when the client last got a permit.
     last_grant: u64,
@@ -86,7 +86,8 @@ struct QueuedJob {
     grant: oneshot::Sender<()>,
 }
 
-/// Belongs to the caller that submitted a [`QueuedJob`]. Dropping it removes the job from the queue.
+/// Owned by the caller that submitted a [`QueuedJob`]. Dropping the guard removes the job from the
+/// queue.
 struct QueueGuard {
     queue: Arc<Inner>,
     client: ClientNetwork,
@@ -100,29 +101,30 @@ pub(crate) struct Permit {
     queue: Arc<Inner>,
     client: ClientNetwork,
     memory: u64,
-    /// When the permit was granted; `None` if it was not used.
+    /// When the permit was granted; `None` if the permit was not used.
     used_since: Option<Instant>,
 }
 
 impl FairQueue {
-    /// A queue for `permits` permits (at least one) and `memory` bytes, of which
-    /// `reserved_for_small` bytes are reserved for small jobs.
-    pub(crate) fn new(permits: usize, memory: u64, reserved_for_small: u64) -> Self {
-        let capacity = Capacity { permits: permits.max(1) as u64, memory, reserved_for_small };
+    /// A queue for `permits` permits (at least one) and `memory` bytes. A part of the memory,
+    /// `memory_reserved_for_small_jobs`, is reserved for small jobs.
+    pub(crate) fn new(permits: usize, memory: u64, memory_reserved_for_small_jobs: u64) -> Self {
+        let permits = permits.max(1) as u64;
+        let capacity = Capacity { permits, memory, memory_reserved_for_small_jobs };
         let state = State {
             capacity,
             clients: HashMap::new(),
             queue: VecDeque::new(),
             grant_count: 0,
             permits: 0,
-            permits_of_large: 0,
-            memory_of_small: 0,
-            memory_of_large: 0,
+            permits_of_large_jobs: 0,
+            memory_of_small_jobs: 0,
+            memory_of_large_jobs: 0,
         };
         Self(Arc::new(Inner { state: Mutex::new(state), typical_hold_micros: AtomicU64::new(0) }))
     }
 
-    /// Waits for a permit with `memory` bytes. Returns `None` if the deadline passes.
+    /// Waits for a permit with `memory` bytes. Returns `None` if the deadline passes first.
     ///
     /// `memory` must not exceed the memory that is not reserved for small jobs.
     pub(crate) async fn take(
@@ -137,8 +139,9 @@ impl FairQueue {
         Some(Permit { queue, client, memory, used_since: Some(Instant::now()) })
     }
 
-    /// Like [`Self::take`], without memory. Also returns `None` if the permit comes so late that the
-    /// job would probably miss the deadline, by how long permits were in use recently.
+    /// Like [`Self::take`], for a permit without memory. Also returns `None` if the permit comes so
+    /// late that the job would probably end after the deadline. This is estimated from how long
+    /// permits were in use recently.
     pub(crate) async fn take_in_time(
         &self,
         client: ClientNetwork,
@@ -157,26 +160,33 @@ impl FairQueue {
         self.0.state().queue.len()
     }
 
-    /// How long the last of `count` jobs that this client submits now will probably wait, by how
-    /// long permits were in use recently.
-    pub(crate) fn expected_wait(&self, client: ClientNetwork, count: usize) -> Duration {
+    /// Estimates how long a job would wait if this client submitted it now, from how long permits
+    /// were in use recently.
+    pub(crate) fn expected_wait(&self, client: ClientNetwork) -> Duration {
         let state = self.0.state();
         let permits = state.capacity.permits;
-        let free = permits - state.permits;
-        if count as u64 <= free {
+        if state.permits < permits {
             return Duration::ZERO;
         }
-        let position = state.jobs_ahead_of(client) + count as u64 - free;
+        let position = state.jobs_ahead_of(client) + 1;
         self.0.typical_hold().mul_f64(position as f64 / permits as f64)
+    }
+
+    /// How long a permit was typically in use recently.
+    pub(crate) fn typical_hold(&self) -> Duration {
+        self.0.typical_hold()
     }
 
     /// Adds a job to the queue, and grants its permit at once if possible.
     fn enqueue(&self, client: ClientNetwork, memory: u64) -> QueueGuard {
         let (grant, granted) = oneshot::channel();
         let mut state = self.0.state();
-        debug_assert!(memory <= state.capacity.large_memory(), "the job would wait for ever");
+        debug_assert!(
+            memory <= state.capacity.memory_for_large_jobs(),
+            "the job would wait for ever"
+        );
         state.queue.push_back(QueuedJob { client, memory, grant });
-        state.change(client, |client| client.queued += 1);
+        state.update_client(client, |state| state.queued += 1);
         state.grant_permits();
         QueueGuard { queue: Arc::clone(&self.0), client, memory, granted }
     }
@@ -204,18 +214,18 @@ impl Inner {
 
 impl Capacity {
     /// The memory that all large jobs together may use, in bytes.
-    fn large_memory(self) -> u64 {
-        self.memory - self.reserved_for_small
+    fn memory_for_large_jobs(self) -> u64 {
+        self.memory - self.memory_reserved_for_small_jobs
     }
 
     /// The permits that all large jobs together may use.
-    fn large_permits(self) -> u64 {
-        let reserved = u64::from(self.reserved_for_small > 0);
+    fn permits_for_large_jobs(self) -> u64 {
+        let reserved = u64::from(self.memory_reserved_for_small_jobs > 0);
         (self.permits - reserved).max(1)
     }
 
     fn is_large(self, memory: u64) -> bool {
-        memory > self.reserved_for_small
+        memory > self.memory_reserved_for_small_jobs
     }
 }
 
@@ -224,21 +234,21 @@ impl State {
     fn grant_permits(&mut self) {
         while let Some(job) = self.next_job().and_then(|index| self.queue.remove(index)) {
             let QueuedJob { client, memory, grant } = job;
-            self.change(client, |client| client.queued -= 1);
+            self.update_client(client, |state| state.queued -= 1);
             // Sending fails if the caller no longer waits.
             if grant.send(()).is_ok() {
                 self.grant_count += 1;
                 let grant_count = self.grant_count;
-                self.change(client, |client| {
-                    client.permits += 1;
-                    client.last_grant = grant_count;
+                self.update_client(client, |state| {
+                    state.permits += 1;
+                    state.last_grant = grant_count;
                 });
                 self.permits += 1;
                 if self.capacity.is_large(memory) {
-                    self.permits_of_large += 1;
-                    self.memory_of_large += memory;
+                    self.permits_of_large_jobs += 1;
+                    self.memory_of_large_jobs += memory;
                 } else {
-                    self.memory_of_small += memory;
+                    self.memory_of_small_jobs += memory;
                 }
             }
         }
@@ -246,13 +256,13 @@ impl State {
 
     /// Takes a permit back.
     fn release(&mut self, client: ClientNetwork, memory: u64) {
-        self.change(client, |client| client.permits -= 1);
+        self.update_client(client, |state| state.permits -= 1);
         self.permits -= 1;
         if self.capacity.is_large(memory) {
-            self.permits_of_large -= 1;
-            self.memory_of_large -= memory;
+            self.permits_of_large_jobs -= 1;
+            self.memory_of_large_jobs -= memory;
         } else {
-            self.memory_of_small -= memory;
+            self.memory_of_small_jobs -= memory;
         }
         self.grant_permits();
     }
@@ -268,13 +278,13 @@ impl State {
             !is_closed
         });
         clients.retain(|_, client| client.permits + client.queued > 0);
-        // A removed job may have been the only reason why others waited.
+        // A removed job may have been the only reason why other jobs waited.
         self.grant_permits();
     }
 
-    fn change(&mut self, client: ClientNetwork, change: impl FnOnce(&mut ClientState)) {
+    fn update_client(&mut self, client: ClientNetwork, update: impl FnOnce(&mut ClientState)) {
         let mut state = self.client(client);
-        change(&mut state);
+        update(&mut state);
         if state.permits + state.queued > 0 {
             self.clients.insert(client, state);
         } else {
@@ -282,32 +292,32 @@ impl State {
         }
     }
 
-    /// The state of a client. An unknown client counts as served just before the client that was
-    /// served last. The unknown client thus goes before that client, but not before clients that
-    /// have waited longer.
+    /// The state of a client. A client that is not stored is treated as if it got its last permit just
+    /// before the most recent grant. With equally many permits, it thus goes before the client that
+    /// was served last, but not before clients that have waited longer.
     fn client(&self, client: ClientNetwork) -> ClientState {
         let last_grant = self.grant_count.saturating_sub(1);
-        let unknown = ClientState { last_grant, ..ClientState::default() };
-        self.clients.get(&client).copied().unwrap_or(unknown)
+        let new_client = ClientState { last_grant, ..ClientState::default() };
+        self.clients.get(&client).copied().unwrap_or(new_client)
     }
 
-    /// The index of the next job that can get a permit, if any.
+    /// The index of the job that gets the next permit, or `None` if no permit can be granted now.
     fn next_job(&self) -> Option<usize> {
         let index = self.first_job(|_| true)?;
         let memory = self.queue.get(index)?.memory;
         if self.can_grant(memory) {
             Some(index)
         } else if self.capacity.is_large(memory) {
-            let reserved = self.capacity.reserved_for_small;
+            let reserved = self.capacity.memory_reserved_for_small_jobs;
             self.first_job(|memory| {
-                self.memory_of_small + memory <= reserved && self.can_grant(memory)
+                self.memory_of_small_jobs + memory <= reserved && self.can_grant(memory)
             })
         } else {
             None
         }
     }
 
-    /// The index of the job that is served first, among those whose memory fits.
+    /// The index of the job that is served first, among the jobs whose memory fits.
     fn first_job(&self, memory_fits: impl Fn(u64) -> bool) -> Option<usize> {
         let fitting = self.queue.iter().enumerate().filter(|(_, job)| memory_fits(job.memory));
         let order = |(index, job): &(usize, &QueuedJob)| {
@@ -319,21 +329,22 @@ impl State {
 
     /// Whether a permit with this much memory can be granted now.
     fn can_grant(&self, memory: u64) -> bool {
-        let Self { capacity, memory_of_small, memory_of_large, .. } = self;
+        let Self { capacity, memory_of_small_jobs, memory_of_large_jobs, .. } = self;
         let fits = |in_use: u64, max: u64| in_use.saturating_add(memory) <= max;
         self.permits < capacity.permits
-            && fits(memory_of_small + memory_of_large, capacity.memory)
+            && fits(memory_of_small_jobs + memory_of_large_jobs, capacity.memory)
             && (!capacity.is_large(memory)
-                || self.permits_of_large < capacity.large_permits()
-                    && fits(*memory_of_large, capacity.large_memory()))
+                || self.permits_of_large_jobs < capacity.permits_for_large_jobs()
+                    && fits(*memory_of_large_jobs, capacity.memory_for_large_jobs()))
     }
 
-    /// How many queued jobs are served before a job that this client submits now. The client's own
-    /// queued jobs all go first. Of each other client, jobs go first until that client has more
-    /// permits than this one.
+    /// How many queued jobs would be served before a job that this client submits now. All queued
+    /// jobs of the client itself go first. Jobs of another client go first until the other client has
+    /// more permits than this client.
     fn jobs_ahead_of(&self, client: ClientNetwork) -> u64 {
         let own = self.client(client);
-        let own_permits = own.permits + own.queued; // after its queued jobs are served
+        // The client's permits when all of its queued jobs have been granted theirs.
+        let own_permits = own.permits + own.queued;
         let others = self.clients.iter().filter(|(other, _)| **other != client);
         let ahead = others.map(|(_, other)| {
             let until_equal = own_permits.saturating_sub(other.permits);

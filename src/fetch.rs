@@ -2,7 +2,7 @@
 //!
 //! The HTTP client resolves host names through `resolver.rs`, which checks every address. The HTTP
 //! client then connects to one of these checked addresses, without a second look-up. An IP address
-//! in a URL is not resolved: [`policy::Policy`] checks it, in the first URL and in every redirect.
+//! in a URL needs no look-up: [`policy::Policy`] checks it, in the first URL and in every redirect.
 
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +28,8 @@ pub use error::Error;
 pub use fetched::Fetched;
 pub use resolver::Lookup;
 
-/// The default User-Agent. Some hosts (Wikimedia among them) refuse agents without a name.
+/// The default User-Agent. Some hosts, such as Wikimedia, refuse requests that do not name their
+/// program.
 pub const USER_AGENT: &str =
     concat!("Mozilla/5.0 (compatible; imagesvc/", env!("CARGO_PKG_VERSION"), ")");
 
@@ -77,7 +78,13 @@ impl Fetcher {
         Ok(Self { guarded: http_client(&settings, resolver, trust)?, exceptions, settings })
     }
 
-    /// Requests the picture, and follows redirects. Look-ups count towards the limit of `client`.
+    /// The timeout of one fetch.
+    pub fn timeout(&self) -> Duration {
+        self.settings.timeout
+    }
+
+    /// Requests the picture, and follows redirects. Look-ups of host names count towards the limit of
+    /// `client`.
     /// Returns when the header of a successful response has arrived.
     ///
     /// # Errors
@@ -103,8 +110,8 @@ impl Fetcher {
                     target = self.settings.policy.check_redirect(&target.url, location)?;
                 }
                 status => {
-                    let retry_after = retry_after(response.headers(), SystemTime::now());
-                    return Err(Error::Status { status, retry_after });
+                    let wait = retry_after(response.headers(), SystemTime::now());
+                    return Err(Error::Status { status, retry_after: wait });
                 }
             }
         }
@@ -116,7 +123,8 @@ impl Fetcher {
     }
 }
 
-/// Creates an HTTP client for fetches only. NVIDIA's key is known to another client.
+/// Creates an HTTP client for fetches. It does not know NVIDIA's key: calls to NVIDIA use a separate
+/// client.
 fn http_client(
     settings: &Settings,
     resolver: Resolver,

@@ -7,9 +7,9 @@
 //!
 //! `CONTRIBUTING.md` lists the steps to add a format.
 //!
-//! Everything here is synchronous, so callers use blocking threads. The service itself reads only
-//! headers, and limits the work for each. Pixels are decoded only in the child processes of
-//! [`crate::decoder`].
+//! Everything here is synchronous, so callers use blocking threads. The service's own process reads
+//! only headers, and limits the work for each header. Pixels are decoded only in the child processes
+//! of [`crate::decoder`].
 
 mod content;
 mod header;
@@ -30,10 +30,10 @@ pub enum Error {
     /// There are no bytes.
     #[error("the picture is empty")]
     Empty,
-    /// The format is not supported, or this variant of the format is not.
+    /// The format or this variant of the format is not supported.
     #[error("{0}")]
     Unsupported(Unsupported),
-    /// The first bytes are those of a supported format, but the header is invalid.
+    /// The first bytes identify a supported format, but the header is invalid.
     #[error("the header of the {0} picture cannot be read")]
     BadHeader(Format),
     /// The picture has more pixels than the limit.

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! 1. **[`server`]** accepts a connection if the limits allow it, and finds the client's address.
-//! 2. **[`web`]** gives the request an id, checks its header, its key and its origin, and calls the
+//! 2. **[`web`]** gives the request an id, checks the request's header, key and origin, and calls the
 //!    route. Each route turns its request into a stream of bytes and a name. The upload route reads a
 //!    form. The Base64 route reads JSON. The URL route calls [`fetch`], which connects to public
 //!    addresses only. All routes then call the same pipeline.
@@ -31,8 +31,8 @@
 //!    turns all others into an upright JPEG, in a child process with strict limits: a hostile picture
 //!    may need far more memory and time than its header suggests.
 //! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it is
-//!    large. The call has retries, one deadline, and a limit on requests per minute. No other module
-//!    sees the key.
+//!    large. The call has retries, one deadline, and a limit on calls per minute. No other module
+//!    can read the key.
 //! 8. The answer or an error returns to [`web`]. The inner modules have their own error types, without
 //!    any HTTP. [`web::error`] maps each error to a code, a status and a sentence. The outermost layer
 //!    logs the error once.
@@ -52,11 +52,11 @@
 //! | [`sandbox`] | the stand-in for NVIDIA |
 //! | [`server`] | TCP: connections, their limits and timeouts, shutdown, the client's address |
 //! | [`pipeline`] | processes a picture: admits, receives, saves and embeds it |
-//! | [`embed`] | computes embeddings, and pays for each picture only once |
+//! | [`embed`] | computes embeddings, and avoids a second call for the same picture |
 //! | [`store`] | saves pictures in the downloads folder |
 //! | [`fetch`] | fetches pictures from URLs, but not from private addresses |
 //! | [`nvidia`] | calls NVIDIA's API |
-//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`http_client`], [`telemetry`] (log and metrics), `bearer_token` (checks keys), `sampler` (slow reads from the system) |
+//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`http_client`], [`telemetry`] (log and metrics), `bearer_token` (checks keys), `sampler` (reads from the system that may hang) |
 //!
 //! The reasons for these rules:
 //!

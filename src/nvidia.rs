@@ -1,8 +1,8 @@
 //! The client of NVIDIA's hosted NV-DINOv2, and the only code that sees the key.
 //!
-//! `infer` makes an inference: one call, then polls if NVIDIA has not finished. `assets` uploads a
-//! large picture before its inference. `classify` decides what each response status means, and
-//! `retry` whether and when a failed call is repeated.
+//! `infer` makes an inference: one call, then polls until NVIDIA has finished. `assets` uploads a
+//! large picture before its inference. `pace` limits the calls per minute. `classify` decides what
+//! each response status means. `retry` decides whether and when a failed call is repeated.
 //!
 //! The API: <https://docs.api.nvidia.com/nim/reference/nvidia-nv-dinov2-infer> and
 //! <https://docs.api.nvidia.com/cloud-functions/reference/createasset>.
@@ -62,15 +62,15 @@ pub const MODEL: &str = "nvidia/nv-dinov2";
 /// The shortest time between two polls.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The most bytes of a response body that are read. An embedding takes about 20 to 40 KB.
+/// At most this many bytes of a response body are read. An embedding takes about 20 to 40 KB.
 const MAX_RESPONSE_BYTES: usize = 1 << 20;
 
-/// The most characters of an error response that are logged.
+/// At most this many characters of an error response are logged.
 const MAX_EXCERPT_CHARS: usize = 300;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longer than most pauses between pictures, but shorter than the time after which gateways close
-/// idle connections.
+/// Idle connections are closed after this time. It is longer than most pauses between pictures, but
+/// shorter than the time after which gateways close idle connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// Settings for calling NVIDIA.
@@ -78,7 +78,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 pub struct Settings {
     /// Where inferences are sent.
     pub infer_url: Url,
-    /// Where pending results are polled; the request's id is appended.
+    /// Where pending results are polled. NVIDIA's id of the inference is appended.
     pub status_url: Url,
     /// Where assets are created and deleted.
     pub assets_url: Url,
@@ -86,9 +86,9 @@ pub struct Settings {
     pub proxy: Option<ProxyUrl>,
     /// The timeout of one attempt of one call.
     pub attempt_timeout: Duration,
-    /// The most inference calls in any `pace_window`.
+    /// The most inference calls in any period of length `pace_window`; `None` is no limit.
     pub requests_per_minute: Option<u32>,
-    /// A minute and a small margin; tests set a shorter one.
+    /// A minute and a small margin. Tests set a shorter time.
     pub pace_window: Duration,
     /// How often and how soon a failed call is retried.
     pub retry: RetryPolicy,
@@ -104,19 +104,19 @@ pub struct Error {
     pub operation: Operation,
     /// Why the call failed.
     pub kind: ErrorKind,
-    /// How long to wait before another request.
+    /// How long to wait before another call.
     pub retry_after: Option<Duration>,
     /// Details such as the status and the beginning of the response. They go to the log only.
     pub log_detail: String,
     /// The number of inferences that were sent without success.
     pub attempts: u32,
-    /// Whether the deadline is the only reason against another attempt.
-    pub lacks_time: bool,
+    /// Whether another attempt would be made if the deadline were later.
+    pub only_deadline_prevents_retry: bool,
     /// Whether the connection failed, so that NVIDIA never received the request.
     failed_to_connect: bool,
 }
 
-/// The state of the key according to NVIDIA's last response.
+/// The state of the API key according to NVIDIA's latest response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyState {
     /// NVIDIA has not been called yet.
@@ -127,7 +127,8 @@ pub enum KeyState {
     Refused,
 }
 
-/// The client of NVIDIA's API. Clones are cheap, and share connections, retry budget and pace.
+/// The client of NVIDIA's API. Clones are cheap. They share the connections, the retry budget and the
+/// limit on calls per minute.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -152,7 +153,8 @@ struct ApiResponse {
 }
 
 impl Client {
-    /// Creates a client. `background` runs the deletion of assets, which may outlive the request.
+    /// Creates a client. It deletes assets in tasks on `background`, so that requests do not wait for
+    /// the deletion.
     ///
     /// # Errors
     /// If TLS cannot be set up.
@@ -192,7 +194,7 @@ impl Client {
         })))
     }
 
-    /// The state of the key according to NVIDIA's last response.
+    /// The state of the API key according to NVIDIA's latest response.
     pub fn key_state(&self) -> KeyState {
         let state = self.0.key_state.load(Ordering::Relaxed);
         [KeyState::Accepted, KeyState::Refused]
@@ -223,7 +225,7 @@ impl Client {
             let response = request.send().await?;
             let (status, headers) = (response.status(), response.headers().clone());
             let body = read_body(response).await?;
-            // A response that is no success may be quoted in the log, so the key must not be in it.
+            // The log may quote an error response, so the key is removed from it.
             let body = if status == StatusCode::OK { body } else { self.0.key.redact(body) };
             Ok(ApiResponse { status, headers, body })
         };
@@ -291,7 +293,7 @@ impl Error {
             retry_after: None,
             log_detail,
             attempts: 0,
-            lacks_time: kind == ErrorKind::DeadlinePassed,
+            only_deadline_prevents_retry: kind == ErrorKind::DeadlinePassed,
             failed_to_connect: false,
         }
     }
@@ -313,10 +315,10 @@ impl Error {
 }
 
 impl ApiResponse {
-    /// Whether the call is done or its result is pending.
+    /// Returns whether the call is done or its result is pending.
     ///
     /// # Errors
-    /// The error that the status stands for.
+    /// If the status means that the call failed.
     fn progress(&self, operation: Operation) -> Result<Progress, Error> {
         let classified = operation.classify(self.status.as_u16());
         classified.map_err(|kind| Error::from_response(operation, kind, self))

@@ -18,11 +18,11 @@ use tokio::{
 
 use crate::{
     embed::{self, CacheMode, Embedder, Embedding, Job, PicturePermits},
-    image::{self, Content, Picture, probe},
+    image::{self, Content, Format, Picture, probe},
     sha256::Sha256,
     shares::{ClientNetwork, NotEnoughUnits, SharePermit, Shares},
     spool::{self, Spooled},
-    store::{self, Store},
+    store::{self, SavedFileGuard, Store},
     telemetry::{Metrics, Readings},
 };
 
@@ -66,12 +66,13 @@ pub enum Error {
         /// The saved file, in [`SaveMode::Save`].
         saved: Option<Saved>,
     },
-    /// The batch needs more calls to NVIDIA than the pace can ever allow within a request's time.
-    #[error("the batch has {fresh} new pictures, the pace allows {largest}")]
+    /// The batch needs more calls to NVIDIA than the limit on calls per minute ever allows within a
+    /// request's time.
+    #[error("the batch has {fresh} new pictures; the limit on calls per minute allows {largest}")]
     BatchTooLarge {
-        /// The pictures that are not in the cache.
+        /// The number of pictures that are not in the cache.
         fresh: usize,
-        /// The most pictures that the pace allows.
+        /// The most pictures that the limit allows in one batch.
         largest: usize,
     },
     /// A blocking task panicked. This is a bug.
@@ -79,7 +80,7 @@ pub enum Error {
     Panicked(#[from] JoinError),
 }
 
-/// The parts and limits of the pipeline. All requests share them.
+/// The pipeline: its parts and its limits. All requests share one pipeline.
 #[derive(Debug)]
 pub struct Pipeline {
     /// Saves pictures.
@@ -121,7 +122,7 @@ impl Received {
     }
 }
 
-/// A picture whose bytes have all arrived, with the memory for them.
+/// A picture whose bytes have all arrived, with the memory that it needs until it is embedded.
 #[derive(Debug)]
 struct SpooledPicture {
     client: ClientNetwork,
@@ -134,12 +135,20 @@ struct SpooledPicture {
 pub struct Vectorized {
     /// The saved file, in [`SaveMode::Save`].
     pub saved: Option<Saved>,
-    /// The picture, with its format and size from the header.
-    pub picture: Picture,
+    /// The picture's format.
+    pub format: Format,
+    /// Its width in pixels, as stored.
+    pub width: u32,
+    /// Its height in pixels, as stored.
+    pub height: u32,
+    /// Its length in bytes.
+    pub len: u64,
     /// SHA-256 of the picture's bytes.
     pub sha256: Sha256,
     /// The embedding.
     pub embedding: Embedding,
+    /// Protects the saved file from retention.
+    file: Option<SavedFileGuard>,
 }
 
 /// Whether a picture is saved or only embedded.
@@ -149,6 +158,15 @@ pub enum SaveMode {
     Save,
     /// Do not save the picture, and remove its staging file.
     Discard,
+}
+
+/// Whether a saved file stays, whatever follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileMode {
+    /// It stays.
+    Final,
+    /// It is removed if its batch fails or is dropped.
+    Provisional,
 }
 
 /// A saved picture.
@@ -170,8 +188,8 @@ impl Pipeline {
     /// the header.
     ///
     /// # Errors
-    /// The stream's own error, or an [`Error`] if there are too many bytes, no memory or permit is
-    /// free, or the bytes are not a picture. No file remains.
+    /// The stream's own error, or an [`Error`]: there are too many bytes, too little memory is free,
+    /// no permit is free, or the bytes are not a picture. No file remains after an error.
     pub async fn receive<E: From<Error>>(
         &self,
         admission: Admission,
@@ -195,31 +213,34 @@ impl Pipeline {
         save_mode: SaveMode,
     ) -> Result<Vectorized, Error> {
         let embed = self.embedder.embed(received.job(cache_mode), None);
-        self.save_and_embed(received, embed, save_mode, |_| {}).await
+        self.save_and_embed(received, embed, save_mode, FileMode::Final).await
     }
 
-    /// Saves a received picture, if that is asked for, while `embed` runs. Calls `on_saved` with
-    /// the file's name as soon as the file is saved.
+    /// Runs `embed`. In [`SaveMode::Save`], also saves the received picture at the same time.
     async fn save_and_embed(
         &self,
         received: Received,
         embed: impl Future<Output = Result<Embedding, Arc<embed::Error>>>,
         save_mode: SaveMode,
-        on_saved: impl Fn(&str),
+        file_mode: FileMode,
     ) -> Result<Vectorized, Error> {
         let Received { picture, spooled, permits: permits_for_file, deadline, .. } = received;
-        let (sha256, size) = (spooled.sha256, picture.content.len());
+        let (sha256, len) = (spooled.sha256, picture.content.len());
         let save = async {
             match save_mode {
                 SaveMode::Save => {
                     let extension = picture.format.extension();
                     let save = self.store.save(spooled, extension, deadline, permits_for_file);
-                    let file = save.await?;
-                    on_saved(file.name());
+                    let mut file = save.await?;
+                    if file_mode == FileMode::Final {
+                        file.confirm();
+                        self.metrics.record_saved(len);
+                    }
                     Ok::<_, Error>(Some(file))
                 }
-                // The file is removed while the picture is embedded. It is then gone even if the
-                // process is killed. The embedder has the file open and can still read it.
+                // The staging file is removed already while the picture is embedded, so that it does
+                // not remain if the process is killed. The embedder has the file open and can still
+                // read it.
                 SaveMode::Discard => {
                     let discard = move || {
                         spooled.discard();
@@ -230,23 +251,24 @@ impl Pipeline {
                 }
             }
         };
-        // An error of saving ends the request at once. After an error of embedding, the file stays
-        // saved, and the error contains its name.
+        // If saving fails, the request fails at once. If embedding fails, a final file stays, and the
+        // error contains its name.
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
         let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
-        if saved.is_some() {
-            self.metrics.record_saved(size);
-        }
-        match embedded {
-            Ok(embedding) => Ok(Vectorized { saved, picture, sha256, embedding }),
-            // The client sent something that cannot be decoded. It does not stay saved.
-            Err(error) if error.is_about_the_picture() => {
-                if let Some(saved) = saved {
+        let Picture { format, width, height, .. } = picture;
+        match (embedded, file_mode) {
+            (Ok(embedding), _) => {
+                Ok(Vectorized { saved, format, width, height, len, sha256, embedding, file })
+            }
+            // The client sent something that cannot be decoded, so its file is removed.
+            (Err(error), _) if error.is_about_the_picture() => {
+                if let (Some(saved), FileMode::Final) = (saved, file_mode) {
                     self.store.remove(saved.saved_as).await;
                 }
                 Err(Error::Undecodable(error))
             }
-            Err(error) => Err(Error::Embed { error, saved }),
+            (Err(error), FileMode::Final) => Err(Error::Embed { error, saved }),
+            (Err(error), FileMode::Provisional) => Err(Error::Embed { error, saved: None }),
         }
     }
 
@@ -280,7 +302,8 @@ impl Pipeline {
             if received > max_bytes {
                 return Err(Error::TooManyBytes { limit: max_bytes, size: None }.into());
             }
-            // A larger picture goes to the staging file. Then only one chunk is in memory.
+            // A picture that does not fit into the spool's memory goes to a staging file. Then only
+            // one chunk and a small buffer are in memory.
             let is_in_memory = received <= max_bytes_in_memory as u64;
             let needed = if is_in_memory { received } else { MEMORY_STEP };
             memory.grow_to(needed).map_err(no_memory)?;
@@ -288,26 +311,27 @@ impl Pipeline {
             memory.shrink_to(needed);
         }
         let spooled = spool.finish().await.map_err(spool_error)?;
+        memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
         Ok(SpooledPicture { client, spooled, memory })
     }
 
-    /// Waits for a client's permit to be at work. After its request was admitted, others may have
-    /// taken the last permits. Half of the time is enough to wait: the rest is needed for the work.
+    /// Waits for a permit that lets the client's picture be at work. Since the request was admitted,
+    /// other requests may have taken the last permits. This waits for at most half of the request's
+    /// time, because the work needs the other half.
     async fn wait_for_permit(&self, client: ClientNetwork) -> Result<SharePermit, Error> {
         let wait_deadline = Instant::now() + self.limits.request_timeout / 2;
         let at_work = self.at_work.take(client, 1, wait_deadline).await;
         at_work.map_err(|_| Error::Overloaded(OverloadReason::AtWork))
     }
 
-    /// Charges the memory that a picture at work needs, and reads its header.
+    /// Reads the header of a picture that has its permits.
     async fn start(
         &self,
         picture: SpooledPicture,
         at_work: SharePermit,
         deadline: Instant,
     ) -> Result<Received, Error> {
-        let SpooledPicture { client, spooled, mut memory } = picture;
-        memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
+        let SpooledPicture { client, spooled, memory } = picture;
         let (content, limit) = (spooled.content.clone(), self.limits.max_image_pixels);
         let picture = match content {
             Content::Memory(_) => probe(content, limit)?,
@@ -322,7 +346,7 @@ fn no_memory(_: NotEnoughUnits) -> Error {
     Error::Overloaded(OverloadReason::Memory)
 }
 
-/// The staging file is in the store's folder, so its errors count as errors of saving.
+/// The staging file is in the store's folder, so an error of the spool counts as an error of the store.
 fn spool_error(error: spool::Error) -> Error {
     store::Error::from(error).into()
 }

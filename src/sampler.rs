@@ -1,5 +1,5 @@
-//! Reads a value from the system, for reads that may be slow or hang. At most one thread reads at a
-//! time, and all callers share its result.
+//! Reads a value from the system with a function that may be slow or hang. At most one thread reads
+//! the value at a time, and all callers share its result.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// The latest reading. It may still be running.
+/// Reads a value, and shares the latest reading. The reading may still be running.
 #[derive(Debug)]
 pub(crate) struct Sampler<T>(Mutex<Option<Reading<T>>>);
 
@@ -40,8 +40,8 @@ impl<T: Clone + Send + Sync + 'static> Sampler<T> {
     /// started less than `max_age` ago, returns the value of that reading, and does not call `read`.
     ///
     /// # Errors
-    /// [`NoAnswer`] if the reading takes longer than `timeout`, counted from its start. So a hanging
-    /// reading delays only its first callers.
+    /// [`NoAnswer`] if the reading takes longer than `timeout`, counted from the start of the reading.
+    /// So a hanging reading delays only its first callers.
     pub(crate) async fn sample(
         &self,
         max_age: Duration,
@@ -125,7 +125,7 @@ mod tests {
         assert!(poll!(&mut first).is_pending());
         tokio::time::advance(TIMEOUT).await;
         assert_eq!(first.await, Err(NoAnswer));
-        let later = || sampler.sample(MAX_AGE, TIMEOUT, || panic!("a second thread"));
+        let later = || sampler.sample(MAX_AGE, TIMEOUT, || panic!("only one thread may read"));
         for _ in 0..100 {
             assert_eq!(poll!(Box::pin(later())), std::task::Poll::Ready(Err(NoAnswer)));
         }
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_reading_starts_after_one_that_panicked() {
+    async fn a_new_reading_starts_after_a_reading_that_panicked() {
         let sampler = Sampler::default();
         assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || panic!("planted")).await, Err(NoAnswer));
         assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || 7).await, Ok(7));

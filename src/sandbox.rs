@@ -4,8 +4,8 @@
 //! inside the client would be shorter, but it would skip the code for inline pictures, uploads and
 //! polling.
 //!
-//! The stand-in refuses what NVIDIA would refuse. It computes vectors from the pixels
-//! ([`perceptual`]). They are not NV-DINOv2 vectors.
+//! The stand-in refuses the requests that NVIDIA would refuse. [`perceptual`] computes its vectors from
+//! the pixels; they are not NV-DINOv2 vectors.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -24,8 +24,8 @@ pub use stand_in::router;
 /// The model's name in the service's answers. It shows that these vectors are not NVIDIA's.
 pub const MODEL: &str = "sandbox/perceptual";
 
-/// Shorter than for NVIDIA, because frequent polls of a local server are cheap, and people who try
-/// the service should not have to wait.
+/// The shortest time between two polls. It is shorter than for NVIDIA, because frequent polls of a
+/// local server are cheap, and people who try the service should not have to wait.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The path of the sample picture.
@@ -43,7 +43,8 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Starts a stand-in with a random key. It accepts pictures of up to `max_pixels` pixels.
+    /// Starts a stand-in with a random key. The stand-in accepts pictures of up to `max_pixels`
+    /// pixels.
     ///
     /// # Errors
     /// If the stand-in cannot listen on a loopback port.

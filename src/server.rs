@@ -1,5 +1,5 @@
 //! The TCP server: binds a port, accepts connections, and serves a router on them until it is
-//! stopped. Limits and timeouts protect it from clients.
+//! stopped. Limits and timeouts protect it from slow and hostile clients.
 //!
 //! `axum::serve` has no timeout for a request's header, or for a client that stops reading. This
 //! module therefore uses hyper's HTTP/1 connections directly.
@@ -42,7 +42,7 @@ pub use stop_signal::stop_signal;
 /// The pause after `accept` has failed, for example because the process has too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long the last accepted connections have to send their first request.
+/// How long the server waits for the first requests on the connections that it accepted last.
 const LAST_REQUEST_WAIT: Duration = Duration::from_millis(100);
 
 /// How long the server waits for the last responses after the drain timeout.
@@ -170,7 +170,8 @@ impl Server {
             tracing::info!("stopped: every request was answered");
         } else {
             Phase::EndingRequests.announce(&self.shutdown);
-            // Requests that still run get an error response. Background tasks end with the process.
+            // Requests that are still running get an error response. Background tasks end with the
+            // process.
             let answered = timeout(LAST_RESPONSE_WAIT, &mut finish).await.is_ok();
             let calls = self.background.len();
             tracing::warn!(answered, calls, "stopped: the drain timeout ended running requests");
@@ -179,8 +180,8 @@ impl Server {
 }
 
 /// Raises the soft limit of open files to the hard limit. systemd's soft limit of 1024 is lower than
-/// the number of connections that the server accepts. An error is not reported to the caller, since
-/// the server logs it when `accept` fails.
+/// the number of connections that the server accepts. An error is only logged, because the server
+/// works with the lower limit, too.
 fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

@@ -1,11 +1,12 @@
 //! A limit on a resource that clients share, such as memory. No client can take all of it.
 //!
-//! The resource is counted in units. Granted units cannot be taken away again, so some must stay
-//! free for clients that arrive later. A client gets units up to its share while units are free. It
-//! gets more than its share only while a quarter of all units stays free for others. A client that
-//! is alone can thus use three quarters.
+//! The resource is counted in units. The service cannot take granted units back, so some units must
+//! stay free for clients that arrive later. Each client has a share, a number of units. A client gets
+//! units up to its share while any are free. It gets more than its share only if a quarter of all
+//! units then stays free for other clients. While only one client uses the resource, it can thus get
+//! three quarters of the units.
 //!
-//! [`Shares::capped`] is for units that may be in use for a long time. There, a client never gets
+//! [`Shares::capped`] is for units that may be in use for a long time. With it, a client never gets
 //! more than its share.
 
 use std::{
@@ -30,7 +31,7 @@ impl ClientNetwork {
     pub const UNKNOWN: Self = Self(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 }
 
-/// The units in use by each client. Clients without units are not stored.
+/// How many units each client uses. Clients that use none are not stored.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tally {
     by_client: HashMap<ClientNetwork, u64>,
@@ -74,9 +75,9 @@ pub struct Shares(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     total: u64,
-    /// The number of units that a client gets even if that leaves none for others.
+    /// The number of units that a client gets even if then no units are free for other clients.
     share: u64,
-    /// Whether a client may exceed its share while a quarter of all units stays free.
+    /// Whether a client may exceed its share if a quarter of all units then stays free.
     may_exceed_share: bool,
     /// Every permit is rounded up to a multiple of this number of units.
     step: u64,
@@ -100,8 +101,8 @@ pub struct NotEnoughUnits;
 
 impl Shares {
     /// A limit of `total` units. Permits are rounded up to multiples of `step`, which is at least 1.
-    /// A client's share is half of all units, or `largest` if that is more: the most units that one
-    /// permit may need.
+    /// `largest` is the most units that one permit may need. A client's share is half of all units,
+    /// or `largest` if that is more.
     pub fn new(total: u64, largest: u64, step: u64) -> Self {
         Self::with(total, largest.max(total / 2), true, step)
     }
@@ -116,13 +117,13 @@ impl Shares {
         Self(Arc::new(Inner { total, share, may_exceed_share, step, in_use, returned }))
     }
 
-    /// A permit for no units. [`SharePermit::grow_to`] adds some.
+    /// A permit for no units. [`SharePermit::grow_to`] adds units.
     pub fn empty(&self, client: ClientNetwork) -> SharePermit {
         SharePermit { shares: self.clone(), client, units: 0 }
     }
 
-    /// Takes units. While too few are free, waits until the deadline for other permits to return
-    /// theirs.
+    /// Takes units. While too few are free, waits until other permits return units, but not past the
+    /// deadline.
     ///
     /// # Errors
     /// [`NotEnoughUnits`] if the deadline passes.
@@ -135,12 +136,12 @@ impl Shares {
         timeout_at(deadline, self.take_when_free(client, units)).await.map_err(|_| NotEnoughUnits)
     }
 
-    /// Takes units, and waits for them without a deadline. The caller must set one.
+    /// Takes units. While too few are free, waits without a deadline: the caller must limit the wait.
     pub async fn take_when_free(&self, client: ClientNetwork, units: u64) -> SharePermit {
         let mut permit = self.empty(client);
         loop {
-            // Starts to listen before the attempt. Otherwise units that are returned between the
-            // attempt and the wait would go unnoticed.
+            // Listens already before the attempt. Otherwise, units that are returned between the
+            // attempt and the wait would not end the wait.
             let mut returned = pin!(self.0.returned.notified());
             returned.as_mut().enable();
             if permit.grow_to(units).is_ok() {
@@ -155,11 +156,11 @@ impl Shares {
         self.0.allows(&self.tally(), client, self.0.round_up(units))
     }
 
-    /// The most units that a client can get while no other client has any.
+    /// The most units that a client can get while no other client has units.
     pub fn most_for_one_client(&self) -> u64 {
         let Inner { total, share, may_exceed_share, .. } = *self.0;
-        let beyond_share = if may_exceed_share { total - total / 4 } else { 0 };
-        share.max(beyond_share).min(total)
+        let three_quarters = if may_exceed_share { total - total / 4 } else { 0 };
+        share.max(three_quarters).min(total)
     }
 
     /// The units in use.
@@ -190,7 +191,7 @@ impl Inner {
 }
 
 impl SharePermit {
-    /// Grows the permit to this many units. A larger permit stays as it is.
+    /// Grows the permit to this many units. A permit that is already larger stays as it is.
     ///
     /// # Errors
     /// [`NotEnoughUnits`] if the missing units are not free now. The permit then stays as it is.
@@ -207,14 +208,15 @@ impl SharePermit {
         Ok(())
     }
 
-    /// Moves this many units, or all if there are fewer, to a permit of their own.
+    /// Moves this many units to a new permit. If this permit has fewer, moves all of them.
     pub fn split(&mut self, units: u64) -> Self {
         let units = self.shares.0.round_up(units).min(self.units);
         self.units -= units;
         Self { shares: self.shares.clone(), client: self.client, units }
     }
 
-    /// Shrinks the permit to this many units, and returns the rest. A smaller permit stays as it is.
+    /// Shrinks the permit to this many units, and returns the other units. A permit that is already
+    /// smaller stays as it is.
     pub fn shrink_to(&mut self, units: u64) {
         let less = self.units.saturating_sub(self.shares.0.round_up(units));
         if less > 0 {

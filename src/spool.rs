@@ -47,7 +47,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the disk has too little space.
+    /// Whether the error means that the disk has too little space.
     pub fn is_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => is_out_of_space(source),
@@ -70,7 +70,7 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Creates a handle for an existing folder. `space` is the folder's disk.
+    /// Creates a handle for an existing folder. `space` reserves space on the folder's disk.
     pub fn new(folder: PathBuf, space: DiskSpace) -> Self {
         Self { folder: folder.into(), space }
     }
@@ -96,7 +96,7 @@ impl Staging {
         Spool {
             staging: self.clone(),
             memory_limit,
-            reserves_disk_space: false,
+            reserves_on_arrival: false,
             buffer: BytesMut::with_capacity(memory_limit.min(FILE_BUFFER_LEN)),
             staging_file: None,
             permit: self.space.empty_permit(),
@@ -108,7 +108,7 @@ impl Staging {
     /// Like [`Self::spool`], for bytes that will be saved: disk space for them is reserved as they
     /// arrive, even while they are in memory.
     pub fn spool_for_disk(&self, memory_limit: usize) -> Spool {
-        Spool { reserves_disk_space: true, ..self.spool(memory_limit) }
+        Spool { reserves_on_arrival: true, ..self.spool(memory_limit) }
     }
 }
 
@@ -148,7 +148,8 @@ impl StagingFile {
         Ok(())
     }
 
-    /// Removes the file, unlike a drop before this function returns. Blocks the thread.
+    /// Removes the file before this function returns; dropping the value may remove it later. Blocks
+    /// the thread.
     pub fn remove(mut self) {
         if let Some(path) = self.path.take() {
             remove(&path);
@@ -179,8 +180,9 @@ fn remove(staging_file: &Path) {
 pub struct Spool {
     staging: Staging,
     memory_limit: usize,
-    reserves_disk_space: bool,
-    /// All bytes while they fit into memory; else those that are not in the file yet.
+    /// Whether disk space is reserved for bytes while they are still in memory.
+    reserves_on_arrival: bool,
+    /// All bytes while there is no staging file; then the bytes that are not in the file yet.
     buffer: BytesMut,
     staging_file: Option<StagingFile>,
     /// The disk space that is reserved for the bytes.
@@ -197,7 +199,7 @@ impl Spool {
     pub async fn write(&mut self, bytes: &Bytes) -> Result<(), Error> {
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
-        if self.reserves_disk_space {
+        if self.reserves_on_arrival {
             self.permit.grow_to(self.len).await?;
         }
         let max_len = if self.staging_file.is_some() { FILE_BUFFER_LEN } else { self.memory_limit };
@@ -245,7 +247,8 @@ impl Spool {
         let buffer = self.buffer.split();
         let staging_file = self.staging_file.take();
         let staging = self.staging.clone();
-        // The permit moves to the thread, which writes even after this future was dropped.
+        // The permit moves to the thread, because the thread goes on writing if this future is
+        // dropped.
         let empty = staging.space.empty_permit();
         let mut permit = mem::replace(&mut self.permit, empty);
         let (staging_file, permit, mut buffer) = spawn_blocking(move || {
@@ -261,7 +264,8 @@ impl Spool {
         .await??;
         self.permit = permit;
         buffer.clear();
-        // The first buffer may be larger than a file needs. A smaller one is reused.
+        // The buffer may have grown to `memory_limit`. If that is more than the buffer of a file
+        // needs, the buffer is replaced; otherwise it is reused.
         let is_too_large = buffer.capacity() > FILE_BUFFER_LEN;
         self.buffer = if is_too_large { BytesMut::with_capacity(FILE_BUFFER_LEN) } else { buffer };
         self.staging_file = Some(staging_file);
@@ -269,7 +273,7 @@ impl Spool {
     }
 }
 
-/// The received bytes. Dropping this removes their file.
+/// The received bytes. Dropping this value removes the staging file, if there is one.
 #[derive(Debug)]
 pub struct Spooled {
     /// The bytes. They stay readable while the staging file is moved, and after it was moved or
@@ -283,14 +287,16 @@ pub struct Spooled {
 }
 
 impl Spooled {
-    /// Removes the file of the bytes, unlike a drop before this function returns. Blocks the thread.
+    /// Removes the staging file, if there is one, before this function returns; dropping the value
+    /// may remove it later. Blocks the thread.
     pub fn discard(self) {
         if let Some(staging_file) = self.staging_file {
             staging_file.remove();
         }
     }
 
-    /// Returns the staging file. Bytes in memory are written to a new one. Blocks the thread.
+    /// Returns the staging file. If the bytes are in memory, writes them to a new staging file first.
+    /// Blocks the thread.
     ///
     /// # Errors
     /// The disk's error.
@@ -326,13 +332,13 @@ mod tests {
         let staging = Staging::new(path.clone(), DiskSpace::new(path, 0));
         let files = || fs::read_dir(folder.path()).unwrap().count();
         let builder = &mut tokio::runtime::Builder::new_current_thread();
-        // The only blocking thread hangs, so that a removal has to wait for it.
+        // The runtime's only blocking thread hangs, so that the file's removal has to wait.
         let runtime = builder.max_blocking_threads(1).build().unwrap();
         let (release, hanging) = mpsc::channel::<()>();
         runtime.block_on(async {
             let thread = spawn_blocking(move || hanging.recv().is_err());
             drop(staging.create_file().unwrap());
-            assert_eq!(files(), 1, "the removal did not wait for the thread");
+            assert_eq!(files(), 1, "the file must be removed on the blocking thread only");
             drop(release);
             assert!(thread.await.unwrap());
             spawn_blocking(|| {}).await.unwrap();
@@ -341,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_staging_file_is_gone_when_its_explicit_removal_returns() {
+    fn the_function_remove_returns_after_the_file_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();
         let staging = Staging::new(path.clone(), DiskSpace::new(path, 0));

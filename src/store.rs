@@ -101,7 +101,7 @@ fn cannot(action: &'static str) -> impl Fn(io::Error) -> Error {
 /// Why the folder cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process owns it.
+    /// Another process owns the folder.
     #[error("{0} is in use by another imagesvc: give each its own IMAGESVC_DOWNLOADS_DIR")]
     InUse(PathBuf),
     /// The file system reported an error.
@@ -130,8 +130,9 @@ struct Folder {
     readiness: Sampler<Vec<NotReadyReason>>,
     /// The ids of saved pictures whose request has not ended.
     in_use: Mutex<HashSet<Uuid>>,
-    /// The size of all saved pictures. Before the first sweep, only that of new pictures.
+    /// The size of all saved pictures. Before the first sweep, the size of the new pictures only.
     saved_bytes: AtomicU64,
+    /// The most bytes that all saved pictures together may take.
     max_bytes: u64,
     /// Notified when the saved pictures exceed their limit.
     over_limit: Notify,
@@ -224,13 +225,13 @@ impl Store {
     /// Removes a saved picture. Waits at most a second; the removal continues after that.
     pub async fn remove(&self, name: String) {
         let path = self.folder.path.join(&name);
-        let remove = spawn_blocking(move || {
+        let removal = spawn_blocking(move || {
             if let Err(error) = fs::remove_file(path) {
                 tracing::warn!(%error, name, "the file of a refused picture could not be removed");
             }
         });
         // The thread logs its error itself, and does not panic.
-        let _ = timeout(REMOVAL_TIMEOUT, remove).await;
+        let _ = timeout(REMOVAL_TIMEOUT, removal).await;
     }
 
     /// The staging folder for files that will not be saved.
@@ -238,9 +239,9 @@ impl Store {
         self.folder.incoming.clone()
     }
 
-    /// Saves a picture, and returns when the file is durable. The file's name is a new UUID v7, so
-    /// that names sort by time, with this extension. If the deadline passes or the future is
-    /// dropped, no file remains.
+    /// Saves a picture, and returns when the file is durable. The file's name is a new UUID v7 with
+    /// this extension; such names sort by time. If the deadline passes or the future is dropped, no
+    /// file remains, and none remains if the guard is dropped before it is confirmed.
     ///
     /// `permits` are dropped when the saving thread ends. If the disk hangs, that may be after the
     /// deadline.
@@ -263,7 +264,7 @@ impl Store {
     }
 
     /// Starts to receive a picture that will be saved. A picture of at most `memory_limit` bytes
-    /// stays in memory until then.
+    /// stays in memory until it is saved.
     pub fn spool(&self, memory_limit: usize) -> Spool {
         self.folder.incoming.spool_for_disk(memory_limit)
     }
@@ -284,7 +285,7 @@ mod tests {
         Store::open(&Settings { folder: folder.to_owned(), space, retention })
     }
 
-    fn soon() -> Instant {
+    fn in_a_minute() -> Instant {
         Instant::now() + Duration::from_secs(60)
     }
 
@@ -298,7 +299,7 @@ mod tests {
         names
     }
 
-    async fn spooled(store: &Store, memory_limit: usize, chunks: &[&'static [u8]]) -> Spooled {
+    async fn receive(store: &Store, memory_limit: usize, chunks: &[&'static [u8]]) -> Spooled {
         let mut spool = store.spool(memory_limit);
         for chunk in chunks {
             spool.write(&Bytes::from_static(chunk)).await.unwrap();
@@ -307,14 +308,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn small_and_large_pictures_are_saved_completely() {
+    async fn pictures_in_memory_and_in_staging_files_are_saved_completely() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path()).unwrap();
         for memory_limit in [100, 3, 0] {
-            let spooled = spooled(&store, memory_limit, &[b"hello ", b"wor", b"ld"]).await;
+            let spooled = receive(&store, memory_limit, &[b"hello ", b"wor", b"ld"]).await;
             assert!(spooled.sha256.to_string().starts_with("b94d27b9"));
             let content = spooled.content.clone();
-            let saved = store.save(spooled, "jpg", soon(), ()).await.unwrap();
+            let mut saved = store.save(spooled, "jpg", in_a_minute(), ()).await.unwrap();
+            saved.confirm();
             assert!(saved.name().ends_with(".jpg"));
             assert_eq!(fs::read(folder.path().join(saved.name())).unwrap(), b"hello world");
             assert_eq!(&content.read_at(6, 100).unwrap()[..], b"world");
@@ -327,7 +329,7 @@ mod tests {
     async fn a_received_picture_that_is_dropped_leaves_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path()).unwrap();
-        let spooled = spooled(&store, 3, &[b"hello ", b"world"]).await;
+        let spooled = receive(&store, 3, &[b"hello ", b"world"]).await;
         assert_eq!(files(&folder.path().join(".incoming")).len(), 1);
         drop(spooled);
         assert!(files(folder.path()).is_empty());
@@ -349,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_can_be_opened_only_once_at_a_time() {
+    fn a_folder_cannot_be_opened_twice_at_the_same_time() {
         let folder = tempfile::tempdir().unwrap();
         let first = open(folder.path()).unwrap();
         assert!(matches!(open(folder.path()), Err(OpenError::InUse(_))));
@@ -358,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_disk_under_the_reserve_is_full() {
+    async fn a_disk_with_less_free_space_than_the_reserve_is_full() {
         let folder = tempfile::tempdir().unwrap();
         let space = DiskSpace::new(folder.path().to_owned(), u64::MAX);
         let store = open_on(space, folder.path()).unwrap();
@@ -366,13 +368,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_picture_in_memory_has_its_disk_space_reserved_before_it_is_written() {
+    async fn disk_space_is_reserved_for_a_picture_in_memory() {
         let folder = tempfile::tempdir().unwrap();
-        // One small picture fits.
+        // There is space for one small picture.
         let free = FreeSpace { bytes: (1 << 20) + 4096, inodes: None };
         let space = DiskSpace::with_measure(folder.path().to_owned(), 1 << 20, move |_| Ok(free));
         let store = open_on(space, folder.path()).unwrap();
-        let picture = spooled(&store, 100, &[b"hello"]).await;
+        let picture = receive(&store, 100, &[b"hello"]).await;
         assert!(store.check_space().await.unwrap_err().is_full());
         let another = store.spool(100).write(&Bytes::from_static(b"hello")).await;
         assert!(another.unwrap_err().is_full());

@@ -48,7 +48,7 @@ pub struct Settings {
     pub hosts: Vec<String>,
 }
 
-/// Builds the routes and their layers. `extra` contains routes of other modules that need no key.
+/// Builds the routes and their layers. `extra` contains routes of other modules. These need no key.
 pub fn router(
     state: &AppState,
     settings: &Settings,
@@ -75,7 +75,7 @@ pub fn router(
 /// 5. The CORS layer responds to preflight requests, and lets allowed pages read responses. It must
 ///    be outside of the layers whose errors pages should be able to read.
 /// 6. The panic layer turns panics into errors.
-/// 7. `end_after_drain_timeout` ends the requests that still run when the drain timeout has passed.
+/// 7. `end_after_drain_timeout` ends the requests that are still running after the drain timeout.
 /// 8. `check_page` refuses requests from web pages that may not call the service.
 ///
 /// Each group of routes has further layers: see [`routes`].
@@ -86,8 +86,8 @@ fn with_layers(
     cors: Option<CorsLayer>,
     rules: Arc<PageRules>,
 ) -> Router {
-    // `Router::layer` is called only once, since each call makes every request clone the inner
-    // service once more.
+    // `Router::layer` is called only once, because each further call would add one clone of the inner
+    // service to every request.
     router.layer(
         ServiceBuilder::new()
             .layer(map_response_with_state(shutdown.clone(), close_when_draining))
@@ -115,7 +115,7 @@ mod tests {
     use crate::telemetry::Metrics;
 
     #[tokio::test]
-    async fn a_panic_becomes_an_internal_error_without_its_message() {
+    async fn the_error_after_a_panic_does_not_contain_the_message_of_the_panic() {
         let routes =
             Router::new().route("/", get(async || -> Response { panic!("the panic's message") }));
         let log = AccessLog { metrics: Metrics::new(), proxies: TrustedProxies::default() };

@@ -13,7 +13,7 @@ use std::{
 
 use crate::{fake_nvidia::FakeNvidia, http::Connection, nvidia_api};
 
-/// The program to measure: `BENCH_PROGRAM`, or else this build.
+/// The program to measure: that in `BENCH_PROGRAM` if it is set, else the program of this build.
 pub fn program() -> PathBuf {
     let program = env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_imagesvc").into());
     // An absolute path, because the service runs in another folder.
@@ -24,7 +24,7 @@ pub fn program() -> PathBuf {
 pub struct Service {
     pub address: SocketAddr,
     /// The time from the start of the process to its first response.
-    pub start_time: Duration,
+    pub startup_time: Duration,
     process: Child,
 }
 
@@ -75,10 +75,10 @@ impl Service {
             }
             thread::sleep(Duration::from_micros(200));
         }
-        Self { address, start_time: started.elapsed(), process }
+        Self { address, startup_time: started.elapsed(), process }
     }
 
-    /// The processor time of all threads so far.
+    /// The processor time of all threads of the service so far, without the decoders.
     pub fn cpu(&self) -> Cpu {
         self.read_cpu(11)
     }
@@ -88,14 +88,14 @@ impl Service {
         self.read_cpu(13)
     }
 
-    /// Reads two fields of `/proc/<id>/stat`: user time at index `user_field`, and the system time
-    /// after it. Indices start after the program's name.
+    /// Reads two fields of `/proc/<id>/stat`: the user time at index `user_field`, and the system time
+    /// at the next index. Index 0 is the first field after the program's name.
     fn read_cpu(&self, user_field: usize) -> Cpu {
         let stat = fs::read_to_string(self.proc("stat")).unwrap();
         // The name is in parentheses, and may itself contain spaces and parentheses.
         let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         let hundredths = |field: usize| fields[field].parse::<f64>().unwrap();
-        // The kernel reports hundredths of a second, independently of its timer frequency.
+        // The kernel reports these times in hundredths of a second, whatever its timer frequency is.
         Cpu { user: hundredths(user_field) * 10.0, system: hundredths(user_field + 1) * 10.0 }
     }
 
@@ -113,8 +113,8 @@ impl Service {
         fs::write(self.proc("clear_refs"), "5").unwrap();
     }
 
-    /// The peak of the resident memory of any decoder while `work` runs, in MB. It samples every
-    /// half a millisecond, so it may miss a peak just before a decoder ends.
+    /// The highest resident memory of any decoder while `work` runs, in MB. This reads the memory
+    /// every half millisecond, so it may miss a peak just before a decoder ends.
     pub fn peak_of_decoders(&self, work: impl FnOnce()) -> f64 {
         let has_ended = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -135,8 +135,8 @@ impl Service {
         })
     }
 
-    /// The ids of the decoders. A child that has not yet executed the program still has its
-    /// parent's memory and does not count.
+    /// The process ids of the decoders. A child that has been forked but does not run the decoder's
+    /// program yet is left out: it still has the memory of the service.
     fn decoders(&self) -> impl Iterator<Item = u32> {
         let threads = fs::read_dir(self.proc("task")).unwrap().flatten();
         let children =
@@ -159,7 +159,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // It may have ended already.
+        // This fails if the process has already ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

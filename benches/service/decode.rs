@@ -1,5 +1,5 @@
-//! Measures the time and memory to decode a picture in a child process, and how much that delays other
-//! requests.
+//! Measures the time and memory that decoding a picture in a child process needs, and how much
+//! decoding delays other requests.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -16,11 +16,11 @@ use crate::{
     request::Request,
 };
 
-/// Without the cache in memory, which would add to the measured memory.
+/// These settings turn off the cache in memory, which would add to the measured memory.
 const SETTINGS: [(&str, &str); 1] = [("IMAGESVC_CACHE_MEMORY", "0")];
 
-/// How often the delay of small uploads is measured. The report contains the median, so that other
-/// work on the machine matters less.
+/// How many times the delay of small uploads is measured. The report contains the median of these
+/// measurements, so that other work on the machine matters less.
 const ROUNDS: usize = 3;
 
 impl Bench {
@@ -57,30 +57,31 @@ impl Bench {
         self.report.goal("resident after decoding, MB over start", ended - idle, 16.0);
     }
 
-    /// Measures a decode of one pixel. Uploads with and without a decode alternate, so that other work
-    /// on the machine affects both equally.
+    /// Measures how long decoding a picture of one pixel takes. Uploads of a picture that is decoded
+    /// alternate with uploads of a picture that is not, so that other work on the machine affects
+    /// both equally.
     fn one_pixel(&mut self, service: &Service) {
         let (gif, png) = one_pixel_pictures();
         let (gif, png) = (upload(&gif, self.load_time), upload(&png, self.load_time));
         let (mut gif_client, mut png_client) = (gif.client(service), png.client(service));
-        let (mut with, mut without) = (Vec::new(), Vec::new());
+        let (mut decoded, mut not_decoded) = (Vec::new(), Vec::new());
         let (started, cpu_before) = (Instant::now(), service.cpu_of_decoders());
         while started.elapsed() < self.load_time {
-            without.push(png_client.send(&png));
-            with.push(gif_client.send(&gif));
+            not_decoded.push(png_client.send(&png));
+            decoded.push(gif_client.send(&gif));
         }
-        let children = with.len() as f64;
+        let children = decoded.len() as f64;
         let cpu = service.cpu_of_decoders().per_request_since(cpu_before, children);
-        let (with, without) = (Percentiles::of(with), Percentiles::of(without));
+        let (decoded, not_decoded) = (Percentiles::of(decoded), Percentiles::of(not_decoded));
         println!(
             "\n{children} uploads of one pixel, by turns: {:.3} ms as GIF (p99 {:.3}), {:.3} ms as PNG, which is not decoded (p99 {:.3}); CPU of a child {:.3} ms",
-            with.p50,
-            with.p99,
-            without.p50,
-            without.p99,
+            decoded.p50,
+            decoded.p99,
+            not_decoded.p50,
+            not_decoded.p99,
             cpu.total()
         );
-        self.report.goal("one child for one pixel, ms", with.p50 - without.p50, 4.0);
+        self.report.goal("one child for one pixel, ms", decoded.p50 - not_decoded.p50, 4.0);
     }
 
     /// Measures one photograph. Returns the processor time in ms, and the child's peak memory in
@@ -111,7 +112,8 @@ impl Bench {
         (service_cpu + decoder_cpu, child_memory)
     }
 
-    /// Measures small uploads, first alone, then while two clients send pictures that must be decoded.
+    /// Measures uploads of 34 KB, first alone, then while two clients send pictures that must be
+    /// decoded.
     fn uploads_beside_decoders(&mut self, photographs: &Photographs, service: &Service) {
         heading(
             "34 KB uploads of 16 clients, alone and beside one of WebP and one of TIFF, of 12 megapixels",
@@ -140,12 +142,12 @@ impl Bench {
 }
 
 /// The load of one client that sends a new picture with each request.
-fn upload(picture: &[u8], time: Duration) -> Load {
-    Load { request: Request::upload_of(picture), is_fresh: true, clients: 1, time }
+fn upload(picture: &[u8], run_for: Duration) -> Load {
+    Load { request: Request::upload_of(picture), is_fresh: true, clients: 1, run_for }
 }
 
-/// Runs `work` while one client for each load sends requests without a pause. Returns the result of
-/// `work`, and the number of requests that were answered meanwhile.
+/// Runs `work`. At the same time, one client for each load sends requests without a pause. Returns the
+/// result of `work`, and the number of the clients' requests that were answered while it ran.
 fn run_under_load<T>(loads: &[Load], service: &Service, work: impl FnOnce() -> T) -> (T, u64) {
     let (has_ended, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
@@ -162,8 +164,8 @@ fn run_under_load<T>(loads: &[Load], service: &Service, work: impl FnOnce() -> T
         thread::sleep(Duration::from_millis(500)); // until the first decodes run
         let before = answered.load(Ordering::Relaxed);
         let result = work();
-        let meanwhile = answered.load(Ordering::Relaxed) - before;
+        let answered_during_work = answered.load(Ordering::Relaxed) - before;
         has_ended.store(true, Ordering::Relaxed);
-        (result, meanwhile)
+        (result, answered_during_work)
     })
 }

@@ -1,4 +1,4 @@
-//! Measures how long the disk alone needs to save a picture. No service can be faster.
+//! Measures how long the disk alone needs to save a picture. The service cannot save a picture faster.
 
 use std::{
     fs::{self, File},
@@ -18,35 +18,36 @@ pub struct DiskResult {
     pub cpu: f64,
 }
 
-/// Saves files of this length as the service does: write, fsync, rename, fsync of the folder.
-pub fn measure(folder: &Path, len: usize, threads: usize, time: Duration) -> DiskResult {
+/// Saves files of this length on several threads for as long as `run_for`. A file is saved as the
+/// service does it: write, fsync, rename, fsync of the folder.
+pub fn measure(folder: &Path, len: usize, thread_count: usize, run_for: Duration) -> DiskResult {
     let bytes = jpeg(len);
     fs::create_dir_all(folder.join("staged")).unwrap();
     let started = Instant::now();
-    let (mut times, mut cpu) = (Vec::new(), 0.0);
-    let work = |thread: usize| {
-        let (cpu_before, mut times) = (thread_cpu(), Vec::new());
-        while started.elapsed() < time {
+    let work = |thread_index: usize| {
+        let (cpu_before, mut latencies) = (cpu_of_this_thread(), Vec::new());
+        while started.elapsed() < run_for {
             let save_started = Instant::now();
-            save(folder, &format!("{thread}-{}", times.len()), &bytes);
-            times.push(save_started.elapsed());
+            save(folder, &format!("{thread_index}-{}", latencies.len()), &bytes);
+            latencies.push(save_started.elapsed());
         }
-        (times, thread_cpu() - cpu_before)
+        (latencies, cpu_of_this_thread() - cpu_before)
     };
+    let (mut all_latencies, mut total_cpu) = (Vec::new(), 0.0);
     thread::scope(|scope| {
         let work = &work;
-        let threads: Vec<_> =
-            (0..threads).map(|thread| scope.spawn(move || work(thread))).collect();
-        for thread in threads {
-            let (thread_times, thread_cpu) = thread.join().unwrap();
-            times.extend(thread_times);
-            cpu += thread_cpu;
+        let handles: Vec<_> =
+            (0..thread_count).map(|index| scope.spawn(move || work(index))).collect();
+        for handle in handles {
+            let (latencies, cpu) = handle.join().unwrap();
+            all_latencies.extend(latencies);
+            total_cpu += cpu;
         }
     });
     let elapsed = started.elapsed().as_secs_f64();
-    let files = times.len() as f64;
-    let latency = Percentiles::of(times);
-    DiskResult { files_per_second: files / elapsed, latency, cpu: cpu / files }
+    let files = all_latencies.len() as f64;
+    let latency = Percentiles::of(all_latencies);
+    DiskResult { files_per_second: files / elapsed, latency, cpu: total_cpu / files }
 }
 
 fn save(folder: &Path, name: &str, bytes: &[u8]) {
@@ -59,7 +60,7 @@ fn save(folder: &Path, name: &str, bytes: &[u8]) {
 }
 
 /// The processor time of this thread, in milliseconds.
-fn thread_cpu() -> f64 {
+fn cpu_of_this_thread() -> f64 {
     let stat = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6
 }

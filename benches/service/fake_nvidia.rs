@@ -1,5 +1,5 @@
-//! A fake NVIDIA that responds without delay, and a fake picture server. Both use blocking threads, and
-//! so need little of the processor time that the measured service shares with them.
+//! A fake NVIDIA that responds without delay, and a fake picture server. Both use blocking threads,
+//! which need little processor time. The measured service has to share the processors with them.
 
 use std::{
     io::{self, IoSlice, Read, Write},
@@ -67,7 +67,7 @@ impl FakeNvidia {
         Self { address, state }
     }
 
-    /// The URL of a picture, which ends in the picture's number.
+    /// The URL of a picture. The URL ends in the picture's number.
     pub fn picture_url(&self, len: usize) -> String {
         let name = if len == SMALL { "small" } else { "large" };
         format!("http://{}/{name}/{:0NUMBER_LEN$}", self.address, 0)
@@ -110,7 +110,7 @@ impl State {
     }
 
     fn respond(&self, mut stream: &TcpStream, method: &str, path: &str) -> io::Result<()> {
-        // Each URL has another picture, because the picture ends in the number from the URL.
+        // The picture ends in the number from the URL, so that each URL has a different picture.
         let number = path.rsplit('/').next().unwrap_or("").as_bytes();
         match (method, path.split('/').nth(1).unwrap_or("")) {
             ("GET", "small") => return write_with_end(stream, &self.small_picture, number),
@@ -133,7 +133,7 @@ impl State {
             _ if method == "DELETE" && path.starts_with(ASSETS_PATH) => {
                 stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
             }
-            line => panic!("unexpected request: {line}"),
+            line => panic!("the service must not send this request to NVIDIA: {line}"),
         }
     }
 }

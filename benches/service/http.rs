@@ -30,7 +30,7 @@ impl Connection {
         self.stream.write_all(part)
     }
 
-    /// Sends a request, or the rest of one, and reads the whole response.
+    /// Sends a request, or the rest of a request, and reads the whole response.
     pub fn exchange(&mut self, request: &[u8]) -> io::Result<Response> {
         self.send(request)?;
         let mut received = 0;

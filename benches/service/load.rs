@@ -1,5 +1,5 @@
-//! Sends load to the service, and measures it: several clients, each of which sends one request after
-//! the other.
+//! Sends load to the service, and measures how the service serves it. A load consists of several
+//! clients. Each client sends one request after the other.
 
 use std::{
     sync::{
@@ -17,20 +17,22 @@ use crate::{
     request::Request,
 };
 
-/// How long work may last after the response: deletions, and writes to the cache on disk.
+/// How long the service may go on working after its responses: it deletes assets and writes to the
+/// cache on disk.
 const SETTLE_TIME: Duration = Duration::from_millis(50);
 
 /// The number of the next new picture.
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// A request, and how often it is sent.
+/// The requests of a load.
 pub struct Load {
     pub request: Request,
     /// Whether each request contains a new picture.
     pub is_fresh: bool,
     /// The number of clients that send requests at the same time.
     pub clients: usize,
-    pub time: Duration,
+    /// How long the clients send requests.
+    pub run_for: Duration,
 }
 
 /// What was measured during a load.
@@ -49,7 +51,7 @@ pub struct LoadResult {
     pub calls: f64,
 }
 
-/// Percentiles of times, in milliseconds.
+/// Percentiles of durations, in milliseconds.
 #[derive(Clone, Copy)]
 pub struct Percentiles {
     pub p50: f64,
@@ -57,11 +59,11 @@ pub struct Percentiles {
 }
 
 impl Percentiles {
-    pub fn of(mut times: Vec<Duration>) -> Self {
-        times.sort_unstable();
+    pub fn of(mut durations: Vec<Duration>) -> Self {
+        durations.sort_unstable();
         let at = |quantile: f64| {
-            let index = (times.len() - 1) as f64 * quantile;
-            times[index.round() as usize].as_secs_f64() * 1000.0
+            let index = (durations.len() - 1) as f64 * quantile;
+            durations[index.round() as usize].as_secs_f64() * 1000.0
         };
         Self { p50: at(0.5), p99: at(0.99) }
     }
@@ -78,10 +80,10 @@ impl Load {
                 .map(|_| {
                     scope.spawn(|| {
                         let mut client = self.client(service);
-                        client.run(self, self.time / 10);
+                        client.run(self, self.run_for / 10);
                         ready.wait();
                         start.wait();
-                        client.run(self, self.time)
+                        client.run(self, self.run_for)
                     })
                 })
                 .collect();
@@ -92,16 +94,16 @@ impl Load {
             service.reset_peak_memory();
             let started = Instant::now();
             start.wait();
-            let times: Vec<_> =
+            let latencies: Vec<_> =
                 clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
             let elapsed = started.elapsed();
             thread::sleep(SETTLE_TIME);
-            let requests = times.len() as f64;
+            let requests = latencies.len() as f64;
             let decoder_cpu = service.cpu_of_decoders();
             LoadResult {
-                requests: times.len() as u64,
+                requests: latencies.len() as u64,
                 per_second: requests / elapsed.as_secs_f64(),
-                latency: Percentiles::of(times),
+                latency: Percentiles::of(latencies),
                 cpu: service.cpu().per_request_since(cpu_before, requests),
                 decoder_cpu: decoder_cpu.per_request_since(decoder_cpu_before, requests),
                 peak_memory: service.peak_memory(),
@@ -123,13 +125,13 @@ pub struct Client {
 }
 
 impl Client {
-    /// Sends requests for this time, and returns how long each took.
-    fn run(&mut self, load: &Load, time: Duration) -> Vec<Duration> {
-        let (started, mut times) = (Instant::now(), Vec::new());
-        while started.elapsed() < time {
-            times.push(self.send(load));
+    /// Sends requests for as long as `run_for`. Returns how long each request took.
+    fn run(&mut self, load: &Load, run_for: Duration) -> Vec<Duration> {
+        let (started, mut latencies) = (Instant::now(), Vec::new());
+        while started.elapsed() < run_for {
+            latencies.push(self.send(load));
         }
-        times
+        latencies
     }
 
     /// Sends one request, and returns how long it took.
@@ -140,21 +142,21 @@ impl Client {
         let sent = Instant::now();
         let response = self.connection.exchange(&self.request.bytes).unwrap();
         let elapsed = sent.elapsed();
-        assert_eq!(response.status, 200, "see service.log");
-        assert!(!(load.is_fresh && response.is_cache_hit), "a new picture was a cache hit");
+        assert_eq!(response.status, 200, "service.log in the service's folder has the reason");
+        assert!(!(load.is_fresh && response.is_cache_hit), "a new picture must not be a cache hit");
         elapsed
     }
 }
 
 /// Measures requests that go to the fake NVIDIA directly, and not through the service.
-pub fn measure_directly(nvidia: &FakeNvidia, time: Duration) -> Percentiles {
+pub fn measure_directly(nvidia: &FakeNvidia, run_for: Duration) -> Percentiles {
     let (request, started) = (Request::inference(), Instant::now());
     let mut connection = Connection::open(nvidia.address).unwrap();
-    let mut times = Vec::new();
-    while started.elapsed() < time {
+    let mut latencies = Vec::new();
+    while started.elapsed() < run_for {
         let sent = Instant::now();
         connection.exchange(&request.bytes).unwrap();
-        times.push(sent.elapsed());
+        latencies.push(sent.elapsed());
     }
-    Percentiles::of(times)
+    Percentiles::of(latencies)
 }

@@ -1,15 +1,17 @@
 //! Measures the service from outside: requests, starts, and load from many clients.
 //!
 //! `cargo bench --bench service` runs the release build as a process, with a fake NVIDIA and a fake
-//! picture server that respond without delay, and prints tables. After `--`, the names of parts
-//! select the parts to run.
+//! picture server that respond without delay, and prints tables. To run only some parts of the
+//! benchmark, write their names after `--`, as in `cargo bench --bench service -- disk load`.
 //!
 //! - `BENCH_SECONDS`: how long each load lasts. The default is 3.
-//! - `BENCH_PROGRAM`: another build to measure.
-//! - `BENCH_ROWS`: a part of the names of the loads to run, such as `upload 34 KB fresh`.
+//! - `BENCH_PROGRAM`: the path of another build to measure.
+//! - `BENCH_ROWS`: only loads whose names contain this text are run. The name of a load is, for
+//!   example, `upload 34 KB fresh`.
 //!
 //! Times differ between machines and between runs, so compare times of the same run only. Wait some
-//! minutes between two runs; `Bench::folder` says why. Memory and the number of calls hardly differ.
+//! minutes between two runs; the comment on `Bench::folder` explains why. Memory and the number of
+//! calls are almost the same in every run.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
@@ -62,9 +64,9 @@ fn main() {
     let seconds = env::var("BENCH_SECONDS").map_or(3.0, |text| text.parse().unwrap());
     let mut bench = Bench {
         nvidia: FakeNvidia::start(),
-        // In the target folder, because the folder for temporary files may be in memory.
+        // In the target folder, because the system's temporary folder may be in memory.
         root: Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", process::id())),
-        folders: 0,
+        folder_count: 0,
         load_time: Duration::from_secs_f64(seconds),
         selected_loads: env::var("BENCH_ROWS").unwrap_or_default(),
         report: Report::default(),
@@ -80,9 +82,10 @@ fn main() {
 /// The state that all parts share.
 struct Bench {
     nvidia: FakeNvidia,
+    /// The folder that contains all folders of the benchmark.
     root: PathBuf,
     /// The number of folders created so far.
-    folders: u32,
+    folder_count: u32,
     /// How long each load lasts.
     load_time: Duration,
     /// Only loads whose names contain this text are run.
@@ -102,16 +105,16 @@ impl Bench {
     /// Folders are removed only at the end. After a removal, ext4 without a journal creates files more
     /// slowly for minutes, because it avoids recently freed inodes.
     fn folder(&mut self, name: &str) -> PathBuf {
-        self.folders += 1;
-        let folder = self.root.join(format!("{}-{name}", self.folders));
+        self.folder_count += 1;
+        let folder = self.root.join(format!("{}-{name}", self.folder_count));
         fs::create_dir_all(&folder).unwrap();
         // Earlier writes must not slow down the next measurement.
         rustix::fs::sync();
         folder
     }
 
-    /// Starts a service and warms it up. In a new folder, the file system needs several times as long
-    /// for the first thousands of files.
+    /// Starts a service, and sends requests to it before the measurement: in a new folder, the file
+    /// system needs several times as long for each of the first thousands of files.
     fn start_warm(&mut self, name: &str) -> Service {
         let service = Service::start(&self.folder(name), &self.nvidia, &[]);
         self.fresh_uploads().run(&service, &self.nvidia);
@@ -120,19 +123,19 @@ impl Bench {
 
     fn fresh_uploads(&self) -> Load {
         let request = Request::upload(SMALL);
-        Load { request, is_fresh: true, clients: 16, time: self.load_time }
+        Load { request, is_fresh: true, clients: 16, run_for: self.load_time }
     }
 
     fn start(&mut self) {
         let folder = self.folder("start");
-        let start_time = |_| Service::start(&folder, &self.nvidia, &[]).start_time;
-        let times = load::Percentiles::of((0..15).map(start_time).collect());
+        let startup_time = |_| Service::start(&folder, &self.nvidia, &[]).startup_time;
+        let startup_times = load::Percentiles::of((0..15).map(startup_time).collect());
         let service = Service::start(&folder, &self.nvidia, &[]);
         thread::sleep(Duration::from_millis(500));
-        let size = fs::metadata(program()).unwrap().len() as f64 / 1e6;
-        self.report.goal("start to first answer, ms", times.p50, 60.0);
+        let program_mb = fs::metadata(program()).unwrap().len() as f64 / 1e6;
+        self.report.goal("start to first answer, ms", startup_times.p50, 60.0);
         self.report.goal("resident after start, MB", service.memory(), 12.0);
-        self.report.goal("program, MB", size, 16.0);
+        self.report.goal("program, MB", program_mb, 16.0);
     }
 
     fn disk(&mut self) {
@@ -176,7 +179,7 @@ impl Bench {
                         continue;
                     }
                     let request = request.clone();
-                    let load = Load { request, is_fresh, clients: 16, time: self.load_time };
+                    let load = Load { request, is_fresh, clients: 16, run_for: self.load_time };
                     let result = load.run(&service, &self.nvidia);
                     let cpu = result.cpu;
                     row(
@@ -217,7 +220,8 @@ impl Bench {
         self.nvidia.set_delay(Duration::ZERO);
     }
 
-    /// Measures memory without the cache in memory, whose size is a setting.
+    /// Measures the service's memory. The cache in memory is off, because its size depends on a
+    /// setting only.
     fn memory(&mut self) {
         let settings = [("IMAGESVC_CACHE_MEMORY", "0")];
         let folder = self.folder("memory");
@@ -233,7 +237,7 @@ impl Bench {
             request: Request::upload(LARGEST),
             is_fresh: true,
             clients: 64,
-            time: Duration::from_millis(1), // one request per client, after the warm-up
+            run_for: Duration::from_millis(1), // one request of each client, after the warm-up
         };
         let result = load.run(&service, &self.nvidia);
         println!(
@@ -252,8 +256,8 @@ impl Bench {
         scale::fill(&folder.join("downloads"));
         // A limit that is high enough for all vectors, so that the service removes none.
         let service = Service::start(&folder, &self.nvidia, &[("IMAGESVC_CACHE_DISK", "4GiB")]);
-        let start_ms = service.start_time.as_secs_f64() * 1000.0;
-        run(&service); // warms up, as `start_warm` does
+        let startup_ms = service.startup_time.as_secs_f64() * 1000.0;
+        run(&service); // warms the service up, as `start_warm` does
         let full = run(&service);
         println!(
             "100,000 pictures and 50,000 vectors kept: {:.0} req/s, {:.3} CPU ms, {:.1} MB (none kept: {:.0}, {:.3}, {:.1})",
@@ -264,7 +268,7 @@ impl Bench {
             empty.cpu.total(),
             empty.peak_memory
         );
-        self.report.goal("start to first answer, all kept, ms", start_ms, 60.0);
+        self.report.goal("start to first answer, all kept, ms", startup_ms, 60.0);
         self.report.goal(
             "CPU of an upload, all kept against none",
             full.cpu.total() / empty.cpu.total(),

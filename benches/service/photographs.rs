@@ -18,7 +18,8 @@ const SIZE: (u32, u32) = (4000, 3000);
 const EXIF_ORIENTATION_6: &[u8] =
     b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
 
-/// One photograph in several formats. Each file ends in space for a number, which decoders ignore.
+/// One photograph in several formats. Each file ends with some bytes for a number, which decoders
+/// ignore.
 pub struct Photographs {
     pub jpeg: Vec<u8>,
     /// The JPEG with EXIF orientation 6.
@@ -31,7 +32,7 @@ pub struct Photographs {
 impl Photographs {
     /// Encodes the photograph, which takes some seconds.
     pub fn new() -> Self {
-        let photograph = photograph();
+        let photograph = make_photograph();
         let mut jpeg = Vec::new();
         JpegEncoder::new_with_quality(&mut jpeg, 90).encode_image(&photograph).unwrap();
         let mut webp = Cursor::new(Vec::new());
@@ -51,9 +52,9 @@ impl Photographs {
     }
 }
 
-/// Scales a photograph up, and adds noise like that of a camera. Without noise it would compress too
-/// well.
-fn photograph() -> RgbImage {
+/// Scales a photograph up, and adds noise like that of a camera. Without the noise, the photograph
+/// would compress better than one from a camera.
+fn make_photograph() -> RgbImage {
     let small = image_rs::load_from_memory(JPEG).unwrap().into_rgb8();
     let mut large = imageops::resize(&small, SIZE.0, SIZE.1, FilterType::Triangle);
     let mut random = fastrand::Rng::with_seed(1);

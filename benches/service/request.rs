@@ -12,6 +12,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Request {
     pub bytes: Vec<u8>,
+    /// The position of the number in `bytes`.
     number_at: usize,
 }
 
@@ -38,7 +39,7 @@ impl Request {
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
     }
 
-    /// A batch of different pictures as Base64, the same ones each time.
+    /// A batch of different pictures as Base64. Every batch contains the same pictures.
     pub fn batch(len: usize, pictures: u64) -> Self {
         let pictures = (0..pictures).map(|number| {
             let mut picture = jpeg(len / 3 * 3);
@@ -51,7 +52,7 @@ impl Request {
         Self::new("/v1/embeddings", "application/json", body.as_bytes(), 0)
     }
 
-    /// A request that costs nothing but itself.
+    /// A request for which the service does nothing except to respond.
     pub fn health() -> Self {
         Self { bytes: b"GET /health HTTP/1.1\r\nHost: imagesvc\r\n\r\n".to_vec(), number_at: 0 }
     }

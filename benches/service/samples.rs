@@ -2,7 +2,8 @@
 
 pub const JPEG: &[u8] = include_bytes!("../../tests/fixtures/hubble_deep_field.jpg");
 
-/// A JPEG of exactly `len` bytes. Only the header is valid, because the pixels are not decoded.
+/// A JPEG of exactly `len` bytes. Only its header is valid. That is enough, because the service does
+/// not decode its pixels.
 pub fn jpeg(len: usize) -> Vec<u8> {
     let mut bytes = JPEG[..len.min(JPEG.len())].to_vec();
     bytes.resize(len, 0);

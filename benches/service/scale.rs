@@ -1,4 +1,4 @@
-//! Fills a downloads folder with as many files as after years of use.
+//! Fills a downloads folder with as many files as it may contain after years of use.
 
 use std::{
     fs::{self, File},
@@ -11,8 +11,8 @@ const VECTORS: u64 = 50_000;
 /// The size of a file in the cache, in bytes.
 const VECTOR_BYTES: u64 = 19_000;
 
-/// Creates files with the names and sizes of saved pictures and cached vectors. The files are sparse,
-/// because the service reads only files that a request needs.
+/// Creates files with the names and sizes of saved pictures and cached vectors. The files have no
+/// content (they are sparse), because the service reads only files that a request needs.
 pub fn fill(downloads: &Path) {
     fs::create_dir_all(downloads).unwrap();
     for n in 0..PICTURES {

@@ -32,7 +32,7 @@ use crate::{
 /// How long the look-up of a host name may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the test that decodes one pixel may take.
+/// The timeout of the decoder's test, which decodes one pixel.
 const DECODE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the paid call to NVIDIA may take.
@@ -121,14 +121,14 @@ fn check_address(address: SocketAddr) -> Finding {
     }
 }
 
-/// Checks whether the downloads folder can be written to. Does not create the folder: if the check
-/// runs as root, the service, which runs as another user, could not write to a folder of root.
+/// Checks whether the downloads folder can be written to. Does not create the folder: if root runs
+/// this check, root would own the folder, and the service could not write to it.
 fn check_folder(folder: &Path) -> Finding {
     let finding = |state, text: String| Finding::new("folder", state, text);
     let path = folder.display();
     let fault = |error: io::Error| {
         let kind = error.kind();
-        let advice = "make the user that runs the service its owner";
+        let advice = "change its owner to the user that runs the service";
         finding(State::Fault, format!("{path} cannot be written to ({kind}): {advice}"))
     };
     match folder.try_exists() {
@@ -154,8 +154,8 @@ fn check_folder(folder: &Path) -> Finding {
         return fault(error);
     }
     let incoming = folder.join(".incoming");
-    for folder in [folder, &incoming].into_iter().filter(|folder| folder.exists()) {
-        let test_file = folder.join(format!(".check-{}", Uuid::new_v4()));
+    for existing in [folder, &incoming].into_iter().filter(|folder| folder.exists()) {
+        let test_file = existing.join(format!(".check-{}", Uuid::new_v4()));
         if let Err(error) = File::create_new(&test_file).and_then(|_| fs::remove_file(&test_file)) {
             return fault(error);
         }
@@ -303,13 +303,16 @@ mod tests {
     use crate::disk_space::{DiskSpace, Inodes};
 
     #[test]
-    fn a_missing_folder_is_not_created_and_a_file_in_its_place_is_a_fault() {
+    fn a_missing_folder_is_not_created_and_a_file_in_place_of_the_folder_is_a_fault() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("downloads");
         assert_eq!(check_folder(&missing).state, State::Note);
         assert!(!missing.exists());
         assert_eq!(check_folder(folder.path()).state, State::Ok);
-        assert!(fs::read_dir(folder.path()).unwrap().next().is_none(), "a test file is left");
+        assert!(
+            fs::read_dir(folder.path()).unwrap().next().is_none(),
+            "the check must remove its test file"
+        );
         fs::write(&missing, "no folder").unwrap();
         assert_eq!(check_folder(&missing).state, State::Fault);
     }
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_under_the_reserve_is_a_fault() {
+    fn a_disk_with_less_free_space_than_the_reserve_is_a_fault() {
         let folder = tempfile::tempdir().unwrap();
         let downloads = folder.path().join("downloads");
         let settings = |reserve| store::Settings {
@@ -339,11 +342,12 @@ mod tests {
     }
 
     #[test]
-    fn too_few_inodes_are_a_fault_if_their_number_is_fixed() {
-        let check = |inodes| check_free_space(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
-        assert_eq!(check(None).state, State::Ok);
-        assert_eq!(check(Some(Inodes { free: 500, total: 1000 })).state, State::Ok);
-        let full = check(Some(Inodes { free: 10, total: 1000 }));
+    fn too_few_free_inodes_are_a_fault_if_the_number_of_inodes_is_fixed() {
+        let check_with_inodes =
+            |inodes| check_free_space(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
+        assert_eq!(check_with_inodes(None).state, State::Ok);
+        assert_eq!(check_with_inodes(Some(Inodes { free: 500, total: 1000 })).state, State::Ok);
+        let full = check_with_inodes(Some(Inodes { free: 10, total: 1000 }));
         assert_eq!(full.state, State::Fault);
         assert!(full.text.contains("10 inodes are free") && full.text.contains("df -i"), "{full}");
     }

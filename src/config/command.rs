@@ -71,7 +71,7 @@ pub fn command_line() -> clap::Command {
 /// The output format in the arguments of `settings`.
 pub(super) fn format(list: &ArgMatches) -> Format {
     #[allow(clippy::expect_used)]
-    *list.get_one(FORMAT).expect("clap requires it")
+    *list.get_one(FORMAT).expect("clap refuses `settings` without a format")
 }
 
 fn flag(setting: &'static SettingInfo) -> Arg {

@@ -21,16 +21,17 @@ pub(super) struct LineError<'a> {
 pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), LineError<'_>>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut settings = Vec::new();
-    for (text, line) in text.lines().map(str::trim).zip(1..) {
-        if !text.is_empty() && !text.starts_with('#') {
-            let setting = parse_line(text);
+    for (line_text, line) in text.lines().map(str::trim).zip(1..) {
+        if !line_text.is_empty() && !line_text.starts_with('#') {
+            let setting = parse_line(line_text);
             settings.push(setting.map_err(|(name, reason)| LineError { name, line, reason }));
         }
     }
     settings
 }
 
-/// Parses a line into a name and a value. The error is the name, if it is valid, and the reason.
+/// Parses a line into a name and a value. An error consists of the name (if that is valid) and the
+/// reason.
 fn parse_line(text: &str) -> Result<(&str, &str), (Option<&str>, &'static str)> {
     let is_name = |name: &str| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_other_programs_would_read_differently_is_an_error() {
+    fn invalid_lines_and_values_that_other_programs_read_differently_are_errors() {
         for line in ["A=$ecret", "A=abc$HOMEdef", "A=\"$B\"", "A=${B}", "A=a\\$b"] {
             assert!(parse_one(line).unwrap_err().contains("single quotes"), "{line}");
         }

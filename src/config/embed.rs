@@ -17,7 +17,7 @@ pub(super) const LARGE_IMAGES: Setting<LargeImages> = Setting::new(
 pub(super) const INLINE_LIMIT: Setting<usize> = Setting::new(
     "NVIDIA_INLINE_LIMIT",
     "200000",
-    // With less, even a thumbnail would not fit. NVIDIA's own limit is the default.
+    // A lower limit would be too low even for a thumbnail. The default is NVIDIA's own limit.
     |text| parse::number(text, 20_000..=200_000),
     "Pictures whose Base64 text has at least this many characters count as large",
 );
@@ -44,7 +44,7 @@ pub(super) const CACHE_DISK: Setting<u64> = Setting::new(
 );
 
 /// Reads the settings for embedding. The cache's folder is inside the downloads folder, so both
-/// share the reserve of free disk space.
+/// folders have one reserve of free disk space.
 pub(super) fn resolve(
     reader: &mut Reader<'_>,
     store: &store::Settings,

@@ -1,4 +1,4 @@
-//! Settings for fetching pictures, and for which URLs are allowed.
+//! Settings for fetching pictures: the limits of a fetch, and the allowed URLs.
 
 use std::time::Duration;
 

@@ -44,7 +44,7 @@ pub(super) const MAX_BATCH: Setting<usize> = Setting::new(
     "IMAGESVC_MAX_BATCH",
     "32",
     |text| parse::number(text, 1..=1000),
-    "The most pictures in one request to /v1/embeddings; fewer if IMAGESVC_MAX_IN_FLIGHT or IMAGESVC_MAX_BUFFERED_BYTES leaves one client less",
+    "The most pictures in one request to /v1/embeddings; the limit is lower if IMAGESVC_MAX_IN_FLIGHT or IMAGESVC_MAX_BUFFERED_BYTES allows one client fewer pictures",
 );
 
 pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(

@@ -1,7 +1,7 @@
 //! Prints all settings in the formats of the documentation. `cargo run -- settings env` prints
 //! `.env.example`, and `cargo run -- settings markdown` prints the table in `docs/operating.md`.
-//! Tests compare both with the files. Only developers need this command, so `--help` does not list
-//! it.
+//! Tests compare both outputs with these files. Only developers need this command, so `--help` does
+//! not list it.
 
 use std::{
     io::{self, Write},
@@ -85,7 +85,8 @@ mod tests {
     #[test]
     fn the_table_in_operating_md_is_the_printed_table() {
         let page = include_str!("../../docs/operating.md");
-        let start = page.find(TABLE_HEAD).expect("the page has a table of settings");
+        let start =
+            page.find(TABLE_HEAD).expect("docs/operating.md must contain the table of settings");
         let table = page[start..].split("\n\n").next().unwrap();
         let advice = "the table of settings in docs/operating.md is out of date: replace it by the output of \
                       `cargo run -- settings markdown`";

@@ -1,5 +1,5 @@
-//! Parsers for each kind of value. An error is the end of a sentence that begins with the setting's
-//! name.
+//! Parsers for each kind of value. Each error message is written to follow the setting's name, as in
+//! "IMAGESVC_PORT must be a whole number".
 
 use std::{
     fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration,
@@ -11,44 +11,45 @@ use url::{Host, Url};
 /// Parses a duration of at most 30 days: `10s`, `2m`, `1h 30m`, or a number of seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     const MAX: Duration = Duration::from_secs(30 * 24 * 3600);
-    let duration = match text.parse() {
+    let parsed = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text)
             .map_err(|_| "is not a duration; write 10s, 2m or a number of seconds")?,
     };
-    if duration > MAX { Err("is longer than 30 days".into()) } else { Ok(duration) }
+    if parsed > MAX { Err("is longer than 30 days".into()) } else { Ok(parsed) }
 }
 
-/// Parses the oldest age of saved pictures: a duration that is not zero, without an upper limit.
+/// Parses the age above which saved pictures are removed: a duration that is not zero, without an
+/// upper limit.
 pub(super) fn age(text: &str) -> Result<Duration, String> {
     const INVALID: &str = "is not a duration; write 90days, 12h or a number of seconds";
-    let age = match text.parse() {
+    let parsed = match text.parse() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => humantime::parse_duration(text).map_err(|_| INVALID)?,
     };
-    if age.is_zero() { Err("must be longer than zero".into()) } else { Ok(age) }
+    if parsed.is_zero() { Err("must be longer than zero".into()) } else { Ok(parsed) }
 }
 
 /// Parses a network, or a single address.
 pub(super) fn network(text: &str) -> Result<IpNet, String> {
-    let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
-    network.map_err(|_| "is not a network; write 10.0.0.0/8 or a single address".into())
+    let parsed = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+    parsed.map_err(|_| "is not a network; write 10.0.0.0/8 or a single address".into())
 }
 
 /// Parses a duration that is not zero.
 pub(super) fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("must be longer than zero".into()),
-        duration => Ok(duration),
+        positive => Ok(positive),
     }
 }
 
 /// Parses a size: `20MiB`, `500kB`, `1GiB`, or a number of bytes.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     const INVALID: &str = "is not a size; write 20MiB, 500kB or a number of bytes";
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+    let digit_count = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (digits, unit) = text.split_at(digit_count);
+    let bytes_per_unit: u64 = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1,
         "kb" => 1000,
         "mb" => 1000 * 1000,
@@ -58,22 +59,22 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         "gib" => 1 << 30,
         _ => return Err(INVALID.into()),
     };
-    let number: u64 = number.parse().map_err(|_| INVALID)?;
-    number.checked_mul(scale).ok_or_else(|| INVALID.into())
+    let count: u64 = digits.parse().map_err(|_| INVALID)?;
+    count.checked_mul(bytes_per_unit).ok_or_else(|| INVALID.into())
 }
 
-/// Parses a size that is not zero.
+/// Parses the size above which saved pictures are removed: a size that is not zero.
 pub(super) fn positive_size(text: &str) -> Result<u64, String> {
     match size(text)? {
-        0 => Err("must be more than zero; unset it to keep everything".into()),
-        size => Ok(size),
+        0 => Err("must be more than zero; unset it to keep all saved pictures".into()),
+        positive => Ok(positive),
     }
 }
 
 /// Parses a size within a range of bytes.
 pub(super) fn size_within(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
     match size(text)? {
-        size if range.contains(&size) => Ok(size),
+        bytes if range.contains(&bytes) => Ok(bytes),
         _ => Err(format!("must be from {} to {} bytes", range.start(), range.end())),
     }
 }
@@ -84,7 +85,7 @@ where
     T: FromStr + PartialOrd + Display,
 {
     match text.parse() {
-        Ok(number) if range.contains(&number) => Ok(number),
+        Ok(parsed) if range.contains(&parsed) => Ok(parsed),
         _ => Err(format!("must be a whole number from {} to {}", range.start(), range.end())),
     }
 }
@@ -114,7 +115,7 @@ pub(super) fn host_name(text: &str) -> Result<String, String> {
         Ok(Host::Domain(name)) if !name.contains('*') => {
             Ok(name.strip_suffix('.').unwrap_or(&name).to_owned())
         }
-        _ => Err("is not a host name; write images.example.com, without a port (IP addresses are always allowed)".into()),
+        _ => Err("is not a host name; write images.example.com, without a port (do not list IP addresses: they always work)".into()),
     }
 }
 
@@ -140,13 +141,13 @@ pub(super) fn path(text: &str) -> Result<PathBuf, String> {
 /// Parses a comma-separated list. Ignores empty items. A list without items is an error.
 pub(super) fn list<T>(
     text: &str,
-    item: impl Fn(&str) -> Result<T, String>,
+    parse_item: impl Fn(&str) -> Result<T, String>,
 ) -> Result<Vec<T>, String> {
     let items: Vec<T> = text
         .split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty())
-        .map(|part| item(part).map_err(|error| format!("contains {part:?}, which {error}")))
+        .map(|part| parse_item(part).map_err(|error| format!("contains {part:?}, which {error}")))
         .collect::<Result<_, _>>()?;
     if items.is_empty() { Err("is a list without an item".into()) } else { Ok(items) }
 }

@@ -22,7 +22,7 @@ pub struct RawSettings {
     empty: BTreeSet<&'static str>,
     /// Variables that begin with `IMAGESVC_` but are not settings. Most are misspelt.
     unknown: Vec<String>,
-    /// The errors of values that are not UTF-8, and of a `.env` that cannot be read.
+    /// The errors of values that are not UTF-8, and of a `.env` that is invalid or cannot be read.
     pub(super) read_errors: Vec<String>,
 }
 
@@ -187,7 +187,11 @@ mod tests {
     fn the_error_of_an_invalid_line_in_dotenv_does_not_quote_the_line() {
         let raw = merge(&[], &[], "no setting nvapi-secret\nIMAGESVC_PORT=3\n");
         assert_eq!(raw.read_errors, [".env, line 1: it is not NAME=value"]);
-        assert_eq!(raw.get("IMAGESVC_PORT"), Some("3"), "the line after the error was not read");
+        assert_eq!(
+            raw.get("IMAGESVC_PORT"),
+            Some("3"),
+            "the line after the invalid line must still be read"
+        );
         assert_eq!(merge(&[], &[], "IMAGESVC_API_KEYS=$x\n").read_errors.len(), 1);
     }
 

@@ -14,7 +14,8 @@ pub(super) type Values = BTreeMap<&'static str, String>;
 /// Parses values, and collects errors and warnings.
 pub(super) struct Reader<'a> {
     values: &'a Values,
-    /// The names of the settings that were read. A check compares them with the list of settings.
+    /// The names of the settings that were read. `Config::resolve` checks that the list of settings
+    /// contains all of them.
     pub names_read: BTreeSet<&'static str>,
     /// With an error, the service does not start.
     pub errors: Vec<String>,
@@ -27,17 +28,17 @@ impl<'a> Reader<'a> {
         Self { values, names_read: BTreeSet::new(), errors: Vec::new(), warnings: Vec::new() }
     }
 
-    /// Returns the value of a setting. Returns its default if it is not set, or if the value is
-    /// invalid; an invalid value also adds an error.
+    /// Returns the value of a setting. Returns the default if the setting is not set, or if its value
+    /// is invalid. An invalid value also adds an error.
     pub(super) fn value<T>(&mut self, setting: &Setting<T>) -> T {
         self.parsed(&setting.info, setting.parse).unwrap_or_else(|| {
             #[allow(clippy::expect_used)]
-            (setting.parse)(setting.default).expect("a test parses every default")
+            (setting.parse)(setting.default).expect("every default of a setting must be valid")
         })
     }
 
-    /// Returns the value of a setting. Returns `None` if it is not set, or if the value is invalid;
-    /// an invalid value also adds an error.
+    /// Returns the value of a setting. Returns `None` if the setting is not set, or if its value is
+    /// invalid. An invalid value also adds an error.
     pub(super) fn optional<T>(&mut self, setting: &OptionalSetting<T>) -> Option<T> {
         self.parsed(&setting.info, setting.parse)
     }

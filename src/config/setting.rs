@@ -9,7 +9,7 @@ use super::parse;
 /// The part of a setting that does not depend on the type of its value.
 #[derive(Debug)]
 pub(super) struct SettingInfo {
-    /// The name, which is that of the environment variable.
+    /// The name of the environment variable, which is also the name of the setting.
     pub name: &'static str,
     /// The default as text, if there is one.
     pub default: Option<&'static str>,
@@ -17,8 +17,8 @@ pub(super) struct SettingInfo {
     pub kind: Kind,
     /// Whether an empty value is an error, because the setting protects the service.
     pub rejects_empty: bool,
-    /// The help, in one line. It may contain code between backticks, which are shown in Markdown
-    /// only.
+    /// The help, in one line. It may contain code between backticks. Only Markdown shows the
+    /// backticks.
     pub help: &'static str,
 }
 
@@ -47,7 +47,7 @@ impl SettingInfo {
     }
 }
 
-/// Parses a value. The error is the end of a sentence that begins with the setting's name.
+/// Parses a value. The error is a message that is written to follow the setting's name.
 pub(super) type Parser<T> = fn(&str) -> Result<T, String>;
 
 /// A setting with a default. It always has a value.
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_a_flag_is_that_of_its_variable_without_the_prefix() {
+    fn a_flag_has_the_name_of_its_variable_without_the_prefix_imagesvc() {
         let flag = |name| OptionalSetting::new(name, parse::path, "").info.flag();
         assert_eq!(flag("IMAGESVC_MAX_IN_FLIGHT"), "max-in-flight");
         assert_eq!(flag("NVIDIA_TIMEOUT"), "nvidia-timeout");

@@ -23,7 +23,7 @@ pub(super) const MIN_FREE_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MIN_FREE_BYTES",
     "256MiB",
     parse::size,
-    "The reserve of disk space that always stays free, besides one inode in a hundred",
+    "The disk space that always stays free; one in a hundred inodes also stays free",
 );
 
 pub(super) const DOWNLOADS_MAX_AGE: OptionalSetting<Duration> = OptionalSetting::new(

@@ -7,7 +7,7 @@ fn resolve(pairs: &[(&str, &str)]) -> Result<Config, SettingErrors> {
 }
 
 #[test]
-fn a_key_alone_is_enough() {
+fn the_key_of_nvidia_is_the_only_required_setting() {
     let config = resolve(&[("NVIDIA_API_KEY", "Bearer nvapi-1")]).unwrap();
     assert!(matches!(config.upstream, Upstream::Nvidia(_)));
     assert_eq!(config.server.listen, "0.0.0.0:8000".parse().unwrap());
@@ -64,7 +64,7 @@ fn an_empty_value_is_an_error_for_settings_that_protect_the_service() {
     assert!(!resolve(&[sandbox, (keys, "a"), (keys, "")]).unwrap().web.keys.is_empty());
     assert!(
         resolve(&[sandbox, ("IMAGESVC_CORS_ORIGINS", "")]).is_ok(),
-        "an empty list of origins allows no other site, so it is no error"
+        "an empty list of origins must not be an error, because it allows no other site"
     );
     assert!(resolve(&[("NVIDIA_API_KEY", "")]).is_err());
 }

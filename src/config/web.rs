@@ -22,7 +22,7 @@ pub(super) const API_KEYS_FILE: OptionalSetting<PathBuf> = OptionalSetting::new(
 pub(super) const RATE_LIMIT_PER_MINUTE: OptionalSetting<u32> = OptionalSetting::new(
     "IMAGESVC_RATE_LIMIT_PER_MINUTE",
     |text| parse::number(text, 1..=1_000_000),
-    "The most POST requests per minute of each client, counted by its key, or by its address without a key; all of them may come at once",
+    "The most POST requests per minute of each client (identified by its key, or without a key by its address); all of them may come at once",
 )
 .reject_empty();
 

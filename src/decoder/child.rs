@@ -14,7 +14,7 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::protocol::{COMMAND, Job, MAX_MESSAGE, ResultKind};
+use super::protocol::{COMMAND, Job, MAX_MESSAGE_LEN, ResultKind};
 use crate::image::{Content, Error, Picture};
 
 /// Runs the job in the program's arguments and returns the exit code. Returns `None` if the arguments
@@ -43,7 +43,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
 
 /// Runs the job and writes its result to standard output.
 fn run_job(job: Job) -> io::Result<()> {
-    // This comes before the limits, because they do not allow new file descriptors.
+    // Duplicate the descriptor before setting the limits, because they allow no new descriptors.
     let input = io::stdin().as_fd().try_clone_to_owned().map(File::from);
     let input = match apply_limits(&job).and(input) {
         Ok(input) => input,
@@ -58,12 +58,12 @@ fn run_job(job: Job) -> io::Result<()> {
         }
         Ok(Err(Error::Broken { reason, .. })) => write_message(ResultKind::Broken, &reason),
         Ok(Err(error)) => write_message(ResultKind::Broken, &error.to_string()),
-        Err(panic) => write_message(ResultKind::Panicked, panic_message(&*panic)),
+        Err(payload) => write_message(ResultKind::Panicked, panic_message(&*payload)),
     }
 }
 
-/// Lowers this process's resource limits to those of the job. The child must not decode anything if
-/// this fails.
+/// Lowers this process's resource limits to the limits of the job. If this fails, the child must not
+/// decode anything.
 fn apply_limits(job: &Job) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
@@ -75,7 +75,7 @@ fn apply_limits(job: &Job) -> io::Result<()> {
     // At the soft limit, the kernel sends SIGXCPU, which ends the process. At the hard limit, one
     // second later, it sends SIGKILL.
     lower_limit(Resource::Cpu, job.cpu_seconds, job.cpu_seconds + 1)?;
-    // The process can open no files or sockets, even after it has closed one.
+    // The process can open no files or sockets. Closing a descriptor does not allow a new one.
     lower_limit(Resource::Nofile, 0, 0)?;
     // The process cannot write to regular files. The result goes to a pipe, which has no such limit.
     lower_limit(Resource::Fsize, 0, 0)?;
@@ -86,8 +86,8 @@ fn apply_limits(job: &Job) -> io::Result<()> {
 fn lower_limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
     let Rlimit { current, maximum } = getrlimit(resource);
     // `None` means that there is no limit yet.
-    let lower = |old: Option<u64>, new| Some(old.map_or(new, |old| old.min(new)));
-    let limit = Rlimit { current: lower(current, soft), maximum: lower(maximum, hard) };
+    let smaller = |old: Option<u64>, new| Some(old.map_or(new, |old| old.min(new)));
+    let limit = Rlimit { current: smaller(current, soft), maximum: smaller(maximum, hard) };
     Ok(setrlimit(resource, limit)?)
 }
 
@@ -105,7 +105,7 @@ fn render(job: Job, mut input: File) -> Result<Vec<u8>, Error> {
 }
 
 fn write_message(kind: ResultKind, message: &str) -> io::Result<()> {
-    write_result(kind, &message.as_bytes()[..message.len().min(MAX_MESSAGE)])
+    write_result(kind, &message.as_bytes()[..message.len().min(MAX_MESSAGE_LEN)])
 }
 
 fn write_result(kind: ResultKind, bytes: &[u8]) -> io::Result<()> {
@@ -115,7 +115,8 @@ fn write_result(kind: ResultKind, bytes: &[u8]) -> io::Result<()> {
     stdout.flush()
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+fn panic_message(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(a panic without a text)")
 }

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Error,
-    protocol::{HEADER_LEN, Job, MAX_MESSAGE, ResultKind},
+    protocol::{HEADER_LEN, Job, MAX_MESSAGE_LEN, ResultKind},
 };
 use crate::{
     fair_queue::Permit,
@@ -26,7 +26,7 @@ use crate::{
     spool::{Spool, Spooled},
 };
 
-/// The most bytes of a result that are read at once.
+/// At most this many bytes of a result are read at once.
 const READ_SIZE: usize = 64 * 1024;
 
 /// The folder with links to this process's open files.
@@ -45,7 +45,7 @@ pub(super) struct Process(Option<Running>);
 #[derive(Debug)]
 struct Running {
     child: Child,
-    /// Given back when the child has exited.
+    /// The queue gets this permit back when the child has exited.
     permit: Permit,
 }
 
@@ -89,11 +89,12 @@ impl Process {
         Ok(Self(Some(Running { child, permit })))
     }
 
-    /// Reads the result and waits for the child to exit.
+    /// Reads the result into `spool` and waits for the child to exit. A rendered picture may have at
+    /// most `max_picture_len` bytes.
     pub(super) async fn read_result(
         mut self,
         picture: &Picture,
-        max_len: u64,
+        max_picture_len: u64,
         mut spool: Spool,
     ) -> Result<Spooled, Error> {
         let stdout = self.0.as_mut().and_then(|running| running.child.stdout.take());
@@ -107,9 +108,10 @@ impl Process {
         let Some((kind, len)) = ResultKind::parse(header) else {
             return Err(protocol_violation("sent an invalid result"));
         };
-        let max_len = if kind == ResultKind::Done { max_len } else { MAX_MESSAGE as u64 };
+        let max_len =
+            if kind == ResultKind::Done { max_picture_len } else { MAX_MESSAGE_LEN as u64 };
         if len > max_len {
-            return Err(protocol_violation("announced too long a result"));
+            return Err(protocol_violation("announced a result that is too long"));
         }
         // Read up to one byte more, to notice a result that is longer than announced.
         let mut rest = stdout.take(len + 1);
@@ -132,7 +134,7 @@ impl Process {
         }
         let result = spool.finish().await?;
         let message = || {
-            let message = result.content.read_at(0, MAX_MESSAGE).unwrap_or_default();
+            let message = result.content.read_at(0, MAX_MESSAGE_LEN).unwrap_or_default();
             String::from_utf8_lossy(&message).into_owned()
         };
         Err(match kind {
@@ -164,8 +166,8 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         let Some(Running { mut child, permit }) = self.0.take() else { return };
-        // The permit is given back only after the child has exited. At the very end of the service,
-        // there is no runtime any more, and `kill_on_drop` is enough.
+        // The permit is given back only after the child has exited. When the service itself exits,
+        // there may be no runtime any more. Then `kill_on_drop` kills the child.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
                 if let Err(error) = child.kill().await {
@@ -189,7 +191,7 @@ fn classify_exit(status: ExitStatus, picture: &Picture, violation: &str) -> Erro
         (_, Some(Signal::XCPU)) => broken(picture, "it takes too much processor time"),
         // Rust aborts a process that cannot allocate memory.
         (_, Some(Signal::ABORT)) => broken(picture, "it takes too much memory"),
-        // Signals that a process causes itself.
+        // A program that crashes causes one of these signals itself.
         (_, Some(Signal::BUS | Signal::FPE | Signal::ILL | Signal::SEGV | Signal::TRAP)) => {
             broken(picture, "the decoder crashed")
         }

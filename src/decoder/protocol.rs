@@ -93,11 +93,11 @@ pub(super) enum ResultKind {
     LimitsFailed,
 }
 
-/// The longest message, in bytes. Longer ones are truncated.
-pub(super) const MAX_MESSAGE: usize = 4096;
+/// The longest message, in bytes. Longer messages are truncated.
+pub(super) const MAX_MESSAGE_LEN: usize = 4096;
 
-/// The length of a result's header, in bytes. The header is a letter for the kind and the length of
-/// the rest in eight bytes.
+/// The length of a result's header, in bytes. The first byte is a letter for the kind. The other eight
+/// bytes contain the length of the rest of the result.
 pub(super) const HEADER_LEN: usize = 9;
 
 impl ResultKind {
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn jobs_and_headers_are_parsed_as_they_were_written() {
+    fn parsed_jobs_and_headers_equal_the_written_ones() {
         for target in [
             Target::Converted { max_len: 20 << 20 },
             Target::Shrunk { max_len: 149_999 },

@@ -1,5 +1,5 @@
-//! Calculates how much space may be granted, from the free space and from what was granted and
-//! written.
+//! Decides whether a file may get more disk space. The decision depends on the measured free space,
+//! and on the space that files were granted and have used.
 
 use std::ops::AddAssign;
 
@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::size_on_disk;
 
-/// If less than this is free above the reserve, every grant needs a new measurement: other programs
-/// also write to the disk.
+/// A reserve of disk space must stay free. If the free space exceeds the reserve by less than this
+/// margin, it is measured again before every grant, because other programs also write to the disk.
 const MARGIN: Amount = Amount { bytes: 16 << 20, files: 1000 };
 
 /// The largest reserve of inodes.
@@ -33,7 +33,8 @@ pub struct Inodes {
 }
 
 impl Inodes {
-    /// The number of inodes that must stay free: one in a hundred, up to a maximum.
+    /// The number of inodes that must stay free: one in a hundred, up to
+    /// [`MAX_RESERVED_INODES`].
     fn reserve(self) -> u64 {
         (self.total / 100).min(MAX_RESERVED_INODES)
     }
@@ -47,7 +48,8 @@ pub enum Shortage {
     Bytes {
         /// Free bytes.
         free: u64,
-        /// The bytes that this file and other granted files still need.
+        /// The bytes that this file needs, and those that were granted to other files but not yet
+        /// written.
         wanted: u64,
         /// Bytes that must stay free.
         reserve: u64,
@@ -59,7 +61,8 @@ pub enum Shortage {
     Inodes {
         /// Free inodes.
         free: u64,
-        /// The inodes that this file and other granted files still need.
+        /// The inodes that this file needs, and those that were granted to other files but not yet
+        /// used.
         wanted: u64,
         /// Inodes that must stay free.
         reserve: u64,
@@ -67,21 +70,27 @@ pub enum Shortage {
 }
 
 impl FreeSpace {
-    /// Checks that one more small file would take nothing of the reserves of bytes and inodes.
+    /// Checks that the disk has space for one more small file besides the reserves of bytes and
+    /// inodes.
     ///
     /// # Errors
-    /// [`Shortage`] if it would.
-    pub fn check(self, reserve: u64) -> Result<(), Shortage> {
-        self.check_amount(Amount::of_file(1), reserve, Amount::default())
+    /// [`Shortage`]
+    pub fn check(self, reserved_bytes: u64) -> Result<(), Shortage> {
+        self.check_amount(Amount::of_file(1), reserved_bytes, Amount::default())
     }
 
-    /// Checks that the reserve and `margin` stay free if `wanted` is taken.
-    fn check_amount(self, wanted: Amount, reserve: u64, margin: Amount) -> Result<(), Shortage> {
+    /// Checks that the reserves and `margin` stay free if `wanted` is taken.
+    fn check_amount(
+        self,
+        wanted: Amount,
+        reserved_bytes: u64,
+        margin: Amount,
+    ) -> Result<(), Shortage> {
         let Self { bytes: free, inodes } = self;
-        let needed = wanted.bytes.saturating_add(reserve).saturating_add(margin.bytes);
+        let needed = wanted.bytes.saturating_add(reserved_bytes).saturating_add(margin.bytes);
         // Without a reserve, bytes are not checked: a write to a full disk fails by itself.
-        if reserve > 0 && free < needed {
-            return Err(Shortage::Bytes { free, wanted: wanted.bytes, reserve });
+        if reserved_bytes > 0 && free < needed {
+            return Err(Shortage::Bytes { free, wanted: wanted.bytes, reserve: reserved_bytes });
         }
         match inodes {
             Some(inodes) if inodes.free < wanted.files + inodes.reserve() + margin.files => {
@@ -129,17 +138,19 @@ impl AddAssign for Amount {
 pub(super) struct Measurement {
     pub(super) taken_at: Instant,
     pub(super) free: FreeSpace,
-    /// The ledger's `written` before the measurement. Its space is not part of `free`.
+    /// The value of [`Ledger::written`] just before the measurement. `free` no longer includes this
+    /// space.
     pub(super) written: Amount,
 }
 
-/// The space that all files together were granted and have written since the process started.
+/// How much space all files together were granted, and how much of it was written, since the process
+/// started.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    /// Includes what was written.
+    /// Includes the space that was written.
     granted: Amount,
     written: Amount,
-    last: Option<Measurement>,
+    latest: Option<Measurement>,
 }
 
 impl Ledger {
@@ -148,34 +159,34 @@ impl Ledger {
     }
 
     pub(super) fn record(&mut self, measurement: Measurement) {
-        if self.last.is_none_or(|last| last.taken_at <= measurement.taken_at) {
-            self.last = Some(measurement);
+        if self.latest.is_none_or(|latest| latest.taken_at <= measurement.taken_at) {
+            self.latest = Some(measurement);
         }
     }
 
     /// Checks by the latest measurement that the reserve stays free if `more` is granted.
-    pub(super) fn check(&self, more: Amount, reserve: u64) -> Result<(), Shortage> {
-        self.check_with_margin(more, reserve, Amount::default())
+    pub(super) fn check(&self, more: Amount, reserved_bytes: u64) -> Result<(), Shortage> {
+        self.check_with_margin(more, reserved_bytes, Amount::default())
     }
 
     /// Grants `more` if the reserve stays free according to the latest measurement.
-    pub(super) fn grant(&mut self, more: Amount, reserve: u64) -> Result<(), Shortage> {
-        self.check(more, reserve)?;
+    pub(super) fn grant(&mut self, more: Amount, reserved_bytes: u64) -> Result<(), Shortage> {
+        self.check(more, reserved_bytes)?;
         self.granted += more;
         Ok(())
     }
 
-    /// Grants `more` if the latest measurement was taken after `since`, and the reserve and
-    /// [`MARGIN`] stay free. Returns whether it was granted.
+    /// Grants `more` if the latest measurement was taken after `since` (at any time, if that is
+    /// `None`), and if the reserve and [`MARGIN`] stay free. Returns whether `more` was granted.
     pub(super) fn try_grant_by_recent_measurement(
         &mut self,
         more: Amount,
-        reserve: u64,
+        reserved_bytes: u64,
         since: Option<Instant>,
     ) -> bool {
         let is_recent =
-            self.last.is_some_and(|last| since.is_none_or(|since| last.taken_at > since));
-        let is_granted = is_recent && self.check_with_margin(more, reserve, MARGIN).is_ok();
+            self.latest.is_some_and(|latest| since.is_none_or(|since| latest.taken_at > since));
+        let is_granted = is_recent && self.check_with_margin(more, reserved_bytes, MARGIN).is_ok();
         if is_granted {
             self.granted += more;
         }
@@ -185,17 +196,17 @@ impl Ledger {
     fn check_with_margin(
         &self,
         more: Amount,
-        reserve: u64,
+        reserved_bytes: u64,
         margin: Amount,
     ) -> Result<(), Shortage> {
         // Before the first measurement, nothing counts as free.
-        let (free, written) = match self.last {
-            Some(last) => (last.free, last.written),
+        let (free, written_when_measured) = match self.latest {
+            Some(latest) => (latest.free, latest.written),
             None => (FreeSpace { bytes: 0, inodes: None }, Amount::default()),
         };
-        let mut wanted = self.granted.saturating_sub(written);
+        let mut wanted = self.granted.saturating_sub(written_when_measured);
         wanted += more;
-        free.check_amount(wanted, reserve, margin)
+        free.check_amount(wanted, reserved_bytes, margin)
     }
 
     pub(super) fn mark_written(&mut self, more: Amount) {

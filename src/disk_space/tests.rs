@@ -10,11 +10,11 @@ use super::*;
 const BLOCK: u64 = 4096;
 const RESERVE: u64 = 1 << 20;
 
-/// A disk in memory whose free space the test sets.
+/// A fake disk whose free space is set by the test. Counts the measurements.
 #[derive(Clone, Default)]
 struct FakeDisk {
     free: Arc<AtomicU64>,
-    measured: Arc<AtomicU64>,
+    measurements: Arc<AtomicU64>,
 }
 
 impl FakeDisk {
@@ -25,9 +25,9 @@ impl FakeDisk {
     }
 
     fn space(&self) -> DiskSpace {
-        let Self { free, measured } = self.clone();
+        let Self { free, measurements } = self.clone();
         DiskSpace::with_measure("unused".into(), RESERVE, move |_| {
-            measured.fetch_add(1, Ordering::SeqCst);
+            measurements.fetch_add(1, Ordering::SeqCst);
             Ok(FreeSpace { bytes: free.load(Ordering::SeqCst), inodes: None })
         })
     }
@@ -36,8 +36,8 @@ impl FakeDisk {
         self.free.fetch_sub(bytes, Ordering::SeqCst);
     }
 
-    fn measured(&self) -> u64 {
-        self.measured.load(Ordering::SeqCst)
+    fn measurements(&self) -> u64 {
+        self.measurements.load(Ordering::SeqCst)
     }
 }
 
@@ -78,27 +78,26 @@ async fn written_bytes_are_counted_only_once() {
 #[tokio::test]
 async fn bytes_that_are_written_during_a_measurement_are_counted() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
-    let (report_measured, measured) = mpsc::channel::<()>();
+    let (report_read, was_read) = mpsc::channel::<()>();
     let (resume, wait_for_resume) = mpsc::channel::<()>();
-    let (report_measured, wait_for_resume) =
-        (Mutex::new(report_measured), Mutex::new(wait_for_resume));
+    let (report_read, wait_for_resume) = (Mutex::new(report_read), Mutex::new(wait_for_resume));
     let free = Arc::clone(&disk.free);
     let space = DiskSpace::with_measure("unused".into(), RESERVE, move |_| {
         let bytes = free.load(Ordering::SeqCst);
-        report_measured.lock().unwrap().send(()).unwrap();
+        report_read.lock().unwrap().send(()).unwrap();
         let _ = wait_for_resume.lock().unwrap().recv();
         Ok(FreeSpace { bytes, inodes: None })
     });
     resume.send(()).unwrap();
     let mut first = space.empty_permit();
     first.grow_to(8 * BLOCK).await.unwrap();
-    measured.recv().unwrap();
+    was_read.recv().unwrap();
 
     let mut second = space.empty_permit();
     {
         let mut growing = Box::pin(second.grow_to(8 * BLOCK));
         assert!(poll!(&mut growing).is_pending());
-        measured.recv().unwrap();
+        was_read.recv().unwrap();
         // The free space has been read, but the measurement has not returned yet.
         disk.write(8 * BLOCK);
         first.mark_written(8 * BLOCK);
@@ -109,7 +108,7 @@ async fn bytes_that_are_written_during_a_measurement_are_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn free_space_is_measured_once_a_second_or_for_each_grant_near_the_reserve() {
+async fn free_space_is_measured_once_a_second_but_near_the_reserve_before_each_grant() {
     let disk = FakeDisk::with_free(RESERVE + (1 << 30));
     let space = disk.space();
     let mut permit = space.empty_permit();
@@ -118,16 +117,16 @@ async fn free_space_is_measured_once_a_second_or_for_each_grant_near_the_reserve
     }
     space.check_space().await.unwrap();
     space.free_space().await.unwrap();
-    assert_eq!(disk.measured(), 1);
+    assert_eq!(disk.measurements(), 1);
     tokio::time::advance(MAX_AGE).await;
     space.check_space().await.unwrap();
-    assert_eq!(disk.measured(), 2);
+    assert_eq!(disk.measurements(), 2);
 
     let disk = FakeDisk::with_free(RESERVE + (1 << 20));
     let space = disk.space();
-    for measured in 1..=5 {
+    for count in 1..=5 {
         space.check_space().await.unwrap();
-        assert_eq!(disk.measured(), measured);
+        assert_eq!(disk.measurements(), count);
     }
     // Near the reserve, each change of the free space is noticed at once.
     disk.free.store(0, Ordering::SeqCst);
@@ -164,6 +163,6 @@ async fn nothing_is_granted_if_free_space_cannot_be_measured() {
 #[test]
 fn free_space_is_measured_on_the_disk_of_the_folder() {
     let free = free_space(Path::new("/proc/self")).unwrap();
-    assert_eq!((free.bytes, free.inodes), (0, None), "procfs has no space and no inodes");
+    assert_eq!((free.bytes, free.inodes), (0, None), "procfs must report 0 bytes and no inodes");
     assert!(free_space(Path::new("/no such folder")).is_err());
 }

@@ -1,8 +1,8 @@
 //! Caches embeddings in memory and on disk.
 //!
-//! If the cache fails, requests still succeed, but each costs a call to NVIDIA. A temporary
-//! embedding is cached in memory only, until it expires: after a restart, the reason why it is
-//! temporary may be gone.
+//! If the cache fails, requests still succeed, but each makes a call to NVIDIA. An embedding is
+//! temporary if it comes from a picture that was shrunk only because uploads did not work. Such an
+//! embedding is cached in memory only, until it expires: after a restart, uploads may work again.
 
 use std::{fmt, sync::Arc};
 
@@ -18,8 +18,8 @@ use writer::Writer;
 mod disk;
 mod writer;
 
-/// The version of how pictures are prepared. Raise this number with every change that gives the
-/// same picture another embedding.
+/// The version of the way in which pictures are prepared. Raise this number with every change that
+/// gives any picture another embedding.
 const PREPARATION: u8 = 2;
 
 /// Identifies a cached embedding: a SHA-256 of the source, of every setting that changes how
@@ -28,8 +28,8 @@ const PREPARATION: u8 = 2;
 pub(super) struct CacheKey(Sha256);
 
 impl CacheKey {
-    /// The first eight bytes. If two keys have the same prefix, a look-up may read the disk in vain;
-    /// nothing worse happens.
+    /// The first eight bytes. If two keys have the same prefix, a look-up of one key may open a file
+    /// that does not exist; nothing worse happens.
     fn prefix(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = *self.0.bytes();
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -42,7 +42,8 @@ impl fmt::Display for CacheKey {
     }
 }
 
-/// The memory that an entry takes besides the vector's text, in bytes; a generous estimate.
+/// The memory that a cache entry takes in addition to the vector's text, in bytes. An estimate that
+/// is rather too high.
 const ENTRY_OVERHEAD: usize = 256;
 
 /// The typical length of a vector's text, in bytes.
@@ -79,9 +80,9 @@ impl Weighter<CacheKey, CachedEmbedding> for ByteWeight {
     }
 }
 
-/// The cache. Each of its two levels can be off.
+/// The cache. It has two levels, memory and disk. Each can be turned off.
 pub(super) struct Cache {
-    /// Has hashed everything that keys consist of, except the picture.
+    /// Has hashed all parts of a key except the picture's SHA-256.
     key_hasher: Hasher,
     memory: Option<MemoryCache<CacheKey, CachedEmbedding, ByteWeight>>,
     disk: Option<DiskLevel>,
@@ -93,7 +94,7 @@ struct DiskLevel {
 }
 
 impl Cache {
-    /// Creates the levels that the settings turn on. Call this inside the runtime.
+    /// Creates the levels that the settings turn on. Call this inside the Tokio runtime.
     pub(super) fn new(settings: &Settings, source: &Source) -> Self {
         let memory = (settings.cache_memory > 0).then(|| {
             let items = settings.cache_memory.div_ceil(TYPICAL_VECTOR_LEN);
@@ -154,8 +155,8 @@ impl Cache {
         }
     }
 
-    /// Writes a permanent embedding to the disk. Returns when the writer has finished with it, even
-    /// if it was not written.
+    /// Writes a permanent embedding to the disk. Returns when it is written, or when it is clear that
+    /// it will not be written. A temporary embedding is not written.
     pub(super) async fn write_to_disk(&self, key: CacheKey, embedding: &Embedding) {
         if let Some(DiskLevel { writer, .. }) = &self.disk
             && embedding.valid_until.is_none()
@@ -199,16 +200,16 @@ mod tests {
         Settings { call, cache_memory: memory, cache_disk: disk, cache_folder, cache_space }
     }
 
-    fn cache(memory: u64, disk: u64, folder: &Path, source: (&'static str, &str)) -> Cache {
+    fn new_cache(memory: u64, disk: u64, folder: &Path, source: (&'static str, &str)) -> Cache {
         let source = Source { model: source.0, endpoint: source.1.into() };
         Cache::new(&settings(memory, disk, folder), &source)
     }
 
-    pub(super) fn key(byte: u8) -> CacheKey {
+    pub(super) fn key_of(byte: u8) -> CacheKey {
         CacheKey(Sha256::from_bytes([byte; 32]))
     }
 
-    pub(super) fn embedding(number: &str) -> Embedding {
+    pub(super) fn embedding_of(number: &str) -> Embedding {
         let text = format!("[{}]", [number; DIMENSIONS].join(","));
         let raw = serde_json::value::RawValue::from_string(text).unwrap();
         let vector = Vector::from_json(&raw).unwrap();
@@ -221,17 +222,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_look_up_returns_the_embedding_from_whichever_level_is_on() {
+    async fn a_look_up_returns_the_embedding_from_the_level_that_is_on() {
         let folder = tempfile::tempdir().unwrap();
         for (memory, disk, provenance) in [
             (1 << 20, 0, Some(Provenance::Memory)),
             (0, 1 << 20, Some(Provenance::Disk)),
             (0, 0, None),
         ] {
-            let cache = cache(memory, disk, folder.path(), ("model", "endpoint"));
+            let cache = new_cache(memory, disk, folder.path(), ("model", "endpoint"));
             let key = cache.key(Sha256::from_bytes([7; 32]));
-            cache.insert_in_memory(key, &embedding("0.25"));
-            cache.write_to_disk(key, &embedding("0.25")).await;
+            cache.insert_in_memory(key, &embedding_of("0.25"));
+            cache.write_to_disk(key, &embedding_of("0.25")).await;
             let found = cache.look_up(&key).await;
             assert_eq!(found.as_ref().map(|found| found.provenance), provenance);
             if let Some(found) = found {
@@ -244,22 +245,22 @@ mod tests {
     #[tokio::test]
     async fn a_look_up_that_reads_the_disk_inserts_the_embedding_in_memory() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
+        let cache = new_cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
         let key = cache.key(Sha256::from_bytes([7; 32]));
-        cache.write_to_disk(key, &embedding("1")).await;
+        cache.write_to_disk(key, &embedding_of("1")).await;
         assert!(cache.get_from_memory(&key).is_none());
         assert_eq!(cache.look_up(&key).await.unwrap().provenance, Provenance::Disk);
         assert_eq!(cache.get_from_memory(&key).unwrap().provenance, Provenance::Memory);
     }
 
     #[test]
-    fn each_pair_of_source_and_picture_has_its_own_key() {
+    fn different_sources_or_pictures_have_different_keys() {
         let folder = PathBuf::from("unused");
         let keys: std::collections::HashSet<_> =
             [("a", "b"), ("ab", ""), ("", "ab"), ("a", "c"), ("b", "b")]
                 .into_iter()
                 .flat_map(|source| {
-                    let cache = cache(0, 0, &folder, source);
+                    let cache = new_cache(0, 0, &folder, source);
                     [1, 2].map(|n| cache.key(Sha256::from_bytes([n; 32])))
                 })
                 .collect();
@@ -267,41 +268,41 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_that_changes_the_preparation_changes_the_key() {
+    fn a_changed_setting_of_the_preparation_changes_the_key() {
         let key_with = |large_images, inline_limit, max_image_bytes| {
             let base = settings(0, 0, Path::new("unused"));
             let call = CallSettings { large_images, inline_limit, max_image_bytes, ..base.call };
             let source = Source { model: "model", endpoint: "endpoint".into() };
             Cache::new(&Settings { call, ..base }, &source).key(Sha256::from_bytes([7; 32]))
         };
-        let known = key_with(LargeImages::Shrink, 200_000, 1000);
-        assert_eq!(known, key_with(LargeImages::Shrink, 200_000, 1000));
-        assert_ne!(known, key_with(LargeImages::Asset, 200_000, 1000));
-        assert_ne!(known, key_with(LargeImages::Shrink, 199_999, 1000));
-        assert_ne!(known, key_with(LargeImages::Shrink, 200_000, 999));
+        let key = key_with(LargeImages::Shrink, 200_000, 1000);
+        assert_eq!(key, key_with(LargeImages::Shrink, 200_000, 1000));
+        assert_ne!(key, key_with(LargeImages::Asset, 200_000, 1000));
+        assert_ne!(key, key_with(LargeImages::Shrink, 199_999, 1000));
+        assert_ne!(key, key_with(LargeImages::Shrink, 200_000, 999));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_temporary_embedding_is_cached_in_memory_until_it_expires_and_never_on_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
+        let cache = new_cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
         let end = Instant::now() + Duration::from_secs(60);
-        let temporary = Embedding { valid_until: Some(end), ..embedding("1") };
-        cache.insert_in_memory(key(1), &temporary);
-        cache.write_to_disk(key(1), &temporary).await;
+        let temporary = Embedding { valid_until: Some(end), ..embedding_of("1") };
+        cache.insert_in_memory(key_of(1), &temporary);
+        cache.write_to_disk(key_of(1), &temporary).await;
         tokio::time::advance(Duration::from_secs(59)).await;
-        assert!(cache.get_from_memory(&key(1)).is_some());
+        assert!(cache.get_from_memory(&key_of(1)).is_some());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(cache.get_from_memory(&key(1)).is_none());
-        assert!(cache.look_up(&key(1)).await.is_none());
+        assert!(cache.get_from_memory(&key_of(1)).is_none());
+        assert!(cache.look_up(&key_of(1)).await.is_none());
     }
 
     #[test]
     fn the_memory_level_does_not_exceed_its_limit() {
-        let cache = cache(100_000, 0, Path::new("unused"), ("model", "endpoint"));
-        let embedding = embedding("0.125");
+        let cache = new_cache(100_000, 0, Path::new("unused"), ("model", "endpoint"));
+        let embedding = embedding_of("0.125");
         for n in 0..200u8 {
-            cache.insert_in_memory(key(n), &embedding);
+            cache.insert_in_memory(key_of(n), &embedding);
         }
         let memory = cache.memory.as_ref().unwrap();
         assert!(memory.weight() <= 100_000);

@@ -1,9 +1,9 @@
 //! One call to NVIDIA for the embedding of one picture: prepares the picture as
 //! [`plan`](super::plan) chooses, and sends it inline or as an asset.
 //!
-//! Some errors mean that uploads do not work; `nvidia/classify.rs` decides which. After such an
-//! error, the picture is shrunk and sent inline. A picture is decoded before it takes a permit for
-//! NVIDIA, so that no permit is held unused.
+//! Some errors mean that uploads do not work; `nvidia/classify.rs` decides which errors these are.
+//! After such an error, the picture is shrunk and sent inline. A picture is decoded before it takes a
+//! permit for a call to NVIDIA, so that no permit is unused while it is decoded.
 
 use std::time::Duration;
 
@@ -50,10 +50,11 @@ impl Payload {
 }
 
 impl Inner {
-    /// Reserves calls for a client's pictures, all or none.
+    /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or none.
     ///
     /// # Errors
-    /// [`Error`] if the pace or the queue leaves no time for them before the deadline.
+    /// [`Error`] if the limit on calls per minute or the queue would delay the last call past the
+    /// deadline.
     pub(super) fn reserve(
         &self,
         client: ClientNetwork,
@@ -62,16 +63,30 @@ impl Inner {
     ) -> Result<Reservation, Error> {
         let reservation = self.nvidia.reserve_calls(client, count, deadline)?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if self.queue.expected_wait(client, count) > left {
+        let wait = self.queue.expected_wait(client);
+        // While nobody is ahead, a batch is tried even if it will probably take too long: what it
+        // gets done is in the cache when it is sent again.
+        if !wait.is_zero() && wait + self.expected_time(count) > left {
             return Err(Error::QueueTooLong);
         }
         Ok(reservation)
     }
 
-    /// Returns the embedding, or fails by the deadline.
+    /// How long the calls of a batch will probably take once the first one is made, by how long
+    /// calls took recently. This is zero for a single picture, which is always tried.
+    fn expected_time(&self, count: usize) -> Duration {
+        if count <= 1 {
+            return Duration::ZERO;
+        }
+        let rounds = count.div_ceil(self.settings.max_calls_per_batch());
+        let rounds = u32::try_from(rounds).unwrap_or(u32::MAX);
+        self.queue.typical_hold().saturating_mul(rounds)
+    }
+
+    /// Prepares the picture, calls NVIDIA, and returns the embedding.
     ///
     /// # Errors
-    /// [`Error`]
+    /// The [`Error`] of the last attempt. If there is no outcome by the deadline, this fails as well.
     pub(super) async fn call(
         &self,
         picture: &Picture,
@@ -84,7 +99,7 @@ impl Inner {
         let max_len = usize::try_from(self.settings.max_image_bytes).unwrap_or(usize::MAX);
         let converted = Target::Converted { max_len };
         let shrunk = Target::Shrunk { max_len: largest_inline };
-        let encode = |target, prepared| self.encode(picture, client, deadline, target, prepared);
+        let encode_as = |target, prepared| self.encode(picture, client, deadline, target, prepared);
         let mut payload = Payload::original(picture);
         let mut upload_error: Option<nvidia::Error> = None;
         loop {
@@ -97,8 +112,8 @@ impl Inner {
                 Plan::SendInline => {
                     let vector = self.send_inline(&payload, &mut retry_state).await?;
                     if let Some(error) = upload_error.filter(nvidia::Error::is_upload_refusal) {
-                        // The breaker opens only now that NVIDIA has accepted the picture inline. If
-                        // NVIDIA rejects a picture inline as well, the cause is not the upload.
+                        // The breaker opens only if NVIDIA accepts the picture inline. If NVIDIA
+                        // refuses the picture inline as well, the upload was not the cause.
                         self.open_breaker(&error, self.settings.refused_upload_pause);
                     }
                     return Ok(self.embedding(vector, &payload, &retry_state));
@@ -114,11 +129,11 @@ impl Inner {
                     Err(error) => return Err(error),
                 },
                 Plan::Reencode => {
-                    let jpeg = encode(converted, Prepared::Jpeg).await?;
-                    // The decoder returns an empty content if every JPEG of the same size is longer
-                    // than `max_len`.
+                    let jpeg = encode_as(converted, Prepared::Jpeg).await?;
+                    // The decoder returns no bytes if every JPEG of the same width and height is
+                    // longer than `max_len`.
                     payload = if jpeg.content.is_empty() {
-                        encode(shrunk, Prepared::Shrunk).await?
+                        encode_as(shrunk, Prepared::Shrunk).await?
                     } else {
                         jpeg
                     };
@@ -128,7 +143,7 @@ impl Inner {
                 }
                 Plan::Shrink => {
                     drop(payload); // shrinking starts from the original picture
-                    payload = encode(shrunk, Prepared::Shrunk).await?;
+                    payload = encode_as(shrunk, Prepared::Shrunk).await?;
                     payload.is_temporary = self.settings.large_images == LargeImages::Asset;
                 }
             }
@@ -157,8 +172,8 @@ impl Inner {
     ) -> Result<Vector, Error> {
         let _permit = self.permit(retry_state).await?;
         let media_type = payload.format.media_type();
-        // The upload gets half of the time. If it hangs, the other half is left to shrink the
-        // picture and send it inline.
+        // The upload gets half of the remaining time. If it hangs, the other half is left to shrink
+        // the picture and send it inline.
         let upload_deadline = retry_state.halfway_to_deadline();
         let asset =
             self.nvidia.upload(media_type, &payload.content, retry_state, upload_deadline).await?;
@@ -172,7 +187,8 @@ impl Inner {
         permit.ok_or(Error::QueueTimeout("a call to NVIDIA"))
     }
 
-    /// Re-encodes a picture. The result is in memory if it can go inline, else in a staging file.
+    /// Re-encodes a picture. The result is in memory if it can be sent inline, else in a staging
+    /// file.
     async fn encode(
         &self,
         picture: &Picture,
@@ -200,13 +216,13 @@ impl Inner {
         payload: &Payload,
         retry_state: &RetryState<'_>,
     ) -> Embedding {
-        let (prepared, count) = (payload.prepared, retry_state.sent_inferences());
+        let (prepared, attempts) = (payload.prepared, retry_state.sent_inferences());
         let valid_until =
             payload.is_temporary.then(|| self.upload_breaker.closes_at(Instant::now()));
-        Embedding { vector, prepared, provenance: Provenance::Nvidia, attempts: count, valid_until }
+        Embedding { vector, prepared, provenance: Provenance::Nvidia, attempts, valid_until }
     }
 
-    /// Stops all uploads for the time of `pause`.
+    /// Stops all uploads for as long as `pause`.
     fn open_breaker(&self, error: &nvidia::Error, pause: Duration) {
         tracing::warn!(
             %error,

@@ -4,7 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-/// A breaker is closed at first. An open breaker closes by itself at the instant that was set.
+/// Closed at first. An open breaker closes by itself at the instant that was passed to
+/// [`Self::open_until`].
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker(Mutex<Option<Instant>>);
 
@@ -46,12 +47,13 @@ mod tests {
         assert!(breaker.is_open(start) && breaker.is_open(after(599)));
         assert_eq!(
             (breaker.closes_at(start), breaker.closes_at(after(601))),
-            (after(600), after(601))
+            (after(600), after(601)),
+            "a closed breaker should return the instant that was passed"
         );
         assert!(!breaker.is_open(after(600)));
         breaker.open_until(after(60));
         assert!(breaker.is_open(after(59)) && !breaker.is_open(after(60)));
         breaker.open_until(start);
-        assert!(!breaker.is_open(start), "a breaker whose end is now is closed");
+        assert!(!breaker.is_open(start), "a breaker whose end is now should be closed");
     }
 }

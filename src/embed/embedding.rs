@@ -1,4 +1,4 @@
-//! A picture's embedding, and its source.
+//! A picture's embedding, and where it comes from.
 
 use tokio::time::Instant;
 
@@ -21,7 +21,8 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// The embedding as it counts for a request that joined another one's call and paid nothing.
+    /// The embedding as a request gets it if the request joined the call of another request: the
+    /// joining request made no call of its own.
     pub fn shared(self) -> Self {
         match self.provenance {
             Provenance::Nvidia => Self { provenance: Provenance::Shared, attempts: 0, ..self },
@@ -35,9 +36,9 @@ impl Embedding {
 pub enum Prepared {
     /// The picture's own bytes.
     Original,
-    /// The picture as a JPEG of the same size.
+    /// The picture as a JPEG of the same width and height.
     Jpeg,
-    /// The picture as a smaller JPEG.
+    /// The picture as a JPEG that is small enough to be sent inline.
     Shrunk,
 }
 
@@ -69,8 +70,8 @@ pub enum Provenance {
 }
 
 impl Provenance {
-    /// The name for clients: only a paid call is a miss. A request that joined another one's call
-    /// paid nothing.
+    /// The name for clients: a request whose own call computed the embedding is a miss. A request
+    /// that joined another request's call is a hit.
     pub fn hit_or_miss(self) -> &'static str {
         if self == Self::Nvidia { "miss" } else { "hit" }
     }

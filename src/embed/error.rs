@@ -10,7 +10,7 @@ pub enum Error {
     /// The call to NVIDIA failed.
     #[error(transparent)]
     Nvidia(#[from] nvidia::Error),
-    /// The deadline passed while the picture waited for a permit or a call.
+    /// The deadline passed while the picture waited for a permit or for a running call.
     #[error("the deadline passed while waiting for {0}")]
     QueueTimeout(&'static str),
     /// The queue is so long that the deadline would pass before the picture gets a permit.
@@ -28,15 +28,15 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the call failed for a reason of its own: it ran out of time, or its task panicked. A
-    /// request that joined the call may succeed if it makes another call.
+    /// Whether a request that joined the failed call may succeed if it makes a call of its own. This
+    /// is so if the failed call ran out of time or its task panicked.
     pub(super) fn another_call_may_succeed(&self) -> bool {
         match self {
             Self::QueueTimeout(_) | Self::QueueTooLong | Self::CallPanicked => true,
             Self::Decoder(error) => {
                 matches!(error, decoder::Error::QueueTimeout | decoder::Error::Timeout)
             }
-            Self::Nvidia(error) => error.lacks_time,
+            Self::Nvidia(error) => error.only_deadline_prevents_retry,
             Self::StillTooLarge => false,
         }
     }

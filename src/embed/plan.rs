@@ -1,8 +1,9 @@
 //! Chooses how a picture is sent to NVIDIA.
 //!
-//! Upright JPEGs and PNGs are sent unchanged. Every other picture is re-encoded as an upright JPEG;
-//! NVIDIA does not document whether it applies a picture's orientation. Small pictures go inline.
-//! Large pictures are uploaded; if uploads do not work, they are shrunk until they can go inline.
+//! Upright JPEGs and PNGs are sent unchanged. Every other picture is re-encoded as an upright JPEG:
+//! NVIDIA accepts only these two formats, and does not document whether it applies a picture's
+//! orientation. A picture that fits into the request is sent inline. A larger picture is uploaded
+//! or, if uploads do not work, shrunk until it can be sent inline.
 
 use crate::image::{Format, Picture};
 
@@ -70,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_depends_on_the_length_and_on_whether_uploads_work() {
+    fn a_picture_too_long_for_an_inline_request_is_uploaded_or_shrunk() {
         use Plan::{Reencode, SendInline, Shrink, Upload};
         for (can_be_sent_as_is, len, with_uploads, without_uploads) in [
             (true, 1, SendInline, SendInline),
@@ -81,8 +82,8 @@ mod tests {
             (false, u64::MAX, Reencode, Reencode),
         ] {
             for (may_upload, expected) in [(true, with_uploads), (false, without_uploads)] {
-                let plan = plan(can_be_sent_as_is, len, may_upload, 149_997);
-                assert_eq!(plan, expected, "{can_be_sent_as_is} {len} {may_upload}");
+                let chosen = plan(can_be_sent_as_is, len, may_upload, 149_997);
+                assert_eq!(chosen, expected, "{can_be_sent_as_is} {len} {may_upload}");
             }
         }
     }

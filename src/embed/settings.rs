@@ -4,7 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{disk_space::DiskSpace, nvidia::InlineImage};
 
-/// How long nothing is uploaded after NVIDIA refused an upload. Large pictures are shrunk meanwhile.
+/// How long nothing is uploaded after NVIDIA refused an upload. During this time, large pictures are
+/// shrunk.
 pub const REFUSED_UPLOAD_PAUSE: Duration = Duration::from_secs(600);
 
 /// How long nothing is uploaded after an upload failed for another reason. This is shorter, because
@@ -22,7 +23,7 @@ pub struct Settings {
     pub cache_disk: u64,
     /// The folder for cached vectors.
     pub cache_folder: PathBuf,
-    /// The disk of that folder.
+    /// Reserves space on that folder's disk.
     pub cache_space: DiskSpace,
 }
 
@@ -33,7 +34,7 @@ pub struct CallSettings {
     pub large_images: LargeImages,
     /// The Base64 text of an inline picture is shorter than this number of characters.
     pub inline_limit: usize,
-    /// The longest picture that is sent to NVIDIA, in bytes. It limits re-encoded pictures, too,
+    /// The longest picture that is sent to NVIDIA, in bytes. This also limits re-encoded pictures,
     /// which may be longer than their originals.
     pub max_image_bytes: u64,
     /// The most calls to NVIDIA at once.
@@ -59,8 +60,14 @@ impl CallSettings {
         InlineImage::largest_picture(self.inline_limit)
     }
 
-    /// The memory that sending one picture needs, in bytes: for the original, for the JPEG made from
-    /// it, and for the inline request.
+    /// The most calls that one batch makes at once: three quarters of the calls that may run at
+    /// once. Calls for other pictures of the same client can then run beside the batch.
+    pub fn max_calls_per_batch(&self) -> usize {
+        (self.max_concurrency * 3 / 4).max(1)
+    }
+
+    /// The most memory that one picture needs until its inline request has been sent, in bytes: for
+    /// the original, for the JPEG made from the original, and for the request.
     pub fn inline_memory(&self) -> u64 {
         (2 * self.largest_inline() + self.inline_limit) as u64
     }

@@ -1,5 +1,5 @@
-//! Single flight: tasks that need the same result at the same time share one call. Calls with equal
-//! keys have the same result.
+//! Single flight: tasks that need the same result at the same time share one call. A key identifies
+//! the result.
 
 use std::{
     collections::HashMap,
@@ -10,15 +10,15 @@ use std::{
 use futures_util::{FutureExt, future::Shared};
 use tokio::sync::oneshot;
 
-/// The outcome of a running call. Any number of tasks can wait for it. They get an error if the task
-/// that makes the call died.
+/// The future outcome of a running call. Any number of tasks can wait for it. They get an error if the
+/// task that makes the call ends without an outcome, as after a panic.
 pub(super) type Completion<T> = Shared<oneshot::Receiver<T>>;
 
 /// The running calls by key. Cheap to clone.
 #[derive(Debug)]
 pub(super) struct SingleFlight<K, T>(Arc<Mutex<HashMap<K, Completion<T>>>>);
 
-/// Whether a task waits for a running call or makes one.
+/// Whether a task waits for a running call or makes a new call.
 #[derive(Debug)]
 pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
     /// A call for the same key is running: wait for it.
@@ -27,8 +27,8 @@ pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
     Lead(Completion<T>, LeadGuard<K, T>),
 }
 
-/// Belongs to the task that makes the call. If the guard is dropped without an outcome, the
-/// completion of every waiting task fails.
+/// Owned by the task that makes the call. If the guard is dropped without an outcome, the completion
+/// of every waiting task fails.
 #[derive(Debug)]
 pub(super) struct LeadGuard<K: Copy + Eq + Hash, T: Clone> {
     outcome: oneshot::Sender<T>,
@@ -36,8 +36,8 @@ pub(super) struct LeadGuard<K: Copy + Eq + Hash, T: Clone> {
     entry: EntryGuard<K, T>,
 }
 
-/// Keeps a call in the map of running calls until dropped. Until then other tasks can join the call,
-/// even after its completion.
+/// Keeps a call in the map of running calls until the guard is dropped. Until then, other tasks can
+/// join the call, even after the call has completed.
 #[derive(Debug)]
 pub(super) struct EntryGuard<K: Copy + Eq + Hash, T: Clone> {
     /// The map and the call's key; `None` if no task can join the call.
@@ -87,14 +87,14 @@ impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
         (completion.clone(), Self { outcome, completion, entry: EntryGuard { calls_and_key } })
     }
 
-    /// Whether all tasks that waited for the call have gone.
+    /// Whether no task waits for the call any more.
     pub(super) fn is_abandoned(&self) -> bool {
         // The guard has one clone of the completion, and the map of running calls may have another.
         let own_clones = 1 + usize::from(self.entry.calls_and_key.is_some());
         self.completion.strong_count().is_none_or(|count| count <= own_clones)
     }
 
-    /// Gives the outcome to all waiting tasks. Later tasks make a new call.
+    /// Sends the outcome to all waiting tasks. Later tasks make a new call.
     pub(super) fn fail(self, outcome: T) {
         let Self { outcome: sender, entry, .. } = self;
         drop(entry);
@@ -102,7 +102,8 @@ impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
         let _ = sender.send(outcome);
     }
 
-    /// Gives the outcome to all waiting tasks. Other tasks can join until the entry is dropped.
+    /// Sends the outcome to all waiting tasks. Other tasks can still join the call until the returned
+    /// guard is dropped.
     pub(super) fn complete(self, outcome: T) -> EntryGuard<K, T> {
         // This cannot fail: the guard itself has a receiver.
         let _ = self.outcome.send(outcome);
@@ -127,14 +128,14 @@ mod tests {
     fn lead(calls: &Calls) -> (Completion<&'static str>, LeadGuard<u8, &'static str>) {
         match calls.join_or_lead(1) {
             Role::Lead(completion, guard) => (completion, guard),
-            Role::Join(_) => panic!("joined"),
+            Role::Join(_) => panic!("no call should be running"),
         }
     }
 
     fn join(calls: &Calls) -> Completion<&'static str> {
         match calls.join_or_lead(1) {
             Role::Join(completion) => completion,
-            Role::Lead(..) => panic!("led"),
+            Role::Lead(..) => panic!("a call should be running"),
         }
     }
 
@@ -178,8 +179,10 @@ mod tests {
     #[test]
     fn no_task_joins_a_call_that_is_led_alone() {
         let calls = Calls::default();
-        let Role::Lead(completion, guard) = calls.lead_alone() else { panic!("joined") };
-        let _own = lead(&calls);
+        let Role::Lead(completion, guard) = calls.lead_alone() else {
+            panic!("`lead_alone` must not join a call");
+        };
+        let _second_call = lead(&calls);
         assert!(!guard.is_abandoned());
         drop(completion);
         assert!(guard.is_abandoned());

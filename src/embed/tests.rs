@@ -15,7 +15,7 @@ use crate::{
 
 /// An embedder without a cache. Every connection to NVIDIA is refused, so that every call fails with
 /// [`Error::Nvidia`].
-fn embedder() -> Embedder {
+fn new_embedder() -> Embedder {
     let nowhere = Url::parse("http://127.0.0.1:1/").unwrap();
     let (metrics, background) = (Metrics::new(), TaskTracker::new());
     let nvidia = nvidia::Settings {
@@ -53,7 +53,7 @@ fn embedder() -> Embedder {
     Embedder::new(nvidia_client.unwrap(), decoder, staging, &settings, &source, background, metrics)
 }
 
-fn job() -> Job {
+fn new_job() -> Job {
     let content = Content::Memory(Bytes::from_static(b"sent as it is"));
     let (at_work, memory) = (Shares::new(1, 1, 1), Shares::new(1, 1, 1));
     let client = ClientNetwork::UNKNOWN;
@@ -71,7 +71,7 @@ fn job() -> Job {
     }
 }
 
-fn embedding() -> Embedding {
+fn sample_embedding() -> Embedding {
     let text = format!("[{}]", ["0.5"; 1536].join(","));
     let vector = Vector::from_json(&RawValue::from_string(text).unwrap()).unwrap();
     let (prepared, provenance) = (Prepared::Original, Provenance::Nvidia);
@@ -79,25 +79,25 @@ fn embedding() -> Embedding {
 }
 
 fn lead(embedder: &Embedder) -> LeadGuard<CacheKey, Outcome> {
-    match embedder.0.calls.join_or_lead(embedder.0.cache.key(job().sha256)) {
+    match embedder.0.calls.join_or_lead(embedder.0.cache.key(new_job().sha256)) {
         Role::Lead(_, guard) => guard,
-        Role::Join(_) => panic!("joined"),
+        Role::Join(_) => panic!("no call should be running"),
     }
 }
 
 #[tokio::test]
 async fn a_request_gets_the_outcome_of_a_completed_call_until_the_entry_is_dropped() {
-    let embedder = embedder();
-    let _entry = lead(&embedder).complete(Ok(embedding()));
-    let found = embedder.embed(job(), None).await.unwrap();
+    let embedder = new_embedder();
+    let _entry = lead(&embedder).complete(Ok(sample_embedding()));
+    let found = embedder.embed(new_job(), None).await.unwrap();
     assert_eq!((found.provenance, found.attempts), (Provenance::Shared, 0));
 }
 
 #[tokio::test]
-async fn a_request_that_joined_a_call_makes_its_own_call_if_the_task_panicked() {
-    let embedder = embedder();
+async fn a_request_makes_its_own_call_if_the_task_of_the_call_it_joined_panics() {
+    let embedder = new_embedder();
     let guard = lead(&embedder);
-    let mut joined = Box::pin(embedder.embed(job(), None));
+    let mut joined = Box::pin(embedder.embed(new_job(), None));
     // One poll is enough to join the call.
     poll_fn(|context| {
         assert!(joined.as_mut().poll(context).is_pending());
@@ -106,9 +106,9 @@ async fn a_request_that_joined_a_call_makes_its_own_call_if_the_task_panicked() 
     .await;
     let task = tokio::spawn(async move {
         let _guard = guard;
-        std::panic::resume_unwind(Box::new("planted"));
+        std::panic::resume_unwind(Box::new("a panic of the test"));
     });
     assert!(task.await.unwrap_err().is_panic());
-    let failed = joined.await.unwrap_err();
-    assert!(matches!(*failed, Error::Nvidia(_)), "the request made no call: {failed:?}");
+    let error = joined.await.unwrap_err();
+    assert!(matches!(*error, Error::Nvidia(_)), "the request should call NVIDIA: {error:?}");
 }

@@ -13,15 +13,15 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 type Taking<'a> = Pin<Box<dyn Future<Output = Option<Permit>> + 'a>>;
 
-fn taking(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Taking<'_> {
+fn start_taking(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Taking<'_> {
     Box::pin(queue.take(client, memory, Instant::now() + HOUR))
 }
 
 /// Takes a permit that must be free now.
 async fn take_now(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Permit {
-    match poll!(taking(queue, client, memory)) {
+    match poll!(start_taking(queue, client, memory)) {
         Poll::Ready(permit) => permit.unwrap(),
-        Poll::Pending => panic!("no permit is free"),
+        Poll::Pending => panic!("a permit should be free"),
     }
 }
 
@@ -34,7 +34,7 @@ async fn queue_up(
 ) -> Vec<Taking<'_>> {
     let mut waiting = Vec::new();
     for _ in 0..count {
-        let mut taking = taking(queue, client, memory);
+        let mut taking = start_taking(queue, client, memory);
         assert!(poll!(&mut taking).is_pending());
         waiting.push(taking);
     }
@@ -52,24 +52,20 @@ async fn take_all(queue: &FairQueue, client: ClientNetwork) -> Vec<Permit> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_expected_wait_follows_from_the_queue_and_from_how_long_permits_are_in_use() {
+async fn the_expected_wait_grows_with_the_queue_and_with_the_typical_use_of_a_permit() {
     let queue = FairQueue::new(2, 0, 0);
     let (first, second) = (client(1), client(2));
     for _ in 0..100 {
         let _permit = take_now(&queue, first, 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
     }
-    let expected_for = |client, count| queue.expected_wait(client, count).as_secs_f64().round();
-    let expected = |client| expected_for(client, 1);
-    assert_eq!(expected(first), 0.0, "permits are free");
-    assert_eq!(expected_for(first, 2), 0.0, "both permits are free");
-    assert_eq!(expected_for(first, 6), 8.0, "the last of six follows two others");
+    let expected = |client| queue.expected_wait(client).as_secs_f64().round();
+    assert_eq!(expected(first), 0.0, "with two free permits, a job should not wait");
     let _taken = take_all(&queue, first).await;
-    assert_eq!(expected(first), 2.0, "two permits, each in use for 4 s");
+    assert_eq!(expected(first), 2.0, "one of two permits should be free after 4 s / 2");
     let waiting = queue_up(&queue, first, 0, 3).await;
     assert_eq!((queue.waiting(), expected(first)), (3, 8.0));
-    assert_eq!(expected(second), 2.0, "the second client goes before the queued jobs");
-    assert_eq!(expected_for(first, 3), 12.0, "each waits for those before it");
+    assert_eq!(expected(second), 2.0, "the second client should go before the queued jobs");
     drop(waiting);
     assert_eq!(queue.waiting(), 0);
 }
@@ -84,12 +80,12 @@ async fn a_job_waits_no_longer_than_its_deadline() {
     assert_eq!((started.elapsed().as_secs(), queue.waiting()), (5, 0));
     drop(taken);
     let too_late = queue.take_in_time(client(1), deadline).await;
-    assert!(too_late.is_none(), "a permit is free, but too little time is left");
+    assert!(too_late.is_none(), "no permit should be granted when too little time is left");
     assert_eq!(queue.0.state().permits, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permit_granted_too_late_does_not_change_the_expected_wait() {
+async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_expected_wait() {
     let queue = FairQueue::new(1, 0, 0);
     for _ in 0..100 {
         let _permit = take_now(&queue, client(1), 0).await;
@@ -119,22 +115,24 @@ async fn a_client_that_arrives_during_a_flood_gets_the_next_permit() {
     }
 }
 
-/// Takes as many permits as the first client gets, and submits a hundred more of its jobs.
+/// Takes permits for the first client until none is free for it. Then submits a hundred more jobs of
+/// this client.
 async fn take_all_and_queue_up<'a>(
     queue: &'a FairQueue,
     memory: u64,
     taken: &mut Vec<Permit>,
 ) -> Vec<Taking<'a>> {
     loop {
-        match poll!(taking(queue, client(1), memory)) {
+        match poll!(start_taking(queue, client(1), memory)) {
             Poll::Ready(permit) => taken.extend(permit),
             Poll::Pending => return queue_up(queue, client(1), memory, 100).await,
         }
     }
 }
 
-/// Submits 40 jobs of each of `clients` clients, and a new job for each one that is served. Then
-/// submits one job of a newcomer. Returns how many permits end before the newcomer is served.
+/// Submits 40 jobs of each of `clients` clients. Whenever a job is served, submits a new job of the
+/// same client. Then submits one job of a newcomer. Returns how many permits are returned before the
+/// newcomer is served.
 async fn permits_before_newcomer(
     queue: &FairQueue,
     clients: u8,
@@ -143,7 +141,7 @@ async fn permits_before_newcomer(
 ) -> usize {
     let mut waiting = Vec::new();
     for n in 0..clients {
-        waiting.extend((0..40).map(|_| taking(queue, client(n), memory)));
+        waiting.extend((0..40).map(|_| start_taking(queue, client(n), memory)));
     }
     let mut permits = VecDeque::new();
     let mut newcomer: Option<Taking<'_>> = None;
@@ -152,20 +150,21 @@ async fn permits_before_newcomer(
             if let Poll::Ready(permit) = poll!(&mut waiting[index]) {
                 permits.push_back(permit.unwrap());
                 waiting[index] =
-                    taking(queue, client((index % usize::from(clients)) as u8), memory);
+                    start_taking(queue, client((index % usize::from(clients)) as u8), memory);
             }
         }
-        let newcomer = newcomer.get_or_insert_with(|| taking(queue, client(9), newcomer_memory));
+        let newcomer =
+            newcomer.get_or_insert_with(|| start_taking(queue, client(9), newcomer_memory));
         if poll!(newcomer).is_ready() {
             return ended;
         }
         permits.pop_front();
     }
-    panic!("the newcomer is never served");
+    panic!("the newcomer should be served before 400 permits are returned");
 }
 
 #[tokio::test]
-async fn a_newcomer_that_needs_more_memory_is_served_before_the_rest_of_a_flood() {
+async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
     for permits in [1, 2, 3, 4, 8] {
         for (flood_memory, newcomer_memory) in [(36, 41), (20, 75), (26, 75), (10, 20)] {
             let queue = FairQueue::new(permits, 100, 25);
@@ -179,17 +178,16 @@ async fn a_newcomer_that_needs_more_memory_is_served_before_the_rest_of_a_flood(
 }
 
 #[tokio::test]
-async fn a_newcomer_during_several_floods_waits_only_for_clients_without_permits() {
+async fn a_newcomer_during_several_floods_waits_for_at_most_one_job_of_each() {
     for clients in [2, 3, 8] {
         let queue = FairQueue::new(32, 0, 0);
         let ended = permits_before_newcomer(&queue, clients, 0, 0).await;
-        // At most one job of each client that has no permit either.
-        assert!(ended <= usize::from(clients), "{ended} of {clients} clients");
+        assert!(ended <= usize::from(clients), "{ended} jobs of {clients} clients");
     }
 }
 
 #[tokio::test]
-async fn two_floods_get_half_of_the_permits_each_and_a_single_flood_gets_all() {
+async fn two_floods_get_half_of_the_permits_each_and_one_flood_alone_gets_all() {
     let queue = FairQueue::new(4, 0, 0);
     let mut taken = take_all(&queue, client(1)).await;
     let mut floods =
@@ -221,22 +219,22 @@ async fn large_jobs_do_not_get_the_permit_and_memory_reserved_for_small_jobs() {
     let large = take_now(&queue, client(1), 75).await;
     let mut waiting = queue_up(&queue, client(1), 26, 3).await;
     let small = take_now(&queue, client(1), 25).await;
-    assert!(poll!(taking(&queue, client(1), 1)).is_pending(), "both permits are in use");
+    assert!(poll!(start_taking(&queue, client(1), 1)).is_pending(), "no third permit should exist");
     drop((large, small));
     let first = poll!(&mut waiting[0]);
-    assert!(first.is_ready(), "the first large job is next");
-    assert!(poll!(&mut waiting[1]).is_pending(), "the free permit is reserved for small jobs");
+    assert!(first.is_ready(), "the first large job should be next");
+    assert!(poll!(&mut waiting[1]).is_pending(), "the free permit should go to small jobs only");
 }
 
 #[tokio::test]
-async fn a_waiting_large_job_leaves_only_the_reserved_memory_to_small_jobs() {
+async fn small_jobs_get_only_the_reserved_memory_while_a_large_job_waits() {
     let queue = FairQueue::new(8, 100, 25);
     let _first = take_now(&queue, client(1), 60).await;
-    let mut second = taking(&queue, client(1), 60);
+    let mut second = start_taking(&queue, client(1), 60);
     assert!(poll!(&mut second).is_pending());
     let small = take_now(&queue, client(1), 20).await;
-    let second_small = poll!(taking(&queue, client(1), 21));
-    assert!(second_small.is_pending(), "the small jobs would exceed the reserved memory");
+    let second_small = poll!(start_taking(&queue, client(1), 21));
+    assert!(second_small.is_pending(), "the small jobs must not exceed the reserved memory");
     drop(second);
     let _third = take_now(&queue, client(1), 20).await;
     drop(small);
@@ -246,7 +244,7 @@ async fn a_waiting_large_job_leaves_only_the_reserved_memory_to_small_jobs() {
 async fn a_large_job_may_use_the_only_permit() {
     let queue = FairQueue::new(1, 100, 25);
     let large = take_now(&queue, client(1), 75).await;
-    assert!(poll!(taking(&queue, client(1), 1)).is_pending());
+    assert!(poll!(start_taking(&queue, client(1), 1)).is_pending());
     drop(large);
     take_now(&queue, client(1), 1).await;
 }
@@ -255,25 +253,25 @@ async fn a_large_job_may_use_the_only_permit() {
 async fn a_job_may_use_all_memory_if_none_is_reserved_for_small_jobs() {
     let queue = FairQueue::new(2, 100, 0);
     let all = take_now(&queue, client(1), 100).await;
-    assert!(poll!(taking(&queue, client(1), 1)).is_pending());
+    assert!(poll!(start_taking(&queue, client(1), 1)).is_pending());
     drop(all);
 }
 
 #[tokio::test]
-async fn an_endless_stream_of_small_jobs_does_not_block_a_large_one() {
+async fn an_endless_stream_of_small_jobs_does_not_block_a_large_job() {
     let queue = FairQueue::new(8, 100, 25);
     let mut small = Vec::new();
     for _ in 0..5 {
         small.push(take_now(&queue, client(1), 20).await);
     }
-    let mut large = taking(&queue, client(1), 75);
+    let mut large = start_taking(&queue, client(1), 75);
     assert!(poll!(&mut large).is_pending());
     for ended in 1..=5 {
-        let mut next = taking(&queue, client(1), 20);
-        assert!(poll!(&mut next).is_pending(), "the large job waits for this memory");
+        let mut next = start_taking(&queue, client(1), 20);
+        assert!(poll!(&mut next).is_pending(), "this memory should be left to the large job");
         drop(small.remove(0));
-        // Only when all five have ended does the next one fit in the reserved memory.
-        assert_eq!(poll!(&mut next).is_ready(), ended == 5, "after {ended}");
+        // The next small job fits into the reserved memory only when all five have ended.
+        assert_eq!(poll!(&mut next).is_ready(), ended == 5, "after {ended} of 5 jobs");
     }
     assert!(poll!(&mut large).is_ready());
 }
@@ -284,17 +282,17 @@ async fn a_small_job_is_served_when_the_large_job_ahead_of_it_gives_up() {
     let _large = take_now(&queue, client(1), 70).await;
     let waiting_large = queue_up(&queue, client(1), 70, 1).await;
     let _small = take_now(&queue, client(1), 20).await;
-    let mut next_small = taking(&queue, client(1), 10);
+    let mut next_small = start_taking(&queue, client(1), 10);
     assert!(poll!(&mut next_small).is_pending());
     drop(waiting_large);
     assert!(poll!(&mut next_small).is_ready());
 }
 
 proptest! {
-    /// Each step is a client's number, a job's memory, an index, and whether a job arrives. If none
-    /// arrives, the job with that index ends.
+    /// Each step consists of a client's number, a job's memory, an index, and whether a job arrives.
+    /// If no job arrives, the job with that index ends.
     #[test]
-    fn limits_hold_and_every_job_is_served_in_any_order_of_arrivals_and_ends(
+    fn every_job_is_served_within_the_limits_in_any_order_of_arrivals_and_ends(
         permits in 1usize..5,
         steps in proptest::collection::vec((0u8..3, 0u64..=75, 0usize..8, any::<bool>()), 0..80),
     ) {
@@ -306,9 +304,9 @@ proptest! {
             let mut taken: Vec<Permit> = Vec::new();
             for (n, memory, end_index, arrives) in steps {
                 if arrives {
-                    waiting.push(taking(&queue, client(n), memory));
+                    waiting.push(start_taking(&queue, client(n), memory));
                 } else if end_index < waiting.len() {
-                    // Its permit may have been granted but not received yet.
+                    // The job's permit may have been granted but not received yet.
                     drop(waiting.remove(end_index));
                 } else if end_index < taken.len() + waiting.len() {
                     drop(taken.remove(end_index - waiting.len()));
@@ -321,10 +319,10 @@ proptest! {
                     }
                 }
                 let state = queue.0.state();
-                let (small, large) = (state.memory_of_small, state.memory_of_large);
+                let (small, large) = (state.memory_of_small_jobs, state.memory_of_large_jobs);
                 assert!(state.permits <= permits as u64);
                 assert!(small + large <= 100 && large <= 75);
-                assert!(state.permits_of_large < permits.max(2) as u64);
+                assert!(state.permits_of_large_jobs < permits.max(2) as u64);
                 let clients = || state.clients.values();
                 assert_eq!(clients().map(|client| client.permits).sum::<u64>(), state.permits);
                 let queued: u64 = clients().map(|client| client.queued).sum();
@@ -341,20 +339,20 @@ proptest! {
                         drop(waiting.remove(index));
                     }
                 }
-                assert!(waiting.len() < before, "free permits are always granted");
+                assert!(waiting.len() < before, "free permits should be granted");
             }
             drop(taken);
             let state = queue.0.state();
             assert_eq!((state.permits, state.queue.len()), (0, 0));
-            let large = (state.permits_of_large, state.memory_of_large);
-            assert_eq!((large, state.memory_of_small), ((0, 0), 0));
-            assert!(state.clients.is_empty(), "clients without permits and jobs are not stored");
+            let large = (state.permits_of_large_jobs, state.memory_of_large_jobs);
+            assert_eq!((large, state.memory_of_small_jobs), ((0, 0), 0));
+            assert!(state.clients.is_empty(), "clients without permits and jobs must be removed");
         });
     }
 }
 
 #[tokio::test]
-async fn newcomers_do_not_starve_a_client_that_was_served_before() {
+async fn a_client_that_was_served_before_is_served_again_despite_many_newcomers() {
     let queue = FairQueue::new(1, 0, 0);
     let first = take_now(&queue, client(0), 0).await;
     let mut regular = queue_up(&queue, client(0), 0, 1).await;
@@ -365,10 +363,10 @@ async fn newcomers_do_not_starve_a_client_that_was_served_before() {
         newcomers.extend(queue_up(&queue, client(n), 0, 1).await);
         drop(permit);
         if poll!(&mut regular[0]).is_ready() {
-            assert!(n < 5, "{n} newcomers were served first");
+            assert!(n < 5, "the client should be served soon, not after {n} newcomers");
             return;
         }
         permit = newcomers.pop_front().unwrap().await.unwrap();
     }
-    panic!("the client is never served again");
+    panic!("the client should be served again before a hundred newcomers");
 }

@@ -12,13 +12,13 @@ pub enum Error {
     #[error(transparent)]
     Url(#[from] UrlError),
     /// The host name has no address.
-    #[error("the name could not be resolved")]
+    #[error("the host name has no address")]
     NoSuchHost(#[source] reqwest::Error),
     /// The system's resolver failed, so it is unknown whether the host name has an address.
-    #[error("the name could not be looked up")]
+    #[error("the host name could not be looked up")]
     NoResolver(#[source] reqwest::Error),
     /// The connection or its TLS handshake failed.
-    #[error("the host could not be connected to")]
+    #[error("could not connect to the host")]
     Connect(#[source] reqwest::Error),
     /// The host closed the connection before its response, or the response was not HTTP.
     #[error("the host sent no response")]
@@ -78,7 +78,7 @@ impl Error {
             return Self::Url(*error);
         }
         let lookup = causes(&error).find_map(|cause| cause.downcast_ref::<LookupError>());
-        match lookup.map(LookupError::is_about_the_name) {
+        match lookup.map(LookupError::means_no_address) {
             Some(true) => Self::NoSuchHost(error),
             Some(false) => Self::NoResolver(error),
             None if error.is_timeout() => Self::Timeout,
@@ -87,8 +87,8 @@ impl Error {
         }
     }
 
-    /// How long the host asks to wait. At most an hour, so that a client that obeys does not wait
-    /// for years.
+    /// How long the host asks to wait, but at most an hour: a client that obeys must not wait for
+    /// years.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { status: 429 | 503, retry_after } => {

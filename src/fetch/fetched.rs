@@ -19,8 +19,8 @@ const BUFFER_LEN: usize = 64 * 1024;
 
 /// A response whose header has arrived, and whose body is the picture.
 pub struct Fetched {
-    /// The picture's length in bytes, if the host declared it. `None` for gzip, whose declared length
-    /// is the compressed one.
+    /// The picture's length in bytes, if the host declared it. `None` for gzip: then the declared
+    /// length is that of the compressed picture.
     pub length: Option<u64>,
     response: Response,
     is_gzip: bool,
@@ -39,16 +39,17 @@ impl Fetched {
         }
     }
 
-    /// Streams the picture's bytes, decompressed if necessary. Reads at most `limit` bytes from the
-    /// host: an endless gzip stream may decompress to nothing, so its output cannot be the limit.
-    pub fn into_stream(self, limit: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send {
+    /// Streams the picture's bytes, decompressed if necessary. Reads at most `max_bytes` bytes from the
+    /// host. The decompressed bytes are not counted, because an endless gzip stream may decompress to
+    /// nothing.
+    pub fn into_stream(self, max_bytes: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send {
         let Self { response, is_gzip, deadline, .. } = self;
         let body = stream::try_unfold((response, 0), move |(mut response, received)| async move {
             let Some(chunk) = response.chunk().await.map_err(ReadError::Disconnected)? else {
                 return Ok(None);
             };
             let received = received + chunk.len() as u64;
-            if received > limit {
+            if received > max_bytes {
                 return Err(ReadError::TooManyBytes.into());
             }
             Ok(Some((chunk, (response, received))))
@@ -60,7 +61,7 @@ impl Fetched {
                 Ok(Ok(None)) if has_started => Ok(None),
                 Ok(Ok(None)) => Err(Error::Empty),
                 Ok(Err(source)) => Err(match ReadError::of(&source) {
-                    Some(ReadError::TooManyBytes) => Error::TooManyBytes { limit },
+                    Some(ReadError::TooManyBytes) => Error::TooManyBytes { limit: max_bytes },
                     Some(ReadError::Disconnected(_)) => Error::Interrupted { has_started, source },
                     // The connection ended before the compressed stream did.
                     None if source.kind() == io::ErrorKind::UnexpectedEof => {
@@ -122,7 +123,8 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, Error> {
             "" | "identity" | "none" | "aws-chunked" | "utf-8" | "utf8" | "binary" | "base64" => {}
             "gzip" | "x-gzip" if !is_gzip => is_gzip = true,
             other => {
-                // The name appears in the log and in the answer, so only harmless characters stay.
+                // The name appears in the log and in the answer, so all but harmless characters
+                // are removed.
                 let is_harmless = |c: &char| c.is_ascii_alphanumeric() || *c == '-';
                 return Err(Error::Encoded(other.chars().filter(is_harmless).take(30).collect()));
             }
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn only_gzip_is_decompressed_and_other_compressions_are_refused() {
+    fn gzip_is_recognized_and_other_compressions_are_refused() {
         for ignored in
             ["", " ", "identity", "Identity", "aws-chunked", "UTF-8", "none", ",", "base64"]
         {

@@ -1,7 +1,7 @@
 //! Decides which URLs may be fetched. Nothing here uses the network.
 //!
 //! Clients choose the URLs, and the service can reach private hosts that clients must not reach,
-//! such as a cloud's metadata endpoint. The denied ranges are those of the IANA special-purpose
+//! such as a cloud's metadata endpoint. The service denies the ranges in the IANA special-purpose
 //! registries (<https://www.iana.org/assignments/iana-ipv4-special-registry>,
 //! <https://www.iana.org/assignments/iana-ipv6-special-registry>) and the metadata endpoints of
 //! clouds.
@@ -12,9 +12,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use url::{Host, Url};
 
 /// The longest URL, in bytes.
-const MAX_URL_LEN: usize = 8192;
+pub const MAX_URL_LEN: usize = 8192;
 
-/// The rules, with what the operator has configured.
+/// The rules, including the settings of the operator.
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// The allowed ports.
@@ -46,13 +46,16 @@ pub enum Exception {
 /// Why a URL is not fetched. The text is a sentence for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// The text is not the URL of a web page.
+    /// The text is not an absolute `http` or `https` URL, or the URL contains a user name or password.
     #[error("{0}")]
     Invalid(&'static str),
     /// The policy denies the URL.
     #[error("{0}")]
     Denied(&'static str),
 }
+
+/// The error for a URL that is longer than [`MAX_URL_LEN`].
+pub const TOO_LONG: UrlError = UrlError::Invalid("image_url is longer than 8192 bytes.");
 
 const NOT_PUBLIC: UrlError = UrlError::Denied("This address does not lead to a public host.");
 
@@ -72,7 +75,7 @@ impl HostPattern {
     /// Parses a pattern.
     ///
     /// # Errors
-    /// The end of a sentence that begins with the setting's name.
+    /// A message that is written to follow the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (name, is_wildcard) = match text.strip_prefix("*.") {
             Some(domain) => (domain, true),
@@ -102,7 +105,7 @@ impl Exception {
     /// Parses an exception.
     ///
     /// # Errors
-    /// The end of a sentence that begins with the setting's name.
+    /// A message that is written to follow the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Ok(network) = text.parse::<IpNet>() {
             return Ok(Self::Network(network.trunc()));
@@ -126,7 +129,7 @@ impl Policy {
     /// [`UrlError`]
     pub fn check_url(&self, text: &str) -> Result<Target, UrlError> {
         if text.len() > MAX_URL_LEN {
-            return Err(UrlError::Invalid("image_url is longer than 8192 bytes."));
+            return Err(TOO_LONG);
         }
         let url = Url::parse(text.trim()).map_err(|_| {
             UrlError::Invalid(
@@ -145,7 +148,7 @@ impl Policy {
             Ok(url) if location.len() <= MAX_URL_LEN => url,
             _ => return Err(NOT_FOLLOWED),
         };
-        // The client did not choose this URL, so it gets one error for all that is wrong with it.
+        // The client did not choose this URL, so the error does not say what is wrong with the URL.
         self.check_parsed(url).map_err(|_| NOT_FOLLOWED)
     }
 
@@ -254,7 +257,7 @@ const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
 /// The well-known prefix of NAT64 translators, 96 bits long.
 const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
 
-/// Global unicast; everything else in IPv6 is denied.
+/// Global unicast addresses. All other IPv6 addresses are denied.
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
 
 const DENIED_V6: [Ipv6Net; 5] = [
@@ -278,7 +281,8 @@ fn is_public(address: IpAddr) -> bool {
 }
 
 /// Returns the IPv4 address in the last 32 bits of a NAT64 address (RFC 6052, section 2.1). Returns
-/// every other address unchanged. In a network with DNS64, every name resolves to NAT64 addresses.
+/// every other address unchanged. In a network with DNS64, names resolve to NAT64 addresses if they
+/// have only IPv4 addresses.
 fn unwrap_nat64(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(translated) if NAT64.contains(&translated) => {

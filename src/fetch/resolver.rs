@@ -5,7 +5,7 @@
 //! that a look-up blocks a thread and cannot be cancelled. If a name server does not answer, the
 //! thread stays blocked for seconds after the fetch has timed out. Therefore the number of look-ups
 //! at once is limited, in total and per client: names that do not resolve delay only the client that
-//! sent them.
+//! sent these names.
 //!
 //! A resolver inside the service (hickory) could cancel look-ups. But it would add about twenty
 //! crates, and might resolve a name differently than the system.
@@ -77,12 +77,12 @@ impl fmt::Debug for Lookup {
 pub(super) struct LookupError(#[source] io::Error);
 
 impl LookupError {
-    /// Whether the name certainly has no address. The cause may also be a name server that does not
-    /// answer, or a lack of file descriptors.
+    /// Whether the look-up certainly failed because the name has no address. Other causes are a name
+    /// server that does not answer, or a lack of file descriptors.
     ///
     /// The standard library does not return the system's error code (`EAI_NONAME`, `EAI_NODATA`),
     /// only the message of glibc or musl.
-    pub(super) fn is_about_the_name(&self) -> bool {
+    pub(super) fn means_no_address(&self) -> bool {
         const MESSAGES: [&str; 4] = [
             "Name or service not known",
             "No address associated with",
@@ -101,7 +101,7 @@ impl LookupError {
 pub(super) struct Resolver {
     policy: Arc<Policy>,
     lookup: Lookup,
-    /// Limits the look-ups at once.
+    /// Limits how many look-ups run at once.
     lookups: Shares,
     /// Whether this resolver is for servers that the operator allowed as exceptions.
     is_exception: bool,
@@ -143,7 +143,7 @@ impl Resolve for Resolver {
             for address in &addresses {
                 policy.check_address(*address, is_exception)?;
             }
-            // Port 0: the HTTP client uses the port of the URL.
+            // Because of port 0, the HTTP client uses the port of the URL.
             let addresses: Addrs =
                 Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
             Ok(addresses)
@@ -156,19 +156,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_name_that_certainly_has_no_address_is_the_cause() {
-        let is_about_the_name = |text: &str| {
+    fn only_certain_errors_mean_that_the_name_has_no_address() {
+        let means_no_address = |text: &str| {
             let message = format!("failed to lookup address information: {text}");
-            LookupError(io::Error::other(message)).is_about_the_name()
+            LookupError(io::Error::other(message)).means_no_address()
         };
-        assert!(is_about_the_name("Name or service not known"));
-        assert!(is_about_the_name("No address associated with hostname"));
-        assert!(is_about_the_name("Name does not resolve"));
-        assert!(LookupError(io::ErrorKind::NotFound.into()).is_about_the_name());
-        assert!(!is_about_the_name("Temporary failure in name resolution"));
-        assert!(!is_about_the_name("Non-recoverable failure in name resolution"));
-        assert!(!is_about_the_name("Memory allocation failure"));
-        assert!(!LookupError(io::Error::from_raw_os_error(24)).is_about_the_name());
-        assert!(!LookupError(io::ErrorKind::TimedOut.into()).is_about_the_name());
+        assert!(means_no_address("Name or service not known"));
+        assert!(means_no_address("No address associated with hostname"));
+        assert!(means_no_address("Name does not resolve"));
+        assert!(LookupError(io::ErrorKind::NotFound.into()).means_no_address());
+        assert!(!means_no_address("Temporary failure in name resolution"));
+        assert!(!means_no_address("Non-recoverable failure in name resolution"));
+        assert!(!means_no_address("Memory allocation failure"));
+        assert!(!LookupError(io::Error::from_raw_os_error(24)).means_no_address());
+        assert!(!LookupError(io::ErrorKind::TimedOut.into()).means_no_address());
     }
 }

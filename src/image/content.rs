@@ -9,15 +9,15 @@ use std::{
 
 use bytes::Bytes;
 
-/// The bytes that a [`Reader`] reads from a file at once.
+/// A [`Reader`] loads a window of this many bytes from a file at once.
 const WINDOW: usize = 64 * 1024;
 
-/// The most reads and seeks for a header. Ordinary headers need a few hundred. A hostile header may
-/// have millions of tiny segments.
+/// The maximum number of reads and seeks for a header. Ordinary headers need a few hundred. A hostile
+/// header may have millions of tiny segments.
 const MAX_HEADER_STEPS: u32 = 1 << 20;
 
-/// The most windows that are loaded for a header, in addition to those for reading the whole file once.
-/// A hostile header may have entries that are far apart in the file.
+/// How many more windows may be loaded for a header than the whole file contains. A hostile header may
+/// have entries that are far apart in the file.
 const MAX_EXTRA_HEADER_WINDOWS: u32 = 1024;
 
 /// A picture's bytes. Clones are cheap and share the bytes.
@@ -68,7 +68,8 @@ impl Content {
         self.reader_with_limits(UNLIMITED, UNLIMITED)
     }
 
-    /// Creates a reader for the header. It fails after more work than any ordinary header needs.
+    /// Creates a reader for the header. Its reads and seeks fail after more work than any ordinary
+    /// header needs.
     pub fn header_reader(&self) -> Reader {
         let windows_of_file = u32::try_from(self.len() / WINDOW as u64).unwrap_or(UNLIMITED);
         let max_windows = MAX_EXTRA_HEADER_WINDOWS.saturating_add(windows_of_file);
@@ -88,8 +89,9 @@ impl Content {
     }
 }
 
-/// Reads a [`Content`]. Unlike `BufReader`, it keeps its window when it seeks: a hostile JPEG with
-/// millions of tiny segments causes as many seeks, and most of them stay within the window.
+/// Reads a [`Content`]. Unlike `BufReader`, it retains its window of loaded bytes when it seeks. A
+/// hostile JPEG with millions of tiny segments causes millions of seeks, but most of them stay within
+/// the window.
 #[derive(Debug)]
 pub struct Reader {
     content: Content,
@@ -113,8 +115,8 @@ pub enum ReadError {
 }
 
 impl Reader {
-    /// Returns the error of a read that failed. Parsers may have mistaken that error for the end of
-    /// the file.
+    /// Returns the error of a failed read, if there was one. Parsers may have mistaken that error for
+    /// the end of the file.
     pub fn error(&self) -> Option<ReadError> {
         self.error
     }
@@ -175,7 +177,8 @@ impl BufRead for Reader {
 }
 
 impl Read for Reader {
-    /// Fills the whole buffer unless the content ends: some decoders mistake a short read for the end.
+    /// Fills the whole buffer unless the content ends before that: some decoders mistake a shorter
+    /// read for the end of the content.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut read = 0;
         while read < buffer.len() {
@@ -238,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_takes_too_much_work_is_refused() {
+    fn a_header_reader_fails_after_too_many_windows_or_seeks() {
         let content = in_file(&vec![7; 1 << 20]);
         let mut reader = content.header_reader();
         let mut positions = (0..).map(|n| (n % 2) * 900_000);

@@ -1,9 +1,9 @@
 //! Reads the size and the orientation of pictures from their headers.
 //!
-//! Each format has a module. They accept whatever the libraries of browsers and Pillow accept
-//! (libjpeg, libpng, libwebp, libtiff), including headers that break the specification. They do not
-//! use the decoders: some of those read the whole file, decompress profiles or expand tables before
-//! they return a size. The [`Reader`] limits the work for each header.
+//! Each format has a module. The modules accept every header that libjpeg, libpng, libwebp and libtiff
+//! accept, even if it breaks the specification: browsers and Pillow use these libraries. The modules
+//! do not call the decoders: some decoders read the whole file, decompress profiles or expand tables
+//! before they return a size. The [`Reader`] limits the work for each header.
 
 use std::io;
 
@@ -23,9 +23,10 @@ pub(super) mod webp;
 /// The values that the header of every format contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
-    /// In pixels, as stored. For a HEIC, after its own properties have cropped and turned it.
+    /// The width in pixels before `orientation` is applied. In a HEIC, the properties that crop and
+    /// turn the picture are already applied.
     pub(super) width: u32,
-    /// In pixels, as stored, like `width`.
+    /// The height in pixels, like `width`.
     pub(super) height: u32,
     /// The number of pixels that are decoded. A HEIC may have more than `width` × `height`.
     pub(super) pixels: u64,
@@ -34,7 +35,7 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Creates the header of a picture that decodes `width` × `height` pixels. Returns `None` if there
+    /// Creates the header of a picture with `width` × `height` decoded pixels. Returns `None` if there
     /// are no pixels.
     fn new(width: u32, height: u32, orientation: Orientation) -> Option<Self> {
         let pixels = u64::from(width) * u64::from(height);
@@ -78,19 +79,19 @@ pub(super) fn read(format: Format, content: &Content) -> Result<Header, Error> {
 
 /// Reads a header with [`Content::header_reader`], which limits the work.
 ///
-/// The `read` function may take any read error for the end of the file and return what it has found
-/// by then. If a read failed before the end of the file, that result is incomplete, so this function
-/// returns the read error instead.
+/// `parse` may treat any read error like the end of the file, and return what it has found up to then.
+/// If a read failed before the end of the file, that result is incomplete. This function then returns
+/// the read error instead.
 ///
 /// # Errors
 /// The same as [`read`].
 pub(super) fn read_bounded<T>(
     format: Format,
     content: &Content,
-    read: impl FnOnce(&mut Reader) -> Result<T, HeaderError>,
+    parse: impl FnOnce(&mut Reader) -> Result<T, HeaderError>,
 ) -> Result<T, Error> {
     let mut reader = content.header_reader();
-    let result = read(&mut reader);
+    let result = parse(&mut reader);
     match reader.error() {
         None => result.map_err(|error| error.into_error(format)),
         Some(ReadError::TooMuchWork) => Err(Error::BadHeader(format)),

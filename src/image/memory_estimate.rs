@@ -1,11 +1,12 @@
 //! Estimates the memory that decoding a picture needs, from its header alone.
 //!
-//! The decoders themselves are not used for this. Some of them read the whole file, decompress
-//! profiles or expand tables first, and no memory is reserved for that yet.
+//! The decoders do not estimate the memory. Some of them first read the whole file, decompress profiles
+//! or expand tables, and no memory is reserved for that yet.
 //!
 //! The estimates are upper bounds for the decoders that [`super::render`] uses. A child process that
-//! needs more memory than estimated is killed. `tests/api/peaks.rs` compares the estimates with the
-//! peak memory of real child processes, for ordinary pictures of every format, depth and kind.
+//! needs much more memory than estimated cannot get it, and fails. `tests/api/peaks.rs` compares the
+//! estimates with the peak memory of real child processes, for ordinary pictures of every format, depth
+//! and kind.
 
 use std::io::Read;
 
@@ -23,8 +24,8 @@ use super::{
 /// The memory for profiles, text and tables of a picture of any size, in bytes.
 const METADATA: u64 = 8 << 20;
 
-/// The memory for encoding, in bytes for each pixel. The buffer of the pixels had four bytes for each,
-/// and noise makes the output large.
+/// The memory while a picture is encoded, in bytes for each pixel. The buffer with the pixels may have
+/// been allocated with four bytes for each pixel. The JPEG of noise is large, too.
 const ENCODING: u64 = 7;
 
 /// Estimates the peak memory of decoding a picture and encoding it again, in bytes. Blocks the thread.
@@ -91,8 +92,8 @@ fn png_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
     }
 }
 
-/// The name of the first chunk is the kind of WebP. If the name is `VP8X`, the chunk's flags tell
-/// whether the picture is animated (<https://developers.google.com/speed/webp/docs/riff_container>).
+/// The name of the first chunk identifies the kind of WebP. If the name is `VP8X`, a flag in the chunk
+/// is set in animated pictures (<https://developers.google.com/speed/webp/docs/riff_container>).
 fn webp_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
     const ANIMATED: u8 = 0b10;
     let mut head = [0; 21];
@@ -120,7 +121,7 @@ fn webp_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
 /// is decoded as a whole, possibly from several scans, and from a copy of its bytes.
 fn tiff_bytes(reader: &mut Reader, file_len: u64) -> Result<u64, HeaderError> {
     let tiff = tiff::read(reader)?;
-    let (chunk, samples) = (tiff.chunks, tiff.samples_per_chunk_pixel());
+    let (chunk, samples) = (tiff.chunks, tiff.samples_of_a_pixel_in_one_chunk());
     let bytes_per_pixel = (tiff.color.samples() + u64::from(tiff.alpha.is_some())).max(2 + 3);
     let row_bytes =
         u64::from(chunk.width.min(tiff.width)) * samples * (tiff.depth.bits().div_ceil(8) + 1);
@@ -146,8 +147,8 @@ fn heic_bytes(reader: &mut Reader, file_len: u64) -> Option<u64> {
     let header = heif::read(reader).ok()?;
     let (pixels, stream_pixels) = (header.pixels(), header.padded_stream_pixels());
     let has_alpha = header.alpha != heif::Alpha::None;
-    // Bytes for each pixel in all planes: a pixel has a grey sample and, by the chroma format, a half,
-    // one or two samples of colour.
+    // Bytes for each pixel in all planes. Besides a grey sample, a pixel has half a colour sample, one
+    // or two, depending on the chroma format.
     let plane_bytes = match header.chroma {
         0 => 2,
         1 => 3,
@@ -155,7 +156,7 @@ fn heic_bytes(reader: &mut Reader, file_len: u64) -> Option<u64> {
         _ => 6,
     };
     let transformed = if header.is_transformed { RGBA } else { 0 };
-    // The planes before and after the deblocking filters.
+    // The planes before and after the deblocking filters, and two more bytes.
     let decoder_bytes = 2 * plane_bytes + 2;
     let decoding = if header.is_grid {
         let alpha = if has_alpha { RGBA + transformed } else { 0 };
@@ -193,11 +194,30 @@ mod tests {
         bytes.into_inner()
     }
 
-    /// The headers of a JPEG of 1000 × 1000 pixels. The frame, with this marker, has three components.
-    fn jpeg(marker: u8, components_in_scan: u8) -> Vec<u8> {
+    /// The headers of a JPEG of 1000 × 1000 pixels. Its frame has three components and starts with this
+    /// marker.
+    fn jpeg(frame_marker: u8, components_in_scan: u8) -> Vec<u8> {
         let mut bytes = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0".to_vec();
         bytes.extend([
-            0xff, marker, 0, 17, 8, 0x03, 0xe8, 0x03, 0xe8, 3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1,
+            0xff,
+            frame_marker,
+            0,
+            17,
+            8,
+            0x03,
+            0xe8,
+            0x03,
+            0xe8,
+            3,
+            1,
+            0x22,
+            0,
+            2,
+            0x11,
+            1,
+            3,
+            0x11,
+            1,
         ]);
         bytes.extend([0xff, 0xda, 0, 12, components_in_scan, 1, 0, 2, 0x11, 3, 0x11, 0, 63, 0]);
         bytes
@@ -235,13 +255,13 @@ mod tests {
         let float = tiff(2, &[32; 3]).with(339, &[3]).with(259, &[8]).with(317, &[3]);
         let wide_tile = estimate_of(float.clone().with(322, &[1_000_000]).with(323, &[1000]));
         assert!(wide_tile > estimate_of(float) + 20_000_000, "{wide_tile}");
-        let jpeg = tiff(6, &[8; 3]).with(259, &[7]).file(&[&jpeg(0xc0, 3)]);
-        let jpeg = estimate(&jpeg).unwrap();
-        assert!(jpeg > usual + 6_000_000, "{jpeg}");
+        let with_jpeg = tiff(6, &[8; 3]).with(259, &[7]).file(&[&jpeg(0xc0, 3)]);
+        let with_jpeg = estimate(&with_jpeg).unwrap();
+        assert!(with_jpeg > usual + 6_000_000, "{with_jpeg}");
     }
 
     #[test]
-    fn the_estimate_of_every_format_is_at_least_its_pixels_and_at_most_30_bytes_each() {
+    fn the_estimate_of_every_format_is_between_7_and_30_bytes_for_each_pixel() {
         for format in [
             ImageFormat::Jpeg,
             ImageFormat::Png,
@@ -250,12 +270,12 @@ mod tests {
             ImageFormat::Bmp,
             ImageFormat::Tiff,
         ] {
-            let estimate = estimate(&encoded(format)).unwrap();
-            assert!((7_000_000..30_000_000).contains(&estimate), "{format:?}: {estimate}");
+            let bytes = estimate(&encoded(format)).unwrap();
+            assert!((7_000_000..30_000_000).contains(&bytes), "{format:?}: {bytes}");
         }
     }
 
-    /// The estimate for a HEIC of 1600 × 1200 pixels, without that for its file and its metadata.
+    /// The estimate for a HEIC of 1600 × 1200 pixels, without the memory for its file and its metadata.
     fn heic_pixel_bytes(name: &str) -> u64 {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/heic");
         let bytes = std::fs::read(format!("{folder}/{name}.heic")).unwrap();
@@ -268,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn one_stream_more_colour_turning_and_alpha_raise_the_estimate_of_a_heic() {
+    fn a_single_stream_more_colour_samples_turning_and_alpha_raise_the_estimate_of_a_heic() {
         let [grid, turned_grid, grey, single, single_with_alpha, single_444] =
             ["grid", "grid-turned", "single-grey", "single", "single-alpha", "single-444"]
                 .map(|name| heic_pixel_bytes(&format!("large-{name}")));
@@ -348,7 +368,7 @@ mod tests {
         let heic = heic_pixel_bytes("large-single") / 1_920_000;
         let jpeg_limit = max_megapixels(bytes_per_pixel(&jpeg(0xc0, 3)), SCALING_MEMORY);
         let png_limit = max_megapixels(bytes_per_pixel(&encoded(ImageFormat::Png)), SCALING_MEMORY);
-        assert_eq!(jpeg_limit, png_limit, "they share a column");
+        assert_eq!(jpeg_limit, png_limit, "JPEG and PNG must have one limit: they share a column");
         let limits = [
             ("JPEG, PNG", jpeg_limit),
             ("GIF", max_megapixels(bytes_per_pixel(&encoded(ImageFormat::Gif)), 0)),

@@ -16,9 +16,10 @@ pub struct Picture {
     pub content: Content,
     /// The format, according to the first bytes.
     pub format: Format,
-    /// Width in pixels, as stored. For a HEIC, after its own properties have cropped and turned it.
+    /// The width in pixels before `orientation` is applied. In a HEIC, the properties that crop and
+    /// turn the picture are already applied.
     pub width: u32,
-    /// Height in pixels, as stored, like `width`.
+    /// The height in pixels, like `width`.
     pub height: u32,
     /// The transformation that turns the picture upright.
     pub orientation: Orientation,
@@ -117,7 +118,7 @@ mod tests {
         let Err(Error::TooManyPixels { pixels: 3_600_000_000, limit: 64_000_000 }) =
             probe_bytes(&huge)
         else {
-            panic!("the picture was not refused")
+            panic!("the picture must be refused")
         };
     }
 

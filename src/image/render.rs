@@ -1,5 +1,5 @@
-//! Decodes pictures, and renders them as a [`Target`]. Only the decoder's child process calls this,
-//! because a decoder may need more memory and time than the header suggests.
+//! Decodes pictures, and renders them as a [`Target`]. Only the child processes of [`crate::decoder`]
+//! call this, because decoding may need more memory and time than the header suggests.
 
 use std::io::{BufRead, Seek};
 
@@ -30,8 +30,8 @@ const SHRUNK_QUALITY: u8 = 90;
 const MAX_JPEG_SIDE: u32 = 65_535;
 /// The longest side of a shrunk picture, in pixels.
 const MAX_SHRUNK_SIDE: u32 = 1024;
-/// More bytes than a JPEG of a few pixels has.
-const SMALLEST_JPEG_BYTES: u64 = 64 << 10;
+/// A JPEG with sides of at most 16 pixels has fewer bytes than this.
+const MAX_TINY_JPEG_BYTES: u64 = 64 << 10;
 /// The memory for scaling down, in addition to the decoded picture, in bytes: a copy with at most
 /// twice the side, and the filter's floating-point rows (2048 × 1024 × 16 bytes).
 pub(super) const SCALING_MEMORY: u64 = 48 << 20;
@@ -84,7 +84,7 @@ impl Target {
     pub fn max_len(self) -> u64 {
         match self {
             Self::Converted { max_len } | Self::Shrunk { max_len } => {
-                (max_len as u64).max(SMALLEST_JPEG_BYTES)
+                (max_len as u64).max(MAX_TINY_JPEG_BYTES)
             }
             Self::Square { side } => 3 * u64::from(side) * u64::from(side),
         }
@@ -128,7 +128,8 @@ fn shrink(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>
     loop {
         let scaled = scale_down(&image, side);
         let upright = Upright::new(&scaled, picture.orientation);
-        // A JPEG of a few pixels has about 600 bytes. The settings accept no limit that low.
+        // This ends the loop. A JPEG of so few pixels has about 600 bytes, and the settings accept no
+        // `max_len` that low.
         let max_len = if side <= 16 { usize::MAX } else { max_len };
         if let Some(jpeg) = encode_jpeg(picture.format, &upright, SHRUNK_QUALITY, max_len)? {
             return Ok(jpeg);
@@ -137,13 +138,13 @@ fn shrink(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>
     }
 }
 
-/// Scales to a square. Each side that is longer than four times the square's side is first reduced by
-/// averaging, because the memory of the filter grows with the picture's sides.
+/// Scales to a square. Each side that is longer than four times the square's side is first reduced to
+/// that length by averaging, because the memory of the filter grows with the picture's sides.
 fn square(image: &RgbImage, side: u32) -> RgbImage {
     let (width, height) = image.dimensions();
-    let coarse = 4 * side;
-    let averaged = (width > coarse || height > coarse)
-        .then(|| imageops::thumbnail(image, width.min(coarse), height.min(coarse)));
+    let max_side = 4 * side;
+    let averaged = (width > max_side || height > max_side)
+        .then(|| imageops::thumbnail(image, width.min(max_side), height.min(max_side)));
     imageops::resize(averaged.as_ref().unwrap_or(image), side, side, FilterType::Triangle)
 }
 
@@ -165,7 +166,7 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<RgbImage
     })
 }
 
-/// Decodes `bytes` by the `image` crate, whose decoder may allocate at most `max_alloc` bytes.
+/// Decodes `bytes` with the `image` crate, whose decoder may allocate at most `max_alloc` bytes.
 fn read(
     picture: &Picture,
     bytes: impl BufRead + Seek,
@@ -214,8 +215,9 @@ fn onto_white(image: RgbaImage, blend: fn(value: u32, alpha: u32) -> u32) -> Rgb
     RgbImage::from_raw(width, height, bytes).unwrap_or_default()
 }
 
-/// Scales down until the longer side has at most `max_side` pixels. A large picture is first reduced
-/// to twice that size by averaging, which needs less memory than the filter.
+/// Scales down until the longer side has at most `max_side` pixels. If it has more than twice as many,
+/// the picture is first reduced to twice `max_side` by averaging, which needs less memory than the
+/// filter.
 fn scale_down(image: &RgbImage, max_side: u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let longer_side = width.max(height);
@@ -227,9 +229,9 @@ fn scale_down(image: &RgbImage, max_side: u32) -> RgbImage {
         let pixels = (u64::from(side) * u64::from(new_longer_side)).div_ceil(longer_side.into());
         u32::try_from(pixels).unwrap_or(new_longer_side).max(1)
     };
-    let coarse = max_side * 2;
-    let averaged = (longer_side > coarse)
-        .then(|| imageops::thumbnail(image, scaled(width, coarse), scaled(height, coarse)));
+    let twice = max_side * 2;
+    let averaged = (longer_side > twice)
+        .then(|| imageops::thumbnail(image, scaled(width, twice), scaled(height, twice)));
     let image = averaged.as_ref().unwrap_or(image);
     imageops::resize(
         image,
@@ -377,8 +379,8 @@ mod tests {
                 if let Ok(picture) =
                     probe(Content::Memory(bytes[..len].to_vec().into()), 64_000_000)
                 {
-                    let _ =
-                        estimate_memory(&picture).and_then(|cost| CONVERTED.render(&picture, cost));
+                    let _ = estimate_memory(&picture)
+                        .and_then(|memory_estimate| CONVERTED.render(&picture, memory_estimate));
                 }
             }
         }

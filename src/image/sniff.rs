@@ -98,9 +98,10 @@ pub enum Unsupported {
     Pdf,
     /// HTML
     WebPage,
-    /// An unsupported variant of a supported format, other than JPEG: its name with an article.
+    /// An unsupported variant of any supported format except JPEG. The text is the variant's name with
+    /// an article.
     Kind(&'static str),
-    /// An unsupported variant of JPEG: its name with an article.
+    /// An unsupported variant of JPEG. The text is the variant's name with an article.
     Jpeg(&'static str),
     /// Anything else.
     Unknown,
@@ -136,7 +137,7 @@ impl fmt::Display for Unsupported {
     }
 }
 
-/// The most bytes that [`sniff`] looks at.
+/// [`sniff`] looks at no more than this many bytes.
 pub(super) const MAX_SNIFF_LEN: usize = 512;
 
 /// Recognizes the format by a picture's first bytes.
@@ -158,11 +159,12 @@ pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
     }
 }
 
-/// Checks the length of the second header, because many texts begin with "BM", too. Every known
-/// length is less than 256, so three of its four bytes are zero, and texts contain no zero bytes.
+/// Whether bytes that begin with "BM" are a BMP. Many texts begin with "BM", too, so this checks the
+/// length of the second header. Every known length is less than 256. Three of the four bytes that
+/// store it are therefore zero, and texts contain no zero bytes.
 ///
-/// The reserved bytes before that length are not checked. OS/2 stores the hotspot of a mouse pointer
-/// there, and some writers leave any bytes there.
+/// The reserved bytes of the first header are not checked. OS/2 stores the hotspot of a mouse pointer
+/// there, and some programs write arbitrary bytes.
 fn is_bmp(head: &[u8]) -> bool {
     let length = head.get(14..).and_then(<[u8]>::first_chunk);
     length.is_some_and(|length| is_header_length(u32::from_le_bytes(*length)))
@@ -201,6 +203,7 @@ fn iso_media(head: &[u8]) -> Result<Format, Unsupported> {
     }
 }
 
+/// Returns the format HEIC, or an error if this build does not support it.
 fn heic() -> Result<Format, Unsupported> {
     if cfg!(feature = "heic") { Ok(Format::Heic) } else { Err(Unsupported::Heic) }
 }

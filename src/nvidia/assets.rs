@@ -45,7 +45,8 @@ impl UploadedAsset {
 
 impl Drop for UploadedAsset {
     fn drop(&mut self) {
-        // There may be no runtime at the very end of the process. NVIDIA deletes old assets itself.
+        // At the very end of the process there may be no runtime. The asset then stays until NVIDIA
+        // deletes it, as it does with old assets.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (nvidia, id) = (self.nvidia.clone(), self.id);
             let tracker = self.nvidia.0.background.clone();
@@ -58,8 +59,8 @@ impl Client {
     /// Uploads a picture by the deadline.
     ///
     /// # Errors
-    /// The [`Error`] of the last attempt. Its kind is [`ErrorKind::UploadsRefused`] if uploads do
-    /// not work for this model or account.
+    /// The [`Error`] of the last attempt. The error's kind is [`ErrorKind::UploadsRefused`] if
+    /// uploads do not work for this model or account.
     pub async fn upload(
         &self,
         media_type: &str,
@@ -98,8 +99,8 @@ impl Client {
         self.wait_for_retry_after(operation, deadline).await?;
         let response = self.call(operation, request, deadline).await?;
         response.progress(operation)?;
-        // An invalid response counts as a refusal, so that the picture is sent inline. The error
-        // does not quote the response, which may contain a presigned URL.
+        // An invalid response counts as a refusal of uploads, so that the picture is sent inline. The
+        // error does not quote the response, because that may contain a presigned URL.
         let refused =
             |detail: &str| Error::new(operation, ErrorKind::UploadsRefused, detail.into());
         let created: CreatedAsset = serde_json::from_slice(&response.body)
@@ -138,7 +139,8 @@ impl Client {
         response.progress(operation).map(drop)
     }
 
-    /// Deletes an asset. A failure is only logged, because the asset only takes space at NVIDIA.
+    /// Deletes an asset. If this fails, the error is only logged: the asset does no harm, and NVIDIA
+    /// deletes old assets itself.
     async fn delete_asset(&self, id: Uuid) {
         let operation = Operation::DeleteAsset;
         let url = item_url(&self.0.settings.assets_url, id);
@@ -150,7 +152,7 @@ impl Client {
     }
 }
 
-/// Streams a file's bytes. Blocking threads read the next bytes when the network has taken the last.
+/// Streams a file's bytes. A blocking thread reads the next bytes when the previous bytes were sent.
 fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync {
     stream::try_unfold((picture, 0), |(picture, offset)| async move {
         if offset >= picture.len() {
@@ -164,8 +166,8 @@ fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>>
     })
 }
 
-/// Whether a picture may be sent to this URL. Only https is allowed, or http too if the configured
-/// URL of the asset API is http.
+/// Whether a picture may be sent to this URL. An https URL is always allowed. An http URL is allowed
+/// only if the configured URL of the asset API is http as well, as in tests.
 fn may_upload_to(upload_url: &Url, assets_url: &Url) -> bool {
     upload_url.scheme() == "https"
         || (upload_url.scheme() == "http" && assets_url.scheme() == "http")
@@ -176,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_is_sent_over_http_only_if_the_assets_url_is_http() {
+    fn a_picture_is_uploaded_over_http_only_if_the_asset_api_is_http() {
         let may = |upload: &str, assets: &str| {
             may_upload_to(&upload.parse().unwrap(), &assets.parse().unwrap())
         };

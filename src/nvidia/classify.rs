@@ -1,5 +1,5 @@
-//! Classifies NVIDIA's responses by their status, and errors by whether the picture can be sent
-//! another way.
+//! Classifies NVIDIA's responses by their status. Also decides which errors of an upload allow the
+//! picture to be sent inline instead.
 
 use std::fmt;
 
@@ -24,8 +24,8 @@ pub enum Operation {
     DeleteAsset,
 }
 
-/// The statuses that must alert an operator: NVIDIA refuses the key or the account, and only the
-/// operator can change that.
+/// The statuses that must alert an operator: with them, NVIDIA refuses the key or the account, and
+/// only the operator can change that.
 pub(super) const ALERTING_STATUSES: [u16; 3] = [401, 402, 403];
 
 /// The state of a call that has not failed.
@@ -33,7 +33,7 @@ pub(super) const ALERTING_STATUSES: [u16; 3] = [401, 402, 403];
 pub(super) enum Progress {
     /// The response is complete.
     Done,
-    /// The result must be polled for.
+    /// The result is not ready. The client must poll for it.
     Pending,
 }
 
@@ -78,10 +78,10 @@ impl Operation {
         Self::DeleteAsset,
     ];
 
-    /// Returns what a response of this status means for this call.
+    /// Returns what a response with this status means for this call.
     ///
     /// # Errors
-    /// The kind of error that the status stands for.
+    /// The kind of error, if the status means that the call failed.
     pub(super) fn classify(self, status: u16) -> Result<Progress, ErrorKind> {
         use ErrorKind::{
             AccountRefused, KeyRefused, PictureRefused, RateLimited, ResultGone, Unavailable,
@@ -97,8 +97,8 @@ impl Operation {
             (UploadAsset | DeleteAsset, 200..=299) => return Ok(Progress::Done),
             (Infer | InferAsset | Poll | PollAsset, 202) => return Ok(Progress::Pending),
 
-            // The host of a presigned URL checks no key and has no rate limit, so no retry helps
-            // after a refusal.
+            // The host of a presigned URL checks no key and has no rate limit. Its 401, 402 or 429
+            // therefore says nothing about the key, the account or the limit on calls.
             (UploadAsset, 400..=499) => UploadsRefused,
 
             (_, 401) => KeyRefused,
@@ -117,13 +117,13 @@ impl Operation {
         })
     }
 
-    /// Whether the response to this call shows if NVIDIA accepts the key.
+    /// Whether the response to this call shows that NVIDIA accepts or refuses the key.
     pub fn reveals_key_validity(self) -> bool {
         !matches!(self, Self::UploadAsset | Self::DeleteAsset)
     }
 
-    /// Whether the log may quote the body of a response of this status. A body may not be quoted if
-    /// it may contain the presigned URL.
+    /// Whether the log may quote the body of a response with this status. It must not quote a body
+    /// that may contain the presigned URL.
     pub fn may_quote_body(self, status: u16) -> bool {
         match self {
             Self::CreateAsset => status >= 400,
@@ -211,7 +211,7 @@ mod tests {
     use Progress::*;
 
     #[test]
-    fn every_status_has_the_listed_meaning() {
+    fn the_meaning_of_a_status_depends_on_the_operation() {
         let columns = [Infer, InferAsset, Poll, PollAsset, CreateAsset, UploadAsset];
         let (pending, unexpected) = (Ok(Pending), Err(Unexpected));
         let failed = |kinds: [ErrorKind; 6]| kinds.map(Err);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_listed_errors_are_transient() {
+    fn errors_that_another_attempt_may_avoid_are_transient() {
         for kind in [RateLimited, Unavailable, AttemptTimeout, ResultGone, GatewayPage] {
             assert!(kind.is_transient(), "{kind:?}");
         }

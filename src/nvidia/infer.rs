@@ -82,10 +82,11 @@ impl Client {
         let (operation, deadline) = (inference.infer_operation, retry_state.deadline);
         loop {
             self.wait_for_retry_after(operation, deadline).await?;
-            drop(retry_state.reservation.take()); // the permit replaces the reservation
+            // The permit that the next line takes replaces the reservation.
+            drop(retry_state.reservation.take());
             self.wait_for_pace_permit(operation, retry_state.client_network, deadline).await?;
             // Another call may have received a `Retry-After` while this call waited for its
-            // permit. This call must then wait for both again.
+            // permit. This call then waits for that time, and for a new permit.
             if self.check_retry_after(operation, deadline)?.is_none() {
                 break;
             }
@@ -115,9 +116,9 @@ impl Client {
         })
     }
 
-    /// Polls until the result is there. NVIDIA delivers a result only once. If the response to a
-    /// poll is lost or the result is gone, the error is transient, so that the inference is sent
-    /// again.
+    /// Polls until the result is ready. NVIDIA delivers a result only once. If the response with the
+    /// result is lost, or if NVIDIA no longer has the result, the returned error is transient, so
+    /// that the inference is sent again.
     async fn poll(
         &self,
         operation: Operation,
@@ -146,7 +147,7 @@ impl Client {
                 .await
             {
                 Ok(response) => response,
-                // NVIDIA never received the poll, so the result is still there.
+                // NVIDIA never received the poll, so it still has the result.
                 Err(error) if error.failed_to_connect => continue,
                 Err(error) if error.kind.is_transient() => {
                     return Err(Error { kind: ErrorKind::ResultGone, ..error });
@@ -156,15 +157,15 @@ impl Client {
             match response.progress(operation) {
                 Ok(Progress::Done) => return Ok(response),
                 Ok(Progress::Pending) => {}
-                // NVIDIA refused the poll without processing it, so the result is still there. A
-                // new inference would have to be paid again.
+                // NVIDIA refused the poll without processing it, so it still has the result. The
+                // poll is repeated, because a new inference would have to be paid for.
                 Err(error) if error.kind == ErrorKind::RateLimited => {
                     wait = wait.max(error.retry_after.unwrap_or_default());
                     if Instant::now() + wait >= deadline {
                         return Err(error);
                     }
                 }
-                // The result may still be there after a gateway's error, so one more poll is made.
+                // After a gateway's error, NVIDIA may still have the result, so one more poll is made.
                 Err(error) if is_gateway_error(response.status) && !gateway_failed_before => {
                     gateway_failed_before = true;
                     wait = wait.max(error.retry_after.unwrap_or_default());
@@ -186,7 +187,7 @@ impl Client {
         let Some(pace) = &self.0.pace else { return Ok(()) };
         match pace.take_permit(client_network, Instant::now(), deadline) {
             Ok(permit) => permit.wait().await,
-            // The pace allows a call now, but the deadline has passed.
+            // A call is allowed now, but the deadline has passed.
             Err(Duration::ZERO) => return Err(Error::deadline_passed(operation)),
             Err(wait) => return Err(Error::no_call_before_deadline(operation, wait)),
         }
@@ -200,10 +201,12 @@ fn is_gateway_error(status: StatusCode) -> bool {
 }
 
 impl Error {
-    /// The error if the pace allows the next call only after `wait`, past the deadline.
+    /// The error if the limit on calls per minute allows the next call only after `wait`, which ends
+    /// after the deadline.
     pub(super) fn no_call_before_deadline(operation: Operation, wait: Duration) -> Self {
-        let log_detail = "the service's own pace allows no call before the deadline".into();
+        let log_detail =
+            "NVIDIA_REQUESTS_PER_MINUTE allows no further call before the deadline".into();
         let error = Self::new(operation, ErrorKind::RateLimited, log_detail);
-        Self { retry_after: Some(wait), lacks_time: true, ..error }
+        Self { retry_after: Some(wait), only_deadline_prevents_retry: true, ..error }
     }
 }

@@ -13,8 +13,8 @@ use crate::bearer_token;
 pub struct ApiKey(SecretString);
 
 impl ApiKey {
-    /// Parses a key. White space around the key and a leading `Bearer ` are accepted, because
-    /// people paste them along with the key.
+    /// Parses a key. White space around the key and the word `Bearer` before it are accepted and
+    /// removed, because people paste them along with the key.
     ///
     /// # Errors
     /// What is wrong with the text, without quoting it.
@@ -41,7 +41,7 @@ impl ApiKey {
     }
 
     /// Replaces the key in the text of a response. Servers may quote the key in error messages, and
-    /// these are logged.
+    /// the service logs these messages.
     pub(super) fn redact(&self, text: Bytes) -> Bytes {
         let key = self.0.expose_secret().as_bytes();
         if !text.windows(key.len()).any(|window| window == key) {
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_may_have_white_space_around_it_or_follow_the_word_bearer() {
+    fn a_key_is_parsed_without_white_space_and_without_the_word_bearer() {
         for text in ["nvapi-1", " nvapi-1\n", "Bearer nvapi-1", "bearer  nvapi-1 "] {
             assert_eq!(ApiKey::parse(text).unwrap().bearer(), "Bearer nvapi-1");
         }

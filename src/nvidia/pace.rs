@@ -1,8 +1,9 @@
-//! Limits the calls to NVIDIA in any window of one minute. This limit is called the pace.
+//! Limits the calls to NVIDIA in any period of one minute, which is called a window.
 //!
-//! A client that is alone may use the whole pace. A client that has used half of a window's calls
-//! must leave capacity for other clients. If its next call would have to wait, the call is allowed
-//! only if others could still make a quarter of a window's calls before the deadline.
+//! While only one client makes calls, it may make all calls of a window. A client that has made half
+//! of a window's calls must leave capacity for other clients: if its next call cannot be made at
+//! once, the call is allowed only if other clients could then still make a quarter of a window's
+//! calls before the deadline.
 
 use std::{
     collections::VecDeque,
@@ -14,14 +15,15 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::shares::{ClientNetwork, Tally};
 
-/// A minute and a margin. The margin is needed because an earlier call may take longer to arrive at
-/// NVIDIA than a later call.
+/// A minute and a margin. The margin is needed because a call may take longer to arrive at NVIDIA than
+/// the next call: the two then arrive closer together than they were sent.
 pub const WINDOW: Duration = Duration::from_millis(60_500);
 
-/// A sliding-window limiter: gives each call the time at which it may be made, in order.
+/// A sliding-window limiter: assigns to each call, in the order of the requests, the time at which the
+/// call may be made.
 ///
-/// It stores the times of the last window's calls. A token bucket would be simpler, but it allows
-/// nearly twice the limit within one window. Clones are cheap, and share the limit.
+/// The limiter stores the times of the last window's calls. A token bucket would be simpler, but it
+/// allows nearly twice the limit within one window. Clones are cheap, and share the limit.
 #[derive(Debug, Clone)]
 pub(super) struct PaceLimiter(Arc<Inner>);
 
@@ -34,9 +36,10 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The calls of the last window and those with a permit for later, in the order of their times.
+    /// The calls of the last window, and the calls that have a permit for a later time. Sorted by
+    /// time.
     calls: VecDeque<TimedCall>,
-    /// The reserved calls of each client that do not have a permit yet.
+    /// The number of each client's reserved calls that do not have a permit yet.
     reserved: Tally,
 }
 
@@ -47,7 +50,7 @@ struct TimedCall {
     client_network: ClientNetwork,
 }
 
-/// Reserved calls that have no time yet. Dropping the guard frees the reservation.
+/// Reserved calls that do not have a permit yet. Dropping the guard frees the reservation.
 #[derive(Debug)]
 pub(super) struct ReservationGuard {
     pace: Arc<Inner>,
@@ -70,12 +73,12 @@ impl PaceLimiter {
         Self(Arc::new(Inner { calls_per_window, window, state: Mutex::default() }))
     }
 
-    /// Reserves `count` calls that are made after all calls that are already reserved; all of them
-    /// or none.
+    /// Reserves `count` calls, which come after all calls that are already reserved. Reserves either
+    /// all `count` calls or none.
     ///
     /// # Errors
-    /// The time to wait for the last of the calls, if the pace does not allow it before the
-    /// deadline. The request then fails at once, and does not wait in a queue first.
+    /// How long the last of the calls would have to wait, if that is not allowed or too long for the
+    /// deadline. The request can then fail at once, before it waits in any queue.
     pub(super) fn reserve(
         &self,
         client_network: ClientNetwork,
@@ -99,10 +102,11 @@ impl PaceLimiter {
         (1..=at_most).rev().find(fits).unwrap_or(0)
     }
 
-    /// Takes the next free time.
+    /// Takes a permit for a call at the next free time.
     ///
     /// # Errors
-    /// The time to wait, if the next free time is not before the deadline. No time is taken then.
+    /// How long the call would have to wait, if the next free time is not before the deadline. Then
+    /// no permit is taken.
     pub(super) fn take_permit(
         &self,
         client_network: ClientNetwork,
@@ -114,7 +118,7 @@ impl PaceLimiter {
         if let Some(last) = calls.back() {
             time = time.max(last.time);
         }
-        // One window after the call `calls_per_window` positions before this call.
+        // At least one window after the call that is `calls_per_window` positions before this call.
         if let Some(index) = calls.len().checked_sub(self.0.calls_per_window) {
             time = time.max(calls[index].time + self.0.window);
         }
@@ -128,11 +132,11 @@ impl PaceLimiter {
 }
 
 impl Inner {
-    /// Checks whether the pace allows `count` more calls of a client before the deadline. The
-    /// module's documentation explains the rule.
+    /// Checks whether a client may make `count` more calls before the deadline. The module's
+    /// documentation explains the rule.
     ///
     /// # Errors
-    /// The time to wait for the last of the calls.
+    /// How long the last of the calls would have to wait.
     fn check(
         &self,
         state: &State,
@@ -155,13 +159,14 @@ impl Inner {
         Ok(())
     }
 
-    /// When the next call can be made if `calls_before` calls are made before it, in addition to the
-    /// reserved calls.
+    /// When a new call can be made, if all reserved calls and `calls_before` further calls are made
+    /// before the new call.
     fn expected_time(&self, state: &State, now: Instant, calls_before: usize) -> Instant {
         let State { calls, reserved } = state;
         let reserved = usize::try_from(reserved.total()).unwrap_or(usize::MAX);
         let (mut position, mut wait) = (calls.len() + reserved + calls_before, Duration::ZERO);
-        // Each call is made one window after the call `calls_per_window` positions before it.
+        // Goes back to a call whose time is known, in steps of `calls_per_window` positions: a call
+        // is made one window after the call that is `calls_per_window` positions before it.
         while position >= calls.len() {
             let Some(earlier) = position.checked_sub(self.calls_per_window) else {
                 return now + wait;
@@ -192,7 +197,7 @@ impl State {
 }
 
 impl ReservationGuard {
-    /// Moves one call, if one is left, to a reservation of its own.
+    /// Moves one of the reserved calls, if any is left, to a guard of its own.
     pub(super) fn split_one(&mut self) -> Self {
         let count = self.count.min(1);
         self.count -= count;
@@ -312,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_dropped_permit_is_free_again() {
+    fn another_call_may_use_the_time_of_a_dropped_permit() {
         let (pace, now, timeout) =
             (PaceLimiter::new(1, WINDOW), Instant::now(), Duration::from_secs(90));
         assert_eq!(use_permit(&pace, now, timeout), Ok(now));
@@ -337,10 +342,10 @@ mod tests {
                 let must_wait = pace.0.expected_time(&pace.0.state(now), now, 0) > now;
                 match pace.reserve(ONE, 1, now, now + timeout) {
                     Ok(reservation) => reservations.push_back(reservation),
-                    Err(_) => prop_assert!(must_wait, "a call was refused although it is free now"),
+                    Err(_) => prop_assert!(must_wait, "a call that need not wait must be allowed"),
                 }
                 prop_assert!(pace.reserve(OTHER, 1, now, now + timeout).is_ok());
-                // Some requests take their permit at once, others wait in the queue first.
+                // Some requests take their permit at once. Other requests wait in the queue first.
                 while reservations.len() > max_reservations {
                     drop(reservations.pop_front());
                     // This fails if the request waited too long in the queue.
@@ -351,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_stored_about_a_client_after_its_last_window() {
+    fn nothing_is_stored_about_a_client_one_window_after_its_last_call() {
         let (pace, now) = (PaceLimiter::new(4, WINDOW), Instant::now());
         drop(pace.reserve(ONE, 1, now, now + WINDOW).unwrap());
         assert_eq!(use_permit(&pace, now, WINDOW), Ok(now));

@@ -1,5 +1,5 @@
-//! Reserves calls before they are made, so that a request that the limit on calls per minute cannot
-//! serve in time is refused before it costs anything.
+//! Reserves calls before they are made. If the limit on calls per minute would delay the calls of a
+//! request past its deadline, the request is refused before it costs anything.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use tokio::time::Instant;
 use super::{Client, Error, Inner, Operation, RetryState, pace::ReservationGuard};
 use crate::shares::ClientNetwork;
 
-/// Inference calls that a client may make. Dropping the reservation frees them for others.
+/// Inference calls that a client may make. Dropping the reservation frees them for other clients.
 #[derive(Debug)]
 pub struct Reservation {
     client_network: ClientNetwork,
-    /// `None` if there is no pace.
+    /// `None` if calls per minute are not limited.
     guard: Option<ReservationGuard>,
 }
 
 impl Reservation {
-    /// Moves one call to a reservation of its own.
+    /// Moves one of the reserved calls, if any is left, to a reservation of its own.
     pub fn split_one(&mut self) -> Self {
         let guard = self.guard.as_mut().map(ReservationGuard::split_one);
         Self { client_network: self.client_network, guard }
@@ -25,12 +25,12 @@ impl Reservation {
 }
 
 impl Client {
-    /// Reserves inference calls for a client's pictures, all or none. Their embeddings must be ready
-    /// by the deadline.
+    /// Reserves one inference call for each of a client's `count` pictures. Reserves either all calls
+    /// or none.
     ///
     /// # Errors
-    /// [`ErrorKind::RateLimited`] with the time to wait, if the pace or a `Retry-After` of NVIDIA
-    /// allows no call before the deadline.
+    /// [`ErrorKind::RateLimited`] with the time to wait, if the limit on calls per minute or a
+    /// `Retry-After` of NVIDIA would delay the last call past the deadline.
     pub fn reserve_calls(
         &self,
         client_network: ClientNetwork,
@@ -51,14 +51,15 @@ impl Client {
         Ok(Reservation { client_network, guard })
     }
 
-    /// The most calls, up to `at_most`, that the pace can ever allow one client within `time`.
+    /// The most calls, up to `at_most`, that one client can make within `time` while nobody else
+    /// makes calls.
     pub fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
         let pace = self.0.pace.as_ref();
         pace.map_or(at_most, |pace| pace.largest_reservation(at_most, time))
     }
 
-    /// Starts the calls for one picture, for which a call was reserved. The returned state is passed
-    /// to each of them.
+    /// Starts to count the attempts of the calls for one picture. The caller passes the returned
+    /// state to each of these calls.
     pub fn start_calls(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
         let Inner { settings, retry_budget, metrics, .. } = &*self.0;
         retry_budget.add_request();

@@ -1,4 +1,4 @@
-//! Decides whether and when a failed call is retried, within one budget for all requests.
+//! Decides whether and when a failed call is retried. All requests share one budget of retries.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -15,7 +15,8 @@ use crate::{shares::ClientNetwork, telemetry::Metrics};
 pub struct RetryPolicy {
     /// The most attempts, including the first.
     pub max_attempts: u32,
-    /// The longest backoff before the second attempt. It doubles with each further attempt.
+    /// The longest backoff before the second attempt. Before each further attempt, the longest
+    /// backoff doubles.
     pub base: Duration,
     /// The longest backoff before any attempt.
     pub cap: Duration,
@@ -41,8 +42,8 @@ impl RetryPolicy {
         if wait < left { NextAttempt::After(wait) } else { NextAttempt::TooLate }
     }
 
-    /// A random wait up to a limit that doubles with each attempt. This is "full jitter": calls that
-    /// failed at the same time are retried at different times. See
+    /// Returns a random wait up to a maximum that doubles with each attempt. This is "full jitter":
+    /// calls that failed at the same time are retried at different times. See
     /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
     fn backoff(&self, attempt: u32, random: f64) -> Duration {
         let longest =
@@ -81,14 +82,14 @@ impl RetryBudget {
     const MAX_QUARTERS: u32 = 400;
     const QUARTERS_PER_RETRY: u32 = 4;
 
-    /// Adds a quarter of a retry, for one request.
+    /// Adds a quarter of a retry. Called once for each request.
     pub(super) fn add_request(&self) {
         let add = |quarters: u32| (quarters < Self::MAX_QUARTERS).then_some(quarters + 1);
         // An error means that the budget is full.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    /// Takes one retry, or returns false if less than one is left.
+    /// Takes one retry. Returns false if less than one retry is left.
     fn try_take_retry(&self) -> bool {
         let take = |quarters: u32| quarters.checked_sub(Self::QUARTERS_PER_RETRY);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
@@ -101,15 +102,16 @@ impl Default for RetryBudget {
     }
 }
 
-/// The retries, the deadline and the reserved call of one picture, for all calls that the picture
-/// needs.
+/// What all calls for one picture share: the number of failed attempts, the deadline and the reserved
+/// call.
 pub struct RetryState<'a> {
     pub(super) policy: &'a RetryPolicy,
     pub(super) retry_budget: &'a RetryBudget,
     pub(super) metrics: &'a Metrics,
     /// The network of the client that sent the picture.
     pub client_network: ClientNetwork,
-    /// The reserved call, until a permit of the pace replaces it.
+    /// The reserved call. `None` if calls per minute are not limited, or after a permit has replaced
+    /// the reservation.
     pub(super) reservation: Option<ReservationGuard>,
     /// When the embedding must be ready.
     pub deadline: Instant,
@@ -120,7 +122,7 @@ pub struct RetryState<'a> {
 }
 
 impl RetryState<'_> {
-    /// The middle between now and the deadline.
+    /// The instant halfway between now and the deadline.
     pub fn halfway_to_deadline(&self) -> Instant {
         let now = Instant::now();
         now + self.deadline.saturating_duration_since(now) / 2
@@ -134,14 +136,14 @@ impl RetryState<'_> {
     /// Waits until the next attempt may start.
     ///
     /// # Errors
-    /// `error` itself, if the policy, the budget or `deadline` allows no further attempt.
+    /// Returns `error` if the policy, the budget or `deadline` does not allow another attempt.
     pub(super) async fn wait_for_next(
         &mut self,
         error: Error,
         deadline: Instant,
     ) -> Result<(), Error> {
-        // A permanent error is not counted: the picture may then be sent inline instead, and that
-        // call may still be retried.
+        // A permanent error is not counted: after it, the picture may be sent inline instead, and
+        // the inline call may be retried.
         self.failed_attempts += u32::from(error.kind.is_transient());
         let Error { kind, retry_after, .. } = error;
         let failed = FailedAttempt { kind, retry_after, number: self.failed_attempts };
@@ -156,7 +158,8 @@ impl RetryState<'_> {
             }
             _ => Err(Error {
                 attempts: self.sent_inferences,
-                lacks_time: error.lacks_time || next == NextAttempt::TooLate,
+                only_deadline_prevents_retry: error.only_deadline_prevents_retry
+                    || next == NextAttempt::TooLate,
                 ..error
             }),
         }
@@ -178,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn no_retry_follows_a_permanent_error_the_last_attempt_or_a_wait_past_the_deadline() {
+    fn a_retry_follows_only_a_transient_error_of_an_early_attempt_before_the_deadline() {
         let policy = RetryPolicy::default();
         let seconds = |seconds| Some(Duration::from_secs(seconds));
         let left = Duration::from_secs(10);

@@ -1,5 +1,5 @@
-//! One wait for all calls: if NVIDIA answers one call with `Retry-After`, no call is made with the
-//! key until that time has passed.
+//! Makes all calls wait if NVIDIA answers one call with `Retry-After`: no inference starts and no asset
+//! is created until that time has passed.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,20 +10,21 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Client, Error, ErrorKind, Operation};
 
-/// The longest wait that is honoured. A gateway may ask for a day; the service then calls NVIDIA
-/// again after ten minutes.
+/// The longest wait for a `Retry-After`. If NVIDIA asks to wait longer, the service calls NVIDIA again
+/// after this time: a faulty gateway may ask for a day.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
-/// The earliest time for new calls, if NVIDIA asked to wait.
+/// When new calls may be made, if NVIDIA asked to wait.
 #[derive(Debug, Default)]
 pub(super) struct SharedRetryAfter(Mutex<Option<Instant>>);
 
 impl SharedRetryAfter {
-    /// Records that NVIDIA asks to wait this long from now. An earlier, longer wait still applies.
+    /// Records that NVIDIA asks to wait this long from now. A wait that was recorded earlier still
+    /// applies if it ends later.
     pub(super) fn record(&self, wait: Duration, now: Instant) {
-        let new = now + wait.min(MAX_WAIT);
+        let end = now + wait.min(MAX_WAIT);
         let mut earliest_call = self.lock();
-        *earliest_call = Some(earliest_call.map_or(new, |recorded| recorded.max(new)));
+        *earliest_call = Some(earliest_call.map_or(end, |recorded| recorded.max(end)));
     }
 
     /// The recorded time, if it is in the future.
@@ -51,10 +52,13 @@ impl Client {
         match self.0.shared_retry_after.pending(now) {
             Some(earliest_call) if earliest_call >= deadline => {
                 let log_detail =
-                    "NVIDIA's Retry-After on another call ends after this request's deadline"
-                        .into();
+                    "NVIDIA asked another call to wait until after this request's deadline".into();
                 let error = Error::new(operation, ErrorKind::RateLimited, log_detail);
-                Err(Error { retry_after: Some(earliest_call - now), lacks_time: true, ..error })
+                Err(Error {
+                    retry_after: Some(earliest_call - now),
+                    only_deadline_prevents_retry: true,
+                    ..error
+                })
             }
             earliest_call => Ok(earliest_call),
         }
@@ -72,16 +76,16 @@ impl Client {
     /// Waits until NVIDIA allows new calls.
     ///
     /// # Errors
-    /// As [`Self::check_retry_after`].
+    /// The error of [`Self::check_retry_after`].
     pub(super) async fn wait_for_retry_after(
         &self,
         operation: Operation,
         deadline: Instant,
     ) -> Result<(), Error> {
-        // A loop, because another call may have received a longer `Retry-After` during the wait.
+        // Another call may receive a `Retry-After` during this wait, so the time is checked again.
         while let Some(earliest_call) = self.check_retry_after(operation, deadline)? {
-            // All calls wait for the same time. A random delay keeps them from starting at once,
-            // which could make NVIDIA ask to wait again.
+            // All calls wait until the same moment. A random delay keeps them from starting all at
+            // once, which could make NVIDIA ask to wait again.
             let delay = self.0.settings.retry.base.mul_f64(fastrand::f64());
             sleep_until(earliest_call + delay).await;
         }
@@ -94,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_latest_recorded_time_applies_and_no_wait_exceeds_the_maximum() {
+    fn calls_wait_for_the_latest_recorded_end_but_never_longer_than_the_maximum() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let shared = SharedRetryAfter::default();

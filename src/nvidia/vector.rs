@@ -54,23 +54,23 @@ impl Vector {
 /// Counts the numbers of a JSON array. Returns `None` if the array may contain a number too large
 /// for an `f64`, or something other than numbers.
 ///
-/// A number is too large only with a positive exponent or hundreds of digits. Numbers of embeddings
-/// have neither. This scan is many times faster than parsing the numbers.
+/// A number is too large only if it has a positive exponent or hundreds of digits. The numbers of an
+/// embedding have neither. This scan is many times faster than parsing the numbers.
 fn count_ordinary_numbers(array: &[u8]) -> Option<usize> {
     const BLOCK_LEN: usize = 128;
     let (items, next_bytes) = (array.get(1..array.len().checked_sub(1)?)?, array.get(2..)?);
     let mut count = 1;
     for (block, next_bytes) in items.chunks(BLOCK_LEN).zip(next_bytes.chunks(BLOCK_LEN)) {
         let (mut is_ordinary, mut commas) = (true, 0u8);
-        // Nothing branches on a byte, so that the compiler can vectorize the loop.
+        // The loop has no branches, so that the compiler can vectorize it.
         for (byte, next_byte) in block.iter().zip(next_bytes) {
-            // In JSON, only numbers, commas, white space and `"` have bytes below `:`. An exponent
-            // is accepted only if it is negative.
+            // Accepts the bytes below `:` except `"`. In JSON, these are digits, signs, dots, commas
+            // and white space. Also accepts an `e` or `E` before a `-`: a negative exponent.
             is_ordinary &=
                 (*byte < b':' && *byte != b'"') | ((*byte | 0x20 == b'e') & (*next_byte == b'-'));
             commas += u8::from(*byte == b',');
         }
-        // A full block without a comma may be a part of a number with hundreds of digits.
+        // A full block without a comma may be part of a number with hundreds of digits.
         if !is_ordinary || (commas == 0 && block.len() == BLOCK_LEN) {
             return None;
         }

@@ -1,4 +1,4 @@
-//! The bodies of requests to NVIDIA and of its responses.
+//! The bodies of requests to NVIDIA, and of NVIDIA's responses.
 
 use std::{fmt, marker::PhantomData, sync::LazyLock};
 
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::Vector;
 
-/// The body of an inference whose picture is an asset. Headers name the asset.
+/// The body of an inference whose picture is an asset. Headers contain the asset's id.
 pub(super) const ASSET_INFERENCE_BODY: &[u8] = br#"{"messages":[]}"#;
 
 static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vector_contains_the_digits_of_the_response() {
+    fn a_vector_contains_exactly_the_text_of_the_response() {
         let text = numbers(DIMENSIONS, "-0.0").replacen("-0.0", "1.50E-310", 1);
         assert_eq!(parse_response(&response(&text)).unwrap().json().get(), text);
     }
@@ -156,14 +156,14 @@ mod tests {
     }
 
     #[test]
-    fn items_after_the_first_embedding_are_ignored() {
+    fn metadata_after_the_first_element_is_ignored() {
         let first = numbers(DIMENSIONS, "1");
         let body = format!(r#"{{"metadata":[{{"embedding":{first}}},null,[{{}}]]}}"#);
         assert!(parse_response(body.as_bytes()).is_ok());
     }
 
     #[test]
-    fn anything_but_1536_finite_numbers_is_refused() {
+    fn a_response_without_exactly_1536_finite_numbers_is_refused() {
         for embedding in [
             numbers(1535, "1"),
             numbers(1537, "1"),

@@ -8,8 +8,8 @@ use crate::{
     shares::{ClientNetwork, Shares},
 };
 
-/// Memory for bodies is counted in multiples of this many bytes. A picture that goes to a staging
-/// file needs this much memory while its bytes arrive.
+/// Memory for bodies is counted in multiples of this many bytes. A picture in a staging file needs
+/// this much memory while its bytes arrive.
 pub(super) const MEMORY_STEP: u64 = 64 * 1024;
 
 /// The limits of one request and of all requests together.
@@ -21,7 +21,7 @@ pub struct Limits {
     pub max_image_pixels: u64,
     /// The most memory for the bodies of all requests together, in bytes.
     pub max_buffered_bytes: u64,
-    /// The most received pictures at work at once.
+    /// At most this many received pictures are at work at once.
     pub max_in_flight: usize,
     /// The most pictures in one batch.
     pub max_batch: usize,
@@ -78,30 +78,31 @@ pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
     Shares::new(limits.max_buffered_bytes, largest, MEMORY_STEP)
 }
 
-/// The most memory that one request needs, in bytes: that of a Base64 request with the largest body.
+/// The most memory that one request needs, in bytes. A Base64 request with the largest body needs the
+/// most.
 pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
     let body = base64_text::body_limit(max_image_bytes);
     body.next_multiple_of(MEMORY_STEP) + inline_memory.next_multiple_of(MEMORY_STEP)
 }
 
 impl Pipeline {
-    /// The most pictures that one batch can have. Each needs a permit, and memory besides the body,
-    /// of which one client can never get all.
+    /// The most pictures that one batch can have. Each picture needs a permit, and memory in addition
+    /// to the body's memory. One client can never get all permits or all memory.
     pub fn largest_batch(&self) -> usize {
         let permits = self.at_work.most_for_one_client();
         let memory = self.memory.most_for_one_client();
         let memory = memory.saturating_sub(self.limits.max_batch_body());
         let picture_memory = self.embedder.inline_memory().next_multiple_of(MEMORY_STEP).max(1);
-        let fitting = permits.min(memory / picture_memory);
-        let fitting = usize::try_from(fitting).unwrap_or(usize::MAX);
-        self.limits.max_batch.min(fitting).max(1)
+        let pictures = permits.min(memory / picture_memory);
+        let pictures = usize::try_from(pictures).unwrap_or(usize::MAX);
+        self.limits.max_batch.min(pictures).max(1)
     }
 
     /// Admits a client's request whose body needs up to `body_bytes` of memory. Routes call this
     /// before they read the body, so that a refused request costs no bandwidth and no disk space.
     ///
-    /// No memory is reserved for the body. Otherwise clients that declare long bodies and send
-    /// nothing would lock out others.
+    /// No memory is reserved for the body. Otherwise, clients that declare long bodies and then send
+    /// nothing would keep other clients out.
     ///
     /// # Errors
     /// [`Error::Overloaded`] if too many pictures are at work, if too little memory is free, or if

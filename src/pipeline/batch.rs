@@ -6,21 +6,21 @@
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
-    mem,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use bytes::Bytes;
 use futures_util::{
-    FutureExt, Stream, StreamExt,
-    future::{BoxFuture, Shared, join_all, ready},
+    FutureExt, Stream, StreamExt, TryStreamExt,
+    future::{BoxFuture, Shared, ready},
     stream,
 };
 use tokio::time::Instant;
 
 use super::{
-    Admission, Error, OverloadReason, Pipeline, Received, SaveMode, SpooledPicture, Vectorized,
+    Admission, Error, FileMode, OverloadReason, Pipeline, Received, SaveMode, SpooledPicture,
+    Vectorized,
 };
 use crate::{
     embed::{self, CacheMode, Embedding},
@@ -29,7 +29,7 @@ use crate::{
     shares::ClientNetwork,
 };
 
-/// How many pictures of a batch are received, or looked up in the cache, side by side.
+/// How many pictures of a batch are received, or looked up in the cache, at the same time.
 const RECEIVED_AT_ONCE: usize = 8;
 
 /// What a client wants of a batch.
@@ -67,24 +67,40 @@ impl<E> From<E> for BatchError<E> {
     }
 }
 
-/// What became of each picture, in the order of the request.
-type Outcomes<T, E> = Vec<Result<T, E>>;
+/// One value for each picture, in the order of the request; or the error of that picture.
+type PerPicture<T, E> = Vec<Result<T, E>>;
 
 /// An embedding that was found in the cache or will be computed. Equal pictures share it.
 type SharedEmbedding = Shared<BoxFuture<'static, Result<Embedding, Arc<embed::Error>>>>;
 
 /// A received picture and its embedding.
-struct Task {
+struct Planned {
     received: Received,
     embedding: SharedEmbedding,
     /// Whether an equal picture precedes it in the batch.
     is_repeated: bool,
 }
 
+/// Why a step failed for one picture.
+enum StepError<E> {
+    /// The picture's own error.
+    Picture(E),
+    /// The service lacks something that the whole batch needs.
+    Batch(E),
+}
+
+impl<E: From<Error>> From<Error> for StepError<E> {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Overloaded(_) => Self::Batch(error.into()),
+            error => Self::Picture(error.into()),
+        }
+    }
+}
+
 impl Pipeline {
     /// Receives, saves and embeds the pictures of a batch. `sources` are their bytes, or the reason
-    /// why there are none. Returns the outcomes in the same order; with [`OnError::FailBatch`] all
-    /// of them are successes.
+    /// why there are none. With [`OnError::FailBatch`] all returned values are successes.
     ///
     /// # Errors
     /// With [`OnError::FailBatch`] the first error of any picture; in any case the lack of a
@@ -92,78 +108,85 @@ impl Pipeline {
     pub async fn embed_batch<E, S>(
         &self,
         admission: Admission,
-        sources: Outcomes<S, E>,
+        sources: PerPicture<S, E>,
         options: BatchOptions,
-    ) -> Result<Outcomes<Vectorized, E>, BatchError<E>>
+    ) -> Result<PerPicture<Vectorized, E>, BatchError<E>>
     where
         E: From<Error> + Send,
         S: Stream<Item = Result<Bytes, E>> + Send,
     {
-        let client = admission.client();
-        let sources = check(sources, options.on_error)?;
-        let spooled = self.spool_all(client, sources, options.on_error).await?;
+        let (client, on_error) = (admission.client(), options.on_error);
+        // What is known to be wrong is reported before anything is fetched.
+        let sources = in_order(stream::iter(numbered(sources)), on_error).await?;
+        let spooled = self.spool_all(client, sources, on_error).await?;
         let deadline = Instant::now() + self.limits.request_timeout;
-        let received = self.start_all(client, spooled, deadline, options.on_error).await?;
-        let tasks = self.plan_all(client, received, deadline, options.cache_mode).await?;
-        self.finish_all(tasks, options).await
+        let received = self.start_all(client, spooled, deadline, on_error).await?;
+        let planned = self.plan_all(client, received, deadline, options.cache_mode).await?;
+        self.finish_all(planned, deadline, options).await
     }
 
     async fn spool_all<E, S>(
         &self,
         client: ClientNetwork,
-        sources: Outcomes<S, E>,
+        sources: PerPicture<S, E>,
         on_error: OnError,
-    ) -> Result<Outcomes<SpooledPicture, E>, BatchError<E>>
+    ) -> Result<PerPicture<SpooledPicture, E>, BatchError<E>>
     where
         E: From<Error> + Send,
         S: Stream<Item = Result<Bytes, E>> + Send,
     {
-        let spool = |(index, source): (usize, Result<S, E>)| async move {
+        let spool = |(index, source): (usize, Result<S, StepError<E>>)| async move {
             match source {
-                Ok(bytes) => (index, self.spool(client, bytes).await),
+                Ok(bytes) => {
+                    let bytes = bytes.map_err(StepError::Picture);
+                    (index, self.spool(client, bytes).await)
+                }
                 Err(error) => (index, Err(error)),
             }
         };
-        let running = stream::iter(sources).enumerate().map(spool);
-        collect(running.buffer_unordered(RECEIVED_AT_ONCE), on_error).await
+        let steps = stream::iter(numbered(sources)).map(spool);
+        in_order(steps.buffer_unordered(RECEIVED_AT_ONCE), on_error).await
     }
 
-    /// Takes the permits and the memory of all pictures, and reads their headers.
+    /// Takes the permits of all pictures, and reads their headers.
     async fn start_all<E: From<Error>>(
         &self,
         client: ClientNetwork,
-        spooled: Outcomes<SpooledPicture, E>,
+        spooled: PerPicture<SpooledPicture, E>,
         deadline: Instant,
         on_error: OnError,
-    ) -> Result<Outcomes<Received, E>, BatchError<E>> {
-        let count = spooled.iter().filter(|spooled| spooled.is_ok()).count() as u64;
-        let mut at_work = self.at_work.empty(client);
-        if count > 0 {
-            at_work = self.wait_for_permit(client).await.map_err(E::from)?;
-        }
-        let rest = at_work.grow_to(count);
-        rest.map_err(|_| E::from(Error::Overloaded(OverloadReason::AtWork)))?;
-        let mut received = Vec::with_capacity(spooled.len());
-        for spooled in spooled {
-            received.push(match spooled {
-                Ok(spooled) => match self.start(spooled, at_work.split(1), deadline).await {
-                    Err(error @ Error::Overloaded(_)) => return Err(E::from(error).into()),
-                    started => started.map_err(E::from),
-                },
-                Err(error) => Err(error),
-            });
-        }
-        check(received, on_error)
+    ) -> Result<PerPicture<Received, E>, BatchError<E>> {
+        let count = spooled.iter().flatten().count() as u64;
+        let mut permits = match count {
+            0 => self.at_work.empty(client),
+            _ => self.wait_for_permit(client).await.map_err(E::from)?,
+        };
+        let grown = permits.grow_to(count);
+        grown.map_err(|_| E::from(Error::Overloaded(OverloadReason::AtWork)))?;
+        let steps = numbered(spooled).map(|(index, spooled)| {
+            let permit = permits.split(u64::from(spooled.is_ok()));
+            async move {
+                match spooled {
+                    Ok(spooled) => (
+                        index,
+                        self.start(spooled, permit, deadline).await.map_err(StepError::from),
+                    ),
+                    Err(error) => (index, Err(error)),
+                }
+            }
+        });
+        let steps: Vec<_> = steps.collect();
+        in_order(stream::iter(steps).buffer_unordered(RECEIVED_AT_ONCE), on_error).await
     }
 
     /// Looks all pictures up in the cache, and reserves calls to NVIDIA for the others.
     async fn plan_all<E: From<Error>>(
         &self,
         client: ClientNetwork,
-        received: Outcomes<Received, E>,
+        received: PerPicture<Received, E>,
         deadline: Instant,
         cache_mode: CacheMode,
-    ) -> Result<Outcomes<Task, E>, BatchError<E>> {
+    ) -> Result<PerPicture<Planned, E>, BatchError<E>> {
         let pictures = received.iter().flatten();
         let distinct: HashSet<Sha256> = pictures.map(|received| received.spooled.sha256).collect();
         let count = distinct.len();
@@ -172,8 +195,8 @@ impl Pipeline {
         };
         let looked_up = stream::iter(distinct).map(look_up).buffer_unordered(RECEIVED_AT_ONCE);
         let found: HashMap<_, _> = looked_up.filter_map(ready).collect().await;
-        let mut reservation =
-            self.reserve(client, count - found.len(), deadline).map_err(E::from)?;
+        let fresh = count - found.len();
+        let mut reservation = self.reserve(client, fresh, deadline).map_err(E::from)?;
 
         let mut embeddings = HashMap::<Sha256, SharedEmbedding>::new();
         let mut plan = |received: Received| {
@@ -193,7 +216,7 @@ impl Pipeline {
                     (entry.insert(embedding.shared()).clone(), false)
                 }
             };
-            Task { received, embedding, is_repeated }
+            Planned { received, embedding, is_repeated }
         };
         Ok(received.into_iter().map(|received| received.map(&mut plan)).collect())
     }
@@ -218,106 +241,90 @@ impl Pipeline {
     /// Saves and embeds all pictures.
     async fn finish_all<E: From<Error>>(
         &self,
-        tasks: Outcomes<Task, E>,
+        planned: PerPicture<Planned, E>,
+        deadline: Instant,
         options: BatchOptions,
-    ) -> Result<Outcomes<Vectorized, E>, BatchError<E>> {
-        let saved_files = SavedFiles::default();
-        let finish = |(index, task): (usize, Result<Task, E>)| {
-            let saved_files = &saved_files;
-            async move {
-                match task {
-                    Ok(task) => {
-                        let outcome = self.finish(task, options, saved_files).await;
-                        (index, outcome.map_err(E::from))
-                    }
-                    Err(error) => (index, Err(error)),
+    ) -> Result<PerPicture<Vectorized, E>, BatchError<E>> {
+        let finish = |(index, planned): (usize, Result<Planned, StepError<E>>)| async move {
+            match planned {
+                Ok(planned) => {
+                    let finished = self.finish(planned, deadline, options).await;
+                    (index, finished.map_err(|error| StepError::Picture(error.into())))
                 }
+                Err(error) => (index, Err(error)),
             }
         };
-        let running = stream::iter(tasks).enumerate().map(finish);
-        let running = running.buffer_unordered(self.embedder.calls_of_a_batch());
-        let outcomes = collect(running, options.on_error).await;
-        if outcomes.is_err() {
-            let names = saved_files.take().into_iter();
-            join_all(names.map(|name| self.store.remove(name))).await;
+        let steps = stream::iter(numbered(planned)).map(finish);
+        let steps = steps.buffer_unordered(self.embedder.max_calls_per_batch());
+        let mut finished = in_order(steps, options.on_error).await?;
+        for vectorized in finished.iter_mut().flatten() {
+            self.confirm(vectorized);
         }
-        outcomes
+        Ok(finished)
     }
 
     async fn finish(
         &self,
-        task: Task,
+        planned: Planned,
+        deadline: Instant,
         options: BatchOptions,
-        saved_files: &SavedFiles,
     ) -> Result<Vectorized, Error> {
-        let Task { received, embedding, is_repeated } = task;
+        let Planned { received, embedding, is_repeated } = planned;
+        if Instant::now() >= deadline {
+            let error = Arc::new(embed::Error::QueueTimeout("a call to NVIDIA"));
+            return Err(Error::Embed { error, saved: None });
+        }
         let embed = async {
             let embedding = embedding.await?;
             Ok(if is_repeated { embedding.shared() } else { embedding })
         };
-        let on_saved = |name: &str| saved_files.add(name);
-        let done = self.save_and_embed(received, embed, options.save_mode, on_saved).await;
-        match (done, options.on_error) {
-            // The file is about to be removed.
-            (Err(Error::Embed { error, .. }), OnError::FailBatch) => {
-                Err(Error::Embed { error, saved: None })
-            }
-            (done, _) => done,
+        let file_mode = match options.on_error {
+            OnError::FailBatch => FileMode::Provisional,
+            OnError::ReportItem => FileMode::Final,
+        };
+        self.save_and_embed(received, embed, options.save_mode, file_mode).await
+    }
+
+    /// Lets a picture's file stay, if it was provisional.
+    fn confirm(&self, vectorized: &mut Vectorized) {
+        if let Some(file) = &mut vectorized.file
+            && !file.is_confirmed()
+        {
+            file.confirm();
+            self.metrics.record_saved(vectorized.len);
         }
     }
 }
 
-/// The names of the files that a batch has saved so far. If the batch fails, no client learns of
-/// them, and they are removed.
-#[derive(Debug, Default)]
-struct SavedFiles(Mutex<Vec<String>>);
-
-impl SavedFiles {
-    fn add(&self, name: &str) {
-        self.names().push(name.to_owned());
-    }
-
-    fn take(&self) -> Vec<String> {
-        mem::take(&mut self.names())
-    }
-
-    fn names(&self) -> MutexGuard<'_, Vec<String>> {
-        // The list stays consistent even if a holder of the lock panicked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Numbers the values, and turns their errors into those of a step.
+fn numbered<T, E>(
+    values: PerPicture<T, E>,
+) -> impl Iterator<Item = (usize, Result<T, StepError<E>>)> {
+    let values = values.into_iter().enumerate();
+    values.map(|(index, value)| (index, value.map_err(StepError::Picture)))
 }
 
-/// Fails if an outcome is an error and errors fail the batch.
-fn check<T, E>(
-    outcomes: Outcomes<T, E>,
+/// Collects the results of a step as they come, and puts them in order. Fails with the first error
+/// if it concerns the whole batch, or if any error fails the batch.
+async fn in_order<T, E>(
+    steps: impl Stream<Item = (usize, Result<T, StepError<E>>)>,
     on_error: OnError,
-) -> Result<Outcomes<T, E>, BatchError<E>> {
-    if on_error == OnError::ReportItem {
-        return Ok(outcomes);
+) -> Result<PerPicture<T, E>, BatchError<E>> {
+    let mut steps = pin!(steps);
+    let mut results = Vec::new();
+    while let Some((index, result)) = steps.next().await {
+        results.push((
+            index,
+            match result {
+                Ok(value) => Ok(value),
+                Err(StepError::Batch(error)) => return Err(BatchError { index: None, error }),
+                Err(StepError::Picture(error)) if on_error == OnError::FailBatch => {
+                    return Err(BatchError { index: Some(index), error });
+                }
+                Err(StepError::Picture(error)) => Err(error),
+            },
+        ));
     }
-    let outcomes = outcomes.into_iter().enumerate().map(|(index, outcome)| match outcome {
-        Ok(done) => Ok(Ok(done)),
-        Err(error) => Err(BatchError { index: Some(index), error }),
-    });
-    outcomes.collect()
-}
-
-/// Collects outcomes as they come, and puts them in order. Fails with the first error if errors
-/// fail the batch.
-async fn collect<T, E>(
-    running: impl Stream<Item = (usize, Result<T, E>)>,
-    on_error: OnError,
-) -> Result<Outcomes<T, E>, BatchError<E>> {
-    let mut running = pin!(running);
-    let mut done = Vec::new();
-    while let Some((index, outcome)) = running.next().await {
-        match outcome {
-            Err(error) if on_error == OnError::FailBatch => {
-                return Err(BatchError { index: Some(index), error });
-            }
-            outcome => done.push((index, outcome)),
-        }
-    }
-    done.sort_by_key(|(index, _)| *index);
-    Ok(done.into_iter().map(|(_, outcome)| outcome).collect())
+    results.sort_by_key(|(index, _)| *index);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }

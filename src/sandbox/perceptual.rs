@@ -13,16 +13,16 @@ pub const SIDE: u32 = (GRID * CELL) as u32;
 pub const SQUARE_LEN: usize = 3 * ROW * ROW;
 /// [`SIDE`] as an index.
 const ROW: usize = GRID * CELL;
-/// The numbers of each cell: the means of L, a and b, the strengths of the horizontal and the
-/// vertical gradient of L, and the standard deviation of L.
+/// How many features, which are numbers, each cell has: the means of L, a and b, the strengths of the
+/// horizontal and the vertical gradient of L, and the standard deviation of L.
 const FEATURES: usize = 6;
 
-/// The weight of each feature. The last three weigh less, because scaling and compression change
-/// them more than the means.
+/// The weight of each feature. The last three weigh less, because scaling and compression change them
+/// more than they change the means.
 const WEIGHTS: [f32; FEATURES] = [1.0, 1.0, 1.0, 0.5, 0.5, 0.5];
 
-/// The shortest length, in units of CIELAB, of a vector that is scaled to length 1. A shorter vector
-/// comes from a picture of almost one colour, and is replaced by a constant vector.
+/// A vector of at least this length, in units of CIELAB, is scaled to length 1. A shorter vector comes
+/// from a picture of almost one colour, and is replaced by a constant vector.
 const MIN_LENGTH: f32 = 1.0;
 
 const _: () = assert!(GRID * GRID * FEATURES == DIMENSIONS);
@@ -52,6 +52,7 @@ pub fn vector(square: &[u8]) -> Option<Vec<f32>> {
     Some(numbers.iter().map(|number| number / length).collect())
 }
 
+/// The L, a and b of a pixel in the colour space CIELAB.
 type Lab = [f32; 3];
 
 /// Computes the features of one cell.
@@ -99,12 +100,12 @@ mod tests {
     use crate::image::{Content, Target, probe};
 
     /// Computes the vector of a picture of any size.
-    fn vector(picture: &RgbImage) -> Vec<f32> {
+    fn vector_of(picture: &RgbImage) -> Vec<f32> {
         let mut png = std::io::Cursor::new(Vec::new());
         picture.write_to(&mut png, ImageFormat::Png).unwrap();
         let picture = probe(Content::Memory(png.into_inner().into()), u64::MAX).unwrap();
         let square = Target::Square { side: SIDE }.render(&picture, 1 << 30).unwrap();
-        super::vector(&square).unwrap()
+        vector(&square).unwrap()
     }
 
     const PHOTOS: [&[u8]; 3] = [
@@ -139,10 +140,10 @@ mod tests {
     #[test]
     fn resized_and_recompressed_copies_get_similar_vectors() {
         for photo in photos() {
-            let original = vector(&photo);
+            let original = vector_of(&photo);
             assert!(is_unit(&original));
             let (width, height) = photo.dimensions();
-            let mut others = vec![
+            let mut copies = vec![
                 ("half", imageops::resize(&photo, width / 2, height / 2, FilterType::Lanczos3)),
                 ("half, averaged", imageops::thumbnail(&photo, width / 2, height / 2)),
                 (
@@ -159,38 +160,38 @@ mod tests {
                 ImageFormat::Tiff,
                 ImageFormat::Png,
             ] {
-                others.push((
+                copies.push((
                     "format",
                     reencoded(&photo, |image, to| image.to_rgb8().write_to(to, format).unwrap()),
                 ));
             }
-            for (change, other) in others {
-                let similarity = cosine(&original, &vector(&other));
+            for (change, copy) in copies {
+                let similarity = cosine(&original, &vector_of(&copy));
                 assert!(similarity > 0.95, "{change}: {similarity}");
             }
         }
     }
 
     #[test]
-    fn different_photographs_and_mirror_images_get_different_vectors() {
-        let vectors: Vec<_> = photos().iter().map(vector).collect();
+    fn a_different_photograph_or_a_mirror_image_gets_a_different_vector() {
+        let vectors: Vec<_> = photos().iter().map(vector_of).collect();
         for (first, second) in [(0, 1), (0, 2), (1, 2)] {
             let similarity = cosine(&vectors[first], &vectors[second]);
             assert!(similarity < 0.9, "{first} {second}: {similarity}");
         }
         for (photo, original) in photos().iter().zip(&vectors) {
-            let similarity = cosine(original, &vector(&imageops::flip_horizontal(photo)));
+            let similarity = cosine(original, &vector_of(&imageops::flip_horizontal(photo)));
             assert!(similarity < 0.9, "mirrored: {similarity}");
         }
     }
 
     #[test]
-    fn single_colour_and_tiny_pictures_get_vectors_of_length_one() {
+    fn a_picture_of_one_colour_or_one_pixel_gets_a_vector_of_length_one() {
         for (width, height, colour) in
             [(64, 64, 0), (64, 64, 255), (1, 1, 7), (1, 90_000, 90), (90_000, 1, 200)]
         {
             let picture = RgbImage::from_pixel(width, height, Rgb([colour; 3]));
-            assert!(is_unit(&vector(&picture)), "{width} x {height}");
+            assert!(is_unit(&vector_of(&picture)), "{width} x {height}");
         }
     }
 }

@@ -36,10 +36,10 @@ use wire::{CreateAsset, Inference, Message, MessageContent, inference_response};
 
 /// The Base64 text of an inline picture must have fewer characters than this.
 const INLINE_LIMIT: usize = 200_000;
-/// The most bytes of an asset. More than the service accepts from clients, because re-encoding can
-/// make a picture longer.
+/// The most bytes of an asset. This is more than the service accepts from clients, because a
+/// re-encoded picture can be longer than the original.
 const MAX_ASSET_BYTES: u64 = 128 << 20;
-/// The most assets, and the most pending results, that are stored at once.
+/// At most this many assets and this many pending results are stored at once.
 const MAX_ENTRIES: usize = 256;
 /// How long an asset or a pending result is stored.
 const ENTRY_LIFETIME: Duration = Duration::from_secs(120);
@@ -54,8 +54,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("nvcf-reqid");
 const STATUS: HeaderName = HeaderName::from_static("nvcf-status");
 const ASSET_DESCRIPTION: HeaderName = HeaderName::from_static("x-amz-meta-nvcf-asset-description");
 
-/// The routes of a stand-in that requires `key` and accepts pictures of up to `max_pixels` pixels.
-/// `address` is the address that it listens on, and is part of its upload URLs.
+/// The routes of a stand-in that requires `key` and accepts pictures of up to `max_pixels` pixels. The
+/// stand-in listens on `address`, which is part of its upload URLs.
 pub fn router(
     address: SocketAddr,
     key: &str,
@@ -104,7 +104,7 @@ struct Asset {
     content_type: String,
     description: String,
     /// The vector of the uploaded picture, or why the picture was rejected. `None` before the upload.
-    /// The vector is computed as soon as the picture arrives, so that its bytes need not be stored.
+    /// The vector is computed as soon as the picture arrives, so that the picture need not be stored.
     vector: Option<Result<Vec<f32>, Rejection>>,
 }
 
@@ -331,7 +331,8 @@ async fn create_asset(
     Ok(Json(created_asset).into_response())
 }
 
-/// The presigned URL. It refuses a key, and requires the headers that were signed.
+/// Responds to an upload to the presigned URL. Refuses a request with a key, because NVIDIA's storage
+/// does so, and a request without the headers that were signed.
 async fn upload_asset(
     State(stand_in): State<Arc<StandIn>>,
     Path(id): Path<Uuid>,
@@ -359,7 +360,7 @@ async fn upload_asset(
     };
     let uploaded = stand_in.receive(body).await?;
     let vector = stand_in.vector(&content_type, uploaded.content.clone()).await;
-    drop(uploaded); // deletes the file, which the decoder has read by now
+    drop(uploaded); // removes the staging file, which the decoder no longer needs
     stand_in.lock_assets().get_mut(&id).ok_or(DENIED)?.vector = Some(vector);
     Ok(StatusCode::OK)
 }

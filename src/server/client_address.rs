@@ -1,5 +1,5 @@
-//! Determines a client's address: that of its connection, or the address that a trusted proxy has
-//! put into `X-Forwarded-For`.
+//! Determines a client's address: the address of its connection, or the address that a trusted proxy
+//! has put into `X-Forwarded-For`.
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -47,9 +47,9 @@ impl TrustedProxies {
     }
 
     /// Determines the client's address. A trusted proxy appends the address of its own peer to
-    /// `X-Forwarded-For`. This goes through the entries from the last to the first, and returns the
-    /// first address that does not belong to a trusted proxy. Earlier entries are ignored, since the
-    /// client may have written them.
+    /// `X-Forwarded-For`. This function goes through the entries from the last to the first, and
+    /// returns the first address that does not belong to a trusted proxy. Earlier entries are ignored,
+    /// since the client may have written them.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries =
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn x_forwarded_for_is_used_only_from_a_trusted_proxy() {
+    fn x_forwarded_for_is_used_only_if_a_trusted_proxy_sends_it() {
         assert_eq!(client("192.0.2.7", &["198.51.100.1"]), "192.0.2.7");
         assert_eq!(client("127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
         assert_eq!(client("::ffff:127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_found_behind_several_trusted_proxies() {
+    fn the_address_of_a_client_behind_several_trusted_proxies_is_found() {
         assert_eq!(client("127.0.0.1", &["9.9.9.9, 198.51.100.1, 10.1.2.3"]), "198.51.100.1");
         assert_eq!(client("127.0.0.1", &["10.1.2.3"]), "10.1.2.3");
     }
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_network_is_an_ipv4_address_or_an_ipv6_64() {
+    fn a_client_network_is_an_ipv4_address_or_an_ipv6_network_of_64_bits() {
         let network = |text| ClientAddress(address(text)).network().0.to_string();
         assert_eq!(network("192.0.2.1"), "192.0.2.1");
         assert_eq!(network("::ffff:192.0.2.1"), "192.0.2.1");

@@ -27,7 +27,8 @@ use super::{
 };
 use crate::telemetry::Metrics;
 
-/// The size of each buffer of a connection. A request's header must fit into one.
+/// The size of each buffer of a connection. A request's header must fit into
+/// one buffer.
 const BUFFER_BYTES: usize = 32 * 1024;
 
 /// How long a server that stops waits for connections that linger.
@@ -62,7 +63,7 @@ impl Connections {
         }
     }
 
-    /// Serves a connection in its own task. Closes the connection at once if there are too many.
+    /// Serves a connection in its own task. Closes the connection at once if too many are open.
     pub(super) fn serve(&self, stream: TcpStream, peer: SocketAddr) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             return self.refuse(peer, "connections");
@@ -74,7 +75,8 @@ impl Connections {
             tracing::debug!(%error, "a connection ended before it was served");
             return;
         }
-        // Reads need no timeout here: hyper has one for headers, and the extractors for bodies.
+        // Reads need no timeout here: hyper limits the time for headers, and the extractors limit the
+        // time for bodies.
         let stream = WriteTimeout::new(Lingering::new(stream, (permit, peer_permit)));
         let (router, clock) = (self.router.clone(), self.clock);
         let service = service_fn(move |mut request: Request<Incoming>| {
@@ -98,9 +100,9 @@ impl Connections {
         });
     }
 
-    /// Serves the connections in the listener's backlog, and then closes the listener. Otherwise
-    /// they would be reset. The standard library's listener accepts them, since Tokio may not have
-    /// noticed the last connections yet.
+    /// Serves the connections in the listener's backlog, and then closes the listener. If the listener
+    /// were closed first, these connections would be reset. The standard library's listener accepts
+    /// them, because Tokio may not have noticed the last connections yet.
     pub(super) fn serve_pending(&self, listener: TcpListener) {
         let Ok(listener) = listener.into_std() else { return };
         while let Ok((stream, peer)) = listener.accept() {
@@ -116,15 +118,15 @@ impl Connections {
     /// but at most [`LINGER_WAIT`].
     pub(super) async fn close(self) {
         self.graceful.shutdown().await;
-        let all = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
+        let all_permits = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
         // Lingering connections have sent their responses, so a timeout is no error.
-        let _ = timeout(LINGER_WAIT, self.permits.acquire_many(all)).await;
+        let _ = timeout(LINGER_WAIT, self.permits.acquire_many(all_permits)).await;
     }
 
     /// Counts and logs a connection that exceeds a limit. The caller closes it by dropping it.
     fn refuse(&self, peer: SocketAddr, reason: &'static str) {
         self.metrics.record_shed(reason);
-        tracing::debug!(%peer, reason, "too many connections: closed a new one");
+        tracing::debug!(%peer, reason, "closed a new connection because too many are open");
     }
 }
 

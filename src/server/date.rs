@@ -1,8 +1,9 @@
 //! The `Date` header of responses.
 //!
 //! hyper can set the `Date`, but its cached date only moves forward. If the system's clock is set
-//! back, hyper's date stays wrong until the clock has reached it. hyper does not replace a `Date`
-//! that a response already has. Only its own responses to invalid HTTP have hyper's date.
+//! back, hyper's date stays wrong until the clock has reached it. Therefore this module sets the
+//! `Date`, and hyper does not replace it. Only hyper's own responses to invalid HTTP still have
+//! hyper's date.
 
 use std::time::SystemTime;
 

@@ -2,9 +2,9 @@
 //! to read for a limited time: the connection lingers.
 //!
 //! If the server closed a connection while the client is sending, TCP would reset the connection. A
-//! reset can discard a response that the client has not read yet. This also concerns clients that
-//! sent `Expect: 100-continue` and were refused. They may send their body nevertheless (RFC 9110,
-//! section 10.1.1), and Go's HTTP client does, which programs such as Caddy use.
+//! reset can discard a response that the client has not read yet. This also concerns a client that
+//! sent `Expect: 100-continue` and was refused: it may send its body nevertheless (RFC 9110, section
+//! 10.1.1). Go's HTTP client, which Caddy uses, does that.
 
 use std::{
     io::{self, IoSlice},
@@ -30,8 +30,8 @@ const MAX_LINGER_BYTES: u64 = 32 << 20;
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
-/// A connection that lingers when it is dropped. Its permits, such as that of the limit on
-/// connections, are dropped after it has lingered.
+/// A connection that lingers when it is dropped. Its permits for the limits on connections are dropped
+/// after it has lingered.
 pub(super) struct Lingering<S: Stream, P: Send + 'static> {
     /// `None` only while `drop` runs.
     stream_and_permits: Option<(S, P)>,
@@ -50,7 +50,7 @@ impl<S: Stream, P: Send + 'static> Lingering<S, P> {
         }
     }
 
-    fn poll<T>(
+    fn poll_stream<T>(
         &mut self,
         poll: impl FnOnce(Pin<&mut S>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
@@ -87,7 +87,7 @@ impl<S: Stream, P: Send + Unpin + 'static> AsyncRead for Lingering<S, P> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let polled = self.poll(|stream| stream.poll_read(context, buffer));
+        let polled = self.poll_stream(|stream| stream.poll_read(context, buffer));
         // A read without an error and without bytes means that the client has closed its side.
         self.client_has_closed |= match &polled {
             Poll::Ready(Ok(())) => buffer.filled().len() == before && buffer.remaining() > 0,
@@ -104,7 +104,7 @@ impl<S: Stream, P: Send + Unpin + 'static> AsyncWrite for Lingering<S, P> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll(|stream| stream.poll_write(context, bytes))
+        self.poll_stream(|stream| stream.poll_write(context, bytes))
     }
 
     fn poll_write_vectored(
@@ -112,7 +112,7 @@ impl<S: Stream, P: Send + Unpin + 'static> AsyncWrite for Lingering<S, P> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll(|stream| stream.poll_write_vectored(context, slices))
+        self.poll_stream(|stream| stream.poll_write_vectored(context, slices))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -120,11 +120,11 @@ impl<S: Stream, P: Send + Unpin + 'static> AsyncWrite for Lingering<S, P> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll(|stream| stream.poll_flush(context))
+        self.poll_stream(|stream| stream.poll_flush(context))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let polled = self.poll(|stream| stream.poll_shutdown(context));
+        let polled = self.poll_stream(|stream| stream.poll_shutdown(context));
         self.is_shut_down |= matches!(polled, Poll::Ready(Ok(())));
         polled
     }
@@ -151,7 +151,7 @@ mod tests {
         (client, closed)
     }
 
-    /// How long it takes until the connection is closed. Panics after a minute.
+    /// Returns how long it takes until the connection is closed. Panics after a minute.
     async fn time_until(closed: oneshot::Receiver<()>) -> Duration {
         let started = Instant::now();
         timeout(Duration::from_secs(60), closed).await.unwrap().unwrap_err();
@@ -183,8 +183,8 @@ mod tests {
             sent += chunk.len() as u64;
         }
         // Besides the bytes that were read, some may be in the stream's buffer.
-        let most = MAX_LINGER_BYTES + 2 * chunk.len() as u64;
-        assert!((MAX_LINGER_BYTES..=most).contains(&sent), "{sent}");
+        let max_sent = MAX_LINGER_BYTES + 2 * chunk.len() as u64;
+        assert!((MAX_LINGER_BYTES..=max_sent).contains(&sent), "{sent}");
         assert_eq!(time_until(closed).await, Duration::ZERO);
     }
 

@@ -15,10 +15,11 @@ pub(super) struct PeerLimit {
     max_connections: usize,
     trusted_proxies: TrustedProxies,
     /// How many connections each peer has. Peers without connections are not stored.
-    open: Arc<Mutex<HashMap<ClientNetwork, usize>>>,
+    open_counts: Arc<Mutex<HashMap<ClientNetwork, usize>>>,
 }
 
-/// Belongs to one open connection. Dropping it subtracts the connection from the peer's count.
+/// The permit of one open connection. Dropping the permit subtracts the connection from the peer's
+/// count.
 #[derive(Debug)]
 pub(super) struct PeerPermit {
     limit: PeerLimit,
@@ -29,15 +30,15 @@ impl PeerLimit {
     /// Allows at most `max_connections` per peer. A trusted proxy may have any number, since it
     /// forwards the requests of many clients.
     pub(super) fn new(max_connections: usize, trusted_proxies: TrustedProxies) -> Self {
-        Self { max_connections, trusted_proxies, open: Arc::default() }
+        Self { max_connections, trusted_proxies, open_counts: Arc::default() }
     }
 
-    /// Counts a connection. Returns `None` if its peer has too many.
+    /// Counts a connection. Returns `None` if its peer already has too many connections.
     pub(super) fn admit(&self, address: IpAddr) -> Option<PeerPermit> {
         let peer = ClientAddress(address).network();
         let is_trusted = self.trusted_proxies.contains(address);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(peer).or_default();
+        let mut open_counts = self.open_counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open_counts.entry(peer).or_default();
         if *count >= self.max_connections && !is_trusted {
             return None;
         }
@@ -48,11 +49,11 @@ impl PeerLimit {
 
 impl Drop for PeerPermit {
     fn drop(&mut self) {
-        let mut open = self.limit.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.peer) {
+        let mut open_counts = self.limit.open_counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open_counts.get_mut(&self.peer) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.peer);
+                open_counts.remove(&self.peer);
             }
         }
     }
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_an_ipv4_address_or_an_ipv6_network() {
+    fn a_peer_is_an_ipv4_address_or_an_ipv6_network_of_64_bits() {
         let limit = PeerLimit::new(1, TrustedProxies::default());
         let first = limit.admit(address("192.0.2.1")).unwrap();
         assert!(limit.admit(address("::ffff:192.0.2.1")).is_none());
@@ -92,6 +93,6 @@ mod tests {
         let limit = PeerLimit::new(2, TrustedProxies::default());
         let permits: Vec<_> = (0..2).map(|_| limit.admit(address("192.0.2.1")).unwrap()).collect();
         drop(permits);
-        assert!(limit.open.lock().unwrap().is_empty());
+        assert!(limit.open_counts.lock().unwrap().is_empty());
     }
 }

@@ -83,7 +83,7 @@ impl Shutdown {
     }
 
     /// Completes when the drain timeout has passed, and running requests must end.
-    pub async fn requests_must_end(&self) {
+    pub async fn wait_until_requests_must_end(&self) {
         self.0.requests_must_end.cancelled().await;
     }
 }

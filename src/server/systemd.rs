@@ -13,7 +13,7 @@ pub(super) fn notify(state: &[NotifyState<'_>]) {
     }
 }
 
-/// Notifies systemd's watchdog regularly until it is dropped.
+/// Notifies systemd's watchdog regularly until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     /// `None` if the unit has no `WatchdogSec=`.
@@ -26,19 +26,19 @@ impl Watchdog {
     pub(super) fn from_environment() -> Self {
         let Some(timeout) = sd_notify::watchdog_enabled() else { return Self { _task: None } };
         // systemd recommends half of the timeout.
-        let notify_forever = notify_every(timeout / 2, || notify(&[NotifyState::Watchdog]));
+        let notify_forever = call_every(timeout / 2, || notify(&[NotifyState::Watchdog]));
         Self { _task: Some(AbortOnDropHandle::new(tokio::spawn(notify_forever))) }
     }
 }
 
-/// Calls `notify` once in each period, forever. This must run on the runtime's worker threads. If they
-/// all hang, the notifications end, and systemd restarts the service.
-async fn notify_every(period: Duration, notify: impl Fn()) {
-    let mut interval = interval(period.max(Duration::from_millis(1)));
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+/// Calls `action` once in each period, forever. This must run on the runtime's worker threads. If all
+/// workers hang, the calls end: the watchdog is not notified, and systemd restarts the service.
+async fn call_every(period: Duration, action: impl Fn()) {
+    let mut ticks = interval(period.max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        interval.tick().await;
-        notify();
+        ticks.tick().await;
+        action();
     }
 }
 
@@ -58,7 +58,7 @@ mod tests {
             .build()
             .unwrap();
         let (sender, notifications) = mpsc::channel();
-        runtime.spawn(notify_every(PERIOD, move || sender.send(()).unwrap()));
+        runtime.spawn(call_every(PERIOD, move || sender.send(()).unwrap()));
         notifications.recv().unwrap();
         notifications.recv().unwrap();
         let all_hang = Arc::new(Barrier::new(WORKERS + 1));
@@ -72,7 +72,10 @@ mod tests {
         }
         all_hang.wait();
         notifications.try_iter().for_each(drop);
-        assert!(notifications.recv_timeout(PERIOD * 20).is_err(), "the watchdog was notified");
+        assert!(
+            notifications.recv_timeout(PERIOD * 20).is_err(),
+            "the hanging workers must not notify"
+        );
         all_continue.wait();
         notifications.recv().unwrap();
         runtime.shutdown_background();

@@ -29,7 +29,7 @@ fn a_client_that_is_alone_leaves_a_quarter_of_the_units_to_a_second_client() {
 }
 
 #[test]
-fn two_clients_get_half_each() {
+fn two_clients_that_take_units_in_turn_get_half_of_the_units_each() {
     let shares = Shares::new(100, 1, 1);
     let (mut first, mut second) = (shares.empty(client(1)), shares.empty(client(2)));
     for units in 1..=50 {
@@ -64,7 +64,7 @@ fn units_are_rounded_up_to_the_step() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiting_client_gets_the_units_that_another_returns() {
+async fn a_waiting_client_gets_the_units_that_another_client_returns() {
     let shares = Shares::new(2, 1, 1);
     let deadline = Instant::now() + Duration::from_secs(1);
     let first = shares.take(client(1), 2, deadline).await.unwrap();
@@ -78,7 +78,7 @@ async fn a_waiting_client_gets_the_units_that_another_returns() {
     assert_eq!(shares.in_use(), 0);
 }
 
-/// What happens to one of six permits, which is chosen by its index.
+/// What happens to one of six permits. `index` is the permit's index.
 #[derive(Debug, Clone)]
 enum Step {
     Grow { index: usize, units: u64 },
@@ -88,8 +88,8 @@ enum Step {
     GiveUpWaiting { index: usize },
 }
 
-/// Each step with the number of the client that takes it.
-fn steps() -> impl Strategy<Value = Vec<(u8, Step)>> {
+/// Random steps, each with the number of the client that takes the step.
+fn random_steps() -> impl Strategy<Value = Vec<(u8, Step)>> {
     let step = prop_oneof![
         (0usize..6, 0u64..120).prop_map(|(index, units)| Step::Grow { index, units }),
         (0usize..6, 0u64..120).prop_map(|(index, units)| Step::Shrink { index, units }),
@@ -102,8 +102,8 @@ fn steps() -> impl Strategy<Value = Vec<(u8, Step)>> {
 
 proptest! {
     #[test]
-    fn all_units_are_returned_and_all_clients_removed_however_permits_end(
-        steps in steps(), step_units in 1u64..8,
+    fn after_any_steps_the_units_in_use_are_those_of_the_existing_permits(
+        steps in random_steps(), step_units in 1u64..8,
     ) {
         let shares = Shares::new(100, 1, step_units);
         let mut permits: Vec<Option<SharePermit>> = (0..6).map(|_| None).collect();

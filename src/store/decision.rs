@@ -52,7 +52,7 @@ impl Decision {
         Ok(())
     }
 
-    /// Gives the picture up if saving has not reached `stage` yet. Returns whether the picture is
+    /// Gives the picture up if the thread has not reached `stage` yet. Returns whether the picture is
     /// given up.
     fn give_up_before(&self, stage: Stage) -> bool {
         let mut current = self.stage();
@@ -129,11 +129,11 @@ mod tests {
     struct SlowStore {
         folder: TempDir,
         store: Store,
-        /// The stages before which the thread has stopped.
+        /// Receives each stage before which the thread stops.
         stopped: Receiver<Stage>,
         /// The thread's end of `stopped`.
         report_stop: Option<Sender<Stage>>,
-        /// Lets the thread continue.
+        /// Sends a message to let the thread continue.
         resume: Sender<()>,
         /// The thread's end of `resume`.
         wait_for_resume: Option<Receiver<()>>,
@@ -204,7 +204,7 @@ mod tests {
             store.run_until_before(stage);
             advance(TIMEOUT).await;
             assert!(matches!(save.await.unwrap(), Err(Error::Timeout)), "{stage:?}");
-            assert!(store.run_to_end().is_empty(), "the thread entered another stage");
+            assert!(store.run_to_end().is_empty(), "the thread must not enter another stage");
             assert_eq!(store.saved_count(), 0, "{stage:?}");
         }
     }
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_whose_request_has_gone_is_removed() {
+    async fn a_picture_whose_request_is_dropped_is_removed() {
         for stage in [Stage::Writing, Stage::Renaming, Stage::Saved] {
             let mut store = SlowStore::new();
             let save = tokio::spawn(store.save().await);
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_picture_is_saved_if_the_disk_is_fast_enough() {
+    async fn a_picture_is_saved_if_the_thread_finishes_before_the_deadline() {
         let mut store = SlowStore::new();
         let save = tokio::spawn(store.save().await);
         tokio::task::yield_now().await;

@@ -1,5 +1,5 @@
-//! Checks for `/ready` whether pictures can be saved. All requests share one check per second. If
-//! the disk hangs, it blocks only one thread.
+//! Checks for `/ready` whether pictures can be saved. All requests share one check per second. A
+//! hanging disk blocks only one thread.
 
 use std::time::Duration;
 
@@ -42,8 +42,8 @@ impl NotReadyReason {
 }
 
 impl Store {
-    /// The reasons why pictures cannot be saved, found at most a second ago. Empty if they can be
-    /// saved.
+    /// The reasons why pictures cannot be saved, found at most a second ago. The list is empty if
+    /// pictures can be saved.
     pub async fn not_ready_reasons(&self) -> Vec<NotReadyReason> {
         let store = self.clone();
         let check = move || store.check_readiness();
@@ -101,30 +101,30 @@ mod tests {
 
     const RESERVE: u64 = 1 << 20;
 
-    fn store(free: impl Fn() -> FreeSpace + Send + Sync + 'static) -> (TempDir, Store) {
+    fn open_store(measure: impl Fn() -> FreeSpace + Send + Sync + 'static) -> (TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();
-        let space = DiskSpace::with_measure(path.clone(), RESERVE, move |_: &Path| Ok(free()));
+        let space = DiskSpace::with_measure(path.clone(), RESERVE, move |_: &Path| Ok(measure()));
         let settings = Settings { folder: path, space, retention: Retention::default() };
         let store = Store::open(&settings).unwrap();
         (folder, store)
     }
 
-    fn free(bytes: u64, inodes: u64) -> FreeSpace {
+    fn free_space(bytes: u64, inodes: u64) -> FreeSpace {
         FreeSpace { bytes, inodes: Some(Inodes { free: inodes, total: 1000 }) }
     }
 
     #[tokio::test]
     async fn each_cause_is_reported_with_its_own_reason() {
-        for (free, reasons) in [
-            (free(1 << 30, 500), vec![]),
-            (free(RESERVE, 500), vec![NotReadyReason::DiskUnderReserve]),
-            (free(1 << 30, 10), vec![NotReadyReason::InodesUnderReserve]),
+        for (measured, reasons) in [
+            (free_space(1 << 30, 500), vec![]),
+            (free_space(RESERVE, 500), vec![NotReadyReason::DiskUnderReserve]),
+            (free_space(1 << 30, 10), vec![NotReadyReason::InodesUnderReserve]),
             (FreeSpace { bytes: 1 << 30, inodes: None }, vec![]),
         ] {
-            assert_eq!(store(move || free).1.not_ready_reasons().await, reasons);
+            assert_eq!(open_store(move || measured).1.not_ready_reasons().await, reasons);
         }
-        let (folder, store) = store(|| free(1 << 30, 500));
+        let (folder, store) = open_store(|| free_space(1 << 30, 500));
         fs::remove_dir(folder.path().join(".incoming")).unwrap();
         assert_eq!(store.not_ready_reasons().await, [NotReadyReason::NotWritable]);
     }
@@ -133,9 +133,9 @@ mod tests {
     async fn many_requests_check_the_disk_only_once_a_second() {
         let checks = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&checks);
-        let (_folder, store) = store(move || {
+        let (_folder, store) = open_store(move || {
             counted.fetch_add(1, Ordering::SeqCst);
-            free(1 << 30, 500)
+            free_space(1 << 30, 500)
         });
         for seconds in 1..=3 {
             for _ in 0..10 {
@@ -151,10 +151,10 @@ mod tests {
         let (release, hanging) = mpsc::channel::<()>();
         let (checks, hanging) = (Arc::new(AtomicUsize::new(0)), Mutex::new(hanging));
         let counted = Arc::clone(&checks);
-        let (_folder, store) = store(move || {
+        let (_folder, store) = open_store(move || {
             counted.fetch_add(1, Ordering::SeqCst);
             let _ = hanging.lock().unwrap().recv();
-            free(1 << 30, 500)
+            free_space(1 << 30, 500)
         });
         let mut first = Box::pin(store.not_ready_reasons());
         assert!(poll!(&mut first).is_pending());

@@ -27,9 +27,10 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Which saved pictures are removed.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Retention {
-    /// The oldest age of a saved picture; `None` for no limit.
+    /// The age above which a saved picture is removed; `None` for no limit.
     pub max_age: Option<Duration>,
-    /// The most bytes of all saved pictures, in whole blocks of the disk; `None` for no limit.
+    /// The most bytes that all saved pictures together may take, counted in whole blocks of the disk;
+    /// `None` for no limit.
     pub max_bytes: Option<u64>,
 }
 
@@ -39,12 +40,12 @@ pub struct SweepReport {
     /// The number of removed pictures.
     pub removed: u64,
     /// The bytes of the pictures that remain.
-    pub left_bytes: u64,
+    pub remaining_bytes: u64,
 }
 
 impl Store {
-    /// Sweeps at intervals, and soon after the saved pictures exceed their size limit. Never
-    /// returns.
+    /// Calls [`Self::sweep`] at intervals, and soon after the saved pictures exceed their size limit.
+    /// Never returns.
     pub async fn run_retention(self, metrics: Arc<Metrics>) {
         let Retention { max_age, max_bytes } = self.retention;
         if max_age.is_none() && max_bytes.is_none() {
@@ -69,7 +70,8 @@ impl Store {
             }
             sleep(MIN_INTERVAL).await;
             let saved_bytes = self.folder.saved_bytes.load(Ordering::Relaxed);
-            // The size limit is still exceeded if requests with saved pictures were running.
+            // A sweep does not remove the pictures of running requests, so the size limit may still
+            // be exceeded.
             if max_bytes.is_some_and(|max| saved_bytes > max) {
                 continue;
             }
@@ -83,23 +85,23 @@ impl Store {
     /// stay. Blocks the thread.
     ///
     /// # Errors
-    /// If the folder cannot be read, or no picture could be removed because of an error.
+    /// If the folder cannot be read, or if removals failed and no picture was removed.
     pub fn sweep(&self, now: SystemTime) -> Result<SweepReport, Error> {
         let Retention { max_age, max_bytes } = self.retention;
         let saved_bytes_before = self.folder.saved_bytes.load(Ordering::Relaxed);
         let pictures = self.folder.pictures()?;
         let mut removed = 0;
-        let mut left_bytes = pictures.iter().map(|picture| picture.bytes).sum();
+        let mut remaining_bytes = pictures.iter().map(|picture| picture.bytes).sum();
         let target_bytes = match max_bytes {
             // Removes more than necessary, so that not every new picture causes a sweep.
-            Some(max) if left_bytes > max => max - max / 16,
+            Some(max) if remaining_bytes > max => max - max / 16,
             _ => u64::MAX,
         };
         let mut last_error = None;
         for picture in pictures {
             let age = now.duration_since(picture.saved_at()).unwrap_or_default();
             let is_too_old = max_age.is_some_and(|max| age > max);
-            let must_go = is_too_old || left_bytes > target_bytes;
+            let must_go = is_too_old || remaining_bytes > target_bytes;
             if !must_go || self.folder.is_in_use(picture.id) {
                 continue;
             }
@@ -112,16 +114,18 @@ impl Store {
                     continue;
                 }
             }
-            left_bytes -= picture.bytes;
+            remaining_bytes -= picture.bytes;
         }
         // The list may lack pictures that were saved during the sweep, so their bytes are added.
         // Bytes that are counted twice do less harm than bytes that are not counted.
-        let recount = |now: u64| Some(left_bytes + now.saturating_sub(saved_bytes_before));
+        let recount = |saved_bytes: u64| {
+            Some(remaining_bytes + saved_bytes.saturating_sub(saved_bytes_before))
+        };
         // The closure always returns `Some`, so this cannot fail.
         let _ = self.folder.saved_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, recount);
         match last_error {
             Some(error) if removed == 0 => Err(error),
-            _ => Ok(SweepReport { removed, left_bytes }),
+            _ => Ok(SweepReport { removed, remaining_bytes }),
         }
     }
 }
@@ -168,8 +172,8 @@ impl Folder {
     }
 }
 
-/// Returns the id and format of a picture, or `None` if the service does not create such names. Its
-/// names are a UUID v7 in lower case with hyphens, and the extension of a format.
+/// Returns the id and format of a picture, or `None` if the service does not create such names. The
+/// service's names consist of a UUID v7, in lower case with hyphens, and the extension of a format.
 fn parse_name(name: &str) -> Option<(Uuid, Format)> {
     let (stem, extension) = name.split_once('.')?;
     let id = Uuid::try_parse(stem).ok()?;
@@ -195,7 +199,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)
     }
 
-    fn store(max_age: Option<u64>, max_bytes: Option<u64>) -> (TempDir, Store) {
+    fn open_store(max_age: Option<u64>, max_bytes: Option<u64>) -> (TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
         let retention = Retention { max_age: max_age.map(Duration::from_secs), max_bytes };
         let path = folder.path().to_owned();
@@ -213,7 +217,7 @@ mod tests {
         name
     }
 
-    fn left(folder: &Path) -> Vec<String> {
+    fn remaining(folder: &Path) -> Vec<String> {
         let names =
             fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
@@ -223,24 +227,30 @@ mod tests {
 
     #[test]
     fn pictures_older_than_the_limit_are_removed() {
-        let (folder, store) = store(Some(100), None);
+        let (folder, store) = open_store(Some(100), None);
         let [_, _, young, new] = [500, 101, 99, 0].map(|age| put(folder.path(), age, 10));
-        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 2, left_bytes: 2 * 4096 });
-        assert_eq!(left(folder.path()), [young, new]);
+        assert_eq!(
+            store.sweep(now()).unwrap(),
+            SweepReport { removed: 2, remaining_bytes: 2 * 4096 }
+        );
+        assert_eq!(remaining(folder.path()), [young, new]);
     }
 
     #[test]
     fn the_oldest_pictures_are_removed_if_all_together_exceed_the_size_limit() {
-        let (folder, store) = store(None, Some(10 * 4096));
+        let (folder, store) = open_store(None, Some(10 * 4096));
         let names: Vec<_> = (0..20).rev().map(|age| put(folder.path(), age, 4000)).collect();
-        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 11, left_bytes: 9 * 4096 });
-        assert_eq!(left(folder.path()), names[11..]);
+        assert_eq!(
+            store.sweep(now()).unwrap(),
+            SweepReport { removed: 11, remaining_bytes: 9 * 4096 }
+        );
+        assert_eq!(remaining(folder.path()), names[11..]);
         assert_eq!(store.sweep(now()).unwrap().removed, 0);
     }
 
     #[test]
     fn files_that_the_service_did_not_save_are_never_removed() {
-        let (folder, store) = store(Some(1), Some(1));
+        let (folder, store) = open_store(Some(1), Some(1));
         let old = Uuid::new_v7(Timestamp::from_unix(NoContext, 1000, 0));
         let foreign_names = [
             "holiday.jpg".to_owned(),
@@ -259,24 +269,26 @@ mod tests {
         std::os::unix::fs::symlink("holiday.jpg", folder.path().join(format!("{old}.gif")))
             .unwrap();
         let own = put(folder.path(), 10, 10);
-        let before = left(folder.path()).len();
-        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, left_bytes: 0 });
-        assert_eq!(left(folder.path()).len(), before - 1);
+        let before = remaining(folder.path()).len();
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, remaining_bytes: 0 });
+        assert_eq!(remaining(folder.path()).len(), before - 1);
         assert!(!folder.path().join(own).exists());
         assert!(foreign_names.iter().all(|name| folder.path().join(name).exists()));
     }
 
     #[tokio::test]
     async fn a_picture_is_not_removed_while_its_request_is_running() {
-        let (folder, store) = store(None, Some(1));
+        let (folder, store) = open_store(None, Some(1));
         let mut spool = store.spool(100);
         spool.write(&Bytes::from_static(b"picture")).await.unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
-        let saved = store.save(spool.finish().await.unwrap(), "png", deadline, ()).await.unwrap();
-        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 0, left_bytes: 4096 });
+        let mut saved =
+            store.save(spool.finish().await.unwrap(), "png", deadline, ()).await.unwrap();
+        saved.confirm();
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 0, remaining_bytes: 4096 });
         let name = saved.name().to_owned();
-        assert_eq!(left(folder.path()), [name]);
+        assert_eq!(remaining(folder.path()), [name]);
         drop(saved);
-        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, left_bytes: 0 });
+        assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, remaining_bytes: 0 });
     }
 }

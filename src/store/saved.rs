@@ -1,4 +1,4 @@
-//! Makes a picture durable: it is synced, then renamed, then its folder is synced.
+//! Makes a picture durable: syncs it, renames it, and then syncs its folder.
 
 use std::{
     fs::{self, File},
@@ -7,13 +7,14 @@ use std::{
     sync::Arc,
 };
 
+use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::{Error, Folder, cannot, decision::Stage};
 use crate::spool::Spooled;
 
-/// Saves a picture. Calls `enter` before each stage; if it returns an error, the picture is removed.
-/// Blocks the thread.
+/// Saves a picture. Calls `enter` before each stage. If `enter` returns an error, the picture is
+/// removed. Blocks the thread.
 pub(super) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
@@ -56,30 +57,59 @@ fn remove_unsaved(folder: &Folder, path: &Path) {
     }
 }
 
-/// A saved picture. Retention does not remove the picture before this guard is dropped.
+/// A saved picture. Retention does not remove the picture before this guard is dropped. Dropping the
+/// guard removes the picture itself, unless it was confirmed: nobody was told of it.
 #[derive(Debug)]
 pub struct SavedFileGuard {
     name: String,
     id: Uuid,
     folder: Arc<Folder>,
+    is_confirmed: bool,
 }
 
 impl SavedFileGuard {
     fn new(folder: &Arc<Folder>, extension: &str) -> Self {
         let id = Uuid::now_v7();
-        // The file gets this id later, so retention never finds it without its protection.
+        // The id is marked as in use before a file has it. So retention never removes the file while
+        // its request is running.
         folder.in_use().insert(id);
-        Self { name: format!("{id}.{extension}"), id, folder: Arc::clone(folder) }
+        let name = format!("{id}.{extension}");
+        Self { name, id, folder: Arc::clone(folder), is_confirmed: false }
     }
 
     /// The file's name.
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// Lets the picture stay.
+    pub fn confirm(&mut self) {
+        self.is_confirmed = true;
+    }
+
+    /// Whether the picture stays.
+    pub fn is_confirmed(&self) -> bool {
+        self.is_confirmed
+    }
 }
 
 impl Drop for SavedFileGuard {
+    /// Inside a runtime the picture is removed on another thread, because a disk that hangs must not
+    /// block the threads that answer.
     fn drop(&mut self) {
-        self.folder.in_use().remove(&self.id);
+        let (id, folder) = (self.id, Arc::clone(&self.folder));
+        if self.is_confirmed {
+            folder.in_use().remove(&id);
+            return;
+        }
+        let path = folder.path.join(&self.name);
+        let remove = move || {
+            remove_unsaved(&folder, &path);
+            folder.in_use().remove(&id);
+        };
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
     }
 }

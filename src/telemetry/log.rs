@@ -1,8 +1,8 @@
 //! The log: lines on standard error, as text or JSON.
 //!
-//! The reader of the log may stall, for example a pager, a blocking log driver, or a journal on a
-//! hanging disk. The service must not wait for it. Therefore a separate thread writes the lines from
-//! a bounded queue. If the queue is full, new lines are dropped and counted.
+//! The program that reads the log may stall, for example a pager, a blocking log driver, or a journal
+//! on a hanging disk. The service must not wait for this program. Therefore a separate thread writes
+//! the lines from a bounded queue. If the queue is full, new lines are dropped and counted.
 
 use std::{
     any::Any,
@@ -23,9 +23,9 @@ const MAX_QUEUED_LINES: usize = 4096;
 /// How long closing the log may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The thread that writes the lines, while the log is open. Dropping the guard writes the queued
-/// lines and ends the thread.
-static WRITER: Mutex<Option<WorkerGuard>> = Mutex::new(None);
+/// The guard of the thread that writes the lines; `None` while the log is not open. Dropping the guard
+/// writes the queued lines and ends the thread.
+static WRITER_GUARD: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
 /// The number of dropped lines; empty before the log is opened.
 static DROPPED_LINES: OnceLock<ErrorCounter> = OnceLock::new();
@@ -54,7 +54,7 @@ impl Format {
     /// Parses a format.
     ///
     /// # Errors
-    /// The end of a sentence that begins with the setting's name.
+    /// A message that is written to follow the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
@@ -68,7 +68,7 @@ impl Format {
 /// Checks a filter.
 ///
 /// # Errors
-/// The end of a sentence that begins with the setting's name.
+/// A message that is written to follow the setting's name.
 pub fn parse_filter(text: &str) -> Result<String, String> {
     // `EnvFilter` accepts a word that is not a level as the name of a module, and then logs nothing
     // else. Such a word is more likely a misspelt level.
@@ -82,7 +82,8 @@ pub fn parse_filter(text: &str) -> Result<String, String> {
 }
 
 /// Opens the log on standard error. A second call in the same process does nothing. From now on,
-/// panics are logged instead of printed: printing would block if the reader of standard error stalls.
+/// panics are logged instead of printed, because printing would block if the program that reads
+/// standard error stalls.
 pub fn open(settings: &Settings) {
     let filter = EnvFilter::builder().parse_lossy(&settings.filter);
     let is_terminal = io::stderr().is_terminal();
@@ -111,19 +112,20 @@ pub fn open(settings: &Settings) {
             let location = panic.location().map(tracing::field::display);
             tracing::error!(location, panic = panic_text(panic.payload()), "a thread panicked");
         }));
-        *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+        *WRITER_GUARD.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
 }
 
-/// Writes the queued lines and closes the log. Lines that are not written within 1.5 s are lost, and
-/// so are later lines. Blocks the thread.
+/// Writes the queued lines and closes the log. Lines that are not written within 1.5 s are lost. Later
+/// lines are lost, too. Blocks the thread.
 pub fn close() {
-    let Some(writer) = WRITER.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+    let guard = WRITER_GUARD.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(guard) = guard else { return };
     let (done, closed) = mpsc::channel();
-    // Dropping the writer may block for ever if the reader of the log stalls. Therefore another
-    // thread drops it.
+    // Dropping the guard may block for ever if the program that reads the log stalls. Therefore
+    // another thread drops the guard.
     let closing = thread::Builder::new().spawn(move || {
-        drop(writer);
+        drop(guard);
         let _ = done.send(()); // fails if the receiver has timed out
     });
     if closing.is_ok() {
@@ -136,10 +138,10 @@ pub(super) fn dropped_lines() -> u64 {
     DROPPED_LINES.get().map_or(0, |counter| counter.dropped_lines() as u64)
 }
 
-/// The message of a panic.
+/// The text of a panic.
 pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("of an unknown kind")
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("(no text)")
 }
 
 fn text_layer<S>(writer: NonBlocking, has_colors: bool) -> impl tracing_subscriber::Layer<S>
@@ -154,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_contains_levels_and_levels_of_modules_only() {
+    fn a_filter_may_contain_only_levels_and_modules_with_a_level() {
         for text in ["info", "WARN", "off", "imagesvc=debug", "warn,imagesvc=trace,hyper=info"] {
             assert_eq!(parse_filter(text).as_deref(), Ok(text));
         }

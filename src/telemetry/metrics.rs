@@ -36,8 +36,8 @@ use super::{
 /// The prefix of every metric's name.
 const PREFIX: &str = "imagesvc";
 
-/// The buckets of durations, in seconds. A cached vector takes about as long as the first bucket, and
-/// a request that reaches its deadline as long as the last.
+/// The upper bounds of the buckets for durations, in seconds. A request whose vector is cached takes
+/// about 1 ms. By default, a request's deadline is 60 s.
 const DURATION_BUCKETS: [f64; 12] =
     [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
@@ -73,7 +73,7 @@ pub struct Readings {
     pub free_inodes: Option<u64>,
     /// The memory that bodies take, in bytes.
     pub buffered_bytes: u64,
-    /// The number of received pictures that are processed.
+    /// The number of received pictures that are being processed.
     pub pictures_at_work: u64,
     /// The number of pictures that wait for their call to NVIDIA.
     pub pictures_waiting: u64,
@@ -167,13 +167,15 @@ impl Metrics {
         })
     }
 
-    /// Creates the counter of these requests, with the value 0. If a counter first appears with the
-    /// value 1, Prometheus sees no increase, and an alert on increases does not fire.
+    /// Creates the counter of the requests with this route and status. Its value is 0. If a counter
+    /// first appears with the value 1, Prometheus sees no increase, and an alert on increases does not
+    /// fire.
     pub fn initialize_requests(&self, route: &str, status: &str) {
         let _ = self.requests.with([route.to_owned(), status.to_owned()]);
     }
 
-    /// Creates the counter of these calls to NVIDIA, for the same reason.
+    /// Creates the counter of the calls to NVIDIA with this operation and status, for the same reason
+    /// as [`Self::initialize_requests`].
     pub fn initialize_upstream_calls(&self, operation: &'static str, status: u16) {
         let _ = self.upstream.with([operation.into(), Cow::from(status.to_string())]);
     }
@@ -230,48 +232,49 @@ impl Metrics {
             pictures_waiting,
             tasks,
         } = readings;
-        // If the free space is unknown, the last known value stays.
+        // If the free space is unknown, the metric retains its last value.
         if let Some(free_bytes) = free_bytes {
             self.free_bytes.set(free_bytes);
         }
-        let mut read_now = Registry::with_prefix(PREFIX);
-        // If the number is unknown, there is no metric: an alert would read 0 as a full disk.
+        let mut registry_of_readings = Registry::with_prefix(PREFIX);
+        // If the number of inodes is unknown, there is no such metric: an alert would take a 0 for a
+        // full disk.
         if let Some(free_inodes) = free_inodes {
-            read_now.register(
+            registry_of_readings.register(
                 "downloads_free_inodes",
                 "Free inodes on the disk of the downloads folder",
                 ConstGauge::new(free_inodes),
             );
         }
-        read_now.register_with_unit(
+        registry_of_readings.register_with_unit(
             "buffered",
             "Memory in use for pictures that are received or processed",
             Unit::Bytes,
             ConstGauge::new(buffered_bytes),
         );
-        read_now.register(
+        registry_of_readings.register(
             "pictures_at_work",
             "Received pictures whose request or call to NVIDIA has not ended",
             ConstGauge::new(pictures_at_work),
         );
-        read_now.register(
+        registry_of_readings.register(
             "pictures_waiting",
             "Pictures that wait for their call to NVIDIA",
             ConstGauge::new(pictures_waiting),
         );
-        read_now.register(
+        registry_of_readings.register(
             "tasks",
             "Tasks that have not ended: connections, calls, and background tasks",
             ConstGauge::new(tasks),
         );
-        read_now.register(
+        registry_of_readings.register(
             "log_lines_dropped",
             "Log lines dropped because the log was not read fast enough",
             ConstCounter::new(dropped_lines()),
         );
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
-        encode_registry(&mut text, &read_now)?;
+        encode_registry(&mut text, &registry_of_readings)?;
         encode_eof(&mut text)?;
         Ok(match exposition {
             Exposition::OpenMetrics => text,
@@ -283,7 +286,7 @@ impl Metrics {
 /// The name and value of each label.
 type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
 
-/// All metrics that have the same name, and different values of their labels.
+/// The metrics of one name: one metric for each combination of label values.
 #[derive(Debug)]
 pub struct Labelled<M, const N: usize> {
     label_names: [&'static str; N],
@@ -291,11 +294,11 @@ pub struct Labelled<M, const N: usize> {
 }
 
 impl<M: Clone, const N: usize> Labelled<M, N> {
-    /// Returns the metric with these values, which are in the order of the label names. Creates the
-    /// metric if it does not exist.
+    /// Returns the metric with these label values. `values` has the order of the label names. Creates
+    /// the metric if it does not exist.
     pub fn with(&self, values: [impl Into<Cow<'static, str>>; N]) -> impl Deref<Target = M> {
         let mut values = values.map(Into::into);
-        let labels = array::from_fn(|at| (self.label_names[at], mem::take(&mut values[at])));
+        let labels = array::from_fn(|i| (self.label_names[i], mem::take(&mut values[i])));
         self.family.get_or_create(&labels)
     }
 }

@@ -24,7 +24,7 @@ use mapping::{
 
 pub use code::Code;
 pub use openai::OpenAiError;
-pub(in crate::web) use openai::{X_SHOULD_RETRY, expects_openai_errors, needs_operator};
+pub(in crate::web) use openai::{X_SHOULD_RETRY, expects_openai_errors, is_retry_useless};
 pub use problem::{ErrorExtension, PROBLEM_JSON, Problem};
 
 /// The `Retry-After` of errors that contain no waiting time of their own.
@@ -32,7 +32,8 @@ const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 const BUSY_DETAIL: &str = "The service is busy; try again in a few seconds.";
 
-/// What the usual clients call the number of pictures that they send at once.
+/// The settings of common clients that limit how many pictures one request contains. Messages to users
+/// contain this text.
 pub(in crate::web) const BATCH_SIZE_SETTINGS: &str =
     "LangChain's chunk_size, NVIDIAEmbeddings' max_batch_size or LlamaIndex's embed_batch_size";
 
@@ -57,7 +58,7 @@ pub enum Error {
     /// The picture could not be fetched.
     #[error(transparent)]
     Fetch(#[from] fetch::Error),
-    /// The URL is that of a web page, not that of a picture.
+    /// The URL leads to a web page instead of a picture.
     #[error("the URL leads to a web page")]
     LeadsToWebPage,
     /// The picture could not be received, saved or embedded.
@@ -81,9 +82,9 @@ pub enum Error {
         detail: &'static str,
     },
     /// The request names a model that is not served here.
-    #[error("no model {requested:?}")]
+    #[error("there is no model {requested:?}")]
     ModelNotFound {
-        /// The requested model, cut to a printable length.
+        /// The requested model's name, shortened for the message.
         requested: String,
         /// The model that is served here.
         served: &'static str,
@@ -120,7 +121,7 @@ impl From<JoinError> for Error {
     }
 }
 
-/// Says why the route does not accept the request's body or query.
+/// Why the route does not accept the request's body or query.
 #[derive(Debug)]
 pub struct Invalid {
     /// One sentence that says what is wrong and what to do.
@@ -130,7 +131,7 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    /// The error of a single field. `loc` is the field's place in the request.
+    /// Returns the error of a single field. `loc` is the field's place in the request.
     pub fn at(loc: &[&str], kind: &'static str, msg: &str, detail: impl Into<String>) -> Error {
         let loc = loc.iter().map(ToString::to_string).collect();
         Error::Invalid(Self {
@@ -257,7 +258,7 @@ impl Error {
         }
     }
 
-    /// The parameter of the request that is at fault, if it is a single one.
+    /// The parameter of the request that caused the error, if it is known.
     fn param(&self) -> Option<&str> {
         match self {
             Self::BatchItem { param, .. } => Some(param),
@@ -290,11 +291,15 @@ impl Error {
     }
 }
 
-/// Says which picture of a batch a sentence is about. Sentences about a single picture name the
-/// field of its own route instead.
+/// Makes a sentence about a single picture refer to one picture of a batch. Such a sentence may
+/// contain the name of a field (`image_url` or `image_base64`), which this function replaces by the
+/// picture's place in the batch.
 fn with_place(detail: &str, place: &str) -> String {
-    let named = ["image_url", "image_base64"]
+    if detail.contains(place) {
+        return detail.to_owned();
+    }
+    let replaced = ["image_url", "image_base64"]
         .iter()
         .fold(detail.to_owned(), |detail, field| detail.replace(field, place));
-    if named.contains(place) { named } else { format!("{place}: {named}") }
+    if replaced.contains(place) { replaced } else { format!("{place}: {replaced}") }
 }

@@ -3,7 +3,7 @@
 //!
 //! There are two groups. Open routes never require a client key: the health checks, and the pages
 //! that people read before they have a key. All other routes require a key if the operator has set
-//! client keys. Unknown paths require one too. Otherwise a client without a key could find out which
+//! client keys. Unknown paths require a key, too. Otherwise a client without a key could find out which
 //! routes exist.
 
 use std::sync::Arc;
@@ -53,14 +53,14 @@ mod url;
 )]
 struct BaseDocument;
 
-/// The routes with keys that the router does not describe by itself: the document has no pattern
-/// for ids with slashes.
+/// Describes `/v1/models/{*id}`, which `OpenApiRouter` cannot describe: OpenAPI has no pattern for ids
+/// with slashes.
 #[derive(OpenApi)]
 #[openapi(paths(models::get_model))]
 struct ModelDocument;
 
-/// Creates the counters of all statuses of the picture routes. Alerts can then see them at 0 before
-/// the first such response.
+/// Creates the counters of all statuses of the picture routes. Alerts can then see these counters at 0
+/// before the first such response.
 fn initialize_counters(metrics: &Metrics, document: &Document) {
     for (route, item) in &document.paths.paths {
         let responses = item.post.iter().flat_map(|post| post.responses.responses.keys());

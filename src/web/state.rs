@@ -19,7 +19,7 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// The model's name in answers.
     pub model: &'static str,
-    /// The URL of a sample picture that the service itself serves. Only in the sandbox.
+    /// The URL of a sample picture that the service itself serves; `None` outside of the sandbox.
     pub sample_url: Option<String>,
     /// Whether the service is stopping.
     pub shutdown: Shutdown,

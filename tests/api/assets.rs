@@ -1,5 +1,5 @@
-//! A picture that is too large to be sent inline takes three calls and a deletion. These tests check
-//! every byte of them.
+//! A picture that is too large to be sent inline needs three calls to NVIDIA, and a fourth to delete
+//! the asset. These tests check every byte of these calls.
 
 use image_rs::ImageFormat;
 
@@ -11,8 +11,9 @@ use crate::support::{
 
 const DESCRIPTION: &str = "imagesvc picture";
 
-/// Asserts that the picture is uploaded: unchanged if its media type is that of the upload, else as a
-/// JPEG of the same size.
+/// Uploads a picture to the service, and asserts that the service uploads it to NVIDIA with this media
+/// type. If `is_unchanged`, NVIDIA must receive the picture's own bytes, else a JPEG of the same width
+/// and height.
 async fn assert_uploaded(picture: &[u8], is_unchanged: bool, media_type: &str) {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
@@ -46,9 +47,9 @@ async fn assert_uploaded(picture: &[u8], is_unchanged: bool, media_type: &str) {
     );
     let sent = &received[1].body[..];
     if is_unchanged {
-        assert!(sent == picture, "the uploaded bytes differ from the picture");
+        assert!(sent == picture, "the uploaded bytes must be those of the picture");
     } else {
-        assert!(sent.starts_with(&[0xff, 0xd8, 0xff]), "the upload is no JPEG");
+        assert!(sent.starts_with(&[0xff, 0xd8, 0xff]), "the uploaded bytes must be a JPEG");
         let [sent, original] =
             [sent, picture].map(|bytes| image_rs::load_from_memory(bytes).unwrap().to_rgb8());
         assert_eq!(sent.dimensions(), original.dimensions());
@@ -86,7 +87,7 @@ async fn a_large_jpeg_is_uploaded_by_the_documented_requests() {
 }
 
 #[tokio::test]
-async fn a_large_png_is_uploaded_as_png() {
+async fn a_large_png_is_uploaded_unchanged() {
     assert_uploaded(CHELSEA, true, "image/png").await;
 }
 
@@ -98,13 +99,13 @@ async fn a_picture_of_several_megabytes_is_uploaded_completely() {
 }
 
 #[tokio::test]
-async fn a_large_picture_in_another_format_is_uploaded_as_jpeg() {
+async fn a_large_webp_is_uploaded_as_jpeg() {
     let webp = converted(&noise_png(500, 400), ImageFormat::WebP);
     assert_uploaded(&webp, false, "image/jpeg").await;
 }
 
 #[tokio::test]
-async fn every_route_uploads_a_large_picture() {
+async fn the_base64_route_and_the_url_route_upload_a_large_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(HUBBLE).await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
@@ -144,7 +145,7 @@ async fn an_asset_is_deleted_if_its_inference_fails() {
 }
 
 #[tokio::test]
-async fn failed_calls_of_an_upload_are_retried() {
+async fn a_failed_creation_and_a_failed_upload_of_an_asset_are_retried() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let puts = AtomicUsize::new(0);
     let creates = AtomicUsize::new(0);
@@ -161,5 +162,5 @@ async fn failed_calls_of_an_upload_are_retried() {
     let received = nvidia.wait_for(6).await;
     let methods: Vec<_> = received.iter().map(|request| request.method.as_str()).collect();
     assert_eq!(methods, ["POST", "POST", "PUT", "PUT", "POST", "DELETE"]);
-    assert!(received[3].body == HUBBLE, "the second attempt did not send the whole picture");
+    assert!(received[3].body == HUBBLE, "the second attempt must send the whole picture");
 }

@@ -1,6 +1,9 @@
 //! Batches and limits: admission, permits, the pace, the deadline, and other requests beside them.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use serde_json::json;
@@ -10,8 +13,8 @@ use crate::{
     batches::{batch_of, entries, numbering_nvidia},
     cache::embedding_filled_with,
     support::{
-        FakeNvidia, Reply, TestApp, assert_problem, data_url, embedding, metric, noise_png,
-        picture_number, tiny,
+        FakeNvidia, FakeServer, HUBBLE, Reply, TestApp, assert_problem, created_asset, data_url,
+        embedding, metric, noise_png, nvidia_api::CREATE_ASSET, picture_number, tiny, variant,
     },
 };
 
@@ -164,6 +167,128 @@ async fn after_its_client_has_left_a_batch_makes_no_new_calls() {
 }
 
 #[tokio::test]
+async fn no_file_of_a_batch_stays_after_its_client_has_left() {
+    let (release, _) = watch::channel(false);
+    let held = release.clone();
+    let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
+        9 => embedding().held_until(&held),
+        number => embedding_filled_with(number),
+    })
+    .await;
+    let app = TestApp::start(&nvidia).await;
+    let body = batch_of(0..10);
+    tokio::select! {
+        _ = app.batch(&body) => panic!("answered before the reply was released"),
+        () = app.wait_until_saved(10) => {} // the client leaves
+    }
+    app.wait_until_saved(0).await;
+    release.send(true).unwrap();
+}
+
+#[tokio::test]
+async fn finished_pictures_of_a_running_batch_hold_no_files() {
+    let (release, _) = watch::channel(false);
+    let (held, created) = (release.clone(), AtomicUsize::new(0));
+    let nvidia = FakeNvidia::healthy_except(move |request| {
+        let is_last = request.line() == CREATE_ASSET && created.fetch_add(1, Relaxed) == 4;
+        is_last.then(|| created_asset(request).held_until(&held))
+    })
+    .await;
+    let app = TestApp::start(&nvidia).await;
+    let pictures: Vec<_> = (0..5).map(|n| data_url(&variant(HUBBLE, n))).collect();
+    let request = app.json_request("/v1/embeddings?save=false", &json!({ "input": pictures }));
+    let deleted_files = || {
+        let folder = app.folder().to_str().unwrap();
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let paths = open.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+        paths.filter(|path| path.to_string_lossy().starts_with(folder)).count()
+    };
+    let others = async {
+        app.wait_for(|value| value("imagesvc_pictures_at_work") == 5.0).await;
+        app.wait_for(|value| value("imagesvc_pictures_at_work") == 1.0).await;
+        // The lock of the folder, and the file of the last picture.
+        assert!(deleted_files() <= 2, "{}", deleted_files());
+        release.send(true).unwrap();
+    };
+    let (answer, ()) = tokio::join!(app.send(request), others);
+    entries(&answer);
+}
+
+#[tokio::test]
+async fn a_batch_that_takes_longer_than_its_deadline_progresses_with_each_retry() {
+    let nvidia = FakeNvidia::scripted(|request, _| {
+        embedding_filled_with(picture_number(request)).after(Duration::from_millis(300))
+    })
+    .await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_MAX_CONCURRENCY", 1)
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
+        .start()
+        .await;
+    for _ in 0..8 {
+        let answer = app.batch(&batch_of(0..8)).await;
+        if answer.status == 200 {
+            assert_eq!(nvidia.lines().len(), 8, "no picture is paid twice");
+            return;
+        }
+        assert_problem(&answer, 504, "embedding_timeout");
+    }
+    panic!("eight retries did not embed eight pictures");
+}
+
+#[tokio::test]
+async fn with_errors_item_pictures_that_run_out_of_time_have_a_timeout_each() {
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_MAX_CONCURRENCY", 2)
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "300ms")
+        .start()
+        .await;
+    let request = app.json_request("/v1/embeddings?errors=item", &batch_of(0..5));
+    let entries = entries(&app.send(request).await);
+    let codes: Vec<_> = entries.iter().map(|entry| &entry["error"]["code"]).collect();
+    assert_eq!(codes, ["embedding_timeout"; 5]);
+}
+
+#[tokio::test]
+async fn without_memory_a_batch_fails_as_a_whole_even_with_errors_item() {
+    let (release, _) = watch::channel(false);
+    let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
+    let app = TestApp::builder(&nvidia)
+        .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
+        .setting("IMAGESVC_MAX_BUFFERED_BYTES", "4MiB")
+        .start()
+        .await;
+    let pictures: Vec<_> = (0..8).map(tiny).collect();
+    let singles = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png")));
+    let batch = async {
+        app.wait_for(|value| value("imagesvc_buffered_bytes") > 2e6).await;
+        let request = app.json_request("/v1/embeddings?errors=item", &batch_of(20..24));
+        let answer = app.send(request).await;
+        let problem = assert_problem(&answer, 503, "overloaded");
+        assert!(problem["error"]["param"].is_null(), "{problem}");
+        release.send(true).unwrap();
+    };
+    tokio::join!(singles, batch);
+}
+
+#[tokio::test]
+async fn after_slow_hosts_the_last_fetches_of_a_batch_do_not_begin() {
+    let host = FakeServer::start(|_, _| Reply::Hang).await;
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia)
+        .may_fetch_from(&host)
+        .setting("IMAGESVC_FETCH_TIMEOUT", "200ms")
+        .start()
+        .await;
+    let urls: Vec<_> = (0..32).map(|n| host.url(&format!("/{n}"))).collect();
+    let request = app.json_request("/v1/embeddings?errors=item", &json!({ "input": urls }));
+    let entries = entries(&app.send(request).await);
+    assert!(entries.iter().all(|entry| entry["error"]["code"] == "download_timeout"));
+    assert!(host.count() < 32, "{}", host.count());
+}
+
+#[tokio::test]
 async fn the_memory_of_a_batchs_body_is_free_once_its_pictures_are_received() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![Reply::status(422).held_until(&release)]).await;
@@ -197,7 +322,7 @@ async fn a_batch_that_runs_out_of_time_names_the_picture_that_it_waited_for() {
     let answer = app.batch(&batch_of([0, 1, 2])).await;
     let problem = assert_problem(&answer, 504, "embedding_timeout");
     assert_eq!(problem["error"]["param"], "input[1]");
-    assert_eq!(app.saved().len(), 0);
+    app.wait_until_saved(0).await;
 }
 
 #[tokio::test]

@@ -193,6 +193,8 @@ async fn equal_pictures_in_one_batch_are_paid_once_even_without_a_cache() {
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", 0)
         .setting("IMAGESVC_CACHE_DISK", 0)
+        // One call after the other, so that equal pictures cannot join a running call.
+        .setting("NVIDIA_MAX_CONCURRENCY", 1)
         .start()
         .await;
     let answer = app.batch(&batch_of([1, 2, 1, 1, 2])).await;
@@ -252,6 +254,8 @@ async fn the_model_is_listed_and_found_by_each_of_its_names() {
     }
     let problem = assert_problem(&app.get("/v1/models/openai/gpt-4").await, 404, "model_not_found");
     assert_eq!(problem["error"]["param"], "model");
+    let not_utf8 = app.get("/v1/models/%FF").await;
+    assert!(assert_problem(&not_utf8, 404, "model_not_found")["error"].is_object());
 
     let app = TestApp::sandbox().start().await;
     let id = app.get("/v1/models").await.json()["data"][0]["id"].as_str().unwrap().to_owned();

@@ -1,5 +1,6 @@
-//! Sends hostile pictures to the service, which runs as a process. Each must be answered in time. The
-//! service's own memory must hardly grow, and all decoders together must stay within the decode memory.
+//! Sends hostile pictures to the service, which runs as a process. Each picture must be answered in time.
+//! The service's own memory must hardly grow, and all decoders together must stay within the decode
+//! memory.
 
 use std::{
     io::Cursor,
@@ -23,15 +24,16 @@ use crate::support::{
 const MIB: u64 = 1 << 20;
 /// The memory that all decoders together may use, in bytes.
 const MAX_DECODE_MEMORY: u64 = 512 * MIB;
-/// The most that the service's own memory may grow, in bytes. The service itself decodes nothing.
+/// The service's own memory may grow by less than this many bytes. The service itself decodes nothing.
 const MAX_GROWTH: u64 = 60 * MIB;
-/// The longest time until an upload is answered: the processor time of a decoder, on a busy machine.
+/// Every upload must be answered within this time. A decoder may use 20 s of processor time, and the
+/// machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// A small picture that is longer than the inline limit must be shrunk.
+/// With these settings, a JPEG or PNG over the inline limit is decoded and shrunk.
 const SHRINK: [(&str, &str); 2] =
     [("NVIDIA_LARGE_IMAGES", "shrink"), ("NVIDIA_INLINE_LIMIT", "20000")];
-/// A long timeout, so that a busy machine does not fail the tests.
+/// A long timeout, so that no test fails because the machine is busy.
 const LONG_TIMEOUT: (&str, &str) = ("IMAGESVC_REQUEST_TIMEOUT", "120s");
 /// A length in bytes that is over the inline limit of [`SHRINK`].
 const OVER_THE_INLINE_LIMIT: usize = 20_000;
@@ -112,8 +114,8 @@ impl Target {
         }
     }
 
-    /// Uploads pictures, at most `max_concurrent` at the same time. An expected answer is one of the
-    /// refusals, or an embedding, because some decoders make a picture of these bytes after all.
+    /// Uploads pictures, at most `max_concurrent` at the same time. The expected answers are the statuses
+    /// in `refusals`, and 200, because the decoders accept some of the hostile pictures.
     async fn attack(&self, bombs: Vec<Bomb>, max_concurrent: usize, refusals: &[u16]) -> Outcomes {
         let mut outcomes = Outcomes::default();
         let mut running = JoinSet::new();
@@ -148,7 +150,7 @@ impl Target {
             .count()
     }
 
-    /// Waits until the service is idle, and asserts that it did not use too much memory.
+    /// Waits up to 10 s until the service is idle, and asserts that it did not use too much memory.
     async fn assert_unharmed(self) {
         let started = Instant::now();
         loop {
@@ -159,20 +161,23 @@ impl Target {
                 break;
             }
             let is_late = started.elapsed() > Duration::from_secs(10);
-            assert!(!is_late, "the service is not idle: {at_work} pictures, children {children:?}");
+            assert!(
+                !is_late,
+                "the service must be idle: {at_work} pictures, children {children:?}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let growth = self.child.peak_memory() - self.idle_memory;
         let decode_memory = self.decoders.peak.load(Ordering::Relaxed);
         println!("{} MiB over idle, {} MiB in children", growth / MIB, decode_memory / MIB);
-        assert!(growth < MAX_GROWTH, "the service grew by {} MiB", growth / MIB);
-        let decode_mib = decode_memory / MIB;
-        assert!(decode_memory < MAX_DECODE_MEMORY, "the children used {decode_mib} MiB");
+        let (growth_mib, decode_mib) = (growth / MIB, decode_memory / MIB);
+        assert!(growth < MAX_GROWTH, "the service must not grow by {growth_mib} MiB");
+        assert!(decode_memory < MAX_DECODE_MEMORY, "the children must not use {decode_mib} MiB");
     }
 }
 
-/// The outcomes of an attack: the number of pictures with each expected one, and descriptions of all
-/// other ones.
+/// The outcomes of an attack: the numbers of embedded and of refused pictures, and a description of each
+/// unexpected outcome.
 #[derive(Default)]
 struct Outcomes {
     embedded: usize,
@@ -180,8 +185,9 @@ struct Outcomes {
     failures: Vec<String>,
 }
 
-/// Whether the service sends this format to NVIDIA without decoding it, if the picture fits inline.
-fn can_be_sent_as_it_is((name, _): &Bomb) -> bool {
+/// Whether the service sends a picture of this format to NVIDIA without decoding it, if the picture is
+/// within the inline limit.
+fn can_be_sent_unchanged((name, _): &Bomb) -> bool {
     name.starts_with("jpeg") || name.starts_with("png")
 }
 
@@ -196,8 +202,7 @@ fn inferences(nvidia: &FakeNvidia) -> usize {
     nvidia.lines().iter().filter(|line| **line == INFER).count()
 }
 
-/// Attacks a service with a fake NVIDIA. Asserts that pictures that are refused are neither saved nor
-/// sent to NVIDIA.
+/// Attacks a service with a fake NVIDIA. Asserts that only embedded pictures are saved and sent to NVIDIA.
 async fn attack_with_nvidia(
     bombs: Vec<Bomb>,
     max_concurrent: usize,
@@ -207,40 +212,41 @@ async fn attack_with_nvidia(
     let target = Target::with_nvidia(&nvidia, settings).await;
     let outcomes = target.attack(bombs, max_concurrent, &[413, 415]).await;
     assert!(outcomes.failures.is_empty(), "{:#?}", outcomes.failures);
-    assert_eq!(target.saved(), outcomes.embedded, "only embedded pictures are saved");
-    assert_eq!(inferences(&nvidia), outcomes.embedded, "only embedded pictures are sent");
+    assert_eq!(target.saved(), outcomes.embedded, "only embedded pictures must be saved");
+    assert_eq!(inferences(&nvidia), outcomes.embedded, "only embedded pictures must be sent");
     target.assert_unharmed().await;
     outcomes
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_pictures_do_no_harm_when_they_are_converted() {
-    let (_, bombs): (Vec<_>, Vec<_>) = bombs::all().into_iter().partition(can_be_sent_as_it_is);
+    let (_, bombs): (Vec<_>, Vec<_>) = bombs::all().into_iter().partition(can_be_sent_unchanged);
     let outcomes = attack_with_nvidia(bombs, 4, &[]).await;
     assert!(outcomes.refused > 40, "{}", outcomes.refused);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_pictures_do_no_harm_when_they_are_shrunk() {
-    let bombs = bombs::all().into_iter().filter(can_be_sent_as_it_is).map(padded).collect();
+    let bombs = bombs::all().into_iter().filter(can_be_sent_unchanged).map(padded).collect();
     let outcomes = attack_with_nvidia(bombs, 4, &SHRINK).await;
     assert!(outcomes.refused > 10, "{}", outcomes.refused);
 }
 
-/// The sandbox decodes every picture. It rejects what it cannot decode, as NVIDIA would, so the
-/// service has saved the picture by then.
+/// The sandbox decodes every picture. The service saves a picture before it sends it to the sandbox, so
+/// it also saves the pictures that the sandbox rejects.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_pictures_do_no_harm_when_the_sandbox_decodes_them() {
     let target = Target::sandbox().await;
-    let bombs = bombs::all().into_iter().filter(can_be_sent_as_it_is).collect();
+    let bombs = bombs::all().into_iter().filter(can_be_sent_unchanged).collect();
     let outcomes = target.attack(bombs, 4, &[422]).await;
     assert!(outcomes.failures.is_empty(), "{:#?}", outcomes.failures);
     assert!(outcomes.refused > 10, "{}", outcomes.refused);
-    assert_eq!(target.saved(), outcomes.embedded + outcomes.refused, "all pictures are saved");
+    assert_eq!(target.saved(), outcomes.embedded + outcomes.refused, "all pictures must be saved");
     target.assert_unharmed().await;
 }
 
-/// Sends only two of the endless pictures, because each uses all the processor time of a decoder.
+/// Sends only two of the endless pictures, because decoding one takes all the processor time that a
+/// decoder may use.
 #[tokio::test(flavor = "multi_thread")]
 async fn pictures_that_never_finish_decoding_are_refused_in_time() {
     let names = ["tiff-shared-lzw", "jpeg-extended-xmp"];
@@ -249,8 +255,8 @@ async fn pictures_that_never_finish_decoding_are_refused_in_time() {
     assert_eq!((outcomes.refused, outcomes.embedded), (2, 0));
 }
 
-/// A picture as large as a camera's, with noise and edges. Different numbers give different pictures.
-fn large(format: ImageFormat, n: usize) -> Vec<u8> {
+/// A picture of 12 megapixels, with noise and edges. Each `n` gives a different picture.
+fn large_picture(format: ImageFormat, n: usize) -> Vec<u8> {
     let picture = RgbImage::from_fn(4000, 3000, |x, y| {
         Rgb([(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8 ^ n as u8])
     });
@@ -269,20 +275,20 @@ async fn assert_small_pictures_are_served(target: &Target, numbers: Range<usize>
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn small_pictures_are_served_while_large_and_endless_ones_are_decoded() {
+async fn small_pictures_are_served_while_large_and_endless_pictures_are_decoded() {
     let nvidia = FakeNvidia::healthy().await;
     // A TIFF of 12 megapixels has more bytes than the default limit.
     let settings = [("IMAGESVC_REQUEST_TIMEOUT", "20s"), ("IMAGESVC_MAX_IMAGE_BYTES", "40000000")];
     let target = Target::with_nvidia(&nvidia, &settings).await;
-    let pictures = [large(ImageFormat::WebP, 0), large(ImageFormat::Tiff, 1)];
+    let large_pictures = [large_picture(ImageFormat::WebP, 0), large_picture(ImageFormat::Tiff, 1)];
 
     let mut running = JoinSet::new();
     for n in 0..8 {
-        running.spawn(target.upload(&variant(&pictures[n % 2], n)));
+        running.spawn(target.upload(&variant(&large_pictures[n % 2], n)));
     }
     assert_small_pictures_are_served(&target, 0..5).await;
     for (status, text, _) in running.join_all().await {
-        // Some of the eight large pictures may miss their deadline, which is no failure here.
+        // Some of the eight large pictures may miss their deadline. This test allows that.
         assert!([200, 503, 504].contains(&status), "{status} {text}");
     }
 
@@ -296,7 +302,7 @@ async fn small_pictures_are_served_while_large_and_endless_ones_are_decoded() {
         assert!([413, 415, 503, 504].contains(&status), "{status} {text}");
     }
     assert_small_pictures_are_served(&target, 10..15).await;
-    // A large picture is decoded again, too.
-    assert_eq!(target.upload(&variant(&pictures[0], 9)).await.0, 200);
+    // After the endless pictures, a large picture is decoded again.
+    assert_eq!(target.upload(&variant(&large_pictures[0], 9)).await.0, 200);
     target.assert_unharmed().await;
 }

@@ -64,9 +64,9 @@ impl Route {
     }
 }
 
-/// The statuses and codes of the errors that the document lists for a route.
-fn documented_errors(document: &Value, route: Route) -> BTreeSet<(u16, String)> {
-    let responses = document["paths"][route.path()]["post"]["responses"].as_object().unwrap();
+/// The statuses and codes of the errors that the document lists for an operation.
+fn documented_errors(operation: &Value) -> BTreeSet<(u16, String)> {
+    let responses = operation["responses"].as_object().unwrap();
     let errors = responses.iter().filter(|(status, _)| *status != "200");
     errors
         .flat_map(|(status, response)| {
@@ -294,11 +294,34 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
     Some((answer.status, code))
 }
 
+#[tokio::test]
+async fn the_routes_for_models_return_the_errors_that_the_document_lists_for_them() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "key").start().await;
+    let document = document().await;
+    for (template, path) in
+        [("/v1/models", "/v1/models"), ("/v1/models/{id}", "/v1/models/openai/gpt-4")]
+    {
+        let get = || app.client.get(app.url(path));
+        let mut provoked = BTreeSet::new();
+        for request in [get(), get().bearer_auth("key")] {
+            let answer = app.send(request).await;
+            if answer.status != 200 {
+                let code = answer.json()["code"].as_str().unwrap().to_owned();
+                assert_problem(&answer, answer.status, &code);
+                provoked.insert((answer.status, code));
+            }
+        }
+        let operation = &document["paths"][template]["get"];
+        assert_eq!(provoked, documented_errors(operation), "{template}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_route_returns_exactly_the_errors_that_the_document_lists_for_it() {
     let document = document().await;
     for route in Route::ALL {
-        let documented = documented_errors(&document, route);
+        let documented = documented_errors(&document["paths"][route.path()]["post"]);
         let mut provoked = BTreeSet::new();
         for code in Code::ALL {
             provoked.extend(provoke(route, *code).await);

@@ -21,25 +21,26 @@ fn is_asset_inference(request: &Received) -> bool {
     request.line() == INFER && request.header("nvcf-input-asset-references").is_some()
 }
 
-/// Returns NVIDIA's reply to a call, or `None` if the call succeeds.
+/// Returns a misbehaving reply to a call, or `None` for NVIDIA's normal reply.
 type Script = fn(&Received) -> Option<Reply>;
 
-/// Ways in which NVIDIA misbehaves: a name, the picture that the client sends, and NVIDIA's script.
+/// Ways in which NVIDIA misbehaves. Each has a name, the picture that the client sends, and the script
+/// of NVIDIA's replies.
 const CASES: &[(&str, &[u8], Script)] = &[
     ("inference hangs", ROCKET, |_| Some(Reply::Hang)),
     ("inference always fails slowly", ROCKET, |_| Some(slow(Reply::status(503)))),
-    ("the result of inference trickles", ROCKET, |_| {
+    ("the response to inference arrives byte by byte", ROCKET, |_| {
         Some(Reply::Trickle(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n".to_vec()))
     }),
-    ("the result stays pending", ROCKET, |_| Some(pending(FakeNvidia::ASSET))),
+    ("the result stays pending", ROCKET, |_| Some(pending(FakeNvidia::REQUEST_ID))),
     ("polling hangs", ROCKET, |request| {
-        Some(if request.method == "GET" { Reply::Hang } else { pending(FakeNvidia::ASSET) })
+        Some(if request.method == "GET" { Reply::Hang } else { pending(FakeNvidia::REQUEST_ID) })
     }),
     ("pending results are lost", ROCKET, |request| {
         Some(if request.method == "GET" {
             slow(Reply::status(404))
         } else {
-            pending(FakeNvidia::ASSET)
+            pending(FakeNvidia::REQUEST_ID)
         })
     }),
     ("Retry-After ends after the deadline", ROCKET, |_| {
@@ -48,13 +49,13 @@ const CASES: &[(&str, &[u8], Script)] = &[
     ("creating the asset hangs", HUBBLE, |request| {
         (request.line() == CREATE_ASSET).then_some(Reply::Hang)
     }),
-    ("creating the asset and inference hang", HUBBLE, |request| {
+    ("inference and the creation of the asset hang", HUBBLE, |request| {
         matches!(request.line().as_str(), CREATE_ASSET | INFER).then_some(Reply::Hang)
     }),
     ("uploading the asset hangs", HUBBLE, |request| {
         (request.method == "PUT").then_some(Reply::Hang)
     }),
-    ("uploading the asset and inference hang", HUBBLE, |request| {
+    ("inference and the upload of the asset hang", HUBBLE, |request| {
         (request.method == "PUT" || request.line() == INFER).then_some(Reply::Hang)
     }),
     ("inference on the asset hangs", HUBBLE, |request| {
@@ -63,8 +64,8 @@ const CASES: &[(&str, &[u8], Script)] = &[
     ("the asset is refused, and inline inference stays pending", HUBBLE, |request| {
         match request.line().as_str() {
             _ if is_asset_inference(request) => Some(slow(Reply::status(422))),
-            INFER => Some(pending(FakeNvidia::ASSET)),
-            line if line.starts_with("GET") => Some(slow(pending(FakeNvidia::ASSET))),
+            INFER => Some(pending(FakeNvidia::REQUEST_ID)),
+            line if line.starts_with("GET") => Some(slow(pending(FakeNvidia::REQUEST_ID))),
             _ => None,
         }
     }),
@@ -110,7 +111,7 @@ async fn the_answer_comes_by_the_deadline_whatever_nvidia_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn waiting_for_a_permit_or_the_pace_counts_against_the_deadline() {
+async fn waiting_for_the_concurrency_or_the_rate_limit_counts_against_the_deadline() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     for setting in [("NVIDIA_MAX_CONCURRENCY", "1"), ("NVIDIA_REQUESTS_PER_MINUTE", "1")] {
         let app = TestApp::builder(&nvidia)
@@ -134,7 +135,7 @@ async fn waiting_for_a_permit_or_the_pace_counts_against_the_deadline() {
 }
 
 #[tokio::test]
-async fn a_hanging_asset_call_leaves_time_to_send_the_picture_inline() {
+async fn a_picture_is_sent_inline_in_time_after_a_call_for_its_asset_hangs() {
     for hanging in [CREATE_ASSET, "PUT"] {
         let nvidia = FakeNvidia::healthy_except(move |request| {
             request.line().starts_with(hanging).then_some(Reply::Hang)
@@ -146,7 +147,7 @@ async fn a_hanging_asset_call_leaves_time_to_send_the_picture_inline() {
 }
 
 #[tokio::test]
-async fn a_failing_asset_api_is_bypassed_and_not_called_for_a_while() {
+async fn pictures_are_sent_inline_without_another_asset_call_after_the_asset_api_failed() {
     for failure in [Reply::status(503), Reply::CloseAfter(Vec::new()), Reply::status(301)] {
         let nvidia = FakeNvidia::healthy_except(move |request| match request.line().as_str() {
             CREATE_ASSET => Some(failure.clone()),
@@ -160,13 +161,13 @@ async fn a_failing_asset_api_is_bypassed_and_not_called_for_a_while() {
             assert_eq!(answer.prepared(), "shrunk");
         }
         let create_calls = nvidia.lines().iter().filter(|line| *line == CREATE_ASSET).count();
-        assert!(create_calls <= 3, "only the first picture tries to create an asset");
+        assert!(create_calls <= 3, "only the first picture may try to create an asset, 3 times");
     }
 }
 
 #[tokio::test]
 async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusal() {
-    for (status, tried_again) in [(503, true), (404, false)] {
+    for (status, is_tried_again) in [(503, true), (404, false)] {
         let nvidia = FakeNvidia::healthy_except(move |request| {
             (request.line() == CREATE_ASSET).then(|| Reply::status(status))
         })
@@ -182,20 +183,21 @@ async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusa
         let before = nvidia.lines().len();
         app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector();
         let lines = nvidia.lines();
-        assert_eq!(lines[before..].contains(&CREATE_ASSET.to_owned()), tried_again, "{status}");
+        assert_eq!(lines[before..].contains(&CREATE_ASSET.to_owned()), is_tried_again, "{status}");
     }
 }
 
 #[tokio::test]
-async fn in_an_outage_large_pictures_cost_at_most_one_more_call_than_small_ones() {
+async fn in_an_outage_a_large_picture_makes_at_most_one_call_more_than_a_small_picture() {
     let nvidia = FakeNvidia::healthy_except(|_| Some(Reply::status(503))).await;
     let app = TestApp::start(&nvidia).await;
     for (n, calls) in [(0, 4), (1, 3), (2, 3)] {
         let before = nvidia.lines().len();
         let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
         assert_eq!(answer.status, 502);
-        // The service tries to create the first picture's asset three times, then sends the picture
-        // inline once. It sends the others inline at once, three times.
+        // The service tries three times to create an asset for the first picture, and then sends the
+        // picture inline once. It sends each of the other two pictures inline right away, and tries
+        // that three times, like for a small picture.
         assert_eq!(nvidia.lines().len() - before, calls, "{:?}", nvidia.lines());
     }
 }

@@ -27,22 +27,22 @@ async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
         .start()
         .await;
     let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
-    assert!(nvidia.lines().is_empty(), "NVIDIA is not called");
+    assert!(nvidia.lines().is_empty(), "NVIDIA must not be called");
     (answer, app, folder)
 }
 
-/// Waits until the process that ran the script has exited.
+/// Waits up to 10 s until the process that ran the script has exited.
 async fn assert_exits(folder: &TempDir, script: &str) {
     let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
     let started = Instant::now();
     while Path::new("/proc").join(pid.trim()).exists() {
-        assert!(started.elapsed() < Duration::from_secs(10), "{script}: the decoder still runs");
+        assert!(started.elapsed() < Duration::from_secs(10), "{script}: the decoder must exit");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A shell command that prints the header of a decoder's result: a letter for its kind, and the
-/// number of bytes that follow.
+/// A shell command that prints the header of a decoder's result: a letter for the result's kind, and
+/// the number of bytes that follow.
 fn header(letter: char, len: u8) -> String {
     format!("printf '{letter}\\{len:03o}\\0\\0\\0\\0\\0\\0\\0'; ")
 }
@@ -63,7 +63,7 @@ async fn a_picture_that_crashes_its_decoder_is_unsupported_and_not_saved() {
         let (answer, app, _folder) = decode_with(script).await;
         let problem = assert_problem(&answer, 415, "unsupported_image");
         assert!(problem["saved_as"].is_null(), "{script}");
-        assert!(app.saved().is_empty(), "{script}: no file is saved");
+        assert!(app.saved().is_empty(), "{script}: nothing must be saved");
     }
 }
 
@@ -75,7 +75,7 @@ async fn a_picture_whose_decoder_is_killed_by_the_system_is_saved_and_answered_5
         let (answer, app, _folder) = decode_with(script).await;
         assert_problem(&answer, 503, "overloaded");
         assert_eq!(answer.header("retry-after"), "5");
-        assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture is saved");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture must be saved");
         let metrics = app.get("/metrics").await.text();
         assert_eq!(metric(&metrics, "imagesvc_decodes_total{outcome=\"unavailable\"}"), 1.0);
     }
@@ -96,7 +96,7 @@ async fn a_picture_whose_decoder_cannot_be_started_is_saved_and_answered_503() {
 }
 
 #[tokio::test]
-async fn a_decoder_that_breaks_the_protocol_is_an_internal_error() {
+async fn a_decoder_that_breaks_the_protocol_causes_an_internal_error() {
     for script in [
         "exit 0".to_owned(),
         "exit 1".to_owned(),
@@ -109,7 +109,7 @@ async fn a_decoder_that_breaks_the_protocol_is_an_internal_error() {
     ] {
         let (answer, app, _folder) = decode_with(&script).await;
         assert_problem(&answer, 500, "internal");
-        assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture is saved");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture must be saved");
     }
 }
 
@@ -122,7 +122,7 @@ async fn a_decoder_that_hangs_is_killed_at_the_deadline() {
     ] {
         let (answer, app, folder) = decode_with(&script).await;
         assert_problem(&answer, 504, "embedding_timeout");
-        assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture is saved");
+        assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture must be saved");
         assert_exits(&folder, &script).await;
     }
 }
@@ -156,7 +156,7 @@ async fn a_service_with_a_broken_decoder_does_not_start() {
     }
 }
 
-/// Reads the limits of a decoder while it waits for its picture.
+/// Reads the limits of a decoder while the decoder waits for its picture.
 #[test]
 fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
     let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
@@ -192,7 +192,7 @@ fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
     drop(child.stdin.take());
     let mut result = Vec::new();
     child.stdout.take().unwrap().read_to_end(&mut result).unwrap();
-    assert_eq!(result[0], b'b', "an empty input is not a picture");
+    assert_eq!(result[0], b'b', "an empty input must be reported as broken");
     assert!(child.wait().unwrap().success());
 }
 
@@ -225,6 +225,6 @@ async fn a_decoder_inherits_only_its_picture_from_the_service() {
     assert!(variables.is_empty(), "{variables:?}");
     assert!(!inherited.contains("socket:"), "{inherited}");
     let input = inherited.lines().find(|line| line.contains(" 0 -> ")).unwrap();
-    assert!(input.starts_with("lr-x"), "the file is open for reading only: {input}");
+    assert!(input.starts_with("lr-x"), "the file must be open for reading only: {input}");
     assert!(input.contains("/.incoming/") || input.contains(".bmp"), "{input}");
 }

@@ -1,4 +1,5 @@
-//! Fairness: one network's flood does not keep another network from being served.
+//! Fairness: a flood of requests from one client network does not keep clients in another network
+//! from being served.
 
 use std::time::Duration;
 
@@ -20,13 +21,14 @@ use crate::support::{
 
 /// The source address of the clients that send too much.
 const FLOOD: [u8; 4] = [127, 0, 0, 2];
-/// The source address of a client that must be served nevertheless.
+/// The source address of a client in another network, which must be served nevertheless.
 const OTHER: [u8; 4] = [127, 0, 0, 9];
 
-/// How long an answer may take on a busy machine if it waits for no other client.
+/// How long an answer may take, on a busy machine, if the request does not wait for other clients.
 const PROMPTLY: Duration = Duration::from_secs(5);
 
-/// Sends a picture by each route from this source address. Asserts that each gets a vector promptly.
+/// Sends a picture by each route from this source address. Asserts that each answer has a vector and
+/// comes promptly.
 async fn assert_served_promptly(
     app: &TestApp,
     picture_server: &FakeServer,
@@ -47,7 +49,7 @@ async fn assert_served_promptly(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_send_only_a_head_block_no_other_client() {
-    /// Routes and the lengths that the requests declare.
+    /// The routes of the requests, and the lengths of the bodies that the requests declare.
     const HEADS: [(&str, usize); 6] = [
         ("/vectorize-image-base64", 30_300_000),
         ("/vectorize-image-base64", 11_050_000),
@@ -59,8 +61,8 @@ async fn requests_that_send_only_a_head_block_no_other_client() {
     let (nvidia, picture_server) = (FakeNvidia::healthy().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     let mut open: Vec<TcpStream> = Vec::new();
-    // One address may have 64 connections. The first address leaves six of them unused, because it
-    // sends pictures as well.
+    // One address may have 64 connections. The first address opens only 58, because it also sends
+    // pictures.
     for (last_byte, count) in [(1, 58), (2, 64), (3, 64), (4, 64)] {
         for n in 0..count {
             let mut stream = connect_from([127, 0, 0, last_byte], app.address).await.unwrap();
@@ -89,11 +91,11 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
         .may_fetch_from(&picture_server)
         .start()
         .await;
-    // The flood sends bodies that it does not finish, until one is refused.
+    // The flood sends unfinished bodies until the service refuses a request.
     let unfinished_body = vec![b' '; 4_000_000];
     let mut open = Vec::new();
     for round in 1.. {
-        assert!(round < 9, "the service refuses the flood before its memory is full");
+        assert!(round < 9, "the service must refuse the flood before its memory is full");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
         stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
         // This fails if the service refuses the request and closes the connection.
@@ -121,15 +123,15 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn received_bytes_count_as_long_as_they_are_in_memory() {
+async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory() {
     /// The service counts memory in steps of this many bytes.
     const STEP: f64 = 65_536.0;
     const BUFFERED: &str = "imagesvc_buffered_bytes";
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    // The URL route buffers this as JSON, the upload route as the header of a form's part, and the
-    // Base64 route as text to decode.
+    // Each route keeps this start of a body in memory: the URL route as JSON, the upload route as the
+    // header of a form's part, and the Base64 route as Base64 text.
     let start_of_body = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
@@ -139,7 +141,7 @@ async fn received_bytes_count_as_long_as_they_are_in_memory() {
         drop(stream);
         app.wait_for(|value| value(BUFFERED) == 0.0).await;
     }
-    // The form takes one step. The picture is buffered while it is small, then moves to a file.
+    // The form takes one step. The first bytes of the picture are in memory; later they move to a file.
     let form = form(HUBBLE);
     let mut stream = TcpStream::connect(app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-upload", form.len(), "")).await.unwrap();
@@ -147,7 +149,7 @@ async fn received_bytes_count_as_long_as_they_are_in_memory() {
     app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
     stream.write_all(&form[100_000..200_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 2.0 * STEP).await;
-    // The body of the call to NVIDIA counts until the call has ended, even if the client is gone.
+    // The body of the call to NVIDIA counts until the call has ended, even if the client disconnects.
     stream.write_all(&form[200_000..]).await.unwrap();
     nvidia.wait_for(1).await;
     app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;
@@ -165,9 +167,9 @@ async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_net
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "8").start().await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let mut flood_uploads = FuturesUnordered::new();
-    // The flood sends pictures one by one until one is refused.
+    // The flood sends one picture after another until the service refuses a picture.
     loop {
-        assert!(flood_uploads.len() < 8, "the flood is refused before it has all permits");
+        assert!(flood_uploads.len() < 8, "the flood must be refused before it has all permits");
         let picture = tiny(flood_uploads.len());
         let expected = flood_uploads.len() as f64 + 1.0;
         flood_uploads.push(app.send_by(&flood, app.upload_request(&picture, "a.png")));
@@ -196,7 +198,7 @@ async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_net
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_does_not_wait_for_every_call_of_another_networks_flood() {
+async fn a_picture_does_not_wait_for_every_call_of_a_flood_from_another_network() {
     let reply = embedding().after(Duration::from_millis(50));
     let nvidia = FakeNvidia::replying(vec![reply]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", "2").start().await;
@@ -210,14 +212,14 @@ async fn a_picture_does_not_wait_for_every_call_of_another_networks_flood() {
         app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
         let calls = nvidia.received();
         let earlier = calls.iter().position(|call| picture_number(call) == 1000).unwrap();
-        assert!(earlier < 35, "{earlier} calls came before the other network's");
+        assert!(earlier < 35, "only a few calls may come before the other network's: {earlier}");
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     answers.iter().for_each(|answer| drop(answer.vector()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_network() {
+async fn a_network_that_exhausts_the_calls_per_minute_does_not_block_another_network() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "8")
@@ -232,7 +234,8 @@ async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_network() {
     let flood_uploads =
         pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.png")));
     let other_upload = async {
-        // After the first refusal, all calls within the deadline are promised to the flood.
+        // The first refusal means that the flood has reserved all calls that it can get before the
+        // deadline.
         let refused = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"503\"}";
         app.wait_for(|value| value(refused) >= 1.0).await;
         let picture = tiny(1000);
@@ -240,15 +243,15 @@ async fn a_network_that_uses_up_the_pace_leaves_calls_for_another_network() {
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     let served = answers.iter().filter(|answer| answer.status == 200).count();
-    assert!(served >= 20, "the flood uses most of the pace while it is alone: {served} are served");
+    assert!(served >= 20, "the flood should get the calls that nobody else needs: {served}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_does_not_wait_for_every_decode_of_another_networks_flood() {
+async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_network() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let real_decoder = decoder_settings().program;
-    // Logs the picture's width, which is the fifth argument, and waits before it decodes.
+    // Logs its fifth argument, which is the picture's width, waits 0.1 s, and runs the real decoder.
     let slow_decoder = format!(
         "echo \"$5\" >> '{}'; sleep 0.1; exec '{}' \"$@\"",
         log.display(),
@@ -272,12 +275,15 @@ async fn a_picture_does_not_wait_for_every_decode_of_another_networks_flood() {
         let (at_work, saved) = ("imagesvc_pictures_at_work", "imagesvc_pictures_saved_total");
         app.wait_for(|value| value(at_work) + value(saved) >= 30.0).await;
         let decodes_before = read_widths().lines().count();
-        assert!(decodes_before < 20, "the flood still waits after {decodes_before} decodes");
+        assert!(decodes_before < 20, "most of the flood should still wait: {decodes_before}");
         let picture = converted(ROCKET, ImageFormat::WebP); // 640 pixels wide
         app.send_by(&other, app.upload_request(&picture, "a.webp")).await.vector();
         let widths = read_widths();
         let earlier = widths.lines().position(|width| width == "640").unwrap();
-        assert!(earlier <= decodes_before + 2, "after {decodes_before} decodes: {widths:?}");
+        assert!(
+            earlier <= decodes_before + 2,
+            "after {decodes_before} decodes, the picture of width 640 should come soon: {widths:?}"
+        );
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     answers.iter().for_each(|answer| drop(answer.vector()));

@@ -1,4 +1,4 @@
-//! If NVIDIA refuses an asset, the service falls back: it shrinks the picture and sends it inline.
+//! The fallback: if NVIDIA refuses an asset, the service shrinks the picture and sends it inline.
 
 use std::{
     sync::{
@@ -30,8 +30,9 @@ fn is_inline(request: &Received) -> bool {
     request.line() == INFER && request.body.len() > 100
 }
 
-/// Lets NVIDIA give this reply to calls whose line starts with `call`. Asserts that the service
-/// shrinks the picture, and that it shrinks the next picture without trying an asset.
+/// Lets NVIDIA send this reply to calls whose line starts with `call`, except to inline inferences.
+/// Asserts that the service shrinks the picture and sends it inline, and that it does so with the next
+/// picture without trying to create an asset.
 async fn assert_falls_back(call: &'static str, reply: Reply) {
     let nvidia = FakeNvidia::healthy_except(move |request| {
         (request.line().starts_with(call) && !is_inline(request)).then(|| reply.clone())
@@ -60,14 +61,14 @@ async fn assert_falls_back(call: &'static str, reply: Reply) {
 }
 
 #[tokio::test]
-async fn a_refused_create_call_falls_back() {
+async fn a_picture_is_sent_inline_if_the_creation_of_its_asset_is_refused() {
     for status in [400, 403, 404, 405, 410, 413, 415, 422] {
         assert_falls_back(CREATE_ASSET, Reply::status(status)).await;
     }
 }
 
 #[tokio::test]
-async fn an_invalid_response_to_the_create_call_falls_back() {
+async fn a_picture_is_sent_inline_if_the_response_to_the_creation_of_its_asset_is_invalid() {
     for body in [
         "",
         "{}",
@@ -80,21 +81,21 @@ async fn an_invalid_response_to_the_create_call_falls_back() {
 }
 
 #[tokio::test]
-async fn a_refused_asset_falls_back() {
+async fn a_picture_is_sent_inline_if_the_upload_of_its_asset_is_refused() {
     for status in [400, 401, 403, 404, 411, 413, 429] {
         assert_falls_back("PUT ", Reply::status(status)).await;
     }
 }
 
 #[tokio::test]
-async fn a_refused_inference_falls_back() {
+async fn a_picture_is_sent_inline_if_the_inference_on_its_asset_is_refused() {
     for status in [400, 404, 410, 413, 415, 422] {
         assert_falls_back(INFER, Reply::status(status)).await;
     }
 }
 
 #[tokio::test]
-async fn an_error_of_the_key_or_the_account_does_not_fall_back() {
+async fn a_picture_is_not_sent_inline_if_nvidia_refuses_the_key_or_the_account() {
     for (call, nvidias_status, code, status) in [
         (CREATE_ASSET, 401, "embedding_unauthorized", 502),
         (CREATE_ASSET, 402, "embedding_exhausted", 503),
@@ -113,7 +114,7 @@ async fn an_error_of_the_key_or_the_account_does_not_fall_back() {
 }
 
 #[tokio::test]
-async fn a_rate_limited_create_call_is_retried_and_does_not_fall_back() {
+async fn a_rate_limited_creation_of_an_asset_is_retried_and_the_picture_is_not_sent_inline() {
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.line() == CREATE_ASSET).then(|| Reply::status(429))
     })
@@ -124,7 +125,7 @@ async fn a_rate_limited_create_call_is_retried_and_does_not_fall_back() {
 }
 
 #[tokio::test]
-async fn assets_are_tried_again_some_time_after_a_refusal() {
+async fn the_creation_of_assets_is_tried_again_after_the_pause_for_a_refusal() {
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.line() == CREATE_ASSET).then(|| Reply::status(404))
     })
@@ -142,18 +143,18 @@ async fn assets_are_tried_again_some_time_after_a_refusal() {
 }
 
 #[tokio::test]
-async fn with_large_images_set_to_shrink_no_asset_is_created() {
+async fn no_asset_is_created_if_nvidia_large_images_is_set_to_shrink() {
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     assert_eq!(nvidia.lines(), [INFER]);
     let (picture, _) = inline_jpeg(&nvidia.received()[0]);
     let (width, height) = picture.dimensions();
-    assert!(width <= 1000 && width > height, "the picture stays wider than high");
+    assert!(width <= 1000 && width > height, "{width} x {height}");
 }
 
 #[tokio::test]
-async fn a_large_picture_that_cannot_be_decoded_cannot_be_shrunk() {
+async fn a_picture_that_must_be_shrunk_but_cannot_be_decoded_is_refused_and_not_saved() {
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let mut damaged = CHELSEA.to_vec();
@@ -179,11 +180,11 @@ async fn a_picture_refused_as_an_asset_and_inline_does_not_disable_assets() {
 }
 
 #[tokio::test]
-async fn a_picture_that_is_encoded_twice_releases_its_memory_in_between() {
+async fn a_picture_that_is_encoded_twice_releases_its_decode_memory_after_the_first_time() {
     let bmp = converted(&noise_png(500, 500), image_rs::ImageFormat::Bmp);
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
-    // The picture is first re-encoded, which is too large to send inline, and then shrunk. Each takes
-    // all of the decode memory.
+    // The picture is first re-encoded. The result is too large to be sent inline, so the picture is
+    // then shrunk. Both steps need all of the decode memory.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB")
@@ -194,11 +195,11 @@ async fn a_picture_that_is_encoded_twice_releases_its_memory_in_between() {
 }
 
 #[tokio::test]
-async fn a_picture_shrunk_during_an_outage_is_sent_as_an_asset_after_it() {
+async fn a_picture_that_was_shrunk_during_an_outage_is_sent_as_an_asset_after_the_outage() {
     let is_outage = Arc::new(AtomicBool::new(true));
-    let fails = Arc::clone(&is_outage);
+    let shared_is_outage = Arc::clone(&is_outage);
     let nvidia = FakeNvidia::healthy_except(move |request| {
-        let fails = request.line() == CREATE_ASSET && fails.load(Ordering::Relaxed);
+        let fails = request.line() == CREATE_ASSET && shared_is_outage.load(Ordering::Relaxed);
         fails.then(|| Reply::status(503))
     })
     .await;
@@ -210,7 +211,7 @@ async fn a_picture_shrunk_during_an_outage_is_sent_as_an_asset_after_it() {
     is_outage.store(false, Ordering::Relaxed);
     let started = Instant::now();
     while app.upload(HUBBLE, "a.jpg").await.prepared() == "shrunk" {
-        assert!(started.elapsed() < Duration::from_secs(10), "assets are tried again");
+        assert!(started.elapsed() < Duration::from_secs(10), "the picture must become an asset");
     }
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.header("x-cache"), "hit");
 

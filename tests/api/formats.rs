@@ -10,8 +10,8 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn other_formats_than_jpeg_and_png_are_sent_as_a_jpeg_of_the_same_size() {
-    let small = {
+async fn webp_gif_bmp_and_tiff_are_sent_as_a_jpeg_of_the_same_size() {
+    let small_photo = {
         let mut png = std::io::Cursor::new(Vec::new());
         let photo = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(200, 200);
         photo.write_to(&mut png, ImageFormat::Png).unwrap();
@@ -23,7 +23,7 @@ async fn other_formats_than_jpeg_and_png_are_sent_as_a_jpeg_of_the_same_size() {
         (ImageFormat::Bmp, "image/bmp", ".bmp"),
         (ImageFormat::Tiff, "image/tiff", ".tiff"),
     ] {
-        let picture = converted(&small, format);
+        let picture = converted(&small_photo, format);
         let nvidia = FakeNvidia::healthy().await;
         let app = TestApp::start(&nvidia).await;
         let answer = app.upload(&picture, "picture").await;
@@ -33,7 +33,11 @@ async fn other_formats_than_jpeg_and_png_are_sent_as_a_jpeg_of_the_same_size() {
         assert_eq!(body["prepared"], "jpeg");
         let saved_as = body["saved_as"].as_str().unwrap();
         assert!(saved_as.ends_with(extension));
-        assert_eq!(app.saved_bytes(saved_as), picture, "the saved file has the original bytes");
+        assert_eq!(
+            app.saved_bytes(saved_as),
+            picture,
+            "the saved file must have the original bytes"
+        );
 
         let sent = nvidia.last_inline();
         assert_eq!(sent.media_type, "image/jpeg");
@@ -45,12 +49,12 @@ async fn other_formats_than_jpeg_and_png_are_sent_as_a_jpeg_of_the_same_size() {
             .map(|(a, b)| u64::from(a.abs_diff(*b)))
             .sum();
         let samples = u64::from(sent.width() * sent.height() * 3);
-        assert!(difference / samples < 4, "the sent picture looks like the original");
+        assert!(difference / samples < 4, "the sent picture must look like the original");
     }
 }
 
 #[tokio::test]
-async fn other_bytes_than_pictures_are_refused_and_not_saved() {
+async fn bytes_that_are_no_supported_picture_are_refused_and_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (bytes, word) in [
@@ -77,7 +81,7 @@ async fn other_bytes_than_pictures_are_refused_and_not_saved() {
 
 #[cfg(not(feature = "heic"))]
 #[tokio::test]
-async fn a_build_without_heic_refuses_it_and_explains_how_to_send_a_jpeg() {
+async fn a_build_without_heic_refuses_heic_and_explains_how_to_send_a_jpeg() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for picture in [PHONE, &PHONE[..300]] {
@@ -156,7 +160,7 @@ async fn a_picture_that_needs_too_much_decode_memory_is_refused() {
 }
 
 #[tokio::test]
-async fn the_format_is_that_of_the_bytes_whatever_the_file_name_and_media_type() {
+async fn the_bytes_decide_the_format_whatever_the_file_name_and_media_type() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let photo = image_rs::load_from_memory(ROCKET).unwrap().thumbnail(60, 40);
@@ -201,15 +205,16 @@ async fn hostile_pictures_are_refused_and_not_saved() {
     let many_scans = {
         let start = ROCKET.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
         let scan = &ROCKET[start..start + 2000];
-        // The picture is so large that it has to be decoded.
+        // The file is over the inline limit, so the picture must be decoded to shrink it.
         [&ROCKET[..start], &scan.repeat(200)].concat()
     };
-    let gif = |width: u16, height: u16| {
+    let gif_of_size = |width: u16, height: u16| {
         let mut gif = converted(CHELSEA, ImageFormat::Gif);
         gif[6..8].copy_from_slice(&width.to_le_bytes());
         gif[8..10].copy_from_slice(&height.to_le_bytes());
         gif
     };
+    // The table of the strips' offsets (tag 273) has four billion values, according to its entry.
     let absurd_tiff = {
         let mut tiff = converted(ROCKET, ImageFormat::Tiff);
         let directory = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize;
@@ -225,8 +230,8 @@ async fn hostile_pictures_are_refused_and_not_saved() {
     };
     for (picture, status, code) in [
         (many_scans, 415, "unsupported_image"),
-        (gif(65_535, 65_535), 413, "image_too_large"),
-        (gif(8000, 7900), 413, "image_too_large"),
+        (gif_of_size(65_535, 65_535), 413, "image_too_large"),
+        (gif_of_size(8000, 7900), 413, "image_too_large"),
         (absurd_tiff, 415, "unsupported_image"),
     ] {
         let answer = app.upload(&picture, "picture").await;

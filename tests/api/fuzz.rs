@@ -43,14 +43,15 @@ fn assert_answered<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Val
 }
 
 /// The routes that take pictures, with their content types.
-const ROUTES: [(&str, &str); 3] = [
+const ROUTES: [(&str, &str); 4] = [
     ("/vectorize-image-base64", "application/json"),
     ("/vectorize-image", "application/json"),
     ("/vectorize-image-upload", FORM),
+    ("/v1/embeddings", "application/json"),
 ];
 
 /// A valid body for each of [`ROUTES`].
-fn valid_bodies() -> [Vec<u8>; 3] {
+fn valid_bodies() -> [Vec<u8>; 4] {
     let text = BASE64_STANDARD.encode(PIXEL);
     [
         format!(r#"{{"image_base64": "{text}", "filename": "a.gif"}}"#).into_bytes(),
@@ -61,13 +62,15 @@ fn valid_bodies() -> [Vec<u8>; 3] {
             b"\r\n--x\r\nContent-Disposition: form-data; name=\"more\"\r\n\r\n1\r\n--x--\r\n",
         ]
         .concat(),
+        format!(r#"{{"input": ["{text}", {{"image_url": {{"url": "data:,{text}"}}}}], "encoding_format": "float"}}"#)
+            .into_bytes(),
     ]
 }
 
 #[test]
 fn random_bytes_are_answered() {
     assert_answered(
-        (0..3usize, proptest::collection::vec(any::<u8>(), 0..300)),
+        (0..ROUTES.len(), proptest::collection::vec(any::<u8>(), 0..300)),
         async |app, (route, body)| {
             let (path, content_type) = ROUTES[route];
             app.post(path, content_type, body).await
@@ -80,7 +83,7 @@ fn mutations_of_valid_requests_are_answered() {
     let mutation =
         (any::<prop::sample::Index>(), 0..4usize, proptest::collection::vec(any::<u8>(), 0..8));
     assert_answered(
-        (0..3usize, proptest::collection::vec(mutation, 1..5)),
+        (0..ROUTES.len(), proptest::collection::vec(mutation, 1..5)),
         async |app, (route, mutations)| {
             let mut body = valid_bodies()[route].clone();
             for (start, removed_len, inserted) in mutations {
@@ -110,7 +113,7 @@ fn any_text_as_a_url_or_a_file_name_is_answered() {
 
 #[test]
 fn any_content_type_is_answered() {
-    assert_answered(("[ -~]{0,40}", 0..3usize), async |app, (parameters, route)| {
+    assert_answered(("[ -~]{0,40}", 0..ROUTES.len()), async |app, (parameters, route)| {
         let content_type = format!("multipart/form-data{parameters}");
         app.post(ROUTES[route].0, &content_type, valid_bodies()[2].clone()).await
     });
@@ -135,7 +138,7 @@ async fn unusual_json_is_answered() {
         "null".into(),
         "{}{}".into(),
     ] {
-        for path in ["/vectorize-image", "/vectorize-image-base64"] {
+        for path in ["/vectorize-image", "/vectorize-image-base64", "/v1/embeddings"] {
             let answer = app.post(path, "application/json", body.clone()).await;
             assert_eq!(answer.status, 422, "{body:.60}: {}", answer.text());
         }

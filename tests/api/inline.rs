@@ -1,4 +1,5 @@
-//! A picture that is small enough to be sent inline takes one call. These tests check every byte of it.
+//! A picture that is small enough to be sent inline needs one call to NVIDIA. These tests check every
+//! byte of this call, and the answer to the client.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 
@@ -50,13 +51,13 @@ async fn all_three_routes_send_the_same_request_to_nvidia() {
 
 #[tokio::test]
 async fn a_png_with_a_jpg_file_name_is_sent_as_png() {
-    let small = image_rs::load_from_memory(CHELSEA).unwrap().resize(
+    let thumbnail = image_rs::load_from_memory(CHELSEA).unwrap().resize(
         100,
         100,
         image_rs::imageops::FilterType::Triangle,
     );
     let mut png = std::io::Cursor::new(Vec::new());
-    small.write_to(&mut png, image_rs::ImageFormat::Png).unwrap();
+    thumbnail.write_to(&mut png, image_rs::ImageFormat::Png).unwrap();
     let png = png.into_inner();
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
@@ -71,7 +72,7 @@ async fn a_png_with_a_jpg_file_name_is_sent_as_png() {
 }
 
 #[tokio::test]
-async fn a_key_with_a_bearer_prefix_is_sent_with_one_prefix() {
+async fn an_nvidia_key_with_a_bearer_prefix_is_not_sent_with_two_prefixes() {
     let nvidia = FakeNvidia::healthy().await;
     let with_bearer = format!("Bearer {KEY}");
     let app = TestApp::builder(&nvidia).setting("NVIDIA_API_KEY", &with_bearer).start().await;

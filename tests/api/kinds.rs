@@ -3,7 +3,7 @@
 use crate::support::{FakeNvidia, TestApp, kinds};
 
 #[tokio::test]
-async fn ordinary_pictures_of_every_kind_are_embedded() {
+async fn ordinary_pictures_of_every_supported_kind_are_embedded() {
     let nvidia = FakeNvidia::healthy().await;
     // With these settings, all but very small pictures are decoded.
     let app = TestApp::builder(&nvidia)

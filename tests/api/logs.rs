@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, stream};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{
-    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, documents::Document,
-    embedding, metric, picture_number, tiny,
+    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, data_url,
+    documents::Document, embedding, metric, picture_number, tiny,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -274,4 +274,40 @@ async fn the_service_keeps_serving_if_nobody_reads_its_log() {
     assert!(metric(&metrics, "imagesvc_log_lines_dropped_total") > 0.0);
     let (status, _) = child.stop();
     assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_failed_picture_of_a_batch_with_errors_item_is_logged() {
+    let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
+        402 => Reply::status(402),
+        _ => embedding(),
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let child = Child::start_with(&nvidia, folder.path(), &[]);
+    let input = json!([data_url(&tiny(1)), data_url(&tiny(402)), "text"]);
+    let request = reqwest::Client::new()
+        .post(child.url("/v1/embeddings?errors=item"))
+        .header("x-request-id", "batch")
+        .body(json!({ "input": input }).to_string());
+    assert_eq!(request.send().await.unwrap().status(), 200);
+    let (_, log) = child.stop();
+    let events: Vec<Value> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let request = events.iter().find(|event| event["message"] == "request").unwrap();
+    assert_eq!(request["pictures"], 3);
+    assert_eq!(request["failed_pictures"], 2);
+    let failed: Vec<_> =
+        events.iter().filter(|event| event["message"] == "a picture of a batch failed").collect();
+    let codes: Vec<_> = failed.iter().map(|event| (&event["level"], &event["code"])).collect();
+    assert_eq!(
+        codes,
+        [
+            (&json!("WARN"), &json!("embedding_exhausted")),
+            (&json!("INFO"), &json!("validation_failed"))
+        ]
+    );
+    for event in failed {
+        assert!(event.to_string().contains("\"request_id\":\"batch\""), "{event}");
+        assert!(event["error"].as_str().unwrap().contains("input["), "{event}");
+    }
 }

@@ -1,5 +1,6 @@
-//! Sends damaged pictures of every format. Each must be answered in time, with an embedding or as an
-//! invalid picture. Afterwards, the service must have no more files and hardly more memory than before.
+//! Sends damaged pictures of every format. Each picture must be answered in time, with an embedding or
+//! with an error about the picture. Afterwards, the service must have no more open files and hardly more
+//! memory than before.
 //!
 //! CI runs this for half a minute. To run it for ten minutes:
 //!
@@ -29,17 +30,18 @@ use crate::support::{
     mutate::damaged,
 };
 
-/// The longest fixture to damage, in bytes. Longer ones are slower, and most changes are in their pixels.
+/// The longest fixture to damage, in bytes. Longer fixtures are slower to decode, and most damage would
+/// be in their pixels.
 const MAX_LEN: u64 = 30_000;
-/// The size of the generated pictures.
+/// The width and height of the generated pictures.
 const SIZE: (u32, u32) = (45, 31);
 
-/// The longest time until an answer. A decoder may use 20 s of processor time, and the machine may be
-/// busy.
+/// Every picture must be answered within this time. A decoder may use 20 s of processor time, and the
+/// machine may be busy.
 const MAX_DURATION: Duration = Duration::from_secs(60);
 
-/// The most that memory may grow after the first quarter of the run, in bytes. The allocator's memory
-/// varies by less than that.
+/// The service's memory may grow by at most this many bytes after the first quarter of the run. The
+/// allocator's memory varies by less than that.
 const MAX_GROWTH: u64 = 24 << 20;
 
 /// The run stops after this many failures: a broken service would have thousands.
@@ -49,7 +51,7 @@ const MAX_FAILURES: usize = 20;
 type Corpus = Vec<Vec<u8>>;
 
 /// The undamaged pictures. Most are valid; a few are of an unsupported kind.
-fn corpora() -> Vec<Corpus> {
+fn load_corpora() -> Vec<Corpus> {
     let mut corpora = BTreeMap::<String, Corpus>::new();
     let mut add = |format: &str, picture| corpora.entry(format.into()).or_default().push(picture);
     for (name, picture) in kinds::all(SIZE.0, SIZE.1) {
@@ -90,7 +92,7 @@ fn fixtures() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
 }
 
-/// Adds EXIF with an orientation, if the format is JPEG, PNG or WebP.
+/// Adds EXIF data with an orientation, if the format is JPEG, PNG or WebP.
 fn turned(format: &str, picture: &[u8], width: u32, height: u32) -> Vec<u8> {
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     const HAS_EXIF: u8 = 0b1000;
@@ -107,15 +109,16 @@ fn turned(format: &str, picture: &[u8], width: u32, height: u32) -> Vec<u8> {
     turned
 }
 
-/// Returns the nth damaged picture of a run. It depends only on the seed and the number.
-fn nth(corpora: &[Corpus], seed: u64, n: usize) -> Vec<u8> {
+/// Returns the nth damaged picture of a run. The picture depends only on `seed` and `n`.
+fn nth_damaged_picture(corpora: &[Corpus], seed: u64, n: usize) -> Vec<u8> {
     let mut random = Rng::with_seed(seed.wrapping_add(n as u64));
     let corpus = &corpora[random.usize(..corpora.len())];
     let [picture, other] = [(); 2].map(|()| &corpus[random.usize(..corpus.len())]);
     damaged(picture, other, &mut random)
 }
 
-/// Sends a picture. Returns the status and the code or media type, or a description of the failure.
+/// Sends a picture. Returns an expected outcome, which is the status with the error code or the media type.
+/// Otherwise returns a description of the failure.
 async fn send(
     child: &Child,
     client: &reqwest::Client,
@@ -154,9 +157,10 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     let duration = Duration::from_secs(number("MUTATION_SECONDS").unwrap_or(30));
     let seed = number("MUTATION_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
     println!("MUTATION_SEED={seed}");
-    let corpora = corpora();
+    let corpora = load_corpora();
     let folder = tempfile::tempdir().unwrap();
-    // The sandbox decodes every picture. Those that are converted or shrunk for it are decoded twice.
+    // The sandbox decodes every picture. The pictures that the service converts or shrinks are decoded
+    // twice.
     let child = Child::start(
         folder.path(),
         &[
@@ -181,11 +185,12 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
             let end = Instant::now() + duration;
             let numbers = stream::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
             let numbers = numbers.take_while(|_| {
-                let goes_on = Instant::now() < end && failures.lock().unwrap().len() < MAX_FAILURES;
-                std::future::ready(goes_on)
+                let has_time = Instant::now() < end;
+                let may_continue = has_time && failures.lock().unwrap().len() < MAX_FAILURES;
+                std::future::ready(may_continue)
             });
             let requests = numbers.map(|n| async move {
-                let picture = nth(corpora, seed, n);
+                let picture = nth_damaged_picture(corpora, seed, n);
                 let outcome = send(child, client, n, &picture).await.unwrap_or_else(|failure| {
                     let path = failed_pictures.path().join(n.to_string());
                     std::fs::write(&path, &picture).unwrap();
@@ -194,12 +199,13 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
                 });
                 *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
             });
-            // One request for each core, which is also the number of decoders, so that none waits.
+            // One request for each core. This is also the number of decoders, so no request waits for
+            // a decoder.
             let max_concurrent = available_parallelism().map_or(1, usize::from);
             requests.buffer_unordered(max_concurrent).collect::<()>().await;
         }
     };
-    // After this time, idle connections are closed.
+    // The service closes idle connections within this time.
     let pause = Duration::from_secs(6);
     send_pictures(duration / 4).await;
     let before = ResourceUsage::when_idle(&child, pause).await;
@@ -217,7 +223,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     );
     after.assert_no_more_than(&before, MAX_GROWTH);
     let incoming = std::fs::read_dir(folder.path().join("downloads/.incoming")).unwrap().count();
-    assert_eq!(incoming, 0, "no partly received file is left");
+    assert_eq!(incoming, 0, "no partly received file must be left");
     let (status, log) = child.stop();
     assert_eq!(status.code(), Some(0));
     // A panic in a decoder does not harm the service, but it is a bug of a library.

@@ -1,4 +1,4 @@
-//! The vector has exactly the values that NVIDIA sent, and an invalid vector is refused.
+//! The vector in the answer has exactly the values that NVIDIA sent. An invalid vector is refused.
 
 use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, assert_problem, embedding_of, numbers};
 
@@ -39,7 +39,7 @@ async fn every_number_has_the_value_that_nvidia_sent() {
 }
 
 #[tokio::test]
-async fn a_response_with_only_the_embedding_is_accepted() {
+async fn a_response_without_other_fields_or_with_extra_metadata_is_accepted() {
     let body =
         format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
     let nvidia = FakeNvidia::replying(vec![Reply::json(200, body)]).await;
@@ -47,11 +47,11 @@ async fn a_response_with_only_the_embedding_is_accepted() {
 }
 
 #[tokio::test]
-async fn anything_but_1536_finite_numbers_is_refused() {
+async fn a_response_without_exactly_1536_finite_numbers_is_refused() {
     let with = |number: &str| {
-        let mut numbers = numbers();
-        numbers[700] = number.to_owned();
-        embedding_of(&format!("[{}]", numbers.join(",")))
+        let mut items = numbers();
+        items[700] = number.to_owned();
+        embedding_of(&format!("[{}]", items.join(",")))
     };
     let replies = [
         embedding_of(&format!("[{}]", numbers()[1..].join(","))),
@@ -69,7 +69,7 @@ async fn anything_but_1536_finite_numbers_is_refused() {
         Reply::json(200, "{}"),
         Reply::new(200, &[("content-type", "text/html")], "no page: upstream-secret"),
         Reply::status(200),
-        // A valid response that is longer than the service reads.
+        // Valid, but longer than the 1 MiB that the service reads.
         Reply::json(
             200,
             format!(
@@ -85,6 +85,6 @@ async fn anything_but_1536_finite_numbers_is_refused() {
         let answer = app.upload(ROCKET, "rocket.jpg").await;
         assert_problem(&answer, 502, "embedding_invalid");
         assert_eq!(app.saved(), [answer.saved_as()]);
-        assert_eq!(nvidia.received().len(), 1, "a paid inference was repeated");
+        assert_eq!(nvidia.received().len(), 1, "a paid inference must not be repeated");
     }
 }

@@ -54,8 +54,8 @@ async fn a_picture_is_embedded_after_two_transient_faults() {
     }
 }
 
-/// The expected outcome if NVIDIA responds to an inline inference with `status`: the number of calls,
-/// and the status and the code that the client receives.
+/// The expected outcome if NVIDIA responds to an inline inference with `status`: the number of calls
+/// to NVIDIA, and the status and the code that the client receives.
 fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
     match status {
         400 | 413 | 415 | 422 => (1, 422, "embedding_rejected"),
@@ -69,10 +69,10 @@ fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
 }
 
 #[tokio::test]
-async fn every_status_of_nvidia_leads_to_the_listed_code_and_the_picture_is_saved() {
+async fn the_client_gets_the_expected_code_for_each_status_of_nvidia_and_the_picture_is_saved() {
     let calls_by_status = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
     let counter = Arc::clone(&calls_by_status);
-    // The number of the picture is the status that NVIDIA responds with.
+    // NVIDIA responds to picture number 404 with status 404, and so on.
     let nvidia = FakeNvidia::scripted(move |request, _| {
         let status = picture_number(request);
         *counter.lock().unwrap().entry(status).or_default() += 1;
@@ -93,7 +93,7 @@ async fn every_status_of_nvidia_leads_to_the_listed_code_and_the_picture_is_save
 }
 
 #[tokio::test]
-async fn a_fault_of_every_attempt_is_reported_after_three_attempts() {
+async fn the_client_gets_an_error_after_three_attempts_with_a_transient_fault() {
     for fault in transient_faults() {
         let (status, code) = match &fault {
             Reply::Hang => (504, "embedding_timeout"),
@@ -139,7 +139,7 @@ async fn at_least_99_percent_of_requests_succeed_if_a_tenth_of_the_calls_fail() 
         .buffer_unordered(32)
         .collect()
         .await;
-    assert_eq!(answers.len(), REQUESTS, "every request gets an answer");
+    assert_eq!(answers.len(), REQUESTS);
     let successes = answers.iter().filter(|(answer, _)| answer.status == 200).count();
     assert!(successes * 100 >= REQUESTS * 99, "{successes}");
     for (answer, elapsed) in answers {
@@ -149,7 +149,7 @@ async fn at_least_99_percent_of_requests_succeed_if_a_tenth_of_the_calls_fail() 
         }
     }
     let calls = nvidia.lines().len();
-    assert!(calls > REQUESTS + REQUESTS / 20, "too few calls were retried: {calls}");
+    assert!(calls > REQUESTS + REQUESTS / 20, "more calls should be retried: {calls} calls");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,10 +157,10 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
     const REQUESTS: usize = 1500;
     let has_outage = Arc::new(AtomicBool::new(true));
     let calls_by_picture = Arc::new(Mutex::new(HashMap::<usize, usize>::new()));
-    let (has_outage_now, counter) = (Arc::clone(&has_outage), Arc::clone(&calls_by_picture));
+    let (shared_has_outage, counter) = (Arc::clone(&has_outage), Arc::clone(&calls_by_picture));
     let nvidia = FakeNvidia::scripted(move |request, _| {
         *counter.lock().unwrap().entry(picture_number(request)).or_default() += 1;
-        if has_outage_now.load(Ordering::SeqCst) { nvidia_error(503) } else { embedding() }
+        if shared_has_outage.load(Ordering::SeqCst) { nvidia_error(503) } else { embedding() }
     })
     .await;
     let app = TestApp::start(&nvidia).await;
@@ -170,8 +170,9 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
     {
         let calls_by_picture = calls_by_picture.lock().unwrap();
         let total: usize = calls_by_picture.values().sum();
-        assert!(total <= REQUESTS + REQUESTS / 4 + 100, "more retries than the budget: {total}");
-        assert!(total > REQUESTS + 400, "the budget was not used: {total}");
+        let max_retries = REQUESTS / 4 + 100;
+        assert!(total <= REQUESTS + max_retries, "retries must stay in the budget: {total} calls");
+        assert!(total > REQUESTS + 400, "the service should use the budget: {total} calls");
         assert!(calls_by_picture.values().all(|calls| *calls <= 3));
     }
     has_outage.store(false, Ordering::SeqCst);
@@ -186,21 +187,22 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
 async fn a_retry_waits_as_long_as_retry_after_asks() {
     let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_millis(2500));
     let seconds = || "1".to_owned();
-    for (status, wait) in [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)] {
-        let wait = wait();
-        let reply = Reply::new(status, &[("retry-after", &wait)], "");
+    let cases = [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)];
+    for (status, make_retry_after) in cases {
+        let retry_after = make_retry_after();
+        let reply = Reply::new(status, &[("retry-after", &retry_after)], "");
         let nvidia = FakeNvidia::replying(vec![reply, embedding()]).await;
         let app = TestApp::start(&nvidia).await;
         let started = Instant::now();
         app.upload(ROCKET, "rocket.jpg").await.vector();
-        // The date is rounded down to a second, so the wait may be only 1.5 s.
-        assert!(started.elapsed() >= Duration::from_secs(1), "{wait}");
+        // The date is rounded down to a full second, so the wait may be only 1.5 s.
+        assert!(started.elapsed() >= Duration::from_secs(1), "{retry_after}");
         assert_eq!(nvidia.lines().len(), 2);
     }
 }
 
 #[tokio::test]
-async fn a_retry_after_past_the_deadline_is_returned_to_the_client_at_once() {
+async fn a_retry_after_that_ends_past_the_deadline_is_passed_to_the_client_at_once() {
     let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
     for (status, retry_after, client_status, code, client_seconds) in [
         (429, "120", 503, "embedding_rate_limited", 120..=120),
@@ -222,8 +224,9 @@ async fn a_retry_after_on_one_call_applies_to_all_calls() {
     let nvidia = FakeNvidia::replying(vec![Reply::new(429, &[("retry-after", "120")], "")]).await;
     let app = TestApp::start(&nvidia).await;
     let identical = join_all((0..25).map(|_| app.upload(ROCKET, "rocket.jpg"))).await;
-    let others: Vec<_> = (0..5).map(tiny).collect();
-    let others = join_all(others.iter().map(|other| app.upload(other, "tiny.png"))).await;
+    let other_pictures: Vec<_> = (0..5).map(tiny).collect();
+    let others = other_pictures.iter().map(|picture| app.upload(picture, "tiny.png"));
+    let others = join_all(others).await;
     let large = app.upload(HUBBLE, "hubble.jpg").await;
     for answer in identical.iter().chain(&others).chain([&large]) {
         assert_problem(answer, 503, "embedding_rate_limited");
@@ -234,7 +237,7 @@ async fn a_retry_after_on_one_call_applies_to_all_calls() {
 }
 
 #[tokio::test]
-async fn a_picture_that_arrives_during_a_retry_after_is_sent_after_that_time() {
+async fn a_picture_that_arrives_while_nvidia_asks_to_wait_is_sent_after_the_wait() {
     let reply = Reply::new(429, &[("retry-after", "1")], "");
     let nvidia = FakeNvidia::replying(vec![reply, embedding()]).await;
     let app = TestApp::start(&nvidia).await;

@@ -1,5 +1,5 @@
-//! Pictures whose EXIF has an orientation are turned upright before they are sent to NVIDIA, in every
-//! format and of every size.
+//! Pictures with an orientation in their EXIF data are turned upright before they are sent to NVIDIA, in
+//! every format and of every size.
 
 use image_rs::{ImageFormat, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 
@@ -59,7 +59,7 @@ fn exif(orientation: u8) -> Vec<u8> {
     [&head[..], &[orientation, 0, 0, 0, 0, 0, 0]].concat()
 }
 
-fn jpeg(picture: &RgbImage, orientation: u8) -> Vec<u8> {
+fn jpeg_with_orientation(picture: &RgbImage, orientation: u8) -> Vec<u8> {
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, 95).encode_image(picture).unwrap();
     jpeg.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(orientation)].concat()));
@@ -69,21 +69,21 @@ fn jpeg(picture: &RgbImage, orientation: u8) -> Vec<u8> {
 /// The picture with this orientation, in every format that can store an orientation.
 fn in_every_format(picture: &RgbImage, orientation: u8) -> [(&'static str, Vec<u8>); 4] {
     const HAS_EXIF: u8 = 0b1000;
-    let jpeg = jpeg(picture, orientation);
+    let jpeg = jpeg_with_orientation(picture, orientation);
     let mut png = Vec::new();
     picture.write_to(&mut std::io::Cursor::new(&mut png), ImageFormat::Png).unwrap();
     let mut lossless = converted(&png, ImageFormat::WebP).split_off(12);
     lossless.truncate(lossless.len() & !1);
-    let tiff = tiff(&converted(&png, ImageFormat::Tiff), orientation);
+    let tiff = tiff_with_orientation(&converted(&png, ImageFormat::Tiff), orientation);
     png.splice(33..33, png_chunk(b"eXIf", &exif(orientation)));
     let (width, height) = picture.dimensions();
-    let exif = riff_chunk(b"EXIF", &exif(orientation));
-    let webp = webp(&[vp8x(HAS_EXIF, width, height), lossless, exif]);
-    [("JPEG", jpeg), ("PNG", png), ("WebP", webp), ("TIFF", tiff)]
+    let exif_chunk = riff_chunk(b"EXIF", &exif(orientation));
+    let extended_webp = webp(&[vp8x(HAS_EXIF, width, height), lossless, exif_chunk]);
+    [("JPEG", jpeg), ("PNG", png), ("WebP", extended_webp), ("TIFF", tiff)]
 }
 
 /// Adds the orientation to a TIFF. Writes a new directory to the end of the file, sorted by tag.
-fn tiff(tiff: &[u8], orientation: u8) -> Vec<u8> {
+fn tiff_with_orientation(tiff: &[u8], orientation: u8) -> Vec<u8> {
     const ORIENTATION: u16 = 274;
     assert!(tiff.starts_with(b"II"));
     let at = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize;
@@ -117,7 +117,8 @@ async fn every_picture_is_sent_upright_and_saved_unchanged() {
             let prepared = if is_sent_unchanged { "original" } else { "jpeg" };
             assert_eq!(answer.prepared(), prepared, "{format} {orientation}");
             let body = answer.json();
-            assert_eq!((&body["width"], &body["height"]), (&48.into(), &32.into()), "as stored");
+            // The answer contains the size before the picture is turned.
+            assert_eq!((&body["width"], &body["height"]), (&48.into(), &32.into()));
             assert_eq!(app.saved_bytes(&answer.saved_as()), bytes, "{format} {orientation}");
 
             let sent = nvidia.last_inline();
@@ -136,10 +137,11 @@ async fn a_shrunk_picture_is_sent_upright() {
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let picture = corners(1600, 800);
     for orientation in 2..=8 {
-        // The zeros after the end make this JPEG too long to be sent inline. The converted JPEG is short.
-        let bytes = [jpeg(&picture, orientation), vec![0; 200_000]].concat();
+        // The zeros after the end make this JPEG too long to be sent inline. The JPEG of the turned
+        // picture is short enough.
+        let bytes = [jpeg_with_orientation(&picture, orientation), vec![0; 200_000]].concat();
         let answer = app.upload(&bytes, "picture.jpg").await;
-        assert_eq!(answer.prepared(), "jpeg", "the picture is turned, but not shrunk");
+        assert_eq!(answer.prepared(), "jpeg", "the picture must be turned, but not shrunk");
         let sent = nvidia.last_inline().pixels();
         assert_eq!(corner_indices(&sent), upright(orientation), "{orientation}");
     }
@@ -148,7 +150,7 @@ async fn a_shrunk_picture_is_sent_upright() {
         Rgb(corner.map(|channel| channel.saturating_add(fastrand::u8(..100))))
     });
     for orientation in 1..=8 {
-        let answer = app.upload(&jpeg(&noisy, orientation), "picture.jpg").await;
+        let answer = app.upload(&jpeg_with_orientation(&noisy, orientation), "picture.jpg").await;
         assert_eq!(answer.prepared(), "shrunk");
         let sent = nvidia.last_inline().pixels();
         assert_eq!(corner_indices(&sent), upright(orientation), "{orientation}");
@@ -169,7 +171,7 @@ async fn a_large_picture_that_must_be_turned_is_sent_as_a_jpeg_asset() {
 }
 
 #[tokio::test]
-async fn a_photograph_with_an_orientation_has_nearly_the_vector_of_the_upright_one() {
+async fn a_photograph_with_an_orientation_has_nearly_the_vector_of_the_upright_photograph() {
     let app = TestApp::sandbox().start().await;
     let mut upright = std::io::Cursor::new(Vec::new());
     image_rs::load_from_memory(PLAIN)
@@ -207,7 +209,7 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
             let requests = nvidia.received();
             let put = requests.iter().find(|request| request.line().starts_with("PUT")).unwrap();
             let sent = image_rs::load_from_memory(&put.body).unwrap();
-            assert_eq!(sent.width() * sent.height(), 400 * 300, "the picture is not scaled");
+            assert_eq!(sent.width() * sent.height(), 400 * 300, "the picture must not be scaled");
             assert!(put.body.len() <= limit, "{format:?}: {} of {limit}", put.body.len());
             lengths.push(put.body.len());
             limit = put.body.len() * 6 / 10;
@@ -217,7 +219,7 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
 }
 
 #[tokio::test]
-async fn a_picture_that_cannot_be_a_jpeg_of_its_size_within_the_limit_is_shrunk() {
+async fn a_picture_is_shrunk_if_no_jpeg_of_its_size_is_within_the_limit() {
     let wide =
         RgbImage::from_fn(
             70_000,
@@ -248,12 +250,12 @@ async fn a_picture_that_cannot_be_a_jpeg_of_its_size_within_the_limit_is_shrunk(
         let sent = nvidia.last_inline().pixels();
         assert!(sent.width().max(sent.height()) <= 1024, "{name}");
         let again = app.upload(&picture, name).await;
-        assert_eq!(again.header("x-cache"), "hit", "{name}: the vector is cached");
+        assert_eq!(again.header("x-cache"), "hit", "{name}: the vector must be cached");
     }
 }
 
 #[tokio::test]
-async fn a_jpeg_with_tolerated_mistakes_is_sent_unchanged_and_can_be_decoded() {
+async fn an_unusual_but_decodable_jpeg_is_sent_unchanged() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let sandbox = TestApp::sandbox().start().await;
@@ -286,15 +288,16 @@ async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
     let saved = app.saved();
     let mut turned = SCANS.to_vec();
     turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
-    let long = [SCANS, &[0; 20_000]].concat();
-    for must_be_decoded in [turned, long] {
-        let answer = app.upload(&must_be_decoded, "scans.jpg").await;
+    let over_the_inline_limit = [SCANS, &[0; 20_000]].concat();
+    // Both pictures must be decoded: one to turn it, and the other to shrink it.
+    for picture in [turned, over_the_inline_limit] {
+        let answer = app.upload(&picture, "scans.jpg").await;
         let problem = assert_problem(&answer, 415, "unsupported_image");
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.contains("a scan for each of its colour components"), "{detail}");
         assert!(!detail.contains("damaged") && !detail.contains("as a JPEG"), "{detail}");
         assert!(problem.get("saved_as").is_none());
     }
-    assert_eq!(app.saved(), saved, "refused pictures are not saved");
+    assert_eq!(app.saved(), saved, "refused pictures must not be saved");
     assert_eq!(nvidia.received().len(), 1);
 }

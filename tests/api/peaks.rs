@@ -21,7 +21,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::support::{
     converted,
-    craft::{png, png_chunk, riff_chunk, segment, vp8x, webp, zlib},
+    craft::{Interlace, png, png_chunk, riff_chunk, segment, vp8x, webp, zlib},
     kinds::{self, Kind},
     noise_png,
 };
@@ -29,8 +29,8 @@ use crate::support::{
 /// The memory that all children together may use by default, in bytes.
 const MAX_MEMORY: u64 = 512 << 20;
 
-/// The memory by which a peak may exceed its estimate, in bytes: for tables, the allocator and the
-/// system. A full estimate contains more for this, but the test does not count its part for metadata.
+/// A peak may exceed its estimate by this many bytes, for tables, the allocator and the system. The full
+/// estimate contains more memory for them, in its part for metadata, which this test subtracts.
 const TOLERANCE: u64 = 1 << 20;
 
 /// An estimate may be at most this many times the peak.
@@ -40,13 +40,13 @@ const CONVERTED: Target = Target::Converted { max_len: 20 << 20 };
 const SHRUNK: Target = Target::Shrunk { max_len: 149_999 };
 const SQUARE: Target = Target::Square { side: 300 };
 
-/// A picture of one pixel. Its peak memory is that of the program itself, and its memory estimate is
-/// that for metadata.
+/// A picture of one pixel. Its peak memory is the memory of the program itself, and its memory estimate
+/// is the part for metadata.
 const PIXEL: &[u8] =
     b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
 
 #[test]
-fn children_render_every_kind_within_their_limits_and_the_memory_estimate() {
+fn children_render_every_kind_within_their_limits_and_use_about_the_estimated_memory() {
     let mut pictures = kinds::all(1600, 1200);
     pictures.retain(|(name, _)| !kinds::is_unsupported(name));
     pictures.push(gif_with_narrower_frame(&pictures));
@@ -108,15 +108,15 @@ struct Peak {
 }
 
 impl Peak {
-    /// Returns by how much the peak exceeds that for a picture of one pixel. This is resident memory or
-    /// address space, whichever grows more: the child's limit is its address space, but the machine's
-    /// limit is resident memory.
+    /// Returns by how many bytes the peak exceeds the peak for a picture of one pixel. This is the growth
+    /// of the resident memory or of the address space, whichever is larger: the limit of the child is for
+    /// its address space, but the machine is limited by resident memory.
     fn growth(&self, pixel: &Self) -> u64 {
         let resident = self.resident.saturating_sub(pixel.resident);
         resident.max(self.address_space.saturating_sub(pixel.address_space))
     }
 
-    /// Returns the growth as a percentage of the estimate without that for metadata.
+    /// Returns the growth as a percentage of the estimate, without the estimate's part for metadata.
     fn percent(&self, pixel: &Self) -> u64 {
         self.growth(pixel) * 100 / (self.estimate - pixel.estimate).max(1)
     }
@@ -197,7 +197,8 @@ fn status_after_rendering(id: u32) -> String {
     }
 }
 
-/// A GIF whose frame is one pixel narrower than the canvas. The decoder needs a buffer for each.
+/// A GIF whose frame is one pixel narrower than the canvas. The decoder needs a buffer for the frame and
+/// one for the canvas.
 fn gif_with_narrower_frame(pictures: &[Kind]) -> Kind {
     let mut gif = named(pictures, "gif-plain");
     gif[6] += 1; // the lower byte of the canvas width
@@ -208,7 +209,7 @@ fn named(pictures: &[Kind], name: &str) -> Vec<u8> {
     pictures.iter().find(|(known, _)| known == name).unwrap().1.clone()
 }
 
-/// Some pictures with EXIF that turns them. Turning must not need another copy of the pixels.
+/// Some of the pictures, with EXIF data that turns them. Turning must not need another copy of the pixels.
 fn turned(pictures: &[Kind]) -> Vec<Kind> {
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     const HAS_EXIF: u8 = 0b1000;
@@ -235,13 +236,13 @@ fn turned(pictures: &[Kind]) -> Vec<Kind> {
         .to_vec()
 }
 
-/// Pictures of noise. They have the longest JPEGs.
+/// Pictures of noise. Noise makes the longest JPEGs.
 fn noisy((width, height): (u32, u32)) -> Vec<Kind> {
     let noise = noise_png(width, height);
     let mut random = fastrand::Rng::with_seed(7);
     let line = || [vec![0], (0..width.div_ceil(8)).map(|_| random.u8(..)).collect()].concat();
     let lines: Vec<u8> = std::iter::repeat_with(line).take(height as usize).flatten().collect();
-    let bits = png((width, height), 1, 0, false, &[png_chunk(b"IDAT", &zlib(&lines))]);
+    let bits = png((width, height), 1, 0, Interlace::None, &[png_chunk(b"IDAT", &zlib(&lines))]);
     vec![
         ("bmp-noise".into(), converted(&noise, ImageFormat::Bmp)),
         ("webp-lossless-noise".into(), converted(&noise, ImageFormat::WebP)),
@@ -250,7 +251,7 @@ fn noisy((width, height): (u32, u32)) -> Vec<Kind> {
     ]
 }
 
-/// Pictures as large as a camera's.
+/// Pictures of 12 megapixels.
 fn large() -> Vec<Kind> {
     let pixels = RgbImage::from_fn(4000, 3000, |x, y| {
         [(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8].into()

@@ -1,8 +1,9 @@
 //! For every format and kind of picture, NVIDIA receives the pixels that Pillow decodes, upright and on
 //! white.
 //!
-//! `tests/pillow/README.md` describes how to run these tests. Pillow decodes the pictures that its
-//! script makes, those of [`kinds`] and the files of [`super::unusual_files`].
+//! `tests/pillow/README.md` describes how to run these tests. Pillow decodes the pictures that
+//! `tests/pillow/reference.py` makes, the pictures of [`kinds`], and the files of
+//! [`super::unusual_files`].
 
 use std::{
     env, fs,
@@ -44,12 +45,12 @@ const EQUAL_KINDS: [(&str, &str); 4] = [
     ("tiff-grey-alpha-16-", "tiff-grey-alpha-8-"),
 ];
 
-/// Kinds that Pillow cannot decode, and for which there is no equal kind. The tests only check that the
-/// service can decode them.
+/// Kinds that Pillow cannot decode and that are not in [`EQUAL_KINDS`]. The tests only check that the
+/// service can decode these kinds.
 const WITHOUT_REFERENCE: [&str; 4] =
     ["bmp-2", "bmp-masks", "tiff-grey-alpha-8-planar", "tiff-grey-alpha-16-planar"];
 
-/// The largest difference after encoding as JPEG with quality 95. Noise needs this much.
+/// The largest difference after encoding as JPEG with quality 95. Pictures with noise differ most.
 const CONVERTED: Difference = Difference { mean: 3.5, worst: 4.0 };
 /// The largest difference after encoding as JPEG with quality 90.
 const SHRUNK: Difference = Difference { mean: 4.0, worst: 6.0 };
@@ -144,8 +145,8 @@ fn equal_kind(name: &str) -> Option<String> {
     name.starts_with("kind-").then(|| name.replace(part, replacement))
 }
 
-/// The word of the error's detail in a table, if the table lists the picture's kind.
-fn find(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
+/// Returns the word that the error's detail must contain, if the table lists the picture's kind.
+fn expected_word(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
     let name =
         ["kind-", "form-"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
     table.iter().find(|(beginning, _)| name.starts_with(beginning)).map(|(_, word)| *word)
@@ -233,15 +234,15 @@ impl RecordingNvidia {
         Self { nvidia, last_picture }
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    fn last_bytes(&self) -> Vec<u8> {
         self.last_picture.lock().unwrap().clone()
     }
 
     fn pixels(&self) -> RgbImage {
-        image_rs::load_from_memory(&self.bytes()).unwrap().into_rgb8()
+        image_rs::load_from_memory(&self.last_bytes()).unwrap().into_rgb8()
     }
 
-    /// Starts a service that calls this server, and shrinks pictures that exceed the limit.
+    /// Starts a service that calls this fake NVIDIA and shrinks pictures over the inline limit.
     async fn start_shrinking_app(&self, inline_limit: usize) -> TestApp {
         let app = TestApp::builder(&self.nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
         app.setting("NVIDIA_INLINE_LIMIT", inline_limit).start().await
@@ -257,8 +258,8 @@ async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
     for picture in pictures {
         let answer = app.upload(&picture.bytes, "picture").await;
         let is_sent_unchanged = picture.is_jpeg_or_png() && picture.is_upright();
-        let undecodable = find(&UNDECODABLE, &picture.name).filter(|_| !is_sent_unchanged);
-        if let Some(word) = find(&UNSUPPORTED, &picture.name).or(undecodable) {
+        let undecodable = expected_word(&UNDECODABLE, &picture.name).filter(|_| !is_sent_unchanged);
+        if let Some(word) = expected_word(&UNSUPPORTED, &picture.name).or(undecodable) {
             problems.add(picture, check_refusal(&answer, word));
             continue;
         }
@@ -274,7 +275,7 @@ async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
             problems.add(picture, Some(format!("the answer contains {found:?}")));
         }
         let problem = if is_sent_unchanged {
-            (nvidia.bytes() != picture.bytes).then(|| "the picture was changed".to_owned())
+            (nvidia.last_bytes() != picture.bytes).then(|| "the picture was changed".to_owned())
         } else {
             picture.compare(&nvidia.pixels(), CONVERTED)
         };
@@ -289,12 +290,14 @@ async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
     let nvidia = RecordingNvidia::start().await;
     let app = nvidia.start_shrinking_app(INLINE_LIMIT).await;
     let mut problems = Problems::default();
-    let is_decoded = |picture: &&TestPicture| picture.is_jpeg_or_png() && !picture.is_large();
-    for picture in pictures.iter().filter(is_decoded) {
-        // Zeros after the end make the file too large, but not the picture.
+    for picture in pictures {
+        if !picture.is_jpeg_or_png() || picture.is_large() {
+            continue;
+        }
+        // With zeros after its end, the file is over the inline limit. The picture is the same.
         let bytes = [&picture.bytes[..], &[0; INLINE_LIMIT]].concat();
         let answer = app.upload(&bytes, "picture").await;
-        if let Some(word) = find(&UNDECODABLE, &picture.name) {
+        if let Some(word) = expected_word(&UNDECODABLE, &picture.name) {
             problems.add(picture, check_refusal(&answer, word));
         } else if answer.status != 200 {
             problems.add_answer(picture, &answer);
@@ -306,7 +309,7 @@ async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
 }
 
 #[tokio::test]
-async fn a_large_picture_is_shrunk_and_upright() {
+async fn a_large_picture_is_shrunk_to_the_upright_pixels_that_pillow_decodes() {
     let Some(pictures) = test_pictures() else { return };
     let nvidia = RecordingNvidia::start().await;
     let app = nvidia.start_shrinking_app(LARGE_INLINE_LIMIT).await;
@@ -327,7 +330,7 @@ async fn a_large_picture_is_shrunk_and_upright() {
 }
 
 #[tokio::test]
-async fn a_picture_gets_the_same_vector_in_every_orientation_and_size() {
+async fn a_picture_gets_nearly_the_same_vector_in_every_orientation_and_size() {
     let Some(pictures) = test_pictures() else { return };
     let default_app = TestApp::sandbox().start().await;
     let shrinking_app = TestApp::sandbox()
@@ -340,7 +343,9 @@ async fn a_picture_gets_the_same_vector_in_every_orientation_and_size() {
         let of_group = || pictures.iter().filter(|picture| picture.name.starts_with(group));
         let upright = of_group().find(|picture| picture.name.ends_with("-jpeg-1")).unwrap();
         let upright = default_app.upload(&upright.bytes, "picture").await.vector();
-        for picture in of_group().filter(|picture| find(&UNDECODABLE, &picture.name).is_none()) {
+        for picture in
+            of_group().filter(|picture| expected_word(&UNDECODABLE, &picture.name).is_none())
+        {
             let apps = if picture.is_large() {
                 &[&default_app, &shrinking_app][..]
             } else {
@@ -361,10 +366,10 @@ async fn a_picture_gets_the_same_vector_in_every_orientation_and_size() {
 }
 
 #[test]
-fn pillow_decodes_all_kinds_but_the_listed_ones() {
+fn pillow_decodes_all_kinds_except_those_listed_without_a_reference() {
     let Some(pictures) = test_pictures() else { return };
     for picture in pictures.iter().filter(|picture| picture.reference.is_none()) {
         let name = picture.name.strip_prefix("kind-").unwrap_or(&picture.name);
-        assert!(WITHOUT_REFERENCE.contains(&name), "{name}");
+        assert!(WITHOUT_REFERENCE.contains(&name), "Pillow must decode {name}");
     }
 }

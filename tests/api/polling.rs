@@ -7,7 +7,7 @@ use crate::support::{
     nvidia_api::{ASSETS_PATH, INFER, KEY, STATUS_PATH},
 };
 
-const ID: &str = "7a6b5c4d-3e2f-4101-9203-040506070809";
+const ID: &str = FakeNvidia::REQUEST_ID;
 
 fn pending() -> Reply {
     support::pending(ID)
@@ -15,7 +15,7 @@ fn pending() -> Reply {
 
 static POLL: LazyLock<String> = LazyLock::new(|| format!("GET {STATUS_PATH}/{ID}"));
 
-/// Uploads a picture while NVIDIA sends these replies, and returns the request lines that it receives.
+/// Uploads a picture while NVIDIA sends these replies. Returns the request lines that NVIDIA receives.
 async fn request_lines(replies: Vec<Reply>) -> Vec<String> {
     let nvidia = FakeNvidia::replying(replies).await;
     let app = TestApp::start(&nvidia).await;
@@ -24,7 +24,7 @@ async fn request_lines(replies: Vec<Reply>) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_pending_result_is_polled_until_it_is_there() {
+async fn a_pending_result_is_polled_until_it_is_ready() {
     let nvidia = FakeNvidia::replying(vec![pending(), pending(), embedding()]).await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
@@ -81,7 +81,7 @@ async fn a_pending_response_without_a_valid_id_is_an_error() {
 }
 
 #[tokio::test]
-async fn polling_ends_at_the_requests_deadline() {
+async fn polling_ends_at_the_deadline_of_the_request() {
     let nvidia = FakeNvidia::replying(vec![pending()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms").start().await;
     let answer = app.upload(ROCKET, "rocket.jpg").await;
@@ -106,7 +106,7 @@ async fn the_pending_result_of_an_asset_is_polled() {
 }
 
 #[tokio::test]
-async fn a_polls_retry_after_past_the_deadline_is_returned_to_the_client() {
+async fn a_retry_after_on_a_poll_is_passed_to_the_client_if_it_ends_past_the_deadline() {
     let nvidia =
         FakeNvidia::replying(vec![pending(), Reply::new(429, &[("retry-after", "300")], "")]).await;
     let app = TestApp::start(&nvidia).await;

@@ -1,4 +1,4 @@
-//! Sandbox mode, through the service's routes. It needs no key and no network.
+//! Tests the service in sandbox mode through its routes. Sandbox mode needs no key and no network.
 
 use image_rs::ImageFormat;
 
@@ -9,7 +9,7 @@ fn cosine(a: &[f64], b: &[f64]) -> f64 {
 }
 
 #[tokio::test]
-async fn every_route_accepts_photographs_below_and_above_the_inline_limit() {
+async fn every_route_embeds_photographs_below_and_above_the_inline_limit() {
     let app = TestApp::sandbox().start().await;
     for (photo, name) in [(ROCKET, "rocket.jpg"), (CHELSEA, "chelsea.png"), (HUBBLE, "hubble.jpg")]
     {
@@ -25,7 +25,7 @@ async fn every_route_accepts_photographs_below_and_above_the_inline_limit() {
 }
 
 #[tokio::test]
-async fn a_photograph_gets_similar_vectors_in_every_format() {
+async fn copies_of_a_photograph_in_different_formats_get_similar_vectors() {
     let app = TestApp::sandbox().start().await;
     let original = app.upload(ROCKET, "rocket.jpg").await.vector();
     for format in
@@ -42,7 +42,7 @@ async fn a_photograph_gets_similar_vectors_in_every_format() {
 }
 
 #[tokio::test]
-async fn nothing_on_the_machine_but_the_sample_picture_can_be_fetched() {
+async fn in_sandbox_mode_no_loopback_url_is_allowed_except_the_sample_picture() {
     let app = TestApp::sandbox().start().await;
     let other_server = FakeServer::serving(ROCKET).await;
     for url in [
@@ -56,7 +56,7 @@ async fn nothing_on_the_machine_but_the_sample_picture_can_be_fetched() {
 }
 
 #[tokio::test]
-async fn a_picture_that_cannot_be_decoded_is_rejected_as_by_nvidia() {
+async fn a_picture_that_the_stand_in_cannot_decode_is_rejected() {
     let app = TestApp::sandbox().start().await;
     let mut png = CHELSEA[..5000].to_vec();
     png.extend([0; 100]);

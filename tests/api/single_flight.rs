@@ -1,5 +1,5 @@
-//! Single flight: concurrent requests with the same picture share one call to NVIDIA, which continues
-//! after its clients disconnect.
+//! Single flight: concurrent requests with the same picture share one call to NVIDIA. The call
+//! continues after its clients disconnect.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn a_hundred_identical_pictures_at_once_make_one_call() {
         TestApp::builder(&nvidia).setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200").start().await;
     let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
-        // Released only when all hundred requests wait for the call.
+        // The reply is released only when all hundred requests wait for the call.
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 100.0).await;
         release.send(true).unwrap();
     };
@@ -36,13 +36,13 @@ async fn a_hundred_identical_pictures_at_once_make_one_call() {
 }
 
 #[tokio::test]
-async fn when_the_leaders_client_disconnects_its_call_serves_the_others() {
+async fn a_call_serves_later_clients_after_the_client_that_started_it_disconnects() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::start(&nvidia).await;
     tokio::select! {
-        _ = app.upload(ROCKET, "leader.jpg") => panic!("answered before the reply was released"),
-        _ = nvidia.wait_for(1) => {} // the leader's client disconnects
+        _ = app.upload(ROCKET, "leader.jpg") => panic!("no answer may precede NVIDIA's reply"),
+        _ = nvidia.wait_for(1) => {} // the client that started the call disconnects
     }
     let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
@@ -64,7 +64,7 @@ async fn when_every_client_disconnects_the_call_finishes_and_the_next_request_is
     {
         let uploads = (0..5).map(|_| app.upload(ROCKET, "a.jpg"));
         tokio::select! {
-            _ = join_all(uploads) => panic!("answered before the reply was released"),
+            _ = join_all(uploads) => panic!("no answer may precede NVIDIA's reply"),
             _ = nvidia.wait_for(1) => {}
         }
     }
@@ -74,7 +74,7 @@ async fn when_every_client_disconnects_the_call_finishes_and_the_next_request_is
 }
 
 #[tokio::test]
-async fn a_large_pictures_call_finishes_after_its_client_disconnects() {
+async fn the_call_for_a_large_picture_finishes_after_the_client_disconnects() {
     let (release, _) = watch::channel(false);
     let released = release.clone();
     let nvidia = FakeNvidia::healthy_except(move |request| {
@@ -83,18 +83,18 @@ async fn a_large_pictures_call_finishes_after_its_client_disconnects() {
     .await;
     let app = TestApp::start(&nvidia).await;
     tokio::select! {
-        _ = app.upload(HUBBLE, "a.jpg") => panic!("answered before the reply was released"),
+        _ = app.upload(HUBBLE, "a.jpg") => panic!("no answer may precede NVIDIA's reply"),
         _ = nvidia.wait_for(1) => {}
     }
     release.send(true).unwrap();
     let received = nvidia.wait_for(4).await;
-    assert!(received[1].body == HUBBLE, "the call still reads the file");
+    assert!(received[1].body == HUBBLE, "the call must still read the picture's file");
     assert_cached(&app, HUBBLE, "hit").await;
 }
 
 #[tokio::test]
-async fn a_late_joiner_does_not_fail_at_the_leaders_deadline() {
-    // The first call hangs until its leader's deadline.
+async fn a_request_that_joined_a_call_late_succeeds_although_the_call_misses_its_deadline() {
+    // The first call hangs until the deadline of the request that started it.
     let nvidia = FakeNvidia::replying(vec![Reply::Hang, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1s").start().await;
     let late = async {
@@ -109,8 +109,9 @@ async fn a_late_joiner_does_not_fail_at_the_leaders_deadline() {
 }
 
 #[tokio::test]
-async fn a_late_joiner_retries_after_a_wait_that_exceeds_the_leaders_deadline() {
-    // The first attempt fails with a `Retry-After` beyond the leader's deadline.
+async fn a_request_that_joined_a_call_late_succeeds_if_the_call_has_no_time_for_a_retry() {
+    // The first attempt fails with a `Retry-After` that ends after the deadline of the request that
+    // started the call, but before the deadline of the late request.
     let wait = Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
     let nvidia = FakeNvidia::replying(vec![wait, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms").start().await;
@@ -126,7 +127,7 @@ async fn a_late_joiner_retries_after_a_wait_that_exceeds_the_leaders_deadline() 
 }
 
 #[tokio::test]
-async fn a_hundred_joiners_of_a_hanging_call_make_no_further_call() {
+async fn a_hundred_requests_that_share_a_hanging_call_make_no_further_call() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
@@ -163,7 +164,7 @@ async fn an_error_is_shared_but_not_cached() {
 }
 
 #[tokio::test]
-async fn no_cache_makes_a_new_call_and_does_not_join_another() {
+async fn a_no_cache_request_makes_a_new_call_and_joins_no_other_call() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![
         embedding_filled_with(1).held_until(&release),

@@ -1,4 +1,4 @@
-//! The sandbox's stand-in refuses the same requests as NVIDIA.
+//! The sandbox's stand-in for NVIDIA refuses the same requests as NVIDIA.
 
 use std::net::SocketAddr;
 
@@ -46,7 +46,7 @@ const INFER: (&str, &str) = ("POST", INFER_PATH);
 const CREATE: (&str, &str) = ("POST", ASSETS_PATH);
 
 #[tokio::test]
-async fn an_invalid_inference_gets_the_status_that_nvidia_sends() {
+async fn an_invalid_inference_request_gets_the_status_that_nvidia_would_send() {
     let router = &stand_in();
     let photo = BASE64_STANDARD.encode(PHOTO);
     let valid = inline_body("image/jpeg", &photo);
@@ -102,14 +102,14 @@ async fn an_upload_requires_the_signed_headers_and_no_key() {
     assert_eq!(
         send(router, INFER, &references, body.clone()).await.0,
         400,
-        "the picture is not uploaded yet"
+        "an asset that was not uploaded must be refused"
     );
 
     assert_eq!(put(upload, &signed).await, 200);
     assert_eq!(
         send(router, INFER, &references[..3], body.clone()).await.0,
         400,
-        "both headers are required"
+        "a request with only one of the two asset headers must be refused"
     );
     let (status, _, headers) = send(router, INFER, &references, body).await;
     assert_eq!(status, 202);
@@ -119,7 +119,7 @@ async fn an_upload_requires_the_signed_headers_and_no_key() {
     assert_eq!(
         send(router, ("GET", &poll), &[BEARER], "").await.0,
         404,
-        "a result is delivered once"
+        "a result must be delivered only once"
     );
     let delete = format!("{ASSETS_PATH}/{id}");
     assert_eq!(send(router, ("DELETE", &delete), &[], "").await.0, 401);

@@ -1,4 +1,4 @@
-//! The kinds of TIFF: some are decoded, and others are refused by name.
+//! Supported kinds of TIFF are decoded. Unsupported kinds are refused, and the error says which kind it is.
 
 use std::{fs, path::Path};
 
@@ -20,7 +20,7 @@ fn file(name: &str) -> Vec<u8> {
 
 /// The average difference of the samples of two pictures, after both are scaled down by this factor. A
 /// fax has only black and white dots, which become greys by scaling.
-fn difference(a: &RgbImage, b: &RgbImage, scale: u32) -> f64 {
+fn mean_difference(a: &RgbImage, b: &RgbImage, scale: u32) -> f64 {
     assert_eq!(a.dimensions(), b.dimensions());
     let size = (a.width() / scale, a.height() / scale);
     let [a, b] = [a, b].map(|image| image_rs::imageops::thumbnail(image, size.0, size.1));
@@ -54,20 +54,20 @@ fn crafted(changes: &[Entry]) -> Vec<u8> {
     entries.retain(|(tag, ..)| changes.iter().all(|(changed, ..)| changed != tag));
     entries.extend_from_slice(changes);
     entries.sort_by_key(|(tag, ..)| *tag);
-    tiff(false, &[100; 768], &entries)
+    tiff(&[100; 768], &entries)
 }
 
 #[tokio::test]
-async fn unsupported_kinds_are_refused_by_name_before_a_decoder_is_started() {
+async fn the_error_contains_the_name_of_an_unsupported_kind_and_no_decoder_is_started() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(&crafted(&[]), "plain.tiff").await.vector();
-    let decodes = || async {
+    let decode_counts = || async {
         let metrics = app.get("/metrics").await.text();
         ["done", "refused"]
             .map(|name| metric(&metrics, &format!("imagesvc_decodes_total{{outcome=\"{name}\"}}")))
     };
-    let before = decodes().await;
+    let decode_counts_before = decode_counts().await;
     let short = |tag, value: u64| (tag, SHORT, vec![value]);
     for (changes, word) in [
         (vec![short(259, 2)], "a TIFF with fax compression"),
@@ -98,8 +98,8 @@ async fn unsupported_kinds_are_refused_by_name_before_a_decoder_is_started() {
         assert!(problem["detail"].as_str().unwrap().contains("header cannot be read"), "{problem}");
     }
     let counts = (app.saved().len(), nvidia.received().len());
-    assert_eq!(counts, (1, 1), "only the first picture is saved and sent");
-    assert_eq!(decodes().await, before);
+    assert_eq!(counts, (1, 1), "only the first picture must be saved and sent");
+    assert_eq!(decode_counts().await, decode_counts_before);
 }
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn the_kinds_that_scanners_and_drawing_programs_write_are_decoded_correctl
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
         answer.vector();
         assert_eq!(app.saved_bytes(&answer.saved_as()), picture, "{name}");
-        let difference = difference(&nvidia.last_inline().pixels(), expected, scale);
+        let difference = mean_difference(&nvidia.last_inline().pixels(), expected, scale);
         assert!(difference < max_difference, "{name}: {difference}");
     }
 }

@@ -1,10 +1,11 @@
-//! Stores each embedding in a small file, at `<2 hex>/<64 hex>`, which is named by its key.
+//! Stores each embedding in a small file. The file's name is the embedding's key in 64 hexadecimal
+//! digits; its folder's name is the first two of these digits.
 //!
 //! An embedded database would offer transactions, but nothing here needs them: a lost or damaged
 //! file costs one call to NVIDIA. An operator can list or delete files with the usual tools.
 //!
-//! A file is written in a staging folder and then renamed, so that it is complete or absent. It is
-//! not synced, so its content may be wrong after a power cut. A checksum detects any damage, and a
+//! A file is written in a staging folder and then renamed, so that it is complete or absent. The file
+//! is not synced, so its content may be wrong after a power cut. A checksum detects damage, and a
 //! damaged file is ignored. Every function here blocks the thread, unless its comment says otherwise.
 
 use std::{
@@ -46,13 +47,15 @@ pub(super) struct Disk {
     folder: PathBuf,
     max_bytes: u64,
     space: DiskSpace,
-    /// The size of all files; `None` until the folder was listed. Held during each write.
+    /// The size of all files; `None` until the folder was listed. The lock is held during each
+    /// write, so that only one thread writes.
     used_bytes: Mutex<Option<u64>>,
-    /// The prefixes of all keys; `None` until the folder was listed. Never held during a disk
-    /// access, so that [`Self::may_contain`] does not wait for the disk.
+    /// The prefixes of all keys; `None` until the folder was listed. The lock is never held during a
+    /// disk access, so that [`Self::may_contain`] does not wait for the disk.
     keys: Mutex<Option<HashSet<u64>>>,
     /// The name of the next staging file.
     next_staging_name: AtomicU64,
+    /// Whether the last write or clean-up failed.
     is_failing: AtomicBool,
 }
 
@@ -63,8 +66,8 @@ struct Listing {
     is_complete: bool,
 }
 
-/// A file in the folder. It contains no path: many thousands of small strings would fragment the
-/// heap.
+/// A file in the folder. The path is not stored, because many thousands of small strings would
+/// fragment the heap.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct CacheFile {
     written_at: SystemTime,
@@ -82,8 +85,8 @@ enum ReadError {
 }
 
 impl Disk {
-    /// Creates a cache whose files take at most `max_bytes` on the disk. `space` is the disk of the
-    /// folder.
+    /// Creates a cache whose files take at most `max_bytes` on the disk. `space` reserves space on
+    /// the folder's disk.
     pub(super) fn new(folder: PathBuf, max_bytes: u64, space: DiskSpace) -> Self {
         Self {
             folder,
@@ -96,8 +99,8 @@ impl Disk {
         }
     }
 
-    /// Whether a file for the key may exist. Does not block, and spares most new pictures a disk
-    /// access.
+    /// Whether a file for the key may exist. Does not block. For most new pictures, this answer
+    /// avoids a disk access.
     pub(super) fn may_contain(&self, key: &CacheKey) -> bool {
         self.keys().as_ref().is_none_or(|keys| keys.contains(&key.prefix()))
     }
@@ -183,14 +186,14 @@ impl Disk {
         Ok(())
     }
 
-    /// Makes space for a file of `size` bytes by removing old files, and returns how many bytes are
-    /// in use. Sets `used` to the same number, or to `None` if the folder cannot be listed.
+    /// Makes space for a file of `size` bytes: removes old files if necessary. Returns how many bytes
+    /// are then in use. Sets `used` to the same number, or to `None` if the folder cannot be listed.
     fn make_space(&self, used: &mut Option<u64>, size: u64) -> io::Result<u64> {
         let max_used = match used.take() {
             Some(in_use) if in_use.saturating_add(size) <= self.max_bytes => {
                 return Ok(*used.insert(in_use));
             }
-            // Removes more than necessary, so that not every write has to list all files.
+            // Removes more files than necessary, so that the next writes need not list all files.
             Some(_) => self.max_bytes - self.max_bytes / 8,
             None => self.max_bytes,
         };
@@ -206,9 +209,9 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes the oldest files until the rest takes at most `max_bytes`, and returns the size of
-    /// the rest. A file that cannot be read is not counted, and a file that cannot be removed stays:
-    /// one bad file must not turn the cache off.
+    /// Removes the oldest files until the remaining files take at most `max_bytes`. Returns the size
+    /// of the remaining files. A file whose size cannot be read is not counted. A file that cannot
+    /// be removed stays. Neither is an error: one bad file must not turn the cache off.
     fn evict(&self, max_bytes: u64) -> io::Result<u64> {
         let Listing { mut files, is_complete } = self.files()?;
         files.sort_unstable();
@@ -294,8 +297,8 @@ fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirE
     Ok(entries.into_iter().flatten())
 }
 
-/// The content of a file: one line that describes the vector, then the vector as JSON. `head` and
-/// `jq` can read it.
+/// Returns the content of a file: one line that describes the vector, then the vector as JSON. People
+/// can read it with `head` and `jq`.
 fn encode(key: &CacheKey, cached: &CachedEmbedding) -> Vec<u8> {
     let (text, prepared) = (cached.vector.json().get(), cached.prepared.name());
     let checksum = checksum(key, prepared, text.as_bytes());

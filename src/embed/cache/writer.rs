@@ -1,6 +1,6 @@
 //! Writes embeddings to the disk, one batch at a time on one thread. Embeddings that arrive during
-//! a write form the next batch. The queue is bounded: if the disk is slow, embeddings are dropped
-//! instead of filling the memory.
+//! a write form the next batch. The queue is bounded: if the disk is so slow that the queue is full,
+//! further embeddings are not written, so that they do not fill the memory.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use tokio::{
 
 use super::{CacheKey, CachedEmbedding, Disk};
 
-/// The most embeddings that wait to be written. Each takes about 20 KB of memory, unless the memory
-/// level contains it as well.
+/// At most this many embeddings wait to be written. Each takes about 20 KB of memory, unless the
+/// cache's memory level shares its text.
 const MAX_QUEUE_LEN: usize = 32;
 
 /// The only writer to the disk.
@@ -26,7 +26,7 @@ struct Entry {
 }
 
 impl Writer {
-    /// Starts the writer, which first cleans up the disk. Call this inside the runtime.
+    /// Starts the writer, which first cleans up the disk. Call this inside the Tokio runtime.
     pub(super) fn start(disk: Arc<Disk>) -> Self {
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
         // The task ends by itself when the writer is dropped.
@@ -34,7 +34,8 @@ impl Writer {
         Self(queue)
     }
 
-    /// Writes an embedding. Returns when it is written, or at once if the queue is full.
+    /// Writes an embedding. Returns when it is written or when writing failed. Returns at once,
+    /// without writing, if the queue is full.
     pub(super) async fn write(&self, key: CacheKey, cached: CachedEmbedding) {
         let (done, when_done) = oneshot::channel();
         if self.0.try_send(Entry { key, cached, done }).is_err() {
@@ -66,7 +67,7 @@ async fn write_entries(disk: Arc<Disk>, mut entries: mpsc::Receiver<Entry>) {
 async fn run_on_thread(disk: &Arc<Disk>, work: impl FnOnce(&Disk) + Send + 'static) {
     let disk = Arc::clone(disk);
     if let Err(error) = spawn_blocking(move || work(&disk)).await {
-        tracing::error!(%error, "a thread of the cache panicked");
+        tracing::error!(%error, "a thread that writes cached embeddings panicked");
     }
 }
 
@@ -77,16 +78,16 @@ mod tests {
     use futures_util::{future::join_all, poll};
 
     use super::{
-        super::tests::{embedding, key},
+        super::tests::{embedding_of, key_of},
         *,
     };
     use crate::disk_space::DiskSpace;
 
     fn cached() -> CachedEmbedding {
-        (&embedding("0.5")).into()
+        (&embedding_of("0.5")).into()
     }
 
-    fn disk(folder: &Path) -> Arc<Disk> {
+    fn open_disk(folder: &Path) -> Arc<Disk> {
         let space = DiskSpace::new(folder.to_owned(), 0);
         Arc::new(Disk::new(folder.join("vectors"), 1 << 30, space))
     }
@@ -94,9 +95,9 @@ mod tests {
     #[tokio::test]
     async fn a_write_returns_when_its_entry_is_on_disk() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = disk(folder.path());
+        let disk = open_disk(folder.path());
         let writer = Writer::start(Arc::clone(&disk));
-        let keys: Vec<CacheKey> = (0..MAX_QUEUE_LEN as u8).map(key).collect();
+        let keys: Vec<CacheKey> = (0..MAX_QUEUE_LEN as u8).map(key_of).collect();
         join_all(keys.iter().map(|key| async {
             writer.write(*key, cached()).await;
             assert!(disk.read(key).is_some());
@@ -107,30 +108,30 @@ mod tests {
     #[tokio::test]
     async fn an_entry_is_dropped_at_once_if_the_queue_is_full() {
         let folder = tempfile::tempdir().unwrap();
-        let disk = disk(folder.path());
+        let disk = open_disk(folder.path());
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
         let writer = Writer(queue);
         let mut waiting: Vec<_> =
-            (0..MAX_QUEUE_LEN as u8).map(|n| Box::pin(writer.write(key(n), cached()))).collect();
+            (0..MAX_QUEUE_LEN as u8).map(|n| Box::pin(writer.write(key_of(n), cached()))).collect();
         for write in &mut waiting {
             assert!(poll!(write).is_pending());
         }
-        writer.write(key(255), cached()).await;
+        writer.write(key_of(255), cached()).await;
         assert!(!fs::exists(folder.path().join("vectors")).unwrap());
 
         drop(tokio::spawn(write_entries(Arc::clone(&disk), entries)));
         join_all(waiting).await;
-        assert!(disk.read(&key(0)).is_some() && disk.read(&key(255)).is_none());
+        assert!(disk.read(&key_of(0)).is_some() && disk.read(&key_of(255)).is_none());
     }
 
     #[tokio::test]
-    async fn writes_return_if_the_task_has_died() {
+    async fn a_write_returns_if_the_task_that_writes_has_ended() {
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
         let writer = Writer(queue);
-        let mut waiting = Box::pin(writer.write(key(1), cached()));
+        let mut waiting = Box::pin(writer.write(key_of(1), cached()));
         assert!(poll!(&mut waiting).is_pending());
         drop(entries);
         waiting.await;
-        writer.write(key(2), cached()).await;
+        writer.write(key_of(2), cached()).await;
     }
 }

@@ -13,7 +13,7 @@ fn policy(hosts: &[&str], exceptions: &[&str]) -> Policy {
     }
 }
 
-/// Returns `is_exception` of an allowed URL.
+/// Returns whether an allowed URL is an exception, or the error of a URL that is not allowed.
 fn checked(policy: &Policy, url: &str) -> Result<bool, UrlError> {
     policy.check_url(url).map(|target| target.is_exception)
 }
@@ -157,7 +157,7 @@ fn text_that_is_not_a_web_url_is_invalid() {
 }
 
 #[test]
-fn other_ports_are_denied_unless_allowed() {
+fn ports_outside_the_list_are_denied() {
     assert_eq!(checked(&policy(&[], &[]), "https://example.com/"), Ok(false));
     assert_eq!(checked(&policy(&[], &[]), "http://example.com:443/"), Ok(false));
     assert!(is_denied(&policy(&[], &[]), "http://example.com:8080/"));
@@ -181,7 +181,7 @@ fn an_exception_allows_only_its_own_network_or_server() {
 }
 
 #[test]
-fn an_address_behind_nat64_is_checked_as_the_address_it_leads_to() {
+fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
     let with_exceptions = policy(&[], &["64:ff9b::/96", "10.1.0.0/16"]);
     for (address, is_allowed, is_allowed_with_exceptions) in [
         ("64:ff9b::808:808", true, true),
@@ -203,7 +203,7 @@ fn an_address_behind_nat64_is_checked_as_the_address_it_leads_to() {
 }
 
 #[test]
-fn a_list_of_hosts_excludes_all_others() {
+fn hosts_outside_the_list_are_denied() {
     let policy = policy(&["upload.wikimedia.org", "*.example.com"], &[]);
     for allowed in [
         "https://upload.wikimedia.org/a",
@@ -282,7 +282,7 @@ fn is_private(address: IpAddr) -> bool {
 }
 
 fn any_address() -> impl Strategy<Value = IpAddr> {
-    let near_edges = prop_oneof![
+    let range_starts = prop_oneof![
         Just(0x0a00_0000u32),
         Just(0x7f00_0000),
         Just(0xa9fe_0000),
@@ -296,7 +296,7 @@ fn any_address() -> impl Strategy<Value = IpAddr> {
     ];
     let v4 = prop_oneof![
         any::<u32>(),
-        (near_edges, -300i32..300).prop_map(|(edge, offset)| edge.wrapping_add_signed(offset)),
+        (range_starts, -300i32..300).prop_map(|(start, offset)| start.wrapping_add_signed(offset)),
     ];
     let v4 = v4.prop_map(Ipv4Addr::from_bits);
     prop_oneof![

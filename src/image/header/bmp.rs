@@ -24,7 +24,7 @@ pub(in crate::image) struct Bmp {
     pub(in crate::image) compression: u32,
     /// The bits of red, green, blue and alpha within a pixel, for [`BITFIELDS`].
     pub(in crate::image) masks: [u32; 4],
-    /// A colour for each value that a pixel can have: blue, green, red and zero. Empty for pixels of
+    /// Four bytes for each value that a pixel can have: blue, green, red and zero. Empty if a pixel has
     /// more than 8 bits.
     pub(in crate::image) palette: Vec<u8>,
     /// The offset of the pixels in the file.
@@ -56,10 +56,10 @@ const V5: u32 = 124;
 /// The longest side that the decoder supports, in pixels.
 const MAX_SIDE: u32 = 0xffff;
 
-/// The masks of a picture with 32 bits per pixel whose header has none.
+/// The masks for 32 bits per pixel if the header contains no masks.
 const DEFAULT_MASKS: [u32; 4] = [0xff_0000, 0xff00, 0xff, 0xff00_0000];
 
-/// Whether this is a valid length of the second header. In OS/2 2, it may end after any field.
+/// Whether this is a valid length of the second header. In OS/2 2, the header may end after any field.
 pub(in crate::image) fn is_header_length(length: u32) -> bool {
     matches!(length, CORE | 16..=OS2 | V4 | V5)
 }
@@ -73,7 +73,7 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, HeaderError> {
     let fields = match length {
         _ if !is_header_length(length) => return Err(HeaderError::Damaged),
         _ if is_windows => length.min(V3),
-        // The other fields of OS/2 are for printers.
+        // In OS/2, the fields after the first forty bytes are for printers.
         _ => length.min(INFO),
     };
     let fields_end = FILE_HEADER + fields as usize;
@@ -86,7 +86,7 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, HeaderError> {
     };
     let compression_field = if length == CORE { RGB } else { number(&head, 30) };
     let compression = supported_compression(compression_field, bits, length)?;
-    // In the later Windows headers, the masks are fields. In the oldest, they follow the header.
+    // In the newer Windows headers, the masks are fields of the header. They follow the oldest one.
     let masks_len = match compression_field {
         BITFIELDS if length == INFO => 12,
         ALPHA_BITFIELDS if length == INFO => 16,
@@ -133,8 +133,8 @@ fn unsupported(kind: &'static str) -> HeaderError {
     HeaderError::Unsupported(Unsupported::Kind(kind))
 }
 
-/// Returns the compression if the decoder supports it. The values 3 and 4 mean one thing in OS/2 and
-/// another in Windows.
+/// Returns the compression if the decoder supports it. In OS/2, the values 3 and 4 have other meanings
+/// than in Windows.
 fn supported_compression(field: u32, bits: u16, length: u32) -> Result<u32, HeaderError> {
     match (field, bits) {
         (RGB, 1 | 2 | 4 | 8 | 16 | 24 | 32) | (RLE8, 8) | (RLE4, 4) => Ok(field),
@@ -154,9 +154,9 @@ struct Palette {
     at: u64,
     /// Bits per pixel.
     bits: u16,
-    /// The number of colours. Zero means one for each value that a pixel can have.
+    /// The number of colours. Zero means that there is a colour for each value that a pixel can have.
     colors: u32,
-    /// Bytes per colour: blue, green and red. In the later versions, a byte without meaning follows.
+    /// Bytes per colour. The first three are blue, green and red. A fourth byte has no meaning.
     entry_len: usize,
 }
 
@@ -164,8 +164,8 @@ impl Palette {
     /// Returns the colours and the offset of the pixels. Missing colours are black.
     ///
     /// `data_at` is the offset of the pixels according to the header. In some files it is zero, or it
-    /// does not count the palette; then the pixels follow the palette. Otherwise the palette ends at
-    /// that offset at the latest.
+    /// is the offset of the palette. The pixels then follow the palette. In all other files, the
+    /// palette cannot extend beyond `data_at`.
     fn read(&self, reader: &mut Reader, data_at: u64) -> Result<(Vec<u8>, u64), HeaderError> {
         let max_colors = if self.bits > 8 { 0 } else { 1 << self.bits };
         let colors =

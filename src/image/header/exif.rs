@@ -1,6 +1,6 @@
-//! Reads the orientation of a picture from its EXIF (CIPA DC-008, 4.6.4: the tag Orientation).
+//! Reads the orientation of a picture from its EXIF data (CIPA DC-008, 4.6.4: the tag Orientation).
 //!
-//! A picture with invalid EXIF is not refused: it counts as a picture without EXIF.
+//! A picture with invalid EXIF data is not refused. It is treated like a picture without EXIF data.
 
 use std::io::{self, Read};
 
@@ -8,30 +8,30 @@ use image_rs::metadata::Orientation;
 
 use super::Reader;
 
-/// The most bytes of an EXIF that are read. In a JPEG, an EXIF cannot be longer. The tag Orientation
-/// is near its start.
+/// At most this many bytes of EXIF data are read. In a JPEG, the data cannot be longer. The tag
+/// Orientation is near the start of the data.
 const MAX_LEN: u32 = 64 << 10;
 
-/// In a JPEG, this precedes the EXIF, and a sixth byte of padding follows. Some programs write it to
-/// WebP and PNG, too.
+/// In a JPEG, these five bytes and then one byte of padding precede the EXIF data. Some programs also
+/// write them to WebP and PNG.
 const PREFIX: &[u8] = b"Exif\0";
 
-/// Returns the transformation that turns the picture upright. Returns `None` if the EXIF has no
-/// orientation or is invalid.
+/// Returns the transformation that turns the picture upright. Returns `None` if the EXIF data contains
+/// no orientation or is invalid.
 pub(super) fn orientation(exif: &[u8]) -> Option<Orientation> {
     let exif = exif.strip_prefix(PREFIX).map_or(exif, |rest| rest.get(1..).unwrap_or_default());
     Orientation::from_exif_chunk(exif)
 }
 
-/// Reads an EXIF of this length from the reader and returns its orientation.
+/// Reads `length` bytes of EXIF data and returns the orientation in them.
 pub(super) fn read(reader: &mut Reader, length: u32) -> io::Result<Option<Orientation>> {
     let mut exif = vec![0; length.min(MAX_LEN) as usize];
     reader.read_exact(&mut exif)?;
     Ok(orientation(&exif))
 }
 
-/// Returns the orientation of a JPEG's APP1 segment. Returns `None` if the segment contains something
-/// other than EXIF.
+/// Returns the orientation in a JPEG's APP1 segment. Returns `None` if the segment contains something
+/// other than EXIF data.
 pub(super) fn orientation_of_segment(segment: &[u8]) -> Option<Orientation> {
     if segment.starts_with(PREFIX) { orientation(segment) } else { None }
 }

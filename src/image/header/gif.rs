@@ -54,8 +54,8 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Gif, HeaderError> {
     read_to_pixels(reader).ok().flatten().ok_or(HeaderError::Damaged)
 }
 
-/// Reads everything before the first frame's pixels. Returns `None` if there is no frame, or if it
-/// has no pixels.
+/// Reads everything before the first frame's pixels. Returns `None` if there is no frame, or if the
+/// first frame has no pixels.
 fn read_to_pixels(reader: &mut Reader) -> io::Result<Option<Gif>> {
     let mut head = [0; 13];
     reader.read_exact(&mut head)?;
@@ -99,7 +99,7 @@ fn read_byte(reader: &mut Reader) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// Reads a colour table, if the flags announce one. Fills it up to 256 colours with black.
+/// Reads a colour table, if the flags announce one. The colours that are missing to 256 are black.
 fn read_color_table(reader: &mut Reader, flags: u8) -> io::Result<Option<Vec<u8>>> {
     if flags & HAS_TABLE == 0 {
         return Ok(None);
@@ -109,7 +109,7 @@ fn read_color_table(reader: &mut Reader, flags: u8) -> io::Result<Option<Vec<u8>
     Ok(Some(table))
 }
 
-/// Reads an extension to its end. Returns its transparent colour, if it has one.
+/// Reads an extension to its end. Returns the transparent colour, if the extension contains one.
 fn read_extension(reader: &mut Reader) -> io::Result<Option<u8>> {
     let label = read_byte(reader)?;
     let mut transparent = None;

@@ -1,7 +1,7 @@
 //! Reads the header of a HEIF file (ISO/IEC 14496-12 and 23008-12), the container format of HEIC.
 //!
-//! It refuses files that would make the decoder run for ever or panic, and files with properties that
-//! the decoder would ignore although they change the picture.
+//! It refuses files that would make the decoder run for ever or panic. It also refuses files with a
+//! property that changes the picture but that the decoder would ignore.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ mod tests;
 /// Width and height in pixels. Neither is zero.
 type Size = (u32, u32);
 
-/// The most pixels that an encoder adds to a side as padding.
+/// An encoder adds at most this many pixels to a side as padding.
 const MAX_PADDING: u32 = 64;
 
 /// The header of a HEIC.
@@ -38,7 +38,7 @@ pub(in crate::image) struct Heif {
     pub(in crate::image) size: Size,
     /// The size of the decoded picture, before it is cropped, turned and mirrored.
     pub(in crate::image) coded_size: Size,
-    /// The size of one HEVC stream: that of a tile or, without a grid, `coded_size`.
+    /// The size of one HEVC stream. In a grid, it is the size of a tile. Otherwise it is `coded_size`.
     pub(in crate::image) stream_size: Size,
     pub(in crate::image) is_grid: bool,
     /// Whether the picture is cropped, turned or mirrored. The decoder then makes a second copy of the
@@ -47,7 +47,8 @@ pub(in crate::image) struct Heif {
     pub(in crate::image) alpha: Alpha,
     /// The chroma format. 0: grey, 1: 4:2:0, 2: 4:2:2, 3: 4:4:4.
     pub(in crate::image) chroma: u8,
-    /// The offset where the last complete box ends. The decoder refuses files with anything after it.
+    /// The offset where the last complete box ends. The decoder refuses files with anything after this
+    /// offset.
     pub(in crate::image) end: u64,
 }
 
@@ -119,7 +120,7 @@ impl CodedPicture {
         };
         let coded_size = meta.size(item).ok_or(Damaged)?;
         let mut items =
-            if is_grid { tiles(reader, meta, item, coded_size)? } else { BTreeSet::from([item]) };
+            if is_grid { read_tiles(reader, meta, item, coded_size)? } else { [item].into() };
         let (mut stream_size, mut chroma) = (coded_size, 0);
         for item in &items {
             stream_size = meta.size(*item).ok_or(Damaged)?;
@@ -148,9 +149,10 @@ fn unsupported_item(kind: &[u8; 4]) -> HeaderError {
     })
 }
 
-/// Returns the tiles of a grid. They must have the same size and cover the picture exactly: the decoder
-/// panics if a part is not covered, and it decodes tiles that lie outside of the picture, too.
-fn tiles(
+/// Returns the items of a grid's tiles. The tiles must have the same size and cover the picture exactly:
+/// the decoder panics if a part of the picture is not covered, and it would also decode tiles that lie
+/// outside of the picture.
+fn read_tiles(
     reader: &mut Reader,
     meta: &Meta<'_>,
     grid: u32,
@@ -175,8 +177,8 @@ fn tiles(
             kind => return Err(unsupported_item(kind)),
         }
         let size = meta.size(*tile).ok_or(Damaged)?;
-        let (transformed_size, _) = transformed_size(meta, *tile, size)?;
-        if size != tile_size || transformed_size != size {
+        let (shown_size, _) = transformed_size(meta, *tile, size)?;
+        if size != tile_size || shown_size != size {
             return Err(Damaged);
         }
     }
@@ -220,15 +222,15 @@ fn read_grid_layout(
     let mut parse = || {
         let (_version, flags) = (fields.number(1)?, fields.number(1)?);
         let (rows, columns) = (fields.number(1)? + 1, fields.number(1)? + 1);
-        let length = if flags & 1 == 1 { 4 } else { 2 };
-        let size = (fields.number(length)?, fields.number(length)?);
+        let side_len = if flags & 1 == 1 { 4 } else { 2 };
+        let size = (fields.number(side_len)?, fields.number(side_len)?);
         Some(GridLayout { rows, columns, size })
     };
     parse().ok_or(Damaged)
 }
 
-/// Returns the size of an item after it is cropped, turned and mirrored, in the order of its
-/// properties. Also returns whether any of this is done.
+/// Applies those properties of an item that crop, turn or mirror it, in their order. Returns the
+/// resulting size, and whether the item is cropped, turned or mirrored at all.
 fn transformed_size(
     meta: &Meta<'_>,
     item: u32,
@@ -260,8 +262,8 @@ fn transformed_size(
     Ok((size, is_transformed))
 }
 
-/// Returns the size after cropping to a clean aperture (ISO/IEC 14496-12, 12.1.4.2), rounded like the
-/// decoder does.
+/// Returns the size after cropping to a clean aperture (ISO/IEC 14496-12, 12.1.4.2). Rounds in the same
+/// way as the decoder.
 fn cropped_size(clap: &[u8], (width, height): Size) -> Option<Size> {
     let fraction = |at: usize, is_signed: bool| {
         let mut fields = Fields(clap.get(at..)?);
@@ -280,22 +282,22 @@ fn cropped_size(clap: &[u8], (width, height): Size) -> Option<Size> {
     Some((cropped_side(0, width)?, cropped_side(8, height)?))
 }
 
-/// Finds the transparency of the picture and of its tiles. Each is a picture of its own in the file.
-/// The decoder decodes it, too, so the same rules apply to it.
+/// Finds the transparency of the picture and of its tiles. Each transparency is a separate picture in
+/// the file. The decoder decodes these pictures, too, so the same rules apply to them.
 fn read_alpha(
     reader: &mut Reader,
     meta: &Meta<'_>,
     picture: &CodedPicture,
 ) -> Result<Alpha, HeaderError> {
-    const NAMES: [&[u8]; 2] =
+    const ALPHA_TYPES: [&[u8]; 2] =
         [b"urn:mpeg:hevc:2015:auxid:1", b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha"];
     let is_alpha = |item| {
         meta.properties(item).filter(|(_, name, _)| *name == b"auxC").any(|(_, _, body)| {
-            let name = body.get(4..).unwrap_or_default();
-            NAMES.contains(&name.split(|byte| *byte == 0).next().unwrap_or_default())
+            let text = body.get(4..).unwrap_or_default();
+            ALPHA_TYPES.contains(&text.split(|byte| *byte == 0).next().unwrap_or_default())
         })
     };
-    let (mut sizes, mut grids) = (BTreeMap::new(), 0);
+    let (mut sizes, mut alpha_grids) = (BTreeMap::new(), 0);
     for (alpha, masters) in meta.auxiliaries() {
         let masters: Vec<u32> = masters.filter(|item| picture.items.contains(item)).collect();
         if masters.is_empty() || !is_alpha(alpha) {
@@ -307,14 +309,14 @@ fn read_alpha(
                 let alpha_picture = CodedPicture::read(reader, meta, alpha)?;
                 let coded_size = alpha_picture.coded_size;
                 let (_, is_transformed) = transformed_size(meta, alpha, coded_size)?;
-                // The decoder would transform this alpha twice: by itself, and with the grid.
+                // The decoder would transform this alpha twice: alone, and together with the grid.
                 if is_transformed && picture.is_grid && masters.contains(&meta.primary) {
                     return Err(unsupported(
                         "a HEIC picture in tiles whose transparency is turned",
                     ));
                 }
-                grids += usize::from(alpha_picture.is_grid);
-                if grids > 1 {
+                alpha_grids += usize::from(alpha_picture.is_grid);
+                if alpha_grids > 1 {
                     return Err(unsupported("a HEIC picture with several grids of transparency"));
                 }
                 *sizes.entry(alpha).or_insert(coded_size)
@@ -322,8 +324,9 @@ fn read_alpha(
         };
         for item in masters {
             let (width, height) = meta.size(item).ok_or(Damaged)?;
-            let fits =
-                |alpha: u32, side: u32| (side..=side.saturating_add(MAX_PADDING)).contains(&alpha);
+            let fits = |alpha_side: u32, side: u32| {
+                (side..=side.saturating_add(MAX_PADDING)).contains(&alpha_side)
+            };
             if !fits(alpha_width, width) || !fits(alpha_height, height) {
                 return Err(unsupported("a HEIC picture with transparency of another size"));
             }

@@ -64,7 +64,7 @@ pub(in crate::image) fn read_at(reader: &mut Reader, start: u64) -> Result<Jpeg,
 struct Headers {
     frame: Option<Frame>,
     first_scan_components: Option<u8>,
-    /// The orientation in the first EXIF segment that has one.
+    /// The orientation in the first EXIF segment that contains an orientation.
     orientation: Option<Orientation>,
 }
 
@@ -99,14 +99,14 @@ impl Headers {
     }
 }
 
-/// Whether this marker starts a frame header: SOF0 to SOF15 (T.81, table B.1). The range also contains
-/// DHT, JPG and DAC, which do not.
+/// Whether this marker starts a frame header: SOF0 to SOF15 (T.81, table B.1). The range of their
+/// values also contains DHT, JPG and DAC, which start no frame header.
 pub(in crate::image) fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
 }
 
-/// Whether no segment follows this marker: TEM, RST0 to RST7, SOI, and a stuffed zero, which is no
-/// marker.
+/// Whether no segment follows this marker: TEM, RST0 to RST7 and SOI. Zero is included: a zero after
+/// 0xFF means that the 0xFF is not part of a marker.
 pub(in crate::image) fn has_no_segment(marker: u8) -> bool {
     matches!(marker, 0 | TEM | 0xd0..=SOI)
 }
@@ -162,8 +162,8 @@ impl Jpeg {
         Header::new(width.into(), height.into(), self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// Whether there are several scans: a progressive JPEG's, or one for each component. The decoder
-    /// then stores coefficients until it has read all scans.
+    /// Whether there are several scans, as in a progressive JPEG, or in a baseline JPEG with a scan for
+    /// each component. The decoder then stores coefficients until it has read all scans.
     pub(in crate::image) fn has_several_scans(&self) -> bool {
         self.is_progressive() || self.first_scan_components != Some(self.frame.components)
     }
@@ -208,8 +208,8 @@ mod tests {
         [&[0xff, marker], &length[..], body].concat()
     }
 
-    /// A frame header of 640 × 480 pixels, with these sampling factors of its components.
-    fn frame(marker: u8, sampling: &[u8]) -> Vec<u8> {
+    /// A frame header of 640 × 480 pixels. `sampling` contains the sampling factors of each component.
+    fn frame_segment(marker: u8, sampling: &[u8]) -> Vec<u8> {
         let mut body = vec![8, 0x01, 0xe0, 0x02, 0x80, sampling.len() as u8];
         for (id, factors) in sampling.iter().enumerate() {
             body.extend([id as u8 + 1, *factors, 0]);
@@ -217,11 +217,11 @@ mod tests {
         segment(marker, &body)
     }
 
-    fn scan(components: u8) -> Vec<u8> {
+    fn scan_segment(components: u8) -> Vec<u8> {
         segment(SOS, &[&[components][..], &vec![0; usize::from(components) * 2 + 3]].concat())
     }
 
-    fn exif(orientation: u8) -> Vec<u8> {
+    fn exif_segment(orientation: u8) -> Vec<u8> {
         let tiff = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0";
         segment(APP1, &[b"Exif\0\0", &tiff[..], &[orientation, 0, 0, 0, 0, 0, 0, 0]].concat())
     }
@@ -242,13 +242,13 @@ mod tests {
 
     const GREY: &[u8] = &[0x11];
     const FULL: &[u8] = &[0x11, 0x11, 0x11];
-    /// Colour of half the width and height.
+    /// The two colour components have half the width and half the height.
     const HALVED: &[u8] = &[0x22, 0x11, 0x11];
 
     #[test]
     fn stray_bytes_between_segments_are_skipped() {
         let app = segment(0xe0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0");
-        let (frame, scan) = (frame(0xc0, FULL), scan(3));
+        let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
         for between in
             [&b""[..], b"\0", b"\xff", b"\xff\xff\xff", b"stray", b"\xff\0\xff\0", b"\xff\xd0"]
         {
@@ -259,13 +259,13 @@ mod tests {
 
     #[test]
     fn a_segment_whose_length_is_wrong_does_not_hide_the_frame() {
-        let (frame, scan) = (frame(0xc0, FULL), scan(3));
+        let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
         for length in [0, 1, 2, 5, 12] {
             let mut app = segment(0xe5, b"ten bytes.");
             app[3] = length;
             assert_eq!(size(&[&app, &frame, &scan]), Some((640, 480)), "{length}");
         }
-        // Too long by some bytes of the next segment.
+        // The length is too long: it includes some bytes of the next segment.
         let mut app = segment(0xe5, b"ten bytes.");
         app[3] += 6;
         let tables = segment(0xdb, &[1; 65]);
@@ -274,35 +274,35 @@ mod tests {
 
     #[test]
     fn the_size_is_read_if_the_file_ends_after_its_frame_header() {
-        assert_eq!(size(&[&frame(0xc0, FULL)]), Some((640, 480)));
-        assert_eq!(size(&[&frame(0xc0, FULL)[..8]]), None);
-        assert_eq!(size(&[&scan(3), &frame(0xc0, FULL)]), None);
-        assert_eq!(size(&[b"\xff\xd9", &frame(0xc0, FULL)]), None);
+        assert_eq!(size(&[&frame_segment(0xc0, FULL)]), Some((640, 480)));
+        assert_eq!(size(&[&frame_segment(0xc0, FULL)[..8]]), None);
+        assert_eq!(size(&[&scan_segment(3), &frame_segment(0xc0, FULL)]), None);
+        assert_eq!(size(&[b"\xff\xd9", &frame_segment(0xc0, FULL)]), None);
     }
 
     #[test]
-    fn a_height_after_the_pixels_is_reported_as_unsupported() {
-        let mut frame = frame(0xc0, FULL);
+    fn a_height_that_is_stored_after_the_pixels_is_unsupported() {
+        let mut frame = frame_segment(0xc0, FULL);
         frame[5..7].copy_from_slice(&[0, 0]);
-        let Err(HeaderError::Unsupported(kind)) = read_parts(&[&frame, &scan(3)]) else {
-            panic!("the picture is not reported as unsupported")
+        let Err(HeaderError::Unsupported(kind)) = read_parts(&[&frame, &scan_segment(3)]) else {
+            panic!("the picture must be reported as unsupported")
         };
         assert!(kind.to_string().contains("height"), "{kind}");
     }
 
     #[test]
-    fn the_first_exif_with_an_orientation_counts() {
-        let (frame, scan) = (frame(0xc0, FULL), scan(3));
+    fn the_first_exif_segment_with_an_orientation_counts() {
+        let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
         let xmp = segment(APP1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>");
         let empty_exif = segment(APP1, b"Exif\0\0II*\0\x08\0\0\0\0\0");
-        assert_eq!(orientation(&[&exif(6), &frame, &scan]), 6);
-        assert_eq!(orientation(&[&frame, &exif(6), &scan]), 6);
-        assert_eq!(orientation(&[&exif(8), &exif(6), &frame, &scan]), 8);
-        assert_eq!(orientation(&[&xmp, &empty_exif, &exif(3), &frame, &scan]), 3);
-        assert_eq!(orientation(&[&exif(9), &exif(5), &frame, &scan]), 5);
+        assert_eq!(orientation(&[&exif_segment(6), &frame, &scan]), 6);
+        assert_eq!(orientation(&[&frame, &exif_segment(6), &scan]), 6);
+        assert_eq!(orientation(&[&exif_segment(8), &exif_segment(6), &frame, &scan]), 8);
+        assert_eq!(orientation(&[&xmp, &empty_exif, &exif_segment(3), &frame, &scan]), 3);
+        assert_eq!(orientation(&[&exif_segment(9), &exif_segment(5), &frame, &scan]), 5);
         // EXIF after the first scan or inside of another segment is ignored.
-        assert_eq!(orientation(&[&frame, &scan, &exif(6)]), 1);
-        assert_eq!(orientation(&[&segment(0xe2, &exif(6)), &frame, &scan]), 1);
+        assert_eq!(orientation(&[&frame, &scan, &exif_segment(6)]), 1);
+        assert_eq!(orientation(&[&segment(0xe2, &exif_segment(6)), &frame, &scan]), 1);
     }
 
     #[test]
@@ -311,28 +311,28 @@ mod tests {
             read_parts(parts).unwrap().undecodable_kind().map(|kind| kind.to_string())
         };
         for [frame, scan] in [
-            [frame(0xc0, FULL), scan(3)],
-            [frame(0xc0, HALVED), scan(3)],
-            [frame(0xc1, HALVED), scan(3)],
-            [frame(0xc0, GREY), scan(1)],
-            [frame(0xc0, FULL), scan(1)],
-            [frame(0xc2, HALVED), scan(1)],
-            [frame(0xc0, &[0x11; 4]), scan(4)],
+            [frame_segment(0xc0, FULL), scan_segment(3)],
+            [frame_segment(0xc0, HALVED), scan_segment(3)],
+            [frame_segment(0xc1, HALVED), scan_segment(3)],
+            [frame_segment(0xc0, GREY), scan_segment(1)],
+            [frame_segment(0xc0, FULL), scan_segment(1)],
+            [frame_segment(0xc2, HALVED), scan_segment(1)],
+            [frame_segment(0xc0, &[0x11; 4]), scan_segment(4)],
         ] {
             assert_eq!(undecodable_kind(&[&frame, &scan]), None);
         }
-        let mut with_12_bits = frame(0xc1, FULL);
+        let mut with_12_bits = frame_segment(0xc1, FULL);
         with_12_bits[4] = 12;
         for (frame, scan, word) in [
-            (frame(0xc0, HALVED), scan(1), "scan for each"),
-            (frame(0xc0, HALVED), scan(2), "scan for each"),
-            (frame(0xc0, &[0x22; 3]), scan(1), "scan for each"),
-            (frame(0xc3, FULL), scan(3), "lossless"),
-            (frame(0xc5, FULL), scan(3), "hierarchical"),
-            (frame(0xc9, FULL), scan(3), "arithmetic"),
-            (frame(0xca, FULL), scan(3), "arithmetic"),
-            (with_12_bits, scan(3), "bits"),
-            (frame(0xc0, &[0x11; 2]), scan(2), "neither grey nor RGB"),
+            (frame_segment(0xc0, HALVED), scan_segment(1), "scan for each"),
+            (frame_segment(0xc0, HALVED), scan_segment(2), "scan for each"),
+            (frame_segment(0xc0, &[0x22; 3]), scan_segment(1), "scan for each"),
+            (frame_segment(0xc3, FULL), scan_segment(3), "lossless"),
+            (frame_segment(0xc5, FULL), scan_segment(3), "hierarchical"),
+            (frame_segment(0xc9, FULL), scan_segment(3), "arithmetic"),
+            (frame_segment(0xca, FULL), scan_segment(3), "arithmetic"),
+            (with_12_bits, scan_segment(3), "bits"),
+            (frame_segment(0xc0, &[0x11; 2]), scan_segment(2), "neither grey nor RGB"),
         ] {
             let kind = undecodable_kind(&[&frame, &scan]).unwrap_or_default();
             assert!(kind.contains(word) && !kind.contains("as a JPEG"), "{word}: {kind}");
@@ -341,14 +341,14 @@ mod tests {
 
     #[test]
     fn a_header_that_takes_too_much_work_is_refused_even_after_the_size_was_read() {
-        let after = |between: &[u8]| {
-            let parts = [b"\xff\xd8", &frame(0xc0, HALVED)[..], between, &scan(1)];
-            Content::Memory(parts.concat().into())
+        let probe_with_bytes_after_the_frame = |bytes: &[u8]| {
+            let parts = [b"\xff\xd8", &frame_segment(0xc0, HALVED)[..], bytes, &scan_segment(1)];
+            crate::image::probe(Content::Memory(parts.concat().into()), u64::MAX)
         };
-        let with_fill_bytes = crate::image::probe(after(&[0xff; 100_000]), u64::MAX);
-        assert_eq!(with_fill_bytes.unwrap().width, 640);
-        let with_empty_comments = after(&b"\xff\xfe\0\x02".repeat(600_000));
-        let error = crate::image::probe(with_empty_comments, u64::MAX).unwrap_err();
+        let fill_bytes = [0xff; 100_000];
+        assert_eq!(probe_with_bytes_after_the_frame(&fill_bytes).unwrap().width, 640);
+        let empty_comments = b"\xff\xfe\0\x02".repeat(600_000);
+        let error = probe_with_bytes_after_the_frame(&empty_comments).unwrap_err();
         assert!(matches!(error, Error::BadHeader(Format::Jpeg)), "{error}");
     }
 

@@ -6,7 +6,7 @@ use image_rs::metadata::Orientation;
 
 use super::{Header, HeaderError, Reader, Unsupported, exif};
 
-/// Reads the size and the orientation. The EXIF may be before or after the pixels.
+/// Reads the size and the orientation. The EXIF chunk may be before or after the pixels.
 pub(super) fn read(reader: &mut Reader) -> Result<Header, HeaderError> {
     let mut head = [0; 33]; // the signature and the whole chunk IHDR
     reader.read_exact(&mut head).map_err(|_| HeaderError::Damaged)?;
@@ -21,7 +21,7 @@ pub(super) fn read(reader: &mut Reader) -> Result<Header, HeaderError> {
     }
     let u32_at =
         |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    // A read error means that the file is truncated. The decoder reports that if it matters.
+    // A read error means that the file is truncated. If pixels are missing, the decoder reports that.
     let orientation = read_orientation(reader).ok().flatten();
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     Header::new(u32_at(16), u32_at(20), orientation).ok_or(HeaderError::Damaged)
@@ -70,20 +70,20 @@ mod tests {
         header.orientation
     }
 
-    /// An EXIF with the orientation 6: a quarter turn clockwise.
+    /// EXIF data with the orientation 6, a quarter turn clockwise.
     const EXIF: &[u8; 26] = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
     const PREFIXED_EXIF: &[u8; 32] =
         b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
 
     #[test]
-    fn the_orientation_is_read_from_exif_before_or_after_the_pixels() {
+    fn the_orientation_is_read_from_an_exif_chunk_before_or_after_the_pixels() {
         let pixels = chunk(b"IDAT", &[7; 100]);
         let end = chunk(b"IEND", b"");
         for exif in [chunk(b"eXIf", EXIF), chunk(b"eXIf", PREFIXED_EXIF)] {
             for chunks in [
                 vec![exif.clone(), pixels.clone(), end.clone()],
                 vec![pixels.clone(), pixels.clone(), exif.clone(), end.clone()],
-                // The first EXIF counts, even if the file is truncated later.
+                // The first EXIF chunk counts, even if the file is truncated later.
                 vec![exif.clone(), chunk(b"eXIf", b""), pixels.clone()],
             ] {
                 assert_eq!(orientation(&chunks), Orientation::Rotate90);

@@ -1,9 +1,9 @@
 //! Reads the first directory of a TIFF or BigTIFF file.
 //!
-//! There are many kinds of TIFF. Unsupported ones are refused here, before a decoder is started. No tag
-//! that changes pixels is ignored, so a TIFF is either decoded correctly or refused.
+//! There are many kinds of TIFF. Unsupported kinds are refused here, before a decoder is started. No
+//! tag that changes pixels is ignored, so a TIFF is either decoded correctly or refused.
 //!
-//! Tables, like the offsets of strips, are not read here. The decoder reads them.
+//! Tables, such as the table of the strips' offsets, are not read here. The decoder reads them.
 
 use image_rs::metadata::Orientation;
 
@@ -71,7 +71,7 @@ const TAGS: [u16; 23] = [
     JPEG_TABLES,
 ];
 
-/// The most samples per pixel.
+/// The maximum number of samples per pixel.
 const MAX_SAMPLES: u64 = 16;
 /// The longest JPEG tables, in bytes.
 const MAX_JPEG_TABLES: u64 = 1 << 16;
@@ -92,7 +92,7 @@ pub(in crate::image) struct Tiff {
     pub(in crate::image) is_bit_reversed: bool,
     pub(in crate::image) color: Color,
     pub(in crate::image) depth: Depth,
-    /// The samples per pixel, including those that are not decoded.
+    /// The number of samples per pixel, including samples that are not decoded.
     pub(in crate::image) samples: u64,
     pub(in crate::image) alpha: Option<Alpha>,
     pub(in crate::image) chunks: Chunks,
@@ -106,8 +106,9 @@ impl Tiff {
         Header::new(self.width, self.height, self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// The samples that a strip or tile has for each pixel.
-    pub(in crate::image) fn samples_per_chunk_pixel(&self) -> u64 {
+    /// The number of samples of one pixel in a strip or tile: all samples, or one if each sample has a
+    /// plane of its own.
+    pub(in crate::image) fn samples_of_a_pixel_in_one_chunk(&self) -> u64 {
         if self.chunks.planes > 1 { 1 } else { self.samples }
     }
 }
@@ -115,29 +116,33 @@ impl Tiff {
 /// Reads the first directory. Missing tags and unusual values mean the same as in Pillow and libtiff.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
     let directory = &mut Directory::read(reader, &TAGS).map_err(|_| HeaderError::Damaged)?;
-    let (width, height) = (side(directory.first(WIDTH, 0)?)?, side(directory.first(HEIGHT, 0)?)?);
-    let orientation = u8::try_from(directory.first(ORIENTATION, 1)?).unwrap_or(1);
+    let (width, height) = (
+        checked_side(directory.first_or(WIDTH, 0)?)?,
+        checked_side(directory.first_or(HEIGHT, 0)?)?,
+    );
+    let orientation = u8::try_from(directory.first_or(ORIENTATION, 1)?).unwrap_or(1);
     let orientation = Orientation::from_exif(orientation).unwrap_or(Orientation::NoTransforms);
 
-    let t4_options = directory.first(T4_OPTIONS, 0)?;
-    let compression = Compression::from_tags(directory.first(COMPRESSION, 1)?, t4_options)?;
-    let color = Color::from_tags(directory.first(PHOTOMETRIC, 0)?, directory.first(INK_SET, 1)?)?;
-    let samples = directory.first(SAMPLES_PER_PIXEL, 1)?;
+    let t4_options = directory.first_or(T4_OPTIONS, 0)?;
+    let compression = Compression::from_tags(directory.first_or(COMPRESSION, 1)?, t4_options)?;
+    let color =
+        Color::from_tags(directory.first_or(PHOTOMETRIC, 0)?, directory.first_or(INK_SET, 1)?)?;
+    let samples = directory.first_or(SAMPLES_PER_PIXEL, 1)?;
     if !(color.samples()..=MAX_SAMPLES).contains(&samples) {
         return Err(HeaderError::Damaged);
     }
     let alpha = Alpha::from_tags(&directory.numbers(EXTRA_SAMPLES, samples)?, color, samples)?;
     let bits = directory.numbers(BITS_PER_SAMPLE, samples)?;
     let depth = Depth::from_tags(&bits, &directory.numbers(SAMPLE_FORMAT, samples)?, color)?;
-    let predictor = directory.first(PREDICTOR, 1)?;
+    let predictor = directory.first_or(PREDICTOR, 1)?;
     let predictor = if compression.uses_predictors() { predictor } else { 1 };
 
-    let is_planar = match directory.first(PLANAR_CONFIGURATION, 1)? {
+    let is_planar = match directory.first_or(PLANAR_CONFIGURATION, 1)? {
         0 | 1 => false,
         2 => true,
         _ => return Err(HeaderError::Damaged),
     };
-    let is_bit_reversed = match directory.first(FILL_ORDER, 1)? {
+    let is_bit_reversed = match directory.first_or(FILL_ORDER, 1)? {
         1 => false,
         2 => true,
         _ => return Err(HeaderError::Damaged),
@@ -166,7 +171,8 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
     Ok(tiff)
 }
 
-fn side(value: u64) -> Result<u32, HeaderError> {
+/// Returns a width or height, if it is positive and fits into 32 bits.
+fn checked_side(value: u64) -> Result<u32, HeaderError> {
     u32::try_from(value).ok().filter(|side| *side > 0).ok_or(HeaderError::Damaged)
 }
 
@@ -263,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_kinds_are_named() {
+    fn the_error_contains_the_name_of_an_unsupported_kind() {
         let palette = Crafted::new(SIZE, 3, &[16]);
         for (crafted, word) in [
             (grey().with(COMPRESSION, &[2]), "fax"),
@@ -314,27 +320,27 @@ mod tests {
             (grey().with(BITS_PER_SAMPLE, &[9999]), "absurd bits"),
             (rgb().with(SAMPLES_PER_PIXEL, &[1]), "RGB of one sample"),
             (rgb().with(SAMPLES_PER_PIXEL, &[999]), "absurd samples"),
-            (grey().with(SAMPLE_FORMAT, &[9]), "samples of no kind"),
-            (grey().with(FILL_ORDER, &[3]), "bits in no order"),
-            (rgb().with(PLANAR_CONFIGURATION, &[3]), "planes of no kind"),
-            (rgb().with(PLANAR_CONFIGURATION, &[2]), "a strip for three planes"),
-            (grey().with(ROWS_PER_STRIP, &[0]), "strips of no rows"),
-            (grey().with(ROWS_PER_STRIP, &[5]), "a strip for two"),
+            (grey().with(SAMPLE_FORMAT, &[9]), "an unknown sample format"),
+            (grey().with(FILL_ORDER, &[3]), "an unknown fill order"),
+            (rgb().with(PLANAR_CONFIGURATION, &[3]), "an unknown planar configuration"),
+            (rgb().with(PLANAR_CONFIGURATION, &[2]), "only one strip for three planes"),
+            (grey().with(ROWS_PER_STRIP, &[0]), "strips without rows"),
+            (grey().with(ROWS_PER_STRIP, &[5]), "only one strip instead of two"),
             (grey().with(STRIP_OFFSETS, &[]), "no strips"),
             (grey().with(STRIP_OFFSETS, &[0; 70_000]), "too many strips"),
             (grey().with(TILE_WIDTH, &[16]), "tiles of no height"),
             (Crafted::new(SIZE, 3, &[8]), "a palette without colours"),
-            (Crafted::new(SIZE, 3, &[8]).with(COLOR_MAP, &[0; 767]), "a palette cut short"),
-            (grey().with(COMPRESSION, &[5]).with(PREDICTOR, &[9]), "a predictor of no kind"),
-            (grey().with(COMPRESSION, &[4]), "a fax of grey"),
-            (rgb().with(COMPRESSION, &[7]), "no JPEG inside"),
+            (Crafted::new(SIZE, 3, &[8]).with(COLOR_MAP, &[0; 767]), "a truncated palette"),
+            (grey().with(COMPRESSION, &[5]).with(PREDICTOR, &[9]), "an unknown predictor"),
+            (grey().with(COMPRESSION, &[4]), "a fax with 8 bits a sample"),
+            (rgb().with(COMPRESSION, &[7]), "JPEG compression without a JPEG"),
         ] {
             assert_eq!(header(&crafted), Err(HeaderError::Damaged), "{problem}");
         }
         for len in 0..100 {
             let mut file = grey().file(&[&[0; 8]]);
             file.truncate(len);
-            assert_eq!(header_of_file(file), Err(HeaderError::Damaged), "cut to {len}");
+            assert_eq!(header_of_file(file), Err(HeaderError::Damaged), "{len} bytes");
         }
     }
 
@@ -350,10 +356,10 @@ mod tests {
             rgb().with(BITS_PER_SAMPLE, &[8]),
             grey().without(PHOTOMETRIC),
             rgb().with(PLANAR_CONFIGURATION, &[0]),
-            grey().with(ROWS_PER_STRIP, &[5]).with(STRIP_OFFSETS, &[16, 16]), // one length for two
+            grey().with(ROWS_PER_STRIP, &[5]).with(STRIP_OFFSETS, &[16, 16]), // two strips, one length
             grey().without(ROWS_PER_STRIP),
             grey().with(ROWS_PER_STRIP, &[u32::MAX.into()]),
-            // The offsets of the tiles are in the tag for those of strips.
+            // The offsets of the tiles are in the tag for the offsets of strips.
             grey()
                 .with(TILE_WIDTH, &[32])
                 .with(TILE_LENGTH, &[16])
@@ -365,17 +371,17 @@ mod tests {
     }
 
     #[test]
-    fn extra_samples_decides_which_sample_is_alpha() {
+    fn the_tag_extra_samples_decides_which_sample_is_alpha() {
         let alpha = |bits: &[u64], extra: &[u64]| {
             header(&Crafted::new(SIZE, 2, bits).with(EXTRA_SAMPLES, extra)).unwrap().alpha
         };
-        let at = |at, is_associated| Some(Alpha { at, is_associated });
+        let straight = |at| Some(Alpha { at, is_associated: false });
         assert_eq!(alpha(&[8; 3], &[]), None);
-        assert_eq!(alpha(&[8; 4], &[]), at(3, false));
+        assert_eq!(alpha(&[8; 4], &[]), straight(3));
         assert_eq!(alpha(&[8; 4], &[0]), None);
-        assert_eq!(alpha(&[8; 4], &[1]), at(3, true));
-        assert_eq!(alpha(&[8; 4], &[2]), at(3, false));
-        assert_eq!(alpha(&[8; 5], &[0, 2]), at(4, false));
+        assert_eq!(alpha(&[8; 4], &[1]), Some(Alpha { at: 3, is_associated: true }));
+        assert_eq!(alpha(&[8; 4], &[2]), straight(3));
+        assert_eq!(alpha(&[8; 5], &[0, 2]), straight(4));
         assert_eq!(alpha(&[8; 5], &[]), None);
     }
 }

@@ -27,7 +27,7 @@ pub(in crate::image) const FLAGS_AT: usize = 20;
 const ANIMATED: u8 = 0b10;
 const HAS_EXIF: u8 = 0b1000;
 const HAS_ALPHA: u8 = 0b1_0000;
-/// A flag in the fifth byte of lossless pixels: they use alpha.
+/// A flag in the fifth byte of lossless pixels: the pixels use alpha.
 const ALPHA_IS_USED: u8 = 0b1_0000;
 
 /// Reads the headers.
@@ -59,7 +59,8 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
         }
         b"VP8X" => {
             let mut chunks = Chunks::default();
-            // A read error means that the file is truncated. The decoder reports that if it matters.
+            // A read error means that the file is truncated. If pixels are missing, the decoder
+            // reports that.
             let _ = chunks.read(reader);
             let flags = head[FLAGS_AT];
             let exif = chunks.orientation.filter(|_| flags & HAS_EXIF != 0);
@@ -77,7 +78,7 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
 /// The chunks of an extended WebP.
 #[derive(Debug, Default)]
 struct Chunks {
-    /// The orientation in the first EXIF.
+    /// The orientation in the first EXIF chunk.
     orientation: Option<Orientation>,
     has_exif: bool,
     /// Whether there is a separate chunk of alpha, as for lossy pixels.
@@ -111,8 +112,9 @@ impl Chunks {
         }
     }
 
-    /// Returns the flags without those for metadata, and with the correct flag for alpha. Some programs
-    /// remove or add a chunk and do not update the flags. Other decoders ignore the flags.
+    /// Returns the flags without the flags for metadata, and with the correct flag for alpha. Some
+    /// programs remove or add a chunk but do not update the flags. Other decoders accept their files,
+    /// because they ignore the flags.
     fn correct_flags(&self, flags: u8) -> u8 {
         let has_alpha = match self.lossless_alpha {
             _ if flags & ANIMATED != 0 => flags & HAS_ALPHA != 0,
@@ -157,7 +159,7 @@ mod tests {
         read(&mut Content::Memory(bytes.to_vec().into()).header_reader())
     }
 
-    /// An EXIF with the orientation 6: a quarter turn clockwise.
+    /// EXIF data with the orientation 6, a quarter turn clockwise.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     const PREFIXED_EXIF: &[u8; 32] =
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
@@ -191,13 +193,13 @@ mod tests {
     }
 
     #[test]
-    fn the_orientation_is_read_from_exif_before_or_after_the_pixels_if_the_flag_is_set() {
+    fn the_orientation_is_read_from_an_exif_chunk_before_or_after_the_pixels_if_its_flag_is_set() {
         let pixels = chunk(b"VP8 ", &[1; 7]);
         for exif in [chunk(b"EXIF", EXIF), chunk(b"EXIF", PREFIXED_EXIF)] {
             for chunks in [
                 [pixels.clone(), exif.clone()],
                 [exif.clone(), pixels.clone()],
-                // The first EXIF counts.
+                // The first EXIF chunk counts.
                 [exif.clone(), chunk(b"EXIF", b"")],
             ] {
                 assert_eq!(orientation(&extended(HAS_EXIF, &chunks)), Orientation::Rotate90);
@@ -226,17 +228,19 @@ mod tests {
     fn flags_are_corrected_to_match_the_chunks() {
         let lossless = |alpha| chunk(b"VP8L", &[0x2f, 159, 0, 0, alpha]);
         let (lossy, alpha) = (chunk(b"VP8 ", &[1; 7]), chunk(b"ALPH", &[0; 3]));
-        let flags = |flags, chunks: &[Vec<u8>]| read_bytes(&extended(flags, chunks)).unwrap().flags;
-        assert_eq!(flags(0xfd, std::slice::from_ref(&lossy)), Some(0));
-        assert_eq!(flags(0xfd, &[alpha.clone(), lossy.clone()]), Some(HAS_ALPHA));
-        assert_eq!(flags(0, &[alpha, lossy]), Some(0));
+        let corrected = |stored_flags, chunks: &[Vec<u8>]| {
+            read_bytes(&extended(stored_flags, chunks)).unwrap().flags
+        };
+        assert_eq!(corrected(0xfd, std::slice::from_ref(&lossy)), Some(0));
+        assert_eq!(corrected(0xfd, &[alpha.clone(), lossy.clone()]), Some(HAS_ALPHA));
+        assert_eq!(corrected(0, &[alpha, lossy]), Some(0));
         for stored_flags in [0, HAS_ALPHA] {
-            assert_eq!(flags(stored_flags, &[lossless(0)]), Some(0));
-            assert_eq!(flags(stored_flags, &[lossless(0x10)]), Some(HAS_ALPHA));
+            assert_eq!(corrected(stored_flags, &[lossless(0)]), Some(0));
+            assert_eq!(corrected(stored_flags, &[lossless(0x10)]), Some(HAS_ALPHA));
         }
         // In an animation, the pixels are inside of frames, so the flag for alpha is not corrected.
-        assert_eq!(flags(0xff, &[]), Some(ANIMATED | HAS_ALPHA));
-        assert_eq!(flags(ANIMATED, &[]), Some(ANIMATED));
+        assert_eq!(corrected(0xff, &[]), Some(ANIMATED | HAS_ALPHA));
+        assert_eq!(corrected(ANIMATED, &[]), Some(ANIMATED));
     }
 
     proptest! {

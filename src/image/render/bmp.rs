@@ -1,5 +1,5 @@
-//! Decodes BMP. The decoder supports only the headers of Windows, and refuses some that sloppy programs
-//! write. It therefore gets new headers in front of the original pixels.
+//! Decodes BMP. The decoder supports only the headers of Windows, and refuses some headers that sloppy
+//! programs write. It therefore gets new headers, followed by the original pixels.
 
 use image_rs::{DynamicImage, ImageFormat};
 
@@ -26,10 +26,10 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
     let is_uncompressed = matches!(bmp.compression, RGB | BITFIELDS);
     // The decoder supports top-down rows only without compression.
     let must_flip = bmp.is_top_down && !is_uncompressed;
-    // Some programs leave out the marker at the end of run-length coded pixels. The decoder accepts
-    // the marker of a row instead.
+    // Some programs leave out the marker at the end of run-length coded pixels. The decoder also
+    // accepts the marker at the end of a row there.
     let padding = if is_uncompressed { row_padding(&bmp) } else { END_OF_ROW_LEN };
-    let headers = headers(&bmp, is_uncompressed);
+    let headers = write_headers(&bmp, is_uncompressed);
     let bytes = SplicedReader::new(headers, &picture.content, bmp.data_at)?.with_padding(padding);
     let mut image = read(picture, bytes, ImageFormat::Bmp, memory_estimate)?;
     if must_flip {
@@ -46,15 +46,16 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
     })
 }
 
-/// The number of bytes that pad a row to a multiple of four. Some programs leave them out after the
+/// The number of bytes that pad a row to a multiple of four. Some programs leave out the padding of the
 /// last row.
 fn row_padding(bmp: &Bmp) -> usize {
     let row = (u64::from(bmp.width) * u64::from(bmp.bits)).div_ceil(8);
     usize::try_from(row.next_multiple_of(4) - row).unwrap_or_default()
 }
 
-/// Writes a BITMAPFILEHEADER, a BITMAPV3INFOHEADER and the palette.
-fn headers(bmp: &Bmp, may_be_top_down: bool) -> Vec<u8> {
+/// Writes a BITMAPFILEHEADER, a BITMAPV3INFOHEADER and the palette. If the pixels are stored top-down,
+/// the headers contain this only if `may_be_top_down`.
+fn write_headers(bmp: &Bmp, may_be_top_down: bool) -> Vec<u8> {
     let height = bmp.height.cast_signed();
     let height = if bmp.is_top_down && may_be_top_down { -height } else { height };
     let data_at = FILE_HEADER_LEN + V3_HEADER_LEN + bmp.palette.len() as u32;
@@ -216,7 +217,7 @@ mod tests {
     fn wrong_values_in_headers_are_corrected() {
         assert_eq!(File { planes: 0, ..FILE }.pixels(), PIXELS);
         assert_eq!(File { data_at: Some(0), ..FILE }.pixels(), PIXELS);
-        // The offset of the pixels is zero, or is that of the palette.
+        // The offset of the pixels is zero, or it is the offset of the palette.
         for data_at in [0, 54] {
             let file = File { data_at: Some(data_at), ..INDEXED };
             assert_eq!(file.pixels(), INDEXED_PIXELS, "{data_at}");

@@ -1,5 +1,6 @@
-//! Decodes a GIF's first frame. The decoder requires a canvas that contains the frame, a colour table,
-//! and no unknown blocks, so it gets new headers in front of the original pixels.
+//! Decodes a GIF's first frame. The decoder requires a canvas that contains the whole frame, and a
+//! colour table, and it refuses unknown blocks. It therefore gets new headers, followed by the original
+//! pixels.
 
 use image_rs::{DynamicImage, ImageFormat, Rgba};
 
@@ -16,7 +17,8 @@ use crate::image::{
 pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicImage, Error> {
     let gif = header::read_bounded(picture.format, &picture.content, gif::read)?;
     // Some files lack the zero that ends the pixels.
-    let bytes = SplicedReader::new(headers(&gif), &picture.content, gif.data_at)?.with_padding(1);
+    let bytes =
+        SplicedReader::new(write_headers(&gif), &picture.content, gif.data_at)?.with_padding(1);
     let image = read(picture, bytes, ImageFormat::Gif, memory_estimate)?;
     Ok(match (image, gif.transparent) {
         // Without a transparent colour, the canvas around the frame gets the first colour, as in
@@ -35,7 +37,7 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
 }
 
 /// Writes everything before the frame's pixels: the screen, the colour table and the frame's header.
-fn headers(gif: &Gif) -> Vec<u8> {
+fn write_headers(gif: &Gif) -> Vec<u8> {
     let to_bytes = |numbers: &[u16]| {
         numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<_>>()
     };
@@ -71,16 +73,16 @@ mod tests {
     /// A graphic control extension: colour 1 is transparent.
     const TRANSPARENT_1: &[u8] = b"!\xf9\x04\x01\0\0\x01\0";
 
-    /// The header of a file, with a table of four colours or none.
+    /// The header of a file. `table` is empty or contains four colours.
     fn screen(width: u16, height: u16, table: &[u8]) -> Vec<u8> {
         let flags = if table.is_empty() { 0 } else { 0x81 };
         let sizes = [width.to_le_bytes(), height.to_le_bytes()].concat();
         [b"GIF89a", &sizes[..], &[flags, 0, 0], table].concat()
     }
 
-    /// A frame at `[left, top, width, height]`, with a colour table or none. `colors` are the indices
-    /// of its pixels, each below 4.
-    fn frame(area: [u16; 4], table: &[u8], colors: &[u8]) -> Vec<u8> {
+    /// A frame at `[left, top, width, height]`. `table` is empty or contains four colours. `colors`
+    /// contains an index into the table for each pixel.
+    fn encoded_frame(area: [u16; 4], table: &[u8], colors: &[u8]) -> Vec<u8> {
         let flags = if table.is_empty() { 0 } else { 0x81 };
         let area: Vec<u8> = area.iter().flat_map(|number| number.to_le_bytes()).collect();
         // A clear code before every two colours keeps the length of the codes at three bits.
@@ -94,19 +96,19 @@ mod tests {
     }
 
     fn pixels(parts: &[&[u8]]) -> Vec<[u8; 3]> {
-        image(parts).pixels().map(|pixel| pixel.0).collect()
+        decoded_image(parts).pixels().map(|pixel| pixel.0).collect()
     }
 
-    fn image(parts: &[&[u8]]) -> RgbImage {
+    fn decoded_image(parts: &[&[u8]]) -> RgbImage {
         decoded(&parts.concat()).unwrap()
     }
 
     #[test]
-    fn the_frames_table_overrides_the_screens_table_and_without_either_colours_are_grey() {
+    fn the_table_of_the_frame_overrides_the_table_of_the_screen_and_grey_replaces_missing_tables() {
         let area = [0, 0, 4, 1];
         let local_table: Vec<u8> = TABLE.iter().rev().copied().collect();
-        let without_table = frame(area, &[], &[0, 1, 2, 3]);
-        let with_table = frame(area, &local_table, &[0, 1, 2, 3]);
+        let without_table = encoded_frame(area, &[], &[0, 1, 2, 3]);
+        let with_table = encoded_frame(area, &local_table, &[0, 1, 2, 3]);
         assert_eq!(pixels(&[&screen(4, 1, &TABLE), &without_table, b";"]), [A, B, C, D]);
         let expected = [[177, 77, 7], [220, 60, 50], [40, 210, 30], [20, 10, 200]];
         assert_eq!(pixels(&[&screen(4, 1, &TABLE), &with_table, b";"]), expected);
@@ -121,7 +123,7 @@ mod tests {
 
     #[test]
     fn the_transparent_colour_becomes_white() {
-        let frame = frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
+        let frame = encoded_frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
         assert_eq!(pixels(&[&screen(4, 1, &TABLE), TRANSPARENT_1, &frame]), [A, WHITE, C, D]);
         let grey = [[0; 3], WHITE, [2; 3], [3; 3]];
         assert_eq!(pixels(&[&screen(4, 1, &[]), TRANSPARENT_1, &frame]), grey);
@@ -129,18 +131,18 @@ mod tests {
 
     #[test]
     fn the_canvas_around_a_frame_has_the_first_colour_or_is_transparent() {
-        let small = frame([1, 1, 2, 1], &[], &[2, 3]);
+        let small_frame = encoded_frame([1, 1, 2, 1], &[], &[2, 3]);
         let first_color = [A, A, A, A, A, C, D, A, A, A, A, A];
-        assert_eq!(pixels(&[&screen(4, 3, &TABLE), &small]), first_color);
+        assert_eq!(pixels(&[&screen(4, 3, &TABLE), &small_frame]), first_color);
         let transparent = first_color.map(|color| if color == A { WHITE } else { color });
-        assert_eq!(pixels(&[&screen(4, 3, &TABLE), TRANSPARENT_1, &small]), transparent);
+        assert_eq!(pixels(&[&screen(4, 3, &TABLE), TRANSPARENT_1, &small_frame]), transparent);
     }
 
     #[test]
     fn the_canvas_grows_to_contain_the_frame() {
-        let frame = frame([1, 1, 2, 1], &[], &[2, 3]);
+        let frame = encoded_frame([1, 1, 2, 1], &[], &[2, 3]);
         for (width, height) in [(0, 0), (2, 1), (3, 1), (3, 2)] {
-            let image = image(&[&screen(width, height, &TABLE), &frame]);
+            let image = decoded_image(&[&screen(width, height, &TABLE), &frame]);
             assert_eq!(image.dimensions(), (3, 2));
             assert_eq!(image.get_pixel(2, 1).0, D);
         }
@@ -148,7 +150,7 @@ mod tests {
 
     #[test]
     fn blocks_before_the_frame_and_everything_after_it_are_ignored() {
-        let first = frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
+        let first = encoded_frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
         for before in [
             &b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"[..],
             b"!\xfe\x05hello\x03you\0",
@@ -161,25 +163,25 @@ mod tests {
         }
         let without_end = &first[..first.len() - 1];
         assert_eq!(pixels(&[&screen(4, 1, &TABLE), without_end]), [A, B, C, D]);
-        let second = frame([0, 0, 4, 1], &[], &[3, 3, 3, 3]);
+        let second = encoded_frame([0, 0, 4, 1], &[], &[3, 3, 3, 3]);
         assert_eq!(pixels(&[&screen(4, 1, &TABLE), &first, &second, b";"]), [A, B, C, D]);
     }
 
     #[test]
     fn interlaced_rows_are_sorted() {
-        let mut interlaced = frame([0, 0, 1, 5], &[], &[0, 1, 2, 3, 1]);
+        let mut interlaced = encoded_frame([0, 0, 1, 5], &[], &[0, 1, 2, 3, 1]);
         interlaced[9] |= 0x40;
-        let image = image(&[&screen(1, 5, &TABLE), &interlaced]);
+        let image = decoded_image(&[&screen(1, 5, &TABLE), &interlaced]);
         // The file contains the rows 0, 4, 2, 1 and 3, in this order.
         assert_eq!(image.pixels().map(|pixel| pixel.0).collect::<Vec<_>>(), [A, D, C, B, B]);
     }
 
     #[test]
     fn a_file_without_a_complete_frame_is_refused() {
-        let complete = frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
-        let without_rows = frame([0, 0, 4, 0], &[], &[]);
-        let too_far_right = frame([65_535, 0, 4, 1], &[], &[0, 1, 2, 3]);
-        let without_second_row = frame([0, 0, 4, 2], &[], &[0, 1, 2, 3]);
+        let complete = encoded_frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
+        let without_rows = encoded_frame([0, 0, 4, 0], &[], &[]);
+        let too_far_right = encoded_frame([65_535, 0, 4, 1], &[], &[0, 1, 2, 3]);
+        let without_second_row = encoded_frame([0, 0, 4, 2], &[], &[0, 1, 2, 3]);
         for parts in [
             &[&b";"[..]][..],
             &[],

@@ -20,8 +20,8 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let options = heifer::Options {
         // The memory limit of the child process is computed for one thread.
         max_threads: 1,
-        // No video stream may have more pixels than the header announces. A single tile may have as
-        // many as the whole picture; then only the limits of the process apply.
+        // No video stream may have more pixels than the header announces for the whole picture. This
+        // does not stop a tile with as many pixels as the picture. Only the limits of the process do.
         max_pixels: header.pixels().max(header.padded_stream_pixels()),
     };
     let image =
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn every_file_has_the_mean_colours_that_libheif_decodes() {
+    fn the_mean_colours_of_every_fixture_equal_those_that_libheif_decodes() {
         let mut wrong = Vec::new();
         for line in include_str!("../../../tests/fixtures/heic/expected.txt").lines() {
             let fields: Vec<_> = line.split(' ').collect();
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn every_pixel_has_the_colour_that_libheif_decodes() {
+    fn the_colours_of_pixels_equal_those_that_libheif_decodes() {
         // In 4:4:4 and in grey, every pixel has its own colour, so only rounding differs.
         for (name, max_mean_difference, max_difference) in [
             ("pixels-444", 0.1, 1),
@@ -142,7 +142,7 @@ mod tests {
         for name in ["iphone-grid", "alpha", "grid-mdat-first", "thumbnail"] {
             let bytes = file(&format!("{name}.heic"));
             for len in 0..bytes.len() {
-                assert!(decoded(bytes[..len].to_vec()).is_err(), "{name} to {len}");
+                assert!(decoded(bytes[..len].to_vec()).is_err(), "{name} of {len} bytes");
             }
         }
     }

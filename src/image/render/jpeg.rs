@@ -18,8 +18,8 @@ use crate::image::{
     header::jpeg::{EOI, SOI, SOS, has_no_segment, is_frame, next_marker},
 };
 
-/// The most scans. A baseline photograph has one scan, and a progressive photograph about ten. The
-/// decoder visits all pixels for each scan, so thousands of empty scans would take minutes.
+/// The maximum number of scans. A baseline photograph has one scan, and a progressive photograph about
+/// ten. The decoder visits all pixels for each scan, so thousands of empty scans would take minutes.
 const MAX_SCANS: usize = 100;
 
 const APP0: u8 = 0xe0;
@@ -54,8 +54,8 @@ fn broken(reason: &str) -> Error {
     Error::Broken { format: Format::Jpeg, reason: reason.to_owned() }
 }
 
-/// Returns the segments and scans that the decoder needs, of a file of `len` bytes. Returns `None` if
-/// the file has too many scans.
+/// Reads a JPEG of `len` bytes, and returns only the segments and scans that the decoder needs. Returns
+/// `None` if there are too many scans.
 pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<Option<Vec<u8>>> {
     const DHT: u8 = 0xc4;
     const DQT: u8 = 0xdb;
@@ -118,7 +118,7 @@ fn affects_pixels(marker: u8, body: &[u8]) -> bool {
 }
 
 /// Copies the compressed data of a scan. Returns the marker that ends the data, or `None` at the end
-/// of the file. An 0xFF within the data is followed by zero, or is a restart marker (T.81, B.1.1.5).
+/// of the file. An 0xFF within the data is followed by zero or starts a restart marker (T.81, B.1.1.5).
 fn copy_scan(reader: &mut Reader, output: &mut Vec<u8>) -> io::Result<Option<u8>> {
     loop {
         let bytes = reader.fill_buf()?;
@@ -209,11 +209,12 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_file_returns_no_more_than_it_contains() {
+    fn the_segments_of_a_truncated_file_are_at_most_two_bytes_longer_than_the_file() {
         let whole = [SOF, SCAN, END].concat();
         for len in 0..whole.len() {
             let found = decodable_segments_of(&[&whole[..len]]).unwrap();
-            assert!(found.len() <= len + 4, "{len}");
+            let file_len = 2 + len;
+            assert!(found.len() <= file_len + 2, "{len}");
         }
     }
 }

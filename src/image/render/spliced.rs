@@ -7,8 +7,8 @@ use crate::image::{Content, Reader};
 /// The longest padding at the end.
 const ZEROS: [u8; 3] = [0; 3];
 
-/// Reads `head`, then the file from `file_start` on, then `padding` zeros. A decoder thus gets a
-/// header that it understands, and the file need not be copied.
+/// Reads `head`, then the file from `file_start` on, then `padding` zeros. This gives a decoder a header
+/// that it understands, without copying the file.
 pub(super) struct SplicedReader {
     head: Vec<u8>,
     /// The position in the file at which reading starts. `head` replaces the bytes before it.
@@ -51,11 +51,11 @@ impl BufRead for SplicedReader {
         {
             return Ok(head);
         }
-        let Some(read_zeros) = self.position.checked_sub(self.len) else {
+        let Some(zeros_read) = self.position.checked_sub(self.len) else {
             return self.file.fill_buf();
         };
-        let read_zeros = usize::try_from(read_zeros).unwrap_or(usize::MAX);
-        Ok(ZEROS[..self.padding].get(read_zeros..).unwrap_or_default())
+        let zeros_read = usize::try_from(zeros_read).unwrap_or(usize::MAX);
+        Ok(ZEROS[..self.padding].get(zeros_read..).unwrap_or_default())
     }
 
     fn consume(&mut self, amount: usize) {
@@ -100,7 +100,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reads_and_seeks_match_those_of_the_concatenated_bytes(
+        fn reading_and_seeking_give_the_same_results_as_on_the_concatenated_bytes(
             head in proptest::collection::vec(any::<u8>(), 0..40),
             file in proptest::collection::vec(any::<u8>(), 0..200),
             file_start in 0..250usize,

@@ -22,15 +22,15 @@ mod samples;
 
 /// A strip or a tile.
 struct Chunk {
-    /// The index of its plane. There is only plane 0 unless each sample has a plane of its own.
+    /// The index of the plane. There is only plane 0 unless each sample has a plane of its own.
     plane: u64,
-    /// The position of its upper left pixel in the picture.
+    /// The position of the upper left pixel in the picture.
     x: u32,
     y: u32,
-    /// The size of its part within the picture, in pixels.
+    /// The size of the part that lies within the picture, in pixels.
     columns: u32,
     rows: u32,
-    /// Its position and length in the file, in bytes.
+    /// The position and length of the data in the file, in bytes.
     offset: u64,
     len: u64,
 }
@@ -57,9 +57,9 @@ fn broken(reason: &str) -> Error {
     Error::Broken { format: Format::Tiff, reason: reason.into() }
 }
 
-/// The indices of the samples that are decoded: those of the colour, and alpha. A pixel may have other
-/// samples, which are skipped.
-fn needed_samples(tiff: &Tiff) -> Vec<u64> {
+/// The indices of the samples that are decoded: the samples of the colour, and alpha. A pixel may have
+/// other samples, which are skipped.
+fn needed_sample_indices(tiff: &Tiff) -> Vec<u64> {
     (0..tiff.color.samples()).chain(tiff.alpha.map(|alpha| alpha.at)).collect()
 }
 
@@ -76,7 +76,7 @@ fn read_pixels(tiff: &Tiff, reader: &mut Reader, file_len: u64) -> io::Result<Ve
         None => Vec::new(),
     };
     let jpeg_tables: Vec<u8> = jpeg_tables.into_iter().map(|byte| byte as u8).collect();
-    let needed_samples = needed_samples(tiff);
+    let needed_samples = needed_sample_indices(tiff);
     let mut pixels = vec![0; tiff.width as usize * tiff.height as usize * needed_samples.len()];
     let chunks_per_plane = u64::from(chunks.across) * u64::from(chunks.down);
     for (index, (offset, len)) in (0..).zip(offsets.into_iter().zip(lengths)) {
@@ -107,7 +107,7 @@ fn read_chunk(
     needed_samples: &[u64],
     pixels: &mut [u8],
 ) -> io::Result<()> {
-    let stored_samples = tiff.samples_per_chunk_pixel();
+    let stored_samples = tiff.samples_of_a_pixel_in_one_chunk();
     // For each sample to copy: its index in the chunk's pixel, and its index in the output's pixel.
     let indices = needed_samples.iter().enumerate().map(|(to, from)| (*from, to));
     let indices: Vec<(usize, usize)> = if tiff.chunks.planes > 1 {
@@ -131,7 +131,7 @@ fn read_chunk(
     let mut rows = codec::rows(tiff, jpeg_tables, chunk, reader)?;
     for y in 0..chunk.rows {
         if y > 0 {
-            // Skip the rest of the last row.
+            // Skip the rest of the previous row.
             io::copy(&mut rows.by_ref().take(row_len - read_len), &mut io::sink())?;
         }
         rows.read_exact(&mut row)?;

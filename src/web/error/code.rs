@@ -55,13 +55,13 @@ codes! {
     UnsupportedImage = "unsupported_image", UNSUPPORTED_MEDIA_TYPE;
     /// The picture has more bytes or pixels than the limit.
     ImageTooLarge = "image_too_large", PAYLOAD_TOO_LARGE;
-    /// The request has no `Host`, more than one, or a malformed one.
+    /// The request has no `Host`, more than one `Host`, or a malformed `Host`.
     InvalidHost = "invalid_host", BAD_REQUEST;
     /// The body has a `Content-Encoding`, but only uncompressed bodies are accepted.
     UnsupportedContentEncoding = "unsupported_content_encoding", UNSUPPORTED_MEDIA_TYPE;
     /// The body has a `Transfer-Encoding` other than `chunked`.
     UnsupportedTransferEncoding = "unsupported_transfer_encoding", NOT_IMPLEMENTED;
-    /// The service requires a key, and the request has none or a wrong one.
+    /// The service requires a key, and the request has no key or a wrong key.
     Unauthorized = "unauthorized", UNAUTHORIZED;
     /// A web page of another site sent the request, and the settings do not allow that site.
     CrossOrigin = "cross_origin", FORBIDDEN;
@@ -89,9 +89,10 @@ codes! {
     EmbeddingInvalid = "embedding_invalid", BAD_GATEWAY;
     /// The disk has too few free bytes or inodes above the reserve, which always stays free.
     StorageFull = "storage_full", INSUFFICIENT_STORAGE;
-    /// The picture could not be saved for another reason.
+    /// The picture could not be saved, although the disk is not full.
     StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;
-    /// A parameter has a value that this service does not support, such as other `dimensions`.
+    /// A parameter has a value that this service does not support, such as
+    /// `dimensions` other than 1536.
     UnsupportedParameter = "unsupported_parameter", BAD_REQUEST;
     /// There is no such model.
     ModelNotFound = "model_not_found", NOT_FOUND;

@@ -1,7 +1,8 @@
-//! The shape of errors that OpenAI's clients expect, beside RFC 9457's.
+//! Describes errors in the shape that OpenAI's clients expect.
 //!
-//! Those clients show `error.message` and nothing else of an error, so that a bare problem becomes
-//! "415 status code (no body)".
+//! The body of an error response by RFC 9457 contains this description as an additional member,
+//! `error`. OpenAI's clients show only `error.message`. Without the member, they would show "415 status
+//! code (no body)".
 
 use axum::http::HeaderName;
 use serde::Serialize;
@@ -9,8 +10,8 @@ use utoipa::ToSchema;
 
 use super::{Code, Error};
 
-/// Tells OpenAI's clients whether to send the request again. Without it they send each 408, 409,
-/// 429 and 5xx twice more.
+/// The response header that tells OpenAI's clients whether to send the request again. Without this
+/// header, they repeat a request up to two times after a 408, 409, 429 or 5xx.
 pub(in crate::web) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An error in OpenAI's shape.
@@ -50,8 +51,9 @@ pub(in crate::web) fn expects_openai_errors(path: &str) -> bool {
     path.starts_with("/v1/") || path == "/embeddings"
 }
 
-/// Whether only the operator can resolve the error, so that the client should not try again.
-pub(in crate::web) fn needs_operator(code: Code) -> bool {
+/// Whether the same request cannot succeed in the next minutes: only the operator can resolve the
+/// error, or the client must change the request.
+pub(in crate::web) fn is_retry_useless(code: Code) -> bool {
     matches!(
         code,
         Code::EmbeddingExhausted

@@ -1,4 +1,4 @@
-//! The response to a request that failed: its headers, and a body by RFC 9457.
+//! The response to a request that failed: its headers, and its body in the format of RFC 9457.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub struct Problem {
     /// What is wrong and what to do.
     #[schema(example = example_detail)]
     detail: String,
-    /// The request's id. `x-request-id` and the log contain the same one.
+    /// The request's id. `x-request-id` and the log contain the same id.
     #[schema(example = "019359f2-7c3b-7d8e-9a41-0c2f6d1e5b77")]
     request_id: String,
     /// The errors of single fields, if the code is `validation_failed`.

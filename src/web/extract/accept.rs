@@ -22,11 +22,11 @@ impl<S: Sync> FromRequestParts<S> for Accepted {
     }
 }
 
-/// How much a client prefers a media type. Preferences are compared by weight. Of equal weights, a
-/// range that contains the type itself counts more than a wildcard.
+/// How much a client prefers a media type. Preferences are compared by weight. If the weights are
+/// equal, a range that contains the type itself is preferred to a wildcard.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Preference {
-    /// In thousandths.
+    /// The weight in thousandths.
     weight: u16,
     specificity: u8,
 }
@@ -36,7 +36,7 @@ fn choose(headers: &HeaderMap) -> Exposition {
     let ranges = lines.flat_map(|line| line.split(|byte| *byte == b','));
     let (mut open_metrics, mut prometheus) = (BestMatch::default(), BestMatch::default());
     for range in ranges.map(Parameterized::parse) {
-        let Some(weight) = weight(&range) else { continue };
+        let Some(weight) = parse_weight(&range) else { continue };
         open_metrics.add(&range, weight, &["*/*", "application/*", "application/openmetrics-text"]);
         prometheus.add(&range, weight, &["*/*", "text/*", "text/plain"]);
     }
@@ -47,17 +47,18 @@ fn choose(headers: &HeaderMap) -> Exposition {
     }
 }
 
-/// The most specific range of the header that matches a media type. Without one, all fields are 0.
+/// The most specific range of the header that matches a media type. If no range matches, all fields
+/// are 0.
 #[derive(Default)]
 struct BestMatch {
     /// 1 for `*/*`, 2 for `type/*`, 3 for `type/subtype`.
     specificity: u8,
-    /// In thousandths.
+    /// The weight in thousandths.
     weight: u16,
 }
 
 impl BestMatch {
-    /// Adds a range of the header. `matching` are the ranges that match the media type, the least
+    /// Adds a range of the header. `matching` contains the ranges that match the media type, the least
     /// specific first.
     fn add(&mut self, range: &Parameterized<'_>, weight: u16, matching: &[&str]) {
         let Some((specificity, _)) = (1..).zip(matching).find(|(_, name)| range.is(name)) else {
@@ -77,10 +78,10 @@ impl BestMatch {
 }
 
 /// The weight of a range in thousandths, or `None` if the weight is invalid.
-fn weight(range: &Parameterized<'_>) -> Option<u16> {
+fn parse_weight(range: &Parameterized<'_>) -> Option<u16> {
     let Some(text) = range.get("q") else { return Some(1000) };
-    let weight: f32 = std::str::from_utf8(text).ok()?.parse().ok()?;
-    if (0.0..=1.0).contains(&weight) { Some((weight * 1000.0) as u16) } else { None }
+    let fraction: f32 = std::str::from_utf8(text).ok()?.parse().ok()?;
+    if (0.0..=1.0).contains(&fraction) { Some((fraction * 1000.0) as u16) } else { None }
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ pub enum BodyError {
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     TooSlow,
-    /// Too little of the memory for bodies is free for this client.
+    /// Not enough of the memory for bodies is free for this client.
     #[error("there is no memory for the body")]
     NoMemory,
     /// The body ended early, or violates HTTP's framing.
@@ -46,7 +46,7 @@ impl From<NotEnoughUnits> for BodyError {
     }
 }
 
-/// What a route's body contains. Errors explain the limit by it.
+/// What a route's body contains. The message about a body that is too large depends on this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyContent {
     /// A picture.
@@ -72,10 +72,10 @@ pub(in crate::web) struct BodyLimits {
 }
 
 impl BodyLimits {
-    /// The body's Content-Length, or 0 without one.
+    /// Returns the body's Content-Length, or 0 if the body has none.
     ///
     /// # Errors
-    /// [`BodyError::TooLarge`] if it exceeds the limit.
+    /// [`BodyError::TooLarge`] if the length exceeds the limit.
     pub(in crate::web) fn declared_length(self, body: &Body) -> Result<u64, BodyError> {
         let declared = body.size_hint().lower();
         if declared > self.max_bytes { Err(self.too_large()) } else { Ok(declared) }
@@ -139,7 +139,7 @@ impl BodyLimits {
         BodyError::TooLarge { max_bytes: self.max_bytes, content: self.content }
     }
 
-    /// When the rest of the body must have arrived, after `received` bytes of it.
+    /// When the rest of the body must have arrived, if `received` bytes have arrived already.
     fn deadline(self, started: Instant, received: u64) -> Instant {
         let extension = Duration::from_secs(received / MIN_BYTES_PER_SECOND);
         started + (BASE_TIME + extension).min(self.timeout)

@@ -15,7 +15,7 @@ const MAX_LENGTH: usize = 70;
 ///
 /// # Errors
 /// [`Error::Invalid`] if the body is not a form, or the boundary is missing, ambiguous or too long.
-pub(in crate::web) fn boundary(headers: &HeaderMap) -> Result<String, Error> {
+pub(in crate::web) fn read_boundary(headers: &HeaderMap) -> Result<String, Error> {
     let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let content_type = Parameterized::parse(content_type);
     if !content_type.is("multipart/form-data") {
@@ -27,7 +27,7 @@ pub(in crate::web) fn boundary(headers: &HeaderMap) -> Result<String, Error> {
         ));
     }
     let is_printable = |text: &[u8]| text.iter().all(|byte| matches!(byte, b' '..=b'~'));
-    let boundary = match content_type.get("boundary") {
+    let text = match content_type.get("boundary") {
         Some(text) if !text.is_empty() && is_printable(text) => String::from_utf8_lossy(text),
         _ => {
             return Err(invalid(
@@ -37,13 +37,13 @@ pub(in crate::web) fn boundary(headers: &HeaderMap) -> Result<String, Error> {
             ));
         }
     };
-    if boundary.len() > MAX_LENGTH {
+    if text.len() > MAX_LENGTH {
         return Err(invalid(
             "Boundary too long",
             "The form's boundary is longer than 70 characters; let your client choose it.",
         ));
     }
-    Ok(boundary.into_owned())
+    Ok(text.into_owned())
 }
 
 #[cfg(test)]
@@ -51,11 +51,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_boundary_is_read_and_an_invalid_one_is_refused_with_a_reason() {
-        let boundary = |content_type: &str| {
+    fn a_valid_boundary_is_read_and_an_invalid_boundary_is_refused_with_a_reason() {
+        let read = |content_type: &str| {
             let headers =
                 HeaderMap::from_iter([(header::CONTENT_TYPE, content_type.parse().unwrap())]);
-            boundary(&headers).map_err(|error| error.detail())
+            read_boundary(&headers).map_err(|error| error.detail())
         };
         for (content_type, expected) in [
             ("multipart/form-data; boundary=\"a b\"", "a b"),
@@ -65,21 +65,21 @@ mod tests {
             // React Native before 0.60 sends a boundary without quotes on iOS.
             ("multipart/form-data; boundary=Sx/9+e=7K:(a),b?'c'_.-", "Sx/9+e=7K:(a),b?'c'_.-"),
         ] {
-            assert_eq!(boundary(content_type).as_deref(), Ok(expected), "{content_type}");
+            assert_eq!(read(content_type).as_deref(), Ok(expected), "{content_type}");
         }
         for parameters in
             ["", "; boundary", "; boundary=", "; boundary=\"\"", "; boundary=a; boundary=b"]
         {
-            let detail = boundary(&format!("multipart/form-data{parameters}")).unwrap_err();
+            let detail = read(&format!("multipart/form-data{parameters}")).unwrap_err();
             assert!(detail.contains("no boundary"), "{parameters}");
         }
         for content_type in
             ["", "text/plain", "multipart/mixed; boundary=a", "multipart/form-datax; boundary=a"]
         {
-            let detail = boundary(content_type).unwrap_err();
+            let detail = read(content_type).unwrap_err();
             assert!(detail.contains("multipart/form-data with the picture"), "{content_type}");
         }
         let too_long = format!("multipart/form-data; boundary={}", "x".repeat(71));
-        assert!(boundary(&too_long).unwrap_err().contains("longer than 70"));
+        assert!(read(&too_long).unwrap_err().contains("longer than 70"));
     }
 }

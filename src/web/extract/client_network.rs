@@ -9,8 +9,8 @@ use axum::{
 
 use crate::{server::ClientAddress, shares::ClientNetwork};
 
-/// The client network that limits count a request for. Requests without a connection, as in tests,
-/// all have the same.
+/// Returns the client network that a request counts towards. All requests without a connection (as in
+/// tests) have the same client network.
 pub(crate) fn client_network(extensions: &Extensions) -> ClientNetwork {
     match extensions.get::<ClientAddress>() {
         Some(address) => address.network(),

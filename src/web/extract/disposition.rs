@@ -19,8 +19,8 @@ impl Disposition {
     pub(super) fn parse(header: &[u8]) -> Self {
         let parsed = Parameterized::parse(header);
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-        // Forms should not use `filename*` (RFC 7578, section 4.2), but some clients send nothing
-        // else. Of two names, `filename*` contains the exact one (RFC 6266, section 4.3).
+        // Forms should not use `filename*` (RFC 7578, section 4.2), but some clients send only that.
+        // If a client sends both names, `filename*` contains the exact one (RFC 6266, section 4.3).
         let file_name = match parsed.get("filename*") {
             Some(value) => Some(decode_extended(value).unwrap_or_else(|| text(value))),
             None => parsed.get("filename").map(text),
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn both_names_are_read_in_every_spelling() {
+    fn the_names_of_the_field_and_the_file_are_read_in_every_spelling() {
         for (header, file_name) in [
             ("form-data; name=\"file\"; filename=\"a.jpg\"", "a.jpg"),
             ("form-data; filename=\"my name=bob.jpg\"; name=\"file\"", "my name=bob.jpg"),

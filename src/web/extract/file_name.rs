@@ -3,7 +3,7 @@
 /// The most characters of a name.
 const MAX_CHARS: usize = 255;
 
-/// Removes unprintable characters from a name. Returns `None` if no others are left.
+/// Removes unprintable characters from a name. Returns `None` if no printable characters are left.
 pub(in crate::web) fn printable(name: &str) -> Option<String> {
     let name: String = name.chars().filter(|c| !is_unprintable(*c)).take(MAX_CHARS).collect();
     let name = name.trim();
@@ -12,7 +12,7 @@ pub(in crate::web) fn printable(name: &str) -> Option<String> {
 
 /// Whether a character is invisible or changes how other characters are displayed: control
 /// characters, line separators, marks and overrides of the writing direction, invisible fillers.
-/// Joiners are printable, since emoji need them.
+/// Joiners count as printable, because combined emoji need them.
 fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
@@ -44,7 +44,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_control_character_is_left(name in any::<String>()) {
+        fn the_result_contains_no_control_character(name in any::<String>()) {
             prop_assert!(!printable(&name).unwrap_or_default().contains(char::is_control));
         }
     }

@@ -1,5 +1,5 @@
-//! Checks rules of HTTP/1.1 for a request's head that hyper does not check. The head must contain
-//! exactly one valid host (RFC 9112, section 3.2), and no coding that the service does not decode.
+//! Checks the head of a request, where hyper checks less than HTTP/1.1 requires: the head must contain
+//! exactly one valid host (RFC 9112, section 3.2), and only codings that the service decodes.
 
 use std::net::Ipv6Addr;
 
@@ -15,7 +15,7 @@ pub enum HeadError {
     /// An HTTP/1.1 request without a `Host`.
     #[error("there is no Host")]
     NoHost,
-    /// More than one `Host`. A proxy and the service might use different ones.
+    /// More than one `Host`. A proxy and the service might use different hosts.
     #[error("there is more than one Host")]
     ManyHosts,
     /// The `Host`, or the host in the request line, is malformed.
@@ -29,7 +29,7 @@ pub enum HeadError {
     TransferEncoding(String),
 }
 
-/// Checks a request's head. If the request line contains a host, sets `Host` to that.
+/// Checks a request's head. If the request line contains a host, sets `Host` to that host.
 ///
 /// # Errors
 /// A [`HeadError`] if the head violates a rule.
@@ -101,7 +101,8 @@ fn is_name(mut name: &[u8]) -> bool {
 }
 
 /// Checks the transfer coding. hyper accepts every list of codings that ends in `chunked`, but
-/// decodes only `chunked`. It refuses all other lists, since the end of such a body is unknown.
+/// decodes only `chunked`. hyper itself refuses all other lists, because the end of such a body is
+/// unknown.
 fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
@@ -196,9 +197,9 @@ mod tests {
                 HeaderValue::from_bytes(value).unwrap(),
             )])
         };
-        let printable = |value: &[u8]| printable(&headers(value), header::CONTENT_ENCODING);
-        assert_eq!(printable(b"gzip, br;q=0.5"), "gzip, br;q=0.5");
-        assert_eq!(printable(b"<b>\"\xff\t"), "b");
-        assert_eq!(printable(&[b'x'; 1000]).len(), 60);
+        let printed = |value: &[u8]| printable(&headers(value), header::CONTENT_ENCODING);
+        assert_eq!(printed(b"gzip, br;q=0.5"), "gzip, br;q=0.5");
+        assert_eq!(printed(b"<b>\"\xff\t"), "b");
+        assert_eq!(printed(&[b'x'; 1000]).len(), 60);
     }
 }

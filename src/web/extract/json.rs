@@ -23,7 +23,8 @@ pub(in crate::web) fn clean(mut body: Vec<u8>) -> Vec<u8> {
     body
 }
 
-/// Parses a body that [`clean`] has returned. `example` is a valid body, for the error's sentence.
+/// Parses a body that [`clean`] has returned. `example` is a valid body, which
+/// the error's sentence contains.
 pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
     body: &'a [u8],
     example: &str,
@@ -80,15 +81,15 @@ pub(in crate::web) fn text<'a>(raw: &'a RawValue, name: &str) -> Result<Cow<'a, 
 
 /// The elements of a JSON array.
 pub(in crate::web) struct Elements<'a> {
-    /// The first elements, up to a limit. A few bytes of JSON for each element would otherwise
-    /// become many times as much memory.
+    /// The first elements, up to a limit. Without the limit, a list of many short elements would take
+    /// many times the memory of its JSON.
     pub first: Vec<&'a RawValue>,
-    /// How many elements there are.
+    /// The number of all elements.
     pub count: usize,
 }
 
-/// Returns the elements of an array, the first `limit` of them as raw JSON; `None` if it is not an
-/// array.
+/// Returns the first `limit` elements of an array as raw JSON, and the number of all elements. Returns
+/// `None` if the value is not an array.
 pub(in crate::web) fn elements(array: &RawValue, limit: usize) -> Option<Elements<'_>> {
     struct First(usize);
     impl<'de> Visitor<'de> for First {

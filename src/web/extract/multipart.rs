@@ -48,9 +48,9 @@ pub(in crate::web) fn invalid(msg: &str, detail: impl Into<String>) -> Error {
 /// A multipart form that is being received.
 pub(in crate::web) struct Form {
     parser: Multipart<'static>,
-    /// How many bytes arrived since the parser last returned something.
+    /// How many bytes arrived since the parser last returned a part or a chunk.
     unparsed_bytes: Arc<AtomicUsize>,
-    /// Whether the parser must parse its present chunk before it gets the next one.
+    /// Whether the parser must parse its current chunk before it gets the next chunk.
     is_paused: Arc<AtomicBool>,
     part_count: usize,
 }
@@ -68,7 +68,7 @@ impl Form {
         let counted = body.map(move |chunk| {
             let chunk = chunk?;
             let before = counter.fetch_add(chunk.len(), Ordering::Relaxed);
-            // The permit never shrinks, since the parser does not free its buffer before its end.
+            // The permit never shrinks, since the parser frees its buffer only at its end.
             memory.grow_to((before + chunk.len()) as u64).map_err(BodyError::from)?;
             if before > MAX_HEADER_BYTES {
                 return Err(invalid(
@@ -116,7 +116,8 @@ impl Form {
     }
 
     /// Reads to the first part with the field name `file` that is not empty. Browsers send an empty
-    /// part for each file input that the user left empty. If all parts are empty, returns the first.
+    /// part for each file input that the user left empty. If all such parts are empty, returns
+    /// the first of them.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there is no such part or the form is malformed. [`Error::Body`] if the
@@ -169,7 +170,7 @@ impl Form {
             if let Some(bytes) = form.next_chunk(&mut part).await? {
                 return Ok(Some((bytes, (form, Some(part)))));
             }
-            drop(part); // The parser returns the next part only after this one is dropped.
+            drop(part); // The parser returns the next part only after this part is dropped.
             while let Some(mut part) = form.next_part().await? {
                 if part.is_file() && form.next_chunk(&mut part).await?.is_some() {
                     return Err(invalid(
@@ -202,7 +203,7 @@ impl Part {
 pub(in crate::web) struct FormFile {
     /// The file's name as the client sent it. `None` if the part has no file name, as for text.
     pub name: Option<String>,
-    /// The first chunk, and the part that returns the following ones. `None` if the file is empty.
+    /// The first chunk, and the part that returns the following chunks. `None` if the file is empty.
     content: Option<(Bytes, Part)>,
 }
 
@@ -297,7 +298,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_form_is_read_in_any_chunks(
+        fn a_form_is_read_regardless_of_how_it_is_split_into_chunks(
             splits in proptest::collection::btree_set(0usize..260, 0..40),
         ) {
             let form = [
@@ -322,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn empty_files_are_skipped_if_the_form_also_contains_a_picture() {
+    async fn empty_files_are_skipped_if_the_form_also_contains_a_file_with_bytes() {
         let empty = part("file; filename=\"\"", "");
         let picture = part("file; filename=a.png", "picture");
         for order in
@@ -349,7 +350,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_part_with_too_long_a_header_is_refused() {
+    async fn a_part_whose_header_is_too_long_is_refused() {
         let start = Bytes::from("--x\r\nContent-Disposition: ");
         let mut chunks = vec![start];
         chunks.resize(101, Bytes::from(vec![b'a'; 16 * 1024]));

@@ -19,7 +19,7 @@ pub(in crate::web) struct PictureOptions {
     pub save_mode: SaveMode,
 }
 
-/// What happens if a picture of a batch fails, from the query.
+/// The option `errors` of the query: what happens if a picture of a batch fails.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::web) struct ErrorOption(pub(in crate::web) OnError);
 
@@ -28,8 +28,8 @@ pub(in crate::web) struct ErrorOption(pub(in crate::web) OnError);
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "describes the query; `ErrorOption` reads it")]
 pub(in crate::web) struct BatchQuery {
-    /// With `item` a picture that fails does not fail the others: the answer has its error in its
-    /// place.
+    /// With `item`, a batch succeeds even if some of its pictures fail: the answer contains an error in
+    /// place of each failed picture.
     #[param(inline)]
     errors: Option<Errors>,
 }
@@ -37,7 +37,7 @@ pub(in crate::web) struct BatchQuery {
 /// The values of `errors`.
 #[derive(utoipa::ToSchema)]
 #[schema(rename_all = "snake_case")]
-#[allow(dead_code, reason = "names the values of `errors` in the documentation")]
+#[allow(dead_code, reason = "lists the values of `errors` in the OpenAPI document")]
 enum Errors {
     Item,
 }
@@ -141,7 +141,7 @@ fn unknown_errors() -> Error {
         &["query", "errors"],
         "literal_error",
         "Input should be 'item'",
-        "The query's errors can only be item: then each picture that fails has its error in its place in the answer.",
+        "The query's errors can only be item: then the answer contains an error in place of each failed picture.",
     )
 }
 

@@ -1,6 +1,6 @@
 //! The access log: assigns each request an id, logs one line for it, and counts it in the metrics.
 //!
-//! This layer also writes the bodies of errors, since they contain the request's id.
+//! This layer also writes the bodies of error responses, because these contain the request's id.
 
 use std::{error::Error as StdError, sync::Arc, time::Instant};
 
@@ -21,7 +21,8 @@ use crate::{
     server::{Peer, TrustedProxies},
     telemetry::{InFlightGuard, Metrics, causes},
     web::error::{
-        Error, ErrorExtension, PROBLEM_JSON, X_SHOULD_RETRY, expects_openai_errors, needs_operator,
+        Error, ErrorExtension, PROBLEM_JSON, X_SHOULD_RETRY, expects_openai_errors,
+        is_retry_useless,
     },
 };
 
@@ -36,6 +37,8 @@ pub(in crate::web) struct LogFields {
     pub saved_as: Option<String>,
     /// How many pictures a batch has.
     pub pictures: Option<usize>,
+    /// How many of them failed.
+    pub failed_pictures: Option<usize>,
     /// The size of the picture, or of all pictures of a batch, in bytes.
     pub size_bytes: Option<u64>,
     /// Where the embedding came from: NVIDIA, a cache level, or another request's call.
@@ -62,7 +65,7 @@ pub(in crate::web) async fn access_log(
     let id = request_id(request.headers());
     let route =
         request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
-    // A client may send any text as the method. Unknown methods are not logged.
+    // A client may send any text as the method, so unknown methods are logged as `other`.
     let method = match request.method().as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known,
         _ => "other",
@@ -104,7 +107,8 @@ pub(in crate::web) async fn access_log(
     response
 }
 
-/// Adds the body of an error to its response. Headers such as `Allow` and `Retry-After` stay.
+/// Adds the body of an error to its response. Headers such as `Allow` and `Retry-After` are
+/// retained.
 fn with_error_body(
     mut response: Response,
     error: &ErrorExtension,
@@ -117,7 +121,7 @@ fn with_error_body(
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-    if expects_openai_errors(path) && needs_operator(error.0.code()) {
+    if expects_openai_errors(path) && is_retry_useless(error.0.code()) {
         headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
     }
     *response.body_mut() = Body::from(body);
@@ -167,6 +171,7 @@ impl Entry {
                     client = self.client,
                     saved_as = fields.saved_as.as_deref().or(saved_before_error),
                     pictures = fields.pictures,
+                    failed_pictures = fields.failed_pictures,
                     size_bytes = fields.size_bytes,
                     cache = fields.cache,
                     attempts = fields.attempts.or(error.and_then(Error::attempts)),
@@ -213,11 +218,11 @@ impl Drop for Entry {
 }
 
 /// The messages of an error and of its causes in one line.
-fn with_causes(error: &(dyn StdError + 'static)) -> String {
+pub(in crate::web) fn with_causes(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     for cause in causes(error) {
         let cause = cause.to_string();
-        // Without this, the message of a transparent error would appear twice.
+        // A transparent error has the message of its cause. That message must not appear twice.
         if !text.ends_with(&cause) {
             text.push_str(": ");
             text.push_str(&cause);

@@ -33,7 +33,7 @@ pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
-    let expects_continue = expects_continue(request.headers());
+    let is_continue_expected = expects_continue(request.headers());
     let unread = UnreadSlot::default();
     let request = request.map(|body| {
         Body::new(TrackedBody { body, was_polled: false, has_ended: false, unread: unread.clone() })
@@ -41,11 +41,11 @@ pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response
     let mut response = next.run(request).await;
     match unread.take() {
         None => {}
-        // Two bodies are not drained: one that was too slow already, and one whose client still
-        // waits for `100 Continue`, which reading the body would send. If bytes arrive nevertheless,
-        // the server discards them while the connection lingers.
+        // A body is not drained if it already arrived too slowly. Nor is it drained if the client
+        // still waits for `100 Continue`, because reading the body would send that. If bytes arrive
+        // nevertheless, the server discards them while the connection lingers.
         Some(rest)
-            if (expects_continue && !rest.was_polled)
+            if (is_continue_expected && !rest.was_polled)
                 || response.status() == StatusCode::REQUEST_TIMEOUT =>
         {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

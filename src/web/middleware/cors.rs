@@ -22,8 +22,8 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::web::{Settings, error::Error};
 
-/// Contains how the page's site relates to the service's site (W3C Fetch Metadata). Browsers set this
-/// header, and pages cannot change it.
+/// The header that says how the page's site relates to the service's site (W3C Fetch Metadata).
+/// Browsers set this header, and pages cannot change it.
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 /// How long a browser may cache the response to a preflight request.
@@ -105,7 +105,7 @@ impl Origins {
                 header::CACHE_CONTROL,
                 header::CONTENT_TYPE,
                 HeaderName::from_static("x-request-id"),
-                // Browsers block the calls of pages that send these unless they are allowed.
+                // Pages may trace their calls. Browsers block such calls if these are not allowed.
                 HeaderName::from_static("traceparent"),
                 HeaderName::from_static("tracestate"),
             ])
@@ -126,7 +126,8 @@ impl Origins {
 enum Page {
     /// No page: the client is not a browser.
     None,
-    /// A page that the browser treats as the service's own. With DNS rebinding, it is not.
+    /// A page that the browser treats as the service's own. With DNS rebinding, it is a page
+    /// of the attacker.
     Own,
     /// A page of an origin that the operator allows.
     AllowedOrigin,
@@ -189,7 +190,7 @@ pub(in crate::web) async fn check_page(
     Ok(next.run(request).await)
 }
 
-/// Whether the origin's host is the one in `Host`. The schemes may differ, since a proxy may have
+/// Whether the origin has the host that is in `Host`. The schemes may differ, since a proxy may have
 /// received the request by HTTPS.
 fn is_same_host(origin: Option<&str>, host: Option<&str>) -> bool {
     let (Some(origin), Some(host)) = (origin, host) else { return false };
@@ -251,20 +252,29 @@ mod tests {
             assert!(matches!(refused, Err(Error::UnknownHost(name)) if name == host), "{host}");
             assert!(with_client_keys.check(&from_own_page(host)).is_ok(), "{host}");
         }
-        let check =
+        let check_headers =
             |headers: &[(&'static str, &str)]| without_client_keys.check(&header_map(headers));
-        assert!(check(&[("sec-fetch-site", "none")]).is_err(), "no host");
-        assert!(check(&[("host", "evil.example")]).is_ok(), "not a browser");
+        assert!(
+            check_headers(&[("sec-fetch-site", "none")]).is_err(),
+            "a page's request without a Host must be refused"
+        );
+        assert!(
+            check_headers(&[("host", "evil.example")]).is_ok(),
+            "a program must be allowed with any Host"
+        );
         let from_app = [("host", "other.example"), ("origin", "https://app.example.com")];
-        assert!(check(&from_app).is_ok(), "an allowed origin");
-        let hostile = check(&[("host", "a<b>&\"'"), ("sec-fetch-site", "none")]);
+        assert!(
+            check_headers(&from_app).is_ok(),
+            "an allowed origin must be allowed with any Host"
+        );
+        let hostile = check_headers(&[("host", "a<b>&\"'"), ("sec-fetch-site", "none")]);
         assert!(matches!(hostile, Err(Error::UnknownHost(name)) if name == "ab"));
     }
 
     const HOST: (&str, &str) = ("host", "images.example:8000");
 
     #[test]
-    fn programs_and_own_pages_may_call() {
+    fn programs_and_own_pages_may_call_the_service() {
         for headers in [
             &[HOST][..],
             &[HOST, ("sec-fetch-site", "same-origin"), ("origin", "http://images.example:8000")],
@@ -280,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_another_origin_is_refused_with_its_origin_in_the_error() {
+    fn a_page_of_another_origin_is_refused_and_the_error_contains_the_origin() {
         for headers in [
             &[HOST, ("sec-fetch-site", "cross-site"), ("origin", "https://evil.example")][..],
             &[HOST, ("origin", "https://evil.example")],
@@ -299,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_an_allowed_origin_may_call() {
+    fn a_page_of_an_allowed_origin_may_call_the_service() {
         let from = |origin| [HOST, ("sec-fetch-site", "cross-site"), ("origin", origin)];
         let allowed = ["https://app.example.com", "capacitor://localhost", "null"];
         for origin in

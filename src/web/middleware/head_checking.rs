@@ -1,5 +1,5 @@
-//! Refuses requests whose head violates HTTP, before inner layers use the head. Two parsers may read
-//! different requests from such a head.
+//! Refuses requests whose head violates HTTP, before inner layers use the head. A proxy and the
+//! service might understand such a head differently.
 
 use axum::{extract::Request, middleware::Next, response::Response};
 

@@ -22,7 +22,8 @@ use crate::{
     web::{error::Error, extract::client_network::client_network},
 };
 
-/// The most clients whose requests are counted. If there are more, those that call least are removed.
+/// The most clients whose requests are counted. If there are more, the clients that call
+/// least are removed.
 const MAX_CLIENTS: usize = 100_000;
 
 /// The client whose limit a request counts toward.
@@ -65,8 +66,8 @@ impl RateLimit {
     fn count(&self, caller: Caller, count: u32, now: Instant) -> Result<(), Duration> {
         let now = nanos(now.saturating_duration_since(self.started));
         let (interval, minute) = (nanos(self.interval.saturating_mul(count)), nanos(self.minute));
-        let new = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU64::new(now)));
-        let Ok(arrival) = self.arrivals.get_or_insert_with(&caller, new);
+        let new_arrival = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU64::new(now)));
+        let Ok(arrival) = self.arrivals.get_or_insert_with(&caller, new_arrival);
         let next = |arrival: u64| arrival.max(now) + interval;
         let wait = |arrival: u64| next(arrival).saturating_sub(now + minute);
         let update = |arrival: u64| if wait(arrival) == 0 { Some(next(arrival)) } else { None };
@@ -91,7 +92,7 @@ impl ClientLimit {
         usize::try_from(per_minute).unwrap_or(usize::MAX)
     }
 
-    /// Counts the pictures of a batch. The first was counted as the request itself.
+    /// Counts the pictures of a batch. The layer has already counted the first picture as the request.
     ///
     /// # Errors
     /// [`Error::RateLimited`]
@@ -101,7 +102,7 @@ impl ClientLimit {
     }
 }
 
-/// The layer: counts POST requests, and refuses those of clients that have reached their limit.
+/// The layer: counts POST requests, and refuses the requests of clients that have reached their limit.
 /// Requests with other methods are not counted, since they do not use the NVIDIA key.
 pub(in crate::web) async fn rate_limit(
     State(limit): State<Arc<RateLimit>>,
@@ -141,24 +142,27 @@ mod tests {
             assert_eq!(count(FIRST, 0), Ok(()));
         }
         assert_eq!(count(FIRST, 0), Err(10));
-        assert_eq!(count(FIRST, 4), Err(6), "a refused request does not count");
-        assert_eq!(count(SECOND, 4), Ok(()), "each client has its own limit");
+        assert_eq!(count(FIRST, 4), Err(6), "a refused request must not count");
+        assert_eq!(count(SECOND, 4), Ok(()), "each client must have its own limit");
         assert_eq!(count(FIRST, 10), Ok(()));
         assert_eq!(count(FIRST, 10), Err(10));
         for _ in 0..6 {
             assert_eq!(count(FIRST, 1000), Ok(()));
         }
-        assert_eq!(count(FIRST, 1000), Err(10), "a pause allows no larger burst");
+        assert_eq!(count(FIRST, 1000), Err(10), "a pause must not allow a larger burst");
     }
 
     #[test]
-    fn a_batch_counts_each_picture_or_none() {
+    fn a_batch_counts_all_of_its_pictures_or_none() {
         let limit = Arc::new(RateLimit::per_minute(6));
         let batch = ClientLimit { limit: Arc::clone(&limit), caller: FIRST };
         assert_eq!(batch.largest_batch(), 6);
         limit.count(FIRST, 1, Instant::now()).unwrap();
         batch.count_batch(4).unwrap();
-        assert!(batch.count_batch(4).is_err(), "two are left, and three are needed");
+        assert!(
+            batch.count_batch(4).is_err(),
+            "a batch that needs three must be refused if two are left"
+        );
         batch.count_batch(3).unwrap();
         assert!(batch.count_batch(2).is_err());
     }

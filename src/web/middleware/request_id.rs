@@ -26,16 +26,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_harmless_request_id_is_used_and_any_other_is_replaced() {
-        let request_id = |id: &[u8]| {
+    fn a_harmless_request_id_is_used_and_any_other_id_is_replaced() {
+        let chosen_id = |id: &[u8]| {
             let id = HeaderValue::from_bytes(id).unwrap();
             request_id(&HeaderMap::from_iter([(REQUEST_ID, id)]))
         };
         for id in ["a", "Abc-1._", &"x".repeat(64)] {
-            assert_eq!(request_id(id.as_bytes()), *id);
+            assert_eq!(chosen_id(id.as_bytes()), *id);
         }
         for id in [&b""[..], b"a b", b"a\tb", b"\xff", b"a\"b", &[b'x'; 65]] {
-            assert_eq!(request_id(id).len(), 36, "a new UUID");
+            assert_eq!(chosen_id(id).len(), 36, "the id must be replaced by a UUID");
         }
     }
 }

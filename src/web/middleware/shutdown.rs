@@ -9,8 +9,8 @@ use axum::{
 
 use crate::{server::Shutdown, web::error::Error};
 
-/// Ends requests that still run when the drain timeout has passed. Their clients get an error response.
-/// Otherwise their connections would close without a response.
+/// Ends requests that are still running when the drain timeout has passed. Their clients get an error
+/// response. Without this layer, their connections would close without a response.
 pub(in crate::web) async fn end_after_drain_timeout(
     State(shutdown): State<Shutdown>,
     request: Request,
@@ -18,7 +18,7 @@ pub(in crate::web) async fn end_after_drain_timeout(
 ) -> Response {
     tokio::select! {
         response = next.run(request) => response,
-        () = shutdown.requests_must_end() => Error::ShuttingDown.into_response(),
+        () = shutdown.wait_until_requests_must_end() => Error::ShuttingDown.into_response(),
     }
 }
 

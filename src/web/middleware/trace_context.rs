@@ -18,8 +18,8 @@ pub(super) struct TraceContext {
 }
 
 impl TraceContext {
-    /// Reads the trace from the headers. `None` unless there is exactly one `traceparent`, and it is
-    /// valid.
+    /// Reads the trace from the headers. Returns `None` if there is no `traceparent`, if there are
+    /// several, or if it is invalid.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(TRACEPARENT).iter();
         match (values.next(), values.next()) {
@@ -67,7 +67,7 @@ mod tests {
     const SPAN: &str = "00f067aa0ba902b7";
 
     #[test]
-    fn valid_headers_of_this_and_later_versions_are_read() {
+    fn valid_headers_of_version_00_and_later_versions_are_read() {
         for text in [
             format!("00-{TRACE}-{SPAN}-01"),
             format!("00-{TRACE}-{SPAN}-ff"),

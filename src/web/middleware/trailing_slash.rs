@@ -25,7 +25,7 @@ fn without_trailing_slash(uri: &Uri) -> Option<Uri> {
         None => path.parse(),
     };
     let mut parts = uri.clone().into_parts();
-    // The shorter path is valid too, so neither of these fails.
+    // The shorter path is valid too, so these two steps do not fail.
     parts.path_and_query = Some(path_and_query.ok()?);
     Uri::from_parts(parts).ok()
 }

@@ -85,22 +85,22 @@ pub(super) enum PreparedName {
 
 impl Answer {
     pub(super) fn new(vectorized: Vectorized, model: &'static str) -> Self {
-        let Vectorized { saved, picture, sha256, embedding } = vectorized;
+        let Vectorized { saved, format, width, height, len, sha256, embedding, .. } = vectorized;
         Self {
             status: "success",
             path: saved.as_ref().map(Saved::path),
             saved_as: saved.map(|saved| saved.saved_as),
             source_url: None,
             original_filename: None,
-            content_type: picture.format.media_type(),
-            width: picture.width,
-            height: picture.height,
+            content_type: format.media_type(),
+            width,
+            height,
             sha256: sha256.to_string(),
             prepared: embedding.prepared.name(),
             model,
             dimensions: DIMENSIONS,
             vector: embedding.vector,
-            size_bytes: picture.content.len(),
+            size_bytes: len,
             attempts: embedding.attempts,
             provenance: embedding.provenance,
         }
@@ -128,6 +128,7 @@ impl IntoResponse for Answer {
         response.extensions_mut().insert(LogFields {
             saved_as: self.saved_as,
             pictures: None,
+            failed_pictures: None,
             size_bytes: Some(self.size_bytes),
             cache: Some(self.provenance.name()),
             attempts: Some(self.attempts),

@@ -106,9 +106,9 @@ pub(super) async fn vectorize_image_base64(
         parse(body)?
     } else {
         // The thread owns the memory permit, since it continues to work if the client disconnects.
-        let parse = move || Ok::<_, Error>((parse(body)?, memory));
+        let parse_on_thread = move || Ok::<_, Error>((parse(body)?, memory));
         let parsed;
-        (parsed, memory) = spawn_blocking(parse).await??;
+        (parsed, memory) = spawn_blocking(parse_on_thread).await??;
         parsed
     };
     let Parsed { body, text, file_name: name } = parsed;
@@ -122,7 +122,7 @@ pub(super) async fn vectorize_image_base64(
 #[derive(Debug)]
 struct Parsed {
     body: Vec<u8>,
-    /// The position of the normalized Base64 text in the body. Decoding moves the start to the end.
+    /// The position of the normalized Base64 text in the body.
     text: Range<usize>,
     file_name: Option<String>,
 }
@@ -135,15 +135,15 @@ fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
         None => None,
     };
     let raw = json::required_string(fields.image_base64, "image_base64", EXAMPLE)?.get();
-    // `raw` borrows from the body. Its position replaces it here, so that the body can be changed.
-    // The quotes are left out.
+    // `raw` borrows from the body, which `normalize` must change. Therefore only the position of `raw`
+    // in the body is used from here on, without the quotes.
     let start = raw.as_ptr().addr() - body.as_ptr().addr() + 1;
     let end = start + raw.len() - 2;
     let text = normalize(&mut body[start..end])?;
     Ok(Parsed { body, text: start + text.start..start + text.end, file_name })
 }
 
-/// A body with the memory that it is charged for.
+/// A body, and the permit for its memory.
 #[derive(Debug)]
 pub(super) struct ChargedBody {
     body: Vec<u8>,
@@ -153,6 +153,12 @@ pub(super) struct ChargedBody {
 impl ChargedBody {
     pub(super) fn new(body: Vec<u8>, memory: SharePermit) -> Self {
         Self { body, _memory: memory }
+    }
+}
+
+impl AsRef<[u8]> for ChargedBody {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
     }
 }
 
@@ -199,18 +205,18 @@ mod tests {
                 });
                 match futures_util::FutureExt::now_or_never(stream).unwrap() {
                     Ok(bytes) => Ok(bytes),
-                    Err(Error::Base64(fault)) => Err(fault),
+                    Err(Error::Base64(error)) => Err(error),
                     Err(other) => panic!("{other}"),
                 }
             }
-            Err(Error::Base64(fault)) => Err(fault),
+            Err(Error::Base64(error)) => Err(error),
             Err(other) => panic!("{other}"),
         }
     }
 
     proptest! {
         #[test]
-        fn base64_of_any_encoder_is_decoded(
+        fn the_output_of_any_base64_encoder_is_decoded(
             bytes in proptest::collection::vec(any::<u8>(), 1..400),
             line_length in 1usize..100,
             line_break in prop_oneof![Just("\n"), Just("\r\n"), Just("\\n"), Just("\\r\\n"), Just("\\t"), Just("")],
@@ -225,7 +231,7 @@ mod tests {
                     text.as_bytes().chunks(line_length).map(|line| std::str::from_utf8(line).unwrap()).collect();
                 // A control character marks the line breaks until slashes and padding are escaped.
                 let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d").replace('\u{1}', line_break);
-                // To a text without padding, one `=` may be too few. Four are always enough.
+                // If the text has no padding, one added `=` may be too few. Four are always enough.
                 let padding = if extra_padding.is_empty() || text.ends_with("003d") { &extra_padding } else { "====" };
                 let [before, between, after] = &blanks[..] else { unreachable!() };
                 let text = format!("{before}{prefix}{between}{text}{padding}{after}");
@@ -304,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn normalize_does_not_move_text_that_is_normal_already() {
+    fn normalize_does_not_move_text_that_is_already_normalized() {
         let base64 = BASE64_STANDARD.encode([7; 3000]);
         for (text, start) in [(base64.clone(), 0), (format!("data:,{base64}"), 6)] {
             let mut bytes = text.clone().into_bytes();

@@ -29,7 +29,7 @@ const CONTENT_SECURITY_POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
 /// The page's name among the files of Swagger UI.
 const PAGE: &str = "index.html";
 
-/// Points to the URL in the OpenAPI document that Swagger UI fills in as an example.
+/// The JSON Pointer to the example of a URL in the OpenAPI document. Swagger UI fills in this URL.
 const URL_EXAMPLE: &str = "/components/schemas/ImageUrl/properties/image_url/example";
 
 pub(super) fn router(document: &OpenApi, sample_url: Option<&str>) -> Router<AppState> {
@@ -55,8 +55,8 @@ pub(super) fn router(document: &OpenApi, sample_url: Option<&str>) -> Router<App
         )
 }
 
-/// In the sandbox, replaces the example URL by that of the sample picture. The example itself may be
-/// out of reach, since the sandbox needs no network.
+/// In the sandbox, replaces the example by the URL of the sample picture. The sandbox needs no network,
+/// so the URL of the example may be out of reach.
 fn with_sample_url(document: &OpenApi, sample_url: Option<&str>) -> Value {
     // The document contains only values that JSON can represent, so serializing it never fails.
     let mut document = serde_json::to_value(document).unwrap_or_default();
@@ -73,19 +73,19 @@ fn with_absolute_links(page: &[u8]) -> String {
     page.replace("href=\"", "href=\"/docs/").replace("src=\"", "src=\"/docs/")
 }
 
-/// One of Swagger UI's files.
+/// Returns one of Swagger UI's files.
 fn file(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {
-    let file = utoipa_swagger_ui::serve(path, config)
+    let found = utoipa_swagger_ui::serve(path, config)
         .map_err(|error| Error::Internal(error.to_string()))?;
-    let file = file.ok_or(Error::NotFound)?;
-    let content_type = HeaderValue::try_from(file.content_type)
+    let found = found.ok_or(Error::NotFound)?;
+    let content_type = HeaderValue::try_from(found.content_type)
         .map_err(|error| Error::Internal(error.to_string()))?;
     let headers = [(header::CONTENT_TYPE, content_type), (CONTENT_SECURITY_POLICY, POLICY)];
     if path == PAGE {
-        return Ok((headers, with_absolute_links(&file.bytes)).into_response());
+        return Ok((headers, with_absolute_links(&found.bytes)).into_response());
     }
     // Files in the binary are not copied, since the page's script has more than a megabyte.
-    let bytes = match file.bytes {
+    let bytes = match found.bytes {
         Cow::Borrowed(bytes) => Bytes::from_static(bytes),
         Cow::Owned(bytes) => bytes.into(),
     };
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_pages_script_is_not_copied_for_each_request() {
+    async fn the_script_of_swagger_ui_is_not_copied_for_each_request() {
         let config = Arc::new(Config::from("/openapi.json"));
         let script = async || {
             let response = file("swagger-ui-bundle.js", Arc::clone(&config)).unwrap();

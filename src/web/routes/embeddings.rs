@@ -5,15 +5,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{
-    Extension,
-    body::Body,
-    extract::State,
-    response::{IntoResponse, Response as AxumResponse},
-};
+use axum::{Extension, body::Body, extract::State, response::Response as AxumResponse};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryFutureExt, stream::BoxStream};
-use tokio::task::spawn_blocking;
+use tokio::{task::spawn_blocking, time::Instant};
 use utoipa::{
     IntoResponses,
     openapi::{RefOr, Response},
@@ -22,9 +17,10 @@ use utoipa::{
 use super::{
     base64::{ChargedBody, LARGE_BODY, decode_pieces},
     openapi::error_responses,
-    url::{explain_web_page, fetch},
+    url::{explain_web_page, fetch as fetch_picture},
 };
 use crate::{
+    fetch,
     image::{self, Unsupported},
     pipeline::{self, BatchError, BatchOptions},
     shares::ClientNetwork,
@@ -35,7 +31,7 @@ use crate::{
             cache_control::{CacheControl, CacheControlHeader},
             query::{BatchQuery, ErrorOption, PictureOptions, PictureQuery},
         },
-        middleware::rate_limit::ClientLimit,
+        middleware::{access_log::with_causes, rate_limit::ClientLimit},
         state::AppState,
     },
 };
@@ -52,6 +48,9 @@ mod schema;
 /// A picture of one pixel, for the examples in the OpenAPI document.
 const PIXEL: &str =
     "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
+
+/// How many times the timeout of a fetch the fetches of a batch may take until the last one begins.
+const MAX_FETCH_ROUNDS: u32 = 2;
 
 /// Answers with more pictures than this are written on a blocking thread.
 const LARGE_ANSWER: usize = 8;
@@ -141,47 +140,81 @@ pub(super) async fn embeddings(
     };
     let Batch { body, items, encoding } = batch;
     if let Some(Extension(limit)) = limit {
-        charge(&limit, items.len())?;
+        count_pictures(&limit, items.len())?;
     }
     let body = Arc::new(ChargedBody::new(body, memory));
     let places: Vec<_> = items.iter().map(Place::of).collect();
-    let sources = items.into_iter().map(|item| Ok(stream(&app, client, &body, item.source?)));
+    let latest_fetch = Instant::now() + MAX_FETCH_ROUNDS * app.fetcher.timeout();
+    let sources =
+        items.into_iter().map(|item| Ok(stream(&app, client, &body, item.source?, latest_fetch)));
     let sources: Vec<_> = sources.collect();
     drop(body);
     let options = BatchOptions { cache_mode, save_mode, on_error };
-    let outcomes = match app.pipeline.embed_batch(admission, sources, options).await {
-        Ok(outcomes) => outcomes,
+    let pictures = match app.pipeline.embed_batch(admission, sources, options).await {
+        Ok(pictures) => pictures,
         Err(BatchError { index, error }) => {
             let place = index.and_then(|index| places.get(index));
             return Err(match place {
                 Some(place) => place.explain(error),
-                None => error,
+                None => explain_size(error),
             });
         }
     };
-    let outcomes = outcomes.into_iter().zip(&places);
-    let outcomes: Vec<_> =
-        outcomes.map(|(outcome, place)| outcome.map_err(|error| place.explain(error))).collect();
+    let pictures = pictures.into_iter().zip(&places);
+    let pictures: Vec<_> = pictures
+        .map(|(picture, place)| picture.map_err(|error| log_error(place.explain(error))))
+        .collect();
     let model = app.model;
-    if outcomes.len() <= LARGE_ANSWER {
-        return Ok(BatchAnswer::new(outcomes, encoding, model)?.into_response());
+    let memory = app.pipeline.memory.empty(client);
+    if pictures.len() <= LARGE_ANSWER {
+        return BatchAnswer::new(pictures, encoding, model)?.into_response(memory);
     }
-    let write = move || Ok(BatchAnswer::new(outcomes, encoding, model)?.into_response());
+    let write = move || BatchAnswer::new(pictures, encoding, model)?.into_response(memory);
     spawn_blocking(write).await?
 }
 
-/// Counts the pictures of a batch against the client's limit.
-fn charge(limit: &ClientLimit, pictures: usize) -> Result<(), Error> {
+/// Logs the error of a picture whose batch goes on, since the access log has only the whole request.
+fn log_error(error: Error) -> Error {
+    let code = error.code();
+    if code.status().is_server_error() {
+        tracing::warn!(
+            code = code.as_str(),
+            error = with_causes(&error),
+            "a picture of a batch failed"
+        );
+    } else {
+        tracing::info!(
+            code = code.as_str(),
+            error = with_causes(&error),
+            "a picture of a batch failed"
+        );
+    }
+    error
+}
+
+/// Turns the error for a batch with too many new pictures into one about the field.
+fn explain_size(error: Error) -> Error {
+    match error {
+        Error::Pipeline(pipeline::Error::BatchTooLarge { largest, .. }) => {
+            too_many(largest, error.detail())
+        }
+        error => error,
+    }
+}
+
+fn too_many(largest: usize, detail: String) -> Error {
+    let message = format!("List should have at most {largest} items");
+    Invalid::at(&["body", "input"], "too_long", &message, detail)
+}
+
+/// Counts the pictures of a batch against the client's rate limit.
+fn count_pictures(limit: &ClientLimit, pictures: usize) -> Result<(), Error> {
     let largest = limit.largest_batch();
     if pictures > largest {
-        return Err(Invalid::at(
-            &["body", "input"],
-            "too_long",
-            &format!("List should have at most {largest} items"),
-            format!(
-                "This batch has {pictures} pictures, and you may send {largest} a minute: send at most {largest} at once ({BATCH_SIZE_SETTINGS})."
-            ),
-        ));
+        let detail = format!(
+            "This batch has {pictures} pictures, and you may send {largest} a minute: send at most {largest} at once ({BATCH_SIZE_SETTINGS})."
+        );
+        return Err(too_many(largest, detail));
     }
     limit.count_batch(pictures)
 }
@@ -192,6 +225,7 @@ fn stream(
     client: ClientNetwork,
     body: &Arc<ChargedBody>,
     source: Source,
+    latest_fetch: Instant,
 ) -> BoxStream<'static, Result<Bytes, Error>> {
     match source {
         Source::DataUrl(text) | Source::Base64(text) => {
@@ -199,34 +233,58 @@ fn stream(
         }
         Source::Url(url) => {
             let app = app.clone();
-            let fetch = async move { fetch(&app, &url, client).await };
+            let fetch = async move {
+                // Eight pictures are fetched at the same time. Behind slow hosts, the last ones of a
+                // batch would otherwise begin after the client has given up.
+                if Instant::now() > latest_fetch {
+                    return Err(fetch::Error::Timeout.into());
+                }
+                fetch_picture(&app, &url, client).await
+            };
             fetch.try_flatten_stream().boxed()
         }
     }
 }
 
-/// Where a picture is in the request, for its error.
+/// Where a picture is in the request, and how it was sent; for its error.
 struct Place {
     /// Such as `input[3]`.
     name: String,
-    /// Whether the picture is a string without a scheme, which may be text instead.
-    may_be_text: bool,
+    kind: PlaceKind,
+}
+
+/// How a picture was sent.
+#[derive(PartialEq, Eq)]
+enum PlaceKind {
+    Url,
+    DataUrl,
+    /// As a string without a scheme, which may be text instead.
+    Bare,
 }
 
 impl Place {
     fn of(item: &Item) -> Self {
-        let may_be_text = matches!(item.source, Ok(Source::Base64(_)));
-        Self { name: item.place.clone(), may_be_text }
+        let kind = match item.source {
+            Ok(Source::Url(_)) => PlaceKind::Url,
+            Ok(Source::Base64(_)) => PlaceKind::Bare,
+            Ok(Source::DataUrl(_)) | Err(_) => PlaceKind::DataUrl,
+        };
+        Self { name: item.place.clone(), kind }
     }
 
-    /// Says which picture an error is about.
+    /// Adds the place to an error, and replaces errors that mean something else for this kind.
     fn explain(&self, error: Error) -> Error {
-        let error = match explain_web_page(error) {
+        let is_no_picture = matches!(
+            error,
             Error::Base64(_)
-            | Error::Pipeline(pipeline::Error::Image(
-                image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
-            )) if self.may_be_text => input::is_text(&self.name),
-            error => error,
+                | Error::Pipeline(pipeline::Error::Image(
+                    image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
+                ))
+        );
+        let error = match self.kind {
+            PlaceKind::Url => explain_web_page(error),
+            PlaceKind::Bare if is_no_picture => input::is_text(&self.name),
+            PlaceKind::Bare | PlaceKind::DataUrl => error,
         };
         Error::BatchItem { param: self.name.clone(), error: Box::new(error) }
     }

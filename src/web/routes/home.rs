@@ -26,8 +26,8 @@ const SAMPLE: &str = "{sample}";
 /// The placeholder for the formats that the file chooser offers.
 const FORMATS: &str = "{formats}";
 
-/// The placeholder for the page's own host name, if the service refuses calls from pages with this
-/// host name. Otherwise empty.
+/// The placeholder for the host name in the page's URL. It is replaced by an empty text if the service
+/// allows calls from pages with this host name.
 const UNKNOWN_HOST: &str = "{unknown host}";
 
 /// Allows the script and the style by their hashes, so that injected code does not run. Forbids
@@ -53,19 +53,19 @@ static ACCEPTED_TYPES: LazyLock<String> = LazyLock::new(|| {
 });
 
 pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
-    let page = move |State(app): State<AppState>, headers: HeaderMap| {
-        let page = page(&app, &rules, &headers);
-        async move { page }
+    let handler = move |State(app): State<AppState>, headers: HeaderMap| {
+        let response = page(&app, &rules, &headers);
+        async move { response }
     };
-    Router::new().route("/", get(page))
+    Router::new().route("/", get(handler))
 }
 
 fn page(app: &AppState, rules: &PageRules, headers: &HeaderMap) -> impl IntoResponse + use<> {
     // The host name is safe in HTML: `check_host_name` returns only harmless characters.
     let unknown_host = rules.check_host_name(headers).err().unwrap_or_default();
-    let page = PAGE.replacen(SAMPLE, app.sample_url.as_deref().unwrap_or_default(), 1);
-    let page = page.replacen(FORMATS, &ACCEPTED_TYPES, 1).replace(UNKNOWN_HOST, &unknown_host);
-    ([(header::CONTENT_SECURITY_POLICY, POLICY.clone())], Html(page))
+    let html = PAGE.replacen(SAMPLE, app.sample_url.as_deref().unwrap_or_default(), 1);
+    let html = html.replacen(FORMATS, &ACCEPTED_TYPES, 1).replace(UNKNOWN_HOST, &unknown_host);
+    ([(header::CONTENT_SECURITY_POLICY, POLICY.clone())], Html(html))
 }
 
 /// The hash of an element's text, in the form that the policy needs.
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_policy_allows_the_pages_only_script_and_style_by_their_hashes() {
+    fn the_policy_allows_the_script_and_the_style_of_the_page_by_their_hashes() {
         for element in ["script", "style"] {
             assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1);
             assert_ne!(hash_of(element), hash_of("nothing"));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 use serde::Serialize;
 use utoipa::{
@@ -61,7 +61,7 @@ struct ListErrors;
 
 impl IntoResponses for ListErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        error_responses::of(&[Code::InvalidHost, Code::Unauthorized, Code::CrossOrigin])
+        error_responses::of(&[Code::Unauthorized])
     }
 }
 
@@ -70,12 +70,7 @@ struct ModelErrors;
 
 impl IntoResponses for ModelErrors {
     fn responses() -> BTreeMap<String, RefOr<Response>> {
-        error_responses::of(&[
-            Code::ModelNotFound,
-            Code::InvalidHost,
-            Code::Unauthorized,
-            Code::CrossOrigin,
-        ])
+        error_responses::of(&[Code::ModelNotFound, Code::Unauthorized])
     }
 }
 
@@ -102,8 +97,10 @@ pub(super) async fn list_models(State(app): State<AppState>) -> Json<ModelList> 
 )]
 pub(super) async fn get_model(
     State(app): State<AppState>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, Error> {
+    // An id that is not UTF-8 names no model.
+    let id = id.map_or_else(|_| String::new(), |Path(id)| id);
     check_model(&id, app.model)?;
     Ok(Json(Model::new(app.model)))
 }

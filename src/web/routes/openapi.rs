@@ -10,7 +10,8 @@ use utoipa::openapi::{
 
 pub(super) mod error_responses;
 
-/// Merges the documents of the open routes and of those that require a key, and completes the result.
+/// Merges the documents of the open routes and of the routes that may require a key, and completes the
+/// result.
 pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
     keyed.paths.paths.values_mut().flat_map(operations).for_each(mark_key_optional);
     open.paths.paths.values_mut().flat_map(operations).for_each(mark_open);
@@ -46,7 +47,8 @@ fn mark_key_optional(operation: &mut Operation) {
     ]);
 }
 
-/// States explicitly that an operation requires no key. Tools may report a missing statement.
+/// States explicitly that an operation requires no key. Some tools report operations without such a
+/// statement.
 fn mark_open(operation: &mut Operation) {
     operation.security = Some(Vec::new());
 }
@@ -55,7 +57,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post].into_iter().flatten()
 }
 
-/// Describes the header of requests that every route reads, and the headers of responses.
+/// Describes `x-request-id`, which every route reads, and the headers of responses.
 fn describe_headers(operation: &mut Operation) {
     let id = ParameterBuilder::new()
         .name("x-request-id")

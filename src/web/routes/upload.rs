@@ -17,7 +17,7 @@ use crate::{
         error::{Code, Error},
         extract::{
             body::{BodyContent, BodyLimits},
-            boundary::boundary,
+            boundary::read_boundary,
             cache_control::{CacheControl, CacheControlHeader},
             file_name,
             multipart::{EXAMPLE, Form, invalid},
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// How many bytes larger than the picture a body may be, for other fields and the parts' headers.
+/// The most bytes of a body besides the picture: other fields, and the headers of the parts.
 const FORM_OVERHEAD: u64 = 1 << 20;
 
 /// A form with a picture.
@@ -74,7 +74,7 @@ pub(super) async fn vectorize_image_upload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Answer, Error> {
-    let boundary = boundary(&headers)?;
+    let boundary = read_boundary(&headers)?;
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
         max_bytes: limits.max_image_bytes + FORM_OVERHEAD,
@@ -89,7 +89,8 @@ pub(super) async fn vectorize_image_upload(
     let file = form.find_file().await?;
     let name = file.name.clone();
     let received = match app.pipeline.receive(admission, form.into_stream(file)).await {
-        // A part without a file name is probably text. With curl, that happens without the `@`.
+        // A part without a file name is probably text. With curl, this happens if the `@` is
+        // missing.
         Err(Error::Pipeline(pipeline::Error::Image(
             image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
         ))) if name.is_none() => {

@@ -116,22 +116,22 @@ pub(super) async fn vectorize_image(
     Ok(Answer::new(vectorized, app.model).with_source_url(url))
 }
 
-/// Fetches a picture of at most the largest size on behalf of a client.
+/// Fetches a picture on behalf of a client. Refuses a picture that is larger than the limit.
 pub(super) async fn fetch(
     app: &AppState,
     url: &str,
     client: ClientNetwork,
 ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
-    let limit = app.pipeline.limits.max_image_bytes;
+    let max_bytes = app.pipeline.limits.max_image_bytes;
     let fetched = app.fetcher.fetch(url, client).await?;
-    if let Some(length) = fetched.length.filter(|length| *length > limit) {
-        return Err(pipeline::Error::TooManyBytes { limit, size: Some(length) }.into());
+    if let Some(length) = fetched.length.filter(|length| *length > max_bytes) {
+        return Err(pipeline::Error::TooManyBytes { limit: max_bytes, size: Some(length) }.into());
     }
-    Ok(fetched.into_stream(limit).map_err(Error::from))
+    Ok(fetched.into_stream(max_bytes).map_err(Error::from))
 }
 
-/// Replaces the error for a web page by one with a sentence for this route. People often copy the
-/// URL of a page that shows a picture.
+/// Replaces the error for a web page by an error whose sentence is about the URL. People often copy
+/// the URL of a page that shows a picture.
 pub(super) fn explain_web_page(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::Image(image::Error::Unsupported(

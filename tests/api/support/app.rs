@@ -277,6 +277,15 @@ impl TestApp {
         names.filter(|name| !name.starts_with('.')).collect()
     }
 
+    /// Waits until this many pictures are saved.
+    pub async fn wait_until_saved(&self, count: usize) {
+        let started = std::time::Instant::now();
+        while self.saved().len() != count {
+            assert!(started.elapsed() < Duration::from_secs(20), "{:?}", self.saved());
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// The bytes of a saved picture.
     pub fn saved_bytes(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.folder.path().join(name)).unwrap()

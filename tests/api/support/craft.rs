@@ -71,8 +71,8 @@ pub fn zlib(bytes: &[u8]) -> Vec<u8> {
     stream
 }
 
-/// A zlib stream of at least `len` zeros. It is a thousand times shorter, because two bits are the code
-/// for 258 zeros (RFC 1951, 3.2.7).
+/// A zlib stream of at least `len` zeros. The stream is about a thousand times shorter, because two bits
+/// are the code for 258 zeros (RFC 1951, 3.2.7).
 pub fn zlib_zeros(len: u64) -> Vec<u8> {
     let mut bits = LowBits::default();
     let repeats = len.div_ceil(258);
@@ -119,20 +119,24 @@ pub fn png_chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
     chunk
 }
 
+/// The interlace method of a PNG (PNG specification, 8).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Interlace {
+    None,
+    Adam7,
+}
+
 /// A PNG with these chunks between IHDR and IEND.
 pub fn png(
     (width, height): (u32, u32),
     depth: u8,
     color: u8,
-    interlaced: bool,
+    interlace: Interlace,
     chunks: &[Vec<u8>],
 ) -> Vec<u8> {
-    let header = [
-        &width.to_be_bytes()[..],
-        &height.to_be_bytes(),
-        &[depth, color, 0, 0, u8::from(interlaced)],
-    ]
-    .concat();
+    let header =
+        [&width.to_be_bytes()[..], &height.to_be_bytes(), &[depth, color, 0, 0, interlace as u8]]
+            .concat();
     let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
     png.extend(png_chunk(b"IHDR", &header));
     png.extend(chunks.concat());
@@ -188,7 +192,17 @@ pub fn vp8_grey(width: u16, height: u16) -> Vec<u8> {
 pub type Entry = (u16, u16, Vec<u64>);
 
 /// A little-endian TIFF. The data begins at byte 16, and the directory follows the data.
-pub fn tiff(is_big: bool, data: &[u8], entries: &[Entry]) -> Vec<u8> {
+pub fn tiff(data: &[u8], entries: &[Entry]) -> Vec<u8> {
+    tiff_or_big_tiff(false, data, entries)
+}
+
+/// The same as [`tiff`], but a BigTIFF.
+pub fn big_tiff(data: &[u8], entries: &[Entry]) -> Vec<u8> {
+    tiff_or_big_tiff(true, data, entries)
+}
+
+fn tiff_or_big_tiff(is_big: bool, data: &[u8], entries: &[Entry]) -> Vec<u8> {
+    // The length of an offset or a count, in bytes.
     let word = if is_big { 8 } else { 4 };
     let number = |value: u64, bytes: usize| value.to_le_bytes()[..bytes].to_vec();
     let directory_at = (16 + data.len()).next_multiple_of(2);
@@ -256,7 +270,7 @@ pub fn gif_lzw(bytes: &[u8]) -> Vec<u8> {
     [vec![8], sub_blocks(&bits.finish())].concat()
 }
 
-/// The data sub-blocks of GIF for these bytes, and the empty one at their end.
+/// The data sub-blocks of GIF for these bytes, and the empty sub-block at the end.
 pub fn sub_blocks(bytes: &[u8]) -> Vec<u8> {
     let blocks = bytes.chunks(255).flat_map(|block| [&[block.len() as u8], block].concat());
     blocks.chain([0]).collect()
@@ -267,8 +281,8 @@ pub fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
     [&[0xff, marker][..], &(data.len() as u16 + 2).to_be_bytes(), data].concat()
 }
 
-/// The bytes of a JPEG before its first scan: a quantization table, a frame header with these sampling
-/// factors of its components, and Huffman tables.
+/// The bytes of a JPEG before its first scan: a quantization table, a frame header and Huffman tables.
+/// `frame` is the marker of the frame header. `sampling` contains the sampling factors of each component.
 ///
 /// The code of a DC difference is its length, in four bits. There are three AC codes: `00` is the end of
 /// a block, `01` is a coefficient of one bit, and `10` is a coefficient of two bits.
@@ -298,7 +312,7 @@ pub fn scan_head(components: &[u8], spectrum: (u8, u8), approximation: u8) -> Ve
     segment(0xda, &head)
 }
 
-/// A BMP. The table is the palette or the masks, and `colors` is the number of colours in the header.
+/// A BMP. `table` is the palette or the masks, and `colors` is the number of colours in the header.
 pub fn bmp(
     (width, height): (i32, i32),
     depth: u16,

@@ -12,8 +12,8 @@ pub fn decoder_settings() -> decoder::Settings {
     decoder::Settings { program, ..decoder::Settings::new(512 << 20) }
 }
 
-/// A decoder that runs a shell script for each picture. For the decoder's self-test, which the service
-/// runs when it starts, it runs the real decoder.
+/// Creates a fake decoder that runs a shell script for each picture. When the service starts, it decodes
+/// a test picture. For this picture, the fake runs the real decoder.
 pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
     let program = folder.path().join("decoder");
     let real = decoder_settings().program;
@@ -22,8 +22,8 @@ pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
         real.display(),
         folder.path().join("pid").display(),
     );
-    // A shell writes the file. If this process did, another test that starts a program at the same time
-    // might inherit the open file, and the system refuses to run files that are open for writing.
+    // A shell writes the file, and not this process. Another test that starts a program at the same time
+    // might inherit the file while it is open for writing. The system refuses to run such files.
     let written = Command::new("sh")
         .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""])
         .args([program.as_os_str(), text.as_ref()])

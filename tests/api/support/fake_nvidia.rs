@@ -1,4 +1,4 @@
-//! A fake NVIDIA.
+//! A fake NVIDIA, and the replies that it sends.
 
 use std::ops::Deref;
 
@@ -14,24 +14,27 @@ use super::{
 pub struct FakeNvidia(FakeServer);
 
 impl FakeNvidia {
+    /// The id of every created asset.
+    pub const ASSET: &'static str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
+    /// The query of the presigned upload URL.
+    pub const SIGNATURE: &'static str = "X-Amz-Signature=planted";
+    /// An id of a pending result.
+    pub const REQUEST_ID: &'static str = "7a6b5c4d-3e2f-4101-9203-040506070809";
+
     /// The picture of the last request, which must be an inline inference.
     pub fn last_inline(&self) -> Inline {
         Inline::of(self.received().last().unwrap())
     }
 
-    /// The id of every created asset.
-    pub const ASSET: &'static str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
-    /// The query of the presigned upload URL.
-    pub const SIGNATURE: &'static str = "X-Amz-Signature=planted";
-
-    /// Sends the replies of a script, which gets the request and the number of earlier requests.
+    /// Sends the replies that a script returns. The script gets each request and the number of
+    /// requests before it.
     pub async fn scripted(
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
         Self(FakeServer::start(script).await)
     }
 
-    /// Sends these replies in order, and then the last one for every further call.
+    /// Sends these replies in order, and then the last reply for every further request.
     pub async fn replying(replies: Vec<Reply>) -> Self {
         Self::scripted(move |_, nth| replies.get(nth).or(replies.last()).unwrap().clone()).await
     }
@@ -41,8 +44,8 @@ impl FakeNvidia {
         Self::healthy_except(|_| None).await
     }
 
-    /// Sends the replies of [`Self::healthy`], except for requests for which `exception` returns a
-    /// reply.
+    /// Sends the reply that `exception` returns for a request. If `exception` returns `None`, sends
+    /// the reply of [`Self::healthy`].
     pub async fn healthy_except(
         exception: impl Fn(&Received) -> Option<Reply> + Send + Sync + 'static,
     ) -> Self {
@@ -55,13 +58,13 @@ impl FakeNvidia {
                 CREATE_ASSET => created_asset(request),
                 line if line.starts_with(&format!("PUT {UPLOAD_PATH}")) => Reply::status(200),
                 line if line.starts_with(&format!("DELETE {ASSETS_PATH}/")) => Reply::status(204),
-                line => panic!("NVIDIA has no route {line}"),
+                line => panic!("the service must not call {line}, which NVIDIA does not have"),
             }
         })
         .await
     }
 
-    /// The settings that point the service to this server.
+    /// The settings with which the service calls this server.
     pub fn settings(&self) -> [(&'static str, String); 4] {
         nvidia_api::settings(self.address)
     }
@@ -101,7 +104,7 @@ pub fn embedding_of(embedding: &str) -> Reply {
     Reply::json(200, embedding_body(embedding))
 }
 
-/// NVIDIA's reply if the embedding is pending under this id.
+/// NVIDIA's reply if the result is pending. The service polls for it with this id.
 pub fn pending(id: &str) -> Reply {
     Reply::new(202, &[("NVCF-REQID", id), ("NVCF-STATUS", "pending-evaluation")], "")
 }
@@ -129,12 +132,12 @@ impl Inline {
     }
 }
 
-/// The number of the tiny picture in an inference.
+/// The number of the picture in an inline inference. The picture must have been made by `tiny`.
 pub fn picture_number(request: &Received) -> usize {
     try_picture_number(request).unwrap()
 }
 
-/// The number of the tiny picture, or `None` if the request contains no picture.
+/// Like [`picture_number`], but returns `None` if the request contains no picture.
 pub fn try_picture_number(request: &Received) -> Option<usize> {
     let body = String::from_utf8_lossy(&request.body);
     let (_, text) = body.split_once(";base64,")?;

@@ -56,9 +56,9 @@ pub enum Reply {
     Bytes(Vec<u8>),
     /// Sends these bytes, then closes the connection.
     CloseAfter(Vec<u8>),
-    /// Sends these bytes after this time.
+    /// Waits for this time, and then sends these bytes.
     After(Duration, Vec<u8>),
-    /// Sends these bytes once the test sends `true`, or drops the sender.
+    /// Sends these bytes when the test sends `true` or drops the sender.
     Held(watch::Receiver<bool>, Vec<u8>),
     /// Never replies.
     Hang,
@@ -103,7 +103,7 @@ impl Reply {
     fn into_bytes(self) -> Vec<u8> {
         match self {
             Self::Bytes(bytes) => bytes,
-            other => panic!("{other:?} was already changed"),
+            other => panic!("a reply can be changed only once, but this one was: {other:?}"),
         }
     }
 
@@ -115,17 +115,19 @@ impl Reply {
 /// Counts the requests that wait for a [`Reply::After`].
 #[derive(Default)]
 struct DelayedRequests {
+    /// The number of requests that wait now.
     now: AtomicUsize,
+    /// The highest value of `now` so far.
     most: AtomicUsize,
 }
 
-/// The number of requests that are recorded with their bodies. Later requests are recorded without
-/// bodies, which would take too much memory.
+/// At most this many requests are recorded with their bodies. Later requests are recorded without
+/// bodies, because many large bodies would take too much memory.
 const MAX_RECORDED_BODIES: usize = 64;
 
 type Script = dyn Fn(&Received, usize) -> Reply + Send + Sync;
 
-/// A running server, which stops when dropped.
+/// A running server. Dropping this value stops the server.
 pub struct FakeServer {
     pub address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
@@ -135,12 +137,13 @@ pub struct FakeServer {
 }
 
 impl FakeServer {
-    /// Sends the replies of a script, which gets the request and the number of earlier requests.
+    /// Sends the replies that a script returns. The script gets each request and the number of
+    /// requests before it.
     pub async fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
         Self::listen(None, script).await
     }
 
-    /// The same over TLS. The certificate must be for `localhost`.
+    /// Like [`Self::start`], but over TLS. The certificate must be for `localhost`.
     pub async fn start_tls(
         config: ServerConfig,
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
@@ -211,11 +214,13 @@ impl FakeServer {
         *self.count.borrow()
     }
 
-    /// Waits until this many requests have arrived. The service makes some calls after its answer.
+    /// Waits until this many requests have arrived. The service makes some calls only after it has
+    /// answered the client.
     pub async fn wait_for(&self, requests: usize) -> Vec<Received> {
         let mut count = self.count.clone();
         let wait = timeout(Duration::from_secs(10), count.wait_for(|count| *count >= requests));
-        assert!(wait.await.is_ok(), "only these requests arrived: {:?}", self.lines());
+        let lines = self.lines();
+        assert!(wait.await.is_ok(), "{requests} requests should arrive within 10 s: {lines:?}");
         self.received()
     }
 }
@@ -226,7 +231,7 @@ impl Drop for FakeServer {
     }
 }
 
-/// What serving a connection needs.
+/// The state that the server needs to serve a connection.
 #[derive(Clone)]
 struct Connection {
     script: Arc<Script>,

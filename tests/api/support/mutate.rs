@@ -8,17 +8,17 @@ use super::craft::png_chunk;
 const EDGES: [u32; 12] =
     [0, 1, 2, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000, u32::MAX];
 
-/// The first bytes of a file, which contain most of its header fields.
+/// This many bytes at the start of a file contain most of its header fields.
 const HEADER_LEN: usize = 256;
 
-/// Damages a picture in one to five places. Some of the damage is parts of another picture, which should
-/// have the same format.
+/// Damages a picture in one to five places. Some damage replaces bytes with bytes of `other`, a picture
+/// that should have the same format.
 pub fn damaged(picture: &[u8], other: &[u8], random: &mut Rng) -> Vec<u8> {
     let mut bytes = picture.to_vec();
     for _ in 0..random.usize(1..=5) {
         damage(&mut bytes, other, random);
     }
-    // Decoders stop at a wrong checksum, so most pictures get correct ones.
+    // Decoders stop at a wrong checksum, so most pictures get correct checksums.
     if bytes.starts_with(b"\x89PNG\r\n\x1a\n") && random.u8(..4) != 0 {
         bytes = with_checksums(&bytes);
     }
@@ -65,7 +65,7 @@ fn damage(bytes: &mut Vec<u8>, other: &[u8], random: &mut Rng) {
         }
         // Remove the end.
         _ if random.bool() => bytes.truncate(at.max(16)),
-        // Replace the end with that of the other picture.
+        // Replace the end with the end of the other picture.
         _ => {
             bytes.truncate(at);
             bytes.extend(&other[at.min(other.len())..]);

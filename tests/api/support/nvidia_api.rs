@@ -1,20 +1,21 @@
-//! The server's side of NVIDIA's API: the key, the paths, and the bodies of requests and replies. All
-//! fakes of NVIDIA use this file, and the benchmarks include it.
+//! NVIDIA's API as its server sees it: the key that it accepts, the paths, and the bodies of requests
+//! and replies. All fakes of NVIDIA use this file, also that of the benchmarks.
 
 use std::net::SocketAddr;
 
-/// The service's key.
+/// The NVIDIA API key in the service's settings. Tests search logs and answers for it, because the
+/// service must never reveal it.
 pub const KEY: &str = "nvapi-planted-key";
 
-/// The request for an embedding.
+/// The method and path of the request for an embedding.
 pub const INFER: &str = "POST /v1/cv/nvidia/nv-dinov2";
-/// The request that creates an asset.
+/// The method and path of the request that creates an asset.
 pub const CREATE_ASSET: &str = "POST /v2/nvcf/assets";
 
 pub const INFER_PATH: &str = INFER.split_at("POST ".len()).1;
 pub const ASSETS_PATH: &str = CREATE_ASSET.split_at("POST ".len()).1;
 pub const STATUS_PATH: &str = "/v1/status";
-/// The start of the upload path; each fake chooses the rest.
+/// The start of the path of a presigned upload URL. Each fake chooses the rest.
 pub const UPLOAD_PATH: &str = "/upload/";
 
 /// The settings that point the service to a fake NVIDIA at this address.
@@ -28,7 +29,7 @@ pub fn settings(address: SocketAddr) -> [(&'static str, String); 4] {
     ]
 }
 
-/// The body of an inference with an inline picture.
+/// The body of a request for the embedding of an inline picture.
 pub fn inline_body(media_type: &str, base64: &str) -> String {
     format!(
         r#"{{"messages":[{{"content":{{"type":"image_url","image_url":{{"url":"data:{media_type};base64,{base64}"}}}}}}]}}"#

@@ -3,7 +3,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{super::tests::key, *};
+use super::{super::tests::key_of, *};
 use crate::{disk_space::FreeSpace, nvidia::DIMENSIONS};
 
 fn cached(number: &str) -> CachedEmbedding {
@@ -16,7 +16,7 @@ fn cached(number: &str) -> CachedEmbedding {
     }
 }
 
-fn disk(max_bytes: u64) -> (TempDir, Disk) {
+fn new_disk(max_bytes: u64) -> (TempDir, Disk) {
     let folder = tempfile::tempdir().unwrap();
     let disk = open(&folder, max_bytes);
     (folder, disk)
@@ -29,10 +29,11 @@ fn open(folder: &TempDir, max_bytes: u64) -> Disk {
 
 /// The size on disk of one vector's file.
 fn size() -> u64 {
-    size_on_disk(encode(&key(0), &cached("0.5")).len() as u64)
+    size_on_disk(encode(&key_of(0), &cached("0.5")).len() as u64)
 }
 
-fn total(disk: &Disk) -> u64 {
+/// The size of all files on disk.
+fn total_size(disk: &Disk) -> u64 {
     let all = |folder: &Path| entries(folder).unwrap().map(Result::unwrap).collect::<Vec<_>>();
     let folders = all(&disk.folder);
     let files = folders.iter().flat_map(|folder| all(&folder.path()));
@@ -47,53 +48,53 @@ fn set_age(disk: &Disk, key: &CacheKey, seconds: u64) {
 
 #[test]
 fn a_vector_is_read_exactly_as_it_was_written() {
-    let (_folder, disk) = disk(1 << 20);
-    disk.write(&key(0xab), &cached("-0.10e-2"));
-    let read = disk.read(&key(0xab)).unwrap();
+    let (_folder, disk) = new_disk(1 << 20);
+    disk.write(&key_of(0xab), &cached("-0.10e-2"));
+    let read = disk.read(&key_of(0xab)).unwrap();
     assert_eq!(read.vector.json().get(), cached("-0.10e-2").vector.json().get());
     assert_eq!(read.prepared, Prepared::Shrunk);
-    assert!(disk.read(&key(0xac)).is_none());
+    assert!(disk.read(&key_of(0xac)).is_none());
     let name = "ab".repeat(32);
     let text = fs::read_to_string(disk.folder.join("ab").join(name)).unwrap();
     assert!(text.starts_with("imagesvc-vector 2 shrunk "), "{text:.60}");
 }
 
 #[test]
-fn a_newer_vector_replaces_the_older_and_counts_once() {
+fn a_vector_that_replaces_another_does_not_increase_the_used_bytes() {
     for max_bytes in [size(), 10 * size()] {
-        let (_folder, disk) = disk(max_bytes);
+        let (_folder, disk) = new_disk(max_bytes);
         for number in ["0.1", "0.2", "0.3"] {
-            disk.write(&key(1), &cached(number));
-            let read = disk.read(&key(1)).unwrap();
+            disk.write(&key_of(1), &cached(number));
+            let read = disk.read(&key_of(1)).unwrap();
             assert_eq!(read.vector.json().get(), cached(number).vector.json().get());
         }
-        assert_eq!((*disk.used_bytes(), total(&disk)), (Some(size()), size()));
+        assert_eq!((*disk.used_bytes(), total_size(&disk)), (Some(size()), size()));
     }
 }
 
 #[test]
-fn absent_files_are_not_read_after_the_folder_was_listed() {
-    let (folder, disk) = disk(2 * size());
-    disk.write(&key(1), &cached("0.5"));
-    set_age(&disk, &key(1), 60);
+fn after_a_listing_the_cache_knows_which_files_do_not_exist() {
+    let (folder, disk) = new_disk(2 * size());
+    disk.write(&key_of(1), &cached("0.5"));
+    set_age(&disk, &key_of(1), 60);
     let disk = open(&folder, 2 * size());
-    let may_contain = || [1, 2, 3].map(|n| disk.may_contain(&key(n)));
+    let may_contain = || [1, 2, 3].map(|n| disk.may_contain(&key_of(n)));
     assert_eq!(may_contain(), [true, true, true]);
     disk.clean_up();
     assert_eq!(may_contain(), [true, false, false]);
-    disk.write(&key(2), &cached("0.5"));
-    disk.write(&key(3), &cached("0.5")); // removes the two older files
+    disk.write(&key_of(2), &cached("0.5"));
+    disk.write(&key_of(3), &cached("0.5")); // removes the two older files
     assert_eq!(may_contain(), [false, false, true]);
 }
 
 #[test]
-fn a_file_named_after_another_key_is_ignored() {
-    let (_folder, disk) = disk(1 << 20);
-    disk.write(&key(1), &cached("0.5"));
-    let other = disk.path(&key(2));
+fn a_file_with_the_content_of_another_key_is_ignored() {
+    let (_folder, disk) = new_disk(1 << 20);
+    disk.write(&key_of(1), &cached("0.5"));
+    let other = disk.path(&key_of(2));
     fs::create_dir_all(other.parent().unwrap()).unwrap();
-    fs::copy(disk.path(&key(1)), other).unwrap();
-    assert!(disk.read(&key(2)).is_none());
+    fs::copy(disk.path(&key_of(1)), other).unwrap();
+    assert!(disk.read(&key_of(2)).is_none());
 }
 
 proptest! {
@@ -101,113 +102,113 @@ proptest! {
     fn a_file_with_a_changed_byte_or_a_missing_end_is_not_decoded(
         at in any::<proptest::sample::Index>(), change in 1u8..=255, truncated in any::<bool>(),
     ) {
-        let whole = encode(&key(3), &cached("0.125"));
+        let whole = encode(&key_of(3), &cached("0.125"));
         let mut bytes = whole.clone();
         let at = at.index(bytes.len());
         if truncated { bytes.truncate(at) } else { bytes[at] ^= change }
-        prop_assert!(decode(&key(3), &bytes).is_none());
-        prop_assert!(decode(&key(3), &whole).is_some());
+        prop_assert!(decode(&key_of(3), &bytes).is_none());
+        prop_assert!(decode(&key_of(3), &whole).is_some());
     }
 
     #[test]
     fn random_bytes_are_not_decoded(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        prop_assert!(decode(&key(3), &bytes).is_none());
+        prop_assert!(decode(&key_of(3), &bytes).is_none());
         let framed = [MAGIC.as_bytes(), b" ", &bytes].concat();
-        prop_assert!(decode(&key(3), &framed).is_none());
+        prop_assert!(decode(&key_of(3), &framed).is_none());
     }
 }
 
 #[test]
 fn the_oldest_files_are_removed_when_the_limit_is_reached() {
-    let (_folder, disk) = disk(size() * 10);
+    let (_folder, disk) = new_disk(size() * 10);
     for n in 0..30u8 {
-        disk.write(&key(n), &cached("0.5"));
-        set_age(&disk, &key(n), 1000 - u64::from(n));
-        let total = total(&disk);
+        disk.write(&key_of(n), &cached("0.5"));
+        set_age(&disk, &key_of(n), 1000 - u64::from(n));
+        let total = total_size(&disk);
         assert!(total <= size() * 10, "{total}");
         assert_eq!(*disk.used_bytes(), Some(total));
-        assert!(disk.read(&key(n)).is_some(), "the newest file was removed");
+        assert!(disk.read(&key_of(n)).is_some(), "the newest file must stay");
     }
-    let rest: Vec<_> = (0..30u8).filter(|n| disk.read(&key(*n)).is_some()).collect();
+    let rest: Vec<_> = (0..30u8).filter(|n| disk.read(&key_of(*n)).is_some()).collect();
     assert!(rest.len() >= 8, "{rest:?}");
     let newest: Vec<_> = (30 - rest.len() as u8..30).collect();
     assert_eq!(rest, newest);
 }
 
 #[test]
-fn files_of_others_are_ignored_and_stay() {
-    let (folder, disk) = disk(size() * 2);
-    disk.write(&key(0xab), &cached("0.5"));
+fn files_that_the_cache_did_not_write_are_not_counted_and_not_removed() {
+    let (folder, disk) = new_disk(size() * 2);
+    disk.write(&key_of(0xab), &cached("0.5"));
     let names = ["notes.txt", &"g".repeat(64), &"ab".repeat(31), &"+1".repeat(32)];
     for name in names {
-        fs::write(disk.path(&key(0xab)).with_file_name(name), "x".repeat(100_000)).unwrap();
+        fs::write(disk.path(&key_of(0xab)).with_file_name(name), "x".repeat(100_000)).unwrap();
     }
     let reopened = open(&folder, size() * 2);
     reopened.clean_up();
     assert_eq!(*reopened.used_bytes(), Some(size()));
-    assert!(reopened.read(&key(0xab)).is_some());
-    assert!(names.iter().all(|name| disk.path(&key(0xab)).with_file_name(name).exists()));
-    let read = Sha256::from_hex(key(0xab).to_string().as_bytes());
-    assert_eq!(read.map(CacheKey), Some(key(0xab)));
+    assert!(reopened.read(&key_of(0xab)).is_some());
+    assert!(names.iter().all(|name| disk.path(&key_of(0xab)).with_file_name(name).exists()));
+    let read = Sha256::from_hex(key_of(0xab).to_string().as_bytes());
+    assert_eq!(read.map(CacheKey), Some(key_of(0xab)));
 }
 
 #[test]
 fn no_vector_is_written_if_the_limit_is_smaller_than_one_vector() {
-    let (_folder, disk) = disk(100);
-    disk.write(&key(1), &cached("0.5"));
-    assert_eq!(total(&disk), 0);
+    let (_folder, disk) = new_disk(100);
+    disk.write(&key_of(1), &cached("0.5"));
+    assert_eq!(total_size(&disk), 0);
 }
 
 #[test]
-fn a_clean_up_applies_a_lower_limit_and_removes_leftovers() {
-    let (folder, disk) = disk(size() * 10);
+fn a_clean_up_removes_unfinished_files_and_enforces_a_lowered_limit() {
+    let (folder, disk) = new_disk(size() * 10);
     for n in 0..10u8 {
-        disk.write(&key(n), &cached("0.5"));
-        set_age(&disk, &key(n), 1000 - u64::from(n));
+        disk.write(&key_of(n), &cached("0.5"));
+        set_age(&disk, &key_of(n), 1000 - u64::from(n));
     }
     fs::write(disk.folder.join(STAGING_FOLDER).join("0"), "half").unwrap();
     let disk = open(&folder, size() * 3);
     disk.clean_up();
-    assert_eq!(total(&disk), size() * 3);
-    assert!((7..10u8).all(|n| disk.read(&key(n)).is_some()));
+    assert_eq!(total_size(&disk), size() * 3);
+    assert!((7..10u8).all(|n| disk.read(&key_of(n)).is_some()));
     assert!(entries(&disk.folder.join(STAGING_FOLDER)).unwrap().next().is_none());
 }
 
 #[test]
 fn a_cache_whose_folder_was_unusable_works_again_without_a_restart() {
-    let (_folder, disk) = disk(1 << 20);
+    let (_folder, disk) = new_disk(1 << 20);
     fs::write(&disk.folder, "a file where the folder should be").unwrap();
     disk.clean_up();
-    disk.write(&key(1), &cached("0.5"));
-    assert!(disk.read(&key(1)).is_none());
+    disk.write(&key_of(1), &cached("0.5"));
+    assert!(disk.read(&key_of(1)).is_none());
     assert!(disk.is_failing.load(Ordering::Relaxed));
     fs::remove_file(&disk.folder).unwrap();
-    disk.write(&key(1), &cached("0.5"));
-    assert!(disk.read(&key(1)).is_some());
+    disk.write(&key_of(1), &cached("0.5"));
+    assert!(disk.read(&key_of(1)).is_some());
     assert!(!disk.is_failing.load(Ordering::Relaxed));
-    // The cache also works again after somebody removed the folder.
+    // The cache also works if somebody removes the folder.
     fs::remove_dir_all(&disk.folder).unwrap();
-    disk.write(&key(1), &cached("0.5"));
-    assert!(disk.read(&key(1)).is_some());
+    disk.write(&key_of(1), &cached("0.5"));
+    assert!(disk.read(&key_of(1)).is_some());
 }
 
 #[test]
 fn a_folder_in_place_of_a_file_is_ignored() {
-    let (_folder, disk) = disk(1 << 20);
-    fs::create_dir_all(disk.path(&key(1))).unwrap();
-    assert!(disk.read(&key(1)).is_none());
-    disk.write(&key(1), &cached("0.5"));
-    assert!(disk.read(&key(1)).is_none());
-    disk.write(&key(2), &cached("0.5"));
-    assert!(disk.read(&key(2)).is_some());
+    let (_folder, disk) = new_disk(1 << 20);
+    fs::create_dir_all(disk.path(&key_of(1))).unwrap();
+    assert!(disk.read(&key_of(1)).is_none());
+    disk.write(&key_of(1), &cached("0.5"));
+    assert!(disk.read(&key_of(1)).is_none());
+    disk.write(&key_of(2), &cached("0.5"));
+    assert!(disk.read(&key_of(2)).is_some());
 }
 
 #[test]
-fn no_vector_is_written_that_would_use_the_disks_reserve() {
+fn no_vector_is_written_into_the_reserve_of_the_disk() {
     const RESERVE: u64 = 1 << 20;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(".vectors");
-    // Three vectors fit on the disk.
+    // Beside the reserve, three vectors fit on the disk.
     let capacity = 3 * size();
     let measured_path = path.clone();
     let space = DiskSpace::with_measure(path.clone(), RESERVE, move |_| {
@@ -222,11 +223,11 @@ fn no_vector_is_written_that_would_use_the_disks_reserve() {
     picture.grow_to_blocking(size()).unwrap();
     let disk = Disk::new(path, 1 << 30, space);
     for n in 0..3 {
-        disk.write(&key(n), &cached("0.5"));
+        disk.write(&key_of(n), &cached("0.5"));
     }
-    assert_eq!(total(&disk), 2 * size());
-    assert!(disk.read(&key(1)).is_some() && disk.read(&key(2)).is_none());
+    assert_eq!(total_size(&disk), 2 * size());
+    assert!(disk.read(&key_of(1)).is_some() && disk.read(&key_of(2)).is_none());
     drop(picture);
-    disk.write(&key(2), &cached("0.5"));
-    assert!(disk.read(&key(2)).is_some());
+    disk.write(&key_of(2), &cached("0.5"));
+    assert!(disk.read(&key_of(2)).is_some());
 }

@@ -8,10 +8,10 @@ use super::{
 };
 use crate::image::Reader;
 
-/// The longest `meta` box, in bytes. In a phone's file, it has a few thousand bytes.
+/// The longest `meta` box, in bytes. In a phone's file, the box has a few thousand bytes.
 const MAX_META: u64 = 1 << 20;
 
-/// The most boxes at the top level of the file. A phone's file has three or four.
+/// The maximum number of boxes at the top level of the file. A phone's file has three or four.
 const MAX_BOXES: usize = 1024;
 
 /// Reads big-endian numbers and other fields from the start of a slice.
@@ -26,13 +26,13 @@ impl<'a> Fields<'a> {
     }
 
     /// A number of up to eight bytes.
-    pub(super) fn wide(&mut self, len: usize) -> Option<u64> {
+    pub(super) fn number_u64(&mut self, len: usize) -> Option<u64> {
         Some(self.bytes(len)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
     }
 
     /// A number of up to four bytes.
     pub(super) fn number(&mut self, len: usize) -> Option<u32> {
-        u32::try_from(self.wide(len)?).ok()
+        u32::try_from(self.number_u64(len)?).ok()
     }
 
     pub(super) fn name(&mut self) -> Option<&'a [u8; 4]> {
@@ -49,17 +49,17 @@ impl<'a> Fields<'a> {
 pub(super) type Child<'a> = (&'a [u8; 4], Fields<'a>);
 
 /// Iterates over the boxes inside of another box. Yields `None` for a box that is longer than the rest
-/// of the outer one.
+/// of the outer box.
 #[derive(Debug)]
 pub(super) struct Boxes<'a>(pub(super) Fields<'a>);
 
 impl<'a> Boxes<'a> {
     fn child(&mut self) -> Option<Child<'a>> {
         let available = self.0.0.len();
-        let (len, name) = (self.0.wide(4)?, self.0.name()?);
+        let (len, name) = (self.0.number_u64(4)?, self.0.name()?);
         let len = match len {
             0 => available,
-            1 => usize::try_from(self.0.wide(8)?).ok()?,
+            1 => usize::try_from(self.0.number_u64(8)?).ok()?,
             len => usize::try_from(len).ok()?,
         };
         let head_len = available - self.0.0.len();
@@ -97,9 +97,9 @@ pub(super) fn read_meta_box(reader: &mut Reader) -> Result<(Vec<u8>, u64), Heade
         read_at(reader, at, &mut head[..available]).ok_or(Damaged)?;
         let [.., a, b, c, d] = *head.first_chunk::<8>().ok_or(Damaged)?;
         let name = [a, b, c, d];
-        let (head_len, len) = match Fields(&head).wide(4).ok_or(Damaged)? {
+        let (head_len, len) = match Fields(&head).number_u64(4).ok_or(Damaged)? {
             0 => (8, remaining),
-            1 => (16, Fields(&head[8..]).wide(8).ok_or(Damaged)?),
+            1 => (16, Fields(&head[8..]).number_u64(8).ok_or(Damaged)?),
             len => (8, len),
         };
         // If these bytes are not a complete box with a printable name, some program has appended other

@@ -8,8 +8,8 @@ use super::{
     boxes::{Boxes, Child, Fields},
 };
 
-/// The most items, and the most properties, references and locations. The decoder searches all of them
-/// for each item.
+/// The maximum number of items, of properties, of references and of locations. The decoder searches all
+/// of them for each item.
 pub(super) const MAX_ITEMS: usize = 4096;
 
 /// The contents of a `meta` box.
@@ -17,7 +17,7 @@ pub(super) const MAX_ITEMS: usize = 4096;
 pub(super) struct Meta<'a> {
     /// The primary item: the picture that the file shows.
     pub(super) primary: u32,
-    /// The data of those items that are stored in the `meta` box.
+    /// The data that items store in the `meta` box itself.
     pub(super) idat: &'a [u8],
     items: BTreeMap<u32, &'a [u8; 4]>,
     properties: Vec<Child<'a>>,
@@ -62,7 +62,7 @@ impl Reference<'_> {
 
 impl<'a> Meta<'a> {
     /// Parses the contents of the box. Returns `None` if the box is invalid, or if it contains anything
-    /// twice: the decoder and this function might then use different ones.
+    /// twice: the decoder might then use the first occurrence, and this function the second.
     pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
         const ONCE: [&[u8; 4]; 7] = [b"hdlr", b"pitm", b"iinf", b"iref", b"iprp", b"iloc", b"idat"];
         let (mut meta, mut seen, mut primary) = (Self::default(), BTreeSet::new(), None);
@@ -193,7 +193,8 @@ impl<'a> Meta<'a> {
         (width > 0 && height > 0).then_some((width, height))
     }
 
-    /// The items that an item refers to. Returns `None` if it has no reference of this kind, or several.
+    /// The items that an item refers to. Returns `None` unless the item has exactly one reference of this
+    /// kind.
     pub(super) fn references(&self, kind: &[u8; 4], from: u32) -> Option<Vec<u32>> {
         let mut found =
             self.references.iter().filter(|found| found.kind == kind && found.from == from);
@@ -201,7 +202,7 @@ impl<'a> Meta<'a> {
         found.next().is_none().then(|| first.to().collect())
     }
 
-    /// The auxiliary items, like transparency, and the master items that each belongs to.
+    /// Each auxiliary item, such as a transparency, and the master items that it belongs to.
     pub(super) fn auxiliaries(&self) -> impl Iterator<Item = (u32, impl Iterator<Item = u32>)> {
         let found = self.references.iter().filter(|found| found.kind == b"auxl");
         found.map(|found| (found.from, found.to()))
@@ -236,15 +237,15 @@ impl<'a> Meta<'a> {
         let extent_width = index_width + offset_width + length_width;
         for _ in 0..count {
             let item = fields.number(item_width)?;
-            let method = if version == 0 { 0 } else { fields.wide(2)? & 0xf };
+            let method = if version == 0 { 0 } else { fields.number_u64(2)? & 0xf };
             let _data_reference = fields.number(2)?;
-            let base = fields.wide(base_width)?;
+            let base = fields.number_u64(base_width)?;
             let extents = fields.number(2)? as usize;
             let mut extent = Fields(fields.bytes(extents * extent_width)?);
             if extents == 1 {
                 let _index = extent.bytes(index_width)?;
-                let start = base.checked_add(extent.wide(offset_width)?)?;
-                let length = extent.wide(length_width)?;
+                let start = base.checked_add(extent.number_u64(offset_width)?)?;
+                let length = extent.number_u64(length_width)?;
                 self.locations.entry(item).or_insert(Location { method, start, length });
             }
         }

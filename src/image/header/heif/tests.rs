@@ -44,7 +44,7 @@ fn boxed(name: &[u8; 4], body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn the_sizes_are_those_of_libheif() {
+fn the_size_of_every_fixture_is_the_size_that_libheif_reads() {
     for (name, size) in expected_sizes() {
         assert_eq!(read_fixture(name).map(|header| header.size), Ok(size), "{name}");
     }
@@ -52,32 +52,32 @@ fn the_sizes_are_those_of_libheif() {
 
 #[test]
 fn the_fields_for_the_memory_estimate_are_read() {
-    let header = |name| read_fixture(name).unwrap();
-    let phone = header("iphone-grid");
+    let header_of = |name| read_fixture(name).unwrap();
+    let phone = header_of("iphone-grid");
     assert_eq!((phone.coded_size, phone.stream_size, phone.chroma), ((120, 80), (64, 64), 1));
     assert!(phone.is_grid && phone.is_transformed && phone.alpha == Alpha::None);
     for (name, chroma) in
         [("pixels-grey", 0), ("pixels-10bit-420", 1), ("pixels-422", 2), ("pixels-444", 3)]
     {
-        let header = header(name);
+        let header = header_of(name);
         assert_eq!((header.is_grid, header.alpha), (false, Alpha::None), "{name}");
         assert_eq!(header.chroma, chroma, "{name}");
     }
     for name in ["alpha", "alpha-turned", "grid-alpha", "grid-alpha-of-tiles"] {
-        assert_eq!(header(name).alpha, Alpha::Straight, "{name}");
+        assert_eq!(header_of(name).alpha, Alpha::Straight, "{name}");
     }
-    assert_eq!(header("alpha-premultiplied").alpha, Alpha::Premultiplied);
+    assert_eq!(header_of("alpha-premultiplied").alpha, Alpha::Premultiplied);
     for name in ["depth", "gain-map", "thumbnail"] {
-        assert_eq!(header(name).alpha, Alpha::None, "{name}");
+        assert_eq!(header_of(name).alpha, Alpha::None, "{name}");
     }
     for name in ["halves-imir0", "halves-irot2", "clap-off", "odd-17x33"] {
-        assert!(header(name).is_transformed, "{name}");
+        assert!(header_of(name).is_transformed, "{name}");
     }
-    assert!(!header("generic-brand").is_transformed);
+    assert!(!header_of("generic-brand").is_transformed);
 }
 
 #[test]
-fn the_end_is_that_of_the_last_complete_box() {
+fn the_end_is_the_offset_where_the_last_complete_box_ends() {
     let bytes = fixture("junk-behind.heic");
     assert_eq!(read_fixture("junk-behind").unwrap().end, bytes.len() as u64 - 16);
     let bytes = fixture("film-behind.heic");
@@ -85,7 +85,7 @@ fn the_end_is_that_of_the_last_complete_box() {
 }
 
 #[test]
-fn unsupported_kinds_are_named() {
+fn the_error_contains_the_name_of_an_unsupported_kind() {
     for (name, word) in [
         ("hev1", "kind hev1"),
         ("overlay", "overlays others"),
@@ -94,13 +94,17 @@ fn unsupported_kinds_are_named() {
         ("essential-unknown", "essential property"),
         ("alpha-half", "transparency of another size"),
     ] {
-        let Err(HeaderError::Unsupported(kind)) = read_fixture(name) else { panic!("{name}") };
+        let Err(HeaderError::Unsupported(kind)) = read_fixture(name) else {
+            panic!("{name} must be unsupported")
+        };
         assert!(kind.to_string().contains(word), "{name}: {kind}");
     }
     let avif = Err(HeaderError::Unsupported(Unsupported::Avif));
     assert_eq!(read_fixture("avif-generic-brand"), avif);
     let sequence = [boxed(b"ftyp", b"msf1\0\0\0\0hevc"), boxed(b"moov", b"")].concat();
-    let Err(HeaderError::Unsupported(kind)) = read_bytes(sequence) else { panic!("a sequence") };
+    let Err(HeaderError::Unsupported(kind)) = read_bytes(sequence) else {
+        panic!("an image sequence must be unsupported")
+    };
     assert!(kind.to_string().contains("sequence"));
 }
 
@@ -147,13 +151,13 @@ fn a_truncated_picture_is_damaged() {
     for name in ["iphone-grid", "alpha", "thumbnail"] {
         let bytes = fixture(&format!("{name}.heic"));
         for len in [bytes.len() - 1, bytes.len() - 300, 500, 100, 20] {
-            assert_eq!(read_bytes(bytes[..len].to_vec()), Err(Damaged), "{name} to {len}");
+            assert_eq!(read_bytes(bytes[..len].to_vec()), Err(Damaged), "{name} of {len} bytes");
         }
     }
 }
 
 #[test]
-fn too_many_items_and_too_long_a_meta_box_are_damaged() {
+fn a_header_with_too_many_items_or_too_long_a_meta_box_is_damaged() {
     let meta = |children: &[Vec<u8>]| {
         let body = [&[0; 4][..], &children.concat()].concat();
         [boxed(b"ftyp", b"heic\0\0\0\0"), boxed(b"meta", &body)].concat()
@@ -164,28 +168,28 @@ fn too_many_items_and_too_long_a_meta_box_are_damaged() {
     let property = |_| boxed(b"free", b"");
     let reference = |_| boxed(b"thmb", &[0, 1, 0, 0]);
     let items = |n| [vec![0; 6], (0..n).flat_map(item).collect()].concat();
-    let refused = |children: &[Vec<u8>]| Meta::parse(&meta(children)[24..]).is_none();
+    let is_damaged = |children: &[Vec<u8>]| Meta::parse(&meta(children)[24..]).is_none();
     let primary = || boxed(b"pitm", &[0; 6]);
-    for (n, is_refused) in [(MAX_ITEMS, false), (MAX_ITEMS + 1, true)] {
-        assert_eq!(refused(&[primary(), boxed(b"iinf", &items(n))]), is_refused, "{n} items");
+    for (n, expected) in [(MAX_ITEMS, false), (MAX_ITEMS + 1, true)] {
+        assert_eq!(is_damaged(&[primary(), boxed(b"iinf", &items(n))]), expected, "{n} items");
         let properties = boxed(b"ipco", &(0..n).flat_map(property).collect::<Vec<_>>());
         assert_eq!(
-            refused(&[primary(), boxed(b"iprp", &properties)]),
-            is_refused,
+            is_damaged(&[primary(), boxed(b"iprp", &properties)]),
+            expected,
             "{n} properties"
         );
         let references = [vec![0; 4], (0..n).flat_map(reference).collect()].concat();
         assert_eq!(
-            refused(&[primary(), boxed(b"iref", &references)]),
-            is_refused,
+            is_damaged(&[primary(), boxed(b"iref", &references)]),
+            expected,
             "{n} references"
         );
         // Two bytes for the item, two for the data reference, none for the base, no extents.
         let locations = [&[0; 6][..], &(n as u16).to_be_bytes(), &vec![0; 6 * n]].concat();
-        assert_eq!(refused(&[primary(), boxed(b"iloc", &locations)]), is_refused, "{n} locations");
+        assert_eq!(is_damaged(&[primary(), boxed(b"iloc", &locations)]), expected, "{n} locations");
     }
     let same_item_twice = [vec![0; 6], item(1), item(1)].concat();
-    assert!(refused(&[primary(), boxed(b"iinf", &same_item_twice)]));
+    assert!(is_damaged(&[primary(), boxed(b"iinf", &same_item_twice)]));
 
     let read_with_longer_meta_box = |added_len: usize| {
         let mut bytes = fixture("generic-brand.heic");
@@ -202,15 +206,15 @@ fn too_many_items_and_too_long_a_meta_box_are_damaged() {
 }
 
 #[test]
-fn the_limit_counts_decoded_pixels_even_if_they_are_not_shown() {
-    let limited =
+fn the_pixel_limit_applies_to_decoded_pixels_that_are_not_shown() {
+    let probe_with_limit =
         |name: &str| probe(Content::Memory(fixture(&format!("{name}.heic")).into()), 1_000_000);
     if sniff(&fixture("halves.heic")) == Ok(Format::Heic) {
-        let Err(Error::TooManyPixels { pixels, .. }) = limited("bomb-tile-larger") else {
-            panic!("the picture was not refused")
+        let Err(Error::TooManyPixels { pixels, .. }) = probe_with_limit("bomb-tile-larger") else {
+            panic!("the picture must be refused")
         };
         assert_eq!(pixels, 4096 * 4096);
-        let Picture { width, height, .. } = limited("clap-irot").unwrap();
+        let Picture { width, height, .. } = probe_with_limit("clap-irot").unwrap();
         assert_eq!((width, height), (40, 60));
     }
 }

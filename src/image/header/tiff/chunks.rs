@@ -1,11 +1,11 @@
-//! Reads where the strips or tiles of a TIFF are (TIFF 6.0, sections 3 and 15).
+//! Reads the layout of a TIFF's strips or tiles (TIFF 6.0, sections 3 and 15).
 
 use super::{
     Directory, HeaderError, ROWS_PER_STRIP, STRIP_BYTE_COUNTS, STRIP_OFFSETS, TILE_BYTE_COUNTS,
-    TILE_LENGTH, TILE_OFFSETS, TILE_WIDTH, Values, side, unsupported,
+    TILE_LENGTH, TILE_OFFSETS, TILE_WIDTH, Values, checked_side, unsupported,
 };
 
-/// The most strips or tiles.
+/// The maximum number of strips or tiles.
 const MAX_CHUNKS: u64 = 1 << 16;
 
 /// The strips or tiles of a picture, row by row. If each sample has a plane of its own, all chunks of
@@ -34,12 +34,12 @@ impl Chunks {
     ) -> Result<Self, HeaderError> {
         let is_tiled = directory.values(TILE_WIDTH).is_some();
         let (chunk_width, chunk_height) = if is_tiled {
-            (directory.first(TILE_WIDTH, 0)?, directory.first(TILE_LENGTH, 0)?)
+            (directory.first_or(TILE_WIDTH, 0)?, directory.first_or(TILE_LENGTH, 0)?)
         } else {
-            let rows = directory.first(ROWS_PER_STRIP, height.into())?;
+            let rows = directory.first_or(ROWS_PER_STRIP, height.into())?;
             (width.into(), rows.min(height.into()))
         };
-        let (chunk_width, chunk_height) = (side(chunk_width)?, side(chunk_height)?);
+        let (chunk_width, chunk_height) = (checked_side(chunk_width)?, checked_side(chunk_height)?);
         let (across, down) = (width.div_ceil(chunk_width), height.div_ceil(chunk_height));
         // Some writers store the offsets and lengths of tiles in the tags for strips. libtiff accepts
         // this, too.
@@ -51,8 +51,8 @@ impl Chunks {
             return Err(unsupported("a TIFF in more than 65,536 strips or tiles"));
         }
         let is_incomplete = |values: &Values| values.count < count;
-        let is_too_long = |values: Values| values.count > MAX_CHUNKS;
-        if is_incomplete(&offsets) || is_too_long(offsets) || lengths.is_some_and(is_too_long) {
+        let has_too_many = |values: Values| values.count > MAX_CHUNKS;
+        if is_incomplete(&offsets) || has_too_many(offsets) || lengths.is_some_and(has_too_many) {
             return Err(HeaderError::Damaged);
         }
         let lengths = lengths.filter(|lengths| !is_incomplete(lengths));

@@ -28,6 +28,7 @@ impl Crafted {
             .with(ROWS_PER_STRIP, &[size.1])
     }
 
+    /// Sets the values of a tag. A tag without values is left out of the file.
     pub(in crate::image) fn with(mut self, tag: u16, values: &[u64]) -> Self {
         self.tags.insert(tag, values.to_vec());
         self
@@ -57,6 +58,7 @@ impl Crafted {
                 value.to_le_bytes()[..len].to_vec()
             }
         };
+        // The length of an offset or a count, in bytes.
         let word = if self.is_big_tiff { 8 } else { 4 };
         let mut tags = self.tags.clone();
         let is_tiled = tags.contains_key(&TILE_WIDTH);
@@ -70,8 +72,8 @@ impl Crafted {
         if self.is_big_tiff {
             file.extend([number(8, 2), number(0, 2)].concat());
         }
-        let directory = 16 + chunks.iter().map(|chunk| chunk.len()).sum::<usize>();
-        file.extend(number(directory as u64, word));
+        let directory_at = 16 + chunks.iter().map(|chunk| chunk.len()).sum::<usize>();
+        file.extend(number(directory_at as u64, word));
         file.resize(16, 0);
         let mut chunk_offsets = Vec::new();
         for chunk in chunks {

@@ -52,7 +52,7 @@ impl Values {
     }
 }
 
-/// The first directory, with the tags that were asked for.
+/// The first directory, with the positions of the requested tags' values.
 pub(super) struct Directory<'a> {
     reader: &'a mut Reader,
     pub(super) order: ByteOrder,
@@ -60,18 +60,19 @@ pub(super) struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// Reads the first directory and records the positions of these tags' values. Like libtiff, it
-    /// skips values that are not whole numbers, and takes the first entry of a tag if there are several.
+    /// Reads the first directory and records the positions of these tags' values. As in libtiff, values
+    /// that are not whole numbers are skipped, and only the first entry of a tag counts.
     pub(super) fn read(reader: &'a mut Reader, tags: &[u16]) -> io::Result<Self> {
         reader.seek(SeekFrom::Start(0))?;
         let mut head = [0; 4];
         reader.read_exact(&mut head)?;
         let order = if head[0] == b'I' { ByteOrder::Little } else { ByteOrder::Big };
         let is_big = order.number(&head[2..]) == 43;
+        // The length of an offset or a count, in bytes.
         let word = if is_big { 8 } else { 4 };
         let mut directory = Self { reader, order, values: Vec::new() };
         if is_big {
-            directory.read_number(4)?; // the size of offsets, which is always eight, and a zero
+            directory.read_number(4)?; // two numbers: the length of offsets, which is eight, and zero
         }
         let directory_at = directory.read_number(word)?;
         directory.reader.seek(SeekFrom::Start(directory_at))?;
@@ -91,7 +92,7 @@ impl<'a> Directory<'a> {
                 _ => continue,
             };
             let (count, values) = (order.number(&entry[4..4 + word]), &entry[4 + word..]);
-            // Short values are in the entry itself. For longer ones, the entry contains their offset.
+            // If the values fit, the entry contains them. Otherwise it contains their offset.
             let is_in_entry = count.checked_mul(size.into()).is_some_and(|len| len <= word as u64);
             let at = if is_in_entry {
                 directory.reader.stream_position()? - word as u64
@@ -117,7 +118,7 @@ impl<'a> Directory<'a> {
     }
 
     /// Reads the first value of a tag. Returns the default if the tag is missing.
-    pub(super) fn first(&mut self, tag: u16, default: u64) -> Result<u64, HeaderError> {
+    pub(super) fn first_or(&mut self, tag: u16, default: u64) -> Result<u64, HeaderError> {
         Ok(self.numbers(tag, 1)?.first().copied().unwrap_or(default))
     }
 

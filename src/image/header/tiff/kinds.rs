@@ -1,4 +1,4 @@
-//! The ways in which a TIFF can store pixels. Unsupported ones are refused with a description that the
+//! The ways in which a TIFF can store pixels. Unsupported ways are refused with a description that the
 //! client sees.
 
 use super::{HeaderError, unsupported};
@@ -63,7 +63,7 @@ pub(in crate::image) enum Color {
     /// An index into the table ColorMap.
     Palette,
     Cmyk,
-    /// YCbCr in a JPEG, which has only one kind of it. The tags YCbCrCoefficients and
+    /// YCbCr in a JPEG. JPEG has only one kind of YCbCr, so the tags YCbCrCoefficients and
     /// ReferenceBlackWhite are ignored. libtiff ignores them, too, and lets libjpeg convert the colours.
     YCbCr,
 }
@@ -87,7 +87,7 @@ impl Color {
         }))
     }
 
-    /// The samples per pixel, without alpha.
+    /// The number of samples per pixel, without alpha.
     pub(in crate::image) fn samples(self) -> u64 {
         match self {
             Self::Grey { .. } | Self::Palette => 1,
@@ -144,7 +144,8 @@ impl Depth {
     }
 }
 
-/// Returns the value that all have in common, or the default if there are none.
+/// Returns the value that all `values` have in common, or `default` if there are no values. Returns
+/// `None` if the values differ.
 fn common_value(values: &[u64], default: u64) -> Option<u64> {
     let first = values.first().copied().unwrap_or(default);
     values.iter().all(|value| *value == first).then_some(first)
@@ -154,11 +155,11 @@ fn common_value(values: &[u64], default: u64) -> Option<u64> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Predictor {
     None,
-    /// Each sample is the difference from that of the pixel to the left.
+    /// Each sample is the difference from the same sample of the pixel to the left.
     Difference,
     /// The bytes of a row's floating-point numbers are reordered: first the most significant byte of
-    /// each number, then the next one of each. Each byte is then the difference from the corresponding
-    /// byte of the pixel to the left.
+    /// each number, then the next byte of each number, and so on. Each byte is then stored as the
+    /// difference from the corresponding byte of the pixel to the left.
     FloatDifference,
 }
 
@@ -174,7 +175,7 @@ impl Predictor {
     }
 }
 
-/// The sample of a pixel that is its opacity.
+/// The sample that contains the opacity of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Alpha {
     /// The index of the sample.

@@ -24,7 +24,7 @@ use crate::image::{
     render::jpeg::decodable_segments,
 };
 
-/// The most bytes of LZW data that are read from the file at once.
+/// At most this many bytes of LZW data are read from the file at once.
 const LZW_BUFFER_LEN: u64 = 32 << 10;
 
 /// Returns a reader of the decompressed rows of a strip or a tile.
@@ -38,23 +38,24 @@ pub(super) fn rows<'a>(
     if tiff.compression == Compression::None {
         // The length of uncompressed rows follows from their size. The length in the tags is wrong in
         // many files, so it is ignored.
-        return Ok(raw(reader.take(u64::MAX), tiff.is_bit_reversed));
+        return Ok(with_usual_bit_order(reader.take(u64::MAX), tiff.is_bit_reversed));
     }
     if tiff.compression == Compression::Jpeg {
         // FillOrder does not apply to JPEG.
-        return Ok(Box::new(Cursor::new(jpeg(tiff, jpeg_tables, chunk, reader)?)));
+        return Ok(Box::new(Cursor::new(decode_jpeg(tiff, jpeg_tables, chunk, reader)?)));
     }
-    let raw = raw(reader.take(chunk.len), tiff.is_bit_reversed);
+    let packed = with_usual_bit_order(reader.take(chunk.len), tiff.is_bit_reversed);
     Ok(match tiff.compression {
-        Compression::Lzw => Box::new(Lzw::new(raw, chunk.len)?),
-        Compression::Deflate => Box::new(ZlibDecoder::new(raw)),
-        Compression::PackBits => Box::new(PackBits { packed: raw, run: Run::Literal(0) }),
-        compression => Box::new(Fax::new(compression, raw, chunk.len, tiff.chunks.width)?),
+        Compression::Lzw => Box::new(Lzw::new(packed, chunk.len)?),
+        Compression::Deflate => Box::new(ZlibDecoder::new(packed)),
+        Compression::PackBits => Box::new(PackBits { packed, run: Run::Literal(0) }),
+        compression => Box::new(Fax::new(compression, packed, chunk.len, tiff.chunks.width)?),
     })
 }
 
-/// Returns a reader of the file's bytes with the usual order of bits.
-fn raw(reader: Take<&mut Reader>, is_bit_reversed: bool) -> Box<dyn Read + '_> {
+/// Returns a reader of the file's bytes. If the file stores each byte with its bits reversed, the reader
+/// reverses them again.
+fn with_usual_bit_order(reader: Take<&mut Reader>, is_bit_reversed: bool) -> Box<dyn Read + '_> {
     if is_bit_reversed { Box::new(BitReverser(reader)) } else { Box::new(reader) }
 }
 
@@ -78,9 +79,9 @@ impl<R: Read> Lzw<R> {
     fn new(packed: R, len: u64) -> io::Result<Self> {
         let capacity = usize::try_from(len.clamp(2, LZW_BUFFER_LEN)).map_err(io::Error::other)?;
         let mut packed = BufReader::with_capacity(capacity, packed);
-        // Before TIFF 5.0, a code began with its lowest bit, and codes became longer one code later.
-        // The first code is 256 in either variant, so its bytes show the variant. libtiff uses the
-        // same test.
+        // Before TIFF 5.0, codes were stored from the lowest bit, and the length of the codes grew one
+        // code later than it does now. The first code is 256 in either variant, so its bytes show the
+        // variant. libtiff uses the same test.
         let is_old = matches!(packed.fill_buf()?, [0, second, ..] if second & 1 == 1);
         let configuration = if is_old {
             Configuration::new(BitOrder::Lsb, 8)
@@ -100,8 +101,8 @@ impl<R: Read> Read for Lzw<R> {
             match result.status.map_err(io::Error::other)? {
                 _ if result.consumed_out > 0 => return Ok(result.consumed_out),
                 LzwStatus::Done => return Ok(0),
-                // The data has ended only if this happens twice in a row. The decoder also reports no
-                // progress when a decoded word is longer than the buffer, and then returns the word
+                // The data has ended only if `NoProgress` comes twice in a row. The decoder also
+                // reports it when a decoded word is longer than the buffer, and then returns the word
                 // on the next call.
                 LzwStatus::NoProgress if made_no_progress => {
                     return Err(io::ErrorKind::UnexpectedEof.into());
@@ -117,7 +118,7 @@ struct PackBits<R> {
     run: Run,
 }
 
-/// The rest of a run: the number of bytes left, and for a repeated byte its value.
+/// The rest of a run: the number of bytes that are left. For a repeated byte, also its value.
 enum Run {
     Literal(usize),
     Repeated(usize, u8),
@@ -168,11 +169,12 @@ struct Fax {
     row: Cursor<Vec<u8>>,
 }
 
-type Bytes = std::iter::Map<vec::IntoIter<u8>, fn(u8) -> Result<u8, Infallible>>;
+/// The bytes of a fax, as the library requires them: an iterator whose items are results.
+type FaxInput = std::iter::Map<vec::IntoIter<u8>, fn(u8) -> Result<u8, Infallible>>;
 
 enum FaxDecoder {
-    Group3(Group3Decoder<Bytes>),
-    Group4(Group4Decoder<Bytes>),
+    Group3(Group3Decoder<FaxInput>),
+    Group4(Group4Decoder<FaxInput>),
 }
 
 impl Fax {
@@ -184,15 +186,16 @@ impl Fax {
     ) -> io::Result<Self> {
         let mut bytes = Vec::with_capacity(buffer_capacity(len)?);
         packed.read_to_end(&mut bytes)?;
-        // The library reads more bits than the last code has. In Group 3 it also requires the code for
-        // the end of a row after the last row; most programs write that code only between rows.
+        // The library looks ahead beyond the last code, so some padding must follow. In Group 3 it also
+        // requires the code for the end of a row after the last row; most programs write that code only
+        // between rows.
         bytes.extend(if compression == Compression::Group3 { [0, 1, 0xff, 0xff] } else { [0; 4] });
-        let bytes: Bytes = bytes.into_iter().map(Ok);
+        let input: FaxInput = bytes.into_iter().map(Ok);
         let width = u16::try_from(width).map_err(io::Error::other)?;
         let decoder = if compression == Compression::Group3 {
-            FaxDecoder::Group3(Group3Decoder::new(bytes).map_err(broken)?)
+            FaxDecoder::Group3(Group3Decoder::new(input).map_err(broken)?)
         } else {
-            FaxDecoder::Group4(Group4Decoder::new(bytes, width).map_err(broken)?)
+            FaxDecoder::Group4(Group4Decoder::new(input, width).map_err(broken)?)
         };
         Ok(Self { decoder, width, is_over: false, row: Cursor::default() })
     }
@@ -207,13 +210,14 @@ impl Fax {
         if self.is_over {
             return Ok(());
         }
-        // The positions at which black begins, white begins, black begins again, and so on.
+        // The positions at which black begins, white begins, black begins again, and so on. In Group 3,
+        // the end of the row is always the last position.
         let changes = match &mut self.decoder {
             FaxDecoder::Group3(decoder) => {
                 // The status `End` comes with the last row, and not after it.
                 self.is_over = decoder.advance().map_err(broken)? == DecodeStatus::End;
                 let changes = decoder.transitions();
-                // The decoder treats an unknown code like the end of a row.
+                // The decoder also ends a row at an unknown code. The row is then too short.
                 if changes.last().is_some_and(|end| *end != self.width) {
                     return Err(broken("a row of a fax is too short or too long"));
                 }
@@ -248,11 +252,16 @@ impl Read for Fax {
 
 /// Decodes a JPEG to its samples, without converting colours. The size is checked first, because a
 /// JPEG larger than its strip or tile could need any amount of memory.
-fn jpeg(tiff: &Tiff, tables: &[u8], chunk: &Chunk, reader: &mut Reader) -> io::Result<Vec<u8>> {
+fn decode_jpeg(
+    tiff: &Tiff,
+    tables: &[u8],
+    chunk: &Chunk,
+    reader: &mut Reader,
+) -> io::Result<Vec<u8>> {
     const MARKER_LEN: usize = 2;
     let mut bytes = Vec::with_capacity(buffer_capacity(chunk.len)? + tables.len());
-    // The tables are a separate JPEG. They are joined by leaving out the last marker of the tables
-    // and the first marker of the picture.
+    // The tables are a separate JPEG. To join the two, the last marker of the tables and the first
+    // marker of the picture are left out.
     if let Some(tables) = tables.len().checked_sub(MARKER_LEN).and_then(|end| tables.get(..end)) {
         bytes.extend(tables);
         reader.seek_relative(MARKER_LEN as i64)?;
@@ -262,9 +271,9 @@ fn jpeg(tiff: &Tiff, tables: &[u8], chunk: &Chunk, reader: &mut Reader) -> io::R
     let header = jpeg::read(&mut content.header_reader());
     let header = header.map_err(|_| broken("an embedded JPEG cannot be read"))?;
     let frame = header.frame;
-    let matches_tags = u64::from(frame.components) == tiff.samples_per_chunk_pixel()
+    let matches_tags = u64::from(frame.components) == tiff.samples_of_a_pixel_in_one_chunk()
         && u32::from(frame.width) == tiff.chunks.width
-        // The JPEG of the last strip may be as high as the others, and reach beyond the picture.
+        // The JPEG of the last strip may be as high as the other JPEGs, and extend beyond the picture.
         && (chunk.rows..=tiff.chunks.height).contains(&frame.height.into());
     if !matches_tags {
         return Err(broken("the size or the colours of an embedded JPEG differ from the tags"));

@@ -20,11 +20,11 @@ pub(super) fn into_rgb(
     if (tiff.color, tiff.alpha) == (Color::Rgb, None) {
         return Ok(pixels);
     }
-    let palette = palette(tiff, reader)?;
+    let palette = read_palette(tiff, reader)?;
     let color_len = tiff.color.samples() as usize;
     let pixel_len = color_len + usize::from(tiff.alpha.is_some());
     let count = pixels.len() / pixel_len;
-    let rgb = |pixels: &[u8], index: usize| {
+    let rgb_of_pixel = |pixels: &[u8], index: usize| {
         let pixel = &pixels[index * pixel_len..][..pixel_len];
         let color = color_to_rgb(tiff.color, &palette, &pixel[..color_len]);
         match tiff.alpha {
@@ -36,12 +36,12 @@ pub(super) fn into_rgb(
         // Each pixel grows, so the last pixel is converted first.
         pixels.resize(count * 3, 0);
         for index in (0..count).rev() {
-            let rgb = rgb(&pixels, index);
+            let rgb = rgb_of_pixel(&pixels, index);
             pixels[index * 3..][..3].copy_from_slice(&rgb);
         }
     } else {
         for index in 0..count {
-            let rgb = rgb(&pixels, index);
+            let rgb = rgb_of_pixel(&pixels, index);
             pixels[index * 3..][..3].copy_from_slice(&rgb);
         }
         pixels.truncate(count * 3);
@@ -50,9 +50,9 @@ pub(super) fn into_rgb(
     Ok(pixels)
 }
 
-/// Returns the colour of each 8-bit sample, or nothing if the picture has no palette. The samples are
-/// indices into the palette, but were scaled to 8 bits like all samples.
-fn palette(tiff: &Tiff, reader: &mut Reader) -> io::Result<Vec<[u8; 3]>> {
+/// Returns the colour for each value of an 8-bit sample, or nothing if the picture has no palette. The
+/// samples are indices into the palette, but were scaled to 8 bits like all samples.
+fn read_palette(tiff: &Tiff, reader: &mut Reader) -> io::Result<Vec<[u8; 3]>> {
     let Some(map) = tiff.color_map else { return Ok(Vec::new()) };
     let map = map.read(reader, tiff.order, map.count)?;
     // The values have 16 bits. Some programs wrote 8-bit values, which libtiff recognizes in the same
@@ -80,7 +80,7 @@ fn color_to_rgb(color: Color, palette: &[[u8; 3]], samples: &[u8]) -> [u8; 3] {
     }
 }
 
-/// Converts the YCbCr of JPEG (JFIF 1.02, and ITU-R BT.601 with full range) as libjpeg computes it.
+/// Converts the YCbCr of JPEG (JFIF 1.02, and ITU-R BT.601 with full range) in the same way as libjpeg.
 fn from_ycbcr(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
     let round = |scaled: i32| (scaled + (1 << 15)) >> 16;
@@ -90,6 +90,7 @@ fn from_ycbcr(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     [red, green, blue].map(|value| value.clamp(0, 255) as u8)
 }
 
+/// Blends a colour onto white.
 fn onto_white(color: [u8; 3], opacity: u8, alpha: Alpha) -> [u8; 3] {
     color.map(|value| {
         let value = if alpha.is_associated { value } else { scale(value, opacity) };

@@ -9,7 +9,7 @@ use crate::image::header::tiff::{
 /// Restores the samples of a row from the differences that a predictor stored (TIFF 6.0, section 14,
 /// and Adobe's Technical Note 3).
 pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
-    let distance = tiff.samples_per_chunk_pixel() as usize;
+    let distance = tiff.samples_of_a_pixel_in_one_chunk() as usize;
     match (tiff.predictor, tiff.depth.bits()) {
         (Predictor::None, _) => {}
         (Predictor::Difference, 32) => sum_differences::<4>(row, distance, tiff.order),
@@ -29,7 +29,7 @@ pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
     }
 }
 
-/// Adds to each number the number `distance` numbers before it. A number has `BYTES` bytes.
+/// Adds to each number the number that is `distance` numbers before it. A number has `BYTES` bytes.
 fn sum_differences<const BYTES: usize>(row: &mut [u8], distance: usize, order: ByteOrder) {
     let byte_distance = distance * BYTES;
     for start in (byte_distance..(row.len() + 1).saturating_sub(BYTES)).step_by(BYTES) {

@@ -1,7 +1,7 @@
 use image_rs::RgbImage;
 use proptest::prelude::*;
 
-use self::codec::jpeg;
+use self::codec::samples_and_jpeg;
 use super::*;
 use crate::image::{Content, header::tiff::crafted::Crafted, probe};
 
@@ -113,7 +113,11 @@ fn transparent_pixels_become_white() {
         [half_transparent, white, opaque],
         "the colours are multiplied by alpha"
     );
-    assert_eq!(pixels(&rgba(0), &strip), [opaque; 3], "the extra sample is not alpha");
+    assert_eq!(
+        pixels(&rgba(0), &strip),
+        [opaque; 3],
+        "an extra sample of kind 0 must not be used as alpha"
+    );
     let grey_alpha = Crafted::new((2, 1), GREY, &[8, 8]).with(EXTRA_SAMPLES, &[2]);
     assert_eq!(pixels(&grey_alpha, &[100, 255, 100, 0]), grey(&[100, 255]));
     let palette = Crafted::new((2, 1), PALETTE, &[1, 1]).with(EXTRA_SAMPLES, &[2]);
@@ -146,7 +150,7 @@ fn a_predictor_is_undone_if_pixels_have_extra_samples() {
 }
 
 #[test]
-fn predictors_of_samples_of_several_bytes_follow_the_files_byte_order() {
+fn predictors_of_samples_of_several_bytes_use_the_byte_order_of_the_file() {
     let grey_16 = Crafted::new((3, 1), GREY, &[16]).with(PREDICTOR, &[2]);
     let grey_16 = grey_16.with(COMPRESSION, &[DEFLATE]);
     // The sums are 0x12ff, 0x1301 (with a carry) and 0x1201.
@@ -193,7 +197,7 @@ fn sample(x: u32, y: u32, channel: u32) -> u8 {
 }
 
 #[test]
-fn tiles_that_reach_beyond_the_picture_are_decoded_with_one_plane_and_with_several() {
+fn tiles_that_extend_beyond_the_picture_are_decoded_with_one_plane_and_with_several() {
     const SIZE: (u32, u32) = (21, 19);
     let expected =
         RgbImage::from_fn(SIZE.0, SIZE.1, |x, y| [0, 1, 2].map(|c| sample(x, y, c)).into());
@@ -264,7 +268,7 @@ proptest! {
             0 => rgb.file(&[&values]),
             1 => deflated.file(&[&zlib(&values)]),
             2 => rgb.with(COMPRESSION, &[LZW]).file(&[&lzw(&values)]),
-            3 => rgb.with(COMPRESSION, &[JPEG]).file(&[&jpeg((20, 10), 3).1]),
+            3 => rgb.with(COMPRESSION, &[JPEG]).file(&[&samples_and_jpeg((20, 10), 3).1]),
             4 => rgb.with(PLANAR_CONFIGURATION, &[2]).file(&[&values[..200]; 3]),
             5 => {
                 let palette = Crafted::new((20, 10), PALETTE, &[4]).with(COLOR_MAP, &[7; 48]);

@@ -4,6 +4,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -11,10 +12,15 @@ use super::encoding::{Encoded, Encoding};
 use crate::{
     embed::Provenance,
     pipeline::{Saved, Vectorized},
+    shares::SharePermit,
     web::{
         error::{Error, OpenAiError},
+        extract::body::BodyError,
         middleware::access_log::LogFields,
-        routes::answer::{PreparedName, X_CACHE},
+        routes::{
+            answer::{PreparedName, X_CACHE},
+            base64::ChargedBody,
+        },
     },
 };
 
@@ -133,13 +139,16 @@ impl BatchAnswer {
         for (index, outcome) in outcomes.into_iter().enumerate() {
             data.push(match outcome {
                 Ok(done) => {
-                    *log.size_bytes.get_or_insert_default() += done.picture.content.len();
+                    *log.size_bytes.get_or_insert_default() += done.len;
                     *log.attempts.get_or_insert_default() += done.embedding.attempts;
                     is_miss |= done.embedding.provenance == Provenance::Nvidia;
                     Entry::Embedding(Box::new(EmbeddingEntry::new(index, done, encoding)?))
                 }
                 Err(error) => {
-                    *log.attempts.get_or_insert_default() += error.attempts().unwrap_or(0);
+                    let attempts = error.attempts().unwrap_or(0);
+                    *log.attempts.get_or_insert_default() += attempts;
+                    *log.failed_pictures.get_or_insert_default() += 1;
+                    is_miss |= attempts > 0;
                     Entry::Error(Box::new(ErrorEntry::new(index, &error)))
                 }
             });
@@ -154,7 +163,7 @@ impl EmbeddingEntry {
             path: done.saved.as_ref().map(Saved::path),
             saved_as: done.saved.map(|saved| saved.saved_as),
             sha256: done.sha256.to_string(),
-            content_type: done.picture.format.media_type(),
+            content_type: done.format.media_type(),
             prepared: done.embedding.prepared.name(),
             cache: done.embedding.provenance.hit_or_miss(),
         };
@@ -175,17 +184,23 @@ impl ErrorEntry {
     }
 }
 
-impl IntoResponse for BatchAnswer {
-    fn into_response(self) -> Response {
-        let mut body = match serde_json::to_vec(&self) {
-            Ok(body) => body,
-            Err(error) => return Error::Internal(error.to_string()).into_response(),
-        };
-        body.push(b'\n'); // for people at a terminal
+impl BatchAnswer {
+    /// Writes the answer. Its memory is charged until it is sent, since it may be large and a client
+    /// may read it slowly.
+    ///
+    /// # Errors
+    /// [`BodyError::NoMemory`] if the client has used up its share. The vectors are in the cache by
+    /// then.
+    pub(super) fn into_response(self, mut memory: SharePermit) -> Result<Response, Error> {
+        let mut body =
+            serde_json::to_vec(&self).map_err(|error| Error::Internal(error.to_string()))?;
+        body.push(b'\n'); // for readability in a terminal
+        memory.grow_to(body.len() as u64).map_err(BodyError::from)?;
+        let body = Bytes::from_owner(ChargedBody::new(body, memory));
         let cache = if self.is_miss { "miss" } else { "hit" };
         let headers = [(header::CONTENT_TYPE, "application/json"), (X_CACHE, cache)];
         let mut response = (StatusCode::OK, headers, body).into_response();
         response.extensions_mut().insert(self.log);
-        response
+        Ok(response)
     }
 }

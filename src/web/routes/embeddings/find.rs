@@ -8,8 +8,11 @@ use crate::web::{
     extract::json,
 };
 
-/// The most messages, and parts of one message or item, that are looked at. One picture needs one.
+/// The most messages, and parts of one message or item. One picture needs one of each.
 const MAX_PARTS: usize = 100;
+
+/// The types of parts that this route knows. A part without a type is known by its fields.
+const PART_TYPES: [&str; 4] = ["text", "image", "image_url", "input_image"];
 
 /// An item that is an object, or a part of a message.
 #[derive(Deserialize)]
@@ -22,6 +25,8 @@ struct Part<'a> {
     content: Option<&'a RawValue>,
     #[serde(borrow)]
     text: Option<&'a RawValue>,
+    #[serde(borrow, rename = "type")]
+    kind: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -84,9 +89,8 @@ fn find_in_item<'a>(item: &'a RawValue, place: &str) -> Result<&'a RawValue, Err
 /// The text of the only picture in all messages.
 pub(super) fn find_in_messages(messages: &RawValue) -> Result<&RawValue, Error> {
     let place = "messages";
-    let list = json::elements(messages, MAX_PARTS).ok_or_else(|| no_picture(place))?;
     let mut pictures = Vec::new();
-    for message in list.first {
+    for message in all_elements(messages, place)?.ok_or_else(|| no_picture(place))? {
         let message: Part<'_> =
             serde_json::from_str(message.get()).map_err(|_| no_picture(place))?;
         if let Some(content) = message.content {
@@ -96,17 +100,35 @@ pub(super) fn find_in_messages(messages: &RawValue) -> Result<&RawValue, Error> 
     only(&pictures, place)
 }
 
-/// The texts of the pictures in the content of a message.
+/// The texts of the pictures in the content of a message or an item.
 fn pictures_of<'a>(content: &'a RawValue, place: &str) -> Result<Vec<&'a RawValue>, Error> {
-    let Some(parts) = json::elements(content, MAX_PARTS) else {
-        return if is_blank(content) { Ok(Vec::new()) } else { Err(text_beside(place)) };
-    };
     let mut pictures = Vec::new();
-    for part in parts.first {
-        let part: Part<'_> = serde_json::from_str(part.get()).map_err(|_| no_picture(place))?;
-        pictures.extend(part.picture(place)?);
+    match all_elements(content, place)? {
+        Some(parts) => {
+            for part in parts {
+                let part: Part<'_> =
+                    serde_json::from_str(part.get()).map_err(|_| no_picture(place))?;
+                pictures.extend(part.picture(place)?);
+            }
+        }
+        None if is_blank(content) => {}
+        None if content.get().starts_with('"') => return Err(text_beside(place)),
+        None => return Err(no_picture(place)),
     }
     Ok(pictures)
+}
+
+/// The elements of an array, or `None` if the value is not an array. Too many are refused, since
+/// those that nobody looks at could be text.
+fn all_elements<'a>(array: &'a RawValue, place: &str) -> Result<Option<Vec<&'a RawValue>>, Error> {
+    match json::elements(array, MAX_PARTS) {
+        Some(elements) if elements.count > MAX_PARTS => {
+            let detail =
+                format!("{place} has more than {MAX_PARTS} parts: send the picture alone.");
+            Err(invalid(place, "Has too many parts", detail))
+        }
+        elements => Ok(elements.map(|elements| elements.first)),
+    }
 }
 
 impl<'a> Part<'a> {
@@ -114,6 +136,12 @@ impl<'a> Part<'a> {
     fn picture(&self, place: &str) -> Result<Option<&'a RawValue>, Error> {
         if self.text.is_some_and(|text| !is_blank(text)) {
             return Err(text_beside(place));
+        }
+        if let Some(kind) = self.kind {
+            let kind = json::text(kind, "type").map_err(|_| no_picture(place))?;
+            if !PART_TYPES.contains(&&*kind) {
+                return Err(no_picture(place));
+            }
         }
         let picture = match (self.image, self.image_url) {
             (Some(image), None) => image,
@@ -142,9 +170,10 @@ fn only<'a>(pictures: &[&'a RawValue], place: &str) -> Result<&'a RawValue, Erro
     }
 }
 
-/// Whether an item consists of token numbers, which some clients make from text.
+/// Whether an item is a token number or a list of them, which some clients make from text.
 fn is_token(item: &RawValue) -> bool {
-    matches!(item.get().as_bytes().first(), Some(b'[' | b'-' | b'0'..=b'9'))
+    let text = item.get().trim_start_matches(['[', ' ', '\t']);
+    text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
 }
 
 /// Whether a raw value is a string of blanks.
@@ -160,9 +189,14 @@ fn text_beside(place: &str) -> Error {
 }
 
 fn no_picture(place: &str) -> Error {
-    let detail = format!(
-        "{place} is not a picture: send a string, {{\"image\": \"…\"}} or {{\"image_url\": {{\"url\": \"…\"}}}}, with a URL, a data: URL or Base64."
-    );
+    let detail = if place == "messages" {
+        "messages must have one picture, as {\"type\": \"image_url\", \"image_url\": {\"url\": \"…\"}} in the content of one message."
+            .to_owned()
+    } else {
+        format!(
+            "{place} is not a picture: send a string, {{\"image\": \"…\"}} or {{\"image_url\": {{\"url\": \"…\"}}}}, with a URL, a data: URL or Base64."
+        )
+    };
     invalid(place, "Input should be a picture", detail)
 }
 

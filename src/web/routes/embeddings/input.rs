@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     base64_text::normalize,
+    fetch::policy::{MAX_URL_LEN, TOO_LONG},
     nvidia::DIMENSIONS,
     web::{
         error::{Error, Invalid},
@@ -23,6 +24,9 @@ use crate::{
 };
 
 const EXAMPLE: &str = r#"{"input": ["https://example.com/photo.jpg"]}"#;
+
+/// A URL of [`MAX_URL_LEN`] bytes whose slashes are escaped, with some blanks around it.
+const MAX_ESCAPED_URL_LEN: usize = 2 * MAX_URL_LEN;
 
 /// What a batch must fit.
 #[derive(Debug, Clone, Copy)]
@@ -144,15 +148,34 @@ fn check_dimensions(dimensions: Option<&RawValue>) -> Result<(), Error> {
 fn locate(text: &RawValue, start: usize, place: &str) -> Result<Source, Error> {
     let raw = text.get();
     let inner = raw.get(1..raw.len() - 1).unwrap_or_default();
-    let trimmed = inner.trim_start();
+    let trimmed = trim_blanks(inner);
     if is_url(trimmed) {
+        // The body's memory is returned before the URLs are used, so long ones are not copied.
+        let too_long = || Error::Fetch(TOO_LONG.into());
+        if inner.len() > MAX_ESCAPED_URL_LEN {
+            return Err(too_long());
+        }
         let url = json::text(text, place)?;
-        return Ok(Source::Url(url.trim().to_owned()));
+        return match url.trim() {
+            url if url.len() > MAX_URL_LEN => Err(too_long()),
+            url => Ok(Source::Url(url.to_owned())),
+        };
     }
     let from = inner.as_ptr().addr() - start;
     let range = from..from + inner.len();
     let is_data_url = trimmed.get(..5).is_some_and(|begin| begin.eq_ignore_ascii_case("data:"));
     Ok(if is_data_url { Source::DataUrl(range) } else { Source::Base64(range) })
+}
+
+/// Removes blanks, escaped ones too, from the beginning of a JSON string's content.
+fn trim_blanks(content: &str) -> &str {
+    let mut rest = content.trim_start();
+    while let Some(trimmed) =
+        [r"\n", r"\r", r"\t"].iter().find_map(|blank| rest.strip_prefix(blank))
+    {
+        rest = trimmed.trim_start();
+    }
+    rest
 }
 
 /// Whether the content of a JSON string begins with a scheme and `://`, whose slashes may be

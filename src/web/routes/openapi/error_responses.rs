@@ -32,8 +32,8 @@ const ANY_PICTURE: &[Code] = &[
     Code::Internal,
 ];
 
-/// The error responses of a route that takes pictures: those of every such route, and those with
-/// the given codes.
+/// The error responses of a route that takes pictures: the responses of every such route, and the
+/// responses with these codes.
 pub(in crate::web::routes) fn of_pictures(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
     of(codes.iter().chain(ANY_PICTURE))
 }

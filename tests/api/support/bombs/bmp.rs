@@ -42,7 +42,7 @@ pub(super) fn all() -> Vec<Bomb> {
 
 /// According to the header, the pixels begin at 4 GiB.
 fn data_far_away() -> Vec<u8> {
-    let mut bmp = bmp((16, 16), 24, 0, 0, &[], &[0; 768]);
-    bmp[10..14].copy_from_slice(&u32::MAX.to_le_bytes());
-    bmp
+    let mut file = bmp((16, 16), 24, 0, 0, &[], &[0; 768]);
+    file[10..14].copy_from_slice(&u32::MAX.to_le_bytes());
+    file
 }

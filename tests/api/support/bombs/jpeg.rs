@@ -11,23 +11,32 @@ pub(super) fn all() -> Vec<Bomb> {
         ("jpeg-99-scans", scans((1000, 1000), 99)),
         ("jpeg-101-scans", scans((1000, 1000), 101)),
         ("jpeg-99-scans-of-9-megapixels", scans((3000, 3000), 99)),
-        ("jpeg-no-data", whole(jpeg_head(BASELINE, (8000, 7900), &[0x22, 0x11, 0x11]))),
-        ("jpeg-no-data-progressive", whole(jpeg_head(PROGRESSIVE, (6000, 6000), &[0x11; 3]))),
-        ("jpeg-one-row", whole(jpeg_head(BASELINE, (65_500, 1), &[0x44, 0x11, 0x11]))),
-        ("jpeg-one-column", whole(jpeg_head(PROGRESSIVE, (1, 65_500), &[0x44, 0x44, 0x44]))),
-        ("jpeg-restart-each-block", with(&segment(0xdd, &[0, 1]))),
-        ("jpeg-absurd-huffman-table", with(&segment(0xc4, &[255; 273]))),
-        ("jpeg-huffman-tables", with(&segment(0xc4, &[0; 17]).repeat(100_000))),
-        ("jpeg-number-of-lines", with(&segment(0xdc, &[0xff, 0xff]))),
-        ("jpeg-no-such-component", with(&scan_head(&[7, 8, 9], (0, 63), 0))),
-        ("jpeg-sampling-of-nothing", whole(jpeg_head(BASELINE, (64, 64), &[0x00, 0x11, 0x11]))),
-        ("jpeg-sampling-15", whole(jpeg_head(BASELINE, (64, 64), &[0xff, 0x11, 0x11]))),
+        ("jpeg-no-data", with_empty_scan(jpeg_head(BASELINE, (8000, 7900), &[0x22, 0x11, 0x11]))),
+        (
+            "jpeg-no-data-progressive",
+            with_empty_scan(jpeg_head(PROGRESSIVE, (6000, 6000), &[0x11; 3])),
+        ),
+        ("jpeg-one-row", with_empty_scan(jpeg_head(BASELINE, (65_500, 1), &[0x44, 0x11, 0x11]))),
+        (
+            "jpeg-one-column",
+            with_empty_scan(jpeg_head(PROGRESSIVE, (1, 65_500), &[0x44, 0x44, 0x44])),
+        ),
+        ("jpeg-restart-each-block", with_segments(&segment(0xdd, &[0, 1]))),
+        ("jpeg-absurd-huffman-table", with_segments(&segment(0xc4, &[255; 273]))),
+        ("jpeg-huffman-tables", with_segments(&segment(0xc4, &[0; 17]).repeat(100_000))),
+        ("jpeg-number-of-lines", with_segments(&segment(0xdc, &[0xff, 0xff]))),
+        ("jpeg-no-such-component", with_segments(&scan_head(&[7, 8, 9], (0, 63), 0))),
+        (
+            "jpeg-sampling-of-nothing",
+            with_empty_scan(jpeg_head(BASELINE, (64, 64), &[0x00, 0x11, 0x11])),
+        ),
+        ("jpeg-sampling-15", with_empty_scan(jpeg_head(BASELINE, (64, 64), &[0xff, 0x11, 0x11]))),
         ("jpeg-12-bit", twelve_bit()),
-        ("jpeg-lossless", whole(jpeg_head(0xc3, (64, 64), &[0x11; 3]))),
-        ("jpeg-arithmetic", whole(jpeg_head(0xc9, (64, 64), &[0x11; 3]))),
-        ("jpeg-hierarchical", whole(jpeg_head(0xc5, (64, 64), &[0x11; 3]))),
+        ("jpeg-lossless", with_empty_scan(jpeg_head(0xc3, (64, 64), &[0x11; 3]))),
+        ("jpeg-arithmetic", with_empty_scan(jpeg_head(0xc9, (64, 64), &[0x11; 3]))),
+        ("jpeg-hierarchical", with_empty_scan(jpeg_head(0xc5, (64, 64), &[0x11; 3]))),
         ("jpeg-frame-grows", frame_grows()),
-        ("jpeg-fill-bytes", with(&[0xff; 3_000_000])),
+        ("jpeg-fill-bytes", with_segments(&[0xff; 3_000_000])),
     ]
 }
 
@@ -36,15 +45,15 @@ pub(super) fn endless() -> Vec<Bomb> {
 }
 
 /// Appends an empty scan of all components, and the end of the picture.
-fn whole(head: Vec<u8>) -> Vec<u8> {
+fn with_empty_scan(head: Vec<u8>) -> Vec<u8> {
     let components: Vec<u8> = (1..=3).collect();
     let spectrum = if head.windows(2).any(|pair| pair == [0xff, PROGRESSIVE]) { 0 } else { 63 };
     [head, scan_head(&components, (0, spectrum), 0), b"\xff\xd9".to_vec()].concat()
 }
 
 /// A picture of 64 × 64 pixels with these segments before its scan.
-fn with(segments: &[u8]) -> Vec<u8> {
-    whole([&jpeg_head(BASELINE, (64, 64), &[0x11; 3])[..], segments].concat())
+fn with_segments(segments: &[u8]) -> Vec<u8> {
+    with_empty_scan([&jpeg_head(BASELINE, (64, 64), &[0x11; 3])[..], segments].concat())
 }
 
 /// A progressive picture with this number of scans, of one byte each. The decoder processes all blocks
@@ -62,14 +71,14 @@ fn twelve_bit() -> Vec<u8> {
     let mut jpeg = jpeg_head(0xc1, (64, 64), &[0x11; 3]);
     let at = jpeg.windows(2).position(|pair| pair == [0xff, 0xc1]).unwrap();
     jpeg[at + 4] = 12;
-    whole(jpeg)
+    with_empty_scan(jpeg)
 }
 
 /// A picture with two frame headers: the first of 16 × 16 pixels, the second of 60000 × 1000.
 fn frame_grows() -> Vec<u8> {
     let mut second = jpeg_head(PROGRESSIVE, (60_000, 1000), &[0x11; 3]);
     second.drain(..2);
-    whole([jpeg_head(BASELINE, (16, 16), &[0x11; 3]), second].concat())
+    with_empty_scan([jpeg_head(BASELINE, (16, 16), &[0x11; 3]), second].concat())
 }
 
 /// 15,000 pieces of extended XMP without the last piece, and 300,000 more segments (XMP specification,
@@ -80,5 +89,5 @@ fn extended_xmp() -> Vec<u8> {
     piece.extend(0x7fff_ffff_u32.to_be_bytes());
     piece.extend([0; 5]);
     let pieces = segment(0xe1, &piece).repeat(15_000);
-    with(&[pieces, segment(0xfe, b"").repeat(300_000)].concat())
+    with_segments(&[pieces, segment(0xfe, b"").repeat(300_000)].concat())
 }

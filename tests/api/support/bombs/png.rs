@@ -1,9 +1,11 @@
 //! Hostile PNGs (PNG specification, third edition).
 
 use super::Bomb;
-use crate::support::craft::{png, png_chunk, zlib, zlib_zeros};
+use crate::support::craft::{Interlace, png, png_chunk, zlib, zlib_zeros};
 
+// Colour types.
 const RGB: u8 = 2;
+const PALETTE: u8 = 3;
 const RGBA: u8 = 6;
 
 /// A gibibyte of zeros, which is a mebibyte when it is compressed.
@@ -17,16 +19,16 @@ pub(super) fn all() -> Vec<Bomb> {
         ("png-itxt", small(&[png_chunk(b"iTXt", &text(b"XML:com.adobe.xmp\0\x01\0\0\0"))])),
         ("png-iccp", small(&[png_chunk(b"iCCP", &text(b"Profile\0\0"))])),
         ("png-200000-texts", small(&vec![png_chunk(b"tEXt", b"a\0"); 200_000])),
-        ("png-idat-inflates", png((16, 16), 8, RGB, false, &[idat(GIB)])),
+        ("png-idat-inflates", png((16, 16), 8, RGB, Interlace::None, &[idat(GIB)])),
         ("png-idat-of-nothing", small(&vec![png_chunk(b"IDAT", b""); 200_000])),
-        ("png-no-data", png((8000, 7900), 8, RGB, false, &[png_chunk(b"IDAT", b"")])),
+        ("png-no-data", png((8000, 7900), 8, RGB, Interlace::None, &[png_chunk(b"IDAT", b"")])),
         // The data of 96 KiB decompresses to 96 MiB of pixels.
-        ("png-interlaced-16-bit", png((3500, 3500), 16, RGBA, true, &[idat(99 << 20)])),
+        ("png-interlaced-16-bit", png((3500, 3500), 16, RGBA, Interlace::Adam7, &[idat(99 << 20)])),
         ("png-absurd-length", absurd_length(b"tEXt", 0x7fff_ffff)),
         ("png-absurd-length-of-data", absurd_length(b"IDAT", 0x7fff_ffff)),
         ("png-exif-2gib", absurd_length(b"eXIf", 0x7fff_fffe)),
-        ("png-depth-3", png((16, 16), 3, RGB, false, &[idat(1000)])),
-        ("png-palette-missing", png((16, 16), 8, 3, false, &[idat(1000)])),
+        ("png-depth-3", png((16, 16), 3, RGB, Interlace::None, &[idat(1000)])),
+        ("png-palette-missing", png((16, 16), 8, PALETTE, Interlace::None, &[idat(1000)])),
         ("png-animated", small(&[png_chunk(b"acTL", &[255; 8]), frame_control()])),
     ]
 }
@@ -38,7 +40,7 @@ fn idat(zeros: u64) -> Vec<u8> {
 /// A picture of 16 × 16 pixels with these chunks before the pixels.
 fn small(chunks: &[Vec<u8>]) -> Vec<u8> {
     let pixels = png_chunk(b"IDAT", &zlib(&[0; 16 * 49]));
-    png((16, 16), 8, RGB, false, &[chunks, &[pixels]].concat())
+    png((16, 16), 8, RGB, Interlace::None, &[chunks, &[pixels]].concat())
 }
 
 /// A picture with a chunk whose length field is far longer than the file.
@@ -48,7 +50,7 @@ fn absurd_length(name: &[u8; 4], length: u32) -> Vec<u8> {
     small(&[chunk])
 }
 
-/// The header of an animation's frame that is larger than the picture.
+/// The header of an animation frame that is larger than the picture.
 fn frame_control() -> Vec<u8> {
     let mut control = vec![0; 26];
     control[4..12].copy_from_slice(&[0, 0, 255, 255, 0, 0, 255, 255]);

@@ -2,7 +2,7 @@
 
 use super::Bomb;
 use crate::support::craft::{
-    Entry, HighBits, jpeg_head, packbits, scan_head, tiff, tiff_lzw, zlib, zlib_zeros,
+    Entry, HighBits, big_tiff, jpeg_head, packbits, scan_head, tiff, tiff_lzw, zlib, zlib_zeros,
 };
 
 const SHORT: u16 = 3;
@@ -77,8 +77,8 @@ pub(super) fn endless() -> Vec<Bomb> {
     ]
 }
 
-/// A picture of 1 × 65,535 pixels with a strip or a tile for each pixel. All of them have the same bytes
-/// in the file, so a decoder decompresses these bytes 65,535 times.
+/// A picture of 1 × 65,535 pixels with a strip or a tile for each pixel. All strips or tiles share the
+/// same bytes of the file, so a decoder decompresses these bytes 65,535 times.
 fn shared(compression: u64, data: &[u8], tile_width: Option<u64>) -> Vec<u8> {
     const STRIPS: usize = 65_535;
     let bits = if matches!(compression, GROUP_3 | GROUP_4) { 1 } else { 8 };
@@ -128,7 +128,7 @@ fn empty_runs() -> Vec<u8> {
     bits.finish()
 }
 
-/// The tags of a picture, without those of its strips or tiles.
+/// The tags of a picture, without the tags of its strips or tiles.
 fn base(compression: u64, size: (u64, u64), samples: u64, bits: u64) -> Vec<Entry> {
     vec![
         (256, LONG, vec![size.0]),
@@ -142,10 +142,10 @@ fn base(compression: u64, size: (u64, u64), samples: u64, bits: u64) -> Vec<Entr
 
 fn sorted(data: &[u8], mut entries: Vec<Entry>) -> Vec<u8> {
     entries.sort_by_key(|entry| entry.0);
-    tiff(false, data, &entries)
+    tiff(data, &entries)
 }
 
-/// A picture of one strip.
+/// A picture of one strip. `strip` contains the offset and the length of the strip, in bytes.
 fn picture(
     compression: u64,
     data: &[u8],
@@ -164,9 +164,9 @@ fn picture(
 /// A picture of 16 × 16 pixels whose only strip is a much larger JPEG without pixels. For a progressive
 /// JPEG of 16384 × 16384 pixels, a decoder that ignores the size of the strip allocates 2.4 GB.
 fn inner_jpeg_larger(frame: u8, side: u16) -> Vec<u8> {
-    let components = if frame == 0xc2 { (0, 0) } else { (0, 63) };
+    let spectrum = if frame == 0xc2 { (0, 0) } else { (0, 63) };
     let jpeg =
-        [jpeg_head(frame, (side, side), &[0x11; 3]), scan_head(&[1, 2, 3], components, 0)].concat();
+        [jpeg_head(frame, (side, side), &[0x11; 3]), scan_head(&[1, 2, 3], spectrum, 0)].concat();
     picture(JPEG, &jpeg, (16, 16), 16, (DATA_AT, jpeg.len() as u64))
 }
 
@@ -192,7 +192,8 @@ fn wide_tile_of_floats() -> Vec<u8> {
     sorted(&zlib_zeros(1 << 28), entries)
 }
 
-/// A picture of 16 × 16 pixels in a tile of the largest size of a JPEG, compressed as a JPEG.
+/// A picture of 16 × 16 pixels in a tile with JPEG compression. The tile is about as large as a JPEG can
+/// be.
 fn large_tile_jpeg() -> Vec<u8> {
     let jpeg = [jpeg_head(0xc2, (65_520, 65_520), &[0x11; 3]), scan_head(&[1, 2, 3], (0, 0), 0)];
     let jpeg = jpeg.concat();
@@ -202,16 +203,16 @@ fn large_tile_jpeg() -> Vec<u8> {
     sorted(&jpeg, entries)
 }
 
-/// A BigTIFF with this number of entries, most of which have their values far away. A reader of all
-/// values seeks twice for each entry.
+/// A BigTIFF with this number of entries. The values of most entries are far away from the entry. A reader
+/// of all values seeks twice for each entry.
 fn far_entries(count: usize) -> Vec<u8> {
     const DATA_LEN: usize = 1 << 17;
     let mut entries = vec![(256, LONG, vec![16]), (257, LONG, vec![16])];
     entries.resize(count, (258, SHORT, vec![DATA_AT, 0, 0, 0]));
-    let mut file = tiff(true, &[8, 0].repeat(DATA_LEN / 2), &entries);
+    let mut file = big_tiff(&[8, 0].repeat(DATA_LEN / 2), &entries);
     for entry in 2..count {
-        // The entry contains four values. With a count of eight, these are read as the offset of the
-        // values: that of the data, at the start of the file.
+        // The entry contains its four values. With a count of eight, they are read as the offset of the
+        // values. This is the offset of the data, at the start of the file.
         file[DATA_AT as usize + DATA_LEN + 8 + entry * 20 + 4] = 8;
     }
     file
@@ -219,13 +220,13 @@ fn far_entries(count: usize) -> Vec<u8> {
 
 /// A BigTIFF whose directory has 2⁶⁴ − 1 entries, according to its count.
 fn endless_directory() -> Vec<u8> {
-    let mut file = tiff(true, &[], &base(NONE, (16, 16), 3, 8));
+    let mut file = big_tiff(&[], &base(NONE, (16, 16), 3, 8));
     file[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
     file.resize(1 << 20, 0);
     file
 }
 
-/// A TIFF whose first directory links to itself as the next one.
+/// A TIFF whose first directory links to itself as the next directory.
 fn directory_of_itself() -> Vec<u8> {
     let mut file = picture(NONE, &[7; 768], (16, 16), 16, (DATA_AT, 768));
     let directory = usize::from(u16::from_le_bytes([file[4], file[5]]));
@@ -235,7 +236,8 @@ fn directory_of_itself() -> Vec<u8> {
     file
 }
 
-/// Separate planes in tiles that extend beyond the picture. They made image-tiff panic (issue 403).
+/// Separate planes in tiles that extend beyond the picture. Such a TIFF made the crate `tiff` panic
+/// (image-tiff, issue 403).
 fn planar_ragged_tiles() -> Vec<u8> {
     let mut entries = base(NONE, (20, 20), 3, 8);
     entries.extend([(284, SHORT, vec![2]), (322, LONG, vec![16]), (323, LONG, vec![16])]);

@@ -22,7 +22,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("webp-alpha-no-such-compression", alpha(&[3; 5000], &vp8_grey(64, 64))),
         ("webp-alpha-gradient", alpha(&[0b1100; 4097], &vp8_grey(64, 64))),
         ("webp-exif-4gib", exif_4_gib()),
-        ("webp-chunks-4gib", chunk_4_gib()),
+        ("webp-chunks-4gib", chunks_4_gib()),
         ("webp-no-data", webp(&[riff_chunk(b"VP8 ", &vp8(8000, 7900, 0, 0))])),
         ("webp-one-tree-of-everything", lossless(&[0xff; 3000])),
     ]
@@ -50,7 +50,7 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
         bits.put(1, 4);
     }
     for _ in 0..groups {
-        // All codes have this length, and there is a symbol for each code.
+        // All codes have `length` bits, and there is a symbol for each code.
         bits.put(11 << 1, 5);
         ORDER.iter().for_each(|symbol| bits.put(u64::from(*symbol == length), 3));
         bits.put(1 | 5 << 1, 4);
@@ -73,8 +73,8 @@ fn alpha(chunk: &[u8], frame: &[u8]) -> Vec<u8> {
     webp(&[vp8x(ALPHA, width, height), riff_chunk(b"ALPH", chunk), riff_chunk(b"VP8 ", frame)])
 }
 
-/// A canvas of 16 × 16 pixels with a frame of 16383 × 16383. The decoder compares their sizes only after
-/// it has decoded the frame, which takes 0.4 GB.
+/// A canvas of 16 × 16 pixels with a frame of 16383 × 16383. The decoder compares the two sizes only after
+/// it has decoded the frame, which takes 0.4 GB of memory.
 fn inner_frame_larger() -> Vec<u8> {
     let frame = vp8(16_383, 16_383, 520_000, 1 << 20);
     webp(&[vp8x(0, 16, 16), riff_chunk(b"VP8 ", &frame)])
@@ -98,7 +98,7 @@ fn animated(frames: &[Vec<u8>]) -> Vec<u8> {
     webp(&[&head[..], frames].concat())
 }
 
-/// 100,000 frames. Only the first one is needed, but the decoder reads the headers of all.
+/// 100,000 frames. Only the first frame is needed, but the decoder reads the headers of all frames.
 fn many_frames() -> Vec<u8> {
     let frame = |_| anmf(1, 1, &[riff_chunk(b"VP8L", b"\x2f\0\0\0\0\0\0\0")]);
     animated(&(0..100_000).map(frame).collect::<Vec<_>>())
@@ -109,7 +109,7 @@ fn frame_outside() -> Vec<u8> {
     animated(&[anmf(16_384, 16_384, &[riff_chunk(b"VP8 ", &vp8_grey(16, 16))])])
 }
 
-/// EXIF with a length of 4 GiB in its header. A decoder may allocate as much.
+/// An EXIF chunk whose header announces 4 GiB. A decoder may allocate as much.
 fn exif_4_gib() -> Vec<u8> {
     let mut file =
         webp(&[vp8x(EXIF, 16, 16), riff_chunk(b"VP8 ", &vp8_grey(16, 16)), b"EXIF".to_vec()]);
@@ -118,8 +118,8 @@ fn exif_4_gib() -> Vec<u8> {
     file
 }
 
-/// Three chunks with a length of 4 GiB in their headers.
-fn chunk_4_gib() -> Vec<u8> {
+/// Three chunks whose headers announce 4 GiB each.
+fn chunks_4_gib() -> Vec<u8> {
     let mut file = webp(&[vp8x(0, 16, 16)]);
     for name in [b"ICCP", b"ALPH", b"VP8 "] {
         file.extend(name);

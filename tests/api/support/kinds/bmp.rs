@@ -38,15 +38,15 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
     .to_vec()
 }
 
-/// A BMP with a mask for alpha. Its second header is 16 bytes longer.
+/// A BMP with a mask for alpha. The four masks are part of the second header, which is 16 bytes longer.
 fn alpha(size: (i32, i32), pixels: &[u8]) -> Vec<u8> {
     let masks = [0xff_0000u32, 0xff00, 0xff, 0xff00_0000].map(u32::to_le_bytes).concat();
-    let mut bmp = bmp(size, 32, 3, 0, &masks, pixels);
-    bmp[14] = 56;
-    bmp
+    let mut file = bmp(size, 32, 3, 0, &masks, pixels);
+    file[14] = 56;
+    file
 }
 
-/// A BMP with the second header of OS/2, which is 24 bytes longer.
+/// A BMP with the second header of OS/2, which is 24 bytes longer than the header of Windows.
 fn os2(windows: &[u8]) -> Vec<u8> {
     let mut bmp = windows.to_vec();
     bmp[10] += 24;

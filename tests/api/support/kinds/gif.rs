@@ -1,5 +1,5 @@
-//! GIF: plain, interlaced, transparent, animated, without a colour table, and with a frame that is smaller
-//! or larger than the canvas.
+//! GIF: ordinary, interlaced, transparent, animated, without a colour table, and with a frame that is
+//! smaller or larger than the canvas.
 
 use super::{Kind, byte, palette};
 use crate::support::craft::gif_lzw;
@@ -7,17 +7,17 @@ use crate::support::craft::gif_lzw;
 const INTERLACED: u8 = 0x40;
 
 pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
-    let whole = frame(size, 0);
+    let whole_frame = frame(size, 0);
     let transparent = b"!\xf9\x04\x01\0\0\x07\0";
-    let smaller = frame((size.0.div_ceil(2), size.1.div_ceil(2)), 0);
+    let smaller_frame = frame((size.0.div_ceil(2), size.1.div_ceil(2)), 0);
     [
-        ("plain", gif(size, &whole)),
+        ("plain", gif(size, &whole_frame)),
         ("interlaced", gif(size, &frame(size, INTERLACED))),
-        ("transparent", gif(size, &[&transparent[..], &whole].concat())),
-        ("frames", gif(size, &[&whole[..], &smaller, &whole].concat())),
-        ("first-frame-smaller", gif(size, &smaller)),
-        ("first-frame-larger", gif((size.0 / 2, size.1 / 2), &whole)),
-        ("grey", grey(size, &whole)),
+        ("transparent", gif(size, &[&transparent[..], &whole_frame].concat())),
+        ("frames", gif(size, &[&whole_frame[..], &smaller_frame, &whole_frame].concat())),
+        ("first-frame-smaller", gif(size, &smaller_frame)),
+        ("first-frame-larger", gif((size.0 / 2, size.1 / 2), &whole_frame)),
+        ("grey", grey(size, &whole_frame)),
     ]
     .map(|(name, gif)| (format!("gif-{name}"), gif))
     .to_vec()

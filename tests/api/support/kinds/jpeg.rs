@@ -9,6 +9,15 @@ const BASELINE: u8 = 0xc0;
 const EXTENDED: u8 = 0xc1;
 const PROGRESSIVE: u8 = 0xc2;
 
+/// The scans of a JPEG that is not progressive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scans {
+    /// One scan with all components.
+    Single,
+    /// A scan for each component.
+    ForEachComponent,
+}
+
 pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     let rgb = RgbImage::from_fn(size.0, size.1, |x, y| [0, 1, 2].map(|c| byte(x, y, c)).into());
     let mut kinds = vec![("jpeg-encoded".into(), encoded(&rgb.into(), ImageFormat::Jpeg))];
@@ -22,11 +31,11 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         for (frame, kind) in
             [(BASELINE, "baseline"), (EXTENDED, "extended"), (PROGRESSIVE, "progressive")]
         {
-            kinds.push((format!("jpeg-{kind}-{name}"), jpeg(frame, size, sampling, false)));
+            kinds.push((format!("jpeg-{kind}-{name}"), jpeg(frame, size, sampling, Scans::Single)));
         }
         if sampling.len() > 1 {
-            let jpeg = jpeg(BASELINE, size, sampling, true);
-            kinds.push((format!("jpeg-scan-for-each-{name}"), jpeg));
+            let bytes = jpeg(BASELINE, size, sampling, Scans::ForEachComponent);
+            kinds.push((format!("jpeg-scan-for-each-{name}"), bytes));
         }
     }
     kinds
@@ -75,7 +84,9 @@ impl Blocks {
     }
 }
 
-fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], has_scan_for_each: bool) -> Vec<u8> {
+/// A JPEG of random blocks. `frame` is the marker of its frame header, and `sampling` contains the
+/// sampling factors of each component.
+fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
     let max = sampling[0]; // the first component has the largest factors
     let (across, down) = (u32::from(max >> 4), u32::from(max & 15));
     let mcus = size.0.div_ceil(8 * across) * size.1.div_ceil(8 * down);
@@ -87,8 +98,9 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], has_scan_for_each: bool) -
     let ids: Vec<u8> = (1..=sampling.len() as u8).collect();
     let blocks_per_mcu: u32 =
         sampling.iter().map(|factors| u32::from((factors >> 4) * (factors & 15))).sum();
-    // A scan of one component contains only the blocks that are needed, and no whole MCUs (A.2.2).
-    let blocks_alone = |factors: u8| {
+    // In a scan of several components, blocks fill up the last MCU (minimum coded unit) of a row and of
+    // a column. A scan of one component contains only the blocks that are needed (A.2.2).
+    let blocks_in_own_scan = |factors: u8| {
         (size.0 * u32::from(factors >> 4)).div_ceil(8 * across)
             * (size.1 * u32::from(factors & 15)).div_ceil(8 * down)
     };
@@ -97,25 +109,26 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], has_scan_for_each: bool) -
         jpeg.splice(2..2, segment(0xee, b"Adobe\0\x64\0\0\0\0\0"));
     }
     if frame == PROGRESSIVE {
-        let blocks = if sampling.len() == 1 { blocks_alone(max) } else { mcus * blocks_per_mcu };
+        let blocks =
+            if sampling.len() == 1 { blocks_in_own_scan(max) } else { mcus * blocks_per_mcu };
         jpeg.extend(scan(scan_head(&ids, (0, 0), 0), blocks, &Blocks::dc));
         for (id, factors) in ids.iter().zip(sampling) {
             let head = scan_head(&[*id], (1, 63), 0);
-            jpeg.extend(scan(head, blocks_alone(*factors), &Blocks::ac));
+            jpeg.extend(scan(head, blocks_in_own_scan(*factors), &Blocks::ac));
         }
     } else {
         let block = |blocks: &mut Blocks| {
             blocks.dc();
             blocks.ac();
         };
-        if has_scan_for_each {
+        if scans == Scans::ForEachComponent {
             for (id, factors) in ids.iter().zip(sampling) {
                 let head = scan_head(&[*id], (0, 63), 0);
-                jpeg.extend(scan(head, blocks_alone(*factors), &block));
+                jpeg.extend(scan(head, blocks_in_own_scan(*factors), &block));
             }
         } else {
             let blocks =
-                if sampling.len() == 1 { blocks_alone(max) } else { mcus * blocks_per_mcu };
+                if sampling.len() == 1 { blocks_in_own_scan(max) } else { mcus * blocks_per_mcu };
             jpeg.extend(scan(scan_head(&ids, (0, 63), 0), blocks, &block));
         }
     }

@@ -1,7 +1,8 @@
 //! Generates ordinary pictures of every kind. Like photographs, they have gradients and some noise.
 //!
-//! Some kinds are missing. Lossy WebP is always grey, because an encoder for more would be long. There is
-//! no arithmetic, 12-bit or lossless JPEG, because the service cannot decode these.
+//! Some kinds are missing. Lossy WebP is always grey, because an encoder for colours would be long. There
+//! is no JPEG with arithmetic coding, with 12 bits or without loss, because the service cannot decode
+//! these kinds.
 
 mod bmp;
 mod gif;

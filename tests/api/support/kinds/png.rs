@@ -1,9 +1,10 @@
 //! PNG of every depth and colour type, interlaced or not, without compression.
 
 use super::{Kind, packed, palette};
-use crate::support::craft::{png, png_chunk, zlib};
+use crate::support::craft::{Interlace, png, png_chunk, zlib};
 
-/// For each pass: its first column and row, and the steps to the next ones (PNG specification, 8.1).
+/// For each pass: the first column and row, and the steps to the next column and row (PNG specification,
+/// 8.1).
 const PASSES: [(u32, u32, usize, usize); 7] = [
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -24,8 +25,8 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         (6, 4, "rgba", &[8, 16]),
     ] {
         for depth in depths {
-            for (is_interlaced, suffix) in [(false, ""), (true, "-interlaced")] {
-                let data = pixels(size, channels, *depth, is_interlaced);
+            for (interlace, suffix) in [(Interlace::None, ""), (Interlace::Adam7, "-interlaced")] {
+                let data = pixels(size, channels, *depth, interlace);
                 let mut chunks = Vec::new();
                 if color == 3 {
                     let colors = &palette()[..3 << depth];
@@ -33,22 +34,22 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
                     chunks.push(png_chunk(b"tRNS", &[0]));
                 }
                 chunks.push(png_chunk(b"IDAT", &zlib(&data)));
-                let png = png(size, *depth as u8, color, is_interlaced, &chunks);
-                kinds.push((format!("png-{name}-{depth}{suffix}"), png));
+                let bytes = png(size, *depth as u8, color, interlace, &chunks);
+                kinds.push((format!("png-{name}-{depth}{suffix}"), bytes));
             }
         }
     }
     kinds
 }
 
-/// Scanlines without a filter. Each pass of an interlaced picture is a small picture of its own, so the
-/// whole picture differs from the one without interlacing. The tests do not depend on that.
-fn pixels((width, height): (u32, u32), channels: u32, depth: u32, is_interlaced: bool) -> Vec<u8> {
+/// Scanlines without a filter. Each pass of an interlaced picture is a small picture of its own, so an
+/// interlaced picture does not show the same as a picture that is not interlaced. No test needs that.
+fn pixels((width, height): (u32, u32), channels: u32, depth: u32, interlace: Interlace) -> Vec<u8> {
     let lines = |size| {
         let rows = packed(size, channels, depth);
         rows.into_iter().flat_map(|row| [vec![0], row].concat()).collect::<Vec<u8>>()
     };
-    if !is_interlaced {
+    if interlace == Interlace::None {
         return lines((width, height));
     }
     let passes = PASSES.iter().flat_map(|(column, row, across, down)| {

@@ -24,7 +24,9 @@ type Compress = fn(&[u8]) -> Vec<u8>;
 
 #[derive(Clone, Copy)]
 enum Layout {
+    /// Strips of this many rows.
     Strips(u32),
+    /// Square tiles with sides of this many pixels.
     Tiles(u32),
 }
 
@@ -53,7 +55,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         (Layout::Strips(16), "strips"),
         (Layout::Tiles(64), "tiles"),
     ];
-    let none = compressions[0];
+    let uncompressed = compressions[0];
     let mut kinds = Vec::new();
     for (photometric, count, name, depths) in [
         (GREY, 1, "grey", &[1, 2, 4, 8, 16, 32][..]),
@@ -72,32 +74,33 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
                 is_planar: false,
             };
             for (layout, kind) in layouts {
-                let tiff = picture(size, samples, layout, none);
-                kinds.push((format!("tiff-{name}-{bits}-{kind}"), tiff));
+                let file = picture(size, samples, layout, uncompressed);
+                kinds.push((format!("tiff-{name}-{bits}-{kind}"), file));
             }
             if count > 1 {
                 let planar = Samples { is_planar: true, ..samples };
-                let tiff = picture(size, planar, Layout::Strips(16), none);
-                kinds.push((format!("tiff-{name}-{bits}-planar"), tiff));
+                let file = picture(size, planar, Layout::Strips(16), uncompressed);
+                kinds.push((format!("tiff-{name}-{bits}-planar"), file));
             }
         }
     }
-    let rgb =
-        |is_planar| Samples { photometric: RGB, count: 3, bits: 8, is_float: false, is_planar };
+    let rgb = Samples { photometric: RGB, count: 3, bits: 8, is_float: false, is_planar: false };
     for compression in &compressions[1..] {
         for (layout, kind) in layouts {
-            let tiff = picture(size, rgb(false), layout, *compression);
-            kinds.push((format!("tiff-{}-{kind}", compression.2), tiff));
+            let file = picture(size, rgb, layout, *compression);
+            kinds.push((format!("tiff-{}-{kind}", compression.2), file));
         }
     }
-    kinds.push(("tiff-planar-tiles".into(), picture(size, rgb(true), Layout::Tiles(64), none)));
-    kinds.extend(jpegs(size));
+    let planar_rgb = Samples { is_planar: true, ..rgb };
+    let planar_tiles = picture(size, planar_rgb, Layout::Tiles(64), uncompressed);
+    kinds.push(("tiff-planar-tiles".into(), planar_tiles));
+    kinds.extend(with_jpeg_compression(size));
     kinds.push(("tiff-fax".into(), one_strip(size, (4, WHITE_IS_ZERO), (1, 1), &fax(size))));
     kinds
 }
 
 /// TIFFs with JPEG compression in one strip, as scanners write them.
-fn jpegs(size: (u32, u32)) -> Vec<Kind> {
+fn with_jpeg_compression(size: (u32, u32)) -> Vec<Kind> {
     let jpegs = jpeg::all(size).into_iter();
     let jpegs = jpegs.filter(|(name, _)| !name.starts_with("jpeg-scan-for-each-"));
     let wrap = |(name, jpeg): Kind| {
@@ -129,7 +132,7 @@ fn one_strip(
         (278, LONG, vec![height.into()]),
         (279, LONG, vec![data.len() as u64]),
     ];
-    tiff(false, data, &entries)
+    tiff(data, &entries)
 }
 
 fn fax(size: (u32, u32)) -> Vec<u8> {
@@ -157,7 +160,7 @@ fn picture(
             width,
             (0..height.div_ceil(rows)).map(|strip| rows.min(height - strip * rows)).collect(),
         ),
-        // Tiles are never smaller, even if they extend beyond the picture.
+        // All tiles have the same size, even those that extend beyond the picture.
         Layout::Tiles(side) => {
             (side, vec![side; (width.div_ceil(side) * height.div_ceil(side)) as usize])
         }
@@ -165,11 +168,11 @@ fn picture(
     let (mut data, mut offsets, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..planes {
         for chunk_height in &chunk_heights {
-            let chunk = chunk((chunk_width, *chunk_height), channels_per_plane, samples.bits);
-            let chunk = compress(&chunk);
+            let pixels = chunk((chunk_width, *chunk_height), channels_per_plane, samples.bits);
+            let compressed = compress(&pixels);
             offsets.push(DATA_AT + data.len() as u64);
-            lengths.push(chunk.len() as u64);
-            data.extend(chunk);
+            lengths.push(compressed.len() as u64);
+            data.extend(compressed);
         }
     }
     let mut entries: Vec<Entry> = vec![
@@ -207,7 +210,7 @@ fn picture(
         entries.push((339, SHORT, vec![3; samples.count as usize]));
     }
     entries.sort_by_key(|entry| entry.0);
-    tiff(false, &data, &entries)
+    tiff(&data, &entries)
 }
 
 /// An uncompressed strip or tile. Samples of several bytes are little-endian, as the file is.

@@ -9,7 +9,8 @@ fn packbits_runs_may_continue_in_the_next_row() {
     let picture = Crafted::new((3, 2), GREY, &[8]).with(COMPRESSION, &[PACKBITS]);
     // No operation, 7 repeated four times, and two literal bytes.
     assert_eq!(pixels(&picture, &[128, 253, 7, 1, 8, 9]), grey(&[7, 7, 7, 7, 8, 9]));
-    assert!(decoded(picture.file(&[&[253, 7, 1, 8]])).is_err(), "truncated");
+    let truncated = picture.file(&[&[253, 7, 1, 8]]);
+    assert!(decoded(truncated).is_err());
 }
 
 #[test]
@@ -51,7 +52,8 @@ fn fax_groups_3_and_4_are_decoded() {
     // white.
     let (row, white_row) = ("1011 10 000111", "10011");
     let group_3 = [END_OF_ROW, row, END_OF_ROW, white_row, END_OF_ROW, row].concat();
-    // The modes of the codes: horizontal and vertical, then pass and vertical, then as the first row.
+    // The codes have these modes: horizontal and vertical in the first and third row, pass and vertical
+    // in the second.
     let group_4 = format!("001 {} {} 1  0001 1  001 {} {} 1", "1011", "10", "1011", "10");
     let first = [255, 255, 255, 255, 0, 0, 0, 255];
     let expected = [first, [255; 8], first].concat();
@@ -63,7 +65,8 @@ fn fax_groups_3_and_4_are_decoded() {
         let picture = fax(compression, 0).with(FILL_ORDER, &[2]);
         assert_eq!(pixels(&picture, &reversed), grey(&expected), "{compression}");
     }
-    assert!(decoded(fax(3, 0).file(&[&bits(&group_3)[..2]])).is_err(), "truncated");
+    let truncated = fax(3, 0).file(&[&bits(&group_3)[..2]]);
+    assert!(decoded(truncated).is_err());
     // A row ends early, at the code for the end of a row or at an invalid code.
     for damaged in ["1011", "1011 00000000111"] {
         let strip = [END_OF_ROW, row, END_OF_ROW, damaged, END_OF_ROW, row, END_OF_ROW].concat();
@@ -77,7 +80,7 @@ fn fax_groups_3_and_4_are_decoded() {
 }
 
 /// The samples of a picture whose colours change slowly, and the picture's JPEG.
-pub(super) fn jpeg(size: (u32, u32), channels: u32) -> (Vec<u8>, Vec<u8>) {
+pub(super) fn samples_and_jpeg(size: (u32, u32), channels: u32) -> (Vec<u8>, Vec<u8>) {
     let positions = (0..size.1).flat_map(|y| (0..size.0).map(move |x| (x, y)));
     let values: Vec<u8> = positions
         .flat_map(|(x, y)| (0..channels).map(move |c| (x * 3 + y * 2 + c * 40) as u8))
@@ -114,7 +117,7 @@ fn assert_close(found: &RgbImage, expected: &[u8]) {
 #[test]
 fn the_tags_define_the_colours_of_an_embedded_jpeg() {
     const SIZE: (u32, u32) = (40, 24);
-    let (values, jpeg) = jpeg(SIZE, 3);
+    let (values, jpeg) = samples_and_jpeg(SIZE, 3);
     let picture =
         |photometric| Crafted::new((40, 24), photometric, &[8; 3]).with(COMPRESSION, &[JPEG]);
     let image = decoded(picture(YCBCR).file(&[&jpeg])).unwrap();
@@ -136,10 +139,10 @@ fn the_tags_define_the_colours_of_an_embedded_jpeg() {
 #[test]
 fn an_embedded_jpeg_whose_size_or_colours_differ_from_the_tags_is_refused() {
     let grey = |size| Crafted::new(size, GREY, &[8]).with(COMPRESSION, &[JPEG]);
-    let (values, jpeg) = jpeg((40, 24), 1);
+    let (values, jpeg) = samples_and_jpeg((40, 24), 1);
     let values: Vec<u8> = values.iter().flat_map(|value| [*value; 3]).collect();
     assert_close(&decoded(grey((40, 24)).file(&[&jpeg])).unwrap(), &values);
-    // The JPEG of the last strip may be as high as the others, and reach beyond the picture.
+    // The JPEG of the last strip may be as high as the other JPEGs, and extend beyond the picture.
     let two_strips = grey((40, 40)).with(ROWS_PER_STRIP, &[24]).file(&[&jpeg, &jpeg]);
     let image = decoded(two_strips).unwrap();
     assert_close(&image, &[&values[..], &values[..40 * 16 * 3]].concat());
