@@ -1,9 +1,9 @@
-//! Checks the rules of `src/lib.rs` about imports: each top-level module imports only top-level modules
-//! of lower layers, and no files import each other in a circle.
+//! Checks the rules of `src/lib.rs` about imports: each top-level module imports only top-level
+//! modules of lower layers, and no files import each other in a circle.
 //!
-//! The tests read every `crate::`, `self::` and `super::` path of the sources, except in code that is
-//! compiled only for tests. A file may always import its own submodules, because it may re-export their
-//! items.
+//! The tests read every `crate::`, `self::` and `super::` path of the sources, except in code that
+//! is compiled only for tests. A file may always import its own submodules, because it may
+//! re-export their items.
 
 #![allow(clippy::unwrap_used, reason = "if the sources cannot be read, the test should fail")]
 
@@ -16,8 +16,8 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// The layers of top-level modules, from the top down. Modules of the same layer must not import each
-/// other. All modules that are not listed are in the bottom layer, and may import each other.
+/// The layers of top-level modules, from the top down. Modules of the same layer must not import
+/// each other. All modules that are not listed are in the bottom layer, and may import each other.
 const LAYERS: &[&[&str]] = &[
     &["cli"],
     &["app"],
@@ -195,7 +195,8 @@ fn begins_with_cfg_test(tokens: &[TokenTree]) -> bool {
         if hash.as_char() == '#' && attribute.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
-/// Whether the tokens begin with a visibility such as `pub(in path)`. The path in it is not an import.
+/// Whether the tokens begin with a visibility such as `pub(in path)`. The path in it is not an
+/// import.
 fn begins_with_visibility(tokens: &[TokenTree]) -> bool {
     matches!(tokens, [TokenTree::Ident(word), TokenTree::Group(group), ..]
         if word == "pub" && group.delimiter() == Delimiter::Parenthesis)
@@ -203,8 +204,8 @@ fn begins_with_visibility(tokens: &[TokenTree]) -> bool {
 
 /// The index after the item that begins at `from`: after its `;` or its body.
 fn end_of_item(tokens: &[TokenTree], from: usize) -> usize {
-    // Further attributes may precede the item's first word. `#[cfg(test)]` is not allowed on a field or
-    // a match arm, since these end differently.
+    // Further attributes may precede the item's first word. `#[cfg(test)]` is not allowed on a
+    // field or a match arm, since these end differently.
     let first_word = tokens[from..].iter().find_map(|token| match token {
         TokenTree::Ident(word) => Some(word.to_string()),
         _ => None,

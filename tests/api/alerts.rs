@@ -1,5 +1,5 @@
-//! Runs promtool, a tool of Prometheus, on the metrics of a real service. promtool evaluates the alert
-//! rules of `docs/operating.md`, and checks both formats of the metrics.
+//! Runs promtool, a tool of Prometheus, on the metrics of a real service. promtool evaluates the
+//! alert rules of `docs/operating.md`, and checks both formats of the metrics.
 
 use std::{
     collections::BTreeMap,
@@ -53,9 +53,10 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
     pairs.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
 }
 
-/// One case for `promtool test rules`. `series` contains the values of each series, one per minute, in
-/// promtool's notation: `3x4` is 3 and four repetitions, `3+2x4` is 3 and four increments by 2, and
-/// `_x5` is five missing values. `expected` lists points in time, and whether the alert fires then.
+/// One case for `promtool test rules`. `series` contains the values of each series, one per minute,
+/// in promtool's notation: `3x4` is 3 and four repetitions, `3+2x4` is 3 and four increments by 2,
+/// and `_x5` is five missing values. `expected` lists points in time, and whether the alert fires
+/// then.
 fn case(series: &BTreeMap<String, String>, alert: &str, expected: &[(&str, bool)]) -> Value {
     let series: Vec<_> =
         series.iter().map(|(name, values)| json!({ "series": name, "values": values })).collect();
@@ -83,8 +84,8 @@ fn assert_alerts(cases: &[Value]) {
     }
 }
 
-/// Makes series from two scrapes. They have the values of the first scrape for five minutes, then those
-/// of the second for an hour.
+/// Makes series from two scrapes. They have the values of the first scrape for five minutes, then
+/// those of the second for an hour.
 fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
     let series = samples(after).into_iter().map(|(series, after)| {
@@ -95,8 +96,8 @@ fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String>
     series.collect()
 }
 
-/// Makes series from two scrapes. They start with the values of the first scrape. Every minute they grow
-/// by the difference between the two scrapes.
+/// Makes series from two scrapes. They start with the values of the first scrape. Every minute they
+/// grow by the difference between the two scrapes.
 fn growing_series(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
     let series = samples(after).into_iter().map(|(series, after)| {
@@ -207,8 +208,8 @@ async fn a_disk_that_will_be_full_within_four_days_raises_the_disk_alert() {
     let name = "imagesvc_downloads_free_bytes";
     assert!(samples(&app.get("/metrics").await.text()).contains_key(name));
     let free_space = |values: &str| BTreeMap::from([(name.to_owned(), values.to_owned())]);
-    // The free space shrinks by one gigabyte per hour, which is 96 GB in four days. The rule computes
-    // this trend from the last day.
+    // The free space shrinks by one gigabyte per hour, which is 96 GB in four days. The rule
+    // computes this trend from the last day.
     let shrinking = |gigabytes: u64| {
         free_space(&format!("{}-{}x1800", gigabytes * 1_000_000_000, 1_000_000_000 / 60))
     };

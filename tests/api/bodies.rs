@@ -16,8 +16,8 @@ use crate::support::{
 /// The size limit of a picture in [`start_limited`].
 const MAX_PICTURE_BYTES: usize = 1 << 20;
 
-/// For each route: its path, a content type, and a body that is too large. On the upload and the Base64
-/// route, the picture has one byte too many.
+/// For each route: its path, a content type, and a body that is too large. On the upload and the
+/// Base64 route, the picture has one byte too many.
 fn too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
     let picture = [ROCKET, &vec![0; MAX_PICTURE_BYTES + 1 - ROCKET.len()]].concat();
     let long_url = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
@@ -137,8 +137,8 @@ async fn curl_always_receives_the_413_for_a_body_that_is_too_large() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &body).unwrap();
         for round in 0..100 {
-            // With a `Content-Length` or in chunks, and with `Expect: 100-continue` or without. curl adds
-            // that header to a large body, unless `-H Expect:` removes it.
+            // With a `Content-Length` or in chunks, and with `Expect: 100-continue` or without.
+            // curl adds that header to a large body, unless `-H Expect:` removes it.
             let headers: &[&str] = match round % 4 {
                 0 => &["-H", "Expect:"],
                 1 => &["-H", "Transfer-Encoding: chunked", "-H", "Expect:"],

@@ -1,7 +1,7 @@
 //! Runs the commands of all Markdown pages, and compares the answers with those in the README.
 //!
-//! Commands are in blocks that are fenced as `bash`. If the opening fence also contains `not run here: `
-//! and a reason, only the syntax of the block is checked.
+//! Commands are in blocks that are fenced as `bash`. If the opening fence also contains
+//! `not run here: ` and a reason, only the syntax of the block is checked.
 
 use std::{
     os::unix::fs::{PermissionsExt, symlink},
@@ -22,8 +22,8 @@ use crate::support::{
 const OTHER_LANGUAGES: [&str; 9] =
     ["ini", "js", "json", "kotlin", "python", "swift", "text", "xml", "yaml"];
 
-/// A script in place of Cargo. For `cargo run`, it runs the program that was built for the tests; Cargo
-/// would build another one.
+/// A script in place of Cargo. For `cargo run`, it runs the program that was built for the tests;
+/// Cargo would build another one.
 const FAKE_CARGO: &str = "#!/bin/sh
 [ \"$1\" = run ] || exit 64
 while [ \"$#\" -gt 0 ] && [ \"$1\" != -- ]; do shift; done
@@ -63,8 +63,8 @@ impl Environment {
         assert!(!text.contains("sudo "), "{place}: a test must not change the machine");
         let variables = [("PATH", self.path.as_str()), ("PROGRAM", Child::PROGRAM)];
         if text.trim_end().ends_with("--sandbox") {
-            // This command starts another service, which needs its own folder. The service is stopped as
-            // soon as it listens.
+            // This command starts another service, which needs its own folder. The service is
+            // stopped as soon as it listens.
             let folder = tempfile::tempdir().unwrap();
             Child::start_in_shell(text.trim_end(), folder.path(), &variables);
             return String::new();
@@ -162,8 +162,8 @@ fn the_calls_in_the_readme_return_the_answers_that_the_readme_shows() {
     }
 }
 
-/// Asserts that an answer in the README equals the service's answer, except for the fields that differ
-/// from run to run.
+/// Asserts that an answer in the README equals the service's answer, except for the fields that
+/// differ from run to run.
 fn assert_same_answer(shown: &Value, answer: &Value) {
     for field in [
         "content_type",

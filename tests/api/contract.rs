@@ -1,5 +1,5 @@
-//! The OpenAPI document matches a snapshot, and each route returns exactly the errors that the document
-//! lists for it.
+//! The OpenAPI document matches a snapshot, and each route returns exactly the errors that the
+//! document lists for it.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -182,14 +182,14 @@ fn scenario(code: Code) -> Scenario {
         Code::StorageFailed => healthy(Stimulus::FolderGone),
         Code::UnsupportedParameter => healthy(Stimulus::BatchField("dimensions", json!(512))),
         Code::ModelNotFound => healthy(Stimulus::BatchField("model", json!("gpt-4"))),
-        // Picture routes do not return the first two of these errors for a POST, and only a bug causes
-        // the third. So the scenario is a request that succeeds.
+        // Picture routes do not return the first two of these errors for a POST, and only a bug
+        // causes the third. So the scenario is a request that succeeds.
         Code::NotFound | Code::MethodNotAllowed | Code::Internal => healthy(picture()),
     }
 }
 
-/// A request that sends a picture to a route. For the URL route, the service fetches the picture from
-/// `picture_server`.
+/// A request that sends a picture to a route. For the URL route, the service fetches the picture
+/// from `picture_server`.
 fn request(
     app: &TestApp,
     route: Route,
@@ -305,7 +305,8 @@ async fn each_picture_route_returns_exactly_the_errors_that_the_openapi_document
         for code in Code::ALL {
             provoked.extend(provoke(route, *code).await);
         }
-        // Only a bug causes `internal`. A test in src/web.rs checks that a panic is answered with it.
+        // Only a bug causes `internal`. A test in src/web.rs checks that a panic is answered with
+        // it.
         provoked.insert((500, "internal".to_owned()));
         assert_eq!(provoked, documented, "{route:?}");
     }

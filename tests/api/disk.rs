@@ -30,8 +30,8 @@ fn visible_names(folder: &Path) -> Vec<String> {
     names(folder).into_iter().filter(|name| !name.starts_with('.')).collect()
 }
 
-/// Waits until a folder is empty. The service deletes the staging file of a refused picture only after
-/// it has answered.
+/// Waits until a folder is empty. The service deletes the staging file of a refused picture only
+/// after it has answered.
 async fn wait_until_empty(folder: &Path) {
     let empty = async {
         while !names(folder).is_empty() {
@@ -51,8 +51,8 @@ async fn two_hundred_kills_leave_only_whole_files() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
-    // The first picture stays in memory until it is saved. The second is larger and goes to a staging
-    // file.
+    // The first picture stays in memory until it is saved. The second is larger and goes to a
+    // staging file.
     let pictures = [ROCKET.to_vec(), noise_png(400, 300)];
     let digests: HashSet<_> = pictures.iter().map(Sha256::digest).collect();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -175,8 +175,8 @@ fn simulate_disk(config: &mut Config, capacity: u64, least_free: &Arc<AtomicU64>
     config.store.space = space;
 }
 
-/// The bytes of all files in a folder and its subfolders. The size of each file is rounded up to whole
-/// blocks.
+/// The bytes of all files in a folder and its subfolders. The size of each file is rounded up to
+/// whole blocks.
 fn size_of(folder: &Path) -> u64 {
     // Files and folders may disappear while this function reads them.
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };

@@ -53,8 +53,8 @@ fn parse_trace(trace: &str) -> Vec<Call> {
     calls
 }
 
-/// Returns whether strace can trace processes here. If it cannot, prints that the test is skipped, or
-/// fails in CI.
+/// Returns whether strace can trace processes here. If it cannot, prints that the test is skipped,
+/// or fails in CI.
 fn can_trace() -> bool {
     if is_missing("strace") {
         return false;
@@ -72,8 +72,8 @@ fn can_trace() -> bool {
     can_trace
 }
 
-/// Waits until the trace is complete, and reads it. strace may still write to it after the program has
-/// ended.
+/// Waits until the trace is complete, and reads it. strace may still write to it after the program
+/// has ended.
 fn read_trace(path: &Path) -> String {
     let started = std::time::Instant::now();
     loop {
@@ -102,8 +102,8 @@ async fn before_the_answer_the_picture_is_written_synced_and_renamed_and_its_fol
     let nvidia = FakeNvidia::healthy().await;
     let settings = nvidia.settings();
     let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    // The first picture stays in memory until it is saved. The second is larger and goes to a staging
-    // file.
+    // The first picture stays in memory until it is saved. The second is larger and goes to a
+    // staging file.
     for picture in [ROCKET, HUBBLE] {
         let folder = tempfile::tempdir().unwrap();
         let trace = folder.path().join("trace");

@@ -1,5 +1,5 @@
-//! The service refuses requests if the end of the body is ambiguous, or if the body has a coding that
-//! the service does not decode.
+//! The service refuses requests if the end of the body is ambiguous, or if the body has a coding
+//! that the service does not decode.
 
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -73,8 +73,8 @@ async fn a_request_with_a_content_encoding_other_than_identity_is_refused() {
         }
     }
     assert!(app.saved().is_empty() && nvidia.count() == 0);
-    // `identity` means no coding. The refused requests have not used up the rate limit of one picture
-    // per minute.
+    // `identity` means no coding. The refused requests have not used up the rate limit of one
+    // picture per minute.
     let upload =
         app.upload_request(ROCKET, "a.jpg").header("content-encoding", "identity, ,Identity");
     app.send(upload.header("content-encoding", "")).await.vector();
@@ -115,8 +115,8 @@ async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_head
         ),
     ] {
         for round in 0..20 {
-            // Every second client sends `Expect`, but does not wait for `100 Continue`: it sends its body
-            // after the refusal.
+            // Every second client sends `Expect`, but does not wait for `100 Continue`: it sends
+            // its body after the refusal.
             let sends_expect = round % 2 == 0;
             let expect = if sends_expect { "expect: 100-continue\r\n" } else { "" };
             let headers = format!("{framing}{expect}connection: close\r\n");

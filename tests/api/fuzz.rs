@@ -9,8 +9,8 @@ use crate::support::{Answer, FORM, FakeNvidia, TestApp};
 /// A GIF picture of one pixel.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
 
-/// Sends random inputs to a service, and asserts that each is answered with a success, a client error,
-/// or a 502 for a failed download.
+/// Sends random inputs to a service, and asserts that each is answered with a success, a client
+/// error, or a 502 for a failed download.
 #[allow(clippy::needless_pass_by_value, reason = "callers need no `&`")]
 fn assert_answered<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Answer) {
     let runtime = Runtime::new().unwrap();

@@ -88,8 +88,8 @@ async fn a_host_in_the_request_line_overrides_the_host_header() {
         let headers = "sec-fetch-site: same-origin\r\nconnection: close\r\ncontent-length: 0\r\n";
         parse_answer(&exchange(app.address, &raw_request(&line, &[host], headers)).await)
     };
-    // A web page may call the service under an IP address, but not under an unknown host name. The 422
-    // shows that the request was not refused for its origin.
+    // A web page may call the service under an IP address, but not under an unknown host name. The
+    // 422 shows that the request was not refused for its origin.
     assert_problem(&post("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
     let refused =
         assert_problem(&post("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");

@@ -7,8 +7,9 @@ use crate::support::{
     tiny, try_picture_number,
 };
 
-/// The secrets in these tests: the key for NVIDIA, two client keys, a wrong client key, a part of the
-/// queries of fetched URLs and of a proxy's password, and a part of the queries of presigned URLs.
+/// The secrets in these tests: the key for NVIDIA, two client keys, a wrong client key, a part of
+/// the queries of fetched URLs and of a proxy's password, and a part of the queries of presigned
+/// URLs.
 const SECRETS: [&str; 6] = [
     KEY,
     "planted-client-key-1",
@@ -36,8 +37,8 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         _ => Reply::status(404),
     })
     .await;
-    // NVIDIA's error replies contain the key, as the errors of some gateways do. The number of a tiny
-    // picture is the status of the reply.
+    // NVIDIA's error replies contain the key, as the errors of some gateways do. The number of a
+    // tiny picture is the status of the reply.
     let nvidia = FakeNvidia::healthy_except(|request| {
         let authorization = request.header("authorization").unwrap_or("none");
         match try_picture_number(request) {

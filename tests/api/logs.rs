@@ -257,8 +257,8 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
     for name in metrics.types.keys() {
         assert!(documented.contains(&bare(name)), "docs/operating.md should list {name}");
     }
-    // The text of the metrics lacks those without a sample, such as some error counters. So this test
-    // counts the metrics in the source.
+    // The text of the metrics lacks those without a sample, such as some error counters. So this
+    // test counts the metrics in the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
     let source: String = source.split_whitespace().collect();
     let register_calls = ["(&mutregistry,\"", ".register(\"", ".register_with_unit(\""];

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use crate::support::{FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, variant};
 
-/// The number of host names to look up. It exceeds the look-ups that the service makes at once for all
-/// clients together.
+/// The number of host names to look up. It exceeds the look-ups that the service makes at once for
+/// all clients together.
 const UNANSWERED_NAMES: usize = 130;
 
 /// The number of look-ups that the service makes at once for one client.

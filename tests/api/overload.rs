@@ -43,10 +43,11 @@ async fn with_a_limit_of_40_calls_per_minute_only_40_of_200_concurrent_pictures_
         // Shorter than the window of one minute, so that no picture can wait for the next window.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
-        // One client gets at most three quarters of this limit. That must be enough for 200 pictures.
+        // One client gets at most three quarters of this limit. That must be enough for 200
+        // pictures.
         .setting("IMAGESVC_MAX_IN_FLIGHT", "400")
-        // The same holds for memory. Each small picture counts as 512 KiB, so 200 of them exceed three
-        // quarters of the default of 128 MiB.
+        // The same holds for memory. Each small picture counts as 512 KiB, so 200 of them exceed
+        // three quarters of the default of 128 MiB.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "256MiB")
         .start()
         .await;
@@ -136,7 +137,8 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
         if nth % 7 == 0 { Reply::status(503) } else { embedding() }
     })
     .await;
-    // The limit counts the calls in a window of 1 s instead of 60 s. Both windows have a margin of 0.5 s.
+    // The limit counts the calls in a window of 1 s instead of 60 s. Both windows have a margin of
+    // 0.5 s.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
@@ -164,8 +166,8 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     const PERMITS: u32 = 4;
     const CALL: Duration = Duration::from_millis(100);
     let nvidia = FakeNvidia::replying(vec![embedding().after(CALL)]).await;
-    // 256 pictures may be in progress. To embed a queue of that length would take 6 s, which is longer
-    // than the timeout.
+    // 256 pictures may be in progress. To embed a queue of that length would take 6 s, which is
+    // longer than the timeout.
     let settings = [
         ("NVIDIA_MAX_CONCURRENCY", "4"),
         ("IMAGESVC_REQUEST_TIMEOUT", "2s"),

@@ -1,5 +1,5 @@
-//! Behind Caddy, configured by `deploy/Caddyfile`, clients receive the service's early error responses
-//! unchanged.
+//! Behind Caddy, configured by `deploy/Caddyfile`, clients receive the service's early error
+//! responses unchanged.
 
 use std::{
     future::pending,
@@ -88,9 +88,9 @@ fn is_whole(answer: &[u8]) -> bool {
     length.is_some_and(|length| body.len() >= length.parse().unwrap())
 }
 
-/// Sends a request and returns as soon as the response is complete. This function does not wait until
-/// the connection closes. If the response arrives before the whole body is sent, Caddy may leave the
-/// connection open despite its own `Connection: close`.
+/// Sends a request and returns as soon as the response is complete. This function does not wait
+/// until the connection closes. If the response arrives before the whole body is sent, Caddy may
+/// leave the connection open despite its own `Connection: close`.
 async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     let (mut reader, mut writer) = TcpStream::connect(to).await.unwrap().into_split();
     let send = async {

@@ -12,8 +12,8 @@ use crate::support::{
     avif, converted, embedding, noise_png, nvidia_api::INFER,
 };
 
-/// One request with this picture for each route. For the URL route, the service fetches the picture from
-/// `picture_server`.
+/// One request with this picture for each route. For the URL route, the service fetches the picture
+/// from `picture_server`.
 fn requests(app: &TestApp, picture_server: &FakeServer, picture: &[u8]) -> [RequestBuilder; 3] {
     [
         app.upload_request(picture, "a.jpg"),

@@ -114,8 +114,8 @@ async fn a_thousand_stalling_clients_do_not_delay_another_client() {
 
 #[tokio::test]
 async fn the_connection_of_a_client_that_reads_no_response_is_closed() {
-    // Unit tests check the write timer with simulated time. This test checks that connections use that
-    // timer: if they do, a shutdown with such a client ends long before the drain timeout.
+    // Unit tests check the write timer with simulated time. This test checks that connections use
+    // that timer: if they do, a shutdown with such a client ends long before the drain timeout.
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let socket = TcpSocket::new_v4().unwrap();

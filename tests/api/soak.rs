@@ -22,12 +22,12 @@ use crate::support::{
 /// The rate at which requests are sent.
 const REQUESTS_PER_SECOND: u32 = 50;
 
-/// In a run of at least this length, the memory may grow by at most 5 %. In a shorter run, the allocator
-/// has not reached its peak before the first measurement, so the memory may grow by half.
+/// In a run of at least this length, the memory may grow by at most 5 %. In a shorter run, the
+/// allocator has not reached its peak before the first measurement, so the memory may grow by half.
 const LONG_RUN: Duration = Duration::from_secs(600);
 
-/// One in this many requests is a picture whose decode does not end by itself. It keeps a core busy for
-/// seconds, so such pictures must be rare.
+/// One in this many requests is a picture whose decode does not end by itself. It keeps a core busy
+/// for seconds, so such pictures must be rare.
 const REQUESTS_PER_ENDLESS_PICTURE: usize = 1500;
 
 /// Sends one request, at random a valid or a hostile one. Returns its outcome: the status code, or a
@@ -82,7 +82,8 @@ async fn send_random(
     }
 }
 
-/// `deploy/imagesvc.service` sets this variable, because with more arenas glibc retains more freed memory.
+/// `deploy/imagesvc.service` sets this variable, because with more arenas glibc retains more freed
+/// memory.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes half an hour"]
 async fn after_a_long_run_with_the_allocator_setting_of_the_systemd_unit_nothing_has_leaked() {
@@ -165,8 +166,8 @@ async fn soak(environment: &[(&str, &str)]) {
             requests.buffer_unordered(64).collect::<()>().await;
         }
     };
-    // The first three tenths of the run fill the caches and the folder, and let the allocator reach its
-    // peak.
+    // The first three tenths of the run fill the caches and the folder, and let the allocator reach
+    // its peak.
     let part_length = length / 10;
     for _ in 0..3 {
         traffic(part_length).await;

@@ -82,7 +82,8 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
-    // Each client sends one request after the other, on a new connection each, until it cannot connect.
+    // Each client sends one request after the other, on a new connection each, until it cannot
+    // connect.
     let request_health = async |mut stream: TcpStream| {
         let request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         stream.write_all(request).await?;
@@ -113,8 +114,8 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
         let lost: usize = counts.iter().map(|(_, lost)| lost).sum();
         assert!(total_answered > 20);
         // First the service accepts all connections of the backlog, then it closes the listener.
-        // Connections whose TCP handshake ends in between are lost. Without the first step, most clients
-        // would lose a connection.
+        // Connections whose TCP handshake ends in between are lost. Without the first step, most
+        // clients would lose a connection.
         assert!(lost <= 3, "at most 3 connections should be lost, not {lost}");
         release.send(true).unwrap();
     };

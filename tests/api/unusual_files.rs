@@ -1,6 +1,6 @@
-//! One picture in many files, which use unusual variants of the formats, as real files do. The service
-//! embeds what a file shows, or refuses the file and says why. [`super::pillow`] compares these files with Pillow's
-//! decoders.
+//! One picture in many files, which use unusual variants of the formats, as real files do. The
+//! service embeds what a file shows, or refuses the file and says why. [`super::pillow`] compares
+//! these files with Pillow's decoders.
 
 use std::{fs, path::Path};
 
@@ -60,8 +60,8 @@ fn picture(name: &str) -> RgbImage {
     image_rs::load_from_memory(&file(name)).unwrap().into_rgb8()
 }
 
-/// Converts a picture to grey with the weights of ITU-R BT.601. The grey files were made with the same
-/// weights.
+/// Converts a picture to grey with the weights of ITU-R BT.601. The grey files were made with the
+/// same weights.
 fn without_colours(mut picture: RgbImage) -> RgbImage {
     for Rgb(pixel) in picture.pixels_mut() {
         let [red, green, blue] = pixel.map(u32::from);

@@ -50,8 +50,8 @@ impl Answer {
         assert_eq!(self.status, 200, "{:.500}", self.text());
         let answer = self.json();
         assert_eq!(answer["status"], "success");
-        // `str::parse` returns the nearest `f64`. serde_json without its feature `float_roundtrip` may
-        // return a neighbour of it.
+        // `str::parse` returns the nearest `f64`. serde_json without its feature `float_roundtrip`
+        // may return a neighbour of it.
         let text = self.text();
         let (_, vector) = text.split_once("\"vector\":[").unwrap();
         let (vector, rest) = vector.split_once(']').unwrap();
@@ -64,8 +64,8 @@ impl Answer {
     }
 }
 
-/// Asserts that an answer is an error with this status and code, and that it has the parts that every
-/// error has. Returns its body.
+/// Asserts that an answer is an error with this status and code, and that it has the parts that
+/// every error has. Returns its body.
 pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
     assert_eq!(answer.status, status, "{:.500}", answer.text());
     assert_eq!(answer.header("content-type"), "application/problem+json");

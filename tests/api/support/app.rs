@@ -89,8 +89,8 @@ impl Builder {
         self
     }
 
-    /// Resolves the settings. Shortens the intervals at which calls to NVIDIA are retried and polled, so
-    /// that tests are fast.
+    /// Resolves the settings. Shortens the intervals at which calls to NVIDIA are retried and
+    /// polled, so that tests are fast.
     pub fn config(&self) -> Config {
         let downloads = self.folder.path().to_str().unwrap();
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -148,8 +148,8 @@ impl TestApp {
     pub async fn stop(self) -> TempDir {
         self.stop.send(()).unwrap();
         self.server.await.unwrap();
-        // Another test may be starting a program. Until its `exec`, the forked child has all files of
-        // this process open, including the lock file of this folder.
+        // Another test may be starting a program. Until its `exec`, the forked child has all files
+        // of this process open, including the lock file of this folder.
         if let Ok(lock) = std::fs::File::open(self.folder.path().join(".lock")) {
             let started = std::time::Instant::now();
             while lock.try_lock().is_err() {

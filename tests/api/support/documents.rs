@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// In the opening fence of a block, this mark says that no test runs the block. The reason follows it.
+/// In the opening fence of a block, this mark says that no test runs the block. The reason follows
+/// it.
 const NOT_RUN: &str = "not run here: ";
 
 /// The repository's root.

@@ -11,15 +11,15 @@ use tokio::{
 
 use super::Answer;
 
-/// A request that tests hide inside or after the body of another request. The service must not answer
-/// it.
+/// A request that tests hide inside or after the body of another request. The service must not
+/// answer it.
 pub const SMUGGLED: &str = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
 
 /// Reads until the service closes the connection.
 pub async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
-    // The service closes an idle connection only after 10 s. If this connection is closed earlier, the
-    // request is the reason.
+    // The service closes an idle connection only after 10 s. If this connection is closed earlier,
+    // the request is the reason.
     let read = timeout(Duration::from_secs(8), stream.read_to_end(&mut bytes));
     read.await.expect("the service should close the connection within 8 s").unwrap();
     String::from_utf8(bytes).unwrap()

@@ -18,8 +18,8 @@ pub struct ResourceUsage {
 }
 
 impl ResourceUsage {
-    /// Waits until the service is idle, and measures what it uses. The service is idle if no picture is
-    /// at work, and if the numbers of files and tasks did not change during a `pause`.
+    /// Waits until the service is idle, and measures what it uses. The service is idle if no
+    /// picture is at work, and if the numbers of files and tasks did not change during a `pause`.
     pub async fn when_idle(child: &Child, pause: Duration) -> Self {
         let mut last = (0, 0.0);
         for _ in 0..20 {
