@@ -168,7 +168,7 @@ async fn one_refusal_of_the_api_key_or_the_account_raises_the_key_alert() {
 
 #[tokio::test]
 async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() {
-    // A picture's number is the status that NVIDIA replies with.
+    // NVIDIA refuses the pictures with the numbers 400 and 503, with these statuses.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
         503 => Reply::status(503),

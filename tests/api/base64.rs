@@ -82,7 +82,7 @@ async fn an_empty_or_invalid_base64_text_is_refused() {
 }
 
 #[tokio::test]
-async fn the_error_for_a_malformed_body_contains_its_type_and_the_field() {
+async fn the_error_for_a_malformed_body_contains_an_error_type_and_the_field() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (body, field, error_type) in [

@@ -161,8 +161,7 @@ async fn curl_always_receives_the_413_for_a_body_that_is_too_large() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_100_continue_before_a_body_that_is_too_large_receives_the_413_at_once()
- {
+async fn a_client_that_waits_for_100_continue_receives_the_413_for_a_large_body_at_once() {
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in too_large() {

@@ -1,5 +1,5 @@
-//! The OpenAPI document matches a snapshot, and each route returns exactly the errors that the
-//! document lists for it.
+//! The OpenAPI document matches a snapshot, and each picture route returns exactly the errors that
+//! the document lists for the route.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -99,7 +99,7 @@ enum Stimulus {
     Malformed,
     /// A body that stops halfway.
     HalfBody,
-    /// A picture. The service is stopped while it waits for NVIDIA.
+    /// A picture. The service is stopped while the picture waits for NVIDIA.
     ThenStop,
     /// A picture, sent after the folder for incoming files was moved away.
     FolderGone,
@@ -296,8 +296,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_picture_route_returns_exactly_the_errors_that_the_openapi_document_lists_for_the_route()
- {
+async fn the_openapi_document_lists_exactly_the_errors_of_each_picture_route() {
     let document = document().await;
     for route in Route::ALL {
         let documented = documented_errors(&document, route);
@@ -305,16 +304,14 @@ async fn each_picture_route_returns_exactly_the_errors_that_the_openapi_document
         for code in Code::ALL {
             provoked.extend(provoke(route, *code).await);
         }
-        // Only a bug causes `internal`. A test in src/web.rs checks that a panic is answered with
-        // it.
+        // Only a bug causes the error `internal`, so no scenario provokes it.
         provoked.insert((500, "internal".to_owned()));
         assert_eq!(provoked, documented, "{route:?}");
     }
 }
 
 #[tokio::test]
-async fn in_the_openapi_document_required_strings_have_a_minimum_length_and_the_vector_has_no_example()
- {
+async fn required_strings_have_a_minimum_length_and_the_vector_has_no_example_in_the_document() {
     let schemas = document().await["components"]["schemas"].take();
     for (schema, field) in [("ImageUrl", "image_url"), ("ImageBase64", "image_base64")] {
         assert_eq!(schemas[schema]["properties"][field]["minLength"], 1, "{field}");

@@ -90,7 +90,7 @@ async fn two_hundred_kills_leave_only_whole_files() {
     }
 }
 
-/// A small file system. It is unmounted when it is dropped.
+/// A small file system. It is unmounted when this value is dropped.
 struct SmallDisk {
     mount_point: tempfile::TempDir,
 }

@@ -84,7 +84,7 @@ async fn a_request_with_a_content_encoding_other_than_identity_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_header() {
+async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = vec![b'x'; 5 << 20];
@@ -165,7 +165,8 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
     ] {
         let headers: String =
             codings.iter().map(|coding| format!("transfer-encoding: {coding}\r\n")).collect();
-        // A parser that is wrong about the end of the body would find a request inside or after it.
+        // A parser that is wrong about the end of the body would find a request inside the body or
+        // after it.
         let body = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n{SMUGGLED}", SMUGGLED.len());
         for path in ["/vectorize-image-upload", "/health"] {
             let mut request = raw_request(&format!("POST {path} HTTP/1.1"), &["x"], &headers);

@@ -28,8 +28,8 @@ async fn send_concurrently(
     count: usize,
 ) -> LoadResult {
     let nvidia = FakeNvidia::healthy().await;
-    // All requests come from one peer, so its limit must exceed their number. The health check
-    // needs a connection as well.
+    // All requests come from one peer, so the limit per peer must exceed the number of requests. The
+    // health check needs a connection, too.
     let settings = [&[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128")], settings].concat();
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);

@@ -35,8 +35,7 @@ async fn the_number_of_concurrent_calls_to_nvidia_never_exceeds_the_setting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_limit_of_40_calls_per_minute_only_40_of_200_concurrent_pictures_are_sent_to_nvidia()
-{
+async fn at_40_calls_per_minute_only_40_of_200_concurrent_pictures_are_sent_to_nvidia() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "40")

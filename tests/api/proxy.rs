@@ -20,11 +20,11 @@ use tokio::{
 
 use crate::support::{Child, FORM, ROCKET, base64_body, form, free_address, is_missing};
 
-/// The size of a picture that exceeds the sockets' buffers. The client is still sending it when the
-/// service refuses the request.
+/// The size of a picture that exceeds the sockets' buffers. The client is still sending the picture
+/// when the service refuses the request.
 const LARGE_PICTURE_BYTES: usize = 8 << 20;
 
-/// A running Caddy. Its process is killed when it is dropped.
+/// A running Caddy. Its process is killed when this value is dropped.
 struct Caddy {
     address: SocketAddr,
     process: std::process::Child,

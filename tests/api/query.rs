@@ -71,7 +71,7 @@ async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
 }
 
 #[tokio::test]
-async fn with_save_false_an_error_leaves_no_file_and_its_answer_contains_no_path() {
+async fn with_save_false_an_error_leaves_no_file_and_the_answer_contains_no_path() {
     for picture in [ROCKET.to_vec(), noise_png(400, 300)] {
         for (reply, status, code) in [
             (Reply::status(422), 422, "embedding_rejected"),

@@ -108,7 +108,7 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
 }
 
 #[tokio::test]
-async fn the_api_key_and_the_picture_are_sent_to_nvidia_only_if_its_certificate_is_valid() {
+async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_is_valid() {
     let authority = Authority::new();
     let valid = authority.certify("localhost", 2100);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();

@@ -45,7 +45,7 @@ const CASES: [(&str, Expected); 17] = [
     ("bmp-os2v2.bmp", SameAs("plain.png")),
 ];
 
-/// The largest allowed value of [`Difference::worst`] from the expected picture.
+/// The largest allowed [`Difference::worst`] between what NVIDIA receives and the expected picture.
 fn tolerance(name: &str) -> f64 {
     // This file has few colours. The nearest of them may be far from a colour of the original.
     if name == "tiff-palette8.tiff" { 80.0 } else { 30.0 }

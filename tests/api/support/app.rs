@@ -17,7 +17,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{Answer, FakeNvidia, FakeServer, decoder_settings, metric};
 
-/// A running service. It stops when it is dropped.
+/// A running service. The service stops when this value is dropped.
 pub struct TestApp {
     pub address: SocketAddr,
     /// The HTTP client for requests to this service.
@@ -118,7 +118,7 @@ impl Builder {
         let address = app.address();
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(app.serve(async {
-            // An error means that the test dropped the `TestApp`. The service stops then, too.
+            // An error means that the test dropped the `TestApp`. The service stops in this case, too.
             let _ = stopped.await;
         }));
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::{FORM, FakeNvidia, base64_body, form};
 
-/// A running service. Its process is killed when it is dropped.
+/// A running service. Its process is killed when this value is dropped.
 pub struct Child {
     pub address: SocketAddr,
     process: std::process::Child,
@@ -97,7 +97,7 @@ impl Child {
         let address = loop {
             let line = lines
                 .next()
-                .unwrap_or_else(|| panic!("the program should listen: {log:?}"))
+                .unwrap_or_else(|| panic!("the program ended before it listened: {log:?}"))
                 .unwrap();
             let event: serde_json::Value = serde_json::from_str(&line)
                 .unwrap_or_else(|_| panic!("the log line should be JSON: {line}"));
@@ -110,7 +110,7 @@ impl Child {
         (Self { address, process, log, log_reader: None, _unread_log: None }, lines)
     }
 
-    /// Starts the program so that it calls a fake NVIDIA.
+    /// Starts the program with the settings to call a fake NVIDIA, and waits until it listens.
     pub fn start_with(nvidia: &FakeNvidia, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let nvidia_settings = nvidia.settings();
         let mut all: Vec<_> =
