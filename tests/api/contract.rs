@@ -291,7 +291,9 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         return None;
     }
     let code = answer.json()["code"].as_str().unwrap().to_owned();
-    assert_problem(&answer, answer.status, &code);
+    let problem = assert_problem(&answer, answer.status, &code);
+    let openai_code = (route == Route::Batch).then_some(code.as_str());
+    assert_eq!(problem["error"]["code"].as_str(), openai_code, "{problem}");
     Some((answer.status, code))
 }
 
