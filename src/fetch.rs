@@ -83,9 +83,8 @@ impl Fetcher {
         self.settings.timeout
     }
 
-    /// Requests the picture, and follows redirects. Look-ups of host names count towards the limit of
-    /// `client`.
-    /// Returns when the header of a successful response has arrived.
+    /// Requests the picture, and follows redirects. Returns when the header of a successful response
+    /// has arrived. Look-ups of host names count towards the limit of `client`.
     ///
     /// # Errors
     /// [`Error`]

@@ -1,9 +1,9 @@
-//! Checks the rules of `src/lib.rs` about imports: each module imports only modules of lower floors,
-//! and no files import each other in a circle.
+//! Checks the rules of `src/lib.rs` about imports: each top-level module imports only top-level
+//! modules of lower layers, and no files import each other in a circle.
 //!
-//! A *room* is a top-level module with everything inside it. The tests read every `crate::` and
-//! `super::` path of the sources, except in code that is compiled only for tests. A file may always
-//! import its own submodules, since a room's top file re-exports items from them.
+//! The tests read every `crate::`, `self::` and `super::` path of the sources, except in code that
+//! is compiled only for tests. A file may always import its own submodules, because it may
+//! re-export their items.
 
 #![allow(clippy::unwrap_used, reason = "if the sources cannot be read, the test should fail")]
 
@@ -16,11 +16,10 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// The floors, from the top down. Rooms on the same floor must not import each other. Rooms that are
-/// not listed are on the ground floor, and may import each other.
-const FLOORS: &[&[&str]] = &[
+/// The layers of top-level modules, from the top down. Modules of the same layer must not import
+/// each other. All modules that are not listed are in the bottom layer, and may import each other.
+const LAYERS: &[&[&str]] = &[
     &["cli"],
-    &["bulk"],
     &["app"],
     &["config"],
     &["web", "sandbox"],
@@ -30,11 +29,11 @@ const FLOORS: &[&[&str]] = &[
     &["nvidia"],
 ];
 
-/// The rooms that may use axum. `app` passes a router from `web` to `server`.
+/// The top-level modules that may use axum. `app` passes a router from `web` to `server`.
 const MAY_USE_AXUM: &[&str] = &["web", "sandbox", "server", "app"];
 
-/// The rooms that may import `config`.
-const MAY_IMPORT_CONFIG: &[&str] = &["cli", "bulk", "app", "config"];
+/// The top-level modules that may import `config`.
+const MAY_IMPORT_CONFIG: &[&str] = &["cli", "app", "config"];
 
 /// The largest allowed number of lines in a file.
 const MAX_LINES: usize = 400;
@@ -109,7 +108,7 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
             // allowed.
             TokenTree::Ident(name) if name == "mod" => {
                 let is_inline = matches!(&tokens[at + 2], TokenTree::Group(_));
-                assert!(!is_inline, "an inline module in {module:?}");
+                assert!(!is_inline, "{module:?} must not contain an inline module");
                 at += 1;
             }
             TokenTree::Ident(name) if begins_path(&tokens, at) => {
@@ -138,7 +137,7 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
     }
 }
 
-/// Whether a path begins at this token: it is followed, but not preceded, by `::`.
+/// Whether a path begins at this token: `::` follows it, and does not precede it.
 fn begins_path(tokens: &[TokenTree], at: usize) -> bool {
     is_colons(tokens, at + 1) && !(at >= 2 && is_colons(tokens, at - 2))
 }
@@ -196,7 +195,8 @@ fn begins_with_cfg_test(tokens: &[TokenTree]) -> bool {
         if hash.as_char() == '#' && attribute.stream().to_string().replace(' ', "") == "cfg(test)")
 }
 
-/// Whether the tokens begin with a visibility such as `pub(in path)`. Its path imports nothing.
+/// Whether the tokens begin with a visibility such as `pub(in path)`. The path in it is not an
+/// import.
 fn begins_with_visibility(tokens: &[TokenTree]) -> bool {
     matches!(tokens, [TokenTree::Ident(word), TokenTree::Group(group), ..]
         if word == "pub" && group.delimiter() == Delimiter::Parenthesis)
@@ -204,8 +204,8 @@ fn begins_with_visibility(tokens: &[TokenTree]) -> bool {
 
 /// The index after the item that begins at `from`: after its `;` or its body.
 fn end_of_item(tokens: &[TokenTree], from: usize) -> usize {
-    // Further attributes may precede the item's first word. `#[cfg(test)]` is not allowed on a field or
-    // a match arm, since these end differently.
+    // Further attributes may precede the item's first word. `#[cfg(test)]` is not allowed on a
+    // field or a match arm, since these end differently.
     let first_word = tokens[from..].iter().find_map(|token| match token {
         TokenTree::Ident(word) => Some(word.to_string()),
         _ => None,
@@ -214,7 +214,7 @@ fn end_of_item(tokens: &[TokenTree], from: usize) -> usize {
         ["pub", "fn", "async", "const", "static", "mod", "use", "impl", "struct", "enum", "type"];
     assert!(
         first_word.as_ref().is_some_and(|word| item_words.contains(&word.as_str())),
-        "#[cfg(test)] before {first_word:?}"
+        "#[cfg(test)] must be on an item, not on {first_word:?}"
     );
     let ends = |token: &TokenTree| match token {
         TokenTree::Punct(punct) => punct.as_char() == ';',
@@ -227,7 +227,7 @@ fn end_of_item(tokens: &[TokenTree], from: usize) -> usize {
 /// The imports between files: each module with the modules that it imports.
 fn imports(sources: &[Source]) -> BTreeMap<&Module, BTreeSet<&Module>> {
     let modules: BTreeSet<&Module> = sources.iter().map(|source| &source.module).collect();
-    // The file that defines a path is the longest prefix of the path that is a module.
+    // A path is defined in the file of its longest prefix that is a module.
     let target = |path: &Vec<String>| {
         let mut prefixes = (1..=path.len()).rev().map(|length| path[..length].to_vec());
         prefixes.find_map(|prefix| modules.get(&prefix).copied())
@@ -241,33 +241,33 @@ fn imports(sources: &[Source]) -> BTreeMap<&Module, BTreeSet<&Module>> {
     sources.iter().map(|source| (&source.module, imports_of(source))).collect()
 }
 
-/// The floor of a module's room; 0 is the ground floor.
-fn floor(module: &Module) -> usize {
-    let room = module.first().map_or("", String::as_str);
-    let from_top = FLOORS.iter().position(|rooms| rooms.contains(&room));
-    from_top.map_or(0, |from_top| FLOORS.len() - from_top)
+/// The height of a module's layer; 0 is the bottom layer.
+fn height(module: &Module) -> usize {
+    let from_top = LAYERS.iter().position(|layer| layer.contains(&top_level(module)));
+    from_top.map_or(0, |from_top| LAYERS.len() - from_top)
 }
 
-fn room(module: &Module) -> &str {
+/// The top-level module that contains this module, or an empty name for `lib.rs`.
+fn top_level(module: &Module) -> &str {
     module.first().map_or("", String::as_str)
 }
 
 #[test]
-fn every_import_is_from_a_higher_floor_to_a_lower_one() {
+fn every_import_is_from_a_higher_layer_to_a_lower_layer() {
     let sources = sources();
     assert!(sources.len() > 50, "the sources were not found");
     for (from, imported) in imports(&sources) {
-        // `main` and `lib` are above all floors.
-        if matches!(room(from), "main" | "") {
+        // `main` and `lib` are above all layers.
+        if matches!(top_level(from), "main" | "") {
             continue;
         }
         for to in imported {
-            let is_in_one_room = room(from) == room(to);
-            let is_on_ground = floor(from) == 0 && floor(to) == 0;
-            let is_downwards = floor(from) > floor(to);
+            let is_within_top_level = top_level(from) == top_level(to);
+            let is_within_bottom_layer = height(from) == 0 && height(to) == 0;
+            let is_downwards = height(from) > height(to);
             assert!(
-                is_in_one_room || is_on_ground || is_downwards,
-                "{} imports {}",
+                is_within_top_level || is_within_bottom_layer || is_downwards,
+                "{} must not import {}",
                 from.join("::"),
                 to.join("::")
             );
@@ -279,7 +279,7 @@ fn every_import_is_from_a_higher_floor_to_a_lower_one() {
 fn no_files_import_each_other_in_a_circle() {
     let sources = sources();
     let mut imports = imports(&sources);
-    // A module that imports none of the remaining modules is in no circle, and is removed.
+    // A module that imports none of the remaining modules is in no circle, so it is removed.
     loop {
         let removable = imports.iter().find(|(_, imported)| imported.is_empty());
         let Some(module) = removable.map(|(module, _)| *module) else { break };
@@ -289,22 +289,26 @@ fn no_files_import_each_other_in_a_circle() {
         }
     }
     let left: Vec<_> = imports.keys().map(|module| module.join("::")).collect();
-    assert!(left.is_empty(), "in a circle, or importing one that is: {left:?}");
+    assert!(
+        left.is_empty(),
+        "these modules import each other in a circle, or import such modules: {left:?}"
+    );
 }
 
 #[test]
-fn only_the_listed_rooms_use_axum_and_import_config() {
+fn only_the_listed_modules_use_axum_or_import_config() {
     let (mut axum_users, mut config_importers) = (0, 0);
     for Source { module, identifiers, paths, .. } in sources() {
         if identifiers.contains("axum") {
             axum_users += 1;
-            assert!(MAY_USE_AXUM.contains(&room(&module)), "{} uses axum", module.join("::"));
+            let is_allowed = MAY_USE_AXUM.contains(&top_level(&module));
+            assert!(is_allowed, "{} must not use axum", module.join("::"));
         }
         if paths.iter().any(|path| path.first().is_some_and(|first| first == "config")) {
             config_importers += 1;
             assert!(
-                MAY_IMPORT_CONFIG.contains(&room(&module)),
-                "{} imports config",
+                MAY_IMPORT_CONFIG.contains(&top_level(&module)),
+                "{} must not import config",
                 module.join("::")
             );
         }
@@ -315,6 +319,7 @@ fn only_the_listed_rooms_use_axum_and_import_config() {
 #[test]
 fn no_file_has_more_than_400_lines() {
     for Source { module, lines, .. } in sources() {
-        assert!(lines <= MAX_LINES, "{} has {lines} lines", module.join("::"));
+        let module = module.join("::");
+        assert!(lines <= MAX_LINES, "{module} has {lines} lines, more than {MAX_LINES}");
     }
 }

@@ -1,5 +1,5 @@
-//! Chooses a child's limits. The limit of memory depends on the memory estimate, and the limit of
-//! processor time on the number of pixels. `child.rs` sets these limits in the child itself.
+//! Chooses a child's limits. The limit of its address space depends on the memory estimate, and the
+//! limit of its processor time on the number of pixels. `child.rs` sets these limits in the child itself.
 
 use super::protocol::Job;
 use crate::image::{self, Picture, Target};
@@ -23,7 +23,7 @@ const MAX_CPU_SECONDS: u64 = 20;
 const CPU_SECONDS_PER_MEGAPIXEL: u64 = 1;
 
 /// Returns how much of `max_memory`, the decode memory, is reserved for jobs that need little memory,
-/// in bytes. These jobs then do not wait for jobs that need much. Returns a quarter of the decode
+/// in bytes. These jobs then do not wait for jobs that need much memory. Returns a quarter of the decode
 /// memory, or zero if a quarter is too little for the job of the smallest picture.
 pub(super) fn memory_reserved_for_small_jobs(max_memory: u64) -> u64 {
     let quarter = max_memory / 4;

@@ -1,7 +1,7 @@
 //! Estimates the memory that decoding a picture needs, from its header alone.
 //!
-//! The decoders do not estimate the memory. Some of them first read the whole file, decompress profiles
-//! or expand tables, and no memory is reserved for that yet.
+//! The estimate does not call the decoders. Some of them read the whole file, decompress profiles or
+//! expand tables before they return a size, and no memory is reserved for that yet.
 //!
 //! The estimates are upper bounds for the decoders that [`super::render`] uses. A child process that
 //! needs much more memory than estimated cannot get it, and fails. `tests/api/peaks.rs` compares the
@@ -147,8 +147,8 @@ fn heic_bytes(reader: &mut Reader, file_len: u64) -> Option<u64> {
     let header = heif::read(reader).ok()?;
     let (pixels, stream_pixels) = (header.pixels(), header.padded_stream_pixels());
     let has_alpha = header.alpha != heif::Alpha::None;
-    // Bytes for each pixel in all planes. Besides a grey sample, a pixel has half a colour sample, one
-    // or two, depending on the chroma format.
+    // Bytes for each pixel in all planes. A pixel has one grey sample. On average, it also has zero, a
+    // half, one or two colour samples, depending on the chroma format.
     let plane_bytes = match header.chroma {
         0 => 2,
         1 => 3,

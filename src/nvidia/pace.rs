@@ -355,6 +355,29 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn calls_that_are_reserved_together_can_all_be_made_before_the_deadline(
+            (earlier_calls, count) in (0usize..30, 1usize..30), limit in 1u32..10, seconds in 1u64..400,
+        ) {
+            let (pace, now) = (PaceLimiter::new(limit, WINDOW), Instant::now());
+            for _ in 0..earlier_calls {
+                use_permit(&pace, now, WINDOW * 100).unwrap();
+            }
+            let time = Duration::from_secs(seconds);
+            if let Ok(reservation) = pace.reserve(ONE, count, now, now + time) {
+                drop(reservation);
+                for _ in 0..count {
+                    prop_assert!(use_permit(&pace, now, time).is_ok());
+                }
+            }
+            let unused = PaceLimiter::new(limit, WINDOW);
+            let largest = unused.largest_reservation(100, time);
+            prop_assert!(unused.reserve(ONE, largest, now, now + time).is_ok());
+            prop_assert!(largest == 100 || unused.reserve(ONE, largest + 1, now, now + time).is_err());
+        }
+    }
+
     #[test]
     fn nothing_is_stored_about_a_client_one_window_after_its_last_call() {
         let (pace, now) = (PaceLimiter::new(4, WINDOW), Instant::now());

@@ -257,7 +257,23 @@ mod tests {
         let save = tokio::spawn(store.save().await);
         tokio::task::yield_now().await;
         store.run_to_end();
-        save.await.unwrap().unwrap();
+        let mut file = save.await.unwrap().unwrap();
         assert_eq!(store.saved_count(), 1);
+        file.confirm();
+        drop(file);
+        assert_eq!(store.saved_count(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_saved_picture_is_removed_if_it_is_never_confirmed() {
+        let mut store = SlowStore::new();
+        let save = tokio::spawn(store.save().await);
+        tokio::task::yield_now().await;
+        store.run_to_end();
+        drop(save.await.unwrap().unwrap());
+        // The removal runs on another thread.
+        while store.saved_count() > 0 {
+            tokio::task::yield_now().await;
+        }
     }
 }

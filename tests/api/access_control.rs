@@ -36,7 +36,7 @@ async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
         (Method::POST, "/"),
     ]);
     for (method, path) in protected {
-        for wrong in [
+        for wrong_value in [
             None,
             Some("Bearer "),
             Some("Bearer wrong"),
@@ -46,7 +46,8 @@ async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
             Some("Basic first-client-key"),
             Some("first-client-key"),
         ] {
-            let headers: Vec<_> = wrong.map(|value| ("authorization", value)).into_iter().collect();
+            let headers: Vec<_> =
+                wrong_value.map(|value| ("authorization", value)).into_iter().collect();
             let answer = send(&app, method.clone(), path, &headers).await;
             if path == "/" {
                 // This path is open, so a wrong method is a 405 even without a key.
@@ -54,10 +55,11 @@ async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
                 continue;
             }
             assert_problem(&answer, 401, "unauthorized");
-            assert_eq!(answer.header("www-authenticate"), "Bearer", "{path} {wrong:?}");
+            assert_eq!(answer.header("www-authenticate"), "Bearer", "{path} {wrong_value:?}");
         }
-        for right in ["Bearer first-client-key", "bearer second-client-key"] {
-            let answer = send(&app, method.clone(), path, &[("authorization", right)]).await;
+        for valid_value in ["Bearer first-client-key", "bearer second-client-key"] {
+            let headers = [("authorization", valid_value)];
+            let answer = send(&app, method.clone(), path, &headers).await;
             assert_ne!(answer.status, 401, "{path}");
         }
     }
@@ -89,7 +91,7 @@ async fn a_request_without_a_key_is_refused_before_its_body_is_read() {
         stream.write_all(&head).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 401 "), "no 100 Continue comes first: {answer}");
+        assert!(answer.starts_with("HTTP/1.1 401 "), "the first answer should be a 401: {answer}");
     }
     // A client that sends its body without waiting receives the 401 as well.
     let large = vec![0; 5 << 20];
@@ -112,14 +114,17 @@ async fn each_client_key_has_its_own_rate_limit() {
     let answer = upload("first-client-key").await;
     assert_problem(&answer, 429, "rate_limited");
     let seconds: u64 = answer.header("retry-after").parse().unwrap();
-    assert!((15..=20).contains(&seconds), "a third of a minute, or a little less: {seconds} s");
+    assert!(
+        (15..=20).contains(&seconds),
+        "Retry-After should be a third of a minute, or a little less: {seconds} s"
+    );
     upload("second-client-key").await.vector();
     // The limit counts pictures only.
     for _ in 0..5 {
         let key = [("authorization", "Bearer first-client-key")];
         assert_eq!(send(&app, Method::GET, "/metrics", &key).await.status, 200);
     }
-    assert_eq!(app.saved().len(), 4, "the refused picture is not saved");
+    assert_eq!(app.saved().len(), 4, "the refused picture must not be saved");
 }
 
 /// Uploads a picture with this `X-Forwarded-For`, and returns the status.
@@ -129,7 +134,7 @@ async fn upload_forwarded_for(app: &TestApp, forwarded_for: &str) -> u16 {
 }
 
 #[tokio::test]
-async fn without_keys_the_rate_limit_counts_by_the_address_from_a_trusted_proxy() {
+async fn without_keys_the_rate_limit_counts_by_the_client_address_that_a_trusted_proxy_reports() {
     let nvidia = FakeNvidia::healthy().await;
     let limit = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "2");
     let app = TestApp::builder(&nvidia)
@@ -138,13 +143,13 @@ async fn without_keys_the_rate_limit_counts_by_the_address_from_a_trusted_proxy(
         .start()
         .await;
     for (forwarded_for, status, expectation) in [
-        ("198.51.100.1", 200, "the limit allows a first picture"),
-        ("9.9.9.9, 198.51.100.1", 200, "the limit allows a second picture"),
-        ("8.8.8.8, 198.51.100.1", 429, "the entries that a client forged are ignored"),
-        ("198.51.100.2", 200, "another client has its own limit"),
-        ("2001:db8:1:2::3", 200, "the limit allows a first picture"),
-        ("2001:db8:1:2::4", 200, "the limit allows a second picture"),
-        ("2001:db8:1:2:ffff::5", 429, "an IPv6 /64 is one client"),
+        ("198.51.100.1", 200, "the first picture of a client should be accepted"),
+        ("9.9.9.9, 198.51.100.1", 200, "the second picture of a client should be accepted"),
+        ("8.8.8.8, 198.51.100.1", 429, "an entry that the client forged should be ignored"),
+        ("198.51.100.2", 200, "another client should have its own limit"),
+        ("2001:db8:1:2::3", 200, "the first picture of an IPv6 network should be accepted"),
+        ("2001:db8:1:2::4", 200, "the second picture of an IPv6 network should be accepted"),
+        ("2001:db8:1:2:ffff::5", 429, "a whole IPv6 /64 should have one limit"),
     ] {
         assert_eq!(upload_forwarded_for(&app, forwarded_for).await, status, "{expectation}");
     }
@@ -156,7 +161,7 @@ async fn without_keys_the_rate_limit_counts_by_the_address_from_a_trusted_proxy(
         assert_eq!(
             upload_forwarded_for(&app, forwarded_for).await,
             status,
-            "without trusted proxies the header is ignored"
+            "without trusted proxies the header should be ignored"
         );
     }
 }
@@ -183,12 +188,12 @@ async fn a_trusted_proxy_is_exempt_from_the_connection_limit_per_peer() {
             }
             open.push(stream);
         }
-        assert_eq!(answered, expected, "with trusted proxies {trusted}");
+        assert_eq!(answered, expected, "answered connections, with the trusted proxies {trusted}");
     }
 }
 
 #[tokio::test]
-async fn a_page_of_another_origin_is_refused_on_every_picture_route() {
+async fn a_request_from_a_page_of_another_origin_is_refused_on_every_picture_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for path in PICTURE_ROUTES {
@@ -213,7 +218,10 @@ async fn a_page_of_another_origin_is_refused_on_every_picture_route() {
             &[],
         ] {
             let answer = send(&app, Method::POST, path, headers).await;
-            assert_eq!(answer.status, 422, "the origin is allowed, and the empty body is refused");
+            assert_eq!(
+                answer.status, 422,
+                "the origin should be accepted, and the empty body refused"
+            );
         }
     }
     let preflight = [("origin", "https://evil.example"), ("access-control-request-method", "POST")];
@@ -268,7 +276,7 @@ async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers()
 }
 
 #[tokio::test]
-async fn the_log_contains_the_client_address_from_a_trusted_proxy() {
+async fn the_log_contains_the_client_address_that_a_trusted_proxy_reports() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child =
@@ -286,7 +294,7 @@ async fn the_log_contains_the_client_address_from_a_trusted_proxy() {
 }
 
 #[tokio::test]
-async fn a_page_under_an_unknown_host_name_shows_a_warning_and_its_uploads_are_refused() {
+async fn under_an_unknown_host_name_the_home_page_shows_a_warning_and_its_uploads_are_refused() {
     const HOST: &str = "evil.example:8000";
     const FROM_PAGE: [(&str, &str); 2] =
         [("origin", "http://evil.example:8000"), ("sec-fetch-site", "same-origin")];
@@ -309,7 +317,7 @@ async fn a_page_under_an_unknown_host_name_shows_a_warning_and_its_uploads_are_r
     assert!(home_page(&app).await.contains(&format!("data-unknown-host=\"{HOST}\"")));
     assert!(
         app.get("/").await.text().contains("data-unknown-host=\"\""),
-        "there is no warning if the host is an IP address"
+        "there should be no warning if the host is an IP address"
     );
     assert_eq!(nvidia.count(), 0);
     upload(&app, &[]).await.vector();

@@ -38,7 +38,8 @@ impl Trap {
         Self { port, connections }
     }
 
-    /// Asserts that nobody has connected. Then connects, to check that the trap counts connections.
+    /// Asserts that nobody has connected. Then connects itself, to check that the trap counts
+    /// connections.
     async fn assert_no_connection(&self) {
         assert_eq!(self.connections.load(Ordering::SeqCst), 0);
         for host in ["127.0.0.1", "::1"] {
@@ -50,7 +51,7 @@ impl Trap {
     }
 }
 
-/// URLs with every spelling of an address that leads to this machine.
+/// URLs that lead to this machine, with its address in many spellings.
 fn urls_of_this_machine(port: u16) -> Vec<String> {
     [
         "127.0.0.1",
@@ -99,7 +100,7 @@ fn assert_denied(answer: &Answer, url: &str) {
 }
 
 #[tokio::test]
-async fn no_spelling_of_this_machines_address_is_connected_to() {
+async fn no_connection_is_made_to_this_machine_however_the_url_spells_its_address() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", trap.port).start().await;
@@ -114,7 +115,7 @@ async fn no_spelling_of_this_machines_address_is_connected_to() {
 }
 
 #[tokio::test]
-async fn no_redirect_leads_to_this_machine() {
+async fn no_redirect_to_this_machine_is_followed() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     // `/302?http://…` redirects to the URL. `/301/302?http://…` redirects to `/302?http://…`.
@@ -165,9 +166,10 @@ async fn a_host_name_that_resolves_differently_each_time_reaches_no_denied_addre
         .setting("IMAGESVC_FETCH_PORTS", trap.port)
         .setting("IMAGESVC_FETCH_ALLOW", format!("{allowed}/32"))
         .lookup(move |_| {
-            let is_first_of_two = lookups.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+            // The look-ups return the allowed and the denied address in turn.
+            let is_even = lookups.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
             let denied = Ipv4Addr::LOCALHOST;
-            Ok(vec![IpAddr::from(if is_first_of_two { allowed } else { denied })])
+            Ok(vec![IpAddr::from(if is_even { allowed } else { denied })])
         })
         .start()
         .await;
@@ -176,7 +178,7 @@ async fn a_host_name_that_resolves_differently_each_time_reaches_no_denied_addre
         match app.by_url(&format!("http://rebinding.example:{}/", trap.port)).await.status {
             415 => fetches += 1,
             403 => denials += 1,
-            status => panic!("{status}"),
+            status => panic!("unexpected status {status}"),
         }
     }
     assert_eq!((fetches, denials), (500, 500));
@@ -230,7 +232,7 @@ async fn proxy_variables_in_the_environment_are_ignored() {
 }
 
 #[tokio::test]
-async fn outside_of_sandbox_mode_the_services_own_port_is_denied() {
+async fn outside_of_sandbox_mode_the_port_of_the_service_itself_is_denied() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let port = app.address.port();
@@ -239,5 +241,8 @@ async fn outside_of_sandbox_mode_the_services_own_port_is_denied() {
         assert_problem(&answer, 403, "url_not_allowed");
     }
     let metrics = app.get("/metrics").await.text();
-    assert!(!metrics.contains("route=\"/health\""), "the route was never called: {metrics}");
+    assert!(
+        !metrics.contains("route=\"/health\""),
+        "the service should make no request to itself: {metrics}"
+    );
 }

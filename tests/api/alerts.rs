@@ -1,5 +1,5 @@
-//! Runs promtool, Prometheus' own tool, on the metrics of a real service: it evaluates the alert
-//! rules of `docs/operating.md`, and checks both formats of the metrics.
+//! Runs promtool, a tool of Prometheus, on the metrics of a real service. promtool evaluates the
+//! alert rules of `docs/operating.md`, and checks both formats of the metrics.
 
 use std::{
     collections::BTreeMap,
@@ -15,14 +15,14 @@ use crate::support::{
     metric, picture_number, tiny,
 };
 
-/// The alert rules of `docs/operating.md`, in its first block of YAML.
+/// The alert rules of `docs/operating.md`. They are its first block of YAML.
 fn rules() -> String {
     let blocks = Document::read("docs/operating.md").blocks();
     blocks.into_iter().find(|block| block.language == "yaml").unwrap().text
 }
 
-/// Runs promtool with `input` as its standard input. Returns `None` if promtool is not installed, and
-/// its output if it reports a problem.
+/// Runs promtool with `input` as its standard input. Returns `None` if promtool is not installed. If
+/// promtool reports a problem, the error is its output.
 fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     let tool = Command::new("promtool")
         .args(arguments)
@@ -31,7 +31,7 @@ fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
         .stderr(Stdio::piped())
         .spawn();
     let Ok(mut tool) = tool else {
-        assert!(std::env::var_os("CI").is_none(), "CI must have promtool");
+        assert!(std::env::var_os("CI").is_none(), "in CI, promtool must be installed");
         println!("skipped: there is no promtool on this machine (Debian's package prometheus)");
         return None;
     };
@@ -46,15 +46,17 @@ fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     Some(if output.status.success() && has_no_warning { Ok(()) } else { Err(printed) })
 }
 
-/// Parses the text of `/metrics` into the values by series.
+/// Parses the text of `/metrics`. Returns the value of each series.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
-    let samples = lines.map(|line| line.rsplit_once(' ').unwrap());
-    samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
+    let pairs = lines.map(|line| line.rsplit_once(' ').unwrap());
+    pairs.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
 }
 
-/// One case for `promtool test rules`. `series` has a value per minute, in promtool's notation.
-/// `expected` lists times, and whether the alert fires then.
+/// One case for `promtool test rules`. `series` contains the values of each series, one per minute,
+/// in promtool's notation: `3x4` is 3 and four repetitions, `3+2x4` is 3 and four increments by 2,
+/// and `_x5` is five missing values. `expected` lists points in time, and whether the alert fires
+/// then.
 fn case(series: &BTreeMap<String, String>, alert: &str, expected: &[(&str, bool)]) -> Value {
     let series: Vec<_> =
         series.iter().map(|(name, values)| json!({ "series": name, "values": values })).collect();
@@ -68,7 +70,7 @@ fn case(series: &BTreeMap<String, String>, alert: &str, expected: &[(&str, bool)
     json!({ "interval": "1m", "input_series": series, "alert_rule_test": tests })
 }
 
-/// Asserts that the alerts fire as the cases expect.
+/// Asserts that each alert fires, or does not fire, as the cases expect.
 fn assert_alerts(cases: &[Value]) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("rules.yml"), rules()).unwrap();
@@ -82,21 +84,21 @@ fn assert_alerts(cases: &[Value]) {
     }
 }
 
-/// Makes series from two scrapes: the values of the first for five minutes, then those of the second
-/// for an hour.
-fn step(before: &str, after: &str) -> BTreeMap<String, String> {
+/// Makes series from two scrapes. They have the values of the first scrape for five minutes, then
+/// those of the second for an hour.
+fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
     let series = samples(after).into_iter().map(|(series, after)| {
-        // `_` stands for no value: the first scrape may lack the series.
+        // The first scrape may lack the series.
         let start = before.get(&series).map_or("_x5".to_owned(), |before| format!("{before}x4"));
         (series, format!("{start} {after}x60"))
     });
     series.collect()
 }
 
-/// Makes series from two scrapes. They start with the values of the first, and grow by the difference
-/// every minute.
-fn slope(before: &str, after: &str) -> BTreeMap<String, String> {
+/// Makes series from two scrapes. They start with the values of the first scrape. Every minute they
+/// grow by the difference between the two scrapes.
+fn growing_series(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
     let series = samples(after).into_iter().map(|(series, after)| {
         let before = before.get(&series).copied().unwrap_or(0.0);
@@ -106,11 +108,11 @@ fn slope(before: &str, after: &str) -> BTreeMap<String, String> {
 }
 
 #[tokio::test]
-async fn the_series_that_alerts_use_start_at_zero() {
+async fn the_counters_that_alerts_use_start_at_zero() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let samples = samples(&app.get("/metrics").await.text());
-    let assert_zero = |series: String| assert_eq!(samples.get(&series), Some(&0.0), "{series}");
+    let values = samples(&app.get("/metrics").await.text());
+    let assert_zero = |series: String| assert_eq!(values.get(&series), Some(&0.0), "{series}");
     for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
         for status in [200, 422, 500, 502, 503, 504, 507] {
             assert_zero(format!(
@@ -134,12 +136,16 @@ async fn the_series_that_alerts_use_start_at_zero() {
             ));
         }
     }
-    assert!(samples["imagesvc_downloads_free_bytes"] > 0.0);
-    assert_eq!(rules().matches("- alert:").count(), 3, "this test knows every alert's series");
+    assert!(values["imagesvc_downloads_free_bytes"] > 0.0);
+    assert_eq!(
+        rules().matches("- alert:").count(),
+        3,
+        "this test must check the series of every alert"
+    );
 }
 
 #[tokio::test]
-async fn the_first_refusal_of_the_key_or_the_account_raises_the_alert() {
+async fn one_refusal_of_the_api_key_or_the_account_raises_the_key_alert() {
     for (status, picture) in [(401, ROCKET), (402, ROCKET), (403, ROCKET), (401, HUBBLE)] {
         let nvidia = FakeNvidia::replying(vec![Reply::status(status)]).await;
         let app = TestApp::start(&nvidia).await;
@@ -147,7 +153,8 @@ async fn the_first_refusal_of_the_key_or_the_account_raises_the_alert() {
         assert!(app.upload(picture, "a.jpg").await.status >= 500);
         let after = app.get("/metrics").await.text();
         let fires_for_a_while = [("4m", false), ("6m", true), ("15m", true), ("25m", false)];
-        assert_alerts(&[case(&step(&before, &after), "ImagesvcKeyRefused", &fires_for_a_while)]);
+        let series = series_with_one_change(&before, &after);
+        assert_alerts(&[case(&series, "ImagesvcKeyRefused", &fires_for_a_while)]);
     }
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
@@ -155,12 +162,13 @@ async fn the_first_refusal_of_the_key_or_the_account_raises_the_alert() {
     app.upload(ROCKET, "a.jpg").await.vector();
     let after = app.get("/metrics").await.text();
     let never_fires = [("6m", false), ("25m", false)];
-    assert_alerts(&[case(&step(&before, &after), "ImagesvcKeyRefused", &never_fires)]);
+    let series = series_with_one_change(&before, &after);
+    assert_alerts(&[case(&series, "ImagesvcKeyRefused", &never_fires)]);
 }
 
 #[tokio::test]
-async fn errors_raise_the_alert_only_if_they_are_frequent_and_lasting() {
-    // A picture's number is the status that NVIDIA replies with.
+async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() {
+    // NVIDIA refuses the pictures with the numbers 400 and 503, with these statuses.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
         503 => Reply::status(503),
@@ -183,24 +191,25 @@ async fn errors_raise_the_alert_only_if_they_are_frequent_and_lasting() {
     let never_fires = [("15m", false), ("30m", false)];
     let fires_later = [("5m", false), ("30m", true)];
     assert_alerts(&[
-        case(&slope(&start, &no_error), "ImagesvcFailing", &never_fires),
+        case(&growing_series(&start, &no_error), "ImagesvcFailing", &never_fires),
         // one error in 32 requests
-        case(&slope(&start, &one_error), "ImagesvcFailing", &never_fires),
+        case(&growing_series(&start, &one_error), "ImagesvcFailing", &never_fires),
         // three errors in 34 requests
-        case(&slope(&start, &three_errors), "ImagesvcFailing", &fires_later),
+        case(&growing_series(&start, &three_errors), "ImagesvcFailing", &fires_later),
         // nothing but errors
-        case(&slope(&no_error, &one_error), "ImagesvcFailing", &fires_later),
+        case(&growing_series(&no_error, &one_error), "ImagesvcFailing", &fires_later),
     ]);
 }
 
 #[tokio::test]
-async fn a_disk_that_will_be_full_within_days_raises_the_alert() {
+async fn a_disk_that_will_be_full_within_four_days_raises_the_disk_alert() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let name = "imagesvc_downloads_free_bytes";
     assert!(samples(&app.get("/metrics").await.text()).contains_key(name));
     let free_space = |values: &str| BTreeMap::from([(name.to_owned(), values.to_owned())]);
-    // The free space shrinks by one gigabyte per hour, which is 96 in four days.
+    // The free space shrinks by one gigabyte per hour, which is 96 GB in four days. The rule
+    // computes this trend from the last day.
     let shrinking = |gigabytes: u64| {
         free_space(&format!("{}-{}x1800", gigabytes * 1_000_000_000, 1_000_000_000 / 60))
     };
@@ -214,7 +223,7 @@ async fn a_disk_that_will_be_full_within_days_raises_the_alert() {
 
 #[tokio::test]
 async fn both_metrics_formats_contain_the_same_samples_and_promtool_accepts_them() {
-    let nvidia = FakeNvidia::healthy_except(|_| None).await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let scrape_as_prometheus_text = async || {
         let request = app.client.get(app.url("/metrics")).header(ACCEPT, "text/plain");

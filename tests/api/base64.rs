@@ -13,7 +13,7 @@ async fn post(app: &TestApp, body: impl Into<Vec<u8>>) -> Answer {
 }
 
 #[tokio::test]
-async fn the_python_services_example_works_with_wrapped_lines_and_without_a_content_type() {
+async fn the_example_of_the_python_service_works_with_wrapped_lines_and_the_content_type_of_curl() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
@@ -32,7 +32,7 @@ async fn the_python_services_example_works_with_wrapped_lines_and_without_a_cont
 }
 
 #[tokio::test]
-async fn bodies_are_accepted_as_mobile_clients_write_them() {
+async fn bodies_written_by_mobile_and_browser_clients_are_accepted() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
@@ -48,7 +48,7 @@ async fn bodies_are_accepted_as_mobile_clients_write_them() {
             r#"{{"image_base64":"{}"}}"#,
             text.replace('+', "-").replace('/', "_").trim_end_matches('=')
         ),
-        // blanks and surplus padding, as from a template
+        // spaces and surplus padding, such as a client's string template may add
         format!(r#"{{"image_base64":" data:image/jpeg;base64, {text}== "}}"#),
         // a byte order mark
         format!("\u{feff}{{\"image_base64\":\"{text}\"}}"),
@@ -61,10 +61,10 @@ async fn bodies_are_accepted_as_mobile_clients_write_them() {
 }
 
 #[tokio::test]
-async fn text_that_is_not_base64_is_refused() {
+async fn an_empty_or_invalid_base64_text_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    for (text, reason) in [
+    for (text, word) in [
         ("", "empty"),
         ("data:image/png;base64,", "empty"),
         ("data:image/png;base64", "comma"),
@@ -76,13 +76,13 @@ async fn text_that_is_not_base64_is_refused() {
     ] {
         let answer = post(&app, json!({ "image_base64": text }).to_string()).await;
         let problem = assert_problem(&answer, 400, "invalid_base64");
-        assert!(problem["detail"].as_str().unwrap().contains(reason), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(word), "{problem}");
     }
     assert!(app.saved().is_empty());
 }
 
 #[tokio::test]
-async fn the_error_for_a_malformed_body_reports_the_field() {
+async fn the_error_for_a_malformed_body_contains_an_error_type_and_the_field() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (body, field, error_type) in [

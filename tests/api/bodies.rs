@@ -16,7 +16,7 @@ use crate::support::{
 /// The size limit of a picture in [`start_limited`].
 const MAX_PICTURE_BYTES: usize = 1 << 20;
 
-/// A body that is too large for each route: its path, content type and body. On the upload and the
+/// For each route: its path, a content type, and a body that is too large. On the upload and the
 /// Base64 route, the picture has one byte too many.
 fn too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
     let picture = [ROCKET, &vec![0; MAX_PICTURE_BYTES + 1 - ROCKET.len()]].concat();
@@ -36,13 +36,13 @@ async fn start_limited(nvidia: &FakeNvidia) -> TestApp {
 #[derive(Clone, Copy, Debug)]
 enum DeclaredLength {
     Exact,
-    /// Ten gigabytes, of which the client sends only the body.
+    /// The client declares ten gigabytes, but sends only the body.
     TooLong,
     /// The client declares no length, and sends the body in chunks.
     Chunked,
 }
 
-/// Sends a whole request before it reads anything, then reads until the connection closes.
+/// Sends a whole request without reading anything. Then reads until the connection closes.
 async fn send_then_read(
     address: SocketAddr,
     route: &str,
@@ -82,7 +82,7 @@ async fn send_then_read(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_reads_only_after_sending_always_receives_the_413() {
+async fn a_client_that_reads_only_after_sending_a_body_that_is_too_large_always_receives_the_413() {
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
@@ -98,7 +98,7 @@ async fn a_client_that_reads_only_after_sending_always_receives_the_413() {
             assert_eq!(
                 answer.matches("HTTP/1.1").count(),
                 1,
-                "the body is never parsed as a request"
+                "the body must not be parsed as a request"
             );
         }
     }
@@ -106,7 +106,7 @@ async fn a_client_that_reads_only_after_sending_always_receives_the_413() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reqwest_always_receives_the_413() {
+async fn reqwest_always_receives_the_413_for_a_body_that_is_too_large() {
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
@@ -127,7 +127,7 @@ async fn reqwest_always_receives_the_413() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn curl_always_receives_the_413() {
+async fn curl_always_receives_the_413_for_a_body_that_is_too_large() {
     if is_missing("curl") {
         return;
     }
@@ -137,8 +137,8 @@ async fn curl_always_receives_the_413() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &body).unwrap();
         for round in 0..100 {
-            // Without and with `Expect: 100-continue`, which curl sends by itself for large bodies.
-            // Each with a `Content-Length` and in chunks.
+            // With a `Content-Length` or in chunks, and with `Expect: 100-continue` or without.
+            // curl adds that header to a large body, unless `-H Expect:` removes it.
             let headers: &[&str] = match round % 4 {
                 0 => &["-H", "Expect:"],
                 1 => &["-H", "Transfer-Encoding: chunked", "-H", "Expect:"],
@@ -161,7 +161,7 @@ async fn curl_always_receives_the_413() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_100_continue_receives_the_413_at_once() {
+async fn a_client_that_waits_for_100_continue_receives_the_413_for_a_large_body_at_once() {
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
@@ -173,7 +173,7 @@ async fn a_client_that_waits_for_100_continue_receives_the_413_at_once() {
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        // The service closes the connection at once. It does not first drain it for five seconds.
+        // The service closes the connection at once, without waiting for the body.
         timeout(Duration::from_secs(3), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         assert!(answer.contains("connection: close"), "{answer}");
@@ -196,14 +196,14 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
         stream.read_to_string(&mut answers).await.unwrap();
         assert!(
             !answers.contains("openmetrics"),
-            "the smuggled request is not answered: {answers}"
+            "the smuggled request must not be answered: {answers}"
         );
         assert!(answers.matches("HTTP/1.1 ").count() <= 2, "{answers}");
     }
 }
 
 #[tokio::test]
-async fn a_misbehaving_picture_host_is_stopped_by_the_deadline_or_the_limit() {
+async fn a_fetch_from_a_misbehaving_picture_host_ends_with_an_error() {
     let ok_and = |rest: &[u8]| [b"HTTP/1.1 200 OK\r\n", rest].concat();
     for (reply, status, code) in [
         (Reply::Hang, 504, "download_timeout"),
@@ -253,7 +253,7 @@ async fn a_client_that_does_not_wait_for_100_continue_always_receives_the_refusa
                     body.len()
                 );
                 stream.write_all(head.as_bytes()).await.unwrap();
-                // Waits for the answer. By now the service has shut down its side of the connection.
+                // Waits for the answer. After it, the service sends nothing more on this connection.
                 stream.readable().await.unwrap();
                 for piece in body.chunks(64 * 1024) {
                     stream.write_all(piece).await.unwrap();

@@ -8,7 +8,7 @@ use std::{
 
 use crate::support::{FakeNvidia, Reply};
 
-/// Runs the program in a folder, with only these settings.
+/// Runs the program in a folder, with these settings and no reserve of disk space.
 fn run<V: AsRef<OsStr>>(
     folder: &Path,
     arguments: &[&str],
@@ -38,7 +38,7 @@ fn if_nothing_is_wrong_each_check_prints_one_line_and_the_exit_code_is_0() {
         "{text}"
     );
     assert!(text.contains("can be listened on"), "{text}");
-    assert!(!folder.path().join("downloads").exists(), "the check creates no folder");
+    assert!(!folder.path().join("downloads").exists(), "the check must create no folder");
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn each_failed_check_prints_what_to_do_and_the_exit_code_is_1() {
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("FAULT folder") && text.contains("its owner"), "{text}");
     assert!(text.contains("FAULT dns") && text.contains("/etc/resolv.conf"), "{text}");
-    assert!(!text.contains("planted"), "the key is not printed");
+    assert!(!text.contains("planted"), "the key must not be printed");
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn unresolvable_hosts_and_missing_certificates_are_reported() {
 }
 
 #[test]
-fn invalid_settings_exit_with_2() {
+fn with_invalid_settings_the_exit_code_is_2() {
     let folder = tempfile::tempdir().unwrap();
     let output = run(folder.path(), &["check"], [("IMAGESVC_PORT", "many")]);
     assert_eq!(output.status.code(), Some(2));
@@ -99,18 +99,23 @@ fn invalid_settings_exit_with_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_live_check_makes_one_paid_call_and_reports_its_error() {
+async fn with_live_the_check_makes_one_paid_call_and_reports_an_error_of_that_call() {
     let folder = tempfile::tempdir().unwrap();
     let nvidia = FakeNvidia::healthy().await;
     let output = run(folder.path(), &["check"], nvidia.settings());
-    assert_eq!(nvidia.lines().len(), 0, "without --live no call is made: {}", stdout(&output));
+    assert_eq!(
+        nvidia.lines().len(),
+        0,
+        "without --live, no call should be made: {}",
+        stdout(&output)
+    );
     let output = run(folder.path(), &["check", "--live"], nvidia.settings());
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
     assert!(stdout(&output).contains("an embedding was computed in"));
     assert_eq!(nvidia.lines().len(), 1);
 
-    let refusing = FakeNvidia::replying(vec![Reply::status(401)]).await;
-    let output = run(folder.path(), &["check", "--live"], refusing.settings());
+    let refusing_nvidia = FakeNvidia::replying(vec![Reply::status(401)]).await;
+    let output = run(folder.path(), &["check", "--live"], refusing_nvidia.settings());
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout(&output).contains("renew NVIDIA_API_KEY"), "{}", stdout(&output));
 }

@@ -1,7 +1,7 @@
 //! Runs the commands of all Markdown pages, and compares the answers with those in the README.
 //!
-//! Commands are in blocks that are fenced as `bash`. A fence that goes on with `not run here: ` and a
-//! reason marks a block that is only checked for syntax.
+//! Commands are in blocks that are fenced as `bash`. If the opening fence also contains
+//! `not run here: ` and a reason, only the syntax of the block is checked.
 
 use std::{
     os::unix::fs::{PermissionsExt, symlink},
@@ -22,7 +22,8 @@ use crate::support::{
 const OTHER_LANGUAGES: [&str; 9] =
     ["ini", "js", "json", "kotlin", "python", "swift", "text", "xml", "yaml"];
 
-/// Stands in for Cargo: runs the program that the tests have built. `cargo run` would build another.
+/// A script in place of Cargo. For `cargo run`, it runs the program that was built for the tests;
+/// Cargo would build another one.
 const FAKE_CARGO: &str = "#!/bin/sh
 [ \"$1\" = run ] || exit 64
 while [ \"$#\" -gt 0 ] && [ \"$1\" != -- ]; do shift; done
@@ -34,7 +35,7 @@ exec \"$PROGRAM\" \"$@\"
 struct Environment {
     folder: TempDir,
     sandbox: Child,
-    /// The variable `PATH`, which leads to [`FAKE_CARGO`] first.
+    /// The value of the variable `PATH`. Its first folder contains [`FAKE_CARGO`].
     path: String,
 }
 
@@ -44,8 +45,8 @@ impl Environment {
         let at = |name: &str| folder.path().join(name);
         symlink(root().join("tests"), at("tests")).unwrap();
         // The README's commands send this picture.
-        let small = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(80, 80);
-        small.save(at("image.png")).unwrap();
+        let thumbnail = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(80, 80);
+        thumbnail.save(at("image.png")).unwrap();
         // Makes curl fail if the service answers with an error.
         std::fs::write(at(".curlrc"), "fail-with-body\n").unwrap();
         std::fs::create_dir(at("bin")).unwrap();
@@ -59,7 +60,7 @@ impl Environment {
     /// Runs a block of commands in a shell, and returns its standard output.
     fn run(&self, block: &Block) -> String {
         let Block { place, text, .. } = block;
-        assert!(!text.contains("sudo "), "{place}: tests do not change the machine");
+        assert!(!text.contains("sudo "), "{place}: a test must not change the machine");
         // `imagesvc embed` caches vectors there.
         let cache = self.folder.path().join(".cache");
         let variables = [
@@ -68,7 +69,8 @@ impl Environment {
             ("XDG_CACHE_HOME", cache.to_str().unwrap()),
         ];
         if text.trim_end().ends_with("--sandbox") {
-            // This starts another service, which needs its own folder and runs until it is dropped.
+            // This command starts another service, which needs its own folder. The service is
+            // stopped as soon as it listens.
             let folder = tempfile::tempdir().unwrap();
             Child::start_in_shell(text.trim_end(), folder.path(), &variables);
             return String::new();
@@ -98,9 +100,12 @@ fn every_fenced_block_is_bash_or_in_a_language_without_commands() {
     for page in Document::all() {
         for Block { place, language, not_run, text } in page.blocks() {
             let is_known = language == "bash" || OTHER_LANGUAGES.contains(&language.as_str());
-            assert!(is_known, "{place}: commands are fenced as bash, not as {language:?}");
-            let may_have_note = language == "bash";
-            assert!(not_run.is_none() || may_have_note, "{place}: only commands have a note");
+            assert!(is_known, "{place}: commands must be fenced as bash, not as {language:?}");
+            let may_be_marked = language == "bash";
+            assert!(
+                not_run.is_none() || may_be_marked,
+                "{place}: only commands may be marked as not run"
+            );
             if language == "json" {
                 let parsed = serde_json::from_str::<Value>(&text);
                 assert!(parsed.is_ok(), "{place}: {parsed:?}");
@@ -110,7 +115,7 @@ fn every_fenced_block_is_bash_or_in_a_language_without_commands() {
 }
 
 #[test]
-fn every_command_on_a_page_works_as_pasted_unless_it_is_marked_as_not_run() {
+fn every_command_on_a_markdown_page_works_unless_it_is_marked_as_not_run() {
     if is_missing("curl") {
         return;
     }
@@ -124,7 +129,7 @@ fn every_command_on_a_page_works_as_pasted_unless_it_is_marked_as_not_run() {
             count += 1;
         }
     }
-    assert!(count >= 8, "only {count} blocks were run");
+    assert!(count >= 8, "at least 8 blocks should be run, not {count}");
 }
 
 /// Asserts that a shell can parse a block. Runs nothing.
@@ -135,17 +140,18 @@ fn assert_valid_syntax(block: &Block) {
 }
 
 #[test]
-fn the_calls_in_the_readme_return_the_answers_that_it_shows() {
+fn the_calls_in_the_readme_return_the_answers_that_the_readme_shows() {
     if is_missing("curl") {
         return;
     }
     let environment = Environment::new();
     let readme = Document::read(Path::new("README.md"));
-    let shown = readme.text.lines().filter(|line| line.starts_with("{\"status\":\"success\""));
+    let shown_lines =
+        readme.text.lines().filter(|line| line.starts_with("{\"status\":\"success\""));
     // The README shortens each vector to its first numbers and `,…`.
     let shown: Vec<Value> =
-        shown.map(|line| serde_json::from_str(&line.replace(",…", "")).unwrap()).collect();
-    assert_eq!(shown.len(), 2, "the README shows the answers to its first two calls");
+        shown_lines.map(|line| serde_json::from_str(&line.replace(",…", "")).unwrap()).collect();
+    assert_eq!(shown.len(), 2, "the README should show the answers to its first two calls");
     let is_call =
         |block: &Block| block.not_run.is_none() && block.text.contains("/vectorize-image");
     let calls: Vec<_> = command_blocks(&readme).filter(is_call).collect();
@@ -157,13 +163,14 @@ fn the_calls_in_the_readme_return_the_answers_that_it_shows() {
         assert_eq!(vector.len(), 1536);
         assert!(vector.iter().all(|number| number.as_f64().is_some_and(f64::is_finite)));
         if let Some(shown) = shown.get(n) {
-            assert_shows(shown, &answer);
+            assert_same_answer(shown, &answer);
         }
     }
 }
 
-/// Asserts that the README's answer equals the service's, except for what differs from run to run.
-fn assert_shows(shown: &Value, answer: &Value) {
+/// Asserts that an answer in the README equals the service's answer, except for the fields that
+/// differ from run to run.
+fn assert_same_answer(shown: &Value, answer: &Value) {
     for field in [
         "content_type",
         "width",
@@ -182,6 +189,6 @@ fn assert_shows(shown: &Value, answer: &Value) {
     };
     for (shown, actual) in numbers(shown).into_iter().zip(numbers(answer)) {
         // The sandbox computes square roots, whose last digits differ from machine to machine.
-        assert!((shown - actual).abs() < 1e-5, "{shown} {actual}");
+        assert!((shown - actual).abs() < 1e-5, "the number should be {shown}, not {actual}");
     }
 }

@@ -1,5 +1,5 @@
-//! The OpenAPI document matches a snapshot, and each route returns exactly the errors that the document
-//! lists for it.
+//! The OpenAPI document matches a snapshot, and each picture route returns exactly the errors that
+//! the document lists for the route.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -64,7 +64,7 @@ impl Route {
     }
 }
 
-/// The statuses and codes of the errors that the document lists for an operation.
+/// The statuses and codes of the errors that the OpenAPI document lists for an operation.
 fn documented_errors(operation: &Value) -> BTreeSet<(u16, String)> {
     let responses = operation["responses"].as_object().unwrap();
     let errors = responses.iter().filter(|(status, _)| *status != "200");
@@ -81,50 +81,50 @@ fn documented_errors(operation: &Value) -> BTreeSet<(u16, String)> {
 /// How a test provokes an error.
 struct Scenario {
     settings: Vec<(&'static str, &'static str)>,
-    /// Changes values of the configuration for which there is no setting.
+    /// Changes values of the configuration that have no setting of their own.
     configure: fn(&mut Config),
-    nvidias_reply: Reply,
+    nvidia_reply: Reply,
     stimulus: Stimulus,
 }
 
-/// What a test sends to provoke an error. On a route that a stimulus is not for, the test sends a
-/// picture.
+/// What a test sends to provoke an error. If a stimulus does not apply to a route, the test sends a
+/// picture instead.
 enum Stimulus {
     Picture(Vec<u8>),
     /// A picture with an additional header.
     WithHeader(&'static str, &'static str),
-    /// The same picture, this many times at once.
+    /// The same picture in this many concurrent requests.
     Concurrent(usize),
     /// A body that no route accepts.
     Malformed,
     /// A body that stops halfway.
     HalfBody,
-    /// A picture, after which the service is told to stop.
+    /// A picture. The service is stopped while the picture waits for NVIDIA.
     ThenStop,
-    /// A picture, after the folder for incoming files was moved away.
+    /// A picture, sent after the folder for incoming files was moved away.
     FolderGone,
     /// This URL, for the URL route. `{hanging}` stands for the URL of a host that never replies.
     Url(&'static str),
     /// A text that is not Base64, for the routes that take Base64.
     InvalidBase64,
-    /// A picture with this field beside it, on the route for batches.
+    /// A body with this additional field, for the route for batches.
     BatchField(&'static str, Value),
 }
 
-/// How to provoke this error.
+/// The scenario that provokes this error.
 fn scenario(code: Code) -> Scenario {
     let picture = || Stimulus::Picture(ROCKET.to_vec());
-    let replying = |nvidias_reply, stimulus| Scenario {
+    let replying = |nvidia_reply, stimulus| Scenario {
         settings: vec![],
         configure: |_| {},
-        nvidias_reply,
+        nvidia_reply,
         stimulus,
     };
     let healthy = |stimulus| replying(embedding(), stimulus);
     let refusing = |status| replying(Reply::status(status), picture());
-    let with_setting = |setting, nvidias_reply, stimulus| Scenario {
+    let with_setting = |setting, nvidia_reply, stimulus| Scenario {
         settings: vec![setting],
-        ..replying(nvidias_reply, stimulus)
+        ..replying(nvidia_reply, stimulus)
     };
     match code {
         Code::ValidationFailed => healthy(Stimulus::Malformed),
@@ -182,13 +182,14 @@ fn scenario(code: Code) -> Scenario {
         Code::StorageFailed => healthy(Stimulus::FolderGone),
         Code::UnsupportedParameter => healthy(Stimulus::BatchField("dimensions", json!(512))),
         Code::ModelNotFound => healthy(Stimulus::BatchField("model", json!("gpt-4"))),
-        // A picture route does not return the first two for a POST, and only a bug causes the third.
-        // So these requests succeed.
+        // Picture routes do not return the first two of these errors for a POST, and only a bug
+        // causes the third. So the scenario is a request that succeeds.
         Code::NotFound | Code::MethodNotAllowed | Code::Internal => healthy(picture()),
     }
 }
 
-/// A request that sends a picture by a route. The URL route gets it from the picture server.
+/// A request that sends a picture to a route. For the URL route, the service fetches the picture
+/// from `picture_server`.
 fn request(
     app: &TestApp,
     route: Route,
@@ -210,7 +211,7 @@ fn request(
 /// Runs the scenario for an error on a route. Returns the status and code of the answer, or `None`
 /// if the answer is a success.
 async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
-    let Scenario { settings, configure, nvidias_reply, stimulus } = scenario(code);
+    let Scenario { settings, configure, nvidia_reply, stimulus } = scenario(code);
     let picture = match &stimulus {
         Stimulus::Picture(picture) => picture.clone(),
         _ => ROCKET.to_vec(),
@@ -221,7 +222,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         _ => Reply::new(200, &[], &served),
     })
     .await;
-    let nvidia = FakeNvidia::replying(vec![nvidias_reply]).await;
+    let nvidia = FakeNvidia::replying(vec![nvidia_reply]).await;
     let app = TestApp::builder(&nvidia)
         .may_fetch_from(&picture_server)
         .settings(&settings)
@@ -270,10 +271,10 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             std::fs::rename(&incoming, app.folder().join("gone")).unwrap();
             app.send(picture_request()).await
         }
-        Stimulus::Url(address) if matches!(route, Route::Url | Route::Batch) => {
-            let address = address.replace("{hanging}", &picture_server.url("/hangs"));
+        Stimulus::Url(url) if matches!(route, Route::Url | Route::Batch) => {
+            let url = url.replace("{hanging}", &picture_server.url("/hangs"));
             let field = if route == Route::Url { "image_url" } else { "input" };
-            app.send(post(json!({ field: address }).to_string())).await
+            app.send(post(json!({ field: url }).to_string())).await
         }
         Stimulus::InvalidBase64 if matches!(route, Route::Base64 | Route::Batch) => {
             let field = if route == Route::Base64 { "image_base64" } else { "input" };
@@ -290,12 +291,14 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         return None;
     }
     let code = answer.json()["code"].as_str().unwrap().to_owned();
-    assert_problem(&answer, answer.status, &code);
+    let problem = assert_problem(&answer, answer.status, &code);
+    let openai_code = (route == Route::Batch).then_some(code.as_str());
+    assert_eq!(problem["error"]["code"].as_str(), openai_code, "{problem}");
     Some((answer.status, code))
 }
 
 #[tokio::test]
-async fn the_routes_for_models_return_the_errors_that_the_document_lists_for_them() {
+async fn the_openapi_document_lists_exactly_the_errors_of_the_model_routes() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "key").start().await;
     let document = document().await;
@@ -318,7 +321,7 @@ async fn the_routes_for_models_return_the_errors_that_the_document_lists_for_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_route_returns_exactly_the_errors_that_the_document_lists_for_it() {
+async fn the_openapi_document_lists_exactly_the_errors_of_each_picture_route() {
     let document = document().await;
     for route in Route::ALL {
         let documented = documented_errors(&document["paths"][route.path()]["post"]);
@@ -326,25 +329,28 @@ async fn each_route_returns_exactly_the_errors_that_the_document_lists_for_it() 
         for code in Code::ALL {
             provoked.extend(provoke(route, *code).await);
         }
-        // Only a bug causes this error. src/web.rs tests that a panic is answered with it.
+        // Only a bug causes the error `internal`, so no scenario provokes it.
         provoked.insert((500, "internal".to_owned()));
         assert_eq!(provoked, documented, "{route:?}");
     }
 }
 
 #[tokio::test]
-async fn required_strings_have_a_minimum_length_and_the_vector_has_no_example() {
+async fn required_strings_have_a_minimum_length_and_the_vector_has_no_example_in_the_document() {
     let schemas = document().await["components"]["schemas"].take();
     for (schema, field) in [("ImageUrl", "image_url"), ("ImageBase64", "image_base64")] {
         assert_eq!(schemas[schema]["properties"][field]["minLength"], 1, "{field}");
     }
     let vector = &schemas["Answer"]["properties"]["vector"];
     assert_eq!((&vector["minItems"], &vector["maxItems"]), (&json!(1536), &json!(1536)));
-    assert!(vector.get("example").is_none(), "a valid example would need 1536 numbers: {vector}");
+    assert!(
+        vector.get("example").is_none(),
+        "the vector should have no example, which would need 1536 numbers: {vector}"
+    );
 }
 
 #[tokio::test]
-async fn the_document_describes_the_headers_and_the_client_key() {
+async fn the_openapi_document_describes_the_headers_and_the_client_key() {
     let document = document().await;
     let upload = &document["paths"]["/vectorize-image-upload"]["post"];
     let parameters: BTreeSet<_> = upload["parameters"]
@@ -369,7 +375,11 @@ async fn the_document_describes_the_headers_and_the_client_key() {
     assert_eq!(document["components"]["securitySchemes"]["key"]["scheme"], "bearer");
     assert_eq!(upload["security"], json!([{}, { "key": [] }]));
     for path in ["/health", "/ready"] {
-        assert_eq!(document["paths"][path]["get"]["security"], json!([]), "{path} needs no key");
+        assert_eq!(
+            document["paths"][path]["get"]["security"],
+            json!([]),
+            "{path} should need no key"
+        );
     }
     assert!(document["paths"]["/metrics"]["get"]["security"].is_array());
 }

@@ -30,8 +30,8 @@ fn visible_names(folder: &Path) -> Vec<String> {
     names(folder).into_iter().filter(|name| !name.starts_with('.')).collect()
 }
 
-/// Waits until a folder is empty. The service deletes the staging files of refused pictures after
-/// the answer.
+/// Waits until a folder is empty. The service deletes the staging file of a refused picture only
+/// after it has answered.
 async fn wait_until_empty(folder: &Path) {
     let empty = async {
         while !names(folder).is_empty() {
@@ -39,7 +39,11 @@ async fn wait_until_empty(folder: &Path) {
         }
     };
     let waited = tokio::time::timeout(Duration::from_secs(10), empty).await;
-    assert!(waited.is_ok(), "the folder becomes empty, but has {:?}", names(folder));
+    assert!(
+        waited.is_ok(),
+        "the folder should become empty within 10 s, but contains {:?}",
+        names(folder)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,7 +51,8 @@ async fn two_hundred_kills_leave_only_whole_files() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
-    // The first stays in memory until it is saved. The second is larger and goes to a staging file.
+    // The first picture stays in memory until it is saved. The second is larger and goes to a
+    // staging file.
     let pictures = [ROCKET.to_vec(), noise_png(400, 300)];
     let digests: HashSet<_> = pictures.iter().map(Sha256::digest).collect();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -55,7 +60,10 @@ async fn two_hundred_kills_leave_only_whole_files() {
     for _ in 0..200 {
         let child = Child::start_with(&nvidia, folder.path(), &[]);
         let leftovers = names(&downloads.join(".incoming"));
-        assert!(leftovers.is_empty(), "staging files are deleted at start: {leftovers:?}");
+        assert!(
+            leftovers.is_empty(),
+            "the service should delete staging files at start: {leftovers:?}"
+        );
         let mut uploads = JoinSet::new();
         for n in 0..6 {
             let request = child.upload_request(&client, &pictures[n % 2]);
@@ -67,18 +75,22 @@ async fn two_hundred_kills_leave_only_whole_files() {
         while uploads.join_next().await.is_some() {}
     }
     let saved = visible_names(&downloads);
-    assert!(saved.len() > 20, "many kills come after a save: {} are saved", saved.len());
+    assert!(
+        saved.len() > 20,
+        "some kills should come after a save, but {} files exist",
+        saved.len()
+    );
     for name in saved {
         let bytes = std::fs::read(downloads.join(&name)).unwrap();
         assert!(
             digests.contains(&Sha256::digest(&bytes)),
-            "{name} with {} bytes is a whole picture",
+            "{name} with {} bytes should be a whole picture",
             bytes.len()
         );
     }
 }
 
-/// A small file system. It is unmounted when it is dropped.
+/// A small file system. It is unmounted when this value is dropped.
 struct SmallDisk {
     mount_point: tempfile::TempDir,
 }
@@ -137,7 +149,7 @@ async fn on_a_full_disk_uploads_are_refused_and_leave_no_files() {
     }
     assert!(
         saved_count > 2 && refused_count > 2,
-        "{saved_count} pictures are saved, {refused_count} are refused"
+        "saved: {saved_count}, refused: {refused_count}; both should be more than 2"
     );
     let downloads = disk.downloads();
     wait_until_empty(&downloads.join(".incoming")).await;
@@ -150,8 +162,8 @@ async fn on_a_full_disk_uploads_are_refused_and_leave_no_files() {
 /// The disk space that the service must leave free in the tests below, in bytes.
 const RESERVE: u64 = 20 << 20;
 
-/// Simulates a disk with space for `capacity` bytes and the reserve. It contains only the downloads
-/// folder. Records in `least_free` the lowest number of free bytes that was measured.
+/// Simulates a disk with space for `capacity` bytes besides the reserve. The disk contains only the
+/// downloads folder. `least_free` records the lowest number of free bytes that the service measured.
 fn simulate_disk(config: &mut Config, capacity: u64, least_free: &Arc<AtomicU64>) {
     let least_free = Arc::clone(least_free);
     let space = DiskSpace::with_measure(config.store.folder.clone(), RESERVE, move |folder| {
@@ -163,7 +175,8 @@ fn simulate_disk(config: &mut Config, capacity: u64, least_free: &Arc<AtomicU64>
     config.store.space = space;
 }
 
-/// The bytes of all files in a folder and its subfolders. Each file is rounded up to whole blocks.
+/// The bytes of all files in a folder and its subfolders. The size of each file is rounded up to
+/// whole blocks.
 fn size_of(folder: &Path) -> u64 {
     // Files and folders may disappear while this function reads them.
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
@@ -180,11 +193,11 @@ fn size_of(folder: &Path) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn concurrent_uploads_never_use_the_reserve_and_are_refused_without_free_space() {
+async fn concurrent_uploads_never_use_the_disk_reserve_and_are_refused_without_free_space() {
     const CAPACITY: u64 = 8 << 20;
     let least_free = Arc::new(AtomicU64::new(u64::MAX));
     let recorded = Arc::clone(&least_free);
-    let nvidia = FakeNvidia::healthy_except(|_| None).await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .configure(move |config| simulate_disk(config, CAPACITY, &recorded))
         .start()
@@ -201,18 +214,24 @@ async fn concurrent_uploads_never_use_the_reserve_and_are_refused_without_free_s
     for refused in answers.iter().filter(|answer| answer.status != 200) {
         assert_problem(refused, 507, "storage_full");
     }
-    assert!(saved_count > 2 && saved_count < answers.len(), "{saved_count} are saved");
+    assert!(
+        saved_count > 2 && saved_count < answers.len(),
+        "some pictures should be saved and some refused, but {saved_count} were saved"
+    );
     assert_eq!(app.saved().len(), saved_count);
     wait_until_empty(&app.folder().join(".incoming")).await;
     let used = size_of(app.folder());
-    assert!(used <= CAPACITY, "{used} bytes are used");
-    assert!(least_free.load(Ordering::SeqCst) >= RESERVE, "{least_free:?} bytes stay free");
+    assert!(used <= CAPACITY, "at most {CAPACITY} bytes should be used, not {used}");
+    assert!(
+        least_free.load(Ordering::SeqCst) >= RESERVE,
+        "the reserve should stay free, but only {least_free:?} bytes were free"
+    );
 }
 
 #[tokio::test]
 async fn a_declared_length_reserves_no_disk_space() {
     const CAPACITY: u64 = 4 << 20;
-    let nvidia = FakeNvidia::healthy_except(|_| None).await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| simulate_disk(config, CAPACITY, &Arc::default()))
         .start()
@@ -230,7 +249,7 @@ async fn a_declared_length_reserves_no_disk_space() {
 }
 
 #[tokio::test]
-async fn vectors_are_not_cached_if_only_the_reserve_is_free() {
+async fn vectors_are_not_cached_on_a_disk_with_only_the_reserve_free() {
     let nvidia = FakeNvidia::healthy().await;
     let picture = tiny(1);
     let app = TestApp::builder(&nvidia)
@@ -280,7 +299,7 @@ async fn on_a_disk_without_inodes_uploads_are_refused_and_the_service_is_not_rea
     while std::fs::write(disk.mount_point.path().join(count.to_string()), "").is_ok() {
         count += 1;
     }
-    assert!((100..200).contains(&count), "{count} files");
+    assert!((100..200).contains(&count), "there should be 100 to 199 free inodes, not {count}");
     assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 507, "storage_full");
     let ready = app.get("/ready").await;
     assert_eq!(ready.status, 503);

@@ -5,19 +5,20 @@ use imagesvc::web::error::Code;
 use crate::support::{FakeNvidia, TestApp, documents::Document};
 
 #[test]
-fn the_page_on_the_api_lists_every_code_and_no_other() {
+fn docs_api_md_lists_every_error_code_and_no_other() {
     let page = Document::read("docs/api.md").text;
     let (_, table) = page.split_once("| `code` | Status |").unwrap();
     let table = table.split("\n\n").next().unwrap();
+    // The first two lines are the rest of the header row, and the separator.
     assert_eq!(table.lines().count(), 2 + Code::ALL.len());
     for code in Code::ALL {
         let row = format!("| `{code}` | {} |", code.status().as_u16());
-        assert!(table.contains(&row), "{row}");
+        assert!(table.contains(&row), "docs/api.md should contain the row {row}");
     }
 }
 
 #[tokio::test]
-async fn the_document_is_openapi_3_1_and_lists_every_route() {
+async fn the_openapi_document_has_version_3_1_and_lists_every_api_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let document = app.get("/openapi.json").await.json();
@@ -57,7 +58,7 @@ async fn the_document_is_openapi_3_1_and_lists_every_route() {
 }
 
 #[tokio::test]
-async fn the_examples_of_batches_are_answered_in_the_sandbox() {
+async fn the_batch_examples_in_the_openapi_document_work_in_the_sandbox() {
     let app = TestApp::sandbox().start().await;
     let document = app.get("/openapi.json").await.json();
     let body = &document["paths"]["/v1/embeddings"]["post"]["requestBody"];
@@ -70,7 +71,7 @@ async fn the_examples_of_batches_are_answered_in_the_sandbox() {
 }
 
 #[tokio::test]
-async fn the_page_and_its_assets_come_from_the_service() {
+async fn the_docs_page_loads_its_assets_from_the_service() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let page = app.get("/docs").await;
@@ -93,7 +94,7 @@ async fn the_page_and_its_assets_come_from_the_service() {
 }
 
 #[tokio::test]
-async fn the_home_page_loads_nothing_from_elsewhere() {
+async fn the_home_page_loads_nothing_from_other_hosts() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let page = app.get("/").await;
@@ -101,6 +102,6 @@ async fn the_home_page_loads_nothing_from_elsewhere() {
     assert!(page.header("content-security-policy").starts_with("default-src 'none'"));
     assert!(
         page.text().matches("://").count() <= 1,
-        "no URL stands in the page but the example in the field for an address"
+        "the page should contain no URL except the placeholder of its URL field"
     );
 }

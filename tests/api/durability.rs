@@ -21,7 +21,7 @@ struct Call {
 }
 
 impl Call {
-    /// Whether the call has one of these names, and `part` is in its text.
+    /// Whether the call has one of these names and contains `part`.
     fn matches(&self, names: &[&str], part: &str) -> bool {
         let name = self.text.split('(').next().unwrap();
         names.contains(&name) && self.text.contains(part)
@@ -53,8 +53,8 @@ fn parse_trace(trace: &str) -> Vec<Call> {
     calls
 }
 
-/// Returns whether strace can trace processes here. If it cannot, prints that the test is skipped, or
-/// fails in CI.
+/// Returns whether strace can trace processes here. If it cannot, prints that the test is skipped,
+/// or fails in CI.
 fn can_trace() -> bool {
     if is_missing("strace") {
         return false;
@@ -62,19 +62,23 @@ fn can_trace() -> bool {
     let traced = Command::new("strace").args(["--output", "/dev/null", "true"]).output().unwrap();
     let can_trace = traced.status.success();
     let errors = String::from_utf8_lossy(&traced.stderr);
-    assert!(can_trace || std::env::var_os("CI").is_none(), "CI must allow tracing: {errors}");
+    assert!(
+        can_trace || std::env::var_os("CI").is_none(),
+        "in CI, strace must be able to trace: {errors}"
+    );
     if !can_trace {
         println!("skipped: no process can be traced here: {errors}");
     }
     can_trace
 }
 
-/// Waits until the trace is complete, and reads it. strace ends after the program.
+/// Waits until the trace is complete, and reads it. strace may still write to it after the program
+/// has ended.
 fn read_trace(path: &Path) -> String {
     let started = std::time::Instant::now();
     loop {
         let trace = std::fs::read_to_string(path).unwrap();
-        // Each line begins with the id of its thread. The first is from the main thread.
+        // Each line begins with the id of a thread. The first line is from the main thread.
         let main_thread = trace.split(' ').next().unwrap();
         let is_end = |line: &str| {
             line.starts_with(&format!("{main_thread} ")) && line.ends_with("exited with 0 +++")
@@ -82,20 +86,24 @@ fn read_trace(path: &Path) -> String {
         if trace.lines().any(is_end) {
             return trace;
         }
-        assert!(started.elapsed() < Duration::from_secs(20), "the trace ends: {trace}");
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "the trace should be complete within 20 s: {trace}"
+        );
         std::thread::yield_now();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_is_written_synced_renamed_and_its_folder_synced_before_the_answer() {
+async fn before_the_answer_the_picture_is_written_synced_and_renamed_and_its_folder_is_synced() {
     if !can_trace() {
         return;
     }
     let nvidia = FakeNvidia::healthy().await;
     let settings = nvidia.settings();
     let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    // The first stays in memory until it is saved. The second is larger and goes to a staging file.
+    // The first picture stays in memory until it is saved. The second is larger and goes to a
+    // staging file.
     for picture in [ROCKET, HUBBLE] {
         let folder = tempfile::tempdir().unwrap();
         let trace = folder.path().join("trace");
@@ -108,8 +116,12 @@ async fn a_picture_is_written_synced_renamed_and_its_folder_synced_before_the_an
         let calls = parse_trace(&trace);
         let only_call = |names: &[&str], part: &str| {
             let found: Vec<_> = calls.iter().filter(|call| call.matches(names, part)).collect();
-            assert_eq!(found.len(), 1, "one call of {names:?} has {part}: {trace}");
-            assert!(!found[0].text.contains(" = -1 "), "the call succeeds: {found:?}");
+            assert_eq!(
+                found.len(),
+                1,
+                "exactly one call of {names:?} should contain {part}: {trace}"
+            );
+            assert!(!found[0].text.contains(" = -1 "), "the call should succeed: {found:?}");
             found[0]
         };
 
@@ -127,7 +139,10 @@ async fn a_picture_is_written_synced_renamed_and_its_folder_synced_before_the_an
         let send = only_call(&["write", "writev", "sendto", "sendmsg"], "\"HTTP/1.1 200 OK");
         for pair in [last_write, sync_file, rename, sync_folder, send].windows(2) {
             let [earlier, later] = pair else { unreachable!() };
-            assert!(earlier.last_line < later.first_line, "{earlier:?}, {later:?}");
+            assert!(
+                earlier.last_line < later.first_line,
+                "{earlier:?} should end before {later:?}"
+            );
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::support::{
     post_head,
 };
 
-/// An error in NVIDIA's format. Its texts must not reach clients.
+/// An error in NVIDIA's format. The texts in it must not reach clients.
 pub fn nvidia_error(status: u16) -> Reply {
     Reply::new(
         status,
@@ -53,8 +53,8 @@ async fn the_proxy_for_nvidia_is_used_if_it_is_set() {
 #[tokio::test]
 async fn a_hanging_call_to_nvidia_is_a_timeout() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
-    for (name, timeout) in [("IMAGESVC_REQUEST_TIMEOUT", "1500ms"), ("NVIDIA_TIMEOUT", "20ms")] {
-        let app = TestApp::builder(&nvidia).setting(name, timeout).start().await;
+    for (name, value) in [("IMAGESVC_REQUEST_TIMEOUT", "1500ms"), ("NVIDIA_TIMEOUT", "20ms")] {
+        let app = TestApp::builder(&nvidia).setting(name, value).start().await;
         let problem =
             assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 504, "embedding_timeout");
         assert!(problem["saved_as"].is_string());
@@ -73,7 +73,7 @@ async fn an_unreachable_nvidia_is_reported_as_unavailable() {
 }
 
 #[tokio::test]
-async fn below_the_reserve_every_route_reports_a_full_disk() {
+async fn with_less_free_space_than_the_reserve_every_picture_route_reports_a_full_disk() {
     let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MIN_FREE_BYTES", "900000000GiB").start().await;
@@ -94,7 +94,7 @@ async fn below_the_reserve_every_route_reports_a_full_disk() {
 }
 
 #[tokio::test]
-async fn a_vanished_folder_is_a_storage_error() {
+async fn a_missing_folder_for_incoming_files_is_a_storage_error() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");

@@ -1,5 +1,5 @@
-//! The service refuses requests if the end of the body is ambiguous, or if the body has a coding that
-//! the service does not decode.
+//! The service refuses requests if the end of the body is ambiguous, or if the body has a coding
+//! that the service does not decode.
 
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_head_is_logged_and_counted() {
+async fn a_request_that_is_refused_for_its_header_is_logged_and_counted() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[]);
@@ -40,14 +40,17 @@ async fn a_refused_head_is_logged_and_counted() {
         ("chunks", 501, "unsupported_transfer_encoding"),
     ] {
         let found: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
-        assert_eq!(found.len(), 1, "{id} is logged once");
+        assert_eq!(found.len(), 1, "{id} should be logged exactly once");
         assert_eq!((&found[0]["status"], &found[0]["code"]), (&status.into(), &code.into()));
-        assert_eq!(found[0]["level"], "INFO", "a client's mistake is no warning");
+        assert_eq!(
+            found[0]["level"], "INFO",
+            "a client's mistake should not be logged as a warning"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_compressed_body_is_refused_by_its_head() {
+async fn a_request_with_a_content_encoding_other_than_identity_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1").start().await;
@@ -70,7 +73,8 @@ async fn a_compressed_body_is_refused_by_its_head() {
         }
     }
     assert!(app.saved().is_empty() && nvidia.count() == 0);
-    // `identity` means no coding. The refused requests have not used up the rate limit of one.
+    // `identity` means no coding. The refused requests have not used up the rate limit of one
+    // picture per minute.
     let upload =
         app.upload_request(ROCKET, "a.jpg").header("content-encoding", "identity, ,Identity");
     app.send(upload.header("content-encoding", "")).await.vector();
@@ -80,7 +84,7 @@ async fn a_compressed_body_is_refused_by_its_head() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_head() {
+async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = vec![b'x'; 5 << 20];
@@ -111,7 +115,8 @@ async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_head
         ),
     ] {
         for round in 0..20 {
-            // Every second client sends `Expect`, and still sends its body after the final answer.
+            // Every second client sends `Expect`, but does not wait for `100 Continue`: it sends
+            // its body after the refusal.
             let sends_expect = round % 2 == 0;
             let expect = if sends_expect { "expect: 100-continue\r\n" } else { "" };
             let headers = format!("{framing}{expect}connection: close\r\n");
@@ -160,7 +165,8 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
     ] {
         let headers: String =
             codings.iter().map(|coding| format!("transfer-encoding: {coding}\r\n")).collect();
-        // A parser that mistakes where the body ends finds a request in the body or behind it.
+        // A parser that is wrong about the end of the body would find a request inside the body or
+        // after it.
         let body = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n{SMUGGLED}", SMUGGLED.len());
         for path in ["/vectorize-image-upload", "/health"] {
             let mut request = raw_request(&format!("POST {path} HTTP/1.1"), &["x"], &headers);
@@ -172,17 +178,17 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
             assert!(detail.contains("with a Content-Length"), "{detail}");
         }
     }
-    let form = form(ROCKET);
+    let upload_body = form(ROCKET);
     let headers =
         format!("content-type: {FORM}\r\ntransfer-encoding: Chunked\r\nconnection: close\r\n");
     let mut accepted = raw_request("POST /vectorize-image-upload HTTP/1.1", &["x"], &headers);
-    accepted.extend(format!("{:x}\r\n", form.len()).as_bytes());
-    accepted.extend([&form[..], b"\r\n0\r\n\r\n"].concat());
+    accepted.extend(format!("{:x}\r\n", upload_body.len()).as_bytes());
+    accepted.extend([&upload_body[..], b"\r\n0\r\n\r\n"].concat());
     assert!(exchange(app.address, &accepted).await.starts_with("HTTP/1.1 200 OK"));
 }
 
 #[tokio::test]
-async fn a_body_with_an_ambiguous_end_is_a_bare_400_and_closes_the_connection() {
+async fn a_request_whose_body_has_an_ambiguous_end_gets_an_empty_400_and_the_connection_closes() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let rest = "x".repeat(1 << 20);
@@ -225,7 +231,7 @@ async fn with_chunks_the_content_length_is_ignored_and_the_connection_closes() {
         "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
         "transfer-encoding: chunked\r\ncontent-length: 5\r\ncontent-length: 6\r\n",
     ] {
-        // A parser that uses the length finds a request behind the five bytes `0\r\n\r\n`.
+        // A parser that uses the length would find a request after the five bytes `0\r\n\r\n`.
         let mut request = raw_request("POST /nothing HTTP/1.1", &["x"], framing);
         request.extend(format!("0\r\n\r\n{SMUGGLED}").as_bytes());
         let answer = parse_answer(&exchange(app.address, &request).await);

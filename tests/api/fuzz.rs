@@ -9,7 +9,8 @@ use crate::support::{Answer, FORM, FakeNvidia, TestApp};
 /// A GIF picture of one pixel.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
 
-/// Sends random inputs to a service, and asserts that each is answered.
+/// Sends random inputs to a service, and asserts that each is answered with a success, a client
+/// error, or a 502 for a failed download.
 #[allow(clippy::needless_pass_by_value, reason = "callers need no `&`")]
 fn assert_answered<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Answer) {
     let runtime = Runtime::new().unwrap();
@@ -68,7 +69,7 @@ fn valid_bodies() -> [Vec<u8>; 4] {
 }
 
 #[test]
-fn random_bytes_are_answered() {
+fn random_bodies_get_no_500() {
     assert_answered(
         (0..ROUTES.len(), proptest::collection::vec(any::<u8>(), 0..300)),
         async |app, (route, body)| {
@@ -79,7 +80,7 @@ fn random_bytes_are_answered() {
 }
 
 #[test]
-fn mutations_of_valid_requests_are_answered() {
+fn mutations_of_valid_bodies_get_no_500() {
     let mutation =
         (any::<prop::sample::Index>(), 0..4usize, proptest::collection::vec(any::<u8>(), 0..8));
     assert_answered(
@@ -98,11 +99,11 @@ fn mutations_of_valid_requests_are_answered() {
 }
 
 #[test]
-fn any_text_as_a_url_or_a_file_name_is_answered() {
+fn random_urls_and_file_names_get_no_500() {
     assert_answered((any::<String>(), any::<String>()), async |app, (url, name)| {
         let answer = app.by_url(&url).await;
         if ![400, 403, 502].contains(&answer.status) {
-            // `assert_answered` judges any other answer.
+            // `assert_answered` checks any other answer.
             return answer;
         }
         let body =
@@ -112,7 +113,7 @@ fn any_text_as_a_url_or_a_file_name_is_answered() {
 }
 
 #[test]
-fn any_content_type_is_answered() {
+fn random_parameters_of_the_multipart_content_type_get_no_500() {
     assert_answered(("[ -~]{0,40}", 0..ROUTES.len()), async |app, (parameters, route)| {
         let content_type = format!("multipart/form-data{parameters}");
         app.post(ROUTES[route].0, &content_type, valid_bodies()[2].clone()).await
@@ -120,7 +121,7 @@ fn any_content_type_is_answered() {
 }
 
 #[tokio::test]
-async fn unusual_json_is_answered() {
+async fn unusual_json_is_refused_with_a_422() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let nested = |open: &str, close: &str| format!("{}{}", open.repeat(9000), close.repeat(9000));

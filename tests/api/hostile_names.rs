@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{Child, FORM, FakeNvidia, ROCKET, nvidia_api::KEY};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_names_and_ids_reach_no_path_header_or_log_line() {
+async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_LOG", "trace")]);
@@ -35,17 +35,18 @@ async fn hostile_names_and_ids_reach_no_path_header_or_log_line() {
         assert!(returned.starts_with(&name[..2]) && returned.chars().count() <= 255);
         assert!(!returned.chars().any(|c| c.is_control() || c == '\u{202e}'), "{returned:?}");
 
-        // The same name in the header of a form's part, without the characters that would end it.
-        let name: String =
+        // The same name in the header of a form's part, without the characters that would end the
+        // name.
+        let form_name: String =
             name.chars().filter(|c| !matches!(c, '\0' | '\r' | '\n' | '"' | '\\')).collect();
         let head = format!(
-            "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n"
+            "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{form_name}\"\r\n\r\n"
         );
         let body = [head.as_bytes(), ROCKET, b"\r\n--x--\r\n"].concat();
         let request = client.post(child.url("/vectorize-image-upload")).body(body);
         let request = request.header("content-type", FORM);
         let answer = request.send().await.unwrap();
-        assert!([200, 422].contains(&answer.status().as_u16()), "{name:?}");
+        assert!([200, 422].contains(&answer.status().as_u16()), "{form_name:?}");
     }
     for id in ["planted\tid", "planted id", "planted\"id", "planted<id>", &"planted".repeat(10)] {
         let answer =
@@ -57,17 +58,17 @@ async fn hostile_names_and_ids_reach_no_path_header_or_log_line() {
     let files: Vec<_> =
         files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     assert!(!files.is_empty());
-    // A picture is named by a UUID, which has 36 characters.
+    // The name of a saved picture is a UUID of 36 characters and `.jpg`.
     let is_hidden = |name: &str| name.starts_with('.');
     let is_picture = |name: &str| name.len() == 40 && name.ends_with(".jpg");
     assert!(files.iter().all(|name| is_hidden(name) || is_picture(name)), "{files:?}");
     for received in nvidia.received() {
-        // The test's key for NVIDIA contains the word, too.
+        // The tests' key for NVIDIA also contains `planted`.
         let headers = format!("{:?}", received.headers).replace(KEY, "");
         assert!(!headers.contains("planted"), "{headers}");
     }
     let (_, log) = child.stop();
-    assert!(log.len() > 20, "the log is at the trace level");
+    assert!(log.len() > 20, "the log should have the many lines of the trace level");
     for line in log {
         assert!(serde_json::from_str::<Value>(&line).is_ok(), "{line}");
         assert!(!line.contains("planted"), "{line}");

@@ -5,7 +5,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn every_route_requires_exactly_one_valid_host() {
+async fn every_route_requires_exactly_one_valid_host_header() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_API_KEYS", "k-1")
@@ -56,7 +56,7 @@ async fn every_route_requires_exactly_one_valid_host() {
 }
 
 #[tokio::test]
-async fn valid_hosts_are_accepted_and_http_1_0_needs_none() {
+async fn valid_host_headers_are_accepted_and_http_1_0_requires_none() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for host in ["x", "image_service:8000", "images.example.com.:80", "192.0.2.7:", "[::1]:8000"] {
@@ -70,7 +70,7 @@ async fn valid_hosts_are_accepted_and_http_1_0_needs_none() {
 }
 
 #[tokio::test]
-async fn a_request_behind_an_invalid_host_is_not_answered() {
+async fn a_request_after_a_request_with_two_host_headers_is_not_answered() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let two_hosts = raw_request("GET /health HTTP/1.1", &["x", "evil.example"], "");
@@ -80,7 +80,7 @@ async fn a_request_behind_an_invalid_host_is_not_answered() {
 }
 
 #[tokio::test]
-async fn a_host_in_the_request_line_overrides_the_header() {
+async fn a_host_in_the_request_line_overrides_the_host_header() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let post = async |origin: &str, host: &str| {
@@ -88,12 +88,13 @@ async fn a_host_in_the_request_line_overrides_the_header() {
         let headers = "sec-fetch-site: same-origin\r\nconnection: close\r\ncontent-length: 0\r\n";
         parse_answer(&exchange(app.address, &raw_request(&line, &[host], headers)).await)
     };
-    // A page may call the service by an IP address, but not by an unknown host name.
+    // A web page may call the service under an IP address, but not under an unknown host name. The
+    // 422 shows that the request was not refused for its origin.
     assert_problem(&post("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
     let refused =
         assert_problem(&post("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");
     assert!(refused["detail"].as_str().unwrap().contains("evil.example:8000"));
-    // Both hosts must be valid.
+    // The hosts in the request line and in the header must both be valid.
     assert_problem(&post("http://user:password@192.0.2.7", "x").await, 400, "invalid_host");
     assert_problem(&post("http://192.0.2.7", "a b").await, 400, "invalid_host");
 }

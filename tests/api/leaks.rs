@@ -7,8 +7,9 @@ use crate::support::{
     tiny, try_picture_number,
 };
 
-/// The secrets in these tests: the key for NVIDIA, the clients' keys, a wrong key, a proxy's password,
-/// and the queries of fetched and of presigned URLs.
+/// The secrets in these tests: the key for NVIDIA, two client keys, a wrong client key, a part of
+/// the queries of fetched URLs and of a proxy's password, and a part of the queries of presigned
+/// URLs.
 const SECRETS: [&str; 6] = [
     KEY,
     "planted-client-key-1",
@@ -18,12 +19,12 @@ const SECRETS: [&str; 6] = [
     "X-Amz-Signature",
 ];
 
-/// Asserts that a text contains none of [`SECRETS`]. `what` says where the text is from.
-fn assert_no_secret(what: &str, text: &str) {
+/// Asserts that a text contains none of [`SECRETS`]. `source` says where the text is from.
+fn assert_no_secret(source: &str, text: &str) {
     for secret in SECRETS {
         if let Some(index) = text.find(secret) {
             let start = text[..index].char_indices().rev().nth(199).map_or(0, |(start, _)| start);
-            panic!("{what} contains {secret}, after {:?}", &text[start..index]);
+            panic!("{source} must not contain {secret}, but does after {:?}", &text[start..index]);
         }
     }
 }
@@ -36,8 +37,8 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         _ => Reply::status(404),
     })
     .await;
-    // NVIDIA's errors repeat the key, as those of some gateways do. The number of a tiny picture is
-    // the status of the reply.
+    // NVIDIA's error replies contain the key, as the errors of some gateways do. The number of a
+    // tiny picture is the status of the reply.
     let nvidia = FakeNvidia::healthy_except(|request| {
         let authorization = request.header("authorization").unwrap_or("none");
         match try_picture_number(request) {
@@ -109,13 +110,16 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
     assert!(nvidia.received().iter().any(|request| request.target.contains("X-Amz-Signature")));
     let (_, log) = child.stop();
     let log = log.join("\n");
-    assert!(log.contains("\"TRACE\""), "the log is at the trace level");
-    assert!(log.contains("[redacted]"), "the log contains NVIDIA's errors without the key");
+    assert!(log.contains("\"TRACE\""), "the log should contain lines of the trace level");
+    assert!(
+        log.contains("[redacted]"),
+        "the log should contain NVIDIA's errors, with the key replaced"
+    );
     assert_no_secret("the log", &log);
 }
 
 #[tokio::test]
-async fn no_type_prints_a_key() {
+async fn debug_output_and_errors_of_settings_contain_no_secret() {
     let nvidia = FakeNvidia::healthy().await;
     let builder = TestApp::builder(&nvidia)
         .setting("NVIDIA_PROXY", "http://user:planted-query@127.0.0.1:3128")
@@ -130,9 +134,12 @@ async fn no_type_prints_a_key() {
     ] {
         assert_no_secret("the configuration", &printed);
     }
-    assert!(format!("{:?}", config.nvidia).contains("3128"), "the proxy's port is no secret");
+    assert!(
+        format!("{:?}", config.nvidia).contains("3128"),
+        "the settings should be printed with the proxy's port"
+    );
     let (app, _folder) = builder.build().await.unwrap();
-    // The app owns the routes' state and the HTTP clients.
+    // The app contains the state of the routes and the HTTP clients.
     assert_no_secret("the app", &format!("{app:?}"));
     let errors = Config::resolve(&RawSettings::from_pairs([
         ("NVIDIA_API_KEY", "planted-client-key-1 planted-client-key-2"),

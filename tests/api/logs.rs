@@ -42,7 +42,7 @@ async fn each_request_is_logged_as_one_json_line() {
     }
     let event_of = |id: &str| {
         let found: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
-        assert_eq!(found.len(), 1, "{id} is logged once");
+        assert_eq!(found.len(), 1, "{id} should be logged exactly once");
         assert_eq!(found[0]["message"], "request");
         assert!(found[0]["duration_ms"].as_f64().unwrap() >= 0.0);
         assert_eq!(found[0]["client"], "127.0.0.1");
@@ -57,7 +57,10 @@ async fn each_request_is_logged_as_one_json_line() {
     assert!(first["saved_as"].as_str().unwrap().ends_with(".png"));
     assert_eq!(first["size_bytes"], tiny(1).len());
     assert_eq!(first["cache"], "miss");
-    assert_eq!(first["attempts"], 2, "NVIDIA's first reply is a 503");
+    assert_eq!(
+        first["attempts"], 2,
+        "the first call, answered with a 503, and its retry should be counted"
+    );
     assert!(first.get("error").is_none() && first.get("code").is_none());
 
     let repeated = event_of("repeated");
@@ -76,11 +79,11 @@ async fn each_request_is_logged_as_one_json_line() {
     assert_eq!(avif["code"], "unsupported_image");
 
     assert_eq!(event_of("unknown")["route"], "none");
-    assert!(!log.join("").contains("/no/such/path"), "an unknown path is not logged");
+    assert!(!log.join("").contains("/no/such/path"), "an unknown path must not be logged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clients_trace_id_is_logged_and_not_passed_on() {
+async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
     let nvidia = FakeNvidia::healthy().await;
     // This picture takes four calls to NVIDIA, because it is sent as an asset.
     let picture_server = FakeServer::serving(HUBBLE).await;
@@ -92,7 +95,10 @@ async fn a_clients_trace_id_is_logged_and_not_passed_on() {
     let (trace_id, span_id) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     let assert_no_trace = |text: &str| {
         for part in ["traceparent", "tracestate", trace_id, span_id] {
-            assert!(!text.contains(part), "it contains {part}: {text:.1000}");
+            assert!(
+                !text.contains(part),
+                "the trace must not be passed on, but {part} is in {text:.1000}"
+            );
         }
     };
     // Version ff of `traceparent` is invalid.
@@ -123,8 +129,9 @@ async fn a_clients_trace_id_is_logged_and_not_passed_on() {
         assert_eq!(event_of(id)["trace_id"], trace_id);
         assert_eq!(event_of(id)["span_id"], span_id);
     }
-    let other = event_of("not-traced");
-    assert!(other.get("trace_id").is_none() && other.get("span_id").is_none(), "{other}");
+    let not_traced = event_of("not-traced");
+    let has_trace = not_traced.get("trace_id").is_some() || not_traced.get("span_id").is_some();
+    assert!(!has_trace, "{not_traced}");
 }
 
 /// The text of `/metrics`, parsed.
@@ -157,7 +164,7 @@ impl Metrics {
         Self { types, samples }
     }
 
-    /// The sum of the samples with this name whose label has this value.
+    /// The sum of the samples that have this name, and this value of this label.
     fn total(&self, name: &str, label: &str, value: &str) -> f64 {
         let has_label =
             |sample: &&Sample| sample.labels.get(label).is_some_and(|found| found == value);
@@ -180,7 +187,7 @@ impl Sample {
 }
 
 #[tokio::test]
-async fn metrics_are_well_formed_and_their_labels_are_bounded() {
+async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
     let nvidia =
         FakeNvidia::scripted(|_, nth| if nth == 0 { Reply::status(503) } else { embedding() })
             .await;
@@ -198,7 +205,7 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
     for Sample { name, labels, value } in &metrics.samples {
         assert!(name.starts_with("imagesvc_"), "{name}");
         let has_type = metrics.types.keys().any(|metric| name.starts_with(metric.as_str()));
-        assert!(has_type, "{name} has a type");
+        assert!(has_type, "{name} should have a type");
         assert!(*value >= 0.0);
         for (label, value) in labels {
             values_by_label.entry(label.as_str()).or_default().insert(value.as_str());
@@ -219,7 +226,10 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
     );
     let known_labels = ["route", "status", "operation", "outcome", "reason", "le", "version"];
     for label in values_by_label.keys() {
-        assert!(known_labels.contains(label), "{label} is a label whose values are bounded");
+        assert!(
+            known_labels.contains(label),
+            "{label} should be one of the labels with a bounded number of values"
+        );
     }
     for (name, label, value, total) in [
         ("imagesvc_requests_total", "route", "none", 50.0),
@@ -233,7 +243,7 @@ async fn metrics_are_well_formed_and_their_labels_are_bounded() {
 }
 
 #[tokio::test]
-async fn the_page_on_operating_lists_every_metric_and_no_other() {
+async fn docs_operating_md_lists_every_metric_and_no_other() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "a.jpg").await.vector();
@@ -241,14 +251,14 @@ async fn the_page_on_operating_lists_every_metric_and_no_other() {
     let page = Document::read("docs/operating.md").text;
     let names = page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
     let names = names.filter(|name| name.starts_with("imagesvc_"));
-    // The names of types lack these suffixes, which the names of samples have.
+    // The page has the names of the samples. The names in the `# TYPE` lines lack these suffixes.
     let bare = |name: &str| name.trim_end_matches("_total").trim_end_matches("_info").to_owned();
     let documented: BTreeSet<_> = names.map(bare).collect();
     for name in metrics.types.keys() {
-        assert!(documented.contains(&bare(name)), "{name} is on the page");
+        assert!(documented.contains(&bare(name)), "docs/operating.md should list {name}");
     }
-    // The text lacks metrics that have no sample yet, such as those of errors. So the metrics are
-    // counted in the source.
+    // The text of the metrics lacks those without a sample, such as some error counters. So this
+    // test counts the metrics in the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
     let source: String = source.split_whitespace().collect();
     let register_calls = ["(&mutregistry,\"", ".register(\"", ".register_with_unit(\""];
@@ -261,15 +271,15 @@ async fn the_service_keeps_serving_if_nobody_reads_its_log() {
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with_unread_log(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let client = reqwest::Client::new();
-    // These requests write more lines than the pipe and the log's queue can store.
+    // These requests cause more log lines than the pipe and the log's queue can store.
     let url = child.url("/nothing");
     let requests = (0..8000).map(|_| client.get(&url).send());
     let mut responses = stream::iter(requests).buffer_unordered(16);
     while let Some(response) = responses.next().await {
         assert_eq!(response.unwrap().status(), 404);
     }
-    let picture = child.upload_request(&client, ROCKET).send().await.unwrap();
-    assert_eq!(picture.status(), 200);
+    let answer = child.upload_request(&client, ROCKET).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
     let metrics = client.get(child.url("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(metric(&metrics, "imagesvc_log_lines_dropped_total") > 0.0);
     let (status, _) = child.stop();

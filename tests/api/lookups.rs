@@ -12,18 +12,19 @@ use tokio::sync::watch;
 
 use crate::support::{FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, variant};
 
-/// More host names than the service looks up at once for all clients together.
+/// The number of host names to look up. It exceeds the look-ups that the service makes at once for
+/// all clients together.
 const UNANSWERED_NAMES: usize = 130;
 
 /// The number of look-ups that the service makes at once for one client.
 const MAX_PER_CLIENT: usize = 32;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_clients_unanswered_lookups_do_not_delay_another_clients_fetch() {
+async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let (count, mut blocked_count) = watch::channel(0);
-    // A look-up waits on `unblocked` until the test drops `block`.
+    // The look-ups wait on `unblocked` until the test drops `block`.
     let (block, unblocked) = mpsc::channel::<()>();
     let unblocked = Mutex::new(unblocked);
     let app = TestApp::builder(&nvidia)
@@ -41,9 +42,9 @@ async fn one_clients_unanswered_lookups_do_not_delay_another_clients_fetch() {
         .start()
         .await;
     let port = picture_server.address.port();
-    let fetch = |name: &str, client: &'static str| {
+    let fetch = |name: &str, client_address: &'static str| {
         let url = format!("http://{name}:{port}/");
-        app.send(app.url_request(&url).header("x-forwarded-for", client))
+        app.send(app.url_request(&url).header("x-forwarded-for", client_address))
     };
     let unanswered = join_all(
         (0..UNANSWERED_NAMES).map(|n| fetch(&format!("{n}.unanswered.example"), "192.0.2.1")),
@@ -60,7 +61,11 @@ async fn one_clients_unanswered_lookups_do_not_delay_another_clients_fetch() {
         let problem = assert_problem(&answer, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains("could not be looked up just now"));
     }
-    assert_eq!(*blocked_count.borrow(), MAX_PER_CLIENT, "the client has no more look-ups at once");
+    assert_eq!(
+        *blocked_count.borrow(),
+        MAX_PER_CLIENT,
+        "one client should get exactly its maximum of look-ups"
+    );
     drop(block);
 }
 

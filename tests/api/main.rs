@@ -1,4 +1,4 @@
-//! Tests the real service over HTTP. Behind it are a fake NVIDIA and fake picture servers.
+//! Tests the real service over HTTP. The service calls a fake NVIDIA and fake picture servers.
 
 #![allow(
     clippy::unwrap_used,

@@ -9,26 +9,27 @@ use crate::support::{Child, FORM, FakeNvidia, ROCKET, base64_body, form};
 
 const MIB: u64 = 1 << 20;
 
-/// How much memory a load may take besides the bytes that the service's limits count.
-const UNCOUNTED: u64 = 48 * MIB;
+/// How many bytes of memory many requests may take besides those that the service's limits count.
+const UNCOUNTED_BYTES: u64 = 48 * MIB;
 
-/// What [`load`] measures.
-struct Load {
+/// What [`send_concurrently`] measures.
+struct LoadResult {
     statuses: Vec<u16>,
-    /// How much the peak of the resident memory grew, in bytes.
+    /// How much the peak of the service's resident memory grew, in bytes.
     growth: u64,
 }
 
-/// Starts a service, and sends the same body `count` times at once.
-async fn load(
+/// Starts a service, and sends it the same body in `count` concurrent requests.
+async fn send_concurrently(
     settings: &[(&str, &str)],
     route: &str,
     content_type: &str,
     body: Vec<u8>,
     count: usize,
-) -> Load {
+) -> LoadResult {
     let nvidia = FakeNvidia::healthy().await;
-    // All requests come from one peer, and the health check has a connection as well.
+    // All requests come from one peer, so the limit per peer must exceed the number of requests. The
+    // health check needs a connection, too.
     let settings = [&[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128")], settings].concat();
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &settings);
@@ -45,8 +46,8 @@ async fn load(
     let mut statuses = requests.join_all().await;
     statuses.sort_unstable();
     let growth = child.peak_memory() - idle_memory;
-    println!("{route}: {} MiB over idle, statuses {statuses:?}", growth / MIB);
-    Load { statuses, growth }
+    println!("{route}: {} MiB more than when idle, statuses {statuses:?}", growth / MIB);
+    LoadResult { statuses, growth }
 }
 
 /// A JPEG of exactly 20 MiB, most of it padding after the picture's end.
@@ -58,21 +59,23 @@ fn twenty_mebibytes() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_large_uploads_are_not_buffered_in_memory() {
-    let Load { statuses, growth } =
-        load(&[], "/vectorize-image-upload", FORM, form(&twenty_mebibytes()), 64).await;
+    let body = form(&twenty_mebibytes());
+    let LoadResult { statuses, growth } =
+        send_concurrently(&[], "/vectorize-image-upload", FORM, body, 64).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    assert!(growth < UNCOUNTED, "{} MiB", growth / MIB);
+    assert!(growth < UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_base64_bodies_stay_within_their_memory_limit() {
     let body = base64_body(&twenty_mebibytes());
     let route = "/vectorize-image-base64";
-    let Load { statuses, growth } = load(&[], route, "application/json", body.into(), 64).await;
+    let LoadResult { statuses, growth } =
+        send_concurrently(&[], route, "application/json", body.into(), 64).await;
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
     assert!(statuses.contains(&200));
     let max_buffered = 128 * MIB;
-    assert!(growth < max_buffered + UNCOUNTED, "{} MiB", growth / MIB);
+    assert!(growth < max_buffered + UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -81,11 +84,12 @@ async fn concurrent_re_encoding_stays_within_its_memory_limit() {
         RgbImage::from_fn(4000, 3000, |x, y| Rgb([(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8]));
     let mut webp = Cursor::new(Vec::new());
     gradient.write_to(&mut webp, ImageFormat::WebP).unwrap();
-    let Load { statuses, growth } =
-        load(&[], "/vectorize-image-upload", FORM, form(webp.get_ref()), 32).await;
+    let body = form(webp.get_ref());
+    let LoadResult { statuses, growth } =
+        send_concurrently(&[], "/vectorize-image-upload", FORM, body, 32).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     let decode_memory = 512 * MIB;
-    assert!(growth < decode_memory + UNCOUNTED, "{} MiB", growth / MIB);
+    assert!(growth < decode_memory + UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,8 +102,9 @@ async fn a_header_that_claims_an_enormous_picture_takes_no_memory() {
     png[height].copy_from_slice(&60_000u32.to_be_bytes());
     let many_pixels = [("IMAGESVC_MAX_IMAGE_PIXELS", "4000000000")];
     for settings in [&many_pixels[..], &[]] {
-        let load = load(settings, "/vectorize-image-upload", FORM, form(&png), 32).await;
-        let growth = load.growth;
-        assert!(growth < 16 * MIB, "{} MiB", growth / MIB);
+        let route = "/vectorize-image-upload";
+        let LoadResult { growth, .. } =
+            send_concurrently(settings, route, FORM, form(&png), 32).await;
+        assert!(growth < 16 * MIB, "the memory grew by {} MiB", growth / MIB);
     }
 }

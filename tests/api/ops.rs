@@ -3,7 +3,7 @@
 use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding, form, post_head};
 
 #[tokio::test]
-async fn health_and_readiness_are_json() {
+async fn health_and_readiness_are_json_and_readiness_reports_the_state_of_the_api_key() {
     let nvidia = FakeNvidia::replying(vec![Reply::status(401)]).await;
     let app = TestApp::start(&nvidia).await;
     assert_eq!(app.get("/health").await.json(), serde_json::json!({ "status": "ok" }));

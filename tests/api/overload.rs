@@ -13,17 +13,17 @@ use crate::support::{
     post_head, tiny, variant,
 };
 
-/// Immediate refusals must take less than this, in the median.
+/// The median time of immediate refusals must be less than this.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// The median rather than the maximum, since a busy machine may delay a single answer.
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+/// The tests compare the median and not the maximum, since a busy machine may delay a single answer.
+fn median(mut durations: Vec<Duration>) -> Duration {
+    durations.sort();
+    durations[durations.len() / 2]
 }
 
 #[tokio::test]
-async fn calls_to_nvidia_at_once_never_exceed_the_setting() {
+async fn the_number_of_concurrent_calls_to_nvidia_never_exceeds_the_setting() {
     let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(50))]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", "2").start().await;
     let pictures: Vec<_> = (0..10).map(tiny).collect();
@@ -35,16 +35,18 @@ async fn calls_to_nvidia_at_once_never_exceed_the_setting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_hundred_pictures_at_once_only_forty_are_sent_at_a_pace_of_forty() {
+async fn at_40_calls_per_minute_only_40_of_200_concurrent_pictures_are_sent_to_nvidia() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "40")
         // Shorter than the window of one minute, so that no picture can wait for the next window.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
-        // A single client gets at most three quarters of this limit, and 200 pictures must fit.
+        // One client gets at most three quarters of this limit. That must be enough for 200
+        // pictures.
         .setting("IMAGESVC_MAX_IN_FLIGHT", "400")
-        // The same holds for memory: 200 bodies of 512 KiB exceed three quarters of 128 MiB.
+        // The same holds for memory. Each small picture counts as 512 KiB, so 200 of them exceed
+        // three quarters of the default of 128 MiB.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "256MiB")
         .start()
         .await;
@@ -57,16 +59,16 @@ async fn of_two_hundred_pictures_at_once_only_forty_are_sent_at_a_pace_of_forty(
         let problem = assert_problem(answer, 503, "embedding_rate_limited");
         assert!(problem["saved_as"].is_string());
         let seconds: u64 = answer.header("retry-after").parse().unwrap();
-        assert!((50..=61).contains(&seconds), "{seconds}");
+        assert!((50..=61).contains(&seconds), "retry after {seconds} s");
     }
-    let mut times = Vec::new();
+    let mut durations = Vec::new();
     for n in 200..221 {
         let picture = tiny(n);
         let started = Instant::now();
         assert_problem(&app.upload(&picture, "a.png").await, 503, "embedding_rate_limited");
-        times.push(started.elapsed());
+        durations.push(started.elapsed());
     }
-    assert!(median(times) < AT_ONCE);
+    assert!(median(durations) < AT_ONCE);
     assert_eq!(nvidia.lines().len(), 40);
     // Pictures in the cache are still served.
     let uploads = stream::iter(&pictures).map(async |picture| app.upload(picture, "a.png").await);
@@ -76,7 +78,7 @@ async fn of_two_hundred_pictures_at_once_only_forty_are_sent_at_a_pace_of_forty(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_burst_no_call_is_made_whose_answer_would_be_too_late() {
+async fn in_a_burst_no_call_is_made_if_its_reply_would_come_after_the_deadline() {
     let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(100))]).await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_MAX_CONCURRENCY", "4")
@@ -84,20 +86,23 @@ async fn in_a_burst_no_call_is_made_whose_answer_would_be_too_late() {
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
         .start()
         .await;
-    // The service estimates waiting times from earlier calls, so it needs some first.
+    // The service estimates waiting times from earlier calls, so some calls must be made first.
     let warm_up: Vec<_> = (0..40).map(tiny).collect();
     let warm_up = stream::iter(&warm_up).map(async |picture| app.upload(picture, "a.png").await);
     warm_up.buffer_unordered(4).for_each(|answer| async move { drop(answer.vector()) }).await;
     let calls_before = nvidia.lines().len();
-    // All are sent at once, so that the queue is still empty when each header arrives.
+    // All pictures are sent at once, so that the queue is still empty when each header arrives.
     let pictures: Vec<_> = (1000..1300).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
     let calls = nvidia.lines().len() - calls_before;
-    assert!(served >= 40, "{served}");
-    assert!(calls <= served + 4, "{calls} calls for {served} answers");
+    assert!(served >= 40, "at least 40 pictures should be served, not {served}");
+    assert!(
+        calls <= served + 4,
+        "there should be few calls without a served picture: {calls} calls, {served} served"
+    );
     let late = answers.iter().filter(|answer| answer.status == 504).count();
-    assert!(late <= 15, "{late} waited until their deadline");
+    assert!(late <= 15, "at most 15 pictures should wait until their deadline, not {late}");
     for answer in answers.iter().filter(|answer| answer.status == 503) {
         assert_problem(answer, 503, "overloaded");
         assert_eq!(answer.header("retry-after"), "5");
@@ -105,7 +110,7 @@ async fn in_a_burst_no_call_is_made_whose_answer_would_be_too_late() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_pictures_beyond_the_pace_are_not_uploaded_to_nvidia() {
+async fn large_pictures_beyond_the_limit_on_calls_per_minute_are_not_uploaded_to_nvidia() {
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
@@ -122,7 +127,7 @@ async fn large_pictures_beyond_the_pace_are_not_uploaded_to_nvidia() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_window_contains_more_calls_than_the_pace_allows() {
+async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
     let call_times = Arc::new(Mutex::new(Vec::new()));
     let recorded = Arc::clone(&call_times);
     let nvidia = FakeNvidia::scripted(move |_, nth| {
@@ -131,7 +136,8 @@ async fn no_window_contains_more_calls_than_the_pace_allows() {
         if nth % 7 == 0 { Reply::status(503) } else { embedding() }
     })
     .await;
-    // A window of 1 s instead of 60 s, each with a margin of 0.5 s.
+    // The limit counts the calls in a window of 1 s instead of 60 s. Both windows have a margin of
+    // 0.5 s.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
@@ -145,11 +151,12 @@ async fn no_window_contains_more_calls_than_the_pace_allows() {
     let pictures: Vec<_> = (0..120).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
-    // Windows begin at 0, 1.5, 3 and 4.5 s.
-    assert!((50..=80).contains(&served), "{served}");
+    // Windows begin at 0, 1.5, 3 and 4.5 s, and each allows 20 calls.
+    assert!((50..=80).contains(&served), "50 to 80 pictures should be served, not {served}");
     let call_times = call_times.lock().unwrap();
     for window in call_times.windows(21) {
-        assert!(window[20] - window[0] > Duration::from_secs(1), "{:?}", window[20] - window[0]);
+        let duration = window[20] - window[0];
+        assert!(duration > Duration::from_secs(1), "21 calls within {duration:?}");
     }
 }
 
@@ -158,7 +165,8 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     const PERMITS: u32 = 4;
     const CALL: Duration = Duration::from_millis(100);
     let nvidia = FakeNvidia::replying(vec![embedding().after(CALL)]).await;
-    // 256 pictures may be in progress. A queue of that length would take 6 s, longer than the timeout.
+    // 256 pictures may be in progress. To embed a queue of that length would take 6 s, which is
+    // longer than the timeout.
     let settings = [
         ("NVIDIA_MAX_CONCURRENCY", "4"),
         ("IMAGESVC_REQUEST_TIMEOUT", "2s"),
@@ -175,7 +183,7 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
             (answer, started.elapsed())
         }
     };
-    // More uploads at once than permits, so that every permit is always in use.
+    // There are more concurrent uploads than permits, so that every permit is always in use.
     let started = Instant::now();
     let uploads = stream::iter(0..100).map(&upload).buffer_unordered(2 * PERMITS as usize);
     let answers: Vec<_> = uploads.collect().await;
@@ -203,8 +211,12 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
         shed.len(),
         median(shed.iter().map(|(_, elapsed)| *elapsed).collect())
     );
-    assert!(goodput >= 0.9 * peak, "{goodput} of {peak}");
-    assert!(served * 100 >= accepted.len() * 99, "{served} of {}", accepted.len());
+    assert!(goodput >= 0.9 * peak, "{goodput} served per second, of {peak} without overload");
+    assert!(
+        served * 100 >= accepted.len() * 99,
+        "99 % of the accepted pictures should be served, but {served} of {} were",
+        accepted.len()
+    );
     for (answer, _) in &shed {
         assert_problem(answer, 503, "overloaded");
         assert_eq!(answer.header("retry-after"), "5");
@@ -213,7 +225,7 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
 }
 
 #[tokio::test]
-async fn a_picture_beyond_the_limit_in_progress_is_refused_at_its_header() {
+async fn a_picture_beyond_the_limit_on_pictures_in_progress_is_refused_before_its_body_is_sent() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "1").start().await;
@@ -222,7 +234,7 @@ async fn a_picture_beyond_the_limit_in_progress_is_refused_at_its_header() {
         nvidia.wait_for(1).await;
         for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-            // Only the header is sent.
+            // The client sends only the header.
             let head = post_head(route, 1000, "expect: 100-continue\r\n");
             stream.write_all(&head).await.unwrap();
             let mut answer = String::new();
@@ -248,10 +260,10 @@ async fn a_body_that_exceeds_the_memory_for_bodies_is_refused() {
         .start()
         .await;
     let endless = || {
-        // Each body sends 3.5 MB and never ends. Two of them exceed the limit of 6 MiB.
-        let sent = bytes::Bytes::from(vec![b' '; 3_500_000]);
-        let sent = stream::iter([Ok::<_, std::io::Error>(http_body::Frame::data(sent))]);
-        let body = http_body_util::StreamBody::new(sent.chain(stream::pending()));
+        // Each body consists of 3.5 MB and does not end. Two of them exceed the limit of 6 MiB.
+        let bytes = bytes::Bytes::from(vec![b' '; 3_500_000]);
+        let frames = stream::iter([Ok::<_, std::io::Error>(http_body::Frame::data(bytes))]);
+        let body = http_body_util::StreamBody::new(frames.chain(stream::pending()));
         let request = app.client.post(app.url("/vectorize-image-base64"));
         app.send(request.body(reqwest::Body::wrap(body)))
     };

@@ -1,5 +1,5 @@
-//! The documentation: every file, link, setting and test that a page mentions exists, and the program
-//! prints the messages that a page quotes.
+//! Checks the Markdown pages: the files, links, settings and tests that they mention exist, and the
+//! program prints the messages that they quote.
 
 use std::{
     collections::BTreeSet,
@@ -15,11 +15,11 @@ fn code_spans(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The cells of all rows of all tables, without the header rows.
+/// The cells of all rows in the tables of a page, without the header rows.
 fn rows(page: &str) -> Vec<Vec<&str>> {
     let lines = page.lines().zip(page.lines().skip(1).chain([""]));
-    let rows = lines.filter(|(row, next)| row.starts_with('|') && !next.starts_with("|---"));
-    let cells = rows.map(|(row, _)| row.trim_matches('|').split('|').map(str::trim).collect());
+    let row_lines = lines.filter(|(row, next)| row.starts_with('|') && !next.starts_with("|---"));
+    let cells = row_lines.map(|(row, _)| row.trim_matches('|').split('|').map(str::trim).collect());
     cells.filter(|cells: &Vec<&str>| !cells[0].starts_with("---")).collect()
 }
 
@@ -59,27 +59,27 @@ fn test_names() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_row_of_the_security_page_names_source_files_and_existing_tests() {
+fn every_row_of_docs_security_md_contains_a_source_file_and_existing_tests() {
     let tests = test_names();
     let page = Document::read("docs/security.md").text;
-    let rows = rows(&page);
-    assert!(rows.len() > 40, "{}", rows.len());
-    for row in rows {
-        let [threat, guard, proofs] = row[..] else { panic!("{row:?}") };
+    let threats = rows(&page);
+    assert!(threats.len() > 40, "only {} rows were found", threats.len());
+    for row in threats {
+        let [threat, guard, proofs] = row[..] else { panic!("a row must have 3 cells: {row:?}") };
         let mut words = code_spans(guard);
         assert!(words.any(|word| word.starts_with("src/") || word.starts_with("deploy/")));
-        assert!(code_spans(proofs).next().is_some(), "no test: {threat}");
+        assert!(code_spans(proofs).next().is_some(), "no test is listed for this threat: {threat}");
         for proof in code_spans(proofs) {
             assert!(
                 tests.contains(proof) || proof.starts_with(".ci/"),
-                "no test {proof}: {threat}"
+                "there is no test {proof}, which is listed for this threat: {threat}"
             );
         }
     }
 }
 
 #[test]
-fn every_file_that_a_page_mentions_exists() {
+fn every_file_that_a_markdown_page_mentions_exists() {
     let known = ["src/", "tests/", "benches/", "docs/", "deploy/", ".ci/"];
     for page in Document::all() {
         let prose = page.prose();
@@ -87,7 +87,8 @@ fn every_file_that_a_page_mentions_exists() {
             code_spans(&prose).filter(|word| known.iter().any(|folder| word.starts_with(folder)));
         // `src/debug/` is a folder of an Android project in docs/api.md.
         for path in paths.filter(|path| !path.starts_with("src/debug/")) {
-            assert!(root().join(path).exists(), "{}: {path}", page.path.display());
+            let page = page.path.display();
+            assert!(root().join(path).exists(), "{page} mentions {path}, which does not exist");
         }
     }
 }
@@ -99,7 +100,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn every_link_between_the_pages_has_an_existing_target() {
+fn every_link_between_the_markdown_pages_has_an_existing_target() {
     let mut links = 0;
     for page in Document::all() {
         let prose = page.prose();
@@ -111,21 +112,25 @@ fn every_link_between_the_pages_has_an_existing_target() {
                 "" => root().join(&page.path),
                 path => root().join(page.path.parent().unwrap()).join(path),
             };
-            assert!(file.exists(), "{place}");
+            assert!(file.exists(), "there is no such file: {place}");
             if !heading.is_empty() {
                 let text = Document::read(file).prose();
                 let mut headings = text.lines().filter(|line| line.starts_with('#')).map(anchor);
-                assert!(headings.any(|anchor| anchor == heading), "{place}");
+                assert!(
+                    headings.any(|anchor| anchor == heading),
+                    "there is no such heading: {place}"
+                );
             }
             links += 1;
         }
     }
-    assert!(links > 40, "{links}");
+    assert!(links > 40, "only {links} links were found");
 }
 
 #[test]
-fn every_page_states_the_rust_version_of_the_manifest() {
+fn every_rust_version_on_a_markdown_page_equals_that_of_cargo_toml() {
     let expected = concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " or newer");
+    // The text of each page from each mention of a Rust version on.
     let mentions: Vec<_> = Document::all()
         .iter()
         .flat_map(|page| {
@@ -135,59 +140,68 @@ fn every_page_states_the_rust_version_of_the_manifest() {
                 .collect::<Vec<_>>()
         })
         .collect();
-    assert!(mentions.len() >= 2, "{mentions:?}");
-    assert!(mentions.iter().all(|text| text.starts_with(expected)), "{expected}");
+    assert!(mentions.len() >= 2, "{} mentions were found", mentions.len());
+    assert!(
+        mentions.iter().all(|text| text.starts_with(expected)),
+        "every mention of a Rust version should be {expected:?}"
+    );
 }
 
 #[test]
 fn the_readme_has_at_most_260_lines() {
     let lines = Document::read("README.md").text.lines().count();
-    assert!(lines <= 260, "{lines} lines: move what only some readers need to docs/");
+    assert!(
+        lines <= 260,
+        "the README has {lines} lines: move what only some readers need to docs/"
+    );
 }
 
 #[test]
-fn the_rpm_contains_the_licenses_and_every_page_for_users() {
+fn the_rpm_contains_the_licenses_and_every_markdown_page_for_users() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let expected = fs::read_to_string(root().join("deploy/build-rpm")).unwrap();
     let pages = Document::all().into_iter().map(|page| page.path.to_str().unwrap().to_owned());
     let pages = pages.filter(|page| page != "CONTRIBUTING.md");
-    let doc = |page: String| (page.clone(), format!("/usr/share/doc/imagesvc/{page}"));
-    let license = |name: &str| (name.to_owned(), format!("/usr/share/licenses/imagesvc/{name}"));
-    let licenses = ["LICENSE-MIT", "LICENSE-APACHE"].map(license);
-    for (source, installed) in pages.map(doc).chain(licenses) {
+    let page_path = |page: String| (page.clone(), format!("/usr/share/doc/imagesvc/{page}"));
+    let license_path =
+        |name: &str| (name.to_owned(), format!("/usr/share/licenses/imagesvc/{name}"));
+    let licenses = ["LICENSE-MIT", "LICENSE-APACHE"].map(license_path);
+    for (source, installed) in pages.map(page_path).chain(licenses) {
         let asset = format!("{{ source = \"{source}\", dest = \"{installed}\", mode = \"644\"");
-        assert!(manifest.contains(&asset), "Cargo.toml: {source}");
-        assert!(expected.contains(&format!(" {installed}\n")), "deploy/build-rpm: {source}");
+        assert!(manifest.contains(&asset), "Cargo.toml should package {source}");
+        assert!(
+            expected.contains(&format!(" {installed}\n")),
+            "deploy/build-rpm should expect {source}"
+        );
     }
 }
 
 #[test]
-fn every_setting_that_a_page_mentions_exists() {
+fn every_setting_that_a_markdown_page_mentions_exists() {
     let settings = fs::read_to_string(root().join(".env.example")).unwrap();
     // The changelog may mention settings of earlier versions.
     let pages = Document::all().into_iter().filter(|page| page.path != Path::new("CHANGELOG.md"));
     for page in pages {
         let words = page.text.split(|c: char| !(c.is_ascii_uppercase() || c == '_'));
-        let named = words.filter(|word| {
+        let mentioned = words.filter(|word| {
             ["IMAGESVC_", "NVIDIA_"]
                 .iter()
                 .any(|prefix| word.len() > prefix.len() && word.starts_with(prefix))
         });
         // This variable is the client's key for `imagesvc embed --to`, and not a setting of the service.
-        for name in named.filter(|name| *name != "IMAGESVC_API_KEY") {
-            assert!(settings.contains(&format!("\n#{name}=")), "{name}");
+        for name in mentioned.filter(|name| *name != "IMAGESVC_API_KEY") {
+            assert!(settings.contains(&format!("\n#{name}=")), "there is no setting {name}");
         }
     }
 }
 
 #[test]
-fn the_program_prints_the_messages_that_the_upgrading_page_quotes() {
-    let key = ("NVIDIA_API_KEY", "nvapi-1");
+fn the_program_prints_the_messages_that_docs_upgrading_md_quotes() {
     let errors_with = |dotenv: &str, settings: &[(&str, &str)]| {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(".env"), dotenv).unwrap();
         let mut program = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
-        program.env_clear().env(key.0, key.1).envs(settings.iter().copied());
+        program.env_clear().env("NVIDIA_API_KEY", "nvapi-1").envs(settings.iter().copied());
         let output = program.current_dir(folder.path()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{dotenv} {settings:?}");
         String::from_utf8(output.stderr).unwrap()
@@ -208,11 +222,11 @@ fn the_program_prints_the_messages_that_the_upgrading_page_quotes() {
     .concat();
     let page = Document::read("docs/upgrading.md").text;
     let section = page.split("## Settings that stop the start").nth(1).unwrap();
-    let rows = rows(section.split("\n## ").next().unwrap());
-    assert_eq!(rows.len(), 11);
-    for row in rows {
+    let messages = rows(section.split("\n## ").next().unwrap());
+    assert_eq!(messages.len(), 11);
+    for row in messages {
         let quoted = row[1].trim_matches('`');
-        assert!(printed.contains(quoted), "{quoted}\n{printed}");
+        assert!(printed.contains(quoted), "the program should print {quoted}\n{printed}");
     }
     for setting in ["API_KEYS", "API_KEYS_FILE", "RATE_LIMIT_PER_MINUTE", "FETCH_HOSTS"]
         .map(|name| format!("IMAGESVC_{name}"))

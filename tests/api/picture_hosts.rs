@@ -8,6 +8,7 @@ use crate::support::{
     Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
 };
 
+/// Fetches a picture from a host that sends this reply. Checks that a failed fetch has no effect.
 async fn fetch(reply: Reply) -> Answer {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
@@ -29,7 +30,7 @@ async fn download_error(reply: Reply) -> String {
     problem["detail"].as_str().unwrap().to_owned()
 }
 
-/// A reply with this body, whose header declares this content coding.
+/// A reply with this `Content-Encoding` and this body.
 fn encoded(coding: &str, body: impl AsRef<[u8]>) -> Reply {
     Reply::new(200, &[("content-encoding", coding)], body)
 }
@@ -66,9 +67,10 @@ async fn gzip_is_unpacked_only_up_to_the_size_limit() {
 #[tokio::test]
 async fn gzip_without_any_output_is_read_only_up_to_the_size_limit() {
     let head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n".to_vec();
-    // The file name in the gzip header never ends.
-    let name = [head, b"\x1f\x8b\x08\x08\0\0\0\0\0\xff".to_vec(), vec![b'a'; 30 << 20]].concat();
-    assert_problem(&fetch(Reply::CloseAfter(name)).await, 413, "image_too_large");
+    // A gzip header with a file name of 30 MiB, and nothing after it.
+    let response =
+        [head, b"\x1f\x8b\x08\x08\0\0\0\0\0\xff".to_vec(), vec![b'a'; 30 << 20]].concat();
+    assert_problem(&fetch(Reply::CloseAfter(response)).await, 413, "image_too_large");
 }
 
 #[tokio::test]
@@ -86,7 +88,7 @@ async fn damaged_or_truncated_gzip_is_a_failed_download() {
 }
 
 #[tokio::test]
-async fn an_unsupported_compression_is_refused_by_its_name() {
+async fn the_error_for_an_unsupported_compression_contains_its_name() {
     for coding in ["br", "zstd", "deflate"] {
         assert!(download_error(encoded(coding, ROCKET)).await.contains(coding));
     }
@@ -105,7 +107,7 @@ async fn several_hundred_headers_are_accepted() {
 }
 
 #[tokio::test]
-async fn a_picture_hosts_retry_after_is_passed_on() {
+async fn the_retry_after_of_a_picture_host_is_passed_on_for_a_429_and_a_503() {
     for status in [429, 503] {
         let answer = fetch(Reply::new(status, &[("retry-after", "77")], "")).await;
         assert_problem(&answer, 502, "download_failed");
@@ -114,11 +116,11 @@ async fn a_picture_hosts_retry_after_is_passed_on() {
         assert!(answer.headers.get("retry-after").is_none());
     }
     let answer = fetch(Reply::new(503, &[("retry-after", "4294967295")], "")).await;
-    assert_eq!(answer.header("retry-after"), "3600", "Retry-After is at most one hour");
+    assert_eq!(answer.header("retry-after"), "3600", "Retry-After should be at most one hour");
     let answer = fetch(Reply::new(500, &[("retry-after", "77")], "")).await;
     assert!(
         answer.headers.get("retry-after").is_none(),
-        "Retry-After is passed on only for 429 and 503"
+        "Retry-After should be passed on only for 429 and 503"
     );
 }
 
@@ -134,9 +136,11 @@ async fn a_fetched_web_page_is_reported_as_a_web_page() {
 
 #[tokio::test]
 async fn a_download_is_reported_as_interrupted_only_if_a_response_had_begun() {
-    for reply in [Vec::new(), b"no http".to_vec()] {
+    for response in [Vec::new(), b"no http".to_vec()] {
         assert!(
-            download_error(Reply::CloseAfter(reply)).await.contains("no response that can be read")
+            download_error(Reply::CloseAfter(response))
+                .await
+                .contains("no response that can be read")
         );
     }
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n".to_vec();

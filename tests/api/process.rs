@@ -1,4 +1,4 @@
-//! The program as a process: its exit codes and its output.
+//! The exit codes and the output of the program.
 
 use std::{
     io::{BufRead, BufReader},
@@ -23,7 +23,7 @@ fn without_a_key_the_error_mentions_the_key_and_the_sandbox_and_the_exit_code_is
     assert!(text.contains("NVIDIA_API_KEY") && text.contains("--sandbox"), "{text}");
     assert!(
         !folder.path().join("downloads").exists(),
-        "with invalid settings the program creates no folder"
+        "with invalid settings the program must create no folder"
     );
 }
 
@@ -45,7 +45,7 @@ fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_windows_dotenv_with_the_documented_user_agent_is_read() {
+async fn a_dotenv_file_from_windows_with_the_documented_user_agent_is_read() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let readme = Document::read("README.md").text;
     let (_, rest) = readme.split_once("`my-app").unwrap();
@@ -103,7 +103,7 @@ fn the_hidden_settings_command_lists_all_settings_and_needs_no_key() {
 }
 
 #[test]
-fn the_program_logs_its_address_and_the_sandbox_and_stops_on_sigterm() {
+fn the_program_logs_its_address_and_model_locks_its_folder_and_stops_on_sigterm() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = program(folder.path())
         .args(["--sandbox", "--port", "0", "--host", "127.0.0.1", "--drain-delay", "0"])
@@ -117,7 +117,7 @@ fn the_program_logs_its_address_and_the_sandbox_and_stops_on_sigterm() {
         text.push_str(&lines.next().unwrap().unwrap());
     }
     assert!(text.contains("\"address\":\"127.0.0.1:"), "{text}");
-    assert!(text.contains("ignored"), "{text}");
+    assert!(text.contains("ignored"), "the log should say that the key is ignored: {text}");
     assert!(text.contains("sandbox/perceptual"), "{text}");
     assert!(!text.contains("nvapi-planted"));
 
@@ -125,7 +125,7 @@ fn the_program_logs_its_address_and_the_sandbox_and_stops_on_sigterm() {
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another imagesvc"));
 
-    let killed = Command::new("sh").args(["-c", &format!("kill {}", child.id())]).status().unwrap();
-    assert!(killed.success());
+    let kill = Command::new("sh").args(["-c", &format!("kill {}", child.id())]).status().unwrap();
+    assert!(kill.success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

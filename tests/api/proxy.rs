@@ -1,5 +1,5 @@
-//! Behind Caddy, configured by `deploy/Caddyfile`, clients receive the service's early error responses
-//! unchanged.
+//! Behind Caddy, configured by `deploy/Caddyfile`, clients receive the service's early error
+//! responses unchanged.
 
 use std::{
     future::pending,
@@ -20,11 +20,11 @@ use tokio::{
 
 use crate::support::{Child, FORM, ROCKET, base64_body, form, free_address, is_missing};
 
-/// The length of a body that exceeds the sockets' buffers, so that the client is still sending when the
-/// request is refused.
-const LARGE: usize = 8 << 20;
+/// The size of a picture that exceeds the sockets' buffers. The client is still sending the picture
+/// when the service refuses the request.
+const LARGE_PICTURE_BYTES: usize = 8 << 20;
 
-/// A running Caddy, killed when dropped.
+/// A running Caddy. Its process is killed when this value is dropped.
 struct Caddy {
     address: SocketAddr,
     process: std::process::Child,
@@ -49,21 +49,21 @@ impl Caddy {
             .args(["run", "--adapter", "caddyfile", "--config", "Caddyfile"])
             .current_dir(folder)
             .env("HOME", folder)
-            // By default every Caddy on a machine would use the same TCP port for its admin API.
+            // Without this, every Caddy on a machine would use the same TCP port for its admin API.
             .env("CADDY_ADMIN", "unix/admin.sock")
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let log = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
         let (sender, lines) = mpsc::channel();
-        // The thread reads the log to its end, since Caddy would block on a full pipe.
+        // The thread reads the whole log, since Caddy would block on a full pipe.
         std::thread::spawn(move || log.for_each(|line| drop(sender.send(line))));
         let caddy = Self { address, process };
         let mut printed = Vec::new();
         while !printed.last().is_some_and(|line: &String| line.contains("serving initial config")) {
             let line = lines.recv_timeout(Duration::from_secs(20));
             printed.push(
-                line.unwrap_or_else(|error| panic!("Caddy does not start ({error}): {printed:?}")),
+                line.unwrap_or_else(|error| panic!("Caddy did not start ({error}): {printed:?}")),
             );
         }
         caddy
@@ -88,9 +88,9 @@ fn is_whole(answer: &[u8]) -> bool {
     length.is_some_and(|length| body.len() >= length.parse().unwrap())
 }
 
-/// Sends a request and returns as soon as the response is complete. It does not wait until the
-/// connection closes: if the response arrives before the whole body is sent, Caddy may leave the
-/// connection open despite its own `Connection: close`.
+/// Sends a request and returns as soon as the response is complete. This function does not wait
+/// until the connection closes. If the response arrives before the whole body is sent, Caddy may
+/// leave the connection open despite its own `Connection: close`.
 async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     let (mut reader, mut writer) = TcpStream::connect(to).await.unwrap().into_split();
     let send = async {
@@ -101,7 +101,7 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     };
     let mut answer = Vec::new();
     let read = async {
-        // A reset after the response is accepted.
+        // The connection may be reset after the response.
         while reader.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {
             if is_whole(&answer) {
                 break;
@@ -116,12 +116,12 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     });
     let in_time = ended.await.is_ok();
     let answer = String::from_utf8(answer).unwrap();
-    assert!(in_time, "no answer in time: {head}{answer}");
+    assert!(in_time, "a whole answer should arrive within 60 s: {head}{answer}");
     answer
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_refused_behind_caddy_always_receives_the_services_own_response() {
+async fn a_client_that_is_refused_behind_caddy_always_receives_the_response_of_the_service() {
     if is_missing("caddy") {
         return;
     }
@@ -134,7 +134,7 @@ async fn a_client_refused_behind_caddy_always_receives_the_services_own_response
     ];
     let service = Child::start(folder.path(), &settings);
     let caddy = Caddy::start(folder.path(), service.address).await;
-    let large = vec![b'A'; LARGE];
+    let large = vec![b'A'; LARGE_PICTURE_BYTES];
     let bodies = [
         ("/vectorize-image-upload", FORM, form(&large)),
         ("/vectorize-image-base64", "application/json", base64_body(&large).into_bytes()),

@@ -12,7 +12,8 @@ use crate::support::{
     avif, converted, embedding, noise_png, nvidia_api::INFER,
 };
 
-/// One request for each route that takes a picture. The URL route fetches it from `picture_server`.
+/// One request with this picture for each route. For the URL route, the service fetches the picture
+/// from `picture_server`.
 fn requests(app: &TestApp, picture_server: &FakeServer, picture: &[u8]) -> [RequestBuilder; 3] {
     [
         app.upload_request(picture, "a.jpg"),
@@ -29,7 +30,7 @@ fn with_query(request: RequestBuilder, query: &str) -> RequestBuilder {
     RequestBuilder::from_parts(client, request)
 }
 
-/// The names of the saved files, and of those still in `.incoming/`, in a downloads folder.
+/// The names of the saved pictures in a downloads folder, and of the files in its `.incoming/`.
 fn files(folder: &Path) -> Vec<String> {
     let names = |folder: &Path| -> Vec<_> {
         let entries = std::fs::read_dir(folder).unwrap();
@@ -46,7 +47,7 @@ fn assert_has_no_path(answer: &Answer) {
 
 #[tokio::test]
 async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
-    // These are sent inline, sent as an asset, and re-encoded.
+    // These pictures are sent inline, sent as an asset, and re-encoded, in this order.
     for picture in [ROCKET.to_vec(), HUBBLE.to_vec(), converted(CHELSEA, ImageFormat::WebP)] {
         let nvidia = FakeNvidia::healthy().await;
         let picture_server = FakeServer::serving(&picture).await;
@@ -70,7 +71,7 @@ async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
 }
 
 #[tokio::test]
-async fn with_save_false_an_error_leaves_no_file_and_its_answer_contains_no_path() {
+async fn with_save_false_an_error_leaves_no_file_and_the_answer_contains_no_path() {
     for picture in [ROCKET.to_vec(), noise_png(400, 300)] {
         for (reply, status, code) in [
             (Reply::status(422), 422, "embedding_rejected"),
@@ -102,7 +103,7 @@ async fn with_save_false_an_error_leaves_no_file_and_its_answer_contains_no_path
 }
 
 #[tokio::test]
-async fn an_unsupported_file_is_never_saved_with_either_value_of_save() {
+async fn an_unsupported_file_is_not_saved_whether_save_is_true_or_false() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut broken = converted(CHELSEA, ImageFormat::Gif);
@@ -133,7 +134,10 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     let request = with_query(child.upload_request(&client, &picture), "save=false");
     let disconnected = tokio::spawn(request.send());
     nvidia.wait_for(3).await; // creates the asset, uploads it, and computes the embedding
-    assert!(files(&downloads).is_empty(), "the file has no name, so a kill leaves nothing");
+    assert!(
+        files(&downloads).is_empty(),
+        "the picture should be in a file without a name, which a kill would not leave behind"
+    );
     disconnected.abort();
     assert!(disconnected.await.is_err());
     let line = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"499\"} 1";
@@ -144,7 +148,7 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
         }
     }
     assert!(files(&downloads).is_empty());
-    // The call continues, although the file that it reads has been unlinked.
+    // The call continues, although its picture is in a file without a name.
     release.send(true).unwrap();
     let again = with_query(child.upload_request(&client, &picture), "save=false");
     let again = again.send().await.unwrap();
@@ -172,7 +176,7 @@ async fn with_save_false_a_shutdown_leaves_no_file() {
     assert!(files(folder.path()).is_empty());
 }
 
-/// Adds a method that reads a response's body as JSON.
+/// A method that reads the body of a response as JSON.
 trait JsonValue {
     async fn json_value(self) -> Value;
 }
@@ -285,7 +289,7 @@ async fn a_trailing_slash_changes_nothing() {
     ] {
         assert!(metrics.lines().any(|shown| shown == line), "{line} is not in\n{metrics}");
     }
-    assert!(!metrics.contains("/\""), "no route ends in a slash");
+    assert!(!metrics.contains("/\""), "no route in the metrics should end in a slash");
 }
 
 #[tokio::test]

@@ -7,15 +7,16 @@ use tokio::{sync::watch, time::timeout};
 
 use crate::support::{FakeNvidia, ROCKET, TestApp, embedding, picture_number, tiny, variant};
 
-async fn wait_until_removed(app: &TestApp, pictures: f64) {
-    app.wait_for(|value| value("imagesvc_pictures_removed_total") >= pictures).await;
+/// Waits until retention has removed at least this many pictures.
+async fn wait_until_removed(app: &TestApp, count: f64) {
+    app.wait_for(|value| value("imagesvc_pictures_removed_total") >= count).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_none_in_use() {
+async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture_in_use() {
     let (release, _) = watch::channel(false);
     let held_reply = embedding().held_until(&release);
-    // The reply for the first picture is held back, so that its file is in use and the oldest.
+    // The first picture gets its reply last. Until then, its file is in use and is the oldest.
     let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
         0 => held_reply.clone(),
         _ => embedding(),
@@ -39,15 +40,18 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_none_in_us
         wait_until_removed(&app, 150.0).await;
         let saved = app.saved();
         let pictures: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
-        assert!((10..=20).contains(&pictures.len()), "{}", pictures.len());
+        assert!((10..=20).contains(&pictures.len()), "{} pictures are left", pictures.len());
         release.send(true).unwrap();
     };
     let (first, ()) = tokio::join!(first, others);
     first.vector();
     let name = first.saved_as();
-    assert_eq!(app.saved_bytes(&name), first_picture, "a picture in use is not removed");
+    assert_eq!(app.saved_bytes(&name), first_picture, "a picture in use must not be removed");
     for name in other_files {
-        assert!(app.folder().join(name).exists(), "{name} was not written by the service");
+        assert!(
+            app.folder().join(name).exists(),
+            "{name} must not be removed, because the service did not write it"
+        );
     }
     // After its request has ended, the first picture is removed like any other.
     app.upload(ROCKET, "large.jpg").await.vector();
@@ -56,7 +60,9 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_none_in_us
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(30), removed).await.expect("the oldest picture is removed");
+    timeout(Duration::from_secs(30), removed)
+        .await
+        .expect("the oldest picture should be removed within 30 s");
 }
 
 #[tokio::test(flavor = "multi_thread")]

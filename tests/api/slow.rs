@@ -21,9 +21,9 @@ const OPENINGS: [&[u8]; 6] = [
       transfer-encoding: chunked\r\n\r\n5\r\n--x\r\n\r\n",
 ];
 
-async fn is_closed(stream: &mut TcpStream) -> bool {
+/// Whether the service closes or resets the connection within 20 s.
+async fn closes_in_time(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
-    // A reset also counts as closed.
     timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await.is_ok()
 }
 
@@ -38,12 +38,16 @@ async fn the_connection_of_a_stalling_client_is_closed() {
     for opening in OPENINGS {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         stream.write_all(opening).await.unwrap();
-        assert!(is_closed(&mut stream).await, "{}", opening.escape_ascii());
+        assert!(
+            closes_in_time(&mut stream).await,
+            "the connection should be closed after {}",
+            opening.escape_ascii()
+        );
     }
     // The header timer also closes an idle keep-alive connection.
     let mut stream = TcpStream::connect(app.address).await.unwrap();
     stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    assert!(is_closed(&mut stream).await);
+    assert!(closes_in_time(&mut stream).await);
 }
 
 #[tokio::test]
@@ -53,16 +57,17 @@ async fn a_trickling_header_does_not_extend_the_header_timeout() {
     let stream = TcpStream::connect(app.address).await.unwrap();
     let (mut reader, mut writer) = stream.into_split();
     let trickle = tokio::spawn(async move {
-        let mut sent = 0;
+        let mut sent_bytes = 0;
         while writer.write_all(b"x").await.is_ok() {
-            sent += 1;
+            sent_bytes += 1;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        sent
+        sent_bytes
     });
     let mut response = Vec::new();
     // The connection may be closed or reset.
     let _ = timeout(Duration::from_secs(20), reader.read_to_end(&mut response)).await.unwrap();
+    // 500 bytes take 10 s.
     assert!(trickle.await.unwrap() < 500);
 }
 
@@ -101,7 +106,7 @@ async fn a_thousand_stalling_clients_do_not_delay_another_client() {
         let answer = prompt_upload(&child).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:.300}");
         for stream in &mut stalling {
-            assert!(is_closed(stream).await);
+            assert!(closes_in_time(stream).await);
         }
     }
     assert!(prompt_upload(&child).await.starts_with("HTTP/1.1 200 OK"));
@@ -109,8 +114,8 @@ async fn a_thousand_stalling_clients_do_not_delay_another_client() {
 
 #[tokio::test]
 async fn the_connection_of_a_client_that_reads_no_response_is_closed() {
-    // Unit tests check the write timer with simulated time. This test checks that connections use it:
-    // with such a client, a shutdown ends long before the drain timeout.
+    // Unit tests check the write timer with simulated time. This test checks that connections use
+    // that timer: if they do, a shutdown with such a client ends long before the drain timeout.
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let socket = TcpSocket::new_v4().unwrap();
@@ -127,6 +132,6 @@ async fn the_connection_of_a_client_that_reads_no_response_is_closed() {
     timeout(Duration::from_secs(40), app.stop()).await.unwrap();
     assert!(
         started.elapsed() < Duration::from_secs(30),
-        "the write timer closes the connection, before the drain timeout of 70 s"
+        "the write timer should close the connection long before the drain timeout of 70 s"
     );
 }

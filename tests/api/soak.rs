@@ -22,16 +22,16 @@ use crate::support::{
 /// The rate at which requests are sent.
 const REQUESTS_PER_SECOND: u32 = 50;
 
-/// From this length on, a run must keep its memory constant to 5 %. In a shorter run, the allocator may
-/// still be growing.
+/// In a run of at least this length, the memory may grow by at most 5 %. In a shorter run, the
+/// allocator has not reached its peak before the first measurement, so the memory may grow by half.
 const LONG_RUN: Duration = Duration::from_secs(600);
 
-/// One in this many requests is a picture whose decode does not end by itself. It keeps a core busy for
-/// seconds, so such pictures must be rare.
+/// One in this many requests is a picture whose decode does not end by itself. It keeps a core busy
+/// for seconds, so such pictures must be rare.
 const REQUESTS_PER_ENDLESS_PICTURE: usize = 1500;
 
-/// Sends one random request of the mix and returns its outcome: a status code, or a word if there
-/// was no response.
+/// Sends one request, at random a valid or a hostile one. Returns its outcome: the status code, or a
+/// word if there was no response.
 async fn send_random(
     child: &Child,
     picture_server: &FakeServer,
@@ -82,10 +82,11 @@ async fn send_random(
     }
 }
 
-/// `deploy/imagesvc.service` sets this variable: with more arenas, glibc retains more freed memory.
+/// `deploy/imagesvc.service` sets this variable, because with more arenas glibc retains more freed
+/// memory.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes half an hour"]
-async fn after_a_long_run_with_the_units_allocator_setting_nothing_has_leaked() {
+async fn after_a_long_run_with_the_allocator_setting_of_the_systemd_unit_nothing_has_leaked() {
     soak(&[("MALLOC_ARENA_MAX", "2")]).await;
 }
 
@@ -102,13 +103,13 @@ async fn soak(environment: &[(&str, &str)]) {
     let pause = Duration::from_secs(if length < LONG_RUN { 6 } else { 15 });
     let hostile: Vec<_> =
         bombs::all().into_iter().filter(|(_, picture)| picture.len() < 300_000).collect();
-    let faults = AtomicUsize::new(0);
+    let fault_count = AtomicUsize::new(0);
     let nvidia = FakeNvidia::healthy_except(move |request| {
-        // One call in ten fails or is late, each time in another way.
+        // One call in ten fails or is late. Six kinds of faults take turns.
         if request.line() != INFER || fastrand::u8(0..10) != 0 {
             return None;
         }
-        Some(match faults.fetch_add(1, Ordering::Relaxed) % 6 {
+        Some(match fault_count.fetch_add(1, Ordering::Relaxed) % 6 {
             0 => Reply::status(503),
             1 => Reply::status(429),
             2 => Reply::CloseAfter(Vec::new()),
@@ -125,7 +126,7 @@ async fn soak(environment: &[(&str, &str)]) {
     .await;
     let allow = picture_server.address.to_string();
     let mut settings = vec![
-        // Small limits, so that all three are reached before the first measurement.
+        // The first three limits are so small that they are reached before the first measurement.
         ("IMAGESVC_CACHE_MEMORY", "8MiB"),
         ("IMAGESVC_CACHE_DISK", "16MiB"),
         ("IMAGESVC_DOWNLOADS_MAX_BYTES", "200MiB"),
@@ -165,7 +166,8 @@ async fn soak(environment: &[(&str, &str)]) {
             requests.buffer_unordered(64).collect::<()>().await;
         }
     };
-    // Three parts fill the caches and the folder, and let the allocator reach its peak.
+    // The first three tenths of the run fill the caches and the folder, and let the allocator reach
+    // its peak.
     let part_length = length / 10;
     for _ in 0..3 {
         traffic(part_length).await;
@@ -189,7 +191,10 @@ async fn soak(environment: &[(&str, &str)]) {
             outcomes.keys().all(|outcome| expected.contains(&outcome.as_str())),
             "{outcomes:?}"
         );
-        assert!(outcomes["200"] > requests / 2, "more than half are served: {outcomes:?}");
+        assert!(
+            outcomes["200"] > requests / 2,
+            "more than half of the requests should be served: {outcomes:?}"
+        );
     }
     let allowed_growth = if length < LONG_RUN { before.memory / 2 } else { before.memory / 20 };
     after.assert_no_more_than(&before, allowed_growth);

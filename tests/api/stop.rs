@@ -36,7 +36,7 @@ async fn under_load_and_with_a_stalled_client_every_accepted_request_is_answered
     let _stalled = stalled(&child).await;
     let mut idle = TcpStream::connect(child.address).await.unwrap();
 
-    let before = join_all((0..20).map(|n| upload(&child, n)));
+    let early = join_all((0..20).map(|n| upload(&child, n)));
     let stopping = async {
         nvidia.wait_for(20).await;
         child.terminate();
@@ -58,18 +58,21 @@ async fn under_load_and_with_a_stalled_client_every_accepted_request_is_answered
         };
         tokio::join!(late, release_reply).0
     };
-    let (before, late) = tokio::join!(before, stopping);
-    for answer in before.into_iter().chain([late]) {
-        let (status, body) = answer.expect("an answer");
+    let (early, late) = tokio::join!(early, stopping);
+    for answer in early.into_iter().chain([late]) {
+        let (status, body) = answer.expect("every upload should be answered");
         assert_eq!(status, 200, "{body:.300}");
     }
     let mut rest = Vec::new();
     idle.read_to_end(&mut rest).await.unwrap();
-    assert!(rest.is_empty(), "an idle connection is closed without a response");
+    assert!(rest.is_empty(), "an idle connection should be closed without a response");
     let started = Instant::now();
     let (status, log) = child.wait();
     assert_eq!(status.code(), Some(0));
-    assert!(started.elapsed() < Duration::from_secs(20), "before the drain timeout of 70 s");
+    assert!(
+        started.elapsed() < Duration::from_secs(20),
+        "the shutdown should not wait for the drain timeout (70 s)"
+    );
     assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
 }
 
@@ -79,7 +82,8 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
-    // Each client sends request after request, each on a new connection, until it cannot connect.
+    // Each client sends one request after the other, on a new connection each, until it cannot
+    // connect.
     let request_health = async |mut stream: TcpStream| {
         let request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         stream.write_all(request).await?;
@@ -109,10 +113,10 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
         let total_answered: usize = counts.iter().map(|(answered, _)| answered).sum();
         let lost: usize = counts.iter().map(|(_, lost)| lost).sum();
         assert!(total_answered > 20);
-        // The service accepts all connections of the backlog before it closes the listener. Connections
-        // that the kernel completes between these two steps are lost. Without the first step, most
+        // First the service accepts all connections of the backlog, then it closes the listener.
+        // Connections whose TCP handshake ends in between are lost. Without the first step, most
         // clients would lose a connection.
-        assert!(lost <= 3, "{lost} lost");
+        assert!(lost <= 3, "at most 3 connections should be lost, not {lost}");
         release.send(true).unwrap();
     };
     let (uploaded, ()) = tokio::join!(running_upload, all_clients);
@@ -146,7 +150,7 @@ async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
     let folder = tempfile::tempdir().unwrap();
     let child = Child::start_with(&nvidia, folder.path(), &[]);
     tokio::select! {
-        _ = upload(&child, 1) => panic!("answered before the reply was released"),
+        _ = upload(&child, 1) => panic!("the upload was answered before NVIDIA's reply was released"),
         _ = nvidia.wait_for(1) => {}
     }
     child.terminate();
@@ -156,7 +160,7 @@ async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
     assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
     let child = Child::start_with(&nvidia, folder.path(), &[]);
     assert_eq!(upload(&child, 1).await.unwrap().0, 200);
-    assert_eq!(nvidia.lines().len(), 1, "its vector is in the cache");
+    assert_eq!(nvidia.lines().len(), 1, "the second upload should be answered from the cache");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,14 +169,14 @@ async fn a_second_sigterm_or_sigint_ends_the_service_at_once() {
         let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
         let folder = tempfile::tempdir().unwrap();
         let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "60s")]);
-        let ended = async {
+        let stopping = async {
             nvidia.wait_for(1).await;
             child.signal(signal);
             while reqwest::get(child.url("/ready")).await.unwrap().status() == 200 {}
             child.signal(signal);
         };
-        // After a second signal, running requests get no answer.
-        let (answer, ()) = tokio::join!(upload(&child, 1), ended);
+        // After the second signal, running requests get no answer.
+        let (answer, ()) = tokio::join!(upload(&child, 1), stopping);
         assert!(answer.is_err());
         let (status, log) = child.wait();
         assert_eq!(status.code(), Some(0));

@@ -1,4 +1,4 @@
-//! The notifications to systemd, over a real socket.
+//! The service's notifications to systemd, over a real socket.
 
 use std::{
     io::{Read, Write},
@@ -10,7 +10,9 @@ use crate::support::Child;
 
 fn receive(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
-    let len = socket.recv(&mut buffer).expect("a message before the socket's timeout");
+    let len = socket
+        .recv(&mut buffer)
+        .expect("the service should send a message before the socket's timeout");
     String::from_utf8(buffer[..len].to_vec()).unwrap()
 }
 
@@ -43,8 +45,8 @@ fn systemd_is_notified_when_the_service_is_ready_alive_and_stopping() {
         wait_for(&socket, "WATCHDOG=1");
     }
     let mut stalled = std::net::TcpStream::connect(child.address).unwrap();
-    let half = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 99\r\n\r\n";
-    stalled.write_all(half).unwrap();
+    let head = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 99\r\n\r\n";
+    stalled.write_all(head).unwrap();
     stalled.read_exact(&mut [0; 25]).unwrap(); // `100 Continue`, so the request is running
     child.terminate();
     let stopping = wait_for(&socket, "STOPPING=1");
@@ -60,7 +62,7 @@ fn systemd_is_notified_when_the_service_is_ready_alive_and_stopping() {
 }
 
 #[test]
-fn no_watchdog_message_is_sent_if_watchdog_pid_is_another_process() {
+fn no_watchdog_message_is_sent_if_watchdog_pid_is_the_id_of_another_process() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();

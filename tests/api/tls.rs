@@ -1,4 +1,4 @@
-//! Servers with valid and invalid certificates: the service sends nothing to the latter.
+//! The service sends no request to a server whose certificate is invalid.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::support::{
     nvidia_api::{ASSETS_PATH, INFER_PATH, KEY, STATUS_PATH},
 };
 
-/// A certificate authority of a test.
+/// A certificate authority for tests.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -43,7 +43,7 @@ impl Authority {
             .unwrap()
     }
 
-    /// The environment variable that makes a service trust only this authority.
+    /// The environment variable that makes a service trust this authority and no other.
     fn trust_variable(&self, folder: &Path) -> (&'static str, String) {
         let file = folder.join("authority.pem");
         std::fs::write(&file, &self.pem).unwrap();
@@ -51,12 +51,12 @@ impl Authority {
     }
 }
 
-/// Invalid certificates, each with the reason.
-fn invalid(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
+/// Server configurations with invalid certificates, each with the reason.
+fn invalid_configs(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
     [
-        ("of another name", authority.certify("other.example", 2100)),
+        ("for another name", authority.certify("other.example", 2100)),
         ("expired", authority.certify("localhost", 2021)),
-        ("of an authority that nobody trusts", Authority::new().certify("localhost", 2100)),
+        ("by an authority that nobody trusts", Authority::new().certify("localhost", 2100)),
     ]
 }
 
@@ -75,8 +75,8 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
     let picture = |_: &_, _| Reply::new(200, &[], ROCKET);
     let valid = FakeServer::start_tls(authority.certify("localhost", 2100), picture).await;
     let mut picture_servers = vec![("valid", valid)];
-    for (what, config) in invalid(&authority) {
-        picture_servers.push((what, FakeServer::start_tls(config, picture).await));
+    for (reason, config) in invalid_configs(&authority) {
+        picture_servers.push((reason, FakeServer::start_tls(config, picture).await));
     }
     let address =
         |picture_server: &FakeServer| format!("localhost:{}", picture_server.address.port());
@@ -87,27 +87,32 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
         [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_FETCH_ALLOW", &allow), (trust.0, &trust.1)];
     let child = Child::start(folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (what, picture_server) in &picture_servers {
+    for (certificate, picture_server) in &picture_servers {
         let url = format!("https://{}/", address(picture_server));
         let answer = child.url_request(&client, &url).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
-        if *what == "valid" {
+        if *certificate == "valid" {
             answer.vector();
             assert_eq!(picture_server.count(), 1);
         } else {
             assert_problem(&answer, 502, "download_failed");
-            assert_eq!(picture_server.count(), 0, "{what}");
+            assert_eq!(
+                picture_server.count(),
+                0,
+                "requests to a host whose certificate is {certificate}"
+            );
         }
-        assert_eq!(saved_count(folder.path()), 1, "{what}");
+        // The picture of the valid host is the first, and stays the only one.
+        assert_eq!(saved_count(folder.path()), 1, "saved pictures");
     }
 }
 
 #[tokio::test]
-async fn the_key_and_the_picture_are_sent_only_if_nvidias_certificate_is_valid() {
+async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_is_valid() {
     let authority = Authority::new();
     let valid = authority.certify("localhost", 2100);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (what, config) in [("valid", valid)].into_iter().chain(invalid(&authority)) {
+    for (certificate, config) in [("valid", valid)].into_iter().chain(invalid_configs(&authority)) {
         let folder = tempfile::tempdir().unwrap();
         let nvidia = FakeServer::start_tls(config, |_, _| embedding()).await;
         let trust = authority.trust_variable(folder.path());
@@ -123,15 +128,15 @@ async fn the_key_and_the_picture_are_sent_only_if_nvidias_certificate_is_valid()
         let child = Child::start(folder.path(), &settings);
         let answer = child.upload_request(&client, ROCKET).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
-        if what == "valid" {
+        if certificate == "valid" {
             answer.vector();
             let received = nvidia.received();
             assert_eq!(received.len(), 1);
             assert_eq!(received[0].header("authorization"), Some(&*format!("Bearer {KEY}")));
         } else {
             assert_problem(&answer, 502, "embedding_unavailable");
-            assert_eq!(nvidia.count(), 0, "{what}");
+            assert_eq!(nvidia.count(), 0, "requests if NVIDIA's certificate is {certificate}");
         }
-        assert_eq!(saved_count(folder.path()), 1, "the picture is saved");
+        assert_eq!(saved_count(folder.path()), 1, "the picture should be saved");
     }
 }

@@ -1,6 +1,6 @@
-//! One picture, stored in variants of the formats that real files have. The service embeds what the
-//! file shows, or refuses it and says why. [`super::pillow`] compares these files with Pillow's
-//! decoders.
+//! One picture in many files, which use unusual variants of the formats, as real files do. The
+//! service embeds what a file shows, or refuses the file and says why. [`super::pillow`] compares
+//! these files with Pillow's decoders.
 
 use std::{fs, path::Path};
 
@@ -19,7 +19,7 @@ enum Expected {
     Grey,
     /// The pixels of `plain.png`, turned clockwise by 90°.
     Turned,
-    /// An error whose `detail` contains this word and does not call the file damaged.
+    /// An error. Its `detail` contains this word, and does not call the file damaged.
     Refused(&'static str),
 }
 
@@ -45,9 +45,9 @@ const CASES: [(&str, Expected); 17] = [
     ("bmp-os2v2.bmp", SameAs("plain.png")),
 ];
 
-/// The largest allowed difference of one region from the expected picture, from 0 to 255.
+/// The largest allowed [`Difference::worst`] between what NVIDIA receives and the expected picture.
 fn tolerance(name: &str) -> f64 {
-    // This file has few colours, so the colour nearest to the original may be far from it.
+    // This file has few colours. The nearest of them may be far from a colour of the original.
     if name == "tiff-palette8.tiff" { 80.0 } else { 30.0 }
 }
 
@@ -60,7 +60,8 @@ fn picture(name: &str) -> RgbImage {
     image_rs::load_from_memory(&file(name)).unwrap().into_rgb8()
 }
 
-/// Converts to grey with the weights of ITU-R BT.601, as the grey test files were made.
+/// Converts a picture to grey with the weights of ITU-R BT.601. The grey files were made with the
+/// same weights.
 fn without_colours(mut picture: RgbImage) -> RgbImage {
     for Rgb(pixel) in picture.pixels_mut() {
         let [red, green, blue] = pixel.map(u32::from);
@@ -82,18 +83,18 @@ fn expected_pixels(expected: &Expected, (width, height): (u32, u32)) -> Option<R
 
 #[tokio::test]
 async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reason() {
-    const INLINE: usize = 20_000;
+    const INLINE_LIMIT: usize = 20_000;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
-        .setting("NVIDIA_INLINE_LIMIT", INLINE)
+        .setting("NVIDIA_INLINE_LIMIT", INLINE_LIMIT)
         .start()
         .await;
     let mut failures = Vec::new();
     for (name, expected) in CASES {
         // Trailing bytes make the file too large to be sent unchanged, so it is always decoded.
         let mut bytes = file(name);
-        bytes.resize(bytes.len() + INLINE, 0);
+        bytes.resize(bytes.len() + INLINE_LIMIT, 0);
         let answer = app.upload(&bytes, name).await;
         if let Refused(word) = expected {
             let problem = assert_problem(&answer, 415, "unsupported_image");

@@ -17,7 +17,7 @@ fn plain() -> RgbImage {
     image_rs::load_from_memory(PLAIN).unwrap().into_rgb8()
 }
 
-/// The average difference of two pictures of the same size, from 0 to 255.
+/// The mean difference between the samples of two pictures of the same size, from 0 to 255.
 fn distance(a: &RgbImage, b: &RgbImage) -> u64 {
     assert_eq!(a.dimensions(), b.dimensions());
     let total: u64 = a.iter().zip(b.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
@@ -50,8 +50,8 @@ async fn pictures_with_unusual_headers_reach_nvidia_as_they_look() {
     ];
     let received = upload_all(&pictures).await;
     let turned = imageops::rotate90(&plain());
-    let small = imageops::resize(&plain(), 80, 60, imageops::FilterType::Triangle);
-    let expected = [small, plain(), turned.clone(), turned];
+    let small_plain = imageops::resize(&plain(), 80, 60, imageops::FilterType::Triangle);
+    let expected = [small_plain, plain(), turned.clone(), turned];
     for ((name, ..), (received, expected)) in pictures.iter().zip(received.iter().zip(&expected)) {
         let distance = distance(received, expected);
         assert!(distance < 8, "{name}: {distance}");
@@ -73,7 +73,7 @@ async fn a_webp_whose_flags_declare_missing_chunks_is_read() {
 }
 
 #[tokio::test]
-async fn a_gif_without_a_palette_is_grey_and_a_frame_outside_the_canvas_is_complete() {
+async fn a_gif_without_a_palette_is_grey_and_a_frame_beyond_the_canvas_is_not_cropped() {
     let grey = RgbImage::from_fn(60, 40, |x, y| [(x * 3 + y) as u8; 3].into());
     let indices: Vec<u8> = grey.pixels().map(|pixel| pixel.0[0]).collect();
     let frame = |left: u8, top: u8| {
@@ -93,10 +93,11 @@ async fn a_gif_without_a_palette_is_grey_and_a_frame_outside_the_canvas_is_compl
 }
 
 #[tokio::test]
-async fn an_unsupported_kind_of_bmp_is_refused_by_its_name_and_leaves_no_file() {
+async fn the_error_for_an_unsupported_kind_of_bmp_states_the_kind_and_no_file_is_left() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // These three bytes of the second header give its length, the bits per pixel and the compression.
+    // These three bytes of the second BMP header contain its length, the bits per pixel and the
+    // compression.
     let bmp = |length: u8, bits: u8, compression: u8| {
         let mut bmp = OS2.to_vec();
         [bmp[14], bmp[28], bmp[30]] = [length, bits, compression];

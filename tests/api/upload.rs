@@ -144,12 +144,12 @@ async fn a_truncated_form_is_refused_and_leaves_no_file() {
 async fn a_form_with_too_many_parts_or_a_too_long_header_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let many = vec![("name=\"a\"", &b"1"[..]); 40];
-    let problem = assert_problem(&app.upload_parts(&many).await, 422, "validation_failed");
+    let many_parts = vec![("name=\"a\"", &b"1"[..]); 40];
+    let problem = assert_problem(&app.upload_parts(&many_parts).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("32 parts"));
-    let long = format!("name=\"{}\"", "a".repeat(700_000));
+    let long_head = format!("name=\"{}\"", "a".repeat(700_000));
     let problem =
-        assert_problem(&app.upload_parts(&[(&long, b"1")]).await, 422, "validation_failed");
+        assert_problem(&app.upload_parts(&[(&long_head, b"1")]).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("header of a part"));
 }
 
@@ -170,7 +170,7 @@ async fn file_names_are_returned_without_invisible_characters() {
 }
 
 #[tokio::test]
-async fn an_unsupported_format_without_a_file_name_is_reported_as_such() {
+async fn a_picture_in_an_unsupported_format_and_without_a_file_name_is_an_unsupported_image() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload_parts(&[("name=\"file\"", &avif())]).await;
@@ -188,7 +188,7 @@ async fn a_boundary_longer_than_the_standard_allows_is_refused() {
 }
 
 #[tokio::test]
-async fn the_error_for_a_body_far_over_the_limit_states_the_picture_limit() {
+async fn the_error_for_a_body_far_over_the_limit_states_the_limit_for_pictures() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await;
     let picture = noise_png(1200, 1000);

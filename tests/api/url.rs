@@ -20,6 +20,7 @@ async fn app_allowed_to_fetch_from(nvidia: &FakeNvidia, picture_server: &FakeSer
     TestApp::builder(nvidia).may_fetch_from(picture_server).start().await
 }
 
+/// Fetches a picture from a host that sends this reply. Checks that a failed fetch has no effect.
 async fn fetch(reply: Reply) -> Answer {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
@@ -38,10 +39,14 @@ async fn a_fetch_sends_only_the_expected_headers() {
     let picture_server =
         FakeServer::start(|_, _| Reply::new(200, &[("content-type", "text/plain")], ROCKET)).await;
     let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;
-    let address = picture_server.url("/a%20b/photo.jpg?size=1&x=%2F#part");
-    let answer = app.by_url(&address).await;
+    let url = picture_server.url("/a%20b/photo.jpg?size=1&x=%2F#part");
+    let answer = app.by_url(&url).await;
     answer.vector();
-    assert_eq!(answer.json()["source_url"], address, "exactly as in the request");
+    assert_eq!(
+        answer.json()["source_url"],
+        url,
+        "source_url should be exactly the URL of the request"
+    );
     assert!(answer.json().get("original_filename").is_none());
     assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     let received = picture_server.received();
@@ -81,8 +86,8 @@ async fn at_most_three_redirects_are_followed() {
 #[tokio::test]
 async fn a_redirect_to_a_denied_address_is_refused_and_no_connection_is_made() {
     let nvidia = FakeNvidia::healthy().await;
-    let forbidden = FakeServer::serving(ROCKET).await;
-    let port = forbidden.address.port();
+    let denied_server = FakeServer::serving(ROCKET).await;
+    let port = denied_server.address.port();
     let picture_server = FakeServer::start(move |request, _| {
         let to = request.target.strip_prefix("/to/").unwrap().replace("PORT", &port.to_string());
         Reply::new(302, &[("location", &to)], "")
@@ -107,14 +112,14 @@ async fn a_redirect_to_a_denied_address_is_refused_and_no_connection_is_made() {
     }
     let answer = app.by_url(&picture_server.url("/to/file:///etc/passwd")).await;
     assert_problem(&answer, 403, "url_not_allowed");
-    assert!(forbidden.received().is_empty());
+    assert!(denied_server.received().is_empty());
 }
 
 #[tokio::test]
 async fn no_connection_is_made_to_a_denied_address() {
     let nvidia = FakeNvidia::healthy().await;
-    let forbidden = FakeServer::serving(ROCKET).await;
-    let port = forbidden.address.port();
+    let denied_server = FakeServer::serving(ROCKET).await;
+    let port = denied_server.address.port();
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", port).start().await;
     for host in [
         "127.0.0.1",
@@ -128,14 +133,14 @@ async fn no_connection_is_made_to_a_denied_address() {
         let answer = app.by_url(&format!("http://{host}:{port}/")).await;
         assert_problem(&answer, 403, "url_not_allowed");
     }
-    assert!(forbidden.received().is_empty());
+    assert!(denied_server.received().is_empty());
 }
 
 #[tokio::test]
-async fn a_name_is_refused_if_any_of_its_addresses_is_denied() {
+async fn a_host_name_is_refused_if_any_of_its_addresses_is_denied() {
     let nvidia = FakeNvidia::healthy().await;
-    let forbidden = FakeServer::serving(ROCKET).await;
-    let port = forbidden.address.port();
+    let denied_server = FakeServer::serving(ROCKET).await;
+    let port = denied_server.address.port();
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", port)
         .lookup(|name| {
@@ -150,7 +155,7 @@ async fn a_name_is_refused_if_any_of_its_addresses_is_denied() {
         .await;
     for name in ["private.example", "mixed.example", "PRIVATE.example."] {
         let answer = app.by_url(&format!("http://{name}:{port}/")).await;
-        // The test's resolver has no entry for the name with a trailing dot.
+        // The look-up of this test has no entry for the name with a trailing dot.
         let (status, code) =
             if name.ends_with('.') { (502, "download_failed") } else { (403, "url_not_allowed") };
         assert_problem(&answer, status, code);
@@ -160,7 +165,7 @@ async fn a_name_is_refused_if_any_of_its_addresses_is_denied() {
         502,
         "download_failed",
     );
-    assert!(forbidden.received().is_empty());
+    assert!(denied_server.received().is_empty());
 }
 
 #[tokio::test]
@@ -182,7 +187,7 @@ async fn the_connection_goes_to_the_address_that_was_checked() {
 }
 
 #[tokio::test]
-async fn a_host_outside_the_list_of_hosts_is_refused() {
+async fn a_host_outside_the_list_of_allowed_hosts_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_HOSTS", "*.example.com").start().await;
@@ -192,10 +197,10 @@ async fn a_host_outside_the_list_of_hosts_is_refused() {
 }
 
 #[tokio::test]
-async fn a_malformed_url_is_invalid() {
+async fn a_malformed_url_or_body_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    for address in [
+    for url in [
         "",
         "photo.jpg",
         "ftp://example.com/",
@@ -203,9 +208,9 @@ async fn a_malformed_url_is_invalid() {
         "http://u:p@example.com/",
         "http://",
     ] {
-        assert_problem(&app.by_url(address).await, 400, "invalid_url");
+        assert_problem(&app.by_url(url).await, 400, "invalid_url");
     }
-    for (body, kind) in [
+    for (body, error_type) in [
         (json!({}).to_string(), "missing"),
         (json!({ "url": "https://example.com" }).to_string(), "missing"),
         (json!({ "image_url": 7 }).to_string(), "string_type"),
@@ -217,11 +222,11 @@ async fn a_malformed_url_is_invalid() {
             422,
             "validation_failed",
         );
-        assert_eq!(problem["errors"][0]["type"], kind);
+        assert_eq!(problem["errors"][0]["type"], error_type);
     }
-    let long = json!({ "image_url": "x".repeat(70_000) }).to_string();
+    let long_url = json!({ "image_url": "x".repeat(70_000) }).to_string();
     assert_problem(
-        &app.post("/vectorize-image", "application/json", long).await,
+        &app.post("/vectorize-image", "application/json", long_url).await,
         413,
         "image_too_large",
     );
@@ -277,12 +282,12 @@ async fn a_host_that_refuses_the_connection_is_a_failed_download() {
 }
 
 #[tokio::test]
-async fn a_redirect_in_raw_utf8_is_followed() {
+async fn a_redirect_whose_location_is_raw_utf8_is_followed() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|request, _| match request.target.as_str() {
         "/0" => Reply::new(302, &[("location", "/föto.jpg")], ""),
         "/f%C3%B6to.jpg" => Reply::new(200, &[], ROCKET),
-        other => panic!("{other}"),
+        other => panic!("unexpected request for {other}"),
     })
     .await;
     let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;

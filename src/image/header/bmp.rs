@@ -86,7 +86,8 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, HeaderError> {
     };
     let compression_field = if length == CORE { RGB } else { number(&head, 30) };
     let compression = supported_compression(compression_field, bits, length)?;
-    // In the newer Windows headers, the masks are fields of the header. They follow the oldest one.
+    // In the newer Windows headers, the masks are fields. In a file with the oldest Windows header, the
+    // masks follow the header.
     let masks_len = match compression_field {
         BITFIELDS if length == INFO => 12,
         ALPHA_BITFIELDS if length == INFO => 16,
@@ -156,7 +157,7 @@ struct Palette {
     bits: u16,
     /// The number of colours. Zero means that there is a colour for each value that a pixel can have.
     colors: u32,
-    /// Bytes per colour. The first three are blue, green and red. A fourth byte has no meaning.
+    /// Bytes per colour: three for blue, green and red, or four if a byte without meaning follows.
     entry_len: usize,
 }
 

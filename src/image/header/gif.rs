@@ -99,7 +99,8 @@ fn read_byte(reader: &mut Reader) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// Reads a colour table, if the flags announce one. The colours that are missing to 256 are black.
+/// Reads a colour table, if the flags announce one. Returns 256 colours. If the table contains fewer,
+/// the other colours are black.
 fn read_color_table(reader: &mut Reader, flags: u8) -> io::Result<Option<Vec<u8>>> {
     if flags & HAS_TABLE == 0 {
         return Ok(None);

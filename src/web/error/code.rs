@@ -91,8 +91,8 @@ codes! {
     StorageFull = "storage_full", INSUFFICIENT_STORAGE;
     /// The picture could not be saved, although the disk is not full.
     StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;
-    /// A parameter has a value that this service does not support, such as
-    /// `dimensions` other than 1536.
+    /// A parameter has a value that this service does not support, such as `dimensions`
+    /// other than 1536.
     UnsupportedParameter = "unsupported_parameter", BAD_REQUEST;
     /// There is no such model.
     ModelNotFound = "model_not_found", NOT_FOUND;

@@ -19,7 +19,7 @@ pub fn client_from(source: [u8; 4]) -> Client {
         .unwrap()
 }
 
-/// Connects from this address.
+/// Connects from the address `source` to the address `to`.
 pub async fn connect_from(source: [u8; 4], to: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from((source, 0)))?;

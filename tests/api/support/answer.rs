@@ -1,4 +1,4 @@
-//! The service's answers, and what the tests assert of every one.
+//! The service's answers, and assertions about them.
 
 use reqwest::{Response, StatusCode, header::HeaderMap};
 use serde_json::Value;
@@ -50,11 +50,12 @@ impl Answer {
         assert_eq!(self.status, 200, "{:.500}", self.text());
         let answer = self.json();
         assert_eq!(answer["status"], "success");
-        // `str::parse` is exact. serde_json without `float_roundtrip` may be off by one bit.
+        // `str::parse` returns the nearest `f64`. serde_json without its feature `float_roundtrip`
+        // may return a neighbour of it.
         let text = self.text();
         let (_, vector) = text.split_once("\"vector\":[").unwrap();
         let (vector, rest) = vector.split_once(']').unwrap();
-        assert_eq!(rest, "}\n", "the vector is the last field");
+        assert_eq!(rest, "}\n", "the vector should be the last field");
         let vector: Vec<f64> =
             vector.split(',').map(|number| number.trim().parse().unwrap()).collect();
         assert_eq!(vector.len(), 1536);
@@ -63,7 +64,8 @@ impl Answer {
     }
 }
 
-/// Asserts what all error answers have in common, and returns the body.
+/// Asserts that an answer is an error with this status and code, and that it has the parts that
+/// every error has. Returns its body.
 pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
     assert_eq!(answer.status, status, "{:.500}", answer.text());
     assert_eq!(answer.header("content-type"), "application/problem+json");
@@ -77,12 +79,16 @@ pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
     let detail = problem["detail"].as_str().unwrap();
     assert!(
         detail.len() > 20 && detail.ends_with(['.', '?']),
-        "the detail is a sentence: {detail:?}"
+        "the detail should be a whole sentence: {detail:?}"
     );
     for internal in
         ["/tmp", "src/", "os error", "reqwest", "hyper", "planted", "upstream-secret", "127.0.0.1"]
     {
-        assert!(!answer.text().contains(internal), "no {internal} in {}", answer.text());
+        assert!(
+            !answer.text().contains(internal),
+            "the answer must not contain {internal}: {}",
+            answer.text()
+        );
     }
     problem
 }

@@ -17,7 +17,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 use super::{Answer, FakeNvidia, FakeServer, decoder_settings, metric};
 
-/// A running service. It stops when it is dropped.
+/// A running service. The service stops when this value is dropped.
 pub struct TestApp {
     pub address: SocketAddr,
     /// The HTTP client for requests to this service.
@@ -68,7 +68,7 @@ impl Builder {
         self.setting("IMAGESVC_FETCH_ALLOW", server.address)
     }
 
-    /// Changes values of the resolved configuration for which there is no setting.
+    /// In the resolved configuration, changes values that have no setting of their own.
     pub fn configure(mut self, change: impl FnOnce(&mut Config) + Send + 'static) -> Self {
         self.change_config = Box::new(change);
         self
@@ -89,7 +89,8 @@ impl Builder {
         self
     }
 
-    /// Resolves the settings, and shortens NVIDIA's retry and poll intervals so that tests are fast.
+    /// Resolves the settings. Shortens the intervals at which calls to NVIDIA are retried and
+    /// polled, so that tests are fast.
     pub fn config(&self) -> Config {
         let downloads = self.folder.path().to_str().unwrap();
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -104,7 +105,7 @@ impl Builder {
         config
     }
 
-    /// Builds the service but does not serve. Returns it with its folder.
+    /// Builds the service without serving. Returns the service and its downloads folder.
     pub async fn build(self) -> Result<(App, TempDir), BuildError> {
         let mut config = self.config();
         (self.change_config)(&mut config);
@@ -117,7 +118,7 @@ impl Builder {
         let address = app.address();
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(app.serve(async {
-            // An error means that the test dropped the `TestApp`. The service stops then, too.
+            // An error means that the test dropped the `TestApp`. The service stops in this case, too.
             let _ = stopped.await;
         }));
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();
@@ -147,12 +148,15 @@ impl TestApp {
     pub async fn stop(self) -> TempDir {
         self.stop.send(()).unwrap();
         self.server.await.unwrap();
-        // If another test is starting a program, the forked child still has all files of this
-        // process open until its `exec`. The folder's lock is one of them.
+        // Another test may be starting a program. Until its `exec`, the forked child has all files
+        // of this process open, including the lock file of this folder.
         if let Ok(lock) = std::fs::File::open(self.folder.path().join(".lock")) {
             let started = std::time::Instant::now();
             while lock.try_lock().is_err() {
-                assert!(started.elapsed() < Duration::from_secs(10), "the folder is unlocked");
+                assert!(
+                    started.elapsed() < Duration::from_secs(10),
+                    "the folder should be unlocked within 10 s"
+                );
                 tokio::task::yield_now().await;
             }
         }
@@ -186,7 +190,7 @@ impl TestApp {
             }
         };
         let polled = tokio::time::timeout(Duration::from_secs(20), poll).await;
-        assert!(polled.is_ok(), "the metrics meet the condition within 20 s: {metrics}");
+        assert!(polled.is_ok(), "the metrics should meet the condition within 20 s: {metrics}");
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -199,20 +203,20 @@ impl TestApp {
         self.send(request).await
     }
 
-    /// Sends a picture to the upload route, as curl does.
+    /// Sends a picture to the upload route, in a form like that of curl.
     pub async fn upload(&self, picture: &[u8], name: &str) -> Answer {
         self.send(self.upload_request(picture, name)).await
     }
 
     /// Prepares a request to the upload route.
     pub fn upload_request(&self, picture: &[u8], name: &str) -> RequestBuilder {
-        let part =
+        let head =
             format!("name=\"file\"; filename=\"{name}\"\r\nContent-Type: application/octet-stream");
-        self.form_request(&[(&part, picture)])
+        self.form_request(&[(&head, picture)])
     }
 
-    /// Sends a form to the upload route. A part is the text after `form-data; ` in its header, and
-    /// its bytes.
+    /// Sends a form to the upload route. Each part is a pair: the rest of its head after
+    /// `Content-Disposition: form-data; `, and its bytes.
     pub async fn upload_parts(&self, parts: &[(&str, &[u8])]) -> Answer {
         self.send(self.form_request(parts)).await
     }
@@ -255,7 +259,7 @@ impl TestApp {
         self.json_request("/vectorize-image", &json!({ "image_url": url }))
     }
 
-    /// Sends a batch.
+    /// Sends this body to the route for batches.
     pub async fn batch(&self, body: &Value) -> Answer {
         self.send(self.json_request("/v1/embeddings", body)).await
     }

@@ -14,14 +14,14 @@ use serde_json::json;
 
 use super::{FORM, FakeNvidia, base64_body, form};
 
-/// A running service. Its process is killed when it is dropped.
+/// A running service. Its process is killed when this value is dropped.
 pub struct Child {
     pub address: SocketAddr,
     process: std::process::Child,
     /// The lines of the log that were read so far.
     log: Arc<Mutex<Vec<String>>>,
     log_reader: Option<JoinHandle<()>>,
-    /// Keeps the log's pipe open if nobody reads it.
+    /// Keeps the pipe of the log open while no thread reads the log.
     _unread_log: Option<Lines<BufReader<ChildStderr>>>,
 }
 
@@ -29,12 +29,13 @@ impl Child {
     /// The path of the program.
     pub const PROGRAM: &str = env!("CARGO_BIN_EXE_imagesvc");
 
-    /// Starts the program in a folder with only these settings, and waits until it listens.
+    /// Starts the program in a folder, and waits until it listens. Its environment contains only
+    /// these settings and a few that all tests need.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
         Self::start_command(Command::new(Self::PROGRAM), folder, settings)
     }
 
-    /// Starts the program under strace, which writes these system calls to a file.
+    /// Starts the program under strace, which writes the named system calls to the file `trace`.
     pub fn start_traced(
         folder: &Path,
         settings: &[(&str, &str)],
@@ -48,7 +49,7 @@ impl Child {
         Self::start_command(strace, folder, settings)
     }
 
-    /// Starts the program with commands for a shell.
+    /// Runs commands in a shell. They must start the program.
     pub fn start_in_shell(commands: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let mut shell = Command::new("bash");
         shell.args(["-c", commands]);
@@ -64,15 +65,15 @@ impl Child {
         child
     }
 
-    /// Starts the program, and stops reading its log once it listens.
+    /// Starts the program, and stops reading its log once the program listens.
     pub fn start_with_unread_log(folder: &Path, settings: &[(&str, &str)]) -> Self {
         let (mut child, lines) = Self::spawn(Command::new(Self::PROGRAM), folder, settings);
         child._unread_log = Some(lines);
         child
     }
 
-    /// Runs a command that starts the program, and waits until the program listens. Returns the
-    /// rest of its log, too.
+    /// Runs a command that starts the program, and waits until the program listens. Also returns the
+    /// lines that the program logs after that.
     fn spawn(
         mut command: Command,
         folder: &Path,
@@ -94,10 +95,12 @@ impl Child {
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let mut log = Vec::new();
         let address = loop {
-            let line =
-                lines.next().unwrap_or_else(|| panic!("the program ended: {log:?}")).unwrap();
-            let event: serde_json::Value =
-                serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"));
+            let line = lines
+                .next()
+                .unwrap_or_else(|| panic!("the program ended before it listened: {log:?}"))
+                .unwrap();
+            let event: serde_json::Value = serde_json::from_str(&line)
+                .unwrap_or_else(|_| panic!("the log line should be JSON: {line}"));
             log.push(line);
             if event["message"] == "listening" {
                 break event["address"].as_str().unwrap().parse().unwrap();
@@ -107,7 +110,7 @@ impl Child {
         (Self { address, process, log, log_reader: None, _unread_log: None }, lines)
     }
 
-    /// Starts the program so that it calls a fake NVIDIA.
+    /// Starts the program with the settings to call a fake NVIDIA, and waits until it listens.
     pub fn start_with(nvidia: &FakeNvidia, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let nvidia_settings = nvidia.settings();
         let mut all: Vec<_> =
@@ -132,8 +135,8 @@ impl Child {
     }
 
     /// Prepares a request to the URL route.
-    pub fn url_request(&self, client: &Client, address: &str) -> RequestBuilder {
-        let body = json!({ "image_url": address }).to_string();
+    pub fn url_request(&self, client: &Client, image_url: &str) -> RequestBuilder {
+        let body = json!({ "image_url": image_url }).to_string();
         client.post(self.url("/vectorize-image")).body(body)
     }
 
@@ -152,7 +155,7 @@ impl Child {
         std::fs::read_dir(format!("/proc/{}/fd", self.id())).unwrap().count()
     }
 
-    /// The process's id.
+    /// The id of the process.
     pub fn id(&self) -> u32 {
         self.process.id()
     }
@@ -191,12 +194,12 @@ impl Child {
     }
 }
 
-/// The ids of a process's children that have not ended.
+/// The ids of all children of a process that are still running.
 pub fn children_of(parent: u32) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").unwrap();
     let ids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     let is_child = |id: &u32| {
-        // If the process has ended meanwhile, this file is gone.
+        // If the process has ended in the meantime, this file does not exist.
         let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
         // The program's name is in parentheses, and may itself contain spaces and parentheses.
         let mut fields = stat.rsplit(')').next().unwrap().split_whitespace();
@@ -212,7 +215,7 @@ pub fn memory_of(process_id: u32) -> u64 {
     memory_field(process_id, "VmRSS:").unwrap_or(0)
 }
 
-/// Reads a field of `/proc/<id>/status` in bytes. Returns `None` if the process has ended.
+/// Reads a size from `/proc/<id>/status`, in bytes. Returns `None` if the process has ended.
 fn memory_field(process_id: u32, name: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).ok()?;
     let value = status.lines().find_map(|line| line.strip_prefix(name))?;

@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Marks a fence whose commands no test runs. The reason follows the mark.
+/// In the opening fence of a block, this mark says that no test runs the block. The reason follows
+/// it.
 const NOT_RUN: &str = "not run here: ";
 
 /// The repository's root.
@@ -42,9 +43,9 @@ impl Document {
     pub fn all() -> Vec<Self> {
         let mut paths = Vec::new();
         for folder in ["", "docs"].map(Path::new) {
-            let names = fs::read_dir(root().join(folder)).unwrap();
-            let names = names.map(|entry| folder.join(entry.unwrap().file_name()));
-            paths.extend(names.filter(|path| path.extension().is_some_and(|ext| ext == "md")));
+            let entries = fs::read_dir(root().join(folder)).unwrap();
+            let files = entries.map(|entry| folder.join(entry.unwrap().file_name()));
+            paths.extend(files.filter(|path| path.extension().is_some_and(|ext| ext == "md")));
         }
         paths.sort();
         paths.into_iter().map(Self::read).collect()
@@ -66,7 +67,7 @@ impl Document {
             let (language, note) = info.split_once(' ').unwrap_or((info, ""));
             let not_run = note.strip_prefix(NOT_RUN).map(str::to_owned);
             let is_valid = note.is_empty() || not_run.as_ref().is_some_and(|why| !why.is_empty());
-            assert!(is_valid, "{place}: the note has the form `{NOT_RUN}<reason>`");
+            assert!(is_valid, "{place}: the text after the language must be `{NOT_RUN}<reason>`");
             blocks.push(Block { place, language: language.to_owned(), not_run, text });
         }
         blocks

@@ -11,8 +11,8 @@ pub fn is_missing(program: &str) -> bool {
     !is_installed
 }
 
-/// Returns whether a Python lacks one of the packages, separated by commas. If it does, prints that
-/// the test is skipped, or fails in CI.
+/// Returns whether any of the `packages` is missing from a Python. Their names are separated by
+/// commas. If one is missing, prints that the test is skipped, or fails in CI.
 pub fn python_lacks(python: &str, packages: &str) -> bool {
     let import = quiet_command(python).args(["-c", &format!("import {packages}")]).status();
     let has_packages = import.is_ok_and(|status| status.success());
@@ -29,6 +29,6 @@ fn quiet_command(program: &str) -> Command {
 }
 
 fn report_skip(missing: &str) {
-    assert!(std::env::var_os("CI").is_none(), "CI must have {missing}");
+    assert!(std::env::var_os("CI").is_none(), "in CI, {missing} must be installed");
     println!("skipped: there is no {missing} on this machine");
 }

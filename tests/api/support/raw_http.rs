@@ -11,16 +11,17 @@ use tokio::{
 
 use super::Answer;
 
-/// A request that tests hide in or behind the body of another request. The service must not answer
-/// it.
+/// A request that tests hide inside or after the body of another request. The service must not
+/// answer it.
 pub const SMUGGLED: &str = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
 
 /// Reads until the service closes the connection.
 pub async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
-    // The service closes idle connections only later. So it closes this one because of the request.
+    // The service closes an idle connection only after 10 s. If this connection is closed earlier,
+    // the request is the reason.
     let read = timeout(Duration::from_secs(8), stream.read_to_end(&mut bytes));
-    read.await.expect("the service closes the connection").unwrap();
+    read.await.expect("the service should close the connection within 8 s").unwrap();
     String::from_utf8(bytes).unwrap()
 }
 
@@ -42,7 +43,11 @@ pub fn parse_answer(text: &str) -> Answer {
         headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
     }
     let length = headers.get("content-length").unwrap().to_str().unwrap();
-    assert_eq!(length, body.len().to_string(), "nothing follows the body: {text}");
+    assert_eq!(
+        length,
+        body.len().to_string(),
+        "the answer should end after {length} bytes of body: {text}"
+    );
     Answer { status, headers, body: body.into() }
 }
 

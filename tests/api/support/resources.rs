@@ -18,8 +18,8 @@ pub struct ResourceUsage {
 }
 
 impl ResourceUsage {
-    /// Waits until the service is idle, and measures what it uses. The service counts as idle when no
-    /// picture is at work and the files and tasks are as many as a `pause` before.
+    /// Waits until the service is idle, and measures what it uses. The service is idle if no
+    /// picture is at work, and if the numbers of files and tasks did not change during a `pause`.
     pub async fn when_idle(child: &Child, pause: Duration) -> Self {
         let mut last = (0, 0.0);
         for _ in 0..20 {
@@ -32,7 +32,7 @@ impl ResourceUsage {
             }
             last = (files, tasks);
         }
-        panic!("the service becomes idle; at last it had {last:?} files and tasks");
+        panic!("the service should become idle, but still had {last:?} files and tasks");
     }
 
     /// Asserts that nothing has grown since `before`, except for `max_growth` bytes of memory. Two
@@ -40,7 +40,11 @@ impl ResourceUsage {
     pub fn assert_no_more_than(&self, before: &Self, max_growth: u64) {
         assert!(self.files <= before.files + 2, "{before:?} {self:?}");
         assert!(self.tasks <= before.tasks + 2.0, "{before:?} {self:?}");
-        assert_eq!((before.children, self.children), (0, 0), "no decoder is left running");
+        assert_eq!(
+            (before.children, self.children),
+            (0, 0),
+            "no decoder process should be running"
+        );
         assert!(self.memory <= before.memory + max_growth, "{before:?} {self:?}");
     }
 }

@@ -62,7 +62,7 @@ impl Reference<'_> {
 
 impl<'a> Meta<'a> {
     /// Parses the contents of the box. Returns `None` if the box is invalid, or if it contains anything
-    /// twice: the decoder might then use the first occurrence, and this function the second.
+    /// twice: the decoder and this function might then use different occurrences.
     pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
         const ONCE: [&[u8; 4]; 7] = [b"hdlr", b"pitm", b"iinf", b"iref", b"iprp", b"iloc", b"idat"];
         let (mut meta, mut seen, mut primary) = (Self::default(), BTreeSet::new(), None);
