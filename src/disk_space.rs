@@ -179,7 +179,7 @@ impl DiskSpace {
         Ok(())
     }
 
-    fn acquire_blocking(&self, more: Amount) -> Result<(), Error> {
+    fn blocking_acquire(&self, more: Amount) -> Result<(), Error> {
         if !self.try_grant_by_recent_measurement(more) {
             self.measure()?;
             self.ledger().grant(more, self.0.reserved_bytes)?;
@@ -240,10 +240,10 @@ impl SpacePermit {
     ///
     /// # Errors
     /// [`Error`]. After an error, the permit is unchanged.
-    pub fn grow_to_blocking(&mut self, len: u64) -> Result<(), Error> {
+    pub fn blocking_grow_to(&mut self, len: u64) -> Result<(), Error> {
         let more = Amount::of_file(len).saturating_sub(self.granted);
         if more != Amount::default() {
-            self.space.acquire_blocking(more)?;
+            self.space.blocking_acquire(more)?;
             self.granted += more;
         }
         Ok(())

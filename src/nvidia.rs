@@ -249,7 +249,7 @@ impl Client {
         let status = outcome.as_ref().ok().map(|response| response.status.as_u16());
         self.0.metrics.record_upstream_call(operation.name(), status, started.elapsed());
         if let Ok(response) = &outcome
-            && operation.reveals_key_validity()
+            && operation.updates_shared_state()
         {
             self.record_key_state(operation, response.status);
             let asks_to_wait = matches!(

@@ -305,7 +305,7 @@ impl Spooled {
             (Some(staging_file), _) => Ok(staging_file),
             (None, Content::Memory(bytes)) => {
                 let len = bytes.len() as u64;
-                self.permit.grow_to_blocking(len)?;
+                self.permit.blocking_grow_to(len)?;
                 let staging_file = staging.create_file()?;
                 staging_file.append(bytes)?;
                 self.permit.mark_written(len);

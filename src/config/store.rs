@@ -29,13 +29,13 @@ pub(super) const MIN_FREE_BYTES: Setting<u64> = Setting::new(
 pub(super) const DOWNLOADS_MAX_AGE: OptionalSetting<Duration> = OptionalSetting::new(
     "IMAGESVC_DOWNLOADS_MAX_AGE",
     parse::age,
-    "Remove saved pictures that are older than this (90days)",
+    "Remove saved pictures that are older than this (for example 90days); without it, pictures stay",
 );
 
 pub(super) const DOWNLOADS_MAX_BYTES: OptionalSetting<u64> = OptionalSetting::new(
     "IMAGESVC_DOWNLOADS_MAX_BYTES",
     parse::positive_size,
-    "Remove the oldest saved pictures when all of them together exceed this size (50GiB)",
+    "When the saved pictures together exceed this size (for example 50GiB), remove the oldest; without it, pictures stay",
 );
 
 /// Reads the settings for saving pictures.

@@ -156,7 +156,7 @@ async fn nothing_is_granted_if_free_space_cannot_be_measured() {
         Err(io::ErrorKind::PermissionDenied.into())
     });
     assert!(matches!(space.check_space().await, Err(Error::Unknown(_))));
-    assert!(matches!(space.empty_permit().grow_to_blocking(1), Err(Error::Unknown(_))));
+    assert!(matches!(space.empty_permit().blocking_grow_to(1), Err(Error::Unknown(_))));
 }
 
 #[cfg(target_os = "linux")]

@@ -33,7 +33,7 @@ pub(super) const ALERTING_STATUSES: [u16; 3] = [401, 402, 403];
 pub(super) enum Progress {
     /// The response is complete.
     Done,
-    /// The result is not ready. The client must poll for it.
+    /// The result is not ready. The caller must poll for it.
     Pending,
 }
 
@@ -46,7 +46,8 @@ pub enum ErrorKind {
     AccountRefused,
     /// NVIDIA refused the picture.
     PictureRefused,
-    /// Uploads do not work for this model or account.
+    /// NVIDIA refused an upload, or an uploaded picture. Perhaps uploads do not work for this model or
+    /// account; perhaps the picture is the cause.
     UploadsRefused,
     /// NVIDIA received too many calls. A later call may succeed.
     RateLimited,
@@ -62,7 +63,7 @@ pub enum ErrorKind {
     InvalidResponse,
     /// The status is not documented for this call.
     Unexpected,
-    /// The deadline of the service's own request passed.
+    /// The deadline of the client's request to this service passed.
     DeadlinePassed,
 }
 
@@ -117,8 +118,10 @@ impl Operation {
         })
     }
 
-    /// Whether the response to this call shows that NVIDIA accepts or refuses the key.
-    pub fn reveals_key_validity(self) -> bool {
+    /// Whether a response to this call updates the state that all calls share: whether NVIDIA accepts
+    /// the key, and the time until which its `Retry-After` forbids calls. An upload does not contain
+    /// the key. A deletion runs in the background, and its response must not affect other calls.
+    pub fn updates_shared_state(self) -> bool {
         !matches!(self, Self::UploadAsset | Self::DeleteAsset)
     }
 
@@ -177,7 +180,7 @@ impl Error {
         }
     }
 
-    /// Whether NVIDIA refused the upload. Otherwise the upload failed for another reason.
+    /// Whether NVIDIA refused the upload or the uploaded picture, as opposed to any other error.
     pub fn is_upload_refusal(&self) -> bool {
         self.kind == ErrorKind::UploadsRefused
     }

@@ -1,5 +1,5 @@
 //! Reserves calls before they are made. If the limit on calls per minute would delay the calls of a
-//! request past its deadline, the request is refused before it costs anything.
+//! request past its deadline, the request is refused before it makes any call.
 
 use std::time::Duration;
 
@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::{Client, Error, Inner, Operation, RetryState, pace::ReservationGuard};
 use crate::shares::ClientNetwork;
 
-/// Inference calls that a client may make. Dropping the reservation frees them for other clients.
+/// Inference calls that a client may make. Dropping the reservation frees the remaining calls for other
+/// clients.
 #[derive(Debug)]
 pub struct Reservation {
     client_network: ClientNetwork,
@@ -17,7 +18,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Moves one of the reserved calls, if any is left, to a reservation of its own.
+    /// Moves one of the reserved calls, if any is left, to a new reservation.
     pub fn split_one(&mut self) -> Self {
         let guard = self.guard.as_mut().map(ReservationGuard::split_one);
         Self { client_network: self.client_network, guard }
@@ -51,15 +52,15 @@ impl Client {
         Ok(Reservation { client_network, guard })
     }
 
-    /// The most calls, up to `at_most`, that one client can make within `time` while nobody else
-    /// makes calls.
-    pub fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
+    /// Returns how many calls one client can make within the period while no other client makes calls,
+    /// but at most `at_most`.
+    pub fn largest_reservation(&self, at_most: usize, period: Duration) -> usize {
         let pace = self.0.pace.as_ref();
-        pace.map_or(at_most, |pace| pace.largest_reservation(at_most, time))
+        pace.map_or(at_most, |pace| pace.largest_reservation(at_most, period))
     }
 
-    /// Starts to count the attempts of the calls for one picture. The caller passes the returned
-    /// state to each of these calls.
+    /// Returns a new retry state for the calls for one picture. The caller passes this state to each of
+    /// these calls, so that all attempts for the picture are counted together.
     pub fn start_calls(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
         let Inner { settings, retry_budget, metrics, .. } = &*self.0;
         retry_budget.add_request();

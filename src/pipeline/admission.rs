@@ -1,4 +1,4 @@
-//! Admission: whether a request may start under the present load.
+//! Decides whether the service's load allows a request to start.
 
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ pub(super) const MEMORY_STEP: u64 = 64 * 1024;
 /// The limits of one request and of all requests together.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// The most bytes of a picture.
+    /// The maximum length of a picture, in bytes.
     pub max_image_bytes: u64,
-    /// The most pixels of a picture.
+    /// The maximum number of pixels of a picture.
     pub max_image_pixels: u64,
-    /// The most memory for the bodies of all requests together, in bytes.
+    /// The maximum memory for the bodies of all requests together, in bytes.
     pub max_buffered_bytes: u64,
-    /// At most this many received pictures are at work at once.
+    /// The maximum number of pictures at work. A picture is at work from its last byte to the answer.
     pub max_in_flight: usize,
-    /// The most pictures in one batch.
+    /// The maximum number of pictures in one batch.
     pub max_batch: usize,
-    /// The most time from a picture's last byte to the answer.
+    /// The maximum time from a picture's last byte to the answer.
     pub request_timeout: Duration,
-    /// The most time for receiving a body.
+    /// The maximum time for receiving a body.
     pub body_timeout: Duration,
 }
 
@@ -65,28 +65,29 @@ impl Admission {
 }
 
 impl Limits {
-    /// The largest body of a batch, in bytes: a quarter of the memory for bodies, but at least one
-    /// picture as Base64.
+    /// The maximum length of a batch's body, in bytes: a quarter of the memory for bodies, but enough
+    /// for one picture as Base64.
     pub fn max_batch_body(&self) -> u64 {
         (self.max_buffered_bytes / 4).max(base64_text::body_limit(self.max_image_bytes))
     }
 }
 
-/// The limit on memory for bodies, in bytes. All requests share it.
+/// Creates the limit on memory for bodies, which all requests share. `inline_memory` is how many bytes
+/// it takes to send a picture to NVIDIA inline.
 pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
     let largest = largest_request(limits.max_image_bytes, inline_memory);
     Shares::new(limits.max_buffered_bytes, largest, MEMORY_STEP)
 }
 
-/// The most memory that one request needs, in bytes. A Base64 request with the largest body needs the
-/// most.
+/// Returns the maximum memory for the body of one request with one picture, in bytes: that of a Base64
+/// request with the longest body. `inline_memory` is as for [`shared_memory`].
 pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
     let body = base64_text::body_limit(max_image_bytes);
     body.next_multiple_of(MEMORY_STEP) + inline_memory.next_multiple_of(MEMORY_STEP)
 }
 
 impl Pipeline {
-    /// The most pictures that one batch can have. Each picture needs a permit, and memory in addition
+    /// Returns how many pictures one batch may have. Each picture needs a permit, and memory in addition
     /// to the body's memory. One client can never get all permits or all memory.
     pub fn largest_batch(&self) -> usize {
         let permits = self.at_work.most_for_one_client();
@@ -106,7 +107,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Overloaded`] if too many pictures are at work, if too little memory is free, or if
-    /// the picture would wait for NVIDIA for more than half of the request's time.
+    /// the picture would wait for NVIDIA for more than half of the request timeout.
     /// [`Error::Store`] if the disk is full.
     pub async fn admit(&self, client: ClientNetwork, body_bytes: u64) -> Result<Admission, Error> {
         if !self.at_work.would_grant(client, 1) {

@@ -1,8 +1,10 @@
-//! A batch: several pictures in one request, on the same path as single ones.
+//! Embeds a batch: several pictures in one request. Each picture takes the same steps as a single one.
 //!
-//! A batch waits for its first permit only, and fails if the others are not free then: two batches
-//! that wait for each other's permits would never end. Its pictures run side by side, equal ones
-//! share one embedding, and a quarter of the calls to NVIDIA is left to other requests.
+//! A batch waits only for its first permit. If the permits of its other pictures are not free by then,
+//! the batch fails. Otherwise two batches could wait for each other's permits forever.
+//!
+//! The pictures of a batch are embedded concurrently, and equal pictures share one embedding. A batch
+//! uses at most three quarters of the concurrent calls to NVIDIA, so that other requests can make calls.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::Entry},
@@ -29,10 +31,10 @@ use crate::{
     shares::ClientNetwork,
 };
 
-/// How many pictures of a batch are received, or looked up in the cache, at the same time.
-const RECEIVED_AT_ONCE: usize = 8;
+/// At most this many pictures of a batch are received, or looked up in the cache, at the same time.
+const PICTURES_AT_ONCE: usize = 8;
 
-/// What a client wants of a batch.
+/// How a batch is handled, as its client requested.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchOptions {
     /// Whether cached embeddings may be returned.
@@ -55,7 +57,7 @@ pub enum OnError {
 /// Why a batch failed.
 #[derive(Debug)]
 pub struct BatchError<E> {
-    /// The position of the picture that failed; `None` if the whole batch did.
+    /// The position of the failed picture, or `None` if the error is not about a single picture.
     pub index: Option<usize>,
     /// The cause.
     pub error: E,
@@ -67,7 +69,7 @@ impl<E> From<E> for BatchError<E> {
     }
 }
 
-/// One value for each picture, in the order of the request; or the error of that picture.
+/// A value or an error for each picture, in the order of the request.
 type PerPicture<T, E> = Vec<Result<T, E>>;
 
 /// An embedding that was found in the cache or will be computed. Equal pictures share it.
@@ -77,7 +79,7 @@ type SharedEmbedding = Shared<BoxFuture<'static, Result<Embedding, Arc<embed::Er
 struct Planned {
     received: Received,
     embedding: SharedEmbedding,
-    /// Whether an equal picture precedes it in the batch.
+    /// Whether an equal picture precedes this picture in the batch.
     is_repeated: bool,
 }
 
@@ -85,7 +87,7 @@ struct Planned {
 enum StepError<E> {
     /// The picture's own error.
     Picture(E),
-    /// The service lacks something that the whole batch needs.
+    /// The service is overloaded, so the whole batch fails.
     Batch(E),
 }
 
@@ -99,12 +101,13 @@ impl<E: From<Error>> From<Error> for StepError<E> {
 }
 
 impl Pipeline {
-    /// Receives, saves and embeds the pictures of a batch. `sources` are their bytes, or the reason
-    /// why there are none. With [`OnError::FailBatch`] all returned values are successes.
+    /// Receives, saves and embeds the pictures of a batch. `sources` contains the bytes of each picture,
+    /// or why there are none. With [`OnError::FailBatch`], all returned values are successes.
     ///
     /// # Errors
-    /// With [`OnError::FailBatch`] the first error of any picture; in any case the lack of a
-    /// permit, of memory or of time for the whole batch.
+    /// With [`OnError::FailBatch`], the first error of a picture. With either [`OnError`]:
+    /// [`Error::Overloaded`] if permits or memory are exhausted; [`Error::BatchTooLarge`] or
+    /// [`Error::Embed`] if the deadline leaves too little time for the calls to NVIDIA.
     pub async fn embed_batch<E, S>(
         &self,
         admission: Admission,
@@ -116,8 +119,8 @@ impl Pipeline {
         S: Stream<Item = Result<Bytes, E>> + Send,
     {
         let (client, on_error) = (admission.client(), options.on_error);
-        // What is known to be wrong is reported before anything is fetched.
-        let sources = in_order(stream::iter(numbered(sources)), on_error).await?;
+        // Errors that are already known are returned before any picture is fetched.
+        let sources = collect_in_order(stream::iter(numbered(sources)), on_error).await?;
         let spooled = self.spool_all(client, sources, on_error).await?;
         let deadline = Instant::now() + self.limits.request_timeout;
         let received = self.start_all(client, spooled, deadline, on_error).await?;
@@ -145,10 +148,10 @@ impl Pipeline {
             }
         };
         let steps = stream::iter(numbered(sources)).map(spool);
-        in_order(steps.buffer_unordered(RECEIVED_AT_ONCE), on_error).await
+        collect_in_order(steps.buffer_unordered(PICTURES_AT_ONCE), on_error).await
     }
 
-    /// Takes the permits of all pictures, and reads their headers.
+    /// Acquires a permit for each picture, and reads the headers of the pictures.
     async fn start_all<E: From<Error>>(
         &self,
         client: ClientNetwork,
@@ -161,8 +164,7 @@ impl Pipeline {
             0 => self.at_work.empty(client),
             _ => self.wait_for_permit(client).await.map_err(E::from)?,
         };
-        let grown = permits.grow_to(count);
-        grown.map_err(|_| E::from(Error::Overloaded(OverloadReason::AtWork)))?;
+        permits.grow_to(count).map_err(|_| E::from(Error::Overloaded(OverloadReason::AtWork)))?;
         let steps = numbered(spooled).map(|(index, spooled)| {
             let permit = permits.split(u64::from(spooled.is_ok()));
             async move {
@@ -176,10 +178,10 @@ impl Pipeline {
             }
         });
         let steps: Vec<_> = steps.collect();
-        in_order(stream::iter(steps).buffer_unordered(RECEIVED_AT_ONCE), on_error).await
+        collect_in_order(stream::iter(steps).buffer_unordered(PICTURES_AT_ONCE), on_error).await
     }
 
-    /// Looks all pictures up in the cache, and reserves calls to NVIDIA for the others.
+    /// Looks all pictures up in the cache, and reserves calls to NVIDIA for those that it does not find.
     async fn plan_all<E: From<Error>>(
         &self,
         client: ClientNetwork,
@@ -193,9 +195,9 @@ impl Pipeline {
         let look_up = |sha256| async move {
             Some((sha256, self.embedder.look_up(sha256, cache_mode).await?))
         };
-        let looked_up = stream::iter(distinct).map(look_up).buffer_unordered(RECEIVED_AT_ONCE);
-        let found: HashMap<_, _> = looked_up.filter_map(ready).collect().await;
-        let fresh = count - found.len();
+        let looked_up = stream::iter(distinct).map(look_up).buffer_unordered(PICTURES_AT_ONCE);
+        let cached: HashMap<_, _> = looked_up.filter_map(ready).collect().await;
+        let fresh = count - cached.len();
         let mut reservation = self.reserve(client, fresh, deadline).map_err(E::from)?;
 
         let mut embeddings = HashMap::<Sha256, SharedEmbedding>::new();
@@ -204,8 +206,8 @@ impl Pipeline {
             let (embedding, is_repeated) = match embeddings.entry(sha256) {
                 Entry::Occupied(entry) => (entry.get().clone(), true),
                 Entry::Vacant(entry) => {
-                    let embedding = match found.get(&sha256) {
-                        Some(found) => ready(Ok(found.clone())).boxed(),
+                    let embedding = match cached.get(&sha256) {
+                        Some(embedding) => ready(Ok(embedding.clone())).boxed(),
                         None => {
                             let embedder = self.embedder.clone();
                             let job = received.job(cache_mode);
@@ -221,7 +223,7 @@ impl Pipeline {
         Ok(received.into_iter().map(|received| received.map(&mut plan)).collect())
     }
 
-    /// Reserves calls for the pictures of a batch that are not in the cache.
+    /// Reserves calls for the `fresh` pictures of a batch, those that are not in the cache.
     fn reserve(
         &self,
         client: ClientNetwork,
@@ -256,7 +258,7 @@ impl Pipeline {
         };
         let steps = stream::iter(numbered(planned)).map(finish);
         let steps = steps.buffer_unordered(self.embedder.max_calls_per_batch());
-        let mut finished = in_order(steps, options.on_error).await?;
+        let mut finished = collect_in_order(steps, options.on_error).await?;
         for vectorized in finished.iter_mut().flatten() {
             self.confirm(vectorized);
         }
@@ -285,7 +287,7 @@ impl Pipeline {
         self.save_and_embed(received, embed, options.save_mode, file_mode).await
     }
 
-    /// Lets a picture's file stay, if it was provisional.
+    /// Makes a picture's provisional file permanent.
     fn confirm(&self, vectorized: &mut Vectorized) {
         if let Some(file) = &mut vectorized.file
             && !file.is_confirmed()
@@ -296,7 +298,7 @@ impl Pipeline {
     }
 }
 
-/// Numbers the values, and turns their errors into those of a step.
+/// Adds the position of each picture, and wraps its error in [`StepError::Picture`].
 fn numbered<T, E>(
     values: PerPicture<T, E>,
 ) -> impl Iterator<Item = (usize, Result<T, StepError<E>>)> {
@@ -304,9 +306,9 @@ fn numbered<T, E>(
     values.map(|(index, value)| (index, value.map_err(StepError::Picture)))
 }
 
-/// Collects the results of a step as they come, and puts them in order. Fails with the first error
-/// if it concerns the whole batch, or if any error fails the batch.
-async fn in_order<T, E>(
+/// Collects the results of a step as they arrive, and sorts them by position. Returns early with an
+/// error of the whole batch, and with [`OnError::FailBatch`] also with the first error of a picture.
+async fn collect_in_order<T, E>(
     steps: impl Stream<Item = (usize, Result<T, StepError<E>>)>,
     on_error: OnError,
 ) -> Result<PerPicture<T, E>, BatchError<E>> {

@@ -81,7 +81,7 @@ pub enum Error {
         /// One sentence that says what is supported.
         detail: &'static str,
     },
-    /// The request names a model that is not served here.
+    /// The requested model is not served here.
     #[error("there is no model {requested:?}")]
     ModelNotFound {
         /// The requested model's name, shortened for the message.
@@ -98,7 +98,7 @@ pub enum Error {
         #[source]
         error: Box<Error>,
     },
-    /// The client has reached its rate limit. It may try again after this time.
+    /// The client has reached its rate limit. It may send the request again after this time.
     #[error("the client has reached its rate limit")]
     RateLimited(Duration),
     /// The service is stopping, and the drain timeout has passed.
@@ -258,7 +258,7 @@ impl Error {
         }
     }
 
-    /// The parameter of the request that caused the error, if it is known.
+    /// The request's parameter that caused the error, if it is known.
     fn param(&self) -> Option<&str> {
         match self {
             Self::BatchItem { param, .. } => Some(param),
@@ -271,8 +271,8 @@ impl Error {
         }
     }
 
-    /// How long the client should wait before it tries again. `None` if it should not try again, or
-    /// if the time is unknown.
+    /// How long the client should wait before it sends the request again. `None` if it should not send
+    /// the request again, or if the time is unknown.
     fn retry_after(&self) -> Option<Duration> {
         let wait = match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.retry_after(),
@@ -291,9 +291,9 @@ impl Error {
     }
 }
 
-/// Makes a sentence about a single picture refer to one picture of a batch. Such a sentence may
-/// contain the name of a field (`image_url` or `image_base64`), which this function replaces by the
-/// picture's place in the batch.
+/// Adds a picture's place in a batch to a sentence that was written for a request with a single
+/// picture. If the sentence contains the name of that request's field, `image_url` or `image_base64`, the
+/// place replaces the name. Otherwise the place precedes the sentence.
 fn with_place(detail: &str, place: &str) -> String {
     if detail.contains(place) {
         return detail.to_owned();

@@ -1,4 +1,4 @@
-//! Batches that fail: which picture is at fault, and what becomes of the others.
+//! Errors of batches: which item or field caused the error, and the effect on the other pictures.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
@@ -12,8 +12,9 @@ use crate::{
     },
 };
 
-/// Asserts an error in both shapes, and returns its sentence.
-fn assert_both_shapes(answer: &Answer, status: u16, code: &str, param: Option<&str>) -> String {
+/// Asserts that an error has the format of RFC 9457 and also the shape of OpenAI. Returns the error's
+/// sentence.
+fn assert_openai_problem(answer: &Answer, status: u16, code: &str, param: Option<&str>) -> String {
     let problem = assert_problem(answer, status, code);
     let error = &problem["error"];
     assert_eq!(error["message"], problem["detail"]);
@@ -30,42 +31,47 @@ fn assert_both_shapes(answer: &Answer, status: u16, code: &str, param: Option<&s
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_an_item_is_said_with_its_place() {
-    let page = FakeServer::serving(b"<!doctype html><title>A page</title>").await;
+async fn the_error_of_an_item_contains_the_place_of_the_item() {
+    let web_page = FakeServer::serving(b"<!doctype html><title>A page</title>").await;
     let nvidia = FakeNvidia::healthy().await;
-    let app = TestApp::builder(&nvidia).may_fetch_from(&page).start().await;
-    let text = "embeds pictures only";
-    let shape = "input[1] is not a picture: send a string, {\"image\": \"…\"} or {\"image_url\": {\"url\": \"…\"}},";
-    let word = BASE64_STANDARD.encode("a text that looks like Base64");
+    let app = TestApp::builder(&nvidia).may_fetch_from(&web_page).start().await;
+    let text_refused = "embeds pictures only";
+    let no_picture = "input[1] is not a picture: send a string, {\"image\": \"…\"} or {\"image_url\": {\"url\": \"…\"}},";
+    let text_as_base64 = BASE64_STANDARD.encode("a text that looks like Base64");
     let html = data_url(b"<!doctype html><title>A page</title>");
     let pdf = BASE64_STANDARD.encode(b"%PDF-1.7 and so on");
     let avif = BASE64_STANDARD.encode(avif());
     let part = json!({ "image_url": { "url": data_url(ROCKET) } });
     for (item, status, code, words) in [
-        (json!("two words"), 422, "validation_failed", text),
-        (json!(""), 422, "validation_failed", text),
-        (json!("word"), 422, "validation_failed", text),
-        (json!(word), 422, "validation_failed", text),
-        (json!("http:example.com/a.jpg"), 422, "validation_failed", text),
+        (json!("two words"), 422, "validation_failed", text_refused),
+        (json!(""), 422, "validation_failed", text_refused),
+        (json!("word"), 422, "validation_failed", text_refused),
+        (json!(text_as_base64), 422, "validation_failed", text_refused),
+        (json!("http:example.com/a.jpg"), 422, "validation_failed", text_refused),
         (json!("ftp://example.com/a.jpg"), 400, "invalid_url", "input[1]"),
         (json!("file:///etc/passwd"), 400, "invalid_url", "input[1]"),
-        (json!({ "text": "words" }), 422, "validation_failed", text),
-        (json!({ "type": "text", "text": "words" }), 422, "validation_failed", text),
-        (json!({ "content": "words" }), 422, "validation_failed", text),
-        (json!({ "content": [part, { "text": "words" }] }), 422, "validation_failed", text),
-        (json!({ "image": data_url(ROCKET), "text": "x" }), 422, "validation_failed", text),
+        (json!({ "text": "words" }), 422, "validation_failed", text_refused),
+        (json!({ "type": "text", "text": "words" }), 422, "validation_failed", text_refused),
+        (json!({ "content": "words" }), 422, "validation_failed", text_refused),
+        (json!({ "content": [part, { "text": "words" }] }), 422, "validation_failed", text_refused),
+        (json!({ "image": data_url(ROCKET), "text": "x" }), 422, "validation_failed", text_refused),
         (json!({ "content": [part, part] }), 422, "validation_failed", "several pictures"),
         (json!({ "content": vec![&part; 101] }), 422, "validation_failed", "more than 100 parts"),
-        (json!({ "content": [part, { "type": "input_audio" }] }), 422, "validation_failed", shape),
-        (json!({ "content": { "image": "x" } }), 422, "validation_failed", shape),
-        (json!([["data:,QUJD"]]), 422, "validation_failed", shape),
-        (json!({ "content": [] }), 422, "validation_failed", shape),
-        (json!({ "image": 7 }), 422, "validation_failed", shape),
-        (json!({ "image_url": { "href": "x" } }), 422, "validation_failed", shape),
-        (json!({ "image": "x", "image_url": "x" }), 422, "validation_failed", shape),
-        (json!({}), 422, "validation_failed", shape),
-        (json!(null), 422, "validation_failed", shape),
-        (json!(true), 422, "validation_failed", shape),
+        (
+            json!({ "content": [part, { "type": "input_audio" }] }),
+            422,
+            "validation_failed",
+            no_picture,
+        ),
+        (json!({ "content": { "image": "x" } }), 422, "validation_failed", no_picture),
+        (json!([["data:,QUJD"]]), 422, "validation_failed", no_picture),
+        (json!({ "content": [] }), 422, "validation_failed", no_picture),
+        (json!({ "image": 7 }), 422, "validation_failed", no_picture),
+        (json!({ "image_url": { "href": "x" } }), 422, "validation_failed", no_picture),
+        (json!({ "image": "x", "image_url": "x" }), 422, "validation_failed", no_picture),
+        (json!({}), 422, "validation_failed", no_picture),
+        (json!(null), 422, "validation_failed", no_picture),
+        (json!(true), 422, "validation_failed", no_picture),
         (json!([1, 2]), 422, "validation_failed", "check_embedding_ctx_length=False"),
         (json!(7), 422, "validation_failed", "check_embedding_ctx_length=False"),
         (json!("data:image/png;base64,%%"), 400, "invalid_base64", "input[1] contains characters"),
@@ -78,19 +84,19 @@ async fn what_is_wrong_with_an_item_is_said_with_its_place() {
         (json!("http://no-such-host.invalid/x"), 502, "download_failed", "The host of input[1]"),
         (json!(html), 415, "unsupported_image", "web page"),
         (json!(format!("http://example.com/{}", "a".repeat(9000))), 400, "invalid_url", "8192"),
-        (json!(page.url("/")), 415, "unsupported_image", "input[1] leads to a web page"),
+        (json!(web_page.url("/")), 415, "unsupported_image", "input[1] leads to a web page"),
     ] {
         let answer = app.batch(&json!({ "input": [data_url(ROCKET), item] })).await;
-        let detail = assert_both_shapes(&answer, status, code, Some("input[1]"));
+        let detail = assert_openai_problem(&answer, status, code, Some("input[1]"));
         assert!(detail.contains(words) && detail.contains("input[1]"), "{item}: {detail}");
     }
     assert_eq!(app.saved().len(), 0);
     let alone = app.batch(&json!({ "input": "two words" })).await;
-    assert_both_shapes(&alone, 422, "validation_failed", Some("input"));
+    assert_openai_problem(&alone, 422, "validation_failed", Some("input"));
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_the_whole_batch_is_said_with_its_field() {
+async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let picture = data_url(ROCKET);
@@ -197,14 +203,14 @@ async fn what_is_wrong_with_the_whole_batch_is_said_with_its_field() {
         ),
     ] {
         let answer = app.batch(&body).await;
-        let detail = assert_both_shapes(&answer, status, code, Some(param));
+        let detail = assert_openai_problem(&answer, status, code, Some(param));
         assert!(detail.contains(words), "{:.100}: {detail}", body.to_string());
     }
     assert_eq!(nvidia.lines().len(), 0);
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_refused_at_its_header_with_the_clients_settings() {
+async fn a_declared_length_over_the_limit_is_refused_and_the_error_lists_client_settings() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")
@@ -222,27 +228,27 @@ async fn a_body_over_the_limit_is_refused_at_its_header_with_the_clients_setting
 }
 
 #[tokio::test]
-async fn a_batch_fails_as_a_whole_and_its_retry_pays_only_for_the_rest() {
-    let rejects = std::sync::atomic::AtomicBool::new(true);
+async fn a_failed_batch_saves_nothing_and_its_retry_sends_only_pictures_that_are_not_cached() {
+    let must_reject = std::sync::atomic::AtomicBool::new(true);
     let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
-        3 if rejects.swap(false, std::sync::atomic::Ordering::Relaxed) => Reply::status(422),
+        3 if must_reject.swap(false, std::sync::atomic::Ordering::Relaxed) => Reply::status(422),
         number => embedding_filled_with(number),
     })
     .await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 1).start().await;
     let answer = app.batch(&batch_of(0..5)).await;
-    let detail = assert_both_shapes(&answer, 422, "embedding_rejected", Some("input[3]"));
+    let detail = assert_openai_problem(&answer, 422, "embedding_rejected", Some("input[3]"));
     assert!(detail.starts_with("input[3]: NVIDIA does not accept this picture"), "{detail}");
     let problem = answer.json();
     assert!(problem.get("saved_as").is_none() && problem.get("path").is_none());
     app.wait_until_saved(0).await;
-    assert_eq!(nvidia.lines().len(), 4, "the fifth picture was not sent");
+    assert_eq!(nvidia.lines().len(), 4, "the fifth picture must not be sent");
 
-    let caches: Vec<_> = entries(&app.batch(&batch_of(0..5)).await)
+    let cache_values: Vec<_> = entries(&app.batch(&batch_of(0..5)).await)
         .iter()
         .map(|entry| entry["imagesvc"]["cache"].as_str().unwrap().to_owned())
         .collect();
-    assert_eq!(caches, ["hit", "hit", "hit", "miss", "miss"]);
+    assert_eq!(cache_values, ["hit", "hit", "hit", "miss", "miss"]);
     assert_eq!(nvidia.lines().len(), 6);
     assert_eq!(app.saved().len(), 5);
 }
@@ -255,51 +261,52 @@ async fn with_errors_item_each_picture_has_its_own_outcome() {
     })
     .await;
     let app = TestApp::start(&nvidia).await;
-    let tiny = |number| json!(data_url(&tiny(number)));
-    let input = json!([tiny(1), "some text", tiny(2), "data:,%%", tiny(4)]);
+    let picture = |number| json!(data_url(&tiny(number)));
+    let input = json!([picture(1), "some text", picture(2), "data:,%%", picture(4)]);
     let request = app.json_request("/v1/embeddings?errors=item", &json!({ "input": input }));
-    let entries = entries(&app.send(request).await);
-    let objects: Vec<_> = entries.iter().map(|entry| &entry["object"]).collect();
+    let outcomes = entries(&app.send(request).await);
+    let objects: Vec<_> = outcomes.iter().map(|entry| &entry["object"]).collect();
     assert_eq!(objects, ["embedding", "error", "error", "error", "embedding"]);
-    let codes: Vec<_> = entries[1..4].iter().map(|entry| &entry["error"]["code"]).collect();
+    let codes: Vec<_> = outcomes[1..4].iter().map(|entry| &entry["error"]["code"]).collect();
     assert_eq!(codes, ["validation_failed", "embedding_rejected", "invalid_base64"]);
-    for (index, entry) in entries.iter().enumerate().skip(1).take(3) {
+    for (index, entry) in outcomes.iter().enumerate().skip(1).take(3) {
         assert_eq!(entry["error"]["param"], format!("input[{index}]"));
         assert_eq!(entry["error"]["type"], "invalid_request_error");
         assert!(entry["error"]["message"].as_str().unwrap().contains(&format!("input[{index}]")));
     }
-    // The picture that NVIDIA rejected stays saved, as on the other routes, and is named.
-    let saved_as = entries[2]["saved_as"].as_str().unwrap();
-    assert_eq!(app.saved_bytes(saved_as), crate::support::tiny(2));
+    // The picture that NVIDIA rejected stays saved, as on the other routes, and the error contains the
+    // file's name.
+    let saved_as = outcomes[2]["saved_as"].as_str().unwrap();
+    assert_eq!(app.saved_bytes(saved_as), tiny(2));
     assert_eq!(app.saved().len(), 3);
 
-    let nothing = json!({ "input": ["text", "more text"] });
-    let request = app.json_request("/v1/embeddings?errors=item", &nothing);
+    let no_pictures = json!({ "input": ["text", "more text"] });
+    let request = app.json_request("/v1/embeddings?errors=item", &no_pictures);
     let answer = app.send(request).await;
-    assert!(self::entries(&answer).iter().all(|entry| entry["object"] == "error"));
+    assert!(entries(&answer).iter().all(|entry| entry["object"] == "error"));
 }
 
 #[tokio::test]
-async fn every_error_on_the_openai_paths_has_both_shapes_and_others_have_one() {
+async fn errors_have_the_openai_shape_on_the_openai_paths_only() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "key").start().await;
     let body = batch_of([1]);
     for path in ["/v1/embeddings", "/embeddings", "/v1/unknown", "/v1/embeddings/"] {
         let answer = app.send(app.json_request(path, &body)).await;
-        let detail = assert_both_shapes(&answer, 401, "unauthorized", None);
+        let detail = assert_openai_problem(&answer, 401, "unauthorized", None);
         assert!(detail.contains("Authorization: Bearer"), "{detail}");
     }
-    assert_both_shapes(&app.get("/v1/models").await, 401, "unauthorized", None);
+    assert_openai_problem(&app.get("/v1/models").await, 401, "unauthorized", None);
     let unknown = app.json_request("/v1/unknown", &body).bearer_auth("key");
-    assert_both_shapes(&app.send(unknown).await, 404, "not_found", None);
-    let method = app.client.delete(app.url("/v1/embeddings")).bearer_auth("key");
-    assert_both_shapes(&app.send(method).await, 405, "method_not_allowed", None);
-    let other = app.send(app.base64_request(ROCKET)).await;
-    assert!(assert_problem(&other, 401, "unauthorized").get("error").is_none());
+    assert_openai_problem(&app.send(unknown).await, 404, "not_found", None);
+    let wrong_method = app.client.delete(app.url("/v1/embeddings")).bearer_auth("key");
+    assert_openai_problem(&app.send(wrong_method).await, 405, "method_not_allowed", None);
+    let on_other_path = app.send(app.base64_request(ROCKET)).await;
+    assert!(assert_problem(&on_other_path, 401, "unauthorized").get("error").is_none());
 }
 
 #[tokio::test]
-async fn clients_are_told_not_to_retry_what_only_the_operator_can_resolve() {
+async fn openai_clients_must_not_retry_errors_that_only_the_operator_can_resolve() {
     for (status, code, should_retry) in [
         (402, "embedding_exhausted", "false"),
         (401, "embedding_unauthorized", "false"),
@@ -315,7 +322,7 @@ async fn clients_are_told_not_to_retry_what_only_the_operator_can_resolve() {
 }
 
 #[tokio::test]
-async fn an_item_that_exceeds_the_picture_limits_names_its_place() {
+async fn the_error_of_a_picture_over_the_limits_contains_the_place_of_the_picture() {
     let nvidia = numbering_nvidia().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
@@ -325,7 +332,7 @@ async fn an_item_that_exceeds_the_picture_limits_names_its_place() {
     for picture in [HUBBLE, &ROCKET[..50_000]] {
         let input = [data_url(&tiny(1)), data_url(picture)];
         let answer = app.batch(&json!({ "input": input })).await;
-        assert_both_shapes(&answer, 413, "image_too_large", Some("input[1]"));
+        assert_openai_problem(&answer, 413, "image_too_large", Some("input[1]"));
     }
     assert_eq!(nvidia.lines().len(), 0);
 }

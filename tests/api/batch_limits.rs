@@ -1,4 +1,5 @@
-//! Batches and limits: admission, permits, the pace, the deadline, and other requests beside them.
+//! Limits on batches: permits, memory, calls per minute and deadlines; and the effect of batches on other
+//! requests.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -19,26 +20,33 @@ use crate::{
 };
 
 #[tokio::test]
-async fn a_batch_that_the_pace_cannot_serve_in_time_is_refused_before_it_pays_anything() {
+async fn a_batch_that_needs_more_calls_than_this_minute_has_left_is_refused_before_any_call() {
     let nvidia = numbering_nvidia().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_REQUESTS_PER_MINUTE", 10).start().await;
     entries(&app.batch(&batch_of(0..4)).await);
     let started = Instant::now();
     let refused = app.batch(&batch_of(10..17)).await;
     let problem = assert_problem(&refused, 503, "embedding_rate_limited");
-    assert!(started.elapsed() < Duration::from_secs(10), "it did not wait for the pace");
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "the refusal must not wait for the limit on calls per minute"
+    );
     assert!(problem["error"]["param"].is_null());
     let retry_after: u64 = refused.header("retry-after").parse().unwrap();
-    assert!((50..=61).contains(&retry_after), "when the window has passed: {retry_after}");
+    assert!(
+        (50..=61).contains(&retry_after),
+        "Retry-After should be the rest of the minute: {retry_after}"
+    );
     assert_eq!(nvidia.lines().len(), 4);
     assert_eq!(app.saved().len(), 4);
-    // Six calls are left, and cached pictures need none. The refusal has reserved nothing.
+    // Six calls are left in this minute, because the refused batch has reserved none. Cached pictures
+    // need no calls.
     entries(&app.batch(&batch_of((0..4).chain(10..16))).await);
     assert_eq!(nvidia.lines().len(), 10);
 }
 
 #[tokio::test]
-async fn a_batch_that_the_pace_could_never_serve_is_told_the_largest_size() {
+async fn a_batch_over_the_limit_on_calls_per_minute_gets_an_error_with_the_largest_size() {
     let nvidia = numbering_nvidia().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_REQUESTS_PER_MINUTE", 10).start().await;
     let problem = assert_problem(&app.batch(&batch_of(0..11)).await, 422, "validation_failed");
@@ -60,7 +68,11 @@ async fn a_cached_batch_is_served_while_nvidia_allows_no_calls() {
     assert_problem(&app.upload(&tiny(100), "a.png").await, 503, "embedding_rate_limited");
     let fresh = app.batch(&batch_of(0..4)).await;
     assert_problem(&fresh, 503, "embedding_rate_limited");
-    assert_eq!(fresh.header("retry-after"), "600", "the longest wait that is passed on");
+    assert_eq!(
+        fresh.header("retry-after"),
+        "600",
+        "Retry-After should be the time that NVIDIA sent"
+    );
     entries(&app.batch(&batch_of(0..3)).await);
     assert_eq!(nvidia.lines().len(), 4);
 }
@@ -79,7 +91,7 @@ async fn the_rate_limit_counts_each_picture_of_a_batch() {
 }
 
 #[tokio::test]
-async fn a_batch_takes_all_of_its_permits_or_gives_them_back() {
+async fn a_batch_that_does_not_get_all_its_permits_is_refused_and_returns_them() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", 4).start().await;
@@ -102,7 +114,7 @@ async fn a_batch_takes_all_of_its_permits_or_gives_them_back() {
 }
 
 #[tokio::test]
-async fn batches_that_compete_for_permits_all_end() {
+async fn batches_that_compete_for_permits_do_not_deadlock() {
     let nvidia = numbering_nvidia().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IN_FLIGHT", 8)
@@ -111,8 +123,8 @@ async fn batches_that_compete_for_permits_all_end() {
         .await;
     let bodies: Vec<_> = (0..12).map(|n| batch_of(n * 8..n * 8 + 6)).collect();
     let answers = join_all(bodies.iter().map(|body| app.batch(body))).await;
-    let served = answers.iter().filter(|answer| answer.status == 200).count();
-    assert!(served >= 1);
+    let successes = answers.iter().filter(|answer| answer.status == 200).count();
+    assert!(successes >= 1, "at least one batch should succeed");
     for refused in answers.iter().filter(|answer| answer.status != 200) {
         assert_problem(refused, 503, "overloaded");
     }
@@ -122,10 +134,10 @@ async fn batches_that_compete_for_permits_all_end() {
 #[tokio::test]
 async fn a_single_picture_does_not_wait_for_a_batch_of_the_same_client() {
     let (release, _) = watch::channel(false);
-    let held = release.clone();
+    let release_replies = release.clone();
     let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
         100 => embedding_filled_with(100),
-        number => embedding_filled_with(number).held_until(&held),
+        number => embedding_filled_with(number).held_until(&release_replies),
     })
     .await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 8).start().await;
@@ -141,76 +153,80 @@ async fn a_single_picture_does_not_wait_for_a_batch_of_the_same_client() {
 }
 
 #[tokio::test]
-async fn after_its_client_has_left_a_batch_makes_no_new_calls() {
+async fn a_batch_makes_no_new_calls_after_its_client_has_disconnected() {
     let (release, _) = watch::channel(false);
-    let held = release.clone();
+    let release_replies = release.clone();
     let nvidia = FakeNvidia::scripted(move |request, _| {
-        embedding_filled_with(picture_number(request)).held_until(&held)
+        embedding_filled_with(picture_number(request)).held_until(&release_replies)
     })
     .await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 4).start().await;
     let body = batch_of(0..10);
     tokio::select! {
-        _ = app.batch(&body) => panic!("answered before the replies were released"),
-        _ = nvidia.wait_for(3) => {} // the client leaves
+        _ = app.batch(&body) => panic!("the batch must not be answered before NVIDIA's replies"),
+        _ = nvidia.wait_for(3) => {} // dropping the request disconnects the client
     }
     app.wait_for(|value| value("imagesvc_pictures_at_work") == 3.0).await;
     release.send(true).unwrap();
     app.wait_for(|value| value("imagesvc_pictures_at_work") == 0.0).await;
     assert_eq!(nvidia.lines().len(), 3);
-    let caches: Vec<_> = entries(&app.batch(&body).await)
+    let cached_indexes: Vec<_> = entries(&app.batch(&body).await)
         .iter()
         .filter(|entry| entry["imagesvc"]["cache"] == "hit")
         .map(|entry| entry["index"].clone())
         .collect();
-    assert_eq!(caches, [0, 1, 2], "what was paid is in the cache");
+    assert_eq!(
+        cached_indexes,
+        [0, 1, 2],
+        "the embeddings of the first three calls should be cached"
+    );
 }
 
 #[tokio::test]
-async fn no_file_of_a_batch_stays_after_its_client_has_left() {
+async fn the_files_of_a_batch_are_removed_after_its_client_has_disconnected() {
     let (release, _) = watch::channel(false);
-    let held = release.clone();
+    let release_replies = release.clone();
     let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
-        9 => embedding().held_until(&held),
+        9 => embedding().held_until(&release_replies),
         number => embedding_filled_with(number),
     })
     .await;
     let app = TestApp::start(&nvidia).await;
     let body = batch_of(0..10);
     tokio::select! {
-        _ = app.batch(&body) => panic!("answered before the reply was released"),
-        () = app.wait_until_saved(10) => {} // the client leaves
+        _ = app.batch(&body) => panic!("the batch must not be answered before NVIDIA's last reply"),
+        () = app.wait_until_saved(10) => {} // dropping the request disconnects the client
     }
     app.wait_until_saved(0).await;
     release.send(true).unwrap();
 }
 
 #[tokio::test]
-async fn finished_pictures_of_a_running_batch_hold_no_files() {
+async fn finished_pictures_of_a_running_batch_have_no_open_files() {
     let (release, _) = watch::channel(false);
-    let (held, created) = (release.clone(), AtomicUsize::new(0));
+    let (release_reply, created) = (release.clone(), AtomicUsize::new(0));
     let nvidia = FakeNvidia::healthy_except(move |request| {
         let is_last = request.line() == CREATE_ASSET && created.fetch_add(1, Relaxed) == 4;
-        is_last.then(|| created_asset(request).held_until(&held))
+        is_last.then(|| created_asset(request).held_until(&release_reply))
     })
     .await;
     let app = TestApp::start(&nvidia).await;
     let pictures: Vec<_> = (0..5).map(|n| data_url(&variant(HUBBLE, n))).collect();
     let request = app.json_request("/v1/embeddings?save=false", &json!({ "input": pictures }));
-    let deleted_files = || {
+    let open_files = || {
         let folder = app.folder().to_str().unwrap();
         let open = std::fs::read_dir("/proc/self/fd").unwrap();
         let paths = open.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
         paths.filter(|path| path.to_string_lossy().starts_with(folder)).count()
     };
-    let others = async {
+    let check_files = async {
         app.wait_for(|value| value("imagesvc_pictures_at_work") == 5.0).await;
         app.wait_for(|value| value("imagesvc_pictures_at_work") == 1.0).await;
         // The lock of the folder, and the file of the last picture.
-        assert!(deleted_files() <= 2, "{}", deleted_files());
+        assert!(open_files() <= 2, "at most 2 files should be open, not {}", open_files());
         release.send(true).unwrap();
     };
-    let (answer, ()) = tokio::join!(app.send(request), others);
+    let (answer, ()) = tokio::join!(app.send(request), check_files);
     entries(&answer);
 }
 
@@ -228,16 +244,16 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_with_each_retry(
     for _ in 0..8 {
         let answer = app.batch(&batch_of(0..8)).await;
         if answer.status == 200 {
-            assert_eq!(nvidia.lines().len(), 8, "no picture is paid twice");
+            assert_eq!(nvidia.lines().len(), 8, "each picture must be sent only once");
             return;
         }
         assert_problem(&answer, 504, "embedding_timeout");
     }
-    panic!("eight retries did not embed eight pictures");
+    panic!("eight requests should be enough to embed eight pictures");
 }
 
 #[tokio::test]
-async fn with_errors_item_pictures_that_run_out_of_time_have_a_timeout_each() {
+async fn with_errors_item_each_picture_that_misses_the_deadline_has_a_timeout_error() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_MAX_CONCURRENCY", 2)
@@ -245,8 +261,8 @@ async fn with_errors_item_pictures_that_run_out_of_time_have_a_timeout_each() {
         .start()
         .await;
     let request = app.json_request("/v1/embeddings?errors=item", &batch_of(0..5));
-    let entries = entries(&app.send(request).await);
-    let codes: Vec<_> = entries.iter().map(|entry| &entry["error"]["code"]).collect();
+    let outcomes = entries(&app.send(request).await);
+    let codes: Vec<_> = outcomes.iter().map(|entry| &entry["error"]["code"]).collect();
     assert_eq!(codes, ["embedding_timeout"; 5]);
 }
 
@@ -273,7 +289,7 @@ async fn without_memory_a_batch_fails_as_a_whole_even_with_errors_item() {
 }
 
 #[tokio::test]
-async fn after_slow_hosts_the_last_fetches_of_a_batch_do_not_begin() {
+async fn the_last_fetches_of_a_batch_from_slow_hosts_do_not_begin() {
     let host = FakeServer::start(|_, _| Reply::Hang).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
@@ -283,13 +299,13 @@ async fn after_slow_hosts_the_last_fetches_of_a_batch_do_not_begin() {
         .await;
     let urls: Vec<_> = (0..32).map(|n| host.url(&format!("/{n}"))).collect();
     let request = app.json_request("/v1/embeddings?errors=item", &json!({ "input": urls }));
-    let entries = entries(&app.send(request).await);
-    assert!(entries.iter().all(|entry| entry["error"]["code"] == "download_timeout"));
-    assert!(host.count() < 32, "{}", host.count());
+    let outcomes = entries(&app.send(request).await);
+    assert!(outcomes.iter().all(|entry| entry["error"]["code"] == "download_timeout"));
+    assert!(host.count() < 32, "some of the 32 fetches must not begin");
 }
 
 #[tokio::test]
-async fn the_memory_of_a_batchs_body_is_free_once_its_pictures_are_received() {
+async fn the_memory_of_a_batch_body_is_freed_when_all_pictures_in_it_are_received() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![Reply::status(422).held_until(&release)]).await;
     let app = TestApp::builder(&nvidia)
@@ -301,18 +317,18 @@ async fn the_memory_of_a_batchs_body_is_free_once_its_pictures_are_received() {
     let body = json!({ "input": pictures });
     let body_bytes = body.to_string().len() as f64;
     assert!(body_bytes > 10e6);
-    let during = async {
+    let check_memory = async {
         nvidia.wait_for(1).await;
         let text = app.get("/metrics").await.text();
         assert!(metric(&text, "imagesvc_buffered_bytes") < body_bytes / 4.0, "{text}");
         release.send(true).unwrap();
     };
-    let (answer, ()) = tokio::join!(app.batch(&body), during);
+    let (answer, ()) = tokio::join!(app.batch(&body), check_memory);
     assert_eq!(answer.status, 422);
 }
 
 #[tokio::test]
-async fn a_batch_that_runs_out_of_time_names_the_picture_that_it_waited_for() {
+async fn the_error_of_a_batch_that_misses_the_deadline_contains_the_slow_picture() {
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         1 => Reply::Hang,
         number => embedding_filled_with(number),
@@ -326,7 +342,7 @@ async fn a_batch_that_runs_out_of_time_names_the_picture_that_it_waited_for() {
 }
 
 #[tokio::test]
-async fn a_batch_is_one_line_in_the_log_and_saved_pictures_are_counted() {
+async fn a_batch_counts_as_one_request_in_the_metrics_and_each_saved_picture_is_counted() {
     let nvidia = numbering_nvidia().await;
     let app = TestApp::builder(&nvidia).start().await;
     entries(&app.batch(&batch_of([1, 2, 3])).await);

@@ -13,18 +13,18 @@ use crate::{
     },
 };
 
-/// NVIDIA's answers to tiny pictures contain the picture's number.
+/// Starts a fake NVIDIA. Its embedding of a tiny picture contains the picture's number.
 pub async fn numbering_nvidia() -> FakeNvidia {
     FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await
 }
 
-/// A batch of tiny pictures with these numbers.
+/// The body of a batch of the tiny pictures with these numbers.
 pub fn batch_of(pictures: impl IntoIterator<Item = usize>) -> Value {
     let input: Vec<_> = pictures.into_iter().map(|number| data_url(&tiny(number))).collect();
     json!({ "input": input })
 }
 
-/// The entries of a successful answer.
+/// Asserts that a batch succeeded, and returns the entries of its answer.
 pub fn entries(answer: &Answer) -> Vec<Value> {
     assert_eq!(answer.status, 200, "{:.500}", answer.text());
     assert!(answer.text().ends_with("}\n"));
@@ -86,11 +86,11 @@ async fn a_picture_is_found_in_every_shape_of_input_and_in_messages() {
         let answer = app.batch(&json!({ "messages": messages })).await;
         assert_eq!(only_embedding(&answer), numbers());
     }
-    assert_eq!(nvidia.lines().len(), 1, "the cache has the picture after the first request");
+    assert_eq!(nvidia.lines().len(), 1, "only the first request should call NVIDIA");
 }
 
 #[tokio::test]
-async fn base64_may_be_wrapped_and_escaped_as_on_the_base64_route() {
+async fn base64_may_contain_line_breaks_and_escapes_as_on_the_base64_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let text = BASE64_STANDARD.encode(ROCKET);
@@ -105,14 +105,14 @@ async fn base64_may_be_wrapped_and_escaped_as_on_the_base64_route() {
 }
 
 #[tokio::test]
-async fn answers_are_in_the_order_of_the_input_and_describe_each_picture() {
+async fn the_embeddings_of_an_answer_are_in_the_order_of_the_input_and_describe_each_picture() {
     let nvidia = numbering_nvidia().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.batch(&batch_of(0..20)).await;
-    let entries = entries(&answer);
+    let embeddings = entries(&answer);
     assert_eq!(answer.header("x-cache"), "miss");
     assert_eq!(answer.json()["model"], "nvidia/nv-dinov2");
-    for (number, entry) in entries.iter().enumerate() {
+    for (number, entry) in embeddings.iter().enumerate() {
         assert_eq!(entry["object"], "embedding");
         assert_eq!(number_in(entry), number as f64);
         let details = &entry["imagesvc"];
@@ -127,9 +127,9 @@ async fn answers_are_in_the_order_of_the_input_and_describe_each_picture() {
     }
     let again = app.batch(&batch_of((0..20).rev())).await;
     assert_eq!(again.header("x-cache"), "hit");
-    let again = self::entries(&again);
+    let again = entries(&again);
     assert!(again.iter().all(|entry| entry["imagesvc"]["cache"] == "hit"));
-    assert!(again.iter().rev().zip(&entries).all(|(a, b)| a["embedding"] == b["embedding"]));
+    assert!(again.iter().rev().zip(&embeddings).all(|(a, b)| a["embedding"] == b["embedding"]));
     assert_eq!(nvidia.lines().len(), 20);
     assert_eq!(app.saved().len(), 40);
 }
@@ -152,7 +152,7 @@ async fn fields_that_clients_send_as_null_or_for_other_services_change_nothing()
 }
 
 #[tokio::test]
-async fn base64_has_the_same_numbers_as_32_bit_floats() {
+async fn a_base64_embedding_contains_the_numbers_as_32_bit_floats() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = json!({ "input": data_url(ROCKET), "encoding_format": "base64" });
@@ -188,7 +188,7 @@ async fn a_normalized_vector_has_length_1_and_is_not_cached() {
 }
 
 #[tokio::test]
-async fn equal_pictures_in_one_batch_are_paid_once_even_without_a_cache() {
+async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cache() {
     let nvidia = numbering_nvidia().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", 0)
@@ -198,13 +198,13 @@ async fn equal_pictures_in_one_batch_are_paid_once_even_without_a_cache() {
         .start()
         .await;
     let answer = app.batch(&batch_of([1, 2, 1, 1, 2])).await;
-    let entries = entries(&answer);
-    let numbers: Vec<_> = entries.iter().map(number_in).collect();
+    let embeddings = entries(&answer);
+    let numbers: Vec<_> = embeddings.iter().map(number_in).collect();
     assert_eq!(numbers, [1.0, 2.0, 1.0, 1.0, 2.0]);
-    let caches: Vec<_> = entries.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
-    assert_eq!(caches, ["miss", "miss", "hit", "hit", "hit"]);
+    let cache_values: Vec<_> = embeddings.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
+    assert_eq!(cache_values, ["miss", "miss", "hit", "hit", "hit"]);
     assert_eq!(nvidia.lines().len(), 2);
-    assert_eq!(app.saved().len(), 5, "each picture is saved");
+    assert_eq!(app.saved().len(), 5, "each picture should be saved");
 }
 
 #[tokio::test]
@@ -213,14 +213,14 @@ async fn large_pictures_and_other_formats_are_prepared_as_on_the_other_routes() 
     let app = TestApp::start(&nvidia).await;
     let gif = crate::support::converted(&tiny(1), image_rs::ImageFormat::Gif);
     let input = [data_url(HUBBLE), data_url(&gif)];
-    let entries = entries(&app.batch(&json!({ "input": input })).await);
-    assert_eq!(entries[0]["imagesvc"]["prepared"], "original");
-    assert_eq!(entries[1]["imagesvc"]["prepared"], "jpeg");
-    assert_eq!(entries[1]["imagesvc"]["content_type"], "image/gif");
+    let embeddings = entries(&app.batch(&json!({ "input": input })).await);
+    assert_eq!(embeddings[0]["imagesvc"]["prepared"], "original");
+    assert_eq!(embeddings[1]["imagesvc"]["prepared"], "jpeg");
+    assert_eq!(embeddings[1]["imagesvc"]["content_type"], "image/gif");
 }
 
 #[tokio::test]
-async fn the_query_and_cache_control_mean_the_same_as_on_the_other_routes() {
+async fn the_query_and_cache_control_have_the_same_effect_as_on_the_other_routes() {
     let nvidia = numbering_nvidia().await;
     let app = TestApp::start(&nvidia).await;
     let send = |query: &str, body: Value| {

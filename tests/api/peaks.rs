@@ -26,22 +26,24 @@ use crate::support::{
     noise_png,
 };
 
-/// The memory that all children together may use by default, in bytes.
+/// The default limit on the memory of all children together, in bytes. A child's own limit is computed
+/// from it.
 const MAX_MEMORY: u64 = 512 << 20;
 
-/// A peak may exceed its estimate by this many bytes, for tables, the allocator and the system. The full
-/// estimate contains more memory for them, in its part for metadata, which this test subtracts.
+/// A peak may exceed its estimate by this many bytes, for tables, the allocator and the system. An estimate
+/// also contains a larger constant for them and for metadata. This test subtracts the estimate for a
+/// picture of one pixel, and thereby this constant.
 const TOLERANCE: u64 = 1 << 20;
 
 /// An estimate may be at most this many times the peak.
 const MAX_OVERESTIMATE: u64 = 4;
 
-const CONVERTED: Target = Target::Converted { max_len: 20 << 20 };
-const SHRUNK: Target = Target::Shrunk { max_len: 149_999 };
-const SQUARE: Target = Target::Square { side: 300 };
+const CONVERTED_TARGET: Target = Target::Converted { max_len: 20 << 20 };
+const SHRUNK_TARGET: Target = Target::Shrunk { max_len: 149_999 };
+const SQUARE_TARGET: Target = Target::Square { side: 300 };
 
 /// A picture of one pixel. Its peak memory is the memory of the program itself, and its memory estimate
-/// is the part for metadata.
+/// is the constant part that every estimate contains.
 const PIXEL: &[u8] =
     b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
 
@@ -52,21 +54,21 @@ fn children_render_every_kind_within_their_limits_and_use_about_the_estimated_me
     pictures.push(gif_with_narrower_frame(&pictures));
     pictures.extend(turned(&pictures));
     pictures.extend(noisy((1600, 1200)));
-    pictures.extend(large());
+    pictures.extend(twelve_megapixels());
     #[cfg(feature = "heic")]
     pictures.extend(heic());
     let mut jobs = Vec::new();
     for (n, picture) in pictures.iter().enumerate() {
-        jobs.push((picture, CONVERTED));
+        jobs.push((picture, CONVERTED_TARGET));
         // Shrinking and scaling to a square do not depend on the kind, so a few pictures are enough.
         if n % 6 == 0 {
-            jobs.push((picture, SHRUNK));
+            jobs.push((picture, SHRUNK_TARGET));
         }
         if n % 8 == 2 {
-            jobs.push((picture, SQUARE));
+            jobs.push((picture, SQUARE_TARGET));
         }
     }
-    let pixel = measure(PIXEL, CONVERTED).unwrap();
+    let pixel = measure(PIXEL, CONVERTED_TARGET).unwrap();
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         let run = || {
@@ -96,7 +98,10 @@ fn children_render_every_kind_within_their_limits_and_use_about_the_estimated_me
             failures.push(line);
         }
     }
-    assert!(failures.is_empty(), "one pixel needs {pixel:?}: {failures:#?}");
+    assert!(
+        failures.is_empty(),
+        "these peaks do not match their estimates (one pixel: {pixel:?}): {failures:#?}"
+    );
 }
 
 /// The peak memory of a child, and the memory estimate, in bytes.
@@ -116,7 +121,7 @@ impl Peak {
         resident.max(self.address_space.saturating_sub(pixel.address_space))
     }
 
-    /// Returns the growth as a percentage of the estimate, without the estimate's part for metadata.
+    /// Returns the growth as a percentage of the estimate, without the constant part.
     fn percent(&self, pixel: &Self) -> u64 {
         self.growth(pixel) * 100 / (self.estimate - pixel.estimate).max(1)
     }
@@ -150,15 +155,16 @@ fn measure(bytes: &[u8], target: Target) -> Result<Peak, String> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap()
     };
-    // Only the decoders of JPEG and HEIC copy the whole file to memory. For other formats, this part of
-    // the estimate is for metadata. It is not counted here, because for an uncompressed picture it is
-    // so large that it would hide a wrong estimate for the pixels.
+    // Each estimate contains the length of the file. Only the decoders of JPEG and HEIC copy the whole
+    // file to memory. For other formats, this length allows for long profiles and texts. It is
+    // subtracted here, because an uncompressed picture is so long that a wrong estimate for its pixels
+    // would not be noticed.
     let copies_file = matches!(picture.format, Format::Jpeg | Format::Heic);
-    let uncounted = if copies_file { 0 } else { bytes.len() as u64 };
+    let subtracted = if copies_file { 0 } else { bytes.len() as u64 };
     Ok(Peak {
         resident: kibibytes("VmHWM:") << 10,
         address_space: kibibytes("VmPeak:") << 10,
-        estimate: target.memory_estimate(&picture).unwrap() - uncounted,
+        estimate: target.memory_estimate(&picture).unwrap() - subtracted,
     })
 }
 
@@ -180,9 +186,9 @@ fn full_pipe() -> io::Result<(io::PipeReader, io::PipeWriter, usize)> {
     Ok((reader, writer, written))
 }
 
-/// Waits until the child has rendered its picture, and returns its `/proc` status. The child then sleeps,
-/// because it cannot write its result, or it has exited. It does not sleep before that, because it reads
-/// a file and has only one thread.
+/// Waits until the child has rendered its picture, and returns the child's `/proc` status. By then the
+/// child has exited, or it sleeps because it cannot write its result. It does not sleep earlier, because
+/// it reads a file and has only one thread.
 fn status_after_rendering(id: u32) -> String {
     let mut before = String::new();
     loop {
@@ -252,7 +258,7 @@ fn noisy((width, height): (u32, u32)) -> Vec<Kind> {
 }
 
 /// Pictures of 12 megapixels.
-fn large() -> Vec<Kind> {
+fn twelve_megapixels() -> Vec<Kind> {
     let pixels = RgbImage::from_fn(4000, 3000, |x, y| {
         [(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8].into()
     });

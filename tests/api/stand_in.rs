@@ -1,4 +1,4 @@
-//! The sandbox's stand-in for NVIDIA refuses the same requests as NVIDIA.
+//! The sandbox refuses the same requests as NVIDIA.
 
 use std::net::SocketAddr;
 
@@ -71,41 +71,70 @@ async fn an_invalid_inference_request_gets_the_status_that_nvidia_would_send() {
     }
 }
 
-#[tokio::test]
-async fn an_upload_requires_the_signed_headers_and_no_key() {
-    let router = &stand_in();
-    let create = json!({ "contentType": "image/jpeg", "description": "d" }).to_string();
-    assert_eq!(send(router, CREATE, &[JSON], create.clone()).await.0, 401);
-    assert_eq!(send(router, CREATE, &[BEARER], create.clone()).await.0, 415);
-    assert_eq!(send(router, CREATE, &[BEARER, JSON], create.replace("jpeg", "tiff")).await.0, 400);
-    let (_, created, _) = send(router, CREATE, &[BEARER, JSON], create).await;
-    let upload = created["uploadUrl"].as_str().unwrap().strip_prefix("http://127.0.0.1:1").unwrap();
-    let length = PHOTO.len().to_string();
-    let signed = [
+/// The body of a request for an asset.
+fn creation() -> String {
+    json!({ "contentType": "image/jpeg", "description": "d" }).to_string()
+}
+
+/// Creates an asset. Returns its id, and the path to which the picture must be uploaded.
+async fn created_asset(router: &Router) -> (String, String) {
+    let (_, asset, _) = send(router, CREATE, &[BEARER, JSON], creation()).await;
+    let upload = asset["uploadUrl"].as_str().unwrap().strip_prefix("http://127.0.0.1:1").unwrap();
+    (asset["assetId"].as_str().unwrap().to_owned(), upload.to_owned())
+}
+
+/// Uploads the photograph to the path, and returns the status.
+async fn put(router: &Router, path: &str, headers: &[(&str, &str)]) -> u16 {
+    send(router, ("PUT", path), headers, PHOTO).await.0
+}
+
+/// The headers that the presigned URL requires for an upload of `length` bytes.
+fn signed_headers(length: &str) -> [(&str, &str); 3] {
+    [
         ("content-type", "image/jpeg"),
         ("x-amz-meta-nvcf-asset-description", "d"),
-        ("content-length", length.as_str()),
-    ];
-    let put = async |path: &str, headers: &[(&str, &str)]| {
-        send(router, ("PUT", path), headers, PHOTO).await.0
-    };
-    assert_eq!(put(upload, &[&signed[..], &[BEARER]].concat()).await, 400);
-    assert_eq!(put(upload, &signed[..2]).await, 501);
-    assert_eq!(put(upload, &signed[1..]).await, 403);
+        ("content-length", length),
+    ]
+}
+
+#[tokio::test]
+async fn an_invalid_request_for_an_asset_gets_the_status_that_nvidia_would_send() {
+    let router = &stand_in();
+    assert_eq!(send(router, CREATE, &[JSON], creation()).await.0, 401);
+    assert_eq!(send(router, CREATE, &[BEARER], creation()).await.0, 415);
+    let tiff = creation().replace("jpeg", "tiff");
+    assert_eq!(send(router, CREATE, &[BEARER, JSON], tiff).await.0, 400);
+}
+
+#[tokio::test]
+async fn an_upload_without_the_signed_headers_or_with_a_key_is_refused() {
+    let router = &stand_in();
+    let (_, upload) = created_asset(router).await;
+    let length = PHOTO.len().to_string();
+    let signed = signed_headers(&length);
+    assert_eq!(put(router, &upload, &[&signed[..], &[BEARER]].concat()).await, 400);
+    assert_eq!(put(router, &upload, &signed[..2]).await, 501);
+    assert_eq!(put(router, &upload, &signed[1..]).await, 403);
     let other_description = ("x-amz-meta-nvcf-asset-description", "e");
-    assert_eq!(put(upload, &[signed[0], other_description, signed[2]]).await, 403);
-    assert_eq!(put(&upload.replace("signature=", "signature=x"), &signed).await, 403);
-    let id = created["assetId"].as_str().unwrap();
+    assert_eq!(put(router, &upload, &[signed[0], other_description, signed[2]]).await, 403);
+    assert_eq!(put(router, &upload.replace("signature=", "signature=x"), &signed).await, 403);
+    assert_eq!(put(router, &upload, &signed).await, 200);
+}
+
+#[tokio::test]
+async fn an_uploaded_asset_can_be_embedded_polled_once_and_deleted() {
+    let router = &stand_in();
+    let (id, upload) = created_asset(router).await;
     let references =
-        [BEARER, JSON, ("nvcf-input-asset-references", id), ("nvcf-function-asset-ids", id)];
+        [BEARER, JSON, ("nvcf-input-asset-references", &*id), ("nvcf-function-asset-ids", &*id)];
     let body = json!({ "messages": [] }).to_string();
     assert_eq!(
         send(router, INFER, &references, body.clone()).await.0,
         400,
         "an asset that was not uploaded must be refused"
     );
-
-    assert_eq!(put(upload, &signed).await, 200);
+    let length = PHOTO.len().to_string();
+    assert_eq!(put(router, &upload, &signed_headers(&length)).await, 200);
     assert_eq!(
         send(router, INFER, &references[..3], body.clone()).await.0,
         400,

@@ -50,9 +50,9 @@ pub(super) struct Disk {
     /// The size of all files; `None` until the folder was listed. The lock is held during each
     /// write, so that only one thread writes.
     used_bytes: Mutex<Option<u64>>,
-    /// The prefixes of all keys; `None` until the folder was listed. The lock is never held during a
+    /// The first eight bytes of each key; `None` until the folder was listed. The lock is never held during a
     /// disk access, so that [`Self::may_contain`] does not wait for the disk.
-    keys: Mutex<Option<HashSet<u64>>>,
+    key_prefixes: Mutex<Option<HashSet<u64>>>,
     /// The name of the next staging file.
     next_staging_name: AtomicU64,
     /// Whether the last write or clean-up failed.
@@ -93,16 +93,16 @@ impl Disk {
             max_bytes,
             space,
             used_bytes: Mutex::new(None),
-            keys: Mutex::new(None),
+            key_prefixes: Mutex::new(None),
             next_staging_name: AtomicU64::new(0),
             is_failing: AtomicBool::new(false),
         }
     }
 
-    /// Whether a file for the key may exist. Does not block. For most new pictures, this answer
-    /// avoids a disk access.
+    /// Whether a file for the key may exist. Does not block. For most pictures that are not cached,
+    /// this check avoids a disk access.
     pub(super) fn may_contain(&self, key: &CacheKey) -> bool {
-        self.keys().as_ref().is_none_or(|keys| keys.contains(&key.prefix()))
+        self.key_prefixes().as_ref().is_none_or(|prefixes| prefixes.contains(&key.prefix()))
     }
 
     pub(super) fn read(&self, key: &CacheKey) -> Option<CachedEmbedding> {
@@ -117,16 +117,16 @@ impl Disk {
     }
 
     pub(super) fn write(&self, key: &CacheKey, cached: &CachedEmbedding) {
-        self.log_change(self.try_write(key, cached));
+        self.log_if_health_changed(self.try_write(key, cached));
     }
 
     /// Removes unfinished files, and then the oldest files until the limit is met.
     pub(super) fn clean_up(&self) {
-        self.log_change(self.try_clean_up());
+        self.log_if_health_changed(self.try_clean_up());
     }
 
     /// Logs once when the cache starts to fail, and once when it works again.
-    fn log_change(&self, outcome: io::Result<()>) {
+    fn log_if_health_changed(&self, outcome: io::Result<()>) {
         let was_failing = self.is_failing.swap(outcome.is_err(), Ordering::Relaxed);
         match outcome {
             Err(error) if !was_failing => {
@@ -154,9 +154,9 @@ impl Disk {
             return Ok(());
         }
         let mut permit = self.space.empty_permit();
-        permit.grow_to_blocking(bytes.len() as u64)?;
+        permit.blocking_grow_to(bytes.len() as u64)?;
         let mut used = self.used_bytes();
-        let in_use = self.make_space(&mut used, size)?;
+        let remaining = self.make_space(&mut used, size)?;
         let replaced = match self.may_contain(key) {
             true => fs::metadata(&path).map_or(0, |file| size_on_disk(file.len())),
             false => 0,
@@ -179,25 +179,26 @@ impl Disk {
             return Err(error);
         }
         permit.mark_written(bytes.len() as u64);
-        *used = Some((in_use + size).saturating_sub(replaced));
-        if let Some(keys) = &mut *self.keys() {
-            keys.insert(key.prefix());
+        *used = Some((remaining + size).saturating_sub(replaced));
+        if let Some(prefixes) = &mut *self.key_prefixes() {
+            prefixes.insert(key.prefix());
         }
         Ok(())
     }
 
-    /// Makes space for a file of `size` bytes: removes old files if necessary. Returns how many bytes
-    /// are then in use. Sets `used` to the same number, or to `None` if the folder cannot be listed.
+    /// Makes space for a file of `size` bytes: removes old files if necessary. Returns the total size
+    /// of the remaining files, without the new file. Sets `used` to the same number, or to `None` if the
+    /// folder cannot be listed.
     fn make_space(&self, used: &mut Option<u64>, size: u64) -> io::Result<u64> {
-        let max_used = match used.take() {
-            Some(in_use) if in_use.saturating_add(size) <= self.max_bytes => {
-                return Ok(*used.insert(in_use));
+        let max_total = match used.take() {
+            Some(total) if total.saturating_add(size) <= self.max_bytes => {
+                return Ok(*used.insert(total));
             }
             // Removes more files than necessary, so that the next writes need not list all files.
             Some(_) => self.max_bytes - self.max_bytes / 8,
             None => self.max_bytes,
         };
-        Ok(*used.insert(self.evict(max_used.saturating_sub(size))?))
+        Ok(*used.insert(self.evict(max_total.saturating_sub(size))?))
     }
 
     fn try_clean_up(&self) -> io::Result<()> {
@@ -216,7 +217,7 @@ impl Disk {
         let Listing { mut files, is_complete } = self.files()?;
         files.sort_unstable();
         let mut total: u64 = files.iter().map(|file| file.bytes).sum();
-        let mut keys = HashSet::new();
+        let mut key_prefixes = HashSet::new();
         for CacheFile { key, bytes, .. } in files {
             if total > max_bytes {
                 let path = self.path(&key);
@@ -230,22 +231,22 @@ impl Disk {
                     }
                 }
             }
-            keys.insert(key.prefix());
+            key_prefixes.insert(key.prefix());
         }
-        *self.keys() = is_complete.then_some(keys);
+        *self.key_prefixes() = is_complete.then_some(key_prefixes);
         Ok(total)
     }
 
     fn files(&self) -> io::Result<Listing> {
         let (mut files, mut is_complete) = (Vec::new(), true);
         for folder in entries(&self.folder)? {
-            let listing =
+            let entries_of_folder =
                 folder.and_then(|folder| match folder.file_name() == OsStr::new(STAGING_FOLDER) {
                     true => Ok(Vec::new()),
                     false => entries(&folder.path())?.collect(),
                 });
-            is_complete &= listing.is_ok();
-            for file in listing.into_iter().flatten() {
+            is_complete &= entries_of_folder.is_ok();
+            for file in entries_of_folder.into_iter().flatten() {
                 // A file whose name is not a key was not written by the cache.
                 let hash = Sha256::from_hex(file.file_name().as_encoded_bytes());
                 let Some(key) = hash.map(CacheKey) else { continue };
@@ -271,9 +272,9 @@ impl Disk {
         self.folder.join(&name[..2]).join(name)
     }
 
-    fn keys(&self) -> MutexGuard<'_, Option<HashSet<u64>>> {
+    fn key_prefixes(&self) -> MutexGuard<'_, Option<HashSet<u64>>> {
         // The set stays consistent even if a holder of the lock panicked.
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+        self.key_prefixes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn used_bytes(&self) -> MutexGuard<'_, Option<u64>> {

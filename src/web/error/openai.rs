@@ -1,8 +1,8 @@
 //! Describes errors in the shape that OpenAI's clients expect.
 //!
-//! The body of an error response by RFC 9457 contains this description as an additional member,
-//! `error`. OpenAI's clients show only `error.message`. Without the member, they would show "415 status
-//! code (no body)".
+//! The body of an error response has the format of RFC 9457. On the paths of OpenAI's API, the body has
+//! this description as an additional member, `error`. OpenAI's clients show only `error.message`.
+//! Without the member, they would show "415 status code (no body)".
 
 use axum::http::HeaderName;
 use serde::Serialize;
@@ -24,7 +24,7 @@ pub struct OpenAiError {
     #[serde(rename = "type")]
     #[schema(example = "invalid_request_error")]
     kind: &'static str,
-    /// The parameter at fault, such as `input[3]`.
+    /// The parameter that caused the error, such as `input[3]`.
     #[schema(example = "input[3]")]
     param: Option<String>,
     /// The stable name of the error.
@@ -51,8 +51,8 @@ pub(in crate::web) fn expects_openai_errors(path: &str) -> bool {
     path.starts_with("/v1/") || path == "/embeddings"
 }
 
-/// Whether the same request cannot succeed in the next minutes: only the operator can resolve the
-/// error, or the client must change the request.
+/// Whether it is useless to send the same request again in the next minutes, because only the operator
+/// can resolve the error or because the client must change the request.
 pub(in crate::web) fn is_retry_useless(code: Code) -> bool {
     matches!(
         code,

@@ -83,7 +83,7 @@ pub(in crate::web) fn text<'a>(raw: &'a RawValue, name: &str) -> Result<Cow<'a, 
 pub(in crate::web) struct Elements<'a> {
     /// The first elements, up to a limit. Without the limit, a list of many short elements would take
     /// many times the memory of its JSON.
-    pub first: Vec<&'a RawValue>,
+    pub prefix: Vec<&'a RawValue>,
     /// The number of all elements.
     pub count: usize,
 }
@@ -91,8 +91,8 @@ pub(in crate::web) struct Elements<'a> {
 /// Returns the first `limit` elements of an array as raw JSON, and the number of all elements. Returns
 /// `None` if the value is not an array.
 pub(in crate::web) fn elements(array: &RawValue, limit: usize) -> Option<Elements<'_>> {
-    struct First(usize);
-    impl<'de> Visitor<'de> for First {
+    struct Limit(usize);
+    impl<'de> Visitor<'de> for Limit {
         type Value = Elements<'de>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,20 +100,20 @@ pub(in crate::web) fn elements(array: &RawValue, limit: usize) -> Option<Element
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Elements<'de>, A::Error> {
-            let mut first = Vec::new();
-            while first.len() < self.0
+            let mut prefix = Vec::new();
+            while prefix.len() < self.0
                 && let Some(element) = array.next_element()?
             {
-                first.push(element);
+                prefix.push(element);
             }
-            let mut count = first.len();
+            let mut count = prefix.len();
             while array.next_element::<IgnoredAny>()?.is_some() {
                 count += 1;
             }
-            Ok(Elements { first, count })
+            Ok(Elements { prefix, count })
         }
     }
-    serde_json::Deserializer::from_str(array.get()).deserialize_seq(First(limit)).ok()
+    serde_json::Deserializer::from_str(array.get()).deserialize_seq(Limit(limit)).ok()
 }
 
 fn not_a_string(name: &str) -> Error {

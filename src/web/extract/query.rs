@@ -12,14 +12,14 @@ use crate::{
 /// The only backend. The Python service that this service replaces uses the same name.
 const BACKEND: &str = "nv_dino";
 
-/// The options in the query. Unknown options are ignored.
+/// The options that every route for pictures has in the query. Unknown options are ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::web) struct PictureOptions {
     /// Whether to save the picture.
     pub save_mode: SaveMode,
 }
 
-/// The option `errors` of the query: what happens if a picture of a batch fails.
+/// The option `errors` in the query of a batch: what happens if one of its pictures fails.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::web) struct ErrorOption(pub(in crate::web) OnError);
 
@@ -51,7 +51,7 @@ impl<S: Sync> FromRequestParts<S> for ErrorOption {
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match (&*name, &*value) {
                 ("errors", "item") => on_error = OnError::ReportItem,
-                ("errors", _) => return Err(unknown_errors()),
+                ("errors", _) => return Err(unknown_errors_value()),
                 _ => {}
             }
         }
@@ -107,7 +107,7 @@ fn parse(query: &str) -> Result<PictureOptions, Error> {
     Ok(PictureOptions { save_mode })
 }
 
-/// Parses `true` or `false` in any case, since Python writes `False`.
+/// Parses `true` or `false` in upper or lower case, since Python writes `False`.
 fn parse_bool(text: &str) -> Option<bool> {
     if text.eq_ignore_ascii_case("true") {
         Some(true)
@@ -123,7 +123,7 @@ fn not_a_bool() -> Error {
         &["query", "save"],
         "bool_parsing",
         "Input should be true or false",
-        "The query's save must be true or false: with save=false the picture is embedded but not kept.",
+        "The query parameter save must be true or false: with save=false, the picture is embedded but not kept.",
     )
 }
 
@@ -136,12 +136,12 @@ fn contradictory_save() -> Error {
     )
 }
 
-fn unknown_errors() -> Error {
+fn unknown_errors_value() -> Error {
     Invalid::at(
         &["query", "errors"],
         "literal_error",
         "Input should be 'item'",
-        "The query's errors can only be item: then the answer contains an error in place of each failed picture.",
+        "The only value of the query parameter errors is item: with errors=item, the answer contains an error in place of each failed picture.",
     )
 }
 
@@ -160,7 +160,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns whether the picture is saved, or the place of the error.
+    /// Returns whether the picture would be saved. If the query is refused, returns the error's `loc`.
     fn is_saved(query: &str) -> Result<bool, Vec<String>> {
         match parse(query) {
             Ok(options) => Ok(options.save_mode == SaveMode::Save),

@@ -5,8 +5,8 @@ use axum::{
     http::{Uri, uri::PathAndQuery},
 };
 
-/// Removes one trailing slash from a request's path. The path `/` and paths with several trailing
-/// slashes do not change.
+/// Removes a single trailing slash from a request's path. The path `/` and paths with several
+/// trailing slashes do not change.
 pub(in crate::web) fn trim_trailing_slash(mut request: Request) -> Request {
     if let Some(uri) = without_trailing_slash(request.uri()) {
         *request.uri_mut() = uri;
@@ -25,7 +25,7 @@ fn without_trailing_slash(uri: &Uri) -> Option<Uri> {
         None => path.parse(),
     };
     let mut parts = uri.clone().into_parts();
-    // The shorter path is valid too, so these two steps do not fail.
+    // The shorter path is valid too, so neither its parsing above nor `from_parts` fails.
     parts.path_and_query = Some(path_and_query.ok()?);
     Uri::from_parts(parts).ok()
 }
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_trailing_slash_is_removed_and_nothing_else_changes() {
+    fn a_single_trailing_slash_is_removed_and_nothing_else_changes() {
         for (uri, expected) in [
             ("/health/", Some("/health")),
             ("/health/?a=/&b", Some("/health?a=/&b")),

@@ -1,7 +1,7 @@
 //! `POST /v1/embeddings`: one picture or a batch, as OpenAI's clients send it.
 //!
-//! The route turns each item into a stream of bytes, and the pipeline does the rest: it is the same
-//! path as that of single pictures.
+//! The route turns each item into a stream of bytes. The pipeline then handles this stream like the
+//! stream of a single picture.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -36,7 +36,7 @@ use crate::{
     },
 };
 use answer::BatchAnswer;
-use input::{Batch, Bounds, Item, Source};
+use input::{Batch, Item, Rules, Source};
 use schema::EmbeddingsRequest;
 
 mod answer;
@@ -49,11 +49,12 @@ mod schema;
 const PIXEL: &str =
     "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
-/// How many times the timeout of a fetch the fetches of a batch may take until the last one begins.
-const MAX_FETCH_ROUNDS: u32 = 2;
+/// No fetch of a batch begins later than this after the start of the batch's first fetch. The unit is the
+/// timeout of a single fetch.
+const MAX_FETCH_START_DELAY: u32 = 2;
 
-/// Answers with more pictures than this are written on a blocking thread.
-const LARGE_ANSWER: usize = 8;
+/// An answer with more pictures than this is serialized on a blocking thread.
+const MAX_PICTURES_OF_SMALL_ANSWER: usize = 8;
 
 /// The errors of this route.
 struct BatchErrors;
@@ -74,8 +75,8 @@ impl IntoResponses for BatchErrors {
 
 /// Vectorize one picture or a batch, as OpenAI's clients send it
 ///
-/// If a picture fails, the whole batch fails: `error.param` names the picture, and the embeddings
-/// that were computed by then are in the cache.
+/// If a picture fails, the whole batch fails, unless the query contains `errors=item`. `error.param` is
+/// the place of the failed picture. The embeddings that were computed before are in the cache.
 #[utoipa::path(
     post,
     path = "/v1/embeddings",
@@ -115,7 +116,7 @@ pub(super) async fn embeddings(
     CacheControl(cache_mode): CacheControl,
     PictureOptions { save_mode }: PictureOptions,
     ErrorOption(on_error): ErrorOption,
-    limit: Option<Extension<ClientLimit>>,
+    rate_limit: Option<Extension<ClientLimit>>,
     body: Body,
 ) -> Result<AxumResponse, Error> {
     let limits = &app.pipeline.limits;
@@ -128,52 +129,54 @@ pub(super) async fn embeddings(
     let mut memory = app.pipeline.memory.empty(client);
     let body = body_limits.read(body, &mut memory).await?;
 
-    let bounds = Bounds { pictures: app.pipeline.largest_batch(), model: app.model };
+    let rules = Rules { max_pictures: app.pipeline.largest_batch(), model: app.model };
     let batch = if body.len() < LARGE_BODY {
-        input::parse(body, bounds)?
+        input::parse(body, rules)?
     } else {
-        // The thread owns the memory's share, since it goes on working if the client leaves.
-        let parse = move || Ok::<_, Error>((input::parse(body, bounds)?, memory));
+        // The thread owns the memory permit, because it continues to work if the client disconnects.
+        let parse = move || Ok::<_, Error>((input::parse(body, rules)?, memory));
         let batch;
         (batch, memory) = spawn_blocking(parse).await??;
         batch
     };
     let Batch { body, items, encoding } = batch;
-    if let Some(Extension(limit)) = limit {
-        count_pictures(&limit, items.len())?;
+    if let Some(Extension(rate_limit)) = rate_limit {
+        count_pictures(&rate_limit, items.len())?;
     }
     let body = Arc::new(ChargedBody::new(body, memory));
-    let places: Vec<_> = items.iter().map(Place::of).collect();
-    let latest_fetch = Instant::now() + MAX_FETCH_ROUNDS * app.fetcher.timeout();
-    let sources =
-        items.into_iter().map(|item| Ok(stream(&app, client, &body, item.source?, latest_fetch)));
+    let origins: Vec<_> = items.iter().map(Origin::of).collect();
+    let latest_fetch_start = Instant::now() + MAX_FETCH_START_DELAY * app.fetcher.timeout();
+    let sources = items
+        .into_iter()
+        .map(|item| Ok(picture_bytes(&app, client, &body, item.source?, latest_fetch_start)));
     let sources: Vec<_> = sources.collect();
     drop(body);
     let options = BatchOptions { cache_mode, save_mode, on_error };
     let pictures = match app.pipeline.embed_batch(admission, sources, options).await {
         Ok(pictures) => pictures,
         Err(BatchError { index, error }) => {
-            let place = index.and_then(|index| places.get(index));
-            return Err(match place {
-                Some(place) => place.explain(error),
-                None => explain_size(error),
+            let origin = index.and_then(|index| origins.get(index));
+            return Err(match origin {
+                Some(origin) => origin.explain(error),
+                None => explain_batch_size(error),
             });
         }
     };
-    let pictures = pictures.into_iter().zip(&places);
+    let pictures = pictures.into_iter().zip(&origins);
     let pictures: Vec<_> = pictures
-        .map(|(picture, place)| picture.map_err(|error| log_error(place.explain(error))))
+        .map(|(picture, origin)| picture.map_err(|error| log_error(origin.explain(error))))
         .collect();
     let model = app.model;
     let memory = app.pipeline.memory.empty(client);
-    if pictures.len() <= LARGE_ANSWER {
+    if pictures.len() <= MAX_PICTURES_OF_SMALL_ANSWER {
         return BatchAnswer::new(pictures, encoding, model)?.into_response(memory);
     }
     let write = move || BatchAnswer::new(pictures, encoding, model)?.into_response(memory);
     spawn_blocking(write).await?
 }
 
-/// Logs the error of a picture whose batch goes on, since the access log has only the whole request.
+/// Logs the error of a picture whose batch continues. The access log contains only one line for the whole
+/// request. Returns the error.
 fn log_error(error: Error) -> Error {
     let code = error.code();
     if code.status().is_server_error() {
@@ -192,40 +195,40 @@ fn log_error(error: Error) -> Error {
     error
 }
 
-/// Turns the error for a batch with too many new pictures into one about the field.
-fn explain_size(error: Error) -> Error {
+/// If the batch has too many pictures that are not cached, turns the error into one of the field `input`.
+fn explain_batch_size(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::BatchTooLarge { largest, .. }) => {
-            too_many(largest, error.detail())
+            too_many_pictures(largest, error.detail())
         }
         error => error,
     }
 }
 
-fn too_many(largest: usize, detail: String) -> Error {
+fn too_many_pictures(largest: usize, detail: String) -> Error {
     let message = format!("List should have at most {largest} items");
     Invalid::at(&["body", "input"], "too_long", &message, detail)
 }
 
 /// Counts the pictures of a batch against the client's rate limit.
-fn count_pictures(limit: &ClientLimit, pictures: usize) -> Result<(), Error> {
-    let largest = limit.largest_batch();
-    if pictures > largest {
+fn count_pictures(rate_limit: &ClientLimit, count: usize) -> Result<(), Error> {
+    let largest = rate_limit.largest_batch();
+    if count > largest {
         let detail = format!(
-            "This batch has {pictures} pictures, and you may send {largest} a minute: send at most {largest} at once ({BATCH_SIZE_SETTINGS})."
+            "This batch has {count} pictures, and you may send {largest} a minute: send at most {largest} at once ({BATCH_SIZE_SETTINGS})."
         );
-        return Err(too_many(largest, detail));
+        return Err(too_many_pictures(largest, detail));
     }
-    limit.count_batch(pictures)
+    rate_limit.count_batch(count)
 }
 
-/// The bytes of a picture. The body is dropped when all its pictures have been read.
-fn stream(
+/// Returns the bytes of a picture. The body is dropped when all pictures in it have been read.
+fn picture_bytes(
     app: &AppState,
     client: ClientNetwork,
     body: &Arc<ChargedBody>,
     source: Source,
-    latest_fetch: Instant,
+    latest_fetch_start: Instant,
 ) -> BoxStream<'static, Result<Bytes, Error>> {
     match source {
         Source::DataUrl(text) | Source::Base64(text) => {
@@ -233,59 +236,61 @@ fn stream(
         }
         Source::Url(url) => {
             let app = app.clone();
-            let fetch = async move {
-                // Eight pictures are fetched at the same time. Behind slow hosts, the last ones of a
-                // batch would otherwise begin after the client has given up.
-                if Instant::now() > latest_fetch {
+            let fetched = async move {
+                // Only eight pictures of a batch are fetched at the same time. If their hosts are slow,
+                // the last fetches would otherwise begin after the client has given up.
+                if Instant::now() > latest_fetch_start {
                     return Err(fetch::Error::Timeout.into());
                 }
                 fetch_picture(&app, &url, client).await
             };
-            fetch.try_flatten_stream().boxed()
+            fetched.try_flatten_stream().boxed()
         }
     }
 }
 
-/// Where a picture is in the request, and how it was sent; for its error.
-struct Place {
+/// A picture's place in the request, and the form in which it was sent. Its error depends on both.
+struct Origin {
     /// Such as `input[3]`.
-    name: String,
-    kind: PlaceKind,
+    place: String,
+    form: Form,
 }
 
-/// How a picture was sent.
+/// The form in which a picture was sent.
 #[derive(PartialEq, Eq)]
-enum PlaceKind {
+enum Form {
     Url,
     DataUrl,
-    /// As a string without a scheme, which may be text instead.
+    /// A string without a scheme. It should be Base64, but it may be text.
     Bare,
 }
 
-impl Place {
+impl Origin {
     fn of(item: &Item) -> Self {
-        let kind = match item.source {
-            Ok(Source::Url(_)) => PlaceKind::Url,
-            Ok(Source::Base64(_)) => PlaceKind::Bare,
-            Ok(Source::DataUrl(_)) | Err(_) => PlaceKind::DataUrl,
+        let form = match item.source {
+            Ok(Source::Url(_)) => Form::Url,
+            Ok(Source::Base64(_)) => Form::Bare,
+            // If the item is an error, the form is unknown. `explain` then only adds the place.
+            Ok(Source::DataUrl(_)) | Err(_) => Form::DataUrl,
         };
-        Self { name: item.place.clone(), kind }
+        Self { place: item.place.clone(), form }
     }
 
-    /// Adds the place to an error, and replaces errors that mean something else for this kind.
+    /// Adds the place to an error. Replaces an error whose sentence would mislead a client that has sent
+    /// this form.
     fn explain(&self, error: Error) -> Error {
-        let is_no_picture = matches!(
+        let is_not_a_picture = matches!(
             error,
             Error::Base64(_)
                 | Error::Pipeline(pipeline::Error::Image(
                     image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
                 ))
         );
-        let error = match self.kind {
-            PlaceKind::Url => explain_web_page(error),
-            PlaceKind::Bare if is_no_picture => input::is_text(&self.name),
-            PlaceKind::Bare | PlaceKind::DataUrl => error,
+        let error = match self.form {
+            Form::Url => explain_web_page(error),
+            Form::Bare if is_not_a_picture => input::text_instead_of_picture(&self.place),
+            Form::Bare | Form::DataUrl => error,
         };
-        Error::BatchItem { param: self.name.clone(), error: Box::new(error) }
+        Error::BatchItem { param: self.place.clone(), error: Box::new(error) }
     }
 }

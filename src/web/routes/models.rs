@@ -1,5 +1,5 @@
 //! `GET /v1/models` and `/v1/models/{id}`: the one model, in OpenAI's shape. LangChain's NVIDIA
-//! connector asks for it when its caller names no model.
+//! connector requests the list when its caller chooses no model.
 
 use std::collections::BTreeMap;
 
@@ -56,7 +56,7 @@ impl Model {
     }
 }
 
-/// The errors of these routes.
+/// The errors of the route for the list.
 struct ListErrors;
 
 impl IntoResponses for ListErrors {
@@ -76,7 +76,7 @@ impl IntoResponses for ModelErrors {
 
 /// List the models
 ///
-/// There is one.
+/// There is only one model.
 #[utoipa::path(
     get,
     path = "/v1/models",
@@ -99,17 +99,18 @@ pub(super) async fn get_model(
     State(app): State<AppState>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, Error> {
-    // An id that is not UTF-8 names no model.
+    // No model has an id that is not UTF-8.
     let id = id.map_or_else(|_| String::new(), |Path(id)| id);
     check_model(&id, app.model)?;
     Ok(Json(Model::new(app.model)))
 }
 
 /// Checks that a name is one of the served model's names: the name in answers, or NVIDIA's name
-/// with or without the vendor, in any case.
+/// with or without the vendor. Upper and lower case are equal.
 pub(super) fn check_model(name: &str, served: &'static str) -> Result<(), Error> {
-    let short = nvidia::MODEL.rsplit('/').next().unwrap_or_default();
-    if [served, nvidia::MODEL, short].iter().any(|known| known.eq_ignore_ascii_case(name)) {
+    let without_vendor = nvidia::MODEL.rsplit('/').next().unwrap_or_default();
+    if [served, nvidia::MODEL, without_vendor].iter().any(|known| known.eq_ignore_ascii_case(name))
+    {
         return Ok(());
     }
     let requested = file_name::printable(name).unwrap_or_default();

@@ -220,7 +220,7 @@ fn no_vector_is_written_into_the_reserve_of_the_disk() {
     });
     // A picture on the same disk is being received, and holds a permit for the space of one vector.
     let mut picture = space.empty_permit();
-    picture.grow_to_blocking(size()).unwrap();
+    picture.blocking_grow_to(size()).unwrap();
     let disk = Disk::new(path, 1 << 30, space);
     for n in 0..3 {
         disk.write(&key_of(n), &cached("0.5"));

@@ -41,7 +41,7 @@ pub(super) struct BatchAnswer {
     is_miss: bool,
 }
 
-/// One embedding, or one error with `errors=item`.
+/// An embedding; or with `errors=item`, the error of a picture.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 enum Entry {
@@ -58,8 +58,8 @@ struct EmbeddingEntry {
     /// The picture's position in the request.
     #[schema(example = 0)]
     index: usize,
-    /// A list of 1536 numbers as NVIDIA printed them; with `encoding_format: base64`, Base64 of
-    /// 1536 little-endian 32-bit floats, which rounds each number.
+    /// A list of 1536 numbers, with the digits that NVIDIA sent unless `normalized` is true; with
+    /// `encoding_format: base64`, Base64 of 1536 little-endian 32-bit floats, which rounds each number.
     #[schema(value_type = EmbeddingValue)]
     embedding: Encoded,
     imagesvc: Description,
@@ -90,7 +90,8 @@ struct Description {
     /// The picture's format, determined from its bytes.
     #[schema(example = "image/jpeg")]
     content_type: &'static str,
-    /// What was sent to NVIDIA. The three ways give slightly different vectors.
+    /// What was sent to NVIDIA. With another value, the picture's vector would be slightly
+    /// different.
     #[schema(value_type = PreparedName)]
     prepared: &'static str,
     /// `miss` if the service called NVIDIA for this picture, else `hit`.
@@ -116,7 +117,7 @@ struct ErrorEntry {
     path: Option<String>,
 }
 
-/// The numbers of tokens, which OpenAI's clients expect. Pictures have none.
+/// How many tokens were used, which OpenAI's clients expect. Pictures have no tokens.
 #[derive(Debug, Default, Serialize, ToSchema)]
 struct Usage {
     /// Always 0.
@@ -126,8 +127,8 @@ struct Usage {
 }
 
 impl BatchAnswer {
-    /// Writes the outcomes of a batch. This computes for a while if there are many vectors to
-    /// convert.
+    /// Creates the answer from the outcomes of a batch. With many vectors, this takes long enough to
+    /// delay the other tasks of a Tokio thread.
     pub(super) fn new(
         outcomes: Vec<Result<Vectorized, Error>>,
         encoding: Encoding,
@@ -138,11 +139,11 @@ impl BatchAnswer {
         let mut data = Vec::with_capacity(outcomes.len());
         for (index, outcome) in outcomes.into_iter().enumerate() {
             data.push(match outcome {
-                Ok(done) => {
-                    *log.size_bytes.get_or_insert_default() += done.len;
-                    *log.attempts.get_or_insert_default() += done.embedding.attempts;
-                    is_miss |= done.embedding.provenance == Provenance::Nvidia;
-                    Entry::Embedding(Box::new(EmbeddingEntry::new(index, done, encoding)?))
+                Ok(vectorized) => {
+                    *log.size_bytes.get_or_insert_default() += vectorized.len;
+                    *log.attempts.get_or_insert_default() += vectorized.embedding.attempts;
+                    is_miss |= vectorized.embedding.provenance == Provenance::Nvidia;
+                    Entry::Embedding(Box::new(EmbeddingEntry::new(index, vectorized, encoding)?))
                 }
                 Err(error) => {
                     let attempts = error.attempts().unwrap_or(0);
@@ -158,16 +159,16 @@ impl BatchAnswer {
 }
 
 impl EmbeddingEntry {
-    fn new(index: usize, done: Vectorized, encoding: Encoding) -> Result<Self, Error> {
+    fn new(index: usize, vectorized: Vectorized, encoding: Encoding) -> Result<Self, Error> {
         let imagesvc = Description {
-            path: done.saved.as_ref().map(Saved::path),
-            saved_as: done.saved.map(|saved| saved.saved_as),
-            sha256: done.sha256.to_string(),
-            content_type: done.format.media_type(),
-            prepared: done.embedding.prepared.name(),
-            cache: done.embedding.provenance.hit_or_miss(),
+            path: vectorized.saved.as_ref().map(Saved::path),
+            saved_as: vectorized.saved.map(|saved| saved.saved_as),
+            sha256: vectorized.sha256.to_string(),
+            content_type: vectorized.format.media_type(),
+            prepared: vectorized.embedding.prepared.name(),
+            cache: vectorized.embedding.provenance.hit_or_miss(),
         };
-        let embedding = encoding.encode(done.embedding.vector)?;
+        let embedding = encoding.encode(vectorized.embedding.vector)?;
         Ok(Self { object: "embedding", index, embedding, imagesvc })
     }
 }
@@ -185,12 +186,12 @@ impl ErrorEntry {
 }
 
 impl BatchAnswer {
-    /// Writes the answer. Its memory is charged until it is sent, since it may be large and a client
-    /// may read it slowly.
+    /// Serializes the answer. The answer counts against the client's memory limit until it is sent,
+    /// because it may be large and the client may read it slowly.
     ///
     /// # Errors
-    /// [`BodyError::NoMemory`] if the client has used up its share. The vectors are in the cache by
-    /// then.
+    /// [`BodyError::NoMemory`] if the client's memory limit leaves no space for the answer. The
+    /// vectors are already in the cache.
     pub(super) fn into_response(self, mut memory: SharePermit) -> Result<Response, Error> {
         let mut body =
             serde_json::to_vec(&self).map_err(|error| Error::Internal(error.to_string()))?;

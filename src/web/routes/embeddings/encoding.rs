@@ -1,4 +1,4 @@
-//! How vectors are written in the answer to a batch.
+//! Encodes the vectors in the answer to a batch.
 
 use std::num::ParseFloatError;
 
@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// How vectors are to be written.
+/// How vectors must be encoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Encoding {
     /// As Base64 of little-endian 32-bit floats instead of a list of numbers.
@@ -23,13 +23,13 @@ pub(super) struct Encoding {
     pub is_normalized: bool,
 }
 
-/// A vector as it is written.
+/// An encoded vector.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum Encoded {
-    /// The numbers as NVIDIA printed them.
+    /// The numbers with the digits that NVIDIA sent.
     Printed(Vector),
-    /// Computed numbers.
+    /// Normalized numbers.
     Numbers(Vec<f64>),
     /// Base64 of little-endian 32-bit floats.
     Base64(String),
@@ -45,7 +45,7 @@ impl Encoding {
             None => false,
             Some(format) => match &*json::text(format, "encoding_format")? {
                 "float" => false,
-                // openai-node reads a list that answers this as `[0, 0]`, without an error.
+                // A list would be wrong here: openai-node would read it as `[0, 0]`, without an error.
                 "base64" => true,
                 _ => {
                     return Err(Error::UnsupportedParameter {
@@ -70,27 +70,25 @@ impl Encoding {
         Ok(Self { is_base64, is_normalized })
     }
 
-    /// Writes a vector in this way.
+    /// Encodes a vector.
     ///
     /// # Errors
-    /// [`Error::Internal`] if the vector has something other than numbers, which would be a bug.
+    /// [`Error::Internal`] if the vector contains anything but numbers, which would be a bug.
     pub(super) fn encode(self, vector: Vector) -> Result<Encoded, Error> {
         Ok(match self {
             Self { is_base64: false, is_normalized: false } => Encoded::Printed(vector),
-            Self { is_base64: false, is_normalized: true } => {
-                Encoded::Numbers(normalized(&vector)?)
-            }
+            Self { is_base64: false, is_normalized: true } => Encoded::Numbers(normalize(&vector)?),
             Self { is_base64: true, is_normalized: false } => {
-                Encoded::Base64(base64(vector.numbers().map(str::parse))?)
+                Encoded::Base64(to_base64(vector.numbers().map(str::parse))?)
             }
             Self { is_base64: true, is_normalized: true } => {
-                Encoded::Base64(base64(normalized(&vector)?.into_iter().map(|x| Ok(x as f32)))?)
+                Encoded::Base64(to_base64(normalize(&vector)?.into_iter().map(|x| Ok(x as f32)))?)
             }
         })
     }
 }
 
-fn base64(numbers: impl Iterator<Item = Result<f32, ParseFloatError>>) -> Result<String, Error> {
+fn to_base64(numbers: impl Iterator<Item = Result<f32, ParseFloatError>>) -> Result<String, Error> {
     let mut bytes = Vec::with_capacity(DIMENSIONS * size_of::<f32>());
     for number in numbers {
         bytes.extend(number.map_err(not_a_number)?.to_le_bytes());
@@ -99,12 +97,12 @@ fn base64(numbers: impl Iterator<Item = Result<f32, ParseFloatError>>) -> Result
 }
 
 /// Scales a vector to a Euclidean length of 1. A vector of zeros stays as it is.
-fn normalized(vector: &Vector) -> Result<Vec<f64>, Error> {
+fn normalize(vector: &Vector) -> Result<Vec<f64>, Error> {
     let mut numbers = Vec::with_capacity(DIMENSIONS);
     for number in vector.numbers() {
         numbers.push(number.parse::<f64>().map_err(not_a_number)?);
     }
-    // Scaled first, so that no square is infinite.
+    // The numbers are first divided by the largest number, so that no square is infinite.
     let largest = numbers.iter().fold(0.0, |largest: f64, number| largest.max(number.abs()));
     if largest > 0.0 {
         numbers.iter_mut().for_each(|number| *number /= largest);
@@ -116,7 +114,7 @@ fn normalized(vector: &Vector) -> Result<Vec<f64>, Error> {
 
 #[allow(clippy::needless_pass_by_value, reason = "the shape that `map_err` expects")]
 fn not_a_number(error: ParseFloatError) -> Error {
-    Error::Internal(format!("a vector has something other than numbers: {error}"))
+    Error::Internal(format!("a vector contains something that is not a number: {error}"))
 }
 
 #[cfg(test)]
@@ -138,11 +136,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn base64_holds_each_number_correctly_rounded(
+        fn base64_contains_each_number_rounded_to_the_nearest_float(
             numbers in proptest::collection::vec(r"-?(0|[1-9][0-9]{0,12})(\.[0-9]{1,25})?([eE]-?[0-9]{1,2})?", 1..50)
         ) {
             let encoding = Encoding { is_base64: true, is_normalized: false };
-            let Encoded::Base64(text) = encode(encoding, &numbers) else { panic!("not Base64") };
+            let Encoded::Base64(text) = encode(encoding, &numbers) else { panic!("the vector should be Base64") };
             prop_assert_eq!(text.len(), 8192);
             let bytes = BASE64_STANDARD.decode(text).unwrap();
             for (number, bytes) in numbers.iter().zip(bytes.chunks(4)) {
@@ -157,7 +155,7 @@ mod tests {
         ) {
             let texts: Vec<_> = numbers.iter().map(|number| format!("{number}e{exponent}")).collect();
             let encoding = Encoding { is_base64: false, is_normalized: true };
-            let Encoded::Numbers(scaled) = encode(encoding, &texts) else { panic!("not numbers") };
+            let Encoded::Numbers(scaled) = encode(encoding, &texts) else { panic!("the vector should be a list of numbers") };
             let length = scaled.iter().map(|number| number * number).sum::<f64>().sqrt();
             prop_assert!((length - 1.0).abs() < 1e-12, "{}", length);
             let printed: Vec<f64> = vector(&texts).numbers().map(|n| n.parse().unwrap()).collect();
@@ -172,7 +170,9 @@ mod tests {
     fn a_vector_of_zeros_stays_as_it_is() {
         let encoding = Encoding { is_base64: false, is_normalized: true };
         let zeros = vec!["0".to_owned(); DIMENSIONS];
-        let Encoded::Numbers(numbers) = encode(encoding, &zeros) else { panic!("not numbers") };
+        let Encoded::Numbers(numbers) = encode(encoding, &zeros) else {
+            panic!("the vector should be a list of numbers")
+        };
         assert_eq!(numbers, [0.0; DIMENSIONS]);
     }
 }

@@ -1,4 +1,5 @@
-//! Finds the texts of the pictures in a batch's JSON. Clients put them into several shapes.
+//! Finds the pictures in a batch's JSON. Each picture is a string, namely a URL or Base64, and clients
+//! wrap it in several shapes.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -8,13 +9,14 @@ use crate::web::{
     extract::json,
 };
 
-/// The most messages, and parts of one message or item. One picture needs one of each.
+/// The maximum number of messages, and of parts in one message or item. A picture needs only one
+/// message with one part.
 const MAX_PARTS: usize = 100;
 
-/// The types of parts that this route knows. A part without a type is known by its fields.
+/// The types of parts that this route accepts. A part without a type is recognized by its fields.
 const PART_TYPES: [&str; 4] = ["text", "image", "image_url", "input_image"];
 
-/// An item that is an object, or a part of a message.
+/// A JSON object: an item, a message, or a part of either.
 #[derive(Deserialize)]
 struct Part<'a> {
     #[serde(borrow)]
@@ -35,91 +37,92 @@ struct ImageUrl<'a> {
     url: Option<&'a RawValue>,
 }
 
-/// The text of each picture in `input`, with the picture's place.
+/// The place of each picture in the request, and the picture's string or the item's error.
 pub(super) type Found<'a> = Vec<(String, Result<&'a RawValue, Error>)>;
 
-pub(super) fn find_in_input(input: &RawValue, most: usize) -> Result<Found<'_>, Error> {
-    let Some(list) = json::elements(input, most) else {
+pub(super) fn find_in_input(input: &RawValue, max_pictures: usize) -> Result<Found<'_>, Error> {
+    let Some(list) = json::elements(input, max_pictures) else {
         let place = "input".to_owned();
-        let text = find_in_item(input, &place);
-        return Ok(vec![(place, text)]);
+        let picture = find_in_item(input, &place);
+        return Ok(vec![(place, picture)]);
     };
     if list.count == 0 {
         let detail = "The list input is empty: send at least one picture.";
         return Err(invalid("input", "List should have at least 1 item", detail));
     }
-    if list.first.first().is_some_and(|first| is_token(first)) {
-        return Err(tokens());
+    if list.prefix.first().is_some_and(|first| is_token(first)) {
+        return Err(tokens_instead_of_pictures());
     }
-    if list.count > most {
-        let message = format!("List should have at most {most} items");
+    if list.count > max_pictures {
+        let message = format!("List should have at most {max_pictures} items");
         let detail = format!(
-            "The list input has {} pictures, and one request may have {most}: send fewer at once ({BATCH_SIZE_SETTINGS}).",
+            "The list input has {} pictures, and one request may have {max_pictures}: send fewer at once ({BATCH_SIZE_SETTINGS}).",
             list.count
         );
         return Err(invalid("input", &message, detail));
     }
-    let items = list.first.into_iter().enumerate().map(|(index, item)| {
+    let items = list.prefix.into_iter().enumerate().map(|(index, item)| {
         let place = format!("input[{index}]");
-        let text = find_in_item(item, &place);
-        (place, text)
+        let picture = find_in_item(item, &place);
+        (place, picture)
     });
     Ok(items.collect())
 }
 
-/// The text of the picture in an item.
+/// Returns the string of the picture in an item.
 fn find_in_item<'a>(item: &'a RawValue, place: &str) -> Result<&'a RawValue, Error> {
     match item.get().as_bytes().first() {
         Some(b'"') => Ok(item),
         Some(b'{') => {
-            let part: Part<'_> = serde_json::from_str(item.get()).map_err(|_| no_picture(place))?;
+            let part: Part<'_> =
+                serde_json::from_str(item.get()).map_err(|_| not_a_picture(place))?;
             match part.content {
                 Some(content) if part.image.is_none() && part.image_url.is_none() => {
-                    only(&pictures_of(content, place)?, place)
+                    only_picture(&pictures_of(content, place)?, place)
                 }
-                None => part.picture(place)?.ok_or_else(|| no_picture(place)),
-                Some(_) => Err(no_picture(place)),
+                None => part.picture(place)?.ok_or_else(|| not_a_picture(place)),
+                Some(_) => Err(not_a_picture(place)),
             }
         }
-        _ if is_token(item) => Err(tokens()),
-        _ => Err(no_picture(place)),
+        _ if is_token(item) => Err(tokens_instead_of_pictures()),
+        _ => Err(not_a_picture(place)),
     }
 }
 
-/// The text of the only picture in all messages.
+/// Returns the string of the only picture in all messages.
 pub(super) fn find_in_messages(messages: &RawValue) -> Result<&RawValue, Error> {
     let place = "messages";
     let mut pictures = Vec::new();
-    for message in all_elements(messages, place)?.ok_or_else(|| no_picture(place))? {
+    for message in all_elements(messages, place)?.ok_or_else(|| not_a_picture(place))? {
         let message: Part<'_> =
-            serde_json::from_str(message.get()).map_err(|_| no_picture(place))?;
+            serde_json::from_str(message.get()).map_err(|_| not_a_picture(place))?;
         if let Some(content) = message.content {
             pictures.extend(pictures_of(content, place)?);
         }
     }
-    only(&pictures, place)
+    only_picture(&pictures, place)
 }
 
-/// The texts of the pictures in the content of a message or an item.
+/// Returns the strings of the pictures in the content of a message or an item.
 fn pictures_of<'a>(content: &'a RawValue, place: &str) -> Result<Vec<&'a RawValue>, Error> {
     let mut pictures = Vec::new();
     match all_elements(content, place)? {
         Some(parts) => {
             for part in parts {
                 let part: Part<'_> =
-                    serde_json::from_str(part.get()).map_err(|_| no_picture(place))?;
+                    serde_json::from_str(part.get()).map_err(|_| not_a_picture(place))?;
                 pictures.extend(part.picture(place)?);
             }
         }
         None if is_blank(content) => {}
-        None if content.get().starts_with('"') => return Err(text_beside(place)),
-        None => return Err(no_picture(place)),
+        None if content.get().starts_with('"') => return Err(text_beside_picture(place)),
+        None => return Err(not_a_picture(place)),
     }
     Ok(pictures)
 }
 
-/// The elements of an array, or `None` if the value is not an array. Too many are refused, since
-/// those that nobody looks at could be text.
+/// Returns the elements of an array, or `None` if the value is not an array. An array of more than
+/// [`MAX_PARTS`] elements is refused, because the further elements would not be checked for text.
 fn all_elements<'a>(array: &'a RawValue, place: &str) -> Result<Option<Vec<&'a RawValue>>, Error> {
     match json::elements(array, MAX_PARTS) {
         Some(elements) if elements.count > MAX_PARTS => {
@@ -127,68 +130,70 @@ fn all_elements<'a>(array: &'a RawValue, place: &str) -> Result<Option<Vec<&'a R
                 format!("{place} has more than {MAX_PARTS} parts: send the picture alone.");
             Err(invalid(place, "Has too many parts", detail))
         }
-        elements => Ok(elements.map(|elements| elements.first)),
+        elements => Ok(elements.map(|elements| elements.prefix)),
     }
 }
 
 impl<'a> Part<'a> {
-    /// The text of the part's picture. A part without a picture is accepted if it has no text.
+    /// Returns the string of the part's picture, or `None` if the part has neither a picture nor text.
     fn picture(&self, place: &str) -> Result<Option<&'a RawValue>, Error> {
         if self.text.is_some_and(|text| !is_blank(text)) {
-            return Err(text_beside(place));
+            return Err(text_beside_picture(place));
         }
         if let Some(kind) = self.kind {
-            let kind = json::text(kind, "type").map_err(|_| no_picture(place))?;
+            let kind = json::text(kind, "type").map_err(|_| not_a_picture(place))?;
             if !PART_TYPES.contains(&&*kind) {
-                return Err(no_picture(place));
+                return Err(not_a_picture(place));
             }
         }
         let picture = match (self.image, self.image_url) {
             (Some(image), None) => image,
             (None, Some(image_url)) if image_url.get().starts_with('{') => {
                 let image_url: Result<ImageUrl<'_>, _> = serde_json::from_str(image_url.get());
-                image_url.ok().and_then(|image| image.url).ok_or_else(|| no_picture(place))?
+                image_url.ok().and_then(|image| image.url).ok_or_else(|| not_a_picture(place))?
             }
             (None, Some(image_url)) => image_url,
             (None, None) => return Ok(None),
-            (Some(_), Some(_)) => return Err(no_picture(place)),
+            (Some(_), Some(_)) => return Err(not_a_picture(place)),
         };
-        if picture.get().starts_with('"') { Ok(Some(picture)) } else { Err(no_picture(place)) }
+        if picture.get().starts_with('"') { Ok(Some(picture)) } else { Err(not_a_picture(place)) }
     }
 }
 
-fn only<'a>(pictures: &[&'a RawValue], place: &str) -> Result<&'a RawValue, Error> {
+/// Returns the only picture. No picture and several pictures are errors.
+fn only_picture<'a>(pictures: &[&'a RawValue], place: &str) -> Result<&'a RawValue, Error> {
     match *pictures {
         [picture] => Ok(picture),
-        [] => Err(no_picture(place)),
+        [] => Err(not_a_picture(place)),
         [_, _, ..] => {
             let detail = format!(
-                "{place} has several pictures, and one embedding is of one picture: use a list of items in input."
+                "{place} has several pictures, but an embedding is of one picture: send each picture as an item of the list input."
             );
             Err(invalid(place, "Has several pictures", detail))
         }
     }
 }
 
-/// Whether an item is a token number or a list of them, which some clients make from text.
+/// Whether an item is a token number or a list of token numbers. Some clients convert text to token
+/// numbers before they send it.
 fn is_token(item: &RawValue) -> bool {
     let text = item.get().trim_start_matches(['[', ' ', '\t']);
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
 }
 
-/// Whether a raw value is a string of blanks.
+/// Whether a raw value is a string that contains only blanks.
 fn is_blank(raw: &RawValue) -> bool {
     json::text(raw, "text").is_ok_and(|text| text.trim().is_empty())
 }
 
-fn text_beside(place: &str) -> Error {
+fn text_beside_picture(place: &str) -> Error {
     let detail = format!(
         "{place} has text, but this model embeds pictures only: send the picture without text."
     );
     invalid(place, "Input should be a picture without text", detail)
 }
 
-fn no_picture(place: &str) -> Error {
+fn not_a_picture(place: &str) -> Error {
     let detail = if place == "messages" {
         "messages must have one picture, as {\"type\": \"image_url\", \"image_url\": {\"url\": \"…\"}} in the content of one message."
             .to_owned()
@@ -200,7 +205,7 @@ fn no_picture(place: &str) -> Error {
     invalid(place, "Input should be a picture", detail)
 }
 
-fn tokens() -> Error {
+fn tokens_instead_of_pictures() -> Error {
     let detail = "The field input has token numbers, which clients make from text: this model embeds pictures only. \
         With LangChain's OpenAIEmbeddings, set check_embedding_ctx_length=False.";
     invalid("input", "Input should be pictures", detail)

@@ -1,7 +1,7 @@
-//! Reads the body of a batch: finds the pictures in the shapes that clients send them in.
+//! Reads the body of a batch: finds the pictures in each shape that clients send.
 //!
-//! As on the Base64 route, the body stays where it is: each Base64 text is normalized in place, and
-//! only its position is returned.
+//! As on the Base64 route, the body is not copied: each Base64 text is normalized in place, and only
+//! the text's position is returned.
 
 use std::ops::Range;
 
@@ -25,44 +25,47 @@ use crate::{
 
 const EXAMPLE: &str = r#"{"input": ["https://example.com/photo.jpg"]}"#;
 
-/// A URL of [`MAX_URL_LEN`] bytes whose slashes are escaped, with some blanks around it.
+/// The maximum length of a URL in JSON. This length is enough for a URL of [`MAX_URL_LEN`] bytes with
+/// escaped slashes and blanks around it.
 const MAX_ESCAPED_URL_LEN: usize = 2 * MAX_URL_LEN;
 
-/// What a batch must fit.
+/// What a batch must comply with.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bounds {
-    /// The most pictures.
-    pub pictures: usize,
-    /// The name of the service's model.
+pub(super) struct Rules {
+    /// How many pictures it may have.
+    pub max_pictures: usize,
+    /// The model that the batch may request, by the name in answers.
     pub model: &'static str,
 }
 
-/// A batch, with its pictures found.
+/// A parsed batch.
 #[derive(Debug)]
 pub(super) struct Batch {
+    /// The body, with normalized Base64 texts.
     pub body: Vec<u8>,
     pub items: Vec<Item>,
-    /// How the vectors are to be written.
+    /// How the vectors must be encoded.
     pub encoding: Encoding,
 }
 
 /// One picture of a batch.
 #[derive(Debug)]
 pub(super) struct Item {
-    /// Its place in the request, such as `input[3]`.
+    /// The picture's place in the request, such as `input[3]`.
     pub place: String,
-    /// Where its bytes are; or what is wrong with it.
+    /// Where the picture's bytes are, or the item's error.
     pub source: Result<Source, Error>,
 }
 
-/// Where the bytes of a picture are.
+/// Where the bytes of a picture are. [`locate`] returns the range of a whole string, and
+/// [`with_normalized_base64`] narrows it to the normalized Base64 text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
     /// At this URL.
     Url(String),
-    /// In the body, as normalized Base64 text that followed `data:…,`.
+    /// In the body, as the Base64 text of a `data:` URL.
     DataUrl(Range<usize>),
-    /// In the body, as normalized Base64 text on its own.
+    /// In the body, as Base64 text without `data:`.
     Base64(Range<usize>),
 }
 
@@ -87,27 +90,27 @@ struct Fields<'a> {
 /// Parses a body.
 ///
 /// # Errors
-/// What is wrong with the body as a whole. What is wrong with one item is in its `source`.
-pub(super) fn parse(body: Vec<u8>, bounds: Bounds) -> Result<Batch, Error> {
+/// The error of the whole body. An error of one item is in the item's `source`.
+pub(super) fn parse(body: Vec<u8>, rules: Rules) -> Result<Batch, Error> {
     let mut body = json::clean(body);
     let fields: Fields<'_> = json::parse(&body, EXAMPLE)?;
     if let Some(model) = fields.model {
-        check_model(&json::text(model, "model")?, bounds.model)?;
+        check_model(&json::text(model, "model")?, rules.model)?;
     }
     if let Some(modality) = fields.modality
         && json::text(modality, "modality")? != "image"
     {
-        let detail = "This model embeds pictures only: send \"modality\": \"image\", or none.";
+        let detail = "This model embeds pictures only: send \"modality\": \"image\", or leave the field out.";
         return Err(invalid("modality", "Input should be 'image'", detail));
     }
     check_dimensions(fields.dimensions)?;
     let encoding = Encoding::parse(fields.encoding_format, fields.normalized)?;
     let found = match (fields.input, fields.messages) {
-        (Some(input), None) => find_in_input(input, bounds.pictures)?,
+        (Some(input), None) => find_in_input(input, rules.max_pictures)?,
         (None, Some(messages)) => vec![("messages".into(), find_in_messages(messages))],
         (Some(_), Some(_)) => {
             let detail = "Send either input or messages, not both.";
-            return Err(invalid("messages", "Given beside input", detail));
+            return Err(invalid("messages", "Not allowed together with 'input'", detail));
         }
         (None, None) => {
             let detail = format!("The field input is missing: send {EXAMPLE}.");
@@ -122,7 +125,7 @@ pub(super) fn parse(body: Vec<u8>, bounds: Bounds) -> Result<Batch, Error> {
     // This ends the borrow of the body, so that the body can change.
     let found: Vec<_> = found.collect();
     let items = found.into_iter().map(|(place, source)| {
-        let source = source.and_then(|source| normalized(source, &mut body, &place));
+        let source = source.and_then(|source| with_normalized_base64(source, &mut body, &place));
         Item { place, source }
     });
     Ok(Batch { items: items.collect(), body, encoding })
@@ -131,7 +134,7 @@ pub(super) fn parse(body: Vec<u8>, bounds: Bounds) -> Result<Batch, Error> {
 fn check_dimensions(dimensions: Option<&RawValue>) -> Result<(), Error> {
     let Some(dimensions) = dimensions else { return Ok(()) };
     let Ok(number) = serde_json::from_str::<f64>(dimensions.get()) else {
-        let detail = "The field dimensions must be a number: send 1536, or none.";
+        let detail = "The field dimensions must be a number: send 1536, or leave the field out.";
         return Err(invalid("dimensions", "Input should be a number", detail));
     };
     if number == 0.0 || number == DIMENSIONS as f64 {
@@ -139,18 +142,19 @@ fn check_dimensions(dimensions: Option<&RawValue>) -> Result<(), Error> {
     }
     Err(Error::UnsupportedParameter {
         param: "dimensions",
-        detail: "This model's vectors have 1536 numbers and cannot be shortened: send \"dimensions\": 1536, or none.",
+        detail: "This model's vectors have 1536 numbers and cannot be shortened: send \"dimensions\": 1536, or leave the field out.",
     })
 }
 
-/// Tells the kinds of text apart, and returns the position of Base64 text in the body, which
-/// starts at the address `start`.
+/// Determines whether a JSON string is a URL, a `data:` URL or Base64, and where it is in the body.
+/// The body starts at the address `start`.
 fn locate(text: &RawValue, start: usize, place: &str) -> Result<Source, Error> {
     let raw = text.get();
     let inner = raw.get(1..raw.len() - 1).unwrap_or_default();
-    let trimmed = trim_blanks(inner);
+    let trimmed = trim_leading_blanks(inner);
     if is_url(trimmed) {
-        // The body's memory is returned before the URLs are used, so long ones are not copied.
+        // A copied URL outlives the body, and the memory limit does not count the copy. A long URL is
+        // therefore refused before it is copied.
         let too_long = || Error::Fetch(TOO_LONG.into());
         if inner.len() > MAX_ESCAPED_URL_LEN {
             return Err(too_long());
@@ -167,8 +171,8 @@ fn locate(text: &RawValue, start: usize, place: &str) -> Result<Source, Error> {
     Ok(if is_data_url { Source::DataUrl(range) } else { Source::Base64(range) })
 }
 
-/// Removes blanks, escaped ones too, from the beginning of a JSON string's content.
-fn trim_blanks(content: &str) -> &str {
+/// Removes blanks and escaped blanks from the beginning of a JSON string's content.
+fn trim_leading_blanks(content: &str) -> &str {
     let mut rest = content.trim_start();
     while let Some(trimmed) =
         [r"\n", r"\r", r"\t"].iter().find_map(|blank| rest.strip_prefix(blank))
@@ -186,8 +190,8 @@ fn is_url(content: &str) -> bool {
     rest.starts_with("://") || rest.starts_with(r":\/\/")
 }
 
-/// Normalizes Base64 text in place.
-fn normalized(source: Source, body: &mut [u8], place: &str) -> Result<Source, Error> {
+/// Normalizes Base64 text in place, and returns its new range. URLs do not change.
+fn with_normalized_base64(source: Source, body: &mut [u8], place: &str) -> Result<Source, Error> {
     let within =
         |range: &Range<usize>, text: Range<usize>| range.start + text.start..range.start + text.end;
     match source {
@@ -197,14 +201,15 @@ fn normalized(source: Source, body: &mut [u8], place: &str) -> Result<Source, Er
             Ok(Source::DataUrl(within(&range, text)))
         }
         Source::Base64(range) => {
-            let text = normalize(&mut body[range.clone()]).map_err(|_| is_text(place))?;
+            let text =
+                normalize(&mut body[range.clone()]).map_err(|_| text_instead_of_picture(place))?;
             Ok(Source::Base64(within(&range, text)))
         }
     }
 }
 
-/// The error for a string that is no picture in any form.
-pub(super) fn is_text(place: &str) -> Error {
+/// The error for a string that is not a URL, a `data:` URL or the Base64 of a picture.
+pub(super) fn text_instead_of_picture(place: &str) -> Error {
     let detail = format!(
         "{place} is text, but this model embeds pictures only: send an http or https URL, a data: URL, or the picture's bytes as Base64."
     );

@@ -3,20 +3,21 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// One picture or a batch, as OpenAI's clients send it. Other fields are ignored.
+/// One picture or a batch, as OpenAI's clients send it. Unknown fields are
+/// ignored; `modality` must be `image` or absent.
 #[derive(Serialize, ToSchema)]
 #[allow(dead_code, reason = "describes the body; `input.rs` reads it")]
 pub(super) struct EmbeddingsRequest {
     /// One picture, or a list of pictures. Required unless there are `messages`.
     input: Option<Input>,
-    /// Chat messages with exactly one picture and no text, instead of `input`.
+    /// Chat messages that contain exactly one picture in total, and no text; instead of `input`.
     messages: Option<Vec<Message>>,
-    /// The model's name, in any case.
+    /// The model's name, in upper or lower case.
     #[schema(example = "nvidia/nv-dinov2")]
     model: Option<String>,
-    /// How the vectors are written; `float` if absent.
+    /// How the vectors are encoded; `float` if absent.
     encoding_format: Option<EncodingFormat>,
-    /// 1536, or 0: the vectors cannot be shortened.
+    /// Must be 1536, because the vectors cannot be shortened. 0 is accepted and means the same.
     #[schema(example = 1536)]
     dimensions: Option<u32>,
     /// Whether the vectors are scaled to a Euclidean length of 1.
@@ -73,7 +74,7 @@ struct Message {
     content: Vec<ImagePart>,
 }
 
-/// How vectors are written.
+/// How vectors are encoded.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(dead_code, reason = "names the values of `encoding_format` in the documentation")]

@@ -1,5 +1,5 @@
-//! TIFF of many colours and depths, with every compression, in strips or tiles, and with interleaved
-//! samples or separate planes.
+//! TIFFs of many colour types and bit depths, with every compression, in strips or tiles, and with
+//! interleaved samples or separate planes.
 
 use fax::{Color, VecWriter, encoder::Encoder};
 
@@ -9,7 +9,7 @@ use crate::support::craft::{Entry, packbits, tiff, tiff_lzw, zlib};
 const SHORT: u16 = 3;
 const LONG: u16 = 4;
 
-/// The offset of the data in the files of [`tiff`].
+/// The offset at which the function [`tiff`] puts the data in a file.
 const DATA_AT: u64 = 16;
 
 /// Photometric interpretations.
@@ -73,9 +73,9 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
                 is_float: *bits == 32,
                 is_planar: false,
             };
-            for (layout, kind) in layouts {
+            for (layout, layout_name) in layouts {
                 let file = picture(size, samples, layout, uncompressed);
-                kinds.push((format!("tiff-{name}-{bits}-{kind}"), file));
+                kinds.push((format!("tiff-{name}-{bits}-{layout_name}"), file));
             }
             if count > 1 {
                 let planar = Samples { is_planar: true, ..samples };
@@ -86,9 +86,9 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     }
     let rgb = Samples { photometric: RGB, count: 3, bits: 8, is_float: false, is_planar: false };
     for compression in &compressions[1..] {
-        for (layout, kind) in layouts {
+        for (layout, layout_name) in layouts {
             let file = picture(size, rgb, layout, *compression);
-            kinds.push((format!("tiff-{}-{kind}", compression.2), file));
+            kinds.push((format!("tiff-{}-{layout_name}", compression.2), file));
         }
     }
     let planar_rgb = Samples { is_planar: true, ..rgb };
@@ -154,7 +154,7 @@ fn picture(
 ) -> Vec<u8> {
     let (planes, channels_per_plane) =
         if samples.is_planar { (samples.count, 1) } else { (1, samples.count) };
-    // The width of all chunks, and the height of each.
+    // The width, which all chunks share, and the height of each chunk.
     let (chunk_width, chunk_heights): (u32, Vec<u32>) = match layout {
         Layout::Strips(rows) => (
             width,

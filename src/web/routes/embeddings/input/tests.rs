@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::base64_text::decode;
 
-const BOUNDS: Bounds = Bounds { pictures: 4, model: "nvidia/nv-dinov2" };
+const RULES: Rules = Rules { max_pictures: 4, model: "nvidia/nv-dinov2" };
 
 /// Strings that items may be.
 const TEXTS: &[&str] =
@@ -15,7 +15,7 @@ const KEYS: &[&str] = &["image", "image_url", "content", "text", "type", "url", 
 
 /// The sources that are found in a body, with the bytes of those in the body itself.
 fn sources(body: &Value) -> Vec<Result<(Source, Vec<u8>), String>> {
-    let batch = parse(body.to_string().into_bytes(), BOUNDS).unwrap();
+    let batch = parse(body.to_string().into_bytes(), RULES).unwrap();
     let items = batch.items.into_iter();
     let sources = items.map(|item| match item.source {
         Ok(Source::Url(url)) => Ok((Source::Url(url), Vec::new())),
@@ -48,7 +48,7 @@ fn only_the_first_elements_of_a_long_list_are_stored() {
     let list = format!("[{}1]", "1,".repeat(1_000_000));
     let list = RawValue::from_string(list).unwrap();
     let elements = json::elements(&list, 4).unwrap();
-    assert_eq!((elements.first.len(), elements.count), (4, 1_000_001));
+    assert_eq!((elements.prefix.len(), elements.count), (4, 1_000_001));
 }
 
 fn any_item() -> impl Strategy<Value = Value> {
@@ -77,9 +77,9 @@ proptest! {
     ) {
         let field = if is_messages { "messages" } else { "input" };
         let body = json!({ field: value });
-        match parse(body.to_string().into_bytes(), BOUNDS) {
+        match parse(body.to_string().into_bytes(), RULES) {
             Ok(batch) => {
-                prop_assert!((1..=BOUNDS.pictures).contains(&batch.items.len()));
+                prop_assert!((1..=RULES.max_pictures).contains(&batch.items.len()));
                 for item in &batch.items {
                     prop_assert!(item.place.starts_with(field));
                 }
@@ -95,8 +95,8 @@ proptest! {
 
     #[test]
     fn no_text_makes_it_panic(text in any::<String>()) {
-        let _ = parse(text.clone().into_bytes(), BOUNDS);
-        let _ = parse(format!("{{\"input\": {text}}}").into_bytes(), BOUNDS);
-        let _ = parse(json!({ "input": text }).to_string().into_bytes(), BOUNDS);
+        let _ = parse(text.clone().into_bytes(), RULES);
+        let _ = parse(format!("{{\"input\": {text}}}").into_bytes(), RULES);
+        let _ = parse(json!({ "input": text }).to_string().into_bytes(), RULES);
     }
 }
