@@ -30,7 +30,7 @@ impl Client {
     /// or none.
     ///
     /// # Errors
-    /// [`ErrorKind::RateLimited`] with the time to wait, if the limit on calls per minute or a
+    /// [`super::ErrorKind::RateLimited`] with the time to wait, if the limit on calls per minute or a
     /// `Retry-After` of NVIDIA would delay the last call past the deadline.
     pub fn reserve_calls(
         &self,

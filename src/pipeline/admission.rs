@@ -21,7 +21,7 @@ pub struct Limits {
     pub max_image_pixels: u64,
     /// The maximum memory for the bodies of all requests together, in bytes.
     pub max_buffered_bytes: u64,
-    /// The maximum number of pictures at work. A picture is at work from its last byte to the answer.
+    /// The maximum number of received pictures that are read, saved or embedded at the same time.
     pub max_in_flight: usize,
     /// The maximum number of pictures in one batch.
     pub max_batch: usize,
@@ -79,8 +79,8 @@ pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
     Shares::new(limits.max_buffered_bytes, largest, MEMORY_STEP)
 }
 
-/// Returns the maximum memory for the body of one request with one picture, in bytes: that of a Base64
-/// request with the longest body. `inline_memory` is as for [`shared_memory`].
+/// Returns the maximum memory that a request with one picture needs, in bytes: the memory for the longest
+/// Base64 body, and `inline_memory` as in [`shared_memory`].
 pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
     let body = base64_text::body_limit(max_image_bytes);
     body.next_multiple_of(MEMORY_STEP) + inline_memory.next_multiple_of(MEMORY_STEP)

@@ -34,7 +34,7 @@ use crate::{
 /// At most this many pictures of a batch are received, or looked up in the cache, at the same time.
 const PICTURES_AT_ONCE: usize = 8;
 
-/// How a batch is handled, as its client requested.
+/// What the client requested for a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchOptions {
     /// Whether cached embeddings may be returned.
@@ -50,7 +50,7 @@ pub struct BatchOptions {
 pub enum OnError {
     /// The batch fails, and none of its pictures is saved.
     FailBatch,
-    /// The batch goes on, and reports the error in the picture's place.
+    /// The batch continues. Its result contains the error in place of the picture.
     ReportItem,
 }
 

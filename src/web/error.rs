@@ -293,7 +293,8 @@ impl Error {
 
 /// Adds a picture's place in a batch to a sentence that was written for a request with a single
 /// picture. If the sentence contains the name of that request's field, `image_url` or `image_base64`, the
-/// place replaces the name. Otherwise the place precedes the sentence.
+/// place replaces the name. A sentence that already contains the place does not change. Any other
+/// sentence is preceded by the place.
 fn with_place(detail: &str, place: &str) -> String {
     if detail.contains(place) {
         return detail.to_owned();

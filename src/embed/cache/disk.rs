@@ -50,8 +50,8 @@ pub(super) struct Disk {
     /// The size of all files; `None` until the folder was listed. The lock is held during each
     /// write, so that only one thread writes.
     used_bytes: Mutex<Option<u64>>,
-    /// The first eight bytes of each key; `None` until the folder was listed. The lock is never held during a
-    /// disk access, so that [`Self::may_contain`] does not wait for the disk.
+    /// The first eight bytes of each key; `None` until the folder was listed. The lock is never held
+    /// during a disk access, so that [`Self::may_contain`] does not wait for the disk.
     key_prefixes: Mutex<Option<HashSet<u64>>>,
     /// The name of the next staging file.
     next_staging_name: AtomicU64,

@@ -49,8 +49,8 @@ mod schema;
 const PIXEL: &str =
     "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
-/// No fetch of a batch begins later than this after the start of the batch's first fetch. The unit is the
-/// timeout of a single fetch.
+/// No fetch of a batch begins later than this after the batch was parsed. The unit is the timeout of a
+/// single fetch.
 const MAX_FETCH_START_DELAY: u32 = 2;
 
 /// An answer with more pictures than this is serialized on a blocking thread.
@@ -133,7 +133,7 @@ pub(super) async fn embeddings(
     let batch = if body.len() < LARGE_BODY {
         input::parse(body, rules)?
     } else {
-        // The thread owns the memory permit, because it continues to work if the client disconnects.
+        // The thread owns the memory permit, because parsing continues even if the client disconnects.
         let parse = move || Ok::<_, Error>((input::parse(body, rules)?, memory));
         let batch;
         (batch, memory) = spawn_blocking(parse).await??;
@@ -171,8 +171,8 @@ pub(super) async fn embeddings(
     if pictures.len() <= MAX_PICTURES_OF_SMALL_ANSWER {
         return BatchAnswer::new(pictures, encoding, model)?.into_response(memory);
     }
-    let write = move || BatchAnswer::new(pictures, encoding, model)?.into_response(memory);
-    spawn_blocking(write).await?
+    let serialize = move || BatchAnswer::new(pictures, encoding, model)?.into_response(memory);
+    spawn_blocking(serialize).await?
 }
 
 /// Logs the error of a picture whose batch continues. The access log contains only one line for the whole
@@ -249,7 +249,8 @@ fn picture_bytes(
     }
 }
 
-/// A picture's place in the request, and the form in which it was sent. Its error depends on both.
+/// A picture's place in the request, and the form in which it was sent. The sentence of the picture's
+/// error depends on both.
 struct Origin {
     /// Such as `input[3]`.
     place: String,

@@ -1,5 +1,5 @@
 //! Finds the pictures in a batch's JSON. Each picture is a string, namely a URL or Base64, and clients
-//! wrap it in several shapes.
+//! wrap the string in objects of several shapes.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;

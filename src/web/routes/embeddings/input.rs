@@ -25,16 +25,16 @@ use crate::{
 
 const EXAMPLE: &str = r#"{"input": ["https://example.com/photo.jpg"]}"#;
 
-/// The maximum length of a URL in JSON. This length is enough for a URL of [`MAX_URL_LEN`] bytes with
-/// escaped slashes and blanks around it.
+/// The maximum length of a JSON string with a URL, in bytes. This length is enough for a URL of
+/// [`MAX_URL_LEN`] bytes with escaped slashes and surrounding blanks.
 const MAX_ESCAPED_URL_LEN: usize = 2 * MAX_URL_LEN;
 
 /// What a batch must comply with.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
-    /// How many pictures it may have.
+    /// How many pictures the batch may have.
     pub max_pictures: usize,
-    /// The model that the batch may request, by the name in answers.
+    /// The only model that the batch may request. This is its name in answers.
     pub model: &'static str,
 }
 

@@ -6,15 +6,16 @@ use crate::base64_text::decode;
 
 const RULES: Rules = Rules { max_pictures: 4, model: "nvidia/nv-dinov2" };
 
-/// Strings that items may be.
+/// Strings that random items contain.
 const TEXTS: &[&str] =
     &["QUJD", "data:,QUJD", "http://a/b", "two words", "", "data:", "QQ==QQ==", "é"];
 
-/// Fields that items may have.
+/// Fields of random items.
 const KEYS: &[&str] = &["image", "image_url", "content", "text", "type", "url", "role"];
 
-/// The sources that are found in a body, with the bytes of those in the body itself.
-fn sources(body: &Value) -> Vec<Result<(Source, Vec<u8>), String>> {
+/// Parses a body. Returns each item's source, with the decoded bytes if they are in the body, or the
+/// sentence of the item's error.
+fn sources_in(body: &Value) -> Vec<Result<(Source, Vec<u8>), String>> {
     let batch = parse(body.to_string().into_bytes(), RULES).unwrap();
     let items = batch.items.into_iter();
     let sources = items.map(|item| match item.source {
@@ -30,9 +31,9 @@ fn sources(body: &Value) -> Vec<Result<(Source, Vec<u8>), String>> {
 }
 
 #[test]
-fn the_three_kinds_of_text_are_told_apart() {
+fn a_url_and_a_data_url_and_base64_are_distinguished() {
     let input = json!([" HTTPS://example.com/a.jpg", " Data:image/png;base64, QUJD", "QUJD\n"]);
-    let sources = sources(&json!({ "input": input }));
+    let sources = sources_in(&json!({ "input": input }));
     let [url, data_url, base64] = &sources[..] else { panic!("{sources:?}") };
     let url = url.as_ref().unwrap();
     assert_eq!(url.0, Source::Url("HTTPS://example.com/a.jpg".into()));
@@ -71,7 +72,7 @@ fn any_item() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn whatever_a_batch_has_each_item_is_a_picture_or_an_error_that_names_it(
+    fn each_item_of_any_batch_is_a_picture_or_has_an_error_sentence(
         value in any_item().prop_filter("null counts as absent", |value| !value.is_null()),
         is_messages in any::<bool>(),
     ) {
@@ -83,7 +84,7 @@ proptest! {
                 for item in &batch.items {
                     prop_assert!(item.place.starts_with(field));
                 }
-                for source in sources(&body) {
+                for source in sources_in(&body) {
                     if let Err(detail) = source {
                         prop_assert!(detail.ends_with('.'), "{}", detail);
                     }
@@ -94,7 +95,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_it_panic(text in any::<String>()) {
+    fn parsing_never_panics(text in any::<String>()) {
         let _ = parse(text.clone().into_bytes(), RULES);
         let _ = parse(format!("{{\"input\": {text}}}").into_bytes(), RULES);
         let _ = parse(json!({ "input": text }).to_string().into_bytes(), RULES);
