@@ -80,10 +80,10 @@ pub enum Error {
     #[error("the deadline passed while decoding")]
     Timeout,
     /// The system did not start the child, or killed it.
-    #[error("the decoder's process {problem}")]
+    #[error("the decoder's process {what_happened}")]
     Unavailable {
         /// What happened to the process. This completes the sentence "the decoder's process …".
-        problem: String,
+        what_happened: String,
         /// The system's error, if there is one.
         source: Option<io::Error>,
     },

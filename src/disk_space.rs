@@ -65,7 +65,7 @@ pub enum Error {
     Unknown(#[source] Arc<io::Error>),
     /// The free space was not measured in time.
     #[error("the disk does not answer")]
-    NoAnswer,
+    MeasurementTimedOut,
 }
 
 impl Error {
@@ -77,7 +77,7 @@ impl Error {
 
 impl From<NoAnswer> for Error {
     fn from(_: NoAnswer) -> Self {
-        Self::NoAnswer
+        Self::MeasurementTimedOut
     }
 }
 
@@ -86,7 +86,7 @@ impl From<Error> for io::Error {
         let kind = match &error {
             Error::Shortage(_) => io::ErrorKind::StorageFull,
             Error::Unknown(source) => source.kind(),
-            Error::NoAnswer => io::ErrorKind::TimedOut,
+            Error::MeasurementTimedOut => io::ErrorKind::TimedOut,
         };
         Self::new(kind, error)
     }
@@ -142,7 +142,7 @@ impl DiskSpace {
     /// The free space, measured at most a second ago.
     ///
     /// # Errors
-    /// [`Error::Unknown`], [`Error::NoAnswer`]
+    /// [`Error::Unknown`], [`Error::MeasurementTimedOut`]
     pub async fn free_space(&self) -> Result<FreeSpace, Error> {
         self.free_space_no_older_than(MAX_AGE).await
     }

@@ -58,8 +58,8 @@ impl Process {
         permit: Permit,
     ) -> Result<Self, Error> {
         let unavailable = |source| {
-            let problem = "could not be started".to_owned();
-            Error::Unavailable { problem, source: Some(source) }
+            let what_happened = "could not be started".to_owned();
+            Error::Unavailable { what_happened, source: Some(source) }
         };
         let stdin = match content {
             Content::Memory(_) => Stdio::piped(),
@@ -90,11 +90,11 @@ impl Process {
     }
 
     /// Reads the result into `spool` and waits for the child to exit. A rendered picture may have at
-    /// most `max_picture_len` bytes.
+    /// most `max_rendered_len` bytes.
     pub(super) async fn read_result(
         mut self,
         picture: &Picture,
-        max_picture_len: u64,
+        max_rendered_len: u64,
         mut spool: Spool,
     ) -> Result<Spooled, Error> {
         let stdout = self.0.as_mut().and_then(|running| running.child.stdout.take());
@@ -109,7 +109,7 @@ impl Process {
             return Err(protocol_violation("sent an invalid result"));
         };
         let max_len =
-            if kind == ResultKind::Done { max_picture_len } else { MAX_MESSAGE_LEN as u64 };
+            if kind == ResultKind::Done { max_rendered_len } else { MAX_MESSAGE_LEN as u64 };
         if len > max_len {
             return Err(protocol_violation("announced a result that is too long"));
         }
@@ -143,8 +143,8 @@ impl Process {
             ResultKind::Panicked => broken(picture, format!("the decoder panicked: {}", message())),
             ResultKind::Unreadable => image::Error::Unreadable(io::Error::other(message())).into(),
             ResultKind::LimitsFailed => {
-                let problem = format!("could not limit itself: {}", message());
-                Error::Unavailable { problem, source: None }
+                let what_happened = format!("could not limit itself: {}", message());
+                Error::Unavailable { what_happened, source: None }
             }
         })
     }
@@ -155,8 +155,8 @@ impl Process {
             return Err(protocol_violation("was waited for twice"));
         };
         let status = running.child.wait().await.map_err(|source| {
-            let problem = "could not be waited for".to_owned();
-            Error::Unavailable { problem, source: Some(source) }
+            let what_happened = "could not be waited for".to_owned();
+            Error::Unavailable { what_happened, source: Some(source) }
         })?;
         self.0 = None;
         Ok(status)
@@ -184,20 +184,22 @@ async fn write_input(mut stdin: ChildStdin, bytes: Bytes) {
     let _ = stdin.write_all(&bytes).await;
 }
 
-/// Returns the error for a child that exited without a complete result. The error is a protocol
-/// violation with the text `violation`, unless the exit status shows another reason.
+/// Returns the error for a child that exited without a complete result, or that failed after a complete
+/// result. The error is a protocol violation with the text `violation`, unless the exit status shows
+/// another reason.
 fn classify_exit(status: ExitStatus, picture: &Picture, violation: &str) -> Error {
     match (status.signal(), status.signal().and_then(Signal::from_named_raw)) {
         (_, Some(Signal::XCPU)) => broken(picture, "it takes too much processor time"),
         // Rust aborts a process that cannot allocate memory.
         (_, Some(Signal::ABORT)) => broken(picture, "it takes too much memory"),
-        // A program that crashes causes one of these signals itself.
+        // The kernel sends one of these signals to a program that crashes. Other signals come from
+        // outside.
         (_, Some(Signal::BUS | Signal::FPE | Signal::ILL | Signal::SEGV | Signal::TRAP)) => {
             broken(picture, "the decoder crashed")
         }
         (Some(signal), _) => {
-            let problem = format!("was killed from outside with signal {signal}");
-            Error::Unavailable { problem, source: None }
+            let what_happened = format!("was killed from outside with signal {signal}");
+            Error::Unavailable { what_happened, source: None }
         }
         (None, _) if status.code() == Some(PANICKED) => broken(picture, "the decoder panicked"),
         (None, _) => protocol_violation(&format!("{violation} ({status})")),
@@ -208,6 +210,7 @@ fn broken(picture: &Picture, reason: impl Into<String>) -> Error {
     image::Error::Broken { format: picture.format, reason: reason.into() }.into()
 }
 
-fn protocol_violation(problem: &str) -> Error {
-    Error::ProtocolViolation(problem.to_owned())
+/// `what_happened` completes the sentence "the decoder's process …".
+fn protocol_violation(what_happened: &str) -> Error {
+    Error::ProtocolViolation(what_happened.to_owned())
 }

@@ -19,9 +19,9 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// Why pictures cannot be saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotReadyReason {
-    /// Another picture would take bytes of the disk's reserve.
-    DiskUnderReserve,
-    /// Another picture would take an inode of the disk's reserve.
+    /// With another picture, fewer bytes than the reserve would be free.
+    BytesUnderReserve,
+    /// With another picture, fewer inodes than the reserve would be free.
     InodesUnderReserve,
     /// No file can be created, or the free space is unknown.
     NotWritable,
@@ -33,7 +33,7 @@ impl NotReadyReason {
     /// The name in `/ready`.
     pub fn name(self) -> &'static str {
         match self {
-            Self::DiskUnderReserve => "disk_under_reserve",
+            Self::BytesUnderReserve => "disk_under_reserve",
             Self::InodesUnderReserve => "inodes_under_reserve",
             Self::NotWritable => "downloads_not_writable",
             Self::DiskHangs => "disk_not_answering",
@@ -56,13 +56,13 @@ impl Store {
         let shortage = match self.space.measure_and_check_space() {
             Ok(()) => None,
             Err(disk_space::Error::Shortage(Shortage::Bytes { .. })) => {
-                Some(NotReadyReason::DiskUnderReserve)
+                Some(NotReadyReason::BytesUnderReserve)
             }
             Err(disk_space::Error::Shortage(Shortage::Inodes { .. })) => {
                 Some(NotReadyReason::InodesUnderReserve)
             }
             // While the free space is unknown, no picture is received.
-            Err(disk_space::Error::Unknown(_) | disk_space::Error::NoAnswer) => {
+            Err(disk_space::Error::Unknown(_) | disk_space::Error::MeasurementTimedOut) => {
                 return vec![NotReadyReason::NotWritable];
             }
         };
@@ -118,7 +118,7 @@ mod tests {
     async fn each_cause_is_reported_with_its_own_reason() {
         for (measured, reasons) in [
             (free_space(1 << 30, 500), vec![]),
-            (free_space(RESERVE, 500), vec![NotReadyReason::DiskUnderReserve]),
+            (free_space(RESERVE, 500), vec![NotReadyReason::BytesUnderReserve]),
             (free_space(1 << 30, 10), vec![NotReadyReason::InodesUnderReserve]),
             (FreeSpace { bytes: 1 << 30, inodes: None }, vec![]),
         ] {

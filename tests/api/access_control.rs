@@ -6,7 +6,9 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{Answer, Child, FakeNvidia, ROCKET, TestApp, assert_problem, post_head, tiny};
+use crate::support::{
+    Answer, FakeNvidia, ROCKET, ServiceProcess, TestApp, assert_problem, post_head, tiny,
+};
 
 const KEYS: (&str, &str) = ("IMAGESVC_API_KEYS", "first-client-key, second-client-key");
 
@@ -279,8 +281,11 @@ async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers()
 async fn the_log_contains_the_client_address_that_a_trusted_proxy_reports() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
-    let child =
-        Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32")]);
+    let child = ServiceProcess::start_with(
+        &nvidia,
+        folder.path(),
+        &[("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32")],
+    );
     let client = reqwest::Client::new();
     for forwarded_for in ["198.51.100.7", "1.2.3.4, 198.51.100.8"] {
         let request = client.get(child.url("/nothing")).header("x-forwarded-for", forwarded_for);

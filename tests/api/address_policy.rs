@@ -12,7 +12,7 @@ use std::{
 use tokio::net::TcpListener;
 
 use crate::support::{
-    Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
+    Answer, FakeNvidia, FakeServer, ROCKET, Reply, ServiceProcess, TestApp, assert_problem,
 };
 
 /// Listens on 127.0.0.1 and ::1, and counts the connections. The service must make none.
@@ -222,7 +222,7 @@ async fn proxy_variables_in_the_environment_are_ignored() {
         settings.push((name, &proxy));
     }
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &settings);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let request = child.url_request(&client, &picture_server.url("/rocket.jpg"));
     let answer = request.send().await.unwrap();

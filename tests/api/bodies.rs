@@ -9,8 +9,8 @@ use tokio::{
 };
 
 use crate::support::{
-    FORM, FakeNvidia, FakeServer, ROCKET, Reply, SMUGGLED, TestApp, assert_problem, base64_body,
-    form, is_missing,
+    FORM_CONTENT_TYPE, FakeNvidia, FakeServer, ROCKET, Reply, SMUGGLED, TestApp, assert_problem,
+    base64_body, form, is_missing,
 };
 
 /// The size limit of a picture in [`start_limited`].
@@ -22,7 +22,7 @@ fn too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
     let picture = [ROCKET, &vec![0; MAX_PICTURE_BYTES + 1 - ROCKET.len()]].concat();
     let long_url = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
     [
-        ("/vectorize-image-upload", FORM, form(&picture)),
+        ("/vectorize-image-upload", FORM_CONTENT_TYPE, form(&picture)),
         ("/vectorize-image-base64", "application/json", base64_body(&picture).into()),
         ("/vectorize-image", "application/json", long_url.into()),
     ]

@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::support::{
-    Child, FakeNvidia, ROCKET, bombs, bombs::Bomb, children_of, memory_of, metric,
+    FakeNvidia, ROCKET, ServiceProcess, bombs, bombs::Bomb, children_of, memory_of, metric,
     nvidia_api::INFER, variant,
 };
 
@@ -40,7 +40,7 @@ const OVER_THE_INLINE_LIMIT: usize = 20_000;
 
 /// The service under attack.
 struct Target {
-    child: Child,
+    child: ServiceProcess,
     client: reqwest::Client,
     folder: TempDir,
     /// The service's own memory before the attack, in bytes.
@@ -79,7 +79,8 @@ impl Target {
     /// Starts the service in sandbox mode.
     async fn sandbox() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let child = Child::start(folder.path(), &[LONG_TIMEOUT, ("IMAGESVC_SANDBOX", "true")]);
+        let child =
+            ServiceProcess::start(folder.path(), &[LONG_TIMEOUT, ("IMAGESVC_SANDBOX", "true")]);
         Self::new(child, folder).await
     }
 
@@ -87,11 +88,11 @@ impl Target {
     async fn with_nvidia(nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = [&[LONG_TIMEOUT], settings].concat();
-        let child = Child::start_with(nvidia, folder.path(), &settings);
+        let child = ServiceProcess::start_with(nvidia, folder.path(), &settings);
         Self::new(child, folder).await
     }
 
-    async fn new(child: Child, folder: TempDir) -> Self {
+    async fn new(child: ServiceProcess, folder: TempDir) -> Self {
         let client = reqwest::Client::builder().no_proxy().timeout(2 * DEADLINE).build().unwrap();
         assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
         let idle_memory = child.peak_memory();

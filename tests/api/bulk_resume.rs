@@ -9,7 +9,7 @@ use std::{
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::support::{Bulk, Child, FakeNvidia, Finished, embedding, tiny};
+use crate::support::{Bulk, FakeNvidia, Finished, ServiceProcess, embedding, tiny};
 
 /// Sends a signal to a process.
 fn signal(process: &std::process::Child, name: &str) {
@@ -178,7 +178,7 @@ async fn an_output_that_cannot_grow_ends_with_a_complete_row_and_is_continued() 
     let run = "trap '' XFSZ; ulimit -f 100; exec \"$0\" embed photos --out vectors.jsonl";
     let program = bulk.command("");
     let mut shell = Command::new("bash");
-    shell.args(["-c", run, Child::PROGRAM]).current_dir(bulk.folder()).env_clear();
+    shell.args(["-c", run, ServiceProcess::PROGRAM]).current_dir(bulk.folder()).env_clear();
     shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let stopped = shell.output().unwrap();
     let stderr = String::from_utf8(stopped.stderr).unwrap();

@@ -6,8 +6,8 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use crate::support::{
-    Answer, Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, embedding_of, metric,
-    picture_number, tiny, variant,
+    Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, ServiceProcess, TestApp, embedding_of,
+    metric, picture_number, tiny, variant,
 };
 
 /// NVIDIA's reply with an embedding of 1536 equal values. The value depends on `number`.
@@ -267,13 +267,13 @@ async fn the_cache_returns_no_wrong_vector_after_the_process_was_killed() {
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let folder = TempDir::new().unwrap();
     let client = reqwest::Client::new();
-    let upload = |child: &Child, n: usize| {
+    let upload = |child: &ServiceProcess, n: usize| {
         let request = child.upload_request(&client, &tiny(n));
         async move { Answer::read(request.send().await?).await }
     };
     let mut hits = 0;
     for round in 0..15 {
-        let child = Child::start_with(&nvidia, folder.path(), &[]);
+        let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
         // Vectors of earlier rounds may be lost, but must never be wrong.
         for n in 0..round * 8 {
             let answer = upload(&child, n).await.unwrap();

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{
-    CHELSEA, Child,
+    CHELSEA, ServiceProcess,
     documents::{Block, Document, root},
     is_missing,
 };
@@ -34,7 +34,7 @@ exec \"$PROGRAM\" \"$@\"
 /// What the commands need: a folder like the repository's root, and a running sandbox.
 struct Environment {
     folder: TempDir,
-    sandbox: Child,
+    sandbox: ServiceProcess,
     /// The value of the variable `PATH`. Its first folder contains [`FAKE_CARGO`].
     path: String,
 }
@@ -53,7 +53,7 @@ impl Environment {
         std::fs::write(at("bin/cargo"), FAKE_CARGO).unwrap();
         std::fs::set_permissions(at("bin/cargo"), PermissionsExt::from_mode(0o755)).unwrap();
         let path = format!("{}:{}", at("bin").display(), std::env::var("PATH").unwrap());
-        let sandbox = Child::start(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
+        let sandbox = ServiceProcess::start(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
         Self { folder, sandbox, path }
     }
 
@@ -65,14 +65,14 @@ impl Environment {
         let cache = self.folder.path().join(".cache");
         let variables = [
             ("PATH", self.path.as_str()),
-            ("PROGRAM", Child::PROGRAM),
+            ("PROGRAM", ServiceProcess::PROGRAM),
             ("XDG_CACHE_HOME", cache.to_str().unwrap()),
         ];
         if text.trim_end().ends_with("--sandbox") {
             // This command starts another service, which needs its own folder. The service is
             // stopped as soon as it listens.
             let folder = tempfile::tempdir().unwrap();
-            Child::start_in_shell(text.trim_end(), folder.path(), &variables);
+            ServiceProcess::start_in_shell(text.trim_end(), folder.path(), &variables);
             return String::new();
         }
         let text = text.replace("localhost:8000", &self.sandbox.address.to_string());

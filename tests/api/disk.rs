@@ -17,7 +17,8 @@ use sha2::{Digest, Sha256};
 use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 
 use crate::support::{
-    Child, Config, FakeNvidia, ROCKET, TestApp, assert_problem, noise_png, post_head, tiny, variant,
+    Config, FakeNvidia, ROCKET, ServiceProcess, TestApp, assert_problem, noise_png, post_head,
+    tiny, variant,
 };
 
 fn names(folder: &Path) -> Vec<String> {
@@ -58,7 +59,7 @@ async fn two_hundred_kills_leave_only_whole_files() {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut random = fastrand::Rng::with_seed(3);
     for _ in 0..200 {
-        let child = Child::start_with(&nvidia, folder.path(), &[]);
+        let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
         let leftovers = names(&downloads.join(".incoming"));
         assert!(
             leftovers.is_empty(),

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command, time::Duration};
 
 use serde_json::Value;
 
-use crate::support::{Child, FakeNvidia, HUBBLE, ROCKET, is_missing};
+use crate::support::{FakeNvidia, HUBBLE, ROCKET, ServiceProcess, is_missing};
 
 /// The system calls by which the service writes, syncs and renames files, and answers.
 const SYSTEM_CALLS: &str =
@@ -107,7 +107,7 @@ async fn before_the_answer_the_picture_is_written_synced_and_renamed_and_its_fol
     for picture in [ROCKET, HUBBLE] {
         let folder = tempfile::tempdir().unwrap();
         let trace = folder.path().join("trace");
-        let child = Child::start_traced(folder.path(), &settings, SYSTEM_CALLS, &trace);
+        let child = ServiceProcess::start_traced(folder.path(), &settings, SYSTEM_CALLS, &trace);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer = child.upload_request(&client, picture).send().await.unwrap();
         let answer: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();

@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Answer, FORM, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, connect_from, embedding,
-    form, post_head, tiny, try_picture_number,
+    Answer, FORM_CONTENT_TYPE, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp,
+    connect_from, embedding, form, post_head, tiny, try_picture_number,
 };
 
 /// The number of the picture that [`Ending::Cached`] sends again and again.
@@ -123,7 +123,8 @@ impl Servers {
                 app.send(request).map(status).await == 413
             }
             Ending::InvalidForm => {
-                app.post("/vectorize-image-upload", FORM, "--x\r\n").map(status).await == 422
+                app.post("/vectorize-image-upload", FORM_CONTENT_TYPE, "--x\r\n").map(status).await
+                    == 422
             }
             Ending::InvalidBase64 => {
                 let request = post_base64().body(r#"{"image_base64":"%%%%"}"#);

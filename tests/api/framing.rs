@@ -5,15 +5,15 @@ use serde_json::Value;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    Child, FORM, FakeNvidia, ROCKET, SMUGGLED, TestApp, assert_problem, exchange, form,
-    parse_answer, raw_request, read_to_end,
+    FORM_CONTENT_TYPE, FakeNvidia, ROCKET, SMUGGLED, ServiceProcess, TestApp, assert_problem,
+    exchange, form, parse_answer, raw_request, read_to_end,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_refused_for_its_header_is_logged_and_counted() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &[]);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     for (id, hosts, framing) in [
         ("no-host", &[][..], ""),
         ("gzip", &["x"][..], "content-length: 1\r\ncontent-encoding: gzip\r\n"),
@@ -179,8 +179,9 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
         }
     }
     let upload_body = form(ROCKET);
-    let headers =
-        format!("content-type: {FORM}\r\ntransfer-encoding: Chunked\r\nconnection: close\r\n");
+    let headers = format!(
+        "content-type: {FORM_CONTENT_TYPE}\r\ntransfer-encoding: Chunked\r\nconnection: close\r\n"
+    );
     let mut accepted = raw_request("POST /vectorize-image-upload HTTP/1.1", &["x"], &headers);
     accepted.extend(format!("{:x}\r\n", upload_body.len()).as_bytes());
     accepted.extend([&upload_body[..], b"\r\n0\r\n\r\n"].concat());

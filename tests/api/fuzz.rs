@@ -4,7 +4,7 @@ use ::base64::{Engine, prelude::BASE64_STANDARD};
 use proptest::{prelude::*, test_runner::TestRunner};
 use tokio::runtime::Runtime;
 
-use crate::support::{Answer, FORM, FakeNvidia, TestApp};
+use crate::support::{Answer, FORM_CONTENT_TYPE, FakeNvidia, TestApp};
 
 /// A GIF picture of one pixel.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
@@ -47,7 +47,7 @@ fn assert_answered<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Val
 const ROUTES: [(&str, &str); 4] = [
     ("/vectorize-image-base64", "application/json"),
     ("/vectorize-image", "application/json"),
-    ("/vectorize-image-upload", FORM),
+    ("/vectorize-image-upload", FORM_CONTENT_TYPE),
     ("/v1/embeddings", "application/json"),
 ];
 

@@ -3,13 +3,13 @@
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use crate::support::{Child, FORM, FakeNvidia, ROCKET, nvidia_api::KEY};
+use crate::support::{FORM_CONTENT_TYPE, FakeNvidia, ROCKET, ServiceProcess, nvidia_api::KEY};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_LOG", "trace")]);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_LOG", "trace")]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let text = BASE64_STANDARD.encode(ROCKET);
     let names = [
@@ -44,7 +44,7 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
         );
         let body = [head.as_bytes(), ROCKET, b"\r\n--x--\r\n"].concat();
         let request = client.post(child.url("/vectorize-image-upload")).body(body);
-        let request = request.header("content-type", FORM);
+        let request = request.header("content-type", FORM_CONTENT_TYPE);
         let answer = request.send().await.unwrap();
         assert!([200, 422].contains(&answer.status().as_u16()), "{form_name:?}");
     }

@@ -3,8 +3,8 @@
 use imagesvc::config::RawSettings;
 
 use crate::support::{
-    Child, Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, nvidia_api::KEY,
-    tiny, try_picture_number,
+    Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, ServiceProcess, TestApp, avif,
+    nvidia_api::KEY, tiny, try_picture_number,
 };
 
 /// The secrets in these tests: the key for NVIDIA, two client keys, a wrong client key, a part of
@@ -61,7 +61,7 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         ("NVIDIA_TIMEOUT", "2s"),
     ];
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &settings);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
     let upload = |picture: &[u8]| child.upload_request(&client, picture);
     let by_url = |url: String| child.url_request(&client, &url);

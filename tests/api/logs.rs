@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, avif, data_url,
+    FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, ServiceProcess, TestApp, avif, data_url,
     documents::Document, embedding, metric, picture_number, tiny,
 };
 
@@ -19,7 +19,7 @@ async fn each_request_is_logged_as_one_json_line() {
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &[]);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     let client = reqwest::Client::new();
     let upload = |id: &'static str, picture: &[u8]| {
         child.base64_request(&client, picture).header("x-request-id", id).send()
@@ -89,8 +89,11 @@ async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
     let picture_server = FakeServer::serving(HUBBLE).await;
     let folder = tempfile::tempdir().unwrap();
     let allowed = picture_server.address.to_string();
-    let child =
-        Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", allowed.as_str())]);
+    let child = ServiceProcess::start_with(
+        &nvidia,
+        folder.path(),
+        &[("IMAGESVC_FETCH_ALLOW", allowed.as_str())],
+    );
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let (trace_id, span_id) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
     let assert_no_trace = |text: &str| {
@@ -269,7 +272,8 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_service_keeps_serving_if_nobody_reads_its_log() {
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with_unread_log(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
+    let child =
+        ServiceProcess::start_with_unread_log(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let client = reqwest::Client::new();
     // These requests cause more log lines than the pipe and the log's queue can store.
     let url = child.url("/nothing");
@@ -294,7 +298,7 @@ async fn each_failed_picture_of_a_batch_with_errors_item_is_logged() {
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &[]);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     let input = json!([data_url(&tiny(1)), data_url(&tiny(402)), "text"]);
     let request = reqwest::Client::new()
         .post(child.url("/v1/embeddings?errors=item"))

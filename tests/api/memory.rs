@@ -5,7 +5,7 @@ use std::io::Cursor;
 use image_rs::{ImageFormat, Rgb, RgbImage};
 use tokio::task::JoinSet;
 
-use crate::support::{Child, FORM, FakeNvidia, ROCKET, base64_body, form};
+use crate::support::{FORM_CONTENT_TYPE, FakeNvidia, ROCKET, ServiceProcess, base64_body, form};
 
 const MIB: u64 = 1 << 20;
 
@@ -32,7 +32,7 @@ async fn send_concurrently(
     // health check needs a connection, too.
     let settings = [&[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128")], settings].concat();
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &settings);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
     let idle_memory = child.peak_memory();
@@ -61,7 +61,7 @@ fn twenty_mebibytes() -> Vec<u8> {
 async fn concurrent_large_uploads_are_not_buffered_in_memory() {
     let body = form(&twenty_mebibytes());
     let LoadResult { statuses, growth } =
-        send_concurrently(&[], "/vectorize-image-upload", FORM, body, 64).await;
+        send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, body, 64).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     assert!(growth < UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
 }
@@ -86,7 +86,7 @@ async fn concurrent_re_encoding_stays_within_its_memory_limit() {
     gradient.write_to(&mut webp, ImageFormat::WebP).unwrap();
     let body = form(webp.get_ref());
     let LoadResult { statuses, growth } =
-        send_concurrently(&[], "/vectorize-image-upload", FORM, body, 32).await;
+        send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, body, 32).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     let decode_memory = 512 * MIB;
     assert!(growth < decode_memory + UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
@@ -104,7 +104,7 @@ async fn a_header_that_claims_an_enormous_picture_takes_no_memory() {
     for settings in [&many_pixels[..], &[]] {
         let route = "/vectorize-image-upload";
         let LoadResult { growth, .. } =
-            send_concurrently(settings, route, FORM, form(&png), 32).await;
+            send_concurrently(settings, route, FORM_CONTENT_TYPE, form(&png), 32).await;
         assert!(growth < 16 * MIB, "the memory grew by {} MiB", growth / MIB);
     }
 }

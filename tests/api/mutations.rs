@@ -24,7 +24,7 @@ use futures_util::{StreamExt, stream};
 use image_rs::ImageFormat;
 
 use crate::support::{
-    CHELSEA, Child, FORM, ResourceUsage, converted,
+    CHELSEA, FORM_CONTENT_TYPE, ResourceUsage, ServiceProcess, converted,
     craft::{png_chunk, riff_chunk, segment, vp8x, webp},
     form, kinds,
     mutate::damaged,
@@ -120,7 +120,7 @@ fn nth_damaged_picture(corpora: &[Corpus], seed: u64, n: usize) -> Vec<u8> {
 /// Sends a picture. Returns an expected outcome, which is the status with the error code or the media type.
 /// Otherwise returns a description of the failure.
 async fn send(
-    child: &Child,
+    child: &ServiceProcess,
     client: &reqwest::Client,
     n: usize,
     picture: &[u8],
@@ -128,7 +128,7 @@ async fn send(
     let started = Instant::now();
     let query = if n.is_multiple_of(2) { "?save=false" } else { "" };
     let route = child.url(&format!("/vectorize-image-upload{query}"));
-    let request = client.post(route).header("content-type", FORM).body(form(picture));
+    let request = client.post(route).header("content-type", FORM_CONTENT_TYPE).body(form(picture));
     let answer = request.send().await.map_err(|error| format!("no answer: {error:?}"))?;
     let status = answer.status().as_u16();
     let body = answer.bytes().await.map_err(|error| format!("{status}, truncated: {error:?}"))?;
@@ -161,7 +161,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     let folder = tempfile::tempdir().unwrap();
     // The sandbox decodes every picture. The pictures that the service converts or shrinks are decoded
     // twice.
-    let child = Child::start(
+    let child = ServiceProcess::start(
         folder.path(),
         &[
             ("IMAGESVC_SANDBOX", "true"),

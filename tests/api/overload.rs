@@ -9,8 +9,8 @@ use std::{
 use futures_util::{StreamExt, future::join_all, stream};
 
 use crate::support::{
-    Answer, Child, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, assert_problem, embedding, metric,
-    post_head, tiny, variant,
+    Answer, FakeNvidia, HUBBLE, ROCKET, Reply, ServiceProcess, TestApp, assert_problem, embedding,
+    metric, post_head, tiny, variant,
 };
 
 /// The median time of immediate refusals must be less than this.
@@ -173,7 +173,7 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024"),
     ];
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &settings);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
     let upload = |n: usize| {
         let request = child.base64_request(&client, &tiny(n));

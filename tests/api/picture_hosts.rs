@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use flate2::{Compression, write::GzEncoder};
 
 use crate::support::{
-    Answer, Child, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem,
+    Answer, FakeNvidia, FakeServer, ROCKET, Reply, ServiceProcess, TestApp, assert_problem,
 };
 
 /// Fetches a picture from a host that sends this reply. Checks that a failed fetch has no effect.
@@ -176,7 +176,8 @@ async fn after_a_403_the_log_suggests_the_user_agent_setting() {
     let picture_server = FakeServer::start(|_, _| Reply::status(403)).await;
     let folder = tempfile::tempdir().unwrap();
     let allow = picture_server.address.to_string();
-    let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", &allow)]);
+    let child =
+        ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", &allow)]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let answer = child.url_request(&client, &picture_server.url("/")).send().await.unwrap();
     assert_problem(&Answer::read(answer).await.unwrap(), 502, "download_failed");

@@ -22,7 +22,7 @@ use crate::support::{
 /// The beginnings of the names of kinds that the service does not support, each with a word of the
 /// error's detail.
 const UNSUPPORTED: [(&str, &str); 3] = [
-    ("tiff-grey-32-", "floating-point"),
+    ("tiff-grey-float-32-", "floating-point"),
     ("tiff-float-", "floating-point"),
     ("tiff-uncompressed-ycbcr", "YCbCr"),
 ];
@@ -40,8 +40,8 @@ const UNDECODABLE: [(&str, &str); 5] = [
 /// the name of a kind with the same pixels, which Pillow can decode.
 const EQUAL_KINDS: [(&str, &str); 4] = [
     ("-16-planar", "-8-planar"),
-    ("tiff-rgb-32-", "tiff-rgb-8-"),
-    ("tiff-rgba-32-", "tiff-rgba-8-"),
+    ("tiff-rgb-float-32-", "tiff-rgb-8-"),
+    ("tiff-rgba-float-32-", "tiff-rgba-8-"),
     ("tiff-grey-alpha-16-", "tiff-grey-alpha-8-"),
 ];
 

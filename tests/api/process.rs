@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::support::{Child, FakeServer, ROCKET, documents::Document};
+use crate::support::{FakeServer, ROCKET, ServiceProcess, documents::Document};
 
 /// A command that runs the program in a folder, without any settings.
 fn program(folder: &std::path::Path) -> Command {
@@ -59,7 +59,7 @@ async fn a_dotenv_file_from_windows_with_the_documented_user_agent_is_read() {
             picture_server.address
         );
         std::fs::write(folder.path().join(".env"), text).unwrap();
-        let child = Child::start(folder.path(), &[]);
+        let child = ServiceProcess::start(folder.path(), &[]);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer =
             child.url_request(&client, &picture_server.url("/photo")).send().await.unwrap();

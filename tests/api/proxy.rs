@@ -18,7 +18,9 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Child, FORM, ROCKET, base64_body, form, free_address, is_missing};
+use crate::support::{
+    FORM_CONTENT_TYPE, ROCKET, ServiceProcess, base64_body, form, free_address, is_missing,
+};
 
 /// The size of a picture that exceeds the sockets' buffers. The client is still sending the picture
 /// when the service refuses the request.
@@ -90,7 +92,7 @@ fn is_whole(answer: &[u8]) -> bool {
 
 /// Sends a request and returns as soon as the response is complete. This function does not wait
 /// until the connection closes. If the response arrives before the whole body is sent, Caddy may
-/// leave the connection open despite its own `Connection: close`.
+/// leave the connection open although its response contains `Connection: close`.
 async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     let (mut reader, mut writer) = TcpStream::connect(to).await.unwrap().into_split();
     let send = async {
@@ -108,13 +110,13 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
             }
         }
     };
-    let ended = timeout(Duration::from_secs(60), async {
+    let exchange_or_timeout = timeout(Duration::from_secs(60), async {
         tokio::select! {
             () = send => {}
             () = read => {}
         }
     });
-    let in_time = ended.await.is_ok();
+    let in_time = exchange_or_timeout.await.is_ok();
     let answer = String::from_utf8(answer).unwrap();
     assert!(in_time, "a whole answer should arrive within 60 s: {head}{answer}");
     answer
@@ -132,11 +134,11 @@ async fn a_client_that_is_refused_behind_caddy_always_receives_the_response_of_t
         ("IMAGESVC_MAX_IMAGE_BYTES", "1MiB"),
         ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32,::1/128"), // as in the Caddyfile
     ];
-    let service = Child::start(folder.path(), &settings);
+    let service = ServiceProcess::start(folder.path(), &settings);
     let caddy = Caddy::start(folder.path(), service.address).await;
     let large = vec![b'A'; LARGE_PICTURE_BYTES];
     let bodies = [
-        ("/vectorize-image-upload", FORM, form(&large)),
+        ("/vectorize-image-upload", FORM_CONTENT_TYPE, form(&large)),
         ("/vectorize-image-base64", "application/json", base64_body(&large).into_bytes()),
     ];
     let cases = [("", 401, "unauthorized"), ("Bearer k-1", 413, "image_too_large")];
@@ -165,7 +167,8 @@ async fn a_client_that_is_refused_behind_caddy_always_receives_the_response_of_t
     let body = form(ROCKET);
     let head = format!(
         "POST /vectorize-image-upload HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
-         authorization: Bearer k-1\r\ncontent-type: {FORM}\r\ncontent-length: {}\r\n\r\n",
+         authorization: Bearer k-1\r\ncontent-type: {FORM_CONTENT_TYPE}\r\n\
+         content-length: {}\r\n\r\n",
         caddy.address,
         body.len()
     );

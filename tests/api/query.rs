@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::support::{
-    Answer, CHELSEA, Child, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem,
-    avif, converted, embedding, noise_png, nvidia_api::INFER,
+    Answer, CHELSEA, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, ServiceProcess, TestApp,
+    assert_problem, avif, converted, embedding, noise_png, nvidia_api::INFER,
 };
 
 /// One request with this picture for each route. For the URL route, the service fetches the picture
@@ -127,7 +127,7 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &[]);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     let downloads = folder.path().join("downloads");
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let picture = noise_png(400, 300);
@@ -200,7 +200,7 @@ async fn with_save_false_the_disk_reserve_still_applies() {
 async fn with_save_false_the_log_contains_no_file_name() {
     let nvidia = FakeNvidia::replying(vec![embedding(), Reply::status(402)]).await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &[]);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (id, picture) in [("served", ROCKET), ("failed", CHELSEA)] {
         let request = with_query(child.upload_request(&client, picture), "save=false");

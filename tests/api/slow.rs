@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{Child, FakeNvidia, ROCKET, TestApp, connect_from, form, post_head};
+use crate::support::{FakeNvidia, ROCKET, ServiceProcess, TestApp, connect_from, form, post_head};
 
 /// What a stalling client sends before it stops.
 const OPENINGS: [&[u8]; 6] = [
@@ -72,7 +72,7 @@ async fn a_trickling_header_does_not_extend_the_header_timeout() {
 }
 
 /// Uploads a picture at once, from an address that no stalling client uses.
-async fn prompt_upload(child: &Child) -> String {
+async fn prompt_upload(child: &ServiceProcess) -> String {
     let mut stream = connect_from([127, 9, 9, 9], child.address).await.unwrap();
     let body = form(ROCKET);
     let request = post_head("/vectorize-image-upload", body.len(), "connection: close\r\n");
@@ -88,7 +88,7 @@ async fn a_thousand_stalling_clients_do_not_delay_another_client() {
     let nvidia = FakeNvidia::healthy().await;
     let settings = [("IMAGESVC_HEADER_TIMEOUT", "2s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &settings);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     for is_one_peer in [true, false] {
         let mut stalling = Vec::new();
         for n in 0..1000usize {

@@ -15,8 +15,8 @@ use futures_util::{StreamExt, stream};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    Child, FakeNvidia, FakeServer, HUBBLE, PHONE, ROCKET, Reply, ResourceUsage, avif, bombs,
-    converted, embedding, nvidia_api::INFER, tiny, variant,
+    FakeNvidia, FakeServer, HUBBLE, PHONE, ROCKET, Reply, ResourceUsage, ServiceProcess, avif,
+    bombs, converted, embedding, nvidia_api::INFER, tiny, variant,
 };
 
 /// The rate at which requests are sent.
@@ -33,7 +33,7 @@ const REQUESTS_PER_ENDLESS_PICTURE: usize = 1500;
 /// Sends one request, at random a valid or a hostile one. Returns its outcome: the status code, or a
 /// word if there was no response.
 async fn send_random(
-    child: &Child,
+    child: &ServiceProcess,
     picture_server: &FakeServer,
     client: &reqwest::Client,
     hostile: &[bombs::Bomb],
@@ -137,7 +137,7 @@ async fn soak(environment: &[(&str, &str)]) {
     ];
     settings.extend(environment);
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &settings);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     // The service closes connections that are idle for 10 s. With the same timeout, the client would
     // sometimes send a request on a connection that is closing.
     let client = reqwest::Client::builder()

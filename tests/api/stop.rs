@@ -9,16 +9,16 @@ use tokio::{
     sync::watch,
 };
 
-use crate::support::{Child, FakeNvidia, Reply, embedding, tiny};
+use crate::support::{FakeNvidia, Reply, ServiceProcess, embedding, tiny};
 
-async fn upload(child: &Child, n: usize) -> reqwest::Result<(u16, String)> {
+async fn upload(child: &ServiceProcess, n: usize) -> reqwest::Result<(u16, String)> {
     let request = child.base64_request(&reqwest::Client::new(), &tiny(n));
     let response = request.send().await?;
     Ok((response.status().as_u16(), response.text().await?))
 }
 
 /// A client that sends half of its body and then stalls.
-async fn stalled(child: &Child) -> TcpStream {
+async fn stalled(child: &ServiceProcess) -> TcpStream {
     let mut stream = TcpStream::connect(child.address).await.unwrap();
     let head =
         b"POST /vectorize-image-base64 HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{\"image";
@@ -32,7 +32,7 @@ async fn under_load_and_with_a_stalled_client_every_accepted_request_is_answered
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
     let settings = [("IMAGESVC_DRAIN_DELAY", "1s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
-    let child = Child::start_with(&nvidia, folder.path(), &settings);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let _stalled = stalled(&child).await;
     let mut idle = TcpStream::connect(child.address).await.unwrap();
 
@@ -81,7 +81,8 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
+    let child =
+        ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
     // Each client sends one request after the other, on a new connection each, until it cannot
     // connect.
     let request_health = async |mut stream: TcpStream| {
@@ -128,7 +129,8 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
 async fn requests_still_running_at_the_drain_timeout_are_answered_with_503_and_logged() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_TIMEOUT", "200ms")]);
+    let child =
+        ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_TIMEOUT", "200ms")]);
     let stopping = async {
         nvidia.wait_for(1).await;
         child.terminate();
@@ -148,7 +150,7 @@ async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start_with(&nvidia, folder.path(), &[]);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     tokio::select! {
         _ = upload(&child, 1) => panic!("the upload was answered before NVIDIA's reply was released"),
         _ = nvidia.wait_for(1) => {}
@@ -158,7 +160,7 @@ async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
     let (status, log) = child.wait();
     assert_eq!(status.code(), Some(0));
     assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
-    let child = Child::start_with(&nvidia, folder.path(), &[]);
+    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     assert_eq!(upload(&child, 1).await.unwrap().0, 200);
     assert_eq!(nvidia.lines().len(), 1, "the second upload should be answered from the cache");
 }
@@ -168,7 +170,8 @@ async fn a_second_sigterm_or_sigint_ends_the_service_at_once() {
     for signal in ["TERM", "INT"] {
         let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
         let folder = tempfile::tempdir().unwrap();
-        let child = Child::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "60s")]);
+        let child =
+            ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "60s")]);
         let stopping = async {
             nvidia.wait_for(1).await;
             child.signal(signal);
@@ -187,7 +190,7 @@ async fn a_second_sigterm_or_sigint_ends_the_service_at_once() {
 #[tokio::test]
 async fn sighup_does_not_stop_the_service() {
     let folder = tempfile::tempdir().unwrap();
-    let child = Child::start(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
+    let child = ServiceProcess::start(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     child.signal("HUP");
     let health = reqwest::get(child.url("/health")).await.unwrap();
     assert_eq!(health.status(), 200);

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use crate::support::Child;
+use crate::support::ServiceProcess;
 
 fn receive(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
@@ -37,7 +37,7 @@ fn systemd_is_notified_when_the_service_is_ready_alive_and_stopping() {
         ("NOTIFY_SOCKET", path.to_str().unwrap()),
         ("WATCHDOG_USEC", "200000"),
     ];
-    let child = Child::start(folder.path(), &settings);
+    let child = ServiceProcess::start(folder.path(), &settings);
     let ready = wait_for(&socket, "READY=1");
     let status = format!("STATUS=serving on {}", child.address);
     assert!(ready.lines().any(|line| line == status), "{ready}");
@@ -73,7 +73,7 @@ fn no_watchdog_message_is_sent_if_watchdog_pid_is_the_id_of_another_process() {
         ("WATCHDOG_USEC", "1000"),
         ("WATCHDOG_PID", "1"),
     ];
-    let child = Child::start(folder.path(), &settings);
+    let child = ServiceProcess::start(folder.path(), &settings);
     wait_for(&socket, "READY=1");
     child.terminate();
     let next = receive(&socket);
@@ -89,6 +89,6 @@ fn the_service_starts_and_stops_without_a_working_notify_socket() {
         ("NOTIFY_SOCKET", "/nowhere/notify"),
         ("WATCHDOG_USEC", "50000"),
     ];
-    let (status, _) = Child::start(folder.path(), &settings).stop();
+    let (status, _) = ServiceProcess::start(folder.path(), &settings).stop();
     assert_eq!(status.code(), Some(0));
 }

@@ -9,7 +9,7 @@ use tokio_rustls::rustls::{
 };
 
 use crate::support::{
-    Answer, Child, FakeServer, ROCKET, Reply, assert_problem, embedding,
+    Answer, FakeServer, ROCKET, Reply, ServiceProcess, assert_problem, embedding,
     nvidia_api::{ASSETS_PATH, INFER_PATH, KEY, STATUS_PATH},
 };
 
@@ -85,7 +85,7 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
     let (allow, trust) = (allow.join(","), authority.trust_variable(folder.path()));
     let settings =
         [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_FETCH_ALLOW", &allow), (trust.0, &trust.1)];
-    let child = Child::start(folder.path(), &settings);
+    let child = ServiceProcess::start(folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (certificate, picture_server) in &picture_servers {
         let url = format!("https://{}/", address(picture_server));
@@ -125,7 +125,7 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
             ("NVIDIA_ASSETS_URL", &assets),
             (trust.0, &trust.1),
         ];
-        let child = Child::start(folder.path(), &settings);
+        let child = ServiceProcess::start(folder.path(), &settings);
         let answer = child.upload_request(&client, ROCKET).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
         if certificate == "valid" {

@@ -1,6 +1,8 @@
 //! The upload route: forms as real clients send them, and common mistakes.
 
-use crate::support::{FORM, FakeNvidia, ROCKET, TestApp, assert_problem, avif, form, noise_png};
+use crate::support::{
+    FORM_CONTENT_TYPE, FakeNvidia, ROCKET, TestApp, assert_problem, avif, form, noise_png,
+};
 
 #[tokio::test]
 async fn other_fields_before_and_after_the_file_are_ignored() {
@@ -51,8 +53,11 @@ async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
         ),
         (app.post("/vectorize-image-upload", "image/jpeg", ROCKET).await, "-F"),
         (app.post("/vectorize-image-upload", "application/json", "{}").await, "-F"),
-        (app.post("/vectorize-image-upload", FORM, "nothing").await, "closing boundary"),
-        (app.post("/vectorize-image-upload", FORM, "").await, "closing boundary"),
+        (
+            app.post("/vectorize-image-upload", FORM_CONTENT_TYPE, "nothing").await,
+            "closing boundary",
+        ),
+        (app.post("/vectorize-image-upload", FORM_CONTENT_TYPE, "").await, "closing boundary"),
     ] {
         let problem = assert_problem(&answer, 422, "validation_failed");
         assert!(problem["detail"].as_str().unwrap().contains(word), "{word}: {problem}");
@@ -133,7 +138,7 @@ async fn a_truncated_form_is_refused_and_leaves_no_file() {
     let app = TestApp::start(&nvidia).await;
     let mut body = form(ROCKET);
     body.truncate(body.len() - 9);
-    let answer = app.post("/vectorize-image-upload", FORM, body).await;
+    let answer = app.post("/vectorize-image-upload", FORM_CONTENT_TYPE, body).await;
     let problem = assert_problem(&answer, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("closing boundary"));
     assert!(app.saved().is_empty());

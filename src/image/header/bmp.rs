@@ -191,7 +191,7 @@ impl Palette {
 }
 
 impl Bmp {
-    /// Returns the common header. BMP has no orientation.
+    /// Returns the header in the form that all formats have in common. BMP has no orientation.
     pub(super) fn header(&self) -> Result<Header, HeaderError> {
         Header::new(self.width, self.height, Orientation::NoTransforms).ok_or(HeaderError::Damaged)
     }

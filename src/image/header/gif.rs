@@ -130,7 +130,7 @@ fn read_extension(reader: &mut Reader) -> io::Result<Option<u8>> {
 }
 
 impl Gif {
-    /// Returns the common header. GIF has no orientation.
+    /// Returns the header in the form that all formats have in common. GIF has no orientation.
     pub(super) fn header(&self) -> Result<Header, HeaderError> {
         let (width, height) = (self.width.into(), self.height.into());
         Header::new(width, height, Orientation::NoTransforms).ok_or(HeaderError::Damaged)

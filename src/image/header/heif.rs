@@ -61,17 +61,17 @@ pub(in crate::image) enum Alpha {
 }
 
 impl Heif {
-    /// Returns the common header. The orientation is always upright, because the decoder turns the
-    /// picture.
+    /// Returns the header in the form that all formats have in common. The orientation is always upright,
+    /// because the decoder turns the picture.
     pub(super) fn header(&self) -> Result<Header, HeaderError> {
         let (width, height) = self.size;
         let header = Header::new(width, height, Orientation::NoTransforms).ok_or(Damaged)?;
-        Ok(Header { pixels: self.pixels().max(pixels(self.stream_size)), ..header })
+        Ok(Header { pixels: self.coded_pixels().max(area(self.stream_size)), ..header })
     }
 
     /// The number of pixels of the whole picture before it is cropped.
-    pub(in crate::image) fn pixels(&self) -> u64 {
-        pixels(self.coded_size)
+    pub(in crate::image) fn coded_pixels(&self) -> u64 {
+        area(self.coded_size)
     }
 
     /// The number of pixels of one HEVC stream, including the encoder's padding.
@@ -82,7 +82,8 @@ impl Heif {
     }
 }
 
-fn pixels((width, height): Size) -> u64 {
+/// The number of pixels of a picture with this size.
+fn area((width, height): Size) -> u64 {
     u64::from(width) * u64::from(height)
 }
 
@@ -122,10 +123,10 @@ impl CodedPicture {
         let mut items =
             if is_grid { read_tiles(reader, meta, item, coded_size)? } else { [item].into() };
         let (mut stream_size, mut chroma) = (coded_size, 0);
-        for item in &items {
-            stream_size = meta.size(*item).ok_or(Damaged)?;
+        for part in &items {
+            stream_size = meta.size(*part).ok_or(Damaged)?;
             // ISO/IEC 14496-15, 8.3.2.1.
-            let configuration = meta.property(*item, b"hvcC").ok_or(Damaged)?;
+            let configuration = meta.property(*part, b"hvcC").ok_or(Damaged)?;
             chroma = chroma.max(configuration.get(16).ok_or(Damaged)? & 3);
         }
         items.insert(item);
@@ -159,7 +160,7 @@ fn read_tiles(
     coded_size: Size,
 ) -> Result<BTreeSet<u32>, HeaderError> {
     let layout = read_grid_layout(reader, meta, grid)?;
-    let tiles: Vec<u32> = meta.references(b"dimg", grid).ok_or(Damaged)?;
+    let tiles: Vec<u32> = meta.referenced_items(b"dimg", grid).ok_or(Damaged)?;
     if u32::try_from(tiles.len()) != Ok(layout.rows * layout.columns) || tiles.len() > MAX_ITEMS {
         return Err(Damaged);
     }
@@ -297,29 +298,30 @@ fn read_alpha(
             ALPHA_TYPES.contains(&text.split(|byte| *byte == 0).next().unwrap_or_default())
         })
     };
-    let (mut sizes, mut alpha_grids) = (BTreeMap::new(), 0);
+    let (mut alpha_sizes, mut alpha_grids) = (BTreeMap::new(), 0);
     for (alpha, masters) in meta.auxiliaries() {
         let masters: Vec<u32> = masters.filter(|item| picture.items.contains(item)).collect();
         if masters.is_empty() || !is_alpha(alpha) {
             continue;
         }
-        let (alpha_width, alpha_height) = match sizes.get(&alpha) {
+        let (alpha_width, alpha_height) = match alpha_sizes.get(&alpha) {
             Some(size) => *size,
             None => {
                 let alpha_picture = CodedPicture::read(reader, meta, alpha)?;
                 let coded_size = alpha_picture.coded_size;
                 let (_, is_transformed) = transformed_size(meta, alpha, coded_size)?;
-                // The decoder would transform this alpha twice: alone, and together with the grid.
+                // The decoder would transform this alpha when it decodes the alpha, and again when it
+                // transforms the whole grid.
                 if is_transformed && picture.is_grid && masters.contains(&meta.primary) {
                     return Err(unsupported(
-                        "a HEIC picture in tiles whose transparency is turned",
+                        "a tiled HEIC picture whose transparency is cropped, turned or mirrored",
                     ));
                 }
                 alpha_grids += usize::from(alpha_picture.is_grid);
                 if alpha_grids > 1 {
                     return Err(unsupported("a HEIC picture with several grids of transparency"));
                 }
-                *sizes.entry(alpha).or_insert(coded_size)
+                *alpha_sizes.entry(alpha).or_insert(coded_size)
             }
         };
         for item in masters {
@@ -333,7 +335,7 @@ fn read_alpha(
         }
     }
     let is_premultiplied = || picture.items.iter().any(|item| meta.is_premultiplied(*item));
-    Ok(match sizes.len() {
+    Ok(match alpha_sizes.len() {
         0 => Alpha::None,
         _ if is_premultiplied() => Alpha::Premultiplied,
         _ => Alpha::Straight,

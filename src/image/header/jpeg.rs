@@ -156,7 +156,7 @@ impl Frame {
 }
 
 impl Jpeg {
-    /// Returns the common header.
+    /// Returns the header in the form that all formats have in common.
     pub(super) fn header(&self) -> Result<Header, HeaderError> {
         let Frame { width, height, .. } = self.frame;
         Header::new(width.into(), height.into(), self.orientation).ok_or(HeaderError::Damaged)

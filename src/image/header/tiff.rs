@@ -101,7 +101,7 @@ pub(in crate::image) struct Tiff {
 }
 
 impl Tiff {
-    /// Returns the common header.
+    /// Returns the header in the form that all formats have in common.
     pub(super) fn header(&self) -> Result<Header, HeaderError> {
         Header::new(self.width, self.height, self.orientation).ok_or(HeaderError::Damaged)
     }

@@ -13,7 +13,7 @@ pub(in crate::image) struct WebP {
     height: u32,
     orientation: Orientation,
     /// The flags of an extended WebP, corrected to match its chunks.
-    pub(in crate::image) flags: Option<u8>,
+    pub(in crate::image) corrected_flags: Option<u8>,
 }
 
 /// The offset of the first chunk.
@@ -45,7 +45,7 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
     }
     let u24_at = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], 0]);
     let not_extended = |width, height| {
-        Some(WebP { width, height, orientation: Orientation::NoTransforms, flags: None })
+        Some(WebP { width, height, orientation: Orientation::NoTransforms, corrected_flags: None })
     };
     match &head[FIRST_CHUNK..][..4] {
         _ if is_lossless => {
@@ -68,7 +68,7 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
                 width: u24_at(24) + 1,
                 height: u24_at(27) + 1,
                 orientation: exif.unwrap_or(Orientation::NoTransforms),
-                flags: Some(chunks.correct_flags(flags)),
+                corrected_flags: Some(chunks.correct_flags(flags)),
             })
         }
         _ => None,
@@ -126,7 +126,7 @@ impl Chunks {
 }
 
 impl WebP {
-    /// Returns the common header.
+    /// Returns the header in the form that all formats have in common.
     pub(super) fn header(&self) -> Result<Header, HeaderError> {
         Header::new(self.width, self.height, self.orientation).ok_or(HeaderError::Damaged)
     }
@@ -229,7 +229,7 @@ mod tests {
         let lossless = |alpha| chunk(b"VP8L", &[0x2f, 159, 0, 0, alpha]);
         let (lossy, alpha) = (chunk(b"VP8 ", &[1; 7]), chunk(b"ALPH", &[0; 3]));
         let corrected = |stored_flags, chunks: &[Vec<u8>]| {
-            read_bytes(&extended(stored_flags, chunks)).unwrap().flags
+            read_bytes(&extended(stored_flags, chunks)).unwrap().corrected_flags
         };
         assert_eq!(corrected(0xfd, std::slice::from_ref(&lossy)), Some(0));
         assert_eq!(corrected(0xfd, &[alpha.clone(), lossy.clone()]), Some(HAS_ALPHA));

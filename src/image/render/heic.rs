@@ -22,7 +22,7 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
         max_threads: 1,
         // No video stream may have more pixels than the header announces for the whole picture. This
         // does not stop a tile with as many pixels as the picture. Only the limits of the process do.
-        max_pixels: header.pixels().max(header.padded_stream_pixels()),
+        max_pixels: header.coded_pixels().max(header.padded_stream_pixels()),
     };
     let image =
         heifer::decode_rgba8(&bytes, &options).map_err(|error| broken(&error.to_string()))?;

@@ -20,7 +20,7 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
 /// The picture's bytes, with flags only for the chunks that exist.
 fn with_correct_flags(picture: &Picture) -> Result<SplicedReader, Error> {
     let webp = header::read_bounded(picture.format, &picture.content, webp::read)?;
-    let Some(flags) = webp.flags else {
+    let Some(flags) = webp.corrected_flags else {
         return Ok(SplicedReader::new(Vec::new(), &picture.content, 0)?);
     };
     let before_flags = picture.content.read_at(0, FLAGS_AT)?;

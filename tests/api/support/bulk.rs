@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Child, FakeNvidia, tiny};
+use super::{FakeNvidia, ServiceProcess, tiny};
 
 /// A folder in which `imagesvc embed` runs, and the settings of its service.
 pub struct Bulk {
@@ -76,7 +76,7 @@ impl Bulk {
 
     /// The command with these arguments, which are separated by spaces.
     pub fn command(&self, arguments: &str) -> Command {
-        let mut command = Command::new(Child::PROGRAM);
+        let mut command = Command::new(ServiceProcess::PROGRAM);
         command
             .arg("embed")
             .args(arguments.split_whitespace())

@@ -12,10 +12,10 @@ use std::{
 use reqwest::{Client, RequestBuilder, header::CONTENT_TYPE};
 use serde_json::json;
 
-use super::{FORM, FakeNvidia, base64_body, form};
+use super::{FORM_CONTENT_TYPE, FakeNvidia, base64_body, form};
 
 /// A running service. Its process is killed when this value is dropped.
-pub struct Child {
+pub struct ServiceProcess {
     pub address: SocketAddr,
     process: std::process::Child,
     /// The lines of the log that were read so far.
@@ -25,7 +25,7 @@ pub struct Child {
     _unread_log: Option<Lines<BufReader<ChildStderr>>>,
 }
 
-impl Child {
+impl ServiceProcess {
     /// The path of the program.
     pub const PROGRAM: &str = env!("CARGO_BIN_EXE_imagesvc");
 
@@ -126,7 +126,7 @@ impl Child {
     /// Prepares a request to the upload route.
     pub fn upload_request(&self, client: &Client, picture: &[u8]) -> RequestBuilder {
         let request = client.post(self.url("/vectorize-image-upload"));
-        request.header(CONTENT_TYPE, FORM).body(form(picture))
+        request.header(CONTENT_TYPE, FORM_CONTENT_TYPE).body(form(picture))
     }
 
     /// Prepares a request to the Base64 route.
@@ -223,7 +223,7 @@ fn memory_field(process_id: u32, name: &str) -> Option<u64> {
     Some(kibibytes * 1024)
 }
 
-impl Drop for Child {
+impl Drop for ServiceProcess {
     fn drop(&mut self) {
         // The process may have ended already.
         let _ = self.process.kill();

@@ -27,7 +27,7 @@ pub use addresses::{client_from, connect_from, free_address};
 pub use answer::{Answer, assert_problem, metric};
 pub use app::{BuildError, Config, TestApp};
 pub use bulk::{Bulk, Finished};
-pub use child::{Child, children_of, memory_of};
+pub use child::{ServiceProcess, children_of, memory_of};
 pub use decoder::{decoder_settings, fake_decoder};
 pub use fake_nvidia::{
     FakeNvidia, Inline, created_asset, embedding, embedding_of, numbers, pending, picture_number,
@@ -40,5 +40,5 @@ pub use pictures::{
 pub use pixels::Difference;
 pub use programs::{is_missing, python_lacks};
 pub use raw_http::{SMUGGLED, exchange, parse_answer, raw_request, read_to_end};
-pub use request::{FORM, base64_body, form, post_head};
+pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head};
 pub use resources::ResourceUsage;

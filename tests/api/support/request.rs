@@ -4,7 +4,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
 /// The content type of a [`form`].
-pub const FORM: &str = "multipart/form-data; boundary=x";
+pub const FORM_CONTENT_TYPE: &str = "multipart/form-data; boundary=x";
 
 /// The body of a request to the upload route.
 pub fn form(picture: &[u8]) -> Vec<u8> {
@@ -21,7 +21,7 @@ pub fn base64_body(picture: &[u8]) -> String {
 /// end in `\r\n`.
 pub fn post_head(route: &str, content_length: usize, other_headers: &str) -> Vec<u8> {
     format!(
-        "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: {FORM}\r\n\
+        "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: {FORM_CONTENT_TYPE}\r\n\
          content-length: {content_length}\r\n{other_headers}\r\n"
     )
     .into_bytes()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Child, children_of, metric};
+use super::{ServiceProcess, children_of, metric};
 
 /// What a service uses while it is idle.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,7 @@ pub struct ResourceUsage {
 impl ResourceUsage {
     /// Waits until the service is idle, and measures what it uses. The service is idle if no
     /// picture is at work, and if the numbers of files and tasks did not change during a `pause`.
-    pub async fn when_idle(child: &Child, pause: Duration) -> Self {
+    pub async fn when_idle(child: &ServiceProcess, pause: Duration) -> Self {
         let mut last = (0, 0.0);
         for _ in 0..20 {
             tokio::time::sleep(pause).await;

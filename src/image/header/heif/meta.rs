@@ -51,18 +51,19 @@ struct Reference<'a> {
     from: u32,
     to: Fields<'a>,
     /// Bytes per item number in `to`.
-    width: usize,
+    item_len: usize,
 }
 
 impl Reference<'_> {
     fn to(&self) -> impl Iterator<Item = u32> {
-        self.to.0.chunks_exact(self.width).filter_map(|bytes| Fields(bytes).number(bytes.len()))
+        self.to.0.chunks_exact(self.item_len).filter_map(|bytes| Fields(bytes).number(bytes.len()))
     }
 }
 
 impl<'a> Meta<'a> {
-    /// Parses the contents of the box. Returns `None` if the box is invalid, or if it contains anything
-    /// twice: the decoder and this function might then use different occurrences.
+    /// Parses the contents of the box. Returns `None` if the box is invalid. Also returns `None` if a
+    /// box in `ONCE`, an `ipco` box, an item, or an item's list of associations occurs twice: the decoder
+    /// and this function might then use different occurrences.
     pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
         const ONCE: [&[u8; 4]; 7] = [b"hdlr", b"pitm", b"iinf", b"iref", b"iprp", b"iloc", b"idat"];
         let (mut meta, mut seen, mut primary) = (Self::default(), BTreeSet::new(), None);
@@ -111,15 +112,15 @@ impl<'a> Meta<'a> {
 
     fn read_references(&mut self, mut fields: Fields<'a>) -> Option<()> {
         let (version, _) = fields.version()?;
-        let width = if version == 0 { 2 } else { 4 };
+        let item_len = if version == 0 { 2 } else { 4 };
         for entry in Boxes(fields) {
             let (kind, mut fields) = entry?;
-            let (from, count) = (fields.number(width)?, fields.number(2)?);
-            let to = Fields(fields.bytes(usize::try_from(count).ok()? * width)?);
+            let (from, count) = (fields.number(item_len)?, fields.number(2)?);
+            let to = Fields(fields.bytes(usize::try_from(count).ok()? * item_len)?);
             if self.references.len() == MAX_ITEMS {
                 return None;
             }
-            self.references.push(Reference { kind, from, to, width });
+            self.references.push(Reference { kind, from, to, item_len });
         }
         Some(())
     }
@@ -143,14 +144,14 @@ impl<'a> Meta<'a> {
 
     fn read_associations(&mut self, mut fields: Fields<'a>) -> Option<()> {
         let (version, flags) = fields.version()?;
-        let item_width = if version == 0 { 2 } else { 4 };
-        let (width, essential) = if flags & 1 == 1 { (2, 0x8000) } else { (1, 0x80) };
+        let item_len = if version == 0 { 2 } else { 4 };
+        let (association_len, essential_bit) = if flags & 1 == 1 { (2, 0x8000) } else { (1, 0x80) };
         for _ in 0..fields.number(4)? {
-            let (item, count) = (fields.number(item_width)?, fields.number(1)?);
+            let (item, count) = (fields.number(item_len)?, fields.number(1)?);
             let mut association = || {
-                let value = fields.number(width)?;
-                let property = u16::try_from(value & !essential).ok()?;
-                Some(Association { is_essential: value & essential != 0, property })
+                let value = fields.number(association_len)?;
+                let property = u16::try_from(value & !essential_bit).ok()?;
+                Some(Association { is_essential: value & essential_bit != 0, property })
             };
             let list = (0..count).map(|_| association()).collect::<Option<_>>()?;
             if self.associations.len() == MAX_ITEMS
@@ -193,9 +194,9 @@ impl<'a> Meta<'a> {
         (width > 0 && height > 0).then_some((width, height))
     }
 
-    /// The items that an item refers to. Returns `None` unless the item has exactly one reference of this
-    /// kind.
-    pub(super) fn references(&self, kind: &[u8; 4], from: u32) -> Option<Vec<u32>> {
+    /// The items that the item `from` refers to. Returns `None` unless `from` has exactly one reference
+    /// of this kind. One reference can refer to several items.
+    pub(super) fn referenced_items(&self, kind: &[u8; 4], from: u32) -> Option<Vec<u32>> {
         let mut found =
             self.references.iter().filter(|found| found.kind == kind && found.from == from);
         let first = found.next()?;
@@ -222,30 +223,31 @@ impl<'a> Meta<'a> {
     /// pieces: only the location of a grid is needed, and a grid is stored in one piece.
     fn read_locations(&mut self, mut fields: Fields<'a>) -> Option<()> {
         let (version @ 0..=2, _) = fields.version()? else { return None };
-        let widths = fields.number(2)?;
-        let [offset_width, length_width, base_width, index_width] =
-            [12, 8, 4, 0].map(|shift| (widths >> shift & 0xf) as usize);
-        let index_width = if version == 0 { 0 } else { index_width };
-        if [offset_width, length_width, base_width, index_width].iter().any(|width| *width > 8) {
+        // The lengths of the fields of each location, in bytes.
+        let lens = fields.number(2)?;
+        let [offset_len, length_len, base_len, index_len] =
+            [12, 8, 4, 0].map(|shift| (lens >> shift & 0xf) as usize);
+        let index_len = if version == 0 { 0 } else { index_len };
+        if [offset_len, length_len, base_len, index_len].iter().any(|len| *len > 8) {
             return None;
         }
-        let item_width = if version < 2 { 2 } else { 4 };
-        let count = fields.number(item_width)?;
+        let item_len = if version < 2 { 2 } else { 4 };
+        let count = fields.number(item_len)?;
         if usize::try_from(count).ok()? > MAX_ITEMS {
             return None;
         }
-        let extent_width = index_width + offset_width + length_width;
+        let extent_len = index_len + offset_len + length_len;
         for _ in 0..count {
-            let item = fields.number(item_width)?;
+            let item = fields.number(item_len)?;
             let method = if version == 0 { 0 } else { fields.number_u64(2)? & 0xf };
             let _data_reference = fields.number(2)?;
-            let base = fields.number_u64(base_width)?;
-            let extents = fields.number(2)? as usize;
-            let mut extent = Fields(fields.bytes(extents * extent_width)?);
-            if extents == 1 {
-                let _index = extent.bytes(index_width)?;
-                let start = base.checked_add(extent.number_u64(offset_width)?)?;
-                let length = extent.number_u64(length_width)?;
+            let base = fields.number_u64(base_len)?;
+            let extent_count = fields.number(2)? as usize;
+            let mut extents = Fields(fields.bytes(extent_count * extent_len)?);
+            if extent_count == 1 {
+                let _index = extents.bytes(index_len)?;
+                let start = base.checked_add(extents.number_u64(offset_len)?)?;
+                let length = extents.number_u64(length_len)?;
                 self.locations.entry(item).or_insert(Location { method, start, length });
             }
         }

@@ -1,4 +1,4 @@
-//! Hostile TIFFs and BigTIFFs (TIFF 6.0).
+//! Hostile TIFFs (TIFF 6.0) and BigTIFFs.
 
 use super::Bomb;
 use crate::support::craft::{
@@ -22,13 +22,13 @@ const DATA_AT: u64 = 16;
 
 pub(super) fn all() -> Vec<Bomb> {
     let mut bombs = vec![
-        ("tiff-inner-jpeg-larger", inner_jpeg_larger(0xc2, 16_384)),
-        ("tiff-inner-jpeg-larger-baseline", inner_jpeg_larger(0xc0, 16_384)),
-        ("tiff-inner-jpeg-65500", inner_jpeg_larger(0xc2, 65_500)),
-        ("tiff-inner-lossless-jpeg", inner_jpeg_larger(0xc3, 16)),
+        ("tiff-inner-jpeg-larger", strip_of_jpeg(0xc2, 16_384)),
+        ("tiff-inner-jpeg-larger-baseline", strip_of_jpeg(0xc0, 16_384)),
+        ("tiff-inner-jpeg-65500", strip_of_jpeg(0xc2, 65_500)),
+        ("tiff-inner-lossless-jpeg", strip_of_jpeg(0xc3, 16)),
         ("tiff-wide-tile-137gb", wide_tile(u32::MAX.into(), 16, 16, &[0; 1000], NONE)),
-        ("tiff-wide-tile-inflates", wide_tile(1 << 28, 4, 8, &zlib_zeros(1 << 30), DEFLATE)),
-        ("tiff-wide-tile-skipped", wide_tile(1 << 28, 3, 8, &zlib_zeros(1 << 30), DEFLATE)),
+        ("tiff-wide-tile-extra-sample", wide_tile(1 << 28, 4, 8, &zlib_zeros(1 << 30), DEFLATE)),
+        ("tiff-wide-tile-extra-pixels", wide_tile(1 << 28, 3, 8, &zlib_zeros(1 << 30), DEFLATE)),
         ("tiff-shared-jpeg", shared_jpeg()),
         ("tiff-shared-deflate", shared(DEFLATE, &zlib_zeros(1 << 24), Some(1 << 24))),
         ("tiff-wide-tile-of-floats", wide_tile_of_floats()),
@@ -41,28 +41,28 @@ pub(super) fn all() -> Vec<Bomb> {
         ("tiff-no-data", picture(NONE, &[], (8000, 7900), 7900, (u32::MAX.into(), 0))),
     ];
     for (name, compression, data) in [
-        ("tiff-absurd-strip-none", NONE, vec![0; 100]),
-        ("tiff-absurd-strip-group-3", GROUP_3, vec![0; 100]),
-        ("tiff-absurd-strip-group-4", GROUP_4, vec![0; 100]),
-        ("tiff-absurd-strip-lzw", LZW, tiff_lzw(&[0; 100])),
-        ("tiff-absurd-strip-jpeg", JPEG, vec![0; 100]),
-        ("tiff-absurd-strip-deflate", DEFLATE, zlib(&[0; 100])),
-        ("tiff-absurd-strip-old-deflate", OLD_DEFLATE, zlib_zeros(1 << 28)),
-        ("tiff-absurd-strip-packbits", PACKBITS, packbits(&[0; 100])),
+        ("tiff-strip-of-4g-rows-none", NONE, vec![0; 100]),
+        ("tiff-strip-of-4g-rows-group-3", GROUP_3, vec![0; 100]),
+        ("tiff-strip-of-4g-rows-group-4", GROUP_4, vec![0; 100]),
+        ("tiff-strip-of-4g-rows-lzw", LZW, tiff_lzw(&[0; 100])),
+        ("tiff-strip-of-4g-rows-jpeg", JPEG, vec![0; 100]),
+        ("tiff-strip-of-4g-rows-deflate", DEFLATE, zlib(&[0; 100])),
+        ("tiff-strip-of-4g-rows-old-deflate", OLD_DEFLATE, zlib_zeros(1 << 28)),
+        ("tiff-strip-of-4g-rows-packbits", PACKBITS, packbits(&[0; 100])),
     ] {
         let strip = (DATA_AT, 1 << 20);
         bombs.push((name, picture(compression, &data, (16, 16), u32::MAX.into(), strip)));
     }
     for (name, tag) in [
-        ("tiff-table-bits", 258),
-        ("tiff-table-strips", 273),
-        ("tiff-table-colours", 320),
-        ("tiff-table-extra-samples", 338),
-        ("tiff-table-sample-formats", 339),
-        ("tiff-table-jpeg", 347),
-        ("tiff-table-orientation", 274),
+        ("tiff-two-billion-bits", 258),
+        ("tiff-two-billion-strips", 273),
+        ("tiff-two-billion-colours", 320),
+        ("tiff-two-billion-extra-samples", 338),
+        ("tiff-two-billion-sample-formats", 339),
+        ("tiff-two-billion-jpeg", 347),
+        ("tiff-two-billion-orientation", 274),
     ] {
-        bombs.push((name, absurd_table(tag)));
+        bombs.push((name, entry_with_too_many_values(tag)));
     }
     bombs
 }
@@ -80,10 +80,10 @@ pub(super) fn endless() -> Vec<Bomb> {
 /// A picture of 1 × 65,535 pixels with a strip or a tile for each pixel. All strips or tiles share the
 /// same bytes of the file, so a decoder decompresses these bytes 65,535 times.
 fn shared(compression: u64, data: &[u8], tile_width: Option<u64>) -> Vec<u8> {
-    const STRIPS: usize = 65_535;
+    const PIXELS: usize = 65_535;
     let bits = if matches!(compression, GROUP_3 | GROUP_4) { 1 } else { 8 };
-    let mut entries = base(compression, (1, STRIPS as u64), 1, bits);
-    let (offsets, lengths) = (vec![DATA_AT; STRIPS], vec![data.len() as u64; STRIPS]);
+    let mut entries = base(compression, (1, PIXELS as u64), 1, bits);
+    let (offsets, lengths) = (vec![DATA_AT; PIXELS], vec![data.len() as u64; PIXELS]);
     if let Some(width) = tile_width {
         entries.extend([(322, LONG, vec![width]), (323, LONG, vec![1])]);
         entries.extend([(324, LONG, offsets), (325, LONG, lengths)]);
@@ -116,7 +116,8 @@ fn clear_codes() -> Vec<u8> {
     bits.finish()
 }
 
-/// Fax data (ITU-T T.6): 400,000 white and black runs of zero pixels, and then the end of the row.
+/// Fax data (ITU-T T.6): 400,000 pairs of a white and a black run, each of length 0, and then the end of
+/// the row.
 fn empty_runs() -> Vec<u8> {
     let mut bits = HighBits::default();
     for _ in 0..400_000 {
@@ -161,17 +162,19 @@ fn picture(
     sorted(data, entries)
 }
 
-/// A picture of 16 × 16 pixels whose only strip is a much larger JPEG without pixels. For a progressive
-/// JPEG of 16384 × 16384 pixels, a decoder that ignores the size of the strip allocates 2.4 GB.
-fn inner_jpeg_larger(frame: u8, side: u16) -> Vec<u8> {
+/// A picture of 16 × 16 pixels whose only strip is a JPEG. The JPEG's header announces `side` × `side`
+/// pixels, but the JPEG has no pixel data. If it is progressive and `side` is 16384, a decoder that
+/// ignores the size of the strip allocates 2.4 GB.
+fn strip_of_jpeg(frame: u8, side: u16) -> Vec<u8> {
     let spectrum = if frame == 0xc2 { (0, 0) } else { (0, 63) };
     let jpeg =
         [jpeg_head(frame, (side, side), &[0x11; 3]), scan_head(&[1, 2, 3], spectrum, 0)].concat();
     picture(JPEG, &jpeg, (16, 16), 16, (DATA_AT, jpeg.len() as u64))
 }
 
-/// A picture of 8 × 8 pixels in an extremely wide tile. A decoder may allocate a whole row of the tile to
-/// skip samples, or decompress a whole row to skip pixels.
+/// A picture of 8 × 8 pixels in an extremely wide tile. To skip the samples after the third, a decoder
+/// may allocate a whole row of the tile. To skip the pixels right of the picture, a decoder may
+/// decompress a whole row.
 fn wide_tile(width: u64, samples: u64, bits: u64, data: &[u8], compression: u64) -> Vec<u8> {
     let mut entries = base(compression, (8, 8), samples, bits);
     if samples > 3 {
@@ -203,16 +206,16 @@ fn large_tile_jpeg() -> Vec<u8> {
     sorted(&jpeg, entries)
 }
 
-/// A BigTIFF with this number of entries. The values of most entries are far away from the entry. A reader
-/// of all values seeks twice for each entry.
+/// A BigTIFF with this number of entries. The values of most entries are far away from the entry. A
+/// decoder that reads all values seeks twice for each entry.
 fn far_entries(count: usize) -> Vec<u8> {
     const DATA_LEN: usize = 1 << 17;
     let mut entries = vec![(256, LONG, vec![16]), (257, LONG, vec![16])];
     entries.resize(count, (258, SHORT, vec![DATA_AT, 0, 0, 0]));
     let mut file = big_tiff(&[8, 0].repeat(DATA_LEN / 2), &entries);
     for entry in 2..count {
-        // The entry contains its four values. With a count of eight, they are read as the offset of the
-        // values. This is the offset of the data, at the start of the file.
+        // Four SHORTs fit into the entry. Eight do not, so with a count of eight, a decoder reads the
+        // same bytes as an offset: `DATA_AT`, far before the directory.
         file[DATA_AT as usize + DATA_LEN + 8 + entry * 20 + 4] = 8;
     }
     file
@@ -246,13 +249,13 @@ fn planar_ragged_tiles() -> Vec<u8> {
     sorted(&[100; 12 * 256], entries)
 }
 
-/// Strips of zero bytes.
+/// Strips with a length of 0 bytes.
 fn strips_of_nothing() -> Vec<u8> {
     shared(NONE, &[], None)
 }
 
 /// A picture whose entry for this tag has two billion values.
-fn absurd_table(tag: u16) -> Vec<u8> {
+fn entry_with_too_many_values(tag: u16) -> Vec<u8> {
     let compression = if tag == 347 { JPEG } else { NONE };
     let mut file = picture(compression, &[7; 768], (16, 16), 16, (DATA_AT, 768));
     let directory = usize::from(u16::from_le_bytes([file[4], file[5]]));

@@ -17,7 +17,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         ("frames", gif(size, &[&whole_frame[..], &smaller_frame, &whole_frame].concat())),
         ("first-frame-smaller", gif(size, &smaller_frame)),
         ("first-frame-larger", gif((size.0 / 2, size.1 / 2), &whole_frame)),
-        ("grey", grey(size, &whole_frame)),
+        ("without-colour-table", without_colour_table(size, &whole_frame)),
     ]
     .map(|(name, gif)| (format!("gif-{name}"), gif))
     .to_vec()
@@ -28,8 +28,8 @@ fn gif((width, height): (u32, u32), blocks: &[u8]) -> Vec<u8> {
     [b"GIF89a", &sizes[..], &[0xf7, 0, 0], &palette(), blocks, b";"].concat()
 }
 
-/// A GIF without a colour table.
-fn grey(size: (u32, u32), blocks: &[u8]) -> Vec<u8> {
+/// A GIF without a colour table. Decoders show it in grey.
+fn without_colour_table(size: (u32, u32), blocks: &[u8]) -> Vec<u8> {
     let colored = gif(size, blocks);
     [&colored[..10], &[0, 0, 0], &colored[13 + 3 * 256..]].concat()
 }

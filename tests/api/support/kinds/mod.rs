@@ -1,8 +1,8 @@
 //! Generates ordinary pictures of every kind. Like photographs, they have gradients and some noise.
 //!
 //! Some kinds are missing. Lossy WebP is always grey, because an encoder for colours would be long. There
-//! is no JPEG with arithmetic coding, with 12 bits or without loss, because the service cannot decode
-//! these kinds.
+//! is no JPEG with arithmetic coding, with 12 bits or without loss. Two kinds that the service cannot
+//! decode are included: see [`is_unsupported`].
 
 mod bmp;
 mod gif;
@@ -35,7 +35,9 @@ pub fn all(width: u32, height: u32) -> Vec<Kind> {
 /// Whether the service cannot decode this kind: a subsampled baseline JPEG with a scan for each
 /// component, or a TIFF of grey floating-point numbers.
 pub fn is_unsupported(name: &str) -> bool {
-    name.starts_with("jpeg-scan-for-each-42") || name.starts_with("tiff-grey-32-")
+    ["jpeg-scan-for-each-420", "jpeg-scan-for-each-422", "tiff-grey-float-32-"]
+        .iter()
+        .any(|beginning| name.starts_with(beginning))
 }
 
 /// A sample of 16 bits: a gradient, which is different for each channel, and noise.
@@ -58,13 +60,15 @@ fn packed((width, height): (u32, u32), channels: u32, bits: u32) -> Vec<Vec<u8>>
             16 => samples.flat_map(u16::to_be_bytes).collect(),
             8 => samples.map(|sample| (sample >> 8) as u8).collect(),
             _ => {
-                let samples: Vec<_> = samples.map(|sample| sample >> (16 - bits)).collect();
-                let byte = |samples: &[u16]| {
-                    let first = 8 - bits;
-                    let samples = (0..).zip(samples);
-                    samples.fold(0, |byte, (n, sample)| byte | sample << (first - n * bits))
+                let shortened: Vec<_> = samples.map(|sample| sample >> (16 - bits)).collect();
+                let pack = |group: &[u16]| {
+                    let first_shift = 8 - bits;
+                    let numbered = (0..).zip(group);
+                    numbered.fold(0, |packed_byte, (n, sample)| {
+                        packed_byte | sample << (first_shift - n * bits)
+                    })
                 };
-                samples.chunks(8 / bits as usize).map(|samples| byte(samples) as u8).collect()
+                shortened.chunks(8 / bits as usize).map(|group| pack(group) as u8).collect()
             }
         }
     };

@@ -73,14 +73,15 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
                 is_float: *bits == 32,
                 is_planar: false,
             };
+            let depth = if samples.is_float { "float-32".into() } else { bits.to_string() };
             for (layout, layout_name) in layouts {
                 let file = picture(size, samples, layout, uncompressed);
-                kinds.push((format!("tiff-{name}-{bits}-{layout_name}"), file));
+                kinds.push((format!("tiff-{name}-{depth}-{layout_name}"), file));
             }
             if count > 1 {
                 let planar = Samples { is_planar: true, ..samples };
                 let file = picture(size, planar, Layout::Strips(16), uncompressed);
-                kinds.push((format!("tiff-{name}-{bits}-planar"), file));
+                kinds.push((format!("tiff-{name}-{depth}-planar"), file));
             }
         }
     }
