@@ -20,6 +20,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 /// each other. All modules that are not listed are in the bottom layer, and may import each other.
 const LAYERS: &[&[&str]] = &[
     &["cli"],
+    &["bulk"],
     &["app"],
     &["config"],
     &["web", "sandbox"],
@@ -33,7 +34,7 @@ const LAYERS: &[&[&str]] = &[
 const MAY_USE_AXUM: &[&str] = &["web", "sandbox", "server", "app"];
 
 /// The top-level modules that may import `config`.
-const MAY_IMPORT_CONFIG: &[&str] = &["cli", "app", "config"];
+const MAY_IMPORT_CONFIG: &[&str] = &["cli", "bulk", "app", "config"];
 
 /// The largest allowed number of lines in a file.
 const MAX_LINES: usize = 400;
