@@ -233,7 +233,7 @@ async fn finished_pictures_of_a_running_batch_have_no_open_files() {
 #[tokio::test]
 async fn a_batch_that_takes_longer_than_its_deadline_progresses_with_each_retry() {
     let nvidia = FakeNvidia::scripted(|request, _| {
-        embedding_filled_with(picture_number(request)).after(Duration::from_millis(300))
+        embedding_filled_with(picture_number(request)).after(Duration::from_millis(100))
     })
     .await;
     let app = TestApp::builder(&nvidia)
@@ -241,15 +241,24 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_with_each_retry(
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
         .start()
         .await;
-    for _ in 0..8 {
-        let answer = app.batch(&batch_of(0..8)).await;
+    // From these, the service learns how long a call takes: 16 of them take longer than a second.
+    for number in 100..116 {
+        app.upload(&tiny(number), "a.png").await.vector();
+    }
+    for failures in 0..16 {
+        let answer = app.batch(&batch_of(0..16)).await;
         if answer.status == 200 {
-            assert_eq!(nvidia.lines().len(), 8, "each picture must be sent only once");
+            // The deadline may end one call of each batch, which the next batch repeats.
+            let calls = nvidia.count() - 16;
+            assert!(
+                (16..=16 + failures).contains(&calls),
+                "{calls} calls after {failures} failures"
+            );
             return;
         }
         assert_problem(&answer, 504, "embedding_timeout");
     }
-    panic!("eight requests should be enough to embed eight pictures");
+    panic!("sixteen requests should be enough to embed sixteen pictures");
 }
 
 #[tokio::test]
@@ -272,14 +281,16 @@ async fn without_memory_a_batch_fails_as_a_whole_even_with_errors_item() {
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
-        .setting("IMAGESVC_MAX_BUFFERED_BYTES", "4MiB")
+        // Each picture needs half a MiB. A client alone may use 6 MiB.
+        .setting("IMAGESVC_MAX_BUFFERED_BYTES", "8MiB")
         .start()
         .await;
     let pictures: Vec<_> = (0..8).map(tiny).collect();
     let singles = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png")));
     let batch = async {
-        app.wait_for(|value| value("imagesvc_buffered_bytes") > 2e6).await;
-        let request = app.json_request("/v1/embeddings?errors=item", &batch_of(20..24));
+        app.wait_for(|value| value("imagesvc_buffered_bytes") >= 4e6).await;
+        // There is memory for the first picture, so the batch is admitted.
+        let request = app.json_request("/v1/embeddings?errors=item", &batch_of(20..28));
         let answer = app.send(request).await;
         let problem = assert_problem(&answer, 503, "overloaded");
         assert!(problem["error"]["param"].is_null(), "{problem}");
