@@ -54,6 +54,7 @@ async fn the_error_of_an_item_contains_the_place_of_the_item() {
         (json!({ "type": "text", "text": "words" }), 422, "validation_failed", text_refused),
         (json!({ "content": "words" }), 422, "validation_failed", text_refused),
         (json!({ "content": [part, { "text": "words" }] }), 422, "validation_failed", text_refused),
+        (json!({ "content": [part], "text": "x" }), 422, "validation_failed", text_refused),
         (json!({ "image": data_url(ROCKET), "text": "x" }), 422, "validation_failed", text_refused),
         (json!({ "content": [part, part] }), 422, "validation_failed", "several pictures"),
         (json!({ "content": vec![&part; 101] }), 422, "validation_failed", "more than 100 parts"),

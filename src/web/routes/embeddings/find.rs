@@ -78,6 +78,7 @@ fn find_in_item<'a>(item: &'a RawValue, place: &str) -> Result<&'a RawValue, Err
                 serde_json::from_str(item.get()).map_err(|_| not_a_picture(place))?;
             match part.content {
                 Some(content) if part.image.is_none() && part.image_url.is_none() => {
+                    part.refuse_text(place)?;
                     only_picture(&pictures_of(content, place)?, place)
                 }
                 None => part.picture(place)?.ok_or_else(|| not_a_picture(place)),
@@ -96,6 +97,7 @@ pub(super) fn find_in_messages(messages: &RawValue) -> Result<&RawValue, Error> 
     for message in all_elements(messages, place)?.ok_or_else(|| not_a_picture(place))? {
         let message: Part<'_> =
             serde_json::from_str(message.get()).map_err(|_| not_a_picture(place))?;
+        message.refuse_text(place)?;
         if let Some(content) = message.content {
             pictures.extend(pictures_of(content, place)?);
         }
@@ -135,11 +137,17 @@ fn all_elements<'a>(array: &'a RawValue, place: &str) -> Result<Option<Vec<&'a R
 }
 
 impl<'a> Part<'a> {
+    /// Checks that the object has no text, which would get no vector.
+    fn refuse_text(&self, place: &str) -> Result<(), Error> {
+        match self.text {
+            Some(text) if !is_blank(text) => Err(text_beside_picture(place)),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the string of the part's picture, or `None` if the part has neither a picture nor text.
     fn picture(&self, place: &str) -> Result<Option<&'a RawValue>, Error> {
-        if self.text.is_some_and(|text| !is_blank(text)) {
-            return Err(text_beside_picture(place));
-        }
+        self.refuse_text(place)?;
         if let Some(kind) = self.kind {
             let kind = json::text(kind, "type").map_err(|_| not_a_picture(place))?;
             if !PART_TYPES.contains(&&*kind) {
