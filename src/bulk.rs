@@ -4,9 +4,9 @@
 //! on a loopback port. So the cache, the limits and the errors are those of the service.
 //!
 //! ```text
-//! source ──► feeder ──► lanes ──► client ──► verdict ──► writer ──► output, failures
-//!           (thread)      ▲                     │       (thread)
-//!                         └────── try again ────┘
+//! source ──► feeder ──► lanes ──► client ──► classify ──► writer ──► output, failures
+//!           (thread)      ▲                      │        (thread)
+//!                         └────── try again ─────┘
 //! ```
 //!
 //! Every part has a limit. A list of a million rows needs no more memory than one of a thousand,
@@ -27,6 +27,7 @@ use service::Service;
 use writer::{Target, Writer};
 
 mod attempt;
+mod classify;
 mod client;
 mod dry_run;
 mod error;
@@ -42,7 +43,6 @@ mod progress;
 mod run;
 mod service;
 mod source;
-mod verdict;
 mod writer;
 
 pub use error::{BulkError, Outcome};

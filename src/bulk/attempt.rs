@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::{
+    classify::Action,
     client::{Embedded, ServiceClient},
     lanes::Job,
-    verdict::Verdict,
 };
 
 /// The longest time for one request. The service itself limits receiving and embedding to less.
@@ -23,7 +23,7 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 pub(super) async fn attempt(
     client: ServiceClient,
     mut job: Job,
-) -> (Job, Result<Embedded, Verdict>) {
+) -> (Job, Result<Embedded, Action>) {
     let deadline = *job.deadline.get_or_insert(Instant::now() + PICTURE_TIMEOUT);
     if let Some(earlier) = job.attempts.checked_sub(1) {
         sleep(FIRST_BACKOFF * 2_u32.pow(earlier)).await;
@@ -32,7 +32,7 @@ pub(super) async fn attempt(
     let timeout = left.clamp(FIRST_BACKOFF, REQUEST_TIMEOUT);
     let result = match &job.item.picture {
         Ok(picture) => client.embed(picture, timeout).await,
-        Err(failure) => Err(Verdict::Fail(failure.clone())),
+        Err(failure) => Err(Action::Fail(failure.clone())),
     };
     (job, result)
 }

@@ -15,10 +15,10 @@ use serde_json::{json, value::RawValue};
 use url::Url;
 
 use super::{
+    classify::{self, Action, Problem},
     form,
     item::{Failure, Picture},
     json_object::{on_one_line, string},
-    verdict::{self, Problem, Verdict},
 };
 use crate::{
     http_client::{self, Trust},
@@ -146,7 +146,7 @@ impl ServiceClient {
         &self,
         picture: &Picture,
         timeout: Duration,
-    ) -> Result<Embedded, Verdict> {
+    ) -> Result<Embedded, Action> {
         let request = match picture {
             Picture::Url { url, .. } => {
                 let body = json!({ "image_url": url }).to_string();
@@ -158,7 +158,7 @@ impl ServiceClient {
             Picture::File(path) => {
                 let (body, length) = form::of_file(path.clone()).await.map_err(|error| {
                     let detail = format!("The file cannot be read: {error}.");
-                    Verdict::Fail(Failure::permanent("unreadable_file", detail))
+                    Action::Fail(Failure::permanent("unreadable_file", detail))
                 })?;
                 self.http
                     .post(self.url("vectorize-image-upload"))
@@ -168,19 +168,20 @@ impl ServiceClient {
             }
         };
         let response = self.authorized(request).timeout(timeout).send().await;
-        let response = response.map_err(|error| verdict::of_connection(&error, &cause(&error)))?;
+        let response =
+            response.map_err(|error| classify::connection_error(&error, &cause(&error)))?;
         let status = response.status();
         let wait = http_client::retry_after(response.headers(), SystemTime::now());
         let is_cached = response.headers().get("x-cache").is_some_and(|value| value == "hit");
         let body = read_body(response).await;
-        let body = body.map_err(|error| verdict::of_connection(&error, &cause(&error)))?;
+        let body = body.map_err(|error| classify::connection_error(&error, &cause(&error)))?;
         if !status.is_success() {
             let problem: Option<Problem> = serde_json::from_slice(&body).ok();
-            return Err(verdict::of_problem(status, wait, problem));
+            return Err(classify::response(status, wait, problem));
         }
         let answer: Answer<'_> = serde_json::from_slice(&body).map_err(|_| {
             let detail = "The service's answer contains no vector.";
-            Verdict::Fail(Failure::permanent("invalid_answer", detail))
+            Action::Fail(Failure::permanent("invalid_answer", detail))
         })?;
         Ok(Embedded::new(&answer, &self.prefix, is_cached))
     }

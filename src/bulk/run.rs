@@ -9,6 +9,7 @@ use tokio::{
 
 use super::{
     attempt::attempt,
+    classify::{Action, MAX_PAUSE},
     client::{Embedded, ServiceClient},
     error::{BulkError, Outcome},
     feeder::{Fed, Feeder},
@@ -17,7 +18,6 @@ use super::{
     json_object,
     lanes::{Job, Lanes},
     progress::{Progress, Tally},
-    verdict::{MAX_PAUSE, Verdict},
     writer::{Closed, Writer},
 };
 
@@ -43,7 +43,7 @@ pub(super) struct Run {
     client: ServiceClient,
     writer: Writer,
     lanes: Lanes,
-    calls: JoinSet<(Job, Result<Embedded, Verdict>)>,
+    calls: JoinSet<(Job, Result<Embedded, Action>)>,
     tally: Tally,
     progress: Progress,
     /// The number of rows that were taken from the sources.
@@ -205,7 +205,7 @@ impl Run {
         }
     }
 
-    async fn finish_call(&mut self, call: Result<(Job, Result<Embedded, Verdict>), JoinError>) {
+    async fn finish_call(&mut self, call: Result<(Job, Result<Embedded, Action>), JoinError>) {
         let (job, result) = match call {
             Ok(finished) => finished,
             Err(error) => return self.stop(format!("a task panicked: {error}")),
@@ -213,7 +213,7 @@ impl Run {
         let lane = job.lane();
         match result {
             Ok(embedded) => self.succeed(job.item, embedded).await,
-            Err(verdict) => self.judge(job, &lane, verdict).await,
+            Err(action) => self.handle_error(job, &lane, action).await,
         }
         self.lanes.finish(&lane);
     }
@@ -233,26 +233,26 @@ impl Run {
         self.stop_if_closed(written);
     }
 
-    async fn judge(&mut self, mut job: Job, lane: &str, verdict: Verdict) {
+    async fn handle_error(&mut self, mut job: Job, lane: &str, action: Action) {
         let now = Instant::now();
-        match verdict {
-            Verdict::Fail(failure) => self.fail(job.item, failure).await,
-            Verdict::PauseService(_, pause) => {
+        match action {
+            Action::Fail(failure) => self.fail(job.item, failure).await,
+            Action::PauseService(_, pause) => {
                 let end = now + pause;
                 self.pause = Some(self.pause.map_or(end, |known| known.max(end)));
                 self.lanes.push_again(job);
             }
-            Verdict::TryAgain(failure) => {
+            Action::TryAgain(failure) => {
                 job.attempts += 1;
                 self.try_again(job, failure, now).await;
             }
-            Verdict::PauseHost(failure, pause) => {
+            Action::PauseHost(failure, pause) => {
                 self.lanes.pause(lane, now + pause, failure.clone());
                 job.attempts += 1;
                 // The pause takes the place of the wait before the next attempt.
                 self.try_again(job, failure, now + pause).await;
             }
-            Verdict::StopRun(failure) => {
+            Action::StopRun(failure) => {
                 self.stop(failure.detail.clone());
                 self.fail(job.item, failure).await;
             }

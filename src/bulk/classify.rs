@@ -1,4 +1,4 @@
-//! Decides what an error of the service means for the picture, for its host, and for the run.
+//! Classifies errors of the service: what the run does with the picture, with its host, and with the rest.
 
 use std::time::Duration;
 
@@ -23,9 +23,9 @@ pub(super) struct Problem {
     detail: String,
 }
 
-/// What an error means.
+/// What the run does after an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Action {
     /// The picture has failed.
     Fail(Failure),
     /// The picture may be sent again.
@@ -38,12 +38,12 @@ pub(super) enum Verdict {
     StopRun(Failure),
 }
 
-/// The meaning of an error response.
-pub(super) fn of_problem(
+/// Classifies an error response.
+pub(super) fn response(
     status: StatusCode,
     retry_after: Option<Duration>,
     problem: Option<Problem>,
-) -> Verdict {
+) -> Action {
     let is_busy = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     let Some(Problem { code, detail }) = problem else {
         // The response comes from a proxy or from another program.
@@ -51,20 +51,20 @@ pub(super) fn of_problem(
         let failure = Failure { code: "unknown_answer".into(), detail, is_retryable: true };
         let pause = retry_after.unwrap_or(DEFAULT_PAUSE).min(MAX_PAUSE);
         return match status {
-            _ if is_busy => Verdict::PauseService(failure, pause),
+            _ if is_busy => Action::PauseService(failure, pause),
             StatusCode::PAYLOAD_TOO_LARGE => {
-                Verdict::Fail(Failure { is_retryable: false, ..failure })
+                Action::Fail(Failure { is_retryable: false, ..failure })
             }
-            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Verdict::TryAgain(failure),
-            _ => Verdict::StopRun(failure),
+            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Action::TryAgain(failure),
+            _ => Action::StopRun(failure),
         };
     };
     let failure =
         |is_retryable| Failure { code: code.clone(), detail: detail.clone(), is_retryable };
     match (code.as_str(), retry_after) {
-        ("download_failed", Some(wait)) => Verdict::PauseHost(failure(true), wait),
+        ("download_failed", Some(wait)) => Action::PauseHost(failure(true), wait),
         // The host has answered, perhaps that it has no such picture.
-        ("download_failed", None) => Verdict::Fail(failure(true)),
+        ("download_failed", None) => Action::Fail(failure(true)),
         (
             "unauthorized"
             | "embedding_unauthorized"
@@ -73,28 +73,28 @@ pub(super) fn of_problem(
             | "not_found"
             | "method_not_allowed",
             _,
-        ) => Verdict::StopRun(failure(true)),
+        ) => Action::StopRun(failure(true)),
         _ if is_busy => {
             let pause = retry_after.unwrap_or(DEFAULT_PAUSE).min(MAX_PAUSE);
-            Verdict::PauseService(failure(true), pause)
+            Action::PauseService(failure(true), pause)
         }
-        ("request_timeout", _) => Verdict::TryAgain(failure(true)),
-        _ if status.is_server_error() => Verdict::TryAgain(failure(true)),
-        _ => Verdict::Fail(failure(false)),
+        ("request_timeout", _) => Action::TryAgain(failure(true)),
+        _ if status.is_server_error() => Action::TryAgain(failure(true)),
+        _ => Action::Fail(failure(false)),
     }
 }
 
-/// The meaning of a broken connection. `cause` says why it broke.
-pub(super) fn of_connection(error: &reqwest::Error, cause: &str) -> Verdict {
+/// Classifies a broken connection. `cause` is why it broke.
+pub(super) fn connection_error(error: &reqwest::Error, cause: &str) -> Action {
     let failure = Failure {
         code: "service_unreachable".into(),
         detail: format!("The service did not answer: {cause}."),
         is_retryable: true,
     };
     if error.is_connect() {
-        Verdict::PauseService(failure, UNREACHABLE_PAUSE)
+        Action::PauseService(failure, UNREACHABLE_PAUSE)
     } else {
-        Verdict::TryAgain(failure)
+        Action::TryAgain(failure)
     }
 }
 
@@ -102,33 +102,30 @@ pub(super) fn of_connection(error: &reqwest::Error, cause: &str) -> Verdict {
 mod tests {
     use super::*;
 
-    fn verdict(status: u16, code: &str, retry_after: Option<u64>) -> Verdict {
+    fn action(status: u16, code: &str, retry_after: Option<u64>) -> Action {
         let problem = Problem { code: code.into(), detail: "Sentence.".into() };
         let status = StatusCode::from_u16(status).unwrap();
-        of_problem(status, retry_after.map(Duration::from_secs), Some(problem))
+        response(status, retry_after.map(Duration::from_secs), Some(problem))
     }
 
     #[test]
     fn the_service_is_paused_for_the_time_in_retry_after() {
         for (status, code) in [(429, "rate_limited"), (503, "overloaded"), (503, "shutting_down")] {
-            let Verdict::PauseService(failure, pause) = verdict(status, code, Some(7)) else {
+            let Action::PauseService(failure, pause) = action(status, code, Some(7)) else {
                 panic!("{code}")
             };
             assert_eq!((failure.code.as_str(), pause.as_secs()), (code, 7));
         }
-        let endless = verdict(503, "embedding_rate_limited", Some(1_000_000));
-        assert!(matches!(endless, Verdict::PauseService(_, MAX_PAUSE)));
-        assert!(matches!(
-            verdict(503, "overloaded", None),
-            Verdict::PauseService(_, DEFAULT_PAUSE)
-        ));
+        let endless = action(503, "embedding_rate_limited", Some(1_000_000));
+        assert!(matches!(endless, Action::PauseService(_, MAX_PAUSE)));
+        assert!(matches!(action(503, "overloaded", None), Action::PauseService(_, DEFAULT_PAUSE)));
     }
 
     #[test]
     fn only_a_download_with_retry_after_pauses_its_host() {
-        let paused = verdict(502, "download_failed", Some(3));
-        assert!(matches!(paused, Verdict::PauseHost(_, wait) if wait.as_secs() == 3));
-        assert!(matches!(verdict(502, "download_failed", None), Verdict::Fail(_)));
+        let paused = action(502, "download_failed", Some(3));
+        assert!(matches!(paused, Action::PauseHost(_, wait) if wait.as_secs() == 3));
+        assert!(matches!(action(502, "download_failed", None), Action::Fail(_)));
     }
 
     #[test]
@@ -136,11 +133,11 @@ mod tests {
         for (status, code) in
             [(401, "unauthorized"), (502, "embedding_unauthorized"), (507, "storage_full")]
         {
-            assert!(matches!(verdict(status, code, None), Verdict::StopRun(_)), "{code}");
+            assert!(matches!(action(status, code, None), Action::StopRun(_)), "{code}");
         }
-        assert!(matches!(of_problem(StatusCode::NOT_FOUND, None, None), Verdict::StopRun(_)));
-        let too_large = of_problem(StatusCode::PAYLOAD_TOO_LARGE, None, None);
-        assert!(matches!(too_large, Verdict::Fail(_)), "a proxy refuses only this picture");
+        assert!(matches!(response(StatusCode::NOT_FOUND, None, None), Action::StopRun(_)));
+        let too_large = response(StatusCode::PAYLOAD_TOO_LARGE, None, None);
+        assert!(matches!(too_large, Action::Fail(_)), "a proxy refuses only this picture");
     }
 
     #[test]
@@ -148,13 +145,13 @@ mod tests {
         for (status, code) in
             [(415, "unsupported_image"), (413, "image_too_large"), (403, "url_not_allowed")]
         {
-            let Verdict::Fail(failure) = verdict(status, code, None) else { panic!("{code}") };
+            let Action::Fail(failure) = action(status, code, None) else { panic!("{code}") };
             assert!(!failure.is_retryable);
         }
         for (status, code) in
             [(504, "embedding_timeout"), (502, "embedding_unavailable"), (408, "request_timeout")]
         {
-            assert!(matches!(verdict(status, code, None), Verdict::TryAgain(_)), "{code}");
+            assert!(matches!(action(status, code, None), Action::TryAgain(_)), "{code}");
         }
     }
 }
