@@ -66,9 +66,8 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
         return count(arguments, reader, config.nvidia.requests_per_minute).await;
     }
     let (target, existing) = open_target(arguments.out.clone(), reader.clone()).await?;
-    let own_concurrency = 2 * config.embed.call.max_concurrency;
     let default_concurrency =
-        if arguments.to.is_some() { SHARED_CONCURRENCY } else { own_concurrency };
+        if arguments.to.is_some() { SHARED_CONCURRENCY } else { own_concurrency(&config) };
     let service = Service::open(&arguments, config).await?;
     let model = service.client.model().await?;
     match (&arguments.out, &existing.model) {
@@ -89,6 +88,15 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     let outcome = Run::new(plan, service.client.clone(), writer).send_all(feeder, interrupt).await;
     service.stop().await;
     outcome
+}
+
+/// The number of requests at once to a service in this process: enough to use all permits for calls
+/// to NVIDIA, but not more than the calls of half a minute. A request that would wait for its call past
+/// its deadline would be refused.
+fn own_concurrency(config: &Config) -> usize {
+    let permits = 2 * config.embed.call.max_concurrency;
+    let half_a_minute = config.nvidia.requests_per_minute.map(|calls| (calls as usize / 2).max(1));
+    half_a_minute.map_or(permits, |calls| calls.min(permits))
 }
 
 /// Opens the output and the failures, and reads which rows the output contains.

@@ -193,7 +193,7 @@ impl Embedder {
 
     /// The number of pictures that wait for a call.
     pub fn waiting(&self) -> usize {
-        self.0.queue.waiting()
+        self.0.queue.waiting() + self.0.nvidia.waiting()
     }
 
     /// The state of the API key according to NVIDIA's latest response.

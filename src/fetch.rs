@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     http_client::{Trust, retry_after},
-    shares::ClientNetwork,
+    shares::{ClientNetwork, Clients},
 };
 use policy::{Policy, Target};
 use resolver::{Resolver, on_behalf_of};
@@ -54,6 +54,8 @@ pub struct Settings {
     pub user_agent: String,
     /// Which addresses may be fetched.
     pub policy: Policy,
+    /// Whether several clients share the look-ups of names.
+    pub clients: Clients,
 }
 
 /// Fetches pictures.
@@ -73,7 +75,7 @@ impl Fetcher {
     /// # Errors
     /// If TLS cannot be set up.
     pub fn new(settings: Settings, lookup: &Lookup, trust: Trust) -> Result<Self, reqwest::Error> {
-        let resolver = Resolver::new(settings.policy.clone(), lookup.clone());
+        let resolver = Resolver::new(settings.policy.clone(), lookup.clone(), settings.clients);
         let exceptions = http_client(&settings, resolver.for_exceptions(), trust)?;
         Ok(Self { guarded: http_client(&settings, resolver, trust)?, exceptions, settings })
     }

@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use crate::{
     http_client::{self, Trust},
+    shares::Clients,
     telemetry::{Metrics, causes},
 };
 use classify::{ALERTING_STATUSES, Progress};
@@ -90,6 +91,8 @@ pub struct Settings {
     pub requests_per_minute: Option<u32>,
     /// A minute and a small margin. Tests set a shorter time.
     pub pace_window: Duration,
+    /// Whether several clients share the inference calls.
+    pub clients: Clients,
     /// How often and how soon a failed call is retried.
     pub retry: RetryPolicy,
     /// The shortest time between two polls.
@@ -186,7 +189,7 @@ impl Client {
             shared_retry_after: SharedRetryAfter::default(),
             pace: settings
                 .requests_per_minute
-                .map(|limit| PaceLimiter::new(limit, settings.pace_window)),
+                .map(|limit| PaceLimiter::new(limit, settings.pace_window, settings.clients)),
             key_state: AtomicU8::new(KeyState::Unknown as u8),
             metrics,
             background,

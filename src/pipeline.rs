@@ -31,7 +31,9 @@ use admission::MEMORY_STEP;
 mod admission;
 mod batch;
 
-pub use admission::{Admission, Limits, OverloadReason, largest_request, shared_memory};
+pub use admission::{
+    Admission, Limits, OverloadReason, largest_request, shared_memory, shared_permits,
+};
 pub use batch::{BatchError, BatchOptions, OnError};
 
 /// Why a picture got no embedding.

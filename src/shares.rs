@@ -31,6 +31,15 @@ impl ClientNetwork {
     pub const UNKNOWN: Self = Self(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 }
 
+/// Who uses the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// Different clients, which must not keep each other from being served.
+    Many,
+    /// One client, which has the service for itself.
+    One,
+}
+
 /// How many units each client uses. Clients that use none are not stored.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tally {
@@ -47,6 +56,11 @@ impl Tally {
     /// The units of one client.
     pub(crate) fn of(&self, client: ClientNetwork) -> u64 {
         self.by_client.get(&client).copied().unwrap_or(0)
+    }
+
+    /// The clients that use units, and how many each of them uses.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (ClientNetwork, u64)> {
+        self.by_client.iter().map(|(client, units)| (*client, *units))
     }
 
     pub(crate) fn add(&mut self, client: ClientNetwork, units: u64) {
@@ -105,6 +119,12 @@ impl Shares {
     /// or `largest` if that is more.
     pub fn new(total: u64, largest: u64, step: u64) -> Self {
         Self::with(total, largest.max(total / 2), true, step)
+    }
+
+    /// A limit of `total` units without shares: any client may get all of them. `step` is as in
+    /// [`Shares::new`].
+    pub fn undivided(total: u64, step: u64) -> Self {
+        Self::with(total, total, true, step)
     }
 
     /// A limit of `total` units. No client ever gets more than `share` of them.

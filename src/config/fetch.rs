@@ -7,9 +7,12 @@ use super::{
     reader::Reader,
     setting::{OptionalSetting, Setting},
 };
-use crate::fetch::{
-    self, Settings,
-    policy::{Exception, HostPattern, Policy},
+use crate::{
+    fetch::{
+        self, Settings,
+        policy::{Exception, HostPattern, Policy},
+    },
+    shares::Clients,
 };
 
 pub(super) const TIMEOUT: Setting<Duration> = Setting::new(
@@ -63,6 +66,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
             hosts: reader.optional(&HOSTS),
             exceptions: reader.optional(&EXCEPTIONS).unwrap_or_default(),
         },
+        clients: Clients::Many,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{parse, reader::Reader, setting::Setting};
-use crate::pipeline::Limits;
+use crate::{pipeline::Limits, shares::Clients};
 
 pub(super) const REQUEST_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_REQUEST_TIMEOUT",
@@ -65,5 +65,6 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Limits {
         max_batch: reader.value(&MAX_BATCH),
         request_timeout: reader.value(&REQUEST_TIMEOUT),
         body_timeout: reader.value(&BODY_TIMEOUT),
+        clients: Clients::Many,
     }
 }

@@ -10,7 +10,10 @@ use super::{
     reader::Reader,
     setting::{OptionalSetting, Setting},
 };
-use crate::nvidia::{PACE_WINDOW, POLL_INTERVAL, ProxyUrl, RetryPolicy, Settings};
+use crate::{
+    nvidia::{PACE_WINDOW, POLL_INTERVAL, ProxyUrl, RetryPolicy, Settings},
+    shares::Clients,
+};
 
 pub(super) const INFER_URL: Setting<Url> = Setting::new(
     "NVIDIA_INFER_URL",
@@ -69,6 +72,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
         attempt_timeout: reader.value(&TIMEOUT),
         requests_per_minute: reader.optional(&REQUESTS_PER_MINUTE),
         pace_window: PACE_WINDOW,
+        clients: Clients::Many,
         retry: RetryPolicy { max_attempts: reader.value(&MAX_ATTEMPTS), ..RetryPolicy::default() },
         poll_interval: POLL_INTERVAL,
     }

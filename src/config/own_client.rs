@@ -5,7 +5,10 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use super::{Config, NO_CLIENT_KEYS};
 use crate::{
     disk_space::DiskSpace,
+    fetch, nvidia,
+    pipeline::Limits,
     server::TrustedProxies,
+    shares::Clients,
     store::Retention,
     web::{self, ClientKeys},
 };
@@ -16,6 +19,9 @@ impl Config {
     #[must_use]
     pub fn for_own_client(self, keys: ClientKeys, folder: Option<PathBuf>) -> Self {
         let Self { mut server, mut store, mut embed, mut warnings, .. } = self;
+        let limits = Limits { clients: Clients::One, ..self.limits };
+        let nvidia = nvidia::Settings { clients: Clients::One, ..self.nvidia };
+        let fetch = fetch::Settings { clients: Clients::One, ..self.fetch };
         server.listen = (Ipv4Addr::LOCALHOST, 0).into();
         server.max_connections_per_peer = server.max_connections;
         server.drain_delay = std::time::Duration::ZERO;
@@ -35,7 +41,7 @@ impl Config {
             origins: Default::default(),
             hosts: Vec::new(),
         };
-        Self { server, store, embed, warnings, web, ..self }
+        Self { server, store, embed, warnings, web, limits, nvidia, fetch, ..self }
     }
 }
 

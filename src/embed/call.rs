@@ -17,7 +17,7 @@ use crate::{
     decoder,
     fair_queue::Permit,
     image::{self, Content, Format, Picture, Target},
-    nvidia::{self, InlineImage, Reservation, RetryState, Vector},
+    nvidia::{self, InlineImage, Operation, Reservation, RetryState, Vector},
     shares::ClientNetwork,
     spool::{Spooled, StagingFile},
 };
@@ -180,8 +180,8 @@ impl Inner {
         Ok(self.nvidia.infer_asset(&asset, retry_state).await?)
     }
 
-    async fn permit(&self, retry_state: &RetryState<'_>) -> Result<Permit, Error> {
-        self.nvidia.wait_until_ready(retry_state.deadline).await?;
+    async fn permit(&self, retry_state: &mut RetryState<'_>) -> Result<Permit, Error> {
+        self.nvidia.wait_until_ready(Operation::Infer, retry_state).await?;
         let permit =
             self.queue.take_in_time(retry_state.client_network, retry_state.deadline).await;
         permit.ok_or(Error::QueueTimeout("a call to NVIDIA"))

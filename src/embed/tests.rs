@@ -10,7 +10,7 @@ use crate::{
     http_client::Trust,
     image::{Content, Format, Orientation},
     nvidia::{ApiKey, RetryPolicy, Vector},
-    shares::Shares,
+    shares::{Clients, Shares},
 };
 
 /// An embedder without a cache. Every connection to NVIDIA is refused, so that every call fails with
@@ -26,6 +26,7 @@ fn new_embedder() -> Embedder {
         attempt_timeout: Duration::from_secs(5),
         requests_per_minute: None,
         pace_window: Duration::ZERO,
+        clients: Clients::Many,
         retry: RetryPolicy { max_attempts: 1, ..RetryPolicy::default() },
         poll_interval: nvidia::POLL_INTERVAL,
     };

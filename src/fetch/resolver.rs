@@ -21,7 +21,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::{task::spawn_blocking, time::timeout};
 
 use super::policy::Policy;
-use crate::shares::{ClientNetwork, Shares};
+use crate::shares::{ClientNetwork, Clients, Shares};
 
 /// The most look-ups at once. Each blocks one of the runtime's 512 blocking threads, which also save
 /// pictures.
@@ -108,8 +108,11 @@ pub(super) struct Resolver {
 }
 
 impl Resolver {
-    pub(super) fn new(policy: Policy, lookup: Lookup) -> Self {
-        let lookups = Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT);
+    pub(super) fn new(policy: Policy, lookup: Lookup, clients: Clients) -> Self {
+        let lookups = match clients {
+            Clients::Many => Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT),
+            Clients::One => Shares::undivided(MAX_LOOKUPS, 1),
+        };
         Self { policy: Arc::new(policy), lookup, lookups, is_exception: false }
     }
 

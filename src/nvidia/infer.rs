@@ -12,9 +12,9 @@ use super::{
     Vector,
     classify::Progress,
     item_url,
+    pace::ReservationGuard,
     wire::{ASSET_INFERENCE_BODY, parse_response},
 };
-use crate::shares::ClientNetwork;
 
 /// What differs between the inference of an inline picture and of an asset.
 struct Inference {
@@ -61,6 +61,43 @@ impl Client {
         self.infer_with_retries(&inference, retry_state).await
     }
 
+    /// Waits until the next inference may be sent: NVIDIA has asked for no further wait, and the limit on
+    /// calls per minute allows the call. Callers wait here before they take a permit for a call, so that
+    /// no such permit is in use during the wait.
+    ///
+    /// # Errors
+    /// [`ErrorKind::RateLimited`] with the time to wait, if the wait ends after the deadline.
+    pub async fn wait_until_ready(
+        &self,
+        operation: Operation,
+        retry_state: &mut RetryState<'_>,
+    ) -> Result<(), Error> {
+        let deadline = retry_state.deadline;
+        loop {
+            self.wait_for_retry_after(operation, deadline).await?;
+            if let Some(pace) = &self.0.pace
+                && retry_state.pace_permit.is_none()
+            {
+                // The permit replaces the reservation.
+                let reservation = retry_state.reservation.take();
+                let is_spread = reservation.as_ref().is_none_or(ReservationGuard::is_spread);
+                drop(reservation);
+                let client_network = retry_state.client_network;
+                let permit = pace.take_permit(client_network, is_spread, deadline).await;
+                retry_state.pace_permit = Some(permit.map_err(|wait| match wait {
+                    Duration::ZERO => Error::deadline_passed(operation),
+                    _ => Error::no_call_before_deadline(operation, wait),
+                })?);
+            }
+            // Another call may have received a `Retry-After` during the wait for the permit. Until
+            // that time, another call cannot use the permit either, but the permit would be outdated.
+            if self.check_retry_after(operation, deadline)?.is_none() {
+                return Ok(());
+            }
+            retry_state.pace_permit = None;
+        }
+    }
+
     async fn infer_with_retries(
         &self,
         inference: &Inference,
@@ -80,16 +117,9 @@ impl Client {
         retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
         let (operation, deadline) = (inference.infer_operation, retry_state.deadline);
-        loop {
-            self.wait_for_retry_after(operation, deadline).await?;
-            // The permit that the next line takes replaces the reservation.
-            drop(retry_state.reservation.take());
-            self.wait_for_pace_permit(operation, retry_state.client_network, deadline).await?;
-            // Another call may have received a `Retry-After` while this call waited for its
-            // permit. This call then waits for that time, and for a new permit.
-            if self.check_retry_after(operation, deadline)?.is_none() {
-                break;
-            }
+        self.wait_until_ready(operation, retry_state).await?;
+        if let Some(permit) = retry_state.pace_permit.take() {
+            permit.use_now();
         }
         retry_state.sent_inferences += 1;
         let request = self
@@ -176,22 +206,6 @@ impl Client {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    async fn wait_for_pace_permit(
-        &self,
-        operation: Operation,
-        client_network: ClientNetwork,
-        deadline: Instant,
-    ) -> Result<(), Error> {
-        let Some(pace) = &self.0.pace else { return Ok(()) };
-        match pace.take_permit(client_network, Instant::now(), deadline) {
-            Ok(permit) => permit.wait().await,
-            // A call is allowed now, but the deadline has passed.
-            Err(Duration::ZERO) => return Err(Error::deadline_passed(operation)),
-            Err(wait) => return Err(Error::no_call_before_deadline(operation, wait)),
-        }
-        Ok(())
     }
 }
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Client, Error, Inner, Operation, RetryState, pace::ReservationGuard};
+use super::{
+    Client, Error, Inner, Operation, RetryState,
+    pace::{PaceLimiter, ReservationGuard},
+};
 use crate::shares::ClientNetwork;
 
 /// Inference calls that a client may make. Dropping the reservation frees the remaining calls for other
@@ -59,6 +62,11 @@ impl Client {
         pace.map_or(at_most, |pace| pace.largest_reservation(at_most, period))
     }
 
+    /// The number of calls that wait because of the limit on calls per minute.
+    pub fn waiting(&self) -> usize {
+        self.0.pace.as_ref().map_or(0, PaceLimiter::waiting)
+    }
+
     /// Returns a new retry state for the calls for one picture. The caller passes this state to each of
     /// these calls, so that all attempts for the picture are counted together.
     pub fn start_calls(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
@@ -70,6 +78,7 @@ impl Client {
             metrics,
             client_network: reservation.client_network,
             reservation: reservation.guard,
+            pace_permit: None,
             deadline,
             failed_attempts: 0,
             sent_inferences: 0,

@@ -7,7 +7,10 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use super::{Error, ErrorKind, pace::ReservationGuard};
+use super::{
+    Error, ErrorKind,
+    pace::{PacePermit, ReservationGuard},
+};
 use crate::{shares::ClientNetwork, telemetry::Metrics};
 
 /// How often and how soon the calls for one picture are retried.
@@ -113,6 +116,8 @@ pub struct RetryState<'a> {
     /// The reserved call. `None` if calls per minute are not limited, or after a permit has replaced
     /// the reservation.
     pub(super) reservation: Option<ReservationGuard>,
+    /// The permit for the next inference. `None` if calls per minute are not limited.
+    pub(super) pace_permit: Option<PacePermit>,
     /// When the embedding must be ready.
     pub deadline: Instant,
     /// The number of attempts that ended with a transient error.

@@ -64,15 +64,6 @@ impl Client {
         }
     }
 
-    /// Waits until NVIDIA allows new inferences. Callers wait here before they take a permit, so
-    /// that no permit is held during the wait.
-    ///
-    /// # Errors
-    /// [`ErrorKind::RateLimited`] with the time to wait, if the wait ends after the deadline.
-    pub async fn wait_until_ready(&self, deadline: Instant) -> Result<(), Error> {
-        self.wait_for_retry_after(Operation::Infer, deadline).await
-    }
-
     /// Waits until NVIDIA allows new calls.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Error, Pipeline};
 use crate::{
     base64_text,
-    shares::{ClientNetwork, Shares},
+    shares::{ClientNetwork, Clients, Shares},
 };
 
 /// Memory for bodies is counted in multiples of this many bytes. A picture in a staging file needs
@@ -29,6 +29,8 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// The maximum time for receiving a body.
     pub body_timeout: Duration,
+    /// Whether several clients share the limits.
+    pub clients: Clients,
 }
 
 /// The resource that is exhausted.
@@ -76,7 +78,18 @@ impl Limits {
 /// it takes to send a picture to NVIDIA inline.
 pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
     let largest = largest_request(limits.max_image_bytes, inline_memory);
-    Shares::new(limits.max_buffered_bytes, largest, MEMORY_STEP)
+    match limits.clients {
+        Clients::Many => Shares::new(limits.max_buffered_bytes, largest, MEMORY_STEP),
+        Clients::One => Shares::undivided(limits.max_buffered_bytes, MEMORY_STEP),
+    }
+}
+
+/// Creates the limit on the number of received pictures at work, which all requests share.
+pub fn shared_permits(limits: &Limits) -> Shares {
+    match limits.clients {
+        Clients::Many => Shares::new(limits.max_in_flight as u64, 1, 1),
+        Clients::One => Shares::undivided(limits.max_in_flight as u64, 1),
+    }
 }
 
 /// Returns the maximum memory that a request with one picture needs, in bytes: the memory for the longest

@@ -14,9 +14,9 @@ use tokio::{
 };
 
 use crate::support::{
-    FakeNvidia, FakeServer, HUBBLE, ROCKET, TestApp, assert_problem, client_from, connect_from,
-    converted, decoder_settings, embedding, fake_decoder, form, metric, noise_png, picture_number,
-    post_head, tiny, variant,
+    Bulk, FakeNvidia, FakeServer, Finished, HUBBLE, ROCKET, TestApp, assert_problem, client_from,
+    connect_from, converted, decoder_settings, embedding, fake_decoder, form, metric, noise_png,
+    picture_number, post_head, tiny, variant,
 };
 
 /// The source address of the clients that send too much.
@@ -287,4 +287,36 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     answers.iter().for_each(|answer| drop(answer.vector()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_phone_gets_the_next_calls_although_a_bulk_run_fills_the_service() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia)
+        .setting("NVIDIA_REQUESTS_PER_MINUTE", "100")
+        .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
+        .configure(|config| {
+            config.nvidia.pace_window = Duration::from_secs(2);
+        })
+        .start()
+        .await;
+    let bulk = Bulk::without_nvidia();
+    bulk.write_pictures(700);
+    let arguments = format!("photos --out vectors.jsonl --concurrency 500 --to {}", app.url(""));
+    let run = bulk.start(&arguments);
+    let phone = client_from(OTHER);
+    for round in 0..5 {
+        app.wait_for(|value| value("imagesvc_pictures_waiting") >= 100.0).await;
+        let calls_before = nvidia.count();
+        let picture = tiny(1000 + round);
+        let upload = app.send_by(&phone, app.upload_request(&picture, "a.png"));
+        // A tenth of the request timeout.
+        timeout(Duration::from_secs(6), upload).await.unwrap().vector();
+        // The run alone would wait for 100 calls. A few are made while the picture is received.
+        let calls = nvidia.count() - calls_before;
+        assert!(calls < 40, "round {round}: the phone's call came after {calls} others");
+    }
+    Finished::from(run).expect(0);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 700);
+    assert_eq!(nvidia.count(), 705);
 }

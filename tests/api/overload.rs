@@ -35,12 +35,12 @@ async fn the_number_of_concurrent_calls_to_nvidia_never_exceeds_the_setting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_40_calls_per_minute_only_40_of_200_concurrent_pictures_are_sent_to_nvidia() {
+async fn of_200_concurrent_pictures_half_a_minutes_calls_are_made_and_the_rest_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
-        .setting("NVIDIA_REQUESTS_PER_MINUTE", "40")
-        // Shorter than the window of one minute, so that no picture can wait for the next window.
-        .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
+        .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
+        // After ten calls, a client gets one call in six seconds, which is too late for this timeout.
+        .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
         // One client gets at most three quarters of this limit. That must be enough for 200
         // pictures.
@@ -54,27 +54,29 @@ async fn at_40_calls_per_minute_only_40_of_200_concurrent_pictures_are_sent_to_n
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let (served, refused): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| answer.status == 200);
-    assert_eq!((served.len(), nvidia.lines().len()), (40, 40));
+    assert_eq!((served.len(), nvidia.lines().len()), (10, 10));
     for answer in &refused {
         let problem = assert_problem(answer, 503, "embedding_rate_limited");
         assert!(problem["saved_as"].is_string());
         let seconds: u64 = answer.header("retry-after").parse().unwrap();
-        assert!((50..=61).contains(&seconds), "retry after {seconds} s");
+        assert!((1..=7).contains(&seconds), "retry after {seconds} s");
     }
     let mut durations = Vec::new();
+    let calls_before = nvidia.lines().len();
     for n in 200..221 {
         let picture = tiny(n);
         let started = Instant::now();
-        assert_problem(&app.upload(&picture, "a.png").await, 503, "embedding_rate_limited");
-        durations.push(started.elapsed());
+        if app.upload(&picture, "a.png").await.status == 503 {
+            durations.push(started.elapsed());
+        }
     }
-    assert!(median(durations) < AT_ONCE);
-    assert_eq!(nvidia.lines().len(), 40);
+    assert!(durations.len() >= 18 && median(durations) < AT_ONCE);
+    assert!(nvidia.lines().len() <= calls_before + 3, "at most one call in six seconds is made");
     // Pictures in the cache are still served.
     let uploads = stream::iter(&pictures).map(async |picture| app.upload(picture, "a.png").await);
     let hits =
         uploads.buffer_unordered(8).filter(|answer| std::future::ready(answer.status == 200));
-    assert_eq!(hits.count().await, 40);
+    assert!(hits.count().await >= 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]

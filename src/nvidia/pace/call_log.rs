@@ -1,0 +1,224 @@
+//! The calls of the last window, and the rule for the next call. Nothing here reads the clock: the time
+//! is an argument.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    iter,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::shares::{ClientNetwork, Clients};
+
+/// The limit, and how clients share it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rule {
+    /// The most calls in any period of length `window`.
+    pub calls_per_window: usize,
+    pub window: Duration,
+    pub clients: Clients,
+}
+
+/// The time of a call, and the client network that it is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TimedCall {
+    pub time: Instant,
+    pub client_network: ClientNetwork,
+}
+
+/// A client's calls that are not made yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Demand {
+    pub client_network: ClientNetwork,
+    /// Whether the calls are spread even if the window allows them now.
+    pub is_spread: bool,
+    pub count: usize,
+}
+
+/// The calls of the last window, sorted by time.
+#[derive(Debug)]
+pub(super) struct CallLog {
+    rule: Rule,
+    calls: VecDeque<TimedCall>,
+    /// Clients without a call in the last window are not stored.
+    by_client: HashMap<ClientNetwork, ClientCalls>,
+}
+
+/// A client's calls in the last window.
+#[derive(Debug, Clone, Copy)]
+struct ClientCalls {
+    count: usize,
+    last: Instant,
+}
+
+impl CallLog {
+    pub(super) fn new(rule: Rule) -> Self {
+        Self { rule, calls: VecDeque::new(), by_client: HashMap::new() }
+    }
+
+    /// Removes the calls that are older than a window.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while self.pop_expired(now).is_some() {}
+    }
+
+    fn pop_expired(&mut self, now: Instant) -> Option<TimedCall> {
+        let call = *self.calls.front()?;
+        if call.time + self.rule.window > now {
+            return None;
+        }
+        self.calls.pop_front();
+        self.uncount(call.client_network);
+        Some(call)
+    }
+
+    /// Adds a call. No call in the log is later.
+    pub(super) fn record(&mut self, call: TimedCall) {
+        self.calls.push_back(call);
+        let new = ClientCalls { count: 0, last: call.time };
+        let client_calls = self.by_client.entry(call.client_network).or_insert(new);
+        client_calls.count += 1;
+        client_calls.last = call.time;
+    }
+
+    /// Removes a call, if it is not older than a window.
+    pub(super) fn remove(&mut self, call: TimedCall) {
+        let Some(index) = self.calls.iter().rposition(|known| *known == call) else { return };
+        self.calls.remove(index);
+        self.uncount(call.client_network);
+        if let Some(client_calls) = self.by_client.get_mut(&call.client_network) {
+            let mut others = self.calls.iter().rev();
+            let last = others.find(|known| known.client_network == call.client_network);
+            client_calls.last = last.map_or(client_calls.last, |last| last.time);
+        }
+    }
+
+    fn uncount(&mut self, client_network: ClientNetwork) {
+        if let Some(client_calls) = self.by_client.get_mut(&client_network) {
+            client_calls.count -= 1;
+            if client_calls.count == 0 {
+                self.by_client.remove(&client_network);
+            }
+        }
+    }
+
+    /// When the oldest call is one window old.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.calls.front().map(|call| call.time + self.rule.window)
+    }
+
+    /// The index of the demand that gets the next call, and the earliest time of that call. The next
+    /// expiry may change both.
+    ///
+    /// The next call is the one that may be made earliest; among those, the call of the client with the
+    /// fewest calls in the window; among those, the first one.
+    pub(super) fn next(
+        &self,
+        demands: impl Iterator<Item = Demand>,
+        now: Instant,
+    ) -> Option<(usize, Instant)> {
+        let calls = demands.enumerate().map(|(index, demand)| {
+            let made = self.made_by(demand.client_network);
+            (self.earliest(demand, now), made, index)
+        });
+        calls.min().map(|(time, _, index)| (index, time))
+    }
+
+    /// When the last call of the last demand can be made, if no other calls are added.
+    pub(super) fn expected_time(&mut self, demands: Vec<Demand>, now: Instant) -> Instant {
+        // Simulates the calls in the log itself, since a copy of a large log would be slow.
+        let (len, by_client) = (self.calls.len(), self.by_client.clone());
+        let mut expired = Vec::new();
+        let time = self.simulate(demands, now, &mut expired);
+        for call in expired.into_iter().rev() {
+            self.calls.push_front(call);
+        }
+        self.calls.truncate(len);
+        self.by_client = by_client;
+        time
+    }
+
+    /// Makes calls until the last demand has all of its calls, and returns the time of the last call.
+    fn simulate(
+        &mut self,
+        mut demands: Vec<Demand>,
+        mut now: Instant,
+        expired: &mut Vec<TimedCall>,
+    ) -> Instant {
+        while demands.last().is_some_and(|demand| demand.count > 0) {
+            expired.extend(iter::from_fn(|| self.pop_expired(now)));
+            let waiting = demands.iter().copied().filter(|demand| demand.count > 0);
+            let Some((index, time)) = self.next(waiting, now) else { break };
+            match self.next_expiry() {
+                Some(expiry) if expiry < time => now = expiry,
+                _ => {
+                    now = time;
+                    let mut waiting = demands.iter_mut().filter(|demand| demand.count > 0);
+                    if let Some(demand) = waiting.nth(index) {
+                        demand.count -= 1;
+                        self.record(TimedCall { time, client_network: demand.client_network });
+                    }
+                }
+            }
+        }
+        now
+    }
+
+    /// How many more calls the window allows now.
+    pub(super) fn free(&self) -> usize {
+        self.rule.calls_per_window.saturating_sub(self.calls.len())
+    }
+
+    /// Whether this many calls of one client may be made at once.
+    pub(super) fn fits(&self, count: usize) -> bool {
+        count.saturating_add(self.rule.spare()) <= self.free()
+    }
+
+    /// The number of the client's calls in the window.
+    fn made_by(&self, client_network: ClientNetwork) -> usize {
+        self.by_client.get(&client_network).map_or(0, |client_calls| client_calls.count)
+    }
+
+    /// The earliest time of the client's next call, while no call expires.
+    fn earliest(&self, demand: Demand, now: Instant) -> Instant {
+        let Rule { calls_per_window, window, .. } = self.rule;
+        let mut time = now;
+        // At least one window after the call that is `calls_per_window` positions before the next call.
+        if let Some(index) = self.calls.len().checked_sub(calls_per_window) {
+            time = time.max(self.calls[index].time + window);
+        }
+        let made = self.by_client.get(&demand.client_network);
+        if let (Some(made), Some(expiry)) = (made, self.next_expiry())
+            && demand.is_spread
+            && made.count >= self.rule.burst()
+        {
+            let until_expiry = expiry.saturating_duration_since(made.last);
+            let calls = (self.free() + 1).saturating_sub(self.rule.spare()).max(1);
+            let spacing = fraction(window, calls_per_window).max(fraction(until_expiry, calls));
+            time = time.max(made.last + spacing);
+        }
+        time
+    }
+}
+
+impl Rule {
+    /// How many calls in a window a client may make before its further calls are spread.
+    fn burst(self) -> usize {
+        match self.clients {
+            Clients::Many => self.calls_per_window.div_ceil(2),
+            // The only client has a long run. A large burst at its start would only delay later calls.
+            Clients::One => self.calls_per_window.div_ceil(10),
+        }
+    }
+
+    /// The number of free calls that a client leaves to others, unless these are spread calls of a
+    /// client alone. With few calls a minute, one call would be too much.
+    fn spare(self) -> usize {
+        usize::from(self.clients == Clients::Many && self.calls_per_window >= 20)
+    }
+}
+
+/// The time divided by a number. A number beyond `u32` counts as `u32::MAX`.
+fn fraction(time: Duration, number: usize) -> Duration {
+    time / u32::try_from(number).unwrap_or(u32::MAX).max(1)
+}
