@@ -89,8 +89,8 @@ impl Client {
                     _ => Error::no_call_before_deadline(operation, wait),
                 })?);
             }
-            // Another call may have received a `Retry-After` during the wait for the permit. Until
-            // that time, another call cannot use the permit either, but the permit would be outdated.
+            // Another call may have received a `Retry-After` during the wait for the permit. The
+            // permit is then returned: it would count as a call while this call waits.
             if self.check_retry_after(operation, deadline)?.is_none() {
                 return Ok(());
             }

@@ -10,6 +10,7 @@
 
 use std::{
     collections::VecDeque,
+    mem,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -55,7 +56,7 @@ struct State {
 #[derive(Debug)]
 struct ClientQueue {
     client_network: ClientNetwork,
-    /// Whether the calls are spread even if the window allows them now.
+    /// As in [`Demand`].
     is_spread: bool,
     /// The ids of the calls, in the order of their arrival.
     ids: VecDeque<u64>,
@@ -146,8 +147,10 @@ impl PaceLimiter {
             }
             WaitGuard { pace: &self.0, id: state.enqueue(client_network, is_spread) }
         };
+        let mut was_next = false;
         loop {
-            // Listens before it looks: a change between the two would otherwise not end the wait.
+            // Listens already before it looks at the state. Otherwise, a change between the two would
+            // not end the wait.
             let mut changed = pin!(self.0.changed.notified());
             changed.as_mut().enable();
             let now = Instant::now();
@@ -158,6 +161,7 @@ impl PaceLimiter {
                 let mut state = self.0.state(now);
                 match state.next(now) {
                     Some((id, time)) if id == guard.id => {
+                        was_next = true;
                         if time <= now {
                             let call = TimedCall { time: now, client_network };
                             state.log.record(call);
@@ -166,7 +170,13 @@ impl PaceLimiter {
                         }
                         state.log.next_expiry().map_or(time, |expiry| expiry.min(time))
                     }
-                    _ => deadline,
+                    _ => {
+                        // After an expiry, another call may come first. It does not know that yet.
+                        if mem::take(&mut was_next) {
+                            self.0.changed.notify_waiters();
+                        }
+                        deadline
+                    }
                 }
             };
             tokio::select! {

@@ -31,7 +31,7 @@ pub(super) struct TimedCall {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Demand {
     pub client_network: ClientNetwork,
-    /// Whether the calls are spread even if the window allows them now.
+    /// Whether the calls are spread after the client's first calls, even if the window allows them.
     pub is_spread: bool,
     pub count: usize,
 }
@@ -165,7 +165,7 @@ impl CallLog {
     }
 
     /// How many more calls the window allows now.
-    pub(super) fn free(&self) -> usize {
+    fn free(&self) -> usize {
         self.rule.calls_per_window.saturating_sub(self.calls.len())
     }
 
@@ -211,8 +211,8 @@ impl Rule {
         }
     }
 
-    /// The number of free calls that a client leaves to others, unless these are spread calls of a
-    /// client alone. With few calls a minute, one call would be too much.
+    /// The number of calls in a window that one client leaves free for others. If a window has few
+    /// calls, the client may use all of them.
     fn spare(self) -> usize {
         usize::from(self.clients == Clients::Many && self.calls_per_window >= 20)
     }

@@ -329,6 +329,18 @@ fn the_largest_reservation_is_the_largest_that_is_not_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_comes_first_only_after_an_expiry_is_made_at_that_time() {
+    let (pace, start) = (pace(4), Instant::now());
+    calls(&pace, SECOND, 2).await;
+    sleep(Duration::from_secs(10)).await;
+    calls(&pace, FIRST, 2).await;
+    // Until the second client's calls expire, both clients have two calls, and the first one waits at
+    // the front.
+    let (first, second) = tokio::join!(call(&pace, FIRST), call(&pace, SECOND));
+    assert_eq!((first, second), (start + WINDOW, start + WINDOW));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_reservation_changes_nothing() {
     let pace = pace(7);
     for seconds in [1, 20, 30] {
