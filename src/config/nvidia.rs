@@ -56,6 +56,13 @@ pub(super) const REQUESTS_PER_MINUTE: OptionalSetting<u32> = OptionalSetting::ne
     "The most inference calls in any 60 s (hosted keys allow about 40)",
 );
 
+pub(super) const REPLICAS: Setting<u32> = Setting::new(
+    "IMAGESVC_REPLICAS",
+    "1",
+    |text| parse::number(text, 1..=1000),
+    "How many services use the same NVIDIA key; each gets an equal part of NVIDIA_REQUESTS_PER_MINUTE",
+);
+
 pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(
     "NVIDIA_PROXY",
     ProxyUrl::parse,
@@ -70,10 +77,26 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
         assets_url: reader.value(&ASSETS_URL),
         proxy: reader.optional(&PROXY),
         attempt_timeout: reader.value(&TIMEOUT),
-        requests_per_minute: reader.optional(&REQUESTS_PER_MINUTE),
+        requests_per_minute: requests_per_minute(reader),
         pace_window: PACE_WINDOW,
         clients: Clients::Many,
         retry: RetryPolicy { max_attempts: reader.value(&MAX_ATTEMPTS), ..RetryPolicy::default() },
         poll_interval: POLL_INTERVAL,
     }
+}
+
+/// This service's part of the calls per minute. Rounded down, so that the parts of all services together
+/// do not exceed the limit.
+fn requests_per_minute(reader: &mut Reader<'_>) -> Option<u32> {
+    let replicas = reader.value(&REPLICAS);
+    let limit = reader.optional(&REQUESTS_PER_MINUTE)?;
+    let part = limit / replicas;
+    if part == 0 {
+        let (name, limit_name) = (REPLICAS.info.name, REQUESTS_PER_MINUTE.info.name);
+        reader.errors.push(format!(
+            "{name} must be at most {limit}, so that each of them may make one of the calls of \
+             {limit_name}"
+        ));
+    }
+    Some(part)
 }

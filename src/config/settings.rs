@@ -21,6 +21,7 @@ pub(super) const SETTINGS: &[SettingInfo] = &[
     nvidia::MAX_ATTEMPTS.info,
     embed::MAX_CONCURRENCY.info,
     nvidia::REQUESTS_PER_MINUTE.info,
+    nvidia::REPLICAS.info,
     nvidia::PROXY.info,
     upstream::SANDBOX.info,
     server::HOST.info,

@@ -159,3 +159,22 @@ fn a_key_is_read_from_a_file_unless_the_variable_is_set_as_well() {
     let errors = resolve(&[("NVIDIA_API_KEY_FILE", "/nothing/there")]).unwrap_err();
     assert!(errors.to_string().contains("cannot be read"));
 }
+
+#[test]
+fn each_replica_gets_an_equal_part_of_the_calls_per_minute() {
+    let part = |limit: &str, replicas: &str| {
+        let values = [
+            ("IMAGESVC_SANDBOX", "true"),
+            ("NVIDIA_REQUESTS_PER_MINUTE", limit),
+            ("IMAGESVC_REPLICAS", replicas),
+        ];
+        resolve(&values).map(|config| config.nvidia.requests_per_minute)
+    };
+    for (limit, replicas, expected) in [("40", "1", 40), ("40", "3", 13), ("3", "3", 1)] {
+        assert_eq!(part(limit, replicas).unwrap(), Some(expected), "{limit} for {replicas}");
+    }
+    let errors = part("2", "3").unwrap_err().to_string();
+    assert!(errors.contains("IMAGESVC_REPLICAS must be at most 2"), "{errors}");
+    let unlimited = [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_REPLICAS", "3")];
+    assert_eq!(resolve(&unlimited).unwrap().nvidia.requests_per_minute, None);
+}
