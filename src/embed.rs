@@ -120,7 +120,7 @@ struct Inner {
 }
 
 impl Embedder {
-    /// Creates an embedder that calls NVIDIA through `nvidia`, in tasks on `background`.
+    /// Creates an embedder that calls NVIDIA through `nvidia`, in tasks that `background` tracks.
     pub fn new(
         nvidia: nvidia::Client,
         decoder: Decoder,
@@ -133,6 +133,7 @@ impl Embedder {
         Self(Arc::new(Inner {
             cache: Cache::new(settings, source),
             calls: SingleFlight::default(),
+            // The jobs of this queue need permits, but no memory.
             queue: FairQueue::new(settings.call.max_concurrency, 0, 0),
             decoder,
             staging,
@@ -185,8 +186,8 @@ impl Embedder {
         self.0.reserve(client, count, deadline)
     }
 
-    /// The most calls, up to `at_most`, that one client can make within `time` while nobody else makes
-    /// any, by the limit on calls per minute.
+    /// The number of calls, at most `at_most`, that the limit on calls per minute allows one client
+    /// within `time` if no other client makes calls.
     pub fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
         self.0.nvidia.largest_reservation(at_most, time)
     }
@@ -259,7 +260,7 @@ impl Embedder {
         }
     }
 
-    /// Counts where the embedding comes from in the metrics, and returns the embedding.
+    /// Counts in the metrics where the embedding comes from, and returns the embedding unchanged.
     fn count_lookup(&self, embedding: Embedding, cache_mode: CacheMode) -> Embedding {
         let outcome = match cache_mode {
             CacheMode::Use => embedding.provenance.name(),
@@ -269,7 +270,8 @@ impl Embedder {
         embedding
     }
 
-    /// Makes the call in a task that owns everything it needs.
+    /// Spawns a task that looks in the cache once more and, if the embedding is not there, makes the
+    /// call.
     fn spawn_call(
         &self,
         job: Job,
@@ -280,7 +282,7 @@ impl Embedder {
         let inner = Arc::clone(&self.0);
         let call = async move {
             let outcome = inner.look_up_or_call(&job, &key, reservation).await;
-            drop(job);
+            drop(job); // the permits and the picture are not needed for the write to disk
             let embedding = match &outcome {
                 Ok(embedding) => embedding.clone(),
                 Err(error) => {
@@ -319,8 +321,8 @@ impl Inner {
         key: &CacheKey,
         reservation: Option<Reservation>,
     ) -> Outcome {
-        // The request has looked in memory before. This looks there again, because another call may
-        // have ended since, and then on disk.
+        // The request has looked in memory before. Another call may have ended since, so this looks
+        // in memory again, and then on disk.
         if let Some(found) = self.look_up(key, job.cache_mode).await {
             return Ok(found);
         }

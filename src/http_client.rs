@@ -39,6 +39,7 @@ pub struct Trust {
 impl Trust {
     /// Checks whether the system has certificate authorities. Logs a warning if it has none.
     pub fn probe() -> Self {
+        // Building a client fails if reqwest finds no certificate authorities.
         match ClientBuilder::new().no_proxy().build() {
             Ok(_) => Self { has_authorities: true },
             Err(error) => {
@@ -65,6 +66,7 @@ impl Trust {
             .referer(false)
             .http1_only()
             .http1_max_headers(MAX_HEADERS);
+        // With an explicit list, even an empty one, building the client does not search the system.
         if self.has_authorities { builder } else { builder.tls_certs_only([]) }
     }
 }
@@ -78,14 +80,14 @@ mod tests {
     #[test]
     fn retry_after_is_parsed_as_seconds_or_as_a_date() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // 1994-11-06 08:49:37
-        let read = |value| {
+        let wait_seconds = |value| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
             retry_after(&headers, now).map(|wait| wait.as_secs())
         };
-        assert_eq!(read("120"), Some(120));
-        assert_eq!(read(" 0 "), Some(0));
-        assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
-        assert_eq!(read("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
+        assert_eq!(wait_seconds("120"), Some(120));
+        assert_eq!(wait_seconds(" 0 "), Some(0));
+        assert_eq!(wait_seconds("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
+        assert_eq!(wait_seconds("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
         for invalid in ["", "-1", "soon", "1.5", "99999999999"] {
             assert_eq!(read(invalid), None, "{invalid}");
         }

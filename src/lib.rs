@@ -1,4 +1,4 @@
-//! **imagesvc** takes a picture (by address, as Base64 JSON, or as a multipart upload), saves it
+//! **imagesvc** takes a picture (by URL, as Base64 JSON, or as a multipart upload), saves it
 //! under `downloads/`, asks NVIDIA's hosted NV-DINOv2 for its embedding, and answers with the 1536
 //! numbers as JSON.
 //!
@@ -16,8 +16,8 @@
 //!
 //! 1. **[`server`]** accepts a connection if the limits allow it, and finds the client's address.
 //! 2. **[`web`]** gives the request an id, checks the request's header, key and origin, and calls the
-//!    route. Each route turns its request into a stream of bytes and a name. The upload route reads a
-//!    form. The Base64 route reads JSON. The URL route calls [`fetch`], which connects to public
+//!    route. Each route turns its request into the picture's bytes, as a stream, and a file name. The
+//!    upload route reads a form. The Base64 route reads JSON. The URL route calls [`fetch`], which connects to public
 //!    addresses only. All routes then call the same pipeline.
 //! 3. **[`pipeline`]** *admits* the request before its body is read. It refuses a picture if there is
 //!    not enough time, disk space or memory for it.
@@ -32,7 +32,7 @@
 //!    may need far more memory and time than its header suggests.
 //! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it is
 //!    large. The call has retries, one deadline, and a limit on calls per minute. No other module
-//!    can read the key.
+//!    can read NVIDIA's key.
 //! 8. The answer or an error returns to [`web`]. The inner modules have their own error types, without
 //!    any HTTP. [`web::error`] maps each error to a code, a status and a sentence. The outermost layer
 //!    logs the error once.
@@ -56,7 +56,7 @@
 //! | [`store`] | saves pictures in the downloads folder |
 //! | [`fetch`] | fetches pictures from URLs, but not from private addresses |
 //! | [`nvidia`] | calls NVIDIA's API |
-//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`http_client`], [`telemetry`] (log and metrics), `bearer_token` (checks keys), `sampler` (reads from the system that may hang) |
+//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`http_client`], [`telemetry`] (log and metrics), `bearer_token` (checks the syntax of keys), `sampler` (runs system calls that may hang) |
 //!
 //! The reasons for these rules:
 //!

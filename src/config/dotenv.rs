@@ -20,14 +20,18 @@ pub(super) struct LineError<'a> {
 /// mark, Windows line ends, and `export` before a name.
 pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), LineError<'_>>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut settings = Vec::new();
-    for (line_text, line) in text.lines().map(str::trim).zip(1..) {
-        if !line_text.is_empty() && !line_text.starts_with('#') {
-            let setting = parse_line(line_text);
-            settings.push(setting.map_err(|(name, reason)| LineError { name, line, reason }));
+    let mut parsed_lines = Vec::new();
+    for (line, number) in text.lines().map(str::trim).zip(1..) {
+        if !line.is_empty() && !line.starts_with('#') {
+            let parsed = parse_line(line);
+            parsed_lines.push(parsed.map_err(|(name, reason)| LineError {
+                name,
+                line: number,
+                reason,
+            }));
         }
     }
-    settings
+    parsed_lines
 }
 
 /// Parses a line into a name and a value. An error consists of the name (if that is valid) and the
@@ -98,6 +102,7 @@ mod tests {
 
     #[test]
     fn values_are_taken_literally() {
+        // Only `export` as a word of its own is skipped.
         assert_eq!(parse_one("exported=b"), Ok(("exported", "b")));
         for (line, value) in [
             ("A=b", "b"),
@@ -152,7 +157,7 @@ mod tests {
         }
 
         #[test]
-        fn the_parser_never_panics_and_never_changes_a_value(text in any::<String>()) {
+        fn the_parser_never_panics_and_every_value_is_a_part_of_the_text(text in any::<String>()) {
             for (_, value) in parse(&text).into_iter().flatten() {
                 prop_assert!(text.contains(value));
             }

@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether a setting has a value, valid or not.
+    /// Whether a setting has a value, valid or not. Adds the setting to `names_read`.
     pub(super) fn is_set(&mut self, setting: &SettingInfo) -> bool {
         self.text(setting).is_some()
     }

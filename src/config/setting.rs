@@ -29,7 +29,7 @@ pub(super) enum Kind {
     Value,
     /// By a flag without a value (`--sandbox`), or by a variable whose value is `true` or `false`.
     Switch,
-    /// Only by a variable, because every process of the machine can read the flags.
+    /// Only by a variable, because every process on the machine can read a process's flags.
     Secret,
 }
 

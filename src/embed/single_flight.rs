@@ -10,8 +10,8 @@ use std::{
 use futures_util::{FutureExt, future::Shared};
 use tokio::sync::oneshot;
 
-/// The future outcome of a running call. Any number of tasks can wait for it. They get an error if the
-/// task that makes the call ends without an outcome, as after a panic.
+/// Resolves to the outcome of a running call. Any number of tasks can wait for it. They get an error if
+/// the task that makes the call ends without an outcome, for example by a panic.
 pub(super) type Completion<T> = Shared<oneshot::Receiver<T>>;
 
 /// The running calls by key. Cheap to clone.
@@ -150,7 +150,7 @@ mod tests {
         for completion in [led, joined, late] {
             assert_eq!(completion.await, Ok("done"));
         }
-        drop(lead(&calls));
+        drop(lead(&calls)); // panics if the entry still exists
     }
 
     #[tokio::test]
@@ -160,7 +160,7 @@ mod tests {
         let joined = join(&calls);
         drop(guard);
         assert!(joined.await.is_err());
-        drop(lead(&calls));
+        drop(lead(&calls)); // panics if the entry still exists
     }
 
     #[test]

@@ -1,3 +1,5 @@
+//! Tests of requests that share a call.
+
 use std::{future::poll_fn, task::Poll};
 
 use bytes::Bytes;
@@ -13,12 +15,12 @@ use crate::{
     shares::{Clients, Shares},
 };
 
-/// An embedder without a cache. Every connection to NVIDIA is refused, so that every call fails with
+/// An embedder without a cache. Nothing listens on port 1, so that every call fails with
 /// [`Error::Nvidia`].
 fn new_embedder() -> Embedder {
     let nowhere = Url::parse("http://127.0.0.1:1/").unwrap();
     let (metrics, background) = (Metrics::new(), TaskTracker::new());
-    let nvidia = nvidia::Settings {
+    let nvidia_settings = nvidia::Settings {
         infer_url: nowhere.clone(),
         status_url: nowhere.clone(),
         assets_url: nowhere,
@@ -30,9 +32,14 @@ fn new_embedder() -> Embedder {
         retry: RetryPolicy { max_attempts: 1, ..RetryPolicy::default() },
         poll_interval: nvidia::POLL_INTERVAL,
     };
-    let key = ApiKey::parse("nvapi-planted-key").unwrap();
-    let nvidia_client =
-        nvidia::Client::new(nvidia, key, Arc::clone(&metrics), background.clone(), Trust::probe());
+    let key = ApiKey::parse("nvapi-1").unwrap();
+    let nvidia_client = nvidia::Client::new(
+        nvidia_settings,
+        key,
+        Arc::clone(&metrics),
+        background.clone(),
+        Trust::probe(),
+    );
     let space = DiskSpace::new("unused".into(), 0);
     let settings = Settings {
         call: CallSettings {
