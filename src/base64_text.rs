@@ -190,7 +190,7 @@ fn unescape(text: &mut [u8]) -> usize {
                     b'n' => b'\n',
                     b'r' => b'\r',
                     b't' => b'\t',
-                    b'b' | b'f' => 0, // any control character would do: none is Base64
+                    b'b' | b'f' => 0, // not Base64, as `\b` and `\f` themselves
                     itself => itself,
                 };
                 (byte, 2)

@@ -99,8 +99,8 @@ pub enum Error {
     Panicked(#[from] JoinError),
 }
 
-/// Decodes pictures. Limits how many pictures are decoded at the same time. The others wait in a queue
-/// that is fair to all clients. Clones are cheap and share the queue.
+/// Decodes pictures. Limits how many pictures are decoded at the same time. Other pictures wait in a
+/// queue that is fair to all clients. Clones are cheap and share the queue.
 #[derive(Debug, Clone)]
 pub struct Decoder(Arc<Inner>);
 
@@ -145,6 +145,7 @@ impl Decoder {
         result
     }
 
+    /// Does the work of [`Self::decode`], except for the metric.
     async fn decode_uncounted(
         &self,
         picture: &Picture,
@@ -185,6 +186,7 @@ impl Decoder {
         let spool = Staging::new(folder, space).spool(MAX_MESSAGE_LEN);
         let pixel =
             self.decode(&picture, ClientNetwork::UNKNOWN, target, deadline, spool).await?.content;
+        // A square is rendered as bytes for red, green and blue.
         match pixel.read_at(0, 3).as_deref() {
             Ok([0, 0, 0]) => Ok(()),
             _ => Err(Error::ProtocolViolation("did not decode the black pixel as black".into())),

@@ -37,7 +37,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
         }
         return Some(ExitCode::from(2));
     };
-    // Writing fails only if the parent has stopped reading. It then needs no result.
+    // Writing fails only if the parent has stopped reading. The parent then needs no result.
     Some(if run_job(job).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -38,7 +38,7 @@ const OPEN_FILES: &str = "/dev/fd";
 /// The exit code of a Rust program that panicked.
 const PANICKED: i32 = 101;
 
-/// A running child. Dropping this kills it.
+/// A running child. Dropping this kills the child. Contains `None` after the child has exited.
 #[derive(Debug)]
 pub(super) struct Process(Option<Running>);
 
@@ -188,7 +188,8 @@ async fn write_input(mut stdin: ChildStdin, bytes: Bytes) {
 /// result. The error is a protocol violation with the text `violation`, unless the exit status shows
 /// another reason.
 fn classify_exit(status: ExitStatus, picture: &Picture, violation: &str) -> Error {
-    match (status.signal(), status.signal().and_then(Signal::from_named_raw)) {
+    let number = status.signal();
+    match (number, number.and_then(Signal::from_named_raw)) {
         (_, Some(Signal::XCPU)) => broken(picture, "it takes too much processor time"),
         // Rust aborts a process that cannot allocate memory.
         (_, Some(Signal::ABORT)) => broken(picture, "it takes too much memory"),

@@ -10,7 +10,6 @@
 
 use std::{
     collections::HashSet,
-    ffi::OsStr,
     fs::{self, File},
     io::{self, Read, Write},
     path::{Path, PathBuf},
@@ -34,8 +33,8 @@ use crate::{
 /// Every file begins with this text. The number is the version of the format.
 const MAGIC: &str = "imagesvc-vector 2";
 
-/// The longest file that is read, in bytes. A vector is shorter than 1 MiB, the longest response
-/// that is read from NVIDIA.
+/// The longest file that is read, in bytes. A vector is shorter than 1 MiB, because no longer response
+/// is read from NVIDIA. The first line of the file is shorter than 256 bytes.
 const MAX_FILE_LEN: u64 = (1 << 20) + 256;
 
 /// Files are written here before they are renamed.
@@ -157,15 +156,17 @@ impl Disk {
         permit.blocking_grow_to(bytes.len() as u64)?;
         let mut used = self.used_bytes();
         let remaining = self.make_space(&mut used, size)?;
-        let replaced = match self.may_contain(key) {
-            true => fs::metadata(&path).map_or(0, |file| size_on_disk(file.len())),
-            false => 0,
+        let replaced_size = if self.may_contain(key) {
+            fs::metadata(&path).map_or(0, |file| size_on_disk(file.len()))
+        } else {
+            0
         };
         let write = || {
             File::create(&staging_file)?.write_all(&bytes)?;
             fs::rename(&staging_file, &path)
         };
         let written = write().or_else(|error| match (error.kind(), path.parent()) {
+            // The folders do not exist yet, or somebody has removed them.
             (io::ErrorKind::NotFound, Some(folder)) => {
                 fs::create_dir_all(&staging)?;
                 fs::create_dir_all(folder)?;
@@ -179,7 +180,7 @@ impl Disk {
             return Err(error);
         }
         permit.mark_written(bytes.len() as u64);
-        *used = Some((remaining + size).saturating_sub(replaced));
+        *used = Some((remaining + size).saturating_sub(replaced_size));
         if let Some(prefixes) = &mut *self.key_prefixes() {
             prefixes.insert(key.prefix());
         }
@@ -210,8 +211,10 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes the oldest files until the remaining files take at most `max_bytes`. Returns the size
-    /// of the remaining files. A file whose size cannot be read is not counted. A file that cannot
+    /// Removes the oldest files until the remaining files take at most `max_bytes`. Sets
+    /// `key_prefixes`. Returns the size of the remaining files.
+    ///
+    /// A file whose size cannot be read is not counted. A file that cannot
     /// be removed stays. Neither is an error: one bad file must not turn the cache off.
     fn evict(&self, max_bytes: u64) -> io::Result<u64> {
         let Listing { mut files, is_complete } = self.files()?;
@@ -240,11 +243,11 @@ impl Disk {
     fn files(&self) -> io::Result<Listing> {
         let (mut files, mut is_complete) = (Vec::new(), true);
         for folder in entries(&self.folder)? {
-            let entries_of_folder =
-                folder.and_then(|folder| match folder.file_name() == OsStr::new(STAGING_FOLDER) {
-                    true => Ok(Vec::new()),
-                    false => entries(&folder.path())?.collect(),
-                });
+            let entries_of_folder: io::Result<Vec<_>> = match folder {
+                Ok(folder) if folder.file_name() == STAGING_FOLDER => continue,
+                Ok(folder) => entries(&folder.path()).and_then(Iterator::collect),
+                Err(error) => Err(error),
+            };
             is_complete &= entries_of_folder.is_ok();
             for file in entries_of_folder.into_iter().flatten() {
                 // A file whose name is not a key was not written by the cache.
@@ -307,15 +310,14 @@ fn encode(key: &CacheKey, cached: &CachedEmbedding) -> Vec<u8> {
 }
 
 fn decode(key: &CacheKey, bytes: &[u8]) -> Option<CachedEmbedding> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    let (head, rest) = text.split_once('\n')?;
+    let (first_line, rest) = std::str::from_utf8(bytes).ok()?.split_once('\n')?;
     let text = rest.strip_suffix('\n')?;
-    let mut fields = head.strip_prefix(MAGIC)?.strip_prefix(' ')?.split(' ');
+    let mut fields = first_line.strip_prefix(MAGIC)?.strip_prefix(' ')?.split(' ');
     let (prepared, len, sum) = (fields.next()?, fields.next()?, fields.next()?);
     if len != text.len().to_string() || sum != checksum(key, prepared, text.as_bytes()) {
         return None;
     }
-    let prepared = Prepared::ALL.into_iter().find(|value| value.name() == prepared)?;
+    let prepared = Prepared::ALL.into_iter().find(|known| known.name() == prepared)?;
     let vector = Vector::from_json(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
     Some(CachedEmbedding { vector, prepared, valid_until: None })
 }

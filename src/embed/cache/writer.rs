@@ -110,6 +110,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = open_disk(folder.path());
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
+        // Until `write_entries` runs, nothing takes entries from the queue.
         let writer = Writer(queue);
         let mut waiting: Vec<_> =
             (0..MAX_QUEUE_LEN as u8).map(|n| Box::pin(writer.write(key_of(n), cached()))).collect();
