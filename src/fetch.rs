@@ -41,6 +41,7 @@ const ACCEPTED: &str = if cfg!(feature = "heic") {
     "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff"
 };
 
+/// How long it may take to connect to a host, including the look-up of its name and the TLS handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Settings for fetching pictures.
@@ -52,9 +53,9 @@ pub struct Settings {
     pub max_redirects: u32,
     /// The User-Agent header.
     pub user_agent: String,
-    /// Which addresses may be fetched.
+    /// Which URLs may be fetched.
     pub policy: Policy,
-    /// Whether several clients share the look-ups of names.
+    /// Whether many clients share the look-ups of host names, or one client may use all of them.
     pub clients: Clients,
 }
 

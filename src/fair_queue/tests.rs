@@ -1,3 +1,5 @@
+//! Tests of the queue. In them, a flood is a client that always has many jobs in the queue.
+
 use std::{future::Future, net::IpAddr, pin::Pin, task::Poll};
 
 use futures_util::poll;
@@ -64,6 +66,7 @@ async fn the_expected_wait_grows_with_the_queue_and_with_the_typical_use_of_a_pe
     let _taken = take_all(&queue, first).await;
     assert_eq!(expected(first), 2.0, "one of two permits should be free after 4 s / 2");
     let waiting = queue_up(&queue, first, 0, 3).await;
+    // The fourth job in the queue waits for four permits, one every 2 s.
     assert_eq!((queue.waiting(), expected(first)), (3, 8.0));
     assert_eq!(expected(second), 2.0, "the second client should go before the queued jobs");
     drop(waiting);
@@ -108,15 +111,15 @@ async fn a_client_that_arrives_during_a_flood_gets_the_next_permit() {
             let mut flood = take_all_and_queue_up(&queue, memory, &mut taken).await;
             let mut newcomer = queue_up(&queue, client(2), memory, 1).await;
             drop(taken.pop());
-            let newcomer = poll!(&mut newcomer[0]);
-            assert!(newcomer.is_ready(), "{permits} permits, {memory} bytes");
+            let outcome = poll!(&mut newcomer[0]);
+            assert!(outcome.is_ready(), "{permits} permits, {memory} bytes");
             assert!(poll!(&mut flood[0]).is_pending());
         }
     }
 }
 
-/// Takes permits for the first client until none is free for it. Then submits a hundred more jobs of
-/// this client.
+/// Takes permits for the first client, and adds them to `taken`, until no permit is free for the
+/// client. Then submits a hundred more jobs of the client.
 async fn take_all_and_queue_up<'a>(
     queue: &'a FairQueue,
     memory: u64,
@@ -130,8 +133,8 @@ async fn take_all_and_queue_up<'a>(
     }
 }
 
-/// Submits 40 jobs of each of `clients` clients. Whenever a job is served, submits a new job of the
-/// same client. Then submits one job of a newcomer. Returns how many permits are returned before the
+/// Submits 40 jobs of each of `clients` clients. Whenever a job is served, submits a new job in
+/// its place. Then submits one job of a newcomer. Returns how many permits are returned before the
 /// newcomer is served.
 async fn permits_before_newcomer(
     queue: &FairQueue,
@@ -171,7 +174,8 @@ async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
             let ended = permits_before_newcomer(&queue, 1, flood_memory, newcomer_memory).await;
             assert!(
                 ended <= permits + 2,
-                "{ended} of {permits}, {flood_memory} and {newcomer_memory} bytes"
+                "served after {ended} jobs with {permits} permits; the flood's jobs need \
+                 {flood_memory} bytes, the newcomer's job {newcomer_memory} bytes"
             );
         }
     }
@@ -182,7 +186,7 @@ async fn a_newcomer_during_several_floods_waits_for_at_most_one_job_of_each() {
     for clients in [2, 3, 8] {
         let queue = FairQueue::new(32, 0, 0);
         let ended = permits_before_newcomer(&queue, clients, 0, 0).await;
-        assert!(ended <= usize::from(clients), "{ended} jobs of {clients} clients");
+        assert!(ended <= usize::from(clients), "served after {ended} jobs of {clients} clients");
     }
 }
 
@@ -203,7 +207,7 @@ async fn two_floods_get_half_of_the_permits_each_and_one_flood_alone_gets_all() 
         }
         assert_eq!(taken.len(), 4);
     }
-    let permits = |n| queue.0.state().client(client(n)).permits;
+    let permits = |n| queue.0.state().client_state(client(n)).permits;
     assert_eq!((permits(1), permits(2)), (2, 2));
     floods[1].clear();
     for _ in 0..4 {
@@ -235,6 +239,7 @@ async fn small_jobs_get_only_the_reserved_memory_while_a_large_job_waits() {
     let small = take_now(&queue, client(1), 20).await;
     let second_small = poll!(start_taking(&queue, client(1), 21));
     assert!(second_small.is_pending(), "the small jobs must not exceed the reserved memory");
+    // While no large job waits, small jobs also get memory that is not reserved.
     drop(second);
     let _third = take_now(&queue, client(1), 20).await;
     drop(small);

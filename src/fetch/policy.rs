@@ -14,7 +14,7 @@ use url::{Host, Url};
 /// The longest URL, in bytes.
 pub const MAX_URL_LEN: usize = 8192;
 
-/// The rules, including the settings of the operator.
+/// The rules for URLs and addresses, with the operator's settings.
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// The allowed ports.
@@ -177,12 +177,12 @@ impl Policy {
         if !is_exception && !self.ports.contains(&port) {
             return Err(UrlError::Denied("The service does not fetch from this port."));
         }
-        let literal = match host {
+        let address_in_url = match host {
             Host::Ipv4(address) => Some(IpAddr::V4(address)),
             Host::Ipv6(address) => Some(IpAddr::V6(address)),
             Host::Domain(_) => None,
         };
-        if let Some(address) = literal {
+        if let Some(address) = address_in_url {
             self.check_address(address, is_exception)?;
         }
         Ok(Target { url, is_exception })
@@ -224,10 +224,12 @@ const METADATA_ENDPOINTS: [IpAddr; 8] = [
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)), // GCP
 ];
 
+/// The IPv4 network that begins at `a.b.c.d`.
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
 }
 
+/// The IPv4 networks that are not public.
 const DENIED_V4: [Ipv4Net; 19] = [
     v4(0, 0, 0, 0, 8),        // this network
     v4(10, 0, 0, 0, 8),       // private
@@ -250,6 +252,7 @@ const DENIED_V4: [Ipv4Net; 19] = [
     v4(240, 0, 0, 0, 4),      // reserved
 ];
 
+/// The IPv6 network that begins at `a:b:c::`.
 const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
 }
@@ -260,6 +263,7 @@ const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
 /// Global unicast addresses. All other IPv6 addresses are denied.
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
 
+/// The networks within [`GLOBAL_V6`] that are not public.
 const DENIED_V6: [Ipv6Net; 5] = [
     v6(0x2001, 0, 0, 23),         // protocol assignments, among them Teredo
     v6(0x2001, 0xdb8, 0, 32),     // documentation

@@ -1,4 +1,4 @@
-//! Resolves the names of picture hosts, and checks every address that they resolve to.
+//! Resolves the host names in pictures' URLs, and checks every address that they resolve to.
 //!
 //! The system resolves the names (`getaddrinfo`), so that the service treats `/etc/hosts`,
 //! `nsswitch.conf` and `resolv.conf` like every other program on the machine. The disadvantage is
@@ -36,11 +36,12 @@ const MAX_LOOKUPS_PER_CLIENT: u64 = 32;
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(2500);
 
 tokio::task_local! {
-    /// The client for which the task fetches. reqwest passes only the host name to its resolver.
+    /// The client for which the task fetches. The resolver finds the client here, because reqwest
+    /// passes only the host name to the resolver.
     static CLIENT: ClientNetwork;
 }
 
-/// Runs a request for a client, so that its look-ups count towards that client's limit.
+/// Runs a request for a client, so that the request's look-ups count towards the client's limit.
 pub(super) async fn on_behalf_of<T>(client: ClientNetwork, request: impl Future<Output = T>) -> T {
     CLIENT.scope(client, request).await
 }
@@ -128,7 +129,7 @@ impl Resolve for Resolver {
         // Clients without a known address count as one client.
         let client = CLIENT.try_with(|client| *client).unwrap_or(ClientNetwork::UNKNOWN);
         Box::pin(async move {
-            let lookup = async move {
+            let look_up = async move {
                 let permit = lookups.take_when_free(client, 1).await;
                 spawn_blocking(move || {
                     let _permit = permit; // held by the thread, which may run longer than the fetch
@@ -136,7 +137,7 @@ impl Resolve for Resolver {
                 })
                 .await
             };
-            let addresses = match timeout(LOOKUP_TIMEOUT, lookup).await {
+            let addresses = match timeout(LOOKUP_TIMEOUT, look_up).await {
                 Ok(found) => found?.map_err(LookupError)?,
                 Err(_) => return Err(LookupError(io::ErrorKind::TimedOut.into()).into()),
             };
@@ -171,7 +172,8 @@ mod tests {
         assert!(!means_no_address("Temporary failure in name resolution"));
         assert!(!means_no_address("Non-recoverable failure in name resolution"));
         assert!(!means_no_address("Memory allocation failure"));
-        assert!(!LookupError(io::Error::from_raw_os_error(24)).means_no_address());
+        let too_many_open_files = io::Error::from_raw_os_error(24); // EMFILE
+        assert!(!LookupError(too_many_open_files).means_no_address());
         assert!(!LookupError(io::ErrorKind::TimedOut.into()).means_no_address());
     }
 }

@@ -27,6 +27,7 @@ const DESCRIPTION: &str = "imagesvc picture";
 /// The number of bytes that are read from a file at once.
 const READ_SIZE: usize = 64 * 1024;
 
+/// How long the deletion of an asset may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An uploaded picture. Dropping this value deletes the asset in a background task.
@@ -56,11 +57,11 @@ impl Drop for UploadedAsset {
 }
 
 impl Client {
-    /// Uploads a picture by the deadline.
+    /// Uploads a picture before `deadline`, which may be earlier than the deadline of `retry_state`.
     ///
     /// # Errors
-    /// The [`Error`] of the last attempt. The error's kind is [`ErrorKind::UploadsRefused`] if
-    /// uploads do not work for this model or account.
+    /// The [`Error`] of the last attempt. The error's kind is [`ErrorKind::UploadsRefused`] if NVIDIA
+    /// refuses the upload.
     pub async fn upload(
         &self,
         media_type: &str,
@@ -100,7 +101,7 @@ impl Client {
         let response = self.call(operation, request, deadline).await?;
         response.progress(operation)?;
         // An invalid response counts as a refusal of uploads, so that the picture is sent inline. The
-        // error does not quote the response, because that may contain a presigned URL.
+        // error does not quote the response, because the response may contain a presigned URL.
         let refused =
             |detail: &str| Error::new(operation, ErrorKind::UploadsRefused, detail.into());
         let created: CreatedAsset = serde_json::from_slice(&response.body)
@@ -132,6 +133,7 @@ impl Client {
             .http
             .put(created.upload_url.clone())
             .header(CONTENT_TYPE, media_type)
+            // NVIDIA requires the same description as in the request that created the asset.
             .header("x-amz-meta-nvcf-asset-description", DESCRIPTION)
             .header(CONTENT_LENGTH, picture.len())
             .body(body);

@@ -24,8 +24,8 @@ pub enum Operation {
     DeleteAsset,
 }
 
-/// The statuses that must alert an operator: with them, NVIDIA refuses the key or the account, and
-/// only the operator can change that.
+/// The statuses that must alert an operator: NVIDIA refuses the key or the account, and only the
+/// operator can change that.
 pub(super) const ALERTING_STATUSES: [u16; 3] = [401, 402, 403];
 
 /// The state of a call that has not failed.
@@ -42,7 +42,7 @@ pub(super) enum Progress {
 pub enum ErrorKind {
     /// NVIDIA refused the key.
     KeyRefused,
-    /// The account is out of credits, or the model is not available to it.
+    /// The account is out of credits, or the model is not available to the account.
     AccountRefused,
     /// NVIDIA refused the picture.
     PictureRefused,
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn the_meaning_of_a_status_depends_on_the_operation() {
-        let columns = [Infer, InferAsset, Poll, PollAsset, CreateAsset, UploadAsset];
+        let operations = [Infer, InferAsset, Poll, PollAsset, CreateAsset, UploadAsset];
         let (pending, unexpected) = (Ok(Pending), Err(Unexpected));
         let failed = |kinds: [ErrorKind; 6]| kinds.map(Err);
         let (account, uploads) = (AccountRefused, UploadsRefused);
@@ -241,7 +241,7 @@ mod tests {
             (&[500, 502, 503, 504], failed([Unavailable; 6])),
         ] {
             for status in statuses {
-                for (operation, meaning) in columns.into_iter().zip(meanings) {
+                for (operation, meaning) in operations.into_iter().zip(meanings) {
                     assert_eq!(operation.classify(*status), meaning, "{operation} {status}");
                 }
             }

@@ -16,7 +16,7 @@ use super::{
     wire::{ASSET_INFERENCE_BODY, parse_response},
 };
 
-/// What differs between the inference of an inline picture and of an asset.
+/// The parts of an inference that differ between an inline picture and an asset.
 struct Inference {
     body: Bytes,
     asset_id: Option<Uuid>,
@@ -78,19 +78,22 @@ impl Client {
             if let Some(pace) = &self.0.pace
                 && retry_state.pace_permit.is_none()
             {
-                // The permit replaces the reservation.
+                // The permit replaces the reservation. Without a reservation, the call is a single
+                // call, and single calls are spread over the minute.
                 let reservation = retry_state.reservation.take();
                 let is_spread = reservation.as_ref().is_none_or(ReservationGuard::is_spread);
                 drop(reservation);
                 let client_network = retry_state.client_network;
                 let permit = pace.take_permit(client_network, is_spread, deadline).await;
                 retry_state.pace_permit = Some(permit.map_err(|wait| match wait {
+                    // the limiter's mark for a deadline that has passed
                     Duration::ZERO => Error::deadline_passed(operation),
                     _ => Error::no_call_before_deadline(operation, wait),
                 })?);
             }
-            // Another call may have received a `Retry-After` during the wait for the permit. Until
-            // that time, another call cannot use the permit either, but the permit would be outdated.
+            // Another call may have received a `Retry-After` during the wait for the permit. This
+            // call must then wait again. It gives the permit back, because the limiter forgets a
+            // permit that is older than a minute.
             if self.check_retry_after(operation, deadline)?.is_none() {
                 return Ok(());
             }
@@ -158,7 +161,7 @@ impl Client {
         let id = pending
             .headers
             .get("NVCF-REQID")
-            .and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok());
+            .and_then(|value| Uuid::try_parse_ascii(value.as_bytes()).ok());
         let Some(id) = id else {
             return Err(Error::from_response(operation, ErrorKind::Unexpected, pending));
         };
@@ -209,7 +212,7 @@ impl Client {
     }
 }
 
-/// Whether a gateway sends this status if it cannot reach NVIDIA's server.
+/// Whether this is a status that a gateway sends if it cannot reach NVIDIA's server.
 fn is_gateway_error(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
 }

@@ -55,8 +55,8 @@ impl Client {
         Ok(Reservation { client_network, guard })
     }
 
-    /// Returns how many calls one client can make within the period while no other client makes calls,
-    /// but at most `at_most`.
+    /// Returns the number of calls, at most `at_most`, that the limit on calls per minute allows one
+    /// client within `period` if no other client makes calls.
     pub fn largest_reservation(&self, at_most: usize, period: Duration) -> usize {
         let pace = self.0.pace.as_ref();
         pace.map_or(at_most, |pace| pace.largest_reservation(at_most, period))

@@ -1,5 +1,5 @@
 //! Makes all calls wait if NVIDIA answers one call with `Retry-After`: no inference starts and no asset
-//! is created until that time has passed.
+//! is created until the wait has ended.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,11 +10,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Client, Error, ErrorKind, Operation};
 
-/// The longest wait for a `Retry-After`. If NVIDIA asks to wait longer, the service calls NVIDIA again
-/// after this time: a faulty gateway may ask for a day.
+/// The longest wait after a `Retry-After`. If NVIDIA asks to wait longer, the service calls NVIDIA
+/// again after this time: a faulty gateway may ask for a wait of a day.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
-/// When new calls may be made, if NVIDIA asked to wait.
+/// The time from which new calls may be made again, if NVIDIA asked to wait.
 #[derive(Debug, Default)]
 pub(super) struct SharedRetryAfter(Mutex<Option<Instant>>);
 
