@@ -105,6 +105,7 @@ pub struct Embedder(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     cache: Cache,
+    /// The running calls, which other requests can join.
     calls: SingleFlight<CacheKey, Outcome>,
     /// Limits how many calls to NVIDIA run at once, and shares them fairly among clients.
     queue: FairQueue,
@@ -115,6 +116,7 @@ struct Inner {
     upload_breaker: CircuitBreaker,
     nvidia: nvidia::Client,
     settings: CallSettings,
+    /// Tracks the tasks that make the calls.
     background: TaskTracker,
     metrics: Arc<Metrics>,
 }
@@ -202,8 +204,8 @@ impl Embedder {
         self.0.nvidia.key_state()
     }
 
-    /// Returns the embedding of a picture before the job's deadline. If this makes a call, the call
-    /// uses `reservation`; if that is `None`, a call is reserved first.
+    /// Returns the embedding of a picture before the job's deadline. If a call is necessary, it uses
+    /// `reservation`. If `reservation` is `None`, the call is reserved first.
     ///
     /// # Errors
     /// [`Error`], shared by all requests that waited for the same call.

@@ -15,10 +15,10 @@
 //! ```
 //!
 //! 1. **[`server`]** accepts a connection if the limits allow it, and finds the client's address.
-//! 2. **[`web`]** gives the request an id, checks the request's header, key and origin, and calls the
-//!    route. Each route turns its request into the picture's bytes, as a stream, and a file name. The
-//!    upload route reads a form. The Base64 route reads JSON. The URL route calls [`fetch`], which connects to public
-//!    addresses only. All routes then call the same pipeline.
+//! 2. **[`web`]** gives the request an id, checks the request's key, origin and other headers, and
+//!    calls the route. Each route turns its request into a file name and a stream of the picture's
+//!    bytes. The upload route reads a form. The Base64 route reads JSON. The URL route calls [`fetch`],
+//!    which connects to public addresses only. All routes then call the same pipeline.
 //! 3. **[`pipeline`]** *admits* the request before its body is read. It refuses a picture if there is
 //!    not enough time, disk space or memory for it.
 //! 4. The pipeline *receives* the bytes. [`spool`] counts and hashes them as they arrive, and writes

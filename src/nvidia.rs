@@ -150,6 +150,7 @@ struct Inner {
     /// A [`KeyState`] as a number.
     key_state: AtomicU8,
     metrics: Arc<Metrics>,
+    /// Tracks the tasks that delete assets.
     background: TaskTracker,
 }
 

@@ -138,6 +138,7 @@ fn check_folder(folder: &Path) -> Finding {
         Ok(false) => {
             let existing = folder.ancestors().skip(1).find(|ancestor| ancestor.is_dir());
             let existing = existing.unwrap_or(Path::new("."));
+            // To create a folder in another folder, a process needs both permissions.
             return match access(existing, Access::WRITE_OK | Access::EXEC_OK) {
                 Ok(()) => {
                     let text = "does not exist yet: the service creates it at its start";
@@ -176,13 +177,13 @@ fn check_disk(settings: &store::Settings) -> Finding {
     }
 }
 
-fn check_free_space(free: FreeSpace, reserve: u64) -> Finding {
+fn check_free_space(measured: FreeSpace, reserve: u64) -> Finding {
     let finding = |state, text: String| Finding::new("disk", state, text);
     let mib = |bytes: u64| bytes >> 20;
-    match (free.check(reserve), free.inodes) {
-        (Ok(()), None) => finding(State::Ok, format!("{} MiB are free", mib(free.bytes))),
+    match (measured.check(reserve), measured.inodes) {
+        (Ok(()), None) => finding(State::Ok, format!("{} MiB are free", mib(measured.bytes))),
         (Ok(()), Some(inodes)) => {
-            let text = format!("{} MiB and {} inodes are free", mib(free.bytes), inodes.free);
+            let text = format!("{} MiB and {} inodes are free", mib(measured.bytes), inodes.free);
             finding(State::Ok, text)
         }
         (Err(Shortage::Bytes { free, reserve, .. }), _) => {

@@ -66,7 +66,8 @@ impl RawSettings {
         raw
     }
 
-    /// Returns an error for each setting that protects the service and has only an empty value.
+    /// Returns an error for each setting that protects the service and is set, but only to an empty
+    /// value.
     pub(super) fn errors_of_empty_values(&self) -> Vec<String> {
         let is_invalid = |setting: &&SettingInfo| {
             setting.rejects_empty

@@ -44,8 +44,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
 /// Runs the job and writes its result to standard output.
 fn run_job(job: Job) -> io::Result<()> {
     // Duplicate the descriptor before setting the limits, because they allow no new descriptors.
-    let input = io::stdin().as_fd().try_clone_to_owned().map(File::from);
-    let input = match apply_limits(&job).and(input) {
+    let duplicate = io::stdin().as_fd().try_clone_to_owned().map(File::from);
+    let input = match apply_limits(&job).and(duplicate) {
         Ok(input) => input,
         Err(error) => return write_message(ResultKind::LimitsFailed, &error.to_string()),
     };

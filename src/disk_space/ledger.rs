@@ -44,28 +44,28 @@ impl Inodes {
 /// The disk has too few free bytes or inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Shortage {
-    /// Bytes.
+    /// Too few bytes are free.
     #[error("{free} bytes are free on the disk, {wanted} are wanted, and {reserve} must stay free")]
     Bytes {
-        /// Free bytes.
+        /// The free bytes.
         free: u64,
         /// The bytes that this file needs, and those that were granted to other files but not yet
         /// written.
         wanted: u64,
-        /// Bytes that must stay free.
+        /// The bytes that must stay free.
         reserve: u64,
     },
-    /// Inodes.
+    /// Too few inodes are free.
     #[error(
         "{free} inodes are free on the disk, {wanted} are wanted, and {reserve} must stay free"
     )]
     Inodes {
-        /// Free inodes.
+        /// The free inodes.
         free: u64,
         /// The inodes that this file needs, and those that were granted to other files but not yet
         /// used.
         wanted: u64,
-        /// Inodes that must stay free.
+        /// The inodes that must stay free.
         reserve: u64,
     },
 }

@@ -2,8 +2,8 @@
 //! [`plan`](super::plan) chooses, and sends it inline or as an asset.
 //!
 //! Some errors mean that uploads do not work; `nvidia/classify.rs` decides which errors these are.
-//! After such an error, the picture is shrunk and sent inline. A picture is decoded before it takes a
-//! permit for a call to NVIDIA, so that no permit is unused while it is decoded.
+//! After such an error, the picture is shrunk and sent inline. A picture is decoded before its call
+//! takes a permit, so that no permit is held during the decoding.
 
 use std::time::Duration;
 

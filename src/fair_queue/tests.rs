@@ -13,6 +13,7 @@ fn client(n: u8) -> ClientNetwork {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// The future that [`FairQueue::take`] returns.
 type Taking<'a> = Pin<Box<dyn Future<Output = Option<Permit>> + 'a>>;
 
 fn start_taking(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Taking<'_> {

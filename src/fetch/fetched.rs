@@ -166,6 +166,7 @@ mod tests {
             (&["zstd"], "zstd"),
             (&["gzip, gzip"], "gzip"),
             (&["gzip", "deflate"], "deflate"),
+            // The error contains only harmless characters.
             (&["<b>\u{e9}\"x\""], "bx"),
         ] {
             assert_eq!(checked(refused), Err(name.to_owned()));

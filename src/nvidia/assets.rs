@@ -46,8 +46,8 @@ impl UploadedAsset {
 
 impl Drop for UploadedAsset {
     fn drop(&mut self) {
-        // At the very end of the process there may be no runtime. The asset then stays until NVIDIA
-        // deletes it, as it does with old assets.
+        // At the very end of the process there may be no runtime. The service then does not delete
+        // the asset, but NVIDIA deletes old assets itself.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (nvidia, id) = (self.nvidia.clone(), self.id);
             let tracker = self.nvidia.0.background.clone();
