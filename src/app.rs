@@ -71,8 +71,8 @@ impl App {
         Self::build_with_lookup(config, Lookup::system()).await
     }
 
-    /// Like [`Self::build`], but resolves the host names in pictures' URLs with `lookup`, for tests.
-    /// Does not log warnings.
+    /// Like [`Self::build`], but resolves the host names in pictures' URLs with `lookup`, for
+    /// tests. Does not log warnings.
     ///
     /// # Errors
     /// [`BuildError`]
@@ -185,9 +185,9 @@ impl UpstreamSetup {
             Upstream::Sandbox => {
                 let sandbox = Sandbox::start(max_pixels, decoder.clone(), staging).await;
                 let sandbox = sandbox.map_err(BuildError::Sandbox)?;
-                // This endpoint only identifies the stand-in in the cache's keys. The stand-in's URL
-                // cannot do so, because its port changes with each start. The version is included,
-                // because the stand-in's vectors may change with each version.
+                // This endpoint only identifies the stand-in in the cache's keys. The stand-in's
+                // URL cannot do so, because its port changes with each start. The version is
+                // included, because the stand-in's vectors may change with each version.
                 let endpoint = concat!("imagesvc ", env!("CARGO_PKG_VERSION")).to_owned();
                 Ok(Self {
                     nvidia_settings: sandbox.settings(nvidia_settings),
@@ -200,8 +200,8 @@ impl UpstreamSetup {
     }
 }
 
-/// Allows fetches from the service's own port. In sandbox mode, the service itself serves the sample
-/// picture.
+/// Allows fetches from the service's own port. In sandbox mode, the service itself serves the
+/// sample picture.
 fn allow_own_server(settings: fetch::Settings, port: u16) -> fetch::Settings {
     let own_server = ["127.0.0.1", "localhost"].map(|host| Exception::Server(host.into(), port));
     let exceptions = [settings.policy.exceptions, own_server.into()].concat();

@@ -1,6 +1,6 @@
 //! Decodes Base64 in the forms in which clients send it: in the standard or the URL-safe alphabet;
-//! with correct, missing or surplus padding; with line breaks, JSON escapes, surrounding blanks or a
-//! `data:` prefix.
+//! with correct, missing or surplus padding; with line breaks, JSON escapes, surrounding blanks or
+//! a `data:` prefix.
 //!
 //! The text is normalized in place, so that a large body needs no second buffer of the same size.
 
@@ -11,12 +11,12 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurposeConfig, Simd},
 };
 
-/// How many characters a caller of [`decode`] should pass at once. This is a multiple of four, because
-/// four characters encode three whole bytes.
+/// How many characters a caller of [`decode`] should pass at once. This is a multiple of four,
+/// because four characters encode three whole bytes.
 pub const CHUNK_LEN: usize = 64 * 1024;
 
-/// Accepts no padding, because [`normalize`] has checked and removed the padding. Ignores unused bits
-/// of the last character, like Python.
+/// Accepts no padding, because [`normalize`] has checked and removed the padding. Ignores unused
+/// bits of the last character, like Python.
 static ENGINE: LazyLock<Simd> = LazyLock::new(|| {
     Simd::standard(
         GeneralPurposeConfig::new()
@@ -32,8 +32,8 @@ const BLOCK_LEN: usize = 64;
 const SKIPPED: u8 = 0;
 /// In [`MEANINGS`], marks padding.
 const PADDING: u8 = 1;
-/// In [`MEANINGS`], marks all other bytes that are not Base64, including spaces. This is the largest
-/// mark. A larger value is a character of the alphabet.
+/// In [`MEANINGS`], marks all other bytes that are not Base64, including spaces. This is the
+/// largest mark. A larger value is a character of the alphabet.
 const INVALID: u8 = 2;
 
 /// The meaning of each byte: a character of the standard alphabet, or one of the marks above. A

@@ -1,8 +1,9 @@
 //! Checks keys: the text after `Bearer ` in an Authorization header.
 //!
-//! A mistake in the configuration often yields an invalid key: quotes around the key, a variable that
-//! was not substituted, or a whole line of a file. With such a key, the service would refuse every
-//! client, or NVIDIA would refuse the service. Therefore the service does not start with such a key.
+//! A mistake in the configuration often yields an invalid key: quotes around the key, a variable
+//! that was not substituted, or a whole line of a file. With such a key, the service would refuse
+//! every client, or NVIDIA would refuse the service. Therefore the service does not start with such
+//! a key.
 
 /// Texts that documentation uses in place of a key.
 const PLACEHOLDERS: [&str; 3] = ["your_actual_api_key_here", "your_api_key", "changeme"];

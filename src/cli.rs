@@ -25,8 +25,8 @@ pub fn run() -> ExitCode {
     let _log = LogGuard;
     let exit_code = Runtime::new().map_err(Into::into).and_then(|runtime| {
         let exit_code = runtime.block_on(run_command(command, config));
-        // All requests have ended. Only a DNS look-up or a hanging disk can still block a thread. The
-        // process waits at most a second for such a thread.
+        // All requests have ended. Only a DNS look-up or a hanging disk can still block a thread.
+        // The process waits at most a second for such a thread.
         runtime.shutdown_timeout(Duration::from_secs(1));
         exit_code
     });

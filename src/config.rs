@@ -2,9 +2,9 @@
 //! errors.
 //!
 //! Each group of settings has a file (`nvidia.rs`, `web.rs`, …), which defines the settings and a
-//! function `resolve` that reads them. `settings.rs` lists the settings of all files. The flags, the
-//! documentation and `.env.example` are generated from that list. `CONTRIBUTING.md` explains how to
-//! add a setting.
+//! function `resolve` that reads them. `settings.rs` lists the settings of all files. The flags,
+//! the documentation and `.env.example` are generated from that list. `CONTRIBUTING.md` explains
+//! how to add a setting.
 //!
 //! clap alone can read flags and variables. But it stops at the first error, does not read `.env`,
 //! and does not support settings that must not be empty.

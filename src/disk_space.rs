@@ -92,8 +92,8 @@ impl From<Error> for io::Error {
     }
 }
 
-/// The disk of a folder, and the reserve that must stay free on it. Clones share their ledger: space
-/// that one clone has granted is not granted again by another clone.
+/// The disk of a folder, and the reserve that must stay free on it. Clones share their ledger:
+/// space that one clone has granted is not granted again by another clone.
 #[derive(Clone)]
 pub struct DiskSpace(Arc<Inner>);
 

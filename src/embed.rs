@@ -174,7 +174,8 @@ impl Embedder {
         Some(self.count_lookup(found, cache_mode))
     }
 
-    /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or none.
+    /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or
+    /// none.
     ///
     /// # Errors
     /// [`Error`] if the limit on calls per minute or the queue would delay the last call past the
@@ -204,8 +205,8 @@ impl Embedder {
         self.0.nvidia.key_state()
     }
 
-    /// Returns the embedding of a picture before the job's deadline. If a call is necessary, it uses
-    /// `reservation`. If `reservation` is `None`, the call is reserved first.
+    /// Returns the embedding of a picture before the job's deadline. If a call is necessary, it
+    /// uses `reservation`. If `reservation` is `None`, the call is reserved first.
     ///
     /// # Errors
     /// [`Error`], shared by all requests that waited for the same call.
@@ -272,8 +273,8 @@ impl Embedder {
         embedding
     }
 
-    /// Spawns a task that looks in the cache once more and, if the embedding is not there, makes the
-    /// call.
+    /// Spawns a task that looks in the cache once more and, if the embedding is not there, makes
+    /// the call.
     fn spawn_call(
         &self,
         job: Job,
@@ -289,7 +290,10 @@ impl Embedder {
                 Ok(embedding) => embedding.clone(),
                 Err(error) => {
                     if guard.is_abandoned() {
-                        tracing::info!(%error, "a call failed when no client waited for it any more");
+                        tracing::info!(
+                            %error,
+                            "a call failed when no client waited for it any more"
+                        );
                     }
                     return guard.fail(outcome);
                 }

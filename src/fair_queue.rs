@@ -1,10 +1,11 @@
-//! A queue of jobs that need a permit. Clients share the permits fairly. A permit can include some of
-//! the memory that the queue manages.
+//! A queue of jobs that need a permit. Clients share the permits fairly. A permit can include some
+//! of the memory that the queue manages.
 //!
 //! A free permit goes to the waiting client that has the fewest permits. Among clients with equally
-//! many permits, it goes to the client whose last permit was granted longest ago. Each client's jobs
-//! are served in the order of their arrival. While only one client has jobs, it can thus use all
-//! permits. A new client gets the next free permit, even if other clients have queued many jobs.
+//! many permits, it goes to the client whose last permit was granted longest ago. Each client's
+//! jobs are served in the order of their arrival. While only one client has jobs, it can thus use
+//! all permits. A new client gets the next free permit, even if other clients have queued many
+//! jobs.
 //!
 //! Jobs that need much memory must not block jobs that need little, and the other way round. Some
 //! memory is therefore reserved for small jobs, and one permit too if there are several permits. A
@@ -293,9 +294,9 @@ impl State {
         }
     }
 
-    /// The state of a client. A client that is not stored is treated as if it got its last permit just
-    /// before the most recent grant. Among clients with equally many permits, such a client goes before
-    /// the client that was served last, but not before clients that have waited longer.
+    /// The state of a client. A client that is not stored is treated as if it got its last permit
+    /// just before the most recent grant. Among clients with equally many permits, such a client
+    /// goes before the client that was served last, but not before clients that have waited longer.
     fn client_state(&self, client: ClientNetwork) -> ClientState {
         let last_grant = self.grant_count.saturating_sub(1);
         let new_client = ClientState { last_grant, ..ClientState::default() };
@@ -344,8 +345,8 @@ impl State {
     }
 
     /// How many queued jobs would be served before a job that this client submits now. All queued
-    /// jobs of the client itself go first. Jobs of another client go first until the other client has
-    /// more permits than this client.
+    /// jobs of the client itself go first. Jobs of another client go first until the other client
+    /// has more permits than this client.
     fn jobs_ahead_of(&self, client: ClientNetwork) -> u64 {
         let own = self.client_state(client);
         // The client's permits when all of its queued jobs have been granted theirs.

@@ -1,5 +1,5 @@
-//! The common parts of the two HTTP clients, which call NVIDIA and the hosts of pictures: certificate
-//! authorities, safe defaults, and the parser of `Retry-After`.
+//! The common parts of the two HTTP clients, which call NVIDIA and the hosts of pictures:
+//! certificate authorities, safe defaults, and the parser of `Retry-After`.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,11 +11,12 @@ use reqwest::{
 
 use crate::telemetry::causes;
 
-/// The most headers that a response may have. Some hosts send more than hyper's default limit of 100.
+/// The most headers that a response may have. Some hosts send more than hyper's default limit of
+/// 100.
 const MAX_HEADERS: usize = 1000;
 
-/// How long the server asks to wait by `Retry-After`. The header's value is a number of seconds or a
-/// date (RFC 9110, section 10.2.3).
+/// How long the server asks to wait by `Retry-After`. The header's value is a number of seconds or
+/// a date (RFC 9110, section 10.2.3).
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     match value.parse::<u32>() {

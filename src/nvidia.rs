@@ -72,8 +72,8 @@ const MAX_EXCERPT_CHARS: usize = 300;
 /// How long it may take to connect to NVIDIA or to the proxy.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Idle connections are closed after this time. This is longer than most pauses between pictures, but
-/// shorter than the time after which gateways close idle connections.
+/// Idle connections are closed after this time. This is longer than most pauses between pictures,
+/// but shorter than the time after which gateways close idle connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// Settings for calling NVIDIA.
@@ -133,8 +133,8 @@ pub enum KeyState {
     Refused,
 }
 
-/// The client of NVIDIA's API. Clones are cheap. They share the connections, the retry budget and the
-/// limit on calls per minute.
+/// The client of NVIDIA's API. Clones are cheap. They share the connections, the retry budget and
+/// the limit on calls per minute.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -162,8 +162,8 @@ struct ApiResponse {
 }
 
 impl Client {
-    /// Creates a client. The client deletes assets in tasks that `background` tracks, so that requests
-    /// do not wait for the deletion.
+    /// Creates a client. The client deletes assets in tasks that `background` tracks, so that
+    /// requests do not wait for the deletion.
     ///
     /// # Errors
     /// If TLS cannot be set up.
@@ -241,7 +241,8 @@ impl Client {
         let outcome = match timeout_at(attempt_deadline, exchange).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                let error: reqwest::Error = error; // tells the compiler the error type of `exchange`
+                // This states the error type of `exchange`.
+                let error: reqwest::Error = error;
                 // Only the causes are logged: the error's own text contains the URL, which may be
                 // presigned.
                 let log_detail =

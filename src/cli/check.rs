@@ -227,8 +227,8 @@ fn check_certificate_authorities(trust: Trust) -> Finding {
     }
 }
 
-/// Looks up NVIDIA's hosts. If a proxy is set, looks up only the proxy, which then looks up NVIDIA's
-/// hosts.
+/// Looks up NVIDIA's hosts. If a proxy is set, looks up only the proxy, which then looks up
+/// NVIDIA's hosts.
 async fn check_dns(config: &Config) -> Finding {
     let nvidia = &config.nvidia;
     let mut hosts: Vec<_> = match &nvidia.proxy {

@@ -1,5 +1,5 @@
-//! Parsers for each kind of value. Each error message is written to follow the setting's name, as in
-//! "IMAGESVC_PORT must be a whole number".
+//! Parsers for each kind of value. Each error message is written to follow the setting's name, as
+//! in "IMAGESVC_PORT must be a whole number".
 
 use std::{
     fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration,

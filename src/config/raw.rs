@@ -1,5 +1,5 @@
-//! Collects the settings as text from the flags, the environment and `.env`, before they are parsed.
-//! A flag wins over the environment, which wins over `.env`.
+//! Collects the settings as text from the flags, the environment and `.env`, before they are
+//! parsed. A flag wins over the environment, which wins over `.env`.
 
 use std::{collections::BTreeSet, ffi::OsString, fs, io::ErrorKind, path::Path};
 

@@ -28,8 +28,8 @@ impl<'a> Reader<'a> {
         Self { values, names_read: BTreeSet::new(), errors: Vec::new(), warnings: Vec::new() }
     }
 
-    /// Returns the value of a setting. Returns the default if the setting is not set, or if its value
-    /// is invalid. An invalid value also adds an error.
+    /// Returns the value of a setting. Returns the default if the setting is not set, or if its
+    /// value is invalid. An invalid value also adds an error.
     pub(super) fn value<T>(&mut self, setting: &Setting<T>) -> T {
         self.parsed(&setting.info, setting.parse).unwrap_or_else(|| {
             #[allow(clippy::expect_used)]
@@ -43,8 +43,8 @@ impl<'a> Reader<'a> {
         self.parsed(&setting.info, setting.parse)
     }
 
-    /// Returns a secret from a variable, or from the file whose path is in another variable. Adds an
-    /// error if both are set.
+    /// Returns a secret from a variable, or from the file whose path is in another variable. Adds
+    /// an error if both are set.
     pub(super) fn secret<T>(
         &mut self,
         setting: &OptionalSetting<T>,

@@ -1,8 +1,8 @@
 //! The types that define a setting: its name, default, parser and help.
 //!
 //! There are two such types, so that the compiler knows which settings always have a value. A
-//! [`Setting`] has a default, and an [`OptionalSetting`] has none. Each setting is a constant beside
-//! the function that reads it (`nvidia.rs`, `web.rs`, …). `settings.rs` lists all of them.
+//! [`Setting`] has a default, and an [`OptionalSetting`] has none. Each setting is a constant
+//! beside the function that reads it (`nvidia.rs`, `web.rs`, …). `settings.rs` lists all of them.
 
 use super::parse;
 

@@ -63,7 +63,8 @@ impl Process {
         };
         let stdin = match content {
             Content::Memory(_) => Stdio::piped(),
-            // Open the file again, so that the child can only read it and has its own file position.
+            // Open the file again, so that the child can only read it and has its own file
+            // position.
             Content::File(file, _) => {
                 let path = format!("{OPEN_FILES}/{}", file.as_raw_fd());
                 File::open(path).map_err(unavailable)?.into()
@@ -89,8 +90,8 @@ impl Process {
         Ok(Self(Some(Running { child, permit })))
     }
 
-    /// Reads the result into `spool` and waits for the child to exit. A rendered picture may have at
-    /// most `max_rendered_len` bytes.
+    /// Reads the result into `spool` and waits for the child to exit. A rendered picture may have
+    /// at most `max_rendered_len` bytes.
     pub(super) async fn read_result(
         mut self,
         picture: &Picture,
@@ -184,9 +185,9 @@ async fn write_input(mut stdin: ChildStdin, bytes: Bytes) {
     let _ = stdin.write_all(&bytes).await;
 }
 
-/// Returns the error for a child that exited without a complete result, or that failed after a complete
-/// result. The error is a protocol violation with the text `violation`, unless the exit status shows
-/// another reason.
+/// Returns the error for a child that exited without a complete result, or that failed after a
+/// complete result. The error is a protocol violation with the text `violation`, unless the exit
+/// status shows another reason.
 fn classify_exit(status: ExitStatus, picture: &Picture, violation: &str) -> Error {
     let number = status.signal();
     match (number, number.and_then(Signal::from_named_raw)) {

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 use super::size_on_disk;
 
 /// A reserve of disk space must stay free. If the free space exceeds the reserve by less than this
-/// margin, the free space is measured again before every grant, because other programs also write to
-/// the disk.
+/// margin, the free space is measured again before every grant, because other programs also write
+/// to the disk.
 const MARGIN: Amount = Amount { bytes: 16 << 20, files: 1000 };
 
 /// The largest reserve of inodes.
@@ -144,8 +144,8 @@ pub(super) struct Measurement {
     pub(super) written: Amount,
 }
 
-/// How much space all files together were granted, and how much of it was written, since the process
-/// started.
+/// How much space all files together were granted, and how much of it was written, since the
+/// process started.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     /// Includes the space that was written.
@@ -179,8 +179,8 @@ impl Ledger {
     }
 
     /// Grants `more` if the latest measurement was taken after `oldest`, and if the reserve and
-    /// [`MARGIN`] stay free. If `oldest` is `None`, the measurement may be of any age. Returns whether
-    /// `more` was granted.
+    /// [`MARGIN`] stay free. If `oldest` is `None`, the measurement may be of any age. Returns
+    /// whether `more` was granted.
     pub(super) fn try_grant_by_recent_measurement(
         &mut self,
         more: Amount,

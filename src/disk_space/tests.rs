@@ -80,7 +80,8 @@ async fn written_bytes_are_counted_only_once() {
 #[tokio::test]
 async fn bytes_that_are_written_during_a_measurement_are_counted() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
-    // Each measurement reads the free space, sends to `was_read`, and waits for the test to resume it.
+    // Each measurement reads the free space, sends to `was_read`, and waits for the test to resume
+    // it.
     let (report_read, was_read) = mpsc::channel::<()>();
     let (resume, wait_for_resume) = mpsc::channel::<()>();
     let (report_read, wait_for_resume) = (Mutex::new(report_read), Mutex::new(wait_for_resume));

@@ -18,8 +18,8 @@ use writer::Writer;
 mod disk;
 mod writer;
 
-/// The version of the code that prepares pictures. Raise this number with every change that gives any
-/// picture another embedding.
+/// The version of the code that prepares pictures. Raise this number with every change that gives
+/// any picture another embedding.
 const PREPARATION: u8 = 2;
 
 /// Identifies a cached embedding: a SHA-256 of the source, of every setting that changes how
@@ -28,8 +28,8 @@ const PREPARATION: u8 = 2;
 pub(super) struct CacheKey(Sha256);
 
 impl CacheKey {
-    /// The first eight bytes. If two keys have the same prefix, a look-up of one key may open a file
-    /// that does not exist; nothing worse happens.
+    /// The first eight bytes. If two keys have the same prefix, a look-up of one key may open a
+    /// file that does not exist; nothing worse happens.
     fn prefix(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = *self.0.bytes();
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -155,8 +155,8 @@ impl Cache {
         }
     }
 
-    /// Writes a permanent embedding to the disk. Returns when the embedding is written, or when it is
-    /// clear that it will not be written. A temporary embedding is not written.
+    /// Writes a permanent embedding to the disk. Returns when the embedding is written, or when it
+    /// is clear that it will not be written. A temporary embedding is not written.
     pub(super) async fn write_to_disk(&self, key: CacheKey, embedding: &Embedding) {
         if let Some(DiskLevel { writer, .. }) = &self.disk
             && embedding.valid_until.is_none()

@@ -50,7 +50,8 @@ impl Payload {
 }
 
 impl Inner {
-    /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or none.
+    /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or
+    /// none.
     ///
     /// # Errors
     /// [`Error`] if the limit on calls per minute or the queue would delay the last call past the
@@ -64,16 +65,17 @@ impl Inner {
         let reservation = self.nvidia.reserve_calls(client, count, deadline)?;
         let time_left = deadline.saturating_duration_since(Instant::now());
         let wait = self.queue.expected_wait(client);
-        // If there is no wait, a batch is tried even if it will probably take too long. Some of its
-        // vectors are then cached, and the client can send the batch again.
+        // If no wait is expected, a batch is tried even if it will probably take too long. Some of
+        // its vectors are then cached, and the client can send the batch again.
         if !wait.is_zero() && wait + self.expected_time(count) > time_left {
             return Err(Error::QueueTooLong);
         }
         Ok(reservation)
     }
 
-    /// Estimates how long the calls of a batch take from the start of the first call. The estimate is
-    /// based on how long recent calls took. It is zero for a single picture, which is always tried.
+    /// Estimates how long the calls of a batch take from the start of the first call. The estimate
+    /// is based on how long recent calls took. It is zero for a single picture, which is always
+    /// tried.
     fn expected_time(&self, count: usize) -> Duration {
         if count <= 1 {
             return Duration::ZERO;
@@ -181,7 +183,8 @@ impl Inner {
         Ok(self.nvidia.infer_asset(&asset, retry_state).await?)
     }
 
-    /// Takes a permit for a call, after any wait that NVIDIA or the limit on calls per minute requires.
+    /// Takes a permit for a call, after any wait that NVIDIA or the limit on calls per minute
+    /// requires.
     async fn take_permit(&self, retry_state: &mut RetryState<'_>) -> Result<Permit, Error> {
         self.nvidia.wait_until_ready(Operation::Infer, retry_state).await?;
         let permit =

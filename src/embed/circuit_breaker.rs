@@ -4,8 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-/// A circuit breaker. It is closed at first. An open breaker closes by itself at the instant that was
-/// passed to [`Self::open_until`].
+/// A circuit breaker. It is closed at first. An open breaker closes by itself at the instant that
+/// was passed to [`Self::open_until`].
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker(Mutex<Option<Instant>>);
 

@@ -54,8 +54,8 @@ mod tests {
     use super::*;
     use crate::image::{Content, Orientation};
 
-    /// The Base64 text of a picture of this length has 199,996 characters. NVIDIA requires fewer than
-    /// 200,000.
+    /// The Base64 text of a picture of this length has 199,996 characters. NVIDIA requires fewer
+    /// than 200,000.
     const LARGEST_INLINE: u64 = 149_997;
 
     #[test]

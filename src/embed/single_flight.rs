@@ -10,8 +10,8 @@ use std::{
 use futures_util::{FutureExt, future::Shared};
 use tokio::sync::oneshot;
 
-/// Resolves to the outcome of a running call. Any number of tasks can wait for it. They get an error if
-/// the task that makes the call ends without an outcome, for example by a panic.
+/// Resolves to the outcome of a running call. Any number of tasks can wait for it. They get an
+/// error if the task that makes the call ends without an outcome, for example by a panic.
 pub(super) type Completion<T> = Shared<oneshot::Receiver<T>>;
 
 /// The running calls by key. Cheap to clone.
@@ -27,8 +27,8 @@ pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
     Lead(Completion<T>, LeadGuard<K, T>),
 }
 
-/// Owned by the task that makes the call. If the guard is dropped without an outcome, the completion
-/// of every waiting task fails.
+/// Owned by the task that makes the call. If the guard is dropped without an outcome, the
+/// completion of every waiting task fails.
 #[derive(Debug)]
 pub(super) struct LeadGuard<K: Copy + Eq + Hash, T: Clone> {
     outcome: oneshot::Sender<T>,
@@ -102,8 +102,8 @@ impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
         let _ = sender.send(outcome);
     }
 
-    /// Sends the outcome to all waiting tasks. Other tasks can still join the call until the returned
-    /// guard is dropped.
+    /// Sends the outcome to all waiting tasks. Other tasks can still join the call until the
+    /// returned guard is dropped.
     pub(super) fn complete(self, outcome: T) -> EntryGuard<K, T> {
         // This cannot fail: the guard itself has a receiver.
         let _ = self.outcome.send(outcome);

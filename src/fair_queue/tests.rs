@@ -295,8 +295,8 @@ async fn a_small_job_is_served_when_the_large_job_ahead_of_it_gives_up() {
 }
 
 proptest! {
-    /// Each step consists of a client's number, a job's memory, an index, and whether a job arrives.
-    /// If no job arrives, the job with that index ends.
+    /// Each step consists of a client's number, a job's memory, an index, and whether a job
+    /// arrives. If no job arrives, the job with that index ends.
     #[test]
     fn every_job_is_served_within_the_limits_in_any_order_of_arrivals_and_ends(
         permits in 1usize..5,

@@ -39,9 +39,9 @@ impl Fetched {
         }
     }
 
-    /// Streams the picture's bytes, decompressed if necessary. Reads at most `max_bytes` bytes from the
-    /// host. This limit applies before decompression, because an endless gzip stream may decompress to
-    /// nothing. The caller must limit the decompressed bytes.
+    /// Streams the picture's bytes, decompressed if necessary. Reads at most `max_bytes` bytes from
+    /// the host. This limit applies before decompression, because an endless gzip stream may
+    /// decompress to nothing. The caller must limit the decompressed bytes.
     pub fn into_stream(self, max_bytes: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send {
         let Self { response, is_gzip, deadline, .. } = self;
         let body = stream::try_unfold((response, 0), move |(mut response, received)| async move {
@@ -137,8 +137,8 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, Error> {
 mod tests {
     use super::*;
 
-    /// Returns whether a body with these `Content-Encoding` headers is compressed with gzip, or the name
-    /// of a refused encoding.
+    /// Returns whether a body with these `Content-Encoding` headers is compressed with gzip, or the
+    /// name of a refused encoding.
     fn checked(lines: &[&str]) -> Result<bool, String> {
         let mut headers = HeaderMap::new();
         for line in lines {

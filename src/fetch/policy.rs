@@ -46,7 +46,8 @@ pub enum Exception {
 /// Why a URL is not fetched. The text is a sentence for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// The text is not an absolute `http` or `https` URL, or the URL contains a user name or password.
+    /// The text is not an absolute `http` or `https` URL, or the URL contains a user name or
+    /// password.
     #[error("{0}")]
     Invalid(&'static str),
     /// The policy denies the URL.
@@ -296,8 +297,8 @@ fn unwrap_nat64(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether this is the address of an ISATAP tunnel, which leads to an IPv4 address (RFC 5214, section
-/// 6.1).
+/// Whether this is the address of an ISATAP tunnel, which leads to an IPv4 address (RFC 5214,
+/// section 6.1).
 fn is_isatap(address: Ipv6Addr) -> bool {
     matches!(address.segments(), [_, _, _, _, 0x0000 | 0x0200, 0x5efe, _, _])
 }

@@ -4,8 +4,8 @@
 //! `nsswitch.conf` and `resolv.conf` like every other program on the machine. The disadvantage is
 //! that a look-up blocks a thread and cannot be cancelled. If a name server does not answer, the
 //! thread stays blocked for seconds after the fetch has timed out. Therefore the number of look-ups
-//! at once is limited, in total and per client: names that do not resolve delay only the client that
-//! sent these names.
+//! at once is limited, in total and per client: names that do not resolve delay only the client
+//! that sent these names.
 //!
 //! A resolver inside the service (hickory) could cancel look-ups. But it would add about twenty
 //! crates, and might resolve a name differently than the system.
@@ -23,8 +23,8 @@ use tokio::{task::spawn_blocking, time::timeout};
 use super::policy::Policy;
 use crate::shares::{ClientNetwork, Clients, Shares};
 
-/// The most look-ups at once. Each blocks one of the runtime's 512 blocking threads, which also save
-/// pictures.
+/// The most look-ups at once. Each blocks one of the runtime's 512 blocking threads, which also
+/// save pictures.
 const MAX_LOOKUPS: u64 = 128;
 
 /// The most look-ups at once for one client. A working name server answers within milliseconds, so
@@ -78,8 +78,8 @@ impl fmt::Debug for Lookup {
 pub(super) struct LookupError(#[source] io::Error);
 
 impl LookupError {
-    /// Whether the look-up certainly failed because the name has no address. Other causes are a name
-    /// server that does not answer, or a lack of file descriptors.
+    /// Whether the look-up certainly failed because the name has no address. Other causes are a
+    /// name server that does not answer, or a lack of file descriptors.
     ///
     /// The standard library does not return the system's error code (`EAI_NONAME`, `EAI_NODATA`),
     /// only the message of glibc or musl.

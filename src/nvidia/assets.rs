@@ -57,11 +57,12 @@ impl Drop for UploadedAsset {
 }
 
 impl Client {
-    /// Uploads a picture before `deadline`, which may be earlier than the deadline of `retry_state`.
+    /// Uploads a picture before `deadline`, which may be earlier than the deadline of
+    /// `retry_state`.
     ///
     /// # Errors
-    /// The [`Error`] of the last attempt. The error's kind is [`ErrorKind::UploadsRefused`] if NVIDIA
-    /// refuses the upload.
+    /// The [`Error`] of the last attempt. The error's kind is [`ErrorKind::UploadsRefused`] if
+    /// NVIDIA refuses the upload.
     pub async fn upload(
         &self,
         media_type: &str,
@@ -100,8 +101,8 @@ impl Client {
         self.wait_for_retry_after(operation, deadline).await?;
         let response = self.call(operation, request, deadline).await?;
         response.progress(operation)?;
-        // An invalid response counts as a refusal of uploads, so that the picture is sent inline. The
-        // error does not quote the response, because the response may contain a presigned URL.
+        // An invalid response counts as a refusal of uploads, so that the picture is sent inline.
+        // The error does not quote the response, because the response may contain a presigned URL.
         let refused =
             |detail: &str| Error::new(operation, ErrorKind::UploadsRefused, detail.into());
         let created: CreatedAsset = serde_json::from_slice(&response.body)
@@ -141,8 +142,8 @@ impl Client {
         response.progress(operation).map(drop)
     }
 
-    /// Deletes an asset. If this fails, the error is only logged: the asset does no harm, and NVIDIA
-    /// deletes old assets itself.
+    /// Deletes an asset. If this fails, the error is only logged: the asset does no harm, and
+    /// NVIDIA deletes old assets itself.
     async fn delete_asset(&self, id: Uuid) {
         let operation = Operation::DeleteAsset;
         let url = item_url(&self.0.settings.assets_url, id);
@@ -154,7 +155,8 @@ impl Client {
     }
 }
 
-/// Streams a file's bytes. A blocking thread reads the next bytes when the previous bytes were sent.
+/// Streams a file's bytes. A blocking thread reads the next bytes when the previous bytes were
+/// sent.
 fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync {
     stream::try_unfold((picture, 0), |(picture, offset)| async move {
         if offset >= picture.len() {
@@ -168,8 +170,8 @@ fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>>
     })
 }
 
-/// Whether a picture may be sent to this URL. An https URL is always allowed. An http URL is allowed
-/// only if the configured URL of the asset API is http as well, as in tests.
+/// Whether a picture may be sent to this URL. An https URL is always allowed. An http URL is
+/// allowed only if the configured URL of the asset API is http as well, as in tests.
 fn may_upload_to(upload_url: &Url, assets_url: &Url) -> bool {
     upload_url.scheme() == "https"
         || (upload_url.scheme() == "http" && assets_url.scheme() == "http")

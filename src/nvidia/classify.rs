@@ -46,8 +46,8 @@ pub enum ErrorKind {
     AccountRefused,
     /// NVIDIA refused the picture.
     PictureRefused,
-    /// NVIDIA refused an upload, or an uploaded picture. Perhaps uploads do not work for this model or
-    /// account; perhaps the picture is the cause.
+    /// NVIDIA refused an upload, or an uploaded picture. Perhaps uploads do not work for this model
+    /// or account; perhaps the picture is the cause.
     UploadsRefused,
     /// NVIDIA received too many calls. A later call may succeed.
     RateLimited,
@@ -118,9 +118,10 @@ impl Operation {
         })
     }
 
-    /// Whether a response to this call updates the state that all calls share: whether NVIDIA accepts
-    /// the key, and the time until which its `Retry-After` forbids calls. An upload does not contain
-    /// the key. A deletion runs in the background, and its response must not affect other calls.
+    /// Whether a response to this call updates the state that all calls share: whether NVIDIA
+    /// accepts the key, and the time until which its `Retry-After` forbids calls. An upload does
+    /// not contain the key. A deletion runs in the background, and its response must not affect
+    /// other calls.
     pub fn updates_shared_state(self) -> bool {
         !matches!(self, Self::UploadAsset | Self::DeleteAsset)
     }

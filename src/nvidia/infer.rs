@@ -61,9 +61,9 @@ impl Client {
         self.infer_with_retries(&inference, retry_state).await
     }
 
-    /// Waits until the next inference may be sent: NVIDIA has asked for no further wait, and the limit on
-    /// calls per minute allows the call. Callers wait here before they take a permit for a call, so that
-    /// no such permit is in use during the wait.
+    /// Waits until the next inference may be sent: NVIDIA has asked for no further wait, and the
+    /// limit on calls per minute allows the call. Callers wait here before they take a permit for a
+    /// call, so that no such permit is in use during the wait.
     ///
     /// # Errors
     /// [`ErrorKind::RateLimited`] with the time to wait, if the wait ends after the deadline.
@@ -149,9 +149,9 @@ impl Client {
         })
     }
 
-    /// Polls until the result is ready. NVIDIA delivers a result only once. If the response with the
-    /// result is lost, or if NVIDIA no longer has the result, the returned error is transient, so
-    /// that the inference is sent again.
+    /// Polls until the result is ready. NVIDIA delivers a result only once. If the response with
+    /// the result is lost, or if NVIDIA no longer has the result, the returned error is transient,
+    /// so that the inference is sent again.
     async fn poll(
         &self,
         operation: Operation,
@@ -198,7 +198,8 @@ impl Client {
                         return Err(error);
                     }
                 }
-                // After a gateway's error, NVIDIA may still have the result, so one more poll is made.
+                // After a gateway's error, NVIDIA may still have the result, so one more poll is
+                // made.
                 Err(error) if is_gateway_error(response.status) && !gateway_failed_before => {
                     gateway_failed_before = true;
                     wait = wait.max(error.retry_after.unwrap_or_default());
@@ -218,8 +219,8 @@ fn is_gateway_error(status: StatusCode) -> bool {
 }
 
 impl Error {
-    /// The error if the limit on calls per minute allows the next call only after `wait`, which ends
-    /// after the deadline.
+    /// The error if the limit on calls per minute allows the next call only after `wait`, which
+    /// ends after the deadline.
     pub(super) fn no_call_before_deadline(operation: Operation, wait: Duration) -> Self {
         let log_detail =
             "NVIDIA_REQUESTS_PER_MINUTE allows no further call before the deadline".into();

@@ -32,8 +32,8 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Decides what follows a failed attempt. `time_left` is the time until the deadline. `random` is
-    /// between 0 and 1.
+    /// Decides what follows a failed attempt. `time_left` is the time until the deadline. `random`
+    /// is between 0 and 1.
     fn next_attempt(
         &self,
         failed: &FailedAttempt,
@@ -111,19 +111,19 @@ impl Default for RetryBudget {
     }
 }
 
-/// What all calls for one picture share: the number of failed attempts, the deadline and the reserved
-/// call.
+/// What all calls for one picture share: the number of failed attempts, the deadline and the
+/// reserved call.
 pub struct RetryState<'a> {
     pub(super) policy: &'a RetryPolicy,
     pub(super) retry_budget: &'a RetryBudget,
     pub(super) metrics: &'a Metrics,
     /// The network of the client that sent the picture.
     pub client_network: ClientNetwork,
-    /// The reserved call. `None` if calls per minute are not limited, or after a permit has replaced
-    /// the reservation.
+    /// The reserved call. `None` if calls per minute are not limited, or after a permit has
+    /// replaced the reservation.
     pub(super) reservation: Option<ReservationGuard>,
-    /// The permit for the next inference, once it was taken. Always `None` if calls per minute are not
-    /// limited.
+    /// The permit for the next inference, once it was taken. Always `None` if calls per minute are
+    /// not limited.
     pub(super) pace_permit: Option<PacePermit>,
     /// When the embedding must be ready.
     pub deadline: Instant,

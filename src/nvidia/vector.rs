@@ -29,8 +29,8 @@ impl Vector {
         let items = items.ok_or("the embedding is not a list")?;
         let count = match count_ordinary_numbers(text.as_bytes()) {
             Some(count) => count,
-            // An item that is not a number may contain commas itself. In valid JSON, the part before
-            // the first of these commas does not parse as a number.
+            // An item that is not a number may contain commas itself. In valid JSON, the part
+            // before the first of these commas does not parse as a number.
             None if items.split(',').all(is_finite_number) => items.split(',').count(),
             None => return Err("the embedding contains an item that is not a finite number".into()),
         };
@@ -54,8 +54,8 @@ impl Vector {
 /// Counts the numbers of a JSON array. Returns `None` if the array may contain a number too large
 /// for an `f64`, or something other than numbers.
 ///
-/// A number is too large only if it has a positive exponent or hundreds of digits. The numbers of an
-/// embedding have neither. This scan is many times faster than parsing the numbers.
+/// A number is too large only if it has a positive exponent or hundreds of digits. The numbers of
+/// an embedding have neither. This scan is many times faster than parsing the numbers.
 fn count_ordinary_numbers(array: &[u8]) -> Option<usize> {
     const BLOCK_LEN: usize = 128;
     // The byte after `items[i]` is `next_bytes[i]`.
@@ -65,8 +65,8 @@ fn count_ordinary_numbers(array: &[u8]) -> Option<usize> {
         let (mut is_ordinary, mut commas) = (true, 0u8);
         // The loop has no branches, so that the compiler can vectorize it.
         for (byte, next_byte) in block.iter().zip(next_block) {
-            // Accepts the bytes below `:` except `"`. In JSON, these are digits, signs, dots, commas
-            // and white space. Also accepts an `e` or `E` before a `-`: a negative exponent.
+            // Accepts the bytes below `:` except `"`. In JSON, these are digits, signs, dots,
+            // commas and white space. Also accepts an `e` or `E` before a `-`: a negative exponent.
             is_ordinary &=
                 (*byte < b':' && *byte != b'"') | ((*byte | 0x20 == b'e') & (*next_byte == b'-'));
             commas += u8::from(*byte == b',');

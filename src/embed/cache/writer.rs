@@ -1,6 +1,6 @@
 //! Writes embeddings to the disk, one batch at a time on one thread. Embeddings that arrive during
-//! a write form the next batch. The queue is bounded: if the disk is so slow that the queue is full,
-//! further embeddings are not written, so that they do not fill the memory.
+//! a write form the next batch. The queue is bounded: if the disk is so slow that the queue is
+//! full, further embeddings are not written, so that they do not fill the memory.
 
 use std::sync::Arc;
 
