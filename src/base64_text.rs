@@ -72,7 +72,7 @@ pub enum Base64Error {
     /// A `data:` URL without a comma.
     #[error("image_base64 begins with data: but has no comma before the Base64 text.")]
     NoComma,
-    /// A character that does not belong to the alphabets.
+    /// A character that belongs to neither alphabet.
     #[error(
         "image_base64 contains characters that are not Base64; send the output of the base64 command."
     )]
@@ -142,8 +142,9 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
     }
     match ((write_at - start) % 4, padding) {
         _ if write_at == start => Err(Base64Error::Empty),
-        // Missing and surplus padding is accepted. But one `=` instead of two means that the text
-        // was truncated.
+        // The last group of characters may have two or three characters instead of four. Missing
+        // and surplus padding is accepted. But after two characters, one `=` instead of two means
+        // that the text was truncated.
         (0 | 3, _) | (2, 0 | 2..) => Ok(start..write_at),
         _ => Err(Base64Error::Length),
     }
@@ -162,6 +163,7 @@ fn encoded_range(text: &[u8]) -> Result<Range<usize>, Base64Error> {
             text[start..].iter().position(|byte| *byte == b',').ok_or(Base64Error::NoComma)?;
         start = skip_blanks(start + comma + 1);
     }
+    // If only blanks follow the comma, the last other byte is before `start`.
     let end = text.iter().rposition(is_not_blank).map_or(start, |last| (last + 1).max(start));
     Ok(start..end)
 }
@@ -190,7 +192,7 @@ fn unescape(text: &mut [u8]) -> usize {
                     b'n' => b'\n',
                     b'r' => b'\r',
                     b't' => b'\t',
-                    b'b' | b'f' => 0, // not Base64, as `\b` and `\f` themselves
+                    b'b' | b'f' => 0, // neither this byte nor those two are Base64
                     itself => itself,
                 };
                 (byte, 2)

@@ -323,12 +323,12 @@ mod tests {
 
     #[test]
     fn an_unusable_address_is_a_fault_and_an_address_in_use_is_a_note() {
-        let state = |address: SocketAddr| check_address(address).state;
-        assert_eq!(state(([127, 0, 0, 1], 0).into()), State::Ok);
+        let state_of = |address: SocketAddr| check_address(address).state;
+        assert_eq!(state_of(([127, 0, 0, 1], 0).into()), State::Ok);
         // No machine has this address: it is reserved for documentation (RFC 5737).
-        assert_eq!(state(([192, 0, 2, 1], 0).into()), State::Fault);
+        assert_eq!(state_of(([192, 0, 2, 1], 0).into()), State::Fault);
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        assert_eq!(state(listener.local_addr().unwrap()), State::Note);
+        assert_eq!(state_of(listener.local_addr().unwrap()), State::Note);
     }
 
     #[test]

@@ -103,18 +103,18 @@ pub(super) struct Resolver {
     policy: Arc<Policy>,
     lookup: Lookup,
     /// Limits how many look-ups run at once.
-    lookups: Shares,
+    lookup_limit: Shares,
     /// Whether this resolver is for servers that the operator allowed as exceptions.
     is_exception: bool,
 }
 
 impl Resolver {
     pub(super) fn new(policy: Policy, lookup: Lookup, clients: Clients) -> Self {
-        let lookups = match clients {
+        let lookup_limit = match clients {
             Clients::Many => Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT),
             Clients::One => Shares::undivided(MAX_LOOKUPS, 1),
         };
-        Self { policy: Arc::new(policy), lookup, lookups, is_exception: false }
+        Self { policy: Arc::new(policy), lookup, lookup_limit, is_exception: false }
     }
 
     /// The same resolver, for servers that the operator allowed as exceptions.
@@ -125,12 +125,12 @@ impl Resolver {
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let Self { policy, lookup, lookups, is_exception } = self.clone();
+        let Self { policy, lookup, lookup_limit, is_exception } = self.clone();
         // Clients without a known address count as one client.
         let client = CLIENT.try_with(|client| *client).unwrap_or(ClientNetwork::UNKNOWN);
         Box::pin(async move {
             let look_up = async move {
-                let permit = lookups.take_when_free(client, 1).await;
+                let permit = lookup_limit.take_when_free(client, 1).await;
                 spawn_blocking(move || {
                     let _permit = permit; // held by the thread, which may run longer than the fetch
                     (lookup.0)(name.as_str())

@@ -183,13 +183,19 @@ mod tests {
 
     #[test]
     fn a_picture_is_uploaded_over_http_only_if_the_asset_api_is_http() {
-        let may = |upload: &str, assets: &str| {
+        let is_allowed = |upload: &str, assets: &str| {
             may_upload_to(&upload.parse().unwrap(), &assets.parse().unwrap())
         };
-        assert!(may("https://bucket.example/x", "https://api.nvcf.nvidia.com/v2/nvcf/assets"));
-        assert!(may("https://bucket.example/x", "http://127.0.0.1:1/"));
-        assert!(may("http://127.0.0.1:1/x", "http://127.0.0.1:1/"));
-        assert!(!may("http://bucket.example/x", "https://api.nvcf.nvidia.com/v2/nvcf/assets"));
-        assert!(!may("ftp://bucket.example/x", "http://127.0.0.1:1/"));
+        assert!(is_allowed(
+            "https://bucket.example/x",
+            "https://api.nvcf.nvidia.com/v2/nvcf/assets"
+        ));
+        assert!(is_allowed("https://bucket.example/x", "http://127.0.0.1:1/"));
+        assert!(is_allowed("http://127.0.0.1:1/x", "http://127.0.0.1:1/"));
+        assert!(!is_allowed(
+            "http://bucket.example/x",
+            "https://api.nvcf.nvidia.com/v2/nvcf/assets"
+        ));
+        assert!(!is_allowed("ftp://bucket.example/x", "http://127.0.0.1:1/"));
     }
 }

@@ -75,8 +75,9 @@ impl Client {
     ) -> Result<(), Error> {
         // Another call may receive a `Retry-After` during this wait, so the time is checked again.
         while let Some(earliest_call) = self.check_retry_after(operation, deadline)? {
-            // All calls wait until the same moment. A random delay keeps them from starting all at
-            // once, which could make NVIDIA ask to wait again.
+            // All calls wait until the same moment. A random delay, at most as long as the first
+            // backoff of a retry, keeps them from starting all at once. That could make NVIDIA ask
+            // to wait again.
             let delay = self.0.settings.retry.base.mul_f64(fastrand::f64());
             sleep_until(earliest_call + delay).await;
         }

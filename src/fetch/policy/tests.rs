@@ -230,11 +230,12 @@ fn hosts_outside_the_list_are_denied() {
 fn the_target_of_a_redirect_is_checked_like_a_url() {
     let policy = new_policy(&[], &[]);
     let from = Url::parse("https://example.com/a/b").unwrap();
-    let to = |location| policy.check_redirect(&from, location).map(|target| target.url.to_string());
-    assert_eq!(to("../c").unwrap(), "https://example.com/c");
-    assert_eq!(to("//127.0.0.1/"), Err(NOT_FOLLOWED));
-    assert_eq!(to("file:///etc/passwd"), Err(NOT_FOLLOWED));
-    assert_eq!(to("http://["), Err(NOT_FOLLOWED));
+    let redirected_to =
+        |location| policy.check_redirect(&from, location).map(|target| target.url.to_string());
+    assert_eq!(redirected_to("../c").unwrap(), "https://example.com/c");
+    assert_eq!(redirected_to("//127.0.0.1/"), Err(NOT_FOLLOWED));
+    assert_eq!(redirected_to("file:///etc/passwd"), Err(NOT_FOLLOWED));
+    assert_eq!(redirected_to("http://["), Err(NOT_FOLLOWED));
 }
 
 #[test]
