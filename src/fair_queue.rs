@@ -61,7 +61,7 @@ struct State {
     /// How many permits were ever granted.
     grant_count: u64,
     /// The permits in use.
-    permits: u64,
+    permits_in_use: u64,
     /// The permits in use by large jobs.
     permits_of_large_jobs: u64,
     /// The memory in use by small jobs, in bytes.
@@ -118,7 +118,7 @@ impl FairQueue {
             clients: HashMap::new(),
             queue: VecDeque::new(),
             grant_count: 0,
-            permits: 0,
+            permits_in_use: 0,
             permits_of_large_jobs: 0,
             memory_of_small_jobs: 0,
             memory_of_large_jobs: 0,
@@ -167,7 +167,7 @@ impl FairQueue {
     pub(crate) fn expected_wait(&self, client: ClientNetwork) -> Duration {
         let state = self.0.state();
         let permits = state.capacity.permits;
-        if state.permits < permits {
+        if state.permits_in_use < permits {
             return Duration::ZERO;
         }
         let position = state.jobs_ahead_of(client) + 1;
@@ -245,7 +245,7 @@ impl State {
                     client_state.permits += 1;
                     client_state.last_grant = grant_count;
                 });
-                self.permits += 1;
+                self.permits_in_use += 1;
                 if self.capacity.is_large(memory) {
                     self.permits_of_large_jobs += 1;
                     self.memory_of_large_jobs += memory;
@@ -259,7 +259,7 @@ impl State {
     /// Takes a permit back, and grants it to the next job.
     fn release(&mut self, client: ClientNetwork, memory: u64) {
         self.update_client(client, |client_state| client_state.permits -= 1);
-        self.permits -= 1;
+        self.permits_in_use -= 1;
         if self.capacity.is_large(memory) {
             self.permits_of_large_jobs -= 1;
             self.memory_of_large_jobs -= memory;
@@ -334,7 +334,7 @@ impl State {
     fn can_grant(&self, memory: u64) -> bool {
         let Self { capacity, memory_of_small_jobs, memory_of_large_jobs, .. } = self;
         let fits = |in_use: u64, max: u64| in_use.saturating_add(memory) <= max;
-        let is_available = self.permits < capacity.permits
+        let is_available = self.permits_in_use < capacity.permits
             && fits(memory_of_small_jobs + memory_of_large_jobs, capacity.memory);
         if !capacity.is_large(memory) {
             return is_available;

@@ -62,6 +62,7 @@ async fn the_expected_wait_grows_with_the_queue_and_with_the_typical_use_of_a_pe
         let _permit = take_now(&queue, first, 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
     }
+    // A permit is now typically in use for 4 s.
     let expected = |client| queue.expected_wait(client).as_secs_f64().round();
     assert_eq!(expected(first), 0.0, "with two free permits, a job should not wait");
     let _taken = take_all(&queue, first).await;
@@ -85,7 +86,7 @@ async fn a_job_waits_no_longer_than_its_deadline() {
     drop(taken);
     let too_late = queue.take_in_time(client(1), deadline).await;
     assert!(too_late.is_none(), "no permit should be granted when too little time is left");
-    assert_eq!(queue.0.state().permits, 0);
+    assert_eq!(queue.0.state().permits_in_use, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,12 +96,13 @@ async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_expected_wa
         let _permit = take_now(&queue, client(1), 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
     }
+    // A permit is now typically in use for 4 s, which is more than the second before the deadline.
     let before = queue.0.typical_hold();
     for _ in 0..20 {
         let deadline = Instant::now() + Duration::from_secs(1);
         assert!(queue.take_in_time(client(1), deadline).await.is_none());
     }
-    assert_eq!((queue.0.typical_hold(), queue.0.state().permits), (before, 0));
+    assert_eq!((queue.0.typical_hold(), queue.0.state().permits_in_use), (before, 0));
 }
 
 #[tokio::test]
@@ -326,14 +328,14 @@ proptest! {
                 }
                 let state = queue.0.state();
                 let (small, large) = (state.memory_of_small_jobs, state.memory_of_large_jobs);
-                assert!(state.permits <= permits as u64);
+                assert!(state.permits_in_use <= permits as u64);
                 assert!(small + large <= 100 && large <= 75);
                 assert!(state.permits_of_large_jobs < permits.max(2) as u64);
                 let clients = || state.clients.values();
-                assert_eq!(clients().map(|client| client.permits).sum::<u64>(), state.permits);
+                assert_eq!(clients().map(|client| client.permits).sum::<u64>(), state.permits_in_use);
                 let queued: u64 = clients().map(|client| client.queued).sum();
                 assert_eq!(queued, state.queue.len() as u64);
-                assert!(state.queue.is_empty() || state.permits > 0);
+                assert!(state.queue.is_empty() || state.permits_in_use > 0);
             }
             while !waiting.is_empty() {
                 // All permits end. Some of the waiting jobs are then served.
@@ -349,7 +351,7 @@ proptest! {
             }
             drop(taken);
             let state = queue.0.state();
-            assert_eq!((state.permits, state.queue.len()), (0, 0));
+            assert_eq!((state.permits_in_use, state.queue.len()), (0, 0));
             let large = (state.permits_of_large_jobs, state.memory_of_large_jobs);
             assert_eq!((large, state.memory_of_small_jobs), ((0, 0), 0));
             assert!(state.clients.is_empty(), "clients without permits and jobs must be removed");

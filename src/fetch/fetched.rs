@@ -44,6 +44,7 @@ impl Fetched {
     /// decompress to nothing. The caller must limit the decompressed bytes.
     pub fn into_stream(self, max_bytes: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send {
         let Self { response, is_gzip, deadline, .. } = self;
+        // The state of this stream is the response and the number of bytes received so far.
         let body = stream::try_unfold((response, 0), move |(mut response, received)| async move {
             let Some(chunk) = response.chunk().await.map_err(ReadError::Disconnected)? else {
                 return Ok(None);
@@ -55,6 +56,7 @@ impl Fetched {
             Ok(Some((chunk, (response, received))))
         });
         let bytes = if is_gzip { Either::Left(gunzip(body)) } else { Either::Right(body) };
+        // The state of this stream includes whether it has returned any bytes.
         stream::try_unfold((Box::pin(bytes), false), move |(mut bytes, has_started)| async move {
             match timeout_at(deadline, bytes.try_next()).await {
                 Ok(Ok(Some(chunk))) => Ok(Some((chunk, (bytes, true)))),

@@ -11,7 +11,7 @@ pub const DIMENSIONS: usize = 1536;
 /// A JSON array of [`DIMENSIONS`] finite numbers.
 ///
 /// The array is stored as text, because the service does not compute with the numbers. Clients
-/// receive exactly the digits that NVIDIA sent, and the service neither parses nor formats floats.
+/// receive exactly the digits that NVIDIA sent.
 ///
 /// Clones are cheap. The `Arc` contains a box, because converting a box to an `Arc<RawValue>` would
 /// copy the text.
