@@ -58,6 +58,7 @@ fn parse_value(text: &str) -> Result<&str, &'static str> {
     let value = match trimmed.chars().next() {
         Some('\'') => return parse_quoted(&trimmed[1..], '\''),
         Some('"') => parse_quoted(&trimmed[1..], '"')?,
+        // In `A= # comment`, the blank before the comment is part of `text`.
         _ => without_comment(text).trim(),
     };
     if value.contains('$') { Err(DOLLAR) } else { Ok(value) }

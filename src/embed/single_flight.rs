@@ -31,7 +31,7 @@ pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
 /// completion of every waiting task fails.
 #[derive(Debug)]
 pub(super) struct LeadGuard<K: Copy + Eq + Hash, T: Clone> {
-    outcome: oneshot::Sender<T>,
+    sender: oneshot::Sender<T>,
     completion: Completion<T>,
     entry: EntryGuard<K, T>,
 }
@@ -82,9 +82,9 @@ impl<K, T> Default for SingleFlight<K, T> {
 
 impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
     fn new(calls_and_key: Option<(SingleFlight<K, T>, K)>) -> (Completion<T>, Self) {
-        let (outcome, receiver) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let completion = receiver.shared();
-        (completion.clone(), Self { outcome, completion, entry: EntryGuard { calls_and_key } })
+        (completion.clone(), Self { sender, completion, entry: EntryGuard { calls_and_key } })
     }
 
     /// Whether no task waits for the call any more.
@@ -96,7 +96,7 @@ impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
 
     /// Sends the outcome to all waiting tasks. Later tasks make a new call.
     pub(super) fn fail(self, outcome: T) {
-        let Self { outcome: sender, entry, .. } = self;
+        let Self { sender, entry, .. } = self;
         drop(entry);
         // An error means that no task is waiting.
         let _ = sender.send(outcome);
@@ -106,7 +106,7 @@ impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
     /// returned guard is dropped.
     pub(super) fn complete(self, outcome: T) -> EntryGuard<K, T> {
         // This cannot fail: the guard itself has a receiver.
-        let _ = self.outcome.send(outcome);
+        let _ = self.sender.send(outcome);
         self.entry
     }
 }

@@ -332,7 +332,8 @@ proptest! {
                 assert!(small + large <= 100 && large <= 75);
                 assert!(state.permits_of_large_jobs < permits.max(2) as u64);
                 let clients = || state.clients.values();
-                assert_eq!(clients().map(|client| client.permits).sum::<u64>(), state.permits_in_use);
+                let permits_of_clients: u64 = clients().map(|client| client.permits).sum();
+                assert_eq!(permits_of_clients, state.permits_in_use);
                 let queued: u64 = clients().map(|client| client.queued).sum();
                 assert_eq!(queued, state.queue.len() as u64);
                 assert!(state.queue.is_empty() || state.permits_in_use > 0);

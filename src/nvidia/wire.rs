@@ -61,7 +61,7 @@ impl InlineImage {
 pub(super) fn parse_response(body: &[u8]) -> Result<Vector, String> {
     #[derive(Deserialize)]
     struct InferenceResponse<'a> {
-        #[serde(borrow, deserialize_with = "first")]
+        #[serde(borrow, deserialize_with = "first_item")]
         metadata: Option<Metadata<'a>>,
     }
     #[derive(Deserialize)]
@@ -75,9 +75,11 @@ pub(super) fn parse_response(body: &[u8]) -> Result<Vector, String> {
 }
 
 /// Deserializes the first item of a list, and ignores all other items.
-fn first<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Option<T>, D::Error> {
-    struct First<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for First<T> {
+fn first_item<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    list: D,
+) -> Result<Option<T>, D::Error> {
+    struct FirstItem<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for FirstItem<T> {
         type Value = Option<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -85,12 +87,12 @@ fn first<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Opti
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            let first = list.next_element()?;
+            let item = list.next_element()?;
             while list.next_element::<IgnoredAny>()?.is_some() {}
-            Ok(first)
+            Ok(item)
         }
     }
-    list.deserialize_seq(First(PhantomData))
+    list.deserialize_seq(FirstItem(PhantomData))
 }
 
 /// The body of a request to create an asset.
