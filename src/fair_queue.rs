@@ -85,6 +85,7 @@ struct QueuedJob {
     client: ClientNetwork,
     /// In bytes.
     memory: u64,
+    /// Notifies the caller that the permit is granted.
     grant: oneshot::Sender<()>,
 }
 
@@ -97,7 +98,7 @@ struct QueueGuard {
     granted: oneshot::Receiver<()>,
 }
 
-/// A permit and its memory. Dropping it returns both to the queue.
+/// A permit and its memory. Dropping the permit returns both to the queue.
 #[derive(Debug)]
 pub(crate) struct Permit {
     queue: Arc<Inner>,

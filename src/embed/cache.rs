@@ -42,8 +42,8 @@ impl fmt::Display for CacheKey {
     }
 }
 
-/// The memory that a cache entry takes in addition to the vector's text, in bytes. An estimate that
-/// is rather too high.
+/// The memory that a cache entry takes in addition to the vector's text, in bytes. This estimate is
+/// rather too high than too low.
 const ENTRY_OVERHEAD: usize = 256;
 
 /// The typical length of a vector's text, in bytes.
@@ -217,10 +217,12 @@ mod tests {
         Cache::new(&settings(memory_bytes, disk_bytes, folder), &source)
     }
 
+    /// A key whose bytes are all `byte`.
     pub(super) fn key_of(byte: u8) -> CacheKey {
         CacheKey(Sha256::from_bytes([byte; 32]))
     }
 
+    /// An embedding whose numbers are all `number`.
     pub(super) fn embedding_of(number: &str) -> Embedding {
         let text = format!("[{}]", [number; DIMENSIONS].join(","));
         let raw = serde_json::value::RawValue::from_string(text).unwrap();

@@ -126,7 +126,7 @@ impl Resolver {
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
         let Self { policy, lookup, lookup_limit, is_exception } = self.clone();
-        // Clients without a known address count as one client.
+        // Outside `on_behalf_of`, there is no client.
         let client = CLIENT.try_with(|client| *client).unwrap_or(ClientNetwork::UNKNOWN);
         Box::pin(async move {
             let look_up = async move {

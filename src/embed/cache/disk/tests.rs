@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::{super::tests::key_of, *};
 use crate::{disk_space::FreeSpace, nvidia::DIMENSIONS};
 
+/// An embedding whose numbers are all `number`.
 fn cached(number: &str) -> CachedEmbedding {
     let text = format!("[{}]", [number; DIMENSIONS].join(", "));
     let raw = RawValue::from_string(text).unwrap();
@@ -24,6 +25,7 @@ fn new_disk(max_bytes: u64) -> (TempDir, Disk) {
     (folder, disk)
 }
 
+/// Opens the cache in a subfolder of `folder`.
 fn open(folder: &TempDir, max_bytes: u64) -> Disk {
     let space = DiskSpace::new(folder.path().to_owned(), 0);
     Disk::new(folder.path().join(".vectors"), max_bytes, space)
@@ -36,13 +38,14 @@ fn file_size() -> u64 {
 
 /// The size of all files on disk.
 fn total_size(disk: &Disk) -> u64 {
-    let all = |folder: &Path| entries(folder).unwrap().map(Result::unwrap).collect::<Vec<_>>();
-    let folders = all(&disk.folder);
-    let files = folders.iter().flat_map(|folder| all(&folder.path()));
+    let entries_of =
+        |folder: &Path| entries(folder).unwrap().map(Result::unwrap).collect::<Vec<_>>();
+    let folders = entries_of(&disk.folder);
+    let files = folders.iter().flat_map(|folder| entries_of(&folder.path()));
     files.map(|file| size_on_disk(file.metadata().unwrap().len())).sum()
 }
 
-/// Sets the time at which a file was written to some seconds ago.
+/// Sets the modification time of a key's file to `seconds` seconds before now.
 fn set_age(disk: &Disk, key: &CacheKey, seconds: u64) {
     let time = SystemTime::now() - Duration::from_secs(seconds);
     File::options().append(true).open(disk.path(key)).unwrap().set_modified(time).unwrap();
