@@ -88,9 +88,10 @@ mod tests {
         assert_eq!(wait_seconds("120"), Some(120));
         assert_eq!(wait_seconds(" 0 "), Some(0));
         assert_eq!(wait_seconds("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
+        // A date in the past means no wait.
         assert_eq!(wait_seconds("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
         for invalid in ["", "-1", "soon", "1.5", "99999999999"] {
-            assert_eq!(read(invalid), None, "{invalid}");
+            assert_eq!(wait_seconds(invalid), None, "{invalid}");
         }
     }
 }

@@ -96,9 +96,9 @@ mod tests {
     use super::*;
 
     fn parse_one(line: &str) -> Result<(&str, &str), &'static str> {
-        let mut settings = parse(line);
-        assert_eq!(settings.len(), 1, "{line}");
-        settings.remove(0).map_err(|error| error.reason)
+        let mut parsed_lines = parse(line);
+        assert_eq!(parsed_lines.len(), 1, "{line}");
+        parsed_lines.remove(0).map_err(|error| error.reason)
     }
 
     #[test]
@@ -144,9 +144,9 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_and_windows_line_ends_are_ignored() {
-        let settings = parse("\u{feff}A=1\r\n\r\n# B=2\r\nno setting\r\nC='3'\r\n");
+        let parsed_lines = parse("\u{feff}A=1\r\n\r\n# B=2\r\nno setting\r\nC='3'\r\n");
         let error = LineError { name: None, line: 4, reason: "it is not NAME=value" };
-        assert_eq!(settings, [Ok(("A", "1")), Err(error), Ok(("C", "3"))]);
+        assert_eq!(parsed_lines, [Ok(("A", "1")), Err(error), Ok(("C", "3"))]);
         assert_eq!(error.to_string(), ".env, line 4: it is not NAME=value");
     }
 

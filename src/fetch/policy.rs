@@ -58,8 +58,10 @@ pub enum UrlError {
 /// The error for a URL that is longer than [`MAX_URL_LEN`].
 pub const TOO_LONG: UrlError = UrlError::Invalid("image_url is longer than 8192 bytes.");
 
+/// The error for an address that is not public.
 const NOT_PUBLIC: UrlError = UrlError::Denied("This address does not lead to a public host.");
 
+/// The error for every redirect that is not followed.
 const NOT_FOLLOWED: UrlError =
     UrlError::Denied("The URL redirects to one that the service does not fetch.");
 

@@ -117,7 +117,7 @@ mod tests {
         for write in &mut waiting {
             assert!(poll!(write).is_pending());
         }
-        writer.write(key_of(255), cached()).await;
+        writer.write(key_of(255), cached()).await; // returns although nothing is written
         assert!(!fs::exists(folder.path().join("vectors")).unwrap());
 
         drop(tokio::spawn(write_entries(Arc::clone(&disk), entries)));
