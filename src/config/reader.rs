@@ -50,9 +50,9 @@ impl<'a> Reader<'a> {
         setting: &OptionalSetting<T>,
         file: &OptionalSetting<PathBuf>,
     ) -> Option<T> {
-        let (name, file_variable) = (setting.info.name, file.info.name);
+        let (variable, file_variable) = (setting.info.name, file.info.name);
         if self.is_set(&setting.info) && self.is_set(&file.info) {
-            self.errors.push(format!("{name} and {file_variable} are both set: keep one"));
+            self.errors.push(format!("{variable} and {file_variable} are both set: keep one"));
             return None;
         }
         let Some(path) = self.optional(file) else { return self.optional(setting) };

@@ -189,8 +189,8 @@ async fn write_input(mut stdin: ChildStdin, bytes: Bytes) {
 /// complete result. The error is a protocol violation with the text `violation`, unless the exit
 /// status shows another reason.
 fn classify_exit(status: ExitStatus, picture: &Picture, violation: &str) -> Error {
-    let number = status.signal();
-    match (number, number.and_then(Signal::from_named_raw)) {
+    let signal_number = status.signal();
+    match (signal_number, signal_number.and_then(Signal::from_named_raw)) {
         (_, Some(Signal::XCPU)) => broken(picture, "it takes too much processor time"),
         // Rust aborts a process that cannot allocate memory.
         (_, Some(Signal::ABORT)) => broken(picture, "it takes too much memory"),
