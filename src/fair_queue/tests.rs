@@ -11,6 +11,17 @@ fn client(n: u8) -> ClientNetwork {
     ClientNetwork(IpAddr::from([192, 0, 2, n]))
 }
 
+/// A queue with 100 bytes of memory. Of these, 25 are reserved for small jobs, so a job of 26 bytes is
+/// large.
+fn with_memory(permits: usize) -> FairQueue {
+    FairQueue::new(permits, 100, 25)
+}
+
+/// A queue whose jobs need permits, but no memory.
+fn without_memory(permits: usize) -> FairQueue {
+    FairQueue::new(permits, 0, 0)
+}
+
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The future that [`FairQueue::take`] returns.
@@ -56,7 +67,7 @@ async fn take_all(queue: &FairQueue, client: ClientNetwork) -> Vec<Permit> {
 
 #[tokio::test(start_paused = true)]
 async fn the_expected_wait_grows_with_the_queue_and_with_the_typical_use_of_a_permit() {
-    let queue = FairQueue::new(2, 0, 0);
+    let queue = without_memory(2);
     let (first, second) = (client(1), client(2));
     for _ in 0..100 {
         let _permit = take_now(&queue, first, 0).await;
@@ -77,7 +88,7 @@ async fn the_expected_wait_grows_with_the_queue_and_with_the_typical_use_of_a_pe
 
 #[tokio::test(start_paused = true)]
 async fn a_job_waits_no_longer_than_its_deadline() {
-    let queue = FairQueue::new(1, 0, 0);
+    let queue = without_memory(1);
     let started = Instant::now();
     let deadline = started + Duration::from_secs(5);
     let taken = queue.take_in_time(client(1), deadline).await.unwrap();
@@ -91,7 +102,7 @@ async fn a_job_waits_no_longer_than_its_deadline() {
 
 #[tokio::test(start_paused = true)]
 async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_expected_wait() {
-    let queue = FairQueue::new(1, 0, 0);
+    let queue = without_memory(1);
     for _ in 0..100 {
         let _permit = take_now(&queue, client(1), 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
@@ -109,7 +120,7 @@ async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_expected_wa
 async fn a_client_that_arrives_during_a_flood_gets_the_next_permit() {
     for permits in [1, 2, 3, 32] {
         for memory in [0, 30, 70] {
-            let queue = FairQueue::new(permits, 100, 25);
+            let queue = with_memory(permits);
             let mut taken = Vec::new();
             let mut flood = take_all_and_queue_up(&queue, memory, &mut taken).await;
             let mut newcomer = queue_up(&queue, client(2), memory, 1).await;
@@ -173,7 +184,7 @@ async fn permits_before_newcomer(
 async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
     for permits in [1, 2, 3, 4, 8] {
         for (flood_memory, newcomer_memory) in [(36, 41), (20, 75), (26, 75), (10, 20)] {
-            let queue = FairQueue::new(permits, 100, 25);
+            let queue = with_memory(permits);
             let ended = permits_before_newcomer(&queue, 1, flood_memory, newcomer_memory).await;
             assert!(
                 ended <= permits + 2,
@@ -187,7 +198,7 @@ async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
 #[tokio::test]
 async fn a_newcomer_during_several_floods_waits_for_at_most_one_job_of_each() {
     for clients in [2, 3, 8] {
-        let queue = FairQueue::new(32, 0, 0);
+        let queue = without_memory(32);
         let ended = permits_before_newcomer(&queue, clients, 0, 0).await;
         assert!(ended <= usize::from(clients), "served after {ended} jobs of {clients} clients");
     }
@@ -195,7 +206,7 @@ async fn a_newcomer_during_several_floods_waits_for_at_most_one_job_of_each() {
 
 #[tokio::test]
 async fn two_floods_get_half_of_the_permits_each_and_one_flood_alone_gets_all() {
-    let queue = FairQueue::new(4, 0, 0);
+    let queue = without_memory(4);
     let mut taken = take_all(&queue, client(1)).await;
     let mut floods =
         [queue_up(&queue, client(1), 0, 50).await, queue_up(&queue, client(2), 0, 50).await];
@@ -222,7 +233,7 @@ async fn two_floods_get_half_of_the_permits_each_and_one_flood_alone_gets_all() 
 
 #[tokio::test]
 async fn large_jobs_do_not_get_the_permit_and_memory_reserved_for_small_jobs() {
-    let queue = FairQueue::new(2, 100, 25);
+    let queue = with_memory(2);
     let large = take_now(&queue, client(1), 75).await;
     let mut waiting = queue_up(&queue, client(1), 26, 3).await;
     let small = take_now(&queue, client(1), 25).await;
@@ -235,7 +246,7 @@ async fn large_jobs_do_not_get_the_permit_and_memory_reserved_for_small_jobs() {
 
 #[tokio::test]
 async fn small_jobs_get_only_the_reserved_memory_while_a_large_job_waits() {
-    let queue = FairQueue::new(8, 100, 25);
+    let queue = with_memory(8);
     let _first = take_now(&queue, client(1), 60).await;
     let mut second = start_taking(&queue, client(1), 60);
     assert!(poll!(&mut second).is_pending());
@@ -250,7 +261,7 @@ async fn small_jobs_get_only_the_reserved_memory_while_a_large_job_waits() {
 
 #[tokio::test]
 async fn a_large_job_may_use_the_only_permit() {
-    let queue = FairQueue::new(1, 100, 25);
+    let queue = with_memory(1);
     let large = take_now(&queue, client(1), 75).await;
     assert!(poll!(start_taking(&queue, client(1), 1)).is_pending());
     drop(large);
@@ -267,7 +278,7 @@ async fn a_job_may_use_all_memory_if_none_is_reserved_for_small_jobs() {
 
 #[tokio::test]
 async fn an_endless_stream_of_small_jobs_does_not_block_a_large_job() {
-    let queue = FairQueue::new(8, 100, 25);
+    let queue = with_memory(8);
     let mut small = Vec::new();
     for _ in 0..5 {
         small.push(take_now(&queue, client(1), 20).await);
@@ -286,7 +297,7 @@ async fn an_endless_stream_of_small_jobs_does_not_block_a_large_job() {
 
 #[tokio::test]
 async fn a_small_job_is_served_when_the_large_job_ahead_of_it_gives_up() {
-    let queue = FairQueue::new(3, 100, 25);
+    let queue = with_memory(3);
     let _large = take_now(&queue, client(1), 70).await;
     let waiting_large = queue_up(&queue, client(1), 70, 1).await;
     let _small = take_now(&queue, client(1), 20).await;
@@ -307,7 +318,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time().build().unwrap();
         runtime.block_on(async {
-            let queue = FairQueue::new(permits, 100, 25);
+            let queue = with_memory(permits);
             let mut waiting: Vec<Taking<'_>> = Vec::new();
             let mut taken: Vec<Permit> = Vec::new();
             for (n, memory, end_index, arrives) in steps {
@@ -362,16 +373,16 @@ proptest! {
 
 #[tokio::test]
 async fn a_client_that_was_served_before_is_served_again_despite_many_newcomers() {
-    let queue = FairQueue::new(1, 0, 0);
+    let queue = without_memory(1);
     let first = take_now(&queue, client(0), 0).await;
-    let mut regular = queue_up(&queue, client(0), 0, 1).await;
+    let mut returning = queue_up(&queue, client(0), 0, 1).await;
     let mut newcomers: VecDeque<_> = queue_up(&queue, client(1), 0, 1).await.into();
     drop(first);
     let mut permit = newcomers.pop_front().unwrap().await.unwrap();
     for n in 2..100 {
         newcomers.extend(queue_up(&queue, client(n), 0, 1).await);
         drop(permit);
-        if poll!(&mut regular[0]).is_ready() {
+        if poll!(&mut returning[0]).is_ready() {
             assert!(n < 5, "the client should be served soon, not after {n} newcomers");
             return;
         }
