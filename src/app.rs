@@ -59,8 +59,8 @@ pub enum BuildError {
 }
 
 impl App {
-    /// Opens the downloads folder, binds the port, and tests the decoder. In sandbox mode, also
-    /// starts the stand-in for NVIDIA.
+    /// Logs the configuration's warnings, opens the downloads folder, binds the port, and tests
+    /// the decoder. In sandbox mode, also starts the stand-in for NVIDIA.
     ///
     /// # Errors
     /// [`BuildError`]
@@ -71,15 +71,15 @@ impl App {
         Self::build_with_lookup(config, Lookup::system()).await
     }
 
-    /// Like [`Self::build`], but resolves the names of picture hosts with `lookup`, for tests. Does
-    /// not log warnings.
+    /// Like [`Self::build`], but resolves the host names in pictures' URLs with `lookup`, for
+    /// tests. Does not log warnings.
     ///
     /// # Errors
     /// [`BuildError`]
     pub async fn build_with_lookup(config: Config, lookup: Lookup) -> Result<Self, BuildError> {
         let metrics = Metrics::new();
         let store = Store::open(&config.store)?;
-        let proxies = config.server.trusted_proxies.clone();
+        let trusted_proxies = config.server.trusted_proxies.clone();
         let server = Server::bind(config.server, Arc::clone(&metrics)).await?;
         let decoder = Decoder::new(config.decoder, Arc::clone(&metrics));
         decoder
@@ -88,11 +88,10 @@ impl App {
             .map_err(BuildError::Decoder)?;
 
         let limits = config.limits;
-        let max_pixels = limits.max_image_pixels;
         let UpstreamSetup { nvidia_settings, key, source, sandbox } = UpstreamSetup::new(
             config.upstream,
             config.nvidia,
-            max_pixels,
+            limits.max_image_pixels,
             &decoder,
             store.staging(),
         )
@@ -107,6 +106,7 @@ impl App {
         };
 
         let trust = Trust::probe();
+        // Calls to NVIDIA run as background tasks. The shutdown of the server waits for them.
         let background = server.background();
         let nvidia_client = nvidia::Client::new(
             nvidia_settings,
@@ -139,7 +139,7 @@ impl App {
             sample_url,
             shutdown: server.shutdown(),
         });
-        let router = web::router(&state, &config.web, proxies, sandbox_routes);
+        let router = web::router(&state, &config.web, trusted_proxies, sandbox_routes);
         Ok(Self { server, router, state, _sandbox: sandbox })
     }
 
@@ -162,6 +162,7 @@ impl App {
 struct UpstreamSetup {
     nvidia_settings: nvidia::Settings,
     key: ApiKey,
+    /// The model and the endpoint, which are part of the cache's keys.
     source: Source,
     /// The running stand-in for NVIDIA. `None` if the upstream is NVIDIA.
     sandbox: Option<Sandbox>,
@@ -184,9 +185,9 @@ impl UpstreamSetup {
             Upstream::Sandbox => {
                 let sandbox = Sandbox::start(max_pixels, decoder.clone(), staging).await;
                 let sandbox = sandbox.map_err(BuildError::Sandbox)?;
-                // The endpoint is part of the cache's keys. It cannot be the stand-in's URL, because the
-                // port changes with each start. It contains the version, because the stand-in's
-                // vectors may change with each version.
+                // This endpoint only identifies the stand-in in the cache's keys. The stand-in's
+                // URL cannot do so, because its port changes with each start. The version is
+                // included, because the stand-in's vectors may change with each version.
                 let endpoint = concat!("imagesvc ", env!("CARGO_PKG_VERSION")).to_owned();
                 Ok(Self {
                     nvidia_settings: sandbox.settings(nvidia_settings),
@@ -199,7 +200,8 @@ impl UpstreamSetup {
     }
 }
 
-/// Allows the service to fetch from itself: in sandbox mode, it serves the sample picture.
+/// Allows fetches from the service's own port. In sandbox mode, the service itself serves the
+/// sample picture.
 fn allow_own_server(settings: fetch::Settings, port: u16) -> fetch::Settings {
     let own_server = ["127.0.0.1", "localhost"].map(|host| Exception::Server(host.into(), port));
     let exceptions = [settings.policy.exceptions, own_server.into()].concat();

@@ -1,6 +1,6 @@
 //! Decodes Base64 in the forms in which clients send it: in the standard or the URL-safe alphabet;
-//! with correct, missing or surplus padding; with line breaks, JSON escapes, surrounding blanks or a
-//! `data:` prefix.
+//! with correct, missing or surplus padding; with line breaks, JSON escapes, surrounding blanks or
+//! a `data:` prefix.
 //!
 //! The text is normalized in place, so that a large body needs no second buffer of the same size.
 
@@ -11,11 +11,12 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurposeConfig, Simd},
 };
 
-/// How many characters a caller of [`decode`] should pass at once; a multiple of four.
+/// How many characters a caller of [`decode`] should pass at once. This is a multiple of four,
+/// because four characters encode three whole bytes.
 pub const CHUNK_LEN: usize = 64 * 1024;
 
-/// Accepts no padding, because [`normalize`] has checked and removed the padding. Ignores unused bits
-/// of the last character, like Python.
+/// Accepts no padding, because [`normalize`] has checked and removed the padding. Ignores unused
+/// bits of the last character, like Python.
 static ENGINE: LazyLock<Simd> = LazyLock::new(|| {
     Simd::standard(
         GeneralPurposeConfig::new()
@@ -31,8 +32,8 @@ const BLOCK_LEN: usize = 64;
 const SKIPPED: u8 = 0;
 /// In [`MEANINGS`], marks padding.
 const PADDING: u8 = 1;
-/// In [`MEANINGS`], marks all other bytes that are not Base64, including spaces. The largest mark: all
-/// characters of the alphabet are larger.
+/// In [`MEANINGS`], marks all other bytes that are not Base64, including spaces. This is the
+/// largest mark. A larger value is a character of the alphabet.
 const INVALID: u8 = 2;
 
 /// The meaning of each byte: a character of the standard alphabet, or one of the marks above. A
@@ -55,8 +56,8 @@ const MEANINGS: [u8; 256] = {
     table
 };
 
-/// The most bytes of a JSON body whose picture has at most `max_image_bytes`. They suffice for the
-/// Base64 text, some line breaks and escapes, and the rest of the JSON.
+/// The most bytes of a JSON body whose picture has at most `max_image_bytes`: the Base64 text, a
+/// twelfth of its length for line breaks and escapes, and 64 KiB for the rest of the JSON.
 pub fn body_limit(max_image_bytes: u64) -> u64 {
     let text_len = max_image_bytes.div_ceil(3) * 4;
     text_len + text_len / 12 + 64 * 1024
@@ -71,7 +72,7 @@ pub enum Base64Error {
     /// A `data:` URL without a comma.
     #[error("image_base64 begins with data: but has no comma before the Base64 text.")]
     NoComma,
-    /// A character that does not belong to the alphabets.
+    /// A character that belongs to neither alphabet.
     #[error(
         "image_base64 contains characters that are not Base64; send the output of the base64 command."
     )]
@@ -121,12 +122,12 @@ fn standard_prefix_len(text: &[u8]) -> usize {
 pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
     let len = unescape(text);
     let Range { start, end } = encoded_range(&text[..len])?;
-    let mut from = start + standard_prefix_len(&text[start..end]);
-    let (mut to, mut padding) = (from, 0);
-    while from < end {
-        let byte = text[from];
-        from += 1;
-        text[to] = match MEANINGS[usize::from(byte)] {
+    let mut read_at = start + standard_prefix_len(&text[start..end]);
+    let (mut write_at, mut padding) = (read_at, 0);
+    while read_at < end {
+        let byte = text[read_at];
+        read_at += 1;
+        text[write_at] = match MEANINGS[usize::from(byte)] {
             character if character > INVALID && padding == 0 => character, // the usual case
             SKIPPED => continue,
             PADDING => {
@@ -137,13 +138,14 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
             INVALID => return Err(Base64Error::Alphabet),
             _ => return Err(Base64Error::TextAfterPadding),
         };
-        to += 1;
+        write_at += 1;
     }
-    match ((to - start) % 4, padding) {
-        _ if to == start => Err(Base64Error::Empty),
-        // Missing and surplus padding is accepted. But one `=` instead of two means that the text
-        // was truncated.
-        (0 | 3, _) | (2, 0 | 2..) => Ok(start..to),
+    match ((write_at - start) % 4, padding) {
+        _ if write_at == start => Err(Base64Error::Empty),
+        // The last group of characters may have two or three characters instead of four. Missing
+        // and surplus padding is accepted. But after two characters, one `=` instead of two means
+        // that the text was truncated.
+        (0 | 3, _) | (2, 0 | 2..) => Ok(start..write_at),
         _ => Err(Base64Error::Length),
     }
 }
@@ -151,6 +153,7 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
 /// Returns the range of the Base64 text, without surrounding blanks and without a `data:` prefix.
 fn encoded_range(text: &[u8]) -> Result<Range<usize>, Base64Error> {
     let is_not_blank = |byte: &u8| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+    // Returns the index of the first byte at or after `from` that is not blank.
     let skip_blanks = |from: usize| {
         text[from..].iter().position(is_not_blank).map_or(text.len(), |blanks| from + blanks)
     };
@@ -160,6 +163,7 @@ fn encoded_range(text: &[u8]) -> Result<Range<usize>, Base64Error> {
             text[start..].iter().position(|byte| *byte == b',').ok_or(Base64Error::NoComma)?;
         start = skip_blanks(start + comma + 1);
     }
+    // If only blanks follow the comma, the last other byte is before `start`.
     let end = text.iter().rposition(is_not_blank).map_or(start, |last| (last + 1).max(start));
     Ok(start..end)
 }
@@ -173,9 +177,9 @@ fn unescape(text: &mut [u8]) -> usize {
         return text.len();
     }
     let first_escape = text.iter().take_while(|byte| **byte != b'\\').count();
-    let (mut from, mut to) = (first_escape, first_escape);
-    while from < text.len() {
-        let (byte, escape_len) = match text[from..] {
+    let (mut read_at, mut write_at) = (first_escape, first_escape);
+    while read_at < text.len() {
+        let (byte, read_len) = match text[read_at..] {
             [b'\\', b'u', a, b, c, d, ..] => {
                 let hex = [a, b, c, d];
                 let code = std::str::from_utf8(&hex)
@@ -188,7 +192,7 @@ fn unescape(text: &mut [u8]) -> usize {
                     b'n' => b'\n',
                     b'r' => b'\r',
                     b't' => b'\t',
-                    b'b' | b'f' => 0,
+                    b'b' | b'f' => 0, // neither this byte nor those two are Base64
                     itself => itself,
                 };
                 (byte, 2)
@@ -196,9 +200,9 @@ fn unescape(text: &mut [u8]) -> usize {
             [unescaped, ..] => (unescaped, 1),
             [] => break,
         };
-        text[to] = byte;
-        to += 1;
-        from += escape_len;
+        text[write_at] = byte;
+        write_at += 1;
+        read_at += read_len;
     }
-    to
+    write_at
 }

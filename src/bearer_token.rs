@@ -1,10 +1,11 @@
 //! Checks keys: the text after `Bearer ` in an Authorization header.
 //!
-//! A mistake in the configuration often yields an invalid key: quotes around the key, a variable that
-//! was not substituted, or a whole line of a file. With such a key, the service would refuse every
-//! client, or NVIDIA would refuse the service. Therefore the service does not start with such a key.
+//! A mistake in the configuration often yields an invalid key: quotes around the key, a variable
+//! that was not substituted, or a whole line of a file. With such a key, the service would refuse
+//! every client, or NVIDIA would refuse the service. Therefore the service does not start with such
+//! a key.
 
-/// Placeholders for a key in documentation.
+/// Texts that documentation uses in place of a key.
 const PLACEHOLDERS: [&str; 3] = ["your_actual_api_key_here", "your_api_key", "changeme"];
 
 /// Checks that a key has the syntax of `token68` (RFC 7235, section 2.1) and is not a placeholder.
@@ -20,6 +21,7 @@ pub(crate) fn check(text: &str) -> Result<(), &'static str> {
             "that contains a space, a quote, a $ or another character that no key contains",
         );
     }
+    // In documentation, only such characters follow `nvapi-`, as in `nvapi-xxxx`.
     let is_filler = |rest: &str| rest.bytes().all(|byte| b".xX-_".contains(&byte));
     if PLACEHOLDERS.iter().any(|placeholder| text.eq_ignore_ascii_case(placeholder))
         || text.strip_prefix("nvapi-").is_some_and(is_filler)
@@ -34,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_accepted_and_placeholders_and_other_texts_are_errors() {
+    fn keys_are_accepted_but_placeholders_and_malformed_texts_are_errors() {
         for key in ["nvapi-1", "nvapi-AbC_d-9.e~f+g/h", "Zm9v==", "a"] {
             assert_eq!(check(key), Ok(()), "{key}");
         }

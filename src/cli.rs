@@ -15,21 +15,22 @@ mod serve;
 
 /// Runs the command that the arguments select.
 pub fn run() -> ExitCode {
-    // In a decoder child, this must be the first code that runs: the child limits itself here.
+    // In a child process of the decoder, this must be the first code that runs: here the child sets
+    // its own limits.
     if let Some(code) = decoder::run_child(env::args_os()) {
         return code;
     }
     let (command, config) = Config::from_args_and_env().unwrap_or_else(|errors| errors.exit());
     telemetry::open_log(&config.telemetry);
     let _log = LogGuard;
-    let outcome = Runtime::new().map_err(Into::into).and_then(|runtime| {
-        let outcome = runtime.block_on(run_command(command, config));
-        // All requests have ended. Only a look-up or a hanging disk can still block a thread. The
-        // process waits at most a second for such a thread.
+    let exit_code = Runtime::new().map_err(Into::into).and_then(|runtime| {
+        let exit_code = runtime.block_on(run_command(command, config));
+        // All requests have ended. Only a DNS look-up or a hanging disk can still block a thread.
+        // The process waits at most a second for such a thread.
         runtime.shutdown_timeout(Duration::from_secs(1));
-        outcome
+        exit_code
     });
-    outcome.unwrap_or_else(|error| {
+    exit_code.unwrap_or_else(|error| {
         let cause = error.source().map(tracing::field::display);
         tracing::error!(%error, cause, "imagesvc cannot start");
         ExitCode::FAILURE

@@ -2,9 +2,9 @@
 //! errors.
 //!
 //! Each group of settings has a file (`nvidia.rs`, `web.rs`, …), which defines the settings and a
-//! function `resolve` that reads them. `settings.rs` lists the settings of all files. The flags, the
-//! documentation and `.env.example` are generated from that list. `CONTRIBUTING.md` explains how to
-//! add a setting.
+//! function `resolve` that reads them. `settings.rs` lists the settings of all files. The flags,
+//! the documentation and `.env.example` are generated from that list. `CONTRIBUTING.md` explains
+//! how to add a setting.
 //!
 //! clap alone can read flags and variables. But it stops at the first error, does not read `.env`,
 //! and does not support settings that must not be empty.
@@ -41,7 +41,8 @@ pub use embed_command::EmbedArguments;
 pub use raw::RawSettings;
 pub use upstream::Upstream;
 
-/// How the warning about missing client keys begins.
+/// How the warning about missing client keys begins. [`Config::for_own_client`] recognizes the
+/// warning by it.
 const NO_CLIENT_KEYS: &str = "no client keys are set";
 
 /// All settings of the service, parsed and checked.
@@ -109,7 +110,7 @@ impl Config {
         // Flags are allowed before and after the command. Every flag is global, so the command's
         // own matches contain all flags.
         let (command, flags) = match matches.subcommand() {
-            Some((command::LIST, list)) => listing::print_and_exit(command::format(list)),
+            Some((command::LIST_SETTINGS, list)) => listing::print_and_exit(command::format(list)),
             Some((command::CHECK, check)) => {
                 (Command::Check { live: check.get_flag(command::LIVE) }, check)
             }
@@ -172,15 +173,16 @@ impl Config {
     fn check_combinations(&self, reader: &mut Reader<'_>) {
         // The Base64 route reads a whole body into memory. The memory of all requests together must
         // be large enough for one such body.
-        let inline = self.embed.call.inline_memory();
-        let needed = largest_request(self.limits.max_image_bytes, inline);
-        let needed = needed.next_multiple_of(1 << 20);
-        if self.limits.max_buffered_bytes < needed {
+        let inline_memory = self.embed.call.inline_memory();
+        let needed_bytes = largest_request(self.limits.max_image_bytes, inline_memory);
+        // The error states whole MiB.
+        let needed_bytes = needed_bytes.next_multiple_of(1 << 20);
+        if self.limits.max_buffered_bytes < needed_bytes {
             reader.errors.push(format!(
                 "{} must be large enough for one Base64 body of the largest picture: with this {}, at least {}MiB",
                 limits::MAX_BUFFERED_BYTES.info.name,
                 limits::MAX_IMAGE_BYTES.info.name,
-                needed >> 20
+                needed_bytes >> 20
             ));
         }
     }

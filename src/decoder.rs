@@ -3,9 +3,9 @@
 //!
 //! Pictures may be hostile, and no check of a header can predict how much memory and time a decoder
 //! will take: a file of a few hundred bytes can make a decoder take gigabytes or run for ever. Only
-//! the operating system can stop such a decoder, and it can stop a process, but not a single thread.
-//! Starting a process for each picture takes a millisecond or two. When the process ends, the system
-//! frees all its memory.
+//! the operating system can stop such a decoder, and it can stop a process, but not a single
+//! thread. Starting a process for each picture takes a millisecond or two. When the process ends,
+//! the system frees all its memory.
 
 use std::{io, path::PathBuf, sync::Arc, thread::available_parallelism};
 
@@ -56,7 +56,8 @@ impl Settings {
     }
 }
 
-/// Returns a link to the running program. An upgrade may have replaced the file at the program's path.
+/// Returns a link to the running program. An upgrade may have replaced the file at the program's
+/// path.
 #[cfg(target_os = "linux")]
 fn this_program() -> PathBuf {
     "/proc/self/exe".into()
@@ -70,7 +71,8 @@ fn this_program() -> PathBuf {
 /// Why a picture was not decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The picture cannot be decoded: the decoder reported an error, crashed, or reached its limits.
+    /// The picture cannot be decoded: the decoder reported an error, crashed, or reached its
+    /// limits.
     #[error(transparent)]
     Image(#[from] image::Error),
     /// The deadline passed before the queue gave a permit.
@@ -99,8 +101,8 @@ pub enum Error {
     Panicked(#[from] JoinError),
 }
 
-/// Decodes pictures. Limits how many pictures are decoded at the same time. The others wait in a queue
-/// that is fair to all clients. Clones are cheap and share the queue.
+/// Decodes pictures. Limits how many pictures are decoded at the same time. Other pictures wait in
+/// a queue that is fair to all clients. Clones are cheap and share the queue.
 #[derive(Debug, Clone)]
 pub struct Decoder(Arc<Inner>);
 
@@ -120,7 +122,8 @@ impl Decoder {
         Self(Arc::new(Inner { settings, queue, metrics }))
     }
 
-    /// Decodes a client's picture and writes the result to `spool`. Fails if the deadline passes first.
+    /// Decodes a client's picture and writes the result to `spool`. Fails if the deadline passes
+    /// first.
     ///
     /// # Errors
     /// [`Error`]
@@ -145,6 +148,7 @@ impl Decoder {
         result
     }
 
+    /// Does the work of [`Self::decode`], except for the metric.
     async fn decode_uncounted(
         &self,
         picture: &Picture,
@@ -156,7 +160,8 @@ impl Decoder {
         let picture_to_plan = picture.clone();
         let max_memory = self.0.settings.max_memory;
         let planning = spawn_blocking(move || plan_job(&picture_to_plan, target, max_memory));
-        // The three `?` are for the deadline, for a panic of the thread, and for the planning itself.
+        // The three `?` are for the deadline, for a panic of the thread, and for the planning
+        // itself.
         let job = timeout_at(deadline, planning).await.map_err(|_| Error::QueueTimeout)???;
 
         let permit = self.0.queue.take(client, memory_to_reserve(&job), deadline);
@@ -179,12 +184,14 @@ impl Decoder {
     pub async fn self_test(&self, deadline: Instant) -> Result<(), Error> {
         let picture = probe(Content::Memory(BLACK_PIXEL.into()), 1)?;
         let target = Target::Square { side: 1 };
-        // The result and any error message fit into the spool's memory, so it never uses its folder.
+        // The result and any error message fit into the spool's memory, so it never uses its
+        // folder.
         let folder = std::env::temp_dir();
         let space = DiskSpace::new(folder.clone(), 0);
         let spool = Staging::new(folder, space).spool(MAX_MESSAGE_LEN);
         let pixel =
             self.decode(&picture, ClientNetwork::UNKNOWN, target, deadline, spool).await?.content;
+        // A square is rendered as bytes for red, green and blue.
         match pixel.read_at(0, 3).as_deref() {
             Ok([0, 0, 0]) => Ok(()),
             _ => Err(Error::ProtocolViolation("did not decode the black pixel as black".into())),
@@ -192,8 +199,8 @@ impl Decoder {
     }
 }
 
-/// Returns the arguments for the child process that decodes a picture. They include the limits of the
-/// process. All child processes together may use `max_memory` bytes. Blocks the thread.
+/// Returns the arguments for the child process that decodes a picture. They include the limits of
+/// the process. All child processes together may use `max_memory` bytes. Blocks the thread.
 ///
 /// # Errors
 /// [`image::Error::BadHeader`], [`image::Error::TooMuchToDecode`].

@@ -57,7 +57,7 @@ pub fn free_space(folder: &Path) -> io::Result<FreeSpace> {
 /// Why no space was granted, or why the free space is unknown.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// The file would take space of the reserve.
+    /// With the file, less than the reserve would stay free.
     #[error(transparent)]
     Shortage(#[from] Shortage),
     /// The free space could not be measured.
@@ -92,8 +92,8 @@ impl From<Error> for io::Error {
     }
 }
 
-/// The disk of a folder, and the reserve that must stay free on it. Clones share their ledger: space
-/// that one clone has granted is not granted again by another clone.
+/// The disk of a folder, and the reserve that must stay free on it. Clones share their ledger:
+/// space that one clone has granted is not granted again by another clone.
 #[derive(Clone)]
 pub struct DiskSpace(Arc<Inner>);
 
@@ -164,7 +164,7 @@ impl DiskSpace {
         Ok(self.ledger().check(Amount::of_file(1), self.0.reserved_bytes)?)
     }
 
-    /// Returns a permit for one file. At first, it grants no space.
+    /// Returns a permit for one file. At first, the permit grants no space.
     pub fn empty_permit(&self) -> SpacePermit {
         let (granted, written) = (Amount::default(), Amount::default());
         SpacePermit { space: self.clone(), granted, written }
@@ -188,8 +188,9 @@ impl DiskSpace {
     }
 
     fn try_grant_by_recent_measurement(&self, more: Amount) -> bool {
-        let since = Instant::now().checked_sub(MAX_AGE);
-        self.ledger().try_grant_by_recent_measurement(more, self.0.reserved_bytes, since)
+        // `None` means that the system's clock began less than `MAX_AGE` ago.
+        let oldest = Instant::now().checked_sub(MAX_AGE);
+        self.ledger().try_grant_by_recent_measurement(more, self.0.reserved_bytes, oldest)
     }
 
     async fn free_space_no_older_than(&self, max_age: Duration) -> Result<FreeSpace, Error> {
@@ -214,7 +215,8 @@ impl DiskSpace {
     }
 }
 
-/// A reservation of disk space for one file. Dropping it releases the space that was not written.
+/// A reservation of disk space for one file. Dropping the permit releases the space that was not
+/// written.
 #[derive(Debug)]
 pub struct SpacePermit {
     space: DiskSpace,

@@ -105,6 +105,7 @@ pub struct Embedder(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     cache: Cache,
+    /// The running calls, which other requests can join.
     calls: SingleFlight<CacheKey, Outcome>,
     /// Limits how many calls to NVIDIA run at once, and shares them fairly among clients.
     queue: FairQueue,
@@ -115,12 +116,13 @@ struct Inner {
     upload_breaker: CircuitBreaker,
     nvidia: nvidia::Client,
     settings: CallSettings,
+    /// Tracks the tasks that make the calls.
     background: TaskTracker,
     metrics: Arc<Metrics>,
 }
 
 impl Embedder {
-    /// Creates an embedder that calls NVIDIA through `nvidia`, in tasks on `background`.
+    /// Creates an embedder that calls NVIDIA through `nvidia`, in tasks that `background` tracks.
     pub fn new(
         nvidia: nvidia::Client,
         decoder: Decoder,
@@ -133,6 +135,7 @@ impl Embedder {
         Self(Arc::new(Inner {
             cache: Cache::new(settings, source),
             calls: SingleFlight::default(),
+            // The jobs of this queue need permits, but no memory.
             queue: FairQueue::new(settings.call.max_concurrency, 0, 0),
             decoder,
             staging,
@@ -171,7 +174,8 @@ impl Embedder {
         Some(self.count_lookup(found, cache_mode))
     }
 
-    /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or none.
+    /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or
+    /// none.
     ///
     /// # Errors
     /// [`Error`] if the limit on calls per minute or the queue would delay the last call past the
@@ -185,8 +189,8 @@ impl Embedder {
         self.0.reserve(client, count, deadline)
     }
 
-    /// The most calls, up to `at_most`, that one client can make within `time` while nobody else makes
-    /// any, by the limit on calls per minute.
+    /// The number of calls, at most `at_most`, that the limit on calls per minute allows one client
+    /// within `time` if no other client makes calls.
     pub fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
         self.0.nvidia.largest_reservation(at_most, time)
     }
@@ -201,8 +205,8 @@ impl Embedder {
         self.0.nvidia.key_state()
     }
 
-    /// Returns the embedding of a picture before the job's deadline. If this makes a call, the call
-    /// uses `reservation`; if that is `None`, a call is reserved first.
+    /// Returns the embedding of a picture before the job's deadline. If a call is necessary, it
+    /// uses `reservation`. If `reservation` is `None`, the call is reserved first.
     ///
     /// # Errors
     /// [`Error`], shared by all requests that waited for the same call.
@@ -259,7 +263,7 @@ impl Embedder {
         }
     }
 
-    /// Counts where the embedding comes from in the metrics, and returns the embedding.
+    /// Counts in the metrics where the embedding comes from, and returns the embedding unchanged.
     fn count_lookup(&self, embedding: Embedding, cache_mode: CacheMode) -> Embedding {
         let outcome = match cache_mode {
             CacheMode::Use => embedding.provenance.name(),
@@ -269,7 +273,8 @@ impl Embedder {
         embedding
     }
 
-    /// Makes the call in a task that owns everything it needs.
+    /// Spawns a task that looks in the cache once more and, if the embedding is not there, makes
+    /// the call.
     fn spawn_call(
         &self,
         job: Job,
@@ -280,12 +285,15 @@ impl Embedder {
         let inner = Arc::clone(&self.0);
         let call = async move {
             let outcome = inner.look_up_or_call(&job, &key, reservation).await;
-            drop(job);
+            drop(job); // the permits and the picture are not needed for the write to disk
             let embedding = match &outcome {
                 Ok(embedding) => embedding.clone(),
                 Err(error) => {
                     if guard.is_abandoned() {
-                        tracing::info!(%error, "a call failed when no client waited for it any more");
+                        tracing::info!(
+                            %error,
+                            "a call failed when no client waited for it any more"
+                        );
                     }
                     return guard.fail(outcome);
                 }
@@ -319,8 +327,8 @@ impl Inner {
         key: &CacheKey,
         reservation: Option<Reservation>,
     ) -> Outcome {
-        // The request has looked in memory before. This looks there again, because another call may
-        // have ended since, and then on disk.
+        // The request has looked in memory before. Another call may have ended since, so this looks
+        // in memory again, and then on disk.
         if let Some(found) = self.look_up(key, job.cache_mode).await {
             return Ok(found);
         }

@@ -1,9 +1,11 @@
-//! A queue of jobs that need a permit. Clients share the permits fairly. A permit can include memory.
+//! A queue of jobs that need a permit. Clients share the permits fairly. A permit can include some
+//! of the memory that the queue manages.
 //!
 //! A free permit goes to the waiting client that has the fewest permits. Among clients with equally
-//! many permits, it goes to the client whose last permit was granted longest ago. Each client's jobs
-//! are served in the order of their arrival. While only one client has jobs, it can thus use all
-//! permits. A new client gets the next free permit, even if other clients have queued many jobs.
+//! many permits, it goes to the client whose last permit was granted longest ago. Each client's
+//! jobs are served in the order of their arrival. While only one client has jobs, it can thus use
+//! all permits. A new client gets the next free permit, even if other clients have queued many
+//! jobs.
 //!
 //! Jobs that need much memory must not block jobs that need little, and the other way round. Some
 //! memory is therefore reserved for small jobs, and one permit too if there are several permits. A
@@ -59,7 +61,7 @@ struct State {
     /// How many permits were ever granted.
     grant_count: u64,
     /// The permits in use.
-    permits: u64,
+    permits_in_use: u64,
     /// The permits in use by large jobs.
     permits_of_large_jobs: u64,
     /// The memory in use by small jobs, in bytes.
@@ -83,6 +85,7 @@ struct QueuedJob {
     client: ClientNetwork,
     /// In bytes.
     memory: u64,
+    /// Notifies the caller that the permit is granted.
     grant: oneshot::Sender<()>,
 }
 
@@ -95,7 +98,7 @@ struct QueueGuard {
     granted: oneshot::Receiver<()>,
 }
 
-/// A permit and its memory. Dropping it returns both to the queue.
+/// A permit and its memory. Dropping the permit returns both to the queue.
 #[derive(Debug)]
 pub(crate) struct Permit {
     queue: Arc<Inner>,
@@ -116,7 +119,7 @@ impl FairQueue {
             clients: HashMap::new(),
             queue: VecDeque::new(),
             grant_count: 0,
-            permits: 0,
+            permits_in_use: 0,
             permits_of_large_jobs: 0,
             memory_of_small_jobs: 0,
             memory_of_large_jobs: 0,
@@ -126,7 +129,7 @@ impl FairQueue {
 
     /// Waits for a permit with `memory` bytes. Returns `None` if the deadline passes first.
     ///
-    /// `memory` must not exceed the memory that is not reserved for small jobs.
+    /// `memory` must not exceed the memory that large jobs may use.
     pub(crate) async fn take(
         &self,
         client: ClientNetwork,
@@ -165,7 +168,7 @@ impl FairQueue {
     pub(crate) fn expected_wait(&self, client: ClientNetwork) -> Duration {
         let state = self.0.state();
         let permits = state.capacity.permits;
-        if state.permits < permits {
+        if state.permits_in_use < permits {
             return Duration::ZERO;
         }
         let position = state.jobs_ahead_of(client) + 1;
@@ -183,10 +186,10 @@ impl FairQueue {
         let mut state = self.0.state();
         debug_assert!(
             memory <= state.capacity.memory_for_large_jobs(),
-            "the job would wait for ever"
+            "a job must not need more memory than large jobs may use"
         );
         state.queue.push_back(QueuedJob { client, memory, grant });
-        state.update_client(client, |state| state.queued += 1);
+        state.update_client(client, |client_state| client_state.queued += 1);
         state.grant_permits();
         QueueGuard { queue: Arc::clone(&self.0), client, memory, granted }
     }
@@ -198,7 +201,7 @@ impl Inner {
         Duration::from_micros(self.typical_hold_micros.load(Ordering::Relaxed))
     }
 
-    /// Adds how long one permit was in use to the moving average.
+    /// Adds how long one permit was in use to the moving average, with a weight of one eighth.
     fn record_hold(&self, hold: Duration) {
         let hold = u64::try_from(hold.as_micros()).unwrap_or(u64::MAX / 8);
         let update = |average: u64| Some(average - average / 8 + hold / 8);
@@ -234,16 +237,16 @@ impl State {
     fn grant_permits(&mut self) {
         while let Some(job) = self.next_job().and_then(|index| self.queue.remove(index)) {
             let QueuedJob { client, memory, grant } = job;
-            self.update_client(client, |state| state.queued -= 1);
+            self.update_client(client, |client_state| client_state.queued -= 1);
             // Sending fails if the caller no longer waits.
             if grant.send(()).is_ok() {
                 self.grant_count += 1;
                 let grant_count = self.grant_count;
-                self.update_client(client, |state| {
-                    state.permits += 1;
-                    state.last_grant = grant_count;
+                self.update_client(client, |client_state| {
+                    client_state.permits += 1;
+                    client_state.last_grant = grant_count;
                 });
-                self.permits += 1;
+                self.permits_in_use += 1;
                 if self.capacity.is_large(memory) {
                     self.permits_of_large_jobs += 1;
                     self.memory_of_large_jobs += memory;
@@ -254,10 +257,10 @@ impl State {
         }
     }
 
-    /// Takes a permit back.
+    /// Takes a permit back, and grants it to the next job.
     fn release(&mut self, client: ClientNetwork, memory: u64) {
-        self.update_client(client, |state| state.permits -= 1);
-        self.permits -= 1;
+        self.update_client(client, |client_state| client_state.permits -= 1);
+        self.permits_in_use -= 1;
         if self.capacity.is_large(memory) {
             self.permits_of_large_jobs -= 1;
             self.memory_of_large_jobs -= memory;
@@ -283,19 +286,19 @@ impl State {
     }
 
     fn update_client(&mut self, client: ClientNetwork, update: impl FnOnce(&mut ClientState)) {
-        let mut state = self.client(client);
-        update(&mut state);
-        if state.permits + state.queued > 0 {
-            self.clients.insert(client, state);
+        let mut client_state = self.client_state(client);
+        update(&mut client_state);
+        if client_state.permits + client_state.queued > 0 {
+            self.clients.insert(client, client_state);
         } else {
             self.clients.remove(&client);
         }
     }
 
-    /// The state of a client. A client that is not stored is treated as if it got its last permit just
-    /// before the most recent grant. With equally many permits, it thus goes before the client that
-    /// was served last, but not before clients that have waited longer.
-    fn client(&self, client: ClientNetwork) -> ClientState {
+    /// The state of a client. A client that is not stored is treated as if it got its last permit
+    /// just before the most recent grant. Among clients with equally many permits, such a client
+    /// goes before the client that was served last, but not before clients that have waited longer.
+    fn client_state(&self, client: ClientNetwork) -> ClientState {
         let last_grant = self.grant_count.saturating_sub(1);
         let new_client = ClientState { last_grant, ..ClientState::default() };
         self.clients.get(&client).copied().unwrap_or(new_client)
@@ -308,6 +311,7 @@ impl State {
         if self.can_grant(memory) {
             Some(index)
         } else if self.capacity.is_large(memory) {
+            // Small jobs overtake the large job if they fit into the reserved memory.
             let reserved = self.capacity.memory_reserved_for_small_jobs;
             self.first_job(|memory| {
                 self.memory_of_small_jobs + memory <= reserved && self.can_grant(memory)
@@ -321,8 +325,8 @@ impl State {
     fn first_job(&self, memory_fits: impl Fn(u64) -> bool) -> Option<usize> {
         let fitting = self.queue.iter().enumerate().filter(|(_, job)| memory_fits(job.memory));
         let order = |(index, job): &(usize, &QueuedJob)| {
-            let client = self.client(job.client);
-            (client.permits, client.last_grant, *index)
+            let client_state = self.client_state(job.client);
+            (client_state.permits, client_state.last_grant, *index)
         };
         fitting.min_by_key(order).map(|(index, _)| index)
     }
@@ -331,26 +335,29 @@ impl State {
     fn can_grant(&self, memory: u64) -> bool {
         let Self { capacity, memory_of_small_jobs, memory_of_large_jobs, .. } = self;
         let fits = |in_use: u64, max: u64| in_use.saturating_add(memory) <= max;
-        self.permits < capacity.permits
-            && fits(memory_of_small_jobs + memory_of_large_jobs, capacity.memory)
-            && (!capacity.is_large(memory)
-                || self.permits_of_large_jobs < capacity.permits_for_large_jobs()
-                    && fits(*memory_of_large_jobs, capacity.memory_for_large_jobs()))
+        let is_available = self.permits_in_use < capacity.permits
+            && fits(memory_of_small_jobs + memory_of_large_jobs, capacity.memory);
+        if !capacity.is_large(memory) {
+            return is_available;
+        }
+        is_available
+            && self.permits_of_large_jobs < capacity.permits_for_large_jobs()
+            && fits(*memory_of_large_jobs, capacity.memory_for_large_jobs())
     }
 
     /// How many queued jobs would be served before a job that this client submits now. All queued
-    /// jobs of the client itself go first. Jobs of another client go first until the other client has
-    /// more permits than this client.
+    /// jobs of the client itself go first. Jobs of another client go first until the other client
+    /// has more permits than this client.
     fn jobs_ahead_of(&self, client: ClientNetwork) -> u64 {
-        let own = self.client(client);
+        let own = self.client_state(client);
         // The client's permits when all of its queued jobs have been granted theirs.
         let own_permits = own.permits + own.queued;
         let others = self.clients.iter().filter(|(other, _)| **other != client);
         let ahead = others.map(|(_, other)| {
-            let until_equal = own_permits.saturating_sub(other.permits);
+            let grants_until_equal = own_permits.saturating_sub(other.permits);
             let goes_first_when_equal =
                 other.permits <= own_permits && other.last_grant <= own.last_grant;
-            other.queued.min(until_equal + u64::from(goes_first_when_equal))
+            other.queued.min(grants_until_equal + u64::from(goes_first_when_equal))
         });
         own.queued + ahead.sum::<u64>()
     }

@@ -33,14 +33,16 @@ pub use resolver::Lookup;
 pub const USER_AGENT: &str =
     concat!("Mozilla/5.0 (compatible; imagesvc/", env!("CARGO_PKG_VERSION"), ")");
 
-/// The Accept header: a CDN that can convert pictures should choose one of these formats. HEIC ranks
-/// last because its decoder is the slowest and strictest.
+/// The Accept header: a CDN that can convert pictures should choose one of these formats. HEIC
+/// ranks last because its decoder is the slowest and strictest.
 const ACCEPTED: &str = if cfg!(feature = "heic") {
     "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff,image/heic;q=0.5"
 } else {
     "image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff"
 };
 
+/// How long it may take to connect to a host, including the look-up of its name and the TLS
+/// handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Settings for fetching pictures.
@@ -52,9 +54,9 @@ pub struct Settings {
     pub max_redirects: u32,
     /// The User-Agent header.
     pub user_agent: String,
-    /// Which addresses may be fetched.
+    /// Which URLs may be fetched.
     pub policy: Policy,
-    /// Whether several clients share the look-ups of names.
+    /// Whether many clients share the look-ups of host names, or one client may use all of them.
     pub clients: Clients,
 }
 
@@ -64,8 +66,8 @@ pub struct Fetcher {
     settings: Settings,
     /// For all servers that are not exceptions.
     guarded: Client,
-    /// For the servers that the operator allowed as exceptions. This is a separate client because an
-    /// exception depends on the port, and reqwest does not pass the port to its resolver.
+    /// For the servers that the operator allowed as exceptions. This is a separate client because
+    /// an exception depends on the port, and reqwest does not pass the port to its resolver.
     exceptions: Client,
 }
 
@@ -85,8 +87,8 @@ impl Fetcher {
         self.settings.timeout
     }
 
-    /// Requests the picture, and follows redirects. Returns when the header of a successful response
-    /// has arrived. Look-ups of host names count towards the limit of `client`.
+    /// Requests the picture, and follows redirects. Returns when the header of a successful
+    /// response has arrived. Look-ups of host names count towards the limit of `client`.
     ///
     /// # Errors
     /// [`Error`]
@@ -124,8 +126,8 @@ impl Fetcher {
     }
 }
 
-/// Creates an HTTP client for fetches. It does not know NVIDIA's key: calls to NVIDIA use a separate
-/// client.
+/// Creates an HTTP client for fetches. It does not know NVIDIA's key: calls to NVIDIA use a
+/// separate client.
 fn http_client(
     settings: &Settings,
     resolver: Resolver,

@@ -1,5 +1,5 @@
-//! The common parts of the two HTTP clients, which call NVIDIA and the hosts of pictures: certificate
-//! authorities, safe defaults, and the parser of `Retry-After`.
+//! The common parts of the two HTTP clients, which call NVIDIA and the hosts of pictures:
+//! certificate authorities, safe defaults, and the parser of `Retry-After`.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,11 +11,12 @@ use reqwest::{
 
 use crate::telemetry::causes;
 
-/// The most headers that a response may have. Some hosts send more than hyper's default limit of 100.
+/// The most headers that a response may have. Some hosts send more than hyper's default limit of
+/// 100.
 const MAX_HEADERS: usize = 1000;
 
-/// How long the server asks to wait by `Retry-After`. The header's value is a number of seconds or a
-/// date (RFC 9110, section 10.2.3).
+/// How long the server asks to wait by `Retry-After`. The header's value is a number of seconds or
+/// a date (RFC 9110, section 10.2.3).
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     match value.parse::<u32>() {
@@ -39,6 +40,7 @@ pub struct Trust {
 impl Trust {
     /// Checks whether the system has certificate authorities. Logs a warning if it has none.
     pub fn probe() -> Self {
+        // Building a client fails if reqwest finds no certificate authorities.
         match ClientBuilder::new().no_proxy().build() {
             Ok(_) => Self { has_authorities: true },
             Err(error) => {
@@ -65,6 +67,7 @@ impl Trust {
             .referer(false)
             .http1_only()
             .http1_max_headers(MAX_HEADERS);
+        // With an explicit list, even an empty one, building the client does not search the system.
         if self.has_authorities { builder } else { builder.tls_certs_only([]) }
     }
 }
@@ -78,16 +81,17 @@ mod tests {
     #[test]
     fn retry_after_is_parsed_as_seconds_or_as_a_date() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777); // 1994-11-06 08:49:37
-        let read = |value| {
+        let wait_seconds = |value| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(value))]);
             retry_after(&headers, now).map(|wait| wait.as_secs())
         };
-        assert_eq!(read("120"), Some(120));
-        assert_eq!(read(" 0 "), Some(0));
-        assert_eq!(read("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
-        assert_eq!(read("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
+        assert_eq!(wait_seconds("120"), Some(120));
+        assert_eq!(wait_seconds(" 0 "), Some(0));
+        assert_eq!(wait_seconds("Sun, 06 Nov 1994 08:50:07 GMT"), Some(30));
+        // A date in the past means no wait.
+        assert_eq!(wait_seconds("Sun, 06 Nov 1994 08:49:07 GMT"), Some(0));
         for invalid in ["", "-1", "soon", "1.5", "99999999999"] {
-            assert_eq!(read(invalid), None, "{invalid}");
+            assert_eq!(wait_seconds(invalid), None, "{invalid}");
         }
     }
 }

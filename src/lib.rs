@@ -1,4 +1,4 @@
-//! **imagesvc** takes a picture (by address, as Base64 JSON, or as a multipart upload), saves it
+//! **imagesvc** takes a picture (by URL, as Base64 JSON, or as a multipart upload), saves it
 //! under `downloads/`, asks NVIDIA's hosted NV-DINOv2 for its embedding, and answers with the 1536
 //! numbers as JSON.
 //!
@@ -15,32 +15,35 @@
 //! ```
 //!
 //! 1. **[`server`]** accepts a connection if the limits allow it, and finds the client's address.
-//! 2. **[`web`]** gives the request an id, checks the request's header, key and origin, and calls the
-//!    route. Each route turns its request into a stream of bytes and a name. The upload route reads a
-//!    form. The Base64 route reads JSON. The URL route calls [`fetch`], which connects to public
-//!    addresses only. All routes then call the same pipeline.
-//! 3. **[`pipeline`]** *admits* the request before its body is read. It refuses a picture if there is
-//!    not enough time, disk space or memory for it.
-//! 4. The pipeline *receives* the bytes. [`spool`] counts and hashes them as they arrive, and writes
-//!    them to a file in `downloads/.incoming/`; only small pictures stay in memory. [`image`] then reads
-//!    the picture's header: its format, size and orientation. Nothing is decoded.
-//! 5. The pipeline *saves* and *embeds* the picture at the same time, because the call to NVIDIA takes
-//!    longest. [`store`] syncs the file and renames it, so that the file is complete or absent.
+//! 2. **[`web`]** gives the request an id, checks the request's key, origin and other headers, and
+//!    calls the route. Each route turns its request into a file name and a stream of the picture's
+//!    bytes. The upload route reads a form. The Base64 route reads JSON. The URL route calls
+//!    [`fetch`], which connects to public addresses only. All routes then call the same pipeline.
+//! 3. **[`pipeline`]** *admits* the request before its body is read. It refuses a picture if there
+//!    is not enough time, disk space or memory for it.
+//! 4. The pipeline *receives* the bytes. [`spool`] counts and hashes them as they arrive, and
+//!    writes them to a file in `downloads/.incoming/`; only small pictures stay in memory.
+//!    [`image`] then reads the picture's header: its format, size and orientation. Nothing is
+//!    decoded.
+//! 5. The pipeline *saves* and *embeds* the picture at the same time, because the call to NVIDIA
+//!    takes longest. [`store`] syncs the file and renames it, so that the file is complete or
+//!    absent.
 //! 6. **[`embed`]** looks in the cache (memory, then disk), or joins a running call for the same
-//!    picture. Otherwise it prepares the picture. Upright JPEGs and PNGs are sent unchanged. [`decoder`]
-//!    turns all others into an upright JPEG, in a child process with strict limits: a hostile picture
-//!    may need far more memory and time than its header suggests.
-//! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it is
-//!    large. The call has retries, one deadline, and a limit on calls per minute. No other module
-//!    can read the key.
-//! 8. The answer or an error returns to [`web`]. The inner modules have their own error types, without
-//!    any HTTP. [`web::error`] maps each error to a code, a status and a sentence. The outermost layer
-//!    logs the error once.
+//!    picture. Otherwise it prepares the picture. Upright JPEGs and PNGs are sent unchanged.
+//!    [`decoder`] turns all others into an upright JPEG, in a child process with strict limits: a
+//!    hostile picture may need far more memory and time than its header suggests.
+//! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it
+//!    is large. The call has retries, one deadline, and a limit on calls per minute. No other
+//!    module can read NVIDIA's key.
+//! 8. The answer or an error returns to [`web`]. The inner modules have their own error types,
+//!    without any HTTP. [`web::error`] maps each error to a code, a status and a sentence. The
+//!    outermost layer logs the error once.
 //!
 //! # Which module may import which
 //!
-//! A module imports only modules further down in this table, and there are no circular imports. Also,
-//! [`web`] and [`sandbox`] do not import each other, nor do [`embed`], [`store`] and [`fetch`].
+//! A module imports only modules further down in this table, and there are no circular imports.
+//! Also, [`web`] and [`sandbox`] do not import each other, nor do [`embed`], [`store`] and
+//! [`fetch`].
 //!
 //! | Module | What it does |
 //! |---|---|
@@ -56,17 +59,19 @@
 //! | [`store`] | saves pictures in the downloads folder |
 //! | [`fetch`] | fetches pictures from URLs, but not from private addresses |
 //! | [`nvidia`] | calls NVIDIA's API |
-//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`http_client`], [`telemetry`] (log and metrics), `bearer_token` (checks keys), `sampler` (reads from the system that may hang) |
+//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`http_client`], [`telemetry`] (log and metrics), `bearer_token` (checks the syntax of keys), `sampler` (runs system calls that may hang) |
 //!
 //! The reasons for these rules:
 //!
-//! - **No upward and no circular imports.** Each module can be read, tested and replaced with knowledge
-//!   only of the modules below it.
-//! - **axum only in [`web`], [`sandbox`], [`server`] and [`app`].** The processing of a picture does not
-//!   depend on the route that received it.
-//! - **[`config`] only in [`cli`], [`bulk`] and [`app`].** Each module defines its own `Settings`, which
-//!   [`config`] fills. The tests of a module set these values directly, without an environment.
-//! - **Only [`app`] connects all modules.** Tests start the same service as `main`, with a fake NVIDIA.
+//! - **No upward and no circular imports.** Each module can be read, tested and replaced with
+//!   knowledge only of the modules below it.
+//! - **axum only in [`web`], [`sandbox`], [`server`] and [`app`].** The processing of a picture
+//!   does not depend on the route that received it.
+//! - **[`config`] only in [`cli`], [`bulk`] and [`app`].** Each module defines its own `Settings`,
+//!   which [`config`] fills. The tests of a module set these values directly, without an
+//!   environment.
+//! - **Only [`app`] connects all modules.** Tests start the same service as `main`, with a fake
+//!   NVIDIA.
 //!
 //! `tests/architecture.rs` reads the sources and checks these rules.
 

@@ -69,9 +69,11 @@ const MAX_RESPONSE_BYTES: usize = 1 << 20;
 /// At most this many characters of an error response are logged.
 const MAX_EXCERPT_CHARS: usize = 300;
 
+/// How long it may take to connect to NVIDIA or to the proxy.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle connections are closed after this time. It is longer than most pauses between pictures, but
-/// shorter than the time after which gateways close idle connections.
+
+/// Idle connections are closed after this time. This is longer than most pauses between pictures,
+/// but shorter than the time after which gateways close idle connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// Settings for calling NVIDIA.
@@ -87,11 +89,12 @@ pub struct Settings {
     pub proxy: Option<ProxyUrl>,
     /// The timeout of one attempt of one call.
     pub attempt_timeout: Duration,
-    /// The most inference calls in any period of length `pace_window`; `None` is no limit.
+    /// The most inference calls in any period of length `pace_window`; `None` means no limit.
     pub requests_per_minute: Option<u32>,
-    /// A minute and a small margin. Tests set a shorter time.
+    /// The length of the period for `requests_per_minute`: a minute and a small margin. Tests set a
+    /// shorter time.
     pub pace_window: Duration,
-    /// Whether several clients share the inference calls.
+    /// Whether many clients share the inference calls, or one client may make all of them.
     pub clients: Clients,
     /// How often and how soon a failed call is retried.
     pub retry: RetryPolicy,
@@ -130,8 +133,8 @@ pub enum KeyState {
     Refused,
 }
 
-/// The client of NVIDIA's API. Clones are cheap. They share the connections, the retry budget and the
-/// limit on calls per minute.
+/// The client of NVIDIA's API. Clones are cheap. They share the connections, the retry budget and
+/// the limit on calls per minute.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -141,10 +144,13 @@ struct Inner {
     settings: Settings,
     key: ApiKey,
     retry_budget: RetryBudget,
+    /// The limit on calls per minute, if there is one.
     pace: Option<PaceLimiter>,
     shared_retry_after: SharedRetryAfter,
+    /// A [`KeyState`] as a number.
     key_state: AtomicU8,
     metrics: Arc<Metrics>,
+    /// Tracks the tasks that delete assets.
     background: TaskTracker,
 }
 
@@ -156,8 +162,8 @@ struct ApiResponse {
 }
 
 impl Client {
-    /// Creates a client. It deletes assets in tasks on `background`, so that requests do not wait for
-    /// the deletion.
+    /// Creates a client. The client deletes assets in tasks that `background` tracks, so that
+    /// requests do not wait for the deletion.
     ///
     /// # Errors
     /// If TLS cannot be set up.
@@ -235,6 +241,7 @@ impl Client {
         let outcome = match timeout_at(attempt_deadline, exchange).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
+                // This states the error type of `exchange`.
                 let error: reqwest::Error = error;
                 // Only the causes are logged: the error's own text contains the URL, which may be
                 // presigned.

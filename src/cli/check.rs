@@ -40,6 +40,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The result of one check.
 struct Finding {
+    /// What was checked, in one word.
     subject: &'static str,
     state: State,
     /// What was found. For a fault, also how to fix it.
@@ -135,9 +136,10 @@ fn check_folder(folder: &Path) -> Finding {
         Err(error) => return fault(error),
         Ok(true) => {}
         Ok(false) => {
-            let parent = folder.ancestors().skip(1).find(|folder| folder.is_dir());
-            let parent = parent.unwrap_or(Path::new("."));
-            return match access(parent, Access::WRITE_OK | Access::EXEC_OK) {
+            let existing = folder.ancestors().skip(1).find(|ancestor| ancestor.is_dir());
+            let existing = existing.unwrap_or(Path::new("."));
+            // To create a folder in another folder, a process needs both permissions.
+            return match access(existing, Access::WRITE_OK | Access::EXEC_OK) {
                 Ok(()) => {
                     let text = "does not exist yet: the service creates it at its start";
                     finding(State::Note, format!("{path} {text}"))
@@ -153,9 +155,10 @@ fn check_folder(folder: &Path) -> Finding {
     {
         return fault(error);
     }
+    // The service writes received pictures to `.incoming` first.
     let incoming = folder.join(".incoming");
-    for existing in [folder, &incoming].into_iter().filter(|folder| folder.exists()) {
-        let test_file = existing.join(format!(".check-{}", Uuid::new_v4()));
+    for tested in [folder, &incoming].into_iter().filter(|folder| folder.exists()) {
+        let test_file = tested.join(format!(".check-{}", Uuid::new_v4()));
         if let Err(error) = File::create_new(&test_file).and_then(|_| fs::remove_file(&test_file)) {
             return fault(error);
         }
@@ -164,7 +167,7 @@ fn check_folder(folder: &Path) -> Finding {
 }
 
 fn check_disk(settings: &store::Settings) -> Finding {
-    let existing = settings.folder.ancestors().find(|folder| folder.exists());
+    let existing = settings.folder.ancestors().find(|ancestor| ancestor.exists());
     match free_space(existing.unwrap_or(Path::new("."))) {
         Ok(free) => check_free_space(free, settings.space.reserve()),
         Err(error) => {
@@ -174,13 +177,13 @@ fn check_disk(settings: &store::Settings) -> Finding {
     }
 }
 
-fn check_free_space(free: FreeSpace, reserve: u64) -> Finding {
+fn check_free_space(measured: FreeSpace, reserve: u64) -> Finding {
     let finding = |state, text: String| Finding::new("disk", state, text);
     let mib = |bytes: u64| bytes >> 20;
-    match (free.check(reserve), free.inodes) {
-        (Ok(()), None) => finding(State::Ok, format!("{} MiB are free", mib(free.bytes))),
+    match (measured.check(reserve), measured.inodes) {
+        (Ok(()), None) => finding(State::Ok, format!("{} MiB are free", mib(measured.bytes))),
         (Ok(()), Some(inodes)) => {
-            let text = format!("{} MiB and {} inodes are free", mib(free.bytes), inodes.free);
+            let text = format!("{} MiB and {} inodes are free", mib(measured.bytes), inodes.free);
             finding(State::Ok, text)
         }
         (Err(Shortage::Bytes { free, reserve, .. }), _) => {
@@ -224,7 +227,8 @@ fn check_certificate_authorities(trust: Trust) -> Finding {
     }
 }
 
-/// Looks up the hosts that the service calls with NVIDIA's key.
+/// Looks up NVIDIA's hosts. If a proxy is set, looks up only the proxy, which then looks up
+/// NVIDIA's hosts.
 async fn check_dns(config: &Config) -> Finding {
     let nvidia = &config.nvidia;
     let mut hosts: Vec<_> = match &nvidia.proxy {
@@ -234,12 +238,13 @@ async fn check_dns(config: &Config) -> Finding {
             .filter_map(|url| Some((url.host_str()?, url.port_or_known_default()?)))
             .collect(),
     };
+    hosts.sort_unstable();
     hosts.dedup();
     for (host, port) in &hosts {
         let host_without_brackets = host.trim_matches(['[', ']']); // an IPv6 address in a URL
-        let looked_up = timeout(LOOKUP_TIMEOUT, lookup_host((host_without_brackets, *port))).await;
-        let looked_up = looked_up.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        if let Err(error) = looked_up {
+        let addresses = timeout(LOOKUP_TIMEOUT, lookup_host((host_without_brackets, *port))).await;
+        let addresses = addresses.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        if let Err(error) = addresses {
             let text = format!(
                 "{host} cannot be looked up ({error}): check /etc/resolv.conf and the network's DNS"
             );
@@ -319,11 +324,12 @@ mod tests {
 
     #[test]
     fn an_unusable_address_is_a_fault_and_an_address_in_use_is_a_note() {
-        let state = |address: SocketAddr| check_address(address).state;
-        assert_eq!(state(([127, 0, 0, 1], 0).into()), State::Ok);
-        assert_eq!(state(([192, 0, 2, 1], 0).into()), State::Fault);
+        let state_of = |address: SocketAddr| check_address(address).state;
+        assert_eq!(state_of(([127, 0, 0, 1], 0).into()), State::Ok);
+        // No machine has this address: it is reserved for documentation (RFC 5737).
+        assert_eq!(state_of(([192, 0, 2, 1], 0).into()), State::Fault);
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        assert_eq!(state(listener.local_addr().unwrap()), State::Note);
+        assert_eq!(state_of(listener.local_addr().unwrap()), State::Note);
     }
 
     #[test]
@@ -345,6 +351,8 @@ mod tests {
     fn too_few_free_inodes_are_a_fault_if_the_number_of_inodes_is_fixed() {
         let check_with_inodes =
             |inodes| check_free_space(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
+        // A file system with `None` creates inodes when they are needed. Otherwise one inode in a
+        // hundred must stay free.
         assert_eq!(check_with_inodes(None).state, State::Ok);
         assert_eq!(check_with_inodes(Some(Inodes { free: 500, total: 1000 })).state, State::Ok);
         let full = check_with_inodes(Some(Inodes { free: 10, total: 1000 }));

@@ -7,7 +7,7 @@ use crate::{app::App, config::Config, server::stop_signal};
 /// Builds the service, and serves requests until a signal stops it.
 ///
 /// # Errors
-/// Why the service cannot start.
+/// The reason why the service cannot start.
 pub(super) async fn serve(config: Config) -> Result<(), Box<dyn Error>> {
     let stop = stop_signal()?;
     App::build(config).await?.serve(stop).await;

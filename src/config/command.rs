@@ -17,7 +17,7 @@ pub(super) const CHECK: &str = "check";
 pub(super) const LIVE: &str = "live";
 
 /// The hidden command that prints all settings.
-pub(super) const LIST: &str = "settings";
+pub(super) const LIST_SETTINGS: &str = "settings";
 
 /// The argument of `settings`: the output format.
 const FORMAT: &str = "format";
@@ -54,7 +54,7 @@ pub fn command_line() -> clap::Command {
                 .action(ArgAction::SetTrue)
                 .help("Also request one embedding from NVIDIA, which is a paid call"),
         );
-    let list = clap::Command::new(LIST)
+    let list = clap::Command::new(LIST_SETTINGS)
         .hide(true)
         .about("Prints all settings in the format of the documentation")
         .arg(
@@ -68,10 +68,10 @@ pub fn command_line() -> clap::Command {
         .args(SETTINGS.iter().filter(|setting| setting.kind != Kind::Secret).map(flag))
 }
 
-/// The output format in the arguments of `settings`.
-pub(super) fn format(list: &ArgMatches) -> Format {
+/// Returns the output format that the arguments of `settings` select.
+pub(super) fn format(arguments: &ArgMatches) -> Format {
     #[allow(clippy::expect_used)]
-    *list.get_one(FORMAT).expect("clap refuses `settings` without a format")
+    *arguments.get_one(FORMAT).expect("clap refuses `settings` without a format")
 }
 
 fn flag(setting: &'static SettingInfo) -> Arg {

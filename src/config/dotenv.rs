@@ -1,7 +1,7 @@
 //! Parses `.env`: lines of `NAME=value`, whose values are taken literally.
 //!
-//! The libraries for this format substitute variables, and replace an unknown variable by nothing. A
-//! key that contains a `$` would become shorter or empty, and no longer protect the service. This
+//! The libraries for this format substitute variables, and replace an unknown variable by nothing.
+//! A key that contains a `$` would become shorter or empty, and no longer protect the service. This
 //! parser substitutes nothing. It accepts a `$` only in single quotes, because other programs that
 //! read the file substitute variables everywhere else.
 
@@ -20,14 +20,18 @@ pub(super) struct LineError<'a> {
 /// mark, Windows line ends, and `export` before a name.
 pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), LineError<'_>>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut settings = Vec::new();
-    for (line_text, line) in text.lines().map(str::trim).zip(1..) {
-        if !line_text.is_empty() && !line_text.starts_with('#') {
-            let setting = parse_line(line_text);
-            settings.push(setting.map_err(|(name, reason)| LineError { name, line, reason }));
+    let mut parsed_lines = Vec::new();
+    for (line, number) in text.lines().map(str::trim).zip(1..) {
+        if !line.is_empty() && !line.starts_with('#') {
+            let parsed = parse_line(line);
+            parsed_lines.push(parsed.map_err(|(name, reason)| LineError {
+                name,
+                line: number,
+                reason,
+            }));
         }
     }
-    settings
+    parsed_lines
 }
 
 /// Parses a line into a name and a value. An error consists of the name (if that is valid) and the
@@ -54,6 +58,7 @@ fn parse_value(text: &str) -> Result<&str, &'static str> {
     let value = match trimmed.chars().next() {
         Some('\'') => return parse_quoted(&trimmed[1..], '\''),
         Some('"') => parse_quoted(&trimmed[1..], '"')?,
+        // In `A= # comment`, the blank before the comment is part of `text`.
         _ => without_comment(text).trim(),
     };
     if value.contains('$') { Err(DOLLAR) } else { Ok(value) }
@@ -91,13 +96,14 @@ mod tests {
     use super::*;
 
     fn parse_one(line: &str) -> Result<(&str, &str), &'static str> {
-        let mut settings = parse(line);
-        assert_eq!(settings.len(), 1, "{line}");
-        settings.remove(0).map_err(|error| error.reason)
+        let mut parsed_lines = parse(line);
+        assert_eq!(parsed_lines.len(), 1, "{line}");
+        parsed_lines.remove(0).map_err(|error| error.reason)
     }
 
     #[test]
     fn values_are_taken_literally() {
+        // Only `export` as a word of its own is skipped.
         assert_eq!(parse_one("exported=b"), Ok(("exported", "b")));
         for (line, value) in [
             ("A=b", "b"),
@@ -138,9 +144,9 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_and_windows_line_ends_are_ignored() {
-        let settings = parse("\u{feff}A=1\r\n\r\n# B=2\r\nno setting\r\nC='3'\r\n");
+        let parsed_lines = parse("\u{feff}A=1\r\n\r\n# B=2\r\nno setting\r\nC='3'\r\n");
         let error = LineError { name: None, line: 4, reason: "it is not NAME=value" };
-        assert_eq!(settings, [Ok(("A", "1")), Err(error), Ok(("C", "3"))]);
+        assert_eq!(parsed_lines, [Ok(("A", "1")), Err(error), Ok(("C", "3"))]);
         assert_eq!(error.to_string(), ".env, line 4: it is not NAME=value");
     }
 
@@ -152,7 +158,7 @@ mod tests {
         }
 
         #[test]
-        fn the_parser_never_panics_and_never_changes_a_value(text in any::<String>()) {
+        fn the_parser_never_panics_and_every_value_is_a_part_of_the_text(text in any::<String>()) {
             for (_, value) in parse(&text).into_iter().flatten() {
                 prop_assert!(text.contains(value));
             }

@@ -44,7 +44,7 @@ pub(super) const CACHE_DISK: Setting<u64> = Setting::new(
 );
 
 /// Reads the settings for embedding. The cache's folder is inside the downloads folder, so both
-/// folders have one reserve of free disk space.
+/// folders share one reserve of free disk space.
 pub(super) fn resolve(
     reader: &mut Reader<'_>,
     store: &store::Settings,

@@ -35,8 +35,8 @@ pub(super) fn print_and_exit(format: Format) -> ! {
         Format::Markdown => markdown(),
         Format::Env => env(),
     };
-    let printed = io::stdout().write_all(text.as_bytes());
-    process::exit(i32::from(printed.is_err()))
+    let result = io::stdout().write_all(text.as_bytes());
+    process::exit(i32::from(result.is_err()))
 }
 
 const TABLE_HEAD: &str = "| Variable | Default | |\n|---|---|---|\n";
@@ -76,8 +76,8 @@ mod tests {
 
     /// Compares line by line, so that a failed test shows the first line that differs.
     fn assert_same(file: &str, printed: &str, advice: &str) {
-        for (in_file, printed) in file.lines().zip(printed.lines()) {
-            assert_eq!(in_file, printed, "{advice}");
+        for (line_in_file, printed_line) in file.lines().zip(printed.lines()) {
+            assert_eq!(line_in_file, printed_line, "{advice}");
         }
         assert_eq!(file.lines().count(), printed.lines().count(), "{advice}");
     }

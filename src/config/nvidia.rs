@@ -1,5 +1,5 @@
-//! Settings for the calls to NVIDIA. The key is in `upstream.rs`. The settings for how pictures are sent
-//! are in `embed.rs`.
+//! Settings for the calls to NVIDIA. The key is in `upstream.rs`. The settings for how pictures are
+//! sent are in `embed.rs`.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Adapts the settings to a service that has one client, which is in the same process.
+//! Adapts the settings to a service whose only client is in the same process, as for
+//! `imagesvc embed`.
 
 use std::{net::Ipv4Addr, path::PathBuf};
 
@@ -14,8 +15,9 @@ use crate::{
 };
 
 impl Config {
-    /// Listens on a free loopback port, accepts only this key, and removes the limits that separate
-    /// clients from each other. If `folder` is set, it replaces the downloads folder.
+    /// Listens on a free loopback port, accepts only `keys`, and removes the limits that separate
+    /// clients from each other. If `folder` is set, it replaces the downloads folder, and saved
+    /// pictures are never removed from it.
     #[must_use]
     pub fn for_own_client(self, keys: ClientKeys, folder: Option<PathBuf>) -> Self {
         let Self { mut server, mut store, mut embed, mut warnings, .. } = self;
@@ -51,7 +53,7 @@ mod tests {
     use crate::config::RawSettings;
 
     #[test]
-    fn the_service_of_one_client_listens_on_loopback_and_requires_the_clients_key() {
+    fn the_service_for_one_client_listens_on_loopback_and_accepts_only_its_key() {
         let raw = RawSettings::from_pairs([
             ("IMAGESVC_SANDBOX", "true"),
             ("IMAGESVC_API_KEYS", "a,b"),

@@ -1,5 +1,5 @@
-//! Parsers for each kind of value. Each error message is written to follow the setting's name, as in
-//! "IMAGESVC_PORT must be a whole number".
+//! Parsers for each kind of value. Each error message is written to follow the setting's name, as
+//! in "IMAGESVC_PORT must be a whole number".
 
 use std::{
     fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration,
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_http_urls_without_user_name_query_and_fragment() {
+    fn an_endpoint_is_an_http_url_without_user_name_query_or_fragment() {
         assert!(endpoint("https://ai.api.nvidia.com/v1/status").is_ok());
         for invalid in
             ["ai.api.nvidia.com", "ftp://x/", "https://u@x/", "https://x/?a=b", "https://x/#a"]
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_a_list_contains_the_invalid_item() {
+    fn a_list_skips_empty_items_and_its_error_quotes_an_invalid_item() {
         let ports = |text| list(text, |port| number(port, 1..=65535u16));
         assert_eq!(ports("80, 443,"), Ok(vec![80, 443]));
         assert!(ports("80,http").unwrap_err().contains("\"http\""));

@@ -1,5 +1,5 @@
-//! Collects the settings as text from the flags, the environment and `.env`, before they are parsed.
-//! A flag wins over the environment, which wins over `.env`.
+//! Collects the settings as text from the flags, the environment and `.env`, before they are
+//! parsed. A flag wins over the environment, which wins over `.env`.
 
 use std::{collections::BTreeSet, ffi::OsString, fs, io::ErrorKind, path::Path};
 
@@ -46,6 +46,7 @@ impl RawSettings {
             }
         }
         for setting in SETTINGS {
+            // A secret has no flag, and clap panics if it is asked for an unknown one.
             if flags.try_contains_id(setting.name).is_ok()
                 && flags.value_source(setting.name) == Some(ValueSource::CommandLine)
                 && let Some(value) = flags.get_one::<String>(setting.name)
@@ -65,7 +66,8 @@ impl RawSettings {
         raw
     }
 
-    /// Returns an error for each setting that protects the service and has only an empty value.
+    /// Returns an error for each setting that protects the service and is set, but only to an empty
+    /// value.
     pub(super) fn errors_of_empty_values(&self) -> Vec<String> {
         let is_invalid = |setting: &&SettingInfo| {
             setting.rejects_empty
@@ -107,6 +109,8 @@ impl RawSettings {
         }
     }
 
+    /// Adds a value. It replaces an earlier value unless it is empty. Ignores variables of other
+    /// programs.
     fn add(&mut self, name: &str, value: &str) {
         let value = value.trim();
         match find(name) {
@@ -192,11 +196,11 @@ mod tests {
             Some("3"),
             "the line after the invalid line must still be read"
         );
-        assert_eq!(merge(&[], &[], "IMAGESVC_API_KEYS=$x\n").read_errors.len(), 1);
     }
 
     #[test]
-    fn errors_in_the_variables_of_other_programs_are_ignored() {
+    fn an_invalid_value_in_dotenv_is_an_error_unless_another_program_uses_the_variable() {
+        assert_eq!(merge(&[], &[], "IMAGESVC_API_KEYS=$x\n").read_errors.len(), 1);
         let raw = merge(&[], &[], "DATABASE_URL=postgres://$USER\nIMAGESVC_PORT=3\n");
         assert!(raw.read_errors.is_empty());
     }

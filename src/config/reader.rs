@@ -28,8 +28,8 @@ impl<'a> Reader<'a> {
         Self { values, names_read: BTreeSet::new(), errors: Vec::new(), warnings: Vec::new() }
     }
 
-    /// Returns the value of a setting. Returns the default if the setting is not set, or if its value
-    /// is invalid. An invalid value also adds an error.
+    /// Returns the value of a setting. Returns the default if the setting is not set, or if its
+    /// value is invalid. An invalid value also adds an error.
     pub(super) fn value<T>(&mut self, setting: &Setting<T>) -> T {
         self.parsed(&setting.info, setting.parse).unwrap_or_else(|| {
             #[allow(clippy::expect_used)]
@@ -43,16 +43,16 @@ impl<'a> Reader<'a> {
         self.parsed(&setting.info, setting.parse)
     }
 
-    /// Returns a secret from a variable, or from the file whose path is in another variable. Adds an
-    /// error if both are set.
+    /// Returns a secret from a variable, or from the file whose path is in another variable. Adds
+    /// an error if both are set.
     pub(super) fn secret<T>(
         &mut self,
         setting: &OptionalSetting<T>,
         file: &OptionalSetting<PathBuf>,
     ) -> Option<T> {
-        let (name, file_variable) = (setting.info.name, file.info.name);
+        let (variable, file_variable) = (setting.info.name, file.info.name);
         if self.is_set(&setting.info) && self.is_set(&file.info) {
-            self.errors.push(format!("{name} and {file_variable} are both set: keep one"));
+            self.errors.push(format!("{variable} and {file_variable} are both set: keep one"));
             return None;
         }
         let Some(path) = self.optional(file) else { return self.optional(setting) };
@@ -65,7 +65,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Whether a setting has a value, valid or not.
+    /// Whether a setting has a value, valid or not. Adds the setting to `names_read`.
     pub(super) fn is_set(&mut self, setting: &SettingInfo) -> bool {
         self.text(setting).is_some()
     }

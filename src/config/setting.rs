@@ -1,8 +1,8 @@
 //! The types that define a setting: its name, default, parser and help.
 //!
 //! There are two such types, so that the compiler knows which settings always have a value. A
-//! [`Setting`] has a default, and an [`OptionalSetting`] has none. Each setting is a constant beside
-//! the function that reads it (`nvidia.rs`, `web.rs`, …). `settings.rs` lists all of them.
+//! [`Setting`] has a default, and an [`OptionalSetting`] has none. Each setting is a constant
+//! beside the function that reads it (`nvidia.rs`, `web.rs`, …). `settings.rs` lists all of them.
 
 use super::parse;
 
@@ -29,7 +29,7 @@ pub(super) enum Kind {
     Value,
     /// By a flag without a value (`--sandbox`), or by a variable whose value is `true` or `false`.
     Switch,
-    /// Only by a variable, because every process of the machine can read the flags.
+    /// Only by a variable, because every process on the machine can read a process's flags.
     Secret,
 }
 

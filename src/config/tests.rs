@@ -7,14 +7,16 @@ fn resolve(pairs: &[(&str, &str)]) -> Result<Config, SettingErrors> {
 }
 
 #[test]
-fn the_key_of_nvidia_is_the_only_required_setting() {
+fn the_nvidia_key_is_the_only_required_setting_and_missing_client_keys_cause_a_warning() {
     let config = resolve(&[("NVIDIA_API_KEY", "Bearer nvapi-1")]).unwrap();
     assert!(matches!(config.upstream, Upstream::Nvidia(_)));
     assert_eq!(config.server.listen, "0.0.0.0:8000".parse().unwrap());
     assert_eq!(config.limits.max_image_bytes, 20 << 20);
     assert_eq!(config.nvidia.retry.max_attempts, 3);
     assert_eq!(config.fetch.policy.ports, [80, 443]);
-    let [warning] = &config.warnings[..] else { panic!("{:?}", config.warnings) };
+    let [warning] = &config.warnings[..] else {
+        panic!("there should be exactly one warning: {:?}", config.warnings)
+    };
     assert!(warning.contains("IMAGESVC_API_KEYS"), "{warning}");
     let with_keys =
         resolve(&[("NVIDIA_API_KEY", "nvapi-1"), ("IMAGESVC_API_KEYS", "a,b")]).unwrap();
@@ -28,7 +30,7 @@ fn client_keys_are_read_from_a_file_and_invalid_values_are_errors() {
     let path = file.path().to_str().unwrap();
     let config = resolve(&[("IMAGESVC_SANDBOX", "1"), ("IMAGESVC_API_KEYS_FILE", path)]).unwrap();
     assert_eq!(format!("{:?}", config.web.keys), "ClientKeys(2 redacted)");
-    for (pairs, error) in [
+    for (invalid, error) in [
         (&[("IMAGESVC_API_KEYS_FILE", "/nowhere")][..], "cannot be read"),
         (&[("IMAGESVC_API_KEYS_FILE", path), ("IMAGESVC_API_KEYS", "a")], "both set"),
         (&[("IMAGESVC_API_KEYS", "planted words")], "space"),
@@ -38,10 +40,10 @@ fn client_keys_are_read_from_a_file_and_invalid_values_are_errors() {
         (&[("IMAGESVC_DOWNLOADS_MAX_BYTES", "0")], "more than zero"),
         (&[("IMAGESVC_LOG", "warning")], "not a log filter"),
     ] {
-        let pairs = [&[("IMAGESVC_SANDBOX", "1")], pairs].concat();
+        let pairs = [&[("IMAGESVC_SANDBOX", "1")], invalid].concat();
         let errors = resolve(&pairs).unwrap_err().to_string();
-        assert!(errors.contains(error) && errors.contains(pairs[1].0), "{errors}");
-        assert!(!errors.contains("planted"));
+        assert!(errors.contains(error) && errors.contains(invalid[0].0), "{errors}");
+        assert!(!errors.contains("planted"), "an error must not quote a key: {errors}");
     }
 }
 
@@ -151,7 +153,7 @@ fn a_key_is_read_from_a_file_unless_the_variable_is_set_as_well() {
     std::fs::write(file.path(), "nvapi-2\n").unwrap();
     let path = file.path().to_str().unwrap();
     let config = resolve(&[("NVIDIA_API_KEY_FILE", path)]).unwrap();
-    let Upstream::Nvidia(key) = config.upstream else { panic!("no key") };
+    let Upstream::Nvidia(key) = config.upstream else { panic!("the upstream should be NVIDIA") };
     assert!(key.is("nvapi-2"));
     let errors =
         resolve(&[("NVIDIA_API_KEY_FILE", path), ("NVIDIA_API_KEY", "nvapi-1")]).unwrap_err();

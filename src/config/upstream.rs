@@ -38,17 +38,17 @@ pub enum Upstream {
 /// Reads what computes the embeddings. If this returns `None`, it has added an error.
 pub(super) fn resolve(reader: &mut Reader<'_>) -> Option<Upstream> {
     let has_key = reader.is_set(&API_KEY.info) || reader.is_set(&API_KEY_FILE.info);
-    let (key, file) = (API_KEY.info.name, API_KEY_FILE.info.name);
+    let (key_variable, file_variable) = (API_KEY.info.name, API_KEY_FILE.info.name);
     if reader.value(&SANDBOX) {
         if has_key {
-            reader.warnings.push(format!("sandbox mode: {key} is ignored and not sent"));
+            reader.warnings.push(format!("sandbox mode: {key_variable} is ignored and not sent"));
         }
         return Some(Upstream::Sandbox);
     }
     if !has_key {
         reader.errors.push(format!(
-            "{key} is not set: export {key}=\"nvapi-…\" (or set {file} to the path of a file with the \
-             key), or run with --{} to try the service without a key",
+            "{key_variable} is not set: export {key_variable}=\"nvapi-…\" (or set {file_variable} to \
+             the path of a file with the key), or run with --{} to try the service without a key",
             SANDBOX.info.flag()
         ));
     }

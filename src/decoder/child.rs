@@ -1,5 +1,5 @@
-//! The child's side: lowers the process's own resource limits, decodes the picture on standard input,
-//! and writes the result or an error to standard output.
+//! The child's side: lowers the process's own resource limits, decodes the picture on standard
+//! input, and writes the result or an error to standard output.
 
 use std::{
     any::Any,
@@ -17,8 +17,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::protocol::{COMMAND, Job, MAX_MESSAGE_LEN, ResultKind};
 use crate::image::{Content, Error, Picture};
 
-/// Runs the job in the program's arguments and returns the exit code. Returns `None` if the arguments
-/// are for another command. Call this first in `main`, so that everything else runs with the limits.
+/// Runs the job in the program's arguments and returns the exit code. Returns `None` if the
+/// arguments are for another command. Call this first in `main`, so that everything else runs with
+/// the limits.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let mut args = args.into_iter().skip(1);
     if args.next()? != COMMAND {
@@ -37,15 +38,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
         }
         return Some(ExitCode::from(2));
     };
-    // Writing fails only if the parent has stopped reading. It then needs no result.
+    // Writing fails only if the parent has stopped reading. The parent then needs no result.
     Some(if run_job(job).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Runs the job and writes its result to standard output.
 fn run_job(job: Job) -> io::Result<()> {
     // Duplicate the descriptor before setting the limits, because they allow no new descriptors.
-    let input = io::stdin().as_fd().try_clone_to_owned().map(File::from);
-    let input = match apply_limits(&job).and(input) {
+    let duplicate = io::stdin().as_fd().try_clone_to_owned().map(File::from);
+    let input = match apply_limits(&job).and(duplicate) {
         Ok(input) => input,
         Err(error) => return write_message(ResultKind::LimitsFailed, &error.to_string()),
     };
@@ -62,8 +63,8 @@ fn run_job(job: Job) -> io::Result<()> {
     }
 }
 
-/// Lowers this process's resource limits to the limits of the job. If this fails, the child must not
-/// decode anything.
+/// Lowers this process's resource limits to the limits of the job. If this fails, the child must
+/// not decode anything.
 fn apply_limits(job: &Job) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
@@ -77,7 +78,8 @@ fn apply_limits(job: &Job) -> io::Result<()> {
     lower_limit(Resource::Cpu, job.cpu_seconds, job.cpu_seconds + 1)?;
     // The process can open no files or sockets. Closing a descriptor does not allow a new one.
     lower_limit(Resource::Nofile, 0, 0)?;
-    // The process cannot write to regular files. The result goes to a pipe, which has no such limit.
+    // The process cannot write to regular files. The result goes to a pipe, which has no such
+    // limit.
     lower_limit(Resource::Fsize, 0, 0)?;
     lower_limit(Resource::Core, 0, 0)
 }

@@ -1,5 +1,6 @@
 //! Chooses a child's limits. The limit of its address space depends on the memory estimate, and the
-//! limit of its processor time on the number of pixels. `child.rs` sets these limits in the child itself.
+//! limit of its processor time on the number of pixels. `child.rs` sets these limits in the child
+//! itself.
 
 use super::protocol::Job;
 use crate::image::{self, Picture, Target};
@@ -22,9 +23,9 @@ const MAX_CPU_SECONDS: u64 = 20;
 /// The processor time for each million pixels, in seconds. The slowest format needs far less.
 const CPU_SECONDS_PER_MEGAPIXEL: u64 = 1;
 
-/// Returns how much of `max_memory`, the decode memory, is reserved for jobs that need little memory,
-/// in bytes. These jobs then do not wait for jobs that need much memory. Returns a quarter of the decode
-/// memory, or zero if a quarter is too little for the job of the smallest picture.
+/// Returns how much of `max_memory`, the decode memory, is reserved for jobs that need little
+/// memory, in bytes. These jobs then do not wait for jobs that need much memory. Returns a quarter
+/// of the decode memory, or zero if a quarter is too little for the job of the smallest picture.
 pub(super) fn memory_reserved_for_small_jobs(max_memory: u64) -> u64 {
     let quarter = max_memory / 4;
     if quarter < MIN_RESERVED_MEMORY { 0 } else { quarter }
@@ -36,8 +37,8 @@ pub(super) fn memory_to_reserve(job: &Job) -> u64 {
     job.address_space - STARTUP_ADDRESS_SPACE
 }
 
-/// Plans the job of one child and its limits. All children together may use `max_memory` bytes. Blocks
-/// the thread, because it reads the picture's header.
+/// Plans the job of one child and its limits. All children together may use `max_memory` bytes.
+/// Blocks the thread, because it reads the picture's header.
 pub(super) fn plan_job(
     picture: &Picture,
     target: Target,

@@ -38,7 +38,7 @@ const OPEN_FILES: &str = "/dev/fd";
 /// The exit code of a Rust program that panicked.
 const PANICKED: i32 = 101;
 
-/// A running child. Dropping this kills it.
+/// A running child. Dropping this kills the child. Contains `None` after the child has exited.
 #[derive(Debug)]
 pub(super) struct Process(Option<Running>);
 
@@ -63,7 +63,8 @@ impl Process {
         };
         let stdin = match content {
             Content::Memory(_) => Stdio::piped(),
-            // Open the file again, so that the child can only read it and has its own file position.
+            // Open the file again, so that the child can only read it and has its own file
+            // position.
             Content::File(file, _) => {
                 let path = format!("{OPEN_FILES}/{}", file.as_raw_fd());
                 File::open(path).map_err(unavailable)?.into()
@@ -89,8 +90,8 @@ impl Process {
         Ok(Self(Some(Running { child, permit })))
     }
 
-    /// Reads the result into `spool` and waits for the child to exit. A rendered picture may have at
-    /// most `max_rendered_len` bytes.
+    /// Reads the result into `spool` and waits for the child to exit. A rendered picture may have
+    /// at most `max_rendered_len` bytes.
     pub(super) async fn read_result(
         mut self,
         picture: &Picture,
@@ -184,11 +185,12 @@ async fn write_input(mut stdin: ChildStdin, bytes: Bytes) {
     let _ = stdin.write_all(&bytes).await;
 }
 
-/// Returns the error for a child that exited without a complete result, or that failed after a complete
-/// result. The error is a protocol violation with the text `violation`, unless the exit status shows
-/// another reason.
+/// Returns the error for a child that exited without a complete result, or that failed after a
+/// complete result. The error is a protocol violation with the text `violation`, unless the exit
+/// status shows another reason.
 fn classify_exit(status: ExitStatus, picture: &Picture, violation: &str) -> Error {
-    match (status.signal(), status.signal().and_then(Signal::from_named_raw)) {
+    let signal_number = status.signal();
+    match (signal_number, signal_number.and_then(Signal::from_named_raw)) {
         (_, Some(Signal::XCPU)) => broken(picture, "it takes too much processor time"),
         // Rust aborts a process that cannot allocate memory.
         (_, Some(Signal::ABORT)) => broken(picture, "it takes too much memory"),

@@ -1,5 +1,5 @@
-//! The protocol between the service and a child: the arguments that describe the job, and the header
-//! of the result.
+//! The protocol between the service and a child: the arguments that describe the job, and the
+//! header of the result.
 
 use crate::image::{Format, Orientation, Target};
 
@@ -89,15 +89,16 @@ pub(super) enum ResultKind {
     Panicked,
     /// The picture's bytes cannot be read; the system's error message follows.
     Unreadable,
-    /// The child could not lower its limits and decoded nothing; the system's error message follows.
+    /// The child could not lower its limits and decoded nothing; the system's error message
+    /// follows.
     LimitsFailed,
 }
 
 /// The longest message, in bytes. Longer messages are truncated.
 pub(super) const MAX_MESSAGE_LEN: usize = 4096;
 
-/// The length of a result's header, in bytes. The first byte is a letter for the kind. The other eight
-/// bytes contain the length of the rest of the result.
+/// The length of a result's header, in bytes. The first byte is a letter for the kind. The other
+/// eight bytes contain the length of the rest of the result.
 pub(super) const HEADER_LEN: usize = 9;
 
 impl ResultKind {

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use super::size_on_disk;
 
 /// A reserve of disk space must stay free. If the free space exceeds the reserve by less than this
-/// margin, it is measured again before every grant, because other programs also write to the disk.
+/// margin, the free space is measured again before every grant, because other programs also write
+/// to the disk.
 const MARGIN: Amount = Amount { bytes: 16 << 20, files: 1000 };
 
 /// The largest reserve of inodes.
@@ -43,28 +44,28 @@ impl Inodes {
 /// The disk has too few free bytes or inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Shortage {
-    /// Bytes.
+    /// Too few bytes are free.
     #[error("{free} bytes are free on the disk, {wanted} are wanted, and {reserve} must stay free")]
     Bytes {
-        /// Free bytes.
+        /// The free bytes.
         free: u64,
         /// The bytes that this file needs, and those that were granted to other files but not yet
         /// written.
         wanted: u64,
-        /// Bytes that must stay free.
+        /// The bytes that must stay free.
         reserve: u64,
     },
-    /// Inodes.
+    /// Too few inodes are free.
     #[error(
         "{free} inodes are free on the disk, {wanted} are wanted, and {reserve} must stay free"
     )]
     Inodes {
-        /// Free inodes.
+        /// The free inodes.
         free: u64,
         /// The inodes that this file needs, and those that were granted to other files but not yet
         /// used.
         wanted: u64,
-        /// Inodes that must stay free.
+        /// The inodes that must stay free.
         reserve: u64,
     },
 }
@@ -143,8 +144,8 @@ pub(super) struct Measurement {
     pub(super) written: Amount,
 }
 
-/// How much space all files together were granted, and how much of it was written, since the process
-/// started.
+/// How much space all files together were granted, and how much of it was written, since the
+/// process started.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     /// Includes the space that was written.
@@ -158,6 +159,7 @@ impl Ledger {
         self.written
     }
 
+    /// Records a measurement, unless a later one is recorded: measurements may overlap.
     pub(super) fn record(&mut self, measurement: Measurement) {
         if self.latest.is_none_or(|latest| latest.taken_at <= measurement.taken_at) {
             self.latest = Some(measurement);
@@ -176,16 +178,17 @@ impl Ledger {
         Ok(())
     }
 
-    /// Grants `more` if the latest measurement was taken after `since` (at any time, if that is
-    /// `None`), and if the reserve and [`MARGIN`] stay free. Returns whether `more` was granted.
+    /// Grants `more` if the latest measurement was taken after `oldest`, and if the reserve and
+    /// [`MARGIN`] stay free. If `oldest` is `None`, the measurement may be of any age. Returns
+    /// whether `more` was granted.
     pub(super) fn try_grant_by_recent_measurement(
         &mut self,
         more: Amount,
         reserved_bytes: u64,
-        since: Option<Instant>,
+        oldest: Option<Instant>,
     ) -> bool {
         let is_recent =
-            self.latest.is_some_and(|latest| since.is_none_or(|since| latest.taken_at > since));
+            self.latest.is_some_and(|latest| oldest.is_none_or(|oldest| latest.taken_at > oldest));
         let is_granted = is_recent && self.check_with_margin(more, reserved_bytes, MARGIN).is_ok();
         if is_granted {
             self.granted += more;

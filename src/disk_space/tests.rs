@@ -1,3 +1,5 @@
+//! Tests of permits for disk space.
+
 use std::sync::{
     atomic::{AtomicU64, Ordering},
     mpsc,
@@ -78,6 +80,8 @@ async fn written_bytes_are_counted_only_once() {
 #[tokio::test]
 async fn bytes_that_are_written_during_a_measurement_are_counted() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
+    // Each measurement reads the free space, sends to `was_read`, and waits for the test to resume
+    // it.
     let (report_read, was_read) = mpsc::channel::<()>();
     let (resume, wait_for_resume) = mpsc::channel::<()>();
     let (report_read, wait_for_resume) = (Mutex::new(report_read), Mutex::new(wait_for_resume));
@@ -94,17 +98,14 @@ async fn bytes_that_are_written_during_a_measurement_are_counted() {
     was_read.recv().unwrap();
 
     let mut second = space.empty_permit();
-    {
-        let mut growing = Box::pin(second.grow_to(8 * BLOCK));
-        assert!(poll!(&mut growing).is_pending());
-        was_read.recv().unwrap();
-        // The free space has been read, but the measurement has not returned yet.
-        disk.write(8 * BLOCK);
-        first.mark_written(8 * BLOCK);
-        resume.send(()).unwrap();
-        assert!(is_shortage(&growing.await));
-    }
-    drop(first);
+    let mut growing = Box::pin(second.grow_to(8 * BLOCK));
+    assert!(poll!(&mut growing).is_pending());
+    was_read.recv().unwrap();
+    // The free space has been read, but the measurement has not returned yet.
+    disk.write(8 * BLOCK);
+    first.mark_written(8 * BLOCK);
+    resume.send(()).unwrap();
+    assert!(is_shortage(&growing.await));
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,6 +114,7 @@ async fn free_space_is_measured_once_a_second_but_near_the_reserve_before_each_g
     let space = disk.space();
     let mut permit = space.empty_permit();
     for step in 1..=1000 {
+        // 64 KiB more
         permit.grow_to(step << 16).await.unwrap();
     }
     space.check_space().await.unwrap();
@@ -142,6 +144,7 @@ async fn inodes_are_limited_if_their_number_is_fixed() {
     };
     // btrfs and many user-space file systems report no number of inodes.
     space(None).check_space().await.unwrap();
+    // Of the 102 free inodes, a hundred must stay free.
     let few = space(Some(Inodes { free: 102, total: 10_000 }));
     let mut permits: Vec<_> = (0..3).map(|_| few.empty_permit()).collect();
     let results = join_all(permits.iter_mut().map(|permit| permit.grow_to(1 << 30))).await;

@@ -18,8 +18,8 @@ use writer::Writer;
 mod disk;
 mod writer;
 
-/// The version of the way in which pictures are prepared. Raise this number with every change that
-/// gives any picture another embedding.
+/// The version of the code that prepares pictures. Raise this number with every change that gives
+/// any picture another embedding.
 const PREPARATION: u8 = 2;
 
 /// Identifies a cached embedding: a SHA-256 of the source, of every setting that changes how
@@ -28,8 +28,8 @@ const PREPARATION: u8 = 2;
 pub(super) struct CacheKey(Sha256);
 
 impl CacheKey {
-    /// The first eight bytes. If two keys have the same prefix, a look-up of one key may open a file
-    /// that does not exist; nothing worse happens.
+    /// The first eight bytes. If two keys have the same prefix, a look-up of one key may open a
+    /// file that does not exist; nothing worse happens.
     fn prefix(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = *self.0.bytes();
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -42,8 +42,8 @@ impl fmt::Display for CacheKey {
     }
 }
 
-/// The memory that a cache entry takes in addition to the vector's text, in bytes. An estimate that
-/// is rather too high.
+/// The memory that a cache entry takes in addition to the vector's text, in bytes. This estimate is
+/// rather too high than too low.
 const ENTRY_OVERHEAD: usize = 256;
 
 /// The typical length of a vector's text, in bytes.
@@ -97,9 +97,9 @@ impl Cache {
     /// Creates the levels that the settings turn on. Call this inside the Tokio runtime.
     pub(super) fn new(settings: &Settings, source: &Source) -> Self {
         let memory = (settings.cache_memory > 0).then(|| {
-            let items = settings.cache_memory.div_ceil(TYPICAL_VECTOR_LEN);
-            let items = usize::try_from(items).unwrap_or(usize::MAX);
-            MemoryCache::with_weighter(items, settings.cache_memory, ByteWeight)
+            let expected_len = settings.cache_memory.div_ceil(TYPICAL_VECTOR_LEN);
+            let expected_len = usize::try_from(expected_len).unwrap_or(usize::MAX);
+            MemoryCache::with_weighter(expected_len, settings.cache_memory, ByteWeight)
         });
         let disk = (settings.cache_disk > 0).then(|| {
             let (folder, space) = (settings.cache_folder.clone(), settings.cache_space.clone());
@@ -148,15 +148,15 @@ impl Cache {
 
     pub(super) fn insert_in_memory(&self, key: CacheKey, embedding: &Embedding) {
         let Some(memory) = &self.memory else { return };
-        let is_permanent = |known: CachedEmbedding| known.valid_until.is_none();
+        let is_permanent = |cached: CachedEmbedding| cached.valid_until.is_none();
         // A temporary embedding never replaces a permanent one.
         if embedding.valid_until.is_none() || !memory.get(&key).is_some_and(is_permanent) {
             memory.insert(key, embedding.into());
         }
     }
 
-    /// Writes a permanent embedding to the disk. Returns when it is written, or when it is clear that
-    /// it will not be written. A temporary embedding is not written.
+    /// Writes a permanent embedding to the disk. Returns when the embedding is written, or when it
+    /// is clear that it will not be written. A temporary embedding is not written.
     pub(super) async fn write_to_disk(&self, key: CacheKey, embedding: &Embedding) {
         if let Some(DiskLevel { writer, .. }) = &self.disk
             && embedding.valid_until.is_none()
@@ -186,7 +186,7 @@ mod tests {
         nvidia::DIMENSIONS,
     };
 
-    fn settings(memory: u64, disk: u64, folder: &Path) -> Settings {
+    fn settings(memory_bytes: u64, disk_bytes: u64, folder: &Path) -> Settings {
         let call = CallSettings {
             large_images: LargeImages::Shrink,
             inline_limit: 200_000,
@@ -197,18 +197,32 @@ mod tests {
         };
         let cache_folder = PathBuf::from(folder);
         let cache_space = DiskSpace::new(cache_folder.clone(), 0);
-        Settings { call, cache_memory: memory, cache_disk: disk, cache_folder, cache_space }
+        Settings {
+            call,
+            cache_memory: memory_bytes,
+            cache_disk: disk_bytes,
+            cache_folder,
+            cache_space,
+        }
     }
 
-    fn new_cache(memory: u64, disk: u64, folder: &Path, source: (&'static str, &str)) -> Cache {
+    /// `source` is a model and an endpoint.
+    fn new_cache(
+        memory_bytes: u64,
+        disk_bytes: u64,
+        folder: &Path,
+        source: (&'static str, &str),
+    ) -> Cache {
         let source = Source { model: source.0, endpoint: source.1.into() };
-        Cache::new(&settings(memory, disk, folder), &source)
+        Cache::new(&settings(memory_bytes, disk_bytes, folder), &source)
     }
 
+    /// A key whose bytes are all `byte`.
     pub(super) fn key_of(byte: u8) -> CacheKey {
         CacheKey(Sha256::from_bytes([byte; 32]))
     }
 
+    /// An embedding whose numbers are all `number`.
     pub(super) fn embedding_of(number: &str) -> Embedding {
         let text = format!("[{}]", [number; DIMENSIONS].join(","));
         let raw = serde_json::value::RawValue::from_string(text).unwrap();
@@ -224,12 +238,12 @@ mod tests {
     #[tokio::test]
     async fn a_look_up_returns_the_embedding_from_the_level_that_is_on() {
         let folder = tempfile::tempdir().unwrap();
-        for (memory, disk, provenance) in [
+        for (memory_bytes, disk_bytes, provenance) in [
             (1 << 20, 0, Some(Provenance::Memory)),
             (0, 1 << 20, Some(Provenance::Disk)),
             (0, 0, None),
         ] {
-            let cache = new_cache(memory, disk, folder.path(), ("model", "endpoint"));
+            let cache = new_cache(memory_bytes, disk_bytes, folder.path(), ("model", "endpoint"));
             let key = cache.key(Sha256::from_bytes([7; 32]));
             cache.insert_in_memory(key, &embedding_of("0.25"));
             cache.write_to_disk(key, &embedding_of("0.25")).await;
@@ -264,7 +278,7 @@ mod tests {
                     [1, 2].map(|n| cache.key(Sha256::from_bytes([n; 32])))
                 })
                 .collect();
-        assert_eq!(keys.len(), 10);
+        assert_eq!(keys.len(), 10, "each of 2 pictures should have a key for each of 5 sources");
     }
 
     #[test]
@@ -306,6 +320,7 @@ mod tests {
         }
         let memory = cache.memory.as_ref().unwrap();
         assert!(memory.weight() <= 100_000);
-        assert!(memory.len() >= 5, "{}", memory.len());
+        // One entry needs less than 10 KB, so about ten fit.
+        assert!(memory.len() >= 5, "the cache contains only {} entries", memory.len());
     }
 }

@@ -2,8 +2,8 @@
 //! [`plan`](super::plan) chooses, and sends it inline or as an asset.
 //!
 //! Some errors mean that uploads do not work; `nvidia/classify.rs` decides which errors these are.
-//! After such an error, the picture is shrunk and sent inline. A picture is decoded before it takes a
-//! permit for a call to NVIDIA, so that no permit is unused while it is decoded.
+//! After such an error, the picture is shrunk and sent inline. A picture is decoded before its call
+//! takes a permit, so that no permit is held during the decoding.
 
 use std::time::Duration;
 
@@ -50,7 +50,8 @@ impl Payload {
 }
 
 impl Inner {
-    /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or none.
+    /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or
+    /// none.
     ///
     /// # Errors
     /// [`Error`] if the limit on calls per minute or the queue would delay the last call past the
@@ -62,22 +63,24 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Reservation, Error> {
         let reservation = self.nvidia.reserve_calls(client, count, deadline)?;
-        let left = deadline.saturating_duration_since(Instant::now());
+        let time_left = deadline.saturating_duration_since(Instant::now());
         let wait = self.queue.expected_wait(client);
-        // While nobody is ahead, a batch is tried even if it will probably take too long: what it
-        // gets done is in the cache when it is sent again.
-        if !wait.is_zero() && wait + self.expected_time(count) > left {
+        // If no wait is expected, a batch is tried even if it will probably take too long. Some of
+        // its vectors are then cached, and the client can send the batch again.
+        if !wait.is_zero() && wait + self.expected_time(count) > time_left {
             return Err(Error::QueueTooLong);
         }
         Ok(reservation)
     }
 
-    /// How long the calls of a batch will probably take once the first one is made, by how long
-    /// calls took recently. This is zero for a single picture, which is always tried.
+    /// Estimates how long the calls of a batch take from the start of the first call. The estimate
+    /// is based on how long recent calls took. It is zero for a single picture, which is always
+    /// tried.
     fn expected_time(&self, count: usize) -> Duration {
         if count <= 1 {
             return Duration::ZERO;
         }
+        // In each round, as many calls run at once as one batch may make.
         let rounds = count.div_ceil(self.settings.max_calls_per_batch());
         let rounds = u32::try_from(rounds).unwrap_or(u32::MAX);
         self.queue.typical_hold().saturating_mul(rounds)
@@ -86,7 +89,7 @@ impl Inner {
     /// Prepares the picture, calls NVIDIA, and returns the embedding.
     ///
     /// # Errors
-    /// The [`Error`] of the last attempt. If there is no outcome by the deadline, this fails as well.
+    /// The [`Error`] of the last attempt. Also fails if there is no outcome by the deadline.
     pub(super) async fn call(
         &self,
         picture: &Picture,
@@ -156,7 +159,7 @@ impl Inner {
         payload: &Payload,
         retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
-        let _permit = self.permit(retry_state).await?;
+        let _permit = self.take_permit(retry_state).await?;
         // This does not read a file: a payload that can go inline is in memory.
         let bytes = payload.content.read_at(0, self.settings.largest_inline());
         let bytes = bytes.map_err(image::Error::from).map_err(decoder::Error::from)?;
@@ -170,7 +173,7 @@ impl Inner {
         payload: &Payload,
         retry_state: &mut RetryState<'_>,
     ) -> Result<Vector, Error> {
-        let _permit = self.permit(retry_state).await?;
+        let _permit = self.take_permit(retry_state).await?;
         let media_type = payload.format.media_type();
         // The upload gets half of the remaining time. If it hangs, the other half is left to shrink
         // the picture and send it inline.
@@ -180,7 +183,9 @@ impl Inner {
         Ok(self.nvidia.infer_asset(&asset, retry_state).await?)
     }
 
-    async fn permit(&self, retry_state: &mut RetryState<'_>) -> Result<Permit, Error> {
+    /// Takes a permit for a call, after any wait that NVIDIA or the limit on calls per minute
+    /// requires.
+    async fn take_permit(&self, retry_state: &mut RetryState<'_>) -> Result<Permit, Error> {
         self.nvidia.wait_until_ready(Operation::Infer, retry_state).await?;
         let permit =
             self.queue.take_in_time(retry_state.client_network, retry_state.deadline).await;
@@ -217,16 +222,17 @@ impl Inner {
         retry_state: &RetryState<'_>,
     ) -> Embedding {
         let (prepared, attempts) = (payload.prepared, retry_state.sent_inferences());
+        // A temporary embedding is valid until uploads are tried again.
         let valid_until =
             payload.is_temporary.then(|| self.upload_breaker.closes_at(Instant::now()));
         Embedding { vector, prepared, provenance: Provenance::Nvidia, attempts, valid_until }
     }
 
-    /// Stops all uploads for as long as `pause`.
+    /// Stops all uploads for the duration `pause`.
     fn open_breaker(&self, error: &nvidia::Error, pause: Duration) {
         tracing::warn!(
             %error,
-            spared_s = pause.as_secs(),
+            pause_s = pause.as_secs(),
             "uploads to NVIDIA do not work: large pictures are shrunk for a while"
         );
         self.upload_breaker.open_until(Instant::now() + pause);

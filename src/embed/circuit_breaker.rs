@@ -4,15 +4,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-/// Closed at first. An open breaker closes by itself at the instant that was passed to
-/// [`Self::open_until`].
+/// A circuit breaker. It is closed at first. An open breaker closes by itself at the instant that
+/// was passed to [`Self::open_until`].
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker(Mutex<Option<Instant>>);
 
 impl CircuitBreaker {
     /// Opens the breaker until `end`. This replaces the end that was set before.
     pub(super) fn open_until(&self, end: Instant) {
-        *self.end() = Some(end);
+        *self.lock() = Some(end);
     }
 
     /// Whether callers must not try the operation.
@@ -22,10 +22,10 @@ impl CircuitBreaker {
 
     /// When the breaker closes, or `now` if it is closed.
     pub(super) fn closes_at(&self, now: Instant) -> Instant {
-        self.end().map_or(now, |end| end.max(now))
+        self.lock().map_or(now, |end| end.max(now))
     }
 
-    fn end(&self) -> MutexGuard<'_, Option<Instant>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
         // An instant stays valid even if a holder of the lock panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -21,8 +21,8 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// The embedding as a request gets it if the request joined the call of another request: the
-    /// joining request made no call of its own.
+    /// Returns this embedding as a request gets it that joined another request's call: the joining
+    /// request itself made no call. An embedding from the cache does not change.
     pub fn shared(self) -> Self {
         match self.provenance {
             Provenance::Nvidia => Self { provenance: Provenance::Shared, attempts: 0, ..self },

@@ -10,7 +10,8 @@ pub enum Error {
     /// The call to NVIDIA failed.
     #[error(transparent)]
     Nvidia(#[from] nvidia::Error),
-    /// The deadline passed while the picture waited for a permit or for a running call.
+    /// The deadline passed while the picture waited for a permit or for a running call. Contains
+    /// what the picture waited for.
     #[error("the deadline passed while waiting for {0}")]
     QueueTimeout(&'static str),
     /// The queue is so long that the deadline would pass before the picture gets a permit.
@@ -28,8 +29,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a request that joined the failed call may succeed if it makes a call of its own. This
-    /// is so if the failed call ran out of time or its task panicked.
+    /// Whether a request that joined the failed call may succeed if it makes a call of its own.
+    /// This is so if the failed call ran out of time or its task panicked.
     pub(super) fn another_call_may_succeed(&self) -> bool {
         match self {
             Self::QueueTimeout(_) | Self::QueueTooLong | Self::CallPanicked => true,

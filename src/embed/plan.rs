@@ -54,6 +54,10 @@ mod tests {
     use super::*;
     use crate::image::{Content, Orientation};
 
+    /// The Base64 text of a picture of this length has 199,996 characters. NVIDIA requires fewer
+    /// than 200,000.
+    const LARGEST_INLINE: u64 = 149_997;
+
     #[test]
     fn only_upright_jpeg_and_png_are_sent_unchanged() {
         let is_sent_as_is = |format, orientation| {
@@ -75,14 +79,14 @@ mod tests {
         use Plan::{Reencode, SendInline, Shrink, Upload};
         for (can_be_sent_as_is, len, with_uploads, without_uploads) in [
             (true, 1, SendInline, SendInline),
-            (true, 149_997, SendInline, SendInline),
-            (true, 149_998, Upload, Shrink),
+            (true, LARGEST_INLINE, SendInline, SendInline),
+            (true, LARGEST_INLINE + 1, Upload, Shrink),
             (true, u64::MAX, Upload, Shrink),
             (false, 1, Reencode, Reencode),
             (false, u64::MAX, Reencode, Reencode),
         ] {
             for (may_upload, expected) in [(true, with_uploads), (false, without_uploads)] {
-                let chosen = plan(can_be_sent_as_is, len, may_upload, 149_997);
+                let chosen = plan(can_be_sent_as_is, len, may_upload, LARGEST_INLINE);
                 assert_eq!(chosen, expected, "{can_be_sent_as_is} {len} {may_upload}");
             }
         }

@@ -4,8 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{disk_space::DiskSpace, nvidia::InlineImage};
 
-/// How long nothing is uploaded after NVIDIA refused an upload. During this time, large pictures are
-/// shrunk.
+/// How long nothing is uploaded after NVIDIA refused an upload. During this time, large pictures
+/// are shrunk.
 pub const REFUSED_UPLOAD_PAUSE: Duration = Duration::from_secs(600);
 
 /// How long nothing is uploaded after an upload failed for another reason. This is shorter, because

@@ -10,8 +10,8 @@ use std::{
 use futures_util::{FutureExt, future::Shared};
 use tokio::sync::oneshot;
 
-/// The future outcome of a running call. Any number of tasks can wait for it. They get an error if the
-/// task that makes the call ends without an outcome, as after a panic.
+/// Resolves to the outcome of a running call. Any number of tasks can wait for it. They get an
+/// error if the task that makes the call ends without an outcome, for example by a panic.
 pub(super) type Completion<T> = Shared<oneshot::Receiver<T>>;
 
 /// The running calls by key. Cheap to clone.
@@ -27,11 +27,11 @@ pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
     Lead(Completion<T>, LeadGuard<K, T>),
 }
 
-/// Owned by the task that makes the call. If the guard is dropped without an outcome, the completion
-/// of every waiting task fails.
+/// Owned by the task that makes the call. If the guard is dropped without an outcome, the
+/// completion of every waiting task fails.
 #[derive(Debug)]
 pub(super) struct LeadGuard<K: Copy + Eq + Hash, T: Clone> {
-    outcome: oneshot::Sender<T>,
+    sender: oneshot::Sender<T>,
     completion: Completion<T>,
     entry: EntryGuard<K, T>,
 }
@@ -82,9 +82,9 @@ impl<K, T> Default for SingleFlight<K, T> {
 
 impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
     fn new(calls_and_key: Option<(SingleFlight<K, T>, K)>) -> (Completion<T>, Self) {
-        let (outcome, receiver) = oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let completion = receiver.shared();
-        (completion.clone(), Self { outcome, completion, entry: EntryGuard { calls_and_key } })
+        (completion.clone(), Self { sender, completion, entry: EntryGuard { calls_and_key } })
     }
 
     /// Whether no task waits for the call any more.
@@ -96,17 +96,17 @@ impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
 
     /// Sends the outcome to all waiting tasks. Later tasks make a new call.
     pub(super) fn fail(self, outcome: T) {
-        let Self { outcome: sender, entry, .. } = self;
+        let Self { sender, entry, .. } = self;
         drop(entry);
         // An error means that no task is waiting.
         let _ = sender.send(outcome);
     }
 
-    /// Sends the outcome to all waiting tasks. Other tasks can still join the call until the returned
-    /// guard is dropped.
+    /// Sends the outcome to all waiting tasks. Other tasks can still join the call until the
+    /// returned guard is dropped.
     pub(super) fn complete(self, outcome: T) -> EntryGuard<K, T> {
         // This cannot fail: the guard itself has a receiver.
-        let _ = self.outcome.send(outcome);
+        let _ = self.sender.send(outcome);
         self.entry
     }
 }
@@ -150,7 +150,7 @@ mod tests {
         for completion in [led, joined, late] {
             assert_eq!(completion.await, Ok("done"));
         }
-        drop(lead(&calls));
+        drop(lead(&calls)); // panics if the entry still exists
     }
 
     #[tokio::test]
@@ -160,7 +160,7 @@ mod tests {
         let joined = join(&calls);
         drop(guard);
         assert!(joined.await.is_err());
-        drop(lead(&calls));
+        drop(lead(&calls)); // panics if the entry still exists
     }
 
     #[test]

@@ -1,3 +1,5 @@
+//! Tests of requests that share a call.
+
 use std::{future::poll_fn, task::Poll};
 
 use bytes::Bytes;
@@ -13,12 +15,12 @@ use crate::{
     shares::{Clients, Shares},
 };
 
-/// An embedder without a cache. Every connection to NVIDIA is refused, so that every call fails with
+/// An embedder without a cache. Nothing listens on port 1, so that every call fails with
 /// [`Error::Nvidia`].
 fn new_embedder() -> Embedder {
     let nowhere = Url::parse("http://127.0.0.1:1/").unwrap();
     let (metrics, background) = (Metrics::new(), TaskTracker::new());
-    let nvidia = nvidia::Settings {
+    let nvidia_settings = nvidia::Settings {
         infer_url: nowhere.clone(),
         status_url: nowhere.clone(),
         assets_url: nowhere,
@@ -30,9 +32,14 @@ fn new_embedder() -> Embedder {
         retry: RetryPolicy { max_attempts: 1, ..RetryPolicy::default() },
         poll_interval: nvidia::POLL_INTERVAL,
     };
-    let key = ApiKey::parse("nvapi-planted-key").unwrap();
-    let nvidia_client =
-        nvidia::Client::new(nvidia, key, Arc::clone(&metrics), background.clone(), Trust::probe());
+    let key = ApiKey::parse("nvapi-1").unwrap();
+    let nvidia_client = nvidia::Client::new(
+        nvidia_settings,
+        key,
+        Arc::clone(&metrics),
+        background.clone(),
+        Trust::probe(),
+    );
     let space = DiskSpace::new("unused".into(), 0);
     let settings = Settings {
         call: CallSettings {
@@ -79,6 +86,7 @@ fn sample_embedding() -> Embedding {
     Embedding { vector, prepared, provenance, attempts: 1, valid_until: None }
 }
 
+/// Leads the call for the picture of [`new_job`].
 fn lead(embedder: &Embedder) -> LeadGuard<CacheKey, Outcome> {
     match embedder.0.calls.join_or_lead(embedder.0.cache.key(new_job().sha256)) {
         Role::Lead(_, guard) => guard,
@@ -87,7 +95,7 @@ fn lead(embedder: &Embedder) -> LeadGuard<CacheKey, Outcome> {
 }
 
 #[tokio::test]
-async fn a_request_gets_the_outcome_of_a_completed_call_until_the_entry_is_dropped() {
+async fn a_request_gets_the_outcome_of_a_completed_call_whose_entry_still_exists() {
     let embedder = new_embedder();
     let _entry = lead(&embedder).complete(Ok(sample_embedding()));
     let found = embedder.embed(new_job(), None).await.unwrap();
@@ -98,10 +106,10 @@ async fn a_request_gets_the_outcome_of_a_completed_call_until_the_entry_is_dropp
 async fn a_request_makes_its_own_call_if_the_task_of_the_call_it_joined_panics() {
     let embedder = new_embedder();
     let guard = lead(&embedder);
-    let mut joined = Box::pin(embedder.embed(new_job(), None));
+    let mut request = Box::pin(embedder.embed(new_job(), None));
     // One poll is enough to join the call.
     poll_fn(|context| {
-        assert!(joined.as_mut().poll(context).is_pending());
+        assert!(request.as_mut().poll(context).is_pending());
         Poll::Ready(())
     })
     .await;
@@ -110,6 +118,6 @@ async fn a_request_makes_its_own_call_if_the_task_of_the_call_it_joined_panics()
         std::panic::resume_unwind(Box::new("a panic of the test"));
     });
     assert!(task.await.unwrap_err().is_panic());
-    let error = joined.await.unwrap_err();
+    let error = request.await.unwrap_err();
     assert!(matches!(*error, Error::Nvidia(_)), "the request should call NVIDIA: {error:?}");
 }

@@ -1,3 +1,5 @@
+//! Tests of the queue. In them, a flood is a client that always has many jobs in the queue.
+
 use std::{future::Future, net::IpAddr, pin::Pin, task::Poll};
 
 use futures_util::poll;
@@ -9,8 +11,20 @@ fn client(n: u8) -> ClientNetwork {
     ClientNetwork(IpAddr::from([192, 0, 2, n]))
 }
 
+/// A queue with 100 bytes of memory. Of these, 25 are reserved for small jobs, so a job of 26 bytes is
+/// large.
+fn with_memory(permits: usize) -> FairQueue {
+    FairQueue::new(permits, 100, 25)
+}
+
+/// A queue whose jobs need permits, but no memory.
+fn without_memory(permits: usize) -> FairQueue {
+    FairQueue::new(permits, 0, 0)
+}
+
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// The future that [`FairQueue::take`] returns.
 type Taking<'a> = Pin<Box<dyn Future<Output = Option<Permit>> + 'a>>;
 
 fn start_taking(queue: &FairQueue, client: ClientNetwork, memory: u64) -> Taking<'_> {
@@ -53,17 +67,19 @@ async fn take_all(queue: &FairQueue, client: ClientNetwork) -> Vec<Permit> {
 
 #[tokio::test(start_paused = true)]
 async fn the_expected_wait_grows_with_the_queue_and_with_the_typical_use_of_a_permit() {
-    let queue = FairQueue::new(2, 0, 0);
+    let queue = without_memory(2);
     let (first, second) = (client(1), client(2));
     for _ in 0..100 {
         let _permit = take_now(&queue, first, 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
     }
+    // A permit is now typically in use for 4 s.
     let expected = |client| queue.expected_wait(client).as_secs_f64().round();
     assert_eq!(expected(first), 0.0, "with two free permits, a job should not wait");
     let _taken = take_all(&queue, first).await;
     assert_eq!(expected(first), 2.0, "one of two permits should be free after 4 s / 2");
     let waiting = queue_up(&queue, first, 0, 3).await;
+    // The fourth job in the queue waits for four permits, one every 2 s.
     assert_eq!((queue.waiting(), expected(first)), (3, 8.0));
     assert_eq!(expected(second), 2.0, "the second client should go before the queued jobs");
     drop(waiting);
@@ -72,7 +88,7 @@ async fn the_expected_wait_grows_with_the_queue_and_with_the_typical_use_of_a_pe
 
 #[tokio::test(start_paused = true)]
 async fn a_job_waits_no_longer_than_its_deadline() {
-    let queue = FairQueue::new(1, 0, 0);
+    let queue = without_memory(1);
     let started = Instant::now();
     let deadline = started + Duration::from_secs(5);
     let taken = queue.take_in_time(client(1), deadline).await.unwrap();
@@ -81,42 +97,43 @@ async fn a_job_waits_no_longer_than_its_deadline() {
     drop(taken);
     let too_late = queue.take_in_time(client(1), deadline).await;
     assert!(too_late.is_none(), "no permit should be granted when too little time is left");
-    assert_eq!(queue.0.state().permits, 0);
+    assert_eq!(queue.0.state().permits_in_use, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_expected_wait() {
-    let queue = FairQueue::new(1, 0, 0);
+    let queue = without_memory(1);
     for _ in 0..100 {
         let _permit = take_now(&queue, client(1), 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
     }
+    // A permit is now typically in use for 4 s, which is more than the second before the deadline.
     let before = queue.0.typical_hold();
     for _ in 0..20 {
         let deadline = Instant::now() + Duration::from_secs(1);
         assert!(queue.take_in_time(client(1), deadline).await.is_none());
     }
-    assert_eq!((queue.0.typical_hold(), queue.0.state().permits), (before, 0));
+    assert_eq!((queue.0.typical_hold(), queue.0.state().permits_in_use), (before, 0));
 }
 
 #[tokio::test]
 async fn a_client_that_arrives_during_a_flood_gets_the_next_permit() {
     for permits in [1, 2, 3, 32] {
         for memory in [0, 30, 70] {
-            let queue = FairQueue::new(permits, 100, 25);
+            let queue = with_memory(permits);
             let mut taken = Vec::new();
             let mut flood = take_all_and_queue_up(&queue, memory, &mut taken).await;
             let mut newcomer = queue_up(&queue, client(2), memory, 1).await;
             drop(taken.pop());
-            let newcomer = poll!(&mut newcomer[0]);
-            assert!(newcomer.is_ready(), "{permits} permits, {memory} bytes");
+            let outcome = poll!(&mut newcomer[0]);
+            assert!(outcome.is_ready(), "{permits} permits, {memory} bytes");
             assert!(poll!(&mut flood[0]).is_pending());
         }
     }
 }
 
-/// Takes permits for the first client until none is free for it. Then submits a hundred more jobs of
-/// this client.
+/// Takes permits for the first client, and adds them to `taken`, until no permit is free for the
+/// client. Then submits a hundred more jobs of the client.
 async fn take_all_and_queue_up<'a>(
     queue: &'a FairQueue,
     memory: u64,
@@ -130,8 +147,8 @@ async fn take_all_and_queue_up<'a>(
     }
 }
 
-/// Submits 40 jobs of each of `clients` clients. Whenever a job is served, submits a new job of the
-/// same client. Then submits one job of a newcomer. Returns how many permits are returned before the
+/// Submits 40 jobs of each of `clients` clients. Whenever a job is served, submits a new job in
+/// its place. Then submits one job of a newcomer. Returns how many permits are returned before the
 /// newcomer is served.
 async fn permits_before_newcomer(
     queue: &FairQueue,
@@ -167,11 +184,12 @@ async fn permits_before_newcomer(
 async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
     for permits in [1, 2, 3, 4, 8] {
         for (flood_memory, newcomer_memory) in [(36, 41), (20, 75), (26, 75), (10, 20)] {
-            let queue = FairQueue::new(permits, 100, 25);
+            let queue = with_memory(permits);
             let ended = permits_before_newcomer(&queue, 1, flood_memory, newcomer_memory).await;
             assert!(
                 ended <= permits + 2,
-                "{ended} of {permits}, {flood_memory} and {newcomer_memory} bytes"
+                "served after {ended} jobs with {permits} permits; the flood's jobs need \
+                 {flood_memory} bytes, the newcomer's job {newcomer_memory} bytes"
             );
         }
     }
@@ -180,15 +198,15 @@ async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
 #[tokio::test]
 async fn a_newcomer_during_several_floods_waits_for_at_most_one_job_of_each() {
     for clients in [2, 3, 8] {
-        let queue = FairQueue::new(32, 0, 0);
+        let queue = without_memory(32);
         let ended = permits_before_newcomer(&queue, clients, 0, 0).await;
-        assert!(ended <= usize::from(clients), "{ended} jobs of {clients} clients");
+        assert!(ended <= usize::from(clients), "served after {ended} jobs of {clients} clients");
     }
 }
 
 #[tokio::test]
 async fn two_floods_get_half_of_the_permits_each_and_one_flood_alone_gets_all() {
-    let queue = FairQueue::new(4, 0, 0);
+    let queue = without_memory(4);
     let mut taken = take_all(&queue, client(1)).await;
     let mut floods =
         [queue_up(&queue, client(1), 0, 50).await, queue_up(&queue, client(2), 0, 50).await];
@@ -203,7 +221,7 @@ async fn two_floods_get_half_of_the_permits_each_and_one_flood_alone_gets_all() 
         }
         assert_eq!(taken.len(), 4);
     }
-    let permits = |n| queue.0.state().client(client(n)).permits;
+    let permits = |n| queue.0.state().client_state(client(n)).permits;
     assert_eq!((permits(1), permits(2)), (2, 2));
     floods[1].clear();
     for _ in 0..4 {
@@ -215,7 +233,7 @@ async fn two_floods_get_half_of_the_permits_each_and_one_flood_alone_gets_all() 
 
 #[tokio::test]
 async fn large_jobs_do_not_get_the_permit_and_memory_reserved_for_small_jobs() {
-    let queue = FairQueue::new(2, 100, 25);
+    let queue = with_memory(2);
     let large = take_now(&queue, client(1), 75).await;
     let mut waiting = queue_up(&queue, client(1), 26, 3).await;
     let small = take_now(&queue, client(1), 25).await;
@@ -228,13 +246,14 @@ async fn large_jobs_do_not_get_the_permit_and_memory_reserved_for_small_jobs() {
 
 #[tokio::test]
 async fn small_jobs_get_only_the_reserved_memory_while_a_large_job_waits() {
-    let queue = FairQueue::new(8, 100, 25);
+    let queue = with_memory(8);
     let _first = take_now(&queue, client(1), 60).await;
     let mut second = start_taking(&queue, client(1), 60);
     assert!(poll!(&mut second).is_pending());
     let small = take_now(&queue, client(1), 20).await;
     let second_small = poll!(start_taking(&queue, client(1), 21));
     assert!(second_small.is_pending(), "the small jobs must not exceed the reserved memory");
+    // While no large job waits, small jobs also get memory that is not reserved.
     drop(second);
     let _third = take_now(&queue, client(1), 20).await;
     drop(small);
@@ -242,7 +261,7 @@ async fn small_jobs_get_only_the_reserved_memory_while_a_large_job_waits() {
 
 #[tokio::test]
 async fn a_large_job_may_use_the_only_permit() {
-    let queue = FairQueue::new(1, 100, 25);
+    let queue = with_memory(1);
     let large = take_now(&queue, client(1), 75).await;
     assert!(poll!(start_taking(&queue, client(1), 1)).is_pending());
     drop(large);
@@ -259,7 +278,7 @@ async fn a_job_may_use_all_memory_if_none_is_reserved_for_small_jobs() {
 
 #[tokio::test]
 async fn an_endless_stream_of_small_jobs_does_not_block_a_large_job() {
-    let queue = FairQueue::new(8, 100, 25);
+    let queue = with_memory(8);
     let mut small = Vec::new();
     for _ in 0..5 {
         small.push(take_now(&queue, client(1), 20).await);
@@ -278,7 +297,7 @@ async fn an_endless_stream_of_small_jobs_does_not_block_a_large_job() {
 
 #[tokio::test]
 async fn a_small_job_is_served_when_the_large_job_ahead_of_it_gives_up() {
-    let queue = FairQueue::new(3, 100, 25);
+    let queue = with_memory(3);
     let _large = take_now(&queue, client(1), 70).await;
     let waiting_large = queue_up(&queue, client(1), 70, 1).await;
     let _small = take_now(&queue, client(1), 20).await;
@@ -289,8 +308,8 @@ async fn a_small_job_is_served_when_the_large_job_ahead_of_it_gives_up() {
 }
 
 proptest! {
-    /// Each step consists of a client's number, a job's memory, an index, and whether a job arrives.
-    /// If no job arrives, the job with that index ends.
+    /// Each step consists of a client's number, a job's memory, an index, and whether a job
+    /// arrives. If no job arrives, the job with that index ends.
     #[test]
     fn every_job_is_served_within_the_limits_in_any_order_of_arrivals_and_ends(
         permits in 1usize..5,
@@ -299,7 +318,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time().build().unwrap();
         runtime.block_on(async {
-            let queue = FairQueue::new(permits, 100, 25);
+            let queue = with_memory(permits);
             let mut waiting: Vec<Taking<'_>> = Vec::new();
             let mut taken: Vec<Permit> = Vec::new();
             for (n, memory, end_index, arrives) in steps {
@@ -320,14 +339,15 @@ proptest! {
                 }
                 let state = queue.0.state();
                 let (small, large) = (state.memory_of_small_jobs, state.memory_of_large_jobs);
-                assert!(state.permits <= permits as u64);
+                assert!(state.permits_in_use <= permits as u64);
                 assert!(small + large <= 100 && large <= 75);
                 assert!(state.permits_of_large_jobs < permits.max(2) as u64);
                 let clients = || state.clients.values();
-                assert_eq!(clients().map(|client| client.permits).sum::<u64>(), state.permits);
+                let permits_of_clients: u64 = clients().map(|client| client.permits).sum();
+                assert_eq!(permits_of_clients, state.permits_in_use);
                 let queued: u64 = clients().map(|client| client.queued).sum();
                 assert_eq!(queued, state.queue.len() as u64);
-                assert!(state.queue.is_empty() || state.permits > 0);
+                assert!(state.queue.is_empty() || state.permits_in_use > 0);
             }
             while !waiting.is_empty() {
                 // All permits end. Some of the waiting jobs are then served.
@@ -343,7 +363,7 @@ proptest! {
             }
             drop(taken);
             let state = queue.0.state();
-            assert_eq!((state.permits, state.queue.len()), (0, 0));
+            assert_eq!((state.permits_in_use, state.queue.len()), (0, 0));
             let large = (state.permits_of_large_jobs, state.memory_of_large_jobs);
             assert_eq!((large, state.memory_of_small_jobs), ((0, 0), 0));
             assert!(state.clients.is_empty(), "clients without permits and jobs must be removed");
@@ -353,16 +373,16 @@ proptest! {
 
 #[tokio::test]
 async fn a_client_that_was_served_before_is_served_again_despite_many_newcomers() {
-    let queue = FairQueue::new(1, 0, 0);
+    let queue = without_memory(1);
     let first = take_now(&queue, client(0), 0).await;
-    let mut regular = queue_up(&queue, client(0), 0, 1).await;
+    let mut returning = queue_up(&queue, client(0), 0, 1).await;
     let mut newcomers: VecDeque<_> = queue_up(&queue, client(1), 0, 1).await.into();
     drop(first);
     let mut permit = newcomers.pop_front().unwrap().await.unwrap();
     for n in 2..100 {
         newcomers.extend(queue_up(&queue, client(n), 0, 1).await);
         drop(permit);
-        if poll!(&mut regular[0]).is_ready() {
+        if poll!(&mut returning[0]).is_ready() {
             assert!(n < 5, "the client should be served soon, not after {n} newcomers");
             return;
         }

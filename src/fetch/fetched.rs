@@ -19,8 +19,8 @@ const BUFFER_LEN: usize = 64 * 1024;
 
 /// A response whose header has arrived, and whose body is the picture.
 pub struct Fetched {
-    /// The picture's length in bytes, if the host declared it. `None` for gzip: then the declared
-    /// length is that of the compressed picture.
+    /// The picture's length in bytes, if the host declared it. `None` for gzip, because the host
+    /// then declares the length of the compressed picture.
     pub length: Option<u64>,
     response: Response,
     is_gzip: bool,
@@ -39,11 +39,12 @@ impl Fetched {
         }
     }
 
-    /// Streams the picture's bytes, decompressed if necessary. Reads at most `max_bytes` bytes from the
-    /// host. The decompressed bytes are not counted, because an endless gzip stream may decompress to
-    /// nothing.
+    /// Streams the picture's bytes, decompressed if necessary. Reads at most `max_bytes` bytes from
+    /// the host. This limit applies before decompression, because an endless gzip stream may
+    /// decompress to nothing. The caller must limit the decompressed bytes.
     pub fn into_stream(self, max_bytes: u64) -> impl Stream<Item = Result<Bytes, Error>> + Send {
         let Self { response, is_gzip, deadline, .. } = self;
+        // The state of this stream is the response and the number of bytes received so far.
         let body = stream::try_unfold((response, 0), move |(mut response, received)| async move {
             let Some(chunk) = response.chunk().await.map_err(ReadError::Disconnected)? else {
                 return Ok(None);
@@ -55,6 +56,7 @@ impl Fetched {
             Ok(Some((chunk, (response, received))))
         });
         let bytes = if is_gzip { Either::Left(gunzip(body)) } else { Either::Right(body) };
+        // The state of this stream includes whether it has returned any bytes.
         stream::try_unfold((Box::pin(bytes), false), move |(mut bytes, has_started)| async move {
             match timeout_at(deadline, bytes.try_next()).await {
                 Ok(Ok(Some(chunk))) => Ok(Some((chunk, (bytes, true)))),
@@ -116,12 +118,12 @@ fn gunzip(
 /// that are not compressions; these are ignored.
 fn is_gzip(headers: &HeaderMap) -> Result<bool, Error> {
     let lines = headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
-    let mut is_gzip = false;
+    let mut has_gzip = false;
     for coding in lines.flat_map(|line| line.split(|byte| *byte == b',')) {
         let coding = String::from_utf8_lossy(coding.trim_ascii()).to_ascii_lowercase();
         match coding.as_str() {
             "" | "identity" | "none" | "aws-chunked" | "utf-8" | "utf8" | "binary" | "base64" => {}
-            "gzip" | "x-gzip" if !is_gzip => is_gzip = true,
+            "gzip" | "x-gzip" if !has_gzip => has_gzip = true,
             other => {
                 // The name appears in the log and in the answer, so all but harmless characters
                 // are removed.
@@ -130,13 +132,15 @@ fn is_gzip(headers: &HeaderMap) -> Result<bool, Error> {
             }
         }
     }
-    Ok(is_gzip)
+    Ok(has_gzip)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Returns whether a body with these `Content-Encoding` headers is compressed with gzip, or the
+    /// name of a refused encoding.
     fn checked(lines: &[&str]) -> Result<bool, String> {
         let mut headers = HeaderMap::new();
         for line in lines {
@@ -144,7 +148,7 @@ mod tests {
         }
         is_gzip(&headers).map_err(|error| match error {
             Error::Encoded(name) => name,
-            other => panic!("{other}"),
+            other => panic!("the encoding should be refused: {other}"),
         })
     }
 
@@ -164,6 +168,7 @@ mod tests {
             (&["zstd"], "zstd"),
             (&["gzip, gzip"], "gzip"),
             (&["gzip", "deflate"], "deflate"),
+            // The error contains only harmless characters.
             (&["<b>\u{e9}\"x\""], "bx"),
         ] {
             assert_eq!(checked(refused), Err(name.to_owned()));

@@ -14,7 +14,7 @@ use url::{Host, Url};
 /// The longest URL, in bytes.
 pub const MAX_URL_LEN: usize = 8192;
 
-/// The rules, including the settings of the operator.
+/// The rules for URLs and addresses, with the operator's settings.
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// The allowed ports.
@@ -46,7 +46,8 @@ pub enum Exception {
 /// Why a URL is not fetched. The text is a sentence for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// The text is not an absolute `http` or `https` URL, or the URL contains a user name or password.
+    /// The text is not an absolute `http` or `https` URL, or the URL contains a user name or
+    /// password.
     #[error("{0}")]
     Invalid(&'static str),
     /// The policy denies the URL.
@@ -57,8 +58,10 @@ pub enum UrlError {
 /// The error for a URL that is longer than [`MAX_URL_LEN`].
 pub const TOO_LONG: UrlError = UrlError::Invalid("image_url is longer than 8192 bytes.");
 
+/// The error for an address that is not public.
 const NOT_PUBLIC: UrlError = UrlError::Denied("This address does not lead to a public host.");
 
+/// The error for every redirect that is not followed.
 const NOT_FOLLOWED: UrlError =
     UrlError::Denied("The URL redirects to one that the service does not fetch.");
 
@@ -177,12 +180,12 @@ impl Policy {
         if !is_exception && !self.ports.contains(&port) {
             return Err(UrlError::Denied("The service does not fetch from this port."));
         }
-        let literal = match host {
+        let address_in_url = match host {
             Host::Ipv4(address) => Some(IpAddr::V4(address)),
             Host::Ipv6(address) => Some(IpAddr::V6(address)),
             Host::Domain(_) => None,
         };
-        if let Some(address) = literal {
+        if let Some(address) = address_in_url {
             self.check_address(address, is_exception)?;
         }
         Ok(Target { url, is_exception })
@@ -224,10 +227,12 @@ const METADATA_ENDPOINTS: [IpAddr; 8] = [
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)), // GCP
 ];
 
+/// The IPv4 network that begins at `a.b.c.d`.
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
 }
 
+/// The IPv4 networks that are not public.
 const DENIED_V4: [Ipv4Net; 19] = [
     v4(0, 0, 0, 0, 8),        // this network
     v4(10, 0, 0, 0, 8),       // private
@@ -250,6 +255,7 @@ const DENIED_V4: [Ipv4Net; 19] = [
     v4(240, 0, 0, 0, 4),      // reserved
 ];
 
+/// The IPv6 network that begins at `a:b:c::`.
 const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
 }
@@ -260,6 +266,7 @@ const NAT64: Ipv6Net = v6(0x64, 0xff9b, 0, 96);
 /// Global unicast addresses. All other IPv6 addresses are denied.
 const GLOBAL_V6: Ipv6Net = v6(0x2000, 0, 0, 3);
 
+/// The networks within [`GLOBAL_V6`] that are not public.
 const DENIED_V6: [Ipv6Net; 5] = [
     v6(0x2001, 0, 0, 23),         // protocol assignments, among them Teredo
     v6(0x2001, 0xdb8, 0, 32),     // documentation
@@ -292,8 +299,8 @@ fn unwrap_nat64(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether this is the address of an ISATAP tunnel, which leads to an IPv4 address (RFC 5214, section
-/// 6.1).
+/// Whether this is the address of an ISATAP tunnel, which leads to an IPv4 address (RFC 5214,
+/// section 6.1).
 fn is_isatap(address: Ipv6Addr) -> bool {
     matches!(address.segments(), [_, _, _, _, 0x0000 | 0x0200, 0x5efe, _, _])
 }

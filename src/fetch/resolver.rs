@@ -1,11 +1,11 @@
-//! Resolves the names of picture hosts, and checks every address that they resolve to.
+//! Resolves the host names in pictures' URLs, and checks every address that they resolve to.
 //!
 //! The system resolves the names (`getaddrinfo`), so that the service treats `/etc/hosts`,
 //! `nsswitch.conf` and `resolv.conf` like every other program on the machine. The disadvantage is
 //! that a look-up blocks a thread and cannot be cancelled. If a name server does not answer, the
 //! thread stays blocked for seconds after the fetch has timed out. Therefore the number of look-ups
-//! at once is limited, in total and per client: names that do not resolve delay only the client that
-//! sent these names.
+//! at once is limited, in total and per client: names that do not resolve delay only the client
+//! that sent these names.
 //!
 //! A resolver inside the service (hickory) could cancel look-ups. But it would add about twenty
 //! crates, and might resolve a name differently than the system.
@@ -23,8 +23,8 @@ use tokio::{task::spawn_blocking, time::timeout};
 use super::policy::Policy;
 use crate::shares::{ClientNetwork, Clients, Shares};
 
-/// The most look-ups at once. Each blocks one of the runtime's 512 blocking threads, which also save
-/// pictures.
+/// The most look-ups at once. Each blocks one of the runtime's 512 blocking threads, which also
+/// save pictures.
 const MAX_LOOKUPS: u64 = 128;
 
 /// The most look-ups at once for one client. A working name server answers within milliseconds, so
@@ -36,11 +36,12 @@ const MAX_LOOKUPS_PER_CLIENT: u64 = 32;
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(2500);
 
 tokio::task_local! {
-    /// The client for which the task fetches. reqwest passes only the host name to its resolver.
+    /// The client for which the task fetches. The resolver finds the client here, because reqwest
+    /// passes only the host name to the resolver.
     static CLIENT: ClientNetwork;
 }
 
-/// Runs a request for a client, so that its look-ups count towards that client's limit.
+/// Runs a request for a client, so that the request's look-ups count towards the client's limit.
 pub(super) async fn on_behalf_of<T>(client: ClientNetwork, request: impl Future<Output = T>) -> T {
     CLIENT.scope(client, request).await
 }
@@ -77,8 +78,8 @@ impl fmt::Debug for Lookup {
 pub(super) struct LookupError(#[source] io::Error);
 
 impl LookupError {
-    /// Whether the look-up certainly failed because the name has no address. Other causes are a name
-    /// server that does not answer, or a lack of file descriptors.
+    /// Whether the look-up certainly failed because the name has no address. Other causes are a
+    /// name server that does not answer, or a lack of file descriptors.
     ///
     /// The standard library does not return the system's error code (`EAI_NONAME`, `EAI_NODATA`),
     /// only the message of glibc or musl.
@@ -102,18 +103,18 @@ pub(super) struct Resolver {
     policy: Arc<Policy>,
     lookup: Lookup,
     /// Limits how many look-ups run at once.
-    lookups: Shares,
+    lookup_limit: Shares,
     /// Whether this resolver is for servers that the operator allowed as exceptions.
     is_exception: bool,
 }
 
 impl Resolver {
     pub(super) fn new(policy: Policy, lookup: Lookup, clients: Clients) -> Self {
-        let lookups = match clients {
+        let lookup_limit = match clients {
             Clients::Many => Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT),
             Clients::One => Shares::undivided(MAX_LOOKUPS, 1),
         };
-        Self { policy: Arc::new(policy), lookup, lookups, is_exception: false }
+        Self { policy: Arc::new(policy), lookup, lookup_limit, is_exception: false }
     }
 
     /// The same resolver, for servers that the operator allowed as exceptions.
@@ -124,19 +125,19 @@ impl Resolver {
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let Self { policy, lookup, lookups, is_exception } = self.clone();
-        // Clients without a known address count as one client.
+        let Self { policy, lookup, lookup_limit, is_exception } = self.clone();
+        // Outside `on_behalf_of`, there is no client.
         let client = CLIENT.try_with(|client| *client).unwrap_or(ClientNetwork::UNKNOWN);
         Box::pin(async move {
-            let lookup = async move {
-                let permit = lookups.take_when_free(client, 1).await;
+            let look_up = async move {
+                let permit = lookup_limit.take_when_free(client, 1).await;
                 spawn_blocking(move || {
                     let _permit = permit; // held by the thread, which may run longer than the fetch
                     (lookup.0)(name.as_str())
                 })
                 .await
             };
-            let addresses = match timeout(LOOKUP_TIMEOUT, lookup).await {
+            let addresses = match timeout(LOOKUP_TIMEOUT, look_up).await {
                 Ok(found) => found?.map_err(LookupError)?,
                 Err(_) => return Err(LookupError(io::ErrorKind::TimedOut.into()).into()),
             };
@@ -171,7 +172,8 @@ mod tests {
         assert!(!means_no_address("Temporary failure in name resolution"));
         assert!(!means_no_address("Non-recoverable failure in name resolution"));
         assert!(!means_no_address("Memory allocation failure"));
-        assert!(!LookupError(io::Error::from_raw_os_error(24)).means_no_address());
+        let too_many_open_files = io::Error::from_raw_os_error(24); // EMFILE
+        assert!(!LookupError(too_many_open_files).means_no_address());
         assert!(!LookupError(io::ErrorKind::TimedOut.into()).means_no_address());
     }
 }

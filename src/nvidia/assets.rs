@@ -27,6 +27,7 @@ const DESCRIPTION: &str = "imagesvc picture";
 /// The number of bytes that are read from a file at once.
 const READ_SIZE: usize = 64 * 1024;
 
+/// How long the deletion of an asset may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An uploaded picture. Dropping this value deletes the asset in a background task.
@@ -45,8 +46,8 @@ impl UploadedAsset {
 
 impl Drop for UploadedAsset {
     fn drop(&mut self) {
-        // At the very end of the process there may be no runtime. The asset then stays until NVIDIA
-        // deletes it, as it does with old assets.
+        // At the very end of the process there may be no runtime. The service then does not delete
+        // the asset, but NVIDIA deletes old assets itself.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (nvidia, id) = (self.nvidia.clone(), self.id);
             let tracker = self.nvidia.0.background.clone();
@@ -56,11 +57,12 @@ impl Drop for UploadedAsset {
 }
 
 impl Client {
-    /// Uploads a picture by the deadline.
+    /// Uploads a picture before `deadline`, which may be earlier than the deadline of
+    /// `retry_state`.
     ///
     /// # Errors
     /// The [`Error`] of the last attempt. The error's kind is [`ErrorKind::UploadsRefused`] if
-    /// uploads do not work for this model or account.
+    /// NVIDIA refuses the upload.
     pub async fn upload(
         &self,
         media_type: &str,
@@ -99,8 +101,8 @@ impl Client {
         self.wait_for_retry_after(operation, deadline).await?;
         let response = self.call(operation, request, deadline).await?;
         response.progress(operation)?;
-        // An invalid response counts as a refusal of uploads, so that the picture is sent inline. The
-        // error does not quote the response, because that may contain a presigned URL.
+        // An invalid response counts as a refusal of uploads, so that the picture is sent inline.
+        // The error does not quote the response, because the response may contain a presigned URL.
         let refused =
             |detail: &str| Error::new(operation, ErrorKind::UploadsRefused, detail.into());
         let created: CreatedAsset = serde_json::from_slice(&response.body)
@@ -132,6 +134,7 @@ impl Client {
             .http
             .put(created.upload_url.clone())
             .header(CONTENT_TYPE, media_type)
+            // NVIDIA requires the same description as in the request that created the asset.
             .header("x-amz-meta-nvcf-asset-description", DESCRIPTION)
             .header(CONTENT_LENGTH, picture.len())
             .body(body);
@@ -139,8 +142,8 @@ impl Client {
         response.progress(operation).map(drop)
     }
 
-    /// Deletes an asset. If this fails, the error is only logged: the asset does no harm, and NVIDIA
-    /// deletes old assets itself.
+    /// Deletes an asset. If this fails, the error is only logged: the asset does no harm, and
+    /// NVIDIA deletes old assets itself.
     async fn delete_asset(&self, id: Uuid) {
         let operation = Operation::DeleteAsset;
         let url = item_url(&self.0.settings.assets_url, id);
@@ -152,7 +155,8 @@ impl Client {
     }
 }
 
-/// Streams a file's bytes. A blocking thread reads the next bytes when the previous bytes were sent.
+/// Streams a file's bytes. A blocking thread reads the next bytes when the previous bytes were
+/// sent.
 fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync {
     stream::try_unfold((picture, 0), |(picture, offset)| async move {
         if offset >= picture.len() {
@@ -166,8 +170,8 @@ fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>>
     })
 }
 
-/// Whether a picture may be sent to this URL. An https URL is always allowed. An http URL is allowed
-/// only if the configured URL of the asset API is http as well, as in tests.
+/// Whether a picture may be sent to this URL. An https URL is always allowed. An http URL is
+/// allowed only if the configured URL of the asset API is http as well, as in tests.
 fn may_upload_to(upload_url: &Url, assets_url: &Url) -> bool {
     upload_url.scheme() == "https"
         || (upload_url.scheme() == "http" && assets_url.scheme() == "http")
@@ -179,13 +183,19 @@ mod tests {
 
     #[test]
     fn a_picture_is_uploaded_over_http_only_if_the_asset_api_is_http() {
-        let may = |upload: &str, assets: &str| {
+        let is_allowed = |upload: &str, assets: &str| {
             may_upload_to(&upload.parse().unwrap(), &assets.parse().unwrap())
         };
-        assert!(may("https://bucket.example/x", "https://api.nvcf.nvidia.com/v2/nvcf/assets"));
-        assert!(may("https://bucket.example/x", "http://127.0.0.1:1/"));
-        assert!(may("http://127.0.0.1:1/x", "http://127.0.0.1:1/"));
-        assert!(!may("http://bucket.example/x", "https://api.nvcf.nvidia.com/v2/nvcf/assets"));
-        assert!(!may("ftp://bucket.example/x", "http://127.0.0.1:1/"));
+        assert!(is_allowed(
+            "https://bucket.example/x",
+            "https://api.nvcf.nvidia.com/v2/nvcf/assets"
+        ));
+        assert!(is_allowed("https://bucket.example/x", "http://127.0.0.1:1/"));
+        assert!(is_allowed("http://127.0.0.1:1/x", "http://127.0.0.1:1/"));
+        assert!(!is_allowed(
+            "http://bucket.example/x",
+            "https://api.nvcf.nvidia.com/v2/nvcf/assets"
+        ));
+        assert!(!is_allowed("ftp://bucket.example/x", "http://127.0.0.1:1/"));
     }
 }

@@ -24,8 +24,8 @@ pub enum Operation {
     DeleteAsset,
 }
 
-/// The statuses that must alert an operator: with them, NVIDIA refuses the key or the account, and
-/// only the operator can change that.
+/// The statuses that must alert an operator: NVIDIA refuses the key or the account, and only the
+/// operator can change that.
 pub(super) const ALERTING_STATUSES: [u16; 3] = [401, 402, 403];
 
 /// The state of a call that has not failed.
@@ -42,12 +42,12 @@ pub(super) enum Progress {
 pub enum ErrorKind {
     /// NVIDIA refused the key.
     KeyRefused,
-    /// The account is out of credits, or the model is not available to it.
+    /// The account is out of credits, or the model is not available to the account.
     AccountRefused,
     /// NVIDIA refused the picture.
     PictureRefused,
-    /// NVIDIA refused an upload, or an uploaded picture. Perhaps uploads do not work for this model or
-    /// account; perhaps the picture is the cause.
+    /// NVIDIA refused an upload, or an uploaded picture. Perhaps uploads do not work for this model
+    /// or account; perhaps the picture is the cause.
     UploadsRefused,
     /// NVIDIA received too many calls. A later call may succeed.
     RateLimited,
@@ -118,9 +118,10 @@ impl Operation {
         })
     }
 
-    /// Whether a response to this call updates the state that all calls share: whether NVIDIA accepts
-    /// the key, and the time until which its `Retry-After` forbids calls. An upload does not contain
-    /// the key. A deletion runs in the background, and its response must not affect other calls.
+    /// Whether a response to this call updates the state that all calls share: whether NVIDIA
+    /// accepts the key, and the time until which its `Retry-After` forbids calls. An upload does
+    /// not contain the key. A deletion runs in the background, and its response must not affect
+    /// other calls.
     pub fn updates_shared_state(self) -> bool {
         !matches!(self, Self::UploadAsset | Self::DeleteAsset)
     }
@@ -215,7 +216,7 @@ mod tests {
 
     #[test]
     fn the_meaning_of_a_status_depends_on_the_operation() {
-        let columns = [Infer, InferAsset, Poll, PollAsset, CreateAsset, UploadAsset];
+        let operations = [Infer, InferAsset, Poll, PollAsset, CreateAsset, UploadAsset];
         let (pending, unexpected) = (Ok(Pending), Err(Unexpected));
         let failed = |kinds: [ErrorKind; 6]| kinds.map(Err);
         let (account, uploads) = (AccountRefused, UploadsRefused);
@@ -241,7 +242,7 @@ mod tests {
             (&[500, 502, 503, 504], failed([Unavailable; 6])),
         ] {
             for status in statuses {
-                for (operation, meaning) in columns.into_iter().zip(meanings) {
+                for (operation, meaning) in operations.into_iter().zip(meanings) {
                     assert_eq!(operation.classify(*status), meaning, "{operation} {status}");
                 }
             }

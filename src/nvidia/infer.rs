@@ -16,7 +16,7 @@ use super::{
     wire::{ASSET_INFERENCE_BODY, parse_response},
 };
 
-/// What differs between the inference of an inline picture and of an asset.
+/// The parts of an inference that differ between an inline picture and an asset.
 struct Inference {
     body: Bytes,
     asset_id: Option<Uuid>,
@@ -61,9 +61,9 @@ impl Client {
         self.infer_with_retries(&inference, retry_state).await
     }
 
-    /// Waits until the next inference may be sent: NVIDIA has asked for no further wait, and the limit on
-    /// calls per minute allows the call. Callers wait here before they take a permit for a call, so that
-    /// no such permit is in use during the wait.
+    /// Waits until the next inference may be sent: NVIDIA has asked for no further wait, and the
+    /// limit on calls per minute allows the call. Callers wait here before they take a permit for a
+    /// call, so that no such permit is in use during the wait.
     ///
     /// # Errors
     /// [`ErrorKind::RateLimited`] with the time to wait, if the wait ends after the deadline.
@@ -78,13 +78,15 @@ impl Client {
             if let Some(pace) = &self.0.pace
                 && retry_state.pace_permit.is_none()
             {
-                // The permit replaces the reservation.
+                // The permit replaces the reservation. Without a reservation, the call is a single
+                // call, and single calls are spread over the minute.
                 let reservation = retry_state.reservation.take();
                 let is_spread = reservation.as_ref().is_none_or(ReservationGuard::is_spread);
                 drop(reservation);
                 let client_network = retry_state.client_network;
                 let permit = pace.take_permit(client_network, is_spread, deadline).await;
                 retry_state.pace_permit = Some(permit.map_err(|wait| match wait {
+                    // the limiter's mark for a deadline that has passed
                     Duration::ZERO => Error::deadline_passed(operation),
                     _ => Error::no_call_before_deadline(operation, wait),
                 })?);
@@ -146,9 +148,9 @@ impl Client {
         })
     }
 
-    /// Polls until the result is ready. NVIDIA delivers a result only once. If the response with the
-    /// result is lost, or if NVIDIA no longer has the result, the returned error is transient, so
-    /// that the inference is sent again.
+    /// Polls until the result is ready. NVIDIA delivers a result only once. If the response with
+    /// the result is lost, or if NVIDIA no longer has the result, the returned error is transient,
+    /// so that the inference is sent again.
     async fn poll(
         &self,
         operation: Operation,
@@ -158,7 +160,7 @@ impl Client {
         let id = pending
             .headers
             .get("NVCF-REQID")
-            .and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok());
+            .and_then(|value| Uuid::try_parse_ascii(value.as_bytes()).ok());
         let Some(id) = id else {
             return Err(Error::from_response(operation, ErrorKind::Unexpected, pending));
         };
@@ -195,7 +197,8 @@ impl Client {
                         return Err(error);
                     }
                 }
-                // After a gateway's error, NVIDIA may still have the result, so one more poll is made.
+                // After a gateway's error, NVIDIA may still have the result, so one more poll is
+                // made.
                 Err(error) if is_gateway_error(response.status) && !gateway_failed_before => {
                     gateway_failed_before = true;
                     wait = wait.max(error.retry_after.unwrap_or_default());
@@ -209,14 +212,14 @@ impl Client {
     }
 }
 
-/// Whether a gateway sends this status if it cannot reach NVIDIA's server.
+/// Whether this is a status that a gateway sends if it cannot reach NVIDIA's server.
 fn is_gateway_error(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
 }
 
 impl Error {
-    /// The error if the limit on calls per minute allows the next call only after `wait`, which ends
-    /// after the deadline.
+    /// The error if the limit on calls per minute allows the next call only after `wait`, which
+    /// ends after the deadline.
     pub(super) fn no_call_before_deadline(operation: Operation, wait: Duration) -> Self {
         let log_detail =
             "NVIDIA_REQUESTS_PER_MINUTE allows no further call before the deadline".into();

@@ -17,7 +17,8 @@ impl ApiKey {
     /// removed, because people paste them along with the key.
     ///
     /// # Errors
-    /// What is wrong with the text, without quoting it.
+    /// What is wrong with the text. The message is written to follow the setting's name, and does
+    /// not quote the text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut words = text.split_whitespace().peekable();
         words.next_if(|word| word.eq_ignore_ascii_case("bearer"));
@@ -94,6 +95,7 @@ mod tests {
         let key = ApiKey::parse("nvapi-1").unwrap();
         let redacted = key.redact(Bytes::from_static(b"no such key: nvapi-1, nvapi-1!"));
         assert_eq!(redacted, "no such key: [redacted], [redacted]!");
+        // Bytes without the key do not change, even if they are not UTF-8.
         assert_eq!(key.redact(Bytes::from_static(b"\xff")), &b"\xff"[..]);
     }
 

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::shares::ClientNetwork;
 
-/// Inference calls that a client may make. Dropping the reservation frees the remaining calls for other
-/// clients.
+/// Inference calls that a client may make. Dropping the reservation frees the remaining calls for
+/// other clients.
 #[derive(Debug)]
 pub struct Reservation {
     client_network: ClientNetwork,
@@ -29,12 +29,12 @@ impl Reservation {
 }
 
 impl Client {
-    /// Reserves one inference call for each of a client's `count` pictures. Reserves either all calls
-    /// or none.
+    /// Reserves one inference call for each of a client's `count` pictures. Reserves either all
+    /// calls or none.
     ///
     /// # Errors
-    /// [`super::ErrorKind::RateLimited`] with the time to wait, if the limit on calls per minute or a
-    /// `Retry-After` of NVIDIA would delay the last call past the deadline.
+    /// [`super::ErrorKind::RateLimited`] with the time to wait, if the limit on calls per minute or
+    /// a `Retry-After` of NVIDIA would delay the last call past the deadline.
     pub fn reserve_calls(
         &self,
         client_network: ClientNetwork,
@@ -55,8 +55,8 @@ impl Client {
         Ok(Reservation { client_network, guard })
     }
 
-    /// Returns how many calls one client can make within the period while no other client makes calls,
-    /// but at most `at_most`.
+    /// Returns the number of calls, at most `at_most`, that the limit on calls per minute allows
+    /// one client within `period` if no other client makes calls.
     pub fn largest_reservation(&self, at_most: usize, period: Duration) -> usize {
         let pace = self.0.pace.as_ref();
         pace.map_or(at_most, |pace| pace.largest_reservation(at_most, period))
@@ -67,8 +67,8 @@ impl Client {
         self.0.pace.as_ref().map_or(0, PaceLimiter::waiting)
     }
 
-    /// Returns a new retry state for the calls for one picture. The caller passes this state to each of
-    /// these calls, so that all attempts for the picture are counted together.
+    /// Returns a new retry state for the calls for one picture. The caller passes this state to
+    /// each of these calls, so that all attempts for the picture are counted together.
     pub fn start_calls(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
         let Inner { settings, retry_budget, metrics, .. } = &*self.0;
         retry_budget.add_request();

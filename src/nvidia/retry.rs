@@ -32,9 +32,14 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Decides what follows a failed attempt. `left` is the time until the deadline, and `random` is
-    /// between 0 and 1.
-    fn next_attempt(&self, failed: &FailedAttempt, left: Duration, random: f64) -> NextAttempt {
+    /// Decides what follows a failed attempt. `time_left` is the time until the deadline. `random`
+    /// is between 0 and 1.
+    fn next_attempt(
+        &self,
+        failed: &FailedAttempt,
+        time_left: Duration,
+        random: f64,
+    ) -> NextAttempt {
         if !failed.kind.is_transient() || failed.number >= self.max_attempts {
             return NextAttempt::Never;
         }
@@ -42,13 +47,14 @@ impl RetryPolicy {
         // retries.
         let retry_after = failed.retry_after.unwrap_or_default();
         let wait = retry_after.saturating_add(self.backoff(failed.number, random));
-        if wait < left { NextAttempt::After(wait) } else { NextAttempt::TooLate }
+        if wait < time_left { NextAttempt::After(wait) } else { NextAttempt::TooLate }
     }
 
     /// Returns a random wait up to a maximum that doubles with each attempt. This is "full jitter":
     /// calls that failed at the same time are retried at different times. See
     /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
     fn backoff(&self, attempt: u32, random: f64) -> Duration {
+        // Twenty doublings exceed the cap. More could overflow the shift.
         let longest =
             self.base.saturating_mul(1 << (attempt.saturating_sub(1)).min(20)).min(self.cap);
         longest.mul_f64(random)
@@ -81,7 +87,7 @@ enum NextAttempt {
 pub(super) struct RetryBudget(AtomicU32);
 
 impl RetryBudget {
-    /// The initial and largest budget, in quarters of a retry.
+    /// The initial and largest budget, in quarters of a retry: a hundred retries.
     const MAX_QUARTERS: u32 = 400;
     const QUARTERS_PER_RETRY: u32 = 4;
 
@@ -105,18 +111,19 @@ impl Default for RetryBudget {
     }
 }
 
-/// What all calls for one picture share: the number of failed attempts, the deadline and the reserved
-/// call.
+/// What all calls for one picture share: the number of failed attempts, the deadline and the
+/// reserved call.
 pub struct RetryState<'a> {
     pub(super) policy: &'a RetryPolicy,
     pub(super) retry_budget: &'a RetryBudget,
     pub(super) metrics: &'a Metrics,
     /// The network of the client that sent the picture.
     pub client_network: ClientNetwork,
-    /// The reserved call. `None` if calls per minute are not limited, or after a permit has replaced
-    /// the reservation.
+    /// The reserved call. `None` if calls per minute are not limited, or after a permit has
+    /// replaced the reservation.
     pub(super) reservation: Option<ReservationGuard>,
-    /// The permit for the next inference. `None` if calls per minute are not limited.
+    /// The permit for the next inference, once it was taken. Always `None` if calls per minute are
+    /// not limited.
     pub(super) pace_permit: Option<PacePermit>,
     /// When the embedding must be ready.
     pub deadline: Instant,
@@ -152,11 +159,16 @@ impl RetryState<'_> {
         self.failed_attempts += u32::from(error.kind.is_transient());
         let Error { kind, retry_after, .. } = error;
         let failed = FailedAttempt { kind, retry_after, number: self.failed_attempts };
-        let left = deadline.saturating_duration_since(Instant::now());
-        let next = self.policy.next_attempt(&failed, left, fastrand::f64());
+        let time_left = deadline.saturating_duration_since(Instant::now());
+        let next = self.policy.next_attempt(&failed, time_left, fastrand::f64());
         match next {
             NextAttempt::After(wait) if self.retry_budget.try_take_retry() => {
-                tracing::debug!(%error, failed = self.failed_attempts, ?wait, "retrying");
+                tracing::debug!(
+                    %error,
+                    failed = self.failed_attempts,
+                    ?wait,
+                    "a failed call to NVIDIA is retried"
+                );
                 self.metrics.retries.with([error.operation.name()]).inc();
                 sleep(wait).await;
                 Ok(())
@@ -188,35 +200,37 @@ mod tests {
     #[test]
     fn a_retry_follows_only_a_transient_error_of_an_early_attempt_before_the_deadline() {
         let policy = RetryPolicy::default();
-        let seconds = |seconds| Some(Duration::from_secs(seconds));
-        let left = Duration::from_secs(10);
+        let wait_of = |seconds| Some(Duration::from_secs(seconds));
+        let time_left = Duration::from_secs(10);
         let after = |millis| NextAttempt::After(Duration::from_millis(millis));
         for (kind, retry_after, number, next) in [
             (ErrorKind::Unavailable, None, 1, after(250)),
             (ErrorKind::AttemptTimeout, None, 2, after(500)),
-            (ErrorKind::RateLimited, seconds(2), 1, after(2250)),
-            (ErrorKind::ResultGone, seconds(0), 1, after(250)),
+            (ErrorKind::RateLimited, wait_of(2), 1, after(2250)),
+            (ErrorKind::ResultGone, wait_of(0), 1, after(250)),
             (ErrorKind::Unavailable, None, 3, NextAttempt::Never),
-            (ErrorKind::RateLimited, seconds(10), 1, NextAttempt::TooLate),
+            (ErrorKind::RateLimited, wait_of(10), 1, NextAttempt::TooLate),
             (ErrorKind::RateLimited, Some(Duration::MAX), 1, NextAttempt::TooLate),
             (ErrorKind::PictureRefused, None, 1, NextAttempt::Never),
-            (ErrorKind::KeyRefused, seconds(1), 1, NextAttempt::Never),
+            (ErrorKind::KeyRefused, wait_of(1), 1, NextAttempt::Never),
         ] {
             let failed = FailedAttempt { kind, retry_after, number };
-            assert_eq!(policy.next_attempt(&failed, left, 1.0), next, "{kind:?} {number}");
+            assert_eq!(policy.next_attempt(&failed, time_left, 1.0), next, "{kind:?} {number}");
         }
     }
 
     #[test]
     fn retries_add_at_most_a_quarter_to_the_calls() {
         let budget = RetryBudget::default();
-        let retries = (0..1500)
-            .filter(|_| {
-                budget.add_request();
-                budget.try_take_retry()
-            })
-            .count()
-            + (0..1500).filter(|_| budget.try_take_retry()).count();
-        assert!((470..=100 + 1500 / 4).contains(&retries), "{retries}");
+        let mut retries = 0;
+        for _ in 0..1500 {
+            budget.add_request();
+            retries += u32::from(budget.try_take_retry());
+        }
+        while budget.try_take_retry() {
+            retries += 1;
+        }
+        // The first requests add nothing, because the initial budget of 100 retries is full.
+        assert!((470..=100 + 1500 / 4).contains(&retries), "{retries} retries");
     }
 }

@@ -1,5 +1,5 @@
-//! Makes all calls wait if NVIDIA answers one call with `Retry-After`: no inference starts and no asset
-//! is created until that time has passed.
+//! Makes all calls wait if NVIDIA answers one call with `Retry-After`: no inference starts and no
+//! asset is created until the wait has ended.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -10,11 +10,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{Client, Error, ErrorKind, Operation};
 
-/// The longest wait for a `Retry-After`. If NVIDIA asks to wait longer, the service calls NVIDIA again
-/// after this time: a faulty gateway may ask for a day.
+/// The longest wait after a `Retry-After`. If NVIDIA asks to wait longer, the service calls NVIDIA
+/// again after this time: a faulty gateway may ask for a wait of a day.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
-/// When new calls may be made, if NVIDIA asked to wait.
+/// The time from which new calls may be made again, if NVIDIA asked to wait.
 #[derive(Debug, Default)]
 pub(super) struct SharedRetryAfter(Mutex<Option<Instant>>);
 
@@ -75,8 +75,9 @@ impl Client {
     ) -> Result<(), Error> {
         // Another call may receive a `Retry-After` during this wait, so the time is checked again.
         while let Some(earliest_call) = self.check_retry_after(operation, deadline)? {
-            // All calls wait until the same moment. A random delay keeps them from starting all at
-            // once, which could make NVIDIA ask to wait again.
+            // All calls wait until the same moment. A random delay, at most as long as the first
+            // backoff of a retry, keeps them from starting all at once. That could make NVIDIA ask
+            // to wait again.
             let delay = self.0.settings.retry.base.mul_f64(fastrand::f64());
             sleep_until(earliest_call + delay).await;
         }

@@ -11,7 +11,7 @@ pub const DIMENSIONS: usize = 1536;
 /// A JSON array of [`DIMENSIONS`] finite numbers.
 ///
 /// The array is stored as text, because the service does not compute with the numbers. Clients
-/// receive exactly the digits that NVIDIA sent, and the service neither parses nor formats floats.
+/// receive exactly the digits that NVIDIA sent.
 ///
 /// Clones are cheap. The `Arc` contains a box, because converting a box to an `Arc<RawValue>` would
 /// copy the text.
@@ -25,13 +25,13 @@ impl Vector {
     /// What is wrong with the text.
     pub fn from_json(raw: &RawValue) -> Result<Self, String> {
         let text = raw.get();
-        let numbers = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-        let numbers = numbers.ok_or("the embedding is not a list")?;
+        let items = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let items = items.ok_or("the embedding is not a list")?;
         let count = match count_ordinary_numbers(text.as_bytes()) {
             Some(count) => count,
-            // Splitting at commas is enough, because the text is valid JSON: if an item is not a
-            // number, then a part of that item does not parse as a number either.
-            None if numbers.split(',').all(is_finite_number) => numbers.split(',').count(),
+            // An item that is not a number may contain commas itself. In valid JSON, the part
+            // before the first of these commas does not parse as a number.
+            None if items.split(',').all(is_finite_number) => items.split(',').count(),
             None => return Err("the embedding contains an item that is not a finite number".into()),
         };
         match count {
@@ -54,18 +54,19 @@ impl Vector {
 /// Counts the numbers of a JSON array. Returns `None` if the array may contain a number too large
 /// for an `f64`, or something other than numbers.
 ///
-/// A number is too large only if it has a positive exponent or hundreds of digits. The numbers of an
-/// embedding have neither. This scan is many times faster than parsing the numbers.
+/// A number is too large only if it has a positive exponent or hundreds of digits. The numbers of
+/// an embedding have neither. This scan is many times faster than parsing the numbers.
 fn count_ordinary_numbers(array: &[u8]) -> Option<usize> {
     const BLOCK_LEN: usize = 128;
+    // The byte after `items[i]` is `next_bytes[i]`.
     let (items, next_bytes) = (array.get(1..array.len().checked_sub(1)?)?, array.get(2..)?);
     let mut count = 1;
-    for (block, next_bytes) in items.chunks(BLOCK_LEN).zip(next_bytes.chunks(BLOCK_LEN)) {
+    for (block, next_block) in items.chunks(BLOCK_LEN).zip(next_bytes.chunks(BLOCK_LEN)) {
         let (mut is_ordinary, mut commas) = (true, 0u8);
         // The loop has no branches, so that the compiler can vectorize it.
-        for (byte, next_byte) in block.iter().zip(next_bytes) {
-            // Accepts the bytes below `:` except `"`. In JSON, these are digits, signs, dots, commas
-            // and white space. Also accepts an `e` or `E` before a `-`: a negative exponent.
+        for (byte, next_byte) in block.iter().zip(next_block) {
+            // Accepts the bytes below `:` except `"`. In JSON, these are digits, signs, dots,
+            // commas and white space. Also accepts an `e` or `E` before a `-`: a negative exponent.
             is_ordinary &=
                 (*byte < b':' && *byte != b'"') | ((*byte | 0x20 == b'e') & (*next_byte == b'-'));
             commas += u8::from(*byte == b',');

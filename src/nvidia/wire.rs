@@ -27,7 +27,9 @@ static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
 pub struct InlineImage(Bytes);
 
 impl InlineImage {
+    /// The JSON before the media type.
     const BEFORE: &str = r#"{"messages":[{"content":{"type":"image_url","image_url":{"url":"data:"#;
+    /// The JSON after the Base64 text.
     const AFTER: &str = r#""}}}]}"#;
 
     /// The size in bytes of the largest picture whose Base64 text has fewer than `base64_limit`
@@ -38,13 +40,13 @@ impl InlineImage {
 
     /// Writes the body for a picture of this media type.
     pub fn new(media_type: &str, picture: &[u8]) -> Self {
+        const SEPARATOR: &str = ";base64,";
+        let text_len = Self::BEFORE.len() + media_type.len() + SEPARATOR.len() + Self::AFTER.len();
         let base64_len = picture.len().div_ceil(3) * 4;
-        let mut body = String::with_capacity(
-            Self::BEFORE.len() + Self::AFTER.len() + media_type.len() + 16 + base64_len,
-        );
+        let mut body = String::with_capacity(text_len + base64_len);
         body.push_str(Self::BEFORE);
         body.push_str(media_type);
-        body.push_str(";base64,");
+        body.push_str(SEPARATOR);
         BASE64.encode_string(picture, &mut body);
         body.push_str(Self::AFTER);
         Self(body.into())
@@ -59,7 +61,7 @@ impl InlineImage {
 pub(super) fn parse_response(body: &[u8]) -> Result<Vector, String> {
     #[derive(Deserialize)]
     struct InferenceResponse<'a> {
-        #[serde(borrow, deserialize_with = "first")]
+        #[serde(borrow, deserialize_with = "first_item")]
         metadata: Option<Metadata<'a>>,
     }
     #[derive(Deserialize)]
@@ -72,10 +74,12 @@ pub(super) fn parse_response(body: &[u8]) -> Result<Vector, String> {
     Vector::from_json(response.metadata.ok_or("the response's metadata is empty")?.embedding)
 }
 
-/// Deserializes the first item of a list, and ignores the others.
-fn first<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Option<T>, D::Error> {
-    struct First<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for First<T> {
+/// Deserializes the first item of a list, and ignores all other items.
+fn first_item<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    list: D,
+) -> Result<Option<T>, D::Error> {
+    struct FirstItem<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for FirstItem<T> {
         type Value = Option<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,12 +87,12 @@ fn first<'de, D: Deserializer<'de>, T: Deserialize<'de>>(list: D) -> Result<Opti
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            let first = list.next_element()?;
+            let item = list.next_element()?;
             while list.next_element::<IgnoredAny>()?.is_some() {}
-            Ok(first)
+            Ok(item)
         }
     }
-    list.deserialize_seq(First(PhantomData))
+    list.deserialize_seq(FirstItem(PhantomData))
 }
 
 /// The body of a request to create an asset.
@@ -146,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn finite_numbers_are_accepted_in_every_notation() {
+    fn finite_numbers_are_accepted_in_every_notation_and_other_items_are_refused() {
         for number in ["0", "-1", "1e5", "-1.5E+300", "1e-999", " 1\t", &"7".repeat(308)] {
             assert!(parse_response(&response(&numbers(DIMENSIONS, number))).is_ok(), "{number}");
         }
@@ -156,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_after_the_first_element_is_ignored() {
+    fn all_elements_of_the_metadata_except_the_first_are_ignored() {
         let first = numbers(DIMENSIONS, "1");
         let body = format!(r#"{{"metadata":[{{"embedding":{first}}},null,[{{}}]]}}"#);
         assert!(parse_response(body.as_bytes()).is_ok());

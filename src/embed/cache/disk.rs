@@ -4,13 +4,13 @@
 //! An embedded database would offer transactions, but nothing here needs them: a lost or damaged
 //! file costs one call to NVIDIA. An operator can list or delete files with the usual tools.
 //!
-//! A file is written in a staging folder and then renamed, so that it is complete or absent. The file
-//! is not synced, so its content may be wrong after a power cut. A checksum detects damage, and a
-//! damaged file is ignored. Every function here blocks the thread, unless its comment says otherwise.
+//! A file is written in a staging_folder folder and then renamed, so that it is complete or absent.
+//! The file is not synced, so its content may be wrong after a power cut. A checksum detects
+//! damage, and a damaged file is ignored. Every function here blocks the thread, unless its comment
+//! says otherwise.
 
 use std::{
     collections::HashSet,
-    ffi::OsStr,
     fs::{self, File},
     io::{self, Read, Write},
     path::{Path, PathBuf},
@@ -34,8 +34,8 @@ use crate::{
 /// Every file begins with this text. The number is the version of the format.
 const MAGIC: &str = "imagesvc-vector 2";
 
-/// The longest file that is read, in bytes. A vector is shorter than 1 MiB, the longest response
-/// that is read from NVIDIA.
+/// The longest file that is read, in bytes. A vector is shorter than 1 MiB, because no longer
+/// response is read from NVIDIA. The first line of the file is shorter than 256 bytes.
 const MAX_FILE_LEN: u64 = (1 << 20) + 256;
 
 /// Files are written here before they are renamed.
@@ -50,10 +50,10 @@ pub(super) struct Disk {
     /// The size of all files; `None` until the folder was listed. The lock is held during each
     /// write, so that only one thread writes.
     used_bytes: Mutex<Option<u64>>,
-    /// The first eight bytes of each key; `None` until the folder was listed. The lock is never held
-    /// during a disk access, so that [`Self::may_contain`] does not wait for the disk.
+    /// The first eight bytes of each key; `None` until the folder was listed. The lock is never
+    /// held during a disk access, so that [`Self::may_contain`] does not wait for the disk.
     key_prefixes: Mutex<Option<HashSet<u64>>>,
-    /// The name of the next staging file.
+    /// The name of the next staging_folder file.
     next_staging_name: AtomicU64,
     /// Whether the last write or clean-up failed.
     is_failing: AtomicBool,
@@ -147,9 +147,9 @@ impl Disk {
         let bytes = encode(key, cached);
         let size = size_on_disk(bytes.len() as u64);
         let path = self.path(key);
-        let staging = self.folder.join(STAGING_FOLDER);
+        let staging_folder = self.folder.join(STAGING_FOLDER);
         let staging_name = self.next_staging_name.fetch_add(1, Ordering::Relaxed);
-        let staging_file = staging.join(staging_name.to_string());
+        let staging_file = staging_folder.join(staging_name.to_string());
         if size > self.max_bytes {
             return Ok(());
         }
@@ -157,17 +157,19 @@ impl Disk {
         permit.blocking_grow_to(bytes.len() as u64)?;
         let mut used = self.used_bytes();
         let remaining = self.make_space(&mut used, size)?;
-        let replaced = match self.may_contain(key) {
-            true => fs::metadata(&path).map_or(0, |file| size_on_disk(file.len())),
-            false => 0,
+        let replaced_size = if self.may_contain(key) {
+            fs::metadata(&path).map_or(0, |file| size_on_disk(file.len()))
+        } else {
+            0
         };
         let write = || {
             File::create(&staging_file)?.write_all(&bytes)?;
             fs::rename(&staging_file, &path)
         };
         let written = write().or_else(|error| match (error.kind(), path.parent()) {
+            // The folders do not exist yet, or somebody has removed them.
             (io::ErrorKind::NotFound, Some(folder)) => {
-                fs::create_dir_all(&staging)?;
+                fs::create_dir_all(&staging_folder)?;
                 fs::create_dir_all(folder)?;
                 write()
             }
@@ -179,16 +181,16 @@ impl Disk {
             return Err(error);
         }
         permit.mark_written(bytes.len() as u64);
-        *used = Some((remaining + size).saturating_sub(replaced));
+        *used = Some((remaining + size).saturating_sub(replaced_size));
         if let Some(prefixes) = &mut *self.key_prefixes() {
             prefixes.insert(key.prefix());
         }
         Ok(())
     }
 
-    /// Makes space for a file of `size` bytes: removes old files if necessary. Returns the total size
-    /// of the remaining files, without the new file. Sets `used` to the same number, or to `None` if the
-    /// folder cannot be listed.
+    /// Makes space for a file of `size` bytes: removes old files if necessary. Returns the total
+    /// size of the remaining files, without the new file. Sets `used` to the same number, or to
+    /// `None` if the folder cannot be listed.
     fn make_space(&self, used: &mut Option<u64>, size: u64) -> io::Result<u64> {
         let max_total = match used.take() {
             Some(total) if total.saturating_add(size) <= self.max_bytes => {
@@ -210,9 +212,11 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes the oldest files until the remaining files take at most `max_bytes`. Returns the size
-    /// of the remaining files. A file whose size cannot be read is not counted. A file that cannot
-    /// be removed stays. Neither is an error: one bad file must not turn the cache off.
+    /// Removes the oldest files until the remaining files take at most `max_bytes`. Sets
+    /// `key_prefixes`. Returns the size of the remaining files.
+    ///
+    /// A file whose size cannot be read is not counted. A file that cannot be removed stays.
+    /// Neither is an error: one bad file must not turn the cache off.
     fn evict(&self, max_bytes: u64) -> io::Result<u64> {
         let Listing { mut files, is_complete } = self.files()?;
         files.sort_unstable();
@@ -240,11 +244,11 @@ impl Disk {
     fn files(&self) -> io::Result<Listing> {
         let (mut files, mut is_complete) = (Vec::new(), true);
         for folder in entries(&self.folder)? {
-            let entries_of_folder =
-                folder.and_then(|folder| match folder.file_name() == OsStr::new(STAGING_FOLDER) {
-                    true => Ok(Vec::new()),
-                    false => entries(&folder.path())?.collect(),
-                });
+            let entries_of_folder: io::Result<Vec<_>> = match folder {
+                Ok(folder) if folder.file_name() == STAGING_FOLDER => continue,
+                Ok(folder) => entries(&folder.path()).and_then(Iterator::collect),
+                Err(error) => Err(error),
+            };
             is_complete &= entries_of_folder.is_ok();
             for file in entries_of_folder.into_iter().flatten() {
                 // A file whose name is not a key was not written by the cache.
@@ -298,8 +302,8 @@ fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirE
     Ok(entries.into_iter().flatten())
 }
 
-/// Returns the content of a file: one line that describes the vector, then the vector as JSON. People
-/// can read it with `head` and `jq`.
+/// Returns the content of a file: one line that describes the vector, then the vector as JSON.
+/// People can read it with `head` and `jq`.
 fn encode(key: &CacheKey, cached: &CachedEmbedding) -> Vec<u8> {
     let (text, prepared) = (cached.vector.json().get(), cached.prepared.name());
     let checksum = checksum(key, prepared, text.as_bytes());
@@ -307,22 +311,21 @@ fn encode(key: &CacheKey, cached: &CachedEmbedding) -> Vec<u8> {
 }
 
 fn decode(key: &CacheKey, bytes: &[u8]) -> Option<CachedEmbedding> {
-    let text = std::str::from_utf8(bytes).ok()?;
-    let (head, rest) = text.split_once('\n')?;
+    let (first_line, rest) = std::str::from_utf8(bytes).ok()?.split_once('\n')?;
     let text = rest.strip_suffix('\n')?;
-    let mut fields = head.strip_prefix(MAGIC)?.strip_prefix(' ')?.split(' ');
+    let mut fields = first_line.strip_prefix(MAGIC)?.strip_prefix(' ')?.split(' ');
     let (prepared, len, sum) = (fields.next()?, fields.next()?, fields.next()?);
     if len != text.len().to_string() || sum != checksum(key, prepared, text.as_bytes()) {
         return None;
     }
-    let prepared = Prepared::ALL.into_iter().find(|value| value.name() == prepared)?;
+    let prepared = Prepared::ALL.into_iter().find(|known| known.name() == prepared)?;
     let vector = Vector::from_json(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
     Some(CachedEmbedding { vector, prepared, valid_until: None })
 }
 
-/// A CRC-32, which detects damage. It need not resist forgery: a person who can write to this folder
-/// can write any vector. The checksum covers the key, so that a file under another key's name counts
-/// as damaged.
+/// A CRC-32, which detects damage. It need not resist forgery: a person who can write to this
+/// folder can write any vector. The checksum covers the key, so that a file under another key's
+/// name counts as damaged.
 fn checksum(key: &CacheKey, prepared: &str, text: &[u8]) -> String {
     let mut sum = crc32fast::Hasher::new();
     for part in [key.0.bytes(), prepared.as_bytes(), text] {

@@ -1,6 +1,6 @@
 //! Writes embeddings to the disk, one batch at a time on one thread. Embeddings that arrive during
-//! a write form the next batch. The queue is bounded: if the disk is so slow that the queue is full,
-//! further embeddings are not written, so that they do not fill the memory.
+//! a write form the next batch. The queue is bounded: if the disk is so slow that the queue is
+//! full, further embeddings are not written, so that they do not fill the memory.
 
 use std::sync::Arc;
 
@@ -110,13 +110,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let disk = open_disk(folder.path());
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
+        // Until `write_entries` runs, nothing takes entries from the queue.
         let writer = Writer(queue);
         let mut waiting: Vec<_> =
             (0..MAX_QUEUE_LEN as u8).map(|n| Box::pin(writer.write(key_of(n), cached()))).collect();
         for write in &mut waiting {
             assert!(poll!(write).is_pending());
         }
-        writer.write(key_of(255), cached()).await;
+        writer.write(key_of(255), cached()).await; // returns although nothing is written
         assert!(!fs::exists(folder.path().join("vectors")).unwrap());
 
         drop(tokio::spawn(write_entries(Arc::clone(&disk), entries)));

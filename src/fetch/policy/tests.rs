@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn policy(hosts: &[&str], exceptions: &[&str]) -> Policy {
+fn new_policy(hosts: &[&str], exceptions: &[&str]) -> Policy {
     let hosts: Vec<_> = hosts.iter().map(|host| HostPattern::parse(host).unwrap()).collect();
     Policy {
         ports: vec![80, 443],
@@ -79,6 +79,7 @@ fn the_first_and_last_address_of_each_denied_range_are_denied_and_their_neighbou
     ] {
         assert!(is_public(public.parse().unwrap()), "{public}");
     }
+    // These IPv6 addresses are not global unicast addresses, or they lead to an IPv4 address.
     for denied in [
         "1fff::",
         "4000::",
@@ -99,7 +100,7 @@ fn the_first_and_last_address_of_each_denied_range_are_denied_and_their_neighbou
 
 #[test]
 fn every_spelling_of_a_private_address_is_denied() {
-    let policy = policy(&[], &[]);
+    let policy = new_policy(&[], &[]);
     for url in [
         "http://127.0.0.1/",
         "http://127.1/",
@@ -132,7 +133,7 @@ fn every_spelling_of_a_private_address_is_denied() {
 
 #[test]
 fn text_that_is_not_a_web_url_is_invalid() {
-    let policy = policy(&[], &[]);
+    let policy = new_policy(&[], &[]);
     for url in [
         "",
         "photo.jpg",
@@ -158,16 +159,18 @@ fn text_that_is_not_a_web_url_is_invalid() {
 
 #[test]
 fn ports_outside_the_list_are_denied() {
-    assert_eq!(checked(&policy(&[], &[]), "https://example.com/"), Ok(false));
-    assert_eq!(checked(&policy(&[], &[]), "http://example.com:443/"), Ok(false));
-    assert!(is_denied(&policy(&[], &[]), "http://example.com:8080/"));
-    assert!(is_denied(&policy(&[], &[]), "http://example.com:22/"));
+    assert_eq!(checked(&new_policy(&[], &[]), "https://example.com/"), Ok(false));
+    assert_eq!(checked(&new_policy(&[], &[]), "http://example.com:443/"), Ok(false));
+    assert!(is_denied(&new_policy(&[], &[]), "http://example.com:8080/"));
+    assert!(is_denied(&new_policy(&[], &[]), "http://example.com:22/"));
 }
 
 #[test]
 fn an_exception_allows_only_its_own_network_or_server() {
-    let policy =
-        policy(&[], &["10.1.0.0/16", "pictures.internal:8080", "127.0.0.1:9000", "169.254.0.0/16"]);
+    let policy = new_policy(
+        &[],
+        &["10.1.0.0/16", "pictures.internal:8080", "127.0.0.1:9000", "169.254.0.0/16"],
+    );
     assert_eq!(checked(&policy, "http://10.1.2.3/"), Ok(false));
     assert!(is_denied(&policy, "http://10.2.0.1/"));
     assert!(is_denied(&policy, "http://10.1.2.3:8080/"));
@@ -176,27 +179,28 @@ fn an_exception_allows_only_its_own_network_or_server() {
     assert_eq!(checked(&policy, "http://127.0.0.1:9000/"), Ok(true));
     assert!(is_denied(&policy, "http://127.0.0.1/"));
     assert_eq!(checked(&policy, "http://169.254.1.1/"), Ok(false));
+    // No exception allows a metadata endpoint.
     assert!(is_denied(&policy, "http://169.254.169.254/"));
     assert!(policy.check_address("::ffff:169.254.169.254".parse().unwrap(), true).is_err());
 }
 
 #[test]
 fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
-    let with_exceptions = policy(&[], &["64:ff9b::/96", "10.1.0.0/16"]);
+    let with_exceptions = new_policy(&[], &["64:ff9b::/96", "10.1.0.0/16"]);
     for (address, is_allowed, is_allowed_with_exceptions) in [
-        ("64:ff9b::808:808", true, true),
-        ("64:ff9b::a9fe:a9fe", false, false),
-        ("64:ff9b::7f00:1", false, false),
-        ("64:ff9b::a00:1", false, false),
-        ("64:ff9b::a01:1", false, true),
+        ("64:ff9b::808:808", true, true),     // 8.8.8.8
+        ("64:ff9b::a9fe:a9fe", false, false), // 169.254.169.254
+        ("64:ff9b::7f00:1", false, false),    // 127.0.0.1
+        ("64:ff9b::a00:1", false, false),     // 10.0.0.1
+        ("64:ff9b::a01:1", false, true),      // 10.1.0.1
         // A prefix for local use (RFC 8215) is not unwrapped.
         ("64:ff9b:1::808:808", false, false),
     ] {
         let address = address.parse().unwrap();
-        let checked = policy(&[], &[]).check_address(address, false);
-        assert_eq!(checked.is_ok(), is_allowed, "{address}");
-        let checked = with_exceptions.check_address(address, false);
-        assert_eq!(checked.is_ok(), is_allowed_with_exceptions, "{address}");
+        let result = new_policy(&[], &[]).check_address(address, false);
+        assert_eq!(result.is_ok(), is_allowed, "{address}");
+        let result = with_exceptions.check_address(address, false);
+        assert_eq!(result.is_ok(), is_allowed_with_exceptions, "{address}");
     }
     let metadata = "64:ff9b::a9fe:a9fe".parse().unwrap();
     assert!(with_exceptions.check_address(metadata, true).is_err());
@@ -204,7 +208,7 @@ fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
 
 #[test]
 fn hosts_outside_the_list_are_denied() {
-    let policy = policy(&["upload.wikimedia.org", "*.example.com"], &[]);
+    let policy = new_policy(&["upload.wikimedia.org", "*.example.com"], &[]);
     for allowed in [
         "https://upload.wikimedia.org/a",
         "https://UPLOAD.wikimedia.org./a",
@@ -223,14 +227,15 @@ fn hosts_outside_the_list_are_denied() {
 }
 
 #[test]
-fn a_redirect_is_checked_like_a_url() {
-    let policy = policy(&[], &[]);
+fn the_target_of_a_redirect_is_checked_like_a_url() {
+    let policy = new_policy(&[], &[]);
     let from = Url::parse("https://example.com/a/b").unwrap();
-    let to = |location| policy.check_redirect(&from, location).map(|target| target.url.to_string());
-    assert_eq!(to("../c").unwrap(), "https://example.com/c");
-    assert_eq!(to("//127.0.0.1/"), Err(NOT_FOLLOWED));
-    assert_eq!(to("file:///etc/passwd"), Err(NOT_FOLLOWED));
-    assert_eq!(to("http://["), Err(NOT_FOLLOWED));
+    let redirected_to =
+        |location| policy.check_redirect(&from, location).map(|target| target.url.to_string());
+    assert_eq!(redirected_to("../c").unwrap(), "https://example.com/c");
+    assert_eq!(redirected_to("//127.0.0.1/"), Err(NOT_FOLLOWED));
+    assert_eq!(redirected_to("file:///etc/passwd"), Err(NOT_FOLLOWED));
+    assert_eq!(redirected_to("http://["), Err(NOT_FOLLOWED));
 }
 
 #[test]
@@ -283,16 +288,16 @@ fn is_private(address: IpAddr) -> bool {
 
 fn any_address() -> impl Strategy<Value = IpAddr> {
     let range_starts = prop_oneof![
-        Just(0x0a00_0000u32),
-        Just(0x7f00_0000),
-        Just(0xa9fe_0000),
-        Just(0xac10_0000),
-        Just(0xc0a8_0000),
-        Just(0x6440_0000),
-        Just(0xe000_0000),
-        Just(0xc612_0000),
-        Just(0xc000_0000),
-        Just(0xf000_0000),
+        Just(0x0a00_0000u32), // 10.0.0.0
+        Just(0x7f00_0000),    // 127.0.0.0
+        Just(0xa9fe_0000),    // 169.254.0.0
+        Just(0xac10_0000),    // 172.16.0.0
+        Just(0xc0a8_0000),    // 192.168.0.0
+        Just(0x6440_0000),    // 100.64.0.0
+        Just(0xe000_0000),    // 224.0.0.0
+        Just(0xc612_0000),    // 198.18.0.0
+        Just(0xc000_0000),    // 192.0.0.0
+        Just(0xf000_0000),    // 240.0.0.0
     ];
     let v4 = prop_oneof![
         any::<u32>(),
@@ -302,8 +307,10 @@ fn any_address() -> impl Strategy<Value = IpAddr> {
     prop_oneof![
         v4.clone().prop_map(IpAddr::V4),
         v4.clone().prop_map(|v4| IpAddr::V6(v4.to_ipv6_mapped())),
+        // IPv4-compatible addresses
         v4.prop_map(|v4| IpAddr::V6(Ipv6Addr::from_bits(u128::from(v4.to_bits())))),
         any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))),
+        // Global unicast addresses
         any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits >> 3 | 0x2 << 124))),
     ]
 }
@@ -329,7 +336,7 @@ proptest! {
 
     #[test]
     fn no_allowed_address_is_private(address in any_address()) {
-        if policy(&[], &[]).check_address(address, false).is_ok() {
+        if new_policy(&[], &[]).check_address(address, false).is_ok() {
             prop_assert!(!is_private(address), "{address}");
         }
     }
@@ -342,12 +349,12 @@ proptest! {
         rest in "[ -~]{0,20}",
     ) {
         let url = format!("{scheme}{user}{host}{rest}");
-        if let Ok(target) = policy(&[], &[]).check_url(&url) {
+        if let Ok(target) = new_policy(&[], &[]).check_url(&url) {
             match target.url.host() {
                 Some(Host::Ipv4(v4)) => prop_assert!(!is_private(v4.into()), "{url}"),
                 Some(Host::Ipv6(v6)) => prop_assert!(!is_private(v6.into()), "{url}"),
                 Some(Host::Domain(name)) => prop_assert!(name.parse::<IpAddr>().is_err(), "{url}"),
-                None => prop_assert!(false, "{url}"),
+                None => prop_assert!(false, "an allowed URL must have a host: {url}"),
             }
         }
     }
