@@ -3,7 +3,7 @@
 
 use image_rs::{DynamicImage, ImageFormat};
 
-use super::{read, spliced::SplicedReader};
+use super::{decode_with_image_crate, spliced::SplicedReader};
 use crate::image::{
     Error, Picture,
     header::{

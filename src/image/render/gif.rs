@@ -4,7 +4,7 @@
 
 use image_rs::{DynamicImage, ImageFormat, Rgba};
 
-use super::{read, spliced::SplicedReader};
+use super::{decode_with_image_crate, spliced::SplicedReader};
 use crate::image::{
     Error, Picture,
     header::{
