@@ -237,7 +237,8 @@ mod tests {
 
     const SIZE: (u64, u64) = (20, 10);
 
-    // The numbers in the first argument after the size are values of PhotometricInterpretation.
+    // The second argument of `Crafted::new` is PhotometricInterpretation: 1 is grey, 2 is RGB, 3 is a
+    // palette, and 5 is CMYK.
     fn grey() -> Crafted {
         Crafted::new(SIZE, 1, &[8])
     }
