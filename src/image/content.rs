@@ -103,10 +103,11 @@ pub struct Reader {
     steps_left: u32,
     /// The windows that may still be loaded, or [`UNLIMITED`].
     windows_left: u32,
+    /// The last error of a read. The end of the content is no error.
     error: Option<ReadError>,
 }
 
-/// Why a read of a [`Reader`] failed, other than because the content ended.
+/// Why a [`Reader`] could not read. The end of the content is no error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadError {
     /// The header takes too much work.
@@ -122,6 +123,7 @@ impl Reader {
         self.error
     }
 
+    /// Counts a read or a seek. Fails if no more steps are allowed.
     fn count_step(&mut self) -> io::Result<()> {
         let is_allowed = count_down(&mut self.steps_left);
         self.fail_unless(is_allowed)

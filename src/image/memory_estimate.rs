@@ -1,7 +1,7 @@
 //! Estimates the memory that decoding a picture needs, from its header alone.
 //!
 //! No decoder is called for the estimate. Some decoders read the whole file, decompress profiles or
-//! expand tables before they return a size. No memory has been reserved for that at this time.
+//! expand tables before they return a size, but at this time no memory has been reserved for that.
 //!
 //! The estimates are upper bounds for the decoders that [`super::render`] uses. A child process that
 //! needs much more memory than estimated cannot get it, and fails. `tests/api/peaks.rs` compares the
@@ -55,8 +55,8 @@ pub(super) fn estimate_memory(picture: &Picture) -> Result<u64, Error> {
         Format::Png => from_header(&png_bytes_per_pixel)?,
         Format::WebP => from_header(&webp_bytes_per_pixel)?,
         // The RGBA canvas is four bytes, a frame on it another four, and the frame's indices one.
-        Format::Gif => 4 + 5,
-        Format::Bmp => 4,
+        Format::Gif => 4 + 4 + 1,
+        Format::Bmp => 4, // RGBA
         Format::Tiff => {
             let decoding = header::read_bounded(picture.format, &picture.content, |reader| {
                 tiff_bytes(reader, picture.content.len())
@@ -152,14 +152,14 @@ fn tiff_bytes(reader: &mut Reader, file_len: u64) -> Result<u64, HeaderError> {
 /// The whole file is in memory, and the HEVC stream of the picture or of a tile is copied twice. The
 /// result contains all of this, and the memory for encoding.
 fn heic_bytes(reader: &mut Reader, file_len: u64) -> Option<u64> {
-    // Bytes for each pixel.
+    // In bytes for each pixel, like all values up to `decoder`.
     const RGBA: u64 = 4;
     const GREY_PLANE: u64 = 2;
     let header = heif::read(reader).ok()?;
     let (pixels, stream_pixels) = (header.coded_pixels(), header.padded_stream_pixels());
     let has_alpha = header.alpha != heif::Alpha::None;
-    // The bytes for each pixel in all planes, with two bytes a sample. A pixel has one grey sample. On
-    // average, it also has zero, a half, one or two colour samples, depending on the chroma format.
+    // All planes, with two bytes a sample. A pixel has one grey sample. On average, it also has zero, a
+    // half, one or two colour samples, depending on the chroma format.
     let planes = match header.chroma {
         0 => GREY_PLANE,
         1 => 3,

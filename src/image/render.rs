@@ -32,7 +32,7 @@ const MAX_JPEG_SIDE: u32 = 65_535;
 const MAX_SHRUNK_SIDE: u32 = 1024;
 /// At this side, in pixels, a picture is not shrunk further, however many bytes its JPEG has.
 const TINY_SIDE: u32 = 16;
-/// More bytes than a JPEG with sides of at most [`TINY_SIDE`] has. It usually has about 600.
+/// More bytes than a JPEG with sides of at most [`TINY_SIDE`] has. Such a JPEG usually has about 600.
 const MAX_TINY_JPEG_BYTES: u64 = 64 << 10;
 /// The memory for [`scale_down`], in addition to the decoded picture, in bytes: a copy of at most
 /// 2048 × 2048 pixels of 3 bytes (12 MiB), the filter's 2048 × 1024 floating-point pixels of 16 bytes

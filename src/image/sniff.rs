@@ -165,7 +165,7 @@ pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
 /// length of the second header. Every known length is less than 256, so three of the four bytes of
 /// the length are zero. Texts contain no zero bytes.
 ///
-/// The reserved bytes of the first header are not checked. OS/2 stores the hotspot of a mouse pointer
+/// The reserved bytes of the file header are not checked. OS/2 stores the hotspot of a mouse pointer
 /// there, and some programs write arbitrary bytes.
 fn is_bmp(head: &[u8]) -> bool {
     let length = head.get(14..).and_then(<[u8]>::first_chunk);

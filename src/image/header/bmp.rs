@@ -188,10 +188,9 @@ impl Palette {
             return Err(HeaderError::Damaged);
         };
         let mut stored = Vec::new();
-        let read = reader.seek(SeekFrom::Start(self.at)).and_then(|_| {
-            reader.by_ref().take(len.min(data_at - self.at)).read_to_end(&mut stored)
-        });
-        read.map_err(|_| HeaderError::Damaged)?;
+        reader.seek(SeekFrom::Start(self.at)).map_err(|_| HeaderError::Damaged)?;
+        let mut available = reader.by_ref().take(len.min(data_at - self.at));
+        available.read_to_end(&mut stored).map_err(|_| HeaderError::Damaged)?;
         let stored_colors = stored.chunks_exact(self.entry_len);
         let mut palette: Vec<u8> =
             stored_colors.flat_map(|color| [color[0], color[1], color[2], 0]).collect();

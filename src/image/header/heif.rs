@@ -40,6 +40,7 @@ pub(in crate::image) struct Heif {
     pub(in crate::image) coded_size: Size,
     /// The size of one HEVC stream. In a grid, it is the size of a tile. Otherwise it is `coded_size`.
     pub(in crate::image) stream_size: Size,
+    /// Whether the picture is a grid: it consists of tiles.
     pub(in crate::image) is_grid: bool,
     /// Whether the picture is cropped, turned or mirrored. The decoder then makes a second copy of the
     /// pixels.
@@ -55,8 +56,11 @@ pub(in crate::image) struct Heif {
 /// Whether the picture has transparency, and whether its colours are already multiplied by alpha.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Alpha {
+    /// No transparency.
     None,
+    /// The colours are not multiplied by alpha.
     Straight,
+    /// The colours are already multiplied by alpha.
     Premultiplied,
 }
 
@@ -103,7 +107,7 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Heif, HeaderError> {
     Ok(Heif { size, coded_size, stream_size, is_grid, is_transformed, alpha, chroma, end })
 }
 
-/// A picture inside of the file: the primary picture or its transparency.
+/// A picture inside of the file: the primary picture, or its transparency.
 struct CodedPicture {
     coded_size: Size,
     stream_size: Size,
@@ -125,6 +129,7 @@ impl CodedPicture {
             if is_grid { read_tiles(reader, meta, item, coded_size)? } else { [item].into() };
         let (mut stream_size, mut chroma) = (coded_size, 0);
         for part in &items {
+            // All tiles have the same size.
             stream_size = meta.size(*part).ok_or(Damaged)?;
             // Byte 16 of the configuration ends with the chroma format (ISO/IEC 14496-15, 8.3.2.1).
             let configuration = meta.property(*part, b"hvcC").ok_or(Damaged)?;
@@ -195,15 +200,17 @@ struct GridLayout {
     size: Size,
 }
 
+/// Reads the layout from the data of the grid item.
 fn read_grid_layout(
     reader: &mut Reader,
     meta: &Meta<'_>,
     grid: u32,
 ) -> Result<GridLayout, HeaderError> {
+    // The values of `method`.
     const IN_FILE: u64 = 0;
     const IN_META: u64 = 1;
     let Location { method, start, length } = meta.location(grid).ok_or(Damaged)?;
-    let mut data = [0; 12]; // the longest layout
+    let mut data = [0; 12]; // enough for the longest layout
     let length = usize::try_from(length).ok().filter(|len| *len > 0).unwrap_or(data.len());
     let length = length.min(data.len());
     match method {

@@ -90,7 +90,7 @@ impl Headers {
         }
         let mut length = [0; 2];
         reader.read_exact(&mut length).ok()?;
-        let length = u16::from_be_bytes(length).saturating_sub(2);
+        let length = u16::from_be_bytes(length).saturating_sub(2); // the length includes itself
         let may_be_exif = marker == APP1 && self.orientation.is_none();
         if marker != SOS && !may_be_exif && !is_frame(marker) {
             return reader.seek_relative(length.into()).ok();

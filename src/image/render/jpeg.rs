@@ -79,7 +79,7 @@ pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<
         if reader.read(&mut length)? < length.len() {
             break;
         }
-        let length = u16::from_be_bytes(length).max(2);
+        let length = u16::from_be_bytes(length).max(2); // the length includes itself
         let is_first_frame = is_frame(marker) && !has_frame;
         has_frame |= is_first_frame;
         if is_first_frame || matches!(marker, DHT | DQT | DRI | APP0 | APP14 | SOS) {

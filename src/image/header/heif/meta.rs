@@ -25,14 +25,17 @@ pub(super) struct Meta<'a> {
     properties: Vec<Child<'a>>,
     /// The links from each item to its properties.
     associations: BTreeMap<u32, Vec<Association>>,
+    /// The references between items.
     references: Vec<Reference<'a>>,
+    /// The locations of the items that are stored in one piece.
     locations: BTreeMap<u32, Location>,
 }
 
 /// The location of an item's data.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Location {
-    /// 0: `start` is an offset in the file. 1: `start` is an offset in `idat`.
+    /// 0: `start` is an offset in the file. 1: `start` is an offset in `idat`. 2: `start` is an offset in
+    /// the data of another item.
     pub(super) method: u64,
     pub(super) start: u64,
     /// In bytes. Zero means up to the end of the file or of `idat`.
@@ -47,7 +50,7 @@ struct Association {
     property: u16,
 }
 
-/// A reference from one item to others.
+/// A reference from one item to one or more other items.
 #[derive(Debug)]
 struct Reference<'a> {
     kind: &'a [u8; 4],
