@@ -219,9 +219,9 @@ mod tests {
     /// of the frame's marker is `frame_marker`: 0xC0 is a baseline JPEG, and 0xC2 a progressive one.
     fn jpeg(frame_marker: u8, components_in_scan: u8) -> Vec<u8> {
         let mut bytes = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0".to_vec();
-        bytes.extend([0xff, frame_marker, 0, 17, 8]);
-        bytes.extend([1000u16; 2].map(u16::to_be_bytes).concat());
-        bytes.extend([3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1]);
+        bytes.extend([0xff, frame_marker, 0, 17, 8]); // the length is 17, and a sample has 8 bits
+        bytes.extend([1000u16; 2].map(u16::to_be_bytes).concat()); // the height and the width
+        bytes.extend([3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1]); // the components
         bytes.extend([0xff, 0xda, 0, 12, components_in_scan, 1, 0, 2, 0x11, 3, 0x11, 0, 63, 0]);
         bytes
     }

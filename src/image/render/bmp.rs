@@ -107,7 +107,7 @@ mod tests {
         size: (2, 2),
         planes: 1,
         bits: 24,
-        compression: 0,
+        compression: RGB,
         colors: 0,
         masks: &[],
         palette: &[],
@@ -181,7 +181,7 @@ mod tests {
         let flipped = [PIXELS[2], PIXELS[3], PIXELS[0], PIXELS[1]];
         assert_eq!(File { size: (2, -2), ..FILE }.pixels(), flipped);
         let run_length_coded =
-            File { compression: 1, data: &[1, 0, 1, 1, 0, 0, 2, 2, 0, 0, 0, 1], ..INDEXED };
+            File { compression: bmp::RLE8, data: &[1, 0, 1, 1, 0, 0, 2, 2, 0, 0, 0, 1], ..INDEXED };
         assert_eq!(run_length_coded.pixels(), [C, C, A, B]);
         assert_eq!(File { size: (2, -2), ..run_length_coded }.pixels(), [A, B, C, C]);
     }
@@ -211,18 +211,24 @@ mod tests {
 
     #[test]
     fn alpha_is_read_by_its_mask_unless_every_pixel_is_transparent() {
+        const ALPHA_BITFIELDS: u32 = 6;
         let masks = [0xff_0000, 0xff00, 0xff, 0xff00_0000];
         let row = |header_len, compression, masks, data| {
             File { header_len, size: (2, 1), bits: 32, compression, masks, data, ..FILE }.pixels()
         };
-        for (header_len, compression) in [(56, 3), (108, 3), (124, 3), (40, 6)] {
+        for (header_len, compression) in
+            [(56, BITFIELDS), (108, BITFIELDS), (124, BITFIELDS), (40, ALPHA_BITFIELDS)]
+        {
             let one_transparent = row(header_len, compression, &masks, &[1, 2, 3, 255, 4, 5, 6, 0]);
             assert_eq!(one_transparent, [[3, 2, 1], [255; 3]], "{header_len}");
             let all_transparent = row(header_len, compression, &masks, &[1, 2, 3, 0, 4, 5, 6, 0]);
             assert_eq!(all_transparent, [[3, 2, 1], [6, 5, 4]], "{header_len}");
         }
         let masks = [0, 0, 0];
-        assert_eq!(row(40, 3, &masks, &[1, 2, 3, 255, 4, 5, 6, 255]), [[3, 2, 1], [6, 5, 4]]);
+        assert_eq!(
+            row(40, BITFIELDS, &masks, &[1, 2, 3, 255, 4, 5, 6, 255]),
+            [[3, 2, 1], [6, 5, 4]]
+        );
     }
 
     #[test]
@@ -251,7 +257,8 @@ mod tests {
 
     #[test]
     fn the_marker_at_the_end_of_run_length_coding_may_be_missing_but_not_a_pixel() {
-        let run_length_coded = File { compression: 1, data: &[2, 0, 0, 0, 1, 2, 1, 1], ..INDEXED };
+        let run_length_coded =
+            File { compression: bmp::RLE8, data: &[2, 0, 0, 0, 1, 2, 1, 1], ..INDEXED };
         assert_eq!(run_length_coded.pixels(), [C, B, A, A]);
         let without_pixel = File { data: &run_length_coded.data[..5], ..run_length_coded };
         assert!(decoded(&without_pixel.bytes()).is_err());

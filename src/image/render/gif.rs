@@ -75,11 +75,11 @@ mod tests {
     /// A graphic control extension: colour 1 is transparent.
     const TRANSPARENT_1: &[u8] = b"!\xf9\x04\x01\0\0\x01\0";
 
-    /// The header of a file. `table` is empty or contains four colours.
+    /// The headers of a file, before its blocks. `table` is empty or contains four colours.
     fn screen(width: u16, height: u16, table: &[u8]) -> Vec<u8> {
         let flags = if table.is_empty() { 0 } else { 0x81 };
-        let sizes = [width.to_le_bytes(), height.to_le_bytes()].concat();
-        [b"GIF89a", &sizes[..], &[flags, 0, 0], table].concat()
+        let size = [width.to_le_bytes(), height.to_le_bytes()].concat();
+        [b"GIF89a", &size[..], &[flags, 0, 0], table].concat()
     }
 
     /// A frame whose `area` is `[left, top, width, height]`. `table` is empty or contains four colours.
@@ -92,11 +92,12 @@ mod tests {
         codes.push(5); // the code for the end
         let bits: Vec<u8> =
             codes.iter().flat_map(|code| (0..3).map(move |bit| code >> bit & 1)).collect();
-        let byte = |bits: &[u8]| bits.iter().rev().fold(0, |byte, bit| byte << 1 | bit);
-        let data: Vec<u8> = bits.chunks(8).map(byte).collect();
+        let pack = |bits: &[u8]| bits.iter().rev().fold(0, |packed, bit| packed << 1 | bit);
+        let data: Vec<u8> = bits.chunks(8).map(pack).collect();
         [b",", &area[..], &[flags], table, &[2, data.len() as u8], &data, &[0]].concat()
     }
 
+    /// The pixels of the decoded GIF that consists of these parts.
     fn pixels(parts: &[&[u8]]) -> Vec<[u8; 3]> {
         decoded_image(parts).pixels().map(|pixel| pixel.0).collect()
     }

@@ -56,8 +56,8 @@ fn fax_groups_3_and_4_are_decoded_unless_a_row_is_too_short() {
     // The codes have these modes: horizontal and vertical in the first and third row, pass and vertical
     // in the second.
     let group_4 = format!("001 {} {} 1  0001 1  001 {} {} 1", "1011", "10", "1011", "10");
-    let first = [255, 255, 255, 255, 0, 0, 0, 255]; // and the last
-    let expected = [first, [255; 8], first].concat();
+    let outer_row = [255, 255, 255, 255, 0, 0, 0, 255];
+    let expected = [outer_row, [255; 8], outer_row].concat();
     for (compression, strip) in [(GROUP_3, bits(&group_3)), (GROUP_4, bits(&group_4))] {
         let white_is_zero = fax(compression, WHITE_IS_ZERO);
         assert_eq!(pixels(&white_is_zero, &strip), grey(&expected), "{compression}");
@@ -77,7 +77,7 @@ fn fax_groups_3_and_4_are_decoded_unless_a_row_is_too_short() {
     // If Group 4 ends early, the other rows are white, as in libtiff. A fax without rows is refused.
     let fax_4 = fax(GROUP_4, WHITE_IS_ZERO);
     let one_row = bits(&format!("001 1011 10 1 {END_OF_ROW}{END_OF_ROW}"));
-    let expected = [&first[..], &[255; 16]].concat();
+    let expected = [&outer_row[..], &[255; 16]].concat();
     assert_eq!(pixels(&fax_4, &one_row), grey(&expected));
     assert!(decoded(fax_4.file(&[&bits(&END_OF_ROW.repeat(2))])).is_err());
 }
