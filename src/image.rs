@@ -1,7 +1,9 @@
 //! Recognizes pictures, reads their headers, estimates the memory to decode them, and renders them.
 //!
+//! - `content` provides a picture's bytes, from memory or from a file.
 //! - `sniff` recognizes the format by the first bytes.
 //! - `header` reads the size and the orientation.
+//! - `probe` calls both `sniff` and `header`, and refuses a picture with too many pixels.
 //! - `memory_estimate` estimates the memory that decoding needs.
 //! - `render` decodes the pixels and encodes them again.
 //!
@@ -39,9 +41,9 @@ pub enum Error {
     /// The picture has more pixels than the limit.
     #[error("the picture has {pixels} pixels, the limit is {limit}")]
     TooManyPixels {
-        /// Width times height.
+        /// The number of pixels that would be decoded.
         pixels: u64,
-        /// The most pixels allowed.
+        /// The maximum number of pixels.
         limit: u64,
     },
     /// Decoding needs more memory than one picture may use.
@@ -49,7 +51,7 @@ pub enum Error {
     TooMuchToDecode {
         /// The memory estimate, in bytes.
         needed: u64,
-        /// The most memory for one picture, in bytes.
+        /// The maximum memory for one picture, in bytes.
         limit: u64,
     },
     /// The pixels cannot be decoded.
@@ -60,13 +62,14 @@ pub enum Error {
         /// The decoder's message, or how its process ended.
         reason: String,
     },
-    /// The saved bytes cannot be read back.
+    /// The file that contains the picture's bytes cannot be read.
     #[error("the picture's bytes cannot be read")]
     Unreadable(#[from] std::io::Error),
 }
 
 impl Error {
-    /// Whether the picture caused the error. If not, reading its file failed.
+    /// Whether the picture itself caused the error. Otherwise the operating system could not read the
+    /// file.
     pub fn is_about_the_picture(&self) -> bool {
         !matches!(self, Self::Unreadable(_))
     }

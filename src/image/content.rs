@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 
 /// A [`Reader`] loads a window of this many bytes from a file at once.
-const WINDOW: usize = 64 * 1024;
+const WINDOW_LEN: usize = 64 * 1024;
 
 /// The maximum number of reads and seeks for a header. Ordinary headers need a few hundred. A hostile
 /// header may have millions of tiny segments.
@@ -30,7 +30,7 @@ pub enum Content {
 }
 
 impl Content {
-    /// Length in bytes.
+    /// The length in bytes.
     pub fn len(&self) -> u64 {
         match self {
             Self::Memory(bytes) => bytes.len() as u64,
@@ -54,8 +54,9 @@ impl Content {
                 let end = start.saturating_add(len).min(bytes.len());
                 Ok(bytes.slice(start..end))
             }
-            Self::File(file, total) => {
-                let available = usize::try_from(total.saturating_sub(offset)).unwrap_or(usize::MAX);
+            Self::File(file, file_len) => {
+                let available = file_len.saturating_sub(offset);
+                let available = usize::try_from(available).unwrap_or(usize::MAX);
                 let mut buffer = vec![0; len.min(available)];
                 file.read_exact_at(&mut buffer, offset)?;
                 Ok(buffer.into())
@@ -71,7 +72,7 @@ impl Content {
     /// Creates a reader for the header. Its reads and seeks fail after more work than any ordinary
     /// header needs.
     pub fn header_reader(&self) -> Reader {
-        let windows_of_file = u32::try_from(self.len() / WINDOW as u64).unwrap_or(UNLIMITED);
+        let windows_of_file = u32::try_from(self.len() / WINDOW_LEN as u64).unwrap_or(UNLIMITED);
         let max_windows = MAX_EXTRA_HEADER_WINDOWS.saturating_add(windows_of_file);
         self.reader_with_limits(MAX_HEADER_STEPS, max_windows)
     }
@@ -102,10 +103,11 @@ pub struct Reader {
     steps_left: u32,
     /// The windows that may still be loaded, or [`UNLIMITED`].
     windows_left: u32,
+    /// The last error of a read. The end of the content is no error.
     error: Option<ReadError>,
 }
 
-/// Why a [`Reader`] failed before the end of the content.
+/// Why a [`Reader`] could not read. The end of the content is no error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadError {
     /// The header takes too much work.
@@ -115,12 +117,13 @@ pub enum ReadError {
 }
 
 impl Reader {
-    /// Returns the error of a failed read, if there was one. Parsers may have mistaken that error for
-    /// the end of the file.
+    /// Returns the error of a failed read, if there was one. A parser may have taken that error for the
+    /// end of the file.
     pub fn error(&self) -> Option<ReadError> {
         self.error
     }
 
+    /// Counts a read or a seek. Fails if no more steps are allowed.
     fn count_step(&mut self) -> io::Result<()> {
         let is_allowed = count_down(&mut self.steps_left);
         self.fail_unless(is_allowed)
@@ -156,8 +159,8 @@ impl BufRead for Reader {
         let window_end = self.window_start + self.window.len() as u64;
         if !(self.window_start..window_end).contains(&self.position) {
             let len = match self.content {
-                Content::Memory(_) => usize::MAX,
-                Content::File(..) => WINDOW,
+                Content::Memory(_) => usize::MAX, // everything, without a copy
+                Content::File(..) => WINDOW_LEN,
             };
             let is_allowed = count_down(&mut self.windows_left);
             self.fail_unless(is_allowed)?;
@@ -177,7 +180,7 @@ impl BufRead for Reader {
 }
 
 impl Read for Reader {
-    /// Fills the whole buffer unless the content ends before that: some decoders mistake a shorter
+    /// Fills the whole buffer unless the content ends before that. Some decoders would take a shorter
     /// read for the end of the content.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut read = 0;
@@ -244,40 +247,41 @@ mod tests {
     fn a_header_reader_fails_after_too_many_windows_or_seeks() {
         let content = in_file(&vec![7; 1 << 20]);
         let mut reader = content.header_reader();
+        // The positions alternate between two windows, and only one window is loaded at a time.
         let mut positions = (0..).map(|n| (n % 2) * 900_000);
         let mut jump = || {
             reader.seek(SeekFrom::Start(positions.next().unwrap()))?;
             reader.read_exact(&mut [0])
         };
         let jumps = (0..2000).take_while(|_| jump().is_ok()).count();
-        let windows_of_file = (1 << 20) / WINDOW;
+        let windows_of_file = (1 << 20) / WINDOW_LEN;
         assert_eq!(jumps, MAX_EXTRA_HEADER_WINDOWS as usize + windows_of_file);
         assert_eq!(reader.error(), Some(ReadError::TooMuchWork));
         let mut reader = content.header_reader();
-        let mut seek = || reader.stream_position();
+        let mut seek = || reader.stream_position(); // this calls `seek` of the reader
         assert!((0..=MAX_HEADER_STEPS).any(|_| seek().is_err()));
     }
 
     #[test]
-    fn a_read_across_two_windows_fills_the_buffer() {
-        let content = in_file(&vec![7; 2 * WINDOW]);
+    fn a_read_across_two_windows_fills_the_buffer_unless_the_file_ends() {
+        let content = in_file(&vec![7; 2 * WINDOW_LEN]);
         let mut reader = content.reader();
-        reader.seek(SeekFrom::Start(WINDOW as u64 - 1)).unwrap();
-        reader.read_exact(&mut [0]).unwrap();
-        reader.seek(SeekFrom::Start(WINDOW as u64 - 2)).unwrap();
+        reader.read_exact(&mut [0]).unwrap(); // loads the first window
+        reader.seek(SeekFrom::Start(WINDOW_LEN as u64 - 2)).unwrap();
         assert_eq!(reader.read(&mut [0; 4]).unwrap(), 4);
-        reader.seek(SeekFrom::Start(2 * WINDOW as u64 - 1)).unwrap();
+        // Only one byte is left before the end of the file.
+        reader.seek(SeekFrom::Start(2 * WINDOW_LEN as u64 - 1)).unwrap();
         assert_eq!(reader.read(&mut [0; 4]).unwrap(), 1);
     }
 
     #[test]
     fn reading_to_the_end_reserves_exactly_the_memory_it_needs() {
-        let bytes = vec![7; 2 * WINDOW + 1];
+        let bytes = vec![7; 2 * WINDOW_LEN + 1];
         for content in [Content::Memory(bytes.clone().into()), in_file(&bytes)] {
             let (mut reader, mut read) = (content.reader(), Vec::new());
             reader.seek(SeekFrom::Start(1)).unwrap();
-            assert_eq!(reader.read_to_end(&mut read).unwrap(), 2 * WINDOW);
-            assert_eq!((read.len(), read.capacity()), (2 * WINDOW, 2 * WINDOW));
+            assert_eq!(reader.read_to_end(&mut read).unwrap(), 2 * WINDOW_LEN);
+            assert_eq!((read.len(), read.capacity()), (2 * WINDOW_LEN, 2 * WINDOW_LEN));
         }
     }
 
@@ -291,8 +295,8 @@ mod tests {
             for content in [memory, in_file(&bytes)] {
                 let (mut reader, mut cursor) = (content.reader(), io::Cursor::new(&bytes));
                 for (offset, len) in &steps {
-                    let offset = SeekFrom::Current(*offset);
-                    prop_assert_eq!(reader.seek(offset).ok(), cursor.seek(offset).ok());
+                    let to = SeekFrom::Current(*offset);
+                    prop_assert_eq!(reader.seek(to).ok(), cursor.seek(to).ok());
                     let (mut actual, mut expected) = (Vec::new(), Vec::new());
                     reader.by_ref().take(*len as u64).read_to_end(&mut actual).unwrap();
                     cursor.by_ref().take(*len as u64).read_to_end(&mut expected).unwrap();

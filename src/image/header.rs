@@ -1,9 +1,9 @@
 //! Reads the size and the orientation of pictures from their headers.
 //!
-//! Each format has a module. The modules accept every header that libjpeg, libpng, libwebp and libtiff
-//! accept, even if it breaks the specification: browsers and Pillow use these libraries. The modules
-//! do not call the decoders: some decoders read the whole file, decompress profiles or expand tables
-//! before they return a size. The [`Reader`] limits the work for each header.
+//! Each format has a module. The modules tolerate the same violations of the specifications as libjpeg,
+//! libpng, libwebp and libtiff, because browsers and Pillow use these libraries. The modules do not
+//! call the decoders: some decoders read the whole file, decompress profiles or expand tables before
+//! they return a size. The [`Reader`] limits the work for each header.
 
 use std::io;
 
@@ -20,7 +20,7 @@ mod png;
 pub(super) mod tiff;
 pub(super) mod webp;
 
-/// The values that the header of every format contains.
+/// The values that are read from the header of every format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
     /// The width in pixels before `orientation` is applied. In a HEIC, the properties that crop and
@@ -80,8 +80,8 @@ pub(super) fn read(format: Format, content: &Content) -> Result<Header, Error> {
 /// Reads a header with [`Content::header_reader`], which limits the work.
 ///
 /// `parse` may treat any read error like the end of the file, and return what it has found up to then.
-/// If a read failed before the end of the file, that result is incomplete. This function then returns
-/// the read error instead.
+/// If a read failed for another reason than the end of the file, the result of `parse` is incomplete.
+/// This function then returns an error instead.
 ///
 /// # Errors
 /// The same as [`read`].

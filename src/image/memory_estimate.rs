@@ -1,7 +1,7 @@
 //! Estimates the memory that decoding a picture needs, from its header alone.
 //!
-//! The estimate does not call the decoders. Some of them read the whole file, decompress profiles or
-//! expand tables before they return a size, and no memory is reserved for that yet.
+//! No decoder is called for the estimate. Some decoders read the whole file, decompress profiles or
+//! expand tables before they return a size, but at this time no memory has been reserved for that.
 //!
 //! The estimates are upper bounds for the decoders that [`super::render`] uses. A child process that
 //! needs much more memory than estimated cannot get it, and fails. `tests/api/peaks.rs` compares the
@@ -21,12 +21,13 @@ use super::{
     },
 };
 
-/// The memory for profiles, text and tables of a picture of any size, in bytes.
+/// The memory for a picture's profiles, text and tables, in bytes. It is the same for every picture.
 const METADATA: u64 = 8 << 20;
 
-/// The memory while a picture is encoded, in bytes for each pixel. The buffer with the pixels may have
-/// been allocated with four bytes for each pixel. The JPEG of noise is large, too.
-const ENCODING: u64 = 7;
+/// The memory while a picture is encoded, in bytes for each pixel: four for the buffer of the pixels,
+/// which may have been allocated for RGBA, and three for the JPEG, which is large if the picture is
+/// noise.
+const ENCODING_BYTES_PER_PIXEL: u64 = 4 + 3;
 
 /// Estimates the peak memory of decoding a picture and encoding it again, in bytes. Blocks the thread.
 ///
@@ -35,11 +36,13 @@ const ENCODING: u64 = 7;
 ///
 /// # Errors
 /// [`Error::BadHeader`], if the header is invalid or announces absurdly large tables.
-/// [`Error::Unsupported`], if the decoder does not support this kind of picture. NVIDIA may accept it.
+/// [`Error::Unsupported`], if the decoder does not support this kind of picture. NVIDIA may accept such
+/// a picture.
+/// [`Error::Unreadable`], if the file cannot be read.
 pub(super) fn estimate_memory(picture: &Picture) -> Result<u64, Error> {
-    let estimate_with = |estimate: &dyn Fn(&mut Reader) -> Option<u64>| {
-        let read = |reader: &mut Reader| estimate(reader).ok_or(HeaderError::Damaged);
-        header::read_bounded(picture.format, &picture.content, read)
+    let from_header = |parse: &dyn Fn(&mut Reader) -> Option<u64>| {
+        let parse_or_fail = |reader: &mut Reader| parse(reader).ok_or(HeaderError::Damaged);
+        header::read_bounded(picture.format, &picture.content, parse_or_fail)
     };
     let bytes_per_pixel = match picture.format {
         Format::Jpeg => {
@@ -49,24 +52,25 @@ pub(super) fn estimate_memory(picture: &Picture) -> Result<u64, Error> {
             }
             jpeg_bytes_per_pixel(&jpeg)
         }
-        Format::Png => estimate_with(&png_bytes_per_pixel)?,
-        Format::WebP => estimate_with(&webp_bytes_per_pixel)?,
+        Format::Png => from_header(&png_bytes_per_pixel)?,
+        Format::WebP => from_header(&webp_bytes_per_pixel)?,
         // The RGBA canvas is four bytes, a frame on it another four, and the frame's indices one.
-        Format::Gif => 4 + 5,
-        Format::Bmp => 4,
+        Format::Gif => 4 + 4 + 1,
+        Format::Bmp => 4, // RGBA
         Format::Tiff => {
-            let bytes = header::read_bounded(picture.format, &picture.content, |reader| {
+            let decoding = header::read_bounded(picture.format, &picture.content, |reader| {
                 tiff_bytes(reader, picture.content.len())
             })?;
-            let bytes = bytes.max(picture.pixels() * ENCODING);
+            let bytes = decoding.max(picture.pixels() * ENCODING_BYTES_PER_PIXEL);
             return Ok(bytes.saturating_add(picture.content.len() + METADATA));
         }
         Format::Heic => {
-            let bytes = estimate_with(&|reader| heic_bytes(reader, picture.content.len()))?;
+            let bytes = from_header(&|reader| heic_bytes(reader, picture.content.len()))?;
             return Ok(bytes + METADATA);
         }
     };
-    Ok(picture.pixels() * bytes_per_pixel.max(ENCODING) + picture.content.len() + METADATA)
+    let pixel_bytes = picture.pixels() * bytes_per_pixel.max(ENCODING_BYTES_PER_PIXEL);
+    Ok(pixel_bytes + picture.content.len() + METADATA)
 }
 
 /// The decoder stores three bytes of RGB. If there are several scans, it also stores a 16-bit
@@ -87,26 +91,27 @@ fn png_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
     reader.read_exact(&mut head).ok()?;
     match head[24] {
         16 => Some(8 + 4), // RGBA with 16 bits a sample, then with 8 bits
-        1..=8 => Some(4),
+        1..=8 => Some(4),  // RGBA with 8 bits a sample
         _ => None,
     }
 }
 
-/// The name of the first chunk identifies the kind of WebP. If the name is `VP8X`, a flag in the chunk
-/// is set in animated pictures (<https://developers.google.com/speed/webp/docs/riff_container>).
+/// The name of the first chunk identifies the kind of WebP. A chunk `VP8X` contains flags. One of them
+/// means that the picture is animated
+/// (<https://developers.google.com/speed/webp/docs/riff_container>).
 fn webp_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
     const ANIMATED: u8 = 0b10;
-    let mut head = [0; 21];
+    let mut head = [0; 21]; // up to the byte with the flags
     reader.read_exact(&mut head).ok()?;
     match &head[12..16] {
-        // Lossy: YUV, RGB, and copies of the compressed partitions.
+        // Lossy: YUV, RGB, and copies of the compressed partitions, at most three bytes each.
         b"VP8 " => Some(3 + 3 + 3),
         // Lossless: RGBA, RGB, and Huffman tables. An encoder may create thousands of tables.
         b"VP8L" => Some(4 + 3 + 4),
         // Animated: RGBA, the canvas, and a frame.
         b"VP8X" if head[20] & ANIMATED != 0 => Some(4 + 4 + 4),
-        // Lossless pixels like `VP8L`, or lossy pixels: RGBA, YUV, and alpha, which is decoded to
-        // RGBA. Both kinds need 11 bytes.
+        // Lossy pixels with alpha: RGBA, YUV, alpha, and the RGBA that alpha is first decoded to. These
+        // are 11 bytes, as many as lossless pixels need (see `VP8L`).
         b"VP8X" => Some(4 + 2 + 1 + 4),
         _ => None,
     }
@@ -118,19 +123,22 @@ fn webp_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
 ///
 /// For the current row, the decoder has a buffer with the stored samples and one with 8-bit samples.
 /// The floating-point predictor needs two more buffers, as wide as a whole tile. A JPEG strip or tile
-/// is decoded as a whole, possibly from several scans, and from a copy of its bytes.
+/// is decoded as a whole, possibly from several scans, and from a copy of its bytes. The result
+/// contains all of this, but no memory for encoding.
 fn tiff_bytes(reader: &mut Reader, file_len: u64) -> Result<u64, HeaderError> {
     let tiff = tiff::read(reader)?;
-    let (chunk, samples) = (tiff.chunks, tiff.samples_of_a_pixel_in_one_chunk());
+    let (chunk, samples_per_pixel) = (tiff.chunks, tiff.samples_of_a_pixel_in_one_chunk());
     let bytes_per_pixel = (tiff.color.samples() + u64::from(tiff.alpha.is_some())).max(2 + 3);
-    let row_bytes =
-        u64::from(chunk.width.min(tiff.width)) * samples * (tiff.depth.bits().div_ceil(8) + 1);
+    let row_samples = u64::from(chunk.width.min(tiff.width)) * samples_per_pixel;
+    let row_bytes = row_samples * (tiff.depth.bits().div_ceil(8) + 1);
+    let chunk_row_samples = u64::from(chunk.width) * samples_per_pixel;
     let chunk_bytes = match (tiff.compression, tiff.predictor) {
-        (Compression::Jpeg, _) => {
-            let samples = u64::from(chunk.width) * u64::from(chunk.height) * samples;
-            samples.saturating_mul(1 + 2).saturating_add(file_len)
-        }
-        (_, Predictor::FloatDifference) => u64::from(chunk.width) * samples * 2 * 4,
+        // For each sample, one byte, and two bytes for its coefficient.
+        (Compression::Jpeg, _) => (chunk_row_samples * u64::from(chunk.height))
+            .saturating_mul(1 + 2)
+            .saturating_add(file_len),
+        // Two buffers of samples of four bytes.
+        (_, Predictor::FloatDifference) => chunk_row_samples * 2 * 4,
         _ => 0,
     };
     let pixel_bytes = u64::from(tiff.width) * u64::from(tiff.height) * bytes_per_pixel;
@@ -141,32 +149,35 @@ fn tiff_bytes(reader: &mut Reader, file_len: u64) -> Result<u64, HeaderError> {
 /// It decodes the tiles of a grid one after the other, and copies each to the whole picture. Cropping,
 /// turning and mirroring need a second copy of the pixels.
 ///
-/// The whole file is in memory, and the HEVC stream of the picture or of a tile is copied twice.
+/// The whole file is in memory, and the HEVC stream of the picture or of a tile is copied twice. The
+/// result contains all of this, and the memory for encoding.
 fn heic_bytes(reader: &mut Reader, file_len: u64) -> Option<u64> {
+    // In bytes for each pixel, like all values up to `decoder`.
     const RGBA: u64 = 4;
+    const GREY_PLANE: u64 = 2;
     let header = heif::read(reader).ok()?;
     let (pixels, stream_pixels) = (header.coded_pixels(), header.padded_stream_pixels());
     let has_alpha = header.alpha != heif::Alpha::None;
-    // Bytes for each pixel in all planes. A pixel has one grey sample. On average, it also has zero, a
+    // All planes, with two bytes a sample. A pixel has one grey sample. On average, it also has zero, a
     // half, one or two colour samples, depending on the chroma format.
-    let plane_bytes = match header.chroma {
-        0 => 2,
+    let planes = match header.chroma {
+        0 => GREY_PLANE,
         1 => 3,
         2 => 4,
         _ => 6,
     };
-    let transformed = if header.is_transformed { RGBA } else { 0 };
+    let transformed_copy = if header.is_transformed { RGBA } else { 0 };
     // The planes before and after the deblocking filters, and two more bytes.
-    let decoder_bytes = 2 * plane_bytes + 2;
-    let decoding = if header.is_grid {
-        let alpha = if has_alpha { RGBA + transformed } else { 0 };
-        pixels * (RGBA + transformed.max(alpha)) + stream_pixels * (decoder_bytes + RGBA)
+    let decoder = 2 * planes + 2;
+    let decoding_bytes = if header.is_grid {
+        let alpha = if has_alpha { RGBA + transformed_copy } else { 0 };
+        pixels * (RGBA + transformed_copy.max(alpha)) + stream_pixels * (decoder + RGBA)
     } else {
-        let alpha = if has_alpha { 6 } else { 0 };
-        let bytes_per_pixel = decoder_bytes.max(plane_bytes + RGBA + alpha).max(RGBA + transformed);
+        let alpha = if has_alpha { GREY_PLANE + RGBA } else { 0 };
+        let bytes_per_pixel = decoder.max(planes + RGBA + alpha).max(RGBA + transformed_copy);
         stream_pixels.max(pixels) * bytes_per_pixel
     };
-    Some(decoding.max(pixels * ENCODING) + 3 * file_len)
+    Some(decoding_bytes.max(pixels * ENCODING_BYTES_PER_PIXEL) + 3 * file_len)
 }
 
 #[cfg(test)]
@@ -179,49 +190,45 @@ mod tests {
     use super::*;
     use crate::image::{
         Content, Orientation,
-        header::tiff::crafted::Crafted,
+        header::tiff::{
+            BITS_PER_SAMPLE, COMPRESSION, PREDICTOR, SAMPLE_FORMAT, SAMPLES_PER_PIXEL,
+            STRIP_BYTE_COUNTS, STRIP_OFFSETS, TILE_LENGTH, TILE_WIDTH, crafted::Crafted,
+        },
         probe,
         render::{SCALING_MEMORY, decode},
+    };
+
+    /// Every format except HEIC, which the `image` crate does not encode.
+    const FORMATS: [ImageFormat; 6] = {
+        use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
+        [Jpeg, Png, WebP, Gif, Bmp, Tiff]
     };
 
     fn estimate(bytes: &[u8]) -> Result<u64, Error> {
         estimate_memory(&probe(Content::Memory(bytes.to_vec().into()), 64_000_000)?)
     }
 
+    /// A picture of 1000 × 1000 pixels in this format.
     fn encoded(format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         RgbImage::new(1000, 1000).write_to(&mut bytes, format).unwrap();
         bytes.into_inner()
     }
 
-    /// The headers of a JPEG of 1000 × 1000 pixels. Its frame has three components and starts with this
-    /// marker.
+    /// The headers of a JPEG of 1000 × 1000 pixels. Its frame has three components, and the second byte
+    /// of the frame's marker is `frame_marker`: 0xC0 is a baseline JPEG, and 0xC2 a progressive one.
     fn jpeg(frame_marker: u8, components_in_scan: u8) -> Vec<u8> {
         let mut bytes = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0".to_vec();
-        bytes.extend([
-            0xff,
-            frame_marker,
-            0,
-            17,
-            8,
-            0x03,
-            0xe8,
-            0x03,
-            0xe8,
-            3,
-            1,
-            0x22,
-            0,
-            2,
-            0x11,
-            1,
-            3,
-            0x11,
-            1,
-        ]);
+        bytes.extend([0xff, frame_marker, 0, 17, 8]); // the length is 17, and a sample has 8 bits
+        bytes.extend([1000u16; 2].map(u16::to_be_bytes).concat()); // the height and the width
+        bytes.extend([3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1]); // the components
         bytes.extend([0xff, 0xda, 0, 12, components_in_scan, 1, 0, 2, 0x11, 3, 0x11, 0, 63, 0]);
         bytes
     }
+
+    const GREY: u64 = 1;
+    const RGB: u64 = 2;
+    const YCBCR: u64 = 6;
 
     /// A TIFF of 1000 × 1000 pixels, without the data of its strip.
     fn tiff(photometric: u64, bits: &[u64]) -> Crafted {
@@ -231,7 +238,7 @@ mod tests {
     #[test]
     fn several_scans_raise_the_estimate_of_a_jpeg() {
         let single_scan = estimate(&jpeg(0xc0, 3)).unwrap();
-        assert!((6_000_000..7_000_000 + 2 * METADATA).contains(&single_scan));
+        assert!((7_000_000..8_000_000).contains(&(single_scan - METADATA)), "{single_scan}");
         for several_scans in [jpeg(0xc2, 3), jpeg(0xc2, 1)] {
             assert!(estimate(&several_scans).unwrap() > single_scan + 1_500_000);
         }
@@ -241,35 +248,31 @@ mod tests {
     fn sixteen_bits_a_sample_raise_the_estimate_of_a_png() {
         let mut png = encoded(ImageFormat::Png);
         let with_8_bits = estimate(&png).unwrap();
-        png[24] = 16;
+        png[24] = 16; // the bit depth
         assert!(estimate(&png).unwrap() > with_8_bits + 4_000_000);
     }
 
     #[test]
     fn wide_rows_wide_tiles_and_jpeg_compression_raise_the_estimate_of_a_tiff() {
         let estimate_of = |crafted: Crafted| estimate(&crafted.file(&[&[]])).unwrap();
-        let usual = estimate_of(tiff(2, &[8; 3]));
+        let usual = estimate_of(tiff(RGB, &[8; 3]));
         assert!((7_000_000..8_000_000).contains(&(usual - METADATA)), "{usual}");
-        let wide_row = estimate_of(Crafted::new((1_000_000, 1), 2, &[16; 3]));
+        let wide_row = estimate_of(Crafted::new((1_000_000, 1), RGB, &[16; 3]));
         assert!(wide_row > usual + 6_000_000, "{wide_row}");
-        let float = tiff(2, &[32; 3]).with(339, &[3]).with(259, &[8]).with(317, &[3]);
-        let wide_tile = estimate_of(float.clone().with(322, &[1_000_000]).with(323, &[1000]));
+        // Floating-point numbers with their predictor, which requires compression (here Deflate).
+        let float = tiff(RGB, &[32; 3]).with(SAMPLE_FORMAT, &[3]);
+        let float = float.with(COMPRESSION, &[8]).with(PREDICTOR, &[3]);
+        let wide_tile = float.clone().with(TILE_WIDTH, &[1_000_000]).with(TILE_LENGTH, &[1000]);
+        let wide_tile = estimate_of(wide_tile);
         assert!(wide_tile > estimate_of(float) + 20_000_000, "{wide_tile}");
-        let with_jpeg = tiff(6, &[8; 3]).with(259, &[7]).file(&[&jpeg(0xc0, 3)]);
+        let with_jpeg = tiff(YCBCR, &[8; 3]).with(COMPRESSION, &[7]).file(&[&jpeg(0xc0, 3)]);
         let with_jpeg = estimate(&with_jpeg).unwrap();
         assert!(with_jpeg > usual + 6_000_000, "{with_jpeg}");
     }
 
     #[test]
-    fn the_estimate_of_every_format_is_between_7_and_30_bytes_for_each_pixel() {
-        for format in [
-            ImageFormat::Jpeg,
-            ImageFormat::Png,
-            ImageFormat::WebP,
-            ImageFormat::Gif,
-            ImageFormat::Bmp,
-            ImageFormat::Tiff,
-        ] {
+    fn the_estimate_of_every_format_except_heic_is_between_7_and_30_bytes_for_each_pixel() {
+        for format in FORMATS {
             let bytes = estimate(&encoded(format)).unwrap();
             assert!((7_000_000..30_000_000).contains(&bytes), "{format:?}: {bytes}");
         }
@@ -288,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_stream_more_colour_samples_turning_and_alpha_raise_the_estimate_of_a_heic() {
+    fn turning_alpha_colour_and_one_stream_instead_of_a_grid_raise_the_estimate_of_a_heic() {
         let [grid, turned_grid, grey, single, single_with_alpha, single_444] =
             ["grid", "grid-turned", "single-grey", "single", "single-alpha", "single-444"]
                 .map(|name| heic_pixel_bytes(&format!("large-{name}")));
@@ -297,15 +300,18 @@ mod tests {
         assert!(grey < single, "{grey} {single}");
         assert!(single < single_with_alpha, "{single} {single_with_alpha}");
         assert!(single < single_444, "{single} {single_444}");
-        assert!(grid >= 1600 * 1200 * ENCODING);
+        assert!(grid >= 1600 * 1200 * ENCODING_BYTES_PER_PIXEL);
     }
 
     #[test]
     fn a_tiff_with_too_many_strips_bits_or_samples_is_refused() {
-        for (tag, values) in
-            [(273, &[8; 70_000][..]), (279, &[8; 70_000]), (258, &[9999]), (277, &[999])]
-        {
-            let result = estimate(&tiff(1, &[8]).with(tag, values).file(&[&[]]));
+        for (tag, values) in [
+            (STRIP_OFFSETS, &[8; 70_000][..]),
+            (STRIP_BYTE_COUNTS, &[8; 70_000]),
+            (BITS_PER_SAMPLE, &[9999]),
+            (SAMPLES_PER_PIXEL, &[999]),
+        ] {
+            let result = estimate(&tiff(GREY, &[8]).with(tag, values).file(&[&[]]));
             assert!(matches!(result, Err(Error::BadHeader(Format::Tiff))), "{tag}");
         }
     }
@@ -314,11 +320,11 @@ mod tests {
     fn a_picture_with_long_metadata_is_decoded() {
         let mut png = Vec::new();
         RgbaImage::new(16, 16).write_to(&mut Cursor::new(&mut png), ImageFormat::Png).unwrap();
-        let text = [&b"tEXtComment\0"[..], &[b'x'; 50_000]].concat();
-        let mut chunk = (text.len() as u32 - 4).to_be_bytes().to_vec();
-        chunk.extend(&text);
-        chunk.extend(crc32(&text).to_be_bytes());
-        png.splice(33..33, chunk);
+        let name_and_text = [&b"tEXtComment\0"[..], &[b'x'; 50_000]].concat();
+        let mut chunk = (name_and_text.len() as u32 - 4).to_be_bytes().to_vec();
+        chunk.extend(&name_and_text);
+        chunk.extend(crc32(&name_and_text).to_be_bytes());
+        png.splice(33..33, chunk); // after the signature and the chunk IHDR
         let picture = probe(Content::Memory(png.into()), 64_000_000).unwrap();
         let memory_estimate = estimate_memory(&picture).unwrap();
         assert_eq!(decode(&picture, memory_estimate).unwrap().width(), 16);
@@ -336,14 +342,12 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_headers_cause_no_panic(
-            format in 0..6usize,
+            format in proptest::sample::select(FORMATS.to_vec()),
             start in 0..120usize,
             noise in proptest::collection::vec(any::<u8>(), 0..40),
         ) {
             let mut bytes = Cursor::new(Vec::new());
-            let formats =
-                [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif, ImageFormat::Bmp, ImageFormat::Tiff];
-            RgbImage::new(5, 3).write_to(&mut bytes, formats[format]).unwrap();
+            RgbImage::new(5, 3).write_to(&mut bytes, format).unwrap();
             let mut bytes = bytes.into_inner();
             let start = start.min(bytes.len());
             let end = (start + noise.len()).min(bytes.len());
@@ -358,17 +362,23 @@ mod tests {
         const MAX_MEMORY: u64 = 384 << 20;
         const MAX_FILE_LEN: u64 = 20 << 20;
         // Two more copies of the file, and a tile.
-        const HEIC_EXTRA: u64 = (40 << 20) + (4 << 20);
-        let max_megapixels = |bytes_per_pixel: u64, extra: u64| {
-            (MAX_MEMORY - MAX_FILE_LEN - METADATA - extra) / bytes_per_pixel / 1_000_000
+        const HEIC_EXTRA: u64 = 2 * MAX_FILE_LEN + (4 << 20);
+        let max_megapixels = |bytes_per_pixel: u64, extra_bytes: u64| {
+            (MAX_MEMORY - MAX_FILE_LEN - METADATA - extra_bytes) / bytes_per_pixel / 1_000_000
         };
+        // All files but the HEIC have 1000 × 1000 pixels.
         let bytes_per_pixel =
-            |bytes: &[u8]| (estimate(bytes).unwrap() - METADATA - bytes.len() as u64) / 1_000_000;
+            |file: &[u8]| (estimate(file).unwrap() - METADATA - file.len() as u64) / 1_000_000;
         let animated = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xe7\x03\0\xe7\x03\0";
-        let heic = heic_pixel_bytes("large-single") / 1_920_000;
+        let heic = heic_pixel_bytes("large-single") / (1600 * 1200);
+        // JPEG and PNG are sent as they are, or scaled down. The other formats are converted, which
+        // needs no memory for scaling.
         let jpeg_limit = max_megapixels(bytes_per_pixel(&jpeg(0xc0, 3)), SCALING_MEMORY);
         let png_limit = max_megapixels(bytes_per_pixel(&encoded(ImageFormat::Png)), SCALING_MEMORY);
-        assert_eq!(jpeg_limit, png_limit, "JPEG and PNG must have one limit: they share a column");
+        assert_eq!(
+            jpeg_limit, png_limit,
+            "JPEG and PNG share a column, so their limits must be equal"
+        );
         let limits = [
             ("JPEG, PNG", jpeg_limit),
             ("GIF", max_megapixels(bytes_per_pixel(&encoded(ImageFormat::Gif)), 0)),

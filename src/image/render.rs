@@ -1,5 +1,5 @@
 //! Decodes pictures, and renders them as a [`Target`]. Only the child processes of [`crate::decoder`]
-//! call this, because decoding may need more memory and time than the header suggests.
+//! decode pictures, because decoding may need more memory and time than the header suggests.
 
 use std::io::{BufRead, Seek};
 
@@ -21,8 +21,8 @@ mod tiff;
 mod upright;
 mod webp;
 
-/// The JPEG qualities for [`Target::Converted`], tried in this order until the JPEG is short enough.
-/// The first is hard to distinguish from the original.
+/// The JPEG qualities for [`Target::Converted`], from 1 to 100. They are tried in this order until the
+/// JPEG is short enough. A JPEG of quality 95 is hard to distinguish from the original.
 const CONVERTED_QUALITIES: [u8; 5] = [95, 85, 70, 50, 25];
 /// The JPEG quality for [`Target::Shrunk`].
 const SHRUNK_QUALITY: u8 = 90;
@@ -30,29 +30,33 @@ const SHRUNK_QUALITY: u8 = 90;
 const MAX_JPEG_SIDE: u32 = 65_535;
 /// The longest side of a shrunk picture, in pixels.
 const MAX_SHRUNK_SIDE: u32 = 1024;
-/// A JPEG with sides of at most 16 pixels has fewer bytes than this.
+/// At this side, in pixels, a picture is not shrunk further, however many bytes its JPEG has.
+const TINY_SIDE: u32 = 16;
+/// More bytes than a JPEG with sides of at most [`TINY_SIDE`] has. Such a JPEG usually has about 600.
 const MAX_TINY_JPEG_BYTES: u64 = 64 << 10;
-/// The memory for scaling down, in addition to the decoded picture, in bytes: a copy with at most
-/// twice the side, and the filter's floating-point rows (2048 × 1024 × 16 bytes).
+/// The memory for [`scale_down`], in addition to the decoded picture, in bytes: a copy of at most
+/// 2048 × 2048 pixels of 3 bytes (12 MiB), the filter's 2048 × 1024 floating-point pixels of 16 bytes
+/// (32 MiB), and the result.
 pub(super) const SCALING_MEMORY: u64 = 48 << 20;
 
-/// The memory for scaling to a square, in addition to the decoded picture, in bytes for each pixel of
-/// the square: a copy with four times the side, and the filter's floating-point rows.
+/// The memory for [`square`], in addition to the decoded picture, in bytes for each pixel of the square:
+/// a copy with four times the side (16 pixels of 3 bytes), and the filter's floating-point pixels,
+/// which are four times as wide as the square (4 pixels of 16 bytes).
 const SQUARING_BYTES_PER_PIXEL: u64 = 4 * 4 * 3 + 4 * 16;
 
 /// What a picture is rendered as. Only the first frame is rendered, and transparent pixels are
 /// blended onto white.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// An upright JPEG with the picture's width and height, or no bytes if no such JPEG has at most
-    /// `max_len` bytes.
+    /// An upright JPEG that is not scaled. The result is empty if no quality gives a JPEG of at most
+    /// `max_len` bytes, or if the picture is too wide or too high for a JPEG.
     Converted {
-        /// The most bytes of the JPEG.
+        /// The maximum length of the JPEG, in bytes.
         max_len: usize,
     },
-    /// An upright JPEG, scaled down until it has at most `max_len` bytes.
+    /// An upright JPEG, scaled down until it has at most `max_len` bytes or is tiny.
     Shrunk {
-        /// The most bytes of the JPEG.
+        /// The maximum length of the JPEG, in bytes.
         max_len: usize,
     },
     /// A square of 8-bit RGB pixels, row by row. The picture is stretched to the square, and its
@@ -68,7 +72,7 @@ impl Target {
     /// thread.
     ///
     /// # Errors
-    /// [`Error::BadHeader`] or [`Error::Unsupported`].
+    /// [`Error::BadHeader`], [`Error::Unsupported`] or [`Error::Unreadable`].
     pub fn memory_estimate(self, picture: &Picture) -> Result<u64, Error> {
         let scaling = match self {
             Self::Converted { .. } => 0,
@@ -80,7 +84,7 @@ impl Target {
         Ok(estimate_memory(picture)? + scaling)
     }
 
-    /// The most bytes that [`Self::render`] returns.
+    /// The maximum number of bytes that [`Self::render`] returns.
     pub fn max_len(self) -> u64 {
         match self {
             Self::Converted { max_len } | Self::Shrunk { max_len } => {
@@ -90,8 +94,8 @@ impl Target {
         }
     }
 
-    /// Renders a picture. Decoders that support a memory limit get `memory_estimate` bytes. Blocks
-    /// the thread.
+    /// Renders a picture. `memory_estimate`, in bytes, is the limit for decoders that can limit their
+    /// memory. Blocks the thread.
     ///
     /// # Errors
     /// [`Error::Broken`] or [`Error::Unreadable`].
@@ -123,28 +127,28 @@ fn convert(picture: &Picture, memory_estimate: u64, max_len: usize) -> Result<Ve
 }
 
 fn shrink(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>, Error> {
-    let mut side = MAX_SHRUNK_SIDE.min(image.width().max(image.height()));
-    let image = scale_down(image, side);
+    let mut max_side = MAX_SHRUNK_SIDE.min(image.width().max(image.height()));
+    let image = scale_down(image, max_side);
     loop {
-        let scaled = scale_down(&image, side);
+        let scaled = scale_down(&image, max_side);
         let upright = Upright::new(&scaled, picture.orientation);
-        // This ends the loop. A JPEG of so few pixels has about 600 bytes, and the settings accept no
-        // `max_len` that low.
-        let max_len = if side <= 16 { usize::MAX } else { max_len };
-        if let Some(jpeg) = encode_jpeg(picture.format, &upright, SHRUNK_QUALITY, max_len)? {
+        // A tiny JPEG of any length ends the loop. The settings accept no `max_len` below its length.
+        let accepted_len = if max_side <= TINY_SIDE { usize::MAX } else { max_len };
+        if let Some(jpeg) = encode_jpeg(picture.format, &upright, SHRUNK_QUALITY, accepted_len)? {
             return Ok(jpeg);
         }
-        side = side * 3 / 4;
+        max_side = max_side * 3 / 4;
     }
 }
 
-/// Scales to a square. Each side that is longer than four times the square's side is first reduced to
-/// that length by averaging, because the memory of the filter grows with the picture's sides.
+/// Scales to a square of `side` pixels. If a side of the picture is longer than four times that, it is
+/// first reduced to four times `side` by averaging, because the memory of the filter grows with the
+/// picture's sides.
 fn square(image: &RgbImage, side: u32) -> RgbImage {
     let (width, height) = image.dimensions();
-    let max_side = 4 * side;
-    let averaged = (width > max_side || height > max_side)
-        .then(|| imageops::thumbnail(image, width.min(max_side), height.min(max_side)));
+    let max_filtered = 4 * side;
+    let averaged = (width > max_filtered || height > max_filtered)
+        .then(|| imageops::thumbnail(image, width.min(max_filtered), height.min(max_filtered)));
     imageops::resize(averaged.as_ref().unwrap_or(image), side, side, FilterType::Triangle)
 }
 
@@ -154,20 +158,25 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<RgbImage
         Format::Jpeg => return jpeg::decode(picture),
         Format::Heic => return heic::decode(picture),
         Format::Tiff => return tiff::decode(picture),
-        Format::Png => read(picture, picture.content.reader(), ImageFormat::Png, memory_estimate)?,
+        Format::Png => {
+            let bytes = picture.content.reader();
+            decode_with_image_crate(picture, bytes, ImageFormat::Png, memory_estimate)?
+        }
         Format::WebP => webp::decode(picture, memory_estimate)?,
         Format::Gif => gif::decode(picture, memory_estimate)?,
         Format::Bmp => bmp::decode(picture, memory_estimate)?,
     };
     Ok(match image {
         DynamicImage::ImageRgb8(rgb) => rgb,
-        image if image.color().has_alpha() => onto_white(image.into_rgba8(), blend_onto_white),
+        image if image.color().has_alpha() => {
+            blend_image_onto_white(image.into_rgba8(), blend_value_onto_white)
+        }
         image => image.into_rgb8(),
     })
 }
 
 /// Decodes `bytes` with the `image` crate, whose decoder may allocate at most `max_alloc` bytes.
-fn read(
+fn decode_with_image_crate(
     picture: &Picture,
     bytes: impl BufRead + Seek,
     format: ImageFormat,
@@ -175,7 +184,8 @@ fn read(
 ) -> Result<DynamicImage, Error> {
     let mut reader = ImageReader::with_format(bytes, format);
     let mut limits = Limits::no_limits();
-    // The limits were checked for the header's size, so a larger picture must fail.
+    // The limits of pixels and memory were checked for the size in the header, so a larger picture must
+    // fail.
     (limits.max_image_width, limits.max_image_height) = (Some(picture.width), Some(picture.height));
     limits.max_alloc = Some(max_alloc);
     reader.limits(limits);
@@ -191,47 +201,51 @@ fn to_error(picture: &Picture, error: ImageError) -> Error {
     }
 }
 
-/// Blends a channel's value onto white. The value must not be multiplied by alpha already.
-fn blend_onto_white(value: u32, alpha: u32) -> u32 {
+/// Blends the value of a colour channel onto white. The value must not be multiplied by alpha already.
+/// Adding 127 rounds the quotient.
+fn blend_value_onto_white(value: u32, alpha: u32) -> u32 {
     (value * alpha + 255 * (255 - alpha) + 127) / 255
 }
 
-/// Blends the picture onto white. The result reuses the picture's buffer, to save memory.
-fn onto_white(image: RgbaImage, blend: fn(value: u32, alpha: u32) -> u32) -> RgbImage {
+/// Blends a picture onto white by calling `blend` for each colour channel of each pixel. The result reuses
+/// the picture's buffer, to save memory.
+fn blend_image_onto_white(image: RgbaImage, blend: fn(value: u32, alpha: u32) -> u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let mut bytes = image.into_raw();
-    let pixels = bytes.len() / 4;
-    for pixel in 0..pixels {
+    let pixel_count = bytes.len() / 4;
+    for pixel in 0..pixel_count {
         let [red, green, blue, alpha] =
             [0, 1, 2, 3].map(|channel| u32::from(bytes[pixel * 4 + channel]));
         for (channel, value) in [red, green, blue].into_iter().enumerate() {
             bytes[pixel * 3 + channel] = blend(value, alpha).min(255) as u8;
         }
     }
-    bytes.truncate(pixels * 3);
+    bytes.truncate(pixel_count * 3);
     // The unused quarter of the buffer is freed before the picture is encoded.
     bytes.shrink_to_fit();
     // The buffer has exactly three bytes for each pixel.
     RgbImage::from_raw(width, height, bytes).unwrap_or_default()
 }
 
-/// Scales down until the longer side has at most `max_side` pixels. If it has more than twice as many,
-/// the picture is first reduced to twice `max_side` by averaging, which needs less memory than the
-/// filter.
+/// Scales down until the longer side has at most `max_side` pixels. If the longer side has more than
+/// twice `max_side` pixels, it is first reduced to twice `max_side` by averaging, which needs less
+/// memory than the filter.
 fn scale_down(image: &RgbImage, max_side: u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let longer_side = width.max(height);
     if longer_side <= max_side {
         return image.clone();
     }
-    // The length of a side after the longer side is scaled to `new_longer_side`.
+    // Returns the new length of a side when the longer side is scaled to `new_longer_side`.
     let scaled = |side: u32, new_longer_side: u32| {
         let pixels = (u64::from(side) * u64::from(new_longer_side)).div_ceil(longer_side.into());
         u32::try_from(pixels).unwrap_or(new_longer_side).max(1)
     };
-    let twice = max_side * 2;
-    let averaged = (longer_side > twice)
-        .then(|| imageops::thumbnail(image, scaled(width, twice), scaled(height, twice)));
+    let twice_max_side = max_side * 2;
+    let averaged = (longer_side > twice_max_side).then(|| {
+        let (width, height) = (scaled(width, twice_max_side), scaled(height, twice_max_side));
+        imageops::thumbnail(image, width, height)
+    });
     let image = averaged.as_ref().unwrap_or(image);
     imageops::resize(
         image,
@@ -286,17 +300,18 @@ mod tests {
         picture(jpeg)
     }
 
+    /// Whether the colours are similar: JPEG changes colours a little.
     fn is_close(pixel: &Rgb<u8>, expected: [u8; 3]) -> bool {
         pixel.0.iter().zip(expected).all(|(a, b)| a.abs_diff(b) < 40)
     }
 
     #[test]
     fn transparent_pixels_become_white() {
-        let half_transparent = RgbaImage::from_fn(8, 8, |x, _| {
+        let left_half_transparent = RgbaImage::from_fn(8, 8, |x, _| {
             if x < 4 { Rgba([9, 9, 9, 0]) } else { Rgba([255, 0, 0, 255]) }
         });
         for format in [ImageFormat::Png, ImageFormat::WebP, ImageFormat::Gif] {
-            let picture = encoded(&half_transparent.clone().into(), format);
+            let picture = encoded(&left_half_transparent.clone().into(), format);
             let image = decode(&picture, estimate_memory(&picture).unwrap()).unwrap();
             assert_eq!(image.get_pixel(0, 0).0, [255, 255, 255], "{format:?}");
             assert!(is_close(image.get_pixel(7, 7), [255, 0, 0]), "{format:?}");
@@ -320,25 +335,24 @@ mod tests {
 
     #[test]
     fn sixteen_bit_and_grey_pictures_are_converted() {
-        let deep = DynamicImage::ImageRgba16(image_rs::ImageBuffer::from_pixel(
-            4,
-            4,
-            Rgba([65535, 0, 0, 65535]),
-        ));
+        let red = image_rs::ImageBuffer::from_pixel(4, 4, Rgba([65535, 0, 0, 65535]));
+        let with_16_bits = DynamicImage::ImageRgba16(red);
         let grey =
             DynamicImage::ImageLuma8(image_rs::GrayImage::from_pixel(4, 4, image_rs::Luma([128])));
-        for (image, format) in
-            [(&deep, ImageFormat::Png), (&deep, ImageFormat::Tiff), (&grey, ImageFormat::Bmp)]
-        {
+        for (image, format) in [
+            (&with_16_bits, ImageFormat::Png),
+            (&with_16_bits, ImageFormat::Tiff),
+            (&grey, ImageFormat::Bmp),
+        ] {
             let picture = encoded(image, format);
-            assert!(
-                !CONVERTED.render(&picture, estimate_memory(&picture).unwrap()).unwrap().is_empty()
-            );
+            let memory_estimate = estimate_memory(&picture).unwrap();
+            let jpeg = CONVERTED.render(&picture, memory_estimate).unwrap();
+            assert!(!jpeg.is_empty(), "{format:?}");
         }
     }
 
     #[test]
-    fn a_shrunk_picture_is_short_enough_and_has_the_same_proportions() {
+    fn a_shrunk_picture_has_at_most_max_len_bytes_and_keeps_its_proportions() {
         let mut random = fastrand::Rng::with_seed(1);
         let noise = RgbImage::from_fn(3000, 1500, |_, _| {
             Rgb([random.u8(..), random.u8(..), random.u8(..)])
@@ -349,7 +363,7 @@ mod tests {
             let jpeg = Target::Shrunk { max_len }.render(&picture, memory_estimate).unwrap();
             assert!(jpeg.len() <= max_len);
             let image = image_rs::load_from_memory(&jpeg).unwrap();
-            assert!(image.width() <= 1024);
+            assert!(image.width() <= MAX_SHRUNK_SIDE);
             assert!(image.width().abs_diff(2 * image.height()) <= 2);
         }
     }
@@ -357,9 +371,8 @@ mod tests {
     #[test]
     fn a_small_picture_is_not_scaled_up() {
         let picture = encoded(&two_halves().into(), ImageFormat::Png);
-        let jpeg = Target::Shrunk { max_len: 100_000 }
-            .render(&picture, estimate_memory(&picture).unwrap())
-            .unwrap();
+        let memory_estimate = estimate_memory(&picture).unwrap();
+        let jpeg = Target::Shrunk { max_len: 100_000 }.render(&picture, memory_estimate).unwrap();
         assert_eq!(image_rs::load_from_memory(&jpeg).unwrap().width(), 64);
     }
 
@@ -376,9 +389,8 @@ mod tests {
             two_halves().write_to(&mut bytes, format).unwrap();
             let bytes = bytes.into_inner();
             for len in 0..bytes.len() {
-                if let Ok(picture) =
-                    probe(Content::Memory(bytes[..len].to_vec().into()), 64_000_000)
-                {
+                let content = Content::Memory(bytes[..len].to_vec().into());
+                if let Ok(picture) = probe(content, 64_000_000) {
                     let _ = estimate_memory(&picture)
                         .and_then(|memory_estimate| CONVERTED.render(&picture, memory_estimate));
                 }

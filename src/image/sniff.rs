@@ -151,19 +151,21 @@ pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Ok(Format::WebP),
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Ok(Format::Gif),
         [b'B', b'M', ..] if is_bmp(head) => Ok(Format::Bmp),
+        // 42 is TIFF, and 43 is BigTIFF.
         [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Ok(Format::Tiff),
         [_, _, _, _, b'f', b't', b'y', b'p', ..] => iso_media(head),
         [b'%', b'P', b'D', b'F', b'-', ..] => Err(Unsupported::Pdf),
+        // JPEG XL without and with a container.
         [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => Err(Unsupported::JpegXl),
         _ => Err(markup(head).unwrap_or(Unsupported::Unknown)),
     }
 }
 
-/// Whether bytes that begin with "BM" are a BMP. Many texts begin with "BM", too, so this checks the
-/// length of the second header. Every known length is less than 256. Three of the four bytes that
-/// store it are therefore zero, and texts contain no zero bytes.
+/// Whether bytes that begin with "BM" are a BMP. A text may begin with "BM", too, so this checks the
+/// length of the second header. Every known length is less than 256, so three of the four bytes of
+/// the length are zero. Texts contain no zero bytes.
 ///
-/// The reserved bytes of the first header are not checked. OS/2 stores the hotspot of a mouse pointer
+/// The reserved bytes of the file header are not checked. OS/2 stores the hotspot of a mouse pointer
 /// there, and some programs write arbitrary bytes.
 fn is_bmp(head: &[u8]) -> bool {
     let length = head.get(14..).and_then(<[u8]>::first_chunk);
@@ -172,20 +174,24 @@ fn is_bmp(head: &[u8]) -> bool {
 
 /// Distinguishes HEIC and AVIF by the brands in the `ftyp` box: the major brand, four bytes of
 /// version, and the compatible brands (ISO/IEC 14496-12, 4.3; ISO/IEC 23008-12, 10). An AVIF file may
-/// list the generic brands of HEIF, too. A file with only generic brands counts as HEIC here, and
-/// [`super::header::heif`] then reads which kind of picture it contains.
+/// list the generic brands of HEIF, too. A file with only generic brands counts as HEIC here.
+/// [`super::header::heif`] then finds out which kind of picture the file contains.
 fn iso_media(head: &[u8]) -> Result<Format, Unsupported> {
     const AVIF: &[&[u8]] = &[b"avif", b"avis"];
     const HEIC: &[&[u8]] = &[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"];
     const GENERIC: &[&[u8]] = &[b"mif1", b"mif2", b"msf1"];
-    let length = head.first_chunk().map_or(0, |length| u32::from_be_bytes(*length));
-    let length = usize::try_from(length).unwrap_or(head.len()).min(head.len()).min(8 + 64);
-    let brands = head.get(8..length).unwrap_or_default();
-    let (major, others) = brands.split_at_checked(4).unwrap_or_default();
-    // The first four of the other bytes are the version.
-    let has_any = |brands: &[&[u8]]| {
-        brands.contains(&major)
-            || others.chunks_exact(4).skip(1).any(|brand| brands.contains(&brand))
+    // The length and the name of the box.
+    const BOX_HEAD_LEN: usize = 8;
+    // The major brand, the version and 14 compatible brands. Later brands are ignored.
+    const MAX_BRANDS_LEN: usize = 64;
+    let box_len = head.first_chunk().map_or(0, |len| u32::from_be_bytes(*len));
+    let box_len = usize::try_from(box_len).unwrap_or(head.len());
+    let brands_end = box_len.min(head.len()).min(BOX_HEAD_LEN + MAX_BRANDS_LEN);
+    let brands = head.get(BOX_HEAD_LEN..brands_end).unwrap_or_default();
+    let (major, version_and_others) = brands.split_at_checked(4).unwrap_or_default();
+    let has_any = |wanted: &[&[u8]]| {
+        let mut others = version_and_others.chunks_exact(4).skip(1);
+        wanted.contains(&major) || others.any(|brand| wanted.contains(&brand))
     };
     if AVIF.contains(&major) {
         return Err(Unsupported::Avif);
@@ -208,10 +214,11 @@ fn heic() -> Result<Format, Unsupported> {
     if cfg!(feature = "heic") { Ok(Format::Heic) } else { Err(Unsupported::Heic) }
 }
 
-/// Distinguishes HTML and SVG by the tag that comes first.
+/// Recognizes HTML and SVG by the tag that comes first.
 fn markup(head: &[u8]) -> Option<Unsupported> {
+    const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
     let text = &head[..head.len().min(MAX_SNIFF_LEN)];
-    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text).trim_ascii_start();
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text).trim_ascii_start();
     let text = text.to_ascii_lowercase();
     if !text.starts_with(b"<") {
         return None;
@@ -238,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unsupported_formats_are_recognized() {
+    fn unsupported_formats_and_unknown_bytes_are_distinguished() {
         for (head, expected) in [
             (&b"\0\0\0\x1cftypavif\0\0\0\0mif1avifmiaf"[..], Unsupported::Avif),
             (b"\0\0\0\x1cftypavif\0\0\0\0mif1heicmiaf", Unsupported::Avif),
@@ -247,7 +254,7 @@ mod tests {
                 b"\0\0\0\x10ftypmif3mini",
                 Unsupported::Kind("a HEIF picture with the short header (mini)"),
             ),
-            // Neither the version nor the bytes after the box are brands.
+            // The version (here `heic`) is no brand, and bytes after the box are no brands.
             (b"\0\0\0\x14ftypqt  heicqt  ", Unsupported::Unknown),
             (b"\0\0\0\x14ftypqt  \0\0\0\0qt  heic", Unsupported::Unknown),
             (b"\0\0\0\x18ftypmp42\0\0\0\0isommp42", Unsupported::Unknown),
@@ -288,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_names_contains_every_supported_format() {
+    fn the_text_of_format_names_lists_every_supported_format() {
         let names: Vec<_> = Format::supported().map(|format| format.to_string()).collect();
         let (last, others) = names.split_last().unwrap();
         assert_eq!(Format::NAMES, format!("{} or {last}", others.join(", ")));

@@ -8,22 +8,25 @@ use image_rs::metadata::Orientation;
 
 use super::Reader;
 
-/// At most this many bytes of EXIF data are read. In a JPEG, the data cannot be longer. The tag
-/// Orientation is near the start of the data.
+/// At most this many bytes of EXIF data are read. In a JPEG, the data cannot be longer, because its
+/// length is stored in 16 bits. The tag Orientation is near the start of the data.
 const MAX_LEN: u32 = 64 << 10;
 
-/// In a JPEG, these five bytes and then one byte of padding precede the EXIF data. Some programs also
-/// write them to WebP and PNG.
+/// In a JPEG, these five bytes and then one byte of padding precede the EXIF data. Some programs write
+/// the same six bytes to WebP and PNG.
 const PREFIX: &[u8] = b"Exif\0";
 
 /// Returns the transformation that turns the picture upright. Returns `None` if the EXIF data contains
 /// no orientation or is invalid.
 pub(super) fn orientation(exif: &[u8]) -> Option<Orientation> {
-    let exif = exif.strip_prefix(PREFIX).map_or(exif, |rest| rest.get(1..).unwrap_or_default());
+    let exif = match exif.strip_prefix(PREFIX) {
+        Some(rest) => rest.get(1..).unwrap_or_default(), // without the padding
+        None => exif,
+    };
     Orientation::from_exif_chunk(exif)
 }
 
-/// Reads `length` bytes of EXIF data and returns the orientation in them.
+/// Reads EXIF data of `length` bytes, or its beginning, and returns its orientation.
 pub(super) fn read(reader: &mut Reader, length: u32) -> io::Result<Option<Orientation>> {
     let mut exif = vec![0; length.min(MAX_LEN) as usize];
     reader.read_exact(&mut exif)?;

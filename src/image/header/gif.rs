@@ -1,4 +1,4 @@
-//! Reads the headers of a GIF up to the pixels of its first frame (GIF89a, 18 to 23).
+//! Reads the headers of a GIF up to the pixels of its first frame (GIF89a, sections 18 to 23).
 //!
 //! Like Pillow and browsers, it skips unknown blocks, enlarges the canvas if the first frame does not
 //! fit, and uses shades of grey if there are no colour tables.
@@ -18,7 +18,7 @@ pub(in crate::image) struct Gif {
     pub(in crate::image) height: u16,
     /// The 256 colours of the first frame: red, green and blue.
     pub(in crate::image) palette: Vec<u8>,
-    /// The index of the transparent colour.
+    /// The index of the transparent colour in `palette`, if there is one.
     pub(in crate::image) transparent: Option<u8>,
     pub(in crate::image) frame: Frame,
     /// The offset of the first frame's pixels in the file.
@@ -54,8 +54,8 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Gif, HeaderError> {
     read_to_pixels(reader).ok().flatten().ok_or(HeaderError::Damaged)
 }
 
-/// Reads everything before the first frame's pixels. Returns `None` if there is no frame, or if the
-/// first frame has no pixels.
+/// Reads everything before the first frame's pixels. Returns `None` if there is no frame, if the first
+/// frame has no pixels, or if it ends beyond the longest side that a GIF can store.
 fn read_to_pixels(reader: &mut Reader) -> io::Result<Option<Gif>> {
     let mut head = [0; 13];
     reader.read_exact(&mut head)?;
@@ -99,25 +99,30 @@ fn read_byte(reader: &mut Reader) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// Reads a colour table, if the flags announce one. Returns 256 colours. If the table contains fewer,
-/// the other colours are black.
+/// Reads a colour table if the flags announce one. Returns 256 colours. If the table contains fewer
+/// colours, the others are black.
 fn read_color_table(reader: &mut Reader, flags: u8) -> io::Result<Option<Vec<u8>>> {
     if flags & HAS_TABLE == 0 {
         return Ok(None);
     }
+    // The three lowest flags are a number n. The table has 2^(n + 1) colours of three bytes.
+    let stored_len: usize = 3 << ((flags & 7) + 1);
     let mut table = vec![0; 3 * 256];
-    reader.read_exact(&mut table[..6 << (flags & 7)])?;
+    reader.read_exact(&mut table[..stored_len])?;
     Ok(Some(table))
 }
 
 /// Reads an extension to its end. Returns the transparent colour, if the extension contains one.
+///
+/// An extension is a label and then blocks. Each block begins with its length, and a length of zero
+/// ends the extension. The transparent colour is in the first block of a graphic control extension.
 fn read_extension(reader: &mut Reader) -> io::Result<Option<u8>> {
     let label = read_byte(reader)?;
     let mut transparent = None;
-    for block in 0.. {
+    for block_index in 0.. {
         match (label, read_byte(reader)?) {
             (_, 0) => break,
-            (GRAPHIC_CONTROL, len @ 4..) if block == 0 => {
+            (GRAPHIC_CONTROL, len @ 4..) if block_index == 0 => {
                 let mut control = [0; 4];
                 reader.read_exact(&mut control)?;
                 transparent = (control[0] & HAS_TRANSPARENT != 0).then_some(control[3]);
@@ -144,6 +149,9 @@ mod tests {
     use super::*;
     use crate::image::Content;
 
+    /// A GIF of 160 × 120 pixels with a table of two colours, an extension for animations, the transparent
+    /// colour 1, and an interlaced frame of 7 × 8 pixels at (5, 6). Only the first byte of its pixels
+    /// is included.
     const FILE: &[u8] = b"GIF89a\xa0\0\x78\0\x80\0\0\0\0\0\xff\xff\xff\
         !\xff\x0bNETSCAPE2.0\x03\x01\0\0\0!\xf9\x04\x01\0\0\x01\0,\x05\0\x06\0\x07\0\x08\0\x40\x02";
 
@@ -152,13 +160,13 @@ mod tests {
     }
 
     #[test]
-    fn the_canvas_the_first_frame_and_the_offset_of_its_pixels_are_read() {
+    fn the_canvas_the_first_frame_its_colours_and_the_offset_of_its_pixels_are_read() {
         let gif = read_bytes(FILE).unwrap();
         let frame = Frame { left: 5, top: 6, width: 7, height: 8, is_interlaced: true };
         assert_eq!((gif.width, gif.height, gif.frame), (160, 120, frame));
         assert_eq!((gif.transparent, gif.data_at), (Some(1), FILE.len() as u64 - 1));
         assert_eq!(gif.palette.len(), 768);
-        // The canvas is enlarged until the frame fits.
+        // The canvas is enlarged until the frame fits: 5 + 7 and 6 + 8 pixels.
         let mut with_empty_canvas = FILE.to_vec();
         with_empty_canvas[6..10].fill(0);
         let gif = read_bytes(&with_empty_canvas).unwrap();

@@ -1,7 +1,7 @@
 //! Reads the header of a HEIF file (ISO/IEC 14496-12 and 23008-12), the container format of HEIC.
 //!
-//! It refuses files that would make the decoder run for ever or panic. It also refuses files with a
-//! property that changes the picture but that the decoder would ignore.
+//! A file is refused if the decoder would run for ever or panic. A file is also refused if the decoder
+//! would ignore a property that changes the picture.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,7 @@ mod tests;
 /// Width and height in pixels. Neither is zero.
 type Size = (u32, u32);
 
-/// An encoder adds at most this many pixels to a side as padding.
+/// The most pixels that an encoder adds to a side of an HEVC stream as padding.
 const MAX_PADDING: u32 = 64;
 
 /// The header of a HEIC.
@@ -40,6 +40,7 @@ pub(in crate::image) struct Heif {
     pub(in crate::image) coded_size: Size,
     /// The size of one HEVC stream. In a grid, it is the size of a tile. Otherwise it is `coded_size`.
     pub(in crate::image) stream_size: Size,
+    /// Whether the picture is a grid: it consists of tiles.
     pub(in crate::image) is_grid: bool,
     /// Whether the picture is cropped, turned or mirrored. The decoder then makes a second copy of the
     /// pixels.
@@ -48,24 +49,28 @@ pub(in crate::image) struct Heif {
     /// The chroma format. 0: grey, 1: 4:2:0, 2: 4:2:2, 3: 4:4:4.
     pub(in crate::image) chroma: u8,
     /// The offset where the last complete box ends. The decoder refuses files with anything after this
-    /// offset.
+    /// offset, so it gets only the bytes before it.
     pub(in crate::image) end: u64,
 }
 
-/// Whether there is transparency, and whether the colours are already multiplied by it.
+/// Whether the picture has transparency, and whether its colours are already multiplied by alpha.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Alpha {
+    /// No transparency.
     None,
+    /// The colours are not multiplied by alpha.
     Straight,
+    /// The colours are already multiplied by alpha.
     Premultiplied,
 }
 
 impl Heif {
-    /// Returns the header in the form that all formats have in common. The orientation is always upright,
+    /// Returns the header in the form that all formats have in common. It contains no orientation,
     /// because the decoder turns the picture.
     pub(super) fn header(&self) -> Result<Header, HeaderError> {
         let (width, height) = self.size;
         let header = Header::new(width, height, Orientation::NoTransforms).ok_or(Damaged)?;
+        // A stream may have more pixels than the picture: for example, the only tile of a small grid.
         Ok(Header { pixels: self.coded_pixels().max(area(self.stream_size)), ..header })
     }
 
@@ -93,8 +98,8 @@ fn unsupported(kind: &'static str) -> HeaderError {
 
 /// Reads the header of the file's primary picture.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Heif, HeaderError> {
-    let (meta, end) = read_meta_box(reader)?;
-    let meta = Meta::parse(&meta).ok_or(Damaged)?;
+    let (meta_box, end) = read_meta_box(reader)?;
+    let meta = Meta::parse(&meta_box).ok_or(Damaged)?;
     let primary = CodedPicture::read(reader, &meta, meta.primary)?;
     let (size, is_transformed) = transformed_size(&meta, meta.primary, primary.coded_size)?;
     let alpha = read_alpha(reader, &meta, &primary)?;
@@ -102,7 +107,7 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Heif, HeaderError> {
     Ok(Heif { size, coded_size, stream_size, is_grid, is_transformed, alpha, chroma, end })
 }
 
-/// A picture inside of the file: the primary picture or its transparency.
+/// A picture inside of the file: the primary picture, or its transparency.
 struct CodedPicture {
     coded_size: Size,
     stream_size: Size,
@@ -124,8 +129,9 @@ impl CodedPicture {
             if is_grid { read_tiles(reader, meta, item, coded_size)? } else { [item].into() };
         let (mut stream_size, mut chroma) = (coded_size, 0);
         for part in &items {
+            // All tiles have the same size.
             stream_size = meta.size(*part).ok_or(Damaged)?;
-            // ISO/IEC 14496-15, 8.3.2.1.
+            // Byte 16 of the configuration ends with the chroma format (ISO/IEC 14496-15, 8.3.2.1).
             let configuration = meta.property(*part, b"hvcC").ok_or(Damaged)?;
             chroma = chroma.max(configuration.get(16).ok_or(Damaged)? & 3);
         }
@@ -150,9 +156,9 @@ fn unsupported_item(kind: &[u8; 4]) -> HeaderError {
     })
 }
 
-/// Returns the items of a grid's tiles. The tiles must have the same size and cover the picture exactly:
-/// the decoder panics if a part of the picture is not covered, and it would also decode tiles that lie
-/// outside of the picture.
+/// Returns the items of a grid's tiles. All tiles must have the same size, and they must cover the
+/// picture with no row or column to spare: the decoder panics if a part of the picture is not covered,
+/// and it would also decode tiles that lie outside of the picture.
 fn read_tiles(
     reader: &mut Reader,
     meta: &Meta<'_>,
@@ -164,8 +170,8 @@ fn read_tiles(
     if u32::try_from(tiles.len()) != Ok(layout.rows * layout.columns) || tiles.len() > MAX_ITEMS {
         return Err(Damaged);
     }
-    let first = tiles.first().ok_or(Damaged)?;
-    let tile_size = meta.size(*first).ok_or(Damaged)?;
+    let first_tile = tiles.first().ok_or(Damaged)?;
+    let tile_size = meta.size(*first_tile).ok_or(Damaged)?;
     let columns = coded_size.0.div_ceil(tile_size.0);
     let rows = coded_size.1.div_ceil(tile_size.1);
     if layout.size != coded_size || (layout.columns, layout.rows) != (columns, rows) {
@@ -178,6 +184,7 @@ fn read_tiles(
             kind => return Err(unsupported_item(kind)),
         }
         let size = meta.size(*tile).ok_or(Damaged)?;
+        // A tile must not be cropped or turned.
         let (shown_size, _) = transformed_size(meta, *tile, size)?;
         if size != tile_size || shown_size != size {
             return Err(Damaged);
@@ -193,27 +200,27 @@ struct GridLayout {
     size: Size,
 }
 
+/// Reads the layout from the data of the grid item.
 fn read_grid_layout(
     reader: &mut Reader,
     meta: &Meta<'_>,
     grid: u32,
 ) -> Result<GridLayout, HeaderError> {
+    // The values of `method`.
     const IN_FILE: u64 = 0;
     const IN_META: u64 = 1;
     let Location { method, start, length } = meta.location(grid).ok_or(Damaged)?;
-    let mut data = [0; 12];
+    let mut data = [0; 12]; // enough for the longest layout
     let length = usize::try_from(length).ok().filter(|len| *len > 0).unwrap_or(data.len());
     let length = length.min(data.len());
     match method {
         IN_FILE => {
-            let read = reader
-                .seek(SeekFrom::Start(start))
-                .and_then(|_| reader.read_exact(&mut data[..length]));
-            read.map_err(|_| Damaged)?;
+            reader.seek(SeekFrom::Start(start)).map_err(|_| Damaged)?;
+            reader.read_exact(&mut data[..length]).map_err(|_| Damaged)?;
         }
         IN_META => {
-            let available = usize::try_from(start).ok().and_then(|at| meta.idat.get(at..));
-            let available = available.ok_or(Damaged)?;
+            let start = usize::try_from(start).map_err(|_| Damaged)?;
+            let available = meta.idat.get(start..).ok_or(Damaged)?;
             let length = length.min(available.len());
             data[..length].copy_from_slice(&available[..length]);
         }
@@ -223,7 +230,7 @@ fn read_grid_layout(
     let mut parse = || {
         let (_version, flags) = (fields.number(1)?, fields.number(1)?);
         let (rows, columns) = (fields.number(1)? + 1, fields.number(1)? + 1);
-        let side_len = if flags & 1 == 1 { 4 } else { 2 };
+        let side_len = if flags & 1 == 1 { 4 } else { 2 }; // bytes for a width or height
         let size = (fields.number(side_len)?, fields.number(side_len)?);
         Some(GridLayout { rows, columns, size })
     };
@@ -265,26 +272,31 @@ fn transformed_size(
 
 /// Returns the size after cropping to a clean aperture (ISO/IEC 14496-12, 12.1.4.2). Rounds in the same
 /// way as the decoder.
+///
+/// `clap` contains four fractions of eight bytes each: the width, the height, and the offsets of the
+/// cropped picture's centre from the centre of the whole picture.
 fn cropped_size(clap: &[u8], (width, height): Size) -> Option<Size> {
-    let fraction = |at: usize, is_signed: bool| {
+    let fraction = |at: usize| {
         let mut fields = Fields(clap.get(at..)?);
         let (numerator, denominator) = (fields.number(4)?, fields.number(4)?);
-        let numerator =
-            if is_signed { f64::from(numerator.cast_signed()) } else { f64::from(numerator) };
-        (denominator > 0).then(|| numerator / f64::from(denominator))
+        (denominator > 0).then_some((numerator, f64::from(denominator)))
     };
-    let cropped_side = |at: usize, side: u32| {
-        let (length, offset) = (fraction(at, false)?, fraction(at + 16, true)?);
+    let cropped_side = |length_at: usize, offset_at: usize, side: u32| {
+        let (numerator, denominator) = fraction(length_at)?;
+        let length = f64::from(numerator) / denominator;
+        let (numerator, denominator) = fraction(offset_at)?;
+        let offset = f64::from(numerator.cast_signed()) / denominator;
         let centre = offset + (f64::from(side) - 1.0) / 2.0;
         let start = (centre - (length - 1.0) / 2.0).round().max(0.0) as u32;
         let cropped = (length.round() as u32).min(side.saturating_sub(start));
         (cropped > 0).then_some(cropped)
     };
-    Some((cropped_side(0, width)?, cropped_side(8, height)?))
+    Some((cropped_side(0, 16, width)?, cropped_side(8, 24, height)?))
 }
 
-/// Finds the transparency of the picture and of its tiles. Each transparency is a separate picture in
-/// the file. The decoder decodes these pictures, too, so the same rules apply to them.
+/// Finds the transparency of the picture and of its tiles. The transparency of each item is stored as
+/// another picture in the file, the alpha. Its master is the item to which it belongs. The decoder
+/// decodes alphas, too, so they must satisfy the same rules as the picture.
 fn read_alpha(
     reader: &mut Reader,
     meta: &Meta<'_>,
@@ -293,9 +305,11 @@ fn read_alpha(
     const ALPHA_TYPES: [&[u8]; 2] =
         [b"urn:mpeg:hevc:2015:auxid:1", b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha"];
     let is_alpha = |item| {
-        meta.properties(item).filter(|(_, name, _)| *name == b"auxC").any(|(_, _, body)| {
-            let text = body.get(4..).unwrap_or_default();
-            ALPHA_TYPES.contains(&text.split(|byte| *byte == 0).next().unwrap_or_default())
+        meta.properties(item).any(|(_, name, body)| {
+            // The type follows the version and the flags, and ends with a zero.
+            let rest = body.get(4..).unwrap_or_default();
+            let auxiliary_type = rest.split(|byte| *byte == 0).next().unwrap_or_default();
+            name == b"auxC" && ALPHA_TYPES.contains(&auxiliary_type)
         })
     };
     let (mut alpha_sizes, mut alpha_grids) = (BTreeMap::new(), 0);
@@ -310,7 +324,7 @@ fn read_alpha(
                 let alpha_picture = CodedPicture::read(reader, meta, alpha)?;
                 let coded_size = alpha_picture.coded_size;
                 let (_, is_transformed) = transformed_size(meta, alpha, coded_size)?;
-                // The decoder would transform this alpha when it decodes the alpha, and again when it
+                // The decoder would transform this alpha twice: when it decodes the alpha, and when it
                 // transforms the whole grid.
                 if is_transformed && picture.is_grid && masters.contains(&meta.primary) {
                     return Err(unsupported(
@@ -326,6 +340,7 @@ fn read_alpha(
         };
         for item in masters {
             let (width, height) = meta.size(item).ok_or(Damaged)?;
+            // The encoder may have added padding to the alpha.
             let fits = |alpha_side: u32, side: u32| {
                 (side..=side.saturating_add(MAX_PADDING)).contains(&alpha_side)
             };
@@ -334,10 +349,11 @@ fn read_alpha(
             }
         }
     }
-    let is_premultiplied = || picture.items.iter().any(|item| meta.is_premultiplied(*item));
-    Ok(match alpha_sizes.len() {
-        0 => Alpha::None,
-        _ if is_premultiplied() => Alpha::Premultiplied,
-        _ => Alpha::Straight,
+    Ok(if alpha_sizes.is_empty() {
+        Alpha::None
+    } else if picture.items.iter().any(|item| meta.is_premultiplied(*item)) {
+        Alpha::Premultiplied
+    } else {
+        Alpha::Straight
     })
 }

@@ -1,7 +1,8 @@
 //! Reads the headers of a JPEG (ITU-T T.81, annex B), up to its first scan.
 //!
-//! Like libjpeg, it searches for the next marker after each segment. A marker may follow any number of
-//! 0xFF bytes (B.1.1.2), and some cameras write stray bytes between segments or wrong lengths.
+//! A marker consists of 0xFF and a second byte, by which it is named here. Like libjpeg, this module
+//! searches for the next marker after each segment: more 0xFF bytes may precede a marker (B.1.1.2),
+//! and some cameras write stray bytes between segments, or wrong lengths.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
@@ -19,23 +20,30 @@ pub(in crate::image) struct Jpeg {
     orientation: Orientation,
 }
 
-/// The frame header (B.2.2).
+/// The frame header (B.2.2): the size and the kind of the picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Frame {
+    /// The marker of the frame header. It identifies the kind of compression (table B.1).
     marker: u8,
     /// Bits per sample.
     precision: u8,
     pub(in crate::image) width: u16,
     pub(in crate::image) height: u16,
+    /// The number of components: one for grey, three for colours, four for CMYK.
     pub(in crate::image) components: u8,
     /// Whether any sampling factor is not one.
     is_subsampled: bool,
 }
 
+/// A marker for temporary private use in arithmetic coding.
 const TEM: u8 = 0x01;
+/// The start of the image.
 pub(in crate::image) const SOI: u8 = 0xd8;
+/// The end of the image.
 pub(in crate::image) const EOI: u8 = 0xd9;
+/// The start of a scan.
 pub(in crate::image) const SOS: u8 = 0xda;
+/// The application segment that may contain EXIF data.
 const APP1: u8 = 0xe1;
 
 /// Reads the headers up to the first scan.
@@ -45,8 +53,10 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Jpeg, HeaderError> {
 
 /// Reads the headers of a JPEG that begins at this offset in the file.
 pub(in crate::image) fn read_at(reader: &mut Reader, start: u64) -> Result<Jpeg, HeaderError> {
+    const SOI_LEN: u64 = 2;
     let mut headers = Headers::default();
-    reader.seek(SeekFrom::Start(start.saturating_add(2))).map_err(|_| HeaderError::Damaged)?;
+    let after_soi = SeekFrom::Start(start.saturating_add(SOI_LEN));
+    reader.seek(after_soi).map_err(|_| HeaderError::Damaged)?;
     while headers.read_segment(reader).is_some() {}
     let Headers { frame, first_scan_components, orientation } = headers;
     let frame = frame.ok_or(HeaderError::Damaged)?;
@@ -64,13 +74,13 @@ pub(in crate::image) fn read_at(reader: &mut Reader, start: u64) -> Result<Jpeg,
 struct Headers {
     frame: Option<Frame>,
     first_scan_components: Option<u8>,
-    /// The orientation in the first EXIF segment that contains an orientation.
+    /// The orientation in the first EXIF segment that contains a valid orientation.
     orientation: Option<Orientation>,
 }
 
 impl Headers {
-    /// Reads the next segment. Returns `None` if there is nothing more to read: at the first scan, or
-    /// at the end of the file.
+    /// Reads the next marker and its segment. Returns `None` if there is nothing more to read: at the
+    /// first scan, or at the end of the image or the file.
     fn read_segment(&mut self, reader: &mut Reader) -> Option<()> {
         let marker = next_marker(reader).ok()??;
         match marker {
@@ -80,7 +90,7 @@ impl Headers {
         }
         let mut length = [0; 2];
         reader.read_exact(&mut length).ok()?;
-        let length = u16::from_be_bytes(length).saturating_sub(2);
+        let length = u16::from_be_bytes(length).saturating_sub(2); // the length includes itself
         let may_be_exif = marker == APP1 && self.orientation.is_none();
         if marker != SOS && !may_be_exif && !is_frame(marker) {
             return reader.seek_relative(length.into()).ok();
@@ -99,14 +109,14 @@ impl Headers {
     }
 }
 
-/// Whether this marker starts a frame header: SOF0 to SOF15 (T.81, table B.1). The range of their
-/// values also contains DHT, JPG and DAC, which start no frame header.
+/// Whether this marker starts a frame header (T.81, table B.1). These markers are called SOF0 to SOF15.
+/// Three markers in this range start no frame header: DHT, JPG and DAC.
 pub(in crate::image) fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
 }
 
-/// Whether no segment follows this marker: TEM, RST0 to RST7 and SOI. Zero is included: a zero after
-/// 0xFF means that the 0xFF is not part of a marker.
+/// Whether this marker may be skipped because no segment follows it: TEM, RST0 to RST7 and SOI. Zero is
+/// included, because a zero after 0xFF means that the 0xFF is not part of a marker.
 pub(in crate::image) fn has_no_segment(marker: u8) -> bool {
     matches!(marker, 0 | TEM | 0xd0..=SOI)
 }
@@ -120,21 +130,19 @@ pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Opt
         if bytes.is_empty() {
             return Ok(None);
         }
-        // Skip to the first 0xFF, and then to the first other byte.
-        let is_skipped = |byte: &u8| (*byte == 0xff) == is_after_ff;
-        let skipped = bytes.iter().take_while(|byte| is_skipped(byte)).count();
-        match bytes.get(skipped).copied() {
-            Some(0xff) => is_after_ff = true,
-            Some(marker) => {
-                reader.consume(skipped + 1);
-                return Ok(Some(marker));
-            }
-            None => {
-                reader.consume(skipped);
-                continue;
-            }
+        // Search for the first 0xFF, and then for the first other byte.
+        let found = bytes.iter().position(|byte| (*byte == 0xff) != is_after_ff);
+        let Some(found) = found else {
+            let skipped = bytes.len();
+            reader.consume(skipped);
+            continue;
+        };
+        let byte = bytes[found];
+        reader.consume(found + 1);
+        if is_after_ff {
+            return Ok(Some(byte));
         }
-        reader.consume(skipped + 1);
+        is_after_ff = true;
     }
 }
 
@@ -142,7 +150,8 @@ impl Frame {
     fn parse(marker: u8, segment: &[u8]) -> Option<Self> {
         let (head, components) = segment.split_at_checked(6)?;
         let u16_at = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-        // Each component has three bytes: its identifier, its sampling factors, and its table.
+        // Each component has three bytes: its identifier, its two sampling factors with four bits each,
+        // and its table.
         let is_subsampled = components.chunks_exact(3).any(|component| component[1] != 0x11);
         Some(Self {
             marker,
@@ -162,8 +171,8 @@ impl Jpeg {
         Header::new(width.into(), height.into(), self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// Whether there are several scans, as in a progressive JPEG, or in a baseline JPEG with a scan for
-    /// each component. The decoder then stores coefficients until it has read all scans.
+    /// Whether there are several scans. A progressive JPEG has several scans, and so has a baseline JPEG
+    /// with a scan for each component. The decoder then stores coefficients until it has read all scans.
     pub(in crate::image) fn has_several_scans(&self) -> bool {
         self.is_progressive() || self.first_scan_components != Some(self.frame.components)
     }
@@ -236,11 +245,15 @@ mod tests {
         Some((header.width, header.height))
     }
 
+    /// The orientation as EXIF stores it: 1 is upright.
     fn orientation(parts: &[&[u8]]) -> u8 {
         read_parts(parts).unwrap().orientation.to_exif()
     }
 
+    // The sampling factors of each component.
+    /// A single component.
     const GREY: &[u8] = &[0x11];
+    /// The two colour components have the full width and height.
     const FULL: &[u8] = &[0x11, 0x11, 0x11];
     /// The two colour components have half the width and half the height.
     const HALVED: &[u8] = &[0x22, 0x11, 0x11];
@@ -260,6 +273,7 @@ mod tests {
     #[test]
     fn a_segment_whose_length_is_wrong_does_not_hide_the_frame() {
         let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
+        // The correct length is 12, because it includes its own two bytes.
         for length in [0, 1, 2, 5, 12] {
             let mut app = segment(0xe5, b"ten bytes.");
             app[3] = length;
@@ -273,25 +287,27 @@ mod tests {
     }
 
     #[test]
-    fn the_size_is_read_if_the_file_ends_after_its_frame_header() {
-        assert_eq!(size(&[&frame_segment(0xc0, FULL)]), Some((640, 480)));
-        assert_eq!(size(&[&frame_segment(0xc0, FULL)[..8]]), None);
-        assert_eq!(size(&[&scan_segment(3), &frame_segment(0xc0, FULL)]), None);
-        assert_eq!(size(&[b"\xff\xd9", &frame_segment(0xc0, FULL)]), None);
+    fn the_size_is_read_from_a_complete_frame_header_before_any_scan_and_before_the_end() {
+        let frame = frame_segment(0xc0, FULL);
+        assert_eq!(size(&[&frame]), Some((640, 480)));
+        assert_eq!(size(&[&frame[..8]]), None);
+        assert_eq!(size(&[&scan_segment(3), &frame]), None);
+        assert_eq!(size(&[&[0xff, EOI], &frame]), None);
     }
 
     #[test]
     fn a_height_that_is_stored_after_the_pixels_is_unsupported() {
         let mut frame = frame_segment(0xc0, FULL);
-        frame[5..7].copy_from_slice(&[0, 0]);
-        let Err(HeaderError::Unsupported(kind)) = read_parts(&[&frame, &scan_segment(3)]) else {
-            panic!("the picture must be reported as unsupported")
+        frame[5..7].fill(0); // the height
+        let result = read_parts(&[&frame, &scan_segment(3)]);
+        let Err(HeaderError::Unsupported(kind)) = result else {
+            panic!("the picture must be unsupported: {result:?}")
         };
         assert!(kind.to_string().contains("height"), "{kind}");
     }
 
     #[test]
-    fn the_first_exif_segment_with_an_orientation_counts() {
+    fn the_first_valid_orientation_before_the_scan_counts() {
         let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
         let xmp = segment(APP1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>");
         let empty_exif = segment(APP1, b"Exif\0\0II*\0\x08\0\0\0\0\0");
@@ -306,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn undecodable_kinds_are_recognized() {
+    fn undecodable_kinds_are_distinguished_from_decodable_kinds() {
         let undecodable_kind = |parts: &[&[u8]]| {
             read_parts(parts).unwrap().undecodable_kind().map(|kind| kind.to_string())
         };
@@ -334,8 +350,10 @@ mod tests {
             (with_12_bits, scan_segment(3), "bits"),
             (frame_segment(0xc0, &[0x11; 2]), scan_segment(2), "neither grey nor RGB"),
         ] {
-            let kind = undecodable_kind(&[&frame, &scan]).unwrap_or_default();
-            assert!(kind.contains(word) && !kind.contains("as a JPEG"), "{word}: {kind}");
+            let text = undecodable_kind(&[&frame, &scan]).unwrap_or_default();
+            assert!(text.contains(word), "{word}: {text}");
+            // The picture is a JPEG already, so the text must not advise to send it as a JPEG.
+            assert!(!text.contains("as a JPEG"), "{word}: {text}");
         }
     }
 

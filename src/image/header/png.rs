@@ -21,12 +21,14 @@ pub(super) fn read(reader: &mut Reader) -> Result<Header, HeaderError> {
     }
     let u32_at =
         |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    // A read error means that the file is truncated. If pixels are missing, the decoder reports that.
+    // The end of the file is no error here: if pixels are missing, the decoder reports that.
+    // `read_bounded` reports the other read errors.
     let orientation = read_orientation(reader).ok().flatten();
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     Header::new(u32_at(16), u32_at(20), orientation).ok_or(HeaderError::Damaged)
 }
 
+/// Reads the orientation from the first EXIF chunk.
 fn read_orientation(reader: &mut Reader) -> io::Result<Option<Orientation>> {
     loop {
         let mut head = [0; 8];
@@ -64,6 +66,7 @@ mod tests {
         read(&mut Content::Memory(bytes.to_vec().into()).header_reader())
     }
 
+    /// Checks the size, and returns the orientation.
     fn orientation(chunks: &[Vec<u8>]) -> Orientation {
         let header = read_bytes(&png(chunks)).unwrap();
         assert_eq!((header.width, header.height), (160, 120));
@@ -76,7 +79,8 @@ mod tests {
         b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
 
     #[test]
-    fn the_orientation_is_read_from_an_exif_chunk_before_or_after_the_pixels() {
+    fn the_orientation_is_read_from_an_exif_chunk_before_or_after_the_pixels_but_not_after_the_end()
+    {
         let pixels = chunk(b"IDAT", &[7; 100]);
         let end = chunk(b"IEND", b"");
         for exif in [chunk(b"eXIf", EXIF), chunk(b"eXIf", PREFIXED_EXIF)] {
@@ -88,16 +92,14 @@ mod tests {
             ] {
                 assert_eq!(orientation(&chunks), Orientation::Rotate90);
             }
-            assert_eq!(
-                orientation(&[pixels.clone(), end.clone(), exif]),
-                Orientation::NoTransforms
-            );
+            let exif_after_end = [pixels.clone(), end.clone(), exif];
+            assert_eq!(orientation(&exif_after_end), Orientation::NoTransforms);
         }
         assert_eq!(orientation(&[pixels, end]), Orientation::NoTransforms);
     }
 
     #[test]
-    fn truncated_and_absurdly_long_chunks_give_no_orientation() {
+    fn missing_truncated_and_absurdly_long_chunks_give_no_orientation() {
         let exif = chunk(b"eXIf", EXIF);
         let absurdly_long = [&u32::MAX.to_be_bytes()[..], b"tEXt"].concat();
         for chunks in [
@@ -117,7 +119,8 @@ mod tests {
         for len in 0..33 {
             assert_eq!(read_bytes(&complete[..len]), Err(HeaderError::Damaged));
         }
-        for at in [16, 20] {
+        let (width_at, height_at) = (16, 20);
+        for at in [width_at, height_at] {
             let mut without_pixels = complete.clone();
             without_pixels[at..at + 4].fill(0);
             assert_eq!(read_bytes(&without_pixels), Err(HeaderError::Damaged));

@@ -3,7 +3,7 @@
 //! There are many kinds of TIFF. Unsupported kinds are refused here, before a decoder is started. No
 //! tag that changes pixels is ignored, so a TIFF is either decoded correctly or refused.
 //!
-//! Tables, such as the table of the strips' offsets, are not read here. The decoder reads them.
+//! Long tables, such as the table of the strips' offsets, are not read here. The decoder reads them.
 
 use image_rs::metadata::Orientation;
 
@@ -21,30 +21,31 @@ pub(in crate::image) mod crafted;
 pub(in crate::image) mod directory;
 pub(in crate::image) mod kinds;
 
-const WIDTH: u16 = 256;
-const HEIGHT: u16 = 257;
-const BITS_PER_SAMPLE: u16 = 258;
-const COMPRESSION: u16 = 259;
-const PHOTOMETRIC: u16 = 262;
-const FILL_ORDER: u16 = 266;
-const STRIP_OFFSETS: u16 = 273;
-const ORIENTATION: u16 = 274;
-const SAMPLES_PER_PIXEL: u16 = 277;
-const ROWS_PER_STRIP: u16 = 278;
-const STRIP_BYTE_COUNTS: u16 = 279;
-const PLANAR_CONFIGURATION: u16 = 284;
-const T4_OPTIONS: u16 = 292;
-const PREDICTOR: u16 = 317;
-const COLOR_MAP: u16 = 320;
-const TILE_WIDTH: u16 = 322;
-const TILE_LENGTH: u16 = 323;
-const TILE_OFFSETS: u16 = 324;
-const TILE_BYTE_COUNTS: u16 = 325;
-const INK_SET: u16 = 332;
-const EXTRA_SAMPLES: u16 = 338;
-const SAMPLE_FORMAT: u16 = 339;
-const JPEG_TABLES: u16 = 347;
+pub(in crate::image) const WIDTH: u16 = 256;
+pub(in crate::image) const HEIGHT: u16 = 257;
+pub(in crate::image) const BITS_PER_SAMPLE: u16 = 258;
+pub(in crate::image) const COMPRESSION: u16 = 259;
+pub(in crate::image) const PHOTOMETRIC: u16 = 262;
+pub(in crate::image) const FILL_ORDER: u16 = 266;
+pub(in crate::image) const STRIP_OFFSETS: u16 = 273;
+pub(in crate::image) const ORIENTATION: u16 = 274;
+pub(in crate::image) const SAMPLES_PER_PIXEL: u16 = 277;
+pub(in crate::image) const ROWS_PER_STRIP: u16 = 278;
+pub(in crate::image) const STRIP_BYTE_COUNTS: u16 = 279;
+pub(in crate::image) const PLANAR_CONFIGURATION: u16 = 284;
+pub(in crate::image) const T4_OPTIONS: u16 = 292;
+pub(in crate::image) const PREDICTOR: u16 = 317;
+pub(in crate::image) const COLOR_MAP: u16 = 320;
+pub(in crate::image) const TILE_WIDTH: u16 = 322;
+pub(in crate::image) const TILE_LENGTH: u16 = 323;
+pub(in crate::image) const TILE_OFFSETS: u16 = 324;
+pub(in crate::image) const TILE_BYTE_COUNTS: u16 = 325;
+pub(in crate::image) const INK_SET: u16 = 332;
+pub(in crate::image) const EXTRA_SAMPLES: u16 = 338;
+pub(in crate::image) const SAMPLE_FORMAT: u16 = 339;
+pub(in crate::image) const JPEG_TABLES: u16 = 347;
 
+/// All tags that are read. Other tags are ignored.
 const TAGS: [u16; 23] = [
     WIDTH,
     HEIGHT,
@@ -106,8 +107,8 @@ impl Tiff {
         Header::new(self.width, self.height, self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// The number of samples of one pixel in a strip or tile: all samples, or one if each sample has a
-    /// plane of its own.
+    /// The number of samples that one strip or tile contains for each pixel: all samples, or one if each
+    /// sample has a plane of its own.
     pub(in crate::image) fn samples_of_a_pixel_in_one_chunk(&self) -> u64 {
         if self.chunks.planes > 1 { 1 } else { self.samples }
     }
@@ -116,10 +117,8 @@ impl Tiff {
 /// Reads the first directory. Missing tags and unusual values mean the same as in Pillow and libtiff.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
     let directory = &mut Directory::read(reader, &TAGS).map_err(|_| HeaderError::Damaged)?;
-    let (width, height) = (
-        checked_side(directory.first_or(WIDTH, 0)?)?,
-        checked_side(directory.first_or(HEIGHT, 0)?)?,
-    );
+    let width = checked_side(directory.first_or(WIDTH, 0)?)?;
+    let height = checked_side(directory.first_or(HEIGHT, 0)?)?;
     let orientation = u8::try_from(directory.first_or(ORIENTATION, 1)?).unwrap_or(1);
     let orientation = Orientation::from_exif(orientation).unwrap_or(Orientation::NoTransforms);
 
@@ -137,9 +136,9 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
     let predictor = directory.first_or(PREDICTOR, 1)?;
     let predictor = if compression.uses_predictors() { predictor } else { 1 };
 
-    let is_planar = match directory.first_or(PLANAR_CONFIGURATION, 1)? {
-        0 | 1 => false,
-        2 => true,
+    let planes = match directory.first_or(PLANAR_CONFIGURATION, 1)? {
+        0 | 1 => 1,
+        2 => samples, // each sample has a plane of its own
         _ => return Err(HeaderError::Damaged),
     };
     let is_bit_reversed = match directory.first_or(FILL_ORDER, 1)? {
@@ -147,7 +146,7 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
         2 => true,
         _ => return Err(HeaderError::Damaged),
     };
-    let chunks = Chunks::read(directory, (width, height), if is_planar { samples } else { 1 })?;
+    let chunks = Chunks::read(directory, (width, height), planes)?;
     let tiff = Tiff {
         width,
         height,
@@ -194,9 +193,9 @@ fn check_combinations(tiff: &Tiff) -> Result<(), HeaderError> {
             return Err(unsupported("a TIFF in YCbCr colours without JPEG compression"));
         }
         compression if compression.is_fax() => {
-            let is_fax = matches!(tiff.color, Color::Grey { .. })
+            let has_fax_pixels = matches!(tiff.color, Color::Grey { .. })
                 && (tiff.depth, tiff.samples) == (Depth::Bits(1), 1);
-            if !is_fax {
+            if !has_fax_pixels {
                 return Err(HeaderError::Damaged);
             }
             if u64::from(tiff.chunks.width) > MAX_FAX_WIDTH {
@@ -207,6 +206,7 @@ fn check_combinations(tiff: &Tiff) -> Result<(), HeaderError> {
         }
         _ => {}
     }
+    // A map has three values for each index.
     let is_complete = |map: Values| map.count == 3 << tiff.depth.bits();
     if tiff.color == Color::Palette && !tiff.color_map.is_some_and(is_complete) {
         return Err(HeaderError::Damaged);
@@ -219,9 +219,9 @@ fn check_combinations(tiff: &Tiff) -> Result<(), HeaderError> {
 
 /// Checks that the decoder supports the JPEG in the first strip or tile.
 fn check_first_jpeg(tiff: &Tiff, reader: &mut Reader) -> Result<(), HeaderError> {
-    let first =
-        tiff.chunks.offsets.read(reader, tiff.order, 1).map_err(|_| HeaderError::Damaged)?;
-    match jpeg::read_at(reader, first.first().copied().unwrap_or(0)) {
+    let offsets = tiff.chunks.offsets.read(reader, tiff.order, 1);
+    let offsets = offsets.map_err(|_| HeaderError::Damaged)?;
+    match jpeg::read_at(reader, offsets.first().copied().unwrap_or(0)) {
         Ok(jpeg) if jpeg.undecodable_kind().is_none() => Ok(()),
         Ok(_) | Err(HeaderError::Unsupported(_)) => {
             Err(unsupported("a TIFF with a rare kind of JPEG compression"))
@@ -237,6 +237,8 @@ mod tests {
 
     const SIZE: (u64, u64) = (20, 10);
 
+    // The second argument of `Crafted::new` is PhotometricInterpretation: 1 is grey, 2 is RGB, 3 is a
+    // palette, and 5 is CMYK.
     fn grey() -> Crafted {
         Crafted::new(SIZE, 1, &[8])
     }
@@ -271,7 +273,7 @@ mod tests {
     #[test]
     fn the_error_contains_the_name_of_an_unsupported_kind() {
         let palette = Crafted::new(SIZE, 3, &[16]);
-        for (crafted, word) in [
+        for (crafted, words) in [
             (grey().with(COMPRESSION, &[2]), "fax"),
             (grey().with(COMPRESSION, &[3]).with(T4_OPTIONS, &[1]), "fax"),
             (rgb().with(COMPRESSION, &[6]), "JPEG compression of the old kind"),
@@ -305,8 +307,10 @@ mod tests {
             (Crafted::new((70_000, 2), 1, &[1]).with(COMPRESSION, &[4]), "65,535 pixels a row"),
         ] {
             let result = header(&crafted);
-            let Err(HeaderError::Unsupported(kind)) = result else { panic!("{word}: {result:?}") };
-            assert!(kind.to_string().contains(word), "{kind}");
+            let Err(HeaderError::Unsupported(kind)) = result else {
+                panic!("the TIFF for {words:?} must be unsupported: {result:?}")
+            };
+            assert!(kind.to_string().contains(words), "{words}: {kind}");
             assert!(kind.to_string().starts_with("This is a TIFF "), "{kind}");
         }
     }
@@ -317,9 +321,9 @@ mod tests {
             (grey().without(WIDTH), "no width"),
             (grey().with(HEIGHT, &[0]), "no height"),
             (grey().with(BITS_PER_SAMPLE, &[0]), "no bits"),
-            (grey().with(BITS_PER_SAMPLE, &[9999]), "absurd bits"),
+            (grey().with(BITS_PER_SAMPLE, &[9999]), "too many bits"),
             (rgb().with(SAMPLES_PER_PIXEL, &[1]), "RGB of one sample"),
-            (rgb().with(SAMPLES_PER_PIXEL, &[999]), "absurd samples"),
+            (rgb().with(SAMPLES_PER_PIXEL, &[999]), "too many samples"),
             (grey().with(SAMPLE_FORMAT, &[9]), "an unknown sample format"),
             (grey().with(FILL_ORDER, &[3]), "an unknown fill order"),
             (rgb().with(PLANAR_CONFIGURATION, &[3]), "an unknown planar configuration"),
@@ -328,11 +332,11 @@ mod tests {
             (grey().with(ROWS_PER_STRIP, &[5]), "only one strip instead of two"),
             (grey().with(STRIP_OFFSETS, &[]), "no strips"),
             (grey().with(STRIP_OFFSETS, &[0; 70_000]), "too many strips"),
-            (grey().with(TILE_WIDTH, &[16]), "tiles of no height"),
+            (grey().with(TILE_WIDTH, &[16]), "tiles without a height"),
             (Crafted::new(SIZE, 3, &[8]), "a palette without colours"),
             (Crafted::new(SIZE, 3, &[8]).with(COLOR_MAP, &[0; 767]), "a truncated palette"),
             (grey().with(COMPRESSION, &[5]).with(PREDICTOR, &[9]), "an unknown predictor"),
-            (grey().with(COMPRESSION, &[4]), "a fax with 8 bits a sample"),
+            (grey().with(COMPRESSION, &[4]), "fax compression with 8 bits a sample"),
             (rgb().with(COMPRESSION, &[7]), "JPEG compression without a JPEG"),
         ] {
             assert_eq!(header(&crafted), Err(HeaderError::Damaged), "{problem}");
@@ -345,21 +349,21 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_that_libtiff_tolerates_are_tolerated() {
+    fn headers_with_mistakes_that_libtiff_tolerates_are_read() {
         for crafted in [
             grey().with(STRIP_BYTE_COUNTS, &[]),
             grey().with(STRIP_OFFSETS, &[16, 0, 0]),
             grey().with(ORIENTATION, &[0]),
             grey().with(ORIENTATION, &[9]),
             grey().with(ORIENTATION, &[1; 1000]),
-            grey().with(PREDICTOR, &[9]), // nothing is compressed
+            grey().with(PREDICTOR, &[9]), // no predictor is used without compression
             rgb().with(BITS_PER_SAMPLE, &[8]),
             grey().without(PHOTOMETRIC),
             rgb().with(PLANAR_CONFIGURATION, &[0]),
             grey().with(ROWS_PER_STRIP, &[5]).with(STRIP_OFFSETS, &[16, 16]), // two strips, one length
             grey().without(ROWS_PER_STRIP),
             grey().with(ROWS_PER_STRIP, &[u32::MAX.into()]),
-            // The offsets of the tiles are in the tag for the offsets of strips.
+            // The offsets of the tiles are stored in the tag for the offsets of strips.
             grey()
                 .with(TILE_WIDTH, &[32])
                 .with(TILE_LENGTH, &[16])

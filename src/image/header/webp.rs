@@ -1,4 +1,7 @@
-//! Reads the headers of a WebP (RFC 9649, 2; RFC 6386, 9.1, for the lossy kind).
+//! Reads the headers of a WebP (RFC 9649, section 2; for the lossy kind, RFC 6386, section 9.1).
+//!
+//! A simple WebP has only one chunk, with lossy or lossless pixels. An extended WebP begins with a chunk
+//! `VP8X`, which contains the size and flags. The flags announce the other chunks.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -12,14 +15,14 @@ pub(in crate::image) struct WebP {
     width: u32,
     height: u32,
     orientation: Orientation,
-    /// The flags of an extended WebP, corrected to match its chunks.
+    /// The flags of an extended WebP, corrected to match its chunks. `None` for a simple WebP.
     pub(in crate::image) corrected_flags: Option<u8>,
 }
 
 /// The offset of the first chunk.
-const FIRST_CHUNK: usize = 12;
+const FIRST_CHUNK_AT: usize = 12;
 /// The offset of the second chunk of an extended WebP.
-const SECOND_CHUNK: u64 = 30;
+const SECOND_CHUNK_AT: u64 = 30;
 
 /// The offset of the flags of an extended WebP.
 pub(in crate::image) const FLAGS_AT: usize = 20;
@@ -36,38 +39,38 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<WebP, HeaderError> {
 }
 
 fn read_headers(reader: &mut Reader) -> Option<WebP> {
-    let mut head = [0; SECOND_CHUNK as usize];
-    // The smallest lossless picture has only 25 bytes.
+    let mut head = [0; SECOND_CHUNK_AT as usize];
+    // A lossless WebP may have only 25 bytes. The headers of the other kinds are longer.
     reader.read_exact(&mut head[..25]).ok()?;
-    let is_lossless = head[FIRST_CHUNK..].starts_with(b"VP8L");
-    if !is_lossless {
+    if !head[FIRST_CHUNK_AT..].starts_with(b"VP8L") {
         reader.read_exact(&mut head[25..]).ok()?;
     }
     let u24_at = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], 0]);
-    let not_extended = |width, height| {
+    let simple_webp = |width, height| {
         Some(WebP { width, height, orientation: Orientation::NoTransforms, corrected_flags: None })
     };
-    match &head[FIRST_CHUNK..][..4] {
-        _ if is_lossless => {
-            let sizes = u24_at(21) | u32::from(head[24]) << 24;
-            not_extended((sizes & 0x3fff) + 1, (sizes >> 14 & 0x3fff) + 1)
+    match &head[FIRST_CHUNK_AT..][..4] {
+        b"VP8L" => {
+            // The width minus one and then the height minus one, with 14 bits each.
+            let sides = u24_at(21) | u32::from(head[24]) << 24;
+            simple_webp((sides & 0x3fff) + 1, (sides >> 14 & 0x3fff) + 1)
         }
         b"VP8 " => {
-            // The size has 14 bits. The upper two bits are a scale for displaying the picture.
+            // A side has 14 bits. The two bits above it are a scale for displaying the picture.
             let side = |at: usize| u32::from(u16::from_le_bytes([head[at], head[at + 1]])) & 0x3fff;
-            not_extended(side(26), side(28))
+            simple_webp(side(26), side(28))
         }
         b"VP8X" => {
             let mut chunks = Chunks::default();
-            // A read error means that the file is truncated. If pixels are missing, the decoder
-            // reports that.
+            // The end of the file is no error here: if pixels are missing, the decoder reports that.
+            // `read_bounded` reports the other read errors.
             let _ = chunks.read(reader);
             let flags = head[FLAGS_AT];
-            let exif = chunks.orientation.filter(|_| flags & HAS_EXIF != 0);
+            let orientation = chunks.orientation.filter(|_| flags & HAS_EXIF != 0);
             Some(WebP {
                 width: u24_at(24) + 1,
                 height: u24_at(27) + 1,
-                orientation: exif.unwrap_or(Orientation::NoTransforms),
+                orientation: orientation.unwrap_or(Orientation::NoTransforms),
                 corrected_flags: Some(chunks.correct_flags(flags)),
             })
         }
@@ -75,26 +78,29 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
     }
 }
 
-/// The chunks of an extended WebP.
+/// What the chunks of an extended WebP contain.
 #[derive(Debug, Default)]
 struct Chunks {
     /// The orientation in the first EXIF chunk.
     orientation: Option<Orientation>,
+    /// Whether there is an EXIF chunk, with or without an orientation.
     has_exif: bool,
-    /// Whether there is a separate chunk of alpha, as for lossy pixels.
+    /// Whether there is a separate chunk of alpha. Only lossy pixels need such a chunk.
     has_alpha_chunk: bool,
     /// Whether the lossless pixels use alpha. `None` if there are no lossless pixels.
     lossless_alpha: Option<bool>,
 }
 
 impl Chunks {
+    /// Reads all chunks. The end of the file is an error, too, so this always returns an error.
     fn read(&mut self, reader: &mut Reader) -> io::Result<()> {
-        reader.seek(SeekFrom::Start(SECOND_CHUNK))?;
+        reader.seek(SeekFrom::Start(SECOND_CHUNK_AT))?;
         loop {
             let mut head = [0; 8];
             reader.read_exact(&mut head)?;
             let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
-            let next = reader.stream_position()? + u64::from(length) + u64::from(length % 2);
+            let padding = length % 2;
+            let next_at = reader.stream_position()? + u64::from(length) + u64::from(padding);
             match &head[..4] {
                 b"ALPH" => self.has_alpha_chunk = true,
                 b"VP8L" if self.lossless_alpha.is_none() => {
@@ -108,18 +114,19 @@ impl Chunks {
                 }
                 _ => {}
             }
-            reader.seek(SeekFrom::Start(next))?;
+            reader.seek(SeekFrom::Start(next_at))?;
         }
     }
 
     /// Returns the flags without the flags for metadata, and with the correct flag for alpha. Some
-    /// programs remove or add a chunk but do not update the flags. Other decoders accept their files,
-    /// because they ignore the flags.
+    /// programs remove or add a chunk but do not update the flags. Decoders that ignore the flags accept
+    /// such files.
     fn correct_flags(&self, flags: u8) -> u8 {
-        let has_alpha = match self.lossless_alpha {
-            _ if flags & ANIMATED != 0 => flags & HAS_ALPHA != 0,
-            Some(has_alpha) => has_alpha,
-            None => flags & HAS_ALPHA != 0 && self.has_alpha_chunk,
+        let has_alpha_flag = flags & HAS_ALPHA != 0;
+        let has_alpha = if flags & ANIMATED != 0 {
+            has_alpha_flag // the pixels are inside of frames, which were not read
+        } else {
+            self.lossless_alpha.unwrap_or(has_alpha_flag && self.has_alpha_chunk)
         };
         flags & ANIMATED | if has_alpha { HAS_ALPHA } else { 0 }
     }
@@ -164,6 +171,7 @@ mod tests {
     const PREFIXED_EXIF: &[u8; 32] =
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
 
+    /// Checks that the size is 160 × 120, and returns the orientation.
     fn orientation(bytes: &[u8]) -> Orientation {
         let header = read_bytes(bytes).unwrap().header().unwrap();
         assert_eq!((header.width, header.height), (160, 120));
@@ -171,17 +179,16 @@ mod tests {
     }
 
     #[test]
-    fn the_size_of_lossy_lossless_and_extended_pictures_is_read() {
-        let lossy = |bits: u16| {
-            let sides = [160 | bits << 14, 120 | bits << 14].map(u16::to_le_bytes).concat();
+    fn the_size_of_lossy_lossless_and_extended_pictures_is_read_unless_they_are_truncated() {
+        let lossy = |scale: u16| {
+            let sides = [160 | scale << 14, 120 | scale << 14].map(u16::to_le_bytes).concat();
             riff(&[chunk(b"VP8 ", &[b"\x30\0\0\x9d\x01\x2a", &sides[..], &[0; 8]].concat())])
         };
-        // The scale bits above the size are ignored.
-        for bits in 0..4 {
-            assert_eq!(orientation(&lossy(bits)), Orientation::NoTransforms);
+        for scale in 0..4 {
+            assert_eq!(orientation(&lossy(scale)), Orientation::NoTransforms);
         }
-        let sizes = (159u32 | 119 << 14).to_le_bytes();
-        let lossless = riff(&[chunk(b"VP8L", &[&[0x2f], &sizes[..]].concat())]);
+        let sides = (159u32 | 119 << 14).to_le_bytes();
+        let lossless = riff(&[chunk(b"VP8L", &[&[0x2f], &sides[..]].concat())]);
         assert_eq!(orientation(&lossless[..25]), Orientation::NoTransforms);
         assert_eq!(orientation(&extended(0, &[])), Orientation::NoTransforms);
         for complete in [lossy(0), lossless, extended(0, &[])] {
@@ -189,7 +196,8 @@ mod tests {
                 assert_eq!(read_bytes(&complete[..len]), Err(HeaderError::Damaged));
             }
         }
-        assert_eq!(read_bytes(&riff(&[chunk(b"ALPH", &[0; 30])])), Err(HeaderError::Damaged));
+        let without_size = riff(&[chunk(b"ALPH", &[0; 30])]);
+        assert_eq!(read_bytes(&without_size), Err(HeaderError::Damaged));
     }
 
     #[test]
@@ -209,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_exif_and_invalid_lengths_give_no_orientation() {
+    fn missing_and_invalid_exif_and_invalid_lengths_give_no_orientation() {
         let exif = chunk(b"EXIF", EXIF);
         let absurdly_long = [b"ICCP", &u32::MAX.to_le_bytes()[..]].concat();
         for chunks in [
@@ -226,17 +234,17 @@ mod tests {
 
     #[test]
     fn flags_are_corrected_to_match_the_chunks() {
-        let lossless = |alpha| chunk(b"VP8L", &[0x2f, 159, 0, 0, alpha]);
+        let lossless = |alpha_bit| chunk(b"VP8L", &[0x2f, 159, 0, 0, alpha_bit]);
         let (lossy, alpha) = (chunk(b"VP8 ", &[1; 7]), chunk(b"ALPH", &[0; 3]));
         let corrected = |stored_flags, chunks: &[Vec<u8>]| {
             read_bytes(&extended(stored_flags, chunks)).unwrap().corrected_flags
         };
-        assert_eq!(corrected(0xfd, std::slice::from_ref(&lossy)), Some(0));
-        assert_eq!(corrected(0xfd, &[alpha.clone(), lossy.clone()]), Some(HAS_ALPHA));
+        assert_eq!(corrected(!ANIMATED, std::slice::from_ref(&lossy)), Some(0));
+        assert_eq!(corrected(!ANIMATED, &[alpha.clone(), lossy.clone()]), Some(HAS_ALPHA));
         assert_eq!(corrected(0, &[alpha, lossy]), Some(0));
         for stored_flags in [0, HAS_ALPHA] {
             assert_eq!(corrected(stored_flags, &[lossless(0)]), Some(0));
-            assert_eq!(corrected(stored_flags, &[lossless(0x10)]), Some(HAS_ALPHA));
+            assert_eq!(corrected(stored_flags, &[lossless(ALPHA_IS_USED)]), Some(HAS_ALPHA));
         }
         // In an animation, the pixels are inside of frames, so the flag for alpha is not corrected.
         assert_eq!(corrected(0xff, &[]), Some(ANIMATED | HAS_ALPHA));
@@ -245,7 +253,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_headers_cause_no_panic_and_no_size_is_too_large(
+        fn damaged_headers_cause_no_panic_and_sides_have_at_most_24_bits(
             flags in any::<u8>(),
             start in 12..120usize,
             noise in proptest::collection::vec(any::<u8>(), 0..64),

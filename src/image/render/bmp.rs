@@ -1,9 +1,9 @@
-//! Decodes BMP. The decoder supports only the headers of Windows, and refuses some headers that sloppy
-//! programs write. It therefore gets new headers, followed by the original pixels.
+//! Decodes BMP. The decoder of the `image` crate supports only the headers of Windows, and refuses some
+//! headers that sloppy programs write. It therefore gets new headers, followed by the original pixels.
 
 use image_rs::{DynamicImage, ImageFormat};
 
-use super::{read, spliced::SplicedReader};
+use super::{decode_with_image_crate, spliced::SplicedReader};
 use crate::image::{
     Error, Picture,
     header::{
@@ -24,20 +24,23 @@ const END_OF_ROW_LEN: usize = 2;
 pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicImage, Error> {
     let bmp = header::read_bounded(picture.format, &picture.content, bmp::read)?;
     let is_uncompressed = matches!(bmp.compression, RGB | BITFIELDS);
-    // The decoder supports top-down rows only without compression.
+    // The decoder supports top-down rows only without compression. Compressed top-down rows are decoded
+    // as if the bottom row came first, and are then flipped.
     let must_flip = bmp.is_top_down && !is_uncompressed;
     // Some programs leave out the marker at the end of run-length coded pixels. The decoder also
     // accepts the marker at the end of a row there.
     let padding = if is_uncompressed { row_padding(&bmp) } else { END_OF_ROW_LEN };
-    let headers = write_headers(&bmp, is_uncompressed);
+    let height = bmp.height.cast_signed();
+    let signed_height = if bmp.is_top_down && !must_flip { -height } else { height };
+    let headers = write_headers(&bmp, signed_height);
     let bytes = SplicedReader::new(headers, &picture.content, bmp.data_at)?.with_padding(padding);
-    let mut image = read(picture, bytes, ImageFormat::Bmp, memory_estimate)?;
+    let mut image = decode_with_image_crate(picture, bytes, ImageFormat::Bmp, memory_estimate)?;
     if must_flip {
         image_rs::imageops::flip_vertical_in_place(&mut image);
     }
     Ok(match image {
         // If every pixel is transparent, alpha is ignored, as in browsers: the program that wrote the
-        // file has left the alpha channel unused.
+        // file did not use the alpha channel.
         DynamicImage::ImageRgba8(mut image) if image.pixels().all(|pixel| pixel.0[3] == 0) => {
             image.pixels_mut().for_each(|pixel| pixel.0[3] = 255);
             image.into()
@@ -46,25 +49,30 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
     })
 }
 
-/// The number of bytes that pad a row to a multiple of four. Some programs leave out the padding of the
-/// last row.
+/// The number of bytes that pad a row to a multiple of four bytes. Some programs leave out the padding of
+/// the last row.
 fn row_padding(bmp: &Bmp) -> usize {
-    let row = (u64::from(bmp.width) * u64::from(bmp.bits)).div_ceil(8);
-    usize::try_from(row.next_multiple_of(4) - row).unwrap_or_default()
+    let row_len = (u64::from(bmp.width) * u64::from(bmp.bits)).div_ceil(8);
+    usize::try_from(row_len.next_multiple_of(4) - row_len).unwrap_or_default()
 }
 
-/// Writes a BITMAPFILEHEADER, a BITMAPV3INFOHEADER and the palette. If the pixels are stored top-down,
-/// the headers contain this only if `may_be_top_down`.
-fn write_headers(bmp: &Bmp, may_be_top_down: bool) -> Vec<u8> {
-    let height = bmp.height.cast_signed();
-    let height = if bmp.is_top_down && may_be_top_down { -height } else { height };
+/// Writes a BITMAPFILEHEADER, a BITMAPV3INFOHEADER and the palette. `signed_height` is negative if the
+/// decoder must read the rows top-down.
+fn write_headers(bmp: &Bmp, signed_height: i32) -> Vec<u8> {
     let data_at = FILE_HEADER_LEN + V3_HEADER_LEN + bmp.palette.len() as u32;
-    let planes_and_bits = u32::from(bmp.bits) << 16 | 1;
+    let planes_and_bits = u32::from(bmp.bits) << 16 | 1; // always one plane
     let mut headers = b"BM".to_vec();
     let mut put = |numbers: &[u32]| headers.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
+    // The length of the file and the reserved bytes may be zero.
     put(&[0, 0, data_at]);
-    put(&[V3_HEADER_LEN, bmp.width, height.cast_unsigned(), planes_and_bits, bmp.compression]);
-    // The length of the pixels, two resolutions, and two numbers of colours. Zero is allowed for each.
+    put(&[
+        V3_HEADER_LEN,
+        bmp.width,
+        signed_height.cast_unsigned(),
+        planes_and_bits,
+        bmp.compression,
+    ]);
+    // The length of the pixels, two resolutions, and two numbers of colours may be zero.
     put(&[0, 0, 0, 0, 0]);
     put(&bmp.masks);
     headers.extend(&bmp.palette);
@@ -76,10 +84,10 @@ mod tests {
     use super::*;
     use crate::image::{Unsupported, render::tests::decoded};
 
-    /// The parts of a BMP file.
+    /// The fields and the contents of a BMP file.
     #[derive(Clone)]
     struct File<'a> {
-        /// The length of the header after the file header.
+        /// The length of the second header, which follows the file header.
         header_len: u32,
         size: (i32, i32),
         planes: u16,
@@ -89,17 +97,17 @@ mod tests {
         masks: &'a [u32],
         palette: &'a [[u8; 3]],
         data: &'a [u8],
-        /// The offset of the pixels that the file header contains, if it is not the real one.
+        /// A wrong offset of the pixels in the file header. `None` means that the offset is correct.
         data_at: Option<u32>,
     }
 
-    /// Two rows of two pixels of 24 bits, as Windows writes them.
+    /// A BMP as Windows writes it: two rows of two pixels of 24 bits.
     const FILE: File = File {
         header_len: 40,
         size: (2, 2),
         planes: 1,
         bits: 24,
-        compression: 0,
+        compression: RGB,
         colors: 0,
         masks: &[],
         palette: &[],
@@ -110,13 +118,15 @@ mod tests {
     const PIXELS: [[u8; 3]; 4] = [[9, 8, 7], [12, 11, 10], [3, 2, 1], [6, 5, 4]];
 
     const COLORS: [[u8; 3]; 3] = [[1, 2, 3], [11, 12, 13], [21, 22, 23]];
+    // The colours of `COLORS`, as red, green and blue.
     const A: [u8; 3] = [3, 2, 1];
     const B: [u8; 3] = [13, 12, 11];
     const C: [u8; 3] = [23, 22, 21];
     const BLACK: [u8; 3] = [0; 3];
-    /// Two rows of two pixels, which are indices into [`COLORS`].
+    /// A BMP of two rows of two pixels, which are indices into [`COLORS`].
     const INDEXED: File =
         File { bits: 8, palette: &COLORS, colors: 3, data: &[0, 1, 0, 0, 2, 1, 0, 0], ..FILE };
+    /// The pixels of [`INDEXED`], from the upper left.
     const INDEXED_PIXELS: [[u8; 3]; 4] = [C, B, A, B];
 
     impl File<'_> {
@@ -140,7 +150,7 @@ mod tests {
                 head.extend(&[*blue, *green, *red, 0x55][..palette_entry_len]);
             }
             let data_at = self.data_at.unwrap_or(14 + head.len() as u32);
-            // The file header contains the coordinates of a hotspot, which must be ignored.
+            // The reserved bytes contain the hotspot of a mouse pointer, which must be ignored.
             let file = [b"BM\0\0\0\0\x05\0\x07\0", &data_at.to_le_bytes()[..], &head, self.data];
             file.concat()
         }
@@ -153,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_every_known_length_are_read() {
+    fn headers_of_every_known_length_are_read_and_other_lengths_are_refused() {
         for header_len in [12, 16, 20, 36, 40, 48, 52, 56, 60, 64, 108, 124] {
             assert_eq!(File { header_len, ..FILE }.pixels(), PIXELS, "{header_len}");
             // The shortest headers do not contain the number of colours.
@@ -170,51 +180,59 @@ mod tests {
     fn a_picture_stored_top_down_is_decoded_upright() {
         let flipped = [PIXELS[2], PIXELS[3], PIXELS[0], PIXELS[1]];
         assert_eq!(File { size: (2, -2), ..FILE }.pixels(), flipped);
-        let runs = File { compression: 1, data: &[1, 0, 1, 1, 0, 0, 2, 2, 0, 0, 0, 1], ..INDEXED };
-        assert_eq!(runs.pixels(), [C, C, A, B]);
-        assert_eq!(File { size: (2, -2), ..runs }.pixels(), [A, B, C, C]);
+        let run_length_coded =
+            File { compression: bmp::RLE8, data: &[1, 0, 1, 1, 0, 0, 2, 2, 0, 0, 0, 1], ..INDEXED };
+        assert_eq!(run_length_coded.pixels(), [C, C, A, B]);
+        assert_eq!(File { size: (2, -2), ..run_length_coded }.pixels(), [A, B, C, C]);
     }
 
     #[test]
     fn every_bit_depth_is_decoded() {
-        let row = |bits, data: &[u8]| {
+        let indexed_row = |bits, data: &[u8]| {
             File { size: (4, 1), bits, data, colors: 3, palette: &COLORS, ..FILE }.pixels()
         };
-        assert_eq!(row(1, &[0b0110_0000, 0, 0, 0]), [A, B, B, A]);
-        assert_eq!(row(2, &[0b0110_0001, 0, 0, 0]), [B, C, A, B]);
-        assert_eq!(row(4, &[0x01, 0x20, 0, 0]), [A, B, C, A]);
-        assert_eq!(row(8, &[2, 1, 0, 1]), [C, B, A, B]);
-        let row = |bits, compression, masks, data| {
+        assert_eq!(indexed_row(1, &[0b0110_0000, 0, 0, 0]), [A, B, B, A]);
+        assert_eq!(indexed_row(2, &[0b0110_0001, 0, 0, 0]), [B, C, A, B]);
+        assert_eq!(indexed_row(4, &[0x01, 0x20, 0, 0]), [A, B, C, A]);
+        assert_eq!(indexed_row(8, &[2, 1, 0, 1]), [C, B, A, B]);
+        let rgb_row = |bits, compression, masks, data| {
             File { size: (2, 1), bits, compression, masks, data, ..FILE }.pixels()
         };
-        assert_eq!(row(16, 0, &[], &[0x34, 0x12, 0xff, 0x7f]), [[33, 140, 165], [255; 3]]);
+        let data_16 = [0x34, 0x12, 0xff, 0x7f];
+        assert_eq!(rgb_row(16, RGB, &[], &data_16), [[33, 140, 165], [255; 3]]);
         let masks = [0xf800, 0x7e0, 0x1f];
-        assert_eq!(row(16, 3, &masks, &[0x34, 0x12, 0xff, 0x7f]), [[16, 69, 165], [123, 255, 255]]);
+        assert_eq!(rgb_row(16, BITFIELDS, &masks, &data_16), [[16, 69, 165], [123, 255, 255]]);
         // The fourth byte of a pixel is ignored.
-        assert_eq!(row(32, 0, &[], &[1, 2, 3, 9, 4, 5, 6, 0]), [[3, 2, 1], [6, 5, 4]]);
+        let data_32 = [1, 2, 3, 9, 4, 5, 6, 0];
+        assert_eq!(rgb_row(32, RGB, &[], &data_32), [[3, 2, 1], [6, 5, 4]]);
         let masks = [0xff, 0xff00, 0xff_0000];
-        assert_eq!(row(32, 3, &masks, &[1, 2, 3, 9, 4, 5, 6, 0]), [[1, 2, 3], [4, 5, 6]]);
+        assert_eq!(rgb_row(32, BITFIELDS, &masks, &data_32), [[1, 2, 3], [4, 5, 6]]);
     }
 
     #[test]
     fn alpha_is_read_by_its_mask_unless_every_pixel_is_transparent() {
+        const ALPHA_BITFIELDS: u32 = 6;
         let masks = [0xff_0000, 0xff00, 0xff, 0xff00_0000];
         let row = |header_len, compression, masks, data| {
             File { header_len, size: (2, 1), bits: 32, compression, masks, data, ..FILE }.pixels()
         };
-        for (header_len, compression) in [(56, 3), (108, 3), (124, 3), (40, 6)] {
-            let half_transparent =
-                row(header_len, compression, &masks, &[1, 2, 3, 255, 4, 5, 6, 0]);
-            assert_eq!(half_transparent, [[3, 2, 1], [255; 3]], "{header_len}");
+        for (header_len, compression) in
+            [(56, BITFIELDS), (108, BITFIELDS), (124, BITFIELDS), (40, ALPHA_BITFIELDS)]
+        {
+            let one_transparent = row(header_len, compression, &masks, &[1, 2, 3, 255, 4, 5, 6, 0]);
+            assert_eq!(one_transparent, [[3, 2, 1], [255; 3]], "{header_len}");
             let all_transparent = row(header_len, compression, &masks, &[1, 2, 3, 0, 4, 5, 6, 0]);
             assert_eq!(all_transparent, [[3, 2, 1], [6, 5, 4]], "{header_len}");
         }
         let masks = [0, 0, 0];
-        assert_eq!(row(40, 3, &masks, &[1, 2, 3, 255, 4, 5, 6, 255]), [[3, 2, 1], [6, 5, 4]]);
+        assert_eq!(
+            row(40, BITFIELDS, &masks, &[1, 2, 3, 255, 4, 5, 6, 255]),
+            [[3, 2, 1], [6, 5, 4]]
+        );
     }
 
     #[test]
-    fn wrong_values_in_headers_are_corrected() {
+    fn wrong_values_in_headers_are_corrected_except_an_offset_of_pixels_within_the_headers() {
         assert_eq!(File { planes: 0, ..FILE }.pixels(), PIXELS);
         assert_eq!(File { data_at: Some(0), ..FILE }.pixels(), PIXELS);
         // The offset of the pixels is zero, or it is the offset of the palette.
@@ -239,14 +257,16 @@ mod tests {
 
     #[test]
     fn the_marker_at_the_end_of_run_length_coding_may_be_missing_but_not_a_pixel() {
-        let runs = File { compression: 1, data: &[2, 0, 0, 0, 1, 2, 1, 1], ..INDEXED };
-        assert_eq!(runs.pixels(), [C, B, A, A]);
-        assert!(decoded(&File { data: &runs.data[..5], ..runs }.bytes()).is_err());
+        let run_length_coded =
+            File { compression: bmp::RLE8, data: &[2, 0, 0, 0, 1, 2, 1, 1], ..INDEXED };
+        assert_eq!(run_length_coded.pixels(), [C, B, A, A]);
+        let without_pixel = File { data: &run_length_coded.data[..5], ..run_length_coded };
+        assert!(decoded(&without_pixel.bytes()).is_err());
     }
 
     #[test]
-    fn the_error_contains_the_name_of_an_unsupported_kind() {
-        for (header_len, bits, compression, name) in [
+    fn the_error_contains_the_name_of_an_unsupported_kind_and_invalid_values_are_refused() {
+        for (header_len, bits, compression, words) in [
             (64, 1, 3, "fax"),
             (64, 24, 4, "run-length coding of 24 bits"),
             (40, 0, 4, "JPEG"),
@@ -258,9 +278,9 @@ mod tests {
             let bytes = File { header_len, bits, compression, ..FILE }.bytes();
             match decoded(&bytes) {
                 Err(Error::Unsupported(Unsupported::Kind(kind))) => {
-                    assert!(kind.contains(name), "{kind}");
+                    assert!(kind.contains(words), "{words}: {kind}");
                 }
-                other => panic!("{name}: {other:?}"),
+                other => panic!("the BMP for {words:?} must be unsupported: {other:?}"),
             }
         }
         for (bits, compression) in [(0, 0), (3, 0), (4, 1), (8, 2), (24, 3), (32, 7), (8, 9)] {

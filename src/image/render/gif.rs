@@ -1,10 +1,10 @@
-//! Decodes a GIF's first frame. The decoder requires a canvas that contains the whole frame, and a
-//! colour table, and it refuses unknown blocks. It therefore gets new headers, followed by the original
-//! pixels.
+//! Decodes a GIF's first frame. The decoder of the `image` crate requires a colour table, and a canvas
+//! that contains the whole frame. It also refuses unknown blocks. It therefore gets new headers,
+//! followed by the original pixels.
 
 use image_rs::{DynamicImage, ImageFormat, Rgba};
 
-use super::{read, spliced::SplicedReader};
+use super::{decode_with_image_crate, spliced::SplicedReader};
 use crate::image::{
     Error, Picture,
     header::{
@@ -16,13 +16,13 @@ use crate::image::{
 /// Decodes the first frame with its canvas. The decoder may allocate at most `memory_estimate` bytes.
 pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicImage, Error> {
     let gif = header::read_bounded(picture.format, &picture.content, gif::read)?;
+    let headers = write_headers(&gif);
     // Some files lack the zero that ends the pixels.
-    let bytes =
-        SplicedReader::new(write_headers(&gif), &picture.content, gif.data_at)?.with_padding(1);
-    let image = read(picture, bytes, ImageFormat::Gif, memory_estimate)?;
+    let bytes = SplicedReader::new(headers, &picture.content, gif.data_at)?.with_padding(1);
+    let image = decode_with_image_crate(picture, bytes, ImageFormat::Gif, memory_estimate)?;
     Ok(match (image, gif.transparent) {
-        // Without a transparent colour, the canvas around the frame gets the first colour, as in
-        // Pillow.
+        // Without a transparent colour, only the canvas around the frame is transparent. It gets the
+        // first colour, as in Pillow.
         (DynamicImage::ImageRgba8(mut image), None) => {
             let first_color = Rgba([gif.palette[0], gif.palette[1], gif.palette[2], 255]);
             for pixel in image.pixels_mut() {
@@ -44,9 +44,11 @@ fn write_headers(gif: &Gif) -> Vec<u8> {
     let frame = &gif.frame;
     let mut headers = b"GIF89a".to_vec();
     headers.extend(to_bytes(&[gif.width, gif.height]));
-    headers.extend([0xf7, 0, 0]); // a table of 256 colours follows
+    // The flags announce a table of 256 colours.
+    headers.extend([0xf7, 0, 0]);
     headers.extend(&gif.palette);
     if let Some(transparent) = gif.transparent {
+        // A graphic control extension.
         headers.extend([b'!', 0xf9, 4, 1, 0, 0, transparent, 0]);
     }
     headers.push(b',');
@@ -62,7 +64,7 @@ mod tests {
     use super::*;
     use crate::image::render::tests::decoded;
 
-    /// A table of the four colours A to D.
+    /// A table of the four colours [`A`], [`B`], [`C`] and [`D`].
     const TABLE: [u8; 12] = [200, 10, 20, 30, 210, 40, 50, 60, 220, 7, 77, 177];
     const A: [u8; 3] = [200, 10, 20];
     const B: [u8; 3] = [30, 210, 40];
@@ -73,28 +75,29 @@ mod tests {
     /// A graphic control extension: colour 1 is transparent.
     const TRANSPARENT_1: &[u8] = b"!\xf9\x04\x01\0\0\x01\0";
 
-    /// The header of a file. `table` is empty or contains four colours.
+    /// The headers of a file, before its blocks. `table` is empty or contains four colours.
     fn screen(width: u16, height: u16, table: &[u8]) -> Vec<u8> {
         let flags = if table.is_empty() { 0 } else { 0x81 };
-        let sizes = [width.to_le_bytes(), height.to_le_bytes()].concat();
-        [b"GIF89a", &sizes[..], &[flags, 0, 0], table].concat()
+        let size = [width.to_le_bytes(), height.to_le_bytes()].concat();
+        [b"GIF89a", &size[..], &[flags, 0, 0], table].concat()
     }
 
-    /// A frame at `[left, top, width, height]`. `table` is empty or contains four colours. `colors`
-    /// contains an index into the table for each pixel.
+    /// A frame whose `area` is `[left, top, width, height]`. `table` is empty or contains four colours.
+    /// `colors` contains an index into the table for each pixel.
     fn encoded_frame(area: [u16; 4], table: &[u8], colors: &[u8]) -> Vec<u8> {
         let flags = if table.is_empty() { 0 } else { 0x81 };
         let area: Vec<u8> = area.iter().flat_map(|number| number.to_le_bytes()).collect();
         // A clear code before every two colours keeps the length of the codes at three bits.
         let mut codes: Vec<u8> = colors.chunks(2).flat_map(|pair| [&[4], pair].concat()).collect();
-        codes.push(5);
+        codes.push(5); // the code for the end
         let bits: Vec<u8> =
             codes.iter().flat_map(|code| (0..3).map(move |bit| code >> bit & 1)).collect();
-        let byte = |bits: &[u8]| bits.iter().rev().fold(0, |byte, bit| byte << 1 | bit);
-        let data: Vec<u8> = bits.chunks(8).map(byte).collect();
+        let pack = |bits: &[u8]| bits.iter().rev().fold(0, |packed, bit| packed << 1 | bit);
+        let data: Vec<u8> = bits.chunks(8).map(pack).collect();
         [b",", &area[..], &[flags], table, &[2, data.len() as u8], &data, &[0]].concat()
     }
 
+    /// The pixels of the decoded GIF that consists of these parts.
     fn pixels(parts: &[&[u8]]) -> Vec<[u8; 3]> {
         decoded_image(parts).pixels().map(|pixel| pixel.0).collect()
     }
@@ -108,15 +111,15 @@ mod tests {
         let area = [0, 0, 4, 1];
         let local_table: Vec<u8> = TABLE.iter().rev().copied().collect();
         let without_table = encoded_frame(area, &[], &[0, 1, 2, 3]);
-        let with_table = encoded_frame(area, &local_table, &[0, 1, 2, 3]);
+        let with_local_table = encoded_frame(area, &local_table, &[0, 1, 2, 3]);
         assert_eq!(pixels(&[&screen(4, 1, &TABLE), &without_table, b";"]), [A, B, C, D]);
         let expected = [[177, 77, 7], [220, 60, 50], [40, 210, 30], [20, 10, 200]];
-        assert_eq!(pixels(&[&screen(4, 1, &TABLE), &with_table, b";"]), expected);
-        assert_eq!(pixels(&[&screen(4, 1, &[]), &with_table, b";"]), expected);
+        assert_eq!(pixels(&[&screen(4, 1, &TABLE), &with_local_table, b";"]), expected);
+        assert_eq!(pixels(&[&screen(4, 1, &[]), &with_local_table, b";"]), expected);
         let grey = [[0; 3], [1; 3], [2; 3], [3; 3]];
         assert_eq!(pixels(&[&screen(4, 1, &[]), &without_table, b";"]), grey);
         let mut screen_of_two_colors = screen(4, 1, &TABLE[..6]);
-        screen_of_two_colors[10] = 0x80;
+        screen_of_two_colors[10] = 0x80; // the flags
         let expected = [A, B, [0; 3], [0; 3]];
         assert_eq!(pixels(&[&screen_of_two_colors, &without_table, b";"]), expected);
     }
@@ -149,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_before_the_frame_and_everything_after_it_are_ignored() {
+    fn blocks_before_the_frame_and_everything_after_the_frame_are_ignored() {
         let first = encoded_frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
         for before in [
             &b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"[..],
@@ -161,16 +164,16 @@ mod tests {
             let file = [&screen(4, 1, &TABLE), before, &first];
             assert_eq!(pixels(&file), [A, B, C, D], "{}", before.escape_ascii());
         }
-        let without_end = &first[..first.len() - 1];
-        assert_eq!(pixels(&[&screen(4, 1, &TABLE), without_end]), [A, B, C, D]);
+        let without_final_zero = &first[..first.len() - 1];
+        assert_eq!(pixels(&[&screen(4, 1, &TABLE), without_final_zero]), [A, B, C, D]);
         let second = encoded_frame([0, 0, 4, 1], &[], &[3, 3, 3, 3]);
         assert_eq!(pixels(&[&screen(4, 1, &TABLE), &first, &second, b";"]), [A, B, C, D]);
     }
 
     #[test]
-    fn interlaced_rows_are_sorted() {
+    fn interlaced_rows_are_put_in_order() {
         let mut interlaced = encoded_frame([0, 0, 1, 5], &[], &[0, 1, 2, 3, 1]);
-        interlaced[9] |= 0x40;
+        interlaced[9] |= 0x40; // the flags
         let image = decoded_image(&[&screen(1, 5, &TABLE), &interlaced]);
         // The file contains the rows 0, 4, 2, 1 and 3, in this order.
         assert_eq!(image.pixels().map(|pixel| pixel.0).collect::<Vec<_>>(), [A, D, C, B, B]);

@@ -10,7 +10,7 @@ use crate::image::{Error, Format, Picture};
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     use image_rs::RgbaImage;
 
-    use super::{blend_onto_white, onto_white};
+    use super::{blend_image_onto_white, blend_value_onto_white};
     use crate::image::header::heif::{self, Alpha};
 
     let header = heif::read(&mut picture.content.header_reader());
@@ -20,8 +20,8 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let options = heifer::Options {
         // The memory limit of the child process is computed for one thread.
         max_threads: 1,
-        // No video stream may have more pixels than the header announces for the whole picture. This
-        // does not stop a tile with as many pixels as the picture. Only the limits of the process do.
+        // No video stream may have more pixels than the header announces for the whole picture. A tile
+        // may still have as many pixels as the whole picture: only the process's limits prevent that.
         max_pixels: header.coded_pixels().max(header.padded_stream_pixels()),
     };
     let image =
@@ -33,18 +33,20 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     }
     let (width, height) = (image.width, image.height);
     let blend = match header.alpha {
+        // The value is multiplied by alpha already, so only white is added.
         Alpha::Premultiplied => |value, alpha| value + 255 - alpha,
-        Alpha::Straight | Alpha::None => blend_onto_white,
+        Alpha::Straight | Alpha::None => blend_value_onto_white,
     };
     let image = if image.has_alpha {
-        RgbaImage::from_raw(width, height, image.data).map(|image| onto_white(image, blend))
+        RgbaImage::from_raw(width, height, image.data)
+            .map(|image| blend_image_onto_white(image, blend))
     } else {
         RgbImage::from_raw(width, height, image.into_rgb8())
     };
     image.ok_or_else(|| broken("it has too few pixels"))
 }
 
-/// Without the feature `heic`, no file is recognized as HEIC, so this is not called.
+/// Without the feature `heic`, no file is recognized as HEIC, so this function is never called.
 #[cfg(not(feature = "heic"))]
 pub(super) fn decode(_: &Picture) -> Result<RgbImage, Error> {
     Err(broken("this build does not support it"))
@@ -74,8 +76,11 @@ mod tests {
     /// The mean colours of 8 × 8 cells, row by row.
     fn mean_colors(image: &RgbImage) -> Vec<u8> {
         let (width, height) = image.dimensions();
-        let cell_range =
-            |n: u32, side: u32| (n * side / 8)..((n + 1) * side / 8).max(n * side / 8 + 1);
+        // The pixels of cell `n` along a side. A cell has at least one pixel.
+        let cell_range = |n: u32, side: u32| {
+            let start = n * side / 8;
+            start..((n + 1) * side / 8).max(start + 1)
+        };
         let mut means = Vec::new();
         for (cell_y, cell_x) in (0..8).flat_map(|y| (0..8).map(move |x| (y, x))) {
             for channel in 0..3 {
@@ -92,26 +97,29 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_colours_of_every_fixture_equal_those_that_libheif_decodes() {
-        let mut wrong = Vec::new();
+    fn the_mean_colours_of_every_fixture_are_close_to_those_that_libheif_decodes() {
+        let mut too_different = Vec::new();
         for line in include_str!("../../../tests/fixtures/heic/expected.txt").lines() {
+            // The name, the width, the height, and the mean colours in hexadecimal digits.
             let fields: Vec<_> = line.split(' ').collect();
-            let hex = |at: usize| u8::from_str_radix(&fields[3][at..at + 2], 16).unwrap();
-            let expected: Vec<u8> = (0..fields[3].len()).step_by(2).map(hex).collect();
-            let found = mean_colors(&decoded(file(&format!("{}.heic", fields[0]))).unwrap());
+            let (name, hex) = (fields[0], fields[3]);
+            let byte_at = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+            let expected: Vec<u8> = (0..hex.len()).step_by(2).map(byte_at).collect();
+            let found = mean_colors(&decoded(file(&format!("{name}.heic"))).unwrap());
             let differences = || found.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
-            // The files store the colour of every second pixel, and the decoders interpolate
-            // between them differently.
+            // Most files store the colour of every second pixel only, and the decoders interpolate the
+            // colours of the other pixels differently.
             let mean = differences().map(f64::from).sum::<f64>() / found.len() as f64;
-            if mean > 2.0 || differences().max() > Some(20) {
-                wrong.push(format!("{} {mean:.2} {:?}", fields[0], differences().max()));
+            let largest = differences().max().unwrap();
+            if mean > 2.0 || largest > 20 {
+                too_different.push(format!("{name}: {mean:.2} on average, {largest} at most"));
             }
         }
-        assert!(wrong.is_empty(), "{wrong:#?}");
+        assert!(too_different.is_empty(), "the colours differ too much: {too_different:#?}");
     }
 
     #[test]
-    fn the_colours_of_pixels_equal_those_that_libheif_decodes() {
+    fn the_colours_of_pixels_are_close_to_those_that_libheif_decodes() {
         // In 4:4:4 and in grey, every pixel has its own colour, so only rounding differs.
         for (name, max_mean_difference, max_difference) in [
             ("pixels-444", 0.1, 1),
@@ -127,18 +135,18 @@ mod tests {
             assert_eq!(found.dimensions(), expected.dimensions());
             let differences: Vec<u8> =
                 found.iter().zip(expected.iter()).map(|(a, b)| a.abs_diff(*b)).collect();
-            let sum: f64 = differences.iter().map(|n| f64::from(*n)).sum();
+            let sum: f64 = differences.iter().map(|difference| f64::from(*difference)).sum();
             let mean = sum / differences.len() as f64;
             let largest = *differences.iter().max().unwrap();
             assert!(
                 mean <= max_mean_difference && largest <= max_difference,
-                "{name}: {mean:.3} {largest}"
+                "the colours of {name} differ by {mean:.3} on average, {largest} at most"
             );
         }
     }
 
     #[test]
-    fn a_truncated_file_is_broken() {
+    fn a_truncated_file_is_refused() {
         for name in ["iphone-grid", "alpha", "grid-mdat-first", "thumbnail"] {
             let bytes = file(&format!("{name}.heic"));
             for len in 0..bytes.len() {

@@ -1,9 +1,9 @@
 //! Decodes JPEG (ITU-T T.81).
 //!
-//! The decoder gets only the tables, the first frame and its scans. It handles stray bytes, wrong
-//! lengths and markers without a segment differently from libjpeg and from the reader of the header.
-//! With the whole file, it would refuse pictures that libjpeg decodes, or decode another frame than
-//! the one whose size was checked.
+//! The decoder (zune-jpeg) gets only the tables, the first frame and its scans. It handles stray bytes,
+//! wrong lengths and markers without a segment differently from libjpeg and from `header::jpeg`. If it
+//! got the whole file, it would refuse pictures that libjpeg decodes, or decode another frame than the
+//! frame whose size was checked.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
@@ -22,6 +22,7 @@ use crate::image::{
 /// ten. The decoder visits all pixels for each scan, so thousands of empty scans would take minutes.
 const MAX_SCANS: usize = 100;
 
+// The markers of two application segments. `affects_pixels` tells which of their contents matter.
 const APP0: u8 = 0xe0;
 const APP14: u8 = 0xee;
 
@@ -30,7 +31,7 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let len = usize::try_from(picture.content.len()).map_err(|_| broken("it is too long"))?;
     let bytes = decodable_segments(&mut picture.content.reader(), len)?;
     let bytes = bytes.ok_or_else(|| broken("too many scans"))?;
-    // The limits were checked for this size, so a larger frame must fail.
+    // The limits of pixels and memory were checked for this size, so a larger frame must fail.
     let (width, height) = (picture.width, picture.height);
     let options = DecoderOptions::default()
         .set_strict_mode(false)
@@ -39,8 +40,8 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes[..]), options);
     decoder.decode_headers().map_err(|error| broken(&format!("{error:?}")))?;
     let is_grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
-    let colours = if is_grey { ColorSpace::Luma } else { ColorSpace::RGB };
-    decoder.set_options(options.jpeg_set_out_colorspace(colours));
+    let output_colors = if is_grey { ColorSpace::Luma } else { ColorSpace::RGB };
+    decoder.set_options(options.jpeg_set_out_colorspace(output_colors));
     let pixels = decoder.decode().map_err(|error| broken(&format!("{error:?}")))?;
     let image = if is_grey {
         GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8)
@@ -57,12 +58,12 @@ fn broken(reason: &str) -> Error {
 /// Reads a JPEG of `len` bytes, and returns only the segments and scans that the decoder needs. Returns
 /// `None` if there are too many scans.
 pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<Option<Vec<u8>>> {
-    const DHT: u8 = 0xc4;
-    const DQT: u8 = 0xdb;
-    const DRI: u8 = 0xdd;
+    const DHT: u8 = 0xc4; // Huffman tables
+    const DQT: u8 = 0xdb; // quantization tables
+    const DRI: u8 = 0xdd; // the restart interval
     let mut output = Vec::with_capacity(len);
     output.extend([0xff, SOI]);
-    let (mut has_frame, mut scans) = (false, 0);
+    let (mut has_frame, mut scan_count) = (false, 0);
     reader.seek(SeekFrom::Start(2))?;
     let mut next = next_marker(reader)?;
     while let Some(marker) = next {
@@ -78,7 +79,7 @@ pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<
         if reader.read(&mut length)? < length.len() {
             break;
         }
-        let length = u16::from_be_bytes(length).max(2);
+        let length = u16::from_be_bytes(length).max(2); // the length includes itself
         let is_first_frame = is_frame(marker) && !has_frame;
         has_frame |= is_first_frame;
         if is_first_frame || matches!(marker, DHT | DQT | DRI | APP0 | APP14 | SOS) {
@@ -93,8 +94,8 @@ pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<
             reader.seek_relative(i64::from(length) - 2)?;
         }
         next = if marker == SOS {
-            scans += 1;
-            if scans > MAX_SCANS {
+            scan_count += 1;
+            if scan_count > MAX_SCANS {
                 return Ok(None);
             }
             copy_scan(reader, &mut output)?
@@ -108,7 +109,8 @@ pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<
 /// Whether a segment changes how the pixels are decoded. Two application segments do: `AVI1` of Motion
 /// JPEG, which means that the tables are missing, and `Adobe`, which contains the colour transform.
 ///
-/// A truncated `Adobe` segment is left out, because the decoder refuses it and libjpeg ignores it.
+/// A truncated or invalid `Adobe` segment is left out, because the decoder refuses it and libjpeg
+/// ignores it.
 fn affects_pixels(marker: u8, body: &[u8]) -> bool {
     match marker {
         APP0 => body.starts_with(b"AVI1"),
@@ -118,7 +120,8 @@ fn affects_pixels(marker: u8, body: &[u8]) -> bool {
 }
 
 /// Copies the compressed data of a scan. Returns the marker that ends the data, or `None` at the end
-/// of the file. An 0xFF within the data is followed by zero or starts a restart marker (T.81, B.1.1.5).
+/// of the file. Within the data, a 0xFF is followed by zero, or it starts a restart marker, RST0 to RST7
+/// (T.81, B.1.1.5).
 fn copy_scan(reader: &mut Reader, output: &mut Vec<u8>) -> io::Result<Option<u8>> {
     loop {
         let bytes = reader.fill_buf()?;
@@ -127,9 +130,9 @@ fn copy_scan(reader: &mut Reader, output: &mut Vec<u8>) -> io::Result<Option<u8>
         }
         let data_len = bytes.iter().position(|byte| *byte == 0xff).unwrap_or(bytes.len());
         output.extend_from_slice(&bytes[..data_len]);
-        let is_all_data = data_len == bytes.len();
+        let has_no_ff = data_len == bytes.len();
         reader.consume(data_len);
-        if is_all_data {
+        if has_no_ff {
             continue;
         }
         match next_marker(reader)? {
@@ -144,10 +147,13 @@ mod tests {
     use super::*;
     use crate::image::Content;
 
+    /// A frame header: one grey pixel.
     const SOF: &[u8] = b"\xff\xc0\0\x0b\x08\0\x01\0\x01\x01\x01\x11\0";
+    /// A scan whose data contains 0xFF followed by zero, a restart marker, and 7.
     const SCAN: &[u8] = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0\0\0\xff\0\xff\xd0\x07";
     const END: &[u8] = b"\xff\xd9";
 
+    /// The decodable segments of a JPEG with these parts after its SOI.
     fn decodable_segments_of(parts: &[&[u8]]) -> Option<Vec<u8>> {
         let bytes = [&[&b"\xff\xd8"[..]], parts].concat().concat();
         let len = bytes.len();
@@ -195,14 +201,16 @@ mod tests {
             let parts =
                 [table, superfluous, adobe, SOF, superfluous, SCAN, superfluous, END, superfluous];
             let found = decodable_segments_of(&parts).unwrap();
-            // Stray bytes after a scan belong to its data.
-            let stray_len = if superfluous.starts_with(b"\xff") { 0 } else { superfluous.len() };
-            let is_scan_data = superfluous == b"\xff\0" || superfluous.starts_with(b"\xff\xd0");
-            if !is_scan_data {
-                let expected_len = clean.len() + stray_len;
-                assert_eq!(found.len(), expected_len, "{}", superfluous.escape_ascii());
+            let label = superfluous.escape_ascii();
+            assert!(found.starts_with(&clean[..clean.len() - END.len()]), "{label}");
+            // Stray bytes after a scan belong to its data, as do 0xFF with a zero and restart markers.
+            let begins_with_scan_data =
+                superfluous == b"\xff\0" || superfluous.starts_with(b"\xff\xd0");
+            if !begins_with_scan_data {
+                let is_stray = !superfluous.starts_with(b"\xff");
+                let added_len = if is_stray { superfluous.len() } else { 0 };
+                assert_eq!(found.len(), clean.len() + added_len, "{label}");
             }
-            assert!(found.starts_with(&clean[..clean.len() - END.len()]));
         }
         let with_two_frames = decodable_segments_of(&[table, adobe, SOF, other_frame, SCAN, END]);
         assert_eq!(with_two_frames, Some(clean));
@@ -210,11 +218,11 @@ mod tests {
 
     #[test]
     fn the_segments_of_a_truncated_file_are_at_most_two_bytes_longer_than_the_file() {
-        let whole = [SOF, SCAN, END].concat();
-        for len in 0..whole.len() {
-            let found = decodable_segments_of(&[&whole[..len]]).unwrap();
+        let after_soi = [SOF, SCAN, END].concat();
+        for len in 0..after_soi.len() {
+            let found = decodable_segments_of(&[&after_soi[..len]]).unwrap();
             let file_len = 2 + len;
-            assert!(found.len() <= file_len + 2, "{len}");
+            assert!(found.len() <= file_len + 2, "{} of {file_len} bytes", found.len());
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Reads a file with a replaced beginning.
+//! Reads a file whose beginning is replaced by other bytes.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
 use crate::image::{Content, Reader};
 
-/// The longest padding at the end.
+/// The longest padding after the file.
 const ZEROS: [u8; 3] = [0; 3];
 
 /// Reads `head`, then the file from `file_start` on, then `padding` zeros. This gives a decoder a header
@@ -13,12 +13,13 @@ pub(super) struct SplicedReader {
     head: Vec<u8>,
     /// The position in the file at which reading starts. `head` replaces the bytes before it.
     file_start: u64,
-    /// The file. Its position corresponds to [`Self::position`], or is [`Self::file_start`] while
-    /// `head` is read.
+    /// The reader of the file. Its position corresponds to [`Self::position`], or is
+    /// [`Self::file_start`] while `head` is read.
     file: Reader,
+    /// The position in the spliced bytes: `head`, the rest of the file, and the padding.
     position: u64,
-    /// The number of bytes before the padding.
-    len: u64,
+    /// The number of spliced bytes before the padding.
+    len_without_padding: u64,
     /// The number of zeros after the file.
     padding: usize,
 }
@@ -28,13 +29,14 @@ impl SplicedReader {
     pub(super) fn new(head: Vec<u8>, content: &Content, file_start: u64) -> io::Result<Self> {
         let mut file = content.reader();
         file.seek(SeekFrom::Start(file_start))?;
-        let len = head.len() as u64 + content.len().saturating_sub(file_start);
-        Ok(Self { head, file_start, file, position: 0, len, padding: 0 })
+        let rest_len = content.len().saturating_sub(file_start);
+        let len_without_padding = head.len() as u64 + rest_len;
+        Ok(Self { head, file_start, file, position: 0, len_without_padding, padding: 0 })
     }
 
-    /// Adds zeros at the end, at most three.
-    pub(super) fn with_padding(mut self, zeros: usize) -> Self {
-        self.padding = zeros.min(ZEROS.len());
+    /// Adds this many zeros at the end, or three if there are more.
+    pub(super) fn with_padding(mut self, zero_count: usize) -> Self {
+        self.padding = zero_count.min(ZEROS.len());
         self
     }
 
@@ -51,7 +53,7 @@ impl BufRead for SplicedReader {
         {
             return Ok(head);
         }
-        let Some(zeros_read) = self.position.checked_sub(self.len) else {
+        let Some(zeros_read) = self.position.checked_sub(self.len_without_padding) else {
             return self.file.fill_buf();
         };
         let zeros_read = usize::try_from(zeros_read).unwrap_or(usize::MAX);
@@ -59,7 +61,7 @@ impl BufRead for SplicedReader {
     }
 
     fn consume(&mut self, amount: usize) {
-        if (self.head_len()..self.len).contains(&self.position) {
+        if (self.head_len()..self.len_without_padding).contains(&self.position) {
             self.file.consume(amount);
         }
         self.position += amount as u64;
@@ -79,7 +81,7 @@ impl Seek for SplicedReader {
         let (base, offset) = match to {
             SeekFrom::Start(position) => (position, 0),
             SeekFrom::Current(offset) => (self.position, offset),
-            SeekFrom::End(offset) => (self.len + self.padding as u64, offset),
+            SeekFrom::End(offset) => (self.len_without_padding + self.padding as u64, offset),
         };
         let position = base.checked_add_signed(offset);
         let position = position.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -104,14 +106,15 @@ mod tests {
             head in proptest::collection::vec(any::<u8>(), 0..40),
             file in proptest::collection::vec(any::<u8>(), 0..200),
             file_start in 0..250usize,
-            zeros in 0..4usize,
+            zero_count in 0..4usize,
             reads in proptest::collection::vec((0..3u8, -300i64..300, 0usize..100), 0..20),
         ) {
             let rest = file.get(file_start..).unwrap_or_default();
-            let expected = [&head[..], rest, &ZEROS[..zeros]].concat();
+            let expected = [&head[..], rest, &ZEROS[..zero_count]].concat();
             let content = Content::Memory(file.clone().into());
             let spliced = SplicedReader::new(head, &content, file_start as u64).unwrap();
-            let (mut spliced, mut cursor) = (spliced.with_padding(zeros), Cursor::new(expected));
+            let mut spliced = spliced.with_padding(zero_count);
+            let mut cursor = Cursor::new(expected);
             for (base, offset, len) in reads {
                 let to = match base {
                     0 => SeekFrom::Start(offset.unsigned_abs()),

@@ -1,8 +1,8 @@
 //! Decodes TIFF. Libraries decompress the strips and tiles; everything else is done here.
 //!
-//! The `tiff` crate, which `image` uses, does not fit: it supports no palettes, ignores FillOrder,
-//! applies predictors incorrectly if a pixel has extra samples, and panics if separate planes consist
-//! of tiles that reach beyond the picture.
+//! The `tiff` crate, which the `image` crate uses, is not used: it supports no palettes, ignores
+//! FillOrder, applies predictors incorrectly if a pixel has extra samples, and panics if separate
+//! planes consist of tiles that extend beyond the picture.
 
 use std::io::{self, Read};
 
@@ -22,7 +22,7 @@ mod samples;
 
 /// A strip or a tile.
 struct Chunk {
-    /// The index of the plane. There is only plane 0 unless each sample has a plane of its own.
+    /// The index of the plane. It is zero unless each sample has a plane of its own.
     plane: u64,
     /// The position of the upper left pixel in the picture.
     x: u32,
@@ -75,14 +75,17 @@ fn read_pixels(tiff: &Tiff, reader: &mut Reader, file_len: u64) -> io::Result<Ve
         Some(tables) => tables.read(reader, tiff.order, tables.count)?,
         None => Vec::new(),
     };
+    // Each value is a byte.
     let jpeg_tables: Vec<u8> = jpeg_tables.into_iter().map(|byte| byte as u8).collect();
     let needed_samples = needed_sample_indices(tiff);
     let mut pixels = vec![0; tiff.width as usize * tiff.height as usize * needed_samples.len()];
     let chunks_per_plane = u64::from(chunks.across) * u64::from(chunks.down);
     for (index, (offset, len)) in (0..).zip(offsets.into_iter().zip(lengths)) {
-        // `x` is less than the picture's width, and `y` less than its height.
-        let x = (index % chunks_per_plane % u64::from(chunks.across)) as u32 * chunks.width;
-        let y = (index % chunks_per_plane / u64::from(chunks.across)) as u32 * chunks.height;
+        let index_in_plane = index % chunks_per_plane;
+        // The products do not overflow: `x` is less than the picture's width, and `y` less than its
+        // height.
+        let x = (index_in_plane % u64::from(chunks.across)) as u32 * chunks.width;
+        let y = (index_in_plane / u64::from(chunks.across)) as u32 * chunks.height;
         let chunk = Chunk {
             plane: index / chunks_per_plane,
             x,
@@ -98,7 +101,7 @@ fn read_pixels(tiff: &Tiff, reader: &mut Reader, file_len: u64) -> io::Result<Ve
     Ok(pixels)
 }
 
-/// Reads the needed samples of a strip or a tile into `pixels`.
+/// Reads the needed samples of a strip or a tile into `pixels`, which contains the whole picture.
 fn read_chunk(
     tiff: &Tiff,
     jpeg_tables: &[u8],
@@ -107,23 +110,24 @@ fn read_chunk(
     needed_samples: &[u64],
     pixels: &mut [u8],
 ) -> io::Result<()> {
-    let stored_samples = tiff.samples_of_a_pixel_in_one_chunk();
-    // For each sample to copy: its index in the chunk's pixel, and its index in the output's pixel.
-    let indices = needed_samples.iter().enumerate().map(|(to, from)| (*from, to));
+    // For each sample to copy: its index in a pixel of the chunk, and its index in a pixel of the output.
+    let needed_samples_and_targets = needed_samples.iter().copied().zip(0..);
     let indices: Vec<(usize, usize)> = if tiff.chunks.planes > 1 {
-        indices.filter(|(from, _)| *from == chunk.plane).map(|(_, to)| (0, to)).collect()
+        let in_this_plane = needed_samples_and_targets.filter(|(from, _)| *from == chunk.plane);
+        in_this_plane.map(|(_, to)| (0, to)).collect()
     } else {
-        indices.map(|(from, to)| (from as usize, to)).collect()
+        needed_samples_and_targets.map(|(from, to)| (from as usize, to)).collect()
     };
     if indices.is_empty() {
         return Ok(());
     }
-    let all_are_needed = stored_samples == needed_samples.len() as u64;
+    let stored_samples_per_pixel = tiff.samples_of_a_pixel_in_one_chunk();
+    let all_are_needed = stored_samples_per_pixel == needed_samples.len() as u64;
 
-    let bits_per_pixel = stored_samples * tiff.depth.bits();
+    let bits_per_pixel = stored_samples_per_pixel * tiff.depth.bits();
     let row_len = (u64::from(tiff.chunks.width) * bits_per_pixel).div_ceil(8);
     let visible_len = (u64::from(chunk.columns) * bits_per_pixel).div_ceil(8);
-    // This predictor spreads the bytes of a sample over the whole row.
+    // This predictor distributes the bytes of a sample over the whole row.
     let needs_whole_row = tiff.predictor == Predictor::FloatDifference;
     let read_len = if needs_whole_row { row_len } else { visible_len };
     let mut row = vec![0; usize::try_from(read_len).map_err(io::Error::other)?];
@@ -146,11 +150,10 @@ fn read_chunk(
             output.copy_from_slice(&samples[..output.len()]);
             continue;
         }
-        let pixels_and_samples =
-            output.chunks_exact_mut(pixel_len).zip(samples.chunks_exact(stored_samples as usize));
-        for (pixel, samples) in pixels_and_samples {
+        let stored_pixels = samples.chunks_exact(stored_samples_per_pixel as usize);
+        for (pixel, stored_pixel) in output.chunks_exact_mut(pixel_len).zip(stored_pixels) {
             for (from, to) in &indices {
-                pixel[*to] = samples[*from];
+                pixel[*to] = stored_pixel[*from];
             }
         }
     }

@@ -1,8 +1,8 @@
-//! A view of a picture that is turned and mirrored upright, without a second copy of the pixels.
+//! Turns and mirrors a picture upright, without a second copy of its pixels.
 
 use image_rs::{GenericImageView, Rgb, RgbImage, metadata::Orientation};
 
-/// Turns and mirrors a picture while its pixels are read.
+/// A view of a picture that turns and mirrors it while its pixels are read.
 pub(super) struct Upright<'a> {
     image: &'a RgbImage,
     orientation: Orientation,
@@ -28,6 +28,7 @@ impl GenericImageView for Upright<'_> {
 
     fn get_pixel(&self, x: u32, y: u32) -> Rgb<u8> {
         let (width, height) = self.image.dimensions();
+        // Converts the position in the upright picture to the position in the stored picture.
         let (x, y) = match self.orientation {
             Orientation::NoTransforms => (x, y),
             Orientation::FlipHorizontal => (width - 1 - x, y),
@@ -51,14 +52,14 @@ mod tests {
     #[test]
     fn the_view_has_the_same_pixels_as_a_turned_copy_for_every_orientation() {
         let image = RgbImage::from_fn(5, 3, |x, y| Rgb([x as u8, y as u8, 0]));
-        for exif in 1..=8 {
-            let orientation = Orientation::from_exif(exif).unwrap();
-            let mut copy = DynamicImage::ImageRgb8(image.clone());
-            copy.apply_orientation(orientation);
-            let copy = copy.into_rgb8();
+        for exif_value in 1..=8 {
+            let orientation = Orientation::from_exif(exif_value).unwrap();
+            let mut turned_copy = DynamicImage::ImageRgb8(image.clone());
+            turned_copy.apply_orientation(orientation);
+            let turned_copy = turned_copy.into_rgb8();
             let upright = Upright::new(&image, orientation);
-            assert_eq!(upright.dimensions(), copy.dimensions());
-            for (x, y, pixel) in copy.enumerate_pixels() {
+            assert_eq!(upright.dimensions(), turned_copy.dimensions());
+            for (x, y, pixel) in turned_copy.enumerate_pixels() {
                 assert_eq!(upright.get_pixel(x, y), *pixel, "{orientation:?} at {x}, {y}");
             }
         }

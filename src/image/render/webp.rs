@@ -1,9 +1,9 @@
-//! Decodes WebP. The decoder refuses a picture if its flags announce a chunk that is missing, so it
-//! gets the picture with corrected flags.
+//! Decodes WebP. The decoder refuses a picture whose flags announce a chunk that is missing, so the
+//! flags are corrected first.
 
 use image_rs::{DynamicImage, ImageFormat};
 
-use super::{read, spliced::SplicedReader};
+use super::{decode_with_image_crate, spliced::SplicedReader};
 use crate::image::{
     Error, Picture,
     header::{
@@ -14,13 +14,15 @@ use crate::image::{
 
 /// Decodes the picture. The decoder may allocate at most `memory_estimate` bytes.
 pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicImage, Error> {
-    read(picture, with_correct_flags(picture)?, ImageFormat::WebP, memory_estimate)
+    let bytes = with_correct_flags(picture)?;
+    decode_with_image_crate(picture, bytes, ImageFormat::WebP, memory_estimate)
 }
 
-/// The picture's bytes, with flags only for the chunks that exist.
+/// Returns a reader of the picture's bytes, with flags only for the chunks that exist.
 fn with_correct_flags(picture: &Picture) -> Result<SplicedReader, Error> {
     let webp = header::read_bounded(picture.format, &picture.content, webp::read)?;
     let Some(flags) = webp.corrected_flags else {
+        // The file contains no flags, so nothing is replaced.
         return Ok(SplicedReader::new(Vec::new(), &picture.content, 0)?);
     };
     let before_flags = picture.content.read_at(0, FLAGS_AT)?;
@@ -35,6 +37,7 @@ mod tests {
 
     use crate::image::render::tests::decoded;
 
+    // The flags of an extended WebP.
     const ANIMATED: u8 = 0b10;
     const XMP: u8 = 0b100;
     const EXIF: u8 = 0b1000;
@@ -43,17 +46,17 @@ mod tests {
 
     /// A lossless WebP of 4 × 4 pixels in the extended format, with these flags.
     fn extended(flags: u8, image: &DynamicImage) -> Vec<u8> {
-        let mut plain = std::io::Cursor::new(Vec::new());
-        image.write_to(&mut plain, ImageFormat::WebP).unwrap();
-        let chunks = plain.into_inner().split_off(12);
-        let head = [flags, 0, 0, 0, 3, 0, 0, 3, 0, 0];
-        let chunks = [b"VP8X\x0a\0\0\0", &head[..], &chunks].concat();
-        let len = (4 + chunks.len()) as u32;
+        let mut simple = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut simple, ImageFormat::WebP).unwrap();
+        let pixel_chunk = simple.into_inner().split_off(12);
+        let head = [flags, 0, 0, 0, 3, 0, 0, 3, 0, 0]; // width and height minus one, in 24 bits each
+        let chunks = [b"VP8X\x0a\0\0\0", &head[..], &pixel_chunk].concat();
+        let len = (b"WEBP".len() + chunks.len()) as u32;
         [b"RIFF", &len.to_le_bytes()[..], b"WEBP", &chunks].concat()
     }
 
     #[test]
-    fn flags_for_missing_chunks_are_ignored() {
+    fn pictures_with_flags_for_missing_chunks_are_decoded() {
         let red = RgbImage::from_pixel(4, 4, [200, 10, 20].into());
         for flags in [0, XMP, EXIF, XMP | EXIF, ALPHA, PROFILE, !ANIMATED] {
             let image = decoded(&extended(flags, &red.clone().into())).unwrap();
@@ -63,9 +66,9 @@ mod tests {
 
     #[test]
     fn the_alpha_of_lossless_pixels_does_not_depend_on_the_flag() {
-        let clear = RgbaImage::from_pixel(4, 4, Rgba([200, 10, 20, 0]));
+        let transparent = RgbaImage::from_pixel(4, 4, Rgba([200, 10, 20, 0]));
         for flags in [0, ALPHA] {
-            let image = decoded(&extended(flags, &clear.clone().into())).unwrap();
+            let image = decoded(&extended(flags, &transparent.clone().into())).unwrap();
             assert!(image.pixels().all(|pixel| pixel.0 == [255; 3]), "{flags:#b}");
         }
     }

@@ -8,8 +8,8 @@ use super::{
     boxes::{Boxes, Child, Fields},
 };
 
-/// The maximum number of items, of properties, of references and of locations. The decoder searches all
-/// of them for each item.
+/// The maximum number of items. The numbers of properties, of references and of locations have the same
+/// limit. The decoder searches all of them for each item.
 pub(super) const MAX_ITEMS: usize = 4096;
 
 /// The contents of a `meta` box.
@@ -19,17 +19,23 @@ pub(super) struct Meta<'a> {
     pub(super) primary: u32,
     /// The data that items store in the `meta` box itself.
     pub(super) idat: &'a [u8],
+    /// The kind of each item.
     items: BTreeMap<u32, &'a [u8; 4]>,
+    /// The properties of all items.
     properties: Vec<Child<'a>>,
+    /// The links from each item to its properties.
     associations: BTreeMap<u32, Vec<Association>>,
+    /// The references between items.
     references: Vec<Reference<'a>>,
+    /// The locations of the items that are stored in one piece.
     locations: BTreeMap<u32, Location>,
 }
 
 /// The location of an item's data.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Location {
-    /// 0: `start` is an offset in the file. 1: `start` is an offset in `idat`.
+    /// 0: `start` is an offset in the file. 1: `start` is an offset in `idat`. 2: `start` is an offset in
+    /// the data of another item.
     pub(super) method: u64,
     pub(super) start: u64,
     /// In bytes. Zero means up to the end of the file or of `idat`.
@@ -40,11 +46,11 @@ pub(super) struct Location {
 #[derive(Debug, Clone, Copy)]
 struct Association {
     is_essential: bool,
-    /// The number of the property, counted from one. Zero means that there is no property.
+    /// The number of the property in `ipco`, counted from one. Zero means that there is no property.
     property: u16,
 }
 
-/// A reference from one item to others.
+/// A reference from one item to one or more other items.
 #[derive(Debug)]
 struct Reference<'a> {
     kind: &'a [u8; 4],
@@ -68,16 +74,21 @@ impl<'a> Meta<'a> {
         const ONCE: [&[u8; 4]; 7] = [b"hdlr", b"pitm", b"iinf", b"iref", b"iprp", b"iloc", b"idat"];
         let (mut meta, mut seen, mut primary) = (Self::default(), BTreeSet::new(), None);
         let mut body = Fields(body);
-        body.version()?;
+        body.version_and_flags()?;
         for child in Boxes(body) {
             let (name, mut fields) = child?;
             if ONCE.contains(&name) && !seen.insert(name) {
                 return None;
             }
             match name {
-                b"hdlr" => (fields.0.get(8..12)? == b"pict").then_some(())?,
+                b"hdlr" => {
+                    let media_kind = fields.0.get(8..12)?;
+                    if media_kind != b"pict" {
+                        return None;
+                    }
+                }
                 b"pitm" => {
-                    let (version, _) = fields.version()?;
+                    let (version, _) = fields.version_and_flags()?;
                     primary = Some(fields.number(if version == 0 { 2 } else { 4 })?);
                 }
                 b"iinf" => meta.read_items(fields)?,
@@ -93,11 +104,11 @@ impl<'a> Meta<'a> {
     }
 
     fn read_items(&mut self, mut fields: Fields<'a>) -> Option<()> {
-        let (version, _) = fields.version()?;
+        let (version, _) = fields.version_and_flags()?;
         let _count = fields.number(if version == 0 { 2 } else { 4 })?;
         for entry in Boxes(fields) {
             let (b"infe", mut fields) = entry? else { continue };
-            let item = match fields.version()? {
+            let item = match fields.version_and_flags()? {
                 (2, _) => fields.number(2)?,
                 (3, _) => fields.number(4)?,
                 _ => return None,
@@ -111,7 +122,7 @@ impl<'a> Meta<'a> {
     }
 
     fn read_references(&mut self, mut fields: Fields<'a>) -> Option<()> {
-        let (version, _) = fields.version()?;
+        let (version, _) = fields.version_and_flags()?;
         let item_len = if version == 0 { 2 } else { 4 };
         for entry in Boxes(fields) {
             let (kind, mut fields) = entry?;
@@ -133,7 +144,9 @@ impl<'a> Meta<'a> {
                 (b"ipco", fields) => {
                     has_properties = true;
                     self.properties = Boxes(fields).take(MAX_ITEMS + 1).collect::<Option<_>>()?;
-                    (self.properties.len() <= MAX_ITEMS).then_some(())?;
+                    if self.properties.len() > MAX_ITEMS {
+                        return None;
+                    }
                 }
                 (b"ipma", fields) => self.read_associations(fields)?,
                 _ => {}
@@ -143,7 +156,7 @@ impl<'a> Meta<'a> {
     }
 
     fn read_associations(&mut self, mut fields: Fields<'a>) -> Option<()> {
-        let (version, flags) = fields.version()?;
+        let (version, flags) = fields.version_and_flags()?;
         let item_len = if version == 0 { 2 } else { 4 };
         let (association_len, essential_bit) = if flags & 1 == 1 { (2, 0x8000) } else { (1, 0x80) };
         for _ in 0..fields.number(4)? {
@@ -153,9 +166,9 @@ impl<'a> Meta<'a> {
                 let property = u16::try_from(value & !essential_bit).ok()?;
                 Some(Association { is_essential: value & essential_bit != 0, property })
             };
-            let list = (0..count).map(|_| association()).collect::<Option<_>>()?;
+            let associations = (0..count).map(|_| association()).collect::<Option<_>>()?;
             if self.associations.len() == MAX_ITEMS
-                || self.associations.insert(item, list).is_some()
+                || self.associations.insert(item, associations).is_some()
             {
                 return None;
             }
@@ -168,13 +181,13 @@ impl<'a> Meta<'a> {
         self.items.get(&item).copied()
     }
 
-    /// The properties of an item, in order: whether each is essential, its name, and its contents.
+    /// The properties of an item, in order: whether the property is essential, its name, its contents.
     pub(super) fn properties(
         &self,
         item: u32,
     ) -> impl Iterator<Item = (bool, &'a [u8; 4], &'a [u8])> {
-        let list = self.associations.get(&item).map_or(&[][..], Vec::as_slice);
-        list.iter().filter_map(|Association { is_essential, property }| {
+        let associations = self.associations.get(&item).map_or(&[][..], Vec::as_slice);
+        associations.iter().filter_map(|Association { is_essential, property }| {
             let (name, fields) = self.properties.get(usize::from(*property).checked_sub(1)?)?;
             Some((*is_essential, *name, fields.0))
         })
@@ -189,7 +202,7 @@ impl<'a> Meta<'a> {
     /// The size of an item before it is cropped and turned.
     pub(super) fn size(&self, item: u32) -> Option<Size> {
         let mut fields = Fields(self.property(item, b"ispe")?);
-        fields.version()?;
+        fields.version_and_flags()?;
         let (width, height) = (fields.number(4)?, fields.number(4)?);
         (width > 0 && height > 0).then_some((width, height))
     }
@@ -197,36 +210,43 @@ impl<'a> Meta<'a> {
     /// The items that the item `from` refers to. Returns `None` unless `from` has exactly one reference
     /// of this kind. One reference can refer to several items.
     pub(super) fn referenced_items(&self, kind: &[u8; 4], from: u32) -> Option<Vec<u32>> {
-        let mut found =
-            self.references.iter().filter(|found| found.kind == kind && found.from == from);
-        let first = found.next()?;
-        found.next().is_none().then(|| first.to().collect())
+        let mut matching = self
+            .references
+            .iter()
+            .filter(|reference| reference.kind == kind && reference.from == from);
+        let reference = matching.next()?;
+        if matching.next().is_some() {
+            return None;
+        }
+        Some(reference.to().collect())
     }
 
     /// Each auxiliary item, such as a transparency, and the master items that it belongs to.
     pub(super) fn auxiliaries(&self) -> impl Iterator<Item = (u32, impl Iterator<Item = u32>)> {
-        let found = self.references.iter().filter(|found| found.kind == b"auxl");
-        found.map(|found| (found.from, found.to()))
+        let matching = self.references.iter().filter(|reference| reference.kind == b"auxl");
+        matching.map(|reference| (reference.from, reference.to()))
     }
 
-    /// The location of an item that is stored in one piece.
+    /// The location of an item, or `None` unless the item is stored in one piece.
     pub(super) fn location(&self, item: u32) -> Option<Location> {
         self.locations.get(&item).copied()
     }
 
     /// Whether the item's colours are already multiplied by the transparency in another item.
     pub(super) fn is_premultiplied(&self, item: u32) -> bool {
-        self.references.iter().any(|found| found.kind == b"prem" && found.from == item)
+        let is_prem =
+            |reference: &Reference<'_>| reference.kind == b"prem" && reference.from == item;
+        self.references.iter().any(is_prem)
     }
 
     /// Reads the locations of items (ISO/IEC 14496-12, 8.11.3). Skips items that are stored in several
-    /// pieces: only the location of a grid is needed, and a grid is stored in one piece.
+    /// pieces (extents): only the location of a grid is needed, and a grid is stored in one piece.
     fn read_locations(&mut self, mut fields: Fields<'a>) -> Option<()> {
-        let (version @ 0..=2, _) = fields.version()? else { return None };
-        // The lengths of the fields of each location, in bytes.
-        let lens = fields.number(2)?;
+        let (version @ 0..=2, _) = fields.version_and_flags()? else { return None };
+        // The lengths of the fields of each location, in bytes. Each length is stored in four bits.
+        let field_lens = fields.number(2)?;
         let [offset_len, length_len, base_len, index_len] =
-            [12, 8, 4, 0].map(|shift| (lens >> shift & 0xf) as usize);
+            [12, 8, 4, 0].map(|shift| (field_lens >> shift & 0xf) as usize);
         let index_len = if version == 0 { 0 } else { index_len };
         if [offset_len, length_len, base_len, index_len].iter().any(|len| *len > 8) {
             return None;

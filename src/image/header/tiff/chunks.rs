@@ -20,16 +20,19 @@ pub(in crate::image) struct Chunks {
     pub(in crate::image) across: u32,
     /// The number of chunks in a column.
     pub(in crate::image) down: u32,
+    /// The number of planes: one, or one for each sample.
     pub(in crate::image) planes: u64,
+    /// The table of the chunks' offsets in the file.
     pub(in crate::image) offsets: Values,
-    /// The lengths in bytes, if the table of lengths is complete.
+    /// The table of the chunks' lengths in bytes, if the table is complete.
     pub(in crate::image) lengths: Option<Values>,
 }
 
 impl Chunks {
+    /// Reads the layout of the chunks, without the tables of their offsets and lengths.
     pub(super) fn read(
         directory: &mut Directory,
-        (width, height): (u32, u32),
+        (width, height): (u32, u32), // of the picture
         planes: u64,
     ) -> Result<Self, HeaderError> {
         let is_tiled = directory.values(TILE_WIDTH).is_some();
@@ -43,9 +46,11 @@ impl Chunks {
         let (across, down) = (width.div_ceil(chunk_width), height.div_ceil(chunk_height));
         // Some writers store the offsets and lengths of tiles in the tags for strips. libtiff accepts
         // this, too.
-        let either = |tile, strip| directory.values(tile).or(directory.values(strip));
-        let offsets = either(TILE_OFFSETS, STRIP_OFFSETS).ok_or(HeaderError::Damaged)?;
-        let lengths = either(TILE_BYTE_COUNTS, STRIP_BYTE_COUNTS);
+        let first_present = |tile_tag, strip_tag| {
+            directory.values(tile_tag).or_else(|| directory.values(strip_tag))
+        };
+        let offsets = first_present(TILE_OFFSETS, STRIP_OFFSETS).ok_or(HeaderError::Damaged)?;
+        let lengths = first_present(TILE_BYTE_COUNTS, STRIP_BYTE_COUNTS);
         let count = (u64::from(across) * u64::from(down)).saturating_mul(planes);
         if count > MAX_CHUNKS {
             return Err(unsupported("a TIFF in more than 65,536 strips or tiles"));
@@ -55,7 +60,7 @@ impl Chunks {
         if is_incomplete(&offsets) || has_too_many(offsets) || lengths.is_some_and(has_too_many) {
             return Err(HeaderError::Damaged);
         }
-        let lengths = lengths.filter(|lengths| !is_incomplete(lengths));
+        let complete_lengths = lengths.filter(|lengths| !is_incomplete(lengths));
         Ok(Self {
             width: chunk_width,
             height: chunk_height,
@@ -63,7 +68,7 @@ impl Chunks {
             down,
             planes,
             offsets,
-            lengths,
+            lengths: complete_lengths,
         })
     }
 

@@ -1,11 +1,17 @@
-//! Builds TIFF files for tests, byte by byte.
+//! Builds TIFF files for tests.
 
 use std::collections::BTreeMap;
 
 use super::*;
 
+// The types of values.
+/// A number of 32 bits.
 const LONG: u16 = 4;
+/// A byte without a type.
 const UNDEFINED: u16 = 7;
+
+/// The offset of the first strip or tile.
+const DATA_AT: usize = 16;
 
 /// A TIFF that is built from its tags.
 #[derive(Clone)]
@@ -16,7 +22,8 @@ pub(in crate::image) struct Crafted {
 }
 
 impl Crafted {
-    /// A little-endian TIFF with one uncompressed strip.
+    /// A little-endian TIFF with one uncompressed strip. `bits` contains the bits of each sample of a
+    /// pixel.
     pub(in crate::image) fn new(size: (u64, u64), photometric: u64, bits: &[u64]) -> Self {
         let crafted = Self { tags: BTreeMap::new(), is_big_endian: false, is_big_tiff: false };
         crafted
@@ -51,6 +58,7 @@ impl Crafted {
 
     /// Returns the bytes of the file, with these strips or tiles.
     pub(in crate::image) fn file(&self, chunks: &[&[u8]]) -> Vec<u8> {
+        // Encodes a number in `len` bytes.
         let number = |value: u64, len: usize| {
             if self.is_big_endian {
                 value.to_be_bytes()[8 - len..].to_vec()
@@ -59,10 +67,10 @@ impl Crafted {
             }
         };
         // The length of an offset or a count, in bytes.
-        let word = if self.is_big_tiff { 8 } else { 4 };
+        let offset_len = if self.is_big_tiff { 8 } else { 4 };
         let mut tags = self.tags.clone();
         let is_tiled = tags.contains_key(&TILE_WIDTH);
-        let (offsets, lengths) = if is_tiled {
+        let (offsets_tag, lengths_tag) = if is_tiled {
             (TILE_OFFSETS, TILE_BYTE_COUNTS)
         } else {
             (STRIP_OFFSETS, STRIP_BYTE_COUNTS)
@@ -70,39 +78,41 @@ impl Crafted {
         let mut file = if self.is_big_endian { b"MM".to_vec() } else { b"II".to_vec() };
         file.extend(number(if self.is_big_tiff { 43 } else { 42 }, 2));
         if self.is_big_tiff {
-            file.extend([number(8, 2), number(0, 2)].concat());
+            file.extend([number(offset_len as u64, 2), number(0, 2)].concat());
         }
-        let directory_at = 16 + chunks.iter().map(|chunk| chunk.len()).sum::<usize>();
-        file.extend(number(directory_at as u64, word));
-        file.resize(16, 0);
+        let directory_at = DATA_AT + chunks.iter().map(|chunk| chunk.len()).sum::<usize>();
+        file.extend(number(directory_at as u64, offset_len));
+        file.resize(DATA_AT, 0);
         let mut chunk_offsets = Vec::new();
         for chunk in chunks {
             chunk_offsets.push(file.len() as u64);
             file.extend(*chunk);
         }
-        tags.entry(offsets).or_insert(chunk_offsets);
-        tags.entry(lengths).or_insert(chunks.iter().map(|chunk| chunk.len() as u64).collect());
+        let chunk_lengths = chunks.iter().map(|chunk| chunk.len() as u64).collect();
+        tags.entry(offsets_tag).or_insert(chunk_offsets);
+        tags.entry(lengths_tag).or_insert(chunk_lengths);
         tags.retain(|_, values| !values.is_empty());
 
         file.extend(number(tags.len() as u64, if self.is_big_tiff { 8 } else { 2 }));
         // Values that do not fit into their entry follow the directory.
-        let mut next_value_at = file.len() + tags.len() * (4 + 2 * word) + word;
+        let entry_len = 4 + 2 * offset_len;
+        let mut next_value_at = file.len() + tags.len() * entry_len + offset_len;
         let mut long_values = Vec::new();
         for (tag, values) in tags {
-            let (kind, size) = if tag == JPEG_TABLES { (UNDEFINED, 1) } else { (LONG, 4) };
-            let mut bytes: Vec<u8> = values.iter().flat_map(|value| number(*value, size)).collect();
+            let (kind, len) = if tag == JPEG_TABLES { (UNDEFINED, 1) } else { (LONG, 4) };
+            let mut bytes: Vec<u8> = values.iter().flat_map(|value| number(*value, len)).collect();
             file.extend([number(tag.into(), 2), number(kind.into(), 2)].concat());
-            file.extend(number(values.len() as u64, word));
-            if bytes.len() <= word {
-                bytes.resize(word, 0);
+            file.extend(number(values.len() as u64, offset_len));
+            if bytes.len() <= offset_len {
+                bytes.resize(offset_len, 0);
                 file.extend(bytes);
             } else {
-                file.extend(number(next_value_at as u64, word));
+                file.extend(number(next_value_at as u64, offset_len));
                 next_value_at += bytes.len();
                 long_values.extend(bytes);
             }
         }
-        file.extend(vec![0; word]);
+        file.extend(vec![0; offset_len]); // there is no next directory
         file.extend(long_values);
         file
     }

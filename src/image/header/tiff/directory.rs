@@ -1,5 +1,5 @@
-//! Reads the first directory of a TIFF or BigTIFF file (TIFF 6.0, section 2): the positions of its
-//! tags' values.
+//! Reads the first directory of a TIFF or BigTIFF file (TIFF 6.0, section 2). A directory contains the
+//! position of each tag's values.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -25,13 +25,15 @@ impl ByteOrder {
     }
 }
 
-/// The position of a tag's values in the file.
+/// The position and the number of a tag's values in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Values {
     tag: u16,
     /// Bytes per value.
     size: u8,
+    /// The offset of the first value.
     at: u64,
+    /// The number of values.
     pub(in crate::image) count: u64,
 }
 
@@ -60,30 +62,32 @@ pub(super) struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// Reads the first directory and records the positions of these tags' values. As in libtiff, values
-    /// that are not whole numbers are skipped, and only the first entry of a tag counts.
+    /// Reads the first directory and records the positions of these tags' values. As in libtiff, entries
+    /// whose values are not whole numbers are skipped, and only the first entry of a tag counts.
     pub(super) fn read(reader: &'a mut Reader, tags: &[u16]) -> io::Result<Self> {
         reader.seek(SeekFrom::Start(0))?;
         let mut head = [0; 4];
         reader.read_exact(&mut head)?;
         let order = if head[0] == b'I' { ByteOrder::Little } else { ByteOrder::Big };
-        let is_big = order.number(&head[2..]) == 43;
+        let is_big_tiff = order.number(&head[2..]) == 43;
         // The length of an offset or a count, in bytes.
-        let word = if is_big { 8 } else { 4 };
+        let offset_len = if is_big_tiff { 8 } else { 4 };
         let mut directory = Self { reader, order, values: Vec::new() };
-        if is_big {
-            directory.read_number(4)?; // two numbers: the length of offsets, which is eight, and zero
+        if is_big_tiff {
+            directory.read_number(4)?; // skips `offset_len` and a zero, which have two bytes each
         }
-        let directory_at = directory.read_number(word)?;
+        let directory_at = directory.read_number(offset_len)?;
         directory.reader.seek(SeekFrom::Start(directory_at))?;
-        for _ in 0..directory.read_number(if is_big { 8 } else { 2 })? {
+        let entry_count = directory.read_number(if is_big_tiff { 8 } else { 2 })?;
+        for _ in 0..entry_count {
             let mut entry = [0; 20];
-            let entry = &mut entry[..4 + 2 * word];
+            let entry = &mut entry[..4 + 2 * offset_len];
             directory.reader.read_exact(entry)?;
             let (tag, kind) = (order.number(&entry[..2]), order.number(&entry[2..4]));
-            let Some(tag) = tags.iter().copied().find(|known| u64::from(*known) == tag) else {
+            let Some(tag) = tags.iter().copied().find(|wanted| u64::from(*wanted) == tag) else {
                 continue;
             };
+            // Only these types are whole numbers.
             let size = match kind {
                 1 | 6 | 7 => 1,
                 3 | 8 => 2,
@@ -91,13 +95,14 @@ impl<'a> Directory<'a> {
                 16..=18 => 8,
                 _ => continue,
             };
-            let (count, values) = (order.number(&entry[4..4 + word]), &entry[4 + word..]);
-            // If the values fit, the entry contains them. Otherwise it contains their offset.
-            let is_in_entry = count.checked_mul(size.into()).is_some_and(|len| len <= word as u64);
-            let at = if is_in_entry {
-                directory.reader.stream_position()? - word as u64
+            let (count, values_or_offset) = entry[4..].split_at(offset_len);
+            let count = order.number(count);
+            // If the values are no longer than an offset, the entry contains the values themselves.
+            let len = count.checked_mul(size.into());
+            let at = if len.is_some_and(|len| len <= offset_len as u64) {
+                directory.reader.stream_position()? - offset_len as u64
             } else {
-                order.number(values)
+                order.number(values_or_offset)
             };
             if count > 0 && directory.values(tag).is_none() {
                 directory.values.push(Values { tag, size, at, count });

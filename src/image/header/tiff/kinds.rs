@@ -1,5 +1,5 @@
-//! The ways in which a TIFF can store pixels. Unsupported ways are refused with a description that the
-//! client sees.
+//! The kinds of compression, colours and samples in a TIFF. Unsupported kinds are refused with a
+//! description that the client sees.
 
 use super::{HeaderError, unsupported};
 
@@ -18,7 +18,7 @@ pub(in crate::image) enum Compression {
 }
 
 impl Compression {
-    /// Converts the tags Compression and T4Options.
+    /// Converts the values of the tags Compression and T4Options.
     pub(super) fn from_tags(compression: u64, t4_options: u64) -> Result<Self, HeaderError> {
         const TWO_DIMENSIONAL: u64 = 1;
         Err(unsupported(match compression {
@@ -43,7 +43,7 @@ impl Compression {
         }))
     }
 
-    /// Whether the tag Predictor has a meaning for this compression.
+    /// Whether this compression uses the tag Predictor.
     pub(super) fn uses_predictors(self) -> bool {
         matches!(self, Self::Lzw | Self::Deflate)
     }
@@ -57,6 +57,7 @@ impl Compression {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Color {
     Grey {
+        /// Whether zero is white. Otherwise, zero is black.
         white_is_zero: bool,
     },
     Rgb,
@@ -69,7 +70,7 @@ pub(in crate::image) enum Color {
 }
 
 impl Color {
-    /// Converts the tags PhotometricInterpretation and InkSet.
+    /// Converts the values of the tags PhotometricInterpretation and InkSet.
     pub(super) fn from_tags(photometric: u64, ink_set: u64) -> Result<Self, HeaderError> {
         const CMYK: u64 = 1;
         Err(unsupported(match photometric {
@@ -107,8 +108,11 @@ pub(in crate::image) enum Depth {
 }
 
 impl Depth {
-    /// Converts the tags BitsPerSample and SampleFormat. Each has one value for each sample, or one
-    /// value for all samples.
+    /// Converts the values of the tags BitsPerSample and SampleFormat. Each tag has one value for each
+    /// sample, or one value for all samples.
+    ///
+    /// SampleFormat 1 is whole numbers, 2 is whole numbers with a sign, 3 is floating-point numbers, and
+    /// 5 and 6 are complex numbers. 4 is "undefined", which libtiff reads as whole numbers.
     pub(super) fn from_tags(
         bits: &[u64],
         formats: &[u64],
@@ -120,13 +124,12 @@ impl Depth {
         };
         let needs_whole_bytes = matches!(color, Color::Rgb | Color::Cmyk);
         Err(match (format, bits) {
-            // Only for RGB: grey floating-point numbers are often temperatures or heights, which are
-            // not from 0 to 1.
+            // Grey floating-point numbers are not supported: they are often temperatures or heights,
+            // which are not from 0 to 1.
             (3, 32) if color == Color::Rgb => return Ok(Self::Float),
             (3, _) => unsupported("a TIFF of floating-point numbers that are not RGB of 32 bits"),
             (2, _) => unsupported("a TIFF of numbers with a sign"),
             (5 | 6, _) => unsupported("a TIFF of complex numbers"),
-            // 1 is whole numbers. 4 is "undefined", which libtiff reads as whole numbers.
             (1 | 4, 8) => return Ok(Self::Bits(8)),
             (1 | 4, 1 | 2 | 4) if !needs_whole_bytes => return Ok(Self::Bits(bits as u32)),
             (1 | 4, 16) if color != Color::Palette => return Ok(Self::Bits(16)),
@@ -151,7 +154,7 @@ fn common_value(values: &[u64], default: u64) -> Option<u64> {
     values.iter().all(|value| *value == first).then_some(first)
 }
 
-/// The transformation of samples before compression (section 14, and Adobe's Technical Note 3).
+/// The transformation of samples before compression (TIFF 6.0, section 14, and Adobe's Technical Note 3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Predictor {
     None,
@@ -164,6 +167,7 @@ pub(in crate::image) enum Predictor {
 }
 
 impl Predictor {
+    /// Converts the value of the tag Predictor.
     pub(super) fn from_tag(predictor: u64, depth: Depth) -> Result<Self, HeaderError> {
         match (predictor, depth) {
             (1, _) => Ok(Self::None),
@@ -185,22 +189,22 @@ pub(in crate::image) struct Alpha {
 }
 
 impl Alpha {
-    /// Converts the tag ExtraSamples for a pixel with this number of samples. Ignores samples of an
-    /// unknown kind.
+    /// Converts the values of the tag ExtraSamples. `samples` is the number of samples per pixel. Extra
+    /// samples of an unknown kind are ignored.
     pub(super) fn from_tags(
-        extra: &[u64],
+        extra_samples: &[u64],
         color: Color,
         samples: u64,
     ) -> Result<Option<Self>, HeaderError> {
         const ASSOCIATED: u64 = 1;
         const UNASSOCIATED: u64 = 2;
         const COREL_DRAW: u64 = 999; // CorelDRAW's value for UNASSOCIATED, according to Pillow
-        let first = color.samples();
+        let first_extra = color.samples();
         // Many programs write RGB with alpha, but without the tag ExtraSamples.
-        if color == Color::Rgb && samples == 4 && extra.is_empty() {
-            return Ok(Some(Self { at: first, is_associated: false }));
+        if color == Color::Rgb && samples == 4 && extra_samples.is_empty() {
+            return Ok(Some(Self { at: first_extra, is_associated: false }));
         }
-        let alpha = (first..samples).zip(extra).find_map(|(at, kind)| match *kind {
+        let alpha = (first_extra..samples).zip(extra_samples).find_map(|(at, kind)| match *kind {
             ASSOCIATED => Some(Self { at, is_associated: true }),
             UNASSOCIATED | COREL_DRAW => Some(Self { at, is_associated: false }),
             _ => None,

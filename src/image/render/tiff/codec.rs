@@ -36,8 +36,8 @@ pub(super) fn rows<'a>(
 ) -> io::Result<Box<dyn Read + 'a>> {
     reader.seek(SeekFrom::Start(chunk.offset))?;
     if tiff.compression == Compression::None {
-        // The length of uncompressed rows follows from their size. The length in the tags is wrong in
-        // many files, so it is ignored.
+        // The length of uncompressed rows follows from their width and depth. The length in the tags is
+        // ignored, because it is wrong in many files.
         return Ok(with_usual_bit_order(reader.take(u64::MAX), tiff.is_bit_reversed));
     }
     if tiff.compression == Compression::Jpeg {
@@ -53,8 +53,8 @@ pub(super) fn rows<'a>(
     })
 }
 
-/// Returns a reader of the file's bytes. If the file stores each byte with its bits reversed, the reader
-/// reverses them again.
+/// Returns a reader of the file's bytes. If the file stores each byte with its bits in reverse order
+/// (FillOrder 2), the reader puts the bits in the usual order.
 fn with_usual_bit_order(reader: Take<&mut Reader>, is_bit_reversed: bool) -> Box<dyn Read + '_> {
     if is_bit_reversed { Box::new(BitReverser(reader)) } else { Box::new(reader) }
 }
@@ -70,6 +70,7 @@ impl<R: Read> Read for BitReverser<R> {
     }
 }
 
+/// Decompresses LZW (TIFF 6.0, section 13).
 struct Lzw<R> {
     packed: BufReader<R>,
     decoder: weezl::decode::Decoder,
@@ -80,8 +81,8 @@ impl<R: Read> Lzw<R> {
         let capacity = usize::try_from(len.clamp(2, LZW_BUFFER_LEN)).map_err(io::Error::other)?;
         let mut packed = BufReader::with_capacity(capacity, packed);
         // Before TIFF 5.0, codes were stored from the lowest bit, and the length of the codes grew one
-        // code later than it does now. The first code is 256 in either variant, so its bytes show the
-        // variant. libtiff uses the same test.
+        // code later than it does now. The first code is 256 with 9 bits in either variant. Only in the
+        // old variant, its first byte is 0 and the next bit is 1. libtiff uses the same test.
         let is_old = matches!(packed.fill_buf()?, [0, second, ..] if second & 1 == 1);
         let configuration = if is_old {
             Configuration::new(BitOrder::Lsb, 8)
@@ -102,8 +103,8 @@ impl<R: Read> Read for Lzw<R> {
                 _ if result.consumed_out > 0 => return Ok(result.consumed_out),
                 LzwStatus::Done => return Ok(0),
                 // The data has ended only if `NoProgress` comes twice in a row. The decoder also
-                // reports it when a decoded word is longer than the buffer, and then returns the word
-                // on the next call.
+                // returns `NoProgress` when a decoded word is longer than the buffer. It then returns
+                // the word on the next call.
                 LzwStatus::NoProgress if made_no_progress => {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
@@ -113,14 +114,17 @@ impl<R: Read> Read for Lzw<R> {
     }
 }
 
+/// Decompresses PackBits (TIFF 6.0, section 9), a run-length coding.
 struct PackBits<R> {
     packed: R,
     run: Run,
 }
 
-/// The rest of a run: the number of bytes that are left. For a repeated byte, also its value.
+/// The rest of a run.
 enum Run {
+    /// This many bytes follow.
     Literal(usize),
+    /// A byte is repeated: how many times it must still be returned, and its value.
     Repeated(usize, u8),
 }
 
@@ -135,11 +139,11 @@ impl<R: Read> PackBits<R> {
 impl<R: Read> Read for PackBits<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while let Run::Literal(0) | Run::Repeated(0, _) = self.run {
-            let head = usize::from(self.read_byte()?);
-            match head {
-                0..=127 => self.run = Run::Literal(head + 1),
+            let run_code = usize::from(self.read_byte()?);
+            match run_code {
+                0..=127 => self.run = Run::Literal(run_code + 1),
                 128 => {} // no operation
-                _ => self.run = Run::Repeated(257 - head, self.read_byte()?),
+                _ => self.run = Run::Repeated(257 - run_code, self.read_byte()?),
             }
         }
         match &mut self.run {
@@ -159,13 +163,15 @@ impl<R: Read> Read for PackBits<R> {
     }
 }
 
-/// The rows of a fax, with one bit for each pixel. 1 is black.
+/// Decompresses a fax (TIFF 6.0, section 11) to rows with one bit for each pixel. 1 is black.
 struct Fax {
     decoder: FaxDecoder,
+    /// The width of a row, in pixels.
     width: u16,
     /// Whether the code for the end of the fax was read. Further rows are white, because some
     /// programs leave out the last white rows.
     is_over: bool,
+    /// The current row, and how much of it was read.
     row: Cursor<Vec<u8>>,
 }
 
@@ -186,9 +192,9 @@ impl Fax {
     ) -> io::Result<Self> {
         let mut bytes = Vec::with_capacity(buffer_capacity(len)?);
         packed.read_to_end(&mut bytes)?;
-        // The library looks ahead beyond the last code, so some padding must follow. In Group 3 it also
-        // requires the code for the end of a row after the last row; most programs write that code only
-        // between rows.
+        // The library looks ahead beyond the last code, so some padding must follow. In Group 3, the
+        // library also requires the code for the end of a row (the bytes 0 and 1) after the last row.
+        // Most programs write that code only between rows.
         bytes.extend(if compression == Compression::Group3 { [0, 1, 0xff, 0xff] } else { [0; 4] });
         let input: FaxInput = bytes.into_iter().map(Ok);
         let width = u16::try_from(width).map_err(io::Error::other)?;
@@ -202,7 +208,7 @@ impl Fax {
 
     /// Decodes the next row.
     fn next_row(&mut self) -> io::Result<()> {
-        let is_first = self.row.get_ref().is_empty();
+        let is_first_row = self.row.get_ref().is_empty();
         self.row.set_position(0);
         let row = self.row.get_mut();
         row.clear();
@@ -225,15 +231,15 @@ impl Fax {
             }
             FaxDecoder::Group4(decoder) => {
                 self.is_over = decoder.advance().map_err(broken)? == DecodeStatus::End;
-                if self.is_over && is_first {
+                if self.is_over && is_first_row {
                     return Err(broken("a fax has no rows"));
                 }
                 if self.is_over { &[] } else { decoder.transition() }
             }
         };
-        for black in changes.chunks(2) {
-            let end = black.get(1).copied().unwrap_or(self.width).min(self.width);
-            for x in black[0]..end {
+        for black_run in changes.chunks(2) {
+            let end = black_run.get(1).copied().unwrap_or(self.width).min(self.width);
+            for x in black_run[0]..end {
                 row[usize::from(x / 8)] |= 0x80 >> (x % 8);
             }
         }
@@ -250,8 +256,8 @@ impl Read for Fax {
     }
 }
 
-/// Decodes a JPEG to its samples, without converting colours. The size is checked first, because a
-/// JPEG larger than its strip or tile could need any amount of memory.
+/// Decodes the JPEG in a strip or tile to its samples, without converting colours. The JPEG's size is
+/// checked first, because a JPEG that is larger than its strip or tile could need any amount of memory.
 fn decode_jpeg(
     tiff: &Tiff,
     tables: &[u8],
@@ -271,11 +277,11 @@ fn decode_jpeg(
     let header = jpeg::read(&mut content.header_reader());
     let header = header.map_err(|_| broken("an embedded JPEG cannot be read"))?;
     let frame = header.frame;
-    let matches_tags = u64::from(frame.components) == tiff.samples_of_a_pixel_in_one_chunk()
+    let matches_the_tags = u64::from(frame.components) == tiff.samples_of_a_pixel_in_one_chunk()
         && u32::from(frame.width) == tiff.chunks.width
         // The JPEG of the last strip may be as high as the other JPEGs, and extend beyond the picture.
         && (chunk.rows..=tiff.chunks.height).contains(&frame.height.into());
-    if !matches_tags {
+    if !matches_the_tags {
         return Err(broken("the size or the colours of an embedded JPEG differ from the tags"));
     }
     if header.undecodable_kind().is_some() {
@@ -284,7 +290,7 @@ fn decode_jpeg(
     let len = usize::try_from(content.len()).map_err(io::Error::other)?;
     let bytes = decodable_segments(&mut content.reader(), len)?;
     let bytes = bytes.ok_or_else(|| broken("an embedded JPEG has too many scans"))?;
-    drop(content);
+    drop(content); // frees the memory of the original bytes
     let options = DecoderOptions::default()
         .set_strict_mode(false)
         .set_max_width(frame.width.into())
@@ -292,7 +298,8 @@ fn decode_jpeg(
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes[..]), options);
     decoder.decode_headers().map_err(broken)?;
     // The decoder must not convert the samples, because the TIFF's tags define their colours. Output
-    // in the colour space of the input is not converted.
+    // in the colour space of the input is not converted. For a JPEG whose Adobe segment names no
+    // colour transform, the decoder reports CMYK, even if there are only three components.
     let color_space = match decoder.input_colorspace() {
         Some(ColorSpace::CMYK) if frame.components == 3 => ColorSpace::RGB,
         Some(color_space) => color_space,
@@ -302,7 +309,7 @@ fn decode_jpeg(
     decoder.decode().map_err(broken)
 }
 
-/// The capacity of a buffer for `len` bytes of the file and a few more. The buffer must not grow while
+/// The capacity of a buffer for `len` bytes of the file and some padding. The buffer must not grow while
 /// it is filled, because growth may double its memory.
 fn buffer_capacity(len: u64) -> io::Result<usize> {
     usize::try_from(len.saturating_add(64)).map_err(io::Error::other)

@@ -9,6 +9,7 @@ use crate::image::header::tiff::{
 /// Restores the samples of a row from the differences that a predictor stored (TIFF 6.0, section 14,
 /// and Adobe's Technical Note 3).
 pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
+    // A sample is added to the same sample of the next pixel.
     let distance = tiff.samples_of_a_pixel_in_one_chunk() as usize;
     match (tiff.predictor, tiff.depth.bits()) {
         (Predictor::None, _) => {}
@@ -17,12 +18,12 @@ pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
         (Predictor::Difference, _) => sum_differences::<1>(row, distance, tiff.order),
         (Predictor::FloatDifference, _) => {
             sum_differences::<1>(row, distance, tiff.order);
-            // In either byte order, the row contains the highest byte of each sample, then the
-            // second byte of each, and so on.
+            // In a file of either byte order, the row now contains the highest byte of every sample,
+            // then the second byte of every sample, and so on.
             let separated = row.to_vec();
-            let samples = row.len() / 4;
+            let sample_count = row.len() / 4;
             for (index, sample) in row.chunks_exact_mut(4).enumerate() {
-                let big_endian = [0, 1, 2, 3].map(|byte| separated[byte * samples + index]);
+                let big_endian = [0, 1, 2, 3].map(|byte| separated[byte * sample_count + index]);
                 sample.copy_from_slice(&swap_if_little(big_endian, tiff.order));
             }
         }
@@ -46,13 +47,14 @@ fn sum_differences<const BYTES: usize>(row: &mut [u8], distance: usize, order: B
     }
 }
 
-/// Scales each sample of a row to 8 bits.
+/// Scales each sample of a row to 8 bits. Replaces the contents of `samples` by the results.
 pub(super) fn to_bytes(tiff: &Tiff, row: &[u8], samples: &mut Vec<u8>) {
     samples.clear();
     match tiff.depth {
         Depth::Bits(8) => samples.extend_from_slice(row),
         Depth::Bits(16) => samples.extend(row.chunks_exact(2).map(|sample| {
             let bytes = swap_if_little([sample[0], sample[1]], tiff.order);
+            // 257 is 65,535 / 255. Adding 128 rounds the quotient.
             ((u32::from(u16::from_be_bytes(bytes)) + 128) / 257) as u8
         })),
         Depth::Float => samples.extend(row.chunks_exact(4).map(|sample| {
@@ -63,9 +65,10 @@ pub(super) fn to_bytes(tiff: &Tiff, row: &[u8], samples: &mut Vec<u8>) {
         Depth::Bits(bits) => {
             let max_value = (1 << bits) - 1;
             let step = 255 / max_value;
-            let split =
+            // A byte contains several samples. The first sample is in the highest bits.
+            let scaled_samples =
                 |byte: u8| (0..8 / bits).map(move |n| (byte << (n * bits) >> (8 - bits)) * step);
-            samples.extend(row.iter().copied().flat_map(split));
+            samples.extend(row.iter().copied().flat_map(scaled_samples));
         }
     }
 }

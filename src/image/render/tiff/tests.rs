@@ -1,32 +1,34 @@
+//! Tests of decoding TIFF, except for the compressions, which have a module of their own.
+
 use image_rs::RgbImage;
 use proptest::prelude::*;
 
 use self::codec::samples_and_jpeg;
 use super::*;
-use crate::image::{Content, header::tiff::crafted::Crafted, probe};
+use crate::image::{
+    Content,
+    header::tiff::{
+        BITS_PER_SAMPLE, COLOR_MAP, COMPRESSION, EXTRA_SAMPLES, FILL_ORDER, JPEG_TABLES,
+        PLANAR_CONFIGURATION, PREDICTOR, ROWS_PER_STRIP, SAMPLE_FORMAT, STRIP_BYTE_COUNTS,
+        STRIP_OFFSETS, TILE_LENGTH, TILE_WIDTH, crafted::Crafted,
+    },
+    probe,
+};
 
 mod codec;
 
-const BITS_PER_SAMPLE: u16 = 258;
-const COMPRESSION: u16 = 259;
-const FILL_ORDER: u16 = 266;
-const STRIP_OFFSETS: u16 = 273;
-const ROWS_PER_STRIP: u16 = 278;
-const PLANAR_CONFIGURATION: u16 = 284;
-const PREDICTOR: u16 = 317;
-const COLOR_MAP: u16 = 320;
-const TILE_WIDTH: u16 = 322;
-const TILE_LENGTH: u16 = 323;
-const EXTRA_SAMPLES: u16 = 338;
-const SAMPLE_FORMAT: u16 = 339;
-const JPEG_TABLES: u16 = 347;
-
+// Values of PhotometricInterpretation.
+const WHITE_IS_ZERO: u64 = 0;
 const GREY: u64 = 1;
 const RGB: u64 = 2;
 const PALETTE: u64 = 3;
 const CMYK: u64 = 5;
 const YCBCR: u64 = 6;
 
+// Values of Compression.
+const UNCOMPRESSED: u64 = 1;
+const GROUP_3: u64 = 3;
+const GROUP_4: u64 = 4;
 const LZW: u64 = 5;
 const JPEG: u64 = 7;
 const DEFLATE: u64 = 8;
@@ -41,10 +43,12 @@ fn pixels(crafted: &Crafted, strip: &[u8]) -> Vec<[u8; 3]> {
     rgb(&decoded(crafted.file(&[strip])).unwrap())
 }
 
+/// The pixels of an image, row by row.
 fn rgb(image: &RgbImage) -> Vec<[u8; 3]> {
     image.pixels().map(|pixel| pixel.0).collect()
 }
 
+/// Grey pixels with these values.
 fn grey(values: &[u8]) -> Vec<[u8; 3]> {
     values.iter().map(|value| [*value; 3]).collect()
 }
@@ -71,7 +75,11 @@ fn grey_of_every_depth_is_scaled_to_eight_bits() {
     ] {
         assert_eq!(pixels(&picture(GREY, bits, 4), strip), grey(expected), "{bits}");
         let inverted: Vec<_> = expected.iter().map(|value| 255 - value).collect();
-        assert_eq!(pixels(&picture(0, bits, 4), strip), grey(&inverted), "{bits}");
+        assert_eq!(
+            pixels(&picture(WHITE_IS_ZERO, bits, 4), strip),
+            grey(&inverted),
+            "{bits} inverted"
+        );
     }
     let big_endian = picture(GREY, 16, 2).big_endian();
     assert_eq!(pixels(&big_endian, &[0x12, 0x34, 0xff, 0]), grey(&[0x12, 0xfe]));
@@ -82,7 +90,6 @@ fn grey_of_every_depth_is_scaled_to_eight_bits() {
 
 #[test]
 fn a_strip_without_a_length_is_read_to_the_end_of_the_file() {
-    const STRIP_BYTE_COUNTS: u16 = 279;
     let values = [7, 8, 9, 10];
     let picture = Crafted::new((4, 1), GREY, &[8]).with(COMPRESSION, &[DEFLATE]);
     for lengths in [&[0][..], &[]] {
@@ -93,6 +100,7 @@ fn a_strip_without_a_length_is_read_to_the_end_of_the_file() {
 
 #[test]
 fn palette_indices_become_the_colours_of_the_palette() {
+    // The last scale is that of programs that write 8-bit values instead of 16-bit values.
     let map = |scale: u64| [9, 10, 11, 12, 20, 21, 22, 23, 30, 31, 32, 33].map(|n| n * scale);
     for scale in [256, 257, 1] {
         let picture = Crafted::new((4, 1), PALETTE, &[2]).with(COLOR_MAP, &map(scale));
@@ -105,19 +113,11 @@ fn palette_indices_become_the_colours_of_the_palette() {
 fn transparent_pixels_become_white() {
     let rgba = |extra: u64| Crafted::new((3, 1), RGB, &[8; 4]).with(EXTRA_SAMPLES, &[extra]);
     let strip = [100, 0, 50, 128, 100, 0, 50, 0, 100, 0, 50, 255];
-    let (half_transparent, white, opaque) = ([177, 127, 152], [255; 3], [100, 0, 50]);
-    assert_eq!(pixels(&rgba(2), &strip), [half_transparent, white, opaque]);
-    let half_transparent = [227, 127, 177];
-    assert_eq!(
-        pixels(&rgba(1), &strip),
-        [half_transparent, white, opaque],
-        "the colours are multiplied by alpha"
-    );
-    assert_eq!(
-        pixels(&rgba(0), &strip),
-        [opaque; 3],
-        "an extra sample of kind 0 must not be used as alpha"
-    );
+    let (white, opaque) = ([255; 3], [100, 0, 50]);
+    let [no_alpha, premultiplied, straight] = [0, 1, 2];
+    assert_eq!(pixels(&rgba(straight), &strip), [[177, 127, 152], white, opaque]);
+    assert_eq!(pixels(&rgba(premultiplied), &strip), [[227, 127, 177], white, opaque]);
+    assert_eq!(pixels(&rgba(no_alpha), &strip), [opaque; 3]);
     let grey_alpha = Crafted::new((2, 1), GREY, &[8, 8]).with(EXTRA_SAMPLES, &[2]);
     assert_eq!(pixels(&grey_alpha, &[100, 255, 100, 0]), grey(&[100, 255]));
     let palette = Crafted::new((2, 1), PALETTE, &[1, 1]).with(EXTRA_SAMPLES, &[2]);
@@ -150,7 +150,7 @@ fn a_predictor_is_undone_if_pixels_have_extra_samples() {
 }
 
 #[test]
-fn predictors_of_samples_of_several_bytes_use_the_byte_order_of_the_file() {
+fn predictors_are_undone_for_samples_of_several_bytes_in_both_byte_orders() {
     let grey_16 = Crafted::new((3, 1), GREY, &[16]).with(PREDICTOR, &[2]);
     let grey_16 = grey_16.with(COMPRESSION, &[DEFLATE]);
     // The sums are 0x12ff, 0x1301 (with a carry) and 0x1201.
@@ -164,6 +164,7 @@ fn predictors_of_samples_of_several_bytes_use_the_byte_order_of_the_file() {
     let float = Crafted::new((2, 1), RGB, &[32; 3]).with(SAMPLE_FORMAT, &[3; 3]);
     let float = float.with(COMPRESSION, &[DEFLATE]).with(PREDICTOR, &[3]);
     let samples = [0.0_f32, 0.25, 1.0, 1.0, 0.5, 0.75];
+    // The first byte of every sample, then the second byte of every sample, and so on.
     let mut strip: Vec<u8> =
         (0..4).flat_map(|byte| samples.map(|sample| sample.to_be_bytes()[byte])).collect();
     for at in (3..strip.len()).rev() {
@@ -175,19 +176,23 @@ fn predictors_of_samples_of_several_bytes_use_the_byte_order_of_the_file() {
 }
 
 #[test]
-fn reversed_bits_are_decoded_with_every_compression() {
+fn reversed_bits_are_decoded_uncompressed_and_with_lzw_deflate_and_packbits() {
     let rows = [0b1100_0000, 0b0101_0000];
     for (compression, strip) in [
-        (1, rows.to_vec()),
+        (UNCOMPRESSED, rows.to_vec()),
         (LZW, lzw(&rows)),
         (DEFLATE, zlib(&rows)),
         (PACKBITS, vec![1, rows[0], rows[1]]),
     ] {
         let picture = Crafted::new((4, 2), GREY, &[1]).with(COMPRESSION, &[compression]);
         let expected = grey(&[255, 255, 0, 0, 0, 255, 0, 255]);
-        assert_eq!(pixels(&picture, &strip), expected);
+        assert_eq!(pixels(&picture, &strip), expected, "{compression}");
         let reversed: Vec<u8> = strip.iter().map(|byte| byte.reverse_bits()).collect();
-        assert_eq!(pixels(&picture.with(FILL_ORDER, &[2]), &reversed), expected, "{compression}");
+        assert_eq!(
+            pixels(&picture.with(FILL_ORDER, &[2]), &reversed),
+            expected,
+            "{compression} reversed"
+        );
     }
 }
 
@@ -201,7 +206,7 @@ fn tiles_that_extend_beyond_the_picture_are_decoded_with_one_plane_and_with_seve
     const SIZE: (u32, u32) = (21, 19);
     let expected =
         RgbImage::from_fn(SIZE.0, SIZE.1, |x, y| [0, 1, 2].map(|c| sample(x, y, c)).into());
-    // Outside of the picture, a tile contains further samples, which must be ignored.
+    // Outside of the picture, a tile contains more samples, which must be ignored.
     let tile = |left: u32, top: u32, channels: std::ops::Range<u32>| -> Vec<u8> {
         let positions = (top..top + 16).flat_map(|y| (left..left + 16).map(move |x| (x, y)));
         positions.flat_map(|(x, y)| channels.clone().map(move |c| sample(x, y, c))).collect()
@@ -215,14 +220,11 @@ fn tiles_that_extend_beyond_the_picture_are_decoded_with_one_plane_and_with_seve
     for (picture, chunks) in
         [(tiled.clone(), one_plane), (tiled.with(PLANAR_CONFIGURATION, &[2]), four_planes)]
     {
-        for compression in [1, DEFLATE] {
-            let chunks: Vec<_> = chunks
-                .iter()
-                .map(|chunk| if compression == 1 { chunk.clone() } else { zlib(chunk) })
-                .collect();
+        let deflated: Vec<_> = chunks.iter().map(|chunk| zlib(chunk)).collect();
+        for (compression, chunks) in [(UNCOMPRESSED, chunks), (DEFLATE, deflated)] {
             let chunks: Vec<_> = chunks.iter().map(Vec::as_slice).collect();
             let file = picture.clone().with(COMPRESSION, &[compression]).file(&chunks);
-            assert_eq!(rgb(&decoded(file).unwrap()), rgb(&expected));
+            assert_eq!(rgb(&decoded(file).unwrap()), rgb(&expected), "{compression}");
         }
     }
 }
@@ -258,13 +260,13 @@ fn truncated_pixels_are_broken() {
 proptest! {
     #[test]
     fn damaged_files_cause_no_panic(
-        kind in 0..8_usize,
+        file_number in 0..8_usize,
         changes in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..8),
     ) {
         let values: Vec<u8> = (0..20 * 10 * 3).map(|n| (n * n / 5) as u8).collect();
         let rgb = Crafted::new((20, 10), RGB, &[8; 3]);
         let deflated = rgb.clone().with(COMPRESSION, &[DEFLATE]).with(PREDICTOR, &[2]);
-        let mut file = match kind {
+        let mut file = match file_number {
             0 => rgb.file(&[&values]),
             1 => deflated.file(&[&zlib(&values)]),
             2 => rgb.with(COMPRESSION, &[LZW]).file(&[&lzw(&values)]),
@@ -277,7 +279,7 @@ proptest! {
             6 => rgb.with(TILE_WIDTH, &[16]).with(TILE_LENGTH, &[16]).file(&[&values[..]; 2]),
             _ => {
                 let fax = Crafted::new((20, 10), GREY, &[1]).with(BITS_PER_SAMPLE, &[1]);
-                fax.with(COMPRESSION, &[4]).file(&[&values])
+                fax.with(COMPRESSION, &[GROUP_4]).file(&[&values])
             }
         };
         for (at, value) in changes {

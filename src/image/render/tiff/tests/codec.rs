@@ -5,9 +5,9 @@ use image_rs::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 use super::*;
 
 #[test]
-fn packbits_runs_may_continue_in_the_next_row() {
+fn packbits_runs_may_continue_in_the_next_row_but_must_not_be_truncated() {
     let picture = Crafted::new((3, 2), GREY, &[8]).with(COMPRESSION, &[PACKBITS]);
-    // No operation, 7 repeated four times, and two literal bytes.
+    // No operation, then 7 repeated four times, then two literal bytes.
     assert_eq!(pixels(&picture, &[128, 253, 7, 1, 8, 9]), grey(&[7, 7, 7, 7, 8, 9]));
     let truncated = picture.file(&[&[253, 7, 1, 8]]);
     assert!(decoded(truncated).is_err());
@@ -16,9 +16,9 @@ fn packbits_runs_may_continue_in_the_next_row() {
 #[test]
 fn lzw_is_decoded_in_the_variants_before_and_since_tiff_5() {
     let values: Vec<u8> = (0..2000_u32).map(|n| (n * n / 7) as u8).collect();
-    let old = weezl::encode::Encoder::new(weezl::BitOrder::Lsb, 8).encode(&values).unwrap();
+    let before_5 = weezl::encode::Encoder::new(weezl::BitOrder::Lsb, 8).encode(&values).unwrap();
     let picture = Crafted::new((100, 20), GREY, &[8]).with(COMPRESSION, &[LZW]);
-    assert_eq!(pixels(&picture, &old), grey(&values));
+    assert_eq!(pixels(&picture, &before_5), grey(&values));
     assert_eq!(pixels(&picture, &lzw(&values)), grey(&values));
 }
 
@@ -37,49 +37,52 @@ fn lzw_words_may_be_longer_than_a_row() {
 /// Packs a string of zeros and ones into bytes, and ignores spaces.
 fn bits(text: &str) -> Vec<u8> {
     let digits: Vec<_> = text.bytes().filter(|byte| *byte != b' ').collect();
-    let byte =
+    // The first digit is the highest bit.
+    let pack =
         |digits: &[u8]| (0..).zip(digits).fold(0, |byte, (n, digit)| byte | (digit & 1) << (7 - n));
-    digits.chunks(8).map(byte).collect()
+    digits.chunks(8).map(pack).collect()
 }
 
 #[test]
-fn fax_groups_3_and_4_are_decoded() {
+fn fax_groups_3_and_4_are_decoded_unless_a_row_is_too_short() {
     const END_OF_ROW: &str = "000000000001";
     let fax = |compression: u64, photometric| {
         Crafted::new((8, 3), photometric, &[1]).with(COMPRESSION, &[compression])
     };
-    // The first and the last row have four white, three black and one white pixel. The second row is
-    // white.
+    // The first and the last row have four white, three black and one white pixel: these are the three
+    // codes of `row`. The second row has eight white pixels.
     let (row, white_row) = ("1011 10 000111", "10011");
     let group_3 = [END_OF_ROW, row, END_OF_ROW, white_row, END_OF_ROW, row].concat();
     // The codes have these modes: horizontal and vertical in the first and third row, pass and vertical
     // in the second.
     let group_4 = format!("001 {} {} 1  0001 1  001 {} {} 1", "1011", "10", "1011", "10");
-    let first = [255, 255, 255, 255, 0, 0, 0, 255];
-    let expected = [first, [255; 8], first].concat();
-    for (compression, strip) in [(3, bits(&group_3)), (4, bits(&group_4))] {
-        assert_eq!(pixels(&fax(compression, 0), &strip), grey(&expected), "{compression}");
+    let outer_row = [255, 255, 255, 255, 0, 0, 0, 255];
+    let expected = [outer_row, [255; 8], outer_row].concat();
+    for (compression, strip) in [(GROUP_3, bits(&group_3)), (GROUP_4, bits(&group_4))] {
+        let white_is_zero = fax(compression, WHITE_IS_ZERO);
+        assert_eq!(pixels(&white_is_zero, &strip), grey(&expected), "{compression}");
         let inverted: Vec<_> = expected.iter().map(|value| 255 - value).collect();
-        assert_eq!(pixels(&fax(compression, 1), &strip), grey(&inverted), "{compression}");
+        assert_eq!(pixels(&fax(compression, GREY), &strip), grey(&inverted), "{compression}");
         let reversed: Vec<u8> = strip.iter().map(|byte| byte.reverse_bits()).collect();
-        let picture = fax(compression, 0).with(FILL_ORDER, &[2]);
-        assert_eq!(pixels(&picture, &reversed), grey(&expected), "{compression}");
+        let picture = white_is_zero.with(FILL_ORDER, &[2]);
+        assert_eq!(pixels(&picture, &reversed), grey(&expected), "{compression} reversed");
     }
-    let truncated = fax(3, 0).file(&[&bits(&group_3)[..2]]);
-    assert!(decoded(truncated).is_err());
+    let fax_3 = fax(GROUP_3, WHITE_IS_ZERO);
+    assert!(decoded(fax_3.file(&[&bits(&group_3)[..2]])).is_err());
     // A row ends early, at the code for the end of a row or at an invalid code.
-    for damaged in ["1011", "1011 00000000111"] {
-        let strip = [END_OF_ROW, row, END_OF_ROW, damaged, END_OF_ROW, row, END_OF_ROW].concat();
-        assert!(decoded(fax(3, 0).file(&[&bits(&strip)])).is_err(), "{damaged}");
+    for short_row in ["1011", "1011 00000000111"] {
+        let strip = [END_OF_ROW, row, END_OF_ROW, short_row, END_OF_ROW, row, END_OF_ROW].concat();
+        assert!(decoded(fax_3.file(&[&bits(&strip)])).is_err(), "{short_row}");
     }
     // If Group 4 ends early, the other rows are white, as in libtiff. A fax without rows is refused.
+    let fax_4 = fax(GROUP_4, WHITE_IS_ZERO);
     let one_row = bits(&format!("001 1011 10 1 {END_OF_ROW}{END_OF_ROW}"));
-    let expected = [&first[..], &[255; 16]].concat();
-    assert_eq!(pixels(&fax(4, 0), &one_row), grey(&expected));
-    assert!(decoded(fax(4, 0).file(&[&bits(&END_OF_ROW.repeat(2))])).is_err());
+    let expected = [&outer_row[..], &[255; 16]].concat();
+    assert_eq!(pixels(&fax_4, &one_row), grey(&expected));
+    assert!(decoded(fax_4.file(&[&bits(&END_OF_ROW.repeat(2))])).is_err());
 }
 
-/// The samples of a picture whose colours change slowly, and the picture's JPEG.
+/// The samples of a picture whose colours change gradually, and the picture's JPEG.
 pub(super) fn samples_and_jpeg(size: (u32, u32), channels: u32) -> (Vec<u8>, Vec<u8>) {
     let positions = (0..size.1).flat_map(|y| (0..size.0).map(move |x| (x, y)));
     let values: Vec<u8> = positions
@@ -91,14 +94,17 @@ pub(super) fn samples_and_jpeg(size: (u32, u32), channels: u32) -> (Vec<u8>, Vec
     (values, jpeg)
 }
 
-/// Splits a JPEG into its tables and the rest, as programs that write TIFF do.
+/// Splits a JPEG into a JPEG with its tables and a JPEG with the rest, as programs that write TIFF do.
 fn split_tables(jpeg: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    const DHT: u8 = 0xc4;
+    const DQT: u8 = 0xdb;
+    const SOS: u8 = 0xda;
     let (mut tables, mut rest, mut at) = (b"\xff\xd8".to_vec(), b"\xff\xd8".to_vec(), 2);
     loop {
         let len = 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
         match jpeg[at + 1] {
-            0xda => break,
-            0xdb | 0xc4 => tables.extend(&jpeg[at..at + len]),
+            SOS => break,
+            DHT | DQT => tables.extend(&jpeg[at..at + len]),
             _ => rest.extend(&jpeg[at..at + len]),
         }
         at += len;
@@ -118,21 +124,21 @@ fn assert_close(found: &RgbImage, expected: &[u8]) {
 fn the_tags_define_the_colours_of_an_embedded_jpeg() {
     const SIZE: (u32, u32) = (40, 24);
     let (values, jpeg) = samples_and_jpeg(SIZE, 3);
-    let picture =
+    let picture_with =
         |photometric| Crafted::new((40, 24), photometric, &[8; 3]).with(COMPRESSION, &[JPEG]);
-    let image = decoded(picture(YCBCR).file(&[&jpeg])).unwrap();
+    let image = decoded(picture_with(YCBCR).file(&[&jpeg])).unwrap();
     assert_close(&image, &values);
     let (tables, rest) = split_tables(&jpeg);
     let tables: Vec<u64> = tables.into_iter().map(u64::from).collect();
-    let with_separate_tables = picture(YCBCR).with(JPEG_TABLES, &tables).file(&[&rest]);
+    let with_separate_tables = picture_with(YCBCR).with(JPEG_TABLES, &tables).file(&[&rest]);
     assert_eq!(decoded(with_separate_tables).unwrap(), image);
     // If the tags say RGB, the JPEG's luminance is decoded as red.
-    let as_rgb = decoded(picture(RGB).file(&[&jpeg])).unwrap();
+    let as_rgb = decoded(picture_with(RGB).file(&[&jpeg])).unwrap();
     let [red, green, blue] = [0, 1, 2].map(|channel| f64::from(values[channel]));
     let luminance = 0.299 * red + 0.587 * green + 0.114 * blue;
     assert!((f64::from(as_rgb.get_pixel(0, 0)[0]) - luminance).abs() < 4.0);
     // FillOrder does not apply to JPEG.
-    let with_fill_order = picture(YCBCR).with(FILL_ORDER, &[2]).file(&[&jpeg]);
+    let with_fill_order = picture_with(YCBCR).with(FILL_ORDER, &[2]).file(&[&jpeg]);
     assert_eq!(decoded(with_fill_order).unwrap(), image);
 }
 
