@@ -41,7 +41,7 @@ impl<T: Clone + Send + Sync + 'static> Sampler<T> {
     ///
     /// # Errors
     /// [`NoAnswer`] if the reading takes longer than `timeout`, counted from the start of the reading.
-    /// So a hanging reading delays only its first callers.
+    /// If a reading hangs, callers that come after this time get the error at once.
     pub(crate) async fn sample(
         &self,
         max_age: Duration,
@@ -140,7 +140,10 @@ mod tests {
     #[tokio::test]
     async fn a_new_reading_starts_after_a_reading_that_panicked() {
         let sampler = Sampler::default();
-        assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || panic!("planted")).await, Err(NoAnswer));
+        assert_eq!(
+            sampler.sample(MAX_AGE, TIMEOUT, || panic!("a panic of the test")).await,
+            Err(NoAnswer)
+        );
         assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || 7).await, Ok(7));
     }
 }

@@ -108,7 +108,7 @@ impl Server {
         self.address
     }
 
-    /// A handle that layers and handlers can ask whether the server is stopping.
+    /// A handle with which layers and handlers can check whether the server is stopping.
     pub fn shutdown(&self) -> Shutdown {
         self.shutdown.clone()
     }
@@ -118,8 +118,8 @@ impl Server {
         self.background.clone()
     }
 
-    /// Serves until `stop` completes. Then stops in two steps. During the drain delay, it still
-    /// accepts requests while `/ready` responds with 503. After that, it closes the listener and
+    /// Serves until `stop` completes. Then stops in two steps. During the drain delay, the server still
+    /// accepts requests, but `/ready` responds with 503. After that, the server closes the listener and
     /// waits for running requests.
     pub async fn serve(self, router: Router, stop: impl Future<Output = ()>) {
         let connections = Connections::new(router, &self.settings, Arc::clone(&self.metrics));

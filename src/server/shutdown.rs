@@ -1,6 +1,7 @@
 //! The phases of a server from start to stop. `server.rs` goes through them.
 //!
-//! Each phase is announced to the log, to systemd, and to the layers of the router.
+//! When the server enters a phase, it announces the phase, depending on the phase, to the log, to
+//! systemd, and to the layers of the router.
 
 use std::{
     net::SocketAddr,
@@ -30,7 +31,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    /// Announces the phase to the log, to systemd, and to the layers through `shutdown`.
+    /// Announces the phase. `shutdown` informs the layers of the router.
     pub(super) fn announce(self, shutdown: &Shutdown) {
         const VERSION: &str = env!("CARGO_PKG_VERSION");
         match self {

@@ -12,7 +12,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// The most time that a client may let pass without reading a byte of its response.
+/// The longest time that a client may take without reading a byte of its response.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The operations that a client can block by not reading.

@@ -152,7 +152,7 @@ mod tests {
             Self { folder, store, stopped, report_stop, resume, wait_for_resume }
         }
 
-        /// Starts to save a picture.
+        /// Receives a picture, and returns the future that saves it.
         async fn save(&mut self) -> impl Future<Output = Result<SavedFileGuard, Error>> + use<> {
             let mut spool = self.store.spool(0);
             spool.write(&Bytes::from_static(b"picture")).await.unwrap();
@@ -182,7 +182,7 @@ mod tests {
             iter::from_fn(next).collect()
         }
 
-        /// The number of saved files.
+        /// The number of saved files. Also checks that no staging file remains.
         fn saved_count(&self) -> usize {
             assert!(files(&self.folder.path().join(".incoming")).is_empty());
             files(self.folder.path()).len()

@@ -56,7 +56,7 @@ pub(super) fn body_code(error: &BodyError) -> Code {
 pub(super) fn body_detail(error: &BodyError) -> String {
     match error {
         BodyError::TooLarge { max_bytes, content } => match content {
-            BodyContent::Picture { max_bytes } => picture_too_large(*max_bytes),
+            BodyContent::Picture { max_picture_bytes } => picture_too_large(*max_picture_bytes),
             BodyContent::Batch => format!(
                 "The request's body is larger than the limit of {}: send fewer pictures at once ({BATCH_SIZE_SETTINGS}).",
                 format_bytes(*max_bytes)
@@ -187,9 +187,9 @@ fn image_detail(error: &image::Error) -> String {
             )
         }
         Error::Broken { format, .. } => {
-            let other = if *format == Format::Jpeg { "PNG" } else { "JPEG" };
+            let other_format = if *format == Format::Jpeg { "PNG" } else { "JPEG" };
             format!(
-                "This {format} picture cannot be decoded; is it damaged? Sending it as a {other} may help."
+                "This {format} picture cannot be decoded; is it damaged? Sending it as a {other_format} may help."
             )
         }
         Error::TooManyPixels { pixels, limit } => {

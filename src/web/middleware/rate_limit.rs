@@ -59,17 +59,18 @@ impl RateLimit {
         }
     }
 
-    /// Counts `count` requests.
+    /// Counts this many requests of a client.
     ///
     /// # Errors
     /// How long the client must wait, if it would exceed its limit. Then nothing is counted.
-    fn count(&self, caller: Caller, count: u32, now: Instant) -> Result<(), Duration> {
+    fn count(&self, caller: Caller, requests: u32, now: Instant) -> Result<(), Duration> {
         let now = nanos(now.saturating_duration_since(self.started));
-        let (interval, minute) = (nanos(self.interval.saturating_mul(count)), nanos(self.minute));
+        let delay = nanos(self.interval.saturating_mul(requests));
+        let latest_arrival = now + nanos(self.minute);
         let new_arrival = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU64::new(now)));
         let Ok(arrival) = self.arrivals.get_or_insert_with(&caller, new_arrival);
-        let next = |arrival: u64| arrival.max(now) + interval;
-        let wait = |arrival: u64| next(arrival).saturating_sub(now + minute);
+        let next = |arrival: u64| arrival.max(now) + delay;
+        let wait = |arrival: u64| next(arrival).saturating_sub(latest_arrival);
         let update = |arrival: u64| if wait(arrival) == 0 { Some(next(arrival)) } else { None };
         match arrival.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update) {
             Ok(_) => Ok(()),
@@ -120,6 +121,7 @@ pub(in crate::web) async fn rate_limit(
     Ok(next.run(request).await)
 }
 
+/// Converts to nanoseconds. The maximum is small enough that sums of some values do not overflow.
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
 }
@@ -155,16 +157,17 @@ mod tests {
     #[test]
     fn a_batch_counts_all_of_its_pictures_or_none() {
         let limit = Arc::new(RateLimit::per_minute(6));
-        let batch = ClientLimit { limit: Arc::clone(&limit), caller: FIRST };
-        assert_eq!(batch.largest_batch(), 6);
+        let client_limit = ClientLimit { limit: Arc::clone(&limit), caller: FIRST };
+        assert_eq!(client_limit.largest_batch(), 6);
         limit.count(FIRST, 1, Instant::now()).unwrap();
-        batch.count_batch(4).unwrap();
+        // `count_batch` does not count the first picture of a batch again.
+        client_limit.count_batch(4).unwrap();
         assert!(
-            batch.count_batch(4).is_err(),
-            "a batch that needs three must be refused if two are left"
+            client_limit.count_batch(4).is_err(),
+            "a batch that needs three more requests must be refused if only two are left"
         );
-        batch.count_batch(3).unwrap();
-        assert!(batch.count_batch(2).is_err());
+        client_limit.count_batch(3).unwrap();
+        assert!(client_limit.count_batch(2).is_err());
     }
 
     #[test]

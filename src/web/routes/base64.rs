@@ -95,7 +95,7 @@ pub(super) async fn vectorize_image_base64(
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
         max_bytes: body_limit(limits.max_image_bytes),
-        content: BodyContent::Picture { max_bytes: limits.max_image_bytes },
+        content: BodyContent::Picture { max_picture_bytes: limits.max_image_bytes },
         timeout: limits.body_timeout,
     };
     let admission = app.pipeline.admit(client, body_limits.declared_length(&body)?).await?;
