@@ -124,7 +124,8 @@ impl Received {
     }
 }
 
-/// A picture whose bytes have all arrived, with the memory that it needs until it is embedded.
+/// A picture whose bytes have all arrived, and the permit for the memory that it needs until it is
+/// embedded.
 #[derive(Debug)]
 struct SpooledPicture {
     client: ClientNetwork,
@@ -149,7 +150,7 @@ pub struct Vectorized {
     pub sha256: Sha256,
     /// The embedding.
     pub embedding: Embedding,
-    /// Protects the saved file from retention.
+    /// Protects the saved file from retention. Dropping it removes a provisional file.
     file: Option<SavedFileGuard>,
 }
 

@@ -49,8 +49,8 @@ mod schema;
 const PIXEL: &str =
     "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
-/// No fetch of a batch begins later than this after the batch was parsed. The unit is the timeout of a
-/// single fetch.
+/// How long after a batch was parsed its last fetch may begin, as a multiple of the timeout of a single
+/// fetch.
 const MAX_FETCH_START_DELAY: u32 = 2;
 
 /// An answer with more pictures than this is serialized on a blocking thread.
@@ -144,7 +144,7 @@ pub(super) async fn embeddings(
         count_pictures(&rate_limit, items.len())?;
     }
     let body = Arc::new(ChargedBody::new(body, memory));
-    let origins: Vec<_> = items.iter().map(Origin::of).collect();
+    let sent_items: Vec<_> = items.iter().map(SentItem::of).collect();
     let latest_fetch_start = Instant::now() + MAX_FETCH_START_DELAY * app.fetcher.timeout();
     let sources = items
         .into_iter()
@@ -155,16 +155,16 @@ pub(super) async fn embeddings(
     let pictures = match app.pipeline.embed_batch(admission, sources, options).await {
         Ok(pictures) => pictures,
         Err(BatchError { index, error }) => {
-            let origin = index.and_then(|index| origins.get(index));
-            return Err(match origin {
-                Some(origin) => origin.explain(error),
+            let sent_item = index.and_then(|index| sent_items.get(index));
+            return Err(match sent_item {
+                Some(sent_item) => sent_item.explain(error),
                 None => explain_batch_size(error),
             });
         }
     };
-    let pictures = pictures.into_iter().zip(&origins);
+    let pictures = pictures.into_iter().zip(&sent_items);
     let pictures: Vec<_> = pictures
-        .map(|(picture, origin)| picture.map_err(|error| log_error(origin.explain(error))))
+        .map(|(picture, sent_item)| picture.map_err(|error| log_error(sent_item.explain(error))))
         .collect();
     let model = app.model;
     let memory = app.pipeline.memory.empty(client);
@@ -195,7 +195,8 @@ fn log_error(error: Error) -> Error {
     error
 }
 
-/// If the batch has too many pictures that are not cached, turns the error into one of the field `input`.
+/// If the error is that the batch has too many pictures that are not cached, turns it into an error of
+/// the field `input`.
 fn explain_batch_size(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::BatchTooLarge { largest, .. }) => {
@@ -251,7 +252,7 @@ fn picture_bytes(
 
 /// A picture's place in the request, and the form in which it was sent. The sentence of the picture's
 /// error depends on both.
-struct Origin {
+struct SentItem {
     /// Such as `input[3]`.
     place: String,
     form: Form,
@@ -266,7 +267,7 @@ enum Form {
     Bare,
 }
 
-impl Origin {
+impl SentItem {
     fn of(item: &Item) -> Self {
         let form = match item.source {
             Ok(Source::Url(_)) => Form::Url,

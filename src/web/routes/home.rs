@@ -48,8 +48,8 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 /// The supported formats, for the file chooser. Each has its media type and its extension, since some
 /// systems do not know HEIC's media type.
 static ACCEPTED_TYPES: LazyLock<String> = LazyLock::new(|| {
-    let types = |format: Format| format!("{},.{}", format.media_type(), format.extension());
-    Format::supported().map(types).collect::<Vec<_>>().join(",")
+    let types_of = |format: Format| format!("{},.{}", format.media_type(), format.extension());
+    Format::supported().map(types_of).collect::<Vec<_>>().join(",")
 });
 
 pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
@@ -83,6 +83,7 @@ mod tests {
     fn the_policy_allows_the_script_and_the_style_of_the_page_by_their_hashes() {
         for element in ["script", "style"] {
             assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1);
+            // An element that the page does not have gets the hash of an empty text.
             assert_ne!(hash_of(element), hash_of("nothing"));
             assert!(
                 POLICY.to_str().unwrap().contains(&format!("{element}-src '{}'", hash_of(element)))

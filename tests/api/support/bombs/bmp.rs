@@ -21,8 +21,9 @@ pub(super) fn all() -> Vec<Bomb> {
         // Jumps to the right and up, out of the picture.
         ("bmp-rle8-jumps", rle8((64, 64), &[0, 2, 255, 255].repeat(1000))),
         ("bmp-rle4-jumps", rle4((64, 64), &[0, 2, 1, 0].repeat(1000))),
-        // Codes that never advance: jumps by zero pixels. Then runs without an end of the picture.
+        // Jumps by zero pixels, so that the codes never advance.
         ("bmp-rle8-stands-still", rle8((64, 64), &[0, 2, 0, 0].repeat(500_000))),
+        // Runs without the code for the end of the picture.
         ("bmp-rle8-never-ends", rle8((64, 64), &[255, 1].repeat(1_000_000))),
         ("bmp-rle4-never-ends", rle4((64, 64), &[0, 255].repeat(1_000_000))),
         ("bmp-palette-4-billion", bmp((16, 16), 8, 0, u32::MAX, &palette, &[0; 256])),
