@@ -1,7 +1,7 @@
 //! Receives, saves and embeds pictures. All routes use this pipeline.
 //!
-//! Receiving a picture means to spool its bytes and to read its header. The picture is then saved and
-//! embedded at the same time.
+//! Receiving a picture means to spool its bytes and to read its header. The picture is then saved
+//! and embedded at the same time.
 //!
 //! The pipeline is independent of HTTP. Its caller passes a stream of bytes, and turns an [`Error`]
 //! into a response.
@@ -242,8 +242,8 @@ impl Pipeline {
                     Ok::<_, Error>(Some(file))
                 }
                 // The staging file is removed while the picture is still being embedded, so that no
-                // file remains if the process is killed. The embedder has the file open and can still
-                // read it.
+                // file remains if the process is killed. The embedder has the file open and can
+                // still read it.
                 SaveMode::Discard => {
                     let discard = move || {
                         spooled.discard();
@@ -254,8 +254,8 @@ impl Pipeline {
                 }
             }
         };
-        // If saving fails, the request fails at once. If embedding fails, a file in `FileMode::Final`
-        // stays, and the error contains its name.
+        // If saving fails, the request fails at once. If embedding fails, a file in
+        // `FileMode::Final` stays, and the error contains its name.
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
         let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
         let Picture { format, width, height, .. } = picture;
@@ -320,9 +320,9 @@ impl Pipeline {
         Ok(SpooledPicture { client, spooled, memory })
     }
 
-    /// Waits for a permit that lets one picture of the client be at work. Other requests may have taken
-    /// the last permits after this request was admitted. The wait takes at most half of the request
-    /// timeout, because the work needs the other half.
+    /// Waits for a permit that lets one picture of the client be at work. Other requests may have
+    /// taken the last permits after this request was admitted. The wait takes at most half of the
+    /// request timeout, because the work needs the other half.
     async fn wait_for_permit(&self, client: ClientNetwork) -> Result<SharePermit, Error> {
         let wait_deadline = Instant::now() + self.limits.request_timeout / 2;
         let at_work = self.at_work.take(client, 1, wait_deadline).await;

@@ -6,8 +6,8 @@
 //! units then stays free for other clients. While only one client uses the resource, it can thus get
 //! three quarters of the units.
 //!
-//! [`Shares::capped`] is for units that may be in use for a long time. There, a client never gets more
-//! than its share.
+//! [`Shares::capped`] is for units that may be in use for a long time. There, a client never gets
+//! more than its share.
 
 use std::{
     collections::HashMap,

@@ -4,9 +4,9 @@
 //! A picture is synced, then renamed into the folder, and then the folder is synced. So each file in
 //! the folder is complete and durable, even if the process is killed.
 //!
-//! One process owns the folder, and locks it as long as the process runs. Several processes could not
-//! share the folder: each must know the size of all files, and removes unfinished files at its start,
-//! which another process might still be writing.
+//! One process owns the folder, and locks it as long as the process runs. Several processes could
+//! not share the folder: each must know the size of all files, and removes unfinished files at its
+//! start, which another process might still be writing.
 
 use std::{
     collections::HashSet,
@@ -241,8 +241,8 @@ impl Store {
     }
 
     /// Saves a picture, and returns when the file is durable. The file's name is a new UUID v7 with
-    /// this extension; such names sort by time. No file remains if the deadline passes, if the future is
-    /// dropped, or if the returned guard is dropped before it is confirmed.
+    /// this extension; such names sort by time. No file remains if the deadline passes, if the
+    /// future is dropped, or if the returned guard is dropped before it is confirmed.
     ///
     /// `permits` are dropped when the saving thread ends. If the disk hangs, that may be after the
     /// deadline.

@@ -74,8 +74,8 @@ impl Limits {
     }
 }
 
-/// Creates the limit on memory for bodies, which all requests share. `inline_memory` is the memory, in
-/// bytes, for sending a picture to NVIDIA inside the request itself, not as an uploaded asset.
+/// Creates the limit on memory for bodies, which all requests share. `inline_memory` is the memory,
+/// in bytes, for sending a picture to NVIDIA inside the request itself, not as an uploaded asset.
 pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
     let largest = largest_request(limits.max_image_bytes, inline_memory);
     match limits.clients {
@@ -100,9 +100,9 @@ pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
 }
 
 impl Pipeline {
-    /// Returns how many pictures one batch may have: the setting, but not more than the permits and the
-    /// memory that one client can get. Each picture needs a permit, and memory in addition to the
-    /// body's memory.
+    /// Returns how many pictures one batch may have: the setting, but not more than the permits and
+    /// the memory that one client can get. Each picture needs a permit, and memory in addition to
+    /// the body's memory.
     pub fn largest_batch(&self) -> usize {
         let permits = self.at_work.most_for_one_client();
         let memory = self.memory.most_for_one_client();

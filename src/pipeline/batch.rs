@@ -101,9 +101,9 @@ impl<E: From<Error>> From<Error> for StepError<E> {
 }
 
 impl Pipeline {
-    /// Receives, saves and embeds the pictures of a batch. `sources` contains, for each picture, the
-    /// stream of its bytes, or the error because of which it has none. With [`OnError::FailBatch`], each
-    /// returned value is `Ok`.
+    /// Receives, saves and embeds the pictures of a batch. `sources` contains, for each picture,
+    /// the stream of its bytes, or the error because of which it has none. With
+    /// [`OnError::FailBatch`], each returned value is `Ok`.
     ///
     /// # Errors
     /// With [`OnError::FailBatch`], the first error of a picture. With either [`OnError`]:
@@ -184,7 +184,8 @@ impl Pipeline {
         collect_in_order(stream::iter(steps).buffer_unordered(PICTURES_AT_ONCE), on_error).await
     }
 
-    /// Looks all pictures up in the cache, and reserves calls to NVIDIA for those that are not in it.
+    /// Looks all pictures up in the cache, and reserves calls to NVIDIA for those that are not in
+    /// it.
     async fn plan_all<E: From<Error>>(
         &self,
         client: ClientNetwork,

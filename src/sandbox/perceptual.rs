@@ -13,8 +13,9 @@ pub const SIDE: u32 = (GRID * CELL) as u32;
 pub const SQUARE_LEN: usize = 3 * ROW * ROW;
 /// The number of pixels in a row of the square: [`SIDE`] as `usize`.
 const ROW: usize = GRID * CELL;
-/// The number of features of each cell. In the colour space CIELAB, these are the means of L, a and b,
-/// the strengths of the horizontal and the vertical gradient of L, and the standard deviation of L.
+/// The number of features of each cell. In the colour space CIELAB, these are the means of L, a and
+/// b, the strengths of the horizontal and the vertical gradient of L, and the standard deviation of
+/// L.
 const FEATURES: usize = 6;
 
 /// The weight of each feature. The last three weigh less, because scaling and compression change them

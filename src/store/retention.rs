@@ -93,7 +93,8 @@ impl Store {
         let mut removed = 0;
         let mut remaining_bytes = pictures.iter().map(|picture| picture.bytes).sum();
         let target_bytes = match max_bytes {
-            // The target is a sixteenth below the limit, so that not every new picture causes a sweep.
+            // The target is a sixteenth below the limit, so that not every new picture causes a
+            // sweep.
             Some(max) if remaining_bytes > max => max - max / 16,
             _ => u64::MAX,
         };
@@ -116,8 +117,8 @@ impl Store {
             }
             remaining_bytes -= picture.bytes;
         }
-        // `pictures` may lack pictures that were saved during the sweep, so their bytes are added. If
-        // it contains them, they are counted twice until the next sweep, which does little harm.
+        // `pictures` may lack pictures that were saved during the sweep, so their bytes are added.
+        // If it contains them, they are counted twice until the next sweep, which does little harm.
         let recount = |saved_bytes: u64| {
             Some(remaining_bytes + saved_bytes.saturating_sub(saved_bytes_before))
         };
@@ -172,9 +173,9 @@ impl Folder {
     }
 }
 
-/// Returns the id and format of a saved picture from its name, or `None` if the service does not create
-/// such names. The service's names consist of a UUID v7 (`SortRand`), in lower case with hyphens, and
-/// the extension of a format.
+/// Returns the id and format of a saved picture from its name, or `None` if the service does not
+/// create such names. The service's names consist of a UUID v7 (`SortRand`), in lower case with
+/// hyphens, and the extension of a format.
 fn parse_name(name: &str) -> Option<(Uuid, Format)> {
     let (stem, extension) = name.split_once('.')?;
     let id = Uuid::try_parse(stem).ok()?;

@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::{Error, Folder, cannot, decision::Stage};
 use crate::spool::Spooled;
 
-/// Saves a picture. Calls `enter` at the start of each stage. If `enter` returns an error, removes the
-/// picture. Blocks the thread.
+/// Saves a picture. Calls `enter` at the start of each stage. If `enter` returns an error, removes
+/// the picture. Blocks the thread.
 pub(super) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
@@ -57,8 +57,9 @@ fn remove_unsaved(folder: &Folder, path: &Path) {
     }
 }
 
-/// A saved picture. Retention does not remove the picture before this guard is dropped. If the guard was
-/// not confirmed, no client knows of the picture, so dropping the guard removes the picture.
+/// A saved picture. Retention does not remove the picture before this guard is dropped. If the
+/// guard was not confirmed, no client knows of the picture, so dropping the guard removes the
+/// picture.
 #[derive(Debug)]
 pub struct SavedFileGuard {
     name: String,
@@ -70,8 +71,8 @@ pub struct SavedFileGuard {
 impl SavedFileGuard {
     fn new(folder: &Arc<Folder>, extension: &str) -> Self {
         let id = Uuid::now_v7();
-        // The id is marked as in use before there is a file with this id. So retention never removes the
-        // file while its request is running.
+        // The id is marked as in use before there is a file with this id. So retention never
+        // removes the file while its request is running.
         folder.in_use().insert(id);
         let name = format!("{id}.{extension}");
         Self { name, id, folder: Arc::clone(folder), is_confirmed: false }

@@ -23,8 +23,8 @@ pub(in crate::web) fn clean(mut body: Vec<u8>) -> Vec<u8> {
     body
 }
 
-/// Parses a body that [`clean`] has returned. `example` is a valid body; an error's sentence contains
-/// it.
+/// Parses a body that [`clean`] has returned. `example` is a valid body; an error's sentence
+/// contains it.
 pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
     body: &'a [u8],
     example: &str,

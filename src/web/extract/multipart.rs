@@ -115,9 +115,9 @@ impl Form {
         Ok(())
     }
 
-    /// Reads the form until the first part with the field name `file` that is not empty. Browsers send
-    /// an empty part for each file input that the user left empty. If all parts with this name are
-    /// empty, returns the first of them.
+    /// Reads the form until the first part with the field name `file` that is not empty. Browsers
+    /// send an empty part for each file input that the user left empty. If all parts with this name
+    /// are empty, returns the first of them.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there is no such part or the form is malformed. [`Error::Body`] if the

@@ -1,8 +1,8 @@
 //! Parses header values with parameters, such as `form-data; name="file"`.
 //!
-//! Clients write such values in many ways. The parser accepts blanks anywhere, names in upper or lower
-//! case, and values without the quotes that they should have. It refuses only parameters that another
-//! parser might understand differently.
+//! Clients write such values in many ways. The parser accepts blanks anywhere, names in upper or
+//! lower case, and values without the quotes that they should have. It refuses only parameters that
+//! another parser might understand differently.
 
 use std::borrow::Cow;
 
@@ -35,8 +35,8 @@ impl<'a> Parameterized<'a> {
         self.value.eq_ignore_ascii_case(value.as_bytes())
     }
 
-    /// Returns the value of the parameter with this name. Upper and lower case are equal. Returns `None`
-    /// if there are several, since it is unknown which of them another parser would use.
+    /// Returns the value of the parameter with this name. Upper and lower case are equal. Returns
+    /// `None` if there are several, since it is unknown which of them another parser would use.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
         let matches = |(other, _): &&(&[u8], _)| other.eq_ignore_ascii_case(name.as_bytes());
         let mut values = self.parameters.iter().filter(matches).map(|(_, value)| &**value);

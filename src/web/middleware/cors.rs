@@ -74,8 +74,8 @@ impl Origins {
         if self.allows_any || origin.is_some_and(|origin| self.allows(origin)) {
             return Ok(Page::AllowedOrigin);
         }
-        // Pages of the same site count as the service's own pages. `none` means that the user started
-        // the request, for example from the address bar.
+        // Pages of the same site count as the service's own pages. `none` means that the user
+        // started the request, for example from the address bar.
         let is_own = match (header(SEC_FETCH_SITE), origin) {
             (Some("same-origin" | "same-site" | "none"), _) => true,
             (Some("cross-site"), _) => false,

@@ -105,7 +105,8 @@ pub(super) async fn vectorize_image_base64(
     let parsed = if body.len() < LARGE_BODY {
         parse(body)?
     } else {
-        // The thread owns the memory permit, because parsing continues even if the client disconnects.
+        // The thread owns the memory permit, because parsing continues even if the client
+        // disconnects.
         let parse_on_thread = move || Ok::<_, Error>((parse(body)?, memory));
         let parsed;
         (parsed, memory) = spawn_blocking(parse_on_thread).await??;

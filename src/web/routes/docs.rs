@@ -55,8 +55,8 @@ pub(super) fn router(document: &OpenApi, sample_url: Option<&str>) -> Router<App
         )
 }
 
-/// In the sandbox, replaces the example by the URL of the sample picture. The sandbox must work without a
-/// network, where the URL of the example is out of reach.
+/// In the sandbox, replaces the example by the URL of the sample picture. The sandbox must work
+/// without a network, where the URL of the example is out of reach.
 fn with_sample_url(document: &OpenApi, sample_url: Option<&str>) -> Value {
     // The document contains only values that JSON can represent, so serializing it never fails.
     let mut document = serde_json::to_value(document).unwrap_or_default();

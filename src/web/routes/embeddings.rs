@@ -49,8 +49,8 @@ mod schema;
 const PIXEL: &str =
     "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
-/// How long after a batch was parsed its last fetch may begin, as a multiple of the timeout of a single
-/// fetch.
+/// How long after a batch was parsed its last fetch may begin, as a multiple of the timeout of a
+/// single fetch.
 const MAX_FETCH_START_DELAY: u32 = 2;
 
 /// An answer with more pictures than this is serialized on a blocking thread.
@@ -195,8 +195,8 @@ fn log_error(error: Error) -> Error {
     error
 }
 
-/// If the error is that the batch has too many pictures that are not cached, turns it into an error of
-/// the field `input`.
+/// If the error is that the batch has too many pictures that are not cached, turns it into an error
+/// of the field `input`.
 fn explain_batch_size(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::BatchTooLarge { largest, .. }) => {

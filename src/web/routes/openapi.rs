@@ -47,8 +47,8 @@ fn mark_key_optional(operation: &mut Operation) {
     ]);
 }
 
-/// States explicitly that an operation requires no key. Some tools warn about operations without such a
-/// statement.
+/// States explicitly that an operation requires no key. Some tools warn about operations without
+/// such a statement.
 fn mark_open(operation: &mut Operation) {
     operation.security = Some(Vec::new());
 }

@@ -89,8 +89,8 @@ impl Builder {
         self
     }
 
-    /// Resolves the settings. Shortens the waits before calls to NVIDIA are retried and before results
-    /// are polled, so that tests are fast.
+    /// Resolves the settings. Shortens the waits before calls to NVIDIA are retried and before
+    /// results are polled, so that tests are fast.
     pub fn config(&self) -> Config {
         let downloads = self.folder.path().to_str().unwrap();
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));

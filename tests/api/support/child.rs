@@ -29,8 +29,8 @@ impl ServiceProcess {
     /// The path of the program.
     pub const PROGRAM: &str = env!("CARGO_BIN_EXE_imagesvc");
 
-    /// Starts the program in a folder, and waits until the program listens. The program's environment
-    /// contains only these settings and a few that all tests need.
+    /// Starts the program in a folder, and waits until the program listens. The program's
+    /// environment contains only these settings and a few that all tests need.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
         Self::start_command(Command::new(Self::PROGRAM), folder, settings)
     }

@@ -84,8 +84,8 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
     // The last block, with dynamic codes: 257 + 29 for literals and lengths, one for distances, and
     // 4 + 14 for the lengths of these codes.
     bits.put(0b101 | 29 << 3 | 14 << 13, 17);
-    // The lengths of the codes for lengths, in the order of RFC 1951: one bit for a run of zeros, two bits
-    // for the lengths 2 and 1.
+    // The lengths of the codes for lengths, in the order of RFC 1951: one bit for a run of zeros,
+    // two bits for the lengths 2 and 1.
     for length in [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 2] {
         bits.put(length, 3);
     }
@@ -113,7 +113,8 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
     bits.put(0b11, 2); // the symbol 256: the end of the block
     let mut stream = vec![0x78, 0x01];
     stream.extend(bits.finish());
-    // The checksum Adler-32. With zeros only, its first sum stays 1, and its second counts the bytes.
+    // The checksum Adler-32. With zeros only, its first sum stays 1, and its second counts the
+    // bytes.
     let byte_count = (1 + repeats * 258) % 65521;
     stream.extend(((byte_count as u32) << 16 | 1).to_be_bytes());
     stream
@@ -216,8 +217,8 @@ enum TiffKind {
 }
 
 fn tiff_or_big_tiff(kind: TiffKind, data: &[u8], entries: &[Entry]) -> Vec<u8> {
-    // `word` is the length of an offset or a count of values, in bytes, and `entry_count_len` that of
-    // the count of entries.
+    // `word` is the length of an offset or a count of values, in bytes, and `entry_count_len` that
+    // of the count of entries.
     let (signature, word, entry_count_len) = match kind {
         TiffKind::Tiff => (&b"II\x2a\0"[..], 4, 2),
         TiffKind::BigTiff => (&b"II\x2b\0\x08\0\0\0"[..], 8, 8),
@@ -256,8 +257,8 @@ fn tiff_or_big_tiff(kind: TiffKind, data: &[u8], entries: &[Entry]) -> Vec<u8> {
     file
 }
 
-/// The LZW of TIFF for these bytes (TIFF 6.0, section 13). A clear code (256) before every 250 bytes keeps
-/// the codes at nine bits. The last code (257) is the end.
+/// The LZW of TIFF for these bytes (TIFF 6.0, section 13). A clear code (256) before every 250
+/// bytes keeps the codes at nine bits. The last code (257) is the end.
 pub fn tiff_lzw(bytes: &[u8]) -> Vec<u8> {
     let mut bits = HighBits::default();
     for chunk in bytes.chunks(250) {
@@ -273,8 +274,8 @@ pub fn packbits(bytes: &[u8]) -> Vec<u8> {
     bytes.chunks(128).flat_map(|run| [&[run.len() as u8 - 1], run].concat()).collect()
 }
 
-/// The LZW of GIF for these bytes, in sub-blocks (GIF89a, appendix F). A clear code (256) before every 250
-/// bytes keeps the codes at nine bits. The last code (257) is the end.
+/// The LZW of GIF for these bytes, in sub-blocks (GIF89a, appendix F). A clear code (256) before
+/// every 250 bytes keeps the codes at nine bits. The last code (257) is the end.
 pub fn gif_lzw(bytes: &[u8]) -> Vec<u8> {
     let mut bits = LowBits::default();
     for chunk in bytes.chunks(250) {
@@ -296,9 +297,10 @@ pub fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
     [&[0xff, marker][..], &(data.len() as u16 + 2).to_be_bytes(), data].concat()
 }
 
-/// The bytes of a JPEG before its first scan: a quantization table, a frame header and Huffman tables.
-/// `frame` is the marker of the frame header. `sampling` contains a byte for each component: the horizontal
-/// sampling factor in the upper four bits, and the vertical one in the lower four.
+/// The bytes of a JPEG before its first scan: a quantization table, a frame header and Huffman
+/// tables. `frame` is the marker of the frame header. `sampling` contains a byte for each
+/// component: the horizontal sampling factor in the upper four bits, and the vertical one in the
+/// lower four.
 ///
 /// The code of a DC difference is its length, in four bits. There are three AC codes: `00` is the end of
 /// a block, `01` is a coefficient of one bit, and `10` is a coefficient of two bits.

@@ -12,9 +12,9 @@ pub fn decoder_settings() -> decoder::Settings {
     decoder::Settings { program, ..decoder::Settings::new(512 << 20) }
 }
 
-/// Creates a fake decoder that writes its process id to the file `pid`, and runs a shell script, for each
-/// picture. When the service starts, it decodes a test picture (with the arguments `square 1`). For this
-/// picture, the fake runs the real decoder.
+/// Creates a fake decoder that writes its process id to the file `pid`, and runs a shell script,
+/// for each picture. When the service starts, it decodes a test picture (with the arguments `square
+/// 1`). For this picture, the fake runs the real decoder.
 pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
     let program = folder.path().join("decoder");
     let real_program = decoder_settings().program;
@@ -23,9 +23,9 @@ pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
         real_program.display(),
         folder.path().join("pid").display(),
     );
-    // A shell writes the file. If this process wrote the file, a program that another test starts at the
-    // same time might inherit the open file, and the system refuses to run a file that is open for
-    // writing.
+    // A shell writes the file. If this process wrote the file, a program that another test starts
+    // at the same time might inherit the open file, and the system refuses to run a file that is
+    // open for writing.
     let written = Command::new("sh")
         .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""])
         .args([program.as_os_str(), text.as_ref()])

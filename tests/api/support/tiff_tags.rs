@@ -1,4 +1,5 @@
-//! The tags and the types of a TIFF's entries (TIFF 6.0, sections 2 and 8), and some of their values.
+//! The tags and the types of a TIFF's entries (TIFF 6.0, sections 2 and 8), and some of their
+//! values.
 
 pub const WIDTH: u16 = 256;
 pub const HEIGHT: u16 = 257;

@@ -45,8 +45,8 @@ impl Encoding {
             None => false,
             Some(format) => match &*json::text(format, "encoding_format")? {
                 "float" => false,
-                // A client that requests Base64 must not get a list: openai-node would decode the list
-                // as `[0, 0]`, without an error.
+                // A client that requests Base64 must not get a list: openai-node would decode the
+                // list as `[0, 0]`, without an error.
                 "base64" => true,
                 _ => {
                     return Err(Error::UnsupportedParameter {
@@ -162,8 +162,8 @@ mod tests {
             let EncodedVector::Numbers(scaled) = encode(encoding, &texts) else { panic!("the vector should be a list of numbers") };
             let length = scaled.iter().map(|number| number * number).sum::<f64>().sqrt();
             prop_assert!((length - 1.0).abs() < 1e-12, "{}", length);
-            // The cosine of the angle between both vectors must be 1. The original numbers are divided
-            // by the largest, so that no square is infinite.
+            // The cosine of the angle between both vectors must be 1. The original numbers are
+            // divided by the largest, so that no square is infinite.
             let original: Vec<f64> = vector(&texts).numbers().map(|n| n.parse().unwrap()).collect();
             let largest = original.iter().fold(0.0f64, |a, b| a.max(b.abs()));
             let dot: f64 = original.iter().zip(&scaled).map(|(a, b)| a / largest * b).sum();

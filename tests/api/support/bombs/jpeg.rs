@@ -73,8 +73,8 @@ fn scans(size: (u16, u16), count: usize) -> Vec<u8> {
     [jpeg, b"\xff\xd9".to_vec()].concat()
 }
 
-/// A picture whose samples have 12 bits. The number is in the frame header, after the marker and the
-/// length.
+/// A picture whose samples have 12 bits. The number is in the frame header, after the marker and
+/// the length.
 fn twelve_bit() -> Vec<u8> {
     let mut jpeg = jpeg_head(EXTENDED, (64, 64), &[0x11; 3]);
     let frame_header = jpeg.windows(2).position(|pair| pair == [0xff, EXTENDED]).unwrap();

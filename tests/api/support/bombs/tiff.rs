@@ -81,9 +81,9 @@ pub(super) fn endless() -> Vec<Bomb> {
     ]
 }
 
-/// A picture of 1 × 65,535 pixels with a strip for each pixel; with `tile_width`, with a tile of this width
-/// for each pixel. All strips or tiles share the same bytes of the file, so a decoder decompresses these
-/// bytes 65,535 times.
+/// A picture of 1 × 65,535 pixels with a strip for each pixel; with `tile_width`, with a tile of
+/// this width for each pixel. All strips or tiles share the same bytes of the file, so a decoder
+/// decompresses these bytes 65,535 times.
 fn shared(compression: u64, data: &[u8], tile_width: Option<u64>) -> Vec<u8> {
     const PIXELS: usize = 65_535;
     let bits = if matches!(compression, GROUP_3 | GROUP_4) { 1 } else { 8 };
@@ -162,7 +162,8 @@ fn sorted_tiff(data: &[u8], mut entries: Vec<Entry>) -> Vec<u8> {
     tiff(data, &entries)
 }
 
-/// A picture of one strip with this number of rows. `strip` contains the strip's offset and length in bytes.
+/// A picture of one strip with this number of rows. `strip` contains the strip's offset and length
+/// in bytes.
 fn picture(
     compression: u64,
     data: &[u8],
@@ -254,10 +255,10 @@ fn far_entries(count: usize) -> Vec<u8> {
     entries.resize(count, (tag::BITS_PER_SAMPLE, tag::SHORT, vec![DATA_AT, 0, 0, 0]));
     let mut file = big_tiff(&[8, 0].repeat(DATA_LEN / 2), &entries);
     for entry in 2..count {
-        // Four SHORTs fit into the entry. Eight do not, so with a count of eight, a decoder reads the
-        // same bytes as an offset: `DATA_AT`, far before the directory. The directory begins with the
-        // number of entries, in 8 bytes. An entry has 20 bytes, and its count follows the 4 bytes of the
-        // tag and the type.
+        // Four SHORTs fit into the entry. Eight do not, so with a count of eight, a decoder reads
+        // the same bytes as an offset: `DATA_AT`, far before the directory. The directory begins
+        // with the number of entries, in 8 bytes. An entry has 20 bytes, and its count follows the
+        // 4 bytes of the tag and the type.
         file[DATA_AT as usize + DATA_LEN + 8 + entry * 20 + 4] = 8;
     }
     file

@@ -34,9 +34,9 @@ fn lossless(stream: &[u8]) -> Vec<u8> {
     webp(&[riff_chunk(b"VP8L", &[b"\x2f\x07\xc0\x01\x00", stream].concat())])
 }
 
-/// A bitstream with this number of groups of prefix codes for 8 × 8 pixels (lossless specification, 5.2.2:
-/// meta prefix codes). Each group has ten bytes here. With codes of 11 bits, a decoder that expands every
-/// group needs 52 KiB for each (CVE-2026-46603).
+/// A bitstream with this number of groups of prefix codes for 8 × 8 pixels (lossless specification,
+/// 5.2.2: meta prefix codes). Each group has ten bytes here. With codes of 11 bits, a decoder that
+/// expands every group needs 52 KiB for each (CVE-2026-46603).
 fn codes(groups: u64, length: usize) -> Vec<u8> {
     /// The order in which the lengths of codes for lengths are stored.
     const ORDER: [usize; 15] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11];
@@ -45,8 +45,9 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
     bits.put(1 | 11 << 1, 5); // a colour cache of 11 bits
     bits.put(1, 1 + 3); // meta prefix codes, for blocks of 4 × 4
     bits.put(0, 1); // their picture has no cache
-    // Each pixel of that picture is the number of a group. All pixels have the highest number, whose bytes
-    // are in the green and the red channel. A code with a single symbol needs no bits for each pixel.
+    // Each pixel of that picture is the number of a group. All pixels have the highest number,
+    // whose bytes are in the green and the red channel. A code with a single symbol needs no bits
+    // for each pixel.
     let single_symbol = |bits: &mut LowBits, symbol: u64| bits.put(0b101 | symbol << 3, 11);
     single_symbol(&mut bits, (groups - 1) & 0xff);
     single_symbol(&mut bits, (groups - 1) >> 8);

@@ -48,8 +48,8 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
     .to_vec()
 }
 
-/// A BMP with a mask for alpha. The four masks are part of the second header, which is 16 bytes longer than
-/// without them. The length of the second header is at byte 14.
+/// A BMP with a mask for alpha. The four masks are part of the second header, which is 16 bytes
+/// longer than without them. The length of the second header is at byte 14.
 fn with_alpha_mask(size: (i32, i32), pixels: &[u8]) -> Vec<u8> {
     let masks = [0xff_0000u32, 0xff00, 0xff, 0xff00_0000].map(u32::to_le_bytes).concat();
     let mut file = bmp(size, 32, BITFIELDS, 0, &masks, pixels);
@@ -57,8 +57,9 @@ fn with_alpha_mask(size: (i32, i32), pixels: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A BMP with the second header of OS/2, which is 24 bytes longer than that of Windows and so ends at byte
-/// 78 instead of 54. The offset of the pixels is at byte 10, and the length of the second header at byte 14.
+/// A BMP with the second header of OS/2, which is 24 bytes longer than that of Windows and so ends
+/// at byte 78 instead of 54. The offset of the pixels is at byte 10, and the length of the second
+/// header at byte 14.
 fn os2(windows: &[u8]) -> Vec<u8> {
     let mut bmp = windows.to_vec();
     bmp[10] += 24;

@@ -30,8 +30,8 @@ fn gif((width, height): (u32, u32), blocks: &[u8]) -> Vec<u8> {
     [b"GIF89a", &sizes[..], &[0xf7, 0, 0], &palette(), blocks, b";"].concat()
 }
 
-/// A GIF without a colour table, which decoders show in grey. The flags for the table are at byte 10, and
-/// the table begins at byte 13.
+/// A GIF without a colour table, which decoders show in grey. The flags for the table are at byte
+/// 10, and the table begins at byte 13.
 fn without_colour_table(size: (u32, u32), blocks: &[u8]) -> Vec<u8> {
     let colored = gif(size, blocks);
     [&colored[..10], &[0, 0, 0], &colored[13 + 3 * 256..]].concat()

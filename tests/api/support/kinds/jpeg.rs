@@ -64,8 +64,8 @@ impl Blocks {
         self.bits.put(difference, 5);
     }
 
-    /// Writes six AC coefficients of one random bit, each after the code for this length, and the code
-    /// for the end of the block.
+    /// Writes six AC coefficients of one random bit, each after the code for this length, and the
+    /// code for the end of the block.
     fn write_ac(&mut self) {
         for _ in 0..6 {
             let coefficient = self.random() & 1;
