@@ -70,12 +70,14 @@ pub enum Error {
     },
     /// The batch needs more calls to NVIDIA than the limit on calls per minute ever allows within a
     /// request's time.
-    #[error("the batch has {fresh} new pictures; the limit on calls per minute allows {largest}")]
+    #[error(
+        "the batch has {new_pictures} new pictures; the limit on calls per minute allows {max}"
+    )]
     BatchTooLarge {
         /// The number of pictures that are not in the cache.
-        fresh: usize,
-        /// The most pictures that the limit allows in one batch.
-        largest: usize,
+        new_pictures: usize,
+        /// The most new pictures that the limit allows in one batch.
+        max: usize,
     },
     /// A blocking task panicked. This is a bug.
     #[error("a blocking task of the pipeline panicked")]

@@ -119,8 +119,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_hanging_reading_blocks_one_thread_and_delays_only_its_first_caller() {
         let sampler = Sampler::default();
-        let (release, hanging) = mpsc::channel::<()>();
-        let first = sampler.sample(MAX_AGE, TIMEOUT, move || hanging.recv().is_ok());
+        let (release, wait_for_release) = mpsc::channel::<()>();
+        let first = sampler.sample(MAX_AGE, TIMEOUT, move || wait_for_release.recv().is_ok());
         let mut first = Box::pin(first);
         assert!(poll!(&mut first).is_pending());
         tokio::time::advance(TIMEOUT).await;

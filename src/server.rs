@@ -130,6 +130,7 @@ impl Server {
         self.shut_down(connections).await;
     }
 
+    /// Accepts connections until `end` completes.
     async fn accept_until(&self, end: impl Future<Output = ()>, connections: &Connections) {
         let mut end = pin!(end);
         loop {

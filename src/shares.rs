@@ -7,7 +7,8 @@
 //! three quarters of the units.
 //!
 //! [`Shares::capped`] is for units that may be in use for a long time. There, a client never gets
-//! more than its share.
+//! more than its share. [`Shares::undivided`] is for a service with a single client, which may get all
+//! units.
 
 use std::{
     collections::HashMap,
@@ -122,8 +123,7 @@ impl Shares {
         Self::with(total, largest.max(total / 2), may_exceed_share, step)
     }
 
-    /// A limit of `total` units without shares: any client may get all of them. `step` is as in
-    /// [`Shares::new`].
+    /// A limit of `total` units, of which a client may get all. `step` is as in [`Shares::new`].
     pub fn undivided(total: u64, step: u64) -> Self {
         let may_exceed_share = true;
         Self::with(total, total, may_exceed_share, step)

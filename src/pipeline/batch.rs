@@ -202,8 +202,8 @@ impl Pipeline {
         };
         let looked_up = stream::iter(distinct).map(look_up).buffer_unordered(PICTURES_AT_ONCE);
         let cached: HashMap<_, _> = looked_up.filter_map(ready).collect().await;
-        let fresh = distinct_count - cached.len();
-        let mut reservation = self.reserve(client, fresh, deadline).map_err(E::from)?;
+        let new_pictures = distinct_count - cached.len();
+        let mut reservation = self.reserve(client, new_pictures, deadline).map_err(E::from)?;
 
         let mut embeddings = HashMap::<Sha256, SharedEmbedding>::new();
         let mut plan = |received: Received| {
@@ -228,17 +228,19 @@ impl Pipeline {
         Ok(received.into_iter().map(|received| received.map(&mut plan)).collect())
     }
 
-    /// Reserves calls for the `fresh` pictures of a batch, those that are not in the cache.
+    /// Reserves a call for each picture of a batch that is not in the cache. `new_pictures` is the
+    /// number of these pictures.
     fn reserve(
         &self,
         client: ClientNetwork,
-        fresh: usize,
+        new_pictures: usize,
         deadline: Instant,
     ) -> Result<Reservation, Error> {
-        self.embedder.reserve(client, fresh, deadline).map_err(|error| {
-            let largest = self.embedder.largest_reservation(fresh, self.limits.request_timeout);
-            if largest < fresh {
-                Error::BatchTooLarge { fresh, largest }
+        self.embedder.reserve(client, new_pictures, deadline).map_err(|error| {
+            let time = self.limits.request_timeout;
+            let max = self.embedder.largest_reservation(new_pictures, time);
+            if max < new_pictures {
+                Error::BatchTooLarge { new_pictures, max }
             } else {
                 Error::Embed { error: Arc::new(error), saved: None }
             }
@@ -256,7 +258,7 @@ impl Pipeline {
             match planned {
                 Ok(planned) => {
                     let finished = self.finish(planned, deadline, options).await;
-                    (index, finished.map_err(|error| StepError::Picture(error.into())))
+                    (index, finished.map_err(StepError::from))
                 }
                 Err(error) => (index, Err(error)),
             }

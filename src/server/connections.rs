@@ -47,7 +47,7 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// There are no connections yet. They will be served with `router`, within the limits of
+    /// Creates an empty set of connections. They will be served with `router`, within the limits of
     /// `settings`.
     pub(super) fn new(router: Router, settings: &Settings, metrics: Arc<Metrics>) -> Self {
         let trusted_proxies = settings.trusted_proxies.clone();

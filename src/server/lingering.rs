@@ -145,6 +145,7 @@ mod tests {
     /// the connection.
     async fn lingering() -> (DuplexStream, oneshot::Receiver<()>) {
         let (client, stream) = duplex(64 * 1024);
+        // The sender stands for the permits, which are dropped when the connection closes.
         let (permits, closed) = oneshot::channel();
         let mut connection = Lingering::new(stream, permits);
         connection.shutdown().await.unwrap();

@@ -1,7 +1,7 @@
 //! The phases of a server from start to stop. `server.rs` goes through them.
 //!
-//! When the server enters a phase, it announces the phase, depending on the phase, to the log, to
-//! systemd, and to the layers of the router.
+//! `Phase::announce` announces each phase to those of the log, systemd and the router's layers that
+//! it concerns.
 
 use std::{
     net::SocketAddr,
@@ -68,7 +68,7 @@ struct Inner {
 }
 
 impl Shutdown {
-    /// From now on, `/ready` reports 503, and connections close after each response.
+    /// Makes `/ready` report 503, and connections close after their next response.
     fn start_draining(&self) {
         self.0.is_draining.store(true, Ordering::Relaxed);
     }

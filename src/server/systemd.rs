@@ -22,7 +22,7 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// Starts to notify the watchdog if systemd has set the environment variables for it. Must be
-    /// called in the Tokio runtime.
+    /// called inside the Tokio runtime.
     pub(super) fn from_environment() -> Self {
         let Some(timeout) = sd_notify::watchdog_enabled() else { return Self { _task: None } };
         // systemd recommends half of the timeout.

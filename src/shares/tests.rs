@@ -78,28 +78,16 @@ async fn a_waiting_client_gets_the_units_that_another_client_returns() {
     assert_eq!(shares.in_use(), 0);
 }
 
-/// What a client does with one of six permits. `index` is the permit's index.
+/// What a client does with one of six permits. `index` is the permit's index. For `Panic`, a thread
+/// that owns the permit panics. For `GiveUpWaiting`, the client takes 60 units, but does not wait if
+/// too few are free.
 #[derive(Debug, Clone)]
 enum Action {
-    Grow {
-        index: usize,
-        units: u64,
-    },
-    Shrink {
-        index: usize,
-        units: u64,
-    },
-    Drop {
-        index: usize,
-    },
-    /// A thread that owns the permit panics.
-    Panic {
-        index: usize,
-    },
-    /// The client takes 60 units, but does not wait if too few are free.
-    GiveUpWaiting {
-        index: usize,
-    },
+    Grow { index: usize, units: u64 },
+    Shrink { index: usize, units: u64 },
+    Drop { index: usize },
+    Panic { index: usize },
+    GiveUpWaiting { index: usize },
 }
 
 /// Random actions, each with the number of the client.

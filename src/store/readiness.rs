@@ -123,7 +123,8 @@ mod tests {
             (free_space(1 << 30, 10), vec![NotReadyReason::InodesUnderReserve]),
             (FreeSpace { bytes: 1 << 30, inodes: None }, vec![]),
         ] {
-            assert_eq!(open_store(move || measured).1.not_ready_reasons().await, reasons);
+            let (_folder, store) = open_store(move || measured);
+            assert_eq!(store.not_ready_reasons().await, reasons);
         }
         let (folder, store) = open_store(|| free_space(1 << 30, 500));
         fs::remove_dir(folder.path().join(".incoming")).unwrap();

@@ -51,6 +51,7 @@ impl Store {
         if max_age.is_none() && max_bytes.is_none() {
             return pending().await;
         }
+        // A quarter of `max_age`, so that pictures stay only little longer than `max_age`.
         let interval = match max_age {
             Some(max_age) => (max_age / 4).clamp(MIN_INTERVAL, MAX_INTERVAL),
             None => MAX_INTERVAL,

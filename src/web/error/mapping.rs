@@ -100,9 +100,9 @@ pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
         }
         Error::Store(_) => "The picture could not be saved; try again later.".into(),
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_detail(error),
-        Error::BatchTooLarge { fresh, largest } => format!(
-            "This batch has {fresh} new pictures, but the service may call NVIDIA for only {largest} within one \
-             request's time: send at most {largest} at once ({BATCH_SIZE_SETTINGS})."
+        Error::BatchTooLarge { new_pictures, max } => format!(
+            "This batch has {new_pictures} new pictures, but the service may call NVIDIA for only {max} within one \
+             request's time: send at most {max} at once ({BATCH_SIZE_SETTINGS})."
         ),
         Error::Panicked(_) => INTERNAL_DETAIL.into(),
     }

@@ -199,26 +199,26 @@ fn log_error(error: Error) -> Error {
 /// of the field `input`.
 fn explain_batch_size(error: Error) -> Error {
     match error {
-        Error::Pipeline(pipeline::Error::BatchTooLarge { largest, .. }) => {
-            too_many_pictures(largest, error.detail())
+        Error::Pipeline(pipeline::Error::BatchTooLarge { max, .. }) => {
+            too_many_pictures(max, error.detail())
         }
         error => error,
     }
 }
 
-fn too_many_pictures(largest: usize, detail: String) -> Error {
-    let message = format!("List should have at most {largest} items");
+fn too_many_pictures(max: usize, detail: String) -> Error {
+    let message = format!("List should have at most {max} items");
     Invalid::at(&["body", "input"], "too_long", &message, detail)
 }
 
 /// Counts the pictures of a batch against the client's rate limit.
 fn count_pictures(rate_limit: &ClientLimit, count: usize) -> Result<(), Error> {
-    let largest = rate_limit.largest_batch();
-    if count > largest {
+    let max = rate_limit.largest_batch();
+    if count > max {
         let detail = format!(
-            "This batch has {count} pictures, and you may send {largest} a minute: send at most {largest} at once ({BATCH_SIZE_SETTINGS})."
+            "This batch has {count} pictures, and you may send {max} a minute: send at most {max} at once ({BATCH_SIZE_SETTINGS})."
         );
-        return Err(too_many_pictures(largest, detail));
+        return Err(too_many_pictures(max, detail));
     }
     rate_limit.count_batch(count)
 }
