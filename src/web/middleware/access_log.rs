@@ -183,7 +183,7 @@ impl Entry {
         }
         match status {
             500 => line!(error),
-            // A 501 is logged as `info`, because the client sent a wrong request.
+            // 501 is not a warning, because it means that the client sent a wrong request.
             502.. => line!(warn),
             // Health checks and scrapers send such requests every few seconds.
             _ if error.is_none()

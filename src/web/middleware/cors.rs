@@ -69,23 +69,23 @@ impl Origins {
     /// # Errors
     /// The page's origin, if its pages may not call the service.
     fn page(&self, headers: &HeaderMap) -> Result<Page, String> {
-        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let header_text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let origin = headers.get(header::ORIGIN);
         if self.allows_any || origin.is_some_and(|origin| self.allows(origin)) {
             return Ok(Page::AllowedOrigin);
         }
         // Pages of the same site count as the service's own pages. `none` means that the user
         // started the request, for example from the address bar.
-        let is_own = match (header(SEC_FETCH_SITE), origin) {
+        let is_own = match (header_text(SEC_FETCH_SITE), origin) {
             (Some("same-origin" | "same-site" | "none"), _) => true,
             (Some("cross-site"), _) => false,
             (_, None) => return Ok(Page::None),
-            (_, Some(_)) => is_same_host(header("origin"), header("host")),
+            (_, Some(_)) => is_same_host(header_text("origin"), header_text("host")),
         };
         if is_own {
             Ok(Page::Own)
         } else {
-            Err(header("origin").unwrap_or("unknown").chars().take(100).collect())
+            Err(header_text("origin").unwrap_or("unknown").chars().take(100).collect())
         }
     }
 

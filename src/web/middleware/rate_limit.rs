@@ -22,8 +22,8 @@ use crate::{
     web::{error::Error, extract::client_network::client_network},
 };
 
-/// The most clients whose requests are counted. If there are more, the clients that call
-/// least are removed.
+/// The most clients whose requests are counted. If there are more, the clients that call least are
+/// removed.
 const MAX_CLIENTS: usize = 100_000;
 
 /// The client whose limit a request counts toward.
@@ -48,11 +48,11 @@ pub(in crate::web) struct RateLimit {
 }
 
 impl RateLimit {
-    /// Allows each client `limit` requests per minute.
-    pub(in crate::web) fn per_minute(limit: u32) -> Self {
+    /// Allows each client this many requests per minute.
+    pub(in crate::web) fn per_minute(max_requests: u32) -> Self {
         let minute = Duration::from_secs(60);
         Self {
-            interval: minute / limit.max(1),
+            interval: minute / max_requests.max(1),
             minute,
             started: Instant::now(),
             arrivals: Cache::new(MAX_CLIENTS),
@@ -66,6 +66,7 @@ impl RateLimit {
     fn count(&self, caller: Caller, requests: u32, now: Instant) -> Result<(), Duration> {
         let now = nanos(now.saturating_duration_since(self.started));
         let delay = nanos(self.interval.saturating_mul(requests));
+        // A client may be ahead of its even intervals by at most a minute.
         let latest_arrival = now + nanos(self.minute);
         let new_arrival = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU64::new(now)));
         let Ok(arrival) = self.arrivals.get_or_insert_with(&caller, new_arrival);
@@ -87,7 +88,7 @@ pub(in crate::web) struct ClientLimit {
 }
 
 impl ClientLimit {
-    /// The most pictures that one batch may have.
+    /// The most pictures that one batch may have: as many as the requests of a minute.
     pub(in crate::web) fn largest_batch(&self) -> usize {
         let per_minute = self.limit.minute.as_nanos() / self.limit.interval.as_nanos().max(1);
         usize::try_from(per_minute).unwrap_or(usize::MAX)
