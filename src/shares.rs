@@ -7,8 +7,8 @@
 //! three quarters of the units.
 //!
 //! [`Shares::capped`] is for units that may be in use for a long time. There, a client never gets
-//! more than its share. [`Shares::undivided`] is for a service with a single client, which may get all
-//! units.
+//! more than its share. [`Shares::undivided`] is for a service with a single client, which may get
+//! all units.
 
 use std::{
     collections::HashMap,

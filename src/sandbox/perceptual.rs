@@ -40,9 +40,10 @@ pub fn vector(square: &[u8]) -> Option<Vec<f32>> {
     let pixels: Vec<_> = rgb.iter().map(|rgb| lab(*rgb)).collect();
     let mut numbers: Vec<f32> = (0..GRID * GRID).flat_map(|cell| features(&pixels, cell)).collect();
     for (feature, weight) in WEIGHTS.into_iter().enumerate() {
-        let column = || (0..GRID * GRID).map(move |cell| cell * FEATURES + feature);
-        let mean = column().map(|index| numbers[index]).sum::<f32>() / (GRID * GRID) as f32;
-        for index in column() {
+        // The indices of this feature's numbers, one for each cell.
+        let indices = || (0..GRID * GRID).map(move |cell| cell * FEATURES + feature);
+        let mean = indices().map(|index| numbers[index]).sum::<f32>() / (GRID * GRID) as f32;
+        for index in indices() {
             numbers[index] = (numbers[index] - mean) * weight;
         }
     }
@@ -157,15 +158,15 @@ mod tests {
                     }),
                 ),
             ];
-            for format in [
-                ImageFormat::Gif,
-                ImageFormat::WebP,
-                ImageFormat::Bmp,
-                ImageFormat::Tiff,
-                ImageFormat::Png,
+            for (format_name, format) in [
+                ("GIF", ImageFormat::Gif),
+                ("WebP", ImageFormat::WebP),
+                ("BMP", ImageFormat::Bmp),
+                ("TIFF", ImageFormat::Tiff),
+                ("PNG", ImageFormat::Png),
             ] {
                 copies.push((
-                    "format",
+                    format_name,
                     reencoded(&photo, |image, to| image.to_rgb8().write_to(to, format).unwrap()),
                 ));
             }

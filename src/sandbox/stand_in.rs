@@ -85,6 +85,7 @@ pub fn router(
 
 struct StandIn {
     address: SocketAddr,
+    /// The only accepted value of `Authorization`.
     bearer: String,
     max_pixels: u64,
     decoder: Decoder,
@@ -99,6 +100,7 @@ struct PendingResult {
     vector: Vec<f32>,
 }
 
+/// An asset that was created. The picture may not be uploaded yet.
 struct Asset {
     created: Instant,
     signature: String,

@@ -40,8 +40,8 @@ impl<S> WriteTimeout<S> {
         Self { stream, pending: None }
     }
 
-    /// Returns the result of an operation. If the operation stays pending for [`TIMEOUT`], returns an
-    /// error.
+    /// Returns the result of an operation. If the operation stays pending for [`TIMEOUT`], returns
+    /// an error.
     fn with_timeout<T>(
         &mut self,
         operation: Operation,

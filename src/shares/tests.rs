@@ -79,8 +79,8 @@ async fn a_waiting_client_gets_the_units_that_another_client_returns() {
 }
 
 /// What a client does with one of six permits. `index` is the permit's index. For `Panic`, a thread
-/// that owns the permit panics. For `GiveUpWaiting`, the client takes 60 units, but does not wait if
-/// too few are free.
+/// that owns the permit panics. For `GiveUpWaiting`, the client takes 60 units, but does not wait
+/// if too few are free.
 #[derive(Debug, Clone)]
 enum Action {
     Grow { index: usize, units: u64 },

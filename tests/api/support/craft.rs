@@ -169,6 +169,7 @@ pub fn webp(chunks: &[Vec<u8>]) -> Vec<u8> {
 
 /// The first chunk of an extended WebP.
 pub fn vp8x(flags: u8, width: u32, height: u32) -> Vec<u8> {
+    // A size minus one is stored in three bytes.
     let size = |pixels: u32| (pixels - 1).to_le_bytes()[..3].to_vec();
     riff_chunk(b"VP8X", &[vec![flags, 0, 0, 0], size(width), size(height)].concat())
 }
@@ -176,6 +177,7 @@ pub fn vp8x(flags: u8, width: u32, height: u32) -> Vec<u8> {
 /// A frame of an animated WebP, with these chunks.
 pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
     let size = |pixels: u32| (pixels - 1).to_le_bytes()[..3].to_vec();
+    // The frame is at the top left, and is shown for 100 ms.
     let head = [vec![0; 6], size(width), size(height), vec![100, 0, 0, 0]].concat();
     riff_chunk(b"ANMF", &[head, chunks.concat()].concat())
 }
@@ -183,6 +185,7 @@ pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
 /// A lossy frame whose partitions are all zeros (RFC 6386, 9.1). It decodes to grey pixels until the
 /// zeros end.
 pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -> Vec<u8> {
+    // A key frame that is shown, and the code that follows the first three bytes of a key frame.
     let mut frame = (first_partition_len << 5 | 1 << 4).to_le_bytes()[..3].to_vec();
     frame.extend(b"\x9d\x01\x2a");
     frame.extend(width.to_le_bytes());
@@ -307,14 +310,16 @@ pub fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
 pub fn jpeg_head(frame: u8, (width, height): (u16, u16), sampling: &[u8]) -> Vec<u8> {
     let mut jpeg = b"\xff\xd8".to_vec();
     jpeg.extend(segment(0xdb, &[&[0][..], &[1; 64]].concat()));
-    let mut sof = vec![8];
-    sof.extend(height.to_be_bytes());
-    sof.extend(width.to_be_bytes());
-    sof.push(sampling.len() as u8);
+    let mut frame_header = vec![8]; // bits per sample
+    frame_header.extend(height.to_be_bytes());
+    frame_header.extend(width.to_be_bytes());
+    frame_header.push(sampling.len() as u8);
     for (id, factors) in (1..).zip(sampling) {
-        sof.extend([id, *factors, 0]);
+        frame_header.extend([id, *factors, 0]);
     }
-    jpeg.extend(segment(frame, &sof));
+    jpeg.extend(segment(frame, &frame_header));
+    // The first byte of a Huffman table is its class, 0x10 for AC. Then byte n is the number of
+    // codes of n bits.
     let (mut dc, mut ac) = ([0; 17], [0; 17]);
     (dc[4], ac[0], ac[2]) = (12, 0x10, 3);
     jpeg.extend(segment(0xc4, &[&dc[..], &(0..12).collect::<Vec<u8>>()].concat()));
@@ -339,7 +344,7 @@ pub fn bmp(
     table: &[u8],
     data: &[u8],
 ) -> Vec<u8> {
-    let offset = 54 + table.len();
+    let offset = 54 + table.len(); // the two headers have 14 and 40 bytes
     let mut bmp = b"BM".to_vec();
     bmp.extend(((offset + data.len()) as u32).to_le_bytes());
     bmp.extend([0; 4]);

@@ -22,7 +22,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("png-idat-inflates", png((16, 16), 8, RGB, Interlace::None, &[idat(GIB)])),
         ("png-idat-of-nothing", small(&vec![png_chunk(b"IDAT", b""); 200_000])),
         ("png-no-data", png((8000, 7900), 8, RGB, Interlace::None, &[png_chunk(b"IDAT", b"")])),
-        // The data of 96 KiB decompresses to 96 MiB of pixels.
+        // The data of about 100 KiB decompresses to 99 MiB, a little more than the pixels need.
         ("png-interlaced-16-bit", png((3500, 3500), 16, RGBA, Interlace::Adam7, &[idat(99 << 20)])),
         ("png-text-2gib", with_declared_length(b"tEXt", 0x7fff_ffff)),
         ("png-idat-2gib", with_declared_length(b"IDAT", 0x7fff_ffff)),
@@ -40,6 +40,7 @@ fn idat(zeros: u64) -> Vec<u8> {
 
 /// A picture of 16 × 16 pixels with these chunks before the pixels.
 fn small(chunks: &[Vec<u8>]) -> Vec<u8> {
+    // A row has the byte of its filter, and three bytes for each of 16 pixels.
     let pixels = png_chunk(b"IDAT", &zlib(&[0; 16 * 49]));
     png((16, 16), 8, RGB, Interlace::None, &[chunks, &[pixels]].concat())
 }

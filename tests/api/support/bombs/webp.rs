@@ -72,7 +72,8 @@ fn deep_codes_in_alpha() -> Vec<u8> {
     alpha(&[&[1][..], &codes(16_384, 11)].concat(), &vp8_grey(8, 8))
 }
 
-/// A picture with an alpha chunk. The canvas is as large as the frame.
+/// A picture with an alpha chunk. The canvas is as large as the frame, whose width and height, up
+/// to 255 pixels, are at bytes 6 and 8.
 fn alpha(chunk: &[u8], frame: &[u8]) -> Vec<u8> {
     let (width, height) = (frame[6].into(), frame[8].into());
     webp(&[vp8x(ALPHA, width, height), riff_chunk(b"ALPH", chunk), riff_chunk(b"VP8 ", frame)])
