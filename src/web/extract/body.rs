@@ -212,7 +212,9 @@ mod tests {
         let started = Instant::now();
         let seconds = |received| (body_limits(0).deadline(started, received) - started).as_secs();
         assert_eq!(seconds(0), 10);
+        // 5 MiB extend the 10 s by 160 s.
         assert_eq!(seconds(5 << 20), 170);
+        // 20 MiB would extend them by 640 s, but the timeout is 300 s.
         assert_eq!(seconds(20 << 20), 300);
     }
 }

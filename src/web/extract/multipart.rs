@@ -83,6 +83,7 @@ impl Form {
         Self { parser: Multipart::new(chunks, boundary), unparsed_bytes, is_paused, part_count: 0 }
     }
 
+    /// Returns the next part, or `None` at the form's end.
     async fn next_part(&mut self) -> Result<Option<Part>, Error> {
         let field = chunk_by_chunk(&self.is_paused, self.parser.next_field()).await?;
         self.unparsed_bytes.store(0, Ordering::Relaxed);
@@ -110,6 +111,7 @@ impl Form {
         }
     }
 
+    /// Reads a part to its end.
     async fn skip(&self, mut part: Part) -> Result<(), Error> {
         while self.next_chunk(&mut part).await?.is_some() {}
         Ok(())
