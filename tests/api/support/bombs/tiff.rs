@@ -14,7 +14,6 @@ const PROGRESSIVE: u8 = 0xc2;
 const LOSSLESS: u8 = 0xc3;
 
 // Compressions.
-
 const NONE: u64 = 1;
 const GROUP_3: u64 = 3;
 const GROUP_4: u64 = 4;
@@ -54,6 +53,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("tiff-strip-of-4g-rows-old-deflate", OLD_DEFLATE, zlib_zeros(1 << 28)),
         ("tiff-strip-of-4g-rows-packbits", PACKBITS, packbits(&[0; 100])),
     ] {
+        // The strip's declared length is more than the file has.
         let strip = (DATA_AT, 1 << 20);
         bombs.push((name, picture(compression, &data, (16, 16), u32::MAX.into(), strip)));
     }
