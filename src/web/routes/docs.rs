@@ -18,7 +18,8 @@ use utoipa_swagger_ui::Config;
 
 use crate::web::{error::Error, state::AppState};
 
-/// Swagger UI needs inline styles and `data:` pictures. It loads nothing from other hosts.
+/// The content security policy of Swagger UI's files. Swagger UI needs inline styles and `data:`
+/// pictures, and loads nothing from other hosts.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",

@@ -150,6 +150,7 @@ pub(super) async fn embeddings(
         .into_iter()
         .map(|item| Ok(picture_bytes(&app, client, &body, item.source?, latest_fetch_start)));
     let sources: Vec<_> = sources.collect();
+    // From here on, only the sources refer to the body, and the last of them frees it.
     drop(body);
     let options = BatchOptions { cache_mode, save_mode, on_error };
     let pictures = match app.pipeline.embed_batch(admission, sources, options).await {
