@@ -20,19 +20,20 @@ use crate::{
 /// The page, with its script and style in one file. It calls only this service.
 const PAGE: &str = include_str!("home.html");
 
-/// The placeholder for the URL of the sandbox's sample picture. Empty without the sandbox.
+/// The placeholder for the URL of the sandbox's sample picture. Without the sandbox, it is replaced
+/// by an empty text.
 const SAMPLE: &str = "{sample}";
 
 /// The placeholder for the formats that the file chooser offers.
 const FORMATS: &str = "{formats}";
 
-/// The placeholder for the host name in the page's URL. It is replaced by an empty text if the service
-/// allows calls from pages with this host name.
+/// The placeholder for the host name in the page's URL, if the service refuses calls from pages
+/// with this host name. Otherwise it is replaced by an empty text.
 const UNKNOWN_HOST: &str = "{unknown host}";
 
-/// Allows the script and the style by their hashes, so that injected code does not run. Forbids
-/// scripts to turn text into markup. `blob:` is for the visitor's pictures, `data:` for the empty
-/// icon.
+/// The page's content security policy. Allows the script and the style by their hashes, so that
+/// injected code does not run. Forbids scripts to turn text into markup. `blob:` is for the
+/// visitor's pictures, `data:` for the empty icon.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let policy = format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; img-src blob: data:; connect-src 'self'; \

@@ -100,7 +100,8 @@ fn describe_headers(operation: &mut Operation) {
     }
 }
 
-/// Whether this response is an error.
+/// Whether this response is an error with a [`Problem`](crate::web::error::Problem). `/ready` also
+/// has a 503 that is none.
 fn is_problem(response: &Response) -> bool {
     response.content.contains_key(crate::web::error::PROBLEM_JSON)
 }
