@@ -355,6 +355,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_part_whose_header_is_too_long_is_refused() {
+        // A header of 1600 KiB, of which the parser must not get more than a few chunks.
         let start = Bytes::from("--x\r\nContent-Disposition: ");
         let mut chunks = vec![start];
         chunks.resize(101, Bytes::from(vec![b'a'; 16 * 1024]));
