@@ -1,7 +1,7 @@
 //! Receives, saves and embeds pictures. All routes use this pipeline.
 //!
-//! Receiving a picture means to spool its bytes and to read its header. Saving and embedding then
-//! run at the same time.
+//! Receiving a picture means to spool its bytes and to read its header. The picture is then saved
+//! and embedded at the same time.
 //!
 //! The pipeline is independent of HTTP. Its caller passes a stream of bytes, and turns an [`Error`]
 //! into a response.
@@ -65,17 +65,19 @@ pub enum Error {
         /// The cause, shared by all requests that waited for the same call to NVIDIA.
         #[source]
         error: Arc<embed::Error>,
-        /// The saved file, in [`SaveMode::Save`].
+        /// The saved file, unless there is none or it does not stay.
         saved: Option<Saved>,
     },
     /// The batch needs more calls to NVIDIA than the limit on calls per minute ever allows within a
     /// request's time.
-    #[error("the batch has {fresh} new pictures; the limit on calls per minute allows {largest}")]
+    #[error(
+        "the batch has {new_pictures} new pictures; the limit on calls per minute allows {max}"
+    )]
     BatchTooLarge {
         /// The number of pictures that are not in the cache.
-        fresh: usize,
-        /// The most pictures that the limit allows in one batch.
-        largest: usize,
+        new_pictures: usize,
+        /// The most new pictures that the limit allows in one batch.
+        max: usize,
     },
     /// A blocking task panicked. This is a bug.
     #[error("a blocking task of the pipeline panicked")]
@@ -93,7 +95,7 @@ pub struct Pipeline {
     pub limits: Limits,
     /// Limits the memory for bodies of all requests together, in bytes.
     pub memory: Shares,
-    /// Limits how many received pictures are at work.
+    /// Limits how many received pictures are at work, that is, read, saved or embedded.
     pub at_work: Shares,
     /// The service's metrics.
     pub metrics: Arc<Metrics>,
@@ -124,7 +126,8 @@ impl Received {
     }
 }
 
-/// A picture whose bytes have all arrived, with the memory that it needs until it is embedded.
+/// A picture whose bytes have all arrived, and the permit for the memory that it needs until it is
+/// embedded.
 #[derive(Debug)]
 struct SpooledPicture {
     client: ClientNetwork,
@@ -149,7 +152,7 @@ pub struct Vectorized {
     pub sha256: Sha256,
     /// The embedding.
     pub embedding: Embedding,
-    /// Protects the saved file from retention.
+    /// Protects the saved file from retention. Dropping it removes a provisional file.
     file: Option<SavedFileGuard>,
 }
 
@@ -162,12 +165,12 @@ pub enum SaveMode {
     Discard,
 }
 
-/// Whether a saved file stays, whatever follows.
+/// When a saved file becomes permanent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FileMode {
-    /// It stays.
+    /// As soon as it is saved. It is then removed only if the picture cannot be decoded.
     Final,
-    /// It is removed if its batch fails or is dropped.
+    /// When the whole batch has succeeded. If the batch fails or is dropped, the file is removed.
     Provisional,
 }
 
@@ -201,7 +204,7 @@ impl Pipeline {
         let spooled = self.spool(client, bytes).await?;
         let deadline = Instant::now() + self.limits.request_timeout;
         let at_work = self.wait_for_permit(client).await?;
-        Ok(self.start(spooled, at_work, deadline).await?)
+        Ok(self.read_header(spooled, at_work, deadline).await?)
     }
 
     /// Embeds a received picture, and saves it in [`SaveMode::Save`].
@@ -240,9 +243,9 @@ impl Pipeline {
                     }
                     Ok::<_, Error>(Some(file))
                 }
-                // The staging file is removed already while the picture is embedded, so that it does
-                // not remain if the process is killed. The embedder has the file open and can still
-                // read it.
+                // The staging file is removed while the picture is still being embedded, so that no
+                // file remains if the process is killed. The embedder has the file open and can
+                // still read it.
                 SaveMode::Discard => {
                     let discard = move || {
                         spooled.discard();
@@ -253,8 +256,8 @@ impl Pipeline {
                 }
             }
         };
-        // If saving fails, the request fails at once. If embedding fails, a final file stays, and the
-        // error contains its name.
+        // If saving fails, the request fails at once. If embedding fails, a file in
+        // `FileMode::Final` stays, and the error contains its name.
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
         let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
         let Picture { format, width, height, .. } = picture;
@@ -262,7 +265,8 @@ impl Pipeline {
             (Ok(embedding), _) => {
                 Ok(Vectorized { saved, format, width, height, len, sha256, embedding, file })
             }
-            // The client sent something that cannot be decoded, so its file is removed.
+            // The picture cannot be decoded, so its file is removed. Dropping `file` removes a
+            // provisional one.
             (Err(error), _) if error.is_about_the_picture() => {
                 if let (Some(saved), FileMode::Final) = (saved, file_mode) {
                     self.store.remove(saved.saved_as).await;
@@ -276,10 +280,10 @@ impl Pipeline {
 
     /// Reads the values of all gauges. Must be called inside the Tokio runtime.
     pub async fn readings(&self) -> Readings {
-        let free = self.store.free_space().await.ok();
+        let space = self.store.free_space().await.ok();
         Readings {
-            free_bytes: free.map(|free| free.bytes),
-            free_inodes: free.and_then(|free| free.inodes).map(|inodes| inodes.free),
+            free_bytes: space.map(|space| space.bytes),
+            free_inodes: space.and_then(|space| space.inodes).map(|inodes| inodes.free),
             buffered_bytes: self.memory.in_use(),
             pictures_at_work: self.at_work.in_use(),
             pictures_waiting: self.embedder.waiting() as u64,
@@ -313,13 +317,14 @@ impl Pipeline {
             memory.shrink_to(needed);
         }
         let spooled = spool.finish().await.map_err(spool_error)?;
+        // The memory for the call to NVIDIA.
         memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
         Ok(SpooledPicture { client, spooled, memory })
     }
 
-    /// Waits for a permit that lets the client's picture be at work. Since the request was admitted,
-    /// other requests may have taken the last permits. This waits for at most half of the request's
-    /// time, because the work needs the other half.
+    /// Waits for a permit that lets one picture of the client be at work. Other requests may have
+    /// taken the last permits after this request was admitted. The wait takes at most half of the
+    /// request timeout, because the work needs the other half.
     async fn wait_for_permit(&self, client: ClientNetwork) -> Result<SharePermit, Error> {
         let wait_deadline = Instant::now() + self.limits.request_timeout / 2;
         let at_work = self.at_work.take(client, 1, wait_deadline).await;
@@ -327,17 +332,17 @@ impl Pipeline {
     }
 
     /// Reads the header of a picture that has its permits.
-    async fn start(
+    async fn read_header(
         &self,
         picture: SpooledPicture,
         at_work: SharePermit,
         deadline: Instant,
     ) -> Result<Received, Error> {
         let SpooledPicture { client, spooled, memory } = picture;
-        let (content, limit) = (spooled.content.clone(), self.limits.max_image_pixels);
+        let (content, max_pixels) = (spooled.content.clone(), self.limits.max_image_pixels);
         let picture = match content {
-            Content::Memory(_) => probe(content, limit)?,
-            Content::File(..) => spawn_blocking(move || probe(content, limit)).await??,
+            Content::Memory(_) => probe(content, max_pixels)?,
+            Content::File(..) => spawn_blocking(move || probe(content, max_pixels)).await??,
         };
         let permits = Arc::new(PicturePermits { at_work, memory });
         Ok(Received { picture, client, spooled, permits, deadline })

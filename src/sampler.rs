@@ -41,7 +41,7 @@ impl<T: Clone + Send + Sync + 'static> Sampler<T> {
     ///
     /// # Errors
     /// [`NoAnswer`] if the reading takes longer than `timeout`, counted from the start of the reading.
-    /// So a hanging reading delays only its first callers.
+    /// If a reading hangs, callers that come after this time get the error at once.
     pub(crate) async fn sample(
         &self,
         max_age: Duration,
@@ -119,8 +119,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_hanging_reading_blocks_one_thread_and_delays_only_its_first_caller() {
         let sampler = Sampler::default();
-        let (release, hanging) = mpsc::channel::<()>();
-        let first = sampler.sample(MAX_AGE, TIMEOUT, move || hanging.recv().is_ok());
+        let (release, wait_for_release) = mpsc::channel::<()>();
+        let first = sampler.sample(MAX_AGE, TIMEOUT, move || wait_for_release.recv().is_ok());
         let mut first = Box::pin(first);
         assert!(poll!(&mut first).is_pending());
         tokio::time::advance(TIMEOUT).await;
@@ -140,7 +140,10 @@ mod tests {
     #[tokio::test]
     async fn a_new_reading_starts_after_a_reading_that_panicked() {
         let sampler = Sampler::default();
-        assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || panic!("planted")).await, Err(NoAnswer));
+        assert_eq!(
+            sampler.sample(MAX_AGE, TIMEOUT, || panic!("a panic of the test")).await,
+            Err(NoAnswer)
+        );
         assert_eq!(sampler.sample(MAX_AGE, TIMEOUT, || 7).await, Ok(7));
     }
 }

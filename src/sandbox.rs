@@ -4,8 +4,8 @@
 //! inside the client would be shorter, but it would skip the code for inline pictures, uploads and
 //! polling.
 //!
-//! The stand-in refuses the requests that NVIDIA would refuse. [`perceptual`] computes its vectors from
-//! the pixels; they are not NV-DINOv2 vectors.
+//! The stand-in refuses the requests that NVIDIA would refuse. Its vectors are not NV-DINOv2
+//! vectors: [`perceptual`] computes them from the pixels.
 
 use std::{io, net::SocketAddr, time::Duration};
 

@@ -108,7 +108,7 @@ impl Server {
         self.address
     }
 
-    /// A handle that layers and handlers can ask whether the server is stopping.
+    /// A handle with which layers and handlers can check whether the server is stopping.
     pub fn shutdown(&self) -> Shutdown {
         self.shutdown.clone()
     }
@@ -118,9 +118,9 @@ impl Server {
         self.background.clone()
     }
 
-    /// Serves until `stop` completes. Then stops in two steps. During the drain delay, it still
-    /// accepts requests while `/ready` responds with 503. After that, it closes the listener and
-    /// waits for running requests.
+    /// Serves until `stop` completes. Then stops in two steps. During the drain delay, the server
+    /// still accepts requests, but `/ready` responds with 503. After that, the server closes the
+    /// listener and waits for running requests.
     pub async fn serve(self, router: Router, stop: impl Future<Output = ()>) {
         let connections = Connections::new(router, &self.settings, Arc::clone(&self.metrics));
         let _watchdog = Watchdog::from_environment();
@@ -130,6 +130,7 @@ impl Server {
         self.shut_down(connections).await;
     }
 
+    /// Accepts connections until `end` completes.
     async fn accept_until(&self, end: impl Future<Output = ()>, connections: &Connections) {
         let mut end = pin!(end);
         loop {
@@ -173,6 +174,7 @@ impl Server {
             // Requests that are still running get an error response. Background tasks end with the
             // process.
             let answered = timeout(LAST_RESPONSE_WAIT, &mut finish).await.is_ok();
+            // The background tasks are calls to NVIDIA.
             let calls = self.background.len();
             tracing::warn!(answered, calls, "stopped: the drain timeout ended running requests");
         }

@@ -6,8 +6,9 @@
 //! units then stays free for other clients. While only one client uses the resource, it can thus get
 //! three quarters of the units.
 //!
-//! [`Shares::capped`] is for units that may be in use for a long time. With it, a client never gets
-//! more than its share.
+//! [`Shares::capped`] is for units that may be in use for a long time. There, a client never gets
+//! more than its share. [`Shares::undivided`] is for a service with a single client, which may get
+//! all units.
 
 use std::{
     collections::HashMap,
@@ -118,18 +119,20 @@ impl Shares {
     /// `largest` is the most units that one permit may need. A client's share is half of all units,
     /// or `largest` if that is more.
     pub fn new(total: u64, largest: u64, step: u64) -> Self {
-        Self::with(total, largest.max(total / 2), true, step)
+        let may_exceed_share = true;
+        Self::with(total, largest.max(total / 2), may_exceed_share, step)
     }
 
-    /// A limit of `total` units without shares: any client may get all of them. `step` is as in
-    /// [`Shares::new`].
+    /// A limit of `total` units, of which a client may get all. `step` is as in [`Shares::new`].
     pub fn undivided(total: u64, step: u64) -> Self {
-        Self::with(total, total, true, step)
+        let may_exceed_share = true;
+        Self::with(total, total, may_exceed_share, step)
     }
 
     /// A limit of `total` units. No client ever gets more than `share` of them.
     pub fn capped(total: u64, share: u64) -> Self {
-        Self::with(total, share, false, 1)
+        let may_exceed_share = false;
+        Self::with(total, share, may_exceed_share, 1)
     }
 
     fn with(total: u64, share: u64, may_exceed_share: bool, step: u64) -> Self {
@@ -238,10 +241,10 @@ impl SharePermit {
     /// Shrinks the permit to this many units, and returns the other units. A permit that is already
     /// smaller stays as it is.
     pub fn shrink_to(&mut self, units: u64) {
-        let less = self.units.saturating_sub(self.shares.0.round_up(units));
-        if less > 0 {
-            self.shares.tally().remove(self.client, less);
-            self.units -= less;
+        let surplus = self.units.saturating_sub(self.shares.0.round_up(units));
+        if surplus > 0 {
+            self.shares.tally().remove(self.client, surplus);
+            self.units -= surplus;
             self.shares.0.returned.notify_waiters();
         }
     }

@@ -1,6 +1,5 @@
 //! Receives the bytes of a picture: counts and hashes them as they arrive, and stores them in memory
-//! or, above a limit, in a staging file. The caller decides whether the bytes are saved, sent to
-//! NVIDIA, or dropped.
+//! or, above a limit, in a staging file. The caller decides what happens to the received bytes.
 
 use std::{
     fs::{self, File},
@@ -203,11 +202,11 @@ impl Spool {
             self.permit.grow_to(self.len).await?;
         }
         let max_len = if self.staging_file.is_some() { FILE_BUFFER_LEN } else { self.memory_limit };
-        let len = self.buffer.len() + bytes.len();
-        if len > max_len {
+        let buffered_len = self.buffer.len() + bytes.len();
+        if buffered_len > max_len {
             return self.flush(bytes.clone()).await;
         }
-        if len > self.buffer.capacity() {
+        if buffered_len > self.buffer.capacity() {
             // Grows the buffer only once, to its maximum.
             self.buffer.reserve(max_len - self.buffer.len());
         }
@@ -247,10 +246,10 @@ impl Spool {
         let buffer = self.buffer.split();
         let staging_file = self.staging_file.take();
         let staging = self.staging.clone();
-        // The permit moves to the thread, because the thread goes on writing if this future is
+        // The permit moves to the thread, because the thread continues to write if this future is
         // dropped.
-        let empty = staging.space.empty_permit();
-        let mut permit = mem::replace(&mut self.permit, empty);
+        let empty_permit = staging.space.empty_permit();
+        let mut permit = mem::replace(&mut self.permit, empty_permit);
         let (staging_file, permit, mut buffer) = spawn_blocking(move || {
             let staging_file = match staging_file {
                 Some(staging_file) => staging_file,
@@ -311,6 +310,7 @@ impl Spooled {
                 self.permit.mark_written(len);
                 Ok(staging_file)
             }
+            // Happens only if the caller has moved `staging_file` out of this value.
             (None, Content::File(..)) => {
                 Err(cannot("find a picture's file")(io::ErrorKind::NotFound.into()))
             }
@@ -330,19 +330,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_owned();
         let staging = Staging::new(path.clone(), DiskSpace::new(path, 0));
-        let files = || fs::read_dir(folder.path()).unwrap().count();
+        let file_count = || fs::read_dir(folder.path()).unwrap().count();
         let builder = &mut tokio::runtime::Builder::new_current_thread();
         // The runtime's only blocking thread hangs, so that the file's removal has to wait.
         let runtime = builder.max_blocking_threads(1).build().unwrap();
-        let (release, hanging) = mpsc::channel::<()>();
+        let (release, wait_for_release) = mpsc::channel::<()>();
         runtime.block_on(async {
-            let thread = spawn_blocking(move || hanging.recv().is_err());
+            let hanging_task = spawn_blocking(move || wait_for_release.recv().is_err());
             drop(staging.create_file().unwrap());
-            assert_eq!(files(), 1, "the file must be removed on the blocking thread only");
+            assert_eq!(file_count(), 1, "the file must be removed on the blocking thread only");
             drop(release);
-            assert!(thread.await.unwrap());
+            assert!(hanging_task.await.unwrap());
+            // This task runs on the blocking thread after the removal.
             spawn_blocking(|| {}).await.unwrap();
-            assert_eq!(files(), 0);
+            assert_eq!(file_count(), 0);
         });
     }
 

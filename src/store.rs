@@ -4,9 +4,9 @@
 //! A picture is synced, then renamed into the folder, and then the folder is synced. So each file in
 //! the folder is complete and durable, even if the process is killed.
 //!
-//! One process owns the folder, and locks it as long as the process runs. A lock on each file would
-//! not be enough: the owner must know the size of all files, and may remove unfinished files at its
-//! start only if no other process is writing them.
+//! One process owns the folder, and locks it as long as the process runs. Several processes could
+//! not share the folder: each must know the size of all files, and removes unfinished files at its
+//! start, which another process might still be writing.
 
 use std::{
     collections::HashSet,
@@ -50,7 +50,7 @@ const REMOVAL_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// The folder; created if it is missing.
     pub folder: PathBuf,
-    /// The disk of that folder.
+    /// Measures and reserves the space on the folder's disk.
     pub space: DiskSpace,
     /// Which saved pictures are removed.
     pub retention: Retention,
@@ -102,7 +102,7 @@ fn cannot(action: &'static str) -> impl Fn(io::Error) -> Error {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process owns the folder.
-    #[error("{0} is in use by another imagesvc: give each its own IMAGESVC_DOWNLOADS_DIR")]
+    #[error("{0} is in use by another imagesvc: give each process its own IMAGESVC_DOWNLOADS_DIR")]
     InUse(PathBuf),
     /// The file system reported an error.
     #[error("the downloads folder cannot be used: {path}")]
@@ -222,7 +222,8 @@ impl Store {
         Ok(self.space.check_space().await?)
     }
 
-    /// Removes a saved picture. Waits at most a second; the removal continues after that.
+    /// Removes a saved picture. Waits for the removal at most a second; after that, the removal
+    /// continues in the background.
     pub async fn remove(&self, name: String) {
         let path = self.folder.path.join(&name);
         let removal = spawn_blocking(move || {
@@ -240,8 +241,8 @@ impl Store {
     }
 
     /// Saves a picture, and returns when the file is durable. The file's name is a new UUID v7 with
-    /// this extension; such names sort by time. If the deadline passes or the future is dropped, no
-    /// file remains, and none remains if the guard is dropped before it is confirmed.
+    /// this extension; such names sort by time. No file remains if the deadline passes, if the
+    /// future is dropped, or if the returned guard is dropped before it is confirmed.
     ///
     /// `permits` are dropped when the saving thread ends. If the disk hangs, that may be after the
     /// deadline.

@@ -29,7 +29,7 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// The maximum time for receiving a body.
     pub body_timeout: Duration,
-    /// Whether several clients share the limits.
+    /// Whether several clients share the limits, or a single client uses the service.
     pub clients: Clients,
 }
 
@@ -74,8 +74,8 @@ impl Limits {
     }
 }
 
-/// Creates the limit on memory for bodies, which all requests share. `inline_memory` is how many bytes
-/// it takes to send a picture to NVIDIA inline.
+/// Creates the limit on memory for bodies, which all requests share. `inline_memory` is the memory,
+/// in bytes, for sending a picture to NVIDIA inside the request itself, not as an uploaded asset.
 pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
     let largest = largest_request(limits.max_image_bytes, inline_memory);
     match limits.clients {
@@ -100,14 +100,15 @@ pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
 }
 
 impl Pipeline {
-    /// Returns how many pictures one batch may have. Each picture needs a permit, and memory in addition
-    /// to the body's memory. One client can never get all permits or all memory.
+    /// Returns how many pictures one batch may have: the setting, but not more than the permits and
+    /// the memory that one client can get. Each picture needs a permit, and memory in addition to
+    /// the body's memory.
     pub fn largest_batch(&self) -> usize {
         let permits = self.at_work.most_for_one_client();
         let memory = self.memory.most_for_one_client();
-        let memory = memory.saturating_sub(self.limits.max_batch_body());
-        let picture_memory = self.embedder.inline_memory().next_multiple_of(MEMORY_STEP).max(1);
-        let pictures = permits.min(memory / picture_memory);
+        let memory_besides_body = memory.saturating_sub(self.limits.max_batch_body());
+        let memory_per_picture = self.embedder.inline_memory().next_multiple_of(MEMORY_STEP).max(1);
+        let pictures = permits.min(memory_besides_body / memory_per_picture);
         let pictures = usize::try_from(pictures).unwrap_or(usize::MAX);
         self.limits.max_batch.min(pictures).max(1)
     }

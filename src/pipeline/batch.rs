@@ -75,8 +75,8 @@ type PerPicture<T, E> = Vec<Result<T, E>>;
 /// An embedding that was found in the cache or will be computed. Equal pictures share it.
 type SharedEmbedding = Shared<BoxFuture<'static, Result<Embedding, Arc<embed::Error>>>>;
 
-/// A received picture and its embedding.
-struct Planned {
+/// A received picture and its embedding, which may not be computed yet.
+struct PlannedPicture {
     received: Received,
     embedding: SharedEmbedding,
     /// Whether an equal picture precedes this picture in the batch.
@@ -101,8 +101,9 @@ impl<E: From<Error>> From<Error> for StepError<E> {
 }
 
 impl Pipeline {
-    /// Receives, saves and embeds the pictures of a batch. `sources` contains the bytes of each picture,
-    /// or why there are none. With [`OnError::FailBatch`], all returned values are successes.
+    /// Receives, saves and embeds the pictures of a batch. `sources` contains, for each picture,
+    /// the stream of its bytes, or the error because of which it has none. With
+    /// [`OnError::FailBatch`], each returned value is `Ok`.
     ///
     /// # Errors
     /// With [`OnError::FailBatch`], the first error of a picture. With either [`OnError`]:
@@ -123,11 +124,12 @@ impl Pipeline {
         let sources = collect_in_order(stream::iter(numbered(sources)), on_error).await?;
         let spooled = self.spool_all(client, sources, on_error).await?;
         let deadline = Instant::now() + self.limits.request_timeout;
-        let received = self.start_all(client, spooled, deadline, on_error).await?;
+        let received = self.read_headers(client, spooled, deadline, on_error).await?;
         let planned = self.plan_all(client, received, deadline, options.cache_mode).await?;
         self.finish_all(planned, deadline, options).await
     }
 
+    /// Spools the bytes of all pictures.
     async fn spool_all<E, S>(
         &self,
         client: ClientNetwork,
@@ -152,7 +154,7 @@ impl Pipeline {
     }
 
     /// Acquires a permit for each picture, and reads the headers of the pictures.
-    async fn start_all<E: From<Error>>(
+    async fn read_headers<E: From<Error>>(
         &self,
         client: ClientNetwork,
         spooled: PerPicture<SpooledPicture, E>,
@@ -166,13 +168,14 @@ impl Pipeline {
         };
         permits.grow_to(count).map_err(|_| E::from(Error::Overloaded(OverloadReason::AtWork)))?;
         let steps = numbered(spooled).map(|(index, spooled)| {
+            // A picture that has failed gets a permit for no units.
             let permit = permits.split(u64::from(spooled.is_ok()));
             async move {
                 match spooled {
-                    Ok(spooled) => (
-                        index,
-                        self.start(spooled, permit, deadline).await.map_err(StepError::from),
-                    ),
+                    Ok(spooled) => {
+                        let received = self.read_header(spooled, permit, deadline).await;
+                        (index, received.map_err(StepError::from))
+                    }
                     Err(error) => (index, Err(error)),
                 }
             }
@@ -181,24 +184,26 @@ impl Pipeline {
         collect_in_order(stream::iter(steps).buffer_unordered(PICTURES_AT_ONCE), on_error).await
     }
 
-    /// Looks all pictures up in the cache, and reserves calls to NVIDIA for those that it does not find.
+    /// Looks all pictures up in the cache, and reserves calls to NVIDIA for those that are not in
+    /// it.
     async fn plan_all<E: From<Error>>(
         &self,
         client: ClientNetwork,
         received: PerPicture<Received, E>,
         deadline: Instant,
         cache_mode: CacheMode,
-    ) -> Result<PerPicture<Planned, E>, BatchError<E>> {
+    ) -> Result<PerPicture<PlannedPicture, E>, BatchError<E>> {
         let pictures = received.iter().flatten();
         let distinct: HashSet<Sha256> = pictures.map(|received| received.spooled.sha256).collect();
-        let count = distinct.len();
+        let distinct_count = distinct.len();
         let look_up = |sha256| async move {
-            Some((sha256, self.embedder.look_up(sha256, cache_mode).await?))
+            let embedding = self.embedder.look_up(sha256, cache_mode).await?;
+            Some((sha256, embedding))
         };
         let looked_up = stream::iter(distinct).map(look_up).buffer_unordered(PICTURES_AT_ONCE);
         let cached: HashMap<_, _> = looked_up.filter_map(ready).collect().await;
-        let fresh = count - cached.len();
-        let mut reservation = self.reserve(client, fresh, deadline).map_err(E::from)?;
+        let new_pictures = distinct_count - cached.len();
+        let mut reservation = self.reserve(client, new_pictures, deadline).map_err(E::from)?;
 
         let mut embeddings = HashMap::<Sha256, SharedEmbedding>::new();
         let mut plan = |received: Received| {
@@ -218,22 +223,24 @@ impl Pipeline {
                     (entry.insert(embedding.shared()).clone(), false)
                 }
             };
-            Planned { received, embedding, is_repeated }
+            PlannedPicture { received, embedding, is_repeated }
         };
         Ok(received.into_iter().map(|received| received.map(&mut plan)).collect())
     }
 
-    /// Reserves calls for the `fresh` pictures of a batch, those that are not in the cache.
+    /// Reserves a call for each picture of a batch that is not in the cache. `new_pictures` is the
+    /// number of these pictures.
     fn reserve(
         &self,
         client: ClientNetwork,
-        fresh: usize,
+        new_pictures: usize,
         deadline: Instant,
     ) -> Result<Reservation, Error> {
-        self.embedder.reserve(client, fresh, deadline).map_err(|error| {
-            let largest = self.embedder.largest_reservation(fresh, self.limits.request_timeout);
-            if largest < fresh {
-                Error::BatchTooLarge { fresh, largest }
+        self.embedder.reserve(client, new_pictures, deadline).map_err(|error| {
+            let time = self.limits.request_timeout;
+            let max = self.embedder.largest_reservation(new_pictures, time);
+            if max < new_pictures {
+                Error::BatchTooLarge { new_pictures, max }
             } else {
                 Error::Embed { error: Arc::new(error), saved: None }
             }
@@ -243,15 +250,15 @@ impl Pipeline {
     /// Saves and embeds all pictures.
     async fn finish_all<E: From<Error>>(
         &self,
-        planned: PerPicture<Planned, E>,
+        planned: PerPicture<PlannedPicture, E>,
         deadline: Instant,
         options: BatchOptions,
     ) -> Result<PerPicture<Vectorized, E>, BatchError<E>> {
-        let finish = |(index, planned): (usize, Result<Planned, StepError<E>>)| async move {
+        let finish = |(index, planned): (usize, Result<PlannedPicture, StepError<E>>)| async move {
             match planned {
                 Ok(planned) => {
                     let finished = self.finish(planned, deadline, options).await;
-                    (index, finished.map_err(|error| StepError::Picture(error.into())))
+                    (index, finished.map_err(StepError::from))
                 }
                 Err(error) => (index, Err(error)),
             }
@@ -265,13 +272,14 @@ impl Pipeline {
         Ok(finished)
     }
 
+    /// Saves and embeds one picture.
     async fn finish(
         &self,
-        planned: Planned,
+        planned: PlannedPicture,
         deadline: Instant,
         options: BatchOptions,
     ) -> Result<Vectorized, Error> {
-        let Planned { received, embedding, is_repeated } = planned;
+        let PlannedPicture { received, embedding, is_repeated } = planned;
         if Instant::now() >= deadline {
             let error = Arc::new(embed::Error::QueueTimeout("a call to NVIDIA"));
             return Err(Error::Embed { error, saved: None });

@@ -11,10 +11,11 @@ const CELL: usize = 8;
 pub const SIDE: u32 = (GRID * CELL) as u32;
 /// The length of the square in bytes: three bytes of RGB for each pixel.
 pub const SQUARE_LEN: usize = 3 * ROW * ROW;
-/// [`SIDE`] as an index.
+/// The number of pixels in a row of the square: [`SIDE`] as `usize`.
 const ROW: usize = GRID * CELL;
-/// How many features, which are numbers, each cell has: the means of L, a and b, the strengths of the
-/// horizontal and the vertical gradient of L, and the standard deviation of L.
+/// The number of features of each cell. In the colour space CIELAB, these are the means of L, a and
+/// b, the strengths of the horizontal and the vertical gradient of L, and the standard deviation of
+/// L.
 const FEATURES: usize = 6;
 
 /// The weight of each feature. The last three weigh less, because scaling and compression change them
@@ -22,7 +23,7 @@ const FEATURES: usize = 6;
 const WEIGHTS: [f32; FEATURES] = [1.0, 1.0, 1.0, 0.5, 0.5, 0.5];
 
 /// A vector of at least this length, in units of CIELAB, is scaled to length 1. A shorter vector comes
-/// from a picture of almost one colour, and is replaced by a constant vector.
+/// from a picture with almost a single colour, and is replaced by a constant vector.
 const MIN_LENGTH: f32 = 1.0;
 
 const _: () = assert!(GRID * GRID * FEATURES == DIMENSIONS);
@@ -39,9 +40,10 @@ pub fn vector(square: &[u8]) -> Option<Vec<f32>> {
     let pixels: Vec<_> = rgb.iter().map(|rgb| lab(*rgb)).collect();
     let mut numbers: Vec<f32> = (0..GRID * GRID).flat_map(|cell| features(&pixels, cell)).collect();
     for (feature, weight) in WEIGHTS.into_iter().enumerate() {
-        let column = || (0..GRID * GRID).map(move |cell| cell * FEATURES + feature);
-        let mean = column().map(|index| numbers[index]).sum::<f32>() / (GRID * GRID) as f32;
-        for index in column() {
+        // The indices of this feature's numbers, one for each cell.
+        let indices = || (0..GRID * GRID).map(move |cell| cell * FEATURES + feature);
+        let mean = indices().map(|index| numbers[index]).sum::<f32>() / (GRID * GRID) as f32;
+        for index in indices() {
             numbers[index] = (numbers[index] - mean) * weight;
         }
     }
@@ -58,20 +60,22 @@ type Lab = [f32; 3];
 /// Computes the features of one cell.
 fn features(pixels: &[Lab], cell: usize) -> [f32; FEATURES] {
     let (left, top) = (cell % GRID * CELL, cell / GRID * CELL);
+    // Beyond the square, its last column and row are repeated.
     let at = |x: usize, y: usize| pixels[y.min(ROW - 1) * ROW + x.min(ROW - 1)];
     let mut sums = [0.0; FEATURES];
     for y in top..top + CELL {
         for x in left..left + CELL {
             let [l, a, b] = at(x, y);
-            let (right, below) = (at(x + 1, y)[0] - l, at(x, y + 1)[0] - l);
-            for (sum, value) in sums.iter_mut().zip([l, a, b, right * right, below * below, l * l])
+            let (across, down) = (at(x + 1, y)[0] - l, at(x, y + 1)[0] - l);
+            for (sum, value) in sums.iter_mut().zip([l, a, b, across * across, down * down, l * l])
             {
                 *sum += value;
             }
         }
     }
-    let [l, a, b, right, below, squares] = sums.map(|sum| sum / (CELL * CELL) as f32);
-    [l, a, b, right.sqrt(), below.sqrt(), (squares - l * l).max(0.0).sqrt()]
+    // The last three are means of squares.
+    let [l, a, b, across, down, l_squared] = sums.map(|sum| sum / (CELL * CELL) as f32);
+    [l, a, b, across.sqrt(), down.sqrt(), (l_squared - l * l).max(0.0).sqrt()]
 }
 
 /// Converts sRGB to CIELAB under D65 (IEC 61966-2-1, CIE 15).
@@ -80,6 +84,7 @@ fn lab(rgb: [u8; 3]) -> Lab {
         let value = f32::from(channel) / 255.0;
         if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
     });
+    // The function f of CIELAB: a cube root, and a line near zero.
     let root =
         |value: f32| if value > 0.008_856 { value.cbrt() } else { 7.787 * value + 16.0 / 116.0 };
     let x = root((0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.9505);
@@ -153,15 +158,15 @@ mod tests {
                     }),
                 ),
             ];
-            for format in [
-                ImageFormat::Gif,
-                ImageFormat::WebP,
-                ImageFormat::Bmp,
-                ImageFormat::Tiff,
-                ImageFormat::Png,
+            for (format_name, format) in [
+                ("GIF", ImageFormat::Gif),
+                ("WebP", ImageFormat::WebP),
+                ("BMP", ImageFormat::Bmp),
+                ("TIFF", ImageFormat::Tiff),
+                ("PNG", ImageFormat::Png),
             ] {
                 copies.push((
-                    "format",
+                    format_name,
                     reencoded(&photo, |image, to| image.to_rgb8().write_to(to, format).unwrap()),
                 ));
             }
@@ -177,7 +182,7 @@ mod tests {
         let vectors: Vec<_> = photos().iter().map(vector_of).collect();
         for (first, second) in [(0, 1), (0, 2), (1, 2)] {
             let similarity = cosine(&vectors[first], &vectors[second]);
-            assert!(similarity < 0.9, "{first} {second}: {similarity}");
+            assert!(similarity < 0.9, "photos {first} and {second}: {similarity}");
         }
         for (photo, original) in photos().iter().zip(&vectors) {
             let similarity = cosine(original, &vector_of(&imageops::flip_horizontal(photo)));

@@ -74,6 +74,7 @@ pub fn router(
     };
     Router::new()
         .route("/v1/cv/nvidia/nv-dinov2", post(infer))
+        // 4 KiB are for the JSON around the picture.
         .layer(DefaultBodyLimit::max(INLINE_LIMIT + 4096))
         .route("/v1/status/{id}", get(poll))
         .route("/v2/nvcf/assets", post(create_asset))
@@ -84,6 +85,7 @@ pub fn router(
 
 struct StandIn {
     address: SocketAddr,
+    /// The only accepted value of `Authorization`.
     bearer: String,
     max_pixels: u64,
     decoder: Decoder,
@@ -98,6 +100,7 @@ struct PendingResult {
     vector: Vec<f32>,
 }
 
+/// An asset that was created. The picture may not be uploaded yet.
 struct Asset {
     created: Instant,
     signature: String,
@@ -257,6 +260,7 @@ async fn infer(
 /// Starts the inference of an asset. The response is always 202, so that the service has to poll for
 /// the result.
 fn infer_asset(stand_in: &StandIn, headers: &HeaderMap) -> Result<Response, Rejection> {
+    const NOT_UPLOADED: Rejection = bad_request("No such asset was uploaded");
     let parse_id = |name: &HeaderName| {
         headers.get(name).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok())
     };
@@ -264,12 +268,11 @@ fn infer_asset(stand_in: &StandIn, headers: &HeaderMap) -> Result<Response, Reje
     else {
         return Err(bad_request("Both asset headers must contain an asset's id"));
     };
-    let uploaded = stand_in
-        .lock_assets()
-        .get(&id)
-        .filter(|_| id == reference)
-        .and_then(|asset| asset.vector.clone());
-    let vector = uploaded.ok_or(bad_request("No such asset was uploaded"))??;
+    if id != reference {
+        return Err(NOT_UPLOADED);
+    }
+    let uploaded = stand_in.lock_assets().get(&id).and_then(|asset| asset.vector.clone());
+    let vector = uploaded.ok_or(NOT_UPLOADED)??;
     let request_id = Uuid::new_v4();
     let mut pending = stand_in.lock_pending();
     if pending.len() >= MAX_ENTRIES {
@@ -301,9 +304,9 @@ async fn create_asset(
 ) -> Result<Response, Rejection> {
     stand_in.authorize(&headers)?;
     require_json(&headers)?;
-    let create: CreateAsset = serde_json::from_slice(&body)
+    let request: CreateAsset = serde_json::from_slice(&body)
         .map_err(|_| bad_request("contentType and description are required"))?;
-    if !is_accepted(&create.content_type) {
+    if !is_accepted(&request.content_type) {
         return Err(bad_request("The model accepts JPEG and PNG"));
     }
     let (id, signature) = (Uuid::new_v4(), Uuid::new_v4().simple().to_string());
@@ -311,8 +314,8 @@ async fn create_asset(
     let created_asset = json!({
         "assetId": id,
         "uploadUrl": upload_url,
-        "contentType": create.content_type,
-        "description": create.description,
+        "contentType": request.content_type,
+        "description": request.description,
     });
     let mut assets = stand_in.lock_assets();
     if assets.len() >= MAX_ENTRIES {
@@ -323,8 +326,8 @@ async fn create_asset(
         Asset {
             created: Instant::now(),
             signature,
-            content_type: create.content_type,
-            description: create.description,
+            content_type: request.content_type,
+            description: request.description,
             vector: None,
         },
     );

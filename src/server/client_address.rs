@@ -47,9 +47,10 @@ impl TrustedProxies {
     }
 
     /// Determines the client's address. A trusted proxy appends the address of its own peer to
-    /// `X-Forwarded-For`. This function goes through the entries from the last to the first, and
-    /// returns the first address that does not belong to a trusted proxy. Earlier entries are ignored,
-    /// since the client may have written them.
+    /// `X-Forwarded-For`. This function goes from the last entry towards the first, and returns the
+    /// first address it finds that does not belong to a trusted proxy. It ignores the remaining
+    /// entries, since the client may have written them. If all addresses belong to trusted proxies,
+    /// it returns the leftmost.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries =

@@ -27,8 +27,7 @@ use super::{
 };
 use crate::telemetry::Metrics;
 
-/// The size of each buffer of a connection. A request's header must fit into
-/// one buffer.
+/// The size of each buffer of a connection, in bytes. A request's header must fit into one buffer.
 const BUFFER_BYTES: usize = 32 * 1024;
 
 /// How long a server that stops waits for connections that linger.
@@ -48,7 +47,8 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    /// Serves connections with `router`, within the limits of `settings`.
+    /// Creates an empty set of connections. They will be served with `router`, within the limits of
+    /// `settings`.
     pub(super) fn new(router: Router, settings: &Settings, metrics: Arc<Metrics>) -> Self {
         let trusted_proxies = settings.trusted_proxies.clone();
         Self {

@@ -35,7 +35,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 pub(super) struct Lingering<S: Stream, P: Send + 'static> {
     /// `None` only while `drop` runs.
     stream_and_permits: Option<(S, P)>,
-    /// Whether the client has closed its side of the connection.
+    /// Whether the client has closed its side of the connection, or a read has failed.
     client_has_closed: bool,
     /// Whether the server has shut down its own side without an error.
     is_shut_down: bool,
@@ -145,6 +145,7 @@ mod tests {
     /// the connection.
     async fn lingering() -> (DuplexStream, oneshot::Receiver<()>) {
         let (client, stream) = duplex(64 * 1024);
+        // The sender stands for the permits, which are dropped when the connection closes.
         let (permits, closed) = oneshot::channel();
         let mut connection = Lingering::new(stream, permits);
         connection.shutdown().await.unwrap();

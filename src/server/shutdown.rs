@@ -1,6 +1,7 @@
 //! The phases of a server from start to stop. `server.rs` goes through them.
 //!
-//! Each phase is announced to the log, to systemd, and to the layers of the router.
+//! `Phase::announce` announces each phase to those of the log, systemd and the router's layers that
+//! it concerns.
 
 use std::{
     net::SocketAddr,
@@ -30,7 +31,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    /// Announces the phase to the log, to systemd, and to the layers through `shutdown`.
+    /// Announces the phase. `shutdown` informs the layers of the router.
     pub(super) fn announce(self, shutdown: &Shutdown) {
         const VERSION: &str = env!("CARGO_PKG_VERSION");
         match self {
@@ -67,7 +68,7 @@ struct Inner {
 }
 
 impl Shutdown {
-    /// From now on, `/ready` reports 503, and connections close after each response.
+    /// Makes `/ready` report 503, and connections close after their next response.
     fn start_draining(&self) {
         self.0.is_draining.store(true, Ordering::Relaxed);
     }

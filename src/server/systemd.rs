@@ -22,7 +22,7 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// Starts to notify the watchdog if systemd has set the environment variables for it. Must be
-    /// called in the Tokio runtime.
+    /// called inside the Tokio runtime.
     pub(super) fn from_environment() -> Self {
         let Some(timeout) = sd_notify::watchdog_enabled() else { return Self { _task: None } };
         // systemd recommends half of the timeout.
@@ -32,8 +32,9 @@ impl Watchdog {
 }
 
 /// Calls `action` once in each period, forever. This must run on the runtime's worker threads. If all
-/// workers hang, the calls end: the watchdog is not notified, and systemd restarts the service.
+/// workers hang, the calls stop: the watchdog is not notified, and systemd restarts the service.
 async fn call_every(period: Duration, action: impl Fn()) {
+    // `interval` panics if the period is zero.
     let mut ticks = interval(period.max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -71,10 +72,11 @@ mod tests {
             });
         }
         all_hang.wait();
+        // Notifications from before all workers hung do not count.
         notifications.try_iter().for_each(drop);
         assert!(
             notifications.recv_timeout(PERIOD * 20).is_err(),
-            "the hanging workers must not notify"
+            "no notification should arrive while all workers hang"
         );
         all_continue.wait();
         notifications.recv().unwrap();

@@ -12,7 +12,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// The most time that a client may let pass without reading a byte of its response.
+/// The longest time that a client may take without reading a byte of its response.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The operations that a client can block by not reading.
@@ -40,6 +40,8 @@ impl<S> WriteTimeout<S> {
         Self { stream, pending: None }
     }
 
+    /// Returns the result of an operation. If the operation stays pending for [`TIMEOUT`], returns
+    /// an error.
     fn with_timeout<T>(
         &mut self,
         operation: Operation,

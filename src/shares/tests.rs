@@ -22,7 +22,7 @@ fn a_client_that_is_alone_leaves_a_quarter_of_the_units_to_a_second_client() {
     {
         let shares = Shares::new(total, largest, 1);
         let first = take_all(&shares, client(1));
-        assert_eq!(first.units, first_client_gets, "of {total}");
+        assert_eq!(first.units, first_client_gets, "total: {total}, largest: {largest}");
         assert!(!shares.would_grant(client(1), 1));
         assert_eq!(take_all(&shares, client(2)).units, total - first_client_gets);
     }
@@ -78,9 +78,11 @@ async fn a_waiting_client_gets_the_units_that_another_client_returns() {
     assert_eq!(shares.in_use(), 0);
 }
 
-/// What happens to one of six permits. `index` is the permit's index.
+/// What a client does with one of six permits. `index` is the permit's index. For `Panic`, a thread
+/// that owns the permit panics. For `GiveUpWaiting`, the client takes 60 units, but does not wait
+/// if too few are free.
 #[derive(Debug, Clone)]
-enum Step {
+enum Action {
     Grow { index: usize, units: u64 },
     Shrink { index: usize, units: u64 },
     Drop { index: usize },
@@ -88,37 +90,38 @@ enum Step {
     GiveUpWaiting { index: usize },
 }
 
-/// Random steps, each with the number of the client that takes the step.
-fn random_steps() -> impl Strategy<Value = Vec<(u8, Step)>> {
-    let step = prop_oneof![
-        (0usize..6, 0u64..120).prop_map(|(index, units)| Step::Grow { index, units }),
-        (0usize..6, 0u64..120).prop_map(|(index, units)| Step::Shrink { index, units }),
-        (0usize..6).prop_map(|index| Step::Drop { index }),
-        (0usize..6).prop_map(|index| Step::Panic { index }),
-        (0usize..6).prop_map(|index| Step::GiveUpWaiting { index }),
+/// Random actions, each with the number of the client.
+fn random_actions() -> impl Strategy<Value = Vec<(u8, Action)>> {
+    let action = prop_oneof![
+        (0usize..6, 0u64..120).prop_map(|(index, units)| Action::Grow { index, units }),
+        (0usize..6, 0u64..120).prop_map(|(index, units)| Action::Shrink { index, units }),
+        (0usize..6).prop_map(|index| Action::Drop { index }),
+        (0usize..6).prop_map(|index| Action::Panic { index }),
+        (0usize..6).prop_map(|index| Action::GiveUpWaiting { index }),
     ];
-    proptest::collection::vec((0u8..4, step), 0..60)
+    proptest::collection::vec((0u8..4, action), 0..60)
 }
 
 proptest! {
     #[test]
-    fn after_any_steps_the_units_in_use_are_those_of_the_existing_permits(
-        steps in random_steps(), step_units in 1u64..8,
+    fn after_any_actions_the_units_in_use_are_those_of_the_existing_permits(
+        actions in random_actions(), step in 1u64..8,
     ) {
-        let shares = Shares::new(100, 1, step_units);
+        let shares = Shares::new(100, 1, step);
         let mut permits: Vec<Option<SharePermit>> = (0..6).map(|_| None).collect();
-        for (n, step) in steps {
-            let empty = || shares.empty(client(n));
-            match step {
-                Step::Grow { index, units } => {
+        for (client_number, action) in actions {
+            let client = client(client_number);
+            let empty = || shares.empty(client);
+            match action {
+                Action::Grow { index, units } => {
                     // An error leaves the permit as it was.
                     let _ = permits[index].get_or_insert_with(empty).grow_to(units);
                 }
-                Step::Shrink { index, units } => {
+                Action::Shrink { index, units } => {
                     permits[index].get_or_insert_with(empty).shrink_to(units);
                 }
-                Step::Drop { index } => permits[index] = None,
-                Step::Panic { index } => {
+                Action::Drop { index } => permits[index] = None,
+                Action::Panic { index } => {
                     let permit = permits[index].take();
                     let thread = std::thread::spawn(move || {
                         let _permit = permit;
@@ -126,9 +129,9 @@ proptest! {
                     });
                     prop_assert!(thread.join().is_err());
                 }
-                Step::GiveUpWaiting { index } => {
+                Action::GiveUpWaiting { index } => {
                     let deadline = Instant::now() + Duration::from_secs(3600);
-                    let mut waiting = Box::pin(shares.take(client(n), 60, deadline));
+                    let mut waiting = Box::pin(shares.take(client, 60, deadline));
                     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
                     let runtime = tokio::runtime::Builder::new_current_thread()
                         .enable_time().build().unwrap();

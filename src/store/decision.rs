@@ -115,7 +115,7 @@ mod tests {
 
     use bytes::Bytes;
     use tempfile::TempDir;
-    use tokio::time::advance;
+    use tokio::{task::JoinHandle, time::advance};
 
     use super::*;
     use crate::{
@@ -152,21 +152,25 @@ mod tests {
             Self { folder, store, stopped, report_stop, resume, wait_for_resume }
         }
 
-        /// Starts to save a picture.
-        async fn save(&mut self) -> impl Future<Output = Result<SavedFileGuard, Error>> + use<> {
+        /// Receives a picture, and starts a task that saves it on a thread. Returns when the thread
+        /// has started.
+        async fn start_saving(&mut self) -> JoinHandle<Result<SavedFileGuard, Error>> {
             let mut spool = self.store.spool(0);
             spool.write(&Bytes::from_static(b"picture")).await.unwrap();
             let spooled = spool.finish().await.unwrap();
             let folder = Arc::clone(&self.store.folder);
             let report_stop = self.report_stop.take().unwrap();
             let wait_for_resume = self.wait_for_resume.take().unwrap();
-            save_before(Instant::now() + TIMEOUT, move |decision| {
+            let save = save_before(Instant::now() + TIMEOUT, move |decision| {
                 saved::save(&folder, spooled, "jpg", |stage| {
                     report_stop.send(stage).unwrap();
                     wait_for_resume.recv().unwrap();
                     decision.enter(stage)
                 })
-            })
+            });
+            let task = tokio::spawn(save);
+            tokio::task::yield_now().await; // lets the task start the thread
+            task
         }
 
         /// Lets the thread run until it stops before `stage`.
@@ -182,7 +186,7 @@ mod tests {
             iter::from_fn(next).collect()
         }
 
-        /// The number of saved files.
+        /// The number of saved files. Also checks that no staging file remains.
         fn saved_count(&self) -> usize {
             assert!(files(&self.folder.path().join(".incoming")).is_empty());
             files(self.folder.path()).len()
@@ -199,8 +203,7 @@ mod tests {
     async fn a_picture_that_is_not_written_by_the_deadline_is_never_renamed() {
         for stage in [Stage::Writing, Stage::Renaming] {
             let mut store = SlowStore::new();
-            let save = tokio::spawn(store.save().await);
-            tokio::task::yield_now().await;
+            let save = store.start_saving().await;
             store.run_until_before(stage);
             advance(TIMEOUT).await;
             assert!(matches!(save.await.unwrap(), Err(Error::Timeout)), "{stage:?}");
@@ -212,8 +215,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_waits_beyond_the_deadline_while_its_picture_is_being_renamed() {
         let mut store = SlowStore::new();
-        let save = tokio::spawn(store.save().await);
-        tokio::task::yield_now().await;
+        let save = store.start_saving().await;
         store.run_until_before(Stage::Saved);
         advance(TIMEOUT).await;
         tokio::task::yield_now().await;
@@ -226,8 +228,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_picture_whose_renaming_takes_too_long_is_removed() {
         let mut store = SlowStore::new();
-        let save = tokio::spawn(store.save().await);
-        tokio::task::yield_now().await;
+        let save = store.start_saving().await;
         store.run_until_before(Stage::Saved);
         advance(TIMEOUT).await;
         tokio::task::yield_now().await;
@@ -241,8 +242,7 @@ mod tests {
     async fn a_picture_whose_request_is_dropped_is_removed() {
         for stage in [Stage::Writing, Stage::Renaming, Stage::Saved] {
             let mut store = SlowStore::new();
-            let save = tokio::spawn(store.save().await);
-            tokio::task::yield_now().await;
+            let save = store.start_saving().await;
             store.run_until_before(stage);
             save.abort();
             assert!(save.await.unwrap_err().is_cancelled());
@@ -254,8 +254,7 @@ mod tests {
     #[tokio::test]
     async fn a_picture_is_saved_if_the_thread_finishes_before_the_deadline() {
         let mut store = SlowStore::new();
-        let save = tokio::spawn(store.save().await);
-        tokio::task::yield_now().await;
+        let save = store.start_saving().await;
         store.run_to_end();
         let mut file = save.await.unwrap().unwrap();
         assert_eq!(store.saved_count(), 1);
@@ -267,8 +266,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_saved_picture_is_removed_if_it_is_never_confirmed() {
         let mut store = SlowStore::new();
-        let save = tokio::spawn(store.save().await);
-        tokio::task::yield_now().await;
+        let save = store.start_saving().await;
         store.run_to_end();
         drop(save.await.unwrap().unwrap());
         // The removal runs on another thread.

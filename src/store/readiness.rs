@@ -61,7 +61,7 @@ impl Store {
             Err(disk_space::Error::Shortage(Shortage::Inodes { .. })) => {
                 Some(NotReadyReason::InodesUnderReserve)
             }
-            // While the free space is unknown, no picture is received.
+            // While the free space is unknown, the service refuses all pictures.
             Err(disk_space::Error::Unknown(_) | disk_space::Error::MeasurementTimedOut) => {
                 return vec![NotReadyReason::NotWritable];
             }
@@ -110,19 +110,21 @@ mod tests {
         (folder, store)
     }
 
+    /// A disk with 1000 inodes in total, of which 10 (1 %) must stay free.
     fn free_space(bytes: u64, inodes: u64) -> FreeSpace {
         FreeSpace { bytes, inodes: Some(Inodes { free: inodes, total: 1000 }) }
     }
 
     #[tokio::test]
-    async fn each_cause_is_reported_with_its_own_reason() {
+    async fn each_shortage_and_a_missing_folder_have_their_own_reason() {
         for (measured, reasons) in [
             (free_space(1 << 30, 500), vec![]),
             (free_space(RESERVE, 500), vec![NotReadyReason::BytesUnderReserve]),
             (free_space(1 << 30, 10), vec![NotReadyReason::InodesUnderReserve]),
             (FreeSpace { bytes: 1 << 30, inodes: None }, vec![]),
         ] {
-            assert_eq!(open_store(move || measured).1.not_ready_reasons().await, reasons);
+            let (_folder, store) = open_store(move || measured);
+            assert_eq!(store.not_ready_reasons().await, reasons);
         }
         let (folder, store) = open_store(|| free_space(1 << 30, 500));
         fs::remove_dir(folder.path().join(".incoming")).unwrap();
@@ -132,9 +134,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn many_requests_check_the_disk_only_once_a_second() {
         let checks = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&checks);
+        let counter = Arc::clone(&checks);
         let (_folder, store) = open_store(move || {
-            counted.fetch_add(1, Ordering::SeqCst);
+            counter.fetch_add(1, Ordering::SeqCst);
             free_space(1 << 30, 500)
         });
         for seconds in 1..=3 {
@@ -148,12 +150,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_hanging_disk_is_reported_and_blocks_only_one_thread() {
-        let (release, hanging) = mpsc::channel::<()>();
-        let (checks, hanging) = (Arc::new(AtomicUsize::new(0)), Mutex::new(hanging));
-        let counted = Arc::clone(&checks);
+        let (release, wait_for_release) = mpsc::channel::<()>();
+        let wait_for_release = Mutex::new(wait_for_release);
+        let checks = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&checks);
         let (_folder, store) = open_store(move || {
-            counted.fetch_add(1, Ordering::SeqCst);
-            let _ = hanging.lock().unwrap().recv();
+            counter.fetch_add(1, Ordering::SeqCst);
+            let _ = wait_for_release.lock().unwrap().recv();
             free_space(1 << 30, 500)
         });
         let mut first = Box::pin(store.not_ready_reasons());
@@ -169,6 +172,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(store.not_ready_reasons().await.is_empty());
+        // The hanging check, and one after the release.
         assert_eq!(checks.load(Ordering::SeqCst), 2);
     }
 }

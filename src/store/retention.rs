@@ -1,5 +1,5 @@
-//! Removes saved pictures that are too old, and the oldest pictures when all of them together are
-//! too large.
+//! Removes saved pictures that are too old. When all saved pictures together are too large, also
+//! removes the oldest.
 
 use std::{
     fs,
@@ -39,7 +39,7 @@ pub struct Retention {
 pub struct SweepReport {
     /// The number of removed pictures.
     pub removed: u64,
-    /// The bytes of the pictures that remain.
+    /// The size of the pictures that remain, in bytes, counted in whole blocks of the disk.
     pub remaining_bytes: u64,
 }
 
@@ -51,6 +51,7 @@ impl Store {
         if max_age.is_none() && max_bytes.is_none() {
             return pending().await;
         }
+        // A quarter of `max_age`, so that pictures stay only little longer than `max_age`.
         let interval = match max_age {
             Some(max_age) => (max_age / 4).clamp(MIN_INTERVAL, MAX_INTERVAL),
             None => MAX_INTERVAL,
@@ -93,7 +94,8 @@ impl Store {
         let mut removed = 0;
         let mut remaining_bytes = pictures.iter().map(|picture| picture.bytes).sum();
         let target_bytes = match max_bytes {
-            // Removes more than necessary, so that not every new picture causes a sweep.
+            // The target is a sixteenth below the limit, so that not every new picture causes a
+            // sweep.
             Some(max) if remaining_bytes > max => max - max / 16,
             _ => u64::MAX,
         };
@@ -116,8 +118,8 @@ impl Store {
             }
             remaining_bytes -= picture.bytes;
         }
-        // The list may lack pictures that were saved during the sweep, so their bytes are added.
-        // Bytes that are counted twice do less harm than bytes that are not counted.
+        // `pictures` may lack pictures that were saved during the sweep, so their bytes are added.
+        // If it contains them, they are counted twice until the next sweep, which does little harm.
         let recount = |saved_bytes: u64| {
             Some(remaining_bytes + saved_bytes.saturating_sub(saved_bytes_before))
         };
@@ -172,8 +174,9 @@ impl Folder {
     }
 }
 
-/// Returns the id and format of a picture, or `None` if the service does not create such names. The
-/// service's names consist of a UUID v7, in lower case with hyphens, and the extension of a format.
+/// Returns the id and format of a saved picture from its name, or `None` if the service does not
+/// create such names. The service's names consist of a UUID v7 (`SortRand`), in lower case with
+/// hyphens, and the extension of a format.
 fn parse_name(name: &str) -> Option<(Uuid, Format)> {
     let (stem, extension) = name.split_once('.')?;
     let id = Uuid::try_parse(stem).ok()?;
@@ -193,6 +196,7 @@ mod tests {
     use super::*;
     use crate::{disk_space::DiskSpace, store::Settings};
 
+    /// The time of the tests, in seconds since 1970.
     const NOW: u64 = 1_800_000_000;
 
     fn now() -> SystemTime {
@@ -209,7 +213,7 @@ mod tests {
         (folder, store)
     }
 
-    /// Creates a picture as if it had been saved some seconds ago.
+    /// Creates a picture as if it had been saved some seconds ago. Up to 4096 bytes take one block.
     fn put(folder: &Path, seconds_ago: u64, bytes: usize) -> String {
         let time = Timestamp::from_unix(NoContext, NOW - seconds_ago, 0);
         let name = format!("{}.jpg", Uuid::new_v7(time));
@@ -217,9 +221,10 @@ mod tests {
         name
     }
 
+    /// The names of the files that remain, without hidden files.
     fn remaining(folder: &Path) -> Vec<String> {
-        let names =
-            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let entries = fs::read_dir(folder).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
         names.sort();
         names
@@ -240,6 +245,7 @@ mod tests {
     fn the_oldest_pictures_are_removed_if_all_together_exceed_the_size_limit() {
         let (folder, store) = open_store(None, Some(10 * 4096));
         let names: Vec<_> = (0..20).rev().map(|age| put(folder.path(), age, 4000)).collect();
+        // The target is 15/16 of the limit, so 9 blocks remain.
         assert_eq!(
             store.sweep(now()).unwrap(),
             SweepReport { removed: 11, remaining_bytes: 9 * 4096 }

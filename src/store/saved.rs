@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::{Error, Folder, cannot, decision::Stage};
 use crate::spool::Spooled;
 
-/// Saves a picture. Calls `enter` before each stage. If `enter` returns an error, the picture is
-/// removed. Blocks the thread.
+/// Saves a picture. Calls `enter` at the start of each stage. If `enter` returns an error, removes
+/// the picture. Blocks the thread.
 pub(super) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
@@ -27,7 +27,7 @@ pub(super) fn save(
     }
     let len = spooled.content.len();
     let staging_file = spooled.into_file(&folder.incoming)?;
-    let saved_file = SavedFileGuard::new(folder, extension);
+    let mut saved_file = SavedFileGuard::new(folder, extension);
     let synced = staging_file.sync().map_err(cannot("sync a picture"));
     if let Err(error) = synced.and_then(|()| enter(Stage::Renaming)) {
         staging_file.remove();
@@ -35,9 +35,11 @@ pub(super) fn save(
     }
     let path = folder.path.join(&saved_file.name);
     staging_file.move_to(&path).map_err(cannot("rename a picture"))?;
+    saved_file.has_file = true;
     let synced = sync(&folder.path).map_err(cannot("sync the downloads folder"));
     if let Err(error) = synced.and_then(|()| enter(Stage::Saved)) {
         remove_unsaved(folder, &path);
+        saved_file.has_file = false;
         return Err(error);
     }
     folder.add_saved_bytes(len);
@@ -57,24 +59,27 @@ fn remove_unsaved(folder: &Folder, path: &Path) {
     }
 }
 
-/// A saved picture. Retention does not remove the picture before this guard is dropped. Dropping the
-/// guard removes the picture itself, unless it was confirmed: nobody was told of it.
+/// A saved picture. Retention does not remove the picture before this guard is dropped. If the
+/// guard was not confirmed, no client knows of the picture, so dropping the guard removes the
+/// picture.
 #[derive(Debug)]
 pub struct SavedFileGuard {
     name: String,
     id: Uuid,
     folder: Arc<Folder>,
+    /// Whether the picture has been renamed into the folder, and was not removed since.
+    has_file: bool,
     is_confirmed: bool,
 }
 
 impl SavedFileGuard {
     fn new(folder: &Arc<Folder>, extension: &str) -> Self {
         let id = Uuid::now_v7();
-        // The id is marked as in use before a file has it. So retention never removes the file while
-        // its request is running.
+        // The id is marked as in use before there is a file with this id. So retention never
+        // removes the file while its request is running.
         folder.in_use().insert(id);
         let name = format!("{id}.{extension}");
-        Self { name, id, folder: Arc::clone(folder), is_confirmed: false }
+        Self { name, id, folder: Arc::clone(folder), has_file: false, is_confirmed: false }
     }
 
     /// The file's name.
@@ -98,7 +103,7 @@ impl Drop for SavedFileGuard {
     /// block the threads that answer.
     fn drop(&mut self) {
         let (id, folder) = (self.id, Arc::clone(&self.folder));
-        if self.is_confirmed {
+        if self.is_confirmed || !self.has_file {
             folder.in_use().remove(&id);
             return;
         }
@@ -110,6 +115,68 @@ impl Drop for SavedFileGuard {
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(remove)),
             Err(_) => remove(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use bytes::Bytes;
+    use tracing::subscriber::with_default;
+
+    use super::*;
+    use crate::{
+        disk_space::DiskSpace,
+        store::{Retention, Settings, Store},
+    };
+
+    /// A log in memory.
+    #[derive(Clone, Default)]
+    struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_picture_that_is_not_saved_leaves_no_file_and_no_error_in_the_log() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        for failing_stage in [Stage::Writing, Stage::Renaming, Stage::Saved] {
+            let path = tempfile::tempdir().unwrap();
+            let store = Store::open(&Settings {
+                folder: path.path().to_owned(),
+                space: DiskSpace::new(path.path().to_owned(), 0),
+                retention: Retention::default(),
+            });
+            let folder = store.unwrap().folder;
+            let spooled = runtime.block_on(async {
+                let mut spool = folder.incoming.spool_for_disk(100);
+                spool.write(&Bytes::from_static(b"picture")).await.unwrap();
+                spool.finish().await.unwrap()
+            });
+            let log = Log::default();
+            let writer = log.clone();
+            let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+            with_default(subscriber, || {
+                let enter = |stage| match stage == failing_stage {
+                    true => Err(Error::Timeout),
+                    false => Ok(()),
+                };
+                assert!(matches!(save(&folder, spooled, "png", enter), Err(Error::Timeout)));
+            });
+            let files = fs::read_dir(path.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            assert_eq!(files.filter(|name| !name.to_string_lossy().starts_with('.')).count(), 0);
+            assert!(folder.in_use().is_empty());
+            let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(log, "", "failed at {failing_stage:?}");
         }
     }
 }

@@ -27,6 +27,7 @@ impl Exposition {
 /// the suffix of the samples (`_total`, `_info`). The lines `# UNIT` and `# EOF` are removed.
 pub(super) fn to_prometheus(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
+    // The line `# HELP` of a metric precedes its line `# TYPE`.
     let mut help = "";
     for line in text.lines() {
         if let Some(name_and_help) = line.strip_prefix("# HELP ") {

@@ -81,9 +81,9 @@ pub fn parse_filter(text: &str) -> Result<String, String> {
     }
 }
 
-/// Opens the log on standard error. A second call in the same process does nothing. From now on,
-/// panics are logged instead of printed, because printing would block if the program that reads
-/// standard error stalls.
+/// Opens the log on standard error. A second call in the same process does nothing. While the log
+/// is open, panics are logged instead of printed, because printing would block if the program that
+/// reads standard error stalls.
 pub fn open(settings: &Settings) {
     let filter = EnvFilter::builder().parse_lossy(&settings.filter);
     let is_terminal = io::stderr().is_terminal();

@@ -47,12 +47,14 @@ pub struct Metrics {
     requests: Labelled<Counter, 2>,
     request_seconds: Labelled<Histogram, 1>,
     in_flight: Gauge,
+    /// Calls to NVIDIA.
     upstream: Labelled<Counter, 2>,
     upstream_seconds: Labelled<Histogram, 1>,
     /// Retried calls to NVIDIA, by operation.
     pub retries: Labelled<Counter, 1>,
     /// Returned embeddings, by provenance.
     pub cache_lookups: Labelled<Counter, 1>,
+    /// Requests and connections that were refused because of overload.
     shed: Labelled<Counter, 1>,
     /// Attempts to decode a picture, by outcome.
     pub decodes: Labelled<Counter, 1>,
@@ -204,7 +206,7 @@ impl Metrics {
         self.upstream_seconds.with([operation]).observe(duration.as_secs_f64());
     }
 
-    /// Counts a request that was refused because of overload.
+    /// Counts a request or connection that was refused because of overload.
     pub fn record_shed(&self, reason: &'static str) {
         self.shed.with([reason]).inc();
     }

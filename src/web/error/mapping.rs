@@ -56,7 +56,7 @@ pub(super) fn body_code(error: &BodyError) -> Code {
 pub(super) fn body_detail(error: &BodyError) -> String {
     match error {
         BodyError::TooLarge { max_bytes, content } => match content {
-            BodyContent::Picture { max_bytes } => picture_too_large(*max_bytes),
+            BodyContent::Picture { max_picture_bytes } => picture_too_large(*max_picture_bytes),
             BodyContent::Batch => format!(
                 "The request's body is larger than the limit of {}: send fewer pictures at once ({BATCH_SIZE_SETTINGS}).",
                 format_bytes(*max_bytes)
@@ -100,9 +100,9 @@ pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
         }
         Error::Store(_) => "The picture could not be saved; try again later.".into(),
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_detail(error),
-        Error::BatchTooLarge { fresh, largest } => format!(
-            "This batch has {fresh} new pictures, but the service may call NVIDIA for only {largest} within one \
-             request's time: send at most {largest} at once ({BATCH_SIZE_SETTINGS})."
+        Error::BatchTooLarge { new_pictures, max } => format!(
+            "This batch has {new_pictures} new pictures, but the service may call NVIDIA for only {max} within one \
+             request's time: send at most {max} at once ({BATCH_SIZE_SETTINGS})."
         ),
         Error::Panicked(_) => INTERNAL_DETAIL.into(),
     }
@@ -187,9 +187,9 @@ fn image_detail(error: &image::Error) -> String {
             )
         }
         Error::Broken { format, .. } => {
-            let other = if *format == Format::Jpeg { "PNG" } else { "JPEG" };
+            let other_format = if *format == Format::Jpeg { "PNG" } else { "JPEG" };
             format!(
-                "This {format} picture cannot be decoded; is it damaged? Sending it as a {other} may help."
+                "This {format} picture cannot be decoded; is it damaged? Sending it as a {other_format} may help."
             )
         }
         Error::TooManyPixels { pixels, limit } => {

@@ -51,8 +51,9 @@ pub(in crate::web) fn expects_openai_errors(path: &str) -> bool {
     path.starts_with("/v1/") || path == "/embeddings"
 }
 
-/// Whether it is useless to send the same request again in the next minutes, because only the operator
-/// can resolve the error or because the client must change the request.
+/// Whether it is useless to send the same request again in the next minutes, because only the
+/// operator can resolve the error or because the client must change the request. Contains only
+/// codes with one of the statuses after which OpenAI's clients repeat a request.
 pub(in crate::web) fn is_retry_useless(code: Code) -> bool {
     matches!(
         code,

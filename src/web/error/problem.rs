@@ -56,8 +56,8 @@ fn example_detail() -> String {
 /// The media type of [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// The extension of every error response. The access log's layer logs the error and adds the body,
-/// because that layer knows the request's id.
+/// The error of a response. Handlers attach this extension to every error response. The access
+/// log's layer then logs the error and adds the body, because that layer knows the request's id.
 #[derive(Debug, Clone)]
 pub struct ErrorExtension(pub Arc<Error>);
 
@@ -99,7 +99,8 @@ impl IntoResponse for Error {
                 let identity = HeaderValue::from_static("identity");
                 response.headers_mut().insert(header::ACCEPT_ENCODING, identity);
             }
-            // The bytes after this head may be a request for another host, or no request at all.
+            // The connection must close, because the bytes after this head may be a request for
+            // another host, or no request at all.
             Code::InvalidHost | Code::UnsupportedTransferEncoding => {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);

@@ -18,7 +18,7 @@ impl<S: Sync> FromRequestParts<S> for Accepted {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self(choose(&parts.headers)))
+        Ok(Self(preferred_format(&parts.headers)))
     }
 }
 
@@ -31,7 +31,7 @@ struct Preference {
     specificity: u8,
 }
 
-fn choose(headers: &HeaderMap) -> Exposition {
+fn preferred_format(headers: &HeaderMap) -> Exposition {
     let lines = headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes);
     let ranges = lines.flat_map(|line| line.split(|byte| *byte == b','));
     let (mut open_metrics, mut prometheus) = (BestMatch::default(), BestMatch::default());
@@ -92,7 +92,7 @@ mod tests {
 
     fn is_prometheus(accept: &[&str]) -> bool {
         let values = accept.iter().map(|value| (header::ACCEPT, value.parse().unwrap()));
-        choose(&values.collect()) == Exposition::Prometheus
+        preferred_format(&values.collect()) == Exposition::Prometheus
     }
 
     #[test]

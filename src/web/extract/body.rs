@@ -51,8 +51,8 @@ impl From<NotEnoughUnits> for BodyError {
 pub enum BodyContent {
     /// A picture.
     Picture {
-        /// The most bytes of the picture.
-        max_bytes: u64,
+        /// The most bytes of the picture. The body may be longer, as it also contains the encoding.
+        max_picture_bytes: u64,
     },
     /// Several pictures.
     Batch,
@@ -100,10 +100,13 @@ impl BodyLimits {
                     Err(_) => Err(BodyError::TooSlow),
                     Ok(Err(error)) => Err(BodyError::Incomplete(error)),
                     Ok(Ok(None)) => Ok(None),
-                    Ok(Ok(Some(bytes))) => match received + bytes.len() as u64 {
-                        received if received > self.max_bytes => Err(self.too_large()),
-                        received => Ok(Some((bytes, (body, received)))),
-                    },
+                    Ok(Ok(Some(bytes))) => {
+                        let received = received + bytes.len() as u64;
+                        if received > self.max_bytes {
+                            return Err(self.too_large());
+                        }
+                        Ok(Some((bytes, (body, received))))
+                    }
                 }
             },
         ))
@@ -205,11 +208,13 @@ mod tests {
     }
 
     #[test]
-    fn received_bytes_extend_the_deadline_up_to_the_limit() {
+    fn received_bytes_extend_the_deadline_up_to_the_timeout() {
         let started = Instant::now();
         let seconds = |received| (body_limits(0).deadline(started, received) - started).as_secs();
         assert_eq!(seconds(0), 10);
+        // 5 MiB extend the 10 s by 160 s.
         assert_eq!(seconds(5 << 20), 170);
+        // 20 MiB would extend them by 640 s, but the timeout is 300 s.
         assert_eq!(seconds(20 << 20), 300);
     }
 }

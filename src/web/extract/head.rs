@@ -88,6 +88,7 @@ fn is_name(mut name: &[u8]) -> bool {
     let is_empty = name.is_empty();
     while let [first, rest @ ..] = name {
         name = match (first, rest) {
+            // A percent-encoded byte.
             (b'%', [high, low, rest @ ..])
                 if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
             {

@@ -23,8 +23,8 @@ pub(in crate::web) fn clean(mut body: Vec<u8>) -> Vec<u8> {
     body
 }
 
-/// Parses a body that [`clean`] has returned. `example` is a valid body, which the error's sentence
-/// contains.
+/// Parses a body that [`clean`] has returned. `example` is a valid body; an error's sentence
+/// contains it.
 pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
     body: &'a [u8],
     example: &str,
@@ -91,8 +91,10 @@ pub(in crate::web) struct Elements<'a> {
 /// Returns the first `limit` elements of an array as raw JSON, and the number of all elements. Returns
 /// `None` if the value is not an array.
 pub(in crate::web) fn elements(array: &RawValue, limit: usize) -> Option<Elements<'_>> {
-    struct Limit(usize);
-    impl<'de> Visitor<'de> for Limit {
+    struct ElementsVisitor {
+        limit: usize,
+    }
+    impl<'de> Visitor<'de> for ElementsVisitor {
         type Value = Elements<'de>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -101,7 +103,7 @@ pub(in crate::web) fn elements(array: &RawValue, limit: usize) -> Option<Element
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Elements<'de>, A::Error> {
             let mut prefix = Vec::new();
-            while prefix.len() < self.0
+            while prefix.len() < self.limit
                 && let Some(element) = array.next_element()?
             {
                 prefix.push(element);
@@ -113,7 +115,7 @@ pub(in crate::web) fn elements(array: &RawValue, limit: usize) -> Option<Element
             Ok(Elements { prefix, count })
         }
     }
-    serde_json::Deserializer::from_str(array.get()).deserialize_seq(Limit(limit)).ok()
+    serde_json::Deserializer::from_str(array.get()).deserialize_seq(ElementsVisitor { limit }).ok()
 }
 
 fn not_a_string(name: &str) -> Error {

@@ -6,8 +6,8 @@
 //!   chunk at a time.
 //! - multer does not limit the length of a part's header. The bytes that it has in memory are
 //!   therefore counted and limited, and count toward the client's share of memory.
-//! - multer finds `name=` inside a file's name, and does not know extended names. `disposition`
-//!   therefore reads the headers of parts.
+//! - multer mistakes `name=` inside a file's name for the field's name, and does not know extended
+//!   names (`filename*`). `disposition` therefore reads the headers of parts.
 
 use std::{
     future::poll_fn,
@@ -83,6 +83,7 @@ impl Form {
         Self { parser: Multipart::new(chunks, boundary), unparsed_bytes, is_paused, part_count: 0 }
     }
 
+    /// Returns the next part, or `None` at the form's end.
     async fn next_part(&mut self) -> Result<Option<Part>, Error> {
         let field = chunk_by_chunk(&self.is_paused, self.parser.next_field()).await?;
         self.unparsed_bytes.store(0, Ordering::Relaxed);
@@ -110,14 +111,15 @@ impl Form {
         }
     }
 
+    /// Reads a part to its end.
     async fn skip(&self, mut part: Part) -> Result<(), Error> {
         while self.next_chunk(&mut part).await?.is_some() {}
         Ok(())
     }
 
-    /// Reads to the first part with the field name `file` that is not empty. Browsers send an empty
-    /// part for each file input that the user left empty. If all such parts are empty, returns
-    /// the first of them.
+    /// Reads the form until the first part with the field name `file` that is not empty. Browsers
+    /// send an empty part for each file input that the user left empty. If all parts with this name
+    /// are empty, returns the first of them.
     ///
     /// # Errors
     /// [`Error::Invalid`] if there is no such part or the form is malformed. [`Error::Body`] if the
@@ -139,8 +141,9 @@ impl Form {
                 }
             } else {
                 let name = part.disposition.name.as_deref().unwrap_or("(no name)");
-                let name: String = name.chars().take(40).collect();
-                other_names.push(file_name::printable(&name).unwrap_or_else(|| "(no name)".into()));
+                let short_name: String = name.chars().take(40).collect();
+                let printable = file_name::printable(&short_name);
+                other_names.push(printable.unwrap_or_else(|| "(no name)".into()));
                 self.skip(part).await?;
             }
         }
@@ -227,12 +230,12 @@ fn one_at_a_time<T>(
 /// Waits for the parser, and resumes [`one_at_a_time`] whenever the parser needs the next chunk.
 async fn chunk_by_chunk<T>(
     is_paused: &AtomicBool,
-    parser: impl Future<Output = Result<T, multer::Error>>,
+    parsing: impl Future<Output = Result<T, multer::Error>>,
 ) -> Result<T, Error> {
-    let mut parser = pin!(parser);
+    let mut parsing = pin!(parsing);
     let parsed = poll_fn(|context| {
         loop {
-            let polled = parser.as_mut().poll(context);
+            let polled = parsing.as_mut().poll(context);
             if polled.is_ready() || !is_paused.swap(false, Ordering::Relaxed) {
                 return polled;
             }
@@ -310,8 +313,9 @@ mod tests {
             .concat();
             let mut chunks = Vec::new();
             let mut rest = Bytes::from(form);
-            for split in splits.into_iter().rev().filter(|split| *split < rest.len()).collect::<Vec<_>>() {
-                chunks.push(rest.split_off(split.min(rest.len())));
+            let form_len = rest.len();
+            for split in splits.into_iter().rev().filter(|split| *split < form_len) {
+                chunks.push(rest.split_off(split));
             }
             chunks.push(rest);
             chunks.reverse();
@@ -351,6 +355,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_part_whose_header_is_too_long_is_refused() {
+        // A header of 1600 KiB, of which the parser must not get more than a few chunks.
         let start = Bytes::from("--x\r\nContent-Disposition: ");
         let mut chunks = vec![start];
         chunks.resize(101, Bytes::from(vec![b'a'; 16 * 1024]));

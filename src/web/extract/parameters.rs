@@ -1,8 +1,8 @@
 //! Parses header values with parameters, such as `form-data; name="file"`.
 //!
-//! Clients write such values in many ways. The parser accepts blanks anywhere, names in any case, and
-//! values without the quotes that they should have. It refuses only parameters that another parser
-//! might understand differently.
+//! Clients write such values in many ways. The parser accepts blanks anywhere, names in upper or
+//! lower case, and values without the quotes that they should have. It refuses only parameters that
+//! another parser might understand differently.
 
 use std::borrow::Cow;
 
@@ -30,13 +30,13 @@ impl<'a> Parameterized<'a> {
         Self { value: value.trim_ascii(), parameters }
     }
 
-    /// Whether the text before the first semicolon is `value`, in any case.
+    /// Whether the text before the first semicolon is `value`. Upper and lower case are equal.
     pub(super) fn is(&self, value: &str) -> bool {
         self.value.eq_ignore_ascii_case(value.as_bytes())
     }
 
-    /// Returns the value of the parameter with this name, in any case. Returns `None` if there are
-    /// several, since it is unknown which of them another parser would use.
+    /// Returns the value of the parameter with this name. Upper and lower case are equal. Returns
+    /// `None` if there are several, since it is unknown which of them another parser would use.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
         let matches = |(other, _): &&(&[u8], _)| other.eq_ignore_ascii_case(name.as_bytes());
         let mut values = self.parameters.iter().filter(matches).map(|(_, value)| &**value);
@@ -97,6 +97,7 @@ fn parse_quoted(text: &[u8]) -> (Cow<'_, [u8]>, &[u8]) {
     }
     let rest = text.get(index + 1..).unwrap_or_default();
     if copied_to == 0 {
+        // Nothing was escaped.
         return (Cow::Borrowed(&text[..index]), rest);
     }
     unescaped.extend_from_slice(&text[copied_to..index]);

@@ -183,9 +183,9 @@ impl Entry {
         }
         match status {
             500 => line!(error),
-            // 501 means that the client sent a wrong request. It is logged as `info`.
+            // 501 is not a warning, because it means that the client sent a wrong request.
             502.. => line!(warn),
-            // Health checks and scrapers send these every few seconds.
+            // Health checks and scrapers send such requests every few seconds.
             _ if error.is_none()
                 && matches!(self.route.as_str(), "/health" | "/ready" | "/metrics") =>
             {

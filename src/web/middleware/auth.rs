@@ -45,7 +45,7 @@ impl ClientKeys {
 
     /// Returns the digest of the request's key (`Authorization: Bearer`, RFC 6750), if the key is
     /// valid. Always compares the digests of all keys in constant time. The duration thus does not
-    /// reveal which key matched, or how many of its bytes.
+    /// reveal which key matched, or how many bytes matched.
     fn find(&self, headers: &HeaderMap) -> Option<KeyDigest> {
         let sent = digest(bearer_key(headers)?);
         let mut is_valid = Choice::from(0);
@@ -120,6 +120,7 @@ mod tests {
 
     #[test]
     fn invalid_keys_are_refused_with_a_message_that_does_not_contain_them() {
+        // All keys contain "pl", which must not appear in a message.
         for text in ["", " , \n", "planted key", "pl\u{e4}nted", "planted\", NAME=planted"] {
             let message = ClientKeys::parse(text).unwrap_err();
             assert!(!message.contains("pl"), "{message}");

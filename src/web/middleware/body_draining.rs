@@ -170,6 +170,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_body_is_drained_for_at_most_five_seconds() {
         assert_eq!(drained(1, Duration::from_secs(3600)).await, (0, DRAIN_TIMEOUT));
+        // One byte every 0.3 s: 16 bytes arrive within 5 s.
         assert_eq!(drained(1, Duration::from_millis(300)).await, (16, DRAIN_TIMEOUT));
     }
 

@@ -69,21 +69,23 @@ impl Origins {
     /// # Errors
     /// The page's origin, if its pages may not call the service.
     fn page(&self, headers: &HeaderMap) -> Result<Page, String> {
-        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let header_text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let origin = headers.get(header::ORIGIN);
         if self.allows_any || origin.is_some_and(|origin| self.allows(origin)) {
             return Ok(Page::AllowedOrigin);
         }
-        let is_own = match (text(SEC_FETCH_SITE), origin) {
+        // Pages of the same site count as the service's own pages. `none` means that the user
+        // started the request, for example from the address bar.
+        let is_own = match (header_text(SEC_FETCH_SITE), origin) {
             (Some("same-origin" | "same-site" | "none"), _) => true,
             (Some("cross-site"), _) => false,
             (_, None) => return Ok(Page::None),
-            (_, Some(_)) => is_same_host(text("origin"), text("host")),
+            (_, Some(_)) => is_same_host(header_text("origin"), header_text("host")),
         };
         if is_own {
             Ok(Page::Own)
         } else {
-            Err(text("origin").unwrap_or("unknown").chars().take(100).collect())
+            Err(header_text("origin").unwrap_or("unknown").chars().take(100).collect())
         }
     }
 
@@ -212,7 +214,7 @@ mod tests {
         headers.collect()
     }
 
-    fn check(origins: &[&str], headers: &[(&'static str, &str)]) -> Result<(), String> {
+    fn check_origin(origins: &[&str], headers: &[(&'static str, &str)]) -> Result<(), String> {
         let items: Vec<_> = origins.iter().map(ToString::to_string).collect();
         Origins::parse(&items).unwrap().page(&header_map(headers)).map(drop)
     }
@@ -267,6 +269,7 @@ mod tests {
             check_headers(&from_app).is_ok(),
             "an allowed origin must be allowed with any Host"
         );
+        // The error contains only the harmless characters of the Host.
         let hostile = check_headers(&[("host", "a<b>&\"'"), ("sec-fetch-site", "none")]);
         assert!(matches!(hostile, Err(Error::UnknownHost(name)) if name == "ab"));
     }
@@ -285,7 +288,7 @@ mod tests {
             &[("host", "images.example"), ("origin", "https://images.example:443")],
             &[("host", "images.example:80"), ("origin", "http://images.example")],
         ] {
-            assert_eq!(check(&[], headers), Ok(()), "{headers:?}");
+            assert_eq!(check_origin(&[], headers), Ok(()), "{headers:?}");
         }
     }
 
@@ -302,10 +305,10 @@ mod tests {
             &[("origin", "https://evil.example")],
         ] {
             let origin = headers.iter().find(|(name, _)| *name == "origin").unwrap().1;
-            assert_eq!(check(&[], headers), Err(origin.to_owned()), "{headers:?}");
+            assert_eq!(check_origin(&[], headers), Err(origin.to_owned()), "{headers:?}");
         }
         let without_origin = [HOST, ("sec-fetch-site", "cross-site")];
-        assert_eq!(check(&[], &without_origin), Err("unknown".to_owned()));
+        assert_eq!(check_origin(&[], &without_origin), Err("unknown".to_owned()));
     }
 
     #[test]
@@ -315,16 +318,16 @@ mod tests {
         for origin in
             ["https://app.example.com", "https://APP.example.com", "capacitor://localhost", "null"]
         {
-            assert_eq!(check(&allowed, &from(origin)), Ok(()), "{origin}");
+            assert_eq!(check_origin(&allowed, &from(origin)), Ok(()), "{origin}");
         }
         for origin in [
             "https://app.example.com.evil",
             "http://app.example.com",
             "https://app.example.com:8443",
         ] {
-            assert!(check(&allowed, &from(origin)).is_err(), "{origin}");
+            assert!(check_origin(&allowed, &from(origin)).is_err(), "{origin}");
         }
-        assert_eq!(check(&["*"], &from("https://any.example")), Ok(()));
+        assert_eq!(check_origin(&["*"], &from("https://any.example")), Ok(()));
     }
 
     #[test]

@@ -22,8 +22,8 @@ use crate::{
     web::{error::Error, extract::client_network::client_network},
 };
 
-/// The most clients whose requests are counted. If there are more, the clients that call
-/// least are removed.
+/// The most clients whose requests are counted. If there are more, the clients that call least are
+/// removed.
 const MAX_CLIENTS: usize = 100_000;
 
 /// The client whose limit a request counts toward.
@@ -48,28 +48,30 @@ pub(in crate::web) struct RateLimit {
 }
 
 impl RateLimit {
-    /// Allows each client `limit` requests per minute.
-    pub(in crate::web) fn per_minute(limit: u32) -> Self {
+    /// Allows each client this many requests per minute.
+    pub(in crate::web) fn per_minute(max_requests: u32) -> Self {
         let minute = Duration::from_secs(60);
         Self {
-            interval: minute / limit.max(1),
+            interval: minute / max_requests.max(1),
             minute,
             started: Instant::now(),
             arrivals: Cache::new(MAX_CLIENTS),
         }
     }
 
-    /// Counts `count` requests.
+    /// Counts this many requests of a client.
     ///
     /// # Errors
     /// How long the client must wait, if it would exceed its limit. Then nothing is counted.
-    fn count(&self, caller: Caller, count: u32, now: Instant) -> Result<(), Duration> {
+    fn count(&self, caller: Caller, requests: u32, now: Instant) -> Result<(), Duration> {
         let now = nanos(now.saturating_duration_since(self.started));
-        let (interval, minute) = (nanos(self.interval.saturating_mul(count)), nanos(self.minute));
+        let delay = nanos(self.interval.saturating_mul(requests));
+        // A client may be ahead of its even intervals by at most a minute.
+        let latest_arrival = now + nanos(self.minute);
         let new_arrival = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU64::new(now)));
         let Ok(arrival) = self.arrivals.get_or_insert_with(&caller, new_arrival);
-        let next = |arrival: u64| arrival.max(now) + interval;
-        let wait = |arrival: u64| next(arrival).saturating_sub(now + minute);
+        let next = |arrival: u64| arrival.max(now) + delay;
+        let wait = |arrival: u64| next(arrival).saturating_sub(latest_arrival);
         let update = |arrival: u64| if wait(arrival) == 0 { Some(next(arrival)) } else { None };
         match arrival.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update) {
             Ok(_) => Ok(()),
@@ -86,7 +88,7 @@ pub(in crate::web) struct ClientLimit {
 }
 
 impl ClientLimit {
-    /// The most pictures that one batch may have.
+    /// The most pictures that one batch may have: as many as the requests of a minute.
     pub(in crate::web) fn largest_batch(&self) -> usize {
         let per_minute = self.limit.minute.as_nanos() / self.limit.interval.as_nanos().max(1);
         usize::try_from(per_minute).unwrap_or(usize::MAX)
@@ -120,6 +122,7 @@ pub(in crate::web) async fn rate_limit(
     Ok(next.run(request).await)
 }
 
+/// Converts to nanoseconds. The maximum is small enough that sums of some values do not overflow.
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
 }
@@ -155,16 +158,17 @@ mod tests {
     #[test]
     fn a_batch_counts_all_of_its_pictures_or_none() {
         let limit = Arc::new(RateLimit::per_minute(6));
-        let batch = ClientLimit { limit: Arc::clone(&limit), caller: FIRST };
-        assert_eq!(batch.largest_batch(), 6);
+        let client_limit = ClientLimit { limit: Arc::clone(&limit), caller: FIRST };
+        assert_eq!(client_limit.largest_batch(), 6);
         limit.count(FIRST, 1, Instant::now()).unwrap();
-        batch.count_batch(4).unwrap();
+        // `count_batch` does not count the first picture of a batch again.
+        client_limit.count_batch(4).unwrap();
         assert!(
-            batch.count_batch(4).is_err(),
-            "a batch that needs three must be refused if two are left"
+            client_limit.count_batch(4).is_err(),
+            "a batch that needs three more requests must be refused if only two are left"
         );
-        batch.count_batch(3).unwrap();
-        assert!(batch.count_batch(2).is_err());
+        client_limit.count_batch(3).unwrap();
+        assert!(client_limit.count_batch(2).is_err());
     }
 
     #[test]

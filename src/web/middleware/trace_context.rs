@@ -37,7 +37,8 @@ impl TraceContext {
         let version = next_field(2).filter(|version| *version != "ff")?;
         let trace_id = next_field(32).filter(|id| !is_zero(id))?;
         let span_id = next_field(16).filter(|id| !is_zero(id))?;
-        // Together, the four fields and three hyphens have exactly `LENGTH` bytes.
+        // The four fields and three hyphens have exactly `LENGTH` bytes, so there is no fifth
+        // field.
         let _flags = next_field(2)?;
         if rest.is_empty() || (version != "00" && rest.starts_with('-')) {
             Some(Self { trace_id: trace_id.into(), span_id: span_id.into() })

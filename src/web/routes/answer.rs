@@ -14,7 +14,7 @@ use crate::{
     web::{error::Error, middleware::access_log::LogFields},
 };
 
-/// `miss` if the service called NVIDIA for this request, `hit` if not.
+/// The header that is `miss` if the service called NVIDIA for this request, and `hit` if not.
 pub(super) const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 
 /// A picture's embedding, and a description of the picture.

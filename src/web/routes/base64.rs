@@ -95,7 +95,7 @@ pub(super) async fn vectorize_image_base64(
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
         max_bytes: body_limit(limits.max_image_bytes),
-        content: BodyContent::Picture { max_bytes: limits.max_image_bytes },
+        content: BodyContent::Picture { max_picture_bytes: limits.max_image_bytes },
         timeout: limits.body_timeout,
     };
     let admission = app.pipeline.admit(client, body_limits.declared_length(&body)?).await?;
@@ -105,13 +105,14 @@ pub(super) async fn vectorize_image_base64(
     let parsed = if body.len() < LARGE_BODY {
         parse(body)?
     } else {
-        // The thread owns the memory permit, since it continues to work if the client disconnects.
+        // The thread owns the memory permit, because parsing continues even if the client
+        // disconnects.
         let parse_on_thread = move || Ok::<_, Error>((parse(body)?, memory));
         let parsed;
         (parsed, memory) = spawn_blocking(parse_on_thread).await??;
         parsed
     };
-    let Parsed { body, text, file_name: name } = parsed;
+    let ParsedBody { body, text, file_name: name } = parsed;
     let bytes = decode_pieces(Arc::new(ChargedBody::new(body, memory)), text);
     let received = app.pipeline.receive(admission, bytes).await?;
     let vectorized = app.pipeline.embed(received, cache_mode, save_mode).await?;
@@ -120,14 +121,14 @@ pub(super) async fn vectorize_image_base64(
 
 /// A parsed body.
 #[derive(Debug)]
-struct Parsed {
+struct ParsedBody {
     body: Vec<u8>,
     /// The position of the normalized Base64 text in the body.
     text: Range<usize>,
     file_name: Option<String>,
 }
 
-fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
+fn parse(body: Vec<u8>) -> Result<ParsedBody, Error> {
     let mut body = json::clean(body);
     let fields: Fields<'_> = json::parse(&body, EXAMPLE)?;
     let file_name = match fields.filename {
@@ -140,7 +141,7 @@ fn parse(body: Vec<u8>) -> Result<Parsed, Error> {
     let start = raw.as_ptr().addr() - body.as_ptr().addr() + 1;
     let end = start + raw.len() - 2;
     let text = normalize(&mut body[start..end])?;
-    Ok(Parsed { body, text: start + text.start..start + text.end, file_name })
+    Ok(ParsedBody { body, text: start + text.start..start + text.end, file_name })
 }
 
 /// A body, and the permit for its memory.
@@ -196,7 +197,7 @@ mod tests {
     fn picture(text: &str) -> Result<Vec<u8>, Base64Error> {
         let body = format!(r#"{{"filename": null, "image_base64": "{text}" , "more": [1]}}"#);
         match parse(body.into_bytes()) {
-            Ok(Parsed { body, text, .. }) => {
+            Ok(ParsedBody { body, text, .. }) => {
                 let memory = Shares::new(1, 1, 1).empty(ClientNetwork::UNKNOWN);
                 let pieces = decode_pieces(Arc::new(ChargedBody::new(body, memory)), text);
                 let stream = pieces.try_fold(Vec::new(), |mut all, bytes| async move {
@@ -327,8 +328,10 @@ mod tests {
 
     #[test]
     fn the_body_limit_allows_for_line_breaks_and_escapes() {
+        // The other fields of the body may take 64 KiB.
         let max_text_bytes = body_limit(20 << 20) - 64 * 1024;
         let base64_bytes: u64 = (20 << 20) / 3 * 4;
+        // `base64` wraps its lines after 76 characters. On average, one character of 64 is a slash.
         let lines = base64_bytes / 76;
         let escaped_slashes = base64_bytes / 64;
         assert!(max_text_bytes > base64_bytes + lines * 4); // an escaped `\r\n` after each line

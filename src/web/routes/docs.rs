@@ -18,7 +18,8 @@ use utoipa_swagger_ui::Config;
 
 use crate::web::{error::Error, state::AppState};
 
-/// Swagger UI needs inline styles and `data:` pictures. It loads nothing from other hosts.
+/// The content security policy of Swagger UI's files. Swagger UI needs inline styles and `data:`
+/// pictures, and loads nothing from other hosts.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -42,10 +43,10 @@ pub(super) fn router(document: &OpenApi, sample_url: Option<&str>) -> Router<App
         // Highlighting would create three HTML elements for each number of a vector.
         .with_syntax_highlight(false);
     let config = Arc::new(config);
-    let page = Arc::clone(&config);
+    let page_config = Arc::clone(&config);
     Router::new()
         .route("/openapi.json", get(async move || Json(document)))
-        .route("/docs", get(async move || file(PAGE, page)))
+        .route("/docs", get(async move || file(PAGE, page_config)))
         .route(
             "/docs/{*path}",
             get(async move |path: Result<Path<String>, PathRejection>| {
@@ -55,8 +56,8 @@ pub(super) fn router(document: &OpenApi, sample_url: Option<&str>) -> Router<App
         )
 }
 
-/// In the sandbox, replaces the example by the URL of the sample picture. The sandbox needs no network,
-/// so the URL of the example may be out of reach.
+/// In the sandbox, replaces the example by the URL of the sample picture. The sandbox must work
+/// without a network, where the URL of the example is out of reach.
 fn with_sample_url(document: &OpenApi, sample_url: Option<&str>) -> Value {
     // The document contains only values that JSON can represent, so serializing it never fails.
     let mut document = serde_json::to_value(document).unwrap_or_default();

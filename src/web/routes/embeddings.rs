@@ -49,7 +49,7 @@ mod schema;
 const PIXEL: &str =
     "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
-/// No fetch of a batch begins later than this after the batch was parsed. The unit is the timeout of a
+/// How long after a batch was parsed its last fetch may begin, as a multiple of the timeout of a
 /// single fetch.
 const MAX_FETCH_START_DELAY: u32 = 2;
 
@@ -144,27 +144,28 @@ pub(super) async fn embeddings(
         count_pictures(&rate_limit, items.len())?;
     }
     let body = Arc::new(ChargedBody::new(body, memory));
-    let origins: Vec<_> = items.iter().map(Origin::of).collect();
+    let sent_items: Vec<_> = items.iter().map(SentItem::of).collect();
     let latest_fetch_start = Instant::now() + MAX_FETCH_START_DELAY * app.fetcher.timeout();
     let sources = items
         .into_iter()
         .map(|item| Ok(picture_bytes(&app, client, &body, item.source?, latest_fetch_start)));
     let sources: Vec<_> = sources.collect();
+    // From here on, only the sources refer to the body, and the last of them frees it.
     drop(body);
     let options = BatchOptions { cache_mode, save_mode, on_error };
     let pictures = match app.pipeline.embed_batch(admission, sources, options).await {
         Ok(pictures) => pictures,
         Err(BatchError { index, error }) => {
-            let origin = index.and_then(|index| origins.get(index));
-            return Err(match origin {
-                Some(origin) => origin.explain(error),
+            let sent_item = index.and_then(|index| sent_items.get(index));
+            return Err(match sent_item {
+                Some(sent_item) => sent_item.explain(error),
                 None => explain_batch_size(error),
             });
         }
     };
-    let pictures = pictures.into_iter().zip(&origins);
+    let pictures = pictures.into_iter().zip(&sent_items);
     let pictures: Vec<_> = pictures
-        .map(|(picture, origin)| picture.map_err(|error| log_error(origin.explain(error))))
+        .map(|(picture, sent_item)| picture.map_err(|error| log_error(sent_item.explain(error))))
         .collect();
     let model = app.model;
     let memory = app.pipeline.memory.empty(client);
@@ -195,29 +196,30 @@ fn log_error(error: Error) -> Error {
     error
 }
 
-/// If the batch has too many pictures that are not cached, turns the error into one of the field `input`.
+/// If the error is that the batch has too many pictures that are not cached, turns it into an error
+/// of the field `input`.
 fn explain_batch_size(error: Error) -> Error {
     match error {
-        Error::Pipeline(pipeline::Error::BatchTooLarge { largest, .. }) => {
-            too_many_pictures(largest, error.detail())
+        Error::Pipeline(pipeline::Error::BatchTooLarge { max, .. }) => {
+            too_many_pictures(max, error.detail())
         }
         error => error,
     }
 }
 
-fn too_many_pictures(largest: usize, detail: String) -> Error {
-    let message = format!("List should have at most {largest} items");
+fn too_many_pictures(max: usize, detail: String) -> Error {
+    let message = format!("List should have at most {max} items");
     Invalid::at(&["body", "input"], "too_long", &message, detail)
 }
 
 /// Counts the pictures of a batch against the client's rate limit.
 fn count_pictures(rate_limit: &ClientLimit, count: usize) -> Result<(), Error> {
-    let largest = rate_limit.largest_batch();
-    if count > largest {
+    let max = rate_limit.largest_batch();
+    if count > max {
         let detail = format!(
-            "This batch has {count} pictures, and you may send {largest} a minute: send at most {largest} at once ({BATCH_SIZE_SETTINGS})."
+            "This batch has {count} pictures, and you may send {max} a minute: send at most {max} at once ({BATCH_SIZE_SETTINGS})."
         );
-        return Err(too_many_pictures(largest, detail));
+        return Err(too_many_pictures(max, detail));
     }
     rate_limit.count_batch(count)
 }
@@ -251,7 +253,7 @@ fn picture_bytes(
 
 /// A picture's place in the request, and the form in which it was sent. The sentence of the picture's
 /// error depends on both.
-struct Origin {
+struct SentItem {
     /// Such as `input[3]`.
     place: String,
     form: Form,
@@ -266,7 +268,7 @@ enum Form {
     Bare,
 }
 
-impl Origin {
+impl SentItem {
     fn of(item: &Item) -> Self {
         let form = match item.source {
             Ok(Source::Url(_)) => Form::Url,

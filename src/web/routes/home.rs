@@ -20,19 +20,20 @@ use crate::{
 /// The page, with its script and style in one file. It calls only this service.
 const PAGE: &str = include_str!("home.html");
 
-/// The placeholder for the URL of the sandbox's sample picture. Empty without the sandbox.
+/// The placeholder for the URL of the sandbox's sample picture. Without the sandbox, it is replaced
+/// by an empty text.
 const SAMPLE: &str = "{sample}";
 
 /// The placeholder for the formats that the file chooser offers.
 const FORMATS: &str = "{formats}";
 
-/// The placeholder for the host name in the page's URL. It is replaced by an empty text if the service
-/// allows calls from pages with this host name.
+/// The placeholder for the host name in the page's URL, if the service refuses calls from pages
+/// with this host name. Otherwise it is replaced by an empty text.
 const UNKNOWN_HOST: &str = "{unknown host}";
 
-/// Allows the script and the style by their hashes, so that injected code does not run. Forbids
-/// scripts to turn text into markup. `blob:` is for the visitor's pictures, `data:` for the empty
-/// icon.
+/// The page's content security policy. Allows the script and the style by their hashes, so that
+/// injected code does not run. Forbids scripts to turn text into markup. `blob:` is for the
+/// visitor's pictures, `data:` for the empty icon.
 static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
     let policy = format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; img-src blob: data:; connect-src 'self'; \
@@ -48,8 +49,8 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 /// The supported formats, for the file chooser. Each has its media type and its extension, since some
 /// systems do not know HEIC's media type.
 static ACCEPTED_TYPES: LazyLock<String> = LazyLock::new(|| {
-    let types = |format: Format| format!("{},.{}", format.media_type(), format.extension());
-    Format::supported().map(types).collect::<Vec<_>>().join(",")
+    let types_of = |format: Format| format!("{},.{}", format.media_type(), format.extension());
+    Format::supported().map(types_of).collect::<Vec<_>>().join(",")
 });
 
 pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
@@ -83,6 +84,7 @@ mod tests {
     fn the_policy_allows_the_script_and_the_style_of_the_page_by_their_hashes() {
         for element in ["script", "style"] {
             assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1);
+            // An element that the page does not have gets the hash of an empty text.
             assert_ne!(hash_of(element), hash_of("nothing"));
             assert!(
                 POLICY.to_str().unwrap().contains(&format!("{element}-src '{}'", hash_of(element)))

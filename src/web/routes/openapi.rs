@@ -47,8 +47,8 @@ fn mark_key_optional(operation: &mut Operation) {
     ]);
 }
 
-/// States explicitly that an operation requires no key. Some tools report operations without such a
-/// statement.
+/// States explicitly that an operation requires no key. Some tools warn about operations without
+/// such a statement.
 fn mark_open(operation: &mut Operation) {
     operation.security = Some(Vec::new());
 }
@@ -100,7 +100,8 @@ fn describe_headers(operation: &mut Operation) {
     }
 }
 
-/// Whether this response is an error.
+/// Whether this response is an error with a [`Problem`](crate::web::error::Problem). `/ready` also
+/// has a 503 that is none.
 fn is_problem(response: &Response) -> bool {
     response.content.contains_key(crate::web::error::PROBLEM_JSON)
 }

@@ -78,10 +78,11 @@ pub(super) async fn vectorize_image_upload(
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
         max_bytes: limits.max_image_bytes + FORM_OVERHEAD,
-        content: BodyContent::Picture { max_bytes: limits.max_image_bytes },
+        content: BodyContent::Picture { max_picture_bytes: limits.max_image_bytes },
         timeout: limits.body_timeout,
     };
     body_limits.declared_length(&body)?;
+    // The body is never in memory as a whole, so its memory is not estimated.
     let admission = app.pipeline.admit(client, 0).await?;
 
     let memory = app.pipeline.memory.empty(client);

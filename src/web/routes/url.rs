@@ -99,6 +99,7 @@ pub(super) async fn vectorize_image(
     PictureOptions { save_mode }: PictureOptions,
     body: Body,
 ) -> Result<Answer, Error> {
+    // The body contains only a URL, so its memory is not estimated.
     let admission = app.pipeline.admit(client, 0).await?;
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {

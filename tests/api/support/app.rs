@@ -89,14 +89,15 @@ impl Builder {
         self
     }
 
-    /// Resolves the settings. Shortens the intervals at which calls to NVIDIA are retried and
-    /// polled, so that tests are fast.
+    /// Resolves the settings. Shortens the waits before calls to NVIDIA are retried and before
+    /// results are polled, so that tests are fast.
     pub fn config(&self) -> Config {
         let downloads = self.folder.path().to_str().unwrap();
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let all = [("IMAGESVC_DOWNLOADS_DIR", downloads)].into_iter().chain(settings);
         let mut config = Config::resolve(&RawSettings::from_pairs(all))
             .unwrap_or_else(|errors| panic!("{errors}"));
+        // The defaults are checked here, because no test can see them after this.
         assert_eq!(config.nvidia.retry.base, Duration::from_millis(250));
         config.nvidia.retry.base = Duration::from_nanos(1);
         assert_eq!(config.nvidia.poll_interval, Duration::from_secs(1));

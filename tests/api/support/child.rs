@@ -29,8 +29,8 @@ impl ServiceProcess {
     /// The path of the program.
     pub const PROGRAM: &str = env!("CARGO_BIN_EXE_imagesvc");
 
-    /// Starts the program in a folder, and waits until it listens. Its environment contains only
-    /// these settings and a few that all tests need.
+    /// Starts the program in a folder, and waits until the program listens. The program's
+    /// environment contains only these settings and a few that all tests need.
     pub fn start(folder: &Path, settings: &[(&str, &str)]) -> Self {
         Self::start_command(Command::new(Self::PROGRAM), folder, settings)
     }
@@ -57,19 +57,19 @@ impl ServiceProcess {
     }
 
     fn start_command(command: Command, folder: &Path, settings: &[(&str, &str)]) -> Self {
-        let (mut child, lines) = Self::spawn(command, folder, settings);
-        let log = Arc::clone(&child.log);
-        child.log_reader = Some(std::thread::spawn(move || {
+        let (mut service, lines) = Self::spawn(command, folder, settings);
+        let log = Arc::clone(&service.log);
+        service.log_reader = Some(std::thread::spawn(move || {
             lines.map_while(Result::ok).for_each(|line| log.lock().unwrap().push(line));
         }));
-        child
+        service
     }
 
     /// Starts the program, and stops reading its log once the program listens.
     pub fn start_with_unread_log(folder: &Path, settings: &[(&str, &str)]) -> Self {
-        let (mut child, lines) = Self::spawn(Command::new(Self::PROGRAM), folder, settings);
-        child._unread_log = Some(lines);
-        child
+        let (mut service, lines) = Self::spawn(Command::new(Self::PROGRAM), folder, settings);
+        service._unread_log = Some(lines);
+        service
     }
 
     /// Runs a command that starts the program, and waits until the program listens. Also returns the

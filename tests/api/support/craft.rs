@@ -4,12 +4,14 @@
 #[derive(Default)]
 pub struct LowBits {
     bytes: Vec<u8>,
-    /// The bits that do not fill a byte yet, and their number.
+    /// The bits that do not fill a byte yet.
     pending: u64,
+    /// The number of pending bits.
     count: u32,
 }
 
 impl LowBits {
+    /// Writes the lowest `bits` bits of a value, the least significant bit first.
     pub fn put(&mut self, value: u64, bits: u32) {
         self.pending |= value << self.count;
         self.count += bits;
@@ -20,6 +22,7 @@ impl LowBits {
         }
     }
 
+    /// Fills the last byte with zeros.
     pub fn finish(mut self) -> Vec<u8> {
         self.put(0, 7);
         self.bytes
@@ -36,6 +39,7 @@ pub struct HighBits {
 }
 
 impl HighBits {
+    /// Writes the lowest `bits` bits of a value, the most significant bit first.
     pub fn put(&mut self, value: u64, bits: u32) {
         self.pending = self.pending << bits | value;
         self.count += bits;
@@ -62,6 +66,7 @@ pub fn zlib(bytes: &[u8]) -> Vec<u8> {
         stream.extend((!(block.len() as u16)).to_le_bytes());
         stream.extend(block);
     }
+    // The checksum Adler-32.
     let (mut a, mut b) = (1, 0);
     for byte in bytes {
         a = (a + u32::from(*byte)) % 65521;
@@ -76,8 +81,11 @@ pub fn zlib(bytes: &[u8]) -> Vec<u8> {
 pub fn zlib_zeros(len: u64) -> Vec<u8> {
     let mut bits = LowBits::default();
     let repeats = len.div_ceil(258);
-    // The last block, with dynamic codes: 286 for literals and lengths, one for distances.
+    // The last block, with dynamic codes: 257 + 29 for literals and lengths, one for distances, and
+    // 4 + 14 for the lengths of these codes.
     bits.put(0b101 | 29 << 3 | 14 << 13, 17);
+    // The lengths of the codes for lengths, in the order of RFC 1951: one bit for a run of zeros,
+    // two bits for the lengths 2 and 1.
     for length in [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 2] {
         bits.put(length, 3);
     }
@@ -105,8 +113,10 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
     bits.put(0b11, 2); // the symbol 256: the end of the block
     let mut stream = vec![0x78, 0x01];
     stream.extend(bits.finish());
-    let sum = (1 + repeats * 258) % 65521;
-    stream.extend(((sum as u32) << 16 | 1).to_be_bytes());
+    // The checksum Adler-32. With zeros only, its first sum stays 1, and its second counts the
+    // bytes.
+    let byte_count = (1 + repeats * 258) % 65521;
+    stream.extend(((byte_count as u32) << 16 | 1).to_be_bytes());
     stream
 }
 
@@ -126,17 +136,16 @@ pub enum Interlace {
     Adam7,
 }
 
-/// A PNG with these chunks between IHDR and IEND.
+/// A PNG with these chunks between IHDR and IEND. `depth` is the number of bits per sample.
 pub fn png(
     (width, height): (u32, u32),
     depth: u8,
-    color: u8,
+    color_type: u8,
     interlace: Interlace,
     chunks: &[Vec<u8>],
 ) -> Vec<u8> {
-    let header =
-        [&width.to_be_bytes()[..], &height.to_be_bytes(), &[depth, color, 0, 0, interlace as u8]]
-            .concat();
+    let last_fields = [depth, color_type, 0, 0, interlace as u8];
+    let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &last_fields].concat();
     let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
     png.extend(png_chunk(b"IHDR", &header));
     png.extend(chunks.concat());
@@ -160,6 +169,7 @@ pub fn webp(chunks: &[Vec<u8>]) -> Vec<u8> {
 
 /// The first chunk of an extended WebP.
 pub fn vp8x(flags: u8, width: u32, height: u32) -> Vec<u8> {
+    // A size minus one is stored in three bytes.
     let size = |pixels: u32| (pixels - 1).to_le_bytes()[..3].to_vec();
     riff_chunk(b"VP8X", &[vec![flags, 0, 0, 0], size(width), size(height)].concat())
 }
@@ -167,6 +177,7 @@ pub fn vp8x(flags: u8, width: u32, height: u32) -> Vec<u8> {
 /// A frame of an animated WebP, with these chunks.
 pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
     let size = |pixels: u32| (pixels - 1).to_le_bytes()[..3].to_vec();
+    // The frame is at the top left, and is shown for 100 ms.
     let head = [vec![0; 6], size(width), size(height), vec![100, 0, 0, 0]].concat();
     riff_chunk(b"ANMF", &[head, chunks.concat()].concat())
 }
@@ -174,6 +185,7 @@ pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
 /// A lossy frame whose partitions are all zeros (RFC 6386, 9.1). It decodes to grey pixels until the
 /// zeros end.
 pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -> Vec<u8> {
+    // A key frame that is shown, and the code that follows the first three bytes of a key frame.
     let mut frame = (first_partition_len << 5 | 1 << 4).to_le_bytes()[..3].to_vec();
     frame.extend(b"\x9d\x01\x2a");
     frame.extend(width.to_le_bytes());
@@ -182,7 +194,7 @@ pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -
     frame
 }
 
-/// A lossy frame with enough zeros for the whole picture.
+/// A lossy frame with more zeros than a decoder reads for the whole picture.
 pub fn vp8_grey(width: u16, height: u16) -> Vec<u8> {
     let blocks = u32::from(width.div_ceil(16)) * u32::from(height.div_ceil(16));
     vp8(width, height, 600 + blocks, 600 + 4 * blocks as usize)
@@ -193,40 +205,47 @@ pub type Entry = (u16, u16, Vec<u64>);
 
 /// A little-endian TIFF. The data begins at byte 16, and the directory follows the data.
 pub fn tiff(data: &[u8], entries: &[Entry]) -> Vec<u8> {
-    tiff_or_big_tiff(false, data, entries)
+    tiff_or_big_tiff(TiffKind::Tiff, data, entries)
 }
 
 /// The same as [`tiff`], but a BigTIFF.
 pub fn big_tiff(data: &[u8], entries: &[Entry]) -> Vec<u8> {
-    tiff_or_big_tiff(true, data, entries)
+    tiff_or_big_tiff(TiffKind::BigTiff, data, entries)
 }
 
-fn tiff_or_big_tiff(is_big: bool, data: &[u8], entries: &[Entry]) -> Vec<u8> {
-    // The length of an offset or a count, in bytes.
-    let word = if is_big { 8 } else { 4 };
+#[derive(Clone, Copy)]
+enum TiffKind {
+    Tiff,
+    BigTiff,
+}
+
+fn tiff_or_big_tiff(kind: TiffKind, data: &[u8], entries: &[Entry]) -> Vec<u8> {
+    // `word` is the length of an offset or a count of values, in bytes, and `entry_count_len` that
+    // of the count of entries.
+    let (signature, word, entry_count_len) = match kind {
+        TiffKind::Tiff => (&b"II\x2a\0"[..], 4, 2),
+        TiffKind::BigTiff => (&b"II\x2b\0\x08\0\0\0"[..], 8, 8),
+    };
     let number = |value: u64, bytes: usize| value.to_le_bytes()[..bytes].to_vec();
     let directory_at = (16 + data.len()).next_multiple_of(2);
-    let mut file = if is_big {
-        [b"II\x2b\0\x08\0\0\0".to_vec(), number(directory_at as u64, 8)].concat()
-    } else {
-        [b"II\x2a\0".to_vec(), number(directory_at as u64, 4)].concat()
-    };
+    let mut file = [signature, &number(directory_at as u64, word)].concat();
     file.resize(16, 0);
     file.extend(data);
     file.resize(directory_at, 0);
-    file.extend(number(entries.len() as u64, if is_big { 8 } else { 2 }));
+    file.extend(number(entries.len() as u64, entry_count_len));
     // Values that do not fit into their entry follow the directory.
     let mut long_values = Vec::new();
     let long_values_at = file.len() + entries.len() * (4 + 2 * word) + word;
-    for (tag, kind, values) in entries {
-        let size = match kind {
+    for (tag, value_type, values) in entries {
+        // The length of a value in bytes. The types are SHORT, LONG, LONG8, and types of one byte.
+        let size = match value_type {
             3 => 2,
             4 => 4,
             16 => 8,
             _ => 1,
         };
         let mut bytes: Vec<u8> = values.iter().flat_map(|value| number(*value, size)).collect();
-        file.extend([number((*tag).into(), 2), number((*kind).into(), 2)].concat());
+        file.extend([number((*tag).into(), 2), number((*value_type).into(), 2)].concat());
         file.extend(number(values.len() as u64, word));
         if bytes.len() > word {
             file.extend(number((long_values_at + long_values.len()) as u64, word));
@@ -241,8 +260,8 @@ fn tiff_or_big_tiff(is_big: bool, data: &[u8], entries: &[Entry]) -> Vec<u8> {
     file
 }
 
-/// The LZW of TIFF for these bytes (TIFF 6.0, section 13). A clear code after every 250 bytes keeps the
-/// codes at nine bits.
+/// The LZW of TIFF for these bytes (TIFF 6.0, section 13). A clear code (256) before every 250
+/// bytes keeps the codes at nine bits. The last code (257) is the end.
 pub fn tiff_lzw(bytes: &[u8]) -> Vec<u8> {
     let mut bits = HighBits::default();
     for chunk in bytes.chunks(250) {
@@ -258,8 +277,8 @@ pub fn packbits(bytes: &[u8]) -> Vec<u8> {
     bytes.chunks(128).flat_map(|run| [&[run.len() as u8 - 1], run].concat()).collect()
 }
 
-/// The LZW of GIF for these bytes, in sub-blocks (GIF89a, appendix F). A clear code after every 250
-/// bytes keeps the codes at nine bits.
+/// The LZW of GIF for these bytes, in sub-blocks (GIF89a, appendix F). A clear code (256) before
+/// every 250 bytes keeps the codes at nine bits. The last code (257) is the end.
 pub fn gif_lzw(bytes: &[u8]) -> Vec<u8> {
     let mut bits = LowBits::default();
     for chunk in bytes.chunks(250) {
@@ -281,22 +300,26 @@ pub fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
     [&[0xff, marker][..], &(data.len() as u16 + 2).to_be_bytes(), data].concat()
 }
 
-/// The bytes of a JPEG before its first scan: a quantization table, a frame header and Huffman tables.
-/// `frame` is the marker of the frame header. `sampling` contains the sampling factors of each component.
+/// The bytes of a JPEG before its first scan: a quantization table, a frame header and Huffman
+/// tables. `frame` is the marker of the frame header. `sampling` contains a byte for each
+/// component: the horizontal sampling factor in the upper four bits, and the vertical one in the
+/// lower four.
 ///
 /// The code of a DC difference is its length, in four bits. There are three AC codes: `00` is the end of
 /// a block, `01` is a coefficient of one bit, and `10` is a coefficient of two bits.
 pub fn jpeg_head(frame: u8, (width, height): (u16, u16), sampling: &[u8]) -> Vec<u8> {
     let mut jpeg = b"\xff\xd8".to_vec();
     jpeg.extend(segment(0xdb, &[&[0][..], &[1; 64]].concat()));
-    let mut sof = vec![8];
-    sof.extend(height.to_be_bytes());
-    sof.extend(width.to_be_bytes());
-    sof.push(sampling.len() as u8);
+    let mut frame_header = vec![8]; // bits per sample
+    frame_header.extend(height.to_be_bytes());
+    frame_header.extend(width.to_be_bytes());
+    frame_header.push(sampling.len() as u8);
     for (id, factors) in (1..).zip(sampling) {
-        sof.extend([id, *factors, 0]);
+        frame_header.extend([id, *factors, 0]);
     }
-    jpeg.extend(segment(frame, &sof));
+    jpeg.extend(segment(frame, &frame_header));
+    // The first byte of a Huffman table is its class, 0x10 for AC. Then byte n is the number of
+    // codes of n bits.
     let (mut dc, mut ac) = ([0; 17], [0; 17]);
     (dc[4], ac[0], ac[2]) = (12, 0x10, 3);
     jpeg.extend(segment(0xc4, &[&dc[..], &(0..12).collect::<Vec<u8>>()].concat()));
@@ -321,7 +344,7 @@ pub fn bmp(
     table: &[u8],
     data: &[u8],
 ) -> Vec<u8> {
-    let offset = 54 + table.len();
+    let offset = 54 + table.len(); // the two headers have 14 and 40 bytes
     let mut bmp = b"BM".to_vec();
     bmp.extend(((offset + data.len()) as u32).to_le_bytes());
     bmp.extend([0; 4]);

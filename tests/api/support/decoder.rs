@@ -12,18 +12,20 @@ pub fn decoder_settings() -> decoder::Settings {
     decoder::Settings { program, ..decoder::Settings::new(512 << 20) }
 }
 
-/// Creates a fake decoder that runs a shell script for each picture. When the service starts, it decodes
-/// a test picture. For this picture, the fake runs the real decoder.
+/// Creates a fake decoder that writes its process id to the file `pid`, and runs a shell script,
+/// for each picture. When the service starts, it decodes a test picture (with the arguments `square
+/// 1`). For this picture, the fake runs the real decoder.
 pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
     let program = folder.path().join("decoder");
-    let real = decoder_settings().program;
+    let real_program = decoder_settings().program;
     let text = format!(
         "#!/bin/sh\n[ \"$2 $3\" = 'square 1' ] && exec '{}' \"$@\"\necho $$ > '{}'\n{script}\n",
-        real.display(),
+        real_program.display(),
         folder.path().join("pid").display(),
     );
-    // A shell writes the file, and not this process. Another test that starts a program at the same time
-    // might inherit the file while it is open for writing. The system refuses to run such files.
+    // A shell writes the file. If this process wrote the file, a program that another test starts
+    // at the same time might inherit the open file, and the system refuses to run a file that is
+    // open for writing.
     let written = Command::new("sh")
         .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""])
         .args([program.as_os_str(), text.as_ref()])

@@ -22,6 +22,7 @@ mod programs;
 mod raw_http;
 mod request;
 mod resources;
+mod tiff_tags;
 
 pub use addresses::{client_from, connect_from, free_address};
 pub use answer::{Answer, assert_problem, metric};

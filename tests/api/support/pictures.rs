@@ -5,11 +5,11 @@ use std::{io::Cursor, sync::LazyLock};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use image_rs::{DynamicImage, ImageFormat, Rgb, RgbImage};
 
-/// A JPEG photograph of 640 × 427 pixels, under the inline limit.
+/// A JPEG photograph of 640 × 427 pixels, small enough to be sent to NVIDIA inline.
 pub const ROCKET: &[u8] = include_bytes!("../../fixtures/rocket.jpg");
-/// A PNG photograph of 451 × 300 pixels, over the inline limit.
+/// A PNG photograph of 451 × 300 pixels, too large to be sent to NVIDIA inline.
 pub const CHELSEA: &[u8] = include_bytes!("../../fixtures/chelsea.png");
-/// A JPEG photograph of 1000 × 872 pixels, over the inline limit.
+/// A JPEG photograph of 1000 × 872 pixels, too large to be sent to NVIDIA inline.
 pub const HUBBLE: &[u8] = include_bytes!("../../fixtures/hubble_deep_field.jpg");
 /// A HEIC photograph of 80 × 120 pixels with the structure of an iPhone's photographs: in tiles, and
 /// stored on its side.
@@ -39,7 +39,7 @@ pub fn variant(picture: &[u8], n: usize) -> Vec<u8> {
     [picture, &n.to_le_bytes()].concat()
 }
 
-/// A picture's bytes as a `data:` URL.
+/// A picture's bytes as a `data:` URL. The service ignores the media type in such a URL.
 pub fn data_url(picture: &[u8]) -> String {
     format!("data:image/png;base64,{}", BASE64_STANDARD.encode(picture))
 }

@@ -11,8 +11,8 @@ pub fn is_missing(program: &str) -> bool {
     !is_installed
 }
 
-/// Returns whether any of the `packages` is missing from a Python. Their names are separated by
-/// commas. If one is missing, prints that the test is skipped, or fails in CI.
+/// Returns whether the interpreter `python` lacks any of the `packages`, whose names are separated
+/// by commas. If so, prints that the test is skipped, or fails in CI.
 pub fn python_lacks(python: &str, packages: &str) -> bool {
     let import = quiet_command(python).args(["-c", &format!("import {packages}")]).status();
     let has_packages = import.is_ok_and(|status| status.success());

@@ -20,15 +20,16 @@ pub struct ResourceUsage {
 impl ResourceUsage {
     /// Waits until the service is idle, and measures what it uses. The service is idle if no
     /// picture is at work, and if the numbers of files and tasks did not change during a `pause`.
-    pub async fn when_idle(child: &ServiceProcess, pause: Duration) -> Self {
+    pub async fn when_idle(service: &ServiceProcess, pause: Duration) -> Self {
         let mut last = (0, 0.0);
         for _ in 0..20 {
             tokio::time::sleep(pause).await;
-            let metrics = reqwest::get(child.url("/metrics")).await.unwrap().text().await.unwrap();
-            let (files, tasks) = (child.open_files(), metric(&metrics, "imagesvc_tasks"));
+            let response = reqwest::get(service.url("/metrics")).await.unwrap();
+            let metrics = response.text().await.unwrap();
+            let (files, tasks) = (service.open_files(), metric(&metrics, "imagesvc_tasks"));
             if (files, tasks) == last && metric(&metrics, "imagesvc_pictures_at_work") == 0.0 {
-                let children = children_of(child.id()).len();
-                return Self { memory: child.memory(), files, tasks, children };
+                let children = children_of(service.id()).len();
+                return Self { memory: service.memory(), files, tasks, children };
             }
             last = (files, tasks);
         }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::encoding::{Encoded, Encoding};
+use super::encoding::{EncodedVector, Encoding};
 use crate::{
     embed::Provenance,
     pipeline::{Saved, Vectorized},
@@ -37,6 +37,7 @@ pub(super) struct BatchAnswer {
     usage: Usage,
     #[serde(skip)]
     log: LogFields,
+    /// Whether the service called NVIDIA for at least one of the pictures.
     #[serde(skip)]
     is_miss: bool,
 }
@@ -61,7 +62,7 @@ struct EmbeddingEntry {
     /// A list of 1536 numbers, with the digits that NVIDIA sent unless `normalized` is true; with
     /// `encoding_format: base64`, Base64 of 1536 little-endian 32-bit floats, which rounds each number.
     #[schema(value_type = EmbeddingValue)]
-    embedding: Encoded,
+    embedding: EncodedVector,
     imagesvc: Description,
 }
 

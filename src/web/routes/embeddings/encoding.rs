@@ -26,9 +26,9 @@ pub(super) struct Encoding {
 /// An encoded vector.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
-pub(super) enum Encoded {
+pub(super) enum EncodedVector {
     /// The numbers with the digits that NVIDIA sent.
-    Printed(Vector),
+    Unchanged(Vector),
     /// Normalized numbers.
     Numbers(Vec<f64>),
     /// Base64 of little-endian 32-bit floats.
@@ -45,7 +45,8 @@ impl Encoding {
             None => false,
             Some(format) => match &*json::text(format, "encoding_format")? {
                 "float" => false,
-                // A list would be wrong here: openai-node would read it as `[0, 0]`, without an error.
+                // A client that requests Base64 must not get a list: openai-node would decode the
+                // list as `[0, 0]`, without an error.
                 "base64" => true,
                 _ => {
                     return Err(Error::UnsupportedParameter {
@@ -74,16 +75,18 @@ impl Encoding {
     ///
     /// # Errors
     /// [`Error::Internal`] if the vector contains anything but numbers, which would be a bug.
-    pub(super) fn encode(self, vector: Vector) -> Result<Encoded, Error> {
+    pub(super) fn encode(self, vector: Vector) -> Result<EncodedVector, Error> {
         Ok(match self {
-            Self { is_base64: false, is_normalized: false } => Encoded::Printed(vector),
-            Self { is_base64: false, is_normalized: true } => Encoded::Numbers(normalize(&vector)?),
+            Self { is_base64: false, is_normalized: false } => EncodedVector::Unchanged(vector),
+            Self { is_base64: false, is_normalized: true } => {
+                EncodedVector::Numbers(normalize(&vector)?)
+            }
             Self { is_base64: true, is_normalized: false } => {
-                Encoded::Base64(to_base64(vector.numbers().map(str::parse))?)
+                EncodedVector::Base64(to_base64(vector.numbers().map(str::parse))?)
             }
-            Self { is_base64: true, is_normalized: true } => {
-                Encoded::Base64(to_base64(normalize(&vector)?.into_iter().map(|x| Ok(x as f32)))?)
-            }
+            Self { is_base64: true, is_normalized: true } => EncodedVector::Base64(to_base64(
+                normalize(&vector)?.into_iter().map(|x| Ok(x as f32)),
+            )?),
         })
     }
 }
@@ -130,7 +133,7 @@ mod tests {
         Vector::from_json(&RawValue::from_string(json).unwrap()).unwrap()
     }
 
-    fn encode(encoding: Encoding, numbers: &[String]) -> Encoded {
+    fn encode(encoding: Encoding, numbers: &[String]) -> EncodedVector {
         encoding.encode(vector(numbers)).unwrap()
     }
 
@@ -140,7 +143,8 @@ mod tests {
             numbers in proptest::collection::vec(r"-?(0|[1-9][0-9]{0,12})(\.[0-9]{1,25})?([eE]-?[0-9]{1,2})?", 1..50)
         ) {
             let encoding = Encoding { is_base64: true, is_normalized: false };
-            let Encoded::Base64(text) = encode(encoding, &numbers) else { panic!("the vector should be Base64") };
+            let EncodedVector::Base64(text) = encode(encoding, &numbers) else { panic!("the vector should be Base64") };
+            // The Base64 of 1536 numbers of 4 bytes.
             prop_assert_eq!(text.len(), 8192);
             let bytes = BASE64_STANDARD.decode(text).unwrap();
             for (number, bytes) in numbers.iter().zip(bytes.chunks(4)) {
@@ -155,14 +159,16 @@ mod tests {
         ) {
             let texts: Vec<_> = numbers.iter().map(|number| format!("{number}e{exponent}")).collect();
             let encoding = Encoding { is_base64: false, is_normalized: true };
-            let Encoded::Numbers(scaled) = encode(encoding, &texts) else { panic!("the vector should be a list of numbers") };
+            let EncodedVector::Numbers(scaled) = encode(encoding, &texts) else { panic!("the vector should be a list of numbers") };
             let length = scaled.iter().map(|number| number * number).sum::<f64>().sqrt();
             prop_assert!((length - 1.0).abs() < 1e-12, "{}", length);
-            let printed: Vec<f64> = vector(&texts).numbers().map(|n| n.parse().unwrap()).collect();
-            let largest = printed.iter().fold(0.0f64, |a, b| a.max(b.abs()));
-            let dot: f64 = printed.iter().zip(&scaled).map(|(a, b)| a / largest * b).sum();
-            let expected = printed.iter().map(|n| (n / largest).powi(2)).sum::<f64>().sqrt();
-            prop_assert!((dot / expected - 1.0).abs() < 1e-12);
+            // The cosine of the angle between both vectors must be 1. The original numbers are
+            // divided by the largest, so that no square is infinite.
+            let original: Vec<f64> = vector(&texts).numbers().map(|n| n.parse().unwrap()).collect();
+            let largest = original.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+            let dot: f64 = original.iter().zip(&scaled).map(|(a, b)| a / largest * b).sum();
+            let original_length = original.iter().map(|n| (n / largest).powi(2)).sum::<f64>().sqrt();
+            prop_assert!((dot / original_length - 1.0).abs() < 1e-12);
         }
     }
 
@@ -170,7 +176,7 @@ mod tests {
     fn a_vector_of_zeros_stays_as_it_is() {
         let encoding = Encoding { is_base64: false, is_normalized: true };
         let zeros = vec!["0".to_owned(); DIMENSIONS];
-        let Encoded::Numbers(numbers) = encode(encoding, &zeros) else {
+        let EncodedVector::Numbers(numbers) = encode(encoding, &zeros) else {
             panic!("the vector should be a list of numbers")
         };
         assert_eq!(numbers, [0.0; DIMENSIONS]);

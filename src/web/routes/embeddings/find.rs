@@ -38,9 +38,16 @@ struct ImageUrl<'a> {
 }
 
 /// The place of each picture in the request, and the picture's string or the item's error.
-pub(super) type Found<'a> = Vec<(String, Result<&'a RawValue, Error>)>;
+pub(super) type FoundPictures<'a> = Vec<(String, Result<&'a RawValue, Error>)>;
 
-pub(super) fn find_in_input(input: &RawValue, max_pictures: usize) -> Result<Found<'_>, Error> {
+/// Finds the pictures in the field `input`: an item or a list of at most `max_pictures` items.
+///
+/// # Errors
+/// The error of the whole field. An error of one item is in the result.
+pub(super) fn find_in_input(
+    input: &RawValue,
+    max_pictures: usize,
+) -> Result<FoundPictures<'_>, Error> {
     let Some(list) = json::elements(input, max_pictures) else {
         let place = "input".to_owned();
         let picture = find_in_item(input, &place);

@@ -117,9 +117,9 @@ pub(super) fn parse(body: Vec<u8>, rules: Rules) -> Result<Batch, Error> {
             return Err(Invalid::at(&["body", "input"], "missing", "Field required", detail));
         }
     };
-    let start = body.as_ptr().addr();
+    let body_address = body.as_ptr().addr();
     let found = found.into_iter().map(|(place, text)| {
-        let source = text.and_then(|text| locate(text, start, &place));
+        let source = text.and_then(|text| locate(text, body_address, &place));
         (place, source)
     });
     // This ends the borrow of the body, so that the body can change.
@@ -137,6 +137,7 @@ fn check_dimensions(dimensions: Option<&RawValue>) -> Result<(), Error> {
         let detail = "The field dimensions must be a number: send 1536, or leave the field out.";
         return Err(invalid("dimensions", "Input should be a number", detail));
     };
+    // 0 means the same as no number.
     if number == 0.0 || number == DIMENSIONS as f64 {
         return Ok(());
     }
@@ -147,8 +148,7 @@ fn check_dimensions(dimensions: Option<&RawValue>) -> Result<(), Error> {
 }
 
 /// Determines whether a JSON string is a URL, a `data:` URL or Base64, and where it is in the body.
-/// The body starts at the address `start`.
-fn locate(text: &RawValue, start: usize, place: &str) -> Result<Source, Error> {
+fn locate(text: &RawValue, body_address: usize, place: &str) -> Result<Source, Error> {
     let raw = text.get();
     let inner = raw.get(1..raw.len() - 1).unwrap_or_default();
     let trimmed = trim_leading_blanks(inner);
@@ -165,8 +165,8 @@ fn locate(text: &RawValue, start: usize, place: &str) -> Result<Source, Error> {
             url => Ok(Source::Url(url.to_owned())),
         };
     }
-    let from = inner.as_ptr().addr() - start;
-    let range = from..from + inner.len();
+    let start = inner.as_ptr().addr() - body_address;
+    let range = start..start + inner.len();
     let is_data_url = trimmed.get(..5).is_some_and(|begin| begin.eq_ignore_ascii_case("data:"));
     Ok(if is_data_url { Source::DataUrl(range) } else { Source::Base64(range) })
 }

@@ -3,9 +3,12 @@
 use super::Bomb;
 use crate::support::craft::bmp;
 
+// Compressions.
+const NONE: u32 = 0;
 const RLE8: u32 = 1;
 const RLE4: u32 = 2;
 const BITFIELDS: u32 = 3;
+const JPEG: u32 = 4;
 
 pub(super) fn all() -> Vec<Bomb> {
     let palette = [7; 1024];
@@ -21,28 +24,29 @@ pub(super) fn all() -> Vec<Bomb> {
         // Jumps to the right and up, out of the picture.
         ("bmp-rle8-jumps", rle8((64, 64), &[0, 2, 255, 255].repeat(1000))),
         ("bmp-rle4-jumps", rle4((64, 64), &[0, 2, 1, 0].repeat(1000))),
-        // Codes that never advance: jumps by zero pixels. Then runs without an end of the picture.
+        // Jumps by zero pixels, so that the codes never advance.
         ("bmp-rle8-stands-still", rle8((64, 64), &[0, 2, 0, 0].repeat(500_000))),
+        // Runs without the code for the end of the picture.
         ("bmp-rle8-never-ends", rle8((64, 64), &[255, 1].repeat(1_000_000))),
         ("bmp-rle4-never-ends", rle4((64, 64), &[0, 255].repeat(1_000_000))),
-        ("bmp-palette-4-billion", bmp((16, 16), 8, 0, u32::MAX, &palette, &[0; 256])),
-        ("bmp-palette-cut", bmp((16, 16), 8, 0, 256, &palette[..8], &[])),
+        ("bmp-palette-4-billion", bmp((16, 16), 8, NONE, u32::MAX, &palette, &[0; 256])),
+        ("bmp-palette-cut", bmp((16, 16), 8, NONE, 256, &palette[..8], &[])),
         ("bmp-masks-of-nothing", with_masks([0; 3])),
         ("bmp-masks-of-all", with_masks([u32::MAX; 3])),
         ("bmp-masks-with-holes", with_masks([0x5555_5555, 0xaaaa_aaaa, 0x1001])),
-        ("bmp-no-data", bmp((8000, 7900), 24, 0, 0, &[], &[])),
-        ("bmp-lowest-height", bmp((16, i32::MIN), 24, 0, 0, &[], &[0; 1000])),
-        ("bmp-negative-width", bmp((-16, 16), 24, 0, 0, &[], &[0; 1000])),
-        ("bmp-widest", bmp((i32::MAX, 1), 1, 0, 2, &palette[..8], &[0; 1000])),
-        ("bmp-depth-65535", bmp((16, 16), u16::MAX, 0, 0, &[], &[0; 1000])),
-        ("bmp-compression-jpeg", bmp((16, 16), 0, 4, 0, &[], &[0; 1000])),
+        ("bmp-no-data", bmp((8000, 7900), 24, NONE, 0, &[], &[])),
+        ("bmp-lowest-height", bmp((16, i32::MIN), 24, NONE, 0, &[], &[0; 1000])),
+        ("bmp-negative-width", bmp((-16, 16), 24, NONE, 0, &[], &[0; 1000])),
+        ("bmp-widest", bmp((i32::MAX, 1), 1, NONE, 2, &palette[..8], &[0; 1000])),
+        ("bmp-depth-65535", bmp((16, 16), u16::MAX, NONE, 0, &[], &[0; 1000])),
+        ("bmp-compression-jpeg", bmp((16, 16), 0, JPEG, 0, &[], &[0; 1000])),
         ("bmp-data-far-away", data_far_away()),
     ]
 }
 
 /// According to the header, the pixels begin at 4 GiB.
 fn data_far_away() -> Vec<u8> {
-    let mut file = bmp((16, 16), 24, 0, 0, &[], &[0; 768]);
+    let mut file = bmp((16, 16), 24, NONE, 0, &[], &[0; 768]);
     file[10..14].copy_from_slice(&u32::MAX.to_le_bytes());
     file
 }

@@ -33,7 +33,7 @@ fn frame((width, height): (u16, u16), data: &[u8]) -> Vec<u8> {
     [b",", &sizes[..], &[0], data].concat()
 }
 
-/// Two megabytes of clear codes, and no pixels.
+/// Two megabytes of clear codes (256), and no pixels.
 fn endless_lzw() -> Vec<u8> {
     let mut bits = LowBits::default();
     for _ in 0..1_800_000 {

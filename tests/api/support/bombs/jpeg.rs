@@ -3,8 +3,13 @@
 use super::Bomb;
 use crate::support::craft::{jpeg_head, scan_head, segment};
 
+// The markers of frame headers (ITU-T T.81, B.1.1.3).
 const BASELINE: u8 = 0xc0;
+const EXTENDED: u8 = 0xc1;
 const PROGRESSIVE: u8 = 0xc2;
+const LOSSLESS: u8 = 0xc3;
+const HIERARCHICAL: u8 = 0xc5;
+const ARITHMETIC: u8 = 0xc9;
 
 pub(super) fn all() -> Vec<Bomb> {
     vec![
@@ -22,7 +27,7 @@ pub(super) fn all() -> Vec<Bomb> {
             with_empty_scan(jpeg_head(PROGRESSIVE, (1, 65_500), &[0x44, 0x44, 0x44])),
         ),
         ("jpeg-restart-each-block", with_segments(&segment(0xdd, &[0, 1]))),
-        ("jpeg-absurd-huffman-table", with_segments(&segment(0xc4, &[255; 273]))),
+        ("jpeg-huffman-table-of-255s", with_segments(&segment(0xc4, &[255; 273]))),
         ("jpeg-huffman-tables", with_segments(&segment(0xc4, &[0; 17]).repeat(100_000))),
         ("jpeg-number-of-lines", with_segments(&segment(0xdc, &[0xff, 0xff]))),
         ("jpeg-no-such-component", with_segments(&scan_head(&[7, 8, 9], (0, 63), 0))),
@@ -32,14 +37,15 @@ pub(super) fn all() -> Vec<Bomb> {
         ),
         ("jpeg-sampling-15", with_empty_scan(jpeg_head(BASELINE, (64, 64), &[0xff, 0x11, 0x11]))),
         ("jpeg-12-bit", twelve_bit()),
-        ("jpeg-lossless", with_empty_scan(jpeg_head(0xc3, (64, 64), &[0x11; 3]))),
-        ("jpeg-arithmetic", with_empty_scan(jpeg_head(0xc9, (64, 64), &[0x11; 3]))),
-        ("jpeg-hierarchical", with_empty_scan(jpeg_head(0xc5, (64, 64), &[0x11; 3]))),
+        ("jpeg-lossless", with_empty_scan(jpeg_head(LOSSLESS, (64, 64), &[0x11; 3]))),
+        ("jpeg-arithmetic", with_empty_scan(jpeg_head(ARITHMETIC, (64, 64), &[0x11; 3]))),
+        ("jpeg-hierarchical", with_empty_scan(jpeg_head(HIERARCHICAL, (64, 64), &[0x11; 3]))),
         ("jpeg-frame-grows", frame_grows()),
         ("jpeg-fill-bytes", with_segments(&[0xff; 3_000_000])),
     ]
 }
 
+/// Pictures that take minutes or hours to decode.
 pub(super) fn endless() -> Vec<Bomb> {
     vec![("jpeg-extended-xmp", extended_xmp())]
 }
@@ -67,17 +73,19 @@ fn scans(size: (u16, u16), count: usize) -> Vec<u8> {
     [jpeg, b"\xff\xd9".to_vec()].concat()
 }
 
+/// A picture whose samples have 12 bits. The number is in the frame header, after the marker and
+/// the length.
 fn twelve_bit() -> Vec<u8> {
-    let mut jpeg = jpeg_head(0xc1, (64, 64), &[0x11; 3]);
-    let at = jpeg.windows(2).position(|pair| pair == [0xff, 0xc1]).unwrap();
-    jpeg[at + 4] = 12;
+    let mut jpeg = jpeg_head(EXTENDED, (64, 64), &[0x11; 3]);
+    let frame_header = jpeg.windows(2).position(|pair| pair == [0xff, EXTENDED]).unwrap();
+    jpeg[frame_header + 4] = 12;
     with_empty_scan(jpeg)
 }
 
 /// A picture with two frame headers: the first of 16 × 16 pixels, the second of 60000 × 1000.
 fn frame_grows() -> Vec<u8> {
     let mut second = jpeg_head(PROGRESSIVE, (60_000, 1000), &[0x11; 3]);
-    second.drain(..2);
+    second.drain(..2); // the marker for the start of a picture
     with_empty_scan([jpeg_head(BASELINE, (16, 16), &[0x11; 3]), second].concat())
 }
 

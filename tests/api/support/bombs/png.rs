@@ -12,39 +12,41 @@ const RGBA: u8 = 6;
 const GIB: u64 = 1 << 30;
 
 pub(super) fn all() -> Vec<Bomb> {
-    let text = |head: &[u8]| [head, &zlib_zeros(GIB)].concat();
+    let with_gib = |head: &[u8]| [head, &zlib_zeros(GIB)].concat();
     vec![
         // Text and profiles that decompress to a gibibyte (11.3.3, 11.3.2.3).
-        ("png-ztxt", small(&[png_chunk(b"zTXt", &text(b"Comment\0\0"))])),
-        ("png-itxt", small(&[png_chunk(b"iTXt", &text(b"XML:com.adobe.xmp\0\x01\0\0\0"))])),
-        ("png-iccp", small(&[png_chunk(b"iCCP", &text(b"Profile\0\0"))])),
+        ("png-ztxt", small(&[png_chunk(b"zTXt", &with_gib(b"Comment\0\0"))])),
+        ("png-itxt", small(&[png_chunk(b"iTXt", &with_gib(b"XML:com.adobe.xmp\0\x01\0\0\0"))])),
+        ("png-iccp", small(&[png_chunk(b"iCCP", &with_gib(b"Profile\0\0"))])),
         ("png-200000-texts", small(&vec![png_chunk(b"tEXt", b"a\0"); 200_000])),
         ("png-idat-inflates", png((16, 16), 8, RGB, Interlace::None, &[idat(GIB)])),
         ("png-idat-of-nothing", small(&vec![png_chunk(b"IDAT", b""); 200_000])),
         ("png-no-data", png((8000, 7900), 8, RGB, Interlace::None, &[png_chunk(b"IDAT", b"")])),
-        // The data of 96 KiB decompresses to 96 MiB of pixels.
+        // The data of about 100 KiB decompresses to 99 MiB, a little more than the pixels need.
         ("png-interlaced-16-bit", png((3500, 3500), 16, RGBA, Interlace::Adam7, &[idat(99 << 20)])),
-        ("png-absurd-length", absurd_length(b"tEXt", 0x7fff_ffff)),
-        ("png-absurd-length-of-data", absurd_length(b"IDAT", 0x7fff_ffff)),
-        ("png-exif-2gib", absurd_length(b"eXIf", 0x7fff_fffe)),
+        ("png-text-2gib", with_declared_length(b"tEXt", 0x7fff_ffff)),
+        ("png-idat-2gib", with_declared_length(b"IDAT", 0x7fff_ffff)),
+        ("png-exif-2gib", with_declared_length(b"eXIf", 0x7fff_fffe)),
         ("png-depth-3", png((16, 16), 3, RGB, Interlace::None, &[idat(1000)])),
         ("png-palette-missing", png((16, 16), 8, PALETTE, Interlace::None, &[idat(1000)])),
         ("png-animated", small(&[png_chunk(b"acTL", &[255; 8]), frame_control()])),
     ]
 }
 
+/// A chunk of data that decompresses to at least this many zeros.
 fn idat(zeros: u64) -> Vec<u8> {
     png_chunk(b"IDAT", &zlib_zeros(zeros))
 }
 
 /// A picture of 16 × 16 pixels with these chunks before the pixels.
 fn small(chunks: &[Vec<u8>]) -> Vec<u8> {
+    // A row has the byte of its filter, and three bytes for each of 16 pixels.
     let pixels = png_chunk(b"IDAT", &zlib(&[0; 16 * 49]));
     png((16, 16), 8, RGB, Interlace::None, &[chunks, &[pixels]].concat())
 }
 
-/// A picture with a chunk whose length field is far longer than the file.
-fn absurd_length(name: &[u8; 4], length: u32) -> Vec<u8> {
+/// A picture with a chunk whose length field contains `length`, although the chunk has 1000 bytes.
+fn with_declared_length(name: &[u8; 4], length: u32) -> Vec<u8> {
     let mut chunk = png_chunk(name, &[b'a'; 1000]);
     chunk[..4].copy_from_slice(&length.to_be_bytes());
     small(&[chunk])

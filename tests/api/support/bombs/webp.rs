@@ -4,6 +4,7 @@
 use super::Bomb;
 use crate::support::craft::{LowBits, anmf, riff_chunk, vp8, vp8_grey, vp8x, webp};
 
+// Flags of an extended WebP.
 const ALPHA: u8 = 0b1_0000;
 const EXIF: u8 = 0b1000;
 const ANIMATED: u8 = 0b10;
@@ -24,7 +25,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("webp-exif-4gib", exif_4_gib()),
         ("webp-chunks-4gib", chunks_4_gib()),
         ("webp-no-data", webp(&[riff_chunk(b"VP8 ", &vp8(8000, 7900, 0, 0))])),
-        ("webp-one-tree-of-everything", lossless(&[0xff; 3000])),
+        ("webp-lossless-of-ones", lossless(&[0xff; 3000])),
     ]
 }
 
@@ -33,21 +34,25 @@ fn lossless(stream: &[u8]) -> Vec<u8> {
     webp(&[riff_chunk(b"VP8L", &[b"\x2f\x07\xc0\x01\x00", stream].concat())])
 }
 
-/// A bitstream with this number of groups of prefix codes for 8 × 8 pixels ("5.2.2" of the lossless
-/// specification: meta prefix codes). Each group has ten bytes here. With codes of 11 bits, a decoder that
+/// A bitstream with this number of groups of prefix codes for 8 × 8 pixels (lossless specification,
+/// 5.2.2: meta prefix codes). Each group has ten bytes here. With codes of 11 bits, a decoder that
 /// expands every group needs 52 KiB for each (CVE-2026-46603).
 fn codes(groups: u64, length: usize) -> Vec<u8> {
+    /// The order in which the lengths of codes for lengths are stored.
     const ORDER: [usize; 15] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11];
     let mut bits = LowBits::default();
     bits.put(0, 1); // no transform
     bits.put(1 | 11 << 1, 5); // a colour cache of 11 bits
     bits.put(1, 1 + 3); // meta prefix codes, for blocks of 4 × 4
     bits.put(0, 1); // their picture has no cache
-    let group = |bits: &mut LowBits, byte: u64| bits.put(0b101 | byte << 3, 11);
-    group(&mut bits, (groups - 1) & 0xff);
-    group(&mut bits, (groups - 1) >> 8);
+    // Each pixel of that picture is the number of a group. All pixels have the highest number,
+    // whose bytes are in the green and the red channel. A code with a single symbol needs no bits
+    // for each pixel.
+    let single_symbol = |bits: &mut LowBits, symbol: u64| bits.put(0b101 | symbol << 3, 11);
+    single_symbol(&mut bits, (groups - 1) & 0xff);
+    single_symbol(&mut bits, (groups - 1) >> 8);
     for _ in 0..3 {
-        bits.put(1, 4);
+        bits.put(1, 4); // one symbol, zero
     }
     for _ in 0..groups {
         // All codes have `length` bits, and there is a symbol for each code.
@@ -67,7 +72,8 @@ fn deep_codes_in_alpha() -> Vec<u8> {
     alpha(&[&[1][..], &codes(16_384, 11)].concat(), &vp8_grey(8, 8))
 }
 
-/// A picture with an alpha chunk. The canvas is as large as the frame.
+/// A picture with an alpha chunk. The canvas is as large as the frame, whose width and height, up
+/// to 255 pixels, are at bytes 6 and 8.
 fn alpha(chunk: &[u8], frame: &[u8]) -> Vec<u8> {
     let (width, height) = (frame[6].into(), frame[8].into());
     webp(&[vp8x(ALPHA, width, height), riff_chunk(b"ALPH", chunk), riff_chunk(b"VP8 ", frame)])

@@ -8,6 +8,7 @@ const INTERLACED: u8 = 0x40;
 
 pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     let whole_frame = frame(size, 0);
+    // The graphic control extension that makes colour 7 transparent.
     let transparent = b"!\xf9\x04\x01\0\0\x07\0";
     let smaller_frame = frame((size.0.div_ceil(2), size.1.div_ceil(2)), 0);
     [
@@ -23,17 +24,20 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     .to_vec()
 }
 
+/// A GIF with a colour table of 256 colours, as the flags 0xf7 say, and these blocks.
 fn gif((width, height): (u32, u32), blocks: &[u8]) -> Vec<u8> {
     let sizes = [(width as u16).to_le_bytes(), (height as u16).to_le_bytes()].concat();
     [b"GIF89a", &sizes[..], &[0xf7, 0, 0], &palette(), blocks, b";"].concat()
 }
 
-/// A GIF without a colour table. Decoders show it in grey.
+/// A GIF without a colour table, which decoders show in grey. The flags for the table are at byte
+/// 10, and the table begins at byte 13.
 fn without_colour_table(size: (u32, u32), blocks: &[u8]) -> Vec<u8> {
     let colored = gif(size, blocks);
     [&colored[..10], &[0, 0, 0], &colored[13 + 3 * 256..]].concat()
 }
 
+/// A frame at the top left of the canvas.
 fn frame((width, height): (u32, u32), flags: u8) -> Vec<u8> {
     let pixels: Vec<u8> =
         (0..height).flat_map(|y| (0..width).map(move |x| byte(x, y, 0))).collect();

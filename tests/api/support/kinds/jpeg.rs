@@ -5,6 +5,7 @@ use image_rs::{ImageFormat, RgbImage};
 use super::{Kind, byte, encoded};
 use crate::support::craft::{HighBits, jpeg_head, scan_head, segment};
 
+// The markers of frame headers (ITU-T T.81, B.1.1.3).
 const BASELINE: u8 = 0xc0;
 const EXTENDED: u8 = 0xc1;
 const PROGRESSIVE: u8 = 0xc2;
@@ -28,10 +29,11 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         (&[0x22, 0x11, 0x11], "420"),
         (&[0x11; 4], "cmyk"),
     ] {
-        for (frame, kind) in
+        for (frame, frame_name) in
             [(BASELINE, "baseline"), (EXTENDED, "extended"), (PROGRESSIVE, "progressive")]
         {
-            kinds.push((format!("jpeg-{kind}-{name}"), jpeg(frame, size, sampling, Scans::Single)));
+            let bytes = jpeg(frame, size, sampling, Scans::Single);
+            kinds.push((format!("jpeg-{frame_name}-{name}"), bytes));
         }
         if sampling.len() > 1 {
             let bytes = jpeg(BASELINE, size, sampling, Scans::ForEachComponent);
@@ -49,25 +51,33 @@ struct Blocks {
 }
 
 impl Blocks {
+    /// Returns 16 random bits.
     fn random(&mut self) -> u64 {
         self.seed = self.seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         u64::from(self.seed >> 16)
     }
 
-    /// Writes a random DC difference of five bits.
-    fn dc(&mut self) {
+    /// Writes a random DC difference of five bits, after the code for this length.
+    fn write_dc(&mut self) {
         let difference = self.random() & 31;
         self.bits.put(5, 4);
         self.bits.put(difference, 5);
     }
 
-    /// Writes six small AC coefficients and the end of the block.
-    fn ac(&mut self) {
+    /// Writes six AC coefficients of one random bit, each after the code for this length, and the
+    /// code for the end of the block.
+    fn write_ac(&mut self) {
         for _ in 0..6 {
-            let value = self.random() & 1;
-            self.bits.put(0b01 << 1 | value, 3);
+            let coefficient = self.random() & 1;
+            self.bits.put(0b01, 2);
+            self.bits.put(coefficient, 1);
         }
         self.bits.put(0b00, 2);
+    }
+
+    fn write_dc_and_ac(&mut self) {
+        self.write_dc();
+        self.write_ac();
     }
 
     /// Returns the bytes of the scan, with a zero after each 0xff (ITU-T T.81, B.1.1.5).
@@ -84,15 +94,14 @@ impl Blocks {
     }
 }
 
-/// A JPEG of random blocks. `frame` is the marker of its frame header, and `sampling` contains the
-/// sampling factors of each component.
+/// A JPEG of random blocks. `frame` and `sampling` are as in [`jpeg_head`].
 fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
-    let max = sampling[0]; // the first component has the largest factors
-    let (across, down) = (u32::from(max >> 4), u32::from(max & 15));
+    let max_factors = sampling[0]; // the first component has the largest factors
+    let (across, down) = (u32::from(max_factors >> 4), u32::from(max_factors & 15));
     let mcus = size.0.div_ceil(8 * across) * size.1.div_ceil(8 * down);
-    let scan = |head: Vec<u8>, count: u32, write: &dyn Fn(&mut Blocks)| {
+    let scan = |head: Vec<u8>, block_count: u32, write_block: fn(&mut Blocks)| {
         let mut blocks = Blocks { bits: HighBits::default(), seed: 1 };
-        (0..count).for_each(|_| write(&mut blocks));
+        (0..block_count).for_each(|_| write_block(&mut blocks));
         [head, blocks.finish()].concat()
     };
     let ids: Vec<u8> = (1..=sampling.len() as u8).collect();
@@ -104,33 +113,27 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
         (size.0 * u32::from(factors >> 4)).div_ceil(8 * across)
             * (size.1 * u32::from(factors & 15)).div_ceil(8 * down)
     };
+    let blocks_in_common_scan =
+        if sampling.len() == 1 { blocks_in_own_scan(max_factors) } else { mcus * blocks_per_mcu };
     let mut jpeg = jpeg_head(frame, (size.0 as u16, size.1 as u16), sampling);
     if sampling.len() == 4 {
+        // Adobe's segment: the components are CMYK, without a colour transform.
         jpeg.splice(2..2, segment(0xee, b"Adobe\0\x64\0\0\0\0\0"));
     }
     if frame == PROGRESSIVE {
-        let blocks =
-            if sampling.len() == 1 { blocks_in_own_scan(max) } else { mcus * blocks_per_mcu };
-        jpeg.extend(scan(scan_head(&ids, (0, 0), 0), blocks, &Blocks::dc));
+        jpeg.extend(scan(scan_head(&ids, (0, 0), 0), blocks_in_common_scan, Blocks::write_dc));
         for (id, factors) in ids.iter().zip(sampling) {
             let head = scan_head(&[*id], (1, 63), 0);
-            jpeg.extend(scan(head, blocks_in_own_scan(*factors), &Blocks::ac));
+            jpeg.extend(scan(head, blocks_in_own_scan(*factors), Blocks::write_ac));
+        }
+    } else if scans == Scans::ForEachComponent {
+        for (id, factors) in ids.iter().zip(sampling) {
+            let head = scan_head(&[*id], (0, 63), 0);
+            jpeg.extend(scan(head, blocks_in_own_scan(*factors), Blocks::write_dc_and_ac));
         }
     } else {
-        let block = |blocks: &mut Blocks| {
-            blocks.dc();
-            blocks.ac();
-        };
-        if scans == Scans::ForEachComponent {
-            for (id, factors) in ids.iter().zip(sampling) {
-                let head = scan_head(&[*id], (0, 63), 0);
-                jpeg.extend(scan(head, blocks_in_own_scan(*factors), &block));
-            }
-        } else {
-            let blocks =
-                if sampling.len() == 1 { blocks_in_own_scan(max) } else { mcus * blocks_per_mcu };
-            jpeg.extend(scan(scan_head(&ids, (0, 63), 0), blocks, &block));
-        }
+        let head = scan_head(&ids, (0, 63), 0);
+        jpeg.extend(scan(head, blocks_in_common_scan, Blocks::write_dc_and_ac));
     }
     jpeg.extend(b"\xff\xd9");
     jpeg

@@ -47,6 +47,7 @@ fn sample(x: u32, y: u32, channel: u32) -> u16 {
     (gradient + noise) as u16
 }
 
+/// The upper 8 bits of a [`sample`].
 fn byte(x: u32, y: u32, channel: u32) -> u8 {
     (sample(x, y, channel) >> 8) as u8
 }

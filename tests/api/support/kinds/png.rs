@@ -17,7 +17,7 @@ const PASSES: [(u32, u32, usize, usize); 7] = [
 
 pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     let mut kinds = Vec::new();
-    for (color, channels, name, depths) in [
+    for (color_type, channels, name, depths) in [
         (0, 1, "grey", &[1, 2, 4, 8, 16][..]),
         (2, 3, "rgb", &[8, 16]),
         (3, 1, "palette", &[1, 2, 4, 8]),
@@ -28,13 +28,14 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
             for (interlace, suffix) in [(Interlace::None, ""), (Interlace::Adam7, "-interlaced")] {
                 let data = pixels(size, channels, *depth, interlace);
                 let mut chunks = Vec::new();
-                if color == 3 {
+                if name == "palette" {
+                    // Three bytes for each of 2^depth colours.
                     let colors = &palette()[..3 << depth];
                     chunks.push(png_chunk(b"PLTE", colors));
                     chunks.push(png_chunk(b"tRNS", &[0]));
                 }
                 chunks.push(png_chunk(b"IDAT", &zlib(&data)));
-                let bytes = png(size, *depth as u8, color, interlace, &chunks);
+                let bytes = png(size, *depth as u8, color_type, interlace, &chunks);
                 kinds.push((format!("png-{name}-{depth}{suffix}"), bytes));
             }
         }
@@ -42,8 +43,9 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     kinds
 }
 
-/// Scanlines without a filter. Each pass of an interlaced picture is a small picture of its own, so an
-/// interlaced picture does not show the same as a picture that is not interlaced. No test needs that.
+/// Scanlines without a filter. Each pass of an interlaced picture is generated like a small picture
+/// of its own, so an interlaced picture shows something else than a picture that is not interlaced.
+/// No test needs them to be equal.
 fn pixels((width, height): (u32, u32), channels: u32, depth: u32, interlace: Interlace) -> Vec<u8> {
     let lines = |size| {
         let rows = packed(size, channels, depth);

@@ -4,13 +4,10 @@
 use fax::{Color, VecWriter, encoder::Encoder};
 
 use super::{Kind, jpeg, packed, palette};
-use crate::support::craft::{Entry, packbits, tiff, tiff_lzw, zlib};
-
-const SHORT: u16 = 3;
-const LONG: u16 = 4;
-
-/// The offset at which the function [`tiff`] puts the data in a file.
-const DATA_AT: u64 = 16;
+use crate::support::{
+    craft::{Entry, packbits, tiff, tiff_lzw, zlib},
+    tiff_tags::{self as tag, DATA_AT},
+};
 
 /// Photometric interpretations.
 const WHITE_IS_ZERO: u64 = 0;
@@ -55,7 +52,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         (Layout::Strips(16), "strips"),
         (Layout::Tiles(64), "tiles"),
     ];
-    let uncompressed = compressions[0];
+    let [uncompressed, ..] = compressions;
     let mut kinds = Vec::new();
     for (photometric, count, name, depths) in [
         (GREY, 1, "grey", &[1, 2, 4, 8, 16, 32][..]),
@@ -87,9 +84,10 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     }
     let rgb = Samples { photometric: RGB, count: 3, bits: 8, is_float: false, is_planar: false };
     for compression in &compressions[1..] {
+        let (_, _, compression_name) = compression;
         for (layout, layout_name) in layouts {
             let file = picture(size, rgb, layout, *compression);
-            kinds.push((format!("tiff-{}-{layout_name}", compression.2), file));
+            kinds.push((format!("tiff-{compression_name}-{layout_name}"), file));
         }
     }
     let planar_rgb = Samples { is_planar: true, ..rgb };
@@ -115,7 +113,7 @@ fn with_jpeg_compression(size: (u32, u32)) -> Vec<Kind> {
     jpegs.map(wrap).collect()
 }
 
-/// A TIFF of one strip, whose data is compressed already.
+/// A TIFF of one strip. `data` is the compressed strip.
 fn one_strip(
     (width, height): (u32, u32),
     (compression, photometric): (u64, u64),
@@ -123,19 +121,20 @@ fn one_strip(
     data: &[u8],
 ) -> Vec<u8> {
     let entries = [
-        (256, LONG, vec![width.into()]),
-        (257, LONG, vec![height.into()]),
-        (258, SHORT, vec![bits; samples]),
-        (259, SHORT, vec![compression]),
-        (262, SHORT, vec![photometric]),
-        (273, LONG, vec![DATA_AT]),
-        (277, SHORT, vec![samples as u64]),
-        (278, LONG, vec![height.into()]),
-        (279, LONG, vec![data.len() as u64]),
+        (tag::WIDTH, tag::LONG, vec![width.into()]),
+        (tag::HEIGHT, tag::LONG, vec![height.into()]),
+        (tag::BITS_PER_SAMPLE, tag::SHORT, vec![bits; samples]),
+        (tag::COMPRESSION, tag::SHORT, vec![compression]),
+        (tag::PHOTOMETRIC, tag::SHORT, vec![photometric]),
+        (tag::STRIP_OFFSETS, tag::LONG, vec![DATA_AT]),
+        (tag::SAMPLES_PER_PIXEL, tag::SHORT, vec![samples as u64]),
+        (tag::ROWS_PER_STRIP, tag::LONG, vec![height.into()]),
+        (tag::STRIP_BYTE_COUNTS, tag::LONG, vec![data.len() as u64]),
     ];
     tiff(data, &entries)
 }
 
+/// A picture in black and white with fax compression (Group 4, ITU-T T.6).
 fn fax(size: (u32, u32)) -> Vec<u8> {
     let mut encoder = Encoder::new(VecWriter::new());
     for row in packed(size, 1, 1) {
@@ -147,6 +146,7 @@ fn fax(size: (u32, u32)) -> Vec<u8> {
     writer.finish()
 }
 
+/// A TIFF with this layout. `compress` compresses each strip or tile.
 fn picture(
     (width, height): (u32, u32),
     samples: Samples,
@@ -176,24 +176,29 @@ fn picture(
             data.extend(compressed);
         }
     }
+    let planar_configuration = if samples.is_planar { tag::SEPARATE_PLANES } else { 1 };
     let mut entries: Vec<Entry> = vec![
-        (256, LONG, vec![width.into()]),
-        (257, LONG, vec![height.into()]),
-        (258, SHORT, vec![samples.bits.into(); samples.count as usize]),
-        (259, SHORT, vec![compression]),
-        (262, SHORT, vec![samples.photometric]),
-        (277, SHORT, vec![samples.count.into()]),
-        (284, SHORT, vec![1 + u64::from(samples.is_planar)]),
+        (tag::WIDTH, tag::LONG, vec![width.into()]),
+        (tag::HEIGHT, tag::LONG, vec![height.into()]),
+        (tag::BITS_PER_SAMPLE, tag::SHORT, vec![samples.bits.into(); samples.count as usize]),
+        (tag::COMPRESSION, tag::SHORT, vec![compression]),
+        (tag::PHOTOMETRIC, tag::SHORT, vec![samples.photometric]),
+        (tag::SAMPLES_PER_PIXEL, tag::SHORT, vec![samples.count.into()]),
+        (tag::PLANAR_CONFIGURATION, tag::SHORT, vec![planar_configuration]),
     ];
     let layout_entries = match layout {
         Layout::Strips(rows) => {
-            vec![(273, LONG, offsets), (278, LONG, vec![rows.into()]), (279, LONG, lengths)]
+            vec![
+                (tag::STRIP_OFFSETS, tag::LONG, offsets),
+                (tag::ROWS_PER_STRIP, tag::LONG, vec![rows.into()]),
+                (tag::STRIP_BYTE_COUNTS, tag::LONG, lengths),
+            ]
         }
         Layout::Tiles(side) => vec![
-            (322, LONG, vec![side.into()]),
-            (323, LONG, vec![side.into()]),
-            (324, LONG, offsets),
-            (325, LONG, lengths),
+            (tag::TILE_WIDTH, tag::LONG, vec![side.into()]),
+            (tag::TILE_LENGTH, tag::LONG, vec![side.into()]),
+            (tag::TILE_OFFSETS, tag::LONG, offsets),
+            (tag::TILE_BYTE_COUNTS, tag::LONG, lengths),
         ],
     };
     entries.extend(layout_entries);
@@ -201,14 +206,14 @@ fn picture(
         // First all reds, then all greens, then all blues, with 16 bits each.
         let colors = palette();
         let channel = |c| (0..1 << samples.bits).map(move |n: usize| n * 3 + c);
-        let values = (0..3).flat_map(channel).map(|at| u64::from(colors[at]) << 8);
-        entries.push((320, SHORT, values.collect()));
+        let values = (0..3).flat_map(channel).map(|index| u64::from(colors[index]) << 8);
+        entries.push((tag::COLOR_MAP, tag::SHORT, values.collect()));
     }
     if matches!((samples.photometric, samples.count), (GREY, 2) | (RGB, 4)) {
-        entries.push((338, SHORT, vec![2]));
+        entries.push((tag::EXTRA_SAMPLES, tag::SHORT, vec![tag::UNASSOCIATED_ALPHA]));
     }
     if samples.is_float {
-        entries.push((339, SHORT, vec![3; samples.count as usize]));
+        entries.push((tag::SAMPLE_FORMAT, tag::SHORT, vec![tag::FLOAT; samples.count as usize]));
     }
     entries.sort_by_key(|entry| entry.0);
     tiff(&data, &entries)

@@ -52,6 +52,7 @@ fn only_the_first_elements_of_a_long_list_are_stored() {
     assert_eq!((elements.prefix.len(), elements.count), (4, 1_000_001));
 }
 
+/// Random JSON values that resemble the items of a batch.
 fn any_item() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(json!(null)),
