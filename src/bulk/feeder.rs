@@ -41,6 +41,14 @@ pub(super) struct Feeder {
 }
 
 impl Feeder {
+    /// Rows that a test sends.
+    #[cfg(test)]
+    pub(super) fn of(rows: mpsc::Receiver<Fed>) -> Self {
+        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        let counter = Counter::start(vec!["-".into()], reader).unwrap();
+        Self { rows, skipped: Arc::default(), counter, limit: None }
+    }
+
     /// Starts the thread. At most `limit` rows are passed on.
     ///
     /// # Errors

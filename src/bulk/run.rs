@@ -367,3 +367,6 @@ impl Run {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
