@@ -22,6 +22,7 @@ mod programs;
 mod raw_http;
 mod request;
 mod resources;
+mod terminal;
 
 pub use addresses::{client_from, connect_from, free_address};
 pub use answer::{Answer, assert_problem, metric};
@@ -42,3 +43,4 @@ pub use programs::{is_missing, python_lacks};
 pub use raw_http::{SMUGGLED, exchange, parse_answer, raw_request, read_to_end};
 pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head};
 pub use resources::ResourceUsage;
+pub use terminal::Terminal;
