@@ -37,16 +37,22 @@ async fn a_run_that_is_killed_at_fifty_random_moments_loses_and_repeats_no_row()
     let arguments = format!("photos --out vectors.jsonl --concurrency {CONCURRENCY}");
     let mut random = fastrand::Rng::with_seed(19);
     let (mut kills_while_writing, mut rows_before) = (0, 0);
+    let mut longest_ms = 250;
     for _ in 0..KILLS {
         let mut process = bulk.start(&arguments);
         // From before the service has started until many pictures are embedded.
-        tokio::time::sleep(Duration::from_millis(random.u64(5..=250))).await;
+        tokio::time::sleep(Duration::from_millis(random.u64(5..=longest_ms))).await;
         process.kill().unwrap();
         process.wait().unwrap();
         let text = std::fs::read_to_string(bulk.path("vectors.jsonl")).unwrap_or_default();
         let rows = text.matches('\n').count();
         assert!(rows >= rows_before, "a row was lost");
-        kills_while_writing += usize::from(rows > rows_before);
+        if rows > rows_before {
+            kills_while_writing += 1;
+        } else {
+            // On a busy machine, a run needs more time before its first row.
+            longest_ms += 20;
+        }
         rows_before = rows;
     }
     assert!(kills_while_writing >= 5, "only {kills_while_writing} runs wrote a row");
