@@ -22,6 +22,7 @@ use feeder::Feeder;
 use interrupt::Interrupt;
 use item::ItemReader;
 use output::{Appender, Existing, OutputError};
+use progress::Progress;
 use run::{Plan, Run};
 use service::Service;
 use writer::{Target, Writer};
@@ -29,6 +30,7 @@ use writer::{Target, Writer};
 mod attempt;
 mod classify;
 mod client;
+mod counter;
 mod dry_run;
 mod error;
 mod failures;
@@ -43,6 +45,8 @@ mod progress;
 mod run;
 mod service;
 mod source;
+mod tally;
+mod window;
 mod writer;
 
 pub use error::{BulkError, Outcome};
@@ -82,10 +86,12 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
         per_host: arguments.per_host.get(),
         model,
     };
-    let writer = Writer::start(target).map_err(BulkError::System)?;
+    let progress = Progress::start(arguments.out.is_none());
+    let writer = Writer::start(target, progress.console()).map_err(BulkError::System)?;
     let feeder = Feeder::start(arguments.sources, reader, existing, arguments.limit);
     let feeder = feeder.map_err(BulkError::System)?;
-    let outcome = Run::new(plan, service.client.clone(), writer).send_all(feeder, interrupt).await;
+    let run = Run::new(plan, service.client.clone(), writer, progress);
+    let outcome = run.send_all(feeder, interrupt).await;
     service.stop().await;
     outcome
 }

@@ -166,7 +166,7 @@ impl Drop for Service {
 }
 
 /// Reads a memory field of `/proc/<id>/status` in MB. Returns `None` if the process has ended.
-fn memory_field(process_id: u32, name: &str) -> Option<f64> {
+pub fn memory_field(process_id: u32, name: &str) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{process_id}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() * 1024.0 / 1e6)

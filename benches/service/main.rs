@@ -6,6 +6,8 @@
 //!
 //! - `BENCH_SECONDS`: how long each load lasts. The default is 3.
 //! - `BENCH_PROGRAM`: the path of another build to measure.
+//! - `BENCH_LIST_ROWS`: the number of rows of the long list in the part `bulk`. The default is a
+//!   million, which takes some minutes.
 //! - `BENCH_ROWS`: only loads whose names contain this text are run. The name of a load is, for
 //!   example, `upload 34 KB fresh`.
 //!
@@ -16,6 +18,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
 mod batch;
+mod bulk;
 mod child;
 mod decode;
 mod disk;
@@ -48,7 +51,7 @@ use request::Request;
 /// A part of the benchmark: its name and its function.
 type Part = (&'static str, fn(&mut Bench));
 
-const PARTS: [Part; 8] = [
+const PARTS: [Part; 9] = [
     ("start", Bench::start),
     ("disk", Bench::disk),
     ("load", Bench::load),
@@ -57,6 +60,7 @@ const PARTS: [Part; 8] = [
     ("memory", Bench::memory),
     ("decode", Bench::decode),
     ("scale", Bench::scale),
+    ("bulk", Bench::bulk),
 ];
 
 fn main() {
@@ -135,7 +139,7 @@ impl Bench {
         let program_mb = fs::metadata(program()).unwrap().len() as f64 / 1e6;
         self.report.goal("start to first answer, ms", startup_times.p50, 60.0);
         self.report.goal("resident after start, MB", service.memory(), 12.0);
-        self.report.goal("program, MB", program_mb, 16.0);
+        self.report.goal("program, MB", program_mb, 24.0);
     }
 
     fn disk(&mut self) {

@@ -11,17 +11,28 @@ pub struct Report {
     upload_cpu: Option<f64>,
 }
 
-/// A figure, and the highest value that meets the goal.
+/// A figure, and the values that meet the goal.
 struct Goal {
     name: String,
     measured: f64,
-    max: f64,
+    limit: Limit,
+}
+
+/// The values that meet a goal.
+enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
 }
 
 impl Report {
     /// Adds a figure, and the highest value that meets the goal.
     pub fn goal(&mut self, name: &str, measured: f64, max: f64) {
-        self.goals.push(Goal { name: name.into(), measured, max });
+        self.goals.push(Goal { name: name.into(), measured, limit: Limit::AtMost(max) });
+    }
+
+    /// Adds a figure, and the lowest value that meets the goal.
+    pub fn goal_at_least(&mut self, name: &str, measured: f64, min: f64) {
+        self.goals.push(Goal { name: name.into(), measured, limit: Limit::AtLeast(min) });
     }
 
     /// Adds those figures of a load that have a goal. `sent` is `fresh` or `again`.
@@ -50,9 +61,13 @@ impl Report {
 
     pub fn print(&self) {
         heading("goals", &[]);
-        for Goal { name, measured, max } in &self.goals {
-            let outcome = if measured <= max { "holds" } else { "MISSED" };
-            println!("{name:<55} {measured:>9.3} of {max:>7.3}  {outcome}");
+        for Goal { name, measured, limit } in &self.goals {
+            let (holds, word, limit) = match limit {
+                Limit::AtMost(max) => (measured <= max, "of", max),
+                Limit::AtLeast(min) => (measured >= min, "of at least", min),
+            };
+            let outcome = if holds { "holds" } else { "MISSED" };
+            println!("{name:<55} {measured:>9.3} {word} {limit:>7.3}  {outcome}");
         }
     }
 }

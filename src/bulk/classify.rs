@@ -16,6 +16,9 @@ const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause that is waited for. The service or host is asked again after it.
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(300);
 
+/// The code of a picture to which the service sent no answer.
+pub(super) const UNREACHABLE: &str = "service_unreachable";
+
 /// An error body of the service.
 #[derive(Debug, Deserialize)]
 pub(super) struct Problem {
@@ -32,16 +35,20 @@ pub(super) enum Action {
     TryAgain(Failure),
     /// The service takes no pictures for this time. This is not the picture's fault.
     PauseService(Failure, Duration),
+    /// The host of the picture has failed. It may answer soon.
+    HostFailed(Failure),
     /// The host of the picture gives no pictures for this time.
     PauseHost(Failure, Duration),
     /// Every further picture would fail in the same way.
     StopRun(Failure),
 }
 
-/// Classifies an error response.
+/// Classifies an error response. `is_final` is whether the service says that it is useless to send the
+/// picture again soon.
 pub(super) fn response(
     status: StatusCode,
     retry_after: Option<Duration>,
+    is_final: bool,
     problem: Option<Problem>,
 ) -> Action {
     let is_busy = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
@@ -63,8 +70,9 @@ pub(super) fn response(
         |is_retryable| Failure { code: code.clone(), detail: detail.clone(), is_retryable };
     match (code.as_str(), retry_after) {
         ("download_failed", Some(wait)) => Action::PauseHost(failure(true), wait),
-        // The host has answered, perhaps that it has no such picture.
-        ("download_failed", None) => Action::Fail(failure(true)),
+        // For example, the host has no such picture.
+        ("download_failed", None) if is_final => Action::Fail(failure(false)),
+        ("download_failed" | "download_timeout", _) => Action::HostFailed(failure(true)),
         (
             "unauthorized"
             | "embedding_unauthorized"
@@ -79,6 +87,7 @@ pub(super) fn response(
             Action::PauseService(failure(true), pause)
         }
         ("request_timeout", _) => Action::TryAgain(failure(true)),
+        _ if is_final => Action::Fail(failure(status.is_server_error())),
         _ if status.is_server_error() => Action::TryAgain(failure(true)),
         _ => Action::Fail(failure(false)),
     }
@@ -87,7 +96,7 @@ pub(super) fn response(
 /// Classifies a broken connection. `cause` is why it broke.
 pub(super) fn connection_error(error: &reqwest::Error, cause: &str) -> Action {
     let failure = Failure {
-        code: "service_unreachable".into(),
+        code: UNREACHABLE.into(),
         detail: format!("The service did not answer: {cause}."),
         is_retryable: true,
     };
@@ -105,7 +114,7 @@ mod tests {
     fn action(status: u16, code: &str, retry_after: Option<u64>) -> Action {
         let problem = Problem { code: code.into(), detail: "Sentence.".into() };
         let status = StatusCode::from_u16(status).unwrap();
-        response(status, retry_after.map(Duration::from_secs), Some(problem))
+        response(status, retry_after.map(Duration::from_secs), false, Some(problem))
     }
 
     #[test]
@@ -125,7 +134,21 @@ mod tests {
     fn only_a_download_with_retry_after_pauses_its_host() {
         let paused = action(502, "download_failed", Some(3));
         assert!(matches!(paused, Action::PauseHost(_, wait) if wait.as_secs() == 3));
-        assert!(matches!(action(502, "download_failed", None), Action::Fail(_)));
+        assert!(matches!(action(502, "download_failed", None), Action::HostFailed(_)));
+    }
+
+    #[test]
+    fn a_download_is_tried_again_unless_the_service_says_that_this_is_useless() {
+        for (status, code) in [(502, "download_failed"), (504, "download_timeout")] {
+            let Action::HostFailed(failure) = action(status, code, None) else { panic!("{code}") };
+            assert!(failure.is_retryable);
+        }
+        let problem = Problem { code: "download_failed".into(), detail: "404".into() };
+        let Action::Fail(failure) = response(StatusCode::BAD_GATEWAY, None, true, Some(problem))
+        else {
+            panic!("a missing picture is final")
+        };
+        assert!(!failure.is_retryable);
     }
 
     #[test]
@@ -135,8 +158,8 @@ mod tests {
         {
             assert!(matches!(action(status, code, None), Action::StopRun(_)), "{code}");
         }
-        assert!(matches!(response(StatusCode::NOT_FOUND, None, None), Action::StopRun(_)));
-        let too_large = response(StatusCode::PAYLOAD_TOO_LARGE, None, None);
+        assert!(matches!(response(StatusCode::NOT_FOUND, None, false, None), Action::StopRun(_)));
+        let too_large = response(StatusCode::PAYLOAD_TOO_LARGE, None, false, None);
         assert!(matches!(too_large, Action::Fail(_)), "a proxy refuses only this picture");
     }
 

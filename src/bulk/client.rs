@@ -172,12 +172,15 @@ impl ServiceClient {
             response.map_err(|error| classify::connection_error(&error, &cause(&error)))?;
         let status = response.status();
         let wait = http_client::retry_after(response.headers(), SystemTime::now());
-        let is_cached = response.headers().get("x-cache").is_some_and(|value| value == "hit");
+        let has_header =
+            |name, text| response.headers().get(name).is_some_and(|value| value == text);
+        let is_cached = has_header("x-cache", "hit");
+        let is_final = has_header("x-should-retry", "false");
         let body = read_body(response).await;
         let body = body.map_err(|error| classify::connection_error(&error, &cause(&error)))?;
         if !status.is_success() {
             let problem: Option<Problem> = serde_json::from_slice(&body).ok();
-            return Err(classify::response(status, wait, problem));
+            return Err(classify::response(status, wait, is_final, problem));
         }
         let answer: Answer<'_> = serde_json::from_slice(&body).map_err(|_| {
             let detail = "The service's answer contains no vector.";

@@ -13,6 +13,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
+    counter::Counter,
     item::{Item, ItemReader},
     output::Existing,
     source,
@@ -35,9 +36,19 @@ pub(super) struct Feeder {
     /// Yields `None` after the last row.
     pub rows: mpsc::Receiver<Fed>,
     skipped: Arc<AtomicU64>,
+    counter: Counter,
+    limit: Option<u64>,
 }
 
 impl Feeder {
+    /// Rows that a test sends.
+    #[cfg(test)]
+    pub(super) fn of(rows: mpsc::Receiver<Fed>) -> Self {
+        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        let counter = Counter::start(vec!["-".into()], reader).unwrap();
+        Self { rows, skipped: Arc::default(), counter, limit: None }
+    }
+
     /// Starts the thread. At most `limit` rows are passed on.
     ///
     /// # Errors
@@ -49,6 +60,7 @@ impl Feeder {
         limit: Option<u64>,
     ) -> io::Result<Self> {
         let (sender, rows) = mpsc::channel(MAX_WAITING);
+        let counter = Counter::start(sources.clone(), reader.clone())?;
         let skipped = Arc::new(AtomicU64::new(0));
         let thread_skipped = Arc::clone(&skipped);
         // Nothing waits for the thread's end: reading standard input may block for ever.
@@ -70,11 +82,20 @@ impl Feeder {
                 let _ = sender.blocking_send(Fed::Broken(error.to_string()));
             }
         })?;
-        Ok(Self { rows, skipped })
+        Ok(Self { rows, skipped, counter, limit })
     }
 
     /// The number of rows that the output contained already.
     pub(super) fn skipped(&self) -> u64 {
         self.skipped.load(Ordering::Relaxed)
+    }
+
+    /// The number of rows that are skipped or passed on until the end, if it is known already.
+    pub(super) fn total(&self) -> Option<u64> {
+        let rows = self.counter.rows()?;
+        Some(match self.limit {
+            Some(limit) => rows.min(self.skipped().saturating_add(limit)),
+            None => rows,
+        })
     }
 }

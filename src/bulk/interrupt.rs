@@ -14,6 +14,12 @@ pub(super) const EXIT_CODE: u8 = 130;
 pub(super) struct Interrupt(Option<(Signal, Signal)>);
 
 impl Interrupt {
+    /// Never receives a signal.
+    #[cfg(test)]
+    pub(super) fn never() -> Self {
+        Self(None)
+    }
+
     /// Installs the signal handlers.
     ///
     /// # Errors

@@ -115,7 +115,9 @@ pub(super) fn string(text: &str) -> String {
 
 /// Removes line breaks. In valid JSON, they stand only between tokens.
 pub(super) fn on_one_line(text: &str) -> Cow<'_, str> {
-    if text.contains(['\n', '\r']) { text.replace(['\n', '\r'], " ").into() } else { text.into() }
+    // In a vector, searching for each byte is many times as fast as searching for either character.
+    let has_break = [b'\n', b'\r'].iter().any(|byte| text.as_bytes().contains(byte));
+    if has_break { text.replace(['\n', '\r'], " ").into() } else { text.into() }
 }
 
 #[cfg(test)]

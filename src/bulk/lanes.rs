@@ -16,6 +16,10 @@ const MAX_ROWS: usize = 10_000;
 /// The most bytes of rows in the queue.
 const MAX_BYTES: usize = 32 << 20;
 
+/// After this many failures of a host in a row, no picture of that host is worth a second attempt.
+/// Otherwise, a long list of a host that is gone would keep the run busy for days.
+const MAX_FAILURES_IN_A_ROW: u32 = 20;
+
 /// A row with its earlier attempts.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -24,11 +28,13 @@ pub(super) struct Job {
     pub attempts: u32,
     /// When the last attempt must end. `None` before the first attempt.
     pub deadline: Option<Instant>,
+    /// The round of the window in which the last attempt has started.
+    pub round: u64,
 }
 
 impl Job {
     pub(super) fn new(item: Item) -> Self {
-        Self { item, attempts: 0, deadline: None }
+        Self { item, attempts: 0, deadline: None, round: 0 }
     }
 
     fn bytes(&self) -> usize {
@@ -53,6 +59,8 @@ struct Lane {
     is_ready: bool,
     /// Until when the host gives no pictures, and what it said.
     pause: Option<(Instant, Failure)>,
+    /// How often the host has failed since it last answered.
+    failures: u32,
 }
 
 /// All lanes.
@@ -129,6 +137,20 @@ impl Lanes {
             lane.running -= 1;
         }
         self.update(name);
+    }
+
+    /// Reports that the host of this lane has failed. Returns whether it is worth another attempt.
+    pub(super) fn host_failed(&mut self, name: &str) -> bool {
+        let Some(lane) = self.lanes.get_mut(name) else { return true };
+        lane.failures = lane.failures.saturating_add(1);
+        lane.failures < MAX_FAILURES_IN_A_ROW
+    }
+
+    /// Reports that the host of this lane has answered.
+    pub(super) fn host_answered(&mut self, name: &str) {
+        if let Some(lane) = self.lanes.get_mut(name) {
+            lane.failures = 0;
+        }
     }
 
     /// Starts no job of this host until `until`.
@@ -248,6 +270,21 @@ mod tests {
         assert_eq!(lanes.next_end_of_pause(), Some(now + Duration::from_secs(5)));
         assert_eq!(labels(&mut lanes, now + Duration::from_secs(5)), ["http://a/1"]);
         assert_eq!(lanes.next_end_of_pause(), None);
+    }
+
+    #[test]
+    fn a_host_that_always_fails_is_not_worth_second_attempts_until_it_answers() {
+        let mut lanes = Lanes::new(1);
+        for url in ["http://a/1", "http://b/1"] {
+            lanes.push(job(url));
+        }
+        for _ in 1..MAX_FAILURES_IN_A_ROW {
+            assert!(lanes.host_failed("a:80"));
+        }
+        assert!(!lanes.host_failed("a:80") && !lanes.host_failed("a:80"));
+        assert!(lanes.host_failed("b:80"), "hosts are counted one by one");
+        lanes.host_answered("a:80");
+        assert!(lanes.host_failed("a:80"));
     }
 
     #[test]

@@ -1,137 +1,340 @@
 //! Shows the progress on standard error, and the summary at the end.
 
 use std::{
-    collections::BTreeMap,
+    borrow::Cow,
+    collections::VecDeque,
     fmt::Write as _,
-    io::{IsTerminal, Write as _, stderr},
+    io::{IsTerminal, Write as _, stderr, stdout},
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
-use super::item::Failure;
+use super::tally::Tally;
 
 /// How often the bar on a terminal changes.
 const BAR_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How often a line is written if standard error is not a terminal.
+/// How often a line is written if there is no bar.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The longest label in the summary, in characters.
-const MAX_LABEL: usize = 120;
+/// The speed is that of this time.
+const SPEED_WINDOW: Duration = Duration::from_secs(60);
 
-/// What happened to the rows so far.
-#[derive(Debug, Default)]
-pub(super) struct Tally {
-    pub embedded: u64,
-    /// The embedded pictures whose vector the service had already.
-    pub cached: u64,
-    pub failed: u64,
-    /// The rows that the output contained already.
-    pub skipped: u64,
-    /// For each code, the number of failures and one example.
-    causes: BTreeMap<String, (u64, String)>,
-}
+/// How often the speed is measured.
+const SPEED_INTERVAL: Duration = Duration::from_secs(1);
 
-impl Tally {
-    /// Counts a failure.
-    pub(super) fn add_failure(&mut self, label: &str, failure: &Failure) {
-        self.failed += 1;
-        let (count, _) = self.causes.entry(failure.code.clone()).or_insert_with(|| {
-            let label: String = label.chars().take(MAX_LABEL).collect();
-            (0, format!("{label}: {}", failure.detail))
-        });
-        *count += 1;
-    }
+/// The bar, and below it a line that is cut at the terminal's width. Two lines, so that narrow
+/// terminals show the time that is left and the failures, too. Without colours.
+const BAR_TEMPLATE: &str = "[{wide_bar}] {prefix}\n{wide_msg}";
 
-    /// One line with all counts.
-    fn line(&self, elapsed: Duration) -> String {
-        let done = self.embedded + self.failed;
-        let per_second = done as f64 / elapsed.as_secs_f64().max(0.001);
-        let mut line = format!(
-            "{} embedded ({} cached), {} failed, {per_second:.1} a second",
-            self.embedded, self.cached, self.failed
-        );
-        if self.skipped > 0 {
-            let _ = write!(line, ", {} skipped", self.skipped); // a String never fails
-        }
-        line
-    }
-}
+/// The same while the number of rows is unknown.
+const COUNT_TEMPLATE: &str = "{prefix}\n{wide_msg}";
 
 /// The bar on a terminal, or a line from time to time elsewhere.
 #[derive(Debug)]
 pub(super) struct Progress {
-    bar: Option<ProgressBar>,
+    console: Console,
     started: Instant,
     last_line: Instant,
+    speed: Speed,
 }
 
-impl Progress {
-    pub(super) fn start() -> Self {
-        let bar = stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            bar.set_style(style("[{elapsed_precise}] {wide_msg}"));
-            bar
-        });
-        let now = Instant::now();
-        Self { bar, started: now, last_line: now }
-    }
+/// Standard error, perhaps with a bar. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Console(Option<ProgressBar>);
 
-    /// How often [`Self::update`] should be called.
-    pub(super) fn interval(&self) -> Duration {
-        if self.bar.is_some() { BAR_INTERVAL } else { LINE_INTERVAL / 10 }
-    }
-
-    /// Shows the counts. `total` is the number of rows to send, once it is known.
-    pub(super) fn update(&mut self, tally: &Tally, total: Option<u64>) {
-        let line = tally.line(self.started.elapsed());
-        match (&self.bar, total) {
-            (Some(bar), Some(total)) => {
-                if bar.length().is_none() {
-                    bar.set_style(style(
-                        "[{elapsed_precise}] {bar:20} {pos}/{len} {eta} left, {wide_msg}",
-                    ));
-                }
-                bar.set_message(line);
-                bar.set_length(total);
-                bar.set_position(tally.embedded + tally.failed);
-            }
-            (Some(bar), None) => bar.set_message(line),
-            (None, _) if self.last_line.elapsed() >= LINE_INTERVAL => {
-                self.last_line = Instant::now();
-                say(&line);
-            }
-            (None, _) => {}
-        }
-    }
-
-    /// Writes a line above the bar.
+impl Console {
+    /// Writes a line, above the bar if there is one.
     pub(super) fn say(&self, line: &str) {
-        match &self.bar {
+        match &self.0 {
             Some(bar) => bar.suspend(|| say(line)),
             None => say(line),
         }
     }
+}
 
-    /// Removes the bar, and writes the counts and the causes of the failures.
-    pub(super) fn finish(self, tally: &Tally) {
-        if let Some(bar) = &self.bar {
+impl Progress {
+    /// `prints_rows` is whether the rows are written to standard output.
+    pub(super) fn start(prints_rows: bool) -> Self {
+        // Rows on the same terminal would overwrite the bar.
+        let is_free = stderr().is_terminal() && !(prints_rows && stdout().is_terminal());
+        let bar = is_free.then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(style(COUNT_TEMPLATE));
+            bar
+        });
+        // indicatif shows no bar on a terminal that cannot move its cursor (`TERM=dumb`).
+        Self::with_bar(bar.filter(|bar| !bar.is_hidden()))
+    }
+
+    fn with_bar(bar: Option<ProgressBar>) -> Self {
+        let now = Instant::now();
+        Self { console: Console(bar), started: now, last_line: now, speed: Speed::new(now) }
+    }
+
+    /// Where lines are written while the progress is shown.
+    pub(super) fn console(&self) -> Console {
+        self.console.clone()
+    }
+
+    /// How often [`Self::update`] should be called.
+    pub(super) fn interval(&self) -> Duration {
+        if self.console.0.is_some() { BAR_INTERVAL } else { LINE_INTERVAL / 10 }
+    }
+
+    /// Shows the counts. `total` is the number of all rows, if it is known. `note` says what the run
+    /// waits for.
+    pub(super) fn update(&mut self, tally: &Tally, total: Option<u64>, note: Option<&str>) {
+        self.speed.add(Instant::now(), tally.sent());
+        let state = State { tally, total, note, per_second: self.speed.per_second() };
+        match &self.console.0 {
+            Some(bar) => {
+                if let Some(total) = total {
+                    if bar.length().is_none() {
+                        bar.set_style(style(BAR_TEMPLATE));
+                    }
+                    bar.set_length(total);
+                    bar.set_position(tally.done());
+                }
+                bar.set_prefix(state.done());
+                bar.set_message(state.details());
+                // The text changes even if the position does not.
+                bar.tick();
+            }
+            None => {
+                if self.is_line_due() {
+                    say(&format!("{}: {}", state.done(), state.details()));
+                }
+            }
+        }
+    }
+
+    fn is_line_due(&mut self) -> bool {
+        let is_due = self.last_line.elapsed() >= LINE_INTERVAL;
+        if is_due {
+            self.last_line = Instant::now();
+        }
+        is_due
+    }
+
+    /// Removes the bar. A line is written from time to time instead.
+    pub(super) fn remove_bar(&mut self) {
+        if let Some(bar) = self.console.0.take() {
             bar.finish_and_clear();
         }
-        say(&tally.line(self.started.elapsed()));
-        for (code, (count, example)) in &tally.causes {
-            say(&format!("  {count} x {code}, for example {example}"));
+    }
+
+    /// Removes the bar, and writes the counts and the causes of the failures.
+    pub(super) fn finish(mut self, tally: &Tally) {
+        self.remove_bar();
+        say(&summary(tally, self.started.elapsed()));
+        tally.causes().iter().for_each(|line| say(line));
+    }
+}
+
+/// What the progress shows.
+struct State<'a> {
+    tally: &'a Tally,
+    total: Option<u64>,
+    note: Option<&'a str>,
+    per_second: f64,
+}
+
+impl State<'_> {
+    /// How many rows are done, and the time that is left.
+    fn done(&self) -> String {
+        let done = self.tally.done();
+        let Some(total) = self.total else { return format!("{done} done") };
+        let seconds_left = total.saturating_sub(done) as f64 / self.per_second;
+        let mut text = format!("{done}/{total} done");
+        // Nothing is known about the time while nothing succeeds.
+        if let Ok(left) = Duration::try_from_secs_f64(seconds_left) {
+            let _ = write!(text, ", {} left", short_time(left)); // a String never fails
         }
+        text
+    }
+
+    fn details(&self) -> String {
+        let Tally { failed, cached, skipped, .. } = self.tally;
+        let mut text = format!("{failed} failed, {cached} cached, {:.1} a second", self.per_second);
+        if *skipped > 0 {
+            let _ = write!(text, ", {skipped} skipped"); // a String never fails
+        }
+        if let Some(note) = self.note {
+            let _ = write!(text, ", {note}");
+        }
+        text
+    }
+}
+
+/// The counts at the end of a run.
+fn summary(tally: &Tally, elapsed: Duration) -> String {
+    let Tally { embedded, cached, failed, skipped, .. } = tally;
+    let mut line = format!("{embedded} embedded ({cached} cached), {failed} failed");
+    if *skipped > 0 {
+        let _ = write!(line, ", {skipped} skipped"); // a String never fails
+    }
+    let per_second = tally.sent() as f64 / elapsed.as_secs_f64().max(0.001);
+    let _ = write!(line, ", in {} ({per_second:.1} a second)", short_time(elapsed));
+    line
+}
+
+/// The number of rows a second, over the last minute.
+#[derive(Debug)]
+struct Speed {
+    /// Earlier times, and how many rows were sent until then. Never empty.
+    earlier: VecDeque<(Instant, u64)>,
+    latest: (Instant, u64),
+}
+
+impl Speed {
+    fn new(now: Instant) -> Self {
+        Self { earlier: VecDeque::from([(now, 0)]), latest: (now, 0) }
+    }
+
+    fn add(&mut self, now: Instant, sent: u64) {
+        self.latest = (now, sent);
+        if self.earlier.back().is_some_and(|(last, _)| now - *last >= SPEED_INTERVAL) {
+            self.earlier.push_back(self.latest);
+        }
+        while self.earlier.len() > 1 && now - self.earlier[0].0 > SPEED_WINDOW {
+            self.earlier.pop_front();
+        }
+    }
+
+    fn per_second(&self) -> f64 {
+        let ((first, sent_then), (last, sent_now)) = (self.earlier[0], self.latest);
+        sent_now.saturating_sub(sent_then) as f64 / (last - first).as_secs_f64().max(0.001)
+    }
+}
+
+/// A time in its two largest units.
+fn short_time(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (minutes, hours) = (seconds / 60, seconds / 3600);
+    match hours {
+        0 if minutes == 0 => format!("{seconds}s"),
+        0 => format!("{minutes}m {}s", seconds % 60),
+        1..24 => format!("{hours}h {}m", minutes % 60),
+        _ => format!("{}d {}h", hours / 24, hours % 24),
     }
 }
 
 /// Writes a line to standard error. If nobody reads it any more, the run goes on.
 pub(super) fn say(line: &str) {
-    let _ = writeln!(stderr(), "{line}");
+    let _ = writeln!(stderr(), "{}", printable(line));
+}
+
+/// Escapes characters with which the name of a file or the sentence of a service could control the
+/// terminal. In JSON, which contains them in strings only, the escapes mean the same.
+fn printable(line: &str) -> Cow<'_, str> {
+    let controls =
+        |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !line.contains(controls) {
+        return line.into();
+    }
+    let mut text = String::with_capacity(line.len() + 16);
+    for c in line.chars() {
+        if controls(c) {
+            let _ = write!(text, "\\u{:04x}", u32::from(c)); // a String never fails
+        } else {
+            text.push(c);
+        }
+    }
+    text.into()
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    let style = ProgressStyle::with_template(template);
+    style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[test]
+    fn the_progress_has_done_failed_cached_a_second_and_the_time_left() {
+        let tally = Tally::of(90, 45, 10, 0);
+        let state = State { tally: &tally, total: Some(5000), note: None, per_second: 14.0 };
+        assert_eq!(state.done(), "100/5000 done, 5m 50s left");
+        assert_eq!(state.details(), "10 failed, 45 cached, 14.0 a second");
+        let without_total = State { total: None, note: Some("waiting"), ..state };
+        assert_eq!(without_total.done(), "100 done");
+        assert!(without_total.details().ends_with(", waiting"));
+        let stuck = State { total: Some(5000), per_second: 0.0, ..without_total };
+        assert_eq!(stuck.done(), "100/5000 done");
+    }
+
+    #[test]
+    fn skipped_rows_are_done_but_do_not_count_as_speed() {
+        let tally = Tally::of(90, 45, 10, 400);
+        let state = State { tally: &tally, total: Some(1000), note: None, per_second: 10.0 };
+        assert_eq!(state.done(), "500/1000 done, 50s left");
+        assert!(state.details().ends_with(", 400 skipped"));
+        assert_eq!(
+            summary(&tally, Duration::from_secs(50)),
+            "90 embedded (45 cached), 10 failed, 400 skipped, in 50s (2.0 a second)"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_terminal_a_line_is_written_every_ten_seconds() {
+        let mut progress = Progress::with_bar(None);
+        let mut lines = Vec::new();
+        for second in 1..=35 {
+            advance(Duration::from_secs(1)).await;
+            if progress.is_line_due() {
+                lines.push(second);
+            }
+        }
+        assert_eq!(lines, [10, 20, 30]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_speed_is_that_of_the_last_minute() {
+        let mut speed = Speed::new(Instant::now());
+        let mut sent = 0;
+        let mut run = async |seconds: u64, per_second: u64| {
+            for _ in 0..seconds * 4 {
+                advance(Duration::from_millis(250)).await;
+                sent += per_second / 4;
+                speed.add(Instant::now(), sent);
+            }
+            (speed.per_second(), speed.earlier.len())
+        };
+        assert_eq!(run(20, 8).await.0, 8.0);
+        assert_eq!(run(30, 0).await.0, 3.2);
+        let (per_second, samples) = run(600, 40).await;
+        assert!((per_second - 40.0).abs() < 0.1, "{per_second}");
+        assert!(samples <= 62, "{samples} samples");
+    }
+
+    #[test]
+    fn a_time_has_its_two_largest_units() {
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m 0s"),
+            (3599, "59m 59s"),
+            (3600, "1h 0m"),
+            (86_399, "23h 59m"),
+            (180_000, "2d 2h"),
+        ] {
+            assert_eq!(short_time(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_control_the_terminal() {
+        assert_eq!(
+            printable("ä \u{1b}]0;x\u{7}\u{9b}\u{202e}\n"),
+            r"ä \u001b]0;x\u0007\u009b\u202e\u000a"
+        );
+        assert!(matches!(printable("ä, 漢字 and \"quotes\""), Cow::Borrowed(_)));
+    }
 }

@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     attempt::attempt,
-    classify::{Action, MAX_PAUSE},
+    classify::{Action, MAX_PAUSE, UNREACHABLE},
     client::{Embedded, ServiceClient},
     error::{BulkError, Outcome},
     feeder::{Fed, Feeder},
@@ -17,14 +17,16 @@ use super::{
     item::{Failure, Item, NAME_TAKEN},
     json_object,
     lanes::{Job, Lanes},
-    progress::{Progress, Tally},
+    progress::{Progress, say},
+    tally::Tally,
+    window::Window,
     writer::{Closed, Writer},
 };
 
 /// The most attempts of a picture. Refusals because the service is busy do not count.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// How long the service may be unreachable or refuse every picture before the run stops.
+/// How long the service may be unreachable, busy or silent before the run stops.
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// How a run works.
@@ -36,6 +38,14 @@ pub(super) struct Plan {
     pub model: String,
 }
 
+/// A pause in which nothing is sent.
+#[derive(Debug)]
+struct Pause {
+    end: Instant,
+    /// What the progress says about it.
+    note: String,
+}
+
 /// A run.
 #[derive(Debug)]
 pub(super) struct Run {
@@ -43,32 +53,39 @@ pub(super) struct Run {
     client: ServiceClient,
     writer: Writer,
     lanes: Lanes,
+    window: Window,
     calls: JoinSet<(Job, Result<Embedded, Action>)>,
     tally: Tally,
     progress: Progress,
     /// The number of rows that were taken from the sources.
     taken: u64,
-    /// Until when nothing is sent, because the service is busy.
-    pause: Option<Instant>,
-    /// When a picture last succeeded or failed.
-    last_result: Instant,
+    /// Set while the service is busy or unreachable.
+    pause: Option<Pause>,
+    /// When the service last answered a picture, except that it is busy.
+    last_answer: Instant,
     /// Why no further rows are sent.
     stop_reason: Option<String>,
 }
 
 impl Run {
-    pub(super) fn new(plan: Plan, client: ServiceClient, writer: Writer) -> Self {
+    pub(super) fn new(
+        plan: Plan,
+        client: ServiceClient,
+        writer: Writer,
+        progress: Progress,
+    ) -> Self {
         Self {
             lanes: Lanes::new(plan.per_host),
+            window: Window::new(plan.concurrency),
             plan,
             client,
             writer,
             calls: JoinSet::new(),
             tally: Tally::default(),
-            progress: Progress::start(),
+            progress,
             taken: 0,
             pause: None,
-            last_result: Instant::now(),
+            last_answer: Instant::now(),
             stop_reason: None,
         }
     }
@@ -82,6 +99,7 @@ impl Run {
         match self.send_rows(feeder, interrupt).await {
             Ok(is_interrupted) => self.finish(is_interrupted).await,
             Err(error) => {
+                self.progress.remove_bar();
                 self.writer.finish().await.map_err(BulkError::Write)?;
                 Err(error)
             }
@@ -127,14 +145,14 @@ impl Run {
                 }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() && !is_stopping => {}
                 _ = ticker.tick() => {
-                    self.tally.skipped = feeder.skipped();
-                    let total = if has_more { None } else { Some(self.taken) };
-                    self.progress.update(&self.tally, total);
+                    self.show_progress(&feeder, has_more);
                     self.check_service();
                 }
                 () = interrupt.wait(), if !is_interrupted => {
                     is_interrupted = true;
-                    self.progress.say(&format!(
+                    // A second signal ends the process at once, and would leave the bar behind.
+                    self.progress.remove_bar();
+                    say(&format!(
                         "interrupted: waiting for {} running requests; interrupt again to stop at once",
                         self.calls.len()
                     ));
@@ -146,15 +164,31 @@ impl Run {
         Ok(is_interrupted)
     }
 
+    fn show_progress(&mut self, feeder: &Feeder, has_more: bool) {
+        self.tally.skipped = feeder.skipped();
+        let total = match has_more {
+            true => feeder.total(),
+            false => Some(self.taken + self.tally.skipped),
+        };
+        let note = match (&self.stop_reason, &self.pause) {
+            (Some(_), _) => Some("stopping"),
+            (None, Some(pause)) => Some(&*pause.note),
+            (None, None) => None,
+        };
+        self.progress.update(&self.tally, total, note);
+    }
+
     async fn finish(self, is_interrupted: bool) -> Result<Outcome, BulkError> {
         let written = self.writer.finish().await;
         self.progress.finish(&self.tally);
-        if let Some(reason) = &self.stop_reason {
-            super::progress::say(&format!("stopped: {reason}"));
-        }
         let failures = written.map_err(BulkError::Write)?;
         if let Some(path) = failures {
-            super::progress::say(&format!("the failures are in {}", path.display()));
+            say(&format!("the failures are in {}", path.display()));
+        }
+        if let Some(reason) = &self.stop_reason {
+            say(&format!("stopped: {reason} Run the same command again to continue."));
+        } else if is_interrupted {
+            say("interrupted: run the same command again to continue");
         }
         Ok(match self.tally.failed {
             _ if is_interrupted => Outcome::Interrupted,
@@ -186,21 +220,22 @@ impl Run {
         while let Some((job, failure)) = self.lanes.take_hopeless(now, MAX_PAUSE) {
             self.fail(job.item, failure).await;
         }
-        if self.pause.is_some_and(|end| end > now) {
+        if self.pause.as_ref().is_some_and(|pause| pause.end > now) {
             return;
         }
         self.pause = None;
-        while self.calls.len() < self.plan.concurrency {
-            let Some(job) = self.lanes.take(now) else { return };
+        while self.calls.len() < self.window.size() {
+            let Some(mut job) = self.lanes.take(now) else { return };
+            job.round = self.window.round();
             self.calls.spawn(attempt(self.client.clone(), job));
         }
     }
 
     /// When the next pause ends.
     fn next_wake(&self) -> Option<Instant> {
-        match self.pause {
-            Some(end) => Some(end),
-            None if self.calls.len() < self.plan.concurrency => self.lanes.next_end_of_pause(),
+        match &self.pause {
+            Some(pause) => Some(pause.end),
+            None if self.calls.len() < self.window.size() => self.lanes.next_end_of_pause(),
             None => None,
         }
     }
@@ -208,23 +243,28 @@ impl Run {
     async fn finish_call(&mut self, call: Result<(Job, Result<Embedded, Action>), JoinError>) {
         let (job, result) = match call {
             Ok(finished) => finished,
-            Err(error) => return self.stop(format!("a task panicked: {error}")),
+            Err(error) => return self.stop(format!("A task panicked: {error}.")),
         };
         let lane = job.lane();
         match result {
-            Ok(embedded) => self.succeed(job.item, embedded).await,
+            Ok(embedded) => {
+                self.lanes.host_answered(&lane);
+                // The finished request is no longer counted.
+                self.window.succeeded(self.calls.len() + 1);
+                self.succeed(job.item, embedded).await;
+            }
             Err(action) => self.handle_error(job, &lane, action).await,
         }
         self.lanes.finish(&lane);
     }
 
     async fn succeed(&mut self, item: Item, embedded: Embedded) {
-        self.last_result = Instant::now();
+        self.last_answer = Instant::now();
         let Embedded { fields, model, is_cached } = embedded;
         if model != self.plan.model {
             let expected = &self.plan.model;
             return self
-                .stop(format!("the service now computes vectors of {model}, not {expected}"));
+                .stop(format!("The service now computes vectors of {model}, not {expected}."));
         }
         self.tally.embedded += 1;
         self.tally.cached += u64::from(is_cached);
@@ -235,16 +275,35 @@ impl Run {
 
     async fn handle_error(&mut self, mut job: Job, lane: &str, action: Action) {
         let now = Instant::now();
+        let is_answer = match &action {
+            Action::PauseService(..) => false,
+            Action::TryAgain(failure) => failure.code != UNREACHABLE,
+            _ => true,
+        };
+        if is_answer {
+            self.last_answer = now;
+        }
         match action {
-            Action::Fail(failure) => self.fail(job.item, failure).await,
-            Action::PauseService(_, pause) => {
-                let end = now + pause;
-                self.pause = Some(self.pause.map_or(end, |known| known.max(end)));
+            Action::Fail(failure) => {
+                self.lanes.host_answered(lane);
+                self.fail(job.item, failure).await;
+            }
+            Action::PauseService(failure, pause) => {
+                self.window.refused(job.round);
+                self.pause_service(&failure, now + pause);
                 self.lanes.push_again(job);
             }
             Action::TryAgain(failure) => {
                 job.attempts += 1;
                 self.try_again(job, failure, now).await;
+            }
+            Action::HostFailed(failure) => {
+                job.attempts += 1;
+                if self.lanes.host_failed(lane) {
+                    self.try_again(job, failure, now).await;
+                } else {
+                    self.fail(job.item, failure).await;
+                }
             }
             Action::PauseHost(failure, pause) => {
                 self.lanes.pause(lane, now + pause, failure.clone());
@@ -259,6 +318,14 @@ impl Run {
         }
     }
 
+    /// Sends nothing until `end`, or until the end of the current pause if that is later.
+    fn pause_service(&mut self, failure: &Failure, end: Instant) {
+        if self.pause.as_ref().is_none_or(|pause| pause.end < end) {
+            let note = format!("waiting for the service ({})", failure.code);
+            self.pause = Some(Pause { end, note });
+        }
+    }
+
     /// Queues a picture again, unless it has failed too often or for too long.
     async fn try_again(&mut self, job: Job, failure: Failure, earliest: Instant) {
         let is_late = job.deadline.is_some_and(|deadline| earliest >= deadline);
@@ -270,31 +337,36 @@ impl Run {
     }
 
     async fn fail(&mut self, item: Item, failure: Failure) {
-        self.last_result = Instant::now();
         self.tally.add_failure(&item.label, &failure);
         let written = self.writer.failure(item, failure).await;
         self.stop_if_closed(written);
     }
 
-    /// Stops the run if the service has processed no picture for a long time.
+    /// Stops the run if the service has answered no picture for a long time.
     fn check_service(&mut self) {
-        let is_waiting = !self.lanes.is_empty() || !self.calls.is_empty();
-        if self.pause.is_none() || !is_waiting {
-            return;
-        }
-        if self.last_result.elapsed() > SERVICE_TIMEOUT {
+        if self.lanes.is_empty() && self.calls.is_empty() {
+            // Nothing was asked: the source is slow.
+            self.last_answer = Instant::now();
+        } else if self.last_answer.elapsed() > SERVICE_TIMEOUT {
             let minutes = SERVICE_TIMEOUT.as_secs() / 60;
-            self.stop(format!("the service has processed no picture for {minutes} minutes"));
+            self.stop(format!("The service has processed no picture for {minutes} minutes."));
         }
     }
 
     fn stop_if_closed(&mut self, written: Result<(), Closed>) {
         if written.is_err() {
-            self.stop("the output cannot be written".into());
+            self.stop("The output cannot be written.".into());
         }
     }
 
+    /// Sends no further rows, and waits for the running requests.
     fn stop(&mut self, reason: String) {
-        self.stop_reason.get_or_insert(reason);
+        if self.stop_reason.is_none() {
+            self.progress.console().say(&format!("stopping: {reason}"));
+            self.stop_reason = Some(reason);
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

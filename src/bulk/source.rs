@@ -52,7 +52,8 @@ impl Kind {
     }
 }
 
-fn is_standard_input(path: &Path) -> bool {
+/// Whether a source is standard input.
+pub(super) fn is_standard_input(path: &Path) -> bool {
     path == Path::new("-")
 }
 

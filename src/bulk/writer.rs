@@ -12,6 +12,7 @@ use super::{
     failures::{self, Failures},
     item::{Failure, Identity, Item, ItemReader},
     output::Appender,
+    progress::Console,
 };
 
 /// The most rows that wait to be written.
@@ -45,14 +46,14 @@ pub(super) struct Writer {
 pub(super) struct Closed;
 
 impl Writer {
-    /// Starts the thread.
+    /// Starts the thread. `console` is standard error.
     ///
     /// # Errors
     /// The system cannot start a thread.
-    pub(super) fn start(target: Target) -> io::Result<Self> {
+    pub(super) fn start(target: Target, console: Console) -> io::Result<Self> {
         let (entries, received) = mpsc::channel(MAX_WAITING);
-        let thread =
-            thread::Builder::new().name("output".into()).spawn(move || write(target, received))?;
+        let thread = thread::Builder::new().name("output".into());
+        let thread = thread.spawn(move || write(target, &console, received))?;
         Ok(Self { entries, thread })
     }
 
@@ -78,7 +79,11 @@ impl Writer {
     }
 }
 
-fn write(target: Target, mut entries: mpsc::Receiver<Entry>) -> io::Result<Option<PathBuf>> {
+fn write(
+    target: Target,
+    console: &Console,
+    mut entries: mpsc::Receiver<Entry>,
+) -> io::Result<Option<PathBuf>> {
     match target {
         Target::Files(mut rows, mut failures) => {
             while let Some(entry) = entries.blocking_recv() {
@@ -101,7 +106,7 @@ fn write(target: Target, mut entries: mpsc::Receiver<Entry>) -> io::Result<Optio
                         output.flush()?;
                     }
                     Entry::Failure(item, failure) => {
-                        writeln!(io::stderr(), "{}", failures::row(&item, &failure, &reader))?;
+                        console.say(&failures::row(&item, &failure, &reader));
                     }
                 }
             }

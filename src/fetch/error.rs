@@ -87,6 +87,29 @@ impl Error {
         }
     }
 
+    /// Whether another attempt within minutes may succeed.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::NoResolver(_)
+            | Self::Connect(_)
+            | Self::NoAnswer(_)
+            | Self::Interrupted { .. }
+            | Self::Timeout => true,
+            // Request Timeout, Too Early, Too Many Requests, and faults of the host itself, except for
+            // Not Implemented and the like.
+            Self::Status { status, .. } => {
+                matches!(status, 408 | 425 | 429 | 500 | 502..=504 | 507 | 509 | 520..=599)
+            }
+            Self::Url(_)
+            | Self::NoSuchHost(_)
+            | Self::TooManyBytes { .. }
+            | Self::Redirects
+            | Self::Encoded(_)
+            | Self::BadGzip(_)
+            | Self::Empty => false,
+        }
+    }
+
     /// How long the host asks to wait, but at most an hour: a client that obeys must not wait for
     /// years.
     pub fn retry_after(&self) -> Option<Duration> {

@@ -24,7 +24,8 @@ use mapping::{
 
 pub use code::Code;
 pub use openai::OpenAiError;
-pub(in crate::web) use openai::{X_SHOULD_RETRY, expects_openai_errors, is_retry_useless};
+use openai::expects_openai_errors;
+pub(in crate::web) use openai::{X_SHOULD_RETRY, is_retry_useless};
 pub use problem::{ErrorExtension, PROBLEM_JSON, Problem};
 
 /// The `Retry-After` of errors that contain no waiting time of their own.

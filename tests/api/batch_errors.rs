@@ -307,7 +307,7 @@ async fn errors_have_the_openai_shape_on_the_openai_paths_only() {
 }
 
 #[tokio::test]
-async fn openai_clients_must_not_retry_errors_that_only_the_operator_can_resolve() {
+async fn clients_must_not_retry_errors_that_only_the_operator_can_resolve() {
     for (status, code, should_retry) in [
         (402, "embedding_exhausted", "false"),
         (401, "embedding_unauthorized", "false"),
@@ -318,7 +318,32 @@ async fn openai_clients_must_not_retry_errors_that_only_the_operator_can_resolve
         let answer = app.batch(&batch_of([1])).await;
         assert_eq!(answer.json()["code"], code);
         assert_eq!(answer.header("x-should-retry"), should_retry, "{code}");
-        assert_eq!(app.upload(ROCKET, "a.jpg").await.header("x-should-retry"), "");
+        let answer = app.upload(ROCKET, "a.jpg").await;
+        assert_eq!(answer.header("x-should-retry"), should_retry, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn clients_must_not_retry_a_download_that_would_fail_again() {
+    let nvidia = FakeNvidia::healthy().await;
+    for (reply, should_retry) in [
+        (Reply::status(404), "false"),
+        (Reply::status(403), "false"),
+        (Reply::new(200, &[("content-encoding", "br")], "x"), "false"),
+        (Reply::status(500), ""),
+        (Reply::status(429), ""),
+        (Reply::new(200, &[], ROCKET).broken_off(), ""),
+        (Reply::CloseAfter(Vec::new()), ""),
+    ] {
+        let origin = FakeServer::start(move |_, _| reply.clone()).await;
+        let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
+        let url = origin.url("/a.jpg");
+        let single = app.by_url(&url).await;
+        let batch = app.batch(&json!({ "input": url })).await;
+        for answer in [single, batch] {
+            assert_eq!(answer.json()["code"], "download_failed");
+            assert_eq!(answer.header("x-should-retry"), should_retry, "{}", answer.json());
+        }
     }
 }
 

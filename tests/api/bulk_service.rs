@@ -82,8 +82,8 @@ async fn a_running_service_gets_eight_requests_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_service_is_left_alone_for_the_time_in_its_retry_after() {
     let service = fake_service(|_, nth| match nth {
-        1..=6 => problem(503, "overloaded", &[("retry-after", "1")]),
-        7 => problem(429, "rate_limited", &[("retry-after", "1")]),
+        1..=3 => problem(503, "overloaded", &[("retry-after", "1")]),
+        4 => problem(429, "rate_limited", &[("retry-after", "1")]),
         _ => answer(),
     })
     .await;
@@ -93,9 +93,34 @@ async fn a_busy_service_is_left_alone_for_the_time_in_its_retry_after() {
     bulk.run(&format!("photos --out vectors.jsonl --concurrency 2 --to {}", service.url("")))
         .expect(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 4);
-    // Two pictures are refused in each of three pauses, and one in a fourth.
-    assert!(started.elapsed() >= Duration::from_secs(4), "{:?}", started.elapsed());
-    assert_eq!(service.count(), 1 + 7 + 4);
+    // Two pictures are refused together, and then one after each of two pauses.
+    assert!(started.elapsed() >= Duration::from_secs(3), "{:?}", started.elapsed());
+    assert_eq!(service.count(), 1 + 4 + 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_was_busy_gets_half_as_many_requests_at_once() {
+    let service = fake_service(|_, nth| match nth {
+        1..=8 => problem(503, "overloaded", &[("retry-after", "1")]),
+        _ => answer().after(Duration::from_millis(100)),
+    })
+    .await;
+    let bulk = Bulk::without_nvidia();
+    bulk.write_pictures(16);
+    bulk.run(&format!("photos --out vectors.jsonl --to {}", service.url(""))).expect(0);
+    assert_eq!(service.count(), 1 + 8 + 16, "no picture must be refused again");
+    let most = service.most_delayed();
+    assert!((4..=6).contains(&most), "{most} requests at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_sends_as_many_pictures_at_once_as_it_is_told() {
+    let nvidia =
+        FakeNvidia::healthy_except(|_| Some(embedding().after(Duration::from_millis(100)))).await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(12);
+    bulk.run("photos --out vectors.jsonl --concurrency 3").expect(0);
+    assert_eq!(nvidia.most_delayed(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

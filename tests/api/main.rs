@@ -24,6 +24,8 @@ mod bulk;
 mod bulk_hosts;
 mod bulk_resume;
 mod bulk_service;
+mod bulk_sources;
+mod bulk_terminal;
 mod cache;
 mod check;
 mod commands;

@@ -8,10 +8,10 @@ use axum::http::HeaderName;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Code, Error};
+use super::{Code, Error, fetch_code};
 
-/// The response header that tells OpenAI's clients whether to send the request again. Without this
-/// header, they repeat a request up to two times after a 408, 409, 429 or 5xx.
+/// The response header that tells clients whether to send the request again. OpenAI's clients know it.
+/// Without this header, they repeat a request up to two times after a 408, 409, 429 or 5xx.
 pub(in crate::web) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An error in OpenAI's shape.
@@ -52,15 +52,19 @@ pub(in crate::web) fn expects_openai_errors(path: &str) -> bool {
 }
 
 /// Whether it is useless to send the same request again in the next minutes, because only the
-/// operator can resolve the error or because the client must change the request. Contains only
-/// codes with one of the statuses after which OpenAI's clients repeat a request.
-pub(in crate::web) fn is_retry_useless(code: Code) -> bool {
-    matches!(
-        code,
-        Code::EmbeddingExhausted
-            | Code::EmbeddingUnauthorized
-            | Code::StorageFull
-            | Code::UnsupportedTransferEncoding
-            | Code::Internal
-    )
+/// operator can resolve the error or because the client must change the request. True only for errors
+/// with one of the statuses after which clients repeat a request.
+pub(in crate::web) fn is_retry_useless(error: &Error) -> bool {
+    match error {
+        Error::BatchItem { error, .. } => is_retry_useless(error),
+        Error::Fetch(error) => fetch_code(error) == Code::DownloadFailed && !error.is_transient(),
+        _ => matches!(
+            error.code(),
+            Code::EmbeddingExhausted
+                | Code::EmbeddingUnauthorized
+                | Code::StorageFull
+                | Code::UnsupportedTransferEncoding
+                | Code::Internal
+        ),
+    }
 }

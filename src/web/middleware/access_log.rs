@@ -20,10 +20,7 @@ use super::{
 use crate::{
     server::{Peer, TrustedProxies},
     telemetry::{InFlightGuard, Metrics, causes},
-    web::error::{
-        Error, ErrorExtension, PROBLEM_JSON, X_SHOULD_RETRY, expects_openai_errors,
-        is_retry_useless,
-    },
+    web::error::{Error, ErrorExtension, PROBLEM_JSON, X_SHOULD_RETRY, is_retry_useless},
 };
 
 /// The status in the log and the metrics if the client disconnected before the response. nginx uses
@@ -121,7 +118,7 @@ fn with_error_body(
     let headers = response.headers_mut();
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-    if expects_openai_errors(path) && is_retry_useless(error.0.code()) {
+    if is_retry_useless(&error.0) {
         headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
     }
     *response.body_mut() = Body::from(body);

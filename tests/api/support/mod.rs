@@ -22,6 +22,7 @@ mod programs;
 mod raw_http;
 mod request;
 mod resources;
+mod terminal;
 mod tiff_tags;
 
 pub use addresses::{client_from, connect_from, free_address};
@@ -43,3 +44,4 @@ pub use programs::{is_missing, python_lacks};
 pub use raw_http::{SMUGGLED, exchange, parse_answer, raw_request, read_to_end};
 pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head};
 pub use resources::ResourceUsage;
+pub use terminal::Terminal;

@@ -1,0 +1,76 @@
+//! Counts the rows of the sources while the first ones are sent, so that the progress can show how much
+//! time is left. The queue of the run is short, so the run itself knows the number only near its end.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    thread,
+};
+
+use super::{item::ItemReader, source};
+
+/// The number of rows of the sources. The thread that counts ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Counter(Arc<OnceLock<u64>>);
+
+impl Counter {
+    /// Starts to count, unless a source can be read only once.
+    ///
+    /// # Errors
+    /// The system cannot start a thread.
+    pub(super) fn start(sources: Vec<PathBuf>, reader: ItemReader) -> io::Result<Self> {
+        let rows = Arc::new(OnceLock::new());
+        if sources.iter().all(|path| can_be_read_twice(path)) {
+            let thread_rows = Arc::clone(&rows);
+            thread::Builder::new().name("count".into()).spawn(move || {
+                let mut count = 0;
+                let mut is_needed = true;
+                let read = source::read(&sources, &reader, &mut |_| {
+                    count += 1;
+                    is_needed = Arc::strong_count(&thread_rows) > 1;
+                    is_needed
+                });
+                // The reader of the rows reports an error, too.
+                if read.is_ok() && is_needed {
+                    let _ = thread_rows.set(count); // nobody else sets it
+                }
+            })?;
+        }
+        Ok(Self(rows))
+    }
+
+    /// The number of rows, once they are counted.
+    pub(super) fn rows(&self) -> Option<u64> {
+        self.0.get().copied()
+    }
+}
+
+/// Whether a source is a file or a folder, and not standard input or a pipe.
+fn can_be_read_twice(path: &Path) -> bool {
+    let is_file_or_folder = |metadata: fs::Metadata| metadata.is_file() || metadata.is_dir();
+    !source::is_standard_input(path) && fs::metadata(path).is_ok_and(is_file_or_folder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(path: PathBuf) -> Counter {
+        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        Counter::start(vec![path], reader).unwrap()
+    }
+
+    #[test]
+    fn the_rows_of_files_are_counted_and_standard_input_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let list = folder.path().join("list.txt");
+        fs::write(&list, "a.jpg\n\nb.jpg\n").unwrap();
+        let counter = start(list);
+        while counter.rows().is_none() {
+            thread::yield_now();
+        }
+        assert_eq!(counter.rows(), Some(2));
+        assert!(!can_be_read_twice(Path::new("-")) && !can_be_read_twice(Path::new("/dev/null")));
+    }
+}

@@ -1,0 +1,167 @@
+//! Tests of runs that last for minutes or hours, in simulated time.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+    time::sleep,
+};
+
+use super::{
+    super::{
+        failures::Failures,
+        feeder::Fed,
+        item::{ItemReader, Picture},
+        output::{self, Appender},
+        writer::Target,
+    },
+    *,
+};
+
+/// A service on a local port that gives every request the same reply.
+struct FakeService {
+    address: SocketAddr,
+    requests: Arc<AtomicUsize>,
+}
+
+impl FakeService {
+    async fn replying(status: u16, headers: &str, body: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let reply = format!(
+            "HTTP/1.1 {status} Fake\r\n{headers}content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let requests = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&requests);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, reply.clone(), Arc::clone(&count)));
+            }
+        });
+        Self { address, requests }
+    }
+
+    fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+}
+
+/// Replies to the requests of one connection. Their bodies are JSON without line breaks.
+async fn serve(mut stream: TcpStream, reply: String, count: Arc<AtomicUsize>) {
+    let mut received = Vec::new();
+    while stream.read_buf(&mut received).await.is_ok_and(|read| read > 0) {
+        let text = String::from_utf8_lossy(&received);
+        let is_whole = text.contains("\r\n\r\n") && text.ends_with('}');
+        if is_whole {
+            received.clear();
+            count.fetch_add(1, Ordering::SeqCst);
+            if stream.write_all(reply.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+const EMBEDDED: &str =
+    r#"{"sha256":"ab","model":"m","prepared":"original","width":4,"height":4,"vector":[0.5]}"#;
+
+fn problem(code: &str) -> String {
+    format!(r#"{{"code":"{code}","detail":"Sentence."}}"#)
+}
+
+/// A run of 8 requests at once, and the folder of its output.
+fn start(service: SocketAddr) -> (Run, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let reader = ItemReader { field: None, id: None, prefix: String::new() };
+    let out = folder.path().join("out.jsonl");
+    let rows = Appender::new(output::open(&out).unwrap()).unwrap();
+    let failures = Failures::open(&out, reader, |_| false).unwrap();
+    let progress = Progress::start(false);
+    let writer = Writer::start(Target::Files(rows, failures), progress.console()).unwrap();
+    let url = format!("http://{service}").parse().unwrap();
+    let client = ServiceClient::new(url, None, false, "").unwrap();
+    let plan = Plan { concurrency: 8, per_host: 2, model: "m".into() };
+    (Run::new(plan, client, writer, progress), folder)
+}
+
+/// Rows with pictures of one host.
+fn rows(count: usize) -> impl Iterator<Item = Fed> {
+    let reader = ItemReader { field: None, id: None, prefix: String::new() };
+    (0..count).map(move |n| {
+        let picture = Picture::parse(&format!("http://host.example/{n}"));
+        Fed::Row(Box::new(reader.plain(picture)))
+    })
+}
+
+/// Sends the rows. Returns the outcome, the seconds that passed, and the lines of the failures.
+async fn send(service: SocketAddr, count: usize) -> (Outcome, u64, Vec<String>) {
+    let (run, folder) = start(service);
+    let (sender, receiver) = mpsc::channel(count);
+    for row in rows(count) {
+        sender.try_send(row).unwrap();
+    }
+    drop(sender);
+    let started = Instant::now();
+    let outcome = run.send_all(Feeder::of(receiver), Interrupt::never()).await.unwrap();
+    let failures = std::fs::read_to_string(folder.path().join("out.failed.jsonl"));
+    let failures = failures.unwrap_or_default().lines().map(ToOwned::to_owned).collect();
+    (outcome, started.elapsed().as_secs(), failures)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_stops_if_the_service_never_answers() {
+    // The system accepts the connections. No program reads from them.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (outcome, seconds, failures) = send(silent.local_addr().unwrap(), 1000).await;
+    assert_eq!(outcome, Outcome::SomeFailed);
+    assert!((900..1400).contains(&seconds), "{seconds} s");
+    assert!(failures.len() <= 2, "most pictures must be left for the next run");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_stops_if_the_service_is_always_busy_and_until_then_sends_one_request_at_a_time() {
+    let service = FakeService::replying(503, "retry-after: 2\r\n", &problem("overloaded")).await;
+    let (outcome, seconds, failures) = send(service.address, 1000).await;
+    assert_eq!((outcome, failures.len()), (Outcome::SomeFailed, 0));
+    assert!((900..920).contains(&seconds), "{seconds} s");
+    assert!(service.requests() < 500, "{} requests", service.requests());
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_picture_of_a_host_that_always_fails_is_tried_but_not_every_one_five_times() {
+    for (status, code) in [(502, "download_failed"), (504, "download_timeout")] {
+        let service = FakeService::replying(status, "", &problem(code)).await;
+        let (outcome, seconds, failures) = send(service.address, 1000).await;
+        assert_eq!((outcome, failures.len()), (Outcome::SomeFailed, 1000));
+        assert!(failures.iter().all(|line| line.contains(r#""retryable":true"#)));
+        assert!((1000..1030).contains(&service.requests()), "{} requests", service.requests());
+        assert!(seconds > 15, "the first pictures are tried again, but the run took {seconds} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_may_be_silent_for_hours() {
+    let service = FakeService::replying(200, "", EMBEDDED).await;
+    let (run, folder) = start(service.address);
+    let (sender, receiver) = mpsc::channel(1);
+    let feeder = Feeder::of(receiver);
+    let run = tokio::spawn(run.send_all(feeder, Interrupt::never()));
+    for row in rows(3) {
+        sleep(Duration::from_secs(3600)).await;
+        sender.send(row).await.unwrap();
+    }
+    drop(sender);
+    assert_eq!(run.await.unwrap().unwrap(), Outcome::AllEmbedded);
+    let rows = std::fs::read_to_string(folder.path().join("out.jsonl")).unwrap();
+    assert_eq!(rows.lines().count(), 3);
+}

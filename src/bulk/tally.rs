@@ -1,0 +1,109 @@
+//! Counts what happened to the rows, and groups the failures by their causes.
+
+use std::collections::BTreeMap;
+
+use super::item::Failure;
+
+/// The longest label and the longest sentence of an example, in characters.
+const MAX_LABEL: usize = 120;
+const MAX_DETAIL: usize = 300;
+
+/// The most causes. The codes come from the service, which may be any program.
+const MAX_CAUSES: usize = 100;
+
+/// The cause of failures that come after [`MAX_CAUSES`] others.
+const OTHER_CAUSES: &str = "other";
+
+/// What happened to the rows so far.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub embedded: u64,
+    /// The embedded pictures whose vector the service had already.
+    pub cached: u64,
+    pub failed: u64,
+    /// The rows that the output contained already.
+    pub skipped: u64,
+    /// For each code, the number of failures and one example.
+    causes: BTreeMap<String, (u64, String)>,
+}
+
+impl Tally {
+    #[cfg(test)]
+    pub(super) fn of(embedded: u64, cached: u64, failed: u64, skipped: u64) -> Self {
+        Self { embedded, cached, failed, skipped, causes: BTreeMap::new() }
+    }
+
+    /// Counts a failure.
+    pub(super) fn add_failure(&mut self, label: &str, failure: &Failure) {
+        self.failed += 1;
+        let is_known = self.causes.contains_key(&failure.code);
+        let code = if is_known || self.causes.len() < MAX_CAUSES {
+            failure.code.clone()
+        } else {
+            OTHER_CAUSES.to_owned()
+        };
+        let example =
+            || format!("{}: {}", shorten(label, MAX_LABEL), shorten(&failure.detail, MAX_DETAIL));
+        let (count, _) = self.causes.entry(code).or_insert_with(|| (0, example()));
+        *count += 1;
+    }
+
+    /// The rows that were sent, with success or without.
+    pub(super) fn sent(&self) -> u64 {
+        self.embedded + self.failed
+    }
+
+    /// The rows for which nothing is left to do in this run.
+    pub(super) fn done(&self) -> u64 {
+        self.sent() + self.skipped
+    }
+
+    /// One line for each cause of failures, the most frequent one first.
+    pub(super) fn causes(&self) -> Vec<String> {
+        let mut causes: Vec<_> = self.causes.iter().collect();
+        causes.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
+        let line = |(code, (count, example)): (&String, &(u64, String))| {
+            format!("  {count} x {code}, for example {example}")
+        };
+        causes.into_iter().map(line).collect()
+    }
+}
+
+/// The first characters of a text.
+fn shorten(text: &str, longest: usize) -> String {
+    match text.char_indices().nth(longest) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_grouped_by_cause_with_the_first_one_as_the_example() {
+        let mut tally = Tally::default();
+        for (label, code) in [("a", "rare"), ("b", "often"), ("c", "often")] {
+            tally.add_failure(label, &Failure::permanent(code, "Sentence."));
+        }
+        assert_eq!(
+            tally.causes(),
+            ["  2 x often, for example b: Sentence.", "  1 x rare, for example a: Sentence."]
+        );
+        assert_eq!((tally.failed, tally.done()), (3, 3));
+    }
+
+    #[test]
+    fn the_summary_is_short_whatever_the_service_answers() {
+        let mut tally = Tally::default();
+        for n in 0..10_000 {
+            let failure = Failure::permanent(&format!("code {n}"), "ä".repeat(10_000));
+            tally.add_failure(&"ö".repeat(10_000), &failure);
+        }
+        let causes = tally.causes();
+        assert_eq!(causes.len(), MAX_CAUSES + 1);
+        assert!(causes[0].starts_with("  9900 x other, for example öö"), "{}", causes[0]);
+        assert!(causes.iter().all(|line| line.chars().count() < 500));
+    }
+}

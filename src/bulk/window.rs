@@ -1,0 +1,80 @@
+//! How many requests may run at once.
+//!
+//! A service that refuses a picture because it is busy gets half as many requests at once, and then
+//! slowly more again. Otherwise every picture that it cannot take now would be sent again and again. This
+//! is how TCP avoids congestion (RFC 5681).
+
+/// The number of requests that may run at once.
+#[derive(Debug)]
+pub(super) struct Window {
+    most: usize,
+    size: f64,
+    round: u64,
+}
+
+impl Window {
+    /// A window of this size, which it never exceeds.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, size: most as f64, round: 0 }
+    }
+
+    /// The number of requests that may run at once. At least one.
+    pub(super) fn size(&self) -> usize {
+        (self.size as usize).clamp(1, self.most)
+    }
+
+    /// The current round. Each reduction begins a new one. A request belongs to the round in which it
+    /// starts.
+    pub(super) fn round(&self) -> u64 {
+        self.round
+    }
+
+    /// Halves the window, because the service was too busy for a request of this round. Requests that run
+    /// at the same time are often refused together: they halve the window once.
+    pub(super) fn refused(&mut self, round: u64) {
+        if round == self.round {
+            self.round += 1;
+            self.size = (self.size / 2.0).max(1.0);
+        }
+    }
+
+    /// Enlarges the window by one after as many successes as it has requests. `running` is the number of
+    /// requests that ran until now. A window that was not full tells nothing about a larger one.
+    pub(super) fn succeeded(&mut self, running: usize) {
+        if running >= self.size() {
+            self.size = (self.size + 1.0 / self.size).min(self.most as f64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_that_are_refused_together_halve_the_window_once() {
+        let mut window = Window::new(8);
+        for _ in 0..8 {
+            window.refused(0);
+        }
+        assert_eq!((window.size(), window.round()), (4, 1));
+        for round in 1..9 {
+            window.refused(round);
+        }
+        assert_eq!(window.size(), 1, "a window is never empty");
+    }
+
+    #[test]
+    fn the_window_grows_by_one_in_each_round_of_successes_and_never_above_its_limit() {
+        let mut window = Window::new(6);
+        window.refused(0);
+        assert_eq!(window.size(), 3);
+        window.succeeded(2);
+        (0..3).for_each(|_| window.succeeded(3));
+        assert_eq!(window.size(), 3, "the successes of one round are not quite enough");
+        window.succeeded(3);
+        assert_eq!(window.size(), 4);
+        (0..1000).for_each(|_| window.succeeded(6));
+        assert_eq!(window.size(), 6);
+    }
+}

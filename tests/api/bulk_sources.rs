@@ -1,0 +1,159 @@
+//! `imagesvc embed`: files with odd names, files that cannot be read, and lists of every kind.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs,
+    io::Write,
+    os::unix::{ffi::OsStrExt, fs::symlink},
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::support::{Bulk, FakeNvidia, FakeServer, Finished, Reply, tiny};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_with_odd_names_become_rows_and_files_that_cannot_be_read_become_failures() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    let odd = [
+        "-rf.png",
+        "a b.png",
+        "tab\there.png",
+        "new\nline.png",
+        "quote\"back\\slash.png",
+        "ü漢字🦀.png",
+        "\u{1b}[31mred.png",
+        "http:/x.png",
+        "UPPER.PNG",
+        "folder.png/inner.png",
+        "deep/er/and/deeper.png",
+    ];
+    for (n, name) in odd.iter().enumerate() {
+        bulk.write(&format!("photos/{name}"), tiny(n));
+    }
+    for name in [".hidden.png", ".git/x.png", "deep/.x/y.png", "notes.txt", "photo.svg"] {
+        bulk.write(&format!("photos/{name}"), tiny(100));
+    }
+    bulk.write("elsewhere/outside.png", tiny(200));
+    let photo = |name: &str| bulk.path(&format!("photos/{name}"));
+    symlink(bulk.path("elsewhere/outside.png"), photo("link.png")).unwrap();
+    symlink(bulk.path("elsewhere"), photo("linked_folder")).unwrap();
+    symlink(bulk.path("photos"), photo("deep/circle")).unwrap();
+    symlink("nowhere.png", photo("broken_link.png")).unwrap();
+    symlink("loop.png", photo("loop.png")).unwrap();
+    bulk.write("photos/empty.png", "");
+    let pipe = Command::new("mkfifo").arg(photo("pipe.png")).status().unwrap();
+    assert!(pipe.success());
+    let not_utf8 = bulk.path("photos").join(OsStr::from_bytes(b"\xff.png"));
+    fs::write(not_utf8, tiny(300)).unwrap();
+
+    // The second run tries only the failures again, and has the same result.
+    for embedded in [odd.len() + 1, 0] {
+        let run = bulk.run("photos --out vectors.jsonl").expect(1);
+        let counts = format!("{embedded} embedded (0 cached), 5 failed");
+        assert!(run.stderr.contains(&counts), "{}", run.stderr);
+        let rows = bulk.rows("vectors.jsonl");
+        let path_of = |row: &Value| row["path"].as_str().unwrap().to_owned();
+        let paths: BTreeSet<String> = rows.iter().map(path_of).collect();
+        let expected: BTreeSet<String> =
+            odd.iter().chain(&["link.png"]).map(|name| format!("photos/{name}")).collect();
+        assert_eq!(paths, expected);
+        assert_eq!(rows.len(), expected.len());
+        let failures = bulk.rows("vectors.failed.jsonl");
+        let codes: BTreeMap<_, _> = failures
+            .iter()
+            .map(|row| (row["path"].as_str().unwrap(), row["error"]["code"].as_str().unwrap()))
+            .collect();
+        let expected = [
+            ("photos/broken_link.png", "unreadable_file"),
+            ("photos/empty.png", "empty_image"),
+            ("photos/loop.png", "unreadable_file"),
+            ("photos/pipe.png", "unreadable_file"),
+            ("photos/\u{fffd}.png", "invalid_name"),
+        ];
+        assert_eq!(codes, BTreeMap::from(expected));
+        assert_eq!(failures.len(), expected.len());
+    }
+    assert_eq!(nvidia.count(), odd.len() + 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_command_reads_lists_of_every_kind_with_byte_order_marks_and_quotes() {
+    let nvidia = FakeNvidia::healthy().await;
+    let origin = FakeServer::start(|request, _| {
+        Reply::new(200, &[], tiny(request.target.trim_matches('/').parse().unwrap()))
+    })
+    .await;
+    let bulk = Bulk::new(&nvidia).setting("IMAGESVC_FETCH_ALLOW", origin.address);
+    bulk.write_pictures(10);
+    let url = |n: usize| origin.url(&format!("/{n}"));
+    bulk.write("a.txt", format!("\u{feff}photos/0.png\r\n\r\n{}\r\n", url(100)));
+    let rows = format!("photos/1.png,\"a \"\"b\"\",\nc\"\r\n{},\r\n", url(101));
+    bulk.write("b.csv", format!("\u{feff}url,n\r\n{rows}"));
+    bulk.write("c.tsv", format!("n\tphoto\na \"b\",c\tphotos/2.png\nd\t{}\n", url(102)));
+    let json = r#"{"image": "photos/3.png", "deep": {"n": [1, {}]}, "\u00e4": null}"#;
+    bulk.write("d.json", format!("\u{feff}[\n{json}]"));
+    let first = r#"{"path": "photos/4.png", "n": 12345678901234567890.10, "n2": -0.0}"#;
+    bulk.write("e.jsonl", format!("{first}\r\n\n{{\"photo\": \"photos/5.png\"}}"));
+    let arguments = "a.txt b.csv c.tsv d.json e.jsonl photos/6.png - --out vectors.jsonl";
+    let mut process = bulk.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+    process.stdin.take().unwrap().write_all("\u{feff}photos/7.png\n".as_bytes()).unwrap();
+    let run = Finished::from(process).expect(0);
+    assert!(run.stderr.contains("11 embedded (0 cached), 0 failed"), "{}", run.stderr);
+    let output = bulk.read("vectors.jsonl");
+    for own in [
+        r#"{"path":"photos/0.png""#,
+        r#"{"url":"photos/1.png","n":"a \"b\",\nc""#,
+        r#"{"n":"a \"b\",c","photo":"photos/2.png""#,
+        json.strip_suffix('}').unwrap(),
+        first.strip_suffix('}').unwrap(),
+        r#"{"photo": "photos/5.png""#,
+        r#"{"path":"photos/6.png""#,
+        r#"{"path":"photos/7.png""#,
+        &format!(r#"{{"url":"{}""#, url(100)),
+        &format!(r#"{{"url":"{}","n":"""#, url(101)),
+        &format!(r#"{{"n":"d","photo":"{}""#, url(102)),
+    ] {
+        let start = format!("{own},\"sha256\":\"");
+        assert!(output.lines().any(|line| line.starts_with(&start)), "no row has {own}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_pictures_are_paid_once_and_counted() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    for n in 0..50 {
+        bulk.write(&format!("photos/{n}.png"), tiny(n % 2));
+    }
+    let run = bulk.run("photos --out vectors.jsonl").expect(0);
+    assert_eq!(nvidia.count(), 2);
+    assert!(run.stderr.contains("50 embedded (48 cached), 0 failed"), "{}", run.stderr);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_run_with_a_limit_takes_the_next_pictures() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(5);
+    for rows in [2, 4, 5, 5] {
+        bulk.run("photos --out vectors.jsonl --limit 2").expect(0);
+        assert_eq!(bulk.rows("vectors.jsonl").len(), rows);
+    }
+    assert_eq!(nvidia.count(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standard_output_that_is_full_stops_the_run() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(50);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = bulk.command("photos --concurrency 2").stdout(full).spawn().unwrap();
+    let run = Finished::from(run).expect(1);
+    assert!(run.stderr.contains("the output cannot be written: No space left"), "{}", run.stderr);
+    assert!(nvidia.count() < 50, "{} calls", nvidia.count());
+}

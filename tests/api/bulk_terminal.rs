@@ -1,0 +1,123 @@
+//! `imagesvc embed`: what a person sees on a terminal.
+
+use std::{process::Stdio, time::Duration};
+
+use crate::support::{
+    Bulk, FakeNvidia, Finished, Reply, ServiceProcess, Terminal, embedding, is_missing,
+};
+
+/// Runs the command on a terminal of this width, by util-linux's `script`. Returns the program's
+/// output on the terminal, where the exit code is in the last line.
+fn run_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String {
+    let program = ServiceProcess::PROGRAM;
+    let shell = format!(
+        "stty cols {columns} rows 24 && '{program}' embed {arguments}; echo \"exit code $?\""
+    );
+    let mut script = std::process::Command::new("script");
+    script.args(["--quiet", "--return", "--command", &shell, "/dev/null"]);
+    let program = bulk.command("");
+    script.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("TERM", "xterm");
+    script.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    script.current_dir(bulk.folder()).stdin(Stdio::null()).stdout(Stdio::piped());
+    let run = Finished::from(script.stderr(Stdio::piped()).spawn().unwrap()).expect(0);
+    run.stdout
+}
+
+/// A fake NVIDIA that needs some time for each picture, so that the bar is drawn several times.
+async fn slow_nvidia() -> FakeNvidia {
+    FakeNvidia::healthy_except(|_| Some(embedding().after(Duration::from_millis(150)))).await
+}
+
+/// A folder with 20 pictures and two files that fail. The name of one would change the title of a
+/// terminal.
+fn folder(nvidia: &FakeNvidia) -> Bulk {
+    let bulk = Bulk::new(nvidia).setting("NVIDIA_MAX_CONCURRENCY", 1);
+    bulk.write_pictures(20);
+    bulk.write("photos/\u{1b}]0;title\u{7}.png", "no picture");
+    bulk.write("photos/text.jpg", "no picture");
+    bulk
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_of_any_width_shows_a_bar_and_at_the_end_only_the_summary() {
+    if is_missing("script") {
+        return;
+    }
+    let nvidia = slow_nvidia().await;
+    for columns in [40, 160] {
+        let bulk = folder(&nvidia);
+        let output = run_on_terminal(&bulk, columns, "photos --out vectors.jsonl");
+        let mut terminal = Terminal::new(columns);
+        let mut bars = Vec::new();
+        terminal.show(&output, |screen| {
+            let lines = screen.lines();
+            if let [.., bar, details] = &lines[..]
+                && bar.starts_with('[')
+                && details.contains(" a second")
+            {
+                bars.push((bar.clone(), details.clone()));
+            }
+        });
+        let is_complete = |bar: &str| bar.contains("=>") && bar.contains("/22 done, ");
+        let drawn = bars.iter().find(|(bar, _)| is_complete(bar) && bar.ends_with(" left"));
+        let (bar, details) = drawn.unwrap_or_else(|| panic!("{bars:#?}"));
+        assert!(bar.chars().count() <= columns, "{bar}");
+        assert!(details.contains(" failed, ") && details.contains(" cached, "), "{details}");
+
+        let lines = terminal.lines();
+        // Long lines wrap, perhaps at a space.
+        let text = lines.concat().replace(' ', "");
+        for sentence in [
+            "20 embedded (0 cached), 2 failed, in ",
+            "2 x unsupported_image, for example photos/",
+            "the failures are in vectors.failed.jsonl",
+        ] {
+            assert!(text.contains(&sentence.replace(' ', "")), "{sentence}: {lines:#?}");
+        }
+        assert_eq!(lines.last().unwrap(), "exit code 1");
+        assert!(!text.contains("asecond,"), "the bar must leave nothing behind: {lines:#?}");
+        let is_bar = |line: &String| line.starts_with('[') && line.contains("done");
+        assert!(!lines.iter().any(is_bar), "the bar must leave nothing behind: {lines:#?}");
+        assert!(!output.contains("\u{1b}]"), "a file's name must not control the terminal");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_color_and_a_terminal_that_cannot_move_its_cursor_are_respected() {
+    if is_missing("script") {
+        return;
+    }
+    let nvidia = slow_nvidia().await;
+    let bulk = folder(&nvidia).setting("NO_COLOR", 1);
+    let output = run_on_terminal(&bulk, 80, "photos --out vectors.jsonl");
+    assert!(output.contains("=>"), "{output}");
+    let has_color = output.split("\u{1b}[").skip(1).any(|sequence| {
+        sequence.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
+    });
+    assert!(!has_color, "{output:?}");
+    let bulk = folder(&nvidia).setting("TERM", "dumb");
+    let output = run_on_terminal(&bulk, 80, "photos --out vectors.jsonl");
+    assert!(!output.contains('\u{1b}') && output.contains("20 embedded"), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_on_a_terminal_are_not_mixed_with_a_bar() {
+    if is_missing("script") {
+        return;
+    }
+    let nvidia = FakeNvidia::healthy_except(|_| {
+        Some(Reply::json(200, crate::support::nvidia_api::embedding_body(&small_vector())))
+    })
+    .await;
+    let bulk = folder(&nvidia);
+    let output = run_on_terminal(&bulk, 80, "photos");
+    assert!(!output.contains('\u{1b}'), "{output:.2000}");
+    assert_eq!(output.matches("\"vector\":[").count(), 20);
+    assert!(output.contains(r#"{"path":"photos/text.jpg","error":{"code":"unsupported_image""#));
+    assert!(output.contains(r"\u001b]0;title\u0007.png"), "{output:.2000}");
+}
+
+/// A vector with short numbers.
+fn small_vector() -> String {
+    format!("[{}]", vec!["0.5"; 1536].join(","))
+}
