@@ -95,8 +95,8 @@ pub(super) fn command() -> clap::Command {
             value(
                 "out",
                 "FILE",
-                "Append the rows to this .jsonl file, and make this .parquet or .npy file from the \
-                 .jsonl file beside it; without it, print the rows",
+                "Append the rows to this .jsonl file; make a .parquet or .npy file at the end, from \
+                 the .jsonl file beside it; without --out, print the rows",
             )
             .value_parser(out),
         )
