@@ -16,7 +16,8 @@ use std::path::PathBuf;
 
 use tokio::task::spawn_blocking;
 
-use crate::config::{Config, EmbedArguments};
+use crate::config::{Config, EmbedArguments, ExportFile};
+use export::Export;
 use failures::Failures;
 use feeder::Feeder;
 use interrupt::Interrupt;
@@ -33,6 +34,7 @@ mod client;
 mod counter;
 mod dry_run;
 mod error;
+mod export;
 mod failures;
 mod feeder;
 mod form;
@@ -43,6 +45,7 @@ mod lanes;
 mod output;
 mod progress;
 mod run;
+mod same_file;
 mod service;
 mod source;
 mod tally;
@@ -59,17 +62,19 @@ const SHARED_CONCURRENCY: usize = 8;
 /// # Errors
 /// Why the run cannot start, or why its output cannot be written.
 pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome, BulkError> {
-    let interrupt = Interrupt::install().map_err(BulkError::System)?;
+    let mut interrupt = Interrupt::install().map_err(BulkError::System)?;
     let reader = ItemReader {
         field: arguments.field.clone(),
         id: arguments.id.clone(),
         prefix: arguments.prefix.clone(),
     };
     source::check(&arguments.sources)?;
+    check_output(&arguments)?;
     if arguments.dry_run {
         return count(arguments, reader, config.nvidia.requests_per_minute).await;
     }
-    let (target, existing) = open_target(arguments.out.clone(), reader.clone()).await?;
+    let (target, existing, export) =
+        open_target(arguments.out.clone(), arguments.export.clone(), reader.clone()).await?;
     let default_concurrency =
         if arguments.to.is_some() { SHARED_CONCURRENCY } else { own_concurrency(&config) };
     let service = Service::open(&arguments, config).await?;
@@ -91,9 +96,12 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     let feeder = Feeder::start(arguments.sources, reader, existing, arguments.limit);
     let feeder = feeder.map_err(BulkError::System)?;
     let run = Run::new(plan, service.client.clone(), writer, progress);
-    let outcome = run.send_all(feeder, interrupt).await;
+    let outcome = run.send_all(feeder, &mut interrupt).await;
     service.stop().await;
-    outcome
+    match export {
+        Some(export) => export.finish(outcome, &mut interrupt).await,
+        None => outcome,
+    }
 }
 
 /// The number of requests at once to a service in this process: enough to use all permits for calls
@@ -105,19 +113,37 @@ fn own_concurrency(config: &Config) -> usize {
     half_a_minute.map_or(permits, |calls| calls.min(permits))
 }
 
-/// Opens the output and the failures, and reads which rows the output contains.
+/// Checks the names of the files that the run would write.
+fn check_output(arguments: &EmbedArguments) -> Result<(), BulkError> {
+    let EmbedArguments { sources, out, export, .. } = arguments;
+    let export_path = export.as_ref().map(|export| &export.path);
+    let outputs: Vec<_> = out.iter().chain(export_path).map(PathBuf::as_path).collect();
+    same_file::check(sources, &outputs).map_err(|error| BulkError::Output(error.to_string()))?;
+    match (export, out) {
+        (Some(export), Some(rows)) => export::check(export, rows),
+        _ => Ok(()),
+    }
+}
+
+/// Opens the output and the failures, and reads which rows the output contains. Prepares the file that
+/// is made from the rows.
 async fn open_target(
     out: Option<PathBuf>,
+    export: Option<ExportFile>,
     reader: ItemReader,
-) -> Result<(Target, Existing), BulkError> {
-    let Some(path) = out else { return Ok((Target::Standard(reader), Existing::default())) };
+) -> Result<(Target, Existing, Option<Export>), BulkError> {
+    let Some(path) = out else { return Ok((Target::Standard(reader), Existing::default(), None)) };
     let open = move || {
         let cannot = |error| OutputError::Io(path.clone(), error);
         let file = output::open(&path)?;
         let existing = output::read(std::fs::File::open(&path).map_err(cannot)?, &path, &reader)?;
+        let export = match export {
+            Some(export) => Some(Export::prepare(export, &path, &file, &reader)?),
+            None => None,
+        };
         let failures = Failures::open(&path, reader, |identity| existing.contains(identity));
         let rows = Appender::new(file).map_err(cannot)?;
-        Ok((Target::Files(rows, failures.map_err(cannot)?), existing))
+        Ok((Target::Files(rows, failures.map_err(cannot)?), existing, export))
     };
     on_blocking_thread(open).await
 }

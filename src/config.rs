@@ -37,7 +37,7 @@ mod upstream;
 mod web;
 
 pub use command::{Command, command_line};
-pub use embed_command::EmbedArguments;
+pub use embed_command::{EmbedArguments, ExportFile, ExportFormat};
 pub use raw::RawSettings;
 pub use upstream::Upstream;
 

@@ -12,8 +12,10 @@ const USAGE: u8 = 2;
 pub enum Outcome {
     /// Every row is in the output.
     AllEmbedded,
-    /// Some rows have failed, or the run has stopped early.
+    /// Some rows have failed.
     SomeFailed,
+    /// The run has stopped early, for example because every further picture would have failed.
+    Stopped,
     /// A signal has ended the run.
     Interrupted,
 }
@@ -22,7 +24,7 @@ impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         match outcome {
             Outcome::AllEmbedded => Self::SUCCESS,
-            Outcome::SomeFailed => Self::FAILURE,
+            Outcome::SomeFailed | Outcome::Stopped => Self::FAILURE,
             Outcome::Interrupted => Self::from(interrupt::EXIT_CODE),
         }
     }
@@ -40,6 +42,9 @@ pub enum BulkError {
     /// A row or a failure cannot be written.
     #[error("the output cannot be written: {0}")]
     Write(io::Error),
+    /// The file that is made from the rows cannot be made.
+    #[error("{0}")]
+    Export(String),
     /// The service cannot be used.
     #[error("{0}")]
     Service(String),
@@ -52,7 +57,7 @@ impl BulkError {
     /// The exit code of the command.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Write(_) => ExitCode::FAILURE,
+            Self::Write(_) | Self::Export(_) => ExitCode::FAILURE,
             Self::Source(_) | Self::Output(_) | Self::Service(_) | Self::System(_) => USAGE.into(),
         }
     }

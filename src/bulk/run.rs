@@ -94,7 +94,7 @@ impl Run {
     pub(super) async fn send_all(
         mut self,
         feeder: Feeder,
-        interrupt: Interrupt,
+        interrupt: &mut Interrupt,
     ) -> Result<Outcome, BulkError> {
         match self.send_rows(feeder, interrupt).await {
             Ok(is_interrupted) => self.finish(is_interrupted).await,
@@ -110,7 +110,7 @@ impl Run {
     async fn send_rows(
         &mut self,
         mut feeder: Feeder,
-        mut interrupt: Interrupt,
+        interrupt: &mut Interrupt,
     ) -> Result<bool, BulkError> {
         let mut has_more = true;
         let mut is_interrupted = false;
@@ -192,7 +192,8 @@ impl Run {
         }
         Ok(match self.tally.failed {
             _ if is_interrupted => Outcome::Interrupted,
-            0 if self.stop_reason.is_none() => Outcome::AllEmbedded,
+            _ if self.stop_reason.is_some() => Outcome::Stopped,
+            0 => Outcome::AllEmbedded,
             _ => Outcome::SomeFailed,
         })
     }

@@ -19,8 +19,10 @@ const LOG_FILTER: &str = "error,imagesvc::web=off";
 pub struct EmbedArguments {
     /// Folders, pictures and lists. `-` is a list on standard input.
     pub sources: Vec<PathBuf>,
-    /// The file that rows are appended to. `None` is standard output.
+    /// The `.jsonl` file that rows are appended to. `None` is standard output.
     pub out: Option<PathBuf>,
+    /// The file that is made from the rows when the run ends.
+    pub export: Option<ExportFile>,
     /// The field of a list that contains the picture's path or URL. Dots lead into objects.
     pub field: Option<String>,
     /// The field of a list that identifies a row.
@@ -39,6 +41,33 @@ pub struct EmbedArguments {
     pub dry_run: bool,
     /// Whether the service saves the pictures.
     pub save: bool,
+}
+
+/// A file that is made from the rows when the run ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportFile {
+    /// The file's path, as in `--out`.
+    pub path: PathBuf,
+    /// The file's format.
+    pub format: ExportFormat,
+}
+
+/// The format of a file that is made from the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// A Parquet file with all fields of the rows.
+    #[cfg(feature = "parquet")]
+    Parquet,
+    /// A NumPy file with the vectors.
+    Npy,
+}
+
+/// What `--out` names.
+#[derive(Debug, Clone)]
+struct Out {
+    /// The `.jsonl` file.
+    rows: PathBuf,
+    export: Option<ExportFile>,
 }
 
 /// Builds the parser of the command's arguments.
@@ -63,8 +92,13 @@ pub(super) fn command() -> clap::Command {
                 ),
         )
         .arg(
-            value("out", "FILE", "Append the rows to this .jsonl file; without it, print them")
-                .value_parser(jsonl_path),
+            value(
+                "out",
+                "FILE",
+                "Append the rows to this .jsonl file; make a .parquet or .npy file at the end, from \
+                 the .jsonl file beside it; without --out, print the rows",
+            )
+            .value_parser(out),
         )
         .arg(value(
             "field",
@@ -101,21 +135,37 @@ pub(super) fn command() -> clap::Command {
         .arg(switch("save", "Save the pictures in the service's downloads folder"))
 }
 
-fn jsonl_path(text: &str) -> Result<PathBuf, String> {
+/// Reads `--out`. The ending of the name selects the format.
+fn out(text: &str) -> Result<Out, String> {
     let path = PathBuf::from(text);
-    if path.extension().is_some_and(|extension| extension == "jsonl") {
-        Ok(path)
-    } else {
-        Err("the output is JSON Lines: its name must end in .jsonl".into())
-    }
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    let format = match extension {
+        Some("jsonl") => return Ok(Out { rows: path, export: None }),
+        #[cfg(feature = "parquet")]
+        Some("parquet") => ExportFormat::Parquet,
+        #[cfg(not(feature = "parquet"))]
+        Some("parquet") => {
+            return Err("this program was built without Parquet (the Cargo feature \"parquet\"): \
+                        use a .jsonl or .npy file"
+                .into());
+        }
+        Some("npy") => ExportFormat::Npy,
+        _ => return Err("the name must end in .jsonl, .parquet or .npy".into()),
+    };
+    Ok(Out { rows: path.with_extension("jsonl"), export: Some(ExportFile { path, format }) })
 }
 
 /// Reads the arguments.
 pub(super) fn arguments(matches: &ArgMatches) -> EmbedArguments {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
+    let (out, export) = match matches.get_one::<Out>("out").cloned() {
+        Some(Out { rows, export }) => (Some(rows), export),
+        None => (None, None),
+    };
     EmbedArguments {
         sources: matches.get_many("sources").into_iter().flatten().cloned().collect(),
-        out: matches.get_one("out").cloned(),
+        out,
+        export,
         field: text("field"),
         id: text("id"),
         prefix: text("prefix").unwrap_or_default(),
@@ -141,17 +191,40 @@ mod tests {
     use super::*;
     use crate::config::command_line;
 
+    fn parse(out: &str) -> Result<EmbedArguments, String> {
+        let arguments = ["imagesvc", "embed", "photos", "--out", out];
+        let matches = command_line().try_get_matches_from(arguments);
+        let matches = matches.map_err(|error| error.to_string())?;
+        Ok(super::arguments(matches.subcommand_matches(EMBED).unwrap()))
+    }
+
     #[test]
-    fn an_output_that_is_not_jsonl_is_a_usage_error() {
-        let parse = |out: &str| {
-            let arguments = ["imagesvc", "embed", "photos", "--out", out];
-            command_line().try_get_matches_from(arguments)
-        };
-        assert!(parse("vectors.jsonl").is_ok());
-        for out in ["vectors.parquet", "vectors.npy", "vectors", ".jsonl", ""] {
-            let error = parse(out).unwrap_err().to_string();
-            assert!(error.contains("must end in .jsonl"), "{error}");
+    fn the_ending_of_the_output_selects_what_is_made_from_the_rows() {
+        let jsonl = parse("a.b/vectors.jsonl").unwrap();
+        assert_eq!((jsonl.out, jsonl.export), (Some("a.b/vectors.jsonl".into()), None));
+        let npy = parse("a.b/vectors.npy").unwrap();
+        assert_eq!(npy.out, Some("a.b/vectors.jsonl".into()));
+        let file = ExportFile { path: "a.b/vectors.npy".into(), format: ExportFormat::Npy };
+        assert_eq!(npy.export, Some(file));
+        for out in ["vectors.csv", "vectors", ".jsonl", ".npy", "vectors.NPY", ""] {
+            let error = parse(out).unwrap_err();
+            assert!(error.contains("must end in .jsonl, .parquet or .npy"), "{error}");
         }
+    }
+
+    #[cfg(feature = "parquet")]
+    #[test]
+    fn an_output_may_be_parquet() {
+        let parquet = parse("vectors.parquet").unwrap();
+        assert_eq!(parquet.out, Some("vectors.jsonl".into()));
+        assert_eq!(parquet.export.unwrap().format, ExportFormat::Parquet);
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    #[test]
+    fn a_build_without_parquet_refuses_an_output_in_this_format() {
+        let error = parse("vectors.parquet").unwrap_err();
+        assert!(error.contains("was built without Parquet"), "{error}");
     }
 
     #[test]

@@ -153,8 +153,7 @@ async fn a_mistake_in_the_arguments_exits_with_2_before_a_picture_is_sent() {
     bulk.write("broken.json", "{}");
     for (arguments, message) in [
         ("missing", "missing: "),
-        ("photos --out vectors.parquet", "must end in .jsonl"),
-        ("photos --out vectors.npy", "must end in .jsonl"),
+        ("photos --out vectors.csv", "must end in .jsonl, .parquet or .npy"),
         ("photos --concurrency 0", "concurrency"),
         ("photos --to nowhere", "--to"),
         ("photos --to http://127.0.0.1:1", "does not answer"),

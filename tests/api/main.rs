@@ -21,6 +21,7 @@ mod batches;
 mod bodies;
 mod bombs;
 mod bulk;
+mod bulk_export;
 mod bulk_hosts;
 mod bulk_resume;
 mod bulk_service;

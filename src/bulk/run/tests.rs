@@ -111,8 +111,8 @@ async fn send(service: SocketAddr, count: usize) -> (Outcome, u64, Vec<String>) 
         sender.try_send(row).unwrap();
     }
     drop(sender);
-    let started = Instant::now();
-    let outcome = run.send_all(Feeder::of(receiver), Interrupt::never()).await.unwrap();
+    let (started, mut interrupt) = (Instant::now(), Interrupt::never());
+    let outcome = run.send_all(Feeder::of(receiver), &mut interrupt).await.unwrap();
     let failures = std::fs::read_to_string(folder.path().join("out.failed.jsonl"));
     let failures = failures.unwrap_or_default().lines().map(ToOwned::to_owned).collect();
     (outcome, started.elapsed().as_secs(), failures)
@@ -155,7 +155,7 @@ async fn a_source_may_be_silent_for_hours() {
     let (run, folder) = start(service.address);
     let (sender, receiver) = mpsc::channel(1);
     let feeder = Feeder::of(receiver);
-    let run = tokio::spawn(run.send_all(feeder, Interrupt::never()));
+    let run = tokio::spawn(async move { run.send_all(feeder, &mut Interrupt::never()).await });
     for row in rows(3) {
         sleep(Duration::from_secs(3600)).await;
         sender.send(row).await.unwrap();

@@ -1,0 +1,216 @@
+//! Makes a Parquet or NumPy file from the rows when a run ends.
+//!
+//! The rows are always appended to a `.jsonl` file. The other formats cannot be appended to row by row,
+//! so a run that was killed could not be continued with them. The file is written under another name
+//! and then renamed, so that it is complete or absent.
+
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::task::spawn_blocking;
+
+use super::{
+    error::{BulkError, Outcome},
+    interrupt::Interrupt,
+    item::ItemReader,
+    output::OutputError,
+    progress::say,
+};
+use crate::config::{ExportFile, ExportFormat};
+use rows::RowFile;
+
+#[cfg(feature = "parquet")]
+mod columns;
+mod npy;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod rows;
+
+/// Why the file cannot be made.
+#[derive(Debug, thiserror::Error)]
+enum ExportError {
+    #[error("line {line}: {detail}")]
+    Row { line: u64, detail: String },
+    /// The rows have too many fields of their own.
+    #[cfg(feature = "parquet")]
+    #[error("{0}")]
+    Columns(String),
+    #[cfg(feature = "parquet")]
+    #[error("{0}")]
+    Parquet(::parquet::errors::ParquetError),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("the command was interrupted")]
+    Interrupted,
+}
+
+/// The file to make.
+#[derive(Debug)]
+pub(super) struct Export {
+    file: ExportFile,
+    rows_path: PathBuf,
+    /// The open `.jsonl` file. It stays locked as long as this exists.
+    rows: File,
+    reader: ItemReader,
+}
+
+/// Checks, before anything is written, that the file may be replaced.
+///
+/// # Errors
+/// The path belongs to something that this command has not made.
+pub(super) fn check(file: &ExportFile, rows_path: &Path) -> Result<(), BulkError> {
+    let path = file.path.display();
+    match fs::symlink_metadata(&file.path) {
+        Ok(found) if !found.is_file() => {
+            let detail = format!("{path} is not a regular file: choose another --out");
+            Err(BulkError::Output(detail))
+        }
+        Ok(_) if !rows_path.exists() => Err(BulkError::Output(format!(
+            "{path} exists without {}, so this command has not made it, and does not replace it: \
+             move it away, or choose another --out",
+            rows_path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+impl Export {
+    /// Prepares the export of the rows in this file, which the caller has locked. Removes what a run
+    /// that was killed has left.
+    ///
+    /// # Errors
+    /// The remains cannot be removed.
+    pub(super) fn prepare(
+        file: ExportFile,
+        rows_path: &Path,
+        rows: &File,
+        reader: &ItemReader,
+    ) -> Result<Self, OutputError> {
+        let remains = temporary(&file.path);
+        remove(&remains).map_err(|error| OutputError::Io(remains, error))?;
+        let rows = rows.try_clone();
+        let rows = rows.map_err(|error| OutputError::Io(rows_path.to_owned(), error))?;
+        Ok(Self { file, rows_path: rows_path.to_owned(), rows, reader: reader.clone() })
+    }
+
+    /// Makes the file, unless the run ended before all rows were tried. Returns how the command ends.
+    ///
+    /// # Errors
+    /// The run's error, or why the file cannot be made.
+    pub(super) async fn finish(
+        self,
+        run: Result<Outcome, BulkError>,
+        interrupt: &mut Interrupt,
+    ) -> Result<Outcome, BulkError> {
+        match &run {
+            Ok(Outcome::AllEmbedded | Outcome::SomeFailed) => {}
+            Ok(Outcome::Stopped | Outcome::Interrupted) | Err(BulkError::Write(_)) => {
+                say_not_made(&self.file.path);
+                return run;
+            }
+            // The run has not started.
+            Err(_) => return run,
+        }
+        let (path, rows_path) = (self.file.path.clone(), self.rows_path.clone());
+        say(&format!("making {}", path.display()));
+        match self.make(interrupt).await {
+            Ok(count) => {
+                say(&format!("{} contains {count} rows", path.display()));
+                run
+            }
+            Err(ExportError::Interrupted) => {
+                say_not_made(&path);
+                Ok(Outcome::Interrupted)
+            }
+            Err(error) => {
+                let (path, rows_path) = (path.display(), rows_path.display());
+                Err(BulkError::Export(format!("{path} cannot be made from {rows_path}: {error}")))
+            }
+        }
+    }
+
+    /// Makes the file on another thread. Returns the number of its rows.
+    async fn make(self, interrupt: &mut Interrupt) -> Result<u64, ExportError> {
+        let is_interrupted = Arc::new(AtomicBool::new(false));
+        let thread_is_interrupted = Arc::clone(&is_interrupted);
+        let mut made = spawn_blocking(move || self.write(&thread_is_interrupted));
+        let joined = tokio::select! {
+            joined = &mut made => joined,
+            () = interrupt.wait() => {
+                is_interrupted.store(true, Ordering::Relaxed);
+                interrupt.exit_at_the_next();
+                made.await
+            }
+        };
+        joined.unwrap_or_else(|error| Err(io::Error::from(error).into()))
+    }
+
+    /// Writes the file, whole or not at all. Blocks the thread.
+    fn write(&self, is_interrupted: &AtomicBool) -> Result<u64, ExportError> {
+        let temporary = temporary(&self.file.path);
+        // `create_new` does not follow a link.
+        let file = File::options().write(true).create_new(true).open(&temporary)?;
+        let written = self.write_to(&file, is_interrupted).and_then(|count| {
+            file.sync_all()?;
+            fs::rename(&temporary, &self.file.path)?;
+            Ok(count)
+        });
+        match written {
+            Ok(count) => {
+                sync_folder(&self.file.path)?;
+                Ok(count)
+            }
+            Err(error) => {
+                // If this fails, too, the next run removes the file.
+                let _ = fs::remove_file(&temporary);
+                Err(error)
+            }
+        }
+    }
+
+    fn write_to(&self, file: &File, is_interrupted: &AtomicBool) -> Result<u64, ExportError> {
+        let rows = RowFile { file: &self.rows, reader: &self.reader, is_interrupted };
+        match self.file.format {
+            #[cfg(feature = "parquet")]
+            ExportFormat::Parquet => parquet::write(&rows, file),
+            ExportFormat::Npy => npy::write(&rows, file),
+        }
+    }
+}
+
+/// The path under which the file is written. It is in the same folder, since a file cannot be renamed
+/// to another file system.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes a rename in the file's folder durable.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn say_not_made(path: &Path) {
+    let is_old = fs::exists(path).unwrap_or(false);
+    let state = if is_old { "is still of an earlier run" } else { "was not made" };
+    say(&format!("{} {state}: run again to make it", path.display()));
+}
+
+#[cfg(test)]
+mod tests;

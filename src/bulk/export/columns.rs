@@ -1,0 +1,141 @@
+//! Finds the columns for the sources' own fields: the names of all rows, in the order in which they
+//! first occur.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use serde_json::value::RawValue;
+
+use super::{
+    super::json_object::{self, Member},
+    ExportError,
+};
+
+/// The most columns. Each one needs memory while a file is written.
+const MAX_COLUMNS: usize = 1000;
+
+/// The most bytes of all names.
+const MAX_NAME_BYTES: usize = 1 << 20;
+
+/// The columns for the sources' own fields.
+#[derive(Debug, Default)]
+pub(super) struct Columns {
+    pub names: Vec<String>,
+    /// The position of each name.
+    positions: HashMap<String, usize>,
+    name_bytes: usize,
+}
+
+impl Columns {
+    /// Adds the names of a row.
+    ///
+    /// # Errors
+    /// There are too many names.
+    pub(super) fn add_all(&mut self, members: &[Member<'_>]) -> Result<(), ExportError> {
+        members.iter().try_for_each(|(name, _)| self.add(name))
+    }
+
+    fn add(&mut self, name: &str) -> Result<(), ExportError> {
+        if self.positions.contains_key(name) {
+            return Ok(());
+        }
+        self.name_bytes += name.len();
+        if self.names.len() == MAX_COLUMNS || self.name_bytes > MAX_NAME_BYTES {
+            let detail = format!(
+                "the rows have more than {MAX_COLUMNS} different fields, or names of more than \
+                 {MAX_NAME_BYTES} bytes"
+            );
+            return Err(ExportError::Columns(detail));
+        }
+        self.positions.insert(name.to_owned(), self.names.len());
+        self.names.push(name.to_owned());
+        Ok(())
+    }
+
+    /// The text for each column. If a row has a name twice, the last value counts, as in most readers of
+    /// JSON.
+    ///
+    /// # Errors
+    /// A name that is not among the columns.
+    pub(super) fn cells<'a>(
+        &self,
+        members: &[Member<'a>],
+    ) -> Result<Vec<Option<Cow<'a, str>>>, String> {
+        let mut values = vec![None; self.names.len()];
+        for (name, value) in members {
+            let position = self.positions.get(&**name);
+            let position = position.ok_or_else(|| {
+                format!("the field {name:?} is new: another program has changed the file")
+            })?;
+            values[*position] = Some(*value);
+        }
+        Ok(values.into_iter().map(|value| value.and_then(text)).collect())
+    }
+}
+
+/// The text of a value: the content of a string, the unchanged JSON of all others. `None` for null.
+fn text(value: &RawValue) -> Option<Cow<'_, str>> {
+    let json = value.get();
+    match json.as_bytes() {
+        b"null" => None,
+        // JSON can contain half of a character (a lone surrogate), and a Rust string cannot. Such a
+        // string stays as it is.
+        [b'"', ..] => Some(json_object::as_string(value).map_or(json.into(), Cow::Owned)),
+        _ => Some(json.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(json: &str) -> Option<String> {
+        let object = format!("{{\"a\": {json}}}");
+        let mut columns = Columns::default();
+        columns.add("a").unwrap();
+        let cells = columns.cells(&json_object::members(&object).unwrap()).unwrap();
+        cells[0].as_deref().map(ToOwned::to_owned)
+    }
+
+    #[test]
+    fn a_cell_is_the_content_of_a_string_or_the_unchanged_text_of_another_value() {
+        for (json, expected) in [
+            (r#""a \"b\"\n\u00e9\ud83d\ude80""#, "a \"b\"\né🚀"),
+            (r#""""#, ""),
+            (r#""null""#, "null"),
+            ("12345678901234567890.10", "12345678901234567890.10"),
+            ("-1E+5", "-1E+5"),
+            ("true", "true"),
+            (r#"{"b": [1.0, null , "c"]}"#, r#"{"b": [1.0, null , "c"]}"#),
+            (r#""half \ud83d""#, r#""half \ud83d""#),
+        ] {
+            assert_eq!(cell(json).as_deref(), Some(expected), "{json}");
+        }
+        assert_eq!(cell("null"), None);
+    }
+
+    #[test]
+    fn the_last_of_equal_names_counts_and_an_unknown_name_is_an_error() {
+        let mut columns = Columns::default();
+        ["b", "a", "b"].iter().try_for_each(|name| columns.add(name)).unwrap();
+        assert_eq!(columns.names, ["b", "a"]);
+        let cells = |text: &str| {
+            columns.cells(&json_object::members(text).unwrap()).map(|cells| {
+                cells.into_iter().map(|cell| cell.map(Cow::into_owned)).collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(cells(r#"{"a": 1, "a": "x"}"#).unwrap(), [None, Some("x".into())]);
+        assert_eq!(cells(r#"{"a": 1, "a": null}"#).unwrap(), [None, None]);
+        assert!(cells(r#"{"c": 1}"#).unwrap_err().contains("\"c\""));
+    }
+
+    #[test]
+    fn the_number_of_columns_and_the_length_of_their_names_are_limited() {
+        let mut columns = Columns::default();
+        (0..MAX_COLUMNS).try_for_each(|n| columns.add(&n.to_string())).unwrap();
+        columns.add("0").unwrap();
+        assert!(columns.add("one more").is_err());
+        let mut columns = Columns::default();
+        columns.add(&"a".repeat(MAX_NAME_BYTES)).unwrap();
+        assert!(columns.add("b").is_err());
+    }
+}

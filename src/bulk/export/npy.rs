@@ -1,0 +1,76 @@
+//! Writes a NumPy file: the vectors as 32-bit floats, in the order of the rows.
+//!
+//! The format (version 1.0) is a header and the numbers behind it:
+//! <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
+
+use std::{
+    fs::File,
+    io::{BufWriter, Seek, SeekFrom, Write},
+};
+
+use super::{ExportError, rows::RowFile};
+use crate::nvidia::DIMENSIONS;
+
+/// The length of the header. A multiple of 64, as NumPy aligns the numbers, and enough for every shape.
+const HEADER_LEN: usize = 128;
+
+/// What the header begins with: the magic text and the version.
+const MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
+
+/// How much is written at once.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// Writes the file. Returns the number of rows.
+///
+/// # Errors
+/// A row without a valid vector, or the system's error.
+pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError> {
+    let mut output = BufWriter::with_capacity(WRITE_BYTES, file);
+    output.write_all(&[0; HEADER_LEN])?; // the place of the header
+    let mut length = None;
+    let mut numbers = Vec::new();
+    let count = rows.for_each(|line| {
+        let (_, [.., vector]) = line.fields()?;
+        numbers.clear();
+        line.append_vector(vector, &mut length, &mut numbers)?;
+        for number in &numbers {
+            output.write_all(&number.to_le_bytes())?;
+        }
+        Ok(())
+    })?;
+    output.flush()?;
+    drop(output);
+    let mut file = file;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&header(count, length.unwrap_or(DIMENSIONS)))?;
+    Ok(count)
+}
+
+/// The header of an array with this shape.
+fn header(rows: u64, columns: usize) -> [u8; HEADER_LEN] {
+    let description =
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
+    let mut header = [b' '; HEADER_LEN];
+    let (magic, rest) = header.split_at_mut(MAGIC.len());
+    magic.copy_from_slice(MAGIC);
+    let text_len = (HEADER_LEN - MAGIC.len() - 2) as u16;
+    rest[..2].copy_from_slice(&text_len.to_le_bytes());
+    rest[2..][..description.len()].copy_from_slice(description.as_bytes());
+    header[HEADER_LEN - 1] = b'\n';
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_shape_fits_in_the_header() {
+        let header = header(u64::MAX, usize::MAX);
+        assert_eq!(&header[..10], b"\x93NUMPY\x01\x00\x76\x00");
+        let text = str::from_utf8(&header[10..]).unwrap();
+        let start = "{'descr': '<f4', 'fortran_order': False, \
+                     'shape': (18446744073709551615, 18446744073709551615), } ";
+        assert!(text.starts_with(start) && text.ends_with(" \n"), "{text}");
+    }
+}

@@ -1,0 +1,208 @@
+//! Writes a Parquet file: the sources' own fields as text, and the added fields with their types.
+//!
+//! A row group is kept in memory until it is complete, so its rows and its bytes are limited. Nothing is
+//! compressed: a vector is hardly compressible, and each codec would make the program larger.
+
+use std::{fs::File, io, mem, sync::Arc};
+
+use arrow_array::{
+    ArrayRef, FixedSizeListArray, Float32Array, Int32Array, RecordBatch, builder::StringBuilder,
+};
+use arrow_schema::{ArrowError, DataType, Field, FieldRef, Schema, SchemaRef};
+use parquet::{
+    arrow::ArrowWriter,
+    errors::ParquetError,
+    file::properties::{EnabledStatistics, WriterProperties},
+    schema::types::ColumnPath,
+};
+
+use super::{
+    super::{
+        item::{ADDED_FIELDS, ItemReader},
+        json_object,
+    },
+    ExportError,
+    columns::Columns,
+    rows::{Line, RowFile},
+};
+use crate::nvidia::DIMENSIONS;
+
+/// The most rows of a row group.
+const MAX_GROUP_ROWS: usize = 8192;
+
+/// The most bytes of a row group: those of some 5,000 vectors.
+const MAX_GROUP_BYTES: usize = 32 << 20;
+
+/// The most rows that are encoded at once.
+const MAX_BATCH_ROWS: usize = 256;
+
+/// How many bytes of text make a batch full.
+const MAX_BATCH_BYTES: usize = 4 << 20;
+
+/// The name of the numbers in a list, by Parquet's specification.
+const ELEMENT: &str = "element";
+
+/// Writes the file. Returns the number of rows.
+///
+/// # Errors
+/// A row that does not fit in the columns, or the system's error.
+pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError> {
+    // The columns must be known before the first row is written, so the rows are read twice.
+    let (mut columns, mut length) = (Columns::default(), None);
+    rows.for_each(|line| {
+        if length.is_none() {
+            let (_, [.., vector]) = line.fields()?;
+            line.append_vector(vector, &mut length, &mut Vec::new())?;
+        }
+        columns.add_all(&line.own_members()?)
+    })?;
+    let length = length.unwrap_or(DIMENSIONS);
+    let vectors = i32::try_from(length).map_err(|_| {
+        ExportError::Columns(format!("vectors of {length} numbers are too long for Parquet"))
+    })?;
+    let schema = schema(&columns, vectors, rows.reader);
+    let properties = properties(rows.reader);
+    let mut writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))?;
+    let mut batch = Batch::new(columns, schema);
+    let mut length = Some(length);
+    let count = rows.for_each(|line| {
+        batch.add(&line, &mut length)?;
+        if batch.is_full() { Ok(writer.write(&batch.take(vectors)?)?) } else { Ok(()) }
+    })?;
+    writer.write(&batch.take(vectors)?)?;
+    writer.close()?;
+    Ok(count)
+}
+
+fn schema(columns: &Columns, vector_length: i32, reader: &ItemReader) -> SchemaRef {
+    let own = columns.names.iter().map(|name| Field::new(name, DataType::Utf8, true));
+    let [sha256, model, prepared, width, height, vector] =
+        ADDED_FIELDS.map(|field| reader.name(field));
+    let texts = [sha256, model, prepared].map(|name| Field::new(name, DataType::Utf8, false));
+    let sizes = [width, height].map(|name| Field::new(name, DataType::Int32, false));
+    let list = DataType::FixedSizeList(element(), vector_length);
+    let vector = Field::new(vector, list, false);
+    let fields: Vec<_> = own.chain(texts).chain(sizes).chain([vector]).collect();
+    Arc::new(Schema::new(fields))
+}
+
+/// The numbers of a vector.
+fn element() -> FieldRef {
+    Arc::new(Field::new(ELEMENT, DataType::Float32, false))
+}
+
+/// How the columns are encoded. Dictionaries and statistics help with repeated and sorted values; the
+/// numbers of vectors and the hashes are neither.
+fn properties(reader: &ItemReader) -> WriterProperties {
+    let [sha256, .., vector] = ADDED_FIELDS.map(|field| reader.name(field));
+    let sha256 = ColumnPath::new(vec![sha256]);
+    let vector = ColumnPath::new(vec![vector, "list".into(), ELEMENT.into()]);
+    WriterProperties::builder()
+        .set_max_row_group_row_count(Some(MAX_GROUP_ROWS))
+        .set_max_row_group_bytes(Some(MAX_GROUP_BYTES))
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_column_dictionary_enabled(sha256, false)
+        .set_column_dictionary_enabled(vector.clone(), false)
+        .set_column_statistics_enabled(vector, EnabledStatistics::None)
+        .build()
+}
+
+/// Rows that are encoded together.
+struct Batch {
+    columns: Columns,
+    schema: SchemaRef,
+    /// A builder for each of the sources' own fields.
+    own: Vec<StringBuilder>,
+    /// `sha256`, `model` and `prepared`.
+    texts: [StringBuilder; 3],
+    /// `width` and `height`.
+    sizes: [Vec<i32>; 2],
+    /// The numbers of all vectors.
+    vectors: Vec<f32>,
+    rows: usize,
+    /// The length of all texts.
+    bytes: usize,
+}
+
+impl Batch {
+    fn new(columns: Columns, schema: SchemaRef) -> Self {
+        Self {
+            own: columns.names.iter().map(|_| StringBuilder::new()).collect(),
+            columns,
+            schema,
+            texts: Default::default(),
+            sizes: Default::default(),
+            vectors: Vec::new(),
+            rows: 0,
+            bytes: 0,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.rows >= MAX_BATCH_ROWS || self.bytes >= MAX_BATCH_BYTES
+    }
+
+    fn add(&mut self, line: &Line<'_>, length: &mut Option<usize>) -> Result<(), ExportError> {
+        let (own, added) = line.fields()?;
+        let cells = self.columns.cells(&own).map_err(|detail| line.error(detail))?;
+        for (builder, cell) in self.own.iter_mut().zip(cells) {
+            self.bytes += cell.as_ref().map_or(0, |text| text.len());
+            builder.append_option(cell);
+        }
+        let [sha256, model, prepared, width, height, vector] = added;
+        for (builder, value) in self.texts.iter_mut().zip([sha256, model, prepared]) {
+            let text = json_object::as_string(value);
+            let text = text.ok_or_else(|| line.error(format!("{value} is not a text")))?;
+            self.bytes += text.len();
+            builder.append_value(text);
+        }
+        for (sizes, value) in self.sizes.iter_mut().zip([width, height]) {
+            let size = value.get().parse();
+            sizes.push(size.map_err(|_| line.error(format!("{value} is not a size in pixels")))?);
+        }
+        line.append_vector(vector, length, &mut self.vectors)?;
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// Takes the rows out.
+    fn take(&mut self, vector_length: i32) -> Result<RecordBatch, ExportError> {
+        let texts = self.own.iter_mut().chain(&mut self.texts);
+        let mut arrays: Vec<_> =
+            texts.map(|builder| Arc::new(builder.finish()) as ArrayRef).collect();
+        for sizes in &mut self.sizes {
+            arrays.push(Arc::new(Int32Array::from(mem::take(sizes))));
+        }
+        let numbers = Arc::new(Float32Array::from(mem::take(&mut self.vectors)));
+        arrays.push(Arc::new(FixedSizeListArray::try_new(
+            element(),
+            vector_length,
+            numbers,
+            None,
+        )?));
+        (self.rows, self.bytes) = (0, 0);
+        Ok(RecordBatch::try_new(Arc::clone(&self.schema), arrays)?)
+    }
+}
+
+impl From<ParquetError> for ExportError {
+    fn from(error: ParquetError) -> Self {
+        match error {
+            // The system's errors are wrapped.
+            ParquetError::External(error) => match error.downcast::<io::Error>() {
+                Ok(error) => Self::Io(*error),
+                Err(error) => Self::Parquet(ParquetError::External(error)),
+            },
+            other => Self::Parquet(other),
+        }
+    }
+}
+
+impl From<ArrowError> for ExportError {
+    fn from(error: ArrowError) -> Self {
+        ParquetError::from(error).into()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+use std::sync::atomic::AtomicBool;
+
+use tempfile::TempDir;
+
+use super::*;
+
+/// A folder with rows, from which files are made.
+pub(super) struct Rows {
+    folder: TempDir,
+    prefix: &'static str,
+}
+
+impl Rows {
+    pub(super) fn new(text: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("out.jsonl"), text).unwrap();
+        Self { folder, prefix: "" }
+    }
+
+    /// Sets what the names of the added fields begin with.
+    #[cfg(feature = "parquet")]
+    pub(super) fn prefixed(self, prefix: &'static str) -> Self {
+        Self { prefix, ..self }
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn export(&self, name: &str, format: ExportFormat) -> Export {
+        let file = ExportFile { path: self.path(name), format };
+        let rows_path = self.path("out.jsonl");
+        let rows = File::options().read(true).append(true).open(&rows_path).unwrap();
+        let reader = ItemReader { field: None, id: None, prefix: self.prefix.into() };
+        Export::prepare(file, &rows_path, &rows, &reader).unwrap()
+    }
+
+    /// Makes `out.file`. Returns the number of rows, or the error.
+    pub(super) fn make(&self, format: ExportFormat) -> Result<u64, String> {
+        let made = self.export("out.file", format).write(&AtomicBool::new(false));
+        made.map_err(|error| error.to_string())
+    }
+
+    /// The names of all files in the folder.
+    fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.folder.path()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+/// A row without own fields, with these numbers.
+pub(super) fn row(vector: &str) -> String {
+    own_row("{}", vector)
+}
+
+/// A row with these own fields and numbers.
+pub(super) fn own_row(own: &str, vector: &str) -> String {
+    let fields = format!(
+        r#""sha256":"ab","model":"m","prepared":"jpeg","width":3,"height":2,"vector":[{vector}]"#
+    );
+    super::super::json_object::append(own, &fields) + "\n"
+}
+
+/// All formats of this build.
+fn formats() -> Vec<ExportFormat> {
+    vec![
+        #[cfg(feature = "parquet")]
+        ExportFormat::Parquet,
+        ExportFormat::Npy,
+    ]
+}
+
+/// The text of a number just above the middle of two `f32`. Its nearest `f64` is the middle, which would
+/// be rounded down.
+pub(super) const ABOVE_MIDDLE: (&str, f32) =
+    ("1.0000000596046447753906250000000001", 1.0 + f32::EPSILON);
+
+#[test]
+fn a_numpy_file_has_a_header_and_the_nearest_f32_of_each_number_in_the_order_of_the_rows() {
+    let numbers = [("-0.0", -0.0), ("1E-3", 0.001), ABOVE_MIDDLE, ("1e-60", 0.0)];
+    let texts = numbers.map(|(text, _)| text);
+    let rows = row(&texts.join(" , ")) + &own_row(r#"{"n": 1}"#, "1,2,3,4");
+    let rows = Rows::new(&rows);
+    assert_eq!(rows.make(ExportFormat::Npy).unwrap(), 2);
+    let bytes = fs::read(rows.path("out.file")).unwrap();
+    let (header, data) = bytes.split_at(128);
+    assert!(header.ends_with(b" \n") && header.starts_with(b"\x93NUMPY\x01\x00\x76\x00{"));
+    let header = String::from_utf8_lossy(&header[10..]);
+    let expected = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 4), }";
+    assert_eq!(header.trim_end(), expected);
+    let expected = numbers.map(|(_, number)| number).into_iter().chain([1.0, 2.0, 3.0, 4.0]);
+    let expected: Vec<u8> = expected.flat_map(f32::to_le_bytes).collect();
+    assert_eq!(data, expected);
+}
+
+#[test]
+fn without_rows_a_file_has_no_rows_and_the_width_of_the_model() {
+    let rows = Rows::new("");
+    assert_eq!(rows.make(ExportFormat::Npy).unwrap(), 0);
+    let bytes = fs::read(rows.path("out.file")).unwrap();
+    assert!(bytes.len() == 128 && String::from_utf8_lossy(&bytes).contains("(0, 1536)"));
+}
+
+#[test]
+fn a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
+    let good = row("1,2");
+    for (line, message) in [
+        (row("1"), "line 2: its vector has 1 numbers, and the first row's has 2"),
+        (row("1,2,3"), "line 2: its vector has 3 numbers"),
+        (row(""), r#"line 2: its vector contains "", which is no 32-bit number"#),
+        (row("1,1e39"), r#"line 2: its vector contains "1e39""#),
+        (row("1,\"2\""), "line 2: its vector contains"),
+        (row("[1,2]"), r#"line 2: its vector contains "[1""#),
+        (row("1,NaN"), "line 2: this is not a row of this command: "),
+        (good.replace("[1,2]", "12"), "line 2: its vector is not a list"),
+        (
+            good.replace("sha256", "sha1"),
+            "line 2: this is not a row of this command: it has no sha256",
+        ),
+        (good.replace("width", "wide"), "line 2: this is not a row"),
+        (good.trim_end().to_owned(), "line 2: the line is incomplete"),
+        ("\n".into(), "line 2: this is not a row"),
+    ] {
+        for format in formats() {
+            let rows = Rows::new(&(good.clone() + &line));
+            fs::write(rows.path("out.file"), "earlier").unwrap();
+            let error = rows.make(format).unwrap_err();
+            assert!(error.starts_with(message), "{format:?}: {error}");
+            assert_eq!(fs::read(rows.path("out.file")).unwrap(), b"earlier");
+            assert_eq!(rows.names(), ["out.file", "out.jsonl"]);
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_export_leaves_nothing() {
+    for format in formats() {
+        let rows = Rows::new(&row("1,2"));
+        let made = rows.export("out.file", format).write(&AtomicBool::new(true));
+        assert!(matches!(made, Err(ExportError::Interrupted)));
+        assert_eq!(rows.names(), ["out.jsonl"]);
+    }
+}
+
+#[test]
+fn the_rows_stay_locked_until_the_export_ends() {
+    let rows = Rows::new("");
+    let open = || super::super::output::open(&rows.path("out.jsonl"));
+    let file = open().unwrap();
+    let reader = ItemReader { field: None, id: None, prefix: String::new() };
+    let target = ExportFile { path: rows.path("out.npy"), format: ExportFormat::Npy };
+    let export = Export::prepare(target, &rows.path("out.jsonl"), &file, &reader).unwrap();
+    drop(file);
+    assert!(matches!(open(), Err(OutputError::InUse(_))));
+    drop(export);
+    open().unwrap();
+}
+
+#[test]
+fn what_a_killed_run_has_left_is_removed_and_a_link_in_its_place_is_not_followed() {
+    let rows = Rows::new(&row("1,2"));
+    fs::write(rows.path("out.file.new"), "half").unwrap();
+    let export = rows.export("out.file", ExportFormat::Npy);
+    assert_eq!(rows.names(), ["out.jsonl"]);
+    fs::write(rows.path("victim"), "unchanged").unwrap();
+    std::os::unix::fs::symlink("victim", rows.path("out.file.new")).unwrap();
+    assert!(matches!(export.write(&AtomicBool::new(false)), Err(ExportError::Io(_))));
+    assert_eq!(fs::read(rows.path("victim")).unwrap(), b"unchanged");
+}
+
+#[test]
+fn only_a_file_that_this_command_may_have_made_is_replaced() {
+    let rows = Rows::new("");
+    let check_with = |name: &str, rows_name: &str| {
+        let file = ExportFile { path: rows.path(name), format: ExportFormat::Npy };
+        check(&file, &rows.path(rows_name)).map_err(|error| error.to_string())
+    };
+    fs::write(rows.path("own.npy"), "").unwrap();
+    fs::create_dir(rows.path("folder.npy")).unwrap();
+    std::os::unix::fs::symlink("own.npy", rows.path("link.npy")).unwrap();
+    check_with("new.npy", "new.jsonl").unwrap();
+    check_with("own.npy", "out.jsonl").unwrap();
+    assert!(check_with("own.npy", "own.jsonl").unwrap_err().contains("has not made it"));
+    for name in ["folder.npy", "link.npy"] {
+        assert!(check_with(name, "out.jsonl").unwrap_err().contains("not a regular file"));
+    }
+}

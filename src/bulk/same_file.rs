@@ -1,0 +1,81 @@
+//! Refuses an output that is one of the sources: the run would append to the list that it reads.
+
+use std::{
+    fs::{self, File, Metadata},
+    io,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
+    path::{Path, PathBuf},
+};
+
+/// The output is one of the sources.
+#[derive(Debug, thiserror::Error)]
+#[error("{output} is also a source, and would be changed while it is read: choose another --out")]
+pub(super) struct SameFile {
+    output: String,
+}
+
+/// Checks that no output is a source. Two paths are the same file if the system says so, whatever
+/// their text is. Without outputs, standard output is checked.
+///
+/// # Errors
+/// The first output that is a source.
+pub(super) fn check(sources: &[PathBuf], outputs: &[&Path]) -> Result<(), SameFile> {
+    let sources: Vec<_> = sources.iter().filter_map(|path| id_of_source(path)).collect();
+    let same = |output: String| Err(SameFile { output });
+    if outputs.is_empty()
+        && id_of_open(io::stdout().as_fd()).is_some_and(|id| sources.contains(&id))
+    {
+        return same("standard output".into());
+    }
+    // An output that does not exist yet is no source.
+    for output in outputs {
+        if id(fs::metadata(output)).is_some_and(|id| sources.contains(&id)) {
+            return same(output.display().to_string());
+        }
+    }
+    Ok(())
+}
+
+/// Identifies a file: its device, and its number on this device.
+type FileId = (u64, u64);
+
+fn id_of_source(path: &Path) -> Option<FileId> {
+    if path == Path::new("-") { id_of_open(io::stdin().as_fd()) } else { id(fs::metadata(path)) }
+}
+
+fn id_of_open(file: BorrowedFd<'_>) -> Option<FileId> {
+    id(file.try_clone_to_owned().and_then(|file| File::from(file).metadata()))
+}
+
+/// The id of a regular file. A terminal may be both standard input and standard output.
+fn id(metadata: io::Result<Metadata>) -> Option<FileId> {
+    let metadata = metadata.ok().filter(Metadata::is_file)?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_is_a_source_under_each_of_its_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("nested")).unwrap();
+        fs::write(at("list.jsonl"), "").unwrap();
+        std::os::unix::fs::symlink("list.jsonl", at("link.jsonl")).unwrap();
+        fs::hard_link(at("list.jsonl"), at("hard.jsonl")).unwrap();
+        let sources = [folder.path().to_owned(), at("list.jsonl")];
+        for name in ["list.jsonl", "nested/../list.jsonl", "link.jsonl", "hard.jsonl"] {
+            let error = check(&sources, &[&at("other.parquet"), &at(name)]).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        fs::write(at("other.jsonl"), "").unwrap();
+        for name in ["other.jsonl", "missing.jsonl", "nested"] {
+            check(&sources, &[&at(name)]).unwrap();
+        }
+    }
+}

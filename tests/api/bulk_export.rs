@@ -1,0 +1,305 @@
+//! `imagesvc embed`: Parquet and NumPy files, which are made from the rows when a run ends.
+//!
+//! `tests/vectors` reads such files with other programs.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader},
+    os::unix::{fs::symlink, process::ExitStatusExt},
+    process::{Child, Command, ExitStatus},
+};
+
+#[cfg(feature = "parquet")]
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::support::{Bulk, FakeNvidia, FakeServer, Finished, Reply, ServiceProcess, embedding};
+
+/// The signal to a program that exceeds the limit on the size of files.
+const SIGXFSZ: i32 = 25;
+
+/// The length of a NumPy file with this many vectors.
+fn npy_len(rows: usize) -> usize {
+    128 + rows * 1536 * 4
+}
+
+/// The length of a NumPy file.
+fn len(bulk: &Bulk, name: &str) -> usize {
+    fs::read(bulk.path(name)).unwrap().len()
+}
+
+/// The names of all visible files and folders, except those with pictures.
+fn names(bulk: &Bulk) -> Vec<String> {
+    let entries = fs::read_dir(bulk.folder()).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> =
+        names.filter(|name| !name.starts_with('.') && name != "photos").collect();
+    names.sort();
+    names
+}
+
+/// Writes an output with this many rows, and none for `photos`.
+fn write_rows(bulk: &Bulk, name: &str, rows: usize) {
+    let vector = vec!["0.25"; 1536].join(",");
+    let row = |n| {
+        format!(
+            "{{\"path\":\"{n}\",\"sha256\":\"ab\",\"model\":\"nvidia/nv-dinov2\",\
+             \"prepared\":\"original\",\"width\":1,\"height\":1,\"vector\":[{vector}]}}\n"
+        )
+    };
+    bulk.write(name, (0..rows).map(row).collect::<String>());
+}
+
+/// Sends a signal to a process.
+fn signal(process: &Child, name: &str) {
+    let kill = format!("kill -{name} {}", process.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+}
+
+/// Runs the command in a shell, after these shell commands.
+fn run_after(bulk: &Bulk, commands: &str, arguments: &str) -> (ExitStatus, String) {
+    let program = bulk.command("");
+    let script = format!("{commands}; exec \"$0\" embed {arguments}");
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &script, ServiceProcess::PROGRAM]).current_dir(bulk.folder()).env_clear();
+    shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = shell.output().unwrap();
+    (output.status, String::from_utf8(output.stderr).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_is_made_from_all_rows_although_some_pictures_failed() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(3);
+    bulk.write("photos/text.jpg", "no picture");
+    let run = bulk.run("photos --out vectors.npy").expect(1);
+    assert!(run.stderr.contains("vectors.npy contains 3 rows"), "{}", run.stderr);
+    assert_eq!(names(&bulk), ["vectors.failed.jsonl", "vectors.jsonl", "vectors.npy"]);
+    assert_eq!((len(&bulk, "vectors.npy"), bulk.rows("vectors.jsonl").len()), (npy_len(3), 3));
+    bulk.write_pictures(5);
+    fs::remove_file(bulk.path("photos/text.jpg")).unwrap();
+    let run = bulk.run("photos vectors.failed.jsonl --out vectors.npy").expect(1);
+    assert!(run.stderr.contains("vectors.npy contains 5 rows"), "{}", run.stderr);
+    assert_eq!(len(&bulk, "vectors.npy"), npy_len(5));
+    assert_eq!(nvidia.count(), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_has_nothing_left_to_send_makes_the_file_again() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(2);
+    bulk.run("photos --out vectors.jsonl").expect(0);
+    for _ in 0..2 {
+        let run = bulk.run("photos --out vectors.npy").expect(0);
+        assert!(run.stderr.contains("2 skipped"), "{}", run.stderr);
+        assert_eq!(len(&bulk, "vectors.npy"), npy_len(2));
+        fs::remove_file(bulk.path("vectors.npy")).unwrap();
+    }
+    assert_eq!(nvidia.count(), 2);
+    let empty = bulk.run("photos --dry-run --out vectors.npy").expect(0);
+    assert!(empty.stdout.contains("2 rows are in the output already"), "{}", empty.stdout);
+    assert!(!bulk.path("vectors.npy").exists(), "a dry run must write nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_stopped_makes_no_file_and_says_so() {
+    let service = FakeServer::start(|request, nth| match (request.line().as_str(), nth) {
+        ("GET /v1/models", _) => Reply::json(200, r#"{"data":[{"id":"m"}]}"#),
+        (_, 1) => Reply::json(
+            200,
+            r#"{"sha256":"ab","model":"m","prepared":"jpeg","width":4,"height":4,"vector":[0.5]}"#,
+        ),
+        _ => Reply::json(401, r#"{"code":"embedding_exhausted","detail":"Sentence."}"#),
+    })
+    .await;
+    let bulk = Bulk::without_nvidia();
+    bulk.write_pictures(5);
+    let arguments = format!("photos --concurrency 1 --out vectors.npy --to {}", service.url("/"));
+    let run = bulk.run(&arguments).expect(1);
+    assert!(
+        run.stderr.contains("vectors.npy was not made: run again to make it"),
+        "{}",
+        run.stderr
+    );
+    assert_eq!(names(&bulk), ["vectors.failed.jsonl", "vectors.jsonl"]);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 1);
+    bulk.run(&format!("{arguments} --limit 0")).expect(0);
+    assert_eq!(len(&bulk, "vectors.npy"), 128 + 4, "a limit of 0 makes the file at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_run_leaves_the_file_of_an_earlier_run_and_says_so() {
+    let (release, _) = watch::channel(false);
+    let held = embedding().held_until(&release);
+    let nvidia = FakeNvidia::healthy_except(move |_| Some(held.clone())).await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(1);
+    bulk.write("vectors.jsonl", "");
+    bulk.write("vectors.npy", "earlier");
+    let mut process = bulk.start("photos --out vectors.npy");
+    nvidia.wait_for(1).await;
+    signal(&process, "INT");
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("interrupted: waiting for 1 running requests")));
+    release.send(true).unwrap();
+    let last = lines.last().unwrap();
+    assert_eq!(last, "vectors.npy is still of an earlier run: run again to make it");
+    assert_eq!(process.wait().unwrap().code(), Some(130));
+    assert_eq!(
+        (bulk.read("vectors.npy").as_str(), bulk.rows("vectors.jsonl").len()),
+        ("earlier", 1)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_killed_while_it_makes_the_file_leaves_no_part_of_it() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(1);
+    write_rows(&bulk, "vectors.jsonl", 40);
+    for earlier in [None, Some("earlier")] {
+        earlier.inspect(|text| bulk.write("vectors.npy", text));
+        // The system kills a program that writes more than this limit to a file.
+        let (status, stderr) =
+            run_after(&bulk, "ulimit -c 0 -f 100", "photos --limit 0 --out vectors.npy");
+        assert_eq!(status.signal(), Some(SIGXFSZ), "{stderr}");
+        assert!(len(&bulk, "vectors.npy.new") > 0);
+        assert_eq!(fs::read_to_string(bulk.path("vectors.npy")).ok().as_deref(), earlier);
+    }
+    let run = bulk.run("photos --out vectors.npy").expect(0);
+    assert!(run.stderr.contains("vectors.npy contains 41 rows"), "{}", run.stderr);
+    assert_eq!(len(&bulk, "vectors.npy"), npy_len(41));
+    assert_eq!(names(&bulk), ["vectors.jsonl", "vectors.npy"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupt_ends_the_making_and_leaves_no_part_of_the_file() {
+    let bulk = Bulk::new(&FakeNvidia::healthy().await);
+    bulk.write_pictures(1);
+    write_rows(&bulk, "vectors.jsonl", 4000);
+    // On a busy machine, a signal may come too late. Then another run is interrupted.
+    for _ in 0..20 {
+        let mut process = bulk.start("photos --limit 0 --out vectors.npy");
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line == "making vectors.npy"));
+        signal(&process, "INT");
+        let last = lines.last().unwrap();
+        if process.wait().unwrap().code() == Some(130) {
+            assert_eq!(last, "vectors.npy was not made: run again to make it");
+            assert_eq!(names(&bulk), ["vectors.jsonl"]);
+            return;
+        }
+        assert_eq!(last, "vectors.npy contains 4000 rows");
+        fs::remove_file(bulk.path("vectors.npy")).unwrap();
+    }
+    panic!("no run was interrupted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_for_which_there_is_no_space_is_not_made_and_the_rows_stay() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(20);
+    let formats: &[_] = if cfg!(feature = "parquet") { &["npy", "parquet"] } else { &["npy"] };
+    bulk.run("photos --out vectors.jsonl").expect(0);
+    let rows = bulk.read("vectors.jsonl");
+    for format in formats {
+        let file = format!("vectors.{format}");
+        bulk.write(&file, "earlier");
+        // The limit on the size of files has the same effect as a full disk.
+        let (status, stderr) =
+            run_after(&bulk, "trap '' XFSZ; ulimit -f 100", &format!("photos --out {file}"));
+        assert_eq!(status.code(), Some(1), "{stderr}");
+        let message = format!("{file} cannot be made from vectors.jsonl: File too large");
+        assert!(stderr.contains(&message), "{stderr}");
+        assert_eq!(
+            (bulk.read(&file).as_str(), bulk.read("vectors.jsonl")),
+            ("earlier", rows.clone())
+        );
+        assert!(!bulk.path(&format!("{file}.new")).exists());
+        bulk.run(&format!("photos --out {file}")).expect(0);
+        assert!(len(&bulk, &file) > 20 * 1536 * 4);
+    }
+    assert_eq!(nvidia.count(), 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_output_that_is_a_source_or_belongs_to_somebody_else_is_refused_unchanged() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(1);
+    bulk.write("list.jsonl", "{\"path\": \"photos/0.png\"}\n");
+    bulk.write("own.npy", "own");
+    bulk.write("empty.jsonl", "");
+    symlink("empty.jsonl", bulk.path("link.jsonl")).unwrap();
+    fs::create_dir(bulk.path("folder.npy")).unwrap();
+    bulk.write("folder.jsonl", "");
+    let before = names(&bulk);
+    for (arguments, message) in [
+        ("list.jsonl --out list.jsonl", "list.jsonl is also a source"),
+        ("photos list.jsonl --out list.npy", "list.jsonl is also a source"),
+        ("empty.jsonl --out photos/../link.npy", "link.jsonl is also a source"),
+        ("photos --dry-run list.jsonl --out list.npy", "list.jsonl is also a source"),
+        ("own.npy --out own.npy", "own.npy is also a source"),
+        ("photos --out own.npy", "own.npy exists without own.jsonl"),
+        ("photos --out folder.npy", "folder.npy is not a regular file"),
+    ] {
+        let run = bulk.run(arguments).expect(2);
+        assert!(run.stderr.contains(message), "{arguments}: {}", run.stderr);
+    }
+    let open = |name: &str| File::options().append(true).read(true).open(bulk.path(name)).unwrap();
+    let mut command = bulk.command("- --out empty.jsonl");
+    let run = Finished::from(command.stdin(open("empty.jsonl")).spawn().unwrap()).expect(2);
+    assert!(run.stderr.contains("empty.jsonl is also a source"), "{}", run.stderr);
+    let mut command = bulk.command("list.jsonl");
+    let run = Finished::from(command.stdout(open("list.jsonl")).spawn().unwrap()).expect(2);
+    assert!(run.stderr.contains("standard output is also a source"), "{}", run.stderr);
+    assert_eq!(names(&bulk), before);
+    assert_eq!(bulk.read("list.jsonl"), "{\"path\": \"photos/0.png\"}\n");
+    assert_eq!((bulk.read("own.npy").as_str(), nvidia.count()), ("own", 0));
+}
+
+#[cfg(feature = "parquet")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parquet_file_contains_the_fields_and_vectors_of_the_rows() {
+    use arrow_array::{cast::AsArray, types::Float32Type};
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(2);
+    let list = [
+        r#"{"name": "Ada \"A\"", "path": "photos/0.png"}"#,
+        r#"{"path": "photos/1.png", "n": 1.50}"#,
+    ];
+    bulk.write("list.jsonl", list.join("\n"));
+    let run = bulk.run("list.jsonl --prefix dino_ --out people.parquet").expect(0);
+    assert!(run.stderr.contains("people.parquet contains 2 rows"), "{}", run.stderr);
+    assert_eq!(names(&bulk), ["list.jsonl", "people.jsonl", "people.parquet"]);
+    let file = File::open(bulk.path("people.parquet")).unwrap();
+    let mut reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
+    let batch = reader.next().unwrap().unwrap();
+    for (n, row) in bulk.rows("people.jsonl").iter().enumerate() {
+        let texts = ["name", "path", "n", "dino_sha256", "dino_model", "dino_prepared"];
+        for name in texts {
+            let found = batch[name].as_string::<i32>().iter().nth(n).unwrap();
+            let expected = match &row[name] {
+                Value::String(text) => Some(text.clone()),
+                Value::Null => None,
+                other => Some(if name == "n" { "1.50".into() } else { other.to_string() }),
+            };
+            assert_eq!(found, expected.as_deref(), "{name}");
+        }
+        let vector = batch["dino_vector"].as_fixed_size_list().value(n);
+        let expected: Vec<f32> = row["dino_vector"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|n| n.to_string().parse().unwrap())
+            .collect();
+        assert_eq!(vector.as_primitive::<Float32Type>().values()[..], expected);
+    }
+    assert!(reader.next().is_none());
+}

@@ -1,0 +1,75 @@
+"""What the files must contain, read from the lines of JSON with Python's own means."""
+
+import json
+from fractions import Fraction
+
+import numpy
+
+# The columns after the source's own ones.
+ADDED = ["sha256", "model", "prepared", "width", "height", "vector"]
+DIMENSIONS = 1536
+
+
+class Text(str):
+    """The text of a number as it stands in the JSON."""
+
+
+def read(path):
+    """The rows, with numbers as their texts. Of equal names in an object, the last one counts."""
+    with open(path, encoding="utf-8") as lines:
+        rows = [json.loads(line, parse_float=Text, parse_int=Text) for line in lines]
+    assert rows and all(list(row)[-6:] == ADDED for row in rows), path
+    return rows
+
+
+def lines(path):
+    with open(path, encoding="utf-8") as lines:
+        return list(lines)
+
+
+def own_columns(rows):
+    """The names of the source's own fields, in the order in which they first occur."""
+    return list(dict.fromkeys(name for row in rows for name in list(row)[:-6]))
+
+
+def cell(row, name, line):
+    """The text that a column must contain for a row."""
+    value = row.get(name)
+    if value is None or isinstance(value, str):
+        return None if value is None else str(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    # The text of a nested value is unchanged, with its spaces. No list contains the same one twice.
+    start = line.index(json.dumps(name) + ": ") + len(json.dumps(name)) + 2
+    nested, end = json.JSONDecoder().raw_decode(line, start)
+    return line[start:end]
+
+
+def vectors(rows):
+    """The vectors as 32-bit floats. Each one is the float that is nearest to the number's text."""
+    array = numpy.array([[nearest(text) for text in row["vector"]] for row in rows], dtype="<f4")
+    assert array.shape == (len(rows), DIMENSIONS), array.shape
+    return array
+
+
+def nearest(text):
+    """The nearest 32-bit float, found without rounding twice."""
+    guess = numpy.float32(float(text))  # rounds twice, so a neighbour may be nearer
+    with numpy.errstate(over="ignore"):  # the largest float has no finite neighbour
+        below, above = (numpy.nextafter(guess, numpy.float32(end)) for end in ("-inf", "inf"))
+    exact = Fraction(text)
+
+    def distance(number):
+        is_odd = int(number.view(numpy.uint32)) & 1
+        return abs(Fraction(float(number)) - exact), is_odd
+
+    best = min((number for number in (guess, below, above) if numpy.isfinite(number)), key=distance)
+    # 0 has a sign, which Fraction does not have.
+    return numpy.copysign(best, numpy.float32(-1)) if text.startswith("-") and best == 0 else best
+
+
+def same_bits(found, expected):
+    """Whether two arrays of 32-bit floats are equal, including the signs of zeros."""
+    found = numpy.asarray(found)
+    assert found.dtype == numpy.float32, found.dtype
+    return numpy.array_equal(found.view(numpy.uint32), expected.view(numpy.uint32))

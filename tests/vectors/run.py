@@ -1,0 +1,92 @@
+"""Makes files of vectors with the built program, and runs each program of this folder that reads them.
+
+Arguments: the names of the programs to run. Without arguments, all are run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parent.parent
+IMAGESVC = Path(os.environ.get("IMAGESVC_BINARY", ROOT / "target/debug/imagesvc"))
+
+# The longest time for a program, in seconds.
+TIMEOUT = 120
+
+# The list's objects. The texts of numbers and of nested values must arrive unchanged.
+PEOPLE = [
+    r'{"name": "Ada \"the first\"", "path": "photos/rocket.jpg", "n": 12345678901234567890.10}',
+    r'{"name": "Gr\u00fc\u00dfe, 世界 \ud83d\ude80", "path": "photos/chelsea.png", "n": -1E-7, "ok": true}',
+    r'{"path": "photos/hubble_deep_field.jpg", "name": null, "tags": {"a": [1.0, null , "x"]}, "Name": "upper"}',
+    r'{"name": "", "path": "photos/again.jpg", "n": "1", "n": "last", "a.b": "dot", "line": "1\n2\t3\\"}',
+]
+
+# A row of a run with numbers that are rounded wrongly if they are rounded twice, and with extreme ones.
+HARD_NUMBERS = ["1.0000000596046447753906250000000001", "-0.0", "1e-45", "3.4028234e38", "1E-60", "0.1"]
+
+
+def make_files(folder):
+    """Makes folder.* from pictures, and people.* from a list."""
+    photos = folder / "photos"
+    photos.mkdir()
+    for name in ["rocket.jpg", "chelsea.png", "hubble_deep_field.jpg"]:
+        shutil.copy(ROOT / "tests/fixtures" / name, photos)
+    shutil.copy(photos / "rocket.jpg", photos / "again.jpg")
+    (photos / "broken.jpg").write_text("no picture")
+    (folder / "list.jsonl").write_text("\n".join(PEOPLE) + "\n")
+
+    embed(folder, "photos", "--out", "folder.parquet", code=1)
+    embed(folder, "photos", "--out", "folder.npy", code=1)
+    embed(folder, "list.jsonl", "--out", "people.jsonl")
+    with open(folder / "people.jsonl", "a") as rows:
+        rows.write(hard_row((folder / "people.jsonl").read_text().splitlines()[0]) + "\n")
+    embed(folder, "list.jsonl", "--out", "people.parquet")
+    embed(folder, "list.jsonl", "--out", "people.npy")
+
+
+def hard_row(row):
+    """A row with HARD_NUMBERS in place of the first numbers of another row."""
+    before, numbers = row.removesuffix("]}").split('"vector":[')
+    numbers = HARD_NUMBERS + numbers.split(",")[len(HARD_NUMBERS) :]
+    path = json.dumps(json.loads(row)["path"])
+    return before.replace(path, '"photos/hard.jpg"') + '"vector":[' + ",".join(numbers) + "]}"
+
+
+def embed(folder, *arguments, code=0):
+    env = {"IMAGESVC_MIN_FREE_BYTES": "0", "XDG_CACHE_HOME": str(folder / "cache")}
+    command = [IMAGESVC, "embed", "--sandbox", *arguments]
+    run = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
+    assert run.returncode == code, (arguments, run.returncode, run.stderr)
+
+
+def run(program, files):
+    """Runs a program in a copy of the folder with the files. Returns whether it succeeded."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(files, folder, dirs_exist_ok=True)
+        env = os.environ | {"PYTHONPATH": str(FOLDER), "PYTHONDONTWRITEBYTECODE": "1"}
+        try:
+            subprocess.run([sys.executable, FOLDER / program], cwd=folder, env=env, timeout=TIMEOUT, check=True)
+            is_ok = True
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            print(error, file=sys.stderr)
+            is_ok = False
+    print(f"{'ok' if is_ok else 'FAILED'}  {program}  {round((time.monotonic() - start) * 1000)} ms", flush=True)
+    return is_ok
+
+
+def main():
+    programs = sys.argv[1:] or sorted(path.name for path in FOLDER.glob("with_*.py"))
+    assert programs, "there are no programs"
+    with tempfile.TemporaryDirectory() as files:
+        make_files(Path(files))
+        results = [run(program, files) for program in programs]
+    sys.exit(0 if all(results) else 1)
+
+
+main()
