@@ -1,6 +1,7 @@
-//! `imagesvc embed`: embeds the pictures of folders and lists, and writes one JSON line for each.
+//! `imagesvc embed`: embeds the pictures of folders and lists, and writes one JSON line for each. The
+//! function [`nearest`](fn@nearest) is the command that compares a picture with these.
 //!
-//! The command is a client of the service: of a running one, or of one that it starts in this process
+//! Both are clients of the service: of a running one, or of one that it starts in this process
 //! on a loopback port. So the cache, the limits and the errors are those of the service.
 //!
 //! ```text
@@ -42,6 +43,7 @@ mod interrupt;
 mod item;
 mod json_object;
 mod lanes;
+mod nearest;
 mod output;
 mod progress;
 mod run;
@@ -49,10 +51,12 @@ mod same_file;
 mod service;
 mod source;
 mod tally;
+mod vectors;
 mod window;
 mod writer;
 
 pub use error::{BulkError, Outcome};
+pub use nearest::nearest;
 
 /// The number of requests at once to a running service, which has other clients.
 const SHARED_CONCURRENCY: usize = 8;
@@ -77,7 +81,8 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
         open_target(arguments.out.clone(), arguments.export.clone(), reader.clone()).await?;
     let default_concurrency =
         if arguments.to.is_some() { SHARED_CONCURRENCY } else { own_concurrency(&config) };
-    let service = Service::open(&arguments, config).await?;
+    let service =
+        Service::open(arguments.to.as_ref(), arguments.save, &arguments.prefix, config).await?;
     let model = service.client.model().await?;
     match (&arguments.out, &existing.model) {
         (Some(path), Some(found)) if *found != model => {

@@ -11,6 +11,7 @@ use crate::{
 
 mod check;
 mod embed;
+mod nearest;
 mod serve;
 
 /// Runs the command that the arguments select.
@@ -50,6 +51,7 @@ async fn run_command(command: Command, config: Config) -> Result<ExitCode, Box<d
     match command {
         Command::Serve => serve::serve(config).await?,
         Command::Embed(arguments) => return Ok(embed::embed(*arguments, config).await),
+        Command::Nearest(arguments) => return Ok(nearest::nearest(*arguments, config).await),
         Command::Check { live } => {
             let is_without_fault = check::check(&config, live).await;
             if !is_without_fault {

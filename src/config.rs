@@ -15,6 +15,7 @@ use crate::pipeline::{Limits, largest_request};
 use reader::Reader;
 use settings::SETTINGS;
 
+mod bulk_arguments;
 mod command;
 mod decoder;
 mod dotenv;
@@ -23,6 +24,7 @@ mod embed_command;
 mod fetch;
 mod limits;
 mod listing;
+mod nearest_command;
 mod nvidia;
 mod own_client;
 mod parse;
@@ -38,6 +40,7 @@ mod web;
 
 pub use command::{Command, command_line};
 pub use embed_command::{EmbedArguments, ExportFile, ExportFormat};
+pub use nearest_command::NearestArguments;
 pub use raw::RawSettings;
 pub use upstream::Upstream;
 
@@ -117,11 +120,16 @@ impl Config {
             Some((embed_command::EMBED, embed)) => {
                 (Command::Embed(Box::new(embed_command::arguments(embed))), embed)
             }
+            Some((nearest_command::NEAREST, nearest)) => {
+                (Command::Nearest(Box::new(nearest_command::arguments(nearest))), nearest)
+            }
             _ => (Command::Serve, &matches),
         };
         let mut raw = RawSettings::merge(flags, std::env::vars_os(), ".env".as_ref());
-        if let Command::Embed(arguments) = &command {
-            embed_command::adapt(&mut raw, arguments);
+        match &command {
+            Command::Embed(arguments) => embed_command::adapt(&mut raw, arguments),
+            Command::Nearest(arguments) => nearest_command::adapt(&mut raw, arguments),
+            Command::Serve | Command::Check { .. } => {}
         }
         Ok((command, Self::resolve(&raw)?))
     }

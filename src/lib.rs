@@ -47,8 +47,8 @@
 //!
 //! | Module | What it does |
 //! |---|---|
-//! | [`cli`] | runs a command: serve, check or embed |
-//! | [`bulk`] | embeds the pictures of folders and lists, as a client of the service |
+//! | [`cli`] | runs a command: serve, check, embed or nearest |
+//! | [`bulk`] | embeds the pictures of folders and lists, and finds similar ones, as a client of the service |
 //! | [`app`] | builds the service from the settings, and binds its port |
 //! | [`config`] | parses and checks all settings |
 //! | [`web`] | HTTP: middleware, extractors, routes, and errors as clients see them |

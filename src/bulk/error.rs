@@ -2,9 +2,12 @@
 
 use std::{io, process::ExitCode};
 
-use super::{client::ServiceError, interrupt, output::OutputError, source::SourceError};
+use super::{
+    client::ServiceError, interrupt, output::OutputError, source::SourceError,
+    vectors::VectorsError,
+};
 
-/// The exit code of a run that cannot start.
+/// The exit code of a command that cannot start.
 const USAGE: u8 = 2;
 
 /// How a run has ended.
@@ -48,6 +51,19 @@ pub enum BulkError {
     /// The service cannot be used.
     #[error("{0}")]
     Service(String),
+    /// The file of vectors cannot be used.
+    #[error("{0}")]
+    Vectors(String),
+    /// The picture to compare has no vector.
+    #[error("{picture}: {code}: {detail}")]
+    Picture {
+        /// The path or URL.
+        picture: String,
+        /// The code of the service or of the command.
+        code: String,
+        /// A sentence for people.
+        detail: String,
+    },
     /// The system refuses a thread or a signal handler.
     #[error("the system refuses a thread or a signal handler: {0}")]
     System(io::Error),
@@ -57,8 +73,12 @@ impl BulkError {
     /// The exit code of the command.
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Write(_) | Self::Export(_) => ExitCode::FAILURE,
-            Self::Source(_) | Self::Output(_) | Self::Service(_) | Self::System(_) => USAGE.into(),
+            Self::Write(_) | Self::Export(_) | Self::Picture { .. } => ExitCode::FAILURE,
+            Self::Source(_)
+            | Self::Output(_)
+            | Self::Vectors(_)
+            | Self::Service(_)
+            | Self::System(_) => USAGE.into(),
         }
     }
 }
@@ -72,6 +92,12 @@ impl From<SourceError> for BulkError {
 impl From<OutputError> for BulkError {
     fn from(error: OutputError) -> Self {
         Self::Output(error.to_string())
+    }
+}
+
+impl From<VectorsError> for BulkError {
+    fn from(error: VectorsError) -> Self {
+        Self::Vectors(error.to_string())
     }
 }
 

@@ -10,7 +10,7 @@ use url::Url;
 use super::json_object::{self, Member};
 
 /// The fields that may contain the path or URL, in the order in which they are tried.
-const USUAL_FIELDS: [&str; 11] = [
+pub(super) const USUAL_FIELDS: [&str; 11] = [
     "image_url",
     "picture_url",
     "photo_url",

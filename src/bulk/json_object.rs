@@ -72,10 +72,23 @@ impl<'a> Visitor<'a> for Collect<'_, 'a, '_> {
 /// The text of the object up to and including the last of these members, closed again. The members
 /// must be the first ones of `text`.
 pub(super) fn cut_after(text: &str, members: &[Member<'_>]) -> String {
-    let Some((_, last)) = members.last() else { return "{}".into() };
+    if members.is_empty() {
+        return "{}".into();
+    }
+    format!("{}}}", &text[..end_of(text, members)])
+}
+
+/// The text after the last of these members, which must be the first ones of `text`.
+pub(super) fn after<'a>(text: &'a str, members: &[Member<'_>]) -> &'a str {
+    &text[end_of(text, members)..]
+}
+
+/// The position after the last of these members, which must be parts of `text`.
+fn end_of(text: &str, members: &[Member<'_>]) -> usize {
+    let Some((_, last)) = members.last() else { return 0 };
     // `last` is a part of `text`, so the difference of their addresses is its position.
     let start = last.get().as_ptr().addr() - text.as_ptr().addr();
-    format!("{}}}", &text[..start + last.get().len()])
+    start + last.get().len()
 }
 
 /// Appends members, written as JSON without braces, to the text of an object.

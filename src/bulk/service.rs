@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{client::ServiceClient, error::BulkError, progress::say};
 use crate::{
     app::{App, BuildError},
-    config::{Config, EmbedArguments},
+    config::Config,
     fetch::Lookup,
     store::OpenError,
     web::ClientKeys,
@@ -27,43 +27,41 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Connects to the service at `--to`, or starts one.
+    /// Connects to the service at `to`, or starts one. `save` and `prefix` are for
+    /// [`ServiceClient::new`].
     pub(super) async fn open(
-        arguments: &EmbedArguments,
+        to: Option<&Url>,
+        save: bool,
+        prefix: &str,
         config: Config,
     ) -> Result<Self, BulkError> {
-        match &arguments.to {
+        match to {
             Some(url) => {
                 let key = env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty());
-                let client = ServiceClient::new(
-                    url.clone(),
-                    key.as_deref(),
-                    arguments.save,
-                    &arguments.prefix,
-                )?;
+                let client = ServiceClient::new(url.clone(), key.as_deref(), save, prefix)?;
                 Ok(Self { client, own: None })
             }
-            None => Self::start(arguments, config).await,
+            None => Self::start(save, prefix, config).await,
         }
     }
 
-    async fn start(arguments: &EmbedArguments, config: Config) -> Result<Self, BulkError> {
+    async fn start(save: bool, prefix: &str, config: Config) -> Result<Self, BulkError> {
         let key = Uuid::new_v4().simple().to_string();
         let keys = ClientKeys::parse(&key).map_err(BulkError::Service)?;
-        let folder = if arguments.save { None } else { Some(cache_folder()?) };
+        let folder = if save { None } else { Some(cache_folder()?) };
         let config = config.for_own_client(keys, folder);
         for warning in &config.warnings {
             say(&format!("warning: {warning}"));
         }
         let path = config.store.folder.display();
-        say(&match arguments.save {
+        say(&match save {
             true => format!("pictures are saved in {path}"),
             false => format!("vectors are cached in {path}; pictures are not saved"),
         });
         let app = App::build_with_lookup(config, Lookup::system()).await.map_err(cannot_start)?;
         let url = format!("http://{}", app.address());
         let url = Url::parse(&url).map_err(|error| BulkError::Service(error.to_string()))?;
-        let client = ServiceClient::new(url, Some(&key), arguments.save, &arguments.prefix)?;
+        let client = ServiceClient::new(url, Some(&key), save, prefix)?;
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(app.serve(async {
             // An error means that the `Service` was dropped. The service then stops, too.

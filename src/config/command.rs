@@ -5,6 +5,7 @@ use clap::{Arg, ArgAction, ArgMatches};
 use super::{
     embed_command::{self, EmbedArguments},
     listing::Format,
+    nearest_command::{self, NearestArguments},
     setting::{Kind, SettingInfo},
     settings::SETTINGS,
     upstream,
@@ -34,6 +35,8 @@ pub enum Command {
     },
     /// Embed the pictures of folders and lists.
     Embed(Box<EmbedArguments>),
+    /// Find the vectors nearest to that of a picture.
+    Nearest(Box<NearestArguments>),
 }
 
 /// Builds the parser of the command line.
@@ -64,7 +67,7 @@ pub fn command_line() -> clap::Command {
                 .help("markdown: the table in docs/operating.md; env: .env.example"),
         );
     imagesvc
-        .subcommands([check, embed_command::command(), list])
+        .subcommands([check, embed_command::command(), nearest_command::command(), list])
         .args(SETTINGS.iter().filter(|setting| setting.kind != Kind::Secret).map(flag))
 }
 
@@ -79,8 +82,12 @@ fn flag(setting: &'static SettingInfo) -> Arg {
     if let Some(default) = setting.default {
         help.push_str(&format!(" [default: {default}]"));
     }
-    let arg =
-        Arg::new(setting.name).long(setting.flag()).help(help).action(ArgAction::Set).global(true);
+    let arg = Arg::new(setting.name)
+        .long(setting.flag())
+        .help(help)
+        .help_heading("Settings of the service") // apart from the arguments of a command
+        .action(ArgAction::Set)
+        .global(true);
     match setting.kind {
         Kind::Switch => arg
             .num_args(0..=1)

@@ -5,14 +5,13 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use url::Url;
 
-use super::{parse, raw::RawSettings, telemetry, upstream};
+use super::{
+    bulk_arguments::{self, value},
+    raw::RawSettings,
+};
 
 /// The command that embeds the pictures of folders and lists.
 pub(super) const EMBED: &str = "embed";
-
-/// Which messages the log contains unless `IMAGESVC_LOG` is set. The command itself reports every
-/// failure, so the log of the requests would only repeat these.
-const LOG_FILTER: &str = "error,imagesvc::web=off";
 
 /// What `imagesvc embed` should do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,9 +71,6 @@ struct Out {
 
 /// Builds the parser of the command's arguments.
 pub(super) fn command() -> clap::Command {
-    let value = |name: &'static str, value_name: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name(value_name).help(help)
-    };
     let switch = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
     };
@@ -106,14 +102,8 @@ pub(super) fn command() -> clap::Command {
             "The field of a list that contains the path or URL; dots lead into objects",
         ))
         .arg(value("id", "NAME", "The field of a list that identifies a row"))
-        .arg(
-            value("prefix", "TEXT", "What the names of the added fields begin with")
-                .default_value(""),
-        )
-        .arg(
-            value("to", "URL", "Use this running service; its key is in IMAGESVC_API_KEY")
-                .value_parser(parse::endpoint),
-        )
+        .arg(bulk_arguments::prefix())
+        .arg(bulk_arguments::to())
         .arg(
             value(
                 "concurrency",
@@ -180,10 +170,7 @@ pub(super) fn arguments(matches: &ArgMatches) -> EmbedArguments {
 
 /// Adapts the settings to the command. A running service has its own key, and a dry run needs none.
 pub(super) fn adapt(raw: &mut RawSettings, arguments: &EmbedArguments) {
-    if arguments.to.is_some() || arguments.dry_run {
-        raw.values.insert(upstream::SANDBOX.info.name, "true".into());
-    }
-    raw.values.entry(telemetry::LOG.info.name).or_insert_with(|| LOG_FILTER.into());
+    bulk_arguments::adapt(raw, arguments.to.is_none() && !arguments.dry_run);
 }
 
 #[cfg(test)]

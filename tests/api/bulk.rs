@@ -169,3 +169,17 @@ async fn a_mistake_in_the_arguments_exits_with_2_before_a_picture_is_sent() {
     without_key.write_pictures(1);
     assert!(without_key.run("photos").expect(2).stderr.contains("NVIDIA_API_KEY"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_picture_without_an_output_is_one_row_on_standard_output() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write("rocket.jpg", ROCKET);
+    let run = bulk.run("rocket.jpg").expect(0);
+    let row: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!((&row["path"], &row["width"]), (&json!("rocket.jpg"), &json!(640)));
+    assert_eq!(row["vector"].as_array().unwrap().len(), 1536);
+    assert!(run.stdout.ends_with("]}\n") && run.stdout.lines().count() == 1);
+    let names = std::fs::read_dir(bulk.folder()).unwrap();
+    assert_eq!(names.count(), 2, "only the picture and the cache must exist");
+}

@@ -22,6 +22,13 @@ use crate::support::{
 const OTHER_LANGUAGES: [&str; 9] =
     ["ini", "js", "json", "kotlin", "python", "swift", "text", "xml", "yaml"];
 
+/// The page with programs in Python, which `.ci/vectors` runs as pasted. Those that need a server are
+/// marked as not run.
+const RECIPES: &str = "docs/databases.md";
+
+/// The other page with a program in Python, which `.ci/clients` runs.
+const README: &str = "README.md";
+
 /// A script in place of Cargo. For `cargo run`, it runs the program that was built for the tests;
 /// Cargo would build another one.
 const FAKE_CARGO: &str = "#!/bin/sh
@@ -101,17 +108,37 @@ fn every_fenced_block_is_bash_or_in_a_language_without_commands() {
         for Block { place, language, not_run, text } in page.blocks() {
             let is_known = language == "bash" || OTHER_LANGUAGES.contains(&language.as_str());
             assert!(is_known, "{place}: commands must be fenced as bash, not as {language:?}");
-            let may_be_marked = language == "bash";
+            let is_recipe = language == "python" && page.path == Path::new(RECIPES);
+            let may_be_marked = language == "bash" || is_recipe;
             assert!(
                 not_run.is_none() || may_be_marked,
                 "{place}: only commands may be marked as not run"
             );
+            if language == "python" {
+                let is_run = is_recipe || page.path == Path::new(README);
+                assert!(is_run, "{place}: no test runs the programs of this page");
+            }
             if language == "json" {
                 let parsed = serde_json::from_str::<Value>(&text);
                 assert!(parsed.is_ok(), "{place}: {parsed:?}");
             }
         }
     }
+}
+
+#[test]
+fn ci_runs_the_programs_on_docs_databases_md() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let runner = read("tests/vectors/recipes.py");
+    assert!(read(".ci/run").lines().any(|line| line == ".ci/vectors"));
+    assert!(read(".ci/vectors").contains("python tests/vectors/recipes.py "));
+    assert!(runner.contains(&format!("PAGE = \"{RECIPES}\"\n")));
+    let blocks = Document::read(RECIPES).blocks();
+    let programs: Vec<_> = blocks.iter().filter(|block| block.language == "python").collect();
+    let run = programs.iter().filter(|program| program.not_run.is_none()).count();
+    // The runner fails unless it has run as many programs.
+    let counts = format!("{{\"run\": {run}, \"not run\": {}}}", programs.len() - run);
+    assert!(runner.contains(&counts), "tests/vectors/recipes.py should expect {counts}");
 }
 
 #[test]

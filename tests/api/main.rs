@@ -55,6 +55,7 @@ mod logs;
 mod lookups;
 mod memory;
 mod mutations;
+mod nearest;
 mod numbers;
 mod nvidia_faults;
 mod ops;

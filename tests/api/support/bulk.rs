@@ -1,4 +1,4 @@
-//! Runs `imagesvc embed` as a process.
+//! Runs `imagesvc embed` and `imagesvc nearest` as processes.
 
 use std::{
     path::{Path, PathBuf},
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{FakeNvidia, ServiceProcess, tiny};
 
-/// A folder in which `imagesvc embed` runs, and the settings of its service.
+/// A folder in which the commands run, and the settings of its service.
 pub struct Bulk {
     folder: TempDir,
     settings: Vec<(String, String)>,
@@ -74,11 +74,15 @@ impl Bulk {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The command with these arguments, which are separated by spaces.
+    /// `imagesvc embed` with these arguments, which are separated by spaces.
     pub fn command(&self, arguments: &str) -> Command {
+        self.command_named("embed", arguments)
+    }
+
+    fn command_named(&self, name: &str, arguments: &str) -> Command {
         let mut command = Command::new(ServiceProcess::PROGRAM);
         command
-            .arg("embed")
+            .arg(name)
             .args(arguments.split_whitespace())
             .env_clear()
             .env("XDG_CACHE_HOME", self.path(".cache"))
@@ -98,6 +102,16 @@ impl Bulk {
     /// Runs the command to its end.
     pub fn run(&self, arguments: &str) -> Finished {
         self.start(arguments).into()
+    }
+
+    /// Starts `imagesvc nearest`.
+    pub fn start_nearest(&self, arguments: &str) -> std::process::Child {
+        self.command_named("nearest", arguments).spawn().unwrap()
+    }
+
+    /// Runs `imagesvc nearest` to its end.
+    pub fn nearest(&self, arguments: &str) -> Finished {
+        self.start_nearest(arguments).into()
     }
 }
 

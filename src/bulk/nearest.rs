@@ -1,0 +1,250 @@
+//! `imagesvc nearest`: embeds one picture, and prints the rows of a file whose vectors are nearest.
+//!
+//! Like `embed`, the command is a client of the service. It reads the file once, and keeps only the
+//! nearest rows in memory.
+
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep};
+
+use super::{
+    BulkError, Outcome,
+    classify::Action,
+    client::{Embedded, ServiceClient},
+    interrupt::Interrupt,
+    item::{Failure, ItemReader, Picture},
+    progress::say,
+    service::Service,
+    vectors::{self, Labels, Row, VectorFile, VectorsError},
+};
+use crate::config::{Config, NearestArguments};
+use ranking::{Hit, Query, Ranking};
+
+mod ranking;
+
+/// How long embedding the picture may take: as long as one request of `embed`.
+const PICTURE_TIMEOUT: Duration = Duration::from_secs(420);
+
+/// The most attempts. Refusals because the service is busy do not count.
+const MAX_ATTEMPTS: u32 = 5;
+
+/// The shortest wait before another attempt.
+const MIN_WAIT: Duration = Duration::from_secs(1);
+
+/// The longest label that is printed, in characters.
+const MAX_LABEL: usize = 4096;
+
+/// Embeds the picture, and prints the nearest rows.
+///
+/// # Errors
+/// The file or the service cannot be used, the picture cannot be embedded, or standard output cannot be
+/// written to.
+pub async fn nearest(arguments: NearestArguments, config: Config) -> Result<Outcome, BulkError> {
+    let mut interrupt = Interrupt::install().map_err(BulkError::System)?;
+    tokio::select! {
+        found = find(arguments, config) => found.map(|()| Outcome::AllEmbedded),
+        () = interrupt.wait() => Ok(Outcome::Interrupted),
+    }
+}
+
+async fn find(arguments: NearestArguments, config: Config) -> Result<(), BulkError> {
+    let NearestArguments { picture, vectors, count, field, id, prefix, to } = arguments;
+    let reader = ItemReader { field, id, prefix };
+    // The file is opened first, so that nothing is paid if it cannot be used.
+    let opened = reader.clone();
+    let file = super::on_blocking_thread(move || Ok(VectorFile::open(&vectors, &opened)?)).await?;
+    let service = Service::open(to.as_ref(), false, "", config).await?;
+    let embedded = embed(&service.client, &picture, &file).await;
+    service.stop().await;
+    let (query, model) = embedded?;
+    super::on_blocking_thread(move || {
+        let hits = rank(file, &reader, &query, &model, count.get())?;
+        print(&hits)
+    })
+    .await
+}
+
+/// Embeds the picture, unless the file contains vectors of another model. Returns its vector and the
+/// model.
+async fn embed(
+    client: &ServiceClient,
+    picture: &str,
+    file: &VectorFile,
+) -> Result<(Query, String), BulkError> {
+    let model = client.model().await?;
+    check_model(file, file.model(), &model)?;
+    let embedded = embed_patiently(client, &Picture::parse(picture)).await;
+    let query = embedded.and_then(|embedded| {
+        let vector = vector(&embedded)?;
+        Ok((Query::new(&vector), embedded.model))
+    });
+    query.map_err(|Failure { code, detail, .. }| BulkError::Picture {
+        picture: printable(picture),
+        code,
+        detail,
+    })
+}
+
+/// Embeds the picture. Tries again if the service is busy.
+async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Embedded, Failure> {
+    let deadline = Instant::now() + PICTURE_TIMEOUT;
+    let mut attempts = 0;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (failure, wait) = match client.embed(picture, left.max(MIN_WAIT)).await {
+            Ok(embedded) => return Ok(embedded),
+            Err(Action::Fail(failure) | Action::StopRun(failure)) => return Err(failure),
+            Err(Action::PauseService(failure, wait) | Action::PauseHost(failure, wait)) => {
+                (failure, wait)
+            }
+            Err(Action::TryAgain(failure) | Action::HostFailed(failure)) => {
+                attempts += 1;
+                if attempts == MAX_ATTEMPTS {
+                    return Err(failure);
+                }
+                (failure, MIN_WAIT * 2_u32.pow(attempts - 1))
+            }
+        };
+        let wait = wait.max(MIN_WAIT);
+        if Instant::now() + wait >= deadline {
+            return Err(failure);
+        }
+        let Failure { code, detail, .. } = &failure;
+        say(&format!("{code}: {detail} Trying again in {}.", humantime::format_duration(wait)));
+        sleep(wait).await;
+    }
+}
+
+/// The vector in the added fields, of which it is the last one.
+fn vector(embedded: &Embedded) -> Result<Vec<f32>, Failure> {
+    let mut vector = Vec::new();
+    let text = embedded.fields.rsplit(':').next().unwrap_or_default();
+    match vectors::read_numbers(text, &mut vector) {
+        Ok(()) => Ok(vector),
+        Err(detail) => {
+            let detail = format!("The service's answer cannot be used: {detail}.");
+            Err(Failure::permanent("invalid_answer", detail))
+        }
+    }
+}
+
+/// Finds the nearest rows. Blocks the thread.
+fn rank(
+    mut file: VectorFile,
+    reader: &ItemReader,
+    query: &Query,
+    model: &str,
+    count: usize,
+) -> Result<Vec<Hit>, BulkError> {
+    let mut ranking = Ranking::new(count);
+    let mut row = Row::default();
+    let mut rows = 0;
+    while file.next(&mut row)? {
+        rows += 1;
+        if let Some(found) = row.model.as_deref().filter(|found| *found != model) {
+            let detail = format!("its model is {found}, not {model}");
+            return Err(file.row_error(row.number, detail).into());
+        }
+        if row.vector.len() != query.len() {
+            let (found, expected) = (row.vector.len(), query.len());
+            let detail =
+                format!("its vector has {found} numbers, but that of the picture has {expected}");
+            return Err(file.row_error(row.number, detail).into());
+        }
+        ranking.offer(query.cosine(&row.vector), row.number, &mut row.label);
+    }
+    let mut hits = ranking.into_sorted();
+    if file.has_separate_labels() {
+        add_labels(&mut hits, &file, reader, model, rows)?;
+    }
+    Ok(hits)
+}
+
+/// Takes the labels from the `.jsonl` file beside the file, if it has as many rows.
+fn add_labels(
+    hits: &mut [Hit],
+    file: &VectorFile,
+    reader: &ItemReader,
+    model: &str,
+    rows: u64,
+) -> Result<(), BulkError> {
+    let wanted: Vec<_> = hits.iter().map(|hit| hit.row).collect();
+    let Some(mut labels) = Labels::beside(&file.path, reader, &wanted)? else { return Ok(()) };
+    if labels.rows != rows {
+        let (path, found) = (labels.path.display(), labels.rows);
+        say(&format!("{path} has {found} rows, not {rows}, so the rows have no names"));
+        return Ok(());
+    }
+    check_model(file, labels.model.as_deref(), model)?;
+    for hit in hits {
+        hit.label = labels.by_row.remove(&hit.row);
+    }
+    Ok(())
+}
+
+fn check_model(file: &VectorFile, found: Option<&str>, expected: &str) -> Result<(), VectorsError> {
+    match found {
+        Some(found) if found != expected => Err(VectorsError::OtherModel {
+            path: file.path.clone(),
+            found: found.to_owned(),
+            expected: expected.to_owned(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Prints one line for each row. Blocks the thread.
+fn print(hits: &[Hit]) -> Result<(), BulkError> {
+    let mut text = String::new();
+    for hit in hits {
+        let label = match &hit.label {
+            Some(label) => printable(label),
+            None => format!("row {}", hit.row),
+        };
+        let _ = writeln!(text, "{}  {label}", four_decimals(hit.cosine)); // a String never fails
+    }
+    let mut output = io::stdout().lock();
+    output.write_all(text.as_bytes()).and_then(|()| output.flush()).map_err(BulkError::Write)
+}
+
+fn four_decimals(cosine: f64) -> String {
+    let text = format!("{cosine:.4}");
+    if text == "-0.0000" { "0.0000".into() } else { text }
+}
+
+/// The text on one line, without characters that control a terminal.
+fn printable(text: &str) -> String {
+    let mut printable = String::new();
+    for c in text.chars().take(MAX_LABEL) {
+        if c.is_control() {
+            printable.extend(c.escape_default());
+        } else {
+            printable.push(c);
+        }
+    }
+    printable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_printed_on_one_line_and_cannot_control_a_terminal() {
+        assert_eq!(printable("a \u{1b}[31m\n\u{85}é"), "a \\u{1b}[31m\\n\\u{85}é");
+        assert_eq!(printable(&"é".repeat(9_999)).chars().count(), MAX_LABEL);
+    }
+
+    #[test]
+    fn a_cosine_has_four_decimals_and_zero_has_no_sign() {
+        for (cosine, text) in
+            [(1.0, "1.0000"), (0.97314, "0.9731"), (-0.00001, "0.0000"), (-0.5, "-0.5000")]
+        {
+            assert_eq!(four_decimals(cosine), text);
+        }
+    }
+}

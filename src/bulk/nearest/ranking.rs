@@ -1,0 +1,190 @@
+//! Compares vectors, and keeps the nearest ones.
+
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
+};
+
+/// How many products are summed at once, so that the compiler uses vector instructions.
+const LANES: usize = 8;
+
+/// A vector to which others are compared.
+#[derive(Debug)]
+pub(in crate::bulk) struct Query {
+    vector: Vec<f64>,
+    norm: f64,
+}
+
+impl Query {
+    pub(in crate::bulk) fn new(vector: &[f32]) -> Self {
+        let vector: Vec<_> = vector.iter().map(|number| f64::from(*number)).collect();
+        let norm = vector.iter().map(|number| number * number).sum::<f64>().sqrt();
+        Self { vector, norm }
+    }
+
+    /// The number of its dimensions.
+    pub(in crate::bulk) fn len(&self) -> usize {
+        self.vector.len()
+    }
+
+    /// The cosine of the angle to another vector of the same length with finite numbers. It is 0 if one
+    /// of the vectors is zero.
+    ///
+    /// The sums are in 64 bits: the square of a 32-bit float neither overflows nor vanishes there.
+    pub(in crate::bulk) fn cosine(&self, other: &[f32]) -> f64 {
+        let (ours, our_rest) = self.vector.as_chunks::<LANES>();
+        let (others, other_rest) = other.as_chunks::<LANES>();
+        let (mut products, mut squares) = ([0.0; LANES], [0.0; LANES]);
+        let mut add = |lane: usize, ours: f64, other: f32| {
+            let other = f64::from(other);
+            products[lane] += ours * other;
+            squares[lane] += other * other;
+        };
+        for (ours, others) in ours.iter().zip(others) {
+            for lane in 0..LANES {
+                add(lane, ours[lane], others[lane]);
+            }
+        }
+        for (lane, (ours, other)) in our_rest.iter().zip(other_rest).enumerate() {
+            add(lane, *ours, *other);
+        }
+        let norms = self.norm * squares.iter().sum::<f64>().sqrt();
+        if norms == 0.0 {
+            return 0.0;
+        }
+        // The addition turns -0 into 0, so that both have the same rank.
+        (products.iter().sum::<f64>() / norms).clamp(-1.0, 1.0) + 0.0
+    }
+}
+
+/// A row that may be among the nearest.
+#[derive(Debug)]
+pub(in crate::bulk) struct Hit {
+    pub cosine: f64,
+    /// The number of the row.
+    pub row: u64,
+    pub label: Option<String>,
+}
+
+/// The nearer one is greater. Of equally near ones, the earlier row is greater.
+impl Ord for Hit {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.cosine.total_cmp(&other.cosine).then(other.row.cmp(&self.row))
+    }
+}
+
+impl PartialOrd for Hit {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Hit {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Hit {}
+
+/// The nearest rows so far.
+#[derive(Debug)]
+pub(in crate::bulk) struct Ranking {
+    count: usize,
+    /// The least near one is on top.
+    nearest: BinaryHeap<Reverse<Hit>>,
+}
+
+impl Ranking {
+    /// Keeps this many rows.
+    pub(in crate::bulk) fn new(count: usize) -> Self {
+        Self { count, nearest: BinaryHeap::new() }
+    }
+
+    /// Keeps a row if it is among the nearest. Takes its label only then.
+    pub(in crate::bulk) fn offer(&mut self, cosine: f64, row: u64, label: &mut Option<String>) {
+        let mut hit = Hit { cosine, row, label: None };
+        let is_full = self.nearest.len() == self.count;
+        if is_full && self.nearest.peek().is_none_or(|Reverse(least)| hit <= *least) {
+            return;
+        }
+        hit.label = label.take();
+        if is_full {
+            self.nearest.pop();
+        }
+        self.nearest.push(Reverse(hit));
+    }
+
+    /// The kept rows, with the nearest first.
+    pub(in crate::bulk) fn into_sorted(self) -> Vec<Hit> {
+        self.nearest.into_sorted_vec().into_iter().map(|Reverse(hit)| hit).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn cosine(ours: &[f32], other: &[f32]) -> f64 {
+        Query::new(ours).cosine(other)
+    }
+
+    #[test]
+    fn the_cosine_of_a_zero_vector_is_zero_and_extreme_numbers_do_no_harm() {
+        let zero = [0.0; 9];
+        let any = [1.0, -2.0, 3.0, 0.5, 1.0, 1.0, 1.0, 1.0, 7.0];
+        assert_eq!([cosine(&zero, &any), cosine(&any, &zero), cosine(&zero, &zero)], [0.0; 3]);
+        for scale in [f32::MAX / 8.0, f32::MIN_POSITIVE, 1e-40] {
+            let scaled = any.map(|number| number * scale);
+            assert!((cosine(&any, &scaled) - 1.0).abs() < 1e-3, "{scale}");
+            assert!((cosine(&scaled, &scaled) - 1.0).abs() < 1e-12, "{scale}");
+        }
+        assert_eq!(cosine(&[f32::MAX; 9], &[f32::MIN; 9]), -1.0);
+        assert_eq!(cosine(&[1.0, 0.0], &[0.0, 1.0]), 0.0);
+    }
+
+    #[test]
+    fn equally_near_rows_are_in_the_order_of_the_file() {
+        let mut ranking = Ranking::new(3);
+        for (row, cosine) in [(1, 0.5), (2, 0.9), (3, 0.5), (4, 0.9), (5, 0.5), (6, -1.0)] {
+            ranking.offer(cosine, row, &mut Some(row.to_string()));
+        }
+        let rows: Vec<_> = ranking.into_sorted().iter().map(|hit| hit.row).collect();
+        assert_eq!(rows, [2, 4, 1]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_ranking_equals_a_stable_sort(
+            cosines in prop::collection::vec((-4_i8..4).prop_map(|n| f64::from(n) / 4.0), 0..40),
+            count in 1..12_usize,
+        ) {
+            let mut ranking = Ranking::new(count);
+            for (row, cosine) in cosines.iter().enumerate() {
+                ranking.offer(*cosine, row as u64, &mut None);
+            }
+            let mut expected: Vec<_> = cosines.iter().copied().enumerate().collect();
+            expected.sort_by(|a, b| b.1.total_cmp(&a.1));
+            expected.truncate(count);
+            let found = ranking.into_sorted();
+            let found: Vec<_> = found.iter().map(|hit| (hit.row as usize, hit.cosine)).collect();
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn the_cosine_equals_the_textbook_formula(
+            pairs in prop::collection::vec((-9.0_f32..9.0, -9.0_f32..9.0), 1..40),
+        ) {
+            let (a, b): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+            let dot = |a: &[f32], b: &[f32]| {
+                a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+            };
+            let norms = (dot(&a, &a) * dot(&b, &b)).sqrt();
+            prop_assume!(norms > 0.0);
+            prop_assert!((cosine(&a, &b) - dot(&a, &b) / norms).abs() < 1e-12);
+            prop_assert!(cosine(&a, &a) > 1.0 - 1e-12);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Reads files of vectors row by row, in the memory of a few rows.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    item::ItemReader,
+    json_object::{self, Member},
+};
+use json_lines::JsonLines;
+use npy::Npy;
+
+mod json_lines;
+mod labels;
+mod npy;
+mod numbers;
+#[cfg(feature = "parquet")]
+mod parquet;
+#[cfg(feature = "parquet")]
+mod parquet_pages;
+
+pub(super) use labels::Labels;
+pub(super) use numbers::read as read_numbers;
+
+/// The most numbers of a vector.
+const MAX_LENGTH: usize = 1 << 20;
+
+/// A row of a file.
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    /// The number of the row, from 1.
+    pub number: u64,
+    /// The path or URL, or the field that `--id` names. `None` if the row has none of them.
+    pub label: Option<String>,
+    /// The model that computed the vector. `None` if the format cannot contain it.
+    pub model: Option<String>,
+    pub vector: Vec<f32>,
+}
+
+/// A file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum VectorsError {
+    #[error("{0}: {1}")]
+    Io(PathBuf, io::Error),
+    #[error("{path}: {detail}")]
+    File { path: PathBuf, detail: String },
+    /// `place` is the line or the row.
+    #[error("{path}, {place}: {detail}")]
+    Row { path: PathBuf, place: String, detail: String },
+    #[error(
+        "{path} contains vectors of {found}, but this service computes vectors of {expected}: vectors of \
+         different models cannot be compared"
+    )]
+    OtherModel { path: PathBuf, found: String, expected: String },
+}
+
+/// The formats.
+enum Rows {
+    JsonLines(JsonLines),
+    Npy(Npy),
+    #[cfg(feature = "parquet")]
+    Parquet(parquet::Parquet),
+}
+
+/// An open file of vectors, which has at least one row.
+pub(super) struct VectorFile {
+    pub path: PathBuf,
+    rows: Rows,
+    /// The first row, until it is taken.
+    first: Option<Row>,
+}
+
+impl VectorFile {
+    /// Opens a file, and reads its first row. The end of its name is its format. Blocks the thread.
+    ///
+    /// # Errors
+    /// The file has no rows, or is not a file of this format with vectors.
+    pub(super) fn open(path: &Path, reader: &ItemReader) -> Result<Self, VectorsError> {
+        let cannot = |error| VectorsError::Io(path.to_owned(), error);
+        // Opening a named pipe would block until another program writes to it.
+        if !fs::metadata(path).map_err(cannot)?.is_file() {
+            return Err(cannot(io::Error::other("it is not a regular file")));
+        }
+        let file = File::open(path).map_err(cannot)?;
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        let mut rows = match extension {
+            Some("npy") => Rows::Npy(Npy::open(file, path)?),
+            Some("parquet") => Self::open_parquet(file, path, reader)?,
+            _ => Rows::JsonLines(JsonLines::new(file, path, reader.clone())),
+        };
+        let mut first = Row::default();
+        if !rows.next(&mut first)? {
+            let detail = "it contains no vectors".into();
+            return Err(VectorsError::File { path: path.to_owned(), detail });
+        }
+        Ok(Self { path: path.to_owned(), rows, first: Some(first) })
+    }
+
+    #[cfg(feature = "parquet")]
+    fn open_parquet(file: File, path: &Path, reader: &ItemReader) -> Result<Rows, VectorsError> {
+        Ok(Rows::Parquet(parquet::Parquet::open(file, path, reader)?))
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn open_parquet(_: File, path: &Path, _: &ItemReader) -> Result<Rows, VectorsError> {
+        let detail = "this program was built without the feature `parquet`: use the .jsonl file";
+        Err(VectorsError::File { path: path.to_owned(), detail: detail.into() })
+    }
+
+    /// The model of the first row.
+    pub(super) fn model(&self) -> Option<&str> {
+        self.first.as_ref()?.model.as_deref()
+    }
+
+    /// Reads the next row into `row`. Returns whether there was one. Blocks the thread.
+    ///
+    /// # Errors
+    /// The row is malformed, or the file cannot be read.
+    pub(super) fn next(&mut self, row: &mut Row) -> Result<bool, VectorsError> {
+        match self.first.take() {
+            Some(first) => {
+                *row = first;
+                Ok(true)
+            }
+            None => self.rows.next(row),
+        }
+    }
+
+    /// Whether the labels of the rows are in another file.
+    pub(super) fn has_separate_labels(&self) -> bool {
+        matches!(self.rows, Rows::Npy(_))
+    }
+
+    /// An error of a row.
+    pub(super) fn row_error(&self, number: u64, detail: String) -> VectorsError {
+        let word = if matches!(self.rows, Rows::JsonLines(_)) { "line" } else { "row" };
+        VectorsError::Row { path: self.path.clone(), place: format!("{word} {number}"), detail }
+    }
+}
+
+impl Rows {
+    fn next(&mut self, row: &mut Row) -> Result<bool, VectorsError> {
+        row.number += 1;
+        match self {
+            Self::JsonLines(rows) => rows.next(row),
+            Self::Npy(rows) => rows.next(row),
+            #[cfg(feature = "parquet")]
+            Self::Parquet(rows) => rows.next(row),
+        }
+    }
+}
+
+/// The label of a row, from the source's members.
+fn label(reader: &ItemReader, members: &[Member<'_>]) -> Option<String> {
+    let id = reader.id.as_ref().and_then(|id| json_object::field(members, id));
+    let id = id.map(|id| json_object::as_string(id).unwrap_or_else(|| id.get().to_owned()));
+    id.or_else(|| reader.location(members))
+}
+
+#[cfg(test)]
+mod tests;

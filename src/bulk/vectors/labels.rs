@@ -1,0 +1,56 @@
+//! The labels of rows whose file has none: those of the `.jsonl` file from which it was made.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{Row, VectorsError, json_lines::JsonLines};
+use crate::bulk::item::ItemReader;
+
+/// The labels of some rows.
+#[derive(Debug)]
+pub(in crate::bulk) struct Labels {
+    /// The file from which they were read.
+    pub path: PathBuf,
+    /// The number of rows in that file.
+    pub rows: u64,
+    /// The model of the wanted rows.
+    pub model: Option<String>,
+    /// The labels by the numbers of their rows.
+    pub by_row: HashMap<u64, String>,
+}
+
+impl Labels {
+    /// Reads the labels of the rows with these numbers from the `.jsonl` file beside `path`. Returns
+    /// `None` if there is no such file. Blocks the thread.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a wanted row is malformed.
+    pub(in crate::bulk) fn beside(
+        path: &Path,
+        reader: &ItemReader,
+        wanted: &[u64],
+    ) -> Result<Option<Self>, VectorsError> {
+        let path = path.with_extension("jsonl");
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(VectorsError::Io(path, error)),
+        };
+        let mut lines = JsonLines::new(file, &path, reader.clone());
+        let mut labels = Self { path, rows: 0, model: None, by_row: HashMap::new() };
+        let mut row = Row::default();
+        while lines.next_line()? {
+            labels.rows += 1;
+            if wanted.contains(&labels.rows) {
+                lines.next_without_vector(&mut row)?;
+                labels.by_row.extend(row.label.take().map(|label| (labels.rows, label)));
+                labels.model = row.model.take();
+            }
+        }
+        Ok(Some(labels))
+    }
+}

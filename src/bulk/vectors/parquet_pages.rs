@@ -1,0 +1,270 @@
+//! Checks the sizes that a `.parquet` file declares before memory is allocated for them.
+
+use std::{fs::File, sync::Arc};
+
+use parquet::{
+    arrow::{ProjectionMask, arrow_reader::RowGroups},
+    basic::{Encoding, Type},
+    column::page::{Page, PageIterator, PageMetadata, PageReader},
+    errors::{ParquetError, Result},
+    file::{
+        metadata::{ColumnChunkMetaData, ParquetMetaData, RowGroupMetaData},
+        serialized_reader::SerializedPageReader,
+    },
+};
+
+/// The most values in a page. Writers make pages of 1 to 100 MB.
+const MAX_PAGE_VALUES: u64 = 32 << 20;
+
+/// The largest page with texts. A row may repeat a text of the dictionary, so this limits a row.
+const MAX_TEXT_PAGE: usize = 16 << 20;
+
+/// All row groups of a file.
+pub(super) struct CheckedRowGroups {
+    file: Arc<File>,
+    metadata: Arc<ParquetMetaData>,
+    rows: usize,
+}
+
+impl CheckedRowGroups {
+    /// Checks the columns of the mask.
+    ///
+    /// # Errors
+    /// A column is not within the file, or a number is negative.
+    pub(super) fn new(
+        file: File,
+        metadata: ParquetMetaData,
+        mask: &ProjectionMask,
+    ) -> Result<Self> {
+        let file_bytes = file.metadata()?.len();
+        let file = Arc::new(file);
+        let mut rows = 0_usize;
+        for row_group in metadata.row_groups() {
+            let more = usize::try_from(row_group.num_rows()).ok();
+            rows = more.and_then(|more| rows.checked_add(more)).ok_or_else(impossible)?;
+            let columns = row_group.columns().iter().enumerate();
+            for (_, column) in columns.filter(|(index, _)| mask.leaf_included(*index)) {
+                check_column(column, file_bytes)?;
+                check_compression(column, &file)?;
+            }
+        }
+        Ok(Self { file, metadata: Arc::new(metadata), rows })
+    }
+
+    /// The number of rows in the file.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows as u64
+    }
+}
+
+fn impossible() -> ParquetError {
+    ParquetError::General("its metadata declares impossible sizes".into())
+}
+
+/// Checks that a column's pages are within the file.
+fn check_column(column: &ColumnChunkMetaData, file_bytes: u64) -> Result<()> {
+    let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+    let is_within = || {
+        let end = u64::try_from(start)
+            .ok()?
+            .checked_add(u64::try_from(column.compressed_size()).ok()?)?;
+        (end <= file_bytes && column.num_values() >= 0).then_some(())
+    };
+    is_within().ok_or_else(impossible)
+}
+
+/// Checks that this program can read the compression of a column. Reads no page.
+fn check_compression(column: &ColumnChunkMetaData, file: &Arc<File>) -> Result<()> {
+    SerializedPageReader::new(Arc::clone(file), column, 0, None).map(|_| ()).map_err(|_| {
+        let compression = column.compression();
+        ParquetError::General(format!(
+            "its pages are compressed by {compression}, which this program cannot read: write it \
+             without compression"
+        ))
+    })
+}
+
+impl RowGroups for CheckedRowGroups {
+    fn num_rows(&self) -> usize {
+        self.rows
+    }
+
+    fn column_chunks(&self, column: usize) -> Result<Box<dyn PageIterator>> {
+        let (file, metadata) = (Arc::clone(&self.file), Arc::clone(&self.metadata));
+        Ok(Box::new(Chunks { file, metadata, column, row_group: 0 }))
+    }
+
+    fn row_groups(&self) -> Box<dyn Iterator<Item = &RowGroupMetaData> + '_> {
+        Box::new(self.metadata.row_groups().iter())
+    }
+
+    fn metadata(&self) -> &ParquetMetaData {
+        &self.metadata
+    }
+}
+
+/// The pages of a column, one row group after another.
+struct Chunks {
+    file: Arc<File>,
+    metadata: Arc<ParquetMetaData>,
+    column: usize,
+    row_group: usize,
+}
+
+impl Iterator for Chunks {
+    type Item = Result<Box<dyn PageReader>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let row_group = self.metadata.row_groups().get(self.row_group)?;
+        self.row_group += 1;
+        let column = row_group.column(self.column);
+        let rows = usize::try_from(row_group.num_rows()).ok()?;
+        let pages = SerializedPageReader::new(Arc::clone(&self.file), column, rows, None);
+        let limits = Limits::new(column);
+        Some(pages.map(|pages| Box::new(CheckedPages { pages, limits }) as _))
+    }
+}
+
+impl PageIterator for Chunks {}
+
+/// The pages of a column in one row group.
+struct CheckedPages {
+    pages: SerializedPageReader<File>,
+    limits: Limits,
+}
+
+/// What the next pages of a column may contain.
+struct Limits {
+    /// How many values the column's metadata still allows.
+    values_left: u64,
+    column_type: Type,
+    /// Whether there was a page with a dictionary. The reader panics if one is missing.
+    has_dictionary: bool,
+}
+
+impl Limits {
+    fn new(column: &ColumnChunkMetaData) -> Self {
+        let values_left = u64::try_from(column.num_values()).unwrap_or(0);
+        Self { values_left, column_type: column.column_type(), has_dictionary: false }
+    }
+
+    fn check(&mut self, page: &Page) -> Result<()> {
+        let (bytes, values) = (page.buffer().len(), u64::from(page.num_values()));
+        let is_possible = match page {
+            Page::DictionaryPage { .. } => {
+                self.has_dictionary = true;
+                // Each value takes some bytes.
+                values <= bytes as u64
+            }
+            Page::DataPage { encoding, .. } | Page::DataPageV2 { encoding, .. } => {
+                let left = self.values_left.checked_sub(values);
+                self.values_left = left.unwrap_or(0);
+                let needs_dictionary =
+                    matches!(encoding, Encoding::RLE_DICTIONARY | Encoding::PLAIN_DICTIONARY);
+                left.is_some()
+                    && values <= MAX_PAGE_VALUES
+                    && (self.has_dictionary || !needs_dictionary)
+            }
+        };
+        if is_possible && (self.column_type != Type::BYTE_ARRAY || bytes <= MAX_TEXT_PAGE) {
+            return Ok(());
+        }
+        let detail =
+            format!("a page with {values} values in {bytes} bytes is impossible or too large");
+        Err(ParquetError::General(detail))
+    }
+}
+
+impl Iterator for CheckedPages {
+    type Item = Result<Page>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
+impl PageReader for CheckedPages {
+    fn get_next_page(&mut self) -> Result<Option<Page>> {
+        let page = self.pages.get_next_page()?;
+        if let Some(page) = &page {
+            self.limits.check(page)?;
+        }
+        Ok(page)
+    }
+
+    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {
+        self.pages.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Result<()> {
+        self.pages.skip_next_page()
+    }
+
+    fn at_record_boundary(&mut self) -> Result<bool> {
+        self.pages.at_record_boundary()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(bytes: usize, num_values: u32, encoding: Encoding) -> Page {
+        Page::DataPage {
+            buf: vec![0; bytes].into(),
+            num_values,
+            encoding,
+            def_level_encoding: Encoding::RLE,
+            rep_level_encoding: Encoding::RLE,
+            statistics: None,
+        }
+    }
+
+    fn plain(bytes: usize, num_values: u32) -> Page {
+        data(bytes, num_values, Encoding::PLAIN)
+    }
+
+    fn dictionary(bytes: usize, num_values: u32) -> Page {
+        let buf = vec![0; bytes].into();
+        Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }
+    }
+
+    /// Whether all pages may follow each other in a column with this many values.
+    fn are_possible(values_left: u64, column_type: Type, pages: &[Page]) -> bool {
+        let mut limits = Limits { values_left, column_type, has_dictionary: false };
+        pages.iter().all(|page| limits.check(page).is_ok())
+    }
+
+    #[test]
+    fn pages_cannot_have_more_values_than_their_column_declares_or_than_the_limit() {
+        assert!(are_possible(5, Type::FLOAT, &[plain(8, 3), plain(8, 2)]));
+        assert!(!are_possible(5, Type::FLOAT, &[plain(8, 3), plain(8, 3)]));
+        let limit = u32::try_from(MAX_PAGE_VALUES).unwrap();
+        assert!(are_possible(u64::MAX, Type::FLOAT, &[plain(8, limit)]));
+        assert!(!are_possible(u64::MAX, Type::FLOAT, &[plain(8, limit + 1)]));
+    }
+
+    #[test]
+    fn a_dictionary_cannot_have_more_values_than_bytes() {
+        assert!(are_possible(1, Type::FLOAT, &[dictionary(8, 2)]));
+        assert!(!are_possible(u64::MAX, Type::FLOAT, &[dictionary(8, 9)]));
+        assert!(!are_possible(u64::MAX, Type::BYTE_ARRAY, &[dictionary(8, u32::MAX)]));
+    }
+
+    #[test]
+    fn a_page_that_needs_a_dictionary_must_follow_one() {
+        for encoding in [Encoding::RLE_DICTIONARY, Encoding::PLAIN_DICTIONARY] {
+            assert!(are_possible(5, Type::FLOAT, &[dictionary(8, 2), data(8, 5, encoding)]));
+            assert!(!are_possible(5, Type::FLOAT, &[data(8, 5, encoding)]));
+        }
+    }
+
+    #[test]
+    fn a_page_of_texts_has_a_limit_in_bytes_but_a_page_of_numbers_has_not() {
+        for pages in [[plain(MAX_TEXT_PAGE + 1, 1)], [dictionary(MAX_TEXT_PAGE + 1, 1)]] {
+            assert!(!are_possible(5, Type::BYTE_ARRAY, &pages));
+            assert!(are_possible(5, Type::FLOAT, &pages));
+        }
+        assert!(are_possible(5, Type::BYTE_ARRAY, &[plain(MAX_TEXT_PAGE, 1)]));
+    }
+}

@@ -1,0 +1,268 @@
+//! Tests of the formats `.jsonl` and `.npy`, through files, and what all formats have in common.
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::bulk::json_object::append;
+
+/// A row as the tests compare it: its number, its label and its vector.
+pub(super) type ReadRow = (u64, Option<String>, Vec<f32>);
+
+pub(super) fn reader() -> ItemReader {
+    ItemReader { field: None, id: None, prefix: String::new() }
+}
+
+/// Writes a file with this name, and reads all rows of it.
+pub(super) fn read(
+    name: &str,
+    bytes: impl AsRef<[u8]>,
+    reader: &ItemReader,
+) -> Result<Vec<ReadRow>, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    fs::write(&path, bytes).unwrap();
+    read_all(&path, reader).map_err(|error| {
+        let text = error.to_string();
+        let folder = format!("{}/", folder.path().display());
+        assert!(text.starts_with(&folder), "the error must name the file: {text}");
+        text.replace(&folder, "")
+    })
+}
+
+fn read_all(path: &Path, reader: &ItemReader) -> Result<Vec<ReadRow>, VectorsError> {
+    let mut file = VectorFile::open(path, reader)?;
+    let (mut rows, mut row) = (Vec::new(), Row::default());
+    while file.next(&mut row)? {
+        rows.push((row.number, row.label.take(), row.vector.clone()));
+    }
+    Ok(rows)
+}
+
+fn added(vector: &str) -> String {
+    format!(
+        r#""sha256":"ab","model":"m","prepared":"original","width":1,"height":1,"vector":[{vector}]"#
+    )
+}
+
+/// The line that `embed` writes for an object of the source.
+fn line(object: &str, vector: &str) -> String {
+    append(object, &added(vector)) + "\n"
+}
+
+/// A `.npy` file of format 1 with these rows.
+fn npy(shape: &str, numbers: &[f32]) -> Vec<u8> {
+    let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
+    let mut bytes = npy_with_header(1, &header);
+    bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+    bytes
+}
+
+fn npy_with_header(version: u8, header: &str) -> Vec<u8> {
+    let text = format!("{header:<117}\n");
+    let length = text.len() as u32;
+    let length = &length.to_le_bytes()[..if version == 1 { 2 } else { 4 }];
+    [&b"\x93NUMPY"[..], &[version, 0], length, text.as_bytes()].concat()
+}
+
+#[test]
+fn the_rows_of_a_jsonl_file_have_their_path_url_or_id_as_label() {
+    let text = [
+        line(r#"{"path":"a.jpg"}"#, "1,2"),
+        line(r#"{"url": "http://h/b", "n": 7, "x": {"y": "z"}}"#, "-0.5, 1e2"),
+        line(r#"{"n": [7]}"#, "3,4"),
+    ]
+    .concat();
+    let label = |text: &str| Some(text.to_owned());
+    let vectors = [vec![1.0, 2.0], vec![-0.5, 100.0], vec![3.0, 4.0]];
+    for (reader, labels) in [
+        (reader(), [label("a.jpg"), label("http://h/b"), None]),
+        (
+            ItemReader { id: Some("n".into()), ..reader() },
+            [label("a.jpg"), label("7"), label("[7]")],
+        ),
+        (ItemReader { field: Some("x.y".into()), ..reader() }, [None, label("z"), None]),
+    ] {
+        let numbered = (1..).zip(labels).zip(vectors.clone());
+        let expected: Vec<_> = numbered.map(|((n, label), vector)| (n, label, vector)).collect();
+        assert_eq!(read("v.jsonl", &text, &reader).unwrap(), expected);
+    }
+    let prefixed = text.replace("\"vector\"", "\"p_vector\"").replace("\"sha256\"", "\"p_sha256\"");
+    let prefixed = prefixed.replace("\"model\"", "\"p_model\"");
+    let reader = ItemReader { prefix: "p_".into(), ..reader() };
+    assert_eq!(read("v.jsonl", prefixed, &reader).unwrap().len(), 3);
+}
+
+#[test]
+fn a_torn_last_line_is_ignored_wherever_it_was_torn() {
+    let text = [line(r#"{"path":"a"}"#, "1,2"), line(r#"{"path":"b"}"#, "3,4")].concat();
+    for end in 0..=text.len() {
+        let rows = text[..end].matches('\n').count();
+        match read("v.jsonl", &text[..end], &reader()) {
+            Ok(read) => assert_eq!(read.len(), rows, "torn at {end}"),
+            Err(error) => {
+                assert_eq!((rows, error.as_str()), (0, "v.jsonl: it contains no vectors"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_line_that_embed_has_not_written_is_an_error_with_its_number() {
+    let good = line(r#"{"path":"a"}"#, "1,2");
+    let long = format!("{{\"path\":\"{}\"}}\n", "x".repeat(17 << 20));
+    for (bad, reason) in [
+        ("\n".into(), "does not end with a vector"),
+        ("{}\n".into(), "does not end with a vector"),
+        ("text\n".into(), "does not end with a vector"),
+        ("{\"vector\":[1,2]}\n".into(), "it has no sha256"),
+        ("[1]}\n".into(), "this is not a row"),
+        (good.replace("\"vector\"", "\"other\""), "it has no vector"),
+        (good.replace("\"model\":\"m\",", ""), "it has no model"),
+        (good.replace("\"m\"", "null"), "its model is not a text"),
+        (good.replace("[1,2]", "[1,2],\"x\":[3]"), "not a list of numbers"),
+        (good.replace("\"vector\":", "\"vector\":7,\"x\":"), "not a list of numbers"),
+        (good.replace("[1,2]", "[[1,2]]"), "not a list of numbers"),
+        (good.replace("[1,2]", "[1,null]"), "not a list of numbers"),
+        (good.replace("[1,2]", "[1,\"2\"]"), "not a list of numbers"),
+        (good.replace("[1,2]", "[1,2"), "does not end with a vector"),
+        (good.replace("[1,2]", "[]"), "its vector is empty"),
+        (good.replace("[1,2]", "[1,1e39]"), "infinite"),
+        (good.replace("[1,2]", "[1,1e999]"), "out of range"),
+        (good.replace("[1,2]", "[1,NaN]"), "not a list of numbers"),
+        (format!("{{\u{1}{}", &good[1..]), "this is not a row"),
+        (long, "does not end with a vector"),
+    ] {
+        let error = read("v.jsonl", format!("{good}{bad}{good}"), &reader()).unwrap_err();
+        assert!(error.starts_with("v.jsonl, line 2: "), "{bad:.99}: {error}");
+        assert!(error.contains(reason), "{bad:.99}: {error}");
+    }
+    let not_utf8 = [good.as_bytes(), b"{\"path\":\"\xff\",", &good.as_bytes()[1..]].concat();
+    assert!(read("v.jsonl", not_utf8, &reader()).unwrap_err().contains("line 2: "));
+    let many = line("{}", &vec!["0"; MAX_LENGTH + 1].join(","));
+    assert!(read("v.jsonl", many, &reader()).unwrap_err().contains("more than 1048576"));
+}
+
+#[test]
+fn a_npy_file_of_each_version_is_read() {
+    for version in 1..=3 {
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }";
+        let mut bytes = npy_with_header(version, header);
+        bytes.extend([1.0_f32, 2.0, 3.0, 4.0, 5.0, -6.5].iter().flat_map(|n| n.to_le_bytes()));
+        let expected = [(1, None, vec![1.0, 2.0, 3.0]), (2, None, vec![4.0, 5.0, -6.5])];
+        assert_eq!(read("v.npy", bytes, &reader()).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_npy_file_that_is_torn_or_too_long_is_refused_before_its_rows_are_read() {
+    let whole = npy("(3, 2)", &[1.0; 6]);
+    for end in 0..whole.len() {
+        let error = read("v.npy", &whole[..end], &reader()).unwrap_err();
+        assert!(error.starts_with("v.npy: "), "torn at {end}: {error}");
+    }
+    let torn = read("v.npy", &whole[..whole.len() - 1], &reader()).unwrap_err();
+    assert!(torn.contains("declares 3 rows, but only 2 follow"), "{torn}");
+    let long = read("v.npy", [&whole[..], b"x"].concat(), &reader()).unwrap_err();
+    assert!(long.contains("1 bytes follow the 3 rows"), "{long}");
+    assert!(read("v.npy", npy("(0, 2)", &[]), &reader()).unwrap_err().contains("no vectors"));
+}
+
+#[test]
+fn sizes_that_a_npy_file_declares_are_not_allocated() {
+    for shape in [
+        "(1, 18446744073709551615)",
+        "(18446744073709551615, 1)",
+        "(4611686018427387904, 4)",
+        "(1, 1048577)",
+        "(1099511627776, 1048576)",
+    ] {
+        let error = read("v.npy", npy(shape, &[1.0; 4]), &reader()).unwrap_err();
+        assert!(error.starts_with("v.npy: its "), "{shape}: {error}");
+    }
+    let header = [b"\x93NUMPY\x02\x00", &u32::MAX.to_le_bytes()[..], b"{"].concat();
+    assert!(read("v.npy", header, &reader()).unwrap_err().contains("incomplete or too long"));
+}
+
+#[test]
+fn a_number_that_is_not_finite_is_an_error_with_its_row() {
+    for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let error = read("v.npy", npy("(2, 2)", &[1.0, 2.0, 3.0, number]), &reader()).unwrap_err();
+        assert!(error.starts_with("v.npy, row 2: its vector contains a number that is"), "{error}");
+    }
+    let extreme = [f32::MAX, f32::MIN, f32::MIN_POSITIVE, -0.0];
+    assert_eq!(read("v.npy", npy("(1, 4)", &extreme), &reader()).unwrap()[0].2, extreme);
+}
+
+#[test]
+fn a_folder_a_missing_file_and_an_empty_file_are_errors() {
+    let folder = TempDir::new().unwrap();
+    for name in ["v.jsonl", "v.npy", "v.parquet"] {
+        let path = folder.path().join(name);
+        assert!(read_all(&path, &reader()).is_err());
+        fs::create_dir(&path).unwrap();
+        let error = read_all(&path, &reader()).unwrap_err().to_string();
+        assert!(error.ends_with("it is not a regular file"), "{error}");
+        assert!(read(name, "", &reader()).is_err());
+    }
+}
+
+#[cfg(not(feature = "parquet"))]
+#[test]
+fn without_the_feature_a_parquet_file_is_refused_with_the_reason() {
+    let error = read("v.parquet", "PAR1", &reader()).unwrap_err();
+    assert!(error.contains("built without the feature `parquet`"), "{error}");
+}
+
+#[test]
+fn labels_of_wanted_rows_come_from_the_jsonl_file_beside_the_vectors() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("v.npy");
+    assert!(Labels::beside(&path, &reader(), &[1]).unwrap().is_none());
+    let lines = (1..=4).map(|n| line(&format!("{{\"path\":\"{n}\"}}"), "1,2"));
+    let text = lines.collect::<String>() + "{\"path\":\"torn";
+    fs::write(folder.path().join("v.jsonl"), text).unwrap();
+    let labels = Labels::beside(&path, &reader(), &[4, 2, 9]).unwrap().unwrap();
+    assert_eq!((labels.rows, labels.model.as_deref()), (4, Some("m")));
+    let mut found: Vec<_> = labels.by_row.into_iter().collect();
+    found.sort();
+    assert_eq!(found, [(2, "2".into()), (4, "4".into())]);
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_a_reader_panic(bytes: Vec<u8>, kind in 0..3_usize) {
+        let name = ["v.jsonl", "v.npy", "v.parquet"][kind];
+        let _ = read(name, bytes, &reader());
+    }
+
+    #[test]
+    fn a_damaged_file_is_read_or_refused(
+        is_npy: bool,
+        changes in prop::collection::vec((0..10_000_usize, any::<u8>()), 1..6),
+    ) {
+        let jsonl = [line(r#"{"path":"a"}"#, "1,2"), line(r#"{"path":"b"}"#, "3,4")].concat();
+        let (name, mut bytes) = match is_npy {
+            true => ("v.npy", npy("(3, 2)", &[1.0; 6])),
+            false => ("v.jsonl", jsonl.into_bytes()),
+        };
+        for (at, byte) in changes {
+            let at = at % bytes.len();
+            bytes[at] = byte;
+        }
+        if let Ok(rows) = read(name, bytes, &reader()) {
+            prop_assert!(rows.iter().all(|(_, _, vector)| vector.iter().all(|n| n.is_finite())));
+        }
+    }
+
+    #[test]
+    fn numbers_survive(numbers in prop::collection::vec(any::<f32>().prop_filter("finite", |n| n.is_finite()), 1..20)) {
+        let text: Vec<_> = numbers.iter().map(ToString::to_string).collect();
+        let rows = read("v.jsonl", line("{}", &text.join(",")), &reader()).unwrap();
+        for (read, number) in rows[0].2.iter().zip(&numbers) {
+            prop_assert!((read - number).abs() <= number.abs() * f32::EPSILON, "{read} {number}");
+        }
+        let shape = format!("(1, {})", numbers.len());
+        prop_assert_eq!(&read("v.npy", npy(&shape, &numbers), &reader()).unwrap()[0].2, &numbers);
+    }
+}

@@ -1,0 +1,23 @@
+//! `imagesvc nearest`: finds the vectors that are nearest to that of a picture.
+
+use std::process::ExitCode;
+
+use crate::{
+    bulk,
+    config::{Config, NearestArguments},
+};
+
+/// Prints the nearest rows, and returns the exit code: 0 if it has printed them, 1 if the picture cannot
+/// be embedded, 2 if the file or the service cannot be used, 130 if it was interrupted.
+pub(super) async fn nearest(arguments: NearestArguments, config: Config) -> ExitCode {
+    match bulk::nearest(arguments, config).await {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            #[allow(clippy::print_stderr, reason = "the command reports its errors to people")]
+            {
+                eprintln!("imagesvc nearest: {error}");
+            }
+            error.exit_code()
+        }
+    }
+}

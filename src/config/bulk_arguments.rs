@@ -1,0 +1,33 @@
+//! The arguments that `embed` and `nearest` have in common.
+
+use clap::Arg;
+
+use super::{parse, raw::RawSettings, telemetry, upstream};
+
+/// Which messages the log contains unless `IMAGESVC_LOG` is set. The commands themselves report every
+/// failure, so the log of the requests would only repeat these.
+const LOG_FILTER: &str = "error,imagesvc::web=off";
+
+/// An argument with a name and a value.
+pub(super) fn value(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value_name).help(help)
+}
+
+/// The argument for the prefix of the added fields.
+pub(super) fn prefix() -> Arg {
+    value("prefix", "TEXT", "What the names of the added fields begin with").default_value("")
+}
+
+/// The argument for the running service to use.
+pub(super) fn to() -> Arg {
+    value("to", "URL", "Use this running service; its key is in IMAGESVC_API_KEY")
+        .value_parser(parse::endpoint)
+}
+
+/// Adapts the settings to the command. Without a service in this process, no key for NVIDIA is needed.
+pub(super) fn adapt(raw: &mut RawSettings, has_own_service: bool) {
+    if !has_own_service {
+        raw.values.insert(upstream::SANDBOX.info.name, "true".into());
+    }
+    raw.values.entry(telemetry::LOG.info.name).or_insert_with(|| LOG_FILTER.into());
+}

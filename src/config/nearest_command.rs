@@ -1,0 +1,129 @@
+//! The arguments of `imagesvc nearest`.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use clap::{Arg, ArgMatches};
+use url::Url;
+
+use super::{
+    bulk_arguments::{self, value},
+    raw::RawSettings,
+};
+
+/// The command that finds the vectors nearest to that of a picture.
+pub(super) const NEAREST: &str = "nearest";
+
+/// The most rows that are printed. All of them are in memory.
+const MAX_COUNT: usize = 10_000;
+
+/// What `imagesvc nearest` should do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NearestArguments {
+    /// The path or URL of the picture.
+    pub picture: String,
+    /// The file with the vectors.
+    pub vectors: PathBuf,
+    /// The number of rows to print.
+    pub count: NonZeroUsize,
+    /// The field with the path or URL. Dots lead into objects.
+    pub field: Option<String>,
+    /// The field to print in place of the path or URL.
+    pub id: Option<String>,
+    /// What the names of the added fields begin with.
+    pub prefix: String,
+    /// The running service to use. `None` starts a service in this process.
+    pub to: Option<Url>,
+}
+
+/// Builds the parser of the command's arguments.
+pub(super) fn command() -> clap::Command {
+    clap::Command::new(NEAREST)
+        .about("Embeds a picture, and prints the nearest rows of a file that embed has written")
+        .arg(
+            Arg::new("picture")
+                .required(true)
+                .value_name("PICTURE")
+                .help("The path or URL of the picture"),
+        )
+        .arg(
+            value("in", "FILE", "The vectors: a file that ends in .jsonl, .npy or .parquet")
+                .required(true)
+                .value_parser(vectors_path),
+        )
+        .arg(value("count", "N", "How many rows to print").value_parser(count).default_value("10"))
+        .arg(value(
+            "field",
+            "NAME",
+            "The field that contains the path or URL; dots lead into objects",
+        ))
+        .arg(value("id", "NAME", "The field to print in place of the path or URL"))
+        .arg(bulk_arguments::prefix())
+        .arg(bulk_arguments::to())
+}
+
+fn vectors_path(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("jsonl" | "npy" | "parquet") => Ok(path),
+        _ => Err("its name must end in .jsonl, .npy or .parquet".into()),
+    }
+}
+
+fn count(text: &str) -> Result<NonZeroUsize, String> {
+    let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= MAX_COUNT);
+    count.ok_or_else(|| format!("it must be a number from 1 to {MAX_COUNT}"))
+}
+
+/// Reads the arguments.
+pub(super) fn arguments(matches: &ArgMatches) -> NearestArguments {
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    NearestArguments {
+        // clap refuses the command without these two.
+        picture: text("picture").unwrap_or_default(),
+        vectors: matches.get_one("in").cloned().unwrap_or_default(),
+        count: matches.get_one("count").copied().unwrap_or(NonZeroUsize::MIN),
+        field: text("field"),
+        id: text("id"),
+        prefix: text("prefix").unwrap_or_default(),
+        to: matches.get_one("to").cloned(),
+    }
+}
+
+/// Adapts the settings to the command.
+pub(super) fn adapt(raw: &mut RawSettings, arguments: &NearestArguments) {
+    bulk_arguments::adapt(raw, arguments.to.is_none());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::command_line;
+
+    fn parse(arguments: &str) -> Result<NearestArguments, String> {
+        let words = ["imagesvc", NEAREST].into_iter().chain(arguments.split_whitespace());
+        let matches =
+            command_line().try_get_matches_from(words).map_err(|error| error.to_string())?;
+        Ok(super::arguments(matches.subcommand_matches(NEAREST).unwrap()))
+    }
+
+    #[test]
+    fn the_picture_and_a_file_of_a_known_format_are_required() {
+        let arguments = parse("http://a/b.jpg --in dir/v.jsonl --sandbox").unwrap();
+        assert_eq!(arguments.picture, "http://a/b.jpg");
+        assert_eq!((arguments.vectors, arguments.count.get()), ("dir/v.jsonl".into(), 10));
+        assert!(parse("a.jpg --in v.npy --count 1 --to http://h:1").unwrap().to.is_some());
+        for (wrong, message) in [
+            ("--in v.npy", "<PICTURE>"),
+            ("a.jpg", "--in"),
+            ("a.jpg b.jpg --in v.npy", "b.jpg"),
+            ("a.jpg --in v.csv", ".jsonl, .npy or .parquet"),
+            ("a.jpg --in jsonl", ".jsonl, .npy or .parquet"),
+            ("a.jpg --in v.npy --count 0", "1 to 10000"),
+            ("a.jpg --in v.npy --count 10001", "1 to 10000"),
+            ("a.jpg --in v.npy --to nowhere", "--to"),
+        ] {
+            let error = parse(wrong).unwrap_err();
+            assert!(error.contains(message), "{wrong}: {error}");
+        }
+    }
+}
