@@ -67,12 +67,12 @@ async fn a_picture_that_is_sent_again_is_a_cache_hit_on_every_route_and_is_saved
 #[tokio::test]
 async fn a_cache_hit_reports_how_the_picture_was_prepared_for_nvidia() {
     let nvidia = FakeNvidia::healthy().await;
-    let shrinking = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
-    let app = shrinking().start().await;
+    let shrinking_app = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
+    let app = shrinking_app().start().await;
     for x_cache in ["miss", "hit"] {
         assert_eq!(assert_cached(&app, HUBBLE, x_cache).await.prepared(), "shrunk");
     }
-    let app = shrinking().folder(app.stop().await).start().await;
+    let app = shrinking_app().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
     // NVIDIA_LARGE_IMAGES changes the vector, so the cache's key depends on this setting.
     let nvidia = FakeNvidia::healthy().await;

@@ -155,7 +155,7 @@ fn the_calls_in_the_readme_return_the_answers_that_the_readme_shows() {
     let is_call =
         |block: &Block| block.not_run.is_none() && block.text.contains("/vectorize-image");
     let calls: Vec<_> = command_blocks(&readme).filter(is_call).collect();
-    assert_eq!(calls.len(), 4);
+    assert_eq!(calls.len(), 4, "the README should call the service 4 times, twice with Base64");
     for (n, call) in calls.iter().enumerate() {
         let answer: Value = serde_json::from_str(&environment.run(call)).unwrap();
         assert_eq!(answer["status"], "success", "{}", call.place);

@@ -42,7 +42,8 @@ async fn assert_exits(folder: &TempDir, script: &str) {
 }
 
 /// A shell command that prints the header of a decoder's result: a letter for the result's kind, and
-/// the number of bytes that follow.
+/// the number of bytes that follow. The letter is `d` for a rendered picture, `b` for a broken picture,
+/// `p` for a panic of the decoder, and `l` for limits that could not be set.
 fn header(letter: char, len: u8) -> String {
     format!("printf '{letter}\\{len:03o}\\0\\0\\0\\0\\0\\0\\0'; ")
 }
@@ -192,10 +193,11 @@ fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
     drop(child.stdin.take());
     let mut result = Vec::new();
     child.stdout.take().unwrap().read_to_end(&mut result).unwrap();
-    assert_eq!(result[0], b'b', "an empty input must be reported as broken");
+    assert_eq!(result[0], b'b', "an empty input must be reported as a broken picture");
     assert!(child.wait().unwrap().success());
 }
 
+/// Whether these are the last words of the line.
 fn ends_in(line: &str, words: [&str; 3]) -> bool {
     line.split_whitespace().rev().take(3).eq(words.into_iter().rev())
 }
