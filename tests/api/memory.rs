@@ -9,7 +9,8 @@ use crate::support::{FORM_CONTENT_TYPE, FakeNvidia, ROCKET, ServiceProcess, base
 
 const MIB: u64 = 1 << 20;
 
-/// How many bytes of memory many requests may take besides those that the service's limits count.
+/// How many bytes the service may need for many concurrent requests, in addition to the memory that its
+/// limits count.
 const UNCOUNTED_BYTES: u64 = 48 * MIB;
 
 /// What [`send_concurrently`] measures.
@@ -97,11 +98,13 @@ async fn a_header_that_claims_an_enormous_picture_takes_no_memory() {
     let mut png = Cursor::new(Vec::new());
     RgbImage::new(8, 8).write_to(&mut png, ImageFormat::Png).unwrap();
     let mut png = png.into_inner();
+    // the positions of the width and the height in a PNG
     let (width, height) = (16..20, 20..24);
     png[width].copy_from_slice(&60_000u32.to_be_bytes());
     png[height].copy_from_slice(&60_000u32.to_be_bytes());
-    let many_pixels = [("IMAGESVC_MAX_IMAGE_PIXELS", "4000000000")];
-    for settings in [&many_pixels[..], &[]] {
+    // With this setting, the picture is within the limit on pixels.
+    let high_pixel_limit = [("IMAGESVC_MAX_IMAGE_PIXELS", "4000000000")];
+    for settings in [&high_pixel_limit[..], &[]] {
         let route = "/vectorize-image-upload";
         let LoadResult { growth, .. } =
             send_concurrently(settings, route, FORM_CONTENT_TYPE, form(&png), 32).await;

@@ -56,7 +56,7 @@ async fn in_sandbox_mode_no_loopback_url_is_allowed_except_the_sample_picture() 
 }
 
 #[tokio::test]
-async fn a_picture_that_the_stand_in_cannot_decode_is_rejected() {
+async fn a_picture_that_the_sandbox_cannot_decode_is_rejected_but_saved() {
     let app = TestApp::sandbox().start().await;
     let mut png = CHELSEA[..5000].to_vec();
     png.extend([0; 100]);
