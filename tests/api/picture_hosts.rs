@@ -163,7 +163,7 @@ async fn a_failing_resolver_is_reported_differently_from_an_unknown_host() {
         .start()
         .await;
     for (name, expected) in
-        [("unknown", "check the URL"), ("any", "could not be looked up just now")]
+        [("unknown", "check the URL"), ("unresolved", "could not be looked up just now")]
     {
         let answer = app.by_url(&format!("http://{name}.example/")).await;
         let problem = assert_problem(&answer, 502, "download_failed");
