@@ -214,8 +214,8 @@ impl Bench {
             println!(
                 "one client, fake NVIDIA of {delay} ms: {direct_ms:.3} ms direct, {through_ms:.3} ms through the service; disk {disk_ms:.3} ms"
             );
-            // The service saves the picture while it waits for NVIDIA, so the time of the disk matters
-            // only without a delay.
+            // The service saves the picture while it waits for NVIDIA, so the time of the disk
+            // matters only without a delay.
             let max_added_ms = if delay == 0 { 1.0 + disk_ms } else { 1.0 };
             let name = format!("added latency, fake NVIDIA of {delay} ms, ms");
             self.report.goal(&name, through_ms - direct_ms, max_added_ms);

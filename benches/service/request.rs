@@ -39,8 +39,8 @@ impl Request {
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
     }
 
-    /// A batch of different pictures as Base64. Every batch contains the same pictures, so its number
-    /// must not be set.
+    /// A batch of different pictures as Base64. Every batch contains the same pictures, so its
+    /// number must not be set.
     pub fn batch(len: usize, pictures: u64) -> Self {
         let pictures = (0..pictures).map(|number| {
             let mut picture = jpeg(len / 3 * 3);

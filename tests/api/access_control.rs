@@ -191,7 +191,10 @@ async fn a_trusted_proxy_is_exempt_from_the_connection_limit_per_peer() {
             }
             open.push(stream);
         }
-        assert_eq!(answered, expected, "answered connections, with the trusted proxies {trusted}");
+        assert_eq!(
+            answered, expected,
+            "with the trusted proxies {trusted}, {expected} connections should be answered"
+        );
     }
 }
 

@@ -19,8 +19,8 @@ enum Expected {
     Jpeg,
 }
 
-/// Uploads a picture to the service, and asserts that the service uploads it to NVIDIA as expected and
-/// with this media type.
+/// Uploads a picture to the service, and asserts that the service uploads it to NVIDIA as expected
+/// and with this media type.
 async fn assert_uploaded(picture: &[u8], expected: Expected, media_type: &str) {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;

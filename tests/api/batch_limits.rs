@@ -241,8 +241,8 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_with_each_retry(
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
         .start()
         .await;
-    // From these calls, the service learns that a call takes 0.1 s. So 16 calls, one after the other,
-    // take longer than the deadline of 1 s.
+    // From these calls, the service learns that a call takes 0.1 s. So 16 calls, one after the
+    // other, take longer than the deadline of 1 s.
     for number in 100..116 {
         app.upload(&tiny(number), "a.png").await.vector();
     }
@@ -253,7 +253,7 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_with_each_retry(
             let calls = nvidia.count() - 16;
             assert!(
                 (16..=16 + failures).contains(&calls),
-                "{calls} calls after {failures} failures"
+                "at most one call should be repeated after each of {failures} failures: {calls} calls"
             );
             return;
         }
@@ -282,8 +282,8 @@ async fn without_memory_a_batch_fails_as_a_whole_even_with_errors_item() {
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
-        // Each picture needs half a MiB, and one client may use 6 MiB of these 8. This is enough for
-        // eight single pictures and a part of the batch.
+        // Each picture needs half a MiB, and one client may use 6 MiB of these 8. This is enough
+        // for eight single pictures and a part of the batch.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "8MiB")
         .start()
         .await;

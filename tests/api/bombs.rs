@@ -271,8 +271,8 @@ fn large_picture(format: ImageFormat, n: usize) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Uploads small JPEGs, one after the other and a different one for each number. Each must be answered
-/// within a second.
+/// Uploads small JPEGs, one after the other and a different one for each number. Each must be
+/// answered within a second.
 async fn assert_small_pictures_are_served(target: &Target, numbers: Range<usize>) {
     for n in numbers {
         let (status, text, duration) = target.upload(&variant(ROCKET, n)).await;

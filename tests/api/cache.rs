@@ -252,7 +252,7 @@ async fn the_disk_cache_stays_within_its_limit_and_deletes_the_oldest_vectors_fi
         // The service may have deleted a file since they were listed.
         let metadata = files.iter().filter_map(|file| fs::metadata(file).ok());
         let bytes: u64 = metadata.map(|metadata| metadata.len()).sum();
-        assert!(bytes <= 128 << 10, "{bytes} bytes");
+        assert!(bytes <= 128 << 10, "the cache should have at most 128 KiB, not {bytes} bytes");
     }
     let calls = nvidia.lines().len();
     let (newest, oldest) = (tiny(39), tiny(0));
@@ -277,7 +277,7 @@ async fn the_cache_returns_no_wrong_vector_after_the_process_was_killed() {
         // Vectors of earlier rounds may be lost, but must never be wrong.
         for n in 0..round * 8 {
             let answer = upload(&child, n).await.unwrap();
-            assert!(is_filled_with(&answer, n), "picture {n} after {round} kills");
+            assert!(is_filled_with(&answer, n), "picture {n} should get its vector: {round} kills");
             hits += usize::from(answer.header("x-cache") == "hit");
         }
         let time_to_kill = Duration::from_micros(fastrand::u64(0..12_000));

@@ -106,7 +106,7 @@ async fn the_answer_comes_by_the_deadline_whatever_nvidia_does() {
             }
             late.push(elapsed);
         }
-        assert!(late.is_empty(), "{name}: {late:?}");
+        assert!(late.is_empty(), "{name}: one of three answers should be in time: {late:?}");
     }
 }
 

@@ -1,5 +1,5 @@
-//! The errors that clients see when NVIDIA or the disk fails, and those for an unknown path, a wrong
-//! method and a body that stops. Also the request id in each error.
+//! The errors that clients see when NVIDIA or the disk fails, and those for an unknown path, a
+//! wrong method and a body that stops. Also the request id in each error.
 
 use std::time::Duration;
 

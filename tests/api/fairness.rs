@@ -141,7 +141,8 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
         drop(stream);
         app.wait_for(|value| value(BUFFERED) == 0.0).await;
     }
-    // The form takes one step. The first bytes of the picture are in memory; later they move to a file.
+    // The form takes one step. The first bytes of the picture are in memory, and take two steps.
+    // Later they move to a file; then the buffer for writing takes one step.
     let form = form(HUBBLE);
     let mut stream = TcpStream::connect(app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-upload", form.len(), "")).await.unwrap();
@@ -149,7 +150,8 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
     app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
     stream.write_all(&form[100_000..200_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 2.0 * STEP).await;
-    // The body of the call to NVIDIA counts until the call has ended, even if the client disconnects.
+    // An inline call takes eight steps, which is the most memory that it may need. It counts until
+    // the call has ended, even if the client disconnects.
     stream.write_all(&form[200_000..]).await.unwrap();
     nvidia.wait_for(1).await;
     app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;
@@ -317,8 +319,8 @@ async fn a_phone_gets_the_next_calls_although_a_bulk_run_fills_the_service() {
         let upload = app.send_by(&phone, app.upload_request(&picture, "a.png"));
         // A tenth of the request timeout.
         timeout(Duration::from_secs(6), upload).await.unwrap().vector();
-        // In order of arrival, the phone's call would come after 100 calls for waiting pictures. A few
-        // calls are made while the phone's picture is received.
+        // In order of arrival, the phone's call would come after 100 calls for waiting pictures. A
+        // few calls are made while the phone's picture is received.
         let calls = nvidia.count() - calls_before;
         assert!(calls < 40, "round {round}: at most 40 calls should be made, not {calls}");
     }

@@ -9,8 +9,8 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, PHONE, ROCKET, Reply, TestApp, assert_problem, metric,
 };
 
-/// Each line contains the name of a fixture, and its width, its height and its mean colours, as libheif
-/// decodes them.
+/// Each line contains the name of a fixture, and its width, its height and its mean colours, as
+/// libheif decodes them.
 const EXPECTED: &str = include_str!("../fixtures/heic/expected.txt");
 
 fn file(name: &str) -> Vec<u8> {
@@ -89,7 +89,7 @@ async fn a_picture_is_turned_and_mirrored_by_its_own_properties() {
         let sent = last_sent_pixels(&nvidia);
         let pixel = |(x, y)| sent.get_pixel(x, y).0;
         let ([red, _, _], [_, _, blue]) = (pixel(red), pixel(blue));
-        assert!(red > 200 && blue > 200, "{name}: {red} {blue}");
+        assert!(red > 200 && blue > 200, "{name}: {red} and {blue} should be more than 200");
     }
 }
 
@@ -241,5 +241,8 @@ async fn files_with_changed_bytes_are_never_answered_with_a_server_error() {
             refused += 1;
         }
     }
-    assert!(embedded > 20 && refused > 20, "{embedded} embedded, {refused} refused");
+    assert!(
+        embedded > 20 && refused > 20,
+        "embedded: {embedded}, refused: {refused}; both should be more than 20"
+    );
 }

@@ -9,8 +9,8 @@ use crate::support::{FORM_CONTENT_TYPE, FakeNvidia, ROCKET, ServiceProcess, base
 
 const MIB: u64 = 1 << 20;
 
-/// How many bytes the service may need for many concurrent requests, in addition to the memory that its
-/// limits count.
+/// How many bytes the service may need for many concurrent requests, in addition to the memory that
+/// its limits count.
 const UNCOUNTED_BYTES: u64 = 48 * MIB;
 
 /// What [`send_concurrently`] measures.
@@ -51,6 +51,14 @@ async fn send_concurrently(
     LoadResult { statuses, growth }
 }
 
+fn assert_growth_below(max_bytes: u64, growth: u64) {
+    let (max_mib, growth_mib) = (max_bytes / MIB, growth / MIB);
+    assert!(
+        growth < max_bytes,
+        "the memory should grow by less than {max_mib} MiB, not by {growth_mib} MiB"
+    );
+}
+
 /// A JPEG of exactly 20 MiB, most of it padding after the picture's end.
 fn twenty_mebibytes() -> Vec<u8> {
     let mut picture = ROCKET.to_vec();
@@ -64,7 +72,7 @@ async fn concurrent_large_uploads_are_not_buffered_in_memory() {
     let LoadResult { statuses, growth } =
         send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, body, 64).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    assert!(growth < UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
+    assert_growth_below(UNCOUNTED_BYTES, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,7 +84,7 @@ async fn large_base64_bodies_stay_within_their_memory_limit() {
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
     assert!(statuses.contains(&200));
     let max_buffered = 128 * MIB;
-    assert!(growth < max_buffered + UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
+    assert_growth_below(max_buffered + UNCOUNTED_BYTES, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +98,7 @@ async fn concurrent_re_encoding_stays_within_its_memory_limit() {
         send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, body, 32).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     let decode_memory = 512 * MIB;
-    assert!(growth < decode_memory + UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
+    assert_growth_below(decode_memory + UNCOUNTED_BYTES, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,6 +116,6 @@ async fn a_header_that_claims_an_enormous_picture_takes_no_memory() {
         let route = "/vectorize-image-upload";
         let LoadResult { growth, .. } =
             send_concurrently(settings, route, FORM_CONTENT_TYPE, form(&png), 32).await;
-        assert!(growth < 16 * MIB, "the memory grew by {} MiB", growth / MIB);
+        assert_growth_below(16 * MIB, growth);
     }
 }

@@ -117,8 +117,8 @@ fn nth_damaged_picture(corpora: &[Corpus], seed: u64, n: usize) -> Vec<u8> {
     damaged(picture, other, &mut random)
 }
 
-/// Sends a picture. Returns the status with the error code or the media type, if this outcome is expected.
-/// Otherwise returns a description of the failure.
+/// Sends a picture. Returns the status with the error code or the media type, if this outcome is
+/// expected. Otherwise returns a description of the failure.
 async fn send(
     child: &ServiceProcess,
     client: &reqwest::Client,

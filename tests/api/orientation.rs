@@ -198,8 +198,8 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
         if format == ImageFormat::Png {
             bytes.splice(33..33, png_chunk(b"eXIf", &exif(6)));
         }
-        // The first limit is large enough for the JPEG at the usual quality. The second limit is 60 % of
-        // that JPEG's length.
+        // The first limit is large enough for the JPEG at the usual quality. The second limit is 60
+        // % of that JPEG's length.
         let (mut limit, mut lengths) = (1 << 20, Vec::new());
         for _ in 0..2 {
             let nvidia = FakeNvidia::healthy().await;
@@ -213,11 +213,15 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
             let put = requests.iter().find(|request| request.line().starts_with("PUT")).unwrap();
             let sent = image_rs::load_from_memory(&put.body).unwrap();
             assert_eq!(sent.width() * sent.height(), 400 * 300, "the picture must not be scaled");
-            assert!(put.body.len() <= limit, "{format:?}: {} of {limit}", put.body.len());
+            let len = put.body.len();
+            assert!(len <= limit, "{format:?}: at most {limit} bytes should be sent, not {len}");
             lengths.push(put.body.len());
             limit = put.body.len() * 6 / 10;
         }
-        assert!(lengths[1] < lengths[0], "{format:?}: {lengths:?}");
+        assert!(
+            lengths[1] < lengths[0],
+            "{format:?}: the second JPEG should be shorter: {lengths:?}"
+        );
     }
 }
 
@@ -274,7 +278,7 @@ async fn an_unusual_but_decodable_jpeg_is_sent_unchanged() {
         assert_eq!(nvidia.last_inline().bytes, bytes, "{name}");
         let decoded = sandbox.upload(bytes, "picture.jpg").await.vector();
         let cosine: f64 = plain.iter().zip(&decoded).map(|(a, b)| a * b).sum();
-        assert!(cosine > 0.99, "{name}: {cosine}");
+        assert!(cosine > 0.99, "{name}: {cosine} should be more than 0.99");
     }
 }
 

@@ -59,7 +59,7 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
         let problem = assert_problem(answer, 503, "embedding_rate_limited");
         assert!(problem["saved_as"].is_string());
         let seconds: u64 = answer.header("retry-after").parse().unwrap();
-        assert!((1..=7).contains(&seconds), "retry after {seconds} s");
+        assert!((1..=7).contains(&seconds), "Retry-After should be 1 to 7 s, not {seconds} s");
     }
     let mut durations = Vec::new();
     let calls_before = nvidia.lines().len();
@@ -162,7 +162,10 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
     let call_times = call_times.lock().unwrap();
     for window in call_times.windows(21) {
         let duration = window[20] - window[0];
-        assert!(duration > Duration::from_secs(1), "21 calls within {duration:?}");
+        assert!(
+            duration > Duration::from_secs(1),
+            "21 calls should take more than 1 s, not {duration:?}"
+        );
     }
 }
 

@@ -193,8 +193,9 @@ fn status_after_rendering(id: u32) -> String {
     let mut before = String::new();
     loop {
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-        // `S` is a process that sleeps, and `Z` is one that has exited. The status contains the number of context switches, so an equal status means that the child
-        // has not run in between.
+        // `S` is a process that sleeps, and `Z` is one that has exited. The status contains the
+        // number of context switches, so an equal status means that the child has not run in
+        // between.
         if status.contains("State:\tS") && status == before || status.contains("State:\tZ") {
             return status;
         }

@@ -8,8 +8,8 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, ROCKET, Reply, ServiceProcess, TestApp, assert_problem,
 };
 
-/// Fetches a picture from a host that sends this reply. Checks that the right picture is saved, or that
-/// a failed fetch saves and sends nothing.
+/// Fetches a picture from a host that sends this reply. Checks that the right picture is saved, or
+/// that a failed fetch saves and sends nothing.
 async fn fetch(reply: Reply) -> Answer {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(move |_, _| reply.clone()).await;

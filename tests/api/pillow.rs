@@ -50,8 +50,8 @@ const EQUAL_KINDS: [(&str, &str); 4] = [
 const WITHOUT_REFERENCE: [&str; 4] =
     ["bmp-2", "bmp-masks", "tiff-grey-alpha-8-planar", "tiff-grey-alpha-16-planar"];
 
-/// The largest allowed difference after encoding as JPEG with quality 95. Pictures with noise differ
-/// most.
+/// The largest allowed difference after encoding as JPEG with quality 95. Pictures with noise
+/// differ most.
 const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst: 4.0 };
 /// The largest allowed difference after encoding as JPEG with quality 90.
 const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst: 6.0 };
@@ -94,8 +94,8 @@ fn test_pictures() -> Option<&'static [TestPicture]> {
     PICTURES.as_deref()
 }
 
-/// Lets Pillow make its pictures, and decode these and all others. The names of pictures from [`kinds`]
-/// begin with `kind-`, and the names of files from [`super::unusual_files`] with `form-`.
+/// Lets Pillow make its pictures, and decode these and all others. The names of pictures from
+/// [`kinds`] begin with `kind-`, and the names of files from [`super::unusual_files`] with `form-`.
 fn run_pillow(python: &str) -> Vec<TestPicture> {
     let folder = tempfile::tempdir().unwrap();
     let in_folder = |name: &str| folder.path().join(name);

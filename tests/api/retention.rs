@@ -40,7 +40,11 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture
         wait_until_removed(&app, 150.0).await;
         let saved = app.saved();
         let pictures: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
-        assert!((10..=20).contains(&pictures.len()), "{} pictures are left", pictures.len());
+        assert!(
+            (10..=20).contains(&pictures.len()),
+            "10 to 20 pictures should be left, not {}",
+            pictures.len()
+        );
         release.send(true).unwrap();
     };
     let (first, ()) = tokio::join!(first, others);

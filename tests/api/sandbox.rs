@@ -33,7 +33,7 @@ async fn copies_of_a_photograph_in_different_formats_get_similar_vectors() {
     {
         let answer = app.upload(&converted(ROCKET, format), "rocket").await;
         let similarity = cosine(&original, &answer.vector());
-        assert!(similarity > 0.95, "{format:?}: {similarity}");
+        assert!(similarity > 0.95, "{format:?}: {similarity} should be more than 0.95");
         let prepared = if format == ImageFormat::Png { "original" } else { "jpeg" };
         assert_eq!(answer.prepared(), prepared);
     }

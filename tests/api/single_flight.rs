@@ -1,5 +1,5 @@
-//! Single flight: concurrent requests with the same picture share one call to NVIDIA. The leader is the
-//! request that started the call. The call continues after its clients disconnect.
+//! Single flight: concurrent requests with the same picture share one call to NVIDIA. The leader is
+//! the request that started the call. The call continues after its clients disconnect.
 
 use std::time::Duration;
 

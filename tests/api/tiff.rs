@@ -1,4 +1,5 @@
-//! Supported kinds of TIFF are decoded. Unsupported kinds are refused, and the error contains the kind.
+//! Supported kinds of TIFF are decoded. Unsupported kinds are refused, and the error contains the
+//! kind.
 
 use std::{fs, path::Path};
 
@@ -92,8 +93,8 @@ async fn the_error_contains_the_name_of_an_unsupported_kind_and_no_decoder_is_st
         assert!(detail.starts_with(&expected) && detail.contains("not supported"), "{detail}");
         assert!(problem.get("saved_as").is_none());
     }
-    // A TIFF that contradicts itself is damaged, not unsupported. In turn: the wrong number of samples,
-    // an order of bits that does not exist, and no offset of the strip.
+    // A TIFF that contradicts itself is damaged, not unsupported. In turn: the wrong number of
+    // samples, an order of bits that does not exist, and no offset of the strip.
     for changes in [vec![short(277, 1)], vec![short(266, 9)], vec![(273, LONG, vec![])]] {
         let answer = app.upload(&crafted(&changes), "a.tiff").await;
         let problem = assert_problem(&answer, 415, "unsupported_image");
