@@ -219,7 +219,7 @@ async fn hostile_pictures_are_refused_and_not_saved() {
         gif
     };
     // The table of the strips' offsets (tag 273) has four billion values, according to its entry.
-    let absurd_tiff = {
+    let tiff_with_too_many_offsets = {
         let mut tiff = converted(ROCKET, ImageFormat::Tiff);
         let directory = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize;
         let entries =
@@ -237,7 +237,7 @@ async fn hostile_pictures_are_refused_and_not_saved() {
         (gif_of_size(65_535, 65_535), 413, "image_too_large"),
         // within the limit on pixels, but not within that on decode memory
         (gif_of_size(8000, 7900), 413, "image_too_large"),
-        (absurd_tiff, 415, "unsupported_image"),
+        (tiff_with_too_many_offsets, 415, "unsupported_image"),
     ] {
         let answer = app.upload(&picture, "picture").await;
         assert_problem(&answer, status, code);

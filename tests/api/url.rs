@@ -90,8 +90,9 @@ async fn a_redirect_to_a_denied_address_is_refused_and_no_connection_is_made() {
     let denied_server = FakeServer::serving(ROCKET).await;
     let port = denied_server.address.port();
     let picture_server = FakeServer::start(move |request, _| {
-        let to = request.target.strip_prefix("/to/").unwrap().replace("PORT", &port.to_string());
-        Reply::new(302, &[("location", &to)], "")
+        let location = request.target.strip_prefix("/to/").unwrap();
+        let location = location.replace("PORT", &port.to_string());
+        Reply::new(302, &[("location", &location)], "")
     })
     .await;
     let app = TestApp::builder(&nvidia)
@@ -99,14 +100,14 @@ async fn a_redirect_to_a_denied_address_is_refused_and_no_connection_is_made() {
         .setting("IMAGESVC_FETCH_PORTS", format!("80,443,{port}"))
         .start()
         .await;
-    for to in [
+    for location in [
         "http://127.0.0.1:PORT/",
         "http://localhost:PORT/",
         "//[::ffff:127.0.0.1]:PORT/",
         "http://169.254.169.254/",
     ] {
         assert_problem(
-            &app.by_url(&picture_server.url(&format!("/to/{to}"))).await,
+            &app.by_url(&picture_server.url(&format!("/to/{location}"))).await,
             403,
             "url_not_allowed",
         );
