@@ -75,7 +75,6 @@ async fn a_cache_hit_reports_how_the_picture_was_prepared_for_nvidia() {
     let app = shrinking_app().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
     // NVIDIA_LARGE_IMAGES changes the vector, so the cache's key depends on this setting.
-    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "miss").await.prepared(), "original");
 }
