@@ -149,6 +149,7 @@ async fn a_decoder_that_hangs_is_killed_even_if_its_client_has_disconnected() {
 
 #[tokio::test]
 async fn a_service_with_a_broken_decoder_does_not_start() {
+    // The first cannot be started. The second fails, and the third succeeds without any result.
     for program in ["/no/such/program", "/bin/false", "/bin/true"] {
         let started = TestApp::sandbox()
             .configure(|config| config.decoder.program = program.into())

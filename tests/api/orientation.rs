@@ -284,18 +284,19 @@ async fn an_unusual_but_decodable_jpeg_is_sent_unchanged() {
 
 #[tokio::test]
 async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
-    const SCANS: &[u8] = include_bytes!("../fixtures/formats/jpeg-three-scans-420.jpg");
+    /// A JPEG with subsampled colours and a scan for each colour component.
+    const THREE_SCANS: &[u8] = include_bytes!("../fixtures/formats/jpeg-three-scans-420.jpg");
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_INLINE_LIMIT", 40_000)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .start()
         .await;
-    assert_eq!(app.upload(SCANS, "scans.jpg").await.prepared(), "original");
+    assert_eq!(app.upload(THREE_SCANS, "scans.jpg").await.prepared(), "original");
     let saved = app.saved();
-    let mut turned = SCANS.to_vec();
+    let mut turned = THREE_SCANS.to_vec();
     turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
-    let over_the_inline_limit = [SCANS, &[0; 20_000]].concat();
+    let over_the_inline_limit = [THREE_SCANS, &[0; 20_000]].concat();
     // Both pictures must be decoded: one to turn it, and the other to shrink it.
     for picture in [turned, over_the_inline_limit] {
         let answer = app.upload(&picture, "scans.jpg").await;
