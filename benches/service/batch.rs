@@ -74,7 +74,7 @@ impl Bench {
         let batch_s = batch_thread.join().unwrap();
         self.nvidia.set_delay(Duration::ZERO);
         println!(
-            "fake NVIDIA of 400 ms, 8 calls at once: a batch of {PICTURES} new pictures {batch_s:.2} s, a single one beside it {single_s:.2} s"
+            "fake NVIDIA of 400 ms, 8 calls at once: a batch of {PICTURES} new pictures {batch_s:.2} s, a single picture beside it {single_s:.2} s"
         );
         self.report.goal("a single picture beside a batch, s", single_s, 1.3);
     }

@@ -34,7 +34,7 @@ impl Bench {
 
         self.one_pixel(&service);
         heading(
-            "12 megapixels, one after the other; processor time in ms, of the decoders beside the service",
+            "12 megapixels, one after the other; processor time of the service and of the decoders, in ms",
             &["picture", "MB", "p50 ms", "service", "decoders", "CPU ms", "child MB", "peak MB"],
         );
         self.photograph("WebP", &photographs.webp, &service);
@@ -46,15 +46,15 @@ impl Bench {
         drop(shrinking);
         self.report.goal("a turned JPEG of 12 megapixels, ms of processor time", turned, 400.0);
         self.report.goal("a turned JPEG of 12 megapixels, MB in the child", child, 120.0);
-        let decoded = service.memory();
+        let after_decoding = service.memory();
         self.uploads_beside_decoders(&photographs, &service);
 
         thread::sleep(Duration::from_secs(1));
-        let ended = service.memory();
+        let after_both = service.memory();
         println!(
-            "resident, MB: {idle:.1} after start, {after_uploads:.1} after uploads alone, {decoded:.1} after decoding, {ended:.1} after both at once"
+            "resident, MB: {idle:.1} after start, {after_uploads:.1} after uploads alone, {after_decoding:.1} after decoding, {after_both:.1} after both at once"
         );
-        self.report.goal("resident after decoding, MB over start", ended - idle, 16.0);
+        self.report.goal("resident after both at once, MB over start", after_both - idle, 16.0);
     }
 
     /// Measures how long decoding a picture of one pixel takes. Uploads of a picture that is decoded
@@ -74,7 +74,7 @@ impl Bench {
         let cpu = service.cpu_of_decoders().per_request_since(cpu_before, children);
         let (decoded, not_decoded) = (Percentiles::of(decoded), Percentiles::of(not_decoded));
         println!(
-            "\n{children} uploads of one pixel, by turns: {:.3} ms as GIF (p99 {:.3}), {:.3} ms as PNG, which is not decoded (p99 {:.3}); CPU of a child {:.3} ms",
+            "\n{children} uploads each of a GIF and a PNG of one pixel, alternating: {:.3} ms for the GIF (p99 {:.3}), {:.3} ms for the PNG, which is not decoded (p99 {:.3}); CPU of a child {:.3} ms",
             decoded.p50,
             decoded.p99,
             not_decoded.p50,
@@ -116,7 +116,7 @@ impl Bench {
     /// decoded.
     fn uploads_beside_decoders(&mut self, photographs: &Photographs, service: &Service) {
         heading(
-            "34 KB uploads of 16 clients, alone and beside one of WebP and one of TIFF, of 12 megapixels",
+            "34 KB uploads of 16 clients: alone, and beside two clients that send a WebP and a TIFF of 12 megapixels",
             &["beside", "req/s", "p50 ms", "p99 ms", "decoded"],
         );
         let print_row = |name: &str, result: &LoadResult, decoded: u64| {
@@ -136,6 +136,7 @@ impl Bench {
             *ratio = beside.latency.p99 / alone.latency.p99;
         }
         ratios.sort_by(f64::total_cmp);
+        // The median of the ratios.
         let name = "p99 of an upload, beside decoders against alone";
         self.report.goal(name, ratios[ROUNDS / 2], 4.0);
     }

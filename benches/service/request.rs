@@ -39,7 +39,8 @@ impl Request {
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
     }
 
-    /// A batch of different pictures as Base64. Every batch contains the same pictures.
+    /// A batch of different pictures as Base64. Every batch contains the same pictures, so its
+    /// number must not be set.
     pub fn batch(len: usize, pictures: u64) -> Self {
         let pictures = (0..pictures).map(|number| {
             let mut picture = jpeg(len / 3 * 3);
@@ -52,22 +53,24 @@ impl Request {
         Self::new("/v1/embeddings", "application/json", body.as_bytes(), 0)
     }
 
-    /// A request for which the service does nothing except to respond.
+    /// A health check, for which the service does nothing except to respond. It contains no number.
     pub fn health() -> Self {
         Self { bytes: b"GET /health HTTP/1.1\r\nHost: imagesvc\r\n\r\n".to_vec(), number_at: 0 }
     }
 
     /// A request with the URL of a picture. The URL must end in the picture's number.
     pub fn url(url: &str) -> Self {
-        let body = format!(r#"{{"image_url":"{url}"}}"#);
-        Self::new("/vectorize-image", "application/json", body.as_bytes(), 2)
+        let after = r#""}"#;
+        let body = format!(r#"{{"image_url":"{url}{after}"#);
+        Self::new("/vectorize-image", "application/json", body.as_bytes(), after.len())
     }
 
     /// The request that the service sends to NVIDIA for a small picture.
     pub fn inference() -> Self {
         let text = BASE64_STANDARD.encode(jpeg(SMALL));
         let body = inline_body("image/jpeg", &text);
-        Self::new(INFER_PATH, "application/json", body.as_bytes(), 6)
+        let after = r#""}}}]}"#;
+        Self::new(INFER_PATH, "application/json", body.as_bytes(), after.len())
     }
 
     /// `after_number` is the number of bytes between the picture's number and the end of the body.

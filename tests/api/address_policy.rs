@@ -38,8 +38,7 @@ impl Trap {
         Self { port, connections }
     }
 
-    /// Asserts that nobody has connected. Then connects itself, to check that the trap counts
-    /// connections.
+    /// Asserts that no connection was made. Then makes two, to check that the trap counts them.
     async fn assert_no_connection(&self) {
         assert_eq!(self.connections.load(Ordering::SeqCst), 0);
         for host in ["127.0.0.1", "::1"] {
@@ -90,8 +89,8 @@ fn urls_of_this_machine(port: u16) -> Vec<String> {
     .collect()
 }
 
-/// Asserts that the policy denied the URL. Some systems cannot resolve `localhost.`, so the look-up
-/// may fail before the policy sees an address.
+/// Asserts that the policy denied the URL. For `localhost.`, also accepts a failed look-up, because
+/// some systems cannot resolve this name.
 fn assert_denied(answer: &Answer, url: &str) {
     match answer.status {
         502 if url.contains("localhost.") => assert_problem(answer, 502, "download_failed"),
@@ -105,6 +104,7 @@ async fn no_connection_is_made_to_this_machine_however_the_url_spells_its_addres
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", trap.port).start().await;
     for url in urls_of_this_machine(trap.port) {
+        // The URL standard treats a backslash as a slash.
         for url in [url.clone(), url.replace("http:", "https:"), url.replace('/', "\\")] {
             assert_denied(&app.by_url(&url).await, &url);
         }
@@ -121,8 +121,9 @@ async fn no_redirect_to_this_machine_is_followed() {
     // `/302?http://…` redirects to the URL. `/301/302?http://…` redirects to `/302?http://…`.
     let picture_server = FakeServer::start(|request, _| {
         let (path, url) = request.target.split_once('?').unwrap();
-        let (status, more) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
-        let location = if more.is_empty() { url.to_owned() } else { format!("/{more}?{url}") };
+        let (status, next_path) = path[1..].split_once('/').unwrap_or((&path[1..], ""));
+        let location =
+            if next_path.is_empty() { url.to_owned() } else { format!("/{next_path}?{url}") };
         Reply::new(status.parse().unwrap(), &[("location", &location)], "")
     })
     .await;
@@ -131,7 +132,7 @@ async fn no_redirect_to_this_machine_is_followed() {
         .may_fetch_from(&picture_server)
         .start()
         .await;
-    // A request line contains only ASCII.
+    // A request line contains only ASCII, so the server cannot receive the other URLs.
     let ascii_urls = urls_of_this_machine(trap.port).into_iter().filter(|url| url.is_ascii());
     let other_schemes =
         ["gopher", "ftp", "file"].map(|scheme| format!("{scheme}://127.0.0.1:{}/", trap.port));

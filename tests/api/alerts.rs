@@ -88,10 +88,10 @@ fn assert_alerts(cases: &[Value]) {
 /// those of the second for an hour.
 fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
-    let series = samples(after).into_iter().map(|(series, after)| {
+    let series = samples(after).into_iter().map(|(name, after)| {
         // The first scrape may lack the series.
-        let start = before.get(&series).map_or("_x5".to_owned(), |before| format!("{before}x4"));
-        (series, format!("{start} {after}x60"))
+        let start = before.get(&name).map_or("_x5".to_owned(), |before| format!("{before}x4"));
+        (name, format!("{start} {after}x60"))
     });
     series.collect()
 }
@@ -100,9 +100,9 @@ fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String>
 /// grow by the difference between the two scrapes.
 fn growing_series(before: &str, after: &str) -> BTreeMap<String, String> {
     let before = samples(before);
-    let series = samples(after).into_iter().map(|(series, after)| {
-        let before = before.get(&series).copied().unwrap_or(0.0);
-        (series, format!("{before}+{}x40", (after - before).max(0.0)))
+    let series = samples(after).into_iter().map(|(name, after)| {
+        let before = before.get(&name).copied().unwrap_or(0.0);
+        (name, format!("{before}+{}x40", (after - before).max(0.0)))
     });
     series.collect()
 }
@@ -140,7 +140,7 @@ async fn the_counters_that_alerts_use_start_at_zero() {
     assert_eq!(
         rules().matches("- alert:").count(),
         3,
-        "this test must check the series of every alert"
+        "the number of alerts has changed: this test must check the series of each"
     );
 }
 
@@ -168,7 +168,7 @@ async fn one_refusal_of_the_api_key_or_the_account_raises_the_key_alert() {
 
 #[tokio::test]
 async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() {
-    // NVIDIA refuses the pictures with the numbers 400 and 503, with these statuses.
+    // To the tiny pictures 400 and 503, NVIDIA replies with the status of the same number.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
         503 => Reply::status(503),
@@ -205,18 +205,18 @@ async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() 
 async fn a_disk_that_will_be_full_within_four_days_raises_the_disk_alert() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let name = "imagesvc_downloads_free_bytes";
-    assert!(samples(&app.get("/metrics").await.text()).contains_key(name));
-    let free_space = |values: &str| BTreeMap::from([(name.to_owned(), values.to_owned())]);
-    // The free space shrinks by one gigabyte per hour, which is 96 GB in four days. The rule
-    // computes this trend from the last day.
-    let shrinking = |gigabytes: u64| {
+    let metric_name = "imagesvc_downloads_free_bytes";
+    assert!(samples(&app.get("/metrics").await.text()).contains_key(metric_name));
+    let free_space = |values: &str| BTreeMap::from([(metric_name.to_owned(), values.to_owned())]);
+    // For 30 hours (1800 minutes) the free space shrinks by one gigabyte per hour, which would be
+    // 96 GB in four days. The rule computes this trend from the last day.
+    let shrinking_from = |gigabytes: u64| {
         free_space(&format!("{}-{}x1800", gigabytes * 1_000_000_000, 1_000_000_000 / 60))
     };
     let constant = free_space("50000000000x1800");
     assert_alerts(&[
-        case(&shrinking(100), "ImagesvcDiskFillsUp", &[("30m", false), ("25h", true)]),
-        case(&shrinking(1000), "ImagesvcDiskFillsUp", &[("2h", false), ("25h", false)]),
+        case(&shrinking_from(100), "ImagesvcDiskFillsUp", &[("30m", false), ("25h", true)]),
+        case(&shrinking_from(1000), "ImagesvcDiskFillsUp", &[("2h", false), ("25h", false)]),
         case(&constant, "ImagesvcDiskFillsUp", &[("25h", false)]),
     ]);
 }

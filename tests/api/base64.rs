@@ -1,4 +1,4 @@
-//! The Base64 route, with bodies as real clients write them.
+//! The Base64 route: bodies as real clients write them, and the errors for invalid bodies.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;

@@ -39,6 +39,8 @@ async fn the_error_of_an_item_contains_the_place_of_the_item() {
     let no_picture = "input[1] is not a picture: send a string, {\"image\": \"…\"} or {\"image_url\": {\"url\": \"…\"}},";
     let text_as_base64 = BASE64_STANDARD.encode("a text that looks like Base64");
     let html = data_url(b"<!doctype html><title>A page</title>");
+    // LangChain sends tokens, which are numbers, unless this option is set.
+    let tokens_refused = "check_embedding_ctx_length=False";
     let pdf = BASE64_STANDARD.encode(b"%PDF-1.7 and so on");
     let avif = BASE64_STANDARD.encode(avif());
     let part = json!({ "image_url": { "url": data_url(ROCKET) } });
@@ -73,8 +75,8 @@ async fn the_error_of_an_item_contains_the_place_of_the_item() {
         (json!({}), 422, "validation_failed", no_picture),
         (json!(null), 422, "validation_failed", no_picture),
         (json!(true), 422, "validation_failed", no_picture),
-        (json!([1, 2]), 422, "validation_failed", "check_embedding_ctx_length=False"),
-        (json!(7), 422, "validation_failed", "check_embedding_ctx_length=False"),
+        (json!([1, 2]), 422, "validation_failed", tokens_refused),
+        (json!(7), 422, "validation_failed", tokens_refused),
         (json!("data:image/png;base64,%%"), 400, "invalid_base64", "input[1] contains characters"),
         (json!("data:image/png;base64,"), 400, "invalid_base64", "input[1] is empty"),
         (json!("data:image/png;base64,QUJD"), 415, "unsupported_image", "input[1]"),
@@ -102,14 +104,14 @@ async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
     let app = TestApp::start(&nvidia).await;
     let picture = data_url(ROCKET);
     let message = json!([{ "role": "user", "content": [{ "image_url": picture }] }]);
-    let token_words = "check_embedding_ctx_length=False";
+    let tokens_refused = "check_embedding_ctx_length=False";
     for (body, status, code, param, words) in [
         (json!({}), 422, "validation_failed", "input", "missing"),
         (json!({ "input": null }), 422, "validation_failed", "input", "missing"),
         (json!({ "input": [] }), 422, "validation_failed", "input", "empty"),
-        (json!({ "input": [1, 2, 3] }), 422, "validation_failed", "input", token_words),
-        (json!({ "input": [[1, 2], [3]] }), 422, "validation_failed", "input", token_words),
-        (json!({ "input": vec![1; 5000] }), 422, "validation_failed", "input", token_words),
+        (json!({ "input": [1, 2, 3] }), 422, "validation_failed", "input", tokens_refused),
+        (json!({ "input": [[1, 2], [3]] }), 422, "validation_failed", "input", tokens_refused),
+        (json!({ "input": vec![1; 5000] }), 422, "validation_failed", "input", tokens_refused),
         (
             json!({ "input": vec![&picture; 33] }),
             422,
@@ -307,8 +309,8 @@ async fn errors_have_the_openai_shape_on_the_openai_paths_only() {
 }
 
 #[tokio::test]
-async fn clients_must_not_retry_errors_that_only_the_operator_can_resolve() {
-    for (status, code, should_retry) in [
+async fn x_should_retry_is_false_for_errors_that_only_the_operator_can_resolve() {
+    for (status, code, expected_header) in [
         (402, "embedding_exhausted", "false"),
         (401, "embedding_unauthorized", "false"),
         (503, "embedding_unavailable", ""),
@@ -317,14 +319,14 @@ async fn clients_must_not_retry_errors_that_only_the_operator_can_resolve() {
         let app = TestApp::start(&nvidia).await;
         let answer = app.batch(&batch_of([1])).await;
         assert_eq!(answer.json()["code"], code);
-        assert_eq!(answer.header("x-should-retry"), should_retry, "{code}");
+        assert_eq!(answer.header("x-should-retry"), expected_header, "{code}");
         let answer = app.upload(ROCKET, "a.jpg").await;
-        assert_eq!(answer.header("x-should-retry"), should_retry, "{code}");
+        assert_eq!(answer.header("x-should-retry"), expected_header, "{code}");
     }
 }
 
 #[tokio::test]
-async fn clients_must_not_retry_a_download_that_would_fail_again() {
+async fn x_should_retry_is_false_if_a_download_would_fail_again() {
     let nvidia = FakeNvidia::healthy().await;
     for (reply, should_retry) in [
         (Reply::status(404), "false"),
@@ -355,6 +357,7 @@ async fn the_error_of_a_picture_over_the_limits_contains_the_place_of_the_pictur
         .setting("IMAGESVC_MAX_IMAGE_PIXELS", "1000")
         .start()
         .await;
+    // The first has too many bytes. The second has few bytes, but too many pixels.
     for picture in [HUBBLE, &ROCKET[..50_000]] {
         let input = [data_url(&tiny(1)), data_url(picture)];
         let answer = app.batch(&json!({ "input": input })).await;

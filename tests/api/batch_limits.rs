@@ -66,10 +66,10 @@ async fn a_cached_batch_is_served_while_nvidia_allows_no_calls() {
     let app = TestApp::start(&nvidia).await;
     entries(&app.batch(&batch_of(0..3)).await);
     assert_problem(&app.upload(&tiny(100), "a.png").await, 503, "embedding_rate_limited");
-    let fresh = app.batch(&batch_of(0..4)).await;
-    assert_problem(&fresh, 503, "embedding_rate_limited");
+    let with_a_new_picture = app.batch(&batch_of(0..4)).await;
+    assert_problem(&with_a_new_picture, 503, "embedding_rate_limited");
     assert_eq!(
-        fresh.header("retry-after"),
+        with_a_new_picture.header("retry-after"),
         "600",
         "Retry-After should be the time that NVIDIA sent"
     );
@@ -241,7 +241,8 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_with_each_retry(
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
         .start()
         .await;
-    // From these, the service learns how long a call takes: 16 of them take longer than a second.
+    // From these calls, the service learns that a call takes 0.1 s. So 16 calls, one after the
+    // other, take longer than the deadline of 1 s.
     for number in 100..116 {
         app.upload(&tiny(number), "a.png").await.vector();
     }
@@ -252,7 +253,7 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_with_each_retry(
             let calls = nvidia.count() - 16;
             assert!(
                 (16..=16 + failures).contains(&calls),
-                "{calls} calls after {failures} failures"
+                "at most one call should be repeated after each of {failures} failures: {calls} calls"
             );
             return;
         }
@@ -281,7 +282,8 @@ async fn without_memory_a_batch_fails_as_a_whole_even_with_errors_item() {
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
-        // Each picture needs half a MiB. A client alone may use 6 MiB.
+        // Each picture needs half a MiB, and one client may use 6 MiB of these 8. This is enough
+        // for eight single pictures and a part of the batch.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "8MiB")
         .start()
         .await;
@@ -300,7 +302,7 @@ async fn without_memory_a_batch_fails_as_a_whole_even_with_errors_item() {
 }
 
 #[tokio::test]
-async fn the_last_fetches_of_a_batch_from_slow_hosts_do_not_begin() {
+async fn the_last_fetches_of_a_batch_from_a_slow_host_do_not_begin() {
     let host = FakeServer::start(|_, _| Reply::Hang).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
@@ -331,7 +333,8 @@ async fn the_memory_of_a_batch_body_is_freed_when_all_pictures_in_it_are_receive
     let check_memory = async {
         nvidia.wait_for(1).await;
         let text = app.get("/metrics").await.text();
-        assert!(metric(&text, "imagesvc_buffered_bytes") < body_bytes / 4.0, "{text}");
+        let buffered_bytes = metric(&text, "imagesvc_buffered_bytes");
+        assert!(buffered_bytes < body_bytes / 4.0, "the body should no longer count: {text}");
         release.send(true).unwrap();
     };
     let (answer, ()) = tokio::join!(app.batch(&body), check_memory);
@@ -339,7 +342,7 @@ async fn the_memory_of_a_batch_body_is_freed_when_all_pictures_in_it_are_receive
 }
 
 #[tokio::test]
-async fn the_error_of_a_batch_that_misses_the_deadline_contains_the_slow_picture() {
+async fn the_error_of_a_batch_that_misses_the_deadline_contains_the_place_of_the_slow_picture() {
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         1 => Reply::Hang,
         number => embedding_filled_with(number),

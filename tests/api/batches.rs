@@ -42,9 +42,9 @@ pub fn entries(answer: &Answer) -> Vec<Value> {
 fn only_embedding(answer: &Answer) -> Vec<String> {
     assert_eq!(entries(answer).len(), 1);
     let text = answer.text();
-    let (_, numbers) = text.split_once("\"embedding\":[").unwrap();
-    let (numbers, _) = numbers.split_once(']').unwrap();
-    numbers.split(',').map(ToOwned::to_owned).collect()
+    let (_, embedding) = text.split_once("\"embedding\":[").unwrap();
+    let (embedding, _) = embedding.split_once(']').unwrap();
+    embedding.split(',').map(ToOwned::to_owned).collect()
 }
 
 /// The tiny picture's number in an embedding by [`numbering_nvidia`].
@@ -158,6 +158,7 @@ async fn a_base64_embedding_contains_the_numbers_as_32_bit_floats() {
     let body = json!({ "input": data_url(ROCKET), "encoding_format": "base64" });
     let entry = entries(&app.batch(&body).await).remove(0);
     let text = entry["embedding"].as_str().unwrap();
+    // 1536 floats of 4 bytes; Base64 writes 3 bytes as 4 characters.
     assert_eq!(text.len(), 8192);
     let bytes = BASE64_STANDARD.decode(text).unwrap();
     let floats = bytes.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
@@ -166,7 +167,7 @@ async fn a_base64_embedding_contains_the_numbers_as_32_bit_floats() {
 }
 
 #[tokio::test]
-async fn a_normalized_vector_has_length_1_and_is_not_cached() {
+async fn a_normalized_vector_has_length_1_and_the_cached_vector_is_not_normalized() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = json!({ "input": data_url(ROCKET), "normalized": true });
@@ -175,14 +176,13 @@ async fn a_normalized_vector_has_length_1_and_is_not_cached() {
             .iter()
             .map(|number| number.parse().unwrap())
             .collect();
-        let printed: Vec<f64> = numbers().iter().map(|number| number.parse().unwrap()).collect();
-        let length = printed.iter().map(|number| number * number).sum::<f64>().sqrt();
-        for (printed, normalized) in printed.iter().zip(&normalized) {
-            assert!((printed / length - normalized).abs() < 1e-12);
+        let original: Vec<f64> = numbers().iter().map(|number| number.parse().unwrap()).collect();
+        let length = original.iter().map(|number| number * number).sum::<f64>().sqrt();
+        for (original, normalized) in original.iter().zip(&normalized) {
+            assert!((original / length - normalized).abs() < 1e-12);
         }
     }
-    let raw = app.upload(ROCKET, "a.jpg").await;
-    assert_eq!(raw.header("x-cache"), "hit");
+    assert_eq!(app.upload(ROCKET, "a.jpg").await.header("x-cache"), "hit");
     assert_eq!(only_embedding(&app.batch(&json!({ "input": data_url(ROCKET) })).await), numbers());
     assert_eq!(nvidia.lines().len(), 1);
 }
@@ -199,8 +199,8 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
         .await;
     let answer = app.batch(&batch_of([1, 2, 1, 1, 2])).await;
     let embeddings = entries(&answer);
-    let numbers: Vec<_> = embeddings.iter().map(number_in).collect();
-    assert_eq!(numbers, [1.0, 2.0, 1.0, 1.0, 2.0]);
+    let picture_numbers: Vec<_> = embeddings.iter().map(number_in).collect();
+    assert_eq!(picture_numbers, [1.0, 2.0, 1.0, 1.0, 2.0]);
     let cache_values: Vec<_> = embeddings.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
     assert_eq!(cache_values, ["miss", "miss", "hit", "hit", "hit"]);
     assert_eq!(nvidia.lines().len(), 2);
@@ -223,8 +223,8 @@ async fn large_pictures_and_other_formats_are_prepared_as_on_the_other_routes() 
 async fn the_query_and_cache_control_have_the_same_effect_as_on_the_other_routes() {
     let nvidia = numbering_nvidia().await;
     let app = TestApp::start(&nvidia).await;
-    let send = |query: &str, body: Value| {
-        let request = app.json_request(&format!("/v1/embeddings{query}"), &body);
+    let send = |slash_and_query: &str, body: Value| {
+        let request = app.json_request(&format!("/v1/embeddings{slash_and_query}"), &body);
         app.send(request)
     };
     let answer = send("/?save=false&backend=nv_dino", batch_of([1])).await;

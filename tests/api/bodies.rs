@@ -165,6 +165,8 @@ async fn a_client_that_waits_for_100_continue_receives_the_413_for_a_large_body_
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in too_large() {
+        // The route must refuse the declared length at once. One byte too many would not be enough,
+        // because a form or JSON has other bytes besides the picture.
         let length = body.len() + 2 * MAX_PICTURE_BYTES;
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = format!(
@@ -198,7 +200,10 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
             !answers.contains("openmetrics"),
             "the smuggled request must not be answered: {answers}"
         );
-        assert!(answers.matches("HTTP/1.1 ").count() <= 2, "{answers}");
+        assert!(
+            answers.matches("HTTP/1.1 ").count() <= 2,
+            "only the two requests outside of the body may be answered: {answers}"
+        );
     }
 }
 
@@ -239,7 +244,7 @@ async fn a_fetch_from_a_misbehaving_picture_host_ends_with_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_wait_for_100_continue_always_receives_the_refusal() {
+async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_the_refusal() {
     let nvidia = FakeNvidia::healthy().await;
     let with_limit = start_limited(&nvidia).await;
     let with_keys = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
@@ -253,7 +258,8 @@ async fn a_client_that_does_not_wait_for_100_continue_always_receives_the_refusa
                     body.len()
                 );
                 stream.write_all(head.as_bytes()).await.unwrap();
-                // Waits for the answer. After it, the service sends nothing more on this connection.
+                // Waits until the service sends a `100 Continue` or the refusal, but does not read
+                // it before the whole body is sent.
                 stream.readable().await.unwrap();
                 for piece in body.chunks(64 * 1024) {
                     stream.write_all(piece).await.unwrap();

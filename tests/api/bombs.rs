@@ -45,7 +45,7 @@ struct Target {
     folder: TempDir,
     /// The service's own memory before the attack, in bytes.
     idle_memory: u64,
-    decoders: MemoryMonitor,
+    decoder_memory: MemoryMonitor,
 }
 
 /// Records the peak memory of all child processes together, in a thread.
@@ -96,8 +96,8 @@ impl Target {
         let client = reqwest::Client::builder().no_proxy().timeout(2 * DEADLINE).build().unwrap();
         assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
         let idle_memory = child.peak_memory();
-        let decoders = MemoryMonitor::start(child.id());
-        Self { child, client, folder, idle_memory, decoders }
+        let decoder_memory = MemoryMonitor::start(child.id());
+        Self { child, client, folder, idle_memory, decoder_memory }
     }
 
     /// Uploads a picture. Returns the status, the body, and the time until the answer.
@@ -144,7 +144,7 @@ impl Target {
     }
 
     /// The number of saved pictures.
-    fn saved(&self) -> usize {
+    fn saved_count(&self) -> usize {
         let names = std::fs::read_dir(self.folder.path().join("downloads")).unwrap();
         names
             .filter(|name| !name.as_ref().unwrap().file_name().as_encoded_bytes().starts_with(b"."))
@@ -164,16 +164,17 @@ impl Target {
             let is_late = started.elapsed() > Duration::from_secs(10);
             assert!(
                 !is_late,
-                "the service must be idle: {at_work} pictures, children {children:?}"
+                "the service must be idle within 10 s, but has {at_work} pictures at work and the \
+                 children {children:?}"
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let growth = self.child.peak_memory() - self.idle_memory;
-        let decode_memory = self.decoders.peak.load(Ordering::Relaxed);
-        println!("{} MiB over idle, {} MiB in children", growth / MIB, decode_memory / MIB);
+        let decode_memory = self.decoder_memory.peak.load(Ordering::Relaxed);
         let (growth_mib, decode_mib) = (growth / MIB, decode_memory / MIB);
+        println!("{growth_mib} MiB more than when idle, {decode_mib} MiB in all decoders");
         assert!(growth < MAX_GROWTH, "the service must not grow by {growth_mib} MiB");
-        assert!(decode_memory < MAX_DECODE_MEMORY, "the children must not use {decode_mib} MiB");
+        assert!(decode_memory < MAX_DECODE_MEMORY, "the decoders must not use {decode_mib} MiB");
     }
 }
 
@@ -213,7 +214,7 @@ async fn attack_with_nvidia(
     let target = Target::with_nvidia(&nvidia, settings).await;
     let outcomes = target.attack(bombs, max_concurrent, &[413, 415]).await;
     assert!(outcomes.failures.is_empty(), "{:#?}", outcomes.failures);
-    assert_eq!(target.saved(), outcomes.embedded, "only embedded pictures must be saved");
+    assert_eq!(target.saved_count(), outcomes.embedded, "only embedded pictures must be saved");
     assert_eq!(inferences(&nvidia), outcomes.embedded, "only embedded pictures must be sent");
     target.assert_unharmed().await;
     outcomes
@@ -223,14 +224,14 @@ async fn attack_with_nvidia(
 async fn hostile_pictures_do_no_harm_when_they_are_converted() {
     let (_, bombs): (Vec<_>, Vec<_>) = bombs::all().into_iter().partition(can_be_sent_unchanged);
     let outcomes = attack_with_nvidia(bombs, 4, &[]).await;
-    assert!(outcomes.refused > 40, "{}", outcomes.refused);
+    assert!(outcomes.refused > 40, "more than {} should be refused", outcomes.refused);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_pictures_do_no_harm_when_they_are_shrunk() {
     let bombs = bombs::all().into_iter().filter(can_be_sent_unchanged).map(padded).collect();
     let outcomes = attack_with_nvidia(bombs, 4, &SHRINK).await;
-    assert!(outcomes.refused > 10, "{}", outcomes.refused);
+    assert!(outcomes.refused > 10, "more than {} should be refused", outcomes.refused);
 }
 
 /// The sandbox decodes every picture. The service saves a picture before it sends it to the sandbox, so
@@ -241,8 +242,12 @@ async fn hostile_pictures_do_no_harm_when_the_sandbox_decodes_them() {
     let bombs = bombs::all().into_iter().filter(can_be_sent_unchanged).collect();
     let outcomes = target.attack(bombs, 4, &[422]).await;
     assert!(outcomes.failures.is_empty(), "{:#?}", outcomes.failures);
-    assert!(outcomes.refused > 10, "{}", outcomes.refused);
-    assert_eq!(target.saved(), outcomes.embedded + outcomes.refused, "all pictures must be saved");
+    assert!(outcomes.refused > 10, "more than {} should be refused", outcomes.refused);
+    assert_eq!(
+        target.saved_count(),
+        outcomes.embedded + outcomes.refused,
+        "all pictures must be saved"
+    );
     target.assert_unharmed().await;
 }
 
@@ -266,7 +271,8 @@ fn large_picture(format: ImageFormat, n: usize) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Uploads small JPEGs, one after the other. Each must be answered within a second.
+/// Uploads small JPEGs, one after the other and a different one for each number. Each must be
+/// answered within a second.
 async fn assert_small_pictures_are_served(target: &Target, numbers: Range<usize>) {
     for n in numbers {
         let (status, text, duration) = target.upload(&variant(ROCKET, n)).await;

@@ -67,15 +67,14 @@ async fn a_picture_that_is_sent_again_is_a_cache_hit_on_every_route_and_is_saved
 #[tokio::test]
 async fn a_cache_hit_reports_how_the_picture_was_prepared_for_nvidia() {
     let nvidia = FakeNvidia::healthy().await;
-    let shrinking = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
-    let app = shrinking().start().await;
+    let shrinking_app = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
+    let app = shrinking_app().start().await;
     for x_cache in ["miss", "hit"] {
         assert_eq!(assert_cached(&app, HUBBLE, x_cache).await.prepared(), "shrunk");
     }
-    let app = shrinking().folder(app.stop().await).start().await;
+    let app = shrinking_app().folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
     // NVIDIA_LARGE_IMAGES changes the vector, so the cache's key depends on this setting.
-    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
     assert_eq!(assert_cached(&app, HUBBLE, "miss").await.prepared(), "original");
 }
@@ -252,7 +251,7 @@ async fn the_disk_cache_stays_within_its_limit_and_deletes_the_oldest_vectors_fi
         // The service may have deleted a file since they were listed.
         let metadata = files.iter().filter_map(|file| fs::metadata(file).ok());
         let bytes: u64 = metadata.map(|metadata| metadata.len()).sum();
-        assert!(bytes <= 128 << 10, "{bytes} bytes");
+        assert!(bytes <= 128 << 10, "the cache should have at most 128 KiB, not {bytes} bytes");
     }
     let calls = nvidia.lines().len();
     let (newest, oldest) = (tiny(39), tiny(0));
@@ -277,7 +276,7 @@ async fn the_cache_returns_no_wrong_vector_after_the_process_was_killed() {
         // Vectors of earlier rounds may be lost, but must never be wrong.
         for n in 0..round * 8 {
             let answer = upload(&child, n).await.unwrap();
-            assert!(is_filled_with(&answer, n), "picture {n} after {round} kills");
+            assert!(is_filled_with(&answer, n), "picture {n} should get its vector: {round} kills");
             hits += usize::from(answer.header("x-cache") == "hit");
         }
         let time_to_kill = Duration::from_micros(fastrand::u64(0..12_000));

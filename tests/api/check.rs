@@ -44,6 +44,7 @@ fn if_nothing_is_wrong_each_check_prints_one_line_and_the_exit_code_is_0() {
 #[test]
 fn flags_may_precede_or_follow_the_command() {
     let folder = tempfile::tempdir().unwrap();
+    // No disk has so much free space, so the check of the disk fails if the flag is read.
     for arguments in [
         &["--sandbox", "--min-free-bytes", "900000000GiB", "check"][..],
         &["check", "--sandbox", "--min-free-bytes", "900000000GiB"],

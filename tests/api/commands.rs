@@ -49,17 +49,17 @@ struct Environment {
 impl Environment {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        symlink(root().join("tests"), at("tests")).unwrap();
+        let in_folder = |name: &str| folder.path().join(name);
+        symlink(root().join("tests"), in_folder("tests")).unwrap();
         // The README's commands send this picture.
         let thumbnail = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(80, 80);
-        thumbnail.save(at("image.png")).unwrap();
+        thumbnail.save(in_folder("image.png")).unwrap();
         // Makes curl fail if the service answers with an error.
-        std::fs::write(at(".curlrc"), "fail-with-body\n").unwrap();
-        std::fs::create_dir(at("bin")).unwrap();
-        std::fs::write(at("bin/cargo"), FAKE_CARGO).unwrap();
-        std::fs::set_permissions(at("bin/cargo"), PermissionsExt::from_mode(0o755)).unwrap();
-        let path = format!("{}:{}", at("bin").display(), std::env::var("PATH").unwrap());
+        std::fs::write(in_folder(".curlrc"), "fail-with-body\n").unwrap();
+        std::fs::create_dir(in_folder("bin")).unwrap();
+        std::fs::write(in_folder("bin/cargo"), FAKE_CARGO).unwrap();
+        std::fs::set_permissions(in_folder("bin/cargo"), PermissionsExt::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", in_folder("bin").display(), std::env::var("PATH").unwrap());
         let sandbox = ServiceProcess::start(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
         Self { folder, sandbox, path }
     }
@@ -182,7 +182,7 @@ fn the_calls_in_the_readme_return_the_answers_that_the_readme_shows() {
     let is_call =
         |block: &Block| block.not_run.is_none() && block.text.contains("/vectorize-image");
     let calls: Vec<_> = command_blocks(&readme).filter(is_call).collect();
-    assert_eq!(calls.len(), 4);
+    assert_eq!(calls.len(), 4, "the README should call the service 4 times, twice with Base64");
     for (n, call) in calls.iter().enumerate() {
         let answer: Value = serde_json::from_str(&environment.run(call)).unwrap();
         assert_eq!(answer["status"], "success", "{}", call.place);

@@ -93,7 +93,7 @@ enum Stimulus {
     Picture(Vec<u8>),
     /// A picture with an additional header.
     WithHeader(&'static str, &'static str),
-    /// The same picture in this many concurrent requests.
+    /// The same picture in this many concurrent requests, of which one must be refused.
     Concurrent(usize),
     /// A body that no route accepts.
     Malformed,

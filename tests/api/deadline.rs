@@ -106,7 +106,7 @@ async fn the_answer_comes_by_the_deadline_whatever_nvidia_does() {
             }
             late.push(elapsed);
         }
-        assert!(late.is_empty(), "{name}: {late:?}");
+        assert!(late.is_empty(), "{name}: one of three answers should be in time: {late:?}");
     }
 }
 
@@ -174,6 +174,7 @@ async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusa
         .await;
         let app = TestApp::builder(&nvidia)
             .configure(|config| {
+                // The pause after a refusal is ten minutes, and stays so in this test.
                 assert_eq!(config.embed.call.failed_upload_pause.as_secs(), 60);
                 config.embed.call.failed_upload_pause = Duration::ZERO;
             })

@@ -41,8 +41,10 @@ async fn assert_exits(folder: &TempDir, script: &str) {
     }
 }
 
-/// A shell command that prints the header of a decoder's result: a letter for the result's kind, and
-/// the number of bytes that follow.
+/// A shell command that prints the header of a decoder's result: a letter for the result's kind,
+/// and the number of bytes that follow. The letter is `d` for a rendered picture, `b` for a broken
+/// picture,
+/// `p` for a panic of the decoder, and `l` for limits that could not be set.
 fn header(letter: char, len: u8) -> String {
     format!("printf '{letter}\\{len:03o}\\0\\0\\0\\0\\0\\0\\0'; ")
 }
@@ -101,6 +103,7 @@ async fn a_decoder_that_breaks_the_protocol_causes_an_internal_error() {
         "exit 0".to_owned(),
         "exit 1".to_owned(),
         "printf 'no result at all'".to_owned(),
+        // fewer bytes, and more bytes, than the header announces
         format!("{}printf abc", header('d', 100)),
         format!("{}printf abc", header('d', 1)),
         // The announced length is 4 GiB, which is more than any rendered picture has.
@@ -146,6 +149,7 @@ async fn a_decoder_that_hangs_is_killed_even_if_its_client_has_disconnected() {
 
 #[tokio::test]
 async fn a_service_with_a_broken_decoder_does_not_start() {
+    // The first cannot be started. The second fails, and the third succeeds without any result.
     for program in ["/no/such/program", "/bin/false", "/bin/true"] {
         let started = TestApp::sandbox()
             .configure(|config| config.decoder.program = program.into())
@@ -159,6 +163,7 @@ async fn a_service_with_a_broken_decoder_does_not_start() {
 /// Reads the limits of a decoder while the decoder waits for its picture.
 #[test]
 fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
+    // The last two arguments limit the address space in bytes, and the processor time in seconds.
     let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
     let mut child = Command::new(decoder_settings().program)
         .args(job)
@@ -192,10 +197,11 @@ fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
     drop(child.stdin.take());
     let mut result = Vec::new();
     child.stdout.take().unwrap().read_to_end(&mut result).unwrap();
-    assert_eq!(result[0], b'b', "an empty input must be reported as broken");
+    assert_eq!(result[0], b'b', "an empty input must be reported as a broken picture");
     assert!(child.wait().unwrap().success());
 }
 
+/// Whether these are the last words of the line.
 fn ends_in(line: &str, words: [&str; 3]) -> bool {
     line.split_whitespace().rev().take(3).eq(words.into_iter().rev())
 }

@@ -267,6 +267,7 @@ async fn vectors_are_not_cached_on_a_disk_with_only_the_reserve_free() {
 #[tokio::test]
 async fn with_few_free_inodes_uploads_are_refused_and_the_service_is_not_ready() {
     let nvidia = FakeNvidia::healthy().await;
+    // One inode in a hundred must stay free.
     for (inodes, status, reasons) in [
         (Some(Inodes { free: 90, total: 10_000 }), 507, &["inodes_under_reserve"][..]),
         (Some(Inodes { free: 110, total: 10_000 }), 200, &[]),

@@ -33,21 +33,24 @@ impl Call {
 fn parse_trace(trace: &str) -> Vec<Call> {
     let mut unfinished = Vec::<(&str, Call)>::new();
     let mut calls = Vec::new();
-    for (number, line) in trace.lines().enumerate() {
+    for (line_number, line) in trace.lines().enumerate() {
         let (thread, text) = line.split_once(' ').unwrap();
         let text = text.trim_start();
-        let call =
-            |text: &str| Call { text: text.to_owned(), first_line: number, last_line: number };
+        let call_in_this_line = |text: &str| Call {
+            text: text.to_owned(),
+            first_line: line_number,
+            last_line: line_number,
+        };
         if let Some(start) = text.strip_suffix("<unfinished ...>") {
-            unfinished.push((thread, call(start)));
+            unfinished.push((thread, call_in_this_line(start)));
         } else if text.starts_with("<...") {
             let index = unfinished.iter().position(|(other, _)| *other == thread).unwrap();
             let (_, mut call) = unfinished.swap_remove(index);
             call.text.push_str(text.split_once('>').unwrap().1);
-            call.last_line = number;
+            call.last_line = line_number;
             calls.push(call);
         } else {
-            calls.push(call(text));
+            calls.push(call_in_this_line(text));
         }
     }
     calls
@@ -60,16 +63,16 @@ fn can_trace() -> bool {
         return false;
     }
     let traced = Command::new("strace").args(["--output", "/dev/null", "true"]).output().unwrap();
-    let can_trace = traced.status.success();
+    let has_traced = traced.status.success();
     let errors = String::from_utf8_lossy(&traced.stderr);
     assert!(
-        can_trace || std::env::var_os("CI").is_none(),
+        has_traced || std::env::var_os("CI").is_none(),
         "in CI, strace must be able to trace: {errors}"
     );
-    if !can_trace {
+    if !has_traced {
         println!("skipped: no process can be traced here: {errors}");
     }
-    can_trace
+    has_traced
 }
 
 /// Waits until the trace is complete, and reads it. strace may still write to it after the program
@@ -106,13 +109,14 @@ async fn before_the_answer_the_picture_is_written_synced_and_renamed_and_its_fol
     // staging file.
     for picture in [ROCKET, HUBBLE] {
         let folder = tempfile::tempdir().unwrap();
-        let trace = folder.path().join("trace");
-        let child = ServiceProcess::start_traced(folder.path(), &settings, SYSTEM_CALLS, &trace);
+        let trace_path = folder.path().join("trace");
+        let child =
+            ServiceProcess::start_traced(folder.path(), &settings, SYSTEM_CALLS, &trace_path);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer = child.upload_request(&client, picture).send().await.unwrap();
         let answer: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
         assert_eq!(child.stop().0.code(), Some(0));
-        let trace = read_trace(&trace);
+        let trace = read_trace(&trace_path);
         let calls = parse_trace(&trace);
         let only_call = |names: &[&str], part: &str| {
             let found: Vec<_> = calls.iter().filter(|call| call.matches(names, part)).collect();

@@ -156,7 +156,9 @@ impl Servers {
         assert!(is_as_expected, "the request should end as {ending:?}");
     }
 
-    /// Sends the first bytes of an upload, and returns the connection.
+    /// Sends the first bytes of an upload, and returns the connection. Requests with consecutive
+    /// numbers
+    /// `n` come from different addresses, because the connections of one address are limited.
     async fn send_part(&self, n: usize, part: &[u8], declared_length: usize) -> TcpStream {
         let source = [127, 0, 0, 2 + (n % 3) as u8];
         let mut stream = connect_from(source, self.app.address).await.unwrap();

@@ -1,4 +1,5 @@
-//! The errors that clients see when NVIDIA, the disk or the service itself fails.
+//! The errors that clients see when NVIDIA or the disk fails, and those for an unknown path, a
+//! wrong method and a body that stops. Also the request id in each error.
 
 use std::time::Duration;
 
@@ -64,9 +65,9 @@ async fn a_hanging_call_to_nvidia_is_a_timeout() {
 #[tokio::test]
 async fn an_unreachable_nvidia_is_reported_as_unavailable() {
     let nvidia = FakeNvidia::healthy().await;
-    let free = free_address().await;
+    let unused_address = free_address().await;
     let app = TestApp::builder(&nvidia)
-        .setting("NVIDIA_INFER_URL", format!("http://{free}/"))
+        .setting("NVIDIA_INFER_URL", format!("http://{unused_address}/"))
         .start()
         .await;
     assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_unavailable");

@@ -95,7 +95,7 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
     let unfinished_body = vec![b' '; 4_000_000];
     let mut open = Vec::new();
     for round in 1.. {
-        assert!(round < 9, "the service must refuse the flood before its memory is full");
+        assert!(round < 9, "the flood must be refused before it has sent more than the limit");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
         stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
         // This fails if the service refuses the request and closes the connection.
@@ -141,7 +141,8 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
         drop(stream);
         app.wait_for(|value| value(BUFFERED) == 0.0).await;
     }
-    // The form takes one step. The first bytes of the picture are in memory; later they move to a file.
+    // The form takes one step. The first bytes of the picture are in memory, and take two steps.
+    // Later they move to a file; then the buffer for writing takes one step.
     let form = form(HUBBLE);
     let mut stream = TcpStream::connect(app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-upload", form.len(), "")).await.unwrap();
@@ -149,7 +150,8 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
     app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
     stream.write_all(&form[100_000..200_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 2.0 * STEP).await;
-    // The body of the call to NVIDIA counts until the call has ended, even if the client disconnects.
+    // An inline call takes eight steps, which is the most memory that it may need. It counts until
+    // the call has ended, even if the client disconnects.
     stream.write_all(&form[200_000..]).await.unwrap();
     nvidia.wait_for(1).await;
     app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;
@@ -182,7 +184,7 @@ async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_net
             () = admitted => {}
         }
     }
-    assert_eq!(flood_uploads.len(), 6);
+    assert_eq!(flood_uploads.len(), 6, "one network may have three quarters of the permits");
     let pictures = [tiny(100), tiny(101)];
     let requests = pictures.iter().map(|picture| app.upload_request(picture, "a.png"));
     let other_uploads = join_all(requests.map(|request| app.send_by(&other, request)));
@@ -211,8 +213,12 @@ async fn a_picture_does_not_wait_for_every_call_of_a_flood_from_another_network(
         let picture = tiny(1000);
         app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
         let calls = nvidia.received();
-        let earlier = calls.iter().position(|call| picture_number(call) == 1000).unwrap();
-        assert!(earlier < 35, "only a few calls may come before the other network's: {earlier}");
+        let calls_before = calls.iter().position(|call| picture_number(call) == 1000).unwrap();
+        // At most 20 of the flood's 50 calls were made while 30 pictures waited.
+        assert!(
+            calls_before < 35,
+            "the other network's call must not come after most of the flood's: {calls_before}"
+        );
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     answers.iter().for_each(|answer| drop(answer.vector()));
@@ -279,10 +285,11 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
         let picture = converted(ROCKET, ImageFormat::WebP); // 640 pixels wide
         app.send_by(&other, app.upload_request(&picture, "a.webp")).await.vector();
         let widths = read_widths();
-        let earlier = widths.lines().position(|width| width == "640").unwrap();
+        let position = widths.lines().position(|width| width == "640").unwrap();
         assert!(
-            earlier <= decodes_before + 2,
-            "after {decodes_before} decodes, the picture of width 640 should come soon: {widths:?}"
+            position <= decodes_before + 2,
+            "the picture of width 640 should be among the first decodes after {decodes_before} \
+             others: {widths:?}"
         );
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
@@ -312,9 +319,10 @@ async fn a_phone_gets_the_next_calls_although_a_bulk_run_fills_the_service() {
         let upload = app.send_by(&phone, app.upload_request(&picture, "a.png"));
         // A tenth of the request timeout.
         timeout(Duration::from_secs(6), upload).await.unwrap().vector();
-        // The run alone would wait for 100 calls. A few are made while the picture is received.
+        // In order of arrival, the phone's call would come after 100 calls for waiting pictures. A
+        // few calls are made while the phone's picture is received.
         let calls = nvidia.count() - calls_before;
-        assert!(calls < 40, "round {round}: the phone's call came after {calls} others");
+        assert!(calls < 40, "round {round}: at most 40 calls should be made, not {calls}");
     }
     Finished::from(run).expect(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 700);

@@ -96,7 +96,7 @@ async fn a_picture_is_sent_inline_if_the_inference_on_its_asset_is_refused() {
 
 #[tokio::test]
 async fn a_picture_is_not_sent_inline_if_nvidia_refuses_the_key_or_the_account() {
-    for (call, nvidias_status, code, status) in [
+    for (call, nvidia_status, code, status) in [
         (CREATE_ASSET, 401, "embedding_unauthorized", 502),
         (CREATE_ASSET, 402, "embedding_exhausted", 503),
         (INFER, 401, "embedding_unauthorized", 502),
@@ -104,7 +104,7 @@ async fn a_picture_is_not_sent_inline_if_nvidia_refuses_the_key_or_the_account()
         (INFER, 402, "embedding_exhausted", 503),
     ] {
         let nvidia = FakeNvidia::healthy_except(move |request| {
-            (request.line() == call).then(|| Reply::status(nvidias_status))
+            (request.line() == call).then(|| Reply::status(nvidia_status))
         })
         .await;
         let app = TestApp::start(&nvidia).await;

@@ -43,13 +43,16 @@ async fn webp_gif_bmp_and_tiff_are_sent_as_a_jpeg_of_the_same_size() {
         assert_eq!(sent.media_type, "image/jpeg");
         let (sent, original) = (sent.pixels(), image_rs::load_from_memory(&picture).unwrap());
         assert_eq!((sent.width(), sent.height()), (original.width(), original.height()));
-        let difference: u64 = sent
+        let total_difference: u64 = sent
             .iter()
             .zip(original.to_rgb8().iter())
             .map(|(a, b)| u64::from(a.abs_diff(*b)))
             .sum();
-        let samples = u64::from(sent.width() * sent.height() * 3);
-        assert!(difference / samples < 4, "the sent picture must look like the original");
+        let sample_count = u64::from(sent.width() * sent.height() * 3);
+        assert!(
+            total_difference / sample_count < 4,
+            "the sent picture must look like the original"
+        );
     }
 }
 
@@ -141,6 +144,7 @@ async fn a_picture_one_byte_over_the_limit_is_refused_on_every_route() {
 #[tokio::test]
 async fn too_many_pixels_are_refused_with_their_number_and_the_limit() {
     let nvidia = FakeNvidia::healthy().await;
+    // The picture has 640 × 427 = 273,280 pixels.
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_PIXELS", "273279").start().await;
     let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 413, "image_too_large");
@@ -215,7 +219,7 @@ async fn hostile_pictures_are_refused_and_not_saved() {
         gif
     };
     // The table of the strips' offsets (tag 273) has four billion values, according to its entry.
-    let absurd_tiff = {
+    let tiff_with_too_many_offsets = {
         let mut tiff = converted(ROCKET, ImageFormat::Tiff);
         let directory = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize;
         let entries =
@@ -231,8 +235,9 @@ async fn hostile_pictures_are_refused_and_not_saved() {
     for (picture, status, code) in [
         (many_scans, 415, "unsupported_image"),
         (gif_of_size(65_535, 65_535), 413, "image_too_large"),
+        // within the limit on pixels, but not within that on decode memory
         (gif_of_size(8000, 7900), 413, "image_too_large"),
-        (absurd_tiff, 415, "unsupported_image"),
+        (tiff_with_too_many_offsets, 415, "unsupported_image"),
     ] {
         let answer = app.upload(&picture, "picture").await;
         assert_problem(&answer, status, code);

@@ -1,5 +1,5 @@
-//! HEIC pictures, as phones take them, are decoded in the same way as libheif decodes them. Unsupported
-//! and hostile HEIC pictures are refused.
+//! HEIC pictures, such as those of phones, get the size and orientation that libheif gives them.
+//! Unsupported and hostile HEIC pictures are refused.
 
 use std::{fs, path::Path};
 
@@ -9,6 +9,8 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, PHONE, ROCKET, Reply, TestApp, assert_problem, metric,
 };
 
+/// Each line contains the name of a fixture, and its width, its height and its mean colours, as
+/// libheif decodes them.
 const EXPECTED: &str = include_str!("../fixtures/heic/expected.txt");
 
 fn file(name: &str) -> Vec<u8> {
@@ -87,7 +89,7 @@ async fn a_picture_is_turned_and_mirrored_by_its_own_properties() {
         let sent = last_sent_pixels(&nvidia);
         let pixel = |(x, y)| sent.get_pixel(x, y).0;
         let ([red, _, _], [_, _, blue]) = (pixel(red), pixel(blue));
-        assert!(red > 200 && blue > 200, "{name}: {red} {blue}");
+        assert!(red > 200 && blue > 200, "{name}: {red} and {blue} should be more than 200");
     }
 }
 
@@ -203,9 +205,11 @@ async fn contradictory_and_truncated_files_are_refused_and_not_saved() {
 async fn more_pixels_than_the_limit_are_refused_even_if_they_are_not_shown() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_PIXELS", "9599").start().await;
-    // In turn, the whole picture, a picture that is cropped, and a tile that is cropped have too many
-    // pixels.
-    for name in ["generic-brand", "clap-irot", "bomb-tile-larger"] {
+    for name in [
+        "generic-brand",    // The whole picture has too many pixels.
+        "clap-irot",        // The picture has too many pixels before it is cropped.
+        "bomb-tile-larger", // A tile has too many pixels before it is cropped.
+    ] {
         let answer = app.upload(&file(&format!("{name}.heic")), "IMG_0042.HEIC").await;
         let problem = assert_problem(&answer, 413, "image_too_large");
         assert!(problem["detail"].as_str().unwrap().contains("9599"), "{name}: {problem}");
@@ -237,5 +241,8 @@ async fn files_with_changed_bytes_are_never_answered_with_a_server_error() {
             refused += 1;
         }
     }
-    assert!(embedded > 20 && refused > 20, "{embedded} embedded, {refused} refused");
+    assert!(
+        embedded > 20 && refused > 20,
+        "embedded: {embedded}, refused: {refused}; both should be more than 20"
+    );
 }

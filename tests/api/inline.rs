@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_small_jpeg_is_sent_by_the_documented_request() {
+async fn a_small_jpeg_is_sent_with_exactly_the_expected_line_headers_and_body() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
@@ -32,7 +32,7 @@ async fn a_small_jpeg_is_sent_by_the_documented_request() {
 }
 
 #[tokio::test]
-async fn all_three_routes_send_the_same_request_to_nvidia() {
+async fn the_upload_base64_and_url_routes_send_the_same_body_to_nvidia() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)

@@ -7,15 +7,17 @@ use crate::support::{
     nvidia_api::KEY, tiny, try_picture_number,
 };
 
-/// The secrets in these tests: the key for NVIDIA, two client keys, a wrong client key, a part of
-/// the queries of fetched URLs and of a proxy's password, and a part of the queries of presigned
-/// URLs.
+/// The secrets in these tests, or parts of them.
 const SECRETS: [&str; 6] = [
+    // the key for NVIDIA
     KEY,
+    // two valid client keys, and a wrong one
     "planted-client-key-1",
     "planted-client-key-2",
     "planted-wrong-key",
+    // in the queries of fetched URLs, and the password of a proxy
     "planted-query",
+    // in the queries of presigned URLs
     "X-Amz-Signature",
 ];
 
@@ -23,6 +25,7 @@ const SECRETS: [&str; 6] = [
 fn assert_no_secret(source: &str, text: &str) {
     for secret in SECRETS {
         if let Some(index) = text.find(secret) {
+            // The message contains the 200 characters before the secret.
             let start = text[..index].char_indices().rev().nth(199).map_or(0, |(start, _)| start);
             panic!("{source} must not contain {secret}, but does after {:?}", &text[start..index]);
         }
@@ -65,37 +68,41 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
     let client = reqwest::Client::new();
     let upload = |picture: &[u8]| child.upload_request(&client, picture);
     let by_url = |url: String| child.url_request(&client, &url);
-    let key = "planted-client-key-1";
+    let client_key = "planted-client-key-1";
     let get = |path: &str| client.get(child.url(path));
     let mut requests = vec![
-        (200, upload(ROCKET).bearer_auth(key)),
+        (200, upload(ROCKET).bearer_auth(client_key)),
         (200, upload(HUBBLE).bearer_auth("planted-client-key-2")),
-        (200, upload(ROCKET).bearer_auth(key).header("cache-control", "no-cache")),
-        (415, upload(&avif()).bearer_auth(key)),
+        (200, upload(ROCKET).bearer_auth(client_key).header("cache-control", "no-cache")),
+        (415, upload(&avif()).bearer_auth(client_key)),
         (401, upload(ROCKET).bearer_auth("planted-wrong-key")),
         (401, upload(ROCKET)),
-        (403, upload(ROCKET).bearer_auth(key).header("origin", "https://evil.example")),
-        (200, by_url(picture_server.url("/photo.jpg?token=planted-query")).bearer_auth(key)),
-        (200, by_url(picture_server.url("/moved?token=planted-query")).bearer_auth(key)),
-        (502, by_url(picture_server.url("/gone?token=planted-query")).bearer_auth(key)),
-        (403, by_url("http://10.0.0.1/?token=planted-query".into()).bearer_auth(key)),
-        (502, by_url("http://no-such-host.invalid/?token=planted-query".into()).bearer_auth(key)),
-        (400, by_url("ftp://x/?token=planted-query".into()).bearer_auth(key)),
-        (404, get("/nothing?key=planted-query").bearer_auth(key)),
-        (200, get("/metrics").bearer_auth(key)),
-        (200, get("/openapi.json").bearer_auth(key)),
+        (403, upload(ROCKET).bearer_auth(client_key).header("origin", "https://evil.example")),
+        (200, by_url(picture_server.url("/photo.jpg?token=planted-query")).bearer_auth(client_key)),
+        (200, by_url(picture_server.url("/moved?token=planted-query")).bearer_auth(client_key)),
+        (502, by_url(picture_server.url("/gone?token=planted-query")).bearer_auth(client_key)),
+        (403, by_url("http://10.0.0.1/?token=planted-query".into()).bearer_auth(client_key)),
+        (
+            502,
+            by_url("http://no-such-host.invalid/?token=planted-query".into())
+                .bearer_auth(client_key),
+        ),
+        (400, by_url("ftp://x/?token=planted-query".into()).bearer_auth(client_key)),
+        (404, get("/nothing?key=planted-query").bearer_auth(client_key)),
+        (200, get("/metrics").bearer_auth(client_key)),
+        (200, get("/openapi.json").bearer_auth(client_key)),
         (200, get("/ready").bearer_auth("planted-wrong-key")),
         (200, get("/health")),
         (200, get("/docs")),
         (200, get("/")),
     ];
-    for nvidias_status in [200, 401, 403, 422, 429, 500] {
-        let status = match nvidias_status {
+    for nvidia_status in [200, 401, 403, 422, 429, 500] {
+        let status = match nvidia_status {
             422 => 422,
             429 => 503,
             _ => 502,
         };
-        requests.push((status, upload(&tiny(nvidias_status)).bearer_auth(key)));
+        requests.push((status, upload(&tiny(nvidia_status)).bearer_auth(client_key)));
     }
     for (status, request) in requests {
         let response = request.send().await.unwrap();

@@ -23,9 +23,9 @@ const MAX_PER_CLIENT: usize = 32;
 async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
-    let (count, mut blocked_count) = watch::channel(0);
-    // The look-ups wait on `unblocked` until the test drops `block`.
-    let (block, unblocked) = mpsc::channel::<()>();
+    let (count_sender, mut blocked_count) = watch::channel(0);
+    // A look-up for the first client is blocked, until the test drops `unblock_on_drop`.
+    let (unblock_on_drop, unblocked) = mpsc::channel::<()>();
     let unblocked = Mutex::new(unblocked);
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8")
@@ -33,7 +33,7 @@ async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.0/8")
         .lookup(move |name| {
             if name.ends_with(".unanswered.example") {
-                count.send_modify(|count| *count += 1);
+                count_sender.send_modify(|count| *count += 1);
                 let _ = unblocked.lock().unwrap().recv();
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -49,14 +49,14 @@ async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client
     let unanswered = join_all(
         (0..UNANSWERED_NAMES).map(|n| fetch(&format!("{n}.unanswered.example"), "192.0.2.1")),
     );
-    let other_clients = async {
+    let other_client = async {
         blocked_count.wait_for(|count| *count >= MAX_PER_CLIENT).await.unwrap();
         let answers = join_all((1..=3).map(|n| fetch(&format!("{n}.example"), "192.0.2.2"))).await;
         for answer in answers {
             answer.vector();
         }
     };
-    let (answers, ()) = tokio::join!(unanswered, other_clients);
+    let (answers, ()) = tokio::join!(unanswered, other_client);
     for answer in answers {
         let problem = assert_problem(&answer, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains("could not be looked up just now"));
@@ -66,7 +66,7 @@ async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client
         MAX_PER_CLIENT,
         "one client should get exactly its maximum of look-ups"
     );
-    drop(block);
+    drop(unblock_on_drop);
 }
 
 #[tokio::test]

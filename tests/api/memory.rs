@@ -9,7 +9,8 @@ use crate::support::{FORM_CONTENT_TYPE, FakeNvidia, ROCKET, ServiceProcess, base
 
 const MIB: u64 = 1 << 20;
 
-/// How many bytes of memory many requests may take besides those that the service's limits count.
+/// How many bytes the service may need for many concurrent requests, in addition to the memory that
+/// its limits count.
 const UNCOUNTED_BYTES: u64 = 48 * MIB;
 
 /// What [`send_concurrently`] measures.
@@ -50,6 +51,14 @@ async fn send_concurrently(
     LoadResult { statuses, growth }
 }
 
+fn assert_growth_below(max_bytes: u64, growth: u64) {
+    let (max_mib, growth_mib) = (max_bytes / MIB, growth / MIB);
+    assert!(
+        growth < max_bytes,
+        "the memory should grow by less than {max_mib} MiB, not by {growth_mib} MiB"
+    );
+}
+
 /// A JPEG of exactly 20 MiB, most of it padding after the picture's end.
 fn twenty_mebibytes() -> Vec<u8> {
     let mut picture = ROCKET.to_vec();
@@ -63,7 +72,7 @@ async fn concurrent_large_uploads_are_not_buffered_in_memory() {
     let LoadResult { statuses, growth } =
         send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, body, 64).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    assert!(growth < UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
+    assert_growth_below(UNCOUNTED_BYTES, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,7 +84,7 @@ async fn large_base64_bodies_stay_within_their_memory_limit() {
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
     assert!(statuses.contains(&200));
     let max_buffered = 128 * MIB;
-    assert!(growth < max_buffered + UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
+    assert_growth_below(max_buffered + UNCOUNTED_BYTES, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,7 +98,7 @@ async fn concurrent_re_encoding_stays_within_its_memory_limit() {
         send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, body, 32).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     let decode_memory = 512 * MIB;
-    assert!(growth < decode_memory + UNCOUNTED_BYTES, "the memory grew by {} MiB", growth / MIB);
+    assert_growth_below(decode_memory + UNCOUNTED_BYTES, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,14 +106,16 @@ async fn a_header_that_claims_an_enormous_picture_takes_no_memory() {
     let mut png = Cursor::new(Vec::new());
     RgbImage::new(8, 8).write_to(&mut png, ImageFormat::Png).unwrap();
     let mut png = png.into_inner();
+    // the positions of the width and the height in a PNG
     let (width, height) = (16..20, 20..24);
     png[width].copy_from_slice(&60_000u32.to_be_bytes());
     png[height].copy_from_slice(&60_000u32.to_be_bytes());
-    let many_pixels = [("IMAGESVC_MAX_IMAGE_PIXELS", "4000000000")];
-    for settings in [&many_pixels[..], &[]] {
+    // With this setting, the picture is within the limit on pixels.
+    let high_pixel_limit = [("IMAGESVC_MAX_IMAGE_PIXELS", "4000000000")];
+    for settings in [&high_pixel_limit[..], &[]] {
         let route = "/vectorize-image-upload";
         let LoadResult { growth, .. } =
             send_concurrently(settings, route, FORM_CONTENT_TYPE, form(&png), 32).await;
-        assert!(growth < 16 * MIB, "the memory grew by {} MiB", growth / MIB);
+        assert_growth_below(16 * MIB, growth);
     }
 }

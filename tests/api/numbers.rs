@@ -48,19 +48,19 @@ async fn a_response_without_other_fields_or_with_extra_metadata_is_accepted() {
 
 #[tokio::test]
 async fn a_response_without_exactly_1536_finite_numbers_is_refused() {
-    let with = |number: &str| {
+    let with_item = |item: &str| {
         let mut items = numbers();
-        items[700] = number.to_owned();
+        items[700] = item.to_owned();
         embedding_of(&format!("[{}]", items.join(",")))
     };
     let replies = [
         embedding_of(&format!("[{}]", numbers()[1..].join(","))),
         embedding_of(&format!("[{},0.5]", numbers().join(","))),
-        with("NaN"),
-        with("Infinity"),
-        with("1e999"),
-        with("null"),
-        with("\"0.5\""),
+        with_item("NaN"),
+        with_item("Infinity"),
+        with_item("1e999"),
+        with_item("null"),
+        with_item("\"0.5\""),
         embedding_of("[]"),
         embedding_of("null"),
         Reply::json(200, r#"{"metadata":[]}"#),

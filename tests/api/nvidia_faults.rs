@@ -141,7 +141,10 @@ async fn at_least_99_percent_of_requests_succeed_if_a_tenth_of_the_calls_fail() 
         .await;
     assert_eq!(answers.len(), REQUESTS);
     let successes = answers.iter().filter(|(answer, _)| answer.status == 200).count();
-    assert!(successes * 100 >= REQUESTS * 99, "{successes}");
+    assert!(
+        successes * 100 >= REQUESTS * 99,
+        "99 % of {REQUESTS} requests should succeed, but {successes} did"
+    );
     for (answer, elapsed) in answers {
         assert!(elapsed < deadline + Duration::from_millis(250), "{elapsed:?}");
         if answer.status != 200 {
@@ -170,6 +173,7 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
     {
         let calls_by_picture = calls_by_picture.lock().unwrap();
         let total: usize = calls_by_picture.values().sum();
+        // The retry budget is 100 at the start, and grows by one with every fourth request.
         let max_retries = REQUESTS / 4 + 100;
         assert!(total <= REQUESTS + max_retries, "retries must stay in the budget: {total} calls");
         assert!(total > REQUESTS + 400, "the service should use the budget: {total} calls");
@@ -253,5 +257,5 @@ async fn a_picture_that_arrives_while_nvidia_asks_to_wait_is_sent_after_the_wait
     };
     let (first, ()) = tokio::join!(app.upload(ROCKET, "rocket.jpg"), second);
     first.vector();
-    assert_eq!(nvidia.lines().len(), 3);
+    assert_eq!(nvidia.lines().len(), 3, "one call should be made for each picture, and one retry");
 }

@@ -34,6 +34,7 @@ async fn metrics_count_requests_calls_retries_and_saved_pictures() {
         "imagesvc_upstream_retries_total{operation=\"infer\"} 1",
         "imagesvc_pictures_saved_total 1",
         "imagesvc_pictures_saved_bytes_total 112525",
+        // the request for the metrics itself
         "imagesvc_requests_in_flight 1",
     ] {
         assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");

@@ -72,6 +72,7 @@ fn in_every_format(picture: &RgbImage, orientation: u8) -> [(&'static str, Vec<u
     let jpeg = jpeg_with_orientation(picture, orientation);
     let mut png = Vec::new();
     picture.write_to(&mut std::io::Cursor::new(&mut png), ImageFormat::Png).unwrap();
+    // the chunk with the pixels, without the file's header
     let mut lossless = converted(&png, ImageFormat::WebP).split_off(12);
     lossless.truncate(lossless.len() & !1);
     let tiff = tiff_with_orientation(&converted(&png, ImageFormat::Tiff), orientation);
@@ -92,8 +93,8 @@ fn tiff_with_orientation(tiff: &[u8], orientation: u8) -> Vec<u8> {
         tiff[at + 2..].chunks(12).take(count.into()).map(<[u8]>::to_vec).collect();
     let tag = |entry: &Vec<u8>| u16::from_le_bytes([entry[0], entry[1]]);
     entries.retain(|entry| tag(entry) != ORIENTATION);
-    let value = [[3, 0, 1, 0, 0, 0], [orientation, 0, 0, 0, 0, 0]];
-    entries.push([&ORIENTATION.to_le_bytes()[..], &value[0], &value[1][..4]].concat());
+    let (type_and_count, value) = ([3, 0, 1, 0, 0, 0], [orientation, 0, 0, 0]); // one SHORT
+    entries.push([&ORIENTATION.to_le_bytes()[..], &type_and_count, &value].concat());
     entries.sort_by_key(tag);
     let mut turned = tiff.to_vec();
     turned.resize(tiff.len().next_multiple_of(2), 0);
@@ -160,7 +161,7 @@ async fn a_shrunk_picture_is_sent_upright() {
 
 #[tokio::test]
 async fn a_large_picture_that_must_be_turned_is_sent_as_a_jpeg_asset() {
-    let nvidia = FakeNvidia::healthy_except(|_| None).await;
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut turned = HUBBLE.to_vec();
     turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
@@ -179,9 +180,9 @@ async fn a_photograph_with_an_orientation_has_nearly_the_vector_of_the_upright_p
         .rotate90()
         .write_to(&mut upright, ImageFormat::Png)
         .unwrap();
-    let upright = app.upload(&upright.into_inner(), "upright.png").await.vector();
-    let turned = app.upload(EXIF6, "turned.jpg").await.vector();
-    let cosine: f64 = upright.iter().zip(&turned).map(|(a, b)| a * b).sum();
+    let upright_vector = app.upload(&upright.into_inner(), "upright.png").await.vector();
+    let turned_vector = app.upload(EXIF6, "turned.jpg").await.vector();
+    let cosine: f64 = upright_vector.iter().zip(&turned_vector).map(|(a, b)| a * b).sum();
     assert!(cosine > 0.99, "{cosine}");
 }
 
@@ -197,9 +198,11 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
         if format == ImageFormat::Png {
             bytes.splice(33..33, png_chunk(b"eXIf", &exif(6)));
         }
+        // The first limit is large enough for the JPEG at the usual quality. The second limit is 60
+        // % of that JPEG's length.
         let (mut limit, mut lengths) = (1 << 20, Vec::new());
         for _ in 0..2 {
-            let nvidia = FakeNvidia::healthy_except(|_| None).await;
+            let nvidia = FakeNvidia::healthy().await;
             let app = TestApp::builder(&nvidia)
                 .setting("IMAGESVC_MAX_IMAGE_BYTES", limit)
                 .setting("NVIDIA_INLINE_LIMIT", 20_000)
@@ -210,11 +213,15 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
             let put = requests.iter().find(|request| request.line().starts_with("PUT")).unwrap();
             let sent = image_rs::load_from_memory(&put.body).unwrap();
             assert_eq!(sent.width() * sent.height(), 400 * 300, "the picture must not be scaled");
-            assert!(put.body.len() <= limit, "{format:?}: {} of {limit}", put.body.len());
+            let len = put.body.len();
+            assert!(len <= limit, "{format:?}: at most {limit} bytes should be sent, not {len}");
             lengths.push(put.body.len());
             limit = put.body.len() * 6 / 10;
         }
-        assert!(lengths[1] < lengths[0], "{format:?}: {lengths:?}");
+        assert!(
+            lengths[1] < lengths[0],
+            "{format:?}: the second JPEG should be shorter: {lengths:?}"
+        );
     }
 }
 
@@ -243,7 +250,7 @@ async fn a_picture_is_shrunk_if_no_jpeg_of_its_size_is_within_the_limit() {
         ("turned", 1 << 20, turned),
         ("noise", noise.len(), noise),
     ] {
-        let nvidia = FakeNvidia::healthy_except(|_| None).await;
+        let nvidia = FakeNvidia::healthy().await;
         let app =
             TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", limit).start().await;
         assert_eq!(app.upload(&picture, name).await.prepared(), "shrunk", "{name}");
@@ -271,24 +278,25 @@ async fn an_unusual_but_decodable_jpeg_is_sent_unchanged() {
         assert_eq!(nvidia.last_inline().bytes, bytes, "{name}");
         let decoded = sandbox.upload(bytes, "picture.jpg").await.vector();
         let cosine: f64 = plain.iter().zip(&decoded).map(|(a, b)| a * b).sum();
-        assert!(cosine > 0.99, "{name}: {cosine}");
+        assert!(cosine > 0.99, "{name}: {cosine} should be more than 0.99");
     }
 }
 
 #[tokio::test]
 async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
-    const SCANS: &[u8] = include_bytes!("../fixtures/formats/jpeg-three-scans-420.jpg");
+    /// A JPEG with subsampled colours and a scan for each colour component.
+    const THREE_SCANS: &[u8] = include_bytes!("../fixtures/formats/jpeg-three-scans-420.jpg");
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_INLINE_LIMIT", 40_000)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .start()
         .await;
-    assert_eq!(app.upload(SCANS, "scans.jpg").await.prepared(), "original");
+    assert_eq!(app.upload(THREE_SCANS, "scans.jpg").await.prepared(), "original");
     let saved = app.saved();
-    let mut turned = SCANS.to_vec();
+    let mut turned = THREE_SCANS.to_vec();
     turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
-    let over_the_inline_limit = [SCANS, &[0; 20_000]].concat();
+    let over_the_inline_limit = [THREE_SCANS, &[0; 20_000]].concat();
     // Both pictures must be decoded: one to turn it, and the other to shrink it.
     for picture in [turned, over_the_inline_limit] {
         let answer = app.upload(&picture, "scans.jpg").await;

@@ -35,7 +35,7 @@ async fn the_number_of_concurrent_calls_to_nvidia_never_exceeds_the_setting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_200_concurrent_pictures_half_a_minutes_calls_are_made_and_the_rest_is_refused() {
+async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
@@ -59,7 +59,7 @@ async fn of_200_concurrent_pictures_half_a_minutes_calls_are_made_and_the_rest_i
         let problem = assert_problem(answer, 503, "embedding_rate_limited");
         assert!(problem["saved_as"].is_string());
         let seconds: u64 = answer.header("retry-after").parse().unwrap();
-        assert!((1..=7).contains(&seconds), "retry after {seconds} s");
+        assert!((1..=7).contains(&seconds), "Retry-After should be 1 to 7 s, not {seconds} s");
     }
     let mut durations = Vec::new();
     let calls_before = nvidia.lines().len();
@@ -70,8 +70,12 @@ async fn of_200_concurrent_pictures_half_a_minutes_calls_are_made_and_the_rest_i
             durations.push(started.elapsed());
         }
     }
-    assert!(durations.len() >= 18 && median(durations) < AT_ONCE);
-    assert!(nvidia.lines().len() <= calls_before + 3, "at most one call in six seconds is made");
+    assert!(durations.len() >= 18, "at least 18 of 21 pictures should be refused");
+    assert!(median(durations) < AT_ONCE, "pictures should be refused at once");
+    assert!(
+        nvidia.lines().len() <= calls_before + 3,
+        "at most one call in six seconds should be made"
+    );
     // Pictures in the cache are still served.
     let uploads = stream::iter(&pictures).map(async |picture| app.upload(picture, "a.png").await);
     let hits =
@@ -158,7 +162,10 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
     let call_times = call_times.lock().unwrap();
     for window in call_times.windows(21) {
         let duration = window[20] - window[0];
-        assert!(duration > Duration::from_secs(1), "21 calls within {duration:?}");
+        assert!(
+            duration > Duration::from_secs(1),
+            "21 calls should take more than 1 s, not {duration:?}"
+        );
     }
 }
 
@@ -190,7 +197,7 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     let uploads = stream::iter(0..100).map(&upload).buffer_unordered(2 * PERMITS as usize);
     let answers: Vec<_> = uploads.collect().await;
     assert!(answers.iter().all(|(answer, _)| answer.status == 200));
-    let peak = 100.0 / started.elapsed().as_secs_f64();
+    let peak_rate = 100.0 / started.elapsed().as_secs_f64();
 
     let capacity = f64::from(PERMITS) / CALL.as_secs_f64();
     let interval = Duration::from_secs_f64(1.0 / (10.0 * capacity));
@@ -204,26 +211,31 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     });
     let answers = join_all(requests).await;
     let elapsed = started.elapsed().as_secs_f64();
-    let (accepted, shed): (Vec<_>, Vec<_>) =
+    let (accepted, refused): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|(answer, _)| answer.status != 503);
     let served = accepted.iter().filter(|(answer, _)| answer.status == 200).count();
-    let goodput = served as f64 / elapsed;
+    let served_rate = served as f64 / elapsed;
     println!(
-        "peak {peak:.1}/s, goodput {goodput:.1}/s; shed {}, after {:?} in the median",
-        shed.len(),
-        median(shed.iter().map(|(_, elapsed)| *elapsed).collect())
+        "served per second: {peak_rate:.1} without overload, {served_rate:.1} with overload; \
+         {} refused after {:?} in the median",
+        refused.len(),
+        median(refused.iter().map(|(_, elapsed)| *elapsed).collect())
     );
-    assert!(goodput >= 0.9 * peak, "{goodput} served per second, of {peak} without overload");
+    assert!(
+        served_rate >= 0.9 * peak_rate,
+        "with overload, at least 90 % of {peak_rate} pictures per second should be served, not \
+         {served_rate}"
+    );
     assert!(
         served * 100 >= accepted.len() * 99,
         "99 % of the accepted pictures should be served, but {served} of {} were",
         accepted.len()
     );
-    for (answer, _) in &shed {
+    for (answer, _) in &refused {
         assert_problem(answer, 503, "overloaded");
         assert_eq!(answer.header("retry-after"), "5");
     }
-    assert!(median(shed.iter().map(|(_, elapsed)| *elapsed).collect()) < AT_ONCE);
+    assert!(median(refused.iter().map(|(_, elapsed)| *elapsed).collect()) < AT_ONCE);
 }
 
 #[tokio::test]

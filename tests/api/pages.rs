@@ -80,11 +80,11 @@ fn every_row_of_docs_security_md_contains_a_source_file_and_existing_tests() {
 
 #[test]
 fn every_file_that_a_markdown_page_mentions_exists() {
-    let known = ["src/", "tests/", "benches/", "docs/", "deploy/", ".ci/"];
+    let folders = ["src/", "tests/", "benches/", "docs/", "deploy/", ".ci/"];
     for page in Document::all() {
         let prose = page.prose();
         let paths =
-            code_spans(&prose).filter(|word| known.iter().any(|folder| word.starts_with(folder)));
+            code_spans(&prose).filter(|word| folders.iter().any(|folder| word.starts_with(folder)));
         // `src/debug/` is a folder of an Android project in docs/api.md.
         for path in paths.filter(|path| !path.starts_with("src/debug/")) {
             let page = page.path.display();
@@ -101,7 +101,7 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn every_link_between_the_markdown_pages_has_an_existing_target() {
-    let mut links = 0;
+    let mut link_count = 0;
     for page in Document::all() {
         let prose = page.prose();
         let targets = prose.split("](").skip(1).map(|rest| rest.split(')').next().unwrap());
@@ -121,10 +121,10 @@ fn every_link_between_the_markdown_pages_has_an_existing_target() {
                     "there is no such heading: {place}"
                 );
             }
-            links += 1;
+            link_count += 1;
         }
     }
-    assert!(links > 40, "only {links} links were found");
+    assert!(link_count > 40, "only {link_count} links were found");
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn every_rust_version_on_a_markdown_page_equals_that_of_cargo_toml() {
                 .collect::<Vec<_>>()
         })
         .collect();
-    assert!(mentions.len() >= 2, "{} mentions were found", mentions.len());
+    assert!(mentions.len() >= 2, "only {} mentions were found", mentions.len());
     assert!(
         mentions.iter().all(|text| text.starts_with(expected)),
         "every mention of a Rust version should be {expected:?}"
@@ -159,7 +159,7 @@ fn the_readme_has_at_most_260_lines() {
 #[test]
 fn the_rpm_contains_the_licenses_and_every_markdown_page_for_users() {
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
-    let expected = fs::read_to_string(root().join("deploy/build-rpm")).unwrap();
+    let build_script = fs::read_to_string(root().join("deploy/build-rpm")).unwrap();
     let pages = Document::all().into_iter().map(|page| page.path.to_str().unwrap().to_owned());
     let pages = pages.filter(|page| page != "CONTRIBUTING.md");
     let page_path = |page: String| (page.clone(), format!("/usr/share/doc/imagesvc/{page}"));
@@ -170,8 +170,8 @@ fn the_rpm_contains_the_licenses_and_every_markdown_page_for_users() {
         let asset = format!("{{ source = \"{source}\", dest = \"{installed}\", mode = \"644\"");
         assert!(manifest.contains(&asset), "Cargo.toml should package {source}");
         assert!(
-            expected.contains(&format!(" {installed}\n")),
-            "deploy/build-rpm should expect {source}"
+            build_script.contains(&format!(" {installed}\n")),
+            "deploy/build-rpm should expect {source} in the package"
         );
     }
 }

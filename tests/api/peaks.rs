@@ -193,8 +193,9 @@ fn status_after_rendering(id: u32) -> String {
     let mut before = String::new();
     loop {
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-        // The status contains the number of context switches, so an equal status means that the child
-        // has not run in between.
+        // `S` is a process that sleeps, and `Z` is one that has exited. The status contains the
+        // number of context switches, so an equal status means that the child has not run in
+        // between.
         if status.contains("State:\tS") && status == before || status.contains("State:\tZ") {
             return status;
         }
@@ -246,14 +247,16 @@ fn turned(pictures: &[Kind]) -> Vec<Kind> {
 fn noisy((width, height): (u32, u32)) -> Vec<Kind> {
     let noise = noise_png(width, height);
     let mut random = fastrand::Rng::with_seed(7);
+    // A line of a PNG with one bit per pixel. The first byte means that no filter is used.
     let line = || [vec![0], (0..width.div_ceil(8)).map(|_| random.u8(..)).collect()].concat();
     let lines: Vec<u8> = std::iter::repeat_with(line).take(height as usize).flatten().collect();
-    let bits = png((width, height), 1, 0, Interlace::None, &[png_chunk(b"IDAT", &zlib(&lines))]);
+    let one_bit_png =
+        png((width, height), 1, 0, Interlace::None, &[png_chunk(b"IDAT", &zlib(&lines))]);
     vec![
         ("bmp-noise".into(), converted(&noise, ImageFormat::Bmp)),
         ("webp-lossless-noise".into(), converted(&noise, ImageFormat::WebP)),
         ("png-rgb-8-noise".into(), noise),
-        ("png-grey-1-noise".into(), bits),
+        ("png-grey-1-noise".into(), one_bit_png),
     ]
 }
 

@@ -8,7 +8,8 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, ROCKET, Reply, ServiceProcess, TestApp, assert_problem,
 };
 
-/// Fetches a picture from a host that sends this reply. Checks that a failed fetch has no effect.
+/// Fetches a picture from a host that sends this reply. Checks that the right picture is saved, or
+/// that a failed fetch saves and sends nothing.
 async fn fetch(reply: Reply) -> Answer {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
@@ -162,7 +163,7 @@ async fn a_failing_resolver_is_reported_differently_from_an_unknown_host() {
         .start()
         .await;
     for (name, expected) in
-        [("unknown", "check the URL"), ("any", "could not be looked up just now")]
+        [("unknown", "check the URL"), ("unresolved", "could not be looked up just now")]
     {
         let answer = app.by_url(&format!("http://{name}.example/")).await;
         let problem = assert_problem(&answer, 502, "download_failed");

@@ -50,10 +50,11 @@ const EQUAL_KINDS: [(&str, &str); 4] = [
 const WITHOUT_REFERENCE: [&str; 4] =
     ["bmp-2", "bmp-masks", "tiff-grey-alpha-8-planar", "tiff-grey-alpha-16-planar"];
 
-/// The largest difference after encoding as JPEG with quality 95. Pictures with noise differ most.
-const CONVERTED: Difference = Difference { mean: 3.5, worst: 4.0 };
-/// The largest difference after encoding as JPEG with quality 90.
-const SHRUNK: Difference = Difference { mean: 4.0, worst: 6.0 };
+/// The largest allowed difference after encoding as JPEG with quality 95. Pictures with noise
+/// differ most.
+const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst: 4.0 };
+/// The largest allowed difference after encoding as JPEG with quality 90.
+const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst: 6.0 };
 
 /// An inline limit, in characters, that most pictures of these tests exceed.
 const INLINE_LIMIT: usize = 20_000;
@@ -93,6 +94,8 @@ fn test_pictures() -> Option<&'static [TestPicture]> {
     PICTURES.as_deref()
 }
 
+/// Lets Pillow make its pictures, and decode these and all others. The names of pictures from
+/// [`kinds`] begin with `kind-`, and the names of files from [`super::unusual_files`] with `form-`.
 fn run_pillow(python: &str) -> Vec<TestPicture> {
     let folder = tempfile::tempdir().unwrap();
     let in_folder = |name: &str| folder.path().join(name);
@@ -238,7 +241,7 @@ impl RecordingNvidia {
         self.last_picture.lock().unwrap().clone()
     }
 
-    fn pixels(&self) -> RgbImage {
+    fn last_pixels(&self) -> RgbImage {
         image_rs::load_from_memory(&self.last_bytes()).unwrap().into_rgb8()
     }
 
@@ -277,7 +280,7 @@ async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
         let problem = if is_sent_unchanged {
             (nvidia.last_bytes() != picture.bytes).then(|| "the picture was changed".to_owned())
         } else {
-            picture.compare(&nvidia.pixels(), CONVERTED)
+            picture.compare(&nvidia.last_pixels(), MAX_DIFFERENCE_IF_CONVERTED)
         };
         problems.add(picture, problem);
     }
@@ -302,7 +305,8 @@ async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
         } else if answer.status != 200 {
             problems.add_answer(picture, &answer);
         } else {
-            problems.add(picture, picture.compare(&nvidia.pixels(), SHRUNK));
+            let problem = picture.compare(&nvidia.last_pixels(), MAX_DIFFERENCE_IF_SHRUNK);
+            problems.add(picture, problem);
         }
     }
     problems.assert_none();
@@ -317,12 +321,12 @@ async fn a_large_picture_is_shrunk_to_the_upright_pixels_that_pillow_decodes() {
     for picture in pictures.iter().filter(|picture| picture.is_large()) {
         let answer = app.upload(&picture.bytes, "picture").await;
         let prepared = answer.prepared();
-        let received = nvidia.pixels();
+        let received = nvidia.last_pixels();
         let is_smaller = received.dimensions() != picture.expected[0].dimensions();
         let problem = if prepared == "shrunk" && is_smaller {
-            picture.compare(&received, SHRUNK)
+            picture.compare(&received, MAX_DIFFERENCE_IF_SHRUNK)
         } else {
-            Some(format!("{prepared}, {:?} pixels", received.dimensions()))
+            Some(format!("{prepared} and not smaller: {:?} pixels", received.dimensions()))
         };
         problems.add(picture, problem);
     }
@@ -340,11 +344,11 @@ async fn a_picture_gets_nearly_the_same_vector_in_every_orientation_and_size() {
         .await;
     let mut problems = Problems::default();
     for group in ["turned-", "large-"] {
-        let of_group = || pictures.iter().filter(|picture| picture.name.starts_with(group));
-        let upright = of_group().find(|picture| picture.name.ends_with("-jpeg-1")).unwrap();
-        let upright = default_app.upload(&upright.bytes, "picture").await.vector();
+        let in_group = || pictures.iter().filter(|picture| picture.name.starts_with(group));
+        let upright = in_group().find(|picture| picture.name.ends_with("-jpeg-1")).unwrap();
+        let upright_vector = default_app.upload(&upright.bytes, "picture").await.vector();
         for picture in
-            of_group().filter(|picture| expected_word(&UNDECODABLE, &picture.name).is_none())
+            in_group().filter(|picture| expected_word(&UNDECODABLE, &picture.name).is_none())
         {
             let apps = if picture.is_large() {
                 &[&default_app, &shrinking_app][..]
@@ -354,10 +358,11 @@ async fn a_picture_gets_nearly_the_same_vector_in_every_orientation_and_size() {
             for app in apps {
                 let answer = app.upload(&picture.bytes, "picture").await;
                 let vector = answer.vector();
-                let cosine: f64 = upright.iter().zip(&vector).map(|(a, b)| a * b).sum();
+                let cosine: f64 = upright_vector.iter().zip(&vector).map(|(a, b)| a * b).sum();
                 if cosine < 0.99 {
                     let prepared = answer.prepared();
-                    problems.add(picture, Some(format!("cosine {cosine:.4} as {prepared}")));
+                    let problem = format!("the cosine is {cosine:.4}, prepared: {prepared}");
+                    problems.add(picture, Some(problem));
                 }
             }
         }

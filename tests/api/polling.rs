@@ -118,8 +118,8 @@ async fn a_retry_after_on_a_poll_is_passed_to_the_client_if_it_ends_past_the_dea
 #[tokio::test]
 async fn a_poll_that_cannot_connect_does_not_repeat_the_inference() {
     let nvidia = FakeNvidia::replying(vec![pending()]).await;
-    let closed_port = free_address().await;
-    let status_url = format!("http://{closed_port}{STATUS_PATH}");
+    let unused_address = free_address().await;
+    let status_url = format!("http://{unused_address}{STATUS_PATH}");
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_STATUS_URL", status_url)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms")
@@ -133,6 +133,7 @@ async fn a_poll_that_cannot_connect_does_not_repeat_the_inference() {
 async fn a_picture_is_shrunk_and_sent_inline_if_a_poll_refuses_its_asset() {
     for status in [400, 410, 413, 415, 422] {
         let nvidia = FakeNvidia::healthy_except(move |request| match request.line().as_str() {
+            // Only an inference on an asset has such a short body.
             INFER if request.body.len() < 100 => Some(pending()),
             line if line == *POLL => Some(Reply::status(status)),
             _ => None,

@@ -86,24 +86,24 @@ fn version_and_help_are_printed() {
 #[test]
 fn the_hidden_settings_command_lists_all_settings_and_needs_no_key() {
     let folder = tempfile::tempdir().unwrap();
-    let list = |form| program(folder.path()).args(["settings", form]).output().unwrap();
-    for (form, line) in [
+    let settings_as = |format| program(folder.path()).args(["settings", format]).output().unwrap();
+    for (format, line) in [
         ("markdown", "| `IMAGESVC_HOST` | `0.0.0.0` | The address to listen on |\n"),
         ("env", "# The address to listen on\n#IMAGESVC_HOST=0.0.0.0\n"),
     ] {
-        let output = list(form);
+        let output = settings_as(format);
         assert_eq!(output.status.code(), Some(0));
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(text.contains(line), "{text}");
     }
-    assert_eq!(list("toml").status.code(), Some(2));
+    assert_eq!(settings_as("toml").status.code(), Some(2));
     let help = program(folder.path()).arg("--help").output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     assert!(help.contains("\n  check ") && !help.contains("\n  settings"), "{help}");
 }
 
 #[test]
-fn the_program_logs_its_address_and_model_locks_its_folder_and_stops_on_sigterm() {
+fn the_program_logs_its_address_and_its_model_and_locks_its_folder_and_stops_on_sigterm() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = program(folder.path())
         .args(["--sandbox", "--port", "0", "--host", "127.0.0.1", "--drain-delay", "0"])

@@ -171,20 +171,9 @@ async fn with_save_false_a_shutdown_leaves_no_file() {
     let sent = tokio::spawn(request.send());
     nvidia.wait_for(1).await;
     let folder = app.stop().await;
-    let answer: Value = sent.await.unwrap().unwrap().json_value().await;
-    assert_eq!(answer["code"], "shutting_down");
+    let answer = Answer::read(sent.await.unwrap().unwrap()).await.unwrap();
+    assert_problem(&answer, 503, "shutting_down");
     assert!(files(folder.path()).is_empty());
-}
-
-/// A method that reads the body of a response as JSON.
-trait JsonValue {
-    async fn json_value(self) -> Value;
-}
-
-impl JsonValue for reqwest::Response {
-    async fn json_value(self) -> Value {
-        serde_json::from_slice(&self.bytes().await.unwrap()).unwrap()
-    }
 }
 
 #[tokio::test]
@@ -208,10 +197,10 @@ async fn with_save_false_the_log_contains_no_file_name() {
     }
     let (_, log) = child.stop();
     let events = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let lines: Vec<_> = events.filter(|event| event["message"] == "request").collect();
-    assert_eq!(lines.len(), 2);
-    assert!(lines.iter().all(|line| line.get("saved_as").is_none()), "{lines:?}");
-    assert!(lines[0]["size_bytes"].is_u64());
+    let requests: Vec<_> = events.filter(|event| event["message"] == "request").collect();
+    assert_eq!(requests.len(), 2);
+    assert!(requests.iter().all(|event| event.get("saved_as").is_none()), "{requests:?}");
+    assert!(requests[0]["size_bytes"].is_u64());
 }
 
 #[tokio::test]
@@ -262,9 +251,8 @@ async fn a_trailing_slash_changes_nothing() {
         let mut request = request.unwrap();
         let path = format!("{}/", request.url().path());
         request.url_mut().set_path(&path);
-        let answer =
-            app.send(with_query(RequestBuilder::from_parts(client, request), "save=false"));
-        let answer = answer.await;
+        let request = with_query(RequestBuilder::from_parts(client, request), "save=false");
+        let answer = app.send(request).await;
         answer.vector();
         assert_has_no_path(&answer);
     }

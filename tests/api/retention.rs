@@ -40,13 +40,17 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture
         wait_until_removed(&app, 150.0).await;
         let saved = app.saved();
         let pictures: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
-        assert!((10..=20).contains(&pictures.len()), "{} pictures are left", pictures.len());
+        assert!(
+            (10..=20).contains(&pictures.len()),
+            "10 to 20 pictures should be left, not {}",
+            pictures.len()
+        );
         release.send(true).unwrap();
     };
     let (first, ()) = tokio::join!(first, others);
     first.vector();
-    let name = first.saved_as();
-    assert_eq!(app.saved_bytes(&name), first_picture, "a picture in use must not be removed");
+    let first_name = first.saved_as();
+    assert_eq!(app.saved_bytes(&first_name), first_picture, "a picture in use must not be removed");
     for name in other_files {
         assert!(
             app.folder().join(name).exists(),
@@ -55,12 +59,12 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture
     }
     // After its request has ended, the first picture is removed like any other.
     app.upload(ROCKET, "large.jpg").await.vector();
-    let removed = async {
-        while app.saved().contains(&name) {
+    let removal = async {
+        while app.saved().contains(&first_name) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(30), removed)
+    timeout(Duration::from_secs(30), removal)
         .await
         .expect("the oldest picture should be removed within 30 s");
 }
@@ -74,6 +78,7 @@ async fn a_picture_older_than_the_age_limit_is_removed_but_its_vector_stays_cach
     }
     wait_until_removed(&app, 3.0).await;
     assert!(app.saved().is_empty());
+    // No variant is equal to the original picture.
     assert_eq!(app.upload(ROCKET, "a.jpg").await.header("x-cache"), "miss");
     assert_eq!(app.upload(&variant(ROCKET, 1), "a.jpg").await.header("x-cache"), "hit");
 }

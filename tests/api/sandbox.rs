@@ -33,7 +33,7 @@ async fn copies_of_a_photograph_in_different_formats_get_similar_vectors() {
     {
         let answer = app.upload(&converted(ROCKET, format), "rocket").await;
         let similarity = cosine(&original, &answer.vector());
-        assert!(similarity > 0.95, "{format:?}: {similarity}");
+        assert!(similarity > 0.95, "{format:?}: {similarity} should be more than 0.95");
         let prepared = if format == ImageFormat::Png { "original" } else { "jpeg" };
         assert_eq!(answer.prepared(), prepared);
     }
@@ -56,7 +56,7 @@ async fn in_sandbox_mode_no_loopback_url_is_allowed_except_the_sample_picture() 
 }
 
 #[tokio::test]
-async fn a_picture_that_the_stand_in_cannot_decode_is_rejected() {
+async fn a_picture_that_the_sandbox_cannot_decode_is_rejected_but_saved() {
     let app = TestApp::sandbox().start().await;
     let mut png = CHELSEA[..5000].to_vec();
     png.extend([0; 100]);

@@ -1,5 +1,5 @@
-//! Single flight: concurrent requests with the same picture share one call to NVIDIA. The call
-//! continues after its clients disconnect.
+//! Single flight: concurrent requests with the same picture share one call to NVIDIA. The leader is
+//! the request that started the call. The call continues after its clients disconnect.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ async fn a_call_serves_later_clients_after_the_client_that_started_it_disconnect
     let app = TestApp::start(&nvidia).await;
     tokio::select! {
         _ = app.upload(ROCKET, "leader.jpg") => panic!("no answer may precede NVIDIA's reply"),
-        _ = nvidia.wait_for(1) => {} // the client that started the call disconnects
+        _ = nvidia.wait_for(1) => {} // dropping the upload disconnects its client
     }
     let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
@@ -173,19 +173,19 @@ async fn a_no_cache_request_makes_a_new_call_and_joins_no_other_call() {
     ])
     .await;
     let app = TestApp::start(&nvidia).await;
-    let uncached =
+    let upload_with_no_cache =
         || app.send(app.upload_request(ROCKET, "a.jpg").header("cache-control", "no-cache"));
     let first = app.upload(ROCKET, "a.jpg");
     let second = async {
         nvidia.wait_for(1).await;
-        let second = uncached().await;
+        let second = upload_with_no_cache().await;
         release.send(true).unwrap();
         second
     };
     let (first, second) = tokio::join!(first, second);
     assert!(is_filled_with(&first, 1) && is_filled_with(&second, 2));
     assert_eq!(second.header("x-cache"), "miss");
-    let third = uncached().await;
+    let third = upload_with_no_cache().await;
     assert!(is_filled_with(&third, 3));
     // The cache contains the newest vector.
     let hit = assert_cached(&app, ROCKET, "hit").await;

@@ -147,7 +147,7 @@ async fn soak(environment: &[(&str, &str)]) {
         .unwrap();
     let counter = AtomicUsize::new(0);
     let outcomes = Mutex::new(std::collections::BTreeMap::<String, usize>::new());
-    let traffic = |length: Duration| {
+    let send_requests = |length: Duration| {
         let (client, child, picture_server, counter, outcomes) =
             (&client, &child, &picture_server, &counter, &outcomes);
         let hostile = &hostile;
@@ -170,13 +170,13 @@ async fn soak(environment: &[(&str, &str)]) {
     // its peak.
     let part_length = length / 10;
     for _ in 0..3 {
-        traffic(part_length).await;
+        send_requests(part_length).await;
         println!("{} MB under load", child.memory() / 1_000_000);
     }
     let before = ResourceUsage::when_idle(&child, pause).await;
     println!("after {:?}: {before:?}", 3 * part_length);
     for _ in 0..7 {
-        traffic(part_length).await;
+        send_requests(part_length).await;
         println!("{} MB under load", child.memory() / 1_000_000);
     }
     let after = ResourceUsage::when_idle(&child, pause).await;

@@ -48,18 +48,18 @@ const CREATE: (&str, &str) = ("POST", ASSETS_PATH);
 #[tokio::test]
 async fn an_invalid_inference_request_gets_the_status_that_nvidia_would_send() {
     let router = &stand_in();
-    let photo = BASE64_STANDARD.encode(PHOTO);
-    let valid = inline_body("image/jpeg", &photo);
+    let photo_text = BASE64_STANDARD.encode(PHOTO);
+    let valid = inline_body("image/jpeg", &photo_text);
     assert_eq!(send(router, INFER, &[BEARER, JSON], valid.clone()).await.0, 200);
     for (headers, body, expected) in [
         (vec![JSON], valid.clone(), 401),
         (vec![("authorization", "Bearer nvapi-wrong"), JSON], valid.clone(), 401),
         (vec![("authorization", "nvapi-right"), JSON], valid.clone(), 401),
         (vec![BEARER], valid.clone(), 415),
-        (vec![BEARER, JSON], inline_body("image/png", &photo), 422),
-        (vec![BEARER, JSON], inline_body("image/webp", &photo), 422),
+        (vec![BEARER, JSON], inline_body("image/png", &photo_text), 422),
+        (vec![BEARER, JSON], inline_body("image/webp", &photo_text), 422),
         (vec![BEARER, JSON], inline_body("image/jpeg", "no base64"), 422),
-        (vec![BEARER, JSON], inline_body("image/jpeg", &photo[..400]), 422),
+        (vec![BEARER, JSON], inline_body("image/jpeg", &photo_text[..400]), 422),
         (vec![BEARER, JSON], inline_body("image/jpeg", &"A".repeat(200_000)), 413),
         (vec![BEARER, JSON], valid.replace("\"messages\"", "\"model\":\"x\",\"messages\""), 422),
         (vec![BEARER, JSON], valid.replace("{\"content\"", "{\"role\":\"user\",\"content\""), 422),
@@ -72,15 +72,16 @@ async fn an_invalid_inference_request_gets_the_status_that_nvidia_would_send() {
 }
 
 /// The body of a request for an asset.
-fn creation() -> String {
+fn creation_body() -> String {
     json!({ "contentType": "image/jpeg", "description": "d" }).to_string()
 }
 
 /// Creates an asset. Returns its id, and the path to which the picture must be uploaded.
 async fn created_asset(router: &Router) -> (String, String) {
-    let (_, asset, _) = send(router, CREATE, &[BEARER, JSON], creation()).await;
-    let upload = asset["uploadUrl"].as_str().unwrap().strip_prefix("http://127.0.0.1:1").unwrap();
-    (asset["assetId"].as_str().unwrap().to_owned(), upload.to_owned())
+    let (_, asset, _) = send(router, CREATE, &[BEARER, JSON], creation_body()).await;
+    let upload_path =
+        asset["uploadUrl"].as_str().unwrap().strip_prefix("http://127.0.0.1:1").unwrap();
+    (asset["assetId"].as_str().unwrap().to_owned(), upload_path.to_owned())
 }
 
 /// Uploads the photograph to the path, and returns the status.
@@ -100,31 +101,31 @@ fn signed_headers(length: &str) -> [(&str, &str); 3] {
 #[tokio::test]
 async fn an_invalid_request_for_an_asset_gets_the_status_that_nvidia_would_send() {
     let router = &stand_in();
-    assert_eq!(send(router, CREATE, &[JSON], creation()).await.0, 401);
-    assert_eq!(send(router, CREATE, &[BEARER], creation()).await.0, 415);
-    let tiff = creation().replace("jpeg", "tiff");
+    assert_eq!(send(router, CREATE, &[JSON], creation_body()).await.0, 401);
+    assert_eq!(send(router, CREATE, &[BEARER], creation_body()).await.0, 415);
+    let tiff = creation_body().replace("jpeg", "tiff");
     assert_eq!(send(router, CREATE, &[BEARER, JSON], tiff).await.0, 400);
 }
 
 #[tokio::test]
 async fn an_upload_without_the_signed_headers_or_with_a_key_is_refused() {
     let router = &stand_in();
-    let (_, upload) = created_asset(router).await;
+    let (_, upload_path) = created_asset(router).await;
     let length = PHOTO.len().to_string();
     let signed = signed_headers(&length);
-    assert_eq!(put(router, &upload, &[&signed[..], &[BEARER]].concat()).await, 400);
-    assert_eq!(put(router, &upload, &signed[..2]).await, 501);
-    assert_eq!(put(router, &upload, &signed[1..]).await, 403);
+    assert_eq!(put(router, &upload_path, &[&signed[..], &[BEARER]].concat()).await, 400);
+    assert_eq!(put(router, &upload_path, &signed[..2]).await, 501);
+    assert_eq!(put(router, &upload_path, &signed[1..]).await, 403);
     let other_description = ("x-amz-meta-nvcf-asset-description", "e");
-    assert_eq!(put(router, &upload, &[signed[0], other_description, signed[2]]).await, 403);
-    assert_eq!(put(router, &upload.replace("signature=", "signature=x"), &signed).await, 403);
-    assert_eq!(put(router, &upload, &signed).await, 200);
+    assert_eq!(put(router, &upload_path, &[signed[0], other_description, signed[2]]).await, 403);
+    assert_eq!(put(router, &upload_path.replace("signature=", "signature=x"), &signed).await, 403);
+    assert_eq!(put(router, &upload_path, &signed).await, 200);
 }
 
 #[tokio::test]
 async fn an_uploaded_asset_can_be_embedded_polled_once_and_deleted() {
     let router = &stand_in();
-    let (id, upload) = created_asset(router).await;
+    let (id, upload_path) = created_asset(router).await;
     let references =
         [BEARER, JSON, ("nvcf-input-asset-references", &*id), ("nvcf-function-asset-ids", &*id)];
     let body = json!({ "messages": [] }).to_string();
@@ -134,7 +135,7 @@ async fn an_uploaded_asset_can_be_embedded_polled_once_and_deleted() {
         "an asset that was not uploaded must be refused"
     );
     let length = PHOTO.len().to_string();
-    assert_eq!(put(router, &upload, &signed_headers(&length)).await, 200);
+    assert_eq!(put(router, &upload_path, &signed_headers(&length)).await, 200);
     assert_eq!(
         send(router, INFER, &references[..3], body.clone()).await.0,
         400,

@@ -17,8 +17,8 @@ async fn upload(child: &ServiceProcess, n: usize) -> reqwest::Result<(u16, Strin
     Ok((response.status().as_u16(), response.text().await?))
 }
 
-/// A client that sends half of its body and then stalls.
-async fn stalled(child: &ServiceProcess) -> TcpStream {
+/// Connects a client that sends the start of its body and then stalls.
+async fn connect_stalled_client(child: &ServiceProcess) -> TcpStream {
     let mut stream = TcpStream::connect(child.address).await.unwrap();
     let head =
         b"POST /vectorize-image-base64 HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{\"image";
@@ -33,7 +33,7 @@ async fn under_load_and_with_a_stalled_client_every_accepted_request_is_answered
     let folder = tempfile::tempdir().unwrap();
     let settings = [("IMAGESVC_DRAIN_DELAY", "1s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
-    let _stalled = stalled(&child).await;
+    let _stalled = connect_stalled_client(&child).await;
     let mut idle = TcpStream::connect(child.address).await.unwrap();
 
     let early = join_all((0..20).map(|n| upload(&child, n)));

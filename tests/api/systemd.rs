@@ -39,8 +39,8 @@ fn systemd_is_notified_when_the_service_is_ready_alive_and_stopping() {
     ];
     let child = ServiceProcess::start(folder.path(), &settings);
     let ready = wait_for(&socket, "READY=1");
-    let status = format!("STATUS=serving on {}", child.address);
-    assert!(ready.lines().any(|line| line == status), "{ready}");
+    let status_line = format!("STATUS=serving on {}", child.address);
+    assert!(ready.lines().any(|line| line == status_line), "{ready}");
     for _ in 0..3 {
         wait_for(&socket, "WATCHDOG=1");
     }

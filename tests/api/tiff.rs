@@ -1,4 +1,5 @@
-//! Supported kinds of TIFF are decoded. Unsupported kinds are refused, and the error says which kind it is.
+//! Supported kinds of TIFF are decoded. Unsupported kinds are refused, and the error contains the
+//! kind.
 
 use std::{fs, path::Path};
 
@@ -10,6 +11,7 @@ use crate::support::{
     metric,
 };
 
+// The types of values in a TIFF: 16 and 32 bits.
 const SHORT: u16 = 3;
 const LONG: u16 = 4;
 
@@ -30,26 +32,26 @@ fn mean_difference(a: &RgbImage, b: &RgbImage, scale: u32) -> f64 {
 
 /// Converts colours to grey like Pillow (ITU-R BT.601).
 fn grey(image: &RgbImage) -> RgbImage {
-    let mut grey = image.clone();
-    for pixel in grey.pixels_mut() {
+    let mut picture = image.clone();
+    for pixel in picture.pixels_mut() {
         let [red, green, blue] = pixel.0.map(u32::from);
         pixel.0 = [((red * 299 + green * 587 + blue * 114 + 500) / 1000) as u8; 3];
     }
-    grey
+    picture
 }
 
 /// An RGB picture of 16 × 16 pixels, with some of its tags changed.
 fn crafted(changes: &[Entry]) -> Vec<u8> {
     let mut entries: Vec<Entry> = vec![
-        (256, LONG, vec![16]),
-        (257, LONG, vec![16]),
-        (258, SHORT, vec![8; 3]),
-        (259, SHORT, vec![1]),
-        (262, SHORT, vec![2]),
-        (273, LONG, vec![16]),
-        (277, SHORT, vec![3]),
-        (278, LONG, vec![16]),
-        (279, LONG, vec![768]),
+        (256, LONG, vec![16]),    // width
+        (257, LONG, vec![16]),    // height
+        (258, SHORT, vec![8; 3]), // bits of each sample
+        (259, SHORT, vec![1]),    // compression: none
+        (262, SHORT, vec![2]),    // colours: RGB
+        (273, LONG, vec![16]),    // offset of the strip
+        (277, SHORT, vec![3]),    // samples per pixel
+        (278, LONG, vec![16]),    // rows in the strip
+        (279, LONG, vec![768]),   // length of the strip
     ];
     entries.retain(|(tag, ..)| changes.iter().all(|(changed, ..)| changed != tag));
     entries.extend_from_slice(changes);
@@ -91,7 +93,8 @@ async fn the_error_contains_the_name_of_an_unsupported_kind_and_no_decoder_is_st
         assert!(detail.starts_with(&expected) && detail.contains("not supported"), "{detail}");
         assert!(problem.get("saved_as").is_none());
     }
-    // A TIFF that contradicts itself is damaged, not unsupported.
+    // A TIFF that contradicts itself is damaged, not unsupported. In turn: the wrong number of
+    // samples, an order of bits that does not exist, and no offset of the strip.
     for changes in [vec![short(277, 1)], vec![short(266, 9)], vec![(273, LONG, vec![])]] {
         let answer = app.upload(&crafted(&changes), "a.tiff").await;
         let problem = assert_problem(&answer, 415, "unsupported_image");

@@ -99,11 +99,11 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
             assert_eq!(
                 picture_server.count(),
                 0,
-                "requests to a host whose certificate is {certificate}"
+                "no request should be sent to a host whose certificate is {certificate}"
             );
         }
         // The picture of the valid host is the first, and stays the only one.
-        assert_eq!(saved_count(folder.path()), 1, "saved pictures");
+        assert_eq!(saved_count(folder.path()), 1);
     }
 }
 
@@ -135,7 +135,11 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
             assert_eq!(received[0].header("authorization"), Some(&*format!("Bearer {KEY}")));
         } else {
             assert_problem(&answer, 502, "embedding_unavailable");
-            assert_eq!(nvidia.count(), 0, "requests if NVIDIA's certificate is {certificate}");
+            assert_eq!(
+                nvidia.count(),
+                0,
+                "no request should be sent if NVIDIA's certificate is {certificate}"
+            );
         }
         assert_eq!(saved_count(folder.path()), 1, "the picture should be saved");
     }

@@ -133,6 +133,6 @@ async fn the_variants_of_one_picture_get_similar_vectors() {
             Grey | Refused(_) => continue,
         };
         let cosine: f64 = reference.iter().zip(answer.vector()).map(|(a, b)| a * b).sum();
-        assert!(cosine > 0.9, "{name}: {cosine}");
+        assert!(cosine > 0.9, "{name}: {cosine} should be more than 0.9");
     }
 }

@@ -61,6 +61,8 @@ async fn pictures_with_unusual_headers_reach_nvidia_as_they_look() {
 #[tokio::test]
 async fn a_webp_whose_flags_declare_missing_chunks_is_read() {
     let lossless = converted(PLAIN, ImageFormat::WebP).split_off(12);
+    // In turn, the flags declare nothing, XMP, EXIF, transparency, and all these with an ICC
+    // profile.
     let pictures: Vec<_> = [0, 0b100, 0b1000, 0b1_0000, 0b11_1100]
         .map(|flags| {
             let file = webp(&[vp8x(flags, 160, 120), lossless.clone(), riff_chunk(b"junk", b"x")]);

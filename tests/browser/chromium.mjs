@@ -111,7 +111,7 @@ export class Page {
   requested = [];
   /// Errors and warnings of the browser's console.
   complaints = [];
-  /// Issues of forms in the browser's developer tools.
+  /// Problems of forms that the browser's developer tools report.
   hints = [];
   /// The statuses of responses with 4xx or 5xx, which the console reports as errors.
   failures = [];
@@ -130,7 +130,8 @@ export class Page {
       if (status) this.failures.push(Number(status));
       else if (["error", "warning"].includes(level)) this.complaints.push(`${source}: ${text} ${url ?? ""}`);
     });
-    // Issues of forms are hints. All others, such as violations of the Content-Security-Policy, are complaints.
+    // A GenericIssue is a problem of a form. All other issues, such as violations of the Content-Security-Policy,
+    // are complaints.
     events.on("Audits.issueAdded", ({ issue }) => (issue.code === "GenericIssue" ? this.hints : this.complaints).push(JSON.stringify(issue)));
   }
 

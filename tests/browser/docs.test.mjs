@@ -6,6 +6,7 @@ import { pageTest, photo, withoutSandbox } from "./support.mjs";
 
 const blockOf = (operation) => `.opblock[id$="-${operation}"]`;
 
+/// Opens the page, and the form of an operation in it.
 async function open(page, service, operation) {
   await page.open(`${service.url}/docs`);
   await page.click(`${blockOf(operation)} .opblock-summary-control`);
@@ -31,30 +32,30 @@ function assertVector(answer) {
   assert(answer.vector.every(Number.isFinite));
 }
 
-pageTest("the page lists every route", async (page, service) => {
+pageTest("the docs page lists every route", async (page, service) => {
   await page.open(`${service.url}/docs`);
   const routes = await page.until("the routes", () => {
     const shown = [...document.querySelectorAll(".opblock-summary")];
-    return shown.length && shown.map((it) => `${it.querySelector(".opblock-summary-method").innerText} ${it.querySelector(".opblock-summary-path").dataset.path}`);
+    return shown.length && shown.map((summary) => `${summary.querySelector(".opblock-summary-method").innerText} ${summary.querySelector(".opblock-summary-path").dataset.path}`);
   });
   assert.deepEqual(routes.sort(), ["GET /health", "GET /metrics", "GET /ready", "GET /v1/models", "GET /v1/models/{id}", "POST /v1/embeddings", "POST /vectorize-image", "POST /vectorize-image-base64", "POST /vectorize-image-upload"]);
 });
 
-pageTest("the prefilled URL gets a vector", async (page, service) => {
+pageTest("a request with the prefilled URL gets a vector", async (page, service) => {
   await open(page, service, "vectorize_image");
   const answer = await execute(page, "vectorize_image");
   assertVector(answer);
   assert.equal(answer.source_url, `${service.url}/sandbox/photo.jpg`);
 });
 
-pageTest("the prefilled Base64 gets a vector", async (page, service) => {
+pageTest("a request with the prefilled Base64 gets a vector", async (page, service) => {
   await open(page, service, "vectorize_image_base64");
   const answer = await execute(page, "vectorize_image_base64");
   assertVector(answer);
   assert.deepEqual([answer.content_type, answer.width, answer.height], ["image/gif", 1, 1]);
 });
 
-pageTest("the prefilled batch gets its vectors", async (page, service) => {
+pageTest("a request with the prefilled batch gets two vectors", async (page, service) => {
   await open(page, service, "embeddings");
   const answer = await execute(page, "embeddings");
   assert.equal(answer.model, "sandbox/perceptual");

@@ -20,11 +20,11 @@ async function vectorize(page, submit = () => page.click("#send")) {
   return page.until("an answer", (before) => {
     const list = document.querySelector("article dl");
     if (!list || list.innerText === before) return null;
-    return Object.fromEntries([...list.querySelectorAll("dt")].map((it) => [it.textContent, it.nextSibling.textContent]));
+    return Object.fromEntries([...list.querySelectorAll("dt")].map((term) => [term.textContent, term.nextSibling.textContent]));
   }, before);
 }
 
-/// Waits for the box with an error, and returns its text.
+/// Waits for the box that shows a problem, and returns the box's text.
 const problem = (page) => page.until("a problem", () => document.querySelector("[role=alert] .problem")?.innerText);
 
 function cosine(a, b) {
@@ -73,9 +73,9 @@ pageTest("a second picture is compared with the first, and the same picture is a
   await page.drop(photo("chelsea.png"));
   await vectorize(page);
   assert.equal(await similarity(), `Cosine similarity of the two: ${expected}`);
-  const tops = await page.run(() => [...document.querySelectorAll("article")].map((it) => it.getBoundingClientRect().top));
+  const tops = await page.run(() => [...document.querySelectorAll("article")].map((article) => article.getBoundingClientRect().top));
   assert.equal(tops.length, 2);
-  assert.equal(tops[0], tops[1], "the answers are side by side");
+  assert.equal(tops[0], tops[1], "the two answers should be side by side");
 });
 
 pageTest("a pasted picture and a pasted address are accepted", async (page, service) => {
@@ -166,7 +166,7 @@ pageTest("a file name with HTML is shown as text, and no injected script runs", 
   });
   assert.deepEqual(results, ["TypeError", "TypeError", "undefined"]);
   const violations = page.complaints.splice(0);
-  assert(violations.length >= 2 && violations.every((it) => /trusted|ContentSecurityPolicyIssue/i.test(it)), violations.join("\n"));
+  assert(violations.length >= 2 && violations.every((text) => /trusted|ContentSecurityPolicyIssue/i.test(text)), violations.join("\n"));
 });
 
 pageTest("every control has a name and works with only the keyboard", async (page, service) => {
@@ -204,7 +204,8 @@ pageTest("on a phone the camera button is shown, and nothing is wider than the s
   await page.click("#sample");
   await vectorize(page);
   assert.equal(await page.run(() => document.documentElement.scrollWidth), 360);
-  const tooSmall = await page.run(() => [...document.querySelectorAll("button, .pick, input:not([type=file])")].filter((it) => it.checkVisibility() && it.getBoundingClientRect().height < 44).map((it) => it.outerHTML));
+  // A finger needs controls of at least 44 pixels.
+  const tooSmall = await page.run(() => [...document.querySelectorAll("button, .pick, input:not([type=file])")].filter((control) => control.checkVisibility() && control.getBoundingClientRect().height < 44).map((control) => control.outerHTML));
   assert.deepEqual(tooSmall, []);
 });
 

@@ -1,4 +1,4 @@
-"""Checks an answer that a client received."""
+"""Checks the answer that a client received for one picture."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What every client of OpenAI's API must receive, whatever it calls its own functions."""
+"""The checks that every client of OpenAI's API must pass, and the pictures that the clients send."""
 
 import base64
 import json
@@ -35,7 +35,7 @@ def post(url, key, route, body):
         return json.load(response)
 
 
-def expected(url, key):
+def expected_vectors(url, key):
     """The vectors that the routes for single pictures return for the three pictures."""
     data_url, address, text = pictures(url)
     answers = [
@@ -49,16 +49,17 @@ def expected(url, key):
 
 
 def rounded(vector):
-    """The numbers as 32-bit floats, which is what Base64 carries."""
+    """The numbers as 32-bit floats, as an embedding in Base64 contains them."""
     return struct.pack("<1536f", *vector)
 
 
 def check(url, key, embed_one, embed_batch, is_float):
-    """Checks the vectors of single pictures and of a batch. `is_float`: without Base64's rounding."""
+    """Checks the vectors of single pictures and of a batch. `is_float` means that the client requests
+    numbers and not Base64, so that the vectors are not rounded to 32 bits."""
     batch = embed_batch(pictures(url))
     assert len(batch) == 3
     singles = [embed_one(picture) for picture in pictures(url)]
-    for vector, single, reference in zip(batch, singles, expected(url, key)):
+    for vector, single, reference in zip(batch, singles, expected_vectors(url, key)):
         assert len(vector) == 1536 and all(math.isfinite(number) for number in vector), len(vector)
         assert vector == single
         assert rounded(vector) == rounded(reference)
@@ -72,4 +73,4 @@ def refusal(call, kind=Exception):
         call()
     except kind as error:
         return error
-    raise AssertionError("the call succeeded")
+    raise AssertionError("the call should fail, but succeeded")

@@ -12,7 +12,8 @@ import { promisify } from "node:util";
 const { IMAGESVC_URL: service, IMAGESVC_PHOTO: path, PYTHON: python } = process.env;
 const photo = new File([await readFile(path)], "photo.jpg", { type: "image/jpeg" });
 
-/// The page's blocks in a language, with this service in place of the page's.
+/// Returns the blocks of code in this language on a Markdown page. The hosts in them are replaced by the
+/// tested service.
 async function samples(page, language) {
   const text = await readFile(new URL(`../../${page}`, import.meta.url), "utf8");
   const [, ...blocks] = text.split("```" + language + "\n");
@@ -31,13 +32,14 @@ await assert.rejects(vectorize(new Blob(["no picture"])), /unsupported_image: /)
 const [uploadSample, nodeSample, ...more] = await samples("README.md", "js");
 const [pythonSample, ...morePython] = await samples("README.md", "python");
 assert.equal(more.length + morePython.length, 0);
-const { lengths } = await load(`export async function lengths(photo) {
-  const lengths = [];
-  const console = { log: (length) => lengths.push(length) };
+// The sample uses a variable `photo`, and prints the length of the vector.
+const { printedBySample } = await load(`export async function printedBySample(photo) {
+  const printed = [];
+  const console = { log: (length) => printed.push(length) };
   ${uploadSample}
-  return lengths;
+  return printed;
 }`);
-assert.deepEqual(await lengths(photo), [1536]);
+assert.deepEqual(await printedBySample(photo), [1536]);
 
 // The samples with OpenAI's packages are programs, which run in the repository's root.
 const root = await mkdtemp(join(tmpdir(), "pasted-"));

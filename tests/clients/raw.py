@@ -21,46 +21,48 @@ class Connection:
     def __init__(self):
         self.socket = socket.create_connection((server.hostname, server.port), timeout=60)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.read = self.socket.makefile("rb")
+        self.reader = self.socket.makefile("rb")
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.read.close()
+        self.reader.close()
         self.socket.close()
 
     def send(self, *pieces):
         for piece in pieces:
             self.socket.sendall(piece)
 
-    def head(self):
-        line = self.read.readline().decode()
+    def read_head(self):
+        """Returns the status and the headers of the next response."""
+        line = self.reader.readline().decode()
         assert line.startswith("HTTP/1.1 ") and line.endswith("\r\n"), line
         headers = {}
-        while (field := self.read.readline()) != b"\r\n":
+        while (field := self.reader.readline()) != b"\r\n":
             assert field.endswith(b"\r\n"), field
             name, value = field.decode().split(":", 1)
             headers[name.lower()] = value.strip()
         return int(line.split()[1]), headers
 
-    def answer(self):
-        status, headers = self.head()
-        body = self.read.read(int(headers["content-length"]))
+    def read_answer(self):
+        """Returns the status, the headers and the JSON of the next response."""
+        status, headers = self.read_head()
+        body = self.reader.read(int(headers["content-length"]))
         return status, headers, json.loads(body)
 
     def is_closed(self):
-        return self.read.read(1) == b""
+        return self.reader.read(1) == b""
 
 
-def head(route, *fields):
+def request_head(route, *fields):
     lines = [f"POST {route} HTTP/1.1", f"Host: {server.netloc}", *fields]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def upload(body, boundary, *fields):
+def upload_request(body, boundary, *fields):
     content_type = f"Content-Type: multipart/form-data; boundary={boundary}"
-    return head("/vectorize-image-upload", content_type, f"Content-Length: {len(body)}", *fields) + body
+    return request_head("/vectorize-image-upload", content_type, f"Content-Length: {len(body)}", *fields) + body
 
 
 def okhttp_form(boundary):
@@ -94,6 +96,7 @@ def urlsession_form(boundary):
 
 
 def chunked(body, size):
+    """The body in chunks of this size."""
     pieces = [body[at:at + size] for at in range(0, len(body), size)]
     return [f"{len(piece):x}\r\n".encode() + piece + b"\r\n" for piece in pieces] + [b"0\r\n\r\n"]
 
@@ -106,19 +109,19 @@ SAMPLE = f"http://{server.netloc}/sandbox/photo.jpg"
 def json_request(value, *fields):
     """A request with JSON of Android's org.json, which escapes each slash."""
     body = json.dumps(value).replace("/", r"\/").encode()
-    return head("/vectorize-image", "Content-Type: application/json; charset=utf-8", f"Content-Length: {len(body)}", *fields) + body
+    return request_head("/vectorize-image", "Content-Type: application/json; charset=utf-8", f"Content-Length: {len(body)}", *fields) + body
 
 
 def okhttp_and_urlsession_on_one_connection():
     with Connection() as connection:
-        connection.send(upload(okhttp_form(OKHTTP), OKHTTP, "Connection: Keep-Alive", "Accept-Encoding: gzip", "User-Agent: okhttp/4.12.0"))
-        first = check(*connection.answer())
+        connection.send(upload_request(okhttp_form(OKHTTP), OKHTTP, "Connection: Keep-Alive", "Accept-Encoding: gzip", "User-Agent: okhttp/4.12.0"))
+        first = check(*connection.read_answer())
         assert first["original_filename"] == "IMG_20240101_120000.jpg"
-        connection.send(upload(urlsession_form(URLSESSION), f'"{URLSESSION}"', "Accept: */*", "Accept-Encoding: gzip, deflate"))
-        second = check(*connection.answer())
+        connection.send(upload_request(urlsession_form(URLSESSION), f'"{URLSESSION}"', "Accept: */*", "Accept-Encoding: gzip, deflate"))
+        second = check(*connection.read_answer())
         assert second["original_filename"] == "Größe.jpg", second["original_filename"]
         connection.send(json_request({"image_url": SAMPLE}))
-        third = check(*connection.answer())
+        third = check(*connection.read_answer())
         assert third["source_url"] == SAMPLE
         assert first["vector"] == second["vector"] == third["vector"]
 
@@ -126,31 +129,31 @@ def okhttp_and_urlsession_on_one_connection():
 def a_chunked_upload():
     for size in (7, 16384):
         with Connection() as connection:
-            connection.send(head("/vectorize-image-upload", f"Content-Type: multipart/form-data; boundary={OKHTTP}", "Transfer-Encoding: chunked"))
+            connection.send(request_head("/vectorize-image-upload", f"Content-Type: multipart/form-data; boundary={OKHTTP}", "Transfer-Encoding: chunked"))
             connection.send(*chunked(okhttp_form(OKHTTP), size))
-            check(*connection.answer())
+            check(*connection.read_answer())
 
 
 def a_client_that_expects_100_continue_gets_it():
     form = okhttp_form(OKHTTP)
     with Connection() as connection:
-        connection.send(upload(form, OKHTTP, "Expect: 100-continue")[:-len(form)])
-        assert connection.head()[0] == 100
+        connection.send(upload_request(form, OKHTTP, "Expect: 100-continue")[:-len(form)])
+        assert connection.read_head()[0] == 100
         connection.send(form)
-        check(*connection.answer())
+        check(*connection.read_answer())
         # A second request on this connection sends its body without waiting for `100 Continue`.
-        connection.send(upload(form, OKHTTP, "Expect: 100-continue"))
-        status, headers = connection.head()
+        connection.send(upload_request(form, OKHTTP, "Expect: 100-continue"))
+        status, headers = connection.read_head()
         if status == 100:
-            status, headers = connection.head()
-        body = json.loads(connection.read.read(int(headers["content-length"])))
+            status, headers = connection.read_head()
+        body = json.loads(connection.reader.read(int(headers["content-length"])))
         check(status, headers, body)
 
 
 def a_request_may_be_refused_before_its_body():
     with Connection() as connection:
-        connection.send(head("/vectorize-image-upload", "Content-Type: multipart/form-data; boundary=x", "Content-Length: 999999999", "Expect: 100-continue"))
-        status, headers, problem = connection.answer()
+        connection.send(request_head("/vectorize-image-upload", "Content-Type: multipart/form-data; boundary=x", "Content-Length: 999999999", "Expect: 100-continue"))
+        status, headers, problem = connection.read_answer()
         assert (status, problem["code"]) == (413, "image_too_large"), problem
         assert headers["connection"] == "close" and connection.is_closed()
 
@@ -158,9 +161,9 @@ def a_request_may_be_refused_before_its_body():
 def pipelined_requests_are_answered_in_order():
     with Connection() as connection:
         names = [f"request-{number}" for number in range(6)]
-        forms = [upload(okhttp_form(OKHTTP), OKHTTP, f"X-Request-Id: {name}") if number % 2 else json_request({"image_url": SAMPLE}, f"X-Request-Id: {name}") for number, name in enumerate(names)]
-        connection.send(b"".join(forms))
-        answers = [connection.answer() for _ in names]
+        requests = [upload_request(okhttp_form(OKHTTP), OKHTTP, f"X-Request-Id: {name}") if number % 2 else json_request({"image_url": SAMPLE}, f"X-Request-Id: {name}") for number, name in enumerate(names)]
+        connection.send(b"".join(requests))
+        answers = [connection.read_answer() for _ in names]
         assert [headers["x-request-id"] for _, headers, _ in answers] == names
         for number, (status, headers, answer) in enumerate(answers):
             check(status, headers, answer)
@@ -170,10 +173,10 @@ def pipelined_requests_are_answered_in_order():
 def a_connection_stays_open_after_an_error_and_closes_on_request():
     with Connection() as connection:
         connection.send(json_request({"image_url": 7}))
-        status, headers, problem = connection.answer()
+        status, headers, problem = connection.read_answer()
         assert (status, problem["code"]) == (422, "validation_failed"), problem
         connection.send(json_request({"image_url": SAMPLE}, "Connection: close"))
-        status, headers, answer = connection.answer()
+        status, headers, answer = connection.read_answer()
         check(status, headers, answer)
         assert headers["connection"] == "close" and connection.is_closed()
 
@@ -181,9 +184,9 @@ def a_connection_stays_open_after_an_error_and_closes_on_request():
 def an_http_1_0_request_is_answered_and_its_connection_closed():
     with Connection() as connection:
         connection.send(json_request({"image_url": SAMPLE}).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
-        line = connection.read.readline()
+        line = connection.reader.readline()
         assert line.startswith(b"HTTP/1.0 200") or line.startswith(b"HTTP/1.1 200"), line
-        assert connection.read.read().endswith(b"]}\n")
+        assert connection.reader.read().endswith(b"]}\n")
 
 
 okhttp_and_urlsession_on_one_connection()

@@ -22,8 +22,8 @@ const TIMEOUT_MS = 60_000;
 const ISOLATION = {
   NO_PROXY: "*", // requests, httpx and aiohttp would send local requests through a proxy, too
   no_proxy: "*",
-  LANGSMITH_TRACING: "false", // langchain-core reports calls to LangSmith where this is true
-  NVIDIA_USAGE_TELEMETRY_ENABLED: "false", // langchain-nvidia-ai-endpoints reports its use unless told otherwise
+  LANGSMITH_TRACING: "false", // langchain-core would report calls to LangSmith if this were true
+  NVIDIA_USAGE_TELEMETRY_ENABLED: "false", // langchain-nvidia-ai-endpoints reports its use by default
 };
 
 const clients = (await readdir(folder)).filter((name) => name.split(".").pop() in PROGRAMS && !NOT_CLIENTS.includes(name));
@@ -34,11 +34,11 @@ try {
   const [service, keyed] = services;
   const addresses = { IMAGESVC_URL: service.url, IMAGESVC_KEYED_URL: keyed.url, IMAGESVC_KEY: KEY };
   for (const client of clients.sort()) {
-    const from = performance.now();
+    const started = performance.now();
     const env = { ...process.env, ...ISOLATION, ...addresses, IMAGESVC_PHOTO: photo, PYTHON: python, PYTHONDONTWRITEBYTECODE: "1" };
     const child = spawn(PROGRAMS[client.split(".").pop()], [client], { cwd: folder, env, stdio: ["ignore", "inherit", "pipe"], timeout: TIMEOUT_MS });
     const [errors, code] = await Promise.all([text(child.stderr), new Promise((resolve, reject) => child.once("error", reject).once("close", resolve))]);
-    console.log(`${code === 0 ? "ok" : "FAILED"}  ${client}  ${Math.round(performance.now() - from)} ms`);
+    console.log(`${code === 0 ? "ok" : "FAILED"}  ${client}  ${Math.round(performance.now() - started)} ms`);
     if (code !== 0) {
       console.error(errors);
       failed = true;

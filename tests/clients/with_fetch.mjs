@@ -6,8 +6,8 @@ import { Readable } from "node:stream";
 
 const { IMAGESVC_URL: url, IMAGESVC_PHOTO: photo } = process.env;
 
-async function post(route, body, more = {}) {
-  const response = await fetch(url + route, { method: "POST", body, ...more });
+async function post(route, body, options = {}) {
+  const response = await fetch(url + route, { method: "POST", body, ...options });
   const answer = await response.json();
   assert.equal(response.status, 200, JSON.stringify(answer));
   assert.equal(answer.vector.length, 1536);
@@ -27,6 +27,6 @@ form.append("note", "before the picture");
 form.append("file", new Blob([bytes], { type: "image/jpeg" }), "Foto größer.jpg");
 assert.equal((await post("/vectorize-image-upload", form)).original_filename, "Foto größer.jpg");
 
-// fetch sends a stream with chunked transfer encoding.
-const built = new Response(form);
-await post("/vectorize-image-upload", Readable.toWeb(Readable.from(built.body)), { duplex: "half", headers: { "Content-Type": built.headers.get("content-type") } });
+// fetch sends a stream with chunked transfer encoding. A Response encodes the form as a stream.
+const encodedForm = new Response(form);
+await post("/vectorize-image-upload", Readable.toWeb(Readable.from(encodedForm.body)), { duplex: "half", headers: { "Content-Type": encodedForm.headers.get("content-type") } });

@@ -13,7 +13,8 @@ warnings.filterwarnings("ignore", "Default model is set as", UserWarning)
 
 
 def open_ai(url, key, **options):
-    # With the check it would send token numbers, after it has downloaded their list from the internet.
+    # With the check of the context's length, LangChain would download a list of tokens from the internet, and
+    # send the numbers of tokens instead of the text.
     return OpenAIEmbeddings(
         base_url=url + "/v1", api_key=key, model=MODEL, check_embedding_ctx_length=False, max_retries=0, **options
     )
@@ -25,7 +26,8 @@ for url, key in SERVICES:
         (open_ai(url, key, model_kwargs={"encoding_format": "float"}), True),
         (open_ai(url, key, chunk_size=2), False),
         (NVIDIAEmbeddings(base_url=url + "/v1", api_key=key, model=MODEL), True),
-        (NVIDIAEmbeddings(base_url=url + "/v1", api_key=key), True),  # asks for the models
+        # Without a model, the connector requests the list of models and takes the first.
+        (NVIDIAEmbeddings(base_url=url + "/v1", api_key=key), True),
         (NVIDIAEmbeddings(base_url=url + "/v1", api_key=key, max_batch_size=2), True),
     ]:
         check(url, key, embeddings.embed_query, embeddings.embed_documents, is_float)
@@ -46,7 +48,7 @@ for url, key in SERVICES:
 url, _ = SERVICES[1]
 error = refusal(lambda: open_ai(url, "wrong").embed_query(pictures(url)[0]), openai.AuthenticationError)
 assert "This service requires a key" in str(error), error
-# NVIDIA's connector has no type for it.
+# NVIDIA's connector has no exception type for a wrong key.
 error = refusal(lambda: NVIDIAEmbeddings(base_url=url + "/v1", api_key="wrong", model=MODEL).embed_query(pictures(url)[0]))
 assert str(error).startswith("[401] Unauthorized\nThis service requires a key"), error
 error = refusal(lambda: NVIDIAEmbeddings(base_url=url + "/v1", api_key="wrong"))

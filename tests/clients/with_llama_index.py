@@ -7,18 +7,18 @@ from openai_api import MODEL, SERVICES, TEXT_IS_REFUSED, check, encoded, picture
 
 
 def embedding(url, key, **options):
-    # `model` takes OpenAI's own models only. No retries, so that a failure shows at once.
+    # The parameter `model` accepts only OpenAI's own models. No retries, so that a failure shows at once.
     return OpenAIEmbedding(api_base=url + "/v1", api_key=key, model_name=MODEL, max_retries=0, **options)
 
 
 for url, key in SERVICES:
-    for model, is_float in [
+    for client, is_float in [
         (embedding(url, key), False),
         (embedding(url, key, additional_kwargs={"encoding_format": "float"}), True),
         (embedding(url, key, embed_batch_size=2), False),
     ]:
-        check(url, key, model.get_text_embedding, model.get_text_embedding_batch, is_float)
-        check(url, key, model.get_query_embedding, model.get_text_embedding_batch, is_float)
+        check(url, key, client.get_text_embedding, client.get_text_embedding_batch, is_float)
+        check(url, key, client.get_query_embedding, client.get_text_embedding_batch, is_float)
 
     batch = [pictures(url)[0], "a photo of a cat"]
     error = refusal(lambda: embedding(url, key).get_text_embedding_batch(batch), openai.UnprocessableEntityError)

@@ -18,16 +18,17 @@ for (const [url, apiKey] of [[IMAGESVC_URL, "any"], [IMAGESVC_KEYED_URL, IMAGESV
     assert.deepEqual(data.map(({ index }) => index), [...data.keys()]);
     return data.map(({ embedding }) => embedding);
   };
-  const single = async (route, body) => {
+  /// Returns the vector of a picture by a route for single pictures.
+  const vectorBy = async (route, body) => {
     const response = await fetch(url + route, { method: "POST", headers: { Authorization: `Bearer ${apiKey}` }, body: JSON.stringify(body) });
     return (await response.json()).vector;
   };
 
   const pictures = [photo, `${url}/sandbox/photo.jpg`, cat];
   const references = [
-    await single("/vectorize-image-base64", { image_base64: photo }),
-    await single("/vectorize-image", { image_url: pictures[1] }),
-    await single("/vectorize-image-base64", { image_base64: cat }),
+    await vectorBy("/vectorize-image-base64", { image_base64: photo }),
+    await vectorBy("/vectorize-image", { image_url: pictures[1] }),
+    await vectorBy("/vectorize-image-base64", { image_base64: cat }),
   ];
   assert.notDeepEqual(references[0], references[2]);
   const batch = await embed(pictures);
@@ -46,16 +47,17 @@ for (const [url, apiKey] of [[IMAGESVC_URL, "any"], [IMAGESVC_KEYED_URL, IMAGESV
     assert(error.requestID);
     return true;
   });
-  // With Base64, its default, the package decodes every entry and fails at one without an embedding.
-  const each = { model, input: [photo, "a photo of a cat"], encoding_format: "float" };
-  const { data } = await client.embeddings.create(each, { query: { errors: "item" } });
+  // By default the package requests Base64 and decodes every entry, so it fails at an entry without an
+  // embedding. This request asks for floats instead.
+  const pictureAndText = { model, input: [photo, "a photo of a cat"], encoding_format: "float" };
+  const { data } = await client.embeddings.create(pictureAndText, { query: { errors: "item" } });
   assert.equal(data[0].embedding.length, 1536);
   assert.deepEqual([data[1].object, data[1].embedding, data[1].error.param], ["error", undefined, "input[1]"]);
   await assert.rejects(embed(Array(33).fill(photo)), /^(\w+: )?422 The list input has 33 pictures/);
 }
 
-const stranger = new OpenAI({ baseURL: `${IMAGESVC_KEYED_URL}/v1`, apiKey: "wrong", maxRetries: 0 });
-await assert.rejects(stranger.embeddings.create({ model, input: photo }), (error) => {
+const clientWithWrongKey = new OpenAI({ baseURL: `${IMAGESVC_KEYED_URL}/v1`, apiKey: "wrong", maxRetries: 0 });
+await assert.rejects(clientWithWrongKey.embeddings.create({ model, input: photo }), (error) => {
   assert(error instanceof OpenAI.AuthenticationError);
   assert.match(error.message, /^401 This service requires a key/);
   return true;

@@ -33,9 +33,9 @@ for url, key in SERVICES:
     assert (error.param, error.code) == ("model", "model_not_found"), error.body
 
     options = {"extra_query": {"errors": "item"}}
-    good, bad = client.embeddings.create(model=MODEL, input=[pictures(url)[0], "a photo of a cat"], **options).data
-    assert len(good.embedding) == 1536 and good.object == "embedding"
-    assert bad.object == "error" and bad.embedding is None and bad.error["param"] == "input[1]", bad
+    embedded, refused = client.embeddings.create(model=MODEL, input=[pictures(url)[0], "a photo of a cat"], **options).data
+    assert len(embedded.embedding) == 1536 and embedded.object == "embedding"
+    assert refused.object == "error" and refused.embedding is None and refused.error["param"] == "input[1]", refused
 
     [model] = client.models.list().data
     assert client.models.retrieve(MODEL).id == client.models.retrieve(model.id).id == model.id

@@ -53,6 +53,7 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
         file += segment(0xDD, struct.pack(">H", restart))
 
     scans = scans or [range(len(planes))]
+    # The planes, the first coefficient and the last coefficient of each pass over the picture.
     passes = [(scan, 0, 63) for scan in scans]
     if frame == PROGRESSIVE:
         each = [[plane] for plane in range(len(planes))]
@@ -67,6 +68,7 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
 
 def transform(plane, units, max_factors, factors):
     """Returns the blocks of a plane by row and column. Each has 64 coefficients in the file's order."""
+    # The height and the width with padding, in the order of numpy's axes.
     size = units[1] * 8 * max_factors[1], units[0] * 8 * max_factors[0]
     plane = np.pad(plane.astype(float), [(0, size[axis] - plane.shape[axis]) for axis in (0, 1)], "edge")
     across, down = max_factors[0] // factors[0], max_factors[1] // factors[1]
@@ -100,12 +102,13 @@ def compress(units, first, last, restart):
     for start in range(0, len(units), restart or len(units)):
         if start:
             coded += bytes([0xFF, 0xD0 + (start // restart - 1) % 8])
-        bits, before = [], {}
+        # `previous` contains the last DC coefficient of each plane, since only differences are encoded.
+        bits, previous = [], {}
         for unit in units[start:start + (restart or len(units))]:
             for plane, block in unit:
                 if first == 0:
-                    difference = int(block[0]) - before.get(plane, 0)
-                    before[plane] = int(block[0])
+                    difference = int(block[0]) - previous.get(plane, 0)
+                    previous[plane] = int(block[0])
                     length = abs(difference).bit_length()
                     bits += [f"{length:04b}", magnitude(difference, length)]
                 if last > 0:
@@ -117,6 +120,7 @@ def compress(units, first, last, restart):
 
 
 def ac_codes(values):
+    """Yields the codes of a block's AC coefficients."""
     zeros = 0
     for value in values:
         if value == 0:

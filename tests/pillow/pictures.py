@@ -12,7 +12,7 @@ import jpeg
 
 pillow_heif.register_heif_opener()
 
-# No multiple of a block, so that the last blocks reach beyond the picture.
+# Not multiples of a block's size, so that the last blocks reach beyond the picture.
 SIZE = 97, 65
 # Large enough to be shrunk by a test with a low limit.
 LARGE = 480, 320
@@ -69,8 +69,8 @@ def inks(image):
     paper = 255 - np.asarray(image).astype(float)
     black = 0.7 * paper.min(2, keepdims=True)
     colors = (paper - black) * 255 / (255 - black)
-    inks = np.rint(np.concatenate([colors, black], 2)).astype("uint8")
-    return Image.merge("CMYK", [Image.fromarray(inks[..., ink]) for ink in range(4)])
+    cmyk = np.rint(np.concatenate([colors, black], 2)).astype("uint8")
+    return Image.merge("CMYK", [Image.fromarray(cmyk[..., ink]) for ink in range(4)])
 
 
 # For each EXIF orientation (tag 274), the inverse of the transform that a viewer applies.
@@ -97,13 +97,13 @@ def exif(orientation, order="<"):
     return head + struct.pack(order + "HHHIHHI", 1, tag, 3, 1, value, 0, 0)
 
 
-def encoded(image, form, **options):
+def encoded(image, image_format, **options):
     file = io.BytesIO()
-    image.save(file, form, **options)
+    image.save(file, image_format, **options)
     return file.getvalue()
 
 
-def photo(image, **options):
+def as_jpeg(image, **options):
     return encoded(image, "JPEG", **{"quality": 95, "subsampling": 0, **options})
 
 
@@ -134,51 +134,52 @@ def jpegs():
         "progressive-420": {"progressive": True, "subsampling": 2}, "restart": {"restart_marker_blocks": 2},
         "progressive-restart": {"progressive": True, "restart_marker_rows": 1}, "low": {"quality": 60},
     }.items():
-        yield Picture(f"jpeg-{name}", photo(original, **options), original)
+        yield Picture(f"jpeg-{name}", as_jpeg(original, **options), original)
     grey, cmyk = original.convert("L"), inks(original)
     for name, options in {"": {}, "-progressive": {"progressive": True}}.items():
-        yield Picture(f"jpeg-grey{name}", photo(grey, **options), grey.convert("RGB"))
-        yield Picture(f"jpeg-cmyk-adobe{name}", photo(cmyk, **options), original)
+        yield Picture(f"jpeg-grey{name}", as_jpeg(grey, **options), grey.convert("RGB"))
+        yield Picture(f"jpeg-cmyk-adobe{name}", as_jpeg(cmyk, **options), original)
 
-    full, half, quarter, rows, both = (1, 1), (2, 1), (4, 1), (1, 2), (2, 2)
+    # Sampling factors, horizontal and vertical: how many of a plane's blocks are in one unit.
+    once, two_across, four_across, two_down, two_each = (1, 1), (2, 1), (4, 1), (1, 2), (2, 2)
     colors = planes(original.convert("YCbCr"))
-    each, two = [[0], [1], [2]], [[0], [1, 2]]
+    three_scans, two_scans = [[0], [1], [2]], [[0], [1, 2]]
     for name, sampling, options in [
-        ("411", [quarter, full, full], {}),
-        ("440", [rows, full, full], {}),
-        ("410", [(4, 2), full, full], {}),
-        ("420-restart", [both, full, full], {"restart": 3}),
-        ("422-of-twos", [both, rows, rows], {}),
-        ("444-of-twos", [half] * 3, {}),
-        ("three-scans-444", [full] * 3, {"scans": each}),
-        ("three-scans-422", [half, full, full], {"scans": each}),
-        ("three-scans-420", [both, full, full], {"scans": each}),
-        ("three-scans-411", [quarter, full, full], {"scans": each}),
-        ("two-scans-444", [full] * 3, {"scans": two}),
-        ("two-scans-420", [both, full, full], {"scans": two}),
-        ("progressive-three-scans-444", [full] * 3, {"scans": each, "frame": jpeg.PROGRESSIVE}),
-        ("progressive-three-scans-420", [both, full, full], {"scans": each, "frame": jpeg.PROGRESSIVE}),
-        ("progressive-two-scans-420", [both, full, full], {"scans": two, "frame": jpeg.PROGRESSIVE}),
+        ("411", [four_across, once, once], {}),
+        ("440", [two_down, once, once], {}),
+        ("410", [(4, 2), once, once], {}),
+        ("420-restart", [two_each, once, once], {"restart": 3}),
+        ("422-of-twos", [two_each, two_down, two_down], {}),
+        ("444-of-twos", [two_across] * 3, {}),
+        ("three-scans-444", [once] * 3, {"scans": three_scans}),
+        ("three-scans-422", [two_across, once, once], {"scans": three_scans}),
+        ("three-scans-420", [two_each, once, once], {"scans": three_scans}),
+        ("three-scans-411", [four_across, once, once], {"scans": three_scans}),
+        ("two-scans-444", [once] * 3, {"scans": two_scans}),
+        ("two-scans-420", [two_each, once, once], {"scans": two_scans}),
+        ("progressive-three-scans-444", [once] * 3, {"scans": three_scans, "frame": jpeg.PROGRESSIVE}),
+        ("progressive-three-scans-420", [two_each, once, once], {"scans": three_scans, "frame": jpeg.PROGRESSIVE}),
+        ("progressive-two-scans-420", [two_each, once, once], {"scans": two_scans, "frame": jpeg.PROGRESSIVE}),
     ]:
         yield Picture(f"jpeg-{name}", jpeg.encode(colors, sampling, **options), original)
-    for name, sampling in {"twos": both, "two-across": half, "four-across": quarter}.items():
+    for name, sampling in {"twos": two_each, "two-across": two_across, "four-across": four_across}.items():
         data = jpeg.encode(planes(grey), [sampling])
         yield Picture(f"jpeg-grey-{name}", data, grey.convert("RGB"))
-    yield Picture("jpeg-rgb-adobe", jpeg.encode(planes(original), [full] * 3, adobe=0), original)
-    yield Picture("jpeg-rgb-by-names", jpeg.encode(planes(original), [full] * 3, ids=b"RGB"), original)
+    yield Picture("jpeg-rgb-adobe", jpeg.encode(planes(original), [once] * 3, adobe=0), original)
+    yield Picture("jpeg-rgb-by-names", jpeg.encode(planes(original), [once] * 3, ids=b"RGB"), original)
 
     # Adobe's programs invert CMYK, but not the YCC of YCCK (libjpeg's jdcolor.c). Pillow and browsers assume
     # this for every CMYK JPEG.
     inverted = [255 - plane for plane in planes(cmyk)]
     as_ycc = planes(Image.merge("RGB", [Image.fromarray(plane) for plane in planes(cmyk)[:3]]).convert("YCbCr"))
     as_ycck = [*as_ycc, inverted[3]]
-    yield Picture("jpeg-cmyk-without-adobe", jpeg.encode(inverted, [full] * 4), original)
-    yield Picture("jpeg-ycck", jpeg.encode(as_ycck, [full] * 4, adobe=2), original)
-    yield Picture("jpeg-ycck-420", jpeg.encode(as_ycck, [both, full, full, both], adobe=2), original)
-    four = [[0], [1], [2], [3]]
-    yield Picture("jpeg-cmyk-four-scans", jpeg.encode(inverted, [full] * 4, adobe=0, scans=four), original)
+    yield Picture("jpeg-cmyk-without-adobe", jpeg.encode(inverted, [once] * 4), original)
+    yield Picture("jpeg-ycck", jpeg.encode(as_ycck, [once] * 4, adobe=2), original)
+    yield Picture("jpeg-ycck-420", jpeg.encode(as_ycck, [two_each, once, once, two_each], adobe=2), original)
+    four_scans = [[0], [1], [2], [3]]
+    yield Picture("jpeg-cmyk-four-scans", jpeg.encode(inverted, [once] * 4, adobe=0, scans=four_scans), original)
 
-    plain = photo(original)
+    plain = as_jpeg(original)
     for name, data in {
         "fill-before-frame": before_marker(plain, 0xC0, b"\xff" * 5),
         "fill-before-scan": before_marker(plain, 0xDA, b"\xff"),
@@ -186,13 +187,14 @@ def jpegs():
         "stray-zero": before_marker(plain, 0xDB, b"\0"),
         "stray-bytes": before_marker(plain, 0xC4, b"stray bytes"),
         "short-app-length": after_start(plain, b"\xff\xe4\0\x06some text that is longer"),
-        "thumbnail": after_start(plain, app1(b"Exif\0\0" + exif(None) + photo(scene((32, 24))))),
+        "thumbnail": after_start(plain, app1(b"Exif\0\0" + exif(None) + as_jpeg(scene((32, 24))))),
         "profile": encoded(original, "JPEG", quality=95, subsampling=0, icc_profile=b"no profile" * 9000),
         "after-its-end": plain + b"\xff\xd8\xff\xc0 what cameras leave",
     }.items():
         yield Picture(f"jpeg-odd-{name}", data, original)
-    rotated = photo(stored(original, 6))
+    rotated = as_jpeg(stored(original, 6))
     xmp = app1(b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
+    # EXIF segments with these orientations, or without one
     eight, none, six, one = (app1(b"Exif\0\0" + exif(which)) for which in (8, None, 6, 1))
     for name, data, pillow_is_correct in [
         ("after-xmp", after_start(rotated, xmp, six), True),
@@ -205,7 +207,7 @@ def jpegs():
     ]:
         yield Picture(f"turned-jpeg-{name}-6", data, original, 6, pillow_is_correct)
     rotated_colors = planes(stored(original, 6).convert("YCbCr"))
-    in_scans = jpeg.encode(rotated_colors, [both, full, full], scans=each)
+    in_scans = jpeg.encode(rotated_colors, [two_each, once, once], scans=three_scans)
     yield Picture("turned-jpeg-three-scans-420-6", after_start(in_scans, six), original, 6)
     for orientation in (0, 9, 65535):
         data = after_start(plain, app1(b"Exif\0\0" + exif(orientation)))
@@ -252,9 +254,11 @@ def heic(image, orientation=1, **options):
 
 # Functions that encode an image with an EXIF orientation.
 ENCODERS = {
-    "jpeg": lambda image, orientation: after_start(photo(image), app1(b"Exif\0\0" + exif(orientation))),
-    "jpeg-big-endian": lambda image, orientation: after_start(photo(image), app1(b"Exif\0\0" + exif(orientation, ">"))),
-    "jpeg-progressive": lambda image, orientation: photo(image, progressive=True, exif=b"Exif\0\0" + exif(orientation)),
+    "jpeg": lambda image, orientation: after_start(as_jpeg(image), app1(b"Exif\0\0" + exif(orientation))),
+    "jpeg-big-endian": lambda image, orientation: after_start(
+        as_jpeg(image), app1(b"Exif\0\0" + exif(orientation, ">"))),
+    "jpeg-progressive": lambda image, orientation: as_jpeg(
+        image, progressive=True, exif=b"Exif\0\0" + exif(orientation)),
     "png": lambda image, orientation: png_with(image, exif(orientation), True),
     "png-after": lambda image, orientation: png_with(image, exif(orientation, ">"), False),
     "png-prefixed": lambda image, orientation: png_with(image, b"Exif\0\0" + exif(orientation), True),
