@@ -69,6 +69,12 @@ impl Progress {
         Self::with_bar(bar.filter(|bar| !bar.is_hidden()))
     }
 
+    /// A progress that is not shown, so that tests do not write thousands of lines.
+    #[cfg(test)]
+    pub(super) fn hidden() -> Self {
+        Self::with_bar(Some(ProgressBar::hidden()))
+    }
+
     fn with_bar(bar: Option<ProgressBar>) -> Self {
         let now = Instant::now();
         Self { console: Console(bar), started: now, last_line: now, speed: Speed::new(now) }
