@@ -167,6 +167,11 @@ export class Page {
     events.on("Audits.issueAdded", ({ issue }) => (issue.code === "GenericIssue" ? this.hints : this.complaints).push(JSON.stringify(issue)));
   }
 
+  /// Closes the page. It is not asked whether it may be closed.
+  close() {
+    return this.browser.send("Target.disposeBrowserContext", { browserContextId: this.browserContextId });
+  }
+
   async open(url) {
     const loaded = once(this.events, "Page.loadEventFired");
     const { errorText } = await this.send("Page.navigate", { url });

@@ -104,9 +104,9 @@ const dropTurnedPhoto = (page) =>
   page.run(async () => {
     const canvas = new OffscreenCanvas(1500, 1000);
     const context = canvas.getContext("2d");
-    for (let stripe = 0; stripe < 1500; stripe += 3) {
+    for (let stripe = 0; stripe < 1500; stripe += 25) {
       context.fillStyle = `hsl(${stripe * 7} 80% 50%)`;
-      context.fillRect(stripe, 0, 3, 1000);
+      context.fillRect(stripe, 0, 25, 1000);
     }
     const jpeg = new Uint8Array(await (await canvas.convertToBlob({ type: "image/jpeg", quality: 1 })).arrayBuffer());
     const exif = [0xff, 0xe1, 0, 34, ...new TextEncoder().encode("Exif\0\0MM\0*"), 0, 0, 0, 8, 0, 1, 0x01, 0x12, 0, 3, 0, 0, 0, 1, 0, 6, 0, 0, 0, 0, 0, 0];

@@ -32,8 +32,8 @@ export function pageTest(name, options, work) {
   test(name, { skip }, async (context) => {
     const target = options.service ? await options.service(context) : service;
     if (!target) return; // `options.service` has skipped the test
+    const page = await browser.page(options);
     try {
-      const page = await browser.page(options);
       await work(page, target);
       const origin = `${new URL(target.url).origin}/`;
       const elsewhere = page.requested.filter((url) => !["data:", "blob:", origin].some((start) => url.startsWith(start)));
@@ -41,6 +41,7 @@ export function pageTest(name, options, work) {
       assert.deepEqual(page.complaints, []);
       assert.deepEqual(page.failures, []);
     } finally {
+      await page.close();
       if (target !== service) await target.stop();
     }
   });

@@ -152,6 +152,8 @@ pageTest("on a phone two fingers zoom the map, one moves it, and a tap chooses",
 pageTest("with 200 pictures a choice is answered within 100 ms", { service: () => scripted((number) => answerWith(number)) }, async (page, service) => {
   await page.open(service.url);
   await dropDrawn(page, 200);
+  // On a busy machine, all together may take longer than `until` waits.
+  for (const some of [50, 100, 150]) await page.until(`${some} pictures`, (some) => document.querySelectorAll("#wall li").length >= some, some);
   await wall(page, 200);
   const times = await page.run(async () => {
     const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));

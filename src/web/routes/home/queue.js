@@ -109,10 +109,11 @@ const update = (item, state, text = WORDS[state], more = "") => {
 const count = (...states) => items.filter((item) => states.includes(item.state)).length;
 const pump = () => {
   const wait = pausedUntil - Date.now();
+  let free = AT_ONCE - count("sending", "waiting");
   for (const item of items) {
     if (isLocked || item.state !== "ready") continue;
     if (wait > 0) item.row.querySelector(".state").textContent = item.tries ? `The service is busy. Next try in ${Math.ceil(wait / 1000)} s` : WORDS.ready;
-    else if (count("sending", "waiting") < AT_ONCE) send(item);
+    else if (free-- > 0) send(item);
   }
   clearTimeout(pump.timer);
   if (wait > 0 && count("ready")) pump.timer = setTimeout(pump, Math.min(wait, 1000));
