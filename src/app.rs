@@ -100,7 +100,7 @@ impl App {
             Some(_) => {
                 let port = server.address().port();
                 let fetch_settings = allow_own_server(config.fetch, port);
-                (fetch_settings, Some(sandbox::sample_url(port)), sandbox::photo_router())
+                (fetch_settings, Some(sandbox::sample_url(port)), sandbox::samples_router())
             }
             None => (config.fetch, None, Router::new()),
         };

@@ -9,7 +9,6 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use axum::{Router, http::header, routing::get};
 use tokio::{net::TcpListener, task::JoinHandle};
 use url::Url;
 use uuid::Uuid;
@@ -17,8 +16,11 @@ use uuid::Uuid;
 use crate::{decoder::Decoder, nvidia, nvidia::ApiKey, spool::Staging};
 
 pub mod perceptual;
+mod samples;
 mod stand_in;
 
+pub(crate) use samples::PHOTO;
+pub use samples::router as samples_router;
 pub use stand_in::router;
 
 /// The model's name in the service's answers. It shows that these vectors are not NVIDIA's.
@@ -27,12 +29,6 @@ pub const MODEL: &str = "sandbox/perceptual";
 /// The shortest time between two polls. It is shorter than for NVIDIA, because frequent polls of a
 /// local server are cheap, and people who try the service should not have to wait.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-
-/// The path of the sample picture.
-const PHOTO_PATH: &str = "/sandbox/photo.jpg";
-
-/// The sample picture.
-pub(crate) const PHOTO: &[u8] = include_bytes!("../tests/fixtures/rocket.jpg");
 
 /// A running stand-in. Dropping this value stops the stand-in.
 #[derive(Debug)]
@@ -88,13 +84,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// The URL of the sample picture on a service that listens on this port.
+/// The URL of a sample picture on a service that listens on this port.
 pub fn sample_url(port: u16) -> String {
-    format!("http://127.0.0.1:{port}{PHOTO_PATH}")
-}
-
-/// The route `GET /sandbox/photo.jpg`. It serves a picture that the URL route can fetch without a
-/// network.
-pub fn photo_router() -> Router {
-    Router::new().route(PHOTO_PATH, get(async || ([(header::CONTENT_TYPE, "image/jpeg")], PHOTO)))
+    format!("http://127.0.0.1:{port}{}", samples::PHOTO_PATH)
 }

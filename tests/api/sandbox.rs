@@ -42,6 +42,24 @@ async fn copies_of_a_photograph_in_different_formats_get_similar_vectors() {
 }
 
 #[tokio::test]
+async fn two_of_the_three_sample_pictures_have_similar_vectors() {
+    let app = TestApp::sandbox().start().await;
+    let names = ["photo", "photo-cropped-and-darker", "landscape"];
+    let mut vectors = Vec::new();
+    for path in names.map(|name| format!("/sandbox/{name}.jpg")) {
+        let picture = app.get(&path).await;
+        assert_eq!((picture.status, picture.header("content-type")), (200, "image/jpeg"));
+        let by_url = app.by_url(&app.url(&path)).await.vector();
+        assert_eq!(app.upload(&picture.body, &path).await.vector(), by_url);
+        vectors.push(by_url);
+    }
+    let [copy, landscape] = [1, 2].map(|other| cosine(&vectors[0], &vectors[other]));
+    assert!(copy > 0.95, "{copy}");
+    assert!(landscape < 0.9, "{landscape}");
+    assert!(cosine(&vectors[1], &vectors[2]) < 0.9);
+}
+
+#[tokio::test]
 async fn in_sandbox_mode_no_loopback_url_is_allowed_except_the_sample_picture() {
     let app = TestApp::sandbox().start().await;
     let other_server = FakeServer::serving(ROCKET).await;

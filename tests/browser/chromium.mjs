@@ -3,7 +3,7 @@
 
 import { spawn, spawnSync } from "node:child_process";
 import { EventEmitter, once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -81,19 +81,45 @@ export class Browser {
   }
 
   /// Opens a page in a browser context of its own, so that pages do not share cookies or storage.
-  async page({ width = 1000, height = 900, mobile = false, colors = "light" } = {}) {
+  async page({ width = 1000, height = 900, mobile = false, colors = "light", motion = "no-preference" } = {}) {
     const { browserContextId } = await this.send("Target.createBrowserContext");
     const { targetId } = await this.send("Target.createTarget", { url: "about:blank", browserContextId });
     const { sessionId } = await this.send("Target.attachToTarget", { targetId, flatten: true });
     const events = new EventEmitter();
     this.#sessions.set(sessionId, events);
     const page = new Page((method, params) => this.send(method, params, sessionId), events);
+    page.browser = this;
+    page.browserContextId = browserContextId;
     await Promise.all(["Page", "Runtime", "Network", "Log", "Audits", "DOM", "Accessibility"].map((domain) => page.send(`${domain}.enable`)));
     await page.send("Emulation.setDeviceMetricsOverride", { width, height, mobile, deviceScaleFactor: 1 });
     await page.send("Emulation.setTouchEmulationEnabled", { enabled: mobile });
-    await page.send("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: colors }] });
+    await page.send("Emulation.setEmulatedMedia", {
+      features: [
+        { name: "prefers-color-scheme", value: colors },
+        { name: "prefers-reduced-motion", value: motion },
+      ],
+    });
     await page.send("Page.setInterceptFileChooserDialog", { enabled: true });
     return page;
+  }
+
+  /// Calls `act`, which must start a download of the page, and returns the file's name and text.
+  async download({ browserContextId }, act) {
+    const downloadPath = await mkdtemp(join(tmpdir(), "download-"));
+    const events = new EventEmitter();
+    this.#sessions.set(undefined, events); // the browser's own events have no session
+    try {
+      await this.send("Browser.setDownloadBehavior", { behavior: "allowAndName", browserContextId, downloadPath, eventsEnabled: true });
+      const signal = AbortSignal.timeout(TIMEOUT_MS);
+      const [begun, ended] = [once(events, "Browser.downloadWillBegin", { signal }), once(events, "completed", { signal })];
+      events.on("Browser.downloadProgress", ({ state }) => events.emit(state));
+      await act();
+      const [[{ guid, suggestedFilename }]] = await Promise.all([begun, ended]);
+      return { name: suggestedFilename, text: await readFile(join(downloadPath, guid), "utf8") };
+    } finally {
+      this.#sessions.delete(undefined);
+      await rm(downloadPath, { recursive: true });
+    }
   }
 
   async close() {
@@ -104,7 +130,7 @@ export class Browser {
   }
 }
 
-const KEYS = { Tab: 9, Enter: 13, Space: 32 };
+const KEYS = { Tab: 9, Enter: 13, Space: 32, ArrowLeft: 37, ArrowUp: 38, ArrowRight: 39, ArrowDown: 40, "+": 187, "-": 189 };
 
 export class Page {
   /// Every URL that the page requested.
@@ -113,6 +139,8 @@ export class Page {
   complaints = [];
   /// Problems of forms that the browser's developer tools report.
   hints = [];
+  /// The kinds of the dialogs that opened. The driver accepts each.
+  dialogs = [];
   /// The statuses of responses with 4xx or 5xx, which the console reports as errors.
   failures = [];
 
@@ -121,6 +149,10 @@ export class Page {
     this.events = events;
     events.on("Network.requestWillBeSent", ({ request }) => this.requested.push(request.url));
     events.on("Network.webSocketCreated", ({ url }) => this.requested.push(url));
+    events.on("Page.javascriptDialogOpening", ({ type }) => {
+      this.dialogs.push(type);
+      this.send("Page.handleJavaScriptDialog", { accept: true });
+    });
     events.on("Runtime.exceptionThrown", ({ exceptionDetails: { text, exception } }) => this.complaints.push(`${text} ${exception?.description ?? ""}`));
     events.on("Runtime.consoleAPICalled", ({ type, args }) => {
       if (["error", "warning", "assert"].includes(type)) this.complaints.push(`console.${type}: ${args.map((arg) => arg.value ?? arg.description).join(" ")}`);
@@ -133,6 +165,11 @@ export class Page {
     // A GenericIssue is a problem of a form. All other issues, such as violations of the Content-Security-Policy,
     // are complaints.
     events.on("Audits.issueAdded", ({ issue }) => (issue.code === "GenericIssue" ? this.hints : this.complaints).push(JSON.stringify(issue)));
+  }
+
+  /// Closes the page. It is not asked whether it may be closed.
+  close() {
+    return this.browser.send("Target.disposeBrowserContext", { browserContextId: this.browserContextId });
   }
 
   async open(url) {
@@ -168,9 +205,9 @@ export class Page {
     return result.value;
   }
 
-  /// Clicks an element as soon as it does not move and nothing covers it.
-  async click(selector) {
-    const point = await this.until(`${selector}, to be clicked`, (selector) => {
+  /// The middle of an element, as soon as it does not move and nothing covers it.
+  place(selector) {
+    return this.until(`${selector}, to be clicked`, (selector) => {
       const element = document.querySelector(selector);
       element?.scrollIntoView({ block: "center", behavior: "instant" });
       const { x, y, width, height } = element?.getBoundingClientRect() ?? {};
@@ -180,13 +217,30 @@ export class Page {
       const point = { x: x + width / 2, y: y + height / 2 };
       return isStill && width > 0 && element.contains(document.elementFromPoint(point.x, point.y)) && point;
     }, selector);
+  }
+
+  async click(selector) {
+    const point = await this.place(selector);
     for (const type of ["mousePressed", "mouseReleased"]) {
       await this.send("Input.dispatchMouseEvent", { type, ...point, button: "left", clickCount: 1 });
     }
   }
 
+  /// Moves fingers over the page. Each argument is the places of all fingers at one moment.
+  async touch(...moments) {
+    const [first, ...rest] = moments.map((points) => points.map(([x, y], id) => ({ x, y, id })));
+    await this.send("Input.dispatchTouchEvent", { type: "touchStart", touchPoints: first });
+    for (const touchPoints of rest) await this.send("Input.dispatchTouchEvent", { type: "touchMove", touchPoints });
+    await this.send("Input.dispatchTouchEvent", { type: "touchEnd", touchPoints: [] });
+  }
+
+  async tap(selector) {
+    const { x, y } = await this.place(selector);
+    await this.touch([[x, y]]);
+  }
+
   async press(key, modifiers = 0) {
-    const text = { Enter: "\r", Space: " " }[key];
+    const text = { Enter: "\r", Space: " ", "+": "+", "-": "-" }[key];
     const code = { key: key === "Space" ? " " : key, code: key, windowsVirtualKeyCode: KEYS[key], modifiers };
     await this.send("Input.dispatchKeyEvent", { type: text ? "keyDown" : "rawKeyDown", text, ...code });
     await this.send("Input.dispatchKeyEvent", { type: "keyUp", ...code });

@@ -1,4 +1,4 @@
-// The home page `/`: with a mouse, with only a keyboard, on a phone, and in dark mode.
+// The home page `/`: adding pictures, and what it shows of their answers.
 
 import assert from "node:assert/strict";
 import { copyFile, mkdtemp, readFile, rm } from "node:fs/promises";
@@ -6,26 +6,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { start } from "../service.mjs";
-import { pageTest, photo, withoutSandbox } from "./support.mjs";
+import { choose, facts, pageTest, photo, problem, row, wall, withoutSandbox } from "./support.mjs";
 
-const CHOOSE = "input[name=file]";
 const UUID = /^[0-9a-f-]{36}$/;
-
-const choose = (page, file) => page.choose(() => page.click(CHOOSE), file);
-
-/// Submits the form, waits for the next answer, and returns its list of facts.
-async function vectorize(page, submit = () => page.click("#send")) {
-  const before = await page.run(() => document.querySelector("article dl")?.innerText ?? "");
-  await submit();
-  return page.until("an answer", (before) => {
-    const list = document.querySelector("article dl");
-    if (!list || list.innerText === before) return null;
-    return Object.fromEntries([...list.querySelectorAll("dt")].map((term) => [term.textContent, term.nextSibling.textContent]));
-  }, before);
-}
-
-/// Waits for the box that shows a problem, and returns the box's text.
-const problem = (page) => page.until("a problem", () => document.querySelector("[role=alert] .problem")?.innerText);
 
 function cosine(a, b) {
   const dot = (a, b) => a.reduce((sum, number, at) => sum + number * b[at], 0);
@@ -34,114 +17,137 @@ function cosine(a, b) {
 
 pageTest("a chosen picture is shown with the facts of its answer and a drawing of its vector", async (page, service) => {
   await page.open(service.url);
-  await choose(page, photo("rocket.jpg"));
-  await page.until("the thumbnail", () => document.querySelector("#chosen img").naturalWidth === 640);
-  const facts = await vectorize(page);
-  assert.match(facts["Saved as"], /^[0-9a-f-]{36}\.jpg$/);
-  assert.equal(facts.Picture, "image/jpeg, 640 × 427");
-  assert.equal(facts.Prepared, "original");
-  assert.equal(facts.Model, "sandbox/perceptual");
-  assert.match(facts.Cache, /^(miss|hit)$/);
-  assert.match(facts.Time, /^\d+ ms$/);
-  assert.match(facts["Request id"], UUID);
+  await choose(page, "rocket.jpg");
+  assert.deepEqual(await wall(page, 1), [["rocket.jpg", "Chosen"]]);
+  await page.until("the picture", () => document.querySelector("#left img").naturalWidth === 640);
+  const shown = await facts(page);
+  assert.match(shown["Saved as"], /^[0-9a-f-]{36}\.jpg$/);
+  assert.equal(shown.Picture, "image/jpeg, 640 × 427");
+  assert.equal(shown.Prepared, "original");
+  assert.equal(shown.Model, "sandbox/perceptual");
+  assert.match(shown.Cache, /^(miss|hit)$/);
+  assert.match(shown.Time, /^\d+ ms$/);
+  assert.match(shown["Request id"], UUID);
   const drawn = await page.run(() => {
-    const canvas = document.querySelector("article canvas");
+    const canvas = document.querySelector("#left-vector");
     const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
     return { squares: canvas.width * canvas.height, colors: new Set(new Uint32Array(data.buffer)).size, label: canvas.ariaLabel };
   });
   assert.equal(drawn.squares, 1536);
   assert(drawn.colors > 100, `${drawn.colors} colors`);
-  assert.match(drawn.label, /^1536 numbers, from -0\.\d+ to 0\.\d+$/);
-  assert.equal(await page.run(() => JSON.parse(document.querySelector("article pre").textContent).length), 1536);
-  assert.match(await page.run(() => document.querySelector("#status[role=status]").innerText), /^Done: saved as/);
+  assert.match(drawn.label, /^The vector of rocket\.jpg: 1536 numbers, from -0\.\d+ to 0\.\d+$/);
+  assert.equal(await page.run(() => JSON.parse(document.querySelector("#vector").textContent).length), 1536);
+  assert.equal(await page.run(() => document.querySelector("#status[role=status]").innerText), "Done: the vector is here.");
+  assert.equal(await page.run(() => document.querySelector("#queue").hidden), true);
 });
 
-pageTest("a second picture is compared with the first, and the same picture is a cache hit", async (page, service) => {
+pageTest("several pictures are compared, and the same picture is a cache hit", async (page, service) => {
   const vector = async (name) => {
     const body = new FormData();
     body.append("file", new Blob([await readFile(photo(name))]));
     return (await (await fetch(`${service.url}/vectorize-image-upload`, { method: "POST", body })).json()).vector;
   };
-  const expected = cosine(await vector("rocket.jpg"), await vector("chelsea.png")).toFixed(4);
-  const similarity = () => page.run(() => document.querySelector("#similarity").innerText);
+  const expected = cosine(await vector("rocket.jpg"), await vector("chelsea.png")).toFixed(2);
   await page.open(service.url);
-  await choose(page, photo("rocket.jpg"));
-  await vectorize(page);
-  assert.equal(await similarity(), "");
-  assert.equal((await vectorize(page)).Cache, "hit");
-  assert.equal(await similarity(), "Cosine similarity of the two: 1.0000");
-  await page.drop(photo("chelsea.png"));
-  await vectorize(page);
-  assert.equal(await similarity(), `Cosine similarity of the two: ${expected}`);
-  const tops = await page.run(() => [...document.querySelectorAll("article")].map((article) => article.getBoundingClientRect().top));
-  assert.equal(tops.length, 2);
-  assert.equal(tops[0], tops[1], "the two answers should be side by side");
+  await choose(page, "rocket.jpg", "chelsea.png");
+  const shown = Object.fromEntries(await wall(page, 2));
+  const other = Object.keys(shown).find((name) => shown[name] !== "Chosen");
+  assert.equal(shown[other], expected);
+  assert.equal((await facts(page)).Cache, "hit");
+  await page.until("the pair", () => document.querySelector("#right img").naturalWidth > 0);
+  const sides = await page.run(() => ({
+    tops: ["left", "right"].map((id) => document.getElementById(id).getBoundingClientRect().top),
+    similarity: document.querySelector("#similarity").innerText,
+    explained: document.querySelector("#compared").innerText,
+  }));
+  assert.equal(sides.tops[0], sides.tops[1], "the pictures are side by side");
+  assert.equal(sides.similarity, `Cosine similarity: ${expected}`);
+  assert.match(sides.explained, /0\.9 means .* In the sandbox this is about shapes and colours only\./s);
+  // The same picture once more has the same vector.
+  await page.drop(photo("rocket.jpg"), photo("chelsea.png"));
+  assert.equal((await wall(page, 4))[1][1], "1.00");
 });
 
-pageTest("a pasted picture and a pasted address are accepted", async (page, service) => {
+pageTest("pasted pictures and addresses are accepted", async (page, service) => {
   await page.open(service.url);
   const paste = (kind) => page.run(async (kind) => {
     const clipboardData = new DataTransfer();
-    if (kind === "picture") {
+    if (kind === "pictures") {
       const bytes = await (await fetch("/sandbox/photo.jpg")).blob();
-      clipboardData.items.add(new File([bytes], "pasted.jpg", { type: "image/jpeg" }));
+      for (const name of ["pasted.jpg", "pasted-too.jpg"]) clipboardData.items.add(new File([bytes], name, { type: "image/jpeg" }));
     } else {
-      clipboardData.setData("text/plain", new URL("/sandbox/photo.jpg", location).href);
+      const url = new URL("/sandbox/photo.jpg", location).href;
+      clipboardData.setData("text/plain", kind === "address" ? url : `${url}\r\n${url}?2\n\nand no address\n`);
     }
     document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true, cancelable: true }));
   }, kind);
-  await paste("picture");
-  assert.equal(await page.run(() => document.querySelector("#chosen figcaption").innerText), "pasted.jpg");
-  assert.equal((await vectorize(page)).Picture, "image/jpeg, 640 × 427");
+  await paste("pictures");
+  assert.deepEqual((await wall(page, 2)).map(([name]) => name).sort(), ["pasted-too.jpg", "pasted.jpg"]);
+  // One address is put in the field, where it can be read before it is sent. A list is sent at once.
   await paste("address");
-  assert.equal(await page.run(() => document.querySelector("#chosen").hidden), true);
-  await vectorize(page);
-  assert.equal(await page.run(() => document.querySelector("article h2").innerText), `${service.url}/sandbox/photo.jpg`);
+  assert.deepEqual(await page.run(() => [document.activeElement.id, document.activeElement.value]), ["address", `${service.url}/sandbox/photo.jpg`]);
+  await page.press("Enter");
+  await wall(page, 3);
+  await page.run(() => document.activeElement.blur());
+  await paste("addresses");
+  const shown = await wall(page, 5);
+  assert.deepEqual(shown.map(([name]) => name).filter((name) => name.startsWith("http")).sort(), ["", "", "?2"].map((query) => `${service.url}/sandbox/photo.jpg${query}`));
 });
 
-pageTest("in sandbox mode the page says so, and its sample picture gets a vector", async (page, service) => {
+pageTest("in sandbox mode the page says so, and its sample address gets a vector", async (page, service) => {
   await page.open(service.url);
   assert.match(await page.run(() => document.querySelector("main").innerText), /Sandbox mode/);
-  await page.click("#sample");
   assert.equal(await page.run(() => document.querySelector("#address").value), `${service.url}/sandbox/photo.jpg`);
-  assert.equal((await vectorize(page, () => page.press("Enter"))).Picture, "image/jpeg, 640 × 427");
+  await page.click("#send");
+  await wall(page, 1);
+  assert.equal((await facts(page)).Picture, "image/jpeg, 640 × 427");
+  // The picture comes from this service, so the page shows it, too.
+  await page.until("the picture", () => document.querySelector("#left img").naturalWidth === 640);
 });
 
 pageTest("without sandbox mode the page does not mention the sandbox", { service: withoutSandbox }, async (page, service) => {
   await page.open(service.url);
-  assert.doesNotMatch(await page.run(() => document.querySelector("main").innerText), /sandbox/i);
+  assert.doesNotMatch(await page.run(() => document.querySelector("main").innerText), /sandbox|sample/i);
 });
 
-pageTest("an error is shown with its detail and the request's id", async (page, service) => {
+pageTest("an error is shown with its detail and the request's id, and others continue", async (page, service) => {
   await page.open(service.url);
   await page.fill("#address", "http://169.254.169.254/latest/meta-data/");
   await page.click("#send");
   await page.expectFailure(403);
-  const shown = await problem(page);
+  const shown = await row(page, /./);
   assert.match(shown, /does not lead to a public host\./);
   assert.match(shown, /403 url_not_allowed/);
-  assert.match(shown.match(/Request id\s+(\S+)/)[1], UUID);
+  assert.match(shown.match(/request id (\S+)/)[1], UUID);
+  assert.match(await problem(page), /^1 of the pictures failed/);
   assert.equal(await page.run(() => document.querySelector("#status").innerText), "");
 
-  await choose(page, photo("README.md"));
-  await page.click("#send");
-  await page.until("the next problem", () => document.querySelector(".problem")?.innerText.includes("unsupported_image"));
+  await choose(page, "README.md", "rocket.jpg");
+  await wall(page, 1);
+  await row(page, /415 unsupported_image/);
   await page.expectFailure(415);
-  // After the errors, the next picture is answered.
-  await choose(page, photo("rocket.jpg"));
-  await vectorize(page);
+  assert.match(await problem(page), /^2 of the pictures failed/);
+  for (const left of [1, 0]) {
+    await page.click("#rows li [data-do=remove]");
+    await page.until(`${left} rows`, (left) => document.querySelectorAll("#rows li").length === left, left);
+  }
   assert.equal(await page.run(() => document.querySelector("#problem").innerText), "");
 });
 
-pageTest("without a picture nothing is sent, and a missing response is reported", { service: () => start() }, async (page, service) => {
+pageTest("without an address nothing is sent, and a missing response is reported and can be tried again", { service: () => start() }, async (page, service) => {
   await page.open(service.url);
+  await page.fill("#address", " ");
   await page.click("#send");
-  assert.match(await problem(page), /^Choose a picture or enter an address first/);
-  await choose(page, photo("rocket.jpg"));
-  await page.send("Network.emulateNetworkConditions", { offline: true, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
-  await page.click("#send");
-  await page.until("the failure", () => document.querySelector(".problem")?.innerText.startsWith("The service did not answer"));
+  assert.match(await problem(page), /^Enter the complete web address/);
+  const offline = (offline) => page.send("Network.emulateNetworkConditions", { offline, latency: 0, downloadThroughput: -1, uploadThroughput: -1 });
+  await offline(true);
+  await choose(page, "rocket.jpg", "chelsea.png");
+  await page.until("two failures", () => [...document.querySelectorAll("#rows .failed")].filter((element) => element.innerText === "The service did not answer.").length === 2);
   assert.match(page.complaints.splice(0).join(), /ERR_INTERNET_DISCONNECTED/);
+  await offline(false);
+  await page.click("#again");
+  await wall(page, 2);
+  assert.equal(await page.run(() => document.querySelector("#problem").innerText), "");
 });
 
 pageTest("a file name with HTML is shown as text, and no injected script runs", async (page, service) => {
@@ -151,8 +157,8 @@ pageTest("a file name with HTML is shown as text, and no injected script runs", 
     await copyFile(photo("rocket.jpg"), join(folder, name));
     await page.open(service.url);
     await choose(page, join(folder, name));
-    await vectorize(page);
-    assert.equal(await page.run(() => document.querySelector("article h2").innerText), name);
+    assert.deepEqual(await wall(page, 1), [[name, "Chosen"]]);
+    assert.equal(await page.run(() => document.querySelector("#left figcaption").innerText), name);
   } finally {
     await rm(folder, { recursive: true });
   }
@@ -169,100 +175,36 @@ pageTest("a file name with HTML is shown as text, and no injected script runs", 
   assert(violations.length >= 2 && violations.every((text) => /trusted|ContentSecurityPolicyIssue/i.test(text)), violations.join("\n"));
 });
 
-pageTest("every control has a name and works with only the keyboard", async (page, service) => {
-  await page.open(service.url);
-  const reached = [];
-  for (let focused = ""; reached.length < 20; ) {
-    await page.press("Tab");
-    focused = await page.run(() => document.activeElement.id || document.activeElement.name || document.activeElement.localName);
-    if (focused === "body" || reached.includes(focused)) break;
-    reached.push(focused);
-  }
-  // The button for the camera is shown only on touch screens.
-  assert.deepEqual(reached, ["a", "sample", "file", "address", "send"]);
-  const { nodes } = await page.send("Accessibility.getFullAXTree");
-  const focusable = nodes.filter((node) => !node.ignored && node.role.value !== "RootWebArea" && node.properties?.some(({ name, value }) => name === "focusable" && value.value));
-  assert(focusable.length >= 5);
-  for (const node of focusable) assert(node.name.value, JSON.stringify(node).slice(0, 500));
-
-  await page.run(() => document.querySelector("[name=file]").focus());
-  assert.equal(await page.run(() => getComputedStyle(document.querySelector(".pick:focus-within")).outlineStyle), "solid");
-  await page.choose(() => page.press("Enter"), photo("rocket.jpg"));
-  await page.until("the choice", () => !document.querySelector("#chosen").hidden);
-  await page.press("Tab");
-  await page.press("Tab");
-  await vectorize(page, () => page.press("Enter"));
-  assert.equal(await page.run(() => document.activeElement.id), "send");
-  assert.deepEqual(page.hints, []);
-});
-
-pageTest("on a phone the camera button is shown, and nothing is wider than the screen", { width: 360, height: 740, mobile: true }, async (page, service) => {
-  await page.open(service.url);
-  assert.equal(await page.run(() => document.querySelector("[name=camera]").getAttribute("capture")), "environment");
-  await page.choose(() => page.click("[name=camera]"), photo("hubble_deep_field.jpg"));
-  await vectorize(page);
-  await page.click("#sample");
-  await vectorize(page);
-  assert.equal(await page.run(() => document.documentElement.scrollWidth), 360);
-  // A finger needs controls of at least 44 pixels.
-  const tooSmall = await page.run(() => [...document.querySelectorAll("button, .pick, input:not([type=file])")].filter((control) => control.checkVisibility() && control.getBoundingClientRect().height < 44).map((control) => control.outerHTML));
-  assert.deepEqual(tooSmall, []);
-});
-
-/// The relative luminance (WCAG 2.2) of a color as a browser prints it, such as `rgb(0, 0, 0)`.
-function luminance(color) {
-  const [r, g, b] = color.match(/[\d.]+/g).map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-}
-
-function contrast(a, b) {
-  const [dark, light] = [luminance(a), luminance(b)].sort((a, b) => a - b);
-  return (light + 0.05) / (dark + 0.05);
-}
-
-for (const colors of ["light", "dark"]) {
-  pageTest(`the page has ${colors} colors if the browser prefers them, and enough contrast`, { colors }, async (page, service) => {
-    await page.open(service.url);
-    await page.click("#send");
-    await problem(page);
-    const color = (selector, name = "color") => page.run((selector, name) => getComputedStyle(document.querySelector(selector))[name], selector, name);
-    const background = await color("body", "backgroundColor");
-    assert(colors === "dark" ? luminance(background) < 0.1 : luminance(background) > 0.9, background);
-    const contrasts = {
-      text: contrast(await color("body"), background),
-      link: contrast(await color("a"), background),
-      problem: contrast(await color(".problem"), background),
-      button: contrast(await color("#send"), await color("#send", "backgroundColor")),
-    };
-    for (const [what, contrast] of Object.entries(contrasts)) assert(contrast >= 4.5, `${what}: ${contrast}`);
-  });
-}
-
 const API_KEY = "a-key-of-the-browser-test-0123456789abcdef";
 
 /// Starts a service that requires a client key.
 const withKey = () => start({ IMAGESVC_API_KEYS: API_KEY });
 
-pageTest("the page asks for a required key, sends it, and stores it until the tab is closed", { service: withKey }, async (page, service) => {
+pageTest("the page asks for a required key once for all pictures, and stores it until the tab is closed", { service: withKey }, async (page, service) => {
   const isFieldVisible = () => page.run(() => document.querySelector("#key").checkVisibility());
   await page.open(service.url);
   assert.equal(await isFieldVisible(), false);
-  await choose(page, photo("rocket.jpg"));
-  await page.click("#send");
-  await page.expectFailure(401);
+  await choose(page, "rocket.jpg", "chelsea.png");
   await problem(page);
+  await page.expectFailure(401);
   assert.equal(await isFieldVisible(), true);
   assert.equal(await page.run(() => document.activeElement.id), "key");
+  assert.equal(await page.run(() => document.querySelectorAll("#rows .failed").length), 0);
   await page.send("Input.insertText", { text: "wrong" });
   await page.press("Enter");
   await page.expectFailure(401);
   await problem(page);
   assert.equal(await page.run(() => sessionStorage.length), 0);
   await page.fill("#key", API_KEY);
-  await vectorize(page, () => page.press("Enter"));
+  await page.press("Enter");
+  await wall(page, 2);
+  // Each time, the second picture was refused as well if it was sent before the first was refused.
+  assert(page.failures.splice(0).every((status) => status === 401));
+  assert.equal(await page.run(() => document.querySelector("#problem").innerText), "");
+  assert.equal(await page.run((key) => document.querySelector("main").innerText.includes(key), API_KEY), false);
   await page.open(service.url);
   assert.equal(await isFieldVisible(), true);
-  await choose(page, photo("rocket.jpg"));
-  await vectorize(page);
+  await choose(page, "rocket.jpg");
+  await wall(page, 1);
   assert.equal(await page.run(() => localStorage.length), 0);
 });

@@ -1,0 +1,39 @@
+// --- Taking it away
+const here = (path) => new URL(path || ".", location.href.split(/[?#]/)[0]).href.replace(path ? "" : /\/$/, "");
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const curlOf = ({ file, url, name }) => {
+  const lock = key.value ? ' -H "Authorization: Bearer YOUR_API_KEY"' : "";
+  // In curl's -F, a name in quotes may contain ; and ,
+  if (file) return `curl${lock} -F ${quoted(`file=@"${name.replace(/["\\]/g, "\\$&")}"`)} ${quoted(here("vectorize-image-upload"))}`;
+  return `curl${lock} -H 'Content-Type: application/json' -d ${quoted(JSON.stringify({ image_url: url }))} ${quoted(here("vectorize-image"))}`;
+};
+const copy = async (text, what) => {
+  const focused = document.activeElement;
+  try { await navigator.clipboard.writeText(text); } catch { // without HTTPS there is no clipboard object
+    const area = create("textarea", text);
+    document.body.append(area);
+    area.select();
+    const isCopied = document.execCommand("copy");
+    area.remove();
+    focused?.focus();
+    if (!isCopied) return say("The browser does not allow copying.");
+  }
+  say(`Copied: ${what}`);
+};
+const download = (name, parts, type) => {
+  const link = create("a", "", { href: URL.createObjectURL(new Blob(parts, { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+};
+const FIELDS = ["saved_as", "sha256", "model", "prepared", "content_type", "width", "height"];
+byId("jsonl").addEventListener("click", () => download("vectors.jsonl", done().map(({ file, name, answer, vector }) =>
+  `${JSON.stringify({ [file ? "path" : "url"]: name, ...Object.fromEntries(FIELDS.map((field) => [field, answer[field]])), vector })}\n`), "application/jsonl"));
+byId("csv").addEventListener("click", () => {
+  const line = (cells) => `${cells.map((cell) => /[",\r\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell).join()}\r\n`;
+  const rows = done().map(({ name, answer, vector }) => line([name, ...FIELDS.map((field) => answer[field] ?? ""), ...vector]));
+  download("vectors.csv", [line(["picture", ...FIELDS, ...chosen.vector.map((_, index) => `v${index}`)]), ...rows], "text/csv");
+});
+byId("copy").addEventListener("click", () => copy(JSON.stringify(chosen.vector), `the vector of ${chosen.name}`));
+byId("copy-curl").addEventListener("click", () => copy(curlOf(chosen), "the command"));
+byId("remove").addEventListener("click", () => remove(chosen));
+addEventListener("beforeunload", (event) => { if (done().length || count("preparing", "ready", "sending", "waiting")) event.preventDefault(); });
