@@ -108,7 +108,7 @@ pub(super) fn command() -> clap::Command {
             value(
                 "concurrency",
                 "N",
-                "The most requests at once; by default 8 with --to, else twice NVIDIA_MAX_CONCURRENCY",
+                "The most requests at once; by default 8 with --to, else as many as NVIDIA's limits allow",
             )
             .value_parser(value_parser!(NonZeroUsize)),
         )
