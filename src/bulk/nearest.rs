@@ -17,7 +17,7 @@ use super::{
     client::{Embedded, ServiceClient},
     interrupt::Interrupt,
     item::{Failure, ItemReader, Picture},
-    progress::say,
+    progress::{self, say},
     service::Service,
     vectors::{self, Labels, Row, VectorFile, VectorsError},
 };
@@ -216,17 +216,10 @@ fn four_decimals(cosine: f64) -> String {
     if text == "-0.0000" { "0.0000".into() } else { text }
 }
 
-/// The text on one line, without characters that control a terminal.
-fn printable(text: &str) -> String {
-    let mut printable = String::new();
-    for c in text.chars().take(MAX_LABEL) {
-        if c.is_control() {
-            printable.extend(c.escape_default());
-        } else {
-            printable.push(c);
-        }
-    }
-    printable
+/// The beginning of a label, on one line and without characters that control a terminal.
+fn printable(label: &str) -> String {
+    let beginning: String = label.chars().take(MAX_LABEL).collect();
+    progress::printable(&beginning).into_owned()
 }
 
 #[cfg(test)]
@@ -235,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_label_is_printed_on_one_line_and_cannot_control_a_terminal() {
-        assert_eq!(printable("a \u{1b}[31m\n\u{85}é"), "a \\u{1b}[31m\\n\\u{85}é");
+        assert_eq!(printable("a \u{1b}[31m\n\u{85}é"), r"a \u001b[31m\u000a\u0085é");
         assert_eq!(printable(&"é".repeat(9_999)).chars().count(), MAX_LABEL);
     }
 

@@ -235,7 +235,7 @@ pub(super) fn say(line: &str) {
 
 /// Escapes characters with which the name of a file or the sentence of a service could control the
 /// terminal. In JSON, which contains them in strings only, the escapes mean the same.
-fn printable(line: &str) -> Cow<'_, str> {
+pub(super) fn printable(line: &str) -> Cow<'_, str> {
     let controls =
         |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     if !line.contains(controls) {
