@@ -1,5 +1,5 @@
-//! Measures `imagesvc embed`: its speed, its memory for a long list, and how long it takes to start over
-//! an output that has many rows.
+//! Measures `imagesvc embed`: its speed, its memory for a long list, and how long a run takes that finds
+//! all its rows in the output already.
 
 use std::{
     env,
@@ -31,7 +31,7 @@ const LISTED_PICTURES: u32 = 8;
 /// The number of rows of the long list, unless `BENCH_LIST_ROWS` is set.
 const LISTED_ROWS: u32 = 1_000_000;
 
-/// The number of rows of the output that is continued.
+/// The number of rows of the output that is complete before the run.
 const OUTPUT_ROWS: u32 = 100_000;
 
 /// How often the memory of a run is read.
@@ -47,12 +47,12 @@ struct Run {
 impl Bench {
     pub fn bulk(&mut self) {
         heading(
-            "imagesvc embed, with the service in its process",
+            "imagesvc embed, which runs the service in its own process",
             &["run", "rows", "seconds", "rows/s", "peak MB"],
         );
         self.folder_of_pictures();
         self.long_list();
-        self.start_over_output();
+        self.continue_complete_output();
     }
 
     /// Embeds a folder of new pictures, and then the same folder into another output.
@@ -69,7 +69,7 @@ impl Bench {
         }
     }
 
-    /// Embeds a long list. The rows are written to nowhere.
+    /// Embeds a long list. The rows are written to `/dev/null`.
     fn long_list(&mut self) {
         let rows = env::var("BENCH_LIST_ROWS").map_or(LISTED_ROWS, |text| text.parse().unwrap());
         let folder = self.folder("list");
@@ -84,13 +84,13 @@ impl Bench {
         self.report.goal("embed, a long list: peak MB", run.peak_memory, 150.0);
     }
 
-    /// Starts over an output that contains all rows of the source.
-    fn start_over_output(&mut self) {
+    /// Runs again with an output that already contains all rows of the source, so every row is skipped.
+    fn continue_complete_output(&mut self) {
         let folder = self.folder("output");
         let out = folder.join("out.jsonl");
         write_output(&folder, &out);
         rustix::fs::sync();
-        count_lines(&out); // after this, both measurements read from memory
+        count_lines(&out); // now the file is in the page cache for both measurements
         let counted = Instant::now();
         assert_eq!(count_lines(&out), OUTPUT_ROWS);
         let wc_seconds = counted.elapsed().as_secs_f64();
@@ -103,8 +103,9 @@ impl Bench {
             run.seconds
         );
         fs::remove_file(out).unwrap();
-        let more = run.seconds - wc_seconds;
-        self.report.goal("embed, an output of 100,000 rows: s more than wc -l", more, 2.0);
+        let extra_seconds = run.seconds - wc_seconds;
+        let name = "embed, a complete output: seconds more than wc -l";
+        self.report.goal(name, extra_seconds, 2.0);
     }
 }
 
@@ -138,7 +139,7 @@ fn embed(folder: &Path, nvidia: &FakeNvidia, arguments: &[&str]) -> Run {
         if let Some(status) = process.try_wait().unwrap() {
             break status;
         }
-        peak_memory = memory_field(process.id(), "VmHWM:").map_or(peak_memory, |peak| peak);
+        peak_memory = memory_field(process.id(), "VmHWM:").unwrap_or(peak_memory);
         thread::sleep(MEMORY_INTERVAL);
     };
     let seconds = started.elapsed().as_secs_f64();
@@ -164,7 +165,7 @@ fn row_of(n: u32, pictures: u32) -> String {
     format!(r#"{{"name": "Person {n}", "path": "photos/{}.jpg", "n": {n}}}"#, n % pictures)
 }
 
-/// Writes a list, and an output that contains all its rows.
+/// Writes a list, and an output that contains all rows of the list.
 fn write_output(folder: &Path, out: &Path) {
     let mut vector = String::new();
     for n in 0..1536_u32 {
@@ -177,10 +178,10 @@ fn write_output(folder: &Path, out: &Path) {
     for n in 0..OUTPUT_ROWS {
         let row = row_of(n, OUTPUT_ROWS);
         writeln!(list, "{row}").unwrap();
-        let own = row.strip_suffix('}').unwrap();
+        let source_fields = row.strip_suffix('}').unwrap();
         writeln!(
             out,
-            r#"{own},"sha256":"{sha256}","model":"nvidia/nv-dinov2","prepared":"original","width":320,"height":240,"vector":[{vector}]}}"#
+            r#"{source_fields},"sha256":"{sha256}","model":"nvidia/nv-dinov2","prepared":"original","width":320,"height":240,"vector":[{vector}]}}"#
         )
         .unwrap();
     }

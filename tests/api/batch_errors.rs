@@ -4,7 +4,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
 use crate::{
-    batches::{batch_of, entries, numbering_nvidia},
+    batches::{assert_entries, batch_of, nvidia_with_numbered_embeddings},
     cache::embedding_filled_with,
     support::{
         Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, avif,
@@ -244,10 +244,10 @@ async fn a_failed_batch_saves_nothing_and_its_retry_sends_only_pictures_that_are
     assert!(detail.starts_with("input[3]: NVIDIA does not accept this picture"), "{detail}");
     let problem = answer.json();
     assert!(problem.get("saved_as").is_none() && problem.get("path").is_none());
-    app.wait_until_saved(0).await;
+    app.wait_for_saved_count(0).await;
     assert_eq!(nvidia.lines().len(), 4, "the fifth picture must not be sent");
 
-    let cache_values: Vec<_> = entries(&app.batch(&batch_of(0..5)).await)
+    let cache_values: Vec<_> = assert_entries(&app.batch(&batch_of(0..5)).await)
         .iter()
         .map(|entry| entry["imagesvc"]["cache"].as_str().unwrap().to_owned())
         .collect();
@@ -267,7 +267,7 @@ async fn with_errors_item_each_picture_has_its_own_outcome() {
     let picture = |number| json!(data_url(&tiny(number)));
     let input = json!([picture(1), "some text", picture(2), "data:,%%", picture(4)]);
     let request = app.json_request("/v1/embeddings?errors=item", &json!({ "input": input }));
-    let outcomes = entries(&app.send(request).await);
+    let outcomes = assert_entries(&app.send(request).await);
     let objects: Vec<_> = outcomes.iter().map(|entry| &entry["object"]).collect();
     assert_eq!(objects, ["embedding", "error", "error", "error", "embedding"]);
     let codes: Vec<_> = outcomes[1..4].iter().map(|entry| &entry["error"]["code"]).collect();
@@ -286,7 +286,7 @@ async fn with_errors_item_each_picture_has_its_own_outcome() {
     let no_pictures = json!({ "input": ["text", "more text"] });
     let request = app.json_request("/v1/embeddings?errors=item", &no_pictures);
     let answer = app.send(request).await;
-    assert!(entries(&answer).iter().all(|entry| entry["object"] == "error"));
+    assert!(assert_entries(&answer).iter().all(|entry| entry["object"] == "error"));
 }
 
 #[tokio::test]
@@ -351,7 +351,7 @@ async fn x_should_retry_is_false_if_a_download_would_fail_again() {
 
 #[tokio::test]
 async fn the_error_of_a_picture_over_the_limits_contains_the_place_of_the_picture() {
-    let nvidia = numbering_nvidia().await;
+    let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
         .setting("IMAGESVC_MAX_IMAGE_PIXELS", "1000")

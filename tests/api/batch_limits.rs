@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::{
-    batches::{batch_of, entries, numbering_nvidia},
+    batches::{assert_entries, batch_of, nvidia_with_numbered_embeddings},
     cache::embedding_filled_with,
     support::{
         FakeNvidia, FakeServer, HUBBLE, Reply, TestApp, assert_problem, created_asset, data_url,
@@ -21,9 +21,9 @@ use crate::{
 
 #[tokio::test]
 async fn a_batch_that_needs_more_calls_than_this_minute_has_left_is_refused_before_any_call() {
-    let nvidia = numbering_nvidia().await;
+    let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_REQUESTS_PER_MINUTE", 10).start().await;
-    entries(&app.batch(&batch_of(0..4)).await);
+    assert_entries(&app.batch(&batch_of(0..4)).await);
     let started = Instant::now();
     let refused = app.batch(&batch_of(10..17)).await;
     let problem = assert_problem(&refused, 503, "embedding_rate_limited");
@@ -37,23 +37,24 @@ async fn a_batch_that_needs_more_calls_than_this_minute_has_left_is_refused_befo
         (50..=61).contains(&retry_after),
         "Retry-After should be the rest of the minute: {retry_after}"
     );
-    assert_eq!(nvidia.lines().len(), 4);
+    assert_eq!(nvidia.count(), 4);
     assert_eq!(app.saved().len(), 4);
     // Six calls are left in this minute, because the refused batch has reserved none. Cached pictures
     // need no calls.
-    entries(&app.batch(&batch_of((0..4).chain(10..16))).await);
-    assert_eq!(nvidia.lines().len(), 10);
+    assert_entries(&app.batch(&batch_of((0..4).chain(10..16))).await);
+    assert_eq!(nvidia.count(), 10);
 }
 
 #[tokio::test]
-async fn a_batch_over_the_limit_on_calls_per_minute_gets_an_error_with_the_largest_size() {
-    let nvidia = numbering_nvidia().await;
+async fn the_error_of_a_batch_over_the_limit_on_calls_per_minute_names_the_most_pictures_allowed() {
+    let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_REQUESTS_PER_MINUTE", 10).start().await;
     let problem = assert_problem(&app.batch(&batch_of(0..11)).await, 422, "validation_failed");
     let detail = problem["detail"].as_str().unwrap();
+    // `chunk_size` is LangChain's name for the number of pictures in a batch.
     assert!(detail.contains("at most 10 at once") && detail.contains("chunk_size"), "{detail}");
-    assert_eq!(nvidia.lines().len(), 0);
-    entries(&app.batch(&batch_of(0..10)).await);
+    assert_eq!(nvidia.count(), 0);
+    assert_entries(&app.batch(&batch_of(0..10)).await);
 }
 
 #[tokio::test]
@@ -64,7 +65,7 @@ async fn a_cached_batch_is_served_while_nvidia_allows_no_calls() {
     })
     .await;
     let app = TestApp::start(&nvidia).await;
-    entries(&app.batch(&batch_of(0..3)).await);
+    assert_entries(&app.batch(&batch_of(0..3)).await);
     assert_problem(&app.upload(&tiny(100), "a.png").await, 503, "embedding_rate_limited");
     let with_a_new_picture = app.batch(&batch_of(0..4)).await;
     assert_problem(&with_a_new_picture, 503, "embedding_rate_limited");
@@ -73,32 +74,35 @@ async fn a_cached_batch_is_served_while_nvidia_allows_no_calls() {
         "600",
         "Retry-After should be the time that NVIDIA sent"
     );
-    entries(&app.batch(&batch_of(0..3)).await);
-    assert_eq!(nvidia.lines().len(), 4);
+    assert_entries(&app.batch(&batch_of(0..3)).await);
+    assert_eq!(nvidia.count(), 4);
 }
 
 #[tokio::test]
 async fn the_rate_limit_counts_each_picture_of_a_batch() {
-    let nvidia = numbering_nvidia().await;
+    let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", 6).start().await;
     let problem = assert_problem(&app.batch(&batch_of(0..7)).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("send at most 6 at once"));
-    entries(&app.batch(&batch_of(0..3)).await);
+    assert_entries(&app.batch(&batch_of(0..3)).await);
+    // The batch of seven counted as one request, and the batch of three as three. Only two are left.
     let refused = app.batch(&batch_of(0..3)).await;
     assert_problem(&refused, 429, "rate_limited");
     assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 10);
-    assert_eq!(nvidia.lines().len(), 3);
+    assert_eq!(nvidia.count(), 3);
 }
 
 #[tokio::test]
-async fn a_batch_that_does_not_get_all_its_permits_is_refused_and_returns_them() {
+async fn a_batch_that_does_not_get_all_its_permits_is_refused_and_returns_those_it_got() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
+    // One client may use three of these four permits.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", 4).start().await;
     let [first, second] = [1, 2].map(tiny);
     let singles = join_all([app.upload(&first, "a.png"), app.upload(&second, "b.png")]);
     let batches = async {
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 2.0).await;
+        // The single pictures have two permits, so the batch gets one, but not the other two.
         let refused = app.batch(&batch_of(10..13)).await;
         assert_problem(&refused, 503, "overloaded");
         assert!(!refused.header("retry-after").is_empty());
@@ -108,19 +112,20 @@ async fn a_batch_that_does_not_get_all_its_permits_is_refused_and_returns_them()
         release.send(true).unwrap();
     };
     tokio::join!(singles, batches);
-    entries(&app.batch(&batch_of(10..13)).await);
+    assert_entries(&app.batch(&batch_of(10..13)).await);
     app.wait_for(|value| value("imagesvc_pictures_at_work") == 0.0).await;
     assert_eq!(metric(&app.get("/metrics").await.text(), "imagesvc_buffered_bytes"), 0.0);
 }
 
 #[tokio::test]
 async fn batches_that_compete_for_permits_do_not_deadlock() {
-    let nvidia = numbering_nvidia().await;
+    let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IN_FLIGHT", 8)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
         .start()
         .await;
+    // Each batch needs six permits, the most that one client can get: three quarters of eight.
     let bodies: Vec<_> = (0..12).map(|n| batch_of(n * 8..n * 8 + 6)).collect();
     let answers = join_all(bodies.iter().map(|body| app.batch(body))).await;
     let successes = answers.iter().filter(|answer| answer.status == 200).count();
@@ -143,13 +148,14 @@ async fn a_single_picture_does_not_wait_for_a_batch_of_the_same_client() {
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 8).start().await;
     let body = batch_of(0..32);
     let single = async {
+        // A batch makes at most three quarters of the concurrent calls: six of eight.
         nvidia.wait_for(6).await;
         let answer = app.upload(&tiny(100), "single.png").await;
         release.send(true).unwrap();
         answer.vector();
     };
     let (answer, ()) = tokio::join!(app.batch(&body), single);
-    assert_eq!(entries(&answer).len(), 32);
+    assert_eq!(assert_entries(&answer).len(), 32);
 }
 
 #[tokio::test]
@@ -160,6 +166,7 @@ async fn a_batch_makes_no_new_calls_after_its_client_has_disconnected() {
         embedding_filled_with(picture_number(request)).held_until(&release_replies)
     })
     .await;
+    // A batch makes at most three quarters of the concurrent calls: three of four.
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 4).start().await;
     let body = batch_of(0..10);
     tokio::select! {
@@ -169,8 +176,8 @@ async fn a_batch_makes_no_new_calls_after_its_client_has_disconnected() {
     app.wait_for(|value| value("imagesvc_pictures_at_work") == 3.0).await;
     release.send(true).unwrap();
     app.wait_for(|value| value("imagesvc_pictures_at_work") == 0.0).await;
-    assert_eq!(nvidia.lines().len(), 3);
-    let cached_indexes: Vec<_> = entries(&app.batch(&body).await)
+    assert_eq!(nvidia.count(), 3);
+    let cached_indexes: Vec<_> = assert_entries(&app.batch(&body).await)
         .iter()
         .filter(|entry| entry["imagesvc"]["cache"] == "hit")
         .map(|entry| entry["index"].clone())
@@ -195,9 +202,9 @@ async fn the_files_of_a_batch_are_removed_after_its_client_has_disconnected() {
     let body = batch_of(0..10);
     tokio::select! {
         _ = app.batch(&body) => panic!("the batch must not be answered before NVIDIA's last reply"),
-        () = app.wait_until_saved(10) => {} // dropping the request disconnects the client
+        () = app.wait_for_saved_count(10) => {} // dropping the request disconnects the client
     }
-    app.wait_until_saved(0).await;
+    app.wait_for_saved_count(0).await;
     release.send(true).unwrap();
 }
 
@@ -227,11 +234,13 @@ async fn finished_pictures_of_a_running_batch_have_no_open_files() {
         release.send(true).unwrap();
     };
     let (answer, ()) = tokio::join!(app.send(request), check_files);
-    entries(&answer);
+    assert_entries(&answer);
 }
 
 #[tokio::test]
-async fn a_batch_that_takes_longer_than_its_deadline_progresses_with_each_retry() {
+async fn a_batch_that_takes_longer_than_its_deadline_progresses_each_time_the_client_repeats_it() {
+    const BATCH: usize = 16;
+    const OTHER_PICTURES: usize = 16;
     let nvidia = FakeNvidia::scripted(|request, _| {
         embedding_filled_with(picture_number(request)).after(Duration::from_millis(100))
     })
@@ -241,29 +250,29 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_with_each_retry(
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
         .start()
         .await;
-    // From these calls, the service learns that a call takes 0.1 s. So 16 calls, one after the
-    // other, take longer than the deadline of 1 s.
-    for number in 100..116 {
+    // One call at a time, the batch takes 1.6 s, longer than the deadline of 1 s. With these other
+    // pictures, the service measures how long a call takes. Even so, it must try the batch.
+    for number in 100..100 + OTHER_PICTURES {
         app.upload(&tiny(number), "a.png").await.vector();
     }
-    for failures in 0..16 {
-        let answer = app.batch(&batch_of(0..16)).await;
+    for failures in 0..BATCH {
+        let answer = app.batch(&batch_of(0..BATCH)).await;
         if answer.status == 200 {
             // The deadline may end one call of each batch, which the next batch repeats.
-            let calls = nvidia.count() - 16;
+            let calls = nvidia.count() - OTHER_PICTURES;
             assert!(
-                (16..=16 + failures).contains(&calls),
+                (BATCH..=BATCH + failures).contains(&calls),
                 "at most one call should be repeated after each of {failures} failures: {calls} calls"
             );
             return;
         }
         assert_problem(&answer, 504, "embedding_timeout");
     }
-    panic!("sixteen requests should be enough to embed sixteen pictures");
+    panic!("{BATCH} requests should be enough to embed {BATCH} pictures");
 }
 
 #[tokio::test]
-async fn with_errors_item_each_picture_that_misses_the_deadline_has_a_timeout_error() {
+async fn if_errors_are_per_item_each_picture_that_misses_the_deadline_has_a_timeout_error() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_MAX_CONCURRENCY", 2)
@@ -271,25 +280,27 @@ async fn with_errors_item_each_picture_that_misses_the_deadline_has_a_timeout_er
         .start()
         .await;
     let request = app.json_request("/v1/embeddings?errors=item", &batch_of(0..5));
-    let outcomes = entries(&app.send(request).await);
+    let outcomes = assert_entries(&app.send(request).await);
     let codes: Vec<_> = outcomes.iter().map(|entry| &entry["error"]["code"]).collect();
     assert_eq!(codes, ["embedding_timeout"; 5]);
 }
 
 #[tokio::test]
-async fn without_memory_a_batch_fails_as_a_whole_even_with_errors_item() {
+async fn without_memory_a_batch_fails_as_a_whole_even_if_errors_are_per_item() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia)
+        // If larger pictures were allowed, the service would not start with so little memory.
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
-        // Each picture needs half a MiB, and one client may use 6 MiB of these 8. This is enough
-        // for eight single pictures and a part of the batch.
+        // The service reserves half a MiB for the call of each picture, even of a small one. One
+        // client may use 6 MiB of these 8: enough for eight single pictures and a part of the batch.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "8MiB")
         .start()
         .await;
     let pictures: Vec<_> = (0..8).map(tiny).collect();
     let singles = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png")));
     let batch = async {
+        // Now all eight single pictures have their memory.
         app.wait_for(|value| value("imagesvc_buffered_bytes") >= 4e6).await;
         // There is memory for the first picture, so the batch is admitted.
         let request = app.json_request("/v1/embeddings?errors=item", &batch_of(20..28));
@@ -302,17 +313,19 @@ async fn without_memory_a_batch_fails_as_a_whole_even_with_errors_item() {
 }
 
 #[tokio::test]
-async fn the_last_fetches_of_a_batch_from_a_slow_host_do_not_begin() {
+async fn fetches_of_a_batch_that_would_begin_too_late_fail_with_a_timeout() {
     let host = FakeServer::start(|_, _| Reply::Hang).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .may_fetch_from(&host)
+        // A batch begins no more fetches when twice this timeout has passed. It fetches eight pictures
+        // at a time, so the last of 32 would begin after three timeouts.
         .setting("IMAGESVC_FETCH_TIMEOUT", "200ms")
         .start()
         .await;
     let urls: Vec<_> = (0..32).map(|n| host.url(&format!("/{n}"))).collect();
     let request = app.json_request("/v1/embeddings?errors=item", &json!({ "input": urls }));
-    let outcomes = entries(&app.send(request).await);
+    let outcomes = assert_entries(&app.send(request).await);
     assert!(outcomes.iter().all(|entry| entry["error"]["code"] == "download_timeout"));
     assert!(host.count() < 32, "some of the 32 fetches must not begin");
 }
@@ -320,14 +333,17 @@ async fn the_last_fetches_of_a_batch_from_a_slow_host_do_not_begin() {
 #[tokio::test]
 async fn the_memory_of_a_batch_body_is_freed_when_all_pictures_in_it_are_received() {
     let (release, _) = watch::channel(false);
+    // The memory is checked before NVIDIA sends this reply, so any reply would do.
     let nvidia = FakeNvidia::replying(vec![Reply::status(422).held_until(&release)]).await;
     let app = TestApp::builder(&nvidia)
+        // A shrunk picture needs only one call, and only one call runs at a time. So the batch waits
+        // for its first call while the memory is checked.
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("NVIDIA_MAX_CONCURRENCY", 1)
         .start()
         .await;
-    let pictures: Vec<_> = (0..4).map(|_| data_url(&noise_png(900, 900))).collect();
-    let body = json!({ "input": pictures });
+    let equal_pictures = vec![data_url(&noise_png(900, 900)); 4];
+    let body = json!({ "input": equal_pictures });
     let body_bytes = body.to_string().len() as f64;
     assert!(body_bytes > 10e6);
     let check_memory = async {
@@ -342,7 +358,7 @@ async fn the_memory_of_a_batch_body_is_freed_when_all_pictures_in_it_are_receive
 }
 
 #[tokio::test]
-async fn the_error_of_a_batch_that_misses_the_deadline_contains_the_place_of_the_slow_picture() {
+async fn the_error_of_a_batch_that_misses_the_deadline_contains_the_index_of_the_slow_picture() {
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         1 => Reply::Hang,
         number => embedding_filled_with(number),
@@ -352,14 +368,14 @@ async fn the_error_of_a_batch_that_misses_the_deadline_contains_the_place_of_the
     let answer = app.batch(&batch_of([0, 1, 2])).await;
     let problem = assert_problem(&answer, 504, "embedding_timeout");
     assert_eq!(problem["error"]["param"], "input[1]");
-    app.wait_until_saved(0).await;
+    app.wait_for_saved_count(0).await;
 }
 
 #[tokio::test]
 async fn a_batch_counts_as_one_request_in_the_metrics_and_each_saved_picture_is_counted() {
-    let nvidia = numbering_nvidia().await;
+    let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia).start().await;
-    entries(&app.batch(&batch_of([1, 2, 3])).await);
+    assert_entries(&app.batch(&batch_of([1, 2, 3])).await);
     let text = app.get("/metrics").await.text();
     let requests = r#"imagesvc_requests_total{route="/v1/embeddings",status="200"}"#;
     assert_eq!(metric(&text, requests), 1.0, "{text}");

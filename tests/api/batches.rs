@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Starts a fake NVIDIA. Its embedding of a tiny picture contains the picture's number.
-pub async fn numbering_nvidia() -> FakeNvidia {
+pub async fn nvidia_with_numbered_embeddings() -> FakeNvidia {
     FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await
 }
 
@@ -25,7 +25,7 @@ pub fn batch_of(pictures: impl IntoIterator<Item = usize>) -> Value {
 }
 
 /// Asserts that a batch succeeded, and returns the entries of its answer.
-pub fn entries(answer: &Answer) -> Vec<Value> {
+pub fn assert_entries(answer: &Answer) -> Vec<Value> {
     assert_eq!(answer.status, 200, "{:.500}", answer.text());
     assert!(answer.text().ends_with("}\n"));
     let body = answer.json();
@@ -40,14 +40,14 @@ pub fn entries(answer: &Answer) -> Vec<Value> {
 
 /// The numbers of the only embedding of an answer, as text.
 fn only_embedding(answer: &Answer) -> Vec<String> {
-    assert_eq!(entries(answer).len(), 1);
+    assert_eq!(assert_entries(answer).len(), 1);
     let text = answer.text();
     let (_, embedding) = text.split_once("\"embedding\":[").unwrap();
     let (embedding, _) = embedding.split_once(']').unwrap();
     embedding.split(',').map(ToOwned::to_owned).collect()
 }
 
-/// The tiny picture's number in an embedding by [`numbering_nvidia`].
+/// The tiny picture's number in an embedding by [`nvidia_with_numbered_embeddings`].
 fn number_in(entry: &Value) -> f64 {
     let embedding = entry["embedding"].as_array().unwrap();
     assert_eq!(embedding.len(), 1536);
@@ -99,17 +99,17 @@ async fn base64_may_contain_line_breaks_and_escapes_as_on_the_base64_route() {
     for input in [wrapped.join("\n"), wrapped.join("\\n"), text.replace('/', "\\/")] {
         let body = format!(r#"{{"input": ["{input}", "data:image\/jpeg;base64,{input}"]}}"#);
         let answer = app.post("/v1/embeddings", "text/plain", body).await;
-        assert_eq!(entries(&answer).len(), 2);
+        assert_eq!(assert_entries(&answer).len(), 2);
     }
     assert_eq!(nvidia.last_inline().bytes, ROCKET);
 }
 
 #[tokio::test]
 async fn the_embeddings_of_an_answer_are_in_the_order_of_the_input_and_describe_each_picture() {
-    let nvidia = numbering_nvidia().await;
+    let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.batch(&batch_of(0..20)).await;
-    let embeddings = entries(&answer);
+    let embeddings = assert_entries(&answer);
     assert_eq!(answer.header("x-cache"), "miss");
     assert_eq!(answer.json()["model"], "nvidia/nv-dinov2");
     for (number, entry) in embeddings.iter().enumerate() {
@@ -127,7 +127,7 @@ async fn the_embeddings_of_an_answer_are_in_the_order_of_the_input_and_describe_
     }
     let again = app.batch(&batch_of((0..20).rev())).await;
     assert_eq!(again.header("x-cache"), "hit");
-    let again = entries(&again);
+    let again = assert_entries(&again);
     assert!(again.iter().all(|entry| entry["imagesvc"]["cache"] == "hit"));
     assert!(again.iter().rev().zip(&embeddings).all(|(a, b)| a["embedding"] == b["embedding"]));
     assert_eq!(nvidia.lines().len(), 20);
@@ -156,7 +156,7 @@ async fn a_base64_embedding_contains_the_numbers_as_32_bit_floats() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = json!({ "input": data_url(ROCKET), "encoding_format": "base64" });
-    let entry = entries(&app.batch(&body).await).remove(0);
+    let entry = assert_entries(&app.batch(&body).await).remove(0);
     let text = entry["embedding"].as_str().unwrap();
     // 1536 floats of 4 bytes; Base64 writes 3 bytes as 4 characters.
     assert_eq!(text.len(), 8192);
@@ -189,7 +189,7 @@ async fn a_normalized_vector_has_length_1_and_the_cached_vector_is_not_normalize
 
 #[tokio::test]
 async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cache() {
-    let nvidia = numbering_nvidia().await;
+    let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", 0)
         .setting("IMAGESVC_CACHE_DISK", 0)
@@ -198,7 +198,7 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
         .start()
         .await;
     let answer = app.batch(&batch_of([1, 2, 1, 1, 2])).await;
-    let embeddings = entries(&answer);
+    let embeddings = assert_entries(&answer);
     let picture_numbers: Vec<_> = embeddings.iter().map(number_in).collect();
     assert_eq!(picture_numbers, [1.0, 2.0, 1.0, 1.0, 2.0]);
     let cache_values: Vec<_> = embeddings.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
@@ -213,7 +213,7 @@ async fn large_pictures_and_other_formats_are_prepared_as_on_the_other_routes() 
     let app = TestApp::start(&nvidia).await;
     let gif = crate::support::converted(&tiny(1), image_rs::ImageFormat::Gif);
     let input = [data_url(HUBBLE), data_url(&gif)];
-    let embeddings = entries(&app.batch(&json!({ "input": input })).await);
+    let embeddings = assert_entries(&app.batch(&json!({ "input": input })).await);
     assert_eq!(embeddings[0]["imagesvc"]["prepared"], "original");
     assert_eq!(embeddings[1]["imagesvc"]["prepared"], "jpeg");
     assert_eq!(embeddings[1]["imagesvc"]["content_type"], "image/gif");
@@ -221,24 +221,24 @@ async fn large_pictures_and_other_formats_are_prepared_as_on_the_other_routes() 
 
 #[tokio::test]
 async fn the_query_and_cache_control_have_the_same_effect_as_on_the_other_routes() {
-    let nvidia = numbering_nvidia().await;
+    let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::start(&nvidia).await;
     let send = |slash_and_query: &str, body: Value| {
         let request = app.json_request(&format!("/v1/embeddings{slash_and_query}"), &body);
         app.send(request)
     };
     let answer = send("/?save=false&backend=nv_dino", batch_of([1])).await;
-    let entry = entries(&answer).remove(0);
+    let entry = assert_entries(&answer).remove(0);
     assert!(entry["imagesvc"].get("saved_as").is_none() && entry["imagesvc"].get("path").is_none());
     assert_eq!(app.saved().len(), 0);
     assert_problem(&send("?backend=clip", batch_of([1])).await, 422, "validation_failed");
     assert_problem(&send("?errors=some", batch_of([1])).await, 422, "validation_failed");
     let request = app.json_request("/v1/embeddings", &batch_of([1]));
     let answer = app.send(request.header("cache-control", "no-cache")).await;
-    assert_eq!(entries(&answer)[0]["imagesvc"]["cache"], "miss");
+    assert_eq!(assert_entries(&answer)[0]["imagesvc"]["cache"], "miss");
     assert_eq!(nvidia.lines().len(), 2);
     let answer = app.send(app.json_request("/embeddings", &batch_of([1]))).await;
-    assert_eq!(number_in(&entries(&answer)[0]), 1.0);
+    assert_eq!(number_in(&assert_entries(&answer)[0]), 1.0);
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ async fn a_folder_becomes_one_row_per_picture_and_a_bad_picture_becomes_a_failur
     bulk.write("photos/notes.txt", "no picture");
     let run = bulk.run("photos --out out/../vectors.jsonl");
     assert_eq!(run.code, Some(2), "the folder of the output must exist: {}", run.stderr);
-    let run = bulk.run("photos --out vectors.jsonl").expect(1);
+    let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(1);
     let rows = bulk.rows("vectors.jsonl");
     let mut paths: Vec<_> = rows.iter().map(|row| row["path"].as_str().unwrap()).collect();
     paths.sort_unstable();
@@ -64,7 +64,7 @@ async fn rows_of_lists_keep_their_own_fields_unchanged() {
     let object = format!(r#"{{"n": 1.50, "images": {{"profile_image": "{}"}} }}"#, url(3));
     bulk.write("people.jsonl", format!("{object}\n"));
     bulk.write("people.json", format!("[\n{object},\n{object}\n]"));
-    bulk.run("people.csv --out csv.jsonl").expect(0);
+    bulk.run("people.csv --out csv.jsonl").expect_exit_code(0);
     let mut rows = bulk.rows("csv.jsonl");
     rows.sort_by_key(|row| row["name"].to_string());
     assert_eq!(rows[0]["name"], "Ada, \"A\"");
@@ -72,7 +72,7 @@ async fn rows_of_lists_keep_their_own_fields_unchanged() {
     let run = bulk.run(
         "people.jsonl people.json --field images.profile_image --prefix dino_ --out json.jsonl",
     );
-    let run = run.expect(0);
+    let run = run.expect_exit_code(0);
     for line in bulk.read("json.jsonl").lines() {
         let unchanged = object.strip_suffix('}').unwrap();
         assert!(line.starts_with(&format!("{unchanged},\"dino_sha256\":\"")), "{line:.200}");
@@ -91,13 +91,13 @@ async fn paths_on_standard_input_become_rows_on_standard_output() {
     let mut input = process.stdin.take().unwrap();
     input.write_all(b"photos/0.png\n\nphotos/1.png\nphotos/missing.png").unwrap();
     drop(input);
-    let run = Finished::from(process).expect(1);
+    let run = Finished::from(process).expect_exit_code(1);
     assert_eq!(run.stdout.lines().count(), 2);
     assert!(run.stdout.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()));
     assert!(
         run.stderr.contains(r#"{"path":"photos/missing.png","error":{"code":"unreadable_file","#)
     );
-    let saved = bulk.run("photos/0.png --save").expect(0);
+    let saved = bulk.run("photos/0.png --save").expect_exit_code(0);
     assert_eq!(saved.stdout.lines().count(), 1);
     assert!(bulk.path("downloads").is_dir(), "{}", saved.stderr);
 }
@@ -111,10 +111,10 @@ async fn the_failures_file_is_a_source_and_is_removed_when_all_succeed() {
         "{\"n\": 1.0, \"path\": \"a.png\"}\n{\"n\": 2, \"path\": \"b.png\"}\nbad\n",
     );
     bulk.write("b.png", tiny(2));
-    bulk.run("list.jsonl --out vectors.jsonl").expect(1);
+    bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(1);
     assert_eq!(bulk.rows("vectors.failed.jsonl").len(), 2);
     bulk.write("a.png", tiny(1));
-    bulk.run("vectors.failed.jsonl --out vectors.jsonl").expect(1);
+    bulk.run("vectors.failed.jsonl --out vectors.jsonl").expect_exit_code(1);
     let [failure] = &bulk.rows("vectors.failed.jsonl")[..] else { panic!("one row has failed") };
     assert_eq!((&failure["source"], &failure["line"]), (&json!("list.jsonl"), &json!(3)));
     let lines = bulk.read("vectors.jsonl");
@@ -122,7 +122,7 @@ async fn the_failures_file_is_a_source_and_is_removed_when_all_succeed() {
     assert_eq!(lines.lines().count(), 2);
     bulk.write("list.jsonl", "{\"n\": 1.0, \"path\": \"a.png\"}\n");
     std::fs::remove_file(bulk.path("vectors.failed.jsonl")).unwrap();
-    bulk.run("list.jsonl --out vectors.jsonl").expect(0);
+    bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(0);
     let names = std::fs::read_dir(bulk.folder()).unwrap();
     let mut names: Vec<_> =
         names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -136,11 +136,11 @@ fn a_dry_run_counts_without_a_key_and_without_writing() {
     let bulk = Bulk::without_nvidia().setting("NVIDIA_REQUESTS_PER_MINUTE", 40);
     bulk.write_pictures(10);
     bulk.write("list.txt", "http://localhost/a\nphotos/1.png\n");
-    let run = bulk.run("photos list.txt --dry-run --out vectors.jsonl").expect(0);
+    let run = bulk.run("photos list.txt --dry-run --out vectors.jsonl").expect_exit_code(0);
     assert!(run.stdout.contains("12 pictures to send: 11 files and 1 URLs"), "{}", run.stdout);
     assert!(run.stdout.contains("NVIDIA_REQUESTS_PER_MINUTE=40, at most 18s"), "{}", run.stdout);
     assert!(!bulk.path("vectors.jsonl").exists() && !bulk.path(".cache").exists());
-    let run = bulk.run("photos list.txt --dry-run --limit 3").expect(0);
+    let run = bulk.run("photos list.txt --dry-run --limit 3").expect_exit_code(0);
     assert!(run.stdout.contains("3 pictures to send"), "{}", run.stdout);
 }
 
@@ -161,13 +161,13 @@ async fn a_mistake_in_the_arguments_exits_with_2_before_a_picture_is_sent() {
         ("broken.json --out vectors.jsonl", "list of objects"),
         ("broken.json --out broken.jsonl/x.jsonl", "x.jsonl: "),
     ] {
-        let run = bulk.run(arguments).expect(2);
+        let run = bulk.run(arguments).expect_exit_code(2);
         assert!(run.stderr.contains(message), "{arguments}: {}", run.stderr);
     }
     assert_eq!(nvidia.count(), 0);
     let without_key = Bulk::without_nvidia();
     without_key.write_pictures(1);
-    assert!(without_key.run("photos").expect(2).stderr.contains("NVIDIA_API_KEY"));
+    assert!(without_key.run("photos").expect_exit_code(2).stderr.contains("NVIDIA_API_KEY"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,7 +175,7 @@ async fn one_picture_without_an_output_is_one_row_on_standard_output() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write("rocket.jpg", ROCKET);
-    let run = bulk.run("rocket.jpg").expect(0);
+    let run = bulk.run("rocket.jpg").expect_exit_code(0);
     let row: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!((&row["path"], &row["width"]), (&json!("rocket.jpg"), &json!(640)));
     assert_eq!(row["vector"].as_array().unwrap().len(), 1536);

@@ -73,13 +73,13 @@ async fn the_file_is_made_from_all_rows_although_some_pictures_failed() {
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(3);
     bulk.write("photos/text.jpg", "no picture");
-    let run = bulk.run("photos --out vectors.npy").expect(1);
+    let run = bulk.run("photos --out vectors.npy").expect_exit_code(1);
     assert!(run.stderr.contains("vectors.npy contains 3 rows"), "{}", run.stderr);
     assert_eq!(names(&bulk), ["vectors.failed.jsonl", "vectors.jsonl", "vectors.npy"]);
     assert_eq!((len(&bulk, "vectors.npy"), bulk.rows("vectors.jsonl").len()), (npy_len(3), 3));
     bulk.write_pictures(5);
     fs::remove_file(bulk.path("photos/text.jpg")).unwrap();
-    let run = bulk.run("photos vectors.failed.jsonl --out vectors.npy").expect(1);
+    let run = bulk.run("photos vectors.failed.jsonl --out vectors.npy").expect_exit_code(1);
     assert!(run.stderr.contains("vectors.npy contains 5 rows"), "{}", run.stderr);
     assert_eq!(len(&bulk, "vectors.npy"), npy_len(5));
     assert_eq!(nvidia.count(), 5);
@@ -90,15 +90,15 @@ async fn a_run_that_has_nothing_left_to_send_makes_the_file_again() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(2);
-    bulk.run("photos --out vectors.jsonl").expect(0);
+    bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
     for _ in 0..2 {
-        let run = bulk.run("photos --out vectors.npy").expect(0);
+        let run = bulk.run("photos --out vectors.npy").expect_exit_code(0);
         assert!(run.stderr.contains("2 skipped"), "{}", run.stderr);
         assert_eq!(len(&bulk, "vectors.npy"), npy_len(2));
         fs::remove_file(bulk.path("vectors.npy")).unwrap();
     }
     assert_eq!(nvidia.count(), 2);
-    let empty = bulk.run("photos --dry-run --out vectors.npy").expect(0);
+    let empty = bulk.run("photos --dry-run --out vectors.npy").expect_exit_code(0);
     assert!(empty.stdout.contains("2 rows are in the output already"), "{}", empty.stdout);
     assert!(!bulk.path("vectors.npy").exists(), "a dry run must write nothing");
 }
@@ -117,7 +117,7 @@ async fn a_run_that_stopped_makes_no_file_and_says_so() {
     let bulk = Bulk::without_nvidia();
     bulk.write_pictures(5);
     let arguments = format!("photos --concurrency 1 --out vectors.npy --to {}", service.url("/"));
-    let run = bulk.run(&arguments).expect(1);
+    let run = bulk.run(&arguments).expect_exit_code(1);
     assert!(
         run.stderr.contains("vectors.npy was not made: run again to make it"),
         "{}",
@@ -125,7 +125,7 @@ async fn a_run_that_stopped_makes_no_file_and_says_so() {
     );
     assert_eq!(names(&bulk), ["vectors.failed.jsonl", "vectors.jsonl"]);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 1);
-    bulk.run(&format!("{arguments} --limit 0")).expect(0);
+    bulk.run(&format!("{arguments} --limit 0")).expect_exit_code(0);
     assert_eq!(len(&bulk, "vectors.npy"), 128 + 4, "a limit of 0 makes the file at once");
 }
 
@@ -168,7 +168,7 @@ async fn a_run_that_is_killed_while_it_makes_the_file_leaves_no_part_of_it() {
         assert!(len(&bulk, "vectors.npy.new") > 0);
         assert_eq!(fs::read_to_string(bulk.path("vectors.npy")).ok().as_deref(), earlier);
     }
-    let run = bulk.run("photos --out vectors.npy").expect(0);
+    let run = bulk.run("photos --out vectors.npy").expect_exit_code(0);
     assert!(run.stderr.contains("vectors.npy contains 41 rows"), "{}", run.stderr);
     assert_eq!(len(&bulk, "vectors.npy"), npy_len(41));
     assert_eq!(names(&bulk), ["vectors.jsonl", "vectors.npy"]);
@@ -203,7 +203,7 @@ async fn a_file_for_which_there_is_no_space_is_not_made_and_the_rows_stay() {
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(20);
     let formats: &[_] = if cfg!(feature = "parquet") { &["npy", "parquet"] } else { &["npy"] };
-    bulk.run("photos --out vectors.jsonl").expect(0);
+    bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
     let rows = bulk.read("vectors.jsonl");
     for format in formats {
         let file = format!("vectors.{format}");
@@ -219,7 +219,7 @@ async fn a_file_for_which_there_is_no_space_is_not_made_and_the_rows_stay() {
             ("earlier", rows.clone())
         );
         assert!(!bulk.path(&format!("{file}.new")).exists());
-        bulk.run(&format!("photos --out {file}")).expect(0);
+        bulk.run(&format!("photos --out {file}")).expect_exit_code(0);
         assert!(len(&bulk, &file) > 20 * 1536 * 4);
     }
     assert_eq!(nvidia.count(), 20);
@@ -246,15 +246,17 @@ async fn an_output_that_is_a_source_or_belongs_to_somebody_else_is_refused_uncha
         ("photos --out own.npy", "own.npy exists without own.jsonl"),
         ("photos --out folder.npy", "folder.npy is not a regular file"),
     ] {
-        let run = bulk.run(arguments).expect(2);
+        let run = bulk.run(arguments).expect_exit_code(2);
         assert!(run.stderr.contains(message), "{arguments}: {}", run.stderr);
     }
     let open = |name: &str| File::options().append(true).read(true).open(bulk.path(name)).unwrap();
     let mut command = bulk.command("- --out empty.jsonl");
-    let run = Finished::from(command.stdin(open("empty.jsonl")).spawn().unwrap()).expect(2);
+    let run =
+        Finished::from(command.stdin(open("empty.jsonl")).spawn().unwrap()).expect_exit_code(2);
     assert!(run.stderr.contains("empty.jsonl is also a source"), "{}", run.stderr);
     let mut command = bulk.command("list.jsonl");
-    let run = Finished::from(command.stdout(open("list.jsonl")).spawn().unwrap()).expect(2);
+    let run =
+        Finished::from(command.stdout(open("list.jsonl")).spawn().unwrap()).expect_exit_code(2);
     assert!(run.stderr.contains("standard output is also a source"), "{}", run.stderr);
     assert_eq!(names(&bulk), before);
     assert_eq!(bulk.read("list.jsonl"), "{\"path\": \"photos/0.png\"}\n");
@@ -275,7 +277,7 @@ async fn a_parquet_file_contains_the_fields_and_vectors_of_the_rows() {
         r#"{"path": "photos/1.png", "n": 1.50}"#,
     ];
     bulk.write("list.jsonl", list.join("\n"));
-    let run = bulk.run("list.jsonl --prefix dino_ --out people.parquet").expect(0);
+    let run = bulk.run("list.jsonl --prefix dino_ --out people.parquet").expect_exit_code(0);
     assert!(run.stderr.contains("people.parquet contains 2 rows"), "{}", run.stderr);
     assert_eq!(names(&bulk), ["list.jsonl", "people.jsonl", "people.parquet"]);
     let file = File::open(bulk.path("people.parquet")).unwrap();

@@ -32,7 +32,7 @@ async fn a_slow_host_gets_two_requests_at_once_and_does_not_delay_another_host()
     let run = bulk.start("list.txt --out vectors.jsonl");
     fast.wait_for(30).await;
     assert!(slow.count() < 12, "the fast host must not wait for the slow one");
-    crate::support::Finished::from(run).expect(0);
+    crate::support::Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 42);
     assert_eq!(slow.most_delayed(), 2);
 }
@@ -56,7 +56,7 @@ async fn a_host_is_left_alone_for_the_time_in_its_retry_after_and_others_go_on()
     let run = bulk.start("list.txt --out vectors.jsonl");
     other.wait_for(20).await;
     assert!(busy.count() <= 2, "the other host must not wait for the busy one");
-    crate::support::Finished::from(run).expect(0);
+    crate::support::Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 26);
     let times = times.lock().unwrap();
     assert_eq!(times.len(), 8);
@@ -70,7 +70,7 @@ async fn a_host_that_wants_a_long_pause_fails_its_pictures_and_the_run_ends() {
     let other = FakeServer::start(|request, _| picture(&request.target)).await;
     let bulk = bulk(&nvidia, [&closed, &other]);
     bulk.write("list.txt", urls(&closed, 0..50) + &urls(&other, 100..105));
-    bulk.run("list.txt --out vectors.jsonl --per-host 1").expect(1);
+    bulk.run("list.txt --out vectors.jsonl --per-host 1").expect_exit_code(1);
     assert_eq!(closed.count(), 1);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 5);
     let failures = bulk.rows("vectors.failed.jsonl");
@@ -93,7 +93,7 @@ async fn a_download_that_may_succeed_soon_is_tried_again_and_another_one_is_not(
     .await;
     let bulk = bulk(&nvidia, [&origin, &origin]);
     bulk.write("list.txt", urls(&origin, 0..6));
-    let run = bulk.run("list.txt --out vectors.jsonl --per-host 6").expect(1);
+    let run = bulk.run("list.txt --out vectors.jsonl --per-host 6").expect_exit_code(1);
     assert!(run.stderr.contains("4 embedded (0 cached), 2 failed"), "{}", run.stderr);
     assert_eq!(origin.count(), 6 + 3, "three pictures are fetched twice");
     let failures = bulk.rows("vectors.failed.jsonl");
@@ -112,7 +112,7 @@ async fn a_missing_picture_is_fetched_once_and_fails() {
     .await;
     let bulk = bulk(&nvidia, [&origin, &origin]);
     bulk.write("list.txt", urls(&origin, 0..3));
-    let run = bulk.run("list.txt --out vectors.jsonl").expect(1);
+    let run = bulk.run("list.txt --out vectors.jsonl").expect_exit_code(1);
     assert_eq!(origin.count(), 3);
     assert!(run.stderr.contains("1 x download_failed, for example http://"), "{}", run.stderr);
     assert!(run.stderr.contains("404"), "{}", run.stderr);

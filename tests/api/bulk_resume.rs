@@ -56,7 +56,7 @@ async fn a_run_that_is_killed_at_fifty_random_moments_loses_and_repeats_no_row()
         rows_before = rows;
     }
     assert!(kills_while_writing >= 5, "only {kills_while_writing} runs wrote a row");
-    let run = bulk.run(&arguments).expect(1);
+    let run = bulk.run(&arguments).expect_exit_code(1);
     assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), PICTURES, "{}", run.stderr);
     let failures = bulk.rows("vectors.failed.jsonl");
     assert_eq!(paths(&failures), BTreeSet::from(["photos/bad.png".to_owned()]));
@@ -69,11 +69,11 @@ async fn a_torn_last_line_is_cut_off_and_its_row_is_written_again() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(3);
-    bulk.run("photos --out vectors.jsonl").expect(0);
+    bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
     let whole = bulk.read("vectors.jsonl");
     for torn in [1, 20, 10_000] {
         bulk.write("vectors.jsonl", &whole[..whole.len() - torn]);
-        let run = bulk.run("photos --out vectors.jsonl").expect(0);
+        let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
         assert!(run.stderr.contains("1 embedded (1 cached), 0 failed"), "{}", run.stderr);
         assert!(run.stderr.contains("2 skipped"), "{}", run.stderr);
         assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), 3);
@@ -87,14 +87,14 @@ async fn a_path_that_the_list_contains_twice_gets_two_rows() {
     let bulk = Bulk::new(&nvidia);
     bulk.write("a.png", tiny(1));
     bulk.write("list.txt", "a.png\na.png\n");
-    bulk.run("list.txt --out vectors.jsonl --limit 1").expect(0);
+    bulk.run("list.txt --out vectors.jsonl --limit 1").expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 1);
-    bulk.run("list.txt --out vectors.jsonl").expect(0);
-    bulk.run("list.txt --out vectors.jsonl").expect(0);
+    bulk.run("list.txt --out vectors.jsonl").expect_exit_code(0);
+    bulk.run("list.txt --out vectors.jsonl").expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 2);
     bulk.write("ids.csv", "id,path\n1,a.png\n2,a.png\n");
-    bulk.run("ids.csv --id id --out ids.jsonl --limit 1").expect(0);
-    let run = bulk.run("ids.csv --id id --out ids.jsonl").expect(0);
+    bulk.run("ids.csv --id id --out ids.jsonl --limit 1").expect_exit_code(0);
+    let run = bulk.run("ids.csv --id id --out ids.jsonl").expect_exit_code(0);
     assert!(run.stderr.contains("1 skipped"), "{}", run.stderr);
     assert_eq!(bulk.rows("ids.jsonl")[1]["id"], "2");
 }
@@ -108,12 +108,12 @@ async fn a_second_run_on_the_same_output_is_refused_while_the_first_one_runs() {
     bulk.write_pictures(1);
     let first = bulk.start("photos --out vectors.jsonl");
     nvidia.wait_for(1).await;
-    let second = bulk.run("photos --out vectors.jsonl").expect(2);
+    let second = bulk.run("photos --out vectors.jsonl").expect_exit_code(2);
     assert!(second.stderr.contains("vectors.jsonl is in use by another run"), "{}", second.stderr);
-    let third = bulk.run("photos --out other.jsonl").expect(2);
+    let third = bulk.run("photos --out other.jsonl").expect_exit_code(2);
     assert!(third.stderr.contains("in use by another imagesvc"), "{}", third.stderr);
     release.send(true).unwrap();
-    Finished::from(first).expect(0);
+    Finished::from(first).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 1);
 }
 
@@ -122,13 +122,13 @@ async fn an_output_of_another_model_and_a_file_without_vectors_are_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
-    bulk.run("photos --sandbox --out vectors.jsonl").expect(0);
+    bulk.run("photos --sandbox --out vectors.jsonl").expect_exit_code(0);
     let before = bulk.read("vectors.jsonl");
-    let run = bulk.run("photos --out vectors.jsonl").expect(2);
+    let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(2);
     assert!(run.stderr.contains("sandbox/perceptual") && run.stderr.contains("nvidia/nv-dinov2"));
     assert_eq!(bulk.read("vectors.jsonl"), before);
     bulk.write("list.jsonl", "{\"path\": \"photos/0.png\"}\n");
-    let run = bulk.run("photos --out list.jsonl").expect(2);
+    let run = bulk.run("photos --out list.jsonl").expect_exit_code(2);
     assert!(run.stderr.contains("list.jsonl, line 1: this is not a row"), "{}", run.stderr);
     assert_eq!(nvidia.count(), 0);
 }
@@ -147,10 +147,10 @@ async fn an_interrupted_run_finishes_its_running_calls_and_exits_with_130() {
     // and if it is not, more than three rows are written.
     tokio::time::sleep(Duration::from_millis(300)).await;
     release.send(true).unwrap();
-    let run = Finished::from(process).expect(130);
+    let run = Finished::from(process).expect_exit_code(130);
     assert!(run.stderr.contains("waiting for 3 running requests"), "{}", run.stderr);
     assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), 3);
-    bulk.run("photos --out vectors.jsonl").expect(0);
+    bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
     assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), 9);
     assert_eq!(nvidia.count(), 9);
 }
@@ -172,7 +172,7 @@ async fn a_second_interrupt_stops_at_once() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         signal(&process, "INT");
     }
-    Finished::from(process).expect(130);
+    Finished::from(process).expect_exit_code(130);
     assert_eq!(bulk.read("vectors.jsonl"), "");
 }
 
@@ -195,6 +195,6 @@ async fn an_output_that_cannot_grow_ends_with_a_complete_row_and_is_continued() 
     assert!(text.ends_with("]}\n") && text.len() <= 100 << 10, "{} bytes", text.len());
     let complete = paths(&bulk.rows("vectors.jsonl")).len();
     assert!((1..20).contains(&complete), "{complete} rows");
-    bulk.run("photos --out vectors.jsonl").expect(0);
+    bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
     assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), 20);
 }

@@ -51,7 +51,7 @@ async fn files_with_odd_names_become_rows_and_files_that_cannot_be_read_become_f
 
     // The second run tries only the failures again, and has the same result.
     for embedded in [odd.len() + 1, 0] {
-        let run = bulk.run("photos --out vectors.jsonl").expect(1);
+        let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(1);
         let counts = format!("{embedded} embedded (0 cached), 5 failed");
         assert!(run.stderr.contains(&counts), "{}", run.stderr);
         let rows = bulk.rows("vectors.jsonl");
@@ -100,7 +100,7 @@ async fn one_command_reads_lists_of_every_kind_with_byte_order_marks_and_quotes(
     let arguments = "a.txt b.csv c.tsv d.json e.jsonl photos/6.png - --out vectors.jsonl";
     let mut process = bulk.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
     process.stdin.take().unwrap().write_all("\u{feff}photos/7.png\n".as_bytes()).unwrap();
-    let run = Finished::from(process).expect(0);
+    let run = Finished::from(process).expect_exit_code(0);
     assert!(run.stderr.contains("11 embedded (0 cached), 0 failed"), "{}", run.stderr);
     let output = bulk.read("vectors.jsonl");
     for own in [
@@ -128,7 +128,7 @@ async fn equal_pictures_are_paid_once_and_counted() {
     for n in 0..50 {
         bulk.write(&format!("photos/{n}.png"), tiny(n % 2));
     }
-    let run = bulk.run("photos --out vectors.jsonl").expect(0);
+    let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
     assert_eq!(nvidia.count(), 2);
     assert!(run.stderr.contains("50 embedded (48 cached), 0 failed"), "{}", run.stderr);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 50);
@@ -140,7 +140,7 @@ async fn each_run_with_a_limit_takes_the_next_pictures() {
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(5);
     for rows in [2, 4, 5, 5] {
-        bulk.run("photos --out vectors.jsonl --limit 2").expect(0);
+        bulk.run("photos --out vectors.jsonl --limit 2").expect_exit_code(0);
         assert_eq!(bulk.rows("vectors.jsonl").len(), rows);
     }
     assert_eq!(nvidia.count(), 5);
@@ -153,7 +153,7 @@ async fn a_standard_output_that_is_full_stops_the_run() {
     bulk.write_pictures(50);
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let run = bulk.command("photos --concurrency 2").stdout(full).spawn().unwrap();
-    let run = Finished::from(run).expect(1);
+    let run = Finished::from(run).expect_exit_code(1);
     assert!(run.stderr.contains("the output cannot be written: No space left"), "{}", run.stderr);
     assert!(nvidia.count() < 50, "{} calls", nvidia.count());
 }

@@ -6,8 +6,8 @@ use crate::support::{
     Bulk, FakeNvidia, Finished, Reply, ServiceProcess, Terminal, embedding, is_missing,
 };
 
-/// Runs the command on a terminal of this width, by util-linux's `script`. Returns the program's
-/// output on the terminal, where the exit code is in the last line.
+/// Runs the command on a terminal of this width, with util-linux's `script`. Returns what the terminal
+/// received. The exit code is in its last line.
 fn run_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String {
     let program = ServiceProcess::PROGRAM;
     let shell = format!(
@@ -15,11 +15,11 @@ fn run_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String {
     );
     let mut script = std::process::Command::new("script");
     script.args(["--quiet", "--return", "--command", &shell, "/dev/null"]);
-    let program = bulk.command("");
+    let command = bulk.command(""); // only its environment is used
     script.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("TERM", "xterm");
-    script.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     script.current_dir(bulk.folder()).stdin(Stdio::null()).stdout(Stdio::piped());
-    let run = Finished::from(script.stderr(Stdio::piped()).spawn().unwrap()).expect(0);
+    let run = Finished::from(script.stderr(Stdio::piped()).spawn().unwrap()).expect_exit_code(0);
     run.stdout
 }
 
@@ -28,9 +28,9 @@ async fn slow_nvidia() -> FakeNvidia {
     FakeNvidia::healthy_except(|_| Some(embedding().after(Duration::from_millis(150)))).await
 }
 
-/// A folder with 20 pictures and two files that fail. The name of one would change the title of a
-/// terminal.
-fn folder(nvidia: &FakeNvidia) -> Bulk {
+/// A source with 20 pictures and two files that are no pictures. A terminal would take the name of one
+/// for a command to change its title.
+fn bulk_with_failures(nvidia: &FakeNvidia) -> Bulk {
     let bulk = Bulk::new(nvidia).setting("NVIDIA_MAX_CONCURRENCY", 1);
     bulk.write_pictures(20);
     bulk.write("photos/\u{1b}]0;title\u{7}.png", "no picture");
@@ -45,7 +45,7 @@ async fn a_terminal_of_any_width_shows_a_bar_and_at_the_end_only_the_summary() {
     }
     let nvidia = slow_nvidia().await;
     for columns in [40, 160] {
-        let bulk = folder(&nvidia);
+        let bulk = bulk_with_failures(&nvidia);
         let output = run_on_terminal(&bulk, columns, "photos --out vectors.jsonl");
         let mut terminal = Terminal::new(columns);
         let mut bars = Vec::new();
@@ -58,24 +58,27 @@ async fn a_terminal_of_any_width_shows_a_bar_and_at_the_end_only_the_summary() {
                 bars.push((bar.clone(), details.clone()));
             }
         });
-        let is_complete = |bar: &str| bar.contains("=>") && bar.contains("/22 done, ");
-        let drawn = bars.iter().find(|(bar, _)| is_complete(bar) && bar.ends_with(" left"));
-        let (bar, details) = drawn.unwrap_or_else(|| panic!("{bars:#?}"));
+        let has_all_parts =
+            |bar: &str| bar.contains("=>") && bar.contains("/22 done, ") && bar.ends_with(" left");
+        let found = bars.iter().find(|(bar, _)| has_all_parts(bar));
+        let (bar, details) = found.unwrap_or_else(|| panic!("{bars:#?}"));
         assert!(bar.chars().count() <= columns, "{bar}");
         assert!(details.contains(" failed, ") && details.contains(" cached, "), "{details}");
 
         let lines = terminal.lines();
-        // Long lines wrap, perhaps at a space.
-        let text = lines.concat().replace(' ', "");
+        // Long lines wrap, perhaps at a space. So texts are compared without spaces.
+        let without_spaces = |text: &str| text.replace(' ', "");
+        let text = without_spaces(&lines.concat());
         for sentence in [
             "20 embedded (0 cached), 2 failed, in ",
             "2 x unsupported_image, for example photos/",
             "the failures are in vectors.failed.jsonl",
         ] {
-            assert!(text.contains(&sentence.replace(' ', "")), "{sentence}: {lines:#?}");
+            assert!(text.contains(&without_spaces(sentence)), "{sentence}: {lines:#?}");
         }
         assert_eq!(lines.last().unwrap(), "exit code 1");
-        assert!(!text.contains("asecond,"), "the bar must leave nothing behind: {lines:#?}");
+        let has_details = text.contains("cached,");
+        assert!(!has_details, "the bar must leave nothing behind: {lines:#?}");
         let is_bar = |line: &String| line.starts_with('[') && line.contains("done");
         assert!(!lines.iter().any(is_bar), "the bar must leave nothing behind: {lines:#?}");
         assert!(!output.contains("\u{1b}]"), "a file's name must not control the terminal");
@@ -83,19 +86,19 @@ async fn a_terminal_of_any_width_shows_a_bar_and_at_the_end_only_the_summary() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_color_and_a_terminal_that_cannot_move_its_cursor_are_respected() {
+async fn the_variable_no_color_and_a_terminal_that_cannot_move_its_cursor_are_respected() {
     if is_missing("script") {
         return;
     }
     let nvidia = slow_nvidia().await;
-    let bulk = folder(&nvidia).setting("NO_COLOR", 1);
+    let bulk = bulk_with_failures(&nvidia).setting("NO_COLOR", 1);
     let output = run_on_terminal(&bulk, 80, "photos --out vectors.jsonl");
-    assert!(output.contains("=>"), "{output}");
+    assert!(output.contains("=>"), "the bar should be drawn: {output}");
     let has_color = output.split("\u{1b}[").skip(1).any(|sequence| {
         sequence.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
     });
     assert!(!has_color, "{output:?}");
-    let bulk = folder(&nvidia).setting("TERM", "dumb");
+    let bulk = bulk_with_failures(&nvidia).setting("TERM", "dumb");
     let output = run_on_terminal(&bulk, 80, "photos --out vectors.jsonl");
     assert!(!output.contains('\u{1b}') && output.contains("20 embedded"), "{output:?}");
 }
@@ -109,7 +112,7 @@ async fn rows_on_a_terminal_are_not_mixed_with_a_bar() {
         Some(Reply::json(200, crate::support::nvidia_api::embedding_body(&small_vector())))
     })
     .await;
-    let bulk = folder(&nvidia);
+    let bulk = bulk_with_failures(&nvidia);
     let output = run_on_terminal(&bulk, 80, "photos");
     assert!(!output.contains('\u{1b}'), "{output:.2000}");
     assert_eq!(output.matches("\"vector\":[").count(), 20);

@@ -324,7 +324,7 @@ async fn a_phone_gets_the_next_calls_although_a_bulk_run_fills_the_service() {
         let calls = nvidia.count() - calls_before;
         assert!(calls < 40, "round {round}: at most 40 calls should be made, not {calls}");
     }
-    Finished::from(run).expect(0);
+    Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 700);
     assert_eq!(nvidia.count(), 705);
 }

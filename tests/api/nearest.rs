@@ -16,7 +16,7 @@ fn photographs() -> Bulk {
     for (name, bytes) in [("rocket.jpg", ROCKET), ("cat.png", CHELSEA), ("stars.jpg", HUBBLE)] {
         bulk.write(&format!("photos/{name}"), bytes);
     }
-    bulk.run("photos --sandbox --out vectors.jsonl").expect(0);
+    bulk.run("photos --sandbox --out vectors.jsonl").expect_exit_code(0);
     bulk
 }
 
@@ -70,7 +70,8 @@ fn a_scaled_and_recompressed_picture_finds_its_original_first() {
         ("recompressed.jpg", "photos/rocket.jpg"),
         ("photos/stars.jpg", "photos/stars.jpg"),
     ] {
-        let run = bulk.nearest(&format!("{picture} --in vectors.jsonl --sandbox")).expect(0);
+        let run =
+            bulk.nearest(&format!("{picture} --in vectors.jsonl --sandbox")).expect_exit_code(0);
         let rows = printed(&run);
         assert_eq!((rows.len(), rows[0].1), (3, original), "{}", run.stdout);
         assert!(rows[0].0 > 0.95 && rows.is_sorted_by(|a, b| a.0 >= b.0), "{}", run.stdout);
@@ -78,7 +79,7 @@ fn a_scaled_and_recompressed_picture_finds_its_original_first() {
             assert!(run.stdout.starts_with("1.0000  photos/stars.jpg\n"), "{}", run.stdout);
         }
     }
-    let one = bulk.nearest("scaled.png --in vectors.jsonl --sandbox --count 1").expect(0);
+    let one = bulk.nearest("scaled.png --in vectors.jsonl --sandbox --count 1").expect_exit_code(0);
     assert_eq!(labels(&one), ["photos/cat.png"]);
     assert!(one.stderr.contains(".cache/imagesvc") && !bulk.path("downloads").exists());
 }
@@ -93,10 +94,10 @@ async fn a_running_service_is_asked_for_the_vector_of_a_url() {
         .start()
         .await;
     let arguments = format!("{} --in vectors.jsonl --to {}", origin.url("/a"), app.url(""));
-    let refused = bulk.nearest(&arguments).expect(2);
+    let refused = bulk.nearest(&arguments).expect_exit_code(2);
     assert!(refused.stderr.contains("set IMAGESVC_API_KEY"), "{}", refused.stderr);
     let bulk = bulk.setting("IMAGESVC_API_KEY", "first");
-    let run = bulk.nearest(&arguments).expect(0);
+    let run = bulk.nearest(&arguments).expect_exit_code(0);
     assert!(run.stdout.starts_with("1.0000  photos/rocket.jpg\n"), "{}", run.stdout);
     assert!(app.saved().is_empty(), "the picture must not be saved");
     assert_eq!(run.stderr, "", "a running service has nothing to report");
@@ -110,17 +111,17 @@ fn rows_of_a_list_are_printed_with_their_id_or_field_and_prefix() {
         "{\"id\": 7, \"n\": {\"name\": \"a\\nb\"}, \"path\": \"photos/cat.png\"}\n\
          {\"id\": 8, \"n\": {\"name\": \"c\"}, \"path\": \"photos/rocket.jpg\"}\n",
     );
-    bulk.run("list.jsonl --sandbox --prefix p_ --out list-vectors.jsonl").expect(0);
+    bulk.run("list.jsonl --sandbox --prefix p_ --out list-vectors.jsonl").expect_exit_code(0);
     let nearest = |more: &str| {
         let run = bulk.nearest(&format!(
             "photos/cat.png --in list-vectors.jsonl --sandbox --prefix p_ --count 1 {more}"
         ));
-        run.expect(0).stdout
+        run.expect_exit_code(0).stdout
     };
     assert_eq!(nearest(""), "1.0000  photos/cat.png\n");
     assert_eq!(nearest("--id id"), "1.0000  7\n");
     assert_eq!(nearest("--field n.name"), "1.0000  a\\nb\n");
-    let run = bulk.nearest("photos/cat.png --in list-vectors.jsonl --sandbox").expect(2);
+    let run = bulk.nearest("photos/cat.png --in list-vectors.jsonl --sandbox").expect_exit_code(2);
     assert!(run.stderr.contains("list-vectors.jsonl, line 1: "), "{}", run.stderr);
 }
 
@@ -129,8 +130,9 @@ fn rows_of_a_npy_file_have_the_labels_of_the_jsonl_file_beside_it_if_the_numbers
     let bulk = photographs();
     write_npy(&bulk, "vectors.jsonl", "vectors.npy");
     write_npy(&bulk, "vectors.jsonl", "alone.npy");
-    let nearest =
-        |file: &str| bulk.nearest(&format!("photos/cat.png --in {file} --sandbox")).expect(0);
+    let nearest = |file: &str| {
+        bulk.nearest(&format!("photos/cat.png --in {file} --sandbox")).expect_exit_code(0)
+    };
     let expected = nearest("vectors.jsonl");
     assert_eq!(nearest("vectors.npy").stdout, expected.stdout);
     let alone = nearest("alone.npy");
@@ -146,7 +148,7 @@ fn rows_of_a_npy_file_have_the_labels_of_the_jsonl_file_beside_it_if_the_numbers
         "vectors.jsonl",
         other.lines().take(3).map(|line| line.to_owned() + "\n").collect::<String>(),
     );
-    let refused = bulk.nearest("photos/cat.png --in vectors.npy --sandbox").expect(2);
+    let refused = bulk.nearest("photos/cat.png --in vectors.npy --sandbox").expect_exit_code(2);
     assert!(refused.stderr.contains("vectors.npy contains vectors of other"), "{}", refused.stderr);
 }
 
@@ -177,14 +179,14 @@ async fn a_file_that_cannot_be_used_exits_with_2_before_the_picture_is_paid() {
         ("--in good.jsonl --to http://127.0.0.1:1", "does not answer"),
         ("", "--in"),
     ] {
-        let run = bulk.nearest(&format!("photos/0.png {arguments}")).expect(2);
+        let run = bulk.nearest(&format!("photos/0.png {arguments}")).expect_exit_code(2);
         assert!(run.stderr.contains(message), "{arguments}: {}", run.stderr);
         assert_eq!(run.stdout, "");
     }
     assert_eq!(nvidia.count(), 0);
     let without_key = Bulk::without_nvidia();
     without_key.write("good.jsonl", &good);
-    let run = without_key.nearest("a.png --in good.jsonl").expect(2);
+    let run = without_key.nearest("a.png --in good.jsonl").expect_exit_code(2);
     assert!(run.stderr.contains("NVIDIA_API_KEY"), "{}", run.stderr);
 }
 
@@ -204,7 +206,7 @@ async fn a_row_that_does_not_fit_is_named_with_its_line() {
         ("{}\n".into(), "line 2: this is not a row"),
     ] {
         bulk.write("vectors.jsonl", format!("{good}{second}{good}"));
-        let run = bulk.nearest("photos/0.png --in vectors.jsonl").expect(2);
+        let run = bulk.nearest("photos/0.png --in vectors.jsonl").expect_exit_code(2);
         assert!(run.stderr.contains(message), "{}", run.stderr);
         assert_eq!(run.stdout, "");
     }
@@ -222,7 +224,7 @@ async fn a_picture_that_fails_exits_with_1_and_the_code_and_sentence_of_the_serv
         (".", "imagesvc nearest: .: unreadable_file: "),
         ("http://127.0.0.1:9/a.jpg", "imagesvc nearest: http://127.0.0.1:9/a.jpg: "),
     ] {
-        let run = bulk.nearest(&format!("{picture} --in vectors.jsonl")).expect(1);
+        let run = bulk.nearest(&format!("{picture} --in vectors.jsonl")).expect_exit_code(1);
         assert!(run.stderr.contains(message), "{picture}: {}", run.stderr);
         assert_eq!(run.stdout, "");
     }
@@ -254,7 +256,7 @@ async fn a_busy_service_is_asked_again_after_the_time_in_its_retry_after() {
     ];
     bulk.write("vectors.jsonl", text.concat());
     let run = bulk.nearest(&format!("photos/0.png --in vectors.jsonl --to {}", service.url("")));
-    let run = run.expect(0);
+    let run = run.expect_exit_code(0);
     assert_eq!(
         run.stdout,
         "1.0000  same\n1.0000  equal\n0.0000  zero\n0.0000  right angle\n-1.0000  opposite\n"
@@ -277,7 +279,7 @@ async fn an_interrupt_ends_the_command_with_130() {
         let kill = format!("kill -{signal} {}", process.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         let run = tokio::task::spawn_blocking(|| Finished::from(process)).await.unwrap();
-        assert_eq!(run.expect(130).stdout, "");
+        assert_eq!(run.expect_exit_code(130).stdout, "");
     }
     release.send_replace(true);
 }
@@ -299,7 +301,7 @@ async fn many_rows_need_no_more_memory_than_few() {
         peak = peak.max(memory_of(process.id()));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let run = Finished::from(process).expect(0);
+    let run = Finished::from(process).expect_exit_code(0);
     assert_eq!(run.stdout, "0.0000  row 1\n0.0000  row 2\n");
     assert!((1..100 << 20).contains(&peak), "the command used {} MiB", peak >> 20);
 }

@@ -19,6 +19,8 @@ use crate::{
     },
 };
 
+/// A page from a gateway in front of NVIDIA. `assert_problem` checks that its title does not reach
+/// clients.
 const HTML_PAGE: &str = "<!DOCTYPE html>\n<html><title>upstream-secret</title></html>";
 
 fn html(status: u16) -> Reply {
@@ -50,12 +52,12 @@ async fn a_picture_is_embedded_after_two_transient_faults() {
         let nvidia = FakeNvidia::replying(vec![fault.clone(), fault, embedding()]).await;
         let app = TestApp::builder(&nvidia).setting("NVIDIA_TIMEOUT", "200ms").start().await;
         app.upload(ROCKET, "rocket.jpg").await.vector();
-        assert_eq!(nvidia.lines().len(), 3);
+        assert_eq!(nvidia.count(), 3);
     }
 }
 
-/// The expected outcome if NVIDIA responds to an inline inference with `status`: the number of calls
-/// to NVIDIA, and the status and the code that the client receives.
+/// What is expected if a call that contains the picture gets `status` and NVIDIA's error in JSON: the
+/// number of calls, and the status and the code that the client receives.
 fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
     match status {
         400 | 413 | 415 | 422 => (1, 422, "embedding_rejected"),
@@ -63,6 +65,7 @@ fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
         402 | 404 | 410 => (1, 503, "embedding_exhausted"),
         429 => (3, 503, "embedding_rate_limited"),
         500 | 502 | 503 | 504 => (3, 502, "embedding_unavailable"),
+        // JSON without an embedding. HTML with this status is retried: see `transient_faults`.
         200 => (1, 502, "embedding_invalid"),
         _ => (1, 502, "embedding_unavailable"),
     }
@@ -100,6 +103,7 @@ async fn the_client_gets_an_error_after_three_attempts_with_a_transient_fault() 
             Reply::Bytes(bytes) if bytes.starts_with(b"HTTP/1.1 429") => {
                 (503, "embedding_rate_limited")
             }
+            // The HTML page. A reply that is broken off is a `Reply::CloseAfter`.
             Reply::Bytes(bytes) if bytes.starts_with(b"HTTP/1.1 200") => (502, "embedding_invalid"),
             _ => (502, "embedding_unavailable"),
         };
@@ -107,7 +111,7 @@ async fn the_client_gets_an_error_after_three_attempts_with_a_transient_fault() 
         let app = TestApp::builder(&nvidia).setting("NVIDIA_TIMEOUT", "50ms").start().await;
         let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, status, code);
         assert!(problem["saved_as"].is_string());
-        assert_eq!(nvidia.lines().len(), 3);
+        assert_eq!(nvidia.count(), 3);
     }
 }
 
@@ -151,7 +155,7 @@ async fn at_least_99_percent_of_requests_succeed_if_a_tenth_of_the_calls_fail() 
             assert!(answer.json()["code"].as_str().unwrap().starts_with("embedding_"));
         }
     }
-    let calls = nvidia.lines().len();
+    let calls = nvidia.count();
     assert!(calls > REQUESTS + REQUESTS / 20, "more calls should be retried: {calls} calls");
 }
 
@@ -184,7 +188,7 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
         app.upload(&tiny(n), "a.png").await.vector();
     }
     let calls = calls_by_picture.lock().unwrap().values().sum::<usize>();
-    assert_eq!(calls, nvidia.lines().len());
+    assert_eq!(calls, nvidia.count());
 }
 
 #[tokio::test]
@@ -201,12 +205,13 @@ async fn a_retry_waits_as_long_as_retry_after_asks() {
         app.upload(ROCKET, "rocket.jpg").await.vector();
         // The date is rounded down to a full second, so the wait may be only 1.5 s.
         assert!(started.elapsed() >= Duration::from_secs(1), "{retry_after}");
-        assert_eq!(nvidia.lines().len(), 2);
+        assert_eq!(nvidia.count(), 2);
     }
 }
 
 #[tokio::test]
 async fn a_retry_after_that_ends_past_the_deadline_is_passed_to_the_client_at_once() {
+    // Each wait is longer than the default request timeout of 60 s.
     let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
     for (status, retry_after, client_status, code, client_seconds) in [
         (429, "120", 503, "embedding_rate_limited", 120..=120),
@@ -219,7 +224,7 @@ async fn a_retry_after_that_ends_past_the_deadline_is_passed_to_the_client_at_on
         let answer = app.upload(ROCKET, "rocket.jpg").await;
         assert_problem(&answer, client_status, code);
         assert!(client_seconds.contains(&answer.header("retry-after").parse::<u64>().unwrap()));
-        assert_eq!(nvidia.lines().len(), 1);
+        assert_eq!(nvidia.count(), 1);
     }
 }
 
@@ -231,13 +236,14 @@ async fn a_retry_after_on_one_call_applies_to_all_calls() {
     let other_pictures: Vec<_> = (0..5).map(tiny).collect();
     let others = other_pictures.iter().map(|picture| app.upload(picture, "tiny.png"));
     let others = join_all(others).await;
+    // This picture is too large for an inline call, so the service would first create an asset.
     let large = app.upload(HUBBLE, "hubble.jpg").await;
     for answer in identical.iter().chain(&others).chain([&large]) {
         assert_problem(answer, 503, "embedding_rate_limited");
         let wait = answer.header("retry-after").parse::<u64>().unwrap();
         assert!((100..=120).contains(&wait), "{wait}");
     }
-    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(nvidia.count(), 1);
 }
 
 #[tokio::test]
@@ -257,5 +263,5 @@ async fn a_picture_that_arrives_while_nvidia_asks_to_wait_is_sent_after_the_wait
     };
     let (first, ()) = tokio::join!(app.upload(ROCKET, "rocket.jpg"), second);
     first.vector();
-    assert_eq!(nvidia.lines().len(), 3, "one call should be made for each picture, and one retry");
+    assert_eq!(nvidia.count(), 3, "one call should be made for each picture, and one retry");
 }

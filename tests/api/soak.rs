@@ -1,4 +1,4 @@
-//! A long run with valid and hostile requests, after which the service uses no more memory, files or
+//! A long run with valid and hostile requests. After it, the service uses hardly more memory, files and
 //! sockets than before. CI runs it for half a minute. This command runs it for half an hour:
 //!
 //! `SOAK_SECONDS=1800 cargo test --release --test api -- --ignored --nocapture soak`
@@ -27,8 +27,11 @@ const REQUESTS_PER_SECOND: u32 = 50;
 const LONG_RUN: Duration = Duration::from_secs(600);
 
 /// One in this many requests is a picture whose decode does not end by itself. It keeps a core busy
-/// for seconds, so such pictures must be rare.
+/// for seconds, until its time limit ends it, so such pictures must be rare.
 const REQUESTS_PER_ENDLESS_PICTURE: usize = 1500;
+
+/// Hostile pictures of this size and more are left out. Some of them have several megabytes.
+const MAX_HOSTILE_BYTES: usize = 300_000;
 
 /// Sends one request, at random a valid or a hostile one. Returns its outcome: the status code, or a
 /// word if there was no response.
@@ -41,6 +44,7 @@ async fn send_random(
 ) -> String {
     let random = fastrand::usize(..);
     let upload = |picture: Vec<u8>| child.upload_request(client, &picture);
+    // It is in the middle of these requests, so that a run of half a minute also contains one.
     let is_endless = n % REQUESTS_PER_ENDLESS_PICTURE == REQUESTS_PER_ENDLESS_PICTURE / 2;
     let request = match random % 16 {
         _ if is_endless => upload(variant(&bombs::shared_lzw(), n)),
@@ -58,19 +62,20 @@ async fn send_random(
         13 => client.get(child.url("/metrics")),
         14 => {
             // The client disconnects before the answer.
-            let sent =
+            let request =
                 upload(variant(ROCKET, n)).timeout(Duration::from_millis(random as u64 % 60));
-            return match sent.send().await {
+            return match request.send().await {
                 Ok(response) => response.status().as_u16().to_string(),
                 Err(_) => "disconnected".into(),
             };
         }
         _ => {
-            // The client sends only the beginning of a body.
+            // The client disconnects in the middle of its body.
             let mut stream = TcpStream::connect(child.address).await.unwrap();
-            let half = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{";
-            let _ = stream.write_all(half).await;
-            return "stalled".into();
+            let beginning =
+                b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{";
+            let _ = stream.write_all(beginning).await;
+            return "incomplete".into();
         }
     };
     match request.send().await {
@@ -82,7 +87,7 @@ async fn send_random(
     }
 }
 
-/// `deploy/imagesvc.service` sets this variable, because with more arenas glibc retains more freed
+/// `deploy/imagesvc.service` sets `MALLOC_ARENA_MAX`, because with more arenas glibc retains more freed
 /// memory.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes half an hour"]
@@ -99,10 +104,11 @@ async fn after_a_long_run_with_the_default_allocator_setting_nothing_has_leaked(
 async fn soak(environment: &[(&str, &str)]) {
     let seconds: u64 = std::env::var("SOAK_SECONDS").map_or(1800, |text| text.parse().unwrap());
     let length = Duration::from_secs(seconds);
-    // Time for idle connections to be closed.
+    // The client closes its idle connections after 5 s, so each pause is longer. In a long run, a pause
+    // is also longer than the 10 s after which the service closes them.
     let pause = Duration::from_secs(if length < LONG_RUN { 6 } else { 15 });
     let hostile: Vec<_> =
-        bombs::all().into_iter().filter(|(_, picture)| picture.len() < 300_000).collect();
+        bombs::all().into_iter().filter(|(_, picture)| picture.len() < MAX_HOSTILE_BYTES).collect();
     let fault_count = AtomicUsize::new(0);
     let nvidia = FakeNvidia::healthy_except(move |request| {
         // One call in ten fails or is late. Six kinds of faults take turns.
@@ -138,8 +144,8 @@ async fn soak(environment: &[(&str, &str)]) {
     settings.extend(environment);
     let folder = tempfile::tempdir().unwrap();
     let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
-    // The service closes connections that are idle for 10 s. With the same timeout, the client would
-    // sometimes send a request on a connection that is closing.
+    // The service closes a connection after 10 idle seconds. The client closes first. Otherwise it would
+    // sometimes send a request on a connection that the service is closing.
     let client = reqwest::Client::builder()
         .pool_max_idle_per_host(16)
         .pool_idle_timeout(Duration::from_secs(5))
@@ -186,7 +192,7 @@ async fn soak(environment: &[(&str, &str)]) {
     {
         let outcomes = outcomes.lock().unwrap();
         let expected =
-            ["200", "400", "413", "415", "422", "502", "503", "504", "disconnected", "stalled"];
+            ["200", "400", "413", "415", "422", "502", "503", "504", "disconnected", "incomplete"];
         assert!(
             outcomes.keys().all(|outcome| expected.contains(&outcome.as_str())),
             "{outcomes:?}"

@@ -12,7 +12,8 @@ FIXTURES = pathlib.Path(os.environ["IMAGESVC_PHOTO"]).parent
 MODEL = "nvidia/nv-dinov2"
 TEXT_IS_REFUSED = "is text, but this model embeds pictures only: send an http or https URL, a data: URL, or the picture's bytes as Base64."
 
-# Each service with a key: one that requires none, and one that does.
+# The services, each with the key that the clients send. The first requires no key, so it gets any
+# word. The second requires its own key.
 SERVICES = [
     (os.environ["IMAGESVC_URL"], "any"),
     (os.environ["IMAGESVC_KEYED_URL"], os.environ["IMAGESVC_KEY"]),
@@ -37,11 +38,11 @@ def post(url, key, route, body):
 
 def expected_vectors(url, key):
     """The vectors that the routes for single pictures return for the three pictures."""
-    data_url, address, text = pictures(url)
+    data_url, http_url, base64_text = pictures(url)
     answers = [
         post(url, key, "/vectorize-image-base64", {"image_base64": data_url}),
-        post(url, key, "/vectorize-image", {"image_url": address}),
-        post(url, key, "/vectorize-image-base64", {"image_base64": text}),
+        post(url, key, "/vectorize-image", {"image_url": http_url}),
+        post(url, key, "/vectorize-image-base64", {"image_base64": base64_text}),
     ]
     vectors = [answer["vector"] for answer in answers]
     assert vectors[0] != vectors[1] != vectors[2] != vectors[0]

@@ -1,4 +1,5 @@
-//! Tests of the formats `.jsonl` and `.npy`, through files, and what all formats have in common.
+//! Tests that read files in the formats `.jsonl` and `.npy`, and tests of what all formats have in
+//! common.
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -9,7 +10,9 @@ use crate::bulk::json_object::append;
 /// A row as the tests compare it: its number, its label and its vector.
 pub(super) type ReadRow = (u64, Option<String>, Vec<f32>);
 
-pub(super) fn reader() -> ItemReader {
+/// The fields that are read without options: a row's label is its path or URL, and the added fields have
+/// no prefix.
+pub(super) fn usual_fields() -> ItemReader {
     ItemReader { field: None, id: None, prefix: String::new() }
 }
 
@@ -17,12 +20,12 @@ pub(super) fn reader() -> ItemReader {
 pub(super) fn read(
     name: &str,
     bytes: impl AsRef<[u8]>,
-    reader: &ItemReader,
+    fields: &ItemReader,
 ) -> Result<Vec<ReadRow>, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
     fs::write(&path, bytes).unwrap();
-    read_all(&path, reader).map_err(|error| {
+    read_all(&path, fields).map_err(|error| {
         let text = error.to_string();
         let folder = format!("{}/", folder.path().display());
         assert!(text.starts_with(&folder), "the error must name the file: {text}");
@@ -30,8 +33,8 @@ pub(super) fn read(
     })
 }
 
-fn read_all(path: &Path, reader: &ItemReader) -> Result<Vec<ReadRow>, VectorsError> {
-    let mut file = VectorFile::open(path, reader)?;
+fn read_all(path: &Path, fields: &ItemReader) -> Result<Vec<ReadRow>, VectorsError> {
+    let mut file = VectorFile::open(path, fields)?;
     let (mut rows, mut row) = (Vec::new(), Row::default());
     while file.next(&mut row)? {
         rows.push((row.number, row.label.take(), row.vector.clone()));
@@ -39,7 +42,8 @@ fn read_all(path: &Path, reader: &ItemReader) -> Result<Vec<ReadRow>, VectorsErr
     Ok(rows)
 }
 
-fn added(vector: &str) -> String {
+/// The fields that `embed` adds to a row.
+fn added_fields(vector: &str) -> String {
     format!(
         r#""sha256":"ab","model":"m","prepared":"original","width":1,"height":1,"vector":[{vector}]"#
     )
@@ -47,10 +51,11 @@ fn added(vector: &str) -> String {
 
 /// The line that `embed` writes for an object of the source.
 fn line(object: &str, vector: &str) -> String {
-    append(object, &added(vector)) + "\n"
+    append(object, &added_fields(vector)) + "\n"
 }
 
-/// A `.npy` file of format 1 with these rows.
+/// A `.npy` file of version 1. `shape` is the number of rows and the length of each, as Python writes
+/// them. `numbers` are those of all rows.
 fn npy(shape: &str, numbers: &[f32]) -> Vec<u8> {
     let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
     let mut bytes = npy_with_header(1, &header);
@@ -66,7 +71,7 @@ fn npy_with_header(version: u8, header: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_rows_of_a_jsonl_file_have_their_path_url_or_id_as_label() {
+fn the_label_of_a_row_of_a_jsonl_file_is_its_id_or_else_its_path_or_url() {
     let text = [
         line(r#"{"path":"a.jpg"}"#, "1,2"),
         line(r#"{"url": "http://h/b", "n": 7, "x": {"y": "z"}}"#, "-0.5, 1e2"),
@@ -75,22 +80,25 @@ fn the_rows_of_a_jsonl_file_have_their_path_url_or_id_as_label() {
     .concat();
     let label = |text: &str| Some(text.to_owned());
     let vectors = [vec![1.0, 2.0], vec![-0.5, 100.0], vec![3.0, 4.0]];
-    for (reader, labels) in [
-        (reader(), [label("a.jpg"), label("http://h/b"), None]),
+    for (fields, labels) in [
+        // Without `--id`, the label is the path or URL. The third row has none.
+        (usual_fields(), [label("a.jpg"), label("http://h/b"), None]),
+        // The value of the field `n` is preferred to the URL. Without `n`, the path is the label.
         (
-            ItemReader { id: Some("n".into()), ..reader() },
+            ItemReader { id: Some("n".into()), ..usual_fields() },
             [label("a.jpg"), label("7"), label("[7]")],
         ),
-        (ItemReader { field: Some("x.y".into()), ..reader() }, [None, label("z"), None]),
+        // With `--field`, only this field is the path or URL.
+        (ItemReader { field: Some("x.y".into()), ..usual_fields() }, [None, label("z"), None]),
     ] {
         let numbered = (1..).zip(labels).zip(vectors.clone());
         let expected: Vec<_> = numbered.map(|((n, label), vector)| (n, label, vector)).collect();
-        assert_eq!(read("v.jsonl", &text, &reader).unwrap(), expected);
+        assert_eq!(read("v.jsonl", &text, &fields).unwrap(), expected);
     }
     let prefixed = text.replace("\"vector\"", "\"p_vector\"").replace("\"sha256\"", "\"p_sha256\"");
     let prefixed = prefixed.replace("\"model\"", "\"p_model\"");
-    let reader = ItemReader { prefix: "p_".into(), ..reader() };
-    assert_eq!(read("v.jsonl", prefixed, &reader).unwrap().len(), 3);
+    let fields = ItemReader { prefix: "p_".into(), ..usual_fields() };
+    assert_eq!(read("v.jsonl", prefixed, &fields).unwrap().len(), 3);
 }
 
 #[test]
@@ -98,7 +106,7 @@ fn a_torn_last_line_is_ignored_wherever_it_was_torn() {
     let text = [line(r#"{"path":"a"}"#, "1,2"), line(r#"{"path":"b"}"#, "3,4")].concat();
     for end in 0..=text.len() {
         let rows = text[..end].matches('\n').count();
-        match read("v.jsonl", &text[..end], &reader()) {
+        match read("v.jsonl", &text[..end], &usual_fields()) {
             Ok(read) => assert_eq!(read.len(), rows, "torn at {end}"),
             Err(error) => {
                 assert_eq!((rows, error.as_str()), (0, "v.jsonl: it contains no vectors"));
@@ -133,14 +141,14 @@ fn a_line_that_embed_has_not_written_is_an_error_with_its_number() {
         (format!("{{\u{1}{}", &good[1..]), "this is not a row"),
         (long, "does not end with a vector"),
     ] {
-        let error = read("v.jsonl", format!("{good}{bad}{good}"), &reader()).unwrap_err();
+        let error = read("v.jsonl", format!("{good}{bad}{good}"), &usual_fields()).unwrap_err();
         assert!(error.starts_with("v.jsonl, line 2: "), "{bad:.99}: {error}");
         assert!(error.contains(reason), "{bad:.99}: {error}");
     }
     let not_utf8 = [good.as_bytes(), b"{\"path\":\"\xff\",", &good.as_bytes()[1..]].concat();
-    assert!(read("v.jsonl", not_utf8, &reader()).unwrap_err().contains("line 2: "));
+    assert!(read("v.jsonl", not_utf8, &usual_fields()).unwrap_err().contains("line 2: "));
     let many = line("{}", &vec!["0"; MAX_LENGTH + 1].join(","));
-    assert!(read("v.jsonl", many, &reader()).unwrap_err().contains("more than 1048576"));
+    assert!(read("v.jsonl", many, &usual_fields()).unwrap_err().contains("more than 1048576"));
 }
 
 #[test]
@@ -150,7 +158,7 @@ fn a_npy_file_of_each_version_is_read() {
         let mut bytes = npy_with_header(version, header);
         bytes.extend([1.0_f32, 2.0, 3.0, 4.0, 5.0, -6.5].iter().flat_map(|n| n.to_le_bytes()));
         let expected = [(1, None, vec![1.0, 2.0, 3.0]), (2, None, vec![4.0, 5.0, -6.5])];
-        assert_eq!(read("v.npy", bytes, &reader()).unwrap(), expected);
+        assert_eq!(read("v.npy", bytes, &usual_fields()).unwrap(), expected);
     }
 }
 
@@ -158,14 +166,14 @@ fn a_npy_file_of_each_version_is_read() {
 fn a_npy_file_that_is_torn_or_too_long_is_refused_before_its_rows_are_read() {
     let whole = npy("(3, 2)", &[1.0; 6]);
     for end in 0..whole.len() {
-        let error = read("v.npy", &whole[..end], &reader()).unwrap_err();
+        let error = read("v.npy", &whole[..end], &usual_fields()).unwrap_err();
         assert!(error.starts_with("v.npy: "), "torn at {end}: {error}");
     }
-    let torn = read("v.npy", &whole[..whole.len() - 1], &reader()).unwrap_err();
+    let torn = read("v.npy", &whole[..whole.len() - 1], &usual_fields()).unwrap_err();
     assert!(torn.contains("declares 3 rows, but only 2 follow"), "{torn}");
-    let long = read("v.npy", [&whole[..], b"x"].concat(), &reader()).unwrap_err();
+    let long = read("v.npy", [&whole[..], b"x"].concat(), &usual_fields()).unwrap_err();
     assert!(long.contains("1 bytes follow the 3 rows"), "{long}");
-    assert!(read("v.npy", npy("(0, 2)", &[]), &reader()).unwrap_err().contains("no vectors"));
+    assert!(read("v.npy", npy("(0, 2)", &[]), &usual_fields()).unwrap_err().contains("no vectors"));
 }
 
 #[test]
@@ -177,21 +185,23 @@ fn sizes_that_a_npy_file_declares_are_not_allocated() {
         "(1, 1048577)",
         "(1099511627776, 1048576)",
     ] {
-        let error = read("v.npy", npy(shape, &[1.0; 4]), &reader()).unwrap_err();
+        let error = read("v.npy", npy(shape, &[1.0; 4]), &usual_fields()).unwrap_err();
+        // Either "its rows have" too many numbers, or "its header declares" too many rows.
         assert!(error.starts_with("v.npy: its "), "{shape}: {error}");
     }
     let header = [b"\x93NUMPY\x02\x00", &u32::MAX.to_le_bytes()[..], b"{"].concat();
-    assert!(read("v.npy", header, &reader()).unwrap_err().contains("incomplete or too long"));
+    assert!(read("v.npy", header, &usual_fields()).unwrap_err().contains("incomplete or too long"));
 }
 
 #[test]
 fn a_number_that_is_not_finite_is_an_error_with_its_row() {
     for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let error = read("v.npy", npy("(2, 2)", &[1.0, 2.0, 3.0, number]), &reader()).unwrap_err();
+        let error =
+            read("v.npy", npy("(2, 2)", &[1.0, 2.0, 3.0, number]), &usual_fields()).unwrap_err();
         assert!(error.starts_with("v.npy, row 2: its vector contains a number that is"), "{error}");
     }
     let extreme = [f32::MAX, f32::MIN, f32::MIN_POSITIVE, -0.0];
-    assert_eq!(read("v.npy", npy("(1, 4)", &extreme), &reader()).unwrap()[0].2, extreme);
+    assert_eq!(read("v.npy", npy("(1, 4)", &extreme), &usual_fields()).unwrap()[0].2, extreme);
 }
 
 #[test]
@@ -199,18 +209,18 @@ fn a_folder_a_missing_file_and_an_empty_file_are_errors() {
     let folder = TempDir::new().unwrap();
     for name in ["v.jsonl", "v.npy", "v.parquet"] {
         let path = folder.path().join(name);
-        assert!(read_all(&path, &reader()).is_err());
+        assert!(read_all(&path, &usual_fields()).is_err());
         fs::create_dir(&path).unwrap();
-        let error = read_all(&path, &reader()).unwrap_err().to_string();
+        let error = read_all(&path, &usual_fields()).unwrap_err().to_string();
         assert!(error.ends_with("it is not a regular file"), "{error}");
-        assert!(read(name, "", &reader()).is_err());
+        assert!(read(name, "", &usual_fields()).is_err());
     }
 }
 
 #[cfg(not(feature = "parquet"))]
 #[test]
 fn without_the_feature_a_parquet_file_is_refused_with_the_reason() {
-    let error = read("v.parquet", "PAR1", &reader()).unwrap_err();
+    let error = read("v.parquet", "PAR1", &usual_fields()).unwrap_err();
     assert!(error.contains("built without the feature `parquet`"), "{error}");
 }
 
@@ -218,11 +228,11 @@ fn without_the_feature_a_parquet_file_is_refused_with_the_reason() {
 fn labels_of_wanted_rows_come_from_the_jsonl_file_beside_the_vectors() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("v.npy");
-    assert!(Labels::beside(&path, &reader(), &[1]).unwrap().is_none());
+    assert!(Labels::beside(&path, &usual_fields(), &[1]).unwrap().is_none());
     let lines = (1..=4).map(|n| line(&format!("{{\"path\":\"{n}\"}}"), "1,2"));
     let text = lines.collect::<String>() + "{\"path\":\"torn";
     fs::write(folder.path().join("v.jsonl"), text).unwrap();
-    let labels = Labels::beside(&path, &reader(), &[4, 2, 9]).unwrap().unwrap();
+    let labels = Labels::beside(&path, &usual_fields(), &[4, 2, 9]).unwrap().unwrap();
     assert_eq!((labels.rows, labels.model.as_deref()), (4, Some("m")));
     let mut found: Vec<_> = labels.by_row.into_iter().collect();
     found.sort();
@@ -233,11 +243,11 @@ proptest! {
     #[test]
     fn no_bytes_make_a_reader_panic(bytes: Vec<u8>, kind in 0..3_usize) {
         let name = ["v.jsonl", "v.npy", "v.parquet"][kind];
-        let _ = read(name, bytes, &reader());
+        let _ = read(name, bytes, &usual_fields());
     }
 
     #[test]
-    fn a_damaged_file_is_read_or_refused(
+    fn a_damaged_file_is_refused_or_its_numbers_are_finite(
         is_npy: bool,
         changes in prop::collection::vec((0..10_000_usize, any::<u8>()), 1..6),
     ) {
@@ -250,19 +260,27 @@ proptest! {
             let at = at % bytes.len();
             bytes[at] = byte;
         }
-        if let Ok(rows) = read(name, bytes, &reader()) {
+        if let Ok(rows) = read(name, bytes, &usual_fields()) {
             prop_assert!(rows.iter().all(|(_, _, vector)| vector.iter().all(|n| n.is_finite())));
         }
     }
 
     #[test]
-    fn numbers_survive(numbers in prop::collection::vec(any::<f32>().prop_filter("finite", |n| n.is_finite()), 1..20)) {
+    fn numbers_are_read_as_they_were_written(
+        numbers in prop::collection::vec(
+            any::<f32>().prop_filter("finite", |n| n.is_finite()),
+            1..20,
+        ),
+    ) {
         let text: Vec<_> = numbers.iter().map(ToString::to_string).collect();
-        let rows = read("v.jsonl", line("{}", &text.join(",")), &reader()).unwrap();
+        let rows = read("v.jsonl", line("{}", &text.join(",")), &usual_fields()).unwrap();
+        // serde_json parses decimal numbers so quickly that the last bit may be wrong. A `.npy` file
+        // contains the bits themselves.
         for (read, number) in rows[0].2.iter().zip(&numbers) {
             prop_assert!((read - number).abs() <= number.abs() * f32::EPSILON, "{read} {number}");
         }
         let shape = format!("(1, {})", numbers.len());
-        prop_assert_eq!(&read("v.npy", npy(&shape, &numbers), &reader()).unwrap()[0].2, &numbers);
+        let rows = read("v.npy", npy(&shape, &numbers), &usual_fields()).unwrap();
+        prop_assert_eq!(&rows[0].2, &numbers);
     }
 }

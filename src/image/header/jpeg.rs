@@ -197,7 +197,7 @@ impl Jpeg {
                     && self.first_scan_components.is_some()
                     && self.has_several_scans() =>
             {
-                "a baseline JPEG with a scan for each of its colour components"
+                "a baseline JPEG with its colour components in several scans"
             }
             _ => return None,
         };
@@ -250,22 +250,21 @@ mod tests {
         read_parts(parts).unwrap().orientation.to_exif()
     }
 
-    // The sampling factors of each component.
-    /// A single component.
+    /// The sampling factors of a single component.
     const GREY: &[u8] = &[0x11];
-    /// The two colour components have the full width and height.
+    /// The sampling factors if the two colour components have the full width and height.
     const FULL: &[u8] = &[0x11, 0x11, 0x11];
-    /// The two colour components have half the width and half the height.
+    /// The sampling factors if the two colour components have half the width and half the height.
     const HALVED: &[u8] = &[0x22, 0x11, 0x11];
 
     #[test]
     fn stray_bytes_between_segments_are_skipped() {
-        let app = segment(0xe0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0");
+        let app0 = segment(0xe0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0");
         let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
         for between in
             [&b""[..], b"\0", b"\xff", b"\xff\xff\xff", b"stray", b"\xff\0\xff\0", b"\xff\xd0"]
         {
-            let parts = [&app[..], between, &frame, between, &scan];
+            let parts = [&app0[..], between, &frame, between, &scan];
             assert_eq!(size(&parts), Some((640, 480)), "{}", between.escape_ascii());
         }
     }
@@ -275,19 +274,19 @@ mod tests {
         let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
         // The correct length is 12, because it includes its own two bytes.
         for length in [0, 1, 2, 5, 12] {
-            let mut app = segment(0xe5, b"ten bytes.");
-            app[3] = length;
-            assert_eq!(size(&[&app, &frame, &scan]), Some((640, 480)), "{length}");
+            let mut app5 = segment(0xe5, b"ten bytes.");
+            app5[3] = length;
+            assert_eq!(size(&[&app5, &frame, &scan]), Some((640, 480)), "{length}");
         }
         // The length is too long: it includes some bytes of the next segment.
-        let mut app = segment(0xe5, b"ten bytes.");
-        app[3] += 6;
+        let mut app5 = segment(0xe5, b"ten bytes.");
+        app5[3] += 6;
         let tables = segment(0xdb, &[1; 65]);
-        assert_eq!(size(&[&app, &tables, &frame, &scan]), Some((640, 480)));
+        assert_eq!(size(&[&app5, &tables, &frame, &scan]), Some((640, 480)));
     }
 
     #[test]
-    fn the_size_is_read_from_a_complete_frame_header_before_any_scan_and_before_the_end() {
+    fn the_size_is_read_from_a_complete_frame_header_before_any_scan_and_the_end_marker() {
         let frame = frame_segment(0xc0, FULL);
         assert_eq!(size(&[&frame]), Some((640, 480)));
         assert_eq!(size(&[&frame[..8]]), None);
@@ -340,9 +339,9 @@ mod tests {
         let mut with_12_bits = frame_segment(0xc1, FULL);
         with_12_bits[4] = 12;
         for (frame, scan, word) in [
-            (frame_segment(0xc0, HALVED), scan_segment(1), "scan for each"),
-            (frame_segment(0xc0, HALVED), scan_segment(2), "scan for each"),
-            (frame_segment(0xc0, &[0x22; 3]), scan_segment(1), "scan for each"),
+            (frame_segment(0xc0, HALVED), scan_segment(1), "several scans"),
+            (frame_segment(0xc0, HALVED), scan_segment(2), "several scans"),
+            (frame_segment(0xc0, &[0x22; 3]), scan_segment(1), "several scans"),
             (frame_segment(0xc3, FULL), scan_segment(3), "lossless"),
             (frame_segment(0xc5, FULL), scan_segment(3), "hierarchical"),
             (frame_segment(0xc9, FULL), scan_segment(3), "arithmetic"),
@@ -359,9 +358,10 @@ mod tests {
 
     #[test]
     fn a_header_that_takes_too_much_work_is_refused_even_after_the_size_was_read() {
+        const NO_PIXEL_LIMIT: u64 = u64::MAX;
         let probe_with_bytes_after_the_frame = |bytes: &[u8]| {
             let parts = [b"\xff\xd8", &frame_segment(0xc0, HALVED)[..], bytes, &scan_segment(1)];
-            crate::image::probe(Content::Memory(parts.concat().into()), u64::MAX)
+            crate::image::probe(Content::Memory(parts.concat().into()), NO_PIXEL_LIMIT)
         };
         let fill_bytes = [0xff; 100_000];
         assert_eq!(probe_with_bytes_after_the_frame(&fill_bytes).unwrap().width, 640);

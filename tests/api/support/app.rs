@@ -283,7 +283,7 @@ impl TestApp {
     }
 
     /// Waits until this many pictures are saved.
-    pub async fn wait_until_saved(&self, count: usize) {
+    pub async fn wait_for_saved_count(&self, count: usize) {
         let started = std::time::Instant::now();
         while self.saved().len() != count {
             assert!(started.elapsed() < Duration::from_secs(20), "{:?}", self.saved());

@@ -133,7 +133,7 @@ impl From<std::process::Child> for Finished {
 
 impl Finished {
     /// Asserts the exit code.
-    pub fn expect(self, code: i32) -> Self {
+    pub fn expect_exit_code(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{}", self.stderr);
         self
     }

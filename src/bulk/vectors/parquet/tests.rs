@@ -10,7 +10,7 @@ use arrow_schema::Field;
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
 use proptest::prelude::*;
 
-use crate::bulk::vectors::tests::{ReadRow, read, reader};
+use crate::bulk::vectors::tests::{ReadRow, read, usual_fields};
 
 use super::*;
 
@@ -79,7 +79,7 @@ fn lists_of_both_kinds_and_both_sizes_of_floats_are_read_over_row_groups() {
             ("model", models(5)),
             ("vector", vectors),
         ]);
-        assert_eq!(rows_of(bytes, &reader()).unwrap(), expected);
+        assert_eq!(rows_of(bytes, &usual_fields()).unwrap(), expected);
     }
 }
 
@@ -87,7 +87,7 @@ fn lists_of_both_kinds_and_both_sizes_of_floats_are_read_over_row_groups() {
 fn more_rows_than_one_batch_are_read() {
     let rows = 3 * BATCH_ROWS + 1;
     let bytes = file(&[("model", models(rows)), ("vector", fixed(rows))]);
-    let read = rows_of(bytes, &reader()).unwrap();
+    let read = rows_of(bytes, &usual_fields()).unwrap();
     assert_eq!(read.len(), rows);
     assert!(read.iter().zip(0_u16..).all(|((_, _, vector), n)| vector[0] == f32::from(n)));
 }
@@ -109,12 +109,12 @@ fn labels_come_from_texts_numbers_and_fields_within_json() {
         (Some("file"), Some("missing"), [Some("f1"), Some("f2"), None]),
     ] {
         let [field, id] = [field, id].map(|name: Option<&str>| name.map(str::to_owned));
-        let rows = rows_of(bytes.clone(), &ItemReader { field, id, ..reader() }).unwrap();
+        let rows = rows_of(bytes.clone(), &ItemReader { field, id, ..usual_fields() }).unwrap();
         let labels: Vec<_> = rows.iter().map(|(_, label, _)| label.as_deref()).collect();
         assert_eq!(labels, expected);
     }
     let prefixed = file(&[("p_model", models(1)), ("p_vector", fixed(1))]);
-    assert!(rows_of(prefixed, &ItemReader { prefix: "p_".into(), ..reader() }).is_ok());
+    assert!(rows_of(prefixed, &ItemReader { prefix: "p_".into(), ..usual_fields() }).is_ok());
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn a_file_of_another_kind_is_refused_with_the_reason() {
         ),
         (vec![("model", models(0)), ("vector", fixed(0))], "it contains no vectors"),
     ] {
-        let error = rows_of(file(&columns), &reader()).unwrap_err();
+        let error = rows_of(file(&columns), &usual_fields()).unwrap_err();
         assert!(error.contains(reason), "{error}");
     }
 }
@@ -157,7 +157,7 @@ fn a_file_of_another_kind_is_refused_with_the_reason() {
 fn a_torn_file_is_refused_wherever_it_was_torn() {
     let whole = small_file();
     for end in 0..whole.len() {
-        let error = rows_of(whole[..end].to_vec(), &reader()).unwrap_err();
+        let error = rows_of(whole[..end].to_vec(), &usual_fields()).unwrap_err();
         assert!(error.starts_with("v.parquet: "), "torn at {end}: {error}");
     }
 }
@@ -170,7 +170,7 @@ fn every_changed_byte_is_read_or_refused() {
         for change in [0x01, 0x02, 0x40, 0x80, 0xff] {
             let mut bytes = whole.clone();
             bytes[at] ^= change;
-            errors.extend(rows_of(bytes, &reader()).err());
+            errors.extend(rows_of(bytes, &usual_fields()).err());
         }
     }
     assert!(errors.len() > whole.len(), "only {} changes were noticed", errors.len());
@@ -194,7 +194,7 @@ proptest! {
             let at = at % bytes.len();
             bytes[at] = byte;
         }
-        if let Ok(rows) = rows_of(bytes, &reader()) {
+        if let Ok(rows) = rows_of(bytes, &usual_fields()) {
             prop_assert!(rows.iter().all(|(_, _, vector)| vector.iter().all(|n| n.is_finite())));
         }
     }
