@@ -122,7 +122,7 @@ async fn waiting_for_the_concurrency_or_the_rate_limit_counts_against_the_deadli
             })
             .start()
             .await;
-        let before = nvidia.lines().len();
+        let before = nvidia.count();
         let second = async {
             nvidia.wait_for(before + 1).await;
             timed_upload(&app, HUBBLE).await
@@ -181,7 +181,7 @@ async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusa
             .start()
             .await;
         app.upload(HUBBLE, "hubble.jpg").await.vector();
-        let before = nvidia.lines().len();
+        let before = nvidia.count();
         app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector();
         let lines = nvidia.lines();
         assert_eq!(lines[before..].contains(&CREATE_ASSET.to_owned()), is_tried_again, "{status}");
@@ -193,12 +193,12 @@ async fn in_an_outage_a_large_picture_makes_at_most_one_call_more_than_a_small_p
     let nvidia = FakeNvidia::healthy_except(|_| Some(Reply::status(503))).await;
     let app = TestApp::start(&nvidia).await;
     for (n, calls) in [(0, 4), (1, 3), (2, 3)] {
-        let before = nvidia.lines().len();
+        let before = nvidia.count();
         let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
         assert_eq!(answer.status, 502);
         // The service tries three times to create an asset for the first picture, and then sends the
         // picture inline once. It sends each of the other two pictures inline right away, and tries
         // that three times, like for a small picture.
-        assert_eq!(nvidia.lines().len() - before, calls, "{:?}", nvidia.lines());
+        assert_eq!(nvidia.count() - before, calls, "{:?}", nvidia.lines());
     }
 }

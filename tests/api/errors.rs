@@ -34,7 +34,7 @@ async fn a_redirect_from_nvidia_is_not_followed() {
             FakeNvidia::replying(vec![Reply::new(status, &[("location", &location)], "")]).await;
         let app = TestApp::start(&nvidia).await;
         assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_unavailable");
-        assert_eq!(nvidia.lines().len(), 1);
+        assert_eq!(nvidia.count(), 1);
     }
     assert!(other_server.received().is_empty());
 }
