@@ -22,8 +22,8 @@ use crate::support::{
 const OTHER_LANGUAGES: [&str; 9] =
     ["ini", "js", "json", "kotlin", "python", "swift", "text", "xml", "yaml"];
 
-/// The page with programs in Python, which `.ci/vectors` runs unchanged. Programs that need a server
-/// are marked as not run.
+/// The page with programs in Python, which `.ci/vectors` runs unchanged. A program that needs a
+/// server is marked as not run.
 const RECIPES: &str = "docs/databases.md";
 
 /// The other page with a program in Python, which `.ci/clients` runs.
