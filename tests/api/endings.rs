@@ -169,8 +169,8 @@ impl Servers {
     }
 }
 
-/// A picture that NVIDIA refuses, a different one for each request. The number of any other picture
-/// is [`CACHED_PICTURE`] or a multiple of 1000.
+/// A picture that NVIDIA refuses, a different one for each request. The number of any other
+/// [`tiny`] picture is [`CACHED_PICTURE`] or a multiple of 1000.
 fn refused_picture(n: usize) -> Vec<u8> {
     tiny(1000 * n + 400)
 }

@@ -267,7 +267,7 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let real_decoder = decoder_settings().program;
-    // Logs its fifth argument, which is the picture's width. Waits 0.1 s, and runs the real decoder.
+    // Logs its fifth argument, which is the picture's width. Waits 0.1 s. Runs the real decoder.
     let slow_decoder = format!(
         "echo \"$5\" >> '{}'; sleep 0.1; exec '{}' \"$@\"",
         log.display(),
