@@ -272,6 +272,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             app.send(post(json!({ field: "data:,***" }).to_string())).await
         }
         Stimulus::BatchField(name, value) if route == Route::Batch => {
+            // The picture is empty, but the field is refused first.
             app.send(post(json!({ "input": "data:,", name: value }).to_string())).await
         }
         Stimulus::Url(_) | Stimulus::InvalidBase64 | Stimulus::BatchField(..) => {
