@@ -10,7 +10,7 @@ use crate::support::{
     metric, picture_number, tiny, variant,
 };
 
-/// NVIDIA's reply with an embedding of 1536 equal values. The value depends on `number`.
+/// NVIDIA's reply with an embedding of 1536 equal values: `number` and a half, in thousandths.
 pub fn embedding_filled_with(number: usize) -> Reply {
     embedding_of(&format!("[{}]", vec![format!("{number}.5e-3"); 1536].join(",")))
 }
@@ -24,16 +24,17 @@ pub fn is_filled_with(answer: &Answer, number: usize) -> bool {
 /// The files of the cache on disk. They are in the subfolders whose names have two characters.
 fn vector_files(app: &TestApp) -> Vec<PathBuf> {
     // Vectors are written after the answer, so the folder may not exist yet.
-    let Ok(folders) = fs::read_dir(app.folder().join(".vectors")) else { return Vec::new() };
-    let folders = folders.map(|entry| entry.unwrap().path());
-    let folders = folders.filter(|folder| folder.file_name().unwrap().len() == 2);
+    let Ok(entries) = fs::read_dir(app.folder().join(".vectors")) else { return Vec::new() };
+    let folders = entries.map(|entry| entry.unwrap().path());
     folders
+        .filter(|folder| folder.file_name().unwrap().len() == 2)
         .flat_map(|folder| fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()))
         .collect()
 }
 
-/// Uploads a picture, and asserts that the answer has a vector and this value of `x-cache`.
-pub async fn assert_cached(app: &TestApp, picture: &[u8], x_cache: &str) -> Answer {
+/// Uploads a picture, and asserts that the answer has a vector and this value of the header
+/// `x-cache`: `hit` or `miss`.
+pub async fn assert_x_cache(app: &TestApp, picture: &[u8], x_cache: &str) -> Answer {
     let answer = app.upload(picture, "a.jpg").await;
     answer.vector();
     assert_eq!(answer.header("x-cache"), x_cache);
@@ -45,7 +46,7 @@ async fn a_picture_that_is_sent_again_is_a_cache_hit_on_every_route_and_is_saved
     let picture_server = FakeServer::serving(ROCKET).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
-    let first = assert_cached(&app, ROCKET, "miss").await;
+    let first = assert_x_cache(&app, ROCKET, "miss").await;
     for repeated in [
         app.upload(ROCKET, "b.jpg").await,
         app.base64(ROCKET).await,
@@ -56,56 +57,64 @@ async fn a_picture_that_is_sent_again_is_a_cache_hit_on_every_route_and_is_saved
         assert_eq!(repeated.prepared(), "original");
         assert_ne!(repeated.saved_as(), first.saved_as());
     }
-    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(nvidia.count(), 1);
     assert_eq!(app.saved().len(), 4);
-    assert_cached(&app, &variant(ROCKET, 1), "miss").await;
+    // A picture with the same pixels but other bytes is another picture for the cache.
+    assert_x_cache(&app, &variant(ROCKET, 1), "miss").await;
     let metrics = app.get("/metrics").await.text();
     assert_eq!(metric(&metrics, "imagesvc_cache_lookups_total{outcome=\"memory\"}"), 3.0);
     assert_eq!(metric(&metrics, "imagesvc_cache_lookups_total{outcome=\"miss\"}"), 2.0);
 }
 
 #[tokio::test]
-async fn a_cache_hit_reports_how_the_picture_was_prepared_for_nvidia() {
+async fn a_cache_hit_reports_how_its_picture_was_prepared_and_another_preparation_is_a_miss() {
     let nvidia = FakeNvidia::healthy().await;
-    let shrinking_app = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
-    let app = shrinking_app().start().await;
+    // HUBBLE is too large to be sent inline. The setting decides whether it is shrunk or uploaded.
+    let shrinking_service = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
+    let app = shrinking_service().start().await;
     for x_cache in ["miss", "hit"] {
-        assert_eq!(assert_cached(&app, HUBBLE, x_cache).await.prepared(), "shrunk");
+        assert_eq!(assert_x_cache(&app, HUBBLE, x_cache).await.prepared(), "shrunk");
     }
-    let app = shrinking_app().folder(app.stop().await).start().await;
-    assert_eq!(assert_cached(&app, HUBBLE, "hit").await.prepared(), "shrunk");
+    // The hit of a new service with the same folder comes from the disk.
+    let app = shrinking_service().folder(app.stop().await).start().await;
+    assert_eq!(assert_x_cache(&app, HUBBLE, "hit").await.prepared(), "shrunk");
     // NVIDIA_LARGE_IMAGES changes the vector, so the cache's key depends on this setting.
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
-    assert_eq!(assert_cached(&app, HUBBLE, "miss").await.prepared(), "original");
+    assert_eq!(assert_x_cache(&app, HUBBLE, "miss").await.prepared(), "original");
 }
 
 #[tokio::test]
 async fn a_vector_is_a_cache_hit_while_it_is_still_being_written_to_disk() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
+    // Without the cache in memory, only a vector that is being written or is on disk can be a hit.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_CACHE_MEMORY", "0").start().await;
+    // Repeated, because a vector may already be on disk when its picture is sent again.
     for n in 0..100 {
-        assert_cached(&app, &tiny(n), "miss").await;
-        assert!(is_filled_with(&assert_cached(&app, &tiny(n), "hit").await, n));
+        assert_x_cache(&app, &tiny(n), "miss").await;
+        assert!(is_filled_with(&assert_x_cache(&app, &tiny(n), "hit").await, n));
     }
 }
 
 #[tokio::test]
-async fn the_cache_removes_unfinished_files_of_an_earlier_run_at_start() {
+async fn at_start_the_cache_removes_unfinished_files_and_keeps_its_vectors() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    assert_cached(&app, ROCKET, "miss").await;
+    assert_x_cache(&app, ROCKET, "miss").await;
     let folder = app.stop().await;
-    let staging = folder.path().join(".vectors/.staged");
-    fs::write(staging.join("17"), "half a vector").unwrap();
+    // The cache writes each vector to a file in this folder first. The file's name is a number.
+    let staging_folder = folder.path().join(".vectors/.staged");
+    fs::write(staging_folder.join("17"), "half a vector").unwrap();
     let app = TestApp::builder(&nvidia).folder(folder).start().await;
-    let removed = async {
-        while fs::read_dir(&staging).unwrap().next().is_some() {
+    let until_removed = async {
+        while fs::read_dir(&staging_folder).unwrap().next().is_some() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), removed).await.unwrap();
-    assert_cached(&app, ROCKET, "hit").await;
+    tokio::time::timeout(Duration::from_secs(20), until_removed)
+        .await
+        .expect("the unfinished file should be removed within 20 s");
+    assert_x_cache(&app, ROCKET, "hit").await;
 }
 
 #[tokio::test]
@@ -114,14 +123,14 @@ async fn the_cache_returns_its_vectors_after_a_restart() {
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let app = TestApp::start(&nvidia).await;
     for n in 1..=5 {
-        assert!(is_filled_with(&assert_cached(&app, &tiny(n), "miss").await, n));
+        assert!(is_filled_with(&assert_x_cache(&app, &tiny(n), "miss").await, n));
     }
     let folder = app.stop().await;
     let app = TestApp::builder(&nvidia).folder(folder).start().await;
     for n in 1..=5 {
-        assert!(is_filled_with(&assert_cached(&app, &tiny(n), "hit").await, n));
+        assert!(is_filled_with(&assert_x_cache(&app, &tiny(n), "hit").await, n));
     }
-    assert_eq!(nvidia.lines().len(), 5);
+    assert_eq!(nvidia.count(), 5);
     let metrics = app.get("/metrics").await.text();
     assert_eq!(metric(&metrics, "imagesvc_cache_lookups_total{outcome=\"disk\"}"), 5.0);
 }
@@ -130,29 +139,30 @@ async fn the_cache_returns_its_vectors_after_a_restart() {
 async fn a_vector_from_one_inference_url_is_not_returned_for_another_url() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    assert_cached(&app, ROCKET, "miss").await;
+    assert_x_cache(&app, ROCKET, "miss").await;
     let folder = app.stop().await;
+    // This fake has another port, and therefore another inference URL.
     let other_nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&other_nvidia).folder(folder).start().await;
-    assert_cached(&app, ROCKET, "miss").await;
-    assert_eq!(other_nvidia.lines().len(), 1);
+    assert_x_cache(&app, ROCKET, "miss").await;
+    assert_eq!(other_nvidia.count(), 1);
 }
 
 #[tokio::test]
 async fn the_cache_separates_the_vectors_of_the_sandbox_from_those_of_nvidia() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let from_nvidia = assert_cached(&app, ROCKET, "miss").await;
+    let from_nvidia = assert_x_cache(&app, ROCKET, "miss").await;
     let app = TestApp::sandbox().folder(app.stop().await).start().await;
-    let from_sandbox = assert_cached(&app, ROCKET, "miss").await;
+    let from_sandbox = assert_x_cache(&app, ROCKET, "miss").await;
     assert_eq!(from_sandbox.json()["model"], "sandbox/perceptual");
     assert_ne!(from_sandbox.vector(), from_nvidia.vector());
     // Both vectors are in the same folder now.
     let app = TestApp::sandbox().folder(app.stop().await).start().await;
-    assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), from_sandbox.vector());
+    assert_eq!(assert_x_cache(&app, ROCKET, "hit").await.vector(), from_sandbox.vector());
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
-    assert_eq!(assert_cached(&app, ROCKET, "hit").await.vector(), from_nvidia.vector());
-    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(assert_x_cache(&app, ROCKET, "hit").await.vector(), from_nvidia.vector());
+    assert_eq!(nvidia.count(), 1);
 }
 
 #[tokio::test]
@@ -163,20 +173,21 @@ async fn without_a_cache_every_picture_is_sent_to_nvidia() {
         .setting("IMAGESVC_CACHE_DISK", "0")
         .start()
         .await;
-    assert_cached(&app, ROCKET, "miss").await;
-    assert_cached(&app, ROCKET, "miss").await;
-    assert_eq!(nvidia.lines().len(), 2);
+    assert_x_cache(&app, ROCKET, "miss").await;
+    assert_x_cache(&app, ROCKET, "miss").await;
+    assert_eq!(nvidia.count(), 2);
     assert!(!app.folder().join(".vectors").exists());
 }
 
-/// Damages these files of the cache, or the cache's folder, while the service does not run.
+/// Damages these files of the cache, or the folder that contains them, while no service runs.
 type Damage = fn(&[PathBuf]);
 
 #[tokio::test]
-async fn a_damaged_cache_entry_is_a_miss_and_is_written_again() {
+async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
     let cases: [(&str, Damage); 6] = [
         ("truncated files", |files| {
             for file in files {
+                // The whole file has more than 10,000 bytes.
                 fs::write(file, &fs::read(file).unwrap()[..1000]).unwrap();
             }
         }),
@@ -203,17 +214,18 @@ async fn a_damaged_cache_entry_is_a_miss_and_is_written_again() {
             }
         }),
         ("a file in place of the folder", |files| {
-            let folder = files[0].parent().unwrap().parent().unwrap();
-            fs::remove_dir_all(folder).unwrap();
-            fs::write(folder, "no folder").unwrap();
+            // The file's own folder is inside the cache's folder.
+            let cache_folder = files[0].parent().unwrap().parent().unwrap();
+            fs::remove_dir_all(cache_folder).unwrap();
+            fs::write(cache_folder, "no folder").unwrap();
         }),
     ];
-    for (name, damage) in cases {
+    for (what_is_wrong, damage) in cases {
         let nvidia =
             FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
         let app = TestApp::start(&nvidia).await;
         for n in [1, 2] {
-            assert_cached(&app, &tiny(n), "miss").await;
+            assert_x_cache(&app, &tiny(n), "miss").await;
         }
         let mut files = vector_files(&app);
         while files.len() < 2 {
@@ -226,13 +238,14 @@ async fn a_damaged_cache_entry_is_a_miss_and_is_written_again() {
         let app = TestApp::builder(&nvidia).folder(folder).start().await;
         for n in [1, 2] {
             let answer = app.upload(&tiny(n), "a.png").await;
-            assert!(is_filled_with(&answer, n), "{name}");
-            assert_eq!(answer.header("x-cache"), "miss", "{name}");
+            assert!(is_filled_with(&answer, n), "{what_is_wrong}");
+            assert_eq!(answer.header("x-cache"), "miss", "{what_is_wrong}");
         }
         for n in [1, 2] {
-            assert!(is_filled_with(&assert_cached(&app, &tiny(n), "hit").await, n), "{name}");
+            let answer = assert_x_cache(&app, &tiny(n), "hit").await;
+            assert!(is_filled_with(&answer, n), "{what_is_wrong}");
         }
-        assert_eq!(app.get("/ready").await.status, 200, "{name}");
+        assert_eq!(app.get("/ready").await.status, 200, "{what_is_wrong}");
     }
 }
 
@@ -240,28 +253,32 @@ async fn a_damaged_cache_entry_is_a_miss_and_is_written_again() {
 async fn the_disk_cache_stays_within_its_limit_and_deletes_the_oldest_vectors_first() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
+    // Each vector takes more than 10 KiB, so most of the 40 vectors below do not fit. Without the
+    // cache in memory, all hits come from the disk.
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_DISK", "128KiB")
         .setting("IMAGESVC_CACHE_MEMORY", "0")
         .start()
         .await;
     for n in 0..40 {
-        assert_cached(&app, &tiny(n), "miss").await;
+        assert_x_cache(&app, &tiny(n), "miss").await;
         let files = vector_files(&app);
         // The service may have deleted a file since they were listed.
         let metadata = files.iter().filter_map(|file| fs::metadata(file).ok());
         let bytes: u64 = metadata.map(|metadata| metadata.len()).sum();
         assert!(bytes <= 128 << 10, "the cache should have at most 128 KiB, not {bytes} bytes");
     }
-    let calls = nvidia.lines().len();
+    let calls_before = nvidia.count();
     let (newest, oldest) = (tiny(39), tiny(0));
-    assert_cached(&app, &newest, "hit").await;
-    assert_eq!(nvidia.lines().len(), calls);
-    assert_cached(&app, &oldest, "miss").await;
+    assert_x_cache(&app, &newest, "hit").await;
+    assert_eq!(nvidia.count(), calls_before);
+    assert_x_cache(&app, &oldest, "miss").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cache_returns_no_wrong_vector_after_the_process_was_killed() {
+    /// How many new pictures are sent in each round, all at once.
+    const NEW_PICTURES: usize = 8;
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let folder = TempDir::new().unwrap();
@@ -274,18 +291,24 @@ async fn the_cache_returns_no_wrong_vector_after_the_process_was_killed() {
     for round in 0..15 {
         let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
         // Vectors of earlier rounds may be lost, but must never be wrong.
-        for n in 0..round * 8 {
+        for n in 0..round * NEW_PICTURES {
             let answer = upload(&child, n).await.unwrap();
-            assert!(is_filled_with(&answer, n), "picture {n} should get its vector: {round} kills");
+            assert!(
+                is_filled_with(&answer, n),
+                "after {round} kills, picture {n} should still get its own vector"
+            );
             hits += usize::from(answer.header("x-cache") == "hit");
         }
+        let new_pictures = (round * NEW_PICTURES..).take(NEW_PICTURES);
+        // The kill comes after the answers, or at a random time before.
         let time_to_kill = Duration::from_micros(fastrand::u64(0..12_000));
         tokio::select! {
-            _ = join_all((round * 8..round * 8 + 8).map(|n| upload(&child, n))) => {}
+            _ = join_all(new_pictures.map(|n| upload(&child, n))) => {}
             () = tokio::time::sleep(time_to_kill) => {}
         }
         child.kill();
     }
-    // All rounds together send 840 pictures again.
-    assert!(hits > 300, "more than 300 of 840 vectors should survive the kills: {hits}");
+    // The rounds send 8 * (0 + 1 + … + 14) = 840 pictures again. With few hits, this test would
+    // check few files.
+    assert!(hits > 300, "more than 300 of 840 answers should be cache hits, not {hits}");
 }

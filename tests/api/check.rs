@@ -26,7 +26,7 @@ fn stdout(output: &Output) -> String {
 const NO_SETTINGS: [(&str, &str); 0] = [];
 
 #[test]
-fn if_nothing_is_wrong_each_check_prints_one_line_and_the_exit_code_is_0() {
+fn if_nothing_is_wrong_all_results_are_ok_or_notes_and_the_exit_code_is_0() {
     let folder = tempfile::tempdir().unwrap();
     let output = run(folder.path(), &["check", "--sandbox"], NO_SETTINGS);
     let text = stdout(&output);
@@ -35,16 +35,16 @@ fn if_nothing_is_wrong_each_check_prints_one_line_and_the_exit_code_is_0() {
         text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert!(
         results.len() >= 4 && results.iter().all(|result| ["ok", "note"].contains(result)),
-        "{text}"
+        "there should be at least 4 results, each ok or a note: {text}"
     );
-    assert!(text.contains("can be listened on"), "{text}");
+    assert!(text.contains("can be listened on"), "the default port should be free: {text}");
     assert!(!folder.path().join("downloads").exists(), "the check must create no folder");
 }
 
 #[test]
 fn flags_may_precede_or_follow_the_command() {
     let folder = tempfile::tempdir().unwrap();
-    // No disk has so much free space, so the check of the disk fails if the flag is read.
+    // No disk has so much free space, so the check of the disk fails if the command reads the flag.
     for arguments in [
         &["--sandbox", "--min-free-bytes", "900000000GiB", "check"][..],
         &["check", "--sandbox", "--min-free-bytes", "900000000GiB"],
@@ -72,8 +72,9 @@ fn each_failed_check_prints_what_to_do_and_the_exit_code_is_1() {
 }
 
 #[test]
-fn unresolvable_hosts_and_missing_certificates_are_reported() {
+fn an_unresolvable_host_and_missing_certificates_are_reported() {
     let folder = tempfile::tempdir().unwrap();
+    // An address needs no DNS. Without `--live`, the check connects to none of these URLs.
     let resolvable = "http://127.0.0.1:1/";
     let settings = [
         ("NVIDIA_API_KEY", "nvapi-1"),
@@ -91,8 +92,9 @@ fn unresolvable_hosts_and_missing_certificates_are_reported() {
 }
 
 #[test]
-fn with_invalid_settings_the_exit_code_is_2() {
+fn with_invalid_settings_all_errors_are_printed_and_the_exit_code_is_2() {
     let folder = tempfile::tempdir().unwrap();
+    // The port is no number, and the key for NVIDIA is missing.
     let output = run(folder.path(), &["check"], [("IMAGESVC_PORT", "many")]);
     assert_eq!(output.status.code(), Some(2));
     let errors = String::from_utf8(output.stderr).unwrap();
@@ -100,20 +102,15 @@ fn with_invalid_settings_the_exit_code_is_2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_live_the_check_makes_one_paid_call_and_reports_an_error_of_that_call() {
+async fn only_with_live_the_check_makes_one_paid_call_and_reports_an_error_of_that_call() {
     let folder = tempfile::tempdir().unwrap();
     let nvidia = FakeNvidia::healthy().await;
     let output = run(folder.path(), &["check"], nvidia.settings());
-    assert_eq!(
-        nvidia.lines().len(),
-        0,
-        "without --live, no call should be made: {}",
-        stdout(&output)
-    );
+    assert_eq!(nvidia.count(), 0, "without --live, no call must be made: {}", stdout(&output));
     let output = run(folder.path(), &["check", "--live"], nvidia.settings());
     assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
     assert!(stdout(&output).contains("an embedding was computed in"));
-    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(nvidia.count(), 1);
 
     let refusing_nvidia = FakeNvidia::replying(vec![Reply::status(401)]).await;
     let output = run(folder.path(), &["check", "--live"], refusing_nvidia.settings());

@@ -22,15 +22,16 @@ use crate::support::{
 const OTHER_LANGUAGES: [&str; 9] =
     ["ini", "js", "json", "kotlin", "python", "swift", "text", "xml", "yaml"];
 
-/// The page with programs in Python, which `.ci/vectors` runs as pasted. Those that need a server are
-/// marked as not run.
+/// The page with programs in Python, which `.ci/vectors` runs unchanged. A program that needs a
+/// server is marked as not run.
 const RECIPES: &str = "docs/databases.md";
 
 /// The other page with a program in Python, which `.ci/clients` runs.
 const README: &str = "README.md";
 
 /// A script in place of Cargo. For `cargo run`, it runs the program that was built for the tests;
-/// Cargo would build another one.
+/// Cargo would build another one. The program gets the arguments after `--`. For any other command
+/// of Cargo, the script fails.
 const FAKE_CARGO: &str = "#!/bin/sh
 [ \"$1\" = run ] || exit 64
 while [ \"$#\" -gt 0 ] && [ \"$1\" != -- ]; do shift; done
@@ -51,7 +52,7 @@ impl Environment {
         let folder = tempfile::tempdir().unwrap();
         let in_folder = |name: &str| folder.path().join(name);
         symlink(root().join("tests"), in_folder("tests")).unwrap();
-        // The README's commands send this picture.
+        // The README's commands send a picture of this name. A small one is sufficient.
         let thumbnail = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(80, 80);
         thumbnail.save(in_folder("image.png")).unwrap();
         // Makes curl fail if the service answers with an error.
@@ -112,11 +113,11 @@ fn every_fenced_block_is_bash_or_in_a_language_without_commands() {
             let may_be_marked = language == "bash" || is_recipe;
             assert!(
                 not_run.is_none() || may_be_marked,
-                "{place}: only commands may be marked as not run"
+                "{place}: only commands and the programs of {RECIPES} may be marked as not run"
             );
             if language == "python" {
                 let is_run = is_recipe || page.path == Path::new(README);
-                assert!(is_run, "{place}: no test runs the programs of this page");
+                assert!(is_run, "{place}: CI must run each program, but runs none of this page");
             }
             if language == "json" {
                 let parsed = serde_json::from_str::<Value>(&text);
@@ -136,7 +137,7 @@ fn ci_runs_the_programs_on_docs_databases_md() {
     let blocks = Document::read(RECIPES).blocks();
     let programs: Vec<_> = blocks.iter().filter(|block| block.language == "python").collect();
     let run = programs.iter().filter(|program| program.not_run.is_none()).count();
-    // The runner fails unless it has run as many programs.
+    // The runner fails unless it has run, and has not run, as many programs as this line says.
     let counts = format!("{{\"run\": {run}, \"not run\": {}}}", programs.len() - run);
     assert!(runner.contains(&counts), "tests/vectors/recipes.py should expect {counts}");
 }
@@ -147,16 +148,17 @@ fn every_command_on_a_markdown_page_works_unless_it_is_marked_as_not_run() {
         return;
     }
     let environment = Environment::new();
-    let mut count = 0;
+    let mut run_count = 0;
     for block in Document::all().iter().flat_map(command_blocks) {
         if block.not_run.is_some() {
             assert_valid_syntax(&block);
         } else {
             environment.run(&block);
-            count += 1;
+            run_count += 1;
         }
     }
-    assert!(count >= 8, "at least 8 blocks should be run, not {count}");
+    // If the test found no blocks, it would check nothing.
+    assert!(run_count >= 8, "at least 8 blocks should be run, not {run_count}");
 }
 
 /// Asserts that a shell can parse a block. Runs nothing.
@@ -176,20 +178,20 @@ fn the_calls_in_the_readme_return_the_answers_that_the_readme_shows() {
     let shown_lines =
         readme.text.lines().filter(|line| line.starts_with("{\"status\":\"success\""));
     // The README shortens each vector to its first numbers and `,…`.
-    let shown: Vec<Value> =
+    let shown_answers: Vec<Value> =
         shown_lines.map(|line| serde_json::from_str(&line.replace(",…", "")).unwrap()).collect();
-    assert_eq!(shown.len(), 2, "the README should show the answers to its first two calls");
+    assert_eq!(shown_answers.len(), 2, "the README should show the answers to its first two calls");
     let is_call =
         |block: &Block| block.not_run.is_none() && block.text.contains("/vectorize-image");
     let calls: Vec<_> = command_blocks(&readme).filter(is_call).collect();
     assert_eq!(calls.len(), 4, "the README should call the service 4 times, twice with Base64");
-    for (n, call) in calls.iter().enumerate() {
+    for (index, call) in calls.iter().enumerate() {
         let answer: Value = serde_json::from_str(&environment.run(call)).unwrap();
         assert_eq!(answer["status"], "success", "{}", call.place);
         let vector = answer["vector"].as_array().unwrap();
         assert_eq!(vector.len(), 1536);
         assert!(vector.iter().all(|number| number.as_f64().is_some_and(f64::is_finite)));
-        if let Some(shown) = shown.get(n) {
+        if let Some(shown) = shown_answers.get(index) {
             assert_same_answer(shown, &answer);
         }
     }
@@ -210,12 +212,13 @@ fn assert_same_answer(shown: &Value, answer: &Value) {
     ] {
         assert_eq!(shown.get(field), answer.get(field), "{field}");
     }
-    let numbers = |answer: &Value| {
-        let vector = answer["vector"].as_array().unwrap();
+    let numbers = |json: &Value| {
+        let vector = json["vector"].as_array().unwrap();
         vector.iter().map(|number| number.as_f64().unwrap()).collect::<Vec<_>>()
     };
-    for (shown, actual) in numbers(shown).into_iter().zip(numbers(answer)) {
+    // The README shows only the first numbers, so only these are compared.
+    for (expected, actual) in numbers(shown).into_iter().zip(numbers(answer)) {
         // The sandbox computes square roots, whose last digits differ from machine to machine.
-        assert!((shown - actual).abs() < 1e-5, "the number should be {shown}, not {actual}");
+        assert!((expected - actual).abs() < 1e-5, "the number should be {expected}, not {actual}");
     }
 }

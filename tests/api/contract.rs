@@ -1,7 +1,7 @@
 //! The OpenAPI document matches a snapshot, and each picture route returns exactly the errors that
 //! the document lists for the route.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use imagesvc::web::error::Code;
@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use crate::support::{
-    Config, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, avif, base64_body,
-    embedding, post_head,
+    FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, avif, base64_body, embedding,
+    post_head,
 };
 
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/openapi.json");
@@ -81,8 +81,6 @@ fn documented_errors(operation: &Value) -> BTreeSet<(u16, String)> {
 /// How a test provokes an error.
 struct Scenario {
     settings: Vec<(&'static str, &'static str)>,
-    /// Changes values of the configuration that have no setting of their own.
-    configure: fn(&mut Config),
     nvidia_reply: Reply,
     stimulus: Stimulus,
 }
@@ -97,11 +95,11 @@ enum Stimulus {
     Concurrent(usize),
     /// A body that no route accepts.
     Malformed,
-    /// A body that stops halfway.
-    HalfBody,
+    /// A body of which only the first bytes arrive.
+    UnfinishedBody,
     /// A picture. The service is stopped while the picture waits for NVIDIA.
     ThenStop,
-    /// A picture, sent after the folder for incoming files was moved away.
+    /// A picture, sent after the folder for incoming files was renamed.
     FolderGone,
     /// This URL, for the URL route. `{hanging}` stands for the URL of a host that never replies.
     Url(&'static str),
@@ -114,12 +112,7 @@ enum Stimulus {
 /// The scenario that provokes this error.
 fn scenario(code: Code) -> Scenario {
     let picture = || Stimulus::Picture(ROCKET.to_vec());
-    let replying = |nvidia_reply, stimulus| Scenario {
-        settings: vec![],
-        configure: |_| {},
-        nvidia_reply,
-        stimulus,
-    };
+    let replying = |nvidia_reply, stimulus| Scenario { settings: vec![], nvidia_reply, stimulus };
     let healthy = |stimulus| replying(embedding(), stimulus);
     let refusing = |status| replying(Reply::status(status), picture());
     let with_setting = |setting, nvidia_reply, stimulus| Scenario {
@@ -156,16 +149,17 @@ fn scenario(code: Code) -> Scenario {
             embedding(),
             Stimulus::Concurrent(2),
         ),
+        // NVIDIA never replies, so one request keeps the only permit. The others wait for half of
+        // the request timeout, and are then refused.
         Code::Overloaded => Scenario {
             settings: vec![("IMAGESVC_MAX_IN_FLIGHT", "1"), ("IMAGESVC_REQUEST_TIMEOUT", "1s")],
             ..replying(Reply::Hang, Stimulus::Concurrent(9))
         },
-        Code::ShuttingDown => Scenario {
-            configure: |config| config.server.drain_timeout = Duration::from_millis(50),
-            ..replying(Reply::Hang, Stimulus::ThenStop)
-        },
+        Code::ShuttingDown => {
+            with_setting(("IMAGESVC_DRAIN_TIMEOUT", "50ms"), Reply::Hang, Stimulus::ThenStop)
+        }
         Code::RequestTimeout => {
-            with_setting(("IMAGESVC_BODY_TIMEOUT", "100ms"), embedding(), Stimulus::HalfBody)
+            with_setting(("IMAGESVC_BODY_TIMEOUT", "100ms"), embedding(), Stimulus::UnfinishedBody)
         }
         Code::EmbeddingRejected => refusing(422),
         Code::EmbeddingUnauthorized => refusing(401),
@@ -176,6 +170,7 @@ fn scenario(code: Code) -> Scenario {
             with_setting(("IMAGESVC_REQUEST_TIMEOUT", "200ms"), Reply::Hang, picture())
         }
         Code::EmbeddingInvalid => replying(Reply::json(200, "{}"), picture()),
+        // No disk has so much free space.
         Code::StorageFull => {
             with_setting(("IMAGESVC_MIN_FREE_BYTES", "900000000GiB"), embedding(), picture())
         }
@@ -211,24 +206,20 @@ fn request(
 /// Runs the scenario for an error on a route. Returns the status and code of the answer, or `None`
 /// if the answer is a success.
 async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
-    let Scenario { settings, configure, nvidia_reply, stimulus } = scenario(code);
+    let Scenario { settings, nvidia_reply, stimulus } = scenario(code);
     let picture = match &stimulus {
         Stimulus::Picture(picture) => picture.clone(),
         _ => ROCKET.to_vec(),
     };
-    let served = picture.clone();
+    let fetched_picture = picture.clone();
     let picture_server = FakeServer::start(move |request, _| match request.target.as_str() {
         "/hangs" => Reply::Hang,
-        _ => Reply::new(200, &[], &served),
+        _ => Reply::new(200, &[], &fetched_picture),
     })
     .await;
     let nvidia = FakeNvidia::replying(vec![nvidia_reply]).await;
-    let app = TestApp::builder(&nvidia)
-        .may_fetch_from(&picture_server)
-        .settings(&settings)
-        .configure(configure)
-        .start()
-        .await;
+    let app =
+        TestApp::builder(&nvidia).may_fetch_from(&picture_server).settings(&settings).start().await;
     let picture_request = || request(&app, route, &picture, &picture_server);
     let post = |body: String| app.client.post(app.url(route.path())).body(body);
     let answer = match stimulus {
@@ -246,7 +237,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             }
         }
         Stimulus::Malformed => app.send(post("nonsense".into())).await,
-        Stimulus::HalfBody => {
+        Stimulus::UnfinishedBody => {
             let mut stream = TcpStream::connect(app.address).await.unwrap();
             stream.write_all(&post_head(route.path(), 1000, "")).await.unwrap();
             stream.write_all(b"--x\r\n").await.unwrap();
@@ -258,10 +249,10 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             return Some((status, problem["code"].as_str().unwrap().to_owned()));
         }
         Stimulus::ThenStop => {
-            let sending = tokio::spawn(picture_request().send());
+            let exchange = tokio::spawn(picture_request().send());
             nvidia.wait_for(1).await;
             app.stop().await;
-            let response = sending.await.unwrap().unwrap();
+            let response = exchange.await.unwrap().unwrap();
             let status = response.status().as_u16();
             let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
             return Some((status, problem["code"].as_str().unwrap().to_owned()));
@@ -281,6 +272,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             app.send(post(json!({ field: "data:,***" }).to_string())).await
         }
         Stimulus::BatchField(name, value) if route == Route::Batch => {
+            // The picture is empty, but the field is refused first.
             app.send(post(json!({ "input": "data:,", name: value }).to_string())).await
         }
         Stimulus::Url(_) | Stimulus::InvalidBase64 | Stimulus::BatchField(..) => {
@@ -336,7 +328,7 @@ async fn the_openapi_document_lists_exactly_the_errors_of_each_picture_route() {
 }
 
 #[tokio::test]
-async fn required_strings_have_a_minimum_length_and_the_vector_has_no_example_in_the_document() {
+async fn the_openapi_document_limits_the_lengths_of_texts_and_of_the_vector() {
     let schemas = document().await["components"]["schemas"].take();
     for (schema, field) in [("ImageUrl", "image_url"), ("ImageBase64", "image_base64")] {
         assert_eq!(schemas[schema]["properties"][field]["minLength"], 1, "{field}");
@@ -350,7 +342,7 @@ async fn required_strings_have_a_minimum_length_and_the_vector_has_no_example_in
 }
 
 #[tokio::test]
-async fn the_openapi_document_describes_the_headers_and_the_client_key() {
+async fn the_openapi_document_describes_parameters_headers_and_the_client_key() {
     let document = document().await;
     let upload = &document["paths"]["/vectorize-image-upload"]["post"];
     let parameters: BTreeSet<_> = upload["parameters"]
@@ -369,10 +361,12 @@ async fn the_openapi_document_describes_the_headers_and_the_client_key() {
         assert_eq!(headers["accept-encoding"].is_object(), status == "415", "{status}");
         assert_eq!(
             headers["retry-after"].is_object(),
-            ["429", "502", "503"].contains(&status.as_str())
+            ["429", "502", "503"].contains(&status.as_str()),
+            "{status}"
         );
     }
     assert_eq!(document["components"]["securitySchemes"]["key"]["scheme"], "bearer");
+    // The key is optional, because a service may be run without keys.
     assert_eq!(upload["security"], json!([{}, { "key": [] }]));
     for path in ["/health", "/ready"] {
         assert_eq!(

@@ -8,10 +8,14 @@ use crate::support::{
     pending, variant,
 };
 
+/// The time that a request has in most of these tests.
 const DEADLINE: Duration = Duration::from_millis(700);
+/// [`DEADLINE`] as the value of a setting.
+const DEADLINE_SETTING: &str = "700ms";
 /// How much later than the deadline an answer may arrive at the client.
 const GRACE: Duration = Duration::from_millis(250);
 
+/// Delays a reply so much that a request has time for only a few such replies.
 fn slow(reply: Reply) -> Reply {
     reply.after(Duration::from_millis(150))
 }
@@ -24,8 +28,8 @@ fn is_asset_inference(request: &Received) -> bool {
 /// Returns a misbehaving reply to a call, or `None` for NVIDIA's normal reply.
 type Script = fn(&Received) -> Option<Reply>;
 
-/// Ways in which NVIDIA misbehaves. Each has a name, the picture that the client sends, and the script
-/// of NVIDIA's replies.
+/// Ways in which NVIDIA misbehaves. Each has a name, the picture that the client sends, and the
+/// script of NVIDIA's replies.
 const CASES: &[(&str, &[u8], Script)] = &[
     ("inference hangs", ROCKET, |_| Some(Reply::Hang)),
     ("inference always fails slowly", ROCKET, |_| Some(slow(Reply::status(503)))),
@@ -44,6 +48,7 @@ const CASES: &[(&str, &[u8], Script)] = &[
         })
     }),
     ("Retry-After ends after the deadline", ROCKET, |_| {
+        // 1 s is longer than `DEADLINE`.
         Some(Reply::new(429, &[("retry-after", "1")], ""))
     }),
     ("creating the asset hangs", HUBBLE, |request| {
@@ -82,31 +87,37 @@ async fn timed_upload(app: &TestApp, picture: &[u8]) -> (Answer, Duration) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_comes_by_the_deadline_whatever_nvidia_does() {
     for (name, picture, script) in CASES {
-        let mut late = Vec::new();
+        let mut late_times = Vec::new();
         // A busy machine may delay an answer, but hardly three in a row.
         for _ in 0..3 {
             let nvidia = FakeNvidia::healthy_except(script).await;
             let app = TestApp::builder(&nvidia)
-                .setting("IMAGESVC_REQUEST_TIMEOUT", "700ms")
+                .setting("IMAGESVC_REQUEST_TIMEOUT", DEADLINE_SETTING)
+                // A hanging call ends before the deadline, and is retried.
                 .setting("NVIDIA_TIMEOUT", "300ms")
                 .configure(|config| {
+                    // The wait before the first retry. Waits count against the deadline, too.
                     config.nvidia.retry.base = Duration::from_millis(100);
                 })
                 .start()
                 .await;
             let (answer, elapsed) = timed_upload(&app, picture).await;
+            // In some cases the service succeeds with another call.
             if answer.status != 200 {
                 let problem = answer.json();
                 assert!(problem["code"].as_str().unwrap().starts_with("embedding_"), "{name}");
                 assert!(problem["saved_as"].is_string(), "{name}: {problem}");
             }
             if elapsed < DEADLINE + GRACE {
-                late.clear();
+                late_times.clear();
                 break;
             }
-            late.push(elapsed);
+            late_times.push(elapsed);
         }
-        assert!(late.is_empty(), "{name}: one of three answers should be in time: {late:?}");
+        assert!(
+            late_times.is_empty(),
+            "{name}: one of three answers should be in time, but they took {late_times:?}"
+        );
     }
 }
 
@@ -115,22 +126,26 @@ async fn waiting_for_the_concurrency_or_the_rate_limit_counts_against_the_deadli
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     for setting in [("NVIDIA_MAX_CONCURRENCY", "1"), ("NVIDIA_REQUESTS_PER_MINUTE", "1")] {
         let app = TestApp::builder(&nvidia)
-            .setting("IMAGESVC_REQUEST_TIMEOUT", "700ms")
+            .setting("IMAGESVC_REQUEST_TIMEOUT", DEADLINE_SETTING)
             .settings(&[setting])
             .configure(|config| {
+                // In place of a minute. The limit of one call delays the second picture's call by
+                // this time, and the call then hangs. If the delay exceeded the deadline, the
+                // second picture would be refused at once.
                 config.nvidia.pace_window = Duration::from_millis(400);
             })
             .start()
             .await;
-        let before = nvidia.lines().len();
-        let second = async {
-            nvidia.wait_for(before + 1).await;
+        let calls_before = nvidia.count();
+        let second_upload = async {
+            nvidia.wait_for(calls_before + 1).await;
             timed_upload(&app, HUBBLE).await
         };
-        let ((first, _), (second, elapsed)) = tokio::join!(timed_upload(&app, ROCKET), second);
+        let ((first, _), (second, elapsed)) =
+            tokio::join!(timed_upload(&app, ROCKET), second_upload);
         assert_eq!(first.status, 504);
         assert_eq!(second.status, 504, "{:.300}", second.text());
-        assert!(elapsed < DEADLINE + GRACE, "{elapsed:?}");
+        assert!(elapsed < DEADLINE + GRACE, "the second answer should not take {elapsed:?}");
     }
 }
 
@@ -141,6 +156,8 @@ async fn a_picture_is_sent_inline_in_time_after_a_call_for_its_asset_hangs() {
             request.line().starts_with(hanging).then_some(Reply::Hang)
         })
         .await;
+        // The upload of the asset may take half of this time. The other half is left to shrink the
+        // picture and to send it inline.
         let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "4s").start().await;
         assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     }
@@ -161,12 +178,16 @@ async fn pictures_are_sent_inline_without_another_asset_call_after_the_asset_api
             assert_eq!(answer.prepared(), "shrunk");
         }
         let create_calls = nvidia.lines().iter().filter(|line| *line == CREATE_ASSET).count();
-        assert!(create_calls <= 3, "only the first picture may try to create an asset, 3 times");
+        assert!(
+            create_calls <= 3,
+            "only the first picture may try to create an asset, at most 3 times: {create_calls}"
+        );
     }
 }
 
 #[tokio::test]
 async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusal() {
+    // 503 means an outage, and 404 a refusal.
     for (status, is_tried_again) in [(503, true), (404, false)] {
         let nvidia = FakeNvidia::healthy_except(move |request| {
             (request.line() == CREATE_ASSET).then(|| Reply::status(status))
@@ -174,17 +195,22 @@ async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusa
         .await;
         let app = TestApp::builder(&nvidia)
             .configure(|config| {
-                // The pause after a refusal is ten minutes, and stays so in this test.
+                // This is the pause after an outage. The pause after a refusal, which is ten
+                // minutes, stays unchanged.
                 assert_eq!(config.embed.call.failed_upload_pause.as_secs(), 60);
                 config.embed.call.failed_upload_pause = Duration::ZERO;
             })
             .start()
             .await;
         app.upload(HUBBLE, "hubble.jpg").await.vector();
-        let before = nvidia.lines().len();
+        let calls_before = nvidia.count();
         app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector();
         let lines = nvidia.lines();
-        assert_eq!(lines[before..].contains(&CREATE_ASSET.to_owned()), is_tried_again, "{status}");
+        assert_eq!(
+            lines[calls_before..].contains(&CREATE_ASSET.to_owned()),
+            is_tried_again,
+            "{status}"
+        );
     }
 }
 
@@ -192,13 +218,13 @@ async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusa
 async fn in_an_outage_a_large_picture_makes_at_most_one_call_more_than_a_small_picture() {
     let nvidia = FakeNvidia::healthy_except(|_| Some(Reply::status(503))).await;
     let app = TestApp::start(&nvidia).await;
-    for (n, calls) in [(0, 4), (1, 3), (2, 3)] {
-        let before = nvidia.lines().len();
+    for (n, call_count) in [(0, 4), (1, 3), (2, 3)] {
+        let calls_before = nvidia.count();
         let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
         assert_eq!(answer.status, 502);
-        // The service tries three times to create an asset for the first picture, and then sends the
-        // picture inline once. It sends each of the other two pictures inline right away, and tries
-        // that three times, like for a small picture.
-        assert_eq!(nvidia.lines().len() - before, calls, "{:?}", nvidia.lines());
+        // The service tries three times to create an asset for the first picture, and then sends
+        // the picture inline once. It sends each of the other two pictures inline right away, and
+        // tries that three times, as with a small picture.
+        assert_eq!(nvidia.count() - calls_before, call_count, "{:?}", nvidia.lines());
     }
 }

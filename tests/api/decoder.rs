@@ -22,6 +22,7 @@ async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     let program = fake_decoder(&folder, script);
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
+        // A decoder that hangs is killed at this deadline.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
         .configure(|config| config.decoder.program = program)
         .start()
@@ -42,9 +43,9 @@ async fn assert_exits(folder: &TempDir, script: &str) {
 }
 
 /// A shell command that prints the header of a decoder's result: a letter for the result's kind,
-/// and the number of bytes that follow. The letter is `d` for a rendered picture, `b` for a broken
-/// picture,
-/// `p` for a panic of the decoder, and `l` for limits that could not be set.
+/// and the number of bytes that follow, in eight bytes. The letter is `d` for a rendered picture,
+/// `b` for a broken picture, `p` for a panic of the decoder, and `l` for limits that could not be
+/// set.
 fn header(letter: char, len: u8) -> String {
     format!("printf '{letter}\\{len:03o}\\0\\0\\0\\0\\0\\0\\0'; ")
 }
@@ -56,7 +57,9 @@ async fn a_picture_that_crashes_its_decoder_is_unsupported_and_not_saved() {
         "kill -ABRT $$",
         "kill -SEGV $$",
         "kill -BUS $$",
+        // The kernel sends this signal at the limit of processor time.
         "kill -XCPU $$",
+        // A Rust program exits with this code after a panic.
         "exit 101",
         &aborts_halfway,
         &format!("{}printf wrong", header('b', 5)),
@@ -70,9 +73,11 @@ async fn a_picture_that_crashes_its_decoder_is_unsupported_and_not_saved() {
 }
 
 #[tokio::test]
-async fn a_picture_whose_decoder_is_killed_by_the_system_is_saved_and_answered_503() {
+async fn a_picture_whose_decoder_is_killed_or_cannot_limit_itself_is_saved_and_answered_503() {
     let killed_halfway = format!("{}printf abc; kill -KILL $$", header('d', 100));
     let cannot_lower_limits = format!("{}printf never", header('l', 5));
+    // These two signals come from outside, for example if the machine runs out of memory. They say
+    // nothing about the picture.
     for script in ["kill -KILL $$", "kill -TERM $$", &killed_halfway, &cannot_lower_limits] {
         let (answer, app, _folder) = decode_with(script).await;
         assert_problem(&answer, 503, "overloaded");
@@ -88,9 +93,12 @@ async fn a_picture_whose_decoder_cannot_be_started_is_saved_and_answered_503() {
     let folder = tempfile::tempdir().unwrap();
     let program = fake_decoder(&folder, "exit 0");
     let nvidia = FakeNvidia::healthy().await;
-    let path = program.clone();
-    let app =
-        TestApp::builder(&nvidia).configure(|config| config.decoder.program = path).start().await;
+    let decoder_path = program.clone();
+    let app = TestApp::builder(&nvidia)
+        .configure(|config| config.decoder.program = decoder_path)
+        .start()
+        .await;
+    // The service has tested its decoder at start. Now the program disappears.
     fs::remove_file(program).unwrap();
     let answer = app.upload(&converted(ROCKET, ImageFormat::WebP), "rocket.webp").await;
     assert_problem(&answer, 503, "overloaded");
@@ -119,6 +127,7 @@ async fn a_decoder_that_breaks_the_protocol_causes_an_internal_error() {
 #[tokio::test]
 async fn a_decoder_that_hangs_is_killed_at_the_deadline() {
     for script in [
+        // before, in the middle of, and after its result
         "exec sleep 600".to_owned(),
         format!("{}exec sleep 600", header('d', 9)),
         format!("{}printf abcdefghi; exec >&-; exec sleep 600", header('d', 9)),
@@ -142,6 +151,7 @@ async fn a_decoder_that_hangs_is_killed_even_if_its_client_has_disconnected() {
         .start()
         .await;
     let picture = converted(ROCKET, ImageFormat::WebP);
+    // The client disconnects before the request's deadline.
     let request = app.upload_request(&picture, "rocket.webp").timeout(Duration::from_millis(500));
     assert!(request.send().await.unwrap_err().is_timeout());
     assert_exits(&folder, script).await;
@@ -151,11 +161,11 @@ async fn a_decoder_that_hangs_is_killed_even_if_its_client_has_disconnected() {
 async fn a_service_with_a_broken_decoder_does_not_start() {
     // The first cannot be started. The second fails, and the third succeeds without any result.
     for program in ["/no/such/program", "/bin/false", "/bin/true"] {
-        let started = TestApp::sandbox()
+        let built = TestApp::sandbox()
             .configure(|config| config.decoder.program = program.into())
             .build()
             .await;
-        let error = started.unwrap_err();
+        let error = built.unwrap_err();
         assert!(matches!(error, BuildError::Decoder(_)), "{error}");
     }
 }
@@ -163,7 +173,8 @@ async fn a_service_with_a_broken_decoder_does_not_start() {
 /// Reads the limits of a decoder while the decoder waits for its picture.
 #[test]
 fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
-    // The last two arguments limit the address space in bytes, and the processor time in seconds.
+    // A picture of 10 × 10 pixels. The last three arguments are the memory estimate in bytes, and
+    // the limits of the address space in bytes and of the processor time in seconds.
     let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
     let mut child = Command::new(decoder_settings().program)
         .args(job)
@@ -184,6 +195,7 @@ fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
     let limits = read("limits");
     for (name, expected) in [
         ("Max address space", ["100000000", "100000000", "bytes"]),
+        // The hard limit comes one second after the soft limit.
         ("Max cpu time", ["7", "8", "seconds"]),
         ("Max open files", ["0", "0", "files"]),
         ("Max file size", ["0", "0", "bytes"]),
@@ -191,9 +203,11 @@ fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
         let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
         assert!(ends_in(line, expected), "{line}");
     }
+    // If the machine runs out of memory, the kernel kills this process first.
     assert_eq!(read("oom_score_adj").trim(), "1000");
     // The decoder has no asynchronous runtime and only one thread.
     assert!(read("status").contains("Threads:\t1\n"));
+    // The input ends without a byte.
     drop(child.stdin.take());
     let mut result = Vec::new();
     child.stdout.take().unwrap().read_to_end(&mut result).unwrap();
@@ -208,12 +222,12 @@ fn ends_in(line: &str, words: [&str; 3]) -> bool {
 
 #[tokio::test]
 async fn a_decoder_inherits_only_its_picture_from_the_service() {
-    // This script writes its environment and its open files to a file.
     let folder = tempfile::tempdir().unwrap();
-    let inherited = folder.path().join("inherited");
+    let list = folder.path().join("inherited");
+    // Lists the variables and the open files of the decoder in a file.
     let script = format!(
         "{{ /usr/bin/env; ls -l /proc/self/fd; }} > '{}' 2>&1; kill -ABRT $$",
-        inherited.display()
+        list.display()
     );
     let program = fake_decoder(&folder, &script);
     let nvidia = FakeNvidia::healthy().await;
@@ -221,16 +235,17 @@ async fn a_decoder_inherits_only_its_picture_from_the_service() {
         .configure(|config| config.decoder.program = program)
         .start()
         .await;
-    // This picture is too large to stay in memory, so the decoder reads its file.
+    // This picture of 480 KB is too large to stay in memory, so the decoder reads its file.
     let picture = converted(&noise_png(400, 400), ImageFormat::Bmp);
     assert_problem(&app.upload(&picture, "noise.bmp").await, 415, "unsupported_image");
-    let inherited = fs::read_to_string(inherited).unwrap();
+    let inherited = fs::read_to_string(list).unwrap();
     let variables = inherited.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
     let set_by_the_shell = ["PWD", "OLDPWD", "SHLVL", "_"];
     let variables: Vec<_> = variables.filter(|name| !set_by_the_shell.contains(name)).collect();
-    assert!(variables.is_empty(), "{variables:?}");
-    assert!(!inherited.contains("socket:"), "{inherited}");
+    assert!(variables.is_empty(), "the decoder must inherit no variables: {variables:?}");
+    assert!(!inherited.contains("socket:"), "the decoder must inherit no socket: {inherited}");
     let input = inherited.lines().find(|line| line.contains(" 0 -> ")).unwrap();
     assert!(input.starts_with("lr-x"), "the file must be open for reading only: {input}");
+    // The picture may already be saved under its final name.
     assert!(input.contains("/.incoming/") || input.contains(".bmp"), "{input}");
 }

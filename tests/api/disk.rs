@@ -52,18 +52,18 @@ async fn two_hundred_kills_leave_only_whole_files() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let downloads = folder.path().join("downloads");
-    // The first picture stays in memory until it is saved. The second is larger and goes to a
-    // staging file.
+    // The first picture stays in memory until it is saved. The second is too large for that: its
+    // bytes go to a staging file as they arrive.
     let pictures = [ROCKET.to_vec(), noise_png(400, 300)];
     let digests: HashSet<_> = pictures.iter().map(Sha256::digest).collect();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut random = fastrand::Rng::with_seed(3);
     for _ in 0..200 {
         let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
-        let leftovers = names(&downloads.join(".incoming"));
+        let staging_files = names(&downloads.join(".incoming"));
         assert!(
-            leftovers.is_empty(),
-            "the service should delete staging files at start: {leftovers:?}"
+            staging_files.is_empty(),
+            "the service should delete old staging files at start: {staging_files:?}"
         );
         let mut uploads = JoinSet::new();
         for n in 0..6 {
@@ -78,7 +78,7 @@ async fn two_hundred_kills_leave_only_whole_files() {
     let saved = visible_names(&downloads);
     assert!(
         saved.len() > 20,
-        "some kills should come after a save, but {} files exist",
+        "more than 20 pictures should be saved before a kill, but only {} were",
         saved.len()
     );
     for name in saved {
@@ -130,6 +130,7 @@ impl Drop for SmallDisk {
 
 #[tokio::test]
 async fn on_a_full_disk_uploads_are_refused_and_leave_no_files() {
+    // There is space for about six copies of ROCKET, which has 113 KB.
     let Some(disk) = SmallDisk::mount("size=700k") else { return };
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;
@@ -160,11 +161,11 @@ async fn on_a_full_disk_uploads_are_refused_and_leave_no_files() {
     app.stop().await;
 }
 
-/// The disk space that the service must leave free in the tests below, in bytes.
+/// The disk space that the service must leave free on a simulated disk, in bytes.
 const RESERVE: u64 = 20 << 20;
 
 /// Simulates a disk with space for `capacity` bytes besides the reserve. The disk contains only the
-/// downloads folder. `least_free` records the lowest number of free bytes that the service measured.
+/// downloads folder. `least_free` gets the lowest number of free bytes that the service measured.
 fn simulate_disk(config: &mut Config, capacity: u64, least_free: &Arc<AtomicU64>) {
     let least_free = Arc::clone(least_free);
     let space = DiskSpace::with_measure(config.store.folder.clone(), RESERVE, move |folder| {
@@ -197,13 +198,14 @@ fn size_of(folder: &Path) -> u64 {
 async fn concurrent_uploads_never_use_the_disk_reserve_and_are_refused_without_free_space() {
     const CAPACITY: u64 = 8 << 20;
     let least_free = Arc::new(AtomicU64::new(u64::MAX));
-    let recorded = Arc::clone(&least_free);
+    let shared_least_free = Arc::clone(&least_free);
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
-        .configure(move |config| simulate_disk(config, CAPACITY, &recorded))
+        .configure(move |config| simulate_disk(config, CAPACITY, &shared_least_free))
         .start()
         .await;
     let large = noise_png(1000, 700); // 2.1 MB
+    // The eight large pictures alone would need twice the capacity.
     let pictures: Vec<_> =
         (0..16).map(|n| if n % 2 == 0 { variant(&large, n) } else { variant(ROCKET, n) }).collect();
     let mut answers = Vec::new();
@@ -237,15 +239,17 @@ async fn a_declared_length_reserves_no_disk_space() {
         .configure(|config| simulate_disk(config, CAPACITY, &Arc::default()))
         .start()
         .await;
-    // Each of these requests declares 20 MiB, and sends none of it.
-    let mut open = Vec::new();
+    // Each of these requests declares a body of 20 MiB, and sends none of it.
+    let mut open_connections = Vec::new();
     for _ in 0..20 {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = post_head("/vectorize-image-upload", 20 << 20, "");
         stream.write_all(&head).await.unwrap();
-        open.push(stream);
+        open_connections.push(stream);
     }
+    // The request for the metrics is in flight, too.
     app.wait_for(|value| value("imagesvc_requests_in_flight") > 20.0).await;
+    // 2.1 MB, about half of the capacity
     app.upload(&noise_png(1000, 700), "a.png").await.vector();
 }
 
@@ -254,12 +258,13 @@ async fn vectors_are_not_cached_on_a_disk_with_only_the_reserve_free() {
     let nvidia = FakeNvidia::healthy().await;
     let picture = tiny(1);
     let app = TestApp::builder(&nvidia)
-        // space for the picture, but not for its vector
+        // One block has space for the picture, but not for its vector, too.
         .configure(|config| simulate_disk(config, 4096, &Arc::default()))
         .start()
         .await;
     app.upload(&picture, "a.png").await.vector();
     assert!(!app.folder().join(".vectors").exists());
+    // The service may write a vector after its answer, but not after it has stopped.
     let folder = app.stop().await;
     assert!(!folder.path().join(".vectors").exists());
 }
@@ -267,7 +272,8 @@ async fn vectors_are_not_cached_on_a_disk_with_only_the_reserve_free() {
 #[tokio::test]
 async fn with_few_free_inodes_uploads_are_refused_and_the_service_is_not_ready() {
     let nvidia = FakeNvidia::healthy().await;
-    // One inode in a hundred must stay free.
+    // One inode in a hundred must stay free: 100 of these 10,000. Some file systems have no fixed
+    // number of inodes, so that they report none.
     for (inodes, status, reasons) in [
         (Some(Inodes { free: 90, total: 10_000 }), 507, &["inodes_under_reserve"][..]),
         (Some(Inodes { free: 110, total: 10_000 }), 200, &[]),
@@ -291,7 +297,7 @@ async fn with_few_free_inodes_uploads_are_refused_and_the_service_is_not_ready()
 }
 
 #[tokio::test]
-async fn on_a_disk_without_inodes_uploads_are_refused_and_the_service_is_not_ready() {
+async fn on_a_disk_with_no_free_inode_uploads_are_refused_and_the_service_is_not_ready() {
     let Some(disk) = SmallDisk::mount("size=10m,nr_inodes=200") else { return };
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;
@@ -301,6 +307,7 @@ async fn on_a_disk_without_inodes_uploads_are_refused_and_the_service_is_not_rea
     while std::fs::write(disk.mount_point.path().join(count.to_string()), "").is_ok() {
         count += 1;
     }
+    // The service itself uses some of the 200 inodes.
     assert!((100..200).contains(&count), "there should be 100 to 199 free inodes, not {count}");
     assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 507, "storage_full");
     let ready = app.get("/ready").await;

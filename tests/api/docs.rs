@@ -1,4 +1,4 @@
-//! The pages and the OpenAPI document that the service serves, and the error codes in `docs/api.md`.
+//! The pages and the OpenAPI document that the service serves. The error codes in `docs/api.md`.
 
 use imagesvc::web::error::Code;
 
@@ -18,7 +18,7 @@ fn docs_api_md_lists_every_error_code_and_no_other() {
 }
 
 #[tokio::test]
-async fn the_openapi_document_has_version_3_1_and_lists_every_api_route() {
+async fn the_openapi_document_lists_every_api_route_and_describes_the_upload_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let document = app.get("/openapi.json").await.json();
@@ -80,12 +80,13 @@ async fn the_docs_page_loads_its_assets_from_the_service() {
     let html = page.text();
     let is_asset = |text: &&str| text.ends_with(".js") || text.ends_with(".css");
     let paths: Vec<_> = html.split(['"', '\'']).filter(is_asset).collect();
-    assert!(paths.len() >= 4, "{html}");
+    assert!(paths.len() >= 4, "the page should load several scripts and style sheets: {html}");
     for path in paths {
         let asset = app.get(path).await;
         assert_eq!(asset.status, 200, "{path}");
-        assert!(!asset.body.is_empty());
+        assert!(!asset.body.is_empty(), "{path}");
     }
+    // By default, Swagger UI loads a badge from a validator on another host.
     let script = app.get("/docs/swagger-initializer.js").await.text();
     assert!(
         script.contains("/openapi.json") && script.contains("\"validatorUrl\": \"none\""),

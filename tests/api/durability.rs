@@ -63,16 +63,16 @@ fn can_trace() -> bool {
         return false;
     }
     let traced = Command::new("strace").args(["--output", "/dev/null", "true"]).output().unwrap();
-    let has_traced = traced.status.success();
+    let tracing_works = traced.status.success();
     let errors = String::from_utf8_lossy(&traced.stderr);
     assert!(
-        has_traced || std::env::var_os("CI").is_none(),
+        tracing_works || std::env::var_os("CI").is_none(),
         "in CI, strace must be able to trace: {errors}"
     );
-    if !has_traced {
+    if !tracing_works {
         println!("skipped: no process can be traced here: {errors}");
     }
-    has_traced
+    tracing_works
 }
 
 /// Waits until the trace is complete, and reads it. strace may still write to it after the program
@@ -105,16 +105,16 @@ async fn before_the_answer_the_picture_is_written_synced_and_renamed_and_its_fol
     let nvidia = FakeNvidia::healthy().await;
     let settings = nvidia.settings();
     let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    // The first picture stays in memory until it is saved. The second is larger and goes to a
-    // staging file.
+    // The first picture stays in memory until it is saved. The second is too large for that: its
+    // bytes go to a staging file as they arrive.
     for picture in [ROCKET, HUBBLE] {
         let folder = tempfile::tempdir().unwrap();
         let trace_path = folder.path().join("trace");
         let child =
             ServiceProcess::start_traced(folder.path(), &settings, SYSTEM_CALLS, &trace_path);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let answer = child.upload_request(&client, picture).send().await.unwrap();
-        let answer: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let response = child.upload_request(&client, picture).send().await.unwrap();
+        let answer: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
         assert_eq!(child.stop().0.code(), Some(0));
         let trace = read_trace(&trace_path);
         let calls = parse_trace(&trace);
@@ -140,8 +140,8 @@ async fn before_the_answer_the_picture_is_written_synced_and_renamed_and_its_fol
             .unwrap();
         let sync_file = only_call(&["fsync", "fdatasync"], &staging_file);
         let sync_folder = only_call(&["fsync", "fdatasync"], "/downloads>");
-        let send = only_call(&["write", "writev", "sendto", "sendmsg"], "\"HTTP/1.1 200 OK");
-        for pair in [last_write, sync_file, rename, sync_folder, send].windows(2) {
+        let send_answer = only_call(&["write", "writev", "sendto", "sendmsg"], "\"HTTP/1.1 200 OK");
+        for pair in [last_write, sync_file, rename, sync_folder, send_answer].windows(2) {
             let [earlier, later] = pair else { unreachable!() };
             assert!(
                 earlier.last_line < later.first_line,

@@ -37,7 +37,7 @@ enum Ending {
     NoPicture,
     DownloadFailed,
     RefusedByNvidia,
-    // The clients of these requests stall, or close the connection.
+    // The clients of these requests stop sending, or close the connection.
     Stalled,
     ClosedWithinBody,
     ClosedAfterBody,
@@ -98,6 +98,7 @@ impl Servers {
     /// Makes a request that ends in this way. `n` is the number of the request.
     async fn send_request(&self, ending: Ending, n: usize) {
         let (app, picture) = (&self.app, tiny(1000 * n));
+        // The limit is 1 MiB.
         let too_large = bytes::Bytes::from(vec![b'A'; 2_000_000]);
         let post_base64 = || app.client.post(app.url("/vectorize-image-base64"));
         let status = |answer: Answer| answer.status;
@@ -109,8 +110,8 @@ impl Servers {
             }
             Ending::Cached => app.upload(&tiny(CACHED_PICTURE), "a.png").map(status).await == 200,
             Ending::Joined => {
-                let both = join_all([app.base64(&picture), app.base64(&picture)]).await;
-                both.iter().all(|answer| answer.status == 200)
+                let answers = join_all([app.base64(&picture), app.base64(&picture)]).await;
+                answers.iter().all(|answer| answer.status == 200)
             }
             Ending::Large => app.upload(HUBBLE, "a.jpg").map(status).await == 200,
             Ending::DeclaredTooLarge => {
@@ -153,12 +154,11 @@ impl Servers {
                 true
             }
         };
-        assert!(is_as_expected, "the request should end as {ending:?}");
+        assert!(is_as_expected, "request {n} should end as {ending:?}");
     }
 
-    /// Sends the first bytes of an upload, and returns the connection. Requests with consecutive
-    /// numbers
-    /// `n` come from different addresses, because the connections of one address are limited.
+    /// Sends the first bytes of an upload, and returns the connection. The connections of one
+    /// address are limited. Requests with consecutive numbers `n` come from different addresses.
     async fn send_part(&self, n: usize, part: &[u8], declared_length: usize) -> TcpStream {
         let source = [127, 0, 0, 2 + (n % 3) as u8];
         let mut stream = connect_from(source, self.app.address).await.unwrap();
@@ -169,7 +169,8 @@ impl Servers {
     }
 }
 
-/// A picture that NVIDIA refuses, a different one for each number.
+/// A picture that NVIDIA refuses, a different one for each request. The number of any other
+/// [`tiny`] picture is [`CACHED_PICTURE`] or a multiple of 1000.
 fn refused_picture(n: usize) -> Vec<u8> {
     tiny(1000 * n + 400)
 }
@@ -198,6 +199,7 @@ fn requests_release_their_memory_and_permits_however_they_end() {
             servers.app.wait_for(all_are_zero).await;
         });
     };
+    // Each ending, twice at once.
     run_concurrently(&[ENDINGS, ENDINGS].concat());
     let random_endings = proptest::collection::vec(proptest::sample::select(&ENDINGS[..]), 1..24);
     // Failures depend on timing, so storing and replaying their inputs would be useless.

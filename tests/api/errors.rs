@@ -1,5 +1,5 @@
 //! The errors that clients see when NVIDIA or the disk fails, and those for an unknown path, a
-//! wrong method and a body that stops. Also the request id in each error.
+//! wrong method and a body that stops. Also the request id in each error, and the proxy for NVIDIA.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ async fn a_redirect_from_nvidia_is_not_followed() {
             FakeNvidia::replying(vec![Reply::new(status, &[("location", &location)], "")]).await;
         let app = TestApp::start(&nvidia).await;
         assert_problem(&app.upload(ROCKET, "rocket.jpg").await, 502, "embedding_unavailable");
-        assert_eq!(nvidia.lines().len(), 1);
+        assert_eq!(nvidia.count(), 1);
     }
     assert!(other_server.received().is_empty());
 }
@@ -52,8 +52,9 @@ async fn the_proxy_for_nvidia_is_used_if_it_is_set() {
 }
 
 #[tokio::test]
-async fn a_hanging_call_to_nvidia_is_a_timeout() {
+async fn a_hanging_call_to_nvidia_is_a_timeout_and_the_picture_stays_saved() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    // The first setting limits the whole request, and the second each attempt of the call.
     for (name, value) in [("IMAGESVC_REQUEST_TIMEOUT", "1500ms"), ("NVIDIA_TIMEOUT", "20ms")] {
         let app = TestApp::builder(&nvidia).setting(name, value).start().await;
         let problem =
@@ -76,6 +77,7 @@ async fn an_unreachable_nvidia_is_reported_as_unavailable() {
 #[tokio::test]
 async fn with_less_free_space_than_the_reserve_every_picture_route_reports_a_full_disk() {
     let nvidia = FakeNvidia::healthy().await;
+    // No disk has so much free space.
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MIN_FREE_BYTES", "900000000GiB").start().await;
     for answer in [
@@ -120,6 +122,7 @@ async fn an_unknown_path_is_a_404_and_a_wrong_method_is_a_405_with_allow() {
         "/nothing",
         "/vectorize-image//",
         "/docs/nothing.js",
+        // This path exists only in sandbox mode.
         "/sandbox/photo.jpg",
         "/%ff",
         "/docs/%ff",
@@ -152,7 +155,7 @@ async fn a_valid_request_id_is_returned_and_an_invalid_one_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_body_that_stops_is_a_request_timeout_on_every_route() {
+async fn a_body_that_stops_is_a_request_timeout_on_every_route_for_one_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_BODY_TIMEOUT", "100ms").start().await;
     for (path, start_of_body) in [

@@ -27,8 +27,8 @@ const OTHER: [u8; 4] = [127, 0, 0, 9];
 /// How long an answer may take, on a busy machine, if the request does not wait for other clients.
 const PROMPTLY: Duration = Duration::from_secs(5);
 
-/// Sends a picture by each route from this source address. Asserts that each answer has a vector and
-/// comes promptly.
+/// Sends a picture by each route from this source address. Asserts that each answer has a vector
+/// and comes promptly.
 async fn assert_served_promptly(
     app: &TestApp,
     picture_server: &FakeServer,
@@ -49,7 +49,9 @@ async fn assert_served_promptly(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_send_only_a_head_block_no_other_client() {
-    /// The routes of the requests, and the lengths of the bodies that the requests declare.
+    /// The routes of the requests, and the lengths of the bodies that the requests declare. The
+    /// first length is nearly the longest allowed. All declared bodies together would need far more
+    /// memory than the limit of 128 MiB.
     const HEADS: [(&str, usize); 6] = [
         ("/vectorize-image-base64", 30_300_000),
         ("/vectorize-image-base64", 11_050_000),
@@ -60,7 +62,7 @@ async fn requests_that_send_only_a_head_block_no_other_client() {
     ];
     let (nvidia, picture_server) = (FakeNvidia::healthy().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
-    let mut open: Vec<TcpStream> = Vec::new();
+    let mut open_connections: Vec<TcpStream> = Vec::new();
     // One address may have 64 connections. The first address opens only 58, because it also sends
     // pictures.
     for (last_byte, count) in [(1, 58), (2, 64), (3, 64), (4, 64)] {
@@ -68,10 +70,10 @@ async fn requests_that_send_only_a_head_block_no_other_client() {
             let mut stream = connect_from([127, 0, 0, last_byte], app.address).await.unwrap();
             let (route, length) = HEADS[n % HEADS.len()];
             stream.write_all(&post_head(route, length, "")).await.unwrap();
-            open.push(stream);
+            open_connections.push(stream);
         }
         // The request for the metrics is in flight, too.
-        let in_flight = open.len() as f64 + 1.0;
+        let in_flight = open_connections.len() as f64 + 1.0;
         app.wait_for(|value| value("imagesvc_requests_in_flight") >= in_flight).await;
         assert_eq!(metric(&app.get("/metrics").await.text(), "imagesvc_buffered_bytes"), 0.0);
         for source in [OTHER, [127, 0, 0, 1]] {
@@ -91,16 +93,18 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
         .may_fetch_from(&picture_server)
         .start()
         .await;
-    // The flood sends unfinished bodies until the service refuses a request.
+    // The flood sends unfinished bodies until the service refuses a request. The declared length is
+    // allowed: the Base64 text of a picture of 3 MiB has 4.2 million characters.
     let unfinished_body = vec![b' '; 4_000_000];
-    let mut open = Vec::new();
+    let mut open_connections = Vec::new();
     for round in 1.. {
-        assert!(round < 9, "the flood must be refused before it has sent more than the limit");
+        // Five of these bodies fit into the 20 MiB.
+        assert!(round < 9, "the flood must be refused before its ninth request");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
         stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
         // This fails if the service refuses the request and closes the connection.
         let _ = stream.write_all(&unfinished_body).await;
-        open.push(stream);
+        open_connections.push(stream);
         let shed = "imagesvc_requests_shed_total{reason=\"memory\"}";
         let sent_bytes = f64::from(round) * 4_000_000.0;
         app.wait_for(|value| value("imagesvc_buffered_bytes") >= sent_bytes || value(shed) > 0.0)
@@ -117,7 +121,7 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
     let mut status = [0; 12];
     timeout(PROMPTLY, stream.read_exact(&mut status)).await.unwrap().unwrap();
     assert_eq!(&status, b"HTTP/1.1 503");
-    // This picture is nearly as large as IMAGESVC_MAX_IMAGE_BYTES allows.
+    // This picture of 3 MB is nearly as large as IMAGESVC_MAX_IMAGE_BYTES allows.
     let large = noise_png(1000, 1000);
     assert_served_promptly(&app, &picture_server, OTHER, &large).await;
 }
@@ -129,9 +133,10 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
     const BUFFERED: &str = "imagesvc_buffered_bytes";
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
+    // HUBBLE is sent inline at the end of this test, so it must be shrunk.
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    // Each route keeps this start of a body in memory: the URL route as JSON, the upload route as the
-    // header of a form's part, and the Base64 route as Base64 text.
+    // Each route keeps this start of a body in memory: the URL route as JSON, the upload route as
+    // the header of a form's part, and the Base64 route as Base64 text.
     let start_of_body = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
@@ -156,6 +161,7 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
     nvidia.wait_for(1).await;
     app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;
     drop(stream);
+    // Only the request for the metrics is in flight then.
     app.wait_for(|value| value("imagesvc_requests_in_flight") == 1.0).await;
     assert_eq!(metric(&app.get("/metrics").await.text(), BUFFERED), 8.0 * STEP);
     release.send(true).unwrap();
@@ -173,9 +179,9 @@ async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_net
     loop {
         assert!(flood_uploads.len() < 8, "the flood must be refused before it has all permits");
         let picture = tiny(flood_uploads.len());
-        let expected = flood_uploads.len() as f64 + 1.0;
+        let expected_at_work = flood_uploads.len() as f64 + 1.0;
         flood_uploads.push(app.send_by(&flood, app.upload_request(&picture, "a.png")));
-        let admitted = app.wait_for(|value| value("imagesvc_pictures_at_work") >= expected);
+        let admitted = app.wait_for(|value| value("imagesvc_pictures_at_work") >= expected_at_work);
         tokio::select! {
             refused = flood_uploads.next() => {
                 assert_problem(&refused.unwrap(), 503, "overloaded");
@@ -189,6 +195,7 @@ async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_net
     let requests = pictures.iter().map(|picture| app.upload_request(picture, "a.png"));
     let other_uploads = join_all(requests.map(|request| app.send_by(&other, request)));
     let release_replies = async {
+        // Six calls for the flood, and two for the other network.
         nvidia.wait_for(8).await;
         release.send(true).unwrap();
     };
@@ -214,10 +221,11 @@ async fn a_picture_does_not_wait_for_every_call_of_a_flood_from_another_network(
         app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
         let calls = nvidia.received();
         let calls_before = calls.iter().position(|call| picture_number(call) == 1000).unwrap();
-        // At most 20 of the flood's 50 calls were made while 30 pictures waited.
+        // While 30 of the flood's 50 pictures waited, at most 20 calls were made. A few more are
+        // made until the other network's picture is received.
         assert!(
             calls_before < 35,
-            "the other network's call must not come after most of the flood's: {calls_before}"
+            "the other network's call must come after fewer than 35 others, not {calls_before}"
         );
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
@@ -227,6 +235,8 @@ async fn a_picture_does_not_wait_for_every_call_of_a_flood_from_another_network(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_exhausts_the_calls_per_minute_does_not_block_another_network() {
     let nvidia = FakeNvidia::healthy().await;
+    // With a window of 1.5 s in place of a minute, the limit allows about 26 calls in 5 s, which is
+    // the longest time for a request.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "8")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
@@ -248,8 +258,8 @@ async fn a_network_that_exhausts_the_calls_per_minute_does_not_block_another_net
         app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
-    let served = answers.iter().filter(|answer| answer.status == 200).count();
-    assert!(served >= 20, "the flood should get the calls that nobody else needs: {served}");
+    let embedded = answers.iter().filter(|answer| answer.status == 200).count();
+    assert!(embedded >= 20, "the flood should get at least 20 of the calls, not {embedded}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,7 +267,7 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let real_decoder = decoder_settings().program;
-    // Logs its fifth argument, which is the picture's width, waits 0.1 s, and runs the real decoder.
+    // Logs its fifth argument, which is the picture's width. Waits 0.1 s. Runs the real decoder.
     let slow_decoder = format!(
         "echo \"$5\" >> '{}'; sleep 0.1; exec '{}' \"$@\"",
         log.display(),
@@ -297,12 +307,14 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_phone_gets_the_next_calls_although_a_bulk_run_fills_the_service() {
+async fn a_phone_soon_gets_a_call_although_a_bulk_run_fills_the_service() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "100")
+        // The bulk run opens up to 500 connections.
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
         .configure(|config| {
+            // In place of a minute, so that the test is short.
             config.nvidia.pace_window = Duration::from_secs(2);
         })
         .start()
@@ -317,14 +329,15 @@ async fn a_phone_gets_the_next_calls_although_a_bulk_run_fills_the_service() {
         let calls_before = nvidia.count();
         let picture = tiny(1000 + round);
         let upload = app.send_by(&phone, app.upload_request(&picture, "a.png"));
-        // A tenth of the request timeout.
+        // A tenth of the request timeout, which is 60 s.
         timeout(Duration::from_secs(6), upload).await.unwrap().vector();
         // In order of arrival, the phone's call would come after 100 calls for waiting pictures. A
         // few calls are made while the phone's picture is received.
         let calls = nvidia.count() - calls_before;
-        assert!(calls < 40, "round {round}: at most 40 calls should be made, not {calls}");
+        assert!(calls < 40, "round {round}: fewer than 40 calls should be made, not {calls}");
     }
     Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 700);
+    // 700 calls for the bulk run, and 5 for the phone.
     assert_eq!(nvidia.count(), 705);
 }

@@ -24,15 +24,15 @@ fn inline_jpeg(request: &Received) -> (RgbImage, usize) {
     (inline.pixels(), inline.text_len)
 }
 
-/// Whether this is an inference with the picture in its body. The body of an inference on an asset is
-/// short.
+/// Whether this is an inference with the picture in its body. The body of an inference on an asset
+/// is short.
 fn is_inline(request: &Received) -> bool {
     request.line() == INFER && request.body.len() > 100
 }
 
 /// Lets NVIDIA send this reply to calls whose line starts with `call`, except to inline inferences.
-/// Asserts that the service shrinks the picture and sends it inline, and that it does so with the next
-/// picture without trying to create an asset.
+/// Asserts that the service shrinks the picture and sends it inline. Asserts that it does the same
+/// with the next picture, and does not try to create an asset.
 async fn assert_falls_back(call: &'static str, reply: Reply) {
     let nvidia = FakeNvidia::healthy_except(move |request| {
         (request.line().starts_with(call) && !is_inline(request)).then(|| reply.clone())
@@ -41,6 +41,7 @@ async fn assert_falls_back(call: &'static str, reply: Reply) {
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload(HUBBLE, "hubble.jpg").await;
     assert_eq!(answer.prepared(), "shrunk");
+    // The answer has the size of the original picture.
     assert_eq!(
         (answer.json()["width"].as_u64(), answer.json()["height"].as_u64()),
         (Some(1000), Some(872))
@@ -48,16 +49,17 @@ async fn assert_falls_back(call: &'static str, reply: Reply) {
 
     // The call that deletes the asset may come at any time, so it is not counted.
     let calls = || nvidia.received().into_iter().filter(|request| request.method != "DELETE");
-    let inline: Vec<_> = calls().filter(is_inline).collect();
-    assert_eq!(inline.len(), 1, "{:?}", nvidia.lines());
-    let (picture, text_len) = inline_jpeg(&inline[0]);
-    assert!(text_len < 200_000);
+    let inline_calls: Vec<_> = calls().filter(is_inline).collect();
+    assert_eq!(inline_calls.len(), 1, "{:?}", nvidia.lines());
+    let (picture, text_len) = inline_jpeg(&inline_calls[0]);
+    assert!(text_len < 200_000, "the text must be within NVIDIA's limit: {text_len}");
+    // The service shrinks pictures to at most 1024 pixels on each side.
     assert!(picture.width() <= 1024 && picture.height() <= 1024);
-    let before = calls().count();
+    let calls_before = calls().count();
 
     let next = app.upload(&variant(HUBBLE, 1), "hubble.jpg").await;
     assert_eq!(next.prepared(), "shrunk");
-    assert_eq!(calls().count(), before + 1, "{:?}", nvidia.lines());
+    assert_eq!(calls().count(), calls_before + 1, "{:?}", nvidia.lines());
 }
 
 #[tokio::test]
@@ -132,6 +134,7 @@ async fn the_creation_of_assets_is_tried_again_after_the_pause_for_a_refusal() {
     .await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
+            // Normally, the pause after a refusal is ten minutes.
             assert_eq!(config.embed.call.refused_upload_pause.as_secs(), 600);
             config.embed.call.refused_upload_pause = Duration::ZERO;
         })
@@ -149,6 +152,7 @@ async fn no_asset_is_created_if_nvidia_large_images_is_set_to_shrink() {
     assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     assert_eq!(nvidia.lines(), [INFER]);
     let (picture, _) = inline_jpeg(&nvidia.received()[0]);
+    // The original has 1000 × 872 pixels.
     let (width, height) = picture.dimensions();
     assert!(width <= 1000 && width > height, "{width} x {height}");
 }
@@ -157,6 +161,7 @@ async fn no_asset_is_created_if_nvidia_large_images_is_set_to_shrink() {
 async fn a_picture_that_must_be_shrunk_but_cannot_be_decoded_is_refused_and_not_saved() {
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
+    // The picture is over the inline limit of 150 KB, so the service must decode it to shrink it.
     let mut damaged = CHELSEA.to_vec();
     damaged[1000..5000].fill(0);
     let problem =
@@ -169,6 +174,7 @@ async fn a_picture_that_must_be_shrunk_but_cannot_be_decoded_is_refused_and_not_
 #[tokio::test]
 async fn a_picture_refused_as_an_asset_and_inline_does_not_disable_assets() {
     let inferences = AtomicUsize::new(0);
+    // The first two inferences are on the asset and inline, both for the first upload.
     let nvidia = FakeNvidia::healthy_except(move |request| {
         (request.line() == INFER && inferences.fetch_add(1, Ordering::Relaxed) < 2)
             .then(|| Reply::status(422))
@@ -184,7 +190,8 @@ async fn a_picture_that_is_encoded_twice_releases_its_decode_memory_after_the_fi
     let bmp = converted(&noise_png(500, 500), image_rs::ImageFormat::Bmp);
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     // The picture is first re-encoded. The result is too large to be sent inline, so the picture is
-    // then shrunk. Both steps need all of the decode memory.
+    // then shrunk. Both steps need all of the decode memory. If the first step kept the memory, the
+    // second would wait for it until the request's deadline.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB")
@@ -215,7 +222,7 @@ async fn a_picture_that_was_shrunk_during_an_outage_is_sent_as_an_asset_after_th
     }
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.header("x-cache"), "hit");
 
-    // The service does not remember the outage after a restart.
+    // After a restart, the service remembers neither the outage nor the shrunk picture's vector.
     is_outage.store(true, Ordering::Relaxed);
     let app = TestApp::start(&nvidia).await;
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "shrunk");

@@ -39,9 +39,9 @@ async fn webp_gif_bmp_and_tiff_are_sent_as_a_jpeg_of_the_same_size() {
             "the saved file must have the original bytes"
         );
 
-        let sent = nvidia.last_inline();
-        assert_eq!(sent.media_type, "image/jpeg");
-        let (sent, original) = (sent.pixels(), image_rs::load_from_memory(&picture).unwrap());
+        let inline = nvidia.last_inline();
+        assert_eq!(inline.media_type, "image/jpeg");
+        let (sent, original) = (inline.pixels(), image_rs::load_from_memory(&picture).unwrap());
         assert_eq!((sent.width(), sent.height()), (original.width(), original.height()));
         let total_difference: u64 = sent
             .iter()
@@ -51,7 +51,7 @@ async fn webp_gif_bmp_and_tiff_are_sent_as_a_jpeg_of_the_same_size() {
         let sample_count = u64::from(sent.width() * sent.height() * 3);
         assert!(
             total_difference / sample_count < 4,
-            "the sent picture must look like the original"
+            "on average, a sample of the sent picture should differ by less than 4 of 255"
         );
     }
 }
@@ -60,7 +60,8 @@ async fn webp_gif_bmp_and_tiff_are_sent_as_a_jpeg_of_the_same_size() {
 async fn bytes_that_are_no_supported_picture_are_refused_and_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    for (bytes, word) in [
+    // Each with words of the error's detail. `JPEG, PNG` is the beginning of the supported formats.
+    for (bytes, words) in [
         (&b"just text"[..], "JPEG, PNG"),
         (b"<html><body>no</body></html>", "web page"),
         (b"\xff\x0a\xfa\x1f\x41", "JPEG XL"),
@@ -74,7 +75,7 @@ async fn bytes_that_are_no_supported_picture_are_refused_and_not_saved() {
     ] {
         for answer in [app.upload(bytes, "photo.jpg").await, app.base64(bytes).await] {
             let problem = assert_problem(&answer, 415, "unsupported_image");
-            assert!(problem["detail"].as_str().unwrap().contains(word), "{problem}");
+            assert!(problem["detail"].as_str().unwrap().contains(words), "{problem}");
             assert!(problem.get("saved_as").is_none());
         }
     }
@@ -105,12 +106,14 @@ async fn an_empty_picture_is_refused() {
 
 #[tokio::test]
 async fn a_picture_that_cannot_be_decoded_is_unsupported_and_not_saved() {
+    // The header is complete, but two thirds of the bytes are missing.
     let mut webp = converted(ROCKET, ImageFormat::WebP);
     let len = webp.len();
     webp.truncate(len / 3);
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let problem = assert_problem(&app.upload(&webp, "half.webp").await, 415, "unsupported_image");
+    let problem =
+        assert_problem(&app.upload(&webp, "damaged.webp").await, 415, "unsupported_image");
     assert!(problem.get("saved_as").is_none());
     assert!(app.saved().is_empty());
 }
@@ -135,8 +138,10 @@ async fn a_picture_one_byte_over_the_limit_is_refused_on_every_route() {
     }
     assert!(app.saved().is_empty());
 
-    let exact = HUBBLE.len();
-    let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", exact).start().await;
+    // Exactly as many bytes as the limit are accepted.
+    let exact_limit = HUBBLE.len();
+    let app =
+        TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", exact_limit).start().await;
     app.upload(HUBBLE, "hubble.jpg").await.vector();
     app.base64(HUBBLE).await.vector();
 }
@@ -157,6 +162,7 @@ async fn too_many_pixels_are_refused_with_their_number_and_the_limit() {
 async fn a_picture_that_needs_too_much_decode_memory_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB").start().await;
+    // To decode six million pixels, a WebP needs more than 64 MiB.
     let mut webp = std::io::Cursor::new(Vec::new());
     image_rs::RgbImage::new(3000, 2000).write_to(&mut webp, ImageFormat::WebP).unwrap();
     let answer = app.upload(webp.get_ref(), "black.webp").await;
@@ -206,7 +212,8 @@ async fn the_bytes_decide_the_format_whatever_the_file_name_and_media_type() {
 async fn hostile_pictures_are_refused_and_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    let many_scans = {
+    // A JPEG with more than the 100 scans that the service decodes.
+    let jpeg_with_200_scans = {
         let start = ROCKET.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
         let scan = &ROCKET[start..start + 2000];
         // The file is over the inline limit, so the picture must be decoded to shrink it.
@@ -218,7 +225,7 @@ async fn hostile_pictures_are_refused_and_not_saved() {
         gif[8..10].copy_from_slice(&height.to_le_bytes());
         gif
     };
-    // The table of the strips' offsets (tag 273) has four billion values, according to its entry.
+    // The entry of the strips' offsets (tag 273) says that there are four billion of them.
     let tiff_with_too_many_offsets = {
         let mut tiff = converted(ROCKET, ImageFormat::Tiff);
         let directory = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize;
@@ -233,7 +240,7 @@ async fn hostile_pictures_are_refused_and_not_saved() {
         tiff
     };
     for (picture, status, code) in [
-        (many_scans, 415, "unsupported_image"),
+        (jpeg_with_200_scans, 415, "unsupported_image"),
         (gif_of_size(65_535, 65_535), 413, "image_too_large"),
         // within the limit on pixels, but not within that on decode memory
         (gif_of_size(8000, 7900), 413, "image_too_large"),
@@ -260,8 +267,9 @@ async fn every_route_accepts_every_format() {
         let mut picture = std::io::Cursor::new(Vec::new());
         photo.write_to(&mut picture, format).unwrap();
         let picture = picture.into_inner();
-        let served = picture.clone();
-        let picture_server = FakeServer::start(move |_, _| Reply::new(200, &[], &served)).await;
+        let served_picture = picture.clone();
+        let picture_server =
+            FakeServer::start(move |_, _| Reply::new(200, &[], &served_picture)).await;
         let nvidia = FakeNvidia::healthy().await;
         let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
         for answer in [

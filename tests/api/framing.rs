@@ -21,6 +21,7 @@ async fn a_request_that_is_refused_for_its_header_is_logged_and_counted() {
     ] {
         let headers = format!("x-request-id: {id}\r\nconnection: close\r\n{framing}");
         let mut request = raw_request("POST /vectorize-image HTTP/1.1", hosts, &headers);
+        // An empty body, for the request with chunks.
         request.extend(b"0\r\n\r\n");
         let answer = parse_answer(&exchange(child.address, &request).await);
         assert_eq!(answer.header("x-request-id"), id);
@@ -52,6 +53,7 @@ async fn a_request_that_is_refused_for_its_header_is_logged_and_counted() {
 #[tokio::test]
 async fn a_request_with_a_content_encoding_other_than_identity_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
+    // One picture per minute. Refused requests must not count.
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1").start().await;
     for path in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
@@ -73,8 +75,7 @@ async fn a_request_with_a_content_encoding_other_than_identity_is_refused() {
         }
     }
     assert!(app.saved().is_empty() && nvidia.count() == 0);
-    // `identity` means no coding. The refused requests have not used up the rate limit of one
-    // picture per minute.
+    // `identity` means no coding.
     let upload =
         app.upload_request(ROCKET, "a.jpg").header("content-encoding", "identity, ,Identity");
     app.send(upload.header("content-encoding", "")).await.vector();
@@ -87,6 +88,7 @@ async fn a_request_with_a_content_encoding_other_than_identity_is_refused() {
 async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // The body is so large that the client is still sending when the service refuses the request.
     let body = vec![b'x'; 5 << 20];
     let length = format!("content-length: {}\r\n", body.len());
     let chunked = [format!("{:x}\r\n", body.len()).as_bytes(), &body, b"\r\n0\r\n\r\n"].concat();
@@ -114,6 +116,7 @@ async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_requ
             &chunked,
         ),
     ] {
+        // Repeated, because the outcome depends on timing.
         for round in 0..20 {
             // Every second client sends `Expect`, but does not wait for `100 Continue`: it sends
             // its body after the refusal.

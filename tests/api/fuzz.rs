@@ -1,4 +1,4 @@
-//! The service answers random and mutated requests, and never with a 500.
+//! The service answers random, mutated and unusual requests, and never with a 500.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -6,7 +6,7 @@ use tokio::runtime::Runtime;
 
 use crate::support::{Answer, FORM_CONTENT_TYPE, FakeNvidia, TestApp};
 
-/// A GIF picture of one pixel.
+/// A GIF of one pixel.
 const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
 
 /// Sends random inputs to a service, and asserts that each is answered with a success, a client
@@ -14,7 +14,7 @@ const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\x01
 #[allow(clippy::needless_pass_by_value, reason = "callers need no `&`")]
 fn assert_answered<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Answer) {
     let runtime = Runtime::new().unwrap();
-    // No host name resolves, so that random URLs cannot make the service connect anywhere.
+    // No host name can be resolved, so that random URLs cannot make the service connect anywhere.
     let (_nvidia, app) = runtime.block_on(async {
         let nvidia = FakeNvidia::healthy().await;
         let app = TestApp::builder(&nvidia)
@@ -25,6 +25,7 @@ fn assert_answered<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Val
     });
     let mut runner = TestRunner::new(ProptestConfig {
         cases: 300,
+        // Do not write files with the inputs of failures.
         failure_persistence: None,
         ..ProptestConfig::default()
     });
@@ -53,9 +54,9 @@ const ROUTES: [(&str, &str); 4] = [
 
 /// A valid body for each of [`ROUTES`].
 fn valid_bodies() -> [Vec<u8>; 4] {
-    let text = BASE64_STANDARD.encode(PIXEL);
+    let base64 = BASE64_STANDARD.encode(PIXEL);
     [
-        format!(r#"{{"image_base64": "{text}", "filename": "a.gif"}}"#).into_bytes(),
+        format!(r#"{{"image_base64": "{base64}", "filename": "a.gif"}}"#).into_bytes(),
         br#"{"image_url": "https://example.com/photo.jpg?size=1"}"#.to_vec(),
         [
             &b"--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.gif\"\r\nContent-Type: image/gif\r\n\r\n"[..],
@@ -63,7 +64,7 @@ fn valid_bodies() -> [Vec<u8>; 4] {
             b"\r\n--x\r\nContent-Disposition: form-data; name=\"more\"\r\n\r\n1\r\n--x--\r\n",
         ]
         .concat(),
-        format!(r#"{{"input": ["{text}", {{"image_url": {{"url": "data:,{text}"}}}}], "encoding_format": "float"}}"#)
+        format!(r#"{{"input": ["{base64}", {{"image_url": {{"url": "data:,{base64}"}}}}], "encoding_format": "float"}}"#)
             .into_bytes(),
     ]
 }
@@ -114,9 +115,11 @@ fn random_urls_and_file_names_get_no_500() {
 
 #[test]
 fn random_parameters_of_the_multipart_content_type_get_no_500() {
-    assert_answered(("[ -~]{0,40}", 0..ROUTES.len()), async |app, (parameters, route)| {
+    let printable_ascii = "[ -~]{0,40}";
+    assert_answered((printable_ascii, 0..ROUTES.len()), async |app, (parameters, route)| {
         let content_type = format!("multipart/form-data{parameters}");
-        app.post(ROUTES[route].0, &content_type, valid_bodies()[2].clone()).await
+        let [_, _, form, _] = valid_bodies();
+        app.post(ROUTES[route].0, &content_type, form).await
     });
 }
 
@@ -124,6 +127,7 @@ fn random_parameters_of_the_multipart_content_type_get_no_500() {
 async fn unusual_json_is_refused_with_a_422() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // Nested so deeply that a recursive parser could overflow its stack.
     let nested = |open: &str, close: &str| format!("{}{}", open.repeat(9000), close.repeat(9000));
     for body in [
         format!(r#"{{"image_url": {}}}"#, nested("[", "]")),

@@ -9,8 +9,8 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, PHONE, ROCKET, Reply, TestApp, assert_problem, metric,
 };
 
-/// Each line contains the name of a fixture, and its width, its height and its mean colours, as
-/// libheif decodes them.
+/// Each line contains the name of a fixture, and its width, its height and the mean colours of its
+/// parts, as libheif decodes them.
 const EXPECTED: &str = include_str!("../fixtures/heic/expected.txt");
 
 fn file(name: &str) -> Vec<u8> {
@@ -29,9 +29,9 @@ fn files_with_prefix(prefix: &str) -> Vec<(String, Vec<u8>)> {
 
 /// The pixels of the JPEG that was last sent to NVIDIA.
 fn last_sent_pixels(nvidia: &FakeNvidia) -> RgbImage {
-    let sent = nvidia.last_inline();
-    assert_eq!(sent.media_type, "image/jpeg");
-    sent.pixels()
+    let inline = nvidia.last_inline();
+    assert_eq!(inline.media_type, "image/jpeg");
+    inline.pixels()
 }
 
 /// Asserts that the picture was refused and not saved. Returns the detail of the error.
@@ -75,9 +75,9 @@ async fn every_fixture_is_sent_at_the_size_that_libheif_reads_and_is_saved_uncha
 async fn a_picture_is_turned_and_mirrored_by_its_own_properties() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // The centres of the red and of the blue half. `irot` turns anticlockwise. `imir` 0 swaps top and
-    // bottom, and `imir` 1 swaps left and right (ISO/IEC 23008-12, 6.5.10 and 6.5.12).
-    for (name, red, blue) in [
+    // The centres of the red and of the blue half. `irot` turns anticlockwise. `imir` 0 swaps top
+    // and bottom, and `imir` 1 swaps left and right (ISO/IEC 23008-12, 6.5.10 and 6.5.12).
+    for (name, red_centre, blue_centre) in [
         ("halves", (8, 16), (56, 16)),
         ("halves-irot1", (16, 56), (16, 8)),
         ("halves-irot2", (56, 16), (8, 16)),
@@ -88,8 +88,11 @@ async fn a_picture_is_turned_and_mirrored_by_its_own_properties() {
         app.upload(&file(&format!("{name}.heic")), "a.heic").await.vector();
         let sent = last_sent_pixels(&nvidia);
         let pixel = |(x, y)| sent.get_pixel(x, y).0;
-        let ([red, _, _], [_, _, blue]) = (pixel(red), pixel(blue));
-        assert!(red > 200 && blue > 200, "{name}: {red} and {blue} should be more than 200");
+        let ([red_sample, _, _], [_, _, blue_sample]) = (pixel(red_centre), pixel(blue_centre));
+        assert!(
+            red_sample > 200 && blue_sample > 200,
+            "{name}: {red_sample} and {blue_sample} should be more than 200"
+        );
     }
 }
 
@@ -97,7 +100,7 @@ async fn a_picture_is_turned_and_mirrored_by_its_own_properties() {
 async fn transparent_pixels_become_white() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // The top of the picture is transparent, and the bottom is not.
+    // The picture has 120 × 80 pixels. Its top is transparent, and its bottom is not.
     app.upload(&file("alpha.heic"), "a.heic").await.vector();
     let sent = last_sent_pixels(&nvidia);
     let mean_blue_of_row =
@@ -122,8 +125,8 @@ async fn every_route_accepts_a_picture_from_a_phone_with_nvidia_and_with_the_san
             assert_eq!(answer.json()["content_type"], "image/heic");
         }
         let metrics = app.get("/metrics").await.text();
-        let decoded = metric(&metrics, "imagesvc_decodes_total{outcome=\"done\"}");
-        assert!(decoded >= 1.0, "a child process must decode the picture");
+        let decode_count = metric(&metrics, "imagesvc_decodes_total{outcome=\"done\"}");
+        assert!(decode_count >= 1.0, "a child process must decode the picture");
     }
 }
 
@@ -138,6 +141,7 @@ async fn a_picture_over_the_inline_limit_is_shrunk() {
     let answer = app.upload(&file("large-grid-turned.heic"), "a.heic").await;
     answer.vector();
     assert_eq!(answer.json()["prepared"], "shrunk");
+    // Upright, the picture is higher than wide. The service shrinks to at most 1024 pixels a side.
     let (width, height) = last_sent_pixels(&nvidia).dimensions();
     assert!(width < height && height <= 1024, "{width} x {height}");
 }
@@ -161,7 +165,7 @@ async fn the_bytes_decide_the_format_whatever_the_file_name() {
 }
 
 #[tokio::test]
-async fn the_error_contains_the_name_of_an_unsupported_kind_and_nothing_is_saved() {
+async fn the_refusal_of_an_unsupported_kind_names_the_kind_and_nothing_is_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (name, words) in [
@@ -191,6 +195,7 @@ async fn contradictory_and_truncated_files_are_refused_and_not_saved() {
         assert!(detail.contains("HEIC"), "{name}: {detail}");
     }
     for name in ["iphone-grid", "alpha", "thumbnail", "large-single"] {
+        // Truncated to 1/16, 2/16 and so on.
         let picture = file(&format!("{name}.heic"));
         for sixteenths in 1..16 {
             let truncated = &picture[..picture.len() * sixteenths / 16];
@@ -202,8 +207,9 @@ async fn contradictory_and_truncated_files_are_refused_and_not_saved() {
 }
 
 #[tokio::test]
-async fn more_pixels_than_the_limit_are_refused_even_if_they_are_not_shown() {
+async fn more_pixels_than_the_limit_are_refused_even_if_they_are_cropped() {
     let nvidia = FakeNvidia::healthy().await;
+    // One less than the 120 × 80 = 9600 pixels of the first picture.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_PIXELS", "9599").start().await;
     for name in [
         "generic-brand",    // The whole picture has too many pixels.

@@ -11,7 +11,7 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
     let folder = tempfile::tempdir().unwrap();
     let child = ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_LOG", "trace")]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let text = BASE64_STANDARD.encode(ROCKET);
+    let base64 = BASE64_STANDARD.encode(ROCKET);
     // The test searches for `planted`, so each name contains this word.
     let names = [
         "../../etc/planted".to_owned(),
@@ -26,13 +26,15 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
         format!("planted{}", "a".repeat(4000)),
     ];
     for name in &names {
-        let body = json!({ "image_base64": text, "filename": name }).to_string();
+        let body = json!({ "image_base64": base64, "filename": name }).to_string();
         let answer =
             client.post(child.url("/vectorize-image-base64")).body(body).send().await.unwrap();
         assert_eq!(answer.status(), 200);
         assert!(!format!("{:?}", answer.headers()).contains("planted"));
         let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
-        // The answer may contain the name, but shortened and without control characters.
+        // The answer may contain the name, but shortened to 255 characters and without control
+        // characters. U+202E, which reverses the text after it, must be missing, too.
+        // The first two characters of each name are harmless, so they must stay.
         let returned = answer["original_filename"].as_str().unwrap();
         assert!(returned.starts_with(&name[..2]) && returned.chars().count() <= 255);
         assert!(!returned.chars().any(|c| c.is_control() || c == '\u{202e}'), "{returned:?}");
@@ -64,9 +66,9 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
     let is_hidden = |name: &str| name.starts_with('.');
     let is_picture = |name: &str| name.len() == 40 && name.ends_with(".jpg");
     assert!(files.iter().all(|name| is_hidden(name) || is_picture(name)), "{files:?}");
-    for received in nvidia.received() {
+    for call in nvidia.received() {
         // The tests' key for NVIDIA also contains `planted`.
-        let headers = format!("{:?}", received.headers).replace(KEY, "");
+        let headers = format!("{:?}", call.headers).replace(KEY, "");
         assert!(!headers.contains("planted"), "{headers}");
     }
     let (_, log) = child.stop();

@@ -7,6 +7,7 @@ use crate::support::{
 #[tokio::test]
 async fn every_route_requires_exactly_one_valid_host_header() {
     let nvidia = FakeNvidia::healthy().await;
+    // The service checks the host before the key and the origin.
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_API_KEYS", "k-1")
         .setting("IMAGESVC_CORS_ORIGINS", "https://app.example.com")
@@ -21,6 +22,7 @@ async fn every_route_requires_exactly_one_valid_host_header() {
         ("GET /openapi.json", ""),
         ("GET /metrics", ""),
         ("GET /nothing", ""),
+        // an unknown method
         ("BREW /health", ""),
         ("OPTIONS *", ""),
         ("OPTIONS /vectorize-image", preflight),

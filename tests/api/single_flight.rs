@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use crate::{
-    cache::{assert_cached, embedding_filled_with, is_filled_with},
+    cache::{assert_x_cache, embedding_filled_with, is_filled_with},
     support::{
         FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, created_asset, embedding,
         nvidia_api::CREATE_ASSET,
@@ -69,7 +69,7 @@ async fn when_every_client_disconnects_the_call_finishes_and_the_next_request_is
         }
     }
     release.send(true).unwrap();
-    assert_cached(&app, ROCKET, "hit").await;
+    assert_x_cache(&app, ROCKET, "hit").await;
     assert_eq!(nvidia.lines().len(), 1);
 }
 
@@ -89,7 +89,7 @@ async fn the_call_for_a_large_picture_finishes_after_the_client_disconnects() {
     release.send(true).unwrap();
     let received = nvidia.wait_for(4).await;
     assert!(received[1].body == HUBBLE, "the call must still read the picture's file");
-    assert_cached(&app, HUBBLE, "hit").await;
+    assert_x_cache(&app, HUBBLE, "hit").await;
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn an_error_is_shared_but_not_cached() {
         assert!(app.saved().contains(&answer.saved_as()));
     }
     assert_eq!(nvidia.lines().len(), 1);
-    assert_cached(&app, ROCKET, "miss").await;
+    assert_x_cache(&app, ROCKET, "miss").await;
 }
 
 #[tokio::test]
@@ -188,7 +188,7 @@ async fn a_no_cache_request_makes_a_new_call_and_joins_no_other_call() {
     let third = upload_with_no_cache().await;
     assert!(is_filled_with(&third, 3));
     // The cache contains the newest vector.
-    let hit = assert_cached(&app, ROCKET, "hit").await;
+    let hit = assert_x_cache(&app, ROCKET, "hit").await;
     assert!(is_filled_with(&hit, 3));
     assert_eq!(nvidia.lines().len(), 3);
 }
