@@ -86,8 +86,8 @@ async fn each_request_is_logged_as_one_json_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
     let nvidia = FakeNvidia::healthy().await;
-    // This picture takes four calls to NVIDIA, because it is sent as an asset. The service answers the
-    // second request for this picture from its cache.
+    // This picture takes four calls to NVIDIA, because it is sent as an asset. The answer to the second
+    // request comes from the cache.
     let picture_server = FakeServer::serving(HUBBLE).await;
     let folder = tempfile::tempdir().unwrap();
     let allowed = picture_server.address.to_string();
