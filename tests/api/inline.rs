@@ -83,7 +83,7 @@ async fn an_nvidia_key_with_a_bearer_prefix_is_not_sent_with_two_prefixes() {
 }
 
 #[tokio::test]
-async fn the_answer_describes_the_picture() {
+async fn the_answer_contains_the_path_name_type_size_hash_and_model_of_the_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload(ROCKET, "IMG_0042.JPG").await;
@@ -92,6 +92,7 @@ async fn the_answer_describes_the_picture() {
     assert!(answer.text().ends_with("]}\n"), "the vector must be the last field, before a newline");
     let body = answer.json();
     let saved_as = body["saved_as"].as_str().unwrap();
+    // The path begins with `downloads/`, even if the folder has another name.
     assert_eq!(body["path"], format!("downloads/{saved_as}"));
     assert_eq!(app.saved(), [saved_as]);
     assert_eq!(app.saved_bytes(saved_as), ROCKET);

@@ -169,6 +169,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
             ("IMAGESVC_SANDBOX", "true"),
             ("NVIDIA_LARGE_IMAGES", "shrink"),
             ("NVIDIA_INLINE_LIMIT", "20000"),
+            // These limits keep the cached vectors and the saved pictures from growing without end.
             ("IMAGESVC_CACHE_MEMORY", "4MiB"),
             ("IMAGESVC_CACHE_DISK", "8MiB"),
             ("IMAGESVC_DOWNLOADS_MAX_BYTES", "20MiB"),

@@ -49,6 +49,7 @@ fn write_npy(bulk: &Bulk, jsonl: &str, npy: &str) {
 
 /// The header of a `.npy` file with this number of vectors.
 fn npy_header(rows: usize) -> Vec<u8> {
+    // 0x76 is the length of this text with its padding and the line break.
     let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, 1536), }}");
     [&b"\x93NUMPY\x01\x00\x76\x00"[..], format!("{text:<117}\n").as_bytes()].concat()
 }

@@ -64,10 +64,22 @@ fn exif(orientation: u8) -> Vec<u8> {
     [&head[..], &[orientation, 0, 0, 0, 0, 0, 0]].concat()
 }
 
+/// Adds EXIF data to a JPEG, after the two bytes that begin it.
+fn add_orientation_to_jpeg(jpeg: &mut Vec<u8>, orientation: u8) {
+    const APP1: u8 = 0xe1;
+    let content = [&b"Exif\0\0"[..], &exif(orientation)].concat();
+    jpeg.splice(2..2, segment(APP1, &content));
+}
+
+/// Adds EXIF data to a PNG, after the signature and the first chunk, which are 33 bytes.
+fn add_orientation_to_png(png: &mut Vec<u8>, orientation: u8) {
+    png.splice(33..33, png_chunk(b"eXIf", &exif(orientation)));
+}
+
 fn jpeg_with_orientation(picture: &RgbImage, orientation: u8) -> Vec<u8> {
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, 95).encode_image(picture).unwrap();
-    jpeg.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(orientation)].concat()));
+    add_orientation_to_jpeg(&mut jpeg, orientation);
     jpeg
 }
 
@@ -81,7 +93,7 @@ fn in_every_format(picture: &RgbImage, orientation: u8) -> [(&'static str, Vec<u
     let mut lossless = converted(&png, ImageFormat::WebP).split_off(12);
     lossless.truncate(lossless.len() & !1);
     let tiff = tiff_with_orientation(&converted(&png, ImageFormat::Tiff), orientation);
-    png.splice(33..33, png_chunk(b"eXIf", &exif(orientation)));
+    add_orientation_to_png(&mut png, orientation);
     let (width, height) = picture.dimensions();
     let exif_chunk = riff_chunk(b"EXIF", &exif(orientation));
     let extended_webp = webp(&[vp8x(HAS_EXIF, width, height), lossless, exif_chunk]);
@@ -174,7 +186,7 @@ async fn a_large_picture_that_must_be_turned_is_sent_as_a_jpeg_asset() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut turned = HUBBLE.to_vec();
-    turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
+    add_orientation_to_jpeg(&mut turned, 6);
     assert_eq!(app.upload(&turned, "hubble.jpg").await.prepared(), "jpeg");
     let uploaded = nvidia.received().into_iter().find(|request| request.line().starts_with("PUT"));
     let uploaded = image_rs::load_from_memory(&uploaded.unwrap().body).unwrap();
@@ -207,7 +219,8 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
         noise.write_to(&mut bytes, format).unwrap();
         let mut bytes = bytes.into_inner();
         if format == ImageFormat::Png {
-            bytes.splice(33..33, png_chunk(b"eXIf", &exif(6)));
+            // A PNG that is not turned would be sent unchanged.
+            add_orientation_to_png(&mut bytes, 6);
         }
         // The first limit is large enough for the JPEG at the usual quality. The second limit is 60
         // % of that JPEG's length.
@@ -256,7 +269,7 @@ async fn a_picture_is_shrunk_if_no_jpeg_of_its_size_is_within_the_limit() {
     wide.write_to(&mut std::io::Cursor::new(&mut png), ImageFormat::Png).unwrap();
     let turned = {
         let mut turned = png.clone();
-        turned.splice(33..33, png_chunk(b"eXIf", &exif(6)));
+        add_orientation_to_png(&mut turned, 6);
         turned
     };
     for (name, limit, picture) in [
@@ -312,7 +325,7 @@ async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
     assert_eq!(app.upload(THREE_SCANS, "scans.jpg").await.prepared(), "original");
     let saved = app.saved();
     let mut turned = THREE_SCANS.to_vec();
-    turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
+    add_orientation_to_jpeg(&mut turned, 6);
     let over_the_inline_limit = [THREE_SCANS, &[0; 20_000]].concat();
     // Both pictures must be decoded: one to turn it, and the other to shrink it.
     for picture in [turned, over_the_inline_limit] {

@@ -89,7 +89,7 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_burst_no_call_is_made_if_its_reply_would_come_after_the_deadline() {
+async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_deadline() {
     /// The value of `NVIDIA_MAX_CONCURRENCY`.
     const MAX_CALLS: usize = 4;
     let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(100))]).await;

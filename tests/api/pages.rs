@@ -201,6 +201,7 @@ fn every_setting_that_a_markdown_page_mentions_exists() {
 
 #[test]
 fn the_program_prints_the_messages_that_docs_upgrading_md_quotes() {
+    // Unless a setting replaces it, the key for NVIDIA is valid.
     let errors_with = |dotenv: &str, settings: &[(&str, &str)]| {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(".env"), dotenv).unwrap();

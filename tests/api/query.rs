@@ -248,7 +248,7 @@ async fn an_unknown_backend_or_an_invalid_save_is_refused_and_the_error_contains
 }
 
 #[tokio::test]
-async fn a_trailing_slash_changes_nothing() {
+async fn one_trailing_slash_changes_nothing() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
@@ -270,6 +270,7 @@ async fn a_trailing_slash_changes_nothing() {
     let wrong_method = app.get("/vectorize-image/").await;
     assert_problem(&wrong_method, 405, "method_not_allowed");
     assert_eq!(wrong_method.header("allow"), "POST");
+    // An unknown path, and paths with more slashes.
     for path in ["/nothing/", "/health//", "//", "//health/"] {
         assert_problem(&app.get(path).await, 404, "not_found");
     }
