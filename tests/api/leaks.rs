@@ -68,12 +68,13 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
     let client = reqwest::Client::new();
     let upload = |picture: &[u8]| child.upload_request(&client, picture);
     let by_url = |url: String| child.url_request(&client, &url);
-    let client_key = "planted-client-key-1";
     let get = |path: &str| client.get(child.url(path));
+    let (client_key, other_client_key) = ("planted-client-key-1", "planted-client-key-2");
+    // Each request with the status of its answer.
     let mut requests = vec![
         (200, upload(ROCKET).bearer_auth(client_key)),
         // NVIDIA replies with a presigned URL, to which the service uploads this large picture.
-        (200, upload(HUBBLE).bearer_auth("planted-client-key-2")),
+        (200, upload(HUBBLE).bearer_auth(other_client_key)),
         // The client does not accept a cached vector.
         (200, upload(ROCKET).bearer_auth(client_key).header("cache-control", "no-cache")),
         (415, upload(&avif()).bearer_auth(client_key)),
@@ -118,7 +119,10 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         let body = body.replace("?token=planted-query", "");
         assert_no_secret("an answer", &body);
     }
-    assert!(nvidia.received().iter().any(|request| request.target.contains("X-Amz-Signature")));
+    assert!(
+        nvidia.received().iter().any(|request| request.target.contains("X-Amz-Signature")),
+        "HUBBLE should be uploaded to a presigned URL"
+    );
     let (_, log) = child.stop();
     let log = log.join("\n");
     assert!(log.contains("\"TRACE\""), "the log should contain lines of the trace level");

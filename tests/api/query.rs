@@ -62,7 +62,7 @@ async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
         }
         let metrics = app.get("/metrics").await.text();
         assert!(metrics.contains("imagesvc_pictures_saved_total 0\n"), "{metrics}");
-        assert!(metrics.contains("imagesvc_pictures_saved_bytes_total 0\n"));
+        assert!(metrics.contains("imagesvc_pictures_saved_bytes_total 0\n"), "{metrics}");
         // Without the parameter, the same picture is a cache hit and is saved.
         let saved = app.upload(&picture, "a.jpg").await;
         assert_eq!(saved.header("x-cache"), "hit");
@@ -116,7 +116,7 @@ async fn an_unsupported_file_is_not_saved_whether_save_is_true_or_false() {
         for query in ["save=false", "save=true"] {
             let answer = app.send(with_query(app.upload_request(&picture, "a"), query)).await;
             assert_problem(&answer, 415, "unsupported_image");
-            assert!(files(app.folder()).is_empty());
+            assert!(files(app.folder()).is_empty(), "the file must not be saved with {query}");
         }
     }
 }
