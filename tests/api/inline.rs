@@ -4,12 +4,12 @@
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 
 use crate::support::{
-    CHELSEA, FakeNvidia, FakeServer, ROCKET, TestApp, converted,
+    CHELSEA, FakeNvidia, FakeServer, ROCKET, TestApp,
     nvidia_api::{INFER, KEY, inline_body},
 };
 
 #[tokio::test]
-async fn a_small_jpeg_is_sent_with_exactly_the_expected_line_headers_and_body() {
+async fn a_small_jpeg_is_sent_in_one_call_with_exactly_this_line_these_headers_and_this_body() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
@@ -37,6 +37,7 @@ async fn the_upload_base64_and_url_routes_send_the_same_body_to_nvidia() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .may_fetch_from(&picture_server)
+        // Without a cache, the service calls NVIDIA for each of the three requests.
         .setting("IMAGESVC_CACHE_MEMORY", "0")
         .setting("IMAGESVC_CACHE_DISK", "0")
         .start()
@@ -51,6 +52,7 @@ async fn the_upload_base64_and_url_routes_send_the_same_body_to_nvidia() {
 
 #[tokio::test]
 async fn a_png_with_a_jpg_file_name_is_sent_as_png() {
+    // The whole photograph is too large to be sent inline.
     let thumbnail = image_rs::load_from_memory(CHELSEA).unwrap().resize(
         100,
         100,
@@ -76,12 +78,12 @@ async fn an_nvidia_key_with_a_bearer_prefix_is_not_sent_with_two_prefixes() {
     let nvidia = FakeNvidia::healthy().await;
     let with_bearer = format!("Bearer {KEY}");
     let app = TestApp::builder(&nvidia).setting("NVIDIA_API_KEY", &with_bearer).start().await;
-    app.upload(&converted(ROCKET, image_rs::ImageFormat::Jpeg), "a.jpg").await.vector();
+    app.upload(ROCKET, "rocket.jpg").await.vector();
     assert_eq!(nvidia.received()[0].header("authorization"), Some(with_bearer.as_str()));
 }
 
 #[tokio::test]
-async fn the_answer_describes_the_picture() {
+async fn the_answer_contains_the_path_name_type_size_hash_and_model_of_the_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload(ROCKET, "IMG_0042.JPG").await;
@@ -90,6 +92,7 @@ async fn the_answer_describes_the_picture() {
     assert!(answer.text().ends_with("]}\n"), "the vector must be the last field, before a newline");
     let body = answer.json();
     let saved_as = body["saved_as"].as_str().unwrap();
+    // The path begins with `downloads/`, even if the folder has another name.
     assert_eq!(body["path"], format!("downloads/{saved_as}"));
     assert_eq!(app.saved(), [saved_as]);
     assert_eq!(app.saved_bytes(saved_as), ROCKET);
@@ -100,5 +103,6 @@ async fn the_answer_describes_the_picture() {
     assert_eq!(body["prepared"], "original");
     assert_eq!(body["model"], "nvidia/nv-dinov2");
     assert_eq!(body["dimensions"], 1536);
+    // Only the URL route adds this field.
     assert!(body.get("source_url").is_none());
 }

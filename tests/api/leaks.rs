@@ -7,7 +7,7 @@ use crate::support::{
     nvidia_api::KEY, tiny, try_picture_number,
 };
 
-/// The secrets in these tests, or parts of them.
+/// The secrets in these tests, or parts of these secrets.
 const SECRETS: [&str; 6] = [
     // the key for NVIDIA
     KEY,
@@ -40,12 +40,12 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         _ => Reply::status(404),
     })
     .await;
-    // NVIDIA's error replies contain the key, as the errors of some gateways do. The number of a
-    // tiny picture is the status of the reply.
+    // NVIDIA's error replies contain the key, as the errors of some gateways do. For a tiny picture
+    // whose number is a status, NVIDIA replies with this status.
     let nvidia = FakeNvidia::healthy_except(|request| {
         let authorization = request.header("authorization").unwrap_or("none");
         match try_picture_number(request) {
-            // A success whose body is invalid.
+            // The status of a success, with a body that contains no embedding.
             Some(200) => Some(Reply::json(200, format!(r#"{{"metadata":"no: {authorization}"}}"#))),
             Some(number @ 400..=599) => {
                 let status = u16::try_from(number).unwrap();
@@ -60,19 +60,22 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         ("IMAGESVC_LOG", "trace"),
         ("IMAGESVC_FETCH_ALLOW", allowed.as_str()),
         ("IMAGESVC_API_KEYS", "planted-client-key-1,planted-client-key-2"),
+        // More than the requests of this test. With a limit, the service counts requests by key.
         ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000"),
-        ("NVIDIA_TIMEOUT", "2s"),
     ];
     let folder = tempfile::tempdir().unwrap();
     let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
     let upload = |picture: &[u8]| child.upload_request(&client, picture);
     let by_url = |url: String| child.url_request(&client, &url);
-    let client_key = "planted-client-key-1";
     let get = |path: &str| client.get(child.url(path));
+    let (client_key, other_client_key) = ("planted-client-key-1", "planted-client-key-2");
+    // Each request with the status of its answer.
     let mut requests = vec![
         (200, upload(ROCKET).bearer_auth(client_key)),
-        (200, upload(HUBBLE).bearer_auth("planted-client-key-2")),
+        // NVIDIA replies with a presigned URL, to which the service uploads this large picture.
+        (200, upload(HUBBLE).bearer_auth(other_client_key)),
+        // The client does not accept a cached vector.
         (200, upload(ROCKET).bearer_auth(client_key).header("cache-control", "no-cache")),
         (415, upload(&avif()).bearer_auth(client_key)),
         (401, upload(ROCKET).bearer_auth("planted-wrong-key")),
@@ -80,6 +83,7 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         (403, upload(ROCKET).bearer_auth(client_key).header("origin", "https://evil.example")),
         (200, by_url(picture_server.url("/photo.jpg?token=planted-query")).bearer_auth(client_key)),
         (200, by_url(picture_server.url("/moved?token=planted-query")).bearer_auth(client_key)),
+        // The picture's host responds with 404.
         (502, by_url(picture_server.url("/gone?token=planted-query")).bearer_auth(client_key)),
         (403, by_url("http://10.0.0.1/?token=planted-query".into()).bearer_auth(client_key)),
         (
@@ -91,30 +95,34 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         (404, get("/nothing?key=planted-query").bearer_auth(client_key)),
         (200, get("/metrics").bearer_auth(client_key)),
         (200, get("/openapi.json").bearer_auth(client_key)),
+        // The routes from here on require no key.
         (200, get("/ready").bearer_auth("planted-wrong-key")),
         (200, get("/health")),
         (200, get("/docs")),
         (200, get("/")),
     ];
     for nvidia_status in [200, 401, 403, 422, 429, 500] {
-        let status = match nvidia_status {
+        let expected_status = match nvidia_status {
             422 => 422,
             429 => 503,
             _ => 502,
         };
-        requests.push((status, upload(&tiny(nvidia_status)).bearer_auth(client_key)));
+        requests.push((expected_status, upload(&tiny(nvidia_status)).bearer_auth(client_key)));
     }
-    for (status, request) in requests {
+    for (expected_status, request) in requests {
         let response = request.send().await.unwrap();
         let headers = format!("{:?}", response.headers());
-        assert_eq!(response.status(), status, "{}", response.url());
+        assert_eq!(response.status(), expected_status, "{}", response.url());
         assert_no_secret("an answer's header", &headers);
         let body = response.text().await.unwrap();
-        // `source_url` is the client's own URL.
+        // In an answer, `source_url` is the URL from the client's request, with its query.
         let body = body.replace("?token=planted-query", "");
         assert_no_secret("an answer", &body);
     }
-    assert!(nvidia.received().iter().any(|request| request.target.contains("X-Amz-Signature")));
+    assert!(
+        nvidia.received().iter().any(|request| request.target.contains("X-Amz-Signature")),
+        "HUBBLE should be uploaded to a presigned URL"
+    );
     let (_, log) = child.stop();
     let log = log.join("\n");
     assert!(log.contains("\"TRACE\""), "the log should contain lines of the trace level");
@@ -148,6 +156,7 @@ async fn debug_output_and_errors_of_settings_contain_no_secret() {
     let (app, _folder) = builder.build().await.unwrap();
     // The app contains the state of the routes and the HTTP clients.
     assert_no_secret("the app", &format!("{app:?}"));
+    // A key with a space is invalid, and so is a SOCKS proxy.
     let errors = Config::resolve(&RawSettings::from_pairs([
         ("NVIDIA_API_KEY", "planted-client-key-1 planted-client-key-2"),
         ("IMAGESVC_API_KEYS", "planted-client-key-1 planted-client-key-2"),

@@ -12,6 +12,7 @@ use crate::support::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_request_is_logged_as_one_json_line() {
+    // NVIDIA responds to the first call with 503, and to each call for picture 402 with 402.
     let nvidia = FakeNvidia::scripted(|request, nth| match picture_number(request) {
         402 => Reply::status(402),
         _ if nth == 0 => Reply::status(503),
@@ -21,7 +22,7 @@ async fn each_request_is_logged_as_one_json_line() {
     let folder = tempfile::tempdir().unwrap();
     let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     let client = reqwest::Client::new();
-    let upload = |id: &'static str, picture: &[u8]| {
+    let send = |id: &'static str, picture: &[u8]| {
         child.base64_request(&client, picture).header("x-request-id", id).send()
     };
     for (id, picture, status) in [
@@ -30,7 +31,7 @@ async fn each_request_is_logged_as_one_json_line() {
         ("refused", tiny(402), 503),
         ("avif", avif(), 415),
     ] {
-        assert_eq!(upload(id, &picture).await.unwrap().status(), status);
+        assert_eq!(send(id, &picture).await.unwrap().status(), status);
     }
     let unknown = client.get(child.url("/no/such/path?query=1")).header("x-request-id", "unknown");
     assert_eq!(unknown.send().await.unwrap().status(), 404);
@@ -85,7 +86,8 @@ async fn each_request_is_logged_as_one_json_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
     let nvidia = FakeNvidia::healthy().await;
-    // This picture takes four calls to NVIDIA, because it is sent as an asset.
+    // This picture takes four calls to NVIDIA, because it is sent as an asset. The answer to the second
+    // request comes from the cache.
     let picture_server = FakeServer::serving(HUBBLE).await;
     let folder = tempfile::tempdir().unwrap();
     let allowed = picture_server.address.to_string();
@@ -117,9 +119,11 @@ async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
         assert_eq!(response.status(), 200);
         assert_no_trace(&format!("{:?}", response.headers()));
     }
-    let refused = client.get(child.url("/nothing")).header("x-request-id", "refused");
-    let refused = refused.header("traceparent", format!("00-{trace_id}-{span_id}-00"));
-    assert_eq!(refused.send().await.unwrap().status(), 404);
+    // The flags 00 mean that the client does not record its trace. The service logs the trace's id
+    // nevertheless.
+    let not_found = client.get(child.url("/nothing")).header("x-request-id", "not-found");
+    let not_found = not_found.header("traceparent", format!("00-{trace_id}-{span_id}-00"));
+    assert_eq!(not_found.send().await.unwrap().status(), 404);
     for request in nvidia.wait_for(4).await.into_iter().chain(picture_server.received()) {
         assert_no_trace(&format!("{:?}", request.headers));
         assert_no_trace(&String::from_utf8_lossy(&request.body));
@@ -128,13 +132,13 @@ async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
     let events = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let requests: Vec<_> = events.filter(|event| event["message"] == "request").collect();
     let event_of = |id: &str| requests.iter().find(|event| event["request_id"] == id).unwrap();
-    for id in ["traced", "refused"] {
+    for id in ["traced", "not-found"] {
         assert_eq!(event_of(id)["trace_id"], trace_id);
         assert_eq!(event_of(id)["span_id"], span_id);
     }
     let not_traced = event_of("not-traced");
     let has_trace = not_traced.get("trace_id").is_some() || not_traced.get("span_id").is_some();
-    assert!(!has_trace, "{not_traced}");
+    assert!(!has_trace, "an invalid trace must not be logged: {not_traced}");
 }
 
 /// The text of `/metrics`, parsed.
@@ -182,8 +186,8 @@ impl Sample {
         let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
         let labels = labels.strip_suffix('}').unwrap().split(',').filter(|label| !label.is_empty());
         let labels = labels.map(|label| {
-            let (name, value) = label.split_once('=').unwrap();
-            (name.to_owned(), value.trim_matches('"').to_owned())
+            let (label_name, label_value) = label.split_once('=').unwrap();
+            (label_name.to_owned(), label_value.trim_matches('"').to_owned())
         });
         Self { name: name.to_owned(), labels: labels.collect(), value: value.parse().unwrap() }
     }
@@ -191,13 +195,17 @@ impl Sample {
 
 #[tokio::test]
 async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
+    /// The number of unknown paths, of paths below `/docs` and of unknown methods.
+    const UNKNOWN: u32 = 50;
+    // The first call fails, so that the metrics of failed calls have a sample.
     let nvidia =
         FakeNvidia::scripted(|_, nth| if nth == 0 { Reply::status(503) } else { embedding() })
             .await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "a.jpg").await.vector();
+    // The second answer comes from the cache.
     app.upload(ROCKET, "a.jpg").await.vector();
-    for n in 0..50 {
+    for n in 0..UNKNOWN {
         app.get(&format!("/raw/{n}")).await;
         app.get(&format!("/docs/{n}")).await;
         let request = app.client.request(format!("M{n}").parse().unwrap(), app.url("/health"));
@@ -209,9 +217,9 @@ async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
         assert!(name.starts_with("imagesvc_"), "{name}");
         let has_type = metrics.types.keys().any(|metric| name.starts_with(metric.as_str()));
         assert!(has_type, "{name} should have a type");
-        assert!(*value >= 0.0);
-        for (label, value) in labels {
-            values_by_label.entry(label.as_str()).or_default().insert(value.as_str());
+        assert!(*value >= 0.0, "{name} must not be negative, but is {value}");
+        for (label, label_value) in labels {
+            values_by_label.entry(label.as_str()).or_default().insert(label_value.as_str());
         }
     }
     let routes: Vec<_> = values_by_label["route"].iter().copied().collect();
@@ -235,7 +243,7 @@ async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
         );
     }
     for (name, label, value, total) in [
-        ("imagesvc_requests_total", "route", "none", 50.0),
+        ("imagesvc_requests_total", "route", "none", f64::from(UNKNOWN)),
         ("imagesvc_requests_total", "route", "/vectorize-image-upload", 2.0),
         ("imagesvc_request_duration_seconds_count", "route", "/vectorize-image-upload", 2.0),
         ("imagesvc_upstream_calls_total", "outcome", "503", 1.0),
@@ -255,13 +263,14 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
     let names = page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
     let names = names.filter(|name| name.starts_with("imagesvc_"));
     // The page has the names of the samples. The names in the `# TYPE` lines lack these suffixes.
-    let bare = |name: &str| name.trim_end_matches("_total").trim_end_matches("_info").to_owned();
-    let documented: BTreeSet<_> = names.map(bare).collect();
+    let without_suffix =
+        |name: &str| name.trim_end_matches("_total").trim_end_matches("_info").to_owned();
+    let documented: BTreeSet<_> = names.map(without_suffix).collect();
     for name in metrics.types.keys() {
-        assert!(documented.contains(&bare(name)), "docs/operating.md should list {name}");
+        assert!(documented.contains(&without_suffix(name)), "docs/operating.md should list {name}");
     }
-    // The text of the metrics lacks those without a sample, such as some error counters. So this
-    // test counts the metrics in the source.
+    // A metric without a sample is not in the text of `/metrics`, for example some counters of errors.
+    // Therefore the number of documented metrics is compared with the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
     let source: String = source.split_whitespace().collect();
     let register_calls = ["(&mutregistry,\"", ".register(\"", ".register_with_unit(\""];
@@ -275,7 +284,8 @@ async fn the_service_keeps_serving_if_nobody_reads_its_log() {
     let child =
         ServiceProcess::start_with_unread_log(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let client = reqwest::Client::new();
-    // These requests cause more log lines than the pipe and the log's queue can store.
+    // Each request is logged as one line. The log's queue has room for 4096 lines. The pipe has room
+    // for 64 KiB, which is a few hundred lines.
     let url = child.url("/nothing");
     let requests = (0..8000).map(|_| client.get(&url).send());
     let mut responses = stream::iter(requests).buffer_unordered(16);
@@ -291,7 +301,7 @@ async fn the_service_keeps_serving_if_nobody_reads_its_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_failed_picture_of_a_batch_with_errors_item_is_logged() {
+async fn each_failed_picture_of_a_batch_is_logged_if_errors_are_per_item() {
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         402 => Reply::status(402),
         _ => embedding(),
@@ -299,6 +309,7 @@ async fn each_failed_picture_of_a_batch_with_errors_item_is_logged() {
     .await;
     let folder = tempfile::tempdir().unwrap();
     let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
+    // The third item is no picture.
     let input = json!([data_url(&tiny(1)), data_url(&tiny(402)), "text"]);
     let request = reqwest::Client::new()
         .post(child.url("/v1/embeddings?errors=item"))
@@ -307,9 +318,9 @@ async fn each_failed_picture_of_a_batch_with_errors_item_is_logged() {
     assert_eq!(request.send().await.unwrap().status(), 200);
     let (_, log) = child.stop();
     let events: Vec<Value> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let request = events.iter().find(|event| event["message"] == "request").unwrap();
-    assert_eq!(request["pictures"], 3);
-    assert_eq!(request["failed_pictures"], 2);
+    let request_event = events.iter().find(|event| event["message"] == "request").unwrap();
+    assert_eq!(request_event["pictures"], 3);
+    assert_eq!(request_event["failed_pictures"], 2);
     let failed: Vec<_> =
         events.iter().filter(|event| event["message"] == "a picture of a batch failed").collect();
     let codes: Vec<_> = failed.iter().map(|event| (&event["level"], &event["code"])).collect();

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use crate::support::{FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, variant};
 
-/// The number of host names to look up. It exceeds the look-ups that the service makes at once for
-/// all clients together.
+/// The number of host names that are never looked up successfully. The service makes at most 128
+/// look-ups at once for all clients together, which is less.
 const UNANSWERED_NAMES: usize = 130;
 
 /// The number of look-ups that the service makes at once for one client.
@@ -24,16 +24,19 @@ async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let (count_sender, mut blocked_count) = watch::channel(0);
-    // A look-up for the first client is blocked, until the test drops `unblock_on_drop`.
+    // Each look-up of a name below `unanswered.example` is blocked until the test drops
+    // `unblock_on_drop`. Only the first client fetches from such names.
     let (unblock_on_drop, unblocked) = mpsc::channel::<()>();
     let unblocked = Mutex::new(unblocked);
     let app = TestApp::builder(&nvidia)
+        // The service gets the address of each client from `X-Forwarded-For`.
         .setting("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8")
         .setting("IMAGESVC_FETCH_PORTS", picture_server.address.port())
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.0/8")
         .lookup(move |name| {
             if name.ends_with(".unanswered.example") {
                 count_sender.send_modify(|count| *count += 1);
+                // An error means that the test has dropped the sender.
                 let _ = unblocked.lock().unwrap().recv();
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -46,7 +49,7 @@ async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client
         let url = format!("http://{name}:{port}/");
         app.send(app.url_request(&url).header("x-forwarded-for", client_address))
     };
-    let unanswered = join_all(
+    let first_client = join_all(
         (0..UNANSWERED_NAMES).map(|n| fetch(&format!("{n}.unanswered.example"), "192.0.2.1")),
     );
     let other_client = async {
@@ -56,7 +59,7 @@ async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client
             answer.vector();
         }
     };
-    let (answers, ()) = tokio::join!(unanswered, other_client);
+    let (answers, ()) = tokio::join!(first_client, other_client);
     for answer in answers {
         let problem = assert_problem(&answer, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains("could not be looked up just now"));
@@ -64,7 +67,7 @@ async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client
     assert_eq!(
         *blocked_count.borrow(),
         MAX_PER_CLIENT,
-        "one client should get exactly its maximum of look-ups"
+        "the first client should get exactly its maximum of look-ups"
     );
     drop(unblock_on_drop);
 }
@@ -88,5 +91,5 @@ async fn each_picture_is_fetched_over_its_own_connection() {
     let hosts: Vec<_> = received.iter().map(|request| request.header("host").unwrap()).collect();
     assert_eq!(hosts, names.map(|name| format!("{name}:{port}")));
     let connections: HashSet<_> = received.iter().map(|request| request.peer).collect();
-    assert_eq!(connections.len(), 3);
+    assert_eq!(connections.len(), names.len(), "each fetch should have its own connection");
 }

@@ -10,7 +10,8 @@ use crate::support::{
     embedding, memory_of, numbers, tiny,
 };
 
-/// A folder with three photographs, and their vectors of the sandbox in `vectors.jsonl`.
+/// A folder with three photographs, and with their vectors in `vectors.jsonl`. The sandbox computed
+/// the vectors.
 fn photographs() -> Bulk {
     let bulk = Bulk::without_nvidia();
     for (name, bytes) in [("rocket.jpg", ROCKET), ("cat.png", CHELSEA), ("stars.jpg", HUBBLE)] {
@@ -26,7 +27,8 @@ fn printed(run: &Finished) -> Vec<(f64, &str)> {
         .lines()
         .map(|line| {
             let (cosine, label) = line.split_once("  ").unwrap();
-            assert_eq!(cosine.split_once('.').unwrap().1.len(), 4, "{line}");
+            let decimals = cosine.split_once('.').unwrap().1.len();
+            assert_eq!(decimals, 4, "a cosine should have four decimals: {line}");
             (cosine.parse().unwrap(), label)
         })
         .collect()
@@ -45,12 +47,15 @@ fn write_npy(bulk: &Bulk, jsonl: &str, npy: &str) {
     bulk.write(npy, [npy_header(rows.len()), bytes].concat());
 }
 
+/// The header of a `.npy` file with this number of vectors.
 fn npy_header(rows: usize) -> Vec<u8> {
+    // 0x76 is the length of this text with its padding and the line break.
     let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, 1536), }}");
     [&b"\x93NUMPY\x01\x00\x76\x00"[..], format!("{text:<117}\n").as_bytes()].concat()
 }
 
-/// A row of `embed` for a path, with this model and vector.
+/// A row as `embed` writes it for a path, with this model and vector. `nearest` does not print the other
+/// fields.
 fn row(path: &str, model: &str, vector: &[String]) -> String {
     let vector = vector.join(",");
     format!(
@@ -60,10 +65,11 @@ fn row(path: &str, model: &str, vector: &[String]) -> String {
 }
 
 #[test]
-fn a_scaled_and_recompressed_picture_finds_its_original_first() {
+fn the_original_of_a_scaled_or_recompressed_picture_is_printed_first() {
     let bulk = photographs();
     let scaled = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(120, 80);
     scaled.save(bulk.path("scaled.png")).unwrap();
+    // A WebP despite its name: the service recognises the format by the first bytes.
     bulk.write("recompressed.jpg", converted(ROCKET, ImageFormat::WebP));
     for (picture, original) in [
         ("scaled.png", "photos/cat.png"),
@@ -74,29 +80,34 @@ fn a_scaled_and_recompressed_picture_finds_its_original_first() {
             bulk.nearest(&format!("{picture} --in vectors.jsonl --sandbox")).expect_exit_code(0);
         let rows = printed(&run);
         assert_eq!((rows.len(), rows[0].1), (3, original), "{}", run.stdout);
-        assert!(rows[0].0 > 0.95 && rows.is_sorted_by(|a, b| a.0 >= b.0), "{}", run.stdout);
+        assert!(rows[0].0 > 0.95, "the original should be very similar: {}", run.stdout);
+        assert!(rows.is_sorted_by(|a, b| a.0 >= b.0), "rows should be sorted: {}", run.stdout);
         if picture == original {
+            // The file contains the vector of exactly this picture.
             assert!(run.stdout.starts_with("1.0000  photos/stars.jpg\n"), "{}", run.stdout);
         }
     }
     let one = bulk.nearest("scaled.png --in vectors.jsonl --sandbox --count 1").expect_exit_code(0);
     assert_eq!(labels(&one), ["photos/cat.png"]);
-    assert!(one.stderr.contains(".cache/imagesvc") && !bulk.path("downloads").exists());
+    // The command prints the folder in which it caches vectors, and saves no picture.
+    assert!(one.stderr.contains(".cache/imagesvc"), "{}", one.stderr);
+    assert!(!bulk.path("downloads").exists(), "`nearest` must create no downloads folder");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_service_is_asked_for_the_vector_of_a_url() {
     let bulk = photographs();
-    let origin = FakeServer::serving(ROCKET).await;
+    let picture_server = FakeServer::serving(ROCKET).await;
+    let client_key = "k-1";
     let app = TestApp::sandbox()
-        .may_fetch_from(&origin)
-        .setting("IMAGESVC_API_KEYS", "first")
+        .may_fetch_from(&picture_server)
+        .setting("IMAGESVC_API_KEYS", client_key)
         .start()
         .await;
-    let arguments = format!("{} --in vectors.jsonl --to {}", origin.url("/a"), app.url(""));
+    let arguments = format!("{} --in vectors.jsonl --to {}", picture_server.url("/a"), app.url(""));
     let refused = bulk.nearest(&arguments).expect_exit_code(2);
     assert!(refused.stderr.contains("set IMAGESVC_API_KEY"), "{}", refused.stderr);
-    let bulk = bulk.setting("IMAGESVC_API_KEY", "first");
+    let bulk = bulk.setting("IMAGESVC_API_KEY", client_key);
     let run = bulk.nearest(&arguments).expect_exit_code(0);
     assert!(run.stdout.starts_with("1.0000  photos/rocket.jpg\n"), "{}", run.stdout);
     assert!(app.saved().is_empty(), "the picture must not be saved");
@@ -104,13 +115,15 @@ async fn a_running_service_is_asked_for_the_vector_of_a_url() {
 }
 
 #[test]
-fn rows_of_a_list_are_printed_with_their_id_or_field_and_prefix() {
+fn rows_of_a_list_are_printed_with_their_path_id_or_field_if_the_prefix_is_given() {
     let bulk = photographs();
+    // The first name contains a line break, which is printed as `\n`.
     bulk.write(
         "list.jsonl",
         "{\"id\": 7, \"n\": {\"name\": \"a\\nb\"}, \"path\": \"photos/cat.png\"}\n\
          {\"id\": 8, \"n\": {\"name\": \"c\"}, \"path\": \"photos/rocket.jpg\"}\n",
     );
+    // `--prefix` adds `p_` to the names of all fields that `embed` writes.
     bulk.run("list.jsonl --sandbox --prefix p_ --out list-vectors.jsonl").expect_exit_code(0);
     let nearest = |more: &str| {
         let run = bulk.nearest(&format!(
@@ -121,12 +134,13 @@ fn rows_of_a_list_are_printed_with_their_id_or_field_and_prefix() {
     assert_eq!(nearest(""), "1.0000  photos/cat.png\n");
     assert_eq!(nearest("--id id"), "1.0000  7\n");
     assert_eq!(nearest("--field n.name"), "1.0000  a\\nb\n");
+    // Without the prefix, `nearest` does not find the vector in a row.
     let run = bulk.nearest("photos/cat.png --in list-vectors.jsonl --sandbox").expect_exit_code(2);
     assert!(run.stderr.contains("list-vectors.jsonl, line 1: "), "{}", run.stderr);
 }
 
 #[test]
-fn rows_of_a_npy_file_have_the_labels_of_the_jsonl_file_beside_it_if_the_numbers_agree() {
+fn rows_of_a_npy_file_have_the_labels_of_the_jsonl_file_beside_it_if_it_has_as_many_rows() {
     let bulk = photographs();
     write_npy(&bulk, "vectors.jsonl", "vectors.npy");
     write_npy(&bulk, "vectors.jsonl", "alone.npy");
@@ -137,27 +151,26 @@ fn rows_of_a_npy_file_have_the_labels_of_the_jsonl_file_beside_it_if_the_numbers
     assert_eq!(nearest("vectors.npy").stdout, expected.stdout);
     let alone = nearest("alone.npy");
     assert!(alone.stdout.starts_with("1.0000  row "), "{}", alone.stdout);
-    let one_more = bulk.read("vectors.jsonl");
-    let one_more = one_more.clone() + one_more.lines().next().unwrap() + "\n";
-    bulk.write("vectors.jsonl", one_more);
+    // With a fourth row, the `.jsonl` file does not belong to the three vectors.
+    let three_rows = bulk.read("vectors.jsonl");
+    let four_rows = three_rows.clone() + three_rows.lines().next().unwrap() + "\n";
+    bulk.write("vectors.jsonl", four_rows);
     let numbered = nearest("vectors.npy");
     assert_eq!(numbered.stdout, alone.stdout);
     assert!(numbered.stderr.contains("vectors.jsonl has 4 rows, not 3"), "{}", numbered.stderr);
-    let other = bulk.read("vectors.jsonl").replace("sandbox/perceptual", "other");
-    bulk.write(
-        "vectors.jsonl",
-        other.lines().take(3).map(|line| line.to_owned() + "\n").collect::<String>(),
-    );
+    // With three rows of another model, the command refuses the vectors.
+    bulk.write("vectors.jsonl", three_rows.replace("sandbox/perceptual", "other"));
     let refused = bulk.nearest("photos/cat.png --in vectors.npy --sandbox").expect_exit_code(2);
     assert!(refused.stderr.contains("vectors.npy contains vectors of other"), "{}", refused.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_cannot_be_used_exits_with_2_before_the_picture_is_paid() {
+async fn a_wrong_file_or_argument_exits_with_2_before_the_first_call_to_nvidia() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
     let good = row("a", "nvidia/nv-dinov2", &numbers());
+    // A row that `embed` did not write, an incomplete row, and a row of another model.
     bulk.write("foreign.jsonl", "{\"path\": \"a\"}\n");
     bulk.write("torn.jsonl", &good[..good.len() - 1]);
     bulk.write("other.jsonl", row("a", "other/model", &numbers()));
@@ -176,6 +189,7 @@ async fn a_file_that_cannot_be_used_exits_with_2_before_the_picture_is_paid() {
         ("--in text.npy", "text.npy: this is not a .npy file"),
         ("--in text.parquet", "text.parquet: "),
         ("--in good.jsonl --count 0", "--count"),
+        // No service listens on this port.
         ("--in good.jsonl --to http://127.0.0.1:1", "does not answer"),
         ("", "--in"),
     ] {
@@ -191,13 +205,13 @@ async fn a_file_that_cannot_be_used_exits_with_2_before_the_picture_is_paid() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_does_not_fit_is_named_with_its_line() {
+async fn the_error_for_a_row_that_cannot_be_compared_contains_its_line() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
     let model = "nvidia/nv-dinov2";
     let good = row("a", model, &numbers());
-    for (second, message) in [
+    for (second_row, message) in [
         (
             row("b", model, &numbers()[..9]),
             "line 2: its vector has 9 numbers, but that of the picture has 1536",
@@ -205,7 +219,7 @@ async fn a_row_that_does_not_fit_is_named_with_its_line() {
         (row("b", "other", &numbers()), "line 2: its model is other, not nvidia/nv-dinov2"),
         ("{}\n".into(), "line 2: this is not a row"),
     ] {
-        bulk.write("vectors.jsonl", format!("{good}{second}{good}"));
+        bulk.write("vectors.jsonl", format!("{good}{second_row}{good}"));
         let run = bulk.nearest("photos/0.png --in vectors.jsonl").expect_exit_code(2);
         assert!(run.stderr.contains(message), "{}", run.stderr);
         assert_eq!(run.stdout, "");
@@ -213,7 +227,7 @@ async fn a_row_that_does_not_fit_is_named_with_its_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_that_fails_exits_with_1_and_the_code_and_sentence_of_the_service() {
+async fn if_the_picture_fails_the_error_code_and_the_sentence_are_printed_and_the_exit_code_is_1() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write("vectors.jsonl", row("a", "nvidia/nv-dinov2", &numbers()));
@@ -222,6 +236,7 @@ async fn a_picture_that_fails_exits_with_1_and_the_code_and_sentence_of_the_serv
         ("text.jpg", "imagesvc nearest: text.jpg: unsupported_image: "),
         ("missing.jpg", "imagesvc nearest: missing.jpg: unreadable_file: The file cannot be read"),
         (".", "imagesvc nearest: .: unreadable_file: "),
+        // The service does not fetch from this private address.
         ("http://127.0.0.1:9/a.jpg", "imagesvc nearest: http://127.0.0.1:9/a.jpg: "),
     ] {
         let run = bulk.nearest(&format!("{picture} --in vectors.jsonl")).expect_exit_code(1);
@@ -231,8 +246,8 @@ async fn a_picture_that_fails_exits_with_1_and_the_code_and_sentence_of_the_serv
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_service_is_asked_again_after_the_time_in_its_retry_after() {
-    let nvidia = FakeNvidia::healthy().await;
+async fn a_service_that_answers_503_or_502_is_asked_again() {
+    // The first request is for the model. Of the three requests with the picture, two fail.
     let service = FakeServer::start(|request, nth| match (request.line().as_str(), nth) {
         ("GET /v1/models", _) => Reply::json(200, r#"{"data":[{"id":"m"}]}"#),
         (_, 1) => Reply::new(503, &[("retry-after", "1")], r#"{"code":"overloaded","detail":"Busy."}"#),
@@ -243,10 +258,11 @@ async fn a_busy_service_is_asked_again_after_the_time_in_its_retry_after() {
         ),
     })
     .await;
-    let bulk = Bulk::new(&nvidia);
+    let bulk = Bulk::without_nvidia();
     bulk.write_pictures(1);
     let vector = |numbers: &[&str]| numbers.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let text = [
+    // The vector of the picture is (0.5, -1). The last row is incomplete.
+    let rows = [
         row("zero", "m", &vector(&["0", "0"])),
         row("opposite", "m", &vector(&["-1", "2"])),
         row("same", "m", &vector(&["1", "-2"])),
@@ -254,9 +270,10 @@ async fn a_busy_service_is_asked_again_after_the_time_in_its_retry_after() {
         row("right angle", "m", &vector(&["2", "1"])),
         "{\"path\":\"torn".into(),
     ];
-    bulk.write("vectors.jsonl", text.concat());
+    bulk.write("vectors.jsonl", rows.concat());
     let run = bulk.nearest(&format!("photos/0.png --in vectors.jsonl --to {}", service.url("")));
     let run = run.expect_exit_code(0);
+    // Rows with the same cosine are printed in the order of the file.
     assert_eq!(
         run.stdout,
         "1.0000  same\n1.0000  equal\n0.0000  zero\n0.0000  right angle\n-1.0000  opposite\n"
@@ -266,16 +283,17 @@ async fn a_busy_service_is_asked_again_after_the_time_in_its_retry_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupt_ends_the_command_with_130() {
+async fn sigint_and_sigterm_end_the_command_with_130() {
     let (release, _) = watch::channel(false);
     let held = release.clone();
     let nvidia = FakeNvidia::healthy_except(move |_| Some(embedding().held_until(&held))).await;
     let bulk = Bulk::new(&nvidia);
     bulk.write("photos/a.png", tiny(1));
     bulk.write("vectors.jsonl", row("a", "nvidia/nv-dinov2", &numbers()));
-    for signal in ["INT", "TERM"] {
+    // NVIDIA has received this number of calls when the command waits for the reply.
+    for (calls, signal) in [(1, "INT"), (2, "TERM")] {
         let process = bulk.start_nearest("photos/a.png --in vectors.jsonl");
-        nvidia.wait_for(if signal == "INT" { 1 } else { 2 }).await;
+        nvidia.wait_for(calls).await;
         let kill = format!("kill -{signal} {}", process.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         let run = tokio::task::spawn_blocking(|| Finished::from(process)).await.unwrap();
@@ -285,7 +303,7 @@ async fn an_interrupt_ends_the_command_with_130() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_rows_need_no_more_memory_than_few() {
+async fn a_file_of_vectors_with_370_mb_is_searched_in_less_than_100_mib_of_memory() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
@@ -293,7 +311,8 @@ async fn many_rows_need_no_more_memory_than_few() {
     let header = npy_header(rows);
     bulk.write("vectors.npy", &header);
     let file = File::options().append(true).open(bulk.path("vectors.npy")).unwrap();
-    // A sparse file of zeros: 370 MB that take no space on the disk.
+    // Each vector has 1536 numbers of 4 bytes. All are zeros in a sparse file, which takes almost no
+    // space on the disk.
     file.set_len(header.len() as u64 + rows as u64 * 1536 * 4).unwrap();
     let mut process = bulk.start_nearest("photos/0.png --in vectors.npy --count 2");
     let mut peak = 0;

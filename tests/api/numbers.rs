@@ -4,7 +4,7 @@ use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, assert_problem, embeddi
 
 #[tokio::test]
 async fn every_number_has_the_value_that_nvidia_sent() {
-    let mut sent = numbers();
+    let mut numbers_sent = numbers();
     let unusual = [
         "0",
         "-0",
@@ -24,22 +24,23 @@ async fn every_number_has_the_value_that_nvidia_sent() {
         "4.9406564584124654e-324",
     ];
     for (index, number) in unusual.iter().enumerate() {
-        sent[index] = (*number).to_owned();
+        numbers_sent[index] = (*number).to_owned();
     }
+    // JSON allows white space around the comma.
     for separator in [",", ", ", " ,\n  "] {
-        let reply = embedding_of(&format!("[ {} ]", sent.join(separator)));
+        let reply = embedding_of(&format!("[ {} ]", numbers_sent.join(separator)));
         let nvidia = FakeNvidia::replying(vec![reply]).await;
         let app = TestApp::start(&nvidia).await;
         let vector = app.upload(ROCKET, "rocket.jpg").await.vector();
-        for (number, sent) in vector.iter().zip(&sent) {
+        for (received, sent) in vector.iter().zip(&numbers_sent) {
             let expected: f64 = sent.parse().unwrap();
-            assert_eq!(number.to_bits(), expected.to_bits(), "{sent}");
+            assert_eq!(received.to_bits(), expected.to_bits(), "{sent}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_response_without_other_fields_or_with_extra_metadata_is_accepted() {
+async fn a_response_with_nothing_but_metadata_is_accepted_even_with_a_second_item() {
     let body =
         format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
     let nvidia = FakeNvidia::replying(vec![Reply::json(200, body)]).await;
@@ -48,12 +49,14 @@ async fn a_response_without_other_fields_or_with_extra_metadata_is_accepted() {
 
 #[tokio::test]
 async fn a_response_without_exactly_1536_finite_numbers_is_refused() {
+    // An embedding in which this item replaces one number.
     let with_item = |item: &str| {
         let mut items = numbers();
         items[700] = item.to_owned();
         embedding_of(&format!("[{}]", items.join(",")))
     };
     let replies = [
+        // 1535 and 1537 numbers
         embedding_of(&format!("[{}]", numbers()[1..].join(","))),
         embedding_of(&format!("[{},0.5]", numbers().join(","))),
         with_item("NaN"),
@@ -67,6 +70,8 @@ async fn a_response_without_exactly_1536_finite_numbers_is_refused() {
         Reply::json(200, r#"{"metadata":null}"#),
         Reply::json(200, r#"{"metadata":[{"embedding":"#),
         Reply::json(200, "{}"),
+        // This text is no web page, because it does not begin with `<`. The service would repeat the call
+        // after a web page. `assert_problem` checks that no answer contains `upstream-secret`.
         Reply::new(200, &[("content-type", "text/html")], "no page: upstream-secret"),
         Reply::status(200),
         // Valid, but longer than the 1 MiB that the service reads.

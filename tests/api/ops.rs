@@ -1,5 +1,10 @@
 //! The routes for health, readiness and metrics, and a shutdown while a request runs.
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
 use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding, form, post_head};
 
 #[tokio::test]
@@ -12,6 +17,7 @@ async fn health_and_readiness_are_json_and_readiness_reports_the_state_of_the_ap
         ready.json(),
         serde_json::json!({ "ready": true, "reasons": [], "nvidia_key": "unknown" })
     );
+    // NVIDIA responds to the call for this picture with 401.
     app.upload(ROCKET, "rocket.jpg").await;
     let ready = app.get("/ready").await;
     assert_eq!((ready.status, ready.json()["nvidia_key"].as_str()), (200, Some("refused")));
@@ -33,13 +39,14 @@ async fn metrics_count_requests_calls_retries_and_saved_pictures() {
         "imagesvc_upstream_calls_total{operation=\"infer\",outcome=\"200\"} 1",
         "imagesvc_upstream_retries_total{operation=\"infer\"} 1",
         "imagesvc_pictures_saved_total 1",
+        // the length of ROCKET
         "imagesvc_pictures_saved_bytes_total 112525",
         // the request for the metrics itself
         "imagesvc_requests_in_flight 1",
     ] {
         assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
     }
-    assert!(!text.contains("/some/raw/path"));
+    assert!(!text.contains("/some/raw/path"), "metrics must not contain unknown paths");
     assert!(text.ends_with("# EOF\n"));
 }
 
@@ -47,17 +54,17 @@ async fn metrics_count_requests_calls_retries_and_saved_pictures() {
 async fn a_shutdown_waits_for_a_running_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
+    let mut stream = TcpStream::connect(app.address).await.unwrap();
     let body = form(ROCKET);
-    let start = post_head("/vectorize-image-upload", body.len(), "expect: 100-continue\r\n");
-    stream.write_all(&start).await.unwrap();
+    let head = post_head("/vectorize-image-upload", body.len(), "expect: 100-continue\r\n");
+    stream.write_all(&head).await.unwrap();
     // `100 Continue` shows that a handler is running and has begun to read the body.
-    let mut answer = vec![0; 25];
-    stream.read_exact(&mut answer).await.unwrap();
-    assert!(answer.starts_with(b"HTTP/1.1 100 Continue"));
+    let mut interim_response = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
+    stream.read_exact(&mut interim_response).await.unwrap();
+    assert!(interim_response.starts_with(b"HTTP/1.1 100 Continue"));
     let stopping = tokio::spawn(app.stop());
     stream.write_all(&body).await.unwrap();
+    // The service closes the connection after this answer, because the service stops.
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:.300}");

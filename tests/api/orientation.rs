@@ -8,12 +8,15 @@ use crate::support::{
     craft::{png_chunk, riff_chunk, segment, vp8x, webp},
 };
 
+/// A JPEG of 160 × 120 pixels.
 const PLAIN: &[u8] = include_bytes!("../fixtures/formats/plain.jpg");
+/// The same picture with the orientation 6: it is upright after a quarter turn clockwise.
 const EXIF6: &[u8] = include_bytes!("../fixtures/formats/exif6.jpg");
 
 /// The colours of the corners, clockwise from the upper left: red, green, blue and white.
 const CORNERS: [[u8; 3]; 4] = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]];
 
+/// A picture of four rectangles with the colours of [`CORNERS`].
 fn corners(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         Rgb(CORNERS[match (x < width / 2, y < height / 2) {
@@ -26,7 +29,8 @@ fn corners(width: u32, height: u32) -> RgbImage {
 }
 
 /// Returns the indices in [`CORNERS`] of the colours at the upper left, the upper right, the lower right
-/// and the lower left.
+/// and the lower left. The pixels are three pixels from the edges, and need not have exactly these
+/// colours, because a JPEG changes them.
 fn corner_indices(picture: &RgbImage) -> [usize; 4] {
     let (right, bottom) = (picture.width() - 4, picture.height() - 4);
     [(3, 3), (right, 3), (right, bottom), (3, bottom)].map(|(x, y)| {
@@ -54,15 +58,28 @@ fn upright(orientation: u8) -> [usize; 4] {
     }
 }
 
+/// EXIF data with nothing but this orientation.
 fn exif(orientation: u8) -> Vec<u8> {
     let head = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0";
     [&head[..], &[orientation, 0, 0, 0, 0, 0, 0]].concat()
 }
 
+/// Adds EXIF data to a JPEG, after the two bytes that begin it.
+fn add_orientation_to_jpeg(jpeg: &mut Vec<u8>, orientation: u8) {
+    const APP1: u8 = 0xe1;
+    let content = [&b"Exif\0\0"[..], &exif(orientation)].concat();
+    jpeg.splice(2..2, segment(APP1, &content));
+}
+
+/// Adds EXIF data to a PNG, after the signature and the first chunk, which are 33 bytes.
+fn add_orientation_to_png(png: &mut Vec<u8>, orientation: u8) {
+    png.splice(33..33, png_chunk(b"eXIf", &exif(orientation)));
+}
+
 fn jpeg_with_orientation(picture: &RgbImage, orientation: u8) -> Vec<u8> {
     let mut jpeg = Vec::new();
     JpegEncoder::new_with_quality(&mut jpeg, 95).encode_image(picture).unwrap();
-    jpeg.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(orientation)].concat()));
+    add_orientation_to_jpeg(&mut jpeg, orientation);
     jpeg
 }
 
@@ -76,7 +93,7 @@ fn in_every_format(picture: &RgbImage, orientation: u8) -> [(&'static str, Vec<u
     let mut lossless = converted(&png, ImageFormat::WebP).split_off(12);
     lossless.truncate(lossless.len() & !1);
     let tiff = tiff_with_orientation(&converted(&png, ImageFormat::Tiff), orientation);
-    png.splice(33..33, png_chunk(b"eXIf", &exif(orientation)));
+    add_orientation_to_png(&mut png, orientation);
     let (width, height) = picture.dimensions();
     let exif_chunk = riff_chunk(b"EXIF", &exif(orientation));
     let extended_webp = webp(&[vp8x(HAS_EXIF, width, height), lossless, exif_chunk]);
@@ -87,10 +104,10 @@ fn in_every_format(picture: &RgbImage, orientation: u8) -> [(&'static str, Vec<u
 fn tiff_with_orientation(tiff: &[u8], orientation: u8) -> Vec<u8> {
     const ORIENTATION: u16 = 274;
     assert!(tiff.starts_with(b"II"));
-    let at = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize;
-    let count = u16::from_le_bytes([tiff[at], tiff[at + 1]]);
+    let start = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize; // of the directory
+    let count = u16::from_le_bytes([tiff[start], tiff[start + 1]]);
     let mut entries: Vec<_> =
-        tiff[at + 2..].chunks(12).take(count.into()).map(<[u8]>::to_vec).collect();
+        tiff[start + 2..].chunks(12).take(count.into()).map(<[u8]>::to_vec).collect();
     let tag = |entry: &Vec<u8>| u16::from_le_bytes([entry[0], entry[1]]);
     entries.retain(|entry| tag(entry) != ORIENTATION);
     let (type_and_count, value) = ([3, 0, 1, 0, 0, 0], [orientation, 0, 0, 0]); // one SHORT
@@ -98,11 +115,11 @@ fn tiff_with_orientation(tiff: &[u8], orientation: u8) -> Vec<u8> {
     entries.sort_by_key(tag);
     let mut turned = tiff.to_vec();
     turned.resize(tiff.len().next_multiple_of(2), 0);
-    let end = (turned.len() as u32).to_le_bytes();
-    turned[4..8].copy_from_slice(&end);
+    let new_start = (turned.len() as u32).to_le_bytes();
+    turned[4..8].copy_from_slice(&new_start);
     turned.extend((entries.len() as u16).to_le_bytes());
     turned.extend(entries.concat());
-    turned.extend([0; 4]);
+    turned.extend([0; 4]); // no further directory
     turned
 }
 
@@ -124,19 +141,22 @@ async fn every_picture_is_sent_upright_and_saved_unchanged() {
 
             let sent = nvidia.last_inline();
             assert_eq!(sent.bytes == bytes, is_sent_unchanged, "{format} {orientation}");
-            let sent = sent.pixels();
+            let pixels = sent.pixels();
+            // The orientations from 5 on swap the width and the height.
             let size = if orientation < 5 { (48, 32) } else { (32, 48) };
-            assert_eq!(sent.dimensions(), size, "{format} {orientation}");
-            assert_eq!(corner_indices(&sent), upright(orientation), "{format} {orientation}");
+            assert_eq!(pixels.dimensions(), size, "{format} {orientation}");
+            assert_eq!(corner_indices(&pixels), upright(orientation), "{format} {orientation}");
         }
     }
 }
 
 #[tokio::test]
-async fn a_shrunk_picture_is_sent_upright() {
+async fn a_picture_that_is_too_long_to_be_sent_inline_is_sent_upright_whether_or_not_it_is_shrunk()
+{
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let picture = corners(1600, 800);
+    // The orientation 1 is left out: an upright JPEG that is too long is shrunk at once.
     for orientation in 2..=8 {
         // The zeros after the end make this JPEG too long to be sent inline. The JPEG of the turned
         // picture is short enough.
@@ -146,6 +166,7 @@ async fn a_shrunk_picture_is_sent_upright() {
         let sent = nvidia.last_inline().pixels();
         assert_eq!(corner_indices(&sent), upright(orientation), "{orientation}");
     }
+    // With noise, the JPEG of the turned picture is too long as well.
     let noisy = RgbImage::from_fn(1600, 800, |x, y| {
         let Rgb(corner) = *picture.get_pixel(x, y);
         Rgb(corner.map(|channel| channel.saturating_add(fastrand::u8(..100))))
@@ -155,7 +176,8 @@ async fn a_shrunk_picture_is_sent_upright() {
         assert_eq!(answer.prepared(), "shrunk");
         let sent = nvidia.last_inline().pixels();
         assert_eq!(corner_indices(&sent), upright(orientation), "{orientation}");
-        assert_eq!(sent.width() < sent.height(), orientation >= 5, "{orientation}");
+        let is_portrait = sent.width() < sent.height();
+        assert_eq!(is_portrait, orientation >= 5, "{orientation}");
     }
 }
 
@@ -164,15 +186,16 @@ async fn a_large_picture_that_must_be_turned_is_sent_as_a_jpeg_asset() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut turned = HUBBLE.to_vec();
-    turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
+    add_orientation_to_jpeg(&mut turned, 6);
     assert_eq!(app.upload(&turned, "hubble.jpg").await.prepared(), "jpeg");
     let uploaded = nvidia.received().into_iter().find(|request| request.line().starts_with("PUT"));
     let uploaded = image_rs::load_from_memory(&uploaded.unwrap().body).unwrap();
+    // The width and the height of HUBBLE, swapped.
     assert_eq!((uploaded.width(), uploaded.height()), (872, 1000));
 }
 
 #[tokio::test]
-async fn a_photograph_with_an_orientation_has_nearly_the_vector_of_the_upright_photograph() {
+async fn a_picture_with_an_orientation_has_nearly_the_vector_of_the_upright_picture() {
     let app = TestApp::sandbox().start().await;
     let mut upright = std::io::Cursor::new(Vec::new());
     image_rs::load_from_memory(PLAIN)
@@ -196,7 +219,8 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
         noise.write_to(&mut bytes, format).unwrap();
         let mut bytes = bytes.into_inner();
         if format == ImageFormat::Png {
-            bytes.splice(33..33, png_chunk(b"eXIf", &exif(6)));
+            // A PNG that is not turned would be sent unchanged.
+            add_orientation_to_png(&mut bytes, 6);
         }
         // The first limit is large enough for the JPEG at the usual quality. The second limit is 60
         // % of that JPEG's length.
@@ -205,6 +229,7 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
             let nvidia = FakeNvidia::healthy().await;
             let app = TestApp::builder(&nvidia)
                 .setting("IMAGESVC_MAX_IMAGE_BYTES", limit)
+                // The JPEG is then sent as an asset, with a PUT request.
                 .setting("NVIDIA_INLINE_LIMIT", 20_000)
                 .start()
                 .await;
@@ -212,11 +237,12 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
             let requests = nvidia.received();
             let put = requests.iter().find(|request| request.line().starts_with("PUT")).unwrap();
             let sent = image_rs::load_from_memory(&put.body).unwrap();
+            // The PNG is turned, so its width and height are swapped.
             assert_eq!(sent.width() * sent.height(), 400 * 300, "the picture must not be scaled");
             let len = put.body.len();
             assert!(len <= limit, "{format:?}: at most {limit} bytes should be sent, not {len}");
-            lengths.push(put.body.len());
-            limit = put.body.len() * 6 / 10;
+            lengths.push(len);
+            limit = len * 6 / 10;
         }
         assert!(
             lengths[1] < lengths[0],
@@ -227,6 +253,7 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
 
 #[tokio::test]
 async fn a_picture_is_shrunk_if_no_jpeg_of_its_size_is_within_the_limit() {
+    // A JPEG has at most 65,535 pixels in a line.
     let wide =
         RgbImage::from_fn(
             70_000,
@@ -242,12 +269,13 @@ async fn a_picture_is_shrunk_if_no_jpeg_of_its_size_is_within_the_limit() {
     wide.write_to(&mut std::io::Cursor::new(&mut png), ImageFormat::Png).unwrap();
     let turned = {
         let mut turned = png.clone();
-        turned.splice(33..33, png_chunk(b"eXIf", &exif(6)));
+        add_orientation_to_png(&mut turned, 6);
         turned
     };
     for (name, limit, picture) in [
         ("too wide", 1 << 20, converted(&png, ImageFormat::Tiff)),
         ("turned", 1 << 20, turned),
+        // A JPEG of this noise is longer than the GIF itself.
         ("noise", noise.len(), noise),
     ] {
         let nvidia = FakeNvidia::healthy().await;
@@ -266,7 +294,7 @@ async fn an_unusual_but_decodable_jpeg_is_sent_unchanged() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let sandbox = TestApp::sandbox().start().await;
-    let plain = sandbox.upload(PLAIN, "plain.jpg").await.vector();
+    let plain_vector = sandbox.upload(PLAIN, "plain.jpg").await.vector();
     for (name, bytes) in [
         ("fill bytes", &include_bytes!("../fixtures/formats/jpeg-fill-bytes-before-sof.jpg")[..]),
         ("a stray byte", include_bytes!("../fixtures/formats/jpeg-one-zero-after-app0.jpg")),
@@ -276,8 +304,9 @@ async fn an_unusual_but_decodable_jpeg_is_sent_unchanged() {
         assert_eq!(answer.prepared(), "original", "{name}");
         assert_eq!((&answer.json()["width"], &answer.json()["height"]), (&160.into(), &120.into()));
         assert_eq!(nvidia.last_inline().bytes, bytes, "{name}");
-        let decoded = sandbox.upload(bytes, "picture.jpg").await.vector();
-        let cosine: f64 = plain.iter().zip(&decoded).map(|(a, b)| a * b).sum();
+        // The sandbox decodes the picture to compute its vector.
+        let vector = sandbox.upload(bytes, "picture.jpg").await.vector();
+        let cosine: f64 = plain_vector.iter().zip(&vector).map(|(a, b)| a * b).sum();
         assert!(cosine > 0.99, "{name}: {cosine} should be more than 0.99");
     }
 }
@@ -288,6 +317,7 @@ async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
     const THREE_SCANS: &[u8] = include_bytes!("../fixtures/formats/jpeg-three-scans-420.jpg");
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
+        // THREE_SCANS has 30,580 characters as Base64.
         .setting("NVIDIA_INLINE_LIMIT", 40_000)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .start()
@@ -295,7 +325,7 @@ async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
     assert_eq!(app.upload(THREE_SCANS, "scans.jpg").await.prepared(), "original");
     let saved = app.saved();
     let mut turned = THREE_SCANS.to_vec();
-    turned.splice(2..2, segment(0xe1, &[&b"Exif\0\0"[..], &exif(6)].concat()));
+    add_orientation_to_jpeg(&mut turned, 6);
     let over_the_inline_limit = [THREE_SCANS, &[0; 20_000]].concat();
     // Both pictures must be decoded: one to turn it, and the other to shrink it.
     for picture in [turned, over_the_inline_limit] {
@@ -307,5 +337,5 @@ async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
         assert!(problem.get("saved_as").is_none());
     }
     assert_eq!(app.saved(), saved, "refused pictures must not be saved");
-    assert_eq!(nvidia.received().len(), 1);
+    assert_eq!(nvidia.count(), 1, "only the first picture should be sent to NVIDIA");
 }

@@ -36,10 +36,13 @@ async fn the_number_of_concurrent_calls_to_nvidia_never_exceeds_the_setting() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are_refused() {
+    /// One client may make half of the 20 calls at once.
+    const CALLS_AT_ONCE: usize = 10;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
-        // After ten calls, a client gets one call in six seconds, which is too late for this timeout.
+        // The ten other calls of a minute are spread, one in six seconds. That is too late for this
+        // timeout.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
         // One client gets at most three quarters of this limit. That must be enough for 200
@@ -54,15 +57,17 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let (served, refused): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|answer| answer.status == 200);
-    assert_eq!((served.len(), nvidia.lines().len()), (10, 10));
+    assert_eq!((served.len(), nvidia.count()), (CALLS_AT_ONCE, CALLS_AT_ONCE));
     for answer in &refused {
         let problem = assert_problem(answer, 503, "embedding_rate_limited");
         assert!(problem["saved_as"].is_string());
+        // The next call is allowed after six seconds and a margin.
         let seconds: u64 = answer.header("retry-after").parse().unwrap();
         assert!((1..=7).contains(&seconds), "Retry-After should be 1 to 7 s, not {seconds} s");
     }
     let mut durations = Vec::new();
-    let calls_before = nvidia.lines().len();
+    let calls_before = nvidia.count();
+    // These pictures are new. Meanwhile, another call may become allowed every six seconds.
     for n in 200..221 {
         let picture = tiny(n);
         let started = Instant::now();
@@ -73,38 +78,44 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
     assert!(durations.len() >= 18, "at least 18 of 21 pictures should be refused");
     assert!(median(durations) < AT_ONCE, "pictures should be refused at once");
     assert!(
-        nvidia.lines().len() <= calls_before + 3,
-        "at most one call in six seconds should be made"
+        nvidia.count() <= calls_before + 3,
+        "at most 3 of 21 further pictures should be sent to NVIDIA"
     );
     // Pictures in the cache are still served.
     let uploads = stream::iter(&pictures).map(async |picture| app.upload(picture, "a.png").await);
     let hits =
         uploads.buffer_unordered(8).filter(|answer| std::future::ready(answer.status == 200));
-    assert!(hits.count().await >= 10);
+    assert!(hits.count().await >= CALLS_AT_ONCE, "the served pictures should be in the cache");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn in_a_burst_no_call_is_made_if_its_reply_would_come_after_the_deadline() {
+async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_deadline() {
+    /// The value of `NVIDIA_MAX_CONCURRENCY`.
+    const MAX_CALLS: usize = 4;
     let nvidia = FakeNvidia::replying(vec![embedding().after(Duration::from_millis(100))]).await;
+    // Four calls at once, of 0.1 s each, are 80 calls within the timeout of 2 s.
     let app = TestApp::builder(&nvidia)
-        .setting("NVIDIA_MAX_CONCURRENCY", "4")
+        .setting("NVIDIA_MAX_CONCURRENCY", MAX_CALLS)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
         .start()
         .await;
     // The service estimates waiting times from earlier calls, so some calls must be made first.
-    let warm_up: Vec<_> = (0..40).map(tiny).collect();
-    let warm_up = stream::iter(&warm_up).map(async |picture| app.upload(picture, "a.png").await);
-    warm_up.buffer_unordered(4).for_each(|answer| async move { drop(answer.vector()) }).await;
-    let calls_before = nvidia.lines().len();
+    let earlier: Vec<_> = (0..40).map(tiny).collect();
+    let uploads = stream::iter(&earlier).map(async |picture| app.upload(picture, "a.png").await);
+    uploads
+        .buffer_unordered(MAX_CALLS)
+        .for_each(|answer| async move { drop(answer.vector()) })
+        .await;
+    let calls_before = nvidia.count();
     // All pictures are sent at once, so that the queue is still empty when each header arrives.
     let pictures: Vec<_> = (1000..1300).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
-    let calls = nvidia.lines().len() - calls_before;
+    let calls = nvidia.count() - calls_before;
     assert!(served >= 40, "at least 40 pictures should be served, not {served}");
     assert!(
-        calls <= served + 4,
+        calls <= served + MAX_CALLS,
         "there should be few calls without a served picture: {calls} calls, {served} served"
     );
     let late = answers.iter().filter(|answer| answer.status == 504).count();
@@ -117,6 +128,7 @@ async fn in_a_burst_no_call_is_made_if_its_reply_would_come_after_the_deadline()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_pictures_beyond_the_limit_on_calls_per_minute_are_not_uploaded_to_nvidia() {
+    // Each upload takes half a second, in which all six requests arrive.
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
@@ -160,6 +172,7 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
     // Windows begin at 0, 1.5, 3 and 4.5 s, and each allows 20 calls.
     assert!((50..=80).contains(&served), "50 to 80 pictures should be served, not {served}");
     let call_times = call_times.lock().unwrap();
+    // A window may contain 20 calls, so 21 calls do not fit into one.
     for window in call_times.windows(21) {
         let duration = window[20] - window[0];
         assert!(
@@ -171,13 +184,16 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refused_at_once() {
-    const PERMITS: u32 = 4;
+    /// The value of `NVIDIA_MAX_CONCURRENCY`.
+    const MAX_CALLS: u32 = 4;
+    /// The duration of a call.
     const CALL: Duration = Duration::from_millis(100);
     let nvidia = FakeNvidia::replying(vec![embedding().after(CALL)]).await;
-    // 256 pictures may be in progress. To embed a queue of that length would take 6 s, which is
+    // 256 pictures may be in progress. To embed a queue of that length would take 6.4 s, which is
     // longer than the timeout.
+    let max_calls = MAX_CALLS.to_string();
     let settings = [
-        ("NVIDIA_MAX_CONCURRENCY", "4"),
+        ("NVIDIA_MAX_CONCURRENCY", max_calls.as_str()),
         ("IMAGESVC_REQUEST_TIMEOUT", "2s"),
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024"),
     ];
@@ -192,14 +208,16 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
             (answer, started.elapsed())
         }
     };
-    // There are more concurrent uploads than permits, so that every permit is always in use.
+    // There are more concurrent uploads than `MAX_CALLS`, so that the service always makes this number
+    // of calls at once.
     let started = Instant::now();
-    let uploads = stream::iter(0..100).map(&upload).buffer_unordered(2 * PERMITS as usize);
+    let uploads = stream::iter(0..100).map(&upload).buffer_unordered(2 * MAX_CALLS as usize);
     let answers: Vec<_> = uploads.collect().await;
     assert!(answers.iter().all(|(answer, _)| answer.status == 200));
     let peak_rate = 100.0 / started.elapsed().as_secs_f64();
 
-    let capacity = f64::from(PERMITS) / CALL.as_secs_f64();
+    // For 4 s, ten times as many pictures arrive as NVIDIA can embed.
+    let capacity = f64::from(MAX_CALLS) / CALL.as_secs_f64();
     let interval = Duration::from_secs_f64(1.0 / (10.0 * capacity));
     let started = Instant::now();
     let requests = (0..1600u32).map(|n| {
@@ -210,16 +228,16 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
         }
     });
     let answers = join_all(requests).await;
-    let elapsed = started.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64();
     let (accepted, refused): (Vec<_>, Vec<_>) =
         answers.into_iter().partition(|(answer, _)| answer.status != 503);
     let served = accepted.iter().filter(|(answer, _)| answer.status == 200).count();
-    let served_rate = served as f64 / elapsed;
+    let served_rate = served as f64 / seconds;
+    let median_refusal = median(refused.iter().map(|(_, elapsed)| *elapsed).collect());
     println!(
         "served per second: {peak_rate:.1} without overload, {served_rate:.1} with overload; \
-         {} refused after {:?} in the median",
-        refused.len(),
-        median(refused.iter().map(|(_, elapsed)| *elapsed).collect())
+         {} refused after {median_refusal:?} in the median",
+        refused.len()
     );
     assert!(
         served_rate >= 0.9 * peak_rate,
@@ -228,14 +246,14 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     );
     assert!(
         served * 100 >= accepted.len() * 99,
-        "99 % of the accepted pictures should be served, but {served} of {} were",
+        "at least 99 % of the accepted pictures should be served, but {served} of {} were",
         accepted.len()
     );
     for (answer, _) in &refused {
         assert_problem(answer, 503, "overloaded");
         assert_eq!(answer.header("retry-after"), "5");
     }
-    assert!(median(refused.iter().map(|(_, elapsed)| *elapsed).collect()) < AT_ONCE);
+    assert!(median_refusal < AT_ONCE, "pictures should be refused at once");
 }
 
 #[tokio::test]
@@ -243,12 +261,13 @@ async fn a_picture_beyond_the_limit_on_pictures_in_progress_is_refused_before_it
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "1").start().await;
-    let busy = app.upload(ROCKET, "first.jpg");
+    // NVIDIA never replies, so this picture stays in progress.
+    let in_progress = app.upload(ROCKET, "first.jpg");
     let refused = async {
         nvidia.wait_for(1).await;
         for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-            // The client sends only the header.
+            // The client sends only the header, which announces a body of 1000 bytes.
             let head = post_head(route, 1000, "expect: 100-continue\r\n");
             stream.write_all(&head).await.unwrap();
             let mut answer = String::new();
@@ -260,13 +279,14 @@ async fn a_picture_beyond_the_limit_on_pictures_in_progress_is_refused_before_it
             );
         }
     };
-    tokio::select! { answer = busy => panic!("{answer:?}"), () = refused => {} }
+    tokio::select! { answer = in_progress => panic!("{answer:?}"), () = refused => {} }
+    // One request of each of the three routes was refused.
     let metrics = app.get("/metrics").await.text();
     assert_eq!(metric(&metrics, "imagesvc_requests_shed_total{reason=\"at_work\"}"), 3.0);
 }
 
 #[tokio::test]
-async fn a_body_that_exceeds_the_memory_for_bodies_is_refused() {
+async fn one_of_two_bodies_that_together_exceed_the_memory_for_bodies_is_refused() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "3MiB")
@@ -302,14 +322,15 @@ async fn connections_beyond_the_total_or_the_peer_limit_are_closed_and_counted()
         let mut answered = 0;
         for _ in 0..5 {
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-            let sent = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await;
-            let mut first = [0; 12];
+            let written = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            let mut beginning = [0; b"HTTP/1.1 200".len()];
             // A connection over the limit is closed or reset.
-            let read = stream.read_exact(&mut first).await;
-            answered += usize::from(sent.is_ok() && read.is_ok());
+            let read = stream.read_exact(&mut beginning).await;
+            answered += usize::from(written.is_ok() && read.is_ok());
             open.push(stream);
         }
         assert_eq!(answered, 3, "{reason}");
+        // Closes all connections but one, so that the metrics can be read over a new connection.
         open.truncate(1);
         let shed = format!("imagesvc_requests_shed_total{{reason=\"{reason}\"}}");
         app.wait_for(|value| value(&shed) >= 2.0).await;

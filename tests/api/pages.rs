@@ -63,11 +63,15 @@ fn every_row_of_docs_security_md_contains_a_source_file_and_existing_tests() {
     let tests = test_names();
     let page = Document::read("docs/security.md").text;
     let threats = rows(&page);
+    // With fewer rows, `rows` would not understand the page.
     assert!(threats.len() > 40, "only {} rows were found", threats.len());
     for row in threats {
         let [threat, guard, proofs] = row[..] else { panic!("a row must have 3 cells: {row:?}") };
         let mut words = code_spans(guard);
-        assert!(words.any(|word| word.starts_with("src/") || word.starts_with("deploy/")));
+        assert!(
+            words.any(|word| word.starts_with("src/") || word.starts_with("deploy/")),
+            "no source file is listed for this threat: {threat}"
+        );
         assert!(code_spans(proofs).next().is_some(), "no test is listed for this threat: {threat}");
         for proof in code_spans(proofs) {
             assert!(
@@ -197,16 +201,18 @@ fn every_setting_that_a_markdown_page_mentions_exists() {
 
 #[test]
 fn the_program_prints_the_messages_that_docs_upgrading_md_quotes() {
+    // Unless a setting replaces it, the key for NVIDIA is valid.
     let errors_with = |dotenv: &str, settings: &[(&str, &str)]| {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(".env"), dotenv).unwrap();
-        let mut program = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
-        program.env_clear().env("NVIDIA_API_KEY", "nvapi-1").envs(settings.iter().copied());
-        let output = program.current_dir(folder.path()).output().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
+        command.env_clear().env("NVIDIA_API_KEY", "nvapi-1").envs(settings.iter().copied());
+        let output = command.current_dir(folder.path()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{dotenv} {settings:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    let printed: String = [
+    // What the program prints at a start, once for each row of the page.
+    let outputs = [
         errors_with("IMAGESVC_LOG=pa$word", &[]),
         errors_with("IMAGESVC_LOG=\"a\\\"b\"", &[]),
         errors_with("IMAGESVC_API_KEYS=\"a\nb\"", &[]),
@@ -218,20 +224,21 @@ fn the_program_prints_the_messages_that_docs_upgrading_md_quotes() {
         errors_with("IMAGESVC_API_KEYS=", &[]),
         errors_with("", &[("IMAGESVC_MAX_DECODE_BYTES", "32MiB")]),
         errors_with("", &[("IMAGESVC_DOWNLOADS_MAX_BYTES", "0")]),
-    ]
-    .concat();
+    ];
+    let printed = outputs.concat();
     let page = Document::read("docs/upgrading.md").text;
     let section = page.split("## Settings that stop the start").nth(1).unwrap();
     let messages = rows(section.split("\n## ").next().unwrap());
-    assert_eq!(messages.len(), 11);
+    assert_eq!(messages.len(), outputs.len(), "each row of the page should have an output above");
     for row in messages {
         let quoted = row[1].trim_matches('`');
         assert!(printed.contains(quoted), "the program should print {quoted}\n{printed}");
     }
+    // One of the rows is for all four settings that protect the service.
     for setting in ["API_KEYS", "API_KEYS_FILE", "RATE_LIMIT_PER_MINUTE", "FETCH_HOSTS"]
         .map(|name| format!("IMAGESVC_{name}"))
     {
         let errors = errors_with("", &[(&setting, "")]);
-        assert!(errors.contains(&format!("{setting} is set but empty")));
+        assert!(errors.contains(&format!("{setting} is set but empty")), "{errors}");
     }
 }

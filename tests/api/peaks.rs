@@ -38,7 +38,12 @@ const TOLERANCE: u64 = 1 << 20;
 /// An estimate may be at most this many times the peak.
 const MAX_OVERESTIMATE: u64 = 4;
 
+/// The width and height of most pictures.
+const SIZE: (u32, u32) = (1600, 1200);
+
+/// The default limit on a picture's length.
 const CONVERTED_TARGET: Target = Target::Converted { max_len: 20 << 20 };
+/// About the length that NVIDIA accepts in a request.
 const SHRUNK_TARGET: Target = Target::Shrunk { max_len: 149_999 };
 const SQUARE_TARGET: Target = Target::Square { side: 300 };
 
@@ -49,11 +54,11 @@ const PIXEL: &[u8] =
 
 #[test]
 fn children_render_every_kind_within_their_limits_and_use_about_the_estimated_memory() {
-    let mut pictures = kinds::all(1600, 1200);
+    let mut pictures = kinds::all(SIZE.0, SIZE.1);
     pictures.retain(|(name, _)| !kinds::is_unsupported(name));
     pictures.push(gif_with_narrower_frame(&pictures));
     pictures.extend(turned(&pictures));
-    pictures.extend(noisy((1600, 1200)));
+    pictures.extend(noisy(SIZE));
     pictures.extend(twelve_megapixels());
     #[cfg(feature = "heic")]
     pictures.extend(heic());
@@ -69,15 +74,17 @@ fn children_render_every_kind_within_their_limits_and_use_about_the_estimated_me
         }
     }
     let pixel = measure(PIXEL, CONVERTED_TARGET).unwrap();
-    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (next_job, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         let run = || {
-            while let Some(((name, bytes), target)) = jobs.get(next.fetch_add(1, Ordering::Relaxed))
+            while let Some(((name, bytes), target)) =
+                jobs.get(next_job.fetch_add(1, Ordering::Relaxed))
             {
                 let result = (name, target, measure(bytes, *target));
                 results.lock().unwrap().push(result);
             }
         };
+        // Two threads, so that two children render at the same time.
         scope.spawn(run);
         scope.spawn(run);
     });
@@ -129,6 +136,7 @@ impl Peak {
 
 /// Renders a picture in a child with the same arguments and limits as the service uses.
 fn measure(bytes: &[u8], target: Target) -> Result<Peak, String> {
+    // The second argument is the default limit on pixels.
     let picture = probe(Content::Memory(bytes.to_vec().into()), 64_000_000).unwrap();
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
@@ -147,6 +155,7 @@ fn measure(bytes: &[u8], target: Target) -> Result<Peak, String> {
     output.read_to_end(&mut written).unwrap();
     let exit = child.wait().unwrap();
     let result = &written[filler_len..];
+    // A result begins with nine bytes: a letter, which is `d` for a success, and a length.
     if result.first() != Some(&b'd') || !exit.success() {
         let message = String::from_utf8_lossy(result.get(9..).unwrap_or_default());
         return Err(format!("{exit}: {message:.200}"));
@@ -216,8 +225,9 @@ fn named(pictures: &[Kind], name: &str) -> Vec<u8> {
     pictures.iter().find(|(known, _)| known == name).unwrap().1.clone()
 }
 
-/// Some of the pictures, with EXIF data that turns them. Turning must not need another copy of the pixels.
+/// Some of the pictures, with EXIF data after the header that turns them. Turning must not need another copy of the pixels.
 fn turned(pictures: &[Kind]) -> Vec<Kind> {
+    // A TIFF header, and a directory with one entry: the orientation 6.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     const HAS_EXIF: u8 = 0b1000;
     let turn = |name: &str| {
@@ -231,8 +241,11 @@ fn turned(pictures: &[Kind]) -> Vec<Kind> {
                 picture.splice(33..33, png_chunk(b"eXIf", EXIF));
             }
             _ => {
-                let chunks =
-                    [vp8x(HAS_EXIF, 1600, 1200), picture.split_off(12), riff_chunk(b"EXIF", EXIF)];
+                let chunks = [
+                    vp8x(HAS_EXIF, SIZE.0, SIZE.1),
+                    picture.split_off(12),
+                    riff_chunk(b"EXIF", EXIF),
+                ];
                 picture = webp(&chunks);
             }
         }
@@ -275,7 +288,7 @@ fn twelve_megapixels() -> Vec<Kind> {
         .to_vec()
 }
 
-/// The fixtures of 1600 × 1200 pixels: with and without tiles, turned, with alpha, and in every chroma
+/// The fixtures of [`SIZE`]: with and without tiles, turned, with alpha, and in every chroma
 /// format.
 #[cfg(feature = "heic")]
 fn heic() -> Vec<Kind> {

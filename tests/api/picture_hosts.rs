@@ -8,8 +8,8 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, ROCKET, Reply, ServiceProcess, TestApp, assert_problem,
 };
 
-/// Fetches a picture from a host that sends this reply. Checks that the right picture is saved, or
-/// that a failed fetch saves and sends nothing.
+/// Fetches a picture from a host that sends this reply. After a success, checks that ROCKET is saved.
+/// After a failure, checks that nothing is saved or sent to NVIDIA.
 async fn fetch(reply: Reply) -> Answer {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
@@ -18,8 +18,8 @@ async fn fetch(reply: Reply) -> Answer {
     match answer.status {
         200 => assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET),
         _ => {
-            assert!(app.saved().is_empty());
-            assert!(nvidia.received().is_empty());
+            assert!(app.saved().is_empty(), "nothing must be saved after a failed fetch");
+            assert_eq!(nvidia.count(), 0, "nothing must be sent to NVIDIA after a failed fetch");
         }
     }
     answer
@@ -60,15 +60,16 @@ async fn a_gzip_encoded_picture_is_unpacked() {
 
 #[tokio::test]
 async fn gzip_is_unpacked_only_up_to_the_size_limit() {
+    // The default limit is 20 MiB. Only the unpacked bytes exceed it.
     let bomb = gzip(&vec![0xff; 64 << 20]);
-    assert!(bomb.len() < 1 << 20);
+    assert!(bomb.len() < 1 << 20, "the packed bytes must be far below the limit");
     assert_problem(&fetch(encoded("gzip", bomb)).await, 413, "image_too_large");
 }
 
 #[tokio::test]
 async fn gzip_without_any_output_is_read_only_up_to_the_size_limit() {
     let head = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n".to_vec();
-    // A gzip header with a file name of 30 MiB, and nothing after it.
+    // A gzip header with a file name of 30 MiB, and nothing after it. The default limit is 20 MiB.
     let response =
         [head, b"\x1f\x8b\x08\x08\0\0\0\0\0\xff".to_vec(), vec![b'a'; 30 << 20]].concat();
     assert_problem(&fetch(Reply::CloseAfter(response)).await, 413, "image_too_large");
@@ -97,11 +98,13 @@ async fn the_error_for_an_unsupported_compression_contains_its_name() {
 
 #[tokio::test]
 async fn a_203_response_is_accepted() {
+    // A proxy responds with 203 if it has changed the host's response.
     fetch(Reply::new(203, &[], ROCKET)).await.vector();
 }
 
 #[tokio::test]
-async fn several_hundred_headers_are_accepted() {
+async fn a_response_with_300_headers_is_accepted() {
+    // The HTTP library accepts only 100 by default.
     let names: Vec<_> = (0..300).map(|n| format!("x-header-{n}")).collect();
     let headers: Vec<_> = names.iter().map(|name| (name.as_str(), "value")).collect();
     fetch(Reply::new(200, &headers, ROCKET)).await.vector();
@@ -144,10 +147,14 @@ async fn a_download_is_reported_as_interrupted_only_if_a_response_had_begun() {
                 .contains("no response that can be read")
         );
     }
-    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n".to_vec();
-    assert!(download_error(Reply::CloseAfter(head)).await.contains("broke off before"));
-    let half = [b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat();
-    assert!(download_error(Reply::CloseAfter(half)).await.contains("broke off in the middle"));
+    // The head announces more bytes than ROCKET has.
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n";
+    let only_head = head.to_vec();
+    assert!(download_error(Reply::CloseAfter(only_head)).await.contains("broke off before"));
+    let part_of_body = [&head[..], ROCKET].concat();
+    assert!(
+        download_error(Reply::CloseAfter(part_of_body)).await.contains("broke off in the middle")
+    );
 }
 
 #[tokio::test]
@@ -163,9 +170,9 @@ async fn a_failing_resolver_is_reported_differently_from_an_unknown_host() {
         .start()
         .await;
     for (name, expected) in
-        [("unknown", "check the URL"), ("unresolved", "could not be looked up just now")]
+        [("unknown.example", "check the URL"), ("other.example", "could not be looked up just now")]
     {
-        let answer = app.by_url(&format!("http://{name}.example/")).await;
+        let answer = app.by_url(&format!("http://{name}/")).await;
         let problem = assert_problem(&answer, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains(expected), "{problem}");
     }
@@ -184,5 +191,5 @@ async fn after_a_403_the_log_suggests_the_user_agent_setting() {
     assert_problem(&Answer::read(answer).await.unwrap(), 502, "download_failed");
     let (_, log) = child.stop();
     let suggestions = log.iter().filter(|line| line.contains("IMAGESVC_FETCH_USER_AGENT")).count();
-    assert_eq!(suggestions, 1, "{log:?}");
+    assert_eq!(suggestions, 1, "one line should suggest the setting: {log:?}");
 }

@@ -210,13 +210,13 @@ impl Problems {
     }
 
     fn assert_none(self) {
-        assert!(self.0.is_empty(), "{:#?}", self.0);
+        assert!(self.0.is_empty(), "no picture should have a problem: {:#?}", self.0);
     }
 }
 
 /// A fake NVIDIA that stores the last picture that it received.
 struct RecordingNvidia {
-    nvidia: FakeNvidia,
+    server: FakeNvidia,
     last_picture: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -224,8 +224,9 @@ impl RecordingNvidia {
     async fn start() -> Self {
         let last_picture = Arc::new(Mutex::new(Vec::new()));
         let recorded = Arc::clone(&last_picture);
-        let nvidia = FakeNvidia::healthy_except(move |request| {
+        let server = FakeNvidia::healthy_except(move |request| {
             let body = String::from_utf8_lossy(&request.body);
+            // A large picture is uploaded with a PUT request; any other is part of an inference.
             if request.method == "PUT" {
                 recorded.lock().unwrap().clone_from(&request.body);
             } else if body.contains(";base64,") {
@@ -234,7 +235,7 @@ impl RecordingNvidia {
             None
         })
         .await;
-        Self { nvidia, last_picture }
+        Self { server, last_picture }
     }
 
     fn last_bytes(&self) -> Vec<u8> {
@@ -247,7 +248,7 @@ impl RecordingNvidia {
 
     /// Starts a service that calls this fake NVIDIA and shrinks pictures over the inline limit.
     async fn start_shrinking_app(&self, inline_limit: usize) -> TestApp {
-        let app = TestApp::builder(&self.nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
+        let app = TestApp::builder(&self.server).setting("NVIDIA_LARGE_IMAGES", "shrink");
         app.setting("NVIDIA_INLINE_LIMIT", inline_limit).start().await
     }
 }
@@ -256,7 +257,7 @@ impl RecordingNvidia {
 async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
     let Some(pictures) = test_pictures() else { return };
     let nvidia = RecordingNvidia::start().await;
-    let app = TestApp::start(&nvidia.nvidia).await;
+    let app = TestApp::start(&nvidia.server).await;
     let mut problems = Problems::default();
     for picture in pictures {
         let answer = app.upload(&picture.bytes, "picture").await;
@@ -345,6 +346,7 @@ async fn a_picture_gets_nearly_the_same_vector_in_every_orientation_and_size() {
     let mut problems = Problems::default();
     for group in ["turned-", "large-"] {
         let in_group = || pictures.iter().filter(|picture| picture.name.starts_with(group));
+        // The end of a JPEG's name is its orientation.
         let upright = in_group().find(|picture| picture.name.ends_with("-jpeg-1")).unwrap();
         let upright_vector = default_app.upload(&upright.bytes, "picture").await.vector();
         for picture in
@@ -375,6 +377,6 @@ fn pillow_decodes_all_kinds_except_those_listed_without_a_reference() {
     let Some(pictures) = test_pictures() else { return };
     for picture in pictures.iter().filter(|picture| picture.reference.is_none()) {
         let name = picture.name.strip_prefix("kind-").unwrap_or(&picture.name);
-        assert!(WITHOUT_REFERENCE.contains(&name), "Pillow must decode {name}");
+        assert!(WITHOUT_REFERENCE.contains(&name), "Pillow should decode {name}");
     }
 }

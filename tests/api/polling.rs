@@ -9,10 +9,12 @@ use crate::support::{
 
 const ID: &str = FakeNvidia::REQUEST_ID;
 
+/// NVIDIA's reply if the result with this [`ID`] is pending.
 fn pending() -> Reply {
     support::pending(ID)
 }
 
+/// The request line of a poll for this result.
 static POLL: LazyLock<String> = LazyLock::new(|| format!("GET {STATUS_PATH}/{ID}"));
 
 /// Uploads a picture while NVIDIA sends these replies. Returns the request lines that NVIDIA receives.
@@ -49,8 +51,8 @@ async fn a_new_inference_is_sent_if_the_result_is_lost() {
         Reply::status(404),
         Reply::status(500),
     ];
-    for lost in faults {
-        assert_eq!(request_lines(vec![pending(), lost, embedding()]).await, [INFER, &POLL, INFER]);
+    for fault in faults {
+        assert_eq!(request_lines(vec![pending(), fault, embedding()]).await, [INFER, &POLL, INFER]);
     }
 }
 
@@ -72,6 +74,7 @@ async fn a_poll_that_fails_at_a_gateway_is_repeated_once_before_a_new_inference(
 
 #[tokio::test]
 async fn a_pending_response_without_a_valid_id_is_an_error() {
+    // The first id is empty, the second is a path to another route, and the third lacks one digit.
     for id in ["", &format!("../..{ASSETS_PATH}"), "7a6b5c4d-3e2f-4101-9203-04050607080"] {
         let nvidia = FakeNvidia::replying(vec![support::pending(id)]).await;
         let app = TestApp::start(&nvidia).await;
@@ -86,7 +89,8 @@ async fn polling_ends_at_the_deadline_of_the_request() {
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms").start().await;
     let answer = app.upload(ROCKET, "rocket.jpg").await;
     assert_problem(&answer, 504, "embedding_timeout");
-    assert!(nvidia.lines()[1..].iter().all(|line| *line == *POLL));
+    let lines = nvidia.lines();
+    assert!(lines[1..].iter().all(|line| *line == *POLL), "only polls should follow: {lines:?}");
 }
 
 #[tokio::test]
@@ -99,6 +103,7 @@ async fn the_pending_result_of_an_asset_is_polled() {
     .await;
     let app = TestApp::start(&nvidia).await;
     app.upload(HUBBLE, "hubble.jpg").await.vector();
+    // The service creates the asset, uploads it, requests its embedding, polls, and deletes it.
     let received = nvidia.wait_for(5).await;
     assert_eq!(received[2].line(), INFER);
     assert_eq!(received[3].line(), *POLL);
@@ -107,6 +112,7 @@ async fn the_pending_result_of_an_asset_is_polled() {
 
 #[tokio::test]
 async fn a_retry_after_on_a_poll_is_passed_to_the_client_if_it_ends_past_the_deadline() {
+    // The default of `IMAGESVC_REQUEST_TIMEOUT` is 60 s.
     let nvidia =
         FakeNvidia::replying(vec![pending(), Reply::new(429, &[("retry-after", "300")], "")]).await;
     let app = TestApp::start(&nvidia).await;

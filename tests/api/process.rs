@@ -30,6 +30,8 @@ fn without_a_key_the_error_mentions_the_key_and_the_sandbox_and_the_exit_code_is
 #[test]
 fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
     let folder = tempfile::tempdir().unwrap();
+    // The port in `.env` is valid, but the invalid flag `--port` takes precedence. A client key must not
+    // contain a space.
     std::fs::write(folder.path().join(".env"), "NVIDIA_TIMEOUT=soon\nIMAGESVC_PORT=1\n").unwrap();
     let output = program(folder.path())
         .args(["--sandbox", "--port", "many"])
@@ -41,7 +43,7 @@ fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
     for name in ["NVIDIA_TIMEOUT", "IMAGESVC_PORT", "IMAGESVC_API_KEYS"] {
         assert!(text.contains(name), "{name}: {text}");
     }
-    assert!(!text.contains("planted"));
+    assert!(!text.contains("planted"), "an error must not contain an invalid key: {text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,10 +51,12 @@ async fn a_dotenv_file_from_windows_with_the_documented_user_agent_is_read() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let readme = Document::read("README.md").text;
     let (_, rest) = readme.split_once("`my-app").unwrap();
-    let documented = format!("my-app{}", rest.split('`').next().unwrap());
-    for agent in [documented.as_str(), "Mozilla/5.0 (compatible; my-app/1.0; +https://example.com)"]
+    let documented_agent = format!("my-app{}", rest.split('`').next().unwrap());
+    for agent in
+        [documented_agent.as_str(), "Mozilla/5.0 (compatible; my-app/1.0; +https://example.com)"]
     {
         let folder = tempfile::tempdir().unwrap();
+        // Programs for Windows may begin a file with a byte order mark, and end its lines with CRLF.
         let text = format!(
             "\u{feff}IMAGESVC_SANDBOX=true\r\nIMAGESVC_FETCH_USER_AGENT={agent}\r\n\r\n# to test\r\n\
              IMAGESVC_FETCH_ALLOW={}\r\n",
@@ -119,8 +123,9 @@ fn the_program_logs_its_address_and_its_model_and_locks_its_folder_and_stops_on_
     assert!(text.contains("\"address\":\"127.0.0.1:"), "{text}");
     assert!(text.contains("ignored"), "the log should say that the key is ignored: {text}");
     assert!(text.contains("sandbox/perceptual"), "{text}");
-    assert!(!text.contains("nvapi-planted"));
+    assert!(!text.contains("nvapi-planted"), "the log must not contain the key: {text}");
 
+    // A second process in the same folder does not start.
     let second = program(folder.path()).args(["--sandbox", "--port", "0"]).output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another imagesvc"));

@@ -124,13 +124,14 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_is_refused_behind_caddy_always_receives_the_response_of_the_service() {
+    const CLIENT_KEY: &str = "k-1";
     if is_missing("caddy") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let settings = [
         ("IMAGESVC_SANDBOX", "true"),
-        ("IMAGESVC_API_KEYS", "k-1"),
+        ("IMAGESVC_API_KEYS", CLIENT_KEY),
         ("IMAGESVC_MAX_IMAGE_BYTES", "1MiB"),
         ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32,::1/128"), // as in the Caddyfile
     ];
@@ -141,7 +142,8 @@ async fn a_client_that_is_refused_behind_caddy_always_receives_the_response_of_t
         ("/vectorize-image-upload", FORM_CONTENT_TYPE, form(&large)),
         ("/vectorize-image-base64", "application/json", base64_body(&large).into_bytes()),
     ];
-    let cases = [("", 401, "unauthorized"), ("Bearer k-1", 413, "image_too_large")];
+    let with_key = format!("Bearer {CLIENT_KEY}");
+    let cases = [("", 401, "unauthorized"), (with_key.as_str(), 413, "image_too_large")];
     for (authorization, status, code) in cases {
         for (route, content_type, body) in &bodies {
             for expect in ["", "expect: 100-continue\r\n"] {
@@ -152,6 +154,7 @@ async fn a_client_that_is_refused_behind_caddy_always_receives_the_response_of_t
                     caddy.address,
                     body.len()
                 );
+                // A fault that loses only some of the responses shows in 30 exchanges.
                 for answer in join_all((0..30).map(|_| exchange(caddy.address, &head, body))).await
                 {
                     // A `100 Continue` may precede the response.
@@ -164,10 +167,11 @@ async fn a_client_that_is_refused_behind_caddy_always_receives_the_response_of_t
             }
         }
     }
+    // A request that is not refused is answered, too.
     let body = form(ROCKET);
     let head = format!(
         "POST /vectorize-image-upload HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
-         authorization: Bearer k-1\r\ncontent-type: {FORM_CONTENT_TYPE}\r\n\
+         authorization: {with_key}\r\ncontent-type: {FORM_CONTENT_TYPE}\r\n\
          content-length: {}\r\n\r\n",
         caddy.address,
         body.len()

@@ -58,11 +58,11 @@ async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
             assert_has_no_path(&answer);
             let answer = answer.json();
             assert!(answer.get("sha256").is_some() && answer.get("width").is_some(), "{answer}");
-            assert!(files(app.folder()).is_empty());
+            assert!(files(app.folder()).is_empty(), "the picture must not be saved");
         }
         let metrics = app.get("/metrics").await.text();
         assert!(metrics.contains("imagesvc_pictures_saved_total 0\n"), "{metrics}");
-        assert!(metrics.contains("imagesvc_pictures_saved_bytes_total 0\n"));
+        assert!(metrics.contains("imagesvc_pictures_saved_bytes_total 0\n"), "{metrics}");
         // Without the parameter, the same picture is a cache hit and is saved.
         let saved = app.upload(&picture, "a.jpg").await;
         assert_eq!(saved.header("x-cache"), "hit");
@@ -72,6 +72,7 @@ async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
 
 #[tokio::test]
 async fn with_save_false_an_error_leaves_no_file_and_the_answer_contains_no_path() {
+    // ROCKET is sent inline. The noise is too long for that, so the service shrinks it.
     for picture in [ROCKET.to_vec(), noise_png(400, 300)] {
         for (reply, status, code) in [
             (Reply::status(422), 422, "embedding_rejected"),
@@ -88,6 +89,7 @@ async fn with_save_false_an_error_leaves_no_file_and_the_answer_contains_no_path
             let app = TestApp::builder(&nvidia)
                 .may_fetch_from(&picture_server)
                 .setting("NVIDIA_LARGE_IMAGES", "shrink")
+                // for the last reply, which never comes
                 .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
                 .start()
                 .await;
@@ -106,14 +108,15 @@ async fn with_save_false_an_error_leaves_no_file_and_the_answer_contains_no_path
 async fn an_unsupported_file_is_not_saved_whether_save_is_true_or_false() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let mut broken = converted(CHELSEA, ImageFormat::Gif);
-    broken.truncate(broken.len() / 3);
-    broken[800..].fill(0xff);
-    for picture in [avif(), broken] {
+    // A GIF whose header is valid, but whose pixels are not.
+    let mut damaged = converted(CHELSEA, ImageFormat::Gif);
+    damaged.truncate(damaged.len() / 3);
+    damaged[800..].fill(0xff);
+    for picture in [avif(), damaged] {
         for query in ["save=false", "save=true"] {
             let answer = app.send(with_query(app.upload_request(&picture, "a"), query)).await;
             assert_problem(&answer, 415, "unsupported_image");
-            assert!(files(app.folder()).is_empty());
+            assert!(files(app.folder()).is_empty(), "the file must not be saved with {query}");
         }
     }
 }
@@ -132,14 +135,15 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let picture = noise_png(400, 300);
     let request = with_query(child.upload_request(&client, &picture), "save=false");
-    let disconnected = tokio::spawn(request.send());
+    let upload = tokio::spawn(request.send());
     nvidia.wait_for(3).await; // creates the asset, uploads it, and computes the embedding
     assert!(
         files(&downloads).is_empty(),
         "the picture should be in a file without a name, which a kill would not leave behind"
     );
-    disconnected.abort();
-    assert!(disconnected.await.is_err());
+    upload.abort();
+    assert!(upload.await.is_err(), "the client should have disconnected");
+    // The service counts a request whose client disconnected with the status 499.
     let line = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"499\"} 1";
     loop {
         let metrics = client.get(child.url("/metrics")).send().await.unwrap();
@@ -164,14 +168,15 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
 async fn with_save_false_a_shutdown_leaves_no_file() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
+        // NVIDIA never replies, so a shutdown waits for the request until this timeout.
         .configure(|config| config.server.drain_timeout = Duration::from_millis(50))
         .start()
         .await;
     let request = with_query(app.upload_request(ROCKET, "a.jpg"), "save=false");
-    let sent = tokio::spawn(request.send());
+    let upload = tokio::spawn(request.send());
     nvidia.wait_for(1).await;
     let folder = app.stop().await;
-    let answer = Answer::read(sent.await.unwrap().unwrap()).await.unwrap();
+    let answer = Answer::read(upload.await.unwrap().unwrap()).await.unwrap();
     assert_problem(&answer, 503, "shutting_down");
     assert!(files(folder.path()).is_empty());
 }
@@ -179,6 +184,7 @@ async fn with_save_false_a_shutdown_leaves_no_file() {
 #[tokio::test]
 async fn with_save_false_the_disk_reserve_still_applies() {
     let nvidia = FakeNvidia::healthy().await;
+    // No disk has as much free space.
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MIN_FREE_BYTES", "900000000GiB").start().await;
     let answer = app.send(with_query(app.upload_request(ROCKET, "a.jpg"), "save=false")).await;
@@ -242,7 +248,7 @@ async fn an_unknown_backend_or_an_invalid_save_is_refused_and_the_error_contains
 }
 
 #[tokio::test]
-async fn a_trailing_slash_changes_nothing() {
+async fn one_trailing_slash_changes_nothing() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
@@ -264,9 +270,11 @@ async fn a_trailing_slash_changes_nothing() {
     let wrong_method = app.get("/vectorize-image/").await;
     assert_problem(&wrong_method, 405, "method_not_allowed");
     assert_eq!(wrong_method.header("allow"), "POST");
+    // An unknown path, and paths with more slashes.
     for path in ["/nothing/", "/health//", "//", "//health/"] {
         assert_problem(&app.get(path).await, 404, "not_found");
     }
+    // Of two requests to `/health`, one had the slash.
     let metrics = app.get("/metrics/").await.text();
     for line in [
         "imagesvc_requests_total{route=\"/vectorize-image\",status=\"200\"} 1",
