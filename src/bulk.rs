@@ -1,8 +1,11 @@
-//! `imagesvc embed`: embeds the pictures of folders and lists, and writes one JSON line for each. The
-//! function [`nearest`](fn@nearest) is the command that compares a picture with these.
+//! The commands `embed` and `nearest`, which are clients of the service.
 //!
-//! Both are clients of the service: of a running one, or of one that it starts in this process
-//! on a loopback port. So the cache, the limits and the errors are those of the service.
+//! [`embed`] embeds the pictures of folders and lists, and writes one JSON line for each.
+//! [`nearest`](fn@nearest) compares one picture with these lines. The service is a running one, or
+//! one that the command starts in this process on a loopback port. In both cases the cache, the
+//! limits and the errors are those of the service.
+//!
+//! The parts of a run of `embed`:
 //!
 //! ```text
 //! source ──► feeder ──► lanes ──► client ──► classify ──► writer ──► output, failures
@@ -139,16 +142,16 @@ async fn open_target(
 ) -> Result<(Target, Existing, Option<Export>), BulkError> {
     let Some(path) = out else { return Ok((Target::Standard(reader), Existing::default(), None)) };
     let open = move || {
-        let cannot = |error| OutputError::Io(path.clone(), error);
+        let io_error = |error| OutputError::Io(path.clone(), error);
         let file = output::open(&path)?;
-        let existing = output::read(std::fs::File::open(&path).map_err(cannot)?, &path, &reader)?;
+        let existing = output::read(std::fs::File::open(&path).map_err(io_error)?, &path, &reader)?;
         let export = match export {
             Some(export) => Some(Export::prepare(export, &path, &file, &reader)?),
             None => None,
         };
         let failures = Failures::open(&path, reader, |identity| existing.contains(identity));
-        let rows = Appender::new(file).map_err(cannot)?;
-        Ok((Target::Files(rows, failures.map_err(cannot)?), existing, export))
+        let rows = Appender::new(file).map_err(io_error)?;
+        Ok((Target::Files(rows, failures.map_err(io_error)?), existing, export))
     };
     on_blocking_thread(open).await
 }
