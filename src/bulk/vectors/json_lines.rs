@@ -18,7 +18,7 @@ pub(super) struct JsonLines {
     input: BufReader<File>,
     path: PathBuf,
     reader: ItemReader,
-    /// How the text after the last field before the vector begins.
+    /// The name of the vector's field, as a JSON string.
     vector_key: String,
     bytes: Vec<u8>,
     /// The number of lines that were read.
