@@ -135,7 +135,9 @@ impl Run {
                             if self.taken == 0 {
                                 return Err(BulkError::Source(reason));
                             }
-                            self.tally.add_failure(&reason, &Failure::permanent("unreadable_source", "the rest of this source was not read"));
+                            let detail = "the rest of this source was not read";
+                            let failure = Failure::permanent("unreadable_source", detail);
+                            self.tally.add_failure(&reason, &failure);
                         }
                         None => has_more = false,
                     }
