@@ -171,7 +171,7 @@ impl PaceLimiter {
                         state.log.next_expiry().map_or(time, |expiry| expiry.min(time))
                     }
                     _ => {
-                        // After an expiry, another call may come first. It does not know that yet.
+                        // After an expiry, another call may be the next one, but its task still waits.
                         if mem::take(&mut was_next) {
                             self.0.changed.notify_waiters();
                         }
@@ -252,13 +252,13 @@ impl State {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             Demand { client_network, is_spread: true, count }
         });
-        // The earlier calls of the client itself come first.
-        let (own, mut all): (Vec<_>, Vec<_>) = waiting
+        // The client's earlier calls come before the new ones.
+        let (of_client, mut demands): (Vec<_>, Vec<_>) = waiting
             .chain(reserved)
             .partition(|other| other.client_network == demand.client_network);
-        let own_count: usize = own.iter().map(|own| own.count).sum();
-        all.push(Demand { count: own_count.saturating_add(demand.count), ..demand });
-        self.log.expected_time(all, now)
+        let earlier: usize = of_client.iter().map(|earlier| earlier.count).sum();
+        demands.push(Demand { count: earlier.saturating_add(demand.count), ..demand });
+        self.log.expected_time(demands, now)
     }
 }
 
