@@ -83,7 +83,7 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     let (target, existing, export) =
         open_target(arguments.out.clone(), arguments.export.clone(), reader.clone()).await?;
     let default_concurrency =
-        if arguments.to.is_some() { SHARED_CONCURRENCY } else { own_concurrency(&config) };
+        if arguments.to.is_some() { SHARED_CONCURRENCY } else { concurrency_in_process(&config) };
     let service =
         Service::open(arguments.to.as_ref(), arguments.save, &arguments.prefix, config).await?;
     let model = service.client.model().await?;
@@ -112,13 +112,14 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     }
 }
 
-/// The number of requests at once to a service in this process: enough to use all permits for calls
-/// to NVIDIA, but not more than the calls of half a minute. A request that would wait for its call past
-/// its deadline would be refused.
-fn own_concurrency(config: &Config) -> usize {
-    let permits = 2 * config.embed.call.max_concurrency;
+/// The number of requests at once to a service in this process. It is twice the number of permits for
+/// calls to NVIDIA, because a request holds a permit for only a part of its time. It is at most the
+/// number of calls in half a minute: a request that would wait for its call past its deadline would be
+/// refused.
+fn concurrency_in_process(config: &Config) -> usize {
+    let twice_the_permits = 2 * config.embed.call.max_concurrency;
     let half_a_minute = config.nvidia.requests_per_minute.map(|calls| (calls as usize / 2).max(1));
-    half_a_minute.map_or(permits, |calls| calls.min(permits))
+    half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
 }
 
 /// Checks the names of the files that the run would write.
@@ -178,6 +179,7 @@ async fn count(
     Ok(Outcome::AllEmbedded)
 }
 
+/// Runs work that blocks on a thread for such work.
 async fn on_blocking_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BulkError> + Send + 'static,
 ) -> Result<T, BulkError> {

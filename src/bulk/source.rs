@@ -25,7 +25,7 @@ pub(super) struct SourceError {
     detail: String,
 }
 
-/// What a source is, by the end of its name.
+/// What a source is. Files differ by the ends of their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Folder,

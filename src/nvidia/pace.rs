@@ -256,7 +256,7 @@ impl State {
         let (of_client, mut demands): (Vec<_>, Vec<_>) = waiting
             .chain(reserved)
             .partition(|other| other.client_network == demand.client_network);
-        let earlier: usize = of_client.iter().map(|earlier| earlier.count).sum();
+        let earlier: usize = of_client.iter().map(|other| other.count).sum();
         demands.push(Demand { count: earlier.saturating_add(demand.count), ..demand });
         self.log.expected_time(demands, now)
     }
