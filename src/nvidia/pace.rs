@@ -86,6 +86,7 @@ pub(super) struct PacePermit {
 }
 
 impl PaceLimiter {
+    /// A limiter of `calls_per_window` calls in any period of length `window`.
     pub(super) fn new(calls_per_window: u32, window: Duration, clients: Clients) -> Self {
         let calls_per_window = usize::try_from(calls_per_window).unwrap_or(usize::MAX);
         let rule = Rule { calls_per_window, window, clients };

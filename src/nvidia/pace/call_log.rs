@@ -53,6 +53,7 @@ struct ClientCalls {
 }
 
 impl CallLog {
+    /// A log without calls.
     pub(super) fn new(rule: Rule) -> Self {
         Self { rule, calls: VecDeque::new(), by_client: HashMap::new() }
     }

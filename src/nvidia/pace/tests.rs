@@ -10,7 +10,7 @@ use tokio::{
 
 use super::*;
 
-/// Two clients.
+// Two clients.
 const FIRST: ClientNetwork = ClientNetwork::UNKNOWN;
 const SECOND: ClientNetwork = client(2);
 
