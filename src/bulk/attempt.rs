@@ -1,4 +1,4 @@
-//! One attempt to embed a picture, within the picture's deadline.
+//! Makes one attempt to embed a picture, within the picture's deadline.
 
 use std::time::Duration;
 

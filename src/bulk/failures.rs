@@ -1,4 +1,4 @@
-//! The file of failures beside the output. It is itself a valid source.
+//! Writes the file of failures beside the output. This file is itself a valid source.
 //!
 //! The failures of this run are appended to a second file, because the first one may be a source of
 //! this run. At the end, and at the start after a run that was killed, both become one.
@@ -131,6 +131,7 @@ fn merge(
     remove(&current(path))
 }
 
+/// Removes a file if it exists.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),

@@ -1,4 +1,4 @@
-//! A row of a source: the picture to send, and the object that the output repeats.
+//! Turns a row of a source into an item: the picture to send, and the object that the output repeats.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -41,6 +41,7 @@ pub(super) const NAME_TAKEN: &str = "name_taken";
 pub(super) struct Identity(u64);
 
 impl Identity {
+    /// The identity of a row with this id, path or URL.
     pub(super) fn of(text: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);

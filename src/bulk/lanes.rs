@@ -1,4 +1,4 @@
-//! The queue of the rows to send. It has a lane for each host, so that one host does not delay
+//! Queues the rows to send. The queue has a lane for each host, so that one host does not delay the
 //! pictures of others.
 
 use std::{
@@ -33,6 +33,7 @@ pub(super) struct Job {
 }
 
 impl Job {
+    /// A job without attempts.
     pub(super) fn new(item: Item) -> Self {
         Self { item, attempts: 0, deadline: None, round: 0 }
     }

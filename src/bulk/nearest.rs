@@ -54,7 +54,7 @@ pub async fn nearest(arguments: NearestArguments, config: Config) -> Result<Outc
 async fn find(arguments: NearestArguments, config: Config) -> Result<(), BulkError> {
     let NearestArguments { picture, vectors, count, field, id, prefix, to } = arguments;
     let reader = ItemReader { field, id, prefix };
-    // The file is opened first, so that nothing is paid if it cannot be used.
+    // The file is opened first, so that no call to NVIDIA is made if it cannot be used.
     let file_reader = reader.clone();
     let open = move || Ok(VectorFile::open(&vectors, &file_reader)?);
     let file = super::on_blocking_thread(open).await?;

@@ -1,4 +1,4 @@
-//! The output: rows are appended one by one, and a later run reads which rows exist.
+//! Appends rows to the output, and reads which rows an earlier run has appended.
 
 use std::{
     collections::HashMap,

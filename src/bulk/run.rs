@@ -1,4 +1,4 @@
-//! The run: sends the rows of the sources, and decides what happens after each answer.
+//! Runs `embed`: sends the rows of the sources, and decides what happens after each answer.
 
 use std::time::Duration;
 
@@ -68,6 +68,7 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// A run that has sent nothing yet.
     pub(super) fn new(
         plan: Plan,
         client: ServiceClient,

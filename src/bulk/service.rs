@@ -1,4 +1,4 @@
-//! The service of a run: a running one, or one that is started in this process.
+//! Opens the service of a run: a running one, or one that it starts in this process.
 
 use std::{env, path::PathBuf};
 

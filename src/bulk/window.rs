@@ -1,4 +1,4 @@
-//! How many requests may run at once.
+//! Decides how many requests may run at once.
 //!
 //! A service that refuses a picture because it is busy gets half as many requests at once, and then
 //! slowly more again. Otherwise every picture that it cannot take now would be sent again and again. This

@@ -16,6 +16,7 @@ pub(in crate::bulk) struct Query {
 }
 
 impl Query {
+    /// Prepares a vector for comparisons.
     pub(in crate::bulk) fn new(vector: &[f32]) -> Self {
         let vector: Vec<_> = vector.iter().map(|number| f64::from(*number)).collect();
         let norm = vector.iter().map(|number| number * number).sum::<f64>().sqrt();

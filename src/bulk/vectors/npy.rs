@@ -65,6 +65,10 @@ impl Npy {
         Ok(Self { input, path: path.to_owned(), bytes: vec![0; row_bytes], rows_left: rows })
     }
 
+    /// Reads the next row into `row`. Returns whether there was one.
+    ///
+    /// # Errors
+    /// A number is infinite or not a number, or the file cannot be read.
     pub(super) fn next(&mut self, row: &mut Row) -> Result<bool, VectorsError> {
         if self.rows_left == 0 {
             return Ok(false);

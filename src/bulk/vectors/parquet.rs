@@ -89,6 +89,10 @@ impl Parquet {
         Ok(Self { batches, batch: None, position: 0, rows_left, path, reader })
     }
 
+    /// Reads the next row into `row`. Returns whether there was one.
+    ///
+    /// # Errors
+    /// The row has no usable model or vector, or the file is damaged.
     pub(super) fn next(&mut self, row: &mut Row) -> Result<bool, VectorsError> {
         without_panic(|| self.next_checked(row)).map_err(|detail| VectorsError::Row {
             path: self.path.clone(),
