@@ -235,6 +235,8 @@ mod tests {
         Crafted::new((1000, 1000), photometric, bits)
     }
 
+    // The pictures of these tests have a million pixels: a million bytes are one byte for each pixel.
+
     #[test]
     fn several_scans_raise_the_estimate_of_a_jpeg() {
         let single_scan = estimate(&jpeg(0xc0, 3)).unwrap();

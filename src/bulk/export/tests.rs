@@ -1,3 +1,5 @@
+//! Tests that make files from rows.
+
 use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
@@ -99,15 +101,16 @@ fn a_numpy_file_has_a_header_and_the_nearest_f32_of_each_number_in_the_order_of_
 }
 
 #[test]
-fn without_rows_a_file_has_no_rows_and_the_width_of_the_model() {
+fn without_rows_a_numpy_file_declares_no_rows_and_the_vector_length_of_the_model() {
     let rows = Rows::new("");
     assert_eq!(rows.make(ExportFormat::Npy).unwrap(), 0);
     let bytes = fs::read(rows.path("out.file")).unwrap();
+    // Only the header, with the shape.
     assert!(bytes.len() == 128 && String::from_utf8_lossy(&bytes).contains("(0, 1536)"));
 }
 
 #[test]
-fn a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
+fn the_line_of_a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
     let good = row("1,2");
     for (line, message) in [
         (row("1"), "line 2: its vector has 1 numbers, and the first row's has 2"),
@@ -138,7 +141,7 @@ fn a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
 }
 
 #[test]
-fn an_interrupted_export_leaves_nothing() {
+fn an_interrupted_export_leaves_no_file_except_the_rows() {
     for format in formats() {
         let rows = Rows::new(&row("1,2"));
         let is_interrupted = AtomicBool::new(true);
@@ -163,7 +166,7 @@ fn the_rows_stay_locked_until_the_export_ends() {
 }
 
 #[test]
-fn what_a_killed_run_has_left_is_removed_and_a_link_in_its_place_is_not_followed() {
+fn the_incomplete_file_of_a_killed_run_is_removed_and_a_link_in_its_place_is_not_followed() {
     let rows = Rows::new(&row("1,2"));
     fs::write(rows.path("out.file.new"), "incomplete").unwrap();
     let export = rows.export("out.file", ExportFormat::Npy);

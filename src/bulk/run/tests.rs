@@ -81,7 +81,7 @@ fn problem(code: &str) -> String {
     format!(r#"{{"code":"{code}","detail":"Sentence."}}"#)
 }
 
-/// A run of 8 requests at once, and the folder of its output.
+/// A run of at most 8 requests at once, 2 of them for one host, and the folder of its output.
 fn start(service: SocketAddr) -> (Run, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let reader = ItemReader { field: None, id: None, prefix: String::new() };

@@ -163,6 +163,7 @@ fn an_incomplete_file_is_refused_wherever_it_ends() {
     let whole = small_file();
     for end in 0..whole.len() {
         let error = rows_of(whole[..end].to_vec(), &reader()).unwrap_err();
+        // The error names no row: the file is refused before its first row is read.
         assert!(error.starts_with("v.parquet: "), "the file ended at {end}: {error}");
     }
 }
